@@ -1,0 +1,38 @@
+"""What can end a run, and the exit code each ending has.
+
+| code | meaning |
+|---|---|
+| 0 | finished, or was already complete |
+| 2 | the user's config or data (`UserError`) |
+| 3 | training diverged (`Diverged`) |
+| 75 | preempted: the same command goes on (`Preempted`) |
+| 1 | a bug: anything else, with its traceback |
+"""
+
+from collections.abc import Sequence
+
+
+class UserError(ValueError):
+    """Problems the user can mend; every one is a sentence of one line.
+
+    A problem names the place (file, row, key, step), the value, what was allowed and the remedy.
+    """
+
+    exit_code = 2
+
+    def __init__(self, problems: str | Sequence[str]):
+        self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
+        assert self.problems, "a UserError says what is wrong"
+        super().__init__("\n".join(self.problems))
+
+
+class Diverged(UserError):
+    """The loss or a gradient is no longer finite."""
+
+    exit_code = 3
+
+
+class Preempted(Exception):
+    """The run was asked to leave; its state is saved and the same command goes on with it."""
+
+    exit_code = 75
