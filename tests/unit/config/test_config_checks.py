@@ -1,0 +1,134 @@
+"""What must hold between keys."""
+
+import pytest
+
+from trainer_loop.config.load import read_config
+
+NEEDED = ["model.name=m", "data.train=a.csv"]
+
+
+def problems(*overrides):
+    return read_config(None, [*NEEDED, *overrides])[1]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "values", "remedy"),
+    [
+        (["model.name="], "neither model.name nor model.type is given", "set model.name to a hub id"),
+        (
+            ["model.type=bert", "model.tokenizer=train"],
+            "model.name is 'm' and model.type is 'bert'",
+            "set one of them to null",
+        ),
+        (["model.name=", "model.type=bert"], "model.type is 'bert', which brings no tokenizer", "set model.tokenizer"),
+        (["model.tokenizer=train"], "model.tokenizer is 'train'", "write model.from_scratch=true"),
+        (
+            ["data.validation=b.csv", "data.validation_fraction=0.1"],
+            "data.validation is 'b.csv' and data.validation_fraction is 0.1",
+            "set one of them to null",
+        ),
+        (
+            ["data.train=train"],
+            "data.train is 'train', the name of a split, but data.name is null",
+            "data.name to a hub",
+        ),
+        (
+            ["data.test=[b.csv,test]"],
+            "data.test is 'test', the name of a split",
+            "data.test to a file such as test.csv",
+        ),
+        (["data.validation=valid-set"], "data.validation is 'valid-set'", "valid-set.csv"),
+        (
+            ["batch.size=8", "batch.accumulate=2", "batch.per_device=4"],
+            "batch.size is 8 and batch.accumulate is 2",
+            "set one of them to null",
+        ),
+        (["batch.accumulate=2"], "batch.accumulate is 2", "set batch.per_device"),
+        (
+            ["train.epochs=0.5", "train.steps=3"],
+            "train.epochs is 0.5 and train.steps is 3",
+            "set one of them to null",
+        ),
+        (["scheduler.warmup=1.5"], "scheduler.warmup is 1.5", "from 1 a whole number of steps"),
+        (
+            ["checkpoint.best=accuracy"],
+            "checkpoint.best is 'accuracy', but there is no validation set",
+            "data.validation",
+        ),
+        (
+            ["checkpoint.best=accuracy", "data.validation=b.csv", "evaluate.every=never"],
+            "but evaluate.every is never",
+            "set it to epoch or a number of steps",
+        ),
+        (
+            ["checkpoint.best=-loss", "data.validation_fraction=0.1", "checkpoint.every=never"],
+            "checkpoint.best is '-loss', but checkpoint.every is never",
+            "or checkpoint.best to null",
+        ),
+        (["checkpoint.best=-", "data.validation=b.csv"], "checkpoint.best is '-'", "-loss"),
+    ],
+)
+def test_a_contradiction_names_the_keys_their_values_and_the_remedy(overrides, values, remedy):
+    (problem,) = problems(*overrides)
+    assert problem.startswith("command line: ")
+    assert values in problem
+    assert remedy in problem
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["model.name=", "model.type=bert", "model.tokenizer=train"],
+        ["model.from_scratch=true"],
+        ["model.from_scratch=true", "model.tokenizer=train"],
+        ["data.name=d", "data.train=train", "data.validation=validation", "data.test=[test,extra]"],
+        ["data.train=my_lab.data.reviews", "data.validation=rows/*.csv"],
+        ["batch.accumulate=2", "batch.per_device=4"],
+        ["batch.accumulate=2", "batch.per_device=4", "batch.size=null"],
+        ["train.epochs=null", "train.steps=3"],
+        ["scheduler.warmup=0"],
+        ["scheduler.warmup=0.99"],
+        ["scheduler.warmup=1"],
+        ["scheduler.warmup=100"],
+        ["checkpoint.best=-loss", "data.validation_fraction=0.1", "evaluate.every=10"],
+        ["evaluate.every=never", "checkpoint.every=never"],
+    ],
+)
+def test_what_belongs_together_is_accepted(overrides):
+    assert problems(*overrides) == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "size", "epochs"),
+    [
+        ([], 32, 3.0),
+        (["batch.size=8", "train.epochs=1"], 8, 1.0),
+        (["batch.accumulate=2", "batch.per_device=4"], None, 3.0),
+        (["train.steps=3"], 32, None),
+        (["train.steps=3", "train.steps="], 32, 3.0),
+    ],
+)
+def test_size_and_epochs_are_filled_in_where_nothing_else_is_given(overrides, size, epochs):
+    config, found = read_config(None, [*NEEDED, *overrides])
+    assert (config.batch.size, config.train.epochs, found) == (size, epochs, [])
+
+
+def test_a_contradiction_carries_the_line_of_a_key_that_was_given(tmp_path):
+    path = tmp_path / "imdb.yaml"
+    path.write_text("model: {name: m}\ndata:\n  train: a.csv\n  validation: b.csv\n")
+    _, (problem,) = read_config(str(path), ["data.validation_fraction=0.1"])
+    assert problem.startswith("command line: data.validation is 'b.csv'")
+    _, (problem,) = read_config(str(path), ["data.validation=", "data.name=", "data.test=", "checkpoint.best=f1"])
+    assert problem.startswith("command line: checkpoint.best is 'f1'")
+    path.write_text("model: {name: m}\ndata:\n  train: a.csv\n  validation: b.csv\n  validation_fraction: 0.5\n")
+    _, (problem,) = read_config(str(path), [])
+    assert problem.startswith(f"{path}:5: ")
+
+
+def test_a_key_that_is_wrong_by_itself_raises_no_contradiction_as_well():
+    (problem,) = problems("batch.accumulate=${seed}", "batch.per_device=0", "seed=3", "batch.accumulate=zero")[:1]
+    assert problem.startswith("command line: batch.per_device is 0")
+    assert problems("model.name=${nowhere}") == [
+        "command line: model.name is '${nowhere}'; allowed: a text or null; Interpolation key 'nowhere' not found"
+    ]

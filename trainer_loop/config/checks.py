@@ -1,0 +1,121 @@
+"""What must hold between keys; what one key alone may be stands in fields.py."""
+
+import re
+from collections.abc import Iterator
+
+from trainer_loop.config.fields import Config
+from trainer_loop.config.values import shown
+
+# (the keys a problem is about, the problem); the message names them, their values and the remedy.
+Conflict = tuple[tuple[str, ...], str]
+
+
+def conflicts(config: Config) -> Iterator[Conflict]:
+    """Every pair of keys that contradict each other, and every key that another one calls for."""
+    yield from _model_conflicts(config)
+    yield from _data_conflicts(config)
+    yield from _batch_conflicts(config)
+    yield from _length_conflicts(config)
+    yield from _best_conflicts(config)
+
+
+def _model_conflicts(config: Config) -> Iterator[Conflict]:
+    model = config.model
+    if model.name is None and model.type is None:
+        yield (
+            ("model.name", "model.type"),
+            "neither model.name nor model.type is given; set model.name to a hub id or a local directory, "
+            "or model.type to build a new model, such as bert",
+        )
+    if model.name is not None and model.type is not None:
+        yield (
+            ("model.type", "model.name"),
+            f"model.name is {shown(model.name)} and model.type is {shown(model.type)}, but one excludes the other; "
+            "set one of them to null; model.from_scratch=true builds a new model of the named one's shape",
+        )
+    elif model.type is not None and model.tokenizer is None:
+        yield (
+            ("model.type", "model.tokenizer"),
+            f"model.type is {shown(model.type)}, which brings no tokenizer; set model.tokenizer to a hub id, "
+            "a local directory or train",
+        )
+    elif model.name is not None and model.tokenizer == "train" and not model.from_scratch:
+        yield (
+            ("model.tokenizer", "model.name", "model.from_scratch"),
+            f"model.tokenizer is 'train', but the weights of {model.name} know only their own tokens; "
+            "leave model.tokenizer out, or write model.from_scratch=true",
+        )
+
+
+def _data_conflicts(config: Config) -> Iterator[Conflict]:
+    data = config.data
+    if data.validation is not None and data.validation_fraction is not None:
+        yield (
+            ("data.validation_fraction", "data.validation"),
+            f"data.validation is {shown(data.validation)} and data.validation_fraction is {data.validation_fraction}, "
+            "but one excludes the other; set one of them to null",
+        )
+    if data.name is not None:
+        return
+    for name, split in (("data.train", data.train), ("data.validation", data.validation), ("data.test", data.test)):
+        for word in split if isinstance(split, list) else [split]:
+            if word is not None and re.fullmatch(r"[A-Za-z0-9_-]+", word):
+                yield (
+                    (name, "data.name"),
+                    f"{name} is {shown(word)}, the name of a split, but data.name is null; "
+                    f"set data.name to a hub id, or {name} to a file such as {word}.csv",
+                )
+
+
+def _batch_conflicts(config: Config) -> Iterator[Conflict]:
+    batch = config.batch
+    if batch.accumulate is None:
+        return
+    if batch.size is not None:
+        yield (
+            ("batch.accumulate", "batch.size"),
+            f"batch.size is {batch.size} and batch.accumulate is {batch.accumulate}, but one excludes the other; "
+            "set one of them to null",
+        )
+    if batch.per_device is None:
+        yield (
+            ("batch.accumulate", "batch.per_device"),
+            f"batch.accumulate is {batch.accumulate}, which counts microbatches of batch.per_device rows; "
+            "set batch.per_device",
+        )
+
+
+def _length_conflicts(config: Config) -> Iterator[Conflict]:
+    train, warmup = config.train, config.scheduler.warmup
+    if train.epochs is not None and train.steps is not None:
+        yield (
+            ("train.epochs", "train.steps"),
+            f"train.epochs is {train.epochs:g} and train.steps is {train.steps}, but one excludes the other; "
+            "set one of them to null",
+        )
+    if warmup > 1 and not warmup.is_integer():
+        yield (
+            ("scheduler.warmup",),
+            f"scheduler.warmup is {warmup:g}; below 1 it is a share of all steps, from 1 a whole number of steps",
+        )
+
+
+def _best_conflicts(config: Config) -> Iterator[Conflict]:
+    best = config.checkpoint.best
+    if best is None:
+        return
+    if not best.removeprefix("-"):
+        yield ("checkpoint.best",), "checkpoint.best is '-'; a metric follows the sign, such as -loss"
+    if config.data.validation is None and config.data.validation_fraction is None:
+        yield (
+            ("checkpoint.best", "data.validation", "data.validation_fraction"),
+            f"checkpoint.best is {shown(best)}, but there is no validation set to measure it on; "
+            "set data.validation or data.validation_fraction, or checkpoint.best to null",
+        )
+    for name, every in (("evaluate.every", config.evaluate.every), ("checkpoint.every", config.checkpoint.every)):
+        if every == "never":
+            yield (
+                (name, "checkpoint.best"),
+                f"checkpoint.best is {shown(best)}, but {name} is never; set it to epoch or a number of steps, "
+                "or checkpoint.best to null",
+            )

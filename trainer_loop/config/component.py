@@ -1,0 +1,172 @@
+"""A name or a dotted path -> the object it means, and its arguments judged before it is called.
+
+This is the only place where what a config says makes code run: the modules on a dotted path that the user wrote.
+"""
+
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Collection, Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar, cast
+
+from trainer_loop.errors import UserError
+
+_T = TypeVar("_T")
+
+
+def choose(name: str, table: Mapping[str, _T], *, place: str) -> _T:
+    """The entry of a table, or the object at a dotted path.
+
+    `place` is the config key the name is from. Raises UserError with the names of the table, or as `locate` does.
+    """
+    if name in table:
+        return table[name]
+    if "." in name:
+        return cast(_T, locate(name, place=place))
+    close = get_close_matches(name, table, n=1)
+    raise UserError(
+        f"{place} is {name!r}; allowed: {', '.join(sorted(table))}, or a dotted path such as my_lab.parts.mine"
+        + (f"; did you mean {close[0]}?" if close else "")
+    )
+
+
+def locate(dotted: str, *, place: str) -> object:
+    """Import what a dotted path such as `my_lab.losses.focal` means; the current directory is looked in too.
+
+    `place` is the config key the path is from. Raises UserError with one line when the path has another form, a part
+    of it does not exist, or a file on it fails when it is imported (with the line of the user's own file).
+    """
+    parts = dotted.split(".")
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise UserError(f"{place} is {dotted!r}; a dotted path names a module and what is in it: my_lab.losses.focal")
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.append(str(Path.cwd()))  # last, so that no file there takes the place of an installed package
+    importlib.invalidate_caches()
+    found: object = _import(parts[0], dotted=dotted, place=place)
+    for depth, part in enumerate(parts[1:], start=1):
+        found = _member(found, part, path=".".join(parts[:depth]), dotted=dotted, place=place)
+    if isinstance(found, ModuleType):
+        names = ", ".join(_defined_in(found)) or "nothing"
+        raise UserError(f"{place}: {dotted} is a module; name what to take from it: {names}")
+    return found
+
+
+def _member(owner: object, name: str, *, path: str, dotted: str, place: str) -> object:
+    """An attribute of a module or class, or the submodule of that name."""
+    try:
+        return getattr(owner, name)
+    except AttributeError:
+        pass  # perhaps a submodule that nothing has imported yet
+    except Exception as error:  # a module's own __getattr__ may import more
+        raise UserError(_import_failure(error, dotted=dotted, place=place)) from error
+    if not isinstance(owner, ModuleType):
+        raise UserError(f"{place}: {dotted}: {path} has no {name}{_did_you_mean(name, _public_names(owner))}")
+    submodule = f"{owner.__name__}.{name}"
+    if hasattr(owner, "__path__") and importlib.util.find_spec(submodule):
+        return _import(submodule, dotted=dotted, place=place)
+    where = f"{path} ({_displayed(owner.__file__)})" if owner.__file__ else path
+    known = [*_public_names(owner), *_module_names(getattr(owner, "__path__", []))]
+    raise UserError(f"{place}: {dotted}: {where} has no {name}{_did_you_mean(name, known)}")
+
+
+def _import(module: str, *, dotted: str, place: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name == module and "." not in module:
+            close = _did_you_mean(module, _module_names([str(Path.cwd())]))
+            told = f"there is no module {module}, installed or in the current directory{close}"
+            raise UserError(f"{place}: {dotted}: {told}") from error
+        raise UserError(_import_failure(error, dotted=dotted, place=place)) from error
+    except (Exception, SystemExit) as error:  # whatever a user's file may do when it is imported
+        raise UserError(_import_failure(error, dotted=dotted, place=place)) from error
+
+
+def _import_failure(error: BaseException, *, dotted: str, place: str) -> str:
+    """What went wrong inside a file on the path: that file, its line, the error."""
+    if isinstance(error, SyntaxError) and error.filename:
+        where, said = f"{_displayed(error.filename)}:{error.lineno}: ", error.msg
+    else:
+        stack = traceback.extract_tb(error.__traceback__)
+        frames = [frame for frame in stack if not _is_import_machinery(frame.filename)]
+        own = [frame for frame in frames if not _is_installed(frame.filename)] or frames
+        where, said = (f"{_displayed(own[-1].filename)}:{own[-1].lineno}: " if own else ""), str(error)
+    first_line = said.strip().partition("\n")[0]
+    return f"{place}: {dotted} cannot be imported: {where}{type(error).__name__}: {first_line}"
+
+
+def _is_import_machinery(file: str) -> bool:
+    return file.startswith("<frozen ") or file in (__file__, importlib.__file__)
+
+
+def _is_installed(file: str) -> bool:
+    """Whether a file belongs to Python or to an installed package, not to the user."""
+    roots = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    return any(Path(file).is_relative_to(root) for root in roots)
+
+
+def _displayed(file: str) -> str:
+    return str(Path(file).relative_to(Path.cwd()) if Path(file).is_relative_to(Path.cwd()) else file)
+
+
+def _module_names(directories: Iterable[str]) -> list[str]:
+    return [name for _, name, _ in pkgutil.iter_modules(list(directories))]
+
+
+def _public_names(owner: object) -> list[str]:
+    return [name for name in dir(owner) if not name.startswith("_")]
+
+
+def _defined_in(module: ModuleType) -> list[str]:
+    """The functions and classes that a module defines itself."""
+    return [
+        name for name in _public_names(module) if getattr(vars(module).get(name), "__module__", "") == module.__name__
+    ]
+
+
+def _did_you_mean(name: str, known: list[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _full_name(function: Callable[..., Any]) -> str:
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    return f"{module}.{name}" if module and name else repr(function)
+
+
+def check_arguments(
+    function: Callable[..., Any], arguments: Mapping[str, object], *, place: str, given: Collection[str]
+) -> list[str]:
+    """Problems of calling `function(**arguments)`, one line each; `place` is the config key of the arguments.
+
+    `given` are the names that the caller passes besides; the function need not have them. A function whose
+    signature Python cannot tell, as of some built-ins, has no problems.
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return []
+    by_keyword = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)
+    name = _full_name(function)
+    allowed = [p.name for p in by_keyword if p.name not in given]
+    problems = []
+    for argument in arguments:
+        if argument in given and (takes_any or any(p.name == argument for p in by_keyword)):
+            problems.append(f"{place}.{argument}: {name} is given {argument} by the trainer itself; remove it here")
+        elif argument not in allowed and not takes_any:
+            takes = f"it takes {', '.join(allowed)}" if allowed else "it takes no arguments"
+            problems.append(
+                f"{place}.{argument}: {name} has no argument {argument}; {takes}{_did_you_mean(argument, allowed)}"
+            )
+    for parameter in by_keyword:
+        if parameter.default is parameter.empty and parameter.name not in {*arguments, *given}:
+            problems.append(f"{place}: {name} needs an argument {parameter.name}; set {place}.{parameter.name}")
+    return problems

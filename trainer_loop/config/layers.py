@@ -1,0 +1,142 @@
+"""What one layer, a YAML file or the command line, says about which keys."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from yaml.nodes import MappingNode, Node, ScalarNode
+
+from trainer_loop.config.schema import KEYS, SECTIONS, keys_of
+from trainer_loop.config.translations import describe_unknown
+from trainer_loop.config.values import judge_as_given, read, shown
+from trainer_loop.config.yaml_core import MAP, NULL, STR, compose, core_tag, plain
+
+COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One key set by one layer."""
+
+    name: str
+    value: object
+    place: str  # `imdb.yaml:12` or `command line`
+
+
+@dataclass
+class Layer:
+    """The entries of a layer in their order, and its problems; a key with a problem has no entry."""
+
+    entries: list[Entry] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    is_readable: bool = True  # false: nothing is known of what it says
+
+
+def file_layer(path: Path) -> Layer:
+    """Read a YAML file; problems begin with `file:line:`."""
+    name = _displayed(path)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        return _unreadable(f"{name}: cannot be read: {error.strerror}")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        return _unreadable(
+            f"{name}:{line}: this is not a text in UTF-8: byte 0x{error.object[error.start]:02x}; save it as UTF-8"
+        )
+    node, faults = compose(text)
+    problems = [f"{name}:{fault.line}:{f'{fault.column}:' if fault.column else ''} {fault.problem}" for fault in faults]
+    if node is None and not problems:
+        problems.append(f"{name}: the file is empty; it needs at least model.name or model.type")
+    elif node is not None and not isinstance(node, MappingNode):
+        kind = "a list" if not isinstance(node, ScalarNode) else f"the text {shown(node.value)}"
+        problems.append(f"{name}:{node.start_mark.line + 1}: this is {kind}; a config is a mapping, such as seed: 42")
+    if not isinstance(node, MappingNode):
+        return _unreadable(*problems)
+    layer = Layer(problems=problems)
+    _add_entries(layer, node, prefix="", place_of=lambda key: f"{name}:{key.start_mark.line + 1}")
+    return layer
+
+
+def command_line_layer(arguments: Sequence[str]) -> Layer:
+    """Read `key=value` arguments, a later one after an earlier one; problems begin with `command line:`.
+
+    A text key takes its value as it stands; elsewhere `[a, b]`, `{a: 1}` and quotes are read as in a file.
+    An empty value is null, as in a file.
+    """
+    layer = Layer()
+    for argument in arguments:
+        name, equals, text = argument.partition("=")
+        if not equals:
+            layer.problems.append(f"{COMMAND_LINE}: {argument} has no value; write {argument}=value")
+            continue
+        value, problems = _argument_node(name, text)
+        layer.problems += [f"{COMMAND_LINE}: {argument}: {problem}" for problem in problems]
+        if value is not None and not problems:
+            _add_entries(layer, _nested(name, value), prefix="", place_of=lambda key: COMMAND_LINE)
+    return layer
+
+
+def _argument_node(name: str, text: str) -> tuple[Node | None, list[str]]:
+    kind = KEYS[name].kind if name in KEYS else ""
+    brackets = text[0] + text[-1] if len(text) > 1 else ""
+    as_yaml = {"text": (), "texts": ("[]",), "splits": ("[]",)}.get(kind, ("[]", "{}", '""', "''"))
+    if brackets not in as_yaml:
+        return ScalarNode(core_tag(text), text), []
+    node, faults = compose(text)
+    return node, [fault.problem for fault in faults]
+
+
+def _nested(name: str, value: Node) -> MappingNode:
+    """`a.b` and a value -> `{a: {b: value}}`, as it would stand in a file."""
+    first, dot, rest = name.partition(".")
+    return MappingNode(MAP, [(ScalarNode(STR, first), _nested(rest, value) if dot else value)])
+
+
+def _add_entries(layer: Layer, node: MappingNode, *, prefix: str, place_of: Callable[[Node], str]) -> None:
+    """Walk the sections below `prefix` and add every key to the layer, or what is wrong with it."""
+    for key_node, value_node in node.value:
+        name, place = prefix + key_node.value, place_of(key_node)
+        if name in KEYS:
+            value = read(value_node, KEYS[name])
+            problem = judge_as_given(value, KEYS[name])
+            if problem:
+                layer.problems.append(f"{place}: {problem}")
+            else:
+                layer.entries.append(Entry(name, value, place))
+        elif name in SECTIONS and isinstance(value_node, MappingNode):
+            _add_entries(layer, value_node, prefix=name + ".", place_of=place_of)
+        elif name in SECTIONS and value_node.tag != NULL:
+            layer.problems.append(f"{place}: {_section_expected(name, value_node)}")
+        elif name not in SECTIONS:
+            layer.problems += [
+                f"{place_of(leaf)}: {describe_unknown(path)}" for path, leaf in _leaves(name, key_node, value_node)
+            ]
+
+
+def _leaves(name: str, key: Node, value: Node) -> Iterator[tuple[str, Node]]:
+    """The full names below an unknown key: what stands in an unknown section may be known by its own name."""
+    if isinstance(value, MappingNode) and value.value:
+        for key_below, value_below in value.value:
+            yield from _leaves(f"{name}.{key_below.value}", key_below, value_below)
+    else:
+        yield name, key
+
+
+def _section_expected(name: str, node: Node) -> str:
+    value = plain(node)
+    keys = [key.name for key in keys_of(name)]
+    if f"{name}.name" in keys and isinstance(value, str):
+        remedy = f"write {name}.name={value} (in a file {name}: {{name: {value}}})"
+    else:
+        remedy = f"its keys are {', '.join(keys)}"
+    return f"{name} is {shown(value)}, but it is a section; {remedy}"
+
+
+def _unreadable(*problems: str) -> Layer:
+    return Layer(problems=list(problems), is_readable=False)
+
+
+def _displayed(path: Path) -> str:
+    """The path as a person would write it from the current directory."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)

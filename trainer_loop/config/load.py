@@ -1,0 +1,245 @@
+r"""The config: defaults, then a YAML file, then `key=value` arguments; every problem of all of them at once.
+
+`${run_dir}` stands for the value of another key, `${oc.env:HOME}` for an environment variable, `\${` for a plain `${`.
+Mappings such as model.overrides are merged key by key over the layers; everything else is replaced.
+"""
+
+import copy
+import dataclasses
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import GrammarParseError, OmegaConfBaseException
+
+from trainer_loop.config.checks import conflicts
+from trainer_loop.config.fields import Config
+from trainer_loop.config.layers import COMMAND_LINE, Entry, Layer, command_line_layer, file_layer
+from trainer_loop.config.schema import KEYS, SECTIONS
+from trainer_loop.config.translations import TRANSLATIONS, meant_keys
+from trainer_loop.config.values import expects, judge, shown
+from trainer_loop.config.yaml_core import dump
+from trainer_loop.errors import UserError
+
+DEFAULT_CONFIG = "quickstart.yaml"
+
+# A key -> the key that excludes it, and its value when neither of them is given.
+_FALLBACKS: dict[str, tuple[str, Any]] = {
+    "batch.size": ("batch.accumulate", 32),
+    "train.epochs": ("train.steps", 3.0),
+}
+
+_T = TypeVar("_T")
+
+
+def load_config(path: str | None = None, overrides: Sequence[str] = ()) -> Config:
+    """The config of a YAML file and `key=value` overrides; raises UserError with all of its problems."""
+    config, problems = read_config(path, overrides)
+    if problems:
+        raise UserError(problems)
+    return config
+
+
+def read_config(path: str | None, overrides: Sequence[str]) -> tuple[Config, list[str]]:
+    """The config as far as it can be told, and every problem of it; a key that is wrong has its default.
+
+    `path` is looked for by `find_config`; None: only the defaults and the overrides.
+    """
+    layers = [] if path is None else [_file_layer(path)]
+    layers.append(command_line_layer(overrides))
+    problems = [problem for layer in layers for problem in layer.problems]
+
+    tree, given, unreadable = _merge(layers)
+    values, unresolved = _resolve(tree, given)
+    config = _construct(Config, values)
+    problems += [*unreadable, *unresolved.values()]
+
+    if all(layer.is_readable for layer in layers):
+        source = COMMAND_LINE if path is None else str(path)
+        for keys, problem in conflicts(config):
+            if not unresolved.keys() & set(keys):
+                place = next((given[key].place for key in keys if key in given), source)
+                problems.append(f"{place}: {problem}")
+    return config, [_one_line(problem) for problem in problems]
+
+
+def _one_line(problem: str) -> str:
+    """Line breaks and other characters that a terminal cannot show, as of a name someone wrote, are spelled out."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in problem)
+
+
+def _file_layer(path: str) -> Layer:
+    try:
+        return file_layer(find_config(path))
+    except UserError as error:
+        return Layer(problems=error.problems, is_readable=False)
+
+
+def _merge(layers: Iterable[Layer]) -> tuple[DictConfig, dict[str, Entry], list[str]]:
+    """The layers over the defaults; the last entry of every key that was given; what is no interpolation."""
+    tree: DictConfig = OmegaConf.structured(Config)
+    for section in ("", *SECTIONS):  # frozen dataclasses make a read-only tree
+        OmegaConf.set_readonly(OmegaConf.select(tree, section), False)
+    given: dict[str, Entry] = {}
+    problems = []
+    for entry in (entry for layer in layers for entry in layer.entries):
+        merges = KEYS[entry.name].kind == "mapping" and bool(entry.value)
+        try:
+            OmegaConf.update(tree, entry.name, entry.value, merge=merges)
+            given[entry.name] = entry
+        except GrammarParseError:
+            told = f"{entry.name} is {shown(entry.value)}, which begins ${{ but is no interpolation"
+            problems.append(f"{entry.place}: {told}; write ${{another.key}}, or \\${{ for a plain ${{")
+    return tree, given, problems
+
+
+def _resolve(tree: DictConfig, given: Mapping[str, Entry]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The value of every key, interpolations resolved, and a problem for each that has none or a wrong one."""
+    for name, (other, fallback) in _FALLBACKS.items():
+        if _is_unset(name, given) and _is_unset(other, given):
+            OmegaConf.update(tree, name, fallback)
+    values: dict[str, Any] = {}
+    problems: dict[str, str] = {}
+    for name, key in KEYS.items():
+        try:
+            value = OmegaConf.select(tree, name)
+            values[name] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+            problem = judge(values[name], key)
+        except (OmegaConfBaseException, RecursionError) as error:
+            reason = "it refers to itself" if isinstance(error, RecursionError) else str(error).partition("\n")[0]
+            problem = f"{name} is {shown(given[name].value)}; allowed: {expects(key)}; {reason}"
+        if problem:
+            values[name] = copy.copy(key.default)
+            problems[name] = f"{given[name].place}: {problem}"
+    for name, (other, fallback) in _FALLBACKS.items():
+        if values[name] is None and values[other] is None:
+            values[name] = fallback
+    return values, problems
+
+
+def _is_unset(name: str, given: Mapping[str, Entry]) -> bool:
+    return name not in given or given[name].value is None
+
+
+def _construct(kind: type[_T], values: Mapping[str, Any], *, prefix: str = "") -> _T:
+    """A dataclass of fields.py from the values of the keys below `prefix`."""
+    hints = get_type_hints(kind)
+    arguments = {}
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        name = prefix + field.name
+        is_section = name in SECTIONS
+        arguments[field.name] = _construct(hints[field.name], values, prefix=name + ".") if is_section else values[name]
+    return kind(**arguments)
+
+
+def write_resolved(config: Config, path: Path) -> None:
+    """Write a config as YAML that reads as an equal config; the file is there as a whole or not at all."""
+    text = "# Every key of this run; the same run again: config=<this file>\n" + dump(
+        _escaped(dataclasses.asdict(config))
+    )
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _escaped(value: Any) -> Any:
+    r"""A `${` that is part of a text becomes `\${`, so that it is not resolved again."""
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
+
+
+def flatten(config: Config) -> dict[str, str | int | float | bool]:
+    """Every key by its dotted name; what is no single value is shown as text. What trackers show of a run."""
+    flat: dict[str, str | int | float | bool] = {}
+    for name in KEYS:
+        value: Any = functools.reduce(getattr, name.split("."), config)
+        flat[name] = value if isinstance(value, (str, int, float)) else str(value)
+    return flat
+
+
+def find_config(name: str) -> Path:
+    """The file that `config=name` means: as given, in ./configs, or among the configs that come with the package."""
+    shipped = _shipped_dir()
+    as_given = Path(name)
+    places = [as_given]
+    if not as_given.is_absolute():
+        places += [Path("configs") / name, shipped / name]
+    found = next((place for place in places if place.is_file()), None)
+    if found is not None:
+        return found
+    if (as_given / "config.yaml").is_file():
+        raise UserError(f"config={name} is a directory; write config={as_given / 'config.yaml'}")
+    stems = {path.stem for directory in (Path("configs"), shipped) for path in directory.glob("*.yaml")}
+    close = get_close_matches(as_given.stem, sorted(stems), n=1)
+    raise UserError(
+        f"config={name} is not there; looked for {', '.join(map(str, places))}; "
+        f"shipped configs: {', '.join(sorted(path.name for path in shipped.glob('*.yaml'))) or 'none'}"
+        + (f"; did you mean config={close[0]}.yaml?" if close else "")
+    )
+
+
+def _shipped_dir() -> Path:
+    """`configs/` inside the installed package, or beside the package where it is installed from its sources."""
+    package = Path(__file__).parents[1]
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str], str | None]:
+    """Command line -> (the name after `config=`, the `key=value` overrides, `--help` or `-h` where one is there).
+
+    No argument at all means the embedded default. Raises UserError for arguments of another form, with the right one.
+    """
+    if not arguments:
+        return DEFAULT_CONFIG, [], None
+    asked = next((argument for argument in arguments if argument in ("--help", "-h")), None)
+    if asked:
+        return None, [], asked
+    config: str | None = None
+    overrides: list[str] = []
+    problems: list[str] = []
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        name, equals, value = argument.partition("=")
+        if not equals or not name or name.startswith("-"):
+            is_pair = not equals and waiting and "=" not in waiting[0] and not waiting[0].startswith("--")
+            given = [argument, waiting.pop(0)] if is_pair and not _is_config_file(argument) else [argument]
+            value = given[1] if len(given) == 2 else value
+            problems.append(
+                f"{COMMAND_LINE}: {' '.join(given)}: arguments are key=value; write {_spelled(name, value)}"
+            )
+        elif name != "config":
+            overrides.append(argument)
+        elif not value or config is not None:
+            first = f"config={config} was given before; " if config else ""
+            problems.append(f"{COMMAND_LINE}: {argument}: {first}write one file, such as config=imdb.yaml")
+        else:
+            config = value
+    if problems:
+        raise UserError([_one_line(problem) for problem in problems])
+    return config, overrides, None
+
+
+def _is_config_file(word: str) -> bool:
+    return word.endswith((".yaml", ".yml"))
+
+
+def _spelled(name: str, value: str) -> str:
+    """What was meant by `--name value`, as `key=value`."""
+    name = name.lstrip("-").replace("-", "_")
+    if _is_config_file(name) or name in ("config", "config_file"):
+        return f"config={value or (name if _is_config_file(name) else 'imdb.yaml')}"
+    keys = [name] if name in KEYS else [key for key in meant_keys(name) if key in KEYS]
+    if not keys:
+        return "it as in train.epochs=3; --help lists all keys"
+    note = TRANSLATIONS.get(name, (None, ""))[1]
+    missing = "true" if KEYS[keys[0]].kind == "true_or_false" else "..."
+    return f"{keys[0]}={value or missing}" + (f" ({note})" if note else "")

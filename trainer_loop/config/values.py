@@ -1,0 +1,245 @@
+"""How the value of each kind of key is read, and what it may be."""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from trainer_loop.config.schema import Key
+from trainer_loop.config.yaml_core import NULL, plain
+
+_TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_WHOLE = re.compile(r"[-+]?[0-9](?:_?[0-9]){0,99}")
+_DECIMAL = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What the keys of one kind have in common."""
+
+    words: str  # what may be written, for messages and the reference
+    read: Callable[[Node], object]  # a node as this kind means it; what cannot be read so is left as it is
+    fault: Callable[[object], str | None]  # None: fine; else what is wrong, or "" where `words` says enough
+
+
+def read(node: Node, key: Key) -> object:
+    """The value of a YAML node as its key means it; what has `${...}` in it stays a text, to be resolved later."""
+    if isinstance(node, ScalarNode) and "${" in node.value:
+        return node.value
+    if node.tag == NULL:
+        return type(key.default)() if isinstance(key.default, (dict, list)) else None
+    return KINDS[key.kind].read(node)
+
+
+def judge_as_given(value: object, key: Key) -> str | None:
+    """Like `judge`, for a value whose `${...}` are not resolved yet: such a value is judged after that."""
+    texts = list(_texts_in(value))
+    if any(text.endswith("???") and not text[:-3].strip("\\") for text in texts):
+        return f"{key.name} is {shown(value)}; ??? marks a value that is still missing: give it one"
+    return None if any("${" in text for text in texts) else judge(value, key)
+
+
+def judge(value: object, key: Key) -> str | None:
+    """What is wrong with a value, in one sentence that names the key, the value and what is allowed; or None."""
+    if value is None and key.nullable:
+        return None
+    fault = KINDS[key.kind].fault(value)
+    detail = _outside_limits(value, key) if fault is None else fault
+    if detail is None:
+        return None
+    if value is None:
+        detail = fault or "leave the key out for its default"
+    elif isinstance(value, str) and value.lower() == "none" and key.nullable:
+        detail = "write null for no value"
+    return f"{key.name} is {shown(value)}; allowed: {expects(key)}" + (f"; {detail}" if detail else "")
+
+
+def _outside_limits(value: object, key: Key) -> str | None:
+    if key.allowed and value not in key.allowed:
+        close = get_close_matches(str(value), key.allowed, n=1)
+        return f"did you mean {close[0]}?" if close else ""
+    if key.nullable and value == "None":
+        return ""  # Python's spelling of null would pass for the name of a column or a model
+    if not isinstance(value, (int, float)):
+        return None
+    inside = (
+        (key.at_least is None or value >= key.at_least)
+        and (key.above is None or value > key.above)
+        and (key.below is None or value < key.below)
+    )
+    return None if inside else ""
+
+
+def expects(key: Key) -> str:
+    """What may be written for a key, in words."""
+    words = _listed(key.allowed) if key.allowed else KINDS[key.kind].words
+    limits = (("of at least", key.at_least), ("above", key.above), ("below", key.below))
+    ranges = " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
+    unit = f" ({key.unit})" if key.unit else ""
+    return f"{words}{' ' if ranges else ''}{ranges}{unit}{' or null' if key.nullable else ''}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return ", ".join(words[:-1]) + f" or {words[-1]}"
+
+
+def shown(value: object) -> str:
+    """A value in a message: as it is written in YAML, texts in quotes, cut where it is long."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _texts_in(value: object) -> Iterator[str]:
+    """Every text in a value, those of keys too."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts_in(key)
+            yield from _texts_in(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts_in(item)
+    elif isinstance(value, str):
+        yield value
+
+
+def _is_whole(value: object, *, at_least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
+
+
+def _text(node: Node) -> object:
+    """The text as it stands, whatever the core rules make of it; None where it is null."""
+    return node.value if isinstance(node, ScalarNode) and node.tag != NULL else plain(node)
+
+
+def _text_fault(value: object) -> str | None:
+    if not isinstance(value, str):
+        return ""
+    return None if value else "a text is not empty here"
+
+
+def _truth(node: Node) -> object:
+    value = _text(node)
+    return _TRUTHS.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def _integer(node: Node) -> object:
+    value = _number(node)
+    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
+        return int(value)
+    return value
+
+
+def _number(node: Node) -> object:
+    """012 -> 12, 1_000 -> 1000, 1e3 -> 1000.0; anything else stays the text that it is."""
+    value = _text(node)
+    if not isinstance(value, str):
+        return value
+    if _WHOLE.fullmatch(value):
+        return int(value)
+    return float(value) if _DECIMAL.fullmatch(value) else value
+
+
+def _number_fault(value: object) -> str | None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return None if is_number else ""
+
+
+def _mapping(node: Node) -> object:
+    if isinstance(node, MappingNode):
+        return {key.value: plain(value) for key, value in node.value}
+    return plain(node)
+
+
+def _texts(node: Node) -> object:
+    items = node.value if isinstance(node, SequenceNode) else [node]
+    return [_text(item) for item in items]
+
+
+def _texts_fault(value: object) -> str | None:
+    return None if isinstance(value, list) and all(isinstance(item, str) and item for item in value) else ""
+
+
+def _splits(node: Node) -> object:
+    return _texts(node) if isinstance(node, SequenceNode) else _text(node)
+
+
+def _splits_fault(value: object) -> str | None:
+    return None if isinstance(value, str) and value else _texts_fault(value or None)
+
+
+def _label_names(node: Node) -> object:
+    return _texts(node) if isinstance(node, SequenceNode) else _mapping(node)
+
+
+def _label_names_fault(value: object) -> str | None:
+    if isinstance(value, dict) and value:
+        if not all(isinstance(label, (int, str)) for label in value.values()):
+            return ""
+        labels = list(value.values())
+    elif isinstance(value, list) and value and _texts_fault(value) is None:
+        labels = value
+    else:
+        return ""
+    twice = next((label for position, label in enumerate(labels) if label in labels[:position]), None)
+    return None if twice is None else f"{shown(twice)} is there twice"
+
+
+def _token_limit_fault(value: object) -> str | None:
+    return None if value == "auto" or _is_whole(value, at_least=1) else ""
+
+
+def _interval_fault(value: object) -> str | None:
+    if value in ("epoch", "never") or _is_whole(value, at_least=1):
+        return None
+    is_off = value is False or str(value).lower() in ("no", "off", "false", "none", "0")
+    return "write never" if is_off else ""
+
+
+def _metrics(node: Node) -> object:
+    items = node.value if isinstance(node, SequenceNode) else [node]
+    return [_metric(item) for item in items]
+
+
+def _metric(node: Node) -> object:
+    if not isinstance(node, MappingNode):
+        return _text(node)
+    return {key.value: plain(value) if key.value == "args" else _text(value) for key, value in node.value}
+
+
+def _metrics_fault(value: object) -> str | None:
+    if not isinstance(value, list):
+        return ""
+    return next((fault for entry in value if (fault := _metric_fault(entry)) is not None), None)
+
+
+def _metric_fault(entry: object) -> str | None:
+    if not isinstance(entry, dict):
+        return None if isinstance(entry, str) and entry else f"{shown(entry)} is not the name of a metric"
+    unknown = [part for part in entry if part not in ("name", "args", "key")]
+    if unknown:
+        return f"{unknown[0]} is not name, args or key"
+    if _text_fault(entry.get("name")) is not None:
+        return f"{shown(entry)} has no name"
+    if not isinstance(entry.get("args", {}), dict):
+        return f"the args of {entry['name']} are not a mapping"
+    return None if isinstance(entry.get("key", ""), str) else f"the key of {entry['name']} is not a text"
+
+
+KINDS: dict[str, Kind] = {
+    "text": Kind("a text", _text, _text_fault),
+    "true_or_false": Kind("true or false", _truth, lambda value: None if isinstance(value, bool) else ""),
+    "integer": Kind("a whole number", _integer, lambda value: None if _is_whole(value, at_least=-(10**99)) else ""),
+    "number": Kind("a number", _number, _number_fault),
+    "mapping": Kind("a mapping", _mapping, lambda value: None if isinstance(value, dict) else ""),
+    "texts": Kind("a list of texts", _texts, _texts_fault),
+    "splits": Kind("a text or a list of texts", _splits, _splits_fault),
+    "label_names": Kind("a list of names or a mapping from name to label", _label_names, _label_names_fault),
+    "token_limit": Kind("auto or a whole number of at least 1", _integer, _token_limit_fault),
+    "interval": Kind("epoch, never or a whole number of at least 1", _integer, _interval_fault),
+    "metrics": Kind("a list of names or of {name, args, key}", _metrics, _metrics_fault),
+}
