@@ -1,0 +1,18 @@
+"""What the libraries say and the user has no use for is not shown; their errors are."""
+
+import logging
+import warnings
+
+
+def quieten_libraries() -> None:
+    """Only errors of transformers, accelerate, datasets and evaluate; no bars while weights load."""
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.logging.set_verbosity_error()
+    for name in ("accelerate", "evaluate", "huggingface_hub", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    # Of torch's own: how its schedules count before the first step, and barriers that guess their device.
+    warnings.filterwarnings("ignore", module=r"torch\.(optim\.lr_scheduler|distributed\.)")
