@@ -1,0 +1,90 @@
+"""What the loop asks of a task (`Task`), and the defaults every task on texts shares (`TextTask`)."""
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Batch = dict[str, Tensor]
+
+
+class Task(Protocol):
+    """What is learnt. A batch is a dict of tensors whose first dimension is the rows, `[B, ...]`."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss **summed** over the targets of the batch, `[]`. The loop alone divides."""
+        ...
+
+    def count(self, batch: Batch) -> int:
+        """How many targets the loss of this batch sums over."""
+        ...
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """What metrics compare, one entry a row: `predictions` and `references`, `[B]` or `[B, ...]`."""
+        ...
+
+    def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Both of the above; a task that can share one forward pass between them overrides it."""
+        ...
+
+    def collate(self, rows: list[dict[str, Any]]) -> Batch:
+        """Encoded rows -> one padded batch, on the CPU."""
+        ...
+
+
+class TextTask(ABC):
+    """Defaults for a task on texts: which columns it reads, how it encodes and pads them, which model it needs.
+
+    A subclass gives `loss`, `count` and `predict`; the rest is here to be overridden one piece at a time.
+    """
+
+    model_class: str = "AutoModel"  # name of a class in transformers
+    needs_label: bool = False
+    tokenizer_style: Literal["wordpiece", "byte_level_bpe"] = "wordpiece"  # of a tokenizer trained on the spot
+    default_metrics: tuple[str, ...] = ()
+
+    def __init__(self) -> None:
+        self.tokenizer: Any = None  # set by `bind`
+
+    def bind(self, tokenizer: Any) -> None:
+        """Give the task the tokenizer that its rows are encoded and padded with."""
+        self.tokenizer = tokenizer
+
+    def settings(self) -> dict[str, Any]:
+        """Whatever of the task changes what `encode` returns; part of the key of the token cache."""
+        return {}
+
+    def encode(self, texts: list[str], pairs: list[str] | None, *, max_length: int) -> dict[str, list[Any]]:
+        """Tokenise a batch of texts (with their second texts) -> columns of equal length.
+
+        `input_ids` is always among them. A task may return another number of rows than it was given;
+        it then says so with a column `source`: for every row the position of the text it begins in.
+        `truncated`, which a task may leave out, is true for a text that was cut; no model sees either.
+        """
+        encoded = self.tokenizer(texts, pairs, truncation=True, max_length=max_length, return_attention_mask=False)
+        # The tokenizer knows what it cut off: to tokenise without a limit, and count, would take twice the time.
+        return {**encoded, "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings]}
+
+    def collate(self, rows: list[dict[str, Any]]) -> Batch:
+        """Pad to the longest row: `input_ids`, `attention_mask` `[B, T]`; `label` becomes `labels` `[B]`."""
+        features = [{name: value for name, value in row.items() if name != "label"} for row in rows]
+        batch: Batch = dict(self.tokenizer.pad(features, return_tensors="pt"))
+        if rows and "label" in rows[0]:
+            batch["labels"] = torch.tensor([row["label"] for row in rows])
+        return batch
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """See `Task`."""
+
+    @abstractmethod
+    def count(self, batch: Batch) -> int:
+        """See `Task`."""
+
+    @abstractmethod
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """See `Task`."""
+
+    def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.loss(model, batch), self.predict(model, batch)
