@@ -1,0 +1,295 @@
+"""From the entries of `evaluate.metrics` to metrics that compute: check them, load them, name their results.
+
+An entry is a name or `{name, args, key}`. A name is one of `SHIPPED`, the dotted path of an `evaluate.Metric` class,
+the path of a metric script, or anything else that `evaluate.load` finds on the hub (a script from there is code that
+runs here). `args` go to the metric's `_compute`; `key` is the name its result is reported under.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer_loop.config.component import check_arguments, locate
+from trainer_loop.errors import UserError
+from trainer_loop.metrics.named_metric import RESERVED, NamedMetric, in_one_line, name_results
+from trainer_loop.runtime.hub import describe_unreachable, hub_is_reachable
+
+if TYPE_CHECKING:  # importing evaluate takes seconds
+    import evaluate
+
+Entry = str | Mapping[str, Any]
+
+SHIPPED = {
+    "accuracy": "trainer_loop.metrics.classification.Accuracy",
+    "f1": "trainer_loop.metrics.classification.F1",
+    "precision": "trainer_loop.metrics.classification.Precision",
+    "recall": "trainer_loop.metrics.classification.Recall",
+    "matthews_correlation": "trainer_loop.metrics.classification.MatthewsCorrelation",
+    "glue/mrpc": "trainer_loop.metrics.classification.GlueMRPC",
+    "perplexity": "trainer_loop.metrics.perplexity.Perplexity",
+}
+
+_AVERAGED = ("f1", "precision", "recall")  # those of SHIPPED that score each class and average
+_AVERAGES = ("binary", "micro", "macro", "weighted", None)
+_BENCHMARKS = ("glue", "super_glue", "indic_glue", "xtreme_s")  # their metrics need a data set: glue/cola, ...
+_GIVEN = ("self", "predictions", "references")  # arguments of `_compute` that are not the user's
+
+
+def check_metrics(entries: Sequence[Entry], *, num_labels: int | None) -> list[str]:
+    """All problems that can be found without the network, one line each.
+
+    num_labels: classes of the task; None when it has none or they are not known.
+    """
+    problems, known = [], []
+    for entry in _parse(entries, num_labels=num_labels):
+        try:
+            problems += _argument_problems(entry) or _class_problems(entry, num_labels=num_labels)
+            known.append(entry)
+        except UserError as error:
+            problems += error.problems
+    return problems + _key_problems(known)
+
+
+def load_metrics(entries: Sequence[Entry], *, num_labels: int | None) -> list[NamedMetric]:
+    """Load every metric; raise UserError with the problems of all entries.
+
+    num_labels: classes of the task; with them, `average: null` reports every class and not only those that occur.
+    """
+    parsed = _parse(entries, num_labels=num_labels)
+    no_hub = _why_no_hub() if any(_is_hub_name(entry.name) for entry in parsed) else None
+    metrics, problems = [], []
+    for entry in parsed:
+        try:
+            module = _load_module(entry, no_hub=no_hub)
+        except UserError as error:
+            problems += error.problems
+            continue
+        problems += _module_problems(entry, module)
+        if entry.per_class and entry.arguments.get("labels") is None:
+            problems.append(f"{entry.place}.args: average: null needs the classes to report, such as labels: [0, 1, 2]")
+        metrics.append(NamedMetric(entry.place, entry.name, module, entry.arguments, entry.key))
+    if problems:
+        raise UserError(problems)
+    return metrics
+
+
+def reported_keys(entries: Sequence[Entry], *, num_labels: int | None) -> list[str] | None:
+    """The keys that the metrics will report; None when one of them is not shipped, so that only computing it tells."""
+    parsed = _parse(entries, num_labels=num_labels)
+    if any(entry.name not in SHIPPED for entry in parsed):
+        return None
+    return [name for entry in parsed for name in _expected_keys(entry)]
+
+
+# ---- entries and names
+
+
+@dataclass(frozen=True)
+class _ParsedEntry:
+    place: str
+    name: str
+    arguments: dict[str, Any]
+    key: str | None
+
+    @property
+    def per_class(self) -> bool:
+        """Whether it is a shipped metric that reports one score a class."""
+        return self.name in _AVERAGED and self.arguments.get("average", "binary") is None
+
+
+def _parse(entries: Sequence[Entry], *, num_labels: int | None) -> list[_ParsedEntry]:
+    """The entries in one form. Scores a class get the numbers of all: else f1/1 is class 2 when class 1 is absent."""
+    parsed = []
+    for index, fields in enumerate(entries):
+        if isinstance(fields, str):
+            fields = {"name": fields}
+        arguments = dict(fields.get("args") or {})
+        entry = _ParsedEntry(f"evaluate.metrics[{index}]", fields["name"], arguments, fields.get("key"))
+        if entry.per_class and arguments.get("labels") is None and num_labels is not None:
+            arguments["labels"] = list(range(num_labels))
+        parsed.append(entry)
+    return parsed
+
+
+def _is_script(name: str) -> bool:
+    """Whether the name is a path: it is written as one, or is a folder that holds a script of the same name."""
+    path = Path(name)
+    return name.endswith(".py") or name.startswith((".", "/", "~")) or (path / f"{path.name}.py").is_file()
+
+
+def _is_dotted(name: str) -> bool:
+    return not _is_script(name) and "." in name and all(part.isidentifier() for part in name.split("."))
+
+
+def _is_hub_name(name: str) -> bool:
+    return name not in SHIPPED and not _is_script(name) and not _is_dotted(name)
+
+
+def _metric_class(entry: _ParsedEntry) -> "type[evaluate.Metric]":
+    """The class of a shipped name or a dotted path; raise UserError when it is no metric."""
+    import evaluate
+
+    found = locate(SHIPPED.get(entry.name, entry.name), place=entry.place)
+    if not (isinstance(found, type) and issubclass(found, evaluate.Metric)):
+        raise UserError(f"{entry.place}: {entry.name} is {found!r}; a metric is a class derived from evaluate.Metric")
+    if check_arguments(found, {}, place=entry.place, given=()):
+        raise UserError(f"{entry.place}: {entry.name}() needs arguments; give them defaults, since args go to _compute")
+    return found
+
+
+# ---- checks
+
+
+def _argument_problems(entry: _ParsedEntry) -> list[str]:
+    """Whether the name can be a metric's (UserError if not), and which arguments its `_compute` does not take."""
+    if entry.name in SHIPPED and not entry.arguments:
+        return []
+    if entry.name in SHIPPED or _is_dotted(entry.name):
+        metric = _metric_class(entry)
+        return check_arguments(metric._compute, entry.arguments, place=f"{entry.place}.args", given=_GIVEN)
+    if _is_script(entry.name):
+        _script_path(entry)
+        return []
+    close = difflib.get_close_matches(entry.name.lower(), SHIPPED, n=1, cutoff=0.8)
+    if close:
+        raise UserError(f"{entry.place}: no metric is called {entry.name!r}; did you mean {close[0]}?")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", entry.name):
+        raise UserError(f"{entry.place}: {entry.name!r} cannot be a metric's name; {_allowed()}")
+    return []
+
+
+def _class_problems(entry: _ParsedEntry, *, num_labels: int | None) -> list[str]:
+    """Where a shipped metric does not fit the classes of the task."""
+    place, name = entry.place, entry.name
+    if name == "perplexity" and num_labels is not None:
+        return [f"{place}: perplexity is for language models and this task has {num_labels} classes; remove it"]
+    if name == "glue/mrpc" and num_labels not in (None, 2):
+        return [
+            f"{place}: glue/mrpc is for 2 classes and this task has {num_labels}; "
+            "instead set accuracy and {name: f1, args: {average: macro}}"
+        ]
+    if name not in _AVERAGED:
+        return []
+
+    average = entry.arguments.get("average", "binary")
+    if average not in _AVERAGES:
+        return [f"{place}.args.average: {average!r} is unknown; allowed: binary, micro, macro, weighted, null"]
+    if average == "binary" and num_labels not in (None, 2):
+        return [
+            f"{place}: {name} with average: binary is for 2 classes and this task has {num_labels}; "
+            f"set {{name: {name}, args: {{average: macro}}}} (or micro, weighted, null)"
+        ]
+    labels = entry.arguments.get("labels")
+    if not isinstance(labels, list | None):
+        return [f"{place}.args.labels: {labels!r} is no list; set the class numbers, such as labels: [0, 1, 2]"]
+    if num_labels is None:
+        return []
+    classes = {"labels": labels or [], "pos_label": [entry.arguments.get("pos_label", 0)]}
+    return [
+        f"{place}.args.{argument}: {value!r} is not a class; allowed: 0 to {num_labels - 1}"
+        for argument, values in classes.items()
+        for value in values
+        if value not in range(num_labels)
+    ]
+
+
+def _key_problems(entries: Sequence[_ParsedEntry]) -> list[str]:
+    first: dict[str, _ParsedEntry] = {}
+    problems = []
+    for entry in entries:
+        for name in _expected_keys(entry):
+            if name in RESERVED:
+                problems.append(f"{entry.place}: {name} is a key of the loop itself; choose another key")
+            elif name in first:
+                other = first[name]
+                problems.append(
+                    f"{entry.place}: {entry.name} reports {name}, as {other.name} of {other.place} does; "
+                    f"give one of them a key: {{name: {entry.name}, key: another_name}}"
+                )
+            first.setdefault(name, entry)
+    return problems
+
+
+def _module_problems(entry: _ParsedEntry, module: "evaluate.Metric") -> list[str]:
+    """What can be said of a metric only when it is loaded: its columns and, for a script, its arguments."""
+    features = module.features if isinstance(module.features, list) else [module.features]
+    if set(features[0]) != {"predictions", "references"}:
+        columns = ", ".join(features[0])
+        return [f"{entry.place}: {entry.name} works on {columns}; a task gives predictions and references"]
+    return check_arguments(type(module)._compute, entry.arguments, place=f"{entry.place}.args", given=_GIVEN)
+
+
+def _allowed() -> str:
+    return f"allowed: {', '.join(SHIPPED)}, a dotted path, the path of a metric script, or a name on the hub"
+
+
+# ---- results
+
+
+def _expected_keys(entry: _ParsedEntry) -> list[str]:
+    """What the entry will report; of a metric that is not shipped, its own name stands for all its results."""
+    results = ["accuracy", "f1"] if entry.name == "glue/mrpc" else [entry.name]
+    names = name_results(results, entry.key)
+    labels = entry.arguments.get("labels")
+    if entry.per_class and isinstance(labels, list) and len(labels) > 1:
+        return [f"{name}/{label}" for name in names for label in labels]
+    return names
+
+
+# ---- loading
+
+
+def _load_module(entry: _ParsedEntry, *, no_hub: str | None) -> "evaluate.Metric":
+    """Build the metric, its rows kept in memory; raise UserError when there is none.
+
+    no_hub: why the hub cannot be asked; a metric in evaluate's cache is still loaded then.
+    """
+    import evaluate
+
+    if entry.name in SHIPPED or _is_dotted(entry.name):
+        module = _metric_class(entry)()
+        module.keep_in_memory = True
+        return module
+    path = str(_script_path(entry)) if _is_script(entry.name) else entry.name
+    benchmark, _, data_set = entry.name.partition("/")
+    path, config_name = (benchmark, data_set) if benchmark in _BENCHMARKS else (path, None)
+    try:
+        with _requests_forbidden(no_hub is not None):
+            return evaluate.load(path, config_name, module_type="metric", keep_in_memory=True)
+    except (OSError, ImportError, KeyError, TypeError, ValueError) as error:
+        reason = no_hub if no_hub and isinstance(error, FileNotFoundError) else in_one_line(error)
+        raise UserError(f"{entry.place}: metric {entry.name!r} cannot be loaded: {reason}; {_allowed()}") from error
+
+
+def _script_path(entry: _ParsedEntry) -> Path:
+    path = Path(entry.name).expanduser()
+    script = path / f"{path.name}.py" if path.is_dir() else path
+    if not script.is_file():
+        raise UserError(f"{entry.place}: no metric script at {str(script)!r}; give the path of a .py file")
+    return script
+
+
+@contextmanager
+def _requests_forbidden(forbidden: bool) -> Iterator[None]:
+    """Make evaluate, which does not read HF_HUB_OFFLINE, answer at once from its cache."""
+    from evaluate import config
+
+    before = config.HF_EVALUATE_OFFLINE
+    config.HF_EVALUATE_OFFLINE = before or forbidden
+    try:
+        yield
+    finally:
+        config.HF_EVALUATE_OFFLINE = before
+
+
+def _why_no_hub() -> str | None:
+    """Why the hub cannot be asked, found out within seconds; None when it can."""
+    import evaluate
+
+    if evaluate.config.HF_EVALUATE_OFFLINE:
+        return "it is not in evaluate's cache, and HF_EVALUATE_OFFLINE is set"
+    return None if hub_is_reachable() else f"it is not in evaluate's cache, and {describe_unreachable()}"

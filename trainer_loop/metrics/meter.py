@@ -1,0 +1,109 @@
+"""The loop's own sums: what training steps report, kept on the device until something is logged."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainer_loop.metrics.sum_count import SumCount
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one update did. Tensors stay on the device, so that reporting does not wait for it."""
+
+    step: int  # from 1: updates done after this one
+    loss_sum: Tensor  # [] over the targets of this process
+    num_targets: Tensor | int  # over all processes
+    grad_norm: Tensor  # [] before clipping, over all parameters
+    grad_norms: Tensor  # [P] of each parameter that has a gradient
+    lr: float
+    num_rows: int  # rows and tokens: over all processes
+    num_tokens: int
+    num_padded_tokens: int
+    wait_seconds: float
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """The first update whose loss or gradient was not finite."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    parameter: int | None  # position among the parameters that have a gradient
+
+
+_SUMS = ("loss", "targets", "rows", "tokens", "padded_tokens", "wait_seconds", "seconds")
+
+
+class Meter:
+    """Sums over the updates since the last training row of the log.
+
+    `fold` is the only place that waits for the device. `sum_over_processes` adds a tensor up over all processes.
+    """
+
+    def __init__(self, *, sum_over_processes: Callable[[Tensor], Tensor], scaled_gradients: bool = False):
+        self._sum_over_processes = sum_over_processes
+        self._scaled_gradients = scaled_gradients  # fp16: an overflow of a gradient is the loss scaler's business
+        self._reports: list[StepReport] = []
+        self._sums = dict.fromkeys(_SUMS, 0.0)
+        self._last = {"grad_norm": math.nan, "lr": math.nan}
+
+    def add(self, report: StepReport) -> None:
+        self._reports.append(report)
+
+    def add_seconds(self, seconds: float) -> None:
+        """Time that went into the updates themselves, without evaluation and saving."""
+        self._sums["seconds"] += seconds
+
+    def fold(self) -> NonFinite | None:
+        """Bring what was reported to the host and add it up; called by all processes at the same step.
+
+        Returns the first update that was not finite, the same on every process.
+        """
+        if not self._reports:
+            return None
+        reports, self._reports = self._reports, []
+        losses = self._sum_over_processes(torch.stack([report.loss_sum for report in reports])).tolist()
+        grad_norms = torch.stack([report.grad_norm for report in reports]).tolist()
+        for report, loss, grad_norm in zip(reports, losses, grad_norms, strict=True):
+            if not math.isfinite(loss) or not (math.isfinite(grad_norm) or self._scaled_gradients):
+                bad = torch.isfinite(report.grad_norms).logical_not().nonzero()
+                parameter = int(bad[0]) if len(bad) else None
+                return NonFinite(report.step, loss / max(int(report.num_targets), 1), grad_norm, parameter)
+            self._sums["loss"] += loss
+            self._sums["targets"] += int(report.num_targets)
+            self._sums["rows"] += report.num_rows
+            self._sums["tokens"] += report.num_tokens
+            self._sums["padded_tokens"] += report.num_padded_tokens
+            self._sums["wait_seconds"] += report.wait_seconds
+        self._last = {"grad_norm": grad_norms[-1], "lr": reports[-1].lr}
+        return None
+
+    def read(self) -> dict[str, float]:
+        """The training row of what was folded: loss is a mean over targets; grad_norm and lr are the last step's."""
+        sums = self._sums
+        seconds = max(sums["seconds"], 1e-9)
+        return {
+            "loss": SumCount(sums["loss"], int(sums["targets"])).compute(),
+            "grad_norm": self._last["grad_norm"],
+            "lr": self._last["lr"],
+            "rows_per_second": sums["rows"] / seconds,
+            "tokens_per_second": sums["tokens"] / seconds,
+            "padding": 1 - sums["tokens"] / max(sums["padded_tokens"], 1),
+            "data_wait": sums["wait_seconds"] / seconds,
+        }
+
+    def clear(self) -> None:
+        self._sums = dict.fromkeys(_SUMS, 0.0)
+
+    def state_dict(self) -> dict[str, float]:
+        """What was folded since the last row; `fold` first."""
+        assert not self._reports, "fold before the sums are saved"
+        return dict(self._sums)
+
+    def load_state_dict(self, sums: dict[str, float]) -> None:
+        self._sums = dict.fromkeys(_SUMS, 0.0) | sums
