@@ -1,0 +1,210 @@
+import time
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from trainer_loop.data.checks import check_splits
+from trainer_loop.data.labels import LabelNames
+from trainer_loop.data.split import Places, Split
+
+
+def make_split(name: str, label_feature: Any = None, **columns: list[Any]) -> Split:
+    rows = datasets.Dataset(pa.table({column: pa.array(values) for column, values in columns.items()}))
+    if label_feature is not None:
+        rows = rows.cast_column("label", label_feature)
+    return Split(name, rows, Places.of(f"{name}.csv row", len(rows)), "abc")
+
+
+def check(*splits: Split, **given: Any) -> tuple[list[str], list[str], LabelNames | None]:
+    arguments = {"text": "text", "text_pair": None, "label": "label", "label_names": None, **given}
+    return check_splits({split.name: split for split in splits}, **arguments)
+
+
+GOOD = {"text": ["good", "bad", "fine"], "label": ["pos", "neg", "pos"]}
+
+
+def test_good_splits_have_no_problems():
+    names = LabelNames(["neg", "pos"], {"neg": 0, "pos": 1})
+    assert check(make_split("train", **GOOD), make_split("validation", **GOOD)) == ([], [], names)
+
+
+def test_missing_columns_are_told_with_what_is_there():
+    problems, _, names = check(make_split("train", review=["a"], labels=[1]), text="revew", text_pair="second")
+    assert problems == [
+        "data.text=revew: data.train has no such column; it has review, labels; did you mean 'review'?",
+        "data.text_pair=second: data.train has no such column; it has review, labels",
+        "data.label=label: data.train has no such column; it has review, labels; did you mean 'labels'?",
+    ]
+    assert names is None
+
+
+def test_rows_without_text_are_named_five_at_most():
+    texts = ["fine", None, "", " \n\t", *[None] * 6, "fine"]
+    problems, _, _ = check(make_split("train", text=texts, label=[0, 1] * 5 + [1]))
+    assert problems == [
+        "data.train: column 'text' is null in 7 rows: train.csv row 2, train.csv row 5, train.csv row 6, "
+        "train.csv row 7, train.csv row 8 and 2 more; fill it in or remove the row",
+        "data.train: column 'text' is empty in 2 rows: train.csv row 3, train.csv row 4; fill it in or remove the row",
+    ]
+
+
+def test_second_texts_are_checked_too():
+    problems, _, _ = check(make_split("train", **GOOD, other=["a", "b", None]), text_pair="other")
+    assert problems == ["data.train: column 'other' is null in 1 row: train.csv row 3; fill it in or remove the row"]
+
+
+def test_a_column_of_nulls_only_is_no_column_of_another_type():
+    problems, _, _ = check(make_split("train", text=[None, None], label=[None, None]))
+    assert [problem.split(";")[0] for problem in problems] == [
+        "data.train: column 'text' is null in 2 rows: train.csv row 1, train.csv row 2",
+        "data.train: column 'label' is null in 2 rows: train.csv row 1, train.csv row 2",
+    ]
+
+
+@pytest.mark.parametrize(("values", "kind"), [([1, 2], "int64"), ([["a"], ["b"]], "List"), ([{"a": 1}] * 2, "dict")])
+def test_text_must_be_texts(values: list[Any], kind: str):
+    problems, _, _ = check(make_split("train", text=values, label=[0, 1]))
+    assert problems[0].startswith(f"data.train: column 'text' holds no texts but values of type {kind}, such as ")
+    assert "(train.csv row 1)" in problems[0]
+
+
+def test_running_text_may_have_blank_lines_but_must_have_text():
+    assert check(make_split("train", text=["", "a", " "]), label=None) == ([], [], None)
+    problems, _, _ = check(make_split("train", text=["", None]), make_split("validation", text=["", " "]), label=None)
+    assert problems == [
+        "data.train: column 'text' is null in 1 row: train.csv row 2; fill it in or remove the row",
+        "data.train: column 'text' holds empty texts only",
+        "data.validation: column 'text' holds empty texts only",
+    ]
+
+
+def test_labels_unseen_in_train_are_told_with_rows_and_values():
+    problems, _, names = check(
+        make_split("train", **GOOD), make_split("validation", text=["a", "b", "c"], label=["pos", "postive", "neutral"])
+    )
+    assert problems == [
+        "data.validation: column 'label' has an unknown label in 2 rows: validation.csv row 2 ('postive'), "
+        "validation.csv row 3 ('neutral'); labels in data.train are 'neg', 'pos': correct them or "
+        "remove the rows; did you mean 'pos'?"
+    ]
+    assert names is not None
+
+
+def test_labels_outside_the_names_are_told_in_every_split():
+    splits = make_split("train", **GOOD), make_split("validation", **GOOD)
+    problems, _, _ = check(*splits, label_names=["neg", "neutral"])
+    assert [problem.split(" in ")[0] for problem in problems] == [
+        "data.train: column 'label' has an unknown label",
+        "data.validation: column 'label' has an unknown label",
+    ]
+    assert "labels may be 'neg', 'neutral'" in problems[0]
+
+
+def test_integers_that_do_not_count_from_zero_are_pointed_to_a_map():
+    problems, _, _ = check(make_split("train", text=["a", "b"], label=[1, 2]), label_names=["one", "two"])
+    assert "train.csv row 2 (2)" in problems[0]
+    assert "a list names the values from 0 on; for others write a map" in problems[0]
+
+
+def test_secret_labels_of_a_hub_test_split_are_explained():
+    feature = datasets.ClassLabel(names=["neg", "pos"])
+    train = make_split("train", feature, text=["a", "b"], label=[0, 1])
+    problems, _, names = check(train, make_split("test", feature, text=["a", "b"], label=[-1, -1]))
+    assert "-1 stands for a label that is kept secret: set data.test=null" in problems[0]
+    assert names == LabelNames(["neg", "pos"], {0: 0, 1: 1})
+
+
+def test_decimal_labels_say_what_to_do():
+    problems, _, names = check(make_split("train", text=["a", "b"], label=[None, 4.5]))
+    assert problems == [
+        "data.train: column 'label' is null in 1 row: train.csv row 1; fill it in or remove the row",
+        "data.train: column 'label' holds decimal numbers, such as 4.5 (train.csv row 2); classification needs "
+        "integers, texts or true/false: make classes of them (1, not 1.0), or write a task that predicts numbers",
+    ]
+    assert names is None
+
+
+def test_decimal_labels_may_all_be_null():
+    split = make_split("train", datasets.Value("float32"), text=["a"], label=[None])
+    assert [problem.split(", ")[0] for problem in check(split)[0]] == [
+        "data.train: column 'label' is null in 1 row: train.csv row 1; fill it in or remove the row",
+        "data.train: column 'label' holds decimal numbers",
+    ]
+
+
+def test_labels_of_other_types_are_refused():
+    problems, _, _ = check(make_split("train", text=["a"], label=[[1, 2]]))
+    assert problems == [
+        "data.train: column 'label' holds values of type List; it must be one integer, text or true/false per row"
+    ]
+
+
+def test_labels_must_be_of_one_kind_in_all_splits():
+    problems, _, _ = check(make_split("train", **GOOD), make_split("validation", text=["a"], label=[1]))
+    assert problems == [
+        "data.validation: column 'label' holds integers, such as 1 (validation.csv row 1), data.train has texts; "
+        "write them alike"
+    ]
+
+
+def test_classes_must_be_the_same_in_all_splits_and_integers_stand_for_them():
+    train = make_split("train", datasets.ClassLabel(names=["neg", "pos"]), text=["a", "b"], label=[0, 1])
+    other = make_split("validation", datasets.ClassLabel(names=["pos", "neg"]), text=["a", "b"], label=[0, 1])
+    problems, _, _ = check(train, other, make_split("test", text=["a", "b"], label=[0, 1]))
+    assert problems == [
+        "data.validation: column 'label' holds the classes pos, neg, data.train has neg, pos; "
+        "both need the same in the same order"
+    ]
+
+
+def test_one_class_is_a_warning():
+    problems, warnings, _ = check(make_split("train", text=["a", "b"], label=["pos", "pos"]))
+    assert problems == []
+    assert warnings == ["data.train has one class only (pos): a model learns nothing from it"]
+
+
+def test_named_classes_without_rows_are_a_warning():
+    problems, warnings, _ = check(make_split("train", **GOOD), label_names=["neg", "neutral", "pos"])
+    assert problems == []
+    assert warnings == ["data.train has no rows of these classes: neutral"]
+
+
+def test_labels_that_differ_in_capitals_or_spaces_are_a_warning():
+    _, warnings, _ = check(make_split("train", text=["a", "b", "c"], label=["pos", "Pos ", "neg"]))
+    assert warnings == ["these labels differ in capitals or spaces only and are taken as unlike classes: 'Pos ', 'pos'"]
+
+
+def test_everything_wrong_is_told_at_once():
+    problems, _, _ = check(
+        make_split("train", text=["", "b", "c"], label=["x", None, "y"]),
+        make_split("validation", text=[None, "b"], label=["x", "z"]),
+        make_split("test", body=["a"], label=["x"]),
+    )
+    assert [problem.split(":")[0] for problem in problems] == [
+        "data.train", "data.validation", "data.text=text", "data.train", "data.validation"
+    ]  # fmt: skip
+
+
+def test_splits_are_judged_without_a_train_split_too():
+    problems, _, names = check(make_split("validation", text=["a", ""], label=["x", None]))
+    assert [problem.split(" in ")[0] for problem in problems] == [
+        "data.validation: column 'text' is empty",
+        "data.validation: column 'label' is null",
+    ]
+    assert names is None
+
+
+def test_rows_are_found_after_a_selection():
+    split = make_split("train", text=["a", "", "b", "", "c"], label=[0, 1, 0, 1, 0])
+    problems, _, _ = check(split.select(np.array([4, 3, 0])))
+    assert "in 1 row: train.csv row 4;" in problems[0]
+
+
+def test_fifty_thousand_rows_take_seconds_at_most():
+    split = make_split("train", text=["some words of a review " * 50] * 50_000, label=[0, 1] * 25_000)
+    began = time.perf_counter()
+    assert check(split)[0] == []
+    assert time.perf_counter() - began < 5

@@ -1,0 +1,187 @@
+import json
+import os
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.feather
+import pytest
+
+from trainer_loop.data.files import find_files, is_file_spec, read_files
+from trainer_loop.data.split import Split
+from trainer_loop.errors import UserError
+
+
+def read(*files: str, label: str | None = "label") -> Split:
+    return read_files(files, split="train", texts=["text"], label=label)
+
+
+def problems_of_finding(*specs: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        find_files(specs, key="data.train")
+    return caught.value.problems
+
+
+def problems_of_reading(*files: str) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        read(*files)
+    return caught.value.problems
+
+
+def labelled(num_rows: int = 3) -> datasets.Dataset:
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    rows = {"text": [f"text {n}" for n in range(num_rows)], "label": [n % 2 for n in range(num_rows)]}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+@pytest.mark.parametrize("spec", ["a.csv", "A.JSONL", "data/a", "*.parquet", "part?.txt", "~/a.tsv", "[ab].arrow"])
+def test_file_specs_are_told_by_extension_slash_or_wildcard(spec: str):
+    assert is_file_spec(spec, hub=False)
+
+
+@pytest.mark.parametrize("spec", ["train", "my_lab.data.train", "csv", "train_csv"])
+def test_names_are_no_file_specs(spec: str):
+    assert not is_file_spec(spec, hub=False)
+
+
+def test_brackets_are_a_slice_of_a_hub_split_but_a_glob_elsewhere():
+    assert not is_file_spec("train[:10%]", hub=True)
+    assert is_file_spec("train[ab]", hub=False)
+
+
+def test_globs_and_lists_are_found_in_order_of_their_names(folder: Path):
+    for name in ("b.csv", "a.csv", "c.txt", "sub/d.csv"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("text\nx\n")
+    assert find_files(["c.txt", "*.csv", "**/d.csv"], key="data.train") == ["c.txt", "a.csv", "b.csv", "sub/d.csv"]
+
+
+def test_the_home_folder_is_expanded(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", str(folder))
+    (folder / "a.csv").write_text("text\nx\n")
+    assert find_files(["~/a.csv"], key="data.train") == [str(folder / "a.csv")]
+
+
+def test_a_file_whose_name_has_brackets_is_no_glob(folder: Path):
+    (folder / "a[1].csv").write_text("text\nx\n")
+    assert find_files(["a[1].csv"], key="data.train") == ["a[1].csv"]
+
+
+def test_all_specs_that_find_nothing_are_told_at_once(folder: Path):
+    (folder / "reviews.csv").write_text("text\nx\n")
+    (folder / "notes.md").write_text("x")
+    (folder / "sub").mkdir()
+    (folder / "sub/a.jsonl").write_text("{}")
+    problems = problems_of_finding(
+        "review.csv", "*.tsv", "sub", "notes.md", "nowhere/a.csv", "reviews.csv", "./reviews.csv"
+    )
+    assert "data.train=review.csv: there is no such file; did you mean 'reviews.csv'?" in problems
+    assert f"data.train=*.tsv: no file matches; {folder} has reviews.csv" in problems
+    assert "data.train=sub: this is a folder; give the files in it, such as sub/*.jsonl" in problems
+    assert any(
+        problem.startswith("data.train=notes.md: notes.md: of no known kind; known are .csv") for problem in problems
+    )
+    assert any("nor a folder nowhere" in problem for problem in problems)
+    assert problems[-1] == "data.train: each file may be given once, and these are more often: reviews.csv"
+    assert len(problems) == 6
+
+
+def test_parquet_keeps_class_names_and_maps_its_rows(folder: Path):
+    labelled().to_parquet("a.parquet")
+    split = read("a.parquet")
+    assert split.rows.features["label"].names == ["neg", "pos"]
+    assert split.rows.cache_files
+    assert split.places.place(2) == "a.parquet row 3"
+
+
+def test_a_parquet_file_that_was_written_again_is_read_again(folder: Path):
+    labelled(3).to_parquet("a.parquet")
+    before = read("a.parquet")
+    labelled(5).to_parquet("a.parquet")
+    assert (len(before.rows), len(read("a.parquet").rows)) == (3, 5)
+
+
+def test_a_parquet_file_may_have_brackets_in_its_name(folder: Path):
+    labelled().to_parquet("a[1].parquet")
+    assert len(read("a[1].parquet").rows) == 3
+
+
+def test_both_arrow_formats_are_read(folder: Path):
+    labelled().save_to_disk("saved")
+    os.replace(next(Path("saved").glob("*.arrow")), "stream.arrow")
+    pyarrow.feather.write_feather(labelled().data.table, "file.arrow", compression="uncompressed")
+    for name in ("stream.arrow", "file.arrow"):
+        split = read(name)
+        assert split.rows.features["label"].names == ["neg", "pos"]
+        assert list(split.rows["text"]) == ["text 0", "text 1", "text 2"]
+
+
+def test_files_of_unlike_kinds_are_joined(folder: Path):
+    Path("a.csv").write_text("text,label,note\nfrom csv,1,x\n")
+    Path("b.jsonl").write_text('{"label": 0, "text": "from jsonl"}\n\n{"label": 1, "text": "again"}\n')
+    pa.parquet.write_table(
+        pa.table({"text": pa.array(["from parquet"]), "label": pa.array([0], pa.int8())}), "c.parquet"
+    )
+    split = read("a.csv", "b.jsonl", "c.parquet")
+    assert list(split.rows) == [
+        {"text": "from csv", "label": 1},
+        {"text": "from jsonl", "label": 0},
+        {"text": "again", "label": 1},
+        {"text": "from parquet", "label": 0},
+    ]
+    assert [split.places.place(row) for row in range(4)] == [
+        "a.csv row 1",
+        "b.jsonl line 1",
+        "b.jsonl line 3",
+        "c.parquet row 1",
+    ]
+
+
+def test_joined_files_that_do_not_go_together_are_told_at_once(folder: Path):
+    Path("a.csv").write_text("text,label\ngood,1\n")
+    Path("b.csv").write_text("texts,label\ngood,yes\n")
+    problems = problems_of_reading("a.csv", "b.csv")
+    assert problems[0] == "b.csv has no column 'text'; it has texts, label; did you mean 'texts'?"
+    assert problems[1].startswith(
+        "column 'label' has one type in a.csv (Value('int64')) and another in b.csv (Value('string'))"
+    )
+
+
+def test_a_null_column_takes_the_type_of_the_other_files(folder: Path):
+    Path("a.jsonl").write_text('{"text": "a", "label": null}\n')
+    Path("b.jsonl").write_text('{"text": "b", "label": "yes"}\n')
+    assert list(read("a.jsonl", "b.jsonl").rows["label"]) == [None, "yes"]
+
+
+def test_the_problems_of_all_files_are_told_at_once(folder: Path):
+    Path("empty.csv").write_text("")
+    Path("header.csv").write_text("text,label\n")
+    Path("broken.jsonl").write_text("{\n")
+    Path("broken.parquet").write_text("no parquet")
+    Path("broken.arrow").write_text("no arrow")
+    labelled(0).to_parquet("none.parquet")
+    problems = problems_of_reading(
+        "empty.csv", "header.csv", "broken.jsonl", "broken.parquet", "broken.arrow", "none.parquet"
+    )
+    assert [problem.split()[0] for problem in problems] == [
+        "empty.csv", "header.csv", "broken.jsonl", "broken.parquet", "broken.arrow", "none.parquet"
+    ]  # fmt: skip
+    assert problems[0] == "empty.csv is empty"
+    assert "is no readable parquet file" in problems[3]
+    assert "is no readable Arrow file" in problems[4]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_that_may_not_be_read_is_told(folder: Path):
+    Path("a.csv").write_text("text\nx\n")
+    Path("a.csv").chmod(0)
+    assert problems_of_reading("a.csv")[0].startswith("a.csv cannot be read: ")
+
+
+def test_the_fingerprint_follows_the_content_and_not_the_name(folder: Path):
+    def fingerprint(name: str, text: str) -> str:
+        Path(name).write_text(json.dumps({"text": text, "label": 1}))
+        return read(name).fingerprint
+
+    assert fingerprint("a.jsonl", "one") == fingerprint("b.jsonl", "one")
+    assert fingerprint("a.jsonl", "one") != fingerprint("a.jsonl", "two")

@@ -1,0 +1,105 @@
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import pytest
+
+from trainer_loop.data.row_cache import load_or_make
+
+
+class Maker:
+    """Writes three rows, and counts how often."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, path: str) -> None:
+        self.calls += 1
+        rows = datasets.Dataset.from_dict({"ids": [[1], [2, 3], []]})
+        rows.map(lambda row: row, cache_file_name=path, load_from_cache_file=False)
+
+
+def test_rows_are_made_once_and_mapped_from_the_disk(tmp_path: Path):
+    make = Maker()
+    first, second = (load_or_make(tmp_path / "kept" / "key", make) for _ in range(2))
+    assert make.calls == 1
+    assert list(first["ids"]) == list(second["ids"]) == [[1], [2, 3], []]
+    assert second.cache_files == [{"filename": str(tmp_path / "kept" / "key" / "rows.arrow")}]
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def no_json(path: Path) -> None:
+    path.write_text("{")
+
+
+@pytest.mark.parametrize("file", ["rows.arrow", "facts.json"])
+@pytest.mark.parametrize("damage", [Path.unlink, empty, cut_short, flip_a_bit, no_json])
+def test_damaged_rows_are_made_again(tmp_path: Path, file: str, damage: Callable[[Path], None]):
+    make = Maker()
+    load_or_make(tmp_path / "key", make)
+    damage(tmp_path / "key" / file)
+    for _ in range(2):
+        assert list(load_or_make(tmp_path / "key", make)["ids"]) == [[1], [2, 3], []]
+    assert make.calls == 2
+
+
+def test_what_a_killed_process_left_behind_is_replaced(tmp_path: Path):
+    (tmp_path / "key.partial").mkdir()
+    (tmp_path / "key.partial" / "rows.arrow").write_bytes(b"half of it")
+    assert len(load_or_make(tmp_path / "key", Maker())) == 3
+    assert not (tmp_path / "key.partial").exists()
+
+
+def test_nothing_is_kept_when_the_making_fails(tmp_path: Path):
+    def fail(path: str) -> None:
+        Path(path).write_bytes(b"half of it")
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        load_or_make(tmp_path / "key", fail)
+    assert not (tmp_path / "key").exists()
+    assert len(load_or_make(tmp_path / "key", Maker())) == 3
+
+
+def test_processes_that_ask_at_one_time_have_it_made_once(tmp_path: Path):
+    script = textwrap.dedent("""
+        import sys, time
+        from pathlib import Path
+        import datasets
+        from trainer_loop.data.row_cache import load_or_make
+
+        folder = Path(sys.argv[1])
+
+        def make(path):
+            with (folder / "log").open("a") as log:
+                log.write("made\\n")
+            time.sleep(0.5)
+            datasets.Dataset.from_dict({"n": [1, 2]}).map(lambda row: row, cache_file_name=path)
+
+        while not (folder / "go").exists():
+            time.sleep(0.01)
+        print(sum(load_or_make(folder / "key", make)["n"]))
+    """)
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    (tmp_path / "go").touch()
+    assert [process.communicate(timeout=120)[0].strip() for process in processes] == ["3"] * 3
+    assert (tmp_path / "log").read_text() == "made\n"

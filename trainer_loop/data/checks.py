@@ -1,0 +1,211 @@
+"""Everything that can be wrong with rows that could be read, found in all splits at once and without a model."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from trainer_loop.data.labels import LabelNames, RawLabel, describe_kind, name_labels
+from trainer_loop.data.split import Split
+from trainer_loop.data.wording import count, did_you_mean, enumerate_some, shorten
+from trainer_loop.errors import UserError
+
+_SHOWN = 5  # rows named per problem
+_READ_ROWS = 10_000  # at a time, so that memory does not grow with the split
+_NAMING_KINDS = ("classes", "integers", "texts", "true/false")
+
+Test = Callable[[pa.ChunkedArray], pa.ChunkedArray]
+
+
+def check_splits(
+    splits: Mapping[str, Split], *, text: str, text_pair: str | None, label: str | None, label_names: object
+) -> tuple[list[str], list[str], LabelNames | None]:
+    """Judge raw splits -> problems, warnings, and the classes (None without a label, or where they cannot be told).
+
+    label: None for a task that needs none; its texts may then be empty, for a running text has blank lines.
+    label_names: as in the config: None, a list of names, or a map from names to raw values; see `name_labels`.
+    Works on some of the splits too, where the others could not be read.
+    """
+    problems: list[str] = []
+    warnings: list[str] = []
+    keys = {"text": text, "text_pair": text_pair, "label": label}
+    for split in splits.values():
+        for key, column in keys.items():
+            if column is None:
+                continue
+            if column not in split.rows.column_names:
+                problems.append(_explain_missing(split, key=key, column=column))
+            elif key != "label":
+                problems += _check_texts(split, column, may_be_empty=label is None)
+    if label is None:
+        return problems, warnings, None
+    labelled = {name: split for name, split in splits.items() if label in split.rows.column_names}
+    label_problems, label_warnings, names = _check_labels(labelled, label=label, label_names=label_names)
+    return problems + label_problems, warnings + label_warnings, names
+
+
+def count_labels(split: Split, label: str) -> Counter[RawLabel]:
+    """How many rows have each raw label; nulls are left out."""
+    counts: Counter[RawLabel] = Counter()
+    for column in _read_column(split, label):
+        for counted in pc.value_counts(column.drop_null()).to_pylist():
+            counts[counted["values"]] += counted["counts"]
+    return counts
+
+
+def _explain_missing(split: Split, *, key: str, column: str) -> str:
+    present = split.rows.column_names
+    there = enumerate_some(present, at_most=10)
+    return f"data.{key}={column}: data.{split.name} has no such column; it has {there}{did_you_mean(column, present)}"
+
+
+def _check_texts(split: Split, column: str, *, may_be_empty: bool) -> list[str]:
+    feature = split.rows.features[column]
+    is_null = isinstance(feature, datasets.Value) and feature.dtype == "null"
+    if not is_null and not (isinstance(feature, datasets.Value) and "string" in feature.dtype):
+        kind = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
+        return [
+            f"data.{split.name}: column {column!r} holds no texts but values of type {kind}, such as "
+            f"{shorten(split.rows[0][column])} ({split.places.place(0)}); name a column of texts"
+        ]
+    problems = []
+    if found := _describe_rows(split, column, pc.is_null):
+        problems.append(f"data.{split.name}: column {column!r} is null in {found}; fill it in or remove the row")
+    if is_null:
+        return problems
+    if may_be_empty:
+        if all(pc.all(_is_blank(column), min_count=0).as_py() for column in _read_column(split, column)):
+            problems.append(f"data.{split.name}: column {column!r} holds empty texts only")
+    elif found := _describe_rows(split, column, _is_blank):
+        problems.append(f"data.{split.name}: column {column!r} is empty in {found}; fill it in or remove the row")
+    return problems
+
+
+def _check_labels(
+    splits: Mapping[str, Split], *, label: str, label_names: object
+) -> tuple[list[str], list[str], LabelNames | None]:
+    problems: list[str] = []
+    for split in splits.values():
+        if found := _describe_rows(split, label, pc.is_null):
+            problems.append(f"data.{split.name}: column {label!r} is null in {found}; fill it in or remove the row")
+        problems += _check_kind(split, label=label, train=splits.get("train"))
+    train = splits.get("train")
+    if train is None or describe_kind(train.rows, label) not in _NAMING_KINDS:
+        return problems, [], None
+
+    counts = count_labels(train, label)
+    try:
+        names = name_labels(
+            counts,
+            kind=describe_kind(train.rows, label),
+            class_names=getattr(train.rows.features[label], "names", None),
+            given=label_names,
+        )
+    except UserError as error:
+        return problems + error.problems, [], None
+    for split in splits.values():
+        if not _check_kind(split, label=label, train=train):
+            problems += _check_values(split, label=label, names=names, given=label_names)
+    return problems, _warn_of_classes(counts, names), names
+
+
+def _check_kind(split: Split, *, label: str, train: Split | None) -> list[str]:
+    """Whether the column can hold classes, and the same ones as the training rows'."""
+    kind = describe_kind(split.rows, label)
+    if kind == "nulls":
+        return []  # every row is told to be null
+    where = f"data.{split.name}: column {label!r} holds"
+    if kind == "decimal numbers":
+        return [
+            f"{where} decimal numbers, such as {_first_value(split, label)}; classification needs integers, texts or "
+            "true/false: make classes of them (1, not 1.0), or write a task that predicts numbers"
+        ]
+    if kind not in _NAMING_KINDS:
+        return [f"{where} {kind}; it must be one integer, text or true/false per row"]
+    if train is None or train is split:
+        return []
+    of_train = describe_kind(train.rows, label)
+    if {kind, of_train} == {"classes"}:
+        here, there = split.rows.features[label].names, train.rows.features[label].names
+        if here != there:
+            return [
+                f"{where} the classes {enumerate_some(here, at_most=10)}, data.train has "
+                f"{enumerate_some(there, at_most=10)}; both need the same in the same order"
+            ]
+    elif of_train in _NAMING_KINDS and kind != of_train and not {kind, of_train} <= {"classes", "integers"}:
+        return [f"{where} {kind}, such as {_first_value(split, label)}, data.train has {of_train}; write them alike"]
+    return []
+
+
+def _check_values(split: Split, *, label: str, names: LabelNames, given: object) -> list[str]:
+    unknown = [value for value in count_labels(split, label) if value not in names.ids]
+    if not unknown:
+        return []
+    found = _describe_rows(split, label, lambda column: pc.is_in(column, pa.array(unknown, column.type)), values=True)
+    allowed = enumerate_some([shorten(value) for value in names.ids], at_most=10)
+    named = given is not None or isinstance(split.rows.features[label], datasets.ClassLabel)
+    wanted = "may be" if named else "in data.train are"
+    remedy = "correct them or remove the rows"
+    if unknown == [-1]:
+        remedy = f"-1 stands for a label that is kept secret: set data.{split.name}=null"
+    elif isinstance(given, (list, tuple)) and all(type(value) is int for value in unknown):
+        remedy = "a list names the values from 0 on; for others write a map, data.label_names={name: value}"
+    elif all(isinstance(value, str) for value in unknown):
+        remedy += did_you_mean(str(unknown[0]), map(str, names.ids))
+    return [f"data.{split.name}: column {label!r} has an unknown label in {found}; labels {wanted} {allowed}: {remedy}"]
+
+
+def _warn_of_classes(counts: Mapping[RawLabel, int], names: LabelNames) -> list[str]:
+    warnings: list[str] = []
+    present = [names.names[names.ids[value]] for value in counts if value in names.ids]
+    if len(present) == 1:
+        warnings.append(f"data.train has one class only ({present[0]}): a model learns nothing from it")
+    elif absent := [name for name in names.names if name not in present]:
+        warnings.append(f"data.train has no rows of these classes: {enumerate_some(absent, at_most=10)}")
+    alike: dict[str, list[str]] = {}
+    for name in names.names:
+        alike.setdefault(name.strip().casefold(), []).append(name)
+    for spellings in alike.values():
+        if len(spellings) > 1:
+            shown = enumerate_some([repr(name) for name in spellings])
+            warnings.append(f"these labels differ in capitals or spaces only and are taken as unlike classes: {shown}")
+    return warnings
+
+
+def _describe_rows(split: Split, column: str, test: Test, *, values: bool = False) -> str:
+    """`3 rows: reviews.csv row 4, ...` for rows whose value passes the test, or nothing; `values` shows them too."""
+    rows: list[int] = []
+    total = start = 0
+    for part in _read_column(split, column):
+        passing = np.flatnonzero(pc.fill_null(test(part), False).to_numpy())
+        rows += [start + int(row) for row in passing[: _SHOWN - len(rows)]]
+        total += len(passing)
+        start += len(part)
+    if not total:
+        return ""
+    shown = [
+        f"{split.places.place(row)}" + (f" ({shorten(split.rows[row][column])})" if values else "") for row in rows
+    ]
+    return f"{count(total, 'row')}: {enumerate_some(shown, total=total)}"
+
+
+def _first_value(split: Split, column: str) -> str:
+    for row in range(len(split.rows)):
+        value = split.rows[row][column]
+        if value is not None:
+            return f"{shorten(value)} ({split.places.place(row)})"
+    return "null"
+
+
+def _read_column(split: Split, column: str) -> Iterator[pa.ChunkedArray]:
+    table: Any
+    for table in split.rows.select_columns([column]).with_format("arrow").iter(batch_size=_READ_ROWS):
+        yield table[column]
+
+
+def _is_blank(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0)

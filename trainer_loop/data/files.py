@@ -1,0 +1,213 @@
+"""Files: what a spec stands for, and reading files of any known kind into one split."""
+
+import glob
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.exceptions import DatasetGenerationError
+
+from trainer_loop.data.fingerprint import digest, digest_file
+from trainer_loop.data.split import Places, Split
+from trainer_loop.data.text_files import Rows, read_delimited, read_json, read_json_lines, read_text_lines
+from trainer_loop.data.wording import did_you_mean, enumerate_some, in_one_line
+from trainer_loop.errors import UserError
+
+EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".txt")
+_INTEGERS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"}
+_JOINED_TYPES = {
+    "large_string": {"string", "large_string", "string_view"},
+    "int64": _INTEGERS,
+    "float64": _INTEGERS | {"float16", "float32", "float64"},
+}
+
+
+def is_file_spec(spec: str, *, hub: bool) -> bool:
+    """Whether a spec means files. With a hub data set, brackets are a slice of a split: train[:1000]."""
+    wild = "*?" if hub else "*?["
+    return spec.lower().endswith(EXTENSIONS) or "/" in spec or os.sep in spec or any(sign in spec for sign in wild)
+
+
+def find_files(specs: Sequence[str], *, key: str) -> list[str]:
+    """The files that paths and globs stand for; those of one glob are in the order of their names.
+
+    key: the config key that errors name. Raises UserError with all that is wrong.
+    """
+    problems: list[str] = []
+    files: list[str] = []
+    for spec in specs:
+        try:
+            files += _find(spec)
+        except UserError as error:
+            problems += [f"{key}={spec}: {problem}" for problem in error.problems]
+    resolved = [os.path.realpath(file) for file in files]
+    twice = sorted({file for file, path in zip(files, resolved, strict=True) if resolved.count(path) > 1})
+    if twice:
+        problems.append(f"{key}: each file may be given once, and these are more often: {enumerate_some(twice)}")
+    if problems:
+        raise UserError(problems)
+    return files
+
+
+def read_files(files: Sequence[str], *, split: str, texts: Collection[str], label: str | None) -> Split:
+    """The rows of all files, one file after the other; only columns that all of them have are kept.
+
+    texts: columns of text. label: column of the label, if the task has one. Raises UserError with the problems of
+    all files.
+    """
+    problems: list[str] = []
+    read: list[Rows] = []
+    for file in files:
+        try:
+            read.append(_read_file(file, texts=texts, label=label))
+        except UserError as error:
+            problems += error.problems
+        except OSError as error:
+            problems.append(f"{file} cannot be read: {in_one_line(error)}")
+    if problems:
+        raise UserError(problems)
+    wanted = [*texts, *([label] if label is not None else [])]
+    rows = _join_rows([rows for rows, _ in read], files=files, wanted=wanted)
+    fingerprint = digest(*(f"{Path(file).suffix.lower()} {digest_file(Path(file))}".encode() for file in files))
+    return Split(split, rows, Places.join([places for _, places in read]), fingerprint)
+
+
+def _find(spec: str) -> list[str]:
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        kinds = sorted({entry.suffix.lower() for entry in path.iterdir()} & set(EXTENSIONS))
+        example = Path(spec) / f"*{(kinds or EXTENSIONS)[0]}"
+        raise UserError(f"this is a folder; give the files in it, such as {example}")
+    if path.is_file():
+        found = [str(path)]
+    elif glob.has_magic(spec):
+        matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
+        found = sorted(match for match in matches if Path(match).is_file())
+    else:
+        raise UserError(f"there is no such file{_describe_folder(path)}")
+    if not found:
+        raise UserError(f"no file matches{_describe_folder(path)}")
+    unknown = [file for file in found if not file.lower().endswith(EXTENSIONS)]
+    if unknown:
+        raise UserError(f"{enumerate_some(unknown)}: of no known kind; known are {', '.join(EXTENSIONS)}")
+    return found
+
+
+def _describe_folder(path: Path) -> str:
+    """What is there instead of a file that is not."""
+    folder = path.parent
+    if glob.has_magic(str(folder)):
+        return ""
+    if not folder.is_dir():
+        return f", nor a folder {folder} (relative paths begin in {Path.cwd()})"
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.lower().endswith(EXTENSIONS))
+    if not names:
+        return f"; {folder.absolute()} has no data files"
+    return did_you_mean(path.name, names) or f"; {folder.absolute()} has {enumerate_some(names)}"
+
+
+def _read_file(path: str, *, texts: Collection[str], label: str | None) -> Rows:
+    wanted = [*texts, *([label] if label is not None else [])]
+    if not Path(path).stat().st_size:
+        raise UserError(f"{path} is empty")
+    match Path(path).suffix.lower():
+        case ".csv":
+            return read_delimited(path, delimiter=",", texts=texts, label=label)
+        case ".tsv":
+            return read_delimited(path, delimiter="\t", texts=texts, label=label)
+        case ".json":
+            return read_json(path, wanted=wanted)
+        case ".jsonl":
+            return read_json_lines(path, wanted=wanted)
+        case ".txt":
+            return read_text_lines(path)
+        case ".parquet":
+            rows = _read_parquet(path)
+        case _:
+            rows = _read_arrow(path)
+    if not len(rows):
+        raise UserError(f"{path} has no rows")
+    return rows, Places.of(f"{path} row", len(rows))
+
+
+def _read_parquet(path: str) -> datasets.Dataset:
+    """By the reader of datasets: it keeps the features, and maps the rows from its cache instead of holding them."""
+    try:
+        with pq.ParquetFile(path) as file:
+            if not file.metadata.num_rows:
+                raise UserError(f"{path} has no rows")
+        rows = datasets.Dataset.from_parquet(glob.escape(path))  # it takes a pattern
+    except (pa.ArrowException, DatasetGenerationError) as error:
+        raise UserError(f"{path} is no readable parquet file: {in_one_line(error.__cause__ or error)}") from error
+    assert isinstance(rows, datasets.Dataset), "one file is one split"
+    return rows
+
+
+def _read_arrow(path: str) -> datasets.Dataset:
+    """Mapped into memory. Of the two formats of Arrow, datasets has the streaming one and feather the other."""
+    try:
+        with Path(path).open("rb") as file:
+            is_stream = file.read(6) != b"ARROW1"
+        return datasets.Dataset.from_file(path) if is_stream else _map_arrow_file(path)
+    except pa.ArrowException as error:
+        raise UserError(f"{path} is no readable Arrow file: {in_one_line(error)}") from error
+
+
+def _map_arrow_file(path: str) -> datasets.Dataset:
+    return datasets.Dataset(pa.ipc.open_file(pa.memory_map(path)).read_all())
+
+
+def _join_rows(parts: Sequence[datasets.Dataset], *, files: Sequence[str], wanted: Collection[str]) -> datasets.Dataset:
+    """One after the other, with the columns that all have in types that go together. Raises UserError where a wanted
+    column is not among them."""
+    problems: list[str] = []
+    features = datasets.Features()
+    for name in dict.fromkeys(name for part in parts for name in part.column_names):
+        try:
+            features[name] = _join_feature(name, parts, files=files)
+        except UserError as error:
+            problems += error.problems if name in wanted else []
+    if problems:
+        raise UserError(problems)
+    alike = [part.select_columns(list(features)) for part in parts]
+    return datasets.concatenate_datasets([part if part.features == features else part.cast(features) for part in alike])
+
+
+def _join_feature(name: str, parts: Sequence[datasets.Dataset], *, files: Sequence[str]) -> Any:
+    """The type of a column over all files. Raises UserError where a file lacks it or has an unlike type."""
+    problems = [
+        f"{file} has no column {name!r}; it has {enumerate_some(part.column_names, at_most=10)}"
+        + did_you_mean(name, part.column_names)
+        for file, part in zip(files, parts, strict=True)
+        if name not in part.column_names
+    ]
+    if problems:
+        raise UserError(problems)
+    common = parts[0].features[name]
+    for file, part in zip(files, parts, strict=True):
+        joined = _common_feature(common, part.features[name])
+        if joined is None:
+            raise UserError(
+                f"column {name!r} has one type in {files[0]} ({common}) and another in {file} "
+                f"({part.features[name]}); make them alike"
+            )
+        common = joined
+    return common
+
+
+def _common_feature(one: Any, other: Any) -> Any | None:
+    """The type that holds the values of both columns, or None."""
+    null = datasets.Value("null")
+    if one == other or other == null:
+        return one
+    if one == null:
+        return other
+    if isinstance(one, datasets.Value) and isinstance(other, datasets.Value):
+        for joined, kinds in _JOINED_TYPES.items():
+            if {one.dtype, other.dtype} <= kinds:
+                return datasets.Value(joined)
+    return None

@@ -1,0 +1,65 @@
+"""Data sets of the Hugging Face hub, or of its cache on this machine."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import datasets
+from datasets.exceptions import DatasetNotFoundError, DatasetsError
+
+from trainer_loop.data.fingerprint import digest
+from trainer_loop.data.split import Places, Split
+from trainer_loop.data.wording import did_you_mean, enumerate_some, in_one_line
+from trainer_loop.runtime.hub import describe_unreachable, offline_unless_reachable
+
+_SLICE = re.compile(r"[\[+]")  # train[:1000], train+test
+
+
+def load_hub_splits(name: str, *, config: str | None, specs: Mapping[str, str]) -> tuple[dict[str, Split], list[str]]:
+    """Splits of a hub data set, from the hub or its cache -> the splits that are there, and what is wrong.
+
+    specs: our name of a split -> its name there, or a slice of it such as `train[:1000]`.
+    """
+    if Path(name).expanduser().exists():
+        return {}, [f"data.name={name} is a local path; use data.name=null and give its files, data.train={name}/..."]
+    reason = describe_unreachable()  # asked before offline mode is set, which would be the reason then
+    with offline_unless_reachable() as reachable:
+        try:
+            present = datasets.load_dataset(name, config)
+        except DatasetNotFoundError as error:
+            return {}, [f"data.name={name}: {in_one_line(error)}; check the name, or log in with `hf auth login`"]
+        except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+            if not reachable:
+                return {}, [_explain_offline(name, config, reason=reason, error=error)]
+            return {}, [f"data.name={name} data.config={config or 'null'}: {in_one_line(error)}"]
+        splits: dict[str, Split] = {}
+        problems: list[str] = []
+        for ours, theirs in specs.items():
+            rows = present.get(theirs)
+            if rows is None and _SLICE.search(theirs):
+                try:
+                    rows = datasets.load_dataset(name, config, split=theirs)
+                except (ValueError, DatasetsError) as error:
+                    problems.append(f"data.{ours}={theirs}: {in_one_line(error)}")
+                    continue
+            if rows is None:
+                there = f"{name} has {enumerate_some(list(present), at_most=10)}"
+                problems.append(f"data.{ours}={theirs}: no such split; {there}{did_you_mean(theirs, present)}")
+            elif not len(rows):
+                problems.append(f"data.{ours}={theirs}: this split of {name} has no rows")
+            else:
+                # datasets derives it from the files' revision and the chosen rows.
+                fingerprint = digest(rows._fingerprint.encode())
+                splits[ours] = Split(ours, rows, Places.of(f"{name}[{theirs}] row", len(rows)), fingerprint)
+        return splits, problems
+
+
+def _explain_offline(name: str, config: str | None, *, reason: str, error: Exception) -> str:
+    fill = f"datasets.load_dataset({name!r}{f', {config!r}' if config else ''})"
+    # Where the cache holds another configuration of it, datasets says which.
+    cached = f" ({in_one_line(error)})" if isinstance(error, ValueError) else ""
+    return (
+        f"data.name={name}: {reason} and the data set is not in the cache "
+        f"{datasets.config.HF_DATASETS_CACHE}{cached}; use local files (data.name=null data.train=train.csv), or fill "
+        f"the cache with {fill} where there is network"
+    )

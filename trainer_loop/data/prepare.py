@@ -1,0 +1,80 @@
+"""Which rows of the raw splits are used: a validation part cut from train, and samples of at most so many rows."""
+
+import dataclasses
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+
+from trainer_loop.data.split import Indices, Split
+from trainer_loop.runtime.randomness import derive_seed
+
+_CLASS_TYPES = ("int", "uint", "bool", "string", "large_string")  # of a column whose values can name classes
+
+
+def cut_validation(train: Split, *, fraction: float, label: str | None, seed: int) -> tuple[Split, Split]:
+    """Train -> (train, validation); the rows of both keep their order.
+
+    The label, where there is one of a few classes, has the same shares in both, see `choose_stratified`.
+    The same rows on every process and machine: they follow from the number of rows, the labels and the seed.
+    """
+    classes = find_classes(train.rows, label)
+    chosen = choose_stratified(classes, fraction=fraction, keys=_draw_keys(len(classes), seed, "validation_fraction"))
+    validation = dataclasses.replace(train.select(np.flatnonzero(chosen)), name="validation")
+    return train.select(np.flatnonzero(~chosen)), validation
+
+
+def limit_rows(split: Split, *, limit: int, seed: int) -> Split:
+    """A uniform sample of `limit` rows in the order of the file, or the split itself where it has no more."""
+    if limit >= len(split.rows):
+        return split
+    keys = _draw_keys(len(split.rows), seed, f"limit {split.name}")
+    return split.select(np.sort(np.argsort(keys, kind="stable")[:limit]))
+
+
+def find_classes(rows: datasets.Dataset, label: str | None) -> Indices:
+    """`[N]` a number for the class of every row; one class where there is no label, or none that names classes."""
+    feature = rows.features.get(label) if label is not None else None
+    is_class = isinstance(feature, datasets.ClassLabel) or (
+        isinstance(feature, datasets.Value) and feature.dtype.startswith(_CLASS_TYPES)
+    )
+    if label is None or not is_class:
+        return np.zeros(len(rows), dtype=np.int64)
+    column = rows.select_columns([label]).with_format("arrow")[:][label]
+    encoded = pc.dictionary_encode(column, null_encoding="encode").combine_chunks()
+    codes: Indices = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    return codes
+
+
+def choose_stratified(classes: Indices, *, fraction: float, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """`[N]` which rows are chosen: `fraction` of them, at least one and not all, and of every class its share.
+
+    classes: `[N]` integers. keys: `[N]` random; within a class the rows with the smallest are chosen.
+    Shares that are no whole number are rounded so that the total is met. The last row of a class is never chosen,
+    so a class of one row stays behind; where every class has one row, rows are chosen regardless of it.
+    """
+    total = min(max(round(len(classes) * fraction), 1), len(classes) - 1)
+    _, codes, sizes = np.unique(classes, return_inverse=True, return_counts=True)
+    if sizes.max() == 1:
+        codes, sizes = np.zeros_like(codes), np.array([len(codes)])
+    exact = sizes * (total / len(classes))
+    taken = np.minimum(np.floor(exact).astype(np.int64), sizes - 1)
+    while (missing := total - int(taken.sum())) > 0:
+        open_classes = np.flatnonzero(taken < sizes - 1)
+        if not len(open_classes):
+            break
+        by_remainder = np.argsort(taken[open_classes] - exact[open_classes], kind="stable")
+        taken[open_classes[by_remainder[:missing]]] += 1
+    order = np.lexsort((keys, codes))  # class by class, within a class by key
+    first_of_class = np.cumsum(sizes) - sizes
+    rank = np.arange(len(codes)) - first_of_class[codes[order]]
+    chosen = np.zeros(len(codes), dtype=np.bool_)
+    chosen[order] = rank < taken[codes[order]]
+    return chosen
+
+
+def _draw_keys(count: int, seed: int, purpose: str) -> npt.NDArray[np.uint64]:
+    """`[count]` random numbers; raw ones, because those are the same with every version of numpy."""
+    keys: npt.NDArray[np.uint64] = np.random.PCG64(derive_seed(seed, purpose)).random_raw(count)
+    return keys

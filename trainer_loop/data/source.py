@@ -1,0 +1,160 @@
+"""The door through which all data comes in: hub data sets, files, and functions of the user's own."""
+
+import inspect
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import datasets
+import pyarrow as pa
+
+from trainer_loop.config.component import locate
+from trainer_loop.data.files import EXTENSIONS, find_files, is_file_spec, read_files
+from trainer_loop.data.fingerprint import digest
+from trainer_loop.data.hub import load_hub_splits
+from trainer_loop.data.prepare import cut_validation, limit_rows
+from trainer_loop.data.progress import progress_bars
+from trainer_loop.data.split import Places, Split
+from trainer_loop.data.text_files import make_table
+from trainer_loop.errors import UserError
+
+_SPLITS = ("train", "validation", "test")
+_HASHED_ROWS = 10_000  # at a time
+
+
+def load_splits(
+    *,
+    name: str | None,
+    config: str | None,
+    train: Any,
+    validation: Any,
+    test: Any,
+    validation_fraction: float | None,
+    limit: Mapping[str, int | None],
+    text: str,
+    text_pair: str | None,
+    label: str | None,
+    seed: int,
+    show_progress: bool = False,
+) -> tuple[dict[str, Split], list[str]]:
+    """Every split that was asked for, as raw rows -> those that could be read, and all that is wrong with the rest.
+
+    A split is named by (the parameters are the config keys of the same names under `data`)
+      - the name of a split of the hub data set `name`, or a slice of one (`train[:1000]`);
+      - a file, a glob, or a list of them: whatever has a known extension, a slash or a `*` or `?`;
+      - where `name` is None, else, the dotted path of a function without required parameters (`seed` is handed in
+        where it has one) that returns a datasets.Dataset or an iterable of dicts.
+    `validation_fraction` of the training rows become the validation split; after that `limit` samples each split.
+    label: the label's column, None where the task needs none.
+    """
+    specs = {"train": train, "validation": validation, "test": test}
+    splits: dict[str, Split] = {}
+    problems: list[str] = []
+    if train is None:
+        problems.append("data.train=null: a split, a file or a dotted path is needed")
+    if validation_fraction is not None and validation is not None:
+        problems.append("data.validation and data.validation_fraction are both given; set one of them to null")
+    if validation_fraction is not None and not 0 < validation_fraction < 1:
+        problems.append(f"data.validation_fraction={validation_fraction}: it must lie between 0 and 1; null for none")
+
+    texts = [text] if text_pair is None else [text, text_pair]
+    hub_specs: dict[str, str] = {}
+    with progress_bars(shown=show_progress):
+        for split, spec in specs.items():
+            if spec is None:
+                continue
+            try:
+                if name is not None and isinstance(spec, str) and not is_file_spec(spec, hub=True):
+                    hub_specs[split] = spec
+                else:
+                    splits[split] = _read_local(spec, split=split, texts=texts, label=label, seed=seed)
+            except UserError as error:
+                problems += error.problems
+        if hub_specs and name is not None:
+            found, hub_problems = load_hub_splits(name, config=config, specs=hub_specs)
+            splits.update(found)
+            problems += hub_problems
+
+    if validation_fraction is not None and 0 < validation_fraction < 1 and validation is None and "train" in splits:
+        if len(splits["train"].rows) < 2:
+            problems.append("data.validation_fraction: data.train has 1 row, which cannot be divided")
+        else:
+            splits["train"], splits["validation"] = cut_validation(
+                splits["train"], fraction=validation_fraction, label=label, seed=seed
+            )
+    for split, most in limit.items():
+        if most is not None and split in splits:
+            splits[split] = limit_rows(splits[split], limit=most, seed=seed)
+    return {split: splits[split] for split in _SPLITS if split in splits}, problems
+
+
+def _read_local(spec: Any, *, split: str, texts: Collection[str], label: str | None, seed: int) -> Split:
+    """The rows of files or of a dotted path. Raises UserError."""
+    key = f"data.{split}"
+    specs = [spec] if isinstance(spec, str) else list(spec) if isinstance(spec, Iterable) else [spec]
+    if not specs or not all(isinstance(one, str) and one for one in specs):
+        raise UserError(f"{key}={spec!r}: it must be a text, or a list of files and globs that is not empty")
+    if not isinstance(spec, str) or is_file_spec(spec, hub=False):
+        return read_files(find_files(specs, key=key), split=split, texts=texts, label=label)
+    if "." not in spec:
+        raise UserError(
+            f"{key}={spec}: neither a file ({', '.join(EXTENSIONS)}) nor a dotted path such as my_lab.data.train; "
+            "for a split of a hub data set give data.name too"
+        )
+    wanted = [*texts, *([label] if label is not None else [])]
+    return _call_function(locate(spec, place=key), dotted=spec, split=split, wanted=wanted, seed=seed)
+
+
+def _call_function(found: object, *, dotted: str, split: str, wanted: Collection[str], seed: int) -> Split:
+    """The rows that a function of the user returns."""
+    place = f"data.{split}={dotted}"
+    rows = _as_dataset(_bind_seed(found, place=place, seed=seed)(), place=place, dotted=dotted, wanted=wanted)
+    if not len(rows):
+        raise UserError(f"{place} returned no rows")
+    return Split(split, rows, Places.of(f"{dotted} row", len(rows)), _digest_rows(rows))
+
+
+def _bind_seed(found: object, *, place: str, seed: int) -> Callable[[], Any]:
+    if not callable(found):
+        raise UserError(f"{place} is no function but a {type(found).__name__}; it must be a function that returns rows")
+    parameters = inspect.signature(found).parameters.values()
+    required = [
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and parameter.name != "seed"
+    ]
+    if required:
+        raise UserError(f"{place} needs {', '.join(required)}; it may have no required parameter but seed")
+    takes_seed = any(parameter.name == "seed" for parameter in parameters)
+    return (lambda: found(seed=seed)) if takes_seed else found
+
+
+def _as_dataset(returned: Any, *, place: str, dotted: str, wanted: Collection[str]) -> datasets.Dataset:
+    if isinstance(returned, datasets.Dataset):
+        return returned
+    is_rows = isinstance(returned, Iterable) and not isinstance(
+        returned, (str, bytes, Mapping, datasets.IterableDataset)
+    )
+    if not is_rows:
+        raise UserError(
+            f"{place} returned a {type(returned).__name__}; it must return a datasets.Dataset or an iterable of dicts"
+        )
+    rows = list(returned)
+    try:
+        return datasets.Dataset(make_table(rows, wanted=wanted, place=lambda row: f"{dotted} row {row + 1}"))
+    except UserError as error:
+        raise UserError([f"{place}: {problem}" for problem in error.problems]) from error
+
+
+def _digest_rows(rows: datasets.Dataset) -> str:
+    """A hash of the content: a function's name says nothing about what it returns."""
+    batches = rows.with_format("arrow").iter(batch_size=_HASHED_ROWS)
+    return digest(str(rows.features).encode(), *(_serialise(batch) for batch in batches))
+
+
+def _serialise(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    return bytes(sink.getvalue())

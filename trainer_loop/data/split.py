@@ -1,0 +1,69 @@
+"""The rows of one split, and where each of them stands in the user's data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+
+from trainer_loop.data.fingerprint import digest
+
+Indices = npt.NDArray[np.int64]
+
+
+class Places:
+    """Where every row of a split comes from: `place(0)` is `reviews.csv row 17`.
+
+    names: one per origin, with the noun that its numbers count, such as `reviews.csv row` or `notes.txt line`.
+    origin: `[N]` position in `names` of every row. number: `[N]` row or line number of every row, from 1.
+    """
+
+    def __init__(self, names: Sequence[str], origin: npt.NDArray[np.int32], number: Indices):
+        assert len(origin) == len(number), "every row has an origin and a number"
+        self.names = tuple(names)
+        self.origin = origin
+        self.number = number
+
+    @classmethod
+    def of(cls, name: str, number: Indices | int) -> "Places":
+        """The places of one origin; `number` is how many rows it has where they are counted from 1."""
+        numbers = np.arange(1, number + 1, dtype=np.int64) if isinstance(number, int) else number
+        return cls([name], np.zeros(len(numbers), dtype=np.int32), numbers)
+
+    @classmethod
+    def join(cls, parts: Sequence["Places"]) -> "Places":
+        """The places of rows that were put one after the other."""
+        first_name = np.cumsum([0] + [len(part.names) for part in parts[:-1]])
+        origins = [part.origin + np.int32(first) for part, first in zip(parts, first_name, strict=True)]
+        names = [name for part in parts for name in part.names]
+        return cls(names, np.concatenate(origins), np.concatenate([part.number for part in parts]))
+
+    def __len__(self) -> int:
+        return len(self.number)
+
+    def place(self, row: int) -> str:
+        """Where this row (counted from 0) stands in the user's data."""
+        return f"{self.names[self.origin[row]]} {self.number[row]}"
+
+    def select(self, rows: Indices) -> "Places":
+        """The places of these rows, in this order."""
+        return Places(self.names, self.origin[rows], self.number[rows])
+
+
+@dataclass(frozen=True)
+class Split:
+    """The raw rows of one split.
+
+    rows: the columns as they were read. fingerprint: changes when the content or the choice of rows does.
+    """
+
+    name: str
+    rows: datasets.Dataset
+    places: Places
+    fingerprint: str
+
+    def select(self, rows: Indices) -> "Split":
+        """These rows, in this order."""
+        fingerprint = digest(self.fingerprint.encode(), rows.tobytes())
+        return Split(self.name, self.rows.select(rows), self.places.select(rows), fingerprint)

@@ -1,0 +1,213 @@
+"""Tokenised rows, kept on disk under a key made of all that they depend on, so that no text is tokenised twice."""
+
+import contextlib
+import inspect
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+import tokenizers
+import transformers
+
+from trainer_loop.data.fingerprint import digest
+from trainer_loop.data.labels import LabelNames
+from trainer_loop.data.progress import progress_bars
+from trainer_loop.data.row_cache import load_or_make
+from trainer_loop.data.split import Places, Split
+from trainer_loop.data.wording import count, in_one_line
+from trainer_loop.errors import UserError
+
+_FORMAT = 1  # of what is kept on disk; with a new number, nothing kept before is found
+_TEXTS_PER_CALL = 1000  # fixed: a task that joins texts into chunks cuts them at these seams
+_BOOKKEEPING = ("length", "source", "truncated")  # columns that are kept but not for the model
+_RAW = "raw "  # before the names of the user's columns: map gives a new column the type of an old one of its name
+
+_PARALLELISM = "TOKENIZERS_PARALLELISM"
+_PARALLELISM_OF_USER = os.environ.get(_PARALLELISM)  # as it was before `_rust_threads` set it
+
+
+class Encoder(Protocol):
+    """The part of a task that is needed here."""
+
+    def encode(self, texts: list[str], pairs: list[str] | None, *, max_length: int) -> dict[str, list[Any]]: ...
+
+    def settings(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class TokenisedSplit:
+    """The rows of one split as the model sees them.
+
+    rows: `input_ids`, whatever else the task encodes (such as `token_type_ids`), and `label` where there is one.
+    lengths: `[N]` tokens of every row. num_truncated: texts that were cut at max_length.
+    places: where every row, or the text that a chunk begins in, stands in the user's data.
+    """
+
+    name: str
+    rows: datasets.Dataset
+    lengths: npt.NDArray[np.int32]
+    num_truncated: int
+    places: Places
+
+
+def tokenise_split(
+    split: Split,
+    *,
+    task: Encoder,
+    tokenizer: Any,
+    text: str,
+    text_pair: str | None,
+    label: str | None,
+    label_names: LabelNames | None,
+    max_length: int,
+    cache_dir: str | Path | None,
+    show_progress: bool,
+    say: Callable[[str], None],
+) -> TokenisedSplit:
+    """Tokenise a checked split by `task.encode`, or take it from the cache.
+
+    Of the processes that share `cache_dir` (None: $TRAINER_LOOP_CACHE, or ~/.cache/trainer_loop) one does the work and
+    the others wait for it.
+    label, label_names: both or neither. show_progress: a bar on the terminal; else `say` is told in one line each that
+    the work begins and that it is done. Raises UserError where the cache cannot be written or no tokens come out.
+    """
+    assert (label is None) == (label_names is None), "a label needs its names"
+    columns = {"text": text, "pair": text_pair, "label": label}
+    given = [column for column in dict.fromkeys(columns.values()) if column is not None]
+    label_ids = None if label_names is None else label_names.ids
+
+    def encode(batch: Mapping[str, list[Any]], positions: Sequence[int]) -> dict[str, list[Any]]:
+        texts, pairs = batch[_RAW + text], None if text_pair is None else batch[_RAW + text_pair]
+        encoded = _encode(task, texts, pairs, positions, max_length=max_length)
+        if label is not None and label_ids is not None:
+            ids = [label_ids[raw] for raw in batch[_RAW + label]]
+            encoded["label"] = [ids[source - positions[0]] for source in encoded["source"]]
+        return encoded
+
+    def make(path: str) -> None:
+        if not show_progress:
+            say(f"{split.name}: tokenising {count(len(split.rows), 'text')}")
+        began = time.perf_counter()
+        raw = split.rows.select_columns(given).rename_columns({column: _RAW + column for column in given})
+        with _rust_threads(), progress_bars(shown=show_progress):
+            rows = raw.with_format(None).map(
+                encode,
+                batched=True,
+                batch_size=_TEXTS_PER_CALL,
+                with_indices=True,
+                remove_columns=raw.column_names,
+                cache_file_name=path,
+                load_from_cache_file=False,
+                new_fingerprint=key,  # of its own it would hash the task and the tokenizer
+                desc=f"tokenise {split.name}",
+            )
+        if not show_progress:
+            say(f"{split.name}: {count(len(rows), 'row')} tokenised in {time.perf_counter() - began:.1f} s")
+
+    key = _make_key(split, task=task, tokenizer=tokenizer, columns=columns, label_ids=label_ids, max_length=max_length)
+    folder = Path(cache_dir or os.environ.get("TRAINER_LOOP_CACHE") or "~/.cache/trainer_loop").expanduser() / key
+    try:
+        rows = load_or_make(folder, make)
+    except (OSError, NotImplementedError) as error:  # the latter where a file system knows no locks
+        raise UserError(f"data.cache_dir={folder.parent} cannot be used: {in_one_line(error)}; name another") from error
+    return _unpack(split, rows)
+
+
+def _encode(
+    task: Encoder, texts: list[str], pairs: list[str] | None, positions: Sequence[int], *, max_length: int
+) -> dict[str, list[Any]]:
+    """The task's columns, and of every row its `length` in tokens and its `source`, the row of the split it is from."""
+    encoded = dict(task.encode(texts, pairs, max_length=max_length))
+    lengths = [len(ids) for ids in encoded["input_ids"]]
+    if "source" not in encoded and len(lengths) != len(texts):
+        raise UserError(
+            f"task {type(task).__name__}: encode gave {len(lengths)} rows for {len(texts)} texts; "
+            "it must name the text of every row in a column `source`"
+        )
+    sources = encoded.get("source", range(len(texts)))
+    return {**encoded, "length": lengths, "source": [positions[source] for source in sources]}
+
+
+def _unpack(split: Split, rows: datasets.Dataset) -> TokenisedSplit:
+    if not len(rows):
+        raise UserError(f"data.{split.name}: its texts have no tokens")
+    columns = {name: rows.data.column(name).to_numpy() for name in _BOOKKEEPING if name in rows.column_names}
+    sources = columns["source"].astype(np.int64)
+    return TokenisedSplit(
+        name=split.name,
+        rows=rows.remove_columns(list(columns)),
+        lengths=columns["length"].astype(np.int32),
+        num_truncated=int(columns["truncated"].sum()) if "truncated" in columns else 0,
+        places=split.places.select(sources),
+    )
+
+
+def _make_key(
+    split: Split,
+    *,
+    task: Encoder,
+    tokenizer: Any,
+    columns: Mapping[str, str | None],
+    label_ids: Mapping[Any, int] | None,
+    max_length: int,
+) -> str:
+    """A hash of everything that the tokenised rows depend on."""
+    parts = {
+        "format": _FORMAT,
+        "libraries": [transformers.__version__, tokenizers.__version__],
+        "rows": split.fingerprint,
+        "columns": dict(columns),
+        "label_ids": None if label_ids is None else [[repr(raw), position] for raw, position in label_ids.items()],
+        "tokenizer": _describe_tokenizer(tokenizer),
+        "task": [f"{type(task).__module__}.{type(task).__qualname__}", _read_code(task), task.settings()],
+        "max_length": max_length,
+        "texts_per_call": _TEXTS_PER_CALL,
+    }
+    return digest(json.dumps(parts, sort_keys=True).encode())
+
+
+def _describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
+    """All of it that decides about ids; truncation and padding are not its own but of the call before."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content.pop("truncation", None)
+    content.pop("padding", None)
+    return {
+        "content": content,
+        "class": type(tokenizer).__qualname__,
+        "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "columns": list(tokenizer.model_input_names),
+        "truncation_side": tokenizer.truncation_side,
+    }
+
+
+def _read_code(task: Encoder) -> list[str]:
+    """The source of the task's class and its bases: who edits `encode` must not be given the tokens of before."""
+    code: list[str] = []
+    for kind in type(task).__mro__:
+        try:
+            code.append(inspect.getsource(sys.modules[kind.__module__]))
+        except (OSError, TypeError):  # builtins, and classes typed into an interpreter
+            encode = vars(kind).get("encode")
+            code.append(repr((encode.__code__.co_code, encode.__code__.co_consts)) if encode is not None else "")
+    return code
+
+
+@contextlib.contextmanager
+def _rust_threads() -> Iterator[None]:
+    """Tokenise in threads, and in one thread only from then on, unless the user has set which.
+
+    Processes that a DataLoader forks later would stand still in those threads, and be warned of it.
+    """
+    os.environ[_PARALLELISM] = _PARALLELISM_OF_USER or "true"
+    try:
+        yield
+    finally:
+        os.environ[_PARALLELISM] = _PARALLELISM_OF_USER or "false"

@@ -1,0 +1,35 @@
+"""How problems with data are worded: lists that do not grow past a line, and guesses at what was meant."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """`; did you mean 'text'?` for the choice nearest to the word, or nothing."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    nearest = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=0.6)
+    return f"; did you mean {by_lower[nearest[0]]!r}?" if nearest else ""
+
+
+def enumerate_some(items: Sequence[str], *, total: int | None = None, at_most: int = 5) -> str:
+    """`a, b, c and 7 more`. `total` counts what `items` are the first of, when they are not all of it."""
+    shown = items[:at_most]
+    rest = (len(items) if total is None else total) - len(shown)
+    return ", ".join(shown) + (f" and {rest:,} more" if rest else "")
+
+
+def count(number: int, noun: str) -> str:
+    """`1 row`, `2,000 rows`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def in_one_line(error: BaseException, *, at_most: int = 300) -> str:
+    """The message of another library's error, in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= at_most else text[: at_most - 3] + "..."
+
+
+def shorten(value: object, *, at_most: int = 60) -> str:
+    """A value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= at_most else text[: at_most - 3] + "..."
