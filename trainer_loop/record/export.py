@@ -1,0 +1,79 @@
+"""The exported model: what `AutoModel.from_pretrained` loads, with its tokenizer, label names and a model card."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from trainer_loop.record.run_dir import EXPORT_RECORD, RunDir, package_versions, read_json, write_json
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """What whoever predicts with the model must know, beside what transformers saves itself."""
+
+    task: str  # name or dotted path
+    text: str  # columns it was trained on
+    text_pair: str | None
+    max_length: int
+    step: int  # of the exported weights
+    num_steps: int  # of the finished run
+    metrics: dict[str, float]  # of the exported weights
+
+    @classmethod
+    def read(cls, model_dir: Path) -> "ExportRecord | None":
+        """The record beside an exported model; None for a model that was not exported here."""
+        path = model_dir / EXPORT_RECORD
+        return cls(**read_json(path)) if path.exists() else None
+
+
+def export_model(run_dir: RunDir, model: nn.Module, tokenizer: Any, record: ExportRecord, *, title: str) -> Path:
+    """Write model/ beside and rename it; the model that stood there before is replaced. Main process only."""
+    target = run_dir.model
+    temporary = target.with_name(".model.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    model.save_pretrained(temporary)  # type: ignore[operator]
+    tokenizer.save_pretrained(temporary)
+    (temporary / "README.md").write_text(_model_card(record, title=title), encoding="utf-8")
+    write_json(temporary / EXPORT_RECORD, vars(record))
+    retired = target.with_name(".model.old")
+    shutil.rmtree(retired, ignore_errors=True)
+    if target.exists():
+        os.replace(target, retired)
+    os.replace(temporary, target)
+    shutil.rmtree(retired, ignore_errors=True)
+    return target
+
+
+def _model_card(record: ExportRecord, *, title: str) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in package_versions().items() if name != "numpy")
+    columns = f"`{record.text}`" + (f" and `{record.text_pair}`" if record.text_pair else "")
+    return f"""---
+library_name: transformers
+pipeline_tag: {_pipeline(record.task)}
+---
+
+# {title}
+
+Fine-tuned with trainer_loop: task `{record.task}` on column {columns}, texts cut at {record.max_length} tokens.
+The weights are those of step {record.step:,} of {record.num_steps:,}.
+
+{_metrics_table(record.metrics)}
+Versions: {versions}.
+"""
+
+
+def _pipeline(task: str) -> str:
+    return {"sequence_classification": "text-classification", "causal_lm": "text-generation"}.get(task, task)
+
+
+def _metrics_table(metrics: Mapping[str, float]) -> str:
+    if not metrics:
+        return ""
+    rows = "".join(f"| {name} | {value:.6g} |\n" for name, value in metrics.items())
+    return f"| metric | value |\n|---|---|\n{rows}\n"

@@ -1,0 +1,127 @@
+"""What a run tells: lines on the console and in train.log, one progress bar on a terminal, rows in metrics.jsonl."""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
+
+Values = Mapping[str, float | int]
+
+
+class Console:
+    """Lines for people. Only the main process speaks; the others are given `enabled=False`.
+
+    On a terminal there is one progress bar and lines appear above it; elsewhere nothing but whole lines is written.
+    """
+
+    def __init__(self, *, enabled: bool = True, stream: TextIO | None = None):
+        self.enabled = enabled
+        self.stream = stream or sys.stdout
+        self.on_terminal = enabled and self.stream.isatty()
+        self._log_path: Path | None = None
+        self._unkept: list[str] = []  # said before there was a file to keep it in
+        self._bar: tqdm | None = None
+
+    def keep_in(self, path: Path) -> None:
+        """Every line also goes into this file, with its time: those said so far, and from now on."""
+        if not self.enabled:
+            return
+        self._log_path = path
+        unkept, self._unkept = self._unkept, []
+        for line in unkept:
+            self._keep(line)
+
+    def say(self, line: str = "") -> None:
+        if not self.enabled:
+            return
+        if self._bar is not None:
+            self._bar.write(line, file=self.stream)
+        else:
+            print(line, file=self.stream, flush=True)
+        self._keep(line)
+
+    def _keep(self, line: str) -> None:
+        if self._log_path is None:
+            self._unkept.append(line)
+            return
+        with self._log_path.open("a", encoding="utf-8") as file:
+            file.write(f"{datetime.now().isoformat(timespec='seconds')} {line}\n")
+
+    def warn(self, line: str) -> None:
+        self.say(f"warning: {line}")
+
+    def start_progress(self, *, total: int, done: int) -> None:
+        if self.on_terminal:
+            self._bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True, file=self.stream, leave=True)
+
+    def advance_progress(self) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def stop_progress(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def tell_training(self, values: Values) -> None:
+        """One line per logging interval, or the figures beside the progress bar."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(
+                f"loss={values['loss']:.4g}, {values['rows_per_second']:.3g} rows/s", refresh=False
+            )
+        else:
+            self.say(" ".join(f"{name}={format_value(value)}" for name, value in values.items()))
+
+    def tell_evaluation(self, title: str, values: Values) -> None:
+        """A small table."""
+        width = max(len(name) for name in values)
+        self.say(title)
+        for name, value in values.items():
+            self.say(f"  {name:<{width}}  {format_value(value)}")
+
+
+class MetricLog:
+    """metrics.jsonl: one JSON object a row, each with its `step`; `pandas.read_json(path, lines=True)` reads it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def append(self, values: Values) -> None:
+        # JSON has no nan or inf, and pandas reads null as nan.
+        row = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def forget_after(self, step: int) -> None:
+        """Drop the rows past `step`: a resumed run writes them again. A row cut off by a crash goes too."""
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if row["step"] <= step and not _belongs_to_the_end(row):
+                kept.append(line)
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        os.replace(temporary, self.path)
+
+
+def _belongs_to_the_end(row: Values) -> bool:
+    """Totals and test rows stand after the last step, whenever the run gets there."""
+    return "train_seconds" in row or any(name.startswith("test/") for name in row)
+
+
+def format_value(value: float | int) -> str:
+    """Whole numbers with thousands marks, others with four significant digits."""
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4g}"

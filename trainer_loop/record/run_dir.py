@@ -1,0 +1,108 @@
+"""The run directory: the only place that spells a path, and the record of what the run ran on."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = (
+    "trainer_loop",
+    "torch",
+    "accelerate",
+    "transformers",
+    "datasets",
+    "evaluate",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+)
+
+
+class RunDir:
+    """Everything one run leaves behind, by name."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+
+    @property
+    def config(self) -> Path:
+        return self.root / "config.yaml"
+
+    @property
+    def environment(self) -> Path:
+        return self.root / "environment.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "train.log"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.root / "model"
+
+    @property
+    def export_record(self) -> Path:
+        """Written with the exported model: what it was trained for, and at which step."""
+        return self.model / EXPORT_RECORD
+
+    @property
+    def predictions(self) -> Path:
+        return self.root / "predictions"
+
+    def checkpoint(self, step: int) -> Path:
+        return self.checkpoints / f"step-{step:08d}"
+
+
+EXPORT_RECORD = "trainer_loop.json"
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write beside and rename, so that a reader never sees half a file."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def describe_environment(*, device: str, num_processes: int, precision: str) -> dict[str, Any]:
+    """Versions, hardware and command of this run, for whoever reads its numbers later."""
+    import torch
+
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": device,
+        "device_name": torch.cuda.get_device_name()
+        if device.startswith("cuda")
+        else torch.cpu.get_capabilities().get("cpu_name"),
+        "num_processes": num_processes,
+        "num_threads": torch.get_num_threads(),
+        "precision": precision,
+        "versions": package_versions(),
+    }
+
+
+def package_versions() -> Mapping[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # run from a source tree that was never installed
+            versions[package] = "not installed"
+    return versions
