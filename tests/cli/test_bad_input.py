@@ -1,0 +1,167 @@
+"""Every bad input ends with exit code 2, no traceback, and one line a problem: all of them in one go."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from made_up import make_reviews, write_csv
+
+ROWS = make_reviews(40)
+
+
+def refuse(ended, *wanted: str) -> None:
+    """Each wanted text stands in a problem of its own line, and nothing else is told."""
+    assert ended.code == 2, ended.out + ended.err
+    assert "Traceback" not in ended.err
+    assert all(line.startswith("error: ") for line in ended.err.splitlines())
+    for part in wanted:
+        assert any(part in problem for problem in ended.problems), f"{part!r} is not in {ended.problems}"
+
+
+def test_config_and_data_problems_are_all_told_at_once(subprocess_command, tiny_model, tmp_path):
+    """In a process of its own, as a user sees it."""
+    write_csv(tmp_path / "train.csv", [*ROWS, ("", "positive"), ("good", "")])
+    (tmp_path / "own.yaml").write_text(
+        f"model: {{name: {tiny_model}}}\n"
+        "num_train_epochs: 3\n"
+        "batch: {sise: 8}\n"
+        "train: {precision: bf17}\n"
+        "optimizer: {name: adamv, args: {betas: [0.9, 0.99]}}\n"
+        "scheduler: {name: linear, args: {cycles: 2}}\n"
+        "evaluate: {metrics: [acuracy]}\n"
+        "data: {train: train.csv, validation_fraction: 0.2, max_length: 32}\n"
+    )
+    ended = subprocess_command("config=own.yaml")
+    refuse(
+        ended,
+        "own.yaml:2: there is no key num_train_epochs",
+        "train.epochs",
+        "own.yaml:3: there is no key batch.sise",
+        "did you mean batch.size",
+        "own.yaml:4: train.precision",
+        "auto, no, bf16",
+        "did you mean adamw",
+        "scheduler.args.cycles",
+        "optimizer.name is 'adamv'",
+        "did you mean accuracy",
+        "train.csv row 41",
+        "train.csv row 42",
+    )
+    assert len(ended.problems) == 8
+
+
+@pytest.mark.parametrize(
+    ("content", "wanted"),
+    [
+        ("txt,label\ngood,positive\n", ["no such column", "txt", "did you mean 'txt'"]),
+        ("", ["reviews.csv", "empty"]),
+        ("text,label\n", ["reviews.csv", "header"]),
+        ('text,label\ngood,positive\n"bad,negative\nfine,positive\n', ["reviews.csv", "line 3", "quote"]),
+        ("text,label\ngood,positive\nbad,negative,extra\n", ["reviews.csv", "line 3"]),
+        ("text,label\ngood,positive\n   ,negative\n", ["column 'text' is empty", "reviews.csv row 2"]),
+        ("text,label\ngood,positive\nbad,\n", ["column 'label' is null", "reviews.csv row 2"]),
+        ("text,label\ngood,1.5\nbad,0.5\n", ["decimal numbers", "reviews.csv row 1"]),
+    ],
+    ids=[
+        "missing column",
+        "empty",
+        "header only",
+        "broken quote",
+        "too many fields",
+        "blank text",
+        "null label",
+        "float",
+    ],
+)
+def test_a_bad_csv_is_named_with_its_place(command, arguments, reviews, content, wanted):
+    reviews.write_text(content)
+    refuse(command(*arguments), *wanted)
+
+
+def test_text_that_is_not_utf8_is_named_with_its_line(command, arguments, reviews):
+    reviews.write_bytes("text,label\ngood,positive\ncaf\xe9,negative\n".encode("latin-1"))
+    refuse(command(*arguments), "line 3", "UTF-8")
+
+
+def test_a_broken_json_line_is_named_with_its_number(command, arguments, tmp_path):
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"text": "good", "label": "positive"}\n{"text": "bad", "label": \n')
+    refuse(command(*arguments, f"data.train={broken}"), "broken.jsonl", "line 2")
+
+
+def test_labels_outside_the_names_and_unseen_in_train_are_named(command, arguments, tmp_path):
+    other = write_csv(tmp_path / "other.csv", [("good", "positive"), ("odd", "puzzled")])
+    arguments = [argument for argument in arguments if "fraction" not in argument]
+    refuse(command(*arguments, f"data.validation={other}"), "other.csv row 2", "puzzled")
+    refuse(
+        command(*arguments, f"data.validation={other}", "data.label_names=[negative, neutral]"),
+        "reviews.csv row 1",
+        "positive",
+    )
+
+
+def test_a_training_set_of_one_class_is_a_warning(command, arguments, reviews):
+    write_csv(reviews, [(text, "positive") for text, _ in ROWS])
+    ended = command(*arguments, "dry_run=true", "evaluate.metrics=[accuracy]")
+    assert ended.code == 0
+    assert "warning: data.train has one class only (positive)" in ended.out
+
+
+def test_a_missing_file_and_a_missing_model_are_told_together(command, arguments, tmp_path):
+    ended = command(*arguments, f"data.train={tmp_path / 'review.csv'}", f"model.name={tmp_path / 'tiny'}/none/here")
+    refuse(ended, "there is no such file; did you mean 'reviews.csv'", "is no directory")
+
+
+def test_a_hub_that_cannot_be_reached_is_told_at_once_with_the_offline_way(command, arguments):
+    arguments = [argument for argument in arguments if not argument.startswith(("model.name", "data."))]
+    started = time.monotonic()
+    ended = command(
+        *arguments, "model.name=google-bert/bert-base-cased", "data.name=stanfordnlp/imdb", "data.validation=test"
+    )
+    assert time.monotonic() - started < 10
+    refuse(ended, "model.name: google-bert/bert-base-cased is not in the cache", "data.name=stanfordnlp/imdb")
+    assert all("HF_HUB_OFFLINE is set" in problem for problem in ended.problems)
+    assert any("local files" in problem for problem in ended.problems)
+
+
+@pytest.mark.parametrize(
+    ("extra", "wanted"),
+    [
+        (["data.max_length=600"], ["data.max_length: 600 is more than the 64 positions"]),
+        (["model.overrides={hidden_sise: 8}"], ["did you mean hidden_size"]),
+        (["model.from_scratch=true", "model.overrides={hidden_size: 10, num_attention_heads: 4}"], ["multiple"]),
+        (["optimizer.name=torch.optim.NoSuch"], ["optimizer.name", "NoSuch"]),
+        (["optimizer.args={lr: 1}"], ["optimizer.args.lr"]),
+        (["optimizer.args={betas: 3}"], ["optimizer"]),
+        (["scheduler.name=warmup_stable_decay"], ["num_decay_steps"]),
+        (["loss.name=no_lab.losses.focal"], ["loss.name", "no_lab"]),
+        (["loss.args={label_smooting: 0.1}"], ["did you mean label_smoothing"]),
+        (["task.name=sequence_clasification"], ["did you mean sequence_classification"]),
+        (["task.args={gamma: 1}"], ["task.args.gamma"]),
+        (["checkpoint.best=f1"], ["checkpoint.best: f1 is not reported"]),
+        (["log.trackers=[no_tracker]"], ["log.trackers", "no_tracker"]),
+        (["train.precision=fp16"], ["fp16 needs a GPU"]),
+        (["batch.accumulate=2"], ["batch.accumulate"]),
+        (["--lr", "3"], ["optimizer.lr=3"]),
+        (["config=none.yaml"], ["config=none.yaml is not there", "quickstart.yaml"]),
+        (["evaluate.metrics=[{name: f1, args: {pos_label: 7}}]"], ["args.pos_label: 7"]),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) and len(value) == 1 else None,
+)
+def test_what_does_not_fit_is_told_before_the_model_loads(command, arguments, extra, wanted, monkeypatch):
+    import torch
+
+    if torch.cuda.is_available() and "fp16" in extra[0]:
+        pytest.skip("this machine has a GPU")
+    monkeypatch.setattr("trainer_loop.model.make_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    problems_of_the_optimizer_itself = ("optimizer.args={betas: 3}",)
+    if extra[0] in problems_of_the_optimizer_itself:
+        monkeypatch.undo()
+        monkeypatch.chdir(Path(arguments[-1].partition("=")[2]).parent)
+    refuse(command(*arguments, *extra), *wanted)
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").exists(), reason="needs /proc")
+def test_a_run_directory_that_cannot_be_written_is_told(command, arguments):
+    refuse(command(*arguments, "run_dir=/proc/run"), "run_dir: /proc/run cannot be written")

@@ -1,0 +1,56 @@
+"""Every shipped config is complete: with stand-in data and a tiny model in place of the hub's, it passes a dry run."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from made_up import make_reviews, write_csv
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
+
+
+def stand_in(name: str, tmp_path: Path, tiny_model: Path) -> list[str]:
+    """Overrides that put local data with the config's own columns, and a tiny model, in place of what is on the hub."""
+    config = yaml.safe_load((CONFIGS / name).read_text())
+    data, overrides = config["data"], ["data.name=null"]
+    columns = [data["text"], *([data["text_pair"]] if "text_pair" in data else []), data.get("label", "label")]
+    rows = [(text, *[text] * (len(columns) - 2), label) for text, label in make_reviews(60)]
+    file = write_csv(tmp_path / "stand_in.csv", rows, header=tuple(columns))
+    for split in ("train", "validation", "test"):
+        if split in data:
+            overrides.append(f"data.{split}={file}")
+    if config["task"]["name"] == "causal_lm":
+        overrides += [
+            "model={name: null, type: gpt2, tokenizer: train, vocab_size: 300}",
+            "model.overrides={n_layer: 1}",
+        ]
+    else:
+        overrides += [f"model.name={tiny_model}", "data.max_length=64"]
+    return overrides
+
+
+def test_the_configs_that_the_readme_names_are_there():
+    assert NAMES == ["imdb.yaml", "mrpc.yaml", "quickstart.yaml", "reviews.yaml", "wikitext.yaml"]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "quickstart.yaml"])
+def test_config_passes_a_dry_run_on_stand_in_data(name, command, tmp_path, tiny_model):
+    ended = command(f"config={CONFIGS / name}", "dry_run=true", *stand_in(name, tmp_path, tiny_model))
+    assert ended.code == 0, ended.err
+    assert "dry run: everything is in order" in ended.out
+
+
+def test_quickstart_passes_a_dry_run_as_it_is(command):
+    ended = command("config=quickstart.yaml", "dry_run=true")
+    assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_head_of_a_config_tells_command_hardware_and_metric(name):
+    head = (CONFIGS / name).read_text().split("run_dir:")[0]
+    assert re.search(rf"trainer_loop\.run config={re.escape(name)}", head)
+    assert "Hardware:" in head
+    assert "Metric:" in head
+    assert re.search(r"measured|expected", head)

@@ -1,0 +1,197 @@
+"""`python -m trainer_loop.predict`: one text, a pair, a file; a classifier and a language model."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from made_up import make_reviews, write_csv
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from trainer_loop.predict import main
+
+
+@pytest.fixture
+def run(command, arguments, tmp_path) -> Path:
+    ended = command(*arguments, "train.epochs=6", "optimizer.lr=2e-2")
+    assert ended.code == 0, ended.err
+    return tmp_path / "run"
+
+
+def predict(capfd, *arguments: str) -> tuple[int, str, str]:
+    capfd.readouterr()
+    code = main(list(arguments))
+    captured = capfd.readouterr()
+    return code, captured.out, captured.err
+
+
+def ask_transformers(model_dir: Path, texts: list[str]) -> list[tuple[str, float]]:
+    """Label and probability of each text, one at a time, without anything of ours."""
+    model = AutoModelForSequenceClassification.from_pretrained(model_dir).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    judged = []
+    for text in texts:
+        with torch.no_grad():
+            probabilities = model(
+                **tokenizer(text, return_tensors="pt", truncation=True, max_length=32)
+            ).logits.softmax(-1)
+        judged.append((model.config.id2label[int(probabilities.argmax())], float(probabilities.max())))
+    return judged
+
+
+def test_one_text_prints_its_label_and_probability(run, capfd):
+    code, out, _ = predict(capfd, f"model={run}", "text=phone number 7 is great and lovely")
+    ((label, probability),) = ask_transformers(run / "model", ["phone number 7 is great and lovely"])
+    assert code == 0
+    assert out.strip().splitlines()[-1] == f"label={label} probability={probability:.4f}"
+
+
+def test_the_command_that_the_run_prints_works_as_it_is(run, tmp_path):
+    log = (run / "train.log").read_text().splitlines()[-1]
+    command = log[log.index("python -m") + len("python ") :].replace('"..."', '"I am super delighted."')
+    import shlex
+
+    done = subprocess.run(
+        [sys.executable, *shlex.split(command)], capture_output=True, text=True, cwd=tmp_path, timeout=120
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("label=")
+    assert done.stderr == ""
+
+
+def test_a_file_is_written_with_the_same_rows_in_order_and_what_was_predicted(run, capfd, tmp_path):
+    texts = [text for text, _ in make_reviews(30, seed=5)]
+    texts[3] = 'a "quoted", two-line\nlamp is awful'
+    rows = [(f"00{number}", text, "kept") for number, text in enumerate(texts)]
+    file = write_csv(tmp_path / "new.csv", rows, header=("id", "text", "note"))
+    code, out, err = predict(capfd, f"model={run}", f"file={file}", f"output={tmp_path / 'judged.csv'}")
+    assert code == 0, err
+    assert "30 rows written" in out
+    with (tmp_path / "judged.csv").open(newline="", encoding="utf-8") as judged:
+        written = list(csv.DictReader(judged))
+    assert [(row["id"], row["text"], row["note"]) for row in written] == rows
+    for row, (label, probability) in zip(written, ask_transformers(run / "model", texts), strict=True):
+        assert row["label"] == label
+        assert float(row["probability"]) == pytest.approx(probability, abs=1e-5)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet", ".tsv"])
+def test_other_kinds_of_files_are_written_too(run, capfd, tmp_path, suffix):
+    file = tmp_path / "new.jsonl"
+    file.write_text('{"text": "a good book", "stars": 5}\n{"text": "ein schlechtes Bücherregal", "stars": 1}\n')
+    output = tmp_path / f"judged{suffix}"
+    code, _, err = predict(capfd, f"model={run}", f"file={file}", f"output={output}")
+    assert code == 0, err
+    read = {
+        ".jsonl": lambda: pd.read_json(output, lines=True),
+        ".json": lambda: pd.read_json(output),
+        ".parquet": lambda: pd.read_parquet(output),
+        ".tsv": lambda: pd.read_csv(output, sep="\t"),
+    }[suffix]()
+    assert read.columns.tolist() == ["text", "stars", "label", "probability"]
+    assert read["text"].tolist() == ["a good book", "ein schlechtes Bücherregal"]
+    assert read["stars"].tolist() == [5, 1]
+
+
+def test_a_file_with_labels_keeps_them_beside_the_predicted_ones(run, capfd, reviews):
+    code, _, err = predict(capfd, f"model={run}", f"file={reviews}")
+    assert code == 0, err
+    written = pd.read_csv(run / "predictions" / "reviews.csv")
+    assert written.columns.tolist() == ["text", "label", "predicted_label", "probability"]
+    assert (written["label"] == written["predicted_label"]).mean() > 0.7
+
+
+def test_pairs_are_predicted_by_both_texts(command, arguments, tmp_path, capfd):
+    rows = [
+        (text, other, label)
+        for (text, label), (other, _) in zip(make_reviews(60), make_reviews(60, seed=1), strict=True)
+    ]
+    pairs = write_csv(tmp_path / "pairs.csv", rows, header=("first", "second", "label"))
+    arguments = [*arguments, f"data.train={pairs}", "data.text=first", "data.text_pair=second"]
+    assert command(*arguments, "optimizer.lr=2e-2").code == 0
+    run = tmp_path / "run"
+    code, _, err = predict(capfd, f"model={run}", "text=a good film")
+    assert code == 2
+    assert "text_pair= is missing" in err
+    code, _, err = predict(capfd, f"model={run}", f"file={pairs}")
+    assert code == 0, err
+    assert len(pd.read_csv(run / "predictions" / "pairs.csv")) == 60
+    same_first = write_csv(tmp_path / "same.csv", [("lamp", "good"), ("lamp", "awful")], header=("first", "second"))
+    assert predict(capfd, f"model={run}", f"file={same_first}")[0] == 0
+    good, awful = pd.read_csv(run / "predictions" / "same.csv")["probability"]
+    assert good != awful
+    code, out, _ = predict(capfd, f"model={run}", "text=lamp", "text_pair=awful")
+    assert code == 0
+    assert f"probability={awful:.4f}" in out
+
+
+def test_a_language_model_continues_a_text_and_scores_a_file(command, tmp_path, capfd):
+    book = tmp_path / "book.txt"
+    book.write_text("one two three four five six seven\n" * 200)
+    ended = command(
+        "task.name=causal_lm",
+        "model={type: gpt2, tokenizer: train, vocab_size: 300}",
+        "model.overrides={n_embd: 32, n_layer: 1, n_head: 2, n_positions: 64}",
+        f"data.train={book}",
+        "data.max_length=32",
+        "batch.size=8",
+        "train.steps=150",
+        "optimizer.lr=1e-2",
+        f"run_dir={tmp_path / 'run'}",
+    )
+    assert ended.code == 0, ended.err
+    code, out, err = predict(capfd, f"model={tmp_path / 'run'}", "text=one two three", "max_new_tokens=3")
+    assert code == 0, err
+    assert out.strip().startswith("one two three four")
+    file = tmp_path / "lines.txt"
+    file.write_text("one two three four five six seven\nseven seven one six\n")
+    code, _, err = predict(capfd, f"model={tmp_path / 'run'}", f"file={file}", f"output={tmp_path / 'scored.jsonl'}")
+    assert code == 0, err
+    scored = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
+    assert scored[0]["loss"] < scored[1]["loss"]
+    assert scored[0]["perplexity"] == pytest.approx(math.exp(scored[0]["loss"]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ([], ["model= is missing", "give either text="]),
+        (["model=runs/none", "text=x"], ["no such directory"]),
+        (["modle=x", "text=x"], ["did you mean model="]),
+        (["model=x", "text=x", "file=y.csv"], ["give either text="]),
+        (["--text", "x"], ["arguments are key=value"]),
+        (["model=x", "file=x.csv", "output=x.xlsx"], ["must end in .csv"]),
+    ],
+)
+def test_wrong_arguments_are_told_in_one_line_each(capfd, arguments, wanted):
+    code, _, err = predict(capfd, *arguments)
+    assert code == 2
+    for part in wanted:
+        assert part in err
+    assert "Traceback" not in err
+
+
+def test_a_file_without_the_column_is_told_by_this_commands_own_keys(run, capfd, tmp_path):
+    file = write_csv(tmp_path / "new.csv", [("good",)], header=("review",))
+    code, _, err = predict(capfd, f"model={run}", f"file={file}")
+    assert code == 2
+    assert "text_column=text" in err
+    assert "review" in err
+    assert "data." not in err
+    code, _, err = predict(capfd, f"model={run}", f"file={file}", "text_column=review")
+    assert code == 0, err
+
+
+def test_a_model_directory_cannot_choose_what_is_imported(run, capfd, tmp_path, monkeypatch):
+    (tmp_path / "trap.py").write_text("raise SystemExit('the trap was imported')\n")
+    monkeypatch.chdir(tmp_path)
+    record = run / "model" / "trainer_loop.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"task": "trap.Task"}))
+    code, _, err = predict(capfd, f"model={run}", "text=good")
+    assert code == 2
+    assert "trap.Task" in err

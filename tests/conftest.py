@@ -1,0 +1,32 @@
+"""What all tests share: no network, a cache of their own, and a fresh accelerate state for each test."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.pop("RANK", None)
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests import each other's makers: tiny, scenarios
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing is read from or left in the caches of whoever runs the tests."""
+    root = tmp_path_factory.mktemp("cache")
+    os.environ["HF_HOME"] = str(root / "huggingface")
+    os.environ["HF_DATASETS_CACHE"] = str(root / "datasets")
+    os.environ["TRAINER_LOOP_CACHE"] = str(root / "trainer_loop")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator_state():
+    yield
+    if "accelerate" in sys.modules:
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()

@@ -1,0 +1,143 @@
+"""The command under `accelerate launch`: two processes on the CPU, and the traps that lie there."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from made_up import make_reviews, write_csv
+from safetensors.torch import load_file
+from scenarios import find_free_port
+
+ROOT = Path(__file__).parents[2]
+
+
+def launch(*arguments: str, directory: Path, options: tuple[str, ...], environment: dict[str, str] | None = None):
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            *options,
+            "--main_process_port",
+            str(find_free_port()),
+            "-m",
+            "trainer_loop.run",
+            *arguments,
+        ],
+        cwd=directory,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+TWO = ("--config_file", str(ROOT / "launch" / "accelerate" / "cpu_2.yaml"))
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory) -> list[str]:
+    """A run from scratch, without a pretrained model, dropout off: the same on any number of processes."""
+    directory = tmp_path_factory.mktemp("launch")
+    train = write_csv(directory / "train.csv", make_reviews(61))
+    validation = write_csv(directory / "validation.csv", make_reviews(37, seed=3))
+    return [
+        "model={type: bert, tokenizer: train, vocab_size: 300}",
+        "model.overrides={hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32, "
+        "hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}",
+        f"data.train={train}",
+        f"data.validation={validation}",
+        "data.max_length=32",
+        f"data.cache_dir={directory / 'cache'}",
+        "batch.size=8",
+        "train={epochs: 2, precision: no}",
+        "optimizer={name: sgd, lr: 0.1}",
+        "checkpoint.every=5",
+        "log.every=4",
+    ]
+
+
+@pytest.fixture(scope="module")
+def on_two(arguments, tmp_path_factory) -> Path:
+    """The run on two processes; its tokenising is done by them, too."""
+    directory = tmp_path_factory.mktemp("two")
+    done = launch(*arguments, "run_dir=run", directory=directory, options=TWO)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 x cpu" in done.stdout
+    for once in ("train: tokenising 61 texts", "rows: 61, 8 per step", "predict: python -m"):
+        assert done.stdout.count(once) <= 1, "the other process speaks too"
+    return directory / "run"
+
+
+@pytest.fixture(scope="module")
+def on_one(arguments, tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("one")
+    done = launch(*arguments, "run_dir=run", directory=directory, options=("--cpu", "--num_processes", "1"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return directory / "run"
+
+
+def rows_of(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_train_to_the_same_weights_and_figures_as_one(on_one, on_two):
+    for name, tensor in load_file(on_one / "model" / "model.safetensors").items():
+        other = load_file(on_two / "model" / "model.safetensors")[name]
+        assert (tensor - other).abs().max() < 1e-6, name
+    exact = (
+        "step",
+        "loss",
+        "grad_norm",
+        "lr",
+        "validation/loss",
+        "validation/accuracy",
+        "validation/rows",
+        "rows_seen",
+    )
+    for one, two in zip(rows_of(on_one), rows_of(on_two), strict=True):
+        shared = [name for name in exact if name in one]
+        assert {name: two[name] for name in shared} == pytest.approx({name: one[name] for name in shared}, abs=1e-6)
+
+
+def test_what_two_processes_saved_is_loaded_by_one(on_two, arguments, tmp_path):
+    checkpoint = on_two / "checkpoints" / "step-00000015"
+    done = launch(
+        *arguments, "run_dir=run", f"resume={checkpoint}", directory=tmp_path, options=("--cpu", "--num_processes", "1")
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "resumed at step 15 of 16" in done.stdout
+    for name, tensor in load_file(on_two / "model" / "model.safetensors").items():
+        other = load_file(tmp_path / "run" / "model" / "model.safetensors")[name]
+        assert (tensor - other).abs().max() < 1e-6, name
+
+
+def test_a_user_error_is_told_once_by_two_processes_and_nothing_hangs(arguments, tmp_path):
+    done = launch(*arguments, "run_dir=run", "data.text=txt", directory=tmp_path, options=TWO)
+    assert done.returncode != 0
+    assert done.stderr.count("error: data.text=txt: data.train has no such column") == 1
+
+
+def test_processes_that_would_each_train_alone_are_refused(arguments, tmp_path):
+    """A launcher that says WORLD_SIZE=2 to a process that accelerate takes for the only one."""
+    done = subprocess.run(
+        [sys.executable, "-c", PRETEND_ALONE, *arguments, "run_dir=run"],
+        cwd=tmp_path,
+        env={**os.environ, "WORLD_SIZE": "2"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "each would train alone" in done.stderr
+
+
+PRETEND_ALONE = """
+import sys, torch
+torch.accelerator.is_available = lambda: True  # as on a machine with a GPU, where cpu=True is not passed
+from trainer_loop.run import main
+sys.exit(main(sys.argv[1:]))
+"""

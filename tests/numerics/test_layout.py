@@ -1,0 +1,87 @@
+"""Law 1: the update does not depend on how it was cut into processes, microbatches or padding."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from scenarios import Outcome, Scenario, run_here, run_in_group
+
+BASES = {
+    "classification, float64, AdamW": Scenario(),
+    "classification, float32, SGD": Scenario(dtype="float32", optimizer="sgd", lr=0.1),
+    "causal LM, float64, AdamW": Scenario(task="causal_lm"),
+    "causal LM, float32, SGD": Scenario(task="causal_lm", dtype="float32", optimizer="sgd", lr=0.1),
+}
+CUTS = {
+    "budget 64": {"max_tokens": 64},
+    "budget 512": {"max_tokens": 512},
+    "one row": {"per_device": 1},
+    "three rows": {"per_device": 3},
+}
+# 57 rows in batches of 8 leave one row: its step gives the second process no microbatch.
+IDLE = {"num_rows": 57, "num_steps": 16}
+# Batches of two chunks, one without a target: a process may have rows and nothing to learn from.
+BLANK = {"task": "causal_lm", "num_rows": 20, "batch_size": 2, "num_steps": 20, "blank_every": 2}
+
+
+@pytest.fixture(scope="session")
+def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    scenarios = [replace(base, **cut) for base in BASES.values() for cut in [{}, *CUTS.values(), IDLE]]
+    scenarios += [replace(base, **BLANK) for base in BASES.values() if base.task == "causal_lm"]
+    return run_in_group(scenarios, tmp_path_factory.mktemp("two"))
+
+
+def assert_equal(one: Outcome, other: Outcome) -> None:
+    torch.testing.assert_close(torch.tensor(other.losses), torch.tensor(one.losses), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(torch.tensor(other.grad_norms), torch.tensor(one.grad_norms), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(other.weights, one.weights, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("cut", CUTS)
+def test_update_does_not_depend_on_the_microbatches(base: str, cut: str, tmp_path: Path):
+    whole = run_here(BASES[base], tmp_path)
+    parts = run_here(replace(BASES[base], **CUTS[cut]), tmp_path)
+    if cut != "budget 512":  # there the whole batch fits
+        assert max(parts.microbatches[0]) > max(whole.microbatches[0]) == 1
+    assert len(whole.losses) == 10
+    assert_equal(whole, parts)
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("cut", ["whole", *CUTS])
+def test_update_does_not_depend_on_the_number_of_processes(
+    base: str, cut: str, on_two: dict[str, Outcome], tmp_path: Path
+):
+    one = run_here(BASES[base], tmp_path)
+    two = on_two[replace(BASES[base], **CUTS.get(cut, {})).name]
+    assert all(steps > 0 for process in two.microbatches for steps in process)
+    assert_equal(one, two)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_a_process_without_rows_in_a_step_changes_nothing(base: str, on_two: dict[str, Outcome], tmp_path: Path):
+    scenario = replace(BASES[base], **IDLE)
+    two = on_two[scenario.name]
+    assert [process[7] for process in two.microbatches] == [1, 0]  # the last step of the epoch: one row
+    assert_equal(run_here(scenario, tmp_path), two)
+
+
+@pytest.mark.parametrize("base", [name for name in BASES if "causal" in name])
+def test_a_process_without_targets_in_a_step_changes_nothing(base: str, on_two: dict[str, Outcome], tmp_path: Path):
+    scenario = replace(BASES[base], **BLANK)
+    two = on_two[scenario.name]
+    blank = set(range(0, 20, 2))
+    steps = zip(*two.rows, strict=True)
+    assert any((set(first) <= blank) != (set(second) <= blank) for first, second in steps)
+    assert_equal(run_here(scenario, tmp_path), two)
+
+
+def test_the_last_batch_of_an_epoch_counts_its_own_rows(tmp_path: Path):
+    """61 rows in batches of 8: the eighth has 5 rows, and its loss is their mean, not a share of 8."""
+    outcome = run_here(Scenario(num_steps=8, lr=0.0), tmp_path)
+    assert [len(rows) for rows in outcome.rows[0]] == [8] * 7 + [5]
+    whole = run_here(Scenario(num_steps=1, lr=0.0, batch_size=61), tmp_path)
+    mean = sum(loss * count for loss, count in zip(outcome.losses, [8] * 7 + [5], strict=True)) / 61
+    assert mean == pytest.approx(whole.losses[0], abs=1e-12)

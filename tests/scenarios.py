@@ -1,0 +1,140 @@
+"""One small training run described by plain values, so that one process and two can run the very same thing."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tiny
+import torch
+
+from trainer_loop.metrics.load import load_metrics
+
+
+@dataclass(frozen=True)
+class Scenario:
+    task: str = "sequence_classification"
+    dtype: str = "float64"
+    optimizer: str = "adamw"
+    lr: float = 0.01
+    num_rows: int = 61
+    batch_size: int = 8
+    num_steps: int = 10
+    max_tokens: int | None = None
+    per_device: int | None = None
+    dropout: float = 0.0
+    longest: int = 24
+    shortest: int = 3
+    num_validation_rows: int = 0
+    evaluation_per_device: int | None = None
+    blank_every: int | None = None  # causal_lm: every so many rows is one token long and has no target
+
+    @property
+    def name(self) -> str:
+        return "-".join(str(value) for value in asdict(self).values())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    losses: list[float]
+    grad_norms: list[float]
+    weights: torch.Tensor  # all of them, flat, float64
+    rows: list[list[list[int]]]  # [process][step][row]
+    microbatches: list[list[int]]  # [process][step]
+    evaluation: dict[str, float]
+
+
+def run_here(scenario: Scenario, directory: Path) -> Outcome:
+    """Run the scenario in this process (or, inside a group, as its part); the outcome of process 0 is complete."""
+    from accelerate.utils import gather_object
+
+    rows = tiny.make_rows(
+        scenario.num_rows,
+        labelled=scenario.task != "causal_lm",
+        shortest=scenario.shortest,
+        longest=scenario.longest,
+    )
+    if scenario.blank_every:
+        for row in rows[:: scenario.blank_every]:
+            row["input_ids"] = row["input_ids"][:1]
+    validation = None
+    if scenario.num_validation_rows:
+        validation = tiny.make_rows(scenario.num_validation_rows, seed=99, labelled=scenario.task != "causal_lm")
+    model = tiny.make_model(scenario.task, dropout=scenario.dropout).to(getattr(torch, scenario.dtype))
+    names = ["accuracy", {"name": "f1", "args": {"average": "macro"}}]
+    loop = tiny.make_loop(
+        directory / scenario.name,
+        rows=rows,
+        task=tiny.make_task(scenario.task),
+        model=model,
+        num_steps=scenario.num_steps,
+        batch_size=scenario.batch_size,
+        layout=tiny.Layout(scenario.max_tokens, scenario.per_device),
+        optimizer=scenario.optimizer,
+        lr=scenario.lr,
+        validation_rows=validation,
+        evaluation_layout=tiny.Layout(per_device=scenario.evaluation_per_device),
+        metrics=load_metrics(names if scenario.task == "sequence_classification" else ["perplexity"], num_labels=3),
+    )
+    loop.fit()
+    evaluation = loop.evaluate(loop.validation_loader) if loop.validation_loader is not None else {}
+    return Outcome(
+        losses=loop.recorder.losses,
+        grad_norms=loop.recorder.grad_norms,
+        weights=torch.cat([parameter.detach().double().flatten() for parameter in loop.bare_model.parameters()]),
+        rows=gather_object([loop.recorder.rows]),
+        microbatches=gather_object([loop.recorder.microbatches]),
+        evaluation=evaluation,
+    )
+
+
+def run_in_group(scenarios: list[Scenario], directory: Path, *, num_processes: int = 2) -> dict[str, Outcome]:
+    """Run the scenarios one after the other in one group of processes joined by gloo."""
+    described = directory / "scenarios.json"
+    described.write_text(json.dumps([asdict(scenario) for scenario in scenarios]))
+    environment = {
+        **os.environ,
+        "WORLD_SIZE": str(num_processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(find_free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(described)],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(num_processes)
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+    saved: dict[str, Any] = torch.load(directory / "outcomes.pt", weights_only=True)
+    return {name: Outcome(**values) for name, values in saved.items()}
+
+
+def find_free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def main() -> None:
+    described = Path(sys.argv[1])
+    outcomes = {}
+    for values in json.loads(described.read_text()):
+        scenario = Scenario(**values)
+        outcomes[scenario.name] = vars(run_here(scenario, described.parent))
+    if int(os.environ["RANK"]) == 0:
+        torch.save(outcomes, described.parent / "outcomes.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""Tiny models, made-up rows and a loop over them: what the tests of the loop share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from trainer_loop.data.batch_plan import BatchPlan
+from trainer_loop.data.loader import EvaluationLoader, TrainLoader
+from trainer_loop.loop import TrainingLoop
+from trainer_loop.metrics.named_metric import NamedMetric
+from trainer_loop.optim.groups import group_by_decay
+from trainer_loop.record.checkpoint import Checkpointer
+from trainer_loop.record.logs import Console, MetricLog
+from trainer_loop.record.run_dir import RunDir
+from trainer_loop.runtime.distributed import make_accelerator
+from trainer_loop.tasks.causal_lm import CausalLM
+from trainer_loop.tasks.sequence_classification import SequenceClassification
+from trainer_loop.tasks.task import TextTask
+
+VOCABULARY = 50
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words w0 w1 ...; its pad token is token 0."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = ["[PAD]", "[UNK]", *(f"w{index}" for index in range(VOCABULARY - 2))]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+
+
+def make_rows(
+    count: int, *, seed: int = 0, shortest: int = 3, longest: int = 24, labelled: bool = True
+) -> list[dict[str, Any]]:
+    """Rows of random tokens of unlike lengths, with one of three labels."""
+    generator = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        length = int(generator.integers(shortest, longest + 1))
+        row: dict[str, Any] = {"input_ids": generator.integers(2, VOCABULARY, length).tolist()}
+        if labelled:
+            row["label"] = int(generator.integers(0, 3))
+        rows.append(row)
+    return rows
+
+
+def make_bert(*, seed: int = 0, dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(seed)
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=64,
+            hidden_dropout_prob=dropout,
+            attention_probs_dropout_prob=dropout,
+            num_labels=3,
+            pad_token_id=0,
+        )
+    )
+
+
+def make_gpt2(*, seed: int = 0, dropout: float = 0.0) -> nn.Module:
+    torch.manual_seed(seed)
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=VOCABULARY,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            n_positions=64,
+            resid_pdrop=dropout,
+            embd_pdrop=dropout,
+            attn_pdrop=dropout,
+            bos_token_id=1,
+            eos_token_id=1,
+        )
+    )
+
+
+@dataclass
+class Layout:
+    """How an update is cut; law 1 says that none of it matters."""
+
+    max_tokens: int | None = None
+    per_device: int | None = None
+
+
+@dataclass
+class Recorder:
+    """What happened: the figures of every training row, and the rows this process trained on in each step."""
+
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    rows: list[list[int]] = field(default_factory=list)
+    microbatches: list[int] = field(default_factory=list)
+
+
+class RecordingLoop(TrainingLoop):
+    """A loop that remembers its steps."""
+
+    recorder: Recorder
+
+    def train_step(self, step_batch):
+        report = super().train_step(step_batch)
+        real = [microbatch for microbatch in step_batch.microbatches if not microbatch.is_filler]
+        self.recorder.rows.append([row for microbatch in real for row in microbatch.rows])
+        self.recorder.microbatches.append(len(real))
+        return report
+
+    def _record(self, state, values):
+        super()._record(state, values)
+        if "grad_norm" in values:
+            self.recorder.losses.append(values["loss"])
+            self.recorder.grad_norms.append(values["grad_norm"])
+
+
+def make_loop(
+    run_dir: Path,
+    *,
+    rows: Sequence[dict[str, Any]],
+    task: TextTask,
+    model: nn.Module,
+    num_steps: int,
+    batch_size: int = 8,
+    layout: Layout | None = None,
+    optimizer: str = "sgd",
+    lr: float = 0.1,
+    weight_decay: float = 0.01,
+    schedule: Any = None,
+    validation_rows: Sequence[dict[str, Any]] | None = None,
+    evaluation_layout: Layout | None = None,
+    metrics: Sequence[NamedMetric] = (),
+    seed: int = 7,
+    accelerator: Accelerator | None = None,
+    log_every: int = 1,
+    **options: Any,
+) -> RecordingLoop:
+    """A loop over made-up rows. Called by every process of a group."""
+    layout = layout or Layout()
+    evaluation_layout = evaluation_layout or Layout()
+    accelerator = accelerator or make_accelerator(precision="no")
+    task.bind(make_tokenizer())
+    directory = RunDir(run_dir)
+    directory.root.mkdir(parents=True, exist_ok=True)
+    plan = BatchPlan(
+        [len(row["input_ids"]) for row in rows],
+        batch_size=batch_size,
+        seed=seed,
+        num_processes=accelerator.num_processes,
+        max_tokens=layout.max_tokens,
+        per_device=layout.per_device,
+    )
+    classes = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+    torch_optimizer = classes[optimizer](group_by_decay(model, weight_decay), lr=lr)
+    scheduler = (schedule or (lambda made: torch.optim.lr_scheduler.LambdaLR(made, lambda step: 1.0)))(torch_optimizer)
+    model, prepared = accelerator.prepare(model, torch_optimizer)
+    console = Console(enabled=False)
+    validation_loader = None
+    if validation_rows is not None:
+        validation_loader = EvaluationLoader(
+            validation_rows,
+            [len(row["input_ids"]) for row in validation_rows],
+            collate=task.collate,
+            count=task.count,
+            device=accelerator.device,
+            num_processes=accelerator.num_processes,
+            process_index=accelerator.process_index,
+            max_tokens=evaluation_layout.max_tokens,
+            per_device=evaluation_layout.per_device,
+        )
+    loop = RecordingLoop(
+        accelerator=accelerator,
+        task=task,
+        model=model,
+        optimizer=prepared,
+        scheduler=scheduler,
+        train_loader=TrainLoader(
+            plan,
+            rows,
+            collate=task.collate,
+            count=task.count,
+            device=accelerator.device,
+            process_index=accelerator.process_index,
+        ),
+        validation_loader=validation_loader,
+        num_steps=num_steps,
+        seed=seed,
+        checkpointer=Checkpointer(
+            directory,
+            accelerator=accelerator,
+            scheduler=scheduler,
+            console=console,
+            plan={"rows": len(rows), "batch_size": batch_size, "seed": seed},
+        ),
+        console=console,
+        metric_log=MetricLog(directory.metrics),
+        metrics=metrics,
+        log_every=log_every,
+        **options,
+    )
+    loop.recorder = Recorder()
+    return loop
+
+
+def make_task(name: str) -> TextTask:
+    return {"sequence_classification": SequenceClassification, "causal_lm": CausalLM}[name]()
+
+
+def make_model(name: str, **options: Any) -> nn.Module:
+    return {"sequence_classification": make_bert, "causal_lm": make_gpt2}[name](**options)

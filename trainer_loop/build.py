@@ -1,0 +1,218 @@
+"""From the config to a loop. Only this file and judge.py know both the config and the components."""
+
+import functools
+import hashlib
+import math
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer_loop.config.fields import Config
+from trainer_loop.data.batch_plan import BatchPlan
+from trainer_loop.data.loader import EvaluationLoader, TrainLoader
+from trainer_loop.judge import judge, metric_entries
+from trainer_loop.loop import TrainingLoop
+from trainer_loop.metrics.load import load_metrics
+from trainer_loop.model import make_model
+from trainer_loop.optim.optimizers import make_optimizer
+from trainer_loop.optim.schedules import count_warmup_steps, make_scheduler
+from trainer_loop.record.checkpoint import Checkpointer
+from trainer_loop.record.export import ExportRecord, export_model
+from trainer_loop.record.logs import Console, MetricLog
+from trainer_loop.record.run_dir import RunDir
+from trainer_loop.record.state import TrainState
+from trainer_loop.runtime.distributed import make_accelerator
+from trainer_loop.runtime.quiet import quieten_libraries
+
+# Padded tokens of a microbatch where the config says auto: on a CPU what its caches hold, on a GPU what fills it.
+_AUTO_TOKENS = {"cpu": 2048, "cuda": 16384}
+_AUTO_EVALUATION_TOKENS = {"cpu": 4096, "cuda": 32768}
+
+_STEPS_LOOKED_AT = 200  # of an epoch, to tell how it is cut
+
+
+def build(config: Config, *, problems: Sequence[str] = (), console: Console | None = None) -> TrainingLoop:
+    """A loop that is ready to `fit`; nothing is written yet but the token cache.
+
+    problems: what is already known to be wrong with the config. Raises UserError with these and all others: the whole
+    config and all data are judged before the model loads.
+    """
+    quieten_libraries()
+    console = console or Console(enabled=int(os.environ.get("RANK", 0)) == 0)
+    parts = judge(config, problems=problems, console=console)
+    run_dir = RunDir(config.run_dir)
+
+    accelerator = make_accelerator(
+        precision=parts.precision, trackers=config.log.trackers, project_dir=str(run_dir.root)
+    )
+    model, new_weights = make_model(
+        parts.model_config,
+        model_class=parts.task.model_class,
+        name=config.model.name,
+        from_scratch=config.model.from_scratch,
+        gradient_checkpointing=config.model.gradient_checkpointing,
+        trust_remote_code=config.model.trust_remote_code,
+        num_tokens=len(parts.tokenizer),
+        seed=config.seed,
+    )
+    if new_weights:
+        console.say(f"model: {len(new_weights)} weights are new: {', '.join(new_weights[:6])}")
+    model.to(accelerator.device)
+    optimizer = make_optimizer(
+        model,
+        name=config.optimizer.name,
+        lr=config.optimizer.lr,
+        weight_decay=config.optimizer.weight_decay,
+        args=config.optimizer.args,
+        device=accelerator.device,
+    )
+
+    train = parts.splits["train"]
+    plan = BatchPlan(
+        train.lengths,
+        batch_size=_batch_size(config, accelerator.num_processes),
+        seed=config.seed,
+        num_processes=accelerator.num_processes,
+        max_tokens=_token_budget(config.batch.max_tokens, _AUTO_TOKENS, accelerator.device),
+        per_device=config.batch.per_device,
+    )
+    num_steps = config.train.steps or math.ceil((config.train.epochs or 0) * plan.steps_per_epoch)
+    scheduler = make_scheduler(
+        optimizer,
+        name=config.scheduler.name,
+        warmup=config.scheduler.warmup,
+        num_steps=num_steps,
+        args=config.scheduler.args,
+    )
+    metrics = load_metrics(
+        metric_entries(config, parts.task), num_labels=None if parts.label_names is None else len(parts.label_names)
+    )
+    model, optimizer = accelerator.prepare(model, optimizer)
+
+    def make_evaluation_loader(name: str) -> EvaluationLoader | None:
+        split = parts.splits.get(name)
+        if split is None:
+            return None
+        return EvaluationLoader(
+            split.rows,
+            split.lengths,
+            collate=parts.task.collate,
+            count=parts.task.count,
+            device=accelerator.device,
+            num_processes=accelerator.num_processes,
+            process_index=accelerator.process_index,
+            max_tokens=_token_budget(config.evaluate.max_tokens, _AUTO_EVALUATION_TOKENS, accelerator.device),
+            per_device=config.evaluate.per_device,
+            num_workers=config.data.num_workers,
+        )
+
+    return TrainingLoop(
+        accelerator=accelerator,
+        task=parts.task,
+        model=model,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        train_loader=TrainLoader(
+            plan,
+            train.rows,
+            collate=parts.task.collate,
+            count=parts.task.count,
+            device=accelerator.device,
+            process_index=accelerator.process_index,
+            num_workers=config.data.num_workers,
+        ),
+        validation_loader=make_evaluation_loader("validation"),
+        test_loader=make_evaluation_loader("test"),
+        num_steps=num_steps,
+        seed=config.seed,
+        checkpointer=Checkpointer(
+            run_dir,
+            accelerator=accelerator,
+            scheduler=scheduler,
+            console=console,
+            plan={
+                "rows": len(train.rows),
+                "row_lengths": hashlib.blake2b(plan.lengths.tobytes(), digest_size=8).hexdigest(),
+                "batch_size": plan.batch_size,
+                "seed": config.seed,
+            },
+            keep_last=config.checkpoint.keep_last,
+        ),
+        console=console,
+        metric_log=MetricLog(run_dir.metrics),
+        metrics=metrics,
+        max_grad_norm=config.train.max_grad_norm,
+        evaluate_every=_interval(config.evaluate.every, plan.steps_per_epoch),
+        evaluate_at_start=config.evaluate.at_start,
+        checkpoint_every=_interval(config.checkpoint.every, plan.steps_per_epoch),
+        log_every=config.log.every,
+        best=config.checkpoint.best,
+        resume=config.resume,
+        place_of=train.places.place,
+        export=functools.partial(_export, config, run_dir, parts.tokenizer, num_steps),
+    )
+
+
+def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
+    """What is going to happen, in lines for a person."""
+    plan, accelerator = loop.train_loader.plan, loop.accelerator
+    looked_at = range(0, plan.steps_per_epoch, max(1, plan.steps_per_epoch // _STEPS_LOOKED_AT))
+    steps = [plan.step(step) for step in looked_at]
+    microbatches = [len(step.microbatches[accelerator.process_index]) for step in steps]
+    padding = 1 - sum(step.num_tokens for step in steps) / sum(step.num_padded_tokens for step in steps)
+    trained = sum(parameter.numel() for parameter in loop.parameters)
+    total = sum(parameter.numel() for parameter in loop.bare_model.parameters())
+    warmup = count_warmup_steps(config.scheduler.warmup, loop.num_steps)
+    budget = "no limit" if plan.max_tokens is None else f"at most {plan.max_tokens:,} padded tokens"
+    evaluation = "none" if loop.evaluate_every is None else f"every {loop.evaluate_every:,} steps"
+    saving = "never" if loop.checkpoint_every is None else f"every {loop.checkpoint_every:,} steps"
+    return [
+        f"model: {type(loop.bare_model).__name__}, {total:,} parameters, {trained:,} of them trained",
+        f"hardware: {accelerator.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}, "
+        f"{torch.get_num_threads()} threads per process",
+        f"rows: {len(plan.lengths):,}, {plan.batch_size:,} per step; {plan.steps_per_epoch:,} steps per epoch, "
+        f"{loop.num_steps:,} in all",
+        f"microbatches per step and process: {min(microbatches)} to {max(microbatches)} ({budget}); "
+        f"padding {padding:.1%}",
+        f"optimizer: {config.optimizer.name}, learning rate {config.optimizer.lr:g}, {config.scheduler.name} with "
+        f"{warmup:,} warm-up steps",
+        f"evaluation: {evaluation}; checkpoints: {saving}, in {config.run_dir}",
+    ]
+
+
+# ------------------------------------------------------------------------------------------ values the config implies
+
+
+def _batch_size(config: Config, num_processes: int) -> int:
+    batch = config.batch
+    if batch.size is not None:
+        return batch.size
+    assert batch.per_device is not None and batch.accumulate is not None
+    return batch.per_device * batch.accumulate * num_processes
+
+
+def _token_budget(setting: Any, auto: Mapping[str, int], device: torch.device) -> int | None:
+    return auto.get(device.type, auto["cuda"]) if setting == "auto" else setting
+
+
+def _interval(setting: Any, steps_per_epoch: int) -> int | None:
+    """Steps between two occasions; None: never."""
+    return {"epoch": steps_per_epoch, "never": None}.get(setting, setting)
+
+
+def _export(
+    config: Config, run_dir: RunDir, tokenizer: Any, num_steps: int, model: nn.Module, state: TrainState
+) -> None:
+    record = ExportRecord(
+        task=config.task.name,
+        text=config.data.text,
+        text_pair=config.data.text_pair,
+        max_length=config.data.max_length,
+        step=state.best_step or state.step,
+        num_steps=num_steps,
+        metrics=state.figures,
+    )
+    export_model(run_dir, model, tokenizer, record, title=run_dir.root.name)

@@ -1,0 +1,250 @@
+"""The whole config and all data, judged before a model loads or a process meets another: every problem at once."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from transformers import PretrainedConfig
+
+from trainer_loop.config.component import check_arguments, choose
+from trainer_loop.config.fields import Config
+from trainer_loop.data.checks import check_splits
+from trainer_loop.data.labels import LabelNames
+from trainer_loop.data.report import describe_data
+from trainer_loop.data.source import load_splits
+from trainer_loop.data.split import Split
+from trainer_loop.data.tokenizer import load_tokenizer, train_tokenizer
+from trainer_loop.data.tokens import TokenisedSplit, tokenise_split
+from trainer_loop.errors import UserError
+from trainer_loop.metrics.load import check_metrics, reported_keys
+from trainer_loop.model import check_model_config, fit_model_config, load_model_config
+from trainer_loop.optim.optimizers import check_optimizer
+from trainer_loop.optim.schedules import check_scheduler
+from trainer_loop.record.logs import Console
+from trainer_loop.runtime.distributed import choose_precision
+from trainer_loop.tasks.causal_lm import CausalLM
+from trainer_loop.tasks.losses import cross_entropy
+from trainer_loop.tasks.sequence_classification import SequenceClassification
+from trainer_loop.tasks.task import TextTask
+
+TASKS: dict[str, type[TextTask]] = {"sequence_classification": SequenceClassification, "causal_lm": CausalLM}
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {"cross_entropy": cross_entropy}
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What was judged and found good."""
+
+    task: TextTask
+    splits: dict[str, TokenisedSplit]
+    label_names: list[str] | None
+    tokenizer: Any
+    model_config: PretrainedConfig
+    precision: str
+
+
+def judge(config: Config, *, problems: Sequence[str], console: Console) -> Parts:
+    """Judge everything in one go, then tokenise.
+
+    problems: what is already known to be wrong with the config. Raises UserError with these and all others.
+    """
+    problems = list(problems)
+    precision = _attempt(problems, lambda: choose_precision(config.train.precision))
+    task = _attempt(problems, lambda: _make_task(config))
+    problems += _check_components(config, task)
+    splits: dict[str, Split] = {}
+    label_names: LabelNames | None = None
+    # Rows are judged even where something else is wrong, but not by keys that are, nor where no data is named.
+    is_named = config.data.name is not None or config.data.train != "train"
+    if task is not None and is_named and not any(" data." in problem or " task." in problem for problem in problems):
+        splits, label_names = _read_splits(config, task, problems, console)
+    if task is not None:
+        num_labels = None if label_names is None else len(label_names.names)
+        problems += check_metrics(metric_entries(config, task), num_labels=num_labels)
+    tokenizer = _attempt(problems, lambda: _get_tokenizer(config, task, splits, problems, console))
+    model_config = _attempt(problems, lambda: _get_model_config(config))
+    if tokenizer is not None and model_config is not None:
+        fit_model_config(
+            model_config,
+            tokenizer=tokenizer,
+            new_vocabulary=config.model.name is None,
+            label_names=None if label_names is None else label_names.names,
+        )
+        problems += check_model_config(
+            model_config,
+            tokenizer=tokenizer,
+            own_tokenizer=config.model.tokenizer is None,
+            max_length=config.data.max_length,
+        )
+    if problems:
+        raise UserError(list(dict.fromkeys(problems)))  # one cause may be found in two places
+    assert task is not None and tokenizer is not None and model_config is not None and precision is not None
+
+    tokenised = _tokenise(config, task, tokenizer, splits, label_names, console)
+    names = None if label_names is None else label_names.names
+    return Parts(task, tokenised, names, tokenizer, model_config, precision)
+
+
+def metric_entries(config: Config, task: TextTask) -> list[str | Mapping[str, Any]]:
+    """The metrics the config names, else the task's own."""
+    return list(config.evaluate.metrics or task.default_metrics)
+
+
+def _attempt(problems: list[str], function: Callable[[], _T]) -> _T | None:
+    """The result, or None with its problems put to the others."""
+    try:
+        return function()
+    except UserError as error:
+        problems += error.problems
+        return None
+
+
+def _make_task(config: Config) -> TextTask:
+    factory = choose(config.task.name, TASKS, place="task.name")
+    if not (isinstance(factory, type) and issubclass(factory, TextTask)):
+        raise UserError(f"task.name: {config.task.name} is no subclass of trainer_loop.tasks.task.TextTask")
+    if missing := sorted(factory.__abstractmethods__):
+        raise UserError(f"task.name: {config.task.name} lacks {', '.join(missing)}; see trainer_loop/tasks/task.py")
+    problems = check_arguments(factory, config.task.args, place="task.args", given=("loss_function",))
+    arguments: dict[str, Any] = dict(config.task.args)
+    if config.loss.name is not None or config.loss.args:
+        loss = choose(config.loss.name or "cross_entropy", LOSSES, place="loss.name")
+        # The first two parameters are what the task passes, whatever they are called.
+        passed = list(inspect.signature(loss).parameters)[:2]
+        problems += check_arguments(loss, config.loss.args, place="loss.args", given=passed)
+        arguments["loss_function"] = functools.partial(loss, **config.loss.args)
+    if problems:
+        raise UserError(problems)
+    return factory(**arguments)
+
+
+def _check_components(config: Config, task: TextTask | None) -> list[str]:
+    """Names and arguments of everything the config names, by signature."""
+    from accelerate.tracking import get_available_trackers
+
+    problems = check_optimizer(
+        config.optimizer.name, weight_decay=config.optimizer.weight_decay, args=config.optimizer.args
+    )
+    problems += check_scheduler(config.scheduler.name, args=config.scheduler.args)
+    if task is not None:
+        entries = metric_entries(config, task)
+        keys = reported_keys(entries, num_labels=None)
+        best = config.checkpoint.best
+        if best is not None and keys is not None and best.removeprefix("-") not in (*keys, "loss"):
+            problems.append(
+                f"checkpoint.best: {best} is not reported; evaluate.metrics report: {', '.join(keys)}, and loss"
+            )
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    for tracker in config.log.trackers:
+        if tracker not in installed:
+            problems.append(
+                f"log.trackers: {tracker} is unknown to accelerate or not installed; "
+                f"installed: {', '.join(installed) or 'none'}; try pip install {tracker}"
+            )
+    return problems
+
+
+def _read_splits(
+    config: Config, task: TextTask, problems: list[str], console: Console
+) -> tuple[dict[str, Split], LabelNames | None]:
+    """The raw splits and the label names; what is wrong with either goes to `problems`."""
+    data = config.data
+    label = data.label if task.needs_label else None
+    splits, wrong = load_splits(
+        name=data.name,
+        config=data.config,
+        train=data.train,
+        validation=data.validation,
+        test=data.test,
+        validation_fraction=data.validation_fraction,
+        limit=dataclasses.asdict(data.limit),
+        text=data.text,
+        text_pair=data.text_pair,
+        label=label,
+        seed=config.seed,
+        show_progress=console.on_terminal,
+    )
+    problems += wrong
+    wrong, warnings, label_names = check_splits(
+        splits, text=data.text, text_pair=data.text_pair, label=label, label_names=data.label_names
+    )
+    problems += wrong
+    for warning in warnings:
+        console.warn(warning)
+    return splits, label_names
+
+
+def _get_tokenizer(
+    config: Config, task: TextTask | None, splits: Mapping[str, Split], problems: Sequence[str], console: Console
+) -> Any | None:
+    """The tokenizer named, or one trained on the training texts where these are in order."""
+    if config.model.tokenizer == "train":
+        if problems or task is None:
+            return None
+        return train_tokenizer(
+            _texts(splits["train"], config.data.text, config.data.text_pair),
+            style=task.tokenizer_style,
+            vocab_size=config.model.vocab_size,
+            max_length=config.data.max_length,
+        )
+    name = config.model.tokenizer or config.model.name
+    if name is None:
+        return None  # the config was told so already
+    return load_tokenizer(name, trust_remote_code=config.model.trust_remote_code, say=console.say)
+
+
+def _get_model_config(config: Config) -> PretrainedConfig | None:
+    model = config.model
+    if model.name is None and model.type is None:
+        return None  # the config was told so already
+    return load_model_config(
+        name=model.name, model_type=model.type, overrides=model.overrides, trust_remote_code=model.trust_remote_code
+    )
+
+
+def _tokenise(
+    config: Config,
+    task: TextTask,
+    tokenizer: Any,
+    splits: Mapping[str, Split],
+    label_names: LabelNames | None,
+    console: Console,
+) -> dict[str, TokenisedSplit]:
+    """The rows as the model sees them, and the report of the data."""
+    data = config.data
+    task.bind(tokenizer)
+    tokenised = {
+        name: tokenise_split(
+            split,
+            task=task,
+            tokenizer=tokenizer,
+            text=data.text,
+            text_pair=data.text_pair,
+            label=data.label if task.needs_label else None,
+            label_names=label_names,
+            max_length=data.max_length,
+            cache_dir=data.cache_dir,
+            show_progress=console.on_terminal,
+            say=console.say,
+        )
+        for name, split in splits.items()
+    }
+    for line in describe_data(
+        tokenised, splits=splits, text=data.text, text_pair=data.text_pair, label_names=label_names
+    ):
+        console.say(line)
+    return tokenised
+
+
+def _texts(split: Split, text: str, text_pair: str | None) -> Iterator[str]:
+    """Every text of a split, one after the other, without holding them all."""
+    columns = [text] if text_pair is None else [text, text_pair]
+    for batch in split.rows.select_columns(columns).iter(batch_size=1000):
+        for column in columns:
+            yield from batch[column]

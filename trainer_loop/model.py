@@ -1,0 +1,161 @@
+"""The model: its config judged before any weight is read, then built or loaded in fp32."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig
+
+from trainer_loop.errors import UserError
+from trainer_loop.runtime.hub import describe_unreachable, offline_unless_reachable
+from trainer_loop.runtime.randomness import seed_everything
+
+
+def load_model_config(
+    *, name: str | None, model_type: str | None, overrides: Mapping[str, Any], trust_remote_code: bool = False
+) -> PretrainedConfig:
+    """The model's own config: of a hub id or directory `name`, or of a bare `model_type`; with `overrides` applied.
+
+    Raises UserError for a name that cannot be loaded, an unknown type, and overrides the config has no field for.
+    """
+    if name is None:
+        assert model_type is not None
+        known = list(transformers.CONFIG_MAPPING.keys())
+        if model_type not in known:
+            close = difflib.get_close_matches(model_type, known, n=1)
+            raise UserError(
+                f"model.type: {model_type} is no model type of transformers"
+                + (f"; did you mean {close[0]}?" if close else "; examples: bert, distilbert, roberta, gpt2, llama")
+            )
+        config = AutoConfig.for_model(model_type)
+    else:
+        _refuse_missing_directory(name)
+        reason = describe_unreachable()  # asked before offline mode is set, which would be the reason then
+        with offline_unless_reachable() as reachable:
+            try:
+                config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+            except (OSError, ValueError, KeyError) as error:
+                raise UserError(_explain_failure(name, error, offline=None if reachable else reason)) from error
+    problems = []
+    for field, value in overrides.items():
+        if hasattr(config, field):
+            setattr(config, field, value)
+            continue
+        close = difflib.get_close_matches(field, config.to_dict(), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        problems.append(f"model.overrides.{field}: {type(config).__name__} has no such field{hint}")
+    if problems:
+        raise UserError(problems)
+    return config
+
+
+def fit_model_config(
+    config: PretrainedConfig, *, tokenizer: Any, new_vocabulary: bool, label_names: Sequence[str] | None
+) -> None:
+    """Tell the config what the data decides: label names, padding, and the vocabulary where the model is new."""
+    if label_names is not None:
+        config.id2label = dict(enumerate(label_names))  # num_labels follows from it
+        config.label2id = {label: index for index, label in enumerate(label_names)}
+    config.pad_token_id = tokenizer.pad_token_id
+    if new_vocabulary:
+        config.vocab_size = len(tokenizer)
+        config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+
+
+def check_model_config(config: PretrainedConfig, *, tokenizer: Any, own_tokenizer: bool, max_length: int) -> list[str]:
+    """What does not go together: texts and positions, tokens and embeddings, hidden size and heads.
+
+    own_tokenizer: it came with the model; tokens that were added to it then get new embeddings.
+    """
+    problems = []
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and 0 < positions < max_length:
+        problems.append(
+            f"data.max_length: {max_length} is more than the {positions} positions of the model; "
+            f"set data.max_length={positions}"
+        )
+    elif max_length > tokenizer.model_max_length:
+        problems.append(
+            f"data.max_length: {max_length} is more than the {tokenizer.model_max_length} tokens of the tokenizer; "
+            f"set data.max_length={tokenizer.model_max_length}"
+        )
+    if len(tokenizer) > config.vocab_size and not own_tokenizer:
+        problems.append(
+            f"model.tokenizer: it has {len(tokenizer):,} tokens, the model has embeddings for {config.vocab_size:,}; "
+            "use the tokenizer that came with the model"
+        )
+    hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    if isinstance(hidden, int) and isinstance(heads, int) and hidden % heads and not hasattr(config, "head_dim"):
+        problems.append(f"model.overrides.hidden_size: {hidden} is not a multiple of num_attention_heads {heads}")
+    return problems
+
+
+def make_model(
+    config: PretrainedConfig,
+    *,
+    model_class: str,
+    name: str | None,
+    from_scratch: bool = False,
+    gradient_checkpointing: bool = False,
+    trust_remote_code: bool = False,
+    num_tokens: int,
+    seed: int,
+) -> tuple[nn.Module, list[str]]:
+    """The model in fp32, and the names of the weights that `name` had none for; those are a function of `seed`.
+
+    num_tokens: of the tokenizer; the embeddings grow where there are fewer.
+    """
+    auto_class = getattr(transformers, model_class)
+    seed_everything(seed, "model")
+    if name is None or from_scratch:
+        model = auto_class.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        new_weights: list[str] = []
+    else:
+        reason = describe_unreachable()
+        with offline_unless_reachable() as reachable:
+            try:
+                model, loaded = auto_class.from_pretrained(
+                    name,
+                    config=config,
+                    dtype=torch.float32,  # else weights saved in half precision would be trained in half precision
+                    trust_remote_code=trust_remote_code,
+                    output_loading_info=True,
+                )
+            except (OSError, ValueError, RuntimeError) as error:
+                raise UserError(_explain_failure(name, error, offline=None if reachable else reason)) from error
+        new_weights = sorted(loaded["missing_keys"])
+    if num_tokens > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(num_tokens)  # the tokenizer was given a token for padding
+    if gradient_checkpointing:
+        if not model.supports_gradient_checkpointing:
+            raise UserError(
+                f"model.gradient_checkpointing: {type(model).__name__} does not support it; set it to false"
+            )
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model, new_weights
+
+
+def _refuse_missing_directory(name: str) -> None:
+    """A path that is not there would be taken for a hub id."""
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_like_path and not Path(name).is_dir():
+        raise UserError(
+            f"model.name: {name} is no directory; give a hub id such as google-bert/bert-base-cased, or a directory"
+        )
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        present = ", ".join(sorted(path.name for path in Path(name).iterdir())[:8]) or "nothing"
+        raise UserError(f"model.name: {name} holds no config.json, so no model of transformers; it holds {present}")
+
+
+def _explain_failure(name: str, error: Exception, *, offline: str | None) -> str:
+    """Why a model could not be loaded, in one line; `offline` is why the hub was not asked."""
+    if offline is not None and not Path(name).is_dir():
+        return (
+            f"model.name: {name} is not in the cache and {offline}; give a local directory, or fill the "
+            f"cache on a machine with network: hf download {name}"
+        )
+    return f"model.name: {name} cannot be loaded: {' '.join(str(error).split())[:300]}"

@@ -1,0 +1,105 @@
+"""An exported model at work: texts in, labels and probabilities (or a continuation) out."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from trainer_loop.data.batch_plan import cut_evaluation
+from trainer_loop.errors import UserError
+from trainer_loop.record.export import ExportRecord
+from trainer_loop.runtime.quiet import quieten_libraries
+from trainer_loop.tasks.causal_lm import CausalLM
+from trainer_loop.tasks.sequence_classification import SequenceClassification
+from trainer_loop.tasks.task import TextTask
+
+# Only shipped tasks: a name in a model directory must not choose what is imported.
+_TASKS: dict[str, type[TextTask]] = {"sequence_classification": SequenceClassification, "causal_lm": CausalLM}
+_MAX_TOKENS = {"cpu": 4096, "cuda": 32768}  # padded tokens of one batch
+
+
+class Predictor:
+    """Predicts rows of text, in batches of like length; results come back in the order of the rows."""
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, *, task: str, max_length: int, text: str, text_pair: str | None
+    ):
+        self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
+        self.model = model.to(self.device).eval()
+        self.task = _TASKS[task]()
+        self.task.bind(tokenizer)
+        self.tokenizer = tokenizer
+        self.generates = task == "causal_lm"
+        self.max_length = max_length
+        self.text = text  # columns the model was trained on
+        self.text_pair = text_pair
+
+    @classmethod
+    def load(cls, model_dir: Path) -> "Predictor":
+        """A model directory; one that was not exported here is taken for a classifier of column `text`."""
+        quieten_libraries()
+        record = ExportRecord.read(model_dir)
+        task = record.task if record is not None else _guess_task(model_dir)
+        if task not in _TASKS:
+            raise UserError(f"model={model_dir} was trained for the task {task}; predict knows {', '.join(_TASKS)}")
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir)
+            model = getattr(transformers, _TASKS[task].model_class).from_pretrained(model_dir, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            raise UserError(f"model={model_dir} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        return cls(
+            model,
+            tokenizer,
+            task=task,
+            max_length=record.max_length if record is not None else min(tokenizer.model_max_length, 512),
+            text=record.text if record is not None else "text",
+            text_pair=record.text_pair if record is not None else None,
+        )
+
+    @torch.no_grad()
+    def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """One dict a text: `label` and `probability`, or for a causal LM `loss` (nats a token) and `perplexity`."""
+        encoded = self._encode(list(texts), None if pairs is None else list(pairs))
+        lengths = [len(row["input_ids"]) for row in encoded]
+        budget = _MAX_TOKENS.get(self.device.type, _MAX_TOKENS["cuda"])
+        judged: list[dict[str, Any]] = [{} for _ in encoded]
+        (microbatches,) = cut_evaluation(lengths, num_processes=1, max_tokens=budget, per_device=None)
+        for rows in microbatches:
+            batch = self.task.collate([encoded[row] for row in rows])
+            outputs = self.task.predict(self.model, {name: tensor.to(self.device) for name, tensor in batch.items()})
+            for row, values in zip(rows, self._describe(outputs), strict=True):
+                judged[row] = values
+        return judged
+
+    @torch.no_grad()
+    def generate(self, text: str, *, max_new_tokens: int) -> str:
+        """The likeliest continuation of a text, greedily."""
+        inputs = self.tokenizer(text, return_tensors="pt", return_token_type_ids=False).to(self.device)
+        output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)  # type: ignore[operator]
+        return str(self.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+
+    def _encode(self, texts: list[str], pairs: list[str] | None) -> list[dict[str, Any]]:
+        encoded = self.tokenizer(
+            texts, pairs, truncation=True, max_length=self.max_length, return_attention_mask=False, verbose=False
+        )
+        return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+
+    def _describe(self, outputs: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
+        if self.generates:
+            losses = (outputs["predictions"] / outputs["references"].clamp(min=1)).tolist()
+            return [{"loss": loss, "perplexity": math.exp(min(loss, 700.0))} for loss in losses]
+        names: dict[int, str] = self.model.config.id2label  # type: ignore[assignment, union-attr]
+        best = outputs["probabilities"].max(dim=-1)
+        return [
+            {"label": names[index], "probability": probability}
+            for index, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+
+
+def _guess_task(model_dir: Path) -> str:
+    architectures = transformers.AutoConfig.from_pretrained(model_dir).architectures or [""]
+    return "causal_lm" if architectures[0].endswith(("ForCausalLM", "LMHeadModel")) else "sequence_classification"

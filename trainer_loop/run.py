@@ -1,0 +1,122 @@
+"""`python -m trainer_loop.run config=imdb.yaml key=value ...`: config -> build -> fit -> exit code."""
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from trainer_loop.errors import Preempted, UserError
+
+if TYPE_CHECKING:
+    from trainer_loop.config.fields import Config
+    from trainer_loop.loop import TrainingLoop
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code. What a user can mend is told in lines, without a traceback."""
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        if int(os.environ.get("RANK", 0)) == 0:
+            for problem in error.problems:
+                print(f"error: {problem}", file=sys.stderr)
+        return error.exit_code
+    except Preempted as leaving:
+        return leaving.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    finally:
+        _leave_process_group()
+
+
+def _run(argv: list[str]) -> int:
+    from trainer_loop.config.load import read_config, split_arguments
+    from trainer_loop.config.reference import help_text
+
+    name, overrides, help_wanted = split_arguments(argv)
+    if help_wanted:
+        print(help_text())
+        return 0
+    config, problems = read_config(name, overrides)
+
+    from trainer_loop.build import build, describe_plan  # torch and transformers: seconds
+
+    loop = build(config, problems=problems)
+    for line in describe_plan(config, loop):
+        loop.console.say(line)
+    if config.dry_run:
+        loop.console.say("dry run: everything is in order; nothing was trained or written")
+        return 0
+    if _is_complete(config, loop):
+        loop.console.say(f"{config.run_dir} is complete: {loop.num_steps:,} steps; nothing was changed")
+    else:
+        _record(config, loop)
+        loop.fit()
+    _tell_how_to_predict(config, loop)
+    return 0
+
+
+def _is_complete(config: "Config", loop: "TrainingLoop") -> bool:
+    """Whether the run directory holds the model of a run of at least this many steps.
+
+    Raises UserError where it holds a model but nothing to go on from: it would be lost.
+    """
+    from trainer_loop.record.checkpoint import list_checkpoints
+    from trainer_loop.record.export import ExportRecord
+    from trainer_loop.record.run_dir import RunDir
+
+    run_dir = RunDir(config.run_dir)
+    exported = ExportRecord.read(run_dir.model)
+    if exported is None:
+        return False
+    if config.resume == "auto" and exported.num_steps >= loop.num_steps:
+        return True
+    if not list_checkpoints(run_dir):
+        raise UserError(
+            f"run_dir: {config.run_dir} holds the model of a run of {exported.num_steps:,} steps and no checkpoint "
+            "to go on from; choose another run_dir, or delete this one"
+        )
+    return False
+
+
+def _record(config: "Config", loop: "TrainingLoop") -> None:
+    """What the run is and what it runs on; from here on the run directory is written."""
+    from trainer_loop.config.load import flatten, write_resolved
+    from trainer_loop.record.run_dir import RunDir, describe_environment, write_json
+
+    accelerator = loop.accelerator
+    run_dir = RunDir(config.run_dir)
+    if accelerator.is_main_process:
+        try:
+            run_dir.root.mkdir(parents=True, exist_ok=True)
+            write_resolved(config, run_dir.config)
+        except OSError as error:
+            raise UserError(f"run_dir: {config.run_dir} cannot be written: {error.strerror}; choose another") from error
+        environment = describe_environment(
+            device=str(accelerator.device),
+            num_processes=accelerator.num_processes,
+            precision=accelerator.mixed_precision,
+        )
+        write_json(run_dir.environment, environment)
+        loop.console.keep_in(run_dir.log)
+    if config.log.trackers:
+        accelerator.init_trackers(run_dir.root.name, config=flatten(config))
+
+
+def _tell_how_to_predict(config: "Config", loop: "TrainingLoop") -> None:
+    from trainer_loop.record.run_dir import RunDir
+
+    pair = ' text_pair="..."' if config.data.text_pair else ""
+    loop.console.say(f"model: {RunDir(config.run_dir).model}")
+    loop.console.say(f'predict: python -m trainer_loop.predict model={config.run_dir} text="..."{pair}')
+
+
+def _leave_process_group() -> None:
+    if "torch" in sys.modules:
+        from trainer_loop.runtime.distributed import leave_process_group
+
+        leave_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
