@@ -152,7 +152,7 @@ class TrainingLoop:
                 # Gradients are averaged over the processes; a sum over targets wants them added up.
                 self.accelerator.backward(loss * (self.accelerator.num_processes / num_targets))
             loss_sum += loss.detach()
-        grad_norm, grad_norms = self._clip_gradients()
+        names, grad_norm, grad_norms = self._clip_gradients()
         self.optimizer.step()
         lr = float(self.scheduler.get_last_lr()[0])
         if not isinstance(self.scheduler, ReduceLROnPlateau):
@@ -164,6 +164,7 @@ class TrainingLoop:
             num_targets=num_targets,
             grad_norm=grad_norm,
             grad_norms=grad_norms,
+            names=names,
             lr=lr,
             num_rows=plan.num_rows,
             num_tokens=plan.num_tokens,
@@ -177,7 +178,7 @@ class TrainingLoop:
         self.bare_model.eval()
         sums = torch.zeros(2, dtype=_sum_type(self.accelerator.device), device=self.accelerator.device)
         judged: dict[str, list[Tensor]] = {"rows": [], "predictions": [], "references": []}
-        for microbatch in loader:
+        for microbatch in self.console.follow(loader, doing="evaluating"):
             loss, outputs = self.task.loss_and_predict(self.bare_model, microbatch.batch)
             sums += torch.stack([loss.to(sums), sums.new_tensor(microbatch.num_targets)])
             judged["rows"].append(torch.tensor(microbatch.rows, device=self.accelerator.device))
@@ -202,7 +203,7 @@ class TrainingLoop:
         mine = sum(microbatch.num_targets for microbatch in microbatches)
         if self.accelerator.num_processes == 1:
             return max(mine, 1)
-        counted = torch.tensor(mine, device=self.accelerator.device)
+        counted = torch.tensor(float(mine), dtype=_sum_type(self.accelerator.device), device=self.accelerator.device)
         return sum_over_processes(self.accelerator, counted).clamp_(min=1)
 
     def _loss_sum(self, microbatch: Microbatch) -> Tensor:
@@ -213,16 +214,23 @@ class TrainingLoop:
             )
         return loss * 0.0 if microbatch.is_filler else loss
 
-    def _clip_gradients(self) -> tuple[Tensor, Tensor]:
-        """Scale the gradients down to `max_grad_norm`; returns their norm before, `[]`, and that of each one, `[P]`."""
+    def _clip_gradients(self) -> tuple[Sequence[str], Tensor, Tensor]:
+        """Scale the gradients down to `max_grad_norm`.
+
+        Returns the names `[P]` of the parameters that have one, the norm of all before, `[]`, and of each, `[P]`.
+        """
         self.accelerator.unscale_gradients(self.optimizer)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        names = self.names
+        if len(gradients) < len(names):
+            graded = zip(self.names, self.parameters, strict=True)
+            names = tuple(name for name, parameter in graded if parameter.grad is not None)
         # One norm a parameter, all in one call: the total comes from them, and a bad one can be named later.
         grad_norms = torch.stack(torch._foreach_norm(gradients))
         grad_norm = torch.linalg.vector_norm(grad_norms)
         if self.max_grad_norm is not None:
             torch._foreach_mul_(gradients, (self.max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0))
-        return grad_norm, grad_norms
+        return names, grad_norm, grad_norms
 
     # -------------------------------------------------------------------------------------- what surrounds the steps
 
@@ -248,7 +256,7 @@ class TrainingLoop:
         shown = ", ".join(self.place_of(row) for row in rows[:8]) + (
             f" and {len(rows) - 8} more" if len(rows) > 8 else ""
         )
-        first = "" if bad.parameter is None else f"; first bad gradient: {self.names[bad.parameter]}"
+        first = "" if bad.parameter is None else f"; first bad gradient: {bad.parameter}"
         return (
             f"step {bad.step}: loss {bad.loss:g}, gradient norm {bad.grad_norm:g}{first}; rows of this step: {shown}; "
             "lower optimizer.lr, set train.max_grad_norm, or look at these rows"

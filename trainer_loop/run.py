@@ -52,6 +52,8 @@ def _run(argv: list[str]) -> int:
     else:
         _record(config, loop)
         loop.fit()
+        if config.log.trackers:
+            loop.accelerator.end_training()
     _tell_how_to_predict(config, loop)
     return 0
 

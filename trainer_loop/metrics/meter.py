@@ -1,7 +1,7 @@
 """The loop's own sums: what training steps report, kept on the device until something is logged."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ class StepReport:
     num_targets: Tensor | int  # over all processes
     grad_norm: Tensor  # [] before clipping, over all parameters
     grad_norms: Tensor  # [P] of each parameter that has a gradient
+    names: Sequence[str]  # [P] of these parameters
     lr: float
     num_rows: int  # rows and tokens: over all processes
     num_tokens: int
@@ -33,7 +34,7 @@ class NonFinite:
     step: int
     loss: float
     grad_norm: float
-    parameter: int | None  # position among the parameters that have a gradient
+    parameter: str | None  # the first one whose gradient is not finite
 
 
 _SUMS = ("loss", "targets", "rows", "tokens", "padded_tokens", "wait_seconds", "seconds")
@@ -72,7 +73,7 @@ class Meter:
         for report, loss, grad_norm in zip(reports, losses, grad_norms, strict=True):
             if not math.isfinite(loss) or not (math.isfinite(grad_norm) or self._scaled_gradients):
                 bad = torch.isfinite(report.grad_norms).logical_not().nonzero()
-                parameter = int(bad[0]) if len(bad) else None
+                parameter = report.names[int(bad[0])] if len(bad) else None
                 return NonFinite(report.step, loss / max(int(report.num_targets), 1), grad_norm, parameter)
             self._sums["loss"] += loss
             self._sums["targets"] += int(report.num_targets)

@@ -4,14 +4,26 @@ import json
 import math
 import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO, TypeVar
 
 from tqdm import tqdm
 
 Values = Mapping[str, float | int]
+T = TypeVar("T", covariant=True)
+
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+class SizedIterable(Protocol[T]):
+    """What can be gone through and has a length."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[T]: ...
 
 
 class Console:
@@ -63,6 +75,17 @@ class Console:
     def advance_progress(self) -> None:
         if self._bar is not None:
             self._bar.update()
+
+    def follow(self, work: SizedIterable[T], *, doing: str) -> Iterator[T]:
+        """Iterate, and tell how far it is: beside the progress bar, else in a line every half minute."""
+        told = time.monotonic()
+        for done, item in enumerate(work, start=1):
+            yield item
+            if self._bar is not None:
+                self._bar.set_description(f"{doing} {done / len(work):.0%}" if done < len(work) else "")
+            elif time.monotonic() - told > _SECONDS_BETWEEN_LINES:
+                told = time.monotonic()
+                self.say(f"{doing}: {done / len(work):.0%}")
 
     def stop_progress(self) -> None:
         if self._bar is not None:

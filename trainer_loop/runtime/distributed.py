@@ -47,7 +47,6 @@ def _cpu_has_bf16() -> bool:
 def make_accelerator(
     *,
     precision: str,
-    find_unused_parameters: bool = False,
     trackers: Sequence[str] = (),
     project_dir: str | None = None,
 ) -> "Accelerator":
@@ -67,9 +66,7 @@ def make_accelerator(
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[
             # Processes may run unlike numbers of forward passes, so none may hide a collective for its buffers.
-            DistributedDataParallelKwargs(
-                broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters
-            ),
+            DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
         ],
         log_with=list(trackers) or None,

@@ -27,6 +27,10 @@ class CausalLM(TextTask):
         self.append_eos = append_eos
         self.loss_function = loss_function
 
+    def bind(self, tokenizer: Any) -> None:
+        super().bind(tokenizer)
+        tokenizer.padding_side = "right"  # padding before a text would become the context of its first token
+
     def settings(self) -> dict[str, Any]:
         return {"append_eos": self.append_eos}
 

@@ -81,3 +81,20 @@ def test_lines_said_before_there_was_a_log_are_kept_too(tmp_path):
     console.warn("after")
     lines = (tmp_path / "train.log").read_text().splitlines()
     assert [line.split(" ", 1)[1] for line in lines] == ["before", "warning: after"]
+
+
+def test_long_work_tells_how_far_it_is(monkeypatch):
+    seconds = iter(range(0, 1000, 20))
+    monkeypatch.setattr("trainer_loop.record.logs.time.monotonic", lambda: float(next(seconds)))
+    stream = io.StringIO()
+    assert list(Console(stream=stream).follow([1, 2, 3, 4], doing="evaluating")) == [1, 2, 3, 4]
+    assert stream.getvalue().splitlines()[0].startswith("evaluating: ")
+
+
+def test_on_a_terminal_the_bar_tells_how_far_long_work_is():
+    terminal = Terminal()
+    console = Console(stream=terminal)
+    console.start_progress(total=10, done=0)
+    assert list(console.follow([1, 2], doing="evaluating")) == [1, 2]
+    console.stop_progress()
+    assert "evaluating 50%" in terminal.getvalue()
