@@ -115,6 +115,8 @@ def _make_task(config: Config) -> TextTask:
     arguments: dict[str, Any] = dict(config.task.args)
     if config.loss.name is not None or config.loss.args:
         loss = choose(config.loss.name or "cross_entropy", LOSSES, place="loss.name")
+        if not callable(loss):
+            raise UserError(f"loss.name: {config.loss.name} is no function (logits, targets) -> sum")
         # The first two parameters are what the task passes, whatever they are called.
         passed = list(inspect.signature(loss).parameters)[:2]
         problems += check_arguments(loss, config.loss.args, place="loss.args", given=passed)

@@ -71,7 +71,7 @@ def _is_complete(config: "Config", loop: "TrainingLoop") -> bool:
     exported = ExportRecord.read(run_dir.model)
     if exported is None:
         return False
-    if config.resume == "auto" and exported.num_steps >= loop.num_steps:
+    if config.resume != "never" and exported.num_steps >= loop.num_steps:
         return True
     if not list_checkpoints(run_dir):
         raise UserError(

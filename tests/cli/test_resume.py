@@ -102,6 +102,40 @@ def test_another_run_can_go_on_from_a_checkpoint_by_its_path(command, arguments,
         assert tensor.equal(load_file(tmp_path / "other" / "model" / "model.safetensors")[name]), name
 
 
+def test_a_branch_that_is_started_again_goes_on_from_its_own_checkpoint(command, arguments, tmp_path):
+    assert command(*arguments, "checkpoint.every=4").code == 0
+    branch = [
+        *arguments,
+        f"resume={tmp_path / 'run' / 'checkpoints' / 'step-00000004'}",
+        f"run_dir={tmp_path / 'other'}",
+    ]
+    assert command(*branch).code == 0
+    assert "is complete" in command(*branch).out
+    ended = command(*branch, "train.epochs=2")
+    assert ended.code == 0, ended.err
+    assert "resumed at step 8 of 16" in ended.out
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_in_silence(command, arguments, tmp_path):
+    assert command(*arguments).code == 0
+    run = tmp_path / "run"
+    shutil.rmtree(run / "model")
+    (run / "checkpoints" / "step-00000008" / "optimizer.bin").unlink()
+    log = (run / "metrics.jsonl").read_text()
+    ended = command(*arguments)
+    assert ended.code == 2
+    assert "optimizer.bin is missing" in ended.problems[0]
+    assert "delete it to begin anew" in ended.problems[1]
+    assert (run / "metrics.jsonl").read_text() == log
+
+
+def test_an_older_checkpoint_of_the_same_run_is_refused_where_newer_ones_would_be_lost(command, arguments, tmp_path):
+    assert command(*arguments, "checkpoint.every=4").code == 0
+    ended = command(*arguments, f"resume={tmp_path / 'run' / 'checkpoints' / 'step-00000004'}")
+    assert ended.code == 2
+    assert "step-00000008, which would be lost" in ended.problems[0]
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [

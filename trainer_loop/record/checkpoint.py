@@ -71,9 +71,8 @@ class Checkpointer:
             write_json(temporary / _STATE, state.state_dict())
             write_json(temporary / _MANIFEST, self._describe(temporary, state))
             _flush(temporary)
-            shutil.rmtree(
-                target, ignore_errors=True
-            )  # the same step saved before, by a run that went on from an older one
+            # A damaged checkpoint of this very step may stand there, passed over when the run went on.
+            shutil.rmtree(target, ignore_errors=True)
             os.replace(temporary, target)
             _point(self.run_dir.checkpoints / "latest", target)
             if state.best_step == state.step:
@@ -103,7 +102,7 @@ class Checkpointer:
                 "choose another run_dir or give the config it was made with"
             ) from error
         state = TrainState.from_dict(read_json(path / _STATE))
-        if path.parent.resolve() != self.run_dir.checkpoints.resolve():
+        if not self._is_own(path):
             state.best_value = state.best_step = None  # its weights lie in another run directory
         return state
 
@@ -122,13 +121,21 @@ class Checkpointer:
                     "choose another run_dir, delete it, or set resume=auto"
                 )
             return None
-        if resume != "auto":
+        if resume != "auto" and (not own or self._is_own(Path(resume))):
             return self._choose_path(Path(resume), own)
+        # Also where `resume` names another run's checkpoint: the same command, started again, goes on from its own.
+        return self._choose_newest(own)
+
+    def _choose_newest(self, own: list[Path]) -> Path | None:
+        faults = []
         for path in reversed(own):
             fault = find_fault(path)
             if not fault:
                 return path
-            self.console.warn(f"{path}: {fault}; the checkpoint before it is used")
+            self.console.warn(f"{path}: {fault}; it is passed over")
+            faults.append(f"{path}: {fault}")
+        if faults:
+            raise UserError([*faults, f"{self.run_dir.root} holds no complete checkpoint; delete it to begin anew"])
         return None
 
     def _choose_path(self, path: Path, own: list[Path]) -> Path:
@@ -141,6 +148,9 @@ class Checkpointer:
                 "choose another run_dir for the new branch, or set resume=auto"
             )
         return path
+
+    def _is_own(self, path: Path) -> bool:
+        return path.parent.resolve() == self.run_dir.checkpoints.resolve()
 
     def _refuse_other_plan(self, path: Path) -> None:
         made_with = read_json(path / _MANIFEST)["plan"]

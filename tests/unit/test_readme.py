@@ -1,0 +1,60 @@
+"""The README shows what is there: its loop is loop.py's, its loss works, its commands and links exist."""
+
+import re
+import textwrap
+from pathlib import Path
+
+import torch
+
+from trainer_loop import loop
+from trainer_loop.config.fields import Config
+from trainer_loop.config.load import load_config
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_step_it_shows_is_the_step_that_runs():
+    (step,) = [block for block in blocks("python") if "def train_step" in block]
+    source = Path(loop.__file__).read_text(encoding="utf-8")
+    assert textwrap.indent(step, "    ", lambda line: bool(line.strip())).rstrip() in source
+
+
+def test_the_loss_it_shows_is_cross_entropy_at_gamma_zero():
+    (code,) = [block for block in blocks("python") if "def focal" in block]
+    namespace: dict = {}
+    exec(code, namespace)
+    logits, targets = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
+    ours = namespace["focal"](logits, targets, gamma=0)
+    torch.testing.assert_close(ours, torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
+
+
+def test_its_make_targets_are_in_the_makefile():
+    makefile = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^make (\w+)", README, flags=re.MULTILINE)
+    assert targets == ["quickstart", "test"]
+    assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
+
+
+def test_its_links_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert len(links) >= 8
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_keys_of_its_commands_are_keys():
+    overrides = re.findall(r"\s((?:data|model|batch|train|optimizer)\.[\w.]+|dry_run)=", README)
+    assert "data.train" in overrides
+    for key in overrides:
+        value: object = Config()
+        for part in key.split("."):
+            value = getattr(value, part)
+
+
+def test_the_configs_it_names_are_shipped():
+    for name in set(re.findall(r"config=(\w+\.yaml)", README)):
+        assert load_config(name, ["data.train=x.csv"] if name == "reviews.yaml" else []).model
