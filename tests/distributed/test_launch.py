@@ -36,6 +36,7 @@ def launch(*arguments: str, directory: Path, options: tuple[str, ...], environme
 
 
 TWO = ("--config_file", str(ROOT / "launch" / "accelerate" / "cpu_2.yaml"))
+TWO_BY_FLAGS = ("--multi_gpu", "--num_processes", "2")
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +117,7 @@ def test_what_two_processes_saved_is_loaded_by_one(on_two, arguments, tmp_path):
 
 
 def test_a_user_error_is_told_once_by_two_processes_and_nothing_hangs(arguments, tmp_path):
-    done = launch(*arguments, "run_dir=run", "data.text=txt", directory=tmp_path, options=TWO)
+    done = launch(*arguments, "run_dir=run", "data.text=txt", directory=tmp_path, options=TWO_BY_FLAGS)
     assert done.returncode != 0
     assert done.stderr.count("error: data.text=txt: data.train has no such column") == 1
 

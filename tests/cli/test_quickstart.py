@@ -1,0 +1,64 @@
+"""The embedded default: it learns what counting words cannot, and its model is used at once."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from trainer_loop.data import synthetic_reviews
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory) -> tuple[Path, str]:
+    """The run directory and the output of `python -m trainer_loop.run` without any argument."""
+    directory = tmp_path_factory.mktemp("quickstart")
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer_loop.run"], cwd=directory, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return directory / "runs" / "quickstart", done.stdout
+
+
+def test_it_ends_above_95_percent_where_counting_words_stays_clearly_below(quickstart):
+    run, _ = quickstart
+    record = json.loads((run / "model" / "trainer_loop.json").read_text())
+    train, validation = synthetic_reviews.train(), synthetic_reviews.validation()
+    counted = []
+    for vectorizer in (CountVectorizer(), TfidfVectorizer()):
+        classifier = make_pipeline(vectorizer, LogisticRegression(max_iter=1000))
+        classifier.fit([row["text"] for row in train], [row["label"] for row in train])
+        counted.append(classifier.score([row["text"] for row in validation], [row["label"] for row in validation]))
+    assert record["metrics"]["accuracy"] > 0.95
+    assert record["metrics"]["rows"] == len(validation)
+    assert max(counted) < 0.80
+
+
+def test_it_prints_where_the_model_lies_and_the_command_that_predicts(quickstart):
+    run, output = quickstart
+    *_, model, predict = output.splitlines()
+    assert model == "model: runs/quickstart/model"
+    command = re.fullmatch(r'predict: python (-m trainer_loop\.predict model=runs/quickstart text=)"\.\.\."', predict)
+    assert command, predict
+    labels = {}
+    for text in (
+        "The battery is not bad at all, so I am very happy with this phone.",
+        "The battery is anything but good, so I am very unhappy with this phone.",
+    ):
+        done = subprocess.run(
+            [sys.executable, *shlex.split(command[1] + shlex.quote(text))],
+            cwd=run.parents[1],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        labels[text] = done.stdout.partition(" ")[0]
+    assert list(labels.values()) == ["label=positive", "label=negative"]

@@ -1,0 +1,284 @@
+"""Synthetic product reviews, for a first run without network or download.
+
+A config reaches them by the dotted paths of `train` and `validation`: `trainer_loop.data.synthetic_reviews.train`.
+
+A small grammar writes the reviews: a pattern such as "although {lost}, {verdict}" joins clauses, and words that fit
+the product fill them. What makes a review positive or negative:
+
+- `{verdict}`, `{won}` and `{merit}` speak for the label. `{lost}` and `{flaw}` are conceded and speak against it.
+- Every clause is written as a happy customer says it: "the lid is not {bad} at all". The unhappy customer says the
+  same with good and bad words exchanged: "the lid is not {good} at all".
+
+So negations and conjunctions are as common in one class as in the other, most reviews hold words of praise and of
+complaint, and their structure decides: a bag-of-words classifier gets about seven reviews in ten right. The validation
+reviews follow patterns that never occur in the training reviews; all their words do.
+"""
+
+import random
+import re
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+NUM_TRAIN_ROWS = 10_000
+NUM_VALIDATION_ROWS = 1_000
+
+_CONTRAST_SHARE = 0.5  # of reviews: one clause is conceded
+_DENIAL_SHARE = 0.33  # of clauses: good news told with a bad word, or the reverse
+_OPENING_SHARE = 0.35  # of reviews: a first sentence without any opinion
+
+
+class _Opposites(NamedTuple):
+    good: tuple[str, ...]
+    bad: tuple[str, ...]
+
+
+class _Clauses(NamedTuple):
+    plain: tuple[str, ...]
+    denial: tuple[str, ...]
+
+
+class _Patterns(NamedTuple):
+    agreeing: tuple[str, ...]
+    contrasting: tuple[str, ...]
+
+
+# Product -> the aspects that a review may speak of; those shared by all products come on top.
+_PRODUCTS = {
+    "backpack": ("strap", "fabric", "zipper"),
+    "blender": ("motor", "lid", "handle", "manual"),
+    "camera": ("screen", "battery", "menu", "strap", "manual"),
+    "drill": ("motor", "handle", "battery", "manual"),
+    "jacket": ("fabric", "zipper", "collar"),
+    "kettle": ("handle", "lid", "switch"),
+    "lamp": ("switch", "light", "stand"),
+    "phone": ("screen", "battery", "sound", "menu"),
+    "speaker": ("sound", "battery", "manual"),
+    "suitcase": ("handle", "zipper", "lock"),
+    "tablet": ("screen", "battery", "sound", "menu", "stand"),
+    "tent": ("fabric", "zipper", "manual"),
+    "vacuum cleaner": ("motor", "handle", "switch", "manual"),
+    "watch": ("strap", "screen", "battery", "menu"),
+}
+_SHARED_ASPECTS = ("price", "delivery", "design")
+_ADJECTIVES = {
+    "battery": _Opposites(("strong", "reliable"), ("weak", "unreliable")),
+    "collar": _Opposites(("soft", "comfortable", "warm"), ("stiff", "scratchy", "tight")),
+    "delivery": _Opposites(("quick", "punctual", "careful"), ("slow", "late", "careless")),
+    "design": _Opposites(("elegant", "clever", "modern"), ("ugly", "clumsy", "dated")),
+    "fabric": _Opposites(("soft", "thick", "elegant"), ("scratchy", "thin", "shabby")),
+    "handle": _Opposites(("sturdy", "solid", "comfortable"), ("flimsy", "loose", "uncomfortable")),
+    "lid": _Opposites(("solid", "sturdy", "practical"), ("loose", "flimsy", "leaky")),
+    "light": _Opposites(("warm", "bright", "soft"), ("harsh", "dim", "dull")),
+    "lock": _Opposites(("reliable", "solid", "sturdy"), ("unreliable", "flimsy", "loose")),
+    "manual": _Opposites(("clear", "helpful", "accurate"), ("confusing", "useless", "misleading")),
+    "menu": _Opposites(("clear", "simple", "tidy"), ("confusing", "clumsy", "messy")),
+    "motor": _Opposites(("quiet", "powerful", "smooth"), ("noisy", "weak", "rough")),
+    "price": _Opposites(("fair", "reasonable"), ("unfair", "excessive")),
+    "screen": _Opposites(("bright", "sharp", "clear"), ("dim", "blurry", "dull")),
+    "sound": _Opposites(("rich", "clear", "warm"), ("tinny", "muffled", "harsh")),
+    "stand": _Opposites(("stable", "sturdy", "solid"), ("shaky", "flimsy", "wobbly")),
+    "strap": _Opposites(("soft", "sturdy", "comfortable"), ("stiff", "flimsy", "scratchy")),
+    "switch": _Opposites(("solid", "practical", "reliable"), ("loose", "flimsy", "unreliable")),
+    "zipper": _Opposites(("smooth", "reliable", "sturdy"), ("rough", "unreliable", "flimsy")),
+}
+_SHARED_ADJECTIVES = _Opposites(("good", "nice", "impressive"), ("bad", "poor", "disappointing"))
+_FEELINGS = _Opposites(
+    ("happy", "delighted", "satisfied", "pleased", "impressed"),
+    ("unhappy", "disappointed", "frustrated", "annoyed", "upset"),
+)
+_ACTIONS = _Opposites(
+    ("keep {it}", "recommend {it}", "praise {it}", "buy another one", "give {it} five stars"),
+    ("return {it}", "send {it} back", "complain about {it}", "throw {it} away", "give {it} one star"),
+)
+_DEGREES = ("very", "really", "truly", "extremely", "super")
+_PEOPLE = ("Anna", "Omar", "Mei", "Lucas", "Priya", "my sister", "my father", "my boss", "my neighbor", "my roommate")
+_TIMES = ("last week", "last month", "in May", "in October", "two weeks ago", "three weeks ago")
+
+_OPENINGS = (
+    "I bought this {product} {time}. ",
+    "I ordered this {product} for {person} {time}. ",
+    "{person} gave me this {product} {time}. ",
+    "{person} and I bought this {product} {time}. ",
+)
+_STATEMENTS = _Clauses(
+    plain=(
+        "the {aspect} is {degree} {good}",
+        "I find the {aspect} {degree} {good}",
+        "anybody would call the {aspect} {good}",
+        "the {aspect} turned out to be {good}",
+        "you will find the {aspect} {good}",
+        "I have never come across a {aspect} this {good}",
+    ),
+    denial=(
+        "the {aspect} is not {bad} at all",
+        "I do not find the {aspect} {bad}",
+        "nobody would call the {aspect} {bad}",
+        "the {aspect} turned out to be anything but {bad}",
+        "you will not find the {aspect} {bad}",
+        "the {aspect} is {good} rather than {bad}",
+    ),
+)
+_VERDICTS = _Clauses(
+    plain=(
+        "I am {degree} {happy}",
+        "I am {degree} {happy} with {it}",
+        "I am sure that I will {praise}",
+        "I have every reason to {praise}",
+        "everybody should {praise}",
+        "it is only right to {praise}",
+    ),
+    denial=(
+        "I am anything but {unhappy}",
+        "I am not {unhappy} with {it} at all",
+        "I doubt that I will {blame}",
+        "I have no reason to {blame}",
+        "nobody should {blame}",
+        "I would rather {praise} than {blame}",
+    ),
+)
+_HEARSAY = _Clauses(
+    plain=(
+        "{person} says that the {aspect} is {good}",
+        "{person} calls the {aspect} {good}",
+        "{person} is {happy} with {it}",
+    ),
+    denial=(
+        "{person} does not find the {aspect} {bad}",
+        "{person} would not call the {aspect} {bad}",
+        "{person} is not {unhappy} with {it}",
+    ),
+)
+_TRAIN_PATTERNS = _Patterns(
+    agreeing=(
+        "{won}",
+        "{verdict}",
+        "{won}, and {verdict}",
+        "{won}, so {verdict}",
+        "{won}. {verdict}",
+        "{verdict}. {won}",
+        "{verdict}, because {won}",
+        "since {won}, {verdict}",
+        "because of {merit}, {verdict}",
+    ),
+    contrasting=(
+        "{lost}, but {verdict}",
+        "{lost}. Still, {verdict}",
+        "{lost}. However, {verdict}",
+        "although {lost}, {verdict}",
+        "{verdict}, although {lost}",
+        "even though {lost}, {verdict}",
+        "{verdict}, even if {lost}",
+        "despite {flaw}, {verdict}",
+        "{verdict} in spite of {flaw}",
+        "{lost}, but {won}, so {verdict}",
+        "{lost}. Still, {won}, and {verdict}",
+        "{lost}. However, {won}, and {verdict}",
+        "although {lost}, {won}, so {verdict}",
+        "even though {lost}, {won}, and {verdict}",
+        "{won}, so {verdict}, although {lost}",
+        "{won}, and {verdict}, even if {lost}",
+        "{verdict}, because {won}, even though {lost}",
+        "even though {lost}, {verdict}, because {won}",
+        "since {won}, {verdict}, although {lost}",
+    ),
+)
+_VALIDATION_PATTERNS = _Patterns(  # the same conjunctions elsewhere
+    agreeing=(
+        "because {won}, {verdict}",
+        "{verdict}, since {won}",
+        "{verdict} because of {merit}",
+    ),
+    contrasting=(
+        "even if {lost}, {verdict}",
+        "{verdict}, even though {lost}",
+        "in spite of {flaw}, {verdict}",
+        "{verdict} despite {flaw}",
+        "{lost}, but {won}, and {verdict}",
+        "{lost}. Still, {won}, so {verdict}",
+        "although {lost}, {won}, and {verdict}",
+        "{won}, so {verdict}, even if {lost}",
+        "{verdict}, because {won}, although {lost}",
+        "although {lost}, {verdict}, because {won}",
+    ),
+)
+
+
+def train() -> list[dict[str, str]]:
+    """10,000 rows with the columns `text` and `label` ("negative" or "positive", in turn); the same on every call."""
+    return _write_reviews(NUM_TRAIN_ROWS, patterns=_TRAIN_PATTERNS, seed=1)
+
+
+def validation() -> list[dict[str, str]]:
+    """1,000 rows like those of `train`, in patterns that `train` never uses."""
+    return _write_reviews(NUM_VALIDATION_ROWS, patterns=_VALIDATION_PATTERNS, seed=2)
+
+
+def _write_reviews(num_rows: int, *, patterns: _Patterns, seed: int) -> list[dict[str, str]]:
+    rng = random.Random(seed)
+    labels: dict[str, str] = {}  # text -> label; a text that comes up again is not added again
+    while len(labels) < num_rows:
+        happy = len(labels) % 2 == 1
+        labels.setdefault(_write_review(rng, patterns, happy=happy), "positive" if happy else "negative")
+    return [{"text": text, "label": label} for text, label in labels.items()]
+
+
+def _write_review(rng: random.Random, patterns: _Patterns, *, happy: bool) -> str:
+    product = _pick(rng, tuple(_PRODUCTS))
+    aspect, other_aspect = _pick_two(rng, _PRODUCTS[product] + _SHARED_ASPECTS)
+    companion, critic = _pick_two(rng, _PEOPLE)
+
+    def fill(clause: str, *, concede: bool = False) -> str:
+        about = other_aspect if concede else aspect
+        return _fill_clause(rng, clause, happy=happy != concede, aspect=about, person=critic)
+
+    pattern = _pick(rng, patterns.contrasting if rng.random() < _CONTRAST_SHARE else patterns.agreeing)
+    body = pattern.format(
+        verdict=fill(_pick_clause(rng, _VERDICTS)),
+        won=fill(_pick_clause(rng, _STATEMENTS)),
+        merit=fill("the {good} {aspect}"),
+        lost=fill(_pick_clause(rng, _pick(rng, (_STATEMENTS, _HEARSAY))), concede=True),
+        flaw=fill("the {good} {aspect}", concede=True),
+    )
+    opening = _pick(rng, _OPENINGS) if rng.random() < _OPENING_SHARE else ""
+    opening = opening.format(product=product, person=companion, time=_pick(rng, _TIMES))
+    if not opening:
+        body = body.replace("{it}", f"this {product}", 1)  # the first mention names the product
+    return _capitalize(opening + body.replace("{it}", "it") + ".")
+
+
+def _fill_clause(rng: random.Random, clause: str, *, happy: bool, aspect: str, person: str) -> str:
+    """The clause with its words, good and bad ones exchanged for an unhappy customer; `{it}` stays for later."""
+
+    def say(words: _Opposites) -> tuple[str, str]:
+        """One word that says what the customer means and one that says the opposite."""
+        good, bad = _pick(rng, words.good), _pick(rng, words.bad)
+        return (good, bad) if happy else (bad, good)
+
+    special = _ADJECTIVES[aspect]
+    adjectives = _Opposites(special.good + _SHARED_ADJECTIVES.good, special.bad + _SHARED_ADJECTIVES.bad)
+    words = {"aspect": aspect, "person": person, "degree": _pick(rng, _DEGREES), "it": "{it}"}
+    words["good"], words["bad"] = say(adjectives)
+    words["happy"], words["unhappy"] = say(_FEELINGS)
+    words["praise"], words["blame"] = say(_ACTIONS)
+    return clause.format(**words)
+
+
+def _pick_clause(rng: random.Random, clauses: _Clauses) -> str:
+    return _pick(rng, clauses.denial if rng.random() < _DENIAL_SHARE else clauses.plain)
+
+
+def _pick(rng: random.Random, options: Sequence[T]) -> T:
+    """One option, by `random()`: its sequence is the one that Python promises to keep between versions."""
+    return options[int(rng.random() * len(options))]
+
+
+def _pick_two(rng: random.Random, options: Sequence[T]) -> tuple[T, T]:
+    first = _pick(rng, options)
+    return first, _pick(rng, [option for option in options if option != first])
+
+
+def _capitalize(text: str) -> str:
+    """Every sentence with a capital letter at its beginning."""
+    return re.sub(r"(^|\. )([a-z])", lambda match: match[1] + match[2].upper(), text)
