@@ -143,6 +143,7 @@ def make_loop(
     metrics: Sequence[NamedMetric] = (),
     seed: int = 7,
     accelerator: Accelerator | None = None,
+    tokenizer: PreTrainedTokenizerFast | None = None,
     log_every: int = 1,
     **options: Any,
 ) -> RecordingLoop:
@@ -150,7 +151,7 @@ def make_loop(
     layout = layout or Layout()
     evaluation_layout = evaluation_layout or Layout()
     accelerator = accelerator or make_accelerator(precision="no")
-    task.bind(make_tokenizer())
+    task.bind(tokenizer or make_tokenizer())
     directory = RunDir(run_dir)
     directory.root.mkdir(parents=True, exist_ok=True)
     plan = BatchPlan(

@@ -13,24 +13,25 @@ from torch import nn
 from trainer_loop.config.fields import Config
 from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.loader import EvaluationLoader, TrainLoader
-from trainer_loop.judge import judge, metric_entries
+from trainer_loop.judge import Parts, judge, metric_entries
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.load import load_metrics
 from trainer_loop.model import make_model
 from trainer_loop.optim.optimizers import make_optimizer
-from trainer_loop.optim.schedules import count_warmup_steps, make_scheduler
+from trainer_loop.optim.schedules import describe_warmup, make_scheduler
 from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.export import ExportRecord, export_model
 from trainer_loop.record.logs import Console, MetricLog
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.state import TrainState
-from trainer_loop.runtime.distributed import make_accelerator
+from trainer_loop.runtime.distributed import agree, make_accelerator
 from trainer_loop.runtime.quiet import quieten_libraries
 
 # Padded tokens of a microbatch where the config says auto: on a CPU what its caches hold, on a GPU what fills it.
 _AUTO_TOKENS = {"cpu": 2048, "cuda": 16384}
 _AUTO_EVALUATION_TOKENS = {"cpu": 4096, "cuda": 32768}
 
+_MOST_LOGITS = 2**29  # of one microbatch, where every token has one per word of the vocabulary: 2 GiB a copy in fp32
 _STEPS_LOOKED_AT = 200  # of an epoch, to tell how it is cut
 
 
@@ -76,9 +77,11 @@ def build(config: Config, *, problems: Sequence[str] = (), console: Console | No
         batch_size=_batch_size(config, accelerator.num_processes),
         seed=config.seed,
         num_processes=accelerator.num_processes,
-        max_tokens=_token_budget(config.batch.max_tokens, _AUTO_TOKENS, accelerator.device),
+        max_tokens=_token_budget(config.batch.max_tokens, _AUTO_TOKENS, parts, accelerator.device),
         per_device=config.batch.per_device,
     )
+    run_plan = _describe_run(config, parts, plan)
+    agree(accelerator, [run_plan, plan.lengths.tobytes().hex()], what="the data or the config")
     num_steps = config.train.steps or math.ceil((config.train.epochs or 0) * plan.steps_per_epoch)
     scheduler = make_scheduler(
         optimizer,
@@ -104,7 +107,7 @@ def build(config: Config, *, problems: Sequence[str] = (), console: Console | No
             device=accelerator.device,
             num_processes=accelerator.num_processes,
             process_index=accelerator.process_index,
-            max_tokens=_token_budget(config.evaluate.max_tokens, _AUTO_EVALUATION_TOKENS, accelerator.device),
+            max_tokens=_token_budget(config.evaluate.max_tokens, _AUTO_EVALUATION_TOKENS, parts, accelerator.device),
             per_device=config.evaluate.per_device,
             num_workers=config.data.num_workers,
         )
@@ -133,12 +136,7 @@ def build(config: Config, *, problems: Sequence[str] = (), console: Console | No
             accelerator=accelerator,
             scheduler=scheduler,
             console=console,
-            plan={
-                "rows": len(train.rows),
-                "row_lengths": hashlib.blake2b(plan.lengths.tobytes(), digest_size=8).hexdigest(),
-                "batch_size": plan.batch_size,
-                "seed": config.seed,
-            },
+            plan=run_plan,
             keep_last=config.checkpoint.keep_last,
         ),
         console=console,
@@ -152,7 +150,7 @@ def build(config: Config, *, problems: Sequence[str] = (), console: Console | No
         best=config.checkpoint.best,
         resume=config.resume,
         place_of=train.places.place,
-        export=functools.partial(_export, config, run_dir, parts.tokenizer, num_steps),
+        export=functools.partial(_export, config, run_dir, parts.tokenizer, num_steps, run_plan),
     )
 
 
@@ -165,7 +163,7 @@ def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
     padding = 1 - sum(step.num_tokens for step in steps) / sum(step.num_padded_tokens for step in steps)
     trained = sum(parameter.numel() for parameter in loop.parameters)
     total = sum(parameter.numel() for parameter in loop.bare_model.parameters())
-    warmup = count_warmup_steps(config.scheduler.warmup, loop.num_steps)
+    warmup = describe_warmup(config.scheduler.name, config.scheduler.warmup, loop.num_steps)
     budget = "no limit" if plan.max_tokens is None else f"at most {plan.max_tokens:,} padded tokens"
     evaluation = "none" if loop.evaluate_every is None else f"every {loop.evaluate_every:,} steps"
     saving = "never" if loop.checkpoint_every is None else f"every {loop.checkpoint_every:,} steps"
@@ -178,7 +176,7 @@ def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
         f"microbatches per step and process: {min(microbatches)} to {max(microbatches)} ({budget}); "
         f"padding {padding:.1%}",
         f"optimizer: {config.optimizer.name}, learning rate {config.optimizer.lr:g}, {config.scheduler.name} with "
-        f"{warmup:,} warm-up steps",
+        f"{warmup}",
         f"evaluation: {evaluation}; checkpoints: {saving}, in {config.run_dir}",
     ]
 
@@ -194,8 +192,14 @@ def _batch_size(config: Config, num_processes: int) -> int:
     return batch.per_device * batch.accumulate * num_processes
 
 
-def _token_budget(setting: Any, auto: Mapping[str, int], device: torch.device) -> int | None:
-    return auto.get(device.type, auto["cuda"]) if setting == "auto" else setting
+def _token_budget(setting: Any, auto: Mapping[str, int], parts: Parts, device: torch.device) -> int | None:
+    """Padded tokens of one microbatch at most; None: no limit."""
+    if setting != "auto":
+        return setting  # type: ignore[no-any-return]
+    budget = auto.get(device.type, auto["cuda"])
+    if parts.task.scores_every_token:
+        budget = min(budget, _MOST_LOGITS // parts.model_config.vocab_size)
+    return budget
 
 
 def _interval(setting: Any, steps_per_epoch: int) -> int | None:
@@ -203,8 +207,34 @@ def _interval(setting: Any, steps_per_epoch: int) -> int | None:
     return {"epoch": steps_per_epoch, "never": None}.get(setting, setting)
 
 
+def _describe_run(config: Config, parts: Parts, plan: BatchPlan) -> dict[str, Any]:
+    """What decides the updates, as plain JSON: who goes on from a checkpoint must have the same."""
+    model, optimizer, scheduler = config.model, config.optimizer, config.scheduler
+    train = parts.splits["train"]
+    return {
+        "rows": len(train.rows),
+        "row_lengths": hashlib.blake2b(plan.lengths.tobytes(), digest_size=8).hexdigest(),
+        "data": train.fingerprint,
+        "label_names": parts.label_names,
+        "batch_size": plan.batch_size,
+        "seed": config.seed,
+        "task": [config.task.name, config.task.args],
+        "model": [model.name or model.type, model.from_scratch, model.overrides],
+        "loss": [config.loss.name, config.loss.args],
+        "optimizer": [optimizer.name, optimizer.lr, optimizer.weight_decay, optimizer.args],
+        "scheduler": [scheduler.name, scheduler.warmup, scheduler.args],
+        "max_grad_norm": config.train.max_grad_norm,
+    }
+
+
 def _export(
-    config: Config, run_dir: RunDir, tokenizer: Any, num_steps: int, model: nn.Module, state: TrainState
+    config: Config,
+    run_dir: RunDir,
+    tokenizer: Any,
+    num_steps: int,
+    run_plan: dict[str, Any],
+    model: nn.Module,
+    state: TrainState,
 ) -> None:
     record = ExportRecord(
         task=config.task.name,
@@ -214,5 +244,6 @@ def _export(
         step=state.best_step or state.step,
         num_steps=num_steps,
         metrics=state.figures,
+        plan=run_plan,
     )
     export_model(run_dir, model, tokenizer, record, title=run_dir.root.name)

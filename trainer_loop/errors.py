@@ -5,7 +5,6 @@
 | 0 | finished, or was already complete |
 | 2 | the user's config or data (`UserError`) |
 | 3 | training diverged (`Diverged`) |
-| 75 | preempted: the same command goes on (`Preempted`) |
 | 1 | a bug: anything else, with its traceback |
 """
 
@@ -30,9 +29,3 @@ class Diverged(UserError):
     """The loss or a gradient is no longer finite."""
 
     exit_code = 3
-
-
-class Preempted(Exception):
-    """The run was asked to leave; its state is saved and the same command goes on with it."""
-
-    exit_code = 75

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -20,7 +21,7 @@ from trainer_loop.data.split import Split
 from trainer_loop.data.tokenizer import load_tokenizer, train_tokenizer
 from trainer_loop.data.tokens import TokenisedSplit, tokenise_split
 from trainer_loop.errors import UserError
-from trainer_loop.metrics.load import check_metrics, reported_keys
+from trainer_loop.metrics.load import SHIPPED, check_metrics, reported_keys
 from trainer_loop.model import check_model_config, fit_model_config, load_model_config
 from trainer_loop.optim.optimizers import check_optimizer
 from trainer_loop.optim.schedules import check_scheduler
@@ -82,6 +83,9 @@ def judge(config: Config, *, problems: Sequence[str], console: Console) -> Parts
             own_tokenizer=config.model.tokenizer is None,
             max_length=config.data.max_length,
         )
+    classes = tokenizer if label_names is None else label_names.names
+    if task is not None and classes is not None:
+        problems += _check_loss(config, task, len(classes))
     if problems:
         raise UserError(list(dict.fromkeys(problems)))  # one cause may be found in two places
     assert task is not None and tokenizer is not None and model_config is not None and precision is not None
@@ -118,12 +122,52 @@ def _make_task(config: Config) -> TextTask:
         if not callable(loss):
             raise UserError(f"loss.name: {config.loss.name} is no function (logits, targets) -> sum")
         # The first two parameters are what the task passes, whatever they are called.
-        passed = list(inspect.signature(loss).parameters)[:2]
+        try:
+            passed = list(inspect.signature(loss).parameters)[:2]
+        except ValueError:  # a built-in that does not tell: calling it will
+            passed = []
         problems += check_arguments(loss, config.loss.args, place="loss.args", given=passed)
         arguments["loss_function"] = functools.partial(loss, **config.loss.args)
+    if config.data.text_pair is not None and not factory.takes_pairs:
+        problems.append(
+            f"data.text_pair: {config.data.text_pair}: the task {config.task.name} takes one text; remove it"
+        )
     if problems:
         raise UserError(problems)
     return factory(**arguments)
+
+
+def _check_loss(config: Config, task: TextTask, num_classes: int) -> list[str]:
+    """A loss that the config names must add up: of rows given twice it is twice as much. A mean depends on the cut."""
+    loss_function = getattr(task, "loss_function", None)
+    if loss_function is None or config.loss.name is None:
+        return []
+    place = f"loss.name: {config.loss.name}"
+    targets = torch.tensor([0, 1, 1, 0])
+    logits = torch.linspace(-9, 9, 4 * num_classes).sin().view(4, num_classes).requires_grad_()
+    try:
+        once = loss_function(logits, targets)
+        twice = loss_function(logits.repeat(2, 1), targets.repeat(2))
+    except Exception as error:  # noqa: BLE001 - the user's code may raise anything, and is told where
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        told = " ".join(str(error).split())[:200]
+        return [
+            f"{place} fails on logits [4, {num_classes}] and targets [4]: {type(error).__name__}: {told} "
+            f"({frame.filename}:{frame.lineno})"
+        ]
+    if not isinstance(once, torch.Tensor) or once.ndim != 0:
+        shape = (
+            f"a tensor of shape {list(once.shape)}" if isinstance(once, torch.Tensor) else f"a {type(once).__name__}"
+        )
+        return [f"{place} returns {shape}; it must be one number, the sum over the targets: use .sum()"]
+    if not once.requires_grad:
+        return [f"{place} returns a number that does not depend on the logits, so nothing can be learnt"]
+    if not torch.isclose(twice, 2 * once, rtol=1e-3):
+        return [
+            f"{place} gives {once.item():.4g} for four rows and {twice.item():.4g} for them twice; "
+            "it must be a sum over the targets (reduction='sum'), for the loop alone divides"
+        ]
+    return []
 
 
 def _check_components(config: Config, task: TextTask | None) -> list[str]:
@@ -136,12 +180,15 @@ def _check_components(config: Config, task: TextTask | None) -> list[str]:
     problems += check_scheduler(config.scheduler.name, args=config.scheduler.args)
     if task is not None:
         entries = metric_entries(config, task)
+        problems += _check_fit(entries, task)
         keys = reported_keys(entries, num_labels=None)
         best = config.checkpoint.best
         if best is not None and keys is not None and best.removeprefix("-") not in (*keys, "loss"):
             problems.append(
                 f"checkpoint.best: {best} is not reported; evaluate.metrics report: {', '.join(keys)}, and loss"
             )
+    if config.scheduler.name == "reduce_lr_on_plateau" and config.evaluate.every == "never":
+        problems.append("scheduler.name: reduce_lr_on_plateau follows the validation loss; set evaluate.every")
     installed = [str(tracker) for tracker in get_available_trackers()]
     for tracker in config.log.trackers:
         if tracker not in installed:
@@ -149,6 +196,17 @@ def _check_components(config: Config, task: TextTask | None) -> list[str]:
                 f"log.trackers: {tracker} is unknown to accelerate or not installed; "
                 f"installed: {', '.join(installed) or 'none'}; try pip install {tracker}"
             )
+    return problems
+
+
+def _check_fit(entries: Sequence[str | Mapping[str, Any]], task: TextTask) -> list[str]:
+    """Shipped metrics that compare something else than what the task predicts."""
+    problems = []
+    for index, entry in enumerate(entries):
+        name = entry if isinstance(entry, str) else entry["name"]
+        if task.fitting_metrics is not None and name in SHIPPED and name not in task.fitting_metrics:
+            fitting = ", ".join(task.fitting_metrics)
+            problems.append(f"evaluate.metrics[{index}]: {name} does not fit this task; those that do: {fitting}")
     return problems
 
 

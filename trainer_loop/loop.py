@@ -221,10 +221,9 @@ class TrainingLoop:
         """
         self.accelerator.unscale_gradients(self.optimizer)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        names = self.names
+        names: Sequence[str] = self.names
         if len(gradients) < len(names):
-            graded = zip(self.names, self.parameters, strict=True)
-            names = tuple(name for name, parameter in graded if parameter.grad is not None)
+            names = self._name_graded()
         # One norm a parameter, all in one call: the total comes from them, and a bad one can be named later.
         grad_norms = torch.stack(torch._foreach_norm(gradients))
         grad_norm = torch.linalg.vector_norm(grad_norms)
@@ -232,9 +231,29 @@ class TrainingLoop:
             torch._foreach_mul_(gradients, (self.max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0))
         return names, grad_norm, grad_norms
 
+    def _name_graded(self) -> Sequence[str]:
+        """Parameters that have a gradient; on several processes all must, or their reduction would never end."""
+        graded = [
+            (name, parameter.grad is not None) for name, parameter in zip(self.names, self.parameters, strict=True)
+        ]
+        without = [name for name, has_gradient in graded if not has_gradient]
+        if self.accelerator.num_processes > 1:
+            raise UserError(
+                f"{len(without)} parameters get no gradient: {', '.join(without[:4])}, ...; "
+                "freeze them (requires_grad_(False)) or train on one process"
+            )
+        return [name for name, has_gradient in graded if has_gradient]
+
     # -------------------------------------------------------------------------------------- what surrounds the steps
 
     def _go_on_from(self, state: TrainState) -> None:
+        if state.step > self.num_steps:
+            raise UserError(
+                f"the checkpoint is at step {state.step:,} and the run ends at {self.num_steps:,}; "
+                "raise train.epochs or train.steps, or choose another run_dir"
+            )
+        if state.best_by != self.best:
+            state.forget_best()
         self.meter.load_state_dict(state.interval)
         if self.accelerator.is_main_process:
             self.metric_log.forget_after(state.step if state.step else -1)
@@ -277,7 +296,7 @@ class TrainingLoop:
         values = self.evaluate(self.validation_loader)
         self._record(state, {f"validation/{name}": value for name, value in values.items()})
         self.console.tell_evaluation(f"validation at step {state.step:,}, epoch {self._epoch(state):.4g}", values)
-        if isinstance(self.scheduler, ReduceLROnPlateau):
+        if isinstance(self.scheduler, ReduceLROnPlateau) and state.step > 0:
             self.scheduler.step(values["loss"])
         if self.best is None:
             state.figures = values
@@ -286,7 +305,7 @@ class TrainingLoop:
         improved = math.isfinite(value) and (state.best_value is None or value > state.best_value)
         if state.step == 0 or not improved:
             return False
-        state.best_value, state.best_step, state.figures = value, state.step, values
+        state.best_by, state.best_value, state.best_step, state.figures = self.best, value, state.step, values
         return True
 
     def _value_of_best(self, values: dict[str, float]) -> float:

@@ -1,18 +1,22 @@
 """The model: its config judged before any weight is read, then built or loaded in fp32."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.hub import describe_unreachable, offline_unless_reachable
 from trainer_loop.runtime.randomness import seed_everything
+
+# Their first position is the one after that of padding.
+_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "mpnet")
 
 
 def load_model_config(
@@ -43,13 +47,20 @@ def load_model_config(
     problems = []
     for field, value in overrides.items():
         if hasattr(config, field):
-            setattr(config, field, value)
+            try:
+                setattr(config, field, value)
+            except StrictDataclassError as error:
+                problems.append(f"model.overrides.{field}: {value!r}: {_in_one_line(error)}")
             continue
         close = difflib.get_close_matches(field, config.to_dict(), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         problems.append(f"model.overrides.{field}: {type(config).__name__} has no such field{hint}")
     if problems:
         raise UserError(problems)
+    try:
+        config.validate()  # transformers' own rules; by itself it would apply them when the model is saved, at the end
+    except StrictDataclassError as error:
+        raise UserError(f"model.overrides: {type(config).__name__} refuses them: {_in_one_line(error)}") from error
     return config
 
 
@@ -73,6 +84,8 @@ def check_model_config(config: PretrainedConfig, *, tokenizer: Any, own_tokenize
     """
     problems = []
     positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and config.model_type in _POSITIONS_AFTER_PADDING:
+        positions -= config.pad_token_id + 1
     if isinstance(positions, int) and 0 < positions < max_length:
         problems.append(
             f"data.max_length: {max_length} is more than the {positions} positions of the model; "
@@ -123,11 +136,13 @@ def make_model(
                     config=config,
                     dtype=torch.float32,  # else weights saved in half precision would be trained in half precision
                     trust_remote_code=trust_remote_code,
+                    ignore_mismatched_sizes=True,  # judged below: a head for other classes is begun anew
                     output_loading_info=True,
                 )
             except (OSError, ValueError, RuntimeError) as error:
                 raise UserError(_explain_failure(name, error, offline=None if reachable else reason)) from error
-        new_weights = sorted(loaded["missing_keys"])
+        _refuse_mismatched_body(name, loaded["mismatched_keys"], num_labels=config.num_labels)
+        new_weights = sorted({*loaded["missing_keys"], *(key for key, _, _ in loaded["mismatched_keys"])})
     if num_tokens > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(num_tokens)  # the tokenizer was given a token for padding
     if gradient_checkpointing:
@@ -137,6 +152,21 @@ def make_model(
             )
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model, new_weights
+
+
+def _refuse_mismatched_body(name: str, mismatched: Iterable[tuple[str, Any, Any]], *, num_labels: int) -> None:
+    """Weights of another size are begun anew where they are a head for other classes, and an error elsewhere."""
+    body = [
+        f"{key} is {list(saved)} there and {list(wanted)} here"
+        for key, saved, wanted in sorted(mismatched)
+        if list(wanted)[:1] != [num_labels]
+    ]
+    if body:
+        raise UserError(
+            f"model.name: the weights of {name} do not fit model.overrides: {'; '.join(body[:3])}"
+            + (f" and {len(body) - 3} more" if len(body) > 3 else "")
+            + "; remove what changes their size, or set model.from_scratch=true"
+        )
 
 
 def _refuse_missing_directory(name: str) -> None:
@@ -158,4 +188,8 @@ def _explain_failure(name: str, error: Exception, *, offline: str | None) -> str
             f"model.name: {name} is not in the cache and {offline}; give a local directory, or fill the "
             f"cache on a machine with network: hf download {name}"
         )
-    return f"model.name: {name} cannot be loaded: {' '.join(str(error).split())[:300]}"
+    return f"model.name: {name} cannot be loaded: {_in_one_line(error)}"
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

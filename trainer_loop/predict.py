@@ -38,7 +38,7 @@ class Request:
     output: str | None = None
     text_column: str | None = None
     pair_column: str | None = None
-    max_new_tokens: int = 64
+    max_new_tokens: int | None = None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -82,6 +82,12 @@ def _read_arguments(arguments: list[str]) -> Request:
             given["max_new_tokens"] = int(given["max_new_tokens"])
         else:
             problems.append(f"max_new_tokens={given['max_new_tokens']}: it must be a whole number from 1")
+    for name in ("output", "text_column", "pair_column"):
+        if name in given and "text" in given:
+            problems.append(f"{name}= goes with file=, not with text=")
+    for name in ("text_pair", "max_new_tokens"):
+        if name in given and "file" in given:
+            problems.append(f"{name}= goes with text=, not with file=")
     output = given.get("output")
     if output is not None and Path(output).suffix.lower() not in _WRITERS:
         problems.append(f"output={output}: the file must end in {', '.join(_WRITERS)}")
@@ -122,8 +128,14 @@ def _find_model(name: str) -> Path:
 def _print_one(predictor: Any, request: Request) -> None:
     assert request.text is not None
     if predictor.generates:
-        print(request.text + predictor.generate(request.text, max_new_tokens=request.max_new_tokens))
+        if request.text_pair is not None:
+            raise UserError("text_pair= is given, but a language model takes one text")
+        print(request.text + predictor.generate(request.text, max_new_tokens=request.max_new_tokens or 64))
         return
+    if request.max_new_tokens is not None:
+        raise UserError("max_new_tokens= is given, but this model classifies and continues nothing")
+    if predictor.text_pair is None and request.text_pair is not None:
+        raise UserError("text_pair= is given, but this model was trained on single texts")
     if predictor.text_pair is not None and request.text_pair is None:
         raise UserError('text_pair= is missing: this model was trained on pairs of texts; add text_pair="..."')
     judged = predictor.predict([request.text], [request.text_pair] if request.text_pair is not None else None)[0]
@@ -131,33 +143,24 @@ def _print_one(predictor: Any, request: Request) -> None:
 
 
 def _write_file(predictor: Any, request: Request, model_dir: Path) -> None:
+    import pandas as pd
+
     from trainer_loop.data.checks import check_splits
-    from trainer_loop.data.source import load_splits
+    from trainer_loop.data.files import find_files, read_files
 
     assert request.file is not None
     text = request.text_column or predictor.text
     text_pair = request.pair_column or predictor.text_pair
-    splits, problems = load_splits(
-        name=None,
-        config=None,
-        train=request.file,
-        validation=None,
-        test=None,
-        validation_fraction=None,
-        limit={},
-        text=text,
-        text_pair=text_pair,
-        label=None,
-        seed=0,
-    )
-    if not problems:
-        problems, _, _ = check_splits(splits, text=text, text_pair=text_pair, label=None, label_names=None)
+    columns = [text] if text_pair is None else [text, text_pair]
+    split = read_files(find_files([request.file], key="file"), split="train", texts=columns, label=None)
+    problems, _, _ = check_splits({"train": split}, text=text, text_pair=text_pair, label=None, label_names=None)
     if problems:
         raise UserError([_reword(problem) for problem in problems])
-    rows = splits["train"].rows
+    rows = split.rows
     judged = predictor.predict(rows[text], rows[text_pair] if text_pair is not None else None)
     output = Path(request.output) if request.output else _default_output(model_dir, Path(request.file))
-    table = rows.to_pandas()
+    # Arrow's own types: pandas would make 1.0 of a 1 in a column that has a null.
+    table = rows.with_format("arrow")[:].to_pandas(types_mapper=pd.ArrowDtype)
     for name in judged[0]:
         # What is predicted must not take the place of what was given.
         column = f"predicted_{name}" if name in table.columns else name
@@ -172,7 +175,6 @@ def _reword(problem: str) -> str:
     return (
         problem.replace("data.text_pair=", "pair_column=")
         .replace("data.text=", "text_column=")
-        .replace("data.train=", "file=")
         .replace("data.train", "the file")
     )
 

@@ -48,9 +48,16 @@ class Predictor:
             raise UserError(f"model={model_dir} was trained for the task {task}; predict knows {', '.join(_TASKS)}")
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir)
-            model = getattr(transformers, _TASKS[task].model_class).from_pretrained(model_dir, dtype=torch.float32)
+            model, loaded = getattr(transformers, _TASKS[task].model_class).from_pretrained(
+                model_dir, dtype=torch.float32, output_loading_info=True
+            )
         except (OSError, ValueError) as error:
             raise UserError(f"model={model_dir} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+        if loaded["missing_keys"]:
+            raise UserError(
+                f"model={model_dir} has no weights for {', '.join(sorted(loaded['missing_keys'])[:4])}: "
+                f"it was not trained for {task}, and would answer at random"
+            )
         return cls(
             model,
             tokenizer,
@@ -62,7 +69,10 @@ class Predictor:
 
     @torch.no_grad()
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """One dict a text: `label` and `probability`, or for a causal LM `loss` (nats a token) and `perplexity`."""
+        """One dict a text: `label` and `probability`, or for a causal LM `loss` (nats a token) and `perplexity`.
+
+        A text is cut at `max_length` tokens; a causal LM has nothing to say (None) of a text of one token.
+        """
         encoded = self._encode(list(texts), None if pairs is None else list(pairs))
         lengths = [len(row["input_ids"]) for row in encoded]
         budget = _MAX_TOKENS.get(self.device.type, _MAX_TOKENS["cuda"])
@@ -90,8 +100,11 @@ class Predictor:
 
     def _describe(self, outputs: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
         if self.generates:
-            losses = (outputs["predictions"] / outputs["references"].clamp(min=1)).tolist()
-            return [{"loss": loss, "perplexity": math.exp(min(loss, 700.0))} for loss in losses]
+            sums, counts = outputs["predictions"].tolist(), outputs["references"].tolist()
+            losses = [total / count if count else None for total, count in zip(sums, counts, strict=True)]
+            return [
+                {"loss": loss, "perplexity": None if loss is None else math.exp(min(loss, 700.0))} for loss in losses
+            ]
         names: dict[int, str] = self.model.config.id2label  # type: ignore[assignment, union-attr]
         best = outputs["probabilities"].max(dim=-1)
         return [

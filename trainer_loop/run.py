@@ -1,10 +1,13 @@
 """`python -m trainer_loop.run config=imdb.yaml key=value ...`: config -> build -> fit -> exit code."""
 
-import os
 import sys
+import time
 from typing import TYPE_CHECKING
 
-from trainer_loop.errors import Preempted, UserError
+from trainer_loop.errors import UserError
+from trainer_loop.runtime.distributed import process_index_from_environment
+
+_SECONDS_FOR_PROCESS_0 = 3.0  # a launcher ends the others well within
 
 if TYPE_CHECKING:
     from trainer_loop.config.fields import Config
@@ -16,17 +19,23 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        if int(os.environ.get("RANK", 0)) == 0:
-            for problem in error.problems:
-                print(f"error: {problem}", file=sys.stderr)
+        _tell(error)
         return error.exit_code
-    except Preempted as leaving:
-        return leaving.exit_code
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
     finally:
         _leave_process_group()
+
+
+def _tell(error: UserError) -> None:
+    """One line a problem. Process 0 speaks first; others only where it did not end, and take them along, at once."""
+    rank = process_index_from_environment()
+    if rank > 0:
+        time.sleep(_SECONDS_FOR_PROCESS_0)
+    speaker = f"process {rank}: " if rank > 0 else ""
+    for problem in error.problems:
+        print(f"{speaker}error: {problem}", file=sys.stderr)
 
 
 def _run(argv: list[str]) -> int:
@@ -45,7 +54,9 @@ def _run(argv: list[str]) -> int:
     for line in describe_plan(config, loop):
         loop.console.say(line)
     if config.dry_run:
-        loop.console.say("dry run: everything is in order; nothing was trained or written")
+        loop.console.say(
+            "dry run: everything is in order; nothing was trained, and nothing written but the token cache"
+        )
         return 0
     if _is_complete(config, loop):
         loop.console.say(f"{config.run_dir} is complete: {loop.num_steps:,} steps; nothing was changed")
@@ -59,18 +70,24 @@ def _run(argv: list[str]) -> int:
 
 
 def _is_complete(config: "Config", loop: "TrainingLoop") -> bool:
-    """Whether the run directory holds the model of a run of at least this many steps.
+    """Whether the run directory holds the model of this very run, trained for at least this many steps.
 
-    Raises UserError where it holds a model but nothing to go on from: it would be lost.
+    Raises UserError where it holds the model of another run, or one with nothing to go on from: it would be lost.
     """
-    from trainer_loop.record.checkpoint import list_checkpoints
+    from trainer_loop.record.checkpoint import describe_changes, list_checkpoints
     from trainer_loop.record.export import ExportRecord
     from trainer_loop.record.run_dir import RunDir
+    from trainer_loop.runtime.distributed import agree
 
     run_dir = RunDir(config.run_dir)
     exported = ExportRecord.read(run_dir.model)
+    agree(loop.accelerator, exported and vars(exported), what=f"the run directory {config.run_dir}")
     if exported is None:
         return False
+    if changes := describe_changes(exported.plan, loop.checkpointer.plan):
+        raise UserError(
+            f"run_dir: {config.run_dir} holds the model of another run ({changes}); choose another, or delete it"
+        )
     if config.resume != "never" and exported.num_steps >= loop.num_steps:
         return True
     if not list_checkpoints(run_dir):

@@ -137,6 +137,16 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once_with_the_offline_way(comma
         (["scheduler.name=warmup_stable_decay"], ["num_decay_steps"]),
         (["loss.name=no_lab.losses.focal"], ["loss.name", "no_lab"]),
         (["loss.args={label_smooting: 0.1}"], ["did you mean label_smoothing"]),
+        (["loss.name=torch.nn.functional.cross_entropy"], ["it must be a sum over the targets (reduction='sum')"]),
+        (["loss={name: torch.nn.functional.cross_entropy, args: {reduction: none}}"], ["a tensor of shape [4]"]),
+        (["loss.name=torch.nn.functional.binary_cross_entropy"], ["fails on logits [4, 2] and targets [4]"]),
+        (["loss.name=torch.add"], ["loss.name: torch.add fails on logits [4, 2]"]),
+        (["scheduler.name=reduce_lr_on_plateau", "evaluate.every=never"], ["follows the validation loss"]),
+        (["evaluate.metrics=[perplexity]"], ["perplexity does not fit this task; those that do: accuracy"]),
+        (
+            ["model.overrides={initializer_range: much}"],
+            ["model.overrides.initializer_range: 'much'", "expected float"],
+        ),
         (["task.name=sequence_clasification"], ["did you mean sequence_classification"]),
         (["task.args={gamma: 1}"], ["task.args.gamma"]),
         (["checkpoint.best=f1"], ["checkpoint.best: f1 is not reported"]),
@@ -160,6 +170,50 @@ def test_what_does_not_fit_is_told_before_the_model_loads(command, arguments, ex
         monkeypatch.undo()
         monkeypatch.chdir(Path(arguments[-1].partition("=")[2]).parent)
     refuse(command(*arguments, *extra), *wanted)
+
+
+def test_a_language_model_takes_no_pairs_and_no_metric_of_classes(command, tmp_path, reviews):
+    ended = command(
+        "task.name=causal_lm",
+        "model={type: gpt2, tokenizer: train}",
+        f"data.train={reviews}",
+        "data.text_pair=label",
+        "evaluate.metrics=[accuracy]",
+    )
+    refuse(ended, "data.text_pair: label: the task causal_lm takes one text")
+
+
+def test_positions_that_begin_after_padding_are_counted(command, arguments):
+    """RoBERTa's first position is that of padding plus one: 64 of them hold texts of 62 tokens."""
+    arguments = [argument for argument in arguments if not argument.startswith("model.name")]
+    roberta = "model={type: roberta, tokenizer: train, vocab_size: 300}"
+    sizes = "hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 16"
+    refuse(
+        command(*arguments, roberta, f"model.overrides={{max_position_embeddings: 32, {sizes}}}"),
+        "data.max_length: 32 is more than the 31 positions of the model",
+    )
+    ended = command(
+        *arguments,
+        roberta,
+        f"model.overrides={{max_position_embeddings: 33, {sizes}}}",
+        "train.steps=2",
+        "train.epochs=",
+    )
+    assert ended.code == 0, ended.err
+
+
+def test_a_head_for_other_classes_is_begun_anew_and_told(command, arguments, tmp_path):
+    assert command(*arguments).code == 0
+    three = write_csv(tmp_path / "three.csv", [(text, f"class {number % 3}") for number, (text, _) in enumerate(ROWS)])
+    arguments = [*arguments, f"data.train={three}", f"run_dir={tmp_path / 'other'}"]
+    ended = command(*arguments, f"model.name={tmp_path / 'run' / 'model'}")
+    assert ended.code == 0, ended.err
+    assert "model: 2 weights are new: classifier.bias, classifier.weight" in ended.out
+    refuse(
+        command(*arguments, f"run_dir={tmp_path / 'third'}", "model.overrides={hidden_size: 32}"),
+        "do not fit model.overrides",
+        "bert.embeddings",
+    )
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").exists(), reason="needs /proc")

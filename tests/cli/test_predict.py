@@ -149,11 +149,12 @@ def test_a_language_model_continues_a_text_and_scores_a_file(command, tmp_path, 
     assert code == 0, err
     assert out.strip().startswith("one two three four")
     file = tmp_path / "lines.txt"
-    file.write_text("one two three four five six seven\nseven seven one six\n")
+    file.write_text("one two three four five six seven\nseven seven one six\n!\n")
     code, _, err = predict(capfd, f"model={tmp_path / 'run'}", f"file={file}", f"output={tmp_path / 'scored.jsonl'}")
     assert code == 0, err
     scored = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text().splitlines()]
     assert scored[0]["loss"] < scored[1]["loss"]
+    assert scored[2]["loss"] is None  # one token: there is nothing to predict
     assert scored[0]["perplexity"] == pytest.approx(math.exp(scored[0]["loss"]))
 
 
@@ -185,6 +186,40 @@ def test_a_file_without_the_column_is_told_by_this_commands_own_keys(run, capfd,
     assert "data." not in err
     code, _, err = predict(capfd, f"model={run}", f"file={file}", "text_column=review")
     assert code == 0, err
+
+
+def test_numbers_too_large_for_a_float_are_written_as_they_were(run, capfd, tmp_path):
+    file = tmp_path / "new.jsonl"
+    file.write_text('{"text": "a good book", "id": 9007199254740993}\n{"text": "a bad book", "id": null}\n')
+    assert predict(capfd, f"model={run}", f"file={file}", f"output={tmp_path / 'judged.csv'}")[0] == 0
+    assert "9007199254740993," in (tmp_path / "judged.csv").read_text()
+
+
+def test_a_model_without_a_trained_head_is_refused_because_it_would_answer_at_random(tiny_model, capfd):
+    code, out, err = predict(capfd, f"model={tiny_model}", "text=good")
+    assert code == 2
+    assert out == ""
+    assert "classifier.bias, classifier.weight" in err
+
+
+def test_a_file_cannot_be_a_dotted_path(run, capfd, tmp_path, monkeypatch):
+    (tmp_path / "trap.py").write_text("raise SystemExit('the trap was imported')\n")
+    monkeypatch.chdir(tmp_path)
+    code, _, err = predict(capfd, f"model={run}", "file=trap.rows")
+    assert code == 2
+    assert "file=trap.rows" in err
+
+
+def test_keys_that_would_do_nothing_are_refused(run, capfd):
+    for extra, told in (
+        (["text=x", "output=x.csv"], "goes with file="),
+        (["file=x.csv", "text_pair=y"], "goes with text="),
+        (["text=x", "text_pair=y"], "trained on single texts"),
+        (["text=x", "max_new_tokens=3"], "classifies"),
+    ):
+        code, _, err = predict(capfd, f"model={run}", *extra)
+        assert code == 2
+        assert told in err
 
 
 def test_a_model_directory_cannot_choose_what_is_imported(run, capfd, tmp_path, monkeypatch):

@@ -131,6 +131,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_anew_in_silence(co
 
 def test_an_older_checkpoint_of_the_same_run_is_refused_where_newer_ones_would_be_lost(command, arguments, tmp_path):
     assert command(*arguments, "checkpoint.every=4").code == 0
+    shutil.rmtree(tmp_path / "run" / "model")
     ended = command(*arguments, f"resume={tmp_path / 'run' / 'checkpoints' / 'step-00000004'}")
     assert ended.code == 2
     assert "step-00000008, which would be lost" in ended.problems[0]
@@ -141,22 +142,44 @@ def test_an_older_checkpoint_of_the_same_run_is_refused_where_newer_ones_would_b
     [
         ("batch.size=4", "batch_size was 8 and is 4"),
         ("seed=1", "seed was 42 and is 1"),
-        ("data.max_length=8", "lengths"),
+        ("data.max_length=8", "row_lengths was"),
+        ("data.label_names=[positive, negative]", "label_names was ['negative', 'positive']"),
+        ("optimizer.lr=1", "optimizer was ['adamw', 0.001, 0.01, {}] and is ['adamw', 1.0, 0.01, {}]"),
+        ("optimizer={name: sgd, args: {momentum: 0.9}}", "optimizer was"),
+        ("scheduler.warmup=0", "scheduler was"),
+        ("model={from_scratch: true, overrides: {num_hidden_layers: 1}}", "model was"),
     ],
 )
-def test_a_checkpoint_of_other_rows_is_refused(command, arguments, change, named):
+def test_a_run_directory_of_another_run_is_refused_finished_or_not(command, arguments, change, named, tmp_path):
     assert command(*arguments).code == 0
-    ended = command(*arguments, "train.epochs=2", change)
+    for more in ([], ["train.epochs=2"]):
+        ended = command(*arguments, change, *more)
+        assert ended.code == 2
+        assert named in ended.problems[0]
+    shutil.rmtree(tmp_path / "run" / "model")
+    ended = command(*arguments, change)
     assert ended.code == 2
     assert named in ended.problems[0]
 
 
-def test_a_checkpoint_of_another_model_is_refused_in_one_line(command, arguments):
-    assert command(*arguments).code == 0
-    ended = command(*arguments, "train.epochs=2", "model.from_scratch=true", "model.overrides={num_hidden_layers: 1}")
+def test_fewer_epochs_than_were_trained_are_refused(command, arguments, tmp_path):
+    assert command(*arguments, "train.epochs=2").code == 0
+    shutil.rmtree(tmp_path / "run" / "model")
+    ended = command(*arguments)
     assert ended.code == 2
-    assert len(ended.problems) == 1
-    assert "does not fit this model" in ended.problems[0]
+    assert "the checkpoint is at step 16 and the run ends at 8" in ended.problems[0]
+
+
+def test_another_metric_for_the_best_begins_the_search_anew(command, arguments, tmp_path):
+    more = ["checkpoint.every=4", "evaluate.every=4"]
+    assert command(*arguments, *more, "checkpoint.best=accuracy").code == 0
+    ended = command(*arguments, *more, "train.epochs=2", "checkpoint.best=-loss")
+    assert ended.code == 0, ended.err
+    run = tmp_path / "run"
+    losses = {row["step"]: row["validation/loss"] for row in metric_rows(run) if "validation/loss" in row}
+    record = json.loads((run / "model" / "trainer_loop.json").read_text())
+    assert record["step"] == min((loss, step) for step, loss in losses.items() if step > 8)[1]
+    assert record["metrics"]["loss"] == losses[record["step"]]
 
 
 def test_resume_never_refuses_to_write_over_a_run(command, arguments, tmp_path):
@@ -170,8 +193,9 @@ def test_a_diverged_run_names_step_rows_and_parameter_and_leaves_the_checkpoint(
     (tmp_path / "lab.py").write_text(
         "def explode(logits, labels, *, threshold):\n"
         "    loss = (logits ** 2).sum()\n"
-        "    return loss / 0.0 if explode.calls.append(1) or len(explode.calls) > threshold else loss\n"
-        "explode.calls = []\n"
+        "    explode.batches += len(labels) == 8\n"
+        "    return loss / 0.0 if explode.batches > threshold else loss\n"
+        "explode.batches = -1  # the first is a trial on made-up rows, given twice\n"
     )
     arguments = [*arguments, "batch.max_tokens=null", "evaluate.every=never"]
     ended = command(*arguments, "loss={name: lab.explode, args: {threshold: 5}}", "checkpoint.every=4", "log.every=8")

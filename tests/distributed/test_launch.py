@@ -122,6 +122,48 @@ def test_a_user_error_is_told_once_by_two_processes_and_nothing_hangs(arguments,
     assert done.stderr.count("error: data.text=txt: data.train has no such column") == 1
 
 
+def test_rows_that_differ_between_the_processes_are_refused(arguments, tmp_path):
+    (tmp_path / "lab.py").write_text(
+        "import os\n"
+        "def rows():\n"
+        "    label = ['a', 'b'][int(os.environ['RANK'])]\n"
+        "    return [{'text': f'number {n}', 'label': label if n == 7 else 'ab'[n % 2]} for n in range(20)]\n"
+    )
+    done = launch(*arguments, "run_dir=run", "data.train=lab.rows", "data.validation=", directory=tmp_path, options=TWO)
+    assert done.returncode != 0
+    assert "the data or the config of process 1 is not that of process 0" in done.stderr
+
+
+def test_an_error_of_one_process_alone_is_told_with_its_number(arguments, tmp_path):
+    write_csv(tmp_path / "only_0.csv", make_reviews(20))
+    script = (
+        "import os, sys\n"
+        "from trainer_loop.run import main\n"
+        "train = 'only_0.csv' if os.environ['RANK'] == '0' else 'missing.csv'\n"
+        "sys.exit(main([*sys.argv[1:], f'data.train={train}', 'data.validation=', 'run_dir=run']))\n"
+    )
+    (tmp_path / "start.py").write_text(script)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            *TWO_BY_FLAGS,
+            "--main_process_port",
+            str(find_free_port()),
+            "start.py",
+            *arguments,
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode != 0
+    assert "process 1: error: data.train=missing.csv: there is no such file" in done.stderr
+
+
 def test_processes_that_would_each_train_alone_are_refused(arguments, tmp_path):
     """A launcher that says WORLD_SIZE=2 to a process that accelerate takes for the only one."""
     done = subprocess.run(

@@ -33,6 +33,10 @@ def test_the_loss_it_shows_is_cross_entropy_at_gamma_zero():
     torch.testing.assert_close(ours, torch.nn.functional.cross_entropy(logits, targets, reduction="sum"))
 
 
+def test_nothing_in_it_waits_to_be_filled_in():
+    assert re.findall(r"@[A-Z]+@|TODO|TBD", README) == []
+
+
 def test_its_make_targets_are_in_the_makefile():
     makefile = (ROOT / "Makefile").read_text()
     targets = re.findall(r"^make (\w+)", README, flags=re.MULTILINE)

@@ -1,6 +1,6 @@
 """A name or a dotted path -> the object it means, and its arguments judged before it is called.
 
-This is the only place where what a config says makes code run: the modules on a dotted path that the user wrote.
+A dotted path runs the modules on it. So do model.trust_remote_code and metric scripts; nothing else in a config does.
 """
 
 import importlib

@@ -115,7 +115,7 @@ def cut_batch(
     fewest = len(_cut_sorted(lengths, budget, row_limit))
     wanted = math.ceil(fewest / num_processes) * num_processes
     # The smallest budget that still needs no more microbatches than wanted.
-    low, high = lengths[0], max(budget, lengths[0])
+    low, high = min(lengths[0], budget), budget
     while low < high:
         middle = (low + high) // 2
         if len(_cut_sorted(lengths, middle, row_limit)) <= wanted:

@@ -49,6 +49,7 @@ class TokenisedSplit:
     rows: `input_ids`, whatever else the task encodes (such as `token_type_ids`), and `label` where there is one.
     lengths: `[N]` tokens of every row. num_truncated: texts that were cut at max_length.
     places: where every row, or the text that a chunk begins in, stands in the user's data.
+    fingerprint: of the raw rows: changes when the content or the choice of rows does.
     """
 
     name: str
@@ -56,6 +57,7 @@ class TokenisedSplit:
     lengths: npt.NDArray[np.int32]
     num_truncated: int
     places: Places
+    fingerprint: str
 
 
 def tokenise_split(
@@ -147,6 +149,7 @@ def _unpack(split: Split, rows: datasets.Dataset) -> TokenisedSplit:
         lengths=columns["length"].astype(np.int32),
         num_truncated=int(columns["truncated"].sum()) if "truncated" in columns else 0,
         places=split.places.select(sources),
+        fingerprint=split.fingerprint,
     )
 
 

@@ -37,6 +37,7 @@ class NonFinite:
     parameter: str | None  # the first one whose gradient is not finite
 
 
+_MOST_OVERFLOWS = 50  # by then a loss scaler has halved its scale to nothing, and no update was made
 _SUMS = ("loss", "targets", "rows", "tokens", "padded_tokens", "wait_seconds", "seconds")
 
 
@@ -49,6 +50,7 @@ class Meter:
     def __init__(self, *, sum_over_processes: Callable[[Tensor], Tensor], scaled_gradients: bool = False):
         self._sum_over_processes = sum_over_processes
         self._scaled_gradients = scaled_gradients  # fp16: an overflow of a gradient is the loss scaler's business
+        self._overflows = 0  # of gradients, one step after the other
         self._reports: list[StepReport] = []
         self._sums = dict.fromkeys(_SUMS, 0.0)
         self._last = {"grad_norm": math.nan, "lr": math.nan}
@@ -71,7 +73,9 @@ class Meter:
         losses = self._sum_over_processes(torch.stack([report.loss_sum for report in reports])).tolist()
         grad_norms = torch.stack([report.grad_norm for report in reports]).tolist()
         for report, loss, grad_norm in zip(reports, losses, grad_norms, strict=True):
-            if not math.isfinite(loss) or not (math.isfinite(grad_norm) or self._scaled_gradients):
+            self._overflows = 0 if math.isfinite(grad_norm) else self._overflows + 1
+            most_overflows = _MOST_OVERFLOWS if self._scaled_gradients else 0
+            if not math.isfinite(loss) or self._overflows > most_overflows:
                 bad = torch.isfinite(report.grad_norms).logical_not().nonzero()
                 parameter = report.names[int(bad[0])] if len(bad) else None
                 return NonFinite(report.step, loss / max(int(report.num_targets), 1), grad_norm, parameter)

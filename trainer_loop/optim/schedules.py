@@ -32,6 +32,13 @@ def count_warmup_steps(warmup: float, num_steps: int) -> int:
     return math.ceil(warmup * num_steps) if warmup < 1 else int(warmup)
 
 
+def describe_warmup(name: str, warmup: float, num_steps: int) -> str:
+    """What comes of `warmup`: some schedules have none."""
+    if "num_warmup_steps" not in inspect.signature(choose(name, SCHEDULES, place="scheduler.name")).parameters:
+        return "no warm-up"
+    return f"{count_warmup_steps(warmup, num_steps):,} warm-up steps"
+
+
 def make_scheduler(
     optimizer: Optimizer, *, name: str, warmup: float, num_steps: int, args: Mapping[str, Any]
 ) -> LRScheduler:

@@ -1,9 +1,10 @@
 """Checkpoints around `accelerator.save_state`: written beside, flushed, renamed, verified before they are loaded."""
 
+import contextlib
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -17,6 +18,7 @@ from trainer_loop.errors import UserError
 from trainer_loop.record.logs import Console
 from trainer_loop.record.run_dir import RunDir, package_versions, read_json, write_json
 from trainer_loop.record.state import TrainState
+from trainer_loop.runtime.distributed import agree
 
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
@@ -27,7 +29,8 @@ _SCALER = "scaler.bin"
 class Checkpointer:
     """Saves and finds the checkpoints of one run.
 
-    plan: what decides which rows stand in which update; a checkpoint of another plan is refused.
+    plan: what decides the updates (rows, seed, model, optimizer, ...), as plain JSON; a checkpoint of another plan is
+    refused.
     """
 
     def __init__(
@@ -57,12 +60,8 @@ class Checkpointer:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
-        # accelerate lets every process write the same scaler file at once: ours is written by one.
-        scaler, self.accelerator.scaler = self.accelerator.scaler, None
-        try:
+        with self._without_scaler() as scaler:
             self.accelerator.save_state(str(temporary))
-        finally:
-            self.accelerator.scaler = scaler
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             torch.save(self.scheduler.state_dict(), temporary / _SCHEDULER)
@@ -88,29 +87,43 @@ class Checkpointer:
         Raises UserError where a checkpoint asked for is not complete, or does not belong to this run.
         """
         path = self._choose(resume)
+        agree(self.accelerator, None if path is None else path.name, what="the newest complete checkpoint")
         if path is None:
             return None
         self._refuse_other_plan(path)
         try:
-            self.accelerator.load_state(str(path))
+            with self._without_scaler() as scaler:
+                self.accelerator.load_state(str(path))
             self.scheduler.load_state_dict(torch.load(path / _SCHEDULER, weights_only=True))
-            if self.accelerator.scaler is not None and (path / _SCALER).exists():
-                self.accelerator.scaler.load_state_dict(torch.load(path / _SCALER, weights_only=True))
+            if scaler is not None and (path / _SCALER).exists():
+                scaler.load_state_dict(torch.load(path / _SCALER, weights_only=True))
         except (RuntimeError, ValueError, KeyError, UnpicklingError) as error:
             raise UserError(
                 f"{path} does not fit this model and optimizer: {_first_line(error)}; "
                 "choose another run_dir or give the config it was made with"
             ) from error
         state = TrainState.from_dict(read_json(path / _STATE))
-        if not self._is_own(path):
-            state.best_value = state.best_step = None  # its weights lie in another run directory
+        if not self._is_own(path):  # the weights of the best lie in another run directory
+            state.forget_best()
         return state
 
     def load_weights(self, model: nn.Module, step: int) -> None:
         """Only the model's weights, from the checkpoint of `step`."""
         from safetensors.torch import load_model
 
+        fault = find_fault(self.run_dir.checkpoint(step))
+        if fault:
+            raise UserError(f"{self.run_dir.checkpoint(step)}, which holds the best weights: {fault}")
         load_model(model, self.run_dir.checkpoint(step) / "model.safetensors", device=str(self.accelerator.device))
+
+    @contextlib.contextmanager
+    def _without_scaler(self) -> Iterator[Any]:
+        """Keep the loss scaler from accelerate, whose processes would all write the same file of it at once."""
+        scaler, self.accelerator.scaler = self.accelerator.scaler, None
+        try:
+            yield scaler
+        finally:
+            self.accelerator.scaler = scaler
 
     def _choose(self, resume: str) -> Path | None:
         own = list_checkpoints(self.run_dir)
@@ -153,12 +166,10 @@ class Checkpointer:
         return path.parent.resolve() == self.run_dir.checkpoints.resolve()
 
     def _refuse_other_plan(self, path: Path) -> None:
-        made_with = read_json(path / _MANIFEST)["plan"]
-        changed = [name for name in self.plan if made_with.get(name) != self.plan[name]]
-        if changed:
-            named = ", ".join(f"{name} was {made_with.get(name)} and is {self.plan[name]}" for name in changed)
+        changes = describe_changes(read_json(path / _MANIFEST)["plan"], self.plan)
+        if changes:
             raise UserError(
-                f"{path} was made with other rows in its steps ({named}); "
+                f"{path} was made by another run ({changes}); "
                 "choose another run_dir or give the config it was made with"
             )
 
@@ -176,8 +187,13 @@ class Checkpointer:
         }
 
     def _rotate(self, state: TrainState) -> None:
-        """Only after a complete save: keep the newest `keep_last`, and the best."""
-        for path in list_checkpoints(self.run_dir)[: -self.keep_last]:
+        """Only after a complete save: keep the newest `keep_last`, and the best.
+
+        What stands past this step is damaged and was passed over when the run went on: it goes first.
+        """
+        own = list_checkpoints(self.run_dir)
+        newest = own.index(self.run_dir.checkpoint(state.step)) + 1
+        for path in own[newest:] + own[: max(newest - self.keep_last, 0)]:
             if state.best_step is None or path != self.run_dir.checkpoint(state.best_step):
                 shutil.rmtree(path)
 
@@ -205,6 +221,13 @@ def find_fault(path: Path) -> str | None:
         if _checksum(file) != expected["crc32"]:
             return f"{name} was altered: its checksum differs"
     return None
+
+
+def describe_changes(made_with: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
+    """`seed was 42 and is 1, ...` for what differs between two plans, or nothing."""
+    return ", ".join(
+        f"{name} was {made_with.get(name)} and is {plan[name]}" for name in plan if made_with.get(name) != plan[name]
+    )
 
 
 def _checksum(path: Path) -> str:

@@ -23,6 +23,7 @@ class ExportRecord:
     step: int  # of the exported weights
     num_steps: int  # of the finished run
     metrics: dict[str, float]  # of the exported weights
+    plan: dict[str, Any]  # what decided the updates of the run, see Checkpointer
 
     @classmethod
     def read(cls, model_dir: Path) -> "ExportRecord | None":

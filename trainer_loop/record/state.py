@@ -13,10 +13,16 @@ class TrainState:
     tokens_seen: int = 0  # without padding
     targets_seen: int = 0
     train_seconds: float = 0.0  # inside training steps: without evaluation and saving
+    best_by: str | None = None  # the metric that the best is the best by
     best_value: float | None = None
     best_step: int | None = None
     figures: dict[str, float] = field(default_factory=dict)  # the evaluation of the weights that would be exported
     interval: dict[str, float] = field(default_factory=dict)  # sums since the last training row of the log
+
+    def forget_best(self) -> None:
+        """There is no best so far: by another metric, or of another run, it says nothing."""
+        self.best_by = self.best_value = self.best_step = None
+        self.figures = {}
 
     def state_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,15 +1,20 @@
 """The processes of a run and the device each one has: how the Accelerator is built, and sums over processes."""
 
+import hashlib
+import json
 import os
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from trainer_loop.errors import UserError
 
 if TYPE_CHECKING:  # torch and accelerate take seconds to import: a config error is told before that
     import torch
     from accelerate import Accelerator
+
+
+_DATA_PARALLEL = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU")
 
 
 def process_index_from_environment() -> int:
@@ -78,6 +83,11 @@ def make_accelerator(
             f"WORLD_SIZE={launched} processes were launched but accelerate joined {accelerator.num_processes}: "
             "each would train alone; launch with `accelerate launch --multi_gpu --num_processes N`"
         )
+    if accelerator.distributed_type not in _DATA_PARALLEL:
+        raise UserError(
+            f"accelerate was told to use {accelerator.distributed_type.value}; gradient norms and checkpoints here are "
+            "those of data parallelism: launch with --multi_gpu, or with a file of launch/accelerate"
+        )
     return accelerator
 
 
@@ -89,6 +99,25 @@ def sum_over_processes(accelerator: "Accelerator", values: "torch.Tensor") -> "t
 
     torch.distributed.all_reduce(values)
     return values
+
+
+def agree(accelerator: "Accelerator", value: Any, *, what: str) -> None:
+    """Refuse to go on where the processes hold unlike values; called by all of them.
+
+    value: plain JSON. what: how a user calls it. Raises UserError on every process.
+    """
+    if accelerator.num_processes == 1:
+        return
+    from accelerate.utils import gather_object
+
+    digest = hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
+    digests = gather_object([digest])
+    if len(set(digests)) > 1:
+        unlike = [str(rank) for rank, other in enumerate(digests) if other != digests[0]]
+        raise UserError(
+            f"{what} of process {', '.join(unlike)} is not that of process 0: all processes must see the same files, "
+            "and a function that returns rows must return them in the same order everywhere"
+        )
 
 
 def leave_process_group() -> None:

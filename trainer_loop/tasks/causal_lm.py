@@ -20,16 +20,15 @@ class CausalLM(TextTask):
 
     model_class = "AutoModelForCausalLM"
     tokenizer_style = "byte_level_bpe"
+    takes_pairs = False
+    scores_every_token = True
     default_metrics = ("perplexity",)
+    fitting_metrics = ("perplexity",)
 
     def __init__(self, *, append_eos: bool = True, loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy):
         super().__init__()
         self.append_eos = append_eos
         self.loss_function = loss_function
-
-    def bind(self, tokenizer: Any) -> None:
-        super().bind(tokenizer)
-        tokenizer.padding_side = "right"  # padding before a text would become the context of its first token
 
     def settings(self) -> dict[str, Any]:
         return {"append_eos": self.append_eos}
@@ -39,7 +38,7 @@ class CausalLM(TextTask):
 
         `source` is the position of the text that a chunk begins in.
         """
-        assert pairs is None, "a running text has no second text"
+        assert pairs is None, "refused before, see takes_pairs"
         end = [self.tokenizer.eos_token_id] if self.append_eos and self.tokenizer.eos_token_id is not None else []
         encoded = [ids + end for ids in self.tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]]
         stream = list(chain.from_iterable(encoded))

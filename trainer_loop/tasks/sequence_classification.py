@@ -17,6 +17,7 @@ class SequenceClassification(TextTask):
     model_class = "AutoModelForSequenceClassification"
     needs_label = True
     default_metrics = ("accuracy",)
+    fitting_metrics = ("accuracy", "f1", "precision", "recall", "matthews_correlation", "glue/mrpc")
 
     def __init__(self, *, loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy):
         super().__init__()

@@ -42,13 +42,18 @@ class TextTask(ABC):
     model_class: str = "AutoModel"  # name of a class in transformers
     needs_label: bool = False
     tokenizer_style: Literal["wordpiece", "byte_level_bpe"] = "wordpiece"  # of a tokenizer trained on the spot
+    takes_pairs: bool = True
+    scores_every_token: bool = False  # logits [B, T, V] instead of [B, C]: they, not the activations, fill the memory
     default_metrics: tuple[str, ...] = ()
+    fitting_metrics: tuple[str, ...] | None = None  # of those shipped; None: whatever fits what `predict` returns
 
     def __init__(self) -> None:
         self.tokenizer: Any = None  # set by `bind`
 
     def bind(self, tokenizer: Any) -> None:
         """Give the task the tokenizer that its rows are encoded and padded with."""
+        # On the left, padding would shift positions and become the context of a row's first token.
+        tokenizer.padding_side = "right"
         self.tokenizer = tokenizer
 
     def settings(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def make_split(name: str, **columns: list[Any]) -> Split:
 def tokenised(name: str, lengths: list[int], num_truncated: int = 0, **columns: list[Any]) -> TokenisedSplit:
     rows = datasets.Dataset.from_dict({"input_ids": [[0] * length for length in lengths], **columns})
     places = Places.of(name, len(lengths))
-    return TokenisedSplit(name, rows, np.array(lengths, dtype=np.int32), num_truncated, places)
+    return TokenisedSplit(name, rows, np.array(lengths, dtype=np.int32), num_truncated, places, fingerprint="")
 
 
 def test_the_report_of_a_classification():

@@ -93,6 +93,15 @@ def test_an_overflowing_gradient_is_the_loss_scalers_business_but_a_bad_loss_is_
     assert meter.fold() is not None
 
 
+def test_gradients_that_overflow_without_end_are_a_divergence():
+    meter = make_meter(scaled_gradients=True)
+    for step in range(1, 60):
+        meter.add(make_report(step, grad_norms=(math.nan, 1.0)))
+    found = meter.fold()
+    assert found is not None
+    assert (found.step, found.parameter) == (51, "first")
+
+
 def test_sums_survive_a_checkpoint_in_mid_interval():
     whole, first, second = make_meter(), make_meter(), make_meter()
     for step in (1, 2, 3):

@@ -95,6 +95,28 @@ def test_files_are_read_without_running_what_a_pickle_holds(loop, tmp_path):
         (newest / name).write_bytes(content)
 
 
+def test_the_loss_scaler_of_fp16_comes_back_as_it_was(loop):
+    loop.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    loop.accelerator.scaler.scale(torch.ones(()))  # the first use makes its tensors
+    path = loop.checkpointer.save(TrainState(step=1))
+    assert "scaler.bin" in {file.name for file in path.iterdir()}
+    loop.accelerator.scaler.update(new_scale=2.0)
+    assert loop.checkpointer.load("auto").step == 1
+    assert loop.accelerator.scaler.get_scale() == 8.0
+
+
+def test_rotation_never_takes_what_was_just_saved(loop, tmp_path):
+    """A damaged checkpoint of a later step was passed over: it goes, not the one that the run goes on with."""
+    loop.checkpointer.keep_last = 1
+    loop.checkpointer.save(TrainState(step=6, best_step=6))
+    damaged = loop.checkpointer.save(TrainState(step=8, best_step=6))
+    (damaged / "optimizer.bin").unlink()
+    assert loop.checkpointer.load("auto").step == 6
+    saved = loop.checkpointer.save(TrainState(step=7, best_step=6))
+    assert [path.name for path in list_checkpoints(RunDir(tmp_path / "run"))] == ["step-00000006", "step-00000007"]
+    assert (saved.parent / "latest").resolve() == saved.resolve()
+
+
 def test_a_run_gone_on_elsewhere_forgets_the_best_whose_weights_it_has_not(loop, tmp_path):
     state = TrainState(step=2, best_step=2, best_value=0.5)
     path = loop.checkpointer.save(state)
