@@ -1,8 +1,6 @@
 """The training loop: one file, read from top to bottom. Everything it uses is handed to it as a plain argument."""
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -11,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
@@ -22,7 +19,8 @@ from trainer_loop.metrics.named_metric import NamedMetric, compute_metrics
 from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.logs import Console, MetricLog, Values
 from trainer_loop.record.state import TrainState
-from trainer_loop.runtime.distributed import sum_over_processes
+from trainer_loop.runtime.distributed import gather_rows, sum_over_processes
+from trainer_loop.runtime.memory import read_peak_memory
 from trainer_loop.runtime.randomness import seed_everything
 from trainer_loop.tasks.task import Task
 
@@ -187,7 +185,7 @@ class TrainingLoop:
         self.bare_model.train()
 
         loss_sum, num_targets = sum_over_processes(self.accelerator, sums).tolist()
-        columns = {name: self._gather(tensors) for name, tensors in judged.items()}
+        columns = {name: gather_rows(self.accelerator, tensors) for name, tensors in judged.items()}
         order = np.argsort(columns["rows"], kind="stable")
         assert len(order) == loader.num_rows, f"{len(order)} rows were scored of {loader.num_rows}"
         values: dict[str, float] = {"loss": loss_sum / max(num_targets, 1)}
@@ -339,7 +337,7 @@ class TrainingLoop:
             "rows_seen": state.rows_seen,
             "tokens_seen": state.tokens_seen,
             "targets_seen": state.targets_seen,
-            "peak_memory_bytes": _read_peak_memory(self.accelerator.device),
+            "peak_memory_bytes": read_peak_memory(self.accelerator.device),
         }
 
     def _record(self, state: TrainState, values: Values) -> None:
@@ -353,11 +351,6 @@ class TrainingLoop:
         """Passes over the training rows so far."""
         return state.step / self.train_loader.plan.steps_per_epoch
 
-    def _gather(self, tensors: list[Tensor]) -> np.ndarray:
-        """What all processes judged, in one array; a process without a microbatch has nothing to add."""
-        mine = torch.cat(tensors).cpu().numpy() if tensors else None
-        return np.concatenate([part for part in gather_object([mine]) if part is not None])
-
 
 def _is_due(every: int, step: int) -> bool:
     return step % every == 0
@@ -365,11 +358,3 @@ def _is_due(every: int, step: int) -> bool:
 
 def _sum_type(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
-
-
-def _read_peak_memory(device: torch.device) -> int:
-    """The most this process has held so far, in bytes: on the GPU, or in main memory."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from trainer_loop.errors import UserError
 
 if TYPE_CHECKING:  # torch and accelerate take seconds to import: a config error is told before that
+    import numpy as np
     import torch
     from accelerate import Accelerator
 
@@ -99,6 +100,16 @@ def sum_over_processes(accelerator: "Accelerator", values: "torch.Tensor") -> "t
 
     torch.distributed.all_reduce(values)
     return values
+
+
+def gather_rows(accelerator: "Accelerator", tensors: "Sequence[torch.Tensor]") -> "np.ndarray":
+    """What all processes hold, `[rows, ...]`, in one array; a process may have no tensor at all."""
+    import numpy as np
+    import torch
+    from accelerate.utils import gather_object
+
+    mine = torch.cat(list(tensors)).cpu().numpy() if tensors else None
+    return np.concatenate([part for part in gather_object([mine]) if part is not None])
 
 
 def agree(accelerator: "Accelerator", value: Any, *, what: str) -> None:
