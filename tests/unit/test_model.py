@@ -1,0 +1,107 @@
+import pytest
+import tiny
+import torch
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+
+from trainer_loop.errors import UserError
+from trainer_loop.model import check_model_config, fit_model_config, load_model_config, make_model
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+def make(config, **changes):
+    arguments = {"model_class": "AutoModelForSequenceClassification", "name": None, "num_tokens": 50, "seed": 3}
+    return make_model(config, **arguments | changes)
+
+
+@pytest.fixture
+def bert_config():
+    return load_model_config(name=None, model_type="bert", overrides={**SIZES, "vocab_size": 50})
+
+
+def test_new_weights_are_a_function_of_the_seed(bert_config):
+    (one, _), (same, _), (other, _) = make(bert_config), make(bert_config), make(bert_config, seed=4)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_weights_saved_in_half_precision_are_trained_in_full(tmp_path, bert_config):
+    BertModel(bert_config).to(torch.bfloat16).save_pretrained(tmp_path)
+    config = load_model_config(name=str(tmp_path), model_type=None, overrides={})
+    model, new_weights = make(config, name=str(tmp_path))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert new_weights == ["classifier.bias", "classifier.weight"]
+
+
+def test_from_scratch_takes_the_config_and_no_weights(tmp_path, bert_config):
+    BertModel(bert_config).save_pretrained(tmp_path)
+    config = load_model_config(name=str(tmp_path), model_type=None, overrides={})
+    loaded, _ = make(config, name=str(tmp_path))
+    scratch, new_weights = make(config, name=str(tmp_path), from_scratch=True)
+    assert new_weights == []
+    embeddings = [model.get_input_embeddings().weight for model in (loaded, scratch)]
+    assert embeddings[0].shape == embeddings[1].shape
+    assert not torch.equal(*embeddings)
+
+
+def test_embeddings_grow_for_tokens_that_were_added(tmp_path):
+    GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=2)).save_pretrained(tmp_path)
+    config = load_model_config(name=str(tmp_path), model_type=None, overrides={})
+    model, _ = make(config, name=str(tmp_path), model_class="AutoModelForCausalLM", num_tokens=51)
+    assert model.get_input_embeddings().num_embeddings == 51
+
+
+def test_label_names_padding_and_vocabulary_come_from_the_data(bert_config):
+    tokenizer = tiny.make_tokenizer()
+    fit_model_config(bert_config, tokenizer=tokenizer, new_vocabulary=True, label_names=["no", "yes", "maybe"])
+    assert bert_config.num_labels == 3
+    assert bert_config.id2label == {0: "no", 1: "yes", 2: "maybe"}
+    assert bert_config.vocab_size == len(tokenizer)
+    assert bert_config.pad_token_id == tokenizer.pad_token_id
+
+
+@pytest.mark.parametrize(
+    ("changes", "own_tokenizer", "max_length", "wanted"),
+    [
+        ({"max_position_embeddings": 16}, True, 32, "set data.max_length=16"),
+        ({"vocab_size": 20}, False, 16, "it has 50 tokens, the model has embeddings for 20"),
+        ({"hidden_size": 15}, True, 16, "15 is not a multiple of num_attention_heads 2"),
+    ],
+)
+def test_what_does_not_go_together_is_told(changes, own_tokenizer, max_length, wanted):
+    config = BertConfig(**{**SIZES, "vocab_size": 50} | changes)
+    problems = check_model_config(
+        config, tokenizer=tiny.make_tokenizer(), own_tokenizer=own_tokenizer, max_length=max_length
+    )
+    assert len(problems) == 1
+    assert wanted in problems[0]
+
+
+def test_a_model_that_cannot_recompute_its_activations_is_refused(bert_config, monkeypatch):
+    from transformers import BertForSequenceClassification
+
+    monkeypatch.setattr(BertForSequenceClassification, "supports_gradient_checkpointing", False)
+    with pytest.raises(UserError, match=r"model\.gradient_checkpointing"):
+        make(bert_config, gradient_checkpointing=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type", "wanted"),
+    [
+        (None, "brt", "did you mean bert"),
+        ("./no/such/model", None, "is no directory"),
+        ("google-bert/bert-base-cased", None, "is not in the cache and HF_HUB_OFFLINE is set"),
+    ],
+)
+def test_a_model_that_is_not_there_is_told_in_one_line(name, model_type, wanted):
+    with pytest.raises(UserError) as raised:
+        load_model_config(name=name, model_type=model_type, overrides={})
+    (problem,) = raised.value.problems
+    assert wanted in problem
+    assert "\n" not in problem
+
+
+def test_a_directory_without_a_model_is_told_with_what_it_holds(tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(UserError, match=r"holds no config.json.*notes.txt"):
+        load_model_config(name=str(tmp_path), model_type=None, overrides={})
