@@ -64,7 +64,8 @@ class TrainingLoop:
         self.accelerator = accelerator
         self.task = task
         self.model = model
-        self.optimizer = optimizer
+        # accelerate's wrapper looks for a package on the disk at every step, and is needed for the loss scaler alone.
+        self.optimizer = optimizer if accelerator.scaler is not None else optimizer.optimizer
         self.scheduler = scheduler
         self.train_loader = train_loader
         self.validation_loader = validation_loader
@@ -155,7 +156,8 @@ class TrainingLoop:
         lr = float(self.scheduler.get_last_lr()[0])
         if not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
-        self.bare_model.zero_grad()
+        for parameter in self.parameters:
+            parameter.grad = None
         return StepReport(
             step=plan.step + 1,
             loss_sum=loss_sum,
@@ -217,7 +219,8 @@ class TrainingLoop:
 
         Returns the names `[P]` of the parameters that have one, the norm of all before, `[]`, and of each, `[P]`.
         """
-        self.accelerator.unscale_gradients(self.optimizer)
+        if self.accelerator.scaler is not None:
+            self.accelerator.unscale_gradients(self.optimizer)
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         names: Sequence[str] = self.names
         if len(gradients) < len(names):
