@@ -5,6 +5,7 @@
 | 0 | finished, or was already complete |
 | 2 | the user's config or data (`UserError`) |
 | 3 | training diverged (`Diverged`) |
+| 130 | interrupted by Ctrl-C |
 | 1 | a bug: anything else, with its traceback |
 """
 

@@ -22,7 +22,7 @@ from trainer_loop.data.tokenizer import load_tokenizer, train_tokenizer
 from trainer_loop.data.tokens import TokenisedSplit, tokenise_split
 from trainer_loop.errors import UserError
 from trainer_loop.metrics.load import SHIPPED, check_metrics, reported_keys
-from trainer_loop.model import check_model_config, fit_model_config, load_model_config
+from trainer_loop.model import check_model_config, find_model, fit_model_config, load_model_config
 from trainer_loop.optim.optimizers import check_optimizer
 from trainer_loop.optim.schedules import check_scheduler
 from trainer_loop.record.logs import Console
@@ -34,6 +34,8 @@ from trainer_loop.tasks.task import TextTask
 
 TASKS: dict[str, type[TextTask]] = {"sequence_classification": SequenceClassification, "causal_lm": CausalLM}
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {"cross_entropy": cross_entropy}
+
+_SMALLER_IS_BETTER = ("loss", "perplexity")
 
 _T = TypeVar("_T")
 
@@ -189,6 +191,9 @@ def _check_components(config: Config, task: TextTask | None) -> list[str]:
             )
     if config.scheduler.name == "reduce_lr_on_plateau" and config.evaluate.every == "never":
         problems.append("scheduler.name: reduce_lr_on_plateau follows the validation loss; set evaluate.every")
+    if config.checkpoint.best in _SMALLER_IS_BETTER:
+        best = config.checkpoint.best
+        problems.append(f"checkpoint.best: {best} would pick the largest {best}; smaller is better: write -{best}")
     installed = [str(tracker) for tracker in get_available_trackers()]
     for tracker in config.log.trackers:
         if tracker not in installed:
@@ -234,6 +239,13 @@ def _read_splits(
     wrong, warnings, label_names = check_splits(
         splits, text=data.text, text_pair=data.text_pair, label=label, label_names=data.label_names
     )
+    if data.validation_fraction is not None:  # both were one file: what is wrong with all of it is told once
+        told = set(wrong)
+        wrong = [
+            problem
+            for problem in wrong
+            if "data.validation" not in problem or problem.replace("data.validation", "data.train") not in told
+        ]
     problems += wrong
     for warning in warnings:
         console.warn(warning)
@@ -256,6 +268,7 @@ def _get_tokenizer(
     name = config.model.tokenizer or config.model.name
     if name is None:
         return None  # the config was told so already
+    name = find_model(name)
     return load_tokenizer(name, trust_remote_code=config.model.trust_remote_code, say=console.say)
 
 

@@ -100,12 +100,28 @@ class TrainingLoop:
 
     # ------------------------------------------------------------------------------------------------- the loop
 
-    def fit(self) -> TrainState:
-        """Train up to `num_steps`, from the checkpoint that `resume` names; returns the state at the end.
+    def restore(self) -> TrainState:
+        """Where the run stands: at the checkpoint that `resume` names, or at its beginning. Writes nothing.
+
+        Raises UserError where the checkpoint is not of this run.
+        """
+        state = self.checkpointer.load(self.resume) or TrainState(num_steps=self.num_steps)
+        if state.step > self.num_steps:
+            raise UserError(
+                f"the checkpoint is at step {state.step:,} and the run ends at {self.num_steps:,}; "
+                "raise train.epochs or train.steps, or choose another run_dir"
+            )
+        if state.best_by != self.best:
+            state.forget_best()
+        return state
+
+    def fit(self, state: TrainState | None = None) -> TrainState:
+        """Train from `state` (None: what `restore` finds) up to `num_steps`; returns the state at the end.
 
         Raises Diverged when the loss or a gradient is not finite; the last checkpoint stays as it was.
         """
-        state = self.checkpointer.load(self.resume) or TrainState()
+        if state is None:
+            state = self.restore()
         self._go_on_from(state)
         if self.evaluate_at_start and state.step == 0:
             self._evaluate_and_log(state)
@@ -248,18 +264,17 @@ class TrainingLoop:
     # -------------------------------------------------------------------------------------- what surrounds the steps
 
     def _go_on_from(self, state: TrainState) -> None:
-        if state.step > self.num_steps:
-            raise UserError(
-                f"the checkpoint is at step {state.step:,} and the run ends at {self.num_steps:,}; "
-                "raise train.epochs or train.steps, or choose another run_dir"
-            )
-        if state.best_by != self.best:
-            state.forget_best()
         self.meter.load_state_dict(state.interval)
         if self.accelerator.is_main_process:
             self.metric_log.forget_after(state.step if state.step else -1)
         if state.step:
             self.console.say(f"resumed at step {state.step:,} of {self.num_steps:,}")
+        if state.num_steps != self.num_steps:
+            self.console.warn(
+                f"the run was planned for {state.num_steps:,} steps: from here on the learning rate follows a schedule "
+                f"of {self.num_steps:,}, which is not what a run of that length from its beginning would do"
+            )
+            state.num_steps = self.num_steps
         self.console.start_progress(total=self.num_steps, done=state.step)
 
     def _fold(self) -> None:
@@ -324,12 +339,17 @@ class TrainingLoop:
         self.console.stop_progress()
         if state.best_step is not None and state.best_step != state.step:
             self.checkpointer.load_weights(self.bare_model, state.best_step)
-            self.console.say(f"the best weights are those of step {state.best_step:,}")
+            figure = state.figures[str(self.best).removeprefix("-")]
+            self.console.say(f"the best weights are those of step {state.best_step:,}: {self.best} {figure:.4g}")
         if self.test_loader is not None:
             values = self.evaluate(self.test_loader)
             self._record(state, {f"test/{name}": value for name, value in values.items()})
             self.console.tell_evaluation("test, with the exported weights", values)
         self._record(state, self._totals(state))
+        rate = state.rows_seen / max(state.train_seconds, 1e-9)
+        self.console.say(
+            f"trained {state.step:,} steps in {state.train_seconds:,.1f} seconds, {rate:,.4g} rows a second"
+        )
         if self.export is not None and self.accelerator.is_main_process:
             self.export(self.bare_model, state)
         self.accelerator.wait_for_everyone()

@@ -19,6 +19,12 @@ from trainer_loop.runtime.randomness import seed_everything
 _POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "mpnet")
 
 
+def find_model(name: str) -> str:
+    """The name itself, or where it is a run directory, the model that was exported there."""
+    exported = Path(name) / "model"
+    return str(exported) if (exported / "config.json").is_file() else name
+
+
 def load_model_config(
     *, name: str | None, model_type: str | None, overrides: Mapping[str, Any], trust_remote_code: bool = False
 ) -> PretrainedConfig:
@@ -37,6 +43,7 @@ def load_model_config(
             )
         config = AutoConfig.for_model(model_type)
     else:
+        name = find_model(name)
         _refuse_missing_directory(name)
         reason = describe_unreachable()  # asked before offline mode is set, which would be the reason then
         with offline_unless_reachable() as reachable:
@@ -128,6 +135,7 @@ def make_model(
         model = auto_class.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
         new_weights: list[str] = []
     else:
+        name = find_model(name)
         reason = describe_unreachable()
         with offline_unless_reachable() as reachable:
             try:

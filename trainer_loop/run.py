@@ -1,7 +1,10 @@
 """`python -m trainer_loop.run config=imdb.yaml key=value ...`: config -> build -> fit -> exit code."""
 
+import shlex
+import shutil
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer_loop.errors import UserError
@@ -22,7 +25,8 @@ def main(argv: list[str] | None = None) -> int:
         _tell(error)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        if process_index_from_environment() == 0:
+            print("interrupted; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
         return 130
     finally:
         _leave_process_group()
@@ -39,13 +43,15 @@ def _tell(error: UserError) -> None:
 
 
 def _run(argv: list[str]) -> int:
-    from trainer_loop.config.load import read_config, split_arguments
+    from trainer_loop.config.load import find_config, read_config, split_arguments
     from trainer_loop.config.reference import help_text
 
     name, overrides, help_wanted = split_arguments(argv)
     if help_wanted:
         print(help_text())
         return 0
+    if name is not None:
+        find_config(name)  # told at once, without the seconds that the rest takes
     config, problems = read_config(name, overrides)
 
     from trainer_loop.build import build, describe_plan  # torch and transformers: seconds
@@ -59,10 +65,14 @@ def _run(argv: list[str]) -> int:
         )
         return 0
     if _is_complete(config, loop):
-        loop.console.say(f"{config.run_dir} is complete: {loop.num_steps:,} steps; nothing was changed")
+        loop.console.say(
+            f"{config.run_dir} is complete: {loop.num_steps:,} steps; nothing was changed "
+            "(on a finished run evaluate, checkpoint, log and data.test have no effect)"
+        )
     else:
+        state = loop.restore()
         _record(config, loop)
-        loop.fit()
+        loop.fit(state)
         if config.log.trackers:
             loop.accelerator.end_training()
     _tell_how_to_predict(config, loop)
@@ -125,9 +135,20 @@ def _record(config: "Config", loop: "TrainingLoop") -> None:
 def _tell_how_to_predict(config: "Config", loop: "TrainingLoop") -> None:
     from trainer_loop.record.run_dir import RunDir
 
-    pair = ' text_pair="..."' if config.data.text_pair else ""
+    pair = ' text_pair="I am delighted."' if config.data.text_pair else ""
+    run_dir = shlex.quote(config.run_dir)
     loop.console.say(f"model: {RunDir(config.run_dir).model}")
-    loop.console.say(f'predict: python -m trainer_loop.predict model={config.run_dir} text="..."{pair}')
+    loop.console.say(f'predict: {_python()} -m trainer_loop.predict model={run_dir} text="I am super delighted."{pair}')
+
+
+def _python() -> str:
+    """How to call this very interpreter: `python` where that is it, else its path."""
+    found = shutil.which("python")
+    if found is not None and Path(found).absolute() == Path(sys.executable).absolute():
+        return "python"
+    executable = Path(sys.executable).absolute()
+    here = Path.cwd()
+    return shlex.quote(str(executable.relative_to(here) if executable.is_relative_to(here) else executable))
 
 
 def _leave_process_group() -> None:

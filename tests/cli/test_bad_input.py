@@ -149,6 +149,7 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once_with_the_offline_way(comma
         ),
         (["task.name=sequence_clasification"], ["did you mean sequence_classification"]),
         (["task.args={gamma: 1}"], ["task.args.gamma"]),
+        (["checkpoint.best=loss"], ["smaller is better: write -loss"]),
         (["checkpoint.best=f1"], ["checkpoint.best: f1 is not reported"]),
         (["log.trackers=[no_tracker]"], ["log.trackers", "no_tracker"]),
         (["train.precision=fp16"], ["fp16 needs a GPU"]),
@@ -200,6 +201,19 @@ def test_positions_that_begin_after_padding_are_counted(command, arguments):
         "train.epochs=",
     )
     assert ended.code == 0, ended.err
+
+
+def test_what_is_wrong_with_one_file_is_told_once_where_validation_is_cut_from_it(command, arguments):
+    ended = command(*arguments, "data.text=txt")
+    refuse(ended, "data.text=txt: data.train has no such column")
+    assert len(ended.problems) == 1
+
+
+def test_a_run_directory_can_be_the_model_of_another_run(command, arguments, tmp_path):
+    assert command(*arguments).code == 0
+    ended = command(*arguments, f"model.name={tmp_path / 'run'}", f"run_dir={tmp_path / 'next'}")
+    assert ended.code == 0, ended.err
+    assert "are new" not in ended.out
 
 
 def test_a_head_for_other_classes_is_begun_anew_and_told(command, arguments, tmp_path):

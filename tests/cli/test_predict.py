@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -53,12 +52,8 @@ def test_one_text_prints_its_label_and_probability(run, capfd):
 
 def test_the_command_that_the_run_prints_works_as_it_is(run, tmp_path):
     log = (run / "train.log").read_text().splitlines()[-1]
-    command = log[log.index("python -m") + len("python ") :].replace('"..."', '"I am super delighted."')
-    import shlex
-
-    done = subprocess.run(
-        [sys.executable, *shlex.split(command)], capture_output=True, text=True, cwd=tmp_path, timeout=120
-    )
+    command = log.partition("predict: ")[2]
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 0
     assert done.stdout.startswith("label=")
     assert done.stderr == ""

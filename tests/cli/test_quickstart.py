@@ -1,7 +1,6 @@
 """The embedded default: it learns what counting words cannot, and its model is used at once."""
 
 import json
-import re
 import shlex
 import subprocess
 import sys
@@ -45,20 +44,17 @@ def test_it_prints_where_the_model_lies_and_the_command_that_predicts(quickstart
     run, output = quickstart
     *_, model, predict = output.splitlines()
     assert model == "model: runs/quickstart/model"
-    command = re.fullmatch(r'predict: python (-m trainer_loop\.predict model=runs/quickstart text=)"\.\.\."', predict)
-    assert command, predict
-    labels = {}
-    for text in (
-        "The battery is not bad at all, so I am very happy with this phone.",
-        "The battery is anything but good, so I am very unhappy with this phone.",
-    ):
+    command = predict.removeprefix("predict: ")
+    labels = []
+    for text in ("I am super delighted.", "I am not happy.", "I am very unhappy with this phone."):
         done = subprocess.run(
-            [sys.executable, *shlex.split(command[1] + shlex.quote(text))],
+            command.replace('"I am super delighted."', shlex.quote(text)),
+            shell=True,
             cwd=run.parents[1],
             capture_output=True,
             text=True,
             timeout=120,
         )
         assert done.returncode == 0, done.stderr
-        labels[text] = done.stdout.partition(" ")[0]
-    assert list(labels.values()) == ["label=positive", "label=negative"]
+        labels.append(done.stdout.partition(" ")[0])
+    assert labels == ["label=positive", "label=negative", "label=negative"]

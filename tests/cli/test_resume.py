@@ -67,6 +67,7 @@ def test_more_epochs_take_a_finished_run_further(command, arguments, tmp_path):
     ended = command(*arguments, "train.epochs=2")
     assert ended.code == 0
     assert "resumed at step 8 of 16" in ended.out
+    assert "the run was planned for 8 steps" in ended.out
     assert json.loads((tmp_path / "run" / "model" / "trainer_loop.json").read_text())["num_steps"] == 16
 
 
@@ -180,6 +181,16 @@ def test_another_metric_for_the_best_begins_the_search_anew(command, arguments, 
     record = json.loads((run / "model" / "trainer_loop.json").read_text())
     assert record["step"] == min((loss, step) for step, loss in losses.items() if step > 8)[1]
     assert record["metrics"]["loss"] == losses[record["step"]]
+
+
+def test_a_refused_command_leaves_the_run_directory_as_it_was(command, arguments, tmp_path):
+    assert command(*arguments, "checkpoint.every=4").code == 0
+    run = tmp_path / "run"
+    shutil.rmtree(run / "model")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    for change in ("optimizer.lr=1", "resume=never", "train.epochs=0.5"):
+        assert command(*arguments, change).code == 2
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_resume_never_refuses_to_write_over_a_run(command, arguments, tmp_path):

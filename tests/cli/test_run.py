@@ -29,7 +29,7 @@ def test_a_run_leaves_its_config_log_metrics_checkpoints_and_model(command, argu
     assert json.loads((run / "environment.json").read_text())["num_processes"] == 1
     assert "2 steps per epoch" not in ended.out
     assert "8 steps per epoch, 16 in all" in ended.out
-    assert f"predict: python -m trainer_loop.predict model={run} text=" in ended.out
+    assert f' -m trainer_loop.predict model={run} text="I am super delighted."' in ended.out
     assert ended.out.splitlines()[-1] in (run / "train.log").read_text()
     assert "\r" not in ended.out
 
@@ -80,15 +80,17 @@ def test_the_exported_model_loads_with_the_auto_classes_alone(command, arguments
 
 
 def test_the_best_weights_by_the_metric_are_exported(command, arguments, tmp_path):
-    # The largest loss is asked for, so that the best is surely not the last.
-    ended = command(*arguments, "train.epochs=4", "checkpoint.best=loss", "optimizer.lr=0.01", "checkpoint.keep_last=1")
+    # The lowest accuracy is asked for, so that the best is surely not the last.
+    more = ["checkpoint.best=-accuracy", "optimizer.lr=0.01", "checkpoint.keep_last=1"]
+    ended = command(*arguments, "train.epochs=4", *more)
     assert ended.code == 0, ended.err
     run = tmp_path / "run"
     log = pd.read_json(run / "metrics.jsonl", lines=True)
     evaluated = log[log["validation/loss"].notna()]
-    best = evaluated.loc[evaluated["validation/loss"].idxmax()]
+    best = evaluated.loc[evaluated["validation/accuracy"].idxmin()]
     record = json.loads((run / "model" / "trainer_loop.json").read_text())
     assert record["step"] == best["step"] < 32
+    assert f"the best weights are those of step {int(best['step'])}: -accuracy" in ended.out
     assert record["metrics"]["loss"] == pytest.approx(best["validation/loss"])
     assert (run / "checkpoints" / "best").resolve().name == f"step-{int(best['step']):08d}"
     exported = AutoModelForSequenceClassification.from_pretrained(run / "model").state_dict()

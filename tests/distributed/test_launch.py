@@ -70,6 +70,7 @@ def on_two(arguments, tmp_path_factory) -> Path:
     assert "2 x cpu" in done.stdout
     for once in ("train: tokenising 61 texts", "rows: 61, 8 per step", "predict: python -m"):
         assert done.stdout.count(once) <= 1, "the other process speaks too"
+    assert "Warning" not in done.stderr
     return directory / "run"
 
 

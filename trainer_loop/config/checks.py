@@ -25,7 +25,7 @@ def _model_conflicts(config: Config) -> Iterator[Conflict]:
         yield (
             ("model.name", "model.type"),
             "neither model.name nor model.type is given; set model.name to a hub id or a local directory, "
-            "or model.type to build a new model, such as bert",
+            "or model.type to build a new model, such as bert, or begin with a shipped file: config=quickstart.yaml",
         )
     if model.name is not None and model.type is not None:
         yield (

@@ -88,7 +88,8 @@ def _find(spec: str) -> list[str]:
         matches = glob.glob(str(path), recursive=True)  # noqa: PTH207 - Path.glob takes no absolute pattern
         found = sorted(match for match in matches if Path(match).is_file())
     else:
-        raise UserError(f"there is no such file{_describe_folder(path)}")
+        listed = "; a list of files is written [a.csv,b.csv]" if "," in spec else ""
+        raise UserError(f"there is no such file{listed or _describe_folder(path)}")
     if not found:
         raise UserError(f"no file matches{_describe_folder(path)}")
     unknown = [file for file in found if not file.lower().endswith(EXTENSIONS)]

@@ -112,6 +112,7 @@ _STATEMENTS = _Clauses(
         "I have never come across a {aspect} this {good}",
     ),
     denial=(
+        "the {aspect} is not {bad}",
         "the {aspect} is not {bad} at all",
         "I do not find the {aspect} {bad}",
         "nobody would call the {aspect} {bad}",
@@ -122,6 +123,7 @@ _STATEMENTS = _Clauses(
 )
 _VERDICTS = _Clauses(
     plain=(
+        "I am {happy}",
         "I am {degree} {happy}",
         "I am {degree} {happy} with {it}",
         "I am sure that I will {praise}",
@@ -131,6 +133,7 @@ _VERDICTS = _Clauses(
     ),
     denial=(
         "I am anything but {unhappy}",
+        "I am not {unhappy}",
         "I am not {unhappy} with {it} at all",
         "I doubt that I will {blame}",
         "I have no reason to {blame}",

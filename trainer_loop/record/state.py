@@ -9,6 +9,7 @@ class TrainState:
     """Where a run stands. Order and dropout are functions of (seed, step), so `step` is the whole position."""
 
     step: int = 0  # updates done
+    num_steps: int = 0  # of the whole run, as it was planned
     rows_seen: int = 0  # training rows, over all processes
     tokens_seen: int = 0  # without padding
     targets_seen: int = 0

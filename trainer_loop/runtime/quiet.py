@@ -14,5 +14,7 @@ def quieten_libraries() -> None:
     datasets.logging.set_verbosity_error()
     for name in ("accelerate", "evaluate", "huggingface_hub", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # accelerate still calls an option of DDP by its old name.
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
     # Of torch's own: how its schedules count before the first step, and barriers that guess their device.
     warnings.filterwarnings("ignore", module=r"torch\.(optim\.lr_scheduler|distributed\.)")
