@@ -3,11 +3,11 @@
 import functools
 import hashlib
 import math
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from trainer_loop.config.fields import Config
@@ -24,7 +24,7 @@ from trainer_loop.record.export import ExportRecord, export_model
 from trainer_loop.record.logs import Console, MetricLog
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.state import TrainState
-from trainer_loop.runtime.distributed import agree, make_accelerator
+from trainer_loop.runtime.distributed import agree, make_accelerator, process_index_from_environment
 from trainer_loop.runtime.quiet import quieten_libraries
 
 # Padded tokens of a microbatch where the config says auto: on a CPU what its caches hold, on a GPU what fills it.
@@ -42,26 +42,18 @@ def build(config: Config, *, problems: Sequence[str] = (), console: Console | No
     config and all data are judged before the model loads.
     """
     quieten_libraries()
-    console = console or Console(enabled=int(os.environ.get("RANK", 0)) == 0)
+    console = console or Console(enabled=process_index_from_environment() == 0)
     parts = judge(config, problems=problems, console=console)
     run_dir = RunDir(config.run_dir)
-
     accelerator = make_accelerator(
         precision=parts.precision, trackers=config.log.trackers, project_dir=str(run_dir.root)
     )
-    model, new_weights = make_model(
-        parts.model_config,
-        model_class=parts.task.model_class,
-        name=config.model.name,
-        from_scratch=config.model.from_scratch,
-        gradient_checkpointing=config.model.gradient_checkpointing,
-        trust_remote_code=config.model.trust_remote_code,
-        num_tokens=len(parts.tokenizer),
-        seed=config.seed,
-    )
-    if new_weights:
-        console.say(f"model: {len(new_weights)} weights are new: {', '.join(new_weights[:6])}")
-    model.to(accelerator.device)
+    plan = _make_plan(config, parts, accelerator)
+    run_plan = _describe_run(config, parts, plan)
+    agree(accelerator, run_plan, what="the data or the config")
+    num_steps = config.train.steps or math.ceil((config.train.epochs or 0) * plan.steps_per_epoch)
+
+    model = _make_model(config, parts, accelerator, console)
     optimizer = make_optimizer(
         model,
         name=config.optimizer.name,
@@ -70,19 +62,6 @@ def build(config: Config, *, problems: Sequence[str] = (), console: Console | No
         args=config.optimizer.args,
         device=accelerator.device,
     )
-
-    train = parts.splits["train"]
-    plan = BatchPlan(
-        train.lengths,
-        batch_size=_batch_size(config, accelerator.num_processes),
-        seed=config.seed,
-        num_processes=accelerator.num_processes,
-        max_tokens=_token_budget(config.batch.max_tokens, _AUTO_TOKENS, parts, accelerator.device),
-        per_device=config.batch.per_device,
-    )
-    run_plan = _describe_run(config, parts, plan)
-    agree(accelerator, [run_plan, plan.lengths.tobytes().hex()], what="the data or the config")
-    num_steps = config.train.steps or math.ceil((config.train.epochs or 0) * plan.steps_per_epoch)
     scheduler = make_scheduler(
         optimizer,
         name=config.scheduler.name,
@@ -90,45 +69,16 @@ def build(config: Config, *, problems: Sequence[str] = (), console: Console | No
         num_steps=num_steps,
         args=config.scheduler.args,
     )
-    metrics = load_metrics(
-        metric_entries(config, parts.task), num_labels=None if parts.label_names is None else len(parts.label_names)
-    )
     model, optimizer = accelerator.prepare(model, optimizer)
-
-    def make_evaluation_loader(name: str) -> EvaluationLoader | None:
-        split = parts.splits.get(name)
-        if split is None:
-            return None
-        return EvaluationLoader(
-            split.rows,
-            split.lengths,
-            collate=parts.task.collate,
-            count=parts.task.count,
-            device=accelerator.device,
-            num_processes=accelerator.num_processes,
-            process_index=accelerator.process_index,
-            max_tokens=_token_budget(config.evaluate.max_tokens, _AUTO_EVALUATION_TOKENS, parts, accelerator.device),
-            per_device=config.evaluate.per_device,
-            num_workers=config.data.num_workers,
-        )
-
     return TrainingLoop(
         accelerator=accelerator,
         task=parts.task,
         model=model,
         optimizer=optimizer,
         scheduler=scheduler,
-        train_loader=TrainLoader(
-            plan,
-            train.rows,
-            collate=parts.task.collate,
-            count=parts.task.count,
-            device=accelerator.device,
-            process_index=accelerator.process_index,
-            num_workers=config.data.num_workers,
-        ),
-        validation_loader=make_evaluation_loader("validation"),
-        test_loader=make_evaluation_loader("test"),
+        train_loader=_make_train_loader(config, parts, accelerator, plan),
+        validation_loader=_make_evaluation_loader(config, parts, accelerator, "validation"),
+        test_loader=_make_evaluation_loader(config, parts, accelerator, "test"),
         num_steps=num_steps,
         seed=config.seed,
         checkpointer=Checkpointer(
@@ -141,7 +91,9 @@ def build(config: Config, *, problems: Sequence[str] = (), console: Console | No
         ),
         console=console,
         metric_log=MetricLog(run_dir.metrics),
-        metrics=metrics,
+        metrics=load_metrics(
+            metric_entries(config, parts.task), num_labels=None if parts.label_names is None else len(parts.label_names)
+        ),
         max_grad_norm=config.train.max_grad_norm,
         evaluate_every=_interval(config.evaluate.every, plan.steps_per_epoch),
         evaluate_at_start=config.evaluate.at_start,
@@ -149,7 +101,7 @@ def build(config: Config, *, problems: Sequence[str] = (), console: Console | No
         log_every=config.log.every,
         best=config.checkpoint.best,
         resume=config.resume,
-        place_of=train.places.place,
+        place_of=parts.splits["train"].places.place,
         export=functools.partial(_export, config, run_dir, parts.tokenizer, num_steps, run_plan),
     )
 
@@ -179,6 +131,70 @@ def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
         f"{warmup}",
         f"evaluation: {evaluation}; checkpoints: {saving}, in {config.run_dir}",
     ]
+
+
+# ------------------------------------------------------------------------------------------------ parts of the loop
+
+
+def _make_plan(config: Config, parts: Parts, accelerator: Accelerator) -> BatchPlan:
+    return BatchPlan(
+        parts.splits["train"].lengths,
+        batch_size=_batch_size(config, accelerator.num_processes),
+        seed=config.seed,
+        num_processes=accelerator.num_processes,
+        max_tokens=_token_budget(config.batch.max_tokens, _AUTO_TOKENS, parts, accelerator.device),
+        per_device=config.batch.per_device,
+    )
+
+
+def _make_model(config: Config, parts: Parts, accelerator: Accelerator, console: Console) -> nn.Module:
+    """The model on its device, before accelerate has prepared it."""
+    model, new_weights = make_model(
+        parts.model_config,
+        model_class=parts.task.model_class,
+        name=config.model.name,
+        from_scratch=config.model.from_scratch,
+        gradient_checkpointing=config.model.gradient_checkpointing,
+        trust_remote_code=config.model.trust_remote_code,
+        num_tokens=len(parts.tokenizer),
+        seed=config.seed,
+    )
+    if new_weights:
+        console.say(f"model: {len(new_weights)} weights are new: {', '.join(new_weights[:6])}")
+    return model.to(accelerator.device)
+
+
+def _make_train_loader(config: Config, parts: Parts, accelerator: Accelerator, plan: BatchPlan) -> TrainLoader:
+    return TrainLoader(
+        plan,
+        parts.splits["train"].rows,
+        collate=parts.task.collate,
+        count=parts.task.count,
+        device=accelerator.device,
+        process_index=accelerator.process_index,
+        num_workers=config.data.num_workers,
+    )
+
+
+def _make_evaluation_loader(
+    config: Config, parts: Parts, accelerator: Accelerator, name: str
+) -> EvaluationLoader | None:
+    """The loader of a split, None where the config names no such split."""
+    split = parts.splits.get(name)
+    if split is None:
+        return None
+    return EvaluationLoader(
+        split.rows,
+        split.lengths,
+        collate=parts.task.collate,
+        count=parts.task.count,
+        device=accelerator.device,
+        num_processes=accelerator.num_processes,
+        process_index=accelerator.process_index,
+        max_tokens=_token_budget(config.evaluate.max_tokens, _AUTO_EVALUATION_TOKENS, parts, accelerator.device),
+        per_device=config.evaluate.per_device,
+        num_workers=config.data.num_workers,
+    )
 
 
 # ------------------------------------------------------------------------------------------ values the config implies

@@ -10,7 +10,7 @@ from made_up import make_reviews, write_csv
 ROWS = make_reviews(40)
 
 
-def refuse(ended, *wanted: str) -> None:
+def assert_refused(ended, *wanted: str) -> None:
     """Each wanted text stands in a problem of its own line, and nothing else is told."""
     assert ended.code == 2, ended.out + ended.err
     assert "Traceback" not in ended.err
@@ -33,7 +33,7 @@ def test_config_and_data_problems_are_all_told_at_once(subprocess_command, tiny_
         "data: {train: train.csv, validation_fraction: 0.2, max_length: 32}\n"
     )
     ended = subprocess_command("config=own.yaml")
-    refuse(
+    assert_refused(
         ended,
         "own.yaml:2: there is no key num_train_epochs",
         "train.epochs",
@@ -76,25 +76,25 @@ def test_config_and_data_problems_are_all_told_at_once(subprocess_command, tiny_
 )
 def test_a_bad_csv_is_named_with_its_place(command, arguments, reviews, content, wanted):
     reviews.write_text(content)
-    refuse(command(*arguments), *wanted)
+    assert_refused(command(*arguments), *wanted)
 
 
 def test_text_that_is_not_utf8_is_named_with_its_line(command, arguments, reviews):
     reviews.write_bytes("text,label\ngood,positive\ncaf\xe9,negative\n".encode("latin-1"))
-    refuse(command(*arguments), "line 3", "UTF-8")
+    assert_refused(command(*arguments), "line 3", "UTF-8")
 
 
 def test_a_broken_json_line_is_named_with_its_number(command, arguments, tmp_path):
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"text": "good", "label": "positive"}\n{"text": "bad", "label": \n')
-    refuse(command(*arguments, f"data.train={broken}"), "broken.jsonl", "line 2")
+    assert_refused(command(*arguments, f"data.train={broken}"), "broken.jsonl", "line 2")
 
 
 def test_labels_outside_the_names_and_unseen_in_train_are_named(command, arguments, tmp_path):
     other = write_csv(tmp_path / "other.csv", [("good", "positive"), ("odd", "puzzled")])
     arguments = [argument for argument in arguments if "fraction" not in argument]
-    refuse(command(*arguments, f"data.validation={other}"), "other.csv row 2", "puzzled")
-    refuse(
+    assert_refused(command(*arguments, f"data.validation={other}"), "other.csv row 2", "puzzled")
+    assert_refused(
         command(*arguments, f"data.validation={other}", "data.label_names=[negative, neutral]"),
         "reviews.csv row 1",
         "positive",
@@ -110,7 +110,7 @@ def test_a_training_set_of_one_class_is_a_warning(command, arguments, reviews):
 
 def test_a_missing_file_and_a_missing_model_are_told_together(command, arguments, tmp_path):
     ended = command(*arguments, f"data.train={tmp_path / 'review.csv'}", f"model.name={tmp_path / 'tiny'}/none/here")
-    refuse(ended, "there is no such file; did you mean 'reviews.csv'", "is no directory")
+    assert_refused(ended, "there is no such file; did you mean 'reviews.csv'", "is no directory")
 
 
 def test_a_hub_that_cannot_be_reached_is_told_at_once_with_the_offline_way(command, arguments):
@@ -120,7 +120,7 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once_with_the_offline_way(comma
         *arguments, "model.name=google-bert/bert-base-cased", "data.name=stanfordnlp/imdb", "data.validation=test"
     )
     assert time.monotonic() - started < 10
-    refuse(ended, "model.name: google-bert/bert-base-cased is not in the cache", "data.name=stanfordnlp/imdb")
+    assert_refused(ended, "model.name: google-bert/bert-base-cased is not in the cache", "data.name=stanfordnlp/imdb")
     assert all("HF_HUB_OFFLINE is set" in problem for problem in ended.problems)
     assert any("local files" in problem for problem in ended.problems)
 
@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_told_before_the_model_loads(command, arguments, ex
     if extra[0] in problems_of_the_optimizer_itself:
         monkeypatch.undo()
         monkeypatch.chdir(Path(arguments[-1].partition("=")[2]).parent)
-    refuse(command(*arguments, *extra), *wanted)
+    assert_refused(command(*arguments, *extra), *wanted)
 
 
 def test_a_language_model_takes_no_pairs_and_no_metric_of_classes(command, tmp_path, reviews):
@@ -181,7 +181,7 @@ def test_a_language_model_takes_no_pairs_and_no_metric_of_classes(command, tmp_p
         "data.text_pair=label",
         "evaluate.metrics=[accuracy]",
     )
-    refuse(ended, "data.text_pair: label: the task causal_lm takes one text")
+    assert_refused(ended, "data.text_pair: label: the task causal_lm takes one text")
 
 
 def test_positions_that_begin_after_padding_are_counted(command, arguments):
@@ -189,7 +189,7 @@ def test_positions_that_begin_after_padding_are_counted(command, arguments):
     arguments = [argument for argument in arguments if not argument.startswith("model.name")]
     roberta = "model={type: roberta, tokenizer: train, vocab_size: 300}"
     sizes = "hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 16"
-    refuse(
+    assert_refused(
         command(*arguments, roberta, f"model.overrides={{max_position_embeddings: 32, {sizes}}}"),
         "data.max_length: 32 is more than the 31 positions of the model",
     )
@@ -205,7 +205,7 @@ def test_positions_that_begin_after_padding_are_counted(command, arguments):
 
 def test_what_is_wrong_with_one_file_is_told_once_where_validation_is_cut_from_it(command, arguments):
     ended = command(*arguments, "data.text=txt")
-    refuse(ended, "data.text=txt: data.train has no such column")
+    assert_refused(ended, "data.text=txt: data.train has no such column")
     assert len(ended.problems) == 1
 
 
@@ -223,7 +223,7 @@ def test_a_head_for_other_classes_is_begun_anew_and_told(command, arguments, tmp
     ended = command(*arguments, f"model.name={tmp_path / 'run' / 'model'}")
     assert ended.code == 0, ended.err
     assert "model: 2 weights are new: classifier.bias, classifier.weight" in ended.out
-    refuse(
+    assert_refused(
         command(*arguments, f"run_dir={tmp_path / 'third'}", "model.overrides={hidden_size: 32}"),
         "do not fit model.overrides",
         "bert.embeddings",
@@ -232,4 +232,4 @@ def test_a_head_for_other_classes_is_begun_anew_and_told(command, arguments, tmp
 
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc").exists(), reason="needs /proc")
 def test_a_run_directory_that_cannot_be_written_is_told(command, arguments):
-    refuse(command(*arguments, "run_dir=/proc/run"), "run_dir: /proc/run cannot be written")
+    assert_refused(command(*arguments, "run_dir=/proc/run"), "run_dir: /proc/run cannot be written")
