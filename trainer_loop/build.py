@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,14 +24,10 @@ from trainer_loop.record.export import ExportRecord, export_model
 from trainer_loop.record.logs import Console, MetricLog
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.state import TrainState
+from trainer_loop.runtime.budget import choose_token_budget
 from trainer_loop.runtime.distributed import agree, make_accelerator, process_index_from_environment
 from trainer_loop.runtime.quiet import quieten_libraries
 
-# Padded tokens of a microbatch where the config says auto: on a CPU what its caches hold, on a GPU what fills it.
-_AUTO_TOKENS = {"cpu": 2048, "cuda": 16384}
-_AUTO_EVALUATION_TOKENS = {"cpu": 4096, "cuda": 32768}
-
-_MOST_LOGITS = 2**29  # of one microbatch, where every token has one per word of the vocabulary: 2 GiB a copy in fp32
 _STEPS_LOOKED_AT = 200  # of an epoch, to tell how it is cut
 
 
@@ -142,7 +138,7 @@ def _make_plan(config: Config, parts: Parts, accelerator: Accelerator) -> BatchP
         batch_size=_batch_size(config, accelerator.num_processes),
         seed=config.seed,
         num_processes=accelerator.num_processes,
-        max_tokens=_token_budget(config.batch.max_tokens, _AUTO_TOKENS, parts, accelerator.device),
+        max_tokens=_token_budget(config.batch.max_tokens, parts, accelerator.device, training=True),
         per_device=config.batch.per_device,
     )
 
@@ -191,7 +187,7 @@ def _make_evaluation_loader(
         device=accelerator.device,
         num_processes=accelerator.num_processes,
         process_index=accelerator.process_index,
-        max_tokens=_token_budget(config.evaluate.max_tokens, _AUTO_EVALUATION_TOKENS, parts, accelerator.device),
+        max_tokens=_token_budget(config.evaluate.max_tokens, parts, accelerator.device, training=False),
         per_device=config.evaluate.per_device,
         num_workers=config.data.num_workers,
     )
@@ -208,14 +204,12 @@ def _batch_size(config: Config, num_processes: int) -> int:
     return batch.per_device * batch.accumulate * num_processes
 
 
-def _token_budget(setting: Any, auto: Mapping[str, int], parts: Parts, device: torch.device) -> int | None:
+def _token_budget(setting: Any, parts: Parts, device: torch.device, *, training: bool) -> int | None:
     """Padded tokens of one microbatch at most; None: no limit."""
     if setting != "auto":
         return setting  # type: ignore[no-any-return]
-    budget = auto.get(device.type, auto["cuda"])
-    if parts.task.scores_every_token:
-        budget = min(budget, _MOST_LOGITS // parts.model_config.vocab_size)
-    return budget
+    vocabulary = parts.model_config.vocab_size if parts.task.scores_every_token else None
+    return choose_token_budget(device.type, training=training, logits_per_token=vocabulary)
 
 
 def _interval(setting: Any, steps_per_epoch: int) -> int | None:

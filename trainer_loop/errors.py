@@ -30,3 +30,9 @@ class Diverged(UserError):
     """The loss or a gradient is no longer finite."""
 
     exit_code = 3
+
+
+def in_one_line(error: BaseException, *, at_most: int = 300) -> str:
+    """The message of another library's error, in one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= at_most else text[: at_most - 3] + "..."

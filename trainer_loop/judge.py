@@ -20,19 +20,17 @@ from trainer_loop.data.source import load_splits
 from trainer_loop.data.split import Split
 from trainer_loop.data.tokenizer import load_tokenizer, train_tokenizer
 from trainer_loop.data.tokens import TokenisedSplit, tokenise_split
-from trainer_loop.errors import UserError
+from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.metrics.load import SHIPPED, check_metrics, reported_keys
 from trainer_loop.model import check_model_config, find_model, fit_model_config, load_model_config
 from trainer_loop.optim.optimizers import check_optimizer
 from trainer_loop.optim.schedules import check_scheduler
 from trainer_loop.record.logs import Console
 from trainer_loop.runtime.distributed import choose_precision
-from trainer_loop.tasks.causal_lm import CausalLM
 from trainer_loop.tasks.losses import cross_entropy
-from trainer_loop.tasks.sequence_classification import SequenceClassification
+from trainer_loop.tasks.shipped import TASKS
 from trainer_loop.tasks.task import TextTask
 
-TASKS: dict[str, type[TextTask]] = {"sequence_classification": SequenceClassification, "causal_lm": CausalLM}
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {"cross_entropy": cross_entropy}
 
 _SMALLER_IS_BETTER = ("loss", "perplexity")
@@ -152,7 +150,7 @@ def _check_loss(config: Config, task: TextTask, num_classes: int) -> list[str]:
         twice = loss_function(logits.repeat(2, 1), targets.repeat(2))
     except Exception as error:  # noqa: BLE001 - the user's code may raise anything, and is told where
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        told = " ".join(str(error).split())[:200]
+        told = in_one_line(error, at_most=200)
         return [
             f"{place} fails on logits [4, {num_classes}] and targets [4]: {type(error).__name__}: {told} "
             f"({frame.filename}:{frame.lineno})"

@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
-from trainer_loop.errors import UserError
+from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.hub import describe_unreachable, offline_unless_reachable
 from trainer_loop.runtime.randomness import seed_everything
 
@@ -57,7 +57,7 @@ def load_model_config(
             try:
                 setattr(config, field, value)
             except StrictDataclassError as error:
-                problems.append(f"model.overrides.{field}: {value!r}: {_in_one_line(error)}")
+                problems.append(f"model.overrides.{field}: {value!r}: {in_one_line(error)}")
             continue
         close = difflib.get_close_matches(field, config.to_dict(), n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
@@ -67,7 +67,7 @@ def load_model_config(
     try:
         config.validate()  # transformers' own rules; by itself it would apply them when the model is saved, at the end
     except StrictDataclassError as error:
-        raise UserError(f"model.overrides: {type(config).__name__} refuses them: {_in_one_line(error)}") from error
+        raise UserError(f"model.overrides: {type(config).__name__} refuses them: {in_one_line(error)}") from error
     return config
 
 
@@ -196,8 +196,4 @@ def _explain_failure(name: str, error: Exception, *, offline: str | None) -> str
             f"model.name: {name} is not in the cache and {offline}; give a local directory, or fill the "
             f"cache on a machine with network: hf download {name}"
         )
-    return f"model.name: {name} cannot be loaded: {_in_one_line(error)}"
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return f"model.name: {name} cannot be loaded: {in_one_line(error)}"

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer_loop.errors import UserError
+from trainer_loop.record.run_dir import RunDir
 
 USAGE = """\
 python -m trainer_loop.predict model=runs/imdb text="I am super delighted."
@@ -111,10 +112,11 @@ def _predict(request: Request) -> None:
 def _find_model(name: str) -> Path:
     """The directory of the exported model: of a run directory its model/."""
     path = Path(name).expanduser()
-    for candidate in (path / "model", path):
+    run_dir = RunDir(path)
+    for candidate in (run_dir.model, path):
         if (candidate / "config.json").is_file():
             return candidate
-    if (path / "checkpoints").is_dir():
+    if run_dir.checkpoints.is_dir():
         raise UserError(f"model={name}: this run has no model/ yet; it is exported when the run ends: start it again")
     if not path.is_dir():
         neighbours = [neighbour.name for neighbour in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -181,7 +183,8 @@ def _reword(problem: str) -> str:
 
 def _default_output(model_dir: Path, file: Path) -> Path:
     suffix = file.suffix.lower() if file.suffix.lower() in _WRITERS else ".csv"
-    directory = model_dir.parent / "predictions" if model_dir.name == "model" else Path("predictions")
+    run_dir = RunDir(model_dir.parent)
+    directory = run_dir.predictions if model_dir == run_dir.model else Path("predictions")
     return directory / f"{file.stem}{suffix}"
 
 

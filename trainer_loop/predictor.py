@@ -10,16 +10,11 @@ import transformers
 from torch import nn
 
 from trainer_loop.data.batch_plan import cut_evaluation
-from trainer_loop.errors import UserError
+from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.record.export import ExportRecord
+from trainer_loop.runtime.budget import choose_token_budget
 from trainer_loop.runtime.quiet import quieten_libraries
-from trainer_loop.tasks.causal_lm import CausalLM
-from trainer_loop.tasks.sequence_classification import SequenceClassification
-from trainer_loop.tasks.task import TextTask
-
-# Only shipped tasks: a name in a model directory must not choose what is imported.
-_TASKS: dict[str, type[TextTask]] = {"sequence_classification": SequenceClassification, "causal_lm": CausalLM}
-_MAX_TOKENS = {"cpu": 4096, "cuda": 32768}  # padded tokens of one batch
+from trainer_loop.tasks.shipped import TASKS
 
 
 class Predictor:
@@ -30,7 +25,7 @@ class Predictor:
     ):
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
         self.model = model.to(self.device).eval()
-        self.task = _TASKS[task]()
+        self.task = TASKS[task]()
         self.task.bind(tokenizer)
         self.tokenizer = tokenizer
         self.generates = task == "causal_lm"
@@ -44,15 +39,15 @@ class Predictor:
         quieten_libraries()
         record = ExportRecord.read(model_dir)
         task = record.task if record is not None else _guess_task(model_dir)
-        if task not in _TASKS:
-            raise UserError(f"model={model_dir} was trained for the task {task}; predict knows {', '.join(_TASKS)}")
+        if task not in TASKS:  # a name in a model directory must not choose what is imported
+            raise UserError(f"model={model_dir} was trained for the task {task}; predict knows {', '.join(TASKS)}")
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir)
-            model, loaded = getattr(transformers, _TASKS[task].model_class).from_pretrained(
+            model, loaded = getattr(transformers, TASKS[task].model_class).from_pretrained(
                 model_dir, dtype=torch.float32, output_loading_info=True
             )
         except (OSError, ValueError) as error:
-            raise UserError(f"model={model_dir} cannot be loaded: {' '.join(str(error).split())[:300]}") from error
+            raise UserError(f"model={model_dir} cannot be loaded: {in_one_line(error)}") from error
         if loaded["missing_keys"]:
             raise UserError(
                 f"model={model_dir} has no weights for {', '.join(sorted(loaded['missing_keys'])[:4])}: "
@@ -75,7 +70,8 @@ class Predictor:
         """
         encoded = self._encode(list(texts), None if pairs is None else list(pairs))
         lengths = [len(row["input_ids"]) for row in encoded]
-        budget = _MAX_TOKENS.get(self.device.type, _MAX_TOKENS["cuda"])
+        vocabulary = self.model.config.vocab_size if self.task.scores_every_token else None  # type: ignore[union-attr]
+        budget = choose_token_budget(self.device.type, training=False, logits_per_token=vocabulary)  # type: ignore[arg-type]
         judged: list[dict[str, Any]] = [{} for _ in encoded]
         (microbatches,) = cut_evaluation(lengths, num_processes=1, max_tokens=budget, per_device=None)
         for rows in microbatches:

@@ -14,8 +14,8 @@ from datasets.exceptions import DatasetGenerationError
 from trainer_loop.data.fingerprint import digest, digest_file
 from trainer_loop.data.split import Places, Split
 from trainer_loop.data.text_files import Rows, read_delimited, read_json, read_json_lines, read_text_lines
-from trainer_loop.data.wording import did_you_mean, enumerate_some, in_one_line
-from trainer_loop.errors import UserError
+from trainer_loop.data.wording import did_you_mean, enumerate_some
+from trainer_loop.errors import UserError, in_one_line
 
 EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".txt")
 _INTEGERS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"}

@@ -9,7 +9,8 @@ from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.split import Places, Split
-from trainer_loop.data.wording import did_you_mean, enumerate_some, in_one_line
+from trainer_loop.data.wording import did_you_mean, enumerate_some
+from trainer_loop.errors import in_one_line
 from trainer_loop.runtime.hub import describe_unreachable, offline_unless_reachable
 
 _SLICE = re.compile(r"[\[+]")  # train[:1000], train+test

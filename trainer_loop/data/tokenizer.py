@@ -10,8 +10,8 @@ from typing import Literal
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from trainer_loop.data.wording import enumerate_some, in_one_line
-from trainer_loop.errors import UserError
+from trainer_loop.data.wording import enumerate_some
+from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.hub import describe_unreachable, offline_unless_reachable
 
 TokenizerStyle = Literal["wordpiece", "byte_level_bpe"]

@@ -22,8 +22,8 @@ from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.progress import progress_bars
 from trainer_loop.data.row_cache import load_or_make
 from trainer_loop.data.split import Places, Split
-from trainer_loop.data.wording import count, in_one_line
-from trainer_loop.errors import UserError
+from trainer_loop.data.wording import count
+from trainer_loop.errors import UserError, in_one_line
 
 _FORMAT = 1  # of what is kept on disk; with a new number, nothing kept before is found
 _TEXTS_PER_CALL = 1000  # fixed: a task that joins texts into chunks cuts them at these seams

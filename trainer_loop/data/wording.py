@@ -23,12 +23,6 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def in_one_line(error: BaseException, *, at_most: int = 300) -> str:
-    """The message of another library's error, in one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= at_most else text[: at_most - 3] + "..."
-
-
 def shorten(value: object, *, at_most: int = 60) -> str:
     """A value as a message shows it."""
     text = repr(value)

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer_loop.config.component import check_arguments, locate
-from trainer_loop.errors import UserError
-from trainer_loop.metrics.named_metric import RESERVED, NamedMetric, in_one_line, name_results
+from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.metrics.named_metric import RESERVED, NamedMetric, name_results
 from trainer_loop.runtime.hub import describe_unreachable, hub_is_reachable
 
 if TYPE_CHECKING:  # importing evaluate takes seconds

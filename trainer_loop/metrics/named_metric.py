@@ -1,14 +1,13 @@
 """A metric that was loaded: computing it, and the names its results are reported under."""
 
 import math
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trainer_loop.errors import UserError
+from trainer_loop.errors import UserError, in_one_line
 
 if TYPE_CHECKING:  # importing evaluate takes seconds
     import evaluate
@@ -115,8 +114,3 @@ def _column_problems(columns: Mapping[str, np.ndarray], features: Any) -> list[s
                 row = int(fractions[0][0])
                 problems.append(f"compares whole numbers and {name} has {column[row]} in row {row}")
     return problems
-
-
-def in_one_line(error: Exception) -> str:
-    """The message of another library's error."""
-    return textwrap.shorten(str(error) or type(error).__name__, width=300)

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from trainer_loop.errors import UserError
+from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.record.logs import Console
 from trainer_loop.record.run_dir import RunDir, package_versions, read_json, write_json
 from trainer_loop.record.state import TrainState
@@ -99,7 +99,7 @@ class Checkpointer:
                 scaler.load_state_dict(torch.load(path / _SCALER, weights_only=True))
         except (RuntimeError, ValueError, KeyError, UnpicklingError) as error:
             raise UserError(
-                f"{path} does not fit this model and optimizer: {_first_line(error)}; "
+                f"{path} does not fit this model and optimizer: {in_one_line(error)}; "
                 "choose another run_dir or give the config it was made with"
             ) from error
         state = TrainState.from_dict(read_json(path / _STATE))
@@ -265,7 +265,3 @@ def _drop_wrapper_prefix(models: list[nn.Module], weights: list[dict[str, Any]],
 
 def _unwrap_models(models: list[nn.Module], _directory: str) -> None:
     models[:] = [model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model for model in models]
-
-
-def _first_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
