@@ -11,12 +11,15 @@ from accelerate import Accelerator
 from torch import nn
 
 from trainer_loop.config.fields import Config
+from trainer_loop.config.load import values_of
+from trainer_loop.config.schema import KEYS
 from trainer_loop.data.batch_plan import BatchPlan
-from trainer_loop.data.loader import EvaluationLoader, TrainLoader
+from trainer_loop.data.loader import EvaluationLoader, StepLoader, TrainLoader
 from trainer_loop.judge import Parts, judge, metric_entries
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.load import load_metrics
 from trainer_loop.model import make_model
+from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.optimizers import make_optimizer
 from trainer_loop.optim.schedules import describe_warmup, make_scheduler
 from trainer_loop.record.checkpoint import Checkpointer
@@ -26,12 +29,22 @@ from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.state import TrainState
 from trainer_loop.runtime.budget import choose_token_budget
 from trainer_loop.runtime.distributed import agree, make_accelerator, process_index_from_environment
+from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.quiet import quieten_libraries
 
+# Keys that may change on resume but not on a run that is complete, where they would have no effect; see `run`.
+_LENGTH = ("train.epochs", "train.steps")
+_TUNED = [name for name, key in KEYS.items() if key.on_resume == "planned anew" and name not in _LENGTH]
 _STEPS_LOOKED_AT = 200  # of an epoch, to tell how it is cut
 
 
-def build(config: Config, *, problems: Sequence[str] = (), console: Console | None = None) -> TrainingLoop:
+def build(
+    config: Config,
+    *,
+    problems: Sequence[str] = (),
+    console: Console | None = None,
+    preemption: Preemption | None = None,
+) -> TrainingLoop:
     """A loop that is ready to `fit`; nothing is written yet but the token cache.
 
     problems: what is already known to be wrong with the config. Raises UserError with these and all others: the whole
@@ -42,7 +55,10 @@ def build(config: Config, *, problems: Sequence[str] = (), console: Console | No
     parts = judge(config, problems=problems, console=console)
     run_dir = RunDir(config.run_dir)
     accelerator = make_accelerator(
-        precision=parts.precision, trackers=config.log.trackers, project_dir=str(run_dir.root)
+        precision=parts.precision,
+        trackers=config.log.trackers,
+        project_dir=str(run_dir.root),
+        timeout_minutes=config.train.timeout_minutes,
     )
     plan = _make_plan(config, parts, accelerator)
     run_plan = _describe_run(config, parts, plan)
@@ -65,6 +81,7 @@ def build(config: Config, *, problems: Sequence[str] = (), console: Console | No
         num_steps=num_steps,
         args=config.scheduler.args,
     )
+    ema = None if config.ema.decay is None else Ema(model, decay=config.ema.decay)
     model, optimizer = accelerator.prepare(model, optimizer)
     return TrainingLoop(
         accelerator=accelerator,
@@ -83,49 +100,66 @@ def build(config: Config, *, problems: Sequence[str] = (), console: Console | No
             scheduler=scheduler,
             console=console,
             plan=run_plan,
+            config=values_of(config),
+            replanned=[name for name, key in KEYS.items() if key.on_resume == "planned anew"],
+            resume_anyway=config.resume_anyway,
+            ema=ema,
             keep_last=config.checkpoint.keep_last,
+            background=config.checkpoint.background,
         ),
         console=console,
-        metric_log=MetricLog(run_dir.metrics),
+        metric_log=MetricLog(run_dir.metrics, warn=console.warn),
         metrics=load_metrics(
             metric_entries(config, parts.task), num_labels=None if parts.label_names is None else len(parts.label_names)
         ),
         max_grad_norm=config.train.max_grad_norm,
+        skip_nonfinite=config.train.on_nonfinite == "skip",
+        ema=ema,
         evaluate_every=_interval(config.evaluate.every, plan.steps_per_epoch),
         evaluate_at_start=config.evaluate.at_start,
         checkpoint_every=_interval(config.checkpoint.every, plan.steps_per_epoch),
         log_every=config.log.every,
         best=config.checkpoint.best,
+        patience=config.train.patience,
         resume=config.resume,
-        place_of=parts.splits["train"].places.place,
+        preemption=preemption,
+        max_time_minutes=config.train.max_time_minutes,
         export=functools.partial(_export, config, run_dir, parts.tokenizer, num_steps, run_plan),
     )
 
 
 def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
     """What is going to happen, in lines for a person."""
-    plan, accelerator = loop.train_loader.plan, loop.accelerator
-    looked_at = range(0, plan.steps_per_epoch, max(1, plan.steps_per_epoch // _STEPS_LOOKED_AT))
-    steps = [plan.step(step) for step in looked_at]
-    microbatches = [len(step.microbatches[accelerator.process_index]) for step in steps]
-    padding = 1 - sum(step.num_tokens for step in steps) / sum(step.num_padded_tokens for step in steps)
+    accelerator = loop.accelerator
     trained = sum(parameter.numel() for parameter in loop.parameters)
     total = sum(parameter.numel() for parameter in loop.bare_model.parameters())
     warmup = describe_warmup(config.scheduler.name, config.scheduler.warmup, loop.num_steps)
-    budget = "no limit" if plan.max_tokens is None else f"at most {plan.max_tokens:,} padded tokens"
     evaluation = "none" if loop.evaluate_every is None else f"every {loop.evaluate_every:,} steps"
     saving = "never" if loop.checkpoint_every is None else f"every {loop.checkpoint_every:,} steps"
     return [
         f"model: {type(loop.bare_model).__name__}, {total:,} parameters, {trained:,} of them trained",
         f"hardware: {accelerator.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}, "
         f"{torch.get_num_threads()} threads per process",
-        f"rows: {len(plan.lengths):,}, {plan.batch_size:,} per step; {plan.steps_per_epoch:,} steps per epoch, "
-        f"{loop.num_steps:,} in all",
-        f"microbatches per step and process: {min(microbatches)} to {max(microbatches)} ({budget}); "
-        f"padding {padding:.1%}",
+        *_describe_batches(loop.train_loader, num_steps=loop.num_steps, process_index=accelerator.process_index),
         f"optimizer: {config.optimizer.name}, learning rate {config.optimizer.lr:g}, {config.scheduler.name} with "
         f"{warmup}",
         f"evaluation: {evaluation}; checkpoints: {saving}, in {config.run_dir}",
+    ]
+
+
+def _describe_batches(loader: StepLoader, *, num_steps: int, process_index: int) -> list[str]:
+    assert isinstance(loader, TrainLoader)
+    plan = loader.plan
+    looked_at = range(0, plan.steps_per_epoch, max(1, plan.steps_per_epoch // _STEPS_LOOKED_AT))
+    steps = [plan.step(step) for step in looked_at]
+    microbatches = [len(step.microbatches[process_index]) for step in steps]
+    padding = 1 - sum(step.num_tokens for step in steps) / sum(step.num_padded_tokens for step in steps)
+    budget = "no limit" if plan.max_tokens is None else f"at most {plan.max_tokens:,} padded tokens"
+    return [
+        f"rows: {len(plan.lengths):,}, {plan.batch_size:,} per step; {plan.steps_per_epoch:,} steps per epoch, "
+        f"{num_steps:,} in all",
+        f"microbatches per step and process: {min(microbatches)} to {max(microbatches)} ({budget}); "
+        f"padding {padding:.1%}",
     ]
 
 
@@ -169,6 +203,7 @@ def _make_train_loader(config: Config, parts: Parts, accelerator: Accelerator, p
         device=accelerator.device,
         process_index=accelerator.process_index,
         num_workers=config.data.num_workers,
+        place_of=parts.splits["train"].places.place,
     )
 
 
@@ -218,23 +253,19 @@ def _interval(setting: Any, steps_per_epoch: int) -> int | None:
 
 
 def _describe_run(config: Config, parts: Parts, plan: BatchPlan) -> dict[str, Any]:
-    """What decides the updates, as plain JSON: who goes on from a checkpoint must have the same."""
-    model, optimizer, scheduler = config.model, config.optimizer, config.scheduler
+    """What decides the updates, as plain JSON: who goes on from a checkpoint must have the same.
+
+    Of data and batches it is what came of the config, not the words that led there: a file may be moved.
+    """
     train = parts.splits["train"]
+    lengths = hashlib.blake2b(plan.lengths.tobytes(), digest_size=8).hexdigest()
+    values = values_of(config)
     return {
-        "rows": len(train.rows),
-        "row_lengths": hashlib.blake2b(plan.lengths.tobytes(), digest_size=8).hexdigest(),
-        "data": train.fingerprint,
-        "label_names": parts.label_names,
-        "batch_size": plan.batch_size,
-        "seed": config.seed,
-        "task": [config.task.name, config.task.args],
-        "model": [model.name or model.type, model.from_scratch, model.overrides],
-        "loss": [config.loss.name, config.loss.args],
-        "optimizer": [optimizer.name, optimizer.lr, optimizer.weight_decay, optimizer.args],
-        "scheduler": [scheduler.name, scheduler.warmup, scheduler.args],
-        "max_grad_norm": config.train.max_grad_norm,
-    }
+        "data": f"{len(train.rows)} rows {train.fingerprint}",
+        "tokens": lengths,
+        "data.label_names": parts.label_names,
+        "batch.size": plan.batch_size,
+    } | {name: values[name] for name, key in KEYS.items() if key.on_resume == "refused"}
 
 
 def _export(
@@ -254,6 +285,6 @@ def _export(
         step=state.best_step or state.step,
         num_steps=num_steps,
         metrics=state.figures,
-        plan=run_plan,
+        plan=run_plan | {name: value for name, value in values_of(config).items() if name in _TUNED},
     )
     export_model(run_dir, model, tokenizer, record, title=run_dir.root.name)

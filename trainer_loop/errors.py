@@ -5,7 +5,9 @@
 | 0 | finished, or was already complete |
 | 2 | the user's config or data (`UserError`) |
 | 3 | training diverged (`Diverged`) |
-| 130 | interrupted by Ctrl-C |
+| 4 | another process ended or cannot be reached (`ProcessLost`): the same command goes on |
+| 75 | preempted (`Preempted`): the same command goes on |
+| 130 | a second Ctrl-C: left at once |
 | 1 | a bug: anything else, with its traceback |
 """
 
@@ -30,6 +32,18 @@ class Diverged(UserError):
     """The loss or a gradient is no longer finite."""
 
     exit_code = 3
+
+
+class ProcessLost(UserError):
+    """A process this one has to work with has ended, or can no longer be reached."""
+
+    exit_code = 4
+
+
+class Preempted(Exception):
+    """The run was asked to stop and is saved; says where it goes on."""
+
+    exit_code = 75
 
 
 def in_one_line(error: BaseException, *, at_most: int = 300) -> str:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -12,17 +12,22 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from trainer_loop.data.loader import EvaluationLoader, Microbatch, StepBatch, TrainLoader
-from trainer_loop.errors import Diverged, UserError
+from trainer_loop.data.loader import EvaluationLoader, Microbatch, StepBatch, StepLoader
+from trainer_loop.errors import Diverged, Preempted, UserError
 from trainer_loop.metrics.meter import Meter, NonFinite, StepReport
 from trainer_loop.metrics.named_metric import NamedMetric, compute_metrics
+from trainer_loop.optim.ema import Ema
+from trainer_loop.optim.replan import read_groups, replan
 from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.logs import Console, MetricLog, Values
 from trainer_loop.record.state import TrainState
-from trainer_loop.runtime.distributed import gather_rows, sum_over_processes
-from trainer_loop.runtime.memory import read_peak_memory
+from trainer_loop.runtime.distributed import announce, gather_rows, is_announced, sum_on_hosts
+from trainer_loop.runtime.memory import is_out_of_memory, read_peak_memory, release_memory
+from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.randomness import seed_everything
 from trainer_loop.tasks.task import Task
+
+_PREEMPTED = "preempted"  # the notice that tells the other processes in the middle of an evaluation
 
 
 class TrainingLoop:
@@ -31,7 +36,10 @@ class TrainingLoop:
     model, optimizer: prepared by `accelerator`. scheduler: over the torch optimizer itself, not prepared.
     num_steps: updates of the whole run. *_every: in steps; None: never.
     best: the metric that picks the exported weights, `-metric` where smaller is better; None: the last weights.
-    place_of: row index -> where that row stands in the user's data. export: writes the model, on the main process.
+    patience: evaluations without a better one after which the run ends; None: never.
+    skip_nonfinite: leave an update out whose loss or gradient is not finite, instead of ending the run.
+    max_time_minutes: after which the run is saved and raises Preempted; None: never.
+    export: writes the model, on the main process.
     """
 
     def __init__(
@@ -42,7 +50,7 @@ class TrainingLoop:
         model: nn.Module,
         optimizer: Any,
         scheduler: LRScheduler,
-        train_loader: TrainLoader,
+        train_loader: StepLoader,
         num_steps: int,
         seed: int,
         checkpointer: Checkpointer,
@@ -52,13 +60,17 @@ class TrainingLoop:
         test_loader: EvaluationLoader | None = None,
         metrics: Sequence[NamedMetric] = (),
         max_grad_norm: float | None = 1.0,
+        skip_nonfinite: bool = False,
+        ema: Ema | None = None,
         evaluate_every: int | None = None,
         evaluate_at_start: bool = False,
         checkpoint_every: int | None = None,
         log_every: int = 10,
         best: str | None = None,
+        patience: int | None = None,
         resume: str = "auto",
-        place_of: Callable[[int], str] = str,
+        preemption: Preemption | None = None,
+        max_time_minutes: float | None = None,
         export: Callable[[nn.Module, TrainState], None] | None = None,
     ):
         self.accelerator = accelerator
@@ -77,13 +89,17 @@ class TrainingLoop:
         self.metric_log = metric_log
         self.metrics = metrics
         self.max_grad_norm = max_grad_norm
+        self.skip_nonfinite = skip_nonfinite
+        self.ema = ema
         self.evaluate_every = evaluate_every if validation_loader is not None else None
         self.evaluate_at_start = evaluate_at_start and validation_loader is not None
         self.checkpoint_every = checkpoint_every
         self.log_every = log_every
         self.best = best
+        self.patience = patience
         self.resume = resume
-        self.place_of = place_of
+        self.preemption = preemption or Preemption()
+        self.max_time_minutes = max_time_minutes
         self.export = export
 
         # Evaluation runs unlike numbers of batches on each process, so it must stay clear of DDP's collectives.
@@ -93,116 +109,139 @@ class TrainingLoop:
             strict=True,
         )
         self.meter = Meter(
-            sum_over_processes=lambda values: sum_over_processes(accelerator, values),
+            sum_over_processes=lambda values: sum_on_hosts(accelerator, values),
             scaled_gradients=accelerator.scaler is not None,
         )
+        self._max_tokens: int | None = None  # padded tokens of a microbatch, once more did not fit into memory
+        self._stop = False  # some process was asked to stop: the same answer on all of them
         self._mark = 0.0  # when the clock of the training steps was last read
 
     # ------------------------------------------------------------------------------------------------- the loop
 
     def restore(self) -> TrainState:
-        """Where the run stands: at the checkpoint that `resume` names, or at its beginning. Writes nothing.
+        """Where the run stands: at the checkpoint that `resume` names, or at its beginning.
 
         Raises UserError where the checkpoint is not of this run.
         """
-        state = self.checkpointer.load(self.resume) or TrainState(num_steps=self.num_steps)
+        planned = read_groups(self.optimizer)
+        state = self.checkpointer.load(self.resume)
+        if state is None:
+            return TrainState(num_steps=self.num_steps)
         if state.step > self.num_steps:
             raise UserError(
                 f"the checkpoint is at step {state.step:,} and the run ends at {self.num_steps:,}; "
                 "raise train.epochs or train.steps, or choose another run_dir"
             )
+        changes = self.checkpointer.changes
+        if state.num_steps != self.num_steps or any(name.startswith(("optimizer.", "scheduler.")) for name in changes):
+            old, new = changes.get("optimizer.lr", (1, 1))
+            replan(self.optimizer, self.scheduler, groups=planned, lr_ratio=new / old if old else 1.0, step=state.step)
         if state.best_by != self.best:
             state.forget_best()
+        if state.max_tokens is not None:
+            self._max_tokens = state.max_tokens
+            self.train_loader.limit_tokens(state.max_tokens)
+            self.console.say(f"microbatches of at most {state.max_tokens:,} padded tokens, since more did not fit")
+        if state.stream is not None:
+            self.train_loader.load_state_dict(state.stream)
         return state
 
     def fit(self, state: TrainState | None = None) -> TrainState:
         """Train from `state` (None: what `restore` finds) up to `num_steps`; returns the state at the end.
 
-        Raises Diverged when the loss or a gradient is not finite; the last checkpoint stays as it was.
+        Raises Diverged when the loss or a gradient is not finite, the last checkpoint then stays as it was, and
+        Preempted when any process was asked to stop, after a checkpoint was saved.
         """
         if state is None:
             state = self.restore()
+        self.preemption.hold(max_minutes=self.max_time_minutes)
         self._go_on_from(state)
-        if self.evaluate_at_start and state.step == 0:
-            self._evaluate_and_log(state)
 
         self.model.train()
         self._mark = time.perf_counter()
-        for step_batch in self.train_loader.steps(start=state.step, stop=self.num_steps):
+        stop_at = state.step if self._is_out_of_patience(state) else self.num_steps
+        for step_batch in self.train_loader.steps(start=state.step, stop=stop_at):
             report = self.train_step(step_batch)
             state.step += 1
-            state.rows_seen += report.num_rows
-            state.tokens_seen += report.num_tokens
             self.meter.add(report)
             self.console.advance_progress()
+            self.checkpointer.check()
 
             last = state.step == self.num_steps
-            log_due = last or _is_due(self.log_every, state.step)
-            evaluation_due = self.evaluate_every is not None and (last or _is_due(self.evaluate_every, state.step))
-            save_due = self.checkpoint_every is not None and (last or _is_due(self.checkpoint_every, state.step))
-            if log_due or evaluation_due or save_due:
+            evaluation_due = self._is_due(self.evaluate_every, state.step, last=last)
+            save_due = self._is_due(self.checkpoint_every, state.step, last=last) or self._stop
+            log_due = self._is_due(self.log_every, state.step, last=last or evaluation_due)
+            if log_due or save_due:
                 self._fold()
             if log_due:
                 self._log_training(state)
+            if save_due:  # before the evaluation, which may be long, or fail
+                self._save(state)
+            if self._stop:
+                self._leave(state)
             if evaluation_due:
-                save_due |= self._evaluate_and_log(state)
-            if save_due:
-                state.interval = self.meter.state_dict()
-                self.checkpointer.save(state)
-            if evaluation_due or save_due:
+                self._evaluate_and_log(state)
+            if save_due or evaluation_due:
                 self._mark = time.perf_counter()
+            if self._is_out_of_patience(state):
+                break
         self._finish(state)
         return state
 
     def train_step(self, step_batch: StepBatch) -> StepReport:
         """One update, and the only place where weights change."""
-        plan = step_batch.plan
-        seed_everything(self.seed, "step", plan.step, self.accelerator.process_index)
-        num_targets = self._count_targets(step_batch.microbatches)
-        loss_sum = torch.zeros((), dtype=_sum_type(self.accelerator.device), device=self.accelerator.device)
-        for position, microbatch in enumerate(step_batch.microbatches):
-            last = position == len(step_batch.microbatches) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
-                loss = self._loss_sum(microbatch)
-                # Gradients are averaged over the processes; a sum over targets wants them added up.
-                self.accelerator.backward(loss * (self.accelerator.num_processes / num_targets))
-            loss_sum += loss.detach()
+        num_targets = self._agree_on_step(step_batch)
+        while (loss_sum := self._accumulate_gradients(step_batch, num_targets)) is None:
+            step_batch = self._cut_smaller(step_batch.step)  # some process ran out of memory
         names, grad_norm, grad_norms = self._clip_gradients()
-        self.optimizer.step()
+        skipped = self.skip_nonfinite and self._is_nonfinite_anywhere(loss_sum, grad_norm)
+        if not skipped or self.accelerator.scaler is not None:  # a loss scaler leaves it out by itself, and adapts
+            self.optimizer.step()
+        if not skipped and self.ema is not None:
+            self.ema.update()
         lr = float(self.scheduler.get_last_lr()[0])
         if not isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step()
-        for parameter in self.parameters:
-            parameter.grad = None
+        self._clear_gradients()
         return StepReport(
-            step=plan.step + 1,
+            step=step_batch.step + 1,
             loss_sum=loss_sum,
             num_targets=num_targets,
             grad_norm=grad_norm,
             grad_norms=grad_norms,
             names=names,
             lr=lr,
-            num_rows=plan.num_rows,
-            num_tokens=plan.num_tokens,
-            num_padded_tokens=plan.num_padded_tokens,
+            num_rows=step_batch.num_rows,
+            num_tokens=step_batch.num_tokens,
+            num_padded_tokens=step_batch.num_padded_tokens,
             wait_seconds=step_batch.wait_seconds,
+            skipped=skipped,
         )
 
     @torch.no_grad()
     def evaluate(self, loader: EvaluationLoader) -> dict[str, float]:
-        """Mean loss over all targets, the metrics over all rows, and the number of rows scored: each row once."""
-        self.bare_model.eval()
+        """Mean loss over all targets, the metrics over all rows, and the number of rows scored: each row once.
+
+        Raises Preempted on every process where one was asked to stop before it was through.
+        """
         sums = torch.zeros(2, dtype=_sum_type(self.accelerator.device), device=self.accelerator.device)
         judged: dict[str, list[Tensor]] = {"rows": [], "predictions": [], "references": []}
-        for microbatch in self.console.follow(loader, doing="evaluating"):
-            loss, outputs = self.task.loss_and_predict(self.bare_model, microbatch.batch)
-            sums += torch.stack([loss.to(sums), sums.new_tensor(microbatch.num_targets)])
-            judged["rows"].append(torch.tensor(microbatch.rows, device=self.accelerator.device))
-            judged["predictions"].append(outputs["predictions"])
-            judged["references"].append(outputs["references"])
+        stopped = False
+        self.bare_model.eval()
+        with nullcontext() if self.ema is None else self.ema.in_place():
+            for microbatch in self.console.follow(loader, doing="evaluating"):
+                if stopped := self._is_stop_known():
+                    break
+                loss, outputs = self.task.loss_and_predict(self.bare_model, microbatch.batch)
+                sums += torch.stack([loss.to(sums), sums.new_tensor(microbatch.num_targets)])
+                judged["rows"].append(torch.tensor(microbatch.rows, device=self.accelerator.device))
+                judged["predictions"].append(outputs["predictions"])
+                judged["references"].append(outputs["references"])
         self.bare_model.train()
 
-        loss_sum, num_targets = sum_over_processes(self.accelerator, sums).tolist()
+        loss_sum, num_targets, any_stopped = sum_on_hosts(self.accelerator, [*sums.tolist(), stopped])
+        if any_stopped:
+            raise Preempted("preempted in the middle of an evaluation")
         columns = {name: gather_rows(self.accelerator, tensors) for name, tensors in judged.items()}
         order = np.argsort(columns["rows"], kind="stable")
         assert len(order) == loader.num_rows, f"{len(order)} rows were scored of {loader.num_rows}"
@@ -214,13 +253,71 @@ class TrainingLoop:
 
     # ---------------------------------------------------------------------------------------------- parts of a step
 
-    def _count_targets(self, microbatches: Sequence[Microbatch]) -> Tensor | int:
-        """Targets of the whole update, over all processes: what the loss is divided by."""
-        mine = sum(microbatch.num_targets for microbatch in microbatches)
-        if self.accelerator.num_processes == 1:
-            return max(mine, 1)
-        counted = torch.tensor(float(mine), dtype=_sum_type(self.accelerator.device), device=self.accelerator.device)
-        return sum_over_processes(self.accelerator, counted).clamp_(min=1)
+    def _agree_on_step(self, step_batch: StepBatch) -> int:
+        """Targets of the whole update, over all processes: what the loss is divided by.
+
+        Whether any process was asked to stop travels along.
+        """
+        mine = sum(microbatch.num_targets for microbatch in step_batch.microbatches)
+        targets, requests = sum_on_hosts(self.accelerator, [mine, self.preemption.requested])
+        self._stop = requests > 0
+        return max(int(targets), 1)
+
+    def _accumulate_gradients(self, step_batch: StepBatch, num_targets: int) -> Tensor | None:
+        """Forward and backward over all microbatches; the sum of their losses on this process, `[]`.
+
+        None, on every process, where one of them ran out of memory; there are no gradients then.
+        """
+        seed_everything(self.seed, "step", step_batch.step, self.accelerator.process_index)
+        loss_sum = torch.zeros((), dtype=_sum_type(self.accelerator.device), device=self.accelerator.device)
+        out_of_memory = reducing = False
+        try:
+            for position, microbatch in enumerate(step_batch.microbatches):
+                last = position == len(step_batch.microbatches) - 1
+                with nullcontext() if last else self.accelerator.no_sync(self.model):
+                    loss = self._loss_sum(microbatch)
+                    reducing = last and self.accelerator.num_processes > 1
+                    # Gradients are averaged over the processes; a sum over targets wants them added up.
+                    self.accelerator.backward(loss * (self.accelerator.num_processes / num_targets))
+                loss_sum += loss.detach()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if reducing:
+                raise UserError(
+                    f"step {step_batch.step + 1}: process {self.accelerator.process_index} ran out of memory while "
+                    f"gradients were exchanged, at {self.train_loader.max_tokens or 'no limit of'} padded tokens a "
+                    "microbatch; set a smaller batch.max_tokens: the run goes on from its last checkpoint"
+                ) from error
+            out_of_memory = True
+        return self._unless_out_of_memory(out_of_memory, loss_sum, step_batch.step)
+
+    def _unless_out_of_memory(self, out_of_memory: bool, loss_sum: Tensor, step: int) -> Tensor | None:
+        """The same answer on all processes; outside the handler, which holds on to the memory of the failed pass."""
+        if out_of_memory and self.accelerator.num_processes > 1:
+            self._clear_gradients()
+            release_memory()
+            # The others wait for this process in their reduction of gradients.
+            self.accelerator.backward(self._loss_sum(self.train_loader.filler(step)))
+        if not sum_on_hosts(self.accelerator, [out_of_memory])[0]:
+            return loss_sum
+        self._clear_gradients()
+        release_memory()
+        return None
+
+    def _cut_smaller(self, step: int) -> StepBatch:
+        step_batch = self.train_loader.cut_smaller(step)
+        if step_batch is None:
+            raise UserError(
+                f"step {step + 1}: out of memory with one row a microbatch; lower data.max_length, choose a smaller "
+                "model, or set model.gradient_checkpointing=true"
+            )
+        self._max_tokens = self.train_loader.max_tokens
+        self.console.warn(
+            f"step {step + 1} ran out of memory: it is done again, and all that follow are done, in microbatches of "
+            f"at most {self._max_tokens:,} padded tokens; batch.max_tokens={self._max_tokens} says so from the start"
+        )
+        return step_batch
 
     def _loss_sum(self, microbatch: Microbatch) -> Tensor:
         loss = self.task.loss(self.model, microbatch.batch)
@@ -229,6 +326,22 @@ class TrainingLoop:
                 f"the loss has shape {list(loss.shape)}; it must be one number, the sum over the targets: use .sum()"
             )
         return loss * 0.0 if microbatch.is_filler else loss
+
+    def _clear_gradients(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    def _is_nonfinite_anywhere(self, loss_sum: Tensor, grad_norm: Tensor) -> bool:
+        """Whether this update is to be left out; waits for the device."""
+        finite = bool(torch.isfinite(loss_sum)) and bool(torch.isfinite(grad_norm))
+        return sum_on_hosts(self.accelerator, [not finite])[0] > 0
+
+    def _is_stop_known(self) -> bool:
+        """Whether to stop in the middle of what the processes do each for itself, without waiting for another."""
+        if self.preemption.requested:
+            announce(self.accelerator, _PREEMPTED)
+            return True
+        return is_announced(self.accelerator, _PREEMPTED)
 
     def _clip_gradients(self) -> tuple[Sequence[str], Tensor, Tensor]:
         """Scale the gradients down to `max_grad_norm`.
@@ -264,9 +377,10 @@ class TrainingLoop:
     # -------------------------------------------------------------------------------------- what surrounds the steps
 
     def _go_on_from(self, state: TrainState) -> None:
+        pending = self._is_evaluation_pending(state)
         self.meter.load_state_dict(state.interval)
         if self.accelerator.is_main_process:
-            self.metric_log.forget_after(state.step if state.step else -1)
+            self.metric_log.forget_after(state.step, evaluated=state.step > 0 and not pending)
         if state.step:
             self.console.say(f"resumed at step {state.step:,} of {self.num_steps:,}")
         if state.num_steps != self.num_steps:
@@ -276,6 +390,39 @@ class TrainingLoop:
             )
             state.num_steps = self.num_steps
         self.console.start_progress(total=self.num_steps, done=state.step)
+        if pending:
+            self._evaluate_and_log(state)
+
+    def _is_evaluation_pending(self, state: TrainState) -> bool:
+        """Whether the run was saved, or begins, before an evaluation that was due."""
+        if state.evaluated_step == state.step:
+            return False
+        if state.step == 0:
+            return self.evaluate_at_start
+        return self._is_due(self.evaluate_every, state.step, last=state.step == state.num_steps)
+
+    @staticmethod
+    def _is_due(every: int | None, step: int, *, last: bool) -> bool:
+        return every is not None and (last or step % every == 0)
+
+    def _is_out_of_patience(self, state: TrainState) -> bool:
+        return self.patience is not None and state.evaluations_without_best >= self.patience
+
+    def _save(self, state: TrainState) -> None:
+        state.interval = self.meter.state_dict()
+        state.max_tokens = self._max_tokens
+        state.stream = self.train_loader.state_dict()
+        self.checkpointer.save(state)
+
+    def _leave(self, state: TrainState) -> NoReturn:
+        """All processes end here, with one complete checkpoint."""
+        self.checkpointer.finish()
+        self.console.stop_progress()
+        where = "nothing is saved yet" if state.step == 0 else self.checkpointer.describe_newest()
+        raise Preempted(
+            f"preempted at step {state.step:,} of {self.num_steps:,} by {self.preemption.reason}; {where}: "
+            "the same command goes on from there"
+        )
 
     def _fold(self) -> None:
         """Bring the reports to the host, stop at the first that is not finite, and read the clock of the steps."""
@@ -287,42 +434,61 @@ class TrainingLoop:
             raise Diverged(self._describe_divergence(bad))
 
     def _describe_divergence(self, bad: NonFinite) -> str:
-        rows = self.train_loader.plan.batch(bad.step - 1).tolist()
-        shown = ", ".join(self.place_of(row) for row in rows[:8]) + (
-            f" and {len(rows) - 8} more" if len(rows) > 8 else ""
-        )
+        places = self.train_loader.places(bad.step - 1)
+        shown = ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
         first = "" if bad.parameter is None else f"; first bad gradient: {bad.parameter}"
         return (
             f"step {bad.step}: loss {bad.loss:g}, gradient norm {bad.grad_norm:g}{first}; rows of this step: {shown}; "
-            "lower optimizer.lr, set train.max_grad_norm, or look at these rows"
+            "lower optimizer.lr, set train.max_grad_norm or train.on_nonfinite=skip, or look at these rows"
         )
 
     def _log_training(self, state: TrainState) -> None:
         values = self.meter.read()
         sums = self.meter.state_dict()
+        state.rows_seen += int(sums["rows"])
+        state.tokens_seen += int(sums["tokens"])
         state.targets_seen += int(sums["targets"])
+        state.skipped_steps += int(sums["skipped"])
         state.train_seconds += sums["seconds"]
         self.meter.clear()
         self._record(state, values)
         self.console.tell_training({"step": state.step, "epoch": self._epoch(state)} | values)
 
-    def _evaluate_and_log(self, state: TrainState) -> bool:
-        """Score the validation split; true when the weights of this step are the best so far."""
+    def _evaluate_and_log(self, state: TrainState) -> None:
+        """Score the validation split, and keep the weights of this step where they are the best so far."""
         assert self.validation_loader is not None
-        values = self.evaluate(self.validation_loader)
+        try:
+            values = self.evaluate(self.validation_loader)
+        except Preempted:
+            if state.step:
+                self._save(state)
+            self._leave(state)
+        except Exception:
+            if state.step:  # what was trained is not lost because it cannot be judged
+                self._save(state)
+            raise
+        state.evaluated_step = state.step
         self._record(state, {f"validation/{name}": value for name, value in values.items()})
         self.console.tell_evaluation(f"validation at step {state.step:,}, epoch {self._epoch(state):.4g}", values)
         if isinstance(self.scheduler, ReduceLROnPlateau) and state.step > 0:
             self.scheduler.step(values["loss"])
         if self.best is None:
             state.figures = values
-            return False
+        elif state.step > 0:
+            self._compare_with_best(state, values)
+
+    def _compare_with_best(self, state: TrainState, values: dict[str, float]) -> None:
         value = self._value_of_best(values)
-        improved = math.isfinite(value) and (state.best_value is None or value > state.best_value)
-        if state.step == 0 or not improved:
-            return False
+        if not math.isfinite(value) or (state.best_value is not None and value <= state.best_value):
+            state.evaluations_without_best += 1
+            return
+        before = (state.best_by, state.best_value, state.best_step, state.figures)
         state.best_by, state.best_value, state.best_step, state.figures = self.best, value, state.step, values
-        return True
+        state.evaluations_without_best = 0
+        self._save(state)
+        if not self.checkpointer.mark_best(state.step):
+            state.best_by, state.best_value, state.best_step, state.figures = before
+            self.console.warn(f"the weights of step {state.step:,} are the best so far and could not be saved")
 
     def _value_of_best(self, values: dict[str, float]) -> float:
         """The figure that is to grow."""
@@ -337,22 +503,40 @@ class TrainingLoop:
     def _finish(self, state: TrainState) -> None:
         """Take the best weights if there is a best, score the test split with them, write the totals and the model."""
         self.console.stop_progress()
+        self.checkpointer.finish()
+        if state.step < self.num_steps:
+            self.console.say(
+                f"stopped at step {state.step:,} of {self.num_steps:,}: {state.evaluations_without_best} evaluations "
+                f"without a better {self.best}"
+            )
         if state.best_step is not None and state.best_step != state.step:
             self.checkpointer.load_weights(self.bare_model, state.best_step)
             figure = state.figures[str(self.best).removeprefix("-")]
             self.console.say(f"the best weights are those of step {state.best_step:,}: {self.best} {figure:.4g}")
+        elif self.ema is not None:
+            self.ema.copy_to_model()
         if self.test_loader is not None:
-            values = self.evaluate(self.test_loader)
-            self._record(state, {f"test/{name}": value for name, value in values.items()})
-            self.console.tell_evaluation("test, with the exported weights", values)
+            self._score_test(state, self.test_loader)
         self._record(state, self._totals(state))
         rate = state.rows_seen / max(state.train_seconds, 1e-9)
         self.console.say(
             f"trained {state.step:,} steps in {state.train_seconds:,.1f} seconds, {rate:,.4g} rows a second"
         )
+        if state.skipped_steps:
+            self.console.warn(f"{state.skipped_steps:,} steps were not finite and were skipped")
+        if self.checkpointer.fault is not None:
+            self.console.warn(f"the last checkpoint is missing: {self.checkpointer.fault}")
         if self.export is not None and self.accelerator.is_main_process:
             self.export(self.bare_model, state)
         self.accelerator.wait_for_everyone()
+
+    def _score_test(self, state: TrainState, loader: EvaluationLoader) -> None:
+        try:
+            values = self.evaluate(loader)
+        except Preempted:
+            self._leave(state)
+        self._record(state, {f"test/{name}": value for name, value in values.items()})
+        self.console.tell_evaluation("test, with the exported weights", values)
 
     def _totals(self, state: TrainState) -> dict[str, float]:
         return {
@@ -372,11 +556,7 @@ class TrainingLoop:
 
     def _epoch(self, state: TrainState) -> float:
         """Passes over the training rows so far."""
-        return state.step / self.train_loader.plan.steps_per_epoch
-
-
-def _is_due(every: int, step: int) -> bool:
-    return step % every == 0
+        return self.train_loader.count_epochs(state.step)
 
 
 def _sum_type(device: torch.device) -> torch.dtype:

@@ -1,35 +1,42 @@
 """`python -m trainer_loop.run config=imdb.yaml key=value ...`: config -> build -> fit -> exit code."""
 
+import contextlib
 import shlex
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer_loop.errors import UserError
+from trainer_loop.errors import Diverged, Preempted, ProcessLost, UserError
 from trainer_loop.runtime.distributed import process_index_from_environment
+from trainer_loop.runtime.preempt import Preemption, catch_signals
 
 _SECONDS_FOR_PROCESS_0 = 3.0  # a launcher ends the others well within
 
 if TYPE_CHECKING:
     from trainer_loop.config.fields import Config
     from trainer_loop.loop import TrainingLoop
+    from trainer_loop.record.state import TrainState
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code. What a user can mend is told in lines, without a traceback."""
-    try:
-        return _run(sys.argv[1:] if argv is None else argv)
-    except UserError as error:
-        _tell(error)
-        return error.exit_code
-    except KeyboardInterrupt:
-        if process_index_from_environment() == 0:
-            print("interrupted; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
-        return 130
-    finally:
-        _leave_process_group()
+    with catch_signals() as preemption:
+        try:
+            return _run(sys.argv[1:] if argv is None else argv, preemption)
+        except UserError as error:
+            _tell(error)
+            return error.exit_code
+        except Exception as error:
+            lost = _find_lost_processes(error)
+            if lost is None:
+                raise
+            _tell(lost)
+            return lost.exit_code
+        finally:
+            _leave_process_group()
 
 
 def _tell(error: UserError) -> None:
@@ -42,7 +49,7 @@ def _tell(error: UserError) -> None:
         print(f"{speaker}error: {problem}", file=sys.stderr)
 
 
-def _run(argv: list[str]) -> int:
+def _run(argv: list[str], preemption: Preemption) -> int:
     from trainer_loop.config.load import find_config, read_config, split_arguments
     from trainer_loop.config.reference import help_text
 
@@ -56,7 +63,7 @@ def _run(argv: list[str]) -> int:
 
     from trainer_loop.build import build, describe_plan  # torch and transformers: seconds
 
-    loop = build(config, problems=problems)
+    loop = build(config, problems=problems, preemption=preemption)
     for line in describe_plan(config, loop):
         loop.console.say(line)
     if config.dry_run:
@@ -72,7 +79,12 @@ def _run(argv: list[str]) -> int:
     else:
         state = loop.restore()
         _record(config, loop)
-        loop.fit(state)
+        try:
+            with _tell_scripts_how_it_ends(loop, state):
+                loop.fit(state)
+        except Preempted as stop:
+            loop.console.say(str(stop))
+            return stop.exit_code
         if config.log.trackers:
             loop.accelerator.end_training()
     _tell_how_to_predict(config, loop)
@@ -84,7 +96,7 @@ def _is_complete(config: "Config", loop: "TrainingLoop") -> bool:
 
     Raises UserError where it holds the model of another run, or one with nothing to go on from: it would be lost.
     """
-    from trainer_loop.record.checkpoint import describe_changes, list_checkpoints
+    from trainer_loop.record.checkpoint import describe_changes, find_changes, list_checkpoints
     from trainer_loop.record.export import ExportRecord
     from trainer_loop.record.run_dir import RunDir
     from trainer_loop.runtime.distributed import agree
@@ -94,11 +106,25 @@ def _is_complete(config: "Config", loop: "TrainingLoop") -> bool:
     agree(loop.accelerator, exported and vars(exported), what=f"the run directory {config.run_dir}")
     if exported is None:
         return False
-    if changes := describe_changes(exported.plan, loop.checkpointer.plan):
+    checkpointer = loop.checkpointer
+    now = checkpointer.config | checkpointer.plan
+    changes = find_changes(exported.plan, {name: now.get(name) for name in exported.plan})
+    fixed = {
+        name: change
+        for name, change in changes.items()
+        if name in checkpointer.plan and name not in checkpointer.resume_anyway
+    }
+    if fixed:
         raise UserError(
-            f"run_dir: {config.run_dir} holds the model of another run ({changes}); choose another, or delete it"
+            f"run_dir: {config.run_dir} holds the model of another run ({describe_changes(fixed)}); choose another, or "
+            "delete it"
         )
     if config.resume != "never" and exported.num_steps >= loop.num_steps:
+        if changes:
+            raise UserError(
+                f"run_dir: {config.run_dir} is complete, so this has no effect: {describe_changes(changes)}; choose "
+                "another, or raise train.epochs to go on"
+            )
         return True
     if not list_checkpoints(run_dir):
         raise UserError(
@@ -132,6 +158,30 @@ def _record(config: "Config", loop: "TrainingLoop") -> None:
         accelerator.init_trackers(run_dir.root.name, config=flatten(config))
 
 
+@contextlib.contextmanager
+def _tell_scripts_how_it_ends(loop: "TrainingLoop", state: "TrainState") -> Iterator[None]:
+    """status.json: `ended`, `exit_code` and `step`; not there while the run is under way, or if it was killed."""
+    from trainer_loop.record.run_dir import write_json
+
+    status = loop.checkpointer.run_dir.status
+    ended, exit_code = "error", 1
+    if loop.accelerator.is_main_process:
+        status.unlink(missing_ok=True)
+    try:
+        yield
+        ended, exit_code = "finished", 0
+    except Preempted as stop:
+        ended, exit_code = "preempted", stop.exit_code
+        raise
+    except UserError as error:
+        ended, exit_code = "diverged" if isinstance(error, Diverged) else "error", error.exit_code
+        raise
+    finally:
+        if loop.accelerator.is_main_process:
+            with contextlib.suppress(OSError):  # a disk that is full has been told of already
+                write_json(status, {"ended": ended, "exit_code": exit_code, "step": state.step})
+
+
 def _tell_how_to_predict(config: "Config", loop: "TrainingLoop") -> None:
     from trainer_loop.record.run_dir import RunDir
 
@@ -149,6 +199,14 @@ def _python() -> str:
     executable = Path(sys.executable).absolute()
     here = Path.cwd()
     return shlex.quote(str(executable.relative_to(here) if executable.is_relative_to(here) else executable))
+
+
+def _find_lost_processes(error: Exception) -> ProcessLost | None:
+    if "torch" not in sys.modules:
+        return None
+    from trainer_loop.runtime.distributed import find_lost_processes
+
+    return find_lost_processes(error)
 
 
 def _leave_process_group() -> None:

@@ -23,6 +23,7 @@ def test_a_run_leaves_its_config_log_metrics_checkpoints_and_model(command, argu
         "environment.json",
         "metrics.jsonl",
         "train.log",
+        "status.json",
         "checkpoints",
         "model",
     }
@@ -39,7 +40,7 @@ def test_the_metric_log_is_read_by_pandas_and_its_last_row_holds_the_totals(comm
     log = pd.read_json(tmp_path / "run" / "metrics.jsonl", lines=True)
     assert log["step"].notna().all()
     training = log[log["loss"].notna()]
-    assert training["step"].tolist() == [3, 6, 8]
+    assert training["step"].tolist() == [3, 4, 6, 8]
     assert training[sorted(TRAINING_COLUMNS)].notna().all(axis=None)
     assert training["padding"].between(0, 1).all()
     assert training["data_wait"].between(0, 1).all()

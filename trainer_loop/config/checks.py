@@ -2,8 +2,10 @@
 
 import re
 from collections.abc import Iterator
+from difflib import get_close_matches
 
 from trainer_loop.config.fields import Config
+from trainer_loop.config.schema import MUST_NOT_CHANGE
 from trainer_loop.config.values import shown
 
 # (the keys a problem is about, the problem); the message names them, their values and the remedy.
@@ -17,6 +19,7 @@ def conflicts(config: Config) -> Iterator[Conflict]:
     yield from _batch_conflicts(config)
     yield from _length_conflicts(config)
     yield from _best_conflicts(config)
+    yield from _resume_conflicts(config)
 
 
 def _model_conflicts(config: Config) -> Iterator[Conflict]:
@@ -103,6 +106,12 @@ def _length_conflicts(config: Config) -> Iterator[Conflict]:
 def _best_conflicts(config: Config) -> Iterator[Conflict]:
     best = config.checkpoint.best
     if best is None:
+        if config.train.patience is not None:
+            yield (
+                ("train.patience", "checkpoint.best"),
+                f"train.patience is {config.train.patience}, which counts evaluations without a better best; "
+                "set checkpoint.best to a metric, or to -loss",
+            )
         return
     if not best.removeprefix("-"):
         yield ("checkpoint.best",), "checkpoint.best is '-'; a metric follows the sign, such as -loss"
@@ -119,3 +128,11 @@ def _best_conflicts(config: Config) -> Iterator[Conflict]:
                 f"checkpoint.best is {shown(best)}, but {name} is never; set it to epoch or a number of steps, "
                 "or checkpoint.best to null",
             )
+
+
+def _resume_conflicts(config: Config) -> Iterator[Conflict]:
+    for name in config.resume_anyway:
+        if name not in MUST_NOT_CHANGE:
+            close = get_close_matches(name, MUST_NOT_CHANGE, n=1)
+            meant = f"did you mean {close[0]}?" if close else f"those are {', '.join(MUST_NOT_CHANGE)}"
+            yield ("resume_anyway",), f"resume_anyway: {name} is nothing that a resumed run is refused for; {meant}"

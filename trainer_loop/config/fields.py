@@ -16,13 +16,16 @@ def key(
     above: float | None = None,
     below: float | None = None,
     kind: str = "",
+    on_resume: str = "free",
 ) -> Any:
     """A config key: its default, what it means in one line, its unit, and the values it may have.
 
-    `kind` names a row of KINDS in values.py, for a key whose values no Python type describes.
+    `kind` names a row of KINDS in values.py, for a key whose values no Python type describes. `on_resume` is what
+    follows when a run goes on with another value: `free` (no update depends on it), `planned anew` (it holds from the
+    checkpoint on), `refused` (but for resume_anyway) or `by content` (refused where other rows come of it).
     """
     limits = {"at_least": at_least, "above": above, "below": below}
-    metadata = {"comment": comment, "unit": unit, "allowed": allowed, "kind": kind, **limits}
+    metadata = {"comment": comment, "unit": unit, "allowed": allowed, "kind": kind, "on_resume": on_resume, **limits}
     if isinstance(default, (dict, list)):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -35,53 +38,73 @@ def section(kind: type, comment: str) -> Any:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    name: str = key("sequence_classification", "sequence_classification, causal_lm, or the dotted path of a Task class")
-    args: dict[str, Any] = key({}, "arguments of the task")
+    name: str = key(
+        "sequence_classification",
+        "sequence_classification, causal_lm, or the dotted path of a Task class",
+        on_resume="refused",
+    )
+    args: dict[str, Any] = key({}, "arguments of the task", on_resume="refused")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    name: str | None = key(None, "hub id or local directory")
-    type: str | None = key(None, "instead of name: a model type of transformers (bert, gpt2, ...), built from config")
-    tokenizer: str | None = key(
-        None, "hub id or local directory; train: trained on the train split; null: the model's own"
+    name: str | None = key(None, "hub id or local directory", on_resume="refused")
+    type: str | None = key(
+        None, "instead of name: a model type of transformers (bert, gpt2, ...), built from config", on_resume="refused"
     )
-    vocab_size: int = key(8000, "size of a tokenizer trained here", unit="tokens", at_least=300)
-    from_scratch: bool = key(False, "true: build the model from its config and load no weights")
-    overrides: dict[str, Any] = key({}, "fields of the model's own config, such as attention_probs_dropout_prob: 0.0")
+    tokenizer: str | None = key(
+        None, "hub id or local directory; train: trained on the train split; null: the model's own", on_resume="refused"
+    )
+    vocab_size: int = key(8000, "size of a tokenizer trained here", unit="tokens", at_least=300, on_resume="refused")
+    from_scratch: bool = key(False, "true: build the model from its config and load no weights", on_resume="refused")
+    overrides: dict[str, Any] = key(
+        {}, "fields of the model's own config, such as attention_probs_dropout_prob: 0.0", on_resume="refused"
+    )
     gradient_checkpointing: bool = key(False, "true: recompute activations in the backward pass, to save memory")
     trust_remote_code: bool = key(False, "true: allow the Python code that comes with a hub model to run")
 
 
 @dataclass(frozen=True)
 class LimitConfig:
-    train: int | None = key(None, "at most this many rows, sampled by seed", unit="rows", at_least=1)
+    train: int | None = key(
+        None, "at most this many rows, sampled by seed", unit="rows", at_least=1, on_resume="by content"
+    )
     validation: int | None = key(None, "at most this many rows, sampled by seed", unit="rows", at_least=1)
     test: int | None = key(None, "at most this many rows, sampled by seed", unit="rows", at_least=1)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    name: str | None = key(None, "hub id of a data set; null when the splits below are files or dotted paths")
-    config: str | None = key(None, "the data set's configuration on the hub, such as mrpc")
+    name: str | None = key(
+        None, "hub id of a data set; null when the splits below are files or dotted paths", on_resume="by content"
+    )
+    config: str | None = key(None, "the data set's configuration on the hub, such as mrpc", on_resume="by content")
     train: Any = key(
         "train",
         "split, file, glob or list of them (.csv .tsv .json .jsonl .parquet .arrow .txt), or a dotted path",
         kind="splits",
+        on_resume="by content",
     )
     validation: Any = key(None, "likewise; null: none, or see validation_fraction", kind="splits")
     test: Any = key(None, "likewise; scored once, at the end, with the exported model", kind="splits")
     validation_fraction: float | None = key(
-        None, "cut this share of train off for validation, stratified by label", above=0, below=1
+        None,
+        "cut this share of train off for validation, stratified by label",
+        above=0,
+        below=1,
+        on_resume="by content",
     )
     limit: LimitConfig = section(LimitConfig, "fewer rows, to try things out")
-    text: str = key("text", "column of the text")
-    text_pair: str | None = key(None, "column of the second text of a pair")
-    label: str = key("label", "column of the label")
+    text: str = key("text", "column of the text", on_resume="refused")
+    text_pair: str | None = key(None, "column of the second text of a pair", on_resume="refused")
+    label: str = key("label", "column of the label", on_resume="refused")
     label_names: Any = key(
-        None, "[negative, positive], or {negative: 0, positive: 1}; null: found in the data", kind="label_names"
+        None,
+        "[negative, positive], or {negative: 0, positive: 1}; null: found in the data",
+        kind="label_names",
+        on_resume="by content",
     )
-    max_length: int = key(512, "longer texts are cut", unit="tokens", at_least=2)
+    max_length: int = key(512, "longer texts are cut", unit="tokens", at_least=2, on_resume="by content")
     num_workers: int = key(0, "processes that prepare batches beside each training process; 0: none", at_least=0)
     cache_dir: str | None = key(
         None, "where tokenised data is kept; null: $TRAINER_LOOP_CACHE, or ~/.cache/trainer_loop"
@@ -91,52 +114,99 @@ class DataConfig:
 @dataclass(frozen=True)
 class BatchConfig:
     size: int | None = key(
-        None, "rows of one update, over all processes; 32 when accumulate is not given either", unit="rows", at_least=1
+        None,
+        "rows of one update, over all processes; 32 when accumulate is not given either",
+        unit="rows",
+        at_least=1,
+        on_resume="by content",
     )
     per_device: int | None = key(None, "rows of one microbatch at most", unit="rows", at_least=1)
     max_tokens: Any = key(
         "auto", "padded tokens of one microbatch at most; null: no limit", unit="tokens", kind="token_limit"
     )
     accumulate: int | None = key(
-        None, "instead of size: size = per_device * accumulate * number of processes", at_least=1
+        None,
+        "instead of size: size = per_device * accumulate * number of processes",
+        at_least=1,
+        on_resume="by content",
     )
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    epochs: float | None = key(None, "passes over the training rows; 3 when steps is not given either", above=0)
-    steps: int | None = key(None, "instead of epochs: this many updates", unit="steps", at_least=1)
+    epochs: float | None = key(
+        None, "passes over the training rows; 3 when steps is not given either", above=0, on_resume="planned anew"
+    )
+    steps: int | None = key(
+        None, "instead of epochs: this many updates", unit="steps", at_least=1, on_resume="planned anew"
+    )
     precision: str = key(
         "auto",
         "auto: bf16 where the hardware has it, else fp16 on a GPU that has it, else no",
         allowed=("auto", "no", "bf16", "fp16"),
+        on_resume="planned anew",
     )
-    max_grad_norm: float | None = key(1.0, "gradients are scaled down to this L2 norm; null: never", above=0)
+    max_grad_norm: float | None = key(
+        1.0, "gradients are scaled down to this L2 norm; null: never", above=0, on_resume="planned anew"
+    )
+    on_nonfinite: str = key(
+        "stop",
+        "a loss or gradient that is not finite: stop ends the run, skip leaves the step out and counts it",
+        allowed=("stop", "skip"),
+        on_resume="planned anew",
+    )
+    patience: int | None = key(
+        None, "stop after this many evaluations without a better checkpoint.best; null: never", at_least=1
+    )
+    max_time_minutes: float | None = key(
+        None, "save and stop with exit code 75 this long after the start; null: never", unit="minutes", above=0
+    )
+    timeout_minutes: float = key(
+        30.0, "how long a process waits for the others before it says which are lost", unit="minutes", above=0
+    )
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    decay: float | None = key(
+        None,
+        "evaluate and export an exponential moving average of the weights, such as 0.999; null: the weights",
+        above=0,
+        below=1,
+        on_resume="planned anew",
+    )
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    name: str | None = key(None, "null: the task's own; or the dotted path of a function (logits, targets) -> sum")
-    args: dict[str, Any] = key({}, "arguments of the loss")
+    name: str | None = key(
+        None, "null: the task's own; or the dotted path of a function (logits, targets) -> sum", on_resume="refused"
+    )
+    args: dict[str, Any] = key({}, "arguments of the loss", on_resume="refused")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    name: str = key("adamw", "adamw, sgd, adafactor, or the dotted path of a torch optimizer")
-    lr: float = key(5e-5, "learning rate at its peak", at_least=0)
+    name: str = key("adamw", "adamw, sgd, adafactor, or the dotted path of a torch optimizer", on_resume="refused")
+    lr: float = key(5e-5, "learning rate at its peak", at_least=0, on_resume="planned anew")
     weight_decay: float = key(
-        0.01, "decoupled where the optimizer decouples it; biases and norms have none", at_least=0
+        0.01,
+        "decoupled where the optimizer decouples it; biases and norms have none",
+        at_least=0,
+        on_resume="planned anew",
     )
-    args: dict[str, Any] = key({}, "further arguments of the optimizer, such as betas")
+    args: dict[str, Any] = key({}, "further arguments of the optimizer, such as betas", on_resume="refused")
 
 
 @dataclass(frozen=True)
 class SchedulerConfig:
     name: str = key(
-        "linear", "a name of transformers' get_scheduler (linear, cosine, constant_with_warmup, ...) or a dotted path"
+        "linear",
+        "a name of transformers' get_scheduler (linear, cosine, constant_with_warmup, ...) or a dotted path",
+        on_resume="planned anew",
     )
-    warmup: float = key(0.1, "below 1: share of all steps; from 1: steps", at_least=0)
-    args: dict[str, Any] = key({}, "further arguments of the schedule")
+    warmup: float = key(0.1, "below 1: share of all steps; from 1: steps", at_least=0, on_resume="planned anew")
+    args: dict[str, Any] = key({}, "further arguments of the schedule", on_resume="planned anew")
 
 
 @dataclass(frozen=True)
@@ -159,6 +229,7 @@ class CheckpointConfig:
     best: str | None = key(
         None, "metric that picks the model to export: accuracy, or -loss where smaller is better; null: the last"
     )
+    background: bool = key(False, "true: write beside training, from a copy of the state in host memory")
 
 
 @dataclass(frozen=True)
@@ -172,9 +243,14 @@ class LogConfig:
 @dataclass(frozen=True)
 class Config:
     run_dir: str = key("runs/run", "everything the run leaves behind goes here")
-    seed: int = key(42, "order, dropout and new weights are functions of it and of the step", at_least=0)
+    seed: int = key(
+        42, "order, dropout and new weights are functions of it and of the step", at_least=0, on_resume="refused"
+    )
     resume: str = key(
         "auto", "auto: go on if run_dir has a checkpoint; never: refuse if it has one; or a checkpoint's path"
+    )
+    resume_anyway: list[str] = key(
+        [], "what may have changed since the checkpoint although updates depend on it, such as batch.size"
     )
     dry_run: bool = key(False, "true: check everything, print the plan, stop")
     task: TaskConfig = section(TaskConfig, "what is learnt")
@@ -185,6 +261,7 @@ class Config:
     loss: LossConfig = section(LossConfig, "what is minimised")
     optimizer: OptimizerConfig = section(OptimizerConfig, "how weights move")
     scheduler: SchedulerConfig = section(SchedulerConfig, "how the learning rate moves")
+    ema: EmaConfig = section(EmaConfig, "an average of the weights")
     evaluate: EvaluateConfig = section(EvaluateConfig, "how it is judged")
     checkpoint: CheckpointConfig = section(CheckpointConfig, "what is kept to go on from")
     log: LogConfig = section(LogConfig, "what is told on the way")

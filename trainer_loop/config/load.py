@@ -155,13 +155,15 @@ def _escaped(value: Any) -> Any:
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
+def values_of(config: Config) -> dict[str, Any]:
+    """Every key by its dotted name, with its value."""
+    return {name: functools.reduce(getattr, name.split("."), config) for name in KEYS}
+
+
 def flatten(config: Config) -> dict[str, str | int | float | bool]:
-    """Every key by its dotted name; what is no single value is shown as text. What trackers show of a run."""
-    flat: dict[str, str | int | float | bool] = {}
-    for name in KEYS:
-        value: Any = functools.reduce(getattr, name.split("."), config)
-        flat[name] = value if isinstance(value, (str, int, float)) else str(value)
-    return flat
+    """Like `values_of`, with what is no single value as text. What trackers show of a run."""
+    values = values_of(config).items()
+    return {name: value if isinstance(value, (str, int, float)) else str(value) for name, value in values}
 
 
 def find_config(name: str) -> Path:

@@ -31,6 +31,7 @@ class Key:
     at_least: float | None
     above: float | None
     below: float | None
+    on_resume: str
 
     @property
     def last_part(self) -> str:
@@ -66,6 +67,10 @@ def _walk(kind: type[Any], prefix: str) -> Iterator[tuple[str, str | Key]]:
 
 KEYS: dict[str, Key] = {name: entry for name, entry in _walk(Config, "") if isinstance(entry, Key)}
 SECTIONS: dict[str, str] = {name: entry for name, entry in _walk(Config, "") if isinstance(entry, str)}
+
+# What a checkpoint is compared by beside the keys themselves: what came of the keys that are judged by content.
+RESUME_FACTS = ("data", "tokens", "data.label_names", "batch.size")
+MUST_NOT_CHANGE = (*RESUME_FACTS, *(name for name, key in KEYS.items() if key.on_resume == "refused"))
 
 
 def keys_of(section: str) -> list[Key]:

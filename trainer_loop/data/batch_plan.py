@@ -60,6 +60,27 @@ class BatchPlan:
         """Updates of one epoch; the last one holds what rows are left."""
         return math.ceil(len(self.lengths) / self.batch_size)
 
+    def with_budget(self, max_tokens: int) -> "BatchPlan":
+        """The same updates, cut into microbatches of at most so many padded tokens."""
+        return BatchPlan(
+            self.lengths,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            num_processes=self.num_processes,
+            max_tokens=max_tokens,
+            per_device=self.per_device,
+        )
+
+    def halve_budget(self, step: int) -> int | None:
+        """Padded tokens that cut the dearest microbatch of update `step` in two; None where each has one row."""
+        costs = [
+            len(microbatch) * int(self.lengths[microbatch[0]])
+            for process in self.step(step).microbatches
+            for microbatch in process
+            if len(microbatch) > 1
+        ]
+        return max(costs) // 2 if costs else None
+
     def epoch_of(self, step: int) -> int:
         """The epoch that update `step` belongs to, both from 0."""
         return step // self.steps_per_epoch

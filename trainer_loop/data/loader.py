@@ -1,5 +1,6 @@
 """From a plan to batches on the device: a DataLoader over steps for training, one over microbatches for evaluation."""
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from trainer_loop.data.batch_plan import BatchPlan, Rows, StepPlan, cut_evaluation
+from trainer_loop.data.batch_plan import BatchPlan, Rows, cut_evaluation
 from trainer_loop.runtime.randomness import seed_everything
 
 Batch = dict[str, Tensor]
@@ -43,16 +44,66 @@ class Microbatch:
 
 @dataclass
 class StepBatch:
-    """What this process does in one update."""
+    """What this process does in one update; the numbers are of its own rows, without a filler."""
 
-    plan: StepPlan
+    step: int  # from 0
     microbatches: list[Microbatch]
+    num_rows: int
+    num_tokens: int  # without padding
+    num_padded_tokens: int
     wait_seconds: float = 0.0  # how long the loop stood still for it
 
     def pin_memory(self) -> "StepBatch":
         """Called by DataLoader where copies to the device are to overlap."""
         self.microbatches = [microbatch.pin_memory() for microbatch in self.microbatches]
         return self
+
+
+class StepLoader(Protocol):
+    """What the training loop asks for its batches."""
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Updates of one pass over the rows; None where nobody has counted them."""
+        ...
+
+    def steps(self, *, start: int, stop: int) -> Iterator[StepBatch]:
+        """Updates start, start + 1, ..., stop - 1."""
+        ...
+
+    def count_epochs(self, step: int) -> float:
+        """Passes over the rows that `step` updates make."""
+        ...
+
+    def places(self, step: int) -> list[str]:
+        """Where the rows of update `step` (from 0) stand in the user's data."""
+        ...
+
+    def filler(self, step: int) -> Microbatch:
+        """One row of update `step`, for a process that must join the reduction without a microbatch of its own."""
+        ...
+
+    def cut_smaller(self, step: int) -> StepBatch | None:
+        """Update `step` again, in microbatches of half the size, which all later ones keep; None: of one row each.
+
+        Called by all processes, which must come to the same size.
+        """
+        ...
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Padded tokens of a microbatch at most."""
+        ...
+
+    def limit_tokens(self, max_tokens: int) -> None:
+        """From now on no microbatch has more padded tokens than this."""
+        ...
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """What must be saved to find the next update again, as plain JSON; None where its number is enough."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def read_rows(source: RowSource, rows: Rows) -> list[dict[str, Any]]:
@@ -76,19 +127,31 @@ class _Steps(Dataset[StepBatch]):
         # A collate that augments at random must do the same when the step is repeated.
         seed_everything(self.plan.seed, "collate", step, self.process_index)
         mine = plan.microbatches[self.process_index]
-        if not mine:
+        lengths = self.plan.lengths
+        return StepBatch(
+            step=step,
             # The reduction of gradients waits for every process: an idle one goes through the motions with one row.
-            first = next(microbatch for process in plan.microbatches for microbatch in process)
-            return StepBatch(plan, [self._collate(first[-1:], is_filler=True)])
-        return StepBatch(plan, [self._collate(rows, is_filler=False) for rows in mine])
+            microbatches=[self._collate(rows) for rows in mine] or [self.filler(step)],
+            num_rows=sum(len(rows) for rows in mine),
+            num_tokens=sum(int(lengths[rows].sum()) for rows in mine),
+            num_padded_tokens=sum(len(rows) * int(lengths[rows[0]]) for rows in mine),
+        )
 
-    def _collate(self, rows: Rows, *, is_filler: bool) -> Microbatch:
+    def filler(self, step: int) -> Microbatch:
+        rows = self.plan.batch(step)
+        shortest = [int(rows[self.plan.lengths[rows].argmin()])]
+        return Microbatch(shortest, self.collate(read_rows(self.source, shortest)), 0, is_filler=True)
+
+    def _collate(self, rows: Rows) -> Microbatch:
         batch = self.collate(read_rows(self.source, rows))
-        return Microbatch(rows, batch, 0 if is_filler else self.count(batch), is_filler)
+        return Microbatch(rows, batch, self.count(batch))
 
 
 class TrainLoader:
-    """The updates of this process, from any step on, with their batches on `device`."""
+    """The updates of this process, from any step on, with their batches on `device`; see `StepLoader`.
+
+    place_of: row index -> where that row stands in the user's data.
+    """
 
     def __init__(
         self,
@@ -100,25 +163,70 @@ class TrainLoader:
         device: torch.device,
         process_index: int = 0,
         num_workers: int = 0,
+        place_of: Callable[[int], str] = str,
     ):
         self.plan = plan
         self.device = device
         self.num_workers = num_workers
-        self._steps = _Steps(plan, source, collate, count, process_index)
+        self.place_of = place_of
+        self._make_steps = functools.partial(
+            _Steps, source=source, collate=collate, count=count, process_index=process_index
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.plan.steps_per_epoch
 
     def steps(self, *, start: int, stop: int) -> Iterator[StepBatch]:
         """Updates start, start + 1, ..., stop - 1. Finding the first costs the same for any `start`."""
-        loader: DataLoader[StepBatch] = _make_loader(self._steps, range(start, stop), self.num_workers, self.device)
-        batches = iter(loader)
-        while True:
-            asked = time.perf_counter()
-            step_batch = next(batches, None)
-            if step_batch is None:
-                return
-            for microbatch in step_batch.microbatches:
-                microbatch.batch = move_batch(microbatch.batch, self.device)
-            step_batch.wait_seconds = time.perf_counter() - asked
-            yield step_batch
+        step = start
+        while step < stop:
+            plan = self.plan
+            batches = iter(_make_loader(self._make_steps(plan), range(step, stop), self.num_workers, self.device))
+            while step < stop and self.plan is plan:  # else it was cut anew, also for what workers have prepared
+                asked = time.perf_counter()
+                step_batch = next(batches)
+                self._move(step_batch.microbatches)
+                step_batch.wait_seconds = time.perf_counter() - asked
+                step += 1
+                yield step_batch
+
+    def count_epochs(self, step: int) -> float:
+        return step / self.plan.steps_per_epoch
+
+    def places(self, step: int) -> list[str]:
+        return [self.place_of(row) for row in self.plan.batch(step).tolist()]
+
+    def filler(self, step: int) -> Microbatch:
+        filler = self._make_steps(self.plan).filler(step)
+        self._move([filler])
+        return filler
+
+    def cut_smaller(self, step: int) -> StepBatch | None:
+        half = self.plan.halve_budget(step)
+        if half is None:
+            return None
+        self.limit_tokens(half)
+        step_batch = self._make_steps(self.plan)[step]
+        self._move(step_batch.microbatches)
+        return step_batch
+
+    @property
+    def max_tokens(self) -> int | None:
+        return self.plan.max_tokens
+
+    def limit_tokens(self, max_tokens: int) -> None:
+        self.plan = self.plan.with_budget(min(max_tokens, self.plan.max_tokens or max_tokens))
+
+    def state_dict(self) -> None:
+        """The number of the step is the whole position."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        raise AssertionError(f"rows that are found by their index have no position to restore: {state}")
+
+    def _move(self, microbatches: Sequence[Microbatch]) -> None:
+        for microbatch in microbatches:
+            microbatch.batch = move_batch(microbatch.batch, self.device)
 
 
 class _Microbatches(Dataset[Microbatch]):

@@ -16,15 +16,16 @@ class StepReport:
 
     step: int  # from 1: updates done after this one
     loss_sum: Tensor  # [] over the targets of this process
-    num_targets: Tensor | int  # over all processes
+    num_targets: int  # over all processes
     grad_norm: Tensor  # [] before clipping, over all parameters
     grad_norms: Tensor  # [P] of each parameter that has a gradient
     names: Sequence[str]  # [P] of these parameters
     lr: float
-    num_rows: int  # rows and tokens: over all processes
+    num_rows: int  # rows and tokens: of this process
     num_tokens: int
     num_padded_tokens: int
     wait_seconds: float
+    skipped: bool = False  # not finite, and left out as the user wishes
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,20 @@ class NonFinite:
     parameter: str | None  # the first one whose gradient is not finite
 
 
-_MOST_OVERFLOWS = 50  # by then a loss scaler has halved its scale to nothing, and no update was made
-_SUMS = ("loss", "targets", "rows", "tokens", "padded_tokens", "wait_seconds", "seconds")
+_MOST_IN_A_ROW = 50  # not finite: by then a loss scaler has halved its scale to nothing, and no update was made
+_SUMS = ("loss", "targets", "rows", "tokens", "padded_tokens", "skipped", "wait_seconds", "seconds")
 
 
 class Meter:
     """Sums over the updates since the last training row of the log.
 
-    `fold` is the only place that waits for the device. `sum_over_processes` adds a tensor up over all processes.
+    `fold` is the only place that waits for the device. `sum_over_processes` adds numbers up over all processes.
     """
 
-    def __init__(self, *, sum_over_processes: Callable[[Tensor], Tensor], scaled_gradients: bool = False):
+    def __init__(self, *, sum_over_processes: Callable[[Sequence[float]], list[float]], scaled_gradients: bool = False):
         self._sum_over_processes = sum_over_processes
         self._scaled_gradients = scaled_gradients  # fp16: an overflow of a gradient is the loss scaler's business
-        self._overflows = 0  # of gradients, one step after the other
+        self._bad_in_a_row = 0
         self._reports: list[StepReport] = []
         self._sums = dict.fromkeys(_SUMS, 0.0)
         self._last = {"grad_norm": math.nan, "lr": math.nan}
@@ -70,29 +71,46 @@ class Meter:
         if not self._reports:
             return None
         reports, self._reports = self._reports, []
-        losses = self._sum_over_processes(torch.stack([report.loss_sum for report in reports])).tolist()
+        counts = [
+            float(sum(getattr(report, name) for report in reports))
+            for name in ("num_rows", "num_tokens", "num_padded_tokens")
+        ]
+        losses = torch.stack([report.loss_sum for report in reports]).tolist()
+        rows, tokens, padded_tokens, *losses = self._sum_over_processes([*counts, *losses])
         grad_norms = torch.stack([report.grad_norm for report in reports]).tolist()
         for report, loss, grad_norm in zip(reports, losses, grad_norms, strict=True):
-            self._overflows = 0 if math.isfinite(grad_norm) else self._overflows + 1
-            most_overflows = _MOST_OVERFLOWS if self._scaled_gradients else 0
-            if not math.isfinite(loss) or self._overflows > most_overflows:
+            if self._has_diverged(report, loss, grad_norm):
                 bad = torch.isfinite(report.grad_norms).logical_not().nonzero()
                 parameter = report.names[int(bad[0])] if len(bad) else None
-                return NonFinite(report.step, loss / max(int(report.num_targets), 1), grad_norm, parameter)
+                return NonFinite(report.step, loss / max(report.num_targets, 1), grad_norm, parameter)
+            if report.skipped:
+                self._sums["skipped"] += 1
+                continue
             self._sums["loss"] += loss
-            self._sums["targets"] += int(report.num_targets)
-            self._sums["rows"] += report.num_rows
-            self._sums["tokens"] += report.num_tokens
-            self._sums["padded_tokens"] += report.num_padded_tokens
-            self._sums["wait_seconds"] += report.wait_seconds
-        self._last = {"grad_norm": grad_norms[-1], "lr": reports[-1].lr}
+            self._sums["targets"] += report.num_targets
+            self._last["grad_norm"] = grad_norm
+        self._last["lr"] = reports[-1].lr
+        self._sums["rows"] += rows
+        self._sums["tokens"] += tokens
+        self._sums["padded_tokens"] += padded_tokens
+        self._sums["wait_seconds"] += sum(report.wait_seconds for report in reports)
         return None
+
+    def _has_diverged(self, report: StepReport, loss: float, grad_norm: float) -> bool:
+        """One that is not finite is enough, but for those that were skipped: of these, many in a row."""
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            self._bad_in_a_row = 0
+            return False
+        self._bad_in_a_row += 1
+        forgiven = report.skipped or (self._scaled_gradients and math.isfinite(loss))
+        return not forgiven or self._bad_in_a_row > _MOST_IN_A_ROW
 
     def read(self) -> dict[str, float]:
         """The training row of what was folded: loss is a mean over targets; grad_norm and lr are the last step's."""
         sums = self._sums
         seconds = max(sums["seconds"], 1e-9)
-        return {
+        skipped = {"skipped_steps": int(sums["skipped"])} if sums["skipped"] else {}
+        return skipped | {
             "loss": SumCount(sums["loss"], int(sums["targets"])).compute(),
             "grad_norm": self._last["grad_norm"],
             "lr": self._last["lr"],

@@ -1,36 +1,84 @@
-"""Checkpoints around `accelerator.save_state`: written beside, flushed, renamed, verified before they are loaded."""
+"""Checkpoints in accelerate's files: written beside, flushed, renamed, verified before they are loaded."""
 
 import contextlib
+import errno
+import json
 import os
+import re
 import shutil
+import threading
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from accelerate.checkpointing import save_accelerator_state
+from safetensors import SafetensorError
+from safetensors.torch import load_file, load_model, save_file
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.record.logs import Console
 from trainer_loop.record.run_dir import RunDir, package_versions, read_json, write_json
 from trainer_loop.record.state import TrainState
-from trainer_loop.runtime.distributed import agree
+from trainer_loop.runtime.distributed import broadcast, sum_on_hosts
 
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
-_SCHEDULER = "scheduler.bin"
+_SCHEDULER = "scheduler.bin"  # this and the next: as accelerate calls them
 _SCALER = "scaler.bin"
+_EMA = "ema.safetensors"
+_NAME = re.compile(r"step-\d+")
+_DAMAGED = ".damaged"
+_ROOM = 1.05  # times the last checkpoint's size must be free
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that one checkpoint holds; where it is written beside training, copies that training does not change."""
+
+    state: dict[str, Any]
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    scaler: dict[str, Any] | None
+    ema: dict[str, Tensor] | None
+
+
+class Averages(Protocol):
+    """An average of the weights that is exported in their place."""
+
+    def state_dict(self) -> dict[str, Tensor]: ...
+
+    def load_state_dict(self, averages: dict[str, Tensor]) -> None: ...
+
+    def copy_to_model(self) -> None: ...
+
+    def restart(self) -> None: ...
+
+
+class _Saved:
+    """What accelerate asks for its state when it saves."""
+
+    def __init__(self, state: dict[str, Any]):
+        self._state = state
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._state
 
 
 class Checkpointer:
-    """Saves and finds the checkpoints of one run.
+    """Saves and finds the checkpoints of one run. Process 0 writes; all processes load.
 
     plan: what decides the updates (rows, seed, model, optimizer, ...), as plain JSON; a checkpoint of another plan is
-    refused.
+    refused, but for the names in `resume_anyway`. config: every key of the run, to tell what changed since; those in
+    `replanned` take effect on what was restored.
+    background: write beside training, from a copy of the state in host memory.
     """
 
     def __init__(
@@ -41,44 +89,209 @@ class Checkpointer:
         scheduler: LRScheduler,
         console: Console,
         plan: Mapping[str, Any],
+        config: Mapping[str, Any] | None = None,
+        replanned: Sequence[str] = (),
+        resume_anyway: Sequence[str] = (),
+        ema: Averages | None = None,
         keep_last: int = 2,
+        background: bool = False,
     ):
         self.run_dir = run_dir
         self.accelerator = accelerator
         self.scheduler = scheduler
         self.console = console
         self.plan = dict(plan)
+        self.config = dict(config or {})
+        self.replanned = tuple(replanned)
+        self.resume_anyway = tuple(resume_anyway)
+        self.ema = ema
         self.keep_last = keep_last
-        accelerator.register_save_state_pre_hook(_drop_wrapper_prefix)
+        self.background = background
+        self.changes: dict[str, tuple[Any, Any]] = {}  # key -> what it was and is, of the checkpoint that was loaded
+        self.fault: str | None = None  # of the last save; None: it was complete
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None  # of the thread, until the loop asks
+        self._copies: dict[tuple[int, ...], Tensor] = {}  # host memory of the last snapshot, used again
+        self._bytes = 0  # of the last checkpoint
         accelerator.register_load_state_pre_hook(_unwrap_models)
 
-    def save(self, state: TrainState) -> Path:
-        """One complete checkpoint of `state.step`; called by all processes. Returns its directory."""
+    # ------------------------------------------------------------------------------------------------------ saving
+
+    def save(self, state: TrainState) -> None:
+        """One complete checkpoint of `state.step`; called by all processes, none of which waits for another.
+
+        What the disk refuses is told, and training goes on with the checkpoint before; see `fault`.
+        """
+        if not self.accelerator.is_main_process:
+            return
+        self._join()
         target = self.run_dir.checkpoint(state.step)
+        if target.is_dir():
+            return  # these very weights: the run stops where it has gone on from
+        if not self.background:
+            self._tell(self._write(self._take_snapshot(state), target))
+            return
+        snapshot = self._copy(self._take_snapshot(state))
+        self._thread = threading.Thread(target=self._write_beside, args=(snapshot, target), name="checkpoint")
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise or tell what went wrong in a save beside training, once it is over; costs nothing else."""
+        if self._thread is not None and not self._thread.is_alive():
+            self._join()
+
+    def finish(self) -> None:
+        """Wait for the save that may still be under way, on all processes."""
+        self._join()
+        self.accelerator.wait_for_everyone()
+
+    def mark_best(self, step: int) -> bool:
+        """`best` points at the checkpoint of this step; False, on all processes, where it could not be saved."""
+        self._join()
+        saved = self.run_dir.checkpoint(step).is_dir()
+        if self.accelerator.is_main_process and saved:
+            _point(self.run_dir.checkpoints / "best", self.run_dir.checkpoint(step))
+        return bool(broadcast(self.accelerator, saved))
+
+    def describe_newest(self) -> str:
+        """Where a run that is started again goes on, for a person."""
+        saved = list_checkpoints(self.run_dir)
+        failed = "" if self.fault is None else "the last save failed; "
+        return failed + (f"saved in {saved[-1]}" if saved else "nothing is saved")
+
+    def _join(self) -> None:
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        self._tell(self.fault)
+
+    def _write_beside(self, snapshot: Snapshot, target: Path) -> None:
+        try:
+            self._write(snapshot, target)
+        except BaseException as error:  # noqa: BLE001 - raised again in the loop's own thread
+            self._error = error
+
+    def _tell(self, fault: str | None) -> None:
+        if fault is not None:
+            self.console.warn(fault)
+
+    def _take_snapshot(self, state: TrainState) -> Snapshot:
+        """The state of everything, not copied yet."""
+        (model,), (optimizer,) = self.accelerator._models, self.accelerator._optimizers
+        scaler = self.accelerator.scaler
+        return Snapshot(
+            state=state.state_dict(),
+            weights=self.accelerator.unwrap_model(model).state_dict(),
+            optimizer=optimizer.state_dict(),
+            scheduler=self.scheduler.state_dict(),
+            scaler=None if scaler is None else scaler.state_dict(),
+            ema=None if self.ema is None else self.ema.state_dict(),
+        )
+
+    def _copy(self, snapshot: Snapshot) -> Snapshot:
+        """In host memory. That of the snapshot before is used again: new memory would cost more than the copy."""
+        used: dict[tuple[int, ...], Tensor] = {}
+
+        def copy(value: Any, place: str) -> Any:
+            if isinstance(value, Tensor):
+                # Tied weights are one tensor in the copy too, or their file would hold them twice.
+                key = (value.untyped_storage().data_ptr(), value.storage_offset(), *value.shape)
+                if key not in used:
+                    old = self._copies.get(key)
+                    if old is None or old.dtype != value.dtype:
+                        old = torch.empty_like(value, device="cpu", memory_format=torch.contiguous_format)
+                    used[key] = old.copy_(value.detach())
+                return used[key]
+            if isinstance(value, dict):
+                return {name: copy(item, f"{place}.{name}") for name, item in value.items()}
+            if isinstance(value, list):
+                return [copy(item, f"{place}.{index}") for index, item in enumerate(value)]
+            return value
+
+        copied = Snapshot(**{name: copy(value, name) for name, value in vars(snapshot).items()})
+        self._copies = used
+        return copied
+
+    def _write(self, snapshot: Snapshot, target: Path) -> str | None:
+        """Returns what the disk refused, None where the checkpoint is complete."""
         temporary = target.with_name(f".{target.name}.tmp")
-        if self.accelerator.is_main_process:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        self.accelerator.wait_for_everyone()
-        with self._without_scaler() as scaler:
-            self.accelerator.save_state(str(temporary))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            torch.save(self.scheduler.state_dict(), temporary / _SCHEDULER)
-            if scaler is not None:
-                torch.save(scaler.state_dict(), temporary / _SCALER)
-            write_json(temporary / _STATE, state.state_dict())
-            write_json(temporary / _MANIFEST, self._describe(temporary, state))
-            _flush(temporary)
-            # A damaged checkpoint of this very step may stand there, passed over when the run went on.
-            shutil.rmtree(target, ignore_errors=True)
+        self.fault = None
+        try:
+            self.run_dir.checkpoints.mkdir(parents=True, exist_ok=True)
+            for left_over in self.run_dir.checkpoints.glob(".step-*.tmp"):  # of a run that was killed
+                shutil.rmtree(left_over, ignore_errors=True)
+            self._ensure_room()
+            temporary.mkdir()
+            self._write_files(snapshot, temporary)
+            _flush([*temporary.iterdir(), temporary])
             os.replace(temporary, target)
-            _point(self.run_dir.checkpoints / "latest", target)
-            if state.best_step == state.step:
-                _point(self.run_dir.checkpoints / "best", target)
-            self._rotate(state)
-        self.accelerator.wait_for_everyone()
-        return target
+            _flush([target.parent])
+            _point(target.with_name("latest"), target)
+            if snapshot.state["best_step"] == snapshot.state["step"]:
+                _point(target.with_name("best"), target)
+            _flush([target.parent])
+            self._rotate(snapshot.state)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if not _is_disk_error(error):
+                raise
+            shutil.rmtree(temporary, ignore_errors=True)
+            saved = list_checkpoints(self.run_dir)
+            kept = f"the newest is {saved[-1].name}" if saved else "there is none yet"
+            self.fault = (
+                f"the checkpoint of step {snapshot.state['step']:,} could not be saved in {self.run_dir.checkpoints}: "
+                f"{in_one_line(error)}; {kept}, and training goes on"
+            )
+        return self.fault
+
+    def _write_files(self, snapshot: Snapshot, directory: Path) -> None:
+        save_accelerator_state(
+            str(directory),
+            [snapshot.weights],
+            [_Saved(snapshot.optimizer)],
+            [_Saved(snapshot.scheduler)],
+            [],
+            process_index=0,
+            step=snapshot.state["step"],
+        )
+        # Of the loss scaler accelerate would write one file from all processes at once.
+        if snapshot.scaler is not None:
+            torch.save(snapshot.scaler, directory / _SCALER)
+        if snapshot.ema is not None:
+            save_file(snapshot.ema, directory / _EMA)
+        write_json(directory / _STATE, snapshot.state)
+        files: dict[str, dict[str, Any]] = {
+            file.name: {"bytes": file.stat().st_size, "crc32": _checksum(file)} for file in sorted(directory.iterdir())
+        }
+        self._bytes = sum(file["bytes"] for file in files.values())
+        manifest = {
+            "step": snapshot.state["step"],
+            "num_processes": self.accelerator.num_processes,
+            "plan": self.plan,
+            "config": self.config,
+            "versions": package_versions(),
+            "files": files,
+        }
+        (directory / _MANIFEST).write_text(_seal(manifest), encoding="utf-8")
+
+    def _ensure_room(self) -> None:
+        """Raises OSError where less is free than the last checkpoint took: half a checkpoint fills the disk for all."""
+        free = shutil.disk_usage(self.run_dir.checkpoints).free
+        if free < self._bytes * _ROOM:
+            raise OSError(
+                errno.ENOSPC, f"{free / 2**20:,.0f} MB are free and the last one took {self._bytes / 2**20:,.0f} MB"
+            )
+
+    def _rotate(self, state: Mapping[str, Any]) -> None:
+        """Only after a complete save: keep the newest `keep_last`, and the best."""
+        for path in list_checkpoints(self.run_dir)[: -self.keep_last]:
+            if state["best_step"] is None or path != self.run_dir.checkpoint(state["best_step"]):
+                shutil.rmtree(path)
+
+    # ----------------------------------------------------------------------------------------------------- loading
 
     def load(self, resume: str) -> TrainState | None:
         """The state to go on from, with model, optimizer and schedule restored; None for a new run.
@@ -86,18 +299,21 @@ class Checkpointer:
         resume: auto (the newest complete checkpoint), never, or the path of a checkpoint. Called by all processes.
         Raises UserError where a checkpoint asked for is not complete, or does not belong to this run.
         """
-        path = self._choose(resume)
-        agree(self.accelerator, None if path is None else path.name, what="the newest complete checkpoint")
+        path = self._choose_together(resume)
         if path is None:
             return None
-        self._refuse_other_plan(path)
+        manifest = read_json(path / _MANIFEST)
+        self._compare(path, manifest)
         try:
-            with self._without_scaler() as scaler:
+            with self._without_scaler():
                 self.accelerator.load_state(str(path))
-            self.scheduler.load_state_dict(torch.load(path / _SCHEDULER, weights_only=True))
-            if scaler is not None and (path / _SCALER).exists():
-                scaler.load_state_dict(torch.load(path / _SCALER, weights_only=True))
-        except (RuntimeError, ValueError, KeyError, UnpicklingError) as error:
+            if "scheduler.name" not in self.changes:
+                self.scheduler.load_state_dict(torch.load(path / _SCHEDULER, weights_only=True))
+            if self.accelerator.scaler is not None and (path / _SCALER).exists():
+                self.accelerator.scaler.load_state_dict(torch.load(path / _SCALER, weights_only=True))
+            if self.ema is not None:
+                self._load_ema(path)
+        except (RuntimeError, ValueError, KeyError, UnpicklingError, SafetensorError) as error:
             raise UserError(
                 f"{path} does not fit this model and optimizer: {in_one_line(error)}; "
                 "choose another run_dir or give the config it was made with"
@@ -105,25 +321,65 @@ class Checkpointer:
         state = TrainState.from_dict(read_json(path / _STATE))
         if not self._is_own(path):  # the weights of the best lie in another run directory
             state.forget_best()
+        saved_by = manifest["num_processes"]
+        if saved_by != self.accelerator.num_processes:
+            self.console.say(
+                f"saved by {saved_by} processes, resumed by {self.accelerator.num_processes}: "
+                "the same rows in the same steps"
+            )
         return state
 
     def load_weights(self, model: nn.Module, step: int) -> None:
-        """Only the model's weights, from the checkpoint of `step`."""
-        from safetensors.torch import load_model
-
-        fault = find_fault(self.run_dir.checkpoint(step))
+        """Only the weights to export, from the checkpoint of `step`; called by all processes."""
+        self.finish()
+        path = self.run_dir.checkpoint(step)
+        fault = broadcast(self.accelerator, find_fault(path) if self.accelerator.is_main_process else None)
         if fault:
-            raise UserError(f"{self.run_dir.checkpoint(step)}, which holds the best weights: {fault}")
-        load_model(model, self.run_dir.checkpoint(step) / "model.safetensors", device=str(self.accelerator.device))
+            raise UserError(
+                f"{path}, which holds the best weights: {fault}; train on from another, or set checkpoint.best=null"
+            )
+        load_model(model, path / "model.safetensors", device=str(self.accelerator.device))
+        if self.ema is not None and (path / _EMA).exists():
+            self.ema.load_state_dict(load_file(path / _EMA, device=str(self.accelerator.device)))
+            self.ema.copy_to_model()
 
     @contextlib.contextmanager
-    def _without_scaler(self) -> Iterator[Any]:
-        """Keep the loss scaler from accelerate, whose processes would all write the same file of it at once."""
+    def _without_scaler(self) -> Iterator[None]:
+        """Keep the loss scaler from accelerate, which would insist on a file of its own for it."""
         scaler, self.accelerator.scaler = self.accelerator.scaler, None
         try:
-            yield scaler
+            yield
         finally:
             self.accelerator.scaler = scaler
+
+    def _load_ema(self, path: Path) -> None:
+        assert self.ema is not None
+        if (path / _EMA).exists():
+            self.ema.load_state_dict(load_file(path / _EMA, device=str(self.accelerator.device)))
+        else:
+            self.ema.restart()
+            self.console.warn(f"{path} has no averaged weights: the average begins at its weights")
+
+    def _choose_together(self, resume: str) -> Path | None:
+        """Process 0 verifies and chooses; the others must see what it chose."""
+        chosen: Path | None = None
+        problems: list[str] = []
+        if self.accelerator.is_main_process:
+            try:
+                chosen = self._choose(resume)
+            except UserError as error:
+                problems = error.problems
+        chosen, problems = broadcast(self.accelerator, (chosen, problems))
+        if problems:
+            raise UserError(problems)
+        if chosen is None:
+            return None
+        blind = not (chosen / _MANIFEST).is_file()
+        if sum_on_hosts(self.accelerator, [blind])[0]:
+            raise UserError(
+                f"{chosen} is not seen by every process; run_dir must lie on a file system that all of them share"
+            )
+        return chosen
 
     def _choose(self, resume: str) -> Path | None:
         own = list_checkpoints(self.run_dir)
@@ -140,16 +396,14 @@ class Checkpointer:
         return self._choose_newest(own)
 
     def _choose_newest(self, own: list[Path]) -> Path | None:
-        faults = []
-        for path in reversed(own):
-            fault = find_fault(path)
-            if not fault:
-                return path
-            self.console.warn(f"{path}: {fault}; it is passed over")
-            faults.append(f"{path}: {fault}")
-        if faults:
-            raise UserError([*faults, f"{self.run_dir.root} holds no complete checkpoint; delete it to begin anew"])
-        return None
+        faults = {path: fault for path in reversed(own) if (fault := find_fault(path))}
+        whole = [path for path in own if path not in faults]
+        if faults and not whole:
+            told = [f"{path}: {fault}" for path, fault in faults.items()]
+            raise UserError([*told, f"{self.run_dir.root} holds no complete checkpoint; delete it to begin anew"])
+        for path, fault in faults.items():
+            self.console.warn(f"{path}: {fault}; it is set aside as {set_aside(path).name}")
+        return whole[-1] if whole else None
 
     def _choose_path(self, path: Path, own: list[Path]) -> Path:
         fault = find_fault(path)
@@ -165,42 +419,38 @@ class Checkpointer:
     def _is_own(self, path: Path) -> bool:
         return path.parent.resolve() == self.run_dir.checkpoints.resolve()
 
-    def _refuse_other_plan(self, path: Path) -> None:
-        changes = describe_changes(read_json(path / _MANIFEST)["plan"], self.plan)
-        if changes:
-            raise UserError(
-                f"{path} was made by another run ({changes}); "
-                "choose another run_dir or give the config it was made with"
-            )
-
-    def _describe(self, directory: Path, state: TrainState) -> dict[str, Any]:
-        return {
-            "step": state.step,
-            "num_processes": self.accelerator.num_processes,
-            "plan": self.plan,
-            "versions": package_versions(),
-            "files": {
-                file.name: {"bytes": file.stat().st_size, "crc32": _checksum(file)}
-                for file in sorted(directory.iterdir())
-                if file.name != _MANIFEST
-            },
-        }
-
-    def _rotate(self, state: TrainState) -> None:
-        """Only after a complete save: keep the newest `keep_last`, and the best.
-
-        What stands past this step is damaged and was passed over when the run went on: it goes first.
-        """
-        own = list_checkpoints(self.run_dir)
-        newest = own.index(self.run_dir.checkpoint(state.step)) + 1
-        for path in own[newest:] + own[: max(newest - self.keep_last, 0)]:
-            if state.best_step is None or path != self.run_dir.checkpoint(state.best_step):
-                shutil.rmtree(path)
+    def _compare(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        """Tell every key that changed and what follows from it. Raises UserError where it must not change."""
+        changed = find_changes(manifest["plan"], self.plan)
+        problems = [
+            f"{path} was made by another run ({name} was {old} and is {new}); choose another run_dir, give the config "
+            f"it was made with, or go on all the same with resume_anyway=[{name}]"
+            for name, (old, new) in changed.items()
+            if name not in self.resume_anyway
+        ]
+        if problems:
+            raise UserError(problems)
+        self.changes = changed | find_changes(manifest["config"], self.config)
+        for name, (old, new) in self.changes.items():
+            if name in changed:
+                effect = "going on all the same"
+            else:
+                effect = "planned anew from here on" if name in self.replanned else "no update depends on it"
+            self.console.say(f"changed since the checkpoint: {name} was {old} and is {new}: {effect}")
 
 
 def list_checkpoints(run_dir: RunDir) -> list[Path]:
     """Checkpoint directories, oldest step first; not verified."""
-    return sorted(path for path in run_dir.checkpoints.glob("step-*") if path.is_dir())
+    paths = run_dir.checkpoints.glob("step-*")
+    return sorted(path for path in paths if _NAME.fullmatch(path.name) and path.is_dir())
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged checkpoint, so that nothing goes on from it; one set aside before it makes way."""
+    target = path.with_name(path.name + _DAMAGED)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(path, target)
+    return target
 
 
 def find_fault(path: Path) -> str | None:
@@ -208,7 +458,7 @@ def find_fault(path: Path) -> str | None:
     if not path.is_dir():
         return "is no directory"
     try:
-        manifest = read_json(path / _MANIFEST)
+        manifest = _open_sealed(path / _MANIFEST)
         files = manifest["files"].items()
     except (OSError, ValueError, KeyError):
         return f"{_MANIFEST} is missing or damaged"
@@ -223,11 +473,41 @@ def find_fault(path: Path) -> str | None:
     return None
 
 
-def describe_changes(made_with: Mapping[str, Any], plan: Mapping[str, Any]) -> str:
-    """`seed was 42 and is 1, ...` for what differs between two plans, or nothing."""
-    return ", ".join(
-        f"{name} was {made_with.get(name)} and is {plan[name]}" for name in plan if made_with.get(name) != plan[name]
-    )
+def find_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """What each name was and is, for those that differ. Values are compared as JSON has them."""
+    now = json.loads(json.dumps(now))
+    return {name: (before.get(name), value) for name, value in now.items() if before.get(name) != value}
+
+
+def describe_changes(changes: Mapping[str, tuple[Any, Any]]) -> str:
+    """`seed was 42 and is 1, ...`"""
+    return ", ".join(f"{name} was {old} and is {new}" for name, (old, new) in changes.items())
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """As JSON with a checksum over the text itself, so that no byte of it can change unseen."""
+    text = json.dumps(manifest, indent=2, sort_keys=True)
+    return json.dumps({**manifest, "crc32": f"{zlib.crc32(text.encode()):08x}"}, indent=2, sort_keys=True)
+
+
+def _open_sealed(path: Path) -> dict[str, Any]:
+    """Raises ValueError where it is not as it was sealed."""
+    text = path.read_text(encoding="utf-8")
+    manifest = json.loads(text)
+    if not isinstance(manifest, dict):
+        raise ValueError("no manifest")
+    manifest.pop("crc32", None)
+    if _seal(manifest) != text:
+        raise ValueError("altered")
+    return manifest
+
+
+def _is_disk_error(error: Exception) -> bool:
+    """Whether the file system refused; torch and safetensors have words of their own for it."""
+    if isinstance(error, OSError):
+        return True
+    signs = ("No space left", "PytorchStreamWriter", "unexpected pos", "Read-only file system", "file write failed")
+    return any(sign in str(error) for sign in (*signs, "I/O error", "No such file or directory"))
 
 
 def _checksum(path: Path) -> str:
@@ -238,9 +518,9 @@ def _checksum(path: Path) -> str:
     return f"{value:08x}"
 
 
-def _flush(directory: Path) -> None:
-    """To the disk itself, files first: a rename must not be on disk before what it names."""
-    for path in [*directory.iterdir(), directory, directory.parent]:
+def _flush(paths: Sequence[Path]) -> None:
+    """To the disk itself: a rename must not be on disk before what it names."""
+    for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -254,13 +534,6 @@ def _point(link: Path, target: Path) -> None:
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target.name)
     os.replace(temporary, link)
-
-
-def _drop_wrapper_prefix(models: list[nn.Module], weights: list[dict[str, Any]], _directory: str) -> None:
-    """Weights are saved under the model's own names, so that one process can load what two have saved."""
-    for model, state in zip(models, weights, strict=False):
-        if isinstance(model, nn.parallel.DistributedDataParallel):
-            nn.modules.utils.consume_prefix_in_state_dict_if_present(state, "module.")
 
 
 def _unwrap_models(models: list[nn.Module], _directory: str) -> None:

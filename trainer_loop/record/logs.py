@@ -1,11 +1,12 @@
 """What a run tells: lines on the console and in train.log, one progress bar on a terminal, rows in metrics.jsonl."""
 
+import contextlib
 import json
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Protocol, TextIO, TypeVar
@@ -37,7 +38,7 @@ class Console:
         self.stream = stream or sys.stdout
         self.on_terminal = enabled and self.stream.isatty()
         self._log_path: Path | None = None
-        self._unkept: list[str] = []  # said before there was a file to keep it in
+        self._unkept: list[str] = []  # said before there was a file to keep it in, or while the disk refused
         self._bar: tqdm | None = None
 
     def keep_in(self, path: Path) -> None:
@@ -45,9 +46,8 @@ class Console:
         if not self.enabled:
             return
         self._log_path = path
-        unkept, self._unkept = self._unkept, []
-        for line in unkept:
-            self._keep(line)
+        if append_text(path, "".join(self._unkept)) is None:
+            self._unkept.clear()
 
     def say(self, line: str = "") -> None:
         if not self.enabled:
@@ -59,11 +59,9 @@ class Console:
         self._keep(line)
 
     def _keep(self, line: str) -> None:
-        if self._log_path is None:
-            self._unkept.append(line)
-            return
-        with self._log_path.open("a", encoding="utf-8") as file:
-            file.write(f"{datetime.now().isoformat(timespec='seconds')} {line}\n")
+        self._unkept.append(f"{datetime.now().isoformat(timespec='seconds')} {line}\n")
+        if self._log_path is not None and append_text(self._log_path, "".join(self._unkept)) is None:
+            self._unkept.clear()  # else the disk refused: what matters is on the console, and kept once it can be
 
     def warn(self, line: str) -> None:
         self.say(f"warning: {line}")
@@ -112,17 +110,26 @@ class Console:
 class MetricLog:
     """metrics.jsonl: one JSON object a row, each with its `step`; `pandas.read_json(path, lines=True)` reads it."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, *, warn: Callable[[str], None] = print):
         self.path = path
+        self.warn = warn
+        self._unwritten: list[str] = []  # rows the disk refused; written before the next one
 
     def append(self, values: Values) -> None:
         # JSON has no nan or inf, and pandas reads null as nan.
         row = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        self._unwritten.append(json.dumps(row) + "\n")
+        fault = append_text(self.path, "".join(self._unwritten))
+        if fault is None:
+            self._unwritten.clear()
+        elif len(self._unwritten) == 1:
+            self.warn(f"{self.path} cannot be written: {fault}; its rows are kept in memory until it can be")
 
-    def forget_after(self, step: int) -> None:
-        """Drop the rows past `step`: a resumed run writes them again. A row cut off by a crash goes too."""
+    def forget_after(self, step: int, *, evaluated: bool) -> None:
+        """Drop what a run that goes on after `step` updates writes again; a row cut off by a crash goes too.
+
+        evaluated: the evaluation of this very step is among what was done.
+        """
         if not self.path.exists():
             return
         kept = []
@@ -131,7 +138,8 @@ class MetricLog:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if row["step"] <= step and not _belongs_to_the_end(row):
+            is_again = row["step"] == step and not evaluated and "validation/rows" in row
+            if row["step"] <= step and not is_again and not _belongs_to_the_end(row):
                 kept.append(line)
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
@@ -141,6 +149,22 @@ class MetricLog:
 def _belongs_to_the_end(row: Values) -> bool:
     """Totals and test rows stand after the last step, whenever the run gets there."""
     return "train_seconds" in row or any(name.startswith("test/") for name in row)
+
+
+def append_text(path: Path, text: str) -> str | None:
+    """Append to a file, whole or not at all; returns what the disk refused. A folder that is gone is made again."""
+    size = 0
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            size = file.tell()
+            file.write(text.encode())
+        return None
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            if path.stat().st_size > size:
+                os.truncate(path, size)
+        return error.strerror or str(error)
 
 
 def format_value(value: float | int) -> str:

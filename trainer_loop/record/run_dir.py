@@ -45,6 +45,11 @@ class RunDir:
         return self.root / "train.log"
 
     @property
+    def status(self) -> Path:
+        """How the last command on this run ended, for scripts: a launcher may not pass an exit code on."""
+        return self.root / "status.json"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 

@@ -6,23 +6,32 @@ from typing import Any
 
 @dataclass
 class TrainState:
-    """Where a run stands. Order and dropout are functions of (seed, step), so `step` is the whole position."""
+    """Where a run stands. Order and dropout are functions of (seed, step), so `step` is the whole position.
+
+    Only a stream has to be told where it was read to (`stream`).
+    """
 
     step: int = 0  # updates done
     num_steps: int = 0  # of the whole run, as it was planned
-    rows_seen: int = 0  # training rows, over all processes
+    rows_seen: int = 0  # training rows, over all processes; these three as of the last training row of the log
     tokens_seen: int = 0  # without padding
     targets_seen: int = 0
     train_seconds: float = 0.0  # inside training steps: without evaluation and saving
+    skipped_steps: int = 0  # whose loss or gradient was not finite
+    max_tokens: int | None = None  # of a microbatch, where the one planned did not fit into memory
+    evaluated_step: int | None = None  # the step whose weights were evaluated last
     best_by: str | None = None  # the metric that the best is the best by
     best_value: float | None = None
     best_step: int | None = None
+    evaluations_without_best: int = 0  # since the best: what early stopping counts
     figures: dict[str, float] = field(default_factory=dict)  # the evaluation of the weights that would be exported
     interval: dict[str, float] = field(default_factory=dict)  # sums since the last training row of the log
+    stream: dict[str, Any] | None = None  # position in a data set that is streamed
 
     def forget_best(self) -> None:
         """There is no best so far: by another metric, or of another run, it says nothing."""
         self.best_by = self.best_value = self.best_step = None
+        self.evaluations_without_best = 0
         self.figures = {}
 
     def state_dict(self) -> dict[str, Any]:

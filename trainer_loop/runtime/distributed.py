@@ -1,13 +1,15 @@
 """The processes of a run and the device each one has: how the Accelerator is built, and sums over processes."""
 
+import functools
 import hashlib
 import json
 import os
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from trainer_loop.errors import UserError
+from trainer_loop.errors import ProcessLost, UserError, in_one_line
 
 if TYPE_CHECKING:  # torch and accelerate take seconds to import: a config error is told before that
     import numpy as np
@@ -55,10 +57,11 @@ def make_accelerator(
     precision: str,
     trackers: Sequence[str] = (),
     project_dir: str | None = None,
+    timeout_minutes: float = 30.0,
 ) -> "Accelerator":
     """The Accelerator of this process; joins the process group when a launcher started several.
 
-    `precision` is no, bf16 or fp16 (see `choose_precision`).
+    `precision` is no, bf16 or fp16 (see `choose_precision`). timeout_minutes: how long a process waits for the others.
     """
     import torch
     from accelerate import Accelerator
@@ -73,7 +76,7 @@ def make_accelerator(
         kwargs_handlers=[
             # Processes may run unlike numbers of forward passes, so none may hide a collective for its buffers.
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-            InitProcessGroupKwargs(timeout=timedelta(minutes=30)),
+            InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes)),
         ],
         log_with=list(trackers) or None,
         project_dir=project_dir,
@@ -92,14 +95,35 @@ def make_accelerator(
     return accelerator
 
 
-def sum_over_processes(accelerator: "Accelerator", values: "torch.Tensor") -> "torch.Tensor":
-    """Sum of a tensor over all processes, on every process; the device is not synchronised."""
+def sum_on_hosts(accelerator: "Accelerator", values: Sequence[float]) -> list[float]:
+    """Sums of a few numbers over all processes, on every process. They travel from host to host: no device waits."""
     if accelerator.num_processes == 1:
-        return values
+        return list(values)
+    import torch
     import torch.distributed
 
-    torch.distributed.all_reduce(values)
-    return values
+    summed = torch.tensor(values, dtype=torch.float64)
+    torch.distributed.all_reduce(summed, group=_host_group())
+    return summed.tolist()  # type: ignore[no-any-return]
+
+
+@functools.cache
+def _host_group() -> "torch.distributed.ProcessGroup | None":
+    """Processes joined by gloo; None stands for the default group, where that is gloo already."""
+    import torch.distributed
+
+    if torch.distributed.get_backend() == "gloo":
+        return None
+    return torch.distributed.new_group(backend="gloo")
+
+
+def broadcast(accelerator: "Accelerator", value: Any) -> Any:
+    """What process 0 holds, on every process."""
+    if accelerator.num_processes == 1:
+        return value
+    from accelerate.utils import broadcast_object_list
+
+    return broadcast_object_list([value])[0]
 
 
 def gather_rows(accelerator: "Accelerator", tensors: "Sequence[torch.Tensor]") -> "np.ndarray":
@@ -131,9 +155,60 @@ def agree(accelerator: "Accelerator", value: Any, *, what: str) -> None:
         )
 
 
+def announce(accelerator: "Accelerator", notice: str) -> None:
+    """Put up a notice that the other processes can look for without waiting for anyone."""
+    if accelerator.num_processes > 1:
+        _store().set(notice, "1")
+
+
+def is_announced(accelerator: "Accelerator", notice: str) -> bool:
+    """Whether any process has put this notice up."""
+    return accelerator.num_processes > 1 and bool(_store().check([notice]))
+
+
+def _store() -> "torch.distributed.Store":
+    """The key-value store through which the processes met."""
+    from torch.distributed.distributed_c10d import _get_default_store
+
+    return _get_default_store()
+
+
+def find_lost_processes(error: BaseException) -> ProcessLost | None:
+    """What to say where `error` tells that another process is gone; None for any other error.
+
+    Every process that still runs says so; who stays silent for a few seconds is named.
+    """
+    import torch.distributed
+
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return None
+    told = str(error)
+    if not isinstance(error, torch.distributed.DistError) and not any(sign in told for sign in _SIGNS_OF_LOSS):
+        return None
+    try:
+        store, num_processes = _store(), torch.distributed.get_world_size()
+        store.set(f"running/{torch.distributed.get_rank()}", "1")
+        time.sleep(_SECONDS_TO_ANSWER)
+        silent = [str(rank) for rank in range(num_processes) if not store.check([f"running/{rank}"])]
+        who = f"process {', '.join(silent)} no longer answers" if silent else "the connection to a process broke"
+    except RuntimeError:  # the store is kept by process 0, or by the launcher on its machine
+        who = "process 0, or its machine, no longer answers"
+    return ProcessLost(f"{who} ({_shorten_cause(told)}); the same command goes on from the last checkpoint")
+
+
+_SIGNS_OF_LOSS = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+_SECONDS_TO_ANSWER = 3.0
+
+
+def _shorten_cause(told: str) -> str:
+    """Without the place in the C++ code that gloo puts first."""
+    return in_one_line(RuntimeError(told.rpartition("] ")[2] if told.startswith("[") else told), at_most=120)
+
+
 def leave_process_group() -> None:
     """Leave it before the process ends, whatever happened: gloo aborts a process that does not."""
     import torch.distributed
 
+    _host_group.cache_clear()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

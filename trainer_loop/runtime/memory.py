@@ -1,4 +1,4 @@
-"""How much memory a run has taken."""
+"""How much memory a run has taken, and what to do when there is no more."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -17,3 +17,21 @@ def read_peak_memory(device: "torch.device") -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the host, had no more memory to give."""
+    import torch
+
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+
+
+def release_memory() -> None:
+    """Give what tensors have left back to the device."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -61,8 +61,10 @@ def test_rates_and_shares_come_from_the_seconds_of_the_steps_alone():
 
 
 def test_losses_of_all_processes_are_added_up():
-    meter = Meter(sum_over_processes=lambda values: values * 2)  # as if another process had the same
-    meter.add(make_report(1, loss_sum=3.0, num_targets=torch.tensor(4)))
+    meter = Meter(
+        sum_over_processes=lambda values: [2 * value for value in values]
+    )  # as if another process had the same
+    meter.add(make_report(1, loss_sum=3.0, num_targets=4))
     meter.fold()
     assert meter.read()["loss"] == pytest.approx(1.5)
 

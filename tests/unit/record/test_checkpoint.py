@@ -1,11 +1,14 @@
 import contextlib
+import errno
 import json
+import zlib
 
 import pytest
 import tiny
 import torch
 
 from trainer_loop.errors import UserError
+from trainer_loop.record import checkpoint
 from trainer_loop.record.checkpoint import find_fault, list_checkpoints
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.state import TrainState
@@ -39,20 +42,92 @@ def test_every_file_is_in_the_manifest_and_any_change_is_a_fault(loop, tmp_path)
         file.unlink()
         assert f"{file.name} is missing" in find_fault(newest)
         file.write_bytes(content)
-    (newest / "manifest.json").write_text("{")
-    assert "manifest.json is missing or damaged" in find_fault(newest)
 
 
-def test_a_save_that_breaks_off_leaves_the_one_before(loop, tmp_path, monkeypatch):
+def test_no_byte_of_the_manifest_can_change_unseen(loop, tmp_path):
+    loop.fit()
+    newest = list_checkpoints(RunDir(tmp_path / "run"))[-1]
+    content = (newest / "manifest.json").read_bytes()
+    for position in range(0, len(content), 3):
+        for altered in (
+            content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :],
+            content[:position],
+        ):
+            (newest / "manifest.json").write_bytes(altered)
+            assert find_fault(newest) == "manifest.json is missing or damaged", position
+    (newest / "manifest.json").write_bytes(content + b"\n")
+    assert find_fault(newest) == "manifest.json is missing or damaged"
+    (newest / "manifest.json").write_bytes(content)
+    assert find_fault(newest) is None
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_what_the_disk_refuses_is_told_once_and_leaves_the_one_before(loop, tmp_path, monkeypatch, background):
+    told = []
+    loop.checkpointer.background = background
+    monkeypatch.setattr(loop.console, "warn", told.append)
     loop.checkpointer.save(TrainState(step=1))
-    monkeypatch.setattr(loop.accelerator, "save_state", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        loop.checkpointer.save(TrainState(step=2))
+    loop.checkpointer.finish()
+
+    def refuse(directory, *_args, **_options):
+        (tmp_path / "run" / "checkpoints" / ".step-00000002.tmp" / "half").touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_accelerator_state", refuse)
+    loop.checkpointer.save(TrainState(step=2))
+    loop.checkpointer.finish()
     run_dir = RunDir(tmp_path / "run")
     (kept,) = list_checkpoints(run_dir)
     assert kept.name == "step-00000001"
     assert (run_dir.checkpoints / "latest").resolve() == kept.resolve()
     assert find_fault(kept) is None
+    assert sorted(path.name for path in run_dir.checkpoints.iterdir()) == ["latest", "step-00000001"]
+    (line,) = told
+    assert "the checkpoint of step 2 could not be saved" in line
+    assert "No space left on device; the newest is step-00000001" in line
+    assert loop.checkpointer.fault == line
+
+
+def test_too_little_room_is_told_before_anything_is_written(loop, tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(loop.console, "warn", told.append)
+    loop.checkpointer.save(TrainState(step=1))
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(checkpoint, "save_accelerator_state", lambda *_, **__: pytest.fail("written all the same"))
+    loop.checkpointer.save(TrainState(step=2))
+    assert "0 MB are free and the last one took" in told[0]
+
+
+def test_an_error_beside_training_that_is_not_the_disk_s_is_raised_at_the_next_step(loop, monkeypatch):
+    loop.checkpointer.background = True
+    monkeypatch.setattr(checkpoint, "package_versions", lambda: 1 / 0)
+    loop.checkpointer.save(TrainState(step=1))
+    loop.checkpointer._thread.join()
+    with pytest.raises(ZeroDivisionError):
+        loop.checkpointer.check()
+
+
+def test_a_save_beside_training_holds_what_was_there_when_it_began(loop, tmp_path):
+    """The copies are taken before `save` returns, and the memory of the last ones is used again."""
+    loop.fit()
+    for step in (5, 6):
+        loop.checkpointer.background = False
+        loop.checkpointer.save(TrainState(step=step))
+        foreground = RunDir(tmp_path / "run").checkpoint(step)
+        files = {file.name: file.read_bytes() for file in foreground.iterdir() if file.name != "manifest.json"}
+        for file in foreground.iterdir():
+            file.unlink()
+        foreground.rmdir()
+        loop.checkpointer.background = True
+        loop.checkpointer.save(TrainState(step=step))
+        with torch.no_grad():
+            for parameter in loop.parameters:
+                parameter.add_(1.0)
+        loop.checkpointer.finish()
+        assert find_fault(foreground) is None
+        for name, content in files.items():
+            if not name.startswith("random_states"):
+                assert (foreground / name).read_bytes() == content, name
 
 
 def test_model_optimizer_schedule_and_state_come_back_as_they_were(loop, tmp_path):
@@ -73,8 +148,7 @@ def test_model_optimizer_schedule_and_state_come_back_as_they_were(loop, tmp_pat
 
 
 def test_files_are_read_without_running_what_a_pickle_holds(loop, tmp_path):
-    """Each file that torch reads is replaced by a pickle that would write a file; the manifest is made to fit."""
-    import zlib
+    """Each file is replaced by a pickle that would write a file; the manifest is made to fit."""
 
     class Malice:
         def __reduce__(self):
@@ -82,44 +156,60 @@ def test_files_are_read_without_running_what_a_pickle_holds(loop, tmp_path):
 
     loop.fit()
     newest = list_checkpoints(RunDir(tmp_path / "run"))[-1]
-    for name in ("optimizer.bin", "scheduler.bin", "random_states_0.pkl"):
+    for name in sorted(path.name for path in newest.iterdir() if path.name != "manifest.json"):
         content = (newest / name).read_bytes()
         torch.save({"state": Malice()}, newest / name)
-        manifest = json.loads((newest / "manifest.json").read_text())
+        whole = (newest / "manifest.json").read_text()
+        manifest = json.loads(whole)
+        del manifest["crc32"]
         altered = (newest / name).read_bytes()
         manifest["files"][name] = {"bytes": len(altered), "crc32": f"{zlib.crc32(altered):08x}"}
-        (newest / "manifest.json").write_text(json.dumps(manifest))
-        with contextlib.suppress(UserError):  # accelerate passes over the random states in silence
+        (newest / "manifest.json").write_text(checkpoint._seal(manifest))
+        assert find_fault(newest) is None
+        with contextlib.suppress(UserError, ValueError):  # accelerate passes over the random states in silence
             loop.checkpointer.load("auto")
         assert not (tmp_path / "ran").exists(), name
         (newest / name).write_bytes(content)
+        (newest / "manifest.json").write_text(whole)
 
 
 def test_the_loss_scaler_of_fp16_comes_back_as_it_was(loop):
     loop.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     loop.accelerator.scaler.scale(torch.ones(()))  # the first use makes its tensors
-    path = loop.checkpointer.save(TrainState(step=1))
+    loop.checkpointer.save(TrainState(step=1))
+    path = loop.checkpointer.run_dir.checkpoint(1)
     assert "scaler.bin" in {file.name for file in path.iterdir()}
     loop.accelerator.scaler.update(new_scale=2.0)
     assert loop.checkpointer.load("auto").step == 1
     assert loop.accelerator.scaler.get_scale() == 8.0
 
 
-def test_rotation_never_takes_what_was_just_saved(loop, tmp_path):
-    """A damaged checkpoint of a later step was passed over: it goes, not the one that the run goes on with."""
+def test_rotation_keeps_the_newest_and_the_best_and_what_was_set_aside(loop, tmp_path):
     loop.checkpointer.keep_last = 1
+    run_dir = RunDir(tmp_path / "run")
     loop.checkpointer.save(TrainState(step=6, best_step=6))
-    damaged = loop.checkpointer.save(TrainState(step=8, best_step=6))
-    (damaged / "optimizer.bin").unlink()
+    loop.checkpointer.save(TrainState(step=8, best_step=6))
+    (run_dir.checkpoint(8) / "optimizer.bin").unlink()
     assert loop.checkpointer.load("auto").step == 6
-    saved = loop.checkpointer.save(TrainState(step=7, best_step=6))
-    assert [path.name for path in list_checkpoints(RunDir(tmp_path / "run"))] == ["step-00000006", "step-00000007"]
-    assert (saved.parent / "latest").resolve() == saved.resolve()
+    loop.checkpointer.save(TrainState(step=7, best_step=6))
+    loop.checkpointer.save(TrainState(step=8, best_step=6))
+    assert [path.name for path in list_checkpoints(run_dir)] == ["step-00000006", "step-00000008"]
+    assert (run_dir.checkpoints / "latest").resolve() == run_dir.checkpoint(8).resolve()
+    assert (run_dir.checkpoints / "step-00000008.damaged").is_dir()
+
+
+def test_a_checkpoint_of_the_same_step_is_not_written_again(loop, tmp_path):
+    loop.checkpointer.save(TrainState(step=2))
+    manifest = RunDir(tmp_path / "run").checkpoint(2) / "manifest.json"
+    before = manifest.stat().st_mtime_ns
+    loop.checkpointer.save(TrainState(step=2, best_step=2))
+    assert manifest.stat().st_mtime_ns == before
 
 
 def test_a_run_gone_on_elsewhere_forgets_the_best_whose_weights_it_has_not(loop, tmp_path):
     state = TrainState(step=2, best_step=2, best_value=0.5)
-    path = loop.checkpointer.save(state)
+    loop.checkpointer.save(state)
+    path = loop.checkpointer.run_dir.checkpoint(2)
     assert (path.parent / "best").resolve() == path.resolve()
     other = tiny.make_loop(
         tmp_path / "other",

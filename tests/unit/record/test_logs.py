@@ -24,7 +24,7 @@ def test_rows_past_the_step_go_and_with_them_totals_test_rows_and_half_lines(tmp
         log.append(row)
     with log.path.open("a") as file:
         file.write('{"step": 16, "lo')
-    log.forget_after(10)
+    log.forget_after(10, evaluated=True)
     assert [json.loads(line) for line in log.path.read_text().splitlines()] == [
         {"step": 5, "loss": 1.0},
         {"step": 10, "validation/loss": 1.0},

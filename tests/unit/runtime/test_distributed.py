@@ -48,5 +48,4 @@ def test_a_launchers_accumulation_does_not_divide_the_loss_again(monkeypatch):
 
 
 def test_a_sum_over_one_process_is_the_value_itself():
-    values = torch.tensor([1.0, 2.0])
-    assert distributed.sum_over_processes(make_accelerator(precision="no"), values) is values
+    assert distributed.sum_on_hosts(make_accelerator(precision="no"), [1.0, 2.0]) == [1.0, 2.0]
