@@ -203,6 +203,7 @@ def make_loop(
             scheduler=scheduler,
             console=console,
             plan={"rows": len(rows), "batch_size": batch_size, "seed": seed},
+            ema=options.get("ema"),
         ),
         console=console,
         metric_log=MetricLog(directory.metrics),

@@ -76,6 +76,7 @@ def _run(argv: list[str], preemption: Preemption) -> int:
             f"{config.run_dir} is complete: {loop.num_steps:,} steps; nothing was changed "
             "(on a finished run evaluate, checkpoint, log and data.test have no effect)"
         )
+        _mend_status(loop)
     else:
         state = loop.restore()
         _record(config, loop)
@@ -156,6 +157,15 @@ def _record(config: "Config", loop: "TrainingLoop") -> None:
         loop.console.keep_in(run_dir.log)
     if config.log.trackers:
         accelerator.init_trackers(run_dir.root.name, config=flatten(config))
+
+
+def _mend_status(loop: "TrainingLoop") -> None:
+    """A run that was killed after its export has not said that it is finished."""
+    from trainer_loop.record.run_dir import write_json
+
+    status = loop.checkpointer.run_dir.status
+    if loop.accelerator.is_main_process and not status.exists():
+        write_json(status, {"ended": "finished", "exit_code": 0, "step": loop.num_steps})
 
 
 @contextlib.contextmanager

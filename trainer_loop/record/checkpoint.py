@@ -289,7 +289,9 @@ class Checkpointer:
         """Only after a complete save: keep the newest `keep_last`, and the best."""
         for path in list_checkpoints(self.run_dir)[: -self.keep_last]:
             if state["best_step"] is None or path != self.run_dir.checkpoint(state["best_step"]):
-                shutil.rmtree(path)
+                doomed = path.with_name(f".{path.name}.tmp")  # a kill in the middle must not leave half a checkpoint
+                os.replace(path, doomed)
+                shutil.rmtree(doomed)
 
     # ----------------------------------------------------------------------------------------------------- loading
 
@@ -321,6 +323,7 @@ class Checkpointer:
         state = TrainState.from_dict(read_json(path / _STATE))
         if not self._is_own(path):  # the weights of the best lie in another run directory
             state.forget_best()
+        self._mend_links(path, state)
         saved_by = manifest["num_processes"]
         if saved_by != self.accelerator.num_processes:
             self.console.say(
@@ -338,10 +341,17 @@ class Checkpointer:
             raise UserError(
                 f"{path}, which holds the best weights: {fault}; train on from another, or set checkpoint.best=null"
             )
-        load_model(model, path / "model.safetensors", device=str(self.accelerator.device))
+        load_model(model, path / "model.safetensors")
         if self.ema is not None and (path / _EMA).exists():
-            self.ema.load_state_dict(load_file(path / _EMA, device=str(self.accelerator.device)))
+            self.ema.load_state_dict(load_file(path / _EMA))
             self.ema.copy_to_model()
+
+    def _mend_links(self, path: Path, state: TrainState) -> None:
+        """A kill between two renames, or a checkpoint set aside, may have left them behind."""
+        if self.accelerator.is_main_process and self._is_own(path):
+            _point(path.with_name("latest"), path)
+            if state.best_step is not None and self.run_dir.checkpoint(state.best_step).is_dir():
+                _point(path.with_name("best"), self.run_dir.checkpoint(state.best_step))
 
     @contextlib.contextmanager
     def _without_scaler(self) -> Iterator[None]:
@@ -355,7 +365,7 @@ class Checkpointer:
     def _load_ema(self, path: Path) -> None:
         assert self.ema is not None
         if (path / _EMA).exists():
-            self.ema.load_state_dict(load_file(path / _EMA, device=str(self.accelerator.device)))
+            self.ema.load_state_dict(load_file(path / _EMA))
         else:
             self.ema.restart()
             self.console.warn(f"{path} has no averaged weights: the average begins at its weights")
@@ -443,6 +453,11 @@ def list_checkpoints(run_dir: RunDir) -> list[Path]:
     """Checkpoint directories, oldest step first; not verified."""
     paths = run_dir.checkpoints.glob("step-*")
     return sorted(path for path in paths if _NAME.fullmatch(path.name) and path.is_dir())
+
+
+def list_set_aside(run_dir: RunDir) -> list[Path]:
+    """Damaged checkpoints that were renamed so that nothing goes on from them."""
+    return sorted(run_dir.checkpoints.glob(f"step-*{_DAMAGED}"))
 
 
 def set_aside(path: Path) -> Path:

@@ -39,6 +39,9 @@ def export_model(run_dir: RunDir, model: nn.Module, tokenizer: Any, record: Expo
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     model.save_pretrained(temporary)  # type: ignore[operator]
+    # What the last call has left there depends on whether this very process has tokenised.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     tokenizer.save_pretrained(temporary)
     (temporary / "README.md").write_text(_model_card(record, title=title), encoding="utf-8")
     write_json(temporary / EXPORT_RECORD, vars(record))

@@ -122,14 +122,23 @@ def _forget_in_forks() -> None:
     """Worker processes end as their parent says, and must not write into its pipe when they are told to."""
     global _forks_forget
     if not _forks_forget:
-        os.register_at_fork(after_in_child=_reset_in_child)
+        os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_reset_in_child)
         _forks_forget = True
 
 
+def _block() -> None:
+    """A child that is told to end before it has forgotten would take it for a request to its parent."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
+def _unblock() -> None:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
 def _reset_in_child() -> None:
-    if signal.getsignal(signal.SIGTERM) is not _do_nothing:
-        return
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells all processes, and the parent decides
+    if signal.getsignal(signal.SIGTERM) is _do_nothing:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells all processes, and the parent decides
+    _unblock()
