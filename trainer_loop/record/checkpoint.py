@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.record.logs import Console
-from trainer_loop.record.run_dir import RunDir, package_versions, read_json, write_json
+from trainer_loop.record.run_dir import RunDir, is_disk_error, package_versions, read_json, write_json
 from trainer_loop.record.state import TrainState
 from trainer_loop.runtime.distributed import broadcast, sum_on_hosts
 
@@ -236,7 +236,7 @@ class Checkpointer:
             _flush([target.parent])
             self._rotate(snapshot.state)
         except (OSError, SafetensorError, RuntimeError) as error:
-            if not _is_disk_error(error):
+            if not is_disk_error(error):
                 raise
             shutil.rmtree(temporary, ignore_errors=True)
             saved = list_checkpoints(self.run_dir)
@@ -515,14 +515,6 @@ def _open_sealed(path: Path) -> dict[str, Any]:
     if _seal(manifest) != text:
         raise ValueError("altered")
     return manifest
-
-
-def _is_disk_error(error: Exception) -> bool:
-    """Whether the file system refused; torch and safetensors have words of their own for it."""
-    if isinstance(error, OSError):
-        return True
-    signs = ("No space left", "PytorchStreamWriter", "unexpected pos", "Read-only file system", "file write failed")
-    return any(sign in str(error) for sign in (*signs, "I/O error", "No such file or directory"))
 
 
 def _checksum(path: Path) -> str:

@@ -7,9 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
 
-from trainer_loop.record.run_dir import EXPORT_RECORD, RunDir, package_versions, read_json, write_json
+from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.record.run_dir import (
+    EXPORT_RECORD,
+    RunDir,
+    is_disk_error,
+    package_versions,
+    read_json,
+    write_json,
+)
 
 
 @dataclass(frozen=True)
@@ -33,9 +42,28 @@ class ExportRecord:
 
 
 def export_model(run_dir: RunDir, model: nn.Module, tokenizer: Any, record: ExportRecord, *, title: str) -> Path:
-    """Write model/ beside and rename it; the model that stood there before is replaced. Main process only."""
+    """Write model/ beside and rename it; the model that stood there before is replaced. Main process only.
+
+    Raises UserError where the disk refuses.
+    """
     target = run_dir.model
     temporary = target.with_name(".model.tmp")
+    try:
+        _write(target, temporary, model, tokenizer, record, title=title)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if not is_disk_error(error):
+            raise
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise UserError(
+            f"{target} could not be written: {in_one_line(error)}; make room, and the same command goes on from the "
+            "last checkpoint"
+        ) from error
+    return target
+
+
+def _write(
+    target: Path, temporary: Path, model: nn.Module, tokenizer: Any, record: ExportRecord, *, title: str
+) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     model.save_pretrained(temporary)  # type: ignore[operator]
@@ -51,7 +79,6 @@ def export_model(run_dir: RunDir, model: nn.Module, tokenizer: Any, record: Expo
         os.replace(target, retired)
     os.replace(temporary, target)
     shutil.rmtree(retired, ignore_errors=True)
-    return target
 
 
 def _model_card(record: ExportRecord, *, title: str) -> str:

@@ -84,6 +84,14 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(temporary, path)
 
 
+def is_disk_error(error: Exception) -> bool:
+    """Whether the file system refused; torch and safetensors have words of their own for it."""
+    if isinstance(error, OSError):
+        return True
+    signs = ("No space left", "PytorchStreamWriter", "unexpected pos", "Read-only file system", "file write failed")
+    return any(sign in str(error) for sign in (*signs, "I/O error", "No such file or directory"))
+
+
 def describe_environment(*, device: str, num_processes: int, precision: str) -> dict[str, Any]:
     """Versions, hardware and command of this run, for whoever reads its numbers later."""
     import torch

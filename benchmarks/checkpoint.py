@@ -1,0 +1,157 @@
+"""How long a save holds the training up, written in the foreground and beside training; and how long resuming takes.
+
+    python -m benchmarks.checkpoint
+
+The model has the size of MiniLM-L6 (22 M parameters) with AdamW's two moments: 270 MB a checkpoint. The two ways of
+saving take turns in one run and must leave the same weights behind. Resuming is measured from the call that loads the
+checkpoint to the first batch, at step 100 and at step 1,000,000 of one planned epoch of 8,000,008 rows.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from transformers import BertConfig, BertForSequenceClassification
+
+from benchmarks.measure import keep, summarise, take_turns, time_of
+from trainer_loop.data.batch_plan import BatchPlan
+from trainer_loop.data.loader import TrainLoader
+from trainer_loop.record.checkpoint import Checkpointer
+from trainer_loop.record.logs import Console
+from trainer_loop.record.run_dir import RunDir
+from trainer_loop.record.state import TrainState
+from trainer_loop.runtime.distributed import make_accelerator
+
+_ROUNDS = 7
+_ROWS, _BATCH = 8_000_008, 8
+_STEPS = (100, 1_000_000)
+
+
+def main() -> None:
+    accelerator = make_accelerator(precision="no")
+    with tempfile.TemporaryDirectory() as directory:
+        saving = compare_saves(accelerator, Path(directory) / "saving")
+        resuming = compare_resumes(accelerator, Path(directory) / "resuming")
+    path = keep("checkpoint", {"saving": saving, "resuming": resuming})
+    print(f"written to {path}")
+
+
+def compare_saves(accelerator: Accelerator, root: Path) -> dict[str, Any]:
+    """Seconds for which `save` keeps the training thread, by way of saving."""
+    checkpointers = {}
+    _, optimizer = _make_model(BertConfig(**_MINILM), accelerator)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: 1.0)
+    for name in ("foreground", "background"):
+        checkpointers[name] = _make_checkpointer(root / name, accelerator, scheduler, background=name == "background")
+    step = 0
+
+    def save(name: str) -> float:
+        nonlocal step
+        step += 1
+        held = time_of(lambda: checkpointers[name].save(TrainState(step=step)))
+        checkpointers[name].finish()  # outside the measurement: training would go on
+        return held
+
+    for name in checkpointers:  # the first one of each takes its memory and fills the caches
+        save(name)
+    held = take_turns({name: lambda name=name: save(name) for name in checkpointers}, rounds=_ROUNDS)
+    _ensure_equal([sorted((root / name / "checkpoints").glob("step-*"))[-1] for name in checkpointers])
+    size = sum(file.stat().st_size for file in (root / "foreground/checkpoints/latest").resolve().iterdir())
+    ratios = [back / fore for fore, back in zip(held["foreground"], held["background"], strict=True)]
+    result = {name: summarise(values) for name, values in held.items()}
+    print(f"a checkpoint of {size / 2**20:,.0f} MB holds the training up")
+    for name, summary in result.items():
+        print(f"  {name:<11} {1000 * summary['median']:>7.0f} ms ({_spread(summary, 1000, 'ms')})")
+    print(f"  background / foreground {summarise(ratios)['median']:.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+    return {"bytes": size, "seconds": result, "ratio": summarise(ratios)}
+
+
+def compare_resumes(accelerator: Accelerator, root: Path) -> dict[str, Any]:
+    """Seconds from the call that loads a checkpoint to the first batch, by the step it was saved at."""
+    accelerator.free_memory()
+    _, optimizer = _make_model(BertConfig(**{**_MINILM, "num_hidden_layers": 1, "vocab_size": 1000}), accelerator)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: 1.0)
+    checkpointers = {}
+    for step in _STEPS:
+        checkpointers[step] = _make_checkpointer(root / str(step), accelerator, scheduler, background=False)
+        checkpointers[step].save(TrainState(step=step))
+    lengths = np.random.default_rng(0).integers(8, 64, _ROWS)
+
+    def resume(step: int) -> float:
+        began = time.perf_counter()
+        state = checkpointers[step].load("auto")
+        assert state is not None and state.step == step
+        loader = TrainLoader(
+            BatchPlan(lengths, batch_size=_BATCH, seed=1, max_tokens=512),
+            _MadeUpRows(),
+            collate=lambda rows: {"row": torch.tensor([row["row"] for row in rows])},
+            count=lambda batch: len(batch["row"]),
+            device=torch.device("cpu"),
+        )
+        first = next(loader.steps(start=state.step, stop=state.step + 1))
+        assert first.step == step
+        return time.perf_counter() - began
+
+    seconds = take_turns({f"{step:,}": lambda step=step: resume(step) for step in _STEPS}, rounds=_ROUNDS)
+    result = {name: summarise(values) for name, values in seconds.items()}
+    print("resuming, to the first batch")
+    for name, summary in result.items():
+        print(f"  at step {name:>9} {1000 * summary['median']:>7.0f} ms ({_spread(summary, 1000, 'ms')})")
+    return {"rows": _ROWS, "seconds": result}
+
+
+_MINILM = {
+    "vocab_size": 30522,
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+}
+
+
+class _MadeUpRows:
+    """Rows that know only their number, so that 8 million of them need no memory."""
+
+    def __len__(self) -> int:
+        return _ROWS
+
+    def __getitem__(self, index: int) -> dict[str, int]:
+        return {"row": index}
+
+
+def _make_model(config: BertConfig, accelerator: Accelerator) -> tuple[Any, Any]:
+    """A model after one update, so that its optimizer has moments."""
+    model = BertForSequenceClassification(config)
+    model, optimizer = accelerator.prepare(model, torch.optim.AdamW(model.parameters(), lr=1e-4))
+    model(input_ids=torch.ones(1, 4, dtype=torch.long)).logits.sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def _make_checkpointer(root: Path, accelerator: Accelerator, scheduler: Any, *, background: bool) -> Checkpointer:
+    return Checkpointer(
+        RunDir(root),
+        accelerator=accelerator,
+        scheduler=scheduler,
+        console=Console(enabled=False),
+        plan={},
+        background=background,
+    )
+
+
+def _ensure_equal(paths: list[Path]) -> None:
+    one, other = (load_file(path / "model.safetensors") for path in paths)
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def _spread(summary: dict[str, Any], factor: float, unit: str) -> str:
+    return f"{factor * summary['smallest']:.0f} to {factor * summary['largest']:.0f} {unit}"
+
+
+if __name__ == "__main__":
+    main()
