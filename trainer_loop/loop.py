@@ -184,6 +184,7 @@ class TrainingLoop:
             if save_due or evaluation_due:
                 self._mark = time.perf_counter()
             if self._is_out_of_patience(state):
+                self._save(state)
                 break
         self._finish(state)
         return state

@@ -24,7 +24,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.record.logs import Console
-from trainer_loop.record.run_dir import RunDir, is_disk_error, package_versions, read_json, write_json
+from trainer_loop.record.run_dir import (
+    RunDir,
+    explain_disk_error,
+    is_disk_error,
+    package_versions,
+    read_json,
+    write_json,
+)
 from trainer_loop.record.state import TrainState
 from trainer_loop.runtime.distributed import broadcast, sum_on_hosts
 
@@ -109,6 +116,7 @@ class Checkpointer:
         self.background = background
         self.changes: dict[str, tuple[Any, Any]] = {}  # key -> what it was and is, of the checkpoint that was loaded
         self.fault: str | None = None  # of the last save; None: it was complete
+        self._failing = False
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None  # of the thread, until the loop asks
         self._copies: dict[tuple[int, ...], Tensor] = {}  # host memory of the last snapshot, used again
@@ -129,7 +137,8 @@ class Checkpointer:
         if target.is_dir():
             return  # these very weights: the run stops where it has gone on from
         if not self.background:
-            self._tell(self._write(self._take_snapshot(state), target))
+            self._write(self._take_snapshot(state), target)
+            self._tell()
             return
         snapshot = self._copy(self._take_snapshot(state))
         self._thread = threading.Thread(target=self._write_beside, args=(snapshot, target), name="checkpoint")
@@ -167,7 +176,7 @@ class Checkpointer:
         error, self._error = self._error, None
         if error is not None:
             raise error
-        self._tell(self.fault)
+        self._tell()
 
     def _write_beside(self, snapshot: Snapshot, target: Path) -> None:
         try:
@@ -175,9 +184,13 @@ class Checkpointer:
         except BaseException as error:  # noqa: BLE001 - raised again in the loop's own thread
             self._error = error
 
-    def _tell(self, fault: str | None) -> None:
-        if fault is not None:
-            self.console.warn(fault)
+    def _tell(self) -> None:
+        """Once when saves begin to fail, and once when they work again."""
+        if self.fault is not None and not self._failing:
+            self.console.warn(f"{self.fault}; training goes on, and saves are tried again")
+        if self.fault is None and self._failing:
+            self.console.say("checkpoints can be saved again")
+        self._failing = self.fault is not None
 
     def _take_snapshot(self, state: TrainState) -> Snapshot:
         """The state of everything, not copied yet."""
@@ -216,8 +229,8 @@ class Checkpointer:
         self._copies = used
         return copied
 
-    def _write(self, snapshot: Snapshot, target: Path) -> str | None:
-        """Returns what the disk refused, None where the checkpoint is complete."""
+    def _write(self, snapshot: Snapshot, target: Path) -> None:
+        """Sets `fault` to what the disk refused, to None where the checkpoint is complete."""
         temporary = target.with_name(f".{target.name}.tmp")
         self.fault = None
         try:
@@ -242,10 +255,9 @@ class Checkpointer:
             saved = list_checkpoints(self.run_dir)
             kept = f"the newest is {saved[-1].name}" if saved else "there is none yet"
             self.fault = (
-                f"the checkpoint of step {snapshot.state['step']:,} could not be saved in {self.run_dir.checkpoints}: "
-                f"{in_one_line(error)}; {kept}, and training goes on"
+                f"the checkpoint of step {snapshot.state['step']:,} could not be saved: "
+                f"{explain_disk_error(error, self.run_dir.checkpoints)}; {kept}"
             )
-        return self.fault
 
     def _write_files(self, snapshot: Snapshot, directory: Path) -> None:
         save_accelerator_state(
@@ -324,6 +336,7 @@ class Checkpointer:
         if not self._is_own(path):  # the weights of the best lie in another run directory
             state.forget_best()
         self._mend_links(path, state)
+        self._bytes = sum(file["bytes"] for file in manifest["files"].values())
         saved_by = manifest["num_processes"]
         if saved_by != self.accelerator.num_processes:
             self.console.say(

@@ -10,10 +10,11 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 
-from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.errors import UserError
 from trainer_loop.record.run_dir import (
     EXPORT_RECORD,
     RunDir,
+    explain_disk_error,
     is_disk_error,
     package_versions,
     read_json,
@@ -55,8 +56,8 @@ def export_model(run_dir: RunDir, model: nn.Module, tokenizer: Any, record: Expo
             raise
         shutil.rmtree(temporary, ignore_errors=True)
         raise UserError(
-            f"{target} could not be written: {in_one_line(error)}; make room, and the same command goes on from the "
-            "last checkpoint"
+            f"{target} could not be written: {explain_disk_error(error, target.parent)}; make room, and the same "
+            "command goes on from the last checkpoint"
         ) from error
     return target
 

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -90,6 +91,14 @@ def is_disk_error(error: Exception) -> bool:
         return True
     signs = ("No space left", "PytorchStreamWriter", "unexpected pos", "Read-only file system", "file write failed")
     return any(sign in str(error) for sign in (*signs, "I/O error", "No such file or directory"))
+
+
+def explain_disk_error(error: Exception, place: Path) -> str:
+    """`No space left on device (3 MB free in runs/imdb)`: what the writers of torch and safetensors hide."""
+    existing = next(path for path in (place, *place.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(existing).free / 2**20
+    cause = error.strerror if isinstance(error, OSError) and error.strerror else "the file system refused"
+    return f"{cause} ({free:,.1f} MB free in {place})"
 
 
 def describe_environment(*, device: str, num_processes: int, precision: str) -> dict[str, Any]:
