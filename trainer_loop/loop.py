@@ -154,8 +154,10 @@ class TrainingLoop:
         """
         if state is None:
             state = self.restore()
-        self.preemption.hold(max_minutes=self.max_time_minutes)
+        self.preemption.hold()
         self._go_on_from(state)
+        # Not before: a start that only finishes an evaluation would never get further, however often it is made.
+        self.preemption.hold(max_minutes=self.max_time_minutes)
 
         self.model.train()
         self._mark = time.perf_counter()

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from trainer_loop.data.batch_plan import BatchPlan, Rows, cut_evaluation
+from trainer_loop.runtime.preempt import leave_signals_to_the_parent
 from trainer_loop.runtime.randomness import seed_everything
 
 Batch = dict[str, Tensor]
@@ -292,6 +293,7 @@ def _make_loader(dataset: Dataset[Any], indices: range, num_workers: int, device
         num_workers=num_workers,
         collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
+        worker_init_fn=leave_signals_to_the_parent,
     )
 
 

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -185,19 +186,31 @@ def find_lost_processes(error: BaseException) -> ProcessLost | None:
     told = str(error)
     if not isinstance(error, torch.distributed.DistError) and not any(sign in told for sign in _SIGNS_OF_LOSS):
         return None
+    answers: list[str] = []
+    asking = threading.Thread(target=lambda: answers.append(_find_silent()), daemon=True)
+    asking.start()
+    asking.join(2 * _SECONDS_TO_ANSWER)  # where its machine cannot be reached, the store is asked for ever
+    who = answers[0] if answers else _STORE_LOST
+    return ProcessLost(f"{who} ({_shorten_cause(told)}); the same command goes on from the last checkpoint")
+
+
+def _find_silent() -> str:
+    """Which processes do not say within a few seconds that they still run."""
+    import torch.distributed
+
     try:
         store, num_processes = _store(), torch.distributed.get_world_size()
         store.set(f"running/{torch.distributed.get_rank()}", "1")
         time.sleep(_SECONDS_TO_ANSWER)
         silent = [str(rank) for rank in range(num_processes) if not store.check([f"running/{rank}"])]
-        who = f"process {', '.join(silent)} no longer answers" if silent else "the connection to a process broke"
-    except RuntimeError:  # the store is kept by process 0, or by the launcher on its machine
-        who = "process 0, or its machine, no longer answers"
-    return ProcessLost(f"{who} ({_shorten_cause(told)}); the same command goes on from the last checkpoint")
+    except RuntimeError:
+        return _STORE_LOST
+    return f"process {', '.join(silent)} no longer answers" if silent else "the connection to a process broke"
 
 
 _SIGNS_OF_LOSS = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
 _SECONDS_TO_ANSWER = 3.0
+_STORE_LOST = "process 0, or its machine, no longer answers"  # it keeps the store, or the launcher beside it does
 
 
 def _shorten_cause(told: str) -> str:

@@ -66,6 +66,12 @@ class Preemption:
             _leave(f"preempted by {name} before training; the same command begins again", Preempted.exit_code)
 
 
+def leave_signals_to_the_parent(_worker: int) -> None:
+    """For processes that load data: who stops a job signals all of its processes, and the parent still needs them."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def catch_signals() -> Iterator[Preemption]:
     """Turn the signals that ask to stop into a Preemption, until the block ends.

@@ -1,0 +1,86 @@
+"""A run whose pace a test can hold back, what it gives uninterrupted, and machines that are switched off at the end."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from machines import Machine, read_weights
+from made_up import make_reviews, write_csv
+from scenarios import find_free_port
+
+# The same numbers at any pace: while there is a file named `slow`, a step leaves a test the time to act.
+_LAB = """
+import time
+from pathlib import Path
+from torch.nn.functional import cross_entropy
+
+def summed(logits, targets):
+    if Path("slow").exists():
+        time.sleep(0.2)
+    return cross_entropy(logits, targets, reduction="sum")
+"""
+
+
+@pytest.fixture(scope="session")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A run from scratch with dropout, which saves only when it is asked to stop; it writes into `run`."""
+    directory = tmp_path_factory.mktemp("data")
+    return [
+        "model={type: bert, tokenizer: train, vocab_size: 300}",
+        "model.overrides={hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2, intermediate_size: 32}",
+        f"data.train={write_csv(directory / 'train.csv', make_reviews(61))}",
+        "data.validation=",
+        "data.max_length=32",
+        f"data.cache_dir={directory / 'cache'}",
+        "batch.size=8",
+        "train={steps: 40, precision: no}",
+        "optimizer.lr=1e-3",
+        "loss.name=lab.summed",
+        "checkpoint.every=never",
+        "log.every=1",
+        "run_dir=run",
+    ]
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Where a run is started, at the slow pace."""
+    (tmp_path / "lab.py").write_text(_LAB)
+    (tmp_path / "slow").touch()
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The weights of the run as two processes of this machine train them."""
+    directory = tmp_path_factory.mktemp("uninterrupted")
+    (directory / "lab.py").write_text(_LAB)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    done = subprocess.run(
+        [*launcher, "--main_process_port", str(find_free_port()), "-m", "trainer_loop.run", *arguments],
+        cwd=directory,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return read_weights(directory / "run")
+
+
+@pytest.fixture
+def switch_on(directory: Path) -> Iterator[Callable[..., Machine]]:
+    """Makes machines that live as long as the test."""
+    machines: list[Machine] = []
+
+    def make(**options: Any) -> Machine:
+        machines.append(Machine(directory, **options))
+        return machines[-1]
+
+    yield make
+    for machine in machines:
+        machine.switch_off()
