@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from trainer_loop.data.loader import EvaluationLoader, Microbatch, StepBatch, StepLoader
 from trainer_loop.errors import Diverged, Preempted, UserError
@@ -21,12 +21,13 @@ from trainer_loop.optim.replan import read_groups, replan
 from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.logs import Console, MetricLog, Values
 from trainer_loop.record.state import TrainState
-from trainer_loop.runtime.distributed import announce, gather_rows, is_announced, sum_on_hosts
+from trainer_loop.runtime.distributed import announce, broadcast, gather_rows, sum_on_hosts, watch_for
 from trainer_loop.runtime.memory import is_out_of_memory, read_peak_memory, release_memory
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.randomness import seed_everything
 from trainer_loop.tasks.task import Task
 
+_JUDGED_ON = ("data.validation", "data.limit.validation", "evaluate.metrics")  # where these change, the best is another
 _PREEMPTED = "preempted"  # the notice that tells the other processes in the middle of an evaluation
 
 
@@ -133,12 +134,19 @@ class TrainingLoop:
                 "raise train.epochs or train.steps, or choose another run_dir"
             )
         changes = self.checkpointer.changes
+        other_schedule = sorted(name for name in changes if name.startswith("scheduler."))
+        if other_schedule and not isinstance(self.scheduler, LambdaLR):
+            raise UserError(
+                f"{', '.join(other_schedule)}: a {type(self.scheduler).__name__} has a memory of its own and cannot be "
+                "changed, or taken up, when a run goes on; give what the run was begun with, or choose another run_dir"
+            )
         if state.num_steps != self.num_steps or any(name.startswith(("optimizer.", "scheduler.")) for name in changes):
             old, new = changes.get("optimizer.lr", (1, 1))
             replan(self.optimizer, self.scheduler, groups=planned, lr_ratio=new / old if old else 1.0, step=state.step)
-        if state.best_by != self.best:
+        judged_otherwise = None in changes.get("ema.decay", ()) or any(name.startswith(_JUDGED_ON) for name in changes)
+        if judged_otherwise or state.best_by not in (None, self.best):
             state.forget_best()
-        if state.max_tokens is not None:
+        if state.max_tokens is not None and "batch.max_tokens" not in changes:
             self._max_tokens = state.max_tokens
             self.train_loader.limit_tokens(state.max_tokens)
             self.console.say(f"microbatches of at most {state.max_tokens:,} padded tokens, since more did not fit")
@@ -198,8 +206,10 @@ class TrainingLoop:
             step_batch = self._cut_smaller(step_batch.step)  # some process ran out of memory
         names, grad_norm, grad_norms = self._clip_gradients()
         skipped = self.skip_nonfinite and self._is_nonfinite_anywhere(loss_sum, grad_norm)
-        if not skipped or self.accelerator.scaler is not None:  # a loss scaler leaves it out by itself, and adapts
+        if not skipped:
             self.optimizer.step()
+        elif self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()
         if not skipped and self.ema is not None:
             self.ema.update()
         lr = float(self.scheduler.get_last_lr()[0])
@@ -227,13 +237,17 @@ class TrainingLoop:
 
         Raises Preempted on every process where one was asked to stop before it was through.
         """
+        seed_everything(self.seed, "evaluate", self.accelerator.process_index)
         sums = torch.zeros(2, dtype=_sum_type(self.accelerator.device), device=self.accelerator.device)
         judged: dict[str, list[Tensor]] = {"rows": [], "predictions": [], "references": []}
         stopped = False
         self.bare_model.eval()
-        with nullcontext() if self.ema is None else self.ema.in_place():
+        with (
+            nullcontext() if self.ema is None else self.ema.in_place(),
+            watch_for(self.accelerator, _PREEMPTED) as is_told_to_stop,
+        ):
             for microbatch in self.console.follow(loader, doing="evaluating"):
-                if stopped := self._is_stop_known():
+                if stopped := self._is_stopping(is_told_to_stop):
                     break
                 loss, outputs = self.task.loss_and_predict(self.bare_model, microbatch.batch)
                 sums += torch.stack([loss.to(sums), sums.new_tensor(microbatch.num_targets)])
@@ -252,7 +266,8 @@ class TrainingLoop:
         values |= compute_metrics(
             self.metrics, predictions=columns["predictions"][order], references=columns["references"][order]
         )
-        return values | {"rows": len(order)}
+        # What follows from them must follow on every process, also where a metric draws at random.
+        return broadcast(self.accelerator, values | {"rows": len(order)})  # type: ignore[no-any-return]
 
     # ---------------------------------------------------------------------------------------------- parts of a step
 
@@ -339,12 +354,12 @@ class TrainingLoop:
         finite = bool(torch.isfinite(loss_sum)) and bool(torch.isfinite(grad_norm))
         return sum_on_hosts(self.accelerator, [not finite])[0] > 0
 
-    def _is_stop_known(self) -> bool:
+    def _is_stopping(self, is_told_to_stop: Callable[[], bool]) -> bool:
         """Whether to stop in the middle of what the processes do each for itself, without waiting for another."""
         if self.preemption.requested:
             announce(self.accelerator, _PREEMPTED)
             return True
-        return is_announced(self.accelerator, _PREEMPTED)
+        return is_told_to_stop()
 
     def _clip_gradients(self) -> tuple[Sequence[str], Tensor, Tensor]:
         """Scale the gradients down to `max_grad_norm`.
@@ -512,12 +527,7 @@ class TrainingLoop:
                 f"stopped at step {state.step:,} of {self.num_steps:,}: {state.evaluations_without_best} evaluations "
                 f"without a better {self.best}"
             )
-        if state.best_step is not None and state.best_step != state.step:
-            self.checkpointer.load_weights(self.bare_model, state.best_step)
-            figure = state.figures[str(self.best).removeprefix("-")]
-            self.console.say(f"the best weights are those of step {state.best_step:,}: {self.best} {figure:.4g}")
-        elif self.ema is not None:
-            self.ema.copy_to_model()
+        self._take_weights_to_export(state)
         if self.test_loader is not None:
             self._score_test(state, self.test_loader)
         self._record(state, self._totals(state))
@@ -533,10 +543,24 @@ class TrainingLoop:
             self.export(self.bare_model, state)
         self.accelerator.wait_for_everyone()
 
+    def _take_weights_to_export(self, state: TrainState) -> None:
+        """The model gets the best weights where there is a best, and the averages where there are averages."""
+        if state.best_step is not None and state.best_step != state.step:
+            fault = self.checkpointer.load_weights(self.bare_model, state.best_step)
+            if fault is None:
+                figure = state.figures[str(self.best).removeprefix("-")]
+                self.console.say(f"the best weights are those of step {state.best_step:,}: {self.best} {figure:.4g}")
+                return
+            self.console.warn(f"the best weights, of step {state.best_step:,}, are lost: {fault}; the last are taken")
+            state.forget_best()
+        if self.ema is not None:
+            self.ema.copy_to_model()
+
     def _score_test(self, state: TrainState, loader: EvaluationLoader) -> None:
         try:
             values = self.evaluate(loader)
         except Preempted:
+            self._save(state)  # where checkpoint.every is never, nothing is there yet
             self._leave(state)
         self._record(state, {f"test/{name}": value for name, value in values.items()})
         self.console.tell_evaluation("test, with the exported weights", values)

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer_loop.errors import Diverged, Preempted, ProcessLost, UserError
+from trainer_loop.record.claim import RunClaim, RunDirInUse
+from trainer_loop.record.run_dir import RunDir
 from trainer_loop.runtime.distributed import process_index_from_environment
 from trainer_loop.runtime.preempt import Preemption, catch_signals
 
@@ -29,12 +31,8 @@ def main(argv: list[str] | None = None) -> int:
         except UserError as error:
             _tell(error)
             return error.exit_code
-        except Exception as error:
-            lost = _find_lost_processes(error)
-            if lost is None:
-                raise
-            _tell(lost)
-            return lost.exit_code
+        except Preempted as stop:
+            return stop.exit_code
         finally:
             _leave_process_group()
 
@@ -60,7 +58,22 @@ def _run(argv: list[str], preemption: Preemption) -> int:
     if name is not None:
         find_config(name)  # told at once, without the seconds that the rest takes
     config, problems = read_config(name, overrides)
+    claim = RunClaim(RunDir(config.run_dir), enabled=process_index_from_environment() == 0 and not config.dry_run)
+    with _tell_scripts_how_it_ends(claim) as state_so_far:
+        claim.take()
+        _train(config, problems, preemption=preemption, claim=claim, state_so_far=state_so_far)
+    return 0
 
+
+def _train(
+    config: "Config",
+    problems: list[str],
+    *,
+    preemption: Preemption,
+    claim: RunClaim,
+    state_so_far: "list[TrainState]",
+) -> None:
+    """Build, restore and fit; puts the state that `fit` advances into `state_so_far`."""
     from trainer_loop.build import build, describe_plan  # torch and transformers: seconds
 
     loop = build(config, problems=problems, preemption=preemption)
@@ -70,26 +83,26 @@ def _run(argv: list[str], preemption: Preemption) -> int:
         loop.console.say(
             "dry run: everything is in order; nothing was trained, and nothing written but the token cache"
         )
-        return 0
+        return
     if _is_complete(config, loop):
         loop.console.say(
             f"{config.run_dir} is complete: {loop.num_steps:,} steps; nothing was changed "
-            "(on a finished run evaluate, checkpoint, log and data.test have no effect)"
+            "(on a finished run evaluate, checkpoint, log, train.patience and data.test have no effect)"
         )
-        _mend_status(loop)
     else:
-        state = loop.restore()
+        state_so_far.append(loop.restore())
         _record(config, loop)
+        claim.take()  # the directory may be new
+        claim.begin()
         try:
-            with _tell_scripts_how_it_ends(loop, state):
-                loop.fit(state)
+            loop.fit(state_so_far[0])
         except Preempted as stop:
             loop.console.say(str(stop))
-            return stop.exit_code
-        if config.log.trackers:
-            loop.accelerator.end_training()
+            raise
+        finally:
+            if config.log.trackers:
+                loop.accelerator.end_training()
     _tell_how_to_predict(config, loop)
-    return 0
 
 
 def _is_complete(config: "Config", loop: "TrainingLoop") -> bool:
@@ -99,7 +112,6 @@ def _is_complete(config: "Config", loop: "TrainingLoop") -> bool:
     """
     from trainer_loop.record.checkpoint import describe_changes, find_changes, list_checkpoints
     from trainer_loop.record.export import ExportRecord
-    from trainer_loop.record.run_dir import RunDir
     from trainer_loop.runtime.distributed import agree
 
     run_dir = RunDir(config.run_dir)
@@ -138,7 +150,7 @@ def _is_complete(config: "Config", loop: "TrainingLoop") -> bool:
 def _record(config: "Config", loop: "TrainingLoop") -> None:
     """What the run is and what it runs on; from here on the run directory is written."""
     from trainer_loop.config.load import flatten, write_resolved
-    from trainer_loop.record.run_dir import RunDir, describe_environment, write_json
+    from trainer_loop.record.run_dir import describe_environment, write_json
 
     accelerator = loop.accelerator
     run_dir = RunDir(config.run_dir)
@@ -159,42 +171,38 @@ def _record(config: "Config", loop: "TrainingLoop") -> None:
         accelerator.init_trackers(run_dir.root.name, config=flatten(config))
 
 
-def _mend_status(loop: "TrainingLoop") -> None:
-    """A run that was killed after its export has not said that it is finished."""
-    from trainer_loop.record.run_dir import write_json
-
-    status = loop.checkpointer.run_dir.status
-    if loop.accelerator.is_main_process and not status.exists():
-        write_json(status, {"ended": "finished", "exit_code": 0, "step": loop.num_steps})
-
-
 @contextlib.contextmanager
-def _tell_scripts_how_it_ends(loop: "TrainingLoop", state: "TrainState") -> Iterator[None]:
-    """status.json: `ended`, `exit_code` and `step`; not there while the run is under way, or if it was killed."""
-    from trainer_loop.record.run_dir import write_json
+def _tell_scripts_how_it_ends(claim: RunClaim) -> "Iterator[list[TrainState]]":
+    """status.json: `ended`, `exit_code` and `step`; not there while the run is under way, or if it was killed.
 
-    status = loop.checkpointer.run_dir.status
+    Gives a list for the state of the run, once there is one.
+    """
+    state_so_far: list[TrainState] = []
     ended, exit_code = "error", 1
-    if loop.accelerator.is_main_process:
-        status.unlink(missing_ok=True)
+    in_use = False
     try:
-        yield
+        yield state_so_far
         ended, exit_code = "finished", 0
     except Preempted as stop:
         ended, exit_code = "preempted", stop.exit_code
         raise
     except UserError as error:
         ended, exit_code = "diverged" if isinstance(error, Diverged) else "error", error.exit_code
+        in_use = isinstance(error, RunDirInUse)
         raise
+    except Exception as error:
+        lost = _find_lost_processes(error)
+        if lost is None:
+            raise
+        exit_code = lost.exit_code
+        raise lost from error
     finally:
-        if loop.accelerator.is_main_process:
-            with contextlib.suppress(OSError):  # a disk that is full has been told of already
-                write_json(status, {"ended": ended, "exit_code": exit_code, "step": state.step})
+        if not in_use:
+            claim.end(ended, exit_code=exit_code, step=state_so_far[0].step if state_so_far else None)
+        claim.release()
 
 
 def _tell_how_to_predict(config: "Config", loop: "TrainingLoop") -> None:
-    from trainer_loop.record.run_dir import RunDir
-
     pair = ' text_pair="I am delighted."' if config.data.text_pair else ""
     run_dir = shlex.quote(config.run_dir)
     loop.console.say(f"model: {RunDir(config.run_dir).model}")

@@ -56,11 +56,11 @@ def test_a_killed_run_goes_on_from_its_newest_checkpoint_bit_for_bit(
 def test_a_finished_run_says_so_and_changes_nothing(command, arguments, tmp_path):
     assert command(*arguments).code == 0
     run = tmp_path / "run"
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"}
     ended = command(*arguments)
     assert ended.code == 0
     assert "is complete" in ended.out
-    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.name != ".lock"} == before
 
 
 def test_more_epochs_take_a_finished_run_further(command, arguments, tmp_path):
@@ -226,6 +226,67 @@ def test_another_schedule_takes_over_at_the_step_it_is_given(command, arguments,
     assert {step: rates[0][step] for step in range(5, 17)} == {step: rates[1][step] for step in range(5, 17)}
 
 
+@pytest.mark.parametrize(
+    ("begun_with", "changed"),
+    [
+        (
+            ["scheduler.name=linear"],
+            ["scheduler.name=torch.optim.lr_scheduler.StepLR", "scheduler.args={step_size: 2}"],
+        ),
+        (
+            ["scheduler.name=torch.optim.lr_scheduler.StepLR", "scheduler.args={step_size: 2}"],
+            ["scheduler.name=torch.optim.lr_scheduler.StepLR", "scheduler.args={step_size: 3}"],
+        ),
+    ],
+)
+def test_a_schedule_with_a_memory_is_not_changed_on_the_way(command, arguments, begun_with, changed):
+    assert command(*arguments, *begun_with).code == 0
+    ended = command(*arguments, *changed, "train.epochs=2")
+    assert ended.code == 2
+    assert "a StepLR has a memory of its own and cannot be changed" in ended.problems[0]
+
+
+def test_another_optimizer_that_is_let_through_begins_without_state(command, arguments, tmp_path):
+    assert command(*arguments, "optimizer.name=sgd").code == 0
+    ended = command(*arguments, "optimizer.name=adamw", "train.epochs=2", "resume_anyway=[optimizer.name]")
+    assert ended.code == 0, ended.err
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "latest" / "optimizer.bin", weights_only=True)
+    assert saved["state"][0]["step"] == 8
+
+
+def test_the_link_to_the_newest_checkpoint_may_be_asked_for(command, arguments, tmp_path):
+    assert command(*arguments).code == 0
+    latest = tmp_path / "run" / "checkpoints" / "latest"
+    ended = command(*arguments, f"resume={latest}", "train.epochs=2")
+    assert ended.code == 0, ended.err
+    assert latest.resolve().name == "step-00000016"
+
+
+def test_best_weights_that_are_damaged_cost_a_warning_and_not_the_run(command, arguments, tmp_path):
+    # Nothing is learnt, so the first one stays the best.
+    arguments = [*arguments, "optimizer.lr=0", "evaluate.every=2", "checkpoint.every=4", "checkpoint.best=-loss"]
+    assert command(*arguments, "checkpoint.keep_last=1").code == 0
+    run = tmp_path / "run"
+    best = (run / "checkpoints" / "best").resolve()
+    assert best.name == "step-00000002"
+    (best / "model.safetensors").unlink()
+    ended = command(*arguments, "train.epochs=2")
+    assert ended.code == 0, ended.err
+    assert "model.safetensors is missing; it is set aside as step-00000002.damaged" in ended.out
+    assert "which held the best weights, is gone: the search for the best begins anew" in ended.out
+    assert json.loads((run / "model" / "trainer_loop.json").read_text())["step"] == 8
+
+
+def test_averages_switched_off_on_the_way_are_not_exported_under_their_figures(command, arguments, tmp_path):
+    arguments = [*arguments, "evaluate.every=4", "checkpoint.every=4", "checkpoint.best=-loss"]
+    assert command(*arguments, "ema.decay=0.9").code == 0
+    ended = command(*arguments, "train.epochs=2")
+    assert ended.code == 0, ended.err
+    assert "ema.decay was 0.9 and is None: planned anew from here on" in ended.out
+    record = json.loads((tmp_path / "run" / "model" / "trainer_loop.json").read_text())
+    assert record["step"] >= 8
+
+
 def test_a_change_that_comes_too_late_is_refused(command, arguments, tmp_path):
     assert command(*arguments).code == 0
     ended = command(*arguments, "optimizer.lr=1")
@@ -257,10 +318,13 @@ def test_a_refused_command_leaves_the_run_directory_as_it_was(command, arguments
     assert command(*arguments, "checkpoint.every=4").code == 0
     run = tmp_path / "run"
     shutil.rmtree(run / "model")
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    (run / "status.json").unlink()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
     for change in ("seed=1", "resume=never", "train.epochs=0.5"):
         assert command(*arguments, change).code == 2
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert json.loads((run / "status.json").read_text()) == {"ended": "error", "exit_code": 2, "step": None}
+    (run / "status.json").unlink()
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"} == before
 
 
 def test_resume_never_refuses_to_write_over_a_run(command, arguments, tmp_path):

@@ -24,6 +24,7 @@ def test_a_run_leaves_its_config_log_metrics_checkpoints_and_model(command, argu
         "metrics.jsonl",
         "train.log",
         "status.json",
+        ".lock",
         "checkpoints",
         "model",
     }

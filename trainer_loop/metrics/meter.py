@@ -39,6 +39,7 @@ class NonFinite:
 
 
 _MOST_IN_A_ROW = 50  # not finite: by then a loss scaler has halved its scale to nothing, and no update was made
+_NOTHING_YET = {"grad_norm": math.nan, "lr": math.nan, "bad_in_a_row": 0.0}  # of the last update
 _SUMS = ("loss", "targets", "rows", "tokens", "padded_tokens", "skipped", "wait_seconds", "seconds")
 
 
@@ -51,10 +52,9 @@ class Meter:
     def __init__(self, *, sum_over_processes: Callable[[Sequence[float]], list[float]], scaled_gradients: bool = False):
         self._sum_over_processes = sum_over_processes
         self._scaled_gradients = scaled_gradients  # fp16: an overflow of a gradient is the loss scaler's business
-        self._bad_in_a_row = 0
         self._reports: list[StepReport] = []
         self._sums = dict.fromkeys(_SUMS, 0.0)
-        self._last = {"grad_norm": math.nan, "lr": math.nan}
+        self._last = dict(_NOTHING_YET)
 
     def add(self, report: StepReport) -> None:
         self._reports.append(report)
@@ -99,11 +99,11 @@ class Meter:
     def _has_diverged(self, report: StepReport, loss: float, grad_norm: float) -> bool:
         """One that is not finite is enough, but for those that were skipped: of these, many in a row."""
         if math.isfinite(loss) and math.isfinite(grad_norm):
-            self._bad_in_a_row = 0
+            self._last["bad_in_a_row"] = 0
             return False
-        self._bad_in_a_row += 1
+        self._last["bad_in_a_row"] += 1
         forgiven = report.skipped or (self._scaled_gradients and math.isfinite(loss))
-        return not forgiven or self._bad_in_a_row > _MOST_IN_A_ROW
+        return not forgiven or self._last["bad_in_a_row"] > _MOST_IN_A_ROW
 
     def read(self) -> dict[str, float]:
         """The training row of what was folded: loss is a mean over targets; grad_norm and lr are the last step's."""
@@ -126,7 +126,8 @@ class Meter:
     def state_dict(self) -> dict[str, float]:
         """What was folded since the last row; `fold` first."""
         assert not self._reports, "fold before the sums are saved"
-        return dict(self._sums)
+        return self._sums | self._last
 
-    def load_state_dict(self, sums: dict[str, float]) -> None:
-        self._sums = dict.fromkeys(_SUMS, 0.0) | sums
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self._sums = {name: state.get(name, 0.0) for name in _SUMS}
+        self._last = {name: state.get(name, before) for name, before in _NOTHING_YET.items()}

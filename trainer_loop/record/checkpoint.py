@@ -27,6 +27,7 @@ from trainer_loop.record.logs import Console
 from trainer_loop.record.run_dir import (
     RunDir,
     explain_disk_error,
+    flush,
     is_disk_error,
     package_versions,
     read_json,
@@ -34,12 +35,15 @@ from trainer_loop.record.run_dir import (
 )
 from trainer_loop.record.state import TrainState
 from trainer_loop.runtime.distributed import broadcast, sum_on_hosts
+from trainer_loop.runtime.memory import is_out_of_memory
 
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
 _SCHEDULER = "scheduler.bin"  # this and the next: as accelerate calls them
 _SCALER = "scaler.bin"
 _EMA = "ema.safetensors"
+_ALWAYS = {"model.safetensors", "optimizer.bin", _SCHEDULER, _STATE}
+_LOADED = {*_ALWAYS, _SCALER, _EMA}
 _NAME = re.compile(r"step-\d+")
 _DAMAGED = ".damaged"
 _ROOM = 1.05  # times the last checkpoint's size must be free
@@ -240,14 +244,13 @@ class Checkpointer:
             self._ensure_room()
             temporary.mkdir()
             self._write_files(snapshot, temporary)
-            _flush([*temporary.iterdir(), temporary])
+            flush([*temporary.iterdir(), temporary])
             os.replace(temporary, target)
-            _flush([target.parent])
+            flush([target.parent])
             _point(target.with_name("latest"), target)
             if snapshot.state["best_step"] == snapshot.state["step"]:
                 _point(target.with_name("best"), target)
-            _flush([target.parent])
-            self._rotate(snapshot.state)
+            flush([target.parent])
         except (OSError, SafetensorError, RuntimeError) as error:
             if not is_disk_error(error):
                 raise
@@ -258,6 +261,9 @@ class Checkpointer:
                 f"the checkpoint of step {snapshot.state['step']:,} could not be saved: "
                 f"{explain_disk_error(error, self.run_dir.checkpoints)}; {kept}"
             )
+        else:
+            with contextlib.suppress(OSError):  # one that cannot be removed is tried again after the next save
+                self._rotate(snapshot.state)
 
     def _write_files(self, snapshot: Snapshot, directory: Path) -> None:
         save_accelerator_state(
@@ -269,6 +275,8 @@ class Checkpointer:
             process_index=0,
             step=snapshot.state["step"],
         )
+        # Generators are seeded from (seed, step): their states are needed by nobody, and a thread cannot read them.
+        (directory / "random_states_0.pkl").unlink()
         # Of the loss scaler accelerate would write one file from all processes at once.
         if snapshot.scaler is not None:
             torch.save(snapshot.scaler, directory / _SCALER)
@@ -319,7 +327,7 @@ class Checkpointer:
         manifest = read_json(path / _MANIFEST)
         self._compare(path, manifest)
         try:
-            with self._without_scaler():
+            with self._without_scaler(), self._without_optimizer("optimizer.name" in self.changes):
                 self.accelerator.load_state(str(path))
             if "scheduler.name" not in self.changes:
                 self.scheduler.load_state_dict(torch.load(path / _SCHEDULER, weights_only=True))
@@ -328,12 +336,18 @@ class Checkpointer:
             if self.ema is not None:
                 self._load_ema(path)
         except (RuntimeError, ValueError, KeyError, UnpicklingError, SafetensorError) as error:
+            if is_out_of_memory(error):
+                raise
             raise UserError(
                 f"{path} does not fit this model and optimizer: {in_one_line(error)}; "
                 "choose another run_dir or give the config it was made with"
             ) from error
         state = TrainState.from_dict(read_json(path / _STATE))
+        best = self.run_dir.checkpoint(state.best_step or 0)
         if not self._is_own(path):  # the weights of the best lie in another run directory
+            state.forget_best()
+        elif state.best_step is not None and not best.is_dir():
+            self.console.warn(f"{best}, which held the best weights, is gone: the search for the best begins anew")
             state.forget_best()
         self._mend_links(path, state)
         self._bytes = sum(file["bytes"] for file in manifest["files"].values())
@@ -345,23 +359,29 @@ class Checkpointer:
             )
         return state
 
-    def load_weights(self, model: nn.Module, step: int) -> None:
-        """Only the weights to export, from the checkpoint of `step`; called by all processes."""
+    def load_weights(self, model: nn.Module, step: int) -> str | None:
+        """Only the weights to export, from the checkpoint of `step`; called by all processes.
+
+        Returns what is wrong with it, None where they were loaded.
+        """
         self.finish()
         path = self.run_dir.checkpoint(step)
         fault = broadcast(self.accelerator, find_fault(path) if self.accelerator.is_main_process else None)
         if fault:
-            raise UserError(
-                f"{path}, which holds the best weights: {fault}; train on from another, or set checkpoint.best=null"
-            )
+            return f"{path}: {fault}"
         load_model(model, path / "model.safetensors")
         if self.ema is not None and (path / _EMA).exists():
             self.ema.load_state_dict(load_file(path / _EMA))
             self.ema.copy_to_model()
+        return None
 
     def _mend_links(self, path: Path, state: TrainState) -> None:
         """A kill between two renames, or a checkpoint set aside, may have left them behind."""
-        if self.accelerator.is_main_process and self._is_own(path):
+        if not self.accelerator.is_main_process or not self._is_own(path):
+            return
+        with contextlib.suppress(OSError):  # a disk that is full or read-only: links are for people
+            for left_over in self.run_dir.checkpoints.glob(".step-*.tmp"):
+                shutil.rmtree(left_over, ignore_errors=True)
             _point(path.with_name("latest"), path)
             if state.best_step is not None and self.run_dir.checkpoint(state.best_step).is_dir():
                 _point(path.with_name("best"), self.run_dir.checkpoint(state.best_step))
@@ -374,6 +394,17 @@ class Checkpointer:
             yield
         finally:
             self.accelerator.scaler = scaler
+
+    @contextlib.contextmanager
+    def _without_optimizer(self, other: bool) -> Iterator[None]:
+        """The state of another optimizer means nothing to this one, which begins without."""
+        optimizers = list(self.accelerator._optimizers)
+        if other:
+            self.accelerator._optimizers.clear()
+        try:
+            yield
+        finally:
+            self.accelerator._optimizers[:] = optimizers
 
     def _load_ema(self, path: Path) -> None:
         assert self.ema is not None
@@ -437,7 +468,7 @@ class Checkpointer:
                 f"resume: {path}: {self.run_dir.root} holds {own[-1].name}, which would be lost; "
                 "choose another run_dir for the new branch, or set resume=auto"
             )
-        return path
+        return path.resolve()  # `latest` is a link that will point elsewhere
 
     def _is_own(self, path: Path) -> bool:
         return path.parent.resolve() == self.run_dir.checkpoints.resolve()
@@ -488,8 +519,12 @@ def find_fault(path: Path) -> str | None:
     try:
         manifest = _open_sealed(path / _MANIFEST)
         files = manifest["files"].items()
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, AttributeError):
         return f"{_MANIFEST} is missing or damaged"
+    names = {name for name, _ in files}
+    unlisted = {file.name for file in path.iterdir() if file.name in _LOADED} - names
+    if unlisted or not names >= _ALWAYS or any(Path(name).name != name for name in names):
+        return f"{_MANIFEST} does not list what a checkpoint consists of"
     for name, expected in files:
         file = path / name
         if not file.is_file():
@@ -538,21 +573,16 @@ def _checksum(path: Path) -> str:
     return f"{value:08x}"
 
 
-def _flush(paths: Sequence[Path]) -> None:
-    """To the disk itself: a rename must not be on disk before what it names."""
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
 def _point(link: Path, target: Path) -> None:
     """Make `link` a relative symbolic link to its neighbour `target`, in one instant."""
     temporary = link.with_name(f".{link.name}.tmp")
     temporary.unlink(missing_ok=True)
-    temporary.symlink_to(target.name)
+    try:
+        temporary.symlink_to(target.name)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        return  # a file system without links: they are for people, nothing here follows them
     os.replace(temporary, link)
 
 

@@ -15,6 +15,7 @@ from trainer_loop.record.run_dir import (
     EXPORT_RECORD,
     RunDir,
     explain_disk_error,
+    flush,
     is_disk_error,
     package_versions,
     read_json,
@@ -74,11 +75,13 @@ def _write(
     tokenizer.save_pretrained(temporary)
     (temporary / "README.md").write_text(_model_card(record, title=title), encoding="utf-8")
     write_json(temporary / EXPORT_RECORD, vars(record))
+    flush([*temporary.iterdir(), temporary])
     retired = target.with_name(".model.old")
     shutil.rmtree(retired, ignore_errors=True)
     if target.exists():
         os.replace(target, retired)
     os.replace(temporary, target)
+    flush([target.parent])
     shutil.rmtree(retired, ignore_errors=True)
 
 

@@ -5,7 +5,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,11 @@ class RunDir:
         return self.root / "status.json"
 
     @property
+    def lock(self) -> Path:
+        """Held by the process that trains here."""
+        return self.root / ".lock"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 
@@ -81,8 +86,12 @@ def read_json(path: Path) -> Any:
 def write_json(path: Path, value: Any) -> None:
     """Write beside and rename, so that a reader never sees half a file."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def is_disk_error(error: Exception) -> bool:
@@ -99,6 +108,16 @@ def explain_disk_error(error: Exception, place: Path) -> str:
     free = shutil.disk_usage(existing).free / 2**20
     cause = error.strerror if isinstance(error, OSError) and error.strerror else "the file system refused"
     return f"{cause} ({free:,.1f} MB free in {place})"
+
+
+def flush(paths: Iterable[Path]) -> None:
+    """To the disk itself: a rename must not be on disk before what it names."""
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def describe_environment(*, device: str, num_processes: int, precision: str) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """The processes of a run and the device each one has: how the Accelerator is built, and sums over processes."""
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
+import re
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +70,7 @@ def make_accelerator(
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
+    _join_after_restart(timedelta(minutes=timeout_minutes))
     accelerator = Accelerator(
         # Without this, two processes on a machine without a GPU would each believe to be alone.
         cpu=not torch.accelerator.is_available(),
@@ -94,6 +97,37 @@ def make_accelerator(
             "those of data parallelism: launch with --multi_gpu, or with a file of launch/accelerate"
         )
     return accelerator
+
+
+def _join_after_restart(timeout: timedelta) -> None:
+    """Where a launcher has started the processes again: meet under names that the dead ones did not use.
+
+    Its store outlives them, and with accelerate's default rendezvous the new ones would read the old ones' addresses.
+    """
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if attempt == 0 or int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return
+    import torch
+    import torch.distributed
+
+    rank, num_processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    kept_by_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    store = torch.distributed.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        num_processes,
+        is_master=rank == 0 and not kept_by_launcher,
+        timeout=timeout,
+    )
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    assert device is not None
+    torch.distributed.init_process_group(
+        torch.distributed.get_default_backend_for_device(device),
+        store=torch.distributed.PrefixStore(f"attempt/{attempt}", store),
+        rank=rank,
+        world_size=num_processes,
+        timeout=timeout,
+    )
 
 
 def sum_on_hosts(accelerator: "Accelerator", values: Sequence[float]) -> list[float]:
@@ -162,9 +196,31 @@ def announce(accelerator: "Accelerator", notice: str) -> None:
         _store().set(notice, "1")
 
 
-def is_announced(accelerator: "Accelerator", notice: str) -> bool:
-    """Whether any process has put this notice up."""
-    return accelerator.num_processes > 1 and bool(_store().check([notice]))
+@contextlib.contextmanager
+def watch_for(accelerator: "Accelerator", notice: str) -> Iterator[Callable[[], bool]]:
+    """Gives a function that tells, at once, whether any process has put this notice up.
+
+    A thread of its own looks, twice a second: the store has no time limit where its machine cannot be reached.
+    """
+    if accelerator.num_processes == 1:
+        yield lambda: False
+        return
+    seen, over = threading.Event(), threading.Event()
+    store = _store()
+
+    def look() -> None:
+        with contextlib.suppress(RuntimeError):  # the store is gone: the next collective tells of it
+            while not (over.wait(0.5) or seen.is_set()):
+                if store.check([notice]):
+                    seen.set()
+
+    thread = threading.Thread(target=look, name=f"notice {notice}", daemon=True)
+    thread.start()
+    try:
+        yield seen.is_set
+    finally:
+        over.set()
+        thread.join(1.0)
 
 
 def _store() -> "torch.distributed.Store":
@@ -184,7 +240,8 @@ def find_lost_processes(error: BaseException) -> ProcessLost | None:
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return None
     told = str(error)
-    if not isinstance(error, torch.distributed.DistError) and not any(sign in told for sign in _SIGNS_OF_LOSS):
+    of_gloo = isinstance(error, RuntimeError) and _GLOO.match(told) is not None
+    if not of_gloo and not isinstance(error, torch.distributed.DistError):
         return None
     answers: list[str] = []
     asking = threading.Thread(target=lambda: answers.append(_find_silent()), daemon=True)
@@ -208,7 +265,7 @@ def _find_silent() -> str:
     return f"process {', '.join(silent)} no longer answers" if silent else "the connection to a process broke"
 
 
-_SIGNS_OF_LOSS = ("gloo", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+_GLOO = re.compile(r"\[[^\]]*gloo/[^\]]*\]|Gloo connectFullMesh")  # how errors of its connections begin
 _SECONDS_TO_ANSWER = 3.0
 _STORE_LOST = "process 0, or its machine, no longer answers"  # it keeps the store, or the launcher beside it does
 

@@ -1,6 +1,7 @@
 """Being asked to stop: by SIGTERM, SIGUSR1, Ctrl-C, or because the time that was given is over."""
 
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -14,6 +15,7 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 # A launcher passes the terminal's Ctrl-C on to processes that got it from the terminal already.
 _SECONDS_OF_ONE_CTRL_C = 1.0
 _LEFT_AT_ONCE = 130
+_PR_SET_PDEATHSIG = 1
 _END = b"\0"  # no signal has this number
 
 
@@ -88,6 +90,8 @@ def catch_signals() -> Iterator[Preemption]:
     before = {number: signal.signal(number, _do_nothing) for number in _SIGNALS}
     wakeup_before = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
     _forget_in_forks()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _stop_when_the_launcher_dies()
     thread = threading.Thread(target=_listen, args=(receiver, preemption), name="signals", daemon=True)
     thread.start()
     try:
@@ -102,6 +106,12 @@ def catch_signals() -> Iterator[Preemption]:
         os.close(receiver)
 
 
+def _stop_when_the_launcher_dies() -> None:
+    """Or its processes would train on, alone, beside those that a second launcher starts. Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def _listen(receiver: int, preemption: Preemption) -> None:
     while _END not in (numbers := os.read(receiver, 64)):
         for number in numbers:
@@ -111,10 +121,12 @@ def _listen(receiver: int, preemption: Preemption) -> None:
 
 def _leave(line: str, code: int) -> None:
     """End the process from outside the main thread, wherever that stands."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        sys.stdout.flush()
-        print(line, file=sys.stderr, flush=True)
-    os._exit(code)
+    try:
+        if int(os.environ.get("RANK", 0)) == 0:
+            sys.stdout.flush()
+            print(line, file=sys.stderr, flush=True)
+    finally:  # also where nobody reads it any more
+        os._exit(code)
 
 
 def _do_nothing(_number: int, _frame: object) -> None:
