@@ -15,6 +15,7 @@ from trainer_loop.config.load import values_of
 from trainer_loop.config.schema import KEYS
 from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.loader import EvaluationLoader, StepLoader, TrainLoader
+from trainer_loop.data.stream import StreamLoader
 from trainer_loop.judge import Parts, judge, metric_entries
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.load import load_metrics
@@ -60,10 +61,11 @@ def build(
         project_dir=str(run_dir.root),
         timeout_minutes=config.train.timeout_minutes,
     )
-    plan = _make_plan(config, parts, accelerator)
-    run_plan = _describe_run(config, parts, plan)
+    train_loader = _make_train_loader(config, parts, accelerator)
+    run_plan = _describe_run(config, parts, train_loader)
     agree(accelerator, run_plan, what="the data or the config")
-    num_steps = config.train.steps or math.ceil((config.train.epochs or 0) * plan.steps_per_epoch)
+    steps_per_epoch = train_loader.steps_per_epoch
+    num_steps = config.train.steps or math.ceil((config.train.epochs or 0) * (steps_per_epoch or 0))
 
     model = _make_model(config, parts, accelerator, console)
     optimizer = make_optimizer(
@@ -89,7 +91,7 @@ def build(
         model=model,
         optimizer=optimizer,
         scheduler=scheduler,
-        train_loader=_make_train_loader(config, parts, accelerator, plan),
+        train_loader=train_loader,
         validation_loader=_make_evaluation_loader(config, parts, accelerator, "validation"),
         test_loader=_make_evaluation_loader(config, parts, accelerator, "test"),
         num_steps=num_steps,
@@ -115,9 +117,9 @@ def build(
         max_grad_norm=config.train.max_grad_norm,
         skip_nonfinite=config.train.on_nonfinite == "skip",
         ema=ema,
-        evaluate_every=_interval(config.evaluate.every, plan.steps_per_epoch),
+        evaluate_every=_interval(config.evaluate.every, steps_per_epoch),
         evaluate_at_start=config.evaluate.at_start,
-        checkpoint_every=_interval(config.checkpoint.every, plan.steps_per_epoch),
+        checkpoint_every=_interval(config.checkpoint.every, steps_per_epoch),
         log_every=config.log.every,
         best=config.checkpoint.best,
         patience=config.train.patience,
@@ -148,13 +150,20 @@ def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
 
 
 def _describe_batches(loader: StepLoader, *, num_steps: int, process_index: int) -> list[str]:
+    budget = "no limit" if loader.max_tokens is None else f"at most {loader.max_tokens:,} padded tokens"
+    if isinstance(loader, StreamLoader):
+        rows = "a stream" if loader.num_rows is None else f"{loader.num_rows:,}"
+        epoch = "" if loader.steps_per_epoch is None else f"{loader.steps_per_epoch:,} steps per epoch, "
+        return [
+            f"rows: {rows}, {loader.batch_size:,} per step; {epoch}{num_steps:,} steps in all",
+            f"microbatches: {budget}",
+        ]
     assert isinstance(loader, TrainLoader)
     plan = loader.plan
     looked_at = range(0, plan.steps_per_epoch, max(1, plan.steps_per_epoch // _STEPS_LOOKED_AT))
     steps = [plan.step(step) for step in looked_at]
     microbatches = [len(step.microbatches[process_index]) for step in steps]
     padding = 1 - sum(step.num_tokens for step in steps) / sum(step.num_padded_tokens for step in steps)
-    budget = "no limit" if plan.max_tokens is None else f"at most {plan.max_tokens:,} padded tokens"
     return [
         f"rows: {len(plan.lengths):,}, {plan.batch_size:,} per step; {plan.steps_per_epoch:,} steps per epoch, "
         f"{num_steps:,} in all",
@@ -164,17 +173,6 @@ def _describe_batches(loader: StepLoader, *, num_steps: int, process_index: int)
 
 
 # ------------------------------------------------------------------------------------------------ parts of the loop
-
-
-def _make_plan(config: Config, parts: Parts, accelerator: Accelerator) -> BatchPlan:
-    return BatchPlan(
-        parts.splits["train"].lengths,
-        batch_size=_batch_size(config, accelerator.num_processes),
-        seed=config.seed,
-        num_processes=accelerator.num_processes,
-        max_tokens=_token_budget(config.batch.max_tokens, parts, accelerator.device, training=True),
-        per_device=config.batch.per_device,
-    )
 
 
 def _make_model(config: Config, parts: Parts, accelerator: Accelerator, console: Console) -> nn.Module:
@@ -194,16 +192,36 @@ def _make_model(config: Config, parts: Parts, accelerator: Accelerator, console:
     return model.to(accelerator.device)
 
 
-def _make_train_loader(config: Config, parts: Parts, accelerator: Accelerator, plan: BatchPlan) -> TrainLoader:
+def _make_train_loader(config: Config, parts: Parts, accelerator: Accelerator) -> TrainLoader | StreamLoader:
+    batches: dict[str, Any] = {
+        "batch_size": _batch_size(config, accelerator.num_processes),
+        "seed": config.seed,
+        "num_processes": accelerator.num_processes,
+        "max_tokens": _token_budget(config.batch.max_tokens, parts, accelerator.device, training=True),
+        "per_device": config.batch.per_device,
+    }
+    process: dict[str, Any] = {
+        "collate": parts.task.collate,
+        "count": parts.task.count,
+        "device": accelerator.device,
+        "process_index": accelerator.process_index,
+    }
+    if parts.stream is not None:
+        return StreamLoader(
+            parts.stream.rows,
+            encode=parts.stream.encode,
+            shuffle_rows=config.data.shuffle_rows,
+            num_rows=parts.stream.num_rows,
+            **batches,
+            **process,
+        )
+    train = parts.splits["train"]
     return TrainLoader(
-        plan,
-        parts.splits["train"].rows,
-        collate=parts.task.collate,
-        count=parts.task.count,
-        device=accelerator.device,
-        process_index=accelerator.process_index,
+        BatchPlan(train.lengths, **batches),
+        train.rows,
         num_workers=config.data.num_workers,
-        place_of=parts.splits["train"].places.place,
+        place_of=train.places.place,
+        **process,
     )
 
 
@@ -247,24 +265,29 @@ def _token_budget(setting: Any, parts: Parts, device: torch.device, *, training:
     return choose_token_budget(device.type, training=training, logits_per_token=vocabulary)
 
 
-def _interval(setting: Any, steps_per_epoch: int) -> int | None:
+def _interval(setting: Any, steps_per_epoch: int | None) -> int | None:
     """Steps between two occasions; None: never."""
     return {"epoch": steps_per_epoch, "never": None}.get(setting, setting)
 
 
-def _describe_run(config: Config, parts: Parts, plan: BatchPlan) -> dict[str, Any]:
+def _describe_run(config: Config, parts: Parts, loader: TrainLoader | StreamLoader) -> dict[str, Any]:
     """What decides the updates, as plain JSON: who goes on from a checkpoint must have the same.
 
     Of data and batches it is what came of the config, not the words that led there: a file may be moved.
     """
-    train = parts.splits["train"]
-    lengths = hashlib.blake2b(plan.lengths.tobytes(), digest_size=8).hexdigest()
+    if isinstance(loader, StreamLoader):
+        assert parts.stream is not None
+        data, tokens, batch_size = f"a stream {parts.stream.fingerprint}", parts.stream.tokens, loader.batch_size
+    else:
+        train = parts.splits["train"]
+        data, batch_size = f"{len(train.rows)} rows {train.fingerprint}", loader.plan.batch_size
+        tokens = hashlib.blake2b(loader.plan.lengths.tobytes(), digest_size=8).hexdigest()
     values = values_of(config)
     return {
-        "data": f"{len(train.rows)} rows {train.fingerprint}",
-        "tokens": lengths,
+        "data": data,
+        "tokens": tokens,
         "data.label_names": parts.label_names,
-        "batch.size": plan.batch_size,
+        "batch.size": batch_size,
     } | {name: values[name] for name, key in KEYS.items() if key.on_resume == "refused"}
 
 

@@ -16,10 +16,12 @@ from trainer_loop.config.fields import Config
 from trainer_loop.data.checks import check_splits
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.report import describe_data
-from trainer_loop.data.source import load_splits
+from trainer_loop.data.shards import ShardedSplit
+from trainer_loop.data.source import load_splits, open_splits
 from trainer_loop.data.split import Split
 from trainer_loop.data.tokenizer import load_tokenizer, train_tokenizer
 from trainer_loop.data.tokens import TokenisedSplit, tokenise_split
+from trainer_loop.data.train_stream import TrainStream, prepare_stream
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.metrics.load import SHIPPED, check_metrics, reported_keys
 from trainer_loop.model import check_model_config, find_model, fit_model_config, load_model_config
@@ -43,7 +45,8 @@ class Parts:
     """What was judged and found good."""
 
     task: TextTask
-    splits: dict[str, TokenisedSplit]
+    splits: dict[str, TokenisedSplit]  # without train where that is streamed
+    stream: TrainStream | None
     label_names: list[str] | None
     tokenizer: Any
     model_config: PretrainedConfig
@@ -60,11 +63,12 @@ def judge(config: Config, *, problems: Sequence[str], console: Console) -> Parts
     task = _attempt(problems, lambda: _make_task(config))
     problems += _check_components(config, task)
     splits: dict[str, Split] = {}
+    streamed: ShardedSplit | None = None  # the training split; among `splits` are its first rows
     label_names: LabelNames | None = None
     # Rows are judged even where something else is wrong, but not by keys that are, nor where no data is named.
     is_named = config.data.name is not None or config.data.train != "train"
     if task is not None and is_named and not any(" data." in problem or " task." in problem for problem in problems):
-        splits, label_names = _read_splits(config, task, problems, console)
+        splits, streamed, label_names = _read_splits(config, task, problems, console)
     if task is not None:
         num_labels = None if label_names is None else len(label_names.names)
         problems += check_metrics(metric_entries(config, task), num_labels=num_labels)
@@ -90,9 +94,9 @@ def judge(config: Config, *, problems: Sequence[str], console: Console) -> Parts
         raise UserError(list(dict.fromkeys(problems)))  # one cause may be found in two places
     assert task is not None and tokenizer is not None and model_config is not None and precision is not None
 
-    tokenised = _tokenise(config, task, tokenizer, splits, label_names, console)
+    tokenised, stream = _tokenise(config, task, tokenizer, splits, streamed, label_names, console)
     names = None if label_names is None else label_names.names
-    return Parts(task, tokenised, names, tokenizer, model_config, precision)
+    return Parts(task, tokenised, stream, names, tokenizer, model_config, precision)
 
 
 def metric_entries(config: Config, task: TextTask) -> list[str | Mapping[str, Any]]:
@@ -215,27 +219,39 @@ def _check_fit(entries: Sequence[str | Mapping[str, Any]], task: TextTask) -> li
 
 def _read_splits(
     config: Config, task: TextTask, problems: list[str], console: Console
-) -> tuple[dict[str, Split], LabelNames | None]:
-    """The raw splits and the label names; what is wrong with either goes to `problems`."""
+) -> tuple[dict[str, Split], ShardedSplit | None, LabelNames | None]:
+    """The raw splits, the one that is streamed, and the label names; what is wrong with them goes to `problems`.
+
+    Of a training split that is streamed the first rows are among the splits.
+    """
     data = config.data
     label = data.label if task.needs_label else None
-    splits, wrong = load_splits(
-        name=data.name,
-        config=data.config,
-        train=data.train,
-        validation=data.validation,
-        test=data.test,
-        validation_fraction=data.validation_fraction,
-        limit=dataclasses.asdict(data.limit),
+    asked: dict[str, Any] = {
+        "name": data.name,
+        "config": data.config,
+        "train": data.train,
+        "validation": data.validation,
+        "test": data.test,
+        "limit": dataclasses.asdict(data.limit),
+        "text": data.text,
+        "text_pair": data.text_pair,
+        "label": label,
+        "seed": config.seed,
+        "show_progress": console.on_terminal,
+    }
+    streamed = None
+    if data.streaming:
+        splits, streamed, wrong = open_splits(**asked)
+    else:
+        splits, wrong = load_splits(**asked, validation_fraction=data.validation_fraction)
+    problems += wrong
+    wrong, warnings, label_names = check_splits(
+        splits,
         text=data.text,
         text_pair=data.text_pair,
         label=label,
-        seed=config.seed,
-        show_progress=console.on_terminal,
-    )
-    problems += wrong
-    wrong, warnings, label_names = check_splits(
-        splits, text=data.text, text_pair=data.text_pair, label=label, label_names=data.label_names
+        label_names=data.label_names,
+        is_streamed=data.streaming,
     )
     if data.validation_fraction is not None:  # both were one file: what is wrong with all of it is told once
         told = set(wrong)
@@ -247,7 +263,7 @@ def _read_splits(
     problems += wrong
     for warning in warnings:
         console.warn(warning)
-    return splits, label_names
+    return splits, streamed, label_names
 
 
 def _get_tokenizer(
@@ -284,33 +300,42 @@ def _tokenise(
     task: TextTask,
     tokenizer: Any,
     splits: Mapping[str, Split],
+    streamed: ShardedSplit | None,
     label_names: LabelNames | None,
     console: Console,
-) -> dict[str, TokenisedSplit]:
-    """The rows as the model sees them, and the report of the data."""
+) -> tuple[dict[str, TokenisedSplit], TrainStream | None]:
+    """The rows as the model sees them, and the report of the data; of a stream it is that of its first rows."""
     data = config.data
     task.bind(tokenizer)
-    tokenised = {
-        name: tokenise_split(
-            split,
-            task=task,
-            tokenizer=tokenizer,
-            text=data.text,
-            text_pair=data.text_pair,
-            label=data.label if task.needs_label else None,
-            label_names=label_names,
-            max_length=data.max_length,
-            cache_dir=data.cache_dir,
-            show_progress=console.on_terminal,
-            say=console.say,
-        )
-        for name, split in splits.items()
+    asked: dict[str, Any] = {
+        "task": task,
+        "tokenizer": tokenizer,
+        "text": data.text,
+        "text_pair": data.text_pair,
+        "label": data.label if task.needs_label else None,
+        "label_names": label_names,
+        "max_length": data.max_length,
+        "cache_dir": data.cache_dir,
+        "show_progress": console.on_terminal,
+        "say": console.say,
     }
+    stream = None
+    if streamed is not None:
+        stream = prepare_stream(
+            streamed,
+            splits["train"],
+            **asked,
+            is_counted=config.train.steps is None,
+            shuffle_rows=data.shuffle_rows,
+            seed=config.seed,
+        )
+        splits = {name: split for name, split in splits.items() if name != "train"}
+    tokenised = {name: tokenise_split(split, **asked) for name, split in splits.items()}
     for line in describe_data(
         tokenised, splits=splits, text=data.text, text_pair=data.text_pair, label_names=label_names
     ):
         console.say(line)
-    return tokenised
+    return tokenised, stream
 
 
 def _texts(split: Split, text: str, text_pair: str | None) -> Iterator[str]:

@@ -16,6 +16,7 @@ def conflicts(config: Config) -> Iterator[Conflict]:
     """Every pair of keys that contradict each other, and every key that another one calls for."""
     yield from _model_conflicts(config)
     yield from _data_conflicts(config)
+    yield from _stream_conflicts(config)
     yield from _batch_conflicts(config)
     yield from _length_conflicts(config)
     yield from _best_conflicts(config)
@@ -68,6 +69,45 @@ def _data_conflicts(config: Config) -> Iterator[Conflict]:
                     f"{name} is {shown(word)}, the name of a split, but data.name is null; "
                     f"set data.name to a hub id, or {name} to a file such as {word}.csv",
                 )
+
+
+def _stream_conflicts(config: Config) -> Iterator[Conflict]:
+    data, train = config.data, config.train
+    if not data.streaming:
+        return
+    if data.validation_fraction is not None:
+        yield (
+            ("data.validation_fraction", "data.streaming"),
+            f"data.validation_fraction is {data.validation_fraction}, but no part of a stream can be cut off; "
+            "set data.validation to files or a split of their own",
+        )
+    if data.limit.train is not None:
+        yield (
+            ("data.limit.train", "data.streaming"),
+            f"data.limit.train is {data.limit.train}, but no sample of a stream can be drawn; set train.steps instead",
+        )
+    if data.num_workers:
+        yield (
+            ("data.num_workers", "data.streaming"),
+            f"data.num_workers is {data.num_workers}, but a stream is read ahead by a thread of its own; "
+            "leave data.num_workers out",
+        )
+    if config.model.tokenizer == "train":
+        yield (
+            ("model.tokenizer", "data.streaming"),
+            "model.tokenizer is 'train', but a stream is not read before training; "
+            "name a tokenizer, such as one trained by a run without data.streaming",
+        )
+    for name, every, is_used in (
+        ("evaluate.every", config.evaluate.every, data.validation is not None),
+        ("checkpoint.every", config.checkpoint.every, True),
+    ):
+        if train.steps is not None and every == "epoch" and is_used:
+            yield (
+                (name, "train.steps", "data.streaming"),
+                f"{name} is 'epoch', but with train.steps nobody counts the rows of a stream; set {name} to a number "
+                "of steps, or set train.epochs in place of train.steps: then they are counted",
+            )
 
 
 def _batch_conflicts(config: Config) -> Iterator[Conflict]:

@@ -94,6 +94,18 @@ class DataConfig:
         below=1,
         on_resume="by content",
     )
+    streaming: bool = key(
+        False,
+        "true: read train row by row, never holding it in memory; validation and test are read as ever",
+        on_resume="refused",
+    )
+    shuffle_rows: int = key(
+        10_000,
+        "a stream is shuffled within so many rows, its files among each other; 1: each file in its own order",
+        unit="rows",
+        at_least=1,
+        on_resume="refused",
+    )
     limit: LimitConfig = section(LimitConfig, "fewer rows, to try things out")
     text: str = key("text", "column of the text", on_resume="refused")
     text_pair: str | None = key(None, "column of the second text of a pair", on_resume="refused")
@@ -235,7 +247,10 @@ class CheckpointConfig:
 @dataclass(frozen=True)
 class LogConfig:
     every: int = key(
-        10, "steps between two training rows in metrics.jsonl and on the console", unit="steps", at_least=1
+        10,
+        "steps between two training rows in metrics.jsonl and on the console; evaluations write one too",
+        unit="steps",
+        at_least=1,
     )
     trackers: list[str] = key([], "trackers that accelerate knows and that are installed: tensorboard, wandb, ...")
 

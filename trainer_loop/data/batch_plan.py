@@ -73,13 +73,7 @@ class BatchPlan:
 
     def halve_budget(self, step: int) -> int | None:
         """Padded tokens that cut the dearest microbatch of update `step` in two; None where each has one row."""
-        costs = [
-            len(microbatch) * int(self.lengths[microbatch[0]])
-            for process in self.step(step).microbatches
-            for microbatch in process
-            if len(microbatch) > 1
-        ]
-        return max(costs) // 2 if costs else None
+        return halve_dearest(self.step(step).microbatches, self.lengths)
 
     def epoch_of(self, step: int) -> int:
         """The epoch that update `step` belongs to, both from 0."""
@@ -154,6 +148,20 @@ def cut_batch(
         costs.append(size * lengths[start])
         start += size
     return _deal(microbatches, costs, num_processes)
+
+
+def halve_dearest(microbatches: list[list[Rows]], lengths: Sequence[int] | np.ndarray) -> int | None:
+    """Padded tokens that cut the dearest microbatch of an update in two; None where each has one row.
+
+    microbatches: `[process][microbatch][row]`. lengths: tokens of each row, found by its number.
+    """
+    costs = [
+        len(microbatch) * int(lengths[microbatch[0]])
+        for process in microbatches
+        for microbatch in process
+        if len(microbatch) > 1
+    ]
+    return max(costs) // 2 if costs else None
 
 
 def cut_evaluation(

@@ -22,12 +22,19 @@ Test = Callable[[pa.ChunkedArray], pa.ChunkedArray]
 
 
 def check_splits(
-    splits: Mapping[str, Split], *, text: str, text_pair: str | None, label: str | None, label_names: object
+    splits: Mapping[str, Split],
+    *,
+    text: str,
+    text_pair: str | None,
+    label: str | None,
+    label_names: object,
+    is_streamed: bool = False,
 ) -> tuple[list[str], list[str], LabelNames | None]:
     """Judge raw splits -> problems, warnings, and the classes (None without a label, or where they cannot be told).
 
     label: None for a task that needs none; its texts may then be empty, for a running text has blank lines.
     label_names: as in the config: None, a list of names, or a map from names to raw values; see `name_labels`.
+    is_streamed: the training rows are the first of a stream, which cannot tell all labels.
     Works on some of the splits too, where the others could not be read.
     """
     problems: list[str] = []
@@ -44,7 +51,9 @@ def check_splits(
     if label is None:
         return problems, warnings, None
     labelled = {name: split for name, split in splits.items() if label in split.rows.column_names}
-    label_problems, label_warnings, names = _check_labels(labelled, label=label, label_names=label_names)
+    label_problems, label_warnings, names = _check_labels(
+        labelled, label=label, label_names=label_names, is_streamed=is_streamed
+    )
     return problems + label_problems, warnings + label_warnings, names
 
 
@@ -86,7 +95,7 @@ def _check_texts(split: Split, column: str, *, may_be_empty: bool) -> list[str]:
 
 
 def _check_labels(
-    splits: Mapping[str, Split], *, label: str, label_names: object
+    splits: Mapping[str, Split], *, label: str, label_names: object, is_streamed: bool
 ) -> tuple[list[str], list[str], LabelNames | None]:
     problems: list[str] = []
     for split in splits.values():
@@ -98,6 +107,10 @@ def _check_labels(
         return problems, [], None
 
     counts = count_labels(train, label)
+    if is_streamed and label_names is None and describe_kind(train.rows, label) in ("integers", "texts"):
+        seen = enumerate_some([shorten(value) for value in sorted(counts)], at_most=10)
+        remedy = f"name all of them; the first {count(len(train.rows), 'row')} have {seen}"
+        return [*problems, f"data.label_names=null: a stream is not searched for its labels: {remedy}"], [], None
     try:
         names = name_labels(
             counts,
@@ -110,7 +123,8 @@ def _check_labels(
     for split in splits.values():
         if not _check_kind(split, label=label, train=train):
             problems += _check_values(split, label=label, names=names, given=label_names)
-    return problems, _warn_of_classes(counts, names), names
+    warnings = _warn_of_stream(train, counts) if is_streamed else _warn_of_classes(counts, names)
+    return problems, warnings + _warn_of_spellings(names), names
 
 
 def _check_kind(split: Split, *, label: str, train: Split | None) -> list[str]:
@@ -166,6 +180,20 @@ def _warn_of_classes(counts: Mapping[RawLabel, int], names: LabelNames) -> list[
         warnings.append(f"data.train has one class only ({present[0]}): a model learns nothing from it")
     elif absent := [name for name in names.names if name not in present]:
         warnings.append(f"data.train has no rows of these classes: {enumerate_some(absent, at_most=10)}")
+    return warnings
+
+
+def _warn_of_stream(head: Split, counts: Mapping[RawLabel, int]) -> list[str]:
+    if len(counts) > 1 or len(head.rows) == 1:
+        return []
+    return [
+        f"data.train: the first {count(len(head.rows), 'row')} are of one class; a stream is shuffled within "
+        "data.shuffle_rows rows only, so where it is sorted by label shuffle its files, or raise data.shuffle_rows"
+    ]
+
+
+def _warn_of_spellings(names: LabelNames) -> list[str]:
+    warnings: list[str] = []
     alike: dict[str, list[str]] = {}
     for name in names.names:
         alike.setdefault(name.strip().casefold(), []).append(name)

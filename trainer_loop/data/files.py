@@ -71,7 +71,7 @@ def read_files(files: Sequence[str], *, split: str, texts: Collection[str], labe
     if problems:
         raise UserError(problems)
     wanted = [*texts, *([label] if label is not None else [])]
-    rows = _join_rows([rows for rows, _ in read], files=files, wanted=wanted)
+    rows = join_rows([rows for rows, _ in read], files=files, wanted=wanted)
     fingerprint = digest(*(f"{Path(file).suffix.lower()} {digest_file(Path(file))}".encode() for file in files))
     return Split(split, rows, Places.join([places for _, places in read]), fingerprint)
 
@@ -162,7 +162,7 @@ def _map_arrow_file(path: str) -> datasets.Dataset:
     return datasets.Dataset(pa.ipc.open_file(pa.memory_map(path)).read_all())
 
 
-def _join_rows(parts: Sequence[datasets.Dataset], *, files: Sequence[str], wanted: Collection[str]) -> datasets.Dataset:
+def join_rows(parts: Sequence[datasets.Dataset], *, files: Sequence[str], wanted: Collection[str]) -> datasets.Dataset:
     """One after the other, with the columns that all have in types that go together. Raises UserError where a wanted
     column is not among them."""
     problems: list[str] = []

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from trainer_loop.data.batch_plan import BatchPlan, Rows, cut_evaluation
+from trainer_loop.errors import UserError
 from trainer_loop.runtime.preempt import leave_signals_to_the_parent
 from trainer_loop.runtime.randomness import seed_everything
 
@@ -32,7 +33,7 @@ class RowSource(Protocol):
 class Microbatch:
     """The rows of one forward and backward pass on this process."""
 
-    rows: Rows  # indices into the split
+    rows: Rows  # indices into the split; of a stream numbers in the epoch
     batch: Batch  # what the task sees, on the device
     num_targets: int  # counted on the host, so that the device is not waited for
     is_filler: bool = False  # stands in for an idle process so that it joins the reduction; its loss counts nothing
@@ -223,7 +224,10 @@ class TrainLoader:
         """The number of the step is the whole position."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        raise AssertionError(f"rows that are found by their index have no position to restore: {state}")
+        raise UserError(
+            "data.streaming: the checkpoint is of a run that streamed its rows, and these would begin anew; set "
+            "data.streaming=true, or choose another run_dir"
+        )
 
     def _move(self, microbatches: Sequence[Microbatch]) -> None:
         for microbatch in microbatches:

@@ -8,12 +8,16 @@ import datasets
 import pyarrow as pa
 
 from trainer_loop.config.component import locate
+from trainer_loop.data.file_shards import open_files
 from trainer_loop.data.files import EXTENSIONS, find_files, is_file_spec, read_files
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.hub import load_hub_splits
+from trainer_loop.data.hub_stream import stream_hub_splits
 from trainer_loop.data.prepare import cut_validation, limit_rows
 from trainer_loop.data.progress import progress_bars
+from trainer_loop.data.shards import ShardedSplit
 from trainer_loop.data.split import Places, Split
+from trainer_loop.data.stream_head import read_head
 from trainer_loop.data.text_files import make_table
 from trainer_loop.errors import UserError
 
@@ -47,7 +51,6 @@ def load_splits(
     label: the label's column, None where the task needs none.
     """
     specs = {"train": train, "validation": validation, "test": test}
-    splits: dict[str, Split] = {}
     problems: list[str] = []
     if train is None:
         problems.append("data.train=null: a split, a file or a dotted path is needed")
@@ -57,18 +60,9 @@ def load_splits(
         problems.append(f"data.validation_fraction={validation_fraction}: it must lie between 0 and 1; null for none")
 
     texts = [text] if text_pair is None else [text, text_pair]
-    hub_specs: dict[str, str] = {}
     with progress_bars(shown=show_progress):
-        for split, spec in specs.items():
-            if spec is None:
-                continue
-            try:
-                if name is not None and isinstance(spec, str) and not is_file_spec(spec, hub=True):
-                    hub_specs[split] = spec
-                else:
-                    splits[split] = _read_local(spec, split=split, texts=texts, label=label, seed=seed)
-            except UserError as error:
-                problems += error.problems
+        splits, hub_specs, unread = _read_local_splits(specs, name=name, texts=texts, label=label, seed=seed)
+        problems += unread
         if hub_specs and name is not None:
             found, hub_problems = load_hub_splits(name, config=config, specs=hub_specs)
             splits.update(found)
@@ -81,18 +75,111 @@ def load_splits(
             splits["train"], splits["validation"] = cut_validation(
                 splits["train"], fraction=validation_fraction, label=label, seed=seed
             )
-    for split, most in limit.items():
-        if most is not None and split in splits:
-            splits[split] = limit_rows(splits[split], limit=most, seed=seed)
-    return {split: splits[split] for split in _SPLITS if split in splits}, problems
+    return _limit_splits(splits, limit, seed=seed), problems
+
+
+def open_splits(
+    *,
+    name: str | None,
+    config: str | None,
+    train: Any,
+    validation: Any,
+    test: Any,
+    limit: Mapping[str, int | None],
+    text: str,
+    text_pair: str | None,
+    label: str | None,
+    seed: int,
+    show_progress: bool = False,
+) -> tuple[dict[str, Split], ShardedSplit | None, list[str]]:
+    """Like `load_splits`, but the training split is a hub split or files that are going to be streamed.
+
+    -> the splits, with no more than the first rows of train; train as it is to be streamed; and all that is wrong.
+    """
+    texts = [text] if text_pair is None else [text, text_pair]
+    columns = [*texts, *([label] if label is not None else [])]
+    opened: ShardedSplit | None = None
+    found: dict[str, Split] = {}
+    wrong: list[str] = []
+    with progress_bars(shown=show_progress):
+        specs = {"validation": validation, "test": test}
+        splits, hub_specs, problems = _read_local_splits(specs, name=name, texts=texts, label=label, seed=seed)
+        if name is not None and _is_hub_spec(train):
+            opened, found, wrong = stream_hub_splits(name, config=config, train=train, specs=hub_specs, columns=columns)
+        else:
+            try:
+                opened = open_files(_find_stream_files(train), columns=columns)
+            except UserError as error:
+                problems += error.problems
+            if name is not None and hub_specs:
+                found, wrong = load_hub_splits(name, config=config, specs=hub_specs)
+    splits = _limit_splits(splits | found, limit, seed=seed)
+    problems += wrong
+    if opened is not None:
+        try:
+            splits = {"train": read_head(opened, texts=texts, label=label)} | splits
+        except UserError as error:
+            problems += error.problems
+    return splits, opened, problems
+
+
+def _is_hub_spec(spec: Any) -> bool:
+    """Whether a spec beside a hub data set's name means one of its splits."""
+    return isinstance(spec, str) and not is_file_spec(spec, hub=True)
+
+
+def _read_local_splits(
+    specs: Mapping[str, Any], *, name: str | None, texts: Collection[str], label: str | None, seed: int
+) -> tuple[dict[str, Split], dict[str, str], list[str]]:
+    """-> the splits that do not come from the hub data set `name`, the specs of those that do, and what is wrong."""
+    splits: dict[str, Split] = {}
+    hub_specs: dict[str, str] = {}
+    problems: list[str] = []
+    for split, spec in specs.items():
+        if spec is None:
+            continue
+        try:
+            if name is not None and _is_hub_spec(spec):
+                hub_specs[split] = spec
+            else:
+                splits[split] = _read_local(spec, split=split, texts=texts, label=label, seed=seed)
+        except UserError as error:
+            problems += error.problems
+    return splits, hub_specs, problems
+
+
+def _limit_splits(splits: Mapping[str, Split], limit: Mapping[str, int | None], *, seed: int) -> dict[str, Split]:
+    """Samples of those that have a limit, in the order of `_SPLITS`."""
+    limited = {}
+    for split in _SPLITS:
+        if split in splits:
+            most = limit.get(split)
+            limited[split] = splits[split] if most is None else limit_rows(splits[split], limit=most, seed=seed)
+    return limited
+
+
+def _find_stream_files(spec: Any) -> list[str]:
+    specs = _check_spec(spec, key="data.train")
+    if isinstance(spec, str) and not is_file_spec(spec, hub=False):
+        raise UserError(
+            f"data.train={spec}: only files and hub splits are streamed, and this is neither; "
+            "write the rows to a file, or set data.streaming=false"
+        )
+    return find_files(specs, key="data.train")
+
+
+def _check_spec(spec: Any, *, key: str) -> list[str]:
+    """The files, globs or names that a spec consists of."""
+    specs = [spec] if isinstance(spec, str) else list(spec) if isinstance(spec, Iterable) else [spec]
+    if not specs or not all(isinstance(one, str) and one for one in specs):
+        raise UserError(f"{key}={spec!r}: it must be a text, or a list of files and globs that is not empty")
+    return specs
 
 
 def _read_local(spec: Any, *, split: str, texts: Collection[str], label: str | None, seed: int) -> Split:
     """The rows of files or of a dotted path. Raises UserError."""
     key = f"data.{split}"
-    specs = [spec] if isinstance(spec, str) else list(spec) if isinstance(spec, Iterable) else [spec]
-    if not specs or not all(isinstance(one, str) and one for one in specs):
-        raise UserError(f"{key}={spec!r}: it must be a text, or a list of files and globs that is not empty")
+    specs = _check_spec(spec, key=key)
     if not isinstance(spec, str) or is_file_spec(spec, hub=False):
         return read_files(find_files(specs, key=key), split=split, texts=texts, label=label)
     if "." not in spec:

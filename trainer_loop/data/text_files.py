@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import re
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
@@ -34,7 +35,7 @@ def read_delimited(path: str, *, delimiter: str, texts: Collection[str], label: 
     or numbers where all of them are. Raises UserError with every row whose number of fields is not the header's, or
     the first broken quote.
     """
-    with _open_text(path, newline="") as lines, _long_fields():
+    with _open_text(path, newline="") as lines, long_fields():
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         header: list[str] = []
         columns: list[list[str | None]] = []
@@ -43,7 +44,7 @@ def read_delimited(path: str, *, delimiter: str, texts: Collection[str], label: 
         first_line = 1  # of the record being read: one record may have many lines
         try:
             header = next(reader, [])
-            _check_header(path, header, delimiter=delimiter, texts=texts)
+            check_header(path, header, delimiter=delimiter, texts=texts)
             columns = [[] for _ in header]
             first_line = reader.line_num + 1
             for record in reader:
@@ -55,22 +56,19 @@ def read_delimited(path: str, *, delimiter: str, texts: Collection[str], label: 
                     else:
                         num_uneven += 1
                         if num_uneven <= _SHOWN:
-                            uneven.append(f"{path} row {num_rows} (line {first_line}) has {len(record)} fields")
+                            place = f"{path} row {num_rows} (line {first_line})"
+                            uneven.append(explain_fields(place, len(record), header, delimiter=delimiter))
                 first_line = reader.line_num + 1
         except csv.Error as error:
-            raise UserError(
-                f"{path} row {num_rows + 1}, which begins on line {first_line}: the quoting breaks by line "
-                f'{reader.line_num} ({error}); close the quoted text, and write a quote inside it twice ("")'
-            ) from error
+            place = f"{path} row {num_rows + 1}, which begins on line {first_line}"
+            raise UserError(explain_quoting(place, reader.line_num, error)) from error
     if num_uneven:
-        expected = f"; the header has {len(header)} ({enumerate_some(header)})"
-        remedy = f": quote texts that contain {_DELIMITER_NAMES[delimiter]} or line breaks"
         more = [f"{path}: {num_uneven - _SHOWN:,} more rows like these"] if num_uneven > _SHOWN else []
-        raise UserError([problem + expected + remedy for problem in uneven] + more)
+        raise UserError(uneven + more)
     if not num_rows:
         raise UserError(f"{path} has a header and no rows")
     arrays = {
-        name or f"column_{position}": _infer_label(values) if name == label else pa.array(values, pa.string())
+        name or f"column_{position}": infer_label(values) if name == label else pa.array(values, pa.string())
         for position, (name, values) in enumerate(zip(header, columns, strict=True), start=1)
     }
     return datasets.Dataset(pa.table(arrays)), Places.of(f"{path} row", num_rows)
@@ -109,12 +107,12 @@ def read_json_lines(path: str, *, wanted: Collection[str]) -> Rows:
             except json.JSONDecodeError as error:
                 num_broken += 1
                 if num_broken <= _SHOWN:
-                    broken.append(f"{path} line {number}, column {error.colno}: this is no JSON ({error.msg})")
+                    broken.append(explain_json(f"{path} line {number}", error))
     if num_broken:
         if _is_one_object(path):
             raise UserError(f"{path} is one JSON object; it must be a list of objects, or one object per line")
         more = [f"{path}: {num_broken - _SHOWN:,} more lines like these"] if num_broken > _SHOWN else []
-        raise UserError([f"{problem}; every line must be one JSON object" for problem in broken] + more)
+        raise UserError(broken + more)
     if not rows:
         raise UserError(f"{path} is empty")
     places = Places.of(f"{path} line", np.array(numbers, dtype=np.int64))
@@ -168,11 +166,40 @@ def make_table(rows: Sequence[Any], *, wanted: Collection[str], place: Callable[
     return pa.table(arrays)
 
 
+def explain_fields(place: str, num_fields: int, header: Sequence[str], *, delimiter: str) -> str:
+    """A record that has not as many fields as the header."""
+    return (
+        f"{place} has {num_fields} fields; the header has {len(header)} ({enumerate_some(header)}): "
+        f"quote texts that contain {_DELIMITER_NAMES[delimiter]} or line breaks"
+    )
+
+
+def explain_quoting(place: str, line: int, error: csv.Error) -> str:
+    """A quoted field that does not end where it should."""
+    return (
+        f"{place}: the quoting breaks by line {line} ({error}); "
+        'close the quoted text, and write a quote inside it twice ("")'
+    )
+
+
+def explain_json(place: str, error: json.JSONDecodeError) -> str:
+    """A line that is no JSON."""
+    return f"{place}, column {error.colno}: this is no JSON ({error.msg}); every line must be one JSON object"
+
+
+def explain_byte(path: str, line: int, *, offset: int, byte: int, more: str = "") -> str:
+    """A byte that is not UTF-8. offset: of the byte in the file."""
+    return (
+        f"{path} line {line}: byte 0x{byte:02x} at offset {offset} of the file is not UTF-8{more}; "
+        "save the file as UTF-8, for example with `iconv -f windows-1252 -t utf-8`"
+    )
+
+
 def _explain_mixture(name: str, column: Sequence[Any], *, place: Callable[[int], str], error: Exception) -> str:
     """Why Arrow has no one type for these values."""
     first_of_kind: dict[str, int] = {}
     for row, value in enumerate(column):
-        if isinstance(value, str) and not _is_encodable(value):
+        if isinstance(value, str) and not is_encodable(value):
             return f"{place(row)}, column {name!r}: the text holds half of a surrogate pair, which is no character"
         if value is not None:
             first_of_kind.setdefault(type(value).__name__, row)
@@ -182,7 +209,7 @@ def _explain_mixture(name: str, column: Sequence[Any], *, place: Callable[[int],
     return f"column {name!r} ({place(next(iter(first_of_kind.values())))} and on) cannot be read: {error}"
 
 
-def _is_encodable(text: str) -> bool:
+def is_encodable(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -190,7 +217,7 @@ def _is_encodable(text: str) -> bool:
     return True
 
 
-def _check_header(path: str, header: Sequence[str], *, delimiter: str, texts: Collection[str]) -> None:
+def check_header(path: str, header: Sequence[str], *, delimiter: str, texts: Collection[str]) -> None:
     if not header:
         raise UserError(f"{path} is empty, or its first line is; it must begin with the names of its columns")
     repeated = sorted({name for name in header if name and header.count(name) > 1})
@@ -206,7 +233,7 @@ def _check_header(path: str, header: Sequence[str], *, delimiter: str, texts: Co
                 )
 
 
-def _infer_label(values: Sequence[str | None]) -> pa.Array:
+def infer_label(values: Sequence[str | None]) -> pa.Array:
     """Integers, true/false or numbers where all values are, else the texts as they are."""
     distinct = {value for value in values if value is not None}
     converted: dict[str, Any]
@@ -219,6 +246,13 @@ def _infer_label(values: Sequence[str | None]) -> pa.Array:
     else:
         return pa.array(values, pa.string())
     return pa.array([None if value is None else converted[value] for value in values])
+
+
+def read_field(field: str, kind: type) -> int | bool | str:
+    """A field as a value of this kind, as `infer_label` reads a column of them; the text itself where it is none."""
+    if kind is bool:
+        return _BOOLEANS.get(field.lower(), field)
+    return int(field) if kind is int and _INTEGER.fullmatch(field) else field
 
 
 def _is_one_object(path: str) -> bool:
@@ -253,17 +287,26 @@ def _find_invalid_utf8(path: str) -> str:
             offset += len(line)
     number, offset, byte = bad[0]
     more = f" (and {len(bad) - 1:,} more lines are not)" if len(bad) > 1 else ""
-    return (
-        f"{path} line {number}: byte 0x{byte:02x} at offset {offset} of the file is not UTF-8{more}; "
-        "save the file as UTF-8, for example with `iconv -f windows-1252 -t utf-8`"
-    )
+    return explain_byte(path, number, offset=offset, byte=byte, more=more)
 
 
 @contextlib.contextmanager
-def _long_fields() -> Iterator[None]:
-    """The limit is global to the csv module, so it is put back."""
-    before = csv.field_size_limit(_LONGEST_FIELD)
+def long_fields() -> Iterator[None]:
+    """Inside, no field is too long. The limit is global to the csv module: the last of all readers puts it back."""
+    global _num_readers, _limit_before
+    with _limit_lock:
+        if _num_readers == 0:
+            _limit_before = csv.field_size_limit(_LONGEST_FIELD)
+        _num_readers += 1
     try:
         yield
     finally:
-        csv.field_size_limit(before)
+        with _limit_lock:
+            _num_readers -= 1
+            if _num_readers == 0:
+                csv.field_size_limit(_limit_before)
+
+
+_limit_lock = threading.Lock()
+_num_readers = 0
+_limit_before = 0

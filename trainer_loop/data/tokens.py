@@ -5,6 +5,7 @@ import inspect
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.progress import progress_bars
 from trainer_loop.data.row_cache import load_or_make
+from trainer_loop.data.row_stream import Row
 from trainer_loop.data.split import Places, Split
 from trainer_loop.data.wording import count
 from trainer_loop.errors import UserError, in_one_line
@@ -121,6 +123,41 @@ def tokenise_split(
     except (OSError, NotImplementedError) as error:  # the latter where a file system knows no locks
         raise UserError(f"data.cache_dir={folder.parent} cannot be used: {in_one_line(error)}; name another") from error
     return _unpack(split, rows)
+
+
+class RowEncoder:
+    """Raw rows of a stream -> rows as the model sees them, by `task.encode`.
+
+    texts_per_call: how many texts a task that `joins` them is given at a time, as where a split is in memory.
+    """
+
+    texts_per_call = _TEXTS_PER_CALL
+
+    def __init__(self, task: Encoder, *, max_length: int):
+        self._task = task
+        self._max_length = max_length
+        self._lock = threading.Lock()  # a tokenizer cannot be borrowed by two threads
+
+    def __call__(self, rows: Sequence[Row]) -> list[Row]:
+        with self._lock, _rust_threads():
+            columns = _encode(self._task, *_texts_of(rows), range(len(rows)), max_length=self._max_length)
+        sources = columns["source"]
+        if "label" in rows[0].values:
+            columns["label"] = [rows[source].values["label"] for source in sources]
+        given = {name: column for name, column in columns.items() if name not in _BOOKKEEPING}
+        return [
+            Row({name: column[number] for name, column in given.items()}, rows[source].place)
+            for number, source in enumerate(sources)
+        ]
+
+    def joins(self, row: Row) -> bool:
+        """Whether what the task makes of a text depends on the texts around it."""
+        return "source" in self._task.encode(*_texts_of([row]), max_length=self._max_length)
+
+
+def _texts_of(rows: Sequence[Row]) -> tuple[list[str], list[str] | None]:
+    pairs = [row.values["pair"] for row in rows] if "pair" in rows[0].values else None
+    return [row.values["text"] for row in rows], pairs
 
 
 def _encode(

@@ -66,6 +66,36 @@ def problems(*overrides):
             "or checkpoint.best to null",
         ),
         (["checkpoint.best=-", "data.validation=b.csv"], "checkpoint.best is '-'", "-loss"),
+        (
+            ["data.streaming=true", "data.validation_fraction=0.1"],
+            "data.validation_fraction is 0.1, but no part of a stream can be cut off",
+            "set data.validation to files or a split",
+        ),
+        (
+            ["data.streaming=true", "data.limit.train=10"],
+            "data.limit.train is 10, but no sample of a stream can be drawn",
+            "set train.steps",
+        ),
+        (
+            ["data.streaming=true", "data.num_workers=2"],
+            "data.num_workers is 2, but a stream is read ahead by a thread of its own",
+            "leave data.num_workers out",
+        ),
+        (
+            ["data.streaming=true", "model.tokenizer=train", "model.from_scratch=true"],
+            "model.tokenizer is 'train', but a stream is not read before training",
+            "name a tokenizer",
+        ),
+        (
+            ["data.streaming=true", "train.steps=5"],
+            "checkpoint.every is 'epoch', but with train.steps nobody counts the rows of a stream",
+            "set checkpoint.every to a number of steps, or set train.epochs",
+        ),
+        (
+            ["data.streaming=true", "train.steps=5", "checkpoint.every=5", "data.validation=b.csv"],
+            "evaluate.every is 'epoch', but with train.steps nobody counts the rows of a stream",
+            "set evaluate.every to a number of steps, or set train.epochs",
+        ),
     ],
 )
 def test_a_contradiction_names_the_keys_their_values_and_the_remedy(overrides, values, remedy):
@@ -93,6 +123,9 @@ def test_a_contradiction_names_the_keys_their_values_and_the_remedy(overrides, v
         ["scheduler.warmup=100"],
         ["checkpoint.best=-loss", "data.validation_fraction=0.1", "evaluate.every=10"],
         ["evaluate.every=never", "checkpoint.every=never"],
+        ["data.streaming=true", "data.validation=b.csv"],
+        ["data.streaming=true", "train.steps=5", "checkpoint.every=never"],
+        ["data.streaming=true", "train.steps=5", "checkpoint.every=5", "evaluate.every=2", "data.validation=b.csv"],
     ],
 )
 def test_what_belongs_together_is_accepted(overrides):

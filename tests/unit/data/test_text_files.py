@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainer_loop.data.text_files import read_delimited, read_json, read_json_lines, read_text_lines
+from trainer_loop.data.text_files import long_fields, read_delimited, read_json, read_json_lines, read_text_lines
 from trainer_loop.errors import UserError
 
 
@@ -97,6 +97,16 @@ def test_a_field_may_be_longer_than_the_limit_of_the_csv_module(tmp_path: Path):
     write_csv(tmp_path / "some.csv", [["text", "label"], ["x" * (before + 1), "1"]])
     read, _ = read_csv(tmp_path / "some.csv")
     assert len(read[0]["text"]) == before + 1
+    assert csv.field_size_limit() == before
+
+
+def test_of_several_readers_the_last_one_puts_the_limit_of_the_csv_module_back():
+    before = csv.field_size_limit()
+    one, other = long_fields(), long_fields()
+    with one:
+        other.__enter__()
+    assert csv.field_size_limit() > before
+    other.__exit__(None, None, None)
     assert csv.field_size_limit() == before
 
 

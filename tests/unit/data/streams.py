@@ -1,0 +1,70 @@
+"""Shards in memory and a loader over them: what the tests of streams share."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from trainer_loop.data.labels import LabelNames
+from trainer_loop.data.row_stream import Row, RowStream
+from trainer_loop.data.shards import Mark, Shard, Values
+from trainer_loop.data.stream import StreamLoader
+
+CPU = torch.device("cpu")
+LABELS = LabelNames(["even", "odd"], {0: 0, 1: 1})
+
+
+class ListReader:
+    def __init__(self, rows: Sequence[Values], mark: Mark | None):
+        self.rows = rows
+        self.row = 0 if mark is None else mark["row"]
+
+    def __iter__(self) -> Iterator[tuple[Values, int]]:
+        while self.row < len(self.rows):
+            self.row += 1
+            yield self.rows[self.row - 1], self.row
+
+    def mark(self) -> Mark:
+        return {"row": self.row}
+
+
+def make_shards(sizes: Sequence[int]) -> list[Shard]:
+    """Shards of so many rows; the text of a row says its place, and has as many words as its number allows."""
+
+    def make(shard: int, size: int) -> Shard:
+        rows = [{"text": f"{shard}.{row} " + "w " * (row % 5), "label": row % 2} for row in range(1, size + 1)]
+        return Shard(f"shard{shard}", "row", lambda mark: ListReader(rows, mark))
+
+    return [make(shard, size) for shard, size in enumerate(sizes)]
+
+
+def make_stream(sizes: Sequence[int], *, seed: int = 7) -> RowStream:
+    return RowStream(make_shards(sizes), seed=seed, text="text", text_pair=None, label="label", label_names=LABELS)
+
+
+def encode(rows: Sequence[Row]) -> list[Row]:
+    """A token per word."""
+    return [
+        Row({"input_ids": list(range(1, 1 + len(row.values["text"].split()))), "label": row.values["label"]}, row.place)
+        for row in rows
+    ]
+
+
+def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    width = max(len(row["input_ids"]) for row in rows)
+    padded = [row["input_ids"] + [0] * (width - len(row["input_ids"])) for row in rows]
+    return {"input_ids": torch.tensor(padded), "labels": torch.tensor([row["label"] for row in rows])}
+
+
+def make_loader(sizes: Sequence[int], *, batch_size: int = 4, shuffle_rows: int = 6, **options: Any) -> StreamLoader:
+    return StreamLoader(
+        options.pop("stream", None) or make_stream(sizes, seed=options.get("seed", 7)),
+        encode=options.pop("encode", encode),
+        collate=options.pop("collate", collate),
+        count=lambda batch: len(batch["labels"]),
+        batch_size=batch_size,
+        shuffle_rows=shuffle_rows,
+        seed=options.pop("seed", 7),
+        device=CPU,
+        **options,
+    )

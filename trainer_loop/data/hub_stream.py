@@ -1,0 +1,110 @@
+"""Data sets of the Hugging Face hub that are streamed: nothing is downloaded but the rows that are read."""
+
+from collections.abc import Collection, Iterator, Mapping
+from functools import partial
+
+import datasets
+import pyarrow as pa
+
+from trainer_loop.data.fingerprint import digest
+from trainer_loop.data.hub import SLICE, explain_missing, reach_hub
+from trainer_loop.data.shards import Mark, Shard, ShardedSplit, Values
+from trainer_loop.data.split import Places, Split
+from trainer_loop.errors import UserError, in_one_line
+
+_ROWS_AT_ONCE = 1000
+
+
+def stream_hub_splits(
+    name: str, *, config: str | None, train: str, specs: Mapping[str, str], columns: Collection[str]
+) -> tuple[ShardedSplit | None, dict[str, Split], list[str]]:
+    """Splits of a hub data set -> the one to train on, the others read into memory, and what is wrong.
+
+    train: its name there. specs: our names of the others -> their names there; they are streamed once, because
+    datasets would download all splits to give one of them. columns: those that train is read for.
+    """
+    split: ShardedSplit | None = None
+    others: dict[str, Split] = {}
+    problems: list[str] = []
+    try:
+        with reach_hub(name, config):
+            builder = datasets.load_dataset_builder(name, config)
+            present: Mapping[str, datasets.IterableDataset] = builder.as_streaming_dataset()
+            for ours, theirs in ({"train": train} | dict(specs)).items():
+                if SLICE.search(theirs):
+                    problems.append(f"data.{ours}={theirs}: with data.streaming it is a whole split; see data.limit")
+                elif theirs not in present:
+                    problems.append(explain_missing(name, ours, theirs, present))
+                elif ours == "train":
+                    split = _open(f"{name}[{theirs}]", builder, present[theirs], theirs, columns)
+                else:
+                    others[ours] = _read(f"{name}[{theirs}]", builder, present[theirs], ours)
+    except UserError as error:
+        problems += error.problems
+    return split, others, problems
+
+
+def _open(
+    title: str, builder: datasets.DatasetBuilder, rows: datasets.IterableDataset, split: str, columns: Collection[str]
+) -> ShardedSplit:
+    total = rows.num_shards
+    shards = [
+        Shard(
+            title,
+            f"shard {index + 1} of {total}, row" if total > 1 else "row",
+            partial(_HubReader, rows.shard(num_shards=total, index=index), title, columns),
+            features=rows.features,
+        )
+        for index in range(total)
+    ]
+    described = (builder.info.splits or {}).get(split)
+    num_rows = described.num_examples if described is not None else None
+    shown = title if total == 1 else f"{title}, {total:,} shards"
+    return ShardedSplit(shards, shown, _digest(builder, title), num_rows or None, is_local=False)
+
+
+def _read(title: str, builder: datasets.DatasetBuilder, rows: datasets.IterableDataset, ours: str) -> Split:
+    tables = list(rows.with_format("arrow").iter(batch_size=_ROWS_AT_ONCE))
+    if not tables:
+        raise UserError(f"data.{ours}: {title} has no rows")
+    table = pa.concat_tables(tables, promote_options="permissive")
+    info = datasets.DatasetInfo(features=rows.features)
+    read = datasets.Dataset(table, info=info) if rows.features is not None else datasets.Dataset(table)
+    return Split(ours, read, Places.of(f"{title} row", len(read)), _digest(builder, title))
+
+
+def _digest(builder: datasets.DatasetBuilder, title: str) -> str:
+    """Of the revision of the data set, its configuration and the split."""
+    return digest(str(builder.hash).encode(), str(builder.config.name).encode(), title.encode())
+
+
+class _HubReader:
+    """The rows of one shard. Where they come from is the data set's own business, and its state is only asked for
+    between batches: at every row it would cost more than the row."""
+
+    def __init__(self, rows: datasets.IterableDataset, title: str, columns: Collection[str], mark: Mark | None):
+        self._rows = rows.with_format("arrow")
+        self._title = title
+        self._columns = columns
+        start: Mark = {"row": 0, "batch": None, "used": 0} if mark is None else mark
+        self._row, self._batch, self._used = start["row"], start["batch"], start["used"]
+
+    def __iter__(self) -> Iterator[tuple[Values, int]]:
+        if self._batch is not None:
+            self._rows.load_state_dict(self._batch)
+        try:
+            for table in self._rows.iter(batch_size=_ROWS_AT_ONCE):
+                wanted = [name for name in table.column_names if name in self._columns]
+                for values in table.select(wanted).slice(self._used).to_pylist():
+                    self._row += 1
+                    self._used += 1
+                    yield values, self._row
+                self._batch, self._used = self._rows.state_dict(), 0
+        except Exception as error:  # whatever the library behind the data set raises
+            raise UserError(
+                f"{self._title} cannot be read after row {self._row:,}: {in_one_line(error)}; "
+                "started again, the same command goes on from its last checkpoint"
+            ) from error
+
+    def mark(self) -> Mark:
+        return {"row": self._row, "batch": self._batch, "used": self._used}

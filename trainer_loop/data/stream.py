@@ -1,0 +1,314 @@
+"""Batches of a data set that is read row by row and never held in memory.
+
+An epoch is read in consecutive blocks of `shuffle_rows` rows. The rows of a block are permuted by a hash of (seed,
+epoch, first row of the block), and consecutive runs of `batch_size` rows of what comes of it are the batches. So a
+position is an epoch, a block and a number of rows, and a run that goes on reads no more than that block again.
+Every process reads all rows and tokenises its own: row i of a batch is that of process i modulo their number.
+"""
+
+import contextlib
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+import torch
+
+from trainer_loop.data.batch_plan import Rows, cut_batch, halve_dearest
+from trainer_loop.data.loader import Collate, Count, Microbatch, StepBatch, move_batch
+from trainer_loop.data.row_stream import Row, Stream, permute
+from trainer_loop.data.shards import Mark
+from trainer_loop.errors import UserError
+from trainer_loop.runtime.randomness import seed_everything
+
+_STEPS_AHEAD = 4  # read and tokenised while the loop trains
+_STEPS_REMEMBERED = 10_000  # whose rows can still be named
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where an update begins.
+
+    first: number in its epoch of the first row of the block. used: rows of the block, as shuffled, that were had
+    before. start: where the block begins in the stream; None where the epoch does.
+    """
+
+    epoch: int = 0
+    first: int = 0
+    used: int = 0
+    start: Mark | None = None
+
+
+@dataclass(frozen=True)
+class StreamBatch:
+    """The rows of one update over all processes, and their numbers in the epoch, before the shuffle."""
+
+    begin: Position
+    end: Position  # where the next one begins
+    rows: list[Row]
+    numbers: Rows
+
+
+def read_batches(
+    stream: Stream, position: Position, *, batch_size: int, shuffle_rows: int, seed: int, num_rows: int | None = None
+) -> Iterator[StreamBatch]:
+    """The batches from a position on, without end. The last one of an epoch holds what rows are left.
+
+    num_rows: of one epoch, where they were counted; raises UserError where other ones come.
+    """
+    rows: list[Row] = []
+    numbers: Rows = []
+    begin = position
+    for row, number, place in _shuffle(stream, position, shuffle_rows=shuffle_rows, seed=seed, num_rows=num_rows):
+        if rows and (row is None or len(rows) == batch_size):
+            yield StreamBatch(begin, place, rows, numbers)
+            rows, numbers = [], []
+        if row is not None:
+            begin = begin if rows else place
+            rows.append(row)
+            numbers.append(number)
+
+
+def _shuffle(
+    stream: Stream, position: Position, *, shuffle_rows: int, seed: int, num_rows: int | None
+) -> Iterator[tuple[Row | None, int, Position]]:
+    """Every row, its number in the epoch and its position; None where an epoch is over, with where the next begins."""
+    while True:
+        reader = stream.read(position.epoch, position.start)
+        rows = iter(reader)
+        first, used = position.first, position.used
+        is_over = False
+        while not is_over:
+            start = reader.mark()
+            block = list(islice(rows, shuffle_rows))
+            is_over = len(block) < shuffle_rows
+            order = permute(len(block), seed, "stream", position.epoch, first).tolist()
+            for index in range(used, len(block)):
+                yield block[order[index]], first + order[index], Position(position.epoch, first, index, start)
+            first, used = first + len(block), 0
+        _check_count(first, num_rows, epoch=position.epoch)
+        position = Position(position.epoch + 1)
+        yield None, first, position
+
+
+def _check_count(found: int, num_rows: int | None, *, epoch: int) -> None:
+    if not found:
+        raise UserError("data.train has no rows")
+    if num_rows is not None and found != num_rows:
+        raise UserError(
+            f"data.train: epoch {epoch + 1} has {found:,} rows, and {num_rows:,} were counted before training, or told "
+            "by the description of the data set; files must not change while a run reads them, and train.steps needs "
+            "no count"
+        )
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """An update of this process, up to what a changed budget would change.
+
+    mine: the encoded rows of this process; one row of the batch where it has none. numbers: theirs.
+    """
+
+    batch: StreamBatch
+    mine: list[Row]
+    numbers: Rows
+    is_idle: bool
+
+
+class StreamLoader:
+    """The updates of this process, made from a stream; see `StepLoader`.
+
+    encode: raw rows of the stream -> as many rows as the model sees them. num_rows: of one epoch; None: not counted.
+    max_tokens, per_device: of one microbatch at most; None: no limit.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        encode: Callable[[Sequence[Row]], list[Row]],
+        collate: Collate,
+        count: Count,
+        batch_size: int,
+        shuffle_rows: int,
+        seed: int,
+        device: torch.device,
+        num_processes: int = 1,
+        process_index: int = 0,
+        max_tokens: int | None = None,
+        per_device: int | None = None,
+        num_rows: int | None = None,
+    ):
+        assert batch_size > 0 and shuffle_rows > 0
+        self.stream = stream
+        self.encode = encode
+        self.collate = collate
+        self.count = count
+        self.batch_size = batch_size
+        self.shuffle_rows = shuffle_rows
+        self.seed = seed
+        self.device = device
+        self.num_processes = num_processes
+        self.process_index = process_index
+        self.per_device = per_device
+        self.num_rows = num_rows
+        self._max_tokens = max_tokens
+        self._step, self._position = 0, Position()  # the update that the loop is going to ask for
+        self._current: _Prepared | None = None  # the update that the loop has
+        self._begins: dict[int, Position] = {}  # of the updates that were had
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        return None if self.num_rows is None else math.ceil(self.num_rows / self.batch_size)
+
+    def steps(self, *, start: int, stop: int) -> Iterator[StepBatch]:
+        """Updates start, start + 1, ..., stop - 1; the first is the one that the position was restored for."""
+        if start != self._step:
+            raise UserError(
+                "data.streaming: the checkpoint is of a run that did not stream its rows, so there is no place in the "
+                "stream to go on from; choose another run_dir"
+            )
+        prepared = islice(self._prepare(self._position), stop - start)
+        with contextlib.closing(_read_ahead(prepared, depth=_STEPS_AHEAD)) as ready:
+            while self._step < stop:
+                asked = time.perf_counter()
+                self._current = next(ready)
+                self._begins[self._step] = self._current.batch.begin
+                self._begins.pop(self._step - _STEPS_REMEMBERED, None)
+                step_batch = self._make_step(self._step, self._current)
+                # What was read ahead does not count: saved is where the update after this one begins.
+                self._step, self._position = self._step + 1, self._current.batch.end
+                step_batch.wait_seconds = time.perf_counter() - asked
+                yield step_batch
+
+    def count_epochs(self, step: int) -> float:
+        """Of a stream that was not counted the passes that are over."""
+        return float(self._position.epoch) if self.steps_per_epoch is None else step / self.steps_per_epoch
+
+    def places(self, step: int) -> list[str]:
+        """Read again from the stream."""
+        begin = self._begins.get(step)
+        return ["no longer known"] if begin is None else [row.place for row in next(self._read(begin)).rows]
+
+    def filler(self, step: int) -> Microbatch:
+        prepared = self._get_current(step)
+        shortest = min(range(len(prepared.mine)), key=_lengths(prepared.mine).__getitem__)
+        return self._collate(prepared, [shortest], is_filler=True)
+
+    def cut_smaller(self, step: int) -> StepBatch | None:
+        """Every process encodes the rows of all others for once, and so comes to the same size without a word."""
+        prepared = self._get_current(step)
+        rows = self.encode(prepared.batch.rows)
+        lengths = _lengths(rows)
+        dealt = [range(process, len(rows), self.num_processes) for process in range(self.num_processes)]
+        half = halve_dearest([self._cut(list(mine), lengths) for mine in dealt if mine], lengths)
+        if half is None:
+            return None
+        self.limit_tokens(half)
+        return self._make_step(step, prepared)
+
+    @property
+    def max_tokens(self) -> int | None:
+        return self._max_tokens
+
+    def limit_tokens(self, max_tokens: int) -> None:
+        self._max_tokens = min(max_tokens, self._max_tokens or max_tokens)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self._step, **asdict(self._position)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        position = dict(state)
+        self._step = position.pop("step")
+        self._position = Position(**position)
+
+    def _read(self, position: Position) -> Iterator[StreamBatch]:
+        return read_batches(
+            self.stream,
+            position,
+            batch_size=self.batch_size,
+            shuffle_rows=self.shuffle_rows,
+            seed=self.seed,
+            num_rows=self.num_rows,
+        )
+
+    def _prepare(self, position: Position) -> Iterator[_Prepared]:
+        for batch in self._read(position):
+            mine = range(self.process_index, len(batch.rows), self.num_processes)
+            chosen = mine or range(1)
+            encoded = self.encode([batch.rows[index] for index in chosen])
+            if len(encoded) != len(chosen):
+                raise UserError(
+                    f"the task's encode gave {len(encoded)} rows for {len(chosen)} texts; a task that does not make "
+                    "one row of every text must always name the text of each in a column `source`"
+                )
+            yield _Prepared(batch, encoded, [batch.numbers[index] for index in chosen], is_idle=not mine)
+
+    def _get_current(self, step: int) -> _Prepared:
+        assert self._current is not None and step == self._step - 1, "only the update that was given last is kept"
+        return self._current
+
+    def _make_step(self, step: int, prepared: _Prepared) -> StepBatch:
+        # A collate that augments at random must do the same when the step is repeated.
+        seed_everything(self.seed, "collate", step, self.process_index)
+        if prepared.is_idle:
+            # The reduction of gradients waits for every process: an idle one goes through the motions with one row.
+            return StepBatch(step, [self._collate(prepared, [0], is_filler=True)], 0, 0, 0)
+        lengths = _lengths(prepared.mine)
+        cut = self._cut(list(range(len(lengths))), lengths)
+        return StepBatch(
+            step=step,
+            microbatches=[self._collate(prepared, rows) for rows in cut],
+            num_rows=len(lengths),
+            num_tokens=sum(lengths),
+            num_padded_tokens=sum(len(rows) * lengths[rows[0]] for rows in cut),
+        )
+
+    def _cut(self, rows: Rows, lengths: Sequence[int]) -> list[Rows]:
+        """The rows of one process, cut into its microbatches."""
+        (cut,) = cut_batch(
+            rows,
+            [lengths[row] for row in rows],
+            num_processes=1,
+            max_tokens=self._max_tokens,
+            per_device=self.per_device,
+        )
+        return cut
+
+    def _collate(self, prepared: _Prepared, rows: Rows, *, is_filler: bool = False) -> Microbatch:
+        batch = self.collate([prepared.mine[row].values for row in rows])
+        num_targets = 0 if is_filler else self.count(batch)
+        microbatch = Microbatch([prepared.numbers[row] for row in rows], batch, num_targets, is_filler=is_filler)
+        if self.device.type == "cuda":
+            microbatch.pin_memory()
+        microbatch.batch = move_batch(microbatch.batch, self.device)
+        return microbatch
+
+
+def _lengths(rows: Sequence[Row]) -> list[int]:
+    """Tokens of each row; at least 1, for an empty one is padded too."""
+    return [max(len(row.values["input_ids"]), 1) for row in rows]
+
+
+def _read_ahead(items: Iterator[_T], *, depth: int) -> Generator[_T, None, None]:
+    """The same items, made in a thread while the caller is busy with those before; what is raised there comes in turn.
+
+    Closing it waits for the item that is being made.
+    """
+    is_over = object()
+    waiting: deque[Future[Any]] = deque()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as thread:
+        try:
+            waiting.extend(thread.submit(next, items, is_over) for _ in range(depth))
+            while (item := waiting.popleft().result()) is not is_over:
+                waiting.append(thread.submit(next, items, is_over))
+                yield item
+        finally:
+            for future in waiting:
+                future.cancel()

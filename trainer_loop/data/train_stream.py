@@ -1,0 +1,113 @@
+"""A training split that is streamed, made ready: what its first rows become is described, its rows are counted."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer_loop.data.fingerprint import digest
+from trainer_loop.data.labels import LabelNames
+from trainer_loop.data.report import describe_data
+from trainer_loop.data.row_stream import ChunkStream, Row, RowStream, Stream
+from trainer_loop.data.shards import ShardedSplit
+from trainer_loop.data.split import Split
+from trainer_loop.data.tokens import Encoder, RowEncoder, TokenisedSplit, tokenise_split
+from trainer_loop.data.wording import count
+from trainer_loop.errors import UserError
+
+_HEAD = "train, first rows"  # as the split is called in lines for a person
+
+
+@dataclass(frozen=True)
+class TrainStream:
+    """Training rows that are read while they are trained on.
+
+    encode: rows of `rows` -> the same ones as the model sees them. num_rows: of one epoch; None: not counted.
+    fingerprint, tokens: of the source, and of what its first rows become; they change when either does.
+    """
+
+    rows: Stream
+    encode: Callable[[Sequence[Row]], list[Row]]
+    num_rows: int | None
+    fingerprint: str
+    tokens: str
+
+
+def prepare_stream(
+    split: ShardedSplit,
+    head: Split,
+    *,
+    task: Encoder,
+    tokenizer: Any,
+    text: str,
+    text_pair: str | None,
+    label: str | None,
+    label_names: LabelNames | None,
+    max_length: int,
+    is_counted: bool,
+    shuffle_rows: int,
+    seed: int,
+    cache_dir: str | Path | None,
+    show_progress: bool,
+    say: Callable[[str], None],
+) -> TrainStream:
+    """Describe a training split by its first rows, and count it where epochs are to be known.
+
+    head: its first rows, judged. Raises UserError where rows cannot be counted, or not be trained on.
+    """
+    texts = RowStream(split.shards, seed=seed, text=text, text_pair=text_pair, label=label, label_names=label_names)
+    encode = RowEncoder(task, max_length=max_length)
+    joins = encode.joins(next(iter(texts.read(0))))
+    if joins and is_counted:
+        raise UserError(
+            "train.epochs: this task joins texts into rows, and to count those a stream would be tokenised twice; "
+            "set train.steps, and evaluate.every and checkpoint.every to numbers of steps"
+        )
+    tokenised = tokenise_split(
+        dataclasses.replace(head, name=_HEAD),
+        task=task,
+        tokenizer=tokenizer,
+        text=text,
+        text_pair=text_pair,
+        label=label,
+        label_names=label_names,
+        max_length=max_length,
+        cache_dir=cache_dir,
+        show_progress=show_progress,
+        say=say,
+    )
+    num_rows = _count(split, texts, say) if is_counted else None
+    counted = "not counted" if num_rows is None else f"{count(num_rows, 'row')} an epoch"
+    say(f"train: {split.title}, streamed, {counted}; shuffled within {count(shuffle_rows, 'row')}")
+    for line in describe_data(
+        {_HEAD: tokenised}, splits={_HEAD: head}, text=text, text_pair=text_pair, label_names=label_names
+    ):
+        say(line)
+    return TrainStream(
+        rows=ChunkStream(texts, encode, num_texts=encode.texts_per_call) if joins else texts,
+        encode=list if joins else encode,
+        num_rows=num_rows,
+        fingerprint=split.fingerprint,
+        tokens=_digest_tokens(tokenised, max_length),
+    )
+
+
+def _count(split: ShardedSplit, texts: RowStream, say: Callable[[str], None]) -> int:
+    if split.num_rows is not None:
+        return split.num_rows
+    say(f"train: counting the rows of {split.title}")
+    began = time.perf_counter()
+    num_rows = texts.count_rows()
+    say(f"train: {count(num_rows, 'row')} counted in {time.perf_counter() - began:.1f} s")
+    return num_rows
+
+
+def _digest_tokens(head: TokenisedSplit, max_length: int) -> str:
+    """Later rows may be the first that a new max_length cuts, so it counts by itself."""
+    ids = np.fromiter(chain.from_iterable(head.rows["input_ids"]), dtype=np.int64)
+    return digest(str(max_length).encode(), head.lengths.tobytes(), ids.tobytes())
