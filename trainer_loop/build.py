@@ -1,7 +1,7 @@
 """From the config to a loop. Only this file and judge.py know both the config and the components."""
 
 import functools
-import hashlib
+import json
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,8 +14,10 @@ from trainer_loop.config.fields import Config
 from trainer_loop.config.load import values_of
 from trainer_loop.config.schema import KEYS
 from trainer_loop.data.batch_plan import BatchPlan
+from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.loader import EvaluationLoader, StepLoader, TrainLoader
 from trainer_loop.data.stream import StreamLoader
+from trainer_loop.data.tokens import describe_tokenizer
 from trainer_loop.judge import Parts, judge, metric_entries
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.load import load_metrics
@@ -281,7 +283,8 @@ def _describe_run(config: Config, parts: Parts, loader: TrainLoader | StreamLoad
     else:
         train = parts.splits["train"]
         data, batch_size = f"{len(train.rows)} rows {train.fingerprint}", loader.plan.batch_size
-        tokens = hashlib.blake2b(loader.plan.lengths.tobytes(), digest_size=8).hexdigest()
+        tokenizer = json.dumps(describe_tokenizer(parts.tokenizer), sort_keys=True)
+        tokens = digest(loader.plan.lengths.tobytes(), tokenizer.encode())
     values = values_of(config)
     return {
         "data": data,

@@ -89,6 +89,8 @@ def _train(
             f"{config.run_dir} is complete: {loop.num_steps:,} steps; nothing was changed "
             "(on a finished run evaluate, checkpoint, log, train.patience and data.test have no effect)"
         )
+        if not claim.run_dir.status.exists():  # killed after its export
+            claim.end("finished", exit_code=0, step=loop.num_steps)
     else:
         state_so_far.append(loop.restore())
         _record(config, loop)

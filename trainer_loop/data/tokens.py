@@ -206,7 +206,7 @@ def _make_key(
         "rows": split.fingerprint,
         "columns": dict(columns),
         "label_ids": None if label_ids is None else [[repr(raw), position] for raw, position in label_ids.items()],
-        "tokenizer": _describe_tokenizer(tokenizer),
+        "tokenizer": describe_tokenizer(tokenizer),
         "task": [f"{type(task).__module__}.{type(task).__qualname__}", _read_code(task), task.settings()],
         "max_length": max_length,
         "texts_per_call": _TEXTS_PER_CALL,
@@ -214,7 +214,7 @@ def _make_key(
     return digest(json.dumps(parts, sort_keys=True).encode())
 
 
-def _describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
+def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
     """All of it that decides about ids; truncation and padding are not its own but of the call before."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     content.pop("truncation", None)
