@@ -6,13 +6,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test check format docs clean
+.PHONY: quickstart test soak check format docs clean
 
 quickstart: .venv/installed
 	$(BIN)/python -m trainer_loop.run config=quickstart.yaml
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
+
+# 300 random kills, half an hour; not part of `make test`. make soak SOAK="--kills 50 --seed 7"
+SOAK ?= --kills 300
+soak: .venv/installed-dev
+	PYTHONPATH=tests $(BIN)/python tests/resume/soak.py $(SOAK)
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -1,0 +1,504 @@
+"""Runs of the command that are killed and started again, and what must be true of them afterwards.
+
+Starting a process takes seconds, most of them imports. A `Nursery` has done them, and forks a process for each start:
+one of its own, that can be killed like any other.
+"""
+
+import contextlib
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from made_up import make_reviews, write_csv
+from scenarios import find_free_port
+
+from trainer_loop.record.checkpoint import find_fault, list_checkpoints
+from trainer_loop.record.run_dir import RunDir
+
+HERE = Path(__file__).parent
+KILLED = -signal.SIGKILL
+_TIMEOUT = 120.0
+_TIMES = {"rows_per_second", "tokens_per_second", "data_wait", "train_seconds", "peak_memory_bytes"}
+_TIMES_OF_STATE = {"train_seconds", "interval"}
+
+# Three to six microbatches a step, eight steps an epoch; saved, evaluated and logged at steps of their own.
+BASE = (
+    "data.max_length=32",
+    "batch={size: 8, max_tokens: 40}",
+    "train={epochs: 2, precision: no, timeout_minutes: 1}",
+    "optimizer.lr=3e-2",
+    "evaluate={every: 3, max_tokens: 100}",
+    "checkpoint={every: 2, best: accuracy}",
+    "log.every=5",
+)
+DROPOUT = "model.overrides={hidden_dropout_prob: 0.1, attention_probs_dropout_prob: 0.1}"
+NO_DROPOUT = "model.overrides={hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}"
+CASES = {
+    "plain": (),
+    "workers": ("data.num_workers=1",),
+    "ema": ("ema.decay=0.9",),
+    "plateau": ("scheduler={name: reduce_lr_on_plateau, args: {patience: 0, factor: 0.5}}",),
+    "patience": ("train.patience=2",),
+    "bf16": ("train.precision=bf16",),
+    "background": ("checkpoint.background=true",),
+}
+
+
+# ------------------------------------------------------------------------------------------------------- processes
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended; a negative code is the signal that ended it."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def problems(self) -> list[str]:
+        """Lines of stderr that tell an error, without their `error: `."""
+        return [line.partition("error: ")[2] for line in self.err.splitlines() if "error: " in line]
+
+    @property
+    def warnings(self) -> list[str]:
+        return [line.removeprefix("warning: ") for line in self.out.splitlines() if line.startswith("warning: ")]
+
+    def told(self) -> str:
+        return f"exit code {self.code}\n{self.out}\n{self.err}"
+
+
+class Nursery:
+    """Starts processes, and knows how they ended. To be closed."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self._born = 0
+        self._ended: dict[int, int] = {}
+        self._answers: list[dict[str, Any]] = []
+        self._unread = b""
+        self._server = subprocess.Popen(
+            [sys.executable, str(HERE / "nursery.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+        )
+
+    def close(self) -> None:
+        assert self._server.stdin is not None
+        self._server.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._server.wait(10)
+        self._server.kill()
+        self._server.wait()
+
+    def start(
+        self, arguments: Sequence[str], *, directory: Path, environment: dict[str, str] | None = None, learn: str = ""
+    ) -> "Process":
+        """The command with these arguments. learn: a file for the names of the modules that it imports."""
+        self._born += 1
+        out, err = (self.directory / f"{self._born}.{kind}" for kind in ("out", "err"))
+        self._ask(
+            {
+                "arguments": list(arguments),
+                "directory": str(directory),
+                "environment": environment or {},
+                "out": str(out),
+                "err": str(err),
+                "learn": learn,
+            }
+        )
+        return Process(self, int(self._answer("pid")["pid"]), out, err)
+
+    def learn(self, arguments: Sequence[str], *, directory: Path) -> Ended:
+        """Run the command once; what it imports late, later processes begin with."""
+        names = self.directory / "modules.json"
+        ended = self.start(arguments, directory=directory, learn=str(names)).wait()
+        if names.exists():
+            self._ask({"preload": json.loads(names.read_text())})
+            self._answer("preloaded")
+        return ended
+
+    def is_running(self, pid: int) -> bool:
+        self._listen(0)
+        return pid not in self._ended
+
+    def wait(self, pid: int, seconds: float) -> int | None:
+        """The exit code, None where it still runs after so many seconds."""
+        deadline = time.monotonic() + seconds
+        while pid not in self._ended and (left := deadline - time.monotonic()) > 0:
+            self._listen(left)
+        return self._ended.get(pid)
+
+    def _ask(self, request: dict[str, Any]) -> None:
+        assert self._server.stdin is not None
+        self._server.stdin.write(json.dumps(request).encode() + b"\n")
+        self._server.stdin.flush()
+
+    def _answer(self, key: str) -> dict[str, Any]:
+        deadline = time.monotonic() + _TIMEOUT
+        while not self._answers or key not in self._answers[0]:
+            assert time.monotonic() < deadline, "the nursery does not answer"
+            self._listen(1.0)
+        return self._answers.pop(0)
+
+    def _listen(self, seconds: float) -> None:
+        assert self._server.stdout is not None
+        if not select.select([self._server.stdout], [], [], seconds)[0]:
+            return
+        block = os.read(self._server.stdout.fileno(), 1 << 16)
+        assert block, "the nursery has ended"
+        *lines, self._unread = (self._unread + block).split(b"\n")
+        for answer in map(json.loads, lines):
+            if "status" in answer:
+                self._ended[answer["pid"]] = answer["status"]
+            else:
+                self._answers.append(answer)
+
+
+@dataclass
+class Process:
+    """One start of the command."""
+
+    nursery: Nursery
+    pid: int
+    out: Path
+    err: Path
+
+    def send(self, number: int) -> None:
+        if self.nursery.is_running(self.pid):
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """With all that it has started."""
+        if self.nursery.is_running(self.pid):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def is_running(self) -> bool:
+        return self.nursery.is_running(self.pid)
+
+    def wait(self, seconds: float = _TIMEOUT) -> Ended:
+        code = self.nursery.wait(self.pid, seconds)
+        if code is None:
+            self.kill()
+            self.nursery.wait(self.pid, seconds)
+        ended = Ended(-1000 if code is None else code, self.out.read_text(), self.err.read_text())
+        assert code is not None, f"still running after {seconds} seconds\n{ended.told()}"
+        return ended
+
+
+def launch(run: "Run", *options: str, program: Sequence[str], **environment: str) -> "subprocess.Popen[str]":
+    """`accelerate launch` as a user types it, with all its output in `launch.log`. To be ended by `end_tree`."""
+    with (run.directory / "launch.log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "accelerate.commands.launch", *options, *program, *run.arguments, "run_dir=run"],
+            cwd=run.directory,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"} | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            text=True,
+        )
+
+
+def end_tree(process: "subprocess.Popen[str]") -> None:
+    """SIGKILL to a process and to all that it has started, wherever they have gone."""
+    family = [process.pid]
+    for pid in family:  # grows as it goes
+        family += list_children(pid)
+    for pid in family:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+
+
+def list_children(pid: int) -> list[int]:
+    """Processes that this one has started and that still run."""
+    children = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()  # after the name, which may hold anything
+            if int(fields[1]) == pid and fields[0] != "Z":
+                children.append(int(stat.parent.name))
+    return children
+
+
+def wait_until(condition: Callable[[], Any], *, what: str, seconds: float = 60.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} seconds in vain: {what}"
+        time.sleep(0.002)
+
+
+# ------------------------------------------------------------------------------------------------------------ runs
+
+
+@dataclass
+class Run:
+    """One run directory, `run` in a directory of its own, and the command that is started again and again."""
+
+    nursery: Nursery
+    directory: Path
+    arguments: tuple[str, ...]
+    num_processes: int = 1
+    newest: int = 0  # the step of the newest complete checkpoint that was ever seen
+    processes: list[Process] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def path(self) -> Path:
+        return self.directory / "run"
+
+    def start(self, *more: str, num_processes: int | None = None, **environment: str) -> list[Process]:
+        """One start of the command, by all its processes. environment: FAULT_AT and the like."""
+        number = num_processes or self.num_processes
+        ranks: list[dict[str, str]] = [{}]
+        if number > 1:
+            meeting = {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
+            ranks = [meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
+        arguments = [*self.arguments, "run_dir=run", *more]
+        self.processes = [
+            self.nursery.start(arguments, directory=self.directory, environment=environment | rank) for rank in ranks
+        ]
+        return self.processes
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+
+    def wait(self, seconds: float = _TIMEOUT) -> list[Ended]:
+        try:
+            return [process.wait(seconds) for process in self.processes]
+        finally:
+            self.kill()
+
+    def run(self, *more: str, num_processes: int | None = None, **environment: str) -> list[Ended]:
+        self.start(*more, num_processes=num_processes, **environment)
+        return self.wait()
+
+    def kill_at(self, place: str, *, rank: int = 0, together: bool = True) -> list[Ended]:
+        """Start it and let the process `rank` kill itself there. together: with it all others are killed."""
+        self.start(FAULT_AT=place, FAULT_RANK=str(rank))
+        if together:
+            self.processes[rank].wait()
+            self.kill()
+        ended = self.wait()
+        told = "\n".join(process.told() for process in ended)
+        assert ended[rank].code == KILLED, f"{place} was not reached\n{told}"
+        self.check()
+        return ended
+
+    def finish(self, *more: str, num_processes: int | None = None, **environment: str) -> str:
+        """Start it and let it end; what process 0 said."""
+        ended = self.run(*more, num_processes=num_processes, **environment)
+        assert all(process.code == 0 for process in ended), "\n".join(process.told() for process in ended)
+        assert all("Traceback" not in process.err for process in ended), ended[0].err
+        self.check()
+        return ended[0].out
+
+    # -------------------------------------------------------------------------------------------------- afterwards
+
+    def checkpoints(self) -> dict[int, str | None]:
+        """step -> what is wrong with it."""
+        return {int(path.name.partition("-")[2]): find_fault(path) for path in list_checkpoints(RunDir(self.path))}
+
+    def check(self) -> None:
+        """What is true at every moment: nothing that was saved is lost, and nothing points at half a checkpoint."""
+        complete = [step for step, fault in self.checkpoints().items() if fault is None]
+        newest = max(complete, default=0)
+        assert newest >= self.newest, f"step {self.newest} was saved, and {complete} are complete now"
+        self.newest = newest
+        for name in ("latest", "best"):
+            link = self.path / "checkpoints" / name
+            if link.is_symlink():
+                assert find_fault(link.resolve()) is None, f"{name} -> {link.readlink()}: {find_fault(link)}"
+        if (self.path / "metrics.jsonl").exists():
+            *whole, _last = (self.path / "metrics.jsonl").read_text().split("\n")
+            for line in whole[:-1]:
+                json.loads(line)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """metrics.jsonl without what a clock decides."""
+        rows = [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
+        return [{name: value for name, value in row.items() if name not in _TIMES} for row in rows]
+
+    def remember(self) -> "Outcome":
+        return Outcome.read(self)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a finished run leaves behind and no clock decides."""
+
+    rows: list[dict[str, Any]]
+    model: dict[str, bytes]
+    checkpoint: dict[str, Any]  # file of the newest -> its content
+    listed: dict[str, str]  # checkpoint or link -> where the link points
+    status: dict[str, Any]
+
+    @classmethod
+    def read(cls, run: Run) -> "Outcome":
+        checkpoints = run.path / "checkpoints"
+        newest = list_checkpoints(RunDir(run.path))[-1]
+        state = json.loads((newest / "state.json").read_text())
+        return cls(
+            rows=run.rows(),
+            model={file.name: file.read_bytes() for file in sorted((run.path / "model").iterdir())},
+            checkpoint={
+                file.name: file.read_bytes()
+                for file in sorted(newest.iterdir())
+                if file.name.startswith(("model", "optimizer", "scheduler", "ema"))
+            }
+            | {"state": {name: value for name, value in state.items() if name not in _TIMES_OF_STATE}},
+            listed={
+                path.name: str(path.readlink()) if path.is_symlink() else "" for path in sorted(checkpoints.iterdir())
+            },
+            status=json.loads((run.path / "status.json").read_text()),
+        )
+
+
+def assert_same(run: Run, whole: Outcome) -> None:
+    """Bit by bit what the run that nobody killed has left."""
+    other = run.remember()
+    steps = [row["step"] for row in other.rows if "lr" in row]
+    assert steps == sorted(set(steps)), f"a step twice: {steps}"
+    for row, same in zip(other.rows, whole.rows, strict=False):
+        assert row == same, f"{row} instead of {same}"
+    assert len(other.rows) == len(whole.rows), f"{len(other.rows)} rows instead of {len(whole.rows)}"
+    for what in ("model", "checkpoint"):
+        one, two = getattr(whole, what), getattr(other, what)
+        assert list(two) == list(one)
+        for name, content in one.items():
+            assert two[name] == content, f"{what}: {name} differs"
+    assert other.listed == whole.listed, f"{other.listed} instead of {whole.listed}"
+    assert other.status == whole.status, f"{other.status} instead of {whole.status}"
+
+
+@dataclass
+class Bench:
+    """A nursery, a model and reviews; makes runs of them, and knows how each ends that nobody kills."""
+
+    nursery: Nursery
+    directory: Path
+    model: Path
+    train: Path
+    validation: Path
+    wholes: dict[tuple[Any, ...], Outcome] = field(default_factory=dict)
+    seconds: dict[tuple[Any, ...], float] = field(default_factory=dict)
+
+    @classmethod
+    def make(cls, directory: Path) -> "Bench":
+        bench = cls(
+            Nursery(directory / "nursery"),
+            directory,
+            make_model(directory / "tiny"),
+            write_csv(directory / "train.csv", make_reviews(61)),
+            write_csv(directory / "validation.csv", make_reviews(20, seed=3)),
+        )
+        first = bench.run(directory / "first")
+        ended = bench.nursery.learn([*first.arguments, "run_dir=run"], directory=first.directory)
+        assert ended.code == 0, ended.told()
+        return bench
+
+    def close(self) -> None:
+        self.nursery.close()
+
+    def run(self, directory: Path, *options: str, num_processes: int = 1) -> Run:
+        """A run that is not started yet."""
+        arguments = (
+            f"model.name={self.model}",
+            f"data.train={self.train}",
+            f"data.validation={self.validation}",
+            f"data.cache_dir={self.directory / 'cache'}",
+            *BASE,
+            *(option for option in (DROPOUT,) if not any(other.startswith("model.overrides=") for other in options)),
+            *options,
+        )
+        return Run(self.nursery, directory, arguments, num_processes)
+
+    def whole(self, *options: str, num_processes: int = 1) -> Outcome:
+        """What the run leaves behind where nobody kills it; run once."""
+        key = (*options, num_processes)
+        if key not in self.wholes:
+            run = self.run(self.directory / f"whole-{len(self.wholes)}", *options, num_processes=num_processes)
+            began = time.monotonic()
+            run.finish()
+            self.seconds[key] = time.monotonic() - began
+            self.wholes[key] = run.remember()
+        return self.wholes[key]
+
+
+def make_model(directory: Path) -> Path:
+    """A directory as the hub has it: a BERT without a head, its weights and its tokenizer."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    from trainer_loop.data.tokenizer import train_tokenizer
+
+    texts = [text for text, _ in make_reviews(300)]
+    tokenizer = train_tokenizer(texts, style="wordpiece", vocab_size=300, max_length=64)
+    tokenizer.save_pretrained(directory)
+    torch.manual_seed(0)
+    BertModel(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=64,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    ).save_pretrained(directory)
+    return directory
+
+
+# ---------------------------------------------------------------------------------------------------- random kills
+
+
+def kill_at_random(run: Run, dice: random.Random, *, seconds: float) -> bool:
+    """Start the run, and kill all its processes within so many seconds of the begin of training, or before, or at some
+    change to a file. False where it had ended by then.
+    """
+    if dice.random() < 0.3:
+        run.start(FAULT_AT=f"file:{dice.randint(1, 60)}", FAULT_RANK="0")
+        run.processes[0].wait()
+    else:
+        mark = run.directory / "training"
+        mark.unlink(missing_ok=True)
+        run.start(FAULT_AT="fit", FAULT=f"touch:{mark}", FAULT_RANK="0")
+        if dice.random() < 0.8:
+            wait_until(lambda: mark.exists() or not run.processes[0].is_running(), what="training begins")
+        time.sleep(dice.uniform(0, seconds))  # the moment is what is random
+    processes = list(run.processes)
+    dice.shuffle(processes)
+    for process in processes:
+        process.kill()
+        time.sleep(dice.choice([0.0, 0.0, 0.01]))
+    ended = run.wait()
+    assert all(process.code in (KILLED, 0, 4) for process in ended), "\n".join(process.told() for process in ended)
+    run.check()
+    return any(process.code == KILLED for process in ended)
+
+
+@contextlib.contextmanager
+def bench_in(directory: Path) -> Iterator[Bench]:
+    shutil.rmtree(directory, ignore_errors=True)
+    bench = Bench.make(directory)
+    try:
+        yield bench
+    finally:
+        bench.close()

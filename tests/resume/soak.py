@@ -1,0 +1,78 @@
+"""Kill runs at random, some hundred times, and count those that do not end as if nobody had killed them.
+
+    make soak
+    PYTHONPATH=tests python tests/resume/soak.py --kills 50 --seed 7
+
+Over one process and two, with every option case of the harness in turn. What went wrong is kept, and told.
+"""
+
+import argparse
+import itertools
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from harness import CASES, Bench, Run, assert_same, bench_in, kill_at_random
+
+KILLS_PER_RUN = 12
+EPOCHS = "train.epochs=6"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=300)
+    parser.add_argument("--minutes", type=float, default=60.0, help="no run is begun after these")
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    options = parser.parse_args()
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    began = time.monotonic()
+    directory = Path(tempfile.mkdtemp(prefix="soak-"))
+    dice = random.Random(options.seed)
+    kills = runs = mismatches = 0
+    kinds = list(itertools.product(CASES, (1, 2)))
+    with bench_in(directory / "bench") as bench:
+        for number, (case, num_processes) in enumerate(itertools.cycle(kinds)):
+            if kills >= options.kills or time.monotonic() - began > 60 * options.minutes:
+                break
+            run = bench.run(directory / f"run-{number}", *CASES[case], EPOCHS, num_processes=num_processes)
+            runs += 1
+            killed, problem = torment(run, bench, dice, wanted=min(KILLS_PER_RUN, options.kills - kills))
+            kills += killed
+            mismatches += problem is not None
+            print(f"{case}, {num_processes} processes: {killed} kills, {problem or 'the same bits'}", flush=True)
+            if problem is None:
+                shutil.rmtree(run.directory)
+    minutes = (time.monotonic() - began) / 60
+    print(
+        f"soak: {kills} kills in {runs} runs of {min(runs, len(kinds))} kinds, seed {options.seed}, "
+        f"{minutes:.1f} minutes: {mismatches} mismatches"
+    )
+    if mismatches:
+        print(f"what they left: {directory}")
+    else:
+        shutil.rmtree(directory)
+    return 1 if mismatches else 0
+
+
+def torment(run: Run, bench: Bench, dice: random.Random, *, wanted: int) -> tuple[int, str | None]:
+    """Kill the run so often, let it end, and compare; how often it was killed, and what is wrong with it."""
+    options = run.arguments[len(bench.run(run.directory).arguments) :]
+    kills = 0
+    try:
+        whole = bench.whole(*options, num_processes=run.num_processes)
+        while kills < wanted and not (run.path / "model").exists():
+            kills += kill_at_random(run, dice, seconds=0.25)
+        run.finish()
+        assert_same(run, whole)
+    except AssertionError as problem:
+        run.kill()
+        return kills, f"MISMATCH: {problem}"
+    return kills, None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

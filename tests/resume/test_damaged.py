@@ -1,0 +1,97 @@
+"""A checkpoint that is not as it was written is named with what is wrong, set aside, and the one before is used."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from harness import Bench, Run, assert_same
+
+OPTIONS = ("ema.decay=0.9", "checkpoint.keep_last=3")
+FILES = [
+    "ema.safetensors",
+    "manifest.json",
+    "model.safetensors",
+    "optimizer.bin",
+    "scheduler.bin",
+    "state.json",
+]
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-1])
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGES = {
+    "truncated": (truncate, "{file} has "),
+    "deleted": (Path.unlink, "{file} is missing"),
+    "flipped": (flip, "{file} was altered"),
+}
+
+
+@pytest.fixture(scope="module")
+def killed(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that was killed when everything was done but the export."""
+    run = bench.run(tmp_path_factory.mktemp("killed"), *OPTIONS)
+    run.kill_at("half_export")
+    assert sorted(run.checkpoints()) == [3, 12, 14, 16], "the best, and the newest three"
+    assert sorted(file.name for file in (run.path / "checkpoints" / "step-00000016").iterdir()) == FILES
+    return run
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", FILES)
+def test_each_file_of_the_newest(file, damage, killed, bench, tmp_path):
+    whole = bench.whole(*OPTIONS)
+    run = bench.run(tmp_path, *OPTIONS)
+    shutil.copytree(killed.path, run.path, symlinks=True)
+    inflict, what = DAMAGES[damage]
+    newest = run.path / "checkpoints" / "step-00000016"
+    inflict(newest / file)
+
+    (ended,) = run.run()
+    assert ended.code == 0, ended.told()
+    (warning,) = ended.warnings
+    what = "manifest.json is missing or damaged" if file == "manifest.json" else what.format(file=file)
+    assert warning.startswith(f"run/checkpoints/step-00000016: {what}")
+    assert warning.endswith("it is set aside as step-00000016.damaged")
+    assert "resumed at step 14 of 16" in ended.out
+    shutil.rmtree(newest.with_name("step-00000016.damaged"))
+    assert_same(run, whole)
+
+
+def test_the_newest_that_is_the_best_too(bench, tmp_path):
+    whole = bench.whole()
+    run = bench.run(tmp_path)
+    run.kill_at("step:13")
+    newest = run.path / "checkpoints" / "step-00000012"
+    assert (run.path / "checkpoints" / "best").resolve() == newest.resolve()
+    flip(newest / "model.safetensors")
+    (ended,) = run.run()
+    assert ended.code == 0, ended.told()
+    assert "resumed at step 10 of 16" in ended.out
+    shutil.rmtree(newest.with_name("step-00000012.damaged"))
+    assert_same(run, whole)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"), [*((file, "truncated") for file in FILES), ("state.json", "deleted"), ("state.json", "flipped")]
+)
+def test_one_that_is_asked_for_by_its_path_is_refused_in_one_line(file, damage, killed, bench, tmp_path):
+    damaged = tmp_path / "run" / "checkpoints" / "step-00000016"
+    shutil.copytree(killed.path / "checkpoints" / damaged.name, damaged)
+    inflict, what = DAMAGES[damage]
+    inflict(damaged / file)
+    run = bench.run(tmp_path / "branch", *OPTIONS, f"resume={damaged}")
+    (ended,) = run.run()
+    assert ended.code == 2, ended.told()
+    what = "manifest.json is missing or damaged" if file == "manifest.json" else what.format(file=file)
+    (line,) = ended.err.splitlines()
+    assert line.startswith(f"error: resume: {damaged}: {what}")
+    assert not run.path.exists()
+    assert damaged.is_dir(), "it is another run's, and stays as it is"

@@ -1,0 +1,146 @@
+"""A run that is killed, at any moment, and started again ends as if nobody had killed it, bit for bit."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from harness import (
+    CASES,
+    KILLED,
+    assert_same,
+    end_tree,
+    find_free_port,
+    kill_at_random,
+    launch,
+    list_children,
+    wait_until,
+)
+
+# Of the run under test, 16 steps: saved at 2, 4, ..., evaluated at 3, 6, 9, 12, 15, 16; an epoch has 8.
+PLACES = [
+    "tokenising",
+    "fit",
+    "step:1",
+    "step:5",
+    "updated:8",
+    "step:9",
+    "step:16",
+    "updated:16",
+    "evaluation:2",
+    "evaluation:6",
+    "half_checkpoint:2",
+    "half_checkpoint:8",
+    "latest:6",
+    "latest:16",
+    "best:3",
+    "best:12",
+    "rotation:8",
+    "row:10",
+    "half_export",
+    "exported",
+]
+# One after the other in one run, so that all but the first hit a run that was resumed.
+CHAIN = ["half_checkpoint:4", "evaluation:1", "row:9", "step:9", "restored", "rewriting"]
+LONG = "train.epochs=8"
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_killed_once(place, bench, tmp_path):
+    whole = bench.whole()
+    run = bench.run(tmp_path, *([f"data.cache_dir={tmp_path / 'cache'}"] if place == "tokenising" else []))
+    run.kill_at(place)
+    run.finish()
+    assert_same(run, whole)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_again_and_again_with(case, bench, tmp_path):
+    whole = bench.whole(*CASES[case])
+    run = bench.run(tmp_path, *CASES[case])
+    for place in CHAIN:
+        run.kill_at(place)
+    told = run.finish()
+    assert "resumed at step" in told
+    assert ("evaluations without a better" in told) == (case == "patience")
+    assert_same(run, whole)
+
+
+def test_killed_30_times_at_random(bench, tmp_path):
+    whole = bench.whole(LONG)
+    run = bench.run(tmp_path, LONG)
+    dice = random.Random(30)
+    kills = sum(kill_at_random(run, dice, seconds=0.15) for _ in range(30))
+    assert kills >= 25  # the others came too late
+    run.finish()
+    assert_same(run, whole)
+
+
+@pytest.mark.parametrize("place", ["step:1", "evaluation:2", "half_checkpoint:6", "updated:16", "half_export"])
+def test_two_processes_killed_together(place, bench, tmp_path):
+    whole = bench.whole(num_processes=2)
+    run = bench.run(tmp_path, num_processes=2)
+    run.kill_at(place)
+    run.finish()
+    assert_same(run, whole)
+
+
+@pytest.mark.parametrize("case", ["ema", "plateau", "background"])
+def test_two_processes_killed_again_and_again_with(case, bench, tmp_path):
+    whole = bench.whole(*CASES[case], num_processes=2)
+    run = bench.run(tmp_path, *CASES[case], num_processes=2)
+    for place in CHAIN:
+        run.kill_at(place)
+    run.finish()
+    assert_same(run, whole)
+
+
+def test_two_processes_killed_at_random(bench, tmp_path):
+    whole = bench.whole(num_processes=2)
+    run = bench.run(tmp_path, num_processes=2)
+    dice = random.Random(2)
+    assert sum(kill_at_random(run, dice, seconds=0.4) for _ in range(6)) >= 4
+    run.finish()
+    assert_same(run, whole)
+
+
+def test_killed_in_the_rotation_after_which_nothing_is_saved(bench, tmp_path):
+    newest_only = "checkpoint.keep_last=1"
+    run = bench.run(tmp_path, newest_only)
+    run.kill_at("rotation:16")
+    run.finish()
+    assert_same(run, bench.whole(newest_only))
+
+
+def test_the_command_as_it_is_typed(bench, tmp_path):
+    """Everything above begins in a nursery; this does not, and gives the same bits."""
+    run = bench.run(tmp_path)
+    run.kill_at("step:5")
+    command = [sys.executable, "-m", "trainer_loop.run", *run.arguments, "run_dir=run"]
+    done = subprocess.run(command, cwd=run.directory, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "resumed at step 4 of 16" in done.stdout
+    assert_same(run, bench.whole())
+
+
+@pytest.mark.parametrize("kill", [end_tree, subprocess.Popen.kill], ids=["with all its processes", "alone"])
+def test_the_launcher_is_killed(kill, bench, tmp_path):
+    """Its processes, left alone, must not train on beside those that are started next."""
+    long = "train.epochs=12"
+    run = bench.run(tmp_path, long, num_processes=2)
+    options = ("--multi_gpu", "--num_processes", "2", "--main_process_port", str(find_free_port()))
+    launched = launch(run, *options, program=["-m", "trainer_loop.run"])
+    try:
+        wait_until(lambda: (run.path / "checkpoints" / "latest").exists(), what="a checkpoint")
+        children = list_children(launched.pid)
+        assert len(children) == 2
+        kill(launched)
+        assert launched.wait(60) == KILLED
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), what="the end of its processes")
+    finally:
+        end_tree(launched)
+    run.check()
+    assert run.newest < 96
+    run.finish()
+    assert_same(run, bench.whole(long, num_processes=2))

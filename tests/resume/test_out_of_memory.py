@@ -1,0 +1,136 @@
+"""Out of memory in a step: it is done again in smaller microbatches, and nothing else about it changes.
+
+What is not finite in a step: it ends the run, or is skipped and counted, by all processes alike.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from harness import NO_DROPOUT, Bench, Run, assert_same
+from made_up import make_reviews, write_csv
+from safetensors.torch import load_file
+
+# float32 and SGD: with Adam, the rounding of a gradient that is really zero would be a full step.
+EXACT = (NO_DROPOUT, "optimizer={name: sgd, lr: 0.1}", "checkpoint.best=null", "evaluate.every=never")
+LAB = """
+import os
+import torch
+from trainer_loop.tasks.sequence_classification import SequenceClassification
+
+class Task(SequenceClassification):
+    '''Runs out of memory with more than `rows` rows in a training microbatch, on process `rank` (None: on all);
+    its loss is no number for the text with a word that the tokenizer does not know.'''
+
+    def __init__(self, rows=None, rank=None):
+        super().__init__()
+        self.rows, self.rank = rows, rank
+
+    def loss(self, model, batch):
+        loss = super().loss(model, batch)
+        mine = self.rank in (None, int(os.environ.get("RANK", 0)))
+        if self.rows is not None and mine and model.training and len(batch["labels"]) > self.rows:
+            raise torch.OutOfMemoryError("made up")
+        odd = (batch["input_ids"] == self.tokenizer.unk_token_id).any()
+        return loss * float("nan") if odd else loss
+"""
+
+
+def make_run(bench: Bench, directory: Path, *options: str, num_processes: int = 1, **arguments: int) -> Run:
+    run = bench.run(directory, *EXACT, *options, num_processes=num_processes)
+    (directory / "lab.py").write_text(LAB)
+    run.arguments += (f"task={{name: lab.Task, args: {json.dumps(arguments)}}}",)
+    return run
+
+
+def halvings(told: str) -> list[int]:
+    """The budgets of padded tokens that the run told it went down to."""
+    lines = [line for line in told.splitlines() if "ran out of memory" in line]
+    return [int(line.partition("at most ")[2].partition(" ")[0].replace(",", "")) for line in lines]
+
+
+def assert_close(run: Run, other: Run, *, atol: float = 1e-6) -> None:
+    one, two = (load_file(each.path / "model" / "model.safetensors") for each in (run, other))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=atol)
+    for row, same in zip(run.rows(), other.rows(), strict=True):
+        if "loss" in row:
+            assert same["loss"] == pytest.approx(row["loss"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("num_processes", "arguments"), [(1, {"rows": 2}), (2, {"rows": 1, "rank": 1}), (2, {"rows": 1, "rank": 0})]
+)
+def test_the_step_is_done_again_as_if_the_budget_had_been_small(num_processes, arguments, bench, tmp_path):
+    run = make_run(bench, tmp_path / "big", "batch.max_tokens=null", num_processes=num_processes, **arguments)
+    told = run.finish()
+    budgets = halvings(told)
+    assert len(budgets) > 1
+    assert budgets == sorted(set(budgets), reverse=True), "each is told once"
+
+    small = make_run(bench, tmp_path / "small", f"batch.max_tokens={budgets[-1]}", num_processes=num_processes)
+    assert not halvings(small.finish())
+    assert_close(run, small)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_resumed_run_begins_with_the_smaller_budget(num_processes, bench, tmp_path):
+    def make(name: str) -> Run:
+        return make_run(bench, tmp_path / name, "batch.max_tokens=null", num_processes=num_processes, rows=2)
+
+    whole, run = make("whole"), make("run")
+    budgets = halvings(whole.finish())
+    run.kill_at("step:15")
+    budget = json.loads((run.path / "checkpoints" / "latest" / "state.json").read_text())["max_tokens"]
+    again = run.finish()
+    assert f"microbatches of at most {budget} padded tokens, since more did not fit" in again
+    assert budgets[budgets.index(budget) + 1 :] == halvings(again), "only what came after the checkpoint is told again"
+    assert_same(run, whole.remember())
+
+
+def test_rows_that_do_not_fit_alone_end_the_run(bench, tmp_path):
+    run = make_run(bench, tmp_path, rows=0)
+    (ended,) = run.run()
+    assert ended.code == 2, ended.told()
+    (line,) = ended.err.splitlines()
+    assert line.startswith("error: step 1: out of memory with one row a microbatch")
+
+
+@pytest.fixture(scope="module")
+def odd_reviews(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of them has a word that the tokenizer does not know."""
+    rows = make_reviews(61)
+    rows[30] = (f"{rows[30][0]} q", rows[30][1])
+    return write_csv(tmp_path_factory.mktemp("odd") / "train.csv", rows)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_loss_that_is_no_number_is_skipped_and_counted(num_processes, odd_reviews, bench, tmp_path):
+    """In each of two epochs once, on whichever process has the row."""
+    options = (f"data.train={odd_reviews}", "train.on_nonfinite=skip")
+    run = make_run(bench, tmp_path / "whole", *options, num_processes=num_processes)
+    told = run.finish()
+    assert "warning: 2 steps were not finite and were skipped" in told
+    assert [row["skipped_steps"] for row in run.rows() if "skipped_steps" in row] == [1, 1]
+    weights = load_file(run.path / "model" / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in weights.values())
+
+    killed = make_run(bench, tmp_path / "killed", *options, num_processes=num_processes)
+    killed.kill_at("step:16")
+    assert "warning: 2 steps were not finite and were skipped" in killed.finish()
+    assert_same(killed, run.remember())
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_checkpoints(num_processes, odd_reviews, bench, tmp_path):
+    run = make_run(bench, tmp_path, f"data.train={odd_reviews}", num_processes=num_processes)
+    ended = run.run()
+    assert [process.code for process in ended] == [3] * num_processes, ended[0].told()
+    (problem,) = ended[0].problems
+    step = int(problem.partition("step ")[2].partition(":")[0])
+    assert "loss nan" in problem
+    assert "train.csv row 31" in problem
+    assert json.loads((run.path / "status.json").read_text())["ended"] == "diverged"
+    run.check()
+    assert max(run.checkpoints(), default=0) < step

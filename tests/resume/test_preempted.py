@@ -1,0 +1,140 @@
+"""A run that is asked to stop saves, leaves within one step with 75, and goes on as if nobody had asked."""
+
+import json
+import signal
+import time
+
+import pytest
+from harness import Run, assert_same, wait_until
+
+PREEMPTED = 75
+WORKERS = ("data.num_workers=1",)
+
+
+def assert_left_at(run: Run, step: int) -> None:
+    """With a complete checkpoint of that step, the newest, and a word of it for scripts."""
+    assert json.loads((run.path / "status.json").read_text()) == {
+        "ended": "preempted",
+        "exit_code": PREEMPTED,
+        "step": step,
+    }
+    checkpoints = run.checkpoints()
+    assert max(checkpoints) == step
+    assert set(checkpoints.values()) == {None}
+    run.check()
+
+
+@pytest.mark.parametrize(("name", "told"), [("SIGTERM", "SIGTERM"), ("SIGUSR1", "SIGUSR1"), ("SIGINT", "Ctrl-C")])
+def test_in_training(name, told, bench, tmp_path):
+    run = bench.run(tmp_path)
+    (ended,) = run.run(FAULT_AT="step:10", FAULT=f"signal:{name}")
+    assert ended.code == PREEMPTED, ended.told()
+    assert_left_at(run, 11)
+    assert ended.out.splitlines()[-1] == (
+        f"preempted at step 11 of 16 by {told}; saved in run/checkpoints/step-00000011: "
+        "the same command goes on from there"
+    )
+    assert ended.err == ""
+    assert "resumed at step 11 of 16" in run.finish()
+    assert_same(run, bench.whole())
+
+
+def test_in_an_evaluation(bench, tmp_path):
+    run = bench.run(tmp_path)
+    (ended,) = run.run(FAULT_AT="evaluation:3", FAULT="signal:SIGTERM")
+    assert ended.code == PREEMPTED, ended.told()
+    assert_left_at(run, 9)
+    assert [row["step"] for row in run.rows() if "validation/rows" in row] == [3, 6]
+    run.finish()
+    assert_same(run, bench.whole())
+
+
+def test_while_the_test_split_is_scored(bench, tmp_path):
+    options = (f"data.test={bench.validation}",)
+    run = bench.run(tmp_path, *options)
+    (ended,) = run.run(FAULT_AT="evaluation:7", FAULT="signal:SIGTERM")
+    assert ended.code == PREEMPTED, ended.told()
+    assert_left_at(run, 16)
+    assert not (run.path / "model").exists()
+    run.finish()
+    assert_same(run, bench.whole(*options))
+
+
+def test_while_texts_are_tokenised_it_leaves_at_once_and_no_lock_stays(bench, tmp_path):
+    run = bench.run(tmp_path, f"data.cache_dir={tmp_path / 'cache'}")
+    (ended,) = run.run(FAULT_AT="tokenising", FAULT="signal:SIGTERM")
+    assert ended.code == PREEMPTED, ended.told()
+    assert ended.err == "preempted by SIGTERM before training; the same command begins again\n"
+    assert not run.path.exists()
+    run.finish()
+    assert_same(run, bench.whole())
+
+
+def test_a_second_ctrl_c_leaves_at_once_wherever_the_process_hangs(bench, tmp_path):
+    run = bench.run(tmp_path)
+    mark = tmp_path / "hangs"
+    (process,) = run.start(FAULT_AT="step:5", FAULT=f"hang:{mark}")
+    wait_until(mark.exists, what="step 5")
+    process.send(signal.SIGINT)
+    process.send(signal.SIGINT)  # the launcher passes the terminal's on: it counts once
+    time.sleep(1.2)  # what counts twice comes more than a second later
+    assert process.is_running()
+    process.send(signal.SIGINT)
+    (ended,) = run.wait(20)
+    assert ended.code == 130, ended.told()
+    assert ended.err == "left at once; the same command goes on from the last checkpoint\n"
+    run.check()
+    assert "resumed at step 4 of 16" in run.finish()
+    assert_same(run, bench.whole())
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "step"),
+    [
+        ("SIGTERM", "step:10", 11),
+        ("SIGTERM", "evaluation:3", 9),
+        ("SIGUSR1", "evaluation:3", 9),
+        ("SIGINT", "step:10", 11),
+    ],
+)
+def test_a_signal_to_the_workers_of_the_loader_too(name, place, step, bench, tmp_path):
+    """A scheduler signals all processes of a job, and a terminal all that it started."""
+    run = bench.run(tmp_path, *WORKERS)
+    (ended,) = run.run(FAULT_AT=place, FAULT=f"signal_group:{name}")
+    assert ended.code == PREEMPTED, ended.told()
+    assert_left_at(run, step)
+    run.finish()
+    assert_same(run, bench.whole(*WORKERS))
+
+
+def test_when_its_time_is_over(bench, tmp_path):
+    run = bench.run(tmp_path)
+    (ended,) = run.run("train.max_time_minutes=1e-6")
+    assert ended.code == PREEMPTED, ended.told()
+    assert_left_at(run, 1)
+    assert "by train.max_time_minutes is over" in ended.out
+    run.finish()
+    assert_same(run, bench.whole())
+
+
+def test_every_start_gets_further_however_short_its_time_is(bench, tmp_path):
+    few = ("train.epochs=0.5",)
+    run = bench.run(tmp_path, *few, "train.max_time_minutes=1e-6")
+    starts = 1
+    while (ended := run.run()[0]).code == PREEMPTED:
+        starts += 1
+        assert starts <= 7, f"4 steps and 2 evaluations\n{ended.told()}"
+    assert ended.code == 0, ended.told()
+    assert_same(run, bench.whole(*few))
+
+
+@pytest.mark.parametrize(("place", "step"), [("step:10", 11), ("evaluation:3", 9)])
+def test_one_of_two_processes_is_asked(place, step, bench, tmp_path):
+    run = bench.run(tmp_path, num_processes=2)
+    ended = run.run(FAULT_AT=place, FAULT="signal:SIGTERM", FAULT_RANK="1")
+    assert [process.code for process in ended] == [PREEMPTED, PREEMPTED], "\n".join(each.told() for each in ended)
+    assert_left_at(run, step)
+    assert f"preempted at step {step} of 16 by another process was asked to stop" in ended[0].out
+    assert ended[1].out == ended[1].err == ""
+    run.finish()
+    assert_same(run, bench.whole(num_processes=2))
