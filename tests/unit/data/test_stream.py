@@ -253,6 +253,13 @@ def test_processes_come_to_the_same_smaller_size_until_each_microbatch_has_one_r
             assert all(len(microbatch.rows) == 1 for microbatch in step.microbatches)
 
 
+def test_a_limit_of_tokens_is_lowered_and_never_raised():
+    loader = make_loader([40], max_tokens=30)
+    for limit, expected in ((50, 30), (20, 20)):
+        loader.limit_tokens(limit)
+        assert loader.max_tokens == expected
+
+
 def test_places_of_earlier_steps_are_read_again():
     loader = make_loader([11, 14], batch_size=3)
     expected = places_of_batches(make_stream([11, 14]), stop=9, batch_size=3)
