@@ -147,7 +147,9 @@ def test_a_job_that_is_told_to_stop_before_it_trains_goes_back_into_the_queue(sl
     slurm.wait_until(lambda: slurm.output.exists(), "started")
     slurm.signal("--batch", "--signal=USR1")
     slurm.wait_until(lambda: slurm.show("Restarts") == "1", "requeued")
-    assert "before training" in slurm.output.read_text()
+    # Whether a process was there already to say so is a matter of luck.
+    assert "is back in the queue" in slurm.output.read_text()
+    assert "step=" not in slurm.output.read_text()
 
 
 def test_a_job_that_fails_is_not_put_back_for_what_an_earlier_one_left(

@@ -20,17 +20,21 @@ import torch
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 
 class Task(SequenceClassification):
-    '''Runs out of memory with more than `rows` rows in a training microbatch, on process `rank` (None: on all);
+    '''Runs out of memory with more than `rows` rows in a training microbatch, on process `rank` (None: on all), before
+    its forward pass or after it;
     its loss is no number for the text with a word that the tokenizer does not know.'''
 
-    def __init__(self, rows=None, rank=None):
+    def __init__(self, rows=None, rank=None, late=False):
         super().__init__()
-        self.rows, self.rank = rows, rank
+        self.rows, self.rank, self.late = rows, rank, late
 
     def loss(self, model, batch):
-        loss = super().loss(model, batch)
         mine = self.rank in (None, int(os.environ.get("RANK", 0)))
-        if self.rows is not None and mine and model.training and len(batch["labels"]) > self.rows:
+        too_many = self.rows is not None and mine and model.training and len(batch["labels"]) > self.rows
+        if too_many and not self.late:
+            raise torch.OutOfMemoryError("made up")
+        loss = super().loss(model, batch)
+        if too_many:
             raise torch.OutOfMemoryError("made up")
         odd = (batch["input_ids"] == self.tokenizer.unk_token_id).any()
         return loss * float("nan") if odd else loss
@@ -60,7 +64,8 @@ def assert_close(run: Run, other: Run, *, atol: float = 1e-6) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_processes", "arguments"), [(1, {"rows": 2}), (2, {"rows": 1, "rank": 1}), (2, {"rows": 1, "rank": 0})]
+    ("num_processes", "arguments"),
+    [(1, {"rows": 2}), (2, {"rows": 1, "rank": 1}), (2, {"rows": 1, "rank": 0, "late": True})],
 )
 def test_the_step_is_done_again_as_if_the_budget_had_been_small(num_processes, arguments, bench, tmp_path):
     run = make_run(bench, tmp_path / "big", "batch.max_tokens=null", num_processes=num_processes, **arguments)
