@@ -349,7 +349,7 @@ class Checkpointer:
         elif state.best_step is not None and not best.is_dir():
             self.console.warn(f"{best}, which held the best weights, is gone: the search for the best begins anew")
             state.forget_best()
-        self._mend_links(path, state)
+        self._tidy_up(path, state)
         self._bytes = sum(file["bytes"] for file in manifest["files"].values())
         saved_by = manifest["num_processes"]
         if saved_by != self.accelerator.num_processes:
@@ -375,8 +375,8 @@ class Checkpointer:
             self.ema.copy_to_model()
         return None
 
-    def _mend_links(self, path: Path, state: TrainState) -> None:
-        """A kill between two renames, or a checkpoint set aside, may have left them behind."""
+    def _tidy_up(self, path: Path, state: TrainState) -> None:
+        """Mend the links and remove what a kill in the middle of a save, or a checkpoint set aside, has left behind."""
         if not self.accelerator.is_main_process or not self._is_own(path):
             return
         with contextlib.suppress(OSError):  # a disk that is full or read-only: links are for people
@@ -385,6 +385,7 @@ class Checkpointer:
             _point(path.with_name("latest"), path)
             if state.best_step is not None and self.run_dir.checkpoint(state.best_step).is_dir():
                 _point(path.with_name("best"), self.run_dir.checkpoint(state.best_step))
+            self._rotate(state.state_dict())
 
     @contextlib.contextmanager
     def _without_scaler(self) -> Iterator[None]:
