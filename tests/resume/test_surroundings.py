@@ -81,6 +81,7 @@ def test_a_run_directory_that_is_removed_in_the_middle(bench, tmp_path):
     (ended,) = run.run(FAULT_AT="step:7", FAULT=f"shell:rm -r {run.path}")
     assert ended.code == 0, ended.told()
     assert ended.err == ""
+    assert not ended.warnings, "the checkpoint of step 8 is saved, and with it comes the directory"
     run.check()
     assert run.rows() == [row for row in whole.rows if row["step"] > 7]
     assert (run.path / "model" / "model.safetensors").read_bytes() == whole.model["model.safetensors"]
