@@ -4,7 +4,7 @@ import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -13,12 +13,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer_loop.data.batch_plan import BatchPlan, Rows, cut_evaluation
 from trainer_loop.errors import UserError
-from trainer_loop.runtime.preempt import leave_signals_to_the_parent
+from trainer_loop.runtime.preempt import forking_workers, leave_signals_to_the_parent
 from trainer_loop.runtime.randomness import seed_everything
 
 Batch = dict[str, Tensor]
 Collate = Callable[[list[dict[str, Any]]], Batch]
 Count = Callable[[Batch], int]
+_T = TypeVar("_T")
 
 
 class RowSource(Protocol):
@@ -184,7 +185,7 @@ class TrainLoader:
         step = start
         while step < stop:
             plan = self.plan
-            batches = iter(_make_loader(self._make_steps(plan), range(step, stop), self.num_workers, self.device))
+            batches = _iterate(self._make_steps(plan), range(step, stop), self.num_workers, self.device)
             while step < stop and self.plan is plan:  # else it was cut anew, also for what workers have prepared
                 asked = time.perf_counter()
                 step_batch = next(batches)
@@ -277,7 +278,7 @@ class EvaluationLoader:
         return len(self._microbatches.cut)
 
     def __iter__(self) -> Iterator[Microbatch]:
-        for microbatch in _make_loader(self._microbatches, range(len(self)), self.num_workers, self.device):
+        for microbatch in _iterate(self._microbatches, range(len(self)), self.num_workers, self.device):
             microbatch.batch = move_batch(microbatch.batch, self.device)
             yield microbatch
 
@@ -289,8 +290,9 @@ def move_batch(batch: Batch, device: torch.device) -> Batch:
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
-def _make_loader(dataset: Dataset[Any], indices: range, num_workers: int, device: torch.device) -> DataLoader[Any]:
-    return DataLoader(
+def _iterate(dataset: Dataset[_T], indices: range, num_workers: int, device: torch.device) -> Iterator[_T]:
+    """The items at these indices, made by worker processes where there are any."""
+    loader: DataLoader[_T] = DataLoader(
         dataset,
         batch_size=None,  # an item is a whole step already
         sampler=indices,
@@ -299,6 +301,8 @@ def _make_loader(dataset: Dataset[Any], indices: range, num_workers: int, device
         pin_memory=device.type == "cuda",
         worker_init_fn=leave_signals_to_the_parent,
     )
+    with forking_workers():
+        return iter(loader)
 
 
 def _as_it_is(item: Any) -> Any:

@@ -68,10 +68,22 @@ class Preemption:
             _leave(f"preempted by {name} before training; the same command begins again", Preempted.exit_code)
 
 
+@contextlib.contextmanager
+def forking_workers() -> Iterator[None]:
+    """Around the start of processes that load data: signals wait there until `leave_signals_to_the_parent`."""
+    global _workers_are_born
+    _workers_are_born = True
+    try:
+        yield
+    finally:
+        _workers_are_born = False
+
+
 def leave_signals_to_the_parent(_worker: int) -> None:
     """For processes that load data: who stops a job signals all of its processes, and the parent still needs them."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    _unblock()  # what came in since the fork is dropped
 
 
 @contextlib.contextmanager
@@ -134,6 +146,7 @@ def _do_nothing(_number: int, _frame: object) -> None:
 
 
 _forks_forget = False
+_workers_are_born = False
 
 
 def _forget_in_forks() -> None:
@@ -159,4 +172,5 @@ def _reset_in_child() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells all processes, and the parent decides
-    _unblock()
+    if not _workers_are_born:
+        _unblock()
