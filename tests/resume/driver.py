@@ -215,6 +215,13 @@ def _at_tokenising(fault: _Fault, _which: int) -> None:
     _hook(tokens, "_encode", before=lambda *_, **__: fault.happen())
 
 
+def _at_worker(fault: _Fault, _which: int) -> None:
+    """In a process that loads data, before it has come to its own preparations."""
+    from torch.utils.data._utils import signal_handling
+
+    _hook(signal_handling, "_set_worker_signal_handlers", after=fault.happen)
+
+
 def _at_file(fault: _Fault, number: int) -> None:
     """Before the `number`-th change to a file or folder of the run directory."""
     root = next(argument for argument in sys.argv if argument.startswith("run_dir=")).removeprefix("run_dir=")

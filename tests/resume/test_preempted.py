@@ -108,6 +108,16 @@ def test_a_signal_to_the_workers_of_the_loader_too(name, place, step, bench, tmp
     assert_same(run, bench.whole(*WORKERS))
 
 
+def test_a_signal_to_the_workers_while_they_begin(bench, tmp_path):
+    """Each evaluation begins with new ones."""
+    run = bench.run(tmp_path, *WORKERS)
+    (ended,) = run.run(FAULT_AT="worker", FAULT="signal_group:SIGTERM")
+    assert ended.code == PREEMPTED, ended.told()
+    assert_left_at(run, 1)
+    run.finish()
+    assert_same(run, bench.whole(*WORKERS))
+
+
 def test_when_its_time_is_over(bench, tmp_path):
     run = bench.run(tmp_path)
     (ended,) = run.run("train.max_time_minutes=1e-6")
