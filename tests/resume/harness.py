@@ -109,6 +109,8 @@ class Nursery:
         """The command with these arguments. learn: a file for the names of the modules that it imports."""
         self._born += 1
         out, err = (self.directory / f"{self._born}.{kind}" for kind in ("out", "err"))
+        for file in (out, err):  # it may be killed before it has come so far
+            file.touch()
         self._ask(
             {
                 "arguments": list(arguments),
