@@ -34,10 +34,9 @@ def test_process_1_is_killed(place, bench, tmp_path):
     assert_goes_on(run, bench)
 
 
-@pytest.mark.parametrize("place", ["step:5", "latest:16"])
-def test_process_0_is_killed(place, bench, tmp_path):
+def test_process_0_is_killed_while_it_saves(bench, tmp_path):
     run = bench.run(tmp_path, num_processes=2)
-    ended = run.kill_at(place, rank=0, together=False)
+    ended = run.kill_at("half_checkpoint:6", rank=0, together=False)
     assert_told(ended[1], survivor=1, silent="process 0, or its machine,")
     assert_goes_on(run, bench)
 
