@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -213,6 +214,12 @@ def make_loop(
     )
     loop.recorder = Recorder()
     return loop
+
+
+def forget_accelerator() -> None:
+    """So that the next one may have another precision: accelerate keeps one state a process."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def make_task(name: str) -> TextTask:

@@ -13,6 +13,7 @@ from torch import nn
 from trainer_loop.config.fields import Config
 from trainer_loop.config.load import values_of
 from trainer_loop.config.schema import KEYS
+from trainer_loop.cpu_kernels import describe_attention_dropout, use_cpu_kernels
 from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.loader import EvaluationLoader, StepLoader, TrainLoader
@@ -38,6 +39,7 @@ from trainer_loop.runtime.quiet import quieten_libraries
 # Keys that may change on resume but not on a run that is complete, where they would have no effect; see `run`.
 _LENGTH = ("train.epochs", "train.steps")
 _TUNED = [name for name, key in KEYS.items() if key.on_resume == "planned anew" and name not in _LENGTH]
+_WORKERS_BESIDE_A_GPU = 2
 _STEPS_LOOKED_AT = 200  # of an epoch, to tell how it is cut
 
 
@@ -62,6 +64,7 @@ def build(
         trackers=config.log.trackers,
         project_dir=str(run_dir.root),
         timeout_minutes=config.train.timeout_minutes,
+        threads=config.train.threads,
     )
     train_loader = _make_train_loader(config, parts, accelerator)
     run_plan = _describe_run(config, parts, train_loader)
@@ -184,6 +187,7 @@ def _make_model(config: Config, parts: Parts, accelerator: Accelerator, console:
         model_class=parts.task.model_class,
         name=config.model.name,
         from_scratch=config.model.from_scratch,
+        attention=config.model.attention,
         gradient_checkpointing=config.model.gradient_checkpointing,
         trust_remote_code=config.model.trust_remote_code,
         num_tokens=len(parts.tokenizer),
@@ -191,6 +195,10 @@ def _make_model(config: Config, parts: Parts, accelerator: Accelerator, console:
     )
     if new_weights:
         console.say(f"model: {len(new_weights)} weights are new: {', '.join(new_weights[:6])}")
+    if accelerator.device.type == "cpu":
+        use_cpu_kernels(model, attention=config.model.attention == "auto")
+        if (cost := describe_attention_dropout(model, max_length=config.data.max_length)) is not None:
+            console.say(cost)
     return model.to(accelerator.device)
 
 
@@ -221,7 +229,7 @@ def _make_train_loader(config: Config, parts: Parts, accelerator: Accelerator) -
     return TrainLoader(
         BatchPlan(train.lengths, **batches),
         train.rows,
-        num_workers=config.data.num_workers,
+        num_workers=_num_workers(config, accelerator),
         place_of=train.places.place,
         **process,
     )
@@ -244,7 +252,7 @@ def _make_evaluation_loader(
         process_index=accelerator.process_index,
         max_tokens=_token_budget(config.evaluate.max_tokens, parts, accelerator.device, training=False),
         per_device=config.evaluate.per_device,
-        num_workers=config.data.num_workers,
+        num_workers=_num_workers(config, accelerator),
     )
 
 
@@ -257,6 +265,13 @@ def _batch_size(config: Config, num_processes: int) -> int:
         return batch.size
     assert batch.per_device is not None and batch.accumulate is not None
     return batch.per_device * batch.accumulate * num_processes
+
+
+def _num_workers(config: Config, accelerator: Accelerator) -> int:
+    """Processes that prepare batches: beside a GPU they are ready when it is; on a CPU they would take its cores."""
+    if config.data.num_workers != "auto":
+        return int(config.data.num_workers)
+    return 0 if accelerator.device.type == "cpu" else _WORKERS_BESIDE_A_GPU
 
 
 def _token_budget(setting: Any, parts: Parts, device: torch.device, *, training: bool) -> int | None:

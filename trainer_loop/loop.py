@@ -290,14 +290,16 @@ class TrainingLoop:
         loss_sum = torch.zeros((), dtype=_sum_type(self.accelerator.device), device=self.accelerator.device)
         out_of_memory = reducing = False
         try:
-            for position, microbatch in enumerate(step_batch.microbatches):
-                last = position == len(step_batch.microbatches) - 1
-                with nullcontext() if last else self.accelerator.no_sync(self.model):
-                    loss = self._loss_sum(microbatch)
-                    reducing = last and self.accelerator.num_processes > 1
-                    # Gradients are averaged over the processes; a sum over targets wants them added up.
-                    self.accelerator.backward(loss * (self.accelerator.num_processes / num_targets))
-                loss_sum += loss.detach()
+            # Within it, what autocast makes of the weights in one microbatch serves the others too.
+            with torch.autocast(self.accelerator.device.type, enabled=False):
+                for position, microbatch in enumerate(step_batch.microbatches):
+                    last = position == len(step_batch.microbatches) - 1
+                    with nullcontext() if last else self.accelerator.no_sync(self.model):
+                        loss = self._loss_sum(microbatch)
+                        reducing = last and self.accelerator.num_processes > 1
+                        # Gradients are averaged over the processes; a sum over targets wants them added up.
+                        self.accelerator.backward(loss * (self.accelerator.num_processes / num_targets))
+                    loss_sum += loss.detach()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -120,6 +120,7 @@ def make_model(
     model_class: str,
     name: str | None,
     from_scratch: bool = False,
+    attention: str = "auto",
     gradient_checkpointing: bool = False,
     trust_remote_code: bool = False,
     num_tokens: int,
@@ -127,12 +128,19 @@ def make_model(
 ) -> tuple[nn.Module, list[str]]:
     """The model in fp32, and the names of the weights that `name` had none for; those are a function of `seed`.
 
-    num_tokens: of the tokenizer; the embeddings grow where there are fewer.
+    num_tokens: of the tokenizer; the embeddings grow where there are fewer. attention: an implementation that
+    transformers knows; auto: what it takes by itself.
     """
     auto_class = getattr(transformers, model_class)
+    implementation = None if attention == "auto" else attention
     seed_everything(seed, "model")
     if name is None or from_scratch:
-        model = auto_class.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code)
+        try:
+            model = auto_class.from_config(
+                config, dtype=torch.float32, trust_remote_code=trust_remote_code, attn_implementation=implementation
+            )
+        except (ImportError, ValueError) as error:
+            raise UserError(_explain_attention(attention, error)) from error
         new_weights: list[str] = []
     else:
         name = find_model(name)
@@ -142,12 +150,17 @@ def make_model(
                 model, loaded = auto_class.from_pretrained(
                     name,
                     config=config,
+                    attn_implementation=implementation,
                     dtype=torch.float32,  # else weights saved in half precision would be trained in half precision
                     trust_remote_code=trust_remote_code,
                     ignore_mismatched_sizes=True,  # judged below: a head for other classes is begun anew
                     output_loading_info=True,
                 )
+            except ImportError as error:
+                raise UserError(_explain_attention(attention, error)) from error
             except (OSError, ValueError, RuntimeError) as error:
+                if attention != "auto" and "attn_implementation" in str(error):
+                    raise UserError(_explain_attention(attention, error)) from error
                 raise UserError(_explain_failure(name, error, offline=None if reachable else reason)) from error
         _refuse_mismatched_body(name, loaded["mismatched_keys"], num_labels=config.num_labels)
         new_weights = sorted({*loaded["missing_keys"], *(key for key, _, _ in loaded["mismatched_keys"])})
@@ -187,6 +200,12 @@ def _refuse_missing_directory(name: str) -> None:
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         present = ", ".join(sorted(path.name for path in Path(name).iterdir())[:8]) or "nothing"
         raise UserError(f"model.name: {name} holds no config.json, so no model of transformers; it holds {present}")
+
+
+def _explain_attention(attention: str, error: Exception) -> str:
+    """Why an implementation of attention cannot be had, in one line."""
+    told = in_one_line(error, at_most=160)
+    return f"model.attention: {attention} cannot be used: {told}; set model.attention=auto"
 
 
 def _explain_failure(name: str, error: Exception, *, offline: str | None) -> str:

@@ -86,7 +86,7 @@ def _stream_conflicts(config: Config) -> Iterator[Conflict]:
             ("data.limit.train", "data.streaming"),
             f"data.limit.train is {data.limit.train}, but no sample of a stream can be drawn; set train.steps instead",
         )
-    if data.num_workers:
+    if data.num_workers not in ("auto", 0):
         yield (
             ("data.num_workers", "data.streaming"),
             f"data.num_workers is {data.num_workers}, but a stream is read ahead by a thread of its own; "

@@ -60,6 +60,9 @@ class ModelConfig:
     overrides: dict[str, Any] = key(
         {}, "fields of the model's own config, such as attention_probs_dropout_prob: 0.0", on_resume="refused"
     )
+    attention: str = key(
+        "auto", "auto: the fastest here; or one that transformers knows: sdpa, eager, flash_attention_2, ..."
+    )
     gradient_checkpointing: bool = key(False, "true: recompute activations in the backward pass, to save memory")
     trust_remote_code: bool = key(False, "true: allow the Python code that comes with a hub model to run")
 
@@ -117,7 +120,11 @@ class DataConfig:
         on_resume="by content",
     )
     max_length: int = key(512, "longer texts are cut", unit="tokens", at_least=2, on_resume="by content")
-    num_workers: int = key(0, "processes that prepare batches beside each training process; 0: none", at_least=0)
+    num_workers: Any = key(
+        "auto",
+        "processes that prepare batches beside each training process; auto: 2 beside a GPU, none on a CPU",
+        kind="auto_or_count",
+    )
     cache_dir: str | None = key(
         None, "where tokenised data is kept; null: $TRAINER_LOOP_CACHE, or ~/.cache/trainer_loop"
     )
@@ -169,6 +176,11 @@ class TrainConfig:
     )
     patience: int | None = key(
         None, "stop after this many evaluations without a better checkpoint.best; null: never", at_least=1
+    )
+    threads: Any = key(
+        "auto",
+        "of each process on a CPU; auto: its share of the cores, or what OMP_NUM_THREADS says, but for a launcher's 1",
+        kind="auto_or_positive",
     )
     max_time_minutes: float | None = key(
         None, "save and stop with exit code 75 this long after the start; null: never", unit="minutes", above=0

@@ -193,6 +193,10 @@ def _token_limit_fault(value: object) -> str | None:
     return None if value == "auto" or _is_whole(value, at_least=1) else ""
 
 
+def _count_fault(value: object) -> str | None:
+    return None if value == "auto" or _is_whole(value, at_least=0) else ""
+
+
 def _interval_fault(value: object) -> str | None:
     if value in ("epoch", "never") or _is_whole(value, at_least=1):
         return None
@@ -240,6 +244,8 @@ KINDS: dict[str, Kind] = {
     "splits": Kind("a text or a list of texts", _splits, _splits_fault),
     "label_names": Kind("a list of names or a mapping from name to label", _label_names, _label_names_fault),
     "token_limit": Kind("auto or a whole number of at least 1", _integer, _token_limit_fault),
+    "auto_or_count": Kind("auto or a whole number of at least 0", _integer, _count_fault),
+    "auto_or_positive": Kind("auto or a whole number of at least 1", _integer, _token_limit_fault),
     "interval": Kind("epoch, never or a whole number of at least 1", _integer, _interval_fault),
     "metrics": Kind("a list of names or of {name, args, key}", _metrics, _metrics_fault),
 }

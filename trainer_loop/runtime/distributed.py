@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from trainer_loop.errors import ProcessLost, UserError, in_one_line
+from trainer_loop.runtime.host import choose_threads, keep_freed_memory
 
 if TYPE_CHECKING:  # torch and accelerate take seconds to import: a config error is told before that
     import numpy as np
@@ -61,10 +62,12 @@ def make_accelerator(
     trackers: Sequence[str] = (),
     project_dir: str | None = None,
     timeout_minutes: float = 30.0,
+    threads: int | str = "auto",
 ) -> "Accelerator":
     """The Accelerator of this process; joins the process group when a launcher started several.
 
     `precision` is no, bf16 or fp16 (see `choose_precision`). timeout_minutes: how long a process waits for the others.
+    threads: on a CPU, see `choose_threads`.
     """
     import torch
     from accelerate import Accelerator
@@ -96,6 +99,10 @@ def make_accelerator(
             f"accelerate was told to use {accelerator.distributed_type.value}; gradient norms and checkpoints here are "
             "those of data parallelism: launch with --multi_gpu, or with a file of launch/accelerate"
         )
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
+        if (count := choose_threads(threads)) is not None:
+            torch.set_num_threads(count)
     return accelerator
 
 

@@ -254,7 +254,7 @@ evaluate: {every: "${log.every}"}
         ("seed=${seed}", "ecursive"),
         ("seed=${data.text}", "could not be converted to Integer"),
         ("seed=${oc.env:NOT_SET_ANYWHERE}", "NOT_SET_ANYWHERE"),
-        ("batch.size=${data.num_workers}", "batch.size is 0; allowed: a whole number of at least 1"),
+        ("model.vocab_size=${seed}", "model.vocab_size is 42; allowed: a whole number of at least 300"),
         ("run_dir=${seed", "is no interpolation; write ${another.key}, or \\${ for a plain ${"),
         ("model.overrides.a=${nowhere}", "Interpolation key 'nowhere' not found"),
     ],

@@ -1,0 +1,79 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from trainer_loop.runtime import host
+from trainer_loop.runtime.host import choose_threads, prepare_environment
+
+
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(host, "_count_cores", lambda: 8)
+
+
+def test_without_a_launcher_torch_or_the_user_chooses_the_threads(monkeypatch):
+    assert choose_threads("auto") is None
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert choose_threads("auto") is None
+
+
+def test_the_1_of_a_launcher_becomes_a_share_of_the_cores(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    assert choose_threads("auto") == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert choose_threads("auto") == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert choose_threads("auto") == 1
+
+
+def test_another_number_given_to_a_launcher_stays(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert choose_threads("auto") is None
+
+
+def test_the_config_has_the_last_word(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert choose_threads(5) == 5
+
+
+def test_what_the_user_set_for_torch_stays(monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    prepare_environment()
+    assert (os.environ["OMP_WAIT_POLICY"], os.environ["THP_MEM_ALLOC_ENABLE"]) == ("ACTIVE", "1")
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+def test_freed_memory_is_kept():
+    """A large block that was freed comes back without the kernel handing out new pages for it."""
+    program = """
+import ctypes, resource, sys
+from trainer_loop.runtime.host import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+def use(size=16 * 2**20):
+    block = libc.malloc(size)
+    ctypes.memset(block, 1, size)
+    libc.free(block)
+use()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    use()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = {
+        way: int(subprocess.run([sys.executable, "-c", program, way], capture_output=True, check=True).stdout)
+        for way in ("keep", "as it is")
+    }
+    assert faults["keep"] <= 10
+    if faults["as it is"] == 0:
+        pytest.skip("this kernel does not count page faults")

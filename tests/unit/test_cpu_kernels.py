@@ -1,0 +1,200 @@
+"""Attention and dropout for CPUs give what torch's own give."""
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+
+from trainer_loop import cpu_kernels
+from trainer_loop.cpu_kernels import ATTENTION, CpuDropout, attend, describe_attention_dropout, use_cpu_kernels
+
+ROWS, HEADS, LENGTH, WIDTH = 5, 4, 37, 16
+
+
+class Layer(nn.Module):
+    """What transformers hands its attention function."""
+
+    def __init__(self, is_causal: bool = False):
+        super().__init__()
+        self.is_causal = is_causal
+
+
+@pytest.fixture(autouse=True)
+def _two_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_kernels, "_BYTES_AT_A_TIME", 2 * HEADS * LENGTH**2 * 2)
+
+
+def make_inputs(dtype: torch.dtype, *, key_heads: int = HEADS) -> tuple[list[Tensor], Tensor]:
+    torch.manual_seed(0)
+    inputs = [
+        torch.randn(ROWS, LENGTH, heads, WIDTH).transpose(1, 2).to(dtype).requires_grad_()
+        for heads in (HEADS, key_heads, key_heads)
+    ]
+    return inputs, torch.randn(ROWS, LENGTH, HEADS, WIDTH).to(dtype)
+
+
+def padding_mask(*, causal: bool) -> Tensor:
+    lengths = torch.tensor([LENGTH, LENGTH, 20, 3, 1])
+    mask = (torch.arange(LENGTH) < lengths[:, None])[:, None, None, :].expand(ROWS, 1, LENGTH, LENGTH)
+    return mask & torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril() if causal else mask
+
+
+def run_ours(inputs: list[Tensor], grad: Tensor, layer: nn.Module, mask: Tensor | None, **options: Any) -> list[Tensor]:
+    attended, _ = attend(layer, *inputs, mask, **options)
+    transposed = attended.grad_fn.next_functions[0][0]
+    assert "_Attention" in str(transposed.next_functions), "torch's attention was taken"
+    return [attended.detach(), *torch.autograd.grad(attended, inputs, grad)]
+
+
+def run_exactly(inputs: list[Tensor], grad: Tensor, mask: Tensor | None, *, causal: bool, scale: float | None = None):
+    wide = [tensor.detach().float().requires_grad_() for tensor in inputs]
+    attended = F.scaled_dot_product_attention(
+        *wide, attn_mask=mask, is_causal=causal and mask is None, scale=scale, enable_gqa=True
+    ).transpose(1, 2)
+    return [attended.detach(), *torch.autograd.grad(attended, wide, grad.float())]
+
+
+def assert_near(ours: list[Tensor], exact: list[Tensor], *, within: float) -> None:
+    for mine, right in zip(ours, exact, strict=True):
+        assert (mine.float() - right).abs().max() <= within * right.abs().max()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("key_heads", [HEADS, 2])
+def test_attention_in_bf16_is_that_of_torch(causal: bool, padded: bool, key_heads: int):
+    inputs, grad = make_inputs(torch.bfloat16, key_heads=key_heads)
+    layer = Layer(causal)
+    layer.num_key_value_groups = HEADS // key_heads
+    mask = padding_mask(causal=causal) if padded else None
+    assert_near(run_ours(inputs, grad, layer, mask), run_exactly(inputs, grad, mask, causal=causal), within=0.02)
+
+
+def test_attention_is_the_same_under_autocast():
+    inputs, grad = make_inputs(torch.bfloat16)
+    outside = run_ours(inputs, grad, Layer(), None)
+    with torch.autocast("cpu", torch.bfloat16):
+        within = run_ours(inputs, grad, Layer(), None)
+    assert all(torch.equal(one, other) for one, other in zip(outside, within, strict=True))
+
+
+def test_scaling_is_heeded():
+    inputs, grad = make_inputs(torch.bfloat16)
+    ours = run_ours(inputs, grad, Layer(), None, scaling=0.5)
+    assert_near(ours, run_exactly(inputs, grad, None, causal=False, scale=0.5), within=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_probabilities_and_scales_the_rest(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
+    torch.manual_seed(1)
+    drawn = torch.randint(0, 2**15, (ROWS, HEADS, LENGTH, LENGTH), dtype=torch.int16)
+    left = [drawn.flatten()]
+
+    def draw(count: int) -> Tensor:
+        part, left[0] = left[0][:count].clone(), left[0][count:]
+        return part
+
+    monkeypatch.setattr(cpu_kernels, "_draw", draw)
+    inputs, grad = make_inputs(dtype)
+    ours = run_ours(inputs, grad, Layer(), padding_mask(causal=False), dropout=0.25)
+    assert not len(left[0])
+
+    wide = [tensor.detach().float().requires_grad_() for tensor in inputs]
+    query, key, value = wide
+    scores = (query @ key.transpose(-1, -2) * WIDTH**-0.5).masked_fill(~padding_mask(causal=False), float("-inf"))
+    attended = ((scores.softmax(-1) * (drawn >= 2**13) / 0.75) @ value).transpose(1, 2)
+    exact = [attended.detach(), *torch.autograd.grad(attended, wide, grad.float())]
+    assert_near(ours, exact, within=1e-5 if dtype == torch.float32 else 0.02)
+
+
+def test_fp32_without_dropout_and_float64_are_left_to_torch():
+    for dtype in (torch.float32, torch.float64):
+        inputs, _ = make_inputs(dtype)
+        attended, _ = attend(Layer(), *inputs, None)
+        assert torch.equal(attended, F.scaled_dot_product_attention(*inputs).transpose(1, 2))
+
+
+def test_rows_with_too_many_scores_are_left_to_torch(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cpu_kernels, "_MOST_BYTES_A_ROW", 1)
+    inputs, _ = make_inputs(torch.bfloat16)
+    attended, _ = attend(Layer(), *inputs, None)
+    assert torch.equal(attended, F.scaled_dot_product_attention(*inputs).transpose(1, 2))
+
+
+def test_dropout_of_hidden_states_keeps_the_mean_and_follows_the_seed():
+    layer, ones = CpuDropout(0.1), torch.ones(400, 500)
+    results = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        results.append(layer(ones))
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+    assert (results[0] == 0).float().mean().item() == pytest.approx(0.1, abs=0.005)
+    assert results[0].mean().item() == pytest.approx(1.0, abs=0.005)
+    assert torch.equal(layer.eval()(ones), ones)
+
+
+def test_a_model_keeps_its_parameters_and_what_it_says_when_it_does_not_train():
+    model = tiny.make_bert(dropout=0.1).eval()
+    names = list(model.state_dict())
+    tokens = torch.randint(1, tiny.VOCABULARY, (3, 9))
+    before = model(input_ids=tokens).logits
+    assert use_cpu_kernels(model)
+    assert model.config._attn_implementation == ATTENTION
+    assert {type(module) for module in model.modules() if isinstance(module, nn.Dropout)} == {CpuDropout}
+    assert list(model.state_dict()) == names
+    torch.testing.assert_close(model(input_ids=tokens).logits, before)
+
+
+def test_training_in_bf16_stays_near_fp32_in_a_decoder_with_few_key_heads():
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    tokens = torch.randint(1, 50, (3, 20))
+    mask = (torch.arange(20) < torch.tensor([20, 11, 4])[:, None]).long()
+    exact = model(input_ids=tokens, attention_mask=mask).logits
+    assert use_cpu_kernels(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = model(input_ids=tokens, attention_mask=mask).logits
+    assert ((ours - exact).abs() * mask[..., None]).max() < 0.02 * exact.abs().max()
+
+
+def test_the_users_choice_of_attention_stays():
+    model = tiny.make_bert()
+    assert not use_cpu_kernels(model, attention=False)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_an_exported_config_does_not_name_the_attention(tmp_path):
+    model = tiny.make_bert()
+    use_cpu_kernels(model)
+    model.save_pretrained(tmp_path)
+    assert ATTENTION not in (tmp_path / "config.json").read_text()
+    assert BertForSequenceClassification.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
+
+
+def test_the_cost_of_attention_dropout_is_told_with_the_key_that_changes_it():
+    def describe(max_length: int = 64, attention: bool = True, **fields: float) -> str | None:
+        model = BertForSequenceClassification(
+            BertConfig(vocab_size=9, hidden_size=24, num_hidden_layers=1, num_attention_heads=12, **fields)
+        )
+        use_cpu_kernels(model, attention=attention)
+        return describe_attention_dropout(model, max_length=max_length)
+
+    assert describe(attention_probs_dropout_prob=0.0) is None
+    told = describe(attention_probs_dropout_prob=0.1)
+    assert told.startswith("attention dropout 0.1 costs up to a fifth")
+    assert told.endswith("model.overrides.attention_probs_dropout_prob=0.0 leaves it out")
+    assert "half" in describe(attention_probs_dropout_prob=0.1, attention=False)
+    assert "half" in describe(attention_probs_dropout_prob=0.1, max_length=4096)

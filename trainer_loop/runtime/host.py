@@ -1,0 +1,51 @@
+"""The machine a process runs on: threads, and how memory is given to torch and taken back."""
+
+import ctypes
+import os
+import sys
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
+_LARGEST_MMAP_THRESHOLD = 32 * 2**20  # that glibc accepts
+_NEVER = 2**31 - 1
+
+
+def prepare_environment() -> None:
+    """What torch reads from the environment when it is imported, where the user has not set it."""
+    # A thread that spins while it waits takes its core from another process: with one busy beside it, a fifth is left.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for large tensors
+
+
+def keep_freed_memory() -> None:
+    """Let the allocator keep what tensors leave: each step would get the same pages from the kernel and clear them."""
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, musl has not
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
+        mallopt(_M_TRIM_THRESHOLD, _NEVER)
+
+
+def choose_threads(setting: int | str) -> int | None:
+    """Threads of a process that computes on the CPU; None: as many as torch takes by itself.
+
+    setting: `auto`, or the number the user wants. auto leaves a number in OMP_NUM_THREADS alone, but for the 1 that a
+    launcher puts there unasked, and gives the processes of this machine equal shares of its cores.
+    """
+    if setting != "auto":
+        return int(setting)
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    launched = "LOCAL_WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+    given = os.environ.get("OMP_NUM_THREADS")
+    if given is not None and not (launched and given == "1"):
+        return None
+    if not launched:
+        return None
+    return max(1, _count_cores() // local_processes)
+
+
+def _count_cores() -> int:
+    """Physical cores that this process may use: its affinity and the limit of its container are heeded."""
+    from joblib import cpu_count  # comes with scikit-learn
+
+    return int(cpu_count(only_physical_cores=True))
