@@ -19,6 +19,11 @@ from trainer_loop.runtime.randomness import seed_everything
 _POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "mpnet")
 
 
+def first_position(config: PretrainedConfig) -> int:
+    """The position of a row's first token."""
+    return config.pad_token_id + 1 if config.model_type in _POSITIONS_AFTER_PADDING else 0
+
+
 def find_model(name: str) -> str:
     """The name itself, or where it is a run directory, the model that was exported there."""
     exported = Path(name) / "model"
@@ -91,8 +96,8 @@ def check_model_config(config: PretrainedConfig, *, tokenizer: Any, own_tokenize
     """
     problems = []
     positions = getattr(config, "max_position_embeddings", None)
-    if isinstance(positions, int) and config.model_type in _POSITIONS_AFTER_PADDING:
-        positions -= config.pad_token_id + 1
+    if isinstance(positions, int):
+        positions -= first_position(config)
     if isinstance(positions, int) and 0 < positions < max_length:
         problems.append(
             f"data.max_length: {max_length} is more than the {positions} positions of the model; "

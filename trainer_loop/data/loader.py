@@ -16,7 +16,7 @@ from trainer_loop.errors import UserError
 from trainer_loop.runtime.preempt import forking_workers, leave_signals_to_the_parent
 from trainer_loop.runtime.randomness import seed_everything
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]  # tensors, and what the model takes as plain numbers
 Collate = Callable[[list[dict[str, Any]]], Batch]
 Count = Callable[[Batch], int]
 _T = TypeVar("_T")
@@ -41,7 +41,9 @@ class Microbatch:
 
     def pin_memory(self) -> "Microbatch":
         """Called by DataLoader where copies to the device are to overlap."""
-        self.batch = {name: tensor.pin_memory() for name, tensor in self.batch.items()}
+        self.batch = {
+            name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in self.batch.items()
+        }
         return self
 
 
@@ -287,7 +289,10 @@ def move_batch(batch: Batch, device: torch.device) -> Batch:
     """The batch on the device; the copy overlaps with work there when the memory is pinned."""
     if device.type == "cpu":
         return batch
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
 
 
 def _iterate(dataset: Dataset[_T], indices: range, num_workers: int, device: torch.device) -> Iterator[_T]:

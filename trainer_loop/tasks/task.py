@@ -1,16 +1,17 @@
 """What the loop asks of a task (`Task`), and the defaults every task on texts shares (`TextTask`)."""
 
 from abc import ABC, abstractmethod
+from itertools import accumulate, chain
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-Batch = dict[str, Tensor]
+Batch = dict[str, Any]
 
 
 class Task(Protocol):
-    """What is learnt. A batch is a dict of tensors whose first dimension is the rows, `[B, ...]`."""
+    """What is learnt. A batch is a dict of tensors whose first dimension is the rows, `[B, ...]`; or see `pack_rows`."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The loss **summed** over the targets of the batch, `[]`. The loop alone divides."""
@@ -33,6 +34,21 @@ class Task(Protocol):
         ...
 
 
+def pack_rows(rows: list[dict[str, Any]]) -> Batch:
+    """Rows laid end to end without padding: their columns and `position_ids` `[1, T]`, T the tokens of all.
+
+    `row_lengths` are their B lengths, as plain numbers; `row_ends` the running sums, `[B + 1]` int32, from 0.
+    """
+    lengths = [len(row["input_ids"]) for row in rows]
+    batch: Batch = {
+        name: torch.tensor([list(chain.from_iterable(row[name] for row in rows))]) for name in rows[0] if name != "label"
+    }
+    batch["position_ids"] = torch.cat([torch.arange(length) for length in lengths])[None]
+    batch["row_lengths"] = tuple(lengths)
+    batch["row_ends"] = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+    return batch
+
+
 class TextTask(ABC):
     """Defaults for a task on texts: which columns it reads, how it encodes and pads them, which model it needs.
 
@@ -44,17 +60,20 @@ class TextTask(ABC):
     tokenizer_style: Literal["wordpiece", "byte_level_bpe"] = "wordpiece"  # of a tokenizer trained on the spot
     takes_pairs: bool = True
     scores_every_token: bool = False  # logits [B, T, V] instead of [B, C]: they, not the activations, fill the memory
+    can_pack: bool = False  # loss, count and predict know batches of `pack_rows`
     default_metrics: tuple[str, ...] = ()
     fitting_metrics: tuple[str, ...] | None = None  # of those shipped; None: whatever fits what `predict` returns
 
     def __init__(self) -> None:
         self.tokenizer: Any = None  # set by `bind`
+        self.packs = False
 
-    def bind(self, tokenizer: Any) -> None:
-        """Give the task the tokenizer that its rows are encoded and padded with."""
+    def bind(self, tokenizer: Any, *, packs: bool = False) -> None:
+        """Give the task the tokenizer that its rows are encoded and padded with; packs: laid end to end instead."""
         # On the left, padding would shift positions and become the context of a row's first token.
         tokenizer.padding_side = "right"
         self.tokenizer = tokenizer
+        self.packs = packs
 
     def settings(self) -> dict[str, Any]:
         """Whatever of the task changes what `encode` returns; part of the key of the token cache."""
@@ -73,8 +92,11 @@ class TextTask(ABC):
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
         """Pad to the longest row: `input_ids`, `attention_mask` `[B, T]`; `label` becomes `labels` `[B]`."""
-        features = [{name: value for name, value in row.items() if name != "label"} for row in rows]
-        batch: Batch = dict(self.tokenizer.pad(features, return_tensors="pt"))
+        if self.packs:
+            batch = pack_rows(rows)
+        else:
+            features = [{name: value for name, value in row.items() if name != "label"} for row in rows]
+            batch = dict(self.tokenizer.pad(features, return_tensors="pt"))
         if rows and "label" in rows[0]:
             batch["labels"] = torch.tensor([row["label"] for row in rows])
         return batch

@@ -1,0 +1,167 @@
+"""Rows without padding: laid end to end as one row of tokens, with attention kept inside each.
+
+A packed batch has `input_ids` and `position_ids` `[1, T]`, T the tokens of all rows; `row_lengths`, a tuple of B
+numbers; and `row_ends`, their running sums, `[B + 1]` from 0. Both reach the attention through the model's keyword
+arguments.
+"""
+
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AttentionInterface, PreTrainedModel
+
+from trainer_loop.cpu_kernels import ATTENTION as CPU_ATTENTION
+from trainer_loop.cpu_kernels import attend
+from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.model import first_position
+from trainer_loop.tasks.task import pack_rows
+
+ATTENTION = "trainer_loop_packed"  # its name among transformers' attention implementations
+
+_PROBE = (7, 4, 2)  # tokens of the rows that a model is tried on
+_TOLERANCE = 1e-4  # relative to the largest output
+
+
+def use_packing(model: PreTrainedModel, *, rows_at_head: bool) -> None:
+    """From now on the model takes packed batches, and only these; its parameters and names stay.
+
+    rows_at_head: its head sees one row at a time `[B, T, D]`, as that of a classifier, instead of every token for
+    itself. Raises UserError where the model is not made for it: it is tried on a few tokens, packed and padded.
+    """
+    name, config = type(model).__name__, model.config
+    if config._attn_implementation not in ("sdpa", CPU_ATTENTION) or not model._can_set_attn_implementation():
+        raise _refusal(f"the attention of {name} cannot be exchanged")
+    if _attends_locally(config):
+        raise _refusal(f"{name} attends within a sliding window")
+    stack = next((stack for stack in ("encoder", "transformer") if hasattr(model.base_model, stack)), None)
+    if rows_at_head and stack is None:
+        raise _refusal(f"the head of {name} does not follow a stack of layers of its own")
+
+    was_training = model.training
+    model.eval()
+    try:
+        alone = _run_alone(model)
+        AttentionInterface.register(ATTENTION, attend_rows)  # without a mask: none is made, and none is needed
+        model.set_attn_implementation(ATTENTION)
+        if first_position(config):
+            model.register_forward_pre_hook(_shift_positions, with_kwargs=True)
+        if rows_at_head:
+            getattr(model.base_model, stack).register_forward_hook(_unpack, with_kwargs=True)
+        packed = _run_packed(model, rows_at_head=rows_at_head)
+    except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as error:
+        raise _refusal(f"{name} takes no packed rows: {in_one_line(error, at_most=120)}") from error
+    difference = max(float((one - other).abs().max()) for one, other in zip(alone, packed, strict=True))
+    if difference > _TOLERANCE * max(float(outputs.abs().max()) for outputs in alone):
+        raise _refusal(f"{name} gives other results for packed rows, by {difference:.2g}")
+    model.train(was_training)
+
+
+def attend_rows(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    row_lengths: tuple[int, ...] | None = None,
+    row_ends: Tensor | None = None,
+    **others: Any,  # transformers passes whatever its models were given
+) -> tuple[Tensor, None]:
+    """Attention within each row of query `[1, H, T, D]`, key and value `[1, K, T, D]`, end to end: `[1, T, H, D]`."""
+    if row_lengths is None or row_ends is None or attention_mask is not None:
+        raise ValueError("a packed model takes packed batches alone")
+    if query.is_cuda and dropout == 0 and query.dtype in (torch.bfloat16, torch.float16):
+        return _attend_by_flash(module, query, key, value, scaling, is_causal, row_lengths, row_ends), None
+    parts = [tensor.split(row_lengths, dim=2) for tensor in (query, key, value)]
+    attended = [
+        attend(module, *row, None, dropout=dropout, scaling=scaling, is_causal=is_causal, **others)[0]
+        for row in zip(*parts, strict=True)
+    ]
+    return torch.cat(attended, dim=1), None
+
+
+def _attend_by_flash(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    is_causal: bool | None,
+    row_lengths: tuple[int, ...],
+    row_ends: Tensor,
+) -> Tensor:
+    """All rows in one call of torch's flash attention for rows of unlike lengths, `[1, T, H, D]`."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    repeats = query.shape[1] // key.shape[1]
+    query, key, value = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
+    if repeats > 1:
+        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    longest = max(row_lengths)
+    attended = varlen_attn(
+        query,
+        key,
+        value,
+        row_ends,
+        row_ends,
+        longest,
+        longest,
+        scale=scaling,
+        window_size=(-1, 0) if causal else (-1, -1),
+    )
+    return attended[None]
+
+
+def _attends_locally(config: Any) -> bool:
+    kinds = getattr(config, "layer_types", None)
+    if kinds is not None:
+        return any(kind != "full_attention" for kind in kinds)
+    return getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+
+
+def _shift_positions(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Positions of some models begin after that of padding."""
+    return args, kwargs | {"position_ids": kwargs["position_ids"] + first_position(model.config)}
+
+
+def _unpack(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    """The last hidden states `[1, T, D]` become `[B, T of the longest row, D]` for the head."""
+    rows = output.last_hidden_state[0].split(kwargs["row_lengths"])
+    output.last_hidden_state = pad_sequence(rows, batch_first=True)
+    return output
+
+
+def _probe_rows(model: PreTrainedModel) -> list[dict[str, list[int]]]:
+    """A few rows of tokens that are all unlike padding."""
+    tokens = [token for token in range(sum(_PROBE) + 1) if token != model.config.pad_token_id]
+    ends = list(accumulate(_PROBE))
+    return [{"input_ids": tokens[end - length : end]} for end, length in zip(ends, _PROBE, strict=True)]
+
+
+@torch.no_grad()
+def _run_alone(model: PreTrainedModel) -> list[Tensor]:
+    """Logits of each probe row alone, which needs neither padding nor packing."""
+    return [
+        model(input_ids=torch.tensor([row["input_ids"]], device=model.device)).logits[0] for row in _probe_rows(model)
+    ]
+
+
+@torch.no_grad()
+def _run_packed(model: PreTrainedModel, *, rows_at_head: bool) -> list[Tensor]:
+    """Logits of the probe rows together, row by row."""
+    packed = pack_rows(_probe_rows(model))
+    batch = {
+        name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in packed.items()
+    }
+    logits = model(**batch).logits
+    return list(logits) if rows_at_head else list(logits[0].split(_PROBE))
+
+
+def _refusal(reason: str) -> UserError:
+    return UserError(f"model.packing: {reason}; set model.packing=false")
