@@ -30,7 +30,7 @@ from trainer_loop.record.export import ExportRecord, export_model
 from trainer_loop.record.logs import Console, MetricLog
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.state import TrainState
-from trainer_loop.runtime.budget import choose_token_budget
+from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 from trainer_loop.runtime.distributed import agree, make_accelerator, process_index_from_environment
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.quiet import quieten_libraries
@@ -39,6 +39,7 @@ from trainer_loop.runtime.quiet import quieten_libraries
 _LENGTH = ("train.epochs", "train.steps")
 _TUNED = [name for name, key in KEYS.items() if key.on_resume == "planned anew" and name not in _LENGTH]
 _STEPS_LOOKED_AT = 200  # of an epoch, to tell how it is cut
+_WINDOW = 32  # batches whose rows are sorted together where the config names no number
 
 
 def build(
@@ -162,9 +163,8 @@ def _describe_batches(loader: StepLoader, *, num_steps: int, process_index: int)
         ]
     assert isinstance(loader, TrainLoader)
     plan = loader.plan
-    looked_at = range(0, plan.steps_per_epoch, max(1, plan.steps_per_epoch // _STEPS_LOOKED_AT))
-    steps = [plan.step(step) for step in looked_at]
-    microbatches = [len(step.microbatches[process_index]) for step in steps]
+    steps = plan.sample(_STEPS_LOOKED_AT)
+    microbatches = [len(step.shares[process_index].microbatches) for step in steps]
     padding = 1 - sum(step.num_tokens for step in steps) / sum(step.num_padded_tokens for step in steps)
     return [
         f"rows: {len(plan.lengths):,}, {plan.batch_size:,} per step; {plan.steps_per_epoch:,} steps per epoch, "
@@ -201,6 +201,7 @@ def _make_train_loader(config: Config, parts: Parts, accelerator: Accelerator) -
         "num_processes": accelerator.num_processes,
         "max_tokens": _token_budget(config.batch.max_tokens, parts, accelerator.device, training=True),
         "per_device": config.batch.per_device,
+        "microbatch_tokens": choose_microbatch_tokens(accelerator.device.type),
     }
     process: dict[str, Any] = {
         "collate": parts.task.collate,
@@ -219,7 +220,7 @@ def _make_train_loader(config: Config, parts: Parts, accelerator: Accelerator) -
         )
     train = parts.splits["train"]
     return TrainLoader(
-        BatchPlan(train.lengths, **batches),
+        BatchPlan(train.lengths, window=_window(config), **batches),
         train.rows,
         num_workers=config.data.num_workers,
         place_of=train.places.place,
@@ -244,6 +245,7 @@ def _make_evaluation_loader(
         process_index=accelerator.process_index,
         max_tokens=_token_budget(config.evaluate.max_tokens, parts, accelerator.device, training=False),
         per_device=config.evaluate.per_device,
+        microbatch_tokens=choose_microbatch_tokens(accelerator.device.type),
         num_workers=config.data.num_workers,
     )
 
@@ -257,6 +259,11 @@ def _batch_size(config: Config, num_processes: int) -> int:
         return batch.size
     assert batch.per_device is not None and batch.accumulate is not None
     return batch.per_device * batch.accumulate * num_processes
+
+
+def _window(config: Config) -> int | None:
+    """Batches whose rows are sorted by length among each other; None: batches are a plain shuffle."""
+    return (config.batch.window or _WINDOW) if config.batch.order == "window" else None
 
 
 def _token_budget(setting: Any, parts: Parts, device: torch.device, *, training: bool) -> int | None:

@@ -142,6 +142,19 @@ class BatchConfig:
         at_least=1,
         on_resume="by content",
     )
+    order: str = key(
+        "shuffle",
+        "shuffle: batches are plain samples; window: of rows of like length, which has less padding and biases them",
+        allowed=("shuffle", "window"),
+        on_resume="refused",
+    )
+    window: int | None = key(
+        None,
+        "with order=window: so many consecutive batches of the shuffle are sorted together; null: 32",
+        unit="batches",
+        at_least=1,
+        on_resume="refused",
+    )
 
 
 @dataclass(frozen=True)
