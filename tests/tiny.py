@@ -95,6 +95,7 @@ class Layout:
 
     max_tokens: int | None = None
     per_device: int | None = None
+    microbatch_tokens: int | None = None
 
 
 @dataclass
@@ -162,6 +163,7 @@ def make_loop(
         num_processes=accelerator.num_processes,
         max_tokens=layout.max_tokens,
         per_device=layout.per_device,
+        microbatch_tokens=layout.microbatch_tokens,
     )
     classes = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
     torch_optimizer = classes[optimizer](group_by_decay(model, weight_decay), lr=lr)

@@ -26,12 +26,13 @@ from trainer_loop.model import make_model
 from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.optimizers import make_optimizer
 from trainer_loop.optim.schedules import describe_warmup, make_scheduler
+from trainer_loop.packing import use_packing
 from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.export import ExportRecord, export_model
 from trainer_loop.record.logs import Console, MetricLog
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.state import TrainState
-from trainer_loop.runtime.budget import choose_token_budget
+from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 from trainer_loop.runtime.distributed import agree, make_accelerator, process_index_from_environment
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.quiet import quieten_libraries
@@ -41,6 +42,7 @@ _LENGTH = ("train.epochs", "train.steps")
 _TUNED = [name for name, key in KEYS.items() if key.on_resume == "planned anew" and name not in _LENGTH]
 _WORKERS_BESIDE_A_GPU = 2
 _STEPS_LOOKED_AT = 200  # of an epoch, to tell how it is cut
+_WINDOW = 32  # batches whose rows are sorted together where the config names no number
 
 
 def build(
@@ -165,9 +167,8 @@ def _describe_batches(loader: StepLoader, *, num_steps: int, process_index: int)
         ]
     assert isinstance(loader, TrainLoader)
     plan = loader.plan
-    looked_at = range(0, plan.steps_per_epoch, max(1, plan.steps_per_epoch // _STEPS_LOOKED_AT))
-    steps = [plan.step(step) for step in looked_at]
-    microbatches = [len(step.microbatches[process_index]) for step in steps]
+    steps = plan.sample(_STEPS_LOOKED_AT)
+    microbatches = [len(step.shares[process_index].microbatches) for step in steps]
     padding = 1 - sum(step.num_tokens for step in steps) / sum(step.num_padded_tokens for step in steps)
     return [
         f"rows: {len(plan.lengths):,}, {plan.batch_size:,} per step; {plan.steps_per_epoch:,} steps per epoch, "
@@ -199,6 +200,8 @@ def _make_model(config: Config, parts: Parts, accelerator: Accelerator, console:
         use_cpu_kernels(model, attention=config.model.attention == "auto")
         if (cost := describe_attention_dropout(model, max_length=config.data.max_length)) is not None:
             console.say(cost)
+    if config.model.packing:
+        use_packing(model, rows_at_head=not parts.task.scores_every_token)
     return model.to(accelerator.device)
 
 
@@ -209,6 +212,8 @@ def _make_train_loader(config: Config, parts: Parts, accelerator: Accelerator) -
         "num_processes": accelerator.num_processes,
         "max_tokens": _token_budget(config.batch.max_tokens, parts, accelerator.device, training=True),
         "per_device": config.batch.per_device,
+        "microbatch_tokens": choose_microbatch_tokens(accelerator.device.type),
+        "packed": config.model.packing,
     }
     process: dict[str, Any] = {
         "collate": parts.task.collate,
@@ -227,7 +232,7 @@ def _make_train_loader(config: Config, parts: Parts, accelerator: Accelerator) -
         )
     train = parts.splits["train"]
     return TrainLoader(
-        BatchPlan(train.lengths, **batches),
+        BatchPlan(train.lengths, window=_window(config), **batches),
         train.rows,
         num_workers=_num_workers(config, accelerator),
         place_of=train.places.place,
@@ -252,6 +257,8 @@ def _make_evaluation_loader(
         process_index=accelerator.process_index,
         max_tokens=_token_budget(config.evaluate.max_tokens, parts, accelerator.device, training=False),
         per_device=config.evaluate.per_device,
+        microbatch_tokens=choose_microbatch_tokens(accelerator.device.type),
+        packed=config.model.packing,
         num_workers=_num_workers(config, accelerator),
     )
 
@@ -272,6 +279,11 @@ def _num_workers(config: Config, accelerator: Accelerator) -> int:
     if config.data.num_workers != "auto":
         return int(config.data.num_workers)
     return 0 if accelerator.device.type == "cpu" else _WORKERS_BESIDE_A_GPU
+
+
+def _window(config: Config) -> int | None:
+    """Batches whose rows are sorted by length among each other; None: batches are a plain shuffle."""
+    return (config.batch.window or _WINDOW) if config.batch.order == "window" else None
 
 
 def _token_budget(setting: Any, parts: Parts, device: torch.device, *, training: bool) -> int | None:

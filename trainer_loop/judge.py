@@ -136,6 +136,8 @@ def _make_task(config: Config) -> TextTask:
         problems.append(
             f"data.text_pair: {config.data.text_pair}: the task {config.task.name} takes one text; remove it"
         )
+    if config.model.packing and not factory.can_pack:
+        problems.append(f"model.packing: the task {config.task.name} knows no packed batches; set model.packing=false")
     if problems:
         raise UserError(problems)
     return factory(**arguments)
@@ -306,7 +308,7 @@ def _tokenise(
 ) -> tuple[dict[str, TokenisedSplit], TrainStream | None]:
     """The rows as the model sees them, and the report of the data; of a stream it is that of its first rows."""
     data = config.data
-    task.bind(tokenizer)
+    task.bind(tokenizer, packs=config.model.packing)
     asked: dict[str, Any] = {
         "task": task,
         "tokenizer": tokenizer,

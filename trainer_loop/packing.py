@@ -156,9 +156,7 @@ def _run_alone(model: PreTrainedModel) -> list[Tensor]:
 def _run_packed(model: PreTrainedModel, *, rows_at_head: bool) -> list[Tensor]:
     """Logits of the probe rows together, row by row."""
     packed = pack_rows(_probe_rows(model))
-    batch = {
-        name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in packed.items()
-    }
+    batch = {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in packed.items()}
     logits = model(**batch).logits
     return list(logits) if rows_at_head else list(logits[0].split(_PROBE))
 

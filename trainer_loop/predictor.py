@@ -12,7 +12,7 @@ from torch import nn
 from trainer_loop.data.batch_plan import cut_evaluation
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.record.export import ExportRecord
-from trainer_loop.runtime.budget import choose_token_budget
+from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 from trainer_loop.runtime.quiet import quieten_libraries
 from trainer_loop.tasks.shipped import TASKS
 
@@ -73,7 +73,13 @@ class Predictor:
         vocabulary = self.model.config.vocab_size if self.task.scores_every_token else None  # type: ignore[union-attr]
         budget = choose_token_budget(self.device.type, training=False, logits_per_token=vocabulary)  # type: ignore[arg-type]
         judged: list[dict[str, Any]] = [{} for _ in encoded]
-        (microbatches,) = cut_evaluation(lengths, num_processes=1, max_tokens=budget, per_device=None)
+        (microbatches,) = cut_evaluation(
+            lengths,
+            num_processes=1,
+            max_tokens=budget,
+            per_device=None,
+            microbatch_tokens=choose_microbatch_tokens(self.device.type),
+        )
         for rows in microbatches:
             batch = self.task.collate([encoded[row] for row in rows])
             outputs = self.task.predict(self.model, {name: tensor.to(self.device) for name, tensor in batch.items()})

@@ -49,6 +49,12 @@ def _model_conflicts(config: Config) -> Iterator[Conflict]:
             f"model.tokenizer is 'train', but the weights of {model.name} know only their own tokens; "
             "leave model.tokenizer out, or write model.from_scratch=true",
         )
+    if model.packing and model.attention != "auto":
+        yield (
+            ("model.packing", "model.attention"),
+            f"model.packing is true and model.attention is {shown(model.attention)}, but packed rows bring their own "
+            "attention; set model.attention=auto",
+        )
 
 
 def _data_conflicts(config: Config) -> Iterator[Conflict]:
@@ -92,6 +98,12 @@ def _stream_conflicts(config: Config) -> Iterator[Conflict]:
             f"data.num_workers is {data.num_workers}, but a stream is read ahead by a thread of its own; "
             "leave data.num_workers out",
         )
+    if config.batch.order == "window":
+        yield (
+            ("batch.order", "data.streaming"),
+            "batch.order is 'window', but the rows of a stream are not known before they are read; "
+            "set batch.order=shuffle",
+        )
     if config.model.tokenizer == "train":
         yield (
             ("model.tokenizer", "data.streaming"),
@@ -112,6 +124,12 @@ def _stream_conflicts(config: Config) -> Iterator[Conflict]:
 
 def _batch_conflicts(config: Config) -> Iterator[Conflict]:
     batch = config.batch
+    if batch.window is not None and batch.order != "window":
+        yield (
+            ("batch.window", "batch.order"),
+            f"batch.window is {batch.window}, but batch.order is {shown(batch.order)}, which has none; "
+            "set batch.order=window, or leave batch.window out",
+        )
     if batch.accumulate is None:
         return
     if batch.size is not None:

@@ -63,6 +63,9 @@ class ModelConfig:
     attention: str = key(
         "auto", "auto: the fastest here; or one that transformers knows: sdpa, eager, flash_attention_2, ..."
     )
+    packing: bool = key(
+        False, "true: lay rows end to end without padding, attention inside each; for models whose attention allows it"
+    )
     gradient_checkpointing: bool = key(False, "true: recompute activations in the backward pass, to save memory")
     trust_remote_code: bool = key(False, "true: allow the Python code that comes with a hub model to run")
 
@@ -148,6 +151,19 @@ class BatchConfig:
         "instead of size: size = per_device * accumulate * number of processes",
         at_least=1,
         on_resume="by content",
+    )
+    order: str = key(
+        "shuffle",
+        "shuffle: batches are plain samples; window: of rows of like length, which has less padding and biases them",
+        allowed=("shuffle", "window"),
+        on_resume="refused",
+    )
+    window: int | None = key(
+        None,
+        "with order=window: so many consecutive batches of the shuffle are sorted together; null: 32",
+        unit="batches",
+        at_least=1,
+        on_resume="refused",
     )
 
 

@@ -97,8 +97,8 @@ TRANSLATIONS: dict[str, tuple[str, str]] = {
 NOT_NEEDED: dict[str, str] = {
     "do_train": "this command always trains; data.test is scored at the end",
     "remove_unused_columns": "only the columns named under data are read",
-    "group_by_length": "microbatches are cut by length anyway, and the update does not depend on it",
-    "train_sampling_strategy": "microbatches are cut by length anyway, and the update does not depend on it",
+    "group_by_length": "microbatches are cut by length anyway; batch.order=window makes whole batches of like length",
+    "train_sampling_strategy": "microbatches are cut by length; batch.order=window makes batches of like length",
     "length_column_name": "lengths are counted after tokenisation",
     "dataloader_drop_last": "every row is trained exactly once an epoch, the last batch too",
     "average_tokens_across_devices": "the loss is always divided by the targets of the whole update",

@@ -1,31 +1,62 @@
 """Which rows stand in which update, process and microbatch: pure functions of lengths, seed and step. No torch.
 
-The epoch's permutation is a hash of (seed, epoch); consecutive runs of `batch_size` rows are its batches, and that
-alone decides what the optimizer sees. Inside a batch the rows are sorted by length, cut into microbatches of few
-padded tokens and dealt to the processes. A loss that is a sum cannot feel the cut, so padding disappears for free.
+The epoch's order is a hash of (seed, epoch); consecutive runs of `batch_size` rows are its batches, and that alone
+decides what the optimizer sees. Inside a batch the rows are sorted by length, cut into microbatches of few padded
+tokens and dealt to the processes; see cut.py. A loss that is a sum cannot feel the cut, so padding disappears for
+free.
 """
 
+import copy
+import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from trainer_loop.data.cut import Cut, Limits, cut_batches
 from trainer_loop.runtime.randomness import derive_seed
 
 Rows = list[int]
 
+_PLANNED_ROWS = 65_536  # cut together: enough that the cost of calling NumPy is shared by many steps
+_MANY_ROWS = 1024  # from which on a cut row by row gains nothing over one that fills each microbatch
+
 
 @dataclass(frozen=True)
-class StepPlan:
-    """One update: for every process its microbatches, each a list of row indices, longest row first."""
+class Share:
+    """What one process does in one update."""
 
-    step: int
-    epoch: int
-    microbatches: list[list[Rows]]  # [process][microbatch][row]
+    microbatches: list[Rows]  # row indices, the longest row of each first
     num_rows: int
     num_tokens: int  # without padding
     num_padded_tokens: int  # what the device computes
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One update over all processes."""
+
+    step: int
+    epoch: int
+    shares: list[Share]  # one for each process
+
+    @property
+    def microbatches(self) -> list[list[Rows]]:
+        """`[process][microbatch][row]`"""
+        return [share.microbatches for share in self.shares]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(share.num_rows for share in self.shares)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(share.num_tokens for share in self.shares)
+
+    @property
+    def num_padded_tokens(self) -> int:
+        return sum(share.num_padded_tokens for share in self.shares)
 
 
 class BatchPlan:
@@ -34,6 +65,9 @@ class BatchPlan:
     lengths: tokens of each row, `[N]`. batch_size: rows of one update over all processes.
     max_tokens: padded tokens of one microbatch at most; only a single row may exceed it. None: no limit.
     per_device: rows of one microbatch at most. None: no limit.
+    microbatch_tokens: what one more microbatch costs, in tokens; None: as few microbatches as the limits allow.
+    packed: the rows of a microbatch stand one after the other, and none is padded.
+    window: batches whose rows are sorted by length among each other; None: batches are a plain shuffle.
     """
 
     def __init__(
@@ -45,15 +79,22 @@ class BatchPlan:
         num_processes: int = 1,
         max_tokens: int | None = None,
         per_device: int | None = None,
+        microbatch_tokens: int | None = None,
+        packed: bool = False,
+        window: int | None = None,
     ):
         assert len(lengths) > 0 and batch_size > 0 and num_processes > 0
         self.lengths = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
         self.batch_size = batch_size
         self.seed = seed
-        self.num_processes = num_processes
-        self.max_tokens = max_tokens
-        self.per_device = per_device
-        self._permutation: tuple[int, np.ndarray] | None = None  # of the epoch asked for last
+        self.window = window
+        self._limits = Limits(num_processes, max_tokens, per_device, microbatch_tokens, packed)
+        self._order: tuple[int, np.ndarray] | None = None  # of the epoch asked for last
+        self._block: _Block | None = None  # the steps around the one asked for last
+
+    @property
+    def max_tokens(self) -> int | None:
+        return self._limits.max_tokens
 
     @property
     def steps_per_epoch(self) -> int:
@@ -62,101 +103,132 @@ class BatchPlan:
 
     def with_budget(self, max_tokens: int) -> "BatchPlan":
         """The same updates, cut into microbatches of at most so many padded tokens."""
-        return BatchPlan(
-            self.lengths,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            num_processes=self.num_processes,
-            max_tokens=max_tokens,
-            per_device=self.per_device,
-        )
+        plan = copy.copy(self)
+        plan._limits = replace(self._limits, max_tokens=max_tokens)
+        plan._block = None
+        return plan
 
     def halve_budget(self, step: int) -> int | None:
         """Padded tokens that cut the dearest microbatch of update `step` in two; None where each has one row."""
-        return halve_dearest(self.step(step).microbatches, self.lengths)
+        return halve_dearest(self.step(step).microbatches, self.lengths, packed=self._limits.packed)
 
     def epoch_of(self, step: int) -> int:
         """The epoch that update `step` belongs to, both from 0."""
         return step // self.steps_per_epoch
 
     def batch(self, step: int) -> np.ndarray:
-        """Rows of update `step` (from 0) over all processes, in the order of the shuffle, `[<= batch_size]`."""
+        """Rows of update `step` (from 0) over all processes, in the order of the epoch, `[<= batch_size]`."""
         epoch = self.epoch_of(step)
         start = (step - epoch * self.steps_per_epoch) * self.batch_size
-        return self._permute(epoch)[start : start + self.batch_size]
+        return self._order_rows(epoch)[start : start + self.batch_size]
 
     def step(self, step: int) -> StepPlan:
-        """Update `step` (from 0), cut and dealt."""
-        rows = self.batch(step)
-        microbatches = cut_batch(
-            rows.tolist(),
-            self.lengths[rows].tolist(),
-            num_processes=self.num_processes,
-            max_tokens=self.max_tokens,
-            per_device=self.per_device,
-        )
-        return StepPlan(
-            step=step,
-            epoch=self.epoch_of(step),
-            microbatches=microbatches,
-            num_rows=len(rows),
-            num_tokens=int(self.lengths[rows].sum()),
-            num_padded_tokens=sum(
-                len(microbatch) * int(self.lengths[microbatch[0]]) for process in microbatches for microbatch in process
-            ),
-        )
+        """Update `step` (from 0), cut and dealt. It is planned with those around it, which costs little more."""
+        if self._block is None or step not in self._block.steps:
+            # All of one epoch, whose order is at hand.
+            first = self.epoch_of(step) * self.steps_per_epoch
+            num_steps = max(_PLANNED_ROWS // self.batch_size, 1)
+            start = first + (step - first) // num_steps * num_steps
+            self._block = self._plan(range(start, min(start + num_steps, first + self.steps_per_epoch)))
+        return self._read(self._block, step)
 
-    def _permute(self, epoch: int) -> np.ndarray:
-        if self._permutation is None or self._permutation[0] != epoch:
-            generator = np.random.Generator(np.random.Philox(derive_seed(self.seed, "order", epoch)))
-            self._permutation = epoch, generator.permutation(len(self.lengths))
-        return self._permutation[1]
+    def sample(self, num_steps: int) -> list[StepPlan]:
+        """At most about so many steps, spread over the first epoch."""
+        steps = range(0, self.steps_per_epoch, math.ceil(self.steps_per_epoch / num_steps))
+        block = self._plan(steps)
+        return [self._read(block, step) for step in steps]
+
+    def _plan(self, steps: range) -> "_Block":
+        batches = [self.batch(step) for step in steps]
+        # One column is one batch; where it has fewer rows than the others, lengths of 0 follow.
+        rows = np.zeros((max(map(len, batches)), len(batches)), dtype=np.int64)
+        lengths = np.zeros_like(rows)
+        for column, batch in enumerate(batches):
+            rows[: len(batch), column] = batch
+            lengths[: len(batch), column] = self.lengths[batch]
+        return _Block(steps, rows, cut_batches(lengths, self._limits))
+
+    def _read(self, block: "_Block", step: int) -> StepPlan:
+        column = block.steps.index(step)
+        shares = _read_shares(block.cut, column, block.rows[:, column], self._limits.num_processes)
+        return StepPlan(step, self.epoch_of(step), shares)
+
+    def _order_rows(self, epoch: int) -> np.ndarray:
+        """All rows in the order in which the epoch takes them, `[N]`."""
+        if self._order is None or self._order[0] != epoch:
+            order = _generator(self.seed, "order", epoch).permutation(len(self.lengths))
+            if self.window is not None:
+                self._sort_in_windows(order, self.window, epoch)
+            self._order = epoch, order
+        return self._order[1]
+
+    def _sort_in_windows(self, order: np.ndarray, window: int, epoch: int) -> None:
+        """Sort the rows of `window` consecutive batches by length, and shuffle the batches that come of it.
+
+        Batches then hold rows of like length: less padding, but no longer a plain sample of the data. The last batch
+        of an epoch, where it is not full, stays one.
+        """
+        generator = _generator(self.seed, "window", epoch)
+        full = len(order) // self.batch_size * self.batch_size
+        for start in range(0, full, window * self.batch_size):
+            rows = order[start : min(start + window * self.batch_size, full)]
+            batches = rows[np.argsort(self.lengths[rows], kind="stable")].reshape(-1, self.batch_size)
+            rows[:] = generator.permutation(batches).ravel()
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Steps that were cut together. rows: of each, `[B, S]`, filled up where a step has fewer."""
+
+    steps: range
+    rows: np.ndarray
+    cut: Cut
+
+
+def _read_shares(cut: Cut, column: int, rows: np.ndarray, num_processes: int) -> list[Share]:
+    """What each process does in the batch of this column. rows: of this batch, `[B]`."""
+    ordered = rows[cut.order[:, column]].tolist()
+    microbatches: list[list[Rows]] = [[] for _ in range(num_processes)]
+    sums = [[0, 0, 0] for _ in range(num_processes)]
+    columns = (cut.begins, cut.stops, cut.owners, cut.tokens, cut.padded_tokens)
+    for begin, stop, owner, tokens, padded in zip(*(array[:, column].tolist() for array in columns), strict=True):
+        if begin == stop:
+            break  # the dearest come first, and these cost nothing
+        microbatches[owner].append(ordered[begin:stop])
+        sums[owner][0] += stop - begin
+        sums[owner][1] += tokens
+        sums[owner][2] += padded
+    return [Share(rows, *counts) for rows, counts in zip(microbatches, sums, strict=True)]
 
 
 def cut_batch(
-    rows: Rows, lengths: Sequence[int], *, num_processes: int, max_tokens: int | None, per_device: int | None
+    rows: Rows,
+    lengths: Sequence[int] | np.ndarray,
+    *,
+    num_processes: int,
+    max_tokens: int | None,
+    per_device: int | None,
+    microbatch_tokens: int | None = None,
+    packed: bool = False,
 ) -> list[list[Rows]]:
-    """Cut the rows of one batch into microbatches and deal them: `[process][microbatch][row]`.
+    """Cut the rows of one batch into microbatches and deal them, as `BatchPlan` does: `[process][microbatch][row]`.
 
-    As few microbatches as the budget allows, rounded up to a multiple of `num_processes`, each as small as that
-    number permits: padding is low and the processes have even work. With fewer rows than processes some get none.
+    lengths: tokens of these rows, at least 1 each. With fewer rows than processes some get none.
     """
-    order = sorted(range(len(rows)), key=lambda position: (-lengths[position], position))
-    rows = [rows[position] for position in order]
-    lengths = [lengths[position] for position in order]
-    row_limit = per_device or len(rows)
-    budget = max_tokens or lengths[0] * len(rows)
-
-    fewest = len(_cut_sorted(lengths, budget, row_limit))
-    wanted = math.ceil(fewest / num_processes) * num_processes
-    # The smallest budget that still needs no more microbatches than wanted.
-    low, high = min(lengths[0], budget), budget
-    while low < high:
-        middle = (low + high) // 2
-        if len(_cut_sorted(lengths, middle, row_limit)) <= wanted:
-            high = middle
-        else:
-            low = middle + 1
-    sizes = _cut_sorted(lengths, low, row_limit)
-    sizes = _split_largest(sizes, lengths, min(wanted, len(rows)))
-
-    microbatches: list[Rows] = []
-    costs: list[int] = []
-    start = 0
-    for size in sizes:
-        microbatches.append(rows[start : start + size])
-        costs.append(size * lengths[start])
-        start += size
-    return _deal(microbatches, costs, num_processes)
+    limits = Limits(num_processes, max_tokens, per_device, microbatch_tokens, packed)
+    cut = cut_batches(np.asarray(lengths, dtype=np.int64)[:, None], limits)
+    return [share.microbatches for share in _read_shares(cut, 0, np.asarray(rows), num_processes)]
 
 
-def halve_dearest(microbatches: list[list[Rows]], lengths: Sequence[int] | np.ndarray) -> int | None:
+def halve_dearest(
+    microbatches: list[list[Rows]], lengths: Sequence[int] | np.ndarray, *, packed: bool = False
+) -> int | None:
     """Padded tokens that cut the dearest microbatch of an update in two; None where each has one row.
 
     microbatches: `[process][microbatch][row]`. lengths: tokens of each row, found by its number.
     """
     costs = [
-        len(microbatch) * int(lengths[microbatch[0]])
+        sum(int(lengths[row]) for row in microbatch) if packed else len(microbatch) * int(lengths[microbatch[0]])
         for process in microbatches
         for microbatch in process
         if len(microbatch) > 1
@@ -165,50 +237,59 @@ def halve_dearest(microbatches: list[list[Rows]], lengths: Sequence[int] | np.nd
 
 
 def cut_evaluation(
-    lengths: Sequence[int] | np.ndarray, *, num_processes: int, max_tokens: int | None, per_device: int | None
+    lengths: Sequence[int] | np.ndarray,
+    *,
+    num_processes: int,
+    max_tokens: int | None,
+    per_device: int | None,
+    microbatch_tokens: int | None = None,
+    packed: bool = False,
 ) -> list[list[Rows]]:
-    """Cut all rows for evaluation, each once: `[process][microbatch][row]`, longest first."""
+    """Cut all rows for evaluation, each once: `[process][microbatch][row]`, dearest microbatch first."""
     lengths = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
+    limits = Limits(num_processes, max_tokens, per_device, microbatch_tokens, packed)
+    if len(lengths) > _MANY_ROWS:
+        return _cut_many(lengths, limits)
+    return cut_batch(
+        list(range(len(lengths))),
+        lengths,
+        num_processes=num_processes,
+        max_tokens=max_tokens,
+        per_device=per_device,
+        microbatch_tokens=microbatch_tokens,
+        packed=packed,
+    )
+
+
+def _cut_many(lengths: np.ndarray, limits: Limits) -> list[list[Rows]]:
+    """Sorted rows, as many in each microbatch as the limits allow: among so many, neighbours are of like length."""
     order = np.argsort(-lengths, kind="stable")
     ordered = lengths[order]
+    total = ordered.cumsum()
+    budget, most_rows = limits.max_tokens or int(total[-1]) * len(order), limits.per_device or len(order)
     microbatches: list[Rows] = []
     costs: list[int] = []
     start = 0
-    for size in _cut_sorted(ordered, max_tokens or int(lengths.max()) * len(lengths), per_device or len(lengths)):
-        microbatches.append(order[start : start + size].tolist())
-        costs.append(size * int(ordered[start]))
-        start += size
-    return _deal(microbatches, costs, num_processes)
-
-
-def _cut_sorted(lengths: Sequence[int] | np.ndarray, budget: int, row_limit: int) -> list[int]:
-    """Sizes of consecutive microbatches of descending lengths: the first row of each is its padded width."""
-    sizes = []
-    start = 0
-    while start < len(lengths):
-        size = min(max(1, budget // int(lengths[start])), row_limit, len(lengths) - start)
-        sizes.append(size)
-        start += size
-    return sizes
-
-
-def _split_largest(sizes: list[int], lengths: Sequence[int], wanted: int) -> list[int]:
-    """Halve the microbatch that costs most until there are `wanted`, so that no process is idle needlessly."""
-    while len(sizes) < wanted:
-        starts = [sum(sizes[:index]) for index in range(len(sizes))]
-        divisible = [index for index in range(len(sizes)) if sizes[index] > 1]
-        largest = max(divisible, key=lambda index: sizes[index] * lengths[starts[index]])
-        half = sizes[largest] // 2
-        sizes = [*sizes[:largest], half, sizes[largest] - half, *sizes[largest + 1 :]]
-    return sizes
+    while start < len(order):
+        width, before = int(ordered[start]), int(total[start] - ordered[start])
+        fitting = int(np.searchsorted(total, before + budget, "right")) - start if limits.packed else budget // width
+        stop = min(start + max(1, min(fitting, most_rows)), len(order))
+        microbatches.append(order[start:stop].tolist())
+        costs.append(int(total[stop - 1]) - before if limits.packed else width * (stop - start))
+        start = stop
+    return _deal(microbatches, costs, limits.num_processes)
 
 
 def _deal(microbatches: list[Rows], costs: list[int], num_processes: int) -> list[list[Rows]]:
     """Give each microbatch, dearest first, to the process with the least work so far."""
     dealt: list[list[Rows]] = [[] for _ in range(num_processes)]
-    work = [0] * num_processes
+    work = [(0, process) for process in range(num_processes)]
     for index in sorted(range(len(microbatches)), key=lambda index: (-costs[index], index)):
-        process = min(range(num_processes), key=lambda process: (work[process], process))
+        done, process = heapq.heappop(work)
         dealt[process].append(microbatches[index])
-        work[process] += costs[index]
+        heapq.heappush(work, (done + costs[index], process))
     return dealt
+
+
+def _generator(*parts: int | str) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(derive_seed(*parts)))

@@ -128,18 +128,16 @@ class _Steps(Dataset[StepBatch]):
         self.process_index = process_index
 
     def __getitem__(self, step: int) -> StepBatch:
-        plan = self.plan.step(step)
+        share = self.plan.step(step).shares[self.process_index]
         # A collate that augments at random must do the same when the step is repeated.
         seed_everything(self.plan.seed, "collate", step, self.process_index)
-        mine = plan.microbatches[self.process_index]
-        lengths = self.plan.lengths
         return StepBatch(
             step=step,
             # The reduction of gradients waits for every process: an idle one goes through the motions with one row.
-            microbatches=[self._collate(rows) for rows in mine] or [self.filler(step)],
-            num_rows=sum(len(rows) for rows in mine),
-            num_tokens=sum(int(lengths[rows].sum()) for rows in mine),
-            num_padded_tokens=sum(len(rows) * int(lengths[rows[0]]) for rows in mine),
+            microbatches=[self._collate(rows) for rows in share.microbatches] or [self.filler(step)],
+            num_rows=share.num_rows,
+            num_tokens=share.num_tokens,
+            num_padded_tokens=share.num_padded_tokens,
         )
 
     def filler(self, step: int) -> Microbatch:
@@ -253,7 +251,10 @@ class _Microbatches(Dataset[Microbatch]):
 
 
 class EvaluationLoader:
-    """Every row of a split once, over all processes; iterating gives the microbatches of this one."""
+    """Every row of a split once, over all processes; iterating gives the microbatches of this one.
+
+    max_tokens, per_device, microbatch_tokens, packed: see `BatchPlan`.
+    """
 
     def __init__(
         self,
@@ -267,12 +268,21 @@ class EvaluationLoader:
         process_index: int = 0,
         max_tokens: int | None = None,
         per_device: int | None = None,
+        microbatch_tokens: int | None = None,
+        packed: bool = False,
         num_workers: int = 0,
     ):
         self.num_rows = len(lengths)
         self.device = device
         self.num_workers = num_workers
-        cut = cut_evaluation(lengths, num_processes=num_processes, max_tokens=max_tokens, per_device=per_device)
+        cut = cut_evaluation(
+            lengths,
+            num_processes=num_processes,
+            max_tokens=max_tokens,
+            per_device=per_device,
+            microbatch_tokens=microbatch_tokens,
+            packed=packed,
+        )
         self._microbatches = _Microbatches(cut[process_index], source, collate, count)
 
     def __len__(self) -> int:

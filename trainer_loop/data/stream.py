@@ -125,7 +125,7 @@ class StreamLoader:
     """The updates of this process, made from a stream; see `StepLoader`.
 
     encode: raw rows of the stream -> as many rows as the model sees them. num_rows: of one epoch; None: not counted.
-    max_tokens, per_device: of one microbatch at most; None: no limit.
+    max_tokens, per_device, microbatch_tokens, packed: see `BatchPlan`.
     """
 
     def __init__(
@@ -143,6 +143,8 @@ class StreamLoader:
         process_index: int = 0,
         max_tokens: int | None = None,
         per_device: int | None = None,
+        microbatch_tokens: int | None = None,
+        packed: bool = False,
         num_rows: int | None = None,
     ):
         assert batch_size > 0 and shuffle_rows > 0
@@ -157,6 +159,8 @@ class StreamLoader:
         self.num_processes = num_processes
         self.process_index = process_index
         self.per_device = per_device
+        self.microbatch_tokens = microbatch_tokens
+        self.packed = packed
         self.num_rows = num_rows
         self._max_tokens = max_tokens
         self._step, self._position = 0, Position()  # the update that the loop is going to ask for
@@ -207,7 +211,8 @@ class StreamLoader:
         rows = self.encode(prepared.batch.rows)
         lengths = _lengths(rows)
         dealt = [range(process, len(rows), self.num_processes) for process in range(self.num_processes)]
-        half = halve_dearest([self._cut(list(mine), lengths) for mine in dealt if mine], lengths)
+        cut = [self._cut(list(mine), lengths) for mine in dealt if mine]
+        half = halve_dearest(cut, lengths, packed=self.packed)
         if half is None:
             return None
         self.limit_tokens(half)
@@ -267,7 +272,7 @@ class StreamLoader:
             microbatches=[self._collate(prepared, rows) for rows in cut],
             num_rows=len(lengths),
             num_tokens=sum(lengths),
-            num_padded_tokens=sum(len(rows) * lengths[rows[0]] for rows in cut),
+            num_padded_tokens=sum(lengths) if self.packed else sum(len(rows) * lengths[rows[0]] for rows in cut),
         )
 
     def _cut(self, rows: Rows, lengths: Sequence[int]) -> list[Rows]:
@@ -278,6 +283,8 @@ class StreamLoader:
             num_processes=1,
             max_tokens=self._max_tokens,
             per_device=self.per_device,
+            microbatch_tokens=self.microbatch_tokens,
+            packed=self.packed,
         )
         return cut
 

@@ -41,7 +41,9 @@ def pack_rows(rows: list[dict[str, Any]]) -> Batch:
     """
     lengths = [len(row["input_ids"]) for row in rows]
     batch: Batch = {
-        name: torch.tensor([list(chain.from_iterable(row[name] for row in rows))]) for name in rows[0] if name != "label"
+        name: torch.tensor([list(chain.from_iterable(row[name] for row in rows))])
+        for name in rows[0]
+        if name != "label"
     }
     batch["position_ids"] = torch.cat([torch.arange(length) for length in lengths])[None]
     batch["row_lengths"] = tuple(lengths)

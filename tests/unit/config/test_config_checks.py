@@ -44,6 +44,12 @@ def problems(*overrides):
             "set one of them to null",
         ),
         (["batch.accumulate=2"], "batch.accumulate is 2", "set batch.per_device"),
+        (["batch.window=8"], "batch.window is 8, but batch.order is 'shuffle'", "set batch.order=window"),
+        (
+            ["batch.order=window", "data.streaming=true"],
+            "batch.order is 'window', but the rows of a stream are not known",
+            "set batch.order=shuffle",
+        ),
         (
             ["train.epochs=0.5", "train.steps=3"],
             "train.epochs is 0.5 and train.steps is 3",

@@ -1,100 +1,187 @@
 """The batch plan: pure, so its laws are tested for any lengths, budgets and processes."""
 
+import itertools
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer_loop.data.batch_plan import BatchPlan, cut_batch, cut_evaluation
+from trainer_loop.data.batch_plan import BatchPlan, cut_batch, cut_evaluation, halve_dearest
 
 lengths_of_rows = st.lists(st.integers(1, 600), min_size=1, max_size=80)
 budgets = st.one_of(st.none(), st.integers(1, 4096))
 row_limits = st.one_of(st.none(), st.integers(1, 20))
 process_counts = st.integers(1, 5)
+overheads = st.one_of(st.none(), st.integers(0, 500))
 
 
 def flatten(dealt):
     return [row for process in dealt for microbatch in process for row in microbatch]
 
 
-def cost(microbatch, lengths):
+def cost(microbatch, lengths, *, packed=False):
+    if packed:
+        return sum(lengths[row] for row in microbatch)
     return len(microbatch) * max(lengths[row] for row in microbatch)
 
 
-@given(lengths_of_rows, st.integers(1, 40), st.integers(0, 9), process_counts, budgets, row_limits)
-def test_an_epoch_holds_each_row_once(lengths, batch_size, seed, num_processes, max_tokens, per_device):
-    plan = BatchPlan(
-        lengths,
-        batch_size=batch_size,
-        seed=seed,
-        num_processes=num_processes,
-        max_tokens=max_tokens,
-        per_device=per_device,
-    )
+def find_least_cost(lengths, *, max_tokens, per_device, microbatch_tokens):
+    """Of all cuts of the sorted rows into consecutive microbatches, tried one by one."""
+    lengths = sorted(lengths, reverse=True)
+    least = [0]
+    for stop in range(1, len(lengths) + 1):
+        allowed = [
+            begin
+            for begin in range(stop)
+            if stop - begin == 1
+            or (
+                (max_tokens is None or lengths[begin] * (stop - begin) <= max_tokens)
+                and stop - begin <= (per_device or 99)
+            )
+        ]
+        least.append(min(least[begin] + lengths[begin] * (stop - begin) + microbatch_tokens for begin in allowed))
+    return least[-1]
+
+
+cuts = st.fixed_dictionaries(
+    {
+        "num_processes": process_counts,
+        "max_tokens": budgets,
+        "per_device": row_limits,
+        "microbatch_tokens": overheads,
+        "packed": st.booleans(),
+    }
+)
+windows = st.one_of(st.none(), st.integers(1, 5))
+
+
+@given(lengths_of_rows, st.integers(1, 40), st.integers(0, 9), windows, cuts)
+def test_an_epoch_holds_each_row_once(lengths, batch_size, seed, window, cut):
+    plan = BatchPlan(lengths, batch_size=batch_size, seed=seed, window=window, **cut)
     for epoch in (0, 3):
         steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
         rows = [row for step in steps for row in flatten(plan.step(step).microbatches)]
         assert sorted(rows) == list(range(len(lengths)))
 
 
-@given(lengths_of_rows, st.integers(1, 40), budgets, row_limits)
-def test_batches_are_the_same_for_every_number_of_processes(lengths, batch_size, max_tokens, per_device):
-    plans = [
-        BatchPlan(
-            lengths, batch_size=batch_size, seed=1, num_processes=count, max_tokens=max_tokens, per_device=per_device
-        )
-        for count in (1, 2, 3)
-    ]
-    for step in range(plans[0].steps_per_epoch):
-        first, second, third = (sorted(flatten(plan.step(step).microbatches)) for plan in plans)
-        assert first == second == third == sorted(plans[0].batch(step).tolist())
+@given(lengths_of_rows, st.integers(1, 40), windows, cuts)
+def test_batches_are_the_same_for_every_cut(lengths, batch_size, window, cut):
+    one = BatchPlan(lengths, batch_size=batch_size, seed=1, window=window)
+    other = BatchPlan(lengths, batch_size=batch_size, seed=1, window=window, **cut)
+    for step in range(one.steps_per_epoch):
+        first, second = (sorted(flatten(plan.step(step).microbatches)) for plan in (one, other))
+        assert first == second == sorted(one.batch(step).tolist())
 
 
-@given(lengths_of_rows, process_counts, budgets, row_limits)
-def test_a_microbatch_keeps_its_budget_unless_one_row_alone_exceeds_it(lengths, num_processes, max_tokens, per_device):
-    for dealt in (
-        cut_batch(
-            list(range(len(lengths))),
-            lengths,
-            num_processes=num_processes,
-            max_tokens=max_tokens,
-            per_device=per_device,
-        ),
-        cut_evaluation(lengths, num_processes=num_processes, max_tokens=max_tokens, per_device=per_device),
-    ):
+@given(lengths_of_rows, cuts)
+def test_a_microbatch_keeps_its_budget_unless_one_row_alone_exceeds_it(lengths, cut):
+    for dealt in (cut_batch(list(range(len(lengths))), lengths, **cut), cut_evaluation(lengths, **cut)):
         assert sorted(flatten(dealt)) == list(range(len(lengths)))
-        assert len(dealt) == num_processes
+        assert len(dealt) == cut["num_processes"]
         for process in dealt:
             for microbatch in process:
-                assert len(microbatch) == 1 or max_tokens is None or cost(microbatch, lengths) <= max_tokens
-                assert per_device is None or len(microbatch) <= per_device
+                tokens = cost(microbatch, lengths, packed=cut["packed"])
+                assert len(microbatch) == 1 or cut["max_tokens"] is None or tokens <= cut["max_tokens"]
+                assert cut["per_device"] is None or len(microbatch) <= cut["per_device"]
                 assert lengths[microbatch[0]] == max(lengths[row] for row in microbatch)
 
 
-@given(lengths_of_rows, process_counts, budgets)
-def test_no_process_is_idle_while_there_are_rows_for_it(lengths, num_processes, max_tokens):
-    dealt = cut_batch(
-        list(range(len(lengths))), lengths, num_processes=num_processes, max_tokens=max_tokens, per_device=None
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("num_processes", [1, 3])
+@pytest.mark.parametrize("per_device", [None, 7])
+def test_many_rows_are_evaluated_each_once_and_within_the_budget(packed, num_processes, per_device):
+    lengths = np.random.default_rng(0).integers(1, 600, 3000)
+    dealt = cut_evaluation(lengths, num_processes=num_processes, max_tokens=500, per_device=per_device, packed=packed)
+    assert sorted(flatten(dealt)) == list(range(3000))
+    for microbatch in (microbatch for process in dealt for microbatch in process):
+        assert len(microbatch) == 1 or cost(microbatch, lengths, packed=packed) <= 500
+        assert per_device is None or len(microbatch) <= per_device
+    work = [sum(cost(microbatch, lengths, packed=packed) for microbatch in process) for process in dealt]
+    assert max(work) - min(work) <= 600
+
+
+@given(lengths_of_rows, cuts)
+def test_no_process_is_idle_while_there_are_rows_for_it(lengths, cut):
+    dealt = cut_batch(list(range(len(lengths))), lengths, **cut)
+    assert sum(1 for process in dealt if process) == min(cut["num_processes"], len(lengths))
+
+
+@given(lengths_of_rows, budgets, row_limits, st.integers(0, 500))
+def test_no_cut_of_the_sorted_rows_costs_less(lengths, max_tokens, per_device, microbatch_tokens):
+    limits = {"max_tokens": max_tokens, "per_device": per_device, "microbatch_tokens": microbatch_tokens}
+    (cut,) = cut_batch(list(range(len(lengths))), lengths, num_processes=1, **limits)
+    found = sum(cost(microbatch, lengths) + microbatch_tokens for microbatch in cut)
+    assert found == find_least_cost(lengths, **limits)
+
+
+@given(lengths_of_rows, budgets, row_limits)
+def test_without_a_cost_of_its_own_a_microbatch_is_as_full_as_may_be(lengths, max_tokens, per_device):
+    (cut,) = cut_batch(
+        list(range(len(lengths))), lengths, num_processes=1, max_tokens=max_tokens, per_device=per_device
     )
-    assert sum(1 for process in dealt if process) == min(num_processes, len(lengths))
+    dear = 10**6  # more than all padding
+    least = find_least_cost(lengths, max_tokens=max_tokens, per_device=per_device, microbatch_tokens=dear)
+    assert sum(cost(microbatch, lengths) + dear for microbatch in cut) == least
 
 
-@given(lengths_of_rows, st.integers(1, 40), st.integers(0, 10**7))
-def test_any_step_is_found_by_its_index_alone(lengths, batch_size, step):
-    options = {"batch_size": batch_size, "seed": 3, "max_tokens": 512}
+@given(lengths_of_rows, cuts)
+def test_halving_cuts_every_microbatch_of_several_rows_below_half_of_the_dearest(lengths, cut):
+    rows = list(range(len(lengths)))
+    dealt = cut_batch(rows, lengths, **cut)
+    several = [microbatch for process in dealt for microbatch in process if len(microbatch) > 1]
+    half = halve_dearest(dealt, lengths, packed=cut["packed"])
+    if half is None:
+        assert several == []
+        return
+    dearest = max(cost(microbatch, lengths, packed=cut["packed"]) for microbatch in several)
+    smaller = cut_batch(rows, lengths, **(cut | {"max_tokens": half}))
+    for microbatch in (microbatch for process in smaller for microbatch in process if len(microbatch) > 1):
+        assert cost(microbatch, lengths, packed=cut["packed"]) <= dearest / 2
+
+
+@given(lengths_of_rows, st.integers(1, 40), windows, cuts, st.integers(0, 10**7))
+def test_any_step_is_found_by_its_index_alone(lengths, batch_size, window, cut, step):
+    options = {"batch_size": batch_size, "seed": 3, "window": window, **cut}
     walked = BatchPlan(lengths, **options)
     for earlier in range(max(0, step - 3), step):
         walked.step(earlier)
     assert walked.step(step) == BatchPlan(lengths, **options).step(step)
 
 
-@given(lengths_of_rows, st.integers(1, 40), process_counts, budgets)
-def test_tokens_are_counted_with_and_without_padding(lengths, batch_size, num_processes, max_tokens):
-    plan = BatchPlan(lengths, batch_size=batch_size, seed=0, num_processes=num_processes, max_tokens=max_tokens)
+@given(lengths_of_rows, st.integers(1, 40), cuts)
+def test_a_step_is_the_same_whatever_it_was_planned_with(lengths, batch_size, cut):
+    """Steps are cut many at a time: the blocks of `step`, a sample of the epoch, a batch alone."""
+    plan = BatchPlan(lengths, batch_size=batch_size, seed=2, **cut)
+    for sampled in plan.sample(3):
+        assert sampled == plan.step(sampled.step)
+        rows = plan.batch(sampled.step)
+        assert sampled.microbatches == cut_batch(rows.tolist(), plan.lengths[rows], **cut)
+
+
+def test_blocks_of_steps_meet_without_a_gap(monkeypatch):
+    monkeypatch.setattr("trainer_loop.data.batch_plan._PLANNED_ROWS", 24)  # three steps at a time
+    lengths = np.random.default_rng(0).integers(1, 60, 61)
+    plan = BatchPlan(lengths, batch_size=8, seed=0, max_tokens=100, microbatch_tokens=10)
+    for step in [*range(24), 3, 17, 9, 8, 7]:
+        alone = BatchPlan(lengths, batch_size=8, seed=0, max_tokens=100, microbatch_tokens=10)
+        assert plan.step(step) == alone.step(step)
+        assert sorted(flatten(plan.step(step).microbatches)) == sorted(alone.batch(step).tolist())
+
+
+@given(lengths_of_rows, st.integers(1, 40), cuts)
+def test_tokens_are_counted_with_and_without_padding(lengths, batch_size, cut):
+    plan = BatchPlan(lengths, batch_size=batch_size, seed=0, **cut)
     step = plan.step(0)
-    microbatches = [microbatch for process in step.microbatches for microbatch in process]
+    for share in step.shares:
+        assert share.num_rows == sum(map(len, share.microbatches))
+        assert share.num_tokens == sum(cost(microbatch, lengths, packed=True) for microbatch in share.microbatches)
+        assert share.num_padded_tokens == sum(
+            cost(microbatch, lengths, packed=cut["packed"]) for microbatch in share.microbatches
+        )
     assert step.num_tokens == sum(lengths[row] for row in plan.batch(0))
-    assert step.num_padded_tokens == sum(cost(microbatch, lengths) for microbatch in microbatches)
     assert step.num_padded_tokens >= step.num_tokens
+    assert step.num_padded_tokens == step.num_tokens or not cut["packed"]
 
 
 def test_epochs_and_seeds_have_unlike_orders():
@@ -118,13 +205,64 @@ def test_cutting_by_length_removes_most_padding():
     assert padding(cut) < 0.15
 
 
-def test_two_processes_get_even_work():
-    lengths = np.random.default_rng(0).integers(20, 512, 1000)
-    plan = BatchPlan(lengths, batch_size=32, seed=0, num_processes=2, max_tokens=2048)
-    work = np.array(
-        [
-            [sum(cost(microbatch, lengths) for microbatch in process) for process in plan.step(step).microbatches]
-            for step in range(plan.steps_per_epoch)
-        ]
+def test_a_batch_within_the_budget_is_cut_where_padding_costs_more_than_a_microbatch():
+    lengths = [60] * 4 + [10] * 20
+    whole, cut = (
+        cut_batch(list(range(24)), lengths, num_processes=1, max_tokens=2048, per_device=None, microbatch_tokens=tokens)
+        for tokens in (1001, 999)  # the padding is 20 * 50
     )
-    assert (work.max(axis=1) / work.mean(axis=1)).mean() < 1.05
+    assert [len(microbatch) for microbatch in whole[0]] == [24]
+    assert sorted(len(microbatch) for microbatch in cut[0]) == [4, 20]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("num_processes", "uneven"), [(2, 1.03), (4, 1.06)])
+def test_processes_get_even_work(num_processes, uneven, packed):
+    lengths = np.random.default_rng(0).integers(20, 512, 1000)
+    plan = BatchPlan(
+        lengths,
+        batch_size=32,
+        seed=0,
+        num_processes=num_processes,
+        max_tokens=2048,
+        microbatch_tokens=64,
+        packed=packed,
+    )
+    steps = range(len(lengths) // 32)
+    work = np.array([[share.num_padded_tokens for share in plan.step(step).shares] for step in steps])
+    assert (work.max(axis=1) / work.mean(axis=1)).mean() < uneven
+
+
+def test_packed_rows_fill_few_microbatches():
+    lengths = np.random.default_rng(0).integers(20, 512, 1000)
+    plan = BatchPlan(lengths, batch_size=32, seed=0, max_tokens=2048, packed=True)
+    for step in range(plan.steps_per_epoch):
+        planned = plan.step(step)
+        (microbatches,) = planned.microbatches
+        assert len(microbatches) <= planned.num_tokens // 2048 + 2
+        sizes = [cost(microbatch, lengths, packed=True) for microbatch in microbatches]
+        assert max(sizes) - min(sizes) <= 512
+
+
+def test_a_window_sorts_its_batches_and_nothing_else():
+    lengths = np.random.default_rng(0).integers(1, 512, 1000)
+    shuffled = BatchPlan(lengths, batch_size=10, seed=0)
+    sorted_ = BatchPlan(lengths, batch_size=10, seed=0, window=8)
+    assert {sorted_.batch(step).size for step in range(100)} == {10}
+    for start in range(0, 100, 8):
+        steps = range(start, min(start + 8, 100))
+        before = np.concatenate([shuffled.batch(step) for step in steps])
+        after = [sorted_.batch(step) for step in steps]
+        assert sorted(before) == sorted(np.concatenate(after))
+        spans = sorted((lengths[batch].min(), lengths[batch].max()) for batch in after)
+        assert all(one[1] <= other[0] for one, other in itertools.pairwise(spans))
+        shortest = [lengths[batch].min() for batch in after]
+        assert shortest not in (sorted(shortest), sorted(shortest, reverse=True))  # the batches are shuffled
+
+
+def test_the_batch_of_leftover_rows_stays_the_last_of_a_windowed_epoch():
+    lengths = np.random.default_rng(0).integers(1, 512, 47)
+    plan, shuffled = (BatchPlan(lengths, batch_size=10, seed=0, window=window) for window in (4, None))
+    assert [len(plan.batch(step)) for step in range(5)] == [10, 10, 10, 10, 7]
+    assert plan.batch(4).tolist() == shuffled.batch(4).tolist()
+    assert plan.batch(0).tolist() != plan.batch(5).tolist()

@@ -1,0 +1,211 @@
+"""Cut batches into microbatches and deal these to the processes, many batches at a time. Arrays only, and no torch.
+
+The rows of a batch are sorted by length and cut into consecutive microbatches, each as wide as its longest row. The
+cheapest cut is found exactly, by dynamic programming over the rows of all batches at once. In every array the batches
+S stand in the last dimension: one step of that programme is then one pass over adjacent numbers.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+_NEVER = 2**62  # the cost of a microbatch that breaks a limit, and of a cut that leaves a process idle
+# What a microbatch may cost, in even parts of the work of a batch, where several processes share that.
+_PARTS = (1.5, 1.3, 1.2, 1.1, 1.0, 0.75, 0.5, 0.375, 0.25)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a microbatch may hold, what one more of them costs, and who shares them; see `BatchPlan`."""
+
+    num_processes: int = 1
+    max_tokens: int | None = None
+    per_device: int | None = None
+    microbatch_tokens: int | None = None
+    packed: bool = False
+
+
+@dataclass(frozen=True)
+class Cut:
+    """S batches of at most B rows in at most M microbatches, dearest first, as the processes run them.
+
+    Microbatch m of batch s holds `order[begins[m, s] : stops[m, s], s]`, longest row first; none where both are equal.
+    """
+
+    order: np.ndarray  # [B, S] places of the rows in their batch
+    begins: np.ndarray  # [M, S]
+    stops: np.ndarray  # [M, S]
+    owners: np.ndarray  # [M, S] the process of each microbatch
+    tokens: np.ndarray  # [M, S] without padding
+    padded_tokens: np.ndarray  # [M, S] what the device computes
+
+
+def cut_batches(lengths: np.ndarray, limits: Limits) -> Cut:
+    """Cut and deal batches. lengths: tokens of their rows, `[B, S]`; 0 where a batch has no more rows."""
+    order = np.argsort(-lengths, axis=0, kind="stable")
+    lengths = np.take_along_axis(lengths, order, axis=0)
+    if limits.packed:
+        bins = _pack(lengths, limits)
+        by_bin = np.argsort(bins, axis=0, kind="stable")
+        order, lengths, bins = (np.take_along_axis(array, by_bin, axis=0) for array in (order, lengths, bins))
+        begins, stops = _find_runs(bins)
+    elif limits.num_processes == 1:
+        begins, stops = _cut_cheapest(lengths, _find_ends(lengths, limits), _overhead(lengths, limits))
+    else:
+        begins, stops = _cut_evenly(lengths, limits)
+    tokens, padded_tokens = _count_tokens(lengths, begins, stops, packed=limits.packed)
+    costs = _add_overhead(padded_tokens, lengths, limits)
+    dearest_first = np.argsort(-costs, axis=0, kind="stable")
+    costs, begins, stops, tokens, padded_tokens = (
+        np.take_along_axis(array, dearest_first, axis=0) for array in (costs, begins, stops, tokens, padded_tokens)
+    )
+    owners, _ = _deal(costs, limits.num_processes)
+    return Cut(order, begins, stops, owners, tokens, padded_tokens)
+
+
+def _find_ends(
+    lengths: np.ndarray, limits: Limits, *, most_tokens: int | np.ndarray = _NEVER, most_rows: int | np.ndarray = _NEVER
+) -> np.ndarray:
+    """Where a microbatch that begins at each row must stop, `[B, S]`. A single row is never too much.
+
+    lengths: `[B, S]`, descending, then 0. most_tokens, most_rows: of a microbatch, `[S]`, below the limits.
+    """
+    most_tokens = np.minimum(most_tokens, limits.max_tokens or _NEVER)
+    most_rows = np.minimum(most_rows, limits.per_device or len(lengths))
+    sizes = np.minimum(most_tokens // np.maximum(lengths, 1), most_rows)
+    return np.arange(len(lengths))[:, None] + np.maximum(sizes, 1)
+
+
+def _cut_cheapest(lengths: np.ndarray, ends: np.ndarray, overhead: int) -> tuple[np.ndarray, np.ndarray]:
+    """Begins and stops `[M, S]` of the cut whose padded tokens, and `overhead` for each microbatch, are least.
+
+    lengths: `[B, S]`, descending, then 0. ends: see `_find_ends`.
+    """
+    num_rows, num_batches = lengths.shape
+    # Ends ascend, so the microbatches that may still grow by a row are the last ones: those from `first` on.
+    first = np.searchsorted(ends.max(axis=1), np.arange(1, num_rows + 1)).tolist()
+
+    # Cost and begin in one number: the least one tells both, and of equal costs the longest microbatch is taken.
+    scale = 1 << num_rows.bit_length()
+    scaled = lengths * scale
+    grown = np.empty_like(lengths)  # [j]: the cheapest cut of the rows before j, and a microbatch from j to row i
+    begin_of = np.empty_like(lengths)  # [i]: of the last microbatch in the cheapest cut of the rows up to i
+    cheapest = np.zeros(num_batches, dtype=np.int64)
+    for row in range(num_rows):
+        grown[row] = cheapest + (overhead * scale + row)
+        growing = slice(first[row], row + 1)
+        grown[growing] += scaled[growing]
+        np.copyto(grown[growing], _NEVER, where=ends[growing] <= row)
+        cheapest = grown[growing].min(axis=0)
+        begin_of[row] = cheapest & (scale - 1)
+        cheapest -= begin_of[row]
+    return _trace_back(begin_of, (lengths > 0).sum(axis=0))
+
+
+def _trace_back(begin_of: np.ndarray, num_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """From the last microbatch of each batch to its first."""
+    batches = np.arange(len(num_rows))
+    begins, stops = [], [num_rows]
+    while stops[-1].any():
+        begins.append(np.where(stops[-1] > 0, begin_of[stops[-1] - 1, batches], 0))
+        stops.append(begins[-1])
+    return np.stack(begins), np.stack(stops[:-1])
+
+
+def _cut_evenly(lengths: np.ndarray, limits: Limits) -> tuple[np.ndarray, np.ndarray]:
+    """Begins and stops `[M, S]`: of some cuts into ever smaller microbatches the one whose busiest process does least.
+
+    No process is idle while there are rows for it.
+    """
+    num_rows, num_batches = (lengths > 0).sum(axis=0), lengths.shape[1]
+    even_part = lengths.sum(axis=0) / limits.num_processes
+    no_limit = np.full(num_batches, _NEVER)
+    # All are tried at once, side by side. The last one surely has a microbatch for every process.
+    most_tokens = np.concatenate([*((even_part * part).astype(np.int64) for part in _PARTS), no_limit])
+    most_rows = np.concatenate([*[no_limit] * len(_PARTS), np.maximum(num_rows // limits.num_processes, 1)])
+    lengths, num_rows = np.tile(lengths, len(_PARTS) + 1), np.tile(num_rows, len(_PARTS) + 1)
+    ends = _find_ends(lengths, limits, most_tokens=most_tokens, most_rows=most_rows)
+    begins, stops = _cut_cheapest(lengths, ends, _overhead(lengths, limits))
+
+    _, padded_tokens = _count_tokens(lengths, begins, stops, packed=False)
+    costs = -np.sort(-_add_overhead(padded_tokens, lengths, limits), axis=0)
+    _, work = _deal(costs, limits.num_processes)
+    is_idle = (stops > begins).sum(axis=0) < np.minimum(num_rows, limits.num_processes)
+    busiest = np.where(is_idle, _NEVER, work.max(axis=0)).reshape(-1, num_batches)
+    chosen = busiest.argmin(axis=0) * num_batches + np.arange(num_batches)
+    return begins[:, chosen], stops[:, chosen]
+
+
+def _pack(lengths: np.ndarray, limits: Limits) -> np.ndarray:
+    """The microbatch of every row, `[B, S]`: rows stand in it one after the other, and none is padded.
+
+    As few microbatches as the limits allow, in a multiple of the processes where there are rows for it, and even.
+    lengths: `[B, S]`, descending, then 0; the rows that are not there get a microbatch after all others.
+    """
+    num_rows, num_tokens = (lengths > 0).sum(axis=0), lengths.sum(axis=0)
+    budget, most_rows = limits.max_tokens or _NEVER, limits.per_device or len(lengths)
+    fewest = np.maximum(-(-num_tokens // budget), -(-num_rows // most_rows))
+    wanted = np.minimum(-(-fewest // limits.num_processes) * limits.num_processes, num_rows)
+    while True:
+        bins, load = _deal(lengths, wanted, most_items=most_rows)
+        # Row m was the first of microbatch m, and a single row is never too much.
+        overfull = (load > np.maximum(lengths[: len(load)], budget)).any(axis=0)
+        if not overfull.any():
+            return np.where(lengths > 0, bins, len(lengths))
+        wanted = np.where(overfull, np.minimum(wanted + limits.num_processes, num_rows), wanted)
+
+
+def _find_runs(bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Begins and stops `[M, S]` of the runs of 0, 1, ... in ascending `bins`, `[B, S]`; B is no run."""
+    num_runs = bins.max(where=bins < len(bins), initial=0) + 1
+    sizes = np.stack([(bins == run).sum(axis=0) for run in range(num_runs)])
+    stops = sizes.cumsum(axis=0)
+    return stops - sizes, stops
+
+
+def _deal(
+    costs: np.ndarray, num_shares: int | np.ndarray, *, most_items: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give every item, dearest first, to the share with the least work so far: its number `[M, S]`, the work `[K, S]`.
+
+    costs: `[M, S]`, descending. num_shares: K, or as many as each batch has, `[S]`. most_items: of one share.
+    """
+    num_items, num_batches = costs.shape
+    numbers = np.arange(np.max(num_shares))[:, None]
+    work = np.where(numbers < num_shares, np.zeros((1, num_batches), dtype=np.int64), _NEVER)
+    items = np.zeros_like(work)
+    owners = np.empty_like(costs)
+    batches = np.arange(num_batches)
+    for item in range(num_items):
+        owners[item] = work.argmin(axis=0)
+        chosen = owners[item], batches
+        work[chosen] += costs[item]
+        if most_items is not None:
+            items[chosen] += 1
+            work[chosen] += np.where(items[chosen] == most_items, _NEVER, 0)
+    return owners, work % _NEVER
+
+
+def _count_tokens(
+    lengths: np.ndarray, begins: np.ndarray, stops: np.ndarray, *, packed: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of each microbatch without and with padding, both `[M, S]`."""
+    before = np.zeros((len(lengths) + 1, lengths.shape[1]), dtype=np.int64)
+    lengths.cumsum(axis=0, out=before[1:])
+    tokens = np.take_along_axis(before, stops, axis=0) - np.take_along_axis(before, begins, axis=0)
+    if packed:
+        return tokens, tokens
+    widths = np.take_along_axis(lengths, np.minimum(begins, len(lengths) - 1), axis=0)
+    return tokens, widths * (stops - begins)
+
+
+def _add_overhead(padded_tokens: np.ndarray, lengths: np.ndarray, limits: Limits) -> np.ndarray:
+    """The cost of each microbatch, `[M, S]`; 0 where there is none."""
+    return padded_tokens + np.where(padded_tokens > 0, _overhead(lengths, limits), 0)
+
+
+def _overhead(lengths: np.ndarray, limits: Limits) -> int:
+    """What one more microbatch costs, in tokens; where that is not limited, more than any padding."""
+    if limits.microbatch_tokens is not None:
+        return limits.microbatch_tokens
+    return int(lengths.max()) * len(lengths)
