@@ -36,8 +36,8 @@ def use_packing(model: PreTrainedModel, *, rows_at_head: bool) -> None:
         raise _refusal(f"the attention of {name} cannot be exchanged")
     if _attends_locally(config):
         raise _refusal(f"{name} attends within a sliding window")
-    stack = next((stack for stack in ("encoder", "transformer") if hasattr(model.base_model, stack)), None)
-    if rows_at_head and stack is None:
+    stacks = [stack for stack in ("encoder", "transformer") if hasattr(model.base_model, stack)]
+    if rows_at_head and not stacks:
         raise _refusal(f"the head of {name} does not follow a stack of layers of its own")
 
     was_training = model.training
@@ -49,7 +49,7 @@ def use_packing(model: PreTrainedModel, *, rows_at_head: bool) -> None:
         if first_position(config):
             model.register_forward_pre_hook(_shift_positions, with_kwargs=True)
         if rows_at_head:
-            getattr(model.base_model, stack).register_forward_hook(_unpack, with_kwargs=True)
+            getattr(model.base_model, stacks[0]).register_forward_hook(_unpack, with_kwargs=True)
         packed = _run_packed(model, rows_at_head=rows_at_head)
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as error:
         raise _refusal(f"{name} takes no packed rows: {in_one_line(error, at_most=120)}") from error
@@ -77,10 +77,10 @@ def attend_rows(
         raise ValueError("a packed model takes packed batches alone")
     if query.is_cuda and dropout == 0 and query.dtype in (torch.bfloat16, torch.float16):
         return _attend_by_flash(module, query, key, value, scaling, is_causal, row_lengths, row_ends), None
-    parts = [tensor.split(row_lengths, dim=2) for tensor in (query, key, value)]
+    queries, keys, values = (tensor.split(row_lengths, dim=2) for tensor in (query, key, value))
     attended = [
-        attend(module, *row, None, dropout=dropout, scaling=scaling, is_causal=is_causal, **others)[0]
-        for row in zip(*parts, strict=True)
+        attend(module, *row, None, dropout=dropout, scaling=scaling, is_causal=is_causal, **others)[0]  # type: ignore[misc, call-arg]
+        for row in zip(queries, keys, values, strict=True)
     ]
     return torch.cat(attended, dim=1), None
 
@@ -115,6 +115,7 @@ def _attend_by_flash(
         scale=scaling,
         window_size=(-1, 0) if causal else (-1, -1),
     )
+    assert isinstance(attended, Tensor)
     return attended[None]
 
 

@@ -11,7 +11,7 @@ Batch = dict[str, Any]
 
 
 class Task(Protocol):
-    """What is learnt. A batch is a dict of tensors whose first dimension is the rows, `[B, ...]`; or see `pack_rows`."""
+    """What is learnt. A batch is a dict of tensors whose first dimension is the rows, `[B, ...]`; or packed rows."""
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The loss **summed** over the targets of the batch, `[]`. The loop alone divides."""
