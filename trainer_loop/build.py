@@ -263,8 +263,8 @@ def _token_budget(setting: Any, parts: Parts, device: torch.device, *, training:
     """Padded tokens of one microbatch at most; None: no limit."""
     if setting != "auto":
         return setting  # type: ignore[no-any-return]
-    vocabulary = parts.model_config.vocab_size if parts.task.scores_every_token else None
-    return choose_token_budget(device.type, training=training, logits_per_token=vocabulary)
+    logits_per_token = parts.task.logits_per_token(parts.model_config)
+    return choose_token_budget(device.type, training=training, logits_per_token=logits_per_token)
 
 
 def _interval(setting: Any, steps_per_epoch: int | None) -> int | None:
