@@ -27,6 +27,7 @@ class Scenario:
     max_tokens: int | None = None
     per_device: int | None = None
     microbatch_tokens: int | None = None
+    packed: bool = False
     dropout: float = 0.0
     longest: int = 24
     shortest: int = 3
@@ -74,7 +75,7 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         model=model,
         num_steps=scenario.num_steps,
         batch_size=scenario.batch_size,
-        layout=tiny.Layout(scenario.max_tokens, scenario.per_device, scenario.microbatch_tokens),
+        layout=tiny.Layout(scenario.max_tokens, scenario.per_device, scenario.microbatch_tokens, scenario.packed),
         optimizer=scenario.optimizer,
         lr=scenario.lr,
         validation_rows=validation,

@@ -17,6 +17,7 @@ from trainer_loop.data.loader import EvaluationLoader, TrainLoader
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.named_metric import NamedMetric
 from trainer_loop.optim.groups import group_by_decay
+from trainer_loop.packing import use_packing
 from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.logs import Console, MetricLog
 from trainer_loop.record.run_dir import RunDir
@@ -96,6 +97,7 @@ class Layout:
     max_tokens: int | None = None
     per_device: int | None = None
     microbatch_tokens: int | None = None
+    packed: bool = False
 
 
 @dataclass
@@ -153,7 +155,9 @@ def make_loop(
     layout = layout or Layout()
     evaluation_layout = evaluation_layout or Layout()
     accelerator = accelerator or make_accelerator(precision="no")
-    task.bind(tokenizer or make_tokenizer())
+    task.bind(tokenizer or make_tokenizer(), packs=layout.packed)
+    if layout.packed:
+        use_packing(model, rows_at_head=task.rows_at_head)
     directory = RunDir(run_dir)
     directory.root.mkdir(parents=True, exist_ok=True)
     plan = BatchPlan(
@@ -164,6 +168,7 @@ def make_loop(
         max_tokens=layout.max_tokens,
         per_device=layout.per_device,
         microbatch_tokens=layout.microbatch_tokens,
+        packed=layout.packed,
     )
     classes = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
     torch_optimizer = classes[optimizer](group_by_decay(model, weight_decay), lr=lr)
@@ -182,6 +187,7 @@ def make_loop(
             process_index=accelerator.process_index,
             max_tokens=evaluation_layout.max_tokens,
             per_device=evaluation_layout.per_device,
+            packed=layout.packed,
         )
     loop = RecordingLoop(
         accelerator=accelerator,

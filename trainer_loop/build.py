@@ -201,7 +201,7 @@ def _make_model(config: Config, parts: Parts, accelerator: Accelerator, console:
         if (cost := describe_attention_dropout(model, max_length=config.data.max_length)) is not None:
             console.say(cost)
     if config.model.packing:
-        use_packing(model, rows_at_head=not parts.task.scores_every_token)
+        use_packing(model, rows_at_head=parts.task.rows_at_head)
     return model.to(accelerator.device)
 
 
@@ -290,8 +290,8 @@ def _token_budget(setting: Any, parts: Parts, device: torch.device, *, training:
     """Padded tokens of one microbatch at most; None: no limit."""
     if setting != "auto":
         return setting  # type: ignore[no-any-return]
-    vocabulary = parts.model_config.vocab_size if parts.task.scores_every_token else None
-    return choose_token_budget(device.type, training=training, logits_per_token=vocabulary)
+    logits_per_token = parts.task.logits_per_token(parts.model_config)
+    return choose_token_budget(device.type, training=training, logits_per_token=logits_per_token)
 
 
 def _interval(setting: Any, steps_per_epoch: int | None) -> int | None:

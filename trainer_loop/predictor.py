@@ -70,8 +70,8 @@ class Predictor:
         """
         encoded = self._encode(list(texts), None if pairs is None else list(pairs))
         lengths = [len(row["input_ids"]) for row in encoded]
-        vocabulary = self.model.config.vocab_size if self.task.scores_every_token else None  # type: ignore[union-attr]
-        budget = choose_token_budget(self.device.type, training=False, logits_per_token=vocabulary)  # type: ignore[arg-type]
+        logits_per_token = self.task.logits_per_token(self.model.config)
+        budget = choose_token_budget(self.device.type, training=False, logits_per_token=logits_per_token)
         judged: list[dict[str, Any]] = [{} for _ in encoded]
         (microbatches,) = cut_evaluation(
             lengths,

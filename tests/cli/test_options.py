@@ -11,7 +11,10 @@ def weights_of(run):
     return load_file(run / "model" / "model.safetensors")
 
 
-@pytest.mark.parametrize("option", ["data.num_workers=2", "model.gradient_checkpointing=true", "batch.max_tokens=40"])
+@pytest.mark.parametrize(
+    "option",
+    ["data.num_workers=2", "model.gradient_checkpointing=true", "model.packing=true", "batch.max_tokens=40"],
+)
 def test_how_a_run_is_computed_changes_no_weight(command, arguments, tmp_path, option):
     arguments = [*arguments, "model.overrides={hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}"]
     arguments += ["optimizer={name: sgd, lr: 0.1}"]

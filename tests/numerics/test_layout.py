@@ -20,6 +20,7 @@ CUTS = {
     "budget 512": {"max_tokens": 512},
     "one row": {"per_device": 1},
     "three rows": {"per_device": 3},
+    "packed": {"packed": True, "max_tokens": 128},
     "little padding": {"microbatch_tokens": 20},
 }
 # 49 rows in batches of 16 leave one row: its step gives the second process no microbatch.

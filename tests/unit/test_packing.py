@@ -80,7 +80,7 @@ def test_loss_predictions_and_gradients_are_those_of_padded_rows(model_type: str
         model = make_model(model_type, decoder=decoder)
         use_cpu_kernels(model)
         if packs:
-            use_packing(model, rows_at_head=not task.scores_every_token)
+            use_packing(model, rows_at_head=task.rows_at_head)
             assert model.training
         results.append(run(model, task, rows))
     (padded, targets), (packed, same_targets) = results

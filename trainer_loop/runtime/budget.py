@@ -7,13 +7,13 @@ _EVALUATION_TOKENS = {"cpu": 4096, "cuda": 32768}
 # weights takes the time of some ten tokens. On a GPU starting them takes ten milliseconds or more, in which a full card
 # computes thousands of tokens.
 _MICROBATCH_TOKENS = {"cpu": 64, "cuda": 4096}
-_MOST_LOGITS = 2**29  # where every token has one per word of the vocabulary: 2 GiB a copy in fp32
+_MOST_LOGITS = 2**29  # where every token has one per word of the vocabulary, all at once: 2 GiB a copy in fp32
 
 
 def choose_token_budget(device_type: str, *, training: bool, logits_per_token: int | None = None) -> int:
     """Padded tokens of one microbatch on this type of device.
 
-    logits_per_token: the vocabulary of a task that scores every token; None where a row has a few scores.
+    logits_per_token: of a model that holds them for all tokens at once; None where a few at a time are held, or few.
     """
     tokens = _TRAINING_TOKENS if training else _EVALUATION_TOKENS
     budget = tokens.get(device_type, tokens["cuda"])

@@ -1,6 +1,6 @@
 """The next token of a running text."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -8,7 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from trainer_loop.tasks.losses import cross_entropy
+from trainer_loop.tasks.output_head import NoOutputHead, OutputHead, find_output_head
 from trainer_loop.tasks.task import Batch, TextTask
+
+_BEHIND_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # fields of configs of transformers
 
 
 class CausalLM(TextTask):
@@ -21,7 +24,8 @@ class CausalLM(TextTask):
     model_class = "AutoModelForCausalLM"
     tokenizer_style = "byte_level_bpe"
     takes_pairs = False
-    scores_every_token = True
+    can_pack = True
+    rows_at_head = False
     default_metrics = ("perplexity",)
     fitting_metrics = ("perplexity",)
 
@@ -29,6 +33,11 @@ class CausalLM(TextTask):
         super().__init__()
         self.append_eos = append_eos
         self.loss_function = loss_function
+
+    def logits_per_token(self, model_config: Any) -> int | None:
+        """The vocabulary, where the model does more with its logits than an `OutputHead` can."""
+        changed = any(getattr(model_config, field, None) not in (None, 1) for field in _BEHIND_THE_HEAD)
+        return model_config.vocab_size if changed else None
 
     def settings(self) -> dict[str, Any]:
         return {"append_eos": self.append_eos}
@@ -50,29 +59,71 @@ class CausalLM(TextTask):
         }
 
     def count(self, batch: Batch) -> int:
+        if "row_lengths" in batch:
+            return sum(batch["row_lengths"]) - len(batch["row_lengths"])
         return int((batch["attention_mask"].sum(dim=1) - 1).clamp(min=0).sum())
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits, targets = self._predict_next(model, batch)
-        return self.loss_function(logits.flatten(0, 1), targets.flatten())
+        head, outputs = self._run(model, batch)
+        return head.loss(outputs, _next_tokens(batch), self.loss_function)
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """What perplexity needs: `predictions` `[B]` summed negative log likelihoods, `references` `[B]` targets."""
-        return self._judge(*self._predict_next(model, batch))
+        head, outputs = self._run(model, batch)
+        targets = _next_tokens(batch)
+        nll = [_negative_log_likelihood(logits, targets[tokens]) for tokens, logits in head.chunks(outputs)]
+        return _judge(nll, targets, batch)
 
     def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        logits, targets = self._predict_next(model, batch)
-        return self.loss_function(logits.flatten(0, 1), targets.flatten()), self._judge(logits, targets)
+        head, outputs = self._run(model, batch)
+        targets = _next_tokens(batch)
+        losses, nll = [], []
+        for tokens, logits in head.chunks(outputs):
+            losses.append(self.loss_function(logits, targets[tokens]))
+            nll.append(_negative_log_likelihood(logits, targets[tokens]))
+        return torch.stack(losses).sum(), _judge(nll, targets, batch)
 
-    def _predict_next(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Logits `[B, T-1, V]` and the tokens that came next `[B, T-1]`, -100 where there is none."""
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
-        targets = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        return logits[:, :-1], targets[:, 1:]
+    def _run(self, model: nn.Module, batch: Batch) -> tuple[OutputHead | NoOutputHead, Tensor]:
+        """The head, and what it makes logits of, for every token: `[B * T, ...]`."""
+        head = find_output_head(model, lambda forward: _forward(forward, _begin(batch)))
+        with head.handing_on():
+            return head, _forward(model, batch).flatten(0, 1)
 
-    def _judge(self, logits: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        nll = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-        return {
-            "predictions": nll.view(targets.shape).sum(dim=1, dtype=torch.float64),
-            "references": (targets != -100).sum(dim=1),
-        }
+
+def _begin(batch: Batch) -> Batch:
+    """The first few tokens of a batch."""
+    if "row_lengths" in batch:
+        few = {name: batch[name][:, : batch["row_lengths"][0]][:, :4] for name in ("input_ids", "position_ids")}
+        lengths = (few["input_ids"].shape[1],)
+        return {**few, "row_lengths": lengths, "row_ends": batch["row_ends"].new_tensor([0, *lengths])}
+    return {name: batch[name][:1, :4] for name in ("input_ids", "attention_mask")}
+
+
+def _forward(model: Callable[..., Any], batch: Batch) -> Tensor:
+    """What stands for the logits, `[B, T, ...]`."""
+    return model(**batch, use_cache=False).logits  # type: ignore[no-any-return]
+
+
+def _next_tokens(batch: Batch) -> Tensor:
+    """The token that comes next after each, `[B * T]`; -100 after the last one of a row, and for padding."""
+    targets = batch["input_ids"].roll(-1, dims=1)
+    if "row_ends" in batch:
+        targets[0, batch["row_ends"][1:].long() - 1] = -100
+    else:
+        targets[:, -1] = -100
+        targets[:, :-1].masked_fill_(batch["attention_mask"][:, 1:] == 0, -100)
+    return targets.flatten()
+
+
+def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
+    """Of each target, in nats, `[N]`."""
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
+def _judge(nll: Sequence[Tensor], targets: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """Sums over the tokens of each row. nll: of all tokens `[B * T]`, in pieces."""
+    lengths = batch["row_lengths"] if "row_lengths" in batch else batch["input_ids"].shape[1]
+    return {
+        "predictions": torch.stack([row.sum(dtype=torch.float64) for row in torch.cat(list(nll)).split(lengths)]),
+        "references": torch.stack([row.sum() for row in (targets != -100).split(lengths)]),
+    }

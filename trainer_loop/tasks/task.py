@@ -61,8 +61,8 @@ class TextTask(ABC):
     needs_label: bool = False
     tokenizer_style: Literal["wordpiece", "byte_level_bpe"] = "wordpiece"  # of a tokenizer trained on the spot
     takes_pairs: bool = True
-    scores_every_token: bool = False  # logits [B, T, V] instead of [B, C]: they, not the activations, fill the memory
     can_pack: bool = False  # loss, count and predict know batches of `pack_rows`
+    rows_at_head: bool = True  # the model's head sees one row at a time; false: every token for itself
     default_metrics: tuple[str, ...] = ()
     fitting_metrics: tuple[str, ...] | None = None  # of those shipped; None: whatever fits what `predict` returns
 
@@ -76,6 +76,10 @@ class TextTask(ABC):
         tokenizer.padding_side = "right"
         self.tokenizer = tokenizer
         self.packs = packs
+
+    def logits_per_token(self, model_config: Any) -> int | None:
+        """How many logits of every token are held at once, where they, not the activations, fill the memory."""
+        return None
 
     def settings(self) -> dict[str, Any]:
         """Whatever of the task changes what `encode` returns; part of the key of the token cache."""

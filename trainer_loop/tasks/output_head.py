@@ -1,0 +1,230 @@
+"""The output head of a language model, applied to a few tokens at a time: logits `[B, T, V]` are never held at once.
+
+The model runs as a whole, through every wrapper around it, but its head hands on the hidden states it was given. The
+logits are computed from these, one chunk after the other.
+"""
+
+import contextlib
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+Forward = Callable[..., Tensor]
+
+# Of one chunk: 128 and 512 MiB in fp32. Smaller ones are slower: each adds to the gradient of the whole weight.
+_MOST_LOGITS = {"cpu": 2**25, "cuda": 2**27}
+
+
+class OutputHead:
+    """A linear layer that ends its model: `logits = hidden states @ weight.T + bias`.
+
+    dtype: what the model multiplies in where that is not the type of the weight; None: that type.
+    """
+
+    def __init__(self, linear: nn.Linear, dtype: torch.dtype | None):
+        self.linear = linear
+        self.dtype = dtype
+
+    @contextlib.contextmanager
+    def handing_on(self) -> Iterator[None]:
+        """Until the block ends, the model returns hidden states `[B, T, D]` in the place of its logits."""
+        self.linear.forward = _hand_on  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del self.linear.forward
+
+    def chunks(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Which of the hidden states `[N, D]`, and their logits `[chunk, V]` in float32 or wider, until all had one."""
+        for rows in _split(hidden, self.linear.out_features):
+            yield rows, _compute_logits(hidden[rows], self.linear.weight, self.linear.bias, self.dtype)
+
+    def loss(self, hidden: Tensor, targets: Tensor, loss_function: LossFunction) -> Tensor:
+        """`loss_function(logits [N, V], targets [N])`, a sum, from hidden states `[N, D]`; differentiable, `[]`."""
+        weight, bias = self.linear.weight, self.linear.bias
+        if torch.is_grad_enabled() and self.dtype != torch.float16:
+            loss: Tensor = _LossInChunks.apply(hidden, weight, bias, targets, loss_function, self.dtype)
+            return loss
+        # In fp16 small gradients would be zero without the loss scale, which only the backward pass knows.
+        losses = [
+            checkpoint(
+                _compute_loss,
+                hidden[rows],
+                weight,
+                bias,
+                targets[rows],
+                loss_function,
+                self.dtype,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            for rows in _split(hidden, self.linear.out_features)
+        ]
+        return torch.stack(losses).sum()
+
+
+class NoOutputHead:
+    """In the place of an `OutputHead`, for a model that does more with its logits: they come from it all at once."""
+
+    def handing_on(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def chunks(self, logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """All of the logits `[N, V]`."""
+        yield slice(None), logits
+
+    def loss(self, logits: Tensor, targets: Tensor, loss_function: LossFunction) -> Tensor:
+        return loss_function(logits, targets)
+
+
+_FOUND: weakref.WeakKeyDictionary[nn.Module, OutputHead | NoOutputHead] = weakref.WeakKeyDictionary()
+
+
+def find_output_head(model: nn.Module, run: Callable[[Forward], Tensor]) -> OutputHead | NoOutputHead:
+    """The head of a model, which may be wrapped for data parallelism; looked for once in each model.
+
+    run: calls the forward pass it is given on a few tokens and returns what stands for the logits, `[B, T, ...]`.
+    """
+    bare = model.module if isinstance(model, DistributedDataParallel) else model
+    if bare not in _FOUND:
+        _FOUND[bare] = _look_for_head(bare, run)
+    return _FOUND[bare]
+
+
+def _look_for_head(model: nn.Module, run: Callable[[Forward], Tensor]) -> OutputHead | NoOutputHead:
+    """The head, where whatever it returns leaves the model unchanged: a cap or a scale behind it is found out."""
+    find = getattr(model, "get_output_embeddings", None)
+    layer = find() if callable(find) else None
+    if type(layer) is not nn.Linear or "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks:
+        return NoOutputHead()
+    for width in (layer.in_features, layer.out_features):  # hidden states come through, and logits lose none
+        made_up = _MadeUp(width)
+        layer.forward = made_up  # type: ignore[method-assign]
+        try:
+            with torch.no_grad(), _evaluating(model):
+                returned = run(model.forward)
+        except RuntimeError:  # what comes behind needs another shape
+            return NoOutputHead()
+        finally:
+            del layer.forward
+        if len(made_up.numbers) != 1 or not torch.equal(returned.float(), made_up.numbers[0].float()):
+            return NoOutputHead()
+    return OutputHead(layer, made_up.dtype)
+
+
+class _MadeUp:
+    """In the place of a layer: returns large numbers `[..., width]`, and notes what autocast would multiply in."""
+
+    def __init__(self, width: int):
+        self.width = width
+        self.numbers: list[Tensor] = []
+        self.dtype: torch.dtype | None = None
+
+    def __call__(self, input: Tensor) -> Tensor:
+        kind, shape = input.device.type, (*input.shape[:-1], self.width)
+        if torch.is_autocast_enabled(kind):
+            self.dtype = torch.get_autocast_dtype(kind)
+        self.numbers.append(torch.linspace(-1000, 1000, math.prod(shape)).to(input).view(shape))
+        return self.numbers[-1]
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout, which would draw from the random numbers of the step."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _hand_on(input: Tensor) -> Tensor:
+    return input
+
+
+def _split(hidden: Tensor, vocabulary: int) -> list[slice]:
+    """Consecutive tokens of `[N, D]` whose logits are few enough; one empty chunk where there is no token."""
+    size = max(1, _MOST_LOGITS.get(hidden.device.type, _MOST_LOGITS["cuda"]) // vocabulary)
+    return [slice(start, start + size) for start in range(0, max(len(hidden), 1), size)]
+
+
+def _compute_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype | None) -> Tensor:
+    dtype = dtype or weight.dtype
+    logits = F.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+    return logits if dtype.itemsize > 4 else logits.float()
+
+
+def _compute_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    loss_function: LossFunction,
+    dtype: torch.dtype | None,
+) -> Tensor:
+    return loss_function(_compute_logits(hidden, weight, bias, dtype), targets)
+
+
+class _LossInChunks(torch.autograd.Function):
+    """Gradients are computed while the logits of a chunk are there: they need not be kept, nor computed again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        loss_function: LossFunction,
+        dtype: torch.dtype | None,
+    ) -> Tensor:
+        wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        grad_weight = torch.zeros_like(weight) if wants_weight else None
+        grad_bias = torch.zeros_like(bias) if bias is not None and wants_bias else None
+        cast = weight.to(dtype or weight.dtype)  # once, not for every chunk
+        losses = []
+        for rows in _split(hidden, len(weight)):
+            states = hidden[rows].to(cast.dtype)
+            logits = _compute_logits(states, cast, bias, dtype)
+            loss, grad_logits = _differentiate(loss_function, logits, targets[rows])
+            losses.append(loss)
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(dim=0)
+            grad_logits = grad_logits.to(cast.dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] = grad_logits @ cast
+            if grad_weight is not None and cast.dtype == weight.dtype:
+                grad_weight.addmm_(grad_logits.T, states)
+            elif grad_weight is not None:
+                grad_weight += grad_logits.T @ states
+        ctx.gradients = (grad_hidden, grad_weight, grad_bias)
+        return torch.stack(losses).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("the gradients of this loss were handed out already; compute the loss again")
+        return *(None if gradient is None else gradient.mul_(grad_loss) for gradient in gradients), None, None, None
+
+
+def _differentiate(loss_function: LossFunction, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss of a chunk and its gradient by the logits `[chunk, V]`."""
+    logits.requires_grad_()
+    with torch.enable_grad():
+        loss = loss_function(logits, targets)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    return loss.detach(), gradient
