@@ -238,8 +238,11 @@ class TrainingLoop:
         Raises Preempted on every process where one was asked to stop before it was through.
         """
         seed_everything(self.seed, "evaluate", self.accelerator.process_index)
-        sums = torch.zeros(2, dtype=_sum_type(self.accelerator.device), device=self.accelerator.device)
-        judged: dict[str, list[Tensor]] = {"rows": [], "predictions": [], "references": []}
+        device = self.accelerator.device
+        loss_sum = torch.zeros((), dtype=_sum_type(device), device=device)
+        rows: list[int] = []
+        judged: dict[str, list[Tensor]] = {"predictions": [], "references": []}
+        num_targets = 0
         stopped = False
         self.bare_model.eval()
         with (
@@ -250,19 +253,20 @@ class TrainingLoop:
                 if stopped := self._is_stopping(is_told_to_stop):
                     break
                 loss, outputs = self.task.loss_and_predict(self.bare_model, microbatch.batch)
-                sums += torch.stack([loss.to(sums), sums.new_tensor(microbatch.num_targets)])
-                judged["rows"].append(torch.tensor(microbatch.rows, device=self.accelerator.device))
-                judged["predictions"].append(outputs["predictions"])
-                judged["references"].append(outputs["references"])
+                loss_sum += loss
+                num_targets += microbatch.num_targets
+                rows += microbatch.rows
+                for name, tensors in judged.items():
+                    tensors.append(outputs[name])
         self.bare_model.train()
 
-        loss_sum, num_targets, any_stopped = sum_on_hosts(self.accelerator, [*sums.tolist(), stopped])
+        total, targets, any_stopped = sum_on_hosts(self.accelerator, [float(loss_sum), num_targets, stopped])
         if any_stopped:
             raise Preempted("preempted in the middle of an evaluation")
         columns = {name: gather_rows(self.accelerator, tensors) for name, tensors in judged.items()}
-        order = np.argsort(columns["rows"], kind="stable")
+        order = np.argsort(gather_rows(self.accelerator, [torch.tensor(rows, dtype=torch.int64)]), kind="stable")
         assert len(order) == loader.num_rows, f"{len(order)} rows were scored of {loader.num_rows}"
-        values: dict[str, float] = {"loss": loss_sum / max(num_targets, 1)}
+        values: dict[str, float] = {"loss": total / max(targets, 1)}
         values |= compute_metrics(
             self.metrics, predictions=columns["predictions"][order], references=columns["references"][order]
         )
