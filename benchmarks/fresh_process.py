@@ -30,7 +30,7 @@ def call(
         words = [sys.executable, "-m", *launcher, *(("-m",) if launcher else ()), __name__]
         done = subprocess.run(
             [*words, function, json.dumps(arguments), str(result)],
-            env={**os.environ, "PYTHONPATH": _module_path(), **(environment or {})},
+            env={**os.environ, "PYTHONPATH": module_path(), **(environment or {})},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -41,7 +41,7 @@ def call(
         return json.loads(result.read_text(encoding="utf-8"))
 
 
-def _module_path() -> str:
+def module_path() -> str:
     """Where a child finds these benchmarks, wherever it is started."""
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     return os.pathsep.join(path for path in paths if path)

@@ -13,16 +13,17 @@ def imdb_words(
     *,
     model: str,
     train: str,
-    held_out: str,
+    held_out: str | None,
     folder: str,
     max_length: int,
     batch_size: int,
     attention_dropout: float | None = None,
     evaluates: bool = False,
+    steps: int | None = None,
 ) -> list[str]:
-    """configs/imdb.yaml for one epoch on these files, without checkpoints.
+    """configs/imdb.yaml for one epoch, or `steps` updates, on these files, without checkpoints.
 
-    attention_dropout: in place of the config's 0. evaluates: score `held_out` after the epoch.
+    attention_dropout: in place of the config's 0. evaluates: score `held_out` after training.
     """
     words = [
         f"config={CONFIGS / 'imdb.yaml'}",
@@ -30,10 +31,10 @@ def imdb_words(
         f"model.name={model}",
         "data.name=null",
         f"data.train={train}",
-        f"data.validation={held_out}",
+        f"data.validation={held_out or 'null'}",
         f"data.max_length={max_length}",
         f"batch.size={batch_size}",
-        "train.epochs=1",
+        *(["train.epochs=1"] if steps is None else ["train.epochs=null", f"train.steps={steps}"]),
         "checkpoint.every=never",
         "checkpoint.best=null",
     ]

@@ -35,6 +35,7 @@ MINILM = ModelSize(
         "max_position_embeddings": 512,
     },
 )
+FILES = {"train": "train", "held_out": "test"}  # of a folder of data
 _TEXTS_FOR_TOKENIZER = 500
 _SEED = 0
 
@@ -78,7 +79,7 @@ def make_workplace(
     with tempfile.TemporaryDirectory(prefix="benchmark-") as directory:
         root = Path(directory)
         paths = {name: root / f"{name}.parquet" for name in ("train", "held_out")}
-        sources = {name: None if data is None else data / f"{file}.parquet" for name, file in _FILES.items()}
+        sources = {name: None if data is None else data / f"{file}.parquet" for name, file in FILES.items()}
         for seed, (name, count) in enumerate({"train": rows, "held_out": held_out or 1}.items()):
             write_texts(paths[name], rows=count, source=sources[name], seed=seed)
         pretrained = model if model is not None else None if made_model is not None else _find_minilm()
@@ -92,9 +93,6 @@ def make_workplace(
         for kind, words in described.items():
             print(f"{kind}: {words}")
         yield Workplace(root, root / "model", paths["train"], paths["held_out"], described)
-
-
-_FILES = {"train": "train", "held_out": "test"}
 
 
 def _find_minilm() -> Path | None:
