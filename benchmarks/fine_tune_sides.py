@@ -162,12 +162,12 @@ def _train_with_trainer(
         return batch
 
     trainer.data_collator = seen
-    trainer.add_callback(_Watching(watch))
+    trainer.add_callback(Watching(watch))
     trainer.train()
     return trainer.model
 
 
-class _Watching(TrainerCallback):
+class Watching(TrainerCallback):
     """The watch around each step."""
 
     def __init__(self, watch: Watch):

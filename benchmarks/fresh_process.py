@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_LINES_OF_FAILURE = 30
+_LINES_OF_FAILURE = 60  # a launcher adds many of its own
 
 
 def call(

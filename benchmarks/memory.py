@@ -19,7 +19,6 @@ from benchmarks.our_run import imdb_words
 from benchmarks.texts import write_texts
 from benchmarks.workplace import FILES, ModelSize, Workplace, make_workplace
 
-_TIMES = (1, 10, 100)
 _SMALL = ModelSize(
     "bert",
     {
@@ -38,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser(__doc__, rounds=1)
     add_texts(parser, rows=1000, held_out=1000, max_length=128)
     add_size(parser, "--steps", 10, "updates")
+    parser.add_argument("--times", type=int, nargs="+", default=[1, 10, 100], help="how many times as many rows")
     options = parser.parse_args(argv)
     comparisons: list[dict[str, Any]] = []
     with make_workplace(
@@ -106,7 +106,7 @@ def _measure_growth(place: Workplace, grown: str, options: Any) -> list[dict[str
     rows = options.rows if grown == "train" else options.held_out
     source = None if options.data is None else options.data / f"{FILES[grown]}.parquet"
     sides = {}
-    for times in _TIMES:
+    for times in options.times:
         path = place.root / f"{grown}-{times}.parquet"
         write_texts(path, rows=times * rows, source=source, seed=times)
         for side in _SIDES:

@@ -14,10 +14,11 @@ _CLASS_WORDS = 50  # of each class; one word in ten of a text is one of its clas
 _ROWS_AT_ONCE = 1000
 
 
-def write_texts(path: Path, *, rows: int, source: Path | None, seed: int) -> None:
+def write_texts(path: Path, *, rows: int, source: Path | None, seed: int, longer: float = 1.0) -> None:
     """A parquet file with the columns `text` and `label` (0 or 1): a sample of the rows of `source`, or made-up rows.
 
-    Where more rows are asked for than `source` has, its rows come again. Memory does not grow with `rows`.
+    longer: made-up texts are so many times as long as IMDb's. Where more rows are asked for than `source` has, its rows
+    come again. Memory does not grow with `rows`.
     """
     texts, labels = (None, None) if source is None else _read(source)
     generator = np.random.default_rng(seed)
@@ -27,7 +28,7 @@ def write_texts(path: Path, *, rows: int, source: Path | None, seed: int) -> Non
         for start in range(0, rows, _ROWS_AT_ONCE):
             count = min(_ROWS_AT_ONCE, rows - start)
             if texts is None or labels is None or order is None:
-                part = _make_up(count, generator)
+                part = _make_up(count, generator, longer)
             else:
                 chosen = order[np.arange(start, start + count) % len(order)]
                 part = pa.table({"text": texts.take(chosen), "label": labels.take(chosen)})
@@ -39,14 +40,14 @@ def _read(source: Path) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     return table.column("text"), table.column("label")
 
 
-def _make_up(rows: int, generator: np.random.Generator) -> pa.Table:
+def _make_up(rows: int, generator: np.random.Generator, longer: float) -> pa.Table:
     """Texts whose label is told by a tenth of their words, written with random letters."""
     words = np.array(_make_words())
     labels = generator.integers(0, 2, rows)
     texts = []
     for label in labels:
-        drawn = int(generator.lognormal(_MEAN_LOG_WORDS, _DEVIATION_LOG_WORDS))
-        length = min(max(drawn, _FEWEST_WORDS), _MOST_WORDS)
+        drawn = int(longer * generator.lognormal(_MEAN_LOG_WORDS, _DEVIATION_LOG_WORDS))
+        length = min(max(drawn, _FEWEST_WORDS), int(longer * _MOST_WORDS))
         chosen = generator.integers(2 * _CLASS_WORDS, _VOCABULARY, length)
         telling = generator.random(length) < 0.1
         chosen[telling] = generator.integers(0, _CLASS_WORDS, int(telling.sum())) + _CLASS_WORDS * label

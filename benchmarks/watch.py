@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -12,14 +13,23 @@ class Watch:
 
     score: model -> accuracy; after every `every` steps it is asked, the clock standing still, and when it reaches
     `target` training is to stop. None: train to the end.
+    warm: first steps that are not timed. last: the step at whose end a GPU is waited for; None: never.
     """
 
     def __init__(
-        self, *, score: Callable[[nn.Module], float] | None = None, every: int = 1, target: float | None = None
+        self,
+        *,
+        score: Callable[[nn.Module], float] | None = None,
+        every: int = 1,
+        target: float | None = None,
+        warm: int = 0,
+        last: int | None = None,
     ):
         self._score = score
         self._every = every
         self._target = target
+        self._warm = warm
+        self._last = last
         self._mark: float | None = None
         self.seconds = 0.0
         self.updates = 0
@@ -29,7 +39,8 @@ class Watch:
         self.scores: list[tuple[int, float, float]] = []  # (step, seconds, accuracy)
 
     def begin_step(self) -> None:
-        if self._mark is None:
+        if self.updates == self._warm and self.seconds == 0.0:
+            _wait_for_gpu()
             self._mark = time.perf_counter()
 
     def see(self, batch: dict[str, Tensor]) -> None:
@@ -41,11 +52,14 @@ class Watch:
 
     def end_step(self, model: nn.Module) -> bool:
         """Whether the target is reached."""
-        assert self._mark is not None, "begin_step comes first"
+        self.updates += 1
+        if self._mark is None:
+            return False
+        if self.updates == self._last:
+            _wait_for_gpu()
         now = time.perf_counter()
         self.seconds += now - self._mark
         self._mark = now
-        self.updates += 1
         if self._score is None or self._target is None or self.updates % self._every:
             return False
         accuracy = self._score(model)
@@ -59,3 +73,8 @@ class Watch:
         """What it saw, as plain JSON."""
         names = ("seconds", "updates", "rows", "tokens", "token_sum", "scores")
         return {name: getattr(self, name) for name in names}
+
+
+def _wait_for_gpu() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -68,12 +68,13 @@ def make_workplace(
     data: Path | None,
     model: Path | None,
     made_model: ModelSize | None = None,
+    longer: float = 1.0,
 ) -> Iterator[Workplace]:
     """The folder, and all in it, until the block ends.
 
     rows, held_out: of the two files; data: folder of train.parquet and test.parquet, None: texts are made up.
     model: folder of a pretrained encoder. Without one, `made_model` is built; without that, MiniLM-L6 is taken where
-    its package is installed, and else a random model of its size is built.
+    its package is installed, and else a random model of its size is built. longer: of made-up texts, see `write_texts`.
     """
     quieten_libraries()
     with tempfile.TemporaryDirectory(prefix="benchmark-") as directory:
@@ -81,7 +82,7 @@ def make_workplace(
         paths = {name: root / f"{name}.parquet" for name in ("train", "held_out")}
         sources = {name: None if data is None else data / f"{file}.parquet" for name, file in FILES.items()}
         for seed, (name, count) in enumerate({"train": rows, "held_out": held_out or 1}.items()):
-            write_texts(paths[name], rows=count, source=sources[name], seed=seed)
+            write_texts(paths[name], rows=count, source=sources[name], seed=seed, longer=longer)
         pretrained = model if model is not None else None if made_model is not None else _find_minilm()
         if pretrained is not None:
             _save_pretrained(pretrained, root / "model")
