@@ -53,8 +53,8 @@ _TINY_CAUSAL_LM = ModelSize(
     classifies=False,
 )
 _ROWS_OF_TRAINER = {512: 32, 2048: 8}  # of a forward pass, more would not be faster; the rest is accumulated
-# Of the last loss: dropout draws, and Trainer the order of rows, otherwise. Of tokens: some chunks of texts are shorter,
-# and where there are more chunks than are trained on, each side has others of them.
+# Of the last loss: dropout draws, and Trainer the order of rows, otherwise. Of tokens: some chunks of texts are
+# shorter, and where there are more chunks than are trained on, each side has others of them.
 _TOLERANCES = {"loss": 0.1, "tokens": 0.01}
 _CURVE_TOLERANCE = 0.02
 
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     if failures:
         tell_differences(failures)
         return 1
-    publish("gpu", comparisons, settings=settings, folder=options.results)
+    publish("gpu_tiny" if options.tiny else "gpu", comparisons, settings=settings, folder=options.results)
     return 0
 
 
@@ -151,9 +151,10 @@ class _Case:
         import torch
 
         precisions = ("bf16", "fp16") if torch.cuda.is_available() else ("bf16",)
-        steps = {"steps": min(self._options.curve_steps, self._options.steps)} if self._options.tiny else {}
-        steps = steps or {"steps": self._options.curve_steps}
-        curves = {name: self._call("run_curve", precision=name, **steps) for name in ("no", *precisions)}
+        curves = {
+            name: self._call("run_curve", precision=name, steps=self._options.curve_steps)
+            for name in ("no", *precisions)
+        }
         furthest = {
             name: max(abs(mine - exact) / exact for mine, exact in zip(curves[name], curves["no"], strict=True))
             for name in precisions

@@ -71,8 +71,8 @@ def tell(comparison: Mapping[str, Any]) -> None:
     width = max(len(name) for name in comparison["sides"])
     print(f"\n{comparison['title']}, {comparison['unit']}")
     for name, summary in comparison["sides"].items():
-        spread = f"({summary['smallest']:.4g} to {summary['largest']:.4g})"
-        line = f"  {name:<{width}}  {summary['median']:>9.4g} {spread:<24}"
+        spread = f"({format_figure(summary['smallest'])} to {format_figure(summary['largest'])})"
+        line = f"  {name:<{width}}  {format_figure(summary['median']):>9} {spread:<24}"
         if name in comparison["ratios"]:
             ratio = comparison["ratios"][name]
             line += f"  {ratio['ratio']:.3f} ({ratio['smallest']:.3f} to {ratio['largest']:.3f})"
@@ -81,6 +81,11 @@ def tell(comparison: Mapping[str, Any]) -> None:
         print(f"  last column: over {comparison['base']}")
     for note in comparison["notes"]:
         print(f"  {note}")
+
+
+def format_figure(value: float) -> str:
+    """Four significant digits, and all those before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def describe_machine() -> dict[str, Any]:
