@@ -6,7 +6,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test soak check format docs clean
+.PHONY: quickstart test soak bench check format docs clean
 
 quickstart: .venv/installed
 	$(BIN)/python -m trainer_loop.run config=quickstart.yaml
@@ -18,6 +18,23 @@ test: .venv/installed-dev
 SOAK ?= --kills 300
 soak: .venv/installed-dev
 	PYTHONPATH=tests $(BIN)/python tests/resume/soak.py $(SOAK)
+
+# All benchmarks at their default sizes, hours on a CPU. DATA: a folder of train.parquet and test.parquet; else made up
+DATA ?=
+TEXTS := $(if $(DATA),--data $(DATA))
+bench: .venv/installed-bench
+	$(BIN)/python -m benchmarks.loop_overhead
+	$(BIN)/python -m benchmarks.padding $(TEXTS)
+	$(BIN)/python -m benchmarks.startup $(TEXTS)
+	$(BIN)/python -m benchmarks.checkpoint
+	$(BIN)/python -m benchmarks.memory $(TEXTS)
+	$(BIN)/python -m benchmarks.scaling $(TEXTS)
+	$(BIN)/python -m benchmarks.fine_tune $(TEXTS)
+	$(BIN)/python -m benchmarks.fine_tune $(TEXTS) --attention-dropout
+	$(if $(DATA),$(BIN)/python -m benchmarks.fine_tune $(TEXTS) --until-accuracy 0.85 --rows 8000 --held-out 2000)
+	$(BIN)/python -m benchmarks.evaluation $(TEXTS)
+	$(BIN)/python -m benchmarks.gpu || test $$? -eq 2  # 2: there is no GPU
+	$(BIN)/python -m benchmarks.page
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -43,4 +60,9 @@ clean:
 .venv/installed-dev: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch .venv/installed $@
+
+.venv/installed-bench: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	touch .venv/installed $@

@@ -18,7 +18,9 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import BertConfig, BertForSequenceClassification
 
-from benchmarks.measure import keep, summarise, take_turns, time_of
+from benchmarks.arguments import make_parser
+from benchmarks.measure import compare, publish, take_turns, time_of
+from benchmarks.workplace import MINILM
 from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.loader import TrainLoader
 from trainer_loop.record.checkpoint import Checkpointer
@@ -27,24 +29,26 @@ from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.state import TrainState
 from trainer_loop.runtime.distributed import make_accelerator
 
-_ROUNDS = 7
 _ROWS, _BATCH = 8_000_008, 8
 _STEPS = (100, 1_000_000)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
+    options = make_parser(__doc__, rounds=7).parse_args(argv)
     accelerator = make_accelerator(precision="no")
     with tempfile.TemporaryDirectory() as directory:
-        saving = compare_saves(accelerator, Path(directory) / "saving")
-        resuming = compare_resumes(accelerator, Path(directory) / "resuming")
-    path = keep("checkpoint", {"saving": saving, "resuming": resuming})
-    print(f"written to {path}")
+        comparisons = [
+            compare_saves(accelerator, Path(directory) / "saving", rounds=options.rounds),
+            compare_resumes(accelerator, Path(directory) / "resuming", rounds=options.rounds),
+        ]
+    settings = {"rounds": options.rounds, "rows": _ROWS}
+    publish("checkpoint", comparisons, settings=settings, folder=options.results)
 
 
-def compare_saves(accelerator: Accelerator, root: Path) -> dict[str, Any]:
+def compare_saves(accelerator: Accelerator, root: Path, *, rounds: int) -> dict[str, Any]:
     """Seconds for which `save` keeps the training thread, by way of saving."""
     checkpointers = {}
-    _, optimizer = _make_model(BertConfig(**_MINILM), accelerator)
+    _, optimizer = _make_model(BertConfig(**MINILM.fields), accelerator)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: 1.0)
     for name in ("foreground", "background"):
         checkpointers[name] = _make_checkpointer(root / name, accelerator, scheduler, background=name == "background")
@@ -59,22 +63,21 @@ def compare_saves(accelerator: Accelerator, root: Path) -> dict[str, Any]:
 
     for name in checkpointers:  # the first one of each takes its memory and fills the caches
         save(name)
-    held = take_turns({name: lambda name=name: save(name) for name in checkpointers}, rounds=_ROUNDS)
+    held = take_turns({name: lambda name=name: save(name) for name in checkpointers}, rounds=rounds)
     _ensure_equal([sorted((root / name / "checkpoints").glob("step-*"))[-1] for name in checkpointers])
     size = sum(file.stat().st_size for file in (root / "foreground/checkpoints/latest").resolve().iterdir())
-    ratios = [back / fore for fore, back in zip(held["foreground"], held["background"], strict=True)]
-    result = {name: summarise(values) for name, values in held.items()}
-    print(f"a checkpoint of {size / 2**20:,.0f} MB holds the training up")
-    for name, summary in result.items():
-        print(f"  {name:<11} {1000 * summary['median']:>7.0f} ms ({_spread(summary, 1000, 'ms')})")
-    print(f"  background / foreground {summarise(ratios)['median']:.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
-    return {"bytes": size, "seconds": result, "ratio": summarise(ratios)}
+    return compare(
+        f"how long saving a checkpoint of {size / 2**20:,.0f} MB holds the training up",
+        "milliseconds",
+        {name: [1000 * seconds for seconds in values] for name, values in held.items()},
+        base="foreground",
+    )
 
 
-def compare_resumes(accelerator: Accelerator, root: Path) -> dict[str, Any]:
+def compare_resumes(accelerator: Accelerator, root: Path, *, rounds: int) -> dict[str, Any]:
     """Seconds from the call that loads a checkpoint to the first batch, by the step it was saved at."""
     accelerator.free_memory()
-    _, optimizer = _make_model(BertConfig(**{**_MINILM, "num_hidden_layers": 1, "vocab_size": 1000}), accelerator)
+    _, optimizer = _make_model(BertConfig(**{**MINILM.fields, "num_hidden_layers": 1, "vocab_size": 1000}), accelerator)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: 1.0)
     checkpointers = {}
     for step in _STEPS:
@@ -97,21 +100,12 @@ def compare_resumes(accelerator: Accelerator, root: Path) -> dict[str, Any]:
         assert first.step == step
         return time.perf_counter() - began
 
-    seconds = take_turns({f"{step:,}": lambda step=step: resume(step) for step in _STEPS}, rounds=_ROUNDS)
-    result = {name: summarise(values) for name, values in seconds.items()}
-    print("resuming, to the first batch")
-    for name, summary in result.items():
-        print(f"  at step {name:>9} {1000 * summary['median']:>7.0f} ms ({_spread(summary, 1000, 'ms')})")
-    return {"rows": _ROWS, "seconds": result}
-
-
-_MINILM = {
-    "vocab_size": 30522,
-    "hidden_size": 384,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 12,
-    "intermediate_size": 1536,
-}
+    seconds = take_turns({f"at step {step:,}": lambda step=step: resume(step) for step in _STEPS}, rounds=rounds)
+    return compare(
+        "resuming, from the call that loads the checkpoint to the first batch",
+        "milliseconds",
+        {name: [1000 * value for value in values] for name, values in seconds.items()},
+    )
 
 
 class _MadeUpRows:
@@ -147,10 +141,6 @@ def _make_checkpointer(root: Path, accelerator: Accelerator, scheduler: Any, *, 
 def _ensure_equal(paths: list[Path]) -> None:
     one, other = (load_file(path / "model.safetensors") for path in paths)
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-def _spread(summary: dict[str, Any], factor: float, unit: str) -> str:
-    return f"{factor * summary['smallest']:.0f} to {factor * summary['largest']:.0f} {unit}"
 
 
 if __name__ == "__main__":

@@ -1,24 +1,29 @@
 """What every benchmark needs: rounds in turn, medians with their spread, the machine, and a file of results."""
 
 import json
+import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trainer_loop.record.run_dir import package_versions
 
 RESULTS = Path(__file__).parent / "results"
+_PEERS = ("lightning", "pytorch-accelerated")
+
+T = TypeVar("T")
 
 
-def take_turns(sides: Mapping[str, Callable[[], float]], *, rounds: int) -> dict[str, list[float]]:
-    """Run every side once a round, so that what else the machine does strikes all alike; their figures by name.
+def take_turns(sides: Mapping[str, Callable[[], T]], *, rounds: int) -> dict[str, list[T]]:
+    """Run every side once a round, so that what else the machine does strikes all alike; what they return, by name.
 
-    The order turns from round to round. A side returns its own figure, such as seconds.
+    The order turns from round to round. A side returns its own figure, such as seconds, or several.
     """
-    figures: dict[str, list[float]] = {name: [] for name in sides}
+    figures: dict[str, list[T]] = {name: [] for name in sides}
     names = list(sides)
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
@@ -43,23 +48,81 @@ def summarise(values: Sequence[float]) -> dict[str, Any]:
     }
 
 
+def compare(
+    title: str, unit: str, figures: Mapping[str, Sequence[float]], *, base: str | None = None, notes: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The figures of several sides beside each other, in `unit`, as plain JSON.
+
+    base: the side that the others are divided by, median by median; None: no ratios. The extremes of a ratio are those
+    of the rounds. notes: what a reader must know, in sentences.
+    """
+    ratios = {}
+    if base is not None:
+        for name in figures:
+            pairs = [one / other for one, other in zip(figures[name], figures[base], strict=True)]
+            ratio = statistics.median(figures[name]) / statistics.median(figures[base])
+            ratios[name] = {"ratio": ratio, "smallest": min(pairs), "largest": max(pairs)}
+    sides = {name: summarise(values) for name, values in figures.items()}
+    return {"title": title, "unit": unit, "base": base, "sides": sides, "ratios": ratios, "notes": list(notes)}
+
+
+def tell(comparison: Mapping[str, Any]) -> None:
+    """Print a comparison."""
+    width = max(len(name) for name in comparison["sides"])
+    print(f"\n{comparison['title']}, {comparison['unit']}")
+    for name, summary in comparison["sides"].items():
+        spread = f"({format_figure(summary['smallest'])} to {format_figure(summary['largest'])})"
+        line = f"  {name:<{width}}  {format_figure(summary['median']):>9} {spread:<24}"
+        if name in comparison["ratios"]:
+            ratio = comparison["ratios"][name]
+            line += f"  {ratio['ratio']:.3f} ({ratio['smallest']:.3f} to {ratio['largest']:.3f})"
+        print(line.rstrip())
+    if comparison["base"] is not None:
+        print(f"  last column: over {comparison['base']}")
+    for note in comparison["notes"]:
+        print(f"  {note}")
+
+
+def format_figure(value: float) -> str:
+    """Four significant digits, and all those before the point."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def describe_machine() -> dict[str, Any]:
     """What the figures were measured on."""
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    capabilities = torch.cpu.get_capabilities()
     return {
-        "processor": torch.cpu.get_capabilities().get("cpu_name") or platform.processor() or platform.machine(),
+        "processor": capabilities.get("cpu_name") or platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "bf16_units": [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)],
         "threads": torch.get_num_threads(),
         "gpu": gpu,
         "python": platform.python_version(),
-        "versions": dict(package_versions()),
+        "versions": {**package_versions(), **_peer_versions()},
     }
 
 
-def keep(name: str, results: Mapping[str, Any]) -> Path:
-    """Write benchmarks/results/NAME.json, with the machine."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"machine": describe_machine(), **results}, indent=2) + "\n", encoding="utf-8")
-    return path
+def publish(
+    name: str, comparisons: Sequence[Mapping[str, Any]], *, settings: Mapping[str, Any], folder: Path = RESULTS
+) -> None:
+    """Print the comparisons, and write them to NAME.json in the folder of results, with the machine and settings."""
+    for comparison in comparisons:
+        tell(comparison)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    results = {"machine": describe_machine(), "settings": dict(settings), "comparisons": list(comparisons)}
+    path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    print(f"\nwritten to {path}")
+
+
+def _peer_versions() -> dict[str, str]:
+    versions = {}
+    for package in _PEERS:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions

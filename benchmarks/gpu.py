@@ -1,0 +1,193 @@
+"""On a GPU: tokens a second beside transformers.Trainer, share of the card's matrix rate, precision, and waiting.
+
+    python -m benchmarks.gpu
+
+BERT-base (a classifier) and a causal language model of 0.6 B parameters, both from their configs with random weights,
+on made-up texts cut at 512 and at 2,048 tokens, in bf16. Trainer has its best settings: batches grouped by length,
+bf16, scaled-dot-product attention without dropout, and torch.compile beside it. trainer_loop runs plainly and with the
+keys of VARIANTS. The first steps of every side are not timed.
+
+Two checks follow, which end with exit code 1 where they fail: the loss curves of bf16 and fp16 stay within 2 % of fp32,
+and a profiler trace of steps between two that log holds nothing by which the host waits for the device.
+
+Without a GPU this says so and ends with exit code 2. `--tiny` tries all of it on small models, on any device.
+"""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.arguments import add_size, make_parser
+from benchmarks.fresh_process import call
+from benchmarks.measure import compare, publish, take_turns
+from benchmarks.same_work import find_differences, tell_differences
+from benchmarks.workplace import ModelSize, Workplace, make_workplace
+
+# What is measured beside the plain run: config keys that are put on. One that the config does not know is left out.
+VARIANTS = {
+    "trainer_loop": [],
+    "trainer_loop, compile": ["model.compile=true"],
+    "trainer_loop, packing": ["model.packing=true"],
+    "trainer_loop, compile and packing": ["model.compile=true", "model.packing=true"],
+}
+_TRAINERS = {"Trainer, best": False, "Trainer, best, compile": True}  # whether torch_compile is on
+_BERT = ModelSize("bert", {"vocab_size": 30522, "attention_probs_dropout_prob": 0.0, "max_position_embeddings": 2048})
+_CAUSAL_LM = ModelSize(  # 0.6 B parameters
+    "llama",
+    {
+        "vocab_size": 32000,
+        "hidden_size": 1536,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 18,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 12,
+        "max_position_embeddings": 2048,
+    },
+    classifies=False,
+)
+_SMALL = {"vocab_size": 1000, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+_TINY_BERT = ModelSize("bert", {**_BERT.fields, **_SMALL, "num_attention_heads": 2, "max_position_embeddings": 128})
+_TINY_CAUSAL_LM = ModelSize(
+    "llama",
+    {**_SMALL, "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128},
+    classifies=False,
+)
+_ROWS_OF_TRAINER = {512: 32, 2048: 8}  # of a forward pass, more would not be faster; the rest is accumulated
+# Of the last loss: dropout draws, and Trainer the order of rows, otherwise. Of tokens: some chunks of texts are
+# shorter, and where there are more chunks than are trained on, each side has others of them.
+_TOLERANCES = {"loss": 0.1, "tokens": 0.01}
+_CURVE_TOLERANCE = 0.02
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__, rounds=3)
+    add_size(parser, "--batch-size", 64, "rows of an update")
+    add_size(parser, "--steps", 60, "updates of every side")
+    add_size(parser, "--warm", 15, "of these, first ones that are not timed")
+    add_size(parser, "--curve-steps", 200, "updates of the runs whose losses are compared between precisions")
+    parser.add_argument("--tiny", action="store_true", help="small models, to try the benchmark out on any device")
+    options = parser.parse_args(argv)
+    import torch
+
+    if not torch.cuda.is_available() and not options.tiny:
+        print("no GPU was found, so nothing was measured; --tiny tries the benchmark out on small models")
+        return 2
+    models = {"BERT, tiny": _TINY_BERT, "causal LM, tiny": _TINY_CAUSAL_LM}
+    if not options.tiny:
+        models = {"BERT-base": _BERT, "causal LM, 0.6 B": _CAUSAL_LM}
+    lengths = (64, 128) if options.tiny else (512, 2048)
+    comparisons: list[dict[str, Any]] = []
+    failures: list[str] = []
+    for name, size in models.items():
+        for max_length in lengths:
+            rows = options.batch_size * options.steps
+            with make_workplace(
+                rows=rows, held_out=None, data=None, model=None, made_model=size, longer=max_length / 512
+            ) as place:
+                case = _Case(f"{name}, {max_length:,} tokens", size, max_length, place, options)
+                case.compare_rates(comparisons, failures)
+                if max_length == lengths[0]:
+                    case.compare_precisions(comparisons, failures)
+                    case.look_for_waits(comparisons, failures)
+    names = ("batch_size", "steps", "warm", "curve_steps", "rounds", "tiny")
+    settings = {"data": "made up"} | {name: getattr(options, name) for name in names}
+    if failures:
+        tell_differences(failures)
+        return 1
+    publish("gpu_tiny" if options.tiny else "gpu", comparisons, settings=settings, folder=options.results)
+    return 0
+
+
+class _Case:
+    """One model at one length of texts; each method adds what it found to `comparisons` and `failures`."""
+
+    def __init__(self, title: str, size: ModelSize, max_length: int, place: Workplace, options: Any):
+        self._title = title
+        self._place = place
+        self._options = options
+        self._wanted = {
+            "model": str(place.model),
+            "train": str(place.train),
+            "classifies": size.classifies,
+            "max_length": max_length,
+            "batch_size": options.batch_size,
+            "rows_at_once": min(options.batch_size, _ROWS_OF_TRAINER.get(max_length, options.batch_size)),
+            "steps": options.steps,
+            "warm": options.warm,
+        }
+
+    def compare_rates(self, comparisons: list[dict[str, Any]], failures: list[str]) -> None:
+        """Tokens a second of every side, and the share of the card's matrix rate they are."""
+        known = {name: keys for name, keys in VARIANTS.items() if all(map(_is_known, keys))}
+        sides = {name: lambda keys=keys: self._call("run_ours", keys=keys) for name, keys in known.items()}
+        sides |= {
+            name: lambda compiled=compiled: self._call("run_trainer", compiled=compiled)
+            for name, compiled in _TRAINERS.items()
+            if not (compiled and self._options.tiny)  # compiling takes longer than all the rest of a trial
+        }
+        outcomes = take_turns(sides, rounds=self._options.rounds)
+        found = find_differences(outcomes, equal=["updates", "rows"], close=_TOLERANCES)
+        failures += [f"{self._title}: {difference}" for difference in found]
+        rates = {
+            name: [result["timed_tokens"] / result["seconds"] for result in results]
+            for name, results in outcomes.items()
+        }
+        work = outcomes["trainer_loop"][0]["operations_per_token"]
+        peak = self._call_plain("measure_matrix_rate", {"size": 256 if self._options.tiny else 8192})
+        shares = {name: [rate * work / peak for rate in values] for name, values in rates.items()}
+        left_out = [f"{name} is left out: the config has no such key yet" for name in VARIANTS if name not in known]
+        comparisons += [
+            compare(f"{self._title}, bf16", "tokens a second", rates, base="Trainer, best", notes=left_out),
+            compare(
+                f"{self._title}, bf16, of the card's matrix rate",
+                "share",
+                shares,
+                notes=[f"a product of large bf16 matrices: {peak / 1e12:,.4g} TFLOP/s; padding counts as no work"],
+            ),
+        ]
+
+    def compare_precisions(self, comparisons: list[dict[str, Any]], failures: list[str]) -> None:
+        """How far the losses of bf16 and fp16 are from those of fp32, at the step where they are furthest."""
+        import torch
+
+        precisions = ("bf16", "fp16") if torch.cuda.is_available() else ("bf16",)
+        curves = {
+            name: self._call("run_curve", precision=name, steps=self._options.curve_steps)
+            for name in ("no", *precisions)
+        }
+        furthest = {
+            name: max(abs(mine - exact) / exact for mine, exact in zip(curves[name], curves["no"], strict=True))
+            for name in precisions
+        }
+        failures += [
+            f"{self._title}: the loss in {name} is up to {value:.2%} from that in fp32"
+            for name, value in furthest.items()
+            if not value <= _CURVE_TOLERANCE
+        ]
+        title = f"{self._title}, loss curve, furthest from fp32"
+        comparisons.append(compare(title, "share of the loss", {name: [value] for name, value in furthest.items()}))
+
+    def look_for_waits(self, comparisons: list[dict[str, Any]], failures: list[str]) -> None:
+        """How often the host waits for the device in steps that log nothing."""
+        waits = self._call("count_waits")
+        failures += [
+            f"{self._title}: {count} {name} in steps that log nothing" for name, count in waits.items() if count
+        ]
+        title = f"{self._title}, waits of the host in steps that log nothing"
+        comparisons.append(compare(title, "number", {name: [count] for name, count in waits.items()}))
+
+    def _call(self, function: str, **given: Any) -> Any:
+        return self._call_plain(function, {**self._wanted, **given})
+
+    def _call_plain(self, function: str, arguments: Mapping[str, Any]) -> Any:
+        return call(f"benchmarks.gpu_sides:{function}", arguments, environment=self._place.environment)
+
+
+def _is_known(setting: str) -> bool:
+    from trainer_loop.config.schema import KEYS
+
+    return setting.partition("=")[0] in KEYS
+
+
+if __name__ == "__main__":
+    sys.exit(main())

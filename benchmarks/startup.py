@@ -1,0 +1,134 @@
+"""From the command to the first step: importing, with tokens from the cache and without, beside a plain Trainer script.
+
+    python -m benchmarks.startup --data ../shared/data/imdb
+
+Both sides are commands of their own, timed from outside until they print the loss of their first step (which is in the
+time): `python -m trainer_loop.run` with configs/imdb.yaml, and benchmarks/peer_trainer.py, which imports what a
+tutorial's script does. Without cache every round has empty caches.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks.arguments import add_size, add_texts, make_parser
+from benchmarks.fresh_process import module_path
+from benchmarks.measure import compare, publish, take_turns, time_of
+from benchmarks.our_run import files_of, imdb_words
+from benchmarks.workplace import Workplace, make_workplace
+
+_TOKENISED = re.compile(r"([\d,]+) rows? tokenised in ([\d.]+) s")
+_FIRST_STEP = {"trainer_loop": "step=1 ", "Trainer": "'loss'"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser(__doc__, rounds=5)
+    add_texts(parser, rows=25_000, held_out=None)
+    add_size(parser, "--batch-size", 32, "rows of the first step")
+    options = parser.parse_args(argv)
+    with make_workplace(rows=options.rows, held_out=None, data=options.data, model=options.model) as place:
+        imports = take_turns(
+            {
+                "python alone": lambda: _time_python("pass"),
+                "import trainer_loop": lambda: _time_python("import trainer_loop"),
+                "import torch": lambda: _time_python("import torch"),
+                "import torch, transformers.Trainer": lambda: _time_python("from transformers import Trainer"),
+            },
+            rounds=options.rounds,
+        )
+        starts = _Starts(place, max_length=options.max_length, batch_size=options.batch_size)
+        first = take_turns(
+            {side: lambda side=side: starts.measure(side) for side in _FIRST_STEP}, rounds=options.rounds
+        )
+        settings = place.described | {
+            name: getattr(options, name) for name in ("rows", "max_length", "batch_size", "rounds")
+        }
+    seconds = {
+        f"{side}, {cache}": [result[cache] for result in results]
+        for cache in ("tokens cached", "nothing cached")
+        for side, results in first.items()
+    }
+    rates = {side: [result["rows a second"] for result in results] for side, results in first.items()}
+    comparisons = [
+        compare("a Python process that does no more", "seconds", imports),
+        compare("from the command to the end of the first step", "seconds", seconds),
+        compare("tokenising", "rows a second", rates, base="Trainer"),
+    ]
+    publish("startup", comparisons, settings=settings, folder=options.results)
+    return 0
+
+
+class _Starts:
+    """Starts each side twice, with empty caches and with those that this has left."""
+
+    def __init__(self, place: Workplace, *, max_length: int, batch_size: int):
+        self._place = place
+        self._max_length = max_length
+        self._batch_size = batch_size
+        self._count = 0
+
+    def measure(self, side: str) -> dict[str, float]:
+        """Seconds with `nothing cached` and `tokens cached`, and `rows a second` of tokenising."""
+        self._count += 1
+        caches = self._place.root / f"start-{self._count}"
+        words = self._our_words if side == "trainer_loop" else self._trainer_words
+        environment = {
+            **self._place.environment,
+            "HF_DATASETS_CACHE": str(caches / "datasets"),
+            "TRAINER_LOOP_CACHE": str(caches / "tokens"),
+        }
+        cold, lines = _time_to_line(words(caches / "cold"), _FIRST_STEP[side], environment)
+        warm, _ = _time_to_line(words(caches / "warm"), _FIRST_STEP[side], environment)
+        found = next((match for match in map(_TOKENISED.search, lines) if match), None)
+        assert found is not None, f"{side} did not say how long it tokenised"
+        rate = int(found[1].replace(",", "")) / max(float(found[2]), 0.05)  # it is told in tenths of a second
+        return {"nothing cached": cold, "tokens cached": warm, "rows a second": rate}
+
+    def _our_words(self, folder: Path) -> list[str]:
+        files = {**files_of(self._place), "held_out": None}
+        sizes = {"max_length": self._max_length, "batch_size": self._batch_size, "steps": 1}
+        return ["trainer_loop.run", *imdb_words(**files, folder=str(folder), **sizes), "log.every=1"]
+
+    def _trainer_words(self, folder: Path) -> list[str]:
+        return [
+            "benchmarks.peer_trainer",
+            *("--model", str(self._place.model), "--train", str(self._place.train), "--folder", str(folder)),
+            *("--max-length", str(self._max_length), "--batch-size", str(self._batch_size), "--max-steps", "1"),
+        ]
+
+
+def _time_python(code: str) -> float:
+    """Seconds of a Python process that runs this."""
+    environment = {**os.environ, "PYTHONPATH": module_path()}
+    return time_of(lambda: subprocess.run([sys.executable, "-c", code], check=True, env=environment))
+
+
+def _time_to_line(words: Sequence[str], sign: str, environment: Mapping[str, str]) -> tuple[float, list[str]]:
+    """Seconds from the start of `python -m words` until a line with `sign`, and all its lines."""
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", *words],
+        env={**os.environ, "PYTHONPATH": module_path(), **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    seconds = None
+    lines = []
+    for line in process.stdout:
+        if seconds is None and sign in line:
+            seconds = time.perf_counter() - began
+        lines.append(line)
+    code = process.wait()
+    if code != 0 or seconds is None:
+        raise RuntimeError(f"{words[0]} ended with exit code {code}:\n{''.join(lines[-30:])}")
+    return seconds, lines
+
+
+if __name__ == "__main__":
+    sys.exit(main())

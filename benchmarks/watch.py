@@ -1,0 +1,80 @@
+"""What the training of one side took and did: time from the first step to the last, rows, and when it was good."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Watch:
+    """The clock of one side. The sides call `begin_step`, `see` for every batch, and `end_step`.
+
+    score: model -> accuracy; after every `every` steps it is asked, the clock standing still, and when it reaches
+    `target` training is to stop. None: train to the end.
+    warm: first steps that are not timed. last: the step at whose end a GPU is waited for; None: never.
+    """
+
+    def __init__(
+        self,
+        *,
+        score: Callable[[nn.Module], float] | None = None,
+        every: int = 1,
+        target: float | None = None,
+        warm: int = 0,
+        last: int | None = None,
+    ):
+        self._score = score
+        self._every = every
+        self._target = target
+        self._warm = warm
+        self._last = last
+        self._mark: float | None = None
+        self.seconds = 0.0
+        self.updates = 0
+        self.rows = 0
+        self.tokens = 0
+        self.token_sum = 0  # of all ids: tells one set of rows from another of as many tokens
+        self.scores: list[tuple[int, float, float]] = []  # (step, seconds, accuracy)
+
+    def begin_step(self) -> None:
+        if self.updates == self._warm and self.seconds == 0.0:
+            _wait_for_gpu()
+            self._mark = time.perf_counter()
+
+    def see(self, batch: dict[str, Tensor]) -> None:
+        """Count a batch: `input_ids` and `attention_mask` `[B, T]`."""
+        mask = batch["attention_mask"]
+        self.rows += len(mask)
+        self.tokens += int(mask.sum())
+        self.token_sum += int((batch["input_ids"] * mask).sum())
+
+    def end_step(self, model: nn.Module) -> bool:
+        """Whether the target is reached."""
+        self.updates += 1
+        if self._mark is None:
+            return False
+        if self.updates == self._last:
+            _wait_for_gpu()
+        now = time.perf_counter()
+        self.seconds += now - self._mark
+        self._mark = now
+        if self._score is None or self._target is None or self.updates % self._every:
+            return False
+        accuracy = self._score(model)
+        model.train()
+        self.scores.append((self.updates, self.seconds, accuracy))
+        print(f"step {self.updates}: {self.seconds:.1f} s, accuracy {accuracy:.4f}", flush=True)
+        self._mark = time.perf_counter()
+        return accuracy >= self._target
+
+    def outcome(self) -> dict[str, Any]:
+        """What it saw, as plain JSON."""
+        names = ("seconds", "updates", "rows", "tokens", "token_sum", "scores")
+        return {name: getattr(self, name) for name in names}
+
+
+def _wait_for_gpu() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

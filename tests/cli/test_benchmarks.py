@@ -1,0 +1,77 @@
+"""Each benchmark's command on tiny sizes: it runs, and its result is complete. What it measures is not looked at."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+TEXTS = ("--max-length", "32")
+COMMANDS = {
+    "loop_overhead": ("--steps", "20"),
+    "fine_tune": ("--rows", "16", "--held-out", "8", "--batch-size", "8", *TEXTS),
+    "padding": ("--rows", "200", *TEXTS),
+    "evaluation": ("--rows", "16", "--held-out", "20", "--batch-size", "8", *TEXTS),
+    "startup": ("--rows", "16", "--batch-size", "8", *TEXTS),
+    "memory": ("--rows", "40", "--held-out", "8", "--steps", "1", "--times", "1", *TEXTS),
+    "scaling": ("--rows", "16", "--held-out", "8", "--batch-size", "8", *TEXTS),
+    "checkpoint": (),
+    "gpu": ("--tiny", "--batch-size", "4", "--steps", "4", "--warm", "1", "--curve-steps", "10"),
+}
+RESULT = {"gpu": "gpu_tiny"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_benchmark_runs_on_tiny_sizes(name: str, tmp_path: Path, tiny_model: Path):
+    command = [*COMMANDS[name], "--rounds", "1", "--results", str(tmp_path)]
+    if "--max-length" in command and name != "memory":
+        command += ["--model", str(tiny_model)]
+    code = importlib.import_module(f"benchmarks.{name}").main(command)
+    assert not code
+    result = json.loads((tmp_path / f"{RESULT.get(name, name)}.json").read_text())
+    assert result["machine"]["versions"]["torch"]
+    assert result["comparisons"]
+    for comparison in result["comparisons"]:
+        assert all(len(side["rounds"]) == 1 for side in comparison["sides"].values()), comparison["title"]
+    sides = set(result["comparisons"][0]["sides"])
+    assert sides >= {"loop_overhead": {"bare PyTorch", "trainer_loop"}, "fine_tune": set(SIDES)}.get(name, set())
+
+
+SIDES = ("trainer_loop", "bare PyTorch", "Trainer, tutorial", "Trainer, best")
+
+
+def test_the_race_to_an_accuracy_ends_when_it_is_reached(tmp_path: Path, tiny_model: Path):
+    from benchmarks.fine_tune import main
+
+    words = ["--rows", "32", "--held-out", "40", "--batch-size", "8", "--evaluate-every", "2", *TEXTS, "--rounds", "1"]
+    code = main([*words, "--until-accuracy", "0.05", "--model", str(tiny_model), "--results", str(tmp_path)])
+    assert code == 0
+    result = json.loads((tmp_path / "fine_tune_until_accuracy.json").read_text())
+    _, updates = result["comparisons"]
+    assert [side["median"] for side in updates["sides"].values()] == [2, 2]  # of 4: the first look was enough
+
+
+def test_a_side_that_did_other_work_is_told_and_nothing_is_compared(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
+):
+    from benchmarks import loop_overhead
+
+    def call(function, arguments, *, environment):
+        loss = 0.5 if arguments["side"] == "trainer_loop" else 0.4
+        return {"seconds": 0.001, "updates": 20, "rows": 7, "loss": loss}
+
+    monkeypatch.setattr(loop_overhead, "call", call)
+    assert loop_overhead.main(["--rounds", "1", "--results", str(tmp_path)]) == 1
+    assert "loss: trainer_loop 0.5, bare PyTorch 0.4" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_gpu_its_benchmark_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    import torch
+
+    from benchmarks.gpu import main
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main([]) == 2
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "no GPU" in line
