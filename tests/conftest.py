@@ -30,3 +30,14 @@ def fresh_accelerator_state():
 
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
+
+
+@pytest.fixture
+def own_dynamo():
+    """Graphs and settings of torch.compile that no other test sees."""
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch({}):
+        yield
+    torch._dynamo.reset()

@@ -13,6 +13,8 @@ import tiny
 import torch
 
 from trainer_loop.metrics.load import load_metrics
+from trainer_loop.runtime.compiler import compile_model
+from trainer_loop.runtime.distributed import make_accelerator
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,9 @@ class Scenario:
     num_validation_rows: int = 0
     evaluation_per_device: int | None = None
     blank_every: int | None = None  # causal_lm: every so many rows is one token long and has no target
+    backend: str | None = None  # of torch.compile; None: not compiled
+    gradient_checkpointing: bool = False
+    precision: str = "no"
 
     @property
     def name(self) -> str:
@@ -67,11 +72,16 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
     if scenario.num_validation_rows:
         validation = tiny.make_rows(scenario.num_validation_rows, seed=99, labelled=scenario.task != "causal_lm")
     model = tiny.make_model(scenario.task, dropout=scenario.dropout).to(getattr(torch, scenario.dtype))
+    if scenario.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if scenario.backend:
+        compile_model(model, backend=scenario.backend)
     names = ["accuracy", {"name": "f1", "args": {"average": "macro"}}]
     loop = tiny.make_loop(
         directory / scenario.name,
         rows=rows,
         task=tiny.make_task(scenario.task),
+        accelerator=make_accelerator(precision=scenario.precision),
         model=model,
         num_steps=scenario.num_steps,
         batch_size=scenario.batch_size,

@@ -33,6 +33,7 @@ from trainer_loop.record.logs import Console, MetricLog
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.state import TrainState
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
+from trainer_loop.runtime.compiler import compile_model
 from trainer_loop.runtime.distributed import agree, make_accelerator, process_index_from_environment
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.quiet import quieten_libraries
@@ -63,6 +64,7 @@ def build(
     run_dir = RunDir(config.run_dir)
     accelerator = make_accelerator(
         precision=parts.precision,
+        tf32=config.train.tf32,
         trackers=config.log.trackers,
         project_dir=str(run_dir.root),
         timeout_minutes=config.train.timeout_minutes,
@@ -146,7 +148,8 @@ def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
     evaluation = "none" if loop.evaluate_every is None else f"every {loop.evaluate_every:,} steps"
     saving = "never" if loop.checkpoint_every is None else f"every {loop.checkpoint_every:,} steps"
     return [
-        f"model: {type(loop.bare_model).__name__}, {total:,} parameters, {trained:,} of them trained",
+        f"model: {type(loop.bare_model).__name__}, {total:,} parameters, {trained:,} of them trained"
+        + (", compiled" if config.model.compile else ""),
         f"hardware: {accelerator.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}, "
         f"{torch.get_num_threads()} threads per process",
         *_describe_batches(loop.train_loader, num_steps=loop.num_steps, process_index=accelerator.process_index),
@@ -196,13 +199,16 @@ def _make_model(config: Config, parts: Parts, accelerator: Accelerator, console:
     )
     if new_weights:
         console.say(f"model: {len(new_weights)} weights are new: {', '.join(new_weights[:6])}")
-    if accelerator.device.type == "cpu":
+    model = model.to(accelerator.device)
+    if config.model.compile:
+        compile_model(model)
+    elif accelerator.device.type == "cpu":
         use_cpu_kernels(model, attention=config.model.attention == "auto")
         if (cost := describe_attention_dropout(model, max_length=config.data.max_length)) is not None:
             console.say(cost)
     if config.model.packing:
         use_packing(model, rows_at_head=parts.task.rows_at_head)
-    return model.to(accelerator.device)
+    return model
 
 
 def _make_train_loader(config: Config, parts: Parts, accelerator: Accelerator) -> TrainLoader | StreamLoader:

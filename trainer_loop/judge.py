@@ -28,6 +28,7 @@ from trainer_loop.model import check_model_config, find_model, fit_model_config,
 from trainer_loop.optim.optimizers import check_optimizer
 from trainer_loop.optim.schedules import check_scheduler
 from trainer_loop.record.logs import Console
+from trainer_loop.runtime.compiler import check_compiler
 from trainer_loop.runtime.distributed import choose_precision
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.shipped import TASKS
@@ -60,6 +61,8 @@ def judge(config: Config, *, problems: Sequence[str], console: Console) -> Parts
     """
     problems = list(problems)
     precision = _attempt(problems, lambda: choose_precision(config.train.precision))
+    if config.model.compile:
+        _attempt(problems, lambda: check_compiler("cuda" if torch.cuda.is_available() else "cpu"))
     task = _attempt(problems, lambda: _make_task(config))
     problems += _check_components(config, task)
     splits: dict[str, Split] = {}

@@ -49,6 +49,12 @@ def _model_conflicts(config: Config) -> Iterator[Conflict]:
             f"model.tokenizer is 'train', but the weights of {model.name} know only their own tokens; "
             "leave model.tokenizer out, or write model.from_scratch=true",
         )
+    if model.packing and model.compile:
+        yield (
+            ("model.packing", "model.compile"),
+            "model.packing and model.compile are true, but packed rows would be compiled anew for each microbatch; "
+            "set one of them to false",
+        )
     if model.packing and model.attention != "auto":
         yield (
             ("model.packing", "model.attention"),

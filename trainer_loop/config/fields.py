@@ -66,6 +66,9 @@ class ModelConfig:
     packing: bool = key(
         False, "true: lay rows end to end without padding, attention inside each; for models whose attention allows it"
     )
+    compile: bool = key(
+        False, "true: torch.compile, for all lengths at once; the first steps take a minute or more, later ones less"
+    )
     gradient_checkpointing: bool = key(False, "true: recompute activations in the backward pass, to save memory")
     trust_remote_code: bool = key(False, "true: allow the Python code that comes with a hub model to run")
 
@@ -179,6 +182,11 @@ class TrainConfig:
         "auto",
         "auto: bf16 where the hardware has it, else fp16 on a GPU that has it, else no",
         allowed=("auto", "no", "bf16", "fp16"),
+        on_resume="planned anew",
+    )
+    tf32: bool = key(
+        True,
+        "TF32 for fp32 matrix products on a GPU that has it: 3 digits; matters only where precision is no",
         on_resume="planned anew",
     )
     max_grad_norm: float | None = key(

@@ -50,6 +50,8 @@ TRANSLATIONS: dict[str, tuple[str, str]] = {
     "bf16": ("train.precision", "bf16"),
     "fp16": ("train.precision", "fp16"),
     "mixed_precision": ("train.precision", ""),
+    "allow_tf32": ("train.tf32", ""),
+    "torch_compile": ("model.compile", ""),
     "max_norm": ("train.max_grad_norm", ""),
     "gradient_clip_val": ("train.max_grad_norm", ""),
     "label_smoothing_factor": ("loss.name", "the dotted path of a loss that smooths, its factor in loss.args"),

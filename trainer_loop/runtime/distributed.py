@@ -59,6 +59,7 @@ def _cpu_has_bf16() -> bool:
 def make_accelerator(
     *,
     precision: str,
+    tf32: bool = True,
     trackers: Sequence[str] = (),
     project_dir: str | None = None,
     timeout_minutes: float = 30.0,
@@ -66,13 +67,15 @@ def make_accelerator(
 ) -> "Accelerator":
     """The Accelerator of this process; joins the process group when a launcher started several.
 
-    `precision` is no, bf16 or fp16 (see `choose_precision`). timeout_minutes: how long a process waits for the others.
-    threads: on a CPU, see `choose_threads`.
+    `precision` is no, bf16 or fp16 (see `choose_precision`). tf32: for matrix products in fp32, where a GPU has it.
+    timeout_minutes: how long a process waits for the others. threads: on a CPU, see `choose_threads`.
     """
     import torch
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high" if tf32 else "highest")
     _join_after_restart(timedelta(minutes=timeout_minutes))
     accelerator = Accelerator(
         # Without this, two processes on a machine without a GPU would each believe to be alone.

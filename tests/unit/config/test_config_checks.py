@@ -71,6 +71,16 @@ def problems(*overrides):
             "checkpoint.best is '-loss', but checkpoint.every is never",
             "or checkpoint.best to null",
         ),
+        (
+            ["model.packing=true", "model.compile=true"],
+            "packed rows would be compiled anew for each microbatch",
+            "set one of them to false",
+        ),
+        (
+            ["model.packing=true", "model.attention=eager"],
+            "packed rows bring their own attention",
+            "set model.attention=auto",
+        ),
         (["checkpoint.best=-", "data.validation=b.csv"], "checkpoint.best is '-'", "-loss"),
         (
             ["data.streaming=true", "data.validation_fraction=0.1"],

@@ -49,3 +49,14 @@ def test_a_launchers_accumulation_does_not_divide_the_loss_again(monkeypatch):
 
 def test_a_sum_over_one_process_is_the_value_itself():
     assert distributed.sum_on_hosts(make_accelerator(precision="no"), [1.0, 2.0]) == [1.0, 2.0]
+
+
+@pytest.mark.parametrize(("tf32", "chosen"), [(True, "high"), (False, "highest")])
+def test_on_a_gpu_products_in_fp32_are_as_exact_as_was_asked(monkeypatch, tf32, chosen):
+    asked = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    make_accelerator(precision="no", tf32=tf32)
+    assert asked == []  # no GPU: nothing to choose
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    make_accelerator(precision="no", tf32=tf32)
+    assert asked == [chosen]

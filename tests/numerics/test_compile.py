@@ -1,0 +1,65 @@
+"""A compiled model learns what the same model learns uncompiled."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from scenarios import Outcome, Scenario, run_here, run_in_group
+
+# 49 rows in batches of 16 leave one: in that step the second process has none, and runs a filler.
+BASE = Scenario(
+    dtype="float32", optimizer="sgd", lr=0.1, num_rows=49, batch_size=16, num_steps=4, max_tokens=128, longest=60
+)
+CASES = {
+    "classification": replace(BASE, num_validation_rows=13),
+    "causal LM": replace(BASE, task="causal_lm", num_validation_rows=13),
+    "causal LM, gradient checkpointing": replace(BASE, task="causal_lm", gradient_checkpointing=True),
+}
+BF16 = {
+    "causal LM, bf16": replace(BASE, task="causal_lm", precision="bf16"),
+}
+BACKEND = "aot_eager"  # everything of torch.compile but the code of the kernels, which takes minutes to make
+
+
+def compiled(scenario: Scenario) -> Scenario:
+    return replace(scenario, backend=BACKEND)
+
+
+@pytest.fixture(scope="module")
+def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """One group for each precision, which accelerate sets for good."""
+    return {
+        name: outcome
+        for cases in (CASES, BF16)
+        for name, outcome in run_in_group(
+            [compiled(case) for case in cases.values()], tmp_path_factory.mktemp("two")
+        ).items()
+    }
+
+
+def assert_close(one: Outcome, other: Outcome, *, tolerance: float) -> None:
+    torch.testing.assert_close(torch.tensor(other.losses), torch.tensor(one.losses), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(other.weights, one.weights, rtol=0, atol=tolerance)
+    assert other.evaluation == pytest.approx(one.evaluation, abs=tolerance)
+
+
+@pytest.mark.usefixtures("own_dynamo")
+@pytest.mark.parametrize("case", CASES)
+def test_on_one_process(case: str, tmp_path: Path):
+    scenario = CASES[case]
+    assert_close(run_here(scenario, tmp_path), run_here(compiled(scenario), tmp_path), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_on_two_processes(case: str, on_two: dict[str, Outcome], tmp_path: Path):
+    scenario = CASES[case]
+    outcome = on_two[compiled(scenario).name]
+    assert [process[3] for process in outcome.microbatches] == [1, 0]
+    assert_close(run_here(scenario, tmp_path), outcome, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("case", BF16)
+def test_in_bf16_on_two_processes(case: str, on_two: dict[str, Outcome], tmp_path: Path):
+    scenario = BF16[case]
+    assert_close(run_here(scenario, tmp_path), on_two[compiled(scenario).name], tolerance=5e-3)

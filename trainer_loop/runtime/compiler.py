@@ -1,0 +1,68 @@
+"""torch.compile for a model that sees another shape at every step."""
+
+import os
+import shutil
+import sys
+import sysconfig
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer_loop.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Training, evaluation and a single row make up to eight; a model that goes on asking for more would never be done.
+_MOST_GRAPHS = 32
+
+
+def check_compiler(device_type: str) -> None:
+    """Raises UserError where this machine lacks what torch.compile needs to make code for this type of device."""
+    remedy = "or set model.compile=false"
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+    if device_type == "cuda" and find_spec("triton") is None:
+        raise UserError(
+            f"model.compile: triton, which makes code for the GPU, is missing: pip install triton, {remedy}"
+        )
+    if device_type == "cpu" and shutil.which(compiler) is None:
+        raise UserError(
+            f"model.compile: there is no C++ compiler {compiler}: install one (apt-get install g++), name it in the "
+            f"environment variable CXX, {remedy}"
+        )
+    headers = Path(sysconfig.get_path("include"))
+    if not (headers / "Python.h").is_file():
+        raise UserError(
+            f"model.compile: the headers of Python are not in {headers}: install them (apt-get install python3-dev), "
+            f"{remedy}"
+        )
+
+
+def compile_model(model: "nn.Module", *, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Compile the forward pass in place, for any number of rows and any width: names of weights stay as they are.
+
+    The model then raises UserError where it needs ever more graphs. backend: one of torch.compile.
+    """
+    import torch._dynamo
+
+    settings = torch._dynamo.config
+    settings.recompile_limit = _MOST_GRAPHS
+    settings.fail_on_recompile_limit_hit = True  # else it would go on uncompiled without a word
+    settings.specialize_float = True  # numbers in the model's code stay numbers: only shapes vary
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        settings.optimize_ddp = False  # its buckets cannot cut through what is to be computed again
+    model.compile(dynamic=True, backend=backend)
+    compiled = model._compiled_call_impl
+    assert compiled is not None
+
+    def call(*arguments: Any, **keywords: Any) -> Any:
+        try:
+            return compiled(*arguments, **keywords)
+        except torch._dynamo.exc.FailOnRecompileLimitHit as error:
+            raise UserError(
+                f"model.compile: {type(model).__name__} was compiled {_MOST_GRAPHS} times and needs to be again; the "
+                "warning of torch above names what changes from batch to batch; set model.compile=false"
+            ) from error
+
+    model._compiled_call_impl = call
