@@ -1,4 +1,4 @@
-"""What torch does slowly on a CPU, done faster there: attention in bf16 and dropout, both as transformers calls them.
+"""What torch does slowly on a CPU, done faster there: attention in bf16, and dropout.
 
 torch's flash attention for CPUs is no faster in bf16 than in fp32, and takes no dropout: with dropout it computes whole
 matrices of scores in fp32 and draws a random number for each at six nanoseconds. Scores in bf16, a few megabytes at a
@@ -11,47 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
-
-ATTENTION = "trainer_loop_cpu"  # its name among transformers' attention implementations
 
 _BYTES_AT_A_TIME = 8 * 2**20  # scores that are made, used and left while they are in the cache
 _MOST_BYTES_A_ROW = 16 * 2**20  # of scores: from there on torch's flash attention is faster
 _LEVELS = 2**15  # of a random number
-# How transformers' configs call the dropout of attention.
-_DROPOUT_FIELDS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop", "attn_dropout")
 
 
-def use_cpu_kernels(model: PreTrainedModel, *, attention: bool = True) -> bool:
-    """Let a model on a CPU attend and drop out by the functions of this file; its parameters and names stay.
-
-    attention: whether its attention is ours to choose. Returns whether it was.
-    """
+def use_cpu_dropout(model: nn.Module) -> None:
+    """Let a model drop out by the function of this file; its parameters and names stay."""
     for module in model.modules():
         if type(module) is nn.Dropout:
             module.__class__ = CpuDropout
-    if not attention or model.config._attn_implementation != "sdpa" or not model._can_set_attn_implementation():
-        return False
-    AttentionInterface.register(ATTENTION, attend)
-    AttentionMaskInterface.register(ATTENTION, sdpa_mask)
-    model.set_attn_implementation(ATTENTION)
-    return True
-
-
-def describe_attention_dropout(model: PreTrainedModel, *, max_length: int) -> str | None:
-    """What dropout inside attention costs on this CPU, and the key that changes it; None where there is none.
-
-    max_length: tokens of the longest row.
-    """
-    field = next((name for name in _DROPOUT_FIELDS if getattr(model.config, name, 0)), None)
-    if field is None:
-        return None
-    heads = getattr(model.config, "num_attention_heads", 1)
-    ours = model.config._attn_implementation == ATTENTION and _fits(heads, max_length, bytes_each=2)
-    cost = "up to a fifth of the speed" if ours else "about half of the speed: torch has no fast attention with it"
-    return f"attention dropout {getattr(model.config, field):g} costs {cost}; model.overrides.{field}=0.0 leaves it out"
 
 
 class CpuDropout(nn.Dropout):
@@ -65,43 +35,19 @@ class CpuDropout(nn.Dropout):
         return input * kept.to(input.dtype).mul_(1 / (1 - share))
 
 
-def attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    **others: Any,  # transformers passes whatever its models were given
-) -> tuple[Tensor, None]:
-    """Attention of query `[B, H, T, D]` over key and value `[B, K, T, D]`, K a divisor of H: `[B, T, H, D]`.
+def attend_on_cpu(
+    query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, causal: bool, scale: float, dropout: float
+) -> Tensor:
+    """softmax(scale * Q K^T) V of `[B, H, T, D]` each, with dropout of the probabilities: `[B, H, T, D]`.
 
-    attention_mask: `[B or 1, 1, T, T]`, true where a query may look. What this file does not do faster goes to torch.
+    mask: `[B or 1, 1, T, T]`, true where a query may look. causal: it may look at itself and back; without a mask.
     """
-    causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
-    if not _is_faster_here(query, key, attention_mask, dropout, others):
-        return sdpa_attention_forward(
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=dropout,
-            scaling=scaling,
-            is_causal=is_causal,
-            **others,
-        )
-    repeats = query.shape[1] // key.shape[1]
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    attended = _Attention.apply(
-        query, repeat_kv(key, repeats), repeat_kv(value, repeats), attention_mask, causal, scale, dropout
-    )
-    return attended.transpose(1, 2).contiguous(), None
+    attended: Tensor = _Attention.apply(query, key, value, mask, causal, scale, dropout)
+    return attended
 
 
-def _is_faster_here(query: Tensor, key: Tensor, mask: Tensor | None, dropout: float, others: dict[str, Any]) -> bool:
+def is_faster_on_cpu(query: Tensor, key: Tensor, mask: Tensor | None, *, dropout: float) -> bool:
+    """Whether `attend_on_cpu` takes these, and less time than torch."""
     _, heads, length, _ = query.shape
     return (
         query.device.type == "cpu"
@@ -110,12 +56,12 @@ def _is_faster_here(query: Tensor, key: Tensor, mask: Tensor | None, dropout: fl
         and length > 1
         and key.shape[2] == length
         and (mask is None or mask.dtype == torch.bool)
-        and _fits(heads, length, bytes_each=query.element_size())
-        and not any(others.get(name) is not None for name in ("position_bias", "softcap", "cache", "s_aux"))
+        and fits_on_cpu(heads, length, bytes_each=query.element_size())
     )
 
 
-def _fits(heads: int, length: int, *, bytes_each: int) -> bool:
+def fits_on_cpu(heads: int, length: int, *, bytes_each: int) -> bool:
+    """Whether the scores of a row are few enough."""
     return heads * length**2 * bytes_each <= _MOST_BYTES_A_ROW
 
 

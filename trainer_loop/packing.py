@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, PreTrainedModel
 
-from trainer_loop.cpu_kernels import ATTENTION as CPU_ATTENTION
-from trainer_loop.cpu_kernels import attend
+from trainer_loop.attention import ATTENTION as PADDED_ATTENTION
+from trainer_loop.attention import attend
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.model import first_position
 from trainer_loop.tasks.task import pack_rows
@@ -32,7 +32,7 @@ def use_packing(model: PreTrainedModel, *, rows_at_head: bool) -> None:
     itself. Raises UserError where the model is not made for it: it is tried on a few tokens, packed and padded.
     """
     name, config = type(model).__name__, model.config
-    if config._attn_implementation not in ("sdpa", CPU_ATTENTION) or not model._can_set_attn_implementation():
+    if config._attn_implementation not in ("sdpa", PADDED_ATTENTION) or not model._can_set_attn_implementation():
         raise _refusal(f"the attention of {name} cannot be exchanged")
     if _attends_locally(config):
         raise _refusal(f"{name} attends within a sliding window")

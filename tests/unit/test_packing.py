@@ -7,7 +7,8 @@ import tiny
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from trainer_loop.cpu_kernels import use_cpu_kernels
+from trainer_loop.attention import use_attention
+from trainer_loop.cpu_kernels import use_cpu_dropout
 from trainer_loop.data.loader import move_batch
 from trainer_loop.errors import UserError
 from trainer_loop.packing import use_packing
@@ -78,7 +79,7 @@ def test_loss_predictions_and_gradients_are_those_of_padded_rows(model_type: str
         task: TextTask = CausalLM() if decoder else SequenceClassification()
         task.bind(tiny.make_tokenizer(), packs=packs)
         model = make_model(model_type, decoder=decoder)
-        use_cpu_kernels(model)
+        use_attention(model)
         if packs:
             use_packing(model, rows_at_head=task.rows_at_head)
             assert model.training
@@ -95,7 +96,8 @@ def test_loss_predictions_and_gradients_are_those_of_padded_rows(model_type: str
 def test_packed_rows_train_in_bf16_with_dropout_and_checkpointed_gradients():
     model = make_model("bert", decoder=False, attention_probs_dropout_prob=0.1, hidden_dropout_prob=0.1)
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    use_cpu_kernels(model)
+    use_attention(model)
+    use_cpu_dropout(model)
     use_packing(model, rows_at_head=True)
     task = SequenceClassification()
     task.bind(tiny.make_tokenizer(), packs=True)

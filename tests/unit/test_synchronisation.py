@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from trainer_loop import attention
 from trainer_loop.optim.ema import Ema
 from trainer_loop.tasks.sequence_classification import SequenceClassification
+from trainer_loop.tasks.task import TextTask
 
 # What a GPU must have finished before the host goes on: a value is read, or the shape of a result depends on values.
 _WAITING = {
@@ -53,7 +55,7 @@ def count_calls(method: Callable, counted: Waits) -> Callable:
 
 
 class Mlp(torch.nn.Module):
-    """Waits for nothing, where models of transformers look whether a mask holds padding."""
+    """A model that asks nothing of its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,12 +71,14 @@ class Plain(SequenceClassification):
         return model(batch["input_ids"], batch["attention_mask"])
 
 
-def waits_of_steps(tmp_path: Path, waits: Waits, *, task: SequenceClassification, ema: bool = False) -> list[int]:
+def waits_of_steps(
+    tmp_path: Path, waits: Waits, *, task: TextTask, model: torch.nn.Module | None = None, ema: bool = False
+) -> list[int]:
     """Of each of 30 steps with all that follows it; every tenth is logged."""
-    model = Mlp()
+    model = model or Mlp()
     loop = tiny.make_loop(
         tmp_path,
-        rows=tiny.make_rows(50),
+        rows=tiny.make_rows(50, labelled=task.needs_label),
         task=task,
         model=model,
         num_steps=31,
@@ -100,6 +104,31 @@ def test_only_logging_waits_for_the_device(ema: bool, tmp_path: Path, waits: Wai
     counts = waits_of_steps(tmp_path, waits, task=Plain(), ema=ema)
     # Twice for all ten steps together: their losses and the norms of their gradients.
     assert counts == ([0] * 9 + [2]) * 3
+
+
+@pytest.mark.parametrize("name", ["sequence_classification", "causal_lm"])
+def test_models_of_transformers_do_not_wait_either(
+    name: str, tmp_path: Path, waits: Waits, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(attention, "_READ_WITHOUT_WAITING", ())  # as on a GPU
+    model, task = tiny.make_model(name), tiny.make_task(name)
+    count_targets = task.count
+
+    def count_on_the_host(batch: dict[str, Tensor]) -> int:
+        """The loader counts before it moves the batch: nothing is under way for it."""
+        before, targets = waits.count, count_targets(batch)
+        waits.count = before
+        return targets
+
+    monkeypatch.setattr(task, "count", count_on_the_host)
+    attention.use_attention(model)
+    counts = waits_of_steps(tmp_path, waits, task=task, model=model)
+    assert counts[1:] == [0] * 8 + [2] + ([0] * 9 + [2]) * 2  # of the first, a language model's head is looked at
+
+
+def test_transformers_own_masks_would_wait(tmp_path: Path, waits: Waits):
+    counts = waits_of_steps(tmp_path, waits, task=SequenceClassification(), model=tiny.make_bert())
+    assert min(counts) > 0
 
 
 WAYS: dict[str, Callable[[Tensor], object]] = {

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer_loop.attention import padded_on_the_right
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.output_head import NoOutputHead, OutputHead, find_output_head
 from trainer_loop.tasks.task import Batch, TextTask
@@ -86,7 +87,7 @@ class CausalLM(TextTask):
     def _run(self, model: nn.Module, batch: Batch) -> tuple[OutputHead | NoOutputHead, Tensor]:
         """The head, and what it makes logits of, for every token: `[B * T, ...]`."""
         head = find_output_head(model, lambda forward: _forward(forward, _begin(batch)))
-        with head.handing_on():
+        with head.handing_on(), padded_on_the_right():
             return head, _forward(model, batch).flatten(0, 1)
 
 

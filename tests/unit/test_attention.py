@@ -1,5 +1,6 @@
 """Attention and dropout for CPUs give what torch's own give."""
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers.masking_utils import bidirectional_mask_function
 
-from trainer_loop import cpu_kernels
-from trainer_loop.cpu_kernels import ATTENTION, CpuDropout, attend, describe_attention_dropout, use_cpu_kernels
+from trainer_loop import attention, cpu_kernels
+from trainer_loop.attention import ATTENTION, attend, describe_attention_dropout, make_mask, use_attention
+from trainer_loop.cpu_kernels import CpuDropout, use_cpu_dropout
 
 ROWS, HEADS, LENGTH, WIDTH = 5, 4, 37, 16
 
@@ -143,7 +146,8 @@ def test_a_model_keeps_its_parameters_and_what_it_says_when_it_does_not_train():
     names = list(model.state_dict())
     tokens = torch.randint(1, tiny.VOCABULARY, (3, 9))
     before = model(input_ids=tokens).logits
-    assert use_cpu_kernels(model)
+    use_attention(model)
+    use_cpu_dropout(model)
     assert model.config._attn_implementation == ATTENTION
     assert {type(module) for module in model.modules() if isinstance(module, nn.Dropout)} == {CpuDropout}
     assert list(model.state_dict()) == names
@@ -164,21 +168,22 @@ def test_training_in_bf16_stays_near_fp32_in_a_decoder_with_few_key_heads():
     tokens = torch.randint(1, 50, (3, 20))
     mask = (torch.arange(20) < torch.tensor([20, 11, 4])[:, None]).long()
     exact = model(input_ids=tokens, attention_mask=mask).logits
-    assert use_cpu_kernels(model)
+    use_attention(model)
     with torch.autocast("cpu", torch.bfloat16):
         ours = model(input_ids=tokens, attention_mask=mask).logits
     assert ((ours - exact).abs() * mask[..., None]).max() < 0.02 * exact.abs().max()
 
 
-def test_the_users_choice_of_attention_stays():
+def test_attention_that_was_chosen_stays():
     model = tiny.make_bert()
-    assert not use_cpu_kernels(model, attention=False)
-    assert model.config._attn_implementation == "sdpa"
+    model.set_attn_implementation("eager")
+    use_attention(model)
+    assert model.config._attn_implementation == "eager"
 
 
 def test_an_exported_config_does_not_name_the_attention(tmp_path):
     model = tiny.make_bert()
-    use_cpu_kernels(model)
+    use_attention(model)
     model.save_pretrained(tmp_path)
     assert ATTENTION not in (tmp_path / "config.json").read_text()
     assert BertForSequenceClassification.from_pretrained(tmp_path).config._attn_implementation == "sdpa"
@@ -189,7 +194,8 @@ def test_the_cost_of_attention_dropout_is_told_with_the_key_that_changes_it():
         model = BertForSequenceClassification(
             BertConfig(vocab_size=9, hidden_size=24, num_hidden_layers=1, num_attention_heads=12, **fields)
         )
-        use_cpu_kernels(model, attention=attention)
+        if attention:
+            use_attention(model)
         return describe_attention_dropout(model, max_length=max_length)
 
     assert describe(attention_probs_dropout_prob=0.0) is None
@@ -198,3 +204,28 @@ def test_the_cost_of_attention_dropout_is_told_with_the_key_that_changes_it():
     assert told.endswith("model.overrides.attention_probs_dropout_prob=0.0 leaves it out")
     assert "half" in describe(attention_probs_dropout_prob=0.1, attention=False)
     assert "half" in describe(attention_probs_dropout_prob=0.1, max_length=4096)
+
+
+def test_masks_that_are_not_read_hide_the_same(monkeypatch: pytest.MonkeyPatch):
+    rows = tiny.make_rows(4, labelled=False)
+    for name in ("sequence_classification", "causal_lm"):
+        model = tiny.make_model(name).eval()
+        batch = dict(tiny.make_tokenizer().pad(rows, return_tensors="pt"))
+        expected = model(**batch).logits
+        use_attention(model)
+        monkeypatch.setattr(attention, "_READ_WITHOUT_WAITING", ())
+        hidden = batch["attention_mask"] == 0 if name == "causal_lm" else torch.zeros(len(rows), dtype=torch.bool)
+        for surroundings in (contextlib.nullcontext(), attention.padded_on_the_right()):
+            with surroundings:
+                logits = model(**batch).logits
+            torch.testing.assert_close(logits[~hidden], expected[~hidden])
+
+
+def test_causal_rows_padded_on_the_right_need_no_mask():
+    asked = {"q_length": 5, "kv_length": 5, "batch_size": 2, "attention_mask": torch.tensor([[1] * 5, [1, 1, 0, 0, 0]])}
+    assert make_mask(**asked).shape == (2, 1, 5, 5)
+    with attention.padded_on_the_right():
+        assert make_mask(**asked) is None
+        assert make_mask(**asked, local_size=3) is not None
+        assert make_mask(**asked, mask_function=bidirectional_mask_function) is not None
+        assert make_mask(**asked | {"kv_length": 5, "q_length": 1}) is not None

@@ -1,0 +1,130 @@
+"""Attention as transformers' models call it, where the user leaves the choice to us.
+
+Two things are done otherwise than by transformers' `sdpa`: on a CPU the functions of cpu_kernels.py compute what they
+do faster; on a GPU no mask is read back to see whether it hides anything, which would wait for all that is under way.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.masking_utils import causal_mask_function, sdpa_mask
+
+from trainer_loop.cpu_kernels import attend_on_cpu, fits_on_cpu, is_faster_on_cpu
+
+ATTENTION = "trainer_loop"  # its name among transformers' attention implementations
+
+# How transformers' configs call the dropout of attention.
+_DROPOUT_FIELDS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop", "attn_dropout")
+_READ_WITHOUT_WAITING = ("cpu",)  # devices whose masks are read to see whether there is padding
+_NOT_FOR_US = ("position_bias", "softcap", "cache", "s_aux")  # arguments that only transformers' function knows
+
+_padded_on_the_right: ContextVar[bool] = ContextVar("padded_on_the_right", default=False)
+
+
+def use_attention(model: PreTrainedModel) -> None:
+    """Let a model attend by the functions of this file, where its attention can be exchanged."""
+    if model.config._attn_implementation != "sdpa" or not model._can_set_attn_implementation():
+        return
+    AttentionInterface.register(ATTENTION, attend)
+    AttentionMaskInterface.register(ATTENTION, make_mask)
+    model.set_attn_implementation(ATTENTION)
+
+
+def attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    **others: Any,  # transformers passes whatever its models were given
+) -> tuple[Tensor, None]:
+    """Attention of query `[B, H, T, D]` over key and value `[B, K, T, D]`, K a divisor of H: `[B, T, H, D]`.
+
+    attention_mask: `[B or 1, 1, T, T]`, true where a query may look.
+    """
+    is_plain = not any(others.get(name) is not None for name in _NOT_FOR_US)
+    if not is_plain or not is_faster_on_cpu(query, key, attention_mask, dropout=dropout):
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            is_causal=is_causal,
+            **others,
+        )
+    causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    repeats = query.shape[1] // key.shape[1]
+    attended = attend_on_cpu(
+        query,
+        repeat_kv(key, repeats),
+        repeat_kv(value, repeats),
+        mask=attention_mask,
+        causal=causal,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        dropout=dropout,
+    )
+    return attended.transpose(1, 2).contiguous(), None
+
+
+@contextlib.contextmanager
+def padded_on_the_right() -> Iterator[None]:
+    """Until the block ends, masks given to models hide nothing but what follows the end of a row."""
+    token = _padded_on_the_right.set(True)
+    try:
+        yield
+    finally:
+        _padded_on_the_right.reset(token)
+
+
+def make_mask(
+    *,
+    attention_mask: Tensor | None = None,
+    mask_function: Callable[..., Any] = causal_mask_function,
+    allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool = False,
+    device: torch.device | str = "cpu",
+    **others: Any,  # transformers passes what its other mask functions take
+) -> Tensor | None:
+    """The mask `[B, 1, T, T]` of a batch whose `attention_mask` is `[B, T]`; None where none is needed.
+
+    A causal query never looks at the padding that follows its row. For others only a CPU sees whether there is padding.
+    """
+    is_causal = mask_function is causal_mask_function and allow_is_causal_skip
+    whole = others.get("local_size") is None and others["q_length"] == others["kv_length"]
+    if is_causal and whole and _padded_on_the_right.get():
+        return None
+    may_look = attention_mask is None or attention_mask.device.type in _READ_WITHOUT_WAITING
+    return sdpa_mask(  # type: ignore[no-any-return]
+        attention_mask=attention_mask,
+        mask_function=mask_function,
+        allow_is_causal_skip=allow_is_causal_skip and may_look,
+        allow_is_bidirectional_skip=allow_is_bidirectional_skip and may_look,
+        device=device,
+        **others,
+    )
+
+
+def describe_attention_dropout(model: PreTrainedModel, *, max_length: int) -> str | None:
+    """What dropout inside attention costs on a CPU, and the key that changes it; None where there is none.
+
+    max_length: tokens of the longest row.
+    """
+    field = next((name for name in _DROPOUT_FIELDS if getattr(model.config, name, 0)), None)
+    if field is None:
+        return None
+    heads = getattr(model.config, "num_attention_heads", 1)
+    ours = model.config._attn_implementation == ATTENTION and fits_on_cpu(heads, max_length, bytes_each=2)
+    cost = "up to a fifth of the speed" if ours else "about half of the speed: torch has no fast attention with it"
+    return f"attention dropout {getattr(model.config, field):g} costs {cost}; model.overrides.{field}=0.0 leaves it out"
