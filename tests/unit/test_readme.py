@@ -46,7 +46,7 @@ def test_nothing_in_it_waits_to_be_filled_in():
 def test_its_make_targets_are_in_the_makefile():
     makefile = (ROOT / "Makefile").read_text()
     targets = re.findall(r"^make (\w+)", README, flags=re.MULTILINE)
-    assert targets == ["quickstart", "test"]
+    assert targets == ["quickstart", "test", "bench"]
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
 
 
