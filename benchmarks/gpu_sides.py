@@ -107,7 +107,7 @@ def run_trainer(
                 bf16=True,
                 torch_compile=compiled,
                 train_sampling_strategy="group_by_length",
-                logging_steps=_LOG_EVERY,
+                logging_steps=min(_LOG_EVERY, steps),
                 save_strategy="no",
                 report_to=[],
                 disable_tqdm=True,

@@ -96,12 +96,16 @@ def write_table(comparison: Mapping[str, Any]) -> list[str]:
 
 def describe(machine: Mapping[str, Any]) -> str:
     """The machine and the versions, in one sentence without its end."""
-    units = " and ".join(machine.get("bf16_units", [])) or "no bf16 units"
-    cores = f", {machine['cores']} cores" if "cores" in machine else ""
-    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
+    parts = [machine["processor"]]
+    if "cores" in machine:
+        parts.append(f"{machine['cores']} cores")
+    parts.append(f"{machine['threads']} threads")
+    if "bf16_units" in machine:
+        parts.append(" and ".join(machine["bf16_units"]) or "no bf16 units")
+    if machine["gpu"]:
+        parts.append(machine["gpu"])
     versions = ", ".join(f"{package} {version}" for package, version in machine["versions"].items())
-    hardware = f"{machine['processor']}{cores}, {machine['threads']} threads, {units}{gpu}"
-    return f"{hardware}; Python {machine['python']}, {versions}"
+    return f"{', '.join(parts)}; Python {machine['python']}, {versions}"
 
 
 def draw(results: Mapping[str, Any], path: Path, *, title: str) -> None:

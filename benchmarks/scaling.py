@@ -22,7 +22,6 @@ from benchmarks.same_work import find_differences, tell_differences
 from benchmarks.workplace import Workplace, make_workplace
 
 _TOLERANCE = 0.1  # of the loss on held-out rows: each process draws dropout of its own
-_BUDGETS = (1024, 4096, 16384)
 _CONFIG = Path(__file__).parents[1] / "launch/accelerate/cpu_2.yaml"
 
 
@@ -31,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     add_texts(parser, rows=512, held_out=128)
     add_size(parser, "--batch-size", 32, "rows of an update, over all processes")
     add_size(parser, "--num-processes", 2, "processes, each with a core of its own")
+    parser.add_argument("--budgets", type=int, nargs="+", default=[1024, 4096, 16384], help="tokens, see above")
     options = parser.parse_args(argv)
     several = options.num_processes
     with make_workplace(rows=options.rows, held_out=options.held_out, data=options.data, model=options.model) as place:
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
         names = {"1 process": 1, f"{several} processes": several}
         sides = {name: lambda number=number: runs.train(number) for name, number in names.items()}
         outcomes = take_turns(sides, rounds=options.rounds)
-        counts = {f"at most {budget:,} tokens": runs.count(several, max_tokens=budget) for budget in _BUDGETS}
+        counts = {f"at most {budget:,} tokens": runs.count(several, max_tokens=budget) for budget in options.budgets}
         num_bytes = max(count["bytes"] for count in counts.values())
         reductions = [runs.time_reduction(several, num_bytes) for _ in range(options.rounds)]
         settings = place.described | {

@@ -19,6 +19,7 @@ from benchmarks.arguments import add_size, add_texts, make_parser
 from benchmarks.fresh_process import module_path
 from benchmarks.measure import compare, publish, take_turns, time_of
 from benchmarks.our_run import files_of, imdb_words
+from benchmarks.same_work import find_differences, tell_differences
 from benchmarks.workplace import Workplace, make_workplace
 
 _TOKENISED = re.compile(r"([\d,]+) rows? tokenised in ([\d.]+) s")
@@ -47,6 +48,9 @@ def main(argv: list[str] | None = None) -> int:
         settings = place.described | {
             name: getattr(options, name) for name in ("rows", "max_length", "batch_size", "rounds")
         }
+    if differences := find_differences(first, equal=["rows"], close={}):
+        tell_differences(differences)
+        return 1
     seconds = {
         f"{side}, {cache}": [result[cache] for result in results]
         for cache in ("tokens cached", "nothing cached")
@@ -72,7 +76,7 @@ class _Starts:
         self._count = 0
 
     def measure(self, side: str) -> dict[str, float]:
-        """Seconds with `nothing cached` and `tokens cached`, and `rows a second` of tokenising."""
+        """Seconds with `nothing cached` and `tokens cached`; `rows` tokenised, and of these `rows a second`."""
         self._count += 1
         caches = self._place.root / f"start-{self._count}"
         words = self._our_words if side == "trainer_loop" else self._trainer_words
@@ -85,8 +89,9 @@ class _Starts:
         warm, _ = _time_to_line(words(caches / "warm"), _FIRST_STEP[side], environment)
         found = next((match for match in map(_TOKENISED.search, lines) if match), None)
         assert found is not None, f"{side} did not say how long it tokenised"
-        rate = int(found[1].replace(",", "")) / max(float(found[2]), 0.05)  # it is told in tenths of a second
-        return {"nothing cached": cold, "tokens cached": warm, "rows a second": rate}
+        rows = int(found[1].replace(",", ""))
+        rate = rows / max(float(found[2]), 0.05)  # it is told in tenths of a second
+        return {"rows": rows, "nothing cached": cold, "tokens cached": warm, "rows a second": rate}
 
     def _our_words(self, folder: Path) -> list[str]:
         files = {**files_of(self._place), "held_out": None}
