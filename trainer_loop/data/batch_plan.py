@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trainer_loop.data.cut import Cut, Limits, cut_batches
+from trainer_loop.data.cut import Limits, cut_batches
 from trainer_loop.runtime.randomness import derive_seed
 
 Rows = list[int]
@@ -146,11 +146,12 @@ class BatchPlan:
         for column, batch in enumerate(batches):
             rows[: len(batch), column] = batch
             lengths[: len(batch), column] = self.lengths[batch]
-        return _Block(steps, rows, cut_batches(lengths, self._limits))
+        cut = cut_batches(lengths, self._limits)
+        return _Block(steps, np.take_along_axis(rows.T, cut.order, axis=1), cut.microbatches)
 
     def _read(self, block: "_Block", step: int) -> StepPlan:
-        column = block.steps.index(step)
-        shares = _read_shares(block.cut, column, block.rows[:, column], self._limits.num_processes)
+        place = block.steps.index(step)
+        shares = _read_shares(block.rows[place], block.microbatches[place], self._limits.num_processes)
         return StepPlan(step, self.epoch_of(step), shares)
 
     def _order_rows(self, epoch: int) -> np.ndarray:
@@ -178,27 +179,26 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class _Block:
-    """Steps that were cut together. rows: of each, `[B, S]`, filled up where a step has fewer."""
+    """S steps that were cut together."""
 
     steps: range
-    rows: np.ndarray
-    cut: Cut
+    rows: np.ndarray  # [S, B] in the order of the microbatches
+    microbatches: np.ndarray  # [S, M, 5] see `Cut`
 
 
-def _read_shares(cut: Cut, column: int, rows: np.ndarray, num_processes: int) -> list[Share]:
-    """What each process does in the batch of this column. rows: of this batch, `[B]`."""
-    ordered = rows[cut.order[:, column]].tolist()
-    microbatches: list[list[Rows]] = [[] for _ in range(num_processes)]
+def _read_shares(rows: np.ndarray, microbatches: np.ndarray, num_processes: int) -> list[Share]:
+    """What each process does in one batch. rows: `[B]`, in the order of its microbatches, `[M, 5]`; see `Cut`."""
+    ordered = rows.tolist()
+    dealt: list[list[Rows]] = [[] for _ in range(num_processes)]
     sums = [[0, 0, 0] for _ in range(num_processes)]
-    columns = (cut.begins, cut.stops, cut.owners, cut.tokens, cut.padded_tokens)
-    for begin, stop, owner, tokens, padded in zip(*(array[:, column].tolist() for array in columns), strict=True):
+    for begin, stop, process, tokens, padded_tokens in microbatches.tolist():
         if begin == stop:
-            break  # the dearest come first, and these cost nothing
-        microbatches[owner].append(ordered[begin:stop])
-        sums[owner][0] += stop - begin
-        sums[owner][1] += tokens
-        sums[owner][2] += padded
-    return [Share(rows, *counts) for rows, counts in zip(microbatches, sums, strict=True)]
+            break
+        dealt[process].append(ordered[begin:stop])
+        sums[process][0] += stop - begin
+        sums[process][1] += tokens
+        sums[process][2] += padded_tokens
+    return [Share(mine, *counts) for mine, counts in zip(dealt, sums, strict=True)]
 
 
 def cut_batch(
@@ -217,7 +217,8 @@ def cut_batch(
     """
     limits = Limits(num_processes, max_tokens, per_device, microbatch_tokens, packed)
     cut = cut_batches(np.asarray(lengths, dtype=np.int64)[:, None], limits)
-    return [share.microbatches for share in _read_shares(cut, 0, np.asarray(rows), num_processes)]
+    shares = _read_shares(np.asarray(rows)[cut.order[0]], cut.microbatches[0], num_processes)
+    return [share.microbatches for share in shares]
 
 
 def halve_dearest(

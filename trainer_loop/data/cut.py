@@ -1,8 +1,8 @@
 """Cut batches into microbatches and deal these to the processes, many batches at a time. Arrays only, and no torch.
 
 The rows of a batch are sorted by length and cut into consecutive microbatches, each as wide as its longest row. The
-cheapest cut is found exactly, by dynamic programming over the rows of all batches at once. In every array the batches
-S stand in the last dimension: one step of that programme is then one pass over adjacent numbers.
+cheapest cut is found exactly, by dynamic programming over the rows of all batches at once. While they are cut, the
+batches S stand in the last dimension of every array: one step of that programme is one pass over adjacent numbers.
 """
 
 from dataclasses import dataclass
@@ -27,17 +27,12 @@ class Limits:
 
 @dataclass(frozen=True)
 class Cut:
-    """S batches of at most B rows in at most M microbatches, dearest first, as the processes run them.
+    """S batches of at most B rows, each cut into at most M microbatches."""
 
-    Microbatch m of batch s holds `order[begins[m, s] : stops[m, s], s]`, longest row first; none where both are equal.
-    """
-
-    order: np.ndarray  # [B, S] places of the rows in their batch
-    begins: np.ndarray  # [M, S]
-    stops: np.ndarray  # [M, S]
-    owners: np.ndarray  # [M, S] the process of each microbatch
-    tokens: np.ndarray  # [M, S] without padding
-    padded_tokens: np.ndarray  # [M, S] what the device computes
+    order: np.ndarray  # [S, B] places of the rows in their batch; a microbatch is a run of these, longest row first
+    # [S, M, 5] of every microbatch: where it begins, where it stops, its process, its tokens without padding, and with.
+    # Dearest first, as they are run; where a batch has fewer than M, empty ones follow.
+    microbatches: np.ndarray
 
 
 def cut_batches(lengths: np.ndarray, limits: Limits) -> Cut:
@@ -60,7 +55,9 @@ def cut_batches(lengths: np.ndarray, limits: Limits) -> Cut:
         np.take_along_axis(array, dearest_first, axis=0) for array in (costs, begins, stops, tokens, padded_tokens)
     )
     owners, _ = _deal(costs, limits.num_processes)
-    return Cut(order, begins, stops, owners, tokens, padded_tokens)
+    microbatches = np.stack([begins, stops, owners, tokens, padded_tokens])
+    # From here on each batch is read for itself.
+    return Cut(np.ascontiguousarray(order.T), np.ascontiguousarray(microbatches.transpose(2, 1, 0)))
 
 
 def _find_ends(
