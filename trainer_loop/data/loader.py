@@ -1,4 +1,4 @@
-"""From a plan to batches on the device: a DataLoader over steps for training, one over microbatches for evaluation."""
+"""From a plan to batches on the device, step by step for training, microbatch by microbatch for evaluation."""
 
 import functools
 import time
@@ -19,7 +19,6 @@ from trainer_loop.runtime.randomness import seed_everything
 Batch = dict[str, Tensor]
 Collate = Callable[[list[dict[str, Any]]], Batch]
 Count = Callable[[Batch], int]
-_T = TypeVar("_T")
 
 
 class RowSource(Protocol):
@@ -300,8 +299,14 @@ def move_batch(batch: Batch, device: torch.device) -> Batch:
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 
+_T = TypeVar("_T", StepBatch, Microbatch)
+
+
 def _iterate(dataset: Dataset[_T], indices: range, num_workers: int, device: torch.device) -> Iterator[_T]:
-    """The items at these indices, made by worker processes where there are any."""
+    """The items at these indices: made by the worker processes of a DataLoader, or here where there are none."""
+    if num_workers == 0:  # a DataLoader would do no more, in twenty microseconds an item
+        items = (dataset[index] for index in indices)
+        return (item.pin_memory() for item in items) if device.type == "cuda" else items
     loader: DataLoader[_T] = DataLoader(
         dataset,
         batch_size=None,  # an item is a whole step already
