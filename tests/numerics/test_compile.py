@@ -4,8 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from scenarios import Outcome, Scenario, run_here, run_in_group
+
+from trainer_loop.errors import UserError
+from trainer_loop.runtime.compiler import check_compiler, compile_model
 
 # 49 rows in batches of 16 leave one: in that step the second process has none, and runs a filler.
 BASE = Scenario(
@@ -63,3 +67,40 @@ def test_on_two_processes(case: str, on_two: dict[str, Outcome], tmp_path: Path)
 def test_in_bf16_on_two_processes(case: str, on_two: dict[str, Outcome], tmp_path: Path):
     scenario = BF16[case]
     assert_close(run_here(scenario, tmp_path), on_two[compiled(scenario).name], tolerance=5e-3)
+
+
+@pytest.mark.usefixtures("own_dynamo")
+def test_a_resumed_run_ends_where_the_other_did(tmp_path: Path):
+    def run(directory: Path, **options) -> torch.Tensor:
+        torch._dynamo.reset()  # as in a new process
+        model = tiny.make_bert(dropout=0.1)
+        compile_model(model, backend=BACKEND)
+        loop = tiny.make_loop(
+            directory,
+            rows=tiny.make_rows(40),
+            task=tiny.make_task("sequence_classification"),
+            model=model,
+            num_steps=6,
+            optimizer="adamw",
+            lr=0.01,
+            checkpoint_every=3,
+            **options,
+        )
+        assert loop.fit().step == 6
+        return torch.cat([parameter.detach().flatten() for parameter in loop.bare_model.parameters()])
+
+    whole = run(tmp_path / "whole")
+    checkpoint = tmp_path / "whole" / "checkpoints" / "step-00000003"
+    assert torch.equal(run(tmp_path / "resumed", resume=str(checkpoint)), whole)
+
+
+@pytest.mark.usefixtures("own_dynamo")
+def test_with_kernels_that_are_made_on_the_spot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    try:
+        check_compiler("cpu")
+    except UserError as error:
+        pytest.skip(str(error))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "kernels"))
+    scenario = replace(BASE, num_steps=3, shortest=10, max_tokens=256)  # no microbatch of one row: one graph
+    kernels = run_here(replace(scenario, backend="inductor"), tmp_path)
+    assert_close(run_here(scenario, tmp_path), kernels, tolerance=1e-5)

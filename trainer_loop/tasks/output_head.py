@@ -17,6 +17,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from trainer_loop.runtime.memory import is_out_of_memory
+
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Forward = Callable[..., Tensor]
 
@@ -112,7 +114,9 @@ def _look_for_head(model: nn.Module, run: Callable[[Forward], Tensor]) -> Output
         try:
             with torch.no_grad(), _evaluating(model):
                 returned = run(model.forward)
-        except RuntimeError:  # what comes behind needs another shape
+        except RuntimeError as error:  # what comes behind needs another shape
+            if is_out_of_memory(error):
+                raise
             return NoOutputHead()
         finally:
             del layer.forward

@@ -305,3 +305,18 @@ def test_microbatches_are_smaller_only_where_all_logits_are_held_at_once():
         assert logits_per_token == 256_000
         budget = choose_token_budget("cuda", training=True, logits_per_token=logits_per_token)
         assert 0 < budget < choose_token_budget("cuda", training=True)
+
+
+def test_memory_that_runs_out_while_the_head_is_looked_for_is_no_answer():
+    model = make_llama()
+    task = make_task()
+    batch = task.collate(tiny.make_rows(2, labelled=False))
+
+    def run_out(*_):
+        raise torch.OutOfMemoryError("no memory")
+
+    hook = model.model.register_forward_hook(run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        task.loss(model, batch)
+    hook.remove()
+    assert has_output_head(model)
