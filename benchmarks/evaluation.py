@@ -86,6 +86,10 @@ def run_side(
 def _load_ours(
     model: str, train: str, held_out: str, max_length: int, trainer_batch_size: int, folder: str
 ) -> Callable[[], dict[str, float]]:
+    from trainer_loop.runtime.host import prepare_environment
+
+    prepare_environment()  # as the command does, before torch is imported
+
     from trainer_loop.build import build
     from trainer_loop.config.load import read_config, split_arguments
 

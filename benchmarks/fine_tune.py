@@ -27,6 +27,7 @@ from benchmarks.measure import compare, publish, take_turns
 from benchmarks.our_run import files_of
 from benchmarks.same_work import find_differences, tell_differences
 from benchmarks.workplace import make_workplace
+from trainer_loop.runtime.host import prepare_environment
 
 _TOLERANCE = 0.1  # of the loss on held-out rows: dropout draws, and Trainer the order of rows, otherwise
 
@@ -64,6 +65,9 @@ def main(argv: list[str] | None = None) -> int:
 def run_side(*, side: str, until_accuracy: float | None, evaluate_every: int, **wanted: Any) -> dict[str, Any]:
     """Train on one side; what the watch saw, and how good the model is on the held-out rows."""
     from pathlib import Path
+
+    if side == "trainer_loop":
+        prepare_environment()  # as its command does, before torch is imported
 
     from benchmarks import fine_tune_sides
     from benchmarks.scoring import Scorer

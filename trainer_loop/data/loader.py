@@ -307,9 +307,6 @@ def move_batch(batch: Batch, device: torch.device) -> Batch:
 _T = TypeVar("_T", StepBatch, Microbatch)
 
 
-_T = TypeVar("_T", StepBatch, Microbatch)
-
-
 def _iterate(dataset: Dataset[_T], indices: range, num_workers: int, device: torch.device) -> Iterator[_T]:
     """The items at these indices: made by the worker processes of a DataLoader, or here where there are none."""
     if num_workers == 0:  # a DataLoader would do no more, in twenty microseconds an item
