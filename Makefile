@@ -6,13 +6,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test soak bench check format docs clean
+.PHONY: quickstart test test-benchmarks soak bench check format docs clean
 
 quickstart: .venv/installed
 	$(BIN)/python -m trainer_loop.run config=quickstart.yaml
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
+
+# Every benchmark on tiny sizes, minutes; `make test` runs the quick ones.
+test-benchmarks: .venv/installed-dev .venv/installed-bench
+	$(BIN)/python -m pytest tests/cli/test_benchmarks.py -m "slow or not slow"
 
 # 300 random kills, half an hour; not part of `make test`. make soak SOAK="--kills 50 --seed 7"
 SOAK ?= --kills 300

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class Watch:
@@ -43,8 +43,13 @@ class Watch:
             _wait_for_gpu()
             self._mark = time.perf_counter()
 
-    def see(self, batch: dict[str, Tensor]) -> None:
-        """Count a batch: `input_ids` and `attention_mask` `[B, T]`."""
+    def see(self, batch: dict[str, Any]) -> None:
+        """Count a batch: `input_ids` and `attention_mask` `[B, T]`, or packed rows."""
+        if "row_lengths" in batch:
+            self.rows += len(batch["row_lengths"])
+            self.tokens += sum(batch["row_lengths"])
+            self.token_sum += int(batch["input_ids"].sum())
+            return
         mask = batch["attention_mask"]
         self.rows += len(mask)
         self.tokens += int(mask.sum())

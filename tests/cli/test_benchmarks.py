@@ -42,6 +42,7 @@ def test_a_benchmark_runs_on_tiny_sizes(name: str, tmp_path: Path, tiny_model: P
     assert {*SIDES.get(name, ())} <= {*sides}
 
 
+@pytest.mark.slow
 def test_the_race_to_an_accuracy_ends_when_it_is_reached(tmp_path: Path, tiny_model: Path):
     from benchmarks.fine_tune import main
 

@@ -37,7 +37,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "data.max_length=32",
         f"data.cache_dir={directory / 'cache'}",
         "batch.size=8",
-        "train={steps: 40, precision: no}",
+        "train={steps: 40, precision: no, threads: 1}",
         "optimizer.lr=1e-3",
         "loss.name=lab.summed",
         "checkpoint.every=never",

@@ -33,9 +33,10 @@ _TIMES_OF_STATE = {"train_seconds", "interval"}
 
 # Three to six microbatches a step, eight steps an epoch; saved, evaluated and logged at steps of their own.
 BASE = (
+    "seed=56",  # the best are those of steps 3 and 12
     "data.max_length=32",
     "batch={size: 8, max_tokens: 40}",
-    "train={epochs: 2, precision: no, timeout_minutes: 1}",
+    "train={epochs: 2, precision: no, threads: 1, timeout_minutes: 1}",
     "optimizer.lr=3e-2",
     "evaluate={every: 3, max_tokens: 100}",
     "checkpoint={every: 2, best: accuracy}",
