@@ -51,8 +51,9 @@ def attend(
 
     attention_mask: `[B or 1, 1, T, T]`, true where a query may look.
     """
+    query, key, value = cast_as_autocast(query, key, value)
     is_plain = not any(others.get(name) is not None for name in _NOT_FOR_US)
-    if not is_plain or not is_faster_on_cpu(query, key, attention_mask, dropout=dropout):
+    if not is_plain or not is_faster_on_cpu(query, key, value, attention_mask, dropout=dropout):
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module,
             query,
@@ -76,6 +77,15 @@ def attend(
         dropout=dropout,
     )
     return attended.transpose(1, 2).contiguous(), None
+
+
+def cast_as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """In the type that autocast computes attention in: some models multiply queries and keys by fp32 rotations."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return tensors
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
 
 
 @contextlib.contextmanager

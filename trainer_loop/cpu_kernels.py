@@ -46,15 +46,18 @@ def attend_on_cpu(
     return attended
 
 
-def is_faster_on_cpu(query: Tensor, key: Tensor, mask: Tensor | None, *, dropout: float) -> bool:
+def is_faster_on_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, dropout: float) -> bool:
     """Whether `attend_on_cpu` takes these, and less time than torch."""
     _, heads, length, _ = query.shape
     return (
         query.device.type == "cpu"
         and not torch.compiler.is_compiling()
         and (query.dtype == torch.bfloat16 or (query.dtype == torch.float32 and dropout > 0))
+        and dropout < 1
+        and query.dtype == key.dtype == value.dtype
         and length > 1
-        and key.shape[2] == length
+        and key.shape == value.shape
+        and key.shape[2:] == query.shape[2:]
         and (mask is None or mask.dtype == torch.bool)
         and fits_on_cpu(heads, length, bytes_each=query.element_size())
     )
@@ -160,7 +163,7 @@ def _hide(scores: Tensor, mask: Tensor, heads: int, part: slice) -> None:
 
 def _quantise(dropout: float) -> tuple[int, float]:
     """The level below which a random number drops, and the share that this drops: within 2^-16 of `dropout`."""
-    level = round(dropout * _LEVELS)
+    level = min(round(dropout * _LEVELS), _LEVELS - 1)
     return level, level / _LEVELS
 
 

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, PreTrainedModel
 
 from trainer_loop.attention import ATTENTION as PADDED_ATTENTION
-from trainer_loop.attention import attend
+from trainer_loop.attention import attend, cast_as_autocast
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.model import first_position
 from trainer_loop.tasks.task import pack_rows
@@ -22,6 +22,7 @@ from trainer_loop.tasks.task import pack_rows
 ATTENTION = "trainer_loop_packed"  # its name among transformers' attention implementations
 
 _PROBE = (7, 4, 2)  # tokens of the rows that a model is tried on
+_WIDEST_HEAD = 256  # that flash attention takes
 _TOLERANCE = 1e-4  # relative to the largest output
 
 
@@ -53,8 +54,12 @@ def use_packing(model: PreTrainedModel, *, rows_at_head: bool) -> None:
         packed = _run_packed(model, rows_at_head=rows_at_head)
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as error:
         raise _refusal(f"{name} takes no packed rows: {in_one_line(error, at_most=120)}") from error
-    difference = max(float((one - other).abs().max()) for one, other in zip(alone, packed, strict=True))
-    if difference > _TOLERANCE * max(float(outputs.abs().max()) for outputs in alone):
+    largest = float(torch.cat([outputs.flatten() for outputs in alone]).abs().max())
+    differences = [(one - other).flatten() for one, other in zip(alone, packed, strict=True)]
+    difference = float(torch.cat(differences).abs().max())
+    if largest == 0:
+        raise _refusal(f"{name} answers nothing but zeros, so packing cannot be tried")
+    if not difference <= _TOLERANCE * largest:  # nan is a difference, too
         raise _refusal(f"{name} gives other results for packed rows, by {difference:.2g}")
     model.train(was_training)
 
@@ -75,7 +80,8 @@ def attend_rows(
     """Attention within each row of query `[1, H, T, D]`, key and value `[1, K, T, D]`, end to end: `[1, T, H, D]`."""
     if row_lengths is None or row_ends is None or attention_mask is not None:
         raise ValueError("a packed model takes packed batches alone")
-    if query.is_cuda and dropout == 0 and query.dtype in (torch.bfloat16, torch.float16):
+    query, key, value = cast_as_autocast(query, key, value)
+    if _flash_takes(query, key, value, dropout=dropout):
         return _attend_by_flash(module, query, key, value, scaling, is_causal, row_lengths, row_ends), None
     queries, keys, values = (tensor.split(row_lengths, dim=2) for tensor in (query, key, value))
     attended = [
@@ -83,6 +89,17 @@ def attend_rows(
         for row in zip(queries, keys, values, strict=True)
     ]
     return torch.cat(attended, dim=1), None
+
+
+def _flash_takes(query: Tensor, key: Tensor, value: Tensor, *, dropout: float) -> bool:
+    return (
+        query.is_cuda
+        and dropout == 0
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and query.dtype == key.dtype == value.dtype
+        and key.shape == value.shape
+        and query.shape[-1] == key.shape[-1] <= _WIDEST_HEAD
+    )
 
 
 def _attend_by_flash(

@@ -121,6 +121,13 @@ def test_fp32_without_dropout_and_float64_are_left_to_torch():
         assert torch.equal(attended, F.scaled_dot_product_attention(*inputs).transpose(1, 2))
 
 
+def test_values_of_another_width_are_left_to_torch():
+    (query, key, _), _ = make_inputs(torch.bfloat16)
+    value = torch.randn(ROWS, HEADS, LENGTH, WIDTH + 4, dtype=torch.bfloat16)
+    attended, _ = attend(Layer(), query, key, value, None)
+    assert torch.equal(attended, F.scaled_dot_product_attention(query, key, value).transpose(1, 2))
+
+
 def test_rows_with_too_many_scores_are_left_to_torch(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(cpu_kernels, "_MOST_BYTES_A_ROW", 1)
     inputs, _ = make_inputs(torch.bfloat16)
@@ -154,7 +161,12 @@ def test_a_model_keeps_its_parameters_and_what_it_says_when_it_does_not_train():
     torch.testing.assert_close(model(input_ids=tokens).logits, before)
 
 
-def test_training_in_bf16_stays_near_fp32_in_a_decoder_with_few_key_heads():
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_training_in_bf16_stays_near_fp32_in_a_decoder_with_few_key_heads(
+    dropout: float, monkeypatch: pytest.MonkeyPatch
+):
+    """Its rotations make queries and keys fp32, and leave values in bf16."""
+    monkeypatch.setattr(attention, "sdpa_attention_forward", None)  # all is done here
     config = LlamaConfig(
         vocab_size=50,
         hidden_size=32,
@@ -162,15 +174,18 @@ def test_training_in_bf16_stays_near_fp32_in_a_decoder_with_few_key_heads():
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
+        attention_dropout=dropout,
     )
     torch.manual_seed(0)
     model = LlamaForCausalLM(config)
     tokens = torch.randint(1, 50, (3, 20))
     mask = (torch.arange(20) < torch.tensor([20, 11, 4])[:, None]).long()
-    exact = model(input_ids=tokens, attention_mask=mask).logits
+    exact = model.eval()(input_ids=tokens, attention_mask=mask).logits
     use_attention(model)
     with torch.autocast("cpu", torch.bfloat16):
-        ours = model(input_ids=tokens, attention_mask=mask).logits
+        model.train()(input_ids=tokens, attention_mask=mask).logits.sum().backward()
+        ours = model.eval()(input_ids=tokens, attention_mask=mask).logits
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
     assert ((ours - exact).abs() * mask[..., None]).max() < 0.02 * exact.abs().max()
 
 

@@ -124,6 +124,14 @@ def test_a_model_that_would_answer_otherwise_is_refused(model_type: str, decoder
         use_packing(model, rows_at_head=not decoder)
 
 
+@pytest.mark.parametrize(("number", "reason"), [(float("nan"), "gives other results"), (0.0, "nothing but zeros")])
+def test_a_model_whose_answers_prove_nothing_is_refused(number: float, reason: str):
+    model = make_model("bert", decoder=False)
+    model.classifier.weight.data.fill_(number)
+    with pytest.raises(UserError, match=reason):
+        use_packing(model, rows_at_head=True)
+
+
 def test_a_packed_model_takes_no_padded_batch():
     model = make_model("bert", decoder=False)
     use_packing(model, rows_at_head=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer_loop.attention import padded_on_the_right
+from trainer_loop.errors import UserError
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.output_head import NoOutputHead, OutputHead, find_output_head
 from trainer_loop.tasks.task import Batch, TextTask
@@ -62,7 +63,10 @@ class CausalLM(TextTask):
     def count(self, batch: Batch) -> int:
         if "row_lengths" in batch:
             return sum(batch["row_lengths"]) - len(batch["row_lengths"])
-        return int((batch["attention_mask"].sum(dim=1) - 1).clamp(min=0).sum())
+        mask = batch["attention_mask"]
+        if (mask[:, 1:] > mask[:, :-1]).any():
+            raise UserError("a batch for a language model has tokens after padding; let collate pad on the right")
+        return int((mask.sum(dim=1) - 1).clamp(min=0).sum())
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         head, outputs = self._run(model, batch)

@@ -35,6 +35,7 @@ class OutputHead:
     def __init__(self, linear: nn.Linear, dtype: torch.dtype | None):
         self.linear = linear
         self.dtype = dtype
+        self._of_logits_alone: dict[LossFunction, bool] = {}
 
     @contextlib.contextmanager
     def handing_on(self) -> Iterator[None]:
@@ -53,10 +54,11 @@ class OutputHead:
     def loss(self, hidden: Tensor, targets: Tensor, loss_function: LossFunction) -> Tensor:
         """`loss_function(logits [N, V], targets [N])`, a sum, from hidden states `[N, D]`; differentiable, `[]`."""
         weight, bias = self.linear.weight, self.linear.bias
-        if torch.is_grad_enabled() and self.dtype != torch.float16:
+        if torch.is_grad_enabled() and self.dtype != torch.float16 and self._depends_on_logits_alone(loss_function):
             loss: Tensor = _LossInChunks.apply(hidden, weight, bias, targets, loss_function, self.dtype)
             return loss
-        # In fp16 small gradients would be zero without the loss scale, which only the backward pass knows.
+        # In fp16 small gradients would be zero without the loss scale, which only the backward pass knows; and a loss
+        # function may have weights of its own to learn.
         losses = [
             checkpoint(
                 _compute_loss,
@@ -72,6 +74,16 @@ class OutputHead:
             for rows in _split(hidden, self.linear.out_features)
         ]
         return torch.stack(losses).sum()
+
+    def _depends_on_logits_alone(self, loss_function: LossFunction) -> bool:
+        """Whether nothing else that it is computed from learns; found out once, on the logits of two tokens."""
+        if loss_function not in self._of_logits_alone:
+            weight = self.linear.weight
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            logits = torch.zeros(2, len(weight), dtype=dtype, device=weight.device, requires_grad=True)
+            loss = loss_function(logits, torch.arange(2, device=weight.device))
+            self._of_logits_alone[loss_function] = all(leaf is logits for leaf in _find_leaves(loss.grad_fn))
+        return self._of_logits_alone[loss_function]
 
 
 class NoOutputHead:
@@ -230,5 +242,19 @@ def _differentiate(loss_function: LossFunction, logits: Tensor, targets: Tensor)
     logits.requires_grad_()
     with torch.enable_grad():
         loss = loss_function(logits, targets)
-    (gradient,) = torch.autograd.grad(loss, logits)
-    return loss.detach(), gradient
+    gradient = torch.autograd.grad(loss, logits, allow_unused=True)[0] if loss.requires_grad else None
+    # A loss may be constant on a chunk that holds nothing for it to learn from.
+    return loss.detach(), torch.zeros_like(logits) if gradient is None else gradient
+
+
+def _find_leaves(node: Any) -> Iterator[Tensor]:
+    """The tensors that a result was computed from and that learn. node: the result's `grad_fn`."""
+    seen, waiting = set(), [node]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            yield node.variable
+        waiting += [following for following, _ in node.next_functions]

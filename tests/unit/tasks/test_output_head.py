@@ -320,3 +320,29 @@ def test_memory_that_runs_out_while_the_head_is_looked_for_is_no_answer():
         task.loss(model, batch)
     hook.remove()
     assert has_output_head(model)
+
+
+def test_a_loss_that_learns_gets_its_gradient(several_chunks):
+    temperature = torch.ones((), requires_grad=True)
+
+    def tempered(logits: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(logits * temperature, targets)
+
+    model, task = tiny.make_gpt2(), make_task(loss_function=tempered)
+    batch = task.collate(tiny.make_rows(4, labelled=False))
+    (expected,) = torch.autograd.grad(compute_plainly(model, batch, tempered), [temperature])
+    task.loss(model, batch).backward()
+    torch.testing.assert_close(temperature.grad, expected)
+
+
+def test_a_loss_may_be_constant_on_a_chunk(several_chunks):
+    def of_one_word(logits: Tensor, targets: Tensor) -> Tensor:
+        chosen = targets == 7
+        return cross_entropy(logits[chosen], targets[chosen]) if chosen.any() else logits.new_zeros(())
+
+    model, task = tiny.make_gpt2(), make_task(loss_function=of_one_word)
+    batch = task.collate([{"input_ids": [5, 7, 9]}, {"input_ids": [9] * 20}])
+    expected = torch.autograd.grad(compute_plainly(model, batch, of_one_word), list(model.parameters()))
+    task.loss(model, batch).backward()
+    for parameter, right in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, right)

@@ -3,6 +3,7 @@ import tiny
 import torch
 import torch.nn.functional as F
 
+from trainer_loop.errors import UserError
 from trainer_loop.tasks.causal_lm import CausalLM
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import TextTask
@@ -81,3 +82,10 @@ def test_a_task_without_its_three_methods_cannot_be_made():
 
     with pytest.raises(TypeError, match=r"count.*predict"):
         Half()
+
+
+def test_a_language_models_batch_with_tokens_after_padding_is_refused():
+    task = CausalLM()
+    batch = {"input_ids": torch.tensor([[0, 5, 6]]), "attention_mask": torch.tensor([[0, 1, 1]])}
+    with pytest.raises(UserError, match="tokens after padding"):
+        task.count(batch)
