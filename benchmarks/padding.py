@@ -51,12 +51,21 @@ def count_tokens(texts: Path, model: Path, *, max_length: int) -> np.ndarray:
 
 
 def share_of_plan(
-    lengths: np.ndarray, *, batch_size: int, num_processes: int, max_tokens: int | None, seed: int
+    lengths: np.ndarray, *, batch_size: int, num_processes: int, device_type: str, packed: bool, seed: int
 ) -> float:
-    """Padding of one epoch as the batch plan cuts it, [0..1]."""
+    """Padding of one epoch as the batch plan cuts it for this type of device, [0..1]."""
     from trainer_loop.data.batch_plan import BatchPlan
+    from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 
-    plan = BatchPlan(lengths, batch_size=batch_size, seed=seed, num_processes=num_processes, max_tokens=max_tokens)
+    plan = BatchPlan(
+        lengths,
+        batch_size=batch_size,
+        seed=seed,
+        num_processes=num_processes,
+        max_tokens=choose_token_budget(device_type, training=True),
+        microbatch_tokens=choose_microbatch_tokens(device_type),
+        packed=packed,
+    )
     steps = [plan.step(step) for step in range(plan.steps_per_epoch)]
     assert sum(step.num_rows for step in steps) == len(lengths)
     return 1 - sum(step.num_tokens for step in steps) / sum(step.num_padded_tokens for step in steps)
@@ -74,19 +83,18 @@ def share_of_order(lengths: np.ndarray, order: Sequence[int], *, rows_together: 
 
 
 def _sides(lengths: np.ndarray, batch_size: int, num_processes: int) -> dict[str, Callable[[], float]]:
-    from trainer_loop.runtime.budget import choose_token_budget
-
     rows_together = batch_size // num_processes
-    seeds = {name: iter(range(1_000_000)) for name in ("random", "grouped", "cpu", "cuda")}
+    seeds = {name: iter(range(1_000_000)) for name in ("random", "grouped", "cpu", "cuda", "packed")}
 
-    def ours(device_type: str) -> Callable[[], float]:
-        budget = choose_token_budget(device_type, training=True)
+    def ours(device_type: str, *, packed: bool = False) -> Callable[[], float]:
+        seed = seeds["packed" if packed else device_type]
         return lambda: share_of_plan(
             lengths,
             batch_size=batch_size,
             num_processes=num_processes,
-            max_tokens=budget,
-            seed=next(seeds[device_type]),
+            device_type=device_type,
+            packed=packed,
+            seed=next(seed),
         )
 
     def random() -> float:
@@ -104,6 +112,7 @@ def _sides(lengths: np.ndarray, batch_size: int, num_processes: int) -> dict[str
     return {
         "trainer_loop, budget of a CPU": ours("cpu"),
         "trainer_loop, budget of a GPU": ours("cuda"),
+        "trainer_loop, packing": ours("cpu", packed=True),
         "random batches, dynamic padding": random,
         "length grouping (Trainer)": grouped,
     }

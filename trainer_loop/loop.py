@@ -302,7 +302,7 @@ class TrainingLoop:
                         loss = self._loss_sum(microbatch)
                         reducing = last and self.accelerator.num_processes > 1
                         # Gradients are averaged over the processes; a sum over targets wants them added up.
-                        self.accelerator.backward(loss * (self.accelerator.num_processes / num_targets))
+                        self._backward(loss, self.accelerator.num_processes / num_targets)
                     loss_sum += loss.detach()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -322,7 +322,7 @@ class TrainingLoop:
             self._clear_gradients()
             release_memory()
             # The others wait for this process in their reduction of gradients.
-            self.accelerator.backward(self._loss_sum(self.train_loader.filler(step)))
+            self._backward(self._loss_sum(self.train_loader.filler(step)), 1.0)
         if not sum_on_hosts(self.accelerator, [out_of_memory])[0]:
             return loss_sum
         self._clear_gradients()
@@ -350,6 +350,12 @@ class TrainingLoop:
                 f"the loss has shape {list(loss.shape)}; it must be one number, the sum over the targets: use .sum()"
             )
         return loss * 0.0 if microbatch.is_filler else loss
+
+    def _backward(self, loss: Tensor, factor: float) -> None:
+        """Gradients of `loss * factor`. That product, and accelerate's division by 1, would take 30 microseconds."""
+        scaler = self.accelerator.scaler
+        scaled = loss if scaler is None else scaler.scale(loss)
+        scaled.backward(gradient=torch.full_like(scaled, factor))
 
     def _clear_gradients(self) -> None:
         for parameter in self.parameters:

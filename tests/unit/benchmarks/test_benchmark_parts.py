@@ -68,8 +68,8 @@ def test_padding_of_an_order_and_of_a_plan():
     lengths = np.array([2, 4, 4, 4])
     assert share_of_order(lengths, [0, 1, 2, 3], rows_together=2) == 2 / 16
     assert share_of_order(lengths, [0, 1, 2, 3], rows_together=1) == 0
-    assert share_of_plan(lengths, batch_size=4, num_processes=1, max_tokens=4, seed=0) == 0
-    assert share_of_plan(lengths, batch_size=4, num_processes=1, max_tokens=None, seed=0) == 2 / 16
+    assert share_of_plan(lengths, batch_size=4, num_processes=1, device_type="cpu", packed=True, seed=0) == 0
+    assert share_of_plan(lengths, batch_size=4, num_processes=1, device_type="cpu", packed=False, seed=0) == 2 / 16
 
 
 def test_the_watch_counts_rows_and_tokens_without_padding_and_stops_at_the_target():
