@@ -26,7 +26,7 @@ from benchmarks.our_run import files_of, imdb_words
 from benchmarks.same_work import find_differences, tell_differences
 from benchmarks.workplace import make_workplace
 
-_TOLERANCES = {"loss": 0.01, "accuracy": 0.005, "f1": 0.005}
+_TOLERANCES = {"loss": 0.01, "accuracy": 0.01, "f1": 0.02}  # bf16 turns rows that the model is unsure of
 
 
 def main(argv: list[str] | None = None) -> int:

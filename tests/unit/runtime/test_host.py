@@ -10,7 +10,13 @@ from trainer_loop.runtime.host import choose_threads, prepare_environment
 
 @pytest.fixture(autouse=True)
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE", "ACCELERATE_MIXED_PRECISION", "OMP_WAIT_POLICY"):
+    for name in (
+        "OMP_NUM_THREADS",
+        "LOCAL_WORLD_SIZE",
+        "ACCELERATE_MIXED_PRECISION",
+        "OMP_WAIT_POLICY",
+        "GOMP_SPINCOUNT",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(host, "_count_cores", lambda: 8)
 
@@ -42,12 +48,18 @@ def test_the_config_has_the_last_word(monkeypatch):
     assert choose_threads(5) == 5
 
 
-def test_what_the_user_set_for_torch_stays(monkeypatch):
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+def test_threads_that_wait_spin_for_a_while_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.setenv("GOMP_SPINCOUNT", "")  # so that it is taken away again
+    del os.environ["GOMP_SPINCOUNT"]
     prepare_environment()
-    assert (os.environ["OMP_WAIT_POLICY"], os.environ["THP_MEM_ALLOC_ENABLE"]) == ("ACTIVE", "1")
-    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    assert os.environ["GOMP_SPINCOUNT"] == "20000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    prepare_environment()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    prepare_environment()
+    assert "GOMP_SPINCOUNT" not in os.environ
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
