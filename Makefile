@@ -6,7 +6,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-benchmarks soak bench check format docs clean
+.PHONY: quickstart test test-slow soak bench check format docs clean
 
 quickstart: .venv/installed
 	$(BIN)/python -m trainer_loop.run config=quickstart.yaml
@@ -14,9 +14,9 @@ quickstart: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest
 
-# Every benchmark on tiny sizes, minutes; `make test` runs the quick ones.
-test-benchmarks: .venv/installed-dev .venv/installed-bench
-	$(BIN)/python -m pytest tests/cli/test_benchmarks.py -m "slow or not slow"
+# What takes minutes and is not part of `make test`: benchmarks on tiny sizes, kernels that are compiled on the spot.
+test-slow: .venv/installed-dev .venv/installed-bench
+	$(BIN)/python -m pytest -m slow
 
 # 300 random kills, half an hour; not part of `make test`. make soak SOAK="--kills 50 --seed 7"
 SOAK ?= --kills 300
