@@ -1,6 +1,6 @@
 """Scoring a trained classifier on held-out rows: rows a second of trainer_loop's evaluation and of Trainer.evaluate.
 
-    python -m benchmarks.evaluation --data ../shared/data/imdb
+    python -m benchmarks.evaluation --data path/to/imdb
 
 The model is trained briefly first, so that it is sure of most rows. Each side loads it in a process of its own and
 scores the same rows; loading and tokenising are not counted. What differs:

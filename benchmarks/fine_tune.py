@@ -1,8 +1,8 @@
 """Fine-tuning a small encoder on texts as long as IMDb's: the time from the first step to the last, or to an accuracy.
 
-    python -m benchmarks.fine_tune --data ../shared/data/imdb
-    python -m benchmarks.fine_tune --data ../shared/data/imdb --attention-dropout
-    python -m benchmarks.fine_tune --data ../shared/data/imdb --until-accuracy 0.85 --rows 8000 --held-out 2000
+    python -m benchmarks.fine_tune --data path/to/imdb
+    python -m benchmarks.fine_tune --data path/to/imdb --attention-dropout
+    python -m benchmarks.fine_tune --data path/to/imdb --until-accuracy 0.85 --rows 8000 --held-out 2000
 
 Every side begins at the same weights, trains the same rows once in batches of the same size with the same fused AdamW,
 learning rate, schedule and clipping, in a process of its own. What differs:

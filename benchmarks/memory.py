@@ -1,6 +1,6 @@
 """Peak memory of a process that trains or evaluates, by the number of rows on disk: trainer_loop beside Trainer.
 
-    python -m benchmarks.memory --data ../shared/data/imdb
+    python -m benchmarks.memory --data path/to/imdb
 
 A small model trains a few steps on files of 1, 10 and 100 times as many rows (tokenising included), and scores 1, 10
 and 100 times as many. `resident` is all that the process had in memory at once; it counts pages of files mapped into

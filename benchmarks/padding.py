@@ -1,6 +1,6 @@
 """The share of padded tokens that each way of making batches computes, on the lengths of the texts; no model runs.
 
-    python -m benchmarks.padding --data ../shared/data/imdb
+    python -m benchmarks.padding --data path/to/imdb
 
 trainer_loop cuts uniformly random batches by its token budget, so the figures do not depend on a bias of the batches;
 length grouping (transformers.Trainer's own sampler) gets its low padding from batches of like lengths. With several

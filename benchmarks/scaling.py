@@ -1,6 +1,6 @@
 """Several processes on as many cores against one on one core: tokens a second, and what is reduced in a step.
 
-    python -m benchmarks.scaling --data ../shared/data/imdb
+    python -m benchmarks.scaling --data path/to/imdb
 
 The same config and batches, so the same updates, on one process and on `--num-processes`, each kept to a core of its
 own and with one thread; they are started by `accelerate launch` and joined by gloo. Reductions are counted in short

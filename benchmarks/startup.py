@@ -1,6 +1,6 @@
 """From the command to the first step: importing, with tokens from the cache and without, beside a plain Trainer script.
 
-    python -m benchmarks.startup --data ../shared/data/imdb
+    python -m benchmarks.startup --data path/to/imdb
 
 Both sides are commands of their own, timed from outside until they print the loss of their first step (which is in the
 time): `python -m trainer_loop.run` with configs/imdb.yaml, and benchmarks/peer_trainer.py, which imports what a
