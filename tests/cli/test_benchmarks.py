@@ -26,7 +26,12 @@ SIDES = {
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+QUICK = ("padding", "checkpoint")  # the others take minutes: `make test-slow`
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in COMMANDS]
+)
 def test_a_benchmark_runs_on_tiny_sizes(name: str, tmp_path: Path, tiny_model: Path):
     command = [*COMMANDS[name], "--rounds", "1", "--results", str(tmp_path)]
     if "--max-length" in command and name != "memory":
