@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from benchmarks.watch import Watch
+from benchmarks.peer_trainer import tokenise
+from benchmarks.watch import Watch, wait_for_gpu
 
 _LOG_EVERY = 10
 _PROFILED = range(2, 8)  # steps from 0 after one that logs, before the next that does
@@ -166,11 +167,11 @@ def measure_matrix_rate(*, size: int) -> float:
     one, other = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     best = float("inf")
     for _ in range(5):
-        _wait(device)
+        wait_for_gpu()
         began = time.perf_counter()
         for _ in range(10):
             one @ other
-        _wait(device)
+        wait_for_gpu()
         best = min(best, time.perf_counter() - began)
     return 10 * 2 * size**3 / best
 
@@ -222,13 +223,9 @@ def _encode(train: str, tokenizer: Any, *, classifies: bool, max_length: int) ->
 
     from trainer_loop.tasks.causal_lm import CausalLM
 
-    rows = datasets.load_dataset("parquet", data_files=train, split="train")
     if classifies:
-        return rows.map(
-            lambda batch: tokenizer(batch["text"], truncation=True, max_length=max_length),
-            batched=True,
-            remove_columns=["text"],
-        )
+        return tokenise(train, tokenizer, max_length)
+    rows = datasets.load_dataset("parquet", data_files=train, split="train")
     task = CausalLM()
     task.bind(tokenizer)
     return rows.map(
@@ -250,8 +247,3 @@ def _operations_per_token(model: nn.Module, *, attended: float) -> float:
         weights += output.weight.numel()
     config = model.config
     return 6 * weights + 12 * config.num_hidden_layers * config.hidden_size * attended
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()

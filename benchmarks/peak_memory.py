@@ -1,9 +1,11 @@
 """The most memory that this process has at once."""
 
-import resource
-import sys
 import threading
 from pathlib import Path
+
+import torch
+
+from trainer_loop.runtime.memory import read_peak_memory
 
 _SECONDS_BETWEEN = 0.02
 
@@ -27,8 +29,7 @@ class PeakMemory:
     def __exit__(self, *error: object) -> None:
         self._over.set()
         self._thread.join()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        self.resident = peak if sys.platform == "darwin" else peak * 1024  # kilobytes on Linux
+        self.resident = read_peak_memory(torch.device("cpu"))
         self.of_its_own = self.of_its_own or self.resident
 
     def _look(self) -> None:

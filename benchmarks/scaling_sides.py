@@ -135,10 +135,7 @@ def _share_of_dearest(plan: Any) -> float:
     """Which share of an epoch's padded tokens is computed by the process that computes most of its step."""
     dearest = total = 0
     for step in range(plan.steps_per_epoch):
-        costs = [
-            sum(len(rows) * int(plan.lengths[rows].max()) for rows in process)
-            for process in plan.step(step).microbatches
-        ]
+        costs = [share.num_padded_tokens for share in plan.step(step).shares]
         dearest += max(costs)
         total += sum(costs)
     return dearest / total

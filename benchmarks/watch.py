@@ -40,7 +40,7 @@ class Watch:
 
     def begin_step(self) -> None:
         if self.updates == self._warm and self.seconds == 0.0:
-            _wait_for_gpu()
+            wait_for_gpu()
             self._mark = time.perf_counter()
 
     def see(self, batch: dict[str, Any]) -> None:
@@ -61,7 +61,7 @@ class Watch:
         if self._mark is None:
             return False
         if self.updates == self._last:
-            _wait_for_gpu()
+            wait_for_gpu()
         now = time.perf_counter()
         self.seconds += now - self._mark
         self._mark = now
@@ -80,6 +80,7 @@ class Watch:
         return {name: getattr(self, name) for name in names}
 
 
-def _wait_for_gpu() -> None:
+def wait_for_gpu() -> None:
+    """Until it has done all that it was given; at once where there is none."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

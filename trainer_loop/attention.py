@@ -104,7 +104,6 @@ def make_mask(
     mask_function: Callable[..., Any] = causal_mask_function,
     allow_is_causal_skip: bool = True,
     allow_is_bidirectional_skip: bool = False,
-    device: torch.device | str = "cpu",
     **others: Any,  # transformers passes what its other mask functions take
 ) -> Tensor | None:
     """The mask `[B, 1, T, T]` of a batch whose `attention_mask` is `[B, T]`; None where none is needed.
@@ -121,7 +120,6 @@ def make_mask(
         mask_function=mask_function,
         allow_is_causal_skip=allow_is_causal_skip and may_look,
         allow_is_bidirectional_skip=allow_is_bidirectional_skip and may_look,
-        device=device,
         **others,
     )
 

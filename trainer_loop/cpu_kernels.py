@@ -93,11 +93,13 @@ class _Attention(torch.autograd.Function):
         step = heads * max(1, _BYTES_AT_A_TIME // (heads * length**2 * query.element_size()))
         attended = torch.empty_like(query)
         kept: list[Tensor] = []
+        learns = any(ctx.needs_input_grad)
         level, share = _quantise(dropout)
         with torch.autocast("cpu", enabled=False):  # softmax would go to fp32
             for start in range(0, rows * heads, step):
                 part = slice(start, start + step)
-                scores = _bmm(query[part], key[part].transpose(1, 2), scale)
+                scores = query.new_empty(len(query[part]), length, length)
+                _multiply(query[part], key[part].transpose(1, 2), scale, out=scores)
                 if mask is not None:
                     _hide(scores, mask, heads, part)
                 probabilities = torch.softmax(scores, dim=-1)
@@ -106,11 +108,11 @@ class _Attention(torch.autograd.Function):
                     torch.bmm(probabilities.clamp_min(0), value[part], out=attended[part])
                 else:
                     torch.bmm(probabilities, value[part], out=attended[part])
-                if any(ctx.needs_input_grad):
+                if learns:
                     kept.append(probabilities)
             if level:
                 attended.mul_(1 / (1 - share))
-        if any(ctx.needs_input_grad):
+        if learns:
             ctx.save_for_backward(query, key, value, attended, *kept)
             ctx.settings = scale, share, step, (rows, heads, length, width)
         return attended.view(rows, heads, length, width)
@@ -128,29 +130,19 @@ class _Attention(torch.autograd.Function):
             grad_scores = torch.bmm(grad[part], value[part].transpose(1, 2))
             if share:
                 used = probabilities.clamp_min(0)
-                torch.baddbmm(
-                    grad_value[part],
-                    used.transpose(1, 2),
-                    grad[part],
-                    beta=0,
-                    alpha=1 / (1 - share),
-                    out=grad_value[part],
-                )
+                _multiply(used.transpose(1, 2), grad[part], 1 / (1 - share), out=grad_value[part])
                 grad_scores.mul_(used).mul_(1 / (1 - share)).sub_(probabilities.abs().mul_(of_rows[part]))
             else:
                 torch.bmm(probabilities.transpose(1, 2), grad[part], out=grad_value[part])
                 grad_scores.sub_(of_rows[part]).mul_(probabilities)
-            torch.baddbmm(grad_query[part], grad_scores, key[part], beta=0, alpha=scale, out=grad_query[part])
-            torch.baddbmm(
-                grad_key[part], grad_scores.transpose(1, 2), query[part], beta=0, alpha=scale, out=grad_key[part]
-            )
+            _multiply(grad_scores, key[part], scale, out=grad_query[part])
+            _multiply(grad_scores.transpose(1, 2), query[part], scale, out=grad_key[part])
         return grad_query.view(shape), grad_key.view(shape), grad_value.view(shape), None, None, None, None
 
 
-def _bmm(left: Tensor, right: Tensor, scale: float) -> Tensor:
-    """scale * left @ right, scaled before it is rounded."""
-    product = left.new_empty(len(left), left.shape[1], right.shape[2])
-    return torch.baddbmm(product, left, right, beta=0, alpha=scale)
+def _multiply(left: Tensor, right: Tensor, scale: float, *, out: Tensor) -> None:
+    """out = scale * left @ right, scaled before it is rounded."""
+    torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
 
 
 def _hide(scores: Tensor, mask: Tensor, heads: int, part: slice) -> None:

@@ -15,6 +15,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from trainer_loop.attention import ATTENTION as PADDED_ATTENTION
 from trainer_loop.attention import attend, cast_as_autocast
+from trainer_loop.data.loader import move_batch
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.model import first_position
 from trainer_loop.tasks.task import pack_rows
@@ -173,8 +174,7 @@ def _run_alone(model: PreTrainedModel) -> list[Tensor]:
 @torch.no_grad()
 def _run_packed(model: PreTrainedModel, *, rows_at_head: bool) -> list[Tensor]:
     """Logits of the probe rows together, row by row."""
-    packed = pack_rows(_probe_rows(model))
-    batch = {name: value.to(model.device) if isinstance(value, Tensor) else value for name, value in packed.items()}
+    batch = move_batch(pack_rows(_probe_rows(model)), model.device)
     logits = model(**batch).logits
     return list(logits) if rows_at_head else list(logits[0].split(_PROBE))
 

@@ -10,6 +10,7 @@ import transformers
 from torch import nn
 
 from trainer_loop.data.batch_plan import cut_evaluation
+from trainer_loop.data.loader import move_batch
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.record.export import ExportRecord
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
@@ -81,8 +82,8 @@ class Predictor:
             microbatch_tokens=choose_microbatch_tokens(self.device.type),
         )
         for rows in microbatches:
-            batch = self.task.collate([encoded[row] for row in rows])
-            outputs = self.task.predict(self.model, {name: tensor.to(self.device) for name, tensor in batch.items()})
+            batch = move_batch(self.task.collate([encoded[row] for row in rows]), self.device)
+            outputs = self.task.predict(self.model, batch)
             for row, values in zip(rows, self._describe(outputs), strict=True):
                 judged[row] = values
         return judged

@@ -216,9 +216,7 @@ def cut_batch(
     lengths: tokens of these rows, at least 1 each. With fewer rows than processes some get none.
     """
     limits = Limits(num_processes, max_tokens, per_device, microbatch_tokens, packed)
-    cut = cut_batches(np.asarray(lengths, dtype=np.int64)[:, None], limits)
-    shares = _read_shares(np.asarray(rows)[cut.order[0]], cut.microbatches[0], num_processes)
-    return [share.microbatches for share in shares]
+    return _cut_few(np.asarray(rows), np.asarray(lengths, dtype=np.int64), limits)
 
 
 def halve_dearest(
@@ -249,17 +247,16 @@ def cut_evaluation(
     """Cut all rows for evaluation, each once: `[process][microbatch][row]`, dearest microbatch first."""
     lengths = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
     limits = Limits(num_processes, max_tokens, per_device, microbatch_tokens, packed)
-    if len(lengths) > _MANY_ROWS:
-        return _cut_many(lengths, limits)
-    return cut_batch(
-        list(range(len(lengths))),
-        lengths,
-        num_processes=num_processes,
-        max_tokens=max_tokens,
-        per_device=per_device,
-        microbatch_tokens=microbatch_tokens,
-        packed=packed,
+    return (
+        _cut_many(lengths, limits) if len(lengths) > _MANY_ROWS else _cut_few(np.arange(len(lengths)), lengths, limits)
     )
+
+
+def _cut_few(rows: np.ndarray, lengths: np.ndarray, limits: Limits) -> list[list[Rows]]:
+    """The cheapest cut of these rows, dealt. rows: their numbers `[B]`; lengths: their tokens `[B]`."""
+    cut = cut_batches(lengths[:, None], limits)
+    shares = _read_shares(rows[cut.order[0]], cut.microbatches[0], limits.num_processes)
+    return [share.microbatches for share in shares]
 
 
 def _cut_many(lengths: np.ndarray, limits: Limits) -> list[list[Rows]]:

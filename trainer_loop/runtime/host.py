@@ -35,14 +35,10 @@ def choose_threads(setting: int | str) -> int | None:
     """
     if setting != "auto":
         return int(setting)
-    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     launched = "LOCAL_WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
-    given = os.environ.get("OMP_NUM_THREADS")
-    if given is not None and not (launched and given == "1"):
+    if not launched or os.environ.get("OMP_NUM_THREADS", "1") != "1":
         return None
-    if not launched:
-        return None
-    return max(1, _count_cores() // local_processes)
+    return max(1, _count_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def _count_cores() -> int:
