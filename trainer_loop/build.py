@@ -14,7 +14,7 @@ from trainer_loop.attention import describe_attention_dropout, use_attention
 from trainer_loop.config.fields import Config
 from trainer_loop.config.load import values_of
 from trainer_loop.config.schema import KEYS
-from trainer_loop.cpu_kernels import use_cpu_dropout
+from trainer_loop.cpu_kernels import use_cpu_modules
 from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.loader import EvaluationLoader, StepLoader, TrainLoader
@@ -206,7 +206,7 @@ def _make_model(config: Config, parts: Parts, accelerator: Accelerator, console:
     elif config.model.attention == "auto":
         use_attention(model)
     if accelerator.device.type == "cpu":
-        use_cpu_dropout(model)
+        use_cpu_modules(model)
         if (cost := describe_attention_dropout(model, max_length=config.data.max_length)) is not None:
             console.say(cost)
     if config.model.packing:

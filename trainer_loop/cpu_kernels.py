@@ -1,14 +1,17 @@
-"""What torch does slowly on a CPU, done faster there: attention in bf16, and dropout.
+"""What torch does slowly on a CPU, done faster there: attention in bf16, dropout, and gradients of embeddings.
 
 torch's flash attention for CPUs is no faster in bf16 than in fp32, and takes no dropout: with dropout it computes whole
 matrices of scores in fp32 and draws a random number for each at six nanoseconds. Scores in bf16, a few megabytes at a
 time, with 16 random bits each, take a third to a fifth of the time at the lengths of most texts.
+
+The gradient of an embedding is as large as its whole vocabulary, of which a microbatch has a few hundred words.
 """
 
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -17,11 +20,13 @@ _MOST_BYTES_A_ROW = 16 * 2**20  # of scores: from there on torch's flash attenti
 _LEVELS = 2**15  # of a random number
 
 
-def use_cpu_dropout(model: nn.Module) -> None:
-    """Let a model drop out by the function of this file; its parameters and names stay."""
+def use_cpu_modules(model: nn.Module) -> None:
+    """Let a model drop out and embed by the functions of this file; its parameters and names stay."""
     for module in model.modules():
         if type(module) is nn.Dropout:
             module.__class__ = CpuDropout
+        elif type(module) is nn.Embedding:
+            module.__class__ = CpuEmbedding
 
 
 class CpuDropout(nn.Dropout):
@@ -33,6 +38,19 @@ class CpuDropout(nn.Dropout):
         level, share = _quantise(self.p)
         kept = (_draw(input.numel()) >= level).view(input.shape)
         return input * kept.to(input.dtype).mul_(1 / (1 - share))
+
+
+class CpuEmbedding(nn.Embedding):
+    """An embedding that adds to a gradient only for the tokens of its input, once there is a gradient to add to."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        is_plain = self.max_norm is None and not self.scale_grad_by_freq and not self.sparse
+        learns = self.weight.requires_grad and torch.is_grad_enabled()
+        is_worth_it = input.device.type == "cpu" and input.numel() < self.num_embeddings
+        if not (is_plain and learns and is_worth_it) or torch.compiler.is_compiling():
+            return super().forward(input)
+        embedded: Tensor = _Embedding.apply(self.weight, input, self.padding_idx)
+        return embedded
 
 
 def attend_on_cpu(
@@ -66,6 +84,31 @@ def is_faster_on_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
 def fits_on_cpu(heads: int, length: int, *, bytes_each: int) -> bool:
     """Whether the scores of a row are few enough."""
     return heads * length**2 * bytes_each <= _MOST_BYTES_A_ROW
+
+
+class _Embedding(torch.autograd.Function):
+    """Its gradient is dense where the weight has none yet, and sparse where torch only has to add it to one."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, input: Tensor, padding_idx: int | None) -> Tensor:
+        ctx.weight = weight
+        ctx.padding_idx = padding_idx
+        ctx.save_for_backward(input)
+        return F.embedding(input, weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (input,) = ctx.saved_tensors
+        weight, padding_idx = ctx.weight, ctx.padding_idx
+        if weight.grad is None or weight.grad.is_sparse:
+            padding = -1 if padding_idx is None else padding_idx
+            return torch.ops.aten.embedding_dense_backward(grad, input, len(weight), padding, False), None, None
+        tokens, grads = input.flatten(), grad.reshape(-1, grad.shape[-1])
+        if padding_idx is not None:
+            others = tokens != padding_idx
+            tokens, grads = tokens[others], grads[others]
+        return torch.sparse_coo_tensor(tokens[None], grads, weight.shape, check_invariants=False), None, None
 
 
 class _Attention(torch.autograd.Function):

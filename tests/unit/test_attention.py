@@ -13,7 +13,7 @@ from transformers.masking_utils import bidirectional_mask_function
 
 from trainer_loop import attention, cpu_kernels
 from trainer_loop.attention import ATTENTION, attend, describe_attention_dropout, make_mask, use_attention
-from trainer_loop.cpu_kernels import CpuDropout, use_cpu_dropout
+from trainer_loop.cpu_kernels import CpuDropout, use_cpu_modules
 
 ROWS, HEADS, LENGTH, WIDTH = 5, 4, 37, 16
 
@@ -154,7 +154,7 @@ def test_a_model_keeps_its_parameters_and_what_it_says_when_it_does_not_train():
     tokens = torch.randint(1, tiny.VOCABULARY, (3, 9))
     before = model(input_ids=tokens).logits
     use_attention(model)
-    use_cpu_dropout(model)
+    use_cpu_modules(model)
     assert model.config._attn_implementation == ATTENTION
     assert {type(module) for module in model.modules() if isinstance(module, nn.Dropout)} == {CpuDropout}
     assert list(model.state_dict()) == names

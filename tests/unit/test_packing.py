@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from trainer_loop.attention import use_attention
-from trainer_loop.cpu_kernels import use_cpu_dropout
+from trainer_loop.cpu_kernels import use_cpu_modules
 from trainer_loop.data.loader import move_batch
 from trainer_loop.errors import UserError
 from trainer_loop.packing import use_packing
@@ -97,7 +97,7 @@ def test_packed_rows_train_in_bf16_with_dropout_and_checkpointed_gradients():
     model = make_model("bert", decoder=False, attention_probs_dropout_prob=0.1, hidden_dropout_prob=0.1)
     model.gradient_checkpointing_enable({"use_reentrant": False})
     use_attention(model)
-    use_cpu_dropout(model)
+    use_cpu_modules(model)
     use_packing(model, rows_at_head=True)
     task = SequenceClassification()
     task.bind(tiny.make_tokenizer(), packs=True)
