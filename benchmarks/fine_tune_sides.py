@@ -92,7 +92,6 @@ def train_bare(wanted: Wanted, watch: Watch) -> nn.Module:
     """A loop written by hand; only the cut into microbatches comes from trainer_loop's plan."""
     from trainer_loop.build import build
     from trainer_loop.config.load import read_config, split_arguments
-    from trainer_loop.optim.groups import group_by_decay
 
     name, overrides, _ = split_arguments(wanted.our_words())
     config, problems = read_config(name, overrides)
@@ -106,7 +105,11 @@ def train_bare(wanted: Wanted, watch: Watch) -> nn.Module:
     assert device is not None
     model = AutoModelForSequenceClassification.from_pretrained(wanted.model, dtype=torch.float32, **wanted.overrides)
     model.to(device).train()
-    optimizer = torch.optim.AdamW(group_by_decay(model, 0.01), lr=5e-5, fused=True)
+    groups = [
+        {"params": [weight for weight in model.parameters() if weight.ndim >= 2], "weight_decay": 0.01},
+        {"params": [weight for weight in model.parameters() if weight.ndim < 2], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=5e-5, fused=True)
     schedule = get_linear_schedule_with_warmup(optimizer, -(-len(steps) // 10), len(steps))
     batches = iter(DataLoader(rows, batch_sampler=[part for step in steps for part in step], collate_fn=collate))
     assert wanted.precision in ("no", "bf16"), "fp16 would need a loss scaler"

@@ -39,6 +39,8 @@ class Scenario:
     backend: str | None = None  # of torch.compile; None: not compiled
     gradient_checkpointing: bool = False
     precision: str = "no"
+    frozen_steps: int = 0  # the embeddings do not move before
+    max_grad_value: float | None = None
 
     @property
     def name(self) -> str:
@@ -90,6 +92,10 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         lr=scenario.lr,
         validation_rows=validation,
         evaluation_layout=tiny.Layout(per_device=scenario.evaluation_per_device),
+        frozen_until=(
+            [(scenario.frozen_steps, list(model.get_input_embeddings().parameters()))] if scenario.frozen_steps else []
+        ),
+        max_grad_value=scenario.max_grad_value,
         metrics=load_metrics(names if scenario.task == "sequence_classification" else ["perplexity"], num_labels=3),
     )
     loop.fit()

@@ -1,6 +1,6 @@
 """Tiny models, made-up rows and a loop over them: what the tests of the loop share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.loader import EvaluationLoader, TrainLoader
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.named_metric import NamedMetric
-from trainer_loop.optim.groups import group_by_decay
+from trainer_loop.optim.groups import make_groups
 from trainer_loop.packing import use_packing
 from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.logs import Console, MetricLog
@@ -138,7 +138,7 @@ def make_loop(
     num_steps: int,
     batch_size: int = 8,
     layout: Layout | None = None,
-    optimizer: str = "sgd",
+    optimizer: str | Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = "sgd",
     lr: float = 0.1,
     weight_decay: float = 0.01,
     schedule: Any = None,
@@ -171,8 +171,11 @@ def make_loop(
         packed=layout.packed,
     )
     classes = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
-    torch_optimizer = classes[optimizer](group_by_decay(model, weight_decay), lr=lr)
+    groups = [group.for_optimizer() for group in make_groups(model, lr=lr, weight_decay=weight_decay)]
+    torch_optimizer = optimizer(groups) if callable(optimizer) else classes[optimizer](groups)
     scheduler = (schedule or (lambda made: torch.optim.lr_scheduler.LambdaLR(made, lambda step: 1.0)))(torch_optimizer)
+    if callable(options.get("averages")):
+        options["averages"] = options["averages"](model)
     model, prepared = accelerator.prepare(model, torch_optimizer)
     console = Console(enabled=False)
     validation_loader = None
@@ -212,7 +215,7 @@ def make_loop(
             scheduler=scheduler,
             console=console,
             plan={"rows": len(rows), "batch_size": batch_size, "seed": seed},
-            ema=options.get("ema"),
+            averages=options.get("averages"),
         ),
         console=console,
         metric_log=MetricLog(directory.metrics),

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.optim import Optimizer
 
+from trainer_loop.adapters import add_adapter, merge_adapter
 from trainer_loop.attention import describe_attention_dropout, use_attention
 from trainer_loop.config.fields import Config
 from trainer_loop.config.load import values_of
@@ -20,13 +22,17 @@ from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.loader import EvaluationLoader, StepLoader, TrainLoader
 from trainer_loop.data.stream import StreamLoader
 from trainer_loop.data.tokens import describe_tokenizer
-from trainer_loop.judge import Parts, judge, metric_entries
+from trainer_loop.embedding_noise import use_embedding_noise
+from trainer_loop.errors import UserError
+from trainer_loop.judge import Parts, adapter_of, judge, metric_entries
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.load import load_metrics
-from trainer_loop.model import make_model
+from trainer_loop.model import describe_frozen, make_model
 from trainer_loop.optim.ema import Ema
-from trainer_loop.optim.optimizers import make_optimizer
-from trainer_loop.optim.schedules import describe_warmup, make_scheduler
+from trainer_loop.optim.groups import GroupRule, ParameterGroup, describe_groups, freeze, make_groups
+from trainer_loop.optim.optimizers import make_optimizer, takes_hidden_matrices_apart
+from trainer_loop.optim.schedule_free import ScheduleFreeAverages, is_schedule_free
+from trainer_loop.optim.schedules import count_steps, describe_warmup, draw_schedule, make_scheduler
 from trainer_loop.packing import use_packing
 from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.export import ExportRecord, export_model
@@ -78,11 +84,15 @@ def build(
     num_steps = config.train.steps or math.ceil((config.train.epochs or 0) * (steps_per_epoch or 0))
 
     model = _make_model(config, parts, accelerator, console)
+    freeze(model, config.optimizer.freeze)
+    groups = _make_groups(config, model, num_steps)
+    _refuse_idle_groups(groups, num_steps)
+    if (frozen := describe_frozen(model)) is not None:
+        run_plan["frozen_weights"] = frozen
     optimizer = make_optimizer(
-        model,
+        groups,
         name=config.optimizer.name,
         lr=config.optimizer.lr,
-        weight_decay=config.optimizer.weight_decay,
         args=config.optimizer.args,
         device=accelerator.device,
     )
@@ -92,8 +102,9 @@ def build(
         warmup=config.scheduler.warmup,
         num_steps=num_steps,
         args=config.scheduler.args,
+        metric=config.scheduler.metric or "-loss",
     )
-    ema = None if config.ema.decay is None else Ema(model, decay=config.ema.decay)
+    averages = _make_averages(config, model, optimizer)
     model, optimizer = accelerator.prepare(model, optimizer)
     return TrainingLoop(
         accelerator=accelerator,
@@ -115,7 +126,7 @@ def build(
             config=values_of(config),
             replanned=[name for name, key in KEYS.items() if key.on_resume == "planned anew"],
             resume_anyway=config.resume_anyway,
-            ema=ema,
+            averages=averages,
             keep_last=config.checkpoint.keep_last,
             background=config.checkpoint.background,
         ),
@@ -125,13 +136,16 @@ def build(
             metric_entries(config, parts.task), num_labels=None if parts.label_names is None else len(parts.label_names)
         ),
         max_grad_norm=config.train.max_grad_norm,
+        max_grad_value=config.train.max_grad_value,
         skip_nonfinite=config.train.on_nonfinite == "skip",
-        ema=ema,
+        averages=averages,
+        frozen_until=[(group.unfreeze_at, list(group.parameters.values())) for group in groups if group.unfreeze_at],
         evaluate_every=_interval(config.evaluate.every, steps_per_epoch),
         evaluate_at_start=config.evaluate.at_start,
         checkpoint_every=_interval(config.checkpoint.every, steps_per_epoch),
         log_every=config.log.every,
         best=config.checkpoint.best,
+        plateau_metric=config.scheduler.metric or "-loss",
         patience=config.train.patience,
         resume=config.resume,
         preemption=preemption,
@@ -149,7 +163,8 @@ def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
     evaluation = "none" if loop.evaluate_every is None else f"every {loop.evaluate_every:,} steps"
     saving = "never" if loop.checkpoint_every is None else f"every {loop.checkpoint_every:,} steps"
     return [
-        f"model: {type(loop.bare_model).__name__}, {total:,} parameters, {trained:,} of them trained"
+        f"model: {type(loop.bare_model).__name__}, {total:,} parameters, "
+        + ("all trained" if trained == total else f"{trained:,} of them ({trained / total:.2%}) trained")
         + (", compiled" if config.model.compile else ""),
         f"hardware: {accelerator.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}, "
         f"{torch.get_num_threads()} threads per process",
@@ -157,7 +172,22 @@ def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
         f"optimizer: {config.optimizer.name}, learning rate {config.optimizer.lr:g}, {config.scheduler.name} with "
         f"{warmup}",
         f"evaluation: {evaluation}; checkpoints: {saving}, in {config.run_dir}",
+        *(_describe_optimizer(config, loop) if config.dry_run else []),
     ]
+
+
+def _describe_optimizer(config: Config, loop: TrainingLoop) -> list[str]:
+    """The table of groups and the curve of the learning rate."""
+    frozen = {name: weight for name, weight in loop.bare_model.named_parameters() if not weight.requires_grad}
+    curve = draw_schedule(
+        name=config.scheduler.name,
+        lr=config.optimizer.lr,
+        warmup=config.scheduler.warmup,
+        num_steps=loop.num_steps,
+        args=config.scheduler.args,
+    )
+    groups = _make_groups(config, loop.bare_model, loop.num_steps)
+    return ["groups of parameters:", *(f"  {line}" for line in describe_groups(groups, frozen)), f"schedule: {curve}"]
 
 
 def _describe_batches(loader: StepLoader, *, num_steps: int, process_index: int) -> list[str]:
@@ -211,7 +241,46 @@ def _make_model(config: Config, parts: Parts, accelerator: Accelerator, console:
             console.say(cost)
     if config.model.packing:
         use_packing(model, rows_at_head=parts.task.rows_at_head)
+    if config.model.neftune_alpha is not None:
+        use_embedding_noise(model, alpha=config.model.neftune_alpha)
+    if (adapter := adapter_of(config)) is not None:
+        kind, arguments, place = adapter
+        model = add_adapter(
+            model, kind=kind, arguments=arguments, task_type=parts.task.adapter_type, place=place, seed=config.seed
+        )
     return model
+
+
+def _make_groups(config: Config, model: nn.Module, num_steps: int) -> list[ParameterGroup]:
+    optimizer = config.optimizer
+    return make_groups(
+        model,
+        lr=optimizer.lr,
+        weight_decay=optimizer.weight_decay,
+        rules=_group_rules(config, num_steps),
+        layer_decay=optimizer.layer_decay or 1.0,
+        unfreeze_every=count_steps(optimizer.unfreeze_every or 0, num_steps),
+        hidden_matrices_apart=takes_hidden_matrices_apart(optimizer.name),
+    )
+
+
+def _refuse_idle_groups(groups: Sequence[ParameterGroup], num_steps: int) -> None:
+    """Raises UserError where nothing learns from the first step on, or something would never."""
+    never = [group.about for group in groups if group.unfreeze_at >= num_steps]
+    if never:
+        raise UserError(
+            f"optimizer.unfreeze_every and optimizer.groups: {', '.join(never)} would not learn in any of the "
+            f"{num_steps:,} steps; unfreeze earlier, or say so with optimizer.freeze"
+        )
+    if all(group.unfreeze_at for group in groups):
+        raise UserError("optimizer.groups: no parameter learns at the first step; let one begin with unfreeze_at: 0")
+
+
+def _make_averages(config: Config, model: nn.Module, optimizer: Optimizer) -> Ema | ScheduleFreeAverages | None:
+    """What is evaluated and exported in the place of the weights."""
+    if is_schedule_free(optimizer):
+        return ScheduleFreeAverages(model, optimizer)
+    return None if config.ema.decay is None else Ema(model, decay=config.ema.decay)
 
 
 def _make_train_loader(config: Config, parts: Parts, accelerator: Accelerator) -> TrainLoader | StreamLoader:
@@ -305,7 +374,18 @@ def _token_budget(setting: Any, parts: Parts, device: torch.device, *, training:
 
 def _interval(setting: Any, steps_per_epoch: int | None) -> int | None:
     """Steps between two occasions; None: never."""
+    if isinstance(setting, float):
+        return None if steps_per_epoch is None else max(1, round(setting * steps_per_epoch))
     return {"epoch": steps_per_epoch, "never": None}.get(setting, setting)
+
+
+def _group_rules(config: Config, num_steps: int) -> list[GroupRule]:
+    rules = []
+    for entry in config.optimizer.groups:
+        unfreeze_at = entry.get("unfreeze_at")
+        steps = None if unfreeze_at is None else count_steps(unfreeze_at, num_steps)
+        rules.append(GroupRule(entry["match"], entry.get("lr"), entry.get("weight_decay"), steps))
+    return rules
 
 
 def _describe_run(config: Config, parts: Parts, loader: TrainLoader | StreamLoader) -> dict[str, Any]:
@@ -349,4 +429,7 @@ def _export(
         metrics=state.figures,
         plan=run_plan | {name: value for name, value in values_of(config).items() if name in _TUNED},
     )
+    adapter = adapter_of(config)
+    if adapter is not None and (config.model.lora.merge or config.model.peft.merge):
+        model = merge_adapter(model, place=f"{adapter[2]}.merge")
     export_model(run_dir, model, tokenizer, record, title=run_dir.root.name)

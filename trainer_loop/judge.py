@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from transformers import PretrainedConfig
 
+from trainer_loop.adapters import add_adapter, check_adapter, check_targets
 from trainer_loop.config.component import check_arguments, choose
 from trainer_loop.config.fields import Config
 from trainer_loop.data.checks import check_splits
@@ -24,17 +25,23 @@ from trainer_loop.data.tokens import TokenisedSplit, tokenise_split
 from trainer_loop.data.train_stream import TrainStream, prepare_stream
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.metrics.load import SHIPPED, check_metrics, reported_keys
-from trainer_loop.model import check_model_config, find_model, fit_model_config, load_model_config
-from trainer_loop.optim.optimizers import check_optimizer
-from trainer_loop.optim.schedules import check_scheduler
+from trainer_loop.model import (
+    check_model_config,
+    find_model,
+    fit_model_config,
+    load_model_config,
+    make_empty_model,
+)
+from trainer_loop.optim.groups import GroupRule, check_patterns
+from trainer_loop.optim.optimizers import check_optimizer, find_optimizer
+from trainer_loop.optim.schedule_free import is_schedule_free
+from trainer_loop.optim.schedules import check_scheduler, needs_metric
 from trainer_loop.record.logs import Console
 from trainer_loop.runtime.compiler import check_compiler
 from trainer_loop.runtime.distributed import choose_precision
-from trainer_loop.tasks.losses import cross_entropy
+from trainer_loop.tasks.losses import LOSSES
 from trainer_loop.tasks.shipped import TASKS
 from trainer_loop.tasks.task import TextTask
-
-LOSSES: dict[str, Callable[..., torch.Tensor]] = {"cross_entropy": cross_entropy}
 
 _SMALLER_IS_BETTER = ("loss", "perplexity")
 
@@ -90,6 +97,8 @@ def judge(config: Config, *, problems: Sequence[str], console: Console) -> Parts
             own_tokenizer=config.model.tokenizer is None,
             max_length=config.data.max_length,
         )
+        if task is not None:
+            problems += _check_groups(config, task, model_config)
     classes = tokenizer if label_names is None else label_names.names
     if task is not None and classes is not None:
         problems += _check_loss(config, task, len(classes))
@@ -149,9 +158,9 @@ def _make_task(config: Config) -> TextTask:
 def _check_loss(config: Config, task: TextTask, num_classes: int) -> list[str]:
     """A loss that the config names must add up: of rows given twice it is twice as much. A mean depends on the cut."""
     loss_function = getattr(task, "loss_function", None)
-    if loss_function is None or config.loss.name is None:
+    if loss_function is None or (config.loss.name is None and not config.loss.args):
         return []
-    place = f"loss.name: {config.loss.name}"
+    place = f"loss.name: {config.loss.name}" if config.loss.name is not None else "loss.args: cross_entropy"
     targets = torch.tensor([0, 1, 1, 0])
     logits = torch.linspace(-9, 9, 4 * num_classes).sin().view(4, num_classes).requires_grad_()
     try:
@@ -186,21 +195,28 @@ def _check_components(config: Config, task: TextTask | None) -> list[str]:
     problems = check_optimizer(
         config.optimizer.name, weight_decay=config.optimizer.weight_decay, args=config.optimizer.args
     )
+    if not problems and config.ema.decay is not None and is_schedule_free(find_optimizer(config.optimizer.name)):
+        problems.append(
+            f"ema.decay: {config.ema.decay}: {config.optimizer.name} keeps an average of the weights itself; "
+            "set it to null"
+        )
     problems += check_scheduler(config.scheduler.name, args=config.scheduler.args)
     if task is not None:
         entries = metric_entries(config, task)
         problems += _check_fit(entries, task)
         keys = reported_keys(entries, num_labels=None)
-        best = config.checkpoint.best
-        if best is not None and keys is not None and best.removeprefix("-") not in (*keys, "loss"):
-            problems.append(
-                f"checkpoint.best: {best} is not reported; evaluate.metrics report: {', '.join(keys)}, and loss"
-            )
-    if config.scheduler.name == "reduce_lr_on_plateau" and config.evaluate.every == "never":
-        problems.append("scheduler.name: reduce_lr_on_plateau follows the validation loss; set evaluate.every")
-    if config.checkpoint.best in _SMALLER_IS_BETTER:
-        best = config.checkpoint.best
-        problems.append(f"checkpoint.best: {best} would pick the largest {best}; smaller is better: write -{best}")
+        for place, figure in _figures(config).items():
+            if keys is not None and figure.removeprefix("-") not in (*keys, "loss"):
+                problems.append(
+                    f"{place}: {figure} is not reported; evaluate.metrics report: {', '.join(keys)}, and loss"
+                )
+    problems += _check_schedule_metric(config)
+    if (adapter := adapter_of(config)) is not None:
+        kind, arguments, place = adapter
+        problems += check_adapter(kind, arguments, name_place=place, place=f"{place}.args")
+    for place, figure in _figures(config).items():
+        if figure in _SMALLER_IS_BETTER:
+            problems.append(f"{place}: {figure} would pick the largest {figure}; smaller is better: write -{figure}")
     installed = [str(tracker) for tracker in get_available_trackers()]
     for tracker in config.log.trackers:
         if tracker not in installed:
@@ -209,6 +225,61 @@ def _check_components(config: Config, task: TextTask | None) -> list[str]:
                 f"installed: {', '.join(installed) or 'none'}; try pip install {tracker}"
             )
     return problems
+
+
+def _figures(config: Config) -> dict[str, str]:
+    """The figures of an evaluation that something follows, by the key that names them."""
+    named = {"checkpoint.best": config.checkpoint.best, "scheduler.metric": config.scheduler.metric}
+    return {place: figure for place, figure in named.items() if figure is not None}
+
+
+def adapter_of(config: Config) -> tuple[str, dict[str, Any], str] | None:
+    """The adapter that the config names, its arguments and the section they are from; None: the model itself learns."""
+    lora, peft = config.model.lora, config.model.peft
+    if lora.r is not None:
+        arguments = {
+            "r": lora.r,
+            "lora_alpha": 2 * lora.r if lora.alpha is None else lora.alpha,
+            "lora_dropout": lora.dropout,
+            "target_modules": lora.target_modules or "all-linear",
+            "use_dora": lora.dora,
+        }
+        return "lora", arguments, "model.lora"
+    return None if peft.name is None else (peft.name, dict(peft.args), "model.peft")
+
+
+def _check_schedule_metric(config: Config) -> list[str]:
+    """A schedule that moves by evaluations needs them, and no other has a metric."""
+    name, metric = config.scheduler.name, config.scheduler.metric
+    if not needs_metric(name):
+        return [] if metric is None else [f"scheduler.metric: {metric}: {name} follows none; remove it"]
+    if config.evaluate.every == "never":
+        return [f"scheduler.name: {name} follows the validation loss; set evaluate.every"]
+    if config.data.validation is None and config.data.validation_fraction is None:
+        return [f"scheduler.name: {name} follows the validation loss; set data.validation or data.validation_fraction"]
+    return []
+
+
+def _check_groups(config: Config, task: TextTask, model_config: PretrainedConfig) -> list[str]:
+    """Patterns of parameter names, on a model without weights."""
+    optimizer = config.optimizer
+    if not optimizer.freeze and not optimizer.groups and adapter_of(config) is None:
+        return []
+    model = make_empty_model(
+        model_config, model_class=task.model_class, trust_remote_code=config.model.trust_remote_code
+    )
+    if (adapter := adapter_of(config)) is not None:
+        kind, arguments, place = adapter
+        if problems := check_targets(model, config.model.lora.target_modules, place="model.lora.target_modules"):
+            return problems
+        try:
+            model = add_adapter(
+                model, kind=kind, arguments=arguments, task_type=task.adapter_type, place=place, seed=config.seed
+            )
+        except UserError as error:
+            return error.problems
+    rules = [GroupRule(entry["match"]) for entry in optimizer.groups]
+    return check_patterns(model, frozen=optimizer.freeze, rules=rules)
 
 
 def _check_fit(entries: Sequence[str | Mapping[str, Any]], task: TextTask) -> list[str]:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from typing import Any, NoReturn
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from trainer_loop.data.loader import EvaluationLoader, Microbatch, StepBatch, StepLoader
 from trainer_loop.errors import Diverged, Preempted, UserError
@@ -18,6 +18,8 @@ from trainer_loop.metrics.meter import Meter, NonFinite, StepReport
 from trainer_loop.metrics.named_metric import NamedMetric, compute_metrics
 from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.replan import read_groups, replan
+from trainer_loop.optim.schedule_free import ScheduleFreeAverages
+from trainer_loop.optim.schedules import follows_metric
 from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.logs import Console, MetricLog, Values
 from trainer_loop.record.state import TrainState
@@ -37,7 +39,11 @@ class TrainingLoop:
     model, optimizer: prepared by `accelerator`. scheduler: over the torch optimizer itself, not prepared.
     num_steps: updates of the whole run. *_every: in steps; None: never.
     best: the metric that picks the exported weights, `-metric` where smaller is better; None: the last weights.
+    plateau_metric: what a schedule that moves by evaluations follows, likewise.
     patience: evaluations without a better one after which the run ends; None: never.
+    max_grad_norm, max_grad_value: gradients are scaled down to this L2 norm, then each number is cut to +-value.
+    averages: of the weights, which are evaluated and exported in their place.
+    frozen_until: parameters that do not move before so many updates were made.
     skip_nonfinite: leave an update out whose loss or gradient is not finite, instead of ending the run.
     max_time_minutes: after which the run is saved and raises Preempted; None: never.
     export: writes the model, on the main process.
@@ -61,13 +67,16 @@ class TrainingLoop:
         test_loader: EvaluationLoader | None = None,
         metrics: Sequence[NamedMetric] = (),
         max_grad_norm: float | None = 1.0,
+        max_grad_value: float | None = None,
         skip_nonfinite: bool = False,
-        ema: Ema | None = None,
+        averages: Ema | ScheduleFreeAverages | None = None,
+        frozen_until: Sequence[tuple[int, Sequence[nn.Parameter]]] = (),
         evaluate_every: int | None = None,
         evaluate_at_start: bool = False,
         checkpoint_every: int | None = None,
         log_every: int = 10,
         best: str | None = None,
+        plateau_metric: str = "-loss",
         patience: int | None = None,
         resume: str = "auto",
         preemption: Preemption | None = None,
@@ -90,13 +99,16 @@ class TrainingLoop:
         self.metric_log = metric_log
         self.metrics = metrics
         self.max_grad_norm = max_grad_norm
+        self.max_grad_value = max_grad_value
         self.skip_nonfinite = skip_nonfinite
-        self.ema = ema
+        self.averages = averages
+        self.frozen_until = frozen_until
         self.evaluate_every = evaluate_every if validation_loader is not None else None
         self.evaluate_at_start = evaluate_at_start and validation_loader is not None
         self.checkpoint_every = checkpoint_every
         self.log_every = log_every
         self.best = best
+        self.plateau_metric = plateau_metric
         self.patience = patience
         self.resume = resume
         self.preemption = preemption or Preemption()
@@ -204,16 +216,16 @@ class TrainingLoop:
         num_targets = self._agree_on_step(step_batch)
         while (loss_sum := self._accumulate_gradients(step_batch, num_targets)) is None:
             step_batch = self._cut_smaller(step_batch.step)  # some process ran out of memory
-        names, grad_norm, grad_norms = self._clip_gradients()
+        names, grad_norm, grad_norms = self._clip_gradients(step_batch.step)
         skipped = self.skip_nonfinite and self._is_nonfinite_anywhere(loss_sum, grad_norm)
         if not skipped:
             self.optimizer.step()
         elif self.accelerator.scaler is not None:
             self.accelerator.scaler.update()
-        if not skipped and self.ema is not None:
-            self.ema.update()
+        if not skipped and self.averages is not None:
+            self.averages.update()
         lr = float(self.scheduler.get_last_lr()[0])
-        if not isinstance(self.scheduler, ReduceLROnPlateau):
+        if not follows_metric(self.scheduler):
             self.scheduler.step()
         self._clear_gradients()
         return StepReport(
@@ -246,7 +258,7 @@ class TrainingLoop:
         stopped = False
         self.bare_model.eval()
         with (
-            nullcontext() if self.ema is None else self.ema.in_place(),
+            nullcontext() if self.averages is None else self.averages.in_place(),
             watch_for(self.accelerator, _PREEMPTED) as is_told_to_stop,
         ):
             for microbatch in self.console.follow(loader, doing="evaluating"):
@@ -373,36 +385,40 @@ class TrainingLoop:
             return True
         return is_told_to_stop()
 
-    def _clip_gradients(self) -> tuple[Sequence[str], Tensor, Tensor]:
-        """Scale the gradients down to `max_grad_norm`.
+    def _clip_gradients(self, step: int) -> tuple[Sequence[str], Tensor, Tensor]:
+        """Scale the gradients down to `max_grad_norm`, cut them to `max_grad_value`; what is frozen now loses its own.
 
         Returns the names `[P]` of the parameters that have one, the norm of all before, `[]`, and of each, `[P]`.
         """
         if self.accelerator.scaler is not None:
             self.accelerator.unscale_gradients(self.optimizer)
+        frozen = {parameter for end, parameters in self.frozen_until if step < end for parameter in parameters}
+        for parameter in frozen:
+            parameter.grad = None
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         names: Sequence[str] = self.names
         if len(gradients) < len(names):
-            names = self._name_graded()
+            names = self._name_graded(frozen)
         # One norm a parameter, all in one call: the total comes from them, and a bad one can be named later.
         grad_norms = torch.stack(torch._foreach_norm(gradients))
         grad_norm = torch.linalg.vector_norm(grad_norms)
         if self.max_grad_norm is not None:
             torch._foreach_mul_(gradients, (self.max_grad_norm / (grad_norm + 1e-6)).clamp(max=1.0))
+        if self.max_grad_value is not None:
+            torch._foreach_clamp_min_(gradients, -self.max_grad_value)
+            torch._foreach_clamp_max_(gradients, self.max_grad_value)
         return names, grad_norm, grad_norms
 
-    def _name_graded(self) -> Sequence[str]:
-        """Parameters that have a gradient; on several processes all must, or their reduction would never end."""
-        graded = [
-            (name, parameter.grad is not None) for name, parameter in zip(self.names, self.parameters, strict=True)
-        ]
-        without = [name for name, has_gradient in graded if not has_gradient]
-        if self.accelerator.num_processes > 1:
+    def _name_graded(self, frozen: Collection[nn.Parameter]) -> Sequence[str]:
+        """Parameters that have a gradient; on several processes all get one, or their reduction would never end."""
+        named = list(zip(self.names, self.parameters, strict=True))
+        without = [name for name, parameter in named if parameter.grad is None and parameter not in frozen]
+        if without and self.accelerator.num_processes > 1:
             raise UserError(
                 f"{len(without)} parameters get no gradient: {', '.join(without[:4])}, ...; "
                 "freeze them (requires_grad_(False)) or train on one process"
             )
-        return [name for name, has_gradient in graded if has_gradient]
+        return [name for name, parameter in named if parameter.grad is not None]
 
     # -------------------------------------------------------------------------------------- what surrounds the steps
 
@@ -500,8 +516,8 @@ class TrainingLoop:
         state.evaluated_step = state.step
         self._record(state, {f"validation/{name}": value for name, value in values.items()})
         self.console.tell_evaluation(f"validation at step {state.step:,}, epoch {self._epoch(state):.4g}", values)
-        if isinstance(self.scheduler, ReduceLROnPlateau) and state.step > 0:
-            self.scheduler.step(values["loss"])
+        if follows_metric(self.scheduler) and state.step > 0:
+            self.scheduler.step(values[self.plateau_metric.removeprefix("-")])  # type: ignore[arg-type] # its metric
         if self.best is None:
             state.figures = values
         elif state.step > 0:
@@ -565,8 +581,8 @@ class TrainingLoop:
                 return
             self.console.warn(f"the best weights, of step {state.best_step:,}, are lost: {fault}; the last are taken")
             state.forget_best()
-        if self.ema is not None:
-            self.ema.copy_to_model()
+        if self.averages is not None:
+            self.averages.copy_to_model()
 
     def _score_test(self, state: TrainState, loader: EvaluationLoader) -> None:
         try:

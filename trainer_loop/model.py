@@ -1,6 +1,7 @@
 """The model: its config judged before any weight is read, then built or loaded in fp32."""
 
 import difflib
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.hub import describe_unreachable, offline_unless_reachable
 from trainer_loop.runtime.randomness import seed_everything
 
+_NUMBERS_OF_A_WEIGHT = 4096  # that tell it from another
 # Their first position is the one after that of padding.
 _POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "mpnet")
 
@@ -28,6 +30,15 @@ def find_model(name: str) -> str:
     """The name itself, or where it is a run directory, the model that was exported there."""
     exported = Path(name) / "model"
     return str(exported) if (exported / "config.json").is_file() else name
+
+
+def _refuse_adapter(name: str) -> None:
+    """transformers would load the adapter's model too, and train that."""
+    if (Path(name) / "adapter_config.json").is_file():
+        raise UserError(
+            f"model.name: {name} is an adapter, and not a model; train it with model.lora.merge=true (or "
+            "model.peft.merge=true), which exports a model to go on from"
+        )
 
 
 def load_model_config(
@@ -50,6 +61,7 @@ def load_model_config(
     else:
         name = find_model(name)
         _refuse_missing_directory(name)
+        _refuse_adapter(name)
         reason = describe_unreachable()  # asked before offline mode is set, which would be the reason then
         with offline_unless_reachable() as reachable:
             try:
@@ -119,6 +131,13 @@ def check_model_config(config: PretrainedConfig, *, tokenizer: Any, own_tokenize
     return problems
 
 
+def make_empty_model(config: PretrainedConfig, *, model_class: str, trust_remote_code: bool = False) -> nn.Module:
+    """The model without memory for its weights: their names and shapes."""
+    with torch.device("meta"):
+        model: nn.Module = getattr(transformers, model_class).from_config(config, trust_remote_code=trust_remote_code)
+    return model
+
+
 def make_model(
     config: PretrainedConfig,
     *,
@@ -178,6 +197,19 @@ def make_model(
             )
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model, new_weights
+
+
+def describe_frozen(model: nn.Module) -> str | None:
+    """What tells the weights that do not learn from others, by some numbers of each; None where all learn."""
+    frozen = [(name, weight) for name, weight in model.named_parameters() if not weight.requires_grad]
+    if not frozen:
+        return None
+    value = 0
+    for name, weight in frozen:
+        some = weight.detach().flatten()[:: max(1, weight.numel() // _NUMBERS_OF_A_WEIGHT)]
+        numbers = some.contiguous().view(torch.uint8).cpu().numpy().tobytes()
+        value = zlib.crc32(numbers, zlib.crc32(name.encode(), value))
+    return f"{len(frozen)} weights {value:08x}"
 
 
 def _refuse_mismatched_body(name: str, mismatched: Iterable[tuple[str, Any, Any]], *, num_labels: int) -> None:

@@ -9,6 +9,7 @@ import torch
 import transformers
 from torch import nn
 
+from trainer_loop.adapters import is_adapter, load_adapted_model
 from trainer_loop.data.batch_plan import cut_evaluation
 from trainer_loop.data.loader import move_batch
 from trainer_loop.errors import UserError, in_one_line
@@ -44,14 +45,18 @@ class Predictor:
             raise UserError(f"model={model_dir} was trained for the task {task}; predict knows {', '.join(TASKS)}")
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir)
-            model, loaded = getattr(transformers, TASKS[task].model_class).from_pretrained(
-                model_dir, dtype=torch.float32, output_loading_info=True
-            )
+            if is_adapter(model_dir):
+                model, missing = load_adapted_model(model_dir, model_class=TASKS[task].model_class), set()
+            else:
+                model, loaded = getattr(transformers, TASKS[task].model_class).from_pretrained(
+                    model_dir, dtype=torch.float32, output_loading_info=True
+                )
+                missing = loaded["missing_keys"]
         except (OSError, ValueError) as error:
             raise UserError(f"model={model_dir} cannot be loaded: {in_one_line(error)}") from error
-        if loaded["missing_keys"]:
+        if missing:
             raise UserError(
-                f"model={model_dir} has no weights for {', '.join(sorted(loaded['missing_keys'])[:4])}: "
+                f"model={model_dir} has no weights for {', '.join(sorted(missing)[:4])}: "
                 f"it was not trained for {task}, and would answer at random"
             )
         return cls(

@@ -51,11 +51,10 @@ def _tell(error: UserError) -> None:
 
 def _run(argv: list[str], preemption: Preemption) -> int:
     from trainer_loop.config.load import find_config, read_config, split_arguments
-    from trainer_loop.config.reference import help_text
 
-    name, overrides, help_wanted = split_arguments(argv)
-    if help_wanted:
-        print(help_text())
+    name, overrides, asked = split_arguments(argv)
+    if asked is not None:
+        print(_help(asked))
         return 0
     if name is not None:
         find_config(name)  # told at once, without the seconds that the rest takes
@@ -65,6 +64,17 @@ def _run(argv: list[str], preemption: Preemption) -> int:
         claim.take()
         _train(config, problems, preemption=preemption, claim=claim, state_so_far=state_so_far)
     return 0
+
+
+def _help(asked: str) -> str:
+    """asked: a key or section; empty: everything."""
+    if not asked:
+        from trainer_loop.config.reference import help_text
+
+        return help_text()
+    from trainer_loop.help import help_about  # torch and transformers: seconds
+
+    return help_about(asked)
 
 
 def _train(

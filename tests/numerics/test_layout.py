@@ -26,6 +26,7 @@ CUTS = {
 # 49 rows in batches of 16 leave one row: its step gives the second process no microbatch.
 IDLE = {"num_rows": 49}
 # Batches of two chunks, one without a target: a process may have rows and nothing to learn from.
+OPTIONS = {"frozen_steps": 3, "max_grad_value": 0.01, "max_tokens": 64}
 BLANK = {"task": "causal_lm", "num_rows": 20, "batch_size": 2, "num_steps": 20, "blank_every": 2}
 
 
@@ -33,6 +34,7 @@ BLANK = {"task": "causal_lm", "num_rows": 20, "batch_size": 2, "num_steps": 20, 
 def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     scenarios = [replace(base, **cut) for base in BASES.values() for cut in [{}, *CUTS.values(), IDLE]]
     scenarios += [replace(base, **BLANK) for base in BASES.values() if base.task == "causal_lm"]
+    scenarios += [replace(base, **OPTIONS) for base in BASES.values()]
     return run_in_group(scenarios, tmp_path_factory.mktemp("two"))
 
 
@@ -61,6 +63,17 @@ def test_update_does_not_depend_on_the_number_of_processes(
     two = on_two[replace(BASES[base], **CUTS.get(cut, {})).name]
     assert all(steps > 0 for process in two.microbatches for steps in process)
     assert_equal(one, two)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_freezing_and_clipping_by_value_do_not_depend_on_it_either(
+    base: str, on_two: dict[str, Outcome], tmp_path: Path
+):
+    scenario = replace(BASES[base], **OPTIONS)
+    one = run_here(replace(scenario, max_tokens=None), tmp_path)
+    assert_equal(one, on_two[scenario.name])
+    plain = run_here(BASES[base], tmp_path)
+    assert (one.weights - plain.weights).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("base", BASES)

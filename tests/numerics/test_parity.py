@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments, get_linear_schedule_with_warmup
 
 from trainer_loop.data.batch_plan import BatchPlan
-from trainer_loop.optim.groups import group_by_decay
 
 NUM_STEPS, BATCH_SIZE, MAX_NORM = 20, 8, 0.5
 RATES = {"sgd": 0.1, "adamw": 1e-3}
@@ -46,9 +45,11 @@ def make_rows(task: str) -> list[dict]:
 def train_bare(task: str, optimizer: str, model: torch.nn.Module) -> torch.nn.Module:
     """The loop that everyone writes by hand."""
     rows, collate = make_rows(task), make_collate(task)
-    made = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[optimizer](
-        group_by_decay(model, 0.01), lr=RATES[optimizer]
-    )
+    groups = [
+        {"params": [weight for weight in model.parameters() if weight.ndim >= 2], "weight_decay": 0.01},
+        {"params": [weight for weight in model.parameters() if weight.ndim < 2], "weight_decay": 0.0},
+    ]
+    made = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[optimizer](groups, lr=RATES[optimizer])
     schedule = get_linear_schedule_with_warmup(made, 2, NUM_STEPS)
     model.train()
     for batch in DataLoader([rows[row] for row in order_of_rows()], batch_size=BATCH_SIZE, collate_fn=collate):

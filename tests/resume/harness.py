@@ -52,6 +52,14 @@ CASES = {
     "patience": ("train.patience=2",),
     "bf16": ("train.precision=bf16",),
     "background": ("checkpoint.background=true",),
+    "neftune": ("model.neftune_alpha=5",),
+    "unfreezing": (
+        "optimizer.unfreeze_every=6",
+        "optimizer.layer_decay=0.5",
+        "optimizer.groups=[{match: '*.pooler.*', lr: 1e-3, unfreeze_at: 9}]",
+        "optimizer.freeze=[bert.embeddings.token_type_embeddings.weight]",
+    ),
+    "lora": ("model.lora={r: 2, dropout: 0.1}", "train.max_grad_value=0.01"),
 }
 
 
@@ -361,9 +369,9 @@ class Outcome:
             rows=run.rows(),
             model={file.name: file.read_bytes() for file in sorted((run.path / "model").iterdir())},
             checkpoint={
-                file.name: file.read_bytes()
+                file.name: _read(file)
                 for file in sorted(newest.iterdir())
-                if file.name.startswith(("model", "optimizer", "scheduler", "ema"))
+                if file.name.startswith(("model", "optimizer", "scheduler", "averages"))
             }
             | {"state": {name: value for name, value in state.items() if name not in _TIMES_OF_STATE}},
             listed={
@@ -371,6 +379,20 @@ class Outcome:
             },
             status=json.loads((run.path / "status.json").read_text()),
         )
+
+
+def _read(file: Path) -> Any:
+    """Every bit of a file's content; how torch.save lays it out depends on which of equal numbers are one object."""
+    import torch
+
+    def spell_out(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return str(value.dtype), list(value.shape), value.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        if isinstance(value, dict):
+            return [(name, spell_out(item)) for name, item in value.items()]
+        return [spell_out(item) for item in value] if isinstance(value, (list, tuple)) else repr(value)
+
+    return spell_out(torch.load(file, weights_only=True)) if file.suffix == ".bin" else file.read_bytes()
 
 
 def assert_same(run: Run, whole: Outcome) -> None:

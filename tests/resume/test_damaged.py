@@ -8,7 +8,7 @@ from harness import Bench, Run, assert_same
 
 OPTIONS = ("ema.decay=0.9", "checkpoint.keep_last=3")
 FILES = [
-    "ema.safetensors",
+    "averages.safetensors",
     "manifest.json",
     "model.safetensors",
     "optimizer.bin",

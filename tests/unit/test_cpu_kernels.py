@@ -38,7 +38,9 @@ def test_what_is_added_to_a_gradient_is_only_as_large_as_the_tokens():
     embedding = nn.Sequential(make(None))
     use_cpu_modules(embedding)
     sizes = []
-    embedding[0].weight.register_hook(lambda grad: sizes.append(grad._values().numel() if grad.is_sparse else grad.numel()))
+    embedding[0].weight.register_hook(
+        lambda grad: sizes.append(grad._values().numel() if grad.is_sparse else grad.numel())
+    )
     accumulate(embedding[0])
     assert sizes == [160, 16, 16]
 

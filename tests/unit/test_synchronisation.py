@@ -84,7 +84,7 @@ def waits_of_steps(
         num_steps=31,
         layout=tiny.Layout(per_device=3),
         log_every=10,
-        ema=Ema(model, decay=0.9) if ema else None,
+        averages=Ema(model, decay=0.9) if ema else None,
     )
     before: list[int] = []
     steps = loop.train_loader.steps

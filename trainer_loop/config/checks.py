@@ -1,11 +1,12 @@
 """What must hold between keys; what one key alone may be stands in fields.py."""
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
 
 from trainer_loop.config.fields import Config
-from trainer_loop.config.schema import MUST_NOT_CHANGE
+from trainer_loop.config.schema import KEYS, MUST_NOT_CHANGE
 from trainer_loop.config.values import shown
 
 # (the keys a problem is about, the problem); the message names them, their values and the remedy.
@@ -15,6 +16,7 @@ Conflict = tuple[tuple[str, ...], str]
 def conflicts(config: Config) -> Iterator[Conflict]:
     """Every pair of keys that contradict each other, and every key that another one calls for."""
     yield from _model_conflicts(config)
+    yield from _adapter_conflicts(config)
     yield from _data_conflicts(config)
     yield from _stream_conflicts(config)
     yield from _batch_conflicts(config)
@@ -61,6 +63,34 @@ def _model_conflicts(config: Config) -> Iterator[Conflict]:
             f"model.packing is true and model.attention is {shown(model.attention)}, but packed rows bring their own "
             "attention; set model.attention=auto",
         )
+
+
+def _adapter_conflicts(config: Config) -> Iterator[Conflict]:
+    lora, peft = config.model.lora, config.model.peft
+    if lora.r is not None and peft.name is not None:
+        yield (
+            ("model.peft.name", "model.lora.r"),
+            f"model.lora.r is {lora.r} and model.peft.name is {shown(peft.name)}, but one excludes the other; "
+            "set one of them to null",
+        )
+    is_new = config.model.from_scratch or config.model.name is None
+    for section, settings, switch in (("lora", lora, lora.r), ("peft", peft, peft.name)):
+        if switch is not None:
+            if is_new and not settings.merge:
+                yield (
+                    (f"model.{section}.merge", "model.from_scratch", "model.type"),
+                    f"model.{section}.merge is false, but the model is new, and an adapter alone is of no use without "
+                    f"it; set model.{section}.merge=true, or model.name to a model that is trained already",
+                )
+            continue
+        for field in dataclasses.fields(settings):
+            value = getattr(settings, field.name)
+            if value != KEYS[f"model.{section}.{field.name}"].default:
+                remedy = f"set model.{section}.{'r' if section == 'lora' else 'name'}"
+                yield (
+                    (f"model.{section}.{field.name}",),
+                    f"model.{section}.{field.name} is {shown(value)}, but there is no such adapter; {remedy}",
+                )
 
 
 def _data_conflicts(config: Config) -> Iterator[Conflict]:
@@ -120,11 +150,11 @@ def _stream_conflicts(config: Config) -> Iterator[Conflict]:
         ("evaluate.every", config.evaluate.every, data.validation is not None),
         ("checkpoint.every", config.checkpoint.every, True),
     ):
-        if train.steps is not None and every == "epoch" and is_used:
+        if train.steps is not None and (every == "epoch" or isinstance(every, float)) and is_used:
             yield (
                 (name, "train.steps", "data.streaming"),
-                f"{name} is 'epoch', but with train.steps nobody counts the rows of a stream; set {name} to a number "
-                "of steps, or set train.epochs in place of train.steps: then they are counted",
+                f"{name} is {shown(every)}, but with train.steps nobody counts the rows of a stream; set {name} to a "
+                "number of steps, or set train.epochs in place of train.steps: then they are counted",
             )
 
 
@@ -153,18 +183,23 @@ def _batch_conflicts(config: Config) -> Iterator[Conflict]:
 
 
 def _length_conflicts(config: Config) -> Iterator[Conflict]:
-    train, warmup = config.train, config.scheduler.warmup
+    train = config.train
     if train.epochs is not None and train.steps is not None:
         yield (
             ("train.epochs", "train.steps"),
             f"train.epochs is {train.epochs:g} and train.steps is {train.steps}, but one excludes the other; "
             "set one of them to null",
         )
-    if warmup > 1 and not warmup.is_integer():
-        yield (
-            ("scheduler.warmup",),
-            f"scheduler.warmup is {warmup:g}; below 1 it is a share of all steps, from 1 a whole number of steps",
-        )
+    for name, steps in (
+        ("scheduler.warmup", config.scheduler.warmup),
+        ("optimizer.unfreeze_every", config.optimizer.unfreeze_every),
+        *(("optimizer.groups", group.get("unfreeze_at")) for group in config.optimizer.groups),
+    ):
+        if steps is not None and steps > 1 and not float(steps).is_integer():
+            yield (
+                (name,),
+                f"{name} is {steps:g}; below 1 it is a share of all steps, from 1 a whole number of steps",
+            )
 
 
 def _best_conflicts(config: Config) -> Iterator[Conflict]:

@@ -47,6 +47,29 @@ class TaskConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    r: int | None = key(None, "rank of what each matrix is given; null: no LoRA", at_least=1, on_resume="refused")
+    alpha: float | None = key(None, "what is added is scaled by alpha / r; null: 2 r", above=0, on_resume="refused")
+    dropout: float = key(0.0, "of what the added matrices see", at_least=0, below=1, on_resume="refused")
+    target_modules: list[str] = key(
+        [],
+        "names of the linear layers that get one, such as [query, value]; empty: all but the head",
+        on_resume="refused",
+    )
+    dora: bool = key(False, "true: DoRA, which learns the size of each row of a matrix beside", on_resume="refused")
+    merge: bool = key(False, "true: export the model with what was added merged into it; else the adapter alone")
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    name: str | None = key(
+        None, "instead of LoRA another adapter of the package peft: ia3, loha, vera, oft, ...", on_resume="refused"
+    )
+    args: dict[str, Any] = key({}, "arguments of its config", on_resume="refused")
+    merge: bool = key(False, "true: export the model with what was added merged into it; else the adapter alone")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     name: str | None = key(None, "hub id or local directory", on_resume="refused")
     type: str | None = key(
@@ -71,7 +94,16 @@ class ModelConfig:
     compile: bool = key(
         False, "true: torch.compile, for all lengths at once; the first steps take a minute or more, later ones less"
     )
+    neftune_alpha: float | None = key(
+        None,
+        "NEFTune: uniform noise of at most alpha / sqrt(tokens * width) on the embeddings of training rows, such as 5; "
+        "null: none",
+        above=0,
+        on_resume="planned anew",
+    )
     gradient_checkpointing: bool = key(False, "true: recompute activations in the backward pass, to save memory")
+    lora: LoraConfig = section(LoraConfig, "a few new weights learn, beside those of the model, which stay")
+    peft: PeftConfig = section(PeftConfig, "other adapters")
     trust_remote_code: bool = key(False, "true: allow the Python code that comes with a hub model to run")
 
 
@@ -194,6 +226,12 @@ class TrainConfig:
     max_grad_norm: float | None = key(
         1.0, "gradients are scaled down to this L2 norm; null: never", above=0, on_resume="planned anew"
     )
+    max_grad_value: float | None = key(
+        None,
+        "then every number of a gradient is cut to this, up and down; null: never",
+        above=0,
+        on_resume="planned anew",
+    )
     on_nonfinite: str = key(
         "stop",
         "a loss or gradient that is not finite: stop ends the run, skip leaves the step out and counts it",
@@ -237,7 +275,12 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    name: str = key("adamw", "adamw, sgd, adafactor, or the dotted path of a torch optimizer", on_resume="refused")
+    name: str = key(
+        "adamw",
+        "adamw, adam, sgd, adagrad, rmsprop, adafactor, muon, lion, schedule_free_adamw, adamw_8bit, or the dotted "
+        "path of a torch optimizer",
+        on_resume="refused",
+    )
     lr: float = key(5e-5, "learning rate at its peak", at_least=0, on_resume="planned anew")
     weight_decay: float = key(
         0.01,
@@ -246,22 +289,51 @@ class OptimizerConfig:
         on_resume="planned anew",
     )
     args: dict[str, Any] = key({}, "further arguments of the optimizer, such as betas", on_resume="refused")
+    layer_decay: float | None = key(
+        None,
+        "the learning rate shrinks by this factor for each layer below the head, such as 0.9; null: it is the same",
+        above=0,
+        below=1,
+        on_resume="refused",
+    )
+    groups: list[Any] = key(
+        [],
+        'parameters with settings of their own: [{match: "classifier.*", lr: 1e-3}]; the first that matches holds',
+        kind="groups",
+        on_resume="refused",
+    )
+    freeze: list[str] = key(
+        [], 'parameters that do not learn, by pattern: ["*.embeddings.*", "*.layer.0.*"]', on_resume="refused"
+    )
+    unfreeze_every: float | None = key(
+        None,
+        "gradual unfreezing: the head learns at once, one further layer below it every so many steps (below 1: share "
+        "of all steps); null: all at once",
+        above=0,
+        on_resume="refused",
+    )
 
 
 @dataclass(frozen=True)
 class SchedulerConfig:
     name: str = key(
         "linear",
-        "a name of transformers' get_scheduler (linear, cosine, constant_with_warmup, ...) or a dotted path",
+        "a name of transformers' get_scheduler (linear, cosine, warmup_stable_decay, ...), one_cycle, or a dotted path",
         on_resume="planned anew",
     )
     warmup: float = key(0.1, "below 1: share of all steps; from 1: steps", at_least=0, on_resume="planned anew")
     args: dict[str, Any] = key({}, "further arguments of the schedule", on_resume="planned anew")
+    metric: str | None = key(
+        None,
+        "what reduce_lr_on_plateau and greedy follow, as in checkpoint.best: accuracy, or -loss where smaller is "
+        "better; null: -loss",
+        on_resume="planned anew",
+    )
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    every: Any = key("epoch", "when the validation set is scored", unit="steps", kind="interval")
+    every: Any = key("epoch", "when the validation set is scored", kind="interval")
     metrics: list[Any] = key(
         [], "names known to evaluate, or {name: f1, args: {average: macro}}; empty: the task's own", kind="metrics"
     )
@@ -274,7 +346,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    every: Any = key("epoch", "the last step is always saved too, unless never", unit="steps", kind="interval")
+    every: Any = key("epoch", "the last step is always saved too, unless never", kind="interval")
     keep_last: int = key(2, "the newest this many are kept, and the best one", at_least=1)
     best: str | None = key(
         None, "metric that picks the model to export: accuracy, or -loss where smaller is better; null: the last"

@@ -195,15 +195,18 @@ def _shipped_dir() -> Path:
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str], str | None]:
-    """Command line -> (the name after `config=`, the `key=value` overrides, `--help` or `-h` where one is there).
+    """Command line -> (the name after `config=`, the `key=value` overrides, what help is asked about).
+
+    `--help` and `-h` may be followed by a key; help about everything is asked for by the empty text, None is none.
 
     No argument at all means the embedded default. Raises UserError for arguments of another form, with the right one.
     """
     if not arguments:
         return DEFAULT_CONFIG, [], None
-    asked = next((argument for argument in arguments if argument in ("--help", "-h")), None)
-    if asked:
-        return None, [], asked
+    asked = next((place for place, argument in enumerate(arguments) if argument in ("--help", "-h")), None)
+    if asked is not None:
+        following = next(iter(arguments[asked + 1 :]), "")
+        return None, [], "" if "=" in following or following.startswith("-") else following
     config: str | None = None
     overrides: list[str] = []
     problems: list[str] = []

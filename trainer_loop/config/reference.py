@@ -6,7 +6,7 @@ from trainer_loop.config.schema import KEYS, SECTIONS, Key, keys_of
 from trainer_loop.config.values import expects, shown
 
 _FORM = """\
-python -m trainer_loop.run [config=FILE.yaml] [key=value ...]
+python -m trainer_loop.run [config=FILE.yaml] [key=value ...] [--help [KEY]]
 accelerate launch --multi_gpu --num_processes 2 -m trainer_loop.run config=FILE.yaml key=value"""
 
 _LAYERS = [
@@ -41,6 +41,7 @@ _EXAMPLES = [
         "python -m trainer_loop.run config=imdb.yaml model.overrides.hidden_dropout_prob=0.0",
     ),
     ("steps instead of the file's epochs", "python -m trainer_loop.run config=imdb.yaml train.epochs= train.steps=500"),
+    ("the names of a key, and their arguments", "python -m trainer_loop.run --help optimizer.name"),
     ("check everything, train nothing", "python -m trainer_loop.run config=imdb.yaml dry_run=true"),
 ]
 
@@ -51,10 +52,18 @@ def help_text() -> str:
     for about, command in _EXAMPLES:
         lines += [f"  {about}", f"    {command}"]
     for section in ("", *SECTIONS):
-        lines += ["", f"{section}: {SECTIONS[section]}" if section else "the run"]
-        for key in keys_of(section):
-            lines += [f"  {key.name}={_default(key)}", f"      {key.comment} [{expects(key)}]"]
+        lines += ["", f"{section}: {SECTIONS[section]}" if section else "the run", *describe_keys(section)]
     return "\n".join(lines) + "\n"
+
+
+def describe_keys(section: str, *, only: str | None = None) -> list[str]:
+    """Two lines for each key of a section, or for one of them."""
+    return [
+        line
+        for key in keys_of(section)
+        if only is None or key.name == only
+        for line in (f"  {key.name}={_default(key)}", f"      {key.comment} [{expects(key)}]")
+    ]
 
 
 def markdown() -> str:

@@ -54,10 +54,10 @@ TRANSLATIONS: dict[str, tuple[str, str]] = {
     "torch_compile": ("model.compile", ""),
     "max_norm": ("train.max_grad_norm", ""),
     "gradient_clip_val": ("train.max_grad_norm", ""),
-    "label_smoothing_factor": ("loss.name", "the dotted path of a loss that smooths, its factor in loss.args"),
+    "label_smoothing_factor": ("loss.args", "{label_smoothing: 0.1}"),
     # optimizer
     "learning_rate": ("optimizer.lr", ""),
-    "optim": ("optimizer.name", "adamw, sgd, adafactor or a dotted path"),
+    "optim": ("optimizer.name", "a name of --help optimizer.name, or a dotted path"),
     "optim_args": ("optimizer.args", "a mapping"),
     "adafactor": ("optimizer.name", "adafactor"),
     "adam_beta1": ("optimizer.args", "{betas: [0.9, 0.999]}"),

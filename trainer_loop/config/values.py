@@ -144,9 +144,13 @@ def _number(node: Node) -> object:
     return float(value) if _DECIMAL.fullmatch(value) else value
 
 
+def _is_number(value: object, *, at_least: float = -math.inf) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and value >= at_least  # type: ignore[arg-type, operator]
+
+
 def _number_fault(value: object) -> str | None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return None if is_number else ""
+    return None if _is_number(value) else ""
 
 
 def _mapping(node: Node) -> object:
@@ -200,6 +204,8 @@ def _count_fault(value: object) -> str | None:
 def _interval_fault(value: object) -> str | None:
     if value in ("epoch", "never") or _is_whole(value, at_least=1):
         return None
+    if isinstance(value, float) and 0 < value < 1:
+        return None
     is_off = value is False or str(value).lower() in ("no", "off", "false", "none", "0")
     return "write never" if is_off else ""
 
@@ -234,6 +240,38 @@ def _metric_fault(entry: object) -> str | None:
     return None if isinstance(entry.get("key", ""), str) else f"the key of {entry['name']} is not a text"
 
 
+def _groups(node: Node) -> object:
+    items = node.value if isinstance(node, SequenceNode) else [node]
+    return [_group(item) for item in items]
+
+
+def _group(node: Node) -> object:
+    if not isinstance(node, MappingNode):
+        return plain(node)
+    return {key.value: _text(value) if key.value == "match" else _number(value) for key, value in node.value}
+
+
+def _groups_fault(value: object) -> str | None:
+    if not isinstance(value, list):
+        return ""
+    return next((fault for entry in value if (fault := _group_fault(entry)) is not None), None)
+
+
+def _group_fault(entry: object) -> str | None:
+    if not isinstance(entry, dict):
+        return f"{shown(entry)} is not a mapping; write {{match: {entry}, lr: 1e-3}}"
+    settings = ("lr", "weight_decay", "unfreeze_at")
+    unknown = [part for part in entry if part not in ("match", *settings)]
+    if unknown:
+        return f"{unknown[0]} is not match, {_listed(settings)}"
+    if _text_fault(entry.get("match")) is not None:
+        return f"{shown(entry)} has no match, the pattern of its parameters' names"
+    if len(entry) == 1:
+        return f"{entry['match']} has no {_listed(settings)}"
+    wrong = [name for name in settings if name in entry and not _is_number(entry[name], at_least=0)]
+    return f"{wrong[0]} of {entry['match']} is {shown(entry[wrong[0]])}, not a number of at least 0" if wrong else None
+
+
 KINDS: dict[str, Kind] = {
     "text": Kind("a text", _text, _text_fault),
     "true_or_false": Kind("true or false", _truth, lambda value: None if isinstance(value, bool) else ""),
@@ -246,6 +284,7 @@ KINDS: dict[str, Kind] = {
     "token_limit": Kind("auto or a whole number of at least 1", _integer, _token_limit_fault),
     "auto_or_count": Kind("auto or a whole number of at least 0", _integer, _count_fault),
     "auto_or_positive": Kind("auto or a whole number of at least 1", _integer, _token_limit_fault),
-    "interval": Kind("epoch, never or a whole number of at least 1", _integer, _interval_fault),
+    "interval": Kind("epoch, never, a number of steps, or below 1 a share of an epoch", _integer, _interval_fault),
+    "groups": Kind("a list of {match, lr, weight_decay, unfreeze_at}", _groups, _groups_fault),
     "metrics": Kind("a list of names or of {name, args, key}", _metrics, _metrics_fault),
 }

@@ -35,8 +35,10 @@ class Ema:
             self._swap()
 
     @torch.no_grad()
-    def copy_to_model(self) -> None:
-        """The averages become the weights, for good."""
+    def copy_to_model(self, averages: dict[str, Tensor] | None = None) -> None:
+        """The averages, those given or those of now, become the weights, for good."""
+        if averages is not None:
+            self.load_state_dict(averages)
         torch._foreach_copy_(self._weights, self._averages)
 
     @torch.no_grad()

@@ -1,18 +1,159 @@
-"""Which parameters decay."""
+"""Which parameters learn, how fast, how much they decay, and from which step on."""
 
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
+from trainer_loop.optim.layers import find_depths
 
-def group_by_decay(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for a torch optimizer: matrices decay, vectors (biases and norm weights) do not.
 
-    Every trainable parameter stands in exactly one group; a group without parameters is left out.
-    """
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in trainable if parameter.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [parameter for parameter in trainable if parameter.ndim < 2], "weight_decay": 0.0},
+@dataclass(frozen=True)
+class GroupRule:
+    """What is special about the parameters whose name matches a pattern; None: nothing."""
+
+    match: str  # as in a shell: classifier.*, *.layer.0.*
+    lr: float | None = None
+    weight_decay: float | None = None  # of all that match, biases and norms too
+    unfreeze_at: int | None = None  # updates before the first that moves them
+
+
+_NO_RULE = GroupRule("*")
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that an optimizer treats alike."""
+
+    about: str
+    parameters: Mapping[str, nn.Parameter]
+    lr: float
+    weight_decay: float
+    unfreeze_at: int
+    is_hidden_matrix: bool
+
+    def for_optimizer(self) -> dict[str, Any]:
+        """As torch optimizers take a group."""
+        return {"params": list(self.parameters.values()), "lr": self.lr, "weight_decay": self.weight_decay}
+
+
+def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
+    """Parameters whose name matches do not learn."""
+    for pattern in patterns:
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if fnmatchcase(name, pattern):
+                parameter.requires_grad_(False)
+
+
+def check_patterns(model: nn.Module, *, frozen: Sequence[str], rules: Sequence[GroupRule]) -> list[str]:
+    """Patterns that mean nothing here, or leave nothing to learn. model: its weights are not looked at."""
+    names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    problems = [
+        f"optimizer.freeze: {pattern} matches no parameter; {_examples(names)}"
+        for pattern in frozen
+        if not any(fnmatchcase(name, pattern) for name in names)
     ]
-    return [group for group in groups if group["params"]]
+    left = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in frozen)]
+    if not left:
+        problems.append("optimizer.freeze: it leaves no parameter to train; freeze fewer")
+    for index, rule in enumerate(rules):
+        place = f"optimizer.groups[{index}]: {rule.match}"
+        if not any(fnmatchcase(name, rule.match) for name in names):
+            problems.append(f"{place} matches no parameter; {_examples(names)}")
+        elif left and not any(fnmatchcase(name, rule.match) and not _matches_any(name, rules[:index]) for name in left):
+            problems.append(f"{place} matches only what is frozen or matches an earlier group; remove it")
+    return problems
+
+
+def make_groups(
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    rules: Sequence[GroupRule] = (),
+    layer_decay: float = 1.0,
+    unfreeze_every: int = 0,
+    hidden_matrices_apart: bool = False,
+) -> list[ParameterGroup]:
+    """Every trainable parameter in exactly one group; those that are as fast as `lr` says come first.
+
+    The first rule that matches holds. Without one: matrices decay, vectors (biases and norms) do not; the learning
+    rate shrinks by `layer_decay` for each layer below the head; and one further layer below the head learns after
+    every `unfreeze_every` updates. hidden_matrices_apart: matrices inside layers get groups of their own.
+    """
+    depths, top = find_depths(model)
+    by_layer = layer_decay != 1.0 or unfreeze_every > 0
+    all_rules = [_NO_RULE, *rules]
+    gathered: dict[tuple[int, int, bool, bool], dict[str, nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        index = next((index for index, rule in enumerate(rules, start=1) if fnmatchcase(name, rule.match)), 0)
+        rule = all_rules[index]
+        follows_layers = by_layer and None in (rule.lr, rule.unfreeze_at)
+        is_spared = rule.weight_decay is None and parameter.ndim < 2
+        is_apart = hidden_matrices_apart and parameter.ndim == 2 and 0 < depths[name] < top
+        key = (index, top - depths[name] if follows_layers else 0, is_spared, is_apart)
+        gathered.setdefault(key, {})[name] = parameter
+    groups = []
+    for key in sorted(gathered):
+        index, below_head, is_spared, is_apart = key
+        rule = all_rules[index]
+        own_decay = 0.0 if is_spared else weight_decay
+        groups.append(
+            ParameterGroup(
+                about=_describe(rule, depth=top - below_head if by_layer else None, top=top, is_spared=is_spared)
+                + (" of hidden layers" if is_apart else ""),
+                parameters=gathered[key],
+                lr=lr * layer_decay**below_head if rule.lr is None else rule.lr,
+                weight_decay=own_decay if rule.weight_decay is None else rule.weight_decay,
+                unfreeze_at=below_head * unfreeze_every if rule.unfreeze_at is None else rule.unfreeze_at,
+                is_hidden_matrix=is_apart,
+            )
+        )
+    return groups
+
+
+def describe_groups(groups: Sequence[ParameterGroup], frozen: Mapping[str, nn.Parameter]) -> list[str]:
+    """A table for a person, with what does not learn in its last row."""
+    rows = [("parameters", "number", "learning rate", "weight decay", "first update", "for example")]
+    for group in groups:
+        rows.append(
+            (
+                group.about,
+                f"{_count(group.parameters):,}",
+                f"{group.lr:.3g}",
+                f"{group.weight_decay:g}",
+                f"{group.unfreeze_at + 1:,}",
+                next(iter(group.parameters)),
+            )
+        )
+    if frozen:
+        rows.append(("frozen", f"{_count(frozen):,}", "-", "-", "never", next(iter(frozen))))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    lines = []
+    for about, *numbers, example in rows:
+        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
+        lines.append("  ".join([about.ljust(widths[0]), *cells, example]))
+    return lines
+
+
+def _describe(rule: GroupRule, *, depth: int | None, top: int, is_spared: bool) -> str:
+    places = {None: "", 0: "embeddings", top: "head"}
+    place = places.get(depth, f"layer {depth}") if None in (rule.lr, rule.unfreeze_at) else ""
+    kind = "biases and norms" if is_spared else "matrices" if rule.weight_decay is None else ""
+    return ", ".join(part for part in ("" if rule is _NO_RULE else rule.match, place, kind) if part)
+
+
+def _matches_any(name: str, rules: Iterable[GroupRule]) -> bool:
+    return any(fnmatchcase(name, rule.match) for rule in rules)
+
+
+def _count(parameters: Mapping[str, nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters.values())
+
+
+def _examples(names: Sequence[str]) -> str:
+    return f"names here are like {', '.join(dict.fromkeys((names[0], names[len(names) // 2], names[-1])))}"

@@ -1,62 +1,112 @@
 """Optimizers by name or dotted path, their arguments checked against the signature before anything loads."""
 
+import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from trainer_loop.config.component import check_arguments, choose
-from trainer_loop.errors import UserError
-from trainer_loop.optim.groups import group_by_decay
+from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.optim.groups import ParameterGroup
+from trainer_loop.optim.muon import MuonWithAdamW
 
-OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
+OptimizerFactory = Callable[..., Optimizer]
+
+
+@dataclass(frozen=True)
+class FromPackage:
+    """An optimizer of a package that trainer_loop can do without."""
+
+    module: str
+    name: str
+    package: str  # as pip calls it
+
+    def load(self, place: str) -> OptimizerFactory:
+        """Raises UserError where the package is not installed, or does not work here."""
+        try:
+            found: OptimizerFactory = getattr(importlib.import_module(self.module), self.name)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"{place} needs the package {self.package}: pip install {self.package}, or trainer_loop[optimizers]"
+            ) from error
+        except (ImportError, OSError, RuntimeError, AttributeError) as error:
+            raise UserError(f"{place}: the package {self.package} does not work here: {in_one_line(error)}") from error
+        return found
+
+
+OPTIMIZERS: dict[str, OptimizerFactory | FromPackage] = {
     "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
     "sgd": torch.optim.SGD,
+    "adagrad": torch.optim.Adagrad,
+    "rmsprop": torch.optim.RMSprop,
     "adafactor": torch.optim.Adafactor,
+    "muon": MuonWithAdamW,
+    "lion": FromPackage("lion_pytorch", "Lion", "lion-pytorch"),
+    "schedule_free_adamw": FromPackage("schedulefree", "AdamWScheduleFree", "schedulefree"),
+    "adamw_8bit": FromPackage("bitsandbytes.optim", "AdamW8bit", "bitsandbytes"),
 }
-_GIVEN = ("params", "lr", "weight_decay")  # what `make_optimizer` passes itself
+GIVEN = ("params", "lr", "weight_decay")  # what `make_optimizer` passes itself
+
+
+def find_optimizer(name: str) -> OptimizerFactory:
+    """The optimizer of a name or dotted path; raises UserError where there is none."""
+    found = choose(name, OPTIMIZERS, place="optimizer.name")
+    return found.load(f"optimizer.name: {name}") if isinstance(found, FromPackage) else found
 
 
 def check_optimizer(name: str, *, weight_decay: float, args: Mapping[str, Any]) -> list[str]:
     """All that is wrong with an optimizer's name and arguments."""
     try:
-        factory = choose(name, OPTIMIZERS, place="optimizer.name")
+        factory = find_optimizer(name)
     except UserError as error:
         return error.problems
-    problems = check_arguments(factory, args, place="optimizer.args", given=_GIVEN)
+    problems = check_arguments(factory, args, place="optimizer.args", given=GIVEN)
     if weight_decay and "weight_decay" not in inspect.signature(factory).parameters:
         problems.append(f"optimizer.weight_decay: {name} takes no weight_decay; set optimizer.weight_decay=0")
     return problems
 
 
-def make_optimizer(
-    model: nn.Module, *, name: str, lr: float, weight_decay: float, args: Mapping[str, Any], device: torch.device
-) -> Optimizer:
-    """The optimizer over the model's trainable parameters; fused on devices where torch has it.
+def takes_hidden_matrices_apart(name: str) -> bool:
+    """Whether the optimizer treats the matrices of hidden layers in a way of its own."""
+    return find_optimizer(name) is MuonWithAdamW
 
-    Biases and norm weights do not decay. Raises UserError where the optimizer refuses its arguments.
+
+def make_optimizer(
+    groups: Sequence[ParameterGroup], *, name: str, lr: float, args: Mapping[str, Any], device: torch.device
+) -> Optimizer:
+    """The optimizer over the groups, which have learning rates and weight decays of their own; `lr` is its default.
+
+    Fused on devices where torch has it. Raises UserError where the optimizer refuses its arguments.
     """
-    factory = choose(name, OPTIMIZERS, place="optimizer.name")
+    factory = find_optimizer(name)
+    given = [group.for_optimizer() for group in groups]
+    if takes_hidden_matrices_apart(name):
+        given = [
+            {**group, "is_hidden_matrix": described.is_hidden_matrix}
+            for group, described in zip(given, groups, strict=True)
+        ]
     arguments = {"lr": lr, **args}
-    if "fused" not in args and _can_fuse(factory, model, device, args):
+    if "fused" not in args and _can_fuse(factory, groups, device, args):
         arguments["fused"] = True
     try:
-        return factory(group_by_decay(model, weight_decay), **arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
+        return factory(given, **arguments)
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # some packages assert what a user gave
         raise UserError(
             f"optimizer {name}: {error}; see optimizer.lr, optimizer.weight_decay and optimizer.args"
         ) from error
 
 
 def _can_fuse(
-    factory: Callable[..., Optimizer], model: nn.Module, device: torch.device, args: Mapping[str, Any]
+    factory: OptimizerFactory, groups: Sequence[ParameterGroup], device: torch.device, args: Mapping[str, Any]
 ) -> bool:
     return (
         "fused" in inspect.signature(factory).parameters
         and not ({"foreach", "capturable", "differentiable"} & set(args))
         and device.type in ("cpu", "cuda", "xpu", "mps")
-        and all(parameter.is_floating_point() for parameter in model.parameters() if parameter.requires_grad)
+        and all(parameter.is_floating_point() for group in groups for parameter in group.parameters.values())
     )

@@ -1,21 +1,58 @@
-"""Learning rate schedules: the names of transformers' get_scheduler, or a dotted path."""
+"""Learning rate schedules: the names of transformers' get_scheduler, one_cycle, or a dotted path."""
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
 
 from trainer_loop.config.component import check_arguments, choose
 from trainer_loop.errors import UserError
 
+_ON_METRICS = (ReduceLROnPlateau, GreedyLR)
+_NEED_METRICS = ("reduce_lr_on_plateau", "greedy")
+_BARS = "▁▂▃▄▅▆▇█"
+_COLUMNS = 60
+_MOST_STEPS_TO_TRY = 100_000  # a second
+
+
+def _make_one_cycle(
+    optimizer: Optimizer,
+    num_warmup_steps: int,
+    num_training_steps: int,
+    anneal_strategy: str = "cos",
+    cycle_momentum: bool = False,
+    base_momentum: float = 0.85,
+    max_momentum: float = 0.95,
+    div_factor: float = 25.0,
+    final_div_factor: float = 1e4,
+    three_phase: bool = False,
+) -> LRScheduler:
+    """torch's, whose peak is the learning rate of each group, reached when the warm-up is over."""
+    return OneCycleLR(
+        optimizer,
+        max_lr=[group["lr"] for group in optimizer.param_groups],
+        total_steps=num_training_steps,
+        pct_start=num_warmup_steps / num_training_steps,
+        anneal_strategy=anneal_strategy,  # type: ignore[arg-type]
+        cycle_momentum=cycle_momentum,
+        base_momentum=base_momentum,
+        max_momentum=max_momentum,
+        div_factor=div_factor,
+        final_div_factor=final_div_factor,
+        three_phase=three_phase,
+    )
+
+
 SCHEDULES: dict[str, Callable[..., LRScheduler]] = {
-    kind.value: make for kind, make in TYPE_TO_SCHEDULER_FUNCTION.items()
+    **{kind.value: make for kind, make in TYPE_TO_SCHEDULER_FUNCTION.items()},
+    "one_cycle": _make_one_cycle,
 }
-_GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps")  # what `make_scheduler` passes itself
+GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps")  # what `make_scheduler` passes itself
 
 
 def check_scheduler(name: str, *, args: Mapping[str, Any]) -> list[str]:
@@ -24,37 +61,79 @@ def check_scheduler(name: str, *, args: Mapping[str, Any]) -> list[str]:
         factory = choose(name, SCHEDULES, place="scheduler.name")
     except UserError as error:
         return error.problems
-    return check_arguments(factory, args, place="scheduler.args", given=_GIVEN)
+    return check_arguments(factory, args, place="scheduler.args", given=GIVEN)
 
 
-def count_warmup_steps(warmup: float, num_steps: int) -> int:
+def needs_metric(name: str) -> bool:
+    """Whether the schedule of this name moves by what evaluations find."""
+    return name in _NEED_METRICS
+
+
+def follows_metric(scheduler: LRScheduler) -> bool:
+    """Whether a schedule moves by what evaluations find, instead of by the step."""
+    return isinstance(scheduler, _ON_METRICS)
+
+
+def count_steps(setting: float, num_steps: int) -> int:
     """Below 1: that share of all steps, rounded up. From 1: that many steps."""
-    return math.ceil(warmup * num_steps) if warmup < 1 else int(warmup)
+    return math.ceil(setting * num_steps) if setting < 1 else int(setting)
 
 
 def describe_warmup(name: str, warmup: float, num_steps: int) -> str:
     """What comes of `warmup`: some schedules have none."""
     if "num_warmup_steps" not in inspect.signature(choose(name, SCHEDULES, place="scheduler.name")).parameters:
         return "no warm-up"
-    return f"{count_warmup_steps(warmup, num_steps):,} warm-up steps"
+    return f"{count_steps(warmup, num_steps):,} warm-up steps"
 
 
 def make_scheduler(
-    optimizer: Optimizer, *, name: str, warmup: float, num_steps: int, args: Mapping[str, Any]
+    optimizer: Optimizer, *, name: str, warmup: float, num_steps: int, args: Mapping[str, Any], metric: str = "-loss"
 ) -> LRScheduler:
     """The schedule over `num_steps` updates; it is ticked once per update on any number of processes.
 
-    optimizer: the torch optimizer itself, not accelerate's wrapper. Raises UserError where the schedule refuses
-    its arguments.
+    optimizer: the torch optimizer itself, not accelerate's wrapper. metric: what a schedule that moves by evaluations
+    follows, `-metric` where smaller is better. Raises UserError where the schedule refuses its arguments.
     """
     factory = choose(name, SCHEDULES, place="scheduler.name")
-    given = {
-        "num_warmup_steps": count_warmup_steps(warmup, num_steps),
+    given: dict[str, Any] = {
+        "num_warmup_steps": count_steps(warmup, num_steps),
         "num_training_steps": num_steps,
     }
     accepted = inspect.signature(factory).parameters
     arguments = {key: value for key, value in given.items() if key in accepted and key not in args}
+    if needs_metric(name):
+        arguments["mode"] = "min" if metric.startswith("-") else "max"
     try:
-        return factory(optimizer, **arguments, **args)
+        return factory(optimizer, **(arguments | dict(args)))
     except (TypeError, ValueError) as error:
         raise UserError(f"scheduler {name}: {error}; see scheduler.warmup and scheduler.args") from error
+
+
+def draw_schedule(*, name: str, lr: float, warmup: float, num_steps: int, args: Mapping[str, Any]) -> str:
+    """The learning rate over all steps, as a line of bars, the highest at its peak; `lr` is the optimizer's."""
+    # A trial of its own: AdamW, for schedules that cycle betas too.
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    scheduler = make_scheduler(optimizer, name=name, warmup=warmup, num_steps=num_steps, args=args)
+    if follows_metric(scheduler):
+        return "by what evaluations find"
+    if not isinstance(scheduler, LambdaLR) and num_steps > _MOST_STEPS_TO_TRY:
+        return f"not drawn: a {type(scheduler).__name__} would have to take all {num_steps:,} steps"
+    columns = min(_COLUMNS, num_steps)
+    steps = [round(column * (num_steps - 1) / max(1, columns - 1)) for column in range(columns)]
+    rates = _compute_rates(scheduler, steps)
+    peak = max(rates)
+    bars = [_BARS[round(rate / peak * (len(_BARS) - 1))] if peak > 0 else _BARS[0] for rate in rates]
+    return f"{''.join(bars)} {rates[0]:.3g}, at most {peak:.3g}, at the end {rates[-1]:.3g}"
+
+
+def _compute_rates(scheduler: LRScheduler, steps: Sequence[int]) -> list[float]:
+    """The learning rates of these steps, which ascend from 0."""
+    if isinstance(scheduler, LambdaLR):
+        return [float(scheduler.base_lrs[0] * scheduler.lr_lambdas[0](step)) for step in steps]
+    rates = []
+    for step in range(steps[-1] + 1):
+        if step in steps:
+            rates.append(float(scheduler.get_last_lr()[0]))
+        scheduler.optimizer.step()  # torch warns where a schedule ticks without it
+        scheduler.step()
+    return rates

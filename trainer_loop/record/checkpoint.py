@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.checkpointing import save_accelerator_state
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
@@ -41,9 +41,9 @@ _MANIFEST = "manifest.json"
 _STATE = "state.json"
 _SCHEDULER = "scheduler.bin"  # this and the next: as accelerate calls them
 _SCALER = "scaler.bin"
-_EMA = "ema.safetensors"
+_AVERAGES = "averages.safetensors"
 _ALWAYS = {"model.safetensors", "optimizer.bin", _SCHEDULER, _STATE}
-_LOADED = {*_ALWAYS, _SCALER, _EMA}
+_LOADED = {*_ALWAYS, _SCALER, _AVERAGES}
 _NAME = re.compile(r"step-\d+")
 _DAMAGED = ".damaged"
 _ROOM = 1.05  # times the last checkpoint's size must be free
@@ -58,7 +58,7 @@ class Snapshot:
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
     scaler: dict[str, Any] | None
-    ema: dict[str, Tensor] | None
+    averages: dict[str, Tensor] | None
 
 
 class Averages(Protocol):
@@ -68,7 +68,7 @@ class Averages(Protocol):
 
     def load_state_dict(self, averages: dict[str, Tensor]) -> None: ...
 
-    def copy_to_model(self) -> None: ...
+    def copy_to_model(self, averages: dict[str, Tensor] | None = None) -> None: ...
 
     def restart(self) -> None: ...
 
@@ -85,6 +85,8 @@ class _Saved:
 
 class Checkpointer:
     """Saves and finds the checkpoints of one run. Process 0 writes; all processes load.
+
+    Parameters that do not learn are not saved: they are those the model began with, which the plan tells.
 
     plan: what decides the updates (rows, seed, model, optimizer, ...), as plain JSON; a checkpoint of another plan is
     refused, but for the names in `resume_anyway`. config: every key of the run, to tell what changed since; those in
@@ -103,7 +105,7 @@ class Checkpointer:
         config: Mapping[str, Any] | None = None,
         replanned: Sequence[str] = (),
         resume_anyway: Sequence[str] = (),
-        ema: Averages | None = None,
+        averages: Averages | None = None,
         keep_last: int = 2,
         background: bool = False,
     ):
@@ -115,7 +117,7 @@ class Checkpointer:
         self.config = dict(config or {})
         self.replanned = tuple(replanned)
         self.resume_anyway = tuple(resume_anyway)
-        self.ema = ema
+        self.averages = averages
         self.keep_last = keep_last
         self.background = background
         self.changes: dict[str, tuple[Any, Any]] = {}  # key -> what it was and is, of the checkpoint that was loaded
@@ -202,11 +204,11 @@ class Checkpointer:
         scaler = self.accelerator.scaler
         return Snapshot(
             state=state.state_dict(),
-            weights=self.accelerator.unwrap_model(model).state_dict(),
+            weights=_select_saved(self.accelerator.unwrap_model(model)),
             optimizer=optimizer.state_dict(),
             scheduler=self.scheduler.state_dict(),
             scaler=None if scaler is None else scaler.state_dict(),
-            ema=None if self.ema is None else self.ema.state_dict(),
+            averages=None if self.averages is None else self.averages.state_dict(),
         )
 
     def _copy(self, snapshot: Snapshot) -> Snapshot:
@@ -280,8 +282,8 @@ class Checkpointer:
         # Of the loss scaler accelerate would write one file from all processes at once.
         if snapshot.scaler is not None:
             torch.save(snapshot.scaler, directory / _SCALER)
-        if snapshot.ema is not None:
-            save_file(snapshot.ema, directory / _EMA)
+        if snapshot.averages is not None:
+            save_file(snapshot.averages, directory / _AVERAGES)
         write_json(directory / _STATE, snapshot.state)
         files: dict[str, dict[str, Any]] = {
             file.name: {"bytes": file.stat().st_size, "crc32": _checksum(file)} for file in sorted(directory.iterdir())
@@ -328,13 +330,15 @@ class Checkpointer:
         self._compare(path, manifest)
         try:
             with self._without_scaler(), self._without_optimizer("optimizer.name" in self.changes):
-                self.accelerator.load_state(str(path))
+                for model in self.accelerator._models:
+                    _check_names(path, self.accelerator.unwrap_model(model))
+                self.accelerator.load_state(str(path), strict=False)
             if "scheduler.name" not in self.changes:
                 self.scheduler.load_state_dict(torch.load(path / _SCHEDULER, weights_only=True))
             if self.accelerator.scaler is not None and (path / _SCALER).exists():
                 self.accelerator.scaler.load_state_dict(torch.load(path / _SCALER, weights_only=True))
-            if self.ema is not None:
-                self._load_ema(path)
+            if self.averages is not None:
+                self._load_averages(path, self.averages)
         except (RuntimeError, ValueError, KeyError, UnpicklingError, SafetensorError) as error:
             if is_out_of_memory(error):
                 raise
@@ -369,10 +373,9 @@ class Checkpointer:
         fault = broadcast(self.accelerator, find_fault(path) if self.accelerator.is_main_process else None)
         if fault:
             return f"{path}: {fault}"
-        load_model(model, path / "model.safetensors")
-        if self.ema is not None and (path / _EMA).exists():
-            self.ema.load_state_dict(load_file(path / _EMA))
-            self.ema.copy_to_model()
+        load_model(model, path / "model.safetensors", strict=False)  # its names are those of the newest, which fitted
+        if self.averages is not None and (path / _AVERAGES).exists():
+            self.averages.copy_to_model(load_file(path / _AVERAGES))
         return None
 
     def _tidy_up(self, path: Path, state: TrainState) -> None:
@@ -407,12 +410,11 @@ class Checkpointer:
         finally:
             self.accelerator._optimizers[:] = optimizers
 
-    def _load_ema(self, path: Path) -> None:
-        assert self.ema is not None
-        if (path / _EMA).exists():
-            self.ema.load_state_dict(load_file(path / _EMA))
+    def _load_averages(self, path: Path, averages: Averages) -> None:
+        if (path / _AVERAGES).exists():
+            averages.load_state_dict(load_file(path / _AVERAGES))
         else:
-            self.ema.restart()
+            averages.restart()
             self.console.warn(f"{path} has no averaged weights: the average begins at its weights")
 
     def _choose_together(self, resume: str) -> Path | None:
@@ -585,6 +587,28 @@ def _point(link: Path, target: Path) -> None:
             raise
         return  # a file system without links: they are for people, nothing here follows them
     os.replace(temporary, link)
+
+
+def _select_saved(model: nn.Module) -> dict[str, Tensor]:
+    """All that training may change: parameters that learn, and buffers."""
+    frozen = {name for name, parameter in model.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+
+
+def _check_names(path: Path, model: nn.Module) -> None:
+    """Raises ValueError where a checkpoint has not the weights that this model wants of it."""
+    wanted = _select_saved(model)
+    with safe_open(path / "model.safetensors", framework="pt") as file:
+        saved = set(file.keys())
+    # Of tensors that share their memory one is saved.
+    shared: dict[int, set[str]] = {}
+    for name, tensor in wanted.items():
+        shared.setdefault(tensor.untyped_storage().data_ptr(), set()).add(name)
+    missing = sorted(name for name, tensor in wanted.items() if not shared[tensor.untyped_storage().data_ptr()] & saved)
+    if missing:
+        raise ValueError(f"it has no weights {', '.join(missing[:3])}")
+    if surplus := sorted(saved - set(wanted)):
+        raise ValueError(f"the model has no weights {', '.join(surplus[:3])} that learn")
 
 
 def _unwrap_models(models: list[nn.Module], _directory: str) -> None:

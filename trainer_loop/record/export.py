@@ -69,6 +69,7 @@ def _write(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     model.save_pretrained(temporary)  # type: ignore[operator]
+    model.config.save_pretrained(temporary)  # type: ignore[union-attr, operator] # an adapter comes without
     # What the last call has left there depends on whether this very process has tokenised.
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()

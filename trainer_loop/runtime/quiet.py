@@ -5,14 +5,14 @@ import warnings
 
 
 def quieten_libraries() -> None:
-    """Only errors of transformers, accelerate, datasets and evaluate; no bars while weights load."""
+    """Only errors of transformers, accelerate, datasets and the like; no bars while weights load."""
     import datasets
     import transformers
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     datasets.logging.set_verbosity_error()
-    for name in ("accelerate", "evaluate", "huggingface_hub", "torch.distributed"):
+    for name in ("accelerate", "bitsandbytes", "evaluate", "huggingface_hub", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # accelerate still calls an option of DDP by its old name.
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")

@@ -26,6 +26,7 @@ class CausalLM(TextTask):
     model_class = "AutoModelForCausalLM"
     tokenizer_style = "byte_level_bpe"
     takes_pairs = False
+    adapter_type = "CAUSAL_LM"
     can_pack = True
     rows_at_head = False
     default_metrics = ("perplexity",)

@@ -3,13 +3,33 @@
 A loss of your own has the same form; name it in the config: `loss: {name: my_lab.losses.focal, args: {gamma: 2}}`.
 """
 
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(
+    logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None
+) -> Tensor:
     """Negative log likelihood in nats, summed over the targets that are not -100, `[]`.
 
     logits: `[N, C]`, computed in float32 or wider. targets: `[N]`, class indices.
+    label_smoothing: the share of each target that is spread over all classes. class_weights: C factors, one a class;
+    the sum is still divided by the number of targets, not by their weights, as it is of every other loss.
     """
-    return F.cross_entropy(logits, targets, ignore_index=-100, label_smoothing=label_smoothing, reduction="sum")
+    weights = None if class_weights is None else _on_device(tuple(class_weights), logits.device, logits.dtype)
+    return F.cross_entropy(
+        logits, targets, weight=weights, ignore_index=-100, label_smoothing=label_smoothing, reduction="sum"
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _on_device(numbers: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Copied once: a copy at every step would wait for the device."""
+    return torch.tensor(numbers, device=device, dtype=dtype)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": cross_entropy}

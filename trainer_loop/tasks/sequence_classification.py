@@ -16,6 +16,7 @@ class SequenceClassification(TextTask):
 
     model_class = "AutoModelForSequenceClassification"
     needs_label = True
+    adapter_type = "SEQ_CLS"
     can_pack = True
     default_metrics = ("accuracy",)
     fitting_metrics = ("accuracy", "f1", "precision", "recall", "matthews_correlation", "glue/mrpc")

@@ -59,6 +59,7 @@ class TextTask(ABC):
 
     model_class: str = "AutoModel"  # name of a class in transformers
     needs_label: bool = False
+    adapter_type: str | None = None  # what peft calls this task, so that others can load an adapter without us
     tokenizer_style: Literal["wordpiece", "byte_level_bpe"] = "wordpiece"  # of a tokenizer trained on the spot
     takes_pairs: bool = True
     can_pack: bool = False  # loss, count and predict know batches of `pack_rows`

@@ -24,7 +24,13 @@ def test_the_config_and_the_overrides_are_split_in_any_order():
 
 @pytest.mark.parametrize("word", ["--help", "-h"])
 def test_help_is_found_anywhere_and_forgives_the_rest(word):
-    assert split_arguments(["config=a.yaml", "--lr", "3", word])[2] == word
+    assert split_arguments(["config=a.yaml", "--lr", "3", word])[2] == ""
+    assert split_arguments([word, "config=a.yaml"])[2] == ""
+
+
+def test_help_may_be_asked_about_one_key():
+    assert split_arguments(["--help", "optimizer.name"])[2] == "optimizer.name"
+    assert split_arguments(["config=a.yaml", "-h", "optimizer", "seed=1"])[2] == "optimizer"
 
 
 @pytest.mark.parametrize(

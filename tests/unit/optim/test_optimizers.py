@@ -1,37 +1,40 @@
+"""Every optimizer by its name: made, stepped, saved, loaded, and refused where it cannot be had."""
+
+import io
+import sys
+
 import pytest
 import tiny
 import torch
 from torch import nn
 
 from trainer_loop.errors import UserError
-from trainer_loop.optim.groups import group_by_decay
-from trainer_loop.optim.optimizers import check_optimizer, make_optimizer
+from trainer_loop.optim.groups import make_groups
+from trainer_loop.optim.optimizers import (
+    OPTIMIZERS,
+    check_optimizer,
+    make_optimizer,
+    takes_hidden_matrices_apart,
+)
+from trainer_loop.optim.schedule_free import is_schedule_free
 
 CPU = torch.device("cpu")
 
 
-def test_biases_and_norms_do_not_decay_and_each_parameter_stands_in_one_group():
-    model = tiny.make_bert()
-    decayed, spared = group_by_decay(model, 0.1)
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    spared_names = {names[id(parameter)] for parameter in spared["params"]}
-    assert spared_names == {name for name in names.values() if name.endswith("bias") or "LayerNorm" in name}
-    assert (decayed["weight_decay"], spared["weight_decay"]) == (0.1, 0.0)
-    together = [id(parameter) for parameter in [*decayed["params"], *spared["params"]]]
-    assert sorted(together) == sorted(names)
+def make(model, name, *, lr=0.1, weight_decay=0.01, args=None):
+    groups = make_groups(
+        model, lr=lr, weight_decay=weight_decay, hidden_matrices_apart=takes_hidden_matrices_apart(name)
+    )
+    return make_optimizer(groups, name=name, lr=lr, args=args or {}, device=CPU)
 
 
-def test_frozen_parameters_are_left_out():
-    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
-    model[0].requires_grad_(False)
-    assert [len(group["params"]) for group in group_by_decay(model, 0.1)] == [1, 1]
-
-
-@pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor", "torch.optim.RAdam"])
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "torch.optim.RAdam"])
 def test_every_optimizer_takes_a_step(name):
     model = nn.Linear(4, 2)
     before = model.weight.detach().clone()
-    optimizer = make_optimizer(model, name=name, lr=0.1, weight_decay=0.01, args={}, device=CPU)
+    optimizer = make(model, name)
+    if is_schedule_free(optimizer):
+        optimizer.train()
     model(torch.ones(3, 4)).sum().backward()
     optimizer.step()
     assert not torch.equal(model.weight, before)
@@ -41,8 +44,7 @@ def test_every_optimizer_takes_a_step(name):
 
 def test_adamw_is_fused_unless_told_otherwise():
     def is_fused(**args):
-        made = make_optimizer(nn.Linear(2, 2), name="adamw", lr=1.0, weight_decay=0.0, args=args, device=CPU)
-        return made.param_groups[0]["fused"]
+        return make(nn.Linear(2, 2), "adamw", args=args).param_groups[0]["fused"]
 
     assert is_fused()
     assert not is_fused(foreach=True)
@@ -52,7 +54,7 @@ def test_adamw_is_fused_unless_told_otherwise():
 @pytest.mark.parametrize(
     ("name", "args", "wanted"),
     [
-        ("adamv", {}, "did you mean adamw"),
+        ("adamww", {}, "did you mean adamw"),
         ("adamw", {"beta": 0.9}, "did you mean betas"),
         ("sgd", {"lr": 0.1}, "optimizer.args.lr"),
         ("adamw", {"params": []}, "optimizer.args.params"),
@@ -65,6 +67,99 @@ def test_what_is_wrong_is_told_before_there_are_parameters(name, args, wanted):
     assert wanted in problem
 
 
-def test_values_the_optimizer_refuses_are_a_problem_of_the_user():
-    with pytest.raises(UserError, match="optimizer adamw"):
-        make_optimizer(nn.Linear(2, 2), name="adamw", lr=1.0, weight_decay=0.0, args={"betas": (2.0, 0.9)}, device=CPU)
+@pytest.mark.parametrize(("name", "args"), [("adamw", {"betas": (2.0, 0.9)}), ("lion", {"betas": (2.0, 0.9)})])
+def test_values_the_optimizer_refuses_are_a_problem_of_the_user(name, args):
+    with pytest.raises(UserError, match=f"optimizer {name}"):
+        make(nn.Linear(2, 2), name, args=args)
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("lion", "lion-pytorch"), ("schedule_free_adamw", "schedulefree"), ("adamw_8bit", "bitsandbytes")],
+)
+def test_a_missing_package_is_named_with_its_remedy(name, package, monkeypatch):
+    monkeypatch.setitem(sys.modules, OPTIMIZERS[name].module, None)
+    (problem,) = check_optimizer(name, weight_decay=0.0, args={})
+    assert f"optimizer.name: {name} needs the package {package}: pip install {package}" in problem
+
+
+def test_muon_moves_hidden_matrices_as_muon_does_and_the_rest_as_adamw():
+    def train(model, optimizers, steps=3):
+        for step in range(steps):
+            torch.manual_seed(step)
+            model(torch.randint(2, 50, (4, 7)), labels=torch.tensor([0, 1, 2, 1])).loss.backward()
+            for optimizer in optimizers:
+                optimizer.step()
+            model.zero_grad()
+        return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+    ours = tiny.make_bert()
+    mine = train(ours, [make(ours, "muon", lr=0.01, weight_decay=0.1)])
+    theirs = tiny.make_bert()
+    named = dict(theirs.named_parameters())
+    hidden = {name for name, weight in named.items() if ".layer." in name and weight.ndim == 2}
+    assert hidden
+    assert "classifier.weight" not in hidden
+    others = [name for name in named if name not in hidden]
+    expected = train(
+        theirs,
+        [
+            torch.optim.Muon(
+                [named[name] for name in hidden], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+            ),
+            torch.optim.AdamW(
+                [
+                    {"params": [named[name] for name in others if named[name].ndim >= 2], "weight_decay": 0.1},
+                    {"params": [named[name] for name in others if named[name].ndim < 2], "weight_decay": 0.0},
+                ],
+                lr=0.01,
+                fused=True,
+            ),
+        ],
+    )
+    for name, weight in expected.items():
+        torch.testing.assert_close(mine[name], weight, rtol=0, atol=0)
+
+
+def test_a_rate_set_on_muon_reaches_both_of_its_parts_also_after_loading():
+    model = tiny.make_bert()
+    optimizer = make(model, "muon", lr=0.01)
+    optimizer.load_state_dict(optimizer.state_dict())
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        group["weight_decay"] = 0.0
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    model(torch.randint(2, 50, (4, 7)), labels=torch.tensor([0, 1, 2, 1])).loss.backward()
+    optimizer.step()
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_is_saved_and_loaded_goes_on_bit_for_bit(name):
+    def step(model, optimizer, number):
+        torch.manual_seed(number)
+        model(torch.randint(2, 50, (4, 7)), labels=torch.tensor([0, 1, 2, 1])).loss.backward()
+        optimizer.step()
+        model.zero_grad()
+
+    def begin():
+        model = tiny.make_bert()
+        optimizer = make(model, name, lr=0.01)
+        if is_schedule_free(optimizer):
+            optimizer.train()
+        return model, optimizer
+
+    model, optimizer = begin()
+    other, restored = begin()
+    for number in range(3):
+        step(model, optimizer, number)
+    other.load_state_dict(model.state_dict())
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    restored.load_state_dict(torch.load(file, weights_only=True))
+    for number in range(3, 6):
+        step(model, optimizer, number)
+        step(other, restored, number)
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)

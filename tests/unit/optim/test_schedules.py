@@ -2,7 +2,15 @@ import pytest
 import torch
 
 from trainer_loop.errors import UserError
-from trainer_loop.optim.schedules import SCHEDULES, check_scheduler, count_warmup_steps, make_scheduler
+from trainer_loop.optim.schedules import (
+    SCHEDULES,
+    check_scheduler,
+    count_steps,
+    draw_schedule,
+    follows_metric,
+    make_scheduler,
+    needs_metric,
+)
 
 NEEDED = {
     "warmup_stable_decay": {"num_decay_steps": 5},
@@ -22,11 +30,11 @@ def make(name: str, *, warmup: float = 0.2, num_steps: int = 20, args: dict | No
     [(0.0, 100, 0), (0.1, 100, 10), (0.1, 13, 2), (0.999, 10, 10), (1, 100, 1), (25, 100, 25)],
 )
 def test_warmup_is_a_share_below_one_and_a_number_of_steps_from_one(warmup, num_steps, wanted):
-    assert count_warmup_steps(warmup, num_steps) == wanted
+    assert count_steps(warmup, num_steps) == wanted
 
 
-@pytest.mark.parametrize("name", sorted(set(SCHEDULES) - {"reduce_lr_on_plateau", "greedy"}))
-def test_every_schedule_of_transformers_is_made_and_ticks(name):
+@pytest.mark.parametrize("name", sorted(name for name in SCHEDULES if not needs_metric(name)))
+def test_every_schedule_is_made_and_ticks(name):
     assert check_scheduler(name, args=NEEDED.get(name, {})) == []
     optimizer, scheduler = make(name, args=NEEDED.get(name))
     rates = []
@@ -72,3 +80,53 @@ def test_what_is_wrong_is_told_before_there_is_an_optimizer(name, args, wanted):
 def test_values_the_schedule_refuses_are_a_problem_of_the_user():
     with pytest.raises(UserError, match="scheduler cosine_with_min_lr"):
         make("cosine_with_min_lr")
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_that_needs_a_metric_is_known_by_its_name(name):
+    _, scheduler = make(name, args=NEEDED.get(name))
+    assert needs_metric(name) == follows_metric(scheduler)
+
+
+@pytest.mark.parametrize(("metric", "mode"), [("-loss", "min"), ("accuracy", "max")])
+@pytest.mark.parametrize("name", ["reduce_lr_on_plateau", "greedy"])
+def test_the_sign_of_the_metric_says_whether_larger_is_better(name, metric, mode):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    assert make_scheduler(optimizer, name=name, warmup=0, num_steps=9, args={}, metric=metric).mode == mode
+
+
+def test_one_cycle_peaks_at_the_rate_of_each_group_when_the_warm_up_is_over():
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = torch.optim.AdamW([{"params": [one], "lr": lr} for one, lr in zip(parameters, (1.0, 0.5), strict=True)])
+    scheduler = make_scheduler(optimizer, name="one_cycle", warmup=5, num_steps=20, args={})
+    rates = []
+    for _ in range(20):
+        rates.append(scheduler.get_last_lr())
+        optimizer.step()
+        scheduler.step()
+    assert [max(group) for group in zip(*rates, strict=True)] == pytest.approx([1.0, 0.5])
+    assert rates[4] == pytest.approx([1.0, 0.5])
+    assert rates[-1][0] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("linear", "▁▃▅▆██▇▇▆▆▅▅▅▄▄▃▃▂▂▁ 0, at most 1, at the end 0.0625"),
+        ("constant", "████████████████████ 1, at most 1, at the end 1"),
+        ("reduce_lr_on_plateau", "by what evaluations find"),
+    ],
+)
+def test_a_schedule_is_drawn_as_bars(name, wanted):
+    assert draw_schedule(name=name, lr=1.0, warmup=0.2, num_steps=20, args={}) == wanted
+
+
+def test_a_schedule_that_is_no_function_of_the_step_is_drawn_by_taking_its_steps():
+    drawn = draw_schedule(name="one_cycle", lr=1.0, warmup=0.5, num_steps=200, args={})
+    assert len(drawn.split()[0]) == 60
+    assert drawn.split()[0][30] == "█"
+    assert "not drawn" in draw_schedule(name="one_cycle", lr=1.0, warmup=0.5, num_steps=10**7, args={})
+
+
+def test_a_rate_of_zero_is_drawn_flat():
+    assert draw_schedule(name="linear", lr=0.0, warmup=0, num_steps=3, args={}).startswith("▁▁▁ ")

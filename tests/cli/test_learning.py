@@ -1,0 +1,198 @@
+"""What learns, how fast and from when on, and the adapters of peft: as the command does it."""
+
+import json
+import shutil
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from trainer_loop.predict import main
+
+RATES = "optimizer={name: sgd, lr: 0.1, weight_decay: 0.0}"
+NO_DROPOUT = "model.overrides={hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}"
+
+
+def weights_of(directory):
+    return load_file(directory / "model.safetensors")
+
+
+def predict(run, text, capfd):
+    """The line it prints."""
+    capfd.readouterr()
+    assert main([f"model={run}", f"text={text}"]) == 0
+    return capfd.readouterr().out.strip().splitlines()[-1]
+
+
+def rows_of(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_dry_run_shows_every_group_and_the_curve(command, arguments):
+    ended = command(
+        *arguments,
+        "optimizer.freeze=['*embeddings*']",
+        "optimizer.layer_decay=0.5",
+        "optimizer.groups=[{match: 'classifier.*', lr: 1e-2, unfreeze_at: 3}]",
+        "scheduler.name=cosine",
+        "dry_run=true",
+    )
+    assert ended.code == 0, ended.err
+    lines = ended.out.splitlines()
+    start = lines.index("groups of parameters:")
+    table = lines[start + 1 :]
+    assert "learning rate" in table[0]
+    (head,) = [line for line in table if "classifier.*, head, matrices" in line or "classifier.*, matrices" in line]
+    assert "0.01" in head
+    assert head.split()[-2:] == ["4", "classifier.weight"]
+    assert any(line.strip().startswith("frozen") for line in table)
+    assert any(line.startswith("schedule: ▁") for line in table)
+
+
+def test_what_is_frozen_stays_and_what_has_a_rate_of_its_own_moves_by_it(command, arguments, tmp_path):
+    shared = [*arguments, NO_DROPOUT, RATES, "train.epochs=", "train.steps=1", "scheduler={name: constant}"]
+    assert command(*shared, "train.max_grad_norm=").code == 0
+    ended = command(
+        *shared,
+        "train.max_grad_norm=",
+        "optimizer.freeze=[bert.embeddings.*]",
+        "optimizer.groups=[{match: classifier.*, lr: 0.2}, {match: '*.layer.0.*', unfreeze_at: 5}]",
+        f"run_dir={tmp_path / 'other'}",
+    )
+    assert ended.code == 2
+    assert "layer.0.*, matrices" in ended.err
+    assert "would not learn in any of the 1 steps" in ended.err
+    ended = command(
+        *shared,
+        "train.max_grad_norm=",
+        "optimizer.freeze=[bert.embeddings.*]",
+        "optimizer.groups=[{match: classifier.*, lr: 0.2}]",
+        f"run_dir={tmp_path / 'other'}",
+    )
+    assert ended.code == 0, ended.err
+    plain, other = weights_of(tmp_path / "run" / "model"), weights_of(tmp_path / "other" / "model")
+    # The same first step from the same weights: start = plain + 0.1 g, and here start - 0.2 g.
+    checkpoint = tmp_path / "other" / "checkpoints" / "step-00000001"
+    assert "bert.embeddings.word_embeddings.weight" not in weights_of(checkpoint)
+    name = "bert.encoder.layer.1.output.dense.weight"
+    torch.testing.assert_close(other[name], plain[name], rtol=0, atol=1e-7)
+    assert not torch.equal(other["classifier.weight"], plain["classifier.weight"])
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (["optimizer.freeze=[encoder.*]"], "optimizer.freeze: encoder.* matches no parameter"),
+        (["optimizer.groups=[{match: head.*, lr: 1}]"], "optimizer.groups[0]: head.* matches no parameter"),
+        (
+            ["model.lora={r: 4, target_modules: [querry]}"],
+            "target_modules: querry is no module of Bert",
+        ),
+        (["model.lora.alpha=4"], "model.lora.alpha is 4.0, but there is no such adapter; set model.lora.r"),
+        (["model.lora.r=4", "model.peft.name=ia3"], "one excludes the other"),
+        (["model.lora.r=4", "model.from_scratch=true"], "model.lora.merge is false, but the model is new"),
+        (["model.peft.name=lorra"], "model.peft: lorra is no adapter of peft; allowed: "),
+        (["model.peft.name=adalora"], "adalora needs calls of its own in the loop"),
+        (["model.peft.name=prompt_tuning"], "puts tokens of its own before each row"),
+        (["model.peft={name: ia3, args: {rank: 3}}"], "model.peft.args.rank"),
+        (
+            ["optimizer.name=schedule_free_adamw", "ema.decay=0.9"],
+            "ema.decay: 0.9: schedule_free_adamw keeps an average",
+        ),
+        (["scheduler.metric=accuracy"], "scheduler.metric: accuracy: linear follows none"),
+        (["loss={args: {class_weights: [1, 2, 3]}}"], "loss.args: cross_entropy fails on logits [4, 2]"),
+    ],
+)
+def test_what_means_nothing_is_told_before_the_model_loads(command, arguments, options, wanted):
+    ended = command(*arguments, *options)
+    assert ended.code == 2
+    assert any(wanted in problem for problem in ended.problems), ended.err
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.parametrize(
+    "adapter", ["model.lora={r: 4, dropout: 0.1}", "model.lora={r: 4, dora: true}", "model.peft.name=ia3"]
+)
+def test_an_adapter_is_all_that_is_exported_and_loads_with_peft_alone(command, arguments, tmp_path, adapter, capfd):
+    ended = command(*arguments, adapter, "optimizer.lr=1e-2")
+    assert ended.code == 0, ended.err
+    (plan,) = [line for line in ended.out.splitlines() if line.startswith("model: Peft")]
+    assert "%) trained" in plan
+    exported = tmp_path / "run" / "model"
+    assert not (exported / "model.safetensors").exists()
+    base = json.loads((exported / "adapter_config.json").read_text())["base_model_name_or_path"]
+    model = peft.PeftModel.from_pretrained(AutoModelForSequenceClassification.from_pretrained(base), exported).eval()
+    tokenizer = AutoTokenizer.from_pretrained(exported)
+    texts = ["a fine film", "a bad film, and long"]
+    with torch.no_grad():
+        logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+    probability = float(logits.softmax(-1).max(-1).values[0])
+    assert predict(tmp_path / "run", texts[0], capfd).endswith(f"probability={probability:.4f}")
+
+
+def test_a_checkpoint_of_an_adapter_holds_what_learns_and_goes_on(command, arguments, tmp_path):
+    options = [*arguments, "model.lora={r: 4, dropout: 0.1}", "checkpoint.every=4"]
+    assert command(*options).code == 0
+    saved = weights_of(tmp_path / "run" / "checkpoints" / "step-00000004")
+    assert all("lora_" in name or "classifier" in name or "position_ids" in name for name in saved), sorted(saved)
+    whole = weights_like(tmp_path / "run" / "model")
+    again = [f"run_dir={tmp_path / 'again'}", f"resume={tmp_path / 'run' / 'checkpoints' / 'step-00000004'}"]
+    ended = command(*options, *again)
+    assert ended.code == 0, ended.err
+    assert "resumed at step 4" in ended.out
+    for name, weight in weights_like(tmp_path / "again" / "model").items():
+        assert torch.equal(weight, whole[name]), name
+
+
+def weights_like(exported):
+    return load_file(exported / "adapter_model.safetensors")
+
+
+def test_a_merged_adapter_is_a_model_that_answers_as_the_adapted_one(command, arguments, tmp_path, capfd):
+    options = [*arguments, "optimizer.lr=1e-2"]
+    assert command(*options, "model.lora.r=4").code == 0
+    ended = command(*options, "model.lora={r: 4, merge: true}", f"run_dir={tmp_path / 'merged'}")
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "merged" / "model" / "model.safetensors").exists()
+    said = [predict(tmp_path / run, "a fine film", capfd) for run in ("run", "merged")]
+    assert said[0] == said[1]
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged" / "model")
+    assert type(model).__name__ == "BertForSequenceClassification"
+
+
+def test_other_weights_under_the_same_name_are_refused_on_resume(command, arguments, tmp_path, tiny_model):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    options = [*arguments, f"model.name={model}", "model.lora.r=4", "checkpoint.every=4"]
+    assert command(*options).code == 0
+    weights = weights_of(model)
+    name = "encoder.layer.0.output.dense.weight"
+    save_file(weights | {name: weights[name] + 1.0}, model / "model.safetensors", metadata={"format": "pt"})
+    ended = command(*options, "train.epochs=2")
+    assert ended.code == 2
+    assert "frozen_weights" in ended.err
+
+
+def test_schedule_free_needs_no_schedule_and_goes_on_bit_for_bit(command, arguments, tmp_path):
+    options = [*arguments, "optimizer={name: schedule_free_adamw, lr: 1e-2}", "scheduler.name=constant"]
+    options += ["checkpoint.every=4"]
+    assert command(*options).code == 0
+    again = [f"run_dir={tmp_path / 'again'}", f"resume={tmp_path / 'run' / 'checkpoints' / 'step-00000004'}"]
+    ended = command(*options, *again)
+    assert ended.code == 0, ended.err
+    whole = weights_of(tmp_path / "run" / "model")
+    for name, weight in weights_of(tmp_path / "again" / "model").items():
+        assert torch.equal(weight, whole[name]), name
+    assert [row for row in rows_of(tmp_path / "again") if row["step"] == 8 and "validation/loss" in row] == [
+        row for row in rows_of(tmp_path / "run") if row["step"] == 8 and "validation/loss" in row
+    ]
+
+
+@pytest.mark.parametrize("option", ["model.neftune_alpha=50", "train.max_grad_value=1e-5"])
+def test_options_of_an_update_change_what_is_learnt(command, arguments, tmp_path, option):
+    assert command(*arguments).code == 0
+    ended = command(*arguments, option, f"run_dir={tmp_path / 'other'}")
+    assert ended.code == 0, ended.err
+    plain, other = weights_of(tmp_path / "run" / "model"), weights_of(tmp_path / "other" / "model")
+    assert any((plain[name] - other[name]).abs().max() > 1e-6 for name in plain)

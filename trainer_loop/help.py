@@ -1,0 +1,60 @@
+"""`--help KEY`: one key or section of the config, and the names that it may have with their arguments."""
+
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from trainer_loop.config.reference import describe_keys
+from trainer_loop.config.schema import KEYS, SECTIONS
+from trainer_loop.config.translations import describe_unknown
+from trainer_loop.errors import UserError
+from trainer_loop.metrics.load import SHIPPED
+from trainer_loop.optim.optimizers import GIVEN as GIVEN_TO_OPTIMIZERS
+from trainer_loop.optim.optimizers import OPTIMIZERS, FromPackage
+from trainer_loop.optim.schedules import GIVEN as GIVEN_TO_SCHEDULES
+from trainer_loop.optim.schedules import SCHEDULES
+from trainer_loop.tasks.losses import LOSSES
+from trainer_loop.tasks.shipped import TASKS
+
+# Key -> its names, and the arguments that trainer_loop passes itself.
+_NAMES: dict[str, tuple[Mapping[str, Any], Collection[str]]] = {
+    "task.name": (TASKS, ("loss_function",)),
+    "loss.name": (LOSSES, ("logits", "targets")),
+    "optimizer.name": (OPTIMIZERS, GIVEN_TO_OPTIMIZERS),
+    "scheduler.name": (SCHEDULES, (*GIVEN_TO_SCHEDULES, "last_epoch", "kwargs")),
+}
+
+
+def help_about(name: str) -> str:
+    """What is printed for a key or a section. Raises UserError where there is none of that name."""
+    if name in SECTIONS:
+        return "\n".join([f"{name}: {SECTIONS[name]}", *describe_keys(name)]) + "\n"
+    if name not in KEYS:
+        raise UserError(describe_unknown(name))
+    section = name.rpartition(".")[0]
+    lines = describe_keys(section, only=name)
+    if name in _NAMES:
+        table, given = _NAMES[name]
+        lines += ["", f"Names, and the arguments that {section}.args may have:"]
+        lines += [f"  {entry}{_describe_arguments(found, given)}" for entry, found in table.items()]
+    if name == "evaluate.metrics":
+        lines += ["", f"Metrics that need no network: {', '.join(SHIPPED)}"]
+    return "\n".join(lines) + "\n"
+
+
+def _describe_arguments(found: Any, given: Collection[str]) -> str:
+    try:
+        function = found.load("") if isinstance(found, FromPackage) else found
+    except UserError:
+        return f": pip install {found.package}"
+    arguments = [
+        parameter.name if parameter.default is parameter.empty else f"{parameter.name}={_show(parameter.default)}"
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.name not in given
+    ]
+    return f"({', '.join(arguments)})"
+
+
+def _show(default: object) -> str:
+    name: Callable[..., Any] | str = getattr(default, "__name__", "")
+    return str(name) if callable(default) and name else repr(default)
