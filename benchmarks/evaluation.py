@@ -99,8 +99,8 @@ def _load_ours(
     name, overrides, _ = split_arguments(words)
     config, problems = read_config(name, overrides)
     loop = build(config, problems=problems)
-    assert loop.validation_loader is not None
-    return lambda: loop.evaluate(loop.validation_loader)
+    (loader,) = loop.validation_loaders.values()
+    return lambda: loop.evaluate(loader)
 
 
 def _load_tutorial(

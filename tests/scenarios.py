@@ -99,7 +99,7 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         metrics=load_metrics(names if scenario.task == "sequence_classification" else ["perplexity"], num_labels=3),
     )
     loop.fit()
-    evaluation = loop.evaluate(loop.validation_loader) if loop.validation_loader is not None else {}
+    evaluation = loop.evaluate(loop.validation_loaders[""]) if loop.validation_loaders else {}
     return Outcome(
         losses=loop.recorder.losses,
         grad_norms=loop.recorder.grad_norms,

@@ -206,7 +206,7 @@ def make_loop(
             device=accelerator.device,
             process_index=accelerator.process_index,
         ),
-        validation_loader=validation_loader,
+        validation_loaders={} if validation_loader is None else {"": validation_loader},
         num_steps=num_steps,
         seed=seed,
         checkpointer=Checkpointer(

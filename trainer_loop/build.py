@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -21,7 +22,7 @@ from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.loader import EvaluationLoader, StepLoader, TrainLoader
 from trainer_loop.data.stream import StreamLoader
-from trainer_loop.data.tokens import describe_tokenizer
+from trainer_loop.data.tokens import TokenisedSplit, describe_tokenizer
 from trainer_loop.embedding_noise import use_embedding_noise
 from trainer_loop.errors import UserError
 from trainer_loop.judge import Parts, adapter_of, judge, metric_entries
@@ -37,6 +38,7 @@ from trainer_loop.packing import use_packing
 from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.export import ExportRecord, export_model
 from trainer_loop.record.logs import Console, MetricLog
+from trainer_loop.record.predictions import write_predictions
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.state import TrainState
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
@@ -113,8 +115,8 @@ def build(
         optimizer=optimizer,
         scheduler=scheduler,
         train_loader=train_loader,
-        validation_loader=_make_evaluation_loader(config, parts, accelerator, "validation"),
-        test_loader=_make_evaluation_loader(config, parts, accelerator, "test"),
+        validation_loaders=_make_evaluation_loaders(config, parts, accelerator, "validation"),
+        test_loaders=_make_evaluation_loaders(config, parts, accelerator, "test"),
         num_steps=num_steps,
         seed=config.seed,
         checkpointer=Checkpointer(
@@ -151,6 +153,7 @@ def build(
         preemption=preemption,
         max_time_minutes=config.train.max_time_minutes,
         export=functools.partial(_export, config, run_dir, parts.tokenizer, num_steps, run_plan),
+        keep_predictions=functools.partial(_keep_predictions, run_dir, parts),
     )
 
 
@@ -318,13 +321,20 @@ def _make_train_loader(config: Config, parts: Parts, accelerator: Accelerator) -
     )
 
 
-def _make_evaluation_loader(
+def _make_evaluation_loaders(
     config: Config, parts: Parts, accelerator: Accelerator, name: str
-) -> EvaluationLoader | None:
-    """The loader of a split, None where the config names no such split."""
-    split = parts.splits.get(name)
-    if split is None:
-        return None
+) -> dict[str, EvaluationLoader]:
+    """The loaders of a split: by the names of its sets, or by the empty text where it has none."""
+    return {
+        split.partition(".")[2]: _make_evaluation_loader(config, parts, accelerator, parts.splits[split])
+        for split in parts.splits
+        if split.partition(".")[0] == name
+    }
+
+
+def _make_evaluation_loader(
+    config: Config, parts: Parts, accelerator: Accelerator, split: TokenisedSplit
+) -> EvaluationLoader:
     return EvaluationLoader(
         split.rows,
         split.lengths,
@@ -408,6 +418,19 @@ def _describe_run(config: Config, parts: Parts, loader: TrainLoader | StreamLoad
         "data.label_names": parts.label_names,
         "batch.size": batch_size,
     } | {name: values[name] for name, key in KEYS.items() if key.on_resume == "refused"}
+
+
+def _keep_predictions(
+    run_dir: RunDir, parts: Parts, name: str, predictions: np.ndarray, references: np.ndarray
+) -> None:
+    split = parts.splits[f"test.{name}" if name else "test"]
+    write_predictions(
+        run_dir.predictions / f"{name or 'test'}.jsonl",
+        predictions=predictions,
+        references=references,
+        place_of=split.places.place,
+        label_names=parts.label_names,
+    )
 
 
 def _export(

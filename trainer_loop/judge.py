@@ -205,17 +205,13 @@ def _check_components(config: Config, task: TextTask | None) -> list[str]:
         entries = metric_entries(config, task)
         problems += _check_fit(entries, task)
         keys = reported_keys(entries, num_labels=None)
-        for place, figure in _figures(config).items():
-            if keys is not None and figure.removeprefix("-") not in (*keys, "loss"):
-                problems.append(
-                    f"{place}: {figure} is not reported; evaluate.metrics report: {', '.join(keys)}, and loss"
-                )
+        problems += [] if keys is None else _check_figures(config, [*keys, "loss"])
     problems += _check_schedule_metric(config)
     if (adapter := adapter_of(config)) is not None:
         kind, arguments, place = adapter
         problems += check_adapter(kind, arguments, name_place=place, place=f"{place}.args")
     for place, figure in _figures(config).items():
-        if figure in _SMALLER_IS_BETTER:
+        if figure.rpartition("/")[2] in _SMALLER_IS_BETTER and not figure.startswith("-"):
             problems.append(f"{place}: {figure} would pick the largest {figure}; smaller is better: write -{figure}")
     installed = [str(tracker) for tracker in get_available_trackers()]
     for tracker in config.log.trackers:
@@ -231,6 +227,17 @@ def _figures(config: Config) -> dict[str, str]:
     """The figures of an evaluation that something follows, by the key that names them."""
     named = {"checkpoint.best": config.checkpoint.best, "scheduler.metric": config.scheduler.metric}
     return {place: figure for place, figure in named.items() if figure is not None}
+
+
+def _check_figures(config: Config, reported: Sequence[str]) -> list[str]:
+    """Figures that something follows and no evaluation has. reported: those of one set."""
+    sets = list(config.data.validation) if isinstance(config.data.validation, dict) else []
+    all_reported = [f"{name}/{figure}" for name in sets for figure in reported] or list(reported)
+    return [
+        f"{place}: {figure} is not reported; evaluations have: {', '.join(all_reported)}"
+        for place, figure in _figures(config).items()
+        if figure.removeprefix("-") not in all_reported
+    ]
 
 
 def adapter_of(config: Config) -> tuple[str, dict[str, Any], str] | None:
@@ -257,6 +264,9 @@ def _check_schedule_metric(config: Config) -> list[str]:
         return [f"scheduler.name: {name} follows the validation loss; set evaluate.every"]
     if config.data.validation is None and config.data.validation_fraction is None:
         return [f"scheduler.name: {name} follows the validation loss; set data.validation or data.validation_fraction"]
+    if metric is None and isinstance(config.data.validation, dict):
+        first = next(iter(config.data.validation))
+        return [f"scheduler.name: {name} follows one of several sets; set scheduler.metric, such as -{first}/loss"]
     return []
 
 

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NoReturn
 
@@ -37,6 +37,7 @@ class TrainingLoop:
     """Trains, evaluates, saves and exports one model; every process of a run has one.
 
     model, optimizer: prepared by `accelerator`. scheduler: over the torch optimizer itself, not prepared.
+    validation_loaders, test_loaders: by the name of the set; the only one may be named by the empty text.
     num_steps: updates of the whole run. *_every: in steps; None: never.
     best: the metric that picks the exported weights, `-metric` where smaller is better; None: the last weights.
     plateau_metric: what a schedule that moves by evaluations follows, likewise.
@@ -46,7 +47,7 @@ class TrainingLoop:
     frozen_until: parameters that do not move before so many updates were made.
     skip_nonfinite: leave an update out whose loss or gradient is not finite, instead of ending the run.
     max_time_minutes: after which the run is saved and raises Preempted; None: never.
-    export: writes the model, on the main process.
+    export: writes the model, on the main process. keep_predictions: likewise those of a test set, by its name.
     """
 
     def __init__(
@@ -63,8 +64,8 @@ class TrainingLoop:
         checkpointer: Checkpointer,
         console: Console,
         metric_log: MetricLog,
-        validation_loader: EvaluationLoader | None = None,
-        test_loader: EvaluationLoader | None = None,
+        validation_loaders: Mapping[str, EvaluationLoader] | None = None,
+        test_loaders: Mapping[str, EvaluationLoader] | None = None,
         metrics: Sequence[NamedMetric] = (),
         max_grad_norm: float | None = 1.0,
         max_grad_value: float | None = None,
@@ -82,6 +83,7 @@ class TrainingLoop:
         preemption: Preemption | None = None,
         max_time_minutes: float | None = None,
         export: Callable[[nn.Module, TrainState], None] | None = None,
+        keep_predictions: Callable[[str, np.ndarray, np.ndarray], None] | None = None,
     ):
         self.accelerator = accelerator
         self.task = task
@@ -90,8 +92,8 @@ class TrainingLoop:
         self.optimizer = optimizer if accelerator.scaler is not None else optimizer.optimizer
         self.scheduler = scheduler
         self.train_loader = train_loader
-        self.validation_loader = validation_loader
-        self.test_loader = test_loader
+        self.validation_loaders = dict(validation_loaders or {})
+        self.test_loaders = dict(test_loaders or {})
         self.num_steps = num_steps
         self.seed = seed
         self.checkpointer = checkpointer
@@ -103,8 +105,8 @@ class TrainingLoop:
         self.skip_nonfinite = skip_nonfinite
         self.averages = averages
         self.frozen_until = frozen_until
-        self.evaluate_every = evaluate_every if validation_loader is not None else None
-        self.evaluate_at_start = evaluate_at_start and validation_loader is not None
+        self.evaluate_every = evaluate_every if self.validation_loaders else None
+        self.evaluate_at_start = evaluate_at_start and bool(self.validation_loaders)
         self.checkpoint_every = checkpoint_every
         self.log_every = log_every
         self.best = best
@@ -114,6 +116,7 @@ class TrainingLoop:
         self.preemption = preemption or Preemption()
         self.max_time_minutes = max_time_minutes
         self.export = export
+        self.keep_predictions = keep_predictions
 
         # Evaluation runs unlike numbers of batches on each process, so it must stay clear of DDP's collectives.
         self.bare_model = accelerator.unwrap_model(model)
@@ -243,12 +246,16 @@ class TrainingLoop:
             skipped=skipped,
         )
 
-    @torch.no_grad()
     def evaluate(self, loader: EvaluationLoader) -> dict[str, float]:
         """Mean loss over all targets, the metrics over all rows, and the number of rows scored: each row once.
 
         Raises Preempted on every process where one was asked to stop before it was through.
         """
+        return self._judge(loader)[0]
+
+    @torch.no_grad()
+    def _judge(self, loader: EvaluationLoader) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+        """The figures of `evaluate`, and the predictions and references of all rows `[N, ...]`, in their order."""
         seed_everything(self.seed, "evaluate", self.accelerator.process_index)
         device = self.accelerator.device
         loss_sum = torch.zeros((), dtype=_sum_type(device), device=device)
@@ -279,11 +286,10 @@ class TrainingLoop:
         order = np.argsort(gather_rows(self.accelerator, [torch.tensor(rows, dtype=torch.int64)]), kind="stable")
         assert len(order) == loader.num_rows, f"{len(order)} rows were scored of {loader.num_rows}"
         values: dict[str, float] = {"loss": total / max(targets, 1)}
-        values |= compute_metrics(
-            self.metrics, predictions=columns["predictions"][order], references=columns["references"][order]
-        )
+        predictions, references = columns["predictions"][order], columns["references"][order]
+        values |= compute_metrics(self.metrics, predictions=predictions, references=references)
         # What follows from them must follow on every process, also where a metric draws at random.
-        return broadcast(self.accelerator, values | {"rows": len(order)})  # type: ignore[no-any-return]
+        return broadcast(self.accelerator, values | {"rows": len(order)}), predictions, references
 
     # ---------------------------------------------------------------------------------------------- parts of a step
 
@@ -501,10 +507,11 @@ class TrainingLoop:
         self.console.tell_training({"step": state.step, "epoch": self._epoch(state)} | values)
 
     def _evaluate_and_log(self, state: TrainState) -> None:
-        """Score the validation split, and keep the weights of this step where they are the best so far."""
-        assert self.validation_loader is not None
+        """Score the validation sets, and keep the weights of this step where they are the best so far."""
+        values: dict[str, float] = {}
         try:
-            values = self.evaluate(self.validation_loader)
+            for name, loader in self.validation_loaders.items():
+                values |= _name_figures(name, self.evaluate(loader))
         except Preempted:
             if state.step:
                 self._save(state)
@@ -556,8 +563,8 @@ class TrainingLoop:
                 f"without a better {self.best}"
             )
         self._take_weights_to_export(state)
-        if self.test_loader is not None:
-            self._score_test(state, self.test_loader)
+        if self.test_loaders:
+            self._score_test(state)
         self._record(state, self._totals(state))
         rate = state.rows_seen / max(state.train_seconds, 1e-9)
         self.console.say(
@@ -584,9 +591,14 @@ class TrainingLoop:
         if self.averages is not None:
             self.averages.copy_to_model()
 
-    def _score_test(self, state: TrainState, loader: EvaluationLoader) -> None:
+    def _score_test(self, state: TrainState) -> None:
+        values: dict[str, float] = {}
         try:
-            values = self.evaluate(loader)
+            for name, loader in self.test_loaders.items():
+                judged, predictions, references = self._judge(loader)
+                values |= _name_figures(name, judged)
+                if self.keep_predictions is not None and self.accelerator.is_main_process:
+                    self.keep_predictions(name, predictions, references)
         except Preempted:
             self._save(state)  # where checkpoint.every is never, nothing is there yet
             self._leave(state)
@@ -612,6 +624,11 @@ class TrainingLoop:
     def _epoch(self, state: TrainState) -> float:
         """Passes over the training rows so far."""
         return self.train_loader.count_epochs(state.step)
+
+
+def _name_figures(name: str, values: Mapping[str, float]) -> dict[str, float]:
+    """`accuracy` of the set `matched` is `matched/accuracy`."""
+    return {f"{name}/{figure}" if name else figure: value for figure, value in values.items()}
 
 
 def _sum_type(device: torch.device) -> torch.dtype:

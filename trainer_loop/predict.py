@@ -13,6 +13,7 @@ from typing import Any
 
 from trainer_loop.errors import UserError
 from trainer_loop.record.run_dir import RunDir
+from trainer_loop.runtime.quiet import quieten_loggers
 
 USAGE = """\
 python -m trainer_loop.predict model=runs/imdb text="I am super delighted."
@@ -48,6 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     if {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
+    quieten_loggers()
     try:
         _predict(_read_arguments(arguments))
     except UserError as error:

@@ -15,6 +15,7 @@ from trainer_loop.record.run_dir import RunDir
 from trainer_loop.runtime.distributed import process_index_from_environment
 from trainer_loop.runtime.host import prepare_environment
 from trainer_loop.runtime.preempt import Preemption, catch_signals
+from trainer_loop.runtime.quiet import quieten_loggers
 
 _SECONDS_FOR_PROCESS_0 = 3.0  # a launcher ends the others well within
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code. What a user can mend is told in lines, without a traceback."""
     prepare_environment()
+    quieten_loggers()
     with catch_signals() as preemption:
         try:
             return _run(sys.argv[1:] if argv is None else argv, preemption)

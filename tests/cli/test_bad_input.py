@@ -41,7 +41,7 @@ def test_config_and_data_problems_are_all_told_at_once(subprocess_command, tiny_
         "did you mean batch.size",
         "own.yaml:4: train.precision",
         "auto, no, bf16",
-        "did you mean adamw",
+        "did you mean adam",
         "scheduler.args.cycles",
         "optimizer.name is 'adamv'",
         "did you mean accuracy",

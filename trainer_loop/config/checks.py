@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 
 from trainer_loop.config.fields import Config
+from trainer_loop.config.named_sets import name_sets
 from trainer_loop.config.schema import KEYS, MUST_NOT_CHANGE
 from trainer_loop.config.values import shown
 
@@ -103,11 +104,12 @@ def _data_conflicts(config: Config) -> Iterator[Conflict]:
         )
     if data.name is not None:
         return
-    for name, split in (("data.train", data.train), ("data.validation", data.validation), ("data.test", data.test)):
+    sets = name_sets("data.validation", data.validation) | name_sets("data.test", data.test)
+    for name, split in ({"data.train": data.train} | sets).items():
         for word in split if isinstance(split, list) else [split]:
             if word is not None and re.fullmatch(r"[A-Za-z0-9_-]+", word):
                 yield (
-                    (name, "data.name"),
+                    (".".join(name.split(".")[:2]), "data.name"),
                     f"{name} is {shown(word)}, the name of a split, but data.name is null; "
                     f"set data.name to a hub id, or {name} to a file such as {word}.csv",
                 )

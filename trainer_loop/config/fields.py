@@ -128,8 +128,16 @@ class DataConfig:
         kind="splits",
         on_resume="by content",
     )
-    validation: Any = key(None, "likewise; null: none, or see validation_fraction", kind="splits")
-    test: Any = key(None, "likewise; scored once, at the end, with the exported model", kind="splits")
+    validation: Any = key(
+        None,
+        "likewise, or several sets by name: {matched: a.csv, other: b.csv}; null: none, or see validation_fraction",
+        kind="named_splits",
+    )
+    test: Any = key(
+        None,
+        "likewise; scored once, at the end, with the exported model, and its predictions kept",
+        kind="named_splits",
+    )
     validation_fraction: float | None = key(
         None,
         "cut this share of train off for validation, stratified by label",
@@ -349,7 +357,9 @@ class CheckpointConfig:
     every: Any = key("epoch", "the last step is always saved too, unless never", kind="interval")
     keep_last: int = key(2, "the newest this many are kept, and the best one", at_least=1)
     best: str | None = key(
-        None, "metric that picks the model to export: accuracy, or -loss where smaller is better; null: the last"
+        None,
+        "metric that picks the model to export: accuracy, or -loss where smaller is better; of several sets one by its "
+        "name: matched/accuracy; null: the last",
     )
     background: bool = key(False, "true: write beside training, from a copy of the state in host memory")
 

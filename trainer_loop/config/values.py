@@ -172,6 +172,25 @@ def _splits(node: Node) -> object:
     return _texts(node) if isinstance(node, SequenceNode) else _text(node)
 
 
+def _named_splits(node: Node) -> object:
+    if not isinstance(node, MappingNode):
+        return _splits(node)
+    return {key.value: _splits(value) for key, value in node.value}
+
+
+def _named_splits_fault(value: object) -> str | None:
+    if not isinstance(value, dict):
+        return _splits_fault(value)
+    if not value:
+        return ""
+    for name, split in value.items():
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", str(name)):
+            return f"{shown(name)} is no name: letters, digits, _ and - make one"
+        if _splits_fault(split) is not None:
+            return f"{name} is {shown(split)}, not a text or a list of texts"
+    return None
+
+
 def _splits_fault(value: object) -> str | None:
     return None if isinstance(value, str) and value else _texts_fault(value or None)
 
@@ -280,6 +299,11 @@ KINDS: dict[str, Kind] = {
     "mapping": Kind("a mapping", _mapping, lambda value: None if isinstance(value, dict) else ""),
     "texts": Kind("a list of texts", _texts, _texts_fault),
     "splits": Kind("a text or a list of texts", _splits, _splits_fault),
+    "named_splits": Kind(
+        "a text, a list of texts, or a mapping from the name of a set to one of these",
+        _named_splits,
+        _named_splits_fault,
+    ),
     "label_names": Kind("a list of names or a mapping from name to label", _label_names, _label_names_fault),
     "token_limit": Kind("auto or a whole number of at least 1", _integer, _token_limit_fault),
     "auto_or_count": Kind("auto or a whole number of at least 0", _integer, _count_fault),

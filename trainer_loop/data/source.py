@@ -8,6 +8,7 @@ import datasets
 import pyarrow as pa
 
 from trainer_loop.config.component import locate
+from trainer_loop.config.named_sets import name_sets
 from trainer_loop.data.file_shards import open_files
 from trainer_loop.data.files import EXTENSIONS, find_files, is_file_spec, read_files
 from trainer_loop.data.fingerprint import digest
@@ -47,10 +48,11 @@ def load_splits(
       - a file, a glob, or a list of them: whatever has a known extension, a slash or a `*` or `?`;
       - where `name` is None, else, the dotted path of a function without required parameters (`seed` is handed in
         where it has one) that returns a datasets.Dataset or an iterable of dicts.
+    validation, test: one of these, or several by name; those are the splits `validation.matched` and the like.
     `validation_fraction` of the training rows become the validation split; after that `limit` samples each split.
     label: the label's column, None where the task needs none.
     """
-    specs = {"train": train, "validation": validation, "test": test}
+    specs = {"train": train, **name_sets("validation", validation), **name_sets("test", test)}
     problems: list[str] = []
     if train is None:
         problems.append("data.train=null: a split, a file or a dotted path is needed")
@@ -102,7 +104,7 @@ def open_splits(
     found: dict[str, Split] = {}
     wrong: list[str] = []
     with progress_bars(shown=show_progress):
-        specs = {"validation": validation, "test": test}
+        specs = {**name_sets("validation", validation), **name_sets("test", test)}
         splits, hub_specs, problems = _read_local_splits(specs, name=name, texts=texts, label=label, seed=seed)
         if name is not None and _is_hub_spec(train):
             opened, found, wrong = stream_hub_splits(name, config=config, train=train, specs=hub_specs, columns=columns)
@@ -151,10 +153,9 @@ def _read_local_splits(
 def _limit_splits(splits: Mapping[str, Split], limit: Mapping[str, int | None], *, seed: int) -> dict[str, Split]:
     """Samples of those that have a limit, in the order of `_SPLITS`."""
     limited = {}
-    for split in _SPLITS:
-        if split in splits:
-            most = limit.get(split)
-            limited[split] = splits[split] if most is None else limit_rows(splits[split], limit=most, seed=seed)
+    for name in sorted(splits, key=lambda name: _SPLITS.index(name.partition(".")[0])):
+        most = limit.get(name.partition(".")[0])
+        limited[name] = splits[name] if most is None else limit_rows(splits[name], limit=most, seed=seed)
     return limited
 
 

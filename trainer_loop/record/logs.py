@@ -138,7 +138,8 @@ class MetricLog:
                 row = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            is_again = row["step"] == step and not evaluated and "validation/rows" in row
+            is_evaluation = any(name.startswith("validation/") for name in row)
+            is_again = row["step"] == step and not evaluated and is_evaluation
             if row["step"] <= step and not is_again and not _belongs_to_the_end(row):
                 kept.append(line)
         temporary = self.path.with_name(f".{self.path.name}.tmp")

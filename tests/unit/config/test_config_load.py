@@ -179,7 +179,7 @@ def _value(config, key):
         ("data.train", "null", "a text or a list of texts; leave the key out"),
         ("data.train", "[]", "a text or a list of texts"),
         ("data.train", "[a, [b]]", "a text or a list of texts"),
-        ("data.validation", "[a, null]", "a text or a list of texts or null"),
+        ("data.validation", "[a, null]", "a text, a list of texts, or a mapping from"),
         ("data.label_names", "[a, b, a]", "'a' is there twice"),
         ("data.label_names", "{a: 1, b: 1}", "1 is there twice"),
         ("data.label_names", "{a: 0.5, b: 1}", "a list of names or a mapping from name to label or null"),

@@ -87,4 +87,4 @@ def test_the_best_weights_are_the_averages_of_their_step(tmp_path):
     )
     loop.fit()
     assert seen["step"] < 8
-    assert loop.evaluate(loop.validation_loader)["loss"] == seen["figures"]["loss"]
+    assert loop.evaluate(loop.validation_loaders[""])["loss"] == seen["figures"]["loss"]

@@ -24,7 +24,7 @@ def test_biases_and_norms_do_not_decay():
     assert {decayed.lr, spared.lr} == {1e-3}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     patterns=st.lists(
         st.sampled_from(["*", "classifier.*", "*bias", "*.layer.0.*", "*.layer.*", "bert.*", "*LayerNorm*", "nothing"]),

@@ -100,4 +100,4 @@ def test_a_checkpoint_holds_both_and_the_best_is_exported_from_its_averages(tmp_
         torch.testing.assert_close(averages[name], average, rtol=1e-5, atol=1e-6)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     (judged,) = [row for row in rows if row["step"] == exported["step"] and "validation/loss" in row]
-    assert loop.evaluate(loop.validation_loader)["loss"] == judged["validation/loss"]
+    assert loop.evaluate(loop.validation_loaders[""])["loss"] == judged["validation/loss"]

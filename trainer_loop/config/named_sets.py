@@ -1,0 +1,11 @@
+"""A split that is several sets by name."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def name_sets(split: str, spec: Any) -> dict[str, Any]:
+    """`{validation: spec}`, or where the spec names several sets `{validation.matched: ..., ...}`; none for None."""
+    if isinstance(spec, Mapping):
+        return {f"{split}.{name}": one for name, one in spec.items()}
+    return {} if spec is None else {split: spec}
