@@ -590,24 +590,26 @@ def _point(link: Path, target: Path) -> None:
 
 
 def _select_saved(model: nn.Module) -> dict[str, Tensor]:
-    """All that training may change: parameters that learn, and buffers."""
+    """All that training may change: parameters that learn, and buffers; what has two names by the first of them."""
     frozen = {name for name, parameter in model.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in frozen}
+    saved: dict[str, Tensor] = {}
+    places = set()
+    for name, tensor in model.state_dict().items():
+        place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
+        if name not in frozen and (place not in places or not tensor.numel()):
+            places.add(place)
+            saved[name] = tensor
+    return saved
 
 
 def _check_names(path: Path, model: nn.Module) -> None:
     """Raises ValueError where a checkpoint has not the weights that this model wants of it."""
-    wanted = _select_saved(model)
+    wanted = set(_select_saved(model))
     with safe_open(path / "model.safetensors", framework="pt") as file:
         saved = set(file.keys())
-    # Of tensors that share their memory one is saved.
-    shared: dict[int, set[str]] = {}
-    for name, tensor in wanted.items():
-        shared.setdefault(tensor.untyped_storage().data_ptr(), set()).add(name)
-    missing = sorted(name for name, tensor in wanted.items() if not shared[tensor.untyped_storage().data_ptr()] & saved)
-    if missing:
+    if missing := sorted(wanted - saved):
         raise ValueError(f"it has no weights {', '.join(missing[:3])}")
-    if surplus := sorted(saved - set(wanted)):
+    if surplus := sorted(saved - wanted):
         raise ValueError(f"the model has no weights {', '.join(surplus[:3])} that learn")
 
 

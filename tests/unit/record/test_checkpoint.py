@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 
 from trainer_loop.errors import UserError
 from trainer_loop.record import checkpoint
@@ -226,3 +227,29 @@ def test_a_run_gone_on_elsewhere_forgets_the_best_whose_weights_it_has_not(loop,
     )
     assert other.checkpointer.load(str(path)).best_step is None
     assert loop.checkpointer.load("auto").best_step == 2
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_weight_with_two_names_is_saved_once_and_both_come_back(tmp_path, background):
+    def make(directory, **options):
+        loop = tiny.make_loop(
+            directory,
+            rows=tiny.make_rows(32, labelled=False),
+            task=tiny.make_task("causal_lm"),
+            model=tiny.make_gpt2(),
+            checkpoint_every=2,
+            **options,
+        )
+        loop.checkpointer.background = background
+        return loop
+
+    loop = make(tmp_path, num_steps=4)
+    loop.fit()
+    saved = load_file(tmp_path / "checkpoints" / "step-00000004" / "model.safetensors")
+    assert ("transformer.wte.weight" in saved) != ("lm_head.weight" in saved)
+    tiny.forget_accelerator()
+    again = make(tmp_path, num_steps=4)
+    assert again.restore().step == 4
+    for name, weight in loop.bare_model.named_parameters():
+        assert torch.equal(again.bare_model.get_parameter(name), weight)
+    assert again.bare_model.lm_head.weight is again.bare_model.transformer.wte.weight
