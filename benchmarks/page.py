@@ -40,6 +40,7 @@ make bench                       # all of them, on made-up texts
 make bench DATA=path/to/imdb     # on those of train.parquet and test.parquet in this folder
 python -m benchmarks.fine_tune   # one of them
 python -m benchmarks.page        # this page and its plots, from benchmarks/results/*.json
+python -m benchmarks.parity      # docs/parity.md: gradients instead of speed, beside transformers.Trainer
 ```
 
 Every size is an argument, see `--help`. Texts are those of `--data`, a folder with `train.parquet` and `test.parquet`

@@ -47,6 +47,23 @@ def test_a_benchmark_runs_on_tiny_sizes(name: str, tmp_path: Path, tiny_model: P
     assert {*SIDES.get(name, ())} <= {*sides}
 
 
+def test_the_parity_table_has_every_side_of_every_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    from benchmarks import parity
+
+    names = ["BERT", "Llama causal LM"]
+    monkeypatch.setattr(parity, "MODELS", names)
+    assert parity.main(["--results", str(tmp_path), "--page", str(tmp_path / "parity.md")]) == 0
+    models = json.loads((tmp_path / "parity.json").read_text())["models"]
+    page = (tmp_path / "parity.md").read_text()
+    assert list(models) == names
+    for name, figures in models.items():
+        assert list(figures) == list(parity.SIDES)
+        assert figures["trainer_loop"]["one"] == {"norm_ratio": 1.0, "difference": 0.0}
+        ratios = " | ".join(f"{side['four']['norm_ratio']:.6g}" for side in figures.values())
+        assert f"| {name} | {ratios} |" in page
+    assert page.count("| BERT | ") == 3
+
+
 @pytest.mark.slow
 def test_the_race_to_an_accuracy_ends_when_it_is_reached(tmp_path: Path, tiny_model: Path):
     from benchmarks.fine_tune import main
