@@ -3,7 +3,7 @@
 import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,9 @@ from torch.optim import Optimizer
 
 from trainer_loop.adapters import add_adapter, merge_adapter
 from trainer_loop.attention import describe_attention_dropout, use_attention
+from trainer_loop.config.component import locate
 from trainer_loop.config.fields import Config
-from trainer_loop.config.load import values_of
+from trainer_loop.config.load import flatten, values_of, write_resolved
 from trainer_loop.config.schema import KEYS
 from trainer_loop.cpu_kernels import use_cpu_modules
 from trainer_loop.data.batch_plan import BatchPlan
@@ -25,7 +26,7 @@ from trainer_loop.data.stream import StreamLoader
 from trainer_loop.data.tokens import TokenisedSplit, describe_tokenizer
 from trainer_loop.embedding_noise import use_embedding_noise
 from trainer_loop.errors import UserError
-from trainer_loop.judge import Parts, adapter_of, judge, metric_entries
+from trainer_loop.judge import Given, Parts, adapter_of, judge, metric_entries, prepare_rows
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.load import load_metrics
 from trainer_loop.model import describe_frozen, make_model
@@ -39,13 +40,15 @@ from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.export import ExportRecord, export_model
 from trainer_loop.record.logs import Console, MetricLog
 from trainer_loop.record.predictions import write_predictions
-from trainer_loop.record.run_dir import RunDir
+from trainer_loop.record.run_dir import RunDir, describe_environment, write_json
 from trainer_loop.record.state import TrainState
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 from trainer_loop.runtime.compiler import compile_model
 from trainer_loop.runtime.distributed import agree, make_accelerator, process_index_from_environment
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.quiet import quieten_libraries
+from trainer_loop.runtime.randomness import seed_everything
+from trainer_loop.tasks.task import RowTask, TextTask
 
 # Keys that may change on resume but not on a run that is complete, where they would have no effect; see `run`.
 _LENGTH = ("train.epochs", "train.steps")
@@ -58,18 +61,26 @@ _WINDOW = 32  # batches whose rows are sorted together where the config names no
 def build(
     config: Config,
     *,
+    task: RowTask | None = None,
+    model: nn.Module | None = None,
+    rows: Mapping[str, Any] | None = None,
+    optimizer: Callable[[nn.Module], Optimizer] | None = None,
     problems: Sequence[str] = (),
     console: Console | None = None,
     preemption: Preemption | None = None,
 ) -> TrainingLoop:
     """A loop that is ready to `fit`; nothing is written yet but the token cache.
 
+    task, model, optimizer: in the place of those that the config names; the optimizer is made of a model on its device.
+    rows: likewise, by split: `train`, `validation`, `test`, or one of several sets, `validation.hard`. A task on texts
+    takes a datasets.Dataset, a pandas, polars or Arrow table, a torch Dataset or a list of dicts with the columns that
+    `data` names; any other task takes whatever has rows by number, each a dict.
     problems: what is already known to be wrong with the config. Raises UserError with these and all others: the whole
     config and all data are judged before the model loads.
     """
     quieten_libraries()
     console = console or Console(enabled=process_index_from_environment() == 0)
-    parts = judge(config, problems=problems, console=console)
+    parts = judge(config, problems=problems, console=console, given=Given(task, model, rows or {}))
     run_dir = RunDir(config.run_dir)
     accelerator = make_accelerator(
         precision=parts.precision,
@@ -85,34 +96,28 @@ def build(
     steps_per_epoch = train_loader.steps_per_epoch
     num_steps = config.train.steps or math.ceil((config.train.epochs or 0) * (steps_per_epoch or 0))
 
-    model = _make_model(config, parts, accelerator, console)
+    model = _make_model(config, parts, accelerator, console, model)
     freeze(model, config.optimizer.freeze)
     groups = _make_groups(config, model, num_steps)
     _refuse_idle_groups(groups, num_steps)
     if (frozen := describe_frozen(model)) is not None:
         run_plan["frozen_weights"] = frozen
-    optimizer = make_optimizer(
-        groups,
-        name=config.optimizer.name,
-        lr=config.optimizer.lr,
-        args=config.optimizer.args,
-        device=accelerator.device,
-    )
+    torch_optimizer = optimizer(model) if optimizer is not None else _make_optimizer(config, groups, accelerator.device)
     scheduler = make_scheduler(
-        optimizer,
+        torch_optimizer,
         name=config.scheduler.name,
         warmup=config.scheduler.warmup,
         num_steps=num_steps,
         args=config.scheduler.args,
         metric=config.scheduler.metric or "-loss",
     )
-    averages = _make_averages(config, model, optimizer)
-    model, optimizer = accelerator.prepare(model, optimizer)
+    averages = _make_averages(config, model, torch_optimizer)
+    prepared_model, prepared_optimizer = accelerator.prepare(model, torch_optimizer)
     return TrainingLoop(
         accelerator=accelerator,
         task=parts.task,
-        model=model,
-        optimizer=optimizer,
+        model=prepared_model,
+        optimizer=prepared_optimizer,
         scheduler=scheduler,
         train_loader=train_loader,
         validation_loaders=_make_evaluation_loaders(config, parts, accelerator, "validation"),
@@ -154,6 +159,8 @@ def build(
         max_time_minutes=config.train.max_time_minutes,
         export=functools.partial(_export, config, run_dir, parts.tokenizer, num_steps, run_plan),
         keep_predictions=functools.partial(_keep_predictions, run_dir, parts),
+        describe=functools.partial(_record_what_it_is, config, run_dir),
+        make_loader=functools.partial(_make_loader_of_rows, config, parts, accelerator),
     )
 
 
@@ -218,18 +225,27 @@ def _describe_batches(loader: StepLoader, *, num_steps: int, process_index: int)
 # ------------------------------------------------------------------------------------------------ parts of the loop
 
 
-def _make_model(config: Config, parts: Parts, accelerator: Accelerator, console: Console) -> nn.Module:
+def _make_model(
+    config: Config, parts: Parts, accelerator: Accelerator, console: Console, given: nn.Module | None
+) -> nn.Module:
     """The model on its device, before accelerate has prepared it."""
-    model, new_weights = make_model(
-        parts.model_config,
-        model_class=parts.task.model_class,
-        name=config.model.name,
-        from_scratch=config.model.from_scratch,
-        attention=config.model.attention,
-        gradient_checkpointing=config.model.gradient_checkpointing,
-        trust_remote_code=config.model.trust_remote_code,
-        num_tokens=len(parts.tokenizer),
-        seed=config.seed,
+    if not isinstance(parts.task, TextTask):
+        return _make_plain_model(config, given).to(accelerator.device)
+    assert parts.model_config is not None and parts.tokenizer is not None
+    model, new_weights = (
+        (given, [])
+        if given is not None
+        else make_model(
+            parts.model_config,
+            model_class=parts.task.model_class,
+            name=config.model.name,
+            from_scratch=config.model.from_scratch,
+            attention=config.model.attention,
+            gradient_checkpointing=config.model.gradient_checkpointing,
+            trust_remote_code=config.model.trust_remote_code,
+            num_tokens=len(parts.tokenizer),
+            seed=config.seed,
+        )
     )
     if new_weights:
         console.say(f"model: {len(new_weights)} weights are new: {', '.join(new_weights[:6])}")
@@ -252,6 +268,28 @@ def _make_model(config: Config, parts: Parts, accelerator: Accelerator, console:
             model, kind=kind, arguments=arguments, task_type=parts.task.adapter_type, place=place, seed=config.seed
         )
     return model
+
+
+def _make_plain_model(config: Config, given: nn.Module | None) -> nn.Module:
+    """A model that knows nothing of transformers; its new weights are a function of the seed."""
+    if given is not None:
+        return given
+    factory: Any = locate(str(config.model.type), place="model.type")
+    seed_everything(config.seed, "model")
+    model = factory(**config.model.overrides)
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model.type: {config.model.type} makes a {type(model).__name__}; it must make an nn.Module")
+    return model
+
+
+def _make_optimizer(config: Config, groups: Sequence[ParameterGroup], device: torch.device) -> Optimizer:
+    return make_optimizer(
+        groups,
+        name=config.optimizer.name,
+        lr=config.optimizer.lr,
+        args=config.optimizer.args,
+        device=device,
+    )
 
 
 def _make_groups(config: Config, model: nn.Module, num_steps: int) -> list[ParameterGroup]:
@@ -378,6 +416,8 @@ def _token_budget(setting: Any, parts: Parts, device: torch.device, *, training:
     """Padded tokens of one microbatch at most; None: no limit."""
     if setting != "auto":
         return setting  # type: ignore[no-any-return]
+    if not isinstance(parts.task, TextTask):
+        return None  # its rows have no tokens: batch.per_device limits them
     logits_per_token = parts.task.logits_per_token(parts.model_config)
     return choose_token_budget(device.type, training=training, logits_per_token=logits_per_token)
 
@@ -409,8 +449,8 @@ def _describe_run(config: Config, parts: Parts, loader: TrainLoader | StreamLoad
     else:
         train = parts.splits["train"]
         data, batch_size = f"{len(train.rows)} rows {train.fingerprint}", loader.plan.batch_size
-        tokenizer = json.dumps(describe_tokenizer(parts.tokenizer), sort_keys=True)
-        tokens = digest(loader.plan.lengths.tobytes(), tokenizer.encode())
+        told = None if parts.tokenizer is None else describe_tokenizer(parts.tokenizer)
+        tokens = digest(loader.plan.lengths.tobytes(), json.dumps(told, sort_keys=True).encode())
     values = values_of(config)
     return {
         "data": data,
@@ -418,6 +458,46 @@ def _describe_run(config: Config, parts: Parts, loader: TrainLoader | StreamLoad
         "data.label_names": parts.label_names,
         "batch.size": batch_size,
     } | {name: values[name] for name, key in KEYS.items() if key.on_resume == "refused"}
+
+
+def _record_what_it_is(config: Config, run_dir: RunDir, loop: TrainingLoop) -> None:
+    """What the run is and what it runs on; from here on the run directory is written."""
+    accelerator = loop.accelerator
+    if accelerator.is_main_process:
+        run_dir.make()
+        try:
+            write_resolved(config, run_dir.config)
+        except OSError as error:
+            raise UserError(f"run_dir: {config.run_dir} cannot be written: {error.strerror}; choose another") from error
+        environment = describe_environment(
+            device=str(accelerator.device),
+            num_processes=accelerator.num_processes,
+            precision=accelerator.mixed_precision,
+        )
+        write_json(run_dir.environment, environment)
+        loop.console.keep_in(run_dir.log)
+    if config.log.trackers:
+        accelerator.init_trackers(run_dir.root.name, config=flatten(config))
+
+
+def _make_loader_of_rows(
+    config: Config, parts: Parts, accelerator: Accelerator, rows: Any, labelled: bool
+) -> EvaluationLoader:
+    """A loader of rows that somebody holds in hand; without labels each process has all of them."""
+    split = prepare_rows(config, parts, rows, labelled=labelled)
+    return EvaluationLoader(
+        split.rows,
+        split.lengths,
+        collate=parts.task.collate,
+        count=parts.task.count if labelled else lambda batch: 0,
+        device=accelerator.device,
+        num_processes=accelerator.num_processes if labelled else 1,
+        process_index=accelerator.process_index if labelled else 0,
+        max_tokens=_token_budget(config.evaluate.max_tokens, parts, accelerator.device, training=False),
+        per_device=config.evaluate.per_device,
+        microbatch_tokens=choose_microbatch_tokens(accelerator.device.type),
+        packed=config.model.packing,
+    )
 
 
 def _keep_predictions(
@@ -442,11 +522,12 @@ def _export(
     model: nn.Module,
     state: TrainState,
 ) -> None:
+    on_texts = tokenizer is not None
     record = ExportRecord(
         task=config.task.name,
-        text=config.data.text,
+        text=config.data.text if on_texts else None,
         text_pair=config.data.text_pair,
-        max_length=config.data.max_length,
+        max_length=config.data.max_length if on_texts else None,
         step=state.best_step or state.step,
         num_steps=num_steps,
         metrics=state.figures,

@@ -5,20 +5,25 @@ import functools
 import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from transformers import PretrainedConfig
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
 
 from trainer_loop.adapters import add_adapter, check_adapter, check_targets
-from trainer_loop.config.component import check_arguments, choose
+from trainer_loop.config.checks import missing_parts
+from trainer_loop.config.component import check_arguments, choose, locate
 from trainer_loop.config.fields import Config
-from trainer_loop.data.checks import check_splits
+from trainer_loop.config.named_sets import name_sets
+from trainer_loop.data.checks import check_splits, count_labels
+from trainer_loop.data.files import find_files, is_file_spec, read_files
+from trainer_loop.data.given_rows import as_dataset, cut_rows, take_rows
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.report import describe_data
 from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.source import load_splits, open_splits
+from trainer_loop.data.source import call_rows_function, given_split, load_splits, open_splits
 from trainer_loop.data.split import Split
 from trainer_loop.data.tokenizer import load_tokenizer, train_tokenizer
 from trainer_loop.data.tokens import TokenisedSplit, tokenise_split
@@ -41,7 +46,7 @@ from trainer_loop.runtime.compiler import check_compiler
 from trainer_loop.runtime.distributed import choose_precision
 from trainer_loop.tasks.losses import LOSSES
 from trainer_loop.tasks.shipped import TASKS
-from trainer_loop.tasks.task import TextTask
+from trainer_loop.tasks.task import RowTask, TextTask
 
 _SMALLER_IS_BETTER = ("loss", "perplexity")
 
@@ -52,16 +57,34 @@ _T = TypeVar("_T")
 class Parts:
     """What was judged and found good."""
 
-    task: TextTask
+    task: RowTask
     splits: dict[str, TokenisedSplit]  # without train where that is streamed
     stream: TrainStream | None
-    label_names: list[str] | None
-    tokenizer: Any
-    model_config: PretrainedConfig
+    labels: LabelNames | None
+    tokenizer: Any | None  # this and the next: of a task on texts
+    model_config: PretrainedConfig | None
     precision: str
 
+    @property
+    def label_names(self) -> list[str] | None:
+        return None if self.labels is None else self.labels.names
 
-def judge(config: Config, *, problems: Sequence[str], console: Console) -> Parts:
+
+@dataclass(frozen=True)
+class Given:
+    """What was made in Python, and takes the place of what the config names."""
+
+    task: RowTask | None = None
+    model: nn.Module | None = None
+    rows: Mapping[str, Any] = field(default_factory=dict)  # train, validation, test, or one of several: test.hard
+
+    @property
+    def sets(self) -> list[str]:
+        """The validation sets among the rows, by their names."""
+        return [name.partition(".")[2] for name in self.rows if name.partition(".")[0] == "validation"]
+
+
+def judge(config: Config, *, problems: Sequence[str], console: Console, given: Given) -> Parts:
     """Judge everything in one go, then tokenise.
 
     problems: what is already known to be wrong with the config. Raises UserError with these and all others.
@@ -70,25 +93,80 @@ def judge(config: Config, *, problems: Sequence[str], console: Console) -> Parts
     precision = _attempt(problems, lambda: choose_precision(config.train.precision))
     if config.model.compile:
         _attempt(problems, lambda: check_compiler("cuda" if torch.cuda.is_available() else "cpu"))
-    task = _attempt(problems, lambda: _make_task(config))
-    problems += _check_components(config, task)
+    task = given.task or _attempt(problems, lambda: _make_task(config))
+    is_given = {"model": given.model is not None, "train": "train" in given.rows, "validation": bool(given.sets)}
+    missing = {part: problem for part, problem in missing_parts(config).items() if not is_given[part]}
+    problems += missing.values()
+    problems += _check_components(config, task, given)
+    if task is None or isinstance(task, TextTask):
+        parts = _judge_texts(config, task, problems, console, given, has_rows="train" not in missing)
+    else:
+        parts = _judge_rows(config, task, problems, given)
+    if problems:
+        raise UserError(list(dict.fromkeys(problems)))  # one cause may be found in two places
+    assert parts is not None and precision is not None
+    return dataclasses.replace(parts, precision=precision)
+
+
+def _judge_rows(config: Config, task: RowTask, problems: list[str], given: Given) -> Parts | None:
+    """A task that takes rows as they are; its model is any `nn.Module`."""
+    data, model = config.data, config.model
+    if given.model is None and model.type is not None and "." in model.type:
+        if (factory := _attempt(problems, lambda: locate(str(model.type), place="model.type"))) is not None:
+            problems += check_arguments(factory, model.overrides, place="model.overrides", given=())  # type: ignore[arg-type]
+    elif given.model is None:
+        problems.append(
+            f"model.type: {model.type or model.name}: the task {config.task.name} takes rows as they are, so its model "
+            "is the dotted path of what makes an nn.Module, with model.overrides for its arguments"
+        )
+    problems += check_metrics(metric_entries(config, task), num_labels=None)
+    specs = {"train": data.train, **name_sets("validation", data.validation), **name_sets("test", data.test)}
+    splits: dict[str, TokenisedSplit] = {}
+    for name, spec in (specs | dict(given.rows)).items():
+        split = _attempt(problems, lambda: _take_split(name, spec, is_given=name in given.rows, seed=config.seed))  # noqa: B023
+        if split is not None:
+            splits[name] = split
+    if problems:
+        return None
+    splits = cut_rows(
+        splits,
+        fraction=data.validation_fraction,
+        limit=dataclasses.asdict(data.limit),
+        seed=config.seed,
+    )
+    return Parts(task, splits, None, None, None, None, "")
+
+
+def _take_split(name: str, spec: Any, *, is_given: bool, seed: int) -> TokenisedSplit:
+    if is_given:
+        return take_rows(spec, name=name, place=f"rows[{name!r}]")
+    if not isinstance(spec, str) or is_file_spec(spec, hub=False):
+        files = find_files([spec] if isinstance(spec, str) else list(spec), key=f"data.{name}")
+        split = read_files(files, split=name, texts=(), label=None)
+        return dataclasses.replace(take_rows(split.rows, name=name, place=name), places=split.places)
+    return take_rows(call_rows_function(spec, split=name, seed=seed), name=name, place=f"data.{name}={spec}")
+
+
+def _judge_texts(
+    config: Config, task: TextTask | None, problems: list[str], console: Console, given: Given, *, has_rows: bool
+) -> Parts | None:
+    """A task on texts; where it is None, because it is wrong itself, the rest as far as it can be judged."""
     splits: dict[str, Split] = {}
     streamed: ShardedSplit | None = None  # the training split; among `splits` are its first rows
     label_names: LabelNames | None = None
     # Rows are judged even where something else is wrong, but not by keys that are, nor where no data is named.
-    is_named = config.data.name is not None or config.data.train != "train"
-    if task is not None and is_named and not any(" data." in problem or " task." in problem for problem in problems):
-        splits, streamed, label_names = _read_splits(config, task, problems, console)
+    if task is not None and has_rows and not any(" data." in problem or " task." in problem for problem in problems):
+        splits, streamed, label_names = _read_splits(config, task, problems, console, given)
     if task is not None:
         num_labels = None if label_names is None else len(label_names.names)
         problems += check_metrics(metric_entries(config, task), num_labels=num_labels)
-    tokenizer = _attempt(problems, lambda: _get_tokenizer(config, task, splits, problems, console))
-    model_config = _attempt(problems, lambda: _get_model_config(config))
+    tokenizer = _attempt(problems, lambda: _get_tokenizer(config, task, splits, problems, console, given))
+    model_config = _attempt(problems, lambda: _get_model_config(config, given))
     if tokenizer is not None and model_config is not None:
         fit_model_config(
             model_config,
             tokenizer=tokenizer,
-            new_vocabulary=config.model.name is None,
+            new_vocabulary=config.model.name is None and given.model is None,
             label_names=None if label_names is None else label_names.names,
         )
         problems += check_model_config(
@@ -103,15 +181,52 @@ def judge(config: Config, *, problems: Sequence[str], console: Console) -> Parts
     if task is not None and classes is not None:
         problems += _check_loss(config, task, len(classes))
     if problems:
-        raise UserError(list(dict.fromkeys(problems)))  # one cause may be found in two places
-    assert task is not None and tokenizer is not None and model_config is not None and precision is not None
-
+        return None
+    assert task is not None and tokenizer is not None and model_config is not None
     tokenised, stream = _tokenise(config, task, tokenizer, splits, streamed, label_names, console)
-    names = None if label_names is None else label_names.names
-    return Parts(task, tokenised, stream, names, tokenizer, model_config, precision)
+    return Parts(task, tokenised, stream, label_names, tokenizer, model_config, "")
 
 
-def metric_entries(config: Config, task: TextTask) -> list[str | Mapping[str, Any]]:
+def prepare_rows(config: Config, parts: Parts, rows: Any, *, labelled: bool) -> TokenisedSplit:
+    """Rows that somebody holds in hand, as the model sees them; with `labelled` false their labels are left out.
+
+    Raises UserError with all that is wrong with them.
+    """
+    if not isinstance(parts.task, TextTask):
+        return take_rows(rows, name="rows", place="rows")
+    data = config.data
+    label = data.label if labelled and parts.task.needs_label else None
+    split = given_split(as_dataset(rows, place="rows"), name="rows")
+    problems, _, _ = check_splits(
+        {"rows": split}, text=data.text, text_pair=data.text_pair, label=None, label_names=None
+    )
+    if label is not None and label not in split.rows.column_names:
+        problems.append(
+            f"data.label={label}: the rows have no such column; they have {', '.join(split.rows.column_names)}"
+        )
+    elif label is not None and parts.labels is not None:
+        strangers = sorted(str(raw) for raw in count_labels(split, label) if raw not in parts.labels.ids)
+        if strangers:
+            known, told = ", ".join(str(raw) for raw in parts.labels.ids), ", ".join(strangers[:5])
+            problems.append(f"data.label={label}: the rows have labels that were not trained: {told}; known: {known}")
+    if problems:
+        raise UserError([problem.replace("data.rows", "rows") for problem in problems])
+    return tokenise_split(
+        split,
+        task=parts.task,
+        tokenizer=parts.tokenizer,
+        text=data.text,
+        text_pair=data.text_pair,
+        label=label,
+        label_names=None if label is None else parts.labels,
+        max_length=data.max_length,
+        cache_dir=data.cache_dir,
+        show_progress=False,
+        say=lambda line: None,
+    )
+
+
+def metric_entries(config: Config, task: RowTask) -> list[str | Mapping[str, Any]]:
     """The metrics the config names, else the task's own."""
     return list(config.evaluate.metrics or task.default_metrics)
 
@@ -125,10 +240,12 @@ def _attempt(problems: list[str], function: Callable[[], _T]) -> _T | None:
         return None
 
 
-def _make_task(config: Config) -> TextTask:
-    factory = choose(config.task.name, TASKS, place="task.name")
-    if not (isinstance(factory, type) and issubclass(factory, TextTask)):
-        raise UserError(f"task.name: {config.task.name} is no subclass of trainer_loop.tasks.task.TextTask")
+def _make_task(config: Config) -> RowTask:
+    factory: Any = choose(config.task.name, TASKS, place="task.name")
+    if not (isinstance(factory, type) and issubclass(factory, RowTask)):
+        raise UserError(
+            f"task.name: {config.task.name} is no subclass of TextTask or RowTask, see trainer_loop/tasks/task.py"
+        )
     if missing := sorted(factory.__abstractmethods__):
         raise UserError(f"task.name: {config.task.name} lacks {', '.join(missing)}; see trainer_loop/tasks/task.py")
     problems = check_arguments(factory, config.task.args, place="task.args", given=("loss_function",))
@@ -144,11 +261,11 @@ def _make_task(config: Config) -> TextTask:
             passed = []
         problems += check_arguments(loss, config.loss.args, place="loss.args", given=passed)
         arguments["loss_function"] = functools.partial(loss, **config.loss.args)
-    if config.data.text_pair is not None and not factory.takes_pairs:
+    if config.data.text_pair is not None and not (issubclass(factory, TextTask) and factory.takes_pairs):
         problems.append(
             f"data.text_pair: {config.data.text_pair}: the task {config.task.name} takes one text; remove it"
         )
-    if config.model.packing and not factory.can_pack:
+    if config.model.packing and not (issubclass(factory, TextTask) and factory.can_pack):
         problems.append(f"model.packing: the task {config.task.name} knows no packed batches; set model.packing=false")
     if problems:
         raise UserError(problems)
@@ -188,7 +305,7 @@ def _check_loss(config: Config, task: TextTask, num_classes: int) -> list[str]:
     return []
 
 
-def _check_components(config: Config, task: TextTask | None) -> list[str]:
+def _check_components(config: Config, task: RowTask | None, given: Given) -> list[str]:
     """Names and arguments of everything the config names, by signature."""
     from accelerate.tracking import get_available_trackers
 
@@ -205,8 +322,8 @@ def _check_components(config: Config, task: TextTask | None) -> list[str]:
         entries = metric_entries(config, task)
         problems += _check_fit(entries, task)
         keys = reported_keys(entries, num_labels=None)
-        problems += [] if keys is None else _check_figures(config, [*keys, "loss"])
-    problems += _check_schedule_metric(config)
+        problems += [] if keys is None else _check_figures(config, [*keys, "loss"], given)
+    problems += _check_schedule_metric(config, given)
     if (adapter := adapter_of(config)) is not None:
         kind, arguments, place = adapter
         problems += check_adapter(kind, arguments, name_place=place, place=f"{place}.args")
@@ -229,9 +346,15 @@ def _figures(config: Config) -> dict[str, str]:
     return {place: figure for place, figure in named.items() if figure is not None}
 
 
-def _check_figures(config: Config, reported: Sequence[str]) -> list[str]:
+def _name_validation_sets(config: Config, given: Given) -> list[str]:
+    """Those that have names."""
+    named = list(config.data.validation) if isinstance(config.data.validation, dict) else []
+    return named + [name for name in given.sets if name]
+
+
+def _check_figures(config: Config, reported: Sequence[str], given: Given) -> list[str]:
     """Figures that something follows and no evaluation has. reported: those of one set."""
-    sets = list(config.data.validation) if isinstance(config.data.validation, dict) else []
+    sets = _name_validation_sets(config, given)
     all_reported = [f"{name}/{figure}" for name in sets for figure in reported] or list(reported)
     return [
         f"{place}: {figure} is not reported; evaluations have: {', '.join(all_reported)}"
@@ -255,18 +378,17 @@ def adapter_of(config: Config) -> tuple[str, dict[str, Any], str] | None:
     return None if peft.name is None else (peft.name, dict(peft.args), "model.peft")
 
 
-def _check_schedule_metric(config: Config) -> list[str]:
+def _check_schedule_metric(config: Config, given: Given) -> list[str]:
     """A schedule that moves by evaluations needs them, and no other has a metric."""
     name, metric = config.scheduler.name, config.scheduler.metric
     if not needs_metric(name):
         return [] if metric is None else [f"scheduler.metric: {metric}: {name} follows none; remove it"]
     if config.evaluate.every == "never":
         return [f"scheduler.name: {name} follows the validation loss; set evaluate.every"]
-    if config.data.validation is None and config.data.validation_fraction is None:
+    if config.data.validation is None and config.data.validation_fraction is None and not given.sets:
         return [f"scheduler.name: {name} follows the validation loss; set data.validation or data.validation_fraction"]
-    if metric is None and isinstance(config.data.validation, dict):
-        first = next(iter(config.data.validation))
-        return [f"scheduler.name: {name} follows one of several sets; set scheduler.metric, such as -{first}/loss"]
+    if metric is None and (sets := _name_validation_sets(config, given)):
+        return [f"scheduler.name: {name} follows one of several sets; set scheduler.metric, such as -{sets[0]}/loss"]
     return []
 
 
@@ -292,7 +414,7 @@ def _check_groups(config: Config, task: TextTask, model_config: PretrainedConfig
     return check_patterns(model, frozen=optimizer.freeze, rules=rules)
 
 
-def _check_fit(entries: Sequence[str | Mapping[str, Any]], task: TextTask) -> list[str]:
+def _check_fit(entries: Sequence[str | Mapping[str, Any]], task: RowTask) -> list[str]:
     """Shipped metrics that compare something else than what the task predicts."""
     problems = []
     for index, entry in enumerate(entries):
@@ -304,7 +426,7 @@ def _check_fit(entries: Sequence[str | Mapping[str, Any]], task: TextTask) -> li
 
 
 def _read_splits(
-    config: Config, task: TextTask, problems: list[str], console: Console
+    config: Config, task: TextTask, problems: list[str], console: Console, given: Given
 ) -> tuple[dict[str, Split], ShardedSplit | None, LabelNames | None]:
     """The raw splits, the one that is streamed, and the label names; what is wrong with them goes to `problems`.
 
@@ -325,6 +447,10 @@ def _read_splits(
         "seed": config.seed,
         "show_progress": console.on_terminal,
     }
+    for name, rows in given.rows.items():
+        table = _attempt(problems, lambda: as_dataset(rows, place=f"rows[{name!r}]"))  # noqa: B023
+        split, dot, part = name.partition(".")
+        asked[split] = {**(asked[split] or {}), part: table} if dot else table
     streamed = None
     if data.streaming:
         splits, streamed, wrong = open_splits(**asked)
@@ -353,7 +479,12 @@ def _read_splits(
 
 
 def _get_tokenizer(
-    config: Config, task: TextTask | None, splits: Mapping[str, Split], problems: Sequence[str], console: Console
+    config: Config,
+    task: TextTask | None,
+    splits: Mapping[str, Split],
+    problems: Sequence[str],
+    console: Console,
+    given: Given,
 ) -> Any | None:
     """The tokenizer named, or one trained on the training texts where these are in order."""
     if config.model.tokenizer == "train":
@@ -365,15 +496,22 @@ def _get_tokenizer(
             vocab_size=config.model.vocab_size,
             max_length=config.data.max_length,
         )
-    name = config.model.tokenizer or config.model.name
-    if name is None:
+    name = config.model.tokenizer or config.model.name or getattr(given.model, "name_or_path", None)
+    if not name:
         return None  # the config was told so already
     name = find_model(name)
     return load_tokenizer(name, trust_remote_code=config.model.trust_remote_code, say=console.say)
 
 
-def _get_model_config(config: Config) -> PretrainedConfig | None:
+def _get_model_config(config: Config, given: Given) -> PretrainedConfig | None:
     model = config.model
+    if given.model is not None:
+        if not isinstance(given.model, PreTrainedModel):
+            raise UserError(
+                f"model: a {type(given.model).__name__} was given; a task on texts needs a model of transformers"
+            )
+        own: PretrainedConfig = given.model.config
+        return own
     if model.name is None and model.type is None:
         return None  # the config was told so already
     return load_model_config(

@@ -47,7 +47,9 @@ class TrainingLoop:
     frozen_until: parameters that do not move before so many updates were made.
     skip_nonfinite: leave an update out whose loss or gradient is not finite, instead of ending the run.
     max_time_minutes: after which the run is saved and raises Preempted; None: never.
-    export: writes the model, on the main process. keep_predictions: likewise those of a test set, by its name.
+    describe: writes what the run is, before its first step. export: writes the model, on the main process.
+    keep_predictions: likewise those of a test set, by its name.
+    make_loader: of rows that somebody holds in hand; false: of rows without labels, all of them on every process.
     """
 
     def __init__(
@@ -84,6 +86,8 @@ class TrainingLoop:
         max_time_minutes: float | None = None,
         export: Callable[[nn.Module, TrainState], None] | None = None,
         keep_predictions: Callable[[str, np.ndarray, np.ndarray], None] | None = None,
+        describe: Callable[["TrainingLoop"], None] | None = None,
+        make_loader: Callable[[Any, bool], EvaluationLoader] | None = None,
     ):
         self.accelerator = accelerator
         self.task = task
@@ -117,6 +121,8 @@ class TrainingLoop:
         self.max_time_minutes = max_time_minutes
         self.export = export
         self.keep_predictions = keep_predictions
+        self.describe = describe
+        self.make_loader = make_loader
 
         # Evaluation runs unlike numbers of batches on each process, so it must stay clear of DDP's collectives.
         self.bare_model = accelerator.unwrap_model(model)
@@ -177,6 +183,8 @@ class TrainingLoop:
         """
         if state is None:
             state = self.restore()
+        if self.describe is not None:
+            self.describe(self)
         self.preemption.hold()
         self._go_on_from(state)
         # Not before: a start that only finishes an evaluation would never get further, however often it is made.
@@ -246,12 +254,37 @@ class TrainingLoop:
             skipped=skipped,
         )
 
-    def evaluate(self, loader: EvaluationLoader) -> dict[str, float]:
+    def evaluate(self, rows: EvaluationLoader | Any) -> dict[str, float]:
         """Mean loss over all targets, the metrics over all rows, and the number of rows scored: each row once.
 
-        Raises Preempted on every process where one was asked to stop before it was through.
+        rows: a loader, or rows as `build` takes them, with their labels. Raises Preempted on every process where one
+        was asked to stop before it was through.
         """
-        return self._judge(loader)[0]
+        return self._judge(rows if isinstance(rows, EvaluationLoader) else self._make_loader(rows, labelled=True))[0]
+
+    @torch.no_grad()
+    def predict(self, rows: Any) -> dict[str, np.ndarray]:
+        """What the task predicts of each row, in the order of the rows: its outputs `[N, ...]` by their names.
+
+        rows: as `build` takes them; they need no labels. Every process goes through all of them.
+        """
+        loader = self._make_loader(rows, labelled=False)
+        numbers: list[int] = []
+        columns: dict[str, list[Tensor]] = {}
+        self.bare_model.eval()
+        with nullcontext() if self.averages is None else self.averages.in_place():
+            for microbatch in loader:
+                numbers += microbatch.rows
+                for name, output in self.task.predict(self.bare_model, microbatch.batch).items():
+                    columns.setdefault(name, []).append(output.cpu())
+        self.bare_model.train()
+        order = np.argsort(numbers, kind="stable")
+        return {name: torch.cat(outputs).numpy()[order] for name, outputs in columns.items()}
+
+    def _make_loader(self, rows: Any, *, labelled: bool) -> EvaluationLoader:
+        if self.make_loader is None:
+            raise UserError("this loop was made without make_loader: hand evaluate an EvaluationLoader")
+        return self.make_loader(rows, labelled)
 
     @torch.no_grad()
     def _judge(self, loader: EvaluationLoader) -> tuple[dict[str, float], np.ndarray, np.ndarray]:

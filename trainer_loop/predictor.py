@@ -63,8 +63,8 @@ class Predictor:
             model,
             tokenizer,
             task=task,
-            max_length=record.max_length if record is not None else min(tokenizer.model_max_length, 512),
-            text=record.text if record is not None else "text",
+            max_length=(record and record.max_length) or min(tokenizer.model_max_length, 512),
+            text=(record and record.text) or "text",
             text_pair=record.text_pair if record is not None else None,
         )
 

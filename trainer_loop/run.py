@@ -107,7 +107,7 @@ def _train(
             claim.end("finished", exit_code=0, step=loop.num_steps)
     else:
         state_so_far.append(loop.restore())
-        _record(config, loop)
+        claim.run_dir.make()
         claim.take()  # the directory may be new
         claim.begin()
         try:
@@ -163,30 +163,6 @@ def _is_complete(config: "Config", loop: "TrainingLoop") -> bool:
     return False
 
 
-def _record(config: "Config", loop: "TrainingLoop") -> None:
-    """What the run is and what it runs on; from here on the run directory is written."""
-    from trainer_loop.config.load import flatten, write_resolved
-    from trainer_loop.record.run_dir import describe_environment, write_json
-
-    accelerator = loop.accelerator
-    run_dir = RunDir(config.run_dir)
-    if accelerator.is_main_process:
-        try:
-            run_dir.root.mkdir(parents=True, exist_ok=True)
-            write_resolved(config, run_dir.config)
-        except OSError as error:
-            raise UserError(f"run_dir: {config.run_dir} cannot be written: {error.strerror}; choose another") from error
-        environment = describe_environment(
-            device=str(accelerator.device),
-            num_processes=accelerator.num_processes,
-            precision=accelerator.mixed_precision,
-        )
-        write_json(run_dir.environment, environment)
-        loop.console.keep_in(run_dir.log)
-    if config.log.trackers:
-        accelerator.init_trackers(run_dir.root.name, config=flatten(config))
-
-
 @contextlib.contextmanager
 def _tell_scripts_how_it_ends(claim: RunClaim) -> "Iterator[list[TrainState]]":
     """status.json: `ended`, `exit_code` and `step`; not there while the run is under way, or if it was killed.
@@ -219,10 +195,13 @@ def _tell_scripts_how_it_ends(claim: RunClaim) -> "Iterator[list[TrainState]]":
 
 
 def _tell_how_to_predict(config: "Config", loop: "TrainingLoop") -> None:
-    pair = ' text_pair="I am delighted."' if config.data.text_pair else ""
-    run_dir = shlex.quote(config.run_dir)
+    from trainer_loop.tasks.shipped import TASKS
+
     loop.console.say(f"model: {RunDir(config.run_dir).model}")
-    loop.console.say(f'predict: {_python()} -m trainer_loop.predict model={run_dir} text="I am super delighted."{pair}')
+    if config.task.name in TASKS:  # predict knows no others
+        pair = ' text_pair="I am delighted."' if config.data.text_pair else ""
+        command = f"{_python()} -m trainer_loop.predict model={shlex.quote(config.run_dir)}"
+        loop.console.say(f'predict: {command} text="I am super delighted."{pair}')
 
 
 def _python() -> str:

@@ -10,6 +10,7 @@ from trainer_loop.config.named_sets import name_sets
 from trainer_loop.config.schema import KEYS, MUST_NOT_CHANGE
 from trainer_loop.config.values import shown
 
+_TRAIN_BY_DEFAULT = ("data.train", KEYS["data.train"].default)
 # (the keys a problem is about, the problem); the message names them, their values and the remedy.
 Conflict = tuple[tuple[str, ...], str]
 
@@ -26,21 +27,37 @@ def conflicts(config: Config) -> Iterator[Conflict]:
     yield from _resume_conflicts(config)
 
 
+def missing_parts(config: Config) -> dict[str, str]:
+    """What the config does not name and a run cannot be without, unless it is given in Python: part -> the problem."""
+    missing = {}
+    if config.model.name is None and config.model.type is None:
+        missing["model"] = (
+            "neither model.name nor model.type is given; set model.name to a hub id or a local directory, "
+            "or model.type to build a new model, such as bert, or begin with a shipped file: config=quickstart.yaml"
+        )
+    if config.data.name is None and ("data.train", config.data.train) == _TRAIN_BY_DEFAULT:
+        missing["train"] = (
+            "data.train is 'train', the name of a split, but data.name is null; "
+            "set data.name to a hub id, or data.train to a file such as train.csv"
+        )
+    best = config.checkpoint.best
+    if best is not None and config.data.validation is None and config.data.validation_fraction is None:
+        missing["validation"] = (
+            f"checkpoint.best is {shown(best)}, but there is no validation set to measure it on; "
+            "set data.validation or data.validation_fraction, or checkpoint.best to null"
+        )
+    return missing
+
+
 def _model_conflicts(config: Config) -> Iterator[Conflict]:
     model = config.model
-    if model.name is None and model.type is None:
-        yield (
-            ("model.name", "model.type"),
-            "neither model.name nor model.type is given; set model.name to a hub id or a local directory, "
-            "or model.type to build a new model, such as bert, or begin with a shipped file: config=quickstart.yaml",
-        )
     if model.name is not None and model.type is not None:
         yield (
             ("model.type", "model.name"),
             f"model.name is {shown(model.name)} and model.type is {shown(model.type)}, but one excludes the other; "
             "set one of them to null; model.from_scratch=true builds a new model of the named one's shape",
         )
-    elif model.type is not None and model.tokenizer is None:
+    elif model.type is not None and "." not in model.type and model.tokenizer is None:
         yield (
             ("model.type", "model.tokenizer"),
             f"model.type is {shown(model.type)}, which brings no tokenizer; set model.tokenizer to a hub id, "
@@ -106,6 +123,8 @@ def _data_conflicts(config: Config) -> Iterator[Conflict]:
         return
     sets = name_sets("data.validation", data.validation) | name_sets("data.test", data.test)
     for name, split in ({"data.train": data.train} | sets).items():
+        if (name, split) == _TRAIN_BY_DEFAULT:
+            continue  # see missing_parts
         for word in split if isinstance(split, list) else [split]:
             if word is not None and re.fullmatch(r"[A-Za-z0-9_-]+", word):
                 yield (
@@ -216,12 +235,6 @@ def _best_conflicts(config: Config) -> Iterator[Conflict]:
         return
     if not best.removeprefix("-"):
         yield ("checkpoint.best",), "checkpoint.best is '-'; a metric follows the sign, such as -loss"
-    if config.data.validation is None and config.data.validation_fraction is None:
-        yield (
-            ("checkpoint.best", "data.validation", "data.validation_fraction"),
-            f"checkpoint.best is {shown(best)}, but there is no validation set to measure it on; "
-            "set data.validation or data.validation_fraction, or checkpoint.best to null",
-        )
     for name, every in (("evaluate.every", config.evaluate.every), ("checkpoint.every", config.checkpoint.every)):
         if every == "never":
             yield (

@@ -20,7 +20,7 @@ def cut_validation(train: Split, *, fraction: float, label: str | None, seed: in
     The same rows on every process and machine: they follow from the number of rows, the labels and the seed.
     """
     classes = find_classes(train.rows, label)
-    chosen = choose_stratified(classes, fraction=fraction, keys=_draw_keys(len(classes), seed, "validation_fraction"))
+    chosen = choose_stratified(classes, fraction=fraction, keys=draw_keys(len(classes), seed, "validation_fraction"))
     validation = dataclasses.replace(train.select(np.flatnonzero(chosen)), name="validation")
     return train.select(np.flatnonzero(~chosen)), validation
 
@@ -29,7 +29,7 @@ def limit_rows(split: Split, *, limit: int, seed: int) -> Split:
     """A uniform sample of `limit` rows in the order of the file, or the split itself where it has no more."""
     if limit >= len(split.rows):
         return split
-    keys = _draw_keys(len(split.rows), seed, f"limit {split.name}")
+    keys = draw_keys(len(split.rows), seed, f"limit {split.name}")
     return split.select(np.sort(np.argsort(keys, kind="stable")[:limit]))
 
 
@@ -74,7 +74,7 @@ def choose_stratified(classes: Indices, *, fraction: float, keys: npt.NDArray[np
     return chosen
 
 
-def _draw_keys(count: int, seed: int, purpose: str) -> npt.NDArray[np.uint64]:
+def draw_keys(count: int, seed: int, purpose: str) -> npt.NDArray[np.uint64]:
     """`[count]` random numbers; raw ones, because those are the same with every version of numpy."""
     keys: npt.NDArray[np.uint64] = np.random.PCG64(derive_seed(seed, purpose)).random_raw(count)
     return keys

@@ -130,6 +130,18 @@ def _is_hub_spec(spec: Any) -> bool:
     return isinstance(spec, str) and not is_file_spec(spec, hub=True)
 
 
+def given_split(rows: datasets.Dataset, *, name: str) -> Split:
+    """Rows that were made in Python. Raises UserError where there is none."""
+    if not len(rows):
+        raise UserError(f"data.{name}: no rows were given")
+    return Split(name, rows, Places.of(f"{name} row", len(rows)), _digest_rows(rows))
+
+
+def call_rows_function(spec: str, *, split: str, seed: int) -> Any:
+    """What the user's function at a dotted path returns, as it is. Raises UserError where there is none."""
+    return _bind_seed(locate(spec, place=f"data.{split}"), place=f"data.{split}={spec}", seed=seed)()
+
+
 def _read_local_splits(
     specs: Mapping[str, Any], *, name: str | None, texts: Collection[str], label: str | None, seed: int
 ) -> tuple[dict[str, Split], dict[str, str], list[str]]:
@@ -178,7 +190,9 @@ def _check_spec(spec: Any, *, key: str) -> list[str]:
 
 
 def _read_local(spec: Any, *, split: str, texts: Collection[str], label: str | None, seed: int) -> Split:
-    """The rows of files or of a dotted path. Raises UserError."""
+    """The rows of files or of a dotted path, or rows that were given. Raises UserError."""
+    if isinstance(spec, datasets.Dataset):
+        return given_split(spec, name=split)
     key = f"data.{split}"
     specs = _check_spec(spec, key=key)
     if not isinstance(spec, str) or is_file_spec(spec, hub=False):

@@ -48,14 +48,15 @@ class Encoder(Protocol):
 class TokenisedSplit:
     """The rows of one split as the model sees them.
 
-    rows: `input_ids`, whatever else the task encodes (such as `token_type_ids`), and `label` where there is one.
+    rows: `input_ids`, whatever else the task encodes (such as `token_type_ids`), and `label` where there is one; or
+    whatever a task takes as it is, of length 1 each.
     lengths: `[N]` tokens of every row. num_truncated: texts that were cut at max_length.
     places: where every row, or the text that a chunk begins in, stands in the user's data.
     fingerprint: of the raw rows: changes when the content or the choice of rows does.
     """
 
     name: str
-    rows: datasets.Dataset
+    rows: Any
     lengths: npt.NDArray[np.int32]
     num_truncated: int
     places: Places

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from safetensors.torch import save_model
 from torch import nn
 
 from trainer_loop.errors import UserError
@@ -28,9 +29,9 @@ class ExportRecord:
     """What whoever predicts with the model must know, beside what transformers saves itself."""
 
     task: str  # name or dotted path
-    text: str  # columns it was trained on
+    text: str | None  # columns it was trained on; None: no texts
     text_pair: str | None
-    max_length: int
+    max_length: int | None
     step: int  # of the exported weights
     num_steps: int  # of the finished run
     metrics: dict[str, float]  # of the exported weights
@@ -68,12 +69,16 @@ def _write(
 ) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    model.save_pretrained(temporary)  # type: ignore[operator]
-    model.config.save_pretrained(temporary)  # type: ignore[union-attr, operator] # an adapter comes without
-    # What the last call has left there depends on whether this very process has tokenised.
-    tokenizer.backend_tokenizer.no_truncation()
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.save_pretrained(temporary)
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(temporary)  # type: ignore[operator]
+        model.config.save_pretrained(temporary)  # type: ignore[union-attr, operator] # an adapter comes without
+    else:
+        save_model(model, temporary / "model.safetensors")
+    if tokenizer is not None:
+        # What the last call has left there depends on whether this very process has tokenised.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+        tokenizer.save_pretrained(temporary)
     (temporary / "README.md").write_text(_model_card(record, title=title), encoding="utf-8")
     write_json(temporary / EXPORT_RECORD, vars(record))
     flush([*temporary.iterdir(), temporary])
@@ -89,14 +94,16 @@ def _write(
 def _model_card(record: ExportRecord, *, title: str) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in package_versions().items() if name != "numpy")
     columns = f"`{record.text}`" + (f" and `{record.text_pair}`" if record.text_pair else "")
+    texts = f" on column {columns}, texts cut at {record.max_length} tokens" if record.text is not None else ""
+    library = "transformers" if record.text is not None else "pytorch"
     return f"""---
-library_name: transformers
+library_name: {library}
 pipeline_tag: {_pipeline(record.task)}
 ---
 
 # {title}
 
-Fine-tuned with trainer_loop: task `{record.task}` on column {columns}, texts cut at {record.max_length} tokens.
+Trained with trainer_loop: task `{record.task}`{texts}.
 The weights are those of step {record.step:,} of {record.num_steps:,}.
 
 {_metrics_table(record.metrics)}

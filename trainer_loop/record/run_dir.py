@@ -10,6 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from trainer_loop.errors import UserError
+
 _PACKAGES = (
     "trainer_loop",
     "torch",
@@ -71,6 +73,13 @@ class RunDir:
     @property
     def predictions(self) -> Path:
         return self.root / "predictions"
+
+    def make(self) -> None:
+        """Raises UserError where it is not there and cannot be made."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run_dir: {self.root} cannot be written: {error.strerror}; choose another") from error
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step:08d}"

@@ -1,4 +1,4 @@
-"""What the loop asks of a task (`Task`), and the defaults every task on texts shares (`TextTask`)."""
+"""What the loop asks of a task (`Task`), and defaults for those on rows of any kind and on texts."""
 
 from abc import ABC, abstractmethod
 from itertools import accumulate, chain
@@ -6,6 +6,7 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 Batch = dict[str, Any]
 
@@ -51,7 +52,37 @@ def pack_rows(rows: list[dict[str, Any]]) -> Batch:
     return batch
 
 
-class TextTask(ABC):
+class RowTask(ABC):
+    """Defaults for a task whose rows are tensors or numbers already, and whose model may be any `nn.Module`.
+
+    A subclass gives `loss` and `predict`, and `count` where a target is something else than a row.
+    """
+
+    default_metrics: tuple[str, ...] = ()
+    fitting_metrics: tuple[str, ...] | None = None  # of those shipped; None: whatever fits what `predict` returns
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """See `Task`."""
+
+    @abstractmethod
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """See `Task`."""
+
+    def count(self, batch: Batch) -> int:
+        """The rows of the batch, by the first of its tensors."""
+        return next(len(value) for value in batch.values() if isinstance(value, Tensor))
+
+    def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.loss(model, batch), self.predict(model, batch)
+
+    def collate(self, rows: list[dict[str, Any]]) -> Batch:
+        """Each entry of the rows, stacked: `[B, ...]`."""
+        batch: Batch = default_collate(rows)
+        return batch
+
+
+class TextTask(RowTask):
     """Defaults for a task on texts: which columns it reads, how it encodes and pads them, which model it needs.
 
     A subclass gives `loss`, `count` and `predict`; the rest is here to be overridden one piece at a time.
@@ -64,8 +95,6 @@ class TextTask(ABC):
     takes_pairs: bool = True
     can_pack: bool = False  # loss, count and predict know batches of `pack_rows`
     rows_at_head: bool = True  # the model's head sees one row at a time; false: every token for itself
-    default_metrics: tuple[str, ...] = ()
-    fitting_metrics: tuple[str, ...] | None = None  # of those shipped; None: whatever fits what `predict` returns
 
     def __init__(self) -> None:
         self.tokenizer: Any = None  # set by `bind`
@@ -109,16 +138,5 @@ class TextTask(ABC):
         return batch
 
     @abstractmethod
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """See `Task`."""
-
-    @abstractmethod
     def count(self, batch: Batch) -> int:
         """See `Task`."""
-
-    @abstractmethod
-    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """See `Task`."""
-
-    def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.loss(model, batch), self.predict(model, batch)

@@ -2,6 +2,7 @@
 
 import pytest
 
+from trainer_loop.config.checks import missing_parts
 from trainer_loop.config.load import read_config
 
 NEEDED = ["model.name=m", "data.train=a.csv"]
@@ -12,9 +13,34 @@ def problems(*overrides):
 
 
 @pytest.mark.parametrize(
+    ("overrides", "missing"),
+    [
+        ([], {}),
+        (["model.name="], {"model": "neither model.name nor model.type is given; set model.name to a hub id"}),
+        (["model.name=", "model.type=bert", "model.tokenizer=train"], {}),
+        (
+            ["data.train=train"],
+            {"train": "data.train is 'train', the name of a split, but data.name is null; set data"},
+        ),
+        (["data.train=train", "data.name=d"], {}),
+        (
+            ["checkpoint.best=f1"],
+            {"validation": "checkpoint.best is 'f1', but there is no validation set to measure it"},
+        ),
+        (["checkpoint.best=f1", "data.validation=b.csv"], {}),
+    ],
+)
+def test_what_only_python_could_still_give_is_no_contradiction(overrides, missing):
+    config, wrong = read_config(None, [*NEEDED, *overrides])
+    assert wrong == []
+    found = missing_parts(config)
+    assert found.keys() == missing.keys()
+    assert all(found[part].startswith(told) for part, told in missing.items())
+
+
+@pytest.mark.parametrize(
     ("overrides", "values", "remedy"),
     [
-        (["model.name="], "neither model.name nor model.type is given", "set model.name to a hub id"),
         (
             ["model.type=bert", "model.tokenizer=train"],
             "model.name is 'm' and model.type is 'bert'",
@@ -28,8 +54,8 @@ def problems(*overrides):
             "set one of them to null",
         ),
         (
-            ["data.train=train"],
-            "data.train is 'train', the name of a split, but data.name is null",
+            ["data.train=training"],
+            "data.train is 'training', the name of a split, but data.name is null",
             "data.name to a hub",
         ),
         (
@@ -56,11 +82,6 @@ def problems(*overrides):
             "set one of them to null",
         ),
         (["scheduler.warmup=1.5"], "scheduler.warmup is 1.5", "from 1 a whole number of steps"),
-        (
-            ["checkpoint.best=accuracy"],
-            "checkpoint.best is 'accuracy', but there is no validation set",
-            "data.validation",
-        ),
         (
             ["checkpoint.best=accuracy", "data.validation=b.csv", "evaluate.every=never"],
             "but evaluate.every is never",
@@ -168,7 +189,7 @@ def test_a_contradiction_carries_the_line_of_a_key_that_was_given(tmp_path):
     path.write_text("model: {name: m}\ndata:\n  train: a.csv\n  validation: b.csv\n")
     _, (problem,) = read_config(str(path), ["data.validation_fraction=0.1"])
     assert problem.startswith("command line: data.validation is 'b.csv'")
-    _, (problem,) = read_config(str(path), ["data.validation=", "data.name=", "data.test=", "checkpoint.best=f1"])
+    _, (problem,) = read_config(str(path), ["checkpoint.best=f1", "evaluate.every=never"])
     assert problem.startswith("command line: checkpoint.best is 'f1'")
     path.write_text("model: {name: m}\ndata:\n  train: a.csv\n  validation: b.csv\n  validation_fraction: 0.5\n")
     _, (problem,) = read_config(str(path), [])

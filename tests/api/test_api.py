@@ -1,0 +1,277 @@
+"""What the command does, from Python: with parts that were made by hand, on rows that are held in hand."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+import tiny
+import torch
+from made_up import make_reviews, write_csv
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from trainer_loop.build import build
+from trainer_loop.config.load import load_config
+from trainer_loop.data.tokenizer import train_tokenizer
+from trainer_loop.errors import UserError
+from trainer_loop.tasks.task import RowTask
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("tiny-bert")
+    tokenizer = train_tokenizer(
+        [text for text, _ in make_reviews(300)], style="wordpiece", vocab_size=300, max_length=64
+    )
+    tokenizer.save_pretrained(directory)
+    make_model(len(tokenizer)).save_pretrained(directory)
+    return directory
+
+
+def make_model(vocab_size: int) -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=vocab_size,
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=64,
+        )
+    )
+
+
+@pytest.fixture
+def settings(model_dir: Path, tmp_path: Path) -> list[str]:
+    return [
+        f"model.name={model_dir}",
+        "data.max_length=32",
+        "batch.size=8",
+        "train={epochs: 1, precision: no}",
+        "optimizer.lr=1e-2",
+        f"run_dir={tmp_path / 'run'}",
+    ]
+
+
+def make_table(count: int, *, seed: int = 0) -> dict[str, list]:
+    texts, labels = zip(*make_reviews(count, seed=seed), strict=True)
+    return {"text": list(texts), "label": list(labels)}
+
+
+class Reviews(torch.utils.data.Dataset):
+    """Not iterable: found by number alone."""
+
+    def __init__(self, table: dict[str, list]):
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.table["text"])
+
+    def __getitem__(self, index: int) -> dict:
+        return {name: column[index] for name, column in self.table.items()}
+
+
+FORMS = {
+    "datasets": datasets.Dataset.from_dict,
+    "pandas": pd.DataFrame,
+    "pandas with an index": lambda table: pd.DataFrame(table, index=[f"r{row}" for row in range(len(table["text"]))]),
+    "polars": pl.DataFrame,
+    "arrow": pa.table,
+    "torch": Reviews,
+    "dicts": lambda table: [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)],
+}
+
+
+def weights_of(loop):
+    return {name: weight.detach().clone() for name, weight in loop.bare_model.named_parameters()}
+
+
+def test_a_config_and_a_loop_are_all_it_takes_and_leave_what_the_command_leaves(settings, tmp_path):
+    file = write_csv(tmp_path / "train.csv", make_reviews(40))
+    config = load_config(None, [*settings, f"data.train={file}", "data.validation_fraction=0.2"])
+    loop = build(config)
+    state = loop.fit()
+    assert state.step == 4
+    assert {"config.yaml", "environment.json", "metrics.jsonl", "train.log", "checkpoints", "model"} <= {
+        path.name for path in (tmp_path / "run").iterdir()
+    }
+    again = load_config(str(tmp_path / "run" / "config.yaml"))
+    assert again == config
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_of_every_form_train_the_same_weights(form, settings, tmp_path):
+    def train(rows, run_dir):
+        tiny.forget_accelerator()
+        config = dataclasses.replace(load_config(None, settings), run_dir=str(run_dir))
+        loop = build(config, rows={"train": rows, "validation.some": rows})
+        loop.fit()
+        return loop
+
+    table = make_table(24)
+    wanted = weights_of(train(datasets.Dataset.from_dict(table), tmp_path / "wanted"))
+    found = train(FORMS[form](table), tmp_path / "found")
+    for name, weight in weights_of(found).items():
+        assert torch.equal(weight, wanted[name]), name
+    row = json.loads((tmp_path / "found" / "metrics.jsonl").read_text().splitlines()[-2])
+    assert row["validation/some/rows"] == 24
+
+
+def test_rows_in_hand_are_evaluated_and_predicted_in_their_order(settings):
+    loop = build(load_config(None, settings), rows={"train": make_rows(40)})
+    loop.fit()
+    table = make_table(30, seed=5)
+    figures = loop.evaluate(pd.DataFrame(table))
+    assert figures["rows"] == 30
+    predicted = loop.predict(pd.DataFrame({"text": table["text"]}))
+    assert predicted["probabilities"].shape == (30, 2)
+    names = list(loop.bare_model.config.id2label.values())
+    right = [names[said] == str(label) for said, label in zip(predicted["predictions"], table["label"], strict=True)]
+    assert figures["accuracy"] == pytest.approx(np.mean(right))
+    one = loop.predict([{"text": table["text"][7]}])
+    np.testing.assert_allclose(one["probabilities"][0], predicted["probabilities"][7], atol=1e-5)
+
+
+def make_rows(count: int, *, seed: int = 0) -> datasets.Dataset:
+    return datasets.Dataset.from_dict(make_table(count, seed=seed))
+
+
+def test_a_model_and_an_optimizer_made_by_hand_are_those_that_train(settings, model_dir):
+    config = load_config(None, [*settings, "model.name=", f"model.tokenizer={model_dir}", "scheduler.name=constant"])
+    model = make_model(300)
+    start = model.classifier.weight.detach().clone()
+    made = []
+
+    def make_optimizer(given):
+        made.append(torch.optim.SGD(given.classifier.parameters(), lr=0.5))
+        return made[0]
+
+    loop = build(config, model=model, rows={"train": make_rows(24)}, optimizer=make_optimizer)
+    assert loop.bare_model is model
+    loop.fit()
+    assert loop.optimizer is made[0]
+    assert not torch.equal(model.classifier.weight, start)
+    assert torch.equal(model.bert.pooler.dense.weight, make_model(300).bert.pooler.dense.weight)
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [
+        (3, "rows['train'] is a int; rows are a datasets.Dataset, a pandas, polars or Arrow table"),
+        ([], "rows['train'] is a list; rows are"),
+        (pd.DataFrame({"text": ["a"]}), "data.label=label: data.train has no such column; it has text"),
+        (pd.DataFrame({"text": ["a", None], "label": [0, 1]}), "train row 2"),
+    ],
+)
+def test_rows_that_are_none_are_told(rows, wanted, settings):
+    with pytest.raises(UserError) as caught:
+        build(load_config(None, settings), rows={"train": rows})
+    assert any(wanted in problem for problem in caught.value.problems), caught.value.problems
+
+
+def test_what_the_config_lacks_and_nobody_gave_is_told(settings):
+    with pytest.raises(UserError, match=r"data\.train is 'train', the name of a split"):
+        build(load_config(None, settings))
+
+
+def test_labels_that_were_not_trained_are_told(settings):
+    loop = build(load_config(None, settings), rows={"train": make_rows(24)})
+    with pytest.raises(UserError, match="labels that were not trained: neutral; known: negative, positive"):
+        loop.evaluate([{"text": "a film", "label": "neutral"}])
+    with pytest.raises(UserError, match="the rows have no such column; they have text"):
+        loop.evaluate([{"text": "a film"}])
+
+
+# ------------------------------------------------------------------------------------- models without transformers
+
+
+class Regression(RowTask):
+    """A number from four numbers."""
+
+    def loss(self, model, batch):
+        return (model(batch["x"]) - batch["y"]).square().sum()
+
+    def predict(self, model, batch):
+        return {"predictions": model(batch["x"]), "references": batch["y"]}
+
+
+class Points(torch.utils.data.Dataset):
+    def __init__(self, count: int, *, seed: int = 0):
+        generator = torch.Generator().manual_seed(seed)
+        self.x = torch.randn(count, 4, generator=generator)
+        self.y = self.x @ torch.tensor([1.0, -2.0, 3.0, 0.5])
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return {"x": self.x[index], "y": self.y[index]}
+
+
+class Linear(nn.Module):
+    def __init__(self, width: int = 4):
+        super().__init__()
+        self.linear = nn.Linear(width, 1)
+
+    def forward(self, x):
+        return self.linear(x)[:, 0]
+
+
+def test_any_module_trains_on_any_rows_and_is_exported_as_safetensors(tmp_path):
+    config = load_config(
+        None,
+        [
+            "batch.size=16",
+            "train={epochs: 30, precision: no}",
+            "optimizer={name: adam, lr: 0.1, weight_decay: 0.0}",
+            "checkpoint.best=-loss",
+            f"run_dir={tmp_path / 'run'}",
+        ],
+    )
+    rows = {"train": Points(128), "validation": Points(32, seed=1), "test": Points(10, seed=2)}
+    loop = build(config, task=Regression(), model=Linear(), rows=rows)
+    loop.fit()
+    assert loop.evaluate(Points(50, seed=3))["loss"] < 0.01
+    np.testing.assert_allclose(loop.predict(Points(9, seed=4))["predictions"], Points(9, seed=4).y, atol=0.3)
+    from safetensors.torch import load_model
+
+    again = Linear()
+    load_model(again, tmp_path / "run" / "model" / "model.safetensors")
+    assert torch.equal(again.linear.weight, loop.bare_model.linear.weight)
+    kept = (tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()
+    assert len(kept) == 10
+    assert not (tmp_path / "run" / "model" / "tokenizer.json").exists()
+
+
+def test_samples_and_parts_of_rows_are_drawn_by_the_seed(tmp_path):
+    settings = ["batch.size=8", "train={steps: 2, precision: no}", f"run_dir={tmp_path / 'run'}"]
+    settings += ["data={validation_fraction: 0.25, limit: {train: 40}}", "evaluate.every=1"]
+    loop = build(load_config(None, settings), task=Regression(), model=Linear(), rows={"train": Points(100)})
+    assert loop.validation_loaders[""].num_rows == 25
+    assert loop.train_loader.steps_per_epoch == 5
+    first = loop.train_loader.places(0)
+    tiny.forget_accelerator()
+    again = build(load_config(None, settings), task=Regression(), model=Linear(), rows={"train": Points(100)})
+    assert again.train_loader.places(0) == first
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [
+        (Points(0), "rows['train'] has no rows"),
+        ([1, 2], "its first row is a int; a row is a dict"),
+        ({"x": [1]}, "rows['train'] is a dict; rows are a torch Dataset"),
+        (iter(()), "rows['train'] has no rows"),
+    ],
+)
+def test_rows_of_another_form_are_told_to_a_task_of_any_kind(rows, wanted, tmp_path):
+    with pytest.raises(UserError) as caught:
+        build(load_config(None, [f"run_dir={tmp_path}"]), task=Regression(), model=Linear(), rows={"train": rows})
+    assert any(wanted in problem for problem in caught.value.problems), caught.value.problems

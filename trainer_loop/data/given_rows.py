@@ -1,0 +1,146 @@
+"""Rows that were made in Python: a data set, a table, a list, a torch Dataset."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from trainer_loop.data.fingerprint import digest
+from trainer_loop.data.loader import RowSource
+from trainer_loop.data.prepare import choose_stratified, draw_keys
+from trainer_loop.data.split import Indices, Places
+from trainer_loop.data.tokens import TokenisedSplit
+from trainer_loop.errors import UserError, in_one_line
+
+_HASHED_ROWS = 64  # of those that only Python can read
+
+
+def as_dataset(rows: Any, *, place: str) -> datasets.Dataset:
+    """Columns of texts and labels: from a datasets.Dataset, a table of pandas, polars or Arrow, or rows that are dicts.
+
+    place: how errors call it. Raises UserError for anything else.
+    """
+    if isinstance(rows, datasets.Dataset):
+        return rows
+    try:
+        if hasattr(rows, "__arrow_c_stream__"):  # pandas, polars and pyarrow have it
+            table = pa.table(rows)
+            kept = [field for field in table.schema if not field.name.startswith("__index_level_")]
+            # polars' texts are of a type that neither datasets nor most of Arrow's functions know.
+            types = [pa.large_string() if field.type == pa.string_view() else field.type for field in kept]
+            names = [field.name for field in kept]
+            return datasets.Dataset(table.select(names).cast(pa.schema(zip(names, types, strict=True))))
+        listed = list(_read_all(rows))
+        if listed and all(isinstance(row, Mapping) for row in listed):
+            return datasets.Dataset.from_list([dict(row) for row in listed])
+    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, ValueError) as error:
+        raise UserError(f"{place}: these rows make no table: {in_one_line(error)}") from error
+    raise UserError(
+        f"{place} is a {type(rows).__name__}; rows are a datasets.Dataset, a pandas, polars or Arrow table, a torch "
+        "Dataset or a list of dicts"
+    )
+
+
+def take_rows(rows: Any, *, name: str, place: str) -> TokenisedSplit:
+    """Rows that a task takes as they are, each a dict. name: of the split. place: how errors call it.
+
+    Raises UserError where there is none, or they cannot be found by number.
+    """
+    if hasattr(rows, "__arrow_c_stream__") and not isinstance(rows, datasets.Dataset):
+        rows = as_dataset(rows, place=place)
+    elif not hasattr(rows, "__getitem__") and isinstance(rows, Iterable):
+        rows = list(rows)
+    if isinstance(rows, (str, bytes, Mapping)) or not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):
+        raise UserError(
+            f"{place} is a {type(rows).__name__}; rows are a torch Dataset, a datasets.Dataset or a list, and each row "
+            "a dict"
+        )
+    if not len(rows):
+        raise UserError(f"{place} has no rows")
+    if not isinstance(rows[0], Mapping):
+        kind = type(rows[0]).__name__
+        raise UserError(f"{place}: its first row is a {kind}; a row is a dict, such as {{'image': ..., 'label': 3}}")
+    return TokenisedSplit(
+        name=name,
+        rows=rows,
+        lengths=np.ones(len(rows), dtype=np.int32),
+        num_truncated=0,
+        places=Places.of(f"{place} row", len(rows)),
+        fingerprint=_digest_some(rows),
+    )
+
+
+def cut_rows(
+    splits: Mapping[str, TokenisedSplit], *, fraction: float | None, limit: Mapping[str, int | None], seed: int
+) -> dict[str, TokenisedSplit]:
+    """`fraction` of the training rows become the validation split where there is one to be; then samples of `limit`."""
+    cut = dict(splits)
+    if fraction is not None:
+        train = cut["train"]
+        rows = np.zeros(len(train.lengths), dtype=np.int64)
+        chosen = choose_stratified(rows, fraction=fraction, keys=draw_keys(len(rows), seed, "validation_fraction"))
+        cut["train"] = pick_rows(train, np.flatnonzero(~chosen), name="train")
+        cut["validation"] = pick_rows(train, np.flatnonzero(chosen), name="validation")
+    for name, split in cut.items():
+        most = limit.get(name.partition(".")[0])
+        if most is not None and most < len(split.lengths):
+            keys = draw_keys(len(split.lengths), seed, f"limit {name}")
+            cut[name] = pick_rows(split, np.sort(np.argsort(keys, kind="stable")[:most]), name=name)
+    return cut
+
+
+def pick_rows(split: TokenisedSplit, chosen: Indices, *, name: str) -> TokenisedSplit:
+    """These rows of a split, in this order."""
+    return TokenisedSplit(
+        name=name,
+        rows=PickedRows(split.rows, chosen),
+        lengths=split.lengths[chosen],
+        num_truncated=0,
+        places=split.places.select(chosen),
+        fingerprint=digest(split.fingerprint.encode(), chosen.tobytes()),
+    )
+
+
+class PickedRows:
+    """Some rows of a source, by their numbers there."""
+
+    def __init__(self, source: RowSource, chosen: Indices):
+        self.source = source
+        self.chosen = chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.source[int(self.chosen[index])]
+
+
+def _read_all(rows: Any) -> Iterable[Any]:
+    """A torch Dataset need not be iterable: it is read by number."""
+    if isinstance(rows, torch.utils.data.Dataset):
+        return (rows[index] for index in range(len(rows)))  # type: ignore[arg-type]
+    return rows if isinstance(rows, Iterable) and not isinstance(rows, (str, bytes, Mapping)) else ()
+
+
+def _digest_some(rows: RowSource) -> str:
+    """A hash over some rows all through the source; reading all might take as long as training on them."""
+    numbers = np.unique(np.linspace(0, len(rows) - 1, _HASHED_ROWS).astype(np.int64)).tolist()
+    parts = [str(len(rows))]
+    for number in numbers:
+        parts += [f"{name}={_spell(value)}" for name, value in sorted(rows[number].items())]
+    return digest(*(part.encode() for part in parts))
+
+
+def _spell(value: Any) -> str:
+    if isinstance(value, Tensor):
+        value = value.detach().cpu().numpy()
+    if hasattr(value, "tobytes"):  # arrays and images
+        return f"{getattr(value, 'dtype', '')}{getattr(value, 'shape', '')}{digest(value.tobytes())}"
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+        return f"[{','.join(_spell(item) for item in value)}]"
+    # What another object prints may hold its place in memory.
+    return repr(value) if isinstance(value, (str, bytes, int, float, type(None))) else type(value).__name__
