@@ -120,16 +120,16 @@ _OTHER_NAMES: dict[str, tuple[str, str]] = {
 
 TRANSLATIONS: dict[str, tuple[str, str]] = {**_FIELDS, **_OLD_FIELDS, **_OTHER_NAMES}
 
-_BY_LAUNCHER = "distributed training is set up by accelerate launch --config_file"
+_NOT_SHARDED = "each process holds the whole model; model.lora and model.gradient_checkpointing save memory"
 _BY_LENGTH = "microbatches are cut by length anyway; batch.order=window makes whole batches of like length"
 _DATA_PARALLEL = "the loop sets up DistributedDataParallel itself"
 _HUB = "the model is saved under run_dir; hf upload publishes it"
 _METRICS_ARE_SUMS = "metrics are sums that grow row by row; no logits are kept"
 _LOADER = "batches are prepared ahead by data.num_workers processes, pinned beside a GPU, in their order"
 
-# Fields of TrainingArguments that have no key -> why, and what to do.
+# Fields of TrainingArguments that have no key -> why, and what to do instead.
 _FIELDS_NOT_NEEDED: dict[str, str] = {
-    "do_train": "this command always trains; data.test is scored at the end",
+    "do_train": "a run always trains; data.test is scored at the end",
     # model
     "activation_checkpointing_kwargs": "model.gradient_checkpointing recomputes every layer, with use_reentrant=False",
     "gradient_checkpointing_kwargs": "model.gradient_checkpointing recomputes every layer, with use_reentrant=False",
@@ -194,11 +194,11 @@ _FIELDS_NOT_NEEDED: dict[str, str] = {
     "use_cpu": "devices are chosen by accelerate: accelerate launch --cpu",
     "local_rank": "processes are started by accelerate launch",
     "accelerator_config": "each row is trained and scored once, in an order made from the seed",
-    "parallelism_config": _BY_LAUNCHER,
-    "deepspeed": _BY_LAUNCHER,
-    "fsdp": _BY_LAUNCHER,
-    "fsdp_config": _BY_LAUNCHER,
-    "ddp_backend": _BY_LAUNCHER,
+    "parallelism_config": _NOT_SHARDED,
+    "deepspeed": _NOT_SHARDED,
+    "fsdp": _NOT_SHARDED,
+    "fsdp_config": _NOT_SHARDED,
+    "ddp_backend": "accelerate chooses it by the device",
     "ddp_find_unused_parameters": _DATA_PARALLEL,
     "ddp_bucket_cap_mb": _DATA_PARALLEL,
     "ddp_broadcast_buffers": _DATA_PARALLEL,
@@ -224,11 +224,11 @@ _OLD_FIELDS_NOT_NEEDED: dict[str, str] = {
     "use_legacy_prediction_loop": "there is one way to evaluate",
     "past_index": "no model's output of one batch goes into the next",
     "ray_scope": "hyperparameters are searched by a script around the command",
-    "mp_parameters": _BY_LAUNCHER,
-    "sharded_ddp": _BY_LAUNCHER,
-    "xpu_backend": _BY_LAUNCHER,
-    "fsdp_min_num_params": _BY_LAUNCHER,
-    "fsdp_transformer_layer_cls_to_wrap": _BY_LAUNCHER,
+    "mp_parameters": _NOT_SHARDED,
+    "sharded_ddp": _NOT_SHARDED,
+    "xpu_backend": "accelerate chooses it by the device",
+    "fsdp_min_num_params": _NOT_SHARDED,
+    "fsdp_transformer_layer_cls_to_wrap": _NOT_SHARDED,
     "tpu_num_cores": "devices are chosen by accelerate",
     "tpu_metrics_debug": "devices are chosen by accelerate",
     "push_to_hub_model_id": _HUB,
@@ -264,7 +264,7 @@ def describe_unknown(name: str) -> str:
     """One sentence about a name that is no key: what it was meant to be, as far as can be told."""
     last = name.rpartition(".")[2]
     if last in NOT_NEEDED and last not in _KEYS_BY_LAST_PART:
-        return f"there is no key {name}, and none is needed: {NOT_NEEDED[last]}"
+        return f"there is no key {name}: {NOT_NEEDED[last]}"
     meant = meant_keys(name)
     if not meant:
         return f"there is no key {name}; --help lists all keys"

@@ -71,10 +71,9 @@ def test_names_below_an_unknown_section_are_translated_one_by_one_with_their_lin
     ]
 
 
-def test_names_that_need_no_key_say_why():
+def test_names_without_a_key_say_why():
     assert describe_unknown("dataloader_drop_last") == (
-        "there is no key dataloader_drop_last, and none is needed: "
-        "every row is trained exactly once an epoch, the last batch too"
+        "there is no key dataloader_drop_last: every row is trained exactly once an epoch, the last batch too"
     )
 
 
