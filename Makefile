@@ -53,6 +53,7 @@ format: .venv/installed-dev
 
 docs: .venv/installed
 	$(BIN)/python -m trainer_loop.config.reference
+	$(BIN)/python -m trainer_loop.config.migration_page
 
 clean:
 	rm -rf .venv

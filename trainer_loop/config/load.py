@@ -139,19 +139,19 @@ def _construct(kind: type[_T], values: Mapping[str, Any], *, prefix: str = "") -
 def write_resolved(config: Config, path: Path) -> None:
     """Write a config as YAML that reads as an equal config; the file is there as a whole or not at all."""
     text = "# Every key of this run; the same run again: config=<this file>\n" + dump(
-        _escaped(dataclasses.asdict(config))
+        escaped(dataclasses.asdict(config))
     )
     unfinished = path.with_name(path.name + ".tmp")
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
 
 
-def _escaped(value: Any) -> Any:
+def escaped(value: Any) -> Any:
     r"""A `${` that is part of a text becomes `\${`, so that it is not resolved again."""
     if isinstance(value, dict):
-        return {key: _escaped(item) for key, item in value.items()}
+        return {key: escaped(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_escaped(item) for item in value]
+        return [escaped(item) for item in value]
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 

@@ -1,24 +1,95 @@
-"""What a name that is no key was meant to be: a key spelled otherwise, or a name of transformers.TrainingArguments."""
+"""What a name that is no key was meant to be: a key spelled otherwise, or a name of transformers.TrainingArguments.
+
+Every field of TrainingArguments stands in one of the two tables `TRANSLATIONS` and `NOT_NEEDED`, as do the fields that
+older versions had, and names that people know from elsewhere. docs/migrate.md is made from them, and
+`python -m trainer_loop.migrate` goes by them.
+"""
 
 from difflib import get_close_matches
 
 from trainer_loop.config.schema import KEYS, SECTIONS
 
-# Names of TrainingArguments and of the example scripts of transformers -> the key here, then what differs.
-TRANSLATIONS: dict[str, tuple[str, str]] = {
+# Fields of TrainingArguments -> the key here, then what differs; where that is empty, the value is taken as it is.
+_FIELDS: dict[str, tuple[str, str]] = {
     "output_dir": ("run_dir", ""),
     "run_name": ("run_dir", "its last part names the run"),
+    "seed": ("seed", ""),
     "data_seed": ("seed", "one seed for everything random"),
-    "resume_from_checkpoint": ("resume", "auto, never or a checkpoint's path"),
-    "overwrite_output_dir": ("resume", "auto goes on with a run; a new run takes a new run_dir"),
+    "resume_from_checkpoint": (
+        "resume",
+        "auto, never or a checkpoint of trainer_loop; a checkpoint of Trainer can be a model.name",
+    ),
     # model
+    "activation_checkpointing": ("model.gradient_checkpointing", ""),
+    "gradient_checkpointing": ("model.gradient_checkpointing", ""),
+    "torch_compile": ("model.compile", ""),
+    "use_cache": ("model.overrides", "{use_cache: true}"),
+    "neftune_noise_alpha": ("model.neftune_alpha", ""),
+    # data
+    "dataloader_num_workers": ("data.num_workers", ""),
+    "do_predict": ("data.test", "scored once, at the end"),
+    # batch
+    "per_device_train_batch_size": ("batch.per_device", "rows of one microbatch; batch.size is what one update sees"),
+    "gradient_accumulation_steps": ("batch.accumulate", "or say batch.size alone, the rows of one update"),
+    "auto_find_batch_size": ("batch.max_tokens", "auto; microbatches are cut by padded tokens, the update stays"),
+    # length of the training and precision
+    "num_train_epochs": ("train.epochs", ""),
+    "max_steps": ("train.steps", "instead of train.epochs"),
+    "bf16": ("train.precision", "bf16"),
+    "fp16": ("train.precision", "fp16"),
+    "tf32": ("train.tf32", ""),
+    "max_grad_norm": ("train.max_grad_norm", "null instead of 0"),
+    "ddp_timeout": ("train.timeout_minutes", "minutes instead of seconds"),
+    "label_smoothing_factor": ("loss.args", "{label_smoothing: 0.1}"),
+    # optimizer
+    "learning_rate": ("optimizer.lr", ""),
+    "weight_decay": ("optimizer.weight_decay", ""),
+    "optim": ("optimizer.name", "a name of --help optimizer.name, or a dotted path"),
+    "optim_args": ("optimizer.args", "a mapping"),
+    "adam_beta1": ("optimizer.args", "{betas: [0.9, 0.999]}"),
+    "adam_beta2": ("optimizer.args", "{betas: [0.9, 0.999]}"),
+    "adam_epsilon": ("optimizer.args", "{eps: 1e-8}"),
+    # schedule
+    "lr_scheduler_type": ("scheduler.name", ""),
+    "lr_scheduler_kwargs": ("scheduler.args", "a mapping"),
+    "warmup_steps": ("scheduler.warmup", "below 1: share of all steps; from 1: steps"),
+    # evaluation
+    "do_eval": ("evaluate.every", "epoch, never or a number of steps"),
+    "eval_strategy": ("evaluate.every", "epoch, never or a number of steps"),
+    "eval_steps": ("evaluate.every", "a number of steps; below 1 a share of an epoch, not of all steps"),
+    "eval_on_start": ("evaluate.at_start", ""),
+    "per_device_eval_batch_size": ("evaluate.per_device", ""),
+    # checkpoints
+    "save_strategy": ("checkpoint.every", "epoch, never or a number of steps; a new best is saved besides"),
+    "save_steps": ("checkpoint.every", "a number of steps; below 1 a share of an epoch, not of all steps"),
+    "save_total_limit": ("checkpoint.keep_last", "the best one is kept beside them"),
+    "load_best_model_at_end": ("checkpoint.best", "the metric that picks the model to export"),
+    "metric_for_best_model": ("checkpoint.best", "-loss where smaller is better"),
+    "greater_is_better": ("checkpoint.best", "a metric with - before it where smaller is better"),
+    # log
+    "logging_strategy": ("log.every", "a number of steps"),
+    "logging_steps": ("log.every", "a number of steps"),
+    "report_to": ("log.trackers", "a list"),
+}
+
+# Fields that older versions had.
+_OLD_FIELDS: dict[str, tuple[str, str]] = {
+    "overwrite_output_dir": ("resume", "auto goes on with a run; a new run takes a new run_dir"),
+    "logging_dir": ("run_dir", "the logs lie in it"),
+    "per_gpu_train_batch_size": ("batch.per_device", "rows of one microbatch; batch.size is what one update sees"),
+    "adafactor": ("optimizer.name", "adafactor"),
+    "warmup_ratio": ("scheduler.warmup", "below 1: share of all steps"),
+    "evaluation_strategy": ("evaluate.every", "epoch, never or a number of steps"),
+    "evaluate_during_training": ("evaluate.every", "epoch, never or a number of steps"),
+    "per_gpu_eval_batch_size": ("evaluate.per_device", ""),
+}
+
+# Arguments of the example scripts of transformers, of Trainer itself, and of other trainers.
+_OTHER_NAMES: dict[str, tuple[str, str]] = {
     "model_name_or_path": ("model.name", ""),
     "model_type": ("model.type", ""),
     "tokenizer_name": ("model.tokenizer", ""),
     "config_overrides": ("model.overrides", "a mapping"),
-    "activation_checkpointing": ("model.gradient_checkpointing", ""),
-    "use_cache": ("model.overrides", "{use_cache: false}"),
-    # data
     "dataset_name": ("data.name", ""),
     "dataset_config_name": ("data.config", ""),
     "train_file": ("data.train", ""),
@@ -33,93 +104,154 @@ TRANSLATIONS: dict[str, tuple[str, str]] = {
     "text_column_name": ("data.text", ""),
     "text_column_names": ("data.text", "the second column is data.text_pair"),
     "label_column_name": ("data.label", ""),
-    "preprocessing_num_workers": ("data.num_workers", ""),
-    "dataloader_num_workers": ("data.num_workers", ""),
-    # batch
+    "preprocessing_num_workers": ("data.num_workers", "processes that prepare batches; tokenising takes none"),
     "batch_size": ("batch.size", "rows of one update over all processes"),
     "train_batch_size": ("batch.size", "rows of one update over all processes"),
-    "per_device_train_batch_size": ("batch.per_device", "rows of one microbatch; batch.size is what one update sees"),
-    "per_gpu_train_batch_size": ("batch.per_device", "rows of one microbatch; batch.size is what one update sees"),
-    "gradient_accumulation_steps": ("batch.accumulate", "or say batch.size alone, the rows of one update"),
-    "auto_find_batch_size": ("batch.max_tokens", "microbatches are cut by padded tokens; the update stays as it is"),
-    # length of the training and precision
-    "num_train_epochs": ("train.epochs", ""),
     "num_epochs": ("train.epochs", ""),
-    "max_steps": ("train.steps", ""),
     "num_train_steps": ("train.steps", ""),
-    "bf16": ("train.precision", "bf16"),
-    "fp16": ("train.precision", "fp16"),
     "mixed_precision": ("train.precision", ""),
     "allow_tf32": ("train.tf32", ""),
-    "torch_compile": ("model.compile", ""),
     "max_norm": ("train.max_grad_norm", ""),
     "gradient_clip_val": ("train.max_grad_norm", ""),
-    "label_smoothing_factor": ("loss.args", "{label_smoothing: 0.1}"),
-    # optimizer
-    "learning_rate": ("optimizer.lr", ""),
-    "optim": ("optimizer.name", "a name of --help optimizer.name, or a dotted path"),
-    "optim_args": ("optimizer.args", "a mapping"),
-    "adafactor": ("optimizer.name", "adafactor"),
-    "adam_beta1": ("optimizer.args", "{betas: [0.9, 0.999]}"),
-    "adam_beta2": ("optimizer.args", "{betas: [0.9, 0.999]}"),
-    "adam_epsilon": ("optimizer.args", "{eps: 1e-8}"),
-    # schedule
-    "lr_scheduler_type": ("scheduler.name", ""),
-    "lr_scheduler_kwargs": ("scheduler.args", "a mapping"),
-    "warmup_steps": ("scheduler.warmup", "from 1: steps"),
     "num_warmup_steps": ("scheduler.warmup", "from 1: steps"),
-    "warmup_ratio": ("scheduler.warmup", "below 1: share of all steps"),
-    # evaluation
-    "do_eval": ("evaluate.every", "epoch, never or a number of steps"),
-    "eval_strategy": ("evaluate.every", "epoch, never or a number of steps"),
-    "evaluation_strategy": ("evaluate.every", "epoch, never or a number of steps"),
-    "evaluate_during_training": ("evaluate.every", "epoch, never or a number of steps"),
-    "eval_steps": ("evaluate.every", "a number of steps"),
-    "eval_on_start": ("evaluate.at_start", ""),
-    "per_device_eval_batch_size": ("evaluate.per_device", ""),
-    "per_gpu_eval_batch_size": ("evaluate.per_device", ""),
     "compute_metrics": ("evaluate.metrics", "names known to evaluate"),
     "metric_name": ("evaluate.metrics", ""),
-    "do_predict": ("data.test", "scored once, at the end"),
-    # checkpoints
-    "save_strategy": ("checkpoint.every", "epoch, never or a number of steps"),
-    "save_steps": ("checkpoint.every", "a number of steps"),
-    "save_total_limit": ("checkpoint.keep_last", "the best one is kept beside them"),
-    "load_best_model_at_end": ("checkpoint.best", "the metric that picks the model to export"),
-    "metric_for_best_model": ("checkpoint.best", "-loss where smaller is better"),
-    "greater_is_better": ("checkpoint.best", "a metric with - before it where smaller is better"),
-    # log
-    "logging_strategy": ("log.every", "a number of steps"),
-    "logging_steps": ("log.every", ""),
-    "report_to": ("log.trackers", "a list"),
-    "logging_dir": ("run_dir", "the logs lie in it"),
 }
 
-# Names of TrainingArguments that need no key -> why.
-NOT_NEEDED: dict[str, str] = {
-    "do_train": "this command always trains; data.test is scored at the end",
+TRANSLATIONS: dict[str, tuple[str, str]] = {**_FIELDS, **_OLD_FIELDS, **_OTHER_NAMES}
+
+_NOT_SHARDED = "each process holds the whole model; model.lora and model.gradient_checkpointing save memory"
+_BY_LENGTH = "microbatches are cut by length anyway; batch.order=window makes whole batches of like length"
+_DATA_PARALLEL = "the loop sets up DistributedDataParallel itself"
+_HUB = "the model is saved under run_dir; hf upload publishes it"
+_METRICS_ARE_SUMS = "metrics are sums that grow row by row; no logits are kept"
+_LOADER = "batches are prepared ahead by data.num_workers processes, pinned beside a GPU, in their order"
+
+# Fields of TrainingArguments that have no key -> why, and what to do instead.
+_FIELDS_NOT_NEEDED: dict[str, str] = {
+    "do_train": "a run always trains; data.test is scored at the end",
+    # model
+    "activation_checkpointing_kwargs": "model.gradient_checkpointing recomputes every layer, with use_reentrant=False",
+    "gradient_checkpointing_kwargs": "model.gradient_checkpointing recomputes every layer, with use_reentrant=False",
+    "torch_compile_backend": "model.compile takes torch's default",
+    "torch_compile_mode": "model.compile takes torch's default",
+    "use_liger_kernel": "a language model's logits are made in chunks anyway; model.compile=true fuses the rest",
+    "liger_kernel_config": "a language model's logits are made in chunks anyway; model.compile=true fuses the rest",
+    # data
     "remove_unused_columns": "only the columns named under data are read",
-    "group_by_length": "microbatches are cut by length anyway; batch.order=window makes whole batches of like length",
-    "train_sampling_strategy": "microbatches are cut by length; batch.order=window makes batches of like length",
+    "label_names": "the task knows what its targets are; the names of the classes are data.label_names",
+    "train_sampling_strategy": f"rows are shuffled by seed; {_BY_LENGTH}",
     "length_column_name": "lengths are counted after tokenisation",
     "dataloader_drop_last": "every row is trained exactly once an epoch, the last batch too",
+    "dataloader_pin_memory": _LOADER,
+    "dataloader_persistent_workers": _LOADER,
+    "dataloader_prefetch_factor": _LOADER,
+    "dataloader_multiprocessing_context": _LOADER,
+    "dataloader_in_order": _LOADER,
+    # the update
     "average_tokens_across_devices": "the loss is always divided by the targets of the whole update",
-    "ignore_data_skip": "resuming skips no data: the order is computed from seed and step",
+    "bf16_full_eval": "evaluation has the precision of training, train.precision",
+    "fp16_full_eval": "evaluation has the precision of training, train.precision",
+    "full_determinism": "everything random is a function of seed and step; kernels are torch's to choose",
+    "optim_target_modules": "GaLore and APOLLO are not here; optimizer.groups gives parameters settings of their own",
+    "torch_empty_cache_steps": "a step that runs out of memory is cut smaller; batch.max_tokens bounds it beforehand",
+    # evaluation
+    "eval_delay": "evaluations begin with the first that is due; a larger evaluate.every makes fewer",
+    "prediction_loss_only": "metrics cost one prediction a row; no logits are kept",
+    "eval_do_concat_batches": _METRICS_ARE_SUMS,
+    "eval_use_gather_object": _METRICS_ARE_SUMS,
     "eval_accumulation_steps": "metrics keep sums, so memory does not grow with the evaluation set",
-    "logging_nan_inf_filter": "a loss that is not finite ends the run and says where",
+    "include_for_metrics": "metrics see predictions and references; for more write a task with its own predict",
+    "batch_eval_metrics": _METRICS_ARE_SUMS,
+    # checkpoints
+    "save_only_model": "a checkpoint always resumes; checkpoint.every=never leaves the exported model alone",
+    "save_on_each_node": "one checkpoint for all processes, in a run_dir that every machine sees",
+    "enable_jit_checkpoint": "SIGTERM always saves a checkpoint first, and the same command goes on from it",
+    "ignore_data_skip": "resuming skips no data: the order is computed from seed and step",
+    "restore_callback_states_from_checkpoint": "there are no callbacks; all that counts is in the checkpoint",
+    "push_to_hub": _HUB,
+    "hub_token": _HUB,
+    "hub_private_repo": _HUB,
+    "hub_model_id": _HUB,
+    "hub_strategy": _HUB,
+    "hub_always_push": _HUB,
+    "hub_revision": _HUB,
+    # log
+    "logging_first_step": "rows are written every log.every steps; 1 has the first",
+    "log_on_each_node": "process 0 alone tells",
+    "log_level": "what matters is told in lines of its own, and other packages tell errors alone",
+    "log_level_replica": "process 0 alone tells",
+    "logging_nan_inf_filter": "a loss that is not finite ends the run and says where, or see train.on_nonfinite",
+    "include_num_input_tokens_seen": "tokens a second are always in metrics.jsonl",
     "disable_tqdm": "without a terminal there is no progress bar",
+    "project": "trackers are set up by accelerate; the last part of run_dir names the run",
+    "trackio_space_id": "log.trackers: [trackio] logs locally",
+    "trackio_bucket_id": "log.trackers: [trackio] logs locally",
+    "trackio_static_space_id": "log.trackers: [trackio] logs locally",
+    "debug": "the first step whose loss or gradient is not finite is named, and ends the run",
+    "skip_memory_metrics": "python -m benchmarks.memory measures memory",
+    # devices and processes
     "use_cpu": "devices are chosen by accelerate: accelerate launch --cpu",
-    "no_cuda": "devices are chosen by accelerate: accelerate launch --cpu",
     "local_rank": "processes are started by accelerate launch",
-    "deepspeed": "distributed training is set up by accelerate launch --config_file",
-    "fsdp": "distributed training is set up by accelerate launch --config_file",
-    "fsdp_config": "distributed training is set up by accelerate launch --config_file",
-    "parallelism_config": "distributed training is set up by accelerate launch --config_file",
-    "accelerator_config": "distributed training is set up by accelerate launch --config_file",
-    "ddp_backend": "distributed training is set up by accelerate launch --config_file",
-    "push_to_hub": "the model is saved under run_dir; hf upload publishes it",
-    "hub_model_id": "the model is saved under run_dir; hf upload publishes it",
+    "accelerator_config": "each row is trained and scored once, in an order made from the seed",
+    "parallelism_config": _NOT_SHARDED,
+    "deepspeed": _NOT_SHARDED,
+    "fsdp": _NOT_SHARDED,
+    "fsdp_config": _NOT_SHARDED,
+    "ddp_backend": "accelerate chooses it by the device",
+    "ddp_find_unused_parameters": _DATA_PARALLEL,
+    "ddp_bucket_cap_mb": _DATA_PARALLEL,
+    "ddp_broadcast_buffers": _DATA_PARALLEL,
+    "ddp_static_graph": _DATA_PARALLEL,
 }
+
+# Fields that older versions had.
+_OLD_FIELDS_NOT_NEEDED: dict[str, str] = {
+    "group_by_length": _BY_LENGTH,
+    "no_cuda": "devices are chosen by accelerate: accelerate launch --cpu",
+    "use_mps_device": "devices are chosen by accelerate",
+    "use_ipex": "attention and dropout on CPUs are made fast by model.attention=auto",
+    "jit_mode_eval": "model.compile=true compiles",
+    "torchdynamo": "model.compile=true compiles",
+    "fp16_backend": "mixed precision is torch's own",
+    "half_precision_backend": "mixed precision is torch's own",
+    "fp16_opt_level": "mixed precision is torch's own",
+    "save_safetensors": "weights are always saved as safetensors",
+    "split_batches": "batch.size is what one update sees, over all processes",
+    "dispatch_batches": "every process reads its own rows",
+    "include_inputs_for_metrics": "metrics see predictions and references; for more write a task with its own predict",
+    "include_tokens_per_second": "tokens a second are always in metrics.jsonl",
+    "use_legacy_prediction_loop": "there is one way to evaluate",
+    "past_index": "no model's output of one batch goes into the next",
+    "ray_scope": "hyperparameters are searched by a script around the command",
+    "mp_parameters": _NOT_SHARDED,
+    "sharded_ddp": _NOT_SHARDED,
+    "xpu_backend": "accelerate chooses it by the device",
+    "fsdp_min_num_params": _NOT_SHARDED,
+    "fsdp_transformer_layer_cls_to_wrap": _NOT_SHARDED,
+    "tpu_num_cores": "devices are chosen by accelerate",
+    "tpu_metrics_debug": "devices are chosen by accelerate",
+    "push_to_hub_model_id": _HUB,
+    "push_to_hub_organization": _HUB,
+    "push_to_hub_token": _HUB,
+}
+
+# Fields of Seq2SeqTrainingArguments, and arguments of the example scripts.
+_OTHER_NAMES_NOT_NEEDED: dict[str, str] = {
+    "sortish_sampler": _BY_LENGTH,
+    "predict_with_generate": "evaluation scores targets; python -m trainer_loop.predict generates",
+    "generation_max_length": "see max_new_tokens of python -m trainer_loop.predict",
+    "generation_num_beams": "python -m trainer_loop.predict takes the likeliest token each time",
+    "generation_config": "it is part of the model, and saved with it",
+    "overwrite_cache": "tokenised data is kept by what it was made from",
+    "pad_to_max_length": "rows are padded to the longest of their microbatch",
+}
+
+NOT_NEEDED: dict[str, str] = {**_FIELDS_NOT_NEEDED, **_OLD_FIELDS_NOT_NEEDED, **_OTHER_NAMES_NOT_NEEDED}
+
+FIELDS = frozenset({*_FIELDS, *_FIELDS_NOT_NEEDED})
+OLD_FIELDS = frozenset({*_OLD_FIELDS, *_OLD_FIELDS_NOT_NEEDED})
+OTHER_NAMES = frozenset({*_OTHER_NAMES, *_OTHER_NAMES_NOT_NEEDED})
 
 
 _KEYS_BY_LAST_PART: dict[str, list[str]] = {
@@ -132,7 +264,7 @@ def describe_unknown(name: str) -> str:
     """One sentence about a name that is no key: what it was meant to be, as far as can be told."""
     last = name.rpartition(".")[2]
     if last in NOT_NEEDED and last not in _KEYS_BY_LAST_PART:
-        return f"there is no key {name}, and none is needed: {NOT_NEEDED[last]}"
+        return f"there is no key {name}: {NOT_NEEDED[last]}"
     meant = meant_keys(name)
     if not meant:
         return f"there is no key {name}; --help lists all keys"

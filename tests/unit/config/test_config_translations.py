@@ -1,7 +1,5 @@
 """Names that are no key: did-you-mean, and the names of transformers.TrainingArguments."""
 
-import dataclasses
-
 import pytest
 
 from trainer_loop.config.load import read_config
@@ -73,26 +71,22 @@ def test_names_below_an_unknown_section_are_translated_one_by_one_with_their_lin
     ]
 
 
-def test_names_that_need_no_key_say_why():
+def test_names_without_a_key_say_why():
     assert describe_unknown("dataloader_drop_last") == (
-        "there is no key dataloader_drop_last, and none is needed: "
-        "every row is trained exactly once an epoch, the last batch too"
+        "there is no key dataloader_drop_last: every row is trained exactly once an epoch, the last batch too"
     )
 
 
-def test_every_translation_leads_to_a_key_and_is_no_key_itself():
+def test_every_translation_leads_to_a_key():
     assert {key for key, _ in TRANSLATIONS.values()} <= KEYS.keys()
-    assert not (TRANSLATIONS.keys() | NOT_NEEDED.keys()) & (KEYS.keys() | SECTIONS.keys())
     assert not TRANSLATIONS.keys() & NOT_NEEDED.keys()
+    assert not NOT_NEEDED.keys() & (KEYS.keys() | SECTIONS.keys())
+    assert not TRANSLATIONS.keys() & SECTIONS.keys()
     for name, (key, _) in TRANSLATIONS.items():
-        assert f"here it is {key}" in describe_unknown(name)
-    for name, why in NOT_NEEDED.items():
-        assert why in describe_unknown(name)
+        assert name == key or f"here it is {key}" in describe_unknown(name)
 
 
-def test_most_training_arguments_are_known():
-    training_args = pytest.importorskip("transformers.training_args")
-    names = {field.name for field in dataclasses.fields(training_args.TrainingArguments)}
-    told = {name for name in names - KEYS.keys() if meant_keys(name) or name in NOT_NEEDED}
-    assert {"adam_beta1", "optim", "save_steps", "eval_steps", "logging_steps", "max_steps"} <= told
-    assert len(told) >= len(names) / 2
+def test_what_is_not_needed_says_why_unless_a_key_has_the_name():
+    told = [name for name, why in NOT_NEEDED.items() if why in describe_unknown(name)]
+    assert NOT_NEEDED.keys() - told == {"label_names"}
+    assert "data.label_names" in describe_unknown("label_names")

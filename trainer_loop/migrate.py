@@ -1,0 +1,192 @@
+"""`python -m trainer_loop.migrate training_args.json`: a config from the arguments of transformers.Trainer."""
+
+import dataclasses
+import json
+import sys
+import types
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from enum import Enum
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from trainer_loop.config.load import escaped
+from trainer_loop.config.schema import KEYS
+from trainer_loop.config.trainer_optimizers import OPTIMIZERS
+from trainer_loop.config.training_arguments import RENAMED, Arguments, Note, Setting, translate
+from trainer_loop.config.translations import NOT_NEEDED, TRANSLATIONS
+from trainer_loop.config.values import judge, shown
+from trainer_loop.config.yaml_core import dump
+from trainer_loop.errors import UserError
+
+_USAGE = "python -m trainer_loop.migrate training_args.json > config.yaml"
+
+_ABOUT = """\
+The file is what TrainingArguments.to_json_string() gives, or any of its fields written by hand. Printed is a config
+with a line for every key that they decide, and a comment for every field that has no key here, with the reason.
+docs/migrate.md has them all."""
+
+_HEAD = """\
+# From {name}, by python -m trainer_loop.migrate. What it does not say, and is still to be set:
+#   model.name       hub id or local directory
+#   data.name        hub id of a data set; or data.train and data.validation, files
+#   data.text        the column of the text, data.label that of the label, data.max_length in tokens
+#   evaluate.metrics what compute_metrics computed, such as [accuracy, f1]
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the config; 0, or 2 where the file cannot be translated."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments in (["--help"], ["-h"]):
+        print(f"{_USAGE}\n\n{_ABOUT}")
+        return 0
+    try:
+        if len(arguments) != 1:
+            raise UserError(f"{len(arguments)} arguments were given; the form is: {_USAGE}")
+        print(migrate(Path(arguments[0])), end="")
+    except UserError as error:
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def migrate(path: Path) -> str:
+    """A JSON file of TrainingArguments -> YAML that `load_config` reads, once the model and the data are set.
+
+    Raises UserError with all that is wrong with the file: what is no field, and values that nothing can be made of.
+    """
+    given = _read_json(path)
+
+    from transformers import TrainingArguments  # torch: seconds
+
+    fields = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
+    problems = [*_unknown_names(given, fields), *_unfit_values(given, fields, get_type_hints(TrainingArguments))]
+    if problems:
+        raise UserError([f"{path}: {problem}" for problem in problems])
+    try:
+        settings, notes = translate(Arguments(given, defaults={name: _default(fields[name]) for name in fields}))
+    except UserError as error:
+        raise UserError([f"{path}: {problem}" for problem in error.problems]) from error
+    problems = [
+        f"{path}: {', '.join(setting.names)}: {problem}"
+        for setting in settings
+        if (problem := judge(setting.value, KEYS[setting.key]))
+    ]
+    if problems:
+        raise UserError(problems)
+    return _HEAD.format(name=path.name) + _yaml(settings) + _comments(notes)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        given = json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=_refuse)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}; the form is: {_USAGE}") from error
+    except json.JSONDecodeError as error:
+        told = "training_args.bin is not read" if path.suffix == ".bin" else "write it with to_json_string()"
+        raise UserError(f"{path}:{error.lineno}:{error.colno}: this is not JSON: {error.msg}; {told}") from error
+    except ValueError as error:
+        raise UserError(
+            f"{path}: this is not JSON: {error}; write it with TrainingArguments.to_json_string()"
+        ) from error
+    if not isinstance(given, dict):
+        raise UserError(f"{path}: this is {shown(given)}; TrainingArguments are a mapping from field to value")
+    return given
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def _unknown_names(given: Mapping[str, Any], fields: Mapping[str, Any]) -> Iterable[str]:
+    known = {*fields, *TRANSLATIONS, *NOT_NEEDED}
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            remedy = f"did you mean {close[0]}?" if close else "remove it"
+            yield f"{name} is no field of TrainingArguments; {remedy}"
+
+
+def _unfit_values(given: Mapping[str, Any], fields: Mapping[str, Any], hints: Mapping[str, Any]) -> Iterable[str]:
+    """Values of another type than their fields have; of a field that has no key here, nothing is asked."""
+    for name, value in given.items():
+        today = RENAMED.get(name, name)
+        is_unset = value is None if name in RENAMED else today in fields and value == fields[today].default
+        if name not in TRANSLATIONS or today not in fields or is_unset:
+            continue
+        choices = _choices(hints[today])
+        if today == "optim":
+            choices = sorted({*choices, *OPTIMIZERS})
+        if choices and value not in choices:
+            close = get_close_matches(str(value), choices, n=1)
+            remedy = f"; did you mean {close[0]}?" if close else ""
+            yield f"{name} is {shown(value)}; allowed: {', '.join(choices)}{remedy}"
+        elif not choices and not _fits(value, hints[today]):
+            yield f"{name} is {shown(value)}; allowed: {' or '.join(_words(hints[today]))}"
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _choices(hint: Any) -> list[str]:
+    """The words that a field may have, where its type is an enumeration."""
+    kinds = [kind for kind in _alternatives(hint) if isinstance(kind, type) and issubclass(kind, Enum)]
+    return [str(member.value) for kind in kinds for member in kind]
+
+
+_KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
+    bool: ("true or false", (bool,)),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    str: ("a text", (str,)),
+    dict: ("a mapping", (dict,)),
+    list: ("a list", (list,)),
+    type(None): ("null", (type(None),)),
+}
+
+
+def _fits(value: object, hint: Any) -> bool:
+    kinds = [get_origin(kind) or kind for kind in _alternatives(hint)]
+    return any(
+        isinstance(value, _KINDS[kind][1]) and (kind is bool or not isinstance(value, bool))
+        for kind in kinds
+        if kind in _KINDS
+    )
+
+
+def _words(hint: Any) -> list[str]:
+    kinds = [get_origin(kind) or kind for kind in _alternatives(hint)]
+    return [_KINDS[kind][0] for kind in kinds if kind in _KINDS]
+
+
+def _default(field: Any) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
+def _yaml(settings: Iterable[Setting]) -> str:
+    """The keys in their sections, each with the fields it comes from as a comment."""
+    lines: list[str] = []
+    section: list[str] = []
+    for setting in settings:
+        *above, last = setting.key.split(".")
+        for depth, name in enumerate(above):
+            if section[: depth + 1] != above[: depth + 1]:
+                lines.append("  " * depth + f"{name}:")
+        section = above
+        first, *further = dump(escaped({last: setting.value})).splitlines()
+        source = ", ".join(setting.names) or "TrainingArguments' default"
+        comment = f"  # {source}" if not further or first.endswith(":") else ""  # not inside a text of several lines
+        lines += ["  " * len(above) + line for line in (first + comment, *further)]
+    return "\n".join(lines) + "\n"
+
+
+def _comments(notes: Iterable[Note]) -> str:
+    lines = [f"#   {note.name}: {note.text}\n" for note in notes]
+    return "".join(["\n# Without a key here:\n", *lines]) if lines else ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
