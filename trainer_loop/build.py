@@ -1,6 +1,7 @@
 """From the config to a loop. Only this file and judge.py know both the config and the components."""
 
 import functools
+import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from torch.optim import Optimizer
 
 from trainer_loop.adapters import add_adapter, merge_adapter
 from trainer_loop.attention import describe_attention_dropout, use_attention
-from trainer_loop.config.component import locate
+from trainer_loop.config.component import check_parameters, locate
 from trainer_loop.config.fields import Config
 from trainer_loop.config.load import flatten, values_of, write_resolved
 from trainer_loop.config.schema import KEYS
@@ -80,7 +81,9 @@ def build(
     """
     quieten_libraries()
     console = console or Console(enabled=process_index_from_environment() == 0)
-    parts = judge(config, problems=problems, console=console, given=Given(task, model, rows or {}))
+    loop_class, loop_problems = _find_loop_class(config)
+    given = Given(task, model, rows or {})
+    parts = judge(config, problems=[*problems, *loop_problems], console=console, given=given)
     run_dir = RunDir(config.run_dir)
     accelerator = make_accelerator(
         precision=parts.precision,
@@ -113,7 +116,7 @@ def build(
     )
     averages = _make_averages(config, model, torch_optimizer)
     prepared_model, prepared_optimizer = accelerator.prepare(model, torch_optimizer)
-    return TrainingLoop(
+    return loop_class(
         accelerator=accelerator,
         task=parts.task,
         model=prepared_model,
@@ -161,6 +164,7 @@ def build(
         keep_predictions=functools.partial(_keep_predictions, run_dir, parts),
         describe=functools.partial(_record_what_it_is, config, run_dir),
         make_loader=functools.partial(_make_loader_of_rows, config, parts, accelerator),
+        **config.loop.args,
     )
 
 
@@ -223,6 +227,25 @@ def _describe_batches(loader: StepLoader, *, num_steps: int, process_index: int)
 
 
 # ------------------------------------------------------------------------------------------------ parts of the loop
+
+
+def _find_loop_class(config: Config) -> tuple[type[TrainingLoop], list[str]]:
+    """The class of the loop, and all that is wrong with its name and its arguments."""
+    if config.loop.name is None:
+        return TrainingLoop, [f"loop.args.{name}: TrainingLoop takes none; set loop.name" for name in config.loop.args]
+    try:
+        found: Any = locate(config.loop.name, place="loop.name")
+    except UserError as error:
+        return TrainingLoop, error.problems
+    if not (isinstance(found, type) and issubclass(found, TrainingLoop)):
+        return TrainingLoop, [f"loop.name: {config.loop.name} is no subclass of trainer_loop.loop.TrainingLoop"]
+    parts = inspect.signature(TrainingLoop.__init__).parameters
+    own = [
+        parameter
+        for parameter in inspect.signature(found.__init__).parameters.values()
+        if parameter.name not in parts and parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    return found, check_parameters(own, config.loop.args, name=config.loop.name, place="loop.args")
 
 
 def _make_model(

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from trainer_loop.config.component import locate_source
 from trainer_loop.data.loader import EvaluationLoader, Microbatch, StepBatch, StepLoader
 from trainer_loop.errors import Diverged, Preempted, UserError
 from trainer_loop.metrics.meter import Meter, NonFinite, StepReport
@@ -27,10 +29,19 @@ from trainer_loop.runtime.distributed import announce, broadcast, gather_rows, s
 from trainer_loop.runtime.memory import is_out_of_memory, read_peak_memory, release_memory
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.randomness import seed_everything
-from trainer_loop.tasks.task import Task
+from trainer_loop.tasks.task import Batch, Task
 
 _JUDGED_ON = ("data.validation", "data.limit.validation", "evaluate.metrics")  # where these change, the best is another
 _PREEMPTED = "preempted"  # the notice that tells the other processes in the middle of an evaluation
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """The norms of an update's gradients before they were clipped; on the device."""
+
+    names: Sequence[str]  # [P] of the parameters that have one
+    norm: Tensor  # [] over all of them
+    norms: Tensor  # [P] of each
 
 
 class TrainingLoop:
@@ -224,28 +235,34 @@ class TrainingLoop:
 
     def train_step(self, step_batch: StepBatch) -> StepReport:
         """One update, and the only place where weights change."""
-        num_targets = self._agree_on_step(step_batch)
-        while (loss_sum := self._accumulate_gradients(step_batch, num_targets)) is None:
+        num_targets = self.agree_on_step(step_batch)
+        while (loss_sum := self.accumulate_gradients(step_batch, num_targets)) is None:
             step_batch = self._cut_smaller(step_batch.step)  # some process ran out of memory
-        names, grad_norm, grad_norms = self._clip_gradients(step_batch.step)
-        skipped = self.skip_nonfinite and self._is_nonfinite_anywhere(loss_sum, grad_norm)
+        clipped = self.clip_gradients(step_batch.step)
+        skipped = self.skip_nonfinite and self._is_nonfinite_anywhere(loss_sum, clipped.norm)
         if not skipped:
             self.optimizer.step()
         elif self.accelerator.scaler is not None:
             self.accelerator.scaler.update()
         if not skipped and self.averages is not None:
             self.averages.update()
+        self.clear_gradients()
+        return self.report_step(step_batch, loss_sum, num_targets, clipped, skipped=skipped)
+
+    def report_step(
+        self, step_batch: StepBatch, loss_sum: Tensor, num_targets: int, clipped: Gradients, *, skipped: bool = False
+    ) -> StepReport:
+        """Move the schedule on, and tell what was done. loss_sum: over the targets of this process, `[]`."""
         lr = float(self.scheduler.get_last_lr()[0])
         if not follows_metric(self.scheduler):
             self.scheduler.step()
-        self._clear_gradients()
         return StepReport(
             step=step_batch.step + 1,
             loss_sum=loss_sum,
             num_targets=num_targets,
-            grad_norm=grad_norm,
-            grad_norms=grad_norms,
-            names=names,
+            grad_norm=clipped.norm,
+            grad_norms=clipped.norms,
+            names=clipped.names,
             lr=lr,
             num_rows=step_batch.num_rows,
             num_tokens=step_batch.num_tokens,
@@ -253,6 +270,10 @@ class TrainingLoop:
             wait_seconds=step_batch.wait_seconds,
             skipped=skipped,
         )
+
+    def loss_sum(self, batch: Batch) -> Tensor:
+        """The loss of one microbatch in training, **summed** over its targets, `[]`: the first thing to override."""
+        return self.task.loss(self.model, batch)
 
     def evaluate(self, rows: EvaluationLoader | Any) -> dict[str, float]:
         """Mean loss over all targets, the metrics over all rows, and the number of rows scored: each row once.
@@ -326,7 +347,7 @@ class TrainingLoop:
 
     # ---------------------------------------------------------------------------------------------- parts of a step
 
-    def _agree_on_step(self, step_batch: StepBatch) -> int:
+    def agree_on_step(self, step_batch: StepBatch) -> int:
         """Targets of the whole update, over all processes: what the loss is divided by.
 
         Whether any process was asked to stop travels along.
@@ -336,7 +357,7 @@ class TrainingLoop:
         self._stop = requests > 0
         return max(int(targets), 1)
 
-    def _accumulate_gradients(self, step_batch: StepBatch, num_targets: int) -> Tensor | None:
+    def accumulate_gradients(self, step_batch: StepBatch, num_targets: int) -> Tensor | None:
         """Forward and backward over all microbatches; the sum of their losses on this process, `[]`.
 
         None, on every process, where one of them ran out of memory; there are no gradients then.
@@ -365,18 +386,20 @@ class TrainingLoop:
                     "microbatch; set a smaller batch.max_tokens: the run goes on from its last checkpoint"
                 ) from error
             out_of_memory = True
+        if reducing and not out_of_memory:
+            self._refuse_missing_gradients()
         return self._unless_out_of_memory(out_of_memory, loss_sum, step_batch.step)
 
     def _unless_out_of_memory(self, out_of_memory: bool, loss_sum: Tensor, step: int) -> Tensor | None:
         """The same answer on all processes; outside the handler, which holds on to the memory of the failed pass."""
         if out_of_memory and self.accelerator.num_processes > 1:
-            self._clear_gradients()
+            self.clear_gradients()
             release_memory()
             # The others wait for this process in their reduction of gradients.
             self._backward(self._loss_sum(self.train_loader.filler(step)), 1.0)
         if not sum_on_hosts(self.accelerator, [out_of_memory])[0]:
             return loss_sum
-        self._clear_gradients()
+        self.clear_gradients()
         release_memory()
         return None
 
@@ -395,12 +418,22 @@ class TrainingLoop:
         return step_batch
 
     def _loss_sum(self, microbatch: Microbatch) -> Tensor:
-        loss = self.task.loss(self.model, microbatch.batch)
-        if loss.ndim != 0:
-            raise UserError(
-                f"the loss has shape {list(loss.shape)}; it must be one number, the sum over the targets: use .sum()"
-            )
+        loss = self.loss_sum(microbatch.batch)
+        if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.requires_grad:
+            raise UserError(self._explain_loss(loss))
         return loss * 0.0 if microbatch.is_filler else loss
+
+    def _explain_loss(self, loss: Any) -> str:
+        """What is wrong with it, and where it is from."""
+        own = type(self).loss_sum is not TrainingLoop.loss_sum
+        place = locate_source(type(self).loss_sum if own else type(self.task).loss)
+        if not isinstance(loss, Tensor):
+            return f"{place} returns a {type(loss).__name__}; a loss is a tensor, one number, summed over the targets"
+        if loss.ndim != 0:
+            return f"{place} returns a tensor of shape {list(loss.shape)}; a loss is one number, summed: use .sum()"
+        return (
+            f"{place} returns a number that depends on no parameter that learns; is something detached, or all frozen?"
+        )
 
     def _backward(self, loss: Tensor, factor: float) -> None:
         """Gradients of `loss * factor`. That product, and accelerate's division by 1, would take 30 microseconds."""
@@ -408,7 +441,19 @@ class TrainingLoop:
         scaled = loss if scaler is None else scaler.scale(loss)
         scaled.backward(gradient=torch.full_like(scaled, factor))
 
-    def _clear_gradients(self) -> None:
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add their gradients up over all processes: for a step that calls `bare_model` instead of `model`.
+
+        A process that had no rows takes part with zeros.
+        """
+        if self.accelerator.num_processes == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
+
+    def clear_gradients(self) -> None:
         for parameter in self.parameters:
             parameter.grad = None
 
@@ -424,20 +469,22 @@ class TrainingLoop:
             return True
         return is_told_to_stop()
 
-    def _clip_gradients(self, step: int) -> tuple[Sequence[str], Tensor, Tensor]:
+    def clip_gradients(self, step: int) -> Gradients:
         """Scale the gradients down to `max_grad_norm`, cut them to `max_grad_value`; what is frozen now loses its own.
 
-        Returns the names `[P]` of the parameters that have one, the norm of all before, `[]`, and of each, `[P]`.
+        Returns their norms before. step: from 0.
         """
         if self.accelerator.scaler is not None:
             self.accelerator.unscale_gradients(self.optimizer)
-        frozen = {parameter for end, parameters in self.frozen_until if step < end for parameter in parameters}
-        for parameter in frozen:
-            parameter.grad = None
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        names: Sequence[str] = self.names
-        if len(gradients) < len(names):
-            names = self._name_graded(frozen)
+        for end, parameters in self.frozen_until:
+            for parameter in parameters if step < end else ():
+                parameter.grad = None
+        graded = [
+            (name, parameter.grad)
+            for name, parameter in zip(self.names, self.parameters, strict=True)
+            if parameter.grad is not None
+        ]
+        names, gradients = zip(*graded, strict=True)
         # One norm a parameter, all in one call: the total comes from them, and a bad one can be named later.
         grad_norms = torch.stack(torch._foreach_norm(gradients))
         grad_norm = torch.linalg.vector_norm(grad_norms)
@@ -446,18 +493,17 @@ class TrainingLoop:
         if self.max_grad_value is not None:
             torch._foreach_clamp_min_(gradients, -self.max_grad_value)
             torch._foreach_clamp_max_(gradients, self.max_grad_value)
-        return names, grad_norm, grad_norms
+        return Gradients(names, grad_norm, grad_norms)
 
-    def _name_graded(self, frozen: Collection[nn.Parameter]) -> Sequence[str]:
-        """Parameters that have a gradient; on several processes all get one, or their reduction would never end."""
-        named = list(zip(self.names, self.parameters, strict=True))
-        without = [name for name, parameter in named if parameter.grad is None and parameter not in frozen]
-        if without and self.accelerator.num_processes > 1:
+    def _refuse_missing_gradients(self) -> None:
+        """On several processes each parameter must get one, or their reduction would never end."""
+        named = zip(self.names, self.parameters, strict=True)
+        without = [name for name, parameter in named if parameter.grad is None]
+        if without:
             raise UserError(
                 f"{len(without)} parameters get no gradient: {', '.join(without[:4])}, ...; "
-                "freeze them (requires_grad_(False)) or train on one process"
+                "freeze them, optimizer.freeze=[...], or train on one process"
             )
-        return [name for name, parameter in named if parameter.grad is not None]
 
     # -------------------------------------------------------------------------------------- what surrounds the steps
 

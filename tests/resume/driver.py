@@ -105,7 +105,7 @@ def _at_step(fault: _Fault, step: int) -> None:
     """In step `step` (from 1): its gradients are there and the update is not."""
     from trainer_loop.loop import TrainingLoop
 
-    _hook(TrainingLoop, "_clip_gradients", before=lambda loop, _: loop.train_step_number == step and fault.happen())
+    _hook(TrainingLoop, "clip_gradients", before=lambda loop, _: loop.train_step_number == step and fault.happen())
     _number_steps()
 
 

@@ -96,6 +96,7 @@ def become(request: dict[str, Any]) -> int:
         os.dup2(opened, number)
         os.close(opened)
     os.chdir(request["directory"])
+    sys.path.insert(0, request["directory"])  # as `python -m` does
     os.environ.update(request["environment"])
     sys.argv = ["driver.py", *request["arguments"]]
     known = set(sys.modules)

@@ -76,6 +76,13 @@ def _member(owner: object, name: str, *, path: str, dotted: str, place: str) -> 
     raise UserError(f"{place}: {dotted}: {where} has no {name}{_did_you_mean(name, known)}")
 
 
+def locate_source(function: Callable[..., Any]) -> str:
+    """`Mine.loss (my_lab/tasks.py:12)`: a function, and the line where it begins."""
+    name = getattr(function, "__qualname__", repr(function))
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return name if code is None else f"{name} ({_displayed(code.co_filename)}:{code.co_firstlineno})"
+
+
 def _import(module: str, *, dotted: str, place: str) -> ModuleType:
     try:
         return importlib.import_module(module)
@@ -150,12 +157,24 @@ def check_arguments(
     signature Python cannot tell, as of some built-ins, has no problems.
     """
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
         return []
+    return check_parameters(parameters, arguments, name=_full_name(function), place=place, given=given)
+
+
+def check_parameters(
+    parameters: Iterable[inspect.Parameter],
+    arguments: Mapping[str, object],
+    *,
+    name: str,
+    place: str,
+    given: Collection[str] = (),
+) -> list[str]:
+    """As `check_arguments`, of a function called `name` with these parameters."""
+    parameters = list(parameters)
     by_keyword = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)
-    name = _full_name(function)
     allowed = [p.name for p in by_keyword if p.name not in given]
     problems = []
     for argument in arguments:

@@ -365,6 +365,14 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class LoopConfig:
+    name: str | None = key(
+        None, "null: TrainingLoop; or the dotted path of a subclass with a step of its own", on_resume="refused"
+    )
+    args: dict[str, Any] = key({}, "arguments that the subclass adds", on_resume="refused")
+
+
+@dataclass(frozen=True)
 class LogConfig:
     every: int = key(
         10,
@@ -394,6 +402,7 @@ class Config:
     batch: BatchConfig = section(BatchConfig, "what one update sees")
     train: TrainConfig = section(TrainConfig, "how long and how exactly")
     loss: LossConfig = section(LossConfig, "what is minimised")
+    loop: LoopConfig = section(LoopConfig, "what a step does")
     optimizer: OptimizerConfig = section(OptimizerConfig, "how weights move")
     scheduler: SchedulerConfig = section(SchedulerConfig, "how the learning rate moves")
     ema: EmaConfig = section(EmaConfig, "an average of the weights")

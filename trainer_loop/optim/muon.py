@@ -7,9 +7,10 @@ import torch
 from torch.optim import AdamW, Optimizer
 
 from trainer_loop.errors import UserError
+from trainer_loop.optim.joined import JoinedOptimizer
 
 
-class MuonWithAdamW(Optimizer):
+class MuonWithAdamW(JoinedOptimizer):
     """`torch.optim.Muon` on the groups marked `is_hidden_matrix`, `torch.optim.AdamW` on the others.
 
     Muon's updates are scaled to the size of AdamW's, so that one learning rate fits both.
@@ -33,9 +34,9 @@ class MuonWithAdamW(Optimizer):
         groups = list(params)
         of_muon = [group for group in groups if group.get("is_hidden_matrix")]
         of_adamw = [group for group in groups if not group.get("is_hidden_matrix")]
-        self._parts: list[Optimizer] = []
+        parts: list[Optimizer] = []
         if of_muon:
-            self._parts.append(
+            parts.append(
                 torch.optim.Muon(
                     of_muon,
                     lr=lr,
@@ -47,27 +48,7 @@ class MuonWithAdamW(Optimizer):
                 )
             )
         if of_adamw:
-            self._parts.append(
+            parts.append(
                 AdamW(of_adamw, lr=lr, weight_decay=weight_decay, betas=(betas[0], betas[1]), eps=eps, fused=fused)
             )
-        # The very dicts of the parts, which fill in their defaults: whoever sets a learning rate here sets it there.
-        super().__init__([group for part in self._parts for group in part.param_groups], {})
-        self._share()
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Both of them. closure: not supported."""
-        assert closure is None
-        for part in self._parts:
-            part.step()
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        self._share()
-
-    def _share(self) -> None:
-        """Each part has its groups, and all of them one state, which is saved and loaded as a whole."""
-        groups = iter(self.param_groups)
-        for part in self._parts:
-            part.param_groups = [next(groups) for _ in part.param_groups]
-            part.state = self.state
+        super().__init__(parts)

@@ -1,0 +1,1 @@
+"""What a researcher changes, each in a folder that runs: see docs/customise.md."""

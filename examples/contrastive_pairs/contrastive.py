@@ -1,0 +1,54 @@
+"""Sentence embeddings from pairs (arXiv 1705.00652): of a group of pairs, each first text is to find its second.
+
+The loss of a pair depends on the pairs it is compared with, so a row here is a whole group of pairs. Which groups there
+are is fixed when the texts are encoded, and how groups are cut into microbatches and processes changes nothing.
+"""
+
+from itertools import chain
+
+import torch
+import torch.nn.functional as F
+
+from trainer_loop.tasks.task import TextTask
+
+
+class ContrastivePairs(TextTask):
+    """group: pairs that are compared with each other. temperature: of the softmax over their cosines."""
+
+    def __init__(self, *, group=8, temperature=0.05):
+        super().__init__()
+        self.group, self.temperature = group, temperature
+
+    def settings(self):
+        return {"group": self.group}
+
+    def encode(self, texts, pairs, *, max_length):
+        starts = list(range(0, len(texts), self.group))
+        groups = [texts[start : start + self.group] + pairs[start : start + self.group] for start in starts]
+        encoded = [self.tokenizer(group, truncation=True, max_length=max_length)["input_ids"] for group in groups]
+        lengths = [[len(ids) for ids in group] for group in encoded]
+        return {"input_ids": [list(chain(*group)) for group in encoded], "lengths": lengths, "source": starts}
+
+    def collate(self, rows):
+        texts = [ids for row in rows for ids in torch.tensor(row["input_ids"]).split(row["lengths"])]
+        batch = dict(self.tokenizer.pad([{"input_ids": ids} for ids in texts], return_tensors="pt"))
+        return batch | {"pairs": [len(row["lengths"]) // 2 for row in rows]}
+
+    def count(self, batch):
+        return sum(batch["pairs"])
+
+    def loss(self, model, batch):
+        return sum(F.cross_entropy(cosines, place, reduction="sum") for cosines, place in self._compare(model, batch))
+
+    def predict(self, model, batch):
+        found = [(cosines.argmax(dim=1) == place).float().mean() for cosines, place in self._compare(model, batch)]
+        return {"predictions": torch.stack(found), "references": torch.ones(len(found))}
+
+    def _compare(self, model, batch):
+        """Of each group the cosines `[P, P]` of its pairs, over the temperature, and where second texts stand `[P]`."""
+        mask = batch["attention_mask"][..., None]
+        hidden = model(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state.float()
+        embedded = F.normalize((hidden * mask).sum(dim=1) / mask.sum(dim=1), dim=-1)
+        for group in embedded.split([2 * pairs for pairs in batch["pairs"]]):
+            first, second = group.chunk(2)
+            yield first @ second.T / self.temperature, torch.arange(len(first), device=group.device)

@@ -1,0 +1,26 @@
+"""Distillation (arXiv 1503.02531): a small model learns from the probabilities of a large one."""
+
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForSequenceClassification
+
+from trainer_loop.loop import TrainingLoop
+
+
+class Distillation(TrainingLoop):
+    """teacher: a directory or hub id, trained on the same labels. share: of its word; the labels have the rest."""
+
+    def __init__(self, *, teacher, temperature=2.0, share=0.5, **parts):
+        super().__init__(**parts)
+        self.teacher = AutoModelForSequenceClassification.from_pretrained(teacher).to(self.accelerator.device).eval()
+        self.temperature, self.share = temperature, share
+
+    def loss_sum(self, batch):
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        with torch.no_grad():
+            said = self.teacher(**inputs).logits.float() / self.temperature
+        logits = self.model(**inputs).logits.float()
+        student = (logits / self.temperature).log_softmax(dim=-1)
+        from_teacher = F.kl_div(student, said.log_softmax(dim=-1), reduction="sum", log_target=True)
+        from_labels = F.cross_entropy(logits, batch["labels"], reduction="sum")
+        return self.share * self.temperature**2 * from_teacher + (1 - self.share) * from_labels

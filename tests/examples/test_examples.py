@@ -1,0 +1,108 @@
+"""Every example as its page says it: it runs, is no longer than promised, and goes on after a kill, bit for bit."""
+
+import inspect
+import io
+import json
+import sys
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "resume"))
+
+from harness import Bench, Run, assert_same, bench_in  # noqa: E402
+
+NAMES = sorted(path.parent.name for path in (ROOT / "examples").glob("*/config.yaml"))
+SHORT = (
+    "train.epochs=",
+    "train={steps: 12, threads: 1, timeout_minutes: 1}",
+    "data.limit={train: 200, validation: 40}",
+    "checkpoint={every: 4, best: null}",
+    "evaluate.every=6",
+    "log.every=3",
+)
+
+
+@pytest.fixture(scope="module")
+def bench(own_cache: None, tmp_path_factory: pytest.TempPathFactory):
+    with bench_in(tmp_path_factory.mktemp("bench")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def teacher(bench: Bench) -> Path:
+    run = make_run(bench, bench.directory / "teacher", ROOT / "configs" / "quickstart.yaml")
+    run.finish()
+    return run.path / "model"
+
+
+def make_run(bench: Bench, directory: Path, config: Path, *options: str, num_processes: int = 1) -> Run:
+    """A short run of a config, in a directory that sees the examples as the root of the project does."""
+    run = Run(bench.nursery, directory, (f"config={config}", *SHORT, *options), num_processes)
+    (directory / "examples").symlink_to(ROOT / "examples")
+    return run
+
+
+def test_there_are_examples():
+    assert len(NAMES) >= 8
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_it_learns_and_goes_on_after_a_kill_bit_for_bit(name, num_processes, bench, teacher, tmp_path):
+    options = [f"loop.args={{teacher: {teacher}}}", f"model.name={teacher}"] if name == "distillation" else []
+    config = ROOT / "examples" / name / "config.yaml"
+    whole = make_run(bench, tmp_path / "whole", config, *options, num_processes=num_processes)
+    whole.finish()
+    losses = [row["loss"] for row in whole.rows() if "lr" in row]
+    assert len(losses) == 4
+    assert len(set(losses)) == 4, "nothing was learnt"
+    killed = make_run(bench, tmp_path / "killed", config, *options, num_processes=num_processes)
+    killed.kill_at("half_checkpoint:8")
+    assert "resumed at step 4" in killed.finish()
+    assert_same(killed, whole.remember())
+
+
+def count_lines(code: object) -> int:
+    """Lines with code on them: neither blank, nor comments, nor docstrings."""
+    source = inspect.getsource(code)
+    lines = set()
+    before = tokenize.INDENT
+    for token in tokenize.generate_tokens(io.StringIO(inspect.cleandoc(source)).readline):
+        is_docstring = token.type == tokenize.STRING and before in (tokenize.INDENT, tokenize.NEWLINE, tokenize.NL)
+        is_layout = token.type in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+        if token.string and not is_layout and not is_docstring:
+            lines.update(range(token.start[0], token.end[0] + 1))
+        before = token.type
+    return len(lines)
+
+
+@pytest.mark.parametrize(
+    ("place", "at_most"),
+    [
+        ("focal_loss.focal.focal", 5),
+        ("contrastive_pairs.contrastive.ContrastivePairs", 40),
+        ("distillation.distil.Distillation", 25),
+        ("r_drop.r_drop.RDrop", 25),
+        ("adversarial.fgm.Fgm", 25),
+        ("gan.gan.GanLoop", 25),
+        ("table.mlp.Diagnosis", 40),
+        ("images.cnn.Digits", 40),
+    ],
+)
+def test_it_is_no_longer_than_promised(place, at_most, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    from trainer_loop.config.component import locate
+
+    assert 2 <= count_lines(locate(f"examples.{place}", place="test")) <= at_most
+
+
+@pytest.mark.parametrize(("name", "figure"), [("table", "accuracy"), ("images", "accuracy")])
+def test_models_without_transformers_learn_what_they_are_shown(name, figure, bench, tmp_path):
+    run = Run(bench.nursery, tmp_path, (f"config={ROOT / 'examples' / name / 'config.yaml'}",))
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    run.finish()
+    record = json.loads((run.path / "model" / "trainer_loop.json").read_text())
+    assert record["metrics"][figure] > 0.9
