@@ -21,8 +21,14 @@ RATES = {"lion": "1e-3", "sgd": "1e-1", "muon": "1e-2"}
 PAIRS = list(islice(zip(cycle(OPTIMIZERS), cycle(SCHEDULES), strict=False), max(len(OPTIMIZERS), len(SCHEDULES))))
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
-@pytest.mark.parametrize(("optimizer", "schedule"), PAIRS)
+# On two processes make test has those that are put together here; make test-slow has all.
+PUT_TOGETHER = ("muon", "schedule_free_adamw")
+CASES = [(*pair, 1) for pair in PAIRS] + [
+    pytest.param(*pair, 2, marks=[] if pair[0] in PUT_TOGETHER else [pytest.mark.slow]) for pair in PAIRS
+]
+
+
+@pytest.mark.parametrize(("optimizer", "schedule", "num_processes"), CASES)
 def test_killed_and_gone_on_with(optimizer, schedule, num_processes, bench, tmp_path):
     options = (
         f"optimizer={{name: {optimizer}, lr: {RATES.get(optimizer, '1e-2')}, weight_decay: 0.01}}",

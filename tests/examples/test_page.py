@@ -1,0 +1,27 @@
+"""docs/customise.md shows the examples as they are."""
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_page_has_every_file_as_it_is(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT)
+    sys.modules.pop("examples", None)
+    from examples.page import PAGE, fill_in
+
+    page = PAGE.read_text(encoding="utf-8")
+    assert fill_in(page) == page, "run python -m examples.page"
+    assert page.count("<!-- examples/") >= 8
+    assert "```python\n```" not in page
+
+
+def test_its_links_and_examples_exist():
+    page = (ROOT / "docs" / "customise.md").read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", page) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
+    for config in re.findall(r"config=(examples/\S+\.yaml)", page):
+        assert (ROOT / config).exists()
