@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
+import numpy.typing as npt
 
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.split import Split
@@ -12,6 +11,7 @@ from trainer_loop.data.tokens import TokenisedSplit
 from trainer_loop.data.wording import count
 
 _LABELS_SHOWN = 10
+_READ_ROWS = 10_000  # at a time
 
 
 def describe_data(
@@ -46,9 +46,8 @@ def count_duplicates(train: Split, other: Split, *, text: str, text_pair: str | 
     """Rows of `other` whose text (with its second text) is also in `train`, character for character; blank ones are
     not counted."""
     columns = [text] if text_pair is None else [text, text_pair]
-    known, asked = (_read_texts(split, columns) for split in (train, other))
-    is_blank = pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(asked)), 0)
-    return int(pc.sum(pc.and_not(pc.is_in(asked, known), is_blank)).as_py() or 0)
+    known, asked = (_hash_texts(split, columns) for split in (train, other))
+    return int(np.isin(asked, known).sum())
 
 
 def _describe_labels(split: TokenisedSplit, label_names: LabelNames) -> str:
@@ -63,9 +62,10 @@ def _describe_labels(split: TokenisedSplit, label_names: LabelNames) -> str:
     return ", ".join(shown) + more
 
 
-def _read_texts(split: Split, columns: list[str]) -> pa.ChunkedArray:
-    table = split.rows.select_columns(columns).with_format("arrow")[:]
-    texts = [table[column].cast(pa.large_string()) for column in columns]
-    # Lengths keep ("a b", "c") and ("a", "b c") apart.
-    lengths = [pc.utf8_length(column).cast(pa.large_string()) for column in texts[:-1]]
-    return pc.binary_join_element_wise(*lengths, *texts, pa.scalar(" ", pa.large_string()))
+def _hash_texts(split: Split, columns: list[str]) -> npt.NDArray[np.int64]:
+    """A number for the text of every row that is not blank; the texts themselves are held a few at a time."""
+    hashes = [np.empty(0, dtype=np.int64)]
+    for batch in split.rows.select_columns(columns).with_format("arrow").iter(batch_size=_READ_ROWS):
+        texts = zip(*(batch[column].to_pylist() for column in columns), strict=True)
+        hashes.append(np.array([hash(row) for row in texts if any(text.strip() for text in row)], dtype=np.int64))
+    return np.concatenate(hashes)
