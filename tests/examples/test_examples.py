@@ -49,8 +49,14 @@ def test_there_are_examples():
     assert len(NAMES) >= 8
 
 
-@pytest.mark.parametrize("num_processes", [1, 2])
-@pytest.mark.parametrize("name", NAMES)
+# On two processes make test has those with a step of their own; make test-slow has all.
+WITH_A_STEP = ("adversarial", "distillation", "gan")
+CASES = [(name, 1) for name in NAMES] + [
+    pytest.param(name, 2, marks=[] if name in WITH_A_STEP else [pytest.mark.slow]) for name in NAMES
+]
+
+
+@pytest.mark.parametrize(("name", "num_processes"), CASES)
 def test_it_learns_and_goes_on_after_a_kill_bit_for_bit(name, num_processes, bench, teacher, tmp_path):
     options = [f"loop.args={{teacher: {teacher}}}", f"model.name={teacher}"] if name == "distillation" else []
     config = ROOT / "examples" / name / "config.yaml"
