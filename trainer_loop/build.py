@@ -18,6 +18,7 @@ from trainer_loop.attention import describe_attention_dropout, use_attention
 from trainer_loop.config.component import check_parameters, locate
 from trainer_loop.config.fields import Config
 from trainer_loop.config.load import flatten, values_of, write_resolved
+from trainer_loop.config.named_sets import parse_set
 from trainer_loop.config.schema import KEYS
 from trainer_loop.cpu_kernels import use_cpu_modules
 from trainer_loop.data.batch_plan import BatchPlan
@@ -106,13 +107,14 @@ def build(
     if (frozen := describe_frozen(model)) is not None:
         run_plan["frozen_weights"] = frozen
     torch_optimizer = optimizer(model) if optimizer is not None else _make_optimizer(config, groups, accelerator.device)
+    plateau_metric = config.scheduler.metric or "-loss"
     scheduler = make_scheduler(
         torch_optimizer,
         name=config.scheduler.name,
         warmup=config.scheduler.warmup,
         num_steps=num_steps,
         args=config.scheduler.args,
-        metric=config.scheduler.metric or "-loss",
+        metric=plateau_metric,
     )
     averages = _make_averages(config, model, torch_optimizer)
     prepared_model, prepared_optimizer = accelerator.prepare(model, torch_optimizer)
@@ -155,7 +157,7 @@ def build(
         checkpoint_every=_interval(config.checkpoint.every, steps_per_epoch),
         log_every=config.log.every,
         best=config.checkpoint.best,
-        plateau_metric=config.scheduler.metric or "-loss",
+        plateau_metric=plateau_metric,
         patience=config.train.patience,
         resume=config.resume,
         preemption=preemption,
@@ -386,29 +388,38 @@ def _make_evaluation_loaders(
     config: Config, parts: Parts, accelerator: Accelerator, name: str
 ) -> dict[str, EvaluationLoader]:
     """The loaders of a split: by the names of its sets, or by the empty text where it has none."""
+    sets = {parse_set(full_name): split for full_name, split in parts.splits.items()}
+    workers = _num_workers(config, accelerator)
     return {
-        split.partition(".")[2]: _make_evaluation_loader(config, parts, accelerator, parts.splits[split])
-        for split in parts.splits
-        if split.partition(".")[0] == name
+        part: _make_evaluation_loader(config, parts, accelerator, split, num_workers=workers)
+        for (of, part), split in sets.items()
+        if of == name
     }
 
 
 def _make_evaluation_loader(
-    config: Config, parts: Parts, accelerator: Accelerator, split: TokenisedSplit
+    config: Config,
+    parts: Parts,
+    accelerator: Accelerator,
+    split: TokenisedSplit,
+    *,
+    labelled: bool = True,
+    num_workers: int = 0,
 ) -> EvaluationLoader:
+    """labelled: its targets are counted, and its rows shared by the processes; else each process has all of them."""
     return EvaluationLoader(
         split.rows,
         split.lengths,
         collate=parts.task.collate,
-        count=parts.task.count,
+        count=parts.task.count if labelled else lambda batch: 0,
         device=accelerator.device,
-        num_processes=accelerator.num_processes,
-        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes if labelled else 1,
+        process_index=accelerator.process_index if labelled else 0,
         max_tokens=_token_budget(config.evaluate.max_tokens, parts, accelerator.device, training=False),
         per_device=config.evaluate.per_device,
         microbatch_tokens=choose_microbatch_tokens(accelerator.device.type),
         packed=config.model.packing,
-        num_workers=_num_workers(config, accelerator),
+        num_workers=num_workers,
     )
 
 
@@ -506,21 +517,9 @@ def _record_what_it_is(config: Config, run_dir: RunDir, loop: TrainingLoop) -> N
 def _make_loader_of_rows(
     config: Config, parts: Parts, accelerator: Accelerator, rows: Any, labelled: bool
 ) -> EvaluationLoader:
-    """A loader of rows that somebody holds in hand; without labels each process has all of them."""
+    """A loader of rows that somebody holds in hand."""
     split = prepare_rows(config, parts, rows, labelled=labelled)
-    return EvaluationLoader(
-        split.rows,
-        split.lengths,
-        collate=parts.task.collate,
-        count=parts.task.count if labelled else lambda batch: 0,
-        device=accelerator.device,
-        num_processes=accelerator.num_processes if labelled else 1,
-        process_index=accelerator.process_index if labelled else 0,
-        max_tokens=_token_budget(config.evaluate.max_tokens, parts, accelerator.device, training=False),
-        per_device=config.evaluate.per_device,
-        microbatch_tokens=choose_microbatch_tokens(accelerator.device.type),
-        packed=config.model.packing,
-    )
+    return _make_evaluation_loader(config, parts, accelerator, split, labelled=labelled)
 
 
 def _keep_predictions(

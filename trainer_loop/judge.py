@@ -16,7 +16,7 @@ from trainer_loop.adapters import add_adapter, check_adapter, check_targets
 from trainer_loop.config.checks import missing_parts
 from trainer_loop.config.component import check_arguments, choose, locate
 from trainer_loop.config.fields import Config
-from trainer_loop.config.named_sets import name_sets
+from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.data.checks import check_splits, count_labels
 from trainer_loop.data.files import find_files, is_file_spec, read_files
 from trainer_loop.data.given_rows import as_dataset, cut_rows, take_rows
@@ -81,7 +81,7 @@ class Given:
     @property
     def sets(self) -> list[str]:
         """The validation sets among the rows, by their names."""
-        return [name.partition(".")[2] for name in self.rows if name.partition(".")[0] == "validation"]
+        return [part for split, part in map(parse_set, self.rows) if split == "validation"]
 
 
 def judge(config: Config, *, problems: Sequence[str], console: Console, given: Given) -> Parts:
@@ -143,7 +143,7 @@ def _take_split(name: str, spec: Any, *, is_given: bool, seed: int) -> Tokenised
     if not isinstance(spec, str) or is_file_spec(spec, hub=False):
         files = find_files([spec] if isinstance(spec, str) else list(spec), key=f"data.{name}")
         split = read_files(files, split=name, texts=(), label=None)
-        return dataclasses.replace(take_rows(split.rows, name=name, place=name), places=split.places)
+        return take_rows(split.rows, name=name, place=name, places=split.places, fingerprint=split.fingerprint)
     return take_rows(call_rows_function(spec, split=name, seed=seed), name=name, place=f"data.{name}={spec}")
 
 
@@ -176,7 +176,7 @@ def _judge_texts(
             max_length=config.data.max_length,
         )
         if task is not None:
-            problems += _check_groups(config, task, model_config)
+            problems += _check_model_parts(config, task, model_config)
     classes = tokenizer if label_names is None else label_names.names
     if task is not None and classes is not None:
         problems += _check_loss(config, task, len(classes))
@@ -392,15 +392,15 @@ def _check_schedule_metric(config: Config, given: Given) -> list[str]:
     return []
 
 
-def _check_groups(config: Config, task: TextTask, model_config: PretrainedConfig) -> list[str]:
-    """Patterns of parameter names, on a model without weights."""
-    optimizer = config.optimizer
-    if not optimizer.freeze and not optimizer.groups and adapter_of(config) is None:
+def _check_model_parts(config: Config, task: TextTask, model_config: PretrainedConfig) -> list[str]:
+    """The adapter, and patterns of parameter names, on a model without weights."""
+    optimizer, adapter = config.optimizer, adapter_of(config)
+    if not optimizer.freeze and not optimizer.groups and adapter is None:
         return []
     model = make_empty_model(
         model_config, model_class=task.model_class, trust_remote_code=config.model.trust_remote_code
     )
-    if (adapter := adapter_of(config)) is not None:
+    if adapter is not None:
         kind, arguments, place = adapter
         if problems := check_targets(model, config.model.lora.target_modules, place="model.lora.target_modules"):
             return problems
@@ -449,8 +449,8 @@ def _read_splits(
     }
     for name, rows in given.rows.items():
         table = _attempt(problems, lambda: as_dataset(rows, place=f"rows[{name!r}]"))  # noqa: B023
-        split, dot, part = name.partition(".")
-        asked[split] = {**(asked[split] or {}), part: table} if dot else table
+        split, part = parse_set(name)
+        asked[split] = {**(asked[split] or {}), part: table} if part else table
     streamed = None
     if data.streaming:
         splits, streamed, wrong = open_splits(**asked)

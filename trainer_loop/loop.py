@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -292,15 +292,21 @@ class TrainingLoop:
         loader = self._make_loader(rows, labelled=False)
         numbers: list[int] = []
         columns: dict[str, list[Tensor]] = {}
-        self.bare_model.eval()
-        with nullcontext() if self.averages is None else self.averages.in_place():
+        with self._evaluating():
             for microbatch in loader:
                 numbers += microbatch.rows
                 for name, output in self.task.predict(self.bare_model, microbatch.batch).items():
                     columns.setdefault(name, []).append(output.cpu())
-        self.bare_model.train()
         order = np.argsort(numbers, kind="stable")
         return {name: torch.cat(outputs).numpy()[order] for name, outputs in columns.items()}
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """The model as it is judged: without dropout, and with the averages for its weights where there are any."""
+        self.bare_model.eval()
+        with nullcontext() if self.averages is None else self.averages.in_place():
+            yield
+        self.bare_model.train()
 
     def _make_loader(self, rows: Any, *, labelled: bool) -> EvaluationLoader:
         if self.make_loader is None:
@@ -317,11 +323,7 @@ class TrainingLoop:
         judged: dict[str, list[Tensor]] = {"predictions": [], "references": []}
         num_targets = 0
         stopped = False
-        self.bare_model.eval()
-        with (
-            nullcontext() if self.averages is None else self.averages.in_place(),
-            watch_for(self.accelerator, _PREEMPTED) as is_told_to_stop,
-        ):
+        with self._evaluating(), watch_for(self.accelerator, _PREEMPTED) as is_told_to_stop:
             for microbatch in self.console.follow(loader, doing="evaluating"):
                 if stopped := self._is_stopping(is_told_to_stop):
                     break
@@ -331,7 +333,6 @@ class TrainingLoop:
                 rows += microbatch.rows
                 for name, tensors in judged.items():
                     tensors.append(outputs[name])
-        self.bare_model.train()
 
         total, targets, any_stopped = sum_on_hosts(self.accelerator, [float(loss_sum), num_targets, stopped])
         if any_stopped:
@@ -479,12 +480,11 @@ class TrainingLoop:
         for end, parameters in self.frozen_until:
             for parameter in parameters if step < end else ():
                 parameter.grad = None
-        graded = [
-            (name, parameter.grad)
-            for name, parameter in zip(self.names, self.parameters, strict=True)
-            if parameter.grad is not None
-        ]
-        names, gradients = zip(*graded, strict=True)
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        names: Sequence[str] = self.names
+        if len(gradients) < len(names):
+            named = zip(names, self.parameters, strict=True)
+            names = [name for name, parameter in named if parameter.grad is not None]
         # One norm a parameter, all in one call: the total comes from them, and a bad one can be named later.
         grad_norms = torch.stack(torch._foreach_norm(gradients))
         grad_norm = torch.linalg.vector_norm(grad_norms)

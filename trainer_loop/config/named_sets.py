@@ -9,3 +9,9 @@ def name_sets(split: str, spec: Any) -> dict[str, Any]:
     if isinstance(spec, Mapping):
         return {f"{split}.{name}": one for name, one in spec.items()}
     return {} if spec is None else {split: spec}
+
+
+def parse_set(name: str) -> tuple[str, str]:
+    """`validation.matched` -> (`validation`, `matched`); the set of a split that has only one is the empty text."""
+    split, _, part = name.partition(".")
+    return split, part

@@ -8,10 +8,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
+from trainer_loop.config.named_sets import parse_set
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.loader import RowSource
-from trainer_loop.data.prepare import choose_stratified, draw_keys
+from trainer_loop.data.prepare import choose_stratified, draw_keys, draw_sample
 from trainer_loop.data.split import Indices, Places
 from trainer_loop.data.tokens import TokenisedSplit
 from trainer_loop.errors import UserError, in_one_line
@@ -45,9 +47,12 @@ def as_dataset(rows: Any, *, place: str) -> datasets.Dataset:
     )
 
 
-def take_rows(rows: Any, *, name: str, place: str) -> TokenisedSplit:
+def take_rows(
+    rows: Any, *, name: str, place: str, places: Places | None = None, fingerprint: str | None = None
+) -> TokenisedSplit:
     """Rows that a task takes as they are, each a dict. name: of the split. place: how errors call it.
 
+    places, fingerprint: see TokenisedSplit; None: by the rows' numbers, and of some of them.
     Raises UserError where there is none, or they cannot be found by number.
     """
     if hasattr(rows, "__arrow_c_stream__") and not isinstance(rows, datasets.Dataset):
@@ -69,8 +74,8 @@ def take_rows(rows: Any, *, name: str, place: str) -> TokenisedSplit:
         rows=rows,
         lengths=np.ones(len(rows), dtype=np.int32),
         num_truncated=0,
-        places=Places.of(f"{place} row", len(rows)),
-        fingerprint=_digest_some(rows),
+        places=places or Places.of(f"{place} row", len(rows)),
+        fingerprint=fingerprint or _digest_some(rows),
     )
 
 
@@ -86,10 +91,9 @@ def cut_rows(
         cut["train"] = pick_rows(train, np.flatnonzero(~chosen), name="train")
         cut["validation"] = pick_rows(train, np.flatnonzero(chosen), name="validation")
     for name, split in cut.items():
-        most = limit.get(name.partition(".")[0])
+        most = limit.get(parse_set(name)[0])
         if most is not None and most < len(split.lengths):
-            keys = draw_keys(len(split.lengths), seed, f"limit {name}")
-            cut[name] = pick_rows(split, np.sort(np.argsort(keys, kind="stable")[:most]), name=name)
+            cut[name] = pick_rows(split, draw_sample(len(split.lengths), size=most, seed=seed, name=name), name=name)
     return cut
 
 
@@ -97,26 +101,12 @@ def pick_rows(split: TokenisedSplit, chosen: Indices, *, name: str) -> Tokenised
     """These rows of a split, in this order."""
     return TokenisedSplit(
         name=name,
-        rows=PickedRows(split.rows, chosen),
+        rows=Subset(split.rows, chosen.tolist()),
         lengths=split.lengths[chosen],
         num_truncated=0,
         places=split.places.select(chosen),
         fingerprint=digest(split.fingerprint.encode(), chosen.tobytes()),
     )
-
-
-class PickedRows:
-    """Some rows of a source, by their numbers there."""
-
-    def __init__(self, source: RowSource, chosen: Indices):
-        self.source = source
-        self.chosen = chosen
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.source[int(self.chosen[index])]
 
 
 def _read_all(rows: Any) -> Iterable[Any]:

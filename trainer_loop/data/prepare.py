@@ -29,8 +29,13 @@ def limit_rows(split: Split, *, limit: int, seed: int) -> Split:
     """A uniform sample of `limit` rows in the order of the file, or the split itself where it has no more."""
     if limit >= len(split.rows):
         return split
-    keys = draw_keys(len(split.rows), seed, f"limit {split.name}")
-    return split.select(np.sort(np.argsort(keys, kind="stable")[:limit]))
+    return split.select(draw_sample(len(split.rows), size=limit, seed=seed, name=split.name))
+
+
+def draw_sample(count: int, *, size: int, seed: int, name: str) -> Indices:
+    """The numbers of `size` of `count` rows of the split `name`, ascending."""
+    keys = draw_keys(count, seed, f"limit {name}")
+    return np.sort(np.argsort(keys, kind="stable")[:size])
 
 
 def find_classes(rows: datasets.Dataset, label: str | None) -> Indices:

@@ -8,7 +8,7 @@ import datasets
 import pyarrow as pa
 
 from trainer_loop.config.component import locate
-from trainer_loop.config.named_sets import name_sets
+from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.data.file_shards import open_files
 from trainer_loop.data.files import EXTENSIONS, find_files, is_file_spec, read_files
 from trainer_loop.data.fingerprint import digest
@@ -165,8 +165,8 @@ def _read_local_splits(
 def _limit_splits(splits: Mapping[str, Split], limit: Mapping[str, int | None], *, seed: int) -> dict[str, Split]:
     """Samples of those that have a limit, in the order of `_SPLITS`."""
     limited = {}
-    for name in sorted(splits, key=lambda name: _SPLITS.index(name.partition(".")[0])):
-        most = limit.get(name.partition(".")[0])
+    for name in sorted(splits, key=lambda name: _SPLITS.index(parse_set(name)[0])):
+        most = limit.get(parse_set(name)[0])
         limited[name] = splits[name] if most is None else limit_rows(splits[name], limit=most, seed=seed)
     return limited
 

@@ -55,14 +55,16 @@ def check_patterns(model: nn.Module, *, frozen: Sequence[str], rules: Sequence[G
         for pattern in frozen
         if not any(fnmatchcase(name, pattern) for name in names)
     ]
-    left = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in frozen)]
+    left = [name for name in names if not _matches_any(name, frozen)]
     if not left:
         problems.append("optimizer.freeze: it leaves no parameter to train; freeze fewer")
     for index, rule in enumerate(rules):
         place = f"optimizer.groups[{index}]: {rule.match}"
         if not any(fnmatchcase(name, rule.match) for name in names):
             problems.append(f"{place} matches no parameter; {_examples(names)}")
-        elif left and not any(fnmatchcase(name, rule.match) and not _matches_any(name, rules[:index]) for name in left):
+            continue
+        open_names = [name for name in left if not _matches_any(name, [earlier.match for earlier in rules[:index]])]
+        if left and not any(fnmatchcase(name, rule.match) for name in open_names):
             problems.append(f"{place} matches only what is frozen or matches an earlier group; remove it")
     return problems
 
@@ -147,8 +149,8 @@ def _describe(rule: GroupRule, *, depth: int | None, top: int, is_spared: bool) 
     return ", ".join(part for part in ("" if rule is _NO_RULE else rule.match, place, kind) if part)
 
 
-def _matches_any(name: str, rules: Iterable[GroupRule]) -> bool:
-    return any(fnmatchcase(name, rule.match) for rule in rules)
+def _matches_any(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _count(parameters: Mapping[str, nn.Parameter]) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer_loop.errors import UserError
-from trainer_loop.record.run_dir import explain_disk_error
+from trainer_loop.record.run_dir import explain_disk_error, write_text
 
 
 def write_predictions(
@@ -29,10 +29,8 @@ def write_predictions(
     for row, (said, was) in enumerate(zip(predictions.tolist(), references.tolist(), strict=True)):
         told = {"place": place_of(row), "prediction": name(said), "reference": name(was)}
         lines.append(json.dumps(told, ensure_ascii=False) + "\n")
-    unfinished = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text("".join(lines), encoding="utf-8")
-        unfinished.replace(path)
+        write_text(path, "".join(lines))
     except OSError as error:
         raise UserError(f"{path} could not be written: {explain_disk_error(error, path.parent)}") from error
