@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
-from transformers.masking_utils import causal_mask_function, sdpa_mask
+from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
 from trainer_loop.cpu_kernels import attend_on_cpu, fits_on_cpu, is_faster_on_cpu
 
@@ -115,13 +115,16 @@ def make_mask(
     if is_causal and whole and _padded_on_the_right.get():
         return None
     may_look = attention_mask is None or attention_mask.device.type in _READ_WITHOUT_WAITING
-    return sdpa_mask(  # type: ignore[no-any-return]
+    mask: Tensor | None = sdpa_mask(
         attention_mask=attention_mask,
         mask_function=mask_function,
         allow_is_causal_skip=allow_is_causal_skip and may_look,
         allow_is_bidirectional_skip=allow_is_bidirectional_skip and may_look,
         **others,
     )
+    if mask is None or mask_function is not bidirectional_mask_function:
+        return mask
+    return mask[:, :, :1].expand_as(mask)  # a view says that all queries look at the same keys
 
 
 def describe_attention_dropout(model: PreTrainedModel, *, max_length: int) -> str | None:

@@ -133,6 +133,7 @@ class _Attention(torch.autograd.Function):
         query, key, value = query.reshape(flat), key.reshape(flat), value.reshape(flat)
         if causal:
             mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril_()
+        hidden = None if mask is None else _find_hidden(mask, query.dtype)
         step = heads * max(1, _BYTES_AT_A_TIME // (heads * length**2 * query.element_size()))
         attended = torch.empty_like(query)
         kept: list[Tensor] = []
@@ -143,8 +144,8 @@ class _Attention(torch.autograd.Function):
                 part = slice(start, start + step)
                 scores = query.new_empty(len(query[part]), length, length)
                 _multiply(query[part], key[part].transpose(1, 2), scale, out=scores)
-                if mask is not None:
-                    _hide(scores, mask, heads, part)
+                if hidden is not None:
+                    _hide(scores, hidden, heads, part)
                 probabilities = torch.softmax(scores, dim=-1)
                 if level:
                     _turn_sign_of_dropped(probabilities, level)
@@ -156,7 +157,7 @@ class _Attention(torch.autograd.Function):
             if level:
                 attended.mul_(1 / (1 - share))
         if learns:
-            ctx.save_for_backward(query, key, value, attended, *kept)
+            ctx.save_for_backward(query, key, value, attended if share else None, *kept)
             ctx.settings = scale, share, step, (rows, heads, length, width)
         return attended.view(rows, heads, length, width)
 
@@ -166,18 +167,19 @@ class _Attention(torch.autograd.Function):
         query, key, value, attended, *kept = ctx.saved_tensors
         scale, share, step, shape = ctx.settings
         grad = grad.reshape(query.shape)
-        of_rows = (grad * attended).sum(dim=-1, keepdim=True)  # sum over keys of probability times its gradient
+        # Sums over keys of a probability times its gradient, without a look at those that were dropped.
+        of_rows = None if attended is None else (grad * attended).sum(dim=-1, keepdim=True)
         grad_query, grad_key, grad_value = (torch.empty_like(query) for _ in range(3))
         for start, probabilities in zip(range(0, len(query), step), kept, strict=True):
             part = slice(start, start + step)
             grad_scores = torch.bmm(grad[part], value[part].transpose(1, 2))
-            if share:
+            if of_rows is not None:
                 used = probabilities.clamp_min(0)
                 _multiply(used.transpose(1, 2), grad[part], 1 / (1 - share), out=grad_value[part])
                 grad_scores.mul_(used).mul_(1 / (1 - share)).sub_(probabilities.abs().mul_(of_rows[part]))
             else:
                 torch.bmm(probabilities.transpose(1, 2), grad[part], out=grad_value[part])
-                grad_scores.sub_(of_rows[part]).mul_(probabilities)
+                grad_scores = torch._softmax_backward_data(grad_scores, probabilities, -1, probabilities.dtype)
             _multiply(grad_scores, key[part], scale, out=grad_query[part])
             _multiply(grad_scores.transpose(1, 2), query[part], scale, out=grad_key[part])
         return grad_query.view(shape), grad_key.view(shape), grad_value.view(shape), None, None, None, None
@@ -188,12 +190,28 @@ def _multiply(left: Tensor, right: Tensor, scale: float, *, out: Tensor) -> None
     torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
 
 
-def _hide(scores: Tensor, mask: Tensor, heads: int, part: slice) -> None:
-    """Scores `[rows * H, T, T]` where the mask `[B or 1, 1, T, T]` is false become the least there is."""
+def _find_hidden(mask: Tensor, dtype: torch.dtype) -> list[int] | Tensor:
+    """What a mask `[B or 1, 1, T, T]` hides: from which key on, by row, or else what to add to scores `[..., T, T]`."""
+    keys = mask[:, 0, 0]
+    same_for_all_queries = mask.stride(2) == 0
+    if same_for_all_queries and not bool((keys[:, 1:] & ~keys[:, :-1]).any()):
+        return keys.sum(dim=-1).tolist()  # type: ignore[no-any-return]
+    least = torch.finfo(dtype).min / 2  # so that no score makes it infinite, and every one is lost in its rounding
+    return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, least)
+
+
+def _hide(scores: Tensor, hidden: list[int] | Tensor, heads: int, part: slice) -> None:
+    """Scores `[rows * H, T, T]` that a mask hides become the least there are: to fill some beats adding to all."""
     by_row = scores.view(-1, heads, *scores.shape[1:])
-    if len(mask) > 1:
-        mask = mask[part.start // heads : part.start // heads + len(by_row)]
-    by_row.masked_fill_(~mask, torch.finfo(scores.dtype).min)
+    if len(hidden) > 1:
+        first = part.start // heads
+        hidden = hidden[first : first + len(by_row)]
+    if isinstance(hidden, Tensor):
+        by_row.add_(hidden)
+        return
+    least = torch.finfo(scores.dtype).min / 2
+    for row, end in zip(by_row, hidden if len(hidden) == len(by_row) else hidden * len(by_row), strict=True):
+        row[:, :, end:] = least
 
 
 def _quantise(dropout: float) -> tuple[int, float]:

@@ -40,9 +40,10 @@ def make_inputs(dtype: torch.dtype, *, key_heads: int = HEADS) -> tuple[list[Ten
     return inputs, torch.randn(ROWS, LENGTH, HEADS, WIDTH).to(dtype)
 
 
-def padding_mask(*, causal: bool) -> Tensor:
+def padding_mask(*, causal: bool, on_the_left: bool = False) -> Tensor:
     lengths = torch.tensor([LENGTH, LENGTH, 20, 3, 1])
-    mask = (torch.arange(LENGTH) < lengths[:, None])[:, None, None, :].expand(ROWS, 1, LENGTH, LENGTH)
+    keys = torch.arange(LENGTH) < lengths[:, None]
+    mask = (keys.flip(-1) if on_the_left else keys)[:, None, None, :].expand(ROWS, 1, LENGTH, LENGTH)
     return mask & torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril() if causal else mask
 
 
@@ -75,6 +76,17 @@ def test_attention_in_bf16_is_that_of_torch(causal: bool, padded: bool, key_head
     layer.num_key_value_groups = HEADS // key_heads
     mask = padding_mask(causal=causal) if padded else None
     assert_near(run_ours(inputs, grad, layer, mask), run_exactly(inputs, grad, mask, causal=causal), within=0.02)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [padding_mask(causal=False, on_the_left=True), padding_mask(causal=False)[2:3]],
+    ids=["left", "same for all"],
+)
+def test_any_mask_hides_what_it_says(mask: Tensor):
+    inputs, grad = make_inputs(torch.bfloat16)
+    exact = run_exactly(inputs, grad, mask, causal=False)
+    assert_near(run_ours(inputs, grad, Layer(), mask), exact, within=0.02)
 
 
 def test_attention_is_the_same_under_autocast():
