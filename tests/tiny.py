@@ -149,6 +149,7 @@ def make_loop(
     accelerator: Accelerator | None = None,
     tokenizer: PreTrainedTokenizerFast | None = None,
     log_every: int = 1,
+    loop_class: type[RecordingLoop] = RecordingLoop,
     **options: Any,
 ) -> RecordingLoop:
     """A loop over made-up rows. Called by every process of a group."""
@@ -192,7 +193,7 @@ def make_loop(
             per_device=evaluation_layout.per_device,
             packed=layout.packed,
         )
-    loop = RecordingLoop(
+    loop = loop_class(
         accelerator=accelerator,
         task=task,
         model=model,

@@ -1,10 +1,8 @@
 """Every example as its page says it: it runs, is no longer than promised, and goes on after a kill, bit for bit."""
 
 import inspect
-import io
 import json
 import sys
-import tokenize
 from pathlib import Path
 
 import pytest
@@ -71,20 +69,6 @@ def test_it_learns_and_goes_on_after_a_kill_bit_for_bit(name, num_processes, ben
     assert_same(killed, whole.remember())
 
 
-def count_lines(code: object) -> int:
-    """Lines with code on them: neither blank, nor comments, nor docstrings."""
-    source = inspect.getsource(code)
-    lines = set()
-    before = tokenize.INDENT
-    for token in tokenize.generate_tokens(io.StringIO(inspect.cleandoc(source)).readline):
-        is_docstring = token.type == tokenize.STRING and before in (tokenize.INDENT, tokenize.NEWLINE, tokenize.NL)
-        is_layout = token.type in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
-        if token.string and not is_layout and not is_docstring:
-            lines.update(range(token.start[0], token.end[0] + 1))
-        before = token.type
-    return len(lines)
-
-
 @pytest.mark.parametrize(
     ("place", "at_most"),
     [
@@ -100,9 +84,11 @@ def count_lines(code: object) -> int:
 )
 def test_it_is_no_longer_than_promised(place, at_most, monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
+    from examples.page import count_lines
     from trainer_loop.config.component import locate
 
-    assert 2 <= count_lines(locate(f"examples.{place}", place="test")) <= at_most
+    source = inspect.cleandoc(inspect.getsource(locate(f"examples.{place}", place="test")))
+    assert 2 <= count_lines(source) <= at_most
 
 
 @pytest.mark.parametrize(("name", "figure"), [("table", "accuracy"), ("images", "accuracy")])
