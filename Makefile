@@ -37,6 +37,7 @@ bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.fine_tune $(TEXTS) --attention-dropout
 	$(if $(DATA),$(BIN)/python -m benchmarks.fine_tune $(TEXTS) --until-accuracy 0.85 --rows 8000 --held-out 2000)
 	$(BIN)/python -m benchmarks.evaluation $(TEXTS)
+	$(BIN)/python -m benchmarks.step_profile $(TEXTS)
 	$(BIN)/python -m benchmarks.gpu || test $$? -eq 2  # 2: there is no GPU
 	$(BIN)/python -m benchmarks.parity
 	$(BIN)/python -m benchmarks.page

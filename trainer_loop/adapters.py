@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from trainer_loop.config.component import check_arguments
 from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.model import stay_in_4_bits
 from trainer_loop.runtime.randomness import seed_everything
 
 if TYPE_CHECKING:
@@ -88,9 +89,16 @@ def load_adapted_model(model_dir: Path, *, model_class: str) -> nn.Module:
     try:
         base = peft.PeftConfig.from_pretrained(str(model_dir)).base_model_name_or_path
         config = transformers.AutoConfig.from_pretrained(model_dir)
-        model = getattr(transformers, model_class).from_pretrained(base, config=config, dtype=torch.float32)
+        quantised = config.to_dict().get("quantization_config")
+        options = {}
+        if quantised is not None:  # as the adapter was trained; the model itself was saved in full
+            del config.quantization_config
+            options["quantization_config"] = transformers.BitsAndBytesConfig.from_dict(quantised)
+        auto_class = getattr(transformers, model_class)
+        model = auto_class.from_pretrained(base, config=config, dtype=torch.float32, **options)
+        stay_in_4_bits(model)
         adapted: nn.Module = peft.PeftModel.from_pretrained(model, str(model_dir))
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
+    except (OSError, ImportError, ValueError, RuntimeError, TypeError) as error:
         raise UserError(
             f"{model_dir} is an adapter, and cannot be loaded into its model: {in_one_line(error)}"
         ) from error

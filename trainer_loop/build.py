@@ -28,12 +28,22 @@ from trainer_loop.data.stream import StreamLoader
 from trainer_loop.data.tokens import TokenisedSplit, describe_tokenizer
 from trainer_loop.embedding_noise import use_embedding_noise
 from trainer_loop.errors import UserError
-from trainer_loop.judge import Given, Parts, adapter_of, judge, metric_entries, prepare_rows
+from trainer_loop.judge.components import adapter_of, metric_entries
+from trainer_loop.judge.judge import judge
+from trainer_loop.judge.parts import Given, Parts
+from trainer_loop.judge.rows import prepare_rows
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.load import load_metrics
-from trainer_loop.model import describe_frozen, make_model
+from trainer_loop.model import count_weights, describe_frozen, make_model
 from trainer_loop.optim.ema import Ema
-from trainer_loop.optim.groups import GroupRule, ParameterGroup, describe_groups, freeze, make_groups
+from trainer_loop.optim.groups import (
+    GroupRule,
+    ParameterGroup,
+    check_patterns,
+    describe_groups,
+    freeze,
+    make_groups,
+)
 from trainer_loop.optim.optimizers import make_optimizer, takes_hidden_matrices_apart
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages, is_schedule_free
 from trainer_loop.optim.schedules import count_steps, describe_warmup, draw_schedule, make_scheduler
@@ -56,6 +66,7 @@ from trainer_loop.tasks.task import RowTask, TextTask
 _LENGTH = ("train.epochs", "train.steps")
 _TUNED = [name for name, key in KEYS.items() if key.on_resume == "planned anew" and name not in _LENGTH]
 _WORKERS_BESIDE_A_GPU = 2
+_COMPUTE_TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
 _STEPS_LOOKED_AT = 200  # of an epoch, to tell how it is cut
 _WINDOW = 32  # batches whose rows are sorted together where the config names no number
 
@@ -101,7 +112,7 @@ def build(
     num_steps = config.train.steps or math.ceil((config.train.epochs or 0) * (steps_per_epoch or 0))
 
     model = _make_model(config, parts, accelerator, console, model)
-    freeze(model, config.optimizer.freeze)
+    _freeze(config, model, num_steps)
     groups = _make_groups(config, model, num_steps)
     _refuse_idle_groups(groups, num_steps)
     if (frozen := describe_frozen(model)) is not None:
@@ -173,8 +184,7 @@ def build(
 def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
     """What is going to happen, in lines for a person."""
     accelerator = loop.accelerator
-    trained = sum(parameter.numel() for parameter in loop.parameters)
-    total = sum(parameter.numel() for parameter in loop.bare_model.parameters())
+    trained, total = count_weights(loop.bare_model)
     warmup = describe_warmup(config.scheduler.name, config.scheduler.warmup, loop.num_steps)
     evaluation = "none" if loop.evaluate_every is None else f"every {loop.evaluate_every:,} steps"
     saving = "never" if loop.checkpoint_every is None else f"every {loop.checkpoint_every:,} steps"
@@ -267,6 +277,7 @@ def _make_model(
             from_scratch=config.model.from_scratch,
             attention=config.model.attention,
             gradient_checkpointing=config.model.gradient_checkpointing,
+            quantize=None if config.model.quantize is None else _COMPUTE_TYPES[accelerator.mixed_precision],
             trust_remote_code=config.model.trust_remote_code,
             num_tokens=len(parts.tokenizer),
             seed=config.seed,
@@ -315,6 +326,14 @@ def _make_optimizer(config: Config, groups: Sequence[ParameterGroup], device: to
         args=config.optimizer.args,
         device=device,
     )
+
+
+def _freeze(config: Config, model: nn.Module, num_steps: int) -> None:
+    """Raises UserError for patterns that mean nothing: of a plain model they could not be judged before."""
+    frozen = config.optimizer.freeze
+    if problems := check_patterns(model, frozen=frozen, rules=_group_rules(config, num_steps)):
+        raise UserError(problems)
+    freeze(model, frozen)
 
 
 def _make_groups(config: Config, model: nn.Module, num_steps: int) -> list[ParameterGroup]:

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -16,8 +16,9 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from trainer_loop.config.component import locate_source
 from trainer_loop.data.loader import EvaluationLoader, Microbatch, StepBatch, StepLoader
 from trainer_loop.errors import Diverged, Preempted, UserError
+from trainer_loop.evaluation import Evaluator, zero_sum
 from trainer_loop.metrics.meter import Meter, NonFinite, StepReport
-from trainer_loop.metrics.named_metric import NamedMetric, compute_metrics
+from trainer_loop.metrics.named_metric import NamedMetric
 from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.replan import read_groups, replan
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages
@@ -25,14 +26,14 @@ from trainer_loop.optim.schedules import follows_metric
 from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.logs import Console, MetricLog, Values
 from trainer_loop.record.state import TrainState
-from trainer_loop.runtime.distributed import announce, broadcast, gather_rows, sum_on_hosts, watch_for
+from trainer_loop.runtime.distributed import sum_on_hosts
 from trainer_loop.runtime.memory import is_out_of_memory, read_peak_memory, release_memory
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.randomness import seed_everything
+from trainer_loop.tasks.losses import explain_wrong_loss
 from trainer_loop.tasks.task import Batch, Task
 
 _JUDGED_ON = ("data.validation", "data.limit.validation", "evaluate.metrics")  # where these change, the best is another
-_PREEMPTED = "preempted"  # the notice that tells the other processes in the middle of an evaluation
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,6 @@ class TrainingLoop:
         self.checkpointer = checkpointer
         self.console = console
         self.metric_log = metric_log
-        self.metrics = metrics
         self.max_grad_norm = max_grad_norm
         self.max_grad_value = max_grad_value
         self.skip_nonfinite = skip_nonfinite
@@ -144,6 +144,16 @@ class TrainingLoop:
         self.meter = Meter(
             sum_over_processes=lambda values: sum_on_hosts(accelerator, values),
             scaled_gradients=accelerator.scaler is not None,
+        )
+        self.evaluator = Evaluator(
+            accelerator=accelerator,
+            task=task,
+            model=self.bare_model,
+            metrics=metrics,
+            averages=averages,
+            seed=seed,
+            console=console,
+            preemption=self.preemption,
         )
         self._max_tokens: int | None = None  # padded tokens of a microbatch, once more did not fit into memory
         self._stop = False  # some process was asked to stop: the same answer on all of them
@@ -272,7 +282,10 @@ class TrainingLoop:
         )
 
     def loss_sum(self, batch: Batch) -> Tensor:
-        """The loss of one microbatch in training, **summed** over its targets, `[]`: the first thing to override."""
+        """The loss of one microbatch in training, **summed** over its targets, `[]`: the first thing to override.
+
+        The weights must stay as they are in it: what was made of them in one microbatch serves the others too.
+        """
         return self.task.loss(self.model, batch)
 
     def evaluate(self, rows: EvaluationLoader | Any) -> dict[str, float]:
@@ -281,70 +294,20 @@ class TrainingLoop:
         rows: a loader, or rows as `build` takes them, with their labels. Raises Preempted on every process where one
         was asked to stop before it was through.
         """
-        return self._judge(rows if isinstance(rows, EvaluationLoader) else self._make_loader(rows, labelled=True))[0]
+        loader = rows if isinstance(rows, EvaluationLoader) else self._make_loader(rows, labelled=True)
+        return self.evaluator.score(loader).figures
 
-    @torch.no_grad()
     def predict(self, rows: Any) -> dict[str, np.ndarray]:
         """What the task predicts of each row, in the order of the rows: its outputs `[N, ...]` by their names.
 
         rows: as `build` takes them; they need no labels. Every process goes through all of them.
         """
-        loader = self._make_loader(rows, labelled=False)
-        numbers: list[int] = []
-        columns: dict[str, list[Tensor]] = {}
-        with self._evaluating():
-            for microbatch in loader:
-                numbers += microbatch.rows
-                for name, output in self.task.predict(self.bare_model, microbatch.batch).items():
-                    columns.setdefault(name, []).append(output.cpu())
-        order = np.argsort(numbers, kind="stable")
-        return {name: torch.cat(outputs).numpy()[order] for name, outputs in columns.items()}
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """The model as it is judged: without dropout, and with the averages for its weights where there are any."""
-        self.bare_model.eval()
-        with nullcontext() if self.averages is None else self.averages.in_place():
-            yield
-        self.bare_model.train()
+        return self.evaluator.predict(self._make_loader(rows, labelled=False))
 
     def _make_loader(self, rows: Any, *, labelled: bool) -> EvaluationLoader:
         if self.make_loader is None:
             raise UserError("this loop was made without make_loader: hand evaluate an EvaluationLoader")
         return self.make_loader(rows, labelled)
-
-    @torch.no_grad()
-    def _judge(self, loader: EvaluationLoader) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
-        """The figures of `evaluate`, and the predictions and references of all rows `[N, ...]`, in their order."""
-        seed_everything(self.seed, "evaluate", self.accelerator.process_index)
-        device = self.accelerator.device
-        loss_sum = torch.zeros((), dtype=_sum_type(device), device=device)
-        rows: list[int] = []
-        judged: dict[str, list[Tensor]] = {"predictions": [], "references": []}
-        num_targets = 0
-        stopped = False
-        with self._evaluating(), watch_for(self.accelerator, _PREEMPTED) as is_told_to_stop:
-            for microbatch in self.console.follow(loader, doing="evaluating"):
-                if stopped := self._is_stopping(is_told_to_stop):
-                    break
-                loss, outputs = self.task.loss_and_predict(self.bare_model, microbatch.batch)
-                loss_sum += loss
-                num_targets += microbatch.num_targets
-                rows += microbatch.rows
-                for name, tensors in judged.items():
-                    tensors.append(outputs[name])
-
-        total, targets, any_stopped = sum_on_hosts(self.accelerator, [float(loss_sum), num_targets, stopped])
-        if any_stopped:
-            raise Preempted("preempted in the middle of an evaluation")
-        columns = {name: gather_rows(self.accelerator, tensors) for name, tensors in judged.items()}
-        order = np.argsort(gather_rows(self.accelerator, [torch.tensor(rows, dtype=torch.int64)]), kind="stable")
-        assert len(order) == loader.num_rows, f"{len(order)} rows were scored of {loader.num_rows}"
-        values: dict[str, float] = {"loss": total / max(targets, 1)}
-        predictions, references = columns["predictions"][order], columns["references"][order]
-        values |= compute_metrics(self.metrics, predictions=predictions, references=references)
-        # What follows from them must follow on every process, also where a metric draws at random.
-        return broadcast(self.accelerator, values | {"rows": len(order)}), predictions, references
 
     # ---------------------------------------------------------------------------------------------- parts of a step
 
@@ -364,7 +327,7 @@ class TrainingLoop:
         None, on every process, where one of them ran out of memory; there are no gradients then.
         """
         seed_everything(self.seed, "step", step_batch.step, self.accelerator.process_index)
-        loss_sum = torch.zeros((), dtype=_sum_type(self.accelerator.device), device=self.accelerator.device)
+        loss_sum = zero_sum(self.accelerator.device)
         out_of_memory = reducing = False
         try:
             # Within it, what autocast makes of the weights in one microbatch serves the others too.
@@ -420,21 +383,10 @@ class TrainingLoop:
 
     def _loss_sum(self, microbatch: Microbatch) -> Tensor:
         loss = self.loss_sum(microbatch.batch)
-        if not isinstance(loss, Tensor) or loss.ndim != 0 or not loss.requires_grad:
-            raise UserError(self._explain_loss(loss))
+        if (wrong := explain_wrong_loss(loss)) is not None:
+            own = type(self).loss_sum is not TrainingLoop.loss_sum
+            raise UserError(f"{locate_source(type(self).loss_sum if own else type(self.task).loss)} {wrong}")
         return loss * 0.0 if microbatch.is_filler else loss
-
-    def _explain_loss(self, loss: Any) -> str:
-        """What is wrong with it, and where it is from."""
-        own = type(self).loss_sum is not TrainingLoop.loss_sum
-        place = locate_source(type(self).loss_sum if own else type(self.task).loss)
-        if not isinstance(loss, Tensor):
-            return f"{place} returns a {type(loss).__name__}; a loss is a tensor, one number, summed over the targets"
-        if loss.ndim != 0:
-            return f"{place} returns a tensor of shape {list(loss.shape)}; a loss is one number, summed: use .sum()"
-        return (
-            f"{place} returns a number that depends on no parameter that learns; is something detached, or all frozen?"
-        )
 
     def _backward(self, loss: Tensor, factor: float) -> None:
         """Gradients of `loss * factor`. That product, and accelerate's division by 1, would take 30 microseconds."""
@@ -462,13 +414,6 @@ class TrainingLoop:
         """Whether this update is to be left out; waits for the device."""
         finite = bool(torch.isfinite(loss_sum)) and bool(torch.isfinite(grad_norm))
         return sum_on_hosts(self.accelerator, [not finite])[0] > 0
-
-    def _is_stopping(self, is_told_to_stop: Callable[[], bool]) -> bool:
-        """Whether to stop in the middle of what the processes do each for itself, without waiting for another."""
-        if self.preemption.requested:
-            announce(self.accelerator, _PREEMPTED)
-            return True
-        return is_told_to_stop()
 
     def clip_gradients(self, step: int) -> Gradients:
         """Scale the gradients down to `max_grad_norm`, cut them to `max_grad_value`; what is frozen now loses its own.
@@ -674,10 +619,10 @@ class TrainingLoop:
         values: dict[str, float] = {}
         try:
             for name, loader in self.test_loaders.items():
-                judged, predictions, references = self._judge(loader)
-                values |= _name_figures(name, judged)
+                scores = self.evaluator.score(loader)
+                values |= _name_figures(name, scores.figures)
                 if self.keep_predictions is not None and self.accelerator.is_main_process:
-                    self.keep_predictions(name, predictions, references)
+                    self.keep_predictions(name, scores.predictions, scores.references)
         except Preempted:
             self._save(state)  # where checkpoint.every is never, nothing is there yet
             self._leave(state)
@@ -708,7 +653,3 @@ class TrainingLoop:
 def _name_figures(name: str, values: Mapping[str, float]) -> dict[str, float]:
     """`accuracy` of the set `matched` is `matched/accuracy`."""
     return {f"{name}/{figure}" if name else figure: value for figure, value in values.items()}
-
-
-def _sum_type(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -146,6 +146,7 @@ def make_model(
     from_scratch: bool = False,
     attention: str = "auto",
     gradient_checkpointing: bool = False,
+    quantize: torch.dtype | None = None,
     trust_remote_code: bool = False,
     num_tokens: int,
     seed: int,
@@ -153,7 +154,8 @@ def make_model(
     """The model in fp32, and the names of the weights that `name` had none for; those are a function of `seed`.
 
     num_tokens: of the tokenizer; the embeddings grow where there are fewer. attention: an implementation that
-    transformers knows; auto: what it takes by itself.
+    transformers knows; auto: what it takes by itself. quantize: the matrices of the body are loaded in 4 bits, and
+    multiplied in this type.
     """
     auto_class = getattr(transformers, model_class)
     implementation = None if attention == "auto" else attention
@@ -169,6 +171,7 @@ def make_model(
     else:
         name = find_model(name)
         reason = describe_unreachable()
+        in_4_bits = {} if quantize is None else _in_4_bits(config, model_class=model_class, dtype=quantize)
         with offline_unless_reachable() as reachable:
             try:
                 model, loaded = auto_class.from_pretrained(
@@ -179,6 +182,7 @@ def make_model(
                     trust_remote_code=trust_remote_code,
                     ignore_mismatched_sizes=True,  # judged below: a head for other classes is begun anew
                     output_loading_info=True,
+                    **in_4_bits,
                 )
             except ImportError as error:
                 raise UserError(_explain_attention(attention, error)) from error
@@ -187,6 +191,8 @@ def make_model(
                     raise UserError(_explain_attention(attention, error)) from error
                 raise UserError(_explain_failure(name, error, offline=None if reachable else reason)) from error
         _refuse_mismatched_body(name, loaded["mismatched_keys"], num_labels=config.num_labels)
+        if quantize is not None:
+            stay_in_4_bits(model)
         new_weights = sorted({*loaded["missing_keys"], *(key for key, _, _ in loaded["mismatched_keys"])})
     if num_tokens > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(num_tokens)  # the tokenizer was given a token for padding
@@ -197,6 +203,40 @@ def make_model(
             )
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model, new_weights
+
+
+def stay_in_4_bits(model: nn.Module) -> None:
+    """On a CPU bitsandbytes would cut matrices otherwise at the first evaluation, and round their scales for good."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+
+
+def _in_4_bits(config: PretrainedConfig, *, model_class: str, dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments of from_pretrained. The head stays as it is: it may be new, and learns."""
+    empty: Any = make_empty_model(config, model_class=model_class)
+    heads = [name for name, _ in empty.named_children() if name != empty.base_model_prefix]
+    quantization = transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",  # made for weights that are normally distributed (arXiv 2305.14314)
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=heads,
+    )
+    # Weights are quantised where they arrive: each process has its own GPU, which torch calls the current one.
+    place = {"device_map": {"": torch.cuda.current_device()}} if torch.cuda.is_available() else {}
+    return {"quantization_config": quantization, **place}
+
+
+def count_weights(model: nn.Module) -> tuple[int, int]:
+    """Weights that learn, and all; those in 4 bits, of which two share a byte, are counted one by one."""
+    learn = total = 0
+    for weight in model.parameters():
+        quantised = getattr(weight, "quant_state", None)
+        count = weight.numel() if quantised is None else quantised.shape.numel()
+        total += count
+        learn += count if weight.requires_grad else 0
+    return learn, total
 
 
 def describe_frozen(model: nn.Module) -> str | None:

@@ -26,6 +26,7 @@ from trainer_loop.config.component import locate_source
 from trainer_loop.config.fields import Config
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.record.logs import Console
+from trainer_loop.tasks.losses import explain_wrong_loss
 from trainer_loop.tasks.task import RowTask
 
 _TOLERANCE = 1e-6
@@ -128,10 +129,8 @@ class _Judge:
 
     def loss(self, rows: list[dict[str, Any]]) -> float:
         loss = self.task.loss(self.model, self._collate(rows))
-        place = self.place("loss")
-        assert isinstance(loss, Tensor), f"{place} returns a {type(loss).__name__}; a loss is a tensor, a sum"
-        assert loss.ndim == 0, f"{place} returns a tensor of shape {list(loss.shape)}; a loss is one number: use .sum()"
-        assert loss.requires_grad, f"{place} returns a number that depends on no weight of the model"
+        wrong = explain_wrong_loss(loss)
+        assert wrong is None, f"{self.place('loss')} {wrong}"
         return float(loss.detach())
 
     def count(self, rows: list[dict[str, Any]]) -> int:

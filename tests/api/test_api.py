@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import datasets
@@ -248,6 +249,30 @@ def test_any_module_trains_on_any_rows_and_is_exported_as_safetensors(tmp_path):
     kept = (tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()
     assert len(kept) == 10
     assert not (tmp_path / "run" / "model" / "tokenizer.json").exists()
+
+
+def test_keys_for_texts_are_refused_by_a_task_that_takes_rows_as_they_are(tmp_path):
+    words = ["train={steps: 2, precision: no}", f"run_dir={tmp_path / 'run'}", "data={label: y, max_length: 9}"]
+    config = load_config(None, [*words, "model={compile: true, lora: {r: 4, merge: true}}"])
+    with pytest.raises(UserError) as refused:
+        build(config, task=Regression(), model=Linear(), rows={"train": Points(9)})
+    told = "\n".join(refused.value.problems)
+    for key in ("data.label: y", "data.max_length: 9", "model.compile: True", "model.lora.r: 4"):
+        assert f"{key}: the task" in told
+    assert len(refused.value.problems) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ("optimizer.freeze=[body.*]", "optimizer.freeze: body.* matches no parameter"),
+        ("optimizer.groups=[{match: head.*, lr: 1.0}]", "optimizer.groups[0]: head.* matches no parameter"),
+    ],
+)
+def test_patterns_are_judged_on_a_model_without_transformers_too(words, wanted, tmp_path):
+    config = load_config(None, ["train={steps: 2, precision: no}", f"run_dir={tmp_path / 'run'}", words])
+    with pytest.raises(UserError, match=re.escape(wanted)):
+        build(config, task=Regression(), model=Linear(), rows={"train": Points(9)})
 
 
 def test_samples_and_parts_of_rows_are_drawn_by_the_seed(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 TEXTS = ("--max-length", "32")
 COMMANDS = {
     "loop_overhead": ("--steps", "20"),
+    "step_profile": ("--rows", "24", "--batch-size", "8", "--steps", "1", *TEXTS),
     "fine_tune": ("--rows", "16", "--held-out", "8", "--batch-size", "8", *TEXTS),
     "padding": ("--rows", "200", *TEXTS),
     "evaluation": ("--rows", "16", "--held-out", "20", "--batch-size", "8", *TEXTS),

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from trainer_loop.build import build
+from trainer_loop.config.load import load_config
 from trainer_loop.predict import main
 
 RATES = "optimizer={name: sgd, lr: 0.1, weight_decay: 0.0}"
@@ -93,6 +95,12 @@ def test_what_is_frozen_stays_and_what_has_a_rate_of_its_own_moves_by_it(command
         (["model.lora.alpha=4"], "model.lora.alpha is 4.0, but there is no such adapter; set model.lora.r"),
         (["model.lora.r=4", "model.peft.name=ia3"], "one excludes the other"),
         (["model.lora.r=4", "model.from_scratch=true"], "model.lora.merge is false, but the model is new"),
+        (["model.quantize=4bit"], "model.quantize: 4bit: such weights do not learn; let an adapter do so"),
+        (["model.quantize=4bit", "model.lora={r: 4, merge: true}"], "an adapter cannot be merged with them"),
+        (
+            ["model.quantize=4bit", "model.lora={r: 4, merge: true}", "model.from_scratch=true"],
+            "model.quantize: 4bit: weights are made small while they load, and here none are",
+        ),
         (["model.peft.name=lorra"], "model.peft: lorra is no adapter of peft; allowed: "),
         (["model.peft.name=adalora"], "adalora needs calls of its own in the loop"),
         (["model.peft.name=prompt_tuning"], "puts tokens of its own before each row"),
@@ -160,6 +168,42 @@ def test_a_merged_adapter_is_a_model_that_answers_as_the_adapted_one(command, ar
     assert said[0] == said[1]
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged" / "model")
     assert type(model).__name__ == "BertForSequenceClassification"
+
+
+def test_weights_in_4_bits_stay_beside_an_adapter_that_learns_and_goes_on(command, arguments, tmp_path):
+    options = [*arguments, "model.lora.r=4", "checkpoint.every=4", "train.epochs=2"]
+    ended = command(*options, "model.quantize=4bit")
+    assert ended.code == 0, ended.err
+    (plan,) = [line for line in ended.out.splitlines() if line.startswith("model: Peft")]
+    full = command(*options, "dry_run=true", f"run_dir={tmp_path / 'full'}")
+    assert plan in full.out.splitlines(), "weights of which two share a byte are counted one by one"
+    exported = tmp_path / "run" / "model"
+    assert sorted(path.name for path in exported.glob("*.safetensors")) == ["adapter_model.safetensors"]
+    whole = weights_like(exported)
+    again = [f"run_dir={tmp_path / 'again'}", f"resume={tmp_path / 'run' / 'checkpoints' / 'step-00000012'}"]
+    ended = command(*options, "model.quantize=4bit", *again)
+    assert ended.code == 0, ended.err
+    for name, weight in weights_like(tmp_path / "again" / "model").items():
+        assert torch.equal(weight, whole[name]), name
+
+
+def test_a_model_in_4_bits_answers_as_it_was_judged(command, arguments, tmp_path, capfd):
+    options = [*arguments, "model={quantize: 4bit, lora: {r: 4}}", "optimizer.lr=1e-2"]
+    config = load_config(None, options)
+    loop = build(config)
+    loop.fit()
+    judged = loop.predict([{"text": "a fine film"}])["probabilities"].max()
+    assert predict(tmp_path / "run", "a fine film", capfd).endswith(f"probability={judged:.4f}")
+    assert (tmp_path / "run" / "model" / "config.json").read_text().count("load_in_4bit")
+
+
+def test_an_evaluation_leaves_weights_in_4_bits_as_they_are(command, arguments, tmp_path):
+    options = [*arguments, "model={quantize: 4bit, lora: {r: 4}}", "checkpoint.best="]
+    assert command(*options, "evaluate.every=2").code == 0
+    assert command(*options, "evaluate.every=never", f"run_dir={tmp_path / 'other'}").code == 0
+    other = weights_like(tmp_path / "other" / "model")
+    for name, weight in weights_like(tmp_path / "run" / "model").items():
+        assert torch.equal(weight, other[name]), name
 
 
 def test_other_weights_under_the_same_name_are_refused_on_resume(command, arguments, tmp_path, tiny_model):

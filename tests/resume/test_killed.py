@@ -88,11 +88,11 @@ def test_two_processes_killed_together(place, bench, tmp_path):
 
 
 def test_two_processes_killed_again_and_again(bench, tmp_path):
-    options = [option for case in ("ema", "plateau", "background") for option in CASES[case]]
+    options = [option for case in ("ema", "plateau", "background", "patience") for option in CASES[case]]
     run = bench.run(tmp_path, *options, num_processes=2)
     for place in CHAIN:
         run.kill_at(place)
-    run.finish()
+    assert "evaluations without a better" in run.finish()
     assert_same(run, bench.whole(*options, num_processes=2))
 
 

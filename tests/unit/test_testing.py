@@ -97,7 +97,7 @@ def test_what_is_shipped_passes(name):
         (Neighbours(), r"Neighbours\.loss .* depends on the other rows of its microbatch"),
         (Wrong(), r"Wrong\.count \(.*\) gives \d+ for all rows and \d+ for them one by one"),
         (Shaped(), r"Shaped\.loss .* returns a tensor of shape \[1\]"),
-        (Detached(), r"Detached\.loss .* depends on no weight of the model"),
+        (Detached(), r"Detached\.loss .* depends on nothing that learns"),
         (Guesses(), r"Guesses\.predict .*: predictions of row \d is .* alone and .* among the others"),
         (HalfDetached(), r"HalfDetached\.loss .* has another gradient of .* its value is the same"),
     ],

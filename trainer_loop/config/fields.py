@@ -94,6 +94,12 @@ class ModelConfig:
     compile: bool = key(
         False, "true: torch.compile, for all lengths at once; the first steps take a minute or more, later ones less"
     )
+    quantize: str | None = key(
+        None,
+        "4bit: matrices are loaded in 4 bits a weight and stay as they are, beside an adapter that learns",
+        allowed=("4bit",),
+        on_resume="refused",
+    )
     neftune_alpha: float | None = key(
         None,
         "NEFTune: uniform noise of at most alpha / sqrt(tokens * width) on the embeddings of training rows, such as 5; "

@@ -37,7 +37,11 @@ _T = TypeVar("_T")
 
 
 def load_config(path: str | None = None, overrides: Sequence[str] = ()) -> Config:
-    """The config of a YAML file and `key=value` overrides; raises UserError with all of its problems."""
+    """The config of a YAML file and `key=value` overrides; raises UserError with all of its problems.
+
+    >>> load_config("imdb.yaml", ["train.epochs=1"]).train.epochs
+    1.0
+    """
     config, problems = read_config(path, overrides)
     if problems:
         raise UserError(problems)

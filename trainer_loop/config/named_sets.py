@@ -12,6 +12,10 @@ def name_sets(split: str, spec: Any) -> dict[str, Any]:
 
 
 def parse_set(name: str) -> tuple[str, str]:
-    """`validation.matched` -> (`validation`, `matched`); the set of a split that has only one is the empty text."""
+    """The split and the name of a set; that of a split which has only one is the empty text.
+
+    >>> parse_set("validation.matched"), parse_set("validation")
+    (('validation', 'matched'), ('validation', ''))
+    """
     split, _, part = name.partition(".")
     return split, part

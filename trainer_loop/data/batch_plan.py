@@ -68,6 +68,12 @@ class BatchPlan:
     microbatch_tokens: what one more microbatch costs, in tokens; None: as few microbatches as the limits allow.
     packed: the rows of a microbatch stand one after the other, and none is padded.
     window: batches whose rows are sorted by length among each other; None: batches are a plain shuffle.
+
+    >>> plan = BatchPlan([30, 4, 28, 5, 6, 31, 7, 29], batch_size=4, seed=0, max_tokens=64)
+    >>> plan.steps_per_epoch
+    2
+    >>> [plan.lengths[rows].tolist() for rows in plan.step(0).microbatches[0]]  # of the only process
+    [[31, 28], [7, 6]]
     """
 
     def __init__(

@@ -10,6 +10,9 @@ class SumCount:
 
     Means of parts of unlike size cannot be averaged; their sums and counts can be added. Grouping changes the
     total by rounding alone, and not at all while the sums are exact.
+
+    >>> SumCount(6.0, 2).merge(SumCount(1.0, 5)).compute()
+    1.0
     """
 
     total: float = 0.0

@@ -75,7 +75,11 @@ def follows_metric(scheduler: LRScheduler) -> bool:
 
 
 def count_steps(setting: float, num_steps: int) -> int:
-    """Below 1: that share of all steps, rounded up. From 1: that many steps."""
+    """Below 1: that share of all steps, rounded up. From 1: that many steps.
+
+    >>> count_steps(0.1, 782), count_steps(100, 782)
+    (79, 100)
+    """
     return math.ceil(setting * num_steps) if setting < 1 else int(setting)
 
 

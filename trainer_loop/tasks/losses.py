@@ -19,6 +19,9 @@ def cross_entropy(
     logits: `[N, C]`, computed in float32 or wider. targets: `[N]`, class indices.
     label_smoothing: the share of each target that is spread over all classes. class_weights: C factors, one a class;
     the sum is still divided by the number of targets, not by their weights, as it is of every other loss.
+
+    >>> cross_entropy(torch.zeros(3, 4), torch.tensor([0, 2, -100]))  # two targets of log 4 each
+    tensor(2.7726)
     """
     weights = None if class_weights is None else _on_device(tuple(class_weights), logits.device, logits.dtype)
     return F.cross_entropy(
@@ -30,6 +33,19 @@ def cross_entropy(
 def _on_device(numbers: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Copied once: a copy at every step would wait for the device."""
     return torch.tensor(numbers, device=device, dtype=dtype)
+
+
+def explain_wrong_loss(loss: object) -> str | None:
+    """What is wrong with what a loss returned, as the rest of a sentence; None: it is one number to learn from."""
+    if not isinstance(loss, Tensor):
+        return f"returns a {type(loss).__name__}; a loss is a tensor of one number, the sum over the targets"
+    if loss.ndim != 0:
+        return (
+            f"returns a tensor of shape {list(loss.shape)}; a loss is one number, summed over the targets: use .sum()"
+        )
+    if not loss.requires_grad:
+        return "returns a number that depends on nothing that learns; is something detached, or all frozen?"
+    return None
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": cross_entropy}

@@ -1,0 +1,217 @@
+"""A task on texts: its splits, labels, tokenizer and model are judged together, and its rows tokenised."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from transformers import PretrainedConfig, PreTrainedModel
+
+from trainer_loop.config.fields import Config
+from trainer_loop.config.named_sets import parse_set
+from trainer_loop.data.checks import check_splits
+from trainer_loop.data.given_rows import as_dataset
+from trainer_loop.data.labels import LabelNames
+from trainer_loop.data.report import describe_data
+from trainer_loop.data.shards import ShardedSplit
+from trainer_loop.data.source import load_splits, open_splits
+from trainer_loop.data.split import Split
+from trainer_loop.data.tokenizer import load_tokenizer, train_tokenizer
+from trainer_loop.data.tokens import TokenisedSplit, tokenise_split
+from trainer_loop.data.train_stream import TrainStream, prepare_stream
+from trainer_loop.errors import UserError
+from trainer_loop.judge.components import check_loss, check_model_parts, metric_entries
+from trainer_loop.judge.parts import Given, Parts, attempt
+from trainer_loop.metrics.load import check_metrics
+from trainer_loop.model import (
+    check_model_config,
+    find_model,
+    fit_model_config,
+    load_model_config,
+)
+from trainer_loop.record.logs import Console
+from trainer_loop.tasks.task import TextTask
+
+
+def judge_texts(
+    config: Config, task: TextTask | None, problems: list[str], console: Console, given: Given, *, has_rows: bool
+) -> Parts | None:
+    """A task on texts; where it is None, because it is wrong itself, the rest as far as it can be judged."""
+    splits: dict[str, Split] = {}
+    streamed: ShardedSplit | None = None  # the training split; among `splits` are its first rows
+    label_names: LabelNames | None = None
+    # Rows are judged even where something else is wrong, but not by keys that are, nor where no data is named.
+    if task is not None and has_rows and not any(" data." in problem or " task." in problem for problem in problems):
+        splits, streamed, label_names = _read_splits(config, task, problems, console, given)
+    if task is not None:
+        num_labels = None if label_names is None else len(label_names.names)
+        problems += check_metrics(metric_entries(config, task), num_labels=num_labels)
+    tokenizer = attempt(problems, lambda: _get_tokenizer(config, task, splits, problems, console, given))
+    model_config = attempt(problems, lambda: _get_model_config(config, given))
+    if tokenizer is not None and model_config is not None:
+        fit_model_config(
+            model_config,
+            tokenizer=tokenizer,
+            new_vocabulary=config.model.name is None and given.model is None,
+            label_names=None if label_names is None else label_names.names,
+        )
+        problems += check_model_config(
+            model_config,
+            tokenizer=tokenizer,
+            own_tokenizer=config.model.tokenizer is None,
+            max_length=config.data.max_length,
+        )
+        if task is not None:
+            problems += check_model_parts(config, task, model_config, given)
+    classes = tokenizer if label_names is None else label_names.names
+    if task is not None and classes is not None:
+        problems += check_loss(config, task, len(classes))
+    if problems:
+        return None
+    assert task is not None and tokenizer is not None and model_config is not None
+    tokenised, stream = _tokenise(config, task, tokenizer, splits, streamed, label_names, console)
+    return Parts(task, tokenised, stream, label_names, tokenizer, model_config, "")
+
+
+def _read_splits(
+    config: Config, task: TextTask, problems: list[str], console: Console, given: Given
+) -> tuple[dict[str, Split], ShardedSplit | None, LabelNames | None]:
+    """The raw splits, the one that is streamed, and the label names; what is wrong with them goes to `problems`.
+
+    Of a training split that is streamed the first rows are among the splits.
+    """
+    data = config.data
+    label = data.label if task.needs_label else None
+    asked: dict[str, Any] = {
+        "name": data.name,
+        "config": data.config,
+        "train": data.train,
+        "validation": data.validation,
+        "test": data.test,
+        "limit": dataclasses.asdict(data.limit),
+        "text": data.text,
+        "text_pair": data.text_pair,
+        "label": label,
+        "seed": config.seed,
+        "show_progress": console.on_terminal,
+    }
+    for name, rows in given.rows.items():
+        table = attempt(problems, lambda: as_dataset(rows, place=f"rows[{name!r}]"))  # noqa: B023
+        split, part = parse_set(name)
+        asked[split] = {**(asked[split] or {}), part: table} if part else table
+    streamed = None
+    if data.streaming:
+        splits, streamed, wrong = open_splits(**asked)
+    else:
+        splits, wrong = load_splits(**asked, validation_fraction=data.validation_fraction)
+    problems += wrong
+    wrong, warnings, label_names = check_splits(
+        splits,
+        text=data.text,
+        text_pair=data.text_pair,
+        label=label,
+        label_names=data.label_names,
+        is_streamed=data.streaming,
+    )
+    if data.validation_fraction is not None:  # both were one file: what is wrong with all of it is told once
+        told = set(wrong)
+        wrong = [
+            problem
+            for problem in wrong
+            if "data.validation" not in problem or problem.replace("data.validation", "data.train") not in told
+        ]
+    problems += wrong
+    for warning in warnings:
+        console.warn(warning)
+    return splits, streamed, label_names
+
+
+def _get_tokenizer(
+    config: Config,
+    task: TextTask | None,
+    splits: Mapping[str, Split],
+    problems: Sequence[str],
+    console: Console,
+    given: Given,
+) -> Any | None:
+    """The tokenizer named, or one trained on the training texts where these are in order."""
+    if config.model.tokenizer == "train":
+        if problems or task is None:
+            return None
+        return train_tokenizer(
+            _texts(splits["train"], config.data.text, config.data.text_pair),
+            style=task.tokenizer_style,
+            vocab_size=config.model.vocab_size,
+            max_length=config.data.max_length,
+        )
+    name = config.model.tokenizer or config.model.name or getattr(given.model, "name_or_path", None)
+    if not name:
+        return None  # the config was told so already
+    name = find_model(name)
+    return load_tokenizer(name, trust_remote_code=config.model.trust_remote_code, say=console.say)
+
+
+def _get_model_config(config: Config, given: Given) -> PretrainedConfig | None:
+    model = config.model
+    if given.model is not None:
+        if not isinstance(given.model, PreTrainedModel):
+            raise UserError(
+                f"model: a {type(given.model).__name__} was given; a task on texts needs a model of transformers"
+            )
+        own: PretrainedConfig = given.model.config
+        return own
+    if model.name is None and model.type is None:
+        return None  # the config was told so already
+    return load_model_config(
+        name=model.name, model_type=model.type, overrides=model.overrides, trust_remote_code=model.trust_remote_code
+    )
+
+
+def _tokenise(
+    config: Config,
+    task: TextTask,
+    tokenizer: Any,
+    splits: Mapping[str, Split],
+    streamed: ShardedSplit | None,
+    label_names: LabelNames | None,
+    console: Console,
+) -> tuple[dict[str, TokenisedSplit], TrainStream | None]:
+    """The rows as the model sees them, and the report of the data; of a stream it is that of its first rows."""
+    data = config.data
+    task.bind(tokenizer, packs=config.model.packing)
+    asked: dict[str, Any] = {
+        "task": task,
+        "tokenizer": tokenizer,
+        "text": data.text,
+        "text_pair": data.text_pair,
+        "label": data.label if task.needs_label else None,
+        "label_names": label_names,
+        "max_length": data.max_length,
+        "cache_dir": data.cache_dir,
+        "show_progress": console.on_terminal,
+        "say": console.say,
+    }
+    stream = None
+    if streamed is not None:
+        stream = prepare_stream(
+            streamed,
+            splits["train"],
+            **asked,
+            is_counted=config.train.steps is None,
+            shuffle_rows=data.shuffle_rows,
+            seed=config.seed,
+        )
+        splits = {name: split for name, split in splits.items() if name != "train"}
+    tokenised = {name: tokenise_split(split, **asked) for name, split in splits.items()}
+    for line in describe_data(
+        tokenised, splits=splits, text=data.text, text_pair=data.text_pair, label_names=label_names
+    ):
+        console.say(line)
+    return tokenised, stream
+
+
+def _texts(split: Split, text: str, text_pair: str | None) -> Iterator[str]:
+    """Every text of a split, one after the other, without holding them all."""
+    columns = [text] if text_pair is None else [text, text_pair]
+    for batch in split.rows.select_columns(columns).iter(batch_size=1000):
+        for column in columns:
+            yield from batch[column]
