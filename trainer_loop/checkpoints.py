@@ -33,7 +33,7 @@ def describe_checkpoints(root: Path) -> tuple[list[str], bool]:
 
     Raises UserError where `root` holds none.
     """
-    from trainer_loop.record.checkpoint import find_fault, list_checkpoints, list_set_aside  # torch: seconds
+    from trainer_loop.record.checkpoint_files import find_fault, list_checkpoints, list_set_aside
     from trainer_loop.record.run_dir import RunDir
 
     run_dir = RunDir(root)

@@ -126,7 +126,7 @@ def _is_complete(config: "Config", loop: "TrainingLoop") -> bool:
 
     Raises UserError where it holds the model of another run, or one with nothing to go on from: it would be lost.
     """
-    from trainer_loop.record.checkpoint import describe_changes, find_changes, list_checkpoints
+    from trainer_loop.record.checkpoint_files import describe_changes, find_changes, list_checkpoints
     from trainer_loop.record.export import ExportRecord
     from trainer_loop.runtime.distributed import agree
 

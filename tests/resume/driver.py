@@ -258,7 +258,7 @@ def _before_link(fault: _Fault, name: str, step: int) -> None:
     def is_it(link: Path, target: Path) -> bool:
         return link.name == name and target.name.endswith(f"{step:08d}")
 
-    _hook(checkpoint, "_point", before=lambda link, target: is_it(link, target) and fault.happen())
+    _hook(checkpoint, "point", before=lambda link, target: is_it(link, target) and fault.happen())
 
 
 def _number_steps() -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from made_up import make_reviews, write_csv
 from scenarios import find_free_port
 
-from trainer_loop.record.checkpoint import find_fault, list_checkpoints
+from trainer_loop.record.checkpoint_files import find_fault, list_checkpoints
 from trainer_loop.record.run_dir import RunDir
 
 HERE = Path(__file__).parent

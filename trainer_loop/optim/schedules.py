@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
+from transformers import optimization
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from trainer_loop.config.component import check_arguments, choose
 from trainer_loop.errors import UserError
 
-_ON_METRICS = (ReduceLROnPlateau, GreedyLR)
+_ON_METRICS = (ReduceLROnPlateau, *([optimization.GreedyLR] if hasattr(optimization, "GreedyLR") else []))
 _NEED_METRICS = ("reduce_lr_on_plateau", "greedy")
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 60

@@ -2,12 +2,9 @@
 
 import contextlib
 import errno
-import json
 import os
-import re
 import shutil
 import threading
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +20,20 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.record.checkpoint_files import (
+    AVERAGES,
+    MANIFEST,
+    SCALER,
+    SCHEDULER,
+    STATE,
+    compute_checksum,
+    find_changes,
+    find_fault,
+    list_checkpoints,
+    point,
+    seal,
+    set_aside,
+)
 from trainer_loop.record.logs import Console
 from trainer_loop.record.run_dir import (
     RunDir,
@@ -37,15 +48,6 @@ from trainer_loop.record.state import TrainState
 from trainer_loop.runtime.distributed import broadcast, sum_on_hosts
 from trainer_loop.runtime.memory import is_out_of_memory
 
-_MANIFEST = "manifest.json"
-_STATE = "state.json"
-_SCHEDULER = "scheduler.bin"  # this and the next: as accelerate calls them
-_SCALER = "scaler.bin"
-_AVERAGES = "averages.safetensors"
-_ALWAYS = {"model.safetensors", "optimizer.bin", _SCHEDULER, _STATE}
-_LOADED = {*_ALWAYS, _SCALER, _AVERAGES}
-_NAME = re.compile(r"step-\d+")
-_DAMAGED = ".damaged"
 _ROOM = 1.05  # times the last checkpoint's size must be free
 
 
@@ -165,7 +167,7 @@ class Checkpointer:
         self._join()
         saved = self.run_dir.checkpoint(step).is_dir()
         if self.accelerator.is_main_process and saved:
-            _point(self.run_dir.checkpoints / "best", self.run_dir.checkpoint(step))
+            point(self.run_dir.checkpoints / "best", self.run_dir.checkpoint(step))
         return bool(broadcast(self.accelerator, saved))
 
     def describe_newest(self) -> str:
@@ -249,9 +251,9 @@ class Checkpointer:
             flush([*temporary.iterdir(), temporary])
             os.replace(temporary, target)
             flush([target.parent])
-            _point(target.with_name("latest"), target)
+            point(target.with_name("latest"), target)
             if snapshot.state["best_step"] == snapshot.state["step"]:
-                _point(target.with_name("best"), target)
+                point(target.with_name("best"), target)
             flush([target.parent])
         except (OSError, SafetensorError, RuntimeError) as error:
             if not is_disk_error(error):
@@ -281,12 +283,13 @@ class Checkpointer:
         (directory / "random_states_0.pkl").unlink()
         # Of the loss scaler accelerate would write one file from all processes at once.
         if snapshot.scaler is not None:
-            torch.save(snapshot.scaler, directory / _SCALER)
+            torch.save(snapshot.scaler, directory / SCALER)
         if snapshot.averages is not None:
-            save_file(snapshot.averages, directory / _AVERAGES)
-        write_json(directory / _STATE, snapshot.state)
+            save_file(snapshot.averages, directory / AVERAGES)
+        write_json(directory / STATE, snapshot.state)
         files: dict[str, dict[str, Any]] = {
-            file.name: {"bytes": file.stat().st_size, "crc32": _checksum(file)} for file in sorted(directory.iterdir())
+            file.name: {"bytes": file.stat().st_size, "crc32": compute_checksum(file)}
+            for file in sorted(directory.iterdir())
         }
         self._bytes = sum(file["bytes"] for file in files.values())
         manifest = {
@@ -297,7 +300,7 @@ class Checkpointer:
             "versions": package_versions(),
             "files": files,
         }
-        (directory / _MANIFEST).write_text(_seal(manifest), encoding="utf-8")
+        (directory / MANIFEST).write_text(seal(manifest), encoding="utf-8")
 
     def _ensure_room(self) -> None:
         """Raises OSError where less is free than the last checkpoint took: half a checkpoint fills the disk for all."""
@@ -326,7 +329,7 @@ class Checkpointer:
         path = self._choose_together(resume)
         if path is None:
             return None
-        manifest = read_json(path / _MANIFEST)
+        manifest = read_json(path / MANIFEST)
         self._compare(path, manifest)
         try:
             with self._without_scaler(), self._without_optimizer("optimizer.name" in self.changes):
@@ -334,9 +337,9 @@ class Checkpointer:
                     _check_names(path, self.accelerator.unwrap_model(model))
                 self.accelerator.load_state(str(path), strict=False)
             if "scheduler.name" not in self.changes:
-                self.scheduler.load_state_dict(torch.load(path / _SCHEDULER, weights_only=True))
-            if self.accelerator.scaler is not None and (path / _SCALER).exists():
-                self.accelerator.scaler.load_state_dict(torch.load(path / _SCALER, weights_only=True))
+                self.scheduler.load_state_dict(torch.load(path / SCHEDULER, weights_only=True))
+            if self.accelerator.scaler is not None and (path / SCALER).exists():
+                self.accelerator.scaler.load_state_dict(torch.load(path / SCALER, weights_only=True))
             if self.averages is not None:
                 self._load_averages(path, self.averages)
         except (RuntimeError, ValueError, KeyError, UnpicklingError, SafetensorError) as error:
@@ -346,7 +349,7 @@ class Checkpointer:
                 f"{path} does not fit this model and optimizer: {in_one_line(error)}; "
                 "choose another run_dir or give the config it was made with"
             ) from error
-        state = TrainState.from_dict(read_json(path / _STATE))
+        state = TrainState.from_dict(read_json(path / STATE))
         best = self.run_dir.checkpoint(state.best_step or 0)
         if not self._is_own(path):  # the weights of the best lie in another run directory
             state.forget_best()
@@ -374,8 +377,8 @@ class Checkpointer:
         if fault:
             return f"{path}: {fault}"
         load_model(model, path / "model.safetensors", strict=False)  # its names are those of the newest, which fitted
-        if self.averages is not None and (path / _AVERAGES).exists():
-            self.averages.copy_to_model(load_file(path / _AVERAGES))
+        if self.averages is not None and (path / AVERAGES).exists():
+            self.averages.copy_to_model(load_file(path / AVERAGES))
         return None
 
     def _tidy_up(self, path: Path, state: TrainState) -> None:
@@ -385,9 +388,9 @@ class Checkpointer:
         with contextlib.suppress(OSError):  # a disk that is full or read-only: links are for people
             for left_over in self.run_dir.checkpoints.glob(".step-*.tmp"):
                 shutil.rmtree(left_over, ignore_errors=True)
-            _point(path.with_name("latest"), path)
+            point(path.with_name("latest"), path)
             if state.best_step is not None and self.run_dir.checkpoint(state.best_step).is_dir():
-                _point(path.with_name("best"), self.run_dir.checkpoint(state.best_step))
+                point(path.with_name("best"), self.run_dir.checkpoint(state.best_step))
             self._rotate(state.state_dict())
 
     @contextlib.contextmanager
@@ -411,8 +414,8 @@ class Checkpointer:
             self.accelerator._optimizers[:] = optimizers
 
     def _load_averages(self, path: Path, averages: Averages) -> None:
-        if (path / _AVERAGES).exists():
-            averages.load_state_dict(load_file(path / _AVERAGES))
+        if (path / AVERAGES).exists():
+            averages.load_state_dict(load_file(path / AVERAGES))
         else:
             averages.restart()
             self.console.warn(f"{path} has no averaged weights: the average begins at its weights")
@@ -431,7 +434,7 @@ class Checkpointer:
             raise UserError(problems)
         if chosen is None:
             return None
-        blind = not (chosen / _MANIFEST).is_file()
+        blind = not (chosen / MANIFEST).is_file()
         if sum_on_hosts(self.accelerator, [blind])[0]:
             raise UserError(
                 f"{chosen} is not seen by every process; run_dir must lie on a file system that all of them share"
@@ -494,99 +497,6 @@ class Checkpointer:
             else:
                 effect = "planned anew from here on" if name in self.replanned else "no update depends on it"
             self.console.say(f"changed since the checkpoint: {name} was {old} and is {new}: {effect}")
-
-
-def list_checkpoints(run_dir: RunDir) -> list[Path]:
-    """Checkpoint directories, oldest step first; not verified."""
-    paths = run_dir.checkpoints.glob("step-*")
-    return sorted(path for path in paths if _NAME.fullmatch(path.name) and path.is_dir())
-
-
-def list_set_aside(run_dir: RunDir) -> list[Path]:
-    """Damaged checkpoints that were renamed so that nothing goes on from them."""
-    return sorted(run_dir.checkpoints.glob(f"step-*{_DAMAGED}"))
-
-
-def set_aside(path: Path) -> Path:
-    """Rename a damaged checkpoint, so that nothing goes on from it; one set aside before it makes way."""
-    target = path.with_name(path.name + _DAMAGED)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(path, target)
-    return target
-
-
-def find_fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: every file of its manifest has its size and checksum."""
-    if not path.is_dir():
-        return "is no directory"
-    try:
-        manifest = _open_sealed(path / _MANIFEST)
-        files = manifest["files"].items()
-    except (OSError, ValueError, KeyError, AttributeError):
-        return f"{_MANIFEST} is missing or damaged"
-    names = {name for name, _ in files}
-    unlisted = {file.name for file in path.iterdir() if file.name in _LOADED} - names
-    if unlisted or not names >= _ALWAYS or any(Path(name).name != name for name in names):
-        return f"{_MANIFEST} does not list what a checkpoint consists of"
-    for name, expected in files:
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != expected["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
-        if _checksum(file) != expected["crc32"]:
-            return f"{name} was altered: its checksum differs"
-    return None
-
-
-def find_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What each name was and is, for those that differ. Values are compared as JSON has them."""
-    now = json.loads(json.dumps(now))
-    return {name: (before.get(name), value) for name, value in now.items() if before.get(name) != value}
-
-
-def describe_changes(changes: Mapping[str, tuple[Any, Any]]) -> str:
-    """`seed was 42 and is 1, ...`"""
-    return ", ".join(f"{name} was {old} and is {new}" for name, (old, new) in changes.items())
-
-
-def _seal(manifest: Mapping[str, Any]) -> str:
-    """As JSON with a checksum over the text itself, so that no byte of it can change unseen."""
-    text = json.dumps(manifest, indent=2, sort_keys=True)
-    return json.dumps({**manifest, "crc32": f"{zlib.crc32(text.encode()):08x}"}, indent=2, sort_keys=True)
-
-
-def _open_sealed(path: Path) -> dict[str, Any]:
-    """Raises ValueError where it is not as it was sealed."""
-    text = path.read_text(encoding="utf-8")
-    manifest = json.loads(text)
-    if not isinstance(manifest, dict):
-        raise ValueError("no manifest")
-    manifest.pop("crc32", None)
-    if _seal(manifest) != text:
-        raise ValueError("altered")
-    return manifest
-
-
-def _checksum(path: Path) -> str:
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            value = zlib.crc32(block, value)
-    return f"{value:08x}"
-
-
-def _point(link: Path, target: Path) -> None:
-    """Make `link` a relative symbolic link to its neighbour `target`, in one instant."""
-    temporary = link.with_name(f".{link.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        temporary.symlink_to(target.name)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-        return  # a file system without links: they are for people, nothing here follows them
-    os.replace(temporary, link)
 
 
 def _select_saved(model: nn.Module) -> dict[str, Tensor]:

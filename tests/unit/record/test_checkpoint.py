@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from trainer_loop.errors import UserError
 from trainer_loop.record import checkpoint
-from trainer_loop.record.checkpoint import find_fault, list_checkpoints
+from trainer_loop.record.checkpoint_files import find_fault, list_checkpoints, seal
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.state import TrainState
 
@@ -170,7 +170,7 @@ def test_files_are_read_without_running_what_a_pickle_holds(loop, tmp_path):
         del manifest["crc32"]
         altered = (newest / name).read_bytes()
         manifest["files"][name] = {"bytes": len(altered), "crc32": f"{zlib.crc32(altered):08x}"}
-        (newest / "manifest.json").write_text(checkpoint._seal(manifest))
+        (newest / "manifest.json").write_text(seal(manifest))
         assert find_fault(newest) is None
         with contextlib.suppress(UserError, ValueError):  # accelerate passes over the random states in silence
             loop.checkpointer.load("auto")

@@ -1,6 +1,7 @@
 """Two processes never train in one run directory, and scripts learn how the last one there ended."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -12,10 +13,11 @@ from trainer_loop.record.run_dir import RunDir
 
 _TAKE_AND_WAIT = """
 import sys
-from trainer_loop.record.claim import RunClaim
+from trainer_loop.record import claim
 from trainer_loop.record.run_dir import RunDir
-claim = RunClaim(RunDir(sys.argv[1]), enabled=True)
-claim.take()
+claim._SECONDS_TO_WAIT = 0.1
+mine = claim.RunClaim(RunDir(sys.argv[1]), enabled=True)
+mine.take()
 print("taken", flush=True)
 sys.stdin.read()
 """
@@ -42,6 +44,9 @@ def test_it_is_free_as_soon_as_the_other_is_killed(other, tmp_path):
     other.kill()
     mine = RunClaim(RunDir(tmp_path), enabled=True)
     mine.take()
+    command = [sys.executable, "-c", _TAKE_AND_WAIT, str(tmp_path)]
+    third = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"is in use by process {os.getpid()} on " in third.stderr
     mine.release()
 
 
