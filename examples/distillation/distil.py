@@ -17,7 +17,7 @@ class Distillation(TrainingLoop):
 
     def loss_sum(self, batch):
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        with torch.no_grad():
+        with torch.no_grad(), self.accelerator.autocast():
             said = self.teacher(**inputs).logits.float() / self.temperature
         logits = self.model(**inputs).logits.float()
         student = (logits / self.temperature).log_softmax(dim=-1)
