@@ -1,5 +1,6 @@
 """Adapters of the package peft: a few new weights learn, and those of the model stay as they are."""
 
+import inspect
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -53,18 +54,33 @@ def check_targets(model: nn.Module, targets: Sequence[str], *, place: str) -> li
 
 
 def add_adapter(
-    model: PreTrainedModel, *, kind: str, arguments: Mapping[str, Any], task_type: str | None, place: str, seed: int
+    model: PreTrainedModel,
+    *,
+    kind: str,
+    arguments: Mapping[str, Any],
+    task_type: str | None,
+    place: str,
+    seed: int,
+    new_weights: Sequence[str] = (),
 ) -> "PeftModel":
     """The model with an adapter, which learns, and its head, which does too; its new weights are a function of `seed`.
 
     kind: a name of peft's adapters, such as lora. arguments: of its config. task_type: as peft calls what the model
-    is made for. Raises UserError, beginning with the config key `place`, where peft refuses them.
+    is made for. new_weights: names of those that were not loaded; they learn in full and go with the adapter. Raises
+    UserError, beginning with the config key `place`, where peft refuses them.
     """
     from peft import get_peft_model
 
     seed_everything(seed, "adapter")
+    config_class = _find_config_class(kind, place=place)
+    arguments = dict(arguments)
+    if new_modules := sorted({name.rpartition(".")[0] for name in new_weights}):
+        taken = inspect.signature(config_class).parameters
+        for argument in ("modules_to_save", "exclude_modules"):  # in full, and not by the adapter
+            if argument in taken and not isinstance(arguments.get(argument), str):
+                arguments[argument] = [*(arguments.get(argument) or ()), *new_modules]
     try:
-        config: PeftConfig = _find_config_class(kind, place=place)(task_type=task_type, **arguments)
+        config: PeftConfig = config_class(task_type=task_type, **arguments)
         adapted: PeftModel = get_peft_model(model, config)
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
         raise UserError(f"{place}: {in_one_line(error, at_most=300)}") from error
@@ -95,14 +111,24 @@ def load_adapted_model(model_dir: Path, *, model_class: str) -> nn.Module:
             del config.quantization_config
             options["quantization_config"] = transformers.BitsAndBytesConfig.from_dict(quantised)
         auto_class = getattr(transformers, model_class)
-        model = auto_class.from_pretrained(base, config=config, dtype=torch.float32, **options)
+        model, loaded = auto_class.from_pretrained(
+            base, config=config, dtype=torch.float32, output_loading_info=True, **options
+        )
         stay_in_4_bits(model)
-        adapted: nn.Module = peft.PeftModel.from_pretrained(model, str(model_dir))
+        adapted: Any = peft.PeftModel.from_pretrained(model, str(model_dir))
     except (OSError, ImportError, ValueError, RuntimeError, TypeError) as error:
         raise UserError(
             f"{model_dir} is an adapter, and cannot be loaded into its model: {in_one_line(error)}"
         ) from error
-    return adapted
+    brought = tuple(adapted.peft_config["default"].modules_to_save or ())
+    modules = {name.rpartition(".")[0] for name in loaded["missing_keys"]}
+    ends = tuple(f".{module}" for module in brought)
+    if missing := sorted(module for module in modules if not f".{module}".endswith(ends)):
+        raise UserError(
+            f"{model_dir} is an adapter, and neither it nor {base} has weights for {', '.join(missing[:4])}: it would "
+            "answer at random"
+        )
+    return adapted  # type: ignore[no-any-return]
 
 
 def _find_config_class(kind: str, *, place: str) -> Any:

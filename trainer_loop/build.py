@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from trainer_loop.adapters import add_adapter, merge_adapter
 from trainer_loop.attention import describe_attention_dropout, use_attention
-from trainer_loop.config.component import check_parameters, locate
+from trainer_loop.config.component import check_parameters, fingerprint_own, locate
 from trainer_loop.config.fields import Config
 from trainer_loop.config.load import flatten, values_of, write_resolved
 from trainer_loop.config.named_sets import parse_set
@@ -46,7 +46,7 @@ from trainer_loop.optim.groups import (
 )
 from trainer_loop.optim.optimizers import make_optimizer, takes_hidden_matrices_apart
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages, is_schedule_free
-from trainer_loop.optim.schedules import count_steps, describe_warmup, draw_schedule, make_scheduler
+from trainer_loop.optim.schedules import count_steps, describe_warmup, draw_schedule, follows_metric, make_scheduler
 from trainer_loop.packing import use_packing
 from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.export import ExportRecord, export_model
@@ -68,6 +68,12 @@ _TUNED = [name for name, key in KEYS.items() if key.on_resume == "planned anew" 
 _WORKERS_BESIDE_A_GPU = 2
 _COMPUTE_TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
 _STEPS_LOOKED_AT = 200  # of an epoch, to tell how it is cut
+_OF_A_MODEL_MADE_HERE = ("model.overrides", "model.from_scratch", "model.attention", "model.gradient_checkpointing")
+_OF_AN_OPTIMIZER_MADE_HERE = (
+    *("optimizer.name", "optimizer.lr", "optimizer.weight_decay", "optimizer.args", "optimizer.layer_decay"),
+    "optimizer.groups",
+)
+_NAMES_OF_CODE = ("task.name", "model.type", "loop.name", "loss.name", "optimizer.name", "scheduler.name")
 _WINDOW = 32  # batches whose rows are sorted together where the config names no number
 
 
@@ -108,16 +114,25 @@ def build(
     train_loader = _make_train_loader(config, parts, accelerator)
     run_plan = _describe_run(config, parts, train_loader)
     agree(accelerator, run_plan, what="the data or the config")
+    own_code = _fingerprint_own_code(config)
     steps_per_epoch = train_loader.steps_per_epoch
     num_steps = config.train.steps or math.ceil((config.train.epochs or 0) * (steps_per_epoch or 0))
 
+    model_is_given = model is not None
     model = _make_model(config, parts, accelerator, console, model)
     _freeze(config, model, num_steps)
     groups = _make_groups(config, model, num_steps)
     _refuse_idle_groups(groups, num_steps)
+    if unfreezing := [group.unfreeze_at for group in groups if group.unfreeze_at]:
+        run_plan["unfreezing"] = unfreezing
     if (frozen := describe_frozen(model)) is not None:
         run_plan["frozen_weights"] = frozen
     torch_optimizer = optimizer(model) if optimizer is not None else _make_optimizer(config, groups, accelerator.device)
+    _warn_of_unheeded(config, console, given_model=model_is_given, given_optimizer=optimizer is not None)
+    if optimizer is not None:
+        run_plan["optimizer.name"] = f"{type(torch_optimizer).__module__}.{type(torch_optimizer).__qualname__}"
+    if task is not None:
+        run_plan["task.name"] = f"{type(task).__module__}.{type(task).__qualname__}"
     plateau_metric = config.scheduler.metric or "-loss"
     scheduler = make_scheduler(
         torch_optimizer,
@@ -127,6 +142,10 @@ def build(
         args=config.scheduler.args,
         metric=plateau_metric,
     )
+    if follows_metric(scheduler) and (config.evaluate.every == "never" or not _has_validation(parts)):
+        raise UserError(
+            f"scheduler.name: {config.scheduler.name} follows an evaluation; set evaluate.every and data.validation"
+        )
     averages = _make_averages(config, model, torch_optimizer)
     prepared_model, prepared_optimizer = accelerator.prepare(model, torch_optimizer)
     return loop_class(
@@ -146,8 +165,8 @@ def build(
             scheduler=scheduler,
             console=console,
             plan=run_plan,
-            config=values_of(config),
-            replanned=[name for name, key in KEYS.items() if key.on_resume == "planned anew"],
+            config=values_of(config) | own_code,
+            replanned=[*own_code, *(name for name, key in KEYS.items() if key.on_resume == "planned anew")],
             resume_anyway=config.resume_anyway,
             averages=averages,
             keep_last=config.checkpoint.keep_last,
@@ -173,7 +192,7 @@ def build(
         resume=config.resume,
         preemption=preemption,
         max_time_minutes=config.train.max_time_minutes,
-        export=functools.partial(_export, config, run_dir, parts.tokenizer, num_steps, run_plan),
+        export=functools.partial(_export, config, run_dir, parts.tokenizer, num_steps, run_plan | own_code),
         keep_predictions=functools.partial(_keep_predictions, run_dir, parts),
         describe=functools.partial(_record_what_it_is, config, run_dir),
         make_loader=functools.partial(_make_loader_of_rows, config, parts, accelerator),
@@ -198,6 +217,7 @@ def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
         f"optimizer: {config.optimizer.name}, learning rate {config.optimizer.lr:g}, {config.scheduler.name} with "
         f"{warmup}",
         f"evaluation: {evaluation}; checkpoints: {saving}, in {config.run_dir}",
+        *(f"{name}: {told}" for name, told in _fingerprint_own_code(config).items()),
         *(_describe_optimizer(config, loop) if config.dry_run else []),
     ]
 
@@ -301,7 +321,13 @@ def _make_model(
     if (adapter := adapter_of(config)) is not None:
         kind, arguments, place = adapter
         model = add_adapter(
-            model, kind=kind, arguments=arguments, task_type=parts.task.adapter_type, place=place, seed=config.seed
+            model,
+            kind=kind,
+            arguments=arguments,
+            task_type=parts.task.adapter_type,
+            place=place,
+            seed=config.seed,
+            new_weights=new_weights,
         )
     return model
 
@@ -326,6 +352,22 @@ def _make_optimizer(config: Config, groups: Sequence[ParameterGroup], device: to
         args=config.optimizer.args,
         device=device,
     )
+
+
+def _has_validation(parts: Parts) -> bool:
+    return any(parse_set(name)[0] == "validation" for name in parts.splits)
+
+
+def _warn_of_unheeded(config: Config, console: Console, *, given_model: bool, given_optimizer: bool) -> None:
+    """Keys that say what a part made in Python decides itself."""
+    values = values_of(config)
+    for part, is_given, names in (
+        ("model", given_model, _OF_A_MODEL_MADE_HERE),
+        ("optimizer", given_optimizer, _OF_AN_OPTIMIZER_MADE_HERE),
+    ):
+        unheeded = [name for name in names if is_given and values[name] != KEYS[name].default]
+        if unheeded:
+            console.warn(f"{', '.join(unheeded)}: not heeded, for the {part} was given and is taken as it is")
 
 
 def _freeze(config: Config, model: nn.Module, num_steps: int) -> None:
@@ -513,6 +555,14 @@ def _describe_run(config: Config, parts: Parts, loader: TrainLoader | StreamLoad
     } | {name: values[name] for name, key in KEYS.items() if key.on_resume == "refused"}
 
 
+def _fingerprint_own_code(config: Config) -> dict[str, str]:
+    """What the user wrote: a checksum by the key that names it, so that a run tells when it was changed."""
+    values = values_of(config)
+    found = {name: locate(str(values[name]), place=name) for name in _NAMES_OF_CODE if "." in str(values[name])}
+    own = {f"{name} (its code)": fingerprint_own(component) for name, component in found.items()}
+    return {name: told for name, told in own.items() if told is not None}
+
+
 def _record_what_it_is(config: Config, run_dir: RunDir, loop: TrainingLoop) -> None:
     """What the run is and what it runs on; from here on the run directory is written."""
     accelerator = loop.accelerator
@@ -565,7 +615,7 @@ def _export(
 ) -> None:
     on_texts = tokenizer is not None
     record = ExportRecord(
-        task=config.task.name,
+        task=run_plan["task.name"],
         text=config.data.text if on_texts else None,
         text_pair=config.data.text_pair,
         max_length=config.data.max_length if on_texts else None,

@@ -1,6 +1,6 @@
 """Judging a model on rows that it does not learn from: each row once, on any number of processes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -96,12 +96,16 @@ class Evaluator:
     @torch.no_grad()
     def predict(self, loader: EvaluationLoader) -> dict[str, np.ndarray]:
         """What the task predicts of each row of this process's loader, in their order: `[N, ...]` by name of output."""
+        seed_everything(self.seed, "predict", self.accelerator.process_index)
         numbers: list[int] = []
         columns: dict[str, list[Tensor]] = {}
         with self._evaluating():
             for microbatch in loader:
                 numbers += microbatch.rows
-                for name, output in self.task.predict(self.model, microbatch.batch).items():
+                outputs: Mapping[str, Tensor | None] = self.task.predict(self.model, microbatch.batch)
+                for name, output in outputs.items():
+                    if output is None:  # references of rows without labels
+                        continue
                     columns.setdefault(name, []).append(output.cpu())
         order = np.argsort(numbers, kind="stable")
         return {name: torch.cat(outputs).numpy()[order] for name, outputs in columns.items()}

@@ -182,9 +182,15 @@ class TrainingLoop:
                 f"{', '.join(other_schedule)}: a {type(self.scheduler).__name__} has a memory of its own and cannot be "
                 "changed, or taken up, when a run goes on; give what the run was begun with, or choose another run_dir"
             )
+        if state.num_steps != self.num_steps and hasattr(self.scheduler, "total_steps"):
+            raise UserError(
+                f"scheduler.name: a {type(self.scheduler).__name__} that was planned for {state.num_steps:,} steps "
+                f"cannot become one of {self.num_steps:,}; give the length the run was begun with, or choose another "
+                "run_dir"
+            )
         if state.num_steps != self.num_steps or any(name.startswith(("optimizer.", "scheduler.")) for name in changes):
-            old, new = changes.get("optimizer.lr", (1, 1))
-            replan(self.optimizer, self.scheduler, groups=planned, lr_ratio=new / old if old else 1.0, step=state.step)
+            args = {name for given in changes.get("optimizer.args", ()) for name in given or ()}
+            replan(self.optimizer, self.scheduler, groups=planned, args=args, step=state.step)
         judged_otherwise = None in changes.get("ema.decay", ()) or any(name.startswith(_JUDGED_ON) for name in changes)
         if judged_otherwise or state.best_by not in (None, self.best):
             state.forget_best()
@@ -548,7 +554,8 @@ class TrainingLoop:
         self._record(state, {f"validation/{name}": value for name, value in values.items()})
         self.console.tell_evaluation(f"validation at step {state.step:,}, epoch {self._epoch(state):.4g}", values)
         if follows_metric(self.scheduler) and state.step > 0:
-            self.scheduler.step(values[self.plateau_metric.removeprefix("-")])  # type: ignore[arg-type] # its metric
+            figure = self._find_figure(values, self.plateau_metric, place="scheduler.metric")
+            self.scheduler.step(figure)  # type: ignore[arg-type] # its metric
         if self.best is None:
             state.figures = values
         elif state.step > 0:
@@ -570,12 +577,15 @@ class TrainingLoop:
     def _value_of_best(self, values: dict[str, float]) -> float:
         """The figure that is to grow."""
         assert self.best is not None
-        name = self.best.removeprefix("-")
+        value = self._find_figure(values, self.best, place="checkpoint.best")
+        return -value if self.best.startswith("-") else value
+
+    @staticmethod
+    def _find_figure(values: Mapping[str, float], figure: str, *, place: str) -> float:
+        name = figure.removeprefix("-")
         if name not in values:
-            raise UserError(
-                f"checkpoint.best: {self.best} is not among the figures of an evaluation: {', '.join(values)}"
-            )
-        return -values[name] if self.best.startswith("-") else values[name]
+            raise UserError(f"{place}: {figure} is not among the figures of an evaluation: {', '.join(values)}")
+        return values[name]
 
     def _finish(self, state: TrainState) -> None:
         """Take the best weights if there is a best, score the test split with them, write the totals and the model."""
@@ -624,7 +634,9 @@ class TrainingLoop:
                 if self.keep_predictions is not None and self.accelerator.is_main_process:
                     self.keep_predictions(name, scores.predictions, scores.references)
         except Preempted:
-            self._save(state)  # where checkpoint.every is never, nothing is there yet
+            trained_weights = self.averages is None and state.best_step in (None, state.step)
+            if trained_weights:  # where checkpoint.every is never, nothing is there yet
+                self._save(state)
             self._leave(state)
         self._record(state, {f"test/{name}": value for name, value in values.items()})
         self.console.tell_evaluation("test, with the exported weights", values)

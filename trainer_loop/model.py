@@ -171,7 +171,10 @@ def make_model(
     else:
         name = find_model(name)
         reason = describe_unreachable()
-        in_4_bits = {} if quantize is None else _in_4_bits(config, model_class=model_class, dtype=quantize)
+        in_4_bits: dict[str, Any] = {}
+        if quantize is not None:
+            empty = make_empty_model(config, model_class=model_class, trust_remote_code=trust_remote_code)
+            in_4_bits = _in_4_bits(empty, dtype=quantize)
         with offline_unless_reachable() as reachable:
             try:
                 model, loaded = auto_class.from_pretrained(
@@ -191,8 +194,11 @@ def make_model(
                     raise UserError(_explain_attention(attention, error)) from error
                 raise UserError(_explain_failure(name, error, offline=None if reachable else reason)) from error
         _refuse_mismatched_body(name, loaded["mismatched_keys"], num_labels=config.num_labels)
-        if quantize is not None:
-            stay_in_4_bits(model)
+        if quantize is not None and not any(hasattr(weight, "quant_state") for weight in model.parameters()):
+            raise UserError(
+                f"model.quantize: in a {type(model).__name__} bitsandbytes finds no matrix to take; set it to null"
+            )
+        stay_in_4_bits(model)
         new_weights = sorted({*loaded["missing_keys"], *(key for key, _, _ in loaded["mismatched_keys"])})
     if num_tokens > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(num_tokens)  # the tokenizer was given a token for padding
@@ -212,10 +218,11 @@ def stay_in_4_bits(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
-def _in_4_bits(config: PretrainedConfig, *, model_class: str, dtype: torch.dtype) -> dict[str, Any]:
+def _in_4_bits(empty: nn.Module, *, dtype: torch.dtype) -> dict[str, Any]:
     """Arguments of from_pretrained. The head stays as it is: it may be new, and learns."""
-    empty: Any = make_empty_model(config, model_class=model_class)
-    heads = [name for name, _ in empty.named_children() if name != empty.base_model_prefix]
+    parts = [name for name, _ in empty.named_children()]
+    body = getattr(empty, "base_model_prefix", "")
+    heads = [name for name in parts if name != body] if body in parts else []  # else it is all body
     quantization = transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",  # made for weights that are normally distributed (arXiv 2305.14314)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer_loop.config.component import describe_own_line
 from trainer_loop.errors import Diverged, Preempted, ProcessLost, UserError
 from trainer_loop.record.claim import RunClaim, RunDirInUse
 from trainer_loop.record.run_dir import RunDir
@@ -114,6 +115,12 @@ def _train(
             loop.fit(state_so_far[0])
         except Preempted as stop:
             loop.console.say(str(stop))
+            raise
+        except UserError:
+            raise
+        except Exception as error:
+            if (told := describe_own_line(error)) is not None:
+                loop.console.warn(f"ended by {told}")  # in train.log too; its traceback follows
             raise
         finally:
             if config.log.trackers:

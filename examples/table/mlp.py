@@ -15,7 +15,7 @@ class Diagnosis(RowTask):
         return F.cross_entropy(model(batch["measured"]), batch["benign"], reduction="sum")
 
     def predict(self, model, batch):
-        return {"predictions": model(batch["measured"]).argmax(dim=-1), "references": batch["benign"]}
+        return {"predictions": model(batch["measured"]).argmax(dim=-1), "references": batch.get("benign")}
 
 
 def make_mlp(width):

@@ -262,6 +262,79 @@ def test_keys_for_texts_are_refused_by_a_task_that_takes_rows_as_they_are(tmp_pa
     assert len(refused.value.problems) == 4
 
 
+def test_validation_rows_that_are_given_and_a_share_to_cut_exclude_each_other(tmp_path):
+    words = ["train={steps: 2, precision: no}", f"run_dir={tmp_path / 'run'}", "data.validation_fraction=0.2"]
+    with pytest.raises(UserError, match=r"data.validation_fraction: 0.2: validation rows are given; set it to null"):
+        build(
+            load_config(None, words),
+            task=Regression(),
+            model=Linear(),
+            rows={"train": Points(20), "validation": Points(9)},
+        )
+
+
+def test_a_task_that_is_given_has_its_loss_and_arguments(tmp_path):
+    words = ["train={steps: 2, precision: no}", f"run_dir={tmp_path / 'run'}", "loss.args.label_smoothing=0.1"]
+    with pytest.raises(UserError, match=r"loss.args: .* the task that was given, a Regression, has its own; remove it"):
+        build(load_config(None, words), task=Regression(), model=Linear(), rows={"train": Points(20)})
+
+
+def test_a_task_that_computes_its_own_loss_takes_none_from_the_config(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    config = load_config(
+        str(Path(__file__).parents[2] / "examples/table/config.yaml"), ["loss.args.label_smoothing=0.1"]
+    )
+    with pytest.raises(UserError, match=r"loss: the task examples.table.mlp.Diagnosis computes its own"):
+        build(config)
+
+
+class Shaken(Points):
+    def __getitem__(self, index):
+        row = super().__getitem__(index)
+        return row | {"x": row["x"] + 0.01 * torch.randn(4)}
+
+
+def test_rows_that_are_changed_at_random_when_they_are_read_go_on_too(tmp_path):
+    words = ["train={steps: 6, precision: no}", f"run_dir={tmp_path / 'run'}", "batch.size=4", "checkpoint.every=3"]
+
+    def run(*more: str) -> torch.Tensor:
+        torch.manual_seed(torch.seed() % 2**31)
+        loop = build(load_config(None, [*words, *more]), task=Regression(), model=Linear(), rows={"train": Shaken(20)})
+        with torch.no_grad():
+            loop.bare_model.linear.weight.fill_(0.1)
+            loop.bare_model.linear.bias.fill_(0.1)
+        loop.fit()
+        tiny.forget_accelerator()
+        return loop.bare_model.linear.weight.detach().clone()
+
+    whole = run()
+    parted = run(f"run_dir={tmp_path / 'parted'}", f"resume={tmp_path / 'run' / 'checkpoints' / 'step-00000003'}")
+    assert torch.equal(whole, parted)
+
+
+def test_keys_that_a_given_part_decides_itself_are_told(tmp_path, capsys):
+    words = ["train={steps: 2, precision: no}", f"run_dir={tmp_path / 'run'}", "optimizer.lr=0.5"]
+    loop = build(
+        load_config(None, words),
+        task=Regression(),
+        model=Linear(),
+        rows={"train": Points(20)},
+        optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
+    )
+    assert "optimizer.lr: not heeded, for the optimizer was given and is taken as it is" in capsys.readouterr().out
+    assert loop.checkpointer.plan["optimizer.name"] == "torch.optim.sgd.SGD"
+    assert loop.checkpointer.plan["task.name"].endswith("Regression")
+
+
+def test_rows_without_labels_are_predicted_by_the_example_too(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2])
+    words = ["train={steps: 2, precision: no, epochs: null}", f"run_dir={tmp_path / 'run'}", "checkpoint.best="]
+    loop = build(load_config(str(Path(__file__).parents[2] / "examples/table/config.yaml"), words))
+    predicted = loop.predict([{"measured": np.ones(30, dtype=np.float32)}] * 3)
+    assert list(predicted) == ["predictions"]
+    assert predicted["predictions"].shape == (3,)
+
+
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [

@@ -7,10 +7,12 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from trainer_loop.build import build
 from trainer_loop.config.load import load_config
+from trainer_loop.model import make_model
 from trainer_loop.predict import main
 
 RATES = "optimizer={name: sgd, lr: 0.1, weight_decay: 0.0}"
@@ -110,6 +112,17 @@ def test_what_is_frozen_stays_and_what_has_a_rate_of_its_own_moves_by_it(command
             "ema.decay: 0.9: schedule_free_adamw keeps an average",
         ),
         (["scheduler.metric=accuracy"], "scheduler.metric: accuracy: linear follows none"),
+        (["scheduler={name: one_cycle, warmup: 1}"], "one_cycle cannot warm up in 1 of 8 steps"),
+        (["scheduler={name: one_cycle, warmup: 8}"], "one_cycle cannot warm up in 8 of 8 steps"),
+        (["scheduler.name=greedy"], "its least learning rate, 0.001, is not below the 0.001 it begins with"),
+        (
+            ["scheduler.name=torch.optim.lr_scheduler.ReduceLROnPlateau", "data.validation_fraction="],
+            "ReduceLROnPlateau follows the validation loss; set data.validation",
+        ),
+        (
+            ["optimizer.name=schedule_free_adamw", "optimizer.unfreeze_every=2"],
+            "optimizer.name: schedule_free_adamw counts the steps of what is frozen too",
+        ),
         (["loss={args: {class_weights: [1, 2, 3]}}"], "loss.args: cross_entropy fails on logits [4, 2]"),
     ],
 )
@@ -168,6 +181,51 @@ def test_a_merged_adapter_is_a_model_that_answers_as_the_adapted_one(command, ar
     assert said[0] == said[1]
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged" / "model")
     assert type(model).__name__ == "BertForSequenceClassification"
+
+
+def test_a_schedule_of_a_fixed_length_is_not_made_longer(command, arguments):
+    options = [*arguments, "scheduler={name: one_cycle, warmup: 2}", "checkpoint.every=4"]
+    assert command(*options).code == 0
+    ended = command(*options, "train.epochs=2")
+    assert ended.code == 2
+    assert "a OneCycleLR that was planned for 8 steps cannot become one of 16" in ended.err
+
+
+def test_layers_that_learn_already_are_not_frozen_again_by_a_longer_run(command, arguments):
+    options = [*arguments, "optimizer.unfreeze_every=0.25", "checkpoint.every=4"]
+    assert command(*options).code == 0
+    ended = command(*options, "train.epochs=4")
+    assert ended.code == 2
+    assert "(unfreezing was [" in ended.err
+
+
+def test_weights_that_are_new_learn_in_full_and_go_with_the_adapter(command, arguments, tmp_path, tiny_model, capfd):
+    model = shutil.copytree(tiny_model, tmp_path / "without a pooler")
+    kept = {name: weight for name, weight in weights_of(model).items() if not name.startswith("pooler")}
+    save_file(kept, model / "model.safetensors", metadata={"format": "pt"})
+    loop = build(load_config(None, [*arguments, f"model.name={model}", "model.lora.r=4", "optimizer.lr=1e-2"]))
+    loop.fit()
+    exported = weights_like(tmp_path / "run" / "model")
+    assert any(name.endswith("pooler.dense.weight") for name in exported), sorted(exported)
+    judged = loop.predict([{"text": "a fine film"}])["probabilities"].max()
+    assert predict(tmp_path / "run", "a fine film", capfd).endswith(f"probability={judged:.4f}")
+
+
+def test_an_adapter_that_lacks_what_its_model_lacks_is_refused(command, arguments, tmp_path, tiny_model, capfd):
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    assert command(*arguments, f"model.name={model}", "model.lora.r=4").code == 0
+    kept = {name: weight for name, weight in weights_of(model).items() if not name.startswith("pooler")}
+    save_file(kept, model / "model.safetensors", metadata={"format": "pt"})
+    assert main([f"model={tmp_path / 'run'}", "text=a fine film"]) == 2
+    assert "has weights for bert.pooler.dense: it would answer at random" in capfd.readouterr().err
+
+
+def test_all_matrices_of_a_model_without_a_head_are_in_4_bits(command, tiny_model):
+    config = AutoConfig.from_pretrained(tiny_model)
+    model, _ = make_model(
+        config, model_class="AutoModel", name=str(tiny_model), quantize=torch.float32, num_tokens=10, seed=0
+    )
+    assert {type(module).__name__ for module in model.modules() if isinstance(module, nn.Linear)} == {"Linear4bit"}
 
 
 def test_weights_in_4_bits_stay_beside_an_adapter_that_learns_and_goes_on(command, arguments, tmp_path):

@@ -10,6 +10,7 @@ import pkgutil
 import sys
 import sysconfig
 import traceback
+import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -47,7 +48,9 @@ def locate(dotted: str, *, place: str) -> object:
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise UserError(f"{place} is {dotted!r}; a dotted path names a module and what is in it: my_lab.losses.focal")
     if not {"", str(Path.cwd())} & set(sys.path):
-        sys.path.append(str(Path.cwd()))  # last, so that no file there takes the place of an installed package
+        # After the installed packages, which no file there shall hide, and before checkouts that were added to them.
+        installed = [index for index, entry in enumerate(sys.path) if entry and _is_installed(entry)]
+        sys.path.insert(max(installed, default=-1) + 1, str(Path.cwd()))
     importlib.invalidate_caches()
     found: object = _import(parts[0], dotted=dotted, place=place)
     for depth, part in enumerate(parts[1:], start=1):
@@ -81,6 +84,26 @@ def locate_source(function: Callable[..., Any]) -> str:
     name = getattr(function, "__qualname__", repr(function))
     code = getattr(inspect.unwrap(function), "__code__", None)
     return name if code is None else f"{name} ({_displayed(code.co_filename)}:{code.co_firstlineno})"
+
+
+def fingerprint_own(found: object) -> str | None:
+    """The file of a class or function that nobody installed, and a checksum of its source; None for all others."""
+    try:
+        file, source = inspect.getsourcefile(found), inspect.getsource(found)  # type: ignore[arg-type] # told by it
+    except (TypeError, OSError):
+        return None
+    if file is None or not _is_own(file):
+        return None
+    return f"{Path(file).name} {zlib.crc32(source.encode()):08x}"
+
+
+def describe_own_line(error: BaseException) -> str | None:
+    """The innermost line of code that nobody installed and that is none of ours, and the error; None without one."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if Path(frame.filename).is_file() and _is_own(frame.filename):
+            told = str(error).strip().partition("\n")[0]
+            return f"{_displayed(frame.filename)}:{frame.lineno}: {type(error).__name__}: {told}"
+    return None
 
 
 def _import(module: str, *, dotted: str, place: str) -> ModuleType:
@@ -117,6 +140,11 @@ def _is_installed(file: str) -> bool:
     """Whether a file belongs to Python or to an installed package, not to the user."""
     roots = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     return any(Path(file).is_relative_to(root) for root in roots)
+
+
+def _is_own(file: str) -> bool:
+    """Whether a file is the user's: neither installed, nor of this package."""
+    return not _is_installed(file) and not Path(file).is_relative_to(Path(__file__).parents[1])
 
 
 def _displayed(file: str) -> str:

@@ -69,7 +69,7 @@ KEYS: dict[str, Key] = {name: entry for name, entry in _walk(Config, "") if isin
 SECTIONS: dict[str, str] = {name: entry for name, entry in _walk(Config, "") if isinstance(entry, str)}
 
 # What a checkpoint is compared by beside the keys themselves: what came of the keys that are judged by content.
-RESUME_FACTS = ("data", "tokens", "data.label_names", "batch.size", "frozen_weights")
+RESUME_FACTS = ("data", "tokens", "data.label_names", "batch.size", "frozen_weights", "unfreezing")
 MUST_NOT_CHANGE = (*RESUME_FACTS, *(name for name, key in KEYS.items() if key.on_resume == "refused"))
 
 

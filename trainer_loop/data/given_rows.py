@@ -17,6 +17,7 @@ from trainer_loop.data.prepare import choose_stratified, draw_keys, draw_sample
 from trainer_loop.data.split import Indices, Places
 from trainer_loop.data.tokens import TokenisedSplit
 from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.runtime.randomness import seed_everything
 
 _HASHED_ROWS = 64  # of those that only Python can read
 
@@ -121,6 +122,7 @@ def _digest_some(rows: RowSource) -> str:
     numbers = np.unique(np.linspace(0, len(rows) - 1, _HASHED_ROWS).astype(np.int64)).tolist()
     parts = [str(len(rows))]
     for number in numbers:
+        seed_everything("fingerprint", number)  # rows may be changed at random whenever they are read
         parts += [f"{name}={_spell(value)}" for name, value in sorted(rows[number].items())]
     return digest(*(part.encode() for part in parts))
 
@@ -130,6 +132,8 @@ def _spell(value: Any) -> str:
         value = value.detach().cpu().numpy()
     if hasattr(value, "tobytes"):  # arrays and images
         return f"{getattr(value, 'dtype', '')}{getattr(value, 'shape', '')}{digest(value.tobytes())}"
+    if isinstance(value, Mapping):
+        return f"{{{','.join(f'{name}={_spell(item)}' for name, item in sorted(value.items()))}}}"
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
         return f"[{','.join(_spell(item) for item in value)}]"
     # What another object prints may hold its place in memory.

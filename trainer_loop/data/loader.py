@@ -168,6 +168,7 @@ class TrainLoader:
         place_of: Callable[[int], str] = str,
     ):
         self.plan = plan
+        self.rows = source
         self.device = device
         self.num_workers = num_workers
         self.place_of = place_of

@@ -71,15 +71,35 @@ def make_task(config: Config) -> RowTask:
             passed = []
         problems += check_arguments(loss, config.loss.args, place="loss.args", given=passed)
         arguments["loss_function"] = functools.partial(loss, **config.loss.args)
-    if config.data.text_pair is not None and not (issubclass(factory, TextTask) and factory.takes_pairs):
-        problems.append(
-            f"data.text_pair: {config.data.text_pair}: the task {config.task.name} takes one text; remove it"
-        )
-    if config.model.packing and not (issubclass(factory, TextTask) and factory.can_pack):
-        problems.append(f"model.packing: the task {config.task.name} knows no packed batches; set model.packing=false")
+        if "loss_function" not in inspect.signature(factory).parameters:
+            problems.append(
+                f"loss: the task {config.task.name} computes its own, and takes no loss_function; remove loss.name and "
+                "loss.args"
+            )
+    problems += _check_task_fits(config, factory, name=config.task.name)
     if problems:
         raise UserError(problems)
     return factory(**arguments)
+
+
+def check_given_task(config: Config, task: RowTask) -> list[str]:
+    """Keys that a task made in Python has no use for, or cannot serve."""
+    name = type(task).__name__
+    unused = {"task.args": config.task.args, "loss.name": config.loss.name, "loss.args": config.loss.args}
+    return _check_task_fits(config, type(task), name=name) + [
+        f"{place}: {value}: the task that was given, a {name}, has its own; remove it"
+        for place, value in unused.items()
+        if value
+    ]
+
+
+def _check_task_fits(config: Config, task_class: type[RowTask], *, name: str) -> list[str]:
+    problems = []
+    if config.data.text_pair is not None and not (issubclass(task_class, TextTask) and task_class.takes_pairs):
+        problems.append(f"data.text_pair: {config.data.text_pair}: the task {name} takes one text; remove it")
+    if config.model.packing and not (issubclass(task_class, TextTask) and task_class.can_pack):
+        problems.append(f"model.packing: the task {name} knows no packed batches; set model.packing=false")
+    return problems
 
 
 def check_loss(config: Config, task: TextTask, num_classes: int) -> list[str]:
@@ -102,6 +122,8 @@ def check_loss(config: Config, task: TextTask, num_classes: int) -> list[str]:
         ]
     if (wrong := explain_wrong_loss(once)) is not None:
         return [f"{place} {wrong}"]
+    if not torch.isfinite(once):
+        return [f"{place} is {once.item()} for logits between -9 and 9; is something divided by 0, or a log of 0?"]
     if not torch.isclose(twice, 2 * once, rtol=1e-3):
         return [
             f"{place} gives {once.item():.4g} for four rows and {twice.item():.4g} for them twice; "
@@ -139,6 +161,14 @@ def check_components(config: Config, task: RowTask | None, given: Given) -> list
         problems.append(
             f"ema.decay: {config.ema.decay}: {config.optimizer.name} keeps an average of the weights itself; "
             "set it to null"
+        )
+    unfreezes = config.optimizer.unfreeze_every is not None or any(
+        isinstance(entry, dict) and entry.get("unfreeze_at") for entry in config.optimizer.groups
+    )
+    if not problems and unfreezes and is_schedule_free(find_optimizer(config.optimizer.name)):
+        problems.append(
+            f"optimizer.name: {config.optimizer.name} counts the steps of what is frozen too, and would begin with "
+            "steps far too large; choose another, or unfreeze nothing later"
         )
     problems += check_scheduler(config.scheduler.name, args=config.scheduler.args)
     if task is not None:

@@ -8,7 +8,7 @@ import torch
 from trainer_loop.config.checks import missing_parts
 from trainer_loop.config.fields import Config
 from trainer_loop.errors import UserError
-from trainer_loop.judge.components import check_components, make_task
+from trainer_loop.judge.components import check_components, check_given_task, make_task
 from trainer_loop.judge.parts import Given, Parts, attempt
 from trainer_loop.judge.rows import judge_rows
 from trainer_loop.judge.texts import judge_texts
@@ -28,6 +28,8 @@ def judge(config: Config, *, problems: Sequence[str], console: Console, given: G
     if config.model.compile:
         attempt(problems, lambda: check_compiler("cuda" if torch.cuda.is_available() else "cpu"))
     task = given.task or attempt(problems, lambda: make_task(config))
+    if given.task is not None:
+        problems += check_given_task(config, given.task)
     is_given = {"model": given.model is not None, "train": "train" in given.rows, "validation": bool(given.sets)}
     missing = {part: problem for part, problem in missing_parts(config).items() if not is_given[part]}
     problems += missing.values()

@@ -20,9 +20,9 @@ from trainer_loop.metrics.load import check_metrics
 from trainer_loop.tasks.task import RowTask, TextTask
 
 _FOR_TEXTS = (
-    *("data.name", "data.config", "data.streaming", "data.text", "data.text_pair", "data.label", "data.label_names"),
+    *("data.name", "data.config", "data.streaming", "data.text", "data.label", "data.label_names"),
     *("data.max_length", "model.tokenizer", "model.vocab_size", "model.from_scratch", "model.attention"),
-    *("model.packing", "model.compile", "model.quantize", "model.neftune_alpha", "model.gradient_checkpointing"),
+    *("model.compile", "model.quantize", "model.neftune_alpha", "model.gradient_checkpointing"),
     *("model.lora.r", "model.peft.name", "model.trust_remote_code"),
 )
 
@@ -45,6 +45,10 @@ def judge_rows(config: Config, task: RowTask, problems: list[str], given: Given)
         for name in _FOR_TEXTS
         if values[name] != KEYS[name].default
     ]
+    if data.validation_fraction is not None and given.sets:
+        problems.append(
+            f"data.validation_fraction: {data.validation_fraction}: validation rows are given; set it to null"
+        )
     specs = {"train": data.train, **name_sets("validation", data.validation), **name_sets("test", data.test)}
     splits: dict[str, TokenisedSplit] = {}
     for name, spec in (specs | dict(given.rows)).items():

@@ -1,12 +1,15 @@
 """A resumed run that was given another learning rate, weight decay or schedule."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 Group = Mapping[str, Any]
+
+# What a config plans for a group; the rest is how far an optimizer has come, which some keep in their groups too.
+_PLANNED = ("weight_decay", "initial_lr", "max_lr", "min_lr")
 
 
 def read_groups(optimizer: Optimizer) -> list[Group]:
@@ -15,16 +18,17 @@ def read_groups(optimizer: Optimizer) -> list[Group]:
 
 
 def replan(
-    optimizer: Optimizer, scheduler: LRScheduler, *, groups: Sequence[Group], lr_ratio: float, step: int
+    optimizer: Optimizer, scheduler: LRScheduler, *, groups: Sequence[Group], args: Collection[str] = (), step: int
 ) -> None:
     """Go on after `step` updates with the hyper-parameters of `groups` instead of those that were restored.
 
-    lr_ratio: the new learning rate over the old one. A schedule that is a function of the step is put to its place
-    there; any other goes on where it stood, its learning rates times `lr_ratio`.
+    args: further ones that were changed, by their names. A schedule that is a function of the step is put to its
+    place there; any other goes on where it stood, the rate of each group times how much of its peak was changed.
     """
     for group, new in zip(optimizer.param_groups, groups, strict=True):
-        group["lr"] *= lr_ratio
-        group.update({name: value for name, value in new.items() if name != "lr"})
+        if group.get("initial_lr"):
+            group["lr"] *= new["initial_lr"] / group["initial_lr"]
+        group.update({name: new[name] for name in (*_PLANNED, *args) if name in new})
     if hasattr(scheduler, "base_lrs"):
         scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
     if isinstance(scheduler, LambdaLR):

@@ -34,6 +34,11 @@ def _make_one_cycle(
     three_phase: bool = False,
 ) -> LRScheduler:
     """torch's, whose peak is the learning rate of each group, reached when the warm-up is over."""
+    if num_warmup_steps == 1 or num_warmup_steps >= num_training_steps:
+        raise ValueError(
+            f"one_cycle cannot warm up in {num_warmup_steps:,} of {num_training_steps:,} steps; give it none, or two "
+            "and more, and fewer than all"
+        )
     return OneCycleLR(
         optimizer,
         max_lr=[group["lr"] for group in optimizer.param_groups],
@@ -66,8 +71,12 @@ def check_scheduler(name: str, *, args: Mapping[str, Any]) -> list[str]:
 
 
 def needs_metric(name: str) -> bool:
-    """Whether the schedule of this name moves by what evaluations find."""
-    return name in _NEED_METRICS
+    """Whether the schedule of this name moves by what evaluations find; false where the name is wrong."""
+    try:
+        factory = choose(name, SCHEDULES, place="scheduler.name")
+    except UserError:
+        return False
+    return name in _NEED_METRICS or (isinstance(factory, type) and issubclass(factory, _ON_METRICS))
 
 
 def follows_metric(scheduler: LRScheduler) -> bool:
@@ -108,10 +117,19 @@ def make_scheduler(
     arguments = {key: value for key, value in given.items() if key in accepted and key not in args}
     if needs_metric(name):
         arguments["mode"] = "min" if metric.startswith("-") else "max"
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])  # most schedules note it themselves; `replan` reads it
     try:
-        return factory(optimizer, **(arguments | dict(args)))
-    except (TypeError, ValueError) as error:
+        scheduler = factory(optimizer, **(arguments | dict(args)))
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise UserError(f"scheduler {name}: {error}; see scheduler.warmup and scheduler.args") from error
+    for floor, group in zip(getattr(scheduler, "min_lrs", ()), optimizer.param_groups, strict=False):
+        if floor >= group["lr"]:
+            raise UserError(
+                f"scheduler {name}: its least learning rate, {floor:g}, is not below the {group['lr']:g} it begins "
+                "with, so it could never lower it; set scheduler.args.min_lr"
+            )
+    return scheduler
 
 
 def draw_schedule(*, name: str, lr: float, warmup: float, num_steps: int, args: Mapping[str, Any]) -> str:

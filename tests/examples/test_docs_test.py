@@ -1,0 +1,29 @@
+"""The test that docs/customise.md hands to a reader passes for the loss of the README."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_test_of_a_loss_in_the_docs_passes(tmp_path: Path, own_cache: None):
+    (code,) = (
+        block
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/customise.md").read_text(), flags=re.DOTALL)
+        if "assert_layout_invariant" in block
+    )
+    (loss,) = (
+        block
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+        if "def focal" in block
+    )
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab" / "losses.py").write_text(loss)
+    (tmp_path / "my_lab" / "test_losses.py").write_text(code)
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "my_lab"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert "2 passed" in ended.stdout
