@@ -11,8 +11,9 @@ BIN := .venv/bin
 quickstart: .venv/installed
 	$(BIN)/python -m trainer_loop.run config=quickstart.yaml
 
+# Many tests wait for processes that they start: two at a time, where there are two cores. A file's tests stay together.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 # What takes minutes and is not part of `make test`: benchmarks on tiny sizes, kernels that are compiled on the spot.
 test-slow: .venv/installed-dev .venv/installed-bench

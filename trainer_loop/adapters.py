@@ -96,7 +96,7 @@ def merge_adapter(model: nn.Module, *, place: str) -> PreTrainedModel:
     return merged
 
 
-def load_adapted_model(model_dir: Path, *, model_class: str) -> nn.Module:
+def load_adapted_model(model_dir: Path, *, model_class: str, trust_remote_code: bool = False) -> nn.Module:
     """An exported adapter in its model, which is loaded from where it was found when the adapter was trained.
 
     Raises UserError where one of them cannot be loaded.
@@ -104,9 +104,9 @@ def load_adapted_model(model_dir: Path, *, model_class: str) -> nn.Module:
     peft = _import_peft("this model is an adapter, which")
     try:
         base = peft.PeftConfig.from_pretrained(str(model_dir)).base_model_name_or_path
-        config = transformers.AutoConfig.from_pretrained(model_dir)
+        config = transformers.AutoConfig.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
         quantised = config.to_dict().get("quantization_config")
-        options = {}
+        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
         if quantised is not None:  # as the adapter was trained; the model itself was saved in full
             del config.quantization_config
             options["quantization_config"] = transformers.BitsAndBytesConfig.from_dict(quantised)

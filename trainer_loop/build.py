@@ -1,4 +1,4 @@
-"""From the config to a loop. Only this file and judge.py know both the config and the components."""
+"""From the config to a loop. Beside what judges the config, this is all that knows both it and the components."""
 
 import functools
 import inspect
@@ -66,7 +66,7 @@ from trainer_loop.tasks.task import RowTask, TextTask
 _LENGTH = ("train.epochs", "train.steps")
 _TUNED = [name for name, key in KEYS.items() if key.on_resume == "planned anew" and name not in _LENGTH]
 _WORKERS_BESIDE_A_GPU = 2
-_COMPUTE_TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp8": torch.bfloat16}
+_COMPUTE_TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _STEPS_LOOKED_AT = 200  # of an epoch, to tell how it is cut
 _OF_A_MODEL_MADE_HERE = ("model.overrides", "model.from_scratch", "model.attention", "model.gradient_checkpointing")
 _OF_AN_OPTIMIZER_MADE_HERE = (
@@ -74,6 +74,12 @@ _OF_AN_OPTIMIZER_MADE_HERE = (
     "optimizer.groups",
 )
 _NAMES_OF_CODE = ("task.name", "model.type", "loop.name", "loss.name", "optimizer.name", "scheduler.name")
+_NAME_OF_RUN = {
+    "wandb": "name",
+    "trackio": "name",
+    "mlflow": "run_name",
+    "swanlab": "experiment_name",
+}  # their argument
 _WINDOW = 32  # batches whose rows are sorted together where the config names no number
 
 
@@ -146,8 +152,8 @@ def build(
         raise UserError(
             f"scheduler.name: {config.scheduler.name} follows an evaluation; set evaluate.every and data.validation"
         )
-    averages = _make_averages(config, model, torch_optimizer)
     prepared_model, prepared_optimizer = accelerator.prepare(model, torch_optimizer)
+    averages = _make_averages(config, model, torch_optimizer)  # now every process has the weights of process 0
     return loop_class(
         accelerator=accelerator,
         task=parts.task,
@@ -406,6 +412,10 @@ def _refuse_idle_groups(groups: Sequence[ParameterGroup], num_steps: int) -> Non
 def _make_averages(config: Config, model: nn.Module, optimizer: Optimizer) -> Ema | ScheduleFreeAverages | None:
     """What is evaluated and exported in the place of the weights."""
     if is_schedule_free(optimizer):
+        if config.ema.decay is not None:
+            raise UserError(
+                f"ema.decay: a {type(optimizer).__name__} keeps an average of the weights itself; set it to null"
+            )
         return ScheduleFreeAverages(model, optimizer)
     return None if config.ema.decay is None else Ema(model, decay=config.ema.decay)
 
@@ -477,7 +487,7 @@ def _make_evaluation_loader(
         num_processes=accelerator.num_processes if labelled else 1,
         process_index=accelerator.process_index if labelled else 0,
         max_tokens=_token_budget(config.evaluate.max_tokens, parts, accelerator.device, training=False),
-        per_device=config.evaluate.per_device,
+        per_device=config.evaluate.per_device or _rows_judged_at_once(config, parts, accelerator),
         microbatch_tokens=choose_microbatch_tokens(accelerator.device.type),
         packed=config.model.packing,
         num_workers=num_workers,
@@ -493,6 +503,15 @@ def _batch_size(config: Config, num_processes: int) -> int:
         return batch.size
     assert batch.per_device is not None and batch.accumulate is not None
     return batch.per_device * batch.accumulate * num_processes
+
+
+def _rows_judged_at_once(config: Config, parts: Parts, accelerator: Accelerator) -> int | None:
+    """Rows without tokens have no budget of them: as many as training has in one microbatch. None: a budget says it."""
+    if isinstance(parts.task, TextTask):
+        return None
+    return config.batch.per_device or math.ceil(
+        _batch_size(config, accelerator.num_processes) / accelerator.num_processes
+    )
 
 
 def _num_workers(config: Config, accelerator: Accelerator) -> int:
@@ -580,7 +599,14 @@ def _record_what_it_is(config: Config, run_dir: RunDir, loop: TrainingLoop) -> N
         write_json(run_dir.environment, environment)
         loop.console.keep_in(run_dir.log)
     if config.log.trackers:
-        accelerator.init_trackers(run_dir.root.name, config=flatten(config))
+        named = {
+            tracker: {_NAME_OF_RUN[tracker]: run_dir.root.name} if tracker in _NAME_OF_RUN else {}
+            for tracker in config.log.trackers
+        }
+        arguments = {
+            tracker: name | dict(config.log.tracker_args.get(tracker) or {}) for tracker, name in named.items()
+        }
+        accelerator.init_trackers(config.log.project, config=flatten(config), init_kwargs=arguments)
 
 
 def _make_loader_of_rows(

@@ -3,23 +3,34 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from trainer_loop.data.loader import EvaluationLoader
-from trainer_loop.errors import Preempted
-from trainer_loop.metrics.named_metric import NamedMetric, compute_metrics
+from trainer_loop.config.component import locate_source
+from trainer_loop.data.loader import EvaluationLoader, Microbatch
+from trainer_loop.errors import Preempted, UserError
+from trainer_loop.metrics.named_metric import COLUMNS, NamedMetric, compute_metrics
 from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages
 from trainer_loop.record.logs import Console
-from trainer_loop.runtime.distributed import announce, broadcast, gather_rows, sum_on_hosts, watch_for
+from trainer_loop.runtime.distributed import (
+    announce,
+    broadcast,
+    gather_rows,
+    sum_on_hosts,
+    watch_for,
+    widen_for_numpy,
+)
+from trainer_loop.runtime.memory import is_out_of_memory, release_memory
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.randomness import seed_everything
-from trainer_loop.tasks.task import Task
+from trainer_loop.tasks.task import Batch, Task
 
+_Answer = TypeVar("_Answer")
 _PREEMPTED = "preempted"  # the notice that tells the other processes in the middle of an evaluation
 
 
@@ -59,6 +70,9 @@ class Evaluator:
         self.seed = seed
         self.console = console
         self.preemption = preemption
+        # Outputs of the task that are kept of every row; whatever else it predicts is not.
+        self._wanted = dict.fromkeys([*COLUMNS, *(name for metric in metrics for name in metric.columns)])
+        self._ran_out_of_memory = False  # and said so
 
     @torch.no_grad()
     def score(self, loader: EvaluationLoader) -> Scores:
@@ -66,32 +80,33 @@ class Evaluator:
         seed_everything(self.seed, "evaluate", self.accelerator.process_index)
         loss_sum = zero_sum(self.accelerator.device)
         rows: list[int] = []
-        judged: dict[str, list[Tensor]] = {"predictions": [], "references": []}
+        judged: dict[str, list[Tensor]] = {name: [] for name in self._wanted}
         num_targets = 0
         stopped = False
         with self._evaluating(), watch_for(self.accelerator, _PREEMPTED) as is_told_to_stop:
             for microbatch in self.console.follow(loader, doing="evaluating"):
                 if stopped := self._is_stopping(is_told_to_stop):
                     break
-                loss, outputs = self.task.loss_and_predict(self.model, microbatch.batch)
-                loss_sum += loss
-                num_targets += microbatch.num_targets
-                rows += microbatch.rows
-                for name, tensors in judged.items():
-                    tensors.append(outputs[name])
+                for part, (loss, outputs) in self._in_parts(loader, microbatch, self.task.loss_and_predict):
+                    loss_sum += loss
+                    num_targets += part.num_targets
+                    rows += part.rows
+                    self._refuse_missing(outputs)
+                    for name, tensors in judged.items():
+                        tensors.append(outputs[name])
 
         total, targets, any_stopped = sum_on_hosts(self.accelerator, [float(loss_sum), num_targets, stopped])
         if any_stopped:
             raise Preempted("preempted in the middle of an evaluation")
-        columns = {name: gather_rows(self.accelerator, tensors) for name, tensors in judged.items()}
+        gathered = {name: gather_rows(self.accelerator, tensors) for name, tensors in judged.items()}
         order = np.argsort(gather_rows(self.accelerator, [torch.tensor(rows, dtype=torch.int64)]), kind="stable")
         assert len(order) == loader.num_rows, f"{len(order)} rows were scored of {loader.num_rows}"
         values: dict[str, float] = {"loss": total / max(targets, 1)}
-        predictions, references = columns["predictions"][order], columns["references"][order]
-        values |= compute_metrics(self.metrics, predictions=predictions, references=references)
+        columns = {name: column[order] for name, column in gathered.items()}
+        values |= compute_metrics(self.metrics, columns)
         # What follows from them must follow on every process, also where a metric draws at random.
         figures = broadcast(self.accelerator, values | {"rows": len(order)})
-        return Scores(figures, predictions, references)
+        return Scores(figures, columns["predictions"], columns["references"])
 
     @torch.no_grad()
     def predict(self, loader: EvaluationLoader) -> dict[str, np.ndarray]:
@@ -101,22 +116,60 @@ class Evaluator:
         columns: dict[str, list[Tensor]] = {}
         with self._evaluating():
             for microbatch in loader:
-                numbers += microbatch.rows
-                outputs: Mapping[str, Tensor | None] = self.task.predict(self.model, microbatch.batch)
-                for name, output in outputs.items():
-                    if output is None:  # references of rows without labels
-                        continue
-                    columns.setdefault(name, []).append(output.cpu())
+                for part, outputs in self._in_parts(loader, microbatch, self.task.predict):
+                    numbers += part.rows
+                    for name, output in outputs.items():
+                        if output is not None:  # references of rows without labels
+                            columns.setdefault(name, []).append(widen_for_numpy(output.cpu()))
         order = np.argsort(numbers, kind="stable")
         return {name: torch.cat(outputs).numpy()[order] for name, outputs in columns.items()}
+
+    def _refuse_missing(self, outputs: Mapping[str, Tensor]) -> None:
+        if missing := [name for name in self._wanted if name not in outputs]:
+            raise UserError(
+                f"{locate_source(type(self.task).predict)} returns {', '.join(outputs)}; an evaluation needs "
+                f"{', '.join(missing)} too"
+            )
+
+    def _in_parts(
+        self, loader: EvaluationLoader, microbatch: Microbatch, answer: Callable[[nn.Module, Batch], _Answer]
+    ) -> Iterator[tuple[Microbatch, _Answer]]:
+        """What the model answers: to the whole microbatch, or to halves of it where memory does not suffice.
+
+        Raises UserError where it does not for one row.
+        """
+        answered = None
+        try:
+            answered = answer(self.model, microbatch.batch)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if len(microbatch.rows) == 1:
+                raise UserError("evaluation: out of memory with one row a microbatch; lower data.max_length") from error
+        if answered is not None:
+            yield microbatch, answered
+            return
+        # Outside the handler, which holds on to the memory of the failed pass.
+        release_memory()
+        if not self._ran_out_of_memory:
+            self._ran_out_of_memory = True
+            self.console.warn(
+                f"evaluation: out of memory with {len(microbatch.rows):,} rows a microbatch: its halves are judged one "
+                "after the other; a smaller evaluate.max_tokens saves the attempt"
+            )
+        for half in loader.halve(microbatch):
+            yield from self._in_parts(loader, half, answer)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """The model as it is judged: without dropout, and with the averages for its weights where there are any."""
+        was_training = self.model.training
         self.model.eval()
-        with nullcontext() if self.averages is None else self.averages.in_place():
-            yield
-        self.model.train()
+        try:
+            with nullcontext() if self.averages is None else self.averages.in_place():
+                yield
+        finally:
+            self.model.train(was_training)
 
     def _is_stopping(self, is_told_to_stop: Callable[[], bool]) -> bool:
         """Whether to stop in the middle of what the processes do each for itself, without waiting for another."""

@@ -17,16 +17,17 @@ from trainer_loop.config.component import locate_source
 from trainer_loop.data.loader import EvaluationLoader, Microbatch, StepBatch, StepLoader
 from trainer_loop.errors import Diverged, Preempted, UserError
 from trainer_loop.evaluation import Evaluator, zero_sum
-from trainer_loop.metrics.meter import Meter, NonFinite, StepReport
+from trainer_loop.metrics.meter import LOGGED, Meter, NonFinite, StepReport
 from trainer_loop.metrics.named_metric import NamedMetric
 from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.replan import read_groups, replan
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages
 from trainer_loop.optim.schedules import follows_metric
-from trainer_loop.record.checkpoint import Checkpointer
+from trainer_loop.record.checkpoint import Checkpointer, Stateful
+from trainer_loop.record.checkpoint_files import list_checkpoints
 from trainer_loop.record.logs import Console, MetricLog, Values
 from trainer_loop.record.state import TrainState
-from trainer_loop.runtime.distributed import sum_on_hosts
+from trainer_loop.runtime.distributed import is_reduction_complete, share_buffers, sum_on_hosts
 from trainer_loop.runtime.memory import is_out_of_memory, read_peak_memory, release_memory
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.randomness import seed_everything
@@ -63,6 +64,8 @@ class TrainingLoop:
     keep_predictions: likewise those of a test set, by its name.
     make_loader: of rows that somebody holds in hand; false: of rows without labels, all of them on every process.
     """
+
+    own_figures: tuple[str, ...] = ()  # names of what a step of one's own tells with `note`
 
     def __init__(
         self,
@@ -141,9 +144,12 @@ class TrainingLoop:
             *((name, parameter) for name, parameter in self.bare_model.named_parameters() if parameter.requires_grad),
             strict=True,
         )
+        if taken := [name for name in self.own_figures if name in LOGGED]:
+            raise UserError(f"{type(self).__name__}.own_figures: {', '.join(taken)} stands in every row; rename it")
         self.meter = Meter(
             sum_over_processes=lambda values: sum_on_hosts(accelerator, values),
             scaled_gradients=accelerator.scaler is not None,
+            own_figures=self.own_figures,
         )
         self.evaluator = Evaluator(
             accelerator=accelerator,
@@ -156,6 +162,9 @@ class TrainingLoop:
             preemption=self.preemption,
         )
         self._max_tokens: int | None = None  # padded tokens of a microbatch, once more did not fit into memory
+        self._noted: dict[str, tuple[Tensor, int]] = {}  # in this step: sum and count
+        self._is_filler = False  # whether the microbatch of now counts nothing
+        self._is_restored = False  # whether `restore` was asked where the run stands
         self._stop = False  # some process was asked to stop: the same answer on all of them
         self._mark = 0.0  # when the clock of the training steps was last read
 
@@ -166,6 +175,7 @@ class TrainingLoop:
 
         Raises UserError where the checkpoint is not of this run.
         """
+        self._is_restored = True
         planned = read_groups(self.optimizer)
         state = self.checkpointer.load(self.resume)
         if state is None:
@@ -235,6 +245,8 @@ class TrainingLoop:
                 self._fold()
             if log_due:
                 self._log_training(state)
+            if save_due or evaluation_due:
+                share_buffers(self.accelerator, self.bare_model)
             if save_due:  # before the evaluation, which may be long, or fail
                 self._save(state)
             if self._stop:
@@ -272,6 +284,7 @@ class TrainingLoop:
         lr = float(self.scheduler.get_last_lr()[0])
         if not follows_metric(self.scheduler):
             self.scheduler.step()
+        noted, self._noted, self._is_filler = self._noted, {}, False
         return StepReport(
             step=step_batch.step + 1,
             loss_sum=loss_sum,
@@ -285,7 +298,25 @@ class TrainingLoop:
             num_padded_tokens=step_batch.num_padded_tokens,
             wait_seconds=step_batch.wait_seconds,
             skipped=skipped,
+            own=noted,
         )
+
+    def note(self, name: str, value: Tensor, *, count: int = 1) -> None:
+        """Tell a number of this step: metrics.jsonl gets its mean since the row before, over all processes.
+
+        name: one of the class's `own_figures`. value: `[]`, a sum over `count`; it waits on its device.
+        """
+        if name not in self.own_figures:
+            raise UserError(
+                f"{type(self).__name__}.own_figures: {', '.join(self.own_figures) or 'none'}; {name} is noted"
+            )
+        if not self._is_filler:
+            total, so_far = self._noted.get(name, (0.0, 0))
+            self._noted[name] = (value.detach() + total, so_far + count)
+
+    def keep(self, name: str, part: Stateful) -> None:
+        """Let each checkpoint hold what a loop of one's own has besides: a module, an optimizer, a queue."""
+        self.checkpointer.keep(name, part)
 
     def loss_sum(self, batch: Batch) -> Tensor:
         """The loss of one microbatch in training, **summed** over its targets, `[]`: the first thing to override.
@@ -301,6 +332,7 @@ class TrainingLoop:
         was asked to stop before it was through.
         """
         loader = rows if isinstance(rows, EvaluationLoader) else self._make_loader(rows, labelled=True)
+        self._warn_of_weights()
         return self.evaluator.score(loader).figures
 
     def predict(self, rows: Any) -> dict[str, np.ndarray]:
@@ -308,7 +340,18 @@ class TrainingLoop:
 
         rows: as `build` takes them; they need no labels. Every process goes through all of them.
         """
-        return self.evaluator.predict(self._make_loader(rows, labelled=False))
+        loader = self._make_loader(rows, labelled=False)
+        self._warn_of_weights()
+        return self.evaluator.predict(loader)
+
+    def _warn_of_weights(self) -> None:
+        """A run directory may hold what was trained, and this loop has not taken it up."""
+        if not self._is_restored and list_checkpoints(self.checkpointer.run_dir):
+            self._is_restored = True  # said once
+            self.console.warn(
+                f"these are the weights that the run begins with; loop.restore() takes those of its newest checkpoint "
+                f"in {self.checkpointer.run_dir.root}, fit() trains"
+            )
 
     def _make_loader(self, rows: Any, *, labelled: bool) -> EvaluationLoader:
         if self.make_loader is None:
@@ -369,6 +412,7 @@ class TrainingLoop:
             self._backward(self._loss_sum(self.train_loader.filler(step)), 1.0)
         if not sum_on_hosts(self.accelerator, [out_of_memory])[0]:
             return loss_sum
+        self._noted.clear()
         self.clear_gradients()
         release_memory()
         return None
@@ -388,6 +432,7 @@ class TrainingLoop:
         return step_batch
 
     def _loss_sum(self, microbatch: Microbatch) -> Tensor:
+        self._is_filler = microbatch.is_filler
         loss = self.loss_sum(microbatch.batch)
         if (wrong := explain_wrong_loss(loss)) is not None:
             own = type(self).loss_sum is not TrainingLoop.loss_sum
@@ -454,6 +499,11 @@ class TrainingLoop:
             raise UserError(
                 f"{len(without)} parameters get no gradient: {', '.join(without[:4])}, ...; "
                 "freeze them, optimizer.freeze=[...], or train on one process"
+            )
+        if not is_reduction_complete(self.model):
+            raise UserError(
+                "some parameters get a gradient in one microbatch of a step and none in its last, where the processes "
+                "add their gradients up: let every microbatch use all parameters, or train on one process"
             )
 
     # -------------------------------------------------------------------------------------- what surrounds the steps
@@ -591,6 +641,7 @@ class TrainingLoop:
         """Take the best weights if there is a best, score the test split with them, write the totals and the model."""
         self.console.stop_progress()
         self.checkpointer.finish()
+        self.model.eval()  # whoever goes on with it wants it without dropout
         if state.step < self.num_steps:
             self.console.say(
                 f"stopped at step {state.step:,} of {self.num_steps:,}: {state.evaluations_without_best} evaluations "
@@ -614,6 +665,7 @@ class TrainingLoop:
 
     def _take_weights_to_export(self, state: TrainState) -> None:
         """The model gets the best weights where there is a best, and the averages where there are averages."""
+        share_buffers(self.accelerator, self.bare_model)
         if state.best_step is not None and state.best_step != state.step:
             fault = self.checkpointer.load_weights(self.bare_model, state.best_step)
             if fault is None:

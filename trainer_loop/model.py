@@ -1,8 +1,9 @@
 """The model: its config judged before any weight is read, then built or loaded in fp32."""
 
+import contextlib
 import difflib
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,7 @@ def fit_model_config(
 def check_model_config(config: PretrainedConfig, *, tokenizer: Any, own_tokenizer: bool, max_length: int) -> list[str]:
     """What does not go together: texts and positions, tokens and embeddings, hidden size and heads.
 
-    own_tokenizer: it came with the model; tokens that were added to it then get new embeddings.
+    own_tokenizer: it came with the model, which is made here; tokens that were added to it then get new embeddings.
     """
     problems = []
     positions = getattr(config, "max_position_embeddings", None)
@@ -131,11 +132,34 @@ def check_model_config(config: PretrainedConfig, *, tokenizer: Any, own_tokenize
     return problems
 
 
+def check_outputs(config: PretrainedConfig, num_classes: int) -> list[str]:
+    """Whether a model that was made elsewhere has an output for each class."""
+    if config.num_labels == num_classes:
+        return []
+    return [f"model: the one that was given has {config.num_labels} outputs, and the data {num_classes} classes"]
+
+
 def make_empty_model(config: PretrainedConfig, *, model_class: str, trust_remote_code: bool = False) -> nn.Module:
     """The model without memory for its weights: their names and shapes."""
-    with torch.device("meta"):
+    with torch.device("meta"), _without_borrowed_padding(config):
         model: nn.Module = getattr(transformers, model_class).from_config(config, trust_remote_code=trust_remote_code)
     return model
+
+
+@contextlib.contextmanager
+def _without_borrowed_padding(config: PretrainedConfig) -> Iterator[None]:
+    """Build a model that knows no padding where its token is the end or the beginning of a text too, or is added later.
+
+    The row of an embedding that is made with `padding_idx` begins at zero and never learns.
+    """
+    padding = config.pad_token_id
+    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+    if padding is not None and (padding in [*ends, config.bos_token_id] or padding >= config.vocab_size):
+        config.pad_token_id = None
+    try:
+        yield
+    finally:
+        config.pad_token_id = padding
 
 
 def make_model(
@@ -162,9 +186,10 @@ def make_model(
     seed_everything(seed, "model")
     if name is None or from_scratch:
         try:
-            model = auto_class.from_config(
-                config, dtype=torch.float32, trust_remote_code=trust_remote_code, attn_implementation=implementation
-            )
+            with _without_borrowed_padding(config):
+                model = auto_class.from_config(
+                    config, dtype=torch.float32, trust_remote_code=trust_remote_code, attn_implementation=implementation
+                )
         except (ImportError, ValueError) as error:
             raise UserError(_explain_attention(attention, error)) from error
         new_weights: list[str] = []
@@ -175,7 +200,7 @@ def make_model(
         if quantize is not None:
             empty = make_empty_model(config, model_class=model_class, trust_remote_code=trust_remote_code)
             in_4_bits = _in_4_bits(empty, dtype=quantize)
-        with offline_unless_reachable() as reachable:
+        with offline_unless_reachable() as reachable, _without_borrowed_padding(config):
             try:
                 model, loaded = auto_class.from_pretrained(
                     name,
@@ -200,6 +225,7 @@ def make_model(
             )
         stay_in_4_bits(model)
         new_weights = sorted({*loaded["missing_keys"], *(key for key, _, _ in loaded["mismatched_keys"])})
+    model.config.pad_token_id = config.pad_token_id
     if num_tokens > model.get_input_embeddings().num_embeddings:
         model.resize_token_embeddings(num_tokens)  # the tokenizer was given a token for padding
     if gradient_checkpointing:

@@ -26,7 +26,8 @@ python -m trainer_loop.predict model=runs/imdb file=new_reviews.csv output=judge
   output=          where they go (.csv .tsv .json .jsonl .parquet); default: predictions/ in the run directory
   text_column=     column of the text in the file; default: the one the model was trained on
   pair_column=     column of the second text; default likewise
-  max_new_tokens=  how far a causal LM continues a text; default 64"""
+  max_new_tokens=  how far a causal LM continues a text; default 64
+  trust_remote_code=true   lets Python code that came with the model run"""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Request:
     text_column: str | None = None
     pair_column: str | None = None
     max_new_tokens: int | None = None
+    trust_remote_code: bool = False
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,6 +87,10 @@ def _read_arguments(arguments: list[str]) -> Request:
             given["max_new_tokens"] = int(given["max_new_tokens"])
         else:
             problems.append(f"max_new_tokens={given['max_new_tokens']}: it must be a whole number from 1")
+    if "trust_remote_code" in given:
+        if given["trust_remote_code"] not in ("true", "false"):
+            problems.append(f"trust_remote_code={given['trust_remote_code']}: allowed: true, false")
+        given["trust_remote_code"] = given["trust_remote_code"] == "true"
     for name in ("output", "text_column", "pair_column"):
         if name in given and "text" in given:
             problems.append(f"{name}= goes with file=, not with text=")
@@ -104,7 +110,7 @@ def _predict(request: Request) -> None:
 
     from trainer_loop.predictor import Predictor  # torch and transformers: seconds
 
-    predictor = Predictor.load(model_dir)
+    predictor = Predictor.load(model_dir, trust_remote_code=request.trust_remote_code)
     if request.text is not None:
         _print_one(predictor, request)
     else:
@@ -169,8 +175,11 @@ def _write_file(predictor: Any, request: Request, model_dir: Path) -> None:
         # What is predicted must not take the place of what was given.
         column = f"predicted_{name}" if name in table.columns else name
         table[column] = [row[name] for row in judged]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    _WRITERS[output.suffix.lower()](table, output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _WRITERS[output.suffix.lower()](table, output)
+    except OSError as error:
+        raise UserError(f"output={output} cannot be written: {error.strerror or error}; choose another") from error
     print(f"{len(table):,} rows written to {output}")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 
 from trainer_loop.adapters import is_adapter, load_adapted_model
@@ -36,24 +37,31 @@ class Predictor:
         self.text_pair = text_pair
 
     @classmethod
-    def load(cls, model_dir: Path) -> "Predictor":
-        """A model directory; one that was not exported here is taken for a classifier of column `text`."""
+    def load(cls, model_dir: str | Path, *, trust_remote_code: bool = False) -> "Predictor":
+        """A model directory; one that was not exported here is taken for a classifier of column `text`.
+
+        trust_remote_code: Python code that came with the model may run. Raises UserError where it cannot be loaded.
+        """
         quieten_libraries()
+        model_dir = Path(model_dir)
         record = ExportRecord.read(model_dir)
-        task = record.task if record is not None else _guess_task(model_dir)
-        if task not in TASKS:  # a name in a model directory must not choose what is imported
-            raise UserError(f"model={model_dir} was trained for the task {task}; predict knows {', '.join(TASKS)}")
+        trusting: dict[str, Any] = {"trust_remote_code": trust_remote_code}  # left out, transformers would ask
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir)
+            task = record.task if record is not None else _guess_task(model_dir, **trusting)
+            if task not in TASKS:  # a name in a model directory must not choose what is imported
+                raise UserError(f"model={model_dir} was trained for the task {task}; predict knows {', '.join(TASKS)}")
+            tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir, **trusting)
+            model_class = TASKS[task].model_class
             if is_adapter(model_dir):
-                model, missing = load_adapted_model(model_dir, model_class=TASKS[task].model_class), set()
+                model, missing = load_adapted_model(model_dir, model_class=model_class, **trusting), set()
             else:
-                model, loaded = getattr(transformers, TASKS[task].model_class).from_pretrained(
-                    model_dir, dtype=torch.float32, output_loading_info=True
+                model, loaded = getattr(transformers, model_class).from_pretrained(
+                    model_dir, dtype=torch.float32, output_loading_info=True, **trusting
                 )
                 missing = loaded["missing_keys"]
-        except (OSError, ValueError) as error:
-            raise UserError(f"model={model_dir} cannot be loaded: {in_one_line(error)}") from error
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            hint = "; trust_remote_code=true lets its code run" if "trust_remote_code" in str(error) else ""
+            raise UserError(f"model={model_dir} cannot be loaded: {in_one_line(error)}{hint}") from error
         if missing:
             raise UserError(
                 f"model={model_dir} has no weights for {', '.join(sorted(missing)[:4])}: "
@@ -121,6 +129,7 @@ class Predictor:
         ]
 
 
-def _guess_task(model_dir: Path) -> str:
-    architectures = transformers.AutoConfig.from_pretrained(model_dir).architectures or [""]
+def _guess_task(model_dir: Path, *, trust_remote_code: bool) -> str:
+    config = transformers.AutoConfig.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
+    architectures = config.architectures or [""]
     return "causal_lm" if architectures[0].endswith(("ForCausalLM", "LMHeadModel")) else "sequence_classification"

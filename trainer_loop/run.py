@@ -208,7 +208,8 @@ def _tell_how_to_predict(config: "Config", loop: "TrainingLoop") -> None:
     if config.task.name in TASKS:  # predict knows no others
         pair = ' text_pair="I am delighted."' if config.data.text_pair else ""
         command = f"{_python()} -m trainer_loop.predict model={shlex.quote(config.run_dir)}"
-        loop.console.say(f'predict: {command} text="I am super delighted."{pair}')
+        trust = " trust_remote_code=true" if config.model.trust_remote_code else ""
+        loop.console.say(f'predict: {command} text="I am super delighted."{pair}{trust}')
 
 
 def _python() -> str:

@@ -45,6 +45,8 @@ def adam_for_each_group(params, lr):
 
 
 class GanLoop(TrainingLoop):
+    own_figures = ("judge_loss", "draw_loss")
+
     def train_step(self, step_batch):
         num_targets = self.agree_on_step(step_batch)
         seed_everything(self.seed, "step", step_batch.step, self.accelerator.process_index)
@@ -57,6 +59,7 @@ class GanLoop(TrainingLoop):
                 loss = loss_of(self.bare_model, batch)
                 (loss / num_targets).backward(inputs=learning)
                 loss_sum += loss.detach()
+                self.note(loss_of.__name__, loss, count=len(batch["point"]))
             self.sum_gradients(learning)
             clipped = self.clip_gradients(step_batch.step)
             optimizer.step()

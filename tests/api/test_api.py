@@ -1,8 +1,10 @@
 """What the command does, from Python: with parts that were made by hand, on rows that are held in hand."""
 
+import copy
 import dataclasses
 import json
 import re
+import sys
 from pathlib import Path
 
 import datasets
@@ -11,8 +13,10 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+import schedulefree
 import tiny
 import torch
+from accelerate import tracking
 from made_up import make_reviews, write_csv
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
@@ -21,7 +25,10 @@ from trainer_loop.build import build
 from trainer_loop.config.load import load_config
 from trainer_loop.data.tokenizer import train_tokenizer
 from trainer_loop.errors import UserError
+from trainer_loop.loop import TrainingLoop
+from trainer_loop.tasks.sequence_classification import SequenceClassification
 from trainer_loop.tasks.task import RowTask
+from trainer_loop.testing import assert_resumes_exactly
 
 
 @pytest.fixture(scope="module")
@@ -360,6 +367,27 @@ def test_samples_and_parts_of_rows_are_drawn_by_the_seed(tmp_path):
     assert again.train_loader.places(0) == first
 
 
+def test_rows_without_tokens_are_judged_as_many_at_once_as_training_takes(tmp_path):
+    words = ["batch.size=8", "train={steps: 1, precision: no}", f"run_dir={tmp_path / 'run'}"]
+    for more, wanted in (((), 3), (("batch.per_device=4",), 5), (("evaluate.per_device=10",), 2)):
+        tiny.forget_accelerator()
+        config = load_config(None, [*words, *more])
+        loop = build(config, task=Regression(), model=Linear(), rows={"train": Points(16), "validation": Points(20)})
+        assert len(loop.validation_loaders[""]) == wanted
+
+
+def test_an_average_of_its_own_is_refused_beside_another(tmp_path):
+    config = load_config(None, ["ema.decay=0.9", "train={steps: 1, precision: no}", f"run_dir={tmp_path / 'run'}"])
+    with pytest.raises(UserError, match=r"ema\.decay: a AdamWScheduleFree keeps an average of the weights itself"):
+        build(
+            config,
+            task=Regression(),
+            model=Linear(),
+            rows={"train": Points(16)},
+            optimizer=lambda model: schedulefree.AdamWScheduleFree(model.parameters()),
+        )
+
+
 @pytest.mark.parametrize(
     ("rows", "wanted"),
     [
@@ -373,3 +401,231 @@ def test_rows_of_another_form_are_told_to_a_task_of_any_kind(rows, wanted, tmp_p
     with pytest.raises(UserError) as caught:
         build(load_config(None, [f"run_dir={tmp_path}"]), task=Regression(), model=Linear(), rows={"train": rows})
     assert any(wanted in problem for problem in caught.value.problems), caught.value.problems
+
+
+# ---------------------------------------------------------------------------------------------- what was given is used
+
+
+def test_a_model_that_was_given_brings_its_own_tokenizer(settings, tmp_path):
+    other = tmp_path / "other"
+    tokenizer = train_tokenizer(
+        [text for text, _ in make_reviews(300)], style="byte_level_bpe", vocab_size=320, max_length=64
+    )
+    tokenizer.save_pretrained(other)
+    make_model(len(tokenizer)).save_pretrained(other)
+    model = BertForSequenceClassification.from_pretrained(other)
+    loop = build(load_config(None, settings), model=model, rows={"train": make_rows(24)})
+    text = make_table(1)["text"][0]
+    rows = [loop.train_loader.rows[number]["input_ids"] for number in range(24)]
+    assert list(tokenizer(text)["input_ids"]) in [list(row) for row in rows]
+
+
+def test_a_model_with_another_number_of_outputs_is_told(settings):
+    model = make_model(300)
+    model.config.num_labels = 5
+    with pytest.raises(UserError, match="the one that was given has 5 outputs, and the data 2 classes"):
+        build(load_config(None, settings), model=model, rows={"train": make_rows(24)})
+
+
+def test_weights_that_were_not_taken_up_are_told(settings, capfd):
+    rows = {"train": make_rows(24)}
+    build(load_config(None, [*settings, "checkpoint.every=1"]), rows=rows).fit()
+    tiny.forget_accelerator()
+    loop = build(load_config(None, settings), rows=rows)
+    capfd.readouterr()
+    loop.evaluate(make_rows(8))
+    loop.predict(make_rows(8))
+    assert capfd.readouterr().out.count("these are the weights that the run begins with; loop.restore() takes") == 1
+    loop.restore()
+    loop.evaluate(make_rows(8))
+    assert "begins with" not in capfd.readouterr().out
+
+
+def test_one_process_makes_loops_of_unlike_precision(settings, tmp_path):
+    rows = {"train": make_rows(24)}
+    for number, precision in enumerate(("no", "bf16", "no")):
+        config = load_config(None, [*settings, f"train.precision={precision}", f"run_dir={tmp_path / str(number)}"])
+        loop = build(config, rows=rows)
+        assert loop.accelerator.mixed_precision == precision
+        loop.fit()
+
+
+def test_a_model_is_left_as_it_is_judged(settings):
+    """Whoever calls it after a run, or before one, gets no dropout that he did not ask for."""
+    loop = build(load_config(None, settings), rows={"train": make_rows(24)})
+    before = loop.bare_model.training
+    loop.evaluate(make_rows(8))
+    assert loop.bare_model.training is before
+    loop.fit()
+    assert not loop.bare_model.training
+
+
+# ----------------------------------------------------------------------------------------------- memory, while judging
+
+
+class Greedy(SequenceClassification):
+    """Runs out of memory with more than three rows, or with any."""
+
+    most = 3
+
+    def _logits(self, model, batch):
+        if len(batch["input_ids"]) > self.most and not torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("made up")
+        return super()._logits(model, batch)
+
+
+def test_an_evaluation_that_does_not_fit_goes_on_in_halves(settings, capfd):
+    rows = {"train": make_rows(24)}
+    wanted = build(load_config(None, settings), rows=rows)
+    figures, said = wanted.evaluate(make_rows(21)), wanted.predict(make_rows(21))
+    tiny.forget_accelerator()
+    loop = build(load_config(None, settings), task=Greedy(), rows=rows)
+    capfd.readouterr()
+    assert loop.evaluate(make_rows(21)) == pytest.approx(figures, abs=1e-6)
+    np.testing.assert_allclose(loop.predict(make_rows(21))["probabilities"], said["probabilities"], atol=1e-6)
+    assert capfd.readouterr().out.count("a smaller evaluate.max_tokens saves the attempt") == 1
+    Greedy.most, before = 0, Greedy.most
+    try:
+        with pytest.raises(UserError, match="out of memory with one row"):
+            loop.evaluate(make_rows(3))
+    finally:
+        Greedy.most = before
+
+
+class Mute(SequenceClassification):
+    def predict(self, model, batch):
+        return {"predictions": super().predict(model, batch)["predictions"]}
+
+    def loss_and_predict(self, model, batch):
+        return self.loss(model, batch), self.predict(model, batch)
+
+
+def test_a_task_that_gives_no_references_is_told(settings):
+    loop = build(load_config(None, settings), task=Mute(), rows={"train": make_rows(24)})
+    with pytest.raises(UserError, match=r"test_api\.py:\d+.* returns predictions; an evaluation needs references too"):
+        loop.evaluate(make_rows(8))
+
+
+# ------------------------------------------------------------------------------------------ a loop with more of its own
+
+
+class Follower(TrainingLoop):
+    """Learns from a slowly moving average of itself, which a checkpoint must hold."""
+
+    own_figures = ("distance",)
+
+    def __init__(self, *, keeps=True, **parts):
+        super().__init__(**parts)
+        self.teacher = copy.deepcopy(self.bare_model)
+        if keeps:
+            self.keep("teacher", self.teacher)
+
+    def loss_sum(self, batch):
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        with torch.no_grad():
+            said = self.teacher(**inputs).logits
+            for mean, weight in zip(self.teacher.parameters(), self.bare_model.parameters(), strict=True):
+                mean.lerp_(weight, 0.3)
+        distance = (self.model(**inputs).logits - said).square().sum()
+        self.note("distance", distance, count=len(said))
+        return super().loss_sum(batch) + distance
+
+
+def follow(settings, *options):
+    table = Path(settings[-1].partition("=")[2]).parent / "train.csv"
+    write_csv(table, make_reviews(24))
+    name = f"loop.name={Follower.__module__}.Follower"
+    return load_config(None, [*settings, f"data.train={table}", "train.epochs=2", name, *options])
+
+
+def test_what_a_loop_keeps_is_in_its_checkpoints(settings, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    assert_resumes_exactly(follow(settings))
+    with pytest.raises(AssertionError, match="nor in the checkpoint"):
+        assert_resumes_exactly(follow(settings, "loop.args.keeps=false"))
+
+
+def test_a_checkpoint_of_a_loop_that_kept_something_else_is_refused(settings, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    build(follow(settings, "checkpoint.every=2")).fit()
+    tiny.forget_accelerator()
+    with pytest.raises(UserError, match="teacher is kept by one of the two"):
+        build(follow(settings, "loop.args.keeps=false", "resume_anyway=[loop.args]")).restore()
+
+
+def test_what_a_loop_notes_is_a_mean_since_the_row_before(settings, tmp_path, monkeypatch):
+    """Over the targets: as if each microbatch's sum had been kept."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    noted = []
+    loop = build(follow(settings, "log.every=2", "batch.max_tokens=40"))
+    note = loop.note
+
+    def remember(name, value, *, count):
+        noted.append((float(value.detach()), count))
+        note(name, value, count=count)
+
+    loop.note = remember
+    loop.fit()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    told = [row["distance"] for row in rows if "distance" in row]
+    assert len(told) == 3
+    assert sum(count for _, count in noted) == 48
+    total = sum(value for value, _ in noted)
+    assert sum(told) * 16 == pytest.approx(total, rel=1e-5)
+
+
+def test_names_that_a_loop_notes_are_checked(settings, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    loop = build(follow(settings))
+    with pytest.raises(UserError, match=r"Follower\.own_figures: distance; distanc is noted"):
+        loop.note("distanc", torch.zeros(()))
+    tiny.forget_accelerator()
+    monkeypatch.setattr(Follower, "own_figures", ("loss",))
+    with pytest.raises(UserError, match=r"Follower\.own_figures: loss stands in every row"):
+        build(follow(settings))
+
+
+# --------------------------------------------------------------------------------------------------------- trackers
+
+_WANDB = """
+import json
+from pathlib import Path
+
+class _Config:
+    def update(self, values, allow_val_change):
+        _tell("config", len(values))
+
+class _Run:
+    def log(self, values, step):
+        _tell("log", {"step": step, **values})
+    def finish(self):
+        _tell("finish", None)
+
+config = _Config()
+
+def init(project, **arguments):
+    _tell("init", {"project": project, **arguments})
+    return _Run()
+
+def _tell(kind, what):
+    with Path("told.jsonl").open("a") as file:
+        file.write(json.dumps([kind, what]) + chr(10))
+"""
+
+
+def test_trackers_are_told_project_run_and_every_row(settings, tmp_path, monkeypatch):
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "wandb.py").write_text(_WANDB)
+    monkeypatch.syspath_prepend(str(tmp_path / "lib"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    monkeypatch.setattr(tracking, "_available_trackers", [tracking.LoggerType.WANDB])  # as seen when it was imported
+    words = ["log={every: 1, trackers: [wandb], project: spoons, tracker_args: {wandb: {tags: [baseline]}}}"]
+    loop = build(load_config(None, [*settings, *words]), rows={"train": make_rows(24)})
+    loop.fit()
+    loop.accelerator.end_training()
+    told = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text().splitlines()]
+    assert told[0] == ["init", {"project": "spoons", "name": "run", "tags": ["baseline"]}]
+    assert [what["step"] for kind, what in told if kind == "log"] == [1, 2, 3, 3]
+    with pytest.raises(UserError, match=r"log\.tracker_args\.wandb: it is not among log\.trackers"):
+        build(load_config(None, [*settings, "log.tracker_args={wandb: {}}"]), rows={"train": make_rows(24)})

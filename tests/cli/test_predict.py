@@ -225,3 +225,38 @@ def test_a_model_directory_cannot_choose_what_is_imported(run, capfd, tmp_path, 
     code, _, err = predict(capfd, f"model={run}", "text=good")
     assert code == 2
     assert "trap.Task" in err
+
+
+def test_code_that_came_with_a_model_runs_only_when_it_is_asked_for(run, capfd, monkeypatch):
+    config = json.loads((run / "model" / "config.json").read_text())
+    config["model_type"] = "of_ones_own"
+    config["auto_map"] = {"AutoConfig": "own.Own", "AutoModelForSequenceClassification": "own.OwnModel"}
+    (run / "model" / "config.json").write_text(json.dumps(config))
+    (run / "model" / "own.py").write_text("raise RuntimeError('it was run')")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("it asks"))
+    code, _, err = predict(capfd, f"model={run}", "text=a film")
+    assert code == 2
+    assert "trust_remote_code=true lets its code run" in err
+    assert "Traceback" not in err
+    code, _, err = predict(capfd, f"model={run}", "text=a film", "trust_remote_code=maybe")
+    assert (code, "allowed: true, false" in err) == (2, True)
+    with pytest.raises(RuntimeError, match="it was run"):
+        predict(capfd, f"model={run}", "text=a film", "trust_remote_code=true")
+
+
+@pytest.mark.parametrize("damage", ["{", '{"task": "sequence_classification", "colour": 3}'])
+def test_a_record_that_cannot_be_read_is_one_line(run, capfd, damage):
+    (run / "model" / "trainer_loop.json").write_text(damage)
+    code, _, err = predict(capfd, f"model={run}", "text=a film")
+    assert code == 2
+    (line,) = err.splitlines()
+    assert "trainer_loop.json cannot be read" in line
+
+
+def test_an_output_that_cannot_be_written_is_one_line(run, capfd, tmp_path):
+    rows = write_csv(tmp_path / "new.csv", make_reviews(3))
+    (tmp_path / "taken").write_text("")
+    code, _, err = predict(capfd, f"model={run}", f"file={rows}", f"output={tmp_path / 'taken' / 'out.csv'}")
+    assert code == 2
+    (line,) = err.splitlines()
+    assert "cannot be written" in line

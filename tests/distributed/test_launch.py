@@ -185,3 +185,63 @@ torch.accelerator.is_available = lambda: True  # as on a machine with a GPU, whe
 from trainer_loop.run import main
 sys.exit(main(sys.argv[1:]))
 """
+
+
+_ROWS_LAB = """
+import os
+from pathlib import Path
+import torch
+from torch import nn
+from trainer_loop.tasks.task import RowTask
+
+def rows():
+    drawn = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
+    return [{"x": x * (1 + number % 4), "number": number} for number, x in enumerate(drawn)]
+
+class Net(nn.Module):
+    def __init__(self, heads=1):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.heads = nn.ModuleList(nn.Linear(3, 1) for _ in range(heads))
+
+    def forward(self, x, which=0):
+        return self.heads[which](self.norm(x))[:, 0]
+
+class Task(RowTask):
+    def loss(self, model, batch):
+        net = getattr(model, "module", model)
+        which = int(bool((batch["number"] % 8 == 0).any())) if len(net.heads) > 1 else 0
+        return (model(batch["x"], which) - batch["x"].sum(-1)).square().sum()
+
+    def predict(self, model, batch):
+        told = Path(f"means-{os.environ['RANK']}.txt")
+        with told.open("a") as file:
+            file.write(f"{model.norm.running_mean.tolist()}{model.norm.num_batches_tracked}" + chr(10))
+        predicted = model(batch["x"])
+        return {"predictions": predicted, "references": batch["x"].sum(-1)}
+"""
+
+
+def run_rows(directory: Path, *more: str):
+    (directory / "lab.py").write_text(_ROWS_LAB)
+    arguments = ["task.name=lab.Task", "model.type=lab.Net", "data.train=lab.rows", "train={steps: 4, precision: no}"]
+    arguments += ["batch={size: 16, per_device: 4}", "optimizer={name: sgd, lr: 1e-3}", "run_dir=run", *more]
+    return launch(*arguments, directory=directory, options=TWO)
+
+
+def test_all_processes_judge_with_the_same_running_means(tmp_path):
+    done = run_rows(tmp_path, "data.validation=lab.rows", "evaluate.every=2", "checkpoint.every=never")
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = [set((tmp_path / f"means-{rank}.txt").read_text().splitlines()) for rank in (0, 1)]
+    assert told[0] == told[1]
+    assert len(told[0]) == 2, "one set of means at each of two evaluations"
+    means = load_file(tmp_path / "run" / "model" / "model.safetensors")["norm.running_mean"].tolist()
+    assert any(line.startswith(str(means)) for line in told[0])
+
+
+def test_a_parameter_that_the_last_microbatch_does_not_use_is_told(tmp_path):
+    """Its gradient stays each process's own: the processes would part."""
+    done = run_rows(tmp_path, "model.overrides={heads: 2}", "seed=1")
+    assert done.returncode != 0
+    assert "let every microbatch use all parameters" in done.stderr or "parameters get no gradient" in done.stderr
+    assert "Expected to have finished reduction" not in done.stderr

@@ -283,6 +283,7 @@ EACH = [
     ),
     ({"logging_steps": 0.1, "max_steps": 50}, {"log.every": 5, "train.steps": 50, "train.epochs": None}),
     ({"report_to": "wandb"}, {"log.trackers": ["wandb"]}),
+    ({"project": "spoons"}, {"log.project": "spoons"}),
     # older versions, and the example scripts
     ({"evaluation_strategy": "steps", "eval_steps": 5}, {"evaluate.every": 5}),
     ({"evaluate_during_training": True, "logging_steps": 5}, {"evaluate.every": 5, "log.every": 5}),

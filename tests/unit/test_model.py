@@ -105,3 +105,36 @@ def test_a_directory_without_a_model_is_told_with_what_it_holds(tmp_path):
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(UserError, match=r"holds no config.json.*notes.txt"):
         load_model_config(name=str(tmp_path), model_type=None, overrides={})
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt"])
+def test_a_token_that_ends_texts_learns_though_it_pads_too(model_type, tmp_path):
+    """An embedding that is made with `padding_idx` begins at zero there, and stays there."""
+    sizes = {"vocab_size": 50, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8}
+    more = {"intermediate_size": 16, "num_key_value_heads": 2} if model_type == "llama" else {}
+    more |= {"word_embed_proj_dim": 8, "ffn_dim": 16} if model_type == "opt" else {}
+    overrides = {**sizes, **more, "eos_token_id": 7, "bos_token_id": 7, "tie_word_embeddings": False}
+    config = load_model_config(name=None, model_type=model_type, overrides=overrides)
+    config.pad_token_id = 7
+    made, _ = make(config, model_class="AutoModelForCausalLM")
+    made.save_pretrained(tmp_path)
+    again = load_model_config(name=str(tmp_path), model_type=None, overrides={})
+    loaded, _ = make(again, model_class="AutoModelForCausalLM", name=str(tmp_path))
+    for model in (made, loaded):
+        assert model.config.pad_token_id == 7
+        embedding = model.get_input_embeddings()
+        assert embedding.weight[7].abs().sum() > 0
+        model(input_ids=torch.tensor([[7, 3, 7, 4]])).logits.logsumexp(-1).sum().backward()
+        assert embedding.weight.grad[7].abs().sum() > 0
+
+
+def test_a_token_for_padding_that_is_added_gets_an_embedding(tmp_path):
+    overrides = {"vocab_size": 50, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 8}
+    config = load_model_config(name=None, model_type="llama", overrides={**overrides, "intermediate_size": 16})
+    made, _ = make(config, model_class="AutoModelForCausalLM")
+    made.save_pretrained(tmp_path)
+    config = load_model_config(name=str(tmp_path), model_type=None, overrides={})
+    config.pad_token_id = 50  # as the tokenizer says, whose [PAD] is the 51st
+    model, _ = make(config, name=str(tmp_path), model_class="AutoModelForCausalLM", num_tokens=51)
+    assert model.get_input_embeddings().num_embeddings == 51
+    assert model.config.pad_token_id == 50

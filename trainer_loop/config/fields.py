@@ -349,7 +349,9 @@ class SchedulerConfig:
 class EvaluateConfig:
     every: Any = key("epoch", "when the validation set is scored", kind="interval")
     metrics: list[Any] = key(
-        [], "names known to evaluate, or {name: f1, args: {average: macro}}; empty: the task's own", kind="metrics"
+        [],
+        "names known to evaluate, dotted paths, or {name: f1, args: {average: macro}}; empty: the task's own",
+        kind="metrics",
     )
     at_start: bool = key(False, "true: evaluate once before the first step")
     per_device: int | None = key(None, "rows of one evaluation microbatch at most", unit="rows", at_least=1)
@@ -387,6 +389,10 @@ class LogConfig:
         at_least=1,
     )
     trackers: list[str] = key([], "trackers that accelerate knows and that are installed: tensorboard, wandb, ...")
+    project: str = key("trainer_loop", "what trackers call the project; the last part of run_dir names the run")
+    tracker_args: dict[str, Any] = key(
+        {}, "what trackers are set up with, by their names: {wandb: {entity: my_lab, tags: [baseline]}}"
+    )
 
 
 @dataclass(frozen=True)

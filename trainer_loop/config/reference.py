@@ -24,8 +24,10 @@ _LAYERS = [
 
 _ON_RESUME = (
     "*On resume* says what follows when a run goes on from a checkpoint with another value: `free`, no update depends "
-    "on it; `planned anew`, it holds from the checkpoint on; `by content`, refused where other rows, labels or batches "
-    "come of it; `refused`. `resume_anyway` lists what is let through all the same. Every change is told."
+    "on it (but for rounding and the dropout that is drawn where rows are cut otherwise, and for a schedule that "
+    "follows what is evaluated); `planned anew`, it holds from the checkpoint on; `by content`, refused where other "
+    "rows, labels or batches come of it; `refused`. `resume_anyway` lists what is let through all the same. Every "
+    "change is told."
 )
 
 _EXAMPLES = [

@@ -352,6 +352,8 @@ def _log(a: Arguments) -> Iterator[Setting | Note]:
     else:
         for name in names:
             yield Note(name, "log.every is a number of steps; evaluations write a row of their own")
+    if a.changed("project"):
+        yield Setting("log.project", a["project"], ("project",))
     trackers = a["report_to"] if isinstance(a["report_to"], list) else [a["report_to"]]
     if a.changed("report_to"):
         known = [tracker for tracker in trackers if tracker in _TRACKERS]

@@ -13,6 +13,7 @@ from trainer_loop.config.schema import KEYS, SECTIONS
 _FIELDS: dict[str, tuple[str, str]] = {
     "output_dir": ("run_dir", ""),
     "run_name": ("run_dir", "its last part names the run"),
+    "project": ("log.project", ""),
     "seed": ("seed", ""),
     "data_seed": ("seed", "one seed for everything random"),
     "resume_from_checkpoint": (
@@ -124,7 +125,7 @@ _NOT_SHARDED = "each process holds the whole model; model.lora and model.gradien
 _BY_LENGTH = "microbatches are cut by length anyway; batch.order=window makes whole batches of like length"
 _DATA_PARALLEL = "the loop sets up DistributedDataParallel itself"
 _HUB = "the model is saved under run_dir; hf upload publishes it"
-_METRICS_ARE_SUMS = "metrics are sums that grow row by row; no logits are kept"
+_KEPT_OF_A_ROW = "one prediction and one label are kept of a row, and no logits"
 _LOADER = "batches are prepared ahead by data.num_workers processes, pinned beside a GPU, in their order"
 
 # Fields of TrainingArguments that have no key -> why, and what to do instead.
@@ -157,12 +158,12 @@ _FIELDS_NOT_NEEDED: dict[str, str] = {
     "torch_empty_cache_steps": "a step that runs out of memory is cut smaller; batch.max_tokens bounds it beforehand",
     # evaluation
     "eval_delay": "evaluations begin with the first that is due; a larger evaluate.every makes fewer",
-    "prediction_loss_only": "metrics cost one prediction a row; no logits are kept",
-    "eval_do_concat_batches": _METRICS_ARE_SUMS,
-    "eval_use_gather_object": _METRICS_ARE_SUMS,
-    "eval_accumulation_steps": "metrics keep sums, so memory does not grow with the evaluation set",
-    "include_for_metrics": "metrics see predictions and references; for more write a task with its own predict",
-    "batch_eval_metrics": _METRICS_ARE_SUMS,
+    "prediction_loss_only": _KEPT_OF_A_ROW,
+    "eval_do_concat_batches": _KEPT_OF_A_ROW,
+    "eval_use_gather_object": _KEPT_OF_A_ROW,
+    "eval_accumulation_steps": _KEPT_OF_A_ROW,
+    "include_for_metrics": "a metric that is a function asks for outputs of predict, such as probabilities",
+    "batch_eval_metrics": _KEPT_OF_A_ROW,
     # checkpoints
     "save_only_model": "a checkpoint always resumes; checkpoint.every=never leaves the exported model alone",
     "save_on_each_node": "one checkpoint for all processes, in a run_dir that every machine sees",
@@ -184,7 +185,6 @@ _FIELDS_NOT_NEEDED: dict[str, str] = {
     "logging_nan_inf_filter": "a loss that is not finite ends the run and says where, or see train.on_nonfinite",
     "include_num_input_tokens_seen": "tokens a second are always in metrics.jsonl",
     "disable_tqdm": "without a terminal there is no progress bar",
-    "project": "trackers are set up by accelerate; the last part of run_dir names the run",
     "trackio_space_id": "log.trackers: [trackio] logs locally",
     "trackio_bucket_id": "log.trackers: [trackio] logs locally",
     "trackio_static_space_id": "log.trackers: [trackio] logs locally",
@@ -219,7 +219,7 @@ _OLD_FIELDS_NOT_NEEDED: dict[str, str] = {
     "save_safetensors": "weights are always saved as safetensors",
     "split_batches": "batch.size is what one update sees, over all processes",
     "dispatch_batches": "every process reads its own rows",
-    "include_inputs_for_metrics": "metrics see predictions and references; for more write a task with its own predict",
+    "include_inputs_for_metrics": "a metric that is a function asks for outputs of predict, such as probabilities",
     "include_tokens_per_second": "tokens a second are always in metrics.jsonl",
     "use_legacy_prediction_loop": "there is one way to evaluate",
     "past_index": "no model's output of one batch goes into the next",

@@ -136,7 +136,7 @@ def _check_kind(split: Split, *, label: str, train: Split | None) -> list[str]:
     if kind == "decimal numbers":
         return [
             f"{where} decimal numbers, such as {_first_value(split, label)}; classification needs integers, texts or "
-            "true/false: make classes of them (1, not 1.0), or write a task that predicts numbers"
+            "true/false: make classes of them (1, not 1.0); numbers can be learnt by a RowTask, docs/customise.md"
         ]
     if kind not in _NAMING_KINDS:
         return [f"{where} {kind}; it must be one integer, text or true/false per row"]

@@ -245,7 +245,9 @@ class _Microbatches(Dataset[Microbatch]):
         self.count = count
 
     def __getitem__(self, index: int) -> Microbatch:
-        rows = self.cut[index]
+        return self.make(self.cut[index])
+
+    def make(self, rows: Rows) -> Microbatch:
         batch = self.collate(read_rows(self.source, rows))
         return Microbatch(rows, batch, self.count(batch))
 
@@ -293,6 +295,14 @@ class EvaluationLoader:
         for microbatch in _iterate(self._microbatches, range(len(self)), self.num_workers, self.device):
             microbatch.batch = move_batch(microbatch.batch, self.device)
             yield microbatch
+
+    def halve(self, microbatch: Microbatch) -> list[Microbatch]:
+        """Its rows again, in two: for one that did not fit into memory."""
+        middle = len(microbatch.rows) // 2
+        halves = [self._microbatches.make(rows) for rows in (microbatch.rows[:middle], microbatch.rows[middle:])]
+        for half in halves:
+            half.batch = move_batch(half.batch, self.device)
+        return halves
 
 
 def move_batch(batch: Batch, device: torch.device) -> Batch:

@@ -185,6 +185,11 @@ def check_components(config: Config, task: RowTask | None, given: Given) -> list
         if figure.rpartition("/")[2] in _SMALLER_IS_BETTER and not figure.startswith("-"):
             problems.append(f"{place}: {figure} would pick the largest {figure}; smaller is better: write -{figure}")
     installed = [str(tracker) for tracker in get_available_trackers()]
+    problems += [
+        f"log.tracker_args.{tracker}: it is not among log.trackers; add it there"
+        for tracker in config.log.tracker_args
+        if tracker not in config.log.trackers
+    ]
     for tracker in config.log.trackers:
         if tracker not in installed:
             problems.append(
@@ -222,10 +227,11 @@ def _check_schedule_metric(config: Config, given: Given) -> list[str]:
     name, metric = config.scheduler.name, config.scheduler.metric
     if not needs_metric(name):
         return [] if metric is None else [f"scheduler.metric: {metric}: {name} follows none; remove it"]
+    figure = "the validation loss" if metric is None else metric.removeprefix("-")
     if config.evaluate.every == "never":
-        return [f"scheduler.name: {name} follows the validation loss; set evaluate.every"]
+        return [f"scheduler.name: {name} follows {figure}; set evaluate.every"]
     if config.data.validation is None and config.data.validation_fraction is None and not given.sets:
-        return [f"scheduler.name: {name} follows the validation loss; set data.validation or data.validation_fraction"]
+        return [f"scheduler.name: {name} follows {figure}; set data.validation or data.validation_fraction"]
     if metric is None and (sets := _name_validation_sets(config, given)):
         return [f"scheduler.name: {name} follows one of several sets; set scheduler.metric, such as -{sets[0]}/loss"]
     return []

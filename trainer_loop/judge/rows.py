@@ -38,7 +38,12 @@ def judge_rows(config: Config, task: RowTask, problems: list[str], given: Given)
             f"model.type: {model.type or model.name}: the task {config.task.name} takes rows as they are, so its model "
             "is the dotted path of what makes an nn.Module, with model.overrides for its arguments"
         )
-    problems += check_metrics(metric_entries(config, task), num_labels=None)
+    problems += check_metrics(
+        metric_entries(config, task),
+        num_labels=None,
+        outputs=task.outputs,
+        trust_remote_code=config.model.trust_remote_code,
+    )
     values = values_of(config)
     problems += [
         f"{name}: {values[name]}: the task {config.task.name} takes rows as they are, and this is for texts; remove it"

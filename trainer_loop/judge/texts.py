@@ -24,6 +24,7 @@ from trainer_loop.judge.parts import Given, Parts, attempt
 from trainer_loop.metrics.load import check_metrics
 from trainer_loop.model import (
     check_model_config,
+    check_outputs,
     find_model,
     fit_model_config,
     load_model_config,
@@ -44,9 +45,16 @@ def judge_texts(
         splits, streamed, label_names = _read_splits(config, task, problems, console, given)
     if task is not None:
         num_labels = None if label_names is None else len(label_names.names)
-        problems += check_metrics(metric_entries(config, task), num_labels=num_labels)
+        problems += check_metrics(
+            metric_entries(config, task),
+            num_labels=num_labels,
+            outputs=task.outputs,
+            trust_remote_code=config.model.trust_remote_code,
+        )
     tokenizer = attempt(problems, lambda: _get_tokenizer(config, task, splits, problems, console, given))
     model_config = attempt(problems, lambda: _get_model_config(config, given))
+    if given.model is not None and model_config is not None and label_names is not None:
+        problems += check_outputs(model_config, len(label_names.names))
     if tokenizer is not None and model_config is not None:
         fit_model_config(
             model_config,
@@ -57,7 +65,7 @@ def judge_texts(
         problems += check_model_config(
             model_config,
             tokenizer=tokenizer,
-            own_tokenizer=config.model.tokenizer is None,
+            own_tokenizer=config.model.tokenizer is None and given.model is None,
             max_length=config.data.max_length,
         )
         if task is not None:
@@ -143,8 +151,11 @@ def _get_tokenizer(
             vocab_size=config.model.vocab_size,
             max_length=config.data.max_length,
         )
-    name = config.model.tokenizer or config.model.name or getattr(given.model, "name_or_path", None)
+    # A model that was given brings its own, wherever it comes from: the config may name another model.
+    name = config.model.tokenizer or getattr(given.model, "name_or_path", None) or config.model.name
     if not name:
+        if given.model is not None:
+            raise UserError("model.tokenizer: the model that was given does not say where its tokenizer is; set it")
         return None  # the config was told so already
     name = find_model(name)
     return load_tokenizer(name, trust_remote_code=config.model.trust_remote_code, say=console.say)

@@ -1,21 +1,27 @@
 """From the entries of `evaluate.metrics` to metrics that compute: check them, load them, name their results.
 
-An entry is a name or `{name, args, key}`. A name is one of `SHIPPED`, the dotted path of an `evaluate.Metric` class,
-the path of a metric script, or anything else that `evaluate.load` finds on the hub (a script from there is code that
-runs here). `args` go to the metric's `_compute`; `key` is the name its result is reported under.
+An entry is a name or `{name, args, key}`. A name is one of `SHIPPED`, the dotted path of a function or of an
+`evaluate.Metric` class, the path of a metric script, or anything else that `evaluate.load` finds on the hub; whose code
+from there runs here is for the user to say. `args` go to the function, or to the metric's `_compute`; `key` is the name
+its result is reported under.
+
+A function asks for outputs of the task's `predict` by the names of its parameters, `predictions`, `references`,
+`probabilities`, ..., and returns a number or a dict of numbers.
 """
 
 import difflib
+import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 from trainer_loop.config.component import check_arguments, locate
 from trainer_loop.errors import UserError, in_one_line
-from trainer_loop.metrics.named_metric import RESERVED, NamedMetric, name_results
+from trainer_loop.metrics.named_metric import COLUMNS, RESERVED, NamedMetric, describe_missing, name_results
 from trainer_loop.runtime.hub import describe_unreachable, hub_is_reachable
 
 if TYPE_CHECKING:  # importing evaluate takes seconds
@@ -39,15 +45,23 @@ _BENCHMARKS = ("glue", "super_glue", "indic_glue", "xtreme_s")  # their metrics 
 _GIVEN = ("self", "predictions", "references")  # arguments of `_compute` that are not the user's
 
 
-def check_metrics(entries: Sequence[Entry], *, num_labels: int | None) -> list[str]:
+def check_metrics(
+    entries: Sequence[Entry],
+    *,
+    num_labels: int | None,
+    outputs: Sequence[str] | None = None,
+    trust_remote_code: bool = False,
+) -> list[str]:
     """All problems that can be found without the network, one line each.
 
-    num_labels: classes of the task; None when it has none or they are not known.
+    num_labels: classes of the task; None when it has none or they are not known. outputs: names of what its `predict`
+    gives, likewise. trust_remote_code: code of anybody's on the hub may run, and not only that of evaluate's makers.
     """
     problems, known = [], []
     for entry in _parse(entries, num_labels=num_labels):
         try:
-            problems += _argument_problems(entry) or _class_problems(entry, num_labels=num_labels)
+            problems += _argument_problems(entry, outputs) or _class_problems(entry, num_labels=num_labels)
+            problems += [] if trust_remote_code else _foreign_code_problems(entry)
             known.append(entry)
         except UserError as error:
             problems += error.problems
@@ -68,10 +82,16 @@ def load_metrics(entries: Sequence[Entry], *, num_labels: int | None) -> list[Na
         except UserError as error:
             problems += error.problems
             continue
+        named = (entry.place, entry.name)
+        if inspect.isfunction(module):
+            metrics.append(NamedMetric(*named, module, entry.arguments, entry.key, _columns_of(module, entry)))
+            continue
         problems += _module_problems(entry, module)
         if entry.per_class and entry.arguments.get("labels") is None:
             problems.append(f"{entry.place}.args: average: null needs the classes to report, such as labels: [0, 1, 2]")
-        metrics.append(NamedMetric(entry.place, entry.name, module, entry.arguments, entry.key))
+        metrics.append(
+            NamedMetric(*named, module.compute, entry.arguments, entry.key, COLUMNS, features=module.features)
+        )
     if problems:
         raise UserError(problems)
     return metrics
@@ -116,9 +136,8 @@ def _parse(entries: Sequence[Entry], *, num_labels: int | None) -> list[_ParsedE
 
 
 def _is_script(name: str) -> bool:
-    """Whether the name is a path: it is written as one, or is a folder that holds a script of the same name."""
-    path = Path(name)
-    return name.endswith(".py") or name.startswith((".", "/", "~")) or (path / f"{path.name}.py").is_file()
+    """Whether the name is written as a path."""
+    return name.endswith(".py") or name.startswith((".", "/", "~"))
 
 
 def _is_dotted(name: str) -> bool:
@@ -129,27 +148,52 @@ def _is_hub_name(name: str) -> bool:
     return name not in SHIPPED and not _is_script(name) and not _is_dotted(name)
 
 
-def _metric_class(entry: _ParsedEntry) -> "type[evaluate.Metric]":
-    """The class of a shipped name or a dotted path; raise UserError when it is no metric."""
+def _find_metric(entry: _ParsedEntry) -> "type[evaluate.Metric] | FunctionType":
+    """The function or class of a shipped name or a dotted path; raise UserError when it is no metric."""
     import evaluate
 
     found = locate(SHIPPED.get(entry.name, entry.name), place=entry.place)
+    if inspect.isfunction(found):
+        if not _columns_of(found, entry):
+            raise UserError(
+                f"{entry.place}: {entry.name} has no parameter without a default; it must ask for predictions, "
+                "references, or what else the task's `predict` gives"
+            )
+        return found
     if not (isinstance(found, type) and issubclass(found, evaluate.Metric)):
-        raise UserError(f"{entry.place}: {entry.name} is {found!r}; a metric is a class derived from evaluate.Metric")
+        raise UserError(
+            f"{entry.place}: {entry.name} is {found!r}; a metric is a function, or a class derived from evaluate.Metric"
+        )
     if check_arguments(found, {}, place=entry.place, given=()):
         raise UserError(f"{entry.place}: {entry.name}() needs arguments; give them defaults, since args go to _compute")
     return found
 
 
+def _columns_of(function: Callable[..., Any], entry: _ParsedEntry) -> list[str]:
+    """The outputs that a function asks for: its parameters without a default that `args` do not give."""
+    return [
+        parameter.name
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        and parameter.name not in entry.arguments
+    ]
+
+
 # ---- checks
 
 
-def _argument_problems(entry: _ParsedEntry) -> list[str]:
-    """Whether the name can be a metric's (UserError if not), and which arguments its `_compute` does not take."""
+def _argument_problems(entry: _ParsedEntry, outputs: Sequence[str] | None) -> list[str]:
+    """Whether the name can be a metric's (UserError if not), and which arguments and outputs do not fit it."""
     if entry.name in SHIPPED and not entry.arguments:
         return []
     if entry.name in SHIPPED or _is_dotted(entry.name):
-        metric = _metric_class(entry)
+        metric = _find_metric(entry)
+        if inspect.isfunction(metric):
+            columns = _columns_of(metric, entry)
+            problems = check_arguments(metric, entry.arguments, place=f"{entry.place}.args", given=columns)
+            missing = [name for name in columns if outputs is not None and name not in outputs]
+            return problems + ([describe_missing(entry.place, entry.name, missing, outputs or ())] if missing else [])
         return check_arguments(metric._compute, entry.arguments, place=f"{entry.place}.args", given=_GIVEN)
     if _is_script(entry.name):
         _script_path(entry)
@@ -160,6 +204,20 @@ def _argument_problems(entry: _ParsedEntry) -> list[str]:
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", entry.name):
         raise UserError(f"{entry.place}: {entry.name!r} cannot be a metric's name; {_allowed()}")
     return []
+
+
+def _foreign_code_problems(entry: _ParsedEntry) -> list[str]:
+    """Of a name on the hub whose code is not that of evaluate's makers, and of one that means a script lying here."""
+    if not _is_hub_name(entry.name):
+        return []
+    if Path(entry.name, f"{Path(entry.name).name}.py").is_file():
+        return [f"{entry.place}: a folder {entry.name} lies here; for its script write ./{entry.name}"]
+    owner, slash, _ = entry.name.partition("/")
+    if not slash or owner in (*_BENCHMARKS, "evaluate-metric"):
+        return []
+    return [
+        f"{entry.place}: {entry.name} is Python code of {owner} on the hub; model.trust_remote_code=true lets it run"
+    ]
 
 
 def _class_problems(entry: _ParsedEntry, *, num_labels: int | None) -> list[str]:
@@ -243,15 +301,18 @@ def _expected_keys(entry: _ParsedEntry) -> list[str]:
 # ---- loading
 
 
-def _load_module(entry: _ParsedEntry, *, no_hub: str | None) -> "evaluate.Metric":
-    """Build the metric, its rows kept in memory; raise UserError when there is none.
+def _load_module(entry: _ParsedEntry, *, no_hub: str | None) -> "evaluate.Metric | FunctionType":
+    """The function, or the metric, its rows kept in memory; raise UserError when there is none.
 
     no_hub: why the hub cannot be asked; a metric in evaluate's cache is still loaded then.
     """
     import evaluate
 
     if entry.name in SHIPPED or _is_dotted(entry.name):
-        module = _metric_class(entry)()
+        metric = _find_metric(entry)
+        if inspect.isfunction(metric):
+            return metric
+        module: evaluate.Metric = metric()
         module.keep_in_memory = True
         return module
     path = str(_script_path(entry)) if _is_script(entry.name) else entry.name

@@ -1,13 +1,11 @@
 """The loop's own sums: what training steps report, kept on the device until something is logged."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-
-from trainer_loop.metrics.sum_count import SumCount
 
 
 @dataclass(frozen=True)
@@ -26,6 +24,7 @@ class StepReport:
     num_padded_tokens: int
     wait_seconds: float
     skipped: bool = False  # not finite, and left out as the user wishes
+    own: Mapping[str, tuple[Tensor, int]] = field(default_factory=dict)  # sum and count of what else was noted
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,10 @@ class NonFinite:
 
 _MOST_IN_A_ROW = 50  # not finite: by then a loss scaler has halved its scale to nothing, and no update was made
 _NOTHING_YET = {"grad_norm": math.nan, "lr": math.nan, "bad_in_a_row": 0.0}  # of the last update
+LOGGED = (
+    *("loss", "grad_norm", "lr", "rows_per_second", "tokens_per_second", "padding", "data_wait", "skipped_steps"),
+    *("step", "epoch"),
+)  # figures of every training row
 _SUMS = ("loss", "targets", "rows", "tokens", "padded_tokens", "skipped", "wait_seconds", "seconds")
 
 
@@ -47,13 +50,22 @@ class Meter:
     """Sums over the updates since the last training row of the log.
 
     `fold` is the only place that waits for the device. `sum_over_processes` adds numbers up over all processes.
+    own_figures: names of numbers that reports may hold besides.
     """
 
-    def __init__(self, *, sum_over_processes: Callable[[Sequence[float]], list[float]], scaled_gradients: bool = False):
+    def __init__(
+        self,
+        *,
+        sum_over_processes: Callable[[Sequence[float]], list[float]],
+        scaled_gradients: bool = False,
+        own_figures: Sequence[str] = (),
+    ):
         self._sum_over_processes = sum_over_processes
         self._scaled_gradients = scaled_gradients  # fp16: an overflow of a gradient is the loss scaler's business
+        self._own_figures = own_figures
+        self._own_names = [f"{kind} of {name}" for name in own_figures for kind in ("sum", "count")]
         self._reports: list[StepReport] = []
-        self._sums = dict.fromkeys(_SUMS, 0.0)
+        self._sums = dict.fromkeys((*_SUMS, *self._own_names), 0.0)
         self._last = dict(_NOTHING_YET)
 
     def add(self, report: StepReport) -> None:
@@ -76,7 +88,9 @@ class Meter:
             for name in ("num_rows", "num_tokens", "num_padded_tokens")
         ]
         losses = torch.stack([report.loss_sum for report in reports]).tolist()
-        rows, tokens, padded_tokens, *losses = self._sum_over_processes([*counts, *losses])
+        own = self._sum_own([report for report in reports if not report.skipped])
+        rows, tokens, padded_tokens, *rest = self._sum_over_processes([*counts, *own, *losses])
+        own, losses = rest[: len(own)], rest[len(own) :]
         grad_norms = torch.stack([report.grad_norm for report in reports]).tolist()
         for report, loss, grad_norm in zip(reports, losses, grad_norms, strict=True):
             if self._has_diverged(report, loss, grad_norm):
@@ -94,7 +108,18 @@ class Meter:
         self._sums["tokens"] += tokens
         self._sums["padded_tokens"] += padded_tokens
         self._sums["wait_seconds"] += sum(report.wait_seconds for report in reports)
+        for name, value in zip(self._own_names, own, strict=True):
+            self._sums[name] += value
         return None
+
+    def _sum_own(self, reports: Sequence[StepReport]) -> list[float]:
+        """Sum and count of each of `own_figures` on this process, one after the other."""
+        sums: list[float] = []
+        for name in self._own_figures:
+            noted = [report.own[name] for report in reports if name in report.own]
+            total = float(torch.stack([value for value, _ in noted]).sum()) if noted else 0.0
+            sums += [total, float(sum(count for _, count in noted))]
+        return sums
 
     def _has_diverged(self, report: StepReport, loss: float, grad_norm: float) -> bool:
         """One that is not finite is enough, but for those that were skipped: of these, many in a row."""
@@ -111,17 +136,22 @@ class Meter:
         seconds = max(sums["seconds"], 1e-9)
         skipped = {"skipped_steps": int(sums["skipped"])} if sums["skipped"] else {}
         return skipped | {
-            "loss": SumCount(sums["loss"], int(sums["targets"])).compute(),
+            "loss": sums["loss"] / sums["targets"] if sums["targets"] else math.nan,
             "grad_norm": self._last["grad_norm"],
             "lr": self._last["lr"],
             "rows_per_second": sums["rows"] / seconds,
             "tokens_per_second": sums["tokens"] / seconds,
             "padding": 1 - sums["tokens"] / max(sums["padded_tokens"], 1),
             "data_wait": sums["wait_seconds"] / seconds,
+            **{
+                name: sums[f"sum of {name}"] / sums[f"count of {name}"]
+                for name in self._own_figures
+                if sums[f"count of {name}"]
+            },
         }
 
     def clear(self) -> None:
-        self._sums = dict.fromkeys(_SUMS, 0.0)
+        self._sums = dict.fromkeys(self._sums, 0.0)
 
     def state_dict(self) -> dict[str, float]:
         """What was folded since the last row; `fold` first."""
@@ -129,5 +159,5 @@ class Meter:
         return self._sums | self._last
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self._sums = {name: state.get(name, 0.0) for name in _SUMS}
+        self._sums = {name: state.get(name, 0.0) for name in self._sums}
         self._last = {name: state.get(name, before) for name, before in _NOTHING_YET.items()}

@@ -1,18 +1,16 @@
 """A metric that was loaded: computing it, and the names its results are reported under."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from trainer_loop.errors import UserError, in_one_line
 
-if TYPE_CHECKING:  # importing evaluate takes seconds
-    import evaluate
-
 RESERVED = ("loss", "rows")  # keys of an evaluation that are the loop's own
+COLUMNS = ("predictions", "references")  # what every metric of evaluate's form compares
 
 
 @dataclass(frozen=True)
@@ -21,27 +19,33 @@ class NamedMetric:
 
     place: str  # the key of the config it comes from
     name: str
-    module: "evaluate.Metric"
+    compute_rows: Callable[..., Any]  # (columns and arguments by name) -> a number, or a dict of results
     arguments: Mapping[str, Any]
     key: str | None = None
+    columns: Sequence[str] = COLUMNS  # those of the task's outputs that it compares
+    features: Any = None  # what evaluate says of the columns, where it says so
 
-    def compute(self, predictions: Any, references: Any) -> dict[str, float]:
-        """Compare two arrays, `[N]` or `[N, ...]`; every result is a finite float.
+    def compute(self, outputs: Mapping[str, Any]) -> dict[str, float]:
+        """Compare what a task gives, arrays `[N]` or `[N, ...]` by name; every result is a finite float.
 
         A list becomes `f1/0`, `f1/1`, ..., numbered by the argument `labels` where there is one; a dict becomes
         `PER/f1`, .... `key` replaces the name of an only result, and goes before the names of several.
 
-        Raise UserError when there are no rows, when the two arrays do not fit each other or the metric, and when a
-        result is not a finite number.
+        Raise UserError when a column is missing, when there are no rows, when the columns do not fit each other or the
+        metric, and when a result is not a finite number.
         """
-        columns = {"predictions": np.asarray(predictions), "references": np.asarray(references)}
-        problems = _column_problems(columns, self.module.features)
+        if missing := [name for name in self.columns if name not in outputs]:
+            raise UserError(describe_missing(self.place, self.name, missing, outputs))
+        columns = {name: np.asarray(outputs[name]) for name in self.columns}
+        problems = _column_problems(columns, self.features)
         if problems:
             raise UserError([f"{self.place}: {self.name} {problem}" for problem in problems])
         try:
-            results = self.module.compute(**columns, **self.arguments)
+            results = self.compute_rows(**columns, **self.arguments)
         except ValueError as error:
             raise UserError(f"{self.place}: {self.name} cannot be computed: {in_one_line(error)}") from error
+        if not isinstance(results, Mapping):
+            results = {self.name.rpartition(".")[2]: results}
         names = name_results(list(results), self.key)
         values: dict[str, Any] = {}
         for name, value in zip(names, results.values(), strict=True):
@@ -52,12 +56,17 @@ class NamedMetric:
         return {name: float(value) for name, value in values.items()}
 
 
-def compute_metrics(metrics: Sequence[NamedMetric], *, predictions: Any, references: Any) -> dict[str, float]:
+def describe_missing(place: str, name: str, missing: Sequence[str], outputs: Iterable[str]) -> str:
+    """What to say of a metric that asks for what the task does not give."""
+    return f"{place}: {name} asks for {', '.join(missing)}, and the task's `predict` gives {', '.join(outputs)}"
+
+
+def compute_metrics(metrics: Sequence[NamedMetric], outputs: Mapping[str, Any]) -> dict[str, float]:
     """The results of all metrics in one dict. Raise UserError where a key is reported twice or is the loop's own."""
     results: dict[str, float] = {}
     problems = []
     for metric in metrics:
-        for name, value in metric.compute(predictions, references).items():
+        for name, value in metric.compute(outputs).items():
             if name in results or name in RESERVED:
                 problems.append(f"{metric.place}: {metric.name} reports {name}, which is taken; set its key")
             results[name] = value
@@ -98,10 +107,11 @@ def _column_problems(columns: Mapping[str, np.ndarray], features: Any) -> list[s
     """What evaluate would pass over in silence or say in a riddle."""
     import datasets
 
-    predictions, references = columns["predictions"], columns["references"]
-    if len(predictions) != len(references):
-        return [f"has {len(predictions)} predictions for {len(references)} references; it compares them row by row"]
-    if len(predictions) == 0:
+    lengths = {len(column) for column in columns.values()}
+    if len(lengths) > 1:
+        told = " and ".join(f"{len(column)} {name}" for name, column in columns.items())
+        return [f"has {told}; it compares them row by row"]
+    if lengths == {0}:
         return ["has no rows to score; give the split at least one row"]
     problems = []
     for name, column in columns.items():

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 class Ema:
     """`average = decay * average + (1 - decay) * weight` after every update, over the trainable parameters.
 
-    It begins at the weights that the model has when this is made.
+    It begins at the weights that the model has when this is made, and is kept in float32 or wider: what one update adds
+    would be lost in the rounding of 16 bits.
     """
 
     def __init__(self, model: nn.Module, *, decay: float):
@@ -18,21 +19,24 @@ class Ema:
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._names = [name for name, _ in named]
         self._weights: list[Tensor] = [parameter for _, parameter in named]
-        self._averages = [parameter.detach().clone() for parameter in self._weights]
+        self._averages = [_widen(parameter.detach()).clone() for parameter in self._weights]
 
     @torch.no_grad()
     def update(self) -> None:
         """Take the weights of one update in."""
-        torch._foreach_lerp_(self._averages, self._weights, 1 - self.decay)
+        torch._foreach_lerp_(self._averages, [_widen(weight) for weight in self._weights], 1 - self.decay)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """The model has the averages for its weights until the block ends."""
-        self._swap()
+        trained = [weight.data for weight in self._weights]
+        for weight, average in zip(self._weights, self._averages, strict=True):
+            weight.data = average.to(weight.dtype)
         try:
             yield
         finally:
-            self._swap()
+            for weight, data in zip(self._weights, trained, strict=True):
+                weight.data = data
 
     @torch.no_grad()
     def copy_to_model(self, averages: dict[str, Tensor] | None = None) -> None:
@@ -55,6 +59,6 @@ class Ema:
         for name, average in zip(self._names, self._averages, strict=True):
             average.copy_(averages[name])
 
-    def _swap(self) -> None:
-        for weight, average in zip(self._weights, self._averages, strict=True):
-            weight.data, average.data = average.data, weight.data
+
+def _widen(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

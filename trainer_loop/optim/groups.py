@@ -89,10 +89,16 @@ def make_groups(
     by_layer = layer_decay != 1.0 or unfreeze_every > 0
     all_rules = [_NO_RULE, *rules]
     gathered: dict[tuple[int, int, bool, bool], dict[str, nn.Parameter]] = {}
+    names: dict[nn.Parameter, list[str]] = {}  # a tied weight has several
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        index = next((index for index, rule in enumerate(rules, start=1) if fnmatchcase(name, rule.match)), 0)
+        matching = (
+            i for i, rule in enumerate(rules, start=1) if any(fnmatchcase(n, rule.match) for n in names[parameter])
+        )
+        index = next(matching, 0)
         rule = all_rules[index]
         follows_layers = by_layer and None in (rule.lr, rule.unfreeze_at)
         is_spared = rule.weight_decay is None and parameter.ndim < 2

@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -22,6 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.record.checkpoint_files import (
     AVERAGES,
+    KEPT,
     MANIFEST,
     SCALER,
     SCHEDULER,
@@ -61,6 +63,15 @@ class Snapshot:
     scheduler: dict[str, Any]
     scaler: dict[str, Any] | None
     averages: dict[str, Tensor] | None
+    kept: dict[str, Any]
+
+
+class Stateful(Protocol):
+    """What a loop of one's own keeps from step to step; its state is made of tensors, numbers, texts and containers."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
 
 
 class Averages(Protocol):
@@ -129,7 +140,13 @@ class Checkpointer:
         self._error: BaseException | None = None  # of the thread, until the loop asks
         self._copies: dict[tuple[int, ...], Tensor] = {}  # host memory of the last snapshot, used again
         self._bytes = 0  # of the last checkpoint
+        self._kept: dict[str, Stateful] = {}
         accelerator.register_load_state_pre_hook(_unwrap_models)
+
+    def keep(self, name: str, part: Stateful) -> None:
+        """From now on `part` is saved and restored too, by this name."""
+        assert name not in self._kept, f"{name} is kept already"
+        self._kept[name] = part
 
     # ------------------------------------------------------------------------------------------------------ saving
 
@@ -210,7 +227,10 @@ class Checkpointer:
             optimizer=optimizer.state_dict(),
             scheduler=self.scheduler.state_dict(),
             scaler=None if scaler is None else scaler.state_dict(),
-            averages=None if self.averages is None else self.averages.state_dict(),
+            averages=None
+            if self.averages is None
+            else {name: average.contiguous() for name, average in self.averages.state_dict().items()},
+            kept={name: part.state_dict() for name, part in self._kept.items()},
         )
 
     def _copy(self, snapshot: Snapshot) -> Snapshot:
@@ -229,9 +249,9 @@ class Checkpointer:
                 return used[key]
             if isinstance(value, dict):
                 return {name: copy(item, f"{place}.{name}") for name, item in value.items()}
-            if isinstance(value, list):
-                return [copy(item, f"{place}.{index}") for index, item in enumerate(value)]
-            return value
+            if isinstance(value, (list, tuple)):
+                return type(value)([copy(item, f"{place}.{index}") for index, item in enumerate(value)])
+            return deepcopy(value)
 
         copied = Snapshot(**{name: copy(value, name) for name, value in vars(snapshot).items()})
         self._copies = used
@@ -286,6 +306,8 @@ class Checkpointer:
             torch.save(snapshot.scaler, directory / SCALER)
         if snapshot.averages is not None:
             save_file(snapshot.averages, directory / AVERAGES)
+        if snapshot.kept:
+            torch.save(snapshot.kept, directory / KEPT)
         write_json(directory / STATE, snapshot.state)
         files: dict[str, dict[str, Any]] = {
             file.name: {"bytes": file.stat().st_size, "crc32": compute_checksum(file)}
@@ -342,6 +364,7 @@ class Checkpointer:
                 self.accelerator.scaler.load_state_dict(torch.load(path / SCALER, weights_only=True))
             if self.averages is not None:
                 self._load_averages(path, self.averages)
+            self._load_kept(path)
         except (RuntimeError, ValueError, KeyError, UnpicklingError, SafetensorError) as error:
             if is_out_of_memory(error):
                 raise
@@ -419,6 +442,13 @@ class Checkpointer:
         else:
             averages.restart()
             self.console.warn(f"{path} has no averaged weights: the average begins at its weights")
+
+    def _load_kept(self, path: Path) -> None:
+        saved = torch.load(path / KEPT, weights_only=True) if (path / KEPT).exists() else {}
+        if unlike := sorted(set(saved) ^ set(self._kept)):
+            raise ValueError(f"{', '.join(unlike)} is kept by one of the two, the run that saved it and this one")
+        for name, part in self._kept.items():
+            part.load_state_dict(saved[name])
 
     def _choose_together(self, resume: str) -> Path | None:
         """Process 0 verifies and chooses; the others must see what it chose."""
@@ -508,7 +538,7 @@ def _select_saved(model: nn.Module) -> dict[str, Tensor]:
         place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
         if name not in frozen and (place not in places or not tensor.numel()):
             places.add(place)
-            saved[name] = tensor
+            saved[name] = tensor.contiguous()  # safetensors takes no other
     return saved
 
 

@@ -17,8 +17,9 @@ STATE = "state.json"
 SCHEDULER = "scheduler.bin"  # this and the next: as accelerate calls them
 SCALER = "scaler.bin"
 AVERAGES = "averages.safetensors"
+KEPT = "kept.bin"  # what a loop of one's own keeps besides
 _ALWAYS = {"model.safetensors", "optimizer.bin", SCHEDULER, STATE}
-_LOADED = {*_ALWAYS, SCALER, AVERAGES}
+_LOADED = {*_ALWAYS, SCALER, AVERAGES, KEPT}
 _NAME = re.compile(r"step-\d+")
 _DAMAGED = ".damaged"
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_model
 from torch import nn
 
-from trainer_loop.errors import UserError
+from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.record.run_dir import (
     EXPORT_RECORD,
     RunDir,
@@ -39,9 +39,15 @@ class ExportRecord:
 
     @classmethod
     def read(cls, model_dir: Path) -> "ExportRecord | None":
-        """The record beside an exported model; None for a model that was not exported here."""
+        """The record beside an exported model; None for a model that was not exported here.
+
+        Raises UserError where it cannot be read.
+        """
         path = model_dir / EXPORT_RECORD
-        return cls(**read_json(path)) if path.exists() else None
+        try:
+            return cls(**read_json(path)) if path.exists() else None
+        except (ValueError, TypeError) as error:  # damaged, or of another version
+            raise UserError(f"{path} cannot be read: {in_one_line(error)}; export the model again") from error
 
 
 def export_model(run_dir: RunDir, model: nn.Module, tokenizer: Any, record: ExportRecord, *, title: str) -> Path:
@@ -98,8 +104,7 @@ def _model_card(record: ExportRecord, *, title: str) -> str:
     library = "transformers" if record.text is not None else "pytorch"
     return f"""---
 library_name: {library}
-pipeline_tag: {_pipeline(record.task)}
----
+{_pipeline_tag(record.task)}---
 
 # {title}
 
@@ -111,8 +116,10 @@ Versions: {versions}.
 """
 
 
-def _pipeline(task: str) -> str:
-    return {"sequence_classification": "text-classification", "causal_lm": "text-generation"}.get(task, task)
+def _pipeline_tag(task: str) -> str:
+    """The line by which the hub knows what a model is for; a task of one's own has none."""
+    tag = {"sequence_classification": "text-classification", "causal_lm": "text-generation"}.get(task)
+    return "" if tag is None else f"pipeline_tag: {tag}\n"
 
 
 def _metrics_table(metrics: Mapping[str, float]) -> str:

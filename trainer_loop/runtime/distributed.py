@@ -72,8 +72,11 @@ def make_accelerator(
     """
     import torch
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
+    if AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
+        AcceleratorState._reset_state()  # it holds one precision for a Python process, and a notebook makes many loops
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
     _join_after_restart(timedelta(minutes=timeout_minutes))
@@ -148,18 +151,18 @@ def sum_on_hosts(accelerator: "Accelerator", values: Sequence[float]) -> list[fl
     import torch.distributed
 
     summed = torch.tensor(values, dtype=torch.float64)
-    torch.distributed.all_reduce(summed, group=_host_group())
+    torch.distributed.all_reduce(summed, group=_host_group(accelerator.init_handler.timeout))
     return summed.tolist()  # type: ignore[no-any-return]
 
 
 @functools.cache
-def _host_group() -> "torch.distributed.ProcessGroup | None":
+def _host_group(timeout: timedelta) -> "torch.distributed.ProcessGroup | None":
     """Processes joined by gloo; None stands for the default group, where that is gloo already."""
     import torch.distributed
 
     if torch.distributed.get_backend() == "gloo":
         return None
-    return torch.distributed.new_group(backend="gloo")
+    return torch.distributed.new_group(backend="gloo", timeout=timeout)
 
 
 def broadcast(accelerator: "Accelerator", value: Any) -> Any:
@@ -177,8 +180,45 @@ def gather_rows(accelerator: "Accelerator", tensors: "Sequence[torch.Tensor]") -
     import torch
     from accelerate.utils import gather_object
 
-    mine = torch.cat(list(tensors)).cpu().numpy() if tensors else None
+    mine = widen_for_numpy(torch.cat(list(tensors)).cpu()).numpy() if tensors else None
     return np.concatenate([part for part in gather_object([mine]) if part is not None])
+
+
+def widen_for_numpy(tensor: "torch.Tensor") -> "torch.Tensor":
+    """NumPy knows no bfloat16."""
+    import torch
+
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+
+
+def is_reduction_complete(model: "torch.nn.Module") -> bool:
+    """Whether DistributedDataParallel has reduced all gradients of the last backward pass; True for other modules."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    if not isinstance(model, DistributedDataParallel):
+        return True
+    try:
+        model._check_reducer_finalized()
+    except RuntimeError:
+        return False
+    return True
+
+
+def share_buffers(accelerator: "Accelerator", model: "torch.nn.Module") -> None:
+    """Every process gets process 0's buffers that a checkpoint holds, such as the running means of a BatchNorm.
+
+    They are made of the rows that each process sees, and would differ. Called by all processes.
+    """
+    if accelerator.num_processes == 1:
+        return
+    import torch.distributed
+
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set and (
+                buffer.is_floating_point() or buffer.dtype == torch.int64
+            ):
+                torch.distributed.broadcast(buffer, src=0)
 
 
 def agree(accelerator: "Accelerator", value: Any, *, what: str) -> None:

@@ -6,6 +6,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+# Of errors that are no OutOfMemoryError: the host's allocator, the driver's, cuBLAS's, Apple's.
+_OTHER_WORDS = (
+    "DefaultCPUAllocator",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "MPS backend out of memory",
+)
+
 
 def read_peak_memory(device: "torch.device") -> int:
     """The most this process has held so far, in bytes: on the GPU, or in main memory."""
@@ -23,7 +31,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device, or the host, had no more memory to give."""
     import torch
 
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(words in str(error) for words in _OTHER_WORDS)
 
 
 def release_memory() -> None:

@@ -31,6 +31,7 @@ class CausalLM(TextTask):
     rows_at_head = False
     default_metrics = ("perplexity",)
     fitting_metrics = ("perplexity",)
+    outputs = ("predictions", "references")
 
     def __init__(self, *, append_eos: bool = True, loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy):
         super().__init__()
@@ -129,7 +130,9 @@ def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
 def _judge(nll: Sequence[Tensor], targets: Tensor, batch: Batch) -> dict[str, Tensor]:
     """Sums over the tokens of each row. nll: of all tokens `[B * T]`, in pieces."""
     lengths = batch["row_lengths"] if "row_lengths" in batch else batch["input_ids"].shape[1]
+    of_tokens = torch.cat(list(nll))
+    wide = torch.float32 if of_tokens.device.type == "mps" else torch.float64
     return {
-        "predictions": torch.stack([row.sum(dtype=torch.float64) for row in torch.cat(list(nll)).split(lengths)]),
+        "predictions": torch.stack([row.sum(dtype=wide) for row in of_tokens.split(lengths)]),
         "references": torch.stack([row.sum() for row in (targets != -100).split(lengths)]),
     }

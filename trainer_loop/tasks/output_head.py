@@ -69,7 +69,6 @@ class OutputHead:
                 loss_function,
                 self.dtype,
                 use_reentrant=False,
-                preserve_rng_state=False,
             )
             for rows in _split(hidden, self.linear.out_features)
         ]
@@ -81,7 +80,9 @@ class OutputHead:
             weight = self.linear.weight
             dtype = torch.promote_types(weight.dtype, torch.float32)
             logits = torch.zeros(2, len(weight), dtype=dtype, device=weight.device, requires_grad=True)
-            loss = loss_function(logits, torch.arange(2, device=weight.device))
+            devices = [weight.device] if weight.device.type == "cuda" else []
+            with torch.random.fork_rng(devices):  # what it draws must not be missing from a run that goes on
+                loss = loss_function(logits, torch.arange(2, device=weight.device))
             self._of_logits_alone[loss_function] = all(leaf is logits for leaf in _find_leaves(loss.grad_fn))
         return self._of_logits_alone[loss_function]
 

@@ -20,6 +20,7 @@ class SequenceClassification(TextTask):
     can_pack = True
     default_metrics = ("accuracy",)
     fitting_metrics = ("accuracy", "f1", "precision", "recall", "matthews_correlation", "glue/mrpc")
+    outputs = ("predictions", "probabilities", "references")
 
     def __init__(self, *, loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy):
         super().__init__()

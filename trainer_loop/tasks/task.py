@@ -60,6 +60,7 @@ class RowTask(ABC):
 
     default_metrics: tuple[str, ...] = ()
     fitting_metrics: tuple[str, ...] | None = None  # of those shipped; None: whatever fits what `predict` returns
+    outputs: tuple[str, ...] | None = None  # names of what `predict` returns; None: found out when it is called
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:

@@ -122,7 +122,8 @@ def test_decimal_labels_say_what_to_do():
     assert problems == [
         "data.train: column 'label' is null in 1 row: train.csv row 1; fill it in or remove the row",
         "data.train: column 'label' holds decimal numbers, such as 4.5 (train.csv row 2); classification needs "
-        "integers, texts or true/false: make classes of them (1, not 1.0), or write a task that predicts numbers",
+        "integers, texts or true/false: make classes of them (1, not 1.0); "
+        "numbers can be learnt by a RowTask, docs/customise.md",
     ]
     assert names is None
 

@@ -67,6 +67,19 @@ class Needy(Answers):
 
 
 NUMBER = 3
+
+
+def areas(probabilities, references, of=1):
+    chosen = [row[of] for row, label in zip(probabilities, references) if label == of]
+    return {"least": min(chosen), "most": max(chosen)}
+
+
+def share(predictions, *, of):
+    return (predictions == of).mean()
+
+
+def idle(of=1):
+    return 0.0
 """
 
 REFERENCES = np.array([0, 1, 2, 2])
@@ -135,9 +148,14 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.server_close()
 
 
+def pair(predictions: Any, references: Any) -> dict[str, Any]:
+    """What a task gives."""
+    return {"predictions": predictions, "references": references}
+
+
 def compute(entry: Any, *, num_labels: int | None = 3) -> dict[str, float]:
     (metric,) = load_metrics([entry], num_labels=num_labels)
-    return metric.compute(PREDICTIONS, REFERENCES)
+    return metric.compute(pair(PREDICTIONS, REFERENCES))
 
 
 def problems_of(call: Any, *arguments: Any, **keywords: Any) -> list[str]:
@@ -157,7 +175,7 @@ def test_every_shipped_metric_loads_and_computes_without_network(monkeypatch: py
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     for metric in load_metrics(list(SHIPPED), num_labels=2):
-        results = metric.compute(np.array([1, 0, 1]), np.array([1, 1, 1]))
+        results = metric.compute(pair(np.array([1, 0, 1]), np.array([1, 1, 1])))
         assert results
         assert all(type(value) is float and np.isfinite(value) for value in results.values())
     assert list(results) == ["perplexity"]
@@ -169,7 +187,7 @@ def test_arguments_reach_the_metric() -> None:
 
 def test_results_of_all_metrics_stand_in_one_dict() -> None:
     metrics = load_metrics(["accuracy", {"name": "f1", "args": {"average": "macro"}}], num_labels=3)
-    results = compute_metrics(metrics, predictions=PREDICTIONS, references=REFERENCES)
+    results = compute_metrics(metrics, pair(PREDICTIONS, REFERENCES))
     assert results == {"accuracy": 0.75, "f1": pytest.approx((1 + 0 + 0.8) / 3)}
 
 
@@ -198,7 +216,7 @@ def test_key_renames_the_only_result_and_goes_before_several() -> None:
         "one/2": pytest.approx(0.8),
     }
     (metric,) = load_metrics([{"name": "glue/mrpc", "key": "pairs"}], num_labels=2)
-    assert metric.compute([1, 0], [1, 1]) == {"pairs/accuracy": 0.5, "pairs/f1": pytest.approx(2 / 3)}
+    assert metric.compute(pair([1, 0], [1, 1])) == {"pairs/accuracy": 0.5, "pairs/f1": pytest.approx(2 / 3)}
 
 
 @pytest.mark.parametrize(
@@ -231,8 +249,7 @@ def test_two_metrics_that_report_one_key_are_named_when_only_computing_tells(lab
     problems = problems_of(
         compute_metrics,
         load_metrics(entries, num_labels=3),
-        predictions=PREDICTIONS,
-        references=REFERENCES,
+        pair(PREDICTIONS, REFERENCES),
     )
     assert len(problems) == 2
     assert "reports loss" in problems[0]
@@ -245,33 +262,33 @@ def test_two_metrics_that_report_one_key_are_named_when_only_computing_tells(lab
 def test_no_rows_are_a_problem() -> None:
     for name in SHIPPED:
         (metric,) = load_metrics([name], num_labels=None)
-        assert "no rows to score" in problems_of(metric.compute, [], [])[0]
+        assert "no rows to score" in problems_of(metric.compute, pair([], []))[0]
 
 
 def test_rows_that_do_not_pair_are_a_problem() -> None:
     (metric,) = load_metrics(["accuracy"], num_labels=2)
-    assert "3 predictions for 2 references" in problems_of(metric.compute, [1, 1, 1], [1, 1])[0]
+    assert "3 predictions and 2 references" in problems_of(metric.compute, pair([1, 1, 1], [1, 1]))[0]
 
 
 def test_fractions_are_not_cut_to_class_numbers() -> None:
     (metric,) = load_metrics(["accuracy"], num_labels=2)
-    (problem,) = problems_of(metric.compute, np.array([1.0, 0.9, np.inf]), [1, 0, 1])
+    (problem,) = problems_of(metric.compute, pair(np.array([1.0, 0.9, np.inf]), [1, 0, 1]))
     assert "predictions has 0.9 in row 1" in problem
-    assert metric.compute(np.array([1.0, 0.0]), [1, 1]) == {"accuracy": 0.5}
+    assert metric.compute(pair(np.array([1.0, 0.0]), [1, 1])) == {"accuracy": 0.5}
 
 
 def test_names_instead_of_class_numbers_are_a_problem() -> None:
     (metric,) = load_metrics(["accuracy"], num_labels=2)
-    (problem,) = problems_of(metric.compute, ["good", "bad"], ["good", "good"])
+    (problem,) = problems_of(metric.compute, pair(["good", "bad"], ["good", "good"]))
     assert "accuracy cannot be computed" in problem
     assert "'good'" in problem
 
 
 def test_what_sklearn_refuses_is_one_line() -> None:
     (metric,) = load_metrics(["f1"], num_labels=2)
-    (problem,) = problems_of(metric.compute, PREDICTIONS, REFERENCES)
+    (problem,) = problems_of(metric.compute, pair(PREDICTIONS, REFERENCES))
     assert problem.startswith("evaluate.metrics[0]: f1 cannot be computed: Target is multiclass but average='binary'")
-    assert metric.compute([1, 1], [1, 1]) == {"f1": 1.0}
+    assert metric.compute(pair([1, 1], [1, 1])) == {"f1": 1.0}
 
 
 # ---- checks
@@ -284,11 +301,14 @@ def test_what_is_right_has_no_problems(lab: str) -> None:
         {"name": "f1", "args": {"average": None}},
         {"name": "precision", "args": {"average": "weighted", "zero_division": 0}},
         {"name": f"{lab}.Answers", "args": {"answer": 1}},
+        {"name": f"{lab}.share", "args": {"of": 2}},
+        f"{lab}.areas",
         "rouge",
-        "someone/their_metric",
+        "evaluate-metric/rouge",
         {"name": "accuracy", "args": {"normalize": False}, "key": "hits"},
     ]
     assert check_metrics(entries, num_labels=3) == []
+    assert check_metrics(["someone/their_metric"], num_labels=3, trust_remote_code=True) == []
     assert check_metrics(["f1", "precision", "recall", "accuracy", "matthews_correlation"], num_labels=2) == []
     assert check_metrics(["perplexity"], num_labels=None) == []
 
@@ -321,12 +341,17 @@ def test_what_is_right_has_no_problems(lab: str) -> None:
         ("metric_lab.Needy", 2, ["metric_lab.Needy() needs arguments"]),
         ("metric_lab.Answers", 2, ["evaluate.metrics[0].args", "answer"]),
         ({"name": "metric_lab.Answers", "args": {"answer": 1, "qestion": 2}}, 2, ["qestion"]),
+        ("someone/their_metric", 2, ["Python code of someone", "model.trust_remote_code=true"]),
+        ("metric_lab.share", 2, ["metric_lab.share asks for of", "`predict` gives predictions, probabilities"]),
+        ({"name": "metric_lab.areas", "args": {"off": 2}}, 2, ["args.off", "did you mean of?"]),
+        ("metric_lab.idle", 2, ["metric_lab.idle has no parameter without a default", "references"]),
     ],
 )
 def test_a_problem_says_where_what_and_what_to_do(
     lab: str, entry: Any, num_labels: int | None, parts: list[str]
 ) -> None:
-    (problem,) = check_metrics([entry], num_labels=num_labels)
+    outputs = ("predictions", "probabilities", "references")
+    (problem,) = check_metrics([entry], num_labels=num_labels, outputs=outputs)
     assert problem.startswith("evaluate.metrics[0]")
     assert "\n" not in problem
     assert [part for part in parts if part not in problem] == []
@@ -367,7 +392,7 @@ def test_reported_keys_are_those_that_computing_gives() -> None:
         {"name": "f1", "args": {"average": None}},
         {"name": "recall", "args": {"average": None, "labels": [1]}, "key": "found"},
     ]
-    results = compute_metrics(load_metrics(entries, num_labels=2), predictions=[0, 1, 1], references=[0, 1, 0])
+    results = compute_metrics(load_metrics(entries, num_labels=2), pair([0, 1, 1], [0, 1, 0]))
     assert reported_keys(entries, num_labels=2) == list(results)
     assert reported_keys([*entries, "rouge"], num_labels=2) is None
 
@@ -377,11 +402,28 @@ def test_reported_keys_are_those_that_computing_gives() -> None:
 
 def test_a_dotted_path_computes_in_memory(lab: str) -> None:
     (metric,) = load_metrics([{"name": f"{lab}.Answers", "args": {"answer": {"x": 1}}}], num_labels=2)
-    assert metric.module.keep_in_memory
-    assert metric.compute([0.5], [1]) == metric.compute([0.5, 1], [1, 1]) == {"x": 1.0}
+    assert metric.compute_rows.__self__.keep_in_memory
+    assert metric.compute(pair([0.5], [1])) == metric.compute(pair([0.5, 1], [1, 1])) == {"x": 1.0}
 
 
-@pytest.mark.parametrize("form", ["file", "folder", "name of the folder", "name of the file"])
+def test_a_function_asks_for_outputs_by_the_names_of_its_parameters(lab: str) -> None:
+    probabilities = np.array([[0.9, 0.1], [0.3, 0.7], [0.2, 0.8]])
+    outputs = pair(np.array([0, 1, 1]), np.array([0, 0, 1])) | {"probabilities": probabilities}
+    entries = [f"{lab}.areas", {"name": f"{lab}.areas", "args": {"of": 0}, "key": "zero"}]
+    metrics = load_metrics([*entries, {"name": f"{lab}.share", "args": {"of": 1}}], num_labels=2)
+    assert compute_metrics(metrics, outputs) == {
+        "least": 0.8,
+        "most": 0.8,
+        "zero/least": 0.3,
+        "zero/most": 0.9,
+        "share": pytest.approx(2 / 3),
+    }
+    del outputs["probabilities"]
+    (problem,) = problems_of(metrics[0].compute, outputs)
+    assert "areas asks for probabilities" in problem
+
+
+@pytest.mark.parametrize("form", ["file", "folder", "written as a path", "name of the file"])
 def test_a_script_is_loaded_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str) -> None:
     folder = tmp_path / "spread"
     folder.mkdir()
@@ -391,13 +433,21 @@ def test_a_script_is_loaded_by_its_path(tmp_path: Path, monkeypatch: pytest.Monk
     names = {
         "file": str(script),
         "folder": str(folder),
-        "name of the folder": "spread",
+        "written as a path": "./spread",
         "name of the file": "spread.py",
     }
     name = names[form]
     entry = {"name": name, "args": {"power": 2}}
     assert check_metrics([entry], num_labels=2) == []
     assert compute(entry) == {"spread": 4.0, "rows_seen": 4.0}
+
+
+def test_a_name_does_not_run_a_script_that_happens_to_lie_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bleu").mkdir()
+    (tmp_path / "bleu" / "bleu.py").write_text("raise SystemExit('it was run')")
+    monkeypatch.chdir(tmp_path)
+    (problem,) = check_metrics(["bleu"], num_labels=2)
+    assert "write ./bleu" in problem
 
 
 def test_a_script_is_checked_when_it_is_loaded(tmp_path: Path, lab: str) -> None:

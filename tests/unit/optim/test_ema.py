@@ -88,3 +88,18 @@ def test_the_best_weights_are_the_averages_of_their_step(tmp_path):
     loop.fit()
     assert seen["step"] < 8
     assert loop.evaluate(loop.validation_loaders[""])["loss"] == seen["figures"]["loss"]
+
+
+def test_weights_of_16_bits_have_an_average_that_moves():
+    """In their own type a thousandth of a step would be rounded away."""
+    model = nn.Linear(1, 1, bias=False).to(torch.bfloat16)
+    nn.init.constant_(model.weight, 1.0)
+    ema = Ema(model, decay=0.999)
+    nn.init.constant_(model.weight, 2.0)
+    for _ in range(500):
+        ema.update()
+    torch.testing.assert_close(ema.state_dict()["weight"], torch.tensor([[2 - 0.999**500]]))
+    with ema.in_place():
+        assert model.weight.dtype == torch.bfloat16
+        assert float(model.weight) == float(torch.tensor(2 - 0.999**500).to(torch.bfloat16))
+    assert float(model.weight) == 2.0

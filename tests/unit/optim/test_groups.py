@@ -134,6 +134,13 @@ def test_a_tied_weight_is_frozen_by_either_of_its_names():
     assert not model.transformer.wte.weight.requires_grad
 
 
+def test_a_rule_finds_a_tied_weight_by_either_of_its_names():
+    model = tiny.make_gpt2()
+    for pattern in ("lm_head.*", "*.wte.weight"):
+        groups = make_groups(model, lr=1.0, weight_decay=0.1, rules=[GroupRule(pattern, lr=0.5)])
+        assert group_of(groups, "transformer.wte.weight").lr == 0.5, pattern
+
+
 @pytest.mark.parametrize(
     ("frozen", "rules", "wanted"),
     [

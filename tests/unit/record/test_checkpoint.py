@@ -253,3 +253,60 @@ def test_a_weight_with_two_names_is_saved_once_and_both_come_back(tmp_path, back
     for name, weight in loop.bare_model.named_parameters():
         assert torch.equal(again.bare_model.get_parameter(name), weight)
     assert again.bare_model.lm_head.weight is again.bare_model.transformer.wte.weight
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_weights_in_another_order_of_memory_are_saved_too(tmp_path, background):
+    model = tiny.make_bert()
+    with torch.no_grad():
+        weight = model.classifier.weight
+        weight.data = weight.data.t().contiguous().t()
+    assert not model.classifier.weight.is_contiguous()
+    loop = tiny.make_loop(
+        tmp_path / "run",
+        rows=tiny.make_rows(16),
+        task=tiny.make_task("sequence_classification"),
+        model=model,
+        num_steps=2,
+        checkpoint_every=2,
+    )
+    loop.checkpointer.background = background
+    loop.fit()
+    saved = load_file(list_checkpoints(RunDir(tmp_path / "run"))[-1] / "model.safetensors")
+    assert torch.equal(saved["classifier.weight"], loop.bare_model.classifier.weight)
+
+
+class Queue:
+    """Numbers that training changes in place."""
+
+    def __init__(self):
+        self.numbers = torch.zeros(3)
+        self.places = [0]
+
+    def state_dict(self):
+        return {"queue": (self.numbers, self.places)}
+
+    def load_state_dict(self, state):
+        self.numbers, self.places = state["queue"]
+
+
+def test_what_is_kept_is_copied_before_training_goes_on(loop):
+    loop.checkpointer.background = True
+    queue = Queue()
+    loop.keep("queue", queue)
+    snapshot = loop.checkpointer._copy(loop.checkpointer._take_snapshot(TrainState(num_steps=4)))
+    queue.numbers.add_(1)
+    queue.places[0] = 5
+    numbers, places = snapshot.kept["queue"]["queue"]
+    assert (numbers.tolist(), places) == ([0.0, 0.0, 0.0], [0])
+
+
+def test_what_is_kept_comes_back(tmp_path, loop):
+    queue = Queue()
+    loop.keep("queue", queue)
+    queue.numbers.add_(2)
+    loop.fit()
+    again = Queue()
+    loop.checkpointer._kept["queue"] = again
+    loop.restore()
+    assert (again.numbers.tolist(), again.places) == ([2.0, 2.0, 2.0], [0])
