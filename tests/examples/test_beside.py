@@ -2,7 +2,6 @@
 
 import copy
 import functools
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,8 @@ from lightning import Trainer as Lightning
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-ROOT = Path(__file__).parents[2]
 NUM_STEPS, NUM_ROWS, RATE, MAX_NORM = 3, 8, 0.1, 1.0
 FIRST_WORD = {"first": 0, "second": 2}  # of the first text of each side
-
-
-@pytest.fixture(autouse=True)
-def _see_the_examples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT)
-    sys.modules.pop("examples", None)
 
 
 @pytest.fixture
