@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from trainer_loop.adapters import add_adapter, merge_adapter
 from trainer_loop.attention import describe_attention_dropout, use_attention
-from trainer_loop.config.component import check_parameters, fingerprint_own, locate
+from trainer_loop.config.component import check_parameters, fingerprint_own, full_name, locate
 from trainer_loop.config.fields import Config
 from trainer_loop.config.load import flatten, values_of, write_resolved
 from trainer_loop.config.named_sets import parse_set
@@ -74,12 +74,8 @@ _OF_AN_OPTIMIZER_MADE_HERE = (
     "optimizer.groups",
 )
 _NAMES_OF_CODE = ("task.name", "model.type", "loop.name", "loss.name", "optimizer.name", "scheduler.name")
-_NAME_OF_RUN = {
-    "wandb": "name",
-    "trackio": "name",
-    "mlflow": "run_name",
-    "swanlab": "experiment_name",
-}  # their argument
+# The argument by which a tracker calls a run.
+_NAME_OF_RUN = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
 _WINDOW = 32  # batches whose rows are sorted together where the config names no number
 
 
@@ -136,9 +132,9 @@ def build(
     torch_optimizer = optimizer(model) if optimizer is not None else _make_optimizer(config, groups, accelerator.device)
     _warn_of_unheeded(config, console, given_model=model_is_given, given_optimizer=optimizer is not None)
     if optimizer is not None:
-        run_plan["optimizer.name"] = f"{type(torch_optimizer).__module__}.{type(torch_optimizer).__qualname__}"
+        run_plan["optimizer.name"] = full_name(type(torch_optimizer))
     if task is not None:
-        run_plan["task.name"] = f"{type(task).__module__}.{type(task).__qualname__}"
+        run_plan["task.name"] = full_name(type(task))
     plateau_metric = config.scheduler.metric or "-loss"
     scheduler = make_scheduler(
         torch_optimizer,

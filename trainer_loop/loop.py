@@ -164,7 +164,7 @@ class TrainingLoop:
         self._max_tokens: int | None = None  # padded tokens of a microbatch, once more did not fit into memory
         self._noted: dict[str, tuple[Tensor, int]] = {}  # in this step: sum and count
         self._is_filler = False  # whether the microbatch of now counts nothing
-        self._is_restored = False  # whether `restore` was asked where the run stands
+        self._weights_are_meant = False  # they were restored or trained, or it was told that they are not
         self._stop = False  # some process was asked to stop: the same answer on all of them
         self._mark = 0.0  # when the clock of the training steps was last read
 
@@ -175,7 +175,7 @@ class TrainingLoop:
 
         Raises UserError where the checkpoint is not of this run.
         """
-        self._is_restored = True
+        self._weights_are_meant = True
         planned = read_groups(self.optimizer)
         state = self.checkpointer.load(self.resume)
         if state is None:
@@ -220,6 +220,7 @@ class TrainingLoop:
         """
         if state is None:
             state = self.restore()
+        self._weights_are_meant = True
         if self.describe is not None:
             self.describe(self)
         self.preemption.hold()
@@ -346,8 +347,8 @@ class TrainingLoop:
 
     def _warn_of_weights(self) -> None:
         """A run directory may hold what was trained, and this loop has not taken it up."""
-        if not self._is_restored and list_checkpoints(self.checkpointer.run_dir):
-            self._is_restored = True  # said once
+        if not self._weights_are_meant and list_checkpoints(self.checkpointer.run_dir):
+            self._weights_are_meant = True
             self.console.warn(
                 f"these are the weights that the run begins with; loop.restore() takes those of its newest checkpoint "
                 f"in {self.checkpointer.run_dir.root}, fit() trains"

@@ -26,6 +26,7 @@ from trainer_loop.config.load import load_config
 from trainer_loop.data.tokenizer import train_tokenizer
 from trainer_loop.errors import UserError
 from trainer_loop.loop import TrainingLoop
+from trainer_loop.record.state import TrainState
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 from trainer_loop.tasks.task import RowTask
 from trainer_loop.testing import assert_resumes_exactly
@@ -437,6 +438,13 @@ def test_weights_that_were_not_taken_up_are_told(settings, capfd):
     loop.predict(make_rows(8))
     assert capfd.readouterr().out.count("these are the weights that the run begins with; loop.restore() takes") == 1
     loop.restore()
+    loop.evaluate(make_rows(8))
+    assert "begins with" not in capfd.readouterr().out
+
+
+def test_a_run_from_a_state_that_was_given_is_not_told_that_its_weights_are_others(settings, capfd):
+    loop = build(load_config(None, [*settings, "checkpoint.every=1"]), rows={"train": make_rows(24)})
+    loop.fit(TrainState(num_steps=loop.num_steps))
     loop.evaluate(make_rows(8))
     assert "begins with" not in capfd.readouterr().out
 

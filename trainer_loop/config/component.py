@@ -171,7 +171,8 @@ def _did_you_mean(name: str, known: list[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _full_name(function: Callable[..., Any]) -> str:
+def full_name(function: Callable[..., Any]) -> str:
+    """The dotted path of a function or class."""
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
     return f"{module}.{name}" if module and name else repr(function)
 
@@ -188,7 +189,7 @@ def check_arguments(
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):
         return []
-    return check_parameters(parameters, arguments, name=_full_name(function), place=place, given=given)
+    return check_parameters(parameters, arguments, name=full_name(function), place=place, given=given)
 
 
 def check_parameters(
