@@ -17,6 +17,8 @@ from torch.autograd.function import once_differentiable
 
 _BYTES_AT_A_TIME = 8 * 2**20  # scores that are made, used and left while they are in the cache
 _MOST_BYTES_A_ROW = 16 * 2**20  # of scores: from there on torch's flash attention is faster
+_VECTOR = 32  # scores in bf16 that softmax takes at once; what is left over at the end of a row it takes one by one
+_FEW_LEFT = 8  # fewer than these take less time than what would fill the vector
 _LEVELS = 2**15  # of a random number
 
 
@@ -129,12 +131,12 @@ class _Attention(torch.autograd.Function):
         dropout: float,
     ) -> Tensor:
         rows, heads, length, width = query.shape
-        flat = (rows * heads, length, width)
-        query, key, value = query.reshape(flat), key.reshape(flat), value.reshape(flat)
+        query = query.reshape(rows * heads, length, width)
+        key, value = _pad_keys(key), _pad_keys(value)
         if causal:
             mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril_()
         hidden = None if mask is None else _find_hidden(mask, query.dtype)
-        step = heads * max(1, _BYTES_AT_A_TIME // (heads * length**2 * query.element_size()))
+        step = heads * max(1, _BYTES_AT_A_TIME // (heads * length * key.shape[1] * query.element_size()))
         attended = torch.empty_like(query)
         kept: list[Tensor] = []
         learns = any(ctx.needs_input_grad)
@@ -142,10 +144,11 @@ class _Attention(torch.autograd.Function):
         with torch.autocast("cpu", enabled=False):  # softmax would go to fp32
             for start in range(0, rows * heads, step):
                 part = slice(start, start + step)
-                scores = query.new_empty(len(query[part]), length, length)
+                scores = query.new_empty(len(query[part]), length, key.shape[1])
                 _multiply(query[part], key[part].transpose(1, 2), scale, out=scores)
+                scores[..., length:] = -torch.inf
                 if hidden is not None:
-                    _hide(scores, hidden, heads, part)
+                    _hide(scores[..., :length], hidden, heads, part)
                 probabilities = torch.softmax(scores, dim=-1)
                 if level:
                     _turn_sign_of_dropped(probabilities, level)
@@ -166,10 +169,11 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, attended, *kept = ctx.saved_tensors
         scale, share, step, shape = ctx.settings
+        rows, heads, length, width = shape
         grad = grad.reshape(query.shape)
         # Sums over keys of a probability times its gradient, without a look at those that were dropped.
         of_rows = None if attended is None else (grad * attended).sum(dim=-1, keepdim=True)
-        grad_query, grad_key, grad_value = (torch.empty_like(query) for _ in range(3))
+        grad_query, grad_key, grad_value = (torch.empty_like(tensor) for tensor in (query, key, value))
         for start, probabilities in zip(range(0, len(query), step), kept, strict=True):
             part = slice(start, start + step)
             grad_scores = torch.bmm(grad[part], value[part].transpose(1, 2))
@@ -182,7 +186,18 @@ class _Attention(torch.autograd.Function):
                 grad_scores = torch._softmax_backward_data(grad_scores, probabilities, -1, probabilities.dtype)
             _multiply(grad_scores, key[part], scale, out=grad_query[part])
             _multiply(grad_scores.transpose(1, 2), query[part], scale, out=grad_key[part])
-        return grad_query.view(shape), grad_key.view(shape), grad_value.view(shape), None, None, None, None
+        grad_key, grad_value = (grad.view(rows, heads, -1, width)[:, :, :length] for grad in (grad_key, grad_value))
+        return grad_query.view(shape), grad_key, grad_value, None, None, None, None
+
+
+def _pad_keys(keys: Tensor) -> Tensor:
+    """Keys or values `[B, H, T, D]` as `[B * H, P, D]`: zeros follow them where the softmax of P scores is faster."""
+    rows, heads, length, width = keys.shape
+    left = length % _VECTOR if keys.dtype == torch.bfloat16 else 0
+    padded = keys.new_empty(rows, heads, length if left < _FEW_LEFT else length - left + _VECTOR, width)
+    padded[:, :, :length] = keys
+    padded[:, :, length:] = 0
+    return padded.flatten(0, 1)
 
 
 def _multiply(left: Tensor, right: Tensor, scale: float, *, out: Tensor) -> None:

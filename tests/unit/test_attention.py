@@ -15,7 +15,8 @@ from trainer_loop import attention, cpu_kernels
 from trainer_loop.attention import ATTENTION, attend, describe_attention_dropout, make_mask, use_attention
 from trainer_loop.cpu_kernels import CpuDropout, use_cpu_modules
 
-ROWS, HEADS, LENGTH, WIDTH = 5, 4, 37, 16
+ROWS, HEADS, LENGTH, WIDTH = 5, 4, 45, 16
+FILLED_UP = 64  # the keys of that length in bf16
 
 
 class Layer(nn.Module):
@@ -28,16 +29,16 @@ class Layer(nn.Module):
 
 @pytest.fixture(autouse=True)
 def _two_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_kernels, "_BYTES_AT_A_TIME", 2 * HEADS * LENGTH**2 * 2)
+    monkeypatch.setattr(cpu_kernels, "_BYTES_AT_A_TIME", 2 * HEADS * LENGTH * FILLED_UP * 2)
 
 
-def make_inputs(dtype: torch.dtype, *, key_heads: int = HEADS) -> tuple[list[Tensor], Tensor]:
+def make_inputs(dtype: torch.dtype, *, key_heads: int = HEADS, length: int = LENGTH) -> tuple[list[Tensor], Tensor]:
     torch.manual_seed(0)
     inputs = [
-        torch.randn(ROWS, LENGTH, heads, WIDTH).transpose(1, 2).to(dtype).requires_grad_()
+        torch.randn(ROWS, length, heads, WIDTH).transpose(1, 2).to(dtype).requires_grad_()
         for heads in (HEADS, key_heads, key_heads)
     ]
-    return inputs, torch.randn(ROWS, LENGTH, HEADS, WIDTH).to(dtype)
+    return inputs, torch.randn(ROWS, length, HEADS, WIDTH).to(dtype)
 
 
 def padding_mask(*, causal: bool, on_the_left: bool = False) -> Tensor:
@@ -89,6 +90,14 @@ def test_any_mask_hides_what_it_says(mask: Tensor):
     assert_near(run_ours(inputs, grad, Layer(), mask), exact, within=0.02)
 
 
+@pytest.mark.parametrize("length", [2, 7, 8, 31, 32, 33, 39, 40, 63, 64, 65])
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_of_any_length_is_that_of_torch(length: int, causal: bool):
+    inputs, grad = make_inputs(torch.bfloat16, length=length)
+    exact = run_exactly(inputs, grad, None, causal=causal)
+    assert_near(run_ours(inputs, grad, Layer(causal), None), exact, within=0.02)
+
+
 def test_attention_is_the_same_under_autocast():
     inputs, grad = make_inputs(torch.bfloat16)
     outside = run_ours(inputs, grad, Layer(), None)
@@ -106,7 +115,8 @@ def test_scaling_is_heeded():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dropout_drops_probabilities_and_scales_the_rest(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
     torch.manual_seed(1)
-    drawn = torch.randint(0, 2**15, (ROWS, HEADS, LENGTH, LENGTH), dtype=torch.int16)
+    keys = FILLED_UP if dtype == torch.bfloat16 else LENGTH
+    drawn = torch.randint(0, 2**15, (ROWS, HEADS, LENGTH, keys), dtype=torch.int16)
     left = [drawn.flatten()]
 
     def draw(count: int) -> Tensor:
@@ -121,7 +131,7 @@ def test_dropout_drops_probabilities_and_scales_the_rest(dtype: torch.dtype, mon
     wide = [tensor.detach().float().requires_grad_() for tensor in inputs]
     query, key, value = wide
     scores = (query @ key.transpose(-1, -2) * WIDTH**-0.5).masked_fill(~padding_mask(causal=False), float("-inf"))
-    attended = ((scores.softmax(-1) * (drawn >= 2**13) / 0.75) @ value).transpose(1, 2)
+    attended = ((scores.softmax(-1) * (drawn[..., :LENGTH] >= 2**13) / 0.75) @ value).transpose(1, 2)
     exact = [attended.detach(), *torch.autograd.grad(attended, wide, grad.float())]
     assert_near(ours, exact, within=1e-5 if dtype == torch.float32 else 0.02)
 
