@@ -57,6 +57,7 @@ from trainer_loop.record.state import TrainState
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 from trainer_loop.runtime.compiler import compile_model
 from trainer_loop.runtime.distributed import agree, make_accelerator, process_index_from_environment
+from trainer_loop.runtime.host import expect_many_shapes
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.quiet import quieten_libraries
 from trainer_loop.runtime.randomness import seed_everything
@@ -313,6 +314,7 @@ def _make_model(
     elif config.model.attention == "auto":
         use_attention(model)
     if accelerator.device.type == "cpu":
+        expect_many_shapes()
         use_cpu_modules(model)
         if (cost := describe_attention_dropout(model, max_length=config.data.max_length)) is not None:
             console.say(cost)

@@ -79,7 +79,7 @@ class Evaluator:
         """Judge each row once. Raises Preempted on every process where one was asked to stop before it was through."""
         seed_everything(self.seed, "evaluate", self.accelerator.process_index)
         loss_sum = zero_sum(self.accelerator.device)
-        rows: list[int] = []
+        rows: list[Tensor] = []
         judged: dict[str, list[Tensor]] = {name: [] for name in self._wanted}
         num_targets = 0
         stopped = False
@@ -90,7 +90,7 @@ class Evaluator:
                 for part, (loss, outputs) in self._in_parts(loader, microbatch, self.task.loss_and_predict):
                     loss_sum += loss
                     num_targets += part.num_targets
-                    rows += part.rows
+                    rows.append(torch.tensor(part.rows))
                     self._refuse_missing(outputs)
                     for name, tensors in judged.items():
                         tensors.append(outputs[name])
@@ -99,7 +99,7 @@ class Evaluator:
         if any_stopped:
             raise Preempted("preempted in the middle of an evaluation")
         gathered = {name: gather_rows(self.accelerator, tensors) for name, tensors in judged.items()}
-        order = np.argsort(gather_rows(self.accelerator, [torch.tensor(rows, dtype=torch.int64)]), kind="stable")
+        order = np.argsort(gather_rows(self.accelerator, rows), kind="stable")
         assert len(order) == loader.num_rows, f"{len(order)} rows were scored of {loader.num_rows}"
         values: dict[str, float] = {"loss": total / max(targets, 1)}
         columns = {name: column[order] for name, column in gathered.items()}

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -375,6 +376,18 @@ def test_rows_without_tokens_are_judged_as_many_at_once_as_training_takes(tmp_pa
         config = load_config(None, [*words, *more])
         loop = build(config, task=Regression(), model=Linear(), rows={"train": Points(16), "validation": Points(20)})
         assert len(loop.validation_loaders[""]) == wanted
+
+
+def test_code_of_few_shapes_is_kept_for_texts_and_of_all_for_other_rows(settings, tmp_path, monkeypatch):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, "")  # so that it is taken away again
+    del os.environ[name]
+    others = ["batch.size=8", "train={steps: 1, precision: no}", f"run_dir={tmp_path / 'other'}"]
+    build(load_config(None, others), task=Regression(), model=Linear(), rows={"train": Points(16)})
+    assert name not in os.environ
+    tiny.forget_accelerator()
+    build(load_config(None, settings), rows={"train": datasets.Dataset.from_dict(make_table(16))})
+    assert os.environ[name] == "128"
 
 
 def test_an_average_of_its_own_is_refused_beside_another(tmp_path):

@@ -238,14 +238,14 @@ class TrainLoader:
 class _Microbatches(Dataset[Microbatch]):
     """Item i is the i-th evaluation microbatch of this process."""
 
-    def __init__(self, cut: list[Rows], source: RowSource, collate: Collate, count: Count):
+    def __init__(self, cut: list[np.ndarray], source: RowSource, collate: Collate, count: Count):
         self.cut = cut
         self.source = source
         self.collate = collate
         self.count = count
 
     def __getitem__(self, index: int) -> Microbatch:
-        return self.make(self.cut[index])
+        return self.make(self.cut[index].tolist())
 
     def make(self, rows: Rows) -> Microbatch:
         batch = self.collate(read_rows(self.source, rows))

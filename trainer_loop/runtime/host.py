@@ -17,6 +17,15 @@ def prepare_environment() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
+def expect_many_shapes() -> None:
+    """Let oneDNN keep less of the code that it compiles for every shape, half a megabyte each for every operation.
+
+    Batches of texts have ever new shapes: what it keeps by default, 1024, is half a gigabyte of code hardly used again.
+    It reads the variable when it first multiplies; an update has some twenty to forty operations of a shape.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+
+
 def keep_freed_memory() -> None:
     """Let the allocator keep what tensors leave: each step would get the same pages from the kernel and clear them."""
     if not sys.platform.startswith("linux"):

@@ -101,6 +101,14 @@ def test_many_rows_are_evaluated_each_once_and_within_the_budget(packed, num_pro
     assert max(work) - min(work) <= 600
 
 
+def test_many_rows_are_evaluated_in_few_shapes_with_little_padding():
+    lengths = np.random.default_rng(0).integers(1, 513, 30_000)
+    (microbatches,) = cut_evaluation(lengths, num_processes=1, max_tokens=4096, per_device=None)
+    shapes = {(len(rows), int(lengths[rows[0]])) for rows in microbatches}
+    assert len(shapes) <= 3 * 512 // 8 < len(microbatches) / 8
+    assert sum(cost(rows, lengths) for rows in microbatches) <= 1.02 * lengths.sum()
+
+
 @given(lengths_of_rows, cuts)
 def test_no_process_is_idle_while_there_are_rows_for_it(lengths, cut):
     dealt = cut_batch(list(range(len(lengths))), lengths, **cut)

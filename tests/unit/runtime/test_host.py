@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from trainer_loop.runtime import host
-from trainer_loop.runtime.host import choose_threads, prepare_environment
+from trainer_loop.runtime.host import choose_threads, expect_many_shapes, prepare_environment
 
 
 @pytest.fixture(autouse=True)
@@ -16,6 +16,7 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         "ACCELERATE_MIXED_PRECISION",
         "OMP_WAIT_POLICY",
         "GOMP_SPINCOUNT",
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(host, "_count_cores", lambda: 8)
@@ -60,6 +61,17 @@ def test_threads_that_wait_spin_for_a_while_unless_the_user_says_otherwise(monke
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     prepare_environment()
     assert "GOMP_SPINCOUNT" not in os.environ
+
+
+def test_code_of_few_shapes_is_kept_unless_the_user_says_otherwise(monkeypatch):
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, "")  # so that it is taken away again
+    del os.environ[name]
+    expect_many_shapes()
+    assert os.environ[name] == "128"
+    monkeypatch.setenv(name, "7")
+    expect_many_shapes()
+    assert os.environ[name] == "7"
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
