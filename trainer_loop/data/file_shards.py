@@ -32,6 +32,7 @@ from trainer_loop.errors import UserError, in_one_line
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HASHED_BYTES = 1 << 20  # of every file; all of them would take as long as reading the stream
 _ROWS_AT_ONCE = 1000  # that Arrow turns into Python values
+_READ_BYTES = 1 << 20  # of a parquet file; unlimited, they would be a column of a whole group of rows
 
 
 def open_files(files: Sequence[str], *, columns: Sequence[str]) -> ShardedSplit:
@@ -258,7 +259,7 @@ def _group_sizes(file: pq.ParquetFile) -> list[int]:
 
 
 def _read_groups(path: str, groups: range, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path) as file:
+    with pq.ParquetFile(path, buffer_size=_READ_BYTES) as file:
         yield from file.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=groups, columns=columns)
 
 

@@ -2,14 +2,15 @@
 
 import glob
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
+import filelock
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets.exceptions import DatasetGenerationError
+from datasets.table import table_cast
 
 from trainer_loop.data.fingerprint import digest, digest_file
 from trainer_loop.data.split import Places, Split
@@ -18,6 +19,8 @@ from trainer_loop.data.wording import did_you_mean, enumerate_some
 from trainer_loop.errors import UserError, in_one_line
 
 EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".txt")
+_ROWS_AT_ONCE = 1000  # of a parquet file
+_READ_BYTES = 2**20  # of it; unlimited, they would be a column of a whole group of rows
 _INTEGERS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"}
 _JOINED_TYPES = {
     "large_string": {"string", "large_string", "string_view"},
@@ -136,16 +139,53 @@ def _read_file(path: str, *, texts: Collection[str], label: str | None) -> Rows:
 
 
 def _read_parquet(path: str) -> datasets.Dataset:
-    """By the reader of datasets: it keeps the features, and maps the rows from its cache instead of holding them."""
+    """Mapped into memory from the cache of datasets, where it is converted to Arrow once.
+
+    The reader of datasets would hold whole groups of rows meanwhile, some hundred megabytes each.
+    """
     try:
         with pq.ParquetFile(path) as file:
             if not file.metadata.num_rows:
                 raise UserError(f"{path} has no rows")
-        rows = datasets.Dataset.from_parquet(glob.escape(path))  # it takes a pattern
-    except (pa.ArrowException, DatasetGenerationError) as error:
-        raise UserError(f"{path} is no readable parquet file: {in_one_line(error.__cause__ or error)}") from error
-    assert isinstance(rows, datasets.Dataset), "one file is one split"
-    return rows
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable_parquet(path, error) from error
+    facts = Path(path).stat()
+    key = digest(os.path.realpath(path).encode(), str(facts.st_size).encode(), str(facts.st_mtime_ns).encode())
+    converted = Path(datasets.config.HF_DATASETS_CACHE) / "trainer_loop" / f"{key}.arrow"
+    if not converted.exists():
+        try:
+            converted.parent.mkdir(parents=True, exist_ok=True)
+            with filelock.FileLock(f"{converted}.lock"):
+                if not converted.exists():  # another process may have been first
+                    partial = converted.with_suffix(".partial")  # the lock is ours, so one name is enough
+                    _convert_parquet(path, partial)
+                    partial.replace(converted)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be converted to Arrow in {converted.parent}: {in_one_line(error)}; let the environment "
+                "variable HF_DATASETS_CACHE name a directory that can be written"
+            ) from error
+    return datasets.Dataset.from_file(str(converted))
+
+
+def _convert_parquet(path: str, converted: Path) -> None:
+    """A few rows at a time, with the features that datasets reads from it."""
+    with pq.ParquetFile(path, buffer_size=_READ_BYTES) as file, converted.open("wb") as sink:
+        schema = datasets.Features.from_arrow_schema(file.schema_arrow).arrow_schema
+        with pa.ipc.new_stream(sink, schema) as writer:
+            for batch in _iterate_parquet(path, file):
+                writer.write_table(table_cast(pa.Table.from_batches([batch]), schema))
+
+
+def _iterate_parquet(path: str, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from file.iter_batches(batch_size=_ROWS_AT_ONCE)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable_parquet(path, error) from error
+
+
+def _unreadable_parquet(path: str, error: Exception) -> UserError:
+    return UserError(f"{path} is no readable parquet file: {in_one_line(error)}")
 
 
 def _read_arrow(path: str) -> datasets.Dataset:
