@@ -175,11 +175,13 @@ def _convert_parquet(path: str, converted: Path) -> None:
         with pa.ipc.new_stream(sink, schema) as writer:
             for batch in _iterate_parquet(path, file):
                 writer.write_table(table_cast(pa.Table.from_batches([batch]), schema))
+    pa.default_memory_pool().release_unused()  # what it read with; else its pool keeps that for a while
 
 
 def _iterate_parquet(path: str, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
+    """By one thread: with more of them each would keep memory of its own."""
     try:
-        yield from file.iter_batches(batch_size=_ROWS_AT_ONCE)
+        yield from file.iter_batches(batch_size=_ROWS_AT_ONCE, use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise _unreadable_parquet(path, error) from error
 
