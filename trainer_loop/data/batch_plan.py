@@ -278,6 +278,7 @@ def _cut_many(lengths: np.ndarray, limits: Limits) -> list[list[np.ndarray]]:
     """
     order = np.argsort(-lengths, kind="stable")
     ordered = lengths[order]
+    ascending = -ordered
     total = ordered.cumsum()
     budget, most_rows = limits.max_tokens or int(total[-1]) * len(order), limits.per_device or len(order)
     microbatches: list[np.ndarray] = []
@@ -288,11 +289,14 @@ def _cut_many(lengths: np.ndarray, limits: Limits) -> list[list[np.ndarray]]:
             fitting, num_alike = int(np.searchsorted(total, before + budget, "right")) - start, 1
         else:
             shorter = (width - 1) // _STEP * _STEP
-            fitting, num_alike = budget // width, int(np.searchsorted(-ordered, -shorter)) - start
+            fitting, num_alike = budget // width, int(np.searchsorted(ascending, -shorter)) - start
         size = max(1, min(fitting, most_rows))
         count = max(1, num_alike // size)
         stop = min(start + count * size, len(order))
-        microbatches += [order[first:stop:count] for first in range(start, start + count)]
+        if ordered[stop - 1] == width:  # neighbours are read faster
+            microbatches += [order[first : min(first + size, stop)] for first in range(start, stop, size)]
+        else:
+            microbatches += [order[first:stop:count] for first in range(start, start + count)]
         start = stop
     costs = [int(lengths[rows].sum() if limits.packed else lengths[rows[0]] * len(rows)) for rows in microbatches]
     return _deal(microbatches, costs, limits.num_processes)

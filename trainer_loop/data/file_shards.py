@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from trainer_loop.data.fingerprint import digest
+from trainer_loop.data.parquet_files import open_parquet, read_groups
 from trainer_loop.data.shards import Mark, Shard, ShardedSplit, Values
 from trainer_loop.data.text_files import (
     check_header,
@@ -32,7 +33,6 @@ from trainer_loop.errors import UserError, in_one_line
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _HASHED_BYTES = 1 << 20  # of every file; all of them would take as long as reading the stream
 _ROWS_AT_ONCE = 1000  # that Arrow turns into Python values
-_READ_BYTES = 1 << 20  # of a parquet file; unlimited, they would be a column of a whole group of rows
 
 
 def open_files(files: Sequence[str], *, columns: Sequence[str]) -> ShardedSplit:
@@ -240,7 +240,7 @@ class _BatchReader:
 
 def _open_parquet(path: str, columns: Sequence[str]) -> Shard:
     try:
-        with pq.ParquetFile(path) as file:
+        with open_parquet(path) as file:
             features, sizes = datasets.Features.from_arrow_schema(file.schema_arrow), _group_sizes(file)
     except pa.ArrowException as error:
         raise UserError(f"{path} is no readable parquet file: {in_one_line(error)}") from error
@@ -259,8 +259,8 @@ def _group_sizes(file: pq.ParquetFile) -> list[int]:
 
 
 def _read_groups(path: str, groups: range, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path, buffer_size=_READ_BYTES) as file:
-        yield from file.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=groups, columns=columns)
+    with open_parquet(path) as file:
+        yield from read_groups(file, groups, columns=columns)
 
 
 def _open_arrow(path: str, columns: Sequence[str]) -> Shard:

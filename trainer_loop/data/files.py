@@ -2,25 +2,21 @@
 
 import glob
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import datasets
-import filelock
 import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets.table import table_cast
 
 from trainer_loop.data.fingerprint import digest, digest_file
+from trainer_loop.data.parquet_files import map_parquet
 from trainer_loop.data.split import Places, Split
 from trainer_loop.data.text_files import Rows, read_delimited, read_json, read_json_lines, read_text_lines
 from trainer_loop.data.wording import did_you_mean, enumerate_some
 from trainer_loop.errors import UserError, in_one_line
 
 EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".txt")
-_ROWS_AT_ONCE = 1000  # of a parquet file
-_READ_BYTES = 2**20  # of it; unlimited, they would be a column of a whole group of rows
 _INTEGERS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"}
 _JOINED_TYPES = {
     "large_string": {"string", "large_string", "string_view"},
@@ -64,9 +60,11 @@ def read_files(files: Sequence[str], *, split: str, texts: Collection[str], labe
     """
     problems: list[str] = []
     read: list[Rows] = []
+    contents: list[str] = []
     for file in files:
         try:
-            read.append(_read_file(file, texts=texts, label=label))
+            contents.append(digest_file(Path(file)))
+            read.append(_read_file(file, content=contents[-1], texts=texts, label=label))
         except UserError as error:
             problems += error.problems
         except OSError as error:
@@ -75,7 +73,8 @@ def read_files(files: Sequence[str], *, split: str, texts: Collection[str], labe
         raise UserError(problems)
     wanted = [*texts, *([label] if label is not None else [])]
     rows = join_rows([rows for rows, _ in read], files=files, wanted=wanted)
-    fingerprint = digest(*(f"{Path(file).suffix.lower()} {digest_file(Path(file))}".encode() for file in files))
+    kinds = [Path(file).suffix.lower() for file in files]
+    fingerprint = digest(*(f"{kind} {content}".encode() for kind, content in zip(kinds, contents, strict=True)))
     return Split(split, rows, Places.join([places for _, places in read]), fingerprint)
 
 
@@ -114,7 +113,8 @@ def _describe_folder(path: Path) -> str:
     return did_you_mean(path.name, names) or f"; {folder.absolute()} has {enumerate_some(names)}"
 
 
-def _read_file(path: str, *, texts: Collection[str], label: str | None) -> Rows:
+def _read_file(path: str, *, content: str, texts: Collection[str], label: str | None) -> Rows:
+    """content: a hash of its bytes."""
     wanted = [*texts, *([label] if label is not None else [])]
     if not Path(path).stat().st_size:
         raise UserError(f"{path} is empty")
@@ -130,64 +130,12 @@ def _read_file(path: str, *, texts: Collection[str], label: str | None) -> Rows:
         case ".txt":
             return read_text_lines(path)
         case ".parquet":
-            rows = _read_parquet(path)
+            rows = map_parquet(path, content=content)
         case _:
             rows = _read_arrow(path)
     if not len(rows):
         raise UserError(f"{path} has no rows")
     return rows, Places.of(f"{path} row", len(rows))
-
-
-def _read_parquet(path: str) -> datasets.Dataset:
-    """Mapped into memory from the cache of datasets, where it is converted to Arrow once.
-
-    The reader of datasets would hold whole groups of rows meanwhile, some hundred megabytes each.
-    """
-    try:
-        with pq.ParquetFile(path) as file:
-            if not file.metadata.num_rows:
-                raise UserError(f"{path} has no rows")
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable_parquet(path, error) from error
-    facts = Path(path).stat()
-    key = digest(os.path.realpath(path).encode(), str(facts.st_size).encode(), str(facts.st_mtime_ns).encode())
-    converted = Path(datasets.config.HF_DATASETS_CACHE) / "trainer_loop" / f"{key}.arrow"
-    if not converted.exists():
-        try:
-            converted.parent.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(f"{converted}.lock"):
-                if not converted.exists():  # another process may have been first
-                    partial = converted.with_suffix(".partial")  # the lock is ours, so one name is enough
-                    _convert_parquet(path, partial)
-                    partial.replace(converted)
-        except OSError as error:
-            raise UserError(
-                f"{path} cannot be converted to Arrow in {converted.parent}: {in_one_line(error)}; let the environment "
-                "variable HF_DATASETS_CACHE name a directory that can be written"
-            ) from error
-    return datasets.Dataset.from_file(str(converted))
-
-
-def _convert_parquet(path: str, converted: Path) -> None:
-    """A few rows at a time, with the features that datasets reads from it."""
-    with pq.ParquetFile(path, buffer_size=_READ_BYTES) as file, converted.open("wb") as sink:
-        schema = datasets.Features.from_arrow_schema(file.schema_arrow).arrow_schema
-        with pa.ipc.new_stream(sink, schema) as writer:
-            for batch in _iterate_parquet(path, file):
-                writer.write_table(table_cast(pa.Table.from_batches([batch]), schema))
-    pa.default_memory_pool().release_unused()  # what it read with; else its pool keeps that for a while
-
-
-def _iterate_parquet(path: str, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
-    """By one thread: with more of them each would keep memory of its own."""
-    try:
-        yield from file.iter_batches(batch_size=_ROWS_AT_ONCE, use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable_parquet(path, error) from error
-
-
-def _unreadable_parquet(path: str, error: Exception) -> UserError:
-    return UserError(f"{path} is no readable parquet file: {in_one_line(error)}")
 
 
 def _read_arrow(path: str) -> datasets.Dataset:

@@ -23,7 +23,8 @@ def expect_many_shapes() -> None:
     Batches of texts have ever new shapes: what it keeps by default, 1024, is half a gigabyte of code hardly used again.
     It reads the variable when it first multiplies; an update has some twenty to forty operations of a shape.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+    if "DNNL_PRIMITIVE_CACHE_CAPACITY" not in os.environ:  # its older name
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 
 def keep_freed_memory() -> None:

@@ -109,6 +109,12 @@ def test_many_rows_are_evaluated_in_few_shapes_with_little_padding():
     assert sum(cost(rows, lengths) for rows in microbatches) <= 1.02 * lengths.sum()
 
 
+def test_many_rows_of_one_length_are_evaluated_as_they_stand():
+    (microbatches,) = cut_evaluation([1] * 3000, num_processes=1, max_tokens=None, per_device=32)
+    assert [row for rows in microbatches for row in rows] == list(range(3000))
+    assert {len(rows) for rows in microbatches[:-1]} == {32}
+
+
 @given(lengths_of_rows, cuts)
 def test_no_process_is_idle_while_there_are_rows_for_it(lengths, cut):
     dealt = cut_batch(list(range(len(lengths))), lengths, **cut)

@@ -1,13 +1,10 @@
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 import pyarrow.feather
-import pyarrow.parquet
 import pytest
 
 from trainer_loop.data.files import find_files, is_file_spec, read_files
@@ -107,48 +104,6 @@ def test_a_parquet_file_that_was_written_again_is_read_again(folder: Path):
 def test_a_parquet_file_may_have_brackets_in_its_name(folder: Path):
     labelled().to_parquet("a[1].parquet")
     assert len(read("a[1].parquet").rows) == 3
-
-
-def test_a_group_of_rows_of_a_parquet_file_is_never_held_as_a_whole(folder: Path):
-    texts = [f"{number} " * 1000 for number in range(8000)]
-    pyarrow.parquet.write_table(pa.table({"text": texts}), "a.parquet", use_dictionary=False)
-    script = """
-import pyarrow
-from trainer_loop.data.files import read_files
-rows = read_files(["a.parquet"], split="train", texts=["text"], label=None).rows
-print(len(rows), rows[7999]["text"][:8], pyarrow.default_memory_pool().max_memory() / rows.data.nbytes)
-"""
-    environment = {**os.environ, "HF_DATASETS_CACHE": "cache"}
-    told = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    length, *text, share = told.stdout.split()
-    assert (length, text) == ("8000", ["7999", "799"])
-    assert float(share) < 0.6  # its 1000 rows at once, and pieces of the file
-
-
-def test_a_parquet_file_may_have_categories(folder: Path):
-    table = pa.table({"text": pa.array(["a", "b", "a"]).dictionary_encode(), "label": [0, 1, 0]})
-    pyarrow.parquet.write_table(table, "a.parquet")
-    assert list(read("a.parquet").rows["text"]) == ["a", "b", "a"]
-
-
-def test_a_parquet_file_that_is_damaged_inside_is_told_and_nothing_of_it_is_kept(folder: Path):
-    texts = [f"text {number}" for number in range(9000)]
-    pyarrow.parquet.write_table(pa.table({"text": texts, "label": [0] * 9000}), "a.parquet", row_group_size=3000)
-    whole = Path("a.parquet").read_bytes()
-    Path("a.parquet").write_bytes(whole[: len(whole) // 3] + bytes(20_000) + whole[len(whole) // 3 + 20_000 :])
-    for _ in range(2):
-        assert problems_of_reading("a.parquet")[0].startswith("a.parquet is no readable parquet file: ")
-    Path("a.parquet").write_bytes(whole)
-    assert len(read("a.parquet").rows) == 9000
-
-
-def test_a_cache_that_cannot_be_written_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    labelled().to_parquet("a.parquet")
-    Path("cache").write_text("a file, no directory")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path("cache"))
-    (problem,) = problems_of_reading("a.parquet")
-    assert problem.startswith("a.parquet cannot be converted to Arrow in cache/trainer_loop: ")
-    assert "HF_DATASETS_CACHE" in problem
 
 
 def test_both_arrow_formats_are_read(folder: Path):
