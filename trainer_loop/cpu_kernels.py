@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 _BYTES_AT_A_TIME = 8 * 2**20  # scores that are made, used and left while they are in the cache
 _MOST_BYTES_A_ROW = 16 * 2**20  # of scores: from there on torch's flash attention is faster
 _VECTOR = 32  # scores in bf16 that softmax takes at once; what is left over at the end of a row it takes one by one
-_FEW_LEFT = 8  # fewer than these take less time than what would fill the vector
+_FEW_LEFT = 12  # fewer than these take less time than what would fill the vector
 _LEVELS = 2**15  # of a random number
 
 
