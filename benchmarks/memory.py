@@ -2,9 +2,9 @@
 
     python -m benchmarks.memory --data path/to/imdb
 
-A small model trains a few steps on files of 1, 10 and 100 times as many rows (tokenising included), and scores 1, 10
-and 100 times as many. `resident` is all that the process had in memory at once; it counts pages of files mapped into
-memory, which the kernel takes back when it needs them. `of its own` is without those.
+A small model trains a few steps on parquet files of 1, 10 and 100 times as many rows (tokenising included), and scores
+1, 10 and 100 times as many. `resident` is all that the process had in memory at once; it counts pages of files mapped
+into memory, which the kernel takes back when it needs them. `of its own` is without those.
 """
 
 import functools
