@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import datasets
-import filelock
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.table import table_cast
 
+from trainer_loop.data.row_cache import make_once
 from trainer_loop.errors import UserError, in_one_line
 
 _ROWS_AT_ONCE = 1000
@@ -31,25 +31,17 @@ def map_parquet(path: str, *, content: str) -> datasets.Dataset:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _explain(path, error) from error
     with file:
-        num_rows = file.metadata.num_rows
-        if not num_rows:
-            raise UserError(f"{path} has no rows")
-        rows = _map(converted, num_rows)
-        if rows is not None:
-            return rows
         try:
-            converted.parent.mkdir(parents=True, exist_ok=True)
-            with filelock.FileLock(f"{converted}.lock"):
-                rows = _map(converted, num_rows)  # another process may have been first
-                if rows is None:
-                    _convert(path, file, converted, schema)
-                    rows = datasets.Dataset.from_file(str(converted))
+            return make_once(
+                converted,
+                load=lambda: _map(converted, file.metadata.num_rows),
+                make=lambda: _convert(path, file, converted, schema),
+            )
         except (OSError, NotImplementedError) as error:  # the latter where files cannot be locked
             raise UserError(
                 f"{path} cannot be converted to Arrow in {converted.parent}: {in_one_line(error)}; let the environment "
                 "variable HF_DATASETS_CACHE name a directory with room that can be written"
             ) from error
-    return rows
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
@@ -81,7 +73,7 @@ def _map(converted: Path, num_rows: int) -> datasets.Dataset | None:
     return rows if len(rows) == num_rows else None
 
 
-def _convert(path: str, file: pq.ParquetFile, converted: Path, schema: pa.Schema) -> None:
+def _convert(path: str, file: pq.ParquetFile, converted: Path, schema: pa.Schema) -> datasets.Dataset:
     """What is converted appears whole or not at all."""
     partial = converted.with_name(f"{converted.stem}.{uuid.uuid4().hex}.partial")  # locks do not bind all file systems
     try:
@@ -95,6 +87,7 @@ def _convert(path: str, file: pq.ParquetFile, converted: Path, schema: pa.Schema
     finally:
         partial.unlink(missing_ok=True)
     pa.default_memory_pool().release_unused()  # what it read with; else its pool keeps that for a while
+    return datasets.Dataset.from_file(str(converted))
 
 
 def _read_tables(path: str, file: pq.ParquetFile, schema: pa.Schema) -> Iterator[pa.Table]:

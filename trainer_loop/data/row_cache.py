@@ -19,22 +19,31 @@ def load_or_make(folder: Path, make: Callable[[str], None]) -> datasets.Dataset:
     Of the processes that ask at one time, one makes them and the others wait. What is kept appears whole or not at
     all, and what was damaged since is made again. Raises OSError where it cannot be written.
     """
-    rows = _load(folder)
+
+    def make_folder() -> datasets.Dataset:
+        partial = folder.with_name(f"{folder.name}.partial")  # the lock is ours, so one name is enough
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        make(str(partial / _ROWS))
+        (partial / _FACTS).write_text(json.dumps({"digest": digest_file(partial / _ROWS)}))
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.replace(folder)
+        return datasets.Dataset.from_file(str(folder / _ROWS))
+
+    return make_once(folder, load=lambda: _load(folder), make=make_folder)
+
+
+def make_once(
+    place: Path, *, load: Callable[[], datasets.Dataset | None], make: Callable[[], datasets.Dataset]
+) -> datasets.Dataset:
+    """What `load` finds at `place`, or else `make` puts there, which one process does while the others wait."""
+    rows = load()
     if rows is not None:
         return rows
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{folder}.lock"):
-        rows = _load(folder)  # another process may have been first
-        if rows is None:
-            partial = folder.with_name(f"{folder.name}.partial")  # the lock is ours, so one name is enough
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir()
-            make(str(partial / _ROWS))
-            (partial / _FACTS).write_text(json.dumps({"digest": digest_file(partial / _ROWS)}))
-            shutil.rmtree(folder, ignore_errors=True)
-            partial.replace(folder)
-            rows = datasets.Dataset.from_file(str(folder / _ROWS))
-    return rows
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{place}.lock"):
+        rows = load()  # another process may have been first
+        return make() if rows is None else rows
 
 
 def _load(folder: Path) -> datasets.Dataset | None:
