@@ -185,7 +185,7 @@ def _train_with_pytorch_accelerated(rows: Rows, collate: tiny.Collate, batch_siz
             loss = self.loss_func(output, batch["labels"])
             return {"loss": loss, "model_outputs": output, "batch_size": len(batch["labels"])}
 
-        def clip_gradients(self) -> None:  # by norm as on the other sides; its own clips values
+        def _clip_gradients(self) -> None:  # by norm as on the other sides; its own clips values
             self._accelerator.clip_grad_norm_(self.model.parameters(), tiny.MAX_NORM)
 
     model = tiny.TinyClassifier()

@@ -2,9 +2,10 @@
 
     python -m benchmarks.startup --data path/to/imdb
 
-Both sides are commands of their own, timed from outside until they print the loss of their first step (which is in the
-time): `python -m trainer_loop.run` with configs/imdb.yaml, and benchmarks/peer_trainer.py, which imports what a
-tutorial's script does. Without cache every round has empty caches.
+Both sides are commands of their own, timed from outside until they print the loss of their first step:
+`python -m trainer_loop.run` with configs/imdb.yaml, and benchmarks/peer_trainer.py, which imports what a tutorial's
+script does. That is the end of the step; it began by as many seconds earlier as the side itself says that its training
+took, which is this one step. Without cache every round has empty caches.
 """
 
 import os
@@ -24,6 +25,10 @@ from benchmarks.workplace import Workplace, make_workplace
 
 _TOKENISED = re.compile(r"([\d,]+) rows? tokenised in ([\d.]+) s")
 _FIRST_STEP = {"trainer_loop": "step=1 ", "Trainer": "'loss'"}
+_TRAINED = {
+    "trainer_loop": re.compile(r"trained 1 steps in ([\d.,]+) seconds"),
+    "Trainer": re.compile(r"'train_runtime': '?([\d.]+)"),
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,14 +57,18 @@ def main(argv: list[str] | None = None) -> int:
         tell_differences(differences)
         return 1
     seconds = {
-        f"{side}, {cache}": [result[cache] for result in results]
-        for cache in ("tokens cached", "nothing cached")
-        for side, results in first.items()
+        moment: {
+            f"{side}, {cache}": [result[f"{moment}, {cache}"] for result in results]
+            for cache in ("tokens cached", "nothing cached")
+            for side, results in first.items()
+        }
+        for moment in ("begin", "end")
     }
     rates = {side: [result["rows a second"] for result in results] for side, results in first.items()}
     comparisons = [
         compare("a Python process that does no more", "seconds", imports),
-        compare("from the command to the end of the first step", "seconds", seconds),
+        compare("from the command to the first step", "seconds", seconds["begin"]),
+        compare("from the command to the end of the first step", "seconds", seconds["end"]),
         compare("tokenising", "rows a second", rates, base="Trainer"),
     ]
     publish("startup", comparisons, settings=settings, folder=options.results)
@@ -76,7 +85,10 @@ class _Starts:
         self._count = 0
 
     def measure(self, side: str) -> dict[str, float]:
-        """Seconds with `nothing cached` and `tokens cached`; `rows` tokenised, and of these `rows a second`."""
+        """Seconds to the `begin` and the `end` of the first step, with `nothing cached` and with `tokens cached`.
+
+        And `rows` tokenised, of these `rows a second`.
+        """
         self._count += 1
         caches = self._place.root / f"start-{self._count}"
         words = self._our_words if side == "trainer_loop" else self._trainer_words
@@ -85,13 +97,17 @@ class _Starts:
             "HF_DATASETS_CACHE": str(caches / "datasets"),
             "TRAINER_LOOP_CACHE": str(caches / "tokens"),
         }
-        cold, lines = _time_to_line(words(caches / "cold"), _FIRST_STEP[side], environment)
-        warm, _ = _time_to_line(words(caches / "warm"), _FIRST_STEP[side], environment)
-        found = next((match for match in map(_TOKENISED.search, lines) if match), None)
-        assert found is not None, f"{side} did not say how long it tokenised"
+        cold, lines = _time_to_first_step(side, words(caches / "cold"), environment)
+        warm, _ = _time_to_first_step(side, words(caches / "warm"), environment)
+        found = _find(_TOKENISED, lines)
         rows = int(found[1].replace(",", ""))
         rate = rows / max(float(found[2]), 0.05)  # it is told in tenths of a second
-        return {"rows": rows, "nothing cached": cold, "tokens cached": warm, "rows a second": rate}
+        return {
+            **{f"{moment}, nothing cached": seconds for moment, seconds in cold.items()},
+            **{f"{moment}, tokens cached": seconds for moment, seconds in warm.items()},
+            "rows": rows,
+            "rows a second": rate,
+        }
 
     def _our_words(self, folder: Path) -> list[str]:
         files = {**files_of(self._place), "held_out": None}
@@ -112,8 +128,10 @@ def _time_python(code: str) -> float:
     return time_of(lambda: subprocess.run([sys.executable, "-c", code], check=True, env=environment))
 
 
-def _time_to_line(words: Sequence[str], sign: str, environment: Mapping[str, str]) -> tuple[float, list[str]]:
-    """Seconds from the start of `python -m words` until a line with `sign`, and all its lines."""
+def _time_to_first_step(
+    side: str, words: Sequence[str], environment: Mapping[str, str]
+) -> tuple[dict[str, float], list[str]]:
+    """Seconds from the start of `python -m words` to the `begin` and `end` of the first step, and all its lines."""
     began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", *words],
@@ -123,16 +141,23 @@ def _time_to_line(words: Sequence[str], sign: str, environment: Mapping[str, str
         text=True,
     )
     assert process.stdout is not None
-    seconds = None
+    end = None
     lines = []
     for line in process.stdout:
-        if seconds is None and sign in line:
-            seconds = time.perf_counter() - began
+        if end is None and _FIRST_STEP[side] in line:
+            end = time.perf_counter() - began
         lines.append(line)
     code = process.wait()
-    if code != 0 or seconds is None:
+    if code != 0 or end is None:
         raise RuntimeError(f"{words[0]} ended with exit code {code}:\n{''.join(lines[-30:])}")
-    return seconds, lines
+    return {"begin": end - float(_find(_TRAINED[side], lines)[1].replace(",", "")), "end": end}, lines
+
+
+def _find(pattern: re.Pattern[str], lines: Sequence[str]) -> re.Match[str]:
+    """The first match in these lines, where a side must have said so."""
+    found = next((match for match in map(pattern.search, lines) if match), None)
+    assert found is not None, f"no line says {pattern.pattern}"
+    return found
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 _BYTES_AT_A_TIME = 8 * 2**20  # scores that are made, used and left while they are in the cache
 _MOST_BYTES_A_ROW = 16 * 2**20  # of scores: from there on torch's flash attention is faster
-_VECTOR = 32  # scores in bf16 that softmax takes at once; what is left over at the end of a row it takes one by one
+_VECTOR = 32  # scores in bf16 that softmax takes at once with AVX-512; what is left over of a row it takes one by one
 _FEW_LEFT = 12  # fewer than these take less time than what would fill the vector
 _LEVELS = 2**15  # of a random number
 
@@ -193,8 +193,10 @@ class _Attention(torch.autograd.Function):
 def _pad_keys(keys: Tensor) -> Tensor:
     """Keys or values `[B, H, T, D]` as `[B * H, P, D]`: zeros follow them where the softmax of P scores is faster."""
     rows, heads, length, width = keys.shape
-    left = length % _VECTOR if keys.dtype == torch.bfloat16 else 0
-    padded = keys.new_empty(rows, heads, length if left < _FEW_LEFT else length - left + _VECTOR, width)
+    left = length % _VECTOR
+    if keys.dtype != torch.bfloat16 or left < _FEW_LEFT:
+        return keys.reshape(rows * heads, length, width)
+    padded = keys.new_empty(rows, heads, length - left + _VECTOR, width)
     padded[:, :, :length] = keys
     padded[:, :, length:] = 0
     return padded.flatten(0, 1)

@@ -12,10 +12,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trainer_loop.data.arrow_columns import find_features
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.parquet_files import open_parquet, read_groups
 from trainer_loop.data.shards import Mark, Shard, ShardedSplit, Values
@@ -239,11 +239,8 @@ class _BatchReader:
 
 
 def _open_parquet(path: str, columns: Sequence[str]) -> Shard:
-    try:
-        with open_parquet(path) as file:
-            features, sizes = datasets.Features.from_arrow_schema(file.schema_arrow), _group_sizes(file)
-    except pa.ArrowException as error:
-        raise UserError(f"{path} is no readable parquet file: {in_one_line(error)}") from error
+    with open_parquet(path) as file:
+        features, sizes = find_features(file.schema_arrow, path=path, wanted=columns), _group_sizes(file)
     present = [name for name in features if name in columns]
 
     def read(most: int) -> tuple[int, Iterator[pa.RecordBatch]]:
@@ -268,7 +265,7 @@ def _open_arrow(path: str, columns: Sequence[str]) -> Shard:
         first = next(_map_batches(path), None)
     except pa.ArrowException as error:
         raise UserError(f"{path} is no readable Arrow file: {in_one_line(error)}") from error
-    features = datasets.Features.from_arrow_schema(pa.schema([]) if first is None else first.schema)
+    features = find_features(pa.schema([]) if first is None else first.schema, path=path, wanted=columns)
     present = [name for name in features if name in columns]
 
     def read(_most: int) -> tuple[int, Iterator[pa.RecordBatch]]:

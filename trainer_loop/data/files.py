@@ -8,7 +8,9 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
+from datasets.table import InMemoryTable, MemoryMappedTable
 
+from trainer_loop.data.arrow_columns import find_features
 from trainer_loop.data.fingerprint import digest, digest_file
 from trainer_loop.data.parquet_files import map_parquet
 from trainer_loop.data.split import Places, Split
@@ -63,8 +65,11 @@ def read_files(files: Sequence[str], *, split: str, texts: Collection[str], labe
     contents: list[str] = []
     for file in files:
         try:
+            before = _stamp(file)
             contents.append(digest_file(Path(file)))
             read.append(_read_file(file, content=contents[-1], texts=texts, label=label))
+            if _stamp(file) != before:
+                raise UserError(f"{file} was changed while it was read; start again when it is complete")
         except UserError as error:
             problems += error.problems
         except OSError as error:
@@ -130,26 +135,34 @@ def _read_file(path: str, *, content: str, texts: Collection[str], label: str | 
         case ".txt":
             return read_text_lines(path)
         case ".parquet":
-            rows = map_parquet(path, content=content)
+            rows = map_parquet(path, content=content, wanted=wanted)
         case _:
-            rows = _read_arrow(path)
+            rows = _read_arrow(path, wanted=wanted)
     if not len(rows):
         raise UserError(f"{path} has no rows")
     return rows, Places.of(f"{path} row", len(rows))
 
 
-def _read_arrow(path: str) -> datasets.Dataset:
+def _read_arrow(path: str, *, wanted: Collection[str]) -> datasets.Dataset:
     """Mapped into memory. Of the two formats of Arrow, datasets has the streaming one and feather the other."""
     try:
         with Path(path).open("rb") as file:
             is_stream = file.read(6) != b"ARROW1"
-        return datasets.Dataset.from_file(path) if is_stream else _map_arrow_file(path)
+        table = MemoryMappedTable.from_file(path) if is_stream else InMemoryTable(_map_feather(path))
     except pa.ArrowException as error:
         raise UserError(f"{path} is no readable Arrow file: {in_one_line(error)}") from error
+    return datasets.Dataset(table.select(list(find_features(table.schema, path=path, wanted=wanted))))
 
 
-def _map_arrow_file(path: str) -> datasets.Dataset:
-    return datasets.Dataset(pa.ipc.open_file(pa.memory_map(path)).read_all())
+def _map_feather(path: str) -> pa.Table:
+    """What is compressed in it is in memory, though."""
+    return pa.ipc.open_file(pa.memory_map(path)).read_all()
+
+
+def _stamp(path: str) -> tuple[int, int, int]:
+    """What tells one writing of a file from another."""
+    facts = Path(path).stat()
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
 def join_rows(parts: Sequence[datasets.Dataset], *, files: Sequence[str], wanted: Collection[str]) -> datasets.Dataset:

@@ -1,6 +1,7 @@
 """Rows that were costly to make, kept on disk under a key; made once, however many processes want them."""
 
 import json
+import platform
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,31 +20,38 @@ def load_or_make(folder: Path, make: Callable[[str], None]) -> datasets.Dataset:
     Of the processes that ask at one time, one makes them and the others wait. What is kept appears whole or not at
     all, and what was damaged since is made again. Raises OSError where it cannot be written.
     """
-
-    def make_folder() -> datasets.Dataset:
-        partial = folder.with_name(f"{folder.name}.partial")  # the lock is ours, so one name is enough
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        make(str(partial / _ROWS))
-        (partial / _FACTS).write_text(json.dumps({"digest": digest_file(partial / _ROWS)}))
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
-        return datasets.Dataset.from_file(str(folder / _ROWS))
-
-    return make_once(folder, load=lambda: _load(folder), make=make_folder)
-
-
-def make_once(
-    place: Path, *, load: Callable[[], datasets.Dataset | None], make: Callable[[], datasets.Dataset]
-) -> datasets.Dataset:
-    """What `load` finds at `place`, or else `make` puts there, which one process does while the others wait."""
-    rows = load()
+    rows = _load(folder)
     if rows is not None:
         return rows
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{place}.lock"):
-        rows = load()  # another process may have been first
-        return make() if rows is None else rows
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _lock(folder):
+        rows = _load(folder)  # another process may have been first
+        return _make(folder, make) if rows is None else rows
+
+
+def _lock(folder: Path) -> filelock.AcquireReturnProxy:
+    try:
+        return filelock.FileLock(f"{folder}.lock").acquire()
+    except NotImplementedError as error:
+        raise OSError(f"files in {folder.parent} cannot be locked") from error
+
+
+def _make(folder: Path, make: Callable[[str], None]) -> datasets.Dataset:
+    """Under a name of this host until it is whole: on some file systems locks bind no other host."""
+    partial = folder.with_name(f"{folder.name}.{platform.node()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir()
+    try:
+        make(str(partial / _ROWS))
+        (partial / _FACTS).write_text(json.dumps({"digest": digest_file(partial / _ROWS)}))
+        rows = _load(folder)
+        if rows is not None:  # of another host, which may have mapped it already
+            return rows
+        shutil.rmtree(folder, ignore_errors=True)
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return datasets.Dataset.from_file(str(folder / _ROWS))
 
 
 def _load(folder: Path) -> datasets.Dataset | None:

@@ -121,6 +121,25 @@ def test_of_files_of_arrow_other_columns_are_not_read(folder: Path):
         assert all(set(values) == {"text", "label"} for values, _ in read_all(write(path)))
 
 
+@pytest.mark.parametrize("path", ["a.parquet", "stream.arrow", "file.arrow"])
+def test_a_column_that_rows_cannot_hold_is_told_only_where_it_is_wanted(folder: Path, path: str):
+    tags = pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int32()))
+    table = pa.table({"text": ["a"], "label": [0], "tags": tags})
+    for written in (table, table.set_column(0, "text", tags)):
+        match path:
+            case "a.parquet":
+                pa.parquet.write_table(written, path)
+            case "stream.arrow":
+                with pa.ipc.new_stream(path, written.schema) as writer:
+                    writer.write_table(written)
+            case _:
+                pa.feather.write_feather(written, path)
+        if written is table:
+            assert read_all(path) == [({"text": "a", "label": 0}, f"{path} row 1")]
+    (problem,) = problems_of(path)
+    assert problem.startswith(f"{path}: column 'text' cannot be read: ")
+
+
 @pytest.mark.parametrize(
     ("path", "content", "problem"),
     [

@@ -11,6 +11,7 @@ import pytest
 
 from trainer_loop.data import parquet_files
 from trainer_loop.data.files import read_files
+from trainer_loop.data.fingerprint import digest_file
 from trainer_loop.errors import UserError
 
 
@@ -21,8 +22,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def write(table: pa.Table, **options) -> None:
+def write(table: pa.Table, **options) -> Path:
     pyarrow.parquet.write_table(table, "a.parquet", **options)
+    return Path("a.parquet")
 
 
 def make_table(num_rows: int) -> pa.Table:
@@ -41,12 +43,13 @@ def problem_of_reading() -> str:
 
 
 def kept() -> list[str]:
-    return sorted(path.suffix for path in Path("cache/trainer_loop").iterdir())
+    return sorted(path.name.partition("-")[2] for path in Path("cache/trainer_loop").iterdir())
 
 
-def test_a_group_of_rows_is_never_held_as_a_whole():
+@pytest.mark.parametrize("compression", ["snappy", "none"])
+def test_a_group_of_rows_is_never_held_as_a_whole(compression: str):
     texts = [f"{number} " * 1000 for number in range(8000)]
-    write(pa.table({"text": texts}), use_dictionary=False)
+    write(pa.table({"text": texts}), use_dictionary=False, compression=compression)
     script = """
 import pyarrow
 from trainer_loop.data.files import read_files
@@ -64,9 +67,27 @@ def test_large_rows_are_read_fewer_at_a_time(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(parquet_files, "_BYTES_AT_ONCE", 20_000)
     write(pa.table({"text": [f"{number:01000}" for number in range(100)]}), use_dictionary=False, compression="none")
     with parquet_files.open_parquet("a.parquet") as file:
-        batches = list(parquet_files.read_groups(file, [0]))
+        batches = list(parquet_files.read_groups(file, [0], columns=["text"]))
     assert [len(batch) for batch in batches[:-1]] == [len(batches[0])] * (len(batches) - 1)
     assert 15 <= len(batches[0]) <= 20
+
+
+def test_the_size_of_columns_that_are_not_read_does_not_matter(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(parquet_files, "_BYTES_AT_ONCE", 20_000)
+    texts, large = ([f"{number:0{width}}" for number in range(100)] for width in (10, 10_000))
+    nested = [{"text": text} for text in large]
+    table = pa.table({"text": texts, "text2": large, "nested": nested})
+    write(table, use_dictionary=False, compression="none")
+    with parquet_files.open_parquet("a.parquet") as file:
+        assert [len(batch) for batch in parquet_files.read_groups(file, [0], columns=["text"])] == [100]
+        assert len(next(parquet_files.read_groups(file, [0], columns=["text", "nested"]))) == 1
+
+
+def test_groups_of_a_few_rows_are_joined():
+    write(make_table(2500), row_group_size=7)
+    rows = read()
+    assert rows[:] == make_table(2500).to_pydict()
+    assert rows.data.column("text").num_chunks == 3
 
 
 def test_a_file_is_converted_once(monkeypatch: pytest.MonkeyPatch):
@@ -74,7 +95,7 @@ def test_a_file_is_converted_once(monkeypatch: pytest.MonkeyPatch):
     first = read()
     monkeypatch.setattr(parquet_files, "read_groups", None)
     assert read()[:] == first[:]
-    assert kept() == [".arrow", ".lock"]
+    assert kept() == ["1", "1.lock"]
 
 
 def test_other_content_under_the_same_name_size_and_time_is_read_again():
@@ -96,8 +117,9 @@ def test_other_content_under_the_same_name_size_and_time_is_read_again():
         pa.array([{"a": 1, "b": [2.0]}] * 4000),
         pa.array([b"bytes"] * 4000, pa.large_binary()),
         pa.array([None] * 4000, pa.null()),
+        pa.array(['{"a": 1}', None] * 2000, pa.json_()),
     ],
-    ids=["categories", "lists of categories", "structures", "bytes", "nulls"],
+    ids=["categories", "lists of categories", "structures", "bytes", "nulls", "JSON"],
 )
 def test_columns_are_those_that_datasets_reads(column: pa.Array):
     write(make_table(4000).append_column("more", column), row_group_size=1500)
@@ -106,9 +128,31 @@ def test_columns_are_those_that_datasets_reads(column: pa.Array):
     assert read()[:] == theirs[:]
 
 
-def test_columns_of_one_name_are_told():
-    write(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]))
-    assert problem_of_reading().startswith("a.parquet is no readable parquet file: ")
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_columns_of_one_name_are_told_or_left_out(is_wanted: bool):
+    name = "text" if is_wanted else "more"
+    table = make_table(2).append_column(name, pa.array(["b", "b"])).append_column(name, pa.array(["c", "c"]))
+    write(table)
+    if is_wanted:
+        assert problem_of_reading() == "a.parquet: column 'text' cannot be read: there are 3 columns of this name"
+    else:
+        assert read().column_names == ["text", "label"]
+
+
+def test_a_column_that_rows_cannot_hold_is_left_out_or_told_where_it_is_wanted():
+    tags = pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int32()))
+    write(pa.table({"text": ["a", "b"], "label": [0, 1], "tags": tags}))
+    assert read()[:] == {"text": ["a", "b"], "label": [0, 1]}
+    write(pa.table({"text": tags, "label": [0, 1]}))
+    assert problem_of_reading().startswith("a.parquet: column 'text' cannot be read: ")
+
+
+def test_a_file_that_changes_while_it_is_converted_is_told_and_not_kept():
+    content = digest_file(write(make_table(3)))
+    write(make_table(4))
+    with pytest.raises(UserError, match="was changed while it was read"):
+        parquet_files.map_parquet("a.parquet", content=content, wanted=["text"])
+    assert kept() == ["1.lock"]
 
 
 def test_a_file_that_is_damaged_inside_is_told_and_nothing_of_it_is_kept():
@@ -116,18 +160,18 @@ def test_a_file_that_is_damaged_inside_is_told_and_nothing_of_it_is_kept():
     whole = Path("a.parquet").read_bytes()
     Path("a.parquet").write_bytes(whole[: len(whole) // 3] + bytes(20_000) + whole[len(whole) // 3 + 20_000 :])
     assert problem_of_reading().startswith("a.parquet is no readable parquet file: ")
-    assert kept() == [".lock"]
+    assert kept() == ["1.lock"]
     Path("a.parquet").write_bytes(whole)
     assert len(read()) == 9000
 
 
-@pytest.mark.parametrize("damage", ["cut", "emptied"])
-def test_what_was_damaged_since_it_was_converted_is_converted_again(damage: str):
+def test_what_was_damaged_since_it_was_converted_is_converted_again():
     write(make_table(9000))
     rows = read()[:]
-    (converted,) = Path("cache/trainer_loop").glob("*.arrow")
-    whole = converted.read_bytes()
-    converted.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"")
+    (converted,) = Path("cache/trainer_loop").glob("*/rows.arrow")
+    content = bytearray(converted.read_bytes())
+    content[len(content) // 2] ^= 1
+    converted.write_bytes(content)
     assert read()[:] == rows
 
 
@@ -141,4 +185,4 @@ def test_a_cache_that_cannot_be_written_is_told():
 
 def test_a_file_that_is_not_there_any_more_is_told_as_it_is(folder: Path):
     with pytest.raises(UserError, match=r"a\.parquet cannot be read: "):
-        parquet_files.map_parquet("a.parquet", content="x")
+        parquet_files.map_parquet("a.parquet", content="x", wanted=["text"])

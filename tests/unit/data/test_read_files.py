@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pytest
 
+from trainer_loop.data import files, text_files
 from trainer_loop.data.files import find_files, is_file_spec, read_files
 from trainer_loop.data.split import Split
 from trainer_loop.errors import UserError
@@ -114,6 +115,29 @@ def test_both_arrow_formats_are_read(folder: Path):
         split = read(name)
         assert split.rows.features["label"].names == ["neg", "pos"]
         assert list(split.rows["text"]) == ["text 0", "text 1", "text 2"]
+
+
+@pytest.mark.parametrize("kind", ["stream", "file"])
+def test_an_arrow_column_that_rows_cannot_hold_is_left_out_or_told_where_it_is_wanted(folder: Path, kind: str):
+    tags = pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int32()))
+    table = pa.table({"text": ["a"], "label": [0], "tags": tags})
+    for name, written in {"a.arrow": table, "b.arrow": table.set_column(0, "text", tags)}.items():
+        with (pa.ipc.new_stream if kind == "stream" else pa.ipc.new_file)(name, written.schema) as writer:
+            writer.write_table(written)
+    assert read("a.arrow").rows[:] == {"text": ["a"], "label": [0]}
+    (problem,) = problems_of_reading("b.arrow")
+    assert problem.startswith("b.arrow: column 'text' cannot be read: ")
+
+
+def test_a_file_that_changes_while_it_is_read_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def read_delimited(path: str, **options):
+        rows = text_files.read_delimited(path, **options)
+        Path(path).write_text("text,label\nother,1\n")
+        return rows
+
+    monkeypatch.setattr(files, "read_delimited", read_delimited)
+    Path("a.csv").write_text("text,label\nx,1\n")
+    assert problems_of_reading("a.csv") == ["a.csv was changed while it was read; start again when it is complete"]
 
 
 def test_files_of_unlike_kinds_are_joined(folder: Path):

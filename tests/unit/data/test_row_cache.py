@@ -1,3 +1,5 @@
+import contextlib
+import platform
 import subprocess
 import sys
 import textwrap
@@ -5,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import datasets
+import filelock
 import pytest
 
+from trainer_loop.data import row_cache
 from trainer_loop.data.row_cache import load_or_make
 
 
@@ -60,10 +64,44 @@ def test_damaged_rows_are_made_again(tmp_path: Path, file: str, damage: Callable
 
 
 def test_what_a_killed_process_left_behind_is_replaced(tmp_path: Path):
-    (tmp_path / "key.partial").mkdir()
-    (tmp_path / "key.partial" / "rows.arrow").write_bytes(b"half of it")
+    partial = tmp_path / f"key.{platform.node()}.partial"
+    partial.mkdir()
+    (partial / "rows.arrow").write_bytes(b"half of it")
     assert len(load_or_make(tmp_path / "key", Maker())) == 3
-    assert not (tmp_path / "key.partial").exists()
+    assert not partial.exists()
+
+
+def test_hosts_whose_locks_do_not_bind_each_other_do_not_disturb_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(row_cache, "_lock", lambda folder: contextlib.nullcontext())
+    make = Maker()
+    first: list[datasets.Dataset] = []
+
+    def make_beside_another_host(path: str) -> None:
+        make(path)
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(platform, "node", lambda: "elsewhere")
+            first.append(load_or_make(tmp_path / "key", make))
+
+        inodes.append((tmp_path / "key" / "rows.arrow").stat().st_ino)
+
+    inodes: list[int] = []
+    monkeypatch.setattr(platform, "node", lambda: "here")
+    second = load_or_make(tmp_path / "key", make_beside_another_host)
+    assert list(first[0]["ids"]) == list(second["ids"]) == [[1], [2, 3], []]
+    assert make.calls == 2
+    assert [(tmp_path / "key" / "rows.arrow").stat().st_ino] == inodes, "the first was mapped already"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["key"]
+
+
+def test_where_files_cannot_be_locked_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def acquire(lock: filelock.FileLock) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    with pytest.raises(OSError, match="cannot be locked"):
+        load_or_make(tmp_path / "key", Maker())
 
 
 def test_nothing_is_kept_when_the_making_fails(tmp_path: Path):
@@ -73,7 +111,7 @@ def test_nothing_is_kept_when_the_making_fails(tmp_path: Path):
 
     with pytest.raises(RuntimeError):
         load_or_make(tmp_path / "key", fail)
-    assert not (tmp_path / "key").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["key.lock"]
     assert len(load_or_make(tmp_path / "key", Maker())) == 3
 
 

@@ -208,6 +208,17 @@ def test_a_damaged_cache_is_made_again(tokenizer: Any, tmp_path: Path):
     assert task.num_texts == 2 * len(TEXTS)
 
 
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "not there", "lexicon.txt"), NotImplementedError("not yet")])
+def test_errors_of_the_task_are_not_blamed_on_the_cache(tokenizer: Any, tmp_path: Path, error: Exception):
+    class Task(CountingTask):
+        def encode(self, texts: list[str], pairs: list[str] | None, *, max_length: int) -> dict[str, list[Any]]:
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        tokenise(Task(tokenizer), tmp_path)
+    assert caught.value is error
+
+
 def test_a_cache_that_cannot_be_written_names_the_key(tokenizer: Any, tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"data\.cache_dir=.*file cannot be used: .*; name another"):

@@ -17,6 +17,7 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         "OMP_WAIT_POLICY",
         "GOMP_SPINCOUNT",
         "ONEDNN_PRIMITIVE_CACHE_CAPACITY",
+        "DNNL_PRIMITIVE_CACHE_CAPACITY",
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(host, "_count_cores", lambda: 8)
@@ -72,6 +73,10 @@ def test_code_of_few_shapes_is_kept_unless_the_user_says_otherwise(monkeypatch):
     monkeypatch.setenv(name, "7")
     expect_many_shapes()
     assert os.environ[name] == "7"
+    monkeypatch.delenv(name)
+    monkeypatch.setenv("DNNL_PRIMITIVE_CACHE_CAPACITY", "7")  # its older name
+    expect_many_shapes()
+    assert name not in os.environ
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
