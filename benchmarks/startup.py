@@ -4,8 +4,8 @@
 
 Both sides are commands of their own, timed from outside until they print the loss of their first step:
 `python -m trainer_loop.run` with configs/imdb.yaml, and benchmarks/peer_trainer.py, which imports what a tutorial's
-script does. That is the end of the step; it began by as many seconds earlier as the side itself says that its training
-took, which is this one step. Without cache every round has empty caches.
+script does. That is the end of the step. It began as many seconds earlier as the side itself says that its training
+took, which is this one step and, of the Trainer, some preparation. Without cache every round has empty caches.
 """
 
 import os

@@ -162,7 +162,8 @@ def _write_file(predictor: Any, request: Request, model_dir: Path) -> None:
     text = request.text_column or predictor.text
     text_pair = request.pair_column or predictor.text_pair
     columns = [text] if text_pair is None else [text, text_pair]
-    split = read_files(find_files([request.file], key="file"), split="train", texts=columns, label=None)
+    files = find_files([request.file], key="file")
+    split = read_files(files, split="train", texts=columns, label=None, keeps_all=True)
     problems, _, _ = check_splits({"train": split}, text=text, text_pair=text_pair, label=None, label_names=None)
     if problems:
         raise UserError([_reword(problem) for problem in problems])

@@ -7,28 +7,44 @@ import pyarrow as pa
 
 from trainer_loop.errors import UserError, in_one_line
 
+_REFUSALS = (ValueError, TypeError, KeyError)  # of datasets, at a type or metadata that it does not know
 
-def find_features(schema: pa.Schema, *, path: str, wanted: Collection[str]) -> datasets.Features:
+
+def find_features(schema: pa.Schema, *, path: str, wanted: Collection[str] | None) -> datasets.Features:
     """The types of the columns that can be held; others are left out.
 
-    Raises UserError where a wanted column is one of these, or where they are all that the file at `path` has.
+    wanted: columns that must not be left out, None for all of them. Raises UserError where one would be, or where the
+    file at `path` has no other.
     """
-    features = datasets.Features()
-    problems: dict[str, str] = {}
-    for name in dict.fromkeys(schema.names):
-        try:
-            features[name] = _find_feature(schema, name)
-        except (ValueError, TypeError, KeyError) as error:
-            problems[name] = f"{path}: column {name!r} cannot be read: {in_one_line(error)}"
-    told = [problem for name, problem in problems.items() if name in wanted or not features]
+    _check_metadata(schema, path)
+    refused = {name: _why_refused(schema, name) for name in dict.fromkeys(schema.names)}
+    held = [field for field in schema if refused[field.name] is None]
+    told = [
+        f"{path}: column {name!r} cannot be read: {reason}"
+        for name, reason in refused.items()
+        if reason is not None and (wanted is None or name in wanted or not held)
+    ]
     if told:
         raise UserError(told)
-    return features
+    return datasets.Features.from_arrow_schema(pa.schema(held, metadata=schema.metadata))
 
 
-def _find_feature(schema: pa.Schema, name: str) -> object:
+def _check_metadata(schema: pa.Schema, path: str) -> None:
+    try:
+        datasets.Features.from_arrow_schema(pa.schema([], metadata=schema.metadata))
+    except _REFUSALS as error:
+        raise UserError(
+            f"{path}: the types of its columns, as datasets noted them in it, cannot be read: {in_one_line(error)}; "
+            "use the version of datasets that wrote it"
+        ) from error
+
+
+def _why_refused(schema: pa.Schema, name: str) -> str | None:
     places = schema.get_all_field_indices(name)
     if len(places) > 1:
-        raise ValueError(f"there are {len(places)} columns of this name")
-    alone = pa.schema([schema.field(places[0])], metadata=schema.metadata)
-    return datasets.Features.from_arrow_schema(alone)[name]
+        return f"there are {len(places)} columns of this name; rename or drop all but one"
+    try:
+        datasets.Features.from_arrow_schema(pa.schema([schema.field(places[0])]))
+    except _REFUSALS as error:
+        return f"{in_one_line(error).rstrip('.')}; store texts, numbers, or lists or structures of them"
+    return None

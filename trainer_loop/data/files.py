@@ -54,11 +54,13 @@ def find_files(specs: Sequence[str], *, key: str) -> list[str]:
     return files
 
 
-def read_files(files: Sequence[str], *, split: str, texts: Collection[str], label: str | None) -> Split:
+def read_files(
+    files: Sequence[str], *, split: str, texts: Collection[str], label: str | None, keeps_all: bool = False
+) -> Split:
     """The rows of all files, one file after the other; only columns that all of them have are kept.
 
-    texts: columns of text. label: column of the label, if the task has one. Raises UserError with the problems of
-    all files.
+    texts: columns of text. label: column of the label, if the task has one. keeps_all: refuse a column whose type is
+    not known, instead of leaving it out where it is neither. Raises UserError with the problems of all files.
     """
     problems: list[str] = []
     read: list[Rows] = []
@@ -67,8 +69,8 @@ def read_files(files: Sequence[str], *, split: str, texts: Collection[str], labe
         try:
             before = _stamp(file)
             contents.append(digest_file(Path(file)))
-            read.append(_read_file(file, content=contents[-1], texts=texts, label=label))
-            if _stamp(file) != before:
+            read.append(_read_file(file, content=contents[-1], texts=texts, label=label, keeps_all=keeps_all))
+            if _stamp(file) != before and digest_file(Path(file)) != contents[-1]:
                 raise UserError(f"{file} was changed while it was read; start again when it is complete")
         except UserError as error:
             problems += error.problems
@@ -118,9 +120,10 @@ def _describe_folder(path: Path) -> str:
     return did_you_mean(path.name, names) or f"; {folder.absolute()} has {enumerate_some(names)}"
 
 
-def _read_file(path: str, *, content: str, texts: Collection[str], label: str | None) -> Rows:
+def _read_file(path: str, *, content: str, texts: Collection[str], label: str | None, keeps_all: bool) -> Rows:
     """content: a hash of its bytes."""
     wanted = [*texts, *([label] if label is not None else [])]
+    must_keep = None if keeps_all else wanted
     if not Path(path).stat().st_size:
         raise UserError(f"{path} is empty")
     match Path(path).suffix.lower():
@@ -135,15 +138,15 @@ def _read_file(path: str, *, content: str, texts: Collection[str], label: str | 
         case ".txt":
             return read_text_lines(path)
         case ".parquet":
-            rows = map_parquet(path, content=content, wanted=wanted)
+            rows = map_parquet(path, content=content, wanted=must_keep)
         case _:
-            rows = _read_arrow(path, wanted=wanted)
+            rows = _read_arrow(path, content=content, wanted=must_keep)
     if not len(rows):
         raise UserError(f"{path} has no rows")
     return rows, Places.of(f"{path} row", len(rows))
 
 
-def _read_arrow(path: str, *, wanted: Collection[str]) -> datasets.Dataset:
+def _read_arrow(path: str, *, content: str, wanted: Collection[str] | None) -> datasets.Dataset:
     """Mapped into memory. Of the two formats of Arrow, datasets has the streaming one and feather the other."""
     try:
         with Path(path).open("rb") as file:
@@ -151,7 +154,8 @@ def _read_arrow(path: str, *, wanted: Collection[str]) -> datasets.Dataset:
         table = MemoryMappedTable.from_file(path) if is_stream else InMemoryTable(_map_feather(path))
     except pa.ArrowException as error:
         raise UserError(f"{path} is no readable Arrow file: {in_one_line(error)}") from error
-    return datasets.Dataset(table.select(list(find_features(table.schema, path=path, wanted=wanted))))
+    columns = list(find_features(table.schema, path=path, wanted=wanted))
+    return datasets.Dataset(table.select(columns), fingerprint=content)  # of its own it would read and copy all rows
 
 
 def _map_feather(path: str) -> pa.Table:

@@ -1,5 +1,6 @@
 """Parquet files: read a few rows at a time, and mapped into memory as Arrow, to which they are converted once."""
 
+import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 from datasets.table import table_cast
 
 from trainer_loop.data.arrow_columns import find_features
-from trainer_loop.data.fingerprint import digest_file
+from trainer_loop.data.fingerprint import digest, digest_file
 from trainer_loop.data.row_cache import load_or_make
 from trainer_loop.errors import UserError, in_one_line
 
@@ -19,26 +20,31 @@ _BYTES_AT_ONCE = 32 * 2**20  # of the rows of a batch, as far as the file tells
 _READ_BYTES = 2**20  # of a column at a time
 
 
-def map_parquet(path: str, *, content: str, wanted: Collection[str]) -> datasets.Dataset:
+def map_parquet(path: str, *, content: str, wanted: Collection[str] | None) -> datasets.Dataset:
     """The rows, mapped from the cache of datasets, where the file is converted when it is first read.
 
     The reader of datasets would hold whole groups of rows meanwhile, some hundred megabytes each. content: a hash of
-    the bytes of the file. Columns that datasets cannot hold are left out. Raises UserError where a wanted one is such,
-    or the file cannot be read or converted.
+    the bytes of the file. wanted: columns that must not be left out because datasets cannot hold them, None for all.
+    Raises UserError where one would be, or the file cannot be read or converted.
     """
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "trainer_loop"
     with open_parquet(path) as file:
         features = find_features(file.schema_arrow, path=path, wanted=wanted)
 
         def convert(target: str) -> None:
+            num_rows = 0
             with pa.OSFile(target, "wb") as sink, pa.ipc.new_stream(sink, features.arrow_schema) as writer:
                 for table in _join_small(_read_tables(path, file, features)):
                     writer.write_table(table)
+                    num_rows += len(table)
             pa.default_memory_pool().release_unused()  # what it read with; else its pool keeps that for a while
+            assert num_rows == file.metadata.num_rows, f"{num_rows} rows of {file.metadata.num_rows}"
             _check_unchanged(path, content)  # or the rows of another content would be kept as those of this one
 
+        columns = json.dumps(features.to_dict()).encode()  # which ones can be held is up to the version of datasets
+        folder = cache / digest(str(_FORMAT).encode(), content.encode(), columns)
         try:
-            return load_or_make(cache / f"{content}-{_FORMAT}", convert)
+            return load_or_make(folder, convert)
         except OSError as error:
             raise UserError(
                 f"{path} cannot be converted to Arrow in {cache}: {in_one_line(error)}; let the environment variable "
@@ -62,20 +68,20 @@ def read_groups(file: pq.ParquetFile, groups: Iterable[int], *, columns: Sequenc
     """
     for group in groups:
         facts = file.metadata.row_group(group)
-        num_bytes = sum(
-            facts.column(number).total_uncompressed_size
-            for number in range(facts.num_columns)
-            if _is_part_of(facts.column(number).path_in_schema, columns)
-        )
-        fitting = _BYTES_AT_ONCE * facts.num_rows // max(num_bytes, 1)
+        fitting = _BYTES_AT_ONCE * facts.num_rows // max(_count_bytes(facts, set(columns)), 1)
         yield from file.iter_batches(
             batch_size=max(1, min(fitting, _ROWS_AT_ONCE)), row_groups=[group], columns=columns, use_threads=False
         )
 
 
-def _is_part_of(path: str, columns: Sequence[str]) -> bool:
-    """Whether what the file keeps apart, such as `answer.list.element`, belongs to one of these columns."""
-    return any(path == column or path.startswith(f"{column}.") for column in columns)
+def _count_bytes(group: pq.RowGroupMetaData, columns: Collection[str]) -> int:
+    """Bytes of these columns, and of the parts of nested ones, which the file keeps apart: `answer.list.element`."""
+    parts = (group.column(number) for number in range(group.num_columns))
+    return sum(
+        part.total_uncompressed_size
+        for part in parts
+        if part.path_in_schema in columns or part.path_in_schema.partition(".")[0] in columns
+    )
 
 
 def _read_tables(path: str, file: pq.ParquetFile, features: datasets.Features) -> Iterator[pa.Table]:
@@ -89,13 +95,20 @@ def _read_tables(path: str, file: pq.ParquetFile, features: datasets.Features) -
 def _join_small(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Of files with a few rows in a group, or every batch that is read would stay one for good."""
     small: list[pa.Table] = []
+    num_rows = num_bytes = 0
     for table in tables:
         small.append(table)
-        if sum(map(len, small)) >= _ROWS_AT_ONCE or sum(table.nbytes for table in small) >= _BYTES_AT_ONCE:
-            yield small[0] if len(small) == 1 else pa.concat_tables(small).combine_chunks()
-            small = []
+        num_rows += len(table)
+        num_bytes += table.nbytes
+        if num_rows >= _ROWS_AT_ONCE or num_bytes >= _BYTES_AT_ONCE:
+            yield _join(small)
+            small, num_rows, num_bytes = [], 0, 0
     if small:
-        yield pa.concat_tables(small).combine_chunks()
+        yield _join(small)
+
+
+def _join(tables: list[pa.Table]) -> pa.Table:
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables).combine_chunks()
 
 
 def _check_unchanged(path: str, content: str) -> None:

@@ -1,8 +1,11 @@
 """Rows that were costly to make, kept on disk under a key; made once, however many processes want them."""
 
 import json
+import os
 import platform
 import shutil
+import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import filelock
 from trainer_loop.data.fingerprint import digest_file
 
 _ROWS, _FACTS = "rows.arrow", "facts.json"
+_ABANDONED_SECONDS = 3600  # since anything was written to what is not whole
 
 
 def load_or_make(folder: Path, make: Callable[[str], None]) -> datasets.Dataset:
@@ -37,20 +41,45 @@ def _lock(folder: Path) -> filelock.AcquireReturnProxy:
 
 
 def _make(folder: Path, make: Callable[[str], None]) -> datasets.Dataset:
-    """Under a name of this host until it is whole: on some file systems locks bind no other host."""
-    partial = folder.with_name(f"{folder.name}.{platform.node()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    """Under a name that no other has until it is whole: on some file systems locks do not bind other hosts."""
+    _remove_abandoned(folder)
+    partial = folder.with_name(f"{folder.name}.{platform.node()}-{uuid.uuid4().hex}.partial")
     partial.mkdir()
     try:
         make(str(partial / _ROWS))
-        (partial / _FACTS).write_text(json.dumps({"digest": digest_file(partial / _ROWS)}))
-        rows = _load(folder)
-        if rows is not None:  # of another host, which may have mapped it already
-            return rows
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.replace(folder)
+        _seal(partial)
+        return _put(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """What processes left that were killed."""
+    for partial in folder.parent.glob(f"{folder.name}.*.partial"):
+        written = max((entry.stat().st_mtime for entry in [partial, *partial.iterdir()]), default=0.0)
+        if time.time() - written > _ABANDONED_SECONDS:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _seal(folder: Path) -> None:
+    """Note what the rows are, once they are on the disk."""
+    with (folder / _ROWS).open("rb+") as file:
+        os.fsync(file.fileno())
+    facts = {"digest": digest_file(folder / _ROWS), "written": _written(folder)}
+    (folder / _FACTS).write_text(json.dumps(facts))
+
+
+def _put(partial: Path, folder: Path) -> datasets.Dataset:
+    try:
+        partial.replace(folder)
+    except OSError:  # something is there: damaged rows, or those of another host, which may have mapped them already
+        rows = _load(folder)
+        if rows is not None:
+            return rows
+        damaged = partial.with_suffix(".damaged")
+        folder.replace(damaged)
+        partial.replace(folder)
+        shutil.rmtree(damaged, ignore_errors=True)
     return datasets.Dataset.from_file(str(folder / _ROWS))
 
 
@@ -58,8 +87,14 @@ def _load(folder: Path) -> datasets.Dataset | None:
     """The rows, or None where there are none or the file is not as it was written."""
     try:
         facts = json.loads((folder / _FACTS).read_text())
-        if facts["digest"] != digest_file(folder / _ROWS):
+        if facts["written"] != _written(folder) and facts["digest"] != digest_file(folder / _ROWS):
             return None
         return datasets.Dataset.from_file(str(folder / _ROWS))
     except (OSError, ValueError, KeyError, TypeError):  # missing, cut short, or not what we wrote
         return None
+
+
+def _written(folder: Path) -> list[int]:
+    """Size and time of the rows: where these are as they were, the rows need not be read to be trusted."""
+    facts = (folder / _ROWS).stat()
+    return [facts.st_size, facts.st_mtime_ns]

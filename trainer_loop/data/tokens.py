@@ -88,13 +88,15 @@ def tokenise_split(
     columns = {"text": text, "pair": text_pair, "label": label}
     given = [column for column in dict.fromkeys(columns.values()) if column is not None]
     label_ids = None if label_names is None else label_names.ids
+    task_errors: list[OSError] = []  # which are not the cache's
 
     def encode(batch: Mapping[str, list[Any]], positions: Sequence[int]) -> dict[str, list[Any]]:
         texts, pairs = batch[_RAW + text], None if text_pair is None else batch[_RAW + text_pair]
         try:
             encoded = _encode(task, texts, pairs, positions, max_length=max_length)
         except OSError as error:
-            raise _EncodeFailed(error) from error
+            task_errors.append(error)
+            raise
         if label is not None and label_ids is not None:
             ids = [label_ids[raw] for raw in batch[_RAW + label]]
             encoded["label"] = [ids[source - positions[0]] for source in encoded["source"]]
@@ -124,19 +126,11 @@ def tokenise_split(
     folder = Path(cache_dir or os.environ.get("TRAINER_LOOP_CACHE") or "~/.cache/trainer_loop").expanduser() / key
     try:
         rows = load_or_make(folder, make)
-    except _EncodeFailed as failed:
-        raise failed.error from None
     except OSError as error:
+        if error in task_errors:
+            raise
         raise UserError(f"data.cache_dir={folder.parent} cannot be used: {in_one_line(error)}; name another") from error
     return _unpack(split, rows)
-
-
-class _EncodeFailed(Exception):
-    """Takes an OSError of a task's `encode` past what blames the cache for any."""
-
-    def __init__(self, error: OSError):
-        super().__init__(str(error))
-        self.error = error
 
 
 class RowEncoder:

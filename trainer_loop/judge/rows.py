@@ -76,7 +76,7 @@ def _take_split(name: str, spec: Any, *, is_given: bool, seed: int) -> Tokenised
         return take_rows(spec, name=name, place=f"rows[{name!r}]")
     if not isinstance(spec, str) or is_file_spec(spec, hub=False):
         files = find_files([spec] if isinstance(spec, str) else list(spec), key=f"data.{name}")
-        split = read_files(files, split=name, texts=(), label=None)
+        split = read_files(files, split=name, texts=(), label=None, keeps_all=True)
         return take_rows(split.rows, name=name, place=name, places=split.places, fingerprint=split.fingerprint)
     return take_rows(call_rows_function(spec, split=name, seed=seed), name=name, place=f"data.{name}={spec}")
 

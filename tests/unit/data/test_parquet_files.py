@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from trainer_loop.data import parquet_files
+from trainer_loop.data import arrow_columns, parquet_files
 from trainer_loop.data.files import read_files
 from trainer_loop.data.fingerprint import digest_file
 from trainer_loop.errors import UserError
@@ -43,7 +44,7 @@ def problem_of_reading() -> str:
 
 
 def kept() -> list[str]:
-    return sorted(path.name.partition("-")[2] for path in Path("cache/trainer_loop").iterdir())
+    return sorted(path.suffix for path in Path("cache/trainer_loop").iterdir())
 
 
 @pytest.mark.parametrize("compression", ["snappy", "none"])
@@ -95,7 +96,7 @@ def test_a_file_is_converted_once(monkeypatch: pytest.MonkeyPatch):
     first = read()
     monkeypatch.setattr(parquet_files, "read_groups", None)
     assert read()[:] == first[:]
-    assert kept() == ["1", "1.lock"]
+    assert kept() == ["", ".lock"]
 
 
 def test_other_content_under_the_same_name_size_and_time_is_read_again():
@@ -134,7 +135,10 @@ def test_columns_of_one_name_are_told_or_left_out(is_wanted: bool):
     table = make_table(2).append_column(name, pa.array(["b", "b"])).append_column(name, pa.array(["c", "c"]))
     write(table)
     if is_wanted:
-        assert problem_of_reading() == "a.parquet: column 'text' cannot be read: there are 3 columns of this name"
+        problem = (
+            "a.parquet: column 'text' cannot be read: there are 3 columns of this name; rename or drop all but one"
+        )
+        assert problem_of_reading() == problem
     else:
         assert read().column_names == ["text", "label"]
 
@@ -143,8 +147,27 @@ def test_a_column_that_rows_cannot_hold_is_left_out_or_told_where_it_is_wanted()
     tags = pa.array([[("a", 1)], []], pa.map_(pa.string(), pa.int32()))
     write(pa.table({"text": ["a", "b"], "label": [0, 1], "tags": tags}))
     assert read()[:] == {"text": ["a", "b"], "label": [0, 1]}
+    with pytest.raises(UserError, match="column 'tags' cannot be read"):
+        read_files(["a.parquet"], split="train", texts=["text"], label=None, keeps_all=True)
     write(pa.table({"text": tags, "label": [0, 1]}))
     assert problem_of_reading().startswith("a.parquet: column 'text' cannot be read: ")
+
+
+def test_columns_that_another_version_could_not_hold_are_not_taken_from_its_cache(monkeypatch: pytest.MonkeyPatch):
+    write(make_table(3))
+    with monkeypatch.context() as older:
+        older.setattr(arrow_columns, "_why_refused", lambda schema, name: "older" if name == "label" else None)
+        rows = read_files(["a.parquet"], split="train", texts=["text"], label=None).rows
+        assert rows.column_names == ["text"]
+    assert read().column_names == ["text", "label"]
+
+
+def test_types_that_datasets_noted_and_cannot_read_are_told_once():
+    features = {"text": {"dtype": "string", "_type": "FromTheFuture"}, "label": {"dtype": "int64", "_type": "Value"}}
+    write(make_table(3).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}))
+    problem = problem_of_reading()
+    assert problem.startswith("a.parquet: the types of its columns, as datasets noted them in it, cannot be read: ")
+    assert problem.endswith("; use the version of datasets that wrote it")
 
 
 def test_a_file_that_changes_while_it_is_converted_is_told_and_not_kept():
@@ -152,7 +175,7 @@ def test_a_file_that_changes_while_it_is_converted_is_told_and_not_kept():
     write(make_table(4))
     with pytest.raises(UserError, match="was changed while it was read"):
         parquet_files.map_parquet("a.parquet", content=content, wanted=["text"])
-    assert kept() == ["1.lock"]
+    assert kept() == [".lock"]
 
 
 def test_a_file_that_is_damaged_inside_is_told_and_nothing_of_it_is_kept():
@@ -160,7 +183,7 @@ def test_a_file_that_is_damaged_inside_is_told_and_nothing_of_it_is_kept():
     whole = Path("a.parquet").read_bytes()
     Path("a.parquet").write_bytes(whole[: len(whole) // 3] + bytes(20_000) + whole[len(whole) // 3 + 20_000 :])
     assert problem_of_reading().startswith("a.parquet is no readable parquet file: ")
-    assert kept() == ["1.lock"]
+    assert kept() == [".lock"]
     Path("a.parquet").write_bytes(whole)
     assert len(read()) == 9000
 
@@ -172,6 +195,7 @@ def test_what_was_damaged_since_it_was_converted_is_converted_again():
     content = bytearray(converted.read_bytes())
     content[len(content) // 2] ^= 1
     converted.write_bytes(content)
+    os.utime(converted, (0, 0))  # clocks of files tick slowly
     assert read()[:] == rows
 
 

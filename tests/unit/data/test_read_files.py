@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import datasets
@@ -138,6 +140,31 @@ def test_a_file_that_changes_while_it_is_read_is_told(folder: Path, monkeypatch:
     monkeypatch.setattr(files, "read_delimited", read_delimited)
     Path("a.csv").write_text("text,label\nx,1\n")
     assert problems_of_reading("a.csv") == ["a.csv was changed while it was read; start again when it is complete"]
+
+
+def test_a_file_that_is_only_touched_while_it_is_read_is_taken(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def read_delimited(path: str, **options):
+        os.utime(path, (0, 0))
+        return text_files.read_delimited(path, **options)
+
+    monkeypatch.setattr(files, "read_delimited", read_delimited)
+    Path("a.csv").write_text("text,label\nx,1\n")
+    assert list(read("a.csv").rows["text"]) == ["x"]
+
+
+def test_rows_of_feather_are_not_copied(folder: Path):
+    texts = [f"{number} " * 1000 for number in range(8000)]
+    pyarrow.feather.write_feather(pa.table({"text": texts}), "a.arrow", compression="uncompressed")
+    script = """
+import resource
+from trainer_loop.data.files import read_files
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+rows = read_files(["a.arrow"], split="train", texts=["text"], label=None).rows
+print((peak() - before) / rows.data.nbytes)
+"""
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(told.stdout) < 1.5  # the pages that were read; a copy would add as much again, and its hash
 
 
 def test_files_of_unlike_kinds_are_joined(folder: Path):

@@ -214,9 +214,11 @@ def test_errors_of_the_task_are_not_blamed_on_the_cache(tokenizer: Any, tmp_path
         def encode(self, texts: list[str], pairs: list[str] | None, *, max_length: int) -> dict[str, list[Any]]:
             raise error
 
+    error.__cause__ = cause = ValueError("why")
     with pytest.raises(type(error)) as caught:
         tokenise(Task(tokenizer), tmp_path)
     assert caught.value is error
+    assert error.__cause__ is cause
 
 
 def test_a_cache_that_cannot_be_written_names_the_key(tokenizer: Any, tmp_path: Path):
