@@ -10,7 +10,8 @@ def make_parser(document: str | None, *, rounds: int) -> argparse.ArgumentParser
     """A parser with what every benchmark takes; its help is the module's docstring."""
     parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=_positive, default=rounds, help=f"turns of every side; default {rounds}")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file that is written")
+    place = "folder of the JSON file that is written; default benchmarks/results, which the page is made of"
+    parser.add_argument("--results", type=Path, default=RESULTS, help=place)
     return parser
 
 

@@ -4,7 +4,8 @@
 
 A small model trains a few steps on parquet files of 1, 10 and 100 times as many rows (tokenising included), and scores
 1, 10 and 100 times as many. `resident` is all that the process had in memory at once; it counts pages of files mapped
-into memory, which the kernel takes back when it needs them. `of its own` is without those.
+into memory, which the kernel takes back when it needs them. `of its own` is without those. Trainer needs less; part of
+the difference is code that oneDNN compiles for every shape of a microbatch (docs/decisions.md).
 """
 
 import functools

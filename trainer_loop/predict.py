@@ -22,7 +22,7 @@ python -m trainer_loop.predict model=runs/imdb file=new_reviews.csv output=judge
   model=           a run directory, or the directory of a model that transformers can load
   text=            a text to predict
   text_pair=       its second text, where the model was trained on pairs
-  file=            instead of text: rows to predict (.csv .tsv .json .jsonl .parquet .arrow .txt)
+  file=            instead of text: rows to predict (.csv .tsv .json .jsonl .parquet .arrow .feather .txt)
   output=          where they go (.csv .tsv .json .jsonl .parquet); default: predictions/ in the run directory
   text_column=     column of the text in the file; default: the one the model was trained on
   pair_column=     column of the second text; default likewise

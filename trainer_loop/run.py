@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer_loop.config.component import describe_own_line
-from trainer_loop.errors import Diverged, Preempted, ProcessLost, UserError
+from trainer_loop.errors import Diverged, Preempted, ProcessLost, UserError, in_one_line
 from trainer_loop.record.claim import RunClaim, RunDirInUse
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.runtime.distributed import process_index_from_environment
@@ -96,7 +96,7 @@ def _train(
         loop.console.say(line)
     if config.dry_run:
         loop.console.say(
-            "dry run: everything is in order; nothing was trained, and nothing written but the token cache"
+            "dry run: everything is in order; nothing was trained, and nothing written but caches of rows and tokens"
         )
         return
     if _is_complete(config, loop):
@@ -119,7 +119,14 @@ def _train(
         except UserError:
             raise
         except Exception as error:
-            if (told := describe_own_line(error)) is not None:
+            told = describe_own_line(error)
+            if preemption.requested:  # the signal went to all processes of the job: to the compilers of a step, too
+                loop.console.say(
+                    f"preempted by {preemption.reason}; the step under way was lost ({told or in_one_line(error)}); "
+                    "the same command goes on from the last checkpoint"
+                )
+                raise Preempted from error
+            if told is not None:
                 loop.console.warn(f"ended by {told}")  # in train.log too; its traceback follows
             raise
         finally:

@@ -1,5 +1,6 @@
 """Code of the user's own: which file is meant, that a change of it is told, and where it failed."""
 
+import json
 import os
 import subprocess
 import sys
@@ -18,13 +19,26 @@ def mine(logits, targets):
     return {factor} * F.cross_entropy(logits, targets, reduction="sum")
 """
 
+SIGNALLED = """
+import os, signal, time
+import torch.nn.functional as F
+
+CALLS = []
+
+def mine(logits, targets):
+    CALLS.append(1)
+    if len(CALLS) == {most}:
+        os.kill(os.getpid(), signal.SIGTERM); time.sleep(1); raise RuntimeError("no compiler any more")
+    return {factor} * F.cross_entropy(logits, targets, reduction="sum")
+"""
+
 
 @pytest.fixture
 def own(arguments, tmp_path):
     """A run with a loss of this factor, in a process of its own, which imports it anew."""
 
-    def run(*options: str, factor: float = 1.0, most: int = 1000):
-        (tmp_path / "own_losses.py").write_text(LOSS.format(factor=factor, most=most))
+    def run(*options: str, code: str = LOSS, factor: float = 1.0, most: int = 1000):
+        (tmp_path / "own_losses.py").write_text(code.format(factor=factor, most=most))
         words = [*arguments, "loss.name=own_losses.mine", "checkpoint.every=4", *options]
         return subprocess.run(
             [sys.executable, "-m", "trainer_loop.run", *words],
@@ -58,6 +72,18 @@ def test_where_a_loss_fails_in_training_is_in_the_log(own, tmp_path):
     told = "ended by own_losses.py:8: AssertionError: called too often"
     assert told in ended.stdout
     assert told in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_a_step_that_fails_after_the_signal_that_ends_the_job_is_preempted(own, tmp_path):
+    """As torch.compile does, whose compilers get the signal, too."""
+    ended = own("train.threads=1", code=SIGNALLED, most=6)
+    assert ended.returncode == 75, ended.stderr
+    assert "Traceback" not in ended.stderr
+    told = "preempted by SIGTERM; the step under way was lost (own_losses.py:10: RuntimeError: no compiler any more); "
+    assert told in ended.stdout
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["ended"] == "preempted"
+    again = own("train.threads=1")
+    assert again.returncode == 0, again.stderr
 
 
 def test_the_current_directory_comes_before_a_checkout_that_is_installed(tmp_path):

@@ -121,7 +121,7 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(command, arguments, tmp_pat
     for told in ("train: 60 rows", "median", "rows: 60, 8 per step; 8 steps per epoch", "padding", "precision no"):
         assert told in ended.out
     assert sorted(tmp_path.rglob("*")) == before  # the token cache lies elsewhere, and is told of
-    assert "nothing written but the token cache" in ended.out
+    assert "nothing written but caches of rows and tokens" in ended.out
 
 
 def test_a_loss_of_ones_own_is_named_by_its_dotted_path(command, arguments, tmp_path):

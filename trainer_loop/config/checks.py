@@ -55,7 +55,8 @@ def _model_conflicts(config: Config) -> Iterator[Conflict]:
         yield (
             ("model.type", "model.name"),
             f"model.name is {shown(model.name)} and model.type is {shown(model.type)}, but one excludes the other; "
-            "set one of them to null; model.from_scratch=true builds a new model of the named one's shape",
+            "set model.name=null or model.type=null; "
+            "model.from_scratch=true builds a new model of the named one's shape",
         )
     elif model.type is not None and "." not in model.type and model.tokenizer is None:
         yield (
@@ -89,7 +90,7 @@ def _adapter_conflicts(config: Config) -> Iterator[Conflict]:
         yield (
             ("model.peft.name", "model.lora.r"),
             f"model.lora.r is {lora.r} and model.peft.name is {shown(peft.name)}, but one excludes the other; "
-            "set one of them to null",
+            "set model.lora.r=null or model.peft.name=null",
         )
     is_new = config.model.from_scratch or config.model.name is None
     for section, settings, switch in (("lora", lora, lora.r), ("peft", peft, peft.name)):
@@ -117,7 +118,7 @@ def _data_conflicts(config: Config) -> Iterator[Conflict]:
         yield (
             ("data.validation_fraction", "data.validation"),
             f"data.validation is {shown(data.validation)} and data.validation_fraction is {data.validation_fraction}, "
-            "but one excludes the other; set one of them to null",
+            "but one excludes the other; set data.validation=null or data.validation_fraction=null",
         )
     if data.name is not None:
         return
@@ -193,7 +194,7 @@ def _batch_conflicts(config: Config) -> Iterator[Conflict]:
         yield (
             ("batch.accumulate", "batch.size"),
             f"batch.size is {batch.size} and batch.accumulate is {batch.accumulate}, but one excludes the other; "
-            "set one of them to null",
+            "set batch.size=null or batch.accumulate=null",
         )
     if batch.per_device is None:
         yield (
@@ -209,7 +210,7 @@ def _length_conflicts(config: Config) -> Iterator[Conflict]:
         yield (
             ("train.epochs", "train.steps"),
             f"train.epochs is {train.epochs:g} and train.steps is {train.steps}, but one excludes the other; "
-            "set one of them to null",
+            "set train.epochs=null or train.steps=null",
         )
     for name, steps in (
         ("scheduler.warmup", config.scheduler.warmup),

@@ -130,7 +130,7 @@ class DataConfig:
     config: str | None = key(None, "the data set's configuration on the hub, such as mrpc", on_resume="by content")
     train: Any = key(
         "train",
-        "split, file, glob or list of them (.csv .tsv .json .jsonl .parquet .arrow .txt), or a dotted path",
+        "split, file, glob or list of them (.csv .tsv .json .jsonl .parquet .arrow .feather .txt), or a dotted path",
         kind="splits",
         on_resume="by content",
     )

@@ -283,7 +283,8 @@ def meant_keys(name: str) -> list[str]:
         return [TRANSLATIONS[last][0]]
     if same_last_part:  # many keys end with name, every or args: the section decides
         return get_close_matches(name, same_last_part, n=1, cutoff=0.6) or same_last_part[:3]
-    by_name = get_close_matches(name, SECTIONS, n=1, cutoff=0.75) or get_close_matches(name, KEYS, n=2, cutoff=0.75)
+    nearest = get_close_matches(name, [*SECTIONS, *KEYS], n=2, cutoff=0.75)
+    by_name = nearest[:1] if nearest and nearest[0] in SECTIONS else [key for key in nearest if key in KEYS]
     by_translation = [TRANSLATIONS[part][0] for part in get_close_matches(last, TRANSLATIONS, n=1, cutoff=0.85)]
     close_parts = get_close_matches(last, _KEYS_BY_LAST_PART, n=1, cutoff=0.75)
     by_last_part = [key for part in close_parts for key in _KEYS_BY_LAST_PART[part]]

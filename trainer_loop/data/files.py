@@ -18,7 +18,7 @@ from trainer_loop.data.text_files import Rows, read_delimited, read_json, read_j
 from trainer_loop.data.wording import did_you_mean, enumerate_some
 from trainer_loop.errors import UserError, in_one_line
 
-EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".txt")
+EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".feather", ".txt")
 _INTEGERS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"}
 _JOINED_TYPES = {
     "large_string": {"string", "large_string", "string_view"},
@@ -153,7 +153,9 @@ def _read_arrow(path: str, *, content: str, wanted: Collection[str] | None) -> d
             is_stream = file.read(6) != b"ARROW1"
         table = MemoryMappedTable.from_file(path) if is_stream else InMemoryTable(_map_feather(path))
     except pa.ArrowException as error:
-        raise UserError(f"{path} is no readable Arrow file: {in_one_line(error)}") from error
+        raise UserError(
+            f"{path} is no readable Arrow file: {in_one_line(error).rstrip('.')}; write or copy it again"
+        ) from error
     columns = list(find_features(table.schema, path=path, wanted=wanted))
     return datasets.Dataset(table.select(columns), fingerprint=content)  # of its own it would read and copy all rows
 

@@ -124,4 +124,5 @@ def _explain(path: str, error: Exception) -> UserError:
     """Of what Arrow raises, only errors of the system have a number."""
     if isinstance(error, OSError) and error.errno is not None:
         return UserError(f"{path} cannot be read: {in_one_line(error)}")
-    return UserError(f"{path} is no readable parquet file: {in_one_line(error)}")
+    told = in_one_line(error).rstrip(".")
+    return UserError(f"{path} is no readable parquet file: {told}; write or copy it again")

@@ -1,5 +1,6 @@
 """Rows that were costly to make, kept on disk under a key; made once, however many processes want them."""
 
+import contextlib
 import json
 import os
 import platform
@@ -56,9 +57,10 @@ def _make(folder: Path, make: Callable[[str], None]) -> datasets.Dataset:
 def _remove_abandoned(folder: Path) -> None:
     """What processes left that were killed."""
     for partial in folder.parent.glob(f"{folder.name}.*.partial"):
-        written = max((entry.stat().st_mtime for entry in [partial, *partial.iterdir()]), default=0.0)
-        if time.time() - written > _ABANDONED_SECONDS:
-            shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # another process has removed it, or made it whole
+            written = max(entry.stat().st_mtime for entry in [partial, *partial.iterdir()])
+            if time.time() - written > _ABANDONED_SECONDS:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def _seal(folder: Path) -> None:
@@ -76,7 +78,7 @@ def _put(partial: Path, folder: Path) -> datasets.Dataset:
         rows = _load(folder)
         if rows is not None:
             return rows
-        damaged = partial.with_suffix(".damaged")
+        damaged = partial.with_name(f"{partial.stem}-damaged.partial")
         folder.replace(damaged)
         partial.replace(folder)
         shutil.rmtree(damaged, ignore_errors=True)

@@ -57,7 +57,7 @@ def load_splits(
     if train is None:
         problems.append("data.train=null: a split, a file or a dotted path is needed")
     if validation_fraction is not None and validation is not None:
-        problems.append("data.validation and data.validation_fraction are both given; set one of them to null")
+        problems.append("data.validation and data.validation_fraction are both given; set one to null")
     if validation_fraction is not None and not 0 < validation_fraction < 1:
         problems.append(f"data.validation_fraction={validation_fraction}: it must lie between 0 and 1; null for none")
 

@@ -44,14 +44,14 @@ def test_what_only_python_could_still_give_is_no_contradiction(overrides, missin
         (
             ["model.type=bert", "model.tokenizer=train"],
             "model.name is 'm' and model.type is 'bert'",
-            "set one of them to null",
+            "set model.name=null or model.type=null",
         ),
         (["model.name=", "model.type=bert"], "model.type is 'bert', which brings no tokenizer", "set model.tokenizer"),
         (["model.tokenizer=train"], "model.tokenizer is 'train'", "write model.from_scratch=true"),
         (
             ["data.validation=b.csv", "data.validation_fraction=0.1"],
             "data.validation is 'b.csv' and data.validation_fraction is 0.1",
-            "set one of them to null",
+            "set data.validation=null or data.validation_fraction=null",
         ),
         (
             ["data.train=training"],
@@ -67,7 +67,7 @@ def test_what_only_python_could_still_give_is_no_contradiction(overrides, missin
         (
             ["batch.size=8", "batch.accumulate=2", "batch.per_device=4"],
             "batch.size is 8 and batch.accumulate is 2",
-            "set one of them to null",
+            "set batch.size=null or batch.accumulate=null",
         ),
         (["batch.accumulate=2"], "batch.accumulate is 2", "set batch.per_device"),
         (["batch.window=8"], "batch.window is 8, but batch.order is 'shuffle'", "set batch.order=window"),
@@ -79,7 +79,7 @@ def test_what_only_python_could_still_give_is_no_contradiction(overrides, missin
         (
             ["train.epochs=0.5", "train.steps=3"],
             "train.epochs is 0.5 and train.steps is 3",
-            "set one of them to null",
+            "set train.epochs=null or train.steps=null",
         ),
         (["scheduler.warmup=1.5"], "scheduler.warmup is 1.5", "from 1 a whole number of steps"),
         (

@@ -289,7 +289,8 @@ def test_all_problems_of_all_layers_come_at_once(tmp_path, monkeypatch):
         "imdb.yaml:4: model is 'bert', but it is a section; write model.name=bert (in a file model: {name: bert})",
         "command line: log.every is 0; allowed: a whole number of at least 1 (steps)",
         "command line: there is no key log.evry; did you mean log.every?",
-        "imdb.yaml:6: train.epochs is 1 and train.steps is 2, but one excludes the other; set one of them to null",
+        "imdb.yaml:6: train.epochs is 1 and train.steps is 2, but one excludes the other; "
+        "set train.epochs=null or train.steps=null",
     ]
 
 

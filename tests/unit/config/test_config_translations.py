@@ -17,6 +17,7 @@ from trainer_loop.config.translations import NOT_NEEDED, TRANSLATIONS, describe_
         ("trian.epochs", ["train.epochs"]),
         ("modl.name", ["model.name"]),
         ("optimiser.name", ["optimizer.name"]),
+        ("optimizer.lrr", ["optimizer.lr"]),
         ("optimiser", ["optimizer"]),
         ("data.txt", ["data.text", "data.test"]),
         ("run_dri", ["run_dir"]),

@@ -116,7 +116,7 @@ def test_the_problems_of_all_splits_come_with_the_splits_that_can_be_read(folder
     splits, problems = load(train="broken.csv", validation="good.csv", test="absent.csv", validation_fraction=1.5)
     assert list(splits) == ["validation"]
     assert [problem.split(":")[0].split("=")[0] for problem in problems] == [
-        "data.validation and data.validation_fraction are both given; set one of them to null",
+        "data.validation and data.validation_fraction are both given; set one to null",
         "data.validation_fraction",
         "broken.csv row 1, which begins on line 2",
         "data.test",
