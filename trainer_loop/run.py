@@ -18,7 +18,7 @@ from trainer_loop.runtime.host import prepare_environment
 from trainer_loop.runtime.preempt import Preemption, catch_signals
 from trainer_loop.runtime.quiet import quieten_loggers
 
-_SECONDS_FOR_PROCESS_0 = 10.0  # to find the same on a busy machine, and for the launcher to end the others
+_SECONDS_FOR_PROCESS_0 = 3.0  # a launcher ends the others well within
 
 if TYPE_CHECKING:
     from trainer_loop.config.fields import Config
