@@ -15,7 +15,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer_loop.data.arrow_columns import find_features
+from trainer_loop.data.arrow_files import explain_damage, find_features, is_arrow_stream
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.parquet_files import open_parquet, read_groups
 from trainer_loop.data.shards import Mark, Shard, ShardedSplit, Values
@@ -264,7 +264,7 @@ def _open_arrow(path: str, columns: Sequence[str]) -> Shard:
     try:
         first = next(_map_batches(path), None)
     except pa.ArrowException as error:
-        raise UserError(f"{path} is no readable Arrow file: {in_one_line(error)}") from error
+        raise explain_damage(path, "Arrow", error) from error
     features = find_features(pa.schema([]) if first is None else first.schema, path=path, wanted=columns)
     present = [name for name in features if name in columns]
 
@@ -279,9 +279,7 @@ def _open_arrow(path: str, columns: Sequence[str]) -> Shard:
 
 def _map_batches(path: str) -> Iterator[pa.RecordBatch]:
     """Mapped into memory, in either of Arrow's two formats."""
-    with Path(path).open("rb") as file:
-        is_stream = file.read(6) != b"ARROW1"
-    if is_stream:
+    if is_arrow_stream(path):
         yield from pa.ipc.open_stream(pa.memory_map(path))
     else:
         batches = pa.ipc.open_file(pa.memory_map(path))

@@ -10,8 +10,8 @@ import datasets
 import pyarrow as pa
 from datasets.table import InMemoryTable, MemoryMappedTable
 
-from trainer_loop.data.arrow_columns import find_features
-from trainer_loop.data.fingerprint import digest, digest_file
+from trainer_loop.data.arrow_files import explain_damage, find_features, is_arrow_stream
+from trainer_loop.data.fingerprint import check_unchanged, digest, digest_file
 from trainer_loop.data.parquet_files import map_parquet
 from trainer_loop.data.split import Places, Split
 from trainer_loop.data.text_files import Rows, read_delimited, read_json, read_json_lines, read_text_lines
@@ -70,8 +70,8 @@ def read_files(
             before = _stamp(file)
             contents.append(digest_file(Path(file)))
             read.append(_read_file(file, content=contents[-1], texts=texts, label=label, keeps_all=keeps_all))
-            if _stamp(file) != before and digest_file(Path(file)) != contents[-1]:
-                raise UserError(f"{file} was changed while it was read; start again when it is complete")
+            if _stamp(file) != before:
+                check_unchanged(file, contents[-1])
         except UserError as error:
             problems += error.problems
         except OSError as error:
@@ -147,15 +147,11 @@ def _read_file(path: str, *, content: str, texts: Collection[str], label: str | 
 
 
 def _read_arrow(path: str, *, content: str, wanted: Collection[str] | None) -> datasets.Dataset:
-    """Mapped into memory. Of the two formats of Arrow, datasets has the streaming one and feather the other."""
+    """Mapped into memory."""
     try:
-        with Path(path).open("rb") as file:
-            is_stream = file.read(6) != b"ARROW1"
-        table = MemoryMappedTable.from_file(path) if is_stream else InMemoryTable(_map_feather(path))
+        table = MemoryMappedTable.from_file(path) if is_arrow_stream(path) else InMemoryTable(_map_feather(path))
     except pa.ArrowException as error:
-        raise UserError(
-            f"{path} is no readable Arrow file: {in_one_line(error).rstrip('.')}; write or copy it again"
-        ) from error
+        raise explain_damage(path, "Arrow", error) from error
     columns = list(find_features(table.schema, path=path, wanted=wanted))
     return datasets.Dataset(table.select(columns), fingerprint=content)  # of its own it would read and copy all rows
 

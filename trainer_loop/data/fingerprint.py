@@ -3,6 +3,8 @@
 import hashlib
 from pathlib import Path
 
+from trainer_loop.errors import UserError, in_one_line
+
 _READ_BYTES = 1 << 20
 
 
@@ -22,3 +24,13 @@ def digest_file(path: Path) -> str:
         while chunk := file.read(_READ_BYTES):
             hasher.update(chunk)
     return hasher.hexdigest()
+
+
+def check_unchanged(path: str, content: str) -> None:
+    """Raises UserError where the bytes of a file no longer have this hash."""
+    try:
+        changed = digest_file(Path(path)) != content
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {in_one_line(error)}") from error
+    if changed:
+        raise UserError(f"{path} was changed while it was read; start again when it is complete")

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.table import table_cast
 
-from trainer_loop.data.arrow_columns import find_features
-from trainer_loop.data.fingerprint import digest, digest_file
+from trainer_loop.data.arrow_files import explain_damage, find_features
+from trainer_loop.data.fingerprint import check_unchanged, digest
 from trainer_loop.data.row_cache import load_or_make
 from trainer_loop.errors import UserError, in_one_line
 
@@ -39,7 +39,7 @@ def map_parquet(path: str, *, content: str, wanted: Collection[str] | None) -> d
                     num_rows += len(table)
             pa.default_memory_pool().release_unused()  # what it read with; else its pool keeps that for a while
             assert num_rows == file.metadata.num_rows, f"{num_rows} rows of {file.metadata.num_rows}"
-            _check_unchanged(path, content)  # or the rows of another content would be kept as those of this one
+            check_unchanged(path, content)  # or the rows of another content would be kept as those of this one
 
         columns = json.dumps(features.to_dict()).encode()  # which ones can be held is up to the version of datasets
         folder = cache / digest(str(_FORMAT).encode(), content.encode(), columns)
@@ -111,18 +111,8 @@ def _join(tables: list[pa.Table]) -> pa.Table:
     return tables[0] if len(tables) == 1 else pa.concat_tables(tables).combine_chunks()
 
 
-def _check_unchanged(path: str, content: str) -> None:
-    try:
-        changed = digest_file(Path(path)) != content
-    except OSError as error:
-        raise _explain(path, error) from error
-    if changed:
-        raise UserError(f"{path} was changed while it was read; start again when it is complete")
-
-
 def _explain(path: str, error: Exception) -> UserError:
     """Of what Arrow raises, only errors of the system have a number."""
     if isinstance(error, OSError) and error.errno is not None:
         return UserError(f"{path} cannot be read: {in_one_line(error)}")
-    told = in_one_line(error).rstrip(".")
-    return UserError(f"{path} is no readable parquet file: {told}; write or copy it again")
+    return explain_damage(path, "parquet", error)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from trainer_loop.data import arrow_columns, parquet_files
+from trainer_loop.data import arrow_files, parquet_files
 from trainer_loop.data.files import read_files
 from trainer_loop.data.fingerprint import digest_file
 from trainer_loop.errors import UserError
@@ -156,7 +156,7 @@ def test_a_column_that_rows_cannot_hold_is_left_out_or_told_where_it_is_wanted()
 def test_columns_that_another_version_could_not_hold_are_not_taken_from_its_cache(monkeypatch: pytest.MonkeyPatch):
     write(make_table(3))
     with monkeypatch.context() as older:
-        older.setattr(arrow_columns, "_why_refused", lambda schema, name: "older" if name == "label" else None)
+        older.setattr(arrow_files, "_why_refused", lambda schema, name: "older" if name == "label" else None)
         rows = read_files(["a.parquet"], split="train", texts=["text"], label=None).rows
         assert rows.column_names == ["text"]
     assert read().column_names == ["text", "label"]

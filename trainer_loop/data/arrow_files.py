@@ -1,6 +1,7 @@
-"""Which columns of an Arrow schema can be held as rows of datasets."""
+"""What Arrow and parquet files have: which columns can be held as rows of datasets, which format, which damage."""
 
 from collections.abc import Collection
+from pathlib import Path
 
 import datasets
 import pyarrow as pa
@@ -48,3 +49,15 @@ def _why_refused(schema: pa.Schema, name: str) -> str | None:
     except _REFUSALS as error:
         return f"{in_one_line(error).rstrip('.')}; store texts, numbers, or lists or structures of them"
     return None
+
+
+def explain_damage(path: str, kind: str, error: Exception) -> UserError:
+    """What Arrow cannot read as a file of this kind."""
+    told = in_one_line(error).rstrip(".")
+    return UserError(f"{path} is no readable {kind} file: {told}; write or copy it again")
+
+
+def is_arrow_stream(path: str) -> bool:
+    """Of the two formats of Arrow, datasets has the streaming one and feather the other."""
+    with Path(path).open("rb") as file:
+        return file.read(6) != b"ARROW1"
