@@ -41,7 +41,7 @@ class ProcessLost(UserError):
 
 
 class Preempted(Exception):
-    """The run was asked to stop and is saved; says where it goes on."""
+    """The run was asked to stop, and the same command goes on from its newest checkpoint; says where that is."""
 
     exit_code = 75
 

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,10 +121,11 @@ def _train(
             raise
         except Exception as error:
             told = describe_own_line(error)
-            if preemption.requested:  # the signal went to all processes of the job: to the compilers of a step, too
+            if preemption.signalled:  # the signal went to all processes of the job: to the compilers of a step, too
+                traceback.print_exc()  # on every process: only the first one says more
                 loop.console.say(
-                    f"preempted by {preemption.reason}; the step under way was lost ({told or in_one_line(error)}); "
-                    "the same command goes on from the last checkpoint"
+                    f"preempted by {preemption.reason}; what was under way was lost ({told or in_one_line(error)}); "
+                    f"{loop.checkpointer.describe_newest()}: the same command goes on from there"
                 )
                 raise Preempted from error
             if told is not None:

@@ -1,11 +1,14 @@
-"""What Arrow and parquet files have: which columns can be held as rows of datasets, which format, which damage."""
+"""Arrow and parquet files: which columns can be held as rows of datasets, which format, which damage, and where rows
+of theirs are kept that had to be converted."""
 
-from collections.abc import Collection
+import contextlib
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 
+from trainer_loop.data.row_cache import load_or_make
 from trainer_loop.errors import UserError, in_one_line
 
 _REFUSALS = (ValueError, TypeError, KeyError)  # of datasets, at a type or metadata that it does not know
@@ -51,13 +54,40 @@ def _why_refused(schema: pa.Schema, name: str) -> str | None:
     return None
 
 
-def explain_damage(path: str, kind: str, error: Exception) -> UserError:
-    """What Arrow cannot read as a file of this kind."""
-    told = in_one_line(error).rstrip(".")
-    return UserError(f"{path} is no readable {kind} file: {told}; write or copy it again")
+@contextlib.contextmanager
+def telling_damage(path: str, kind: str) -> Iterator[None]:
+    """Around the reading of a file: raises UserError where Arrow cannot read it as one of this kind."""
+    try:
+        yield
+    except (UserError, MemoryError):
+        raise
+    except (pa.ArrowException, OSError, *_REFUSALS) as error:
+        told = in_one_line(error).rstrip(".")
+        if isinstance(error, OSError) and error.errno is not None:  # of what Arrow raises, only the system's have one
+            raise UserError(f"{path} cannot be read: {told}") from error
+        raise UserError(f"{path} is no readable {kind} file: {told}; write or copy it again") from error
 
 
 def is_arrow_stream(path: str) -> bool:
     """Of the two formats of Arrow, datasets has the streaming one and feather the other."""
     with Path(path).open("rb") as file:
-        return file.read(6) != b"ARROW1"
+        start = file.read(6)
+    if start.startswith(b"FEA1"):
+        raise UserError(f"{path} is of version 1 of feather, which keeps no types of columns; write it as version 2")
+    return start != b"ARROW1"
+
+
+def keep_converted(path: str, *, key: str, convert: Callable[[str], None]) -> datasets.Dataset:
+    """The rows that `convert(target)` writes to an Arrow file, mapped from the cache of datasets; written once.
+
+    path: the file that they come from. key: tells rows from others, wherever that file lies. Raises UserError where
+    they cannot be written.
+    """
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "trainer_loop"
+    try:
+        return load_or_make(cache / key, convert)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be converted to Arrow in {cache}: {in_one_line(error)}; let the environment variable "
+            "HF_DATASETS_CACHE name a directory with room that can be written"
+        ) from error

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from trainer_loop.data.arrow_files import explain_damage, find_features, is_arrow_stream
+from trainer_loop.data.arrow_files import find_features, is_arrow_stream, telling_damage
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.parquet_files import open_parquet, read_groups
 from trainer_loop.data.shards import Mark, Shard, ShardedSplit, Values
@@ -261,10 +261,8 @@ def _read_groups(path: str, groups: range, columns: list[str]) -> Iterator[pa.Re
 
 
 def _open_arrow(path: str, columns: Sequence[str]) -> Shard:
-    try:
+    with telling_damage(path, "Arrow"):
         first = next(_map_batches(path), None)
-    except pa.ArrowException as error:
-        raise explain_damage(path, "Arrow", error) from error
     features = find_features(pa.schema([]) if first is None else first.schema, path=path, wanted=columns)
     present = [name for name in features if name in columns]
 

@@ -1,6 +1,7 @@
 """Files: what a spec stands for, and reading files of any known kind into one split."""
 
 import glob
+import json
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import datasets
 import pyarrow as pa
 from datasets.table import InMemoryTable, MemoryMappedTable
 
-from trainer_loop.data.arrow_files import explain_damage, find_features, is_arrow_stream
+from trainer_loop.data.arrow_files import find_features, is_arrow_stream, keep_converted, telling_damage
 from trainer_loop.data.fingerprint import check_unchanged, digest, digest_file
 from trainer_loop.data.parquet_files import map_parquet
 from trainer_loop.data.split import Places, Split
@@ -60,7 +61,8 @@ def read_files(
     """The rows of all files, one file after the other; only columns that all of them have are kept.
 
     texts: columns of text. label: column of the label, if the task has one. keeps_all: refuse a column whose type is
-    not known, instead of leaving it out where it is neither. Raises UserError with the problems of all files.
+    not known, or not alike in all files, instead of leaving it out where it is neither. Raises UserError with the
+    problems of all files.
     """
     problems: list[str] = []
     read: list[Rows] = []
@@ -78,8 +80,10 @@ def read_files(
             problems.append(f"{file} cannot be read: {in_one_line(error)}")
     if problems:
         raise UserError(problems)
-    wanted = [*texts, *([label] if label is not None else [])]
-    rows = join_rows([rows for rows, _ in read], files=files, wanted=wanted)
+    wanted = {*texts, *([label] if label is not None else [])}
+    if keeps_all:
+        wanted |= set.intersection(*(set(rows.column_names) for rows, _ in read))
+    rows = join_rows([rows for rows, _ in read], files=files, contents=contents, wanted=wanted)
     kinds = [Path(file).suffix.lower() for file in files]
     fingerprint = digest(*(f"{kind} {content}".encode() for kind, content in zip(kinds, contents, strict=True)))
     return Split(split, rows, Places.join([places for _, places in read]), fingerprint)
@@ -148,10 +152,8 @@ def _read_file(path: str, *, content: str, texts: Collection[str], label: str | 
 
 def _read_arrow(path: str, *, content: str, wanted: Collection[str] | None) -> datasets.Dataset:
     """Mapped into memory."""
-    try:
+    with telling_damage(path, "Arrow"):
         table = MemoryMappedTable.from_file(path) if is_arrow_stream(path) else InMemoryTable(_map_feather(path))
-    except pa.ArrowException as error:
-        raise explain_damage(path, "Arrow", error) from error
     columns = list(find_features(table.schema, path=path, wanted=wanted))
     return datasets.Dataset(table.select(columns), fingerprint=content)  # of its own it would read and copy all rows
 
@@ -167,9 +169,13 @@ def _stamp(path: str) -> tuple[int, int, int]:
     return facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
-def join_rows(parts: Sequence[datasets.Dataset], *, files: Sequence[str], wanted: Collection[str]) -> datasets.Dataset:
-    """One after the other, with the columns that all have in types that go together. Raises UserError where a wanted
-    column is not among them."""
+def join_rows(
+    parts: Sequence[datasets.Dataset], *, files: Sequence[str], contents: Sequence[str], wanted: Collection[str]
+) -> datasets.Dataset:
+    """One after the other, with the columns that all have in types that go together.
+
+    contents: hashes of the bytes of the files. Raises UserError where a wanted column is not among them.
+    """
     problems: list[str] = []
     features = datasets.Features()
     for name in dict.fromkeys(name for part in parts for name in part.column_names):
@@ -179,8 +185,30 @@ def join_rows(parts: Sequence[datasets.Dataset], *, files: Sequence[str], wanted
             problems += error.problems if name in wanted else []
     if problems:
         raise UserError(problems)
-    alike = [part.select_columns(list(features)) for part in parts]
-    return datasets.concatenate_datasets([part if part.features == features else part.cast(features) for part in alike])
+    return datasets.concatenate_datasets(
+        [
+            _cast(part.select_columns(list(features)), features, path=file, content=content)
+            for part, file, content in zip(parts, files, contents, strict=True)
+        ]
+    )
+
+
+def _cast(rows: datasets.Dataset, features: datasets.Features, *, path: str, content: str) -> datasets.Dataset:
+    """Where rows are mapped, into the cache: of its own datasets writes beside the file that they are mapped from."""
+    if rows.features == features:
+        return rows
+    try:
+        if not rows.cache_files:
+            return rows.cast(features)
+        return keep_converted(
+            path,
+            key=digest(b"cast", content.encode(), json.dumps(features.to_dict()).encode()),
+            convert=lambda target: rows.cast(features, cache_file_name=target, load_from_cache_file=False),
+        )
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"{path} does not go together with the others: {in_one_line(error)}; make them alike"
+        ) from error
 
 
 def _join_feature(name: str, parts: Sequence[datasets.Dataset], *, files: Sequence[str]) -> Any:

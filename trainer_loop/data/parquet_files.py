@@ -2,17 +2,14 @@
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from pathlib import Path
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.table import table_cast
 
-from trainer_loop.data.arrow_files import explain_damage, find_features
+from trainer_loop.data.arrow_files import find_features, keep_converted, telling_damage
 from trainer_loop.data.fingerprint import check_unchanged, digest
-from trainer_loop.data.row_cache import load_or_make
-from trainer_loop.errors import UserError, in_one_line
 
 _FORMAT = 1  # of what is converted; with a new number, nothing converted before is found
 _ROWS_AT_ONCE = 1000
@@ -27,7 +24,6 @@ def map_parquet(path: str, *, content: str, wanted: Collection[str] | None) -> d
     the bytes of the file. wanted: columns that must not be left out because datasets cannot hold them, None for all.
     Raises UserError where one would be, or the file cannot be read or converted.
     """
-    cache = Path(datasets.config.HF_DATASETS_CACHE) / "trainer_loop"
     with open_parquet(path) as file:
         features = find_features(file.schema_arrow, path=path, wanted=wanted)
 
@@ -42,23 +38,14 @@ def map_parquet(path: str, *, content: str, wanted: Collection[str] | None) -> d
             check_unchanged(path, content)  # or the rows of another content would be kept as those of this one
 
         columns = json.dumps(features.to_dict()).encode()  # which ones can be held is up to the version of datasets
-        folder = cache / digest(str(_FORMAT).encode(), content.encode(), columns)
-        try:
-            return load_or_make(folder, convert)
-        except OSError as error:
-            raise UserError(
-                f"{path} cannot be converted to Arrow in {cache}: {in_one_line(error)}; let the environment variable "
-                "HF_DATASETS_CACHE name a directory with room that can be written"
-            ) from error
+        return keep_converted(path, key=digest(str(_FORMAT).encode(), content.encode(), columns), convert=convert)
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
     """To be read by `read_groups`. Raises UserError where it cannot be."""
-    try:
+    with telling_damage(path, "parquet"):
         # pre_buffer would hold all columns of a group as they are in the file, whatever buffer_size says
         return pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
-        raise _explain(path, error) from error
 
 
 def read_groups(file: pq.ParquetFile, groups: Iterable[int], *, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -74,22 +61,22 @@ def read_groups(file: pq.ParquetFile, groups: Iterable[int], *, columns: Sequenc
         )
 
 
-def _count_bytes(group: pq.RowGroupMetaData, columns: Collection[str]) -> int:
+def _count_bytes(group: pq.RowGroupMetaData, columns: set[str]) -> int:
     """Bytes of these columns, and of the parts of nested ones, which the file keeps apart: `answer.list.element`."""
     parts = (group.column(number) for number in range(group.num_columns))
-    return sum(
-        part.total_uncompressed_size
-        for part in parts
-        if part.path_in_schema in columns or part.path_in_schema.partition(".")[0] in columns
-    )
+    return sum(part.total_uncompressed_size for part in parts if not columns.isdisjoint(_outer(part.path_in_schema)))
+
+
+def _outer(path: str) -> Iterator[str]:
+    """A column may have a dot in its name, too."""
+    names = path.split(".")
+    return (".".join(names[:count]) for count in range(1, len(names) + 1))
 
 
 def _read_tables(path: str, file: pq.ParquetFile, features: datasets.Features) -> Iterator[pa.Table]:
-    try:
+    with telling_damage(path, "parquet"):
         for batch in read_groups(file, range(file.num_row_groups), columns=list(features)):
             yield table_cast(pa.Table.from_batches([batch]), features.arrow_schema)
-    except (pa.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
-        raise _explain(path, error) from error
 
 
 def _join_small(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -109,10 +96,3 @@ def _join_small(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 def _join(tables: list[pa.Table]) -> pa.Table:
     return tables[0] if len(tables) == 1 else pa.concat_tables(tables).combine_chunks()
-
-
-def _explain(path: str, error: Exception) -> UserError:
-    """Of what Arrow raises, only errors of the system have a number."""
-    if isinstance(error, OSError) and error.errno is not None:
-        return UserError(f"{path} cannot be read: {in_one_line(error)}")
-    return explain_damage(path, "parquet", error)

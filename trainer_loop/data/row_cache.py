@@ -23,7 +23,8 @@ def load_or_make(folder: Path, make: Callable[[str], None]) -> datasets.Dataset:
     """The rows kept in `folder`, mapped into memory; `make(path)` writes them to an Arrow file where there are none.
 
     Of the processes that ask at one time, one makes them and the others wait. What is kept appears whole or not at
-    all, and what was damaged since is made again. Raises OSError where it cannot be written.
+    all, and is made again where its size or time tell that it is not as it was written. Raises OSError where it
+    cannot be written.
     """
     rows = _load(folder)
     if rows is not None:
@@ -43,7 +44,7 @@ def _lock(folder: Path) -> filelock.AcquireReturnProxy:
 
 def _make(folder: Path, make: Callable[[str], None]) -> datasets.Dataset:
     """Under a name that no other has until it is whole: on some file systems locks do not bind other hosts."""
-    _remove_abandoned(folder)
+    _remove_abandoned(folder.parent)
     partial = folder.with_name(f"{folder.name}.{platform.node()}-{uuid.uuid4().hex}.partial")
     partial.mkdir()
     try:
@@ -55,8 +56,8 @@ def _make(folder: Path, make: Callable[[str], None]) -> datasets.Dataset:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """What processes left that were killed."""
-    for partial in folder.parent.glob(f"{folder.name}.*.partial"):
+    """What processes left that were killed, under any key: they may not come again."""
+    for partial in folder.glob("*.partial"):
         with contextlib.suppress(FileNotFoundError):  # another process has removed it, or made it whole
             written = max(entry.stat().st_mtime for entry in [partial, *partial.iterdir()])
             if time.time() - written > _ABANDONED_SECONDS:
@@ -78,11 +79,18 @@ def _put(partial: Path, folder: Path) -> datasets.Dataset:
         rows = _load(folder)
         if rows is not None:
             return rows
-        damaged = partial.with_name(f"{partial.stem}-damaged.partial")
-        folder.replace(damaged)
-        partial.replace(folder)
-        shutil.rmtree(damaged, ignore_errors=True)
+        if not folder.exists():
+            raise
+        _move_away(folder, partial.with_name(f"{partial.stem}-damaged.partial"))
+        return _put(partial, folder)
     return datasets.Dataset.from_file(str(folder / _ROWS))
+
+
+def _move_away(folder: Path, abandoned: Path) -> None:
+    """Not removed at once: another host may have put whole rows there just now, and mapped them."""
+    with contextlib.suppress(FileNotFoundError):  # or have moved them itself
+        folder.replace(abandoned)
+        os.utime(abandoned)
 
 
 def _load(folder: Path) -> datasets.Dataset | None:

@@ -47,9 +47,8 @@ def read_head(split: ShardedSplit, *, texts: Collection[str], label: str | None)
     tables = [_make_table(shard, rows, wanted) for shard, rows in read]
     if label is not None:
         tables = _type_labels(tables, [shard.has_fields for shard, _ in read], label)
-    rows = join_rows(
-        [datasets.Dataset(table) for table in tables], files=[shard.name for shard, _ in read], wanted=wanted
-    )
+    names = [shard.name for shard, _ in read]
+    rows = join_rows([datasets.Dataset(table) for table in tables], files=names, contents=names, wanted=wanted)
     return Split(
         "train", rows, Places.join([_find_places(shard, numbered) for shard, numbered in read]), split.fingerprint
     )

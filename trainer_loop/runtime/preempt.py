@@ -39,8 +39,13 @@ class Preemption:
         self._deadline = None if max_minutes is None else self.started + 60 * max_minutes
 
     @property
+    def signalled(self) -> bool:
+        """Whether a signal asked, which whatever else is under way may have got, too."""
+        return self._reason is not None
+
+    @property
     def requested(self) -> bool:
-        return self._reason is not None or (self._deadline is not None and time.monotonic() >= self._deadline)
+        return self.signalled or (self._deadline is not None and time.monotonic() >= self._deadline)
 
     @property
     def reason(self) -> str:

@@ -188,6 +188,65 @@ def test_files_of_unlike_kinds_are_joined(folder: Path):
     ]
 
 
+def write_arrow(path: str, column: pa.Array, *, name: str = "label") -> None:
+    table = pa.table({"text": pa.array(["x"] * len(column)), name: column})
+    with pa.OSFile(path, "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+def test_joining_writes_nothing_beside_the_files(folder: Path):
+    write_arrow("a.arrow", pa.array([1, 2], pa.int32()))
+    write_arrow("b.arrow", pa.array([3], pa.int64()))
+    for _ in range(2):
+        assert list(read(*find_files(["*.arrow"], key="data.train")).rows["label"]) == [1, 2, 3]
+    assert sorted(path.name for path in folder.glob("*.arrow")) == ["a.arrow", "b.arrow"]
+
+
+def test_numbers_that_do_not_fit_into_the_type_of_all_files_are_told(folder: Path):
+    write_arrow("a.arrow", pa.array([2**60 + 1]))
+    write_arrow("b.arrow", pa.array([0.5]))
+    (problem,) = problems_of_reading("a.arrow", "b.arrow")
+    assert problem.startswith("a.arrow does not go together with the others: ")
+
+
+def test_where_all_columns_are_kept_one_of_unlike_types_is_told(folder: Path):
+    Path("a.jsonl").write_text('{"text": "a", "label": 1, "target": 3, "only": 1}\n')
+    Path("b.jsonl").write_text('{"text": "b", "label": 0, "target": "three"}\n')
+    assert read("a.jsonl", "b.jsonl").rows.column_names == ["text", "label"]
+    with pytest.raises(UserError, match=r"column 'target' has one type in a\.jsonl") as caught:
+        read_files(["a.jsonl", "b.jsonl"], split="train", texts=(), label=None, keeps_all=True)
+    assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize("name", ["half.arrow", "half.feather", "half.parquet"])
+def test_a_file_that_was_cut_short_is_told(folder: Path, name: str):
+    write_arrow("half.arrow", pa.array(range(1000)))
+    table = pa.ipc.open_stream("half.arrow").read_all()
+    pa.parquet.write_table(table, "half.parquet")
+    pa.feather.write_feather(table, "half.feather", compression="uncompressed")
+    Path(name).write_bytes(Path(name).read_bytes()[: Path(name).stat().st_size // 2])
+    (problem,) = problems_of_reading(name)
+    assert problem.startswith(f"{name} is no readable {'parquet' if 'parquet' in name else 'Arrow'} file: ")
+    assert problem.endswith("; write or copy it again")
+
+
+def test_the_first_version_of_feather_is_told(folder: Path):
+    pa.feather.write_feather(pa.table({"text": ["a"], "label": [1]}), "old.feather", version=1)
+    assert problems_of_reading("old.feather") == [
+        "old.feather is of version 1 of feather, which keeps no types of columns; write it as version 2"
+    ]
+
+
+def test_too_little_memory_is_no_damage(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(path: str) -> None:
+        raise pa.ArrowMemoryError("malloc of size 64 failed")
+
+    write_arrow("a.arrow", pa.array([1]))
+    monkeypatch.setattr(files.MemoryMappedTable, "from_file", refuse)
+    with pytest.raises(MemoryError):
+        read("a.arrow")
+
+
 def test_joined_files_that_do_not_go_together_are_told_at_once(folder: Path):
     Path("a.csv").write_text("text,label\ngood,1\n")
     Path("b.csv").write_text("texts,label\ngood,yes\n")

@@ -77,7 +77,7 @@ def test_what_was_copied_elsewhere_is_not_made_again(tmp_path: Path):
     assert make.calls == 1
 
 
-def test_what_killed_processes_left_behind_is_removed_once_it_is_old(tmp_path: Path):
+def test_what_killed_processes_left_behind_under_any_key_is_removed_once_it_is_old(tmp_path: Path):
     for name in ("key.here-1.partial", "key.here-2.partial", "key2.here-1.partial"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "rows.arrow").write_bytes(b"half of it")
@@ -85,7 +85,7 @@ def test_what_killed_processes_left_behind_is_removed_once_it_is_old(tmp_path: P
             for path in (tmp_path / name / "rows.arrow", tmp_path / name):
                 os.utime(path, (0, 0))
     assert len(load_or_make(tmp_path / "key", Maker())) == 3
-    assert {path.name for path in tmp_path.glob("*.partial")} == {"key.here-2.partial", "key2.here-1.partial"}
+    assert {path.name for path in tmp_path.glob("*.partial")} == {"key.here-2.partial"}
 
 
 def test_hosts_whose_locks_do_not_bind_each_other_do_not_disturb_each_other(
@@ -106,6 +106,29 @@ def test_hosts_whose_locks_do_not_bind_each_other_do_not_disturb_each_other(
     assert make.calls == 2
     assert [(tmp_path / "key" / "rows.arrow").stat().st_ino] == inodes, "the first was mapped already"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["key"]
+
+
+def test_a_host_that_mends_damaged_rows_does_not_take_those_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(row_cache, "_lock", lambda folder: contextlib.nullcontext())
+    make = Maker()
+    load_or_make(tmp_path / "key", make)
+    cut_short(tmp_path / "key" / "rows.arrow")
+    move_away = row_cache._move_away
+    others: list[datasets.Dataset] = []
+
+    def after_another_host(folder: Path, abandoned: Path) -> None:
+        if not others:
+            others.append(datasets.Dataset.from_dict({}))
+            others.append(load_or_make(tmp_path / "key", make))
+        move_away(folder, abandoned)
+
+    monkeypatch.setattr(row_cache, "_move_away", after_another_host)
+    mine = load_or_make(tmp_path / "key", make)
+    assert list(mine["ids"]) == list(others[1]["ids"]) == [[1], [2, 3], []]
+    assert make.calls == 3
+    mapped = Path(others[1].cache_files[0]["filename"])
+    kept = [path for path in tmp_path.glob("*/rows.arrow") if path.stat().st_size == mapped.stat().st_size]
+    assert len(kept) == 2, "those of the other host are still there, for it has mapped them"
 
 
 def test_where_files_cannot_be_locked_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
