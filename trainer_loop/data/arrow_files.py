@@ -69,7 +69,10 @@ def telling_damage(path: str, kind: str) -> Iterator[None]:
 
 
 def is_arrow_stream(path: str) -> bool:
-    """Of the two formats of Arrow, datasets has the streaming one and feather the other."""
+    """Of the two formats of Arrow, datasets has the streaming one and feather the other.
+
+    Raises UserError for feather's first version, which is neither.
+    """
     with Path(path).open("rb") as file:
         start = file.read(6)
     if start.startswith(b"FEA1"):

@@ -174,7 +174,8 @@ def join_rows(
 ) -> datasets.Dataset:
     """One after the other, with the columns that all have in types that go together.
 
-    contents: hashes of the bytes of the files. Raises UserError where a wanted column is not among them.
+    contents: what tells the rows of one file from others, such as a hash of its bytes. Raises UserError where a wanted
+    column is not among them.
     """
     problems: list[str] = []
     features = datasets.Features()

@@ -188,9 +188,9 @@ def test_files_of_unlike_kinds_are_joined(folder: Path):
     ]
 
 
-def write_arrow(path: str, column: pa.Array, *, name: str = "label") -> None:
-    table = pa.table({"text": pa.array(["x"] * len(column)), name: column})
-    with pa.OSFile(path, "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+def write_arrow(path: str, labels: pa.Array) -> None:
+    table = pa.table({"text": pa.array(["x"] * len(labels)), "label": labels})
+    with pa.ipc.new_stream(path, table.schema) as writer:
         writer.write_table(table)
 
 

@@ -117,16 +117,15 @@ def test_a_host_that_mends_damaged_rows_does_not_take_those_of_another(tmp_path:
     others: list[datasets.Dataset] = []
 
     def after_another_host(folder: Path, abandoned: Path) -> None:
-        if not others:
-            others.append(datasets.Dataset.from_dict({}))
-            others.append(load_or_make(tmp_path / "key", make))
+        monkeypatch.setattr(row_cache, "_move_away", move_away)
+        others.append(load_or_make(tmp_path / "key", make))
         move_away(folder, abandoned)
 
     monkeypatch.setattr(row_cache, "_move_away", after_another_host)
     mine = load_or_make(tmp_path / "key", make)
-    assert list(mine["ids"]) == list(others[1]["ids"]) == [[1], [2, 3], []]
+    assert list(mine["ids"]) == list(others[0]["ids"]) == [[1], [2, 3], []]
     assert make.calls == 3
-    mapped = Path(others[1].cache_files[0]["filename"])
+    mapped = Path(others[0].cache_files[0]["filename"])
     kept = [path for path in tmp_path.glob("*/rows.arrow") if path.stat().st_size == mapped.stat().st_size]
     assert len(kept) == 2, "those of the other host are still there, for it has mapped them"
 
