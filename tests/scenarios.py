@@ -41,6 +41,7 @@ class Scenario:
     precision: str = "no"
     frozen_steps: int = 0  # the embeddings do not move before
     max_grad_value: float | None = None
+    sparing: bool = False  # one parameter is used by some rows only, another by none
 
     @property
     def name(self) -> str:
@@ -73,7 +74,10 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
     validation = None
     if scenario.num_validation_rows:
         validation = tiny.make_rows(scenario.num_validation_rows, seed=99, labelled=scenario.task != "causal_lm")
-    model = tiny.make_model(scenario.task, dropout=scenario.dropout).to(getattr(torch, scenario.dtype))
+    model = tiny.make_model(scenario.task, dropout=scenario.dropout)
+    if scenario.sparing:
+        model.sometimes, model.never = torch.nn.Linear(1, 3, bias=False), torch.nn.Linear(2, 2)
+    model = model.to(getattr(torch, scenario.dtype))
     if scenario.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if scenario.backend:
@@ -82,7 +86,8 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
     loop = tiny.make_loop(
         directory / scenario.name,
         rows=rows,
-        task=tiny.make_task(scenario.task),
+        task=tiny.SparingTask() if scenario.sparing else tiny.make_task(scenario.task),
+        allow_unused=scenario.sparing,
         accelerator=make_accelerator(precision=scenario.precision),
         model=model,
         num_steps=scenario.num_steps,

@@ -1,7 +1,8 @@
 """Adapters of the package peft: a few new weights learn, and those of the model stay as they are."""
 
 import inspect
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from trainer_loop.config.component import check_arguments
 from trainer_loop.errors import UserError, in_one_line
-from trainer_loop.model import stay_in_4_bits
+from trainer_loop.model import grow_embeddings, stay_in_4_bits
+from trainer_loop.model_config import find_text_config
+from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.randomness import seed_everything
+from trainer_loop.weight_files import check_weight_files
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -25,6 +29,7 @@ _NEED_MORE_THAN_A_MODEL = {
     "XLORA": "adapters that are trained already",
 }
 _CONFIG_FILE = "adapter_config.json"
+_ALL_LINEAR = "all-linear"  # peft's word for all linear layers but the output
 
 
 def is_adapter(model_dir: Path) -> bool:
@@ -62,33 +67,134 @@ def add_adapter(
     place: str,
     seed: int,
     new_weights: Sequence[str] = (),
+    new_tokens: Sequence[int] = (),
+    idle_layers: Collection[str] = (),
 ) -> "PeftModel":
-    """The model with an adapter, which learns, and its head, which does too; its new weights are a function of `seed`.
+    """Freeze a model and put an adapter beside it, which learns. The head and other new weights learn in full.
 
-    kind: a name of peft's adapters, such as lora. arguments: of its config. task_type: as peft calls what the model
-    is made for. new_weights: names of those that were not loaded; they learn in full and go with the adapter. Raises
-    UserError, beginning with the config key `place`, where peft refuses them.
+    Args:
+        kind: peft's name of the adapter, such as lora.
+        arguments: of the adapter's config.
+        task_type: peft's name of what the model is made for, such as SEQ_CLS.
+        place: config key that errors begin with.
+        seed: the adapter's first weights are a function of it.
+        new_weights: names of weights that were not loaded.
+        new_tokens: ids of tokens that were added to the embeddings; their rows learn where the adapter can do that.
+        idle_layers: names of layers that change no answer; they get no adapter.
+
+    Raises:
+        UserError: peft refuses the arguments or the model.
     """
     from peft import get_peft_model
 
     seed_everything(seed, "adapter")
     config_class = _find_config_class(kind, place=place)
-    arguments = dict(arguments)
-    if new_modules := sorted({name.rpartition(".")[0] for name in new_weights}):
-        taken = inspect.signature(config_class).parameters
-        for argument in ("modules_to_save", "exclude_modules"):  # in full, and not by the adapter
-            if argument in taken and not isinstance(arguments.get(argument), str):
-                arguments[argument] = [*(arguments.get(argument) or ()), *new_modules]
+    given = dict(arguments)
+    taken = inspect.signature(config_class).parameters
+    in_full = _outermost([*find_head(model), *_modules_of(model, new_weights, place=place)])
+    if in_full and "modules_to_save" in taken:
+        given["modules_to_save"] = [*(given.get("modules_to_save") or ()), *(_unique(model, name) for name in in_full)]
+    if "exclude_modules" in taken:
+        given["exclude_modules"] = _join_exclusions(given.get("exclude_modules"), [*in_full, *sorted(idle_layers)])
+    if "target_modules" in taken and not given.get("target_modules") and not _has_own_targets(kind, model):
+        given["target_modules"] = _ALL_LINEAR
+        if "feedforward_modules" in taken:
+            given.setdefault("feedforward_modules", [])
+    if new_tokens and "trainable_token_indices" in taken:
+        given.setdefault("trainable_token_indices", list(new_tokens))
     try:
-        config: PeftConfig = config_class(task_type=task_type, **arguments)
+        config: PeftConfig = config_class(task_type=task_type, **given)
         adapted: PeftModel = get_peft_model(model, config)
     except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+        if "No modules were targeted" in str(error):
+            raise UserError(
+                f"{place}: {kind} finds no layer in a {type(model).__name__} that it can stand beside; name layers "
+                "with model.peft.args.target_modules, or train without an adapter"
+            ) from error
         raise UserError(f"{place}: {in_one_line(error, at_most=300)}") from error
+    if nested := _find_nested(adapted):
+        raise UserError(
+            f"{place}: peft would train {nested} outside the forward pass of {type(model).__name__}; name what is "
+            "saved in full with model.peft.args.modules_to_save"
+        )
+    base = config.base_model_name_or_path
+    if base and Path(base).is_dir():  # found from any directory, by peft alone too
+        config.base_model_name_or_path = str(Path(base).resolve())
     return adapted
+
+
+def find_head(model: PreTrainedModel) -> list[str]:
+    """Names of the modules between the body of a model and its answer.
+
+    The output embeddings of a language model are not among them: they are loaded with the body.
+    """
+    body = model.base_model
+    if body is model or model.get_output_embeddings() is not None:
+        return []
+    return [
+        name for name, child in model.named_children() if child is not body and any(True for _ in child.parameters())
+    ]
+
+
+def _modules_of(model: nn.Module, weights: Sequence[str], *, place: str) -> list[str]:
+    """The smallest modules that hold these weights.
+
+    Raises:
+        UserError: a module holds most of the model besides.
+    """
+    names = sorted({name.rpartition(".")[0] for name in weights})
+    total = sum(weight.numel() for weight in model.parameters())
+    for name in names:
+        inside = sum(weight.numel() for weight in model.get_submodule(name).parameters())
+        if inside > total / 2:
+            new = next(weight for weight in weights if weight.rpartition(".")[0] == name)
+            raise UserError(
+                f"{place}: the weight {new} is new, and an adapter can save {name or 'the whole model'} only as a "
+                "whole; train without an adapter first, or begin with a model that has this weight"
+            )
+    return names
+
+
+def _outermost(names: Iterable[str]) -> list[str]:
+    """Those that are not inside another one."""
+    distinct = list(dict.fromkeys(names))
+    return [name for name in distinct if not any(name.startswith(f"{other}.") for other in distinct)]
+
+
+def _unique(model: nn.Module, name: str) -> str:
+    """A module as peft must be told: it takes every module whose name ends so."""
+    others = [other for other, _ in model.named_modules() if other.endswith(name) and other != name]
+    return f"base_model.model.{name}" if any(not other.startswith(f"{name}.") for other in others) else name
+
+
+def _join_exclusions(given: str | Sequence[str] | None, modules: Sequence[str]) -> str | None:
+    """A pattern for what the user excludes and for these modules with all that is in them."""
+    patterns = [rf"{re.escape(name)}(\..*)?" for name in modules]
+    if isinstance(given, str):
+        patterns.append(given)
+    elif given:
+        patterns += [rf"(.*\.)?{re.escape(name)}" for name in given]
+    return "|".join(f"({pattern})" for pattern in patterns) or None
+
+
+def _has_own_targets(kind: str, model: PreTrainedModel) -> bool:
+    """Whether peft knows which modules of this type of model the adapter is for."""
+    peft = _import_peft(kind)
+    tuner = peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING[kind.upper()]
+    return model.config.model_type in (getattr(tuner, "target_module_mapping", None) or {})
+
+
+def _find_nested(adapted: nn.Module) -> str | None:
+    """A module that peft trains in full and that lies inside another one."""
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    wrapped = [name for name, module in adapted.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+    return next((name for name in wrapped if any(name.startswith(f"{other}.") for other in wrapped)), None)
 
 
 def merge_adapter(model: nn.Module, *, place: str) -> PreTrainedModel:
     """The model with what the adapter adds in its own weights: it can do without peft. The adapter is used up."""
+    _take_saved_modules(model)
     try:
         merged: PreTrainedModel = model.merge_and_unload()  # type: ignore[operator]
     except (AttributeError, NotImplementedError, ValueError) as error:
@@ -96,39 +202,98 @@ def merge_adapter(model: nn.Module, *, place: str) -> PreTrainedModel:
     return merged
 
 
-def load_adapted_model(model_dir: Path, *, model_class: str, trust_remote_code: bool = False) -> nn.Module:
-    """An exported adapter in its model, which is loaded from where it was found when the adapter was trained.
+def _take_saved_modules(model: nn.Module) -> None:
+    """Put the modules that were trained in full in their places: some adapters of peft can merge only layers."""
+    from peft.utils.other import ModulesToSaveWrapper
 
-    Raises UserError where one of them cannot be loaded.
+    for name, module in list(model.named_modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, module.modules_to_save[module.active_adapters[0]])
+
+
+def load_adapted_model(
+    model_dir: Path, *, model_class: str, num_tokens: int, trust_remote_code: bool = False
+) -> nn.Module:
+    """An exported adapter in its base model, which is loaded from where it was when the adapter was trained.
+
+    Args:
+        num_tokens: of the exported tokenizer; the base gets embeddings for those that were added to it.
+
+    Raises:
+        UserError: one of them cannot be loaded, or the adapter lacks weights that the base lacks too.
     """
     peft = _import_peft("this model is an adapter, which")
+    trusting: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
-        base = peft.PeftConfig.from_pretrained(str(model_dir)).base_model_name_or_path
-        config = transformers.AutoConfig.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
-        quantised = config.to_dict().get("quantization_config")
-        options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-        if quantised is not None:  # as the adapter was trained; the model itself was saved in full
+        base = _find_base(peft.PeftConfig.from_pretrained(str(model_dir)).base_model_name_or_path, model_dir)
+        config = _read_base_config(base, model_dir, trusting)
+        options: dict[str, Any] = {}
+        if (quantised := config.to_dict().get("quantization_config")) is not None:  # as the adapter was trained
             del config.quantization_config
             options["quantization_config"] = transformers.BitsAndBytesConfig.from_dict(quantised)
-        auto_class = getattr(transformers, model_class)
-        model, loaded = auto_class.from_pretrained(
-            base, config=config, dtype=torch.float32, output_loading_info=True, **options
+        model, loaded = getattr(transformers, model_class).from_pretrained(
+            base,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # the adapter brings a head for its own classes, which is checked below
+            **options,
+            **trusting,
         )
+        grow_embeddings(model, num_tokens)
         stay_in_4_bits(model)
         adapted: Any = peft.PeftModel.from_pretrained(model, str(model_dir))
-    except (OSError, ImportError, ValueError, RuntimeError, TypeError) as error:
-        raise UserError(
-            f"{model_dir} is an adapter, and cannot be loaded into its model: {in_one_line(error)}"
-        ) from error
-    brought = tuple(adapted.peft_config["default"].modules_to_save or ())
-    modules = {name.rpartition(".")[0] for name in loaded["missing_keys"]}
-    ends = tuple(f".{module}" for module in brought)
-    if missing := sorted(module for module in modules if not f".{module}".endswith(ends)):
+    except UserError:
+        raise
+    except Exception as error:  # files of somebody else's may make peft and transformers raise anything
+        if is_out_of_memory(error):
+            raise
+        told = f"{type(error).__name__}: {in_one_line(error)}"
+        raise UserError(f"{model_dir} is an adapter, and cannot be loaded into its model: {told}") from error
+    lacking = {*loaded["missing_keys"], *(key for key, _, _ in loaded["mismatched_keys"])}
+    if missing := _find_unsaved(adapted, model_dir, lacking):
         raise UserError(
             f"{model_dir} is an adapter, and neither it nor {base} has weights for {', '.join(missing[:4])}: it would "
             "answer at random"
         )
     return adapted  # type: ignore[no-any-return]
+
+
+def _find_base(name: str | None, model_dir: Path) -> str:
+    """The directory or hub id of the model that an adapter was trained beside."""
+    if not name:
+        raise UserError(f"{model_dir / _CONFIG_FILE} names no base_model_name_or_path; write its directory or hub id")
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if not looks_like_path and not Path(name).exists():
+        return name  # a hub id
+    if not Path(name).is_dir():
+        raise UserError(
+            f"{model_dir} is an adapter beside the model {name}, which is not there; put it back, or write its new "
+            f"place into base_model_name_or_path of {model_dir / _CONFIG_FILE}"
+        )
+    if problems := check_weight_files(Path(name)):
+        raise UserError([f"{model_dir} is an adapter beside the model {name}: {problem}" for problem in problems])
+    return name
+
+
+def _read_base_config(base: str, model_dir: Path, trusting: Mapping[str, Any]) -> PretrainedConfig:
+    """The exported config with the vocabulary that the base was saved with."""
+    config: PretrainedConfig = transformers.AutoConfig.from_pretrained(model_dir, **trusting)
+    saved = find_text_config(transformers.AutoConfig.from_pretrained(base, **trusting))
+    if hasattr(saved, "vocab_size"):
+        find_text_config(config).vocab_size = saved.vocab_size
+    return config
+
+
+def _find_unsaved(adapted: Any, model_dir: Path, lacking: Collection[str]) -> list[str]:
+    """Weights that the adapter should bring, and its file has not: its own, and those that the base lacks."""
+    from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weights
+
+    saved = set(load_peft_weights(str(model_dir), device="cpu"))
+    own = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    brought = {key.removeprefix("base_model.model.") for key in saved}
+    return sorted({key.removeprefix("base_model.model.") for key in own - saved} | (set(lacking) - brought))
 
 
 def _find_config_class(kind: str, *, place: str) -> Any:

@@ -35,6 +35,7 @@ from trainer_loop.judge.rows import prepare_rows
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.load import load_metrics
 from trainer_loop.model import count_weights, describe_frozen, make_model
+from trainer_loop.model_config import count_tokens, find_text_config
 from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.groups import (
     GroupRule,
@@ -61,7 +62,10 @@ from trainer_loop.runtime.host import expect_many_shapes
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.quiet import quieten_libraries
 from trainer_loop.runtime.randomness import seed_everything
+from trainer_loop.runtime.shares import take_share
+from trainer_loop.tasks.shipped import TASKS
 from trainer_loop.tasks.task import RowTask, TextTask
+from trainer_loop.trials import Reach, find_reach, freeze_unused, make_row, make_rows, pad_rows, try_padding
 
 # Keys that may change on resume but not on a run that is complete, where they would have no effect; see `run`.
 _LENGTH = ("train.epochs", "train.steps")
@@ -119,12 +123,12 @@ def build(
     agree(accelerator, run_plan, what="the data or the config")
     own_code = _fingerprint_own_code(config)
     steps_per_epoch = train_loader.steps_per_epoch
-    num_steps = config.train.steps or math.ceil((config.train.epochs or 0) * (steps_per_epoch or 0))
+    num_steps = config.train.steps or math.ceil(take_share(config.train.epochs or 0, steps_per_epoch or 0))
 
     model_is_given = model is not None
-    model = _make_model(config, parts, accelerator, console, model)
+    model, calls = _make_model(config, parts, accelerator, console, model)
     _freeze(config, model, num_steps)
-    groups = _make_groups(config, model, num_steps)
+    groups = _make_groups(config, model, num_steps, calls)
     _refuse_idle_groups(groups, num_steps)
     if unfreezing := [group.unfreeze_at for group in groups if group.unfreeze_at]:
         run_plan["unfreezing"] = unfreezing
@@ -183,8 +187,9 @@ def build(
         max_grad_norm=config.train.max_grad_norm,
         max_grad_value=config.train.max_grad_value,
         skip_nonfinite=config.train.on_nonfinite == "skip",
+        allow_unused=config.train.unused_parameters == "allow",
         averages=averages,
-        frozen_until=[(group.unfreeze_at, list(group.parameters.values())) for group in groups if group.unfreeze_at],
+        groups=groups,
         evaluate_every=_interval(config.evaluate.every, steps_per_epoch),
         evaluate_at_start=config.evaluate.at_start,
         checkpoint_every=_interval(config.checkpoint.every, steps_per_epoch),
@@ -235,8 +240,8 @@ def _describe_optimizer(config: Config, loop: TrainingLoop) -> list[str]:
         num_steps=loop.num_steps,
         args=config.scheduler.args,
     )
-    groups = _make_groups(config, loop.bare_model, loop.num_steps)
-    return ["groups of parameters:", *(f"  {line}" for line in describe_groups(groups, frozen)), f"schedule: {curve}"]
+    table = describe_groups(loop.groups, frozen)
+    return ["groups of parameters:", *(f"  {line}" for line in table), f"schedule: {curve}"]
 
 
 def _describe_batches(loader: StepLoader, *, num_steps: int, process_index: int) -> list[str]:
@@ -285,11 +290,12 @@ def _find_loop_class(config: Config) -> tuple[type[TrainingLoop], list[str]]:
 
 def _make_model(
     config: Config, parts: Parts, accelerator: Accelerator, console: Console, given: nn.Module | None
-) -> nn.Module:
-    """The model on its device, before accelerate has prepared it."""
+) -> tuple[nn.Module, Sequence[str]]:
+    """The model on its device, before accelerate has prepared it, and its modules as they are called, where known."""
     if not isinstance(parts.task, TextTask):
-        return _make_plain_model(config, given).to(accelerator.device)
+        return _make_plain_model(config, given).to(accelerator.device), ()
     assert parts.model_config is not None and parts.tokenizer is not None
+    num_known = getattr(find_text_config(parts.model_config), "vocab_size", None)  # before embeddings are added
     model, new_weights = (
         (given, [])
         if given is not None
@@ -302,28 +308,31 @@ def _make_model(
             gradient_checkpointing=config.model.gradient_checkpointing,
             quantize=None if config.model.quantize is None else _COMPUTE_TYPES[accelerator.mixed_precision],
             trust_remote_code=config.model.trust_remote_code,
-            num_tokens=len(parts.tokenizer),
+            num_tokens=count_tokens(parts.tokenizer),
             seed=config.seed,
         )
     )
     if new_weights:
         console.say(f"model: {len(new_weights)} weights are new: {', '.join(new_weights[:6])}")
     model = model.to(accelerator.device)
-    if config.model.compile:
-        compile_model(model)
-    elif config.model.attention == "auto":
+    if config.model.attention == "auto" and not config.model.compile:
         use_attention(model)
     if accelerator.device.type == "cpu":
         expect_many_shapes()
         use_cpu_modules(model)
         if (cost := describe_attention_dropout(model, max_length=config.data.max_length)) is not None:
             console.say(cost)
+    reach = _try_model(config, parts, model, new_weights, console)
+    if config.model.compile:
+        compile_model(model)
     if config.model.packing:
         use_packing(model, rows_at_head=parts.task.rows_at_head)
     if config.model.neftune_alpha is not None:
         use_embedding_noise(model, alpha=config.model.neftune_alpha)
+    calls = reach.calls
     if (adapter := adapter_of(config)) is not None:
         kind, arguments, place = adapter
+        calls = tuple(f"base_model.model.{name}" if name else "base_model.model" for name in calls)
         model = add_adapter(
             model,
             kind=kind,
@@ -332,8 +341,33 @@ def _make_model(
             place=place,
             seed=config.seed,
             new_weights=new_weights,
+            new_tokens=[] if num_known is None else range(num_known, count_tokens(parts.tokenizer)),
+            idle_layers=reach.idle,
         )
-    return model
+    return model, calls
+
+
+def _try_model(config: Config, parts: Parts, model: nn.Module, new_weights: Sequence[str], console: Console) -> Reach:
+    """Let the model answer a few rows: padding may change its answers, and parts of it may take none."""
+    task, max_length = parts.task, config.data.max_length
+    if not isinstance(task, TextTask) or type(task) not in TASKS.values():  # what another asks its model is not known
+        return Reach()
+    rows = make_rows(task, model, max_length=max_length)
+    if not config.model.packing:
+        trial = try_padding(model, task, rows)
+        task.use_padding(trial.side)
+        pads = (config.batch.per_device, config.evaluate.per_device) != (1, 1)
+        if pads and not trial.is_harmless:
+            console.warn(trial.describe(type(model).__name__))
+    device = next(model.parameters()).device
+    reach = find_reach(model, pad_rows(task, rows, device))
+    if reach.unused or reach.idle:  # some parts are for long rows only
+        longest = max_length if parts.stream is not None else int(parts.splits["train"].lengths.max())
+        row = make_row(task, longest, max_length=max_length)
+        reach = reach.without(find_reach(model, pad_rows(task, row, device)))
+    if (line := freeze_unused(model, reach, new_weights=new_weights)) is not None:
+        console.say(line)
+    return reach
 
 
 def _make_plain_model(config: Config, given: nn.Module | None) -> nn.Module:
@@ -382,7 +416,7 @@ def _freeze(config: Config, model: nn.Module, num_steps: int) -> None:
     freeze(model, frozen)
 
 
-def _make_groups(config: Config, model: nn.Module, num_steps: int) -> list[ParameterGroup]:
+def _make_groups(config: Config, model: nn.Module, num_steps: int, calls: Sequence[str]) -> list[ParameterGroup]:
     optimizer = config.optimizer
     return make_groups(
         model,
@@ -392,6 +426,7 @@ def _make_groups(config: Config, model: nn.Module, num_steps: int) -> list[Param
         layer_decay=optimizer.layer_decay or 1.0,
         unfreeze_every=count_steps(optimizer.unfreeze_every or 0, num_steps),
         hidden_matrices_apart=takes_hidden_matrices_apart(optimizer.name),
+        calls=calls,
     )
 
 
@@ -537,7 +572,7 @@ def _token_budget(setting: Any, parts: Parts, device: torch.device, *, training:
 def _interval(setting: Any, steps_per_epoch: int | None) -> int | None:
     """Steps between two occasions; None: never."""
     if isinstance(setting, float):
-        return None if steps_per_epoch is None else max(1, round(setting * steps_per_epoch))
+        return None if steps_per_epoch is None else max(1, round(take_share(setting, steps_per_epoch)))
     return {"epoch": steps_per_epoch, "never": None}.get(setting, setting)
 
 

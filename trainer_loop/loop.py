@@ -20,6 +20,7 @@ from trainer_loop.evaluation import Evaluator, zero_sum
 from trainer_loop.metrics.meter import LOGGED, Meter, NonFinite, StepReport
 from trainer_loop.metrics.named_metric import NamedMetric
 from trainer_loop.optim.ema import Ema
+from trainer_loop.optim.groups import ParameterGroup
 from trainer_loop.optim.replan import read_groups, replan
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages
 from trainer_loop.optim.schedules import follows_metric
@@ -27,7 +28,7 @@ from trainer_loop.record.checkpoint import Checkpointer, Stateful
 from trainer_loop.record.checkpoint_files import list_checkpoints
 from trainer_loop.record.logs import Console, MetricLog, Values
 from trainer_loop.record.state import TrainState
-from trainer_loop.runtime.distributed import is_reduction_complete, share_buffers, sum_on_hosts
+from trainer_loop.runtime.distributed import average_gradients, is_reduction_complete, share_buffers, sum_on_hosts
 from trainer_loop.runtime.memory import is_out_of_memory, read_peak_memory, release_memory
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.randomness import seed_everything
@@ -57,8 +58,9 @@ class TrainingLoop:
     patience: evaluations without a better one after which the run ends; None: never.
     max_grad_norm, max_grad_value: gradients are scaled down to this L2 norm, then each number is cut to +-value.
     averages: of the weights, which are evaluated and exported in their place.
-    frozen_until: parameters that do not move before so many updates were made.
+    groups: of parameters, as the optimizer has them; some do not move before so many updates were made.
     skip_nonfinite: leave an update out whose loss or gradient is not finite, instead of ending the run.
+    allow_unused: trainable parameters may have no gradient; else one without is an error before the first update.
     max_time_minutes: after which the run is saved and raises Preempted; None: never.
     describe: writes what the run is, before its first step. export: writes the model, on the main process.
     keep_predictions: likewise those of a test set, by its name.
@@ -87,8 +89,9 @@ class TrainingLoop:
         max_grad_norm: float | None = 1.0,
         max_grad_value: float | None = None,
         skip_nonfinite: bool = False,
+        allow_unused: bool = False,
         averages: Ema | ScheduleFreeAverages | None = None,
-        frozen_until: Sequence[tuple[int, Sequence[nn.Parameter]]] = (),
+        groups: Sequence[ParameterGroup] = (),
         evaluate_every: int | None = None,
         evaluate_at_start: bool = False,
         checkpoint_every: int | None = None,
@@ -121,8 +124,9 @@ class TrainingLoop:
         self.max_grad_norm = max_grad_norm
         self.max_grad_value = max_grad_value
         self.skip_nonfinite = skip_nonfinite
+        self.allow_unused = allow_unused
         self.averages = averages
-        self.frozen_until = frozen_until
+        self.groups = groups
         self.evaluate_every = evaluate_every if self.validation_loaders else None
         self.evaluate_at_start = evaluate_at_start and bool(self.validation_loaders)
         self.checkpoint_every = checkpoint_every
@@ -166,6 +170,7 @@ class TrainingLoop:
         self._is_filler = False  # whether the microbatch of now counts nothing
         self._weights_are_meant = False  # they were restored or trained, or it was told that they are not
         self._stop = False  # some process was asked to stop: the same answer on all of them
+        self._gradients_are_checked = allow_unused  # every trainable parameter has got one once
         self._mark = 0.0  # when the clock of the training steps was last read
 
     # ------------------------------------------------------------------------------------------------- the loop
@@ -383,7 +388,7 @@ class TrainingLoop:
             # Within it, what autocast makes of the weights in one microbatch serves the others too.
             with torch.autocast(self.accelerator.device.type, enabled=False):
                 for position, microbatch in enumerate(step_batch.microbatches):
-                    last = position == len(step_batch.microbatches) - 1
+                    last = position == len(step_batch.microbatches) - 1 and not self.allow_unused
                     with nullcontext() if last else self.accelerator.no_sync(self.model):
                         loss = self._loss_sum(microbatch)
                         reducing = last and self.accelerator.num_processes > 1
@@ -400,13 +405,16 @@ class TrainingLoop:
                     "microbatch; set a smaller batch.max_tokens: the run goes on from its last checkpoint"
                 ) from error
             out_of_memory = True
-        if reducing and not out_of_memory:
-            self._refuse_missing_gradients()
-        return self._unless_out_of_memory(out_of_memory, loss_sum, step_batch.step)
+        if not out_of_memory and (reducing or not self._gradients_are_checked):
+            self._refuse_missing_gradients(step_batch.step)
+        total = self._unless_out_of_memory(out_of_memory, loss_sum, step_batch.step)
+        if self.allow_unused and total is not None:
+            average_gradients(self.accelerator, self.parameters)
+        return total
 
     def _unless_out_of_memory(self, out_of_memory: bool, loss_sum: Tensor, step: int) -> Tensor | None:
         """The same answer on all processes; outside the handler, which holds on to the memory of the failed pass."""
-        if out_of_memory and self.accelerator.num_processes > 1:
+        if out_of_memory and self.accelerator.num_processes > 1 and not self.allow_unused:
             self.clear_gradients()
             release_memory()
             # The others wait for this process in their reduction of gradients.
@@ -474,8 +482,8 @@ class TrainingLoop:
         """
         if self.accelerator.scaler is not None:
             self.accelerator.unscale_gradients(self.optimizer)
-        for end, parameters in self.frozen_until:
-            for parameter in parameters if step < end else ():
+        for group in self.groups:
+            for parameter in group.parameters.values() if step < group.unfreeze_at else ():
                 parameter.grad = None
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         names: Sequence[str] = self.names
@@ -492,20 +500,24 @@ class TrainingLoop:
             torch._foreach_clamp_max_(gradients, self.max_grad_value)
         return Gradients(names, grad_norm, grad_norms)
 
-    def _refuse_missing_gradients(self) -> None:
-        """On several processes each parameter must get one, or their reduction would never end."""
+    def _refuse_missing_gradients(self, step: int) -> None:
+        """Each trainable parameter must get one: it would not learn, and their reduction would never end."""
         named = zip(self.names, self.parameters, strict=True)
         without = [name for name, parameter in named if parameter.grad is None]
         if without:
+            shown = ", ".join(without[:4]) + (", ..." if len(without) > 4 else "")
             raise UserError(
-                f"{len(without)} parameters get no gradient: {', '.join(without[:4])}, ...; "
-                "freeze them, optimizer.freeze=[...], or train on one process"
+                f"step {step + 1}: {len(without)} of {len(self.names)} trainable parameters get no gradient: {shown}; "
+                f"the loss does not depend on them: freeze them, optimizer.freeze=[{shown}], or set "
+                "train.unused_parameters=allow where that is meant"
             )
         if not is_reduction_complete(self.model):
             raise UserError(
                 "some parameters get a gradient in one microbatch of a step and none in its last, where the processes "
-                "add their gradients up: let every microbatch use all parameters, or train on one process"
+                "add their gradients up: let every microbatch use all parameters, or set "
+                "train.unused_parameters=allow"
             )
+        self._gradients_are_checked = True
 
     # -------------------------------------------------------------------------------------- what surrounds the steps
 

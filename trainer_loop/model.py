@@ -1,165 +1,21 @@
-"""The model: its config judged before any weight is read, then built or loaded in fp32."""
+"""The model: built from its config, or loaded in fp32."""
 
-import contextlib
-import difflib
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.model_config import explain_failure, find_model, make_empty_model, without_borrowed_padding
 from trainer_loop.runtime.hub import describe_unreachable, offline_unless_reachable
+from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.randomness import seed_everything
 
 _NUMBERS_OF_A_WEIGHT = 4096  # that tell it from another
-# Their first position is the one after that of padding.
-_POSITIONS_AFTER_PADDING = ("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "mpnet")
-
-
-def first_position(config: PretrainedConfig) -> int:
-    """The position of a row's first token."""
-    return config.pad_token_id + 1 if config.model_type in _POSITIONS_AFTER_PADDING else 0
-
-
-def find_model(name: str) -> str:
-    """The name itself, or where it is a run directory, the model that was exported there."""
-    exported = Path(name) / "model"
-    return str(exported) if (exported / "config.json").is_file() else name
-
-
-def _refuse_adapter(name: str) -> None:
-    """transformers would load the adapter's model too, and train that."""
-    if (Path(name) / "adapter_config.json").is_file():
-        raise UserError(
-            f"model.name: {name} is an adapter, and not a model; train it with model.lora.merge=true (or "
-            "model.peft.merge=true), which exports a model to go on from"
-        )
-
-
-def load_model_config(
-    *, name: str | None, model_type: str | None, overrides: Mapping[str, Any], trust_remote_code: bool = False
-) -> PretrainedConfig:
-    """The model's own config: of a hub id or directory `name`, or of a bare `model_type`; with `overrides` applied.
-
-    Raises UserError for a name that cannot be loaded, an unknown type, and overrides the config has no field for.
-    """
-    if name is None:
-        assert model_type is not None
-        known = list(transformers.CONFIG_MAPPING.keys())
-        if model_type not in known:
-            close = difflib.get_close_matches(model_type, known, n=1)
-            raise UserError(
-                f"model.type: {model_type} is no model type of transformers"
-                + (f"; did you mean {close[0]}?" if close else "; examples: bert, distilbert, roberta, gpt2, llama")
-            )
-        config = AutoConfig.for_model(model_type)
-    else:
-        name = find_model(name)
-        _refuse_missing_directory(name)
-        _refuse_adapter(name)
-        reason = describe_unreachable()  # asked before offline mode is set, which would be the reason then
-        with offline_unless_reachable() as reachable:
-            try:
-                config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-            except (OSError, ValueError, KeyError) as error:
-                raise UserError(_explain_failure(name, error, offline=None if reachable else reason)) from error
-    problems = []
-    for field, value in overrides.items():
-        if hasattr(config, field):
-            try:
-                setattr(config, field, value)
-            except StrictDataclassError as error:
-                problems.append(f"model.overrides.{field}: {value!r}: {in_one_line(error)}")
-            continue
-        close = difflib.get_close_matches(field, config.to_dict(), n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        problems.append(f"model.overrides.{field}: {type(config).__name__} has no such field{hint}")
-    if problems:
-        raise UserError(problems)
-    try:
-        config.validate()  # transformers' own rules; by itself it would apply them when the model is saved, at the end
-    except StrictDataclassError as error:
-        raise UserError(f"model.overrides: {type(config).__name__} refuses them: {in_one_line(error)}") from error
-    return config
-
-
-def fit_model_config(
-    config: PretrainedConfig, *, tokenizer: Any, new_vocabulary: bool, label_names: Sequence[str] | None
-) -> None:
-    """Tell the config what the data decides: label names, padding, and the vocabulary where the model is new."""
-    if label_names is not None:
-        config.id2label = dict(enumerate(label_names))  # num_labels follows from it
-        config.label2id = {label: index for index, label in enumerate(label_names)}
-    config.pad_token_id = tokenizer.pad_token_id
-    if new_vocabulary:
-        config.vocab_size = len(tokenizer)
-        config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-
-
-def check_model_config(config: PretrainedConfig, *, tokenizer: Any, own_tokenizer: bool, max_length: int) -> list[str]:
-    """What does not go together: texts and positions, tokens and embeddings, hidden size and heads.
-
-    own_tokenizer: it came with the model, which is made here; tokens that were added to it then get new embeddings.
-    """
-    problems = []
-    positions = getattr(config, "max_position_embeddings", None)
-    if isinstance(positions, int):
-        positions -= first_position(config)
-    if isinstance(positions, int) and 0 < positions < max_length:
-        problems.append(
-            f"data.max_length: {max_length} is more than the {positions} positions of the model; "
-            f"set data.max_length={positions}"
-        )
-    elif max_length > tokenizer.model_max_length:
-        problems.append(
-            f"data.max_length: {max_length} is more than the {tokenizer.model_max_length} tokens of the tokenizer; "
-            f"set data.max_length={tokenizer.model_max_length}"
-        )
-    if len(tokenizer) > config.vocab_size and not own_tokenizer:
-        problems.append(
-            f"model.tokenizer: it has {len(tokenizer):,} tokens, the model has embeddings for {config.vocab_size:,}; "
-            "use the tokenizer that came with the model"
-        )
-    hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
-    if isinstance(hidden, int) and isinstance(heads, int) and hidden % heads and not hasattr(config, "head_dim"):
-        problems.append(f"model.overrides.hidden_size: {hidden} is not a multiple of num_attention_heads {heads}")
-    return problems
-
-
-def check_outputs(config: PretrainedConfig, num_classes: int) -> list[str]:
-    """Whether a model that was made elsewhere has an output for each class."""
-    if config.num_labels == num_classes:
-        return []
-    return [f"model: the one that was given has {config.num_labels} outputs, and the data {num_classes} classes"]
-
-
-def make_empty_model(config: PretrainedConfig, *, model_class: str, trust_remote_code: bool = False) -> nn.Module:
-    """The model without memory for its weights: their names and shapes."""
-    with torch.device("meta"), _without_borrowed_padding(config):
-        model: nn.Module = getattr(transformers, model_class).from_config(config, trust_remote_code=trust_remote_code)
-    return model
-
-
-@contextlib.contextmanager
-def _without_borrowed_padding(config: PretrainedConfig) -> Iterator[None]:
-    """Build a model that knows no padding where its token is the end or the beginning of a text too, or is added later.
-
-    The row of an embedding that is made with `padding_idx` begins at zero and never learns.
-    """
-    padding = config.pad_token_id
-    ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-    if padding is not None and (padding in [*ends, config.bos_token_id] or padding >= config.vocab_size):
-        config.pad_token_id = None
-    try:
-        yield
-    finally:
-        config.pad_token_id = padding
 
 
 def make_model(
@@ -186,12 +42,14 @@ def make_model(
     seed_everything(seed, "model")
     if name is None or from_scratch:
         try:
-            with _without_borrowed_padding(config):
+            with without_borrowed_padding(config):
                 model = auto_class.from_config(
                     config, dtype=torch.float32, trust_remote_code=trust_remote_code, attn_implementation=implementation
                 )
-        except (ImportError, ValueError) as error:
-            raise UserError(_explain_attention(attention, error)) from error
+        except Exception as error:  # transformers may raise anything for a config that was changed
+            if is_out_of_memory(error):
+                raise
+            raise UserError(_explain_building(model_class, attention, error)) from error
         new_weights: list[str] = []
     else:
         name = find_model(name)
@@ -200,7 +58,7 @@ def make_model(
         if quantize is not None:
             empty = make_empty_model(config, model_class=model_class, trust_remote_code=trust_remote_code)
             in_4_bits = _in_4_bits(empty, dtype=quantize)
-        with offline_unless_reachable() as reachable, _without_borrowed_padding(config):
+        with offline_unless_reachable() as reachable, without_borrowed_padding(config):
             try:
                 model, loaded = auto_class.from_pretrained(
                     name,
@@ -212,12 +70,13 @@ def make_model(
                     output_loading_info=True,
                     **in_4_bits,
                 )
-            except ImportError as error:
-                raise UserError(_explain_attention(attention, error)) from error
-            except (OSError, ValueError, RuntimeError) as error:
-                if attention != "auto" and "attn_implementation" in str(error):
-                    raise UserError(_explain_attention(attention, error)) from error
-                raise UserError(_explain_failure(name, error, offline=None if reachable else reason)) from error
+            except Exception as error:  # files of somebody else's may make transformers raise anything
+                if is_out_of_memory(error):
+                    raise
+                if attention != "auto" and ("attn_implementation" in str(error) or isinstance(error, ImportError)):
+                    raise UserError(_explain_building(model_class, attention, error)) from error
+                raise UserError(explain_failure(name, error, offline=None if reachable else reason)) from error
+        _refuse_foreign_weights(name, model, loaded)
         _refuse_mismatched_body(name, loaded["mismatched_keys"], num_labels=config.num_labels)
         if quantize is not None and not any(hasattr(weight, "quant_state") for weight in model.parameters()):
             raise UserError(
@@ -226,8 +85,7 @@ def make_model(
         stay_in_4_bits(model)
         new_weights = sorted({*loaded["missing_keys"], *(key for key, _, _ in loaded["mismatched_keys"])})
     model.config.pad_token_id = config.pad_token_id
-    if num_tokens > model.get_input_embeddings().num_embeddings:
-        model.resize_token_embeddings(num_tokens)  # the tokenizer was given a token for padding
+    grow_embeddings(model, num_tokens)
     if gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise UserError(
@@ -235,6 +93,26 @@ def make_model(
             )
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model, new_weights
+
+
+def grow_embeddings(model: nn.Module, num_tokens: int) -> list[int]:
+    """Give the tokens that were added to a tokenizer embeddings, which begin at the mean of the others.
+
+    Returns:
+        The ids of these tokens.
+    """
+    table = model.get_input_embeddings()  # type: ignore[operator] # a model of transformers
+    before = getattr(table, "num_embeddings", num_tokens)  # a model that reads characters has no table
+    if num_tokens <= before:
+        return []
+    # Of its own transformers would draw the new ones at random, and a base loaded again would have others.
+    model.resize_token_embeddings(num_tokens, mean_resizing=False)  # type: ignore[operator]
+    tables = [model.get_input_embeddings(), model.get_output_embeddings()]  # type: ignore[operator]
+    with torch.no_grad():
+        for layer in tables:
+            if layer is not None and len(layer.weight) == num_tokens:
+                layer.weight[before:] = layer.weight[:before].mean(dim=0)
+    return list(range(before, num_tokens))
 
 
 def stay_in_4_bits(model: nn.Module) -> None:
@@ -300,29 +178,25 @@ def _refuse_mismatched_body(name: str, mismatched: Iterable[tuple[str, Any, Any]
         )
 
 
-def _refuse_missing_directory(name: str) -> None:
-    """A path that is not there would be taken for a hub id."""
-    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_like_path and not Path(name).is_dir():
-        raise UserError(
-            f"model.name: {name} is no directory; give a hub id such as google-bert/bert-base-cased, or a directory"
-        )
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        present = ", ".join(sorted(path.name for path in Path(name).iterdir())[:8]) or "nothing"
-        raise UserError(f"model.name: {name} holds no config.json, so no model of transformers; it holds {present}")
+def _refuse_foreign_weights(name: str, model: nn.Module, loaded: Mapping[str, Any]) -> None:
+    """A folder may hold the config of one model and the weights of another: nearly all of it would be random."""
+    sizes = {key: weight.numel() for key, weight in model.named_parameters()}
+    body = model.base_model  # type: ignore[union-attr] # a model of transformers
+    prefix = "" if body is model else f"{model.base_model_prefix}."
+    inside = {key for key in sizes if key.startswith(prefix)}
+    missing = [key for key in loaded["missing_keys"] if key in inside]
+    if sum(sizes[key] for key in missing) * 2 <= sum(sizes[key] for key in inside):
+        return
+    there = ", ".join(sorted(loaded["unexpected_keys"])[:2]) or "none of another name"
+    raise UserError(
+        f"model.name: {name} has no weights for most of a {type(model).__name__}, such as {missing[0]}; it has "
+        f"{there}; give the folder whose config.json belongs to its weights, or set model.from_scratch=true"
+    )
 
 
-def _explain_attention(attention: str, error: Exception) -> str:
-    """Why an implementation of attention cannot be had, in one line."""
-    told = in_one_line(error, at_most=160)
+def _explain_building(model_class: str, attention: str, error: Exception) -> str:
+    """Why a model cannot be built, in one line."""
+    told = in_one_line(error, at_most=200)
+    if attention == "auto":
+        return f"model: transformers cannot build this {model_class}: {told}; see model.overrides"
     return f"model.attention: {attention} cannot be used: {told}; set model.attention=auto"
-
-
-def _explain_failure(name: str, error: Exception, *, offline: str | None) -> str:
-    """Why a model could not be loaded, in one line; `offline` is why the hub was not asked."""
-    if offline is not None and not Path(name).is_dir():
-        return (
-            f"model.name: {name} is not in the cache and {offline}; give a local directory, or fill the "
-            f"cache on a machine with network: hf download {name}"
-        )
-    return f"model.name: {name} cannot be loaded: {in_one_line(error)}"

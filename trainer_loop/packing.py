@@ -5,6 +5,7 @@ numbers; and `row_ends`, their running sums, `[B + 1]` from 0. Both reach the at
 arguments.
 """
 
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -17,7 +18,7 @@ from trainer_loop.attention import ATTENTION as PADDED_ATTENTION
 from trainer_loop.attention import attend, cast_as_autocast
 from trainer_loop.data.loader import move_batch
 from trainer_loop.errors import UserError, in_one_line
-from trainer_loop.model import first_position
+from trainer_loop.model_config import find_text_config, first_position
 from trainer_loop.tasks.task import pack_rows
 
 ATTENTION = "trainer_loop_packed"  # its name among transformers' attention implementations
@@ -48,8 +49,8 @@ def use_packing(model: PreTrainedModel, *, rows_at_head: bool) -> None:
         alone = _run_alone(model)
         AttentionInterface.register(ATTENTION, attend_rows)  # without a mask: none is made, and none is needed
         model.set_attn_implementation(ATTENTION)
-        if first_position(config):
-            model.register_forward_pre_hook(_shift_positions, with_kwargs=True)
+        if (first := first_position(model)) > 0:
+            model.register_forward_pre_hook(partial(_shift_positions, first), with_kwargs=True)
         if rows_at_head:
             getattr(model.base_model, stacks[0]).register_forward_hook(_unpack, with_kwargs=True)
         packed = _run_packed(model, rows_at_head=rows_at_head)
@@ -144,9 +145,11 @@ def _attends_locally(config: Any) -> bool:
     return getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
 
 
-def _shift_positions(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+def _shift_positions(
+    first: int, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
     """Positions of some models begin after that of padding."""
-    return args, kwargs | {"position_ids": kwargs["position_ids"] + first_position(model.config)}
+    return args, kwargs | {"position_ids": kwargs["position_ids"] + first}
 
 
 def _unpack(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
@@ -158,7 +161,8 @@ def _unpack(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out
 
 def _probe_rows(model: PreTrainedModel) -> list[dict[str, list[int]]]:
     """A few rows of tokens that are all unlike padding."""
-    tokens = [token for token in range(sum(_PROBE) + 1) if token != model.config.pad_token_id]
+    padding = getattr(find_text_config(model.config), "pad_token_id", None)
+    tokens = [token for token in range(sum(_PROBE) + 1) if token != padding]
     ends = list(accumulate(_PROBE))
     return [{"input_ids": tokens[end - length : end]} for end, length in zip(ends, _PROBE, strict=True)]
 

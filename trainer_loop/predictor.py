@@ -14,10 +14,12 @@ from trainer_loop.adapters import is_adapter, load_adapted_model
 from trainer_loop.data.batch_plan import cut_evaluation
 from trainer_loop.data.loader import move_batch
 from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.model_config import count_tokens
 from trainer_loop.record.export import ExportRecord
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 from trainer_loop.runtime.quiet import quieten_libraries
 from trainer_loop.tasks.shipped import TASKS
+from trainer_loop.trials import make_rows, try_padding
 
 
 class Predictor:
@@ -30,6 +32,8 @@ class Predictor:
         self.model = model.to(self.device).eval()
         self.task = TASKS[task]()
         self.task.bind(tokenizer)
+        rows = make_rows(self.task, self.model, max_length=max_length)
+        self.task.use_padding(try_padding(self.model, self.task, rows).side)
         self.tokenizer = tokenizer
         self.generates = task == "causal_lm"
         self.max_length = max_length
@@ -53,12 +57,16 @@ class Predictor:
             tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir, **trusting)
             model_class = TASKS[task].model_class
             if is_adapter(model_dir):
-                model, missing = load_adapted_model(model_dir, model_class=model_class, **trusting), set()
+                num_tokens = count_tokens(tokenizer)
+                model = load_adapted_model(model_dir, model_class=model_class, num_tokens=num_tokens, **trusting)
+                missing = set()
             else:
                 model, loaded = getattr(transformers, model_class).from_pretrained(
                     model_dir, dtype=torch.float32, output_loading_info=True, **trusting
                 )
                 missing = loaded["missing_keys"]
+        except UserError:
+            raise
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             hint = "; trust_remote_code=true lets its code run" if "trust_remote_code" in str(error) else ""
             raise UserError(f"model={model_dir} cannot be loaded: {in_one_line(error)}{hint}") from error

@@ -29,12 +29,15 @@ IDLE = {"num_rows": 49}
 OPTIONS = {"frozen_steps": 3, "max_grad_value": 0.01, "max_tokens": 64}
 BLANK = {"task": "causal_lm", "num_rows": 20, "batch_size": 2, "num_steps": 20, "blank_every": 2}
 
+SPARING = replace(LONG, sparing=True, max_tokens=64, num_rows=49)
+
 
 @pytest.fixture(scope="session")
 def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     scenarios = [replace(base, **cut) for base in BASES.values() for cut in [{}, *CUTS.values(), IDLE]]
     scenarios += [replace(base, **BLANK) for base in BASES.values() if base.task == "causal_lm"]
     scenarios += [replace(base, **OPTIONS) for base in BASES.values()]
+    scenarios += [SPARING]
     return run_in_group(scenarios, tmp_path_factory.mktemp("two"))
 
 
@@ -42,6 +45,12 @@ def assert_equal(one: Outcome, other: Outcome) -> None:
     torch.testing.assert_close(torch.tensor(other.losses), torch.tensor(one.losses), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(torch.tensor(other.grad_norms), torch.tensor(one.grad_norms), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(other.weights, one.weights, rtol=0, atol=1e-6)
+
+
+def test_parameters_that_only_some_microbatches_use_learn_alike(on_two: dict[str, Outcome], tmp_path: Path):
+    alone = run_here(SPARING, tmp_path)
+    assert_equal(alone, on_two[SPARING.name])
+    assert_equal(alone, run_here(replace(SPARING, max_tokens=None), tmp_path))
 
 
 @pytest.mark.parametrize("base", BASES)

@@ -4,7 +4,8 @@ import torch
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from trainer_loop.errors import UserError
-from trainer_loop.model import check_model_config, fit_model_config, load_model_config, make_model
+from trainer_loop.model import make_model
+from trainer_loop.model_config import check_model_config, fit_model_config, load_model_config, make_empty_model
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
@@ -65,16 +66,25 @@ def test_label_names_padding_and_vocabulary_come_from_the_data(bert_config):
     [
         ({"max_position_embeddings": 16}, True, 32, "set data.max_length=16"),
         ({"vocab_size": 20}, False, 16, "it has 50 tokens, the model has embeddings for 20"),
-        ({"hidden_size": 15}, True, 16, "15 is not a multiple of num_attention_heads 2"),
     ],
 )
 def test_what_does_not_go_together_is_told(changes, own_tokenizer, max_length, wanted):
     config = BertConfig(**{**SIZES, "vocab_size": 50} | changes)
     problems = check_model_config(
-        config, tokenizer=tiny.make_tokenizer(), own_tokenizer=own_tokenizer, max_length=max_length
+        config,
+        empty=make_empty_model(config, model_class="AutoModelForSequenceClassification"),
+        tokenizer=tiny.make_tokenizer(),
+        own_tokenizer=own_tokenizer,
+        max_length=max_length,
     )
     assert len(problems) == 1
     assert wanted in problems[0]
+
+
+def test_a_config_that_no_model_can_be_built_from_is_told():
+    config = BertConfig(**{**SIZES, "vocab_size": 50, "hidden_size": 15})
+    with pytest.raises(UserError, match=r"cannot build this .*15.* is not a multiple of the number of attention heads"):
+        make_empty_model(config, model_class="AutoModelForSequenceClassification")
 
 
 def test_a_model_that_cannot_recompute_its_activations_is_refused(bert_config, monkeypatch):

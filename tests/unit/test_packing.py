@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+import zoo
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from trainer_loop.attention import use_attention
@@ -29,10 +30,11 @@ SIZES = {
     "num_labels": 3,
 }
 NAMES = {
+    "esm": {"position_embedding_type": "absolute", "token_dropout": False, "mask_token_id": 4},
     "distilbert": {"dim": 16, "n_layers": 2, "n_heads": 4, "hidden_dim": 24},
     "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64},
 }
-CLASSIFIERS = ("bert", "roberta", "distilbert", "electra", "albert", "xlm-roberta", "camembert", "ernie")
+CLASSIFIERS = ("bert", "roberta", "distilbert", "electra", "albert", "xlm-roberta", "camembert", "ernie", "esm")
 DECODERS = ("gpt2", "llama", "qwen2", "gpt_neox", "opt", "phi")
 DROPOUTS = (
     "attention_dropout",
@@ -112,7 +114,6 @@ def test_packed_rows_train_in_bf16_with_dropout_and_checkpointed_gradients():
         ("deberta-v2", False, "attention of DebertaV2ForSequenceClassification cannot be exchanged"),
         ("modernbert", False, "attends within a sliding window"),
         ("llama", False, "does not follow a stack of layers of its own"),
-        ("esm", False, "gives other results for packed rows"),
         ("mistral", True, "attends within a sliding window"),
         ("bloom", True, "cannot be exchanged"),
     ],
@@ -122,6 +123,11 @@ def test_a_model_that_would_answer_otherwise_is_refused(model_type: str, decoder
     model = make_model(model_type, decoder=decoder, **fields)
     with pytest.raises(UserError, match=rf"^model\.packing: .*{reason}.*; set model\.packing=false$"):
         use_packing(model, rows_at_head=not decoder)
+
+
+def test_a_model_that_counts_positions_itself_is_refused():
+    with pytest.raises(UserError, match=r"BartForCausalLM gives other results for packed rows, by 0\.3"):
+        use_packing(zoo.make_model("bart", "AutoModelForCausalLM"), rows_at_head=False)
 
 
 @pytest.mark.parametrize(("number", "reason"), [(float("nan"), "gives other results"), (0.0, "nothing but zeros")])

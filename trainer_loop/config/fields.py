@@ -252,6 +252,12 @@ class TrainConfig:
         allowed=("stop", "skip"),
         on_resume="planned anew",
     )
+    unused_parameters: str = key(
+        "refuse",
+        "a trainable parameter without a gradient: refuse names it before the first update, allow leaves it as it is",
+        allowed=("refuse", "allow"),
+        on_resume="planned anew",
+    )
     patience: int | None = key(
         None, "stop after this many evaluations without a better checkpoint.best; null: never", at_least=1
     )

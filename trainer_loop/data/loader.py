@@ -1,6 +1,7 @@
 """From a plan to batches on the device, step by step for training, microbatch by microbatch for evaluation."""
 
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -110,6 +111,16 @@ class StepLoader(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+def count_epochs(step: int, *, num_rows: int, batch_size: int) -> float:
+    """Passes over the rows that `step` updates make: the last update of an epoch has the rows that are left.
+
+    >>> count_epochs(7, num_rows=64, batch_size=5), count_epochs(13, num_rows=64, batch_size=5)
+    (0.546875, 1.0)
+    """
+    whole, rest = divmod(step, math.ceil(num_rows / batch_size))
+    return (whole * num_rows + min(rest * batch_size, num_rows)) / num_rows
+
+
 def read_rows(source: RowSource, rows: Rows) -> list[dict[str, Any]]:
     """The rows at these indices, in this order."""
     read_many = getattr(source, "__getitems__", None)
@@ -195,7 +206,7 @@ class TrainLoader:
                 yield step_batch
 
     def count_epochs(self, step: int) -> float:
-        return step / self.plan.steps_per_epoch
+        return count_epochs(step, num_rows=len(self.plan.lengths), batch_size=self.plan.batch_size)
 
     def places(self, step: int) -> list[str]:
         return [self.place_of(row) for row in self.plan.batch(step).tolist()]

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 
 from trainer_loop.data.split import Indices, Split
 from trainer_loop.runtime.randomness import derive_seed
+from trainer_loop.runtime.shares import take_share
 
 _CLASS_TYPES = ("int", "uint", "bool", "string", "large_string")  # of a column whose values can name classes
 
@@ -59,7 +60,7 @@ def choose_stratified(classes: Indices, *, fraction: float, keys: npt.NDArray[np
     Shares that are no whole number are rounded so that the total is met. The last row of a class is never chosen,
     so a class of one row stays behind; where every class has one row, rows are chosen regardless of it.
     """
-    total = min(max(round(len(classes) * fraction), 1), len(classes) - 1)
+    total = min(max(round(take_share(fraction, len(classes))), 1), len(classes) - 1)
     _, codes, sizes = np.unique(classes, return_inverse=True, return_counts=True)
     if sizes.max() == 1:
         codes, sizes = np.zeros_like(codes), np.array([len(codes)])

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import torch
 
 from trainer_loop.data.batch_plan import Rows, cut_batch, halve_dearest
-from trainer_loop.data.loader import Collate, Count, Microbatch, StepBatch, move_batch
+from trainer_loop.data.loader import Collate, Count, Microbatch, StepBatch, count_epochs, move_batch
 from trainer_loop.data.row_stream import Row, Stream, permute
 from trainer_loop.data.shards import Mark
 from trainer_loop.errors import UserError
@@ -193,7 +193,9 @@ class StreamLoader:
 
     def count_epochs(self, step: int) -> float:
         """Of a stream that was not counted the passes that are over."""
-        return float(self._position.epoch) if self.steps_per_epoch is None else step / self.steps_per_epoch
+        if self.num_rows is None:
+            return float(self._position.epoch)
+        return count_epochs(step, num_rows=self.num_rows, batch_size=self.batch_size)
 
     def places(self, step: int) -> list[str]:
         """Read again from the stream."""

@@ -24,7 +24,7 @@ from trainer_loop.data.progress import progress_bars
 from trainer_loop.data.row_cache import load_or_make
 from trainer_loop.data.row_stream import Row
 from trainer_loop.data.split import Places, Split
-from trainer_loop.data.wording import count
+from trainer_loop.data.wording import count, enumerate_some
 from trainer_loop.errors import UserError, in_one_line
 
 _FORMAT = 1  # of what is kept on disk; with a new number, nothing kept before is found
@@ -42,6 +42,8 @@ class Encoder(Protocol):
     def encode(self, texts: list[str], pairs: list[str] | None, *, max_length: int) -> dict[str, list[Any]]: ...
 
     def settings(self) -> dict[str, Any]: ...
+
+    def find_faults(self, encoded: Mapping[str, Sequence[Any]], *, are_pairs: bool) -> dict[int, str]: ...
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,12 @@ def tokenise_split(
     given = [column for column in dict.fromkeys(columns.values()) if column is not None]
     label_ids = None if label_names is None else label_names.ids
     task_errors: list[OSError] = []  # which are not the cache's
+    faults: dict[int, str] = {}  # rows that the model could not answer
 
     def encode(batch: Mapping[str, list[Any]], positions: Sequence[int]) -> dict[str, list[Any]]:
         texts, pairs = batch[_RAW + text], None if text_pair is None else batch[_RAW + text_pair]
         try:
-            encoded = _encode(task, texts, pairs, positions, max_length=max_length)
+            encoded = _encode(task, texts, pairs, positions, max_length=max_length, faults=faults)
         except OSError as error:
             task_errors.append(error)
             raise
@@ -119,6 +122,9 @@ def tokenise_split(
                 new_fingerprint=key,  # of its own it would hash the task and the tokenizer
                 desc=f"tokenise {split.name}",
             )
+        if faults:
+            shown = enumerate_some([split.places.place(row) for row in faults])
+            raise UserError(f"data.{split.name}: {count(len(faults), 'row')}: {shown}: {next(iter(faults.values()))}")
         if not show_progress:
             say(f"{split.name}: {count(len(rows), 'row')} tokenised in {time.perf_counter() - began:.1f} s")
 
@@ -148,7 +154,11 @@ class RowEncoder:
 
     def __call__(self, rows: Sequence[Row]) -> list[Row]:
         with self._lock, _rust_threads():
-            columns = _encode(self._task, *_texts_of(rows), range(len(rows)), max_length=self._max_length)
+            faults: dict[int, str] = {}
+            numbers = range(len(rows))
+            columns = _encode(self._task, *_texts_of(rows), numbers, max_length=self._max_length, faults=faults)
+        if faults:
+            raise UserError([f"{rows[number].place}: the text {reason}" for number, reason in faults.items()])
         sources = columns["source"]
         if "label" in rows[0].values:
             columns["label"] = [rows[source].values["label"] for source in sources]
@@ -169,10 +179,21 @@ def _texts_of(rows: Sequence[Row]) -> tuple[list[str], list[str] | None]:
 
 
 def _encode(
-    task: Encoder, texts: list[str], pairs: list[str] | None, positions: Sequence[int], *, max_length: int
+    task: Encoder,
+    texts: list[str],
+    pairs: list[str] | None,
+    positions: Sequence[int],
+    *,
+    max_length: int,
+    faults: dict[int, str],
 ) -> dict[str, list[Any]]:
-    """The task's columns, and of every row its `length` in tokens and its `source`, the row of the split it is from."""
+    """The task's columns, and of every row its `length` in tokens and its `source`, the row of the split it is from.
+
+    Texts that the model could not answer are put into `faults`, by their positions.
+    """
     encoded = dict(task.encode(texts, pairs, max_length=max_length))
+    found = task.find_faults(encoded, are_pairs=pairs is not None)
+    faults.update({positions[index]: reason for index, reason in found.items()})
     lengths = [len(ids) for ids in encoded["input_ids"]]
     if "source" not in encoded and len(lengths) != len(texts):
         raise UserError(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import PretrainedConfig
+from torch import nn
 
 from trainer_loop.adapters import add_adapter, check_adapter, check_targets
 from trainer_loop.config.component import check_arguments, choose
@@ -16,9 +16,6 @@ from trainer_loop.config.fields import Config
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.judge.parts import Given
 from trainer_loop.metrics.load import SHIPPED, reported_keys
-from trainer_loop.model import (
-    make_empty_model,
-)
 from trainer_loop.optim.groups import GroupRule, check_patterns
 from trainer_loop.optim.optimizers import check_optimizer, find_optimizer
 from trainer_loop.optim.schedule_free import is_schedule_free
@@ -172,10 +169,7 @@ def check_components(config: Config, task: RowTask | None, given: Given) -> list
         )
     problems += check_scheduler(config.scheduler.name, args=config.scheduler.args)
     if task is not None:
-        entries = metric_entries(config, task)
-        problems += _check_fit(entries, task)
-        keys = reported_keys(entries, num_labels=None)
-        problems += [] if keys is None else _check_figures(config, [*keys, "loss"], given)
+        problems += _check_fit(metric_entries(config, task), task)
     problems += _check_schedule_metric(config, given)
     problems += _check_quantize(config, given)
     if (adapter := adapter_of(config)) is not None:
@@ -211,8 +205,12 @@ def _name_validation_sets(config: Config, given: Given) -> list[str]:
     return named + [name for name in given.sets if name]
 
 
-def _check_figures(config: Config, reported: Sequence[str], given: Given) -> list[str]:
-    """Figures that something follows and no evaluation has. reported: those of one set."""
+def check_figures(config: Config, task: RowTask, num_labels: int | None, given: Given) -> list[str]:
+    """Figures that something follows and no evaluation has. num_labels: classes of the task, where they are known."""
+    keys = reported_keys(metric_entries(config, task), num_labels=num_labels)
+    if keys is None:
+        return []
+    reported = [*keys, "loss"]
     sets = _name_validation_sets(config, given)
     all_reported = [f"{name}/{figure}" for name in sets for figure in reported] or list(reported)
     return [
@@ -248,25 +246,20 @@ def _check_fit(entries: Sequence[str | Mapping[str, Any]], task: RowTask) -> lis
     return problems
 
 
-def check_model_parts(config: Config, task: TextTask, model_config: PretrainedConfig, given: Given) -> list[str]:
-    """The adapter, and patterns of parameter names, on a model without weights; but see what is given."""
+def check_model_parts(config: Config, task: TextTask, empty: nn.Module) -> list[str]:
+    """The adapter, and patterns of parameter names. empty: the model without weights, or the one that was given."""
     optimizer, adapter = config.optimizer, adapter_of(config)
     if not optimizer.freeze and not optimizer.groups and adapter is None:
         return []
     rules = [GroupRule(entry["match"]) for entry in optimizer.groups]
-    if given.model is not None and adapter is None:
-        return check_patterns(given.model, frozen=optimizer.freeze, rules=rules)
-    model = make_empty_model(
-        model_config, model_class=task.model_class, trust_remote_code=config.model.trust_remote_code
-    )
     if adapter is not None:
         kind, arguments, place = adapter
-        if problems := check_targets(model, config.model.lora.target_modules, place="model.lora.target_modules"):
+        if problems := check_targets(empty, config.model.lora.target_modules, place="model.lora.target_modules"):
             return problems
         try:
-            model = add_adapter(
-                model, kind=kind, arguments=arguments, task_type=task.adapter_type, place=place, seed=config.seed
+            empty = add_adapter(
+                empty, kind=kind, arguments=arguments, task_type=task.adapter_type, place=place, seed=config.seed
             )
         except UserError as error:
             return error.problems
-    return check_patterns(model, frozen=optimizer.freeze, rules=rules)
+    return check_patterns(empty, frozen=optimizer.freeze, rules=rules)

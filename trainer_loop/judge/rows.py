@@ -14,7 +14,7 @@ from trainer_loop.data.given_rows import as_dataset, cut_rows, take_rows
 from trainer_loop.data.source import call_rows_function, given_split
 from trainer_loop.data.tokens import TokenisedSplit, tokenise_split
 from trainer_loop.errors import UserError
-from trainer_loop.judge.components import metric_entries
+from trainer_loop.judge.components import check_figures, metric_entries
 from trainer_loop.judge.parts import Given, Parts, attempt
 from trainer_loop.metrics.load import check_metrics
 from trainer_loop.tasks.task import RowTask, TextTask
@@ -44,6 +44,7 @@ def judge_rows(config: Config, task: RowTask, problems: list[str], given: Given)
         outputs=task.outputs,
         trust_remote_code=config.model.trust_remote_code,
     )
+    problems += check_figures(config, task, None, given)
     values = values_of(config)
     problems += [
         f"{name}: {values[name]}: the task {config.task.name} takes rows as they are, and this is for texts; remove it"

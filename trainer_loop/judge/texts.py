@@ -1,7 +1,9 @@
 """A task on texts: its splits, labels, tokenizer and model are judged together, and its rows tokenised."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedModel
@@ -19,18 +21,24 @@ from trainer_loop.data.tokenizer import load_tokenizer, train_tokenizer
 from trainer_loop.data.tokens import TokenisedSplit, tokenise_split
 from trainer_loop.data.train_stream import TrainStream, prepare_stream
 from trainer_loop.errors import UserError
-from trainer_loop.judge.components import check_loss, check_model_parts, metric_entries
+from trainer_loop.judge.components import adapter_of, check_figures, check_loss, check_model_parts, metric_entries
 from trainer_loop.judge.parts import Given, Parts, attempt
 from trainer_loop.metrics.load import check_metrics
-from trainer_loop.model import (
+from trainer_loop.model_config import (
+    check_given_overrides,
+    check_model_class,
     check_model_config,
     check_outputs,
+    count_outputs,
     find_model,
+    find_text_config,
     fit_model_config,
     load_model_config,
+    make_empty_model,
 )
 from trainer_loop.record.logs import Console
 from trainer_loop.tasks.task import TextTask
+from trainer_loop.weight_files import check_weight_files
 
 
 def judge_texts(
@@ -51,33 +59,84 @@ def judge_texts(
             outputs=task.outputs,
             trust_remote_code=config.model.trust_remote_code,
         )
+        problems += check_figures(config, task, num_labels, given)
     tokenizer = attempt(problems, lambda: _get_tokenizer(config, task, splits, problems, console, given))
     model_config = attempt(problems, lambda: _get_model_config(config, given))
     if given.model is not None and model_config is not None and label_names is not None:
         problems += check_outputs(model_config, len(label_names.names))
-    if tokenizer is not None and model_config is not None:
-        fit_model_config(
-            model_config,
-            tokenizer=tokenizer,
-            new_vocabulary=config.model.name is None and given.model is None,
-            label_names=None if label_names is None else label_names.names,
-        )
-        problems += check_model_config(
-            model_config,
-            tokenizer=tokenizer,
-            own_tokenizer=config.model.tokenizer is None and given.model is None,
-            max_length=config.data.max_length,
-        )
-        if task is not None:
-            problems += check_model_parts(config, task, model_config, given)
-    classes = tokenizer if label_names is None else label_names.names
-    if task is not None and classes is not None:
-        problems += check_loss(config, task, len(classes))
+    names = None if label_names is None else label_names.names
+    if task is not None and model_config is not None and tokenizer is not None:
+        problems += _check_model(config, task, model_config, tokenizer, names, console, given)
+    num_classes = len(names) if names is not None else count_outputs(model_config, tokenizer)
+    if task is not None and num_classes is not None:
+        problems += check_loss(config, task, num_classes)
     if problems:
         return None
     assert task is not None and tokenizer is not None and model_config is not None
+    end_token = find_text_config(model_config).eos_token_id if model_config.is_encoder_decoder else None
+    task.bind(tokenizer, packs=config.model.packing, end_token=end_token)
     tokenised, stream = _tokenise(config, task, tokenizer, splits, streamed, label_names, console)
     return Parts(task, tokenised, stream, label_names, tokenizer, model_config, "")
+
+
+def _check_model(
+    config: Config,
+    task: TextTask,
+    model_config: PretrainedConfig,
+    tokenizer: Any,
+    label_names: Sequence[str] | None,
+    console: Console,
+    given: Given,
+) -> list[str]:
+    """Fit the model's config to data and tokenizer -> what does not go together, found without weights."""
+    model = config.model
+    place = f"model.name: {model.name}" if model.name is not None else f"model.type: {model.type}"
+    problems = [] if given.model is not None else _check_files(config, model_config, place, task)
+    problems += check_given_overrides(
+        model.overrides, label_names=label_names, tokenizer=tokenizer if model.name is None else None
+    )
+    if problems:
+        return problems
+    for line in fit_model_config(
+        model_config,
+        tokenizer=tokenizer,
+        new_vocabulary=model.name is None and given.model is None,
+        vocab_size=model.overrides.get("vocab_size"),
+        label_names=label_names,
+    ):
+        console.say(line)
+    empty = given.model if adapter_of(config) is None else None
+    if empty is None:
+        make = functools.partial(make_empty_model, model_config, model_class=task.model_class)
+        empty = attempt(problems, lambda: make(trust_remote_code=model.trust_remote_code))
+    if empty is None:
+        return problems
+    problems += check_model_config(
+        model_config,
+        empty=empty,
+        tokenizer=tokenizer,
+        own_tokenizer=model.tokenizer is None and given.model is None,
+        max_length=config.data.max_length,
+        needs_end=model_config.is_encoder_decoder and task.reads_end,
+    )
+    return problems + check_model_parts(config, task, empty)
+
+
+def _check_files(config: Config, model_config: PretrainedConfig, place: str, task: TextTask) -> list[str]:
+    """Whether the model's folder has what the task needs, and weights that can be read."""
+    model = config.model
+    problems = check_model_class(
+        model_config, model_class=task.model_class, place=place, trust_remote_code=model.trust_remote_code
+    )
+    if model.name is not None and not model.from_scratch:
+        folder = Path(find_model(model.name))
+        problems += [f"model.name: {problem}" for problem in check_weight_files(folder)] if folder.is_dir() else []
+        if getattr(model_config, "quantization_config", None) is not None:
+            problems.append(
+                f"{place} holds weights that were quantised before, which cannot learn; take the model they were made "
+                "from, and model.quantize=4bit with an adapter"
+            )
+    return problems
 
 
 def _read_splits(
@@ -188,7 +247,6 @@ def _tokenise(
 ) -> tuple[dict[str, TokenisedSplit], TrainStream | None]:
     """The rows as the model sees them, and the report of the data; of a stream it is that of its first rows."""
     data = config.data
-    task.bind(tokenizer, packs=config.model.packing)
     asked: dict[str, Any] = {
         "task": task,
         "tokenizer": tokenizer,

@@ -98,9 +98,13 @@ def load_metrics(entries: Sequence[Entry], *, num_labels: int | None) -> list[Na
 
 
 def reported_keys(entries: Sequence[Entry], *, num_labels: int | None) -> list[str] | None:
-    """The keys that the metrics will report; None when one of them is not shipped, so that only computing it tells."""
+    """The keys that the metrics will report.
+
+    None when one of them is not shipped, so that only computing it tells, or when it reports one score a class and the
+    classes are not known.
+    """
     parsed = _parse(entries, num_labels=num_labels)
-    if any(entry.name not in SHIPPED for entry in parsed):
+    if any(entry.name not in SHIPPED or (entry.per_class and not entry.arguments.get("labels")) for entry in parsed):
         return None
     return [name for entry in parsed for name in _expected_keys(entry)]
 

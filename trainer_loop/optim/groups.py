@@ -1,5 +1,6 @@
 """Which parameters learn, how fast, how much they decay, and from which step on."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -7,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from trainer_loop.optim.layers import find_depths
+from trainer_loop.optim.layers import LINEAR_LAYERS, find_depths
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class GroupRule:
 
 
 _NO_RULE = GroupRule("*")
+# Names of what does not decay whatever its shape, as transformers.Trainer has them.
+_SPARED = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,17 @@ def make_groups(
     layer_decay: float = 1.0,
     unfreeze_every: int = 0,
     hidden_matrices_apart: bool = False,
+    calls: Sequence[str] = (),
 ) -> list[ParameterGroup]:
     """Every trainable parameter in exactly one group; those that are as fast as `lr` says come first.
 
-    The first rule that matches holds. Without one: matrices decay, vectors (biases and norms) do not; the learning
-    rate shrinks by `layer_decay` for each layer below the head; and one further layer below the head learns after
-    every `unfreeze_every` updates. hidden_matrices_apart: matrices inside layers get groups of their own.
+    The first rule that matches holds. Without one: matrices decay, vectors and whatever is called a bias or a norm do
+    not; the learning rate shrinks by `layer_decay` for each layer below the head; and one further layer below the head
+    learns after every `unfreeze_every` updates. hidden_matrices_apart: weights of linear layers inside the model's
+    layers get groups of their own. calls: see `find_depths`.
     """
-    depths, top = find_depths(model)
+    depths, top = find_depths(model, calls)
+    linear = {id(module.weight) for module in model.modules() if isinstance(module, LINEAR_LAYERS)}
     by_layer = layer_decay != 1.0 or unfreeze_every > 0
     all_rules = [_NO_RULE, *rules]
     gathered: dict[tuple[int, int, bool, bool], dict[str, nn.Parameter]] = {}
@@ -101,8 +107,8 @@ def make_groups(
         index = next(matching, 0)
         rule = all_rules[index]
         follows_layers = by_layer and None in (rule.lr, rule.unfreeze_at)
-        is_spared = rule.weight_decay is None and parameter.ndim < 2
-        is_apart = hidden_matrices_apart and parameter.ndim == 2 and 0 < depths[name] < top
+        is_spared = rule.weight_decay is None and (parameter.ndim < 2 or _SPARED.search(name.lower()) is not None)
+        is_apart = hidden_matrices_apart and id(parameter) in linear and 0 < depths[name] < top
         key = (index, top - depths[name] if follows_layers else 0, is_spared, is_apart)
         gathered.setdefault(key, {})[name] = parameter
     groups = []

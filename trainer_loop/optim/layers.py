@@ -1,35 +1,94 @@
 """Where in a model a parameter stands: before its layers, in one of them, or behind them."""
 
+from collections.abc import Mapping, Sequence
+
 from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+LINEAR_LAYERS = (nn.Linear, Conv1D)  # layers that multiply by a matrix; the second is that of GPT-2
 
 
-def find_depths(model: nn.Module) -> tuple[dict[str, int], int]:
+def find_depths(model: nn.Module, calls: Sequence[str] = ()) -> tuple[dict[str, int], int]:
     """The depth of every parameter by its name, and the greatest depth there is.
 
     0: before the first layer, as embeddings are; 1 to L: in that layer; L + 1: behind the last, as a head is.
-    Layers are the entries of the outermost `nn.ModuleList`s, in the order in which the model has them; of a model
-    without one, those of its outermost `nn.Sequential`s that have parameters.
+    Layers are the entries of the outermost `nn.ModuleList`s; of a model without one, those of its outermost
+    `nn.Sequential`s that have parameters. Between two layers a parameter has the depth of the first.
+
+    Args:
+        calls: names of modules in the order in which a forward pass first called them. With them everything stands
+            where it acts: relative positions that all layers share at the bottom, wherever they are registered, and
+            lists of which each layer takes one entry count once. Without them the order of the parameters decides.
     """
-    layers = _name_layers(model, nn.ModuleList) or _name_layers(model, nn.Sequential)
-    depth_of = {layer: position for position, layer in enumerate(layers, start=1)}
+    first_call: dict[str, int] = {}  # also of modules whose parts are called, and not they
+    for position, name in enumerate(calls):
+        for module in [name, *modules_above(name)]:
+            first_call.setdefault(module, position)
+    depth_of = _number_layers(model, first_call)
+    top = max(depth_of.values(), default=0) + 1
     depths: dict[str, int] = {}
-    passed = 0
+    passed = 0  # the deepest layer so far
     for name, _ in model.named_parameters():
-        parts = name.split(".")
-        own = next((depth for end in range(1, len(parts)) if (depth := depth_of.get(".".join(parts[:end])))), None)
-        passed = max(passed, own or 0)
-        behind = len(layers) + 1 if passed == len(layers) else passed
-        depths[name] = own or behind
-    return depths, len(layers) + 1
+        above = modules_above(name)
+        own = next((depth_of[module] for module in above if module in depth_of), None)
+        call = next((first_call[module] for module in above if module in first_call), None)
+        if own is None and call is not None:
+            passed = max((depth for layer, depth in depth_of.items() if first_call[layer] < call), default=0)
+        passed = passed if own is None else max(passed, own)
+        depths[name] = own if own is not None else top if passed == top - 1 else passed
+    return depths, top
 
 
-def _name_layers(model: nn.Module, kind: type[nn.Module]) -> list[str]:
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, kind)]
-    inner = {f"{name}.{part}" if name else part for name, module in lists for part, _ in module.named_modules() if part}
-    outermost = [(name, module) for name, module in lists if name not in inner]
+def modules_above(name: str) -> list[str]:
+    """The modules that a parameter or module is inside of, the innermost first; the last is the model itself."""
+    parts = name.split(".")[:-1]
+    return [".".join(parts[:end]) for end in range(len(parts), -1, -1)]
+
+
+def _number_layers(model: nn.Module, first_call: Mapping[str, int]) -> dict[str, int]:
+    """The depth of every layer by its name, from 1; of layers that are called, where any is."""
+    if not first_call:
+        lists = _list_layers(model, nn.ModuleList) or _list_layers(model, nn.Sequential)
+        layers = [layer for entries in lists for layer in entries]
+        return {layer: depth for depth, layer in enumerate(layers, start=1)}
+    steps: list[tuple[str, ...]] = []
+    waiting = [[layer for layer in entries if layer in first_call] for entries in _list_called_layers(model)]
+    while waiting:
+        first, *waiting = waiting
+        parallel = [other for other in waiting if _interleave(first, other, first_call)]
+        steps += zip(first, *parallel, strict=True)
+        waiting = [other for other in waiting if other not in parallel]
+    steps.sort(key=lambda step: first_call[step[0]])
+    return {layer: depth for depth, step in enumerate(steps, start=1) for layer in step}
+
+
+def _interleave(one: Sequence[str], other: Sequence[str], first_call: Mapping[str, int]) -> bool:
+    """Whether each layer takes one entry of either list."""
+    return len(one) == len(other) > 1 and first_call[one[0]] < first_call[other[0]] < first_call[one[-1]]
+
+
+def _list_called_layers(model: nn.Module) -> list[list[str]]:
+    """As `_list_layers`, but of lists inside lists, which nobody calls, the inner ones."""
+    lists = []
+    for entries in _list_layers(model, nn.ModuleList) or _list_layers(model, nn.Sequential):
+        inner = [name for name in entries if isinstance(model.get_submodule(name), nn.ModuleList)]
+        lists += [[f"{name}.{part}" for part, _ in model.get_submodule(name).named_children()] for name in inner]
+        lists += [[name for name in entries if name not in inner]]
+    return lists
+
+
+def _list_layers(model: nn.Module, kind: type[nn.Module]) -> list[list[str]]:
+    """The entries that have parameters, of each of the outermost containers of this kind."""
+    found = [(name, module) for name, module in model.named_modules() if isinstance(module, kind)]
+    inside = {
+        f"{name}.{part}" if name else part for name, module in found for part, _ in module.named_modules() if part
+    }
     return [
-        f"{name}.{part}" if name else part
-        for name, module in outermost
-        for part, entry in module.named_children()
-        if any(True for _ in entry.parameters())
+        [
+            f"{name}.{part}" if name else part
+            for part, entry in module.named_children()
+            if any(True for _ in entry.parameters())
+        ]
+        for name, module in found
+        if name not in inside
     ]

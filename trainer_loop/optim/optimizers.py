@@ -94,11 +94,13 @@ def make_optimizer(
     if "fused" not in args and _can_fuse(factory, groups, device, args):
         arguments["fused"] = True
     try:
-        return factory(given, **arguments)
+        made = factory(given, **arguments)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # some packages assert what a user gave
         raise UserError(
             f"optimizer {name}: {error}; see optimizer.lr, optimizer.weight_decay and optimizer.args"
         ) from error
+    made.defaults.setdefault("lr", lr)
+    return made
 
 
 def _can_fuse(

@@ -13,6 +13,7 @@ from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from trainer_loop.config.component import check_arguments, choose
 from trainer_loop.errors import UserError
+from trainer_loop.runtime.shares import take_share
 
 _ON_METRICS = (ReduceLROnPlateau, *([optimization.GreedyLR] if hasattr(optimization, "GreedyLR") else []))
 _NEED_METRICS = ("reduce_lr_on_plateau", "greedy")
@@ -90,7 +91,7 @@ def count_steps(setting: float, num_steps: int) -> int:
     >>> count_steps(0.1, 782), count_steps(100, 782)
     (79, 100)
     """
-    return math.ceil(setting * num_steps) if setting < 1 else int(setting)
+    return math.ceil(take_share(setting, num_steps)) if setting < 1 else int(setting)
 
 
 def describe_warmup(name: str, warmup: float, num_steps: int) -> str:
@@ -119,6 +120,8 @@ def make_scheduler(
         arguments["mode"] = "min" if metric.startswith("-") else "max"
     for group in optimizer.param_groups:
         group.setdefault("initial_lr", group["lr"])  # most schedules note it themselves; `replan` reads it
+    # Some of transformers' schedules read the peak from there, and not all optimizers note it.
+    optimizer.defaults.setdefault("lr", max(group["lr"] for group in optimizer.param_groups))
     try:
         scheduler = factory(optimizer, **(arguments | dict(args)))
     except (TypeError, ValueError, ArithmeticError) as error:

@@ -204,6 +204,26 @@ def is_reduction_complete(model: "torch.nn.Module") -> bool:
     return True
 
 
+def average_gradients(accelerator: "Accelerator", parameters: "Sequence[torch.Tensor]") -> None:
+    """Average gradients over all processes, also of parameters that only some of them have used.
+
+    A parameter without a gradient on every process keeps none. Called by all processes.
+    """
+    if accelerator.num_processes == 1:
+        return
+    import torch
+    import torch.distributed
+
+    used = torch.tensor([parameter.grad is not None for parameter in parameters], dtype=torch.float64)
+    torch.distributed.all_reduce(used, group=_host_group(accelerator.init_handler.timeout))
+    for parameter, is_used in zip(parameters, used.tolist(), strict=True):
+        if is_used:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
+            parameter.grad /= accelerator.num_processes
+
+
 def share_buffers(accelerator: "Accelerator", model: "torch.nn.Module") -> None:
     """Every process gets process 0's buffers that a checkpoint holds, such as the running means of a BatchNorm.
 

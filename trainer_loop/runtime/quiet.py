@@ -3,6 +3,11 @@
 import logging
 import warnings
 
+_LIBRARIES = (
+    *("accelerate", "bitsandbytes", "datasets", "evaluate", "huggingface_hub", "multiprocess", "numpy", "pandas"),
+    *("peft", "pyarrow", "sklearn", "tokenizers", "torch", "trainer_loop", "transformers"),
+)
+
 
 def quieten_loggers() -> None:
     """Only errors of libraries that log while they are imported; before that, and without importing any."""
@@ -19,7 +24,5 @@ def quieten_libraries() -> None:
     transformers.logging.disable_progress_bar()
     datasets.logging.set_verbosity_error()
     quieten_loggers()
-    # accelerate still calls an option of DDP by its old name.
-    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*")
-    # Of torch's own: how its schedules count before the first step, and barriers that guess their device.
-    warnings.filterwarnings("ignore", module=r"torch\.(optim\.lr_scheduler|distributed\.)")
+    # Their warnings are for whoever calls them, which is this package; those of the user's own code are shown.
+    warnings.filterwarnings("ignore", module=rf"({'|'.join(_LIBRARIES)})(\.|$)")

@@ -83,7 +83,7 @@ class OutputHead:
             devices = [weight.device] if weight.device.type == "cuda" else []
             with torch.random.fork_rng(devices):  # what it draws must not be missing from a run that goes on
                 loss = loss_function(logits, torch.arange(2, device=weight.device))
-            self._of_logits_alone[loss_function] = all(leaf is logits for leaf in _find_leaves(loss.grad_fn))
+            self._of_logits_alone[loss_function] = all(leaf is logits for leaf in find_leaves(loss.grad_fn))
         return self._of_logits_alone[loss_function]
 
 
@@ -248,7 +248,7 @@ def _differentiate(loss_function: LossFunction, logits: Tensor, targets: Tensor)
     return loss.detach(), torch.zeros_like(logits) if gradient is None else gradient
 
 
-def _find_leaves(node: Any) -> Iterator[Tensor]:
+def find_leaves(node: Any) -> Iterator[Tensor]:
     """The tensors that a result was computed from and that learn. node: the result's `grad_fn`."""
     seen, waiting = set(), [node]
     while waiting:

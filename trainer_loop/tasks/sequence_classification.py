@@ -18,6 +18,8 @@ class SequenceClassification(TextTask):
     needs_label = True
     adapter_type = "SEQ_CLS"
     can_pack = True
+    padding_sides = ("right", "left")  # some heads read the last position, whatever stands there
+    reads_end = True
     default_metrics = ("accuracy",)
     fitting_metrics = ("accuracy", "f1", "precision", "recall", "matthews_correlation", "glue/mrpc")
     outputs = ("predictions", "probabilities", "references")

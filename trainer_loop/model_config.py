@@ -1,0 +1,353 @@
+"""The config of a model of transformers: loaded, changed, and checked before any weight is read."""
+
+import contextlib
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig
+
+from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.runtime.hub import describe_unreachable, offline_unless_reachable
+
+_MOST_EXTRA_POSITIONS = 8  # rows of a table of positions beyond those that the config states
+
+
+def find_text_config(config: PretrainedConfig) -> PretrainedConfig:
+    """The part of a config that is about text; of most models the config itself."""
+    try:
+        return config.get_text_config()
+    except ValueError:  # several parts are about text
+        return config
+
+
+def find_position_table(model: nn.Module) -> nn.Module | None:
+    """The module that holds a vector for each absolute position; None where a model has none."""
+    stated = _stated_positions(model)
+    for name, module in model.named_modules():
+        weight = getattr(module, "weight", None)
+        is_named = any(word in name.rpartition(".")[2] for word in ("position", "wpe", "pos_emb"))
+        rows = len(weight) if isinstance(weight, torch.Tensor) and weight.ndim == 2 else 0
+        if stated is not None and is_named and 0 <= rows - stated <= _MOST_EXTRA_POSITIONS:
+            return module
+    return None
+
+
+def first_position(model: nn.Module) -> int:
+    """The position of a row's first token, for a model that is handed positions."""
+    padding = getattr(find_position_table(model), "padding_idx", None)
+    return 0 if padding is None else padding + 1
+
+
+def count_positions(model: nn.Module) -> int | None:
+    """How many tokens a row may have; None where the config states no limit. The weights are not looked at."""
+    stated, table = _stated_positions(model), find_position_table(model)
+    if stated is None or table is None:
+        return stated
+    rows: torch.Tensor = table.weight  # type: ignore[assignment] # it has one
+    return min(stated, len(rows) - first_position(model))
+
+
+def _stated_positions(model: nn.Module) -> int | None:
+    config = find_text_config(model.config)  # type: ignore[arg-type] # a model of transformers has one
+    stated = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
+    return next((number for number in stated if isinstance(number, int) and number > 0), None)
+
+
+def find_model(name: str) -> str:
+    """The name itself, or where it is a run directory, the model that was exported there."""
+    exported = Path(name) / "model"
+    return str(exported) if (exported / "config.json").is_file() else name
+
+
+def _refuse_adapter(name: str) -> None:
+    """transformers would load the adapter's model too, and train that."""
+    if (Path(name) / "adapter_config.json").is_file():
+        raise UserError(
+            f"model.name: {name} is an adapter, and not a model; train it with model.lora.merge=true (or "
+            "model.peft.merge=true), which exports a model to go on from"
+        )
+
+
+def load_model_config(
+    *, name: str | None, model_type: str | None, overrides: Mapping[str, Any], trust_remote_code: bool = False
+) -> PretrainedConfig:
+    """The model's own config: of a hub id or directory `name`, or of a bare `model_type`; with `overrides` applied.
+
+    Raises UserError for a name that cannot be loaded, an unknown type, and overrides the config has no field for.
+    """
+    if name is None:
+        assert model_type is not None
+        known = list(transformers.CONFIG_MAPPING.keys())
+        if model_type not in known:
+            close = difflib.get_close_matches(model_type, known, n=1)
+            raise UserError(
+                f"model.type: {model_type} is no model type of transformers"
+                + (f"; did you mean {close[0]}?" if close else "; examples: bert, distilbert, roberta, gpt2, llama")
+            )
+        config = AutoConfig.for_model(model_type)
+    else:
+        name = find_model(name)
+        _refuse_missing_directory(name)
+        _refuse_adapter(name)
+        reason = describe_unreachable()  # asked before offline mode is set, which would be the reason then
+        with offline_unless_reachable() as reachable:
+            try:
+                config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+            except Exception as error:  # a file of somebody else's may make transformers raise anything
+                raise UserError(explain_failure(name, error, offline=None if reachable else reason)) from error
+    problems = []
+    for field, value in overrides.items():
+        if hasattr(config, field):
+            try:
+                setattr(config, field, value)
+            except (StrictDataclassError, TypeError, ValueError) as error:
+                problems.append(f"model.overrides.{field}: {value!r}: {in_one_line(error)}")
+            except (AttributeError, NotImplementedError):  # a property that transformers derives
+                problems.append(f"model.overrides.{field}: {type(config).__name__} derives it from other fields")
+            continue
+        close = difflib.get_close_matches(field, config.to_dict(), n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        problems.append(f"model.overrides.{field}: {type(config).__name__} has no such field{hint}")
+    if problems:
+        raise UserError(problems)
+    try:
+        config.validate()  # transformers' own rules; by itself it would apply them when the model is saved, at the end
+    except StrictDataclassError as error:
+        if not overrides:
+            raise UserError(f"model.name: the config.json of {name} is refused: {in_one_line(error)}") from error
+        raise UserError(f"model.overrides: {type(config).__name__} refuses them: {in_one_line(error)}") from error
+    return config
+
+
+def check_model_class(config: PretrainedConfig, *, model_class: str, place: str, trust_remote_code: bool) -> list[str]:
+    """Whether there is a model of this Auto class for a config. place: the config key that names the model."""
+    mapping = getattr(getattr(transformers, model_class), "_model_mapping", None)
+    brings_code = trust_remote_code and model_class in (getattr(config, "auto_map", None) or {})
+    if mapping is None or type(config) in mapping or brings_code:
+        return []
+    return [
+        f"{place} is of type {config.model_type}, for which transformers has no {model_class}; choose another model, "
+        "such as a bert or a roberta"
+    ]
+
+
+def check_given_overrides(
+    overrides: Mapping[str, Any], *, label_names: Sequence[str] | None, tokenizer: Any | None
+) -> list[str]:
+    """Overrides of what the data or the tokenizer decide. tokenizer: of a new model, whose vocabulary it decides."""
+    problems = []
+    num_labels = overrides.get("num_labels")
+    if label_names is not None and num_labels is not None and num_labels != len(label_names):
+        problems.append(
+            f"model.overrides.num_labels: {num_labels}, but the data has {len(label_names)} classes, which decide; "
+            "leave it out, and name classes that have no rows in data.label_names"
+        )
+    problems += [
+        f"model.overrides.{name}: the classes are named by the data; leave it out, and see data.label_names"
+        for name in ("id2label", "label2id")
+        if label_names is not None and name in overrides
+    ]
+    vocab_size = overrides.get("vocab_size")
+    if tokenizer is not None and isinstance(vocab_size, int) and vocab_size < count_tokens(tokenizer):
+        problems.append(
+            f"model.overrides.vocab_size: {vocab_size} is less than the {count_tokens(tokenizer):,} tokens of the "
+            "tokenizer; leave it out, or give more"
+        )
+    return problems
+
+
+def count_outputs(config: PretrainedConfig | None, tokenizer: Any | None) -> int | None:
+    """The logits of a language model for each token: its embeddings may outnumber the tokenizer's tokens."""
+    if config is None or tokenizer is None:
+        return None
+    return max(getattr(find_text_config(config), "vocab_size", 0), count_tokens(tokenizer))
+
+
+def fit_model_config(
+    config: PretrainedConfig,
+    *,
+    tokenizer: Any,
+    new_vocabulary: bool,
+    label_names: Sequence[str] | None,
+    vocab_size: int | None = None,
+) -> list[str]:
+    """Tell the config what the data and the tokenizer decide: classes, special tokens, the vocabulary of a new model.
+
+    Args:
+        vocab_size: of a new model, where it is to have more embeddings than the tokenizer has tokens.
+
+    Returns:
+        Lines for a person about what the config said otherwise.
+    """
+    told = []
+    if label_names is not None:
+        config.id2label = dict(enumerate(label_names))  # num_labels follows from it
+        config.label2id = {label: index for index, label in enumerate(label_names)}
+        if config.problem_type not in (None, "single_label_classification"):
+            told.append(f"model: its config says {config.problem_type}; each row has one label, and the export says so")
+        config.problem_type = "single_label_classification"
+    parts = _text_parts(config)
+    for part in parts:
+        part.pad_token_id = tokenizer.pad_token_id
+    text = find_text_config(config)
+    if new_vocabulary:
+        text.vocab_size = vocab_size or count_tokens(tokenizer)
+        text.bos_token_id, text.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    ends = _as_list(getattr(text, "eos_token_id", None))
+    if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
+        told.append(
+            f"model: the end token of its config ({', '.join(map(str, ends)) or 'none'}) is not that of the tokenizer, "
+            f"which is taken: {tokenizer.eos_token} ({tokenizer.eos_token_id})"
+        )
+        for part in parts:
+            part.eos_token_id = tokenizer.eos_token_id
+    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+        config.decoder_start_token_id = tokenizer.pad_token_id  # as T5 begins
+    return told
+
+
+def count_tokens(tokenizer: Any) -> int:
+    """Embeddings that a tokenizer needs: its ids may have gaps."""
+    return max(len(tokenizer), *(position + 1 for position in tokenizer.get_vocab().values()))
+
+
+def _text_parts(config: PretrainedConfig) -> list[PretrainedConfig]:
+    """A config, and those inside it that have a vocabulary."""
+    inside = [part for part in vars(config).values() if isinstance(part, PretrainedConfig)]
+    return [config, *(part for part in inside if hasattr(part, "vocab_size"))]
+
+
+def _as_list(ids: Any) -> list[int]:
+    return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]
+
+
+def check_model_config(
+    config: PretrainedConfig,
+    *,
+    empty: nn.Module,
+    tokenizer: Any,
+    own_tokenizer: bool,
+    max_length: int,
+    needs_end: bool = False,
+) -> list[str]:
+    """What does not go together: texts and positions, tokens and embeddings.
+
+    Args:
+        empty: the model without memory for its weights.
+        own_tokenizer: it came with the model, which is made here; tokens that were added to it get new embeddings.
+        needs_end: the head looks for the end token of each row.
+    """
+    problems = []
+    positions = count_positions(empty)
+    if positions is not None and positions < max_length:
+        problems.append(
+            f"data.max_length: {max_length} is more than the {positions} positions of the model; "
+            f"set data.max_length={positions}"
+        )
+    elif max_length > tokenizer.model_max_length:
+        problems.append(
+            f"data.max_length: {max_length} is more than the {tokenizer.model_max_length} tokens of the tokenizer; "
+            f"set data.max_length={tokenizer.model_max_length}"
+        )
+    vocabulary, num_tokens = getattr(find_text_config(config), "vocab_size", None), count_tokens(tokenizer)
+    if isinstance(vocabulary, int) and num_tokens > vocabulary and not own_tokenizer:
+        problems.append(
+            f"model.tokenizer: it has {num_tokens:,} tokens, the model has embeddings for {vocabulary:,}; "
+            "use the tokenizer that came with the model"
+        )
+    problems += _check_token_types(empty, tokenizer)
+    if needs_end and tokenizer.eos_token_id not in tokenizer("a")["input_ids"]:
+        problems.append(
+            f"model.tokenizer: the head of a {config.model_type} reads the end token of each row, and this tokenizer "
+            f"puts none there ({tokenizer.eos_token}); use the tokenizer that came with the model"
+        )
+    return problems
+
+
+def _check_token_types(empty: nn.Module, tokenizer: Any) -> list[str]:
+    """Token types that the tokenizer gives and the model has no embedding for."""
+    types = tokenizer("a", "a").get("token_type_ids")
+    tables = [module for name, module in empty.named_modules() if name.endswith("token_type_embeddings")]
+    known = min((len(table.weight) for table in tables), default=None)  # type: ignore[arg-type] # embeddings have one
+    if not types or known is None or max(types) < known:
+        return []
+    return [
+        f"model.tokenizer: it gives tokens the types 0 to {max(types)}, the model has embeddings for {known}; "
+        "use the tokenizer that came with the model"
+    ]
+
+
+def check_outputs(config: PretrainedConfig, num_classes: int) -> list[str]:
+    """Whether a model that was made elsewhere has an output for each class."""
+    if config.num_labels == num_classes:
+        return []
+    return [f"model: the one that was given has {config.num_labels} outputs, and the data {num_classes} classes"]
+
+
+def make_empty_model(config: PretrainedConfig, *, model_class: str, trust_remote_code: bool = False) -> nn.Module:
+    """The model without memory for its weights: their names and shapes.
+
+    Raises:
+        UserError: transformers cannot build a model from this config.
+    """
+    try:
+        with torch.device("meta"), without_borrowed_padding(config):
+            model: nn.Module = getattr(transformers, model_class).from_config(
+                config, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:  # for a config that was changed or damaged transformers may raise anything
+        raise UserError(
+            f"model: transformers cannot build this {model_class}: {type(error).__name__}: "
+            f"{in_one_line(error, at_most=200)}; see model.overrides, or the model's config.json"
+        ) from error
+    return model
+
+
+@contextlib.contextmanager
+def without_borrowed_padding(config: PretrainedConfig) -> Iterator[None]:
+    """Build a model that knows no padding where its token is the end or the beginning of a text too, or is added later.
+
+    The row of an embedding that is made with `padding_idx` begins at zero and never learns.
+    """
+    parts = _text_parts(config)
+    padding = {id(part): getattr(part, "pad_token_id", None) for part in parts}
+    for part in parts:
+        own = padding[id(part)]
+        borrowed = [*_as_list(getattr(part, "eos_token_id", None)), *_as_list(getattr(part, "bos_token_id", None))]
+        vocabulary = getattr(part, "vocab_size", None)
+        if own is not None and (own in borrowed or (isinstance(vocabulary, int) and own >= vocabulary)):
+            part.pad_token_id = None
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.pad_token_id = padding[id(part)]
+
+
+def _refuse_missing_directory(name: str) -> None:
+    """A path that is not there would be taken for a hub id."""
+    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_like_path and not Path(name).is_dir():
+        raise UserError(
+            f"model.name: {name} is no directory; give a hub id such as google-bert/bert-base-cased, or a directory"
+        )
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        present = ", ".join(sorted(path.name for path in Path(name).iterdir())[:8]) or "nothing"
+        raise UserError(f"model.name: {name} holds no config.json, so no model of transformers; it holds {present}")
+
+
+def explain_failure(name: str, error: Exception, *, offline: str | None) -> str:
+    """Why a model could not be loaded, in one line; `offline` is why the hub was not asked."""
+    if offline is not None and not Path(name).is_dir():
+        return (
+            f"model.name: {name} is not in the cache and {offline}; give a local directory, or fill the "
+            f"cache on a machine with network: hf download {name}"
+        )
+    kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+    return f"model.name: {name} cannot be loaded: {kind}{in_one_line(error)}"

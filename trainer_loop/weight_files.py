@@ -1,0 +1,60 @@
+"""The weight files of a model folder: whether they are there and whole, found out without reading the weights."""
+
+import json
+import zipfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+# As transformers looks for them.
+_WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_LFS = b"version https://git-lfs"
+_LEGACY_TORCH = b"\x80\x02"  # a pickle, as torch wrote before version 1.6
+
+
+def check_weight_files(folder: Path) -> list[str]:
+    """What is wrong with the weights in a folder, as sentences without the config key; none: they can be read."""
+    path = next((folder / name for name in _WHOLE if (folder / name).exists()), None)
+    if path is None:
+        present = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8])
+        return [
+            f"{folder} has no weights ({_WHOLE[0]} or {_WHOLE[2]}); it has {present}; download them, or build a new "
+            "model from its config with model.from_scratch=true"
+        ]
+    if path.suffix != ".json":
+        return find_fault(path)
+    return _check_shards(path)
+
+
+def find_fault(path: Path) -> list[str]:
+    """What is wrong with one file of weights."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(len(_LFS))
+        if not size:
+            return [f"{path} is empty; download it again"]
+        if start == _LFS:
+            return [f"{path} is a pointer of Git LFS and holds no weights; run `git lfs pull` there, or download it"]
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt"):
+                return []
+    except OSError as error:
+        return [f"{path} cannot be read: {error.strerror or error}"]
+    except SafetensorError as error:
+        return [f"{path} is damaged or not complete ({error}); download it again"]
+    if zipfile.is_zipfile(path) or start.startswith(_LEGACY_TORCH):
+        return []
+    return [f"{path} is damaged or not complete: it is no file that torch has saved; download it again"]
+
+
+def _check_shards(index: Path) -> list[str]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = [index.parent / name for name in names]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return [f"{index} is damaged: it does not say which file holds which weight; download it again"]
+    if missing := [shard.name for shard in shards if not shard.is_file()]:
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        return [f"{index.parent} lacks {shown}, which {index.name} names; download it again"]
+    return [problem for shard in shards for problem in find_fault(shard)]
