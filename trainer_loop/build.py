@@ -31,7 +31,7 @@ from trainer_loop.errors import UserError
 from trainer_loop.judge.components import adapter_of, metric_entries
 from trainer_loop.judge.judge import judge
 from trainer_loop.judge.parts import Given, Parts
-from trainer_loop.judge.rows import prepare_rows
+from trainer_loop.judge.rows import check_given_rows, prepare_rows
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.load import load_metrics
 from trainer_loop.model import count_weights, describe_frozen, make_model
@@ -107,7 +107,7 @@ def build(
     quieten_libraries()
     console = console or Console(enabled=process_index_from_environment() == 0)
     loop_class, loop_problems = _find_loop_class(config)
-    given = Given(task, model, rows or {})
+    given = Given(task, model, check_given_rows(rows))
     parts = judge(config, problems=[*problems, *loop_problems], console=console, given=given)
     run_dir = RunDir(config.run_dir)
     accelerator = make_accelerator(
@@ -200,10 +200,10 @@ def build(
         resume=config.resume,
         preemption=preemption,
         max_time_minutes=config.train.max_time_minutes,
-        export=functools.partial(_export, config, run_dir, parts.tokenizer, num_steps, run_plan | own_code),
+        export=functools.partial(_export, config, run_dir, parts, num_steps, run_plan | own_code),
         keep_predictions=functools.partial(_keep_predictions, run_dir, parts),
         describe=functools.partial(_record_what_it_is, config, run_dir),
-        make_loader=functools.partial(_make_loader_of_rows, config, parts, accelerator),
+        make_loader=functools.partial(_make_loader_of_rows, config, parts, accelerator, console),
         **config.loop.args,
     )
 
@@ -643,11 +643,13 @@ def _record_what_it_is(config: Config, run_dir: RunDir, loop: TrainingLoop) -> N
 
 
 def _make_loader_of_rows(
-    config: Config, parts: Parts, accelerator: Accelerator, rows: Any, labelled: bool
+    config: Config, parts: Parts, accelerator: Accelerator, console: Console, rows: Any, labelled: bool
 ) -> EvaluationLoader:
     """A loader of rows that somebody holds in hand."""
-    split = prepare_rows(config, parts, rows, labelled=labelled)
-    return _make_evaluation_loader(config, parts, accelerator, split, labelled=labelled)
+    split, kept = prepare_rows(config, parts, rows, labelled=labelled, say=console.say)
+    loader = _make_evaluation_loader(config, parts, accelerator, split, labelled=labelled)
+    loader.kept = kept
+    return loader
 
 
 def _keep_predictions(
@@ -663,15 +665,29 @@ def _keep_predictions(
     )
 
 
+def _describe_evaluation(config: Config, parts: Parts) -> dict[str, Any] | None:
+    """What `python -m trainer_loop.predict` needs to evaluate as the run did."""
+    if parts.labels is None:
+        return None
+    by_id = sorted(parts.labels.ids.items(), key=lambda pair: pair[1])
+    return {
+        "label": config.data.label,
+        "values": [raw for raw, _ in by_id],
+        "metrics": metric_entries(config, parts.task),
+        "loss": {"name": config.loss.name, "args": config.loss.args},
+    }
+
+
 def _export(
     config: Config,
     run_dir: RunDir,
-    tokenizer: Any,
+    parts: Parts,
     num_steps: int,
     run_plan: dict[str, Any],
     model: nn.Module,
     state: TrainState,
 ) -> None:
+    tokenizer = parts.tokenizer
     on_texts = tokenizer is not None
     record = ExportRecord(
         task=run_plan["task.name"],
@@ -682,6 +698,7 @@ def _export(
         num_steps=num_steps,
         metrics=state.figures,
         plan=run_plan | {name: value for name, value in values_of(config).items() if name in _TUNED},
+        evaluation=_describe_evaluation(config, parts),
     )
     adapter = adapter_of(config)
     if adapter is not None and (config.model.lora.merge or config.model.peft.merge):

@@ -344,11 +344,13 @@ class TrainingLoop:
     def predict(self, rows: Any) -> dict[str, np.ndarray]:
         """What the task predicts of each row, in the order of the rows: its outputs `[N, ...]` by their names.
 
-        rows: as `build` takes them; they need no labels. Every process goes through all of them.
+        rows: as `build` takes them; they need no labels. Every process goes through all of them. With
+        `data.missing=drop` a row without a text has NaN, or -1 where a task predicts integers.
         """
         loader = self._make_loader(rows, labelled=False)
         self._warn_of_weights()
-        return self.evaluator.predict(loader)
+        outputs = self.evaluator.predict(loader)
+        return outputs if loader.kept is None else {name: loader.kept.spread(each) for name, each in outputs.items()}
 
     def _warn_of_weights(self) -> None:
         """A run directory may hold what was trained, and this loop has not taken it up."""

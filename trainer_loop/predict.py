@@ -5,15 +5,20 @@ rows, in the same order, plus label and probability (a causal LM: loss and perpl
 """
 
 import difflib
-import json
+import os
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from trainer_loop.config.values import explain_delimiter, explain_encoding, shown, spell_delimiter
 from trainer_loop.errors import UserError
 from trainer_loop.record.run_dir import RunDir
-from trainer_loop.runtime.quiet import quieten_loggers
+from trainer_loop.runtime.quiet import quieten_libraries, quieten_loggers
+
+if TYPE_CHECKING:  # importing them takes seconds
+    from trainer_loop.predictor import Predictor
+    from trainer_loop.record.export import ExportRecord
 
 USAGE = """\
 python -m trainer_loop.predict model=runs/imdb text="I am super delighted."
@@ -23,11 +28,36 @@ python -m trainer_loop.predict model=runs/imdb file=new_reviews.csv output=judge
   text=            a text to predict
   text_pair=       its second text, where the model was trained on pairs
   file=            instead of text: rows to predict (.csv .tsv .json .jsonl .parquet .arrow .feather .txt)
-  output=          where they go (.csv .tsv .json .jsonl .parquet); default: predictions/ in the run directory
+  output=          where they go (.csv .tsv .json .jsonl .parquet); default: a new file in predictions/ of the run
+  overwrite=true   replaces a file that output= names
   text_column=     column of the text in the file; default: the one the model was trained on
   pair_column=     column of the second text; default likewise
+  label_column=    column of the labels that predictions are compared with; default likewise, where the file has it
+  metrics=false    compares none
+  missing=         rows without a text. refuse: they are named, and nothing is predicted (default); drop: they are
+                   written without a prediction; empty: the empty text is predicted
+  delimiter=       between the fields of a .csv or .tsv file: one character, or tab
+  quoting=         auto, double or none, see data.files.quoting in docs/config.md
+  encoding=        of a text file, such as windows-1252; default: UTF-8
   max_new_tokens=  how far a causal LM continues a text; default 64
-  trust_remote_code=true   lets Python code that came with the model run"""
+  trust_remote_code=true   lets Python code that came with the model run
+
+Columns keep their names, values and order; what is predicted stands behind them. JSON and .csv files have dates and
+times by ISO 8601, decimals as texts, bytes in base64, and .csv files nested values as JSON."""
+
+_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+_CHOICES = {
+    "overwrite": ("true", "false"),
+    "metrics": ("true", "false"),
+    "trust_remote_code": ("true", "false"),
+    "missing": ("refuse", "drop", "empty"),
+    "quoting": ("auto", "double", "none"),
+}
+_OF_FILES = (
+    *("output", "overwrite", "text_column", "pair_column", "label_column", "metrics", "missing"),
+    *("delimiter", "quoting", "encoding"),
+)
+_OF_TEXTS = ("text_pair", "max_new_tokens")
 
 
 @dataclass(frozen=True)
@@ -39,8 +69,15 @@ class Request:
     text_pair: str | None = None
     file: str | None = None
     output: str | None = None
+    overwrite: bool = False
     text_column: str | None = None
     pair_column: str | None = None
+    label_column: str | None = None
+    metrics: bool = True
+    missing: str = "refuse"
+    delimiter: str | None = None
+    quoting: str = "auto"
+    encoding: str | None = None
     max_new_tokens: int | None = None
     trust_remote_code: bool = False
 
@@ -82,39 +119,86 @@ def _read_arguments(arguments: list[str]) -> Request:
         problems.append('give either text="..." or file=new_rows.csv')
     if given.get("text") is not None and not given["text"].strip():
         problems.append("text= is empty")
-    if "max_new_tokens" in given:
-        if given["max_new_tokens"].isdecimal() and int(given["max_new_tokens"]) > 0:
-            given["max_new_tokens"] = int(given["max_new_tokens"])
-        else:
-            problems.append(f"max_new_tokens={given['max_new_tokens']}: it must be a whole number from 1")
-    if "trust_remote_code" in given:
-        if given["trust_remote_code"] not in ("true", "false"):
-            problems.append(f"trust_remote_code={given['trust_remote_code']}: allowed: true, false")
-        given["trust_remote_code"] = given["trust_remote_code"] == "true"
-    for name in ("output", "text_column", "pair_column"):
-        if name in given and "text" in given:
-            problems.append(f"{name}= goes with file=, not with text=")
-    for name in ("text_pair", "max_new_tokens"):
-        if name in given and "file" in given:
-            problems.append(f"{name}= goes with text=, not with file=")
-    output = given.get("output")
-    if output is not None and Path(output).suffix.lower() not in _WRITERS:
-        problems.append(f"output={output}: the file must end in {', '.join(_WRITERS)}")
+    problems += [f"{name}= goes with file=, not with text=" for name in _OF_FILES if name in given and "text" in given]
+    problems += [f"{name}= goes with text=, not with file=" for name in _OF_TEXTS if name in given and "file" in given]
+    problems += _read_values(given)
     if problems:
         raise UserError(problems)
     return Request(**given)
 
 
+def _read_values(given: dict[str, Any]) -> list[str]:
+    """Makes of texts what they stand for; returns what is wrong with them."""
+    problems = []
+    if "max_new_tokens" in given:
+        if given["max_new_tokens"].isdecimal() and int(given["max_new_tokens"]) > 0:
+            given["max_new_tokens"] = int(given["max_new_tokens"])
+        else:
+            problems.append(f"max_new_tokens={given['max_new_tokens']}: it must be a whole number from 1")
+    for name, choices in _CHOICES.items():
+        if name in given:
+            if given[name] not in choices:
+                problems.append(f"{name}={given[name]}: allowed: {', '.join(choices)}")
+            given[name] = given[name] == "true" if "true" in choices else given[name]
+    if "delimiter" in given:
+        given["delimiter"] = spell_delimiter(given["delimiter"])
+        if (fault := explain_delimiter(given["delimiter"])) is not None:
+            told = f"; {fault}" if fault else ""
+            problems.append(f"delimiter={shown(given['delimiter'])}: it must be one character, or tab{told}")
+    if "encoding" in given and (fault := explain_encoding(given["encoding"])) is not None:
+        problems.append(f"encoding={given['encoding']}: {fault or 'name one'}")
+    output = given.get("output")
+    if output is not None and Path(output).suffix.lower() not in _SUFFIXES:
+        problems.append(f"output={output}: the file must end in {', '.join(_SUFFIXES)}")
+    if given.get("overwrite") is True and output is None:
+        problems.append("overwrite=true goes with output=; without it a new file is written")
+    if given.get("metrics") is False and "label_column" in given:
+        problems.append("label_column= is for metrics, and metrics=false; remove one of them")
+    return problems
+
+
 def _predict(request: Request) -> None:
     model_dir = _find_model(request.model)
+    quieten_libraries()
 
-    from trainer_loop.predictor import Predictor  # torch and transformers: seconds
+    from trainer_loop.predictor import Predictor, read_record  # torch and transformers: seconds
 
-    predictor = Predictor.load(model_dir, trust_remote_code=request.trust_remote_code)
-    if request.text is not None:
-        _print_one(predictor, request)
+    record = read_record(model_dir)
+    if request.file is not None:
+        _predict_file(request.file, request, model_dir, record)
     else:
-        _write_file(predictor, request, model_dir)
+        _print_one(Predictor.load(model_dir, trust_remote_code=request.trust_remote_code), request)
+
+
+def _predict_file(file: str, request: Request, model_dir: Path, record: "ExportRecord | None") -> None:
+    """The file is read and found good before the model loads."""
+    from trainer_loop.data.text_format import TextFormat
+    from trainer_loop.predict_files import FileRequest, predict_file, prepare_file
+    from trainer_loop.predictor import Predictor
+
+    asked = FileRequest(
+        file=file,
+        output=request.output,
+        overwrite=request.overwrite,
+        text_column=request.text_column,
+        pair_column=request.pair_column,
+        label_column=request.label_column,
+        metrics=request.metrics,
+        missing=request.missing,
+        text_format=TextFormat(request.delimiter, request.quoting, request.encoding),
+    )
+    job = prepare_file(asked, model_dir, record)
+    for line in predict_file(Predictor.load(model_dir, trust_remote_code=request.trust_remote_code), job):
+        _say(line)
+
+
+def _say(line: str) -> None:
+    """Raises UserError where nobody can read it, once."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try again when it ends
+        raise UserError(f"the answer cannot be printed: {error.strerror or error}") from error
 
 
 def _find_model(name: str) -> Path:
@@ -135,12 +219,12 @@ def _find_model(name: str) -> Path:
     raise UserError(f"model={name}: neither a run directory with model/ nor a model with config.json")
 
 
-def _print_one(predictor: Any, request: Request) -> None:
+def _print_one(predictor: "Predictor", request: Request) -> None:
     assert request.text is not None
     if predictor.generates:
         if request.text_pair is not None:
             raise UserError("text_pair= is given, but a language model takes one text")
-        print(request.text + predictor.generate(request.text, max_new_tokens=request.max_new_tokens or 64))
+        _say(predictor.generate(request.text, max_new_tokens=request.max_new_tokens or 64))
         return
     if request.max_new_tokens is not None:
         raise UserError("max_new_tokens= is given, but this model classifies and continues nothing")
@@ -149,74 +233,8 @@ def _print_one(predictor: Any, request: Request) -> None:
     if predictor.text_pair is not None and request.text_pair is None:
         raise UserError('text_pair= is missing: this model was trained on pairs of texts; add text_pair="..."')
     judged = predictor.predict([request.text], [request.text_pair] if request.text_pair is not None else None)[0]
-    print(f"label={judged['label']} probability={judged['probability']:.4f}")
+    _say(f"label={judged['label']} probability={judged['probability']:.4f}")
 
-
-def _write_file(predictor: Any, request: Request, model_dir: Path) -> None:
-    import pandas as pd
-
-    from trainer_loop.data.checks import check_splits
-    from trainer_loop.data.files import find_files, read_files
-
-    assert request.file is not None
-    text = request.text_column or predictor.text
-    text_pair = request.pair_column or predictor.text_pair
-    columns = [text] if text_pair is None else [text, text_pair]
-    files = find_files([request.file], key="file")
-    split = read_files(files, split="train", texts=columns, label=None, keeps_all=True)
-    problems, _, _ = check_splits({"train": split}, text=text, text_pair=text_pair, label=None, label_names=None)
-    if problems:
-        raise UserError([_reword(problem) for problem in problems])
-    rows = split.rows
-    judged = predictor.predict(rows[text], rows[text_pair] if text_pair is not None else None)
-    output = Path(request.output) if request.output else _default_output(model_dir, Path(request.file))
-    # Arrow's own types: pandas would make 1.0 of a 1 in a column that has a null.
-    table = rows.with_format("arrow")[:].to_pandas(types_mapper=pd.ArrowDtype)
-    for name in judged[0]:
-        # What is predicted must not take the place of what was given.
-        column = f"predicted_{name}" if name in table.columns else name
-        table[column] = [row[name] for row in judged]
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        _WRITERS[output.suffix.lower()](table, output)
-    except OSError as error:
-        raise UserError(f"output={output} cannot be written: {error.strerror or error}; choose another") from error
-    print(f"{len(table):,} rows written to {output}")
-
-
-def _reword(problem: str) -> str:
-    """Problems of data name config keys; here the keys are those of this command."""
-    return (
-        problem.replace("data.text_pair=", "pair_column=")
-        .replace("data.text=", "text_column=")
-        .replace("data.train", "the file")
-    )
-
-
-def _default_output(model_dir: Path, file: Path) -> Path:
-    suffix = file.suffix.lower() if file.suffix.lower() in _WRITERS else ".csv"
-    run_dir = RunDir(model_dir.parent)
-    directory = run_dir.predictions if model_dir == run_dir.model else Path("predictions")
-    return directory / f"{file.stem}{suffix}"
-
-
-def _write_jsonl(table: Any, path: Path) -> None:
-    table.to_json(path, orient="records", lines=True, force_ascii=False)
-
-
-def _write_json(table: Any, path: Path) -> None:
-    path.write_text(
-        json.dumps(json.loads(table.to_json(orient="records")), ensure_ascii=False, indent=1), encoding="utf-8"
-    )
-
-
-_WRITERS = {
-    ".csv": lambda table, path: table.to_csv(path, index=False),
-    ".tsv": lambda table, path: table.to_csv(path, index=False, sep="\t"),
-    ".json": _write_json,
-    ".jsonl": _write_jsonl,
-    ".parquet": lambda table, path: table.to_parquet(path, index=False),
-}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,37 +1,69 @@
 """An exported model at work: texts in, labels and probabilities (or a continuation) out."""
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 
 from trainer_loop.adapters import is_adapter, load_adapted_model
+from trainer_loop.config.component import check_arguments
 from trainer_loop.data.batch_plan import cut_evaluation
 from trainer_loop.data.loader import move_batch
 from trainer_loop.errors import UserError, in_one_line
-from trainer_loop.model_config import count_tokens
+from trainer_loop.metrics.load import SHIPPED, check_metrics, load_metrics
+from trainer_loop.metrics.named_metric import compute_metrics
+from trainer_loop.model_config import count_tokens, find_text_config
 from trainer_loop.record.export import ExportRecord
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
+from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.quiet import quieten_libraries
+from trainer_loop.tasks.losses import LOSSES
 from trainer_loop.tasks.shipped import TASKS
 from trainer_loop.trials import make_rows, try_padding
 
+_NO_TARGET = -100
+
+
+class Judged(NamedTuple):
+    """rows: see `Predictor.predict`. figures: loss, metrics and number of the rows that have labels; None: none has.
+
+    notes: what could not be computed, in lines for a person.
+    """
+
+    rows: list[dict[str, Any]]
+    figures: dict[str, float] | None
+    notes: list[str]
+
 
 class Predictor:
-    """Predicts rows of text, in batches of like length; results come back in the order of the rows."""
+    """Predicts rows of text, in batches of like length; results come back in the order of the rows.
+
+    evaluation: how the run that trained the model evaluated it, see `ExportRecord`.
+    """
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, *, task: str, max_length: int, text: str, text_pair: str | None
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        task: str,
+        max_length: int,
+        text: str,
+        text_pair: str | None,
+        evaluation: Mapping[str, Any] | None = None,
     ):
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
         self.model = model.to(self.device).eval()
         self.task = TASKS[task]()
-        self.task.bind(tokenizer)
+        config: Any = self.model.config
+        ends = config.is_encoder_decoder
+        self.task.bind(tokenizer, end_token=find_text_config(config).eos_token_id if ends else None)
         rows = make_rows(self.task, self.model, max_length=max_length)
         self.task.use_padding(try_padding(self.model, self.task, rows).side)
         self.tokenizer = tokenizer
@@ -39,6 +71,20 @@ class Predictor:
         self.max_length = max_length
         self.text = text  # columns the model was trained on
         self.text_pair = text_pair
+        self.evaluation = evaluation or {}
+
+    @property
+    def label_names(self) -> list[str]:
+        """Of the classes, in their order."""
+        config: Any = self.model.config
+        return [config.id2label.get(number, f"LABEL_{number}") for number in range(config.num_labels)]
+
+    @property
+    def label_values(self) -> list[Any]:
+        """What stood in the training data for each class; the numbers of the classes where nobody noted it."""
+        values = self.evaluation.get("values")
+        fits = isinstance(values, list) and len(values) == len(self.label_names)
+        return list(values) if fits and values is not None else list(range(len(self.label_names)))
 
     @classmethod
     def load(cls, model_dir: str | Path, *, trust_remote_code: bool = False) -> "Predictor":
@@ -48,12 +94,10 @@ class Predictor:
         """
         quieten_libraries()
         model_dir = Path(model_dir)
-        record = ExportRecord.read(model_dir)
+        record = read_record(model_dir)
         trusting: dict[str, Any] = {"trust_remote_code": trust_remote_code}  # left out, transformers would ask
         try:
             task = record.task if record is not None else _guess_task(model_dir, **trusting)
-            if task not in TASKS:  # a name in a model directory must not choose what is imported
-                raise UserError(f"model={model_dir} was trained for the task {task}; predict knows {', '.join(TASKS)}")
             tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir, **trusting)
             model_class = TASKS[task].model_class
             if is_adapter(model_dir):
@@ -67,7 +111,9 @@ class Predictor:
                 missing = loaded["missing_keys"]
         except UserError:
             raise
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except Exception as error:  # files of somebody else's may make transformers raise anything
+            if is_out_of_memory(error):
+                raise
             hint = "; trust_remote_code=true lets its code run" if "trust_remote_code" in str(error) else ""
             raise UserError(f"model={model_dir} cannot be loaded: {in_one_line(error)}{hint}") from error
         if missing:
@@ -82,45 +128,122 @@ class Predictor:
             max_length=(record and record.max_length) or min(tokenizer.model_max_length, 512),
             text=(record and record.text) or "text",
             text_pair=record.text_pair if record is not None else None,
+            evaluation=record.evaluation if record is not None else None,
         )
 
-    @torch.no_grad()
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """One dict a text: `label` and `probability`, or for a causal LM `loss` (nats a token) and `perplexity`.
 
         A text is cut at `max_length` tokens; a causal LM has nothing to say (None) of a text of one token.
         """
+        return self.judge(texts, pairs).rows
+
+    @torch.no_grad()
+    def judge(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, labels: Sequence[int | None] | None = None
+    ) -> Judged:
+        """Predictions, and how they compare with labels as the run that trained the model compares them.
+
+        labels: the class of every row, None where it is not known; None: of no row.
+        """
+        if faults := self.find_faults(texts, pairs):
+            raise UserError([f"text {number + 1} {reason}" for number, reason in faults.items()])
         encoded = self._encode(list(texts), None if pairs is None else list(pairs))
-        lengths = [len(row["input_ids"]) for row in encoded]
-        logits_per_token = self.task.logits_per_token(self.model.config)
-        budget = choose_token_budget(self.device.type, training=False, logits_per_token=logits_per_token)
-        judged: list[dict[str, Any]] = [{} for _ in encoded]
-        (microbatches,) = cut_evaluation(
-            lengths,
-            num_processes=1,
-            max_tokens=budget,
-            per_device=None,
-            microbatch_tokens=choose_microbatch_tokens(self.device.type),
-        )
-        for rows in microbatches:
-            batch = move_batch(self.task.collate([encoded[row] for row in rows]), self.device)
-            outputs = self.task.predict(self.model, batch)
-            for row, values in zip(rows, self._describe(outputs), strict=True):
-                judged[row] = values
-        return judged
+        targets = [_NO_TARGET if label is None else label for label in labels or [None] * len(encoded)]
+        has_targets = any(target != _NO_TARGET for target in targets)
+        loss_function, notes = self._find_loss() if has_targets else (None, [])
+        if loss_function is not None:
+            self.task.loss_function = loss_function  # type: ignore[attr-defined]
+        rows: list[dict[str, Any]] = [{} for _ in encoded]
+        outputs: dict[str, list[np.ndarray]] = {}
+        order: list[int] = []
+        loss_sum = 0.0
+        for numbers in self._cut([len(row["input_ids"]) for row in encoded]):
+            batch = self.task.collate([encoded[number] for number in numbers])
+            if has_targets:
+                batch["labels"] = torch.tensor([targets[number] for number in numbers])
+            batch = move_batch(batch, self.device)
+            if loss_function is None:
+                judged = self.task.predict(self.model, batch)
+            else:
+                loss, judged = self.task.loss_and_predict(self.model, batch)
+                loss_sum += float(loss)
+            for number, values in zip(numbers, self._describe(judged), strict=True):
+                rows[number] = values
+            if has_targets:
+                order += numbers
+                for name, tensor in judged.items():
+                    outputs.setdefault(name, []).append(tensor.cpu().numpy())
+        if not has_targets:
+            return Judged(rows, None, [])
+        kept = [number for number in np.argsort(order).tolist() if targets[order[number]] != _NO_TARGET]
+        columns = {name: np.concatenate(parts)[kept] for name, parts in outputs.items()}
+        mean_loss = {} if loss_function is None else {"loss": loss_sum / len(kept)}
+        metrics, more = self._compute_metrics(columns)
+        return Judged(rows, mean_loss | metrics | {"rows": len(kept)}, notes + more)
+
+    def find_faults(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> dict[int, str]:
+        """Texts that the model cannot answer, by their numbers from 0, and the reason."""
+        encoded = self._encode(list(texts), None if pairs is None else list(pairs))
+        ids = [row["input_ids"] for row in encoded]
+        return self.task.find_faults({"input_ids": ids}, are_pairs=pairs is not None)
+
+    def _find_loss(self) -> tuple[Any, list[str]]:
+        """The loss that the run was evaluated by, and what is to be said of it. None: it cannot be had."""
+        told = self.evaluation.get("loss")
+        loss = told if isinstance(told, Mapping) else {}
+        name, arguments = str(loss.get("name") or "cross_entropy"), loss.get("args") or {}
+        if name not in LOSSES:  # a name in a model directory must not choose what is imported
+            return None, [f"no loss: the model was trained with {name}, which is no loss of trainer_loop"]
+        problems = check_arguments(LOSSES[name], arguments, place="loss.args", given=("logits", "targets"))
+        if problems:
+            return None, [f"no loss: {problem}" for problem in problems]
+        return functools.partial(LOSSES[name], **arguments), []
+
+    def _compute_metrics(self, columns: Mapping[str, np.ndarray]) -> tuple[dict[str, float], list[str]]:
+        """The metrics that the run computed, as far as trainer_loop brings them, else those of the task."""
+        told = self.evaluation.get("metrics")
+        is_list = isinstance(told, list) and all(isinstance(entry, (str, Mapping)) for entry in told)
+        entries = list(told) if is_list and told else list(self.task.default_metrics)
+        names = [str(entry if isinstance(entry, str) else entry.get("name")) for entry in entries]
+        notes = [f"{name} is not computed: it is no metric of trainer_loop" for name in names if name not in SHIPPED]
+        entries = [entry for entry, name in zip(entries, names, strict=True) if name in SHIPPED]
+        num_labels = len(self.label_names)
+        problems = check_metrics(entries, num_labels=num_labels, outputs=self.task.outputs)
+        try:
+            if problems:
+                raise UserError(problems)
+            return compute_metrics(load_metrics(entries, num_labels=num_labels), columns), notes
+        except UserError as error:
+            return {}, notes + [f"no metrics: {problem}" for problem in error.problems]
 
     @torch.no_grad()
     def generate(self, text: str, *, max_new_tokens: int) -> str:
-        """The likeliest continuation of a text, greedily."""
+        """A text and its likeliest continuation, greedily."""
         inputs = self.tokenizer(text, return_tensors="pt", return_token_type_ids=False).to(self.device)
         output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)  # type: ignore[operator]
-        return str(self.tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+        ids = output[0].tolist()
+        num_given = inputs["input_ids"].shape[1]
+        given, whole = (str(self.tokenizer.decode(part, skip_special_tokens=True)) for part in (ids[:num_given], ids))
+        return join_continuation(text, given, whole)
 
     def _encode(self, texts: list[str], pairs: list[str] | None) -> list[dict[str, Any]]:
         encoded = self.tokenizer(
             texts, pairs, truncation=True, max_length=self.max_length, return_attention_mask=False, verbose=False
         )
         return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+
+    def _cut(self, lengths: Sequence[int]) -> list[list[int]]:
+        """The rows of each forward pass."""
+        logits_per_token = self.task.logits_per_token(self.model.config)
+        (microbatches,) = cut_evaluation(
+            lengths,
+            num_processes=1,
+            max_tokens=choose_token_budget(self.device.type, training=False, logits_per_token=logits_per_token),
+            per_device=None,
+            microbatch_tokens=choose_microbatch_tokens(self.device.type),
+        )
+        return [rows.tolist() for rows in microbatches]
 
     def _describe(self, outputs: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
         if self.generates:
@@ -129,12 +252,38 @@ class Predictor:
             return [
                 {"loss": loss, "perplexity": None if loss is None else math.exp(min(loss, 700.0))} for loss in losses
             ]
-        names: dict[int, str] = self.model.config.id2label  # type: ignore[assignment, union-attr]
+        names = self.label_names
         best = outputs["probabilities"].max(dim=-1)
         return [
             {"label": names[index], "probability": probability}
             for index, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
+
+
+def read_record(model_dir: Path) -> ExportRecord | None:
+    """What was noted when the model was exported. Raises UserError where it was trained for a task of somebody's own.
+
+    A name in a model directory must not choose what is imported.
+    """
+    record = ExportRecord.read(model_dir)
+    if record is not None and record.task not in TASKS:
+        known = ", ".join(TASKS)
+        raise UserError(f"model={model_dir} was trained for the task {record.task}; predict knows {known}")
+    return record
+
+
+def join_continuation(text: str, given: str, whole: str) -> str:
+    """A text as it was written, and what a model wrote behind it.
+
+    given, whole: what the tokenizer makes of the tokens of the text alone, and with those behind it. Decoded by
+    themselves, these would lack the space that begins them.
+    """
+    if not whole.startswith(given):  # the first token behind the text changes how its end is written
+        return whole
+    continuation = whole[len(given) :]
+    if text.endswith(" ") and continuation[:1] == " " and continuation[:2] != "  ":
+        continuation = continuation[1:]  # the space before a word, which was typed already
+    return text + continuation
 
 
 def _guess_task(model_dir: Path, *, trust_remote_code: bool) -> str:

@@ -175,7 +175,9 @@ def test_a_model_and_an_optimizer_made_by_hand_are_those_that_train(settings, mo
     ("rows", "wanted"),
     [
         (3, "rows['train'] is a int; rows are a datasets.Dataset, a pandas, polars or Arrow table"),
-        ([], "rows['train'] is a list; rows are"),
+        ([], "rows['train'] has no rows"),
+        ("train.csv", "to read files, name them in the config: data.train=train.csv"),
+        ([{"text": "a", "label": 1}, 3], "every row must be an object of named values: rows['train'] row 2 is 3"),
         (pd.DataFrame({"text": ["a"]}), "data.label=label: data.train has no such column; it has text"),
         (pd.DataFrame({"text": ["a", None], "label": [0, 1]}), "train row 2"),
     ],
@@ -183,7 +185,34 @@ def test_a_model_and_an_optimizer_made_by_hand_are_those_that_train(settings, mo
 def test_rows_that_are_none_are_told(rows, wanted, settings):
     with pytest.raises(UserError) as caught:
         build(load_config(None, settings), rows={"train": rows})
-    assert any(wanted in problem for problem in caught.value.problems), caught.value.problems
+    (problem,) = caught.value.problems
+    assert wanted in problem
+
+
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [
+        ([{"text": "a", "label": 1}], "rows is a list; it is a dict of rows by split"),
+        ({"trian": []}, "rows['trian'] is no split; allowed: train, validation, test, or one of several sets such as"),
+        ({"validaton.hard": []}, "did you mean 'validation'?"),
+        ({"train.some": []}, "rows['train.some'] is no split"),
+        ({"validation.": []}, "rows['validation.'] is no split"),
+        ({"validation": [], "validation.hard": []}, "rows has 'validation' and 'validation.hard'"),
+    ],
+)
+def test_rows_under_a_name_that_is_no_split_are_told(rows, wanted, settings):
+    with pytest.raises(UserError) as caught:
+        build(load_config(None, settings), rows=rows)
+    (problem,) = caught.value.problems
+    assert wanted in problem
+
+
+def test_sets_that_are_given_take_the_place_of_a_file_without_a_name(settings):
+    loop = build(
+        load_config(None, [*settings, "data.validation=none.csv"]),
+        rows={"train": make_rows(24), "validation.hard": make_rows(8, seed=1)},
+    )
+    assert list(loop.validation_loaders) == ["hard"]
 
 
 def test_what_the_config_lacks_and_nobody_gave_is_told(settings):
@@ -193,10 +222,50 @@ def test_what_the_config_lacks_and_nobody_gave_is_told(settings):
 
 def test_labels_that_were_not_trained_are_told(settings):
     loop = build(load_config(None, settings), rows={"train": make_rows(24)})
-    with pytest.raises(UserError, match="labels that were not trained: neutral; known: negative, positive"):
-        loop.evaluate([{"text": "a film", "label": "neutral"}])
-    with pytest.raises(UserError, match="the rows have no such column; they have text"):
-        loop.evaluate([{"text": "a film"}])
+    remedy = "fill it in or remove the row, or set data.missing=drop"
+    for rows, told in (
+        (
+            [{"text": "a film", "label": "neutral"}],
+            "rows: column 'label' has an unknown label in 1 row: rows row 1 ('neutral'); labels in data.train are "
+            "'negative', 'positive': correct them or remove the rows",
+        ),
+        ([{"text": "a film"}], "data.label=label: rows has no such column; it has text"),
+        ([{"text": "a", "label": None}], f"rows: column 'label' is null in 1 row: rows row 1; {remedy}"),
+        (
+            [{"text": None, "label": "negative"}],
+            f"rows: column 'text' is null in 1 row: rows row 1; {remedy} (or empty)",
+        ),
+        (
+            [{"text": "a", "label": 1}],
+            "rows: column 'label' holds integers, such as 1 (rows row 1), data.train has texts",
+        ),
+        ([{"text": "a", "label": ["negative"]}], "rows: column 'label' holds values of type List"),
+        ([], "rows has no rows"),
+    ):
+        with pytest.raises(UserError) as caught:
+            loop.evaluate(rows)
+        (problem,) = caught.value.problems
+        assert problem.startswith(told)
+    with pytest.raises(UserError, match="rows: column 'text' is null in 1 row: rows row 2"):
+        loop.predict([{"text": "a"}, {"text": None}])
+
+
+def test_rows_with_holes_are_dropped_where_the_config_says_so(settings, capfd):
+    table = make_table(30)
+    holes = [{"text": None, "label": "negative"}, {"text": "a film", "label": float("nan")}]
+    rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    loop = build(load_config(None, [*settings, "data.missing=drop"]), rows={"train": [*rows, *holes]})
+    assert "train: train: 1 row without 'text', 1 without 'label' were dropped" in capfd.readouterr().out
+    whole = loop.evaluate(rows)
+    assert loop.evaluate([holes[0], *rows, holes[1]]) == whole
+    assert "rows: 1 row without 'text', 1 without 'label' were dropped" in capfd.readouterr().out
+    predicted = loop.predict([rows[0], holes[0], rows[1]])
+    assert np.isnan(predicted["probabilities"][1]).all()
+    assert predicted["predictions"][1] == -1
+    alone = loop.predict(rows[:2])
+    np.testing.assert_allclose(predicted["probabilities"][[0, 2]], alone["probabilities"], atol=1e-5)
+    with pytest.raises(UserError, match="rows: no row is left; rows: 1 row without 'text' was dropped"):
+        loop.predict(holes[:1])
 
 
 # ------------------------------------------------------------------------------------- models without transformers

@@ -123,6 +123,30 @@ class LimitConfig:
 
 
 @dataclass(frozen=True)
+class FilesConfig:
+    delimiter: str | None = key(
+        None,
+        "between the fields of .csv and .tsv files; null: a comma in .csv, a tab in .tsv",
+        kind="delimiter",
+        on_resume="by content",
+    )
+    quoting: str = key(
+        "auto",
+        "double: a field of .csv and .tsv files may stand in double quotes; none: quotes are ordinary characters, as "
+        "in GLUE's files; auto: double, but a file whose quotes seem to be ordinary characters is refused",
+        allowed=("auto", "double", "none"),
+        on_resume="by content",
+    )
+    encoding: str | None = key(
+        None,
+        "of .csv, .tsv, .json, .jsonl and .txt files, by a name that Python knows: windows-1252, utf-16, gb18030, ...; "
+        "null: UTF-8",
+        kind="encoding",
+        on_resume="by content",
+    )
+
+
+@dataclass(frozen=True)
 class DataConfig:
     name: str | None = key(
         None, "hub id of a data set; null when the splits below are files or dotted paths", on_resume="by content"
@@ -162,6 +186,14 @@ class DataConfig:
         unit="rows",
         at_least=1,
         on_resume="refused",
+    )
+    files: FilesConfig = section(FilesConfig, "how text files are written")
+    missing: str = key(
+        "refuse",
+        "rows without a text or a label. refuse: they are named and nothing is trained; drop: they are left out and "
+        "counted; empty: a text that is null is the empty text, a label must be there",
+        allowed=("refuse", "drop", "empty"),
+        on_resume="by content",
     )
     limit: LimitConfig = section(LimitConfig, "fewer rows, to try things out")
     text: str = key("text", "column of the text", on_resume="refused")

@@ -212,6 +212,29 @@ def _label_names_fault(value: object) -> str | None:
     return None if twice is None else f"{shown(twice)} is there twice"
 
 
+def spell_delimiter(value: object) -> object:
+    """A tab is hard to type: it may be written tab, or as a backslash and a t."""
+    return "\t" if value in ("tab", "\\t") else value
+
+
+def explain_delimiter(value: object) -> str | None:
+    """What is wrong with the character between fields of a file; "" where it is none; None: fine."""
+    if not isinstance(value, str) or len(value) != 1:
+        return ""
+    return f"{shown(value)} has a meaning of its own" if value in '"\r\n\0' else None
+
+
+def explain_encoding(value: object) -> str | None:
+    """What is wrong with the name of an encoding; None: Python reads and writes lines of text with it."""
+    if not isinstance(value, str) or not value:
+        return ""
+    try:
+        kept = "a\n".encode(value).decode(value) == "a\n"
+    except (LookupError, ValueError):  # UnicodeError is a ValueError
+        kept = False
+    return None if kept else "Python knows no encoding of this name; some are utf-8, utf-16, windows-1252, gb18030"
+
+
 def _token_limit_fault(value: object) -> str | None:
     return None if value == "auto" or _is_whole(value, at_least=1) else ""
 
@@ -305,6 +328,8 @@ KINDS: dict[str, Kind] = {
         _named_splits_fault,
     ),
     "label_names": Kind("a list of names or a mapping from name to label", _label_names, _label_names_fault),
+    "delimiter": Kind("one character, or tab", lambda node: spell_delimiter(_text(node)), explain_delimiter),
+    "encoding": Kind("the name of an encoding", _text, explain_encoding),
     "token_limit": Kind("auto or a whole number of at least 1", _integer, _token_limit_fault),
     "auto_or_count": Kind("auto or a whole number of at least 0", _integer, _count_fault),
     "auto_or_positive": Kind("auto or a whole number of at least 1", _integer, _token_limit_fault),

@@ -2,35 +2,52 @@
 of theirs are kept that had to be converted."""
 
 import contextlib
+import re
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import datasets
 import pyarrow as pa
 
+from trainer_loop.data.arrow_types import plain_array, plain_type
 from trainer_loop.data.row_cache import load_or_make
 from trainer_loop.errors import UserError, in_one_line
 
+_MOST_MEMORY = 2**48  # bytes that a processor can address
 _REFUSALS = (ValueError, TypeError, KeyError)  # of datasets, at a type or metadata that it does not know
 
 
 def find_features(schema: pa.Schema, *, path: str, wanted: Collection[str] | None) -> datasets.Features:
-    """The types of the columns that can be held; others are left out.
+    """The types that rows have of the wanted columns that are there, in the order of the file.
 
-    wanted: columns that must not be left out, None for all of them. Raises UserError where one would be, or where the
-    file at `path` has no other.
+    wanted: None for all columns, as datasets reads them. Raises UserError where datasets cannot hold one of them.
     """
     _check_metadata(schema, path)
-    refused = {name: _why_refused(schema, name) for name in dict.fromkeys(schema.names)}
-    held = [field for field in schema if refused[field.name] is None]
-    told = [
-        f"{path}: column {name!r} cannot be read: {reason}"
-        for name, reason in refused.items()
-        if reason is not None and (wanted is None or name in wanted or not held)
-    ]
+    held: list[pa.Field] = []
+    told: list[str] = []
+    for name in dict.fromkeys(schema.names):
+        if wanted is None or name in wanted:
+            try:
+                held.append(_find_field(schema, name, as_plain=wanted is not None))
+            except _REFUSALS as error:
+                told.append(f"{path}: column {name!r} cannot be read: {in_one_line(error).rstrip('.')}")
     if told:
         raise UserError(told)
     return datasets.Features.from_arrow_schema(pa.schema(held, metadata=schema.metadata))
+
+
+def hold(table: pa.Table, features: datasets.Features) -> pa.Table:
+    """The columns that have these types, as far as only their plain values do.
+
+    Raises ArrowInvalid where they are damaged: a number out of place, such as one of a category that is not there,
+    would read what lies elsewhere in memory.
+    """
+    held = table.select(list(features))
+    held.validate(full=True)
+    for place, (name, kind) in enumerate(zip(features, features.arrow_schema.types, strict=True)):
+        if held.schema.types[place] != kind and plain_type(held.schema.types[place]) == kind:
+            held = held.set_column(place, pa.field(name, kind), plain_array(held.column(place)))
+    return held
 
 
 def _check_metadata(schema: pa.Schema, path: str) -> None:
@@ -43,15 +60,23 @@ def _check_metadata(schema: pa.Schema, path: str) -> None:
         ) from error
 
 
-def _why_refused(schema: pa.Schema, name: str) -> str | None:
+def _find_field(schema: pa.Schema, name: str, *, as_plain: bool) -> pa.Field:
+    """A column in a type that datasets can hold. Raises one of _REFUSALS where there is none."""
     places = schema.get_all_field_indices(name)
     if len(places) > 1:
-        return f"there are {len(places)} columns of this name; rename or drop all but one"
+        raise ValueError(f"there are {len(places)} columns of this name; rename or drop all but one")
+    field = schema.field(places[0])
+    plain = pa.field(name, plain_type(field.type))
+    if not as_plain:
+        with contextlib.suppress(*_REFUSALS):
+            datasets.Features.from_arrow_schema(pa.schema([field]))
+            return field
     try:
-        datasets.Features.from_arrow_schema(pa.schema([schema.field(places[0])]))
+        datasets.Features.from_arrow_schema(pa.schema([plain]))
     except _REFUSALS as error:
-        return f"{in_one_line(error).rstrip('.')}; store texts, numbers, or lists or structures of them"
-    return None
+        told = in_one_line(error).rstrip(".")
+        raise ValueError(f"{told}; store texts, numbers, or lists or structures of them") from error
+    return plain
 
 
 @contextlib.contextmanager
@@ -59,13 +84,21 @@ def telling_damage(path: str, kind: str) -> Iterator[None]:
     """Around the reading of a file: raises UserError where Arrow cannot read it as one of this kind."""
     try:
         yield
-    except (UserError, MemoryError):
+    except UserError:
         raise
-    except (pa.ArrowException, OSError, *_REFUSALS) as error:
+    except (pa.ArrowException, OSError, MemoryError, *_REFUSALS) as error:
+        if isinstance(error, MemoryError) and not _is_beyond_all_memory(error):
+            raise
         told = in_one_line(error).rstrip(".")
         if isinstance(error, OSError) and error.errno is not None:  # of what Arrow raises, only the system's have one
             raise UserError(f"{path} cannot be read: {told}") from error
         raise UserError(f"{path} is no readable {kind} file: {told}; write or copy it again") from error
+
+
+def _is_beyond_all_memory(error: MemoryError) -> bool:
+    """Whether more was asked for than any machine has: a damaged length."""
+    asked = re.search(r"size (\d+)", str(error))
+    return asked is not None and int(asked.group(1)) > _MOST_MEMORY
 
 
 def is_arrow_stream(path: str) -> bool:

@@ -1,7 +1,7 @@
 """Everything that can be wrong with rows that could be read, found in all splits at once and without a model."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import datasets
@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer_loop.data.labels import LabelNames, RawLabel, describe_kind, name_labels
+from trainer_loop.data.missing import HIDDEN, find_hidden, is_blank, is_unlabelled, read_column
 from trainer_loop.data.split import Split
-from trainer_loop.data.wording import count, did_you_mean, enumerate_some, shorten
+from trainer_loop.data.wording import count, did_you_mean, enumerate_names, enumerate_some, shorten
 from trainer_loop.errors import UserError
 
 _SHOWN = 5  # rows named per problem
-_READ_ROWS = 10_000  # at a time, so that memory does not grow with the split
+_FILL = "fill it in or remove the row, or set data.missing=drop"
 _NAMING_KINDS = ("classes", "integers", "texts", "true/false")
 
 Test = Callable[[pa.ChunkedArray], pa.ChunkedArray]
@@ -29,16 +30,23 @@ def check_splits(
     label: str | None,
     label_names: object,
     is_streamed: bool = False,
+    missing: str = "refuse",
+    known: LabelNames | None = None,
+    may_be_blank: bool | None = None,
 ) -> tuple[list[str], list[str], LabelNames | None]:
     """Judge raw splits -> problems, warnings, and the classes (None without a label, or where they cannot be told).
 
     label: None for a task that needs none; its texts may then be empty, for a running text has blank lines.
     label_names: as in the config: None, a list of names, or a map from names to raw values; see `name_labels`.
     is_streamed: the training rows are the first of a stream, which cannot tell all labels.
+    missing: what became of rows with holes before; with `empty`, an empty text is as good as any.
+    known: the classes where they were found already: of rows that are judged by a model that was trained.
+    may_be_blank: whether a text may be blank; None: where there is no label.
     Works on some of the splits too, where the others could not be read.
     """
     problems: list[str] = []
     warnings: list[str] = []
+    may_be_blank = label is None if may_be_blank is None else may_be_blank
     keys = {"text": text, "text_pair": text_pair, "label": label}
     for split in splits.values():
         for key, column in keys.items():
@@ -47,12 +55,12 @@ def check_splits(
             if column not in split.rows.column_names:
                 problems.append(_explain_missing(split, key=key, column=column))
             elif key != "label":
-                problems += _check_texts(split, column, may_be_empty=label is None)
+                problems += _check_texts(split, column, may_be_empty=may_be_blank or missing == "empty")
     if label is None:
         return problems, warnings, None
     labelled = {name: split for name, split in splits.items() if label in split.rows.column_names}
     label_problems, label_warnings, names = _check_labels(
-        labelled, label=label, label_names=label_names, is_streamed=is_streamed
+        labelled, label=label, label_names=label_names, is_streamed=is_streamed, known=known
     )
     return problems + label_problems, warnings + label_warnings, names
 
@@ -60,15 +68,15 @@ def check_splits(
 def count_labels(split: Split, label: str) -> Counter[RawLabel]:
     """How many rows have each raw label; nulls are left out."""
     counts: Counter[RawLabel] = Counter()
-    for column in _read_column(split, label):
+    for column in read_column(split.rows, label):
         for counted in pc.value_counts(column.drop_null()).to_pylist():
             counts[counted["values"]] += counted["counts"]
     return counts
 
 
 def _explain_missing(split: Split, *, key: str, column: str) -> str:
-    present = split.rows.column_names
-    there = enumerate_some(present, at_most=10)
+    present = list(split.columns or split.rows.column_names)
+    there = enumerate_names(present)
     return f"data.{key}={column}: data.{split.name} has no such column; it has {there}{did_you_mean(column, present)}"
 
 
@@ -79,34 +87,41 @@ def _check_texts(split: Split, column: str, *, may_be_empty: bool) -> list[str]:
         kind = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
         return [
             f"data.{split.name}: column {column!r} holds no texts but values of type {kind}, such as "
-            f"{shorten(split.rows[0][column])} ({split.places.place(0)}); name a column of texts"
+            f"{_first_value(split, column)}; name a column of texts"
         ]
     problems = []
     if found := _describe_rows(split, column, pc.is_null):
-        problems.append(f"data.{split.name}: column {column!r} is null in {found}; fill it in or remove the row")
+        problems.append(f"data.{split.name}: column {column!r} is null in {found}; {_FILL} (or empty)")
     if is_null:
         return problems
     if may_be_empty:
-        if all(pc.all(_is_blank(column), min_count=0).as_py() for column in _read_column(split, column)):
+        if all(pc.all(is_blank(texts), min_count=0).as_py() for texts in read_column(split.rows, column)):
             problems.append(f"data.{split.name}: column {column!r} holds empty texts only")
-    elif found := _describe_rows(split, column, _is_blank):
-        problems.append(f"data.{split.name}: column {column!r} is empty in {found}; fill it in or remove the row")
+    elif found := _describe_rows(split, column, is_blank):
+        problems.append(f"data.{split.name}: column {column!r} is empty in {found}; {_FILL} (or empty)")
     return problems
 
 
 def _check_labels(
-    splits: Mapping[str, Split], *, label: str, label_names: object, is_streamed: bool
+    splits: Mapping[str, Split], *, label: str, label_names: object, is_streamed: bool, known: LabelNames | None
 ) -> tuple[list[str], list[str], LabelNames | None]:
     problems: list[str] = []
     for split in splits.values():
-        if found := _describe_rows(split, label, pc.is_null):
-            problems.append(f"data.{split.name}: column {label!r} is null in {found}; fill it in or remove the row")
+        if found := _describe_rows(split, label, is_unlabelled):
+            problems.append(f"data.{split.name}: column {label!r} is null in {found}; {_FILL}")
+        problems += _check_hidden(split, label)
         problems += _check_kind(split, label=label, train=splits.get("train"))
+        if known is not None and not _check_kind(split, label=label, train=None):
+            problems += _check_known(split, label=label, known=known)
+    if known is not None:
+        return problems, [], known
     train = splits.get("train")
     if train is None or describe_kind(train.rows, label) not in _NAMING_KINDS:
         return problems, [], None
 
     counts = count_labels(train, label)
+    if isinstance(train.rows.features[label], datasets.ClassLabel):
+        counts.pop(HIDDEN, None)
     if is_streamed and label_names is None and describe_kind(train.rows, label) in ("integers", "texts"):
         seen = enumerate_some([shorten(value) for value in sorted(counts)], at_most=10)
         remedy = f"name all of them; the first {count(len(train.rows), 'row')} have {seen}"
@@ -123,8 +138,26 @@ def _check_labels(
     for split in splits.values():
         if not _check_kind(split, label=label, train=train):
             problems += _check_values(split, label=label, names=names, given=label_names)
+    if problems and not counts:
+        return problems, [], names  # that no class has rows is said already
     warnings = _warn_of_stream(train, counts) if is_streamed else _warn_of_classes(counts, names)
     return problems, warnings + _warn_of_spellings(names), names
+
+
+def _check_hidden(split: Split, label: str) -> list[str]:
+    """Rows of a column of classes whose label is kept secret, as those of a benchmark's test set are."""
+    if not isinstance(split.rows.features[label], datasets.ClassLabel):
+        return []
+    hidden = int(find_hidden(split.rows, label).sum())
+    where = f"data.{split.name}: column {label!r} is {HIDDEN}"
+    if hidden < len(split.rows):
+        found = _describe_rows(split, label, lambda column: pc.equal(column, HIDDEN))
+        remedy = "remove these rows or set data.missing=drop"
+        return [f"{where} in {found}; {HIDDEN} stands for a label that is kept secret: {remedy}"] if found else []
+    remedy = f"set data.{split.name}=null; python -m trainer_loop.predict tells the classes of such rows"
+    if split.name == "train":
+        remedy = "name a split that has labels"
+    return [f"{where} in all {count(hidden, 'row')}: {HIDDEN} stands for a label that is kept secret: {remedy}"]
 
 
 def _check_kind(split: Split, *, label: str, train: Split | None) -> list[str]:
@@ -134,8 +167,9 @@ def _check_kind(split: Split, *, label: str, train: Split | None) -> list[str]:
         return []  # every row is told to be null
     where = f"data.{split.name}: column {label!r} holds"
     if kind == "decimal numbers":
+        fraction = _first_value(split, label, lambda value: value == value and not float(value).is_integer())
         return [
-            f"{where} decimal numbers, such as {_first_value(split, label)}; classification needs integers, texts or "
+            f"{where} decimal numbers, such as {fraction}; classification needs integers, texts or "
             "true/false: make classes of them (1, not 1.0); numbers can be learnt by a RowTask, docs/customise.md"
         ]
     if kind not in _NAMING_KINDS:
@@ -155,8 +189,28 @@ def _check_kind(split: Split, *, label: str, train: Split | None) -> list[str]:
     return []
 
 
+def _check_known(split: Split, *, label: str, known: LabelNames) -> list[str]:
+    """Whether the labels are those that a model was trained on."""
+    kind = describe_kind(split.rows, label)
+    kinds = {bool: ["true/false"], str: ["texts"]}.get(type(next(iter(known.ids))), ["integers", "classes"])
+    where = f"data.{split.name}: column {label!r} holds"
+    if kind not in (*kinds, "nulls"):
+        return [f"{where} {kind}, such as {_first_value(split, label)}, data.train has {kinds[0]}; write them alike"]
+    here = getattr(split.rows.features[label], "names", None)
+    if here is not None and sorted(here) == sorted(known.names):
+        trained = [known.names[known.ids[number]] if number in known.ids else "" for number in range(len(here))]
+        if here != trained:
+            return [
+                f"{where} the classes {enumerate_some(here, at_most=10)}, data.train has "
+                f"{enumerate_some(trained, at_most=10)}; both need the same in the same order"
+            ]
+    return _check_values(split, label=label, names=known, given=None)
+
+
 def _check_values(split: Split, *, label: str, names: LabelNames, given: object) -> list[str]:
-    unknown = [value for value in count_labels(split, label) if value not in names.ids]
+    are_classes = isinstance(split.rows.features[label], datasets.ClassLabel)
+    seen = count_labels(split, label)
+    unknown = [value for value in seen if value not in names.ids and not (are_classes and value == HIDDEN)]
     if not unknown:
         return []
     found = _describe_rows(split, label, lambda column: pc.is_in(column, pa.array(unknown, column.type)), values=True)
@@ -164,9 +218,7 @@ def _check_values(split: Split, *, label: str, names: LabelNames, given: object)
     named = given is not None or isinstance(split.rows.features[label], datasets.ClassLabel)
     wanted = "may be" if named else "in data.train are"
     remedy = "correct them or remove the rows"
-    if unknown == [-1]:
-        remedy = f"-1 stands for a label that is kept secret: set data.{split.name}=null"
-    elif isinstance(given, (list, tuple)) and all(type(value) is int for value in unknown):
+    if isinstance(given, (list, tuple)) and all(type(value) is int for value in unknown):
         remedy = "a list names the values from 0 on; for others write a map, data.label_names={name: value}"
     elif all(isinstance(value, str) for value in unknown):
         remedy += did_you_mean(str(unknown[0]), map(str, names.ids))
@@ -208,7 +260,7 @@ def _describe_rows(split: Split, column: str, test: Test, *, values: bool = Fals
     """`3 rows: reviews.csv row 4, ...` for rows whose value passes the test, or nothing; `values` shows them too."""
     rows: list[int] = []
     total = start = 0
-    for part in _read_column(split, column):
+    for part in read_column(split.rows, column):
         passing = np.flatnonzero(pc.fill_null(test(part), False).to_numpy())
         rows += [start + int(row) for row in passing[: _SHOWN - len(rows)]]
         total += len(passing)
@@ -221,19 +273,12 @@ def _describe_rows(split: Split, column: str, test: Test, *, values: bool = Fals
     return f"{count(total, 'row')}: {enumerate_some(shown, total=total)}"
 
 
-def _first_value(split: Split, column: str) -> str:
-    for row in range(len(split.rows)):
-        value = split.rows[row][column]
-        if value is not None:
-            return f"{shorten(value)} ({split.places.place(row)})"
+def _first_value(split: Split, column: str, test: Callable[[Any], bool] = lambda value: True) -> str:
+    """The first value that passes the test and is not null, with its place."""
+    row = 0
+    for part in read_column(split.rows, column):
+        for value in part.to_pylist():
+            if value is not None and test(value):
+                return f"{shorten(value)} ({split.places.place(row)})"
+            row += 1
     return "null"
-
-
-def _read_column(split: Split, column: str) -> Iterator[pa.ChunkedArray]:
-    table: Any
-    for table in split.rows.select_columns([column]).with_format("arrow").iter(batch_size=_READ_ROWS):
-        yield table[column]
-
-
-def _is_blank(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0)

@@ -5,18 +5,20 @@ import json
 import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import pyarrow as pa
 from datasets.table import InMemoryTable, MemoryMappedTable
 
-from trainer_loop.data.arrow_files import find_features, is_arrow_stream, keep_converted, telling_damage
+from trainer_loop.data.arrow_files import find_features, hold, is_arrow_stream, keep_converted, telling_damage
+from trainer_loop.data.arrow_types import as_rows, make_dataset
 from trainer_loop.data.fingerprint import check_unchanged, digest, digest_file
 from trainer_loop.data.parquet_files import map_parquet
 from trainer_loop.data.split import Places, Split
-from trainer_loop.data.text_files import Rows, read_delimited, read_json, read_json_lines, read_text_lines
-from trainer_loop.data.wording import did_you_mean, enumerate_some
+from trainer_loop.data.text_files import FileRows, read_delimited, read_json, read_json_lines, read_text_lines
+from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
+from trainer_loop.data.wording import did_you_mean, enumerate_names, enumerate_some
 from trainer_loop.errors import UserError, in_one_line
 
 EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".feather", ".txt")
@@ -56,22 +58,36 @@ def find_files(specs: Sequence[str], *, key: str) -> list[str]:
 
 
 def read_files(
-    files: Sequence[str], *, split: str, texts: Collection[str], label: str | None, keeps_all: bool = False
+    files: Sequence[str],
+    *,
+    split: str,
+    texts: Collection[str],
+    label: str | None,
+    keeps_all: bool = False,
+    text_format: TextFormat = DEFAULT_FORMAT,
 ) -> Split:
-    """The rows of all files, one file after the other; only columns that all of them have are kept.
+    """The rows of all files, one file after the other, with the texts and the label; other columns are not read.
 
-    texts: columns of text. label: column of the label, if the task has one. keeps_all: refuse a column whose type is
-    not known, or not alike in all files, instead of leaving it out where it is neither. Raises UserError with the
-    problems of all files.
+    texts: columns of text. label: column of the label, if the task has one. keeps_all: all columns are read; one whose
+    type is not known, or not alike in all files, is refused. Raises UserError with the problems of all files.
     """
     problems: list[str] = []
-    read: list[Rows] = []
+    read: list[FileRows] = []
     contents: list[str] = []
     for file in files:
         try:
             before = _stamp(file)
             contents.append(digest_file(Path(file)))
-            read.append(_read_file(file, content=contents[-1], texts=texts, label=label, keeps_all=keeps_all))
+            read.append(
+                _read_file(
+                    file,
+                    content=contents[-1],
+                    texts=texts,
+                    label=label,
+                    keeps_all=keeps_all,
+                    text_format=text_format,
+                )
+            )
             if _stamp(file) != before:
                 check_unchanged(file, contents[-1])
         except UserError as error:
@@ -82,15 +98,27 @@ def read_files(
         raise UserError(problems)
     wanted = {*texts, *([label] if label is not None else [])}
     if keeps_all:
-        wanted |= set.intersection(*(set(rows.column_names) for rows, _ in read))
-    rows = join_rows([rows for rows, _ in read], files=files, contents=contents, wanted=wanted)
-    kinds = [Path(file).suffix.lower() for file in files]
-    fingerprint = digest(*(f"{kind} {content}".encode() for kind, content in zip(kinds, contents, strict=True)))
-    return Split(split, rows, Places.join([places for _, places in read]), fingerprint)
+        wanted |= set.intersection(*(set(part.names) for part in read))
+    parts = [NamedRows(part.rows, part.names) for part in read]
+    rows, names = join_rows(parts, files=files, contents=contents, wanted=wanted)
+    kinds = [
+        f"{Path(file).suffix.lower()} {content} {text_format.fingerprint(file)}".rstrip()
+        for file, content in zip(files, contents, strict=True)
+    ]
+    fingerprint = digest(*(kind.encode() for kind in kinds))
+    return Split(split, rows, Places.join([part.places for part in read]), fingerprint, names)
 
 
 def _find(spec: str) -> list[str]:
-    path = Path(spec).expanduser()
+    try:
+        return _look_for(Path(spec).expanduser(), spec)
+    except (OSError, ValueError, RuntimeError) as error:  # a name that the system refuses, or has no home for
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"no file can have this name: {in_one_line(error, at_most=100)}") from error
+
+
+def _look_for(path: Path, spec: str) -> list[str]:
     if path.is_dir():
         kinds = sorted({entry.suffix.lower() for entry in path.iterdir()} & set(EXTENSIONS))
         example = Path(spec) / f"*{(kinds or EXTENSIONS)[0]}"
@@ -124,38 +152,44 @@ def _describe_folder(path: Path) -> str:
     return did_you_mean(path.name, names) or f"; {folder.absolute()} has {enumerate_some(names)}"
 
 
-def _read_file(path: str, *, content: str, texts: Collection[str], label: str | None, keeps_all: bool) -> Rows:
+def _read_file(
+    path: str, *, content: str, texts: Collection[str], label: str | None, keeps_all: bool, text_format: TextFormat
+) -> FileRows:
     """content: a hash of its bytes."""
     wanted = [*texts, *([label] if label is not None else [])]
-    must_keep = None if keeps_all else wanted
     if not Path(path).stat().st_size:
         raise UserError(f"{path} is empty")
     match Path(path).suffix.lower():
-        case ".csv":
-            return read_delimited(path, delimiter=",", texts=texts, label=label)
-        case ".tsv":
-            return read_delimited(path, delimiter="\t", texts=texts, label=label)
+        case ".csv" | ".tsv":
+            return read_delimited(path, text_format=text_format, texts=texts, label=label, keeps_all=keeps_all)
         case ".json":
-            return read_json(path, wanted=wanted)
+            return read_json(path, text_format=text_format, wanted=wanted, keeps_all=keeps_all)
         case ".jsonl":
-            return read_json_lines(path, wanted=wanted)
+            return read_json_lines(path, text_format=text_format, wanted=wanted, keeps_all=keeps_all)
         case ".txt":
-            return read_text_lines(path)
+            return read_text_lines(path, text_format=text_format)
         case ".parquet":
-            rows = map_parquet(path, content=content, wanted=must_keep)
+            rows, names = map_parquet(path, content=content, wanted=None if keeps_all else wanted)
         case _:
-            rows = _read_arrow(path, content=content, wanted=must_keep)
+            rows, names = _read_arrow(path, wanted=None if keeps_all else wanted)
     if not len(rows):
         raise UserError(f"{path} has no rows")
-    return rows, Places.of(f"{path} row", len(rows))
+    return FileRows(rows, Places.of(f"{path} row", len(rows)), names)
 
 
-def _read_arrow(path: str, *, content: str, wanted: Collection[str] | None) -> datasets.Dataset:
-    """Mapped into memory."""
+def _read_arrow(path: str, *, wanted: Collection[str] | None) -> tuple[datasets.Dataset, list[str]]:
+    """Mapped into memory; and the names of all columns."""
     with telling_damage(path, "Arrow"):
         table = MemoryMappedTable.from_file(path) if is_arrow_stream(path) else InMemoryTable(_map_feather(path))
-    columns = list(find_features(table.schema, path=path, wanted=wanted))
-    return datasets.Dataset(table.select(columns), fingerprint=content)  # of its own it would read and copy all rows
+        names = table.column_names
+        features = find_features(table.schema, path=path, wanted=wanted)
+    if not features:
+        return make_dataset({}, names, table.num_rows), names
+    with telling_damage(path, "Arrow"):
+        selected = table.select(list(features))
+        held = hold(selected.table, features)
+    # A table of datasets knows the file that it is mapped from.
+    return as_rows(selected if held.schema.types == selected.schema.types else InMemoryTable(held)), names
 
 
 def _map_feather(path: str) -> pa.Table:
@@ -169,29 +203,39 @@ def _stamp(path: str) -> tuple[int, int, int]:
     return facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
+class NamedRows(NamedTuple):
+    """Rows of one file, and the names of all its columns, of which some were read."""
+
+    rows: datasets.Dataset
+    names: Sequence[str]
+
+
 def join_rows(
-    parts: Sequence[datasets.Dataset], *, files: Sequence[str], contents: Sequence[str], wanted: Collection[str]
-) -> datasets.Dataset:
-    """One after the other, with the columns that all have in types that go together.
+    parts: Sequence[NamedRows], *, files: Sequence[str], contents: Sequence[str], wanted: Collection[str]
+) -> tuple[datasets.Dataset, list[str]]:
+    """One after the other, with the columns that all have in types that go together; and the names of all columns.
 
     contents: what tells the rows of one file from others, such as a hash of its bytes. Raises UserError where a wanted
     column is not among them.
     """
     problems: list[str] = []
     features = datasets.Features()
-    for name in dict.fromkeys(name for part in parts for name in part.column_names):
+    types = [part.rows.features for part in parts]  # asked for once: each time it is a copy of all
+    for name in dict.fromkeys(name for part in types for name in part):
         try:
-            features[name] = _join_feature(name, parts, files=files)
+            features[name] = _join_feature(name, parts, types, files=files)
         except UserError as error:
             problems += error.problems if name in wanted else []
     if problems:
         raise UserError(problems)
-    return datasets.concatenate_datasets(
-        [
-            _cast(part.select_columns(list(features)), features, path=file, content=content)
-            for part, file, content in zip(parts, files, contents, strict=True)
-        ]
-    )
+    names = list(dict.fromkeys(name for part in parts for name in part.names))
+    if not features:  # one that stands in for none, and is not in all files
+        return make_dataset({}, names, sum(len(part.rows) for part in parts)), names
+    joined = [
+        _cast(part.rows.select_columns(list(features)), features, path=file, content=content)
+        for part, file, content in zip(parts, files, contents, strict=True)
+    ]
+    return datasets.concatenate_datasets(joined), names
 
 
 def _cast(rows: datasets.Dataset, features: datasets.Features, *, path: str, content: str) -> datasets.Dataset:
@@ -212,23 +256,24 @@ def _cast(rows: datasets.Dataset, features: datasets.Features, *, path: str, con
         ) from error
 
 
-def _join_feature(name: str, parts: Sequence[datasets.Dataset], *, files: Sequence[str]) -> Any:
+def _join_feature(
+    name: str, parts: Sequence[NamedRows], types: Sequence[datasets.Features], *, files: Sequence[str]
+) -> Any:
     """The type of a column over all files. Raises UserError where a file lacks it or has an unlike type."""
     problems = [
-        f"{file} has no column {name!r}; it has {enumerate_some(part.column_names, at_most=10)}"
-        + did_you_mean(name, part.column_names)
-        for file, part in zip(files, parts, strict=True)
-        if name not in part.column_names
+        f"{file} has no column {name!r}; it has {enumerate_names(part.names)}{did_you_mean(name, part.names)}"
+        for file, part, present in zip(files, parts, types, strict=True)
+        if name not in present
     ]
     if problems:
         raise UserError(problems)
-    common = parts[0].features[name]
-    for file, part in zip(files, parts, strict=True):
-        joined = _common_feature(common, part.features[name])
+    common = types[0][name]
+    for file, present in zip(files, types, strict=True):
+        joined = _common_feature(common, present[name])
         if joined is None:
             raise UserError(
-                f"column {name!r} has one type in {files[0]} ({common}) and another in {file} "
-                f"({part.features[name]}); make them alike"
+                f"column {name!r} has one type in {files[0]} ({common}) and another in {file} ({present[name]}); make "
+                "them alike"
             )
         common = joined
     return common

@@ -1,6 +1,6 @@
 """Rows that were made in Python: a data set, a table, a list, a torch Dataset."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -11,10 +11,14 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from trainer_loop.config.named_sets import parse_set
+from trainer_loop.data.arrow_files import find_features, hold, telling_damage
+from trainer_loop.data.arrow_types import as_rows, make_dataset
+from trainer_loop.data.files import NamedRows
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.loader import RowSource
 from trainer_loop.data.prepare import choose_stratified, draw_keys, draw_sample
 from trainer_loop.data.split import Indices, Places
+from trainer_loop.data.text_files import make_table
 from trainer_loop.data.tokens import TokenisedSplit
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.randomness import seed_everything
@@ -22,30 +26,65 @@ from trainer_loop.runtime.randomness import seed_everything
 _HASHED_ROWS = 64  # of those that only Python can read
 
 
-def as_dataset(rows: Any, *, place: str) -> datasets.Dataset:
+def as_dataset(rows: Any, *, place: str, columns: Collection[str] | None = None) -> NamedRows:
     """Columns of texts and labels: from a datasets.Dataset, a table of pandas, polars or Arrow, or rows that are dicts.
 
-    place: how errors call it. Raises UserError for anything else.
+    place: how errors call it. columns: those that are read; None: all. Raises UserError for anything else.
     """
     if isinstance(rows, datasets.Dataset):
-        return rows
+        return NamedRows(rows, rows.column_names)
+    if hasattr(rows, "__arrow_c_stream__") or hasattr(rows, "__arrow_c_array__"):  # pandas, polars and pyarrow have one
+        return _read_table(rows, place=place, columns=columns)
+    if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, (Iterable, torch.utils.data.Dataset)):
+        told = f"; to read files, name them in the config: data.train={rows}" if isinstance(rows, str) else ""
+        raise UserError(
+            f"{place} is a {type(rows).__name__}; rows are a datasets.Dataset, a pandas, polars or Arrow table, a "
+            f"torch Dataset or a list of dicts{told}"
+        )
+    listed = list(_read_all(rows))
+    if not listed:
+        raise UserError(f"{place} has no rows")
+    return read_dicts(listed, place=place, columns=columns)
+
+
+def _read_table(rows: Any, *, place: str, columns: Collection[str] | None) -> NamedRows:
+    library = type(rows).__module__.partition(".")[0]
+    names: list[str] | None = None
+    if library in ("pandas", "polars") and columns is not None:
+        by_name = {str(name): name for name in rows.columns}
+        names = list(by_name)
+        wanted = [by_name[name] for name in names if name in columns]
+        if not wanted:
+            return NamedRows(make_dataset({}, names, len(rows)), names)
+        rows = rows[wanted]  # others may hold what Arrow has no type for
     try:
-        if hasattr(rows, "__arrow_c_stream__"):  # pandas, polars and pyarrow have it
-            table = pa.table(rows)
-            kept = [field for field in table.schema if not field.name.startswith("__index_level_")]
-            # polars' texts are of a type that neither datasets nor most of Arrow's functions know.
-            types = [pa.large_string() if field.type == pa.string_view() else field.type for field in kept]
-            names = [field.name for field in kept]
-            return datasets.Dataset(table.select(names).cast(pa.schema(zip(names, types, strict=True))))
-        listed = list(_read_all(rows))
-        if listed and all(isinstance(row, Mapping) for row in listed):
-            return datasets.Dataset.from_list([dict(row) for row in listed])
+        table = pa.table(rows)
     except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, ValueError) as error:
+        if library == "pandas" and columns is not None:  # which does not say in which row
+            return read_dicts(rows.to_dict("records"), place=place, columns=columns)
         raise UserError(f"{place}: these rows make no table: {in_one_line(error)}") from error
-    raise UserError(
-        f"{place} is a {type(rows).__name__}; rows are a datasets.Dataset, a pandas, polars or Arrow table, a torch "
-        "Dataset or a list of dicts"
+    table = table.select([name for name in table.column_names if not name.startswith("__index_level_")])
+    return _hold(table, names or table.column_names, place=place, columns=columns)
+
+
+def _hold(table: pa.Table, names: list[str], *, place: str, columns: Collection[str] | None) -> NamedRows:
+    features = find_features(table.schema, path=place, wanted=columns)
+    if not features:
+        return NamedRows(make_dataset({}, names, table.num_rows), names)
+    with telling_damage(place, "Arrow"):
+        return NamedRows(as_rows(hold(table, features)), names)
+
+
+def read_dicts(rows: Sequence[Any], *, place: str, columns: Collection[str] | None) -> NamedRows:
+    """Columns of rows that are dicts. place: how errors call them. columns: those that are read; None: all."""
+    table, names = make_table(
+        rows, wanted=columns or (), place=lambda row: f"{place} row {row + 1}", keeps_all=columns is None
     )
+    if not names:
+        raise UserError(f"{place}: its rows have no columns")
+    if not table.column_names:
+        return NamedRows(make_dataset({}, names, len(rows)), names)
+    return _hold(table, names, place=place, columns=columns)
 
 
 def take_rows(
@@ -57,7 +96,7 @@ def take_rows(
     Raises UserError where there is none, or they cannot be found by number.
     """
     if hasattr(rows, "__arrow_c_stream__") and not isinstance(rows, datasets.Dataset):
-        rows = as_dataset(rows, place=place)
+        rows = as_dataset(rows, place=place).rows
     elif not hasattr(rows, "__getitem__") and isinstance(rows, Iterable):
         rows = list(rows)
     if isinstance(rows, (str, bytes, Mapping)) or not hasattr(rows, "__len__") or not hasattr(rows, "__getitem__"):

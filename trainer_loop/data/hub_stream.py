@@ -54,6 +54,7 @@ def _open(
             f"shard {index + 1} of {total}, row" if total > 1 else "row",
             partial(_HubReader, rows.shard(num_shards=total, index=index), title, columns),
             features=rows.features,
+            names=None if rows.features is None else partial(list, rows.features),
         )
         for index in range(total)
     ]

@@ -88,6 +88,13 @@ def _name_by_list(given: Sequence[object], *, kind: str, class_names: Sequence[s
 
 def _name_by_map(given: Mapping[Any, Any], *, kind: str, class_names: Sequence[str] | None) -> LabelNames:
     names = _check_names(list(given))
+    if kind == "texts" and all(type(value) is int for value in given.values()):
+        ordered = sorted(given, key=lambda name: given[name])
+        raise UserError(
+            f"{_KEY}={shorten(dict(given))}: the label column holds texts, and a map says what stands in the column "
+            f"for each name, such as {{{ordered[0]}: {ordered[0]}}}; to number them in this order write "
+            f"{_KEY}=[{enumerate_some([str(name) for name in ordered], at_most=10)}]"
+        )
     raws: list[RawLabel] = []
     problems: list[str] = []
     for name, value in given.items():

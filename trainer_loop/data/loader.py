@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -263,6 +263,23 @@ class _Microbatches(Dataset[Microbatch]):
         return Microbatch(rows, batch, self.count(batch))
 
 
+class KeptRows(NamedTuple):
+    """Numbers, from 0, of the rows that were kept of those that were given; the others had no text."""
+
+    numbers: np.ndarray
+    num_given: int
+
+    def spread(self, output: np.ndarray) -> np.ndarray:
+        """An output of the rows that were kept, `[N, ...]`, where they stood; others have NaN, or -1 for integers."""
+        if len(output) != len(self.numbers):  # not one a row
+            return output
+        filled = np.full((self.num_given, *output.shape[1:]), -1, dtype=output.dtype)
+        if np.issubdtype(output.dtype, np.floating):
+            filled[:] = np.nan
+        filled[self.numbers] = output
+        return filled
+
+
 class EvaluationLoader:
     """Every row of a split once, over all processes; iterating gives the microbatches of this one.
 
@@ -286,6 +303,7 @@ class EvaluationLoader:
         num_workers: int = 0,
     ):
         self.num_rows = len(lengths)
+        self.kept: KeptRows | None = None
         self.device = device
         self.num_workers = num_workers
         cut = cut_evaluation(

@@ -8,24 +8,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.table import table_cast
 
-from trainer_loop.data.arrow_files import find_features, keep_converted, telling_damage
+from trainer_loop.data.arrow_files import find_features, hold, keep_converted, telling_damage
+from trainer_loop.data.arrow_types import make_dataset
 from trainer_loop.data.fingerprint import check_unchanged, digest
 
-_FORMAT = 1  # of what is converted; with a new number, nothing converted before is found
+_FORMAT = 2  # of what is converted; with a new number, nothing converted before is found
 _ROWS_AT_ONCE = 1000
 _BYTES_AT_ONCE = 32 * 2**20  # of the rows of a batch, as far as the file tells
 _READ_BYTES = 2**20  # of a column at a time
 
 
-def map_parquet(path: str, *, content: str, wanted: Collection[str] | None) -> datasets.Dataset:
-    """The rows, mapped from the cache of datasets, where the file is converted when it is first read.
+def map_parquet(path: str, *, content: str, wanted: Collection[str] | None) -> tuple[datasets.Dataset, list[str]]:
+    """The rows, mapped from the cache of datasets, where the file is converted when it is first read; and all columns.
 
     The reader of datasets would hold whole groups of rows meanwhile, some hundred megabytes each. content: a hash of
-    the bytes of the file. wanted: columns that must not be left out because datasets cannot hold them, None for all.
-    Raises UserError where one would be, or the file cannot be read or converted.
+    the bytes of the file. wanted: columns that are read, None for all; where the file has none of them, a column of
+    nulls stands in. Raises UserError where the file cannot be read or converted, or datasets cannot hold a column.
     """
     with open_parquet(path) as file:
-        features = find_features(file.schema_arrow, path=path, wanted=wanted)
+        with telling_damage(path, "parquet"):
+            names = file.schema_arrow.names
+            features = find_features(file.schema_arrow, path=path, wanted=wanted)
+        if not features:
+            return make_dataset({}, names, file.metadata.num_rows), names
 
         def convert(target: str) -> None:
             num_rows = 0
@@ -38,7 +43,8 @@ def map_parquet(path: str, *, content: str, wanted: Collection[str] | None) -> d
             check_unchanged(path, content)  # or the rows of another content would be kept as those of this one
 
         columns = json.dumps(features.to_dict()).encode()  # which ones can be held is up to the version of datasets
-        return keep_converted(path, key=digest(str(_FORMAT).encode(), content.encode(), columns), convert=convert)
+        key = digest(str(_FORMAT).encode(), content.encode(), columns)
+        return keep_converted(path, key=key, convert=convert), names
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
@@ -76,7 +82,7 @@ def _outer(path: str) -> Iterator[str]:
 def _read_tables(path: str, file: pq.ParquetFile, features: datasets.Features) -> Iterator[pa.Table]:
     with telling_damage(path, "parquet"):
         for batch in read_groups(file, range(file.num_row_groups), columns=list(features)):
-            yield table_cast(pa.Table.from_batches([batch]), features.arrow_schema)
+            yield table_cast(hold(pa.Table.from_batches([batch]), features), features.arrow_schema)
 
 
 def _join_small(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
 
 from trainer_loop.data.labels import LabelNames, RawLabel
+from trainer_loop.data.missing import HIDDEN, Holes, describe_dropped, has_classes
 from trainer_loop.data.shards import Mark, Reader, Shard, Values, read_on
 from trainer_loop.data.text_files import is_encodable, read_field
 from trainer_loop.data.wording import did_you_mean, enumerate_some, shorten
@@ -47,7 +49,8 @@ class Stream(Protocol):
 class RowStream:
     """The raw rows of all shards, whose order is another one in every epoch and a hash of seed and epoch.
 
-    text, text_pair, label: their columns; label_names: the classes, where there is a label.
+    text, text_pair, label: their columns; label_names: the classes, where there is a label. missing: what becomes of a
+    row with holes, see `settle_missing`; one that is dropped is no row of the epoch, and `say` is told of them.
     A row that cannot be trained on is a UserError with its place.
     """
 
@@ -60,6 +63,8 @@ class RowStream:
         text_pair: str | None,
         label: str | None,
         label_names: LabelNames | None,
+        missing: str = "refuse",
+        say: Callable[[str], None] = lambda line: None,
     ):
         assert (label is None) == (label_names is None), "a label needs its names"
         self._shards = shards
@@ -68,49 +73,71 @@ class RowStream:
         self._label = label
         self._ids: dict[RawLabel, int] = {} if label_names is None else label_names.ids
         self._label_kind = type(next(iter(self._ids), None))
+        self._missing = missing
+        self._holes = Holes(list(self._texts.values()), label, blank=label is not None and missing != "empty")
+        self._dropped = _DroppedRows([*self._texts.values(), *([] if label is None else [label])], say)
 
     def read(self, epoch: int, mark: Mark | None = None) -> EpochRows:
         order = permute(len(self._shards), self._seed, "shards", epoch)
-        return _ShardsOfEpoch([self._shards[index] for index in order], self._judge, mark)
+        return _ShardsOfEpoch([self._shards[index] for index in order], self._read_shard, mark)
 
     def count_rows(self) -> int:
         """Rows of one epoch; those that nothing but reading tells are read, and judged."""
-        return sum(self._read_through(shard) if shard.count is None else shard.count() for shard in self._shards)
+        must_read = self._missing == "drop"
+        return sum(
+            sum(1 for _ in self._read_shard(shard, shard.read(None), is_whole=True))
+            if shard.count is None or must_read
+            else shard.count()
+            for shard in self._shards
+        )
 
-    def _read_through(self, shard: Shard) -> int:
-        num_rows = 0
-        for values, number in read_on(shard, shard.read(None)):
-            self._judge(values, shard, number)
-            num_rows += 1
-        return num_rows
+    def _read_shard(self, shard: Shard, reader: Reader, *, is_whole: bool) -> Iterator[Row]:
+        """The rows of a reader of a shard that can be trained on. is_whole: it reads from the first row on."""
+        are_classes = has_classes(shard, self._label)
+        for values, number in read_on(shard, reader):
+            if self._missing == "drop" and (lacking := self._holes.columns_of(values, are_classes=are_classes)):
+                self._dropped.announce(shard.place(number), lacking[0])
+                if is_whole:
+                    self._dropped.add(shard, number, lacking[0])
+            else:
+                yield self._judge(values, shard, number)
+        if is_whole:
+            self._dropped.tell(shard)
 
     def _judge(self, values: Values, shard: Shard, number: int) -> Row:
         place = shard.place(number)
         judged: dict[str, Any] = {}
         for name, column in self._texts.items():
-            judged[name] = values.get(column)
-            if (problem := self._find_fault(judged[name])) is not None:
-                raise UserError(f"data.train: column {column!r} {problem} in {place}; correct or remove the row")
+            value = values.get(column)
+            if self._missing == "empty" and self._holes.in_text(value):
+                value = ""
+            if (problem := self._find_fault(value)) is not None:
+                more = ", or set data.missing=drop (or empty)" if self._holes.in_text(value) else ""
+                raise UserError(f"data.train: column {column!r} {problem} in {place}; correct or remove the row{more}")
+            judged[name] = value
         if self._label is not None:
             judged["label"] = self._find_class(values.get(self._label), shard, place)
         return Row(judged, place)
 
     def _find_fault(self, text: object) -> str | None:
-        if text is None:
-            return "is null"
-        if not isinstance(text, str):
-            return f"holds no text but {shorten(text)}"
-        if not text.isascii() and not is_encodable(text):
-            return "holds half of a surrogate pair, which is no character,"
-        # A running text has blank lines; a text with a label needs something to tell it by.
-        return "is empty" if self._label is not None and not text.strip() else None
+        if isinstance(text, str):
+            if not text.isascii() and not is_encodable(text):
+                return "holds half of a surrogate pair, which is no character,"
+            return "is empty" if self._holes.in_text(text) else None
+        return "is null" if self._holes.in_text(text) else f"holds no text but {shorten(text)}"
 
     def _find_class(self, raw: Any, shard: Shard, place: str) -> int:
-        if raw is None:
-            raise UserError(f"data.train: column {self._label!r} is null in {place}; fill it in or remove the row")
-        value = read_field(raw, self._label_kind) if shard.has_fields else raw
+        value = read_field(raw, self._label_kind) if shard.has_fields and raw is not None else raw
+        if self._label_kind is int and isinstance(value, (float, Decimal)) and float(value).is_integer():
+            value = int(value)  # of a library that has no integers with holes
         if type(value) is self._label_kind and value in self._ids:  # 1, 1.0 and true are one key to a dict
             return self._ids[value]
+        if self._holes.in_label(value, are_classes=has_classes(shard, self._label)):
+            found = "is null" if value != HIDDEN else f"is {HIDDEN}, which stands for a label that is kept secret,"
+            raise UserError(
+                f"data.train: column {self._label!r} {found} in {place}; fill it in or remove the row, or set "
+                "data.missing=drop"
+            )
         allowed = enumerate_some([shorten(name) for name in self._ids], at_most=10)
         meant = did_you_mean(value, map(str, self._ids)) if isinstance(value, str) else ""
         raise UserError(
@@ -119,12 +146,47 @@ class RowStream:
         )
 
 
-class _ShardsOfEpoch:
-    """The rows of one shard after the other. judge: `(values, shard, number)` -> the row; raises UserError."""
+class _DroppedRows:
+    """Rows that were dropped from a stream, each counted once however often it is read."""
 
-    def __init__(self, shards: Sequence[Shard], judge: Callable[[Values, Shard, int], Row], mark: Mark | None):
+    def __init__(self, columns: Sequence[str], say: Callable[[str], None]):
+        self._columns = columns
+        self._say = say
+        self._counts: dict[tuple[str, str], dict[str, int]] = {}  # by shard and column
+        self._highest: dict[tuple[str, str], int] = {}
+        self._told: set[tuple[str, str]] = set()
+        self._is_announced = False
+
+    def announce(self, place: str, column: str) -> None:
+        if not self._is_announced:
+            self._is_announced = True
+            self._say(
+                f"train: {place} has no {column!r} and is dropped, as all such rows are (data.missing=drop); their "
+                "number is told at the end of each file"
+            )
+
+    def add(self, shard: Shard, number: int, column: str) -> None:
+        key = shard.name, shard.noun
+        if number > self._highest.get(key, 0):
+            self._highest[key] = number
+            self._counts.setdefault(key, dict.fromkeys(self._columns, 0))[column] += 1
+
+    def tell(self, shard: Shard) -> None:
+        """The shard was read to its end."""
+        key = shard.name, shard.noun
+        if key not in self._told:
+            self._told.add(key)
+            counts = {(shard.name, column): number for column, number in self._counts.get(key, {}).items()}
+            for line in describe_dropped(counts):
+                self._say(f"train: {line}")
+
+
+class _ShardsOfEpoch:
+    """The rows of one shard after the other. read: `(shard, reader, is_whole)` -> its rows; raises UserError."""
+
+    def __init__(self, shards: Sequence[Shard], read: Callable[..., Iterator[Row]], mark: Mark | None):
         self._shards = shards
-        self._judge = judge
+        self._read = read
         self._position: int = 0 if mark is None else mark["shard"]
         self._start: Mark | None = None if mark is None else mark["from"]
         self._reader: Reader | None = None
@@ -133,10 +195,9 @@ class _ShardsOfEpoch:
         for position in range(self._position, len(self._shards)):
             self._position = position
             shard = self._shards[position]
-            self._reader = shard.read(self._start)
-            self._start = None
-            for values, number in read_on(shard, self._reader):
-                yield self._judge(values, shard, number)
+            start, self._start = self._start, None
+            self._reader = shard.read(start)
+            yield from self._read(shard, self._reader, is_whole=start is None)
 
     def mark(self) -> Mark:
         return {"shard": self._position, "from": self._start if self._reader is None else self._reader.mark()}

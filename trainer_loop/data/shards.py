@@ -1,6 +1,6 @@
 """The pieces that a stream is read from, row by row and from any row on."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,8 +30,8 @@ class Shard:
     """One file of a stream, or one piece of a hub data set.
 
     noun: what its numbers count. read: its rows from a mark on, None for all. count: its rows, where there is a quicker
-    way than reading them. features: None where only the values tell the types. has_fields: its values are texts that
-    may stand for something else.
+    way than reading them. features: of the columns that are read; None where only the values tell the types. names: of
+    all columns; None where only the rows tell. has_fields: its values are texts that may stand for something else.
     """
 
     name: str
@@ -39,6 +39,7 @@ class Shard:
     read: Callable[[Mark | None], Reader]
     count: Callable[[], int] | None = None
     features: datasets.Features | None = None
+    names: Callable[[], Sequence[str]] | None = None
     has_fields: bool = False
 
     def place(self, number: int) -> str:
@@ -65,5 +66,5 @@ def read_on(shard: Shard, reader: Reader) -> Iterator[tuple[Values, int]]:
     """The rows of a reader; what the disk or Arrow refuse becomes a UserError."""
     try:
         yield from reader
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{shard.name} cannot be read: {in_one_line(error)}") from error

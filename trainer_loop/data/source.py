@@ -1,7 +1,8 @@
 """The door through which all data comes in: hub data sets, files, and functions of the user's own."""
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import datasets
@@ -10,16 +11,18 @@ import pyarrow as pa
 from trainer_loop.config.component import locate
 from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.data.file_shards import open_files
-from trainer_loop.data.files import EXTENSIONS, find_files, is_file_spec, read_files
+from trainer_loop.data.files import EXTENSIONS, NamedRows, find_files, is_file_spec, read_files
 from trainer_loop.data.fingerprint import digest
+from trainer_loop.data.given_rows import as_dataset, read_dicts
 from trainer_loop.data.hub import load_hub_splits
 from trainer_loop.data.hub_stream import stream_hub_splits
+from trainer_loop.data.missing import Holes, settle_missing, with_plain_columns
 from trainer_loop.data.prepare import cut_validation, limit_rows
 from trainer_loop.data.progress import progress_bars
 from trainer_loop.data.shards import ShardedSplit
 from trainer_loop.data.split import Places, Split
 from trainer_loop.data.stream_head import read_head
-from trainer_loop.data.text_files import make_table
+from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
 from trainer_loop.errors import UserError
 
 _SPLITS = ("train", "validation", "test")
@@ -40,6 +43,9 @@ def load_splits(
     label: str | None,
     seed: int,
     show_progress: bool = False,
+    text_format: TextFormat = DEFAULT_FORMAT,
+    missing: str = "refuse",
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[dict[str, Split], list[str]]:
     """Every split that was asked for, as raw rows -> those that could be read, and all that is wrong with the rest.
 
@@ -49,6 +55,7 @@ def load_splits(
       - where `name` is None, else, the dotted path of a function without required parameters (`seed` is handed in
         where it has one) that returns a datasets.Dataset or an iterable of dicts.
     validation, test: one of these, or several by name; those are the splits `validation.matched` and the like.
+    text_format: of the files. missing: see `settle_missing`; `say` is told what was dropped, in lines for a person.
     `validation_fraction` of the training rows become the validation split; after that `limit` samples each split.
     label: the label's column, None where the task needs none.
     """
@@ -62,13 +69,16 @@ def load_splits(
         problems.append(f"data.validation_fraction={validation_fraction}: it must lie between 0 and 1; null for none")
 
     texts = [text] if text_pair is None else [text, text_pair]
+    reading = _Reading(texts, label, text_format, missing, seed, say)
     with progress_bars(shown=show_progress):
-        splits, hub_specs, unread = _read_local_splits(specs, name=name, texts=texts, label=label, seed=seed)
+        splits, hub_specs, unread = _read_local_splits(specs, name=name, reading=reading)
         problems += unread
         if hub_specs and name is not None:
             found, hub_problems = load_hub_splits(name, config=config, specs=hub_specs)
             splits.update(found)
             problems += hub_problems
+    splits, unsettled = _settle(splits, reading)
+    problems += unsettled
 
     if validation_fraction is not None and 0 < validation_fraction < 1 and validation is None and "train" in splits:
         if len(splits["train"].rows) < 2:
@@ -93,36 +103,78 @@ def open_splits(
     label: str | None,
     seed: int,
     show_progress: bool = False,
+    text_format: TextFormat = DEFAULT_FORMAT,
+    missing: str = "refuse",
+    say: Callable[[str], None] = lambda line: None,
 ) -> tuple[dict[str, Split], ShardedSplit | None, list[str]]:
     """Like `load_splits`, but the training split is a hub split or files that are going to be streamed.
 
     -> the splits, with no more than the first rows of train; train as it is to be streamed; and all that is wrong.
     """
     texts = [text] if text_pair is None else [text, text_pair]
-    columns = [*texts, *([label] if label is not None else [])]
+    reading = _Reading(texts, label, text_format, missing, seed, say)
     opened: ShardedSplit | None = None
-    found: dict[str, Split] = {}
-    wrong: list[str] = []
+    found, wrong = dict[str, Split](), list[str]()
     with progress_bars(shown=show_progress):
         specs = {**name_sets("validation", validation), **name_sets("test", test)}
-        splits, hub_specs, problems = _read_local_splits(specs, name=name, texts=texts, label=label, seed=seed)
+        splits, hub_specs, problems = _read_local_splits(specs, name=name, reading=reading)
         if name is not None and _is_hub_spec(train):
-            opened, found, wrong = stream_hub_splits(name, config=config, train=train, specs=hub_specs, columns=columns)
+            opened, found, wrong = stream_hub_splits(
+                name, config=config, train=train, specs=hub_specs, columns=reading.columns
+            )
         else:
             try:
-                opened = open_files(_find_stream_files(train), columns=columns)
+                opened = open_files(_find_stream_files(train), columns=reading.columns, text_format=text_format)
             except UserError as error:
                 problems += error.problems
             if name is not None and hub_specs:
                 found, wrong = load_hub_splits(name, config=config, specs=hub_specs)
-    splits = _limit_splits(splits | found, limit, seed=seed)
-    problems += wrong
+    splits, unsettled = _settle(splits | found, reading)
+    problems += wrong + unsettled
+    splits = _limit_splits(splits, limit, seed=seed)
     if opened is not None:
         try:
-            splits = {"train": read_head(opened, texts=texts, label=label)} | splits
+            splits = {"train": read_head(opened, holes=reading.holes, missing=missing)} | splits
         except UserError as error:
             problems += error.problems
     return splits, opened, problems
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """What is read of every split, and how."""
+
+    texts: Sequence[str]
+    label: str | None
+    text_format: TextFormat
+    missing: str
+    seed: int
+    say: Callable[[str], None]
+
+    @property
+    def columns(self) -> list[str]:
+        return [*self.texts, *([self.label] if self.label is not None else [])]
+
+    @property
+    def holes(self) -> Holes:
+        # A running text has blank lines; a text with a label needs something to tell it by.
+        return Holes(self.texts, self.label, blank=self.label is not None)
+
+
+def _settle(splits: Mapping[str, Split], reading: _Reading) -> tuple[dict[str, Split], list[str]]:
+    """The splits with their columns in plain types and without the rows that are dropped; and what is wrong."""
+    settled: dict[str, Split] = {}
+    problems: list[str] = []
+    for name, split in splits.items():
+        plain = with_plain_columns(split, texts=reading.texts, label=reading.label)
+        try:
+            settled[name], told = settle_missing(plain, reading.holes, missing=reading.missing)
+        except UserError as error:
+            problems += error.problems
+            continue
+        for line in told:
+            reading.say(f"{name}: {line}")
+    return settled, problems
 
 
 def _is_hub_spec(spec: Any) -> bool:
@@ -130,11 +182,18 @@ def _is_hub_spec(spec: Any) -> bool:
     return isinstance(spec, str) and not is_file_spec(spec, hub=True)
 
 
-def given_split(rows: datasets.Dataset, *, name: str) -> Split:
+def given_split(given: NamedRows | datasets.Dataset, *, name: str, texts: Sequence[str], label: str | None) -> Split:
     """Rows that were made in Python. Raises UserError where there is none."""
+    rows, columns = given if isinstance(given, NamedRows) else (given, given.column_names)
     if not len(rows):
         raise UserError(f"data.{name}: no rows were given")
-    return Split(name, rows, Places.of(f"{name} row", len(rows)), _digest_rows(rows))
+    return _fingerprinted(Split(name, rows, Places.of(f"{name} row", len(rows)), "", columns), texts, label)
+
+
+def _fingerprinted(split: Split, texts: Sequence[str], label: str | None) -> Split:
+    """Of rows that no file holds: by what is in the columns that are read."""
+    plain = with_plain_columns(split, texts=texts, label=label)
+    return replace(plain, fingerprint=_digest_rows(plain.rows))
 
 
 def call_rows_function(spec: str, *, split: str, seed: int) -> Any:
@@ -143,7 +202,7 @@ def call_rows_function(spec: str, *, split: str, seed: int) -> Any:
 
 
 def _read_local_splits(
-    specs: Mapping[str, Any], *, name: str | None, texts: Collection[str], label: str | None, seed: int
+    specs: Mapping[str, Any], *, name: str | None, reading: _Reading
 ) -> tuple[dict[str, Split], dict[str, str], list[str]]:
     """-> the splits that do not come from the hub data set `name`, the specs of those that do, and what is wrong."""
     splits: dict[str, Split] = {}
@@ -156,7 +215,7 @@ def _read_local_splits(
             if name is not None and _is_hub_spec(spec):
                 hub_specs[split] = spec
             else:
-                splits[split] = _read_local(spec, split=split, texts=texts, label=label, seed=seed)
+                splits[split] = _read_local(spec, split=split, reading=reading)
         except UserError as error:
             problems += error.problems
     return splits, hub_specs, problems
@@ -172,6 +231,8 @@ def _limit_splits(splits: Mapping[str, Split], limit: Mapping[str, int | None], 
 
 
 def _find_stream_files(spec: Any) -> list[str]:
+    if isinstance(spec, NamedRows):
+        raise UserError("data.streaming=true: rows that were made in Python are not streamed; set data.streaming=false")
     specs = _check_spec(spec, key="data.train")
     if isinstance(spec, str) and not is_file_spec(spec, hub=False):
         raise UserError(
@@ -189,30 +250,38 @@ def _check_spec(spec: Any, *, key: str) -> list[str]:
     return specs
 
 
-def _read_local(spec: Any, *, split: str, texts: Collection[str], label: str | None, seed: int) -> Split:
+def _read_local(spec: Any, *, split: str, reading: _Reading) -> Split:
     """The rows of files or of a dotted path, or rows that were given. Raises UserError."""
-    if isinstance(spec, datasets.Dataset):
-        return given_split(spec, name=split)
+    if isinstance(spec, (datasets.Dataset, NamedRows)):
+        return given_split(spec, name=split, texts=reading.texts, label=reading.label)
     key = f"data.{split}"
     specs = _check_spec(spec, key=key)
     if not isinstance(spec, str) or is_file_spec(spec, hub=False):
-        return read_files(find_files(specs, key=key), split=split, texts=texts, label=label)
+        return read_files(
+            find_files(specs, key=key),
+            split=split,
+            texts=reading.texts,
+            label=reading.label,
+            text_format=reading.text_format,
+        )
     if "." not in spec:
         raise UserError(
             f"{key}={spec}: neither a file ({', '.join(EXTENSIONS)}) nor a dotted path such as my_lab.data.train; "
             "for a split of a hub data set give data.name too"
         )
-    wanted = [*texts, *([label] if label is not None else [])]
-    return _call_function(locate(spec, place=key), dotted=spec, split=split, wanted=wanted, seed=seed)
+    return _call_function(locate(spec, place=key), dotted=spec, split=split, reading=reading)
 
 
-def _call_function(found: object, *, dotted: str, split: str, wanted: Collection[str], seed: int) -> Split:
+def _call_function(found: object, *, dotted: str, split: str, reading: _Reading) -> Split:
     """The rows that a function of the user returns."""
     place = f"data.{split}={dotted}"
-    rows = _as_dataset(_bind_seed(found, place=place, seed=seed)(), place=place, dotted=dotted, wanted=wanted)
+    returned = _bind_seed(found, place=place, seed=reading.seed)()
+    rows, columns = _as_dataset(returned, place=place, dotted=dotted, wanted=reading.columns)
     if not len(rows):
         raise UserError(f"{place} returned no rows")
-    return Split(split, rows, Places.of(f"{dotted} row", len(rows)), _digest_rows(rows))
+    return _fingerprinted(
+        Split(split, rows, Places.of(f"{dotted} row", len(rows)), "", columns), reading.texts, reading.label
+    )
 
 
 def _bind_seed(found: object, *, place: str, seed: int) -> Callable[[], Any]:
@@ -232,9 +301,9 @@ def _bind_seed(found: object, *, place: str, seed: int) -> Callable[[], Any]:
     return (lambda: found(seed=seed)) if takes_seed else found
 
 
-def _as_dataset(returned: Any, *, place: str, dotted: str, wanted: Collection[str]) -> datasets.Dataset:
-    if isinstance(returned, datasets.Dataset):
-        return returned
+def _as_dataset(returned: Any, *, place: str, dotted: str, wanted: Collection[str]) -> NamedRows:
+    if isinstance(returned, datasets.Dataset) or hasattr(returned, "__arrow_c_stream__"):
+        return as_dataset(returned, place=place, columns=wanted)
     is_rows = isinstance(returned, Iterable) and not isinstance(
         returned, (str, bytes, Mapping, datasets.IterableDataset)
     )
@@ -243,8 +312,10 @@ def _as_dataset(returned: Any, *, place: str, dotted: str, wanted: Collection[st
             f"{place} returned a {type(returned).__name__}; it must return a datasets.Dataset or an iterable of dicts"
         )
     rows = list(returned)
+    if not rows:
+        raise UserError(f"{place} returned no rows")
     try:
-        return datasets.Dataset(make_table(rows, wanted=wanted, place=lambda row: f"{dotted} row {row + 1}"))
+        return read_dicts(rows, place=f"{dotted}", columns=wanted)
     except UserError as error:
         raise UserError([f"{place}: {problem}" for problem in error.problems]) from error
 

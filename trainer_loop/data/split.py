@@ -55,15 +55,17 @@ class Places:
 class Split:
     """The raw rows of one split.
 
-    rows: the columns as they were read. fingerprint: changes when the content or the choice of rows does.
+    rows: the columns that were read. fingerprint: changes when the content or the choice of rows does. columns: names
+    of all columns that there are; where it is empty, all were read.
     """
 
     name: str
     rows: datasets.Dataset
     places: Places
     fingerprint: str
+    columns: Sequence[str] = ()
 
     def select(self, rows: Indices) -> "Split":
         """These rows, in this order."""
         fingerprint = digest(self.fingerprint.encode(), rows.tobytes())
-        return Split(self.name, self.rows.select(rows), self.places.select(rows), fingerprint)
+        return Split(self.name, self.rows.select(rows), self.places.select(rows), fingerprint, self.columns)

@@ -1,27 +1,30 @@
 """The first rows of a stream as a split, so that they are judged and described like any other before training."""
 
+import dataclasses
 from collections.abc import Collection, Sequence
-from itertools import islice
 
 import datasets
 import numpy as np
 import pyarrow as pa
 
-from trainer_loop.data.files import join_rows
+from trainer_loop.data.arrow_types import as_rows, make_dataset
+from trainer_loop.data.files import NamedRows, join_rows
+from trainer_loop.data.missing import Holes, has_classes, settle_missing, with_plain_columns
 from trainer_loop.data.shards import Shard, ShardedSplit, Values, read_on
 from trainer_loop.data.split import Places, Split
 from trainer_loop.data.text_files import infer_label, make_table
 from trainer_loop.errors import UserError
 
 HEAD_ROWS = 1000
+_MOST_ROWS_READ = 100_000  # of a shard, for a row without holes
 
 _Numbered = list[tuple[Values, int]]  # rows with their numbers in the shard
 
 
-def read_head(split: ShardedSplit, *, texts: Collection[str], label: str | None) -> Split:
+def read_head(split: ShardedSplit, *, holes: Holes, missing: str) -> Split:
     """The first rows of a training split; of files, at least one row of each, so that one that lacks a column is found.
 
-    Columns other than the texts and the label are there by name and empty. Raises UserError.
+    Of rows with holes none is dropped here: the more are read. Raises UserError.
     """
     problems: list[str] = []
     read: list[tuple[Shard, _Numbered]] = []
@@ -30,7 +33,7 @@ def read_head(split: ShardedSplit, *, texts: Collection[str], label: str | None)
         if num_rows >= HEAD_ROWS and not split.is_local:
             break
         try:
-            rows = list(islice(read_on(shard, shard.read(None)), max(HEAD_ROWS - num_rows, 1)))
+            rows, kept = _read_first(shard, max(HEAD_ROWS - num_rows, 1), holes if missing == "drop" else None)
         except UserError as error:
             problems += error.problems
             continue
@@ -38,36 +41,51 @@ def read_head(split: ShardedSplit, *, texts: Collection[str], label: str | None)
             read.append((shard, rows))
         elif split.is_local:
             problems.append(f"{shard.name} has no rows")
-        num_rows += len(rows)
+        num_rows += kept
     if not read and not problems:
         problems.append(f"data.train: {split.title} has no rows")
     if problems:
         raise UserError(problems)
-    wanted = [*texts, *([label] if label is not None else [])]
+    return _join(read, split, holes, missing)
+
+
+def _read_first(shard: Shard, most: int, holes: Holes | None) -> tuple[_Numbered, int]:
+    """As many rows as there are up to `most` without holes, and how many those are."""
+    rows: _Numbered = []
+    kept = 0
+    for values, number in read_on(shard, shard.read(None)):
+        rows.append((values, number))
+        kept += holes is None or not holes.columns_of(values, are_classes=has_classes(shard, holes.label))
+        if kept == most or len(rows) == _MOST_ROWS_READ:
+            break
+    return rows, kept
+
+
+def _join(read: Sequence[tuple[Shard, _Numbered]], split: ShardedSplit, holes: Holes, missing: str) -> Split:
+    label = holes.label
+    wanted = [*holes.texts, *([label] if label is not None else [])]
     tables = [_make_table(shard, rows, wanted) for shard, rows in read]
     if label is not None:
         tables = _type_labels(tables, [shard.has_fields for shard, _ in read], label)
-    names = [shard.name for shard, _ in read]
-    rows = join_rows([datasets.Dataset(table) for table in tables], files=names, contents=names, wanted=wanted)
-    return Split(
-        "train", rows, Places.join([_find_places(shard, numbered) for shard, numbered in read]), split.fingerprint
-    )
+    files = [shard.name for shard, _ in read]
+    parts = []
+    for (shard, rows), table in zip(read, tables, strict=True):
+        told = dict.fromkeys(name for values, _ in rows for name in values)
+        names = list(told if shard.names is None else shard.names())
+        made = as_rows(table) if table.column_names else make_dataset({}, names, len(rows))
+        parts.append(NamedRows(made, names))
+    joined, names = join_rows(parts, files=files, contents=files, wanted=wanted)
+    places = Places.join([_find_places(shard, numbered) for shard, numbered in read])
+    head = with_plain_columns(Split("train", joined, places, split.fingerprint, names), texts=holes.texts, label=label)
+    return dataclasses.replace(settle_missing(head, holes, missing=missing)[0], fingerprint=split.fingerprint)
 
 
 def _make_table(shard: Shard, numbered: _Numbered, wanted: Collection[str]) -> pa.Table:
     rows = [{name: values[name] for name in wanted if name in values} for values, _ in numbered]
     if shard.features is None:
-        table = make_table(rows, wanted=wanted, place=lambda row: shard.place(numbered[row][1]))
-    else:
-        known = datasets.Features({name: shard.features[name] for name in wanted if name in shard.features})
-        table = pa.Table.from_pylist(rows, schema=known.arrow_schema)
-    names = dict.fromkeys([*(shard.features or ()), *(name for values, _ in numbered for name in values)])
-    empty = {name: pa.nulls(len(rows)) for name in names if name not in table.column_names}
-    if not table.column_names:  # such a table has no rows, so that nothing of their number fits in
-        return pa.table(empty)
-    for name, column in empty.items():
-        table = table.append_column(name, column)
-    return table.select(list(names))
+        return make_table(rows, wanted=wanted, place=lambda row: shard.place(numbered[row][1]))[0]
+    known = datasets.Features({name: shard.features[name] for name in wanted if name in shard.features})
+    return pa.Table.from_pylist(rows, schema=known.arrow_schema)
 
 
 def _type_labels(tables: Sequence[pa.Table], have_fields: Sequence[bool], label: str) -> list[pa.Table]:

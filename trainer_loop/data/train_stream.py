@@ -55,14 +55,25 @@ def prepare_stream(
     cache_dir: str | Path | None,
     show_progress: bool,
     say: Callable[[str], None],
+    missing: str = "refuse",
 ) -> TrainStream:
     """Describe a training split by its first rows, and count it where epochs are to be known.
 
-    head: its first rows, judged. Raises UserError where rows cannot be counted, or not be trained on.
+    head: its first rows, judged. missing: see `settle_missing`. Raises UserError where rows cannot be counted, or
+    not be trained on.
     """
-    texts = RowStream(split.shards, seed=seed, text=text, text_pair=text_pair, label=label, label_names=label_names)
+    texts = RowStream(
+        split.shards,
+        seed=seed,
+        text=text,
+        text_pair=text_pair,
+        label=label,
+        label_names=label_names,
+        missing=missing,
+        say=say,
+    )
     encode = RowEncoder(task, max_length=max_length)
-    joins = encode.joins(next(iter(texts.read(0))))
+    joins = encode.joins(_first_row(texts))
     if joins and is_counted:
         raise UserError(
             "train.epochs: this task joins texts into rows, and to count those a stream would be tokenised twice; "
@@ -81,7 +92,9 @@ def prepare_stream(
         show_progress=show_progress,
         say=say,
     )
-    num_rows = _count(split, texts, say) if is_counted else None
+    # Where rows may be dropped, the description of the data set does not tell how many are left.
+    described = None if missing == "drop" else split.num_rows
+    num_rows = (described or _count(split, texts, say)) if is_counted else None
     counted = "not counted" if num_rows is None else f"{count(num_rows, 'row')} an epoch"
     say(f"train: {split.title}, streamed, {counted}; shuffled within {count(shuffle_rows, 'row')}")
     for line in describe_data(
@@ -92,14 +105,28 @@ def prepare_stream(
         rows=ChunkStream(texts, encode, num_texts=encode.texts_per_call) if joins else texts,
         encode=list if joins else encode,
         num_rows=num_rows,
-        fingerprint=split.fingerprint,
+        fingerprint=_fingerprint(split, missing),
         tokens=_digest_tokens(tokenised, max_length),
     )
 
 
+def _fingerprint(split: ShardedSplit, missing: str) -> str:
+    """Of the content that is trained on.
+
+    A run that refuses holes ends at the first, so up to there its rows are those of one that drops them: it may go on
+    as one. With empty texts in the place of holes there are other rows.
+    """
+    return digest(split.fingerprint.encode(), b"null texts are empty") if missing == "empty" else split.fingerprint
+
+
+def _first_row(texts: RowStream) -> Row:
+    """Raises UserError where there is none."""
+    for row in texts.read(0):
+        return row
+    raise UserError("data.train: no row is left when those without a text or a label are dropped (data.missing=drop)")
+
+
 def _count(split: ShardedSplit, texts: RowStream, say: Callable[[str], None]) -> int:
-    if split.num_rows is not None:
-        return split.num_rows
     say(f"train: counting the rows of {split.title}")
     began = time.perf_counter()
     num_rows = texts.count_rows()

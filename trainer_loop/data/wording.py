@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
+_LONGEST_NAME = 60  # of a column, in characters
+
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """`; did you mean 'text'?` for the choice nearest to the word, or nothing."""
@@ -18,6 +20,13 @@ def enumerate_some(items: Sequence[str], *, total: int | None = None, at_most: i
     return ", ".join(shown) + (f" and {rest:,} more" if rest else "")
 
 
+def enumerate_names(names: Sequence[str], *, at_most: int = 10) -> str:
+    """Names of columns: `text, label and 49,990 more`; a long one is cut, and control characters are escaped."""
+    shown = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..." for name in names[:at_most]]
+    plain = [name if name.isprintable() else repr(name)[1:-1] for name in shown]
+    return enumerate_some(plain, total=len(names), at_most=at_most)
+
+
 def count(number: int, noun: str) -> str:
     """`1 row`, `2,000 rows`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
@@ -25,5 +34,8 @@ def count(number: int, noun: str) -> str:
 
 def shorten(value: object, *, at_most: int = 60) -> str:
     """A value as a message shows it."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a deeply nested {type(value).__name__}"
     return text if len(text) <= at_most else text[: at_most - 3] + "..."

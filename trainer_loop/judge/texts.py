@@ -23,6 +23,7 @@ from trainer_loop.data.train_stream import TrainStream, prepare_stream
 from trainer_loop.errors import UserError
 from trainer_loop.judge.components import adapter_of, check_figures, check_loss, check_model_parts, metric_entries
 from trainer_loop.judge.parts import Given, Parts, attempt
+from trainer_loop.judge.rows import text_format_of
 from trainer_loop.metrics.load import check_metrics
 from trainer_loop.model_config import (
     check_given_overrides,
@@ -160,11 +161,12 @@ def _read_splits(
         "label": label,
         "seed": config.seed,
         "show_progress": console.on_terminal,
+        "text_format": text_format_of(config),
+        "missing": data.missing,
+        "say": console.say,
     }
-    for name, rows in given.rows.items():
-        table = attempt(problems, lambda: as_dataset(rows, place=f"rows[{name!r}]"))  # noqa: B023
-        split, part = parse_set(name)
-        asked[split] = {**(asked[split] or {}), part: table} if part else table
+    if not _take_given_rows(asked, given, problems, columns=[data.text, data.text_pair, label]):
+        return {}, None, None
     streamed = None
     if data.streaming:
         splits, streamed, wrong = open_splits(**asked)
@@ -178,6 +180,7 @@ def _read_splits(
         label=label,
         label_names=data.label_names,
         is_streamed=data.streaming,
+        missing=data.missing,
     )
     if data.validation_fraction is not None:  # both were one file: what is wrong with all of it is told once
         told = set(wrong)
@@ -190,6 +193,22 @@ def _read_splits(
     for warning in warnings:
         console.warn(warning)
     return splits, streamed, label_names
+
+
+def _take_given_rows(
+    asked: dict[str, Any], given: Given, problems: list[str], *, columns: Sequence[str | None]
+) -> bool:
+    """Put rows that were made in Python in the place of what the config names; whether all of them can be read."""
+    wanted = [column for column in columns if column is not None]
+    tables = {
+        name: attempt(problems, lambda: as_dataset(rows, place=f"rows[{name!r}]", columns=wanted))  # noqa: B023
+        for name, rows in given.rows.items()
+    }
+    for name, table in tables.items():
+        split, part = parse_set(name)
+        named = asked[split] if isinstance(asked[split], Mapping) else {}
+        asked[split] = {**named, part: table} if part else table
+    return None not in tables.values()
 
 
 def _get_tokenizer(
@@ -268,6 +287,7 @@ def _tokenise(
             is_counted=config.train.steps is None,
             shuffle_rows=data.shuffle_rows,
             seed=config.seed,
+            missing=data.missing,
         )
         splits = {name: split for name, split in splits.items() if name != "train"}
     tokenised = {name: tokenise_split(split, **asked) for name, split in splits.items()}

@@ -11,6 +11,8 @@ import evaluate
 import numpy as np
 from datasets import Features, Value
 
+_UNDEFINED = 0.0  # the score of a class that is neither predicted nor there, as scikit-learn has it with a warning
+
 
 class InMemoryMetric(evaluate.Metric):
     """An `evaluate.Metric` that touches no file, so any number of objects and processes may compute at once.
@@ -73,7 +75,13 @@ class F1(_ClassMetric):
         from sklearn.metrics import f1_score
 
         score = f1_score(
-            references, predictions, labels=labels, pos_label=pos_label, average=average, sample_weight=sample_weight
+            references,
+            predictions,
+            labels=labels,
+            pos_label=pos_label if average == "binary" else 1,  # elsewhere it means nothing
+            average=average,
+            sample_weight=sample_weight,
+            zero_division=_UNDEFINED,
         )
         return {"f1": _float_or_list(score)}
 
@@ -98,10 +106,10 @@ class Precision(_ClassMetric):
             references,
             predictions,
             labels=labels,
-            pos_label=pos_label,
+            pos_label=pos_label if average == "binary" else 1,  # elsewhere it means nothing
             average=average,
             sample_weight=sample_weight,
-            zero_division=zero_division,
+            zero_division=_UNDEFINED if zero_division == "warn" else zero_division,
         )
         return {"precision": _float_or_list(score)}
 
@@ -126,10 +134,10 @@ class Recall(_ClassMetric):
             references,
             predictions,
             labels=labels,
-            pos_label=pos_label,
+            pos_label=pos_label if average == "binary" else 1,  # elsewhere it means nothing
             average=average,
             sample_weight=sample_weight,
-            zero_division=zero_division,
+            zero_division=_UNDEFINED if zero_division == "warn" else zero_division,
         )
         return {"recall": _float_or_list(score)}
 
@@ -146,6 +154,8 @@ class MatthewsCorrelation(_ClassMetric):
     ) -> dict[str, float]:
         from sklearn.metrics import matthews_corrcoef
 
+        if len(np.union1d(predictions, references)) == 1:  # scikit-learn gives the same, with a warning
+            return {"matthews_correlation": 0.0}
         return {"matthews_correlation": float(matthews_corrcoef(references, predictions, sample_weight=sample_weight))}
 
 
@@ -157,7 +167,7 @@ class GlueMRPC(_ClassMetric):
 
         return {
             "accuracy": float(accuracy_score(references, predictions)),
-            "f1": float(f1_score(references, predictions)),
+            "f1": float(f1_score(references, predictions, zero_division=_UNDEFINED)),
         }
 
 

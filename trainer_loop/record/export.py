@@ -36,6 +36,9 @@ class ExportRecord:
     num_steps: int  # of the finished run
     metrics: dict[str, float]  # of the exported weights
     plan: dict[str, Any]  # what decided the updates of the run, see Checkpointer
+    # How the run was evaluated: `label` (its column), `values` (of the column, by class), `metrics` and `loss` (as the
+    # config has them). None where there are no classes.
+    evaluation: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, model_dir: Path) -> "ExportRecord | None":

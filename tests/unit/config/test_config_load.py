@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from trainer_loop.config.fields import Config
-from trainer_loop.config.load import load_config, read_config
+from trainer_loop.config.load import load_config, read_config, write_resolved
 from trainer_loop.errors import UserError
 
 MINIMAL = "model: {name: m}\ndata: {train: a.csv}\n"
@@ -338,3 +338,31 @@ def test_importing_it_is_fast():
 def test_importing_it_loads_no_heavy_library():
     program = "import sys, trainer_loop.config.load; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("tab", "\t"), ("\\t", "\t"), ("\t", "\t"), (";", ";"), ("|", "|"), (" ", " ")]
+)
+def test_a_delimiter_is_one_character_and_a_tab_has_a_name(accepted, tmp_path, written, meant):
+    config = accepted(MINIMAL, f"data.files.delimiter={written}")
+    assert config.data.files.delimiter == meant
+    write_resolved(config, tmp_path / "again.yaml")
+    assert load_config(str(tmp_path / "again.yaml")) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("data.files.delimiter=::", "allowed: one character, or tab or null"),
+        ("data.files.delimiter='\"'", "allowed: one character, or tab or null"),
+        ('data.files.delimiter="', "has a meaning of its own"),
+        ("data.files.encoding=utf-61", "Python knows no encoding of this name; some are utf-8"),
+        ("data.files.encoding=rot13", "Python knows no encoding of this name"),
+        ("data.files.encoding=base64", "Python knows no encoding of this name"),
+        ("data.files.quoting=single", "allowed: auto, double or none"),
+        ("data.missing=skip", "allowed: refuse, drop or empty"),
+    ],
+)
+def test_how_files_are_written_is_checked(problems, override, told):
+    (problem,) = problems(MINIMAL, override)
+    assert told in problem

@@ -46,14 +46,19 @@ def test_rows_without_text_are_named_five_at_most():
     problems, _, _ = check(make_split("train", text=texts, label=[0, 1] * 5 + [1]))
     assert problems == [
         "data.train: column 'text' is null in 7 rows: train.csv row 2, train.csv row 5, train.csv row 6, "
-        "train.csv row 7, train.csv row 8 and 2 more; fill it in or remove the row",
-        "data.train: column 'text' is empty in 2 rows: train.csv row 3, train.csv row 4; fill it in or remove the row",
+        "train.csv row 7, train.csv row 8 and 2 more; fill it in or remove the row, or set data.missing=drop (or "
+        "empty)",
+        "data.train: column 'text' is empty in 2 rows: train.csv row 3, train.csv row 4; fill it in or remove the row, "
+        "or set data.missing=drop (or empty)",
     ]
 
 
 def test_second_texts_are_checked_too():
     problems, _, _ = check(make_split("train", **GOOD, other=["a", "b", None]), text_pair="other")
-    assert problems == ["data.train: column 'other' is null in 1 row: train.csv row 3; fill it in or remove the row"]
+    assert problems == [
+        "data.train: column 'other' is null in 1 row: train.csv row 3; fill it in or remove the row, or set "
+        "data.missing=drop (or empty)"
+    ]
 
 
 def test_a_column_of_nulls_only_is_no_column_of_another_type():
@@ -75,7 +80,8 @@ def test_running_text_may_have_blank_lines_but_must_have_text():
     assert check(make_split("train", text=["", "a", " "]), label=None) == ([], [], None)
     problems, _, _ = check(make_split("train", text=["", None]), make_split("validation", text=["", " "]), label=None)
     assert problems == [
-        "data.train: column 'text' is null in 1 row: train.csv row 2; fill it in or remove the row",
+        "data.train: column 'text' is null in 1 row: train.csv row 2; fill it in or remove the row, or set "
+        "data.missing=drop (or empty)",
         "data.train: column 'text' holds empty texts only",
         "data.validation: column 'text' holds empty texts only",
     ]
@@ -120,7 +126,8 @@ def test_secret_labels_of_a_hub_test_split_are_explained():
 def test_decimal_labels_say_what_to_do():
     problems, _, names = check(make_split("train", text=["a", "b"], label=[None, 4.5]))
     assert problems == [
-        "data.train: column 'label' is null in 1 row: train.csv row 1; fill it in or remove the row",
+        "data.train: column 'label' is null in 1 row: train.csv row 1; fill it in or remove the row, or set "
+        "data.missing=drop",
         "data.train: column 'label' holds decimal numbers, such as 4.5 (train.csv row 2); classification needs "
         "integers, texts or true/false: make classes of them (1, not 1.0); "
         "numbers can be learnt by a RowTask, docs/customise.md",
@@ -209,3 +216,50 @@ def test_fifty_thousand_rows_take_seconds_at_most():
     began = time.perf_counter()
     assert check(split)[0] == []
     assert time.perf_counter() - began < 5
+
+
+TRAINED = LabelNames(["neg", "pos"], {0: 0, 1: 1})
+
+
+@pytest.mark.parametrize(
+    ("feature", "labels", "told"),
+    [
+        (None, [0, 1], None),
+        (None, [1.0, 0.0], "holds decimal numbers"),
+        (
+            None,
+            [True, False],
+            "holds true/false, such as True (rows.csv row 1), data.train has integers; write them alike",
+        ),
+        (
+            None,
+            ["neg", "pos"],
+            "holds texts, such as 'neg' (rows.csv row 1), data.train has integers; write them alike",
+        ),
+        (None, [0, 2], "has an unknown label in 1 row: rows.csv row 2 (2); labels in data.train are 0, 1"),
+        (datasets.ClassLabel(names=["neg", "pos"]), [0, 1], None),
+        (datasets.ClassLabel(names=["other", "names"]), [0, 1], None),
+        (datasets.ClassLabel(names=["pos", "neg"]), [0, 1], "holds the classes pos, neg, data.train has neg, pos"),
+        (datasets.ClassLabel(names=["neg", "pos"]), [-1, 1], "is -1 in 1 row: rows.csv row 1; -1 stands for a label"),
+    ],
+)
+def test_rows_are_judged_by_the_classes_that_were_trained(feature: Any, labels: list[Any], told: str | None):
+    problems, _, names = check(make_split("rows", feature, text=["a", "b"], label=labels), known=TRAINED)
+    assert names == TRAINED
+    if told is None:
+        assert problems == []
+    else:
+        (problem,) = problems
+        assert problem.startswith(f"data.rows: column 'label' {told}")
+
+
+def test_the_number_that_is_no_class_is_the_one_that_is_named():
+    problems, _, _ = check(make_split("train", text=["a", "b", "c"], label=[0.0, 1.0, 0.5]))
+    assert problems[0].startswith("data.train: column 'label' holds decimal numbers, such as 0.5 (train.csv row 3);")
+
+
+def test_texts_of_another_type_show_the_first_value_that_is_there():
+    problems, _, _ = check(make_split("train", text=[None, 3], label=[0, 1]))
+    assert problems[0].startswith(
+        "data.train: column 'text' holds no texts but values of type int64, such as 3 (train.csv row 2)"
+    )

@@ -82,7 +82,7 @@ def problems_of(*paths: str) -> list[str]:
 
 @pytest.mark.parametrize("path", KINDS)
 def test_rows_and_places_are_those_of_the_file_read_as_a_whole(folder: Path, path: str):
-    whole = read_files([write(path)], split="train", texts=["text"], label=None)
+    whole = read_files([write(path)], split="train", texts=["text"], label=None, keeps_all=True)
     read = read_all(path)
     assert len(read) == len(whole.rows) > 0
     for row, (values, place) in enumerate(read):
@@ -183,11 +183,14 @@ def test_what_is_wrong_with_a_file_is_one_line_with_its_place(folder: Path, path
 def test_bytes_that_are_not_utf_8_are_named(folder: Path):
     Path("a.txt").write_bytes(b"good\nb\xe4d\n")
     assert problems_of("a.txt") == [
-        "a.txt line 2: byte 0xe4 at offset 6 of the file is not UTF-8; save the file as UTF-8, "
-        "for example with `iconv -f windows-1252 -t utf-8`"
+        "a.txt line 2: byte 0xe4 at offset 6 of the file is not UTF-8; set data.files.encoding=windows-1252, or save "
+        "the file as UTF-8, for example with `iconv -f windows-1252 -t utf-8`"
     ]
     Path("a.csv").write_text("text,label\n", encoding="utf-16")
-    assert problems_of("a.csv") == ["a.csv is UTF-16; save it as UTF-8, for example with `iconv -f utf-16 -t utf-8`"]
+    assert problems_of("a.csv") == [
+        "a.csv is UTF-16; set data.files.encoding=utf-16, or save it as UTF-8, for example with "
+        "`iconv -f utf-16 -t utf-8`"
+    ]
 
 
 def test_the_problems_of_all_files_are_told_at_once(folder: Path):

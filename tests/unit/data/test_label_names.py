@@ -88,3 +88,11 @@ def test_all_wrong_values_of_a_map_are_told_at_once():
         "data.label_names.c=0: another name has this value already",
         "data.label_names.d=True: the label column holds integers, and this is not one",
     ]
+
+
+@pytest.mark.parametrize("given", [{"neg": 0, "neu": 1}, {"neu": 1, "neg": 0}])
+def test_numbers_for_labels_that_are_texts_point_to_a_list(given: dict[str, int]):
+    assert problems_of(values=["neg", "neu"], kind="texts", given=given) == [
+        f"data.label_names={given}: the label column holds texts, and a map says what stands in the column for each "
+        "name, such as {neg: neg}; to number them in this order write data.label_names=[neg, neu]"
+    ]

@@ -149,8 +149,9 @@ def test_one_row_cannot_be_divided(folder: Path):
 
 def test_text_columns_stay_texts_and_labels_have_their_type(folder: Path):
     Path("train.csv").write_text("text,label,other\n1,2,3\n")
-    assert load(train="train.csv")[0]["train"].rows[0] == {"text": "1", "label": 2, "other": "3"}
-    assert load(train="train.csv", label=None)[0]["train"].rows[0] == {"text": "1", "label": "2", "other": "3"}
+    assert load(train="train.csv")[0]["train"].rows[0] == {"text": "1", "label": 2}
+    assert load(train="train.csv", label=None, text_pair="label")[0]["train"].rows[0] == {"text": "1", "label": "2"}
+    assert load(train="train.csv")[0]["train"].columns == ["text", "label", "other"]
 
 
 def test_progress_bars_of_datasets_are_as_before_afterwards(folder: Path, capfd: pytest.CaptureFixture[str]):

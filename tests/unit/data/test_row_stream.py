@@ -62,7 +62,7 @@ def test_rows_have_their_texts_and_class_ids(folder: Path):
             {"text": "b", "label": 2},
             "column 'label' has an unknown label in a.jsonl line 2 (2); labels may be 0, 1: correct it",
         ),
-        ({"text": "b", "label": 1.0}, "unknown label in a.jsonl line 2 (1.0)"),
+        ({"text": "b", "label": 1.5}, "unknown label in a.jsonl line 2 (1.5)"),
         ({"text": "b", "label": True}, "unknown label in a.jsonl line 2 (True)"),
         ({"text": "b", "label": [1]}, "unknown label in a.jsonl line 2 ([1])"),
     ],

@@ -8,12 +8,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainer_loop.data.text_files import long_fields, read_delimited, read_json, read_json_lines, read_text_lines
+from trainer_loop.data.delimited import long_fields
+from trainer_loop.data.text_files import read_delimited, read_json, read_json_lines, read_text_lines
+from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
 from trainer_loop.errors import UserError
 
 
-def read_csv(path: Path | str, label: str | None = "label") -> Any:
-    return read_delimited(str(path), delimiter=",", texts=["text"], label=label)
+def read_csv(path: Path | str, label: str | None = "label", **options: Any) -> Any:
+    """All columns, and their places."""
+    rows, places, _ = read_delimited(
+        str(path), text_format=TextFormat(**options), texts=["text"], label=label, keeps_all=True
+    )
+    return rows, places
 
 
 def problems_of(read: Callable[[], object]) -> list[str]:
@@ -38,7 +44,7 @@ FIELDS = st.text(st.sampled_from('ab ,;"\n\r\té😀\u2028\x85'), min_size=1, ma
 def test_csv_gives_back_what_was_written_with_row_numbers(tmp_path: Path, rows: list[tuple[str, str]], line_end: str):
     path = tmp_path / "some.csv"
     write_csv(path, [["text", "other"], *map(list, rows)], line_end=line_end)
-    read, places = read_csv(path)
+    read, places = read_csv(path, quoting="double")  # texts may look like records by chance
     assert list(zip(read["text"], read["other"], strict=True)) == rows
     assert [places.place(row) for row in range(len(rows))] == [f"{path} row {n}" for n in range(1, len(rows) + 1)]
 
@@ -88,7 +94,7 @@ def test_only_the_label_column_has_its_type_inferred(tmp_path: Path, written: li
 
 def test_byte_order_mark_and_tabs_are_read(tmp_path: Path):
     (tmp_path / "some.tsv").write_bytes("\ufefftext\tlabel\r\na,b\tc\r\n".encode())
-    read, _ = read_delimited(str(tmp_path / "some.tsv"), delimiter="\t", texts=["text"], label="label")
+    read, _ = read_csv(tmp_path / "some.tsv")
     assert read[0] == {"text": "a,b", "label": "c"}
 
 
@@ -146,7 +152,7 @@ def test_at_most_five_uneven_rows_are_named(tmp_path: Path):
         (b"text;label\na;1\n", "its fields seem to be separated by semicolons"),
         (b"text\tlabel\na\t1\n", "its fields seem to be separated by tabs"),
         (b"text,label\ngood,1\ncaf\xe9,0\n", "line 3: byte 0xe9 at offset 21 of the file is not UTF-8"),
-        ("text,label\ngood,1\n".encode("utf-16"), "is UTF-16; save it as UTF-8"),
+        ("text,label\ngood,1\n".encode("utf-16"), "is UTF-16; set data.files.encoding=utf-16, or save it as UTF-8"),
     ],
 )
 def test_a_broken_csv_file_is_explained_in_one_line(tmp_path: Path, content: bytes, expected: str):
@@ -158,13 +164,13 @@ def test_a_broken_csv_file_is_explained_in_one_line(tmp_path: Path, content: byt
 
 def test_a_header_with_a_semicolon_is_fine_when_it_is_the_text_column(tmp_path: Path):
     (tmp_path / "some.csv").write_text("text; raw\ngood\n")
-    read, _ = read_delimited(str(tmp_path / "some.csv"), delimiter=",", texts=["text; raw"], label=None)
+    read = read_delimited(str(tmp_path / "some.csv"), text_format=DEFAULT_FORMAT, texts=["text; raw"], label=None).rows
     assert read[0] == {"text; raw": "good"}
 
 
 def test_invalid_utf8_counts_the_further_lines(tmp_path: Path):
     (tmp_path / "some.txt").write_bytes(b"ok\n\xff\nok\n\xfe\n\xfd\n")
-    (problem,) = problems_of(lambda: read_text_lines(str(tmp_path / "some.txt")))
+    (problem,) = problems_of(lambda: read_text_lines(str(tmp_path / "some.txt"), text_format=DEFAULT_FORMAT))
     assert "line 2: byte 0xff at offset 3" in problem
     assert "and 2 more lines" in problem
 
@@ -172,7 +178,10 @@ def test_invalid_utf8_counts_the_further_lines(tmp_path: Path):
 def test_json_lines_keep_line_numbers_over_blank_lines_and_fill_missing_keys(tmp_path: Path):
     path = tmp_path / "some.jsonl"
     path.write_bytes('{"text": "a", "label": 1}\r\n\r\n{"label": 0}\r\n{"text": "c é", "extra": [1]}'.encode())
-    read, places = read_json_lines(str(path), wanted=["text", "label"])
+    read, places, names = read_json_lines(
+        str(path), text_format=DEFAULT_FORMAT, wanted=["text", "label"], keeps_all=True
+    )
+    assert names == ["text", "label", "extra"]
     assert list(read) == [
         {"text": "a", "label": 1, "extra": None},
         {"text": None, "label": 0, "extra": None},
@@ -184,14 +193,14 @@ def test_json_lines_keep_line_numbers_over_blank_lines_and_fill_missing_keys(tmp
 def test_every_broken_json_line_is_named(tmp_path: Path):
     path = tmp_path / "some.jsonl"
     path.write_text('{"text": "a"}\n{"text": "b"\n\n{"text": }\n')
-    problems = problems_of(lambda: read_json_lines(str(path), wanted=["text"]))
+    problems = problems_of(lambda: read_json_lines(str(path), text_format=DEFAULT_FORMAT, wanted=["text"]))
     assert [problem.split(":")[0] for problem in problems] == [f"{path} line 2, column 13", f"{path} line 4, column 10"]
 
 
 @pytest.mark.parametrize("content", ['[{"text": "a"}, {"text": "b"}]', '\n{"text": "a"}\n{"text": "b"}\n'])
 def test_json_is_a_list_or_one_object_per_line(tmp_path: Path, content: str):
     (tmp_path / "some.json").write_text(content)
-    read, places = read_json(str(tmp_path / "some.json"), wanted=["text"])
+    read, places, _ = read_json(str(tmp_path / "some.json"), text_format=DEFAULT_FORMAT, wanted=["text"])
     assert list(read["text"]) == ["a", "b"]
     assert len(places) == 2
 
@@ -208,23 +217,25 @@ def test_json_is_a_list_or_one_object_per_line(tmp_path: Path, content: str):
 )
 def test_a_broken_json_file_is_explained(tmp_path: Path, content: str, expected: str):
     (tmp_path / "some.json").write_text(content)
-    problems = problems_of(lambda: read_json(str(tmp_path / "some.json"), wanted=["text"]))
+    problems = problems_of(lambda: read_json(str(tmp_path / "some.json"), text_format=DEFAULT_FORMAT, wanted=["text"]))
     assert expected in problems[0]
 
 
 def test_values_of_several_kinds_are_an_error_in_a_wanted_column_only(tmp_path: Path):
     path = tmp_path / "some.jsonl"
     path.write_text('{"text": "a", "label": 1, "note": 1}\n{"text": "b", "label": "one", "note": "x"}\n')
-    (problem,) = problems_of(lambda: read_json_lines(str(path), wanted=["text", "label"]))
+    (problem,) = problems_of(lambda: read_json_lines(str(path), text_format=DEFAULT_FORMAT, wanted=["text", "label"]))
     assert "column 'label' has values of several kinds: int (1, " in problem
     assert "some.jsonl line 2)" in problem
-    read, _ = read_json_lines(str(path), wanted=["text"])
+    read = read_json_lines(str(path), text_format=DEFAULT_FORMAT, wanted=["text"], keeps_all=True).rows
     assert [json.loads(note) for note in read["note"]] == [1, "x"]
 
 
 def test_half_a_surrogate_pair_is_named_with_its_line(tmp_path: Path):
     (tmp_path / "some.jsonl").write_text('{"text": "fine"}\n{"text": "\\ud83d"}\n')
-    (problem,) = problems_of(lambda: read_json_lines(str(tmp_path / "some.jsonl"), wanted=["text"]))
+    (problem,) = problems_of(
+        lambda: read_json_lines(str(tmp_path / "some.jsonl"), text_format=DEFAULT_FORMAT, wanted=["text"])
+    )
     assert "some.jsonl line 2, column 'text'" in problem
 
 
@@ -236,8 +247,8 @@ def test_text_lines_are_kept_as_they_are(tmp_path: Path, lines: list[str]):
     # A carriage return before the line break belongs to it, and so does one at the end of the file.
     expected = [(line.removesuffix("\r"), number) for number, line in enumerate(lines, start=1) if line.strip()]
     if not expected:
-        problems_of(lambda: read_text_lines(str(path)))
+        problems_of(lambda: read_text_lines(str(path), text_format=DEFAULT_FORMAT))
         return
-    read, places = read_text_lines(str(path))
+    read, places, _ = read_text_lines(str(path), text_format=DEFAULT_FORMAT)
     assert list(read["text"]) == [text for text, _ in expected]
     assert [places.place(row) for row in range(len(read))] == [f"{path} line {number}" for _, number in expected]

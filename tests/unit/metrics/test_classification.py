@@ -95,6 +95,32 @@ def test_zero_division_is_the_score_of_a_class_that_does_not_occur(metric: Any, 
     assert list(result.values()) == [[1.0, float(value)]]
 
 
+@pytest.mark.parametrize("predicted", [[0, 0, 0], [1, 1, 1], [0, 1, 1]])
+@pytest.mark.parametrize(
+    ("metric", "function", "arguments"),
+    [
+        *[
+            (metric, function, arguments)
+            for metric, _, function in AVERAGED
+            for arguments in ({}, {"average": "macro"}, {"average": "weighted", "pos_label": 0}, {"average": None})
+        ],
+        (MatthewsCorrelation, sklearn_metrics.matthews_corrcoef, {}),
+        (GlueMRPC, sklearn_metrics.f1_score, {}),
+    ],
+)
+def test_classes_that_are_absent_give_the_numbers_of_sklearn_without_its_warnings(
+    metric: Any, function: Any, arguments: dict[str, Any], predicted: list[int]
+) -> None:
+    references = [0, 0, 0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = metric().compute(predictions=predicted, references=references, **arguments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wanted = function(references, predicted, **arguments)
+    np.testing.assert_array_equal(list(found.values())[-1], wanted)
+
+
 def test_a_class_predicted_but_never_seen_counts_as_wrong() -> None:
     result = F1().compute(predictions=[0, 0, 2], references=[0, 0, 1], average="macro")
     assert result["f1"] == pytest.approx((1 + 0 + 0) / 3)

@@ -1,0 +1,385 @@
+"""What a file loses, gains and keeps when it is predicted; the model is one that says pos of every text."""
+
+import csv
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import datasets
+import polars as pl
+import pyarrow as pa
+import pyarrow.feather
+import pyarrow.parquet
+import pytest
+from arrow_columns import CASES
+
+from trainer_loop.data import write_files
+from trainer_loop.data.text_format import TextFormat
+from trainer_loop.errors import UserError
+from trainer_loop.predict_files import FileRequest, predict_file, prepare_file
+from trainer_loop.predictor import Judged
+from trainer_loop.record.export import ExportRecord
+
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+
+
+class Stub:
+    """Knows the classes neg and pos; remembers what it was asked."""
+
+    generates = False
+    label_names = ("neg", "pos")
+    label_values = ("n", "p")
+
+    def judge(self, texts, pairs=None, *, labels=None):
+        self.texts, self.pairs, self.labels = texts, pairs, labels
+        return Judged([{"label": "pos", "probability": 0.5} for _ in texts], None, [])
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def make_record(**fields: Any) -> ExportRecord:
+    known = {"task": "sequence_classification", "text": "text", "text_pair": None, "max_length": 8, "step": 1}
+    return ExportRecord(**{**known, "num_steps": 1, "metrics": {}, "plan": {}, **fields})
+
+
+def run(file: str, *, record: ExportRecord | None = None, **options: Any) -> tuple[Stub, list[str]]:
+    """Predict a file -> the stub, and the lines for a person."""
+    asked: dict[str, Any] = {
+        "output": None, "overwrite": False, "text_column": None, "pair_column": None, "label_column": None,
+        "metrics": True, "missing": "refuse", "text_format": TextFormat(),
+    }  # fmt: skip
+    stub = Stub()
+    job = prepare_file(FileRequest(file, **{**asked, **options}), Path("run/model"), record or make_record())
+    return stub, predict_file(stub, job)
+
+
+def problems_of(file: str, **options: Any) -> list[str]:
+    with pytest.raises(UserError) as caught:
+        run(file, **options)
+    assert all("\n" not in problem for problem in caught.value.problems)
+    return caught.value.problems
+
+
+def read_output(path: str) -> list[dict[str, Any]]:
+    match Path(path).suffix:
+        case ".json":
+            return json.loads(Path(path).read_text())
+        case ".jsonl":
+            return [json.loads(line) for line in Path(path).read_text().splitlines()]
+        case ".parquet":
+            return pa.parquet.read_table(path).to_pylist()
+        case suffix:
+            with Path(path).open(newline="") as file:
+                return list(csv.DictReader(file, delimiter="," if suffix == ".csv" else "\t"))
+
+
+def names_here() -> list[str]:
+    return sorted(path.name for path in Path().iterdir())
+
+
+def as_cell(value: Any) -> str:
+    """A value of JSON as a .csv file has it."""
+    return "" if value is None else json.dumps(value) if isinstance(value, (list, dict)) else str(value)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("name", CASES)
+def test_a_column_of_any_type_is_written_or_refused_before_the_model_is_asked(folder: Path, name: str, suffix: str):
+    case = CASES[name]
+    pa.feather.write_feather(pa.table({"text": ["x", "y", "z"], "column": case.array}), "in.feather")
+    output = f"out{suffix}"
+    if suffix == ".parquet" and not case.has_parquet and not (case.texts or case.labels):
+        (problem,) = problems_of("in.feather", output=output)
+        assert problem.startswith("column 'column' cannot be written to a .parquet file: parquet has no type for")
+        assert problem.endswith("; let output= end in .jsonl, or drop the column")
+        assert not Path(output).exists()
+        return
+    run("in.feather", output=output)
+    rows = read_output(output)
+    assert [list(row) for row in rows] == [["text", "column", "label", "probability"]] * 3
+    wanted = case.json
+    if suffix == ".parquet":
+        wanted = case.array.to_pylist()
+    elif suffix in (".csv", ".tsv"):
+        wanted = [as_cell(value) for value in case.json]
+    assert [row["column"] for row in rows] == wanted
+    assert names_here() == sorted(["in.feather", output])
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_values_of_json_stay_what_they_are_or_are_refused(folder: Path, suffix: str):
+    values = [
+        {"text": "a", "n": 2**70, "mixed": 1, "nested": {"b": [1, None]}, "half": "\ud83d", "id": 9007199254740993},
+        {"text": "b", "n": None, "mixed": "x", "nested": None, "half": None, "id": None},
+    ]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in values))
+    output = f"out{suffix}"
+    if suffix in (".json", ".jsonl"):
+        run("in.jsonl", output=output)
+        assert [{name: row[name] for name in values[0]} for row in read_output(output)] == values
+        return
+    problems = problems_of("in.jsonl", output=output)
+    refused = ["n", "mixed", "half"] if suffix == ".parquet" else ["half"]
+    assert [problem.split("'")[1] for problem in problems] == refused
+    assert all("let output= end in ." in problem for problem in problems)
+    for row in values:
+        del row["half"]
+        if suffix == ".parquet":
+            del row["n"], row["mixed"]
+    Path("in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in values))
+    run("in.jsonl", output=output)
+    read = [{name: row[name] for name in values[0]} for row in read_output(output)]
+    cells = [{name: as_cell(value) for name, value in row.items()} for row in values]
+    assert read == (values if suffix == ".parquet" else cells)
+
+
+def test_infinity_is_refused_by_json_alone(folder: Path):
+    pa.parquet.write_table(pa.table({"text": ["a", "b"], "x": [float("inf"), float("nan")]}), "in.parquet")
+    (problem,) = problems_of("in.parquet", output="out.jsonl")
+    assert problem == (
+        "column 'x' cannot be written to a .jsonl file: JSON has no infinity; let output= end in .csv or parquet, or "
+        "drop the column"
+    )
+    run("in.parquet", output="out.csv")
+    assert [row["x"] for row in read_output("out.csv")] == ["inf", "nan"]
+
+
+def test_what_is_predicted_takes_a_name_that_is_free(folder: Path):
+    Path("0.csv").write_text("text\na\n")
+    for number in range(4):
+        _, lines = run(f"{number}.csv", output=f"{number + 1}.csv")
+    assert lines[:2] == [
+        "the file has a column label already: the predicted one is predicted_label_3",
+        "the file has a column probability already: the predicted one is predicted_probability_3",
+    ]
+    assert list(read_output("4.csv")[0]) == [
+        *("text", "label", "probability", "predicted_label", "predicted_probability"),
+        *("predicted_label_2", "predicted_probability_2", "predicted_label_3", "predicted_probability_3"),
+    ]
+
+
+def test_no_file_that_is_there_is_replaced(folder: Path):
+    Path("run/predictions").mkdir(parents=True)
+    Path("run/predictions/test.jsonl").write_text("of the run")
+    Path("test.jsonl").write_text('{"text": "a"}\n')
+    for number in (2, 3):
+        _, lines = run("test.jsonl")
+        assert lines == [f"1 rows written to run/predictions/test-{number}.jsonl"]
+    assert Path("run/predictions/test.jsonl").read_text() == "of the run"
+    (problem,) = problems_of("test.jsonl", output="run/predictions/test.jsonl")
+    assert problem == ("output=run/predictions/test.jsonl is there already; choose another, or set overwrite=true")
+    run("test.jsonl", output="run/predictions/test.jsonl", overwrite=True)
+    assert read_output("run/predictions/test.jsonl") == [{"text": "a", "label": "pos", "probability": 0.5}]
+
+
+def test_the_file_that_is_read_is_never_replaced(folder: Path):
+    Path("in.jsonl").write_text('{"text": "a"}\n')
+    os.link("in.jsonl", "hard.jsonl")
+    Path("soft.jsonl").symlink_to("in.jsonl")
+    Path("folder.jsonl").mkdir()
+    Path("other.jsonl").write_text("other")
+    Path("link.jsonl").symlink_to("other.jsonl")
+    Path("nowhere.jsonl").symlink_to("none.jsonl")
+    for name in ("in.jsonl", "./in.jsonl", "hard.jsonl", "soft.jsonl"):
+        assert problems_of("in.jsonl", output=name, overwrite=True) == [
+            f"output={name} is the file that is read; choose another"
+        ]
+    assert problems_of("in.jsonl", output="folder.jsonl", overwrite=True)[0].endswith("name a file in it")
+    for name, target in (("link.jsonl", "other.jsonl"), ("nowhere.jsonl", "none.jsonl")):
+        assert problems_of("in.jsonl", output=name, overwrite=True) == [
+            f"output={name} is a link to {target}; name the file itself"
+        ]
+    assert Path("in.jsonl").read_text() == '{"text": "a"}\n'
+    assert Path("other.jsonl").read_text() == "other"
+
+
+def test_a_file_that_appears_meanwhile_is_not_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    Path("in.jsonl").write_text('{"text": "a"}\n')
+
+    def judge(self, texts, pairs=None, *, labels=None):
+        Path("out.csv").write_text("of somebody else")
+        return Judged([{"label": "pos"}], None, [])
+
+    monkeypatch.setattr(Stub, "judge", judge)
+    assert problems_of("in.jsonl", output="out.csv") == [
+        "output=out.csv cannot be written: it is there already; choose another"
+    ]
+    assert Path("out.csv").read_text() == "of somebody else"
+    assert names_here() == ["in.jsonl", "out.csv"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_disk_that_is_full_leaves_nothing_and_is_one_line(folder: Path, suffix: str, monkeypatch: pytest.MonkeyPatch):
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    Path("in.csv").write_text("text\na\n")
+    monkeypatch.setattr(write_files.os, "fsync", refuse)
+    (problem,) = problems_of("in.csv", output=f"out{suffix}")
+    assert problem.startswith(f"output=out{suffix} cannot be written: No space left on device (")
+    assert names_here() == ["in.csv"]
+
+
+@pytest.mark.parametrize("output", ["in.csv/out.csv", f"{'x' * 300}.csv", "\0.csv"])
+def test_a_name_that_no_file_can_have_is_one_line(folder: Path, output: str):
+    Path("in.csv").write_text("text\na\n")
+    (problem,) = problems_of("in.csv", output=output)
+    assert "cannot be written: " in problem
+
+
+def test_rows_without_a_text_stay_in_their_place_without_a_prediction(folder: Path):
+    Path("in.csv").write_text("id,text\n1,a\n2,\n3,  \n4,d\n")
+    (null, blank) = problems_of("in.csv")
+    remedy = "fill it in or remove the row, or set missing=drop (or empty)"
+    assert null == f"the file: column 'text' is null in 1 row: in.csv row 2; {remedy}"
+    assert blank == f"the file: column 'text' is empty in 1 row: in.csv row 3; {remedy}"
+    stub, lines = run("in.csv", output="out.csv", missing="drop")
+    assert stub.texts == ["a", "d"]
+    assert lines[-2:] == [
+        "4 rows written to out.csv",
+        "in.csv: 2 rows without 'text' were written without a prediction (missing=drop)",
+    ]
+    assert Path("out.csv").read_text() == "id,text,label,probability\n1,a,pos,0.5\n2,,,\n3,  ,,\n4,d,pos,0.5\n"
+    run("in.csv", output="out.parquet", missing="drop")
+    assert [row["probability"] for row in read_output("out.parquet")] == [0.5, None, None, 0.5]
+    stub, _ = run("in.csv", output="empty.csv", missing="empty")
+    assert stub.texts == ["a", "", "  ", "d"]
+    assert "2,,pos,0.5\n" in Path("empty.csv").read_text()
+    Path("none.csv").write_text("id,text\n1,\n")
+    assert problems_of("none.csv", missing="drop") == [
+        "the file: no row is left; none.csv: 1 row without 'text' was dropped (missing=drop)"
+    ]
+
+
+def test_both_texts_of_a_pair_must_be_there(folder: Path):
+    Path("in.jsonl").write_text('{"a": "x", "b": "y"}\n{"a": "x", "b": null}\n{"b": "y"}\n')
+    record = make_record(text="a", text_pair="b")
+    assert len(problems_of("in.jsonl", record=record)) == 2
+    stub, _ = run("in.jsonl", record=record, missing="drop")
+    assert (stub.texts, stub.pairs) == (["x"], ["y"])
+
+
+@pytest.mark.parametrize("frame", [
+    pl.DataFrame({"text": ["a", "b"], "kind": pl.Series(["x", None], dtype=pl.Categorical)}),
+    pl.DataFrame({"text": pl.Series(["a", "b"], dtype=pl.Enum(["a", "b"])), "kind": [1, None]}),
+])  # fmt: skip
+def test_frames_of_polars_are_read(folder: Path, frame: pl.DataFrame):
+    frame.write_ipc("in.feather")
+    stub, _ = run("in.feather", output="out.jsonl")
+    assert stub.texts == ["a", "b"]
+    assert [row["kind"] for row in read_output("out.jsonl")] == frame["kind"].to_list()
+
+
+def test_files_of_unlike_columns_are_joined_and_none_is_lost(folder: Path):
+    Path("1.csv").write_text("text,a\nx,1\n")
+    Path("2.csv").write_text("b,text\n2,y\n")
+    _, lines = run("*.csv", output="out.csv")
+    assert Path("out.csv").read_text() == "text,a,b,label,probability\nx,1,,pos,0.5\ny,,2,pos,0.5\n"
+    assert lines == ["2 rows written to out.csv"]
+    pa.parquet.write_table(pa.table({"text": ["x"], "a": [1], "c": [1]}), "1.parquet")
+    pa.parquet.write_table(pa.table({"text": ["y"], "a": [2.5], "c": ["z"]}), "2.parquet")
+    assert problems_of("*.parquet", output="out.parquet") == [
+        "column 'c' has one type in 1.parquet (int64) and another in 2.parquet (string); make them alike"
+    ]
+
+
+def test_how_a_file_is_written_is_told_by_the_keys_of_the_command(folder: Path):
+    Path("in.csv").write_text("text;n\nGrüße;1\n", encoding="windows-1252")
+    (problem,) = problems_of("in.csv")
+    assert "set delimiter=';'" in problem
+    (problem,) = problems_of("in.csv", text_format=TextFormat(delimiter=";"))
+    assert "set encoding=windows-1252" in problem
+    stub, _ = run("in.csv", output="out.csv", text_format=TextFormat(";", "none", "windows-1252"))
+    assert stub.texts == ["Grüße"]
+    assert Path("out.csv").read_text(encoding="utf-8") == "text,n,label,probability\nGrüße,1,pos,0.5\n"
+
+
+@pytest.mark.parametrize(
+    ("column", "labels", "told"),
+    [
+        (["n", "p", "p"], [0, 1, 1], []),  # as in the training data
+        (["neg", "pos", "pos"], [0, 1, 1], []),  # by the names of the classes
+        (pa.array(["p", "n", "n"]).dictionary_encode(), [1, 0, 0], []),
+        (["n", "what", None], [0, None, None], [
+            "1 row without a label in column 'label': left out of the metrics",
+            "1 row with a label that the model does not know, such as 'what' (in.parquet row 2): left out of the "
+            "metrics",
+        ]),
+        ([7, 8, 9], [None] * 3, [
+            "no metrics: column 'label' holds 7 (in.parquet row 1), and the model knows neg, pos"
+        ]),
+        ([None, None, None], [None] * 3, ["no metrics: column 'label' has no label in any row"]),
+        ([[1], [2], [3]], [None] * 3, [
+            "no metrics: column 'label' holds [1] (in.parquet row 1), and the model knows neg, pos"
+        ]),
+        (pa.array([[("a", 1)]] * 3, pa.map_(pa.string(), pa.int64())), None, [
+            "no metrics: the file: column 'label' cannot be read: Arrow type map<string, int64 ('label')> does not "
+            "have a datasets dtype equivalent; store texts, numbers, or lists or structures of them"
+        ]),
+    ],
+)  # fmt: skip
+def test_labels_are_those_of_the_training_data_or_their_names(folder: Path, column: Any, labels: Any, told: list[str]):
+    pa.parquet.write_table(pa.table({"text": ["x", "y", "z"], "label": column}), "in.parquet")
+    stub, lines = run("in.parquet", output="out.parquet")
+    assert stub.labels == labels
+    assert lines[2:] == told
+    stub, lines = run("in.parquet", output="more.parquet", metrics=False)
+    assert stub.labels is None
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "column", "labels"),
+    [
+        (("0", "1"), "0\n1\n1", [0, 1, 1]),
+        ((0, 1), "0.0\n1.0\n1.0", [0, 1, 1]),
+        ((False, True), "False\nTrue\nTrue", [0, 1, 1]),
+        ((1, 0), "0\n1\n1", [1, 0, 0]),
+        (("no", "yes"), "NO\nYes\nyes", [0, 1, 1]),
+    ],
+)
+def test_labels_of_a_text_file_stand_for_those_of_the_training_data(
+    folder: Path, values: tuple, column: str, labels: list[int], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Stub, "label_values", values)
+    rows = [f"x,{label}" for label in column.split("\n")]
+    Path("in.csv").write_text("\n".join(["text,label", *rows]))
+    assert run("in.csv")[0].labels == labels
+
+
+def test_classes_of_a_column_go_by_their_names(folder: Path):
+    for names, labels in ((["pos", "neg"], [1, 0, None]), (["n", "p"], [0, 1, None])):
+        features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
+        rows = {"text": ["a", "b", "c"], "label": [0, 1, -1]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet("in.parquet")
+        stub, _ = run("in.parquet", output="out.parquet", overwrite=True)
+        assert stub.labels == labels
+        given, written = (pa.parquet.read_schema(f"{name}.parquet").metadata[b"huggingface"] for name in ("in", "out"))
+        assert written == given
+
+
+def test_the_column_of_the_labels_can_be_named(folder: Path):
+    Path("in.csv").write_text("text,label,stars\na,5,n\nb,6,p\n")
+    assert run("in.csv", label_column="stars")[0].labels == [0, 1]
+    assert run("in.csv", record=make_record(evaluation={"label": "stars"}))[0].labels == [0, 1]
+    assert problems_of("in.csv", label_column="star") == [
+        "label_column=star: the file has no such column; it has text, label, stars; did you mean 'stars'?"
+    ]
+    record = make_record(task="causal_lm")
+    assert problems_of("in.csv", record=record, label_column="stars") == [
+        "label_column=stars: a language model has no labels; remove it"
+    ]
+
+
+def test_a_file_of_many_columns_takes_time_in_proportion(folder: Path):
+    names = [f"c{number}" for number in range(5_000)]
+    Path("in.csv").write_text(f"text,{','.join(names)}\n" + f"a,{','.join(['1'] * len(names))}\n" * 3)
+    run("in.csv", output="out.parquet")
+    run("in.csv", output="out.jsonl")
+    assert list(read_output("out.jsonl")[2]) == ["text", *names, "label", "probability"]

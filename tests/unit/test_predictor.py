@@ -1,0 +1,148 @@
+"""How a text and its continuation are joined, for tokenizers that mark spaces in unlike ways."""
+
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from trainer_loop.data.tokenizer import train_tokenizer
+from trainer_loop.predictor import Predictor
+
+TEXTS = ["once upon a time there was a little bird", "there was, once upon a time, a bird"] * 20
+
+
+def metaspace(prepend_scheme: str = "always") -> PreTrainedTokenizerFast:
+    """As Llama's and T5's: a word begins with a mark, and so does the first."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prepend_scheme)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme=prepend_scheme)
+    tokenizer.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=200, special_tokens=["<unk>", "</s>"]))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>", pad_token="</s>")
+
+
+def wordpiece() -> PreTrainedTokenizerFast:
+    """As BERT's: spaces are not kept, letters are small, and marks stand around the text."""
+    return train_tokenizer(TEXTS, style="wordpiece", vocab_size=200, max_length=32)
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    """As GPT-2's: the space belongs to the word behind it."""
+    return train_tokenizer(TEXTS, style="byte_level_bpe", vocab_size=300, max_length=32)
+
+
+class Parrot(nn.Module):
+    """Continues every text with the same tokens."""
+
+    def __init__(self, ids: list[int]):
+        super().__init__()
+        self.ids = ids
+
+    def generate(self, input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+        return torch.cat([input_ids, torch.tensor([self.ids])], dim=1)
+
+
+def continue_text(tokenizer: PreTrainedTokenizerFast, text: str, ids: list[int]) -> str:
+    predictor = Predictor(Parrot(ids), tokenizer, task="causal_lm", max_length=32, text="text", text_pair=None)
+    predictor.device = torch.device("cpu")
+    return predictor.generate(text, max_new_tokens=3)
+
+
+def ids_of(tokenizer: PreTrainedTokenizerFast, text: str, continued: str) -> list[int]:
+    """Of what stands behind a text in a longer one."""
+    encode = [tokenizer(each, add_special_tokens=False)["input_ids"] for each in (text, continued)]
+    assert encode[1][: len(encode[0])] == encode[0]
+    return encode[1][len(encode[0]) :]
+
+
+@pytest.mark.parametrize("make", [metaspace, byte_level], ids=["Metaspace", "byte level"])
+@pytest.mark.parametrize(
+    ("text", "continued"),
+    [
+        ("once upon a time", "once upon a time there was"),
+        ("once upon a time there was", "once upon a time there was a bird"),
+        ("there", "there was a bird"),
+    ],
+)
+def test_a_continuation_begins_as_it_was_written(make, text: str, continued: str):
+    tokenizer = make()
+    assert continue_text(tokenizer, text, ids_of(tokenizer, text, continued)) == continued
+
+
+@pytest.mark.parametrize("make", [metaspace, byte_level, wordpiece], ids=["Metaspace", "byte level", "WordPiece"])
+def test_a_text_that_ends_in_a_space_gets_no_second_one(make):
+    tokenizer = make()
+    for words in (" there was", "there was"):
+        ids = tokenizer(words, add_special_tokens=False)["input_ids"]
+        assert continue_text(tokenizer, "once upon a time ", ids) == "once upon a time there was"
+
+
+def test_spaces_that_the_model_means_are_kept():
+    tokenizer = byte_level()
+    for text, more in (("a bird:\n", "  there"), ("a bird:", "\n  there"), ("a ", "   there"), ("a", "  there")):
+        ids = tokenizer(more, add_special_tokens=False)["input_ids"]
+        assert continue_text(tokenizer, text, ids) == text + more
+
+
+def test_a_text_keeps_its_letters_and_what_stands_around_it_is_not_shown():
+    tokenizer = wordpiece()
+    ids = tokenizer("there was", add_special_tokens=False)["input_ids"]
+    assert continue_text(tokenizer, "once upon a time", ids) == "once upon a time there was"
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    assert "<s>" not in continue_text(tokenizer, "once", [*ids, tokenizer.bos_token_id])
+
+
+def test_a_word_that_goes_on_is_not_cut():
+    tokenizer = metaspace()
+    rest = tokenizer.convert_tokens_to_ids(["h", "e"])
+    assert continue_text(tokenizer, "once upon a t", rest) == "once upon a the"
+
+
+def test_figures_are_of_the_rows_with_labels_alone():
+    config = BertConfig(
+        vocab_size=200, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=3
+    )
+    torch.manual_seed(0)
+    predictor = Predictor(
+        BertForSequenceClassification(config), wordpiece(), task="sequence_classification", max_length=8, text="text",
+        text_pair=None,
+    )  # fmt: skip
+    texts = ["once", "upon a time", "there was a little bird", "bird"]
+    judged = predictor.judge(texts, labels=[0, None, 2, None])
+    alone = predictor.judge([texts[0], texts[2]], labels=[0, 2])
+    assert judged.figures == pytest.approx(alone.figures)
+    assert judged.figures["rows"] == 2
+    assert [row["label"] for row in judged.rows] == [row["label"] for row in predictor.predict(texts)]
+    assert predictor.judge(texts, labels=[None] * 4).figures is None
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "figures", "told"),
+    [
+        (
+            {"metrics": ["accuracy", {"name": "f1", "args": {"average": "macro"}, "key": "f"}]},
+            ["loss", "accuracy", "f"],
+            [],
+        ),
+        ({"metrics": []}, ["loss", "accuracy"], []),
+        ({"metrics": ["trap.metric", "accuracy"]}, ["loss", "accuracy"], ["trap.metric is not computed"]),
+        ({"loss": {"name": "trap.loss", "args": {}}}, ["accuracy"], ["no loss: the model was trained with trap.loss"]),
+        ({"loss": {"name": None, "args": {"gamma": 2}}}, ["accuracy"], ["no loss: loss.args.gamma: "]),
+        ({"metrics": ["f1"]}, ["loss"], ["no metrics: evaluate.metrics[0]: f1 with average: binary is for 2 classes"]),
+        ({"metrics": 3, "loss": 3, "values": "x", "label": 7}, ["loss", "accuracy"], []),
+    ],
+)
+def test_what_a_model_says_of_its_evaluation_runs_no_code_and_ends_nothing(evaluation, figures, told):
+    config = BertConfig(
+        vocab_size=200, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=3
+    )
+    predictor = Predictor(
+        BertForSequenceClassification(config), wordpiece(), task="sequence_classification", max_length=8, text="text",
+        text_pair=None, evaluation=evaluation,
+    )  # fmt: skip
+    judged = predictor.judge(["once", "upon"], labels=[0, 1])
+    assert list(judged.figures) == [*figures, "rows"]
+    assert len(judged.notes) == len(told)
+    assert all(note.startswith(start) for note, start in zip(judged.notes, told, strict=True))

@@ -1,0 +1,68 @@
+"""Types of Arrow that hold the same values in another way, as the plain types that they stand for."""
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_VIEWS = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type of the values: of a dictionary those that it lists, of runs those that repeat, of views the whole.
+
+    An extension type of Arrow's stands for what it is stored as; those of datasets are left to datasets.
+    """
+    if isinstance(kind, pa.DictionaryType):
+        return plain_type(kind.value_type)
+    if pa.types.is_run_end_encoded(kind):
+        return plain_type(kind.value_type)
+    if isinstance(kind, pa.BaseExtensionType) and kind.extension_name.startswith("arrow."):
+        return plain_type(kind.storage_type)
+    if pa.types.is_decimal(kind):
+        make = pa.decimal256 if kind.bit_width == 256 else pa.decimal128
+        return make(kind.precision, kind.scale)
+    return _VIEWS.get(kind, kind)
+
+
+def plain_array(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray:
+    """The same values in their plain type."""
+    if plain_type(array.type) == array.type:
+        return array
+    if isinstance(array, pa.ChunkedArray):
+        chunks = [plain_array(chunk) for chunk in array.chunks]
+        return pa.chunked_array(chunks, plain_type(array.type))
+    if isinstance(array.type, pa.DictionaryType):
+        return plain_array(array.dictionary).take(array.indices)  # decoding knows not all types of values
+    if pa.types.is_run_end_encoded(array.type):
+        return plain_array(pc.run_end_decode(array))
+    if isinstance(array, pa.ExtensionArray):
+        return plain_array(array.storage)
+    return array.cast(plain_type(array.type))
+
+
+def whole_numbers(array: pa.ChunkedArray) -> pa.ChunkedArray | None:
+    """Decimal numbers as int64, NaN as null; None where one of them is not whole."""
+    if pa.types.is_float16(array.type):
+        array = array.cast(pa.float32())
+    if pa.types.is_floating(array.type):
+        array = pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
+    try:
+        return array.cast(pa.int64())
+    except pa.ArrowInvalid:
+        return None
+
+
+def as_rows(table: Any) -> datasets.Dataset:
+    """A table of Arrow or datasets as a data set; the name that datasets would give it takes reading all of it."""
+    return datasets.Dataset(table, fingerprint=uuid.uuid4().hex)
+
+
+def make_dataset(arrays: Mapping[str, Any], names: Sequence[str], num_rows: int) -> datasets.Dataset:
+    """Columns as a data set. names: of all columns there are; where none is wanted, the first stands in as nulls."""
+    if not arrays and names:
+        arrays = {names[0]: pa.nulls(num_rows)}
+    return as_rows(pa.table(dict(arrays)))

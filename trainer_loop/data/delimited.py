@@ -1,0 +1,245 @@
+"""Records of .csv and .tsv files, from any row on, and what is wrong with one in a line."""
+
+import contextlib
+import csv
+import re
+import threading
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+
+from trainer_loop.data.text_format import Lines, TextFormat
+from trainer_loop.data.wording import enumerate_names, enumerate_some, shorten
+from trainer_loop.errors import UserError
+
+_LONGEST_FIELD = 2**31 - 1  # characters; the csv module's own limit is 131,072, which a long document exceeds
+_DELIMITER_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "vertical bars"}
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+_MOST_CLASSES = 100  # values of a column up to which a new one is a stranger
+_LINES_THAT_TELL = 20  # which values such a column has
+_LINES_BEHIND = 100_000  # that are looked at behind lines that quotes join
+_MOST_CHECKS = 3
+
+
+class Records:
+    """The records of a .csv or .tsv file that has a header, each with the line it begins on.
+
+    row, line, offset: records, lines and bytes that were read; they also say where to begin. Raises UserError where
+    the header cannot be one, where quotes break, and where they join lines that are records of their own.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        text_format: TextFormat,
+        texts: Collection[str],
+        row: int = 0,
+        line: int = 0,
+        offset: int = 0,
+    ):
+        self.path = path
+        self.row = row
+        self.format = text_format
+        self.delimiter = text_format.delimiter_of(path)
+        self.header, header_end = self._read_header(texts)
+        self._lines = self._open_lines(line, offset) if offset else header_end
+        self._taken: list[str] = []  # lines of the record that is read
+        self._checks_left = _MOST_CHECKS if text_format.quoting == "auto" and len(self.header) > 1 else 0
+
+    @property
+    def line(self) -> int:
+        return self._lines.number
+
+    @property
+    def offset(self) -> int:
+        return self._lines.offset
+
+    def __iter__(self) -> Iterator[tuple[list[str], int]]:
+        with long_fields():
+            records = self._read(self._take_lines())
+            while True:
+                first_line = self.line + 1
+                self._taken.clear()
+                try:
+                    record = next(records)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    place = f"{self.path} row {self.row + 1}, which begins on line {first_line}"
+                    raise UserError(self._explain_quoting(place, error)) from error
+                if record:  # a blank line is no row
+                    self.row += 1
+                    if len(self._taken) > 1 and self._checks_left:
+                        self._refuse_joined_records(first_line)
+                    yield record, first_line
+
+    def explain_fields(self, record: Sequence[str], first_line: int) -> str:
+        """A record that has not as many fields as the header; it is the one that was given last."""
+        names = _DELIMITER_NAMES.get(self.delimiter, f"the character {self.delimiter!r}")
+        if self.format.quoting == "none":
+            remedy = f"with data.files.quoting=none no field may contain {names}"
+        else:
+            remedy = f"quote texts that contain {names} or line breaks" + self._suggest_no_quotes()
+        return (
+            f"{self.path} row {self.row} (line {first_line}) has {len(record)} fields; the header has "
+            f"{len(self.header)} ({enumerate_names(self.header, at_most=5)}): {remedy}"
+        )
+
+    def _explain_quoting(self, place: str, error: csv.Error) -> str:
+        """A quoted field that does not end where it should."""
+        return (
+            f"{place}: the quoting breaks by line {self.line} ({error}); close the quoted text, and write a quote "
+            f'inside it twice (""){self._suggest_no_quotes()}'
+        )
+
+    def _suggest_no_quotes(self) -> str:
+        """Where every line has the fields of the header if quotes are ordinary characters."""
+        lines = self._split_plainly(until=self.line + _LINES_BEHIND)
+        if len(self.header) == 1 or any(len(fields) != len(self.header) for _, fields in lines):
+            return ""
+        return "; or, as quotes seem to be ordinary characters in this file, set data.files.quoting=none"
+
+    def _read_header(self, texts: Collection[str]) -> tuple[list[str], Lines]:
+        lines = self._open_lines(0, 0)
+        try:
+            with long_fields():
+                header = next(self._read(lines), [])
+        except csv.Error as error:
+            raise UserError(
+                f"{self.path} line 1: the quoting breaks by line {lines.number} ({error}); close the quoted name"
+            ) from error
+        self._check_header(header, texts)
+        return [name or f"column_{position}" for position, name in enumerate(header, start=1)], lines
+
+    def _check_header(self, header: Sequence[str], texts: Collection[str]) -> None:
+        path = self.path
+        if not header:
+            raise UserError(f"{path} is empty, or its first line is; it must begin with the names of its columns")
+        repeated = sorted(name for name, count in Counter(header).items() if name and count > 1)
+        if repeated:
+            raise UserError(
+                f"{path} line 1 names these columns more than once: {enumerate_some(repeated)}; rename them"
+            )
+        if len(header) > 1 or header[0] in texts:
+            return
+        for other, name in _DELIMITER_NAMES.items():
+            if other in header[0] and other != self.delimiter:
+                typed = {"\t": "tab"}.get(other, f"'{other}'")
+                raise UserError(
+                    f"{path} line 1 has the one column {shorten(header[0])}: its fields seem to be separated by "
+                    f"{name}; set data.files.delimiter={typed} (without it a .csv file has commas and a .tsv file tabs)"
+                )
+
+    def _refuse_joined_records(self, first_line: int) -> None:
+        """Raises UserError where quotes join lines into one record that look like records of their own."""
+        if any(line.count(self.delimiter) != len(self.header) - 1 for line in self._taken):
+            return
+        self._checks_left -= 1  # each one reads the file; after a few good ones its quotes are trusted
+        evidence = _Evidence(self.delimiter, len(self.header))
+        for number, fields in self._split_plainly(until=self.line + _LINES_BEHIND):
+            if len(fields) != len(self.header):
+                self._checks_left = 0  # without quotes the file cannot be read
+                return
+            evidence.add(fields, is_joined=first_line <= number <= self.line)
+        if evidence.are_records():
+            raise UserError(
+                f"{self.path} row {self.row}: quotes join lines {first_line} to {self.line} into one row, and each of "
+                "them looks like a row of its own: set data.files.quoting=none where quotes are ordinary characters, "
+                "or data.files.quoting=double where they are not"
+            )
+
+    def _split_plainly(self, *, until: int) -> Iterator[tuple[int, list[str]]]:
+        """The number and fields of every line behind the header, as if quotes were ordinary characters."""
+        for number, line in enumerate(self._open_lines(0, 0), start=1):
+            if number > until:
+                return
+            text = line.rstrip("\r\n")
+            if number > 1 and text:
+                yield number, text.split(self.delimiter)
+
+    def _open_lines(self, number: int, offset: int) -> Lines:
+        return Lines(self.path, encoding=self.format.encoding, number=number, offset=offset, any_break=True)
+
+    def _take_lines(self) -> Iterator[str]:
+        """The csv module takes no more lines than the record needs, so what was taken is where the next one begins."""
+        for line in self._lines:
+            self._taken.append(line)
+            yield line
+
+    def _read(self, lines: Iterator[str] | Lines) -> Iterator[list[str]]:
+        if self.format.quoting == "none":
+            return csv.reader(lines, delimiter=self.delimiter, quoting=csv.QUOTE_NONE, strict=True)
+        return csv.reader(lines, delimiter=self.delimiter, strict=True)
+
+
+class _Evidence:
+    """Whether lines that quotes join have in every column what the other lines of the file have there.
+
+    Only columns without spaces tell, such as labels and numbers: any piece of a text is like another text.
+    """
+
+    def __init__(self, delimiter: str, num_columns: int):
+        self._has_tabs = delimiter == "\t"
+        self._joined: list[list[str]] = []
+        self._num_others = 0
+        self._values: list[set[str]] = [set() for _ in range(num_columns)]  # of the others, a few of each column
+        self._are_words = [True] * num_columns
+        self._are_numbers = [True] * num_columns
+        self._has_double_quotes = False
+
+    def add(self, fields: list[str], *, is_joined: bool) -> None:
+        self._has_double_quotes = self._has_double_quotes or any('""' in field for field in fields)
+        if is_joined:
+            self._joined.append(fields)
+            return
+        self._num_others += 1
+        for column, field in enumerate(fields):
+            self._are_words[column] = self._are_words[column] and _is_word(field)
+            self._are_numbers[column] = self._are_numbers[column] and _is_number(field)
+            if len(self._values[column]) <= _MOST_CLASSES:
+                self._values[column].add(field)
+
+    def are_records(self) -> bool:
+        quoted = next((number for number, field in enumerate(self._joined[0]) if field.startswith('"')), None)
+        telling = [column for column, is_word in enumerate(self._are_words) if is_word and column != quoted]
+        if self._num_others and telling:
+            return all(self._fits(column) for column in telling)
+        # Texts tell nothing, but tabs hardly ever stand in them, and less so in a file that writes quotes twice.
+        return self._has_tabs and not self._has_double_quotes
+
+    def _fits(self, column: int) -> bool:
+        joined, values = {fields[column] for fields in self._joined}, self._values[column]
+        if self._are_numbers[column]:
+            return all(map(_is_number, joined))
+        are_classes = len(values) <= _MOST_CLASSES and (not self._has_tabs or self._num_others >= _LINES_THAT_TELL)
+        return joined <= values if are_classes else all(map(_is_word, joined))
+
+
+def _is_word(field: str) -> bool:
+    return not any(sign in field for sign in ' "')
+
+
+def _is_number(field: str) -> bool:
+    return not field or _NUMBER.fullmatch(field) is not None
+
+
+@contextlib.contextmanager
+def long_fields() -> Iterator[None]:
+    """Inside, no field is too long. The limit is global to the csv module: the last of all readers puts it back."""
+    global _num_readers, _limit_before
+    with _limit_lock:
+        if _num_readers == 0:
+            _limit_before = csv.field_size_limit(_LONGEST_FIELD)
+        _num_readers += 1
+    try:
+        yield
+    finally:
+        with _limit_lock:
+            _num_readers -= 1
+            if _num_readers == 0:
+                csv.field_size_limit(_limit_before)
+
+
+_limit_lock = threading.Lock()
+_num_readers = 0
+_limit_before = 0

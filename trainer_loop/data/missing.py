@@ -1,0 +1,198 @@
+"""Rows without a text or a label, and what becomes of them: `data.missing`."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from trainer_loop.data.arrow_types import as_rows, plain_array, whole_numbers
+from trainer_loop.data.fingerprint import digest
+from trainer_loop.data.shards import Shard
+from trainer_loop.data.split import Split
+from trainer_loop.data.text_files import is_nan
+from trainer_loop.data.wording import count
+from trainer_loop.errors import UserError
+
+POLICIES = ("refuse", "drop", "empty")
+_READ_ROWS = 10_000  # at a time
+HIDDEN = -1  # the class that datasets gives to rows whose label is kept secret
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclasses.dataclass(frozen=True)
+class Holes:
+    """What counts as missing: a text that is null, or blank where `blank` says so; a label that is null or hidden."""
+
+    texts: Sequence[str]
+    label: str | None
+    blank: bool
+
+    def in_text(self, value: object) -> bool:
+        """As `find` does it, for one value."""
+        return value is None or is_nan(value) or (self.blank and isinstance(value, str) and not value.strip())
+
+    def in_label(self, value: object, *, are_classes: bool) -> bool:
+        return value is None or is_nan(value) or (are_classes and value == HIDDEN)
+
+    def columns_of(self, values: Mapping[str, Any], *, are_classes: bool) -> list[str]:
+        """The columns in which a row of a stream has a hole. are_classes: its label is that of a column of classes."""
+        lacking = [name for name in dict.fromkeys(self.texts) if self.in_text(values.get(name))]
+        if self.label is not None and self.in_label(values.get(self.label), are_classes=are_classes):
+            lacking.append(self.label)
+        return lacking
+
+    def find(self, rows: datasets.Dataset) -> dict[str, Mask]:
+        """`[N]` which rows lack what, by column; of the columns that are there and hold texts or labels."""
+        found = {}
+        for name in dict.fromkeys([*self.texts, *([self.label] if self.label is not None else [])]):
+            if name in rows.column_names:
+                test = is_unlabelled if name == self.label else _is_blank if self.blank else pc.is_null
+                masks = [np.asarray(test(column)) for column in read_column(rows, name)]
+                found[name] = np.concatenate([np.zeros(0, dtype=np.bool_), *masks])
+                if name == self.label and isinstance(rows.features[name], datasets.ClassLabel):
+                    found[name] |= find_hidden(rows, name)
+        return found
+
+
+def has_classes(shard: Shard, label: str | None) -> bool:
+    """Whether the label of a shard is a column of classes, which has a number for labels that are kept secret."""
+    return shard.features is not None and isinstance(shard.features.get(label), datasets.ClassLabel)
+
+
+def settle_missing(split: Split, holes: Holes, *, missing: str) -> tuple[Split, list[str]]:
+    """The split with its holes as `data.missing` says, and lines for a person on what became of them.
+
+    refuse: as it is; the check of the rows tells. drop: without the rows that have holes; those that are left keep
+    their places. empty: a text that is null is the empty text. Raises UserError where no row is left.
+    """
+    if missing == "refuse":
+        return split, []
+    found = holes.find(split.rows)
+    if missing == "empty":
+        texts = [name for name in found if name != holes.label and _may_be_text(split.rows.features[name])]
+        nulls = [name for name in texts if any(column.null_count for column in read_column(split.rows, name))]
+        return (_fill(split, nulls) if nulls else split), []
+    gone = np.zeros(len(split.rows), dtype=np.bool_)
+    first_hole: dict[str, Mask] = {}
+    for name, mask in found.items():
+        first_hole[name] = mask & ~gone
+        gone |= mask
+    if not gone.any():
+        return split, []
+    told = describe_dropped(_count_by_file(split, first_hole))
+    if gone.all():
+        raise UserError(f"data.{split.name}: no row is left; {'; '.join(told)} (data.missing=drop)")
+    return split.select(np.flatnonzero(~gone)), told
+
+
+def describe_dropped(counts: dict[tuple[str, str], int]) -> list[str]:
+    """`reviews.csv: 12 rows without 'text', 9 without 'label' were dropped`. counts: by file and column."""
+    lines = []
+    for file in dict.fromkeys(file for file, _ in counts):
+        parts = [(column, number) for (of, column), number in counts.items() if of == file and number]
+        if parts:
+            first = f"{count(parts[0][1], 'row')} without {parts[0][0]!r}"
+            told = ", ".join([first, *(f"{number:,} without {column!r}" for column, number in parts[1:])])
+            were = "was" if sum(number for _, number in parts) == 1 else "were"
+            lines.append(f"{file}: {told} {were} dropped")
+    return lines
+
+
+def with_plain_columns(split: Split, *, texts: Sequence[str], label: str | None) -> Split:
+    """The texts and the label alone, in their plain types; labels that are numbers without fractions are integers.
+
+    Libraries that have no integers with holes make decimal numbers of them.
+    """
+    rows = split.rows
+    columns = list(split.columns or rows.column_names)
+    present = [name for name in rows.column_names if name in texts or name == label]
+    present = present or rows.column_names[:1]  # which stands in for their number
+    if len(present) < len(rows.column_names):
+        rows = rows.select_columns(present)
+    made: dict[str, pa.ChunkedArray] = {}
+    for name, kind in zip(rows.column_names, rows.features.arrow_schema.types, strict=True):
+        if name in texts and pa.types.is_string_view(kind):
+            made[name] = plain_array(_whole_column(rows, name))
+        elif name == label and (pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+            column = _whole_column(rows, name)
+            numbers = whole_numbers(column) if column.null_count < len(column) else None
+            made |= {} if numbers is None else {name: numbers}
+    return dataclasses.replace(split, rows=_replace_columns(rows, made), columns=columns)
+
+
+def read_column(rows: datasets.Dataset, column: str) -> Iterator[pa.ChunkedArray]:
+    """A column, some rows at a time."""
+    if rows._indices is None:  # else it has other rows than its table, or in another order
+        whole = rows.data.column(column)
+        yield from (whole.slice(start, _READ_ROWS) for start in range(0, len(whole), _READ_ROWS))
+        return
+    table: Any
+    for table in rows.select_columns([column]).with_format("arrow").iter(batch_size=_READ_ROWS):
+        yield table[column]
+
+
+def find_hidden(rows: datasets.Dataset, label: str) -> Mask:
+    """`[N]` rows of a column of classes whose label is kept secret."""
+    masks = [np.asarray(pc.fill_null(pc.equal(column, HIDDEN), False)) for column in read_column(rows, label)]
+    return np.concatenate([np.zeros(0, dtype=np.bool_), *masks])
+
+
+def _is_blank(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return pc.is_null(column)
+    return pc.fill_null(is_blank(column), True)
+
+
+def is_blank(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Texts without a character but spaces."""
+    return pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(column)), 0)
+
+
+def is_unlabelled(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Labels that are null or NaN."""
+    return pc.is_null(column, nan_is_null=pa.types.is_floating(column.type))
+
+
+def _may_be_text(feature: Any) -> bool:
+    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "null")
+
+
+def _fill(split: Split, names: Sequence[str]) -> Split:
+    made = {}
+    for name in names:
+        column = _whole_column(split.rows, name)
+        made[name] = pc.fill_null(column.cast(pa.string()) if pa.types.is_null(column.type) else column, "")
+    fingerprint = digest(split.fingerprint.encode(), b"null texts are empty", *(name.encode() for name in names))
+    return dataclasses.replace(split, rows=_replace_columns(split.rows, made), fingerprint=fingerprint)
+
+
+def _count_by_file(split: Split, masks: dict[str, Mask]) -> dict[tuple[str, str], int]:
+    places = split.places
+    files = [name.rpartition(" ")[0] for name in places.names]
+    counts: dict[tuple[str, str], int] = {}
+    for name, mask in masks.items():
+        for origin, number in enumerate(np.bincount(places.origin[mask], minlength=len(files)).tolist()):
+            counts[files[origin], name] = counts.get((files[origin], name), 0) + number
+    return counts
+
+
+def _whole_column(rows: datasets.Dataset, name: str) -> pa.ChunkedArray:
+    table: Any = rows.select_columns([name]).with_format("arrow")[:]
+    return table[name]
+
+
+def _replace_columns(rows: datasets.Dataset, made: dict[str, pa.ChunkedArray]) -> datasets.Dataset:
+    if not made:
+        return rows
+    table: pa.Table = rows.with_format("arrow")[:]
+    for name, column in made.items():
+        table = table.set_column(table.column_names.index(name), name, column)
+    info = {name: feature for name, feature in rows.features.items() if name not in made}
+    typed = datasets.Features.from_arrow_schema(pa.schema(table.schema)) | info
+    return as_rows(table.replace_schema_metadata(datasets.Features(typed).arrow_schema.metadata))

@@ -1,0 +1,229 @@
+"""Tables as files of any kind: what cannot be written is told before, and a file is there whole or not at all."""
+
+import base64
+import contextlib
+import csv
+import datetime
+import decimal
+import functools
+import io
+import json
+import math
+import os
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainer_loop.data.arrow_types import plain_array
+from trainer_loop.data.text_files import explain_mixture, is_encodable
+from trainer_loop.data.whole_files import Column, WholeTable
+from trainer_loop.errors import UserError, in_one_line
+
+SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
+_UNITS = {"s": 0, "ms": -3, "us": -6, "ns": -9}  # powers of ten
+_UNWRITABLE = (ValueError, TypeError, OverflowError, RecursionError, pa.ArrowException)
+
+
+class ReadyTable:
+    """A table whose columns are in the form in which a kind of file has them. Raises UserError where one cannot be."""
+
+    def __init__(self, table: WholeTable, suffix: str):
+        self.suffix = suffix
+        self._metadata = table.metadata
+        self._columns: dict[str, Any] = {}
+        problems: list[str] = []
+        make = _READY[suffix]
+        for name, column in table.columns.items():
+            try:
+                self._columns[name] = make(column)
+            except _Refused as refused:
+                problems.append(f"column {name!r} cannot be written to a {suffix} file: {refused}")
+            except _UNWRITABLE as error:
+                problems.append(_explain(name, column, table, suffix, error))
+        if problems:
+            other = (
+                "csv or parquet" if suffix in (".json", ".jsonl") else "jsonl" if suffix == ".parquet" else "parquet"
+            )
+            raise UserError([f"{problem}; let output= end in .{other}, or drop the column" for problem in problems])
+
+    def add(self, name: str, values: Sequence[Any]) -> None:
+        """One column more, of texts or numbers."""
+        assert name not in self._columns, "what was read is never replaced"
+        self._columns[name] = pa.array(values) if self.suffix == ".parquet" else list(values)
+
+    def write(self, file: BinaryIO) -> None:
+        """Into an empty file."""
+        if self.suffix == ".parquet":
+            pq.write_table(pa.table(self._columns).replace_schema_metadata(self._metadata), file)
+            return
+        with _text_of(file) as text:
+            names, rows = list(self._columns), zip(*self._columns.values(), strict=True)
+            if self.suffix in (".csv", ".tsv"):
+                delimiter = "," if self.suffix == ".csv" else "\t"
+                writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+                writer.writerow(names)
+                writer.writerows([_as_cell(value) for value in row] for row in rows)
+            elif self.suffix == ".jsonl":
+                text.writelines(_dump(dict(zip(names, row, strict=True))) + "\n" for row in rows)
+            else:
+                lines = (_dump(dict(zip(names, row, strict=True))) for row in rows)
+                text.write("[\n" + ",\n".join(lines) + "\n]\n")
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], None], *, replaces: bool) -> None:
+    """A file that is there whole or not at all: written beside and renamed.
+
+    replaces: one that is there already is replaced; else it stays, and FileExistsError is raised. Raises OSError where
+    the disk refuses.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        if not replaces:  # of two that write the same name at one time, one gets it
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------------------------ columns, made ready
+
+
+class _Refused(Exception):
+    """Why a column cannot be written, as the rest of a sentence."""
+
+
+def _ready_for_json(column: Column) -> list[Any]:
+    return [_as_json(value) for value in _as_values(column)]
+
+
+def _ready_for_cells(column: Column) -> list[Any]:
+    values = [_as_json(value, allows_all=True) for value in _as_values(column)]
+    for value in values:
+        if isinstance(value, str) and not is_encodable(value):
+            raise _Refused("it has half of a surrogate pair, which is no character")
+    return values
+
+
+def _ready_for_parquet(column: Column) -> Any:
+    array = pa.chunked_array([pa.array(column)]) if isinstance(column, list) else column
+    has_null_category = pa.types.is_dictionary(array.type) and any(
+        chunk.dictionary.null_count for chunk in array.chunks
+    )
+    if has_null_category or not _is_parquet_type(array.type):
+        array = plain_array(array)
+        if not _is_parquet_type(array.type):
+            raise _Refused(f"parquet has no type for {array.type}")
+    return array
+
+
+_READY: dict[str, Callable[[Column], Any]] = {
+    ".csv": _ready_for_cells,
+    ".tsv": _ready_for_cells,
+    ".json": _ready_for_json,
+    ".jsonl": _ready_for_json,
+    ".parquet": _ready_for_parquet,
+}
+
+
+@functools.lru_cache(maxsize=1000)
+def _is_parquet_type(kind: pa.DataType) -> bool:
+    try:
+        pq.write_table(pa.table({"column": pa.array([], kind)}), pa.BufferOutputStream())
+    except (pa.ArrowException, NotImplementedError, TypeError):
+        return False
+    return True
+
+
+def _as_values(column: Column) -> list[Any]:
+    """The values as Python has them; of a type that it has not, as texts."""
+    if isinstance(column, list):
+        return column
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType) and kind.extension_name in ("arrow.uuid", "arrow.bool8"):
+        values: list[Any] = column.to_pylist()
+        return values
+    plain = plain_array(column)
+    if pa.types.is_duration(plain.type):
+        return [None if number is None else _spell_seconds(number, plain.type.unit) for number in _numbers(plain)]
+    if pa.types.is_time64(plain.type):  # Python's have no nanoseconds
+        plain = plain.cast(pa.string())
+    values = plain.to_pylist()
+    return values
+
+
+def _numbers(durations: pa.ChunkedArray) -> list[int | None]:
+    numbers: list[int | None] = durations.cast(pa.int64()).to_pylist()
+    return numbers
+
+
+def _spell_seconds(number: int, unit: str) -> str:
+    """A duration by ISO 8601: PT1.5S."""
+    seconds = decimal.Decimal(abs(number)).scaleb(_UNITS[unit])
+    return f"{'-' if number < 0 else ''}PT{seconds:f}S"
+
+
+def _as_json(value: Any, *, allows_all: bool = False) -> Any:
+    """A value as JSON has it: NaN is null, dates and times are ISO 8601, decimals are texts, bytes are base64.
+
+    allows_all: NaN and infinities are numbers.
+    """
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        if math.isinf(value) and not allows_all:
+            raise _Refused("JSON has no infinity")
+        return None if math.isnan(value) and not allows_all else value
+    if isinstance(value, pa.MonthDayNano):
+        return {name: getattr(value, name) for name in ("months", "days", "nanoseconds")}
+    if isinstance(value, Mapping):
+        return {str(name): _as_json(part, allows_all=allows_all) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_json(part, allows_all=allows_all) for part in value]
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    if isinstance(value, datetime.timedelta):
+        nanoseconds = (value // datetime.timedelta(microseconds=1)) * 1000 + getattr(value, "nanoseconds", 0)
+        return _spell_seconds(nanoseconds, "ns")
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, (decimal.Decimal, uuid.UUID)):
+        return str(value)
+    if hasattr(value, "tolist"):  # of numpy
+        return _as_json(value.tolist(), allows_all=allows_all)
+    raise _Refused(f"it holds a {type(value).__name__}")
+
+
+def _as_cell(value: Any) -> Any:
+    return _dump(value) if isinstance(value, (list, dict)) else value
+
+
+def _dump(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if is_encodable(text) else json.dumps(value)  # which escapes half a surrogate pair
+
+
+def _explain(name: str, column: Column, table: WholeTable, suffix: str, error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        reason = "it is nested too deeply"
+    elif isinstance(column, list):
+        reason = explain_mixture(name, column, place=table.places.place, error=error)
+    else:
+        reason = f"it is of type {column.type}, {in_one_line(error, at_most=150)}"
+    return f"column {name!r} cannot be written to a {suffix} file: {reason}"
+
+
+@contextlib.contextmanager
+def _text_of(file: BinaryIO) -> Iterator[TextIO]:
+    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+    yield text
+    text.flush()
+    text.detach()
