@@ -48,3 +48,29 @@ def own_dynamo():
     with torch._dynamo.config.patch({}):
         yield
     torch._dynamo.reset()
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch):
+    """A stand-in for the hub, which this process takes for the hub; nobody waits between two tries."""
+    import types
+
+    import huggingface_hub.utils._http
+    from hub_server import TOKEN, serve
+    from huggingface_hub import constants
+
+    from trainer_loop.record import hub_access
+    from trainer_loop.runtime.hub import hub_is_reachable
+
+    with serve() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        clock = types.SimpleNamespace(sleep=hub.waits.append)
+        monkeypatch.setattr(huggingface_hub.utils._http, "time", clock)
+        monkeypatch.setattr(hub_access, "time", clock)
+        hub_is_reachable.cache_clear()
+        yield hub
+    hub_is_reachable.cache_clear()
+    huggingface_hub.close_session()

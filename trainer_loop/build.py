@@ -49,6 +49,7 @@ from trainer_loop.optim.optimizers import make_optimizer, takes_hidden_matrices_
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages, is_schedule_free
 from trainer_loop.optim.schedules import count_steps, describe_warmup, draw_schedule, follows_metric, make_scheduler
 from trainer_loop.packing import use_packing
+from trainer_loop.publishing import describe_model, make_publisher
 from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.export import ExportRecord, export_model
 from trainer_loop.record.logs import Console, MetricLog
@@ -81,6 +82,7 @@ _OF_AN_OPTIMIZER_MADE_HERE = (
 _NAMES_OF_CODE = ("task.name", "model.type", "loop.name", "loss.name", "optimizer.name", "scheduler.name")
 # The argument by which a tracker calls a run.
 _NAME_OF_RUN = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
+_PUSHES = {"end": "the end", "checkpoint": "each checkpoint and at the end", "never": "your command"}
 _WINDOW = 32  # batches whose rows are sorted together where the config names no number
 
 
@@ -153,6 +155,8 @@ def build(
         raise UserError(
             f"scheduler.name: {config.scheduler.name} follows an evaluation; set evaluate.every and data.validation"
         )
+    record_of = functools.partial(_make_record, config, parts, num_steps, run_plan | own_code)
+    card_of = functools.partial(describe_model, config, parts, given)
     prepared_model, prepared_optimizer = accelerator.prepare(model, torch_optimizer)
     averages = _make_averages(config, model, torch_optimizer)  # now every process has the weights of process 0
     return loop_class(
@@ -200,10 +204,13 @@ def build(
         resume=config.resume,
         preemption=preemption,
         max_time_minutes=config.train.max_time_minutes,
-        export=functools.partial(_export, config, run_dir, parts, num_steps, run_plan | own_code),
+        export=functools.partial(_export, config, run_dir, parts.tokenizer, record_of, card_of),
         keep_predictions=functools.partial(_keep_predictions, run_dir, parts),
         describe=functools.partial(_record_what_it_is, config, run_dir),
         make_loader=functools.partial(_make_loader_of_rows, config, parts, accelerator, console),
+        publisher=make_publisher(config, parts, console, record_of=record_of, card_of=card_of)
+        if accelerator.is_main_process
+        else None,
         **config.loop.args,
     )
 
@@ -225,6 +232,7 @@ def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
         f"optimizer: {config.optimizer.name}, learning rate {config.optimizer.lr:g}, {config.scheduler.name} with "
         f"{warmup}",
         f"evaluation: {evaluation}; checkpoints: {saving}, in {config.run_dir}",
+        *([f"hub: {config.hub.push}, at {_PUSHES[config.hub.every]}"] if config.hub.push is not None else []),
         *(f"{name}: {told}" for name, told in _fingerprint_own_code(config).items()),
         *(_describe_optimizer(config, loop) if config.dry_run else []),
     ]
@@ -678,18 +686,11 @@ def _describe_evaluation(config: Config, parts: Parts) -> dict[str, Any] | None:
     }
 
 
-def _export(
-    config: Config,
-    run_dir: RunDir,
-    parts: Parts,
-    num_steps: int,
-    run_plan: dict[str, Any],
-    model: nn.Module,
-    state: TrainState,
-) -> None:
-    tokenizer = parts.tokenizer
-    on_texts = tokenizer is not None
-    record = ExportRecord(
+def _make_record(
+    config: Config, parts: Parts, num_steps: int, run_plan: dict[str, Any], state: TrainState
+) -> ExportRecord:
+    on_texts = parts.tokenizer is not None
+    return ExportRecord(
         task=run_plan["task.name"],
         text=config.data.text if on_texts else None,
         text_pair=config.data.text_pair,
@@ -700,7 +701,19 @@ def _export(
         plan=run_plan | {name: value for name, value in values_of(config).items() if name in _TUNED},
         evaluation=_describe_evaluation(config, parts),
     )
+
+
+def _export(
+    config: Config,
+    run_dir: RunDir,
+    tokenizer: Any,
+    record_of: Callable[[TrainState], ExportRecord],
+    card_of: Callable[[ExportRecord], str],
+    model: nn.Module,
+    state: TrainState,
+) -> None:
+    record = record_of(state)
     adapter = adapter_of(config)
     if adapter is not None and (config.model.lora.merge or config.model.peft.merge):
         model = merge_adapter(model, place=f"{adapter[2]}.merge")
-    export_model(run_dir, model, tokenizer, record, title=run_dir.root.name)
+    export_model(run_dir, model, tokenizer, record, card=card_of(record))

@@ -27,6 +27,7 @@ from trainer_loop.optim.schedules import follows_metric
 from trainer_loop.record.checkpoint import Checkpointer, Stateful
 from trainer_loop.record.checkpoint_files import list_checkpoints
 from trainer_loop.record.logs import Console, MetricLog, Values
+from trainer_loop.record.publisher import Publisher
 from trainer_loop.record.state import TrainState
 from trainer_loop.runtime.distributed import average_gradients, is_reduction_complete, share_buffers, sum_on_hosts
 from trainer_loop.runtime.memory import is_out_of_memory, read_peak_memory, release_memory
@@ -65,6 +66,7 @@ class TrainingLoop:
     describe: writes what the run is, before its first step. export: writes the model, on the main process.
     keep_predictions: likewise those of a test set, by its name.
     make_loader: of rows that somebody holds in hand; false: of rows without labels, all of them on every process.
+    publisher: pushes to the hub, on the main process; None: nothing is pushed.
     """
 
     own_figures: tuple[str, ...] = ()  # names of what a step of one's own tells with `note`
@@ -106,6 +108,7 @@ class TrainingLoop:
         keep_predictions: Callable[[str, np.ndarray, np.ndarray], None] | None = None,
         describe: Callable[["TrainingLoop"], None] | None = None,
         make_loader: Callable[[Any, bool], EvaluationLoader] | None = None,
+        publisher: Publisher | None = None,
     ):
         self.accelerator = accelerator
         self.task = task
@@ -141,6 +144,7 @@ class TrainingLoop:
         self.keep_predictions = keep_predictions
         self.describe = describe
         self.make_loader = make_loader
+        self.publisher = publisher
 
         # Evaluation runs unlike numbers of batches on each process, so it must stay clear of DDP's collectives.
         self.bare_model = accelerator.unwrap_model(model)
@@ -259,6 +263,8 @@ class TrainingLoop:
                 self._leave(state)
             if evaluation_due:
                 self._evaluate_and_log(state)
+            if save_due and not last and self.publisher is not None:
+                self.publisher.offer(self.bare_model, state, self.averages)
             if save_due or evaluation_due:
                 self._mark = time.perf_counter()
             if self._is_out_of_patience(state):
@@ -564,6 +570,8 @@ class TrainingLoop:
     def _leave(self, state: TrainState) -> NoReturn:
         """All processes end here, with one complete checkpoint."""
         self.checkpointer.finish()
+        if self.publisher is not None:
+            self.publisher.leave()
         self.console.stop_progress()
         where = "nothing is saved yet" if state.step == 0 else self.checkpointer.describe_newest()
         raise Preempted(
@@ -677,6 +685,8 @@ class TrainingLoop:
         if self.export is not None and self.accelerator.is_main_process:
             self.export(self.bare_model, state)
         self.accelerator.wait_for_everyone()
+        if self.publisher is not None:  # not before: nobody waits for an upload
+            self.publisher.finish(is_stopped=lambda: self.preemption.requested)
 
     def _take_weights_to_export(self, state: TrainState) -> None:
         """The model gets the best weights where there is a best, and the averages where there are averages."""

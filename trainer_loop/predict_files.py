@@ -85,13 +85,12 @@ def prepare_file(request: FileRequest, model_dir: Path, record: ExportRecord | N
 def predict_file(predictor: Predictor, job: FileJob) -> list[str]:
     """Predict the rows and write them; returns lines for a person. Raises UserError where the disk refuses."""
     texts = [list(job.texts.rows[column]) for column in job.columns]
-    if faults := predictor.find_faults(*texts):
-        raise UserError([f"{job.texts.places.place(number)} {reason}" for number, reason in faults.items()])
     labels, label_notes = _read_labels(predictor, job)
     judged = predictor.judge(
         texts[0],
         texts[1] if len(texts) > 1 else None,
         labels=None if labels is None else [labels[number] for number in job.kept],
+        place_of=job.texts.places.place,
     )
     lines: list[str] = []
     for name in judged.rows[0]:

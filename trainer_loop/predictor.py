@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -140,15 +140,26 @@ class Predictor:
 
     @torch.no_grad()
     def judge(
-        self, texts: Sequence[str], pairs: Sequence[str] | None = None, *, labels: Sequence[int | None] | None = None
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        *,
+        labels: Sequence[int | None] | None = None,
+        place_of: Callable[[int], str] = lambda number: f"text {number + 1}",
     ) -> Judged:
         """Predictions, and how they compare with labels as the run that trained the model compares them.
 
-        labels: the class of every row, None where it is not known; None: of no row.
+        Args:
+            labels: the class of every row, None where it is not known; None: of no row.
+            place_of: what errors call a row, by its number from 0.
+
+        Raises:
+            UserError: the model cannot answer some of the texts.
         """
-        if faults := self.find_faults(texts, pairs):
-            raise UserError([f"text {number + 1} {reason}" for number, reason in faults.items()])
         encoded = self._encode(list(texts), None if pairs is None else list(pairs))
+        ids = {"input_ids": [row["input_ids"] for row in encoded]}
+        if faults := self.task.find_faults(ids, are_pairs=pairs is not None):
+            raise UserError([f"{place_of(number)} {reason}" for number, reason in faults.items()])
         targets = [_NO_TARGET if label is None else label for label in labels or [None] * len(encoded)]
         has_targets = any(target != _NO_TARGET for target in targets)
         loss_function, notes = self._find_loss() if has_targets else (None, [])
@@ -181,12 +192,6 @@ class Predictor:
         mean_loss = {} if loss_function is None else {"loss": loss_sum / len(kept)}
         metrics, more = self._compute_metrics(columns)
         return Judged(rows, mean_loss | metrics | {"rows": len(kept)}, notes + more)
-
-    def find_faults(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> dict[int, str]:
-        """Texts that the model cannot answer, by their numbers from 0, and the reason."""
-        encoded = self._encode(list(texts), None if pairs is None else list(pairs))
-        ids = [row["input_ids"] for row in encoded]
-        return self.task.find_faults({"input_ids": ids}, are_pairs=pairs is not None)
 
     def _find_loss(self) -> tuple[Any, list[str]]:
         """The loss that the run was evaluated by, and what is to be said of it. None: it cannot be had."""

@@ -105,6 +105,8 @@ def _train(
             f"{config.run_dir} is complete: {loop.num_steps:,} steps; nothing was changed "
             "(on a finished run evaluate, checkpoint, log, train.patience and data.test have no effect)"
         )
+        if loop.publisher is not None:  # what a run that was killed in its push has left undone
+            loop.publisher.finish(is_stopped=lambda: preemption.requested)
         if not claim.run_dir.status.exists():  # killed after its export
             claim.end("finished", exit_code=0, step=loop.num_steps)
     else:
@@ -211,6 +213,7 @@ def _tell_scripts_how_it_ends(claim: RunClaim) -> "Iterator[list[TrainState]]":
 
 
 def _tell_how_to_predict(config: "Config", loop: "TrainingLoop") -> None:
+    from trainer_loop.record.hub_access import push_command
     from trainer_loop.tasks.shipped import TASKS
 
     loop.console.say(f"model: {RunDir(config.run_dir).model}")
@@ -219,6 +222,8 @@ def _tell_how_to_predict(config: "Config", loop: "TrainingLoop") -> None:
         command = f"{_python()} -m trainer_loop.predict model={shlex.quote(config.run_dir)}"
         trust = " trust_remote_code=true" if config.model.trust_remote_code else ""
         loop.console.say(f'predict: {command} text="I am super delighted."{pair}{trust}')
+    if config.hub.push is not None and config.hub.every == "never":
+        loop.console.say(f"push: {push_command(config.run_dir, config.hub.push)}")
 
 
 def _python() -> str:

@@ -1,4 +1,4 @@
-"""Configs drawn at random from all keys: each trains, or is refused in one line for each problem, without a traceback."""
+"""Configs drawn at random from all keys: each trains, or is refused in one line for each problem."""
 
 import random
 from typing import Any
@@ -13,7 +13,20 @@ from trainer_loop.optim.schedules import SCHEDULES
 VALUES: dict[str, list[Any]] = {
     "task.name": ["sequence_classification", "causal_lm"],
     "task.args": ["{}", "{append_eos: false}"],
-    "model.type": ["bert", "distilbert", "roberta", "gpt2", "electra", "albert", "mpnet", "xlnet", "fnet", "t5", "vit", ""],
+    "model.type": [
+        "bert",
+        "distilbert",
+        "roberta",
+        "gpt2",
+        "electra",
+        "albert",
+        "mpnet",
+        "xlnet",
+        "fnet",
+        "t5",
+        "vit",
+        "",
+    ],
     "model.name": ["", "no/such-model"],
     "model.tokenizer": ["train", "", "nowhere"],
     "model.vocab_size": [300, 1000],

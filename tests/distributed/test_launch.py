@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hub_server import TOKEN, serve
 from made_up import make_reviews, write_csv
 from safetensors.torch import load_file
 from scenarios import find_free_port
@@ -62,10 +63,24 @@ def arguments(tmp_path_factory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def on_two(arguments, tmp_path_factory) -> Path:
-    """The run on two processes; its tokenising is done by them, too."""
+def its_hub():
+    """Where the run on two processes pushes to."""
+    with serve() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def on_two(arguments, tmp_path_factory, its_hub) -> Path:
+    """The run on two processes; its tokenising is done by them, too, and it pushes its checkpoints."""
     directory = tmp_path_factory.mktemp("two")
-    done = launch(*arguments, "run_dir=run", directory=directory, options=TWO)
+    environment = {
+        "HF_ENDPOINT": its_hub.endpoint,
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": TOKEN,
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    keys = ["run_dir=run", "hub.push=imdb", "hub.every=checkpoint"]
+    done = launch(*arguments, *keys, directory=directory, options=TWO, environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 x cpu" in done.stdout
     for once in ("train: tokenising 61 texts", "rows: 61, 8 per step", "predict: python -m"):
@@ -245,3 +260,11 @@ def test_a_parameter_that_the_last_microbatch_does_not_use_is_told(tmp_path):
     assert done.returncode != 0
     assert "let every microbatch use all parameters" in done.stderr or "parameters get no gradient" in done.stderr
     assert "Expected to have finished reduction" not in done.stderr
+
+
+def test_process_0_alone_asks_the_hub_and_pushes(on_two, its_hub):
+    assert its_hub.count("auth-check") == 1 and its_hub.count("repos/create") == 1
+    repo = its_hub.model("me/imdb")
+    assert repo.messages[-1] == "Upload the trained model"
+    assert len(repo.messages) == len(set(repo.messages)) == its_hub.count("/commit/")
+    assert repo.files["model.safetensors"] == (on_two / "model" / "model.safetensors").read_bytes()

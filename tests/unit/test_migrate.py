@@ -194,6 +194,8 @@ def test_many_values_there_and_back(tmp_path, written, noted):
     assert {"run_name", "data_seed", "eval_delay", "use_cpu"} <= noted(arguments).keys()
 
 
+BESIDE = {"hub.every": "checkpoint"}
+
 # A value other than the default for each field that has a key, with what it needs beside it, and what comes of it.
 EACH = [
     ({"run_name": "a", "output_dir": "a"}, {"run_dir": "a"}),
@@ -284,6 +286,26 @@ EACH = [
     ({"logging_steps": 0.1, "max_steps": 50}, {"log.every": 5, "train.steps": 50, "train.epochs": None}),
     ({"report_to": "wandb"}, {"log.trackers": ["wandb"]}),
     ({"project": "spoons"}, {"log.project": "spoons"}),
+    # hub
+    ({"push_to_hub": True, "output_dir": "a/b"}, {"run_dir": "a/b", "hub.push": "b", "hub.every": "checkpoint"}),
+    ({"push_to_hub": True, "hub_model_id": "me/x", "hub_strategy": "end"}, {"hub.push": "me/x"}),
+    ({"push_to_hub": True, "hub_model_id": "me/x", "hub_strategy": "every_save"}, {"hub.push": "me/x", **BESIDE}),
+    ({"push_to_hub": True, "hub_model_id": "me/x", "hub_strategy": "checkpoint"}, {"hub.push": "me/x", **BESIDE}),
+    ({"push_to_hub": True, "hub_model_id": "me/x", "hub_strategy": "all_checkpoints"}, {"hub.push": "me/x", **BESIDE}),
+    (
+        {"push_to_hub": True, "hub_model_id": "me/x", "save_strategy": "no"},
+        {"hub.push": "me/x", "checkpoint.every": "never"},
+    ),
+    (
+        {"push_to_hub": True, "hub_model_id": "x", "hub_private_repo": False, "hub_strategy": "end"},
+        {"hub.push": "x", "hub.private": False},
+    ),
+    ({"push_to_hub": True, "hub_model_id": "x", "hub_private_repo": True}, {"hub.push": "x", **BESIDE}),
+    ({"hub_model_id": "me/x"}, {"hub.push": "me/x", "hub.every": "never"}),
+    (
+        {"push_to_hub": True, "push_to_hub_model_id": "x", "push_to_hub_organization": "lab"},
+        {"hub.push": "lab/x", **BESIDE},
+    ),
     # older versions, and the example scripts
     ({"evaluation_strategy": "steps", "eval_steps": 5}, {"evaluate.every": 5}),
     ({"evaluate_during_training": True, "logging_steps": 5}, {"evaluate.every": 5, "log.every": 5}),
@@ -330,6 +352,7 @@ SAMPLES = {
     "eval_strategy": "epoch",
     "save_strategy": "no",
     "logging_strategy": "no",
+    "hub_strategy": "end",
 }
 
 
@@ -383,7 +406,17 @@ def test_every_schedule_is_a_schedule_here():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"hub_token": "hf_secret"}, {"hub_token": "hf upload"}),
+        ({"hub_token": "hf_secret"}, {"hub_token": "set HF_TOKEN"}),
+        ({"push_to_hub_token": "hf_secret"}, {"push_to_hub_token": "set HF_TOKEN"}),
+        (
+            {"hub_revision": "v1", "hub_always_push": True},
+            {"hub_revision": "main", "hub_always_push": "newest weights"},
+        ),
+        ({"push_to_hub": True, "hub_strategy": "end"}, {"push_to_hub": "private"}),
+        (
+            {"push_to_hub": True, "hub_private_repo": False, "hub_strategy": "all_checkpoints"},
+            {"hub_strategy": "states of optimizers are not"},
+        ),
         ({"train_sampling_strategy": "group_by_length"}, {"train_sampling_strategy": "batch.order=window"}),
         ({"group_by_length": True}, {"group_by_length": "batch.order=window"}),
         ({"metric_for_best_model": "f1"}, {"metric_for_best_model": "checkpoint.best"}),
@@ -404,8 +437,9 @@ def test_what_has_no_key_is_told_with_the_reason(arguments, said, noted):
     assert all(words in notes[name] for name, words in said.items())
 
 
-def test_a_token_is_not_printed(written):
-    assert "hf_secret" not in written({"hub_token": "hf_secret"})[0]
+@pytest.mark.parametrize("name", ["hub_token", "push_to_hub_token"])
+def test_a_token_is_not_printed(name, written):
+    assert "hf_secret" not in written({name: "hf_secret", "push_to_hub": True})[0]
 
 
 def test_a_text_that_looks_like_an_interpolation_stays_a_text(written):

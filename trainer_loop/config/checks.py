@@ -25,6 +25,7 @@ def conflicts(config: Config) -> Iterator[Conflict]:
     yield from _length_conflicts(config)
     yield from _best_conflicts(config)
     yield from _resume_conflicts(config)
+    yield from _hub_conflicts(config)
 
 
 def missing_parts(config: Config) -> dict[str, str]:
@@ -251,3 +252,26 @@ def _resume_conflicts(config: Config) -> Iterator[Conflict]:
             close = get_close_matches(name, MUST_NOT_CHANGE, n=1)
             meant = f"did you mean {close[0]}?" if close else f"those are {', '.join(MUST_NOT_CHANGE)}"
             yield ("resume_anyway",), f"resume_anyway: {name} is nothing that a resumed run is refused for; {meant}"
+
+
+def _hub_conflicts(config: Config) -> Iterator[Conflict]:
+    if config.hub.every != "checkpoint":
+        return
+    if config.hub.push is None:
+        yield (
+            ("hub.every", "hub.push"),
+            "hub.every is 'checkpoint', but hub.push is null; set hub.push to the name of a repository: me/imdb-bert",
+        )
+    if config.checkpoint.every == "never":
+        yield (
+            ("hub.every", "checkpoint.every"),
+            "hub.every is 'checkpoint', but checkpoint.every is never; set checkpoint.every to epoch or a number of "
+            "steps, or hub.every=end",
+        )
+    for section, settings in (("lora", config.model.lora), ("peft", config.model.peft)):
+        if settings.merge:
+            yield (
+                ("hub.every", f"model.{section}.merge"),
+                f"hub.every is 'checkpoint' and model.{section}.merge is true, but an adapter is merged once, at the "
+                f"end; set hub.every=end or model.{section}.merge=false",
+            )

@@ -434,6 +434,22 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
+class HubConfig:
+    push: str | None = key(
+        None,
+        "push the model to this repository of the Hugging Face hub: me/imdb-bert, or imdb-bert in your own namespace; "
+        "null: nowhere",
+    )
+    private: bool = key(True, "true: a new repository is private; one that is there already stays as it is")
+    every: str = key(
+        "end",
+        "end: push the exported model; checkpoint: also the weights of each checkpoint, beside training; never: only "
+        "by python -m trainer_loop.push",
+        allowed=("end", "checkpoint", "never"),
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     run_dir: str = key("runs/run", "everything the run leaves behind goes here")
     seed: int = key(
@@ -459,3 +475,4 @@ class Config:
     evaluate: EvaluateConfig = section(EvaluateConfig, "how it is judged")
     checkpoint: CheckpointConfig = section(CheckpointConfig, "what is kept to go on from")
     log: LogConfig = section(LogConfig, "what is told on the way")
+    hub: HubConfig = section(HubConfig, "where the model is published")

@@ -8,6 +8,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from yaml.nodes import ScalarNode
@@ -363,6 +364,31 @@ def _log(a: Arguments) -> Iterator[Setting | Note]:
             yield Note("report_to", f"{tracker} is no tracker of accelerate; log.trackers takes {', '.join(_TRACKERS)}")
 
 
+def _hub(a: Arguments) -> Iterator[Setting | Note]:
+    names = a.changed("hub_model_id", "push_to_hub_model_id", "push_to_hub_organization")
+    repo = a["hub_model_id"] or a["push_to_hub_model_id"]
+    if repo is None and (a["push_to_hub"] or names):  # Trainer takes the name of the folder
+        repo = PurePath(a["output_dir"] or "").name or "trainer_output"
+    if repo is None:
+        return
+    if a["push_to_hub_organization"] and a["hub_model_id"] is None:
+        repo = f"{a['push_to_hub_organization']}/{repo}"
+    yield Setting("hub.push", repo, (*a.changed("push_to_hub"), *names))
+    if a.changed("hub_private_repo") or a["hub_private_repo"] is False:
+        yield Setting("hub.private", a["hub_private_repo"], ("hub_private_repo",))
+    elif a["push_to_hub"]:
+        yield Note("push_to_hub", "a new repository is private here; hub.private=false makes it public")
+    strategy = a.changed("hub_strategy")
+    if not a["push_to_hub"]:  # the name is for trainer.push_to_hub() then
+        yield Setting("hub.every", "never", names)
+    elif a["hub_strategy"] == "end" or a["save_strategy"] == "no":
+        yield Setting("hub.every", "end", strategy or a.changed("push_to_hub"))
+    else:
+        yield Setting("hub.every", "checkpoint", strategy or a.changed("push_to_hub"))
+        if "checkpoint" in a["hub_strategy"]:
+            yield Note("hub_strategy", "the weights of each checkpoint are pushed; states of optimizers are not")
+
+
 _TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 
 _GROUPS: tuple[Callable[[Arguments], Iterator[Setting | Note]], ...] = (
@@ -376,4 +402,5 @@ _GROUPS: tuple[Callable[[Arguments], Iterator[Setting | Note]], ...] = (
     _evaluation,
     _checkpoints,
     _log,
+    _hub,
 )

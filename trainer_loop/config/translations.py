@@ -71,6 +71,11 @@ _FIELDS: dict[str, tuple[str, str]] = {
     "logging_strategy": ("log.every", "a number of steps"),
     "logging_steps": ("log.every", "a number of steps"),
     "report_to": ("log.trackers", "a list"),
+    # hub
+    "push_to_hub": ("hub.push", "the name of the repository"),
+    "hub_model_id": ("hub.push", ""),
+    "hub_private_repo": ("hub.private", "a new repository is private unless it says false"),
+    "hub_strategy": ("hub.every", "end, checkpoint or never; states of optimizers are not pushed"),
 }
 
 # Fields that older versions had.
@@ -83,6 +88,8 @@ _OLD_FIELDS: dict[str, tuple[str, str]] = {
     "evaluation_strategy": ("evaluate.every", "epoch, never or a number of steps"),
     "evaluate_during_training": ("evaluate.every", "epoch, never or a number of steps"),
     "per_gpu_eval_batch_size": ("evaluate.per_device", ""),
+    "push_to_hub_model_id": ("hub.push", "me/imdb-bert, or imdb-bert in your own namespace"),
+    "push_to_hub_organization": ("hub.push", "my-lab/imdb-bert"),
 }
 
 # Arguments of the example scripts of transformers, of Trainer itself, and of other trainers.
@@ -124,7 +131,7 @@ TRANSLATIONS: dict[str, tuple[str, str]] = {**_FIELDS, **_OLD_FIELDS, **_OTHER_N
 _NOT_SHARDED = "each process holds the whole model; model.lora and model.gradient_checkpointing save memory"
 _BY_LENGTH = "microbatches are cut by length anyway; batch.order=window makes whole batches of like length"
 _DATA_PARALLEL = "the loop sets up DistributedDataParallel itself"
-_HUB = "the model is saved under run_dir; hf upload publishes it"
+_TOKEN = "a token does not belong in a file: set HF_TOKEN, or run hf auth login"
 _KEPT_OF_A_ROW = "one prediction and one label are kept of a row, and no logits"
 _LOADER = "batches are prepared ahead by data.num_workers processes, pinned beside a GPU, in their order"
 
@@ -170,13 +177,9 @@ _FIELDS_NOT_NEEDED: dict[str, str] = {
     "enable_jit_checkpoint": "SIGTERM always saves a checkpoint first, and the same command goes on from it",
     "ignore_data_skip": "resuming skips no data: the order is computed from seed and step",
     "restore_callback_states_from_checkpoint": "there are no callbacks; all that counts is in the checkpoint",
-    "push_to_hub": _HUB,
-    "hub_token": _HUB,
-    "hub_private_repo": _HUB,
-    "hub_model_id": _HUB,
-    "hub_strategy": _HUB,
-    "hub_always_push": _HUB,
-    "hub_revision": _HUB,
+    "hub_token": _TOKEN,
+    "hub_always_push": "a push that is due while another is under way is made after it, with the newest weights",
+    "hub_revision": "pushes go to the main branch",
     # log
     "logging_first_step": "rows are written every log.every steps; 1 has the first",
     "log_on_each_node": "process 0 alone tells",
@@ -231,9 +234,7 @@ _OLD_FIELDS_NOT_NEEDED: dict[str, str] = {
     "fsdp_transformer_layer_cls_to_wrap": _NOT_SHARDED,
     "tpu_num_cores": "devices are chosen by accelerate",
     "tpu_metrics_debug": "devices are chosen by accelerate",
-    "push_to_hub_model_id": _HUB,
-    "push_to_hub_organization": _HUB,
-    "push_to_hub_token": _HUB,
+    "push_to_hub_token": _TOKEN,
 }
 
 # Fields of Seq2SeqTrainingArguments, and arguments of the example scripts.
@@ -274,10 +275,10 @@ def describe_unknown(name: str) -> str:
 
 
 def meant_keys(name: str) -> list[str]:
-    """The keys or sections, likeliest first and three at most, that a name which is no key may have meant."""
+    """The keys or sections, likeliest first and four at most, that a name which is no key may have meant."""
     last = name.rpartition(".")[2]
     same_last_part = _KEYS_BY_LAST_PART.get(last, [])
-    if 1 <= len(same_last_part) <= 3:
+    if 1 <= len(same_last_part) <= 4:
         return same_last_part
     if last in TRANSLATIONS:
         return [TRANSLATIONS[last][0]]

@@ -9,6 +9,7 @@ from trainer_loop.config.checks import missing_parts
 from trainer_loop.config.fields import Config
 from trainer_loop.errors import UserError
 from trainer_loop.judge.components import check_components, check_given_task, make_task
+from trainer_loop.judge.hub import check_hub
 from trainer_loop.judge.parts import Given, Parts, attempt
 from trainer_loop.judge.rows import judge_rows
 from trainer_loop.judge.texts import judge_texts
@@ -34,6 +35,7 @@ def judge(config: Config, *, problems: Sequence[str], console: Console, given: G
     missing = {part: problem for part, problem in missing_parts(config).items() if not is_given[part]}
     problems += missing.values()
     problems += check_components(config, task, given)
+    problems += check_hub(config, console)
     if task is None or isinstance(task, TextTask):
         parts = judge_texts(config, task, problems, console, given, has_rows="train" not in missing)
     else:

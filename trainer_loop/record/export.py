@@ -1,4 +1,4 @@
-"""The exported model: what `AutoModel.from_pretrained` loads, with its tokenizer, label names and a model card."""
+"""The exported model: what `AutoModel.from_pretrained` loads, with its tokenizer, label names and its card."""
 
 import os
 import shutil
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_model
-from torch import nn
+from safetensors.torch import save_file, save_model
+from torch import Tensor, nn
 
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.record.run_dir import (
@@ -18,7 +19,6 @@ from trainer_loop.record.run_dir import (
     explain_disk_error,
     flush,
     is_disk_error,
-    package_versions,
     read_json,
     write_json,
 )
@@ -53,15 +53,17 @@ class ExportRecord:
             raise UserError(f"{path} cannot be read: {in_one_line(error)}; export the model again") from error
 
 
-def export_model(run_dir: RunDir, model: nn.Module, tokenizer: Any, record: ExportRecord, *, title: str) -> Path:
+def export_model(run_dir: RunDir, model: nn.Module, tokenizer: Any, record: ExportRecord, *, card: str) -> Path:
     """Write model/ beside and rename it; the model that stood there before is replaced. Main process only.
 
-    Raises UserError where the disk refuses.
+    card: the text of its README.md. Raises UserError where the disk refuses.
     """
     target = run_dir.model
     temporary = target.with_name(".model.tmp")
     try:
-        _write(target, temporary, model, tokenizer, record, title=title)
+        write_files(temporary, model, tokenizer, record, card=card)
+        flush([*temporary.iterdir(), temporary])
+        _replace(target, temporary)
     except (OSError, SafetensorError, RuntimeError) as error:
         if not is_disk_error(error):
             raise
@@ -73,24 +75,61 @@ def export_model(run_dir: RunDir, model: nn.Module, tokenizer: Any, record: Expo
     return target
 
 
-def _write(
-    target: Path, temporary: Path, model: nn.Module, tokenizer: Any, record: ExportRecord, *, title: str
+def write_files(
+    directory: Path,
+    model: nn.Module,
+    tokenizer: Any,
+    record: ExportRecord,
+    *,
+    card: str,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    """The files of an exported model, into a directory that is made anew.
+
+    weights: see `copy_weights`; None: those that the model has now.
+    """
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
     if hasattr(model, "save_pretrained"):
-        model.save_pretrained(temporary)  # type: ignore[operator]
-        model.config.save_pretrained(temporary)  # type: ignore[union-attr, operator] # an adapter comes without
+        given = {} if weights is None else {"state_dict": dict(weights)}
+        model.save_pretrained(directory, **given)  # type: ignore[operator]
+        model.config.save_pretrained(directory)  # type: ignore[union-attr, operator] # an adapter comes without
+    elif weights is None:
+        save_model(model, directory / "model.safetensors")
     else:
-        save_model(model, temporary / "model.safetensors")
+        once = {id(tensor): name for name, tensor in reversed(list(weights.items()))}  # a file holds no tensor twice
+        save_file({name: weights[name] for name in once.values()}, directory / "model.safetensors")
     if tokenizer is not None:
         # What the last call has left there depends on whether this very process has tokenised.
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
-        tokenizer.save_pretrained(temporary)
-    (temporary / "README.md").write_text(_model_card(record, title=title), encoding="utf-8")
-    write_json(temporary / EXPORT_RECORD, vars(record))
-    flush([*temporary.iterdir(), temporary])
+        tokenizer.save_pretrained(directory)
+    (directory / "README.md").write_text(card, encoding="utf-8")
+    write_json(directory / EXPORT_RECORD, vars(record))
+
+
+@torch.no_grad()
+def copy_weights(model: nn.Module, averages: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The state of a model that training goes on to change: what may change is copied to host memory.
+
+    averages: by the names of the weights they are exported in the place of.
+    """
+    averages = averages or {}
+    copies: dict[tuple[Any, ...], Tensor] = {}  # tied weights stay one tensor
+    weights = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor) or (isinstance(tensor, nn.Parameter) and not tensor.requires_grad):
+            weights[name] = tensor
+            continue
+        place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
+        if place not in copies:
+            source = averages.get(name, tensor).detach()
+            copies[place] = source.to("cpu", tensor.dtype, copy=True).contiguous()
+        weights[name] = copies[place]
+    return weights
+
+
+def _replace(target: Path, temporary: Path) -> None:
     retired = target.with_name(".model.old")
     shutil.rmtree(retired, ignore_errors=True)
     if target.exists():
@@ -98,35 +137,3 @@ def _write(
     os.replace(temporary, target)
     flush([target.parent])
     shutil.rmtree(retired, ignore_errors=True)
-
-
-def _model_card(record: ExportRecord, *, title: str) -> str:
-    versions = ", ".join(f"{name} {number}" for name, number in package_versions().items() if name != "numpy")
-    columns = f"`{record.text}`" + (f" and `{record.text_pair}`" if record.text_pair else "")
-    texts = f" on column {columns}, texts cut at {record.max_length} tokens" if record.text is not None else ""
-    library = "transformers" if record.text is not None else "pytorch"
-    return f"""---
-library_name: {library}
-{_pipeline_tag(record.task)}---
-
-# {title}
-
-Trained with trainer_loop: task `{record.task}`{texts}.
-The weights are those of step {record.step:,} of {record.num_steps:,}.
-
-{_metrics_table(record.metrics)}
-Versions: {versions}.
-"""
-
-
-def _pipeline_tag(task: str) -> str:
-    """The line by which the hub knows what a model is for; a task of one's own has none."""
-    tag = {"sequence_classification": "text-classification", "causal_lm": "text-generation"}.get(task)
-    return "" if tag is None else f"pipeline_tag: {tag}\n"
-
-
-def _metrics_table(metrics: Mapping[str, float]) -> str:
-    if not metrics:
-        return ""
-    rows = "".join(f"| {name} | {value:.6g} |\n" for name, value in metrics.items())
-    return f"| metric | value |\n|---|---|\n{rows}\n"

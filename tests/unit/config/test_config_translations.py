@@ -13,7 +13,7 @@ from trainer_loop.config.translations import NOT_NEEDED, TRANSLATIONS, describe_
         ("lr", ["optimizer.lr"]),
         ("epochs", ["train.epochs"]),
         ("train.weight_decay", ["optimizer.weight_decay"]),
-        ("every", ["evaluate.every", "checkpoint.every", "log.every"]),
+        ("every", ["evaluate.every", "checkpoint.every", "log.every", "hub.every"]),
         ("trian.epochs", ["train.epochs"]),
         ("modl.name", ["model.name"]),
         ("optimiser.name", ["optimizer.name"]),

@@ -1,0 +1,214 @@
+"""Whether a push to the hub can succeed: the name, the token and the right to write, asked before training begins."""
+
+import functools
+import re
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from huggingface_hub import HfApi, get_session, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+from huggingface_hub.utils import validate_repo_id
+
+from trainer_loop.errors import in_one_line
+from trainer_loop.runtime.hub import describe_unreachable, hub_is_reachable
+
+_SECONDS_WITHOUT_PROGRESS = 120.0  # after which a request is given up; huggingface_hub would wait for ever
+_TRIES = 3
+_LONGEST_WAIT = 300.0  # seconds between two tries: the hub counts requests in windows of five minutes
+_LONGEST_WAIT_AT_START = 20.0
+_TRANSIENT = (408, 429, 500, 502, 503, 504)
+_MISSING = (401, 404)  # the hub hides what a token may not see
+_TOKENS = "https://huggingface.co/settings/tokens"
+_T = TypeVar("_T")
+
+
+def open_api() -> HfApi:
+    """The hub with the token of now: one from a browser login is renewed as time goes by."""
+    return HfApi(token=get_token(), library_name="trainer_loop")
+
+
+def check_access(repo: str, *, private: bool, place: str, later: str) -> tuple[list[str], list[str]]:
+    """Whether `repo` can be pushed to; asks the hub and creates nothing.
+
+    Args:
+        repo: `me/imdb-bert`, or a name alone, which is in the user's own namespace.
+        private: whether a new repository would be.
+        place: how the user wrote it, for messages.
+        later: the remedy where there is no network.
+
+    Returns:
+        What is wrong, one line each, and what the user should know all the same.
+    """
+    problems = [] if (wrong := explain_name(repo)) is None else [f"{place}: {wrong}"]
+    if not hub_is_reachable():
+        return [*problems, f"{place}: {describe_unreachable()}, so the push cannot be checked; {later}"], []
+    if get_token() is None:
+        problems.append(f"{place}: there is no token; run `hf auth login`, or set HF_TOKEN to one of {_TOKENS}")
+    if problems:
+        return problems, []
+    try:
+        wrong, notes = _ask_hub(open_api(), repo, private=private)
+    except (HTTPError, OSError, ValueError) as error:
+        wrong, notes = explain_failure(error), []
+    return [] if wrong is None else [f"{place}: {wrong}"], notes
+
+
+def _ask_hub(api: HfApi, repo: str, *, private: bool) -> tuple[str | None, list[str]]:
+    user = _ask_who(api, longest_wait=_LONGEST_WAIT_AT_START)
+    repo_id = repo if "/" in repo else f"{user['name']}/{repo}"
+    may_write = _may_write(api, repo_id)
+    if may_write is None:
+        return _explain_token(user, repo_id) or _explain_other_type(api, repo_id), []
+    if not may_write:
+        return f"{repo_id} is there and the token may not write to it; use one with that right, of {_TOKENS}", []
+    if private and _patiently(lambda: api.model_info(repo_id)).private is False:
+        return None, [f"{repo_id} is there already and is public; hub.private decides for new repositories alone"]
+    return None, []
+
+
+def push_command(model: str, repo: str) -> str:
+    """The command that pushes what a run has exported."""
+    return f"python -m trainer_loop.push model={shlex.quote(model)} repo={shlex.quote(repo)}"
+
+
+def explain_name(repo: str) -> str | None:
+    """What is wrong with the name of a repository; None: nothing."""
+    path = re.sub(r"^https?://[^/]+/|^(models|datasets|spaces)/", "", repo)
+    if path != repo and explain_name(path) is None:
+        return f"{repo} is no name; write {path}, the name of a repository for models"
+    if is_name(repo):
+        return None
+    return (
+        f"{repo!r} is no name of a repository; one is me/imdb-bert, or imdb-bert in your own namespace: at most 96 "
+        "letters, digits, -, _ and ., without -- and .., and with no .git, - or . at its ends"
+    )
+
+
+def is_name(repo: str) -> bool:
+    """Whether this can be the name of something on the hub."""
+    try:
+        validate_repo_id(repo)
+    except HFValidationError:
+        return False
+    return True
+
+
+def find_repo_id(api: HfApi, repo: str) -> str:
+    """The full name: one without a namespace is in the user's own."""
+    return repo if "/" in repo else f"{_find_user_name(api.endpoint, get_token())}/{repo}"
+
+
+@functools.cache
+def _find_user_name(endpoint: str, token: str | None) -> str:
+    """Asked once: the hub allows this question less often than others."""
+    return str(_ask_who(HfApi(endpoint, token=token))["name"])
+
+
+def _ask_who(api: HfApi, *, longest_wait: float = _LONGEST_WAIT) -> dict[str, Any]:
+    user = retrying(api.whoami, longest_wait=longest_wait)
+    if not isinstance(user, dict) or not isinstance(user.get("name"), str):
+        raise ValueError(f"{api.endpoint} does not say whose token this is; is it a hub?")
+    return user
+
+
+def retrying(function: Callable[[], _T], *, longest_wait: float = _LONGEST_WAIT) -> _T:
+    """The result of a request that huggingface_hub tries once, tried again where the hub is busy, fails or hangs up.
+
+    longest_wait: seconds that the hub may ask to wait; where it asks for more, its answer is raised at once.
+    """
+    for attempt in range(1, _TRIES + 1):
+        get_session().timeout = _SECONDS_WITHOUT_PROGRESS
+        try:
+            return function()
+        except HTTPError as error:
+            response = getattr(error, "response", None)
+            asked = "" if response is None else response.headers.get("Retry-After", "")
+            wait = float(asked) if asked.isdecimal() else 2.0**attempt
+            is_final = response is not None and response.status_code not in _TRANSIENT
+            if is_final or attempt == _TRIES or wait > longest_wait:
+                raise
+            time.sleep(wait)
+    raise AssertionError("the last try returns or raises")
+
+
+def _patiently(function: Callable[[], _T]) -> _T:
+    """Before training: somebody may be waiting."""
+    return retrying(function, longest_wait=_LONGEST_WAIT_AT_START)
+
+
+def status_of(error: BaseException) -> int | None:
+    """The status that the hub answered with, where it answered."""
+    response = getattr(error, "response", None)
+    return None if response is None else int(response.status_code)
+
+
+def explain_failure(error: BaseException) -> str:
+    """Why a request or a push failed, in one line with the remedy where there is one."""
+    if isinstance(error, ValueError):  # of huggingface_hub itself, such as front matter that the hub refuses
+        return in_one_line(error)
+    cause = error
+    while status_of(cause) is None and cause.__cause__ is not None:
+        cause = cause.__cause__
+    status = status_of(cause)
+    if status is None:
+        return in_one_line(error) if cause is error else f"{in_one_line(error)} {in_one_line(cause)}"
+    told = in_one_line(RuntimeError(getattr(cause, "server_message", None) or cause))
+    remedies: Mapping[int, str] = {
+        401: "the token is not valid; run `hf auth login --force`, or set HF_TOKEN to one of " + _TOKENS,
+        403: f"the token may not do this ({told}); use one with the right to write, of {_TOKENS}",
+        429: f"the hub asks to wait, too many requests were made ({told}); try again later",
+    }
+    return remedies.get(status, f"the hub answered {status} ({told})")
+
+
+def _may_write(api: HfApi, repo_id: str) -> bool | None:
+    """Whether the repository is there and this token may write to it; None: there is none that the token sees."""
+    try:
+        _patiently(lambda: api.auth_check(repo_id, write=True))
+    except HfHubHTTPError as error:
+        if status_of(error) in _MISSING:
+            return None
+        if status_of(error) == 403:
+            return False
+        raise
+    return True
+
+
+def _explain_token(user: Mapping[str, Any], repo_id: str) -> str | None:
+    """Why the token may not make a new repository; None where nothing speaks against it."""
+    namespace = repo_id.partition("/")[0]
+    token = user.get("auth", {}).get("accessToken") or {}  # none where the login was by browser
+    if token.get("role") == "read":
+        return f"the token {token.get('displayName', '')!r} only reads; use one with the right to write, of {_TOKENS}"
+    if token.get("role") == "fineGrained" and isinstance((token.get("fineGrained") or {}).get("scoped"), list):
+        writes = [scope for scope in token["fineGrained"]["scoped"] if "repo.write" in scope.get("permissions", [])]
+        names = {str(scope.get("entity", {}).get("name")).lower() for scope in writes}
+        if names & {namespace.lower(), repo_id.lower()}:
+            return None
+        return f"the fine-grained token may not write to repositories of {namespace}; give it that right at {_TOKENS}"
+    roles = {str(org.get("name")): org.get("roleInOrg") for org in user.get("orgs", [])}
+    known = {name.lower(): name for name in (user["name"], *roles)}
+    if namespace.lower() not in known:
+        return f"{user['name']} is in no organisation {namespace}; allowed: {', '.join(known.values())}"
+    if roles.get(known[namespace.lower()]) == "read":
+        return (
+            f"{user['name']} only reads in the organisation {namespace}; ask its administrators for the right to write"
+        )
+    return None
+
+
+def _explain_other_type(api: HfApi, repo_id: str) -> str | None:
+    for kind in ("dataset", "space"):
+        try:
+            _patiently(lambda: api.repo_info(repo_id, repo_type=kind))  # noqa: B023 - called at once
+        except HfHubHTTPError as error:
+            if status_of(error) not in (*_MISSING, 403):
+                raise
+            continue
+        return (
+            f"{repo_id} is a {kind}; choose another name, or make a repository for models of this one first: "
+            f"hf repos create {repo_id}"
+        )
+    return None

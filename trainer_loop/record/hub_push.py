@@ -1,0 +1,192 @@
+"""A model's folder to the hub, in one commit: what belongs there, without secrets, and only what changed."""
+
+import json
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError, safe_open
+
+from trainer_loop.config.yaml_core import compose, dump, plain
+from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.record.hub_access import find_repo_id, open_api, retrying, status_of
+from trainer_loop.record.run_dir import EXPORT_RECORD
+from trainer_loop.record.secrets import find_secret, mask_secrets
+
+Content = Path | bytes
+Files = Mapping[str, Content]  # path in the repository -> what it holds
+
+_CARD = "README.md"
+_CONFIG = "config.yaml"  # of a run
+# What transformers, peft and the tokenizers save, and what people lay beside it; not any .json, which may be data.
+_KEPT = re.compile(
+    r".*\.(safetensors|gguf|onnx|tiktoken|jinja|model|md|py)|config\.yaml|(LICENSE|NOTICE).*"
+    r"|(pytorch_|adapter_|flax_|tf_)model.*\.(bin|msgpack|h5)"
+    r"|.*(config|token|vocab|modules|normalizer|template|label|index|trainer_loop).*\.json"
+    r"|.*(vocab|merges|bpe|token|label|requirements).*\.txt"
+)
+# What training leaves behind is no model, and nobody can see what pickles of it hold.
+_TRAINING = re.compile(r"(optimizer|scheduler|scaler|random_states|rng_state|training_args|trainer_state)\b.*")
+_FOLDERS_OF_TRAINING = re.compile(r"(checkpoints?|runs|logs|wandb|predictions|global_step)([-_\d].*)?|[._].*")
+_WEIGHTS = re.compile(
+    r"(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|adapter_(model\.bin|config\.json)"
+    r"|pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?"
+)
+_BINARY = (".safetensors", ".bin", ".model", ".msgpack", ".h5", ".gguf", ".onnx")
+_LARGE = 1_000_000  # bytes: may be stored apart from the rest, and is uploaded by itself
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What came of a push."""
+
+    url: str  # of the repository
+    changed: bool  # false: all of it was there already
+    removed: Sequence[str]  # weights that lay there in another form
+
+    def describe(self, what: str) -> str:
+        """A line for a person. what: was pushed."""
+        if not self.changed:
+            return f"hub: {self.url} is up to date"
+        removed = f"; removed there: {', '.join(self.removed)}, weights from before" if self.removed else ""
+        return f"hub: pushed {what} to {self.url}{removed}"
+
+
+def select_files(folder: Path, *, with_folders: bool = True) -> tuple[dict[str, Content], list[str]]:
+    """What of a model's folder belongs on the hub, by its path there, and the names of what is left out.
+
+    States of optimizers, logs, checkpoints, data, pickles and hidden files stay here, as do folders in its folders.
+    """
+    chosen: dict[str, Content] = {}
+    left_out = []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and with_folders and not _FOLDERS_OF_TRAINING.fullmatch(path.name):
+            inner, outer = select_files(path, with_folders=False)
+            chosen |= {f"{path.name}/{name}": content for name, content in inner.items()}
+            left_out += [f"{path.name}/{name}" for name in outer]
+        elif path.is_file() and _KEPT.fullmatch(path.name) and not _TRAINING.match(path.name):
+            chosen[path.name] = path
+        else:
+            left_out.append(path.name)
+    return chosen, left_out
+
+
+def gather_run(model: Path, config: Path | None) -> dict[str, Content]:
+    """The files of an exported model and the config it was trained with, secrets in what is ours masked.
+
+    Raises UserError with all files that cannot be pushed: they hold a secret, or are damaged.
+    """
+    problems: list[str] = []
+    try:
+        files, _ = select_files(model)
+    except OSError as error:
+        raise UserError(f"{model} cannot be read: {error.strerror}") from error
+    for name, path, mask in ((_CONFIG, config, _mask_yaml), (EXPORT_RECORD, model / EXPORT_RECORD, _mask_json)):
+        if path is not None and path.is_file():
+            try:
+                files[name] = mask(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError, RecursionError) as error:
+                problems.append(
+                    f"{path} cannot be read: {in_one_line(error)}; mend it, or remove it to push without it"
+                )
+    for name, content in files.items():
+        try:
+            problem = _find_problem(name, content)
+        except OSError as error:
+            problem = f"cannot be read: {error.strerror}"
+        if problem is not None:
+            problems.append(f"{model / name if name != _CONFIG else config}: {problem}")
+    if problems:
+        raise UserError(problems)
+    return files
+
+
+def _find_problem(name: str, content: Content) -> str | None:
+    """Why a file must not be pushed."""
+    if name.endswith(".safetensors") and isinstance(content, Path):
+        try:
+            with safe_open(content, framework="numpy"):
+                return None
+        except SafetensorError as error:
+            return f"is damaged: {in_one_line(error)}; export the model again"
+    if name.endswith(_BINARY):
+        return None
+    raw = content if isinstance(content, bytes) else content.read_bytes()
+    found = find_secret(raw.decode("utf-8", errors="replace"))
+    return None if found is None else f"holds {found}; remove it from the file"
+
+
+def push_files(files: Files, repo: str, *, private: bool, message: str, default_card: bytes | None = None) -> Pushed:
+    """One commit with whatever of the files the repository does not hold yet; it is made where there is none.
+
+    Weights of another form that lie there from before are removed: they would be loaded in the place of these.
+    Nothing is changed there until all is uploaded.
+
+    Args:
+        files: path in the repository -> a file here, or its bytes.
+        repo: `me/imdb-bert`, or a name alone, which is in the user's own namespace.
+        private: whether a new repository is.
+        message: of the commit.
+        default_card: where neither the files nor the repository have a README.md.
+
+    Raises:
+        HTTPError, OSError, RuntimeError, ValueError: what huggingface_hub raises; see `explain_failure`.
+    """
+    # The hub's advice about a card is not about this push.
+    warnings.filterwarnings("ignore", message="Warnings while validating metadata")
+    api = open_api()
+    repo_id = find_repo_id(api, repo)
+    _ensure_repo(api, repo_id, private=private)
+    return retrying(lambda: _commit(api, repo_id, files, message=message, default_card=default_card))
+
+
+def _ensure_repo(api: HfApi, repo_id: str, *, private: bool) -> None:
+    """Not by `create_repo` alone: a token may have the right to write to this repository, and to make none."""
+    try:
+        retrying(lambda: api.model_info(repo_id))
+    except HfHubHTTPError as error:
+        if status_of(error) not in (401, 404):
+            raise
+        retrying(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+
+
+def _commit(api: HfApi, repo_id: str, files: Files, *, message: str, default_card: bytes | None) -> Pushed:
+    """May be called again after a failure, also where the hub has done what it was asked and its answer was lost."""
+    there = api.model_info(repo_id)
+    names = {sibling.rfilename for sibling in there.siblings or []}
+    if default_card is not None and _CARD not in {*names, *files}:
+        files = {**files, _CARD: default_card}
+    operations: list[CommitOperationAdd | CommitOperationDelete] = []
+    for name, content in files.items():
+        addition = CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
+        # By itself: for several, huggingface_hub starts threads that would keep a process from ending.
+        if name.endswith(_BINARY) or addition.upload_info.size >= _LARGE:
+            api.preupload_lfs_files(repo_id, [addition], free_memory=False)
+        operations.append(addition)
+    stale = sorted(name for name in names - set(files) if _WEIGHTS.fullmatch(name))
+    operations += [CommitOperationDelete(name) for name in stale]
+    commit = api.create_commit(repo_id, operations, commit_message=message)
+    return Pushed(f"{api.endpoint}/{repo_id}", changed=commit.oid != there.sha, removed=stale)
+
+
+def _mask_yaml(text: str) -> bytes:
+    """As it stands where it has no secret. Raises ValueError where it is no mapping in YAML."""
+    node, faults = compose(text)
+    tree = None if node is None or faults else plain(node)
+    if not isinstance(tree, dict):
+        raise ValueError(f"line {faults[0].line}: {faults[0].problem}" if faults else "it is no mapping")
+    masked = mask_secrets(tree)
+    if masked == tree:
+        return text.encode()
+    head = [line for line in text.splitlines(keepends=True) if line.startswith("#")]
+    return ("".join(head) + dump(masked)).encode()
+
+
+def _mask_json(text: str) -> bytes:
+    tree = json.loads(text)
+    masked = mask_secrets(tree)
+    return (text if masked == tree else json.dumps(masked, indent=2, ensure_ascii=False) + "\n").encode()
