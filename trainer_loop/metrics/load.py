@@ -245,6 +245,8 @@ def _class_problems(entry: _ParsedEntry, *, num_labels: int | None) -> list[str]
             f"{place}: {name} with average: binary is for 2 classes and this task has {num_labels}; "
             f"set {{name: {name}, args: {{average: macro}}}} (or micro, weighted, null)"
         ]
+    if average != "binary" and "pos_label" in entry.arguments:
+        return [f"{place}.args.pos_label: only average: binary scores one class, not {average or 'null'}; remove one"]
     labels = entry.arguments.get("labels")
     if not isinstance(labels, list | None):
         return [f"{place}.args.labels: {labels!r} is no list; set the class numbers, such as labels: [0, 1, 2]"]
@@ -252,7 +254,8 @@ def _class_problems(entry: _ParsedEntry, *, num_labels: int | None) -> list[str]
         return []
     classes = {"labels": labels or [], "pos_label": [entry.arguments.get("pos_label", 0)]}
     return [
-        f"{place}.args.{argument}: {value!r} is not a class; allowed: 0 to {num_labels - 1}"
+        f"{place}.args.{argument}: {value!r} is not a class number; allowed: 0 to {num_labels - 1}, in the order of "
+        "the label names, which is sorted unless data.label_names says another"
         for argument, values in classes.items()
         for value in values
         if value not in range(num_labels)

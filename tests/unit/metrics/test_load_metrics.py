@@ -333,6 +333,8 @@ def test_what_is_right_has_no_problems(lab: str) -> None:
         ({"name": "f1", "args": {"average": None, "labels": 2}}, 3, ["args.labels", "2 is no list"]),
         ({"name": "f1", "args": {"average": "macro", "labels": [0, 3]}}, 3, ["args.labels: 3", "0 to 2"]),
         ({"name": "f1", "args": {"pos_label": "spam"}}, 2, ["args.pos_label: 'spam'", "0 to 1"]),
+        ({"name": "f1", "args": {"pos_label": "y"}}, 2, ["'y' is not a class number", "order of the label names"]),
+        ({"name": "f1", "args": {"average": "macro", "pos_label": 1}}, 3, ["args.pos_label", "not macro; remove one"]),
         ({"name": "accuracy", "key": "loss"}, 2, ["loss is a key of the loop"]),
         ("trainer_loop.metrics.classification.F2", 2, ["F2"]),
         ("no_such_package.Metric", 2, ["no_such_package"]),

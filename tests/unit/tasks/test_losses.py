@@ -32,3 +32,10 @@ def test_class_weights_are_factors_of_each_targets_loss():
         if target >= 0
     )
     torch.testing.assert_close(cross_entropy(LOGITS, TARGETS, class_weights=weights), wanted)
+
+
+def test_class_weights_give_the_two_figures_of_the_docs():
+    logits, targets = torch.tensor([[2.0, 0.0]] * 4), torch.tensor([0, 0, 0, 1])
+    ours = cross_entropy(logits, targets, class_weights=[1.0, 3.5]) / 4
+    torchs: Tensor = CrossEntropyLoss(weight=torch.tensor([1.0, 3.5]))(logits, targets)
+    assert (round(ours.item(), 4), round(torchs.item(), 4)) == (1.9563, 1.2039)
