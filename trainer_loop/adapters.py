@@ -12,6 +12,7 @@ import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from trainer_loop.adapter_config import check_adapter_config
 from trainer_loop.config.component import check_arguments
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.model import grow_embeddings, stay_in_4_bits
@@ -95,7 +96,8 @@ def add_adapter(
     if in_full and "modules_to_save" in taken:
         given["modules_to_save"] = [*(given.get("modules_to_save") or ()), *(_unique(model, name) for name in in_full)]
     if "exclude_modules" in taken:
-        given["exclude_modules"] = _join_exclusions(given.get("exclude_modules"), [*in_full, *sorted(idle_layers)])
+        excluded = [*in_full, *sorted(idle_layers), *_find_fused(model)]
+        given["exclude_modules"] = _join_exclusions(given.get("exclude_modules"), excluded)
     if "target_modules" in taken and not given.get("target_modules") and not _has_own_targets(kind, model):
         given["target_modules"] = _ALL_LINEAR
         if "feedforward_modules" in taken:
@@ -133,6 +135,17 @@ def find_head(model: PreTrainedModel) -> list[str]:
         return []
     return [
         name for name, child in model.named_children() if child is not body and any(True for _ in child.parameters())
+    ]
+
+
+def _find_fused(model: nn.Module) -> list[str]:
+    """Linear layers of state space blocks whose weights a kernel on a GPU reads without calling the layer."""
+    blocks = [(name, module) for name, module in model.named_modules() if "A_log" in module._parameters]
+    return [
+        f"{name}.{child}"
+        for name, block in blocks
+        for child, layer in block.named_children()
+        if isinstance(layer, nn.Linear) and child != "in_proj"  # which is called as a layer
     ]
 
 
@@ -224,6 +237,7 @@ def load_adapted_model(
         UserError: one of them cannot be loaded, or the adapter lacks weights that the base lacks too.
     """
     peft = _import_peft("this model is an adapter, which")
+    check_adapter_config(model_dir)
     trusting: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
         base = _find_base(peft.PeftConfig.from_pretrained(str(model_dir)).base_model_name_or_path, model_dir)

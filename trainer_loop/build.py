@@ -17,7 +17,7 @@ from trainer_loop.adapters import add_adapter, merge_adapter
 from trainer_loop.attention import describe_attention_dropout, use_attention
 from trainer_loop.config.component import check_parameters, fingerprint_own, full_name, locate
 from trainer_loop.config.fields import Config
-from trainer_loop.config.load import flatten, values_of, write_resolved
+from trainer_loop.config.load import flatten, public_values, values_of, write_resolved
 from trainer_loop.config.named_sets import parse_set
 from trainer_loop.config.schema import KEYS
 from trainer_loop.cpu_kernels import use_cpu_modules
@@ -54,8 +54,9 @@ from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.export import ExportRecord, export_model
 from trainer_loop.record.logs import Console, MetricLog
 from trainer_loop.record.predictions import write_predictions
-from trainer_loop.record.run_dir import RunDir, describe_environment, write_json
+from trainer_loop.record.run_dir import RunDir, describe_environment, describe_refusal, write_json
 from trainer_loop.record.state import TrainState
+from trainer_loop.record.trackers import start_trackers
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 from trainer_loop.runtime.compiler import compile_model
 from trainer_loop.runtime.distributed import agree, make_accelerator, process_index_from_environment
@@ -176,7 +177,7 @@ def build(
             scheduler=scheduler,
             console=console,
             plan=run_plan,
-            config=values_of(config) | own_code,
+            config=public_values(config) | own_code,
             replanned=[*own_code, *(name for name, key in KEYS.items() if key.on_resume == "planned anew")],
             resume_anyway=config.resume_anyway,
             averages=averages,
@@ -606,7 +607,7 @@ def _describe_run(config: Config, parts: Parts, loader: TrainLoader | StreamLoad
         data, batch_size = f"{len(train.rows)} rows {train.fingerprint}", loader.plan.batch_size
         told = None if parts.tokenizer is None else describe_tokenizer(parts.tokenizer)
         tokens = digest(loader.plan.lengths.tobytes(), json.dumps(told, sort_keys=True).encode())
-    values = values_of(config)
+    values = public_values(config) | {"task.name": config.task.name}  # the exported record names the task itself
     return {
         "data": data,
         "tokens": tokens,
@@ -628,26 +629,35 @@ def _record_what_it_is(config: Config, run_dir: RunDir, loop: TrainingLoop) -> N
     accelerator = loop.accelerator
     if accelerator.is_main_process:
         run_dir.make()
-        try:
-            write_resolved(config, run_dir.config)
-        except OSError as error:
-            raise UserError(f"run_dir: {config.run_dir} cannot be written: {error.strerror}; choose another") from error
         environment = describe_environment(
+            run=loop.checkpointer.run,
             device=str(accelerator.device),
             num_processes=accelerator.num_processes,
             precision=accelerator.mixed_precision,
         )
-        write_json(run_dir.environment, environment)
+        for path, write in (
+            (run_dir.config, functools.partial(write_resolved, config)),
+            (run_dir.environment, functools.partial(write_json, value=environment)),
+        ):
+            try:
+                write(path)
+            except OSError as error:
+                raise UserError(f"run_dir: {describe_refusal(error, path)}") from error
         loop.console.keep_in(run_dir.log)
     if config.log.trackers:
         named = {
             tracker: {_NAME_OF_RUN[tracker]: run_dir.root.name} if tracker in _NAME_OF_RUN else {}
             for tracker in config.log.trackers
         }
-        arguments = {
-            tracker: name | dict(config.log.tracker_args.get(tracker) or {}) for tracker, name in named.items()
-        }
-        accelerator.init_trackers(config.log.project, config=flatten(config), init_kwargs=arguments)
+        start_trackers(
+            accelerator,
+            project=config.log.project,
+            config=flatten(config),
+            arguments={
+                tracker: name | dict(config.log.tracker_args.get(tracker) or {}) for tracker, name in named.items()
+            },
+            warn=loop.console.warn,
+        )
 
 
 def _make_loader_of_rows(
@@ -698,7 +708,7 @@ def _make_record(
         step=state.best_step or state.step,
         num_steps=num_steps,
         metrics=state.figures,
-        plan=run_plan | {name: value for name, value in values_of(config).items() if name in _TUNED},
+        plan=run_plan | {name: value for name, value in public_values(config).items() if name in _TUNED},
         evaluation=_describe_evaluation(config, parts),
     )
 

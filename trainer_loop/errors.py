@@ -50,3 +50,10 @@ def in_one_line(error: BaseException, *, at_most: int = 300) -> str:
     """The message of another library's error, in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= at_most else text[: at_most - 3] + "..."
+
+
+def printable(text: str) -> str:
+    """Spell out line breaks, escape sequences and other characters that a terminal would act on instead of showing."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

@@ -683,6 +683,7 @@ class TrainingLoop:
         if self.checkpointer.fault is not None:
             self.console.warn(f"the last checkpoint is missing: {self.checkpointer.fault}")
         if self.export is not None and self.accelerator.is_main_process:
+            self.checkpointer.ensure_own_directory()
             self.export(self.bare_model, state)
         self.accelerator.wait_for_everyone()
         if self.publisher is not None:  # not before: nobody waits for an upload

@@ -18,6 +18,7 @@ from trainer_loop.config.translations import NOT_NEEDED, TRANSLATIONS
 from trainer_loop.config.values import judge, shown
 from trainer_loop.config.yaml_core import dump
 from trainer_loop.errors import UserError
+from trainer_loop.runtime.streams import put_out, report
 
 _USAGE = "python -m trainer_loop.migrate training_args.json > config.yaml"
 
@@ -38,16 +39,15 @@ _HEAD = """\
 def main(argv: list[str] | None = None) -> int:
     """Print the config; 0, or 2 where the file cannot be translated."""
     arguments = sys.argv[1:] if argv is None else argv
-    if arguments in (["--help"], ["-h"]):
-        print(f"{_USAGE}\n\n{_ABOUT}")
-        return 0
     try:
+        if arguments in (["--help"], ["-h"]):
+            put_out(f"{_USAGE}\n\n{_ABOUT}\n")
+            return 0
         if len(arguments) != 1:
             raise UserError(f"{len(arguments)} arguments were given; the form is: {_USAGE}")
-        print(migrate(Path(arguments[0])), end="")
+        put_out(migrate(Path(arguments[0])))
     except UserError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+        report(error)
         return error.exit_code
     return 0
 
@@ -87,7 +87,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         told = "training_args.bin is not read" if path.suffix == ".bin" else "write it with to_json_string()"
         raise UserError(f"{path}:{error.lineno}:{error.colno}: this is not JSON: {error.msg}; {told}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: this is not JSON: {error}; write it with TrainingArguments.to_json_string()"
         ) from error

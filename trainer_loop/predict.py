@@ -5,16 +5,18 @@ rows, in the same order, plus label and probability (a causal LM: loss and perpl
 """
 
 import difflib
-import os
+import re
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer_loop.config.values import explain_delimiter, explain_encoding, shown, spell_delimiter
-from trainer_loop.errors import UserError
+from trainer_loop.errors import UserError, printable
 from trainer_loop.record.run_dir import RunDir
+from trainer_loop.runtime.host import expand_home
 from trainer_loop.runtime.quiet import quieten_libraries, quieten_loggers
+from trainer_loop.runtime.streams import put_out, report
 
 if TYPE_CHECKING:  # importing them takes seconds
     from trainer_loop.predictor import Predictor
@@ -45,6 +47,7 @@ python -m trainer_loop.predict model=runs/imdb file=new_reviews.csv output=judge
 Columns keep their names, values and order; what is predicted stands behind them. JSON and .csv files have dates and
 times by ISO 8601, decimals as texts, bytes in base64, and .csv files nested values as JSON."""
 
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal acts on instead of showing it
 _SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _CHOICES = {
     "overwrite": ("true", "false"),
@@ -92,8 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _predict(_read_arguments(arguments))
     except UserError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+        report(error)
         return error.exit_code
     return 0
 
@@ -189,22 +191,15 @@ def _predict_file(file: str, request: Request, model_dir: Path, record: "ExportR
     )
     job = prepare_file(asked, model_dir, record)
     for line in predict_file(Predictor.load(model_dir, trust_remote_code=request.trust_remote_code), job):
-        _say(line)
-
-
-def _say(line: str) -> None:
-    """Raises UserError where nobody can read it, once."""
-    try:
-        print(line, flush=True)
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try again when it ends
-        raise UserError(f"the answer cannot be printed: {error.strerror or error}") from error
+        put_out(line + "\n")
 
 
 def _find_model(name: str) -> Path:
     """The directory of the exported model: of a run directory its model/."""
-    path = Path(name).expanduser()
+    path = expand_home(name, place="model")
     run_dir = RunDir(path)
+    if not run_dir.exists() and len(path.name) > 255:
+        raise UserError(f"model={name[:80]}...: no directory has a name of {len(path.name)} characters")
     for candidate in (run_dir.model, path):
         if (candidate / "config.json").is_file():
             return candidate
@@ -224,7 +219,8 @@ def _print_one(predictor: "Predictor", request: Request) -> None:
     if predictor.generates:
         if request.text_pair is not None:
             raise UserError("text_pair= is given, but a language model takes one text")
-        _say(predictor.generate(request.text, max_new_tokens=request.max_new_tokens or 64))
+        continued = predictor.generate(request.text, max_new_tokens=request.max_new_tokens or 64)
+        put_out(_CONTROL.sub(lambda found: repr(found.group())[1:-1], continued) + "\n")
         return
     if request.max_new_tokens is not None:
         raise UserError("max_new_tokens= is given, but this model classifies and continues nothing")
@@ -233,7 +229,7 @@ def _print_one(predictor: "Predictor", request: Request) -> None:
     if predictor.text_pair is not None and request.text_pair is None:
         raise UserError('text_pair= is missing: this model was trained on pairs of texts; add text_pair="..."')
     judged = predictor.predict([request.text], [request.text_pair] if request.text_pair is not None else None)[0]
-    _say(f"label={judged['label']} probability={judged['probability']:.4f}")
+    put_out(f"label={printable(judged['label'])} probability={judged['probability']:.4f}\n")
 
 
 if __name__ == "__main__":

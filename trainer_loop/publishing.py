@@ -1,7 +1,6 @@
 """From the config and what was judged to the model card, and to the pushes of a run."""
 
 import copy
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from trainer_loop.config.fields import Config
 from trainer_loop.config.load import values_of
 from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.config.schema import KEYS
+from trainer_loop.config.secrets import name_sources
 from trainer_loop.data.tokens import TokenisedSplit
 from trainer_loop.data.wording import count, enumerate_some
 from trainer_loop.judge.components import adapter_of, metric_entries
@@ -23,7 +23,7 @@ from trainer_loop.record.checkpoint import Averages
 from trainer_loop.record.export import ExportRecord, copy_weights, write_files
 from trainer_loop.record.hub_access import is_name, push_command
 from trainer_loop.record.hub_push import Pushed, gather_run, push_files
-from trainer_loop.record.logs import Console
+from trainer_loop.record.logs import Console, read_metrics
 from trainer_loop.record.model_card import BaseModel, CardFacts, Scores, find_base_model, make_card
 from trainer_loop.record.publisher import Publisher
 from trainer_loop.record.run_dir import RunDir
@@ -184,16 +184,17 @@ def _read_test_figures(metrics: Path) -> dict[str, float]:
     """Those in the log of the finished run; it has them only at the end."""
     if not metrics.is_file():
         return {}
-    last: dict[str, float] = {}
-    for line in metrics.read_text(encoding="utf-8").splitlines():
-        if '"test/' in line:
-            row = json.loads(line)
-            last = {name.removeprefix("test/"): value for name, value in row.items() if name.startswith("test/")}
-    return {name: value for name, value in last.items() if value is not None}
+    rows = [row for row in read_metrics(metrics) if any(name.startswith("test/") for name in row)]
+    figures = rows[-1] if rows else {}
+    return {
+        name.removeprefix("test/"): value
+        for name, value in figures.items()
+        if name.startswith("test/") and isinstance(value, int | float)
+    }
 
 
 def _list_settings(config: Config, parts: Parts, record: ExportRecord) -> Iterator[tuple[str, Any]]:
-    values = values_of(config)
+    values = name_sources(values_of(config), with_digest=False)
     yield "batch.size", record.plan["batch.size"]
     yield "train.precision", parts.precision
     for name in (*_ALWAYS_TOLD, *_TOLD_WHERE_SET):

@@ -8,7 +8,9 @@ from typing import Any
 
 from trainer_loop.errors import UserError
 from trainer_loop.record.run_dir import EXPORT_RECORD, RunDir
+from trainer_loop.runtime.host import expand_home
 from trainer_loop.runtime.quiet import quieten_loggers
+from trainer_loop.runtime.streams import report
 
 USAGE = """\
 python -m trainer_loop.push model=runs/imdb repo=me/imdb-bert
@@ -44,8 +46,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _push(_read_arguments(arguments))
     except UserError as error:
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
+        report(error)
         return error.exit_code
     except KeyboardInterrupt:
         print("stopped; the same command goes on with what is missing", file=sys.stderr)
@@ -124,7 +125,7 @@ def _push(request: Request) -> None:
 
 def _find_model(name: str) -> tuple[Path, RunDir | None]:
     """The directory of the model, and of the run that exported it, where there was one."""
-    path = Path(name).expanduser()
+    path = expand_home(name, place="model")
     run_dir = RunDir(path)
     if _is_model(run_dir.model):
         return run_dir.model, run_dir

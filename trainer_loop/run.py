@@ -18,6 +18,7 @@ from trainer_loop.runtime.distributed import process_index_from_environment
 from trainer_loop.runtime.host import prepare_environment
 from trainer_loop.runtime.preempt import Preemption, catch_signals
 from trainer_loop.runtime.quiet import quieten_loggers
+from trainer_loop.runtime.streams import report, safe_streams
 
 _SECONDS_FOR_PROCESS_0 = 3.0  # a launcher ends the others well within
 
@@ -31,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code. What a user can mend is told in lines, without a traceback."""
     prepare_environment()
     quieten_loggers()
-    with catch_signals() as preemption:
+    with safe_streams(), catch_signals() as preemption:
         try:
             return _run(sys.argv[1:] if argv is None else argv, preemption)
         except UserError as error:
@@ -48,9 +49,7 @@ def _tell(error: UserError) -> None:
     rank = process_index_from_environment()
     if rank > 0:
         time.sleep(_SECONDS_FOR_PROCESS_0)
-    speaker = f"process {rank}: " if rank > 0 else ""
-    for problem in error.problems:
-        print(f"{speaker}error: {problem}", file=sys.stderr)
+    report(error, speaker=f"process {rank}: " if rank > 0 else "")
 
 
 def _run(argv: list[str], preemption: Preemption) -> int:
@@ -91,6 +90,7 @@ def _train(
 ) -> None:
     """Build, restore and fit; puts the state that `fit` advances into `state_so_far`."""
     from trainer_loop.build import build, describe_plan  # torch and transformers: seconds
+    from trainer_loop.runtime.distributed import on_process_0
 
     loop = build(config, problems=problems, preemption=preemption)
     for line in describe_plan(config, loop):
@@ -100,6 +100,7 @@ def _train(
             "dry run: everything is in order; nothing was trained, and nothing written but caches of rows and tokens"
         )
         return
+    on_process_0(loop.accelerator, claim.make)  # what is read there from here on, nobody else changes
     if _is_complete(config, loop):
         loop.console.say(
             f"{config.run_dir} is complete: {loop.num_steps:,} steps; nothing was changed "
@@ -111,9 +112,7 @@ def _train(
             claim.end("finished", exit_code=0, step=loop.num_steps)
     else:
         state_so_far.append(loop.restore())
-        claim.run_dir.make()
-        claim.take()  # the directory may be new
-        claim.begin()
+        on_process_0(loop.accelerator, claim.begin)
         try:
             loop.fit(state_so_far[0])
         except Preempted as stop:

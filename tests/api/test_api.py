@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import importlib
 import json
 import os
 import re
@@ -678,12 +679,14 @@ def test_names_that_a_loop_notes_are_checked(settings, monkeypatch):
 # --------------------------------------------------------------------------------------------------------- trackers
 
 _WANDB = """
+FAILS_IN = None
+
 import json
 from pathlib import Path
 
 class _Config:
     def update(self, values, allow_val_change):
-        _tell("config", len(values))
+        _tell("config", values)
 
 class _Run:
     def log(self, values, step):
@@ -698,18 +701,62 @@ def init(project, **arguments):
     return _Run()
 
 def _tell(kind, what):
+    if kind == FAILS_IN:
+        raise RuntimeError("the tracker's own server is gone")
     with Path("told.jsonl").open("a") as file:
         file.write(json.dumps([kind, what]) + chr(10))
 """
 
 
-def test_trackers_are_told_project_run_and_every_row(settings, tmp_path, monkeypatch):
+@pytest.fixture
+def wandb(tmp_path, monkeypatch):
+    """A tracker that notes all it is told, in told.jsonl."""
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "wandb.py").write_text(_WANDB)
     monkeypatch.syspath_prepend(str(tmp_path / "lib"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     monkeypatch.setattr(tracking, "_available_trackers", [tracking.LoggerType.WANDB])  # as seen when it was imported
+    return importlib.import_module("wandb")
+
+
+@pytest.mark.parametrize("fails_in", ["init", "config", "log", "finish"])
+def test_a_tracker_that_fails_costs_one_warning_and_the_run_is_the_same(
+    fails_in, settings, wandb, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(wandb, "FAILS_IN", fails_in)
+    loop = build(load_config(None, [*settings, "log={every: 1, trackers: [wandb]}"]), rows={"train": make_rows(24)})
+    assert loop.fit().step == 3
+    loop.accelerator.end_training()
+    log = (tmp_path / "run" / "train.log").read_text()
+    told = "warning: tracker wandb failed: RuntimeError: the tracker's own server is gone; the run goes on, and metrics"
+    assert log.count(told) == log.count("warning: ") == 1
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 3]
+
+
+def test_a_secret_reaches_the_tracker_it_is_for_and_stands_nowhere(settings, wandb, monkeypatch, tmp_path):
+    monkeypatch.setenv("MY_TOKEN", "s3cr3t-of-mine")
+    words = ["log={trackers: [wandb], tracker_args: {wandb: {token: '${oc.env:MY_TOKEN}', api_key: s3cr3t-literal}}}"]
+    monkeypatch.setattr(sys, "argv", ["run.py", *words])
+    for more in ([], ["train.epochs=2"]):
+        tiny.forget_accelerator()
+        loop = build(load_config(None, [*settings, *words, *more]), rows={"train": make_rows(24)})
+        loop.fit()
+    told = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text().splitlines()]
+    (init, *_) = [what for kind, what in told if kind == "init"]
+    assert (init["token"], init["api_key"]) == ("s3cr3t-of-mine", "s3cr3t-literal")
+    (shown, *_) = [what for kind, what in told if kind == "config"]
+    assert "s3cr3t" not in str(shown)
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert not [path for path in files if b"s3cr3t" in path.read_bytes()]
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert "resumed at step 3 of 6" in log
+    assert "log.tracker_args" not in log, "it has not changed"
+    assert "api_key: ${oc.env:WANDB_API_KEY}" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_trackers_are_told_project_run_and_every_row(settings, wandb, tmp_path):
     words = ["log={every: 1, trackers: [wandb], project: spoons, tracker_args: {wandb: {tags: [baseline]}}}"]
     loop = build(load_config(None, [*settings, *words]), rows={"train": make_rows(24)})
     loop.fit()

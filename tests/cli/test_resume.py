@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from trainer_loop.loop import TrainingLoop
+from trainer_loop.record.checkpoint_files import seal
 
 
 class KilledError(BaseException):
@@ -260,6 +261,37 @@ def test_the_link_to_the_newest_checkpoint_may_be_asked_for(command, arguments, 
     ended = command(*arguments, f"resume={latest}", "train.epochs=2")
     assert ended.code == 0, ended.err
     assert latest.resolve().name == "step-00000016"
+
+
+def test_the_newest_checkpoint_may_be_asked_for_where_the_link_to_it_became_a_folder(command, arguments, tmp_path):
+    assert command(*arguments).code == 0
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "run", copy, symlinks=False)
+    ended = command(*arguments, f"run_dir={copy}", f"resume={copy / 'checkpoints' / 'latest'}", "train.epochs=2")
+    assert ended.code == 0, ended.err
+    assert "resumed at step 8 of 16" in ended.out
+    assert "warning: " not in ended.out.replace("warning: the run was planned", "")
+    assert (copy / "checkpoints" / "latest").readlink() == Path("step-00000016")
+
+
+def test_best_weights_of_another_run_are_not_exported(command, arguments, tmp_path, monkeypatch):
+    """Their checkpoint was put in the place of this run's while it trained."""
+    arguments = [*arguments, "optimizer.lr=0", "evaluate.every=2", "checkpoint.every=4", "checkpoint.best=-loss"]
+    train_step = TrainingLoop.train_step
+
+    def replace_best(self, step_batch):
+        if step_batch.step + 1 == 7:
+            manifest = tmp_path / "run" / "checkpoints" / "step-00000002" / "manifest.json"
+            content = json.loads(manifest.read_text())
+            del content["crc32"]
+            manifest.write_text(seal(content | {"run": "another"}))
+        return train_step(self, step_batch)
+
+    monkeypatch.setattr(TrainingLoop, "train_step", replace_best)
+    ended = command(*arguments)
+    assert ended.code == 0, ended.err
+    assert "the best weights, of step 2, are lost: " in ended.out
+    assert "step-00000002: it is of run another, and not of this one; the last are taken" in ended.out
 
 
 def test_best_weights_that_are_damaged_cost_a_warning_and_not_the_run(command, arguments, tmp_path):

@@ -28,6 +28,10 @@ def main() -> int:
     """As `python -m trainer_loop.run`."""
     from trainer_loop.run import main as run
 
+    if "CLAIM_SECONDS" in os.environ:
+        from trainer_loop.record import claim
+
+        claim._SECONDS_TO_WAIT = float(os.environ["CLAIM_SECONDS"])
     if "RECORD" in os.environ:
         _record_rows(Path(os.environ["RECORD"]))
     once = Path(os.environ.get("FAULT_ONCE", ""))
@@ -84,6 +88,16 @@ class _Fault:
 
     def shell(self) -> None:
         subprocess.run(shlex.split(self.argument), check=True)
+
+    def console(self) -> None:
+        """Standard output and standard error can no longer be written; with `1` or `2` behind it only one of them."""
+        kind, _, which = self.argument.partition(":")
+        reader, writer = os.pipe()
+        os.close(reader)
+        broken = {"full": os.open("/dev/full", os.O_WRONLY), "gone": writer}
+        for descriptor in (1, 2):
+            if which in ("", str(descriptor)):
+                os.dup2(broken[kind], descriptor)
 
     def clock(self) -> None:
         """The clock of the machine jumps by so many seconds."""

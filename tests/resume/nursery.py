@@ -110,8 +110,11 @@ def end(code: int) -> None:
     """As the interpreter ends, but for taking every module apart, which costs half a second here."""
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        code = 120
     os._exit(code)
 
 

@@ -24,7 +24,10 @@ def assert_left_at(run: Run, step: int) -> None:
     run.check()
 
 
-@pytest.mark.parametrize(("name", "told"), [("SIGTERM", "SIGTERM"), ("SIGUSR1", "SIGUSR1"), ("SIGINT", "Ctrl-C")])
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("SIGTERM", "SIGTERM"), ("SIGUSR1", "SIGUSR1"), ("SIGHUP", "SIGHUP"), ("SIGINT", "Ctrl-C")],
+)
 def test_in_training(name, told, bench, tmp_path):
     run = bench.run(tmp_path)
     (ended,) = run.run(FAULT_AT="step:10", FAULT=f"signal:{name}")

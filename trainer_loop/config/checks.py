@@ -1,15 +1,19 @@
 """What must hold between keys; what one key alone may be stands in fields.py."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
+from typing import Any
 
 from trainer_loop.config.fields import Config
 from trainer_loop.config.named_sets import name_sets
 from trainer_loop.config.schema import KEYS, MUST_NOT_CHANGE
 from trainer_loop.config.values import shown
 
+_LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes, characters
+_ALWAYS_ALLOWED, _FOR_EACH_CORE = 64, 4  # workers of a process, and threads
 _TRAIN_BY_DEFAULT = ("data.train", KEYS["data.train"].default)
 # (the keys a problem is about, the problem); the message names them, their values and the remedy.
 Conflict = tuple[tuple[str, ...], str]
@@ -26,6 +30,7 @@ def conflicts(config: Config) -> Iterator[Conflict]:
     yield from _best_conflicts(config)
     yield from _resume_conflicts(config)
     yield from _hub_conflicts(config)
+    yield from _machine_conflicts(config)
 
 
 def missing_parts(config: Config) -> dict[str, str]:
@@ -274,4 +279,42 @@ def _hub_conflicts(config: Config) -> Iterator[Conflict]:
                 ("hub.every", f"model.{section}.merge"),
                 f"hub.every is 'checkpoint' and model.{section}.merge is true, but an adapter is merged once, at the "
                 f"end; set hub.every=end or model.{section}.merge=false",
+            )
+
+
+def unusable_paths(config: Config) -> Iterator[Conflict]:
+    """Names that no file system takes; nothing that looks for them can go on."""
+    data, model = config.data, config.model
+    sets = name_sets("data.validation", data.validation) | name_sets("data.test", data.test)
+    metrics = [entry if isinstance(entry, str) else entry.get("name") for entry in config.evaluate.metrics]
+    named: dict[str, Any] = {
+        "run_dir": config.run_dir,
+        "resume": config.resume,
+        "model.name": model.name,
+        "model.tokenizer": model.tokenizer,
+        "data.name": data.name,
+        "data.cache_dir": data.cache_dir,
+        "evaluate.metrics": metrics,
+        "data.train": data.train,
+    } | sets
+    for name, value in named.items():
+        for path in value if isinstance(value, list) else [value]:
+            longest = max(map(len, str(path).encode(errors="replace").split(b"/")))
+            if longest > _LONGEST_NAME or len(str(path)) > _LONGEST_PATH:
+                yield (
+                    (".".join(name.split(".")[:2]),),
+                    f"{name} is {shown(path)}, of {len(str(path)):,} characters; a path has at most "
+                    f"{_LONGEST_PATH:,}, and {_LONGEST_NAME} between two /",
+                )
+
+
+def _machine_conflicts(config: Config) -> Iterator[Conflict]:
+    """Processes and threads in numbers that no machine of this size has a use for, and that would bring it down."""
+    cores = os.cpu_count() or 1
+    most = max(_ALWAYS_ALLOWED, _FOR_EACH_CORE * cores)
+    for name, number in (("data.num_workers", config.data.num_workers), ("train.threads", config.train.threads)):
+        if isinstance(number, int) and number > most:
+            yield (
+                (name,),
+                f"{name} is {number:,}; on this machine of {cores} cores at most {most:,} are allowed; set {name}=auto",
             )

@@ -8,7 +8,6 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-import sysconfig
 import traceback
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -18,6 +17,7 @@ from types import ModuleType
 from typing import Any, TypeVar, cast
 
 from trainer_loop.errors import UserError
+from trainer_loop.search_path import insert_after_installed, is_installed
 
 _T = TypeVar("_T")
 
@@ -48,9 +48,7 @@ def locate(dotted: str, *, place: str) -> object:
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
         raise UserError(f"{place} is {dotted!r}; a dotted path names a module and what is in it: my_lab.losses.focal")
     if not {"", str(Path.cwd())} & set(sys.path):
-        # After the installed packages, which no file there shall hide, and before checkouts that were added to them.
-        installed = [index for index, entry in enumerate(sys.path) if entry and _is_installed(entry)]
-        sys.path.insert(max(installed, default=-1) + 1, str(Path.cwd()))
+        insert_after_installed(str(Path.cwd()))
     importlib.invalidate_caches()
     found: object = _import(parts[0], dotted=dotted, place=place)
     for depth, part in enumerate(parts[1:], start=1):
@@ -126,7 +124,7 @@ def _import_failure(error: BaseException, *, dotted: str, place: str) -> str:
     else:
         stack = traceback.extract_tb(error.__traceback__)
         frames = [frame for frame in stack if not _is_import_machinery(frame.filename)]
-        own = [frame for frame in frames if not _is_installed(frame.filename)] or frames
+        own = [frame for frame in frames if not is_installed(frame.filename)] or frames
         where, said = (f"{_displayed(own[-1].filename)}:{own[-1].lineno}: " if own else ""), str(error)
     first_line = said.strip().partition("\n")[0]
     return f"{place}: {dotted} cannot be imported: {where}{type(error).__name__}: {first_line}"
@@ -136,15 +134,9 @@ def _is_import_machinery(file: str) -> bool:
     return file.startswith("<frozen ") or file in (__file__, importlib.__file__)
 
 
-def _is_installed(file: str) -> bool:
-    """Whether a file belongs to Python or to an installed package, not to the user."""
-    roots = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return any(Path(file).is_relative_to(root) for root in roots)
-
-
 def _is_own(file: str) -> bool:
     """Whether a file is the user's: neither installed, nor of this package."""
-    return not _is_installed(file) and not Path(file).is_relative_to(Path(__file__).parents[1])
+    return not is_installed(file) and not Path(file).is_relative_to(Path(__file__).parents[1])
 
 
 def _displayed(file: str) -> str:

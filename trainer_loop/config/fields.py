@@ -78,7 +78,9 @@ class ModelConfig:
     tokenizer: str | None = key(
         None, "hub id or local directory; train: trained on the train split; null: the model's own", on_resume="refused"
     )
-    vocab_size: int = key(8000, "size of a tokenizer trained here", unit="tokens", at_least=300, on_resume="refused")
+    vocab_size: int = key(
+        8000, "size of a tokenizer trained here", unit="tokens", at_least=300, below=1e7, on_resume="refused"
+    )
     from_scratch: bool = key(False, "true: build the model from its config and load no weights", on_resume="refused")
     overrides: dict[str, Any] = key(
         {}, "fields of the model's own config, such as attention_probs_dropout_prob: 0.0", on_resume="refused"
@@ -302,7 +304,11 @@ class TrainConfig:
         None, "save and stop with exit code 75 this long after the start; null: never", unit="minutes", above=0
     )
     timeout_minutes: float = key(
-        30.0, "how long a process waits for the others before it says which are lost", unit="minutes", above=0
+        30.0,
+        "how long a process waits for the others before it says which are lost",
+        unit="minutes",
+        above=0,
+        below=1e6,
     )
 
 

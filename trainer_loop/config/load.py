@@ -1,9 +1,11 @@
 r"""The config: defaults, then a YAML file, then `key=value` arguments; every problem of all of them at once.
 
 `${run_dir}` stands for the value of another key, `${oc.env:HOME}` for an environment variable, `\${` for a plain `${`.
+No other interpolations are allowed.
 Mappings such as model.overrides are merged key by key over the layers; everything else is replaced.
 """
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -16,14 +18,16 @@ from typing import Any, TypeVar, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
-from trainer_loop.config.checks import conflicts
+from trainer_loop.config.checks import conflicts, unusable_paths
 from trainer_loop.config.fields import Config
+from trainer_loop.config.interpolation import Interpolations
 from trainer_loop.config.layers import COMMAND_LINE, Entry, Layer, command_line_layer, file_layer
 from trainer_loop.config.schema import KEYS, SECTIONS
+from trainer_loop.config.secrets import FromEnvironment, find_secrets, name_sources
 from trainer_loop.config.translations import TRANSLATIONS, meant_keys
 from trainer_loop.config.values import expects, judge, shown
 from trainer_loop.config.yaml_core import dump
-from trainer_loop.errors import UserError
+from trainer_loop.errors import UserError, printable
 
 DEFAULT_CONFIG = "quickstart.yaml"
 
@@ -33,6 +37,7 @@ _FALLBACKS: dict[str, tuple[str, Any]] = {
     "train.epochs": ("train.steps", 3.0),
 }
 
+_HEAD = "# Every key of this run; the same run again: config=<this file>\n"
 _T = TypeVar("_T")
 
 
@@ -51,7 +56,8 @@ def load_config(path: str | None = None, overrides: Sequence[str] = ()) -> Confi
 def read_config(path: str | None, overrides: Sequence[str]) -> tuple[Config, list[str]]:
     """The config as far as it can be told, and every problem of it; a key that is wrong has its default.
 
-    `path` is looked for by `find_config`; None: only the defaults and the overrides.
+    `path` is looked for by `find_config`; None: only the defaults and the overrides. Raises UserError where nothing
+    can go on: a name in it is longer than any file's.
     """
     layers = [] if path is None else [_file_layer(path)]
     layers.append(command_line_layer(overrides))
@@ -64,16 +70,14 @@ def read_config(path: str | None, overrides: Sequence[str]) -> tuple[Config, lis
 
     if all(layer.is_readable for layer in layers):
         source = COMMAND_LINE if path is None else str(path)
-        for keys, problem in conflicts(config):
+        unusable = list(unusable_paths(config))
+        for keys, problem in [*unusable, *conflicts(config)]:
             if not unresolved.keys() & set(keys):
                 place = next((given[key].place for key in keys if key in given), source)
                 problems.append(f"{place}: {problem}")
-    return config, [_one_line(problem) for problem in problems]
-
-
-def _one_line(problem: str) -> str:
-    """Line breaks and other characters that a terminal cannot show, as of a name someone wrote, are spelled out."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in problem)
+        if unusable:
+            raise UserError([printable(problem) for problem in problems])
+    return config, [printable(problem) for problem in problems]
 
 
 def _file_layer(path: str) -> Layer:
@@ -106,15 +110,24 @@ def _resolve(tree: DictConfig, given: Mapping[str, Entry]) -> tuple[dict[str, An
     for name, (other, fallback) in _FALLBACKS.items():
         if _is_unset(name, given) and _is_unset(other, given):
             OmegaConf.update(tree, name, fallback)
+    written: Any = OmegaConf.to_container(tree, resolve=False)
+    interpolations = Interpolations(written)
     values: dict[str, Any] = {}
     problems: dict[str, str] = {}
     for name, key in KEYS.items():
-        try:
-            value = OmegaConf.select(tree, name)
-            values[name] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-            problem = judge(values[name], key)
-        except (OmegaConfBaseException, RecursionError) as error:
-            reason = "it refers to itself" if isinstance(error, RecursionError) else str(error).partition("\n")[0]
+        path = tuple(name.split("."))
+        as_written = functools.reduce(lambda below, part: below[part], path, written)
+        reason = interpolations.find_fault(as_written, path)
+        problem: str | None = None
+        if reason is None:
+            try:
+                value = OmegaConf.select(tree, name)
+                value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+                values[name] = interpolations.name_sources(value, as_written, path)
+                problem = judge(values[name], key)
+            except (OmegaConfBaseException, RecursionError) as error:
+                reason = "it refers to itself" if isinstance(error, RecursionError) else _explain(error)
+        if reason is not None:
             problem = f"{name} is {shown(given[name].value)}; allowed: {expects(key)}; {reason}"
         if problem:
             values[name] = copy.copy(key.default)
@@ -123,6 +136,13 @@ def _resolve(tree: DictConfig, given: Mapping[str, Entry]) -> tuple[dict[str, An
         if values[name] is None and values[other] is None:
             values[name] = fallback
     return values, problems
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    """What OmegaConf found, and what to do about a variable that is not set."""
+    told = str(error).partition("\n")[0]
+    missing = re.search(r"Environment variable '([^']*)' not found", told)
+    return told if missing is None else f"{missing[1]} is not set: export {missing[1]}=..."
 
 
 def _is_unset(name: str, given: Mapping[str, Entry]) -> bool:
@@ -141,21 +161,42 @@ def _construct(kind: type[_T], values: Mapping[str, Any], *, prefix: str = "") -
 
 
 def write_resolved(config: Config, path: Path) -> None:
-    """Write a config as YAML that reads as an equal config; the file is there as a whole or not at all."""
-    text = "# Every key of this run; the same run again: config=<this file>\n" + dump(
-        escaped(dataclasses.asdict(config))
-    )
+    """Write a config as YAML that reads as an equal config; the file is there as a whole or not at all.
+
+    What came from the environment is written as `${oc.env:NAME}`, and what looks like a secret, too.
+    """
+    tree = {
+        field.name: _without_secrets(getattr(config, field.name), field.name) for field in dataclasses.fields(config)
+    }
+    text = _HEAD + dump(escaped(tree))
     unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(path)
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+        raise
+
+
+def _without_secrets(value: Any, name: str) -> Any:
+    """The value of a key or section as plain values; secrets are looked for in mappings of free names."""
+    if dataclasses.is_dataclass(value):
+        return {
+            field.name: _without_secrets(getattr(value, field.name), f"{name}.{field.name}")
+            for field in dataclasses.fields(value)
+        }
+    return find_secrets(value, name) if KEYS[name].kind == "mapping" else value
 
 
 def escaped(value: Any) -> Any:
-    r"""A `${` that is part of a text becomes `\${`, so that it is not resolved again."""
+    r"""A `${` that is part of a text becomes `\${`, so that it is not resolved again; sources are as they were."""
     if isinstance(value, dict):
         return {key: escaped(item) for key, item in value.items()}
     if isinstance(value, list):
         return [escaped(item) for item in value]
+    if isinstance(value, FromEnvironment):
+        return value.source
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
@@ -164,9 +205,23 @@ def values_of(config: Config) -> dict[str, Any]:
     return {name: functools.reduce(getattr, name.split("."), config) for name in KEYS}
 
 
+def public_values(config: Config) -> dict[str, Any]:
+    """As `values_of`, for whatever is written down or sent: secrets and texts from the environment by their sources.
+
+    A key that updates depend on has a checksum of such a text beside, by which a resumed run sees a change.
+    """
+    return {
+        name: name_sources(
+            find_secrets(value, name) if KEYS[name].kind == "mapping" else value,
+            with_digest=KEYS[name].on_resume != "free",
+        )
+        for name, value in values_of(config).items()
+    }
+
+
 def flatten(config: Config) -> dict[str, str | int | float | bool]:
-    """Like `values_of`, with what is no single value as text. What trackers show of a run."""
-    values = values_of(config).items()
+    """Like `public_values`, with what is no single value as text. What trackers show of a run."""
+    values = public_values(config).items()
     return {name: value if isinstance(value, (str, int, float)) else str(value) for name, value in values}
 
 
@@ -177,10 +232,14 @@ def find_config(name: str) -> Path:
     places = [as_given]
     if not as_given.is_absolute():
         places += [Path("configs") / name, shipped / name]
-    found = next((place for place in places if place.is_file()), None)
+    try:
+        found = next((place for place in places if place.is_file()), None)
+        is_run_dir = (as_given / "config.yaml").is_file()
+    except OSError as error:
+        raise UserError(f"config={shown(name)} cannot be read: {error.strerror}") from error
     if found is not None:
         return found
-    if (as_given / "config.yaml").is_file():
+    if is_run_dir:
         raise UserError(f"config={name} is a directory; write config={as_given / 'config.yaml'}")
     stems = {path.stem for directory in (Path("configs"), shipped) for path in directory.glob("*.yaml")}
     close = get_close_matches(as_given.stem, sorted(stems), n=1)
@@ -233,7 +292,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str], st
         else:
             config = value
     if problems:
-        raise UserError([_one_line(problem) for problem in problems])
+        raise UserError([printable(problem) for problem in problems])
     return config, overrides, None
 
 

@@ -19,7 +19,9 @@ _LAYERS = [
     "A whole number may be written 32, 032, 1_000 or 1e3; a number 3, 0.1 or 1e-3.",
     "On the command line a text key takes its value as it stands; elsewhere a list is `[a, b]`, a mapping `{a: 1}`.",
     "`${run_dir}` stands for the value of another key, `${oc.env:HOME}` for an environment variable.",
-    "`\\${` is a plain `${`, and `???` a value that must still be given.",
+    "No other `${...}` is allowed. `\\${` is a plain `${`, and `???` a value that must still be given.",
+    "What comes from the environment, and what looks like a secret (`api_key`, `token`, `password`, ...), is never "
+    "written down or sent to a tracker: config.yaml in the run directory has `${oc.env:NAME}` in its place.",
 ]
 
 _ON_RESUME = (

@@ -285,7 +285,7 @@ def _schedule(a: Arguments) -> Iterator[Setting | Note]:
 def _read_mapping(a: Arguments, name: str) -> dict[str, object]:
     """A field that may be written as JSON in a text."""
     value = a[name]
-    with contextlib.suppress(json.JSONDecodeError):  # told below, with the text as it is
+    with contextlib.suppress(ValueError, RecursionError):  # told below, with the text as it is
         value = json.loads(value) if isinstance(value, str) else value
     if not isinstance(value, dict):
         raise UserError(f"{name} is {shown(value)}; it must be a mapping")

@@ -2,15 +2,16 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from trainer_loop.config.schema import Key
-from trainer_loop.config.yaml_core import NULL, plain
+from trainer_loop.config.yaml_core import NULL, plain, texts_in
 
+_LARGEST = 2**62  # torch and NumPy count in 64 bits
 _TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _WHOLE = re.compile(r"[-+]?[0-9](?:_?[0-9]){0,99}")
 _DECIMAL = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
@@ -36,7 +37,7 @@ def read(node: Node, key: Key) -> object:
 
 def judge_as_given(value: object, key: Key) -> str | None:
     """Like `judge`, for a value whose `${...}` are not resolved yet: such a value is judged after that."""
-    texts = list(_texts_in(value))
+    texts = list(texts_in(value))
     if any(text.endswith("???") and not text[:-3].strip("\\") for text in texts):
         return f"{key.name} is {shown(value)}; ??? marks a value that is still missing: give it one"
     return None if any("${" in text for text in texts) else judge(value, key)
@@ -47,6 +48,8 @@ def judge(value: object, key: Key) -> str | None:
     if value is None and key.nullable:
         return None
     fault = KINDS[key.kind].fault(value)
+    if fault is None and any("\0" in text for text in texts_in(value)):
+        fault = "there is a NUL character in it; remove it"
     detail = _outside_limits(value, key) if fault is None else fault
     if detail is None:
         return None
@@ -58,6 +61,8 @@ def judge(value: object, key: Key) -> str | None:
 
 
 def _outside_limits(value: object, key: Key) -> str | None:
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        return f"whole numbers reach to {_LARGEST:,}"
     if key.allowed and value not in key.allowed:
         close = get_close_matches(str(value), key.allowed, n=1)
         return f"did you mean {close[0]}?" if close else ""
@@ -92,19 +97,6 @@ def shown(value: object) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _texts_in(value: object) -> Iterator[str]:
-    """Every text in a value, those of keys too."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _texts_in(key)
-            yield from _texts_in(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts_in(item)
-    elif isinstance(value, str):
-        yield value
 
 
 def _is_whole(value: object, *, at_least: int) -> bool:
@@ -184,8 +176,8 @@ def _named_splits_fault(value: object) -> str | None:
     if not value:
         return ""
     for name, split in value.items():
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", str(name)):
-            return f"{shown(name)} is no name: letters, digits, _ and - make one"
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", str(name)):
+            return f"{shown(name)} is no name: up to 100 letters, digits, _ and - make one"
         if _splits_fault(split) is not None:
             return f"{name} is {shown(split)}, not a text or a list of texts"
     return None

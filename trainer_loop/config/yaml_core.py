@@ -4,6 +4,7 @@ PyYAML alone follows YAML 1.1: it reads `no` as false, `012` as 10 and `1e-3` as
 """
 
 import re
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import yaml
@@ -36,6 +37,9 @@ _REMEDIES = {
     "could not find expected ':'": "write key: value, with a space after the colon",
     "cannot start any token": "put the text in quotes",
 }
+
+_TOO_DEEP = "brackets, indents or aliases are nested too deeply; a config needs a few levels"
+_MOST_REPEATED = 10_000  # values that aliases may stand for
 
 # The scanner notices these where the text goes on; they are mended where it began.
 _NOT_CLOSED = ("expected ',' or", "unexpected end of stream", "could not find expected ':'")
@@ -90,12 +94,32 @@ def compose(text: str) -> tuple[Node | None, list[Fault]]:
         line = text.count("\n", 0, error.position) + 1
         return None, [Fault(line, 0, f"character {chr(error.character)!r} is no text; remove it")]
     except RecursionError:
-        return None, [Fault(1, 0, "brackets or indents are nested too deeply; a config needs a few levels")]
+        return None, [Fault(1, 0, _TOO_DEEP)]
     if root is None:
         return None, []
     document = SequenceNode(SEQ, [root])
-    faults = _take_out_faults(document, above=())
+    try:
+        if _count_repeated(document, seen={}) > _MOST_REPEATED:
+            told = f"aliases stand for more than {_MOST_REPEATED:,} values; write out what is meant"
+            return None, [Fault(1, 0, told)]
+        faults = _take_out_faults(document, above=())
+    except RecursionError:
+        return None, [Fault(1, 0, _TOO_DEEP)]
     return (document.value or [None])[0], faults
+
+
+def _count_repeated(node: Node, *, seen: dict[int, int]) -> int:
+    """How many values stand there again by an alias. seen: by its node, how many values each one holds."""
+    repeated = 0
+    seen[id(node)] = 1  # while it is counted: an alias to it is found to refer to itself
+    entries = [] if isinstance(node, ScalarNode) else node.value
+    for child in (child for entry in entries for child in (entry if isinstance(entry, tuple) else (entry,))):
+        if id(child) in seen:
+            repeated += seen[id(child)]
+        else:
+            repeated += _count_repeated(child, seen=seen)
+        seen[id(node)] += seen[id(child)]
+    return repeated
 
 
 def _syntax_fault(error: yaml.MarkedYAMLError) -> Fault:
@@ -172,3 +196,16 @@ def dump(tree: dict[str, object]) -> str:
     """A tree of plain values -> YAML in block style that `compose` and `plain` turn into an equal tree."""
     text: str = yaml.dump(tree, Dumper=CoreDumper, sort_keys=False, allow_unicode=True, width=float("inf"))
     return text
+
+
+def texts_in(value: object) -> Iterator[str]:
+    """Every text in a value, those of keys too."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from texts_in(key)
+            yield from texts_in(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from texts_in(item)
+    elif isinstance(value, str):
+        yield value

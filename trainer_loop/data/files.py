@@ -20,6 +20,7 @@ from trainer_loop.data.text_files import FileRows, read_delimited, read_json, re
 from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
 from trainer_loop.data.wording import did_you_mean, enumerate_names, enumerate_some
 from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.runtime.host import expand_home
 
 EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".feather", ".txt")
 _INTEGERS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"}
@@ -30,10 +31,22 @@ _JOINED_TYPES = {
 }
 
 
+# Endings of files that are not read. Without them reviews.csv.gz would be a dotted path, and run a file reviews.py.
+_OTHER_EXTENSIONS = (
+    *(".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz", ".xlsx", ".xls", ".ods", ".docx", ".pdf"),
+    *(".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".hdf5", ".sqlite", ".pt", ".pth", ".bin", ".safetensors"),
+    *(".py", ".ipynb", ".yaml", ".yml", ".md", ".html", ".xml"),
+)
+
+
 def is_file_spec(spec: str, *, hub: bool) -> bool:
-    """Whether a spec means files. With a hub data set, brackets are a slice of a split: train[:1000]."""
+    """Whether a spec means files. With a hub data set, brackets are a slice of a split: train[:1000].
+
+    Where there is none, a file that exists is meant, whatever it is called.
+    """
     wild = "*?" if hub else "*?["
-    return spec.lower().endswith(EXTENSIONS) or "/" in spec or os.sep in spec or any(sign in spec for sign in wild)
+    is_spelled_so = spec.lower().endswith((*EXTENSIONS, *_OTHER_EXTENSIONS)) or "/" in spec or os.sep in spec
+    return is_spelled_so or any(sign in spec for sign in wild) or (not hub and os.path.isfile(spec))  # noqa: PTH113
 
 
 def find_files(specs: Sequence[str], *, key: str) -> list[str]:
@@ -48,6 +61,8 @@ def find_files(specs: Sequence[str], *, key: str) -> list[str]:
             files += _find(spec)
         except UserError as error:
             problems += [f"{key}={spec}: {problem}" for problem in error.problems]
+        except OSError as error:
+            problems.append(f"{key}={spec}: {error.strerror}")
     resolved = [os.path.realpath(file) for file in files]
     twice = sorted({file for file, path in zip(files, resolved, strict=True) if resolved.count(path) > 1})
     if twice:
@@ -110,11 +125,12 @@ def read_files(
 
 
 def _find(spec: str) -> list[str]:
+    path = expand_home(spec)
     try:
-        return _look_for(Path(spec).expanduser(), spec)
-    except (OSError, ValueError, RuntimeError) as error:  # a name that the system refuses, or has no home for
-        if isinstance(error, UserError):
-            raise
+        return _look_for(path, spec)
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # a name that the system refuses
         raise UserError(f"no file can have this name: {in_one_line(error, at_most=100)}") from error
 
 
@@ -135,7 +151,9 @@ def _look_for(path: Path, spec: str) -> list[str]:
         raise UserError(f"no file matches{_describe_folder(path)}")
     unknown = [file for file in found if not file.lower().endswith(EXTENSIONS)]
     if unknown:
-        raise UserError(f"{enumerate_some(unknown)}: of no known kind; known are {', '.join(EXTENSIONS)}")
+        raise UserError(
+            f"{enumerate_some(unknown)}: of no known kind; known are {', '.join(EXTENSIONS)}; unpack or convert it"
+        )
     return found
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
 import datasets
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
@@ -12,6 +11,7 @@ from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.split import Places, Split
 from trainer_loop.data.wording import did_you_mean, enumerate_some
 from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.runtime.host import expand_home
 from trainer_loop.runtime.hub import describe_unreachable, offline_unless_reachable
 
 SLICE = re.compile(r"[\[+]")  # train[:1000], train+test
@@ -36,7 +36,7 @@ def reach_hub(name: str, config: str | None) -> Iterator[None]:
 
     Raises UserError where it is not to be had, or is none of the hub's.
     """
-    if Path(name).expanduser().exists():
+    if expand_home(name, place="data.name").exists():
         raise UserError(
             f"data.name={name} is a local path; use data.name=null and give its files, data.train={name}/..."
         )

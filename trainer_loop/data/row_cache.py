@@ -14,6 +14,7 @@ import datasets
 import filelock
 
 from trainer_loop.data.fingerprint import digest_file
+from trainer_loop.runtime.plain_json import parse_json
 
 _ROWS, _FACTS = "rows.arrow", "facts.json"
 _ABANDONED_SECONDS = 3600  # since anything was written to what is not whole
@@ -96,7 +97,7 @@ def _move_away(folder: Path, abandoned: Path) -> None:
 def _load(folder: Path) -> datasets.Dataset | None:
     """The rows, or None where there are none or the file is not as it was written."""
     try:
-        facts = json.loads((folder / _FACTS).read_text())
+        facts = parse_json((folder / _FACTS).read_bytes())
         if facts["written"] != _written(folder) and facts["digest"] != digest_file(folder / _ROWS):
             return None
         return datasets.Dataset.from_file(str(folder / _ROWS))

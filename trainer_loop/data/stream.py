@@ -23,6 +23,7 @@ from trainer_loop.data.loader import Collate, Count, Microbatch, StepBatch, coun
 from trainer_loop.data.row_stream import Row, Stream, permute
 from trainer_loop.data.shards import Mark
 from trainer_loop.errors import UserError
+from trainer_loop.runtime.plain_json import check_fields, is_count
 from trainer_loop.runtime.randomness import seed_everything
 
 _STEPS_AHEAD = 4  # read and tokenised while the loop trains
@@ -232,8 +233,14 @@ class StreamLoader:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         position = dict(state)
-        self._step = position.pop("step")
-        self._position = Position(**position)
+        step = position.pop("step", None)
+        try:
+            check_fields(Position, position)
+            if not is_count(step):
+                raise ValueError(f"step is {step!r}")
+        except ValueError as error:
+            raise UserError(f"the place in the stream where the run goes on is damaged: {error}") from error
+        self._step, self._position = step, Position(**position)
 
     def _read(self, position: Position) -> Iterator[StreamBatch]:
         return read_batches(

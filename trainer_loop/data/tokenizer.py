@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from trainer_loop.data.wording import enumerate_some
 from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.runtime.host import expand_home
 from trainer_loop.runtime.hub import describe_unreachable, offline_unless_reachable
 
 TokenizerStyle = Literal["wordpiece", "byte_level_bpe"]
@@ -29,7 +30,7 @@ def load_tokenizer(
 
     It has a token for padding afterwards; `say` is told where that was not its own. Raises UserError.
     """
-    path = Path(name_or_path).expanduser()
+    path = expand_home(name_or_path, place="tokenizer")
     if path.is_dir():
         _check_folder(path)
         tokenizer = _load(str(path), name_or_path, trust_remote_code=trust_remote_code)

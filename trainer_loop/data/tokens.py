@@ -26,6 +26,7 @@ from trainer_loop.data.row_stream import Row
 from trainer_loop.data.split import Places, Split
 from trainer_loop.data.wording import count, enumerate_some
 from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.runtime.host import expand_home
 
 _FORMAT = 1  # of what is kept on disk; with a new number, nothing kept before is found
 _TEXTS_PER_CALL = 1000  # fixed: a task that joins texts into chunks cuts them at these seams
@@ -129,7 +130,8 @@ def tokenise_split(
             say(f"{split.name}: {count(len(rows), 'row')} tokenised in {time.perf_counter() - began:.1f} s")
 
     key = _make_key(split, task=task, tokenizer=tokenizer, columns=columns, label_ids=label_ids, max_length=max_length)
-    folder = Path(cache_dir or os.environ.get("TRAINER_LOOP_CACHE") or "~/.cache/trainer_loop").expanduser() / key
+    cache = cache_dir or os.environ.get("TRAINER_LOOP_CACHE") or "~/.cache/trainer_loop"
+    folder = expand_home(cache, place="data.cache_dir") / key
     try:
         rows = load_or_make(folder, make)
     except OSError as error:

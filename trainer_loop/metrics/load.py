@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from trainer_loop.config.component import check_arguments, locate
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.metrics.named_metric import COLUMNS, RESERVED, NamedMetric, describe_missing, name_results
+from trainer_loop.runtime.host import expand_home
 from trainer_loop.runtime.hub import describe_unreachable, hub_is_reachable
 
 if TYPE_CHECKING:  # importing evaluate takes seconds
@@ -334,7 +335,7 @@ def _load_module(entry: _ParsedEntry, *, no_hub: str | None) -> "evaluate.Metric
 
 
 def _script_path(entry: _ParsedEntry) -> Path:
-    path = Path(entry.name).expanduser()
+    path = expand_home(entry.name, place=entry.place)
     script = path / f"{path.name}.py" if path.is_dir() else path
     if not script.is_file():
         raise UserError(f"{entry.place}: no metric script at {str(script)!r}; give the path of a .py file")

@@ -5,6 +5,7 @@ import errno
 import os
 import shutil
 import threading
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -33,9 +34,12 @@ from trainer_loop.record.checkpoint_files import (
     find_fault,
     list_checkpoints,
     point,
+    read_run,
+    read_seal,
     seal,
     set_aside,
 )
+from trainer_loop.record.claim import RunDirInUse
 from trainer_loop.record.logs import Console
 from trainer_loop.record.run_dir import (
     RunDir,
@@ -43,14 +47,18 @@ from trainer_loop.record.run_dir import (
     flush,
     is_disk_error,
     package_versions,
+    read_identity,
     read_json,
+    remove,
     write_json,
 )
 from trainer_loop.record.state import TrainState
-from trainer_loop.runtime.distributed import broadcast, sum_on_hosts
+from trainer_loop.runtime.distributed import broadcast, on_process_0, sum_on_hosts
 from trainer_loop.runtime.memory import is_out_of_memory
 
 _ROOM = 1.05  # times the last checkpoint's size must be free
+# What torch, safetensors and optimizers raise for files that are not what they expect.
+_UNFIT = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, UnpicklingError, SafetensorError)
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,9 @@ class Checkpointer:
         self._copies: dict[tuple[int, ...], Tensor] = {}  # host memory of the last snapshot, used again
         self._bytes = 0  # of the last checkpoint
         self._kept: dict[str, Stateful] = {}
+        self.run = uuid.uuid4().hex[:16]  # which run this is: every checkpoint tells whose it is
+        self._seals: dict[int, str | None] = {}  # step -> what tells the checkpoint that this process saved or loaded
+        self._links_left: set[str] = set()  # names of links that a folder keeps from being made
         accelerator.register_load_state_pre_hook(_unwrap_models)
 
     def keep(self, name: str, part: Stateful) -> None:
@@ -158,9 +169,12 @@ class Checkpointer:
         if not self.accelerator.is_main_process:
             return
         self._join()
+        self.ensure_own_directory()
         target = self.run_dir.checkpoint(state.step)
-        if target.is_dir():
-            return  # these very weights: the run stops where it has gone on from
+        if os.path.lexists(target):
+            if self._seals.get(state.step, "") == read_seal(target):
+                return  # these very weights: the run stops where it has gone on from
+            self._set_aside(target, fault="it was not saved by this run")
         if not self.background:
             self._write(self._take_snapshot(state), target)
             self._tell()
@@ -184,14 +198,41 @@ class Checkpointer:
         self._join()
         saved = self.run_dir.checkpoint(step).is_dir()
         if self.accelerator.is_main_process and saved:
-            point(self.run_dir.checkpoints / "best", self.run_dir.checkpoint(step))
+            self._link("best", self.run_dir.checkpoint(step))
         return bool(broadcast(self.accelerator, saved))
+
+    def ensure_own_directory(self) -> None:
+        """Raises RunDirInUse where another run has begun in this directory: what it saved must not be mixed with this.
+
+        Each run writes its identity into environment.json when it begins.
+        """
+        other = read_identity(self.run_dir)
+        if other not in (None, self.run):
+            raise RunDirInUse(
+                f"run_dir: another run has begun in {self.run_dir.root}, and this one ends without writing there; "
+                "give each a run_dir of its own"
+            )
 
     def describe_newest(self) -> str:
         """Where a run that is started again goes on, for a person."""
         saved = list_checkpoints(self.run_dir)
         failed = "" if self.fault is None else "the last save failed; "
         return failed + (f"saved in {saved[-1]}" if saved else "nothing is saved")
+
+    def _set_aside(self, path: Path, *, fault: str) -> None:
+        try:
+            told = f"it is set aside as {set_aside(path).name}"
+        except OSError as error:
+            told = f"it cannot be set aside: {error.strerror}"
+        self.console.warn(f"{path}: {fault}; {told}")
+
+    def _link(self, name: str, target: Path) -> None:
+        """Let a link mean a checkpoint. Links are for people: one that cannot be made ends nothing."""
+        link = self.run_dir.checkpoints / name
+        with contextlib.suppress(OSError):  # a disk that is full or read-only
+            if not point(link, target) and name not in self._links_left:
+                self._links_left.add(name)
+                self.console.warn(f"{link} is a folder and stays as it is; it does not mean {target.name}")
 
     def _join(self) -> None:
         if self._thread is None:
@@ -263,20 +304,15 @@ class Checkpointer:
         self.fault = None
         try:
             self.run_dir.checkpoints.mkdir(parents=True, exist_ok=True)
-            for left_over in self.run_dir.checkpoints.glob(".step-*.tmp"):  # of a run that was killed
-                shutil.rmtree(left_over, ignore_errors=True)
+            self._remove_left_overs()
             self._ensure_room()
             temporary.mkdir()
             self._write_files(snapshot, temporary)
             flush([*temporary.iterdir(), temporary])
             os.replace(temporary, target)
             flush([target.parent])
-            point(target.with_name("latest"), target)
-            if snapshot.state["best_step"] == snapshot.state["step"]:
-                point(target.with_name("best"), target)
-            flush([target.parent])
         except (OSError, SafetensorError, RuntimeError) as error:
-            if not is_disk_error(error):
+            if not is_disk_error(error) and temporary.is_dir():  # where it was removed, torch has words of its own
                 raise
             shutil.rmtree(temporary, ignore_errors=True)
             saved = list_checkpoints(self.run_dir)
@@ -286,8 +322,17 @@ class Checkpointer:
                 f"{explain_disk_error(error, self.run_dir.checkpoints)}; {kept}"
             )
         else:
+            self._link("latest", target)
+            if snapshot.state["best_step"] == snapshot.state["step"]:
+                self._link("best", target)
             with contextlib.suppress(OSError):  # one that cannot be removed is tried again after the next save
+                flush([target.parent])
                 self._rotate(snapshot.state)
+
+    def _remove_left_overs(self) -> None:
+        """What a run that was killed in the middle of a save has left."""
+        for left_over in self.run_dir.checkpoints.glob(".step-*.tmp"):
+            remove(left_over)
 
     def _write_files(self, snapshot: Snapshot, directory: Path) -> None:
         save_accelerator_state(
@@ -315,6 +360,7 @@ class Checkpointer:
         }
         self._bytes = sum(file["bytes"] for file in files.values())
         manifest = {
+            "run": self.run,
             "step": snapshot.state["step"],
             "num_processes": self.accelerator.num_processes,
             "plan": self.plan,
@@ -323,6 +369,7 @@ class Checkpointer:
             "files": files,
         }
         (directory / MANIFEST).write_text(seal(manifest), encoding="utf-8")
+        self._seals[snapshot.state["step"]] = read_seal(directory)
 
     def _ensure_room(self) -> None:
         """Raises OSError where less is free than the last checkpoint took: half a checkpoint fills the disk for all."""
@@ -338,7 +385,7 @@ class Checkpointer:
             if state["best_step"] is None or path != self.run_dir.checkpoint(state["best_step"]):
                 doomed = path.with_name(f".{path.name}.tmp")  # a kill in the middle must not leave half a checkpoint
                 os.replace(path, doomed)
-                shutil.rmtree(doomed)
+                remove(doomed)
 
     # ----------------------------------------------------------------------------------------------------- loading
 
@@ -351,7 +398,7 @@ class Checkpointer:
         path = self._choose_together(resume)
         if path is None:
             return None
-        manifest = read_json(path / MANIFEST)
+        manifest = self._recognise(path)
         self._compare(path, manifest)
         try:
             with self._without_scaler(), self._without_optimizer("optimizer.name" in self.changes):
@@ -365,7 +412,9 @@ class Checkpointer:
             if self.averages is not None:
                 self._load_averages(path, self.averages)
             self._load_kept(path)
-        except (RuntimeError, ValueError, KeyError, UnpicklingError, SafetensorError) as error:
+        except OSError as error:
+            raise UserError(f"{path} cannot be read: {error.strerror or in_one_line(error)}") from error
+        except _UNFIT as error:
             if is_out_of_memory(error):
                 raise
             raise UserError(
@@ -389,6 +438,17 @@ class Checkpointer:
             )
         return state
 
+    def _recognise(self, path: Path) -> dict[str, Any]:
+        """The manifest of the checkpoint to go on from; where it lies in this directory, its run is this one."""
+        try:
+            manifest: dict[str, Any] = read_json(path / MANIFEST)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path / MANIFEST} cannot be read: {in_one_line(error)}") from error
+        if self._is_own(path):
+            self.run = manifest.get("run") or self.run
+            self._seals[manifest["step"]] = read_seal(path)
+        return manifest
+
     def load_weights(self, model: nn.Module, step: int) -> str | None:
         """Only the weights to export, from the checkpoint of `step`; called by all processes.
 
@@ -396,7 +456,7 @@ class Checkpointer:
         """
         self.finish()
         path = self.run_dir.checkpoint(step)
-        fault = broadcast(self.accelerator, find_fault(path) if self.accelerator.is_main_process else None)
+        fault = on_process_0(self.accelerator, lambda: find_fault(path) or self._find_stranger(path))
         if fault:
             return f"{path}: {fault}"
         load_model(model, path / "model.safetensors", strict=False)  # its names are those of the newest, which fitted
@@ -408,12 +468,11 @@ class Checkpointer:
         """Mend the links and remove what a kill in the middle of a save, or a checkpoint set aside, has left behind."""
         if not self.accelerator.is_main_process or not self._is_own(path):
             return
-        with contextlib.suppress(OSError):  # a disk that is full or read-only: links are for people
-            for left_over in self.run_dir.checkpoints.glob(".step-*.tmp"):
-                shutil.rmtree(left_over, ignore_errors=True)
-            point(path.with_name("latest"), path)
-            if state.best_step is not None and self.run_dir.checkpoint(state.best_step).is_dir():
-                point(path.with_name("best"), self.run_dir.checkpoint(state.best_step))
+        self._link("latest", path)
+        if state.best_step is not None and self.run_dir.checkpoint(state.best_step).is_dir():
+            self._link("best", self.run_dir.checkpoint(state.best_step))
+        with contextlib.suppress(OSError):  # a disk that is read-only
+            self._remove_left_overs()
             self._rotate(state.state_dict())
 
     @contextlib.contextmanager
@@ -452,16 +511,7 @@ class Checkpointer:
 
     def _choose_together(self, resume: str) -> Path | None:
         """Process 0 verifies and chooses; the others must see what it chose."""
-        chosen: Path | None = None
-        problems: list[str] = []
-        if self.accelerator.is_main_process:
-            try:
-                chosen = self._choose(resume)
-            except UserError as error:
-                problems = error.problems
-        chosen, problems = broadcast(self.accelerator, (chosen, problems))
-        if problems:
-            raise UserError(problems)
+        chosen = on_process_0(self.accelerator, lambda: self._choose(resume))
         if chosen is None:
             return None
         blind = not (chosen / MANIFEST).is_file()
@@ -487,18 +537,38 @@ class Checkpointer:
 
     def _choose_newest(self, own: list[Path]) -> Path | None:
         faults = {path: fault for path in reversed(own) if (fault := find_fault(path))}
+        faults |= self._find_strangers([path for path in own if path not in faults])
         whole = [path for path in own if path not in faults]
         if faults and not whole:
             told = [f"{path}: {fault}" for path, fault in faults.items()]
             raise UserError([*told, f"{self.run_dir.root} holds no complete checkpoint; delete it to begin anew"])
         for path, fault in faults.items():
-            self.console.warn(f"{path}: {fault}; it is set aside as {set_aside(path).name}")
+            self._set_aside(path, fault=fault)
         return whole[-1] if whole else None
+
+    def _find_stranger(self, path: Path) -> str | None:
+        run = read_run(path)
+        return None if run in (None, self.run) else f"it is of run {run}, and not of this one"
+
+    def _find_strangers(self, paths: list[Path]) -> dict[Path, str]:
+        """Checkpoints that another run has saved, where those of two runs lie side by side."""
+        runs = {path: run for path in paths if (run := read_run(path)) is not None}
+        if len(set(runs.values())) < 2:
+            return {}
+        own = read_identity(self.run_dir)
+        if own not in runs.values():
+            told = ", ".join(f"{path.name} of run {run}" for path, run in runs.items())
+            raise UserError(
+                f"{self.run_dir.checkpoints} holds checkpoints of several runs: {told}; move those of the others away"
+            )
+        return {path: f"it is of run {run}, and not of this one" for path, run in runs.items() if run != own}
 
     def _choose_path(self, path: Path, own: list[Path]) -> Path:
         fault = find_fault(path)
         if fault:
             raise UserError(f"resume: {path}: {fault}; allowed: auto, never, or the path of a complete checkpoint")
+        if own and read_seal(path) == read_seal(own[-1]):
+            return own[-1]  # `latest`, which is a folder where links were copied as what they point at
         if own and path.resolve() != own[-1].resolve():
             raise UserError(
                 f"resume: {path}: {self.run_dir.root} holds {own[-1].name}, which would be lost; "

@@ -4,13 +4,17 @@ import errno
 import json
 import os
 import re
-import shutil
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer_loop.record.run_dir import RunDir
+from trainer_loop.config.secrets import find_secrets, name_sources
+from trainer_loop.errors import in_one_line
+from trainer_loop.record.run_dir import RunDir, checkpoint_name, read_json_object, remove
+from trainer_loop.record.state import TrainState
+from trainer_loop.runtime.plain_json import check_fields, parse_json
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
@@ -20,14 +24,21 @@ AVERAGES = "averages.safetensors"
 KEPT = "kept.bin"  # what a loop of one's own keeps besides
 _ALWAYS = {"model.safetensors", "optimizer.bin", SCHEDULER, STATE}
 _LOADED = {*_ALWAYS, SCALER, AVERAGES, KEPT}
-_NAME = re.compile(r"step-\d+")
+_NAME = re.compile(r"step-([0-9]+)")
 _DAMAGED = ".damaged"
 
 
 def list_checkpoints(run_dir: RunDir) -> list[Path]:
     """Checkpoint directories, oldest step first; not verified."""
     paths = run_dir.checkpoints.glob("step-*")
-    return sorted(path for path in paths if _NAME.fullmatch(path.name) and path.is_dir())
+    named = [(step, path) for path in paths if (step := named_step(path)) is not None and path.is_dir()]
+    return [path for _, path in sorted(named)]
+
+
+def named_step(path: Path) -> int | None:
+    """The step that the name of a checkpoint directory tells; None where the name is another, such as `latest`."""
+    match = _NAME.fullmatch(path.name)
+    return None if match is None else int(match[1])
 
 
 def list_set_aside(run_dir: RunDir) -> list[Path]:
@@ -38,39 +49,106 @@ def list_set_aside(run_dir: RunDir) -> list[Path]:
 def set_aside(path: Path) -> Path:
     """Rename a damaged checkpoint, so that nothing goes on from it; one set aside before it makes way."""
     target = path.with_name(path.name + _DAMAGED)
-    shutil.rmtree(target, ignore_errors=True)
+    remove(target)
     os.replace(path, target)
     return target
 
 
 def find_fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: every file of its manifest has its size and checksum."""
+    """What is wrong with a checkpoint, or None: every file of its manifest has its size and checksum.
+
+    A directory that is called after a step holds the checkpoint of that very step.
+    """
     if not path.is_dir():
         return "is no directory"
     try:
         manifest = open_sealed(path / MANIFEST)
-        files = manifest["files"].items()
-    except (OSError, ValueError, KeyError, AttributeError):
+        check_fields(_Manifest, manifest)
+        files = {name: _File(**facts) for name, facts in manifest["files"].items()}
+    except (OSError, ValueError, TypeError):
         return f"{MANIFEST} is missing or damaged"
-    names = {name for name, _ in files}
-    unlisted = {file.name for file in path.iterdir() if file.name in _LOADED} - names
-    if unlisted or not names >= _ALWAYS or any(Path(name).name != name for name in names):
+    try:
+        return _find_wrong_file(path, files) or _find_wrong_step(path, manifest["step"])
+    except OSError as error:
+        return f"{Path(error.filename or path).name} cannot be read: {error.strerror}"
+
+
+def _find_wrong_file(path: Path, files: Mapping[str, "_File"]) -> str | None:
+    unlisted = {file.name for file in path.iterdir() if file.name in _LOADED} - files.keys()
+    if unlisted or not files.keys() >= _ALWAYS or any(Path(name).name != name for name in files):
         return f"{MANIFEST} does not list what a checkpoint consists of"
-    for name, expected in files:
+    for name, expected in files.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != expected["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
-        if compute_checksum(file) != expected["crc32"]:
+        if file.stat().st_size != expected.bytes:
+            return f"{name} has {file.stat().st_size} bytes instead of {expected.bytes}"
+        if compute_checksum(file) != expected.crc32:
             return f"{name} was altered: its checksum differs"
     return None
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What `manifest.json` holds beside its own checksum."""
+
+    step: int
+    num_processes: int
+    plan: dict[str, Any]
+    config: dict[str, Any]
+    versions: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    run: str | None = None  # identity of the run that saved it; versions before this one wrote none
+
+
+@dataclass(frozen=True)
+class _File:
+    bytes: int
+    crc32: str
+
+
+def _find_wrong_step(path: Path, step: int) -> str | None:
+    """Where the name of the directory, the manifest and the state do not all name one step."""
+    try:
+        state = TrainState.from_dict(read_json_object(path / STATE))
+    except ValueError as error:
+        return f"{STATE} is no state of a run: {in_one_line(error)}"
+    if state.step != step:
+        return f"{STATE} is of step {state.step:,}, and {MANIFEST} of step {step:,}"
+    named = named_step(path)
+    if named is not None and path.name != checkpoint_name(step):
+        return f"it is the checkpoint of step {step:,}, under another name; it belongs into {checkpoint_name(step)}"
+    return None
+
+
+def read_run(path: Path) -> str | None:
+    """Which run saved a checkpoint; None where the checkpoint does not tell."""
+    try:
+        run = open_sealed(path / MANIFEST).get("run")
+    except (OSError, ValueError):
+        return None
+    return run if isinstance(run, str) else None
+
+
+def read_seal(path: Path) -> str | None:
+    """What tells a checkpoint from every other one; None where it tells nothing."""
+    try:
+        return compute_checksum(path / MANIFEST)
+    except OSError:
+        return None
 
 
 def find_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """What each name was and is, for those that differ. Values are compared as JSON has them."""
     now = json.loads(json.dumps(now))
+    before = {name: _without_secrets(value, name) for name, value in before.items()}
     return {name: (before.get(name), value) for name, value in now.items() if before.get(name) != value}
+
+
+def _without_secrets(value: Any, name: str) -> Any:
+    """Versions before this one wrote secrets down where a config has free names."""
+    is_free = isinstance(value, Mapping) and name.endswith((".args", "_args", ".overrides"))
+    return name_sources(find_secrets(value, name), with_digest=False) if is_free else value
 
 
 def describe_changes(changes: Mapping[str, tuple[Any, Any]]) -> str:
@@ -86,13 +164,16 @@ def seal(manifest: Mapping[str, Any]) -> str:
 
 def open_sealed(path: Path) -> dict[str, Any]:
     """Raises ValueError where it is not as it was sealed."""
-    text = path.read_text(encoding="utf-8")
-    manifest = json.loads(text)
+    text = path.read_bytes().decode()
+    manifest = parse_json(text)
     if not isinstance(manifest, dict):
         raise ValueError("no manifest")
     manifest.pop("crc32", None)
-    if seal(manifest) != text:
-        raise ValueError("altered")
+    try:
+        if seal(manifest) != text:
+            raise ValueError("altered")
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     return manifest
 
 
@@ -104,14 +185,32 @@ def compute_checksum(path: Path) -> str:
     return f"{value:08x}"
 
 
-def point(link: Path, target: Path) -> None:
-    """Make `link` a relative symbolic link to its neighbour `target`, in one instant."""
+def point(link: Path, target: Path) -> bool:
+    """Make `link` a relative symbolic link to its neighbour `target`, in one instant; it is for people alone.
+
+    Copies of a run directory may have a folder in the place of a link. One that holds a checkpoint that stands beside
+    it makes way; any other stays, and the answer is False. Raises OSError where the disk refuses.
+    """
     temporary = link.with_name(f".{link.name}.tmp")
-    temporary.unlink(missing_ok=True)
+    remove(temporary)
+    if link.is_dir() and not link.is_symlink():
+        if not _is_copy(link):
+            return False
+        remove(link)
     try:
         temporary.symlink_to(target.name)
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-        return  # a file system without links: they are for people, nothing here follows them
+        return True  # a file system without links
     os.replace(temporary, link)
+    return True
+
+
+def _is_copy(folder: Path) -> bool:
+    """Whether a folder holds a checkpoint that also stands beside it, under the name of its step."""
+    try:
+        original = folder.with_name(checkpoint_name(open_sealed(folder / MANIFEST)["step"]))
+        return (original / MANIFEST).read_bytes() == (folder / MANIFEST).read_bytes()
+    except (OSError, ValueError, KeyError, TypeError):
+        return False

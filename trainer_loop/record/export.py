@@ -1,14 +1,12 @@
 """The exported model: what `AutoModel.from_pretrained` loads, with its tokenizer, label names and its card."""
 
 import os
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
@@ -17,11 +15,14 @@ from trainer_loop.record.run_dir import (
     EXPORT_RECORD,
     RunDir,
     explain_disk_error,
+    find_remedy,
     flush,
     is_disk_error,
-    read_json,
+    read_json_object,
+    remove,
     write_json,
 )
+from trainer_loop.runtime.plain_json import check_fields
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,16 @@ class ExportRecord:
         """
         path = model_dir / EXPORT_RECORD
         try:
-            return cls(**read_json(path)) if path.exists() else None
-        except (ValueError, TypeError) as error:  # damaged, or of another version
-            raise UserError(f"{path} cannot be read: {in_one_line(error)}; export the model again") from error
+            record = read_json_object(path)
+            check_fields(cls, record)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError) as error:  # damaged, or of another version
+            told = (isinstance(error, OSError) and error.strerror) or in_one_line(error)
+            raise UserError(
+                f"{path} cannot be read: {told}; remove {model_dir}, and the command that trained it writes it anew"
+            ) from error
+        return cls(**record)
 
 
 def export_model(run_dir: RunDir, model: nn.Module, tokenizer: Any, record: ExportRecord, *, card: str) -> Path:
@@ -64,13 +72,13 @@ def export_model(run_dir: RunDir, model: nn.Module, tokenizer: Any, record: Expo
         write_files(temporary, model, tokenizer, record, card=card)
         flush([*temporary.iterdir(), temporary])
         _replace(target, temporary)
-    except (OSError, SafetensorError, RuntimeError) as error:
+    except Exception as error:  # tokenizers raises nothing more precise
         if not is_disk_error(error):
             raise
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove(temporary)
         raise UserError(
-            f"{target} could not be written: {explain_disk_error(error, target.parent)}; make room, and the same "
-            "command goes on from the last checkpoint"
+            f"{target} could not be written: {explain_disk_error(error, target.parent)}; {find_remedy(error)}: it goes "
+            "on from the last checkpoint"
         ) from error
     return target
 
@@ -88,7 +96,7 @@ def write_files(
 
     weights: see `copy_weights`; None: those that the model has now.
     """
-    shutil.rmtree(directory, ignore_errors=True)
+    remove(directory)
     directory.mkdir(parents=True)
     if hasattr(model, "save_pretrained"):
         given = {} if weights is None else {"state_dict": dict(weights)}
@@ -131,9 +139,14 @@ def copy_weights(model: nn.Module, averages: Mapping[str, Tensor] | None = None)
 
 def _replace(target: Path, temporary: Path) -> None:
     retired = target.with_name(".model.old")
-    shutil.rmtree(retired, ignore_errors=True)
-    if target.exists():
+    remove(retired)
+    if os.path.lexists(target):
         os.replace(target, retired)
-    os.replace(temporary, target)
+    try:
+        os.replace(temporary, target)
+    except OSError:
+        if os.path.lexists(retired):
+            os.replace(retired, target)
+        raise
     flush([target.parent])
-    shutil.rmtree(retired, ignore_errors=True)
+    remove(retired)

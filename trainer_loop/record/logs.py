@@ -9,9 +9,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol, TextIO, TypeVar
+from typing import Any, Protocol, TextIO, TypeVar
 
 from tqdm import tqdm
+
+from trainer_loop.errors import printable
+from trainer_loop.record.run_dir import describe_refusal, write_text
+from trainer_loop.runtime.plain_json import is_count, parse_json
+from trainer_loop.runtime.streams import SafeStream
 
 Values = Mapping[str, float | int]
 T = TypeVar("T", covariant=True)
@@ -31,37 +36,54 @@ class Console:
     """Lines for people. Only the main process speaks; the others are given `enabled=False`.
 
     On a terminal there is one progress bar and lines appear above it; elsewhere nothing but whole lines is written.
+    A console or a log file that cannot be written is reported once, on the other one, and ends nothing.
     """
 
     def __init__(self, *, enabled: bool = True, stream: TextIO | None = None):
         self.enabled = enabled
-        self.stream = stream or sys.stdout
+        self.stream = SafeStream(stream or sys.stdout)
         self.on_terminal = enabled and self.stream.isatty()
         self._log_path: Path | None = None
         self._unkept: list[str] = []  # said before there was a file to keep it in, or while the disk refused
         self._bar: tqdm | None = None
+        self._reported: set[str] = set()  # which of the two, the console and the log file, was reported to fail
 
     def keep_in(self, path: Path) -> None:
         """Every line also goes into this file, with its time: those said so far, and from now on."""
         if not self.enabled:
             return
         self._log_path = path
-        if append_text(path, "".join(self._unkept)) is None:
-            self._unkept.clear()
+        self._write_log()
 
     def say(self, line: str = "") -> None:
+        """Show and keep one line; characters that a terminal would act on are spelled out."""
         if not self.enabled:
             return
+        line = printable(line)
+        self._show(line)
+        self._unkept.append(f"{datetime.now().isoformat(timespec='seconds')} {line}\n")
+        self._write_log()
+        if self.stream.fault is not None and "console" not in self._reported:
+            self._reported.add("console")
+            told = f"the console cannot be written: {self.stream.fault}; the run goes on, and train.log has every line"
+            print(f"warning: {told}", file=SafeStream(sys.stderr), flush=True)
+            self.warn(told)
+
+    def _show(self, line: str) -> None:
         if self._bar is not None:
             self._bar.write(line, file=self.stream)
         else:
             print(line, file=self.stream, flush=True)
-        self._keep(line)
 
-    def _keep(self, line: str) -> None:
-        self._unkept.append(f"{datetime.now().isoformat(timespec='seconds')} {line}\n")
-        if self._log_path is not None and append_text(self._log_path, "".join(self._unkept)) is None:
-            self._unkept.clear()  # else the disk refused: what matters is on the console, and kept once it can be
+    def _write_log(self) -> None:
+        if self._log_path is None:
+            return
+        fault = append_text(self._log_path, "".join(self._unkept))
+        if fault is None:
+            self._unkept.clear()
+        elif "log" not in self._reported:  # the lines wait in memory until the file can be written
+            self._reported.add("log")
+            self._show(f"warning: {self._log_path} cannot be written: {fault}; the run goes on without it")
 
     def warn(self, line: str) -> None:
         self.say(f"warning: {line}")
@@ -108,46 +130,102 @@ class Console:
 
 
 class MetricLog:
-    """metrics.jsonl: one JSON object a row, each with its `step`; `pandas.read_json(path, lines=True)` reads it."""
+    """metrics.jsonl: one JSON object a row, each with its `step`; `pandas.read_json(path, lines=True)` reads it.
+
+    It is a record and nothing depends on it: whatever is wrong with it costs a warning.
+    """
 
     def __init__(self, path: Path, *, warn: Callable[[str], None] = print):
         self.path = path
         self.warn = warn
         self._unwritten: list[str] = []  # rows the disk refused; written before the next one
+        self._kept: str | None = None  # what the file is to hold before them, where it could not be rewritten
+        self._has_warned = False  # that the disk refuses, since it last did not
 
     def append(self, values: Values) -> None:
         # JSON has no nan or inf, and pandas reads null as nan.
         row = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._unwritten.append(json.dumps(row) + "\n")
-        fault = append_text(self.path, "".join(self._unwritten))
-        if fault is None:
-            self._unwritten.clear()
-        elif len(self._unwritten) == 1:
-            self.warn(f"{self.path} cannot be written: {fault}; its rows are kept in memory until it can be")
+        self._write()
 
     def forget_after(self, step: int, *, evaluated: bool) -> None:
         """Drop what a run that goes on after `step` updates writes again; a row cut off by a crash goes too.
 
-        evaluated: the evaluation of this very step is among what was done.
+        Lines that are no rows are set aside. evaluated: the evaluation of this very step is among what was done.
         """
-        if not self.path.exists():
+        try:
+            rows, others = _read_rows(self.path)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self.warn(f"{self.path} cannot be read: {error.strerror}; its rows stay as they are")
             return
         kept = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
+        for line, row in rows:
             is_evaluation = any(name.startswith("validation/") for name in row)
             is_again = row["step"] == step and not evaluated and is_evaluation
             if row["step"] <= step and not is_again and not _belongs_to_the_end(row):
-                kept.append(line)
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        os.replace(temporary, self.path)
+                kept.append(f"{line}\n")
+        if others:
+            self._set_aside(others)
+        self._kept = "".join(kept)
+        self._write()
+
+    def _set_aside(self, lines: Mapping[int, bytes]) -> None:
+        """lines: by their numbers, from 1."""
+        damaged = self.path.with_name(f"{self.path.name}.damaged")
+        where = f"{self.path}:{next(iter(lines))}: this is no row of figures"
+        others = len(lines) - 1
+        more = {0: "", 1: ", nor is 1 other line"}.get(others, f", nor are {others:,} other lines")
+        try:
+            with damaged.open("ab") as file:
+                file.writelines(line + b"\n" for line in lines.values())
+            self.warn(f"{where}{more}; set aside in {damaged.name}")
+        except OSError as error:
+            self.warn(f"{where}{more}; left out, for {describe_refusal(error, damaged)}")
+
+    def _write(self) -> None:
+        fault = None
+        if self._kept is not None:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                write_text(self.path, self._kept)
+                self._kept = None
+            except OSError as error:
+                fault = error.strerror or str(error)
+        if self._kept is None and self._unwritten:
+            fault = append_text(self.path, "".join(self._unwritten))
+        if fault is None:
+            self._unwritten.clear()
+        elif not self._has_warned:
+            self.warn(f"{self.path} cannot be written: {fault}; its rows are kept in memory until it can be")
+        self._has_warned = fault is not None
 
 
-def _belongs_to_the_end(row: Values) -> bool:
+def _read_rows(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], dict[int, bytes]]:
+    """The rows as text and as values, and by its number every line that is none; but for one that a crash cut off."""
+    rows, others = [], {}
+    content = path.read_bytes()
+    *lines, cut_off = content.split(b"\n")
+    for number, line in enumerate([*lines, cut_off], start=1):
+        try:
+            text = line.decode()
+            row = parse_json(text)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and is_count(row.get("step")):
+            rows.append((text, row))
+        elif line.strip() and number <= len(lines):
+            others[number] = line
+    return rows, others
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; lines that are none are left out. Raises OSError where it cannot be read."""
+    return [row for _, row in _read_rows(path)[0]]
+
+
+def _belongs_to_the_end(row: Mapping[str, Any]) -> bool:
     """Totals and test rows stand after the last step, whenever the run gets there."""
     return "train_seconds" in row or any(name.startswith("test/") for name in row)
 

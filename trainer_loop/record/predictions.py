@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from trainer_loop.errors import UserError
-from trainer_loop.record.run_dir import explain_disk_error, write_text
+from trainer_loop.record.run_dir import explain_disk_error, find_remedy, write_text
 
 
 def write_predictions(
@@ -33,4 +33,6 @@ def write_predictions(
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, "".join(lines))
     except OSError as error:
-        raise UserError(f"{path} could not be written: {explain_disk_error(error, path.parent)}") from error
+        raise UserError(
+            f"{path} could not be written: {explain_disk_error(error, path.parent)}; {find_remedy(error)}"
+        ) from error

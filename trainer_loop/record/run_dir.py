@@ -1,8 +1,12 @@
 """The run directory: the only place that spells a path, and the record of what the run ran on."""
 
+import contextlib
+import errno
+import functools
 import json
 import os
 import platform
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
@@ -10,7 +14,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from trainer_loop.errors import UserError
+from trainer_loop.config.secrets import mask_arguments
+from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.runtime.plain_json import parse_json
 
 _PACKAGES = (
     "trainer_loop",
@@ -74,22 +80,73 @@ class RunDir:
     def predictions(self) -> Path:
         return self.root / "predictions"
 
-    def make(self) -> None:
-        """Raises UserError where it is not there and cannot be made."""
+    def exists(self) -> bool:
         try:
+            return self.root.is_dir()
+        except OSError:  # such as a name that is too long
+            return False
+
+    def make(self) -> list[Path]:
+        """Make the directory where it is not there.
+
+        Returns:
+            The folders that were made, the deepest first.
+
+        Raises:
+            UserError: it cannot be made.
+        """
+        try:
+            missing = [path for path in (self.root, *self.root.parents) if not path.exists()]
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"run_dir: {self.root} cannot be written: {error.strerror}; choose another") from error
+            raise UserError(f"run_dir: {describe_refusal(error, self.root)}, or choose another") from error
+        return missing
+
+    def check(self) -> None:
+        """Raises UserError with every folder that is in the place of a file, and every file in that of a folder."""
+        files = (self.lock, self.config, self.environment, self.status, self.metrics, self.log)
+        folders = (self.checkpoints, self.model, self.predictions)
+        wrong = [(path, "a folder, in the place of a file") for path in files if path.is_dir()]
+        wrong += [(path, "a file, in the place of a folder") for path in folders if path.is_file()]
+        problems = [f"run_dir: {path} is {what}; rename it" for path, what in wrong]
+        if problems:
+            raise UserError(problems)
 
     def checkpoint(self, step: int) -> Path:
-        return self.checkpoints / f"step-{step:08d}"
+        return self.checkpoints / checkpoint_name(step)
+
+
+def checkpoint_name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 EXPORT_RECORD = "trainer_loop.json"
 
 
+_REMEDIES = {
+    errno.ENOSPC: "make room, and give the same command again",
+    errno.EDQUOT: "make room, and give the same command again",
+    errno.EROFS: "make it writable, and give the same command again",
+    errno.EACCES: "change its permissions, and give the same command again",
+    errno.EPERM: "change its permissions, and give the same command again",
+    errno.EISDIR: "a folder is in its place: rename it",
+    errno.EEXIST: "a file is in its place: rename it",
+    errno.ENOTDIR: "a file is in the place of a folder on this path: rename it",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Raises OSError where it cannot be read, and ValueError where it is not JSON in UTF-8."""
+    return parse_json(path.read_bytes().decode())
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """As `read_json`; also raises ValueError where it is JSON, but no object."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"it holds a {type(value).__name__}, not an object")
+    return value
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -103,23 +160,55 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     except OSError:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
         raise
 
 
+def remove(path: Path) -> None:
+    """Remove whatever has this name, as far as the file system allows it; a link, and not what it points at."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
 def is_disk_error(error: Exception) -> bool:
-    """Whether the file system refused; torch and safetensors have words of their own for it."""
-    if isinstance(error, OSError):
+    """Whether the file system refused; torch, safetensors and tokenizers have words of their own for it."""
+    if _find_errno(error) is not None:
         return True
     signs = ("No space left", "PytorchStreamWriter", "unexpected pos", "Read-only file system", "file write failed")
     return any(sign in str(error) for sign in (*signs, "I/O error", "No such file or directory"))
 
 
+def _find_errno(error: Exception) -> int | None:
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"\(os error (\d+)\)", str(error))  # as libraries written in Rust tell it
+    return None if found is None else int(found[1])
+
+
+def describe_refusal(error: OSError, path: Path) -> str:
+    """`runs/imdb/config.yaml cannot be written: No space left on device; make room, ...`: the cause and its remedy."""
+    return f"{path} cannot be written: {error.strerror or in_one_line(error)}; {find_remedy(error)}"
+
+
+def find_remedy(error: Exception) -> str:
+    """What to do about an error of the file system."""
+    return _REMEDIES.get(_find_errno(error) or 0, "see to it, and give the same command again")
+
+
 def explain_disk_error(error: Exception, place: Path) -> str:
     """`No space left on device (3 MB free in runs/imdb)`: what the writers of torch and safetensors hide."""
-    existing = next(path for path in (place, *place.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(existing).free / 2**20
-    cause = error.strerror if isinstance(error, OSError) and error.strerror else "the file system refused"
+    number = _find_errno(error)
+    told = error.strerror if isinstance(error, OSError) else os.strerror(number) if number else None
+    cause = told or "the file system refused"
+    try:
+        existing = next(path for path in (place, *place.absolute().parents) if path.is_dir())
+        free = shutil.disk_usage(existing).free / 2**20
+    except OSError:  # the place is gone, or cannot be reached
+        return f"{cause} ({place})"
     return f"{cause} ({free:,.1f} MB free in {place})"
 
 
@@ -133,12 +222,22 @@ def flush(paths: Iterable[Path]) -> None:
             os.close(descriptor)
 
 
-def describe_environment(*, device: str, num_processes: int, precision: str) -> dict[str, Any]:
-    """Versions, hardware and command of this run, for whoever reads its numbers later."""
+def read_identity(run_dir: RunDir) -> str | None:
+    """Which run began last in a directory; None where that is not known."""
+    try:
+        run = read_json_object(run_dir.environment).get("run")
+    except (OSError, ValueError):
+        return None
+    return run if isinstance(run, str) else None
+
+
+def describe_environment(*, run: str, device: str, num_processes: int, precision: str) -> dict[str, Any]:
+    """Identity, versions, hardware and command of this run, for whoever reads its numbers later."""
     import torch
 
     return {
-        "command": sys.argv,
+        "run": run,
+        "command": mask_arguments(sys.argv),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": device,
@@ -152,6 +251,7 @@ def describe_environment(*, device: str, num_processes: int, precision: str) -> 
     }
 
 
+@functools.cache
 def package_versions() -> Mapping[str, str]:
     versions = {}
     for package in _PACKAGES:

@@ -5,34 +5,32 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-MASK = "***"
+from trainer_loop.config.secrets import MASK, is_from_environment, is_secret
 
 _HUB_TOKEN = r"\b(?:hf|api_org|hf_oauth)_[A-Za-z0-9_]{20,}"
-_PASSWORD_IN_URL = r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
-_FORMS = re.compile(f"{_HUB_TOKEN}|{_PASSWORD_IN_URL}")
-_SECRET_KEY = re.compile(
-    r"(?:^|[^a-z])(?:api_?keys?|access_?keys?|private_?keys?|secrets?|passw(?:or)?d|pwd|passphrase|credentials?"
-    r"|auth(?:orization)?|bearer|cookie|token)(?:$|[^a-z])"
-)
+_PASSWORD_IN_URL = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
+_FORMS = re.compile(f"{_HUB_TOKEN}|{_PASSWORD_IN_URL.pattern}")
 _SECRET_VARIABLE = re.compile(r"(^|_)(TOKEN|KEY|APIKEY|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIALS?)(_|$)")
-_SHORTEST_SECRET = 8  # letters of a value; [MASK] and </s> are tokens too
 _SHORTEST_IN_TEXT = 12  # of an environment variable's value: a shorter one may be a word
 
 
 def mask_secrets(value: Any, *, key: str = "") -> Any:
     """Plain data with every secret in it replaced by `***`, at any depth.
 
-    A text is a secret under a key that says so, such as `api_key`; in any text, whatever looks like a token of the hub,
-    the user and password of an address, and what a secret variable of the environment holds is masked.
+    A value is a secret under a key that says so, such as `api_key`; in any text, whatever looks like a token of the
+    hub, the user and password of an address, and what a secret variable of the environment holds is masked.
     """
     if isinstance(value, Mapping):
-        return {name: mask_secrets(item, key=f"{key}.{name}") for name, item in value.items()}
+        below = key if is_secret(key, "") else ""
+        return {name: mask_secrets(item, key=below or str(name)) for name, item in value.items()}
     if isinstance(value, list):
         return [mask_secrets(item, key=key) for item in value]
+    if is_from_environment(value):
+        return value
+    if is_secret(key, value) and not _PASSWORD_IN_URL.search(str(value)):
+        return MASK
     if not isinstance(value, str):
         return value
-    if _is_secret_key(key) and len(value) >= _SHORTEST_SECRET and not value.startswith(("<", "[")):
-        return MASK
     for secret in _secrets_in(value):
         value = value.replace(secret, MASK)
     return value
@@ -46,11 +44,6 @@ def find_secret(text: str) -> str | None:
         if secret in text:
             return f"the value of the environment variable {name}"
     return None
-
-
-def _is_secret_key(key: str) -> bool:
-    words = re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", key).lower()
-    return _SECRET_KEY.search(words) is not None
 
 
 def _secrets_in(text: str) -> list[str]:

@@ -1,7 +1,9 @@
 """Every number of the loop that must survive it, in one dict of plain JSON."""
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from trainer_loop.runtime.plain_json import check_fields
 
 
 @dataclass
@@ -39,7 +41,6 @@ class TrainState:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainState":
-        """The inverse of `state_dict`; a key this version does not know is an error, not ignored."""
-        known = {field.name for field in fields(cls)}
-        assert set(values) <= known, f"state.json holds unknown keys {sorted(set(values) - known)}"
+        """The inverse of `state_dict`. Raises ValueError where it is none: a key this version does not know, ..."""
+        check_fields(cls, values)
         return cls(**values)

@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from trainer_loop.errors import ProcessLost, UserError, in_one_line
 from trainer_loop.runtime.host import choose_threads, keep_freed_memory
@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # torch and accelerate take seconds to import: a config error
     from accelerate import Accelerator
 
 
+_T = TypeVar("_T")
 _DATA_PARALLEL = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MULTI_MLU", "MULTI_HPU")
 
 
@@ -172,6 +173,21 @@ def broadcast(accelerator: "Accelerator", value: Any) -> Any:
     from accelerate.utils import broadcast_object_list
 
     return broadcast_object_list([value])[0]
+
+
+def on_process_0(accelerator: "Accelerator", work: Callable[[], _T]) -> _T:
+    """What `work` returns on process 0, on every process; a UserError that it raises there is raised on every one."""
+    value: Any = None
+    refused: UserError | None = None
+    if accelerator.is_main_process:
+        try:
+            value = work()
+        except UserError as error:
+            refused = error
+    value, problems = broadcast(accelerator, (value, refused and refused.problems))
+    if problems:
+        raise refused or UserError(problems)
+    return value  # type: ignore[no-any-return]
 
 
 def gather_rows(accelerator: "Accelerator", tensors: "Sequence[torch.Tensor]") -> "np.ndarray":

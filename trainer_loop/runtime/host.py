@@ -3,6 +3,9 @@
 import ctypes
 import os
 import sys
+from pathlib import Path
+
+from trainer_loop.errors import UserError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # that glibc accepts
@@ -15,6 +18,22 @@ def prepare_environment() -> None:
     # is woken late. This much, a third of a millisecond, costs 2 % where nothing else runs, and none at all 6 %.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+
+
+def expand_home(path: str | Path, *, place: str = "") -> Path:
+    """A path in which `~` and `~name` are home directories.
+
+    Args:
+        place: the config key or argument the path is from, for the error.
+
+    Raises:
+        UserError: there is no such home directory, as in a container for a user that it does not know.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        told = f"{path}: there is no such home directory; write the path out"
+        raise UserError(f"{place}: {told}" if place else told) from error
 
 
 def expect_many_shapes() -> None:

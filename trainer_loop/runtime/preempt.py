@@ -1,4 +1,4 @@
-"""Being asked to stop: by SIGTERM, SIGUSR1, Ctrl-C, or because the time that was given is over."""
+"""Being asked to stop: by SIGTERM, SIGUSR1, SIGHUP, Ctrl-C, or because the time that was given is over."""
 
 import contextlib
 import ctypes
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from trainer_loop.errors import Preempted
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 # A launcher passes the terminal's Ctrl-C on to processes that got it from the terminal already.
 _SECONDS_OF_ONE_CTRL_C = 1.0
 _LEFT_AT_ONCE = 130
@@ -104,7 +104,8 @@ def catch_signals() -> Iterator[Preemption]:
         return
     receiver, sender = os.pipe()
     os.set_blocking(sender, False)
-    before = {number: signal.signal(number, _do_nothing) for number in _SIGNALS}
+    caught = [number for number in _SIGNALS if not (number == signal.SIGHUP and _is_ignored(number))]
+    before = {number: signal.signal(number, _do_nothing) for number in caught}
     wakeup_before = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
     _forget_in_forks()
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -121,6 +122,11 @@ def catch_signals() -> Iterator[Preemption]:
         thread.join()
         os.close(sender)
         os.close(receiver)
+
+
+def _is_ignored(number: int) -> bool:
+    """As `nohup` does it, so that a run outlives its terminal."""
+    return signal.getsignal(number) is signal.SIG_IGN
 
 
 def _stop_when_the_launcher_dies() -> None:
@@ -176,6 +182,7 @@ def _reset_in_child() -> None:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal tells all processes, and the parent decides
+        for number in (signal.SIGINT, signal.SIGHUP):  # the terminal tells all processes, and the parent decides
+            signal.signal(number, signal.SIG_IGN)
     if not _workers_are_born:
         _unblock()

@@ -4,6 +4,8 @@ import pytest
 
 from trainer_loop.config.checks import missing_parts
 from trainer_loop.config.load import read_config
+from trainer_loop.config.schema import KEYS
+from trainer_loop.errors import UserError
 
 NEEDED = ["model.name=m", "data.train=a.csv"]
 
@@ -202,3 +204,63 @@ def test_a_key_that_is_wrong_by_itself_raises_no_contradiction_as_well():
     assert problems("model.name=${nowhere}") == [
         "command line: model.name is '${nowhere}'; allowed: a text or null; Interpolation key 'nowhere' not found"
     ]
+
+
+@pytest.mark.parametrize("name", ["data.num_workers", "train.threads"])
+@pytest.mark.parametrize(("cores", "most"), [(2, 64), (16, 64), (96, 384)])
+def test_more_processes_and_threads_than_a_machine_has_a_use_for_are_refused(name, cores, most, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert problems(f"{name}={most}") == []
+    for number in (most + 1, 100_000):
+        (problem,) = problems(f"{name}={number}")
+        told = f"{name} is {number:,}; on this machine of {cores} cores at most {most:,} are allowed; set {name}=auto"
+        assert problem == f"command line: {told}"
+
+
+def test_a_vocabulary_that_would_take_all_memory_is_refused():
+    assert problems("model.vocab_size=9999999") == []
+    assert (
+        "model.vocab_size is 10000000; allowed: a whole number of at least 300" in problems("model.vocab_size=1e7")[0]
+    )
+
+
+WHOLE_NUMBERS = [
+    name for name, key in KEYS.items() if key.kind in ("integer", "token_limit", "auto_or_count", "interval")
+]
+
+
+@pytest.mark.parametrize("name", WHOLE_NUMBERS)
+def test_whole_numbers_that_no_64_bits_hold_are_refused(name):
+    for number in (2**62 + 1, 10**99):
+        told = [problem for problem in problems(f"{name}={number}") if "whole numbers reach to" in problem]
+        assert len(told) == 1
+        assert told[0].startswith(f"command line: {name} is {str(number)[:60]}")
+
+
+LONG = "n" * 300
+PATHS = ["run_dir", "resume", "model.name", "model.tokenizer", "data.name", "data.cache_dir", "data.train", "data.test"]
+
+
+@pytest.mark.parametrize("value", [LONG, f"/a/{LONG}/b", "a/" * 3000, "ü" * 128], ids=["name", "part", "path", "bytes"])
+@pytest.mark.parametrize("form", [*(f"{name}={{}}" for name in PATHS), "evaluate.metrics=[./{}]", "data.train=[{}]"])
+def test_names_that_no_file_system_takes_are_refused_before_anything_looks_for_them(form, value):
+    argument = form.format(value)
+    with pytest.raises(UserError) as caught:
+        problems(argument)
+    assert any(f"{argument.partition('=')[0]} is " in problem for problem in caught.value.problems)
+    assert all(len(problem) < 1000 for problem in caught.value.problems)
+
+
+def test_long_names_of_columns_are_fine_and_those_of_sets_are_not():
+    assert problems(f"data.text={LONG}") == []
+    (problem,) = problems(f"data.test={{{LONG}: a.csv}}")
+    assert "is no name: up to 100 letters" in problem
+
+
+@pytest.mark.parametrize(
+    "argument", ["run_dir=a\0b", "data.text=\0", 'task.args={a: {"b": ["x\\0"]}}', 'data.train=["a\\0"]']
+)
+def test_a_nul_character_is_refused_wherever_it_is(argument):
+    (problem,) = problems(argument)
+    assert "there is a NUL character in it" in problem
+    assert problem.isprintable()

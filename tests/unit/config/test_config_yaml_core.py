@@ -1,6 +1,7 @@
 """YAML read as a person means it."""
 
 import math
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -151,3 +152,36 @@ def test_any_text_is_read_or_has_a_fault_with_a_line(text):
     assert all(fault.line >= 1 and "\n" not in fault.problem for fault in faults)
     if node is not None:
         plain(node)
+
+
+def doubled(levels: int, form: str) -> str:
+    """Every line holds the one before twice."""
+    lines = ["a0: &a0 [v, v]"]
+    return "\n".join([*lines, *(f"a{n}: &a{n} " + form.format(*[f"*a{n - 1}"] * 2) for n in range(1, levels))])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        doubled(60, "[{}, {}]"),
+        doubled(60, "{{p: {}, q: {}}}"),
+        doubled(60, "[[{}], {{p: {}}}]"),
+        "\n".join(["a0: &a0 [v]", *(f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, 3000))]),
+        "a: &a [" + "v, " * 200 + "]\nb: [" + "*a, " * 200 + "]",
+    ],
+    ids=["lists", "mappings", "both", "deep", "wide"],
+)
+def test_aliases_that_stand_for_ever_more_values_are_refused_at_once(text):
+    began = time.monotonic()
+    node, faults = compose(text)
+    assert time.monotonic() - began < 10
+    assert node is None
+    (fault,) = faults
+    assert "aliases" in fault.problem
+
+
+def test_a_few_aliases_and_many_values_are_fine():
+    names = ", ".join(f"name{n}" for n in range(2_000))
+    node, faults = compose(f"names: [{names}]\na: &a {{b: [1, 2]}}\nc: [*a, *a]\nd: *a\n")
+    assert faults == []
+    assert plain(node)["c"] == [{"b": [1, 2]}] * 2

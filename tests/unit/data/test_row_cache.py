@@ -46,8 +46,21 @@ def no_json(path: Path) -> None:
     path.write_text("{")
 
 
+def other_type(path: Path) -> None:
+    path.write_text("[7]")
+
+
+def deep(path: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 @pytest.mark.parametrize("file", ["rows.arrow", "facts.json"])
-@pytest.mark.parametrize("damage", [Path.unlink, empty, cut_short, no_json])
+@pytest.mark.parametrize("damage", [Path.unlink, empty, cut_short, no_json, other_type, deep, folder])
 def test_damaged_rows_are_made_again(tmp_path: Path, file: str, damage: Callable[[Path], None]):
     make = Maker()
     load_or_make(tmp_path / "key", make)

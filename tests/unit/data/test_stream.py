@@ -209,6 +209,21 @@ def test_going_on_reads_no_more_than_the_block_again_and_encodes_only_what_is_ne
     assert len(read) <= 100
 
 
+@pytest.mark.parametrize(
+    ("state", "told"),
+    [
+        ({}, "step is None"),
+        ({"step": -1}, "step is -1"),
+        ({"step": 1, "epoch": "first"}, "epoch is 'first'"),
+        ({"step": 1, "start": 7}, "start is 7"),
+        ({"step": 1, "place": 3}, "place is unknown"),
+    ],
+)
+def test_a_place_that_is_none_is_told_in_one_line(state, told):
+    with pytest.raises(UserError, match=f"the place in the stream where the run goes on is damaged: {told}"):
+        make_loader([9]).load_state_dict(state)
+
+
 def test_a_process_without_rows_gets_a_filler_of_the_batch_that_counts_nothing():
     loader = make_loader([9], num_processes=3, process_index=2, batch_size=4)
     *_, last = loader.steps(start=0, stop=3)  # one row for three processes

@@ -1,6 +1,8 @@
 import contextlib
 import errno
 import json
+import os
+import shutil
 import zlib
 from pathlib import Path
 
@@ -11,15 +13,15 @@ from safetensors.torch import load_file
 
 from trainer_loop.errors import UserError
 from trainer_loop.record import checkpoint
-from trainer_loop.record.checkpoint_files import find_fault, list_checkpoints, seal
+from trainer_loop.record.checkpoint_files import find_fault, list_checkpoints, read_run, seal
+from trainer_loop.record.claim import RunDirInUse
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.state import TrainState
 
 
-@pytest.fixture
-def loop(tmp_path):
+def make_loop(root: Path) -> tiny.RecordingLoop:
     return tiny.make_loop(
-        tmp_path / "run",
+        root,
         rows=tiny.make_rows(16),
         task=tiny.make_task("sequence_classification"),
         model=tiny.make_bert(),
@@ -27,6 +29,20 @@ def loop(tmp_path):
         optimizer="adamw",
         checkpoint_every=2,
     )
+
+
+@pytest.fixture
+def loop(tmp_path):
+    return make_loop(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run directory with checkpoints of steps 2 and 4."""
+    root = tmp_path_factory.mktemp("finished")
+    make_loop(root).fit()
+    tiny.forget_accelerator()
+    return root
 
 
 def test_every_file_is_in_the_manifest_and_any_change_is_a_fault(loop, tmp_path):
@@ -171,9 +187,12 @@ def test_files_are_read_without_running_what_a_pickle_holds(loop, tmp_path):
         altered = (newest / name).read_bytes()
         manifest["files"][name] = {"bytes": len(altered), "crc32": f"{zlib.crc32(altered):08x}"}
         (newest / "manifest.json").write_text(seal(manifest))
-        assert find_fault(newest) is None
-        with contextlib.suppress(UserError, ValueError):  # accelerate passes over the random states in silence
-            loop.checkpointer.load("auto")
+        if name == "state.json":
+            assert find_fault(newest).startswith("state.json is no state of a run: ")
+        else:
+            assert find_fault(newest) is None
+            with contextlib.suppress(UserError, ValueError):  # accelerate passes over the random states in silence
+                loop.checkpointer.load("auto")
         assert not (tmp_path / "ran").exists(), name
         (newest / name).write_bytes(content)
         (newest / "manifest.json").write_text(whole)
@@ -310,3 +329,266 @@ def test_what_is_kept_comes_back(tmp_path, loop):
     loop.checkpointer._kept["queue"] = again
     loop.restore()
     assert (again.numbers.tolist(), again.places) == ([2.0, 2.0, 2.0], [0])
+
+
+# ---------------------------------------------------------------------------------------------- whose, and which step
+
+
+def seal_anew(path: Path, **changes) -> None:
+    """Write other values into a manifest, and let its own checksum fit."""
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["crc32"]
+    (path / "manifest.json").write_text(seal(manifest | changes))
+
+
+def write_state(path: Path, content: str) -> None:
+    """Write another state, and let the manifest fit."""
+    (path / "state.json").write_text(content)
+    files = json.loads((path / "manifest.json").read_text())["files"]
+    raw = content.encode()
+    files["state.json"] = {"bytes": len(raw), "crc32": f"{zlib.crc32(raw):08x}"}
+    seal_anew(path, files=files)
+
+
+@pytest.fixture
+def saved(finished, tmp_path):
+    """A loop with checkpoints of steps 2 and 4, and whatever its console warns of."""
+    shutil.copytree(finished, tmp_path / "run", symlinks=True)
+    loop = make_loop(tmp_path / "run")
+    loop.checkpointer.run = read_run(tmp_path / "run" / "checkpoints" / "step-00000004")
+    loop.warnings = []
+    loop.console.warn = loop.warnings.append
+    return loop, RunDir(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["step-00000099", "step-00000003", "step-4", "step-0000000004"])
+def test_a_checkpoint_under_the_name_of_another_step_is_set_aside(saved, name):
+    loop, run_dir = saved
+    run_dir.checkpoint(4).rename(run_dir.checkpoints / name)
+    assert loop.checkpointer.load("auto").step == 2
+    (warning,) = loop.warnings
+    assert "it is the checkpoint of step 4, under another name; it belongs into step-00000004; it is set asi" in warning
+    assert (run_dir.checkpoints / f"{name}.damaged").is_dir()
+
+
+def test_a_checkpoint_that_is_asked_for_may_have_any_name_but_that_of_another_step(saved, tmp_path):
+    _, run_dir = saved
+    for name, is_right in (("the best so far", True), ("step-00000005", False)):
+        copy = shutil.copytree(run_dir.checkpoint(4), tmp_path / name)
+        assert (find_fault(copy) is None) == is_right
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"step": 3, "num_steps": 4}', "state.json is of step 3, and manifest.json of step 4"),
+        ('{"step": 4, "pace": 1}', "state.json is no state of a run: pace is unknown"),
+        ('{"step": -1}', "step is -1"),
+        ('{"step": 4, "num_steps": "4"}', "num_steps is '4'"),
+        ('{"step": 4, "best_step": 2.5}', "best_step is 2.5"),
+        ("[]", "it holds a list, not an object"),
+        ("", "state.json is no state of a run: "),
+        ('{"step": ' + "9" * 5000 + "}", "state.json is no state of a run: "),
+        ('{"stream": ' + "[" * 100_000, "it is nested too deeply"),
+    ],
+)
+def test_a_state_that_is_none_is_a_fault_though_its_checksum_fits(saved, content, told):
+    loop, run_dir = saved
+    write_state(run_dir.checkpoint(4), content)
+    assert told in find_fault(run_dir.checkpoint(4))
+    assert loop.checkpointer.load("auto").step == 2
+    assert len(loop.warnings) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"step": "4"},
+        {"step": -4},
+        {"plan": []},
+        {"config": None},
+        {"files": []},
+        {"files": {"state.json": 3}},
+        {"files": {"state.json": {"bytes": 3}}},
+        {"num_processes": "one"},
+        {"run": 7},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_manifest_with_values_of_other_types_is_a_fault_though_its_checksum_fits(saved, changes):
+    loop, run_dir = saved
+    seal_anew(run_dir.checkpoint(4), **changes)
+    assert find_fault(run_dir.checkpoint(4)) == "manifest.json is missing or damaged"
+    assert loop.checkpointer.load("auto").step == 2
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "optimizer.bin", "scheduler.bin"])
+@pytest.mark.parametrize("content", [b"", b"garbage", "a list", "a number"])
+def test_files_that_fit_the_manifest_and_nothing_else_are_told_in_one_line(saved, file, content):
+    loop, run_dir = saved
+    path = run_dir.checkpoint(4) / file
+    if isinstance(content, str):
+        torch.save({"a list": [1, 2], "a number": 3}[content], path)
+    else:
+        path.write_bytes(content)
+    raw = path.read_bytes()
+    files = json.loads((path.parent / "manifest.json").read_text())["files"]
+    files[file] = {"bytes": len(raw), "crc32": f"{zlib.crc32(raw):08x}"}
+    seal_anew(path.parent, files=files)
+    with pytest.raises(UserError) as caught:
+        loop.checkpointer.load("auto")
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"{path.parent} does not fit this model and optimizer: ")
+    assert "\n" not in problem
+
+
+def test_every_checkpoint_tells_whose_it_is_and_a_run_that_goes_on_stays_the_same(saved):
+    loop, run_dir = saved
+    assert read_run(run_dir.checkpoint(2)) == read_run(run_dir.checkpoint(4)) == loop.checkpointer.run
+    run, loop.checkpointer.run = loop.checkpointer.run, "another"
+    loop.checkpointer.load("auto")
+    assert loop.checkpointer.run == run
+
+
+def test_a_checkpoint_of_another_run_that_was_copied_in_is_set_aside(saved):
+    loop, run_dir = saved
+    run_dir.environment.write_text(json.dumps({"run": loop.checkpointer.run}))
+    seal_anew(run_dir.checkpoint(4), run="another")
+    assert loop.checkpointer.load("auto").step == 2
+    (warning,) = loop.warnings
+    assert "step-00000004: it is of run another, and not of this one; it is set aside as" in warning
+
+
+@pytest.mark.parametrize("environment", [None, "{", "[]", '{"run": 3}', '{"run": "a third"}'])
+def test_checkpoints_of_two_runs_are_refused_where_nobody_knows_which_is_meant(saved, environment):
+    loop, run_dir = saved
+    if environment is not None:
+        run_dir.environment.write_text(environment)
+    seal_anew(run_dir.checkpoint(4), run="another")
+    with pytest.raises(UserError) as caught:
+        loop.checkpointer.load("auto")
+    (problem,) = caught.value.problems
+    assert f"holds checkpoints of several runs: step-00000002 of run {loop.checkpointer.run}, step-" in problem
+    assert run_dir.checkpoint(4).is_dir()
+
+
+@pytest.mark.parametrize("run", [None, "another"])
+def test_checkpoints_of_one_run_are_gone_on_from_whoever_it_was(saved, run):
+    """A backup that was copied back; one of a version that did not write whose it is."""
+    loop, run_dir = saved
+    run_dir.environment.write_text(json.dumps({"run": "begun after that"}))
+    for step in (2, 4):
+        seal_anew(run_dir.checkpoint(step), run=run)
+    assert loop.checkpointer.load("auto").step == 4
+    assert loop.warnings == []
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("kind", ["folder", "file", "checkpoint of another run", "damaged checkpoint"])
+def test_what_lies_where_a_checkpoint_is_to_be_is_never_taken_for_it(saved, kind, background):
+    loop, run_dir = saved
+    target = run_dir.checkpoint(6)
+    if kind == "folder":
+        target.mkdir()
+    elif kind == "file":
+        target.touch()
+    else:
+        shutil.copytree(run_dir.checkpoint(4), target)
+        write_state(target, '{"step": 6}')
+        seal_anew(target, step=6, run="another")
+        if kind == "damaged checkpoint":
+            (target / "manifest.json").write_text("")
+    loop.checkpointer.background = background
+    loop.checkpointer.save(TrainState(step=6))
+    loop.checkpointer.finish()
+    assert find_fault(target) is None
+    assert read_run(target) == loop.checkpointer.run
+    assert os.path.lexists(target.with_name("step-00000006.damaged"))
+    (warning,) = loop.warnings
+    assert "step-00000006: it was not saved by this run; it is set aside as step-00000006.damaged" in warning
+
+
+def test_a_run_in_whose_directory_another_has_begun_ends_without_writing_there(saved):
+    loop, run_dir = saved
+    run_dir.environment.write_text(json.dumps({"run": "another"}))
+    before = sorted(path.name for path in run_dir.checkpoints.iterdir())
+    with pytest.raises(RunDirInUse, match="another run has begun in"):
+        loop.checkpointer.save(TrainState(step=6))
+    assert sorted(path.name for path in run_dir.checkpoints.iterdir()) == before
+
+
+# ---------------------------------------------------------------------------------------------------- links, removals
+
+IN_THE_WAY = {
+    "a copy of the checkpoint": lambda link, target: shutil.copytree(target, link),
+    "a copy of another checkpoint": lambda link, target: shutil.copytree(target.with_name("step-00000002"), link),
+    "a file with its name": lambda link, target: link.write_text(target.name),
+    "a link to nothing": lambda link, target: link.symlink_to("step-00000099"),
+    "a link elsewhere": lambda link, target: link.symlink_to(target.parent.parent),
+    "nothing": lambda link, target: None,
+}
+
+
+@pytest.mark.parametrize("kind", IN_THE_WAY)
+def test_what_stands_in_the_way_of_a_link_makes_way(saved, kind):
+    loop, run_dir = saved
+    for name in ("latest", "best"):
+        link = run_dir.checkpoints / name
+        link.unlink(missing_ok=True)
+        IN_THE_WAY[kind](link, run_dir.checkpoint(4))
+    (run_dir.checkpoints / ".latest.tmp").mkdir()
+    loop.checkpointer.save(TrainState(step=6, best_step=6))
+    assert loop.checkpointer.mark_best(6)
+    for name in ("latest", "best"):
+        assert (run_dir.checkpoints / name).readlink() == Path("step-00000006")
+    assert loop.warnings == []
+    assert loop.checkpointer.fault is None
+    assert [path.name for path in list_checkpoints(run_dir)] == ["step-00000004", "step-00000006"]
+
+
+@pytest.mark.parametrize("is_checkpoint", [False, True])
+def test_a_folder_that_may_be_somebody_s_stays_and_ends_nothing(saved, is_checkpoint):
+    loop, run_dir = saved
+    latest = run_dir.checkpoints / "latest"
+    latest.unlink()
+    if is_checkpoint:
+        shutil.copytree(run_dir.checkpoint(2), latest)
+        shutil.rmtree(run_dir.checkpoint(2))  # the copy is all that is left of it
+    else:
+        latest.mkdir()
+        (latest / "notes.txt").touch()
+    content = sorted(path.name for path in latest.iterdir())
+    for step in (6, 8):
+        loop.checkpointer.save(TrainState(step=step))
+    assert sorted(path.name for path in latest.iterdir()) == content
+    assert loop.warnings == [f"{latest} is a folder and stays as it is; it does not mean step-00000006"]
+    assert [path.name for path in list_checkpoints(run_dir)] == ["step-00000006", "step-00000008"]
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("removed", ["checkpoints", "the checkpoint", "the run directory"])
+@pytest.mark.parametrize("moment", ["save_accelerator_state", "write_json", "compute_checksum", "seal", "flush"])
+def test_what_is_removed_while_a_save_is_under_way_costs_a_warning_and_the_next_save_works(
+    saved, moment, removed, background, monkeypatch
+):
+    loop, run_dir = saved
+    work = getattr(checkpoint, moment)
+
+    def remove_first(*args, **options):
+        monkeypatch.undo()
+        half = run_dir.checkpoints / ".step-00000006.tmp"
+        shutil.rmtree({"checkpoints": half.parent, "the checkpoint": half, "the run directory": run_dir.root}[removed])
+        return work(*args, **options)
+
+    monkeypatch.setattr(checkpoint, moment, remove_first)
+    loop.checkpointer.background = background
+    loop.checkpointer.save(TrainState(step=6))
+    loop.checkpointer.finish()
+    (warning,) = loop.warnings
+    assert warning.startswith("the checkpoint of step 6 could not be saved: ")
+    assert warning.endswith("training goes on, and saves are tried again")
+    loop.checkpointer.save(TrainState(step=8))
+    loop.checkpointer.finish()
+    assert find_fault(run_dir.checkpoint(8)) is None
+    assert not list(run_dir.checkpoints.glob(".*"))

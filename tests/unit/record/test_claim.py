@@ -1,12 +1,15 @@
 """Two processes never train in one run directory, and scripts learn how the last one there ended."""
 
+import errno
 import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from trainer_loop.errors import UserError
 from trainer_loop.record import claim
 from trainer_loop.record.claim import RunClaim, RunDirInUse
 from trainer_loop.record.run_dir import RunDir
@@ -73,3 +76,90 @@ def test_other_processes_of_a_run_claim_nothing(tmp_path):
     idle.begin()
     idle.end("finished", exit_code=0, step=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_was_made_for_a_run_that_never_began_goes_again(tmp_path):
+    mine = RunClaim(RunDir(tmp_path / "runs" / "a"), enabled=True)
+    mine.make()
+    assert (tmp_path / "runs" / "a" / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+    mine.end("error", exit_code=2, step=None)
+    mine.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_was_there_or_was_used_stays(tmp_path):
+    for begins in (False, True):
+        root = tmp_path / str(begins)
+        if not begins:
+            root.mkdir()
+        mine = RunClaim(RunDir(root), enabled=True)
+        mine.make()
+        if begins:
+            mine.begin()
+        mine.end("error", exit_code=2, step=None)
+        mine.release()
+        assert json.loads((root / "status.json").read_text())["ended"] == "error"
+
+
+def test_a_lock_that_is_no_longer_in_its_place_keeps_nobody_out(other, tmp_path, monkeypatch):
+    """Its holder has removed the directory, or somebody else has: who comes now makes a new one."""
+    monkeypatch.setattr(claim, "_SECONDS_TO_WAIT", 0.1)
+    (tmp_path / ".lock").rename(tmp_path / "old")
+    mine = RunClaim(RunDir(tmp_path), enabled=True)
+    mine.make()
+    command = [sys.executable, "-c", _TAKE_AND_WAIT, str(tmp_path)]
+    third = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"is in use by process {os.getpid()} on " in third.stderr
+    mine.release()
+
+
+def test_a_lock_that_was_removed_between_opening_and_locking_is_no_lock(tmp_path, monkeypatch):
+    try_to_lock, calls = claim._try_to_lock, []
+
+    def remove_first(file):
+        calls.append(file)
+        if len(calls) == 1:
+            (tmp_path / ".lock").unlink()
+        return try_to_lock(file)
+
+    monkeypatch.setattr(claim, "_try_to_lock", remove_first)
+    mine = RunClaim(RunDir(tmp_path), enabled=True)
+    mine.take()
+    assert len(calls) == 2
+    assert os.path.samestat(os.fstat(mine._lock.fileno()), (tmp_path / ".lock").stat())
+    mine.release()
+
+
+def test_a_directory_that_cannot_be_locked_is_read_and_not_written(tmp_path, monkeypatch):
+    def refuse(*_args, **_options):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    mine = RunClaim(RunDir(tmp_path), enabled=True)
+    mine.make()
+    with pytest.raises(UserError, match=r"\.lock cannot be written: Read-only file system; make it writable"):
+        mine.begin()
+    mine.end("error", exit_code=2, step=None)
+    mine.release()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "7", '{"step": [1]}', "[" * 100_000])
+def test_how_it_ended_is_written_whatever_stood_there(content, tmp_path):
+    (tmp_path / "status.json").write_text(content)
+    mine = RunClaim(RunDir(tmp_path), enabled=True)
+    mine.end("finished", exit_code=0, step=3)
+    assert json.loads((tmp_path / "status.json").read_text()) == {"ended": "finished", "exit_code": 0, "step": 3}
+
+
+@pytest.mark.parametrize(
+    "name", [".lock", "config.yaml", "environment.json", "metrics.jsonl", "status.json", "train.log"]
+)
+def test_a_folder_in_the_place_of_a_file_is_named_before_anything_is_read(name, tmp_path):
+    (tmp_path / name).mkdir()
+    (tmp_path / "model").touch()
+    with pytest.raises(UserError) as caught:
+        RunClaim(RunDir(tmp_path), enabled=True).make()
+    assert caught.value.problems == [
+        f"run_dir: {tmp_path / name} is a folder, in the place of a file; rename it",
+        f"run_dir: {tmp_path / 'model'} is a file, in the place of a folder; rename it",
+    ]

@@ -271,7 +271,7 @@ def test_a_config_without_secrets_is_pushed_as_it_is(model):
     config.write_text(
         "# Every key of this run\nseed: 42\nhub: {push: me/imdb, private: true}\nx: {max_tokens: automatic}\n"
     )
-    (model / EXPORT_RECORD).write_text('{"plan": {"tokens": "0123456789abcdef", "optimizer.name": "adamw"}}')
+    (model / EXPORT_RECORD).write_text('{"plan": {"max_tokens": "0123456789abcdef", "optimizer.name": "adamw"}}')
     files = gather_run(model, config)
     assert files["config.yaml"] == config.read_bytes()
     assert files[EXPORT_RECORD] == (model / EXPORT_RECORD).read_bytes()

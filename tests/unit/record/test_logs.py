@@ -1,7 +1,11 @@
 import io
 import json
+import sys
 
-from trainer_loop.record.logs import Console, MetricLog
+import pytest
+
+from trainer_loop.record import logs
+from trainer_loop.record.logs import Console, MetricLog, read_metrics
 
 
 class Terminal(io.StringIO):
@@ -98,3 +102,105 @@ def test_on_a_terminal_the_bar_tells_how_far_long_work_is():
     assert list(console.follow([1, 2], doing="evaluating")) == [1, 2]
     console.stop_progress()
     assert "evaluating 50%" in terminal.getvalue()
+
+
+def test_what_a_terminal_would_act_on_is_spelled_out_on_the_console_and_in_the_log(tmp_path):
+    stream = io.StringIO()
+    console = Console(stream=stream)
+    console.keep_in(tmp_path / "train.log")
+    console.say("labels: good\n2026-01-01 error: forged, \x1b[2Jgone, \r, \u202egnorw, café")
+    wanted = "labels: good\\n2026-01-01 error: forged, \\x1b[2Jgone, \\r, \\u202egnorw, café\n"
+    assert stream.getvalue() == wanted
+    (line,) = (tmp_path / "train.log").read_text().splitlines(keepends=True)
+    assert line.split(" ", 1)[1] == wanted
+
+
+@pytest.mark.parametrize("on_terminal", [False, True])
+def test_a_console_that_fails_is_reported_once_in_the_log_and_on_the_other_stream(on_terminal, tmp_path, monkeypatch):
+    class Broken(io.StringIO):
+        def isatty(self) -> bool:
+            return on_terminal
+
+        def write(self, _text):
+            raise BrokenPipeError(32, "Broken pipe")
+
+    other = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", other)
+    console = Console(stream=Broken())
+    console.keep_in(tmp_path / "train.log")
+    console.say("first")
+    console.start_progress(total=3, done=0)
+    for _ in range(3):
+        console.advance_progress()
+        console.tell_training(ROW)
+    console.tell_evaluation("validation", {"loss": 0.5})
+    list(console.follow([1, 2], doing="evaluating"))
+    console.stop_progress()
+    lines = [line.split(" ", 1)[1] for line in (tmp_path / "train.log").read_text().splitlines()]
+    told = "warning: the console cannot be written: Broken pipe; the run goes on, and train.log has every line"
+    assert lines[:2] == ["first", told]
+    assert lines.count(told) == 1
+    assert lines[-2:] == ["validation", "  loss  0.5"]
+    assert other.getvalue() == f"{told}\n"
+
+
+def test_a_log_that_fails_is_reported_once_on_the_console_and_has_every_line_later(tmp_path, monkeypatch):
+    stream = io.StringIO()
+    console = Console(stream=stream)
+    (tmp_path / "train.log").mkdir()
+    console.keep_in(tmp_path / "train.log")
+    console.say("one")
+    console.say("two")
+    told = f"warning: {tmp_path / 'train.log'} cannot be written: Is a directory; the run goes on without it"
+    assert stream.getvalue().splitlines() == [told, "one", "two"]
+    (tmp_path / "train.log").rmdir()
+    console.say("three")
+    lines = (tmp_path / "train.log").read_text().splitlines()
+    assert [line.split(" ", 1)[1] for line in lines] == ["one", "two", "three"]
+
+
+NO_ROWS = {
+    "a text": b"nothing",
+    "a list": b"[1, 2]",
+    "a number": b"7",
+    "no step": b'{"loss": 1.0}',
+    "a step of another type": b'{"step": "5"}',
+    "a step below 0": b'{"step": -1}',
+    "deep": b"[" * 100_000,
+    "many digits": b'{"step": ' + b"9" * 5000 + b"}",
+    "no UTF-8": b'{"step": 5, "a": "\xff\xfe"}',
+    "zeros": bytes(40),
+}
+
+
+@pytest.mark.parametrize("kind", NO_ROWS)
+def test_a_line_that_is_no_row_is_set_aside_with_a_warning_and_the_rows_stay(kind, tmp_path):
+    path, warnings = tmp_path / "metrics.jsonl", []
+    rows = [b'{"step": 1, "loss": 1.0}', b'{"step": 2, "loss": 0.5}']
+    path.write_bytes(b"\n".join([rows[0], NO_ROWS[kind], rows[1], NO_ROWS[kind], b'{"step": 3, "lo']))
+    assert [row["step"] for row in read_metrics(path)] == [1, 2]
+    MetricLog(path, warn=warnings.append).forget_after(2, evaluated=True)
+    assert path.read_bytes() == b"".join(row + b"\n" for row in rows)
+    assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == (NO_ROWS[kind] + b"\n") * 2
+    told = f"{path}:2: this is no row of figures, nor is 1 other line; set aside in metrics.jsonl.damaged"
+    assert warnings == [told]
+    MetricLog(path, warn=pytest.fail).forget_after(2, evaluated=True)
+
+
+def test_rows_that_are_to_be_forgotten_are_forgotten_once_the_disk_lets_them(tmp_path, monkeypatch):
+    path, warnings = tmp_path / "metrics.jsonl", []
+    log = MetricLog(path, warn=warnings.append)
+    for step in (1, 2, 3):
+        log.append({"step": step})
+
+    def refuse(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(logs, "write_text", refuse)
+    log.forget_after(1, evaluated=True)
+    log.append({"step": 2, "loss": 0.5})
+    (warning,) = warnings
+    assert warning.startswith(f"{path} cannot be written: No space left on device; its rows are kept in memory")
+    monkeypatch.undo()
+    log.append({"step": 3, "loss": 0.25})
+    assert read_metrics(path) == [{"step": 1}, {"step": 2, "loss": 0.5}, {"step": 3, "loss": 0.25}]

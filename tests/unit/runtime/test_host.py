@@ -4,8 +4,9 @@ import sys
 
 import pytest
 
+from trainer_loop.errors import UserError
 from trainer_loop.runtime import host
-from trainer_loop.runtime.host import choose_threads, expect_many_shapes, prepare_environment
+from trainer_loop.runtime.host import choose_threads, expand_home, expect_many_shapes, prepare_environment
 
 
 @pytest.fixture(autouse=True)
@@ -106,3 +107,16 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert faults["keep"] <= 10
     if faults["as it is"] == 0:
         pytest.skip("this kernel does not count page faults")
+
+
+@pytest.mark.parametrize("path", ["~nobody_of_this_name/a", "~nobody_of_this_name"])
+def test_a_home_directory_that_is_not_there_is_told_with_the_key_it_is_from(path):
+    with pytest.raises(
+        UserError, match=f"^data.cache_dir: {path}: there is no such home directory; write the path out"
+    ):
+        expand_home(path, place="data.cache_dir")
+
+
+def test_paths_without_a_home_stay_as_they_are_and_others_are_found(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert [str(expand_home(path)) for path in ("a/~b", "~", "~/c")] == ["a/~b", "/somewhere", "/somewhere/c"]

@@ -17,7 +17,7 @@ def wait_until_requested(preemption):
     return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_that_is_held_is_a_request_and_nothing_else(number):
     before = signal.getsignal(number)
     with catch_signals() as preemption:
@@ -27,6 +27,21 @@ def test_a_signal_that_is_held_is_a_request_and_nothing_else(number):
         assert wait_until_requested(preemption)
         assert preemption.reason == ("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)
     assert signal.getsignal(number) is before
+
+
+def test_a_terminal_that_closes_is_not_heeded_where_the_user_said_so():
+    """As `nohup` does it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with catch_signals() as preemption:
+            preemption.hold()
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            threading.Event().wait(0.05)
+            assert not preemption.requested
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_launchers_copy_of_a_ctrl_c_is_the_same_ctrl_c():

@@ -1,0 +1,68 @@
+"""adapter_config.json of an adapter, which anybody may have made: what it must not ask of peft.
+
+peft imports a module that it names (`megatron_core`, before peft 0.20 any module at all), loads further models,
+adapters and files that it names, and takes its texts for regular expressions.
+"""
+
+import re
+from pathlib import Path
+
+from trainer_loop.config.yaml_core import texts_in
+from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.runtime.plain_json import parse_json
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+_LOADED = {  # key -> the value that asks for nothing
+    "megatron_config": None,
+    "megatron_core": "megatron.core",
+    "corda_config": None,
+    "eva_config": None,
+    "lora_ga_config": None,
+    "arrow_config": None,
+    "adapters": None,
+    "shadow_model": "mirror",
+    "tokenizer_name_or_path": None,
+    "tokenizer_kwargs": None,
+    "prompt_tuning_init_state_dict_path": None,
+}
+_REPEATED_GROUP = re.compile(r"(?<!\\)\)[*+{]")  # on which matching may take for ever
+_REPEATS = re.compile(r"(?<!\\)[*+{]")
+_MOST_REPEATS = 12  # in one pattern
+
+
+def check_adapter_config(model_dir: Path) -> None:
+    """Refuse an adapter that asks peft for more than an adapter needs. peft is installed.
+
+    Raises:
+        UserError: with all that is wrong with its adapter_config.json.
+    """
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    path = model_dir / ADAPTER_CONFIG
+    try:
+        config = parse_json(path.read_bytes().decode())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read: {in_one_line(error)}; export the adapter again") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path} holds a {type(config).__name__}, not an object; export the adapter again")
+    known = [str(getattr(kind, "value", kind)) for kind in PEFT_TYPE_TO_CONFIG_MAPPING]
+    problems = [
+        f"{key} is {str(config[key])[:80]!r}, by which peft would load what it names; set it to null"
+        for key, harmless in _LOADED.items()
+        if config.get(key) not in (None, harmless)
+    ]
+    if config.get("peft_type") not in known:
+        problems.append(f"peft_type is {str(config.get('peft_type'))[:40]!r}, which this version of peft does not know")
+    base = config.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        problems.append("base_model_name_or_path names no model")
+    elif (Path(base) / ADAPTER_CONFIG).is_file():
+        problems.append(f"base_model_name_or_path is {base}, which is an adapter itself")
+    problems += [
+        f"{text[:80]!r} is a pattern on which matching may take for ever; write it without repeated groups"
+        for text in texts_in(config)
+        if _REPEATED_GROUP.search(text) or len(_REPEATS.findall(text)) > _MOST_REPEATS
+    ]
+    if problems:
+        raise UserError([f"{path}: {problem}" for problem in problems])

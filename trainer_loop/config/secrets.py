@@ -1,0 +1,132 @@
+"""What must not be written down or sent: keys and tokens, and what the config takes from the environment."""
+
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from yaml.nodes import MappingNode, Node, ScalarNode
+
+from trainer_loop.config.yaml_core import NULL, compose
+
+MASK = "***"
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
+_ALWAYS = {
+    *("password", "passwd", "passphrase", "pwd", "secret", "secrets", "credential", "credentials", "apikey"),
+    *("auth", "authorization", "bearer", "jwt", "cookie", "cookies", "webhook"),
+}
+# `key` and `token` have other meanings too: key/value heads, tokens of a text.
+_OF_A_KEY = {
+    *("api", "access", "account", "app", "auth", "aws", "azure", "client", "encryption", "gcp", "hf", "hub", "licence"),
+    *("license", "master", "private", "secret", "service", "session", "shared", "signing", "ssh", "subscription"),
+    *("comet", "neptune", "wandb"),
+}
+_OF_A_TEXT_TOKEN = {
+    *("bos", "eos", "pad", "unk", "mask", "sep", "cls", "start", "end", "stop", "special", "new", "image", "audio"),
+    *("video", "query", "document", "prompt", "response", "label", "separator", "decoder", "max", "min", "num"),
+}
+# Nothing beside it, and no default, which might be a secret; behind it there may be what `name_sources` adds.
+_NAMES_ALONE = re.compile(r"\$\{[^,{}]+\}( #[0-9a-f]{8})?")
+_WITH_PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
+
+
+class FromEnvironment(str):
+    """A text that is, or that must come, from the environment; `source` is how a config spells it."""
+
+    source: str
+
+    def __new__(cls, value: str, source: str) -> "FromEnvironment":
+        made = super().__new__(cls, value)
+        made.source = source
+        return made
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
+        return str(self), self.source
+
+
+def is_secret(name: str, value: object) -> bool:
+    """Whether a value looks like a secret, by the name of its key or by itself."""
+    if value is None or isinstance(value, bool):
+        return False
+    words = [word.lower() for word in _WORD.findall(name)] or [""]
+    before, last = (words[-2] if len(words) > 1 else ""), words[-1]
+    if _ALWAYS & set(words) or (last in ("key", "keys") and before in _OF_A_KEY):
+        return True
+    if not isinstance(value, str):
+        return False
+    if last in ("token", "tokens"):
+        return before not in _OF_A_TEXT_TOKEN and not value.startswith(("<", "["))
+    return name.lower() in ("key", "keys") or _WITH_PASSWORD.search(value) is not None
+
+
+def is_from_environment(value: object) -> bool:
+    """Whether a value names a variable, as in `${oc.env:NAME}`, and so holds nothing itself."""
+    return isinstance(value, str) and _NAMES_ALONE.fullmatch(value) is not None
+
+
+def find_secrets(value: Any, path: str) -> Any:
+    """The value, in which every secret has become a text from the environment; its path names the variable."""
+    return _find(value, path, name=path.rpartition(".")[2], below_secret=False)
+
+
+def _find(value: Any, path: str, *, name: str, below_secret: bool) -> Any:
+    if isinstance(value, Mapping):
+        within = below_secret or is_secret(name, "")
+        return {key: _find(item, f"{path}.{key}", name=str(key), below_secret=within) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_find(item, f"{path}.{at}", name=name, below_secret=below_secret) for at, item in enumerate(value)]
+    source = value.source if isinstance(value, FromEnvironment) else str(value)
+    if is_from_environment(source) or value is None or not (below_secret or is_secret(name, value)):
+        return value
+    variable = re.sub(r"\W+", "_", path.removeprefix("log.tracker_args.")).upper()
+    return FromEnvironment(str(value), f"${{oc.env:{variable}}}")
+
+
+def name_sources(value: Any, *, with_digest: bool) -> Any:
+    """The value with the source of every text from the environment in its place.
+
+    with_digest: and with a checksum of the text, by which a change of it is seen.
+    """
+    if isinstance(value, Mapping):
+        return {key: name_sources(item, with_digest=with_digest) for key, item in value.items()}
+    if isinstance(value, list):
+        return [name_sources(item, with_digest=with_digest) for item in value]
+    if not isinstance(value, FromEnvironment):
+        return value
+    return f"{value.source} #{zlib.crc32(value.encode(errors='replace')):08x}" if with_digest else value.source
+
+
+def mask_arguments(arguments: Sequence[str]) -> list[str]:
+    """A command line without its secrets: `key=value`, `key={a: value}` and `--key value`."""
+    masked: list[str] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        before = masked[-1] if masked else ""
+        if not equals and before.startswith("--") and "=" not in before and is_secret(before, argument):
+            masked.append(MASK)
+        elif equals and is_secret(name.rpartition(".")[2], value) and not is_from_environment(value):
+            masked.append(f"{name}={MASK}")
+        else:
+            is_tree = equals and value[:1] in ("{", "[") and not name.startswith(("data.", "evaluate."))
+            masked.append(f"{name}={_mask_yaml(value)}" if is_tree else argument)
+    return masked
+
+
+def _mask_yaml(text: str) -> str:
+    node, _ = compose(text)
+    marks = {(secret.start_mark.index, secret.end_mark.index) for secret in _secret_nodes(node, "", below_secret=False)}
+    for start, end in sorted(marks, reverse=True):
+        text = text[:start] + MASK + text[end:]
+    return text
+
+
+def _secret_nodes(node: Node | None, name: str, *, below_secret: bool) -> list[ScalarNode]:
+    if isinstance(node, ScalarNode):
+        secret = below_secret or is_secret(name, node.value)
+        return [node] if secret and node.tag != NULL and not is_from_environment(node.value) else []
+    if isinstance(node, MappingNode):
+        within = below_secret or is_secret(name, "")
+        return [found for key, item in node.value for found in _secret_nodes(item, str(key.value), below_secret=within)]
+    items = node.value if node is not None else []
+    return [found for item in items for found in _secret_nodes(item, name, below_secret=below_secret)]

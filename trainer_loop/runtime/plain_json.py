@@ -1,0 +1,56 @@
+"""JSON that this project has written and that anything may have happened to since."""
+
+import dataclasses
+import json
+import types
+from collections.abc import Mapping
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Raises ValueError for whatever is not JSON, however it is not."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def is_count(value: object) -> bool:
+    """Whether it is a whole number of at least 0."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def check_fields(kind: type, values: Mapping[str, Any]) -> None:
+    """Check that `values` are arguments of a dataclass: names known, none missing, types right.
+
+    Raises:
+        ValueError: with all that is wrong, in one line.
+    """
+    hints = get_type_hints(kind)
+    known = {field.name: field for field in dataclasses.fields(kind)}
+    wrong = [f"{name} is unknown" for name in values if name not in known]
+    for name, field in known.items():
+        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        if name not in values:
+            wrong += [] if has_default else [f"{name} is missing"]
+        elif not _fits(values[name], hints[name]):
+            text = repr(values[name])
+            wrong.append(f"{name} is {text if len(text) <= 40 else text[:37] + '...'}")
+    if wrong:
+        raise ValueError(", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""))
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value of JSON is what a type hint says. A count or a position is never negative."""
+    origin = get_origin(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, option) for option in get_args(hint))
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, get_args(hint)[1]) for item in value.values())
+    if isinstance(value, bool) or hint is bool:
+        return hint is bool and isinstance(value, bool)
+    if hint is int:
+        return is_count(value)
+    return isinstance(value, (int, float) if hint is float else hint)

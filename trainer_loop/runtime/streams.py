@@ -1,0 +1,128 @@
+"""Standard output and standard error only show what a command does: when they fail, the work goes on."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+from trainer_loop.errors import UserError, printable
+
+
+class SafeStream:
+    """A text stream that drops what it cannot write: the disk is full, the reader has gone, the terminal is closed.
+
+    fault: why something was dropped; None while everything was written.
+    """
+
+    def __init__(self, stream: "TextIO | SafeStream | None"):
+        self._stream: Any = stream._stream if isinstance(stream, SafeStream) else stream
+        self.fault: str | None = None
+
+    def write(self, text: str) -> int:
+        if self._stream is None:
+            self.fault = "it is closed"
+            return len(text)
+        try:
+            self._stream.write(_encodable(text, self._stream))
+        except (OSError, ValueError) as error:  # ValueError: the stream is closed
+            self.fault = _reason(error)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            if self._stream is not None:
+                self._stream.flush()
+        except (OSError, ValueError) as error:
+            self.fault = _reason(error)
+
+    def isatty(self) -> bool:
+        try:
+            return self._stream is not None and self._stream.isatty()
+        except (OSError, ValueError):
+            return False
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_stream":  # while it is copied
+            raise AttributeError(name)
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def safe_streams() -> Iterator[None]:
+    """Let no write to standard output or standard error fail, whoever makes it, until the block ends.
+
+    At the end, what could not be written is dropped: the interpreter would try again and change the exit code.
+    """
+    _fill_standard_descriptors()
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = SafeStream(before[0]), SafeStream(before[1])  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+        for stream in before:
+            _drop_unwritten(stream)
+
+
+def report(error: UserError, *, speaker: str = "") -> None:
+    """Print the problems of an error on standard error, one line each."""
+    stream = SafeStream(sys.stderr)
+    for problem in error.problems:
+        print(f"{speaker}error: {printable(problem)}", file=stream, flush=True)
+
+
+def put_out(text: str) -> None:
+    """Print the result of a command. A reader that has gone (`| head`) is no error.
+
+    Raises:
+        UserError: standard output cannot be written; the result would be lost without a word.
+    """
+    if sys.stdout is None:
+        raise UserError("standard output is closed; open it, or send it to a file")
+    try:
+        sys.stdout.write(_encodable(text, sys.stdout))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_unwritten(sys.stdout)
+    except (OSError, ValueError) as error:
+        _drop_unwritten(sys.stdout)
+        raise UserError(f"standard output cannot be written: {_reason(error)}; send it to another place") from error
+
+
+def _encodable(text: str, stream: Any) -> str:
+    """Spell out the characters that the encoding of a stream does not have."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+    except LookupError:
+        pass
+    return text
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _fill_standard_descriptors() -> None:
+    """Open /dev/null where descriptor 0, 1 or 2 is closed: else the next file that is opened would be the console."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number is this one
+
+
+def _drop_unwritten(stream: TextIO | None) -> None:
+    """Send what a stream still holds to nowhere, if it cannot be written."""
+    if stream is None:
+        return
+    try:
+        stream.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)
