@@ -5,7 +5,9 @@ adapters and files that it names, and takes its texts for regular expressions.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from trainer_loop.config.yaml_core import texts_in
 from trainer_loop.errors import UserError, in_one_line
@@ -17,8 +19,6 @@ _LOADED = {  # key -> the value that asks for nothing
     "megatron_config": None,
     "megatron_core": "megatron.core",
     "corda_config": None,
-    "eva_config": None,
-    "lora_ga_config": None,
     "arrow_config": None,
     "adapters": None,
     "shadow_model": "mirror",
@@ -47,11 +47,7 @@ def check_adapter_config(model_dir: Path) -> None:
     if not isinstance(config, dict):
         raise UserError(f"{path} holds a {type(config).__name__}, not an object; export the adapter again")
     known = [str(getattr(kind, "value", kind)) for kind in PEFT_TYPE_TO_CONFIG_MAPPING]
-    problems = [
-        f"{key} is {str(config[key])[:80]!r}, by which peft would load what it names; set it to null"
-        for key, harmless in _LOADED.items()
-        if config.get(key) not in (None, harmless)
-    ]
+    problems = []
     if config.get("peft_type") not in known:
         problems.append(f"peft_type is {str(config.get('peft_type'))[:40]!r}, which this version of peft does not know")
     base = config.get("base_model_name_or_path")
@@ -59,10 +55,19 @@ def check_adapter_config(model_dir: Path) -> None:
         problems.append("base_model_name_or_path names no model")
     elif (Path(base) / ADAPTER_CONFIG).is_file():
         problems.append(f"base_model_name_or_path is {base}, which is an adapter itself")
-    problems += [
+    if problems := [*find_dangers(config), *problems]:
+        raise UserError([f"{path}: {problem}" for problem in problems])
+
+
+def find_dangers(config: Mapping[str, Any]) -> list[str]:
+    """What an adapter's config must not ask for, and texts of it that are no regular expressions to be matched."""
+    loaded = [
+        f"{key} is {str(config[key])[:80]!r}, by which peft would load what it names; set it to null"
+        for key, harmless in _LOADED.items()
+        if config.get(key) not in (None, harmless)
+    ]
+    return loaded + [
         f"{text[:80]!r} is a pattern on which matching may take for ever; write it without repeated groups"
-        for text in texts_in(config)
+        for text in texts_in(dict(config))
         if _REPEATED_GROUP.search(text) or len(_REPEATS.findall(text)) > _MOST_REPEATS
     ]
-    if problems:
-        raise UserError([f"{path}: {problem}" for problem in problems])

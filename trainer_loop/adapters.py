@@ -12,14 +12,14 @@ import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from trainer_loop.adapter_config import check_adapter_config
+from trainer_loop.adapter_config import check_adapter_config, find_dangers
 from trainer_loop.config.component import check_arguments
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.model import grow_embeddings, stay_in_4_bits
 from trainer_loop.model_config import find_text_config
 from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.randomness import seed_everything
-from trainer_loop.weight_files import check_weight_files
+from trainer_loop.weight_files import check_adapter_weights, check_weight_files
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _NEED_MORE_THAN_A_MODEL = {
     "ADALORA": "calls of its own in the loop",
     "POLY": "the number of a task for each row",
+    "SHADOW": "a second model beside the first",
     "XLORA": "adapters that are trained already",
 }
 _CONFIG_FILE = "adapter_config.json"
@@ -94,7 +95,9 @@ def add_adapter(
     taken = inspect.signature(config_class).parameters
     in_full = _outermost([*find_head(model), *_modules_of(model, new_weights, place=place)])
     if in_full and "modules_to_save" in taken:
-        given["modules_to_save"] = [*(given.get("modules_to_save") or ()), *(_unique(model, name) for name in in_full)]
+        own = [str(name) for name in given.get("modules_to_save") or ()]
+        missing = [name for name in in_full if not any(f".{each}." in f".{name}." for each in own)]
+        given["modules_to_save"] = [*own, *(_unique(model, name) for name in missing)] or None
     if "exclude_modules" in taken:
         excluded = [*in_full, *sorted(idle_layers), *_find_fused(model)]
         given["exclude_modules"] = _join_exclusions(given.get("exclude_modules"), excluded)
@@ -104,6 +107,12 @@ def add_adapter(
             given.setdefault("feedforward_modules", [])
     if new_tokens and "trainable_token_indices" in taken:
         given.setdefault("trainable_token_indices", list(new_tokens))
+    if given.get("layer_replication"):
+        raise UserError(f"{place}: layer_replication makes layers that share weights, and cannot be exported")
+    if "token_indices" in taken and not given.get("token_indices"):
+        raise UserError(f"{place}: {kind} needs the ids of the tokens that learn: set model.peft.args.token_indices")
+    if problems := find_dangers(given):  # with which the export could not be loaded
+        raise UserError([f"{place}: {problem}" for problem in problems])
     try:
         config: PeftConfig = config_class(task_type=task_type, **given)
         adapted: PeftModel = get_peft_model(model, config)
@@ -182,11 +191,13 @@ def _unique(model: nn.Module, name: str) -> str:
 
 def _join_exclusions(given: str | Sequence[str] | None, modules: Sequence[str]) -> str | None:
     """A pattern for what the user excludes and for these modules with all that is in them."""
-    patterns = [rf"{re.escape(name)}(\..*)?" for name in modules]
+    patterns = []
+    if modules:
+        patterns.append(rf"({'|'.join(map(re.escape, modules))})(\..*)?")
     if isinstance(given, str):
         patterns.append(given)
     elif given:
-        patterns += [rf"(.*\.)?{re.escape(name)}" for name in given]
+        patterns.append(rf"(.*\.)?({'|'.join(map(re.escape, given))})")
     return "|".join(f"({pattern})" for pattern in patterns) or None
 
 
@@ -240,6 +251,8 @@ def load_adapted_model(
     check_adapter_config(model_dir)
     trusting: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
+        if faults := check_adapter_weights(model_dir):
+            raise UserError(faults)
         base = _find_base(peft.PeftConfig.from_pretrained(str(model_dir)).base_model_name_or_path, model_dir)
         config = _read_base_config(base, model_dir, trusting)
         options: dict[str, Any] = {}
@@ -324,7 +337,9 @@ def _find_config_class(kind: str, *, place: str) -> Any:
     if name in classes and name not in usable:
         raise UserError(f"{place}: {kind} puts tokens of its own before each row, and cannot be used here")
     if name not in usable:
-        raise UserError(f"{place}: {kind} is no adapter of peft; allowed: {', '.join(sorted(usable)).lower()}")
+        close = get_close_matches(kind.lower(), [known.lower() for known in usable], n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise UserError(f"{place}: {kind} is no adapter of peft; allowed: {', '.join(sorted(usable)).lower()}{hint}")
     return classes[name]
 
 

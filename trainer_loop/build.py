@@ -35,7 +35,7 @@ from trainer_loop.judge.rows import check_given_rows, prepare_rows
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.load import load_metrics
 from trainer_loop.model import count_weights, describe_frozen, make_model
-from trainer_loop.model_config import count_tokens, find_text_config
+from trainer_loop.model_config import count_tokens, drops_layers, find_text_config
 from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.groups import (
     GroupRule,
@@ -67,7 +67,7 @@ from trainer_loop.runtime.randomness import seed_everything
 from trainer_loop.runtime.shares import take_share
 from trainer_loop.tasks.shipped import TASKS
 from trainer_loop.tasks.task import RowTask, TextTask
-from trainer_loop.trials import Reach, find_reach, freeze_unused, make_row, make_rows, pad_rows, try_padding
+from trainer_loop.trials import Reach, can_answer, find_reach, freeze_unused, make_row, make_rows, pad_rows, try_padding
 
 # Keys that may change on resume but not on a run that is complete, where they would have no effect; see `run`.
 _LENGTH = ("train.epochs", "train.steps")
@@ -80,6 +80,7 @@ _OF_AN_OPTIMIZER_MADE_HERE = (
     *("optimizer.name", "optimizer.lr", "optimizer.weight_decay", "optimizer.args", "optimizer.layer_decay"),
     "optimizer.groups",
 )
+_WAYS_TO_COMPUTE = ("loss", "predict", "loss_and_predict")  # methods of a task that call its model
 _NAMES_OF_CODE = ("task.name", "model.type", "loop.name", "loss.name", "optimizer.name", "scheduler.name")
 # The argument by which a tracker calls a run.
 _NAME_OF_RUN = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
@@ -192,7 +193,7 @@ def build(
         max_grad_norm=config.train.max_grad_norm,
         max_grad_value=config.train.max_grad_value,
         skip_nonfinite=config.train.on_nonfinite == "skip",
-        allow_unused=config.train.unused_parameters == "allow",
+        allow_unused=config.train.unused_parameters == "allow" or _drops_layers(parts),
         averages=averages,
         groups=groups,
         evaluate_every=_interval(config.evaluate.every, steps_per_epoch),
@@ -319,6 +320,7 @@ def _make_model(
             trust_remote_code=config.model.trust_remote_code,
             num_tokens=count_tokens(parts.tokenizer),
             seed=config.seed,
+            is_resized=bool(config.model.overrides),
         )
     )
     if new_weights:
@@ -359,15 +361,17 @@ def _make_model(
 def _try_model(config: Config, parts: Parts, model: nn.Module, new_weights: Sequence[str], console: Console) -> Reach:
     """Let the model answer a few rows: padding may change its answers, and parts of it may take none."""
     task, max_length = parts.task, config.data.max_length
-    if not isinstance(task, TextTask) or type(task) not in TASKS.values():  # what another asks its model is not known
-        return Reach()
-    rows = make_rows(task, model, max_length=max_length)
+    if not isinstance(task, TextTask) or not isinstance(task, tuple(TASKS.values())):
+        return Reach()  # what another task asks its model is not known
+    rows = _choose_rows(parts, model, max_length=max_length)
     if not config.model.packing:
         trial = try_padding(model, task, rows)
         task.use_padding(trial.side)
         pads = (config.batch.per_device, config.evaluate.per_device) != (1, 1)
         if pads and not trial.is_harmless:
             console.warn(trial.describe(type(model).__name__))
+    if any(name in vars(type(task)) for name in _WAYS_TO_COMPUTE) and type(task) not in TASKS.values():
+        return Reach()  # a loss of the user's own may reach more than the logits do
     device = next(model.parameters()).device
     reach = find_reach(model, pad_rows(task, rows, device))
     if reach.unused or reach.idle:  # some parts are for long rows only
@@ -377,6 +381,23 @@ def _try_model(config: Config, parts: Parts, model: nn.Module, new_weights: Sequ
     if (line := freeze_unused(model, reach, new_weights=new_weights)) is not None:
         console.say(line)
     return reach
+
+
+def _choose_rows(parts: Parts, model: nn.Module, *, max_length: int) -> list[dict[str, Any]]:
+    """Made-up rows to try the model on: short ones, or, where it cannot answer those, some as long as the data has."""
+    task: Any = parts.task
+    rows = make_rows(task, model, max_length=max_length)
+    if parts.stream is not None or can_answer(model, task, rows[:1]):
+        return rows
+    lengths = np.sort(parts.splits["train"].lengths)
+    special = task.tokenizer.num_special_tokens_to_add()
+    own = [max(1, int(lengths[place]) - special) for place in (0, len(lengths) // 2, -1)]
+    return make_rows(task, model, max_length=max_length, lengths=own)
+
+
+def _drops_layers(parts: Parts) -> bool:
+    """Whether a parameter may get no gradient in a step because the model left its layer out."""
+    return parts.model_config is not None and drops_layers(parts.model_config)
 
 
 def _make_plain_model(config: Config, given: nn.Module | None) -> nn.Module:

@@ -516,8 +516,8 @@ class TrainingLoop:
             shown = ", ".join(without[:4]) + (", ..." if len(without) > 4 else "")
             raise UserError(
                 f"step {step + 1}: {len(without)} of {len(self.names)} trainable parameters get no gradient: {shown}; "
-                f"the loss does not depend on them: freeze them, optimizer.freeze=[{shown}], or set "
-                "train.unused_parameters=allow where that is meant"
+                f"the loss of this step does not depend on them: freeze them, optimizer.freeze=[{shown}], or set "
+                "train.unused_parameters=allow where other steps do"
             )
         if not is_reduction_complete(self.model):
             raise UserError(

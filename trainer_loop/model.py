@@ -1,5 +1,6 @@
 """The model: built from its config, or loaded in fp32."""
 
+import re
 import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,7 +11,13 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from trainer_loop.errors import UserError, in_one_line
-from trainer_loop.model_config import explain_failure, find_model, make_empty_model, without_borrowed_padding
+from trainer_loop.model_config import (
+    explain_failure,
+    find_model,
+    make_empty_model,
+    use_padding_token,
+    without_borrowed_padding,
+)
 from trainer_loop.runtime.hub import describe_unreachable, offline_unless_reachable
 from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.randomness import seed_everything
@@ -30,9 +37,11 @@ def make_model(
     trust_remote_code: bool = False,
     num_tokens: int,
     seed: int,
+    is_resized: bool = False,
 ) -> tuple[nn.Module, list[str]]:
     """The model in fp32, and the names of the weights that `name` had none for; those are a function of `seed`.
 
+    is_resized: the user changed the config, and with it perhaps the number of layers.
     num_tokens: of the tokenizer; the embeddings grow where there are fewer. attention: an implementation that
     transformers knows; auto: what it takes by itself. quantize: the matrices of the body are loaded in 4 bits, and
     multiplied in this type.
@@ -77,14 +86,17 @@ def make_model(
                     raise UserError(_explain_building(model_class, attention, error)) from error
                 raise UserError(explain_failure(name, error, offline=None if reachable else reason)) from error
         _refuse_foreign_weights(name, model, loaded)
-        _refuse_mismatched_body(name, loaded["mismatched_keys"], num_labels=config.num_labels)
+        if not is_resized:
+            _refuse_holes(name, model, loaded)
+        cause = "model.overrides" if is_resized else "its config.json"
+        _refuse_mismatched_body(name, loaded["mismatched_keys"], num_labels=config.num_labels, cause=cause)
         if quantize is not None and not any(hasattr(weight, "quant_state") for weight in model.parameters()):
             raise UserError(
                 f"model.quantize: in a {type(model).__name__} bitsandbytes finds no matrix to take; set it to null"
             )
         stay_in_4_bits(model)
         new_weights = sorted({*loaded["missing_keys"], *(key for key, _, _ in loaded["mismatched_keys"])})
-    model.config.pad_token_id = config.pad_token_id
+    use_padding_token(model, config)
     grow_embeddings(model, num_tokens)
     if gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
@@ -101,8 +113,11 @@ def grow_embeddings(model: nn.Module, num_tokens: int) -> list[int]:
     Returns:
         The ids of these tokens.
     """
-    table = model.get_input_embeddings()  # type: ignore[operator] # a model of transformers
-    before = getattr(table, "num_embeddings", num_tokens)  # a model that reads characters has no table
+    try:
+        table = model.get_input_embeddings()  # type: ignore[operator] # a model of transformers
+    except NotImplementedError:  # it reads characters, such as Canine, and has no table
+        return []
+    before = getattr(table, "num_embeddings", num_tokens)
     if num_tokens <= before:
         return []
     # Of its own transformers would draw the new ones at random, and a base loaded again would have others.
@@ -163,7 +178,9 @@ def describe_frozen(model: nn.Module) -> str | None:
     return f"{len(frozen)} weights {value:08x}"
 
 
-def _refuse_mismatched_body(name: str, mismatched: Iterable[tuple[str, Any, Any]], *, num_labels: int) -> None:
+def _refuse_mismatched_body(
+    name: str, mismatched: Iterable[tuple[str, Any, Any]], *, num_labels: int, cause: str
+) -> None:
     """Weights of another size are begun anew where they are a head for other classes, and an error elsewhere."""
     body = [
         f"{key} is {list(saved)} there and {list(wanted)} here"
@@ -172,7 +189,7 @@ def _refuse_mismatched_body(name: str, mismatched: Iterable[tuple[str, Any, Any]
     ]
     if body:
         raise UserError(
-            f"model.name: the weights of {name} do not fit model.overrides: {'; '.join(body[:3])}"
+            f"model.name: the weights of {name} do not fit {cause}: {'; '.join(body[:3])}"
             + (f" and {len(body) - 3} more" if len(body) > 3 else "")
             + "; remove what changes their size, or set model.from_scratch=true"
         )
@@ -192,6 +209,24 @@ def _refuse_foreign_weights(name: str, model: nn.Module, loaded: Mapping[str, An
         f"model.name: {name} has no weights for most of a {type(model).__name__}, such as {missing[0]}; it has "
         f"{there}; give the folder whose config.json belongs to its weights, or set model.from_scratch=true"
     )
+
+
+def _refuse_holes(name: str, model: nn.Module, loaded: Mapping[str, Any]) -> None:
+    """Weights may be missing in a list of layers of which others are there."""
+    missing = set(loaded["missing_keys"])
+    there = {_list_of(key) for key, _ in model.named_parameters() if key not in missing}
+    holes = sorted(key for key in missing if _list_of(key) is not None and _list_of(key) in there)
+    if holes:
+        raise UserError(
+            f"model.name: {name} has no weights for {', '.join(holes[:3])}{', ...' if len(holes) > 3 else ''} in the "
+            f"layers of a {type(model).__name__}; download it again, or set model.from_scratch=true"
+        )
+
+
+def _list_of(parameter: str) -> str | None:
+    """The list of layers that a parameter lies in."""
+    found = re.match(r"(.*?\.)\d+\.", parameter)
+    return None if found is None else found[1]
 
 
 def _explain_building(model_class: str, attention: str, error: Exception) -> str:

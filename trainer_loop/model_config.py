@@ -1,7 +1,9 @@
 """The config of a model of transformers: loaded, changed, and checked before any weight is read."""
 
 import contextlib
+import copy
 import difflib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,15 @@ _MOST_EXTRA_POSITIONS = 8  # rows of a table of positions beyond those that the 
 def find_text_config(config: PretrainedConfig) -> PretrainedConfig:
     """The part of a config that is about text; of most models the config itself."""
     try:
-        return config.get_text_config()
+        part = config.get_text_config()
     except ValueError:  # several parts are about text
         return config
+    return part if isinstance(part, PretrainedConfig) else config  # a damaged one is a plain mapping
+
+
+def without_numbers(name: str) -> str:
+    """What the names of a parameter have in common in all layers."""
+    return re.sub(r"\d+", "*", name)
 
 
 def find_position_table(model: nn.Module) -> nn.Module | None:
@@ -122,7 +130,18 @@ def load_model_config(
         if not overrides:
             raise UserError(f"model.name: the config.json of {name} is refused: {in_one_line(error)}") from error
         raise UserError(f"model.overrides: {type(config).__name__} refuses them: {in_one_line(error)}") from error
+    # The loop reads `outputs.logits`, and asks for no attention weights: attention on a CPU here returns none.
+    for part in (config, find_text_config(config)):
+        part.return_dict = True
+        part.output_attentions = False
     return config
+
+
+def drops_layers(config: PretrainedConfig) -> bool:
+    """Whether a model leaves out whole layers at random while it trains (LayerDrop)."""
+    return any(
+        "layerdrop" in name and isinstance(value, float | int) and value > 0 for name, value in config.to_dict().items()
+    )
 
 
 def check_model_class(config: PretrainedConfig, *, model_class: str, place: str, trust_remote_code: bool) -> list[str]:
@@ -299,7 +318,8 @@ def make_empty_model(config: PretrainedConfig, *, model_class: str, trust_remote
     try:
         with torch.device("meta"), without_borrowed_padding(config):
             model: nn.Module = getattr(transformers, model_class).from_config(
-                config, trust_remote_code=trust_remote_code
+                copy.deepcopy(config),  # an adapter that is tried on it may change it, as one that repeats layers does
+                trust_remote_code=trust_remote_code,
             )
     except Exception as error:  # for a config that was changed or damaged transformers may raise anything
         raise UserError(
@@ -328,6 +348,15 @@ def without_borrowed_padding(config: PretrainedConfig) -> Iterator[None]:
     finally:
         for part in parts:
             part.pad_token_id = padding[id(part)]
+
+
+def use_padding_token(model: nn.Module, config: PretrainedConfig) -> None:
+    """Tell a model that was built `without_borrowed_padding` of the token after all."""
+    for part, wanted in zip(_text_parts(model.config), _text_parts(config), strict=True):  # type: ignore[arg-type]
+        part.pad_token_id = wanted.pad_token_id
+    for module in model.modules():  # as those of RoBERTa, which count positions from it
+        if not isinstance(module, nn.Embedding) and getattr(module, "padding_idx", 0) is None:
+            module.padding_idx = find_text_config(config).pad_token_id
 
 
 def _refuse_missing_directory(name: str) -> None:

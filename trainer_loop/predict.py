@@ -16,7 +16,7 @@ from trainer_loop.errors import UserError, printable
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.runtime.host import expand_home
 from trainer_loop.runtime.quiet import quieten_libraries, quieten_loggers
-from trainer_loop.runtime.streams import put_out, report
+from trainer_loop.runtime.streams import SafeStream, drop_unwritten, fill_standard_descriptors, put_out, report
 
 if TYPE_CHECKING:  # importing them takes seconds
     from trainer_loop.predictor import Predictor
@@ -44,8 +44,9 @@ python -m trainer_loop.predict model=runs/imdb file=new_reviews.csv output=judge
   max_new_tokens=  how far a causal LM continues a text; default 64
   trust_remote_code=true   lets Python code that came with the model run
 
-Columns keep their names, values and order; what is predicted stands behind them. JSON and .csv files have dates and
-times by ISO 8601, decimals as texts, bytes in base64, and .csv files nested values as JSON."""
+Columns keep their names, values and order; what is predicted stands behind them. A column without a name is called
+column_1 by its place; a blank line is no row. JSON and .csv files have dates and times by ISO 8601, decimals as
+texts, bytes in base64, and .csv files nested values as JSON."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal acts on instead of showing it
 _SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
@@ -91,6 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     if {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
+    fill_standard_descriptors()
     quieten_loggers()
     try:
         _predict(_read_arguments(arguments))
@@ -190,8 +192,12 @@ def _predict_file(file: str, request: Request, model_dir: Path, record: "ExportR
         text_format=TextFormat(request.delimiter, request.quoting, request.encoding),
     )
     job = prepare_file(asked, model_dir, record)
+    console = SafeStream(sys.stdout)  # the result is the file
     for line in predict_file(Predictor.load(model_dir, trust_remote_code=request.trust_remote_code), job):
-        put_out(line + "\n")
+        print(line, file=console, flush=True)
+    if console.fault is not None:
+        print(f"warning: standard output cannot be written: {console.fault}", file=SafeStream(sys.stderr))
+        drop_unwritten(sys.stdout)
 
 
 def _find_model(name: str) -> Path:

@@ -178,6 +178,7 @@ def _reword(problem: str) -> str:
         ("data.text=", "text_column="),
         ("data.files.", ""),
         ("data.missing=", "missing="),
+        ("data.train: ", ""),
         ("data.train", "the file"),
     ):
         problem = problem.replace(key, here)

@@ -25,7 +25,8 @@ from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.quiet import quieten_libraries
 from trainer_loop.tasks.losses import LOSSES
 from trainer_loop.tasks.shipped import TASKS
-from trainer_loop.trials import make_rows, try_padding
+from trainer_loop.trials import LONGER, can_answer, make_rows, try_padding
+from trainer_loop.weight_files import check_weight_files
 
 _NO_TARGET = -100
 
@@ -65,6 +66,8 @@ class Predictor:
         ends = config.is_encoder_decoder
         self.task.bind(tokenizer, end_token=find_text_config(config).eos_token_id if ends else None)
         rows = make_rows(self.task, self.model, max_length=max_length)
+        if not can_answer(self.model, self.task, rows[:1]):
+            rows = make_rows(self.task, self.model, max_length=max_length, lengths=LONGER)
         self.task.use_padding(try_padding(self.model, self.task, rows).side)
         self.tokenizer = tokenizer
         self.generates = task == "causal_lm"
@@ -98,6 +101,8 @@ class Predictor:
         trusting: dict[str, Any] = {"trust_remote_code": trust_remote_code}  # left out, transformers would ask
         try:
             task = record.task if record is not None else _guess_task(model_dir, **trusting)
+            if model_dir.is_dir() and not is_adapter(model_dir) and (faults := check_weight_files(model_dir)):
+                raise UserError(faults)
             tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir, **trusting)
             model_class = TASKS[task].model_class
             if is_adapter(model_dir):
@@ -174,11 +179,17 @@ class Predictor:
             if has_targets:
                 batch["labels"] = torch.tensor([targets[number] for number in numbers])
             batch = move_batch(batch, self.device)
-            if loss_function is None:
-                judged = self.task.predict(self.model, batch)
-            else:
-                loss, judged = self.task.loss_and_predict(self.model, batch)
-                loss_sum += float(loss)
+            try:
+                if loss_function is None:
+                    judged = self.task.predict(self.model, batch)
+                else:
+                    loss, judged = self.task.loss_and_predict(self.model, batch)
+                    loss_sum += float(loss)
+            except (RuntimeError, ValueError, IndexError) as error:
+                if is_out_of_memory(error):
+                    raise
+                name = type(self.model).__name__
+                raise UserError(f"{place_of(numbers[0])}: a {name} cannot answer it: {in_one_line(error)}") from error
             for number, values in zip(numbers, self._describe(judged), strict=True):
                 rows[number] = values
             if has_targets:

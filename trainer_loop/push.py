@@ -10,7 +10,7 @@ from trainer_loop.errors import UserError
 from trainer_loop.record.run_dir import EXPORT_RECORD, RunDir
 from trainer_loop.runtime.host import expand_home
 from trainer_loop.runtime.quiet import quieten_loggers
-from trainer_loop.runtime.streams import report
+from trainer_loop.runtime.streams import report, safe_streams
 
 USAGE = """\
 python -m trainer_loop.push model=runs/imdb repo=me/imdb-bert
@@ -43,15 +43,16 @@ def main(argv: list[str] | None = None) -> int:
     if {"-h", "--help"} & set(arguments):
         print(USAGE)
         return 0
-    try:
-        _push(_read_arguments(arguments))
-    except UserError as error:
-        report(error)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on with what is missing", file=sys.stderr)
-        return _STOPPED
-    return 0
+    with safe_streams():  # what is pushed is pushed, whether or not it can be told
+        try:
+            _push(_read_arguments(arguments))
+        except UserError as error:
+            report(error)
+            return error.exit_code
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on with what is missing", file=sys.stderr)
+            return _STOPPED
+        return 0
 
 
 def _read_arguments(arguments: list[str]) -> Request:

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +11,14 @@ from torch import Tensor, nn
 
 from trainer_loop.data.loader import move_batch
 from trainer_loop.errors import UserError, in_one_line
-from trainer_loop.model_config import find_text_config
+from trainer_loop.model_config import find_text_config, without_numbers
 from trainer_loop.optim.layers import LINEAR_LAYERS, modules_above
+from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.tasks.output_head import find_leaves
 from trainer_loop.tasks.task import Batch, TextTask
 
-_LENGTHS = (2, 5, 19)  # tokens of the made-up rows, about
+LENGTHS = (2, 5, 19)  # tokens of the made-up rows, about
+LONGER = (12, 17, 29)  # where a model cannot answer those
 _TOLERANCE = 1e-4  # relative to the largest number of an answer
 _ROPES_OF_THE_LONGEST = ("dynamic", "longrope")  # whose rotations follow from the longest row of a batch
 
@@ -42,13 +43,15 @@ class PaddingTrial:
         )
 
 
-def make_rows(task: TextTask, model: nn.Module, *, max_length: int) -> list[dict[str, Any]]:
-    """Three rows of unlike lengths, of ordinary tokens of the task's tokenizer, encoded as the task does it.
+def make_rows(
+    task: TextTask, model: nn.Module, *, max_length: int, lengths: Sequence[int] = LENGTHS
+) -> list[dict[str, Any]]:
+    """Rows of unlike lengths, of ordinary tokens of the task's tokenizer, encoded as the task does it.
 
-    A fourth one is as long as makes a difference, where the model's positions follow from the longest row of a batch.
+    One more is as long as makes a difference, where the model's positions follow from the longest row of a batch.
     """
-    lengths = [*_LENGTHS, *_find_turning_length(model, max_length=max_length)]
-    return [row for length in lengths for row in make_row(task, length, max_length=max_length)]
+    tried = [*lengths, *_find_turning_length(model, max_length=max_length)]
+    return [row for length in tried for row in make_row(task, length, max_length=max_length)]
 
 
 def make_row(task: TextTask, length: int, *, max_length: int) -> list[dict[str, Any]]:
@@ -113,10 +116,24 @@ def _answer(model: nn.Module, task: TextTask, rows: Sequence[Mapping[str, Any]])
     try:
         return read_answer(model(**batch)).float()
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
+        borrowed = task.tokenizer.pad_token_id == task.tokenizer.eos_token_id
+        hint = "; its padding token is its end token: give it a tokenizer with one of its own" if borrowed else ""
         raise UserError(
             f"model: a {type(model).__name__} cannot answer rows as its tokenizer makes them: "
-            f"{type(error).__name__}: {in_one_line(error, at_most=200)}"
+            f"{type(error).__name__}: {in_one_line(error, at_most=200)}{hint}"
         ) from error
+
+
+def can_answer(model: nn.Module, task: TextTask, rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a model takes such rows; some take none of a few tokens."""
+    try:
+        with torch.no_grad(), _answering(model):
+            _answer(model, task, rows)
+    except UserError:
+        return False
+    return True
 
 
 def pad_rows(task: TextTask, rows: Sequence[Mapping[str, Any]], device: torch.device) -> Batch:
@@ -155,8 +172,8 @@ def find_reach(model: nn.Module, batch: Mapping[str, Any]) -> Reach:
     outputs = {name: [output for output in calls.get(name, ()) if _is_filled(output)] for name in linear}
     outputs = {name: tensors for name, tensors in outputs.items() if tensors}
     idle = {name for name, count in _flows(answer, outputs).items() if not count} | _find_detached(model, outputs)
-    called = {_without_numbers(name) for name in outputs}
-    idle |= {name for name in linear if name not in outputs and _without_numbers(name) not in called}
+    called = {without_numbers(name) for name in outputs}
+    idle |= {name for name in linear if name not in outputs and without_numbers(name) not in called}
     idle |= {name for name in linear if any(not isinstance(output, Tensor) for output in calls.get(name, ()))}
     return Reach(tuple(calls), _find_unused(model, answer, calls), frozenset(idle))
 
@@ -174,13 +191,13 @@ def _find_unused(model: nn.Module, answer: Tensor, calls: Mapping[str, Sequence[
     used = {id(leaf) for leaf in find_leaves(answer.grad_fn)}
     named = dict(model.named_parameters(remove_duplicate=False))
     reached = {name for name, parameter in named.items() if id(parameter) in used or not parameter.requires_grad}
-    siblings = {_without_numbers(name) for name in reached}
+    siblings = {without_numbers(name) for name in reached}
     seen = {module for name in reached for module in modules_above(name)}
     seen |= {name for name, outputs in calls.items() if any(_is_filled(out) and out.requires_grad for out in outputs)}
     return frozenset(
         name
         for name in named.keys() - reached
-        if _without_numbers(name) not in siblings and ((owner := modules_above(name)[0]) not in calls or owner in seen)
+        if without_numbers(name) not in siblings and ((owner := modules_above(name)[0]) not in calls or owner in seen)
     )
 
 
@@ -197,7 +214,8 @@ def freeze_unused(model: nn.Module, reach: Reach, *, new_weights: Collection[str
         return None
     parts = sorted({".".join(name.split(".")[:3]) for name in frozen})
     shown = ", ".join(parts[:4]) + (f" and {len(parts) - 4} more" if len(parts) > 4 else "")
-    return f"model: {len(frozen)} parameters take no part in what this task computes, and do not learn: {shown}"
+    take = "1 parameter takes" if len(frozen) == 1 else f"{len(frozen):,} parameters take"
+    return f"model: {take} no part in what this task computes; not trained: {shown}"
 
 
 def read_answer(outputs: Any) -> Tensor:
@@ -270,7 +288,3 @@ def _flows(answer: Tensor, outputs: Mapping[str, Sequence[Tensor]]) -> dict[str,
     for (name, _), gradient in zip(flat, gradients, strict=True):
         counts[name] = counts.get(name, 0) + (0 if gradient is None else int(gradient.count_nonzero()))
     return counts
-
-
-def _without_numbers(name: str) -> str:
-    return re.sub(r"\d+", "*", name)

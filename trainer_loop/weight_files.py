@@ -8,22 +8,29 @@ from safetensors import SafetensorError, safe_open
 
 # As transformers looks for them.
 _WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_OF_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _LFS = b"version https://git-lfs"
 _LEGACY_TORCH = b"\x80\x02"  # a pickle, as torch wrote before version 1.6
 
 
-def check_weight_files(folder: Path) -> list[str]:
-    """What is wrong with the weights in a folder, as sentences without the config key; none: they can be read."""
+def check_weight_files(folder: Path, *, or_else: str = "") -> list[str]:
+    """What is wrong with the weights in a model's folder, as sentences without a config key; none: they can be read.
+
+    or_else: another remedy where there are none.
+    """
     path = next((folder / name for name in _WHOLE if (folder / name).exists()), None)
     if path is None:
         present = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8])
-        return [
-            f"{folder} has no weights ({_WHOLE[0]} or {_WHOLE[2]}); it has {present}; download them, or build a new "
-            "model from its config with model.from_scratch=true"
-        ]
+        return [f"{folder} has no weights ({_WHOLE[0]} or {_WHOLE[2]}); it has {present}; download them again{or_else}"]
     if path.suffix != ".json":
         return find_fault(path)
     return _check_shards(path)
+
+
+def check_adapter_weights(folder: Path) -> list[str]:
+    """The same of an adapter's folder."""
+    path = next((folder / name for name in _OF_ADAPTERS if (folder / name).exists()), None)
+    return [f"{folder} has no weights ({_OF_ADAPTERS[0]}); copy it again"] if path is None else find_fault(path)
 
 
 def find_fault(path: Path) -> list[str]:
@@ -50,10 +57,15 @@ def find_fault(path: Path) -> list[str]:
 
 def _check_shards(index: Path) -> list[str]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        content = json.loads(index.read_text(encoding="utf-8"))
+        names = sorted(set(content["weight_map"].values()))
         shards = [index.parent / name for name in names]
+        if not shards or not isinstance(content["metadata"], dict):
+            raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return [f"{index} is damaged: it does not say which file holds which weight; download it again"]
+    if outside := [name for name in names if ".." in Path(name).parts or Path(name).is_absolute()]:
+        return [f"{index} names files outside of its folder, such as {outside[0]}; download it again"]
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         return [f"{index.parent} lacks {shown}, which {index.name} names; download it again"]

@@ -17,6 +17,8 @@ statistics datetime ast pathlib urllib asyncio multiprocessing difflib pprint st
 ctypes sysconfig site sitecustomize usercustomize packaging requests fsspec wandb tensorboard torchvision torchaudio PIL
 scipy matplotlib IPython jax tensorflow flax cv2 librosa sentencepiece tiktoken triton bitsandbytes reviews
 """.split()  # noqa: SIM905
+# Packages that libraries look for as long as a run lasts.
+OPTIONAL = ["habana_frameworks", "torch_xla", "torch_npu", "torch_mlu", "deepspeed", "comet_ml", "mlflow", "trackio"]
 MORE = {"conftest.py", "setup.py", "__init__.py", "__main__.py", "planted.pth", "tiny_bert.py", "run.py", "predict.py"}
 
 LOSSES = """
@@ -43,15 +45,29 @@ def start(folder: Path, *command: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run([sys.executable, "-m", *command], cwd=folder, capture_output=True, text=True, check=False)
 
 
-def test_nothing_that_was_planted_runs(planted, tiny_model, tmp_path):
-    ran = tmp_path / "ran"
+@pytest.fixture
+def settings(planted: Path, tiny_model) -> list[str]:
     write_csv(planted / "reviews.csv", make_reviews(24))
+    settings = [f"model.name={tiny_model}", "data.train=reviews.csv", "data.max_length=32", "batch.size=8"]
+    return [*settings, "train={steps: 2, precision: no}", "data.num_workers=1", "run_dir=run"]
+
+
+def test_nothing_that_was_planted_runs_where_nothing_is_named(planted, settings, tmp_path):
+    for name in OPTIONAL:
+        (planted / name).mkdir()
+        (planted / name / "__init__.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write({name!r} + chr(10))\n")
+    trained = start(planted, "trainer_loop.run", *settings, "data.validation_fraction=0.25")
+    assert trained.returncode == 0, trained.stderr
+    judged = start(planted, "trainer_loop.predict", "model=run", "file=reviews.csv", "output=out.csv")
+    assert (judged.returncode, "accuracy" in judged.stdout) == (0, True), judged.stderr
+    assert not (tmp_path / "ran").exists(), (tmp_path / "ran").read_text()
+
+
+def test_nothing_else_that_was_planted_runs_where_something_is_named(planted, settings, tmp_path):
+    ran = tmp_path / "ran"
     (planted / "losses.py").write_text(LOSSES)
     (planted / "helper.py").write_text("factor = 1.0\n")
-    settings = [f"model.name={tiny_model}", "data.train=reviews.csv", "data.max_length=32", "batch.size=8"]
-    settings += ["train={steps: 2, precision: no}", "loss.name=losses.mine", "data.num_workers=1"]
-
-    trained = start(planted, "trainer_loop.run", *settings, "run_dir=run")
+    trained = start(planted, "trainer_loop.run", *settings, "loss.name=losses.mine")
     assert trained.returncode == 0, trained.stderr
     assert "loss.name (its code): losses.py " in trained.stdout, "what is named is found"
     for others in (["checkpoints", "run"], ["migrate", "--help"], ["predict", "--help"]):

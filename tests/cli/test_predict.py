@@ -240,8 +240,8 @@ def test_code_that_came_with_a_model_runs_only_when_it_is_asked_for(run, capfd, 
     assert "Traceback" not in err
     code, _, err = predict(capfd, f"model={run}", "text=a film", "trust_remote_code=maybe")
     assert (code, "allowed: true, false" in err) == (2, True)
-    with pytest.raises(RuntimeError, match="it was run"):
-        predict(capfd, f"model={run}", "text=a film", "trust_remote_code=true")
+    code, _, err = predict(capfd, f"model={run}", "text=a film", "trust_remote_code=true")
+    assert (code, "cannot be loaded: it was run" in err) == (2, True)
 
 
 @pytest.mark.parametrize("damage", ["{", '{"task": "sequence_classification", "colour": 3}'])
@@ -260,3 +260,13 @@ def test_an_output_that_cannot_be_written_is_one_line(run, capfd, tmp_path):
     assert code == 2
     (line,) = err.splitlines()
     assert "cannot be written" in line
+
+
+def test_the_file_is_the_result_and_a_console_that_fails_is_a_warning(run, tmp_path, capfd, monkeypatch):
+    (tmp_path / "new.csv").write_text("text\na film\n")
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        code, _, err = predict(capfd, f"model={run}", f"file={tmp_path / 'new.csv'}", f"output={tmp_path / 'out.csv'}")
+    monkeypatch.undo()
+    assert (code, err) == (0, "warning: standard output cannot be written: No space left on device\n")
+    assert (tmp_path / "out.csv").read_text().count("\n") == 2

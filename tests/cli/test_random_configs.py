@@ -49,6 +49,8 @@ VALUES: dict[str, list[Any]] = {
     "data.label_names": ["", "[bad, good]", "{bad: negative, good: positive}", "{negative: 0}"],
     "data.max_length": [16, 48, 512, 513],
     "data.num_workers": ["auto", 0, 1],
+    "data.files.delimiter": ["", "tab", ";", "ab"],
+    "data.files.encoding": ["", "utf-8", "windows-1252", "no-such"],
     "data.limit.train": [64, 7],
     "data.limit.validation": [16, 1],
     "data.limit.test": [16],

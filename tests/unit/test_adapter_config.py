@@ -49,8 +49,6 @@ def test_what_peft_writes_for_an_adapter_is_taken(tmp_path):
         ("megatron_core", ["planted"]),
         ("megatron_config", {"a": 1}),
         ("corda_config", {"cache_file": "planted.pt"}),
-        ("eva_config", {"rho": 2.0}),
-        ("lora_ga_config", {"cache_file": "planted.pt"}),
         ("arrow_config", {}),
         ("adapters", {"a": "planted"}),
         ("shadow_model", "planted"),

@@ -9,7 +9,7 @@ import transformers
 import zoo
 from torch import Tensor, nn
 
-from trainer_loop.adapters import add_adapter, merge_adapter
+from trainer_loop.adapters import add_adapter, load_adapted_model, merge_adapter
 from trainer_loop.errors import UserError
 from trainer_loop.trials import find_reach
 
@@ -80,6 +80,9 @@ def check(model_type: str, head: str, kind: tuple[str, dict[str, Any]], director
     with torch.no_grad():
         wanted = answer(model.eval(), ids)
         model.save_pretrained(directory / "adapter", save_embedding_layers=False)
+        model.config.save_pretrained(directory / "adapter")  # as an export has it
+        here = load_adapted_model(directory / "adapter", model_class=auto_class, num_tokens=1).eval()
+        torch.testing.assert_close(answer(here, ids), wanted, rtol=0, atol=1e-5 * (1 + float(wanted.abs().max())))
         alone = peft.PeftModel.from_pretrained(load(directory / "base"), directory / "adapter").eval()
         torch.testing.assert_close(answer(alone, ids), wanted, rtol=0, atol=1e-5 * (1 + float(wanted.abs().max())))
         merge_adapter(alone, place="model.peft.merge").save_pretrained(directory / "merged")
@@ -136,3 +139,10 @@ def test_every_adapter_on_every_head_of_every_model(model_type: str, head: str, 
     except UserError as error:  # peft cannot put this adapter beside such layers, and says so
         (problem,) = error.problems
         assert problem.startswith("model.peft: ")
+
+
+def test_a_pattern_that_the_export_could_not_be_loaded_with_is_refused_before_training():
+    model = zoo.make_model("bert", "AutoModelForSequenceClassification")
+    ids = torch.tensor([[1, 7, 2]])
+    with pytest.raises(UserError, match=r"^model\.peft: '\(a\+\)\+b' is a pattern on which matching may take for ever"):
+        adapt(model, ("lora", {"target_modules": "(a+)+b"}), "SEQ_CLS", ids)

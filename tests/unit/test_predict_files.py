@@ -16,6 +16,7 @@ import pytest
 from arrow_columns import CASES
 
 from trainer_loop.data import write_files
+from trainer_loop.data.files import read_files
 from trainer_loop.data.text_format import TextFormat
 from trainer_loop.errors import UserError
 from trainer_loop.predict_files import FileRequest, predict_file, prepare_file
@@ -32,7 +33,7 @@ class Stub:
     label_names = ("neg", "pos")
     label_values = ("n", "p")
 
-    def judge(self, texts, pairs=None, *, labels=None):
+    def judge(self, texts, pairs=None, *, labels=None, place_of=None):
         self.texts, self.pairs, self.labels = texts, pairs, labels
         return Judged([{"label": "pos", "probability": 0.5} for _ in texts], None, [])
 
@@ -202,7 +203,7 @@ def test_the_file_that_is_read_is_never_replaced(folder: Path):
 def test_a_file_that_appears_meanwhile_is_not_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch):
     Path("in.jsonl").write_text('{"text": "a"}\n')
 
-    def judge(self, texts, pairs=None, *, labels=None):
+    def judge(self, texts, pairs=None, *, labels=None, place_of=None):
         Path("out.csv").write_text("of somebody else")
         return Judged([{"label": "pos"}], None, [])
 
@@ -237,8 +238,8 @@ def test_rows_without_a_text_stay_in_their_place_without_a_prediction(folder: Pa
     Path("in.csv").write_text("id,text\n1,a\n2,\n3,  \n4,d\n")
     (null, blank) = problems_of("in.csv")
     remedy = "fill it in or remove the row, or set missing=drop (or empty)"
-    assert null == f"the file: column 'text' is null in 1 row: in.csv row 2; {remedy}"
-    assert blank == f"the file: column 'text' is empty in 1 row: in.csv row 3; {remedy}"
+    assert null == f"column 'text' is null in 1 row: in.csv row 2; {remedy}"
+    assert blank == f"column 'text' is empty in 1 row: in.csv row 3; {remedy}"
     stub, lines = run("in.csv", output="out.csv", missing="drop")
     assert stub.texts == ["a", "d"]
     assert lines[-2:] == [
@@ -253,7 +254,7 @@ def test_rows_without_a_text_stay_in_their_place_without_a_prediction(folder: Pa
     assert "2,,pos,0.5\n" in Path("empty.csv").read_text()
     Path("none.csv").write_text("id,text\n1,\n")
     assert problems_of("none.csv", missing="drop") == [
-        "the file: no row is left; none.csv: 1 row without 'text' was dropped (missing=drop)"
+        "no row is left; none.csv: 1 row without 'text' was dropped (missing=drop)"
     ]
 
 
@@ -383,3 +384,22 @@ def test_a_file_of_many_columns_takes_time_in_proportion(folder: Path):
     run("in.csv", output="out.parquet")
     run("in.csv", output="out.jsonl")
     assert list(read_output("out.jsonl")[2]) == ["text", *names, "label", "probability"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_line_breaks_of_any_kind_stay_inside_their_field(folder: Path, suffix: str):
+    texts = ["a\rb", "a\nb", "a\r\nb", "\rc", 'a"b\r', "a,b\tc"]
+    pa.parquet.write_table(pa.table({"text": texts, "id": list(range(6)), "more\rless": ["x"] * 6}), "in.parquet")
+    run("in.parquet", output=f"out{suffix}")
+    written = read_output(f"out{suffix}")
+    assert [row["text"] for row in written] == texts
+    assert [row["id"] for row in written] == ["0", "1", "2", "3", "4", "5"]
+    again = read_files([f"out{suffix}"], split="train", texts=["text"], label=None)
+    assert list(again.rows["text"]) == texts, "and as files of this project are read"
+
+
+def test_a_column_without_a_name_takes_none_that_is_there(folder: Path):
+    Path("in.csv").write_text(",column_1,text\n0,A,x\n1,B,y\n")
+    run("in.csv", output="out.jsonl")
+    written = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert [(row["column_1_"], row["column_1"], row["text"]) for row in written] == [("0", "A", "x"), ("1", "B", "y")]

@@ -111,7 +111,11 @@ def _adapter_conflicts(config: Config) -> Iterator[Conflict]:
         for field in dataclasses.fields(settings):
             value = getattr(settings, field.name)
             if value != KEYS[f"model.{section}.{field.name}"].default:
+                other, others_switch = ("peft", peft.name) if section == "lora" else ("lora", lora.r)
                 remedy = f"set model.{section}.{'r' if section == 'lora' else 'name'}"
+                if others_switch is not None:
+                    remedy = f"this run's adapter is that of model.{other}, which has keys of its own"
+                    remedy += f": set model.{other}.merge" if field.name == "merge" else ""
                 yield (
                     (f"model.{section}.{field.name}",),
                     f"model.{section}.{field.name} is {shown(value)}, but there is no such adapter; {remedy}",
@@ -303,8 +307,8 @@ def unusable_paths(config: Config) -> Iterator[Conflict]:
             if longest > _LONGEST_NAME or len(str(path)) > _LONGEST_PATH:
                 yield (
                     (".".join(name.split(".")[:2]),),
-                    f"{name} is {shown(path)}, of {len(str(path)):,} characters; a path has at most "
-                    f"{_LONGEST_PATH:,}, and {_LONGEST_NAME} between two /",
+                    f"{name} is {shown(path)}, of {len(str(path).encode(errors='replace')):,} bytes; a path has at "
+                    f"most {_LONGEST_PATH:,}, and {_LONGEST_NAME} between two /",
                 )
 
 

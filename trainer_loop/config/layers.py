@@ -7,6 +7,7 @@ from pathlib import Path
 from yaml.nodes import MappingNode, Node, ScalarNode
 
 from trainer_loop.config.schema import KEYS, SECTIONS, keys_of
+from trainer_loop.config.secrets import mask_arguments
 from trainer_loop.config.translations import describe_unknown
 from trainer_loop.config.values import judge_as_given, read, shown
 from trainer_loop.config.yaml_core import MAP, NULL, STR, compose, core_tag, plain
@@ -71,7 +72,7 @@ def command_line_layer(arguments: Sequence[str]) -> Layer:
             layer.problems.append(f"{COMMAND_LINE}: {argument} has no value; write {argument}=value")
             continue
         value, problems = _argument_node(name, text)
-        layer.problems += [f"{COMMAND_LINE}: {argument}: {problem}" for problem in problems]
+        layer.problems += [f"{COMMAND_LINE}: {mask_arguments([argument])[0]}: {problem}" for problem in problems]
         if value is not None and not problems:
             _add_entries(layer, _nested(name, value), prefix="", place_of=lambda key: COMMAND_LINE)
     return layer

@@ -14,12 +14,14 @@ MASK = "***"
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _ALWAYS = {
     *("password", "passwd", "passphrase", "pwd", "secret", "secrets", "credential", "credentials", "apikey"),
-    *("auth", "authorization", "bearer", "jwt", "cookie", "cookies", "webhook"),
+    *("auth", "authorization", "bearer", "jwt", "cookie", "cookies", "webhook", "dsn", "pat", "pass", "userpass"),
+    *("accesskey", "accesstoken", "apitoken", "authkey", "authtoken", "secretkey", "privatekey", "passkey"),
 }
 # `key` and `token` have other meanings too: key/value heads, tokens of a text.
 _OF_A_KEY = {
     *("api", "access", "account", "app", "auth", "aws", "azure", "client", "encryption", "gcp", "hf", "hub", "licence"),
     *("license", "master", "private", "secret", "service", "session", "shared", "signing", "ssh", "subscription"),
+    *("bucket", "db", "ssl", "tls", "write"),
     *("comet", "neptune", "wandb"),
 }
 _OF_A_TEXT_TOKEN = {
@@ -28,7 +30,13 @@ _OF_A_TEXT_TOKEN = {
 }
 # Nothing beside it, and no default, which might be a secret; behind it there may be what `name_sources` adds.
 _NAMES_ALONE = re.compile(r"\$\{[^,{}]+\}( #[0-9a-f]{8})?")
-_WITH_PASSWORD = re.compile(r"://[^/\s:@]*:[^/\s@]+@")
+# A user with a password in an address, a token in its place, a token of the hub or of GitHub, a header.
+_SECRET_TEXT = re.compile(
+    r"://[^/\s@]+@|\b(?:hf|api_org|hf_oauth|ghp|gho|github_pat)_[A-Za-z0-9_]{16,}"
+    r"|\b(?:[Bb]earer|[Bb]asic|[Tt]oken)\s+[\w.~+/=-]{8,}|(?i:\b(?:password|pwd|accountkey)=[^;\s]+)"
+)
+_LONG_NUMBER = 10**6  # smaller ones are ids of tokens
+_PAIR = re.compile(r"""(?P<key>[\w-]+)(?P<between>["']?\s*[:=]\s*)(?P<value>"[^"]*"|'[^']*'|[^\s,{}\[\]]+)""")
 
 
 class FromEnvironment(str):
@@ -53,11 +61,13 @@ def is_secret(name: str, value: object) -> bool:
     before, last = (words[-2] if len(words) > 1 else ""), words[-1]
     if _ALWAYS & set(words) or (last in ("key", "keys") and before in _OF_A_KEY):
         return True
+    if last == "tokens" and before in _OF_A_KEY:
+        return True
+    if last == "token" and (not isinstance(value, str) or not value.startswith(("<", "["))):
+        return before not in _OF_A_TEXT_TOKEN and not (isinstance(value, int | float) and abs(value) < _LONG_NUMBER)
     if not isinstance(value, str):
         return False
-    if last in ("token", "tokens"):
-        return before not in _OF_A_TEXT_TOKEN and not value.startswith(("<", "["))
-    return name.lower() in ("key", "keys") or _WITH_PASSWORD.search(value) is not None
+    return name.lower() in ("key", "keys") or _SECRET_TEXT.search(value) is not None
 
 
 def is_from_environment(value: object) -> bool:
@@ -113,8 +123,20 @@ def mask_arguments(arguments: Sequence[str]) -> list[str]:
     return masked
 
 
+def mask_text(text: str) -> str:
+    """A text that may be no YAML, without the secrets in it."""
+
+    def mask(found: re.Match[str]) -> str:
+        key, between, value = found["key"], found["between"], found["value"]
+        return f"{key}{between}{MASK}" if is_secret(key, value.strip("\"'")) else found.group()
+
+    return _SECRET_TEXT.sub(MASK, _PAIR.sub(mask, text))
+
+
 def _mask_yaml(text: str) -> str:
-    node, _ = compose(text)
+    node, faults = compose(text)
+    if faults:
+        return mask_text(text)
     marks = {(secret.start_mark.index, secret.end_mark.index) for secret in _secret_nodes(node, "", below_secret=False)}
     for start, end in sorted(marks, reverse=True):
         text = text[:start] + MASK + text[end:]

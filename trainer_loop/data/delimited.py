@@ -20,6 +20,16 @@ _LINES_BEHIND = 100_000  # that are looked at behind lines that quotes join
 _MOST_CHECKS = 3
 
 
+def _name_all(header: Sequence[str]) -> list[str]:
+    """Names for the columns that have none, such as the index that pandas writes."""
+    names: list[str] = []
+    for position, name in enumerate(header, start=1):
+        while not name or (name != header[position - 1] and name in header):
+            name = f"column_{position}" if not name else f"{name}_"
+        names.append(name)
+    return names
+
+
 class Records:
     """The records of a .csv or .tsv file that has a header, each with the line it begins on.
 
@@ -109,7 +119,7 @@ class Records:
                 f"{self.path} line 1: the quoting breaks by line {lines.number} ({error}); close the quoted name"
             ) from error
         self._check_header(header, texts)
-        return [name or f"column_{position}" for position, name in enumerate(header, start=1)], lines
+        return _name_all(header), lines
 
     def _check_header(self, header: Sequence[str], texts: Collection[str]) -> None:
         path = self.path
@@ -127,7 +137,8 @@ class Records:
                 typed = {"\t": "tab"}.get(other, f"'{other}'")
                 raise UserError(
                     f"{path} line 1 has the one column {shorten(header[0])}: its fields seem to be separated by "
-                    f"{name}; set data.files.delimiter={typed} (without it a .csv file has commas and a .tsv file tabs)"
+                    f"{name}; set data.files.delimiter={typed} (it holds for all files of a run; without it a "
+                    ".csv file has commas and a .tsv file tabs)"
                 )
 
     def _refuse_joined_records(self, first_line: int) -> None:

@@ -77,7 +77,7 @@ class Lines:
             self._seek(file, codec)
             for raw in _split_lines(file, "\n".encode(codec)):
                 text = self._decode(raw, codec)
-                if self._any_break and text.find("\r") not in (-1, len(text) - 2, len(text) - 1):
+                if self._any_break and "\r" in text.removesuffix("\n").removesuffix("\r"):
                     for line in _LINE.findall(text):
                         self.number += 1
                         self.offset += len(line.encode(codec))

@@ -64,7 +64,7 @@ class ReadyTable:
             names, rows = list(self._columns), zip(*self._columns.values(), strict=True)
             if self.suffix in (".csv", ".tsv"):
                 delimiter = "," if self.suffix == ".csv" else "\t"
-                writer = csv.writer(text, delimiter=delimiter, lineterminator="\n")
+                writer = csv.writer(_LineEnds(text), delimiter=delimiter)
                 writer.writerow(names)
                 writer.writerows([_as_cell(value) for value in row] for row in rows)
             elif self.suffix == ".jsonl":
@@ -95,6 +95,19 @@ def write_whole(path: Path, write: Callable[[BinaryIO], None], *, replaces: bool
 
 
 # ------------------------------------------------------------------------------------------------ columns, made ready
+
+
+class _LineEnds:
+    r"""Takes rows of a csv.writer, which quotes what is in its line end, and ends them with \n alone.
+
+    With that as its line end it would leave a carriage return in a field without quotes, and readers begin a row there.
+    """
+
+    def __init__(self, file: TextIO):
+        self._file = file
+
+    def write(self, row: str) -> None:
+        self._file.write(row.removesuffix("\r\n") + "\n")
 
 
 class _Refused(Exception):

@@ -261,5 +261,6 @@ def check_model_parts(config: Config, task: TextTask, empty: nn.Module) -> list[
                 empty, kind=kind, arguments=arguments, task_type=task.adapter_type, place=place, seed=config.seed
             )
         except UserError as error:
-            return error.problems
+            # What torch refuses here for want of numbers, as PiSSA, which splits the weights, is tried when they are.
+            return [] if isinstance(error.__cause__, RuntimeError) else error.problems
     return check_patterns(empty, frozen=optimizer.freeze, rules=rules)

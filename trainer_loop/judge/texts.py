@@ -61,8 +61,12 @@ def judge_texts(
             trust_remote_code=config.model.trust_remote_code,
         )
         problems += check_figures(config, task, num_labels, given)
-    tokenizer = attempt(problems, lambda: _get_tokenizer(config, task, splits, problems, console, given))
+    num_problems = len(problems)
     model_config = attempt(problems, lambda: _get_model_config(config, given))
+    tokenizer = None
+    # The tokenizer of a model is loaded with its config.json too: what is wrong with that is told once.
+    if not any(" cannot be loaded: " in problem for problem in problems[num_problems:]):
+        tokenizer = attempt(problems, lambda: _get_tokenizer(config, task, splits, problems, console, given))
     if given.model is not None and model_config is not None and label_names is not None:
         problems += check_outputs(model_config, len(label_names.names))
     names = None if label_names is None else label_names.names
@@ -131,7 +135,9 @@ def _check_files(config: Config, model_config: PretrainedConfig, place: str, tas
     )
     if model.name is not None and not model.from_scratch:
         folder = Path(find_model(model.name))
-        problems += [f"model.name: {problem}" for problem in check_weight_files(folder)] if folder.is_dir() else []
+        or_else = ", or build a new model from its config with model.from_scratch=true"
+        faults = check_weight_files(folder, or_else=or_else) if folder.is_dir() else []
+        problems += [f"model.name: {fault}" for fault in faults]
         if getattr(model_config, "quantization_config", None) is not None:
             problems.append(
                 f"{place} holds weights that were quantised before, which cannot learn; take the model they were made "

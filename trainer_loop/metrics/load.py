@@ -10,6 +10,7 @@ A function asks for outputs of the task's `predict` by the names of its paramete
 """
 
 import difflib
+import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -157,7 +158,11 @@ def _find_metric(entry: _ParsedEntry) -> "type[evaluate.Metric] | FunctionType":
     """The function or class of a shipped name or a dotted path; raise UserError when it is no metric."""
     import evaluate
 
-    found = locate(SHIPPED.get(entry.name, entry.name), place=entry.place)
+    if entry.name in SHIPPED:
+        module, _, name = SHIPPED[entry.name].rpartition(".")
+        found: object = getattr(importlib.import_module(module), name)
+    else:
+        found = locate(entry.name, place=entry.place)
     if inspect.isfunction(found):
         if not _columns_of(found, entry):
             raise UserError(

@@ -16,21 +16,20 @@ from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.record.hub_access import find_repo_id, open_api, retrying, status_of
 from trainer_loop.record.run_dir import EXPORT_RECORD
 from trainer_loop.record.secrets import find_secret, mask_secrets
+from trainer_loop.runtime.plain_json import parse_json
 
 Content = Path | bytes
 Files = Mapping[str, Content]  # path in the repository -> what it holds
 
 _CARD = "README.md"
 _CONFIG = "config.yaml"  # of a run
-# What transformers, peft and the tokenizers save, and what people lay beside it; not any .json, which may be data.
+# What transformers, peft and the tokenizers save, and what people lay beside it; not any other name, which may be data.
 _KEPT = re.compile(
-    r".*\.(safetensors|gguf|onnx|tiktoken|jinja|model|md|py)|config\.yaml|(LICENSE|NOTICE).*"
-    r"|(pytorch_|adapter_|flax_|tf_)model.*\.(bin|msgpack|h5)"
-    r"|.*(config|token|vocab|modules|normalizer|template|label|index|trainer_loop).*\.json"
-    r"|.*(vocab|merges|bpe|token|label|requirements).*\.txt"
+    r"(pytorch_|adapter_|flax_|tf_)?model[-\d_of]*\.(safetensors|bin|msgpack|h5|gguf|onnx)(\.index\.json)?|.*\.(gguf|onnx)"
+    r"|([a-z_]+_)?config(_sentence_transformers)?\.json|(modules|normalizer|chat_template|trainer_loop)\.json"
+    r"|(special_tokens_map|added_tokens|tokenizer|tekken)\.json|([a-z]+_)?vocab[-\w]*\.(json|txt|bpe)|merges\.txt"
+    r"|.*\.(model|tiktoken|spm|codes|jinja)|config\.yaml|README\.md|(LICENSE|NOTICE|USE_POLICY).*|requirements\.txt"
 )
-# What training leaves behind is no model, and nobody can see what pickles of it hold.
-_TRAINING = re.compile(r"(optimizer|scheduler|scaler|random_states|rng_state|training_args|trainer_state)\b.*")
 _FOLDERS_OF_TRAINING = re.compile(r"(checkpoints?|runs|logs|wandb|predictions|global_step)([-_\d].*)?|[._].*")
 _WEIGHTS = re.compile(
     r"(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|adapter_(model\.bin|config\.json)"
@@ -63,16 +62,25 @@ def select_files(folder: Path, *, with_folders: bool = True) -> tuple[dict[str, 
     """
     chosen: dict[str, Content] = {}
     left_out = []
+    brings_code = _names_code(folder / "config.json")
     for path in sorted(folder.iterdir()):
         if path.is_dir() and with_folders and not _FOLDERS_OF_TRAINING.fullmatch(path.name):
             inner, outer = select_files(path, with_folders=False)
             chosen |= {f"{path.name}/{name}": content for name, content in inner.items()}
             left_out += [f"{path.name}/{name}" for name in outer]
-        elif path.is_file() and _KEPT.fullmatch(path.name) and not _TRAINING.match(path.name):
+        elif path.is_file() and (_KEPT.fullmatch(path.name) or (brings_code and path.suffix == ".py")):
             chosen[path.name] = path
         else:
             left_out.append(path.name)
     return chosen, left_out
+
+
+def _names_code(config: Path) -> bool:
+    """Whether a model's config names Python files beside it."""
+    try:
+        return "auto_map" in parse_json(config.read_bytes())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def gather_run(model: Path, config: Path | None) -> dict[str, Content]:

@@ -9,4 +9,4 @@ def take_share(share: float, whole: int) -> Fraction:
     >>> take_share(0.07, 100), take_share(1.1, 50)
     (Fraction(7, 1), Fraction(55, 1))
     """
-    return Fraction(repr(share)) * whole
+    return Fraction(repr(float(share))) * whole

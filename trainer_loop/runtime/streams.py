@@ -54,7 +54,7 @@ def safe_streams() -> Iterator[None]:
 
     At the end, what could not be written is dropped: the interpreter would try again and change the exit code.
     """
-    _fill_standard_descriptors()
+    fill_standard_descriptors()
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = SafeStream(before[0]), SafeStream(before[1])  # type: ignore[assignment]
     try:
@@ -62,7 +62,7 @@ def safe_streams() -> Iterator[None]:
     finally:
         sys.stdout, sys.stderr = before
         for stream in before:
-            _drop_unwritten(stream)
+            drop_unwritten(stream)
 
 
 def report(error: UserError, *, speaker: str = "") -> None:
@@ -84,10 +84,10 @@ def put_out(text: str) -> None:
         sys.stdout.write(_encodable(text, sys.stdout))
         sys.stdout.flush()
     except BrokenPipeError:
-        _drop_unwritten(sys.stdout)
+        drop_unwritten(sys.stdout)
     except (OSError, ValueError) as error:
-        _drop_unwritten(sys.stdout)
-        raise UserError(f"standard output cannot be written: {_reason(error)}; send it to another place") from error
+        drop_unwritten(sys.stdout)
+        raise UserError(f"standard output cannot be written: {_reason(error)}; send the output elsewhere") from error
 
 
 def _encodable(text: str, stream: Any) -> str:
@@ -106,7 +106,7 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def _fill_standard_descriptors() -> None:
+def fill_standard_descriptors() -> None:
     """Open /dev/null where descriptor 0, 1 or 2 is closed: else the next file that is opened would be the console."""
     for descriptor in (0, 1, 2):
         try:
@@ -115,7 +115,7 @@ def _fill_standard_descriptors() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number is this one
 
 
-def _drop_unwritten(stream: TextIO | None) -> None:
+def drop_unwritten(stream: TextIO | None) -> None:
     """Send what a stream still holds to nowhere, if it cannot be written."""
     if stream is None:
         return

@@ -45,8 +45,15 @@ TRICKY += [
     "\\\\",
 ]
 
-texts = (st.text(min_size=1) | st.sampled_from(TRICKY)).filter(
-    lambda text: not text.endswith("???") and text != "None" and "\0" not in text and not is_secret(text, text)
+texts = (st.text(min_size=1, max_size=60) | st.sampled_from(TRICKY)).filter(
+    lambda text: (
+        not text.endswith("???")
+        and text != "None"
+        and "\0" not in text
+        and not is_secret(text, text)
+        # as the name of a file it would be too long
+        and len(text.encode(errors="replace")) < 250
+    )
 )
 plain = st.none() | st.booleans() | st.integers(-(10**18), 10**18) | st.floats(allow_nan=False) | texts
 trees = st.recursive(

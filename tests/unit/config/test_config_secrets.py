@@ -15,6 +15,7 @@ SECRET = "s3cr3t-of-mine"
 
 SECRETS = ["api_key", "apiKey", "API_KEY", "key", "token", "hf_token", "authToken", "access_tokens", "password"]
 SECRETS += ["db_passwd", "client_secret", "aws_secret_access_key", "credentials", "webhook_url", "Authorization"]
+SECRETS += ["accesstoken", "authtoken", "apitoken", "secretkey", "db_pass", "pat", "ssl_key", "sentry_dsn"]
 OTHERS = [
     "eos_token",
     "pad_token",
@@ -51,6 +52,12 @@ def test_names_of_other_things(name):
         ("use_auth", True, False),
         ("uri", "https://me:pass@host/path", True),
         ("uri", "https://host:8080/path@me", False),
+        ("uri", "https://ghp_abc@github.com/me", True),
+        ("x", "hf_abcdefghijklmnopqrstuvwxyz0123", True),
+        ("headers", "Authorization: Bearer 0123456789", True),
+        ("connection_string", "Server=db;Password=hunter2;", True),
+        ("token", 123456789, True),
+        ("tokens", "0123456789abcdef", False),
     ],
 )
 def test_values_that_are_none_whatever_they_are_called(name, value, wanted):
@@ -60,12 +67,15 @@ def test_values_that_are_none_whatever_they_are_called(name, value, wanted):
 def test_secrets_are_found_at_any_depth_and_each_has_a_variable_of_its_own():
     tree = {
         "comet_ml": {"api_key": SECRET, "tags": ["a"]},
-        "x": [{"tokens": ["a", "b"]}],
+        "x": [{"access_tokens": ["a", "b"]}],
         "credentials": {"user": "me"},
     }
     found = find_secrets(tree, "log.tracker_args")
     assert found["comet_ml"]["api_key"].source == "${oc.env:COMET_ML_API_KEY}"
-    assert [token.source for token in found["x"][0]["tokens"]] == ["${oc.env:X_0_TOKENS_0}", "${oc.env:X_0_TOKENS_1}"]
+    assert [token.source for token in found["x"][0]["access_tokens"]] == [
+        "${oc.env:X_0_ACCESS_TOKENS_0}",
+        "${oc.env:X_0_ACCESS_TOKENS_1}",
+    ]
     assert found["credentials"]["user"].source == "${oc.env:CREDENTIALS_USER}"
     assert not isinstance(found["comet_ml"]["tags"][0], FromEnvironment)
     assert found == tree, "who is set up with it gets the values"

@@ -252,3 +252,9 @@ def test_text_lines_are_kept_as_they_are(tmp_path: Path, lines: list[str]):
     read, places, _ = read_text_lines(str(path), text_format=DEFAULT_FORMAT)
     assert list(read["text"]) == [text for text, _ in expected]
     assert [places.place(row) for row in range(len(read))] == [f"{path} line {number}" for _, number in expected]
+
+
+def test_carriage_returns_alone_end_lines_up_to_the_last(tmp_path):
+    (tmp_path / "old.csv").write_bytes(b"text\ra\rw")
+    rows = read_delimited(str(tmp_path / "old.csv"), text_format=DEFAULT_FORMAT, texts=["text"], label=None).rows
+    assert list(rows["text"]) == ["a", "w"]

@@ -225,11 +225,14 @@ def test_states_of_optimizers_data_logs_and_pickles_are_left_out(tmp_path):
         *("trainer_state.json", "train.csv", "train.jsonl", "train.json", "data.parquet", "train.log", ".env", "x.pkl"),
         *("environment.json", "metrics.jsonl", "checkpoint-500/optimizer.pt", "checkpoint-500/model.safetensors"),
         *("checkpoints/step-1/model.safetensors", "runs/events.out.tfevents", "wandb/config.yaml", ".git/config.json"),
-        *("logs/config.json", "1_Pooling/optimizer.pt", "a/b/config.json"),
+        *("logs/config.json", "1_Pooling/optimizer.pt", "a/b/config.json", "1_Pooling/own.py"),
+        *("train_labels.json", "patients_index.json", "labels_test.txt", "my_tokens.txt", "token.json", "train.txt"),
+        *("embeddings_of_customers.safetensors", "ema_optimizer.safetensors", "notes.md"),
     ]
     for name in [*keep, *leave]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")
+    (tmp_path / "config.json").write_text('{"auto_map": {"AutoModel": "modeling_mine.Mine"}}')
     files, left_out = select_files(tmp_path)
     assert sorted(files) == sorted(keep)
     assert all(any(name == left or name.startswith(f"{left}/") for left in left_out) for name in leave)
@@ -271,7 +274,7 @@ def test_a_config_without_secrets_is_pushed_as_it_is(model):
     config.write_text(
         "# Every key of this run\nseed: 42\nhub: {push: me/imdb, private: true}\nx: {max_tokens: automatic}\n"
     )
-    (model / EXPORT_RECORD).write_text('{"plan": {"max_tokens": "0123456789abcdef", "optimizer.name": "adamw"}}')
+    (model / EXPORT_RECORD).write_text('{"plan": {"tokens": "0123456789abcdef", "optimizer.name": "adamw"}}')
     files = gather_run(model, config)
     assert files["config.yaml"] == config.read_bytes()
     assert files[EXPORT_RECORD] == (model / EXPORT_RECORD).read_bytes()
