@@ -20,7 +20,7 @@ from trainer_loop.runtime.preempt import Preemption, catch_signals
 from trainer_loop.runtime.quiet import quieten_loggers
 from trainer_loop.runtime.streams import report, safe_streams
 
-_SECONDS_FOR_PROCESS_0 = 3.0  # a launcher ends the others well within
+_SECONDS_FOR_PROCESS_0 = 10.0  # a launcher ends the others well within, on a busy machine too
 
 if TYPE_CHECKING:
     from trainer_loop.config.fields import Config

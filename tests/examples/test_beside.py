@@ -235,6 +235,7 @@ def test_contrastive_pairs(tmp_path: Path):
     ]
     assert theirs_rows == rows
     start = tiny.make_bert().bert
+    start.pooler.requires_grad_(False)  # as the example's config has it: this task has no use for it
     ours = train_ours(tmp_path / "ours", task=task, rows=rows, model=copy.deepcopy(start))
     parts = {"rows": rows, "collate": with_trainer.Collator(tokenizer), "temperature": 0.05}
     trainer = with_trainer.ContrastiveTrainer
