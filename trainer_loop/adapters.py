@@ -12,11 +12,11 @@ import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from trainer_loop.adapter_config import check_adapter_config, find_dangers
+from trainer_loop.adapter_config import ADAPTER_CONFIG, check_adapter_config, find_dangers
 from trainer_loop.config.component import check_arguments
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.model import grow_embeddings, stay_in_4_bits
-from trainer_loop.model_config import find_text_config
+from trainer_loop.model_config import find_text_config, looks_like_path
 from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.randomness import seed_everything
 from trainer_loop.weight_files import check_adapter_weights, check_weight_files
@@ -30,13 +30,12 @@ _NEED_MORE_THAN_A_MODEL = {
     "SHADOW": "a second model beside the first",
     "XLORA": "adapters that are trained already",
 }
-_CONFIG_FILE = "adapter_config.json"
 _ALL_LINEAR = "all-linear"  # peft's word for all linear layers but the output
 
 
 def is_adapter(model_dir: Path) -> bool:
     """Whether a directory holds an adapter alone, whose model is elsewhere."""
-    return (model_dir / _CONFIG_FILE).is_file()
+    return (model_dir / ADAPTER_CONFIG).is_file()
 
 
 def check_adapter(kind: str, arguments: Mapping[str, Any], *, name_place: str, place: str) -> list[str]:
@@ -91,28 +90,11 @@ def add_adapter(
 
     seed_everything(seed, "adapter")
     config_class = _find_config_class(kind, place=place)
-    given = dict(arguments)
-    taken = inspect.signature(config_class).parameters
     in_full = _outermost([*find_head(model), *_modules_of(model, new_weights, place=place)])
-    if in_full and "modules_to_save" in taken:
-        own = [str(name) for name in given.get("modules_to_save") or ()]
-        missing = [name for name in in_full if not any(f".{each}." in f".{name}." for each in own)]
-        given["modules_to_save"] = [*own, *(_unique(model, name) for name in missing)] or None
-    if "exclude_modules" in taken:
-        excluded = [*in_full, *sorted(idle_layers), *_find_fused(model)]
-        given["exclude_modules"] = _join_exclusions(given.get("exclude_modules"), excluded)
-    if "target_modules" in taken and not given.get("target_modules") and not _has_own_targets(kind, model):
-        given["target_modules"] = _ALL_LINEAR
-        if "feedforward_modules" in taken:
-            given.setdefault("feedforward_modules", [])
-    if new_tokens and "trainable_token_indices" in taken:
-        given.setdefault("trainable_token_indices", list(new_tokens))
-    if given.get("layer_replication"):
-        raise UserError(f"{place}: layer_replication makes layers that share weights, and cannot be exported")
-    if "token_indices" in taken and not given.get("token_indices"):
-        raise UserError(f"{place}: {kind} needs the ids of the tokens that learn: set model.peft.args.token_indices")
-    if problems := find_dangers(given):  # with which the export could not be loaded
-        raise UserError([f"{place}: {problem}" for problem in problems])
+    given = _complete_arguments(
+        arguments, config_class, model, kind=kind, in_full=in_full, idle_layers=idle_layers, new_tokens=new_tokens
+    )
+    _refuse_arguments(given, config_class, kind=kind, place=place)
     try:
         config: PeftConfig = config_class(task_type=task_type, **given)
         adapted: PeftModel = get_peft_model(model, config)
@@ -132,6 +114,45 @@ def add_adapter(
     if base and Path(base).is_dir():  # found from any directory, by peft alone too
         config.base_model_name_or_path = str(Path(base).resolve())
     return adapted
+
+
+def _complete_arguments(
+    arguments: Mapping[str, Any],
+    config_class: type,
+    model: PreTrainedModel,
+    *,
+    kind: str,
+    in_full: Sequence[str],
+    idle_layers: Collection[str],
+    new_tokens: Sequence[int],
+) -> dict[str, Any]:
+    """What the user gives, and what follows from the model. in_full: names of modules that learn without an adapter."""
+    given = dict(arguments)
+    taken = inspect.signature(config_class).parameters
+    if in_full and "modules_to_save" in taken:
+        own = [str(name) for name in given.get("modules_to_save") or ()]
+        missing = [name for name in in_full if not any(f".{each}." in f".{name}." for each in own)]
+        given["modules_to_save"] = [*own, *(_unique(model, name) for name in missing)] or None
+    if "exclude_modules" in taken:
+        excluded = [*in_full, *sorted(idle_layers), *_find_fused(model)]
+        given["exclude_modules"] = _join_exclusions(given.get("exclude_modules"), excluded)
+    if "target_modules" in taken and not given.get("target_modules") and not _has_own_targets(kind, model):
+        given["target_modules"] = _ALL_LINEAR
+        if "feedforward_modules" in taken:
+            given.setdefault("feedforward_modules", [])
+    if new_tokens and "trainable_token_indices" in taken:
+        given.setdefault("trainable_token_indices", list(new_tokens))
+    return given
+
+
+def _refuse_arguments(given: Mapping[str, Any], config_class: type, *, kind: str, place: str) -> None:
+    """Raises UserError for arguments with which the export could not be loaded, or nothing would learn."""
+    if given.get("layer_replication"):
+        raise UserError(f"{place}: layer_replication makes layers that share weights, and cannot be exported")
+    if "token_indices" in inspect.signature(config_class).parameters and not given.get("token_indices"):
+        raise UserError(f"{place}: {kind} needs the ids of the tokens that learn: set model.peft.args.token_indices")
+    if problems := find_dangers(given):
+        raise UserError([f"{place}: {problem}" for problem in problems])
 
 
 def find_head(model: PreTrainedModel) -> list[str]:
@@ -287,17 +308,14 @@ def load_adapted_model(
     return adapted  # type: ignore[no-any-return]
 
 
-def _find_base(name: str | None, model_dir: Path) -> str:
+def _find_base(name: str, model_dir: Path) -> str:
     """The directory or hub id of the model that an adapter was trained beside."""
-    if not name:
-        raise UserError(f"{model_dir / _CONFIG_FILE} names no base_model_name_or_path; write its directory or hub id")
-    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if not looks_like_path and not Path(name).exists():
+    if not looks_like_path(name) and not Path(name).exists():
         return name  # a hub id
     if not Path(name).is_dir():
         raise UserError(
             f"{model_dir} is an adapter beside the model {name}, which is not there; put it back, or write its new "
-            f"place into base_model_name_or_path of {model_dir / _CONFIG_FILE}"
+            f"place into base_model_name_or_path of {model_dir / ADAPTER_CONFIG}"
         )
     if problems := check_weight_files(Path(name)):
         raise UserError([f"{model_dir} is an adapter beside the model {name}: {problem}" for problem in problems])

@@ -359,10 +359,14 @@ def use_padding_token(model: nn.Module, config: PretrainedConfig) -> None:
             module.padding_idx = find_text_config(config).pad_token_id
 
 
+def looks_like_path(name: str) -> bool:
+    """Whether a name means a directory wherever it is, and no hub id."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
 def _refuse_missing_directory(name: str) -> None:
     """A path that is not there would be taken for a hub id."""
-    looks_like_path = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if looks_like_path and not Path(name).is_dir():
+    if looks_like_path(name) and not Path(name).is_dir():
         raise UserError(
             f"model.name: {name} is no directory; give a hub id such as google-bert/bert-base-cased, or a directory"
         )

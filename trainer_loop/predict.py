@@ -4,13 +4,13 @@ One text prints its label and probability (a causal LM: its continuation); a fil
 rows, in the same order, plus label and probability (a causal LM: loss and perplexity of each text).
 """
 
-import difflib
 import re
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer_loop.arguments import describe_missing_directory, split_arguments
 from trainer_loop.config.values import explain_delimiter, explain_encoding, shown, spell_delimiter
 from trainer_loop.errors import UserError, printable
 from trainer_loop.record.run_dir import RunDir
@@ -104,21 +104,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _read_arguments(arguments: list[str]) -> Request:
     """`key=value` arguments; raises UserError with all that is wrong with them."""
-    names = [field.name for field in fields(Request)]
-    given: dict[str, Any] = {}
-    problems = []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if not equals:
-            problems.append(f"{argument}: arguments are key=value, such as model=runs/imdb; see --help")
-        elif name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {close[0]}=?" if close else ""
-            problems.append(f"{argument}: unknown key {name}; allowed: {', '.join(names)}{hint}")
-        else:
-            given[name] = value
-    if "model" not in given:
-        problems.append("model= is missing: a run directory such as model=runs/imdb, or the directory of a model")
+    pairs, problems = split_arguments(arguments, [field.name for field in fields(Request)])
+    given: dict[str, Any] = dict(pairs)
     if ("text" in given) == ("file" in given):
         problems.append('give either text="..." or file=new_rows.csv')
     if given.get("text") is not None and not given["text"].strip():
@@ -212,11 +199,7 @@ def _find_model(name: str) -> Path:
     if run_dir.checkpoints.is_dir():
         raise UserError(f"model={name}: this run has no model/ yet; it is exported when the run ends: start it again")
     if not path.is_dir():
-        neighbours = [neighbour.name for neighbour in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, neighbours, n=1)
-        raise UserError(
-            f"model={name}: no such directory" + (f"; did you mean {path.parent / near[0]}?" if near else "")
-        )
+        raise UserError(describe_missing_directory(name, path))
     raise UserError(f"model={name}: neither a run directory with model/ nor a model with config.json")
 
 

@@ -1,11 +1,12 @@
 """`python -m trainer_loop.push model=runs/imdb repo=me/imdb-bert`: a trained model to the Hugging Face hub."""
 
-import difflib
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from trainer_loop.adapter_config import ADAPTER_CONFIG
+from trainer_loop.arguments import describe_missing_directory, split_arguments
 from trainer_loop.errors import UserError
 from trainer_loop.record.run_dir import EXPORT_RECORD, RunDir
 from trainer_loop.runtime.host import expand_home
@@ -57,25 +58,15 @@ def main(argv: list[str] | None = None) -> int:
 
 def _read_arguments(arguments: list[str]) -> Request:
     """`key=value` arguments; raises UserError with all that is wrong with them."""
-    names = [field.name for field in fields(Request)]
+    pairs, problems = split_arguments(arguments, [field.name for field in fields(Request)])
     given: dict[str, Any] = {}
-    problems = []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if not equals:
-            problems.append(f"{argument}: arguments are key=value, such as model=runs/imdb; see --help")
-        elif name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {close[0]}=?" if close else ""
-            problems.append(f"{argument}: unknown key {name}; allowed: {', '.join(names)}{hint}")
-        elif not value:
-            problems.append(f"{argument}: it has no value; see --help")
+    for name, value in pairs:
+        if not value:
+            problems.append(f"{name}=: it has no value; see --help")
         elif name == "private" and value not in ("true", "false"):
-            problems.append(f"{argument}: allowed: true, false")
+            problems.append(f"{name}={value}: allowed: true, false")
         else:
             given[name] = value == "true" if name == "private" else value
-    if not any(argument.startswith("model=") for argument in arguments):
-        problems.append("model= is missing: a run directory such as model=runs/imdb, or the directory of a model")
     if problems:
         raise UserError(problems)
     return Request(**given)
@@ -138,11 +129,7 @@ def _find_model(name: str) -> tuple[Path, RunDir | None]:
         own_run = RunDir(path.resolve().parent)
         return path, own_run if own_run.model == path.resolve() and own_run.config.is_file() else None
     if not path.is_dir():
-        neighbours = [neighbour.name for neighbour in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = difflib.get_close_matches(path.name, neighbours, n=1)
-        raise UserError(
-            f"model={name}: no such directory" + (f"; did you mean {path.parent / near[0]}?" if near else "")
-        )
+        raise UserError(describe_missing_directory(name, path))
     raise UserError(
         f"model={name}: neither a run directory with model/ nor a model: there is no config.json, "
         "adapter_config.json or trainer_loop.json"
@@ -150,7 +137,7 @@ def _find_model(name: str) -> tuple[Path, RunDir | None]:
 
 
 def _is_model(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("config.json", "adapter_config.json", EXPORT_RECORD))
+    return any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG, EXPORT_RECORD))
 
 
 def _read_hub_keys(run_dir: RunDir | None) -> tuple[str | None, bool]:

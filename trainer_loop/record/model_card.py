@@ -11,6 +11,7 @@ from typing import Any, Literal
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 
+from trainer_loop.adapter_config import ADAPTER_CONFIG
 from trainer_loop.record.hub_access import is_name
 from trainer_loop.record.run_dir import package_versions
 
@@ -86,7 +87,7 @@ def make_card(facts: CardFacts) -> str:
 def make_short_card(model: Path) -> str:
     """The card of a model that was made elsewhere and brings none: what its files tell."""
     try:
-        text = (model / "adapter_config.json").read_text(encoding="utf-8")
+        text = (model / ADAPTER_CONFIG).read_text(encoding="utf-8")
         base = json.loads(text).get("base_model_name_or_path")
     except FileNotFoundError:
         data = ModelCardData(library_name="transformers")

@@ -169,7 +169,8 @@ def test_a_file_that_has_not_the_encoding_that_was_named_is_told(folder: Path, e
 
 @pytest.mark.parametrize("sample", [b"", b"plain", "é".encode(), b"\xff\xff", b"\x81\x8d", bytes(range(256))])
 def test_some_encoding_is_suggested_for_any_bytes(sample: bytes):
-    "a".encode(suggest_encoding(sample))
+    encoding = suggest_encoding(sample)
+    assert "a".encode(encoding).decode(encoding) == "a"
 
 
 # ------------------------------------------------------------------------------------------ quotes that join records
