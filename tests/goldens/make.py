@@ -1,0 +1,263 @@
+"""Train every shipped config and example for six steps and record what comes out, on one process and on two.
+
+    python tests/goldens/make.py             compare with goldens.json
+    python tests/goldens/make.py --write     write goldens.json: only where a change of results is intended
+
+Checksums hold on the processor and the libraries they were made with. Elsewhere the rounded figures are compared.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+TESTS = Path(__file__).parents[1]
+ROOT = TESTS.parent
+GOLDENS = Path(__file__).with_name("goldens.json")
+sys.path[:0] = [str(TESTS), str(ROOT)]
+
+CLOCKS = ("rows_per_second", "tokens_per_second", "data_wait", "train_seconds", "peak_memory_bytes")
+SHORT = (
+    "train={epochs: null, steps: 6, precision: no, threads: 1}",
+    "data.limit={train: 60, validation: 20}",
+    "evaluate.every=3",
+    "checkpoint.every=3",
+    "log.every=1",
+)
+NO_HUB = "data.name=null"
+GPT2 = "model={name: null, type: gpt2, tokenizer: MODEL, overrides: {n_layer: 1, n_embd: 16, n_head: 2}}"
+CAUSAL = (NO_HUB, "data.train=TRAIN", "data.validation=VALIDATION", "data.test=VALIDATION", "data.max_length=32", GPT2)
+IMDB = (NO_HUB, "data.train=TRAIN", "data.validation=VALIDATION", "data.max_length=64", "model.name=MODEL")
+STREAM = (
+    "data.streaming=true",
+    "data.shuffle_rows=16",
+    "data.label_names=[bad, good]",
+    "data.limit={train: null, validation: 20}",
+)
+
+# Config and overrides, by name. MODEL, TRAIN and VALIDATION stand for a tiny model and made-up rows.
+CASES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "imdb": ("configs/imdb.yaml", IMDB),
+    "mrpc": ("configs/mrpc.yaml", (*IMDB, "data.config=null")),
+    "reviews": ("configs/reviews.yaml", ("data.train=TRAIN", "data.max_length=64", "model.name=MODEL")),
+    "wikitext": ("configs/wikitext.yaml", (*CAUSAL, "data.config=null")),
+    "quickstart": ("configs/quickstart.yaml", ()),
+    **{
+        name: (f"examples/{name}/config.yaml", ())
+        for name in ("adversarial", "contrastive_pairs", "focal_loss", "gan", "images", "r_drop", "table")
+    },
+    "distillation": ("examples/distillation/config.yaml", ("model.name=MODEL", "loop.args={teacher: MODEL}")),
+    "LoRA": ("configs/imdb.yaml", (*IMDB, "model.lora.r=4", "optimizer.lr=1e-2")),
+    "DoRA and EMA": ("configs/imdb.yaml", (*IMDB, "model.lora={r: 4, dora: true}", "ema.decay=0.9")),
+    "packing": ("configs/imdb.yaml", (*IMDB, "model.packing=true")),
+    "packed language model": ("configs/wikitext.yaml", (*CAUSAL, "data.config=null", "model.packing=true")),
+    "stream": ("configs/imdb.yaml", (*IMDB, *STREAM)),
+    "small microbatches": ("configs/imdb.yaml", (*IMDB, "batch.max_tokens=128", "model.gradient_checkpointing=true")),
+    "groups": (
+        "configs/imdb.yaml",
+        (
+            *IMDB,
+            "optimizer={freeze: ['*embeddings.word*'], layer_decay: 0.9, unfreeze_every: 1}",
+            "optimizer.groups=[{match: 'classifier.*', lr: 1e-3}]",
+            "train.max_grad_value=0.01",
+        ),
+    ),
+    "Muon": ("configs/imdb.yaml", (*IMDB, "optimizer={name: muon, lr: 1e-2}", "scheduler.name=cosine")),
+    "schedule-free": ("configs/imdb.yaml", (*IMDB, "optimizer.name=schedulefree.AdamWScheduleFree")),
+    "plateau": ("configs/imdb.yaml", (*IMDB, "scheduler={name: reduce_lr_on_plateau, warmup: 0}", "evaluate.every=1")),
+}
+
+
+def prepare(directory: Path) -> None:
+    """Write the tiny model and the rows that stand for those of the hub."""
+    import torch
+    from made_up import make_reviews, write_csv
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+    reviews = {"train": make_reviews(60), "validation": make_reviews(20, seed=3)}
+    words = sorted({word for text, _ in reviews["train"] for word in text.split()})
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {word: index for index, word in enumerate([*special, *words])}
+    inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    tokenizer.save_pretrained(directory / "model")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        num_labels=2,
+        pad_token_id=0,
+    )
+    BertForSequenceClassification(config).save_pretrained(directory / "model")
+    for split, rows in reviews.items():
+        # The columns of every shipped config: a pair of texts beside the one.
+        both = [
+            (text, text, rows[-1 - number][0], int(label == "positive")) for number, (text, label) in enumerate(rows)
+        ]
+        write_csv(directory / f"{split}.csv", both, header=("text", "sentence1", "sentence2", "label"))
+
+
+def run_cases(directory: Path) -> None:
+    """Train all cases in this process, which may be one of a group; process 0 writes results.json."""
+    import torch
+
+    from trainer_loop.build import build
+    from trainer_loop.config.load import load_config
+
+    rank, num_processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    stand_ins = {
+        "MODEL": str(directory / "model"),
+        "TRAIN": str(directory / "train.csv"),
+        "VALIDATION": str(directory / "validation.csv"),
+    }
+    results = {}
+    for name, (config, overrides) in CASES.items():
+        run_dir = directory / f"{num_processes}" / name
+        arguments = [f"run_dir={run_dir}", f"data.cache_dir={directory / 'cache'}", *SHORT]
+        for override in overrides:
+            for word, stand_in in stand_ins.items():
+                override = override.replace(word, stand_in)
+            arguments.append(override)
+        build(load_config(str(ROOT / config), arguments)).fit()
+        if rank == 0:
+            results[name] = describe(run_dir)
+    if rank == 0:
+        (directory / f"results-{num_processes}.json").write_text(json.dumps(results))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def describe(run_dir: Path) -> dict[str, Any]:
+    """Checksums and rounded figures of a finished run."""
+    import torch
+    from safetensors.torch import load_file
+
+    checkpoint = run_dir / "checkpoints" / "step-00000006"
+    weights = load_file(checkpoint / "model.safetensors")
+    optimizer = torch.load(checkpoint / "optimizer.bin", weights_only=True)
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    metrics = [{key: value for key, value in row.items() if key not in CLOCKS} for row in rows]
+    return {
+        "weights": checksum(flatten(weights)),
+        "optimizer": checksum(flatten(optimizer)),
+        "metrics": hashlib.sha256(json.dumps(metrics, sort_keys=True).encode()).hexdigest()[:16],
+        "losses": [row["loss"] for row in metrics if "loss" in row],
+        "validation": [row["validation/loss"] for row in metrics if "validation/loss" in row],
+        "norm": float(sum(tensor.double().square().sum() for tensor in weights.values())) ** 0.5,
+    }
+
+
+def flatten(value: Any, name: str = "") -> Iterable[tuple[str, Any]]:
+    """The leaves of nested containers, with their paths, in an order that depends on the paths alone."""
+    if isinstance(value, dict):
+        for key in sorted(value, key=str):
+            yield from flatten(value[key], f"{name}/{key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from flatten(item, f"{name}/{index}")
+    else:
+        yield name, value
+
+
+def checksum(leaves: Iterable[tuple[str, Any]]) -> str:
+    import torch
+
+    digest = hashlib.sha256()
+    for name, leaf in leaves:
+        digest.update(name.encode())
+        if isinstance(leaf, torch.Tensor):
+            digest.update(str(leaf.dtype).encode() + leaf.reshape(-1).view(torch.uint8).numpy().tobytes())
+        else:
+            digest.update(repr(leaf).encode())
+    return digest.hexdigest()[:16]
+
+
+def platform() -> dict[str, str]:
+    """What decides the last bits of a sum: checksums of another platform say nothing."""
+    import torch
+    import transformers
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+    return {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "processor": processor,
+    }
+
+
+def run_all(directory: Path) -> dict[str, Any]:
+    """The results of all cases on one process and on two."""
+    from scenarios import find_free_port
+
+    prepare(directory)
+    results = {}
+    for num_processes in (1, 2):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment |= {
+            "TRAINER_LOOP_CACHE": str(directory / "cache"),
+            "HF_DATASETS_CACHE": str(directory / "datasets"),
+        }
+        if num_processes > 1:
+            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port()), "WORLD_SIZE": "2"}
+        processes = [
+            subprocess.Popen(
+                [sys.executable, __file__, "--run-in", str(directory)],
+                env=environment | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_processes > 1 else {}),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(num_processes)
+        ]
+        outputs = [process.communicate(timeout=900)[0] for process in processes]
+        if any(process.returncode for process in processes):
+            raise RuntimeError("\n".join(output[-5000:] for output in outputs))
+        results[str(num_processes)] = json.loads((directory / f"results-{num_processes}.json").read_text())
+    return {"platform": platform(), "results": results}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--run-in", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.run_in is not None:
+        run_cases(arguments.run_in)
+        return 0
+    with tempfile.TemporaryDirectory() as directory:
+        made = run_all(Path(directory))
+    if arguments.write:
+        GOLDENS.write_text(json.dumps(made, indent=1) + "\n")
+        return 0
+    known = json.loads(GOLDENS.read_text())
+    if made["platform"] != known["platform"]:
+        print(f"another platform, {made['platform']}: checksums will differ")
+    different = [
+        f"{name} on {number} processes: {key}"
+        for number, cases in known["results"].items()
+        for name, golden in cases.items()
+        for key in golden
+        if made["results"][number].get(name, {}).get(key) != golden[key]
+    ]
+    print("\n".join(different) or "all equal")
+    return 1 if different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
