@@ -21,6 +21,7 @@ from trainer_loop.runtime.quiet import quieten_loggers
 from trainer_loop.runtime.streams import report, safe_streams
 
 _SECONDS_FOR_PROCESS_0 = 10.0  # a launcher ends the others well within, on a busy machine too
+_SECONDS_WHERE_IT_IS_LOST = 3.0  # process 0 may be on another machine, whose launcher cannot end this one
 
 if TYPE_CHECKING:
     from trainer_loop.config.fields import Config
@@ -48,7 +49,7 @@ def _tell(error: UserError) -> None:
     """One line a problem. Process 0 speaks first; others only where it did not end, and take them along, at once."""
     rank = process_index_from_environment()
     if rank > 0:
-        time.sleep(_SECONDS_FOR_PROCESS_0)
+        time.sleep(_SECONDS_WHERE_IT_IS_LOST if isinstance(error, ProcessLost) else _SECONDS_FOR_PROCESS_0)
     report(error, speaker=f"process {rank}: " if rank > 0 else "")
 
 
