@@ -55,7 +55,7 @@ format: .venv/installed-dev
 
 docs: .venv/installed
 	$(BIN)/python -m trainer_loop.config.reference
-	$(BIN)/python -m trainer_loop.config.migration_page
+	$(BIN)/python -m trainer_loop.migrate.page
 
 clean:
 	rm -rf .venv

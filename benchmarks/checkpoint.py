@@ -23,11 +23,11 @@ from benchmarks.measure import compare, publish, take_turns, time_of
 from benchmarks.workplace import MINILM
 from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.loader import TrainLoader
+from trainer_loop.parallel.processes import make_accelerator
 from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.logs import Console
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.state import TrainState
-from trainer_loop.runtime.distributed import make_accelerator
 
 _ROWS, _BATCH = 8_000_008, 8
 _STEPS = (100, 1_000_000)

@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def train_model(*, folder: str, **wanted: Any) -> str:
     """The folder of a briefly trained model."""
-    from trainer_loop.run import main
+    from trainer_loop.cli.run import main
 
     code = main(imdb_words(**wanted, folder=folder))
     assert code == 0, f"the command ended with exit code {code}"
@@ -119,7 +119,7 @@ def _load_trainer(
     model: str, held_out: str, max_length: int, folder: str, *, batch_size: int, group_by_length: bool
 ) -> Callable[[], dict[str, float]]:
     from benchmarks.peer_trainer import make_trainer
-    from trainer_loop.runtime.distributed import choose_precision
+    from trainer_loop.parallel.processes import choose_precision
 
     trainer = make_trainer(
         model=model,

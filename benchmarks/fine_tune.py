@@ -75,7 +75,7 @@ def run_side(*, side: str, until_accuracy: float | None, evaluate_every: int, **
     from benchmarks import fine_tune_sides
     from benchmarks.scoring import Scorer
     from benchmarks.watch import Watch
-    from trainer_loop.runtime.distributed import choose_precision
+    from trainer_loop.parallel.processes import choose_precision
 
     precision = choose_precision("auto")
     scorer = Scorer(

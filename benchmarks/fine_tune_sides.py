@@ -63,8 +63,8 @@ class _Reached(Exception):
 
 def train_with_ours(wanted: Wanted, watch: Watch) -> nn.Module:
     """The command, with the watch around each step."""
+    from trainer_loop.cli.run import main
     from trainer_loop.loop import TrainingLoop
-    from trainer_loop.run import main
 
     train_step = TrainingLoop.train_step
     loops: list[TrainingLoop] = []

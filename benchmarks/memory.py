@@ -68,7 +68,7 @@ def run_side(
 
 
 def _run_ours(model: str, train: str, held_out: str | None, folder: str, max_length: int, steps: int) -> None:
-    from trainer_loop.run import main as run
+    from trainer_loop.cli.run import main as run
 
     words = imdb_words(
         model=model,
@@ -86,7 +86,7 @@ def _run_ours(model: str, train: str, held_out: str | None, folder: str, max_len
 
 def _run_trainer(model: str, train: str, held_out: str | None, folder: str, max_length: int, steps: int) -> None:
     from benchmarks.peer_trainer import make_trainer
-    from trainer_loop.runtime.distributed import choose_precision
+    from trainer_loop.parallel.processes import choose_precision
 
     trainer = make_trainer(
         model=model,

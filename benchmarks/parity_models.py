@@ -8,8 +8,8 @@ import numpy as np
 from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from trainer_loop.model import make_model as make_fp32_model
-from trainer_loop.model_config import fit_model_config
+from trainer_loop.models.config import fit_model_config
+from trainer_loop.models.loading import make_model as make_fp32_model
 from trainer_loop.tasks.causal_lm import CausalLM
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 from trainer_loop.tasks.task import TextTask

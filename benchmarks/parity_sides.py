@@ -19,11 +19,11 @@ from transformers import (
 
 from benchmarks.parity_models import LONGEST, MODELS, make_model, make_rows, make_tokenizer
 from benchmarks.plain_loop import make_plain_loop
-from trainer_loop.attention import use_attention
-from trainer_loop.cpu_kernels import use_cpu_modules
 from trainer_loop.data.batch_plan import BatchPlan
+from trainer_loop.ops.attention import use_attention
+from trainer_loop.ops.cpu_kernels import use_cpu_modules
+from trainer_loop.parallel.processes import leave_process_group
 from trainer_loop.record.logs import Console
-from trainer_loop.runtime.distributed import leave_process_group
 from trainer_loop.tasks.task import TextTask
 
 MICROBATCHES = 4

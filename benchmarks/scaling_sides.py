@@ -13,10 +13,10 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from benchmarks.our_run import imdb_words
 from benchmarks.scoring import Scorer
 from benchmarks.watch import Watch
+from trainer_loop.cli.run import main as run
 from trainer_loop.loop import TrainingLoop
+from trainer_loop.parallel.processes import choose_precision, leave_process_group, make_accelerator
 from trainer_loop.record.run_dir import RunDir
-from trainer_loop.run import main as run
-from trainer_loop.runtime.distributed import choose_precision, leave_process_group, make_accelerator
 
 _STEPS_COUNTED = 4
 _REDUCTIONS_TIMED = 5

@@ -13,8 +13,8 @@ import tiny
 import torch
 
 from trainer_loop.metrics.load import load_metrics
+from trainer_loop.parallel.processes import make_accelerator
 from trainer_loop.runtime.compiler import compile_model
-from trainer_loop.runtime.distributed import make_accelerator
 
 
 @dataclass(frozen=True)

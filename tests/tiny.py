@@ -16,12 +16,12 @@ from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.loader import EvaluationLoader, TrainLoader
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.named_metric import NamedMetric
+from trainer_loop.models.packing import use_packing
 from trainer_loop.optim.groups import ParameterGroup, make_groups
-from trainer_loop.packing import use_packing
+from trainer_loop.parallel.processes import make_accelerator
 from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.logs import Console, MetricLog
 from trainer_loop.record.run_dir import RunDir
-from trainer_loop.runtime.distributed import make_accelerator
 from trainer_loop.tasks.causal_lm import CausalLM
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 from trainer_loop.tasks.task import TextTask
@@ -129,7 +129,7 @@ class RecordingLoop(TrainingLoop):
 
     def train_step(self, step_batch):
         report = super().train_step(step_batch)
-        real = [microbatch for microbatch in step_batch.microbatches if not microbatch.is_filler]
+        real = [microbatch for microbatch in step_batch.microbatches if not microbatch.is_dummy]
         self.recorder.rows.append([row for microbatch in real for row in microbatch.rows])
         self.recorder.microbatches.append(len(real))
         return report
@@ -234,7 +234,7 @@ def make_loop(
             scheduler=scheduler,
             console=console,
             plan={"rows": len(rows), "batch_size": batch_size, "seed": seed},
-            averages=options.get("averages"),
+            averaged_weights=options.get("averages"),
         ),
         console=console,
         metric_log=MetricLog(directory.metrics),

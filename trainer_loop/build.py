@@ -13,20 +13,16 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
-from trainer_loop.adapters import add_adapter, merge_adapter
-from trainer_loop.attention import describe_attention_dropout, use_attention
-from trainer_loop.config.component import check_parameters, fingerprint_own, full_name, locate
+from trainer_loop.components import check_parameters, fingerprint_own, full_name, locate
 from trainer_loop.config.fields import Config
 from trainer_loop.config.load import flatten, public_values, values_of, write_resolved
 from trainer_loop.config.named_sets import parse_set
 from trainer_loop.config.schema import KEYS
-from trainer_loop.cpu_kernels import use_cpu_modules
 from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.loader import EvaluationLoader, StepLoader, TrainLoader
 from trainer_loop.data.stream import StreamLoader
 from trainer_loop.data.tokens import TokenisedSplit, describe_tokenizer
-from trainer_loop.embedding_noise import use_embedding_noise
 from trainer_loop.errors import UserError
 from trainer_loop.judge.components import adapter_of, metric_entries
 from trainer_loop.judge.judge import judge
@@ -34,8 +30,23 @@ from trainer_loop.judge.parts import Given, Parts
 from trainer_loop.judge.rows import check_given_rows, prepare_rows
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.load import load_metrics
-from trainer_loop.model import count_weights, describe_frozen, make_model
-from trainer_loop.model_config import count_tokens, drops_layers, find_text_config
+from trainer_loop.models.adapters import add_adapter, merge_adapter
+from trainer_loop.models.config import count_tokens, drops_layers, find_text_config
+from trainer_loop.models.embedding_noise import use_embedding_noise
+from trainer_loop.models.loading import count_weights, describe_frozen, make_model
+from trainer_loop.models.packing import use_packing
+from trainer_loop.models.trials import (
+    Reach,
+    can_answer,
+    find_reach,
+    freeze_unused,
+    make_row,
+    make_rows,
+    pad_rows,
+    try_padding,
+)
+from trainer_loop.ops.attention import describe_attention_dropout, use_attention
+from trainer_loop.ops.cpu_kernels import use_cpu_modules
 from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.groups import (
     GroupRule,
@@ -48,7 +59,11 @@ from trainer_loop.optim.groups import (
 from trainer_loop.optim.optimizers import make_optimizer, takes_hidden_matrices_apart
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages, is_schedule_free
 from trainer_loop.optim.schedules import count_steps, describe_warmup, draw_schedule, follows_metric, make_scheduler
-from trainer_loop.packing import use_packing
+from trainer_loop.parallel.processes import (
+    assert_same_on_all_processes,
+    make_accelerator,
+    process_index_from_environment,
+)
 from trainer_loop.publishing import describe_model, make_publisher
 from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.export import ExportRecord, export_model
@@ -59,7 +74,6 @@ from trainer_loop.record.state import TrainState
 from trainer_loop.record.trackers import start_trackers
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 from trainer_loop.runtime.compiler import compile_model
-from trainer_loop.runtime.distributed import agree, make_accelerator, process_index_from_environment
 from trainer_loop.runtime.host import expect_many_shapes
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.quiet import quieten_libraries
@@ -67,7 +81,6 @@ from trainer_loop.runtime.randomness import seed_everything
 from trainer_loop.runtime.shares import take_share
 from trainer_loop.tasks.shipped import TASKS
 from trainer_loop.tasks.task import RowTask, TextTask
-from trainer_loop.trials import Reach, can_answer, find_reach, freeze_unused, make_row, make_rows, pad_rows, try_padding
 
 # Keys that may change on resume but not on a run that is complete, where they would have no effect; see `run`.
 _LENGTH = ("train.epochs", "train.steps")
@@ -124,7 +137,7 @@ def build(
     )
     train_loader = _make_train_loader(config, parts, accelerator)
     run_plan = _describe_run(config, parts, train_loader)
-    agree(accelerator, run_plan, what="the data or the config")
+    assert_same_on_all_processes(accelerator, run_plan, what="the data or the config")
     own_code = _fingerprint_own_code(config)
     steps_per_epoch = train_loader.steps_per_epoch
     num_steps = config.train.steps or math.ceil(take_share(config.train.epochs or 0, steps_per_epoch or 0))
@@ -160,7 +173,9 @@ def build(
     record_of = functools.partial(_make_record, config, parts, num_steps, run_plan | own_code)
     card_of = functools.partial(describe_model, config, parts, given)
     prepared_model, prepared_optimizer = accelerator.prepare(model, torch_optimizer)
-    averages = _make_averages(config, model, torch_optimizer)  # now every process has the weights of process 0
+    averaged_weights = _make_averaged_weights(
+        config, model, torch_optimizer
+    )  # now every process has the weights of process 0
     return loop_class(
         accelerator=accelerator,
         task=parts.task,
@@ -181,7 +196,7 @@ def build(
             config=public_values(config) | own_code,
             replanned=[*own_code, *(name for name, key in KEYS.items() if key.on_resume == "planned anew")],
             resume_anyway=config.resume_anyway,
-            averages=averages,
+            averaged_weights=averaged_weights,
             keep_last=config.checkpoint.keep_last,
             background=config.checkpoint.background,
         ),
@@ -194,7 +209,7 @@ def build(
         max_grad_value=config.train.max_grad_value,
         skip_nonfinite=config.train.on_nonfinite == "skip",
         allow_unused=config.train.unused_parameters == "allow" or _drops_layers(parts),
-        averages=averages,
+        averaged_weights=averaged_weights,
         groups=groups,
         evaluate_every=_interval(config.evaluate.every, steps_per_epoch),
         evaluate_at_start=config.evaluate.at_start,
@@ -472,7 +487,7 @@ def _refuse_idle_groups(groups: Sequence[ParameterGroup], num_steps: int) -> Non
         raise UserError("optimizer.groups: no parameter learns at the first step; let one begin with unfreeze_at: 0")
 
 
-def _make_averages(config: Config, model: nn.Module, optimizer: Optimizer) -> Ema | ScheduleFreeAverages | None:
+def _make_averaged_weights(config: Config, model: nn.Module, optimizer: Optimizer) -> Ema | ScheduleFreeAverages | None:
     """What is evaluated and exported in the place of the weights."""
     if is_schedule_free(optimizer):
         if config.ema.decay is not None:
@@ -513,7 +528,7 @@ def _make_train_loader(config: Config, parts: Parts, accelerator: Accelerator) -
         BatchPlan(train.lengths, window=_window(config), **batches),
         train.rows,
         num_workers=_num_workers(config, accelerator),
-        place_of=train.places.place,
+        origin_of=train.origins.place,
         **process,
     )
 
@@ -699,7 +714,7 @@ def _keep_predictions(
         run_dir.predictions / f"{name or 'test'}.jsonl",
         predictions=predictions,
         references=references,
-        place_of=split.places.place,
+        origin_of=split.origins.place,
         label_names=parts.label_names,
     )
 

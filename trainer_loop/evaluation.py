@@ -10,14 +10,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from trainer_loop.config.component import locate_source
+from trainer_loop.components import locate_source
 from trainer_loop.data.loader import EvaluationLoader, Microbatch
 from trainer_loop.errors import Preempted, UserError
 from trainer_loop.metrics.named_metric import COLUMNS, NamedMetric, compute_metrics
 from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages
-from trainer_loop.record.logs import Console
-from trainer_loop.runtime.distributed import (
+from trainer_loop.parallel.processes import (
     announce,
     broadcast,
     gather_rows,
@@ -25,6 +24,7 @@ from trainer_loop.runtime.distributed import (
     watch_for,
     widen_for_numpy,
 )
+from trainer_loop.record.logs import Console
 from trainer_loop.runtime.memory import is_out_of_memory, release_memory
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.randomness import seed_everything
@@ -57,7 +57,7 @@ class Evaluator:
         task: Task,
         model: nn.Module,
         metrics: Sequence[NamedMetric],
-        averages: Ema | ScheduleFreeAverages | None,
+        averaged_weights: Ema | ScheduleFreeAverages | None,
         seed: int,
         console: Console,
         preemption: Preemption,
@@ -66,7 +66,7 @@ class Evaluator:
         self.task = task
         self.model = model
         self.metrics = metrics
-        self.averages = averages
+        self.averaged_weights = averaged_weights
         self.seed = seed
         self.console = console
         self.preemption = preemption
@@ -166,7 +166,7 @@ class Evaluator:
         was_training = self.model.training
         self.model.eval()
         try:
-            with nullcontext() if self.averages is None else self.averages.in_place():
+            with nullcontext() if self.averaged_weights is None else self.averaged_weights.in_place():
                 yield
         finally:
             self.model.train(was_training)

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from trainer_loop.config.component import locate_source
+from trainer_loop.components import locate_source
 from trainer_loop.data.loader import EvaluationLoader, Microbatch, StepBatch, StepLoader
 from trainer_loop.errors import Diverged, Preempted, UserError
 from trainer_loop.evaluation import Evaluator, zero_sum
@@ -24,12 +24,12 @@ from trainer_loop.optim.groups import ParameterGroup
 from trainer_loop.optim.replan import read_groups, replan
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages
 from trainer_loop.optim.schedules import follows_metric
+from trainer_loop.parallel.processes import average_gradients, is_reduction_complete, share_buffers, sum_on_hosts
 from trainer_loop.record.checkpoint import Checkpointer, Stateful
 from trainer_loop.record.checkpoint_files import list_checkpoints
 from trainer_loop.record.logs import Console, MetricLog, Values
 from trainer_loop.record.publisher import Publisher
 from trainer_loop.record.state import TrainState
-from trainer_loop.runtime.distributed import average_gradients, is_reduction_complete, share_buffers, sum_on_hosts
 from trainer_loop.runtime.memory import is_out_of_memory, read_peak_memory, release_memory
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.randomness import seed_everything
@@ -69,7 +69,7 @@ class TrainingLoop:
     publisher: pushes to the hub, on the main process; None: nothing is pushed.
     """
 
-    own_figures: tuple[str, ...] = ()  # names of what a step of one's own tells with `note`
+    extra_metrics: tuple[str, ...] = ()  # names of what a step of one's own tells with `log_metric`
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class TrainingLoop:
         max_grad_value: float | None = None,
         skip_nonfinite: bool = False,
         allow_unused: bool = False,
-        averages: Ema | ScheduleFreeAverages | None = None,
+        averaged_weights: Ema | ScheduleFreeAverages | None = None,
         groups: Sequence[ParameterGroup] = (),
         evaluate_every: int | None = None,
         evaluate_at_start: bool = False,
@@ -128,7 +128,7 @@ class TrainingLoop:
         self.max_grad_value = max_grad_value
         self.skip_nonfinite = skip_nonfinite
         self.allow_unused = allow_unused
-        self.averages = averages
+        self.averaged_weights = averaged_weights
         self.groups = groups
         self.evaluate_every = evaluate_every if self.validation_loaders else None
         self.evaluate_at_start = evaluate_at_start and bool(self.validation_loaders)
@@ -152,26 +152,26 @@ class TrainingLoop:
             *((name, parameter) for name, parameter in self.bare_model.named_parameters() if parameter.requires_grad),
             strict=True,
         )
-        if taken := [name for name in self.own_figures if name in LOGGED]:
-            raise UserError(f"{type(self).__name__}.own_figures: {', '.join(taken)} stands in every row; rename it")
+        if taken := [name for name in self.extra_metrics if name in LOGGED]:
+            raise UserError(f"{type(self).__name__}.extra_metrics: {', '.join(taken)} stands in every row; rename it")
         self.meter = Meter(
             sum_over_processes=lambda values: sum_on_hosts(accelerator, values),
             scaled_gradients=accelerator.scaler is not None,
-            own_figures=self.own_figures,
+            extra_metrics=self.extra_metrics,
         )
         self.evaluator = Evaluator(
             accelerator=accelerator,
             task=task,
             model=self.bare_model,
             metrics=metrics,
-            averages=averages,
+            averaged_weights=averaged_weights,
             seed=seed,
             console=console,
             preemption=self.preemption,
         )
         self._max_tokens: int | None = None  # padded tokens of a microbatch, once more did not fit into memory
         self._noted: dict[str, tuple[Tensor, int]] = {}  # in this step: sum and count
-        self._is_filler = False  # whether the microbatch of now counts nothing
+        self._is_dummy = False  # whether the microbatch of now counts nothing
         self._weights_are_meant = False  # they were restored or trained, or it was told that they are not
         self._stop = False  # some process was asked to stop: the same answer on all of them
         self._gradients_are_checked = allow_unused  # every trainable parameter has got one once
@@ -232,10 +232,10 @@ class TrainingLoop:
         self._weights_are_meant = True
         if self.describe is not None:
             self.describe(self)
-        self.preemption.hold()
+        self.preemption.defer_signals()
         self._go_on_from(state)
         # Not before: a start that only finishes an evaluation would never get further, however often it is made.
-        self.preemption.hold(max_minutes=self.max_time_minutes)
+        self.preemption.defer_signals(max_minutes=self.max_time_minutes)
 
         self.model.train()
         self._mark = time.perf_counter()
@@ -252,7 +252,7 @@ class TrainingLoop:
             save_due = self._is_due(self.checkpoint_every, state.step, last=last) or self._stop
             log_due = self._is_due(self.log_every, state.step, last=last or evaluation_due)
             if log_due or save_due:
-                self._fold()
+                self._flush()
             if log_due:
                 self._log_training(state)
             if save_due or evaluation_due:
@@ -264,7 +264,7 @@ class TrainingLoop:
             if evaluation_due:
                 self._evaluate_and_log(state)
             if save_due and not last and self.publisher is not None:
-                self.publisher.offer(self.bare_model, state, self.averages)
+                self.publisher.offer(self.bare_model, state, self.averaged_weights)
             if save_due or evaluation_due:
                 self._mark = time.perf_counter()
             if self._is_out_of_patience(state):
@@ -275,7 +275,7 @@ class TrainingLoop:
 
     def train_step(self, step_batch: StepBatch) -> StepReport:
         """One update, and the only place where weights change."""
-        num_targets = self.agree_on_step(step_batch)
+        num_targets = self.count_targets(step_batch)
         while (loss_sum := self.accumulate_gradients(step_batch, num_targets)) is None:
             step_batch = self._cut_smaller(step_batch.step)  # some process ran out of memory
         clipped = self.clip_gradients(step_batch.step)
@@ -284,8 +284,8 @@ class TrainingLoop:
             self.optimizer.step()
         elif self.accelerator.scaler is not None:
             self.accelerator.scaler.update()
-        if not skipped and self.averages is not None:
-            self.averages.update()
+        if not skipped and self.averaged_weights is not None:
+            self.averaged_weights.update()
         self.clear_gradients()
         return self.report_step(step_batch, loss_sum, num_targets, clipped, skipped=skipped)
 
@@ -296,7 +296,7 @@ class TrainingLoop:
         lr = float(self.scheduler.get_last_lr()[0])
         if not follows_metric(self.scheduler):
             self.scheduler.step()
-        noted, self._noted, self._is_filler = self._noted, {}, False
+        noted, self._noted, self._is_dummy = self._noted, {}, False
         return StepReport(
             step=step_batch.step + 1,
             loss_sum=loss_sum,
@@ -313,22 +313,22 @@ class TrainingLoop:
             own=noted,
         )
 
-    def note(self, name: str, value: Tensor, *, count: int = 1) -> None:
+    def log_metric(self, name: str, value: Tensor, *, count: int = 1) -> None:
         """Tell a number of this step: metrics.jsonl gets its mean since the row before, over all processes.
 
-        name: one of the class's `own_figures`. value: `[]`, a sum over `count`; it waits on its device.
+        name: one of the class's `extra_metrics`. value: `[]`, a sum over `count`; it waits on its device.
         """
-        if name not in self.own_figures:
+        if name not in self.extra_metrics:
             raise UserError(
-                f"{type(self).__name__}.own_figures: {', '.join(self.own_figures) or 'none'}; {name} is noted"
+                f"{type(self).__name__}.extra_metrics: {', '.join(self.extra_metrics) or 'none'}; {name} is noted"
             )
-        if not self._is_filler:
+        if not self._is_dummy:
             total, so_far = self._noted.get(name, (0.0, 0))
             self._noted[name] = (value.detach() + total, so_far + count)
 
-    def keep(self, name: str, part: Stateful) -> None:
+    def register_for_checkpoint(self, name: str, part: Stateful) -> None:
         """Let each checkpoint hold what a loop of one's own has besides: a module, an optimizer, a queue."""
-        self.checkpointer.keep(name, part)
+        self.checkpointer.register_for_checkpoint(name, part)
 
     def loss_sum(self, batch: Batch) -> Tensor:
         """The loss of one microbatch in training, **summed** over its targets, `[]`: the first thing to override.
@@ -374,7 +374,7 @@ class TrainingLoop:
 
     # ---------------------------------------------------------------------------------------------- parts of a step
 
-    def agree_on_step(self, step_batch: StepBatch) -> int:
+    def count_targets(self, step_batch: StepBatch) -> int:
         """Targets of the whole update, over all processes: what the loss is divided by.
 
         Whether any process was asked to stop travels along.
@@ -426,7 +426,7 @@ class TrainingLoop:
             self.clear_gradients()
             release_memory()
             # The others wait for this process in their reduction of gradients.
-            self._backward(self._loss_sum(self.train_loader.filler(step)), 1.0)
+            self._backward(self._loss_sum(self.train_loader.dummy_microbatch(step)), 1.0)
         if not sum_on_hosts(self.accelerator, [out_of_memory])[0]:
             return loss_sum
         self._noted.clear()
@@ -449,12 +449,12 @@ class TrainingLoop:
         return step_batch
 
     def _loss_sum(self, microbatch: Microbatch) -> Tensor:
-        self._is_filler = microbatch.is_filler
+        self._is_dummy = microbatch.is_dummy
         loss = self.loss_sum(microbatch.batch)
         if (wrong := explain_wrong_loss(loss)) is not None:
             own = type(self).loss_sum is not TrainingLoop.loss_sum
             raise UserError(f"{locate_source(type(self).loss_sum if own else type(self.task).loss)} {wrong}")
-        return loss * 0.0 if microbatch.is_filler else loss
+        return loss * 0.0 if microbatch.is_dummy else loss
 
     def _backward(self, loss: Tensor, factor: float) -> None:
         """Gradients of `loss * factor`. That product, and accelerate's division by 1, would take 30 microseconds."""
@@ -579,9 +579,9 @@ class TrainingLoop:
             "the same command goes on from there"
         )
 
-    def _fold(self) -> None:
+    def _flush(self) -> None:
         """Bring the reports to the host, stop at the first that is not finite, and read the clock of the steps."""
-        bad = self.meter.fold()
+        bad = self.meter.flush()
         now = time.perf_counter()
         self.meter.add_seconds(now - self._mark)
         self._mark = now
@@ -589,8 +589,8 @@ class TrainingLoop:
             raise Diverged(self._describe_divergence(bad))
 
     def _describe_divergence(self, bad: NonFinite) -> str:
-        places = self.train_loader.places(bad.step - 1)
-        shown = ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
+        origins = self.train_loader.origins(bad.step - 1)
+        shown = ", ".join(origins[:8]) + (f" and {len(origins) - 8} more" if len(origins) > 8 else "")
         first = "" if bad.parameter is None else f"; first bad gradient: {bad.parameter}"
         return (
             f"step {bad.step}: loss {bad.loss:g}, gradient norm {bad.grad_norm:g}{first}; rows of this step: {shown}; "
@@ -700,8 +700,8 @@ class TrainingLoop:
                 return
             self.console.warn(f"the best weights, of step {state.best_step:,}, are lost: {fault}; the last are taken")
             state.forget_best()
-        if self.averages is not None:
-            self.averages.copy_to_model()
+        if self.averaged_weights is not None:
+            self.averaged_weights.copy_to_model()
 
     def _score_test(self, state: TrainState) -> None:
         values: dict[str, float] = {}
@@ -712,7 +712,7 @@ class TrainingLoop:
                 if self.keep_predictions is not None and self.accelerator.is_main_process:
                     self.keep_predictions(name, scores.predictions, scores.references)
         except Preempted:
-            trained_weights = self.averages is None and state.best_step in (None, state.step)
+            trained_weights = self.averaged_weights is None and state.best_step in (None, state.step)
             if trained_weights:  # where checkpoint.every is never, nothing is there yet
                 self._save(state)
             self._leave(state)

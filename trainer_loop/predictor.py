@@ -11,22 +11,22 @@ import torch
 import transformers
 from torch import nn
 
-from trainer_loop.adapters import is_adapter, load_adapted_model
-from trainer_loop.config.component import check_arguments
+from trainer_loop.components import check_arguments
 from trainer_loop.data.batch_plan import cut_evaluation
 from trainer_loop.data.loader import move_batch
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.metrics.load import SHIPPED, check_metrics, load_metrics
 from trainer_loop.metrics.named_metric import compute_metrics
-from trainer_loop.model_config import count_tokens, find_text_config
+from trainer_loop.models.adapters import is_adapter, load_adapted_model
+from trainer_loop.models.config import count_tokens, find_text_config
+from trainer_loop.models.trials import LONGER, can_answer, make_rows, try_padding
+from trainer_loop.models.weight_files import check_weight_files
 from trainer_loop.record.export import ExportRecord
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.quiet import quieten_libraries
 from trainer_loop.tasks.losses import LOSSES
 from trainer_loop.tasks.shipped import TASKS
-from trainer_loop.trials import LONGER, can_answer, make_rows, try_padding
-from trainer_loop.weight_files import check_weight_files
 
 _NO_TARGET = -100
 
@@ -150,7 +150,7 @@ class Predictor:
         pairs: Sequence[str] | None = None,
         *,
         labels: Sequence[int | None] | None = None,
-        place_of: Callable[[int], str] = lambda number: f"text {number + 1}",
+        origin_of: Callable[[int], str] = lambda number: f"text {number + 1}",
     ) -> Judged:
         """Predictions, and how they compare with labels as the run that trained the model compares them.
 
@@ -164,7 +164,7 @@ class Predictor:
         encoded = self._encode(list(texts), None if pairs is None else list(pairs))
         ids = {"input_ids": [row["input_ids"] for row in encoded]}
         if faults := self.task.find_faults(ids, are_pairs=pairs is not None):
-            raise UserError([f"{place_of(number)} {reason}" for number, reason in faults.items()])
+            raise UserError([f"{origin_of(number)} {reason}" for number, reason in faults.items()])
         targets = [_NO_TARGET if label is None else label for label in labels or [None] * len(encoded)]
         has_targets = any(target != _NO_TARGET for target in targets)
         loss_function, notes = self._find_loss() if has_targets else (None, [])
@@ -189,7 +189,7 @@ class Predictor:
                 if is_out_of_memory(error):
                     raise
                 name = type(self.model).__name__
-                raise UserError(f"{place_of(numbers[0])}: a {name} cannot answer it: {in_one_line(error)}") from error
+                raise UserError(f"{origin_of(numbers[0])}: a {name} cannot answer it: {in_one_line(error)}") from error
             for number, values in zip(numbers, self._describe(judged), strict=True):
                 rows[number] = values
             if has_targets:

@@ -15,11 +15,11 @@ from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.config.schema import KEYS
 from trainer_loop.config.secrets import name_sources
 from trainer_loop.data.tokens import TokenisedSplit
-from trainer_loop.data.wording import count, enumerate_some
+from trainer_loop.data.wording import enumerate_some, plural
 from trainer_loop.judge.components import adapter_of, metric_entries
 from trainer_loop.judge.parts import Given, Parts
-from trainer_loop.model_config import find_model
-from trainer_loop.record.checkpoint import Averages
+from trainer_loop.models.config import find_model
+from trainer_loop.record.checkpoint import AveragedWeights
 from trainer_loop.record.export import ExportRecord, copy_weights, write_files
 from trainer_loop.record.hub_access import is_name, push_command
 from trainer_loop.record.hub_push import Pushed, gather_run, push_files
@@ -101,9 +101,14 @@ def make_publisher(
         files = gather_run(folder, run_dir.config)
         return push_files(files, repo, private=config.hub.private, message=f"Upload {what}")
 
-    def snapshot(model: nn.Module, state: TrainState, averages: Averages | None) -> Callable[[Path], None]:
+    def snapshot(
+        model: nn.Module, state: TrainState, averaged_weights: AveragedWeights | None
+    ) -> Callable[[Path], None]:
         record = record_of(_without_other_figures(state))
-        card, weights = card_of(record), copy_weights(model, None if averages is None else averages.state_dict())
+        card, weights = (
+            card_of(record),
+            copy_weights(model, None if averaged_weights is None else averaged_weights.state_dict()),
+        )
         return lambda folder: write_files(folder, model, tokenizer, record, card=card, weights=weights)
 
     return Publisher(
@@ -134,12 +139,12 @@ def _find_base(config: Config, given: Given, *, is_adapter: bool) -> BaseModel |
 
 def _describe_data(config: Config, parts: Parts) -> Iterator[str]:
     if parts.stream is not None:
-        rows = "rows" if parts.stream.num_rows is None else count(parts.stream.num_rows, "row")
+        rows = "rows" if parts.stream.num_rows is None else plural(parts.stream.num_rows, "row")
         yield f"train: {rows} of a stream, {config.data.name or 'files'}"
     for name, split in parts.splits.items():
-        sources = dict.fromkeys(_name_source(config, name, place) for place in split.places.names)
+        sources = dict.fromkeys(_name_source(config, name, place) for place in split.origins.names)
         yield (
-            f"{' '.join(filter(None, parse_set(name)))}: {count(len(split.rows), 'row')} of "
+            f"{' '.join(filter(None, parse_set(name)))}: {plural(len(split.rows), 'row')} of "
             f"{enumerate_some(list(sources), at_most=3)}{_describe_labels(split, parts.label_names)}"
         )
 

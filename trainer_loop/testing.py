@@ -22,7 +22,7 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 
 from trainer_loop.build import build
-from trainer_loop.config.component import locate_source
+from trainer_loop.components import locate_source
 from trainer_loop.config.fields import Config
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.record.logs import Console

@@ -1,6 +1,6 @@
 """Pairs of texts that belong together: the two halves of a made-up review."""
 
-from trainer_loop.data import synthetic_reviews
+from trainer_loop.quickstart import reviews as synthetic_reviews
 
 
 def _halve(rows):

@@ -24,8 +24,8 @@ class Collator:
     def __call__(self, rows):
         texts = [ids for row in rows for ids in torch.tensor(row["input_ids"]).split(row["lengths"])]
         batch = dict(self.tokenizer.pad([{"input_ids": ids} for ids in texts], return_tensors="pt"))
-        places = [torch.arange(len(row["lengths"]) // 2) for row in rows]
-        return batch | {"pairs": [len(place) for place in places], "labels": torch.cat(places)}
+        origins = [torch.arange(len(row["lengths"]) // 2) for row in rows]
+        return batch | {"pairs": [len(place) for place in origins], "labels": torch.cat(origins)}
 
 
 class ContrastiveTrainer(Trainer):

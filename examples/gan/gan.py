@@ -45,12 +45,12 @@ def adam_for_each_group(params, lr):
 
 
 class GanLoop(TrainingLoop):
-    own_figures = ("judge_loss", "draw_loss")
+    extra_metrics = ("judge_loss", "draw_loss")
 
     def train_step(self, step_batch):
-        num_targets = self.agree_on_step(step_batch)
+        num_targets = self.count_targets(step_batch)
         seed_everything(self.seed, "step", step_batch.step, self.accelerator.process_index)
-        batches = [microbatch.batch for microbatch in step_batch.microbatches if not microbatch.is_filler]
+        batches = [microbatch.batch for microbatch in step_batch.microbatches if not microbatch.is_dummy]
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         turns = zip(self.optimizer.parts, (self.task.judge_loss, self.task.draw_loss), strict=True)
         for optimizer, loss_of in turns:  # first the judge, as the groups of the config say
@@ -59,7 +59,7 @@ class GanLoop(TrainingLoop):
                 loss = loss_of(self.bare_model, batch)
                 (loss / num_targets).backward(inputs=learning)
                 loss_sum += loss.detach()
-                self.note(loss_of.__name__, loss, count=len(batch["point"]))
+                self.log_metric(loss_of.__name__, loss, count=len(batch["point"]))
             self.sum_gradients(learning)
             clipped = self.clip_gradients(step_batch.step)
             optimizer.step()

@@ -433,10 +433,10 @@ def test_samples_and_parts_of_rows_are_drawn_by_the_seed(tmp_path):
     loop = build(load_config(None, settings), task=Regression(), model=Linear(), rows={"train": Points(100)})
     assert loop.validation_loaders[""].num_rows == 25
     assert loop.train_loader.steps_per_epoch == 5
-    first = loop.train_loader.places(0)
+    first = loop.train_loader.origins(0)
     tiny.forget_accelerator()
     again = build(load_config(None, settings), task=Regression(), model=Linear(), rows={"train": Points(100)})
-    assert again.train_loader.places(0) == first
+    assert again.train_loader.origins(0) == first
 
 
 def test_rows_without_tokens_are_judged_as_many_at_once_as_training_takes(tmp_path):
@@ -603,13 +603,13 @@ def test_a_task_that_gives_no_references_is_told(settings):
 class Follower(TrainingLoop):
     """Learns from a slowly moving average of itself, which a checkpoint must hold."""
 
-    own_figures = ("distance",)
+    extra_metrics = ("distance",)
 
     def __init__(self, *, keeps=True, **parts):
         super().__init__(**parts)
         self.teacher = copy.deepcopy(self.bare_model)
         if keeps:
-            self.keep("teacher", self.teacher)
+            self.register_for_checkpoint("teacher", self.teacher)
 
     def loss_sum(self, batch):
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
@@ -618,7 +618,7 @@ class Follower(TrainingLoop):
             for mean, weight in zip(self.teacher.parameters(), self.bare_model.parameters(), strict=True):
                 mean.lerp_(weight, 0.3)
         distance = (self.model(**inputs).logits - said).square().sum()
-        self.note("distance", distance, count=len(said))
+        self.log_metric("distance", distance, count=len(said))
         return super().loss_sum(batch) + distance
 
 
@@ -668,11 +668,11 @@ def test_what_a_loop_notes_is_a_mean_since_the_row_before(settings, tmp_path, mo
 def test_names_that_a_loop_notes_are_checked(settings, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     loop = build(follow(settings))
-    with pytest.raises(UserError, match=r"Follower\.own_figures: distance; distanc is noted"):
-        loop.note("distanc", torch.zeros(()))
+    with pytest.raises(UserError, match=r"Follower\.extra_metrics: distance; distanc is noted"):
+        loop.log_metric("distanc", torch.zeros(()))
     tiny.forget_accelerator()
-    monkeypatch.setattr(Follower, "own_figures", ("loss",))
-    with pytest.raises(UserError, match=r"Follower\.own_figures: loss stands in every row"):
+    monkeypatch.setattr(Follower, "extra_metrics", ("loss",))
+    with pytest.raises(UserError, match=r"Follower\.extra_metrics: loss stands in every row"):
         build(follow(settings))
 
 

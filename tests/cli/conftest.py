@@ -12,8 +12,8 @@ import torch
 from made_up import make_reviews, write_csv
 from transformers import BertConfig, BertModel
 
+from trainer_loop.cli.run import main
 from trainer_loop.data.tokenizer import train_tokenizer
-from trainer_loop.run import main
 
 
 @dataclass(frozen=True)

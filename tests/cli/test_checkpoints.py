@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer_loop.checkpoints import main
+from trainer_loop.cli.checkpoints import main
 
 
 def test_it_tells_step_size_figures_and_what_is_wrong(command, arguments, tmp_path, capfd):

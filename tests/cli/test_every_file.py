@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from made_up import make_reviews, write_csv
 
-from trainer_loop.checkpoints import main as list_and_verify
+from trainer_loop.cli.checkpoints import main as list_and_verify
+from trainer_loop.cli.run import main
 from trainer_loop.config.load import load_config
 from trainer_loop.record.checkpoint_files import find_fault, list_checkpoints
 from trainer_loop.record.logs import read_metrics
 from trainer_loop.record.run_dir import RunDir
-from trainer_loop.run import main
 
 RECORDS = [".lock", "config.yaml", "environment.json", "status.json", "metrics.jsonl", "train.log"]
 LINKS = ["checkpoints/latest", "checkpoints/best"]

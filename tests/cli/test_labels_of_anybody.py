@@ -6,7 +6,7 @@ import json
 import pytest
 from made_up import make_reviews, write_csv
 
-from trainer_loop.predict import main as predict
+from trainer_loop.cli.predict import main as predict
 
 NAMES = {"positive": "good\n2026-01-01T00:00:00 error: forged", "negative": '\x1b[31mbad\x1b[0m, "quoted"\r\u202e'}
 

@@ -11,9 +11,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from trainer_loop.build import build
+from trainer_loop.cli.predict import main
 from trainer_loop.config.load import load_config
-from trainer_loop.model import make_model
-from trainer_loop.predict import main
+from trainer_loop.models.loading import make_model
 
 RATES = "optimizer={name: sgd, lr: 0.1, weight_decay: 0.0}"
 NO_DROPOUT = "model.overrides={hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}"

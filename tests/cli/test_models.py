@@ -12,8 +12,8 @@ import zoo
 from safetensors.torch import load_file, save_file
 
 from trainer_loop.build import build
+from trainer_loop.cli.predict import main as predict
 from trainer_loop.config.load import load_config
-from trainer_loop.predict import main as predict
 from trainer_loop.predictor import Predictor
 
 TEXTS = ["w1 w2 w3", "w40 w41 w42 w43 w44 w45 w46 w47", "w5", "w50 w9"]

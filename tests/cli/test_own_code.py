@@ -92,7 +92,7 @@ def test_the_current_directory_comes_before_a_checkout_that_is_installed(tmp_pat
         place.mkdir()
         (place / "own_parts.py").write_text(f"def loss(logits, targets): return {place.name!r}\n")
     code = f"import sys; sys.path[0] = 'bin'; sys.path.append({str(elsewhere)!r}); "
-    code += "from trainer_loop.config.component import locate; print(locate('own_parts.loss', place='loss.name')(1, 2))"
+    code += "from trainer_loop.components import locate; print(locate('own_parts.loss', place='loss.name')(1, 2))"
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     told = subprocess.run(
         [sys.executable, "-c", code], cwd=here, env=environment, capture_output=True, text=True, check=True

@@ -12,7 +12,7 @@ import torch
 from made_up import make_reviews, write_csv
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from trainer_loop.predict import main
+from trainer_loop.cli.predict import main
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from hub_server import TOKEN, Fault, Repo, serve
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
+from trainer_loop.cli.push import USAGE
+from trainer_loop.cli.push import main as push_main
+from trainer_loop.cli.run import main as run_main
 from trainer_loop.config.load import load_config
-from trainer_loop.push import USAGE
-from trainer_loop.push import main as push_main
-from trainer_loop.run import main as run_main
 
 OF_A_MODEL = {
     *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),

@@ -11,7 +11,7 @@ from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from trainer_loop.data import synthetic_reviews
+from trainer_loop.quickstart import reviews as synthetic_reviews
 
 
 @pytest.fixture(scope="module")

@@ -154,7 +154,7 @@ def test_an_error_of_one_process_alone_is_told_with_its_number(arguments, tmp_pa
     write_csv(tmp_path / "only_0.csv", make_reviews(20))
     script = (
         "import os, sys\n"
-        "from trainer_loop.run import main\n"
+        "from trainer_loop.cli.run import main\n"
         "train = 'only_0.csv' if os.environ['RANK'] == '0' else 'missing.csv'\n"
         "sys.exit(main([*sys.argv[1:], f'data.train={train}', 'data.validation=', 'run_dir=run']))\n"
     )
@@ -197,7 +197,7 @@ def test_processes_that_would_each_train_alone_are_refused(arguments, tmp_path):
 PRETEND_ALONE = """
 import sys, torch
 torch.accelerator.is_available = lambda: True  # as on a machine with a GPU, where cpu=True is not passed
-from trainer_loop.run import main
+from trainer_loop.cli.run import main
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -38,7 +38,7 @@ def teacher(bench: Bench) -> Path:
 
 def make_run(bench: Bench, directory: Path, config: Path, *options: str, num_processes: int = 1) -> Run:
     """A short run of a config, in a directory that sees the examples as the root of the project does."""
-    run = Run(bench.nursery, directory, (f"config={config}", *SHORT, *options), num_processes)
+    run = Run(bench.crash_harness, directory, (f"config={config}", *SHORT, *options), num_processes)
     (directory / "examples").symlink_to(ROOT / "examples")
     return run
 
@@ -85,7 +85,7 @@ def test_it_learns_and_goes_on_after_a_kill_bit_for_bit(name, num_processes, ben
 def test_it_is_no_longer_than_promised(place, at_most, monkeypatch):
     monkeypatch.syspath_prepend(ROOT)
     from examples.page import count_lines
-    from trainer_loop.config.component import locate
+    from trainer_loop.components import locate
 
     source = inspect.cleandoc(inspect.getsource(locate(f"examples.{place}", place="test")))
     assert 2 <= count_lines(source) <= at_most
@@ -93,7 +93,7 @@ def test_it_is_no_longer_than_promised(place, at_most, monkeypatch):
 
 @pytest.mark.parametrize(("name", "figure"), [("table", "accuracy"), ("images", "accuracy")])
 def test_models_without_transformers_learn_what_they_are_shown(name, figure, bench, tmp_path):
-    run = Run(bench.nursery, tmp_path, (f"config={ROOT / 'examples' / name / 'config.yaml'}",))
+    run = Run(bench.crash_harness, tmp_path, (f"config={ROOT / 'examples' / name / 'config.yaml'}",))
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     run.finish()
     record = json.loads((run.path / "model" / "trainer_loop.json").read_text())

@@ -7,7 +7,7 @@ import tiny
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer_loop.runtime.distributed import make_accelerator
+from trainer_loop.parallel.processes import make_accelerator
 
 ROWS = tiny.make_rows(24, longest=20)
 

@@ -7,7 +7,7 @@ import tiny
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from trainer_loop.embedding_noise import use_embedding_noise
+from trainer_loop.models.embedding_noise import use_embedding_noise
 from trainer_loop.tasks.task import pack_rows
 
 

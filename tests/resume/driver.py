@@ -26,10 +26,10 @@ _SECONDS_TO_RECEIVE = 30.0
 
 def main() -> int:
     """As `python -m trainer_loop.run`."""
-    from trainer_loop.run import main as run
+    from trainer_loop.cli.run import main as run
 
     if "CLAIM_SECONDS" in os.environ:
-        from trainer_loop.record import claim
+        from trainer_loop.record import run_lock as claim
 
         claim._SECONDS_TO_WAIT = float(os.environ["CLAIM_SECONDS"])
     if "RECORD" in os.environ:
@@ -290,7 +290,7 @@ def _record_rows(path: Path) -> None:
     start = int(os.environ["START"])
 
     def write(_loop: TrainingLoop, batch: Any) -> None:
-        rows = [row for microbatch in batch.microbatches if not microbatch.is_filler for row in microbatch.rows]
+        rows = [row for microbatch in batch.microbatches if not microbatch.is_dummy for row in microbatch.rows]
         entry = {"step": batch.step + 1, "start": start, "rank": int(os.environ.get("RANK", 0)), "rows": rows}
         with path.open("a") as file:
             file.write(json.dumps(entry) + "\n")

@@ -87,7 +87,7 @@ class Ended:
         return f"exit code {self.code}\n{self.out}\n{self.err}"
 
 
-class Nursery:
+class CrashHarness:
     """Starts processes, and knows how they ended. To be closed."""
 
     def __init__(self, directory: Path):
@@ -182,28 +182,28 @@ class Nursery:
 class Process:
     """One start of the command."""
 
-    nursery: Nursery
+    crash_harness: CrashHarness
     pid: int
     out: Path
     err: Path
 
     def send(self, number: int) -> None:
-        if self.nursery.is_running(self.pid):
+        if self.crash_harness.is_running(self.pid):
             os.kill(self.pid, number)
 
     def kill(self) -> None:
         """With all that it has started."""
-        if self.nursery.is_running(self.pid):
+        if self.crash_harness.is_running(self.pid):
             os.killpg(self.pid, signal.SIGKILL)
 
     def is_running(self) -> bool:
-        return self.nursery.is_running(self.pid)
+        return self.crash_harness.is_running(self.pid)
 
     def wait(self, seconds: float = _TIMEOUT) -> Ended:
-        code = self.nursery.wait(self.pid, seconds)
+        code = self.crash_harness.wait(self.pid, seconds)
         if code is None:
             self.kill()
-            self.nursery.wait(self.pid, seconds)
+            self.crash_harness.wait(self.pid, seconds)
         ended = Ended(-1000 if code is None else code, self.out.read_text(), self.err.read_text())
         assert code is not None, f"still running after {seconds} seconds\n{ended.told()}"
         return ended
@@ -259,7 +259,7 @@ def wait_until(condition: Callable[[], Any], *, what: str, seconds: float = 60.0
 class Run:
     """One run directory, `run` in a directory of its own, and the command that is started again and again."""
 
-    nursery: Nursery
+    crash_harness: CrashHarness
     directory: Path
     arguments: tuple[str, ...]
     num_processes: int = 1
@@ -282,7 +282,8 @@ class Run:
             ranks = [meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
         arguments = [*self.arguments, "run_dir=run", *more]
         self.processes = [
-            self.nursery.start(arguments, directory=self.directory, environment=environment | rank) for rank in ranks
+            self.crash_harness.start(arguments, directory=self.directory, environment=environment | rank)
+            for rank in ranks
         ]
         return self.processes
 
@@ -416,7 +417,7 @@ def assert_same(run: Run, whole: Outcome) -> None:
 class Bench:
     """A nursery, a model and reviews; makes runs of them, and knows how each ends that nobody kills."""
 
-    nursery: Nursery
+    crash_harness: CrashHarness
     directory: Path
     model: Path
     train: Path
@@ -427,19 +428,19 @@ class Bench:
     @classmethod
     def make(cls, directory: Path) -> "Bench":
         bench = cls(
-            Nursery(directory / "nursery"),
+            CrashHarness(directory / "nursery"),
             directory,
             make_model(directory / "tiny"),
             write_csv(directory / "train.csv", make_reviews(61)),
             write_csv(directory / "validation.csv", make_reviews(20, seed=3)),
         )
         first = bench.run(directory / "first")
-        ended = bench.nursery.learn([*first.arguments, "run_dir=run"], directory=first.directory)
+        ended = bench.crash_harness.learn([*first.arguments, "run_dir=run"], directory=first.directory)
         assert ended.code == 0, ended.told()
         return bench
 
     def close(self) -> None:
-        self.nursery.close()
+        self.crash_harness.close()
 
     def run(self, directory: Path, *options: str, num_processes: int = 1) -> Run:
         """A run that is not started yet."""
@@ -452,7 +453,7 @@ class Bench:
             *(option for option in (DROPOUT,) if not any(other.startswith("model.overrides=") for other in options)),
             *options,
         )
-        return Run(self.nursery, directory, arguments, num_processes)
+        return Run(self.crash_harness, directory, arguments, num_processes)
 
     def whole(self, *options: str, num_processes: int = 1) -> Outcome:
         """What the run leaves behind where nobody kills it; run once."""

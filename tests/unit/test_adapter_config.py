@@ -8,9 +8,9 @@ import peft
 import pytest
 import tiny
 
-from trainer_loop.adapter_config import check_adapter_config
-from trainer_loop.adapters import load_adapted_model
 from trainer_loop.errors import UserError
+from trainer_loop.models.adapters import load_adapted_model
+from trainer_loop.record.adapter_config import check_adapter_config
 
 BASE = {"peft_type": "LORA", "base_model_name_or_path": "base", "r": 2, "target_modules": ["query"]}
 

@@ -9,9 +9,9 @@ import transformers
 import zoo
 from torch import Tensor, nn
 
-from trainer_loop.adapters import add_adapter, load_adapted_model, merge_adapter
 from trainer_loop.errors import UserError
-from trainer_loop.trials import find_reach
+from trainer_loop.models.adapters import add_adapter, load_adapted_model, merge_adapter
+from trainer_loop.models.trials import find_reach
 
 LORA = ("lora", {"r": 2, "target_modules": "all-linear"})
 DORA = ("lora", {"r": 2, "target_modules": "all-linear", "use_dora": True})

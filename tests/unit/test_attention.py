@@ -12,8 +12,8 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from transformers.masking_utils import bidirectional_mask_function
 
 from trainer_loop import attention, cpu_kernels
-from trainer_loop.attention import ATTENTION, attend, describe_attention_dropout, make_mask, use_attention
-from trainer_loop.cpu_kernels import CpuDropout, use_cpu_modules
+from trainer_loop.ops.attention import ATTENTION, attend, describe_attention_dropout, make_mask, use_attention
+from trainer_loop.ops.cpu_kernels import CpuDropout, use_cpu_modules
 
 ROWS, HEADS, LENGTH, WIDTH = 5, 4, 45, 16
 FILLED_UP = 64  # the keys of that length in bf16

@@ -5,7 +5,7 @@ import tiny
 import torch
 from torch import nn
 
-from trainer_loop.cpu_kernels import CpuEmbedding, use_cpu_modules
+from trainer_loop.ops.cpu_kernels import CpuEmbedding, use_cpu_modules
 
 MICROBATCHES = [torch.tensor([[1, 2, 2, 0], [3, 1, 0, 0]]), torch.tensor([[2, 5, 0, 0]]), torch.tensor([[7, 7, 7, 7]])]
 

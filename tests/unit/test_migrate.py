@@ -13,13 +13,13 @@ from packaging.version import Version
 from transformers import SchedulerType, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from trainer_loop.cli.migrate import main, migrate
 from trainer_loop.config.checks import missing_parts
 from trainer_loop.config.load import load_config, read_config, values_of
-from trainer_loop.config.migration_page import BEGINS, markdown
 from trainer_loop.config.schema import KEYS
-from trainer_loop.config.trainer_optimizers import OPTIMIZERS
-from trainer_loop.config.translations import FIELDS, NOT_NEEDED, OLD_FIELDS, OTHER_NAMES, TRANSLATIONS
-from trainer_loop.migrate import main, migrate
+from trainer_loop.migrate.page import BEGINS, markdown
+from trainer_loop.migrate.trainer_optimizers import OPTIMIZERS
+from trainer_loop.migrate.translations import FIELDS, NOT_NEEDED, OLD_FIELDS, OTHER_NAMES, TRANSLATIONS
 from trainer_loop.optim.optimizers import check_optimizer, find_optimizer
 from trainer_loop.optim.schedules import SCHEDULES
 
@@ -88,7 +88,7 @@ def test_no_name_is_called_a_field_that_is_none():
 
 def test_the_page_is_current():
     by_hand, begins, _ = PAGE.partition(BEGINS)
-    assert by_hand + markdown() == PAGE, "run python -m trainer_loop.config.migration_page"
+    assert by_hand + markdown() == PAGE, "run python -m trainer_loop.migrate.page"
     assert begins and len(by_hand.splitlines()) <= 60
 
 

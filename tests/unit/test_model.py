@@ -4,8 +4,8 @@ import torch
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from trainer_loop.errors import UserError
-from trainer_loop.model import make_model
-from trainer_loop.model_config import check_model_config, fit_model_config, load_model_config, make_empty_model
+from trainer_loop.models.config import check_model_config, fit_model_config, load_model_config, make_empty_model
+from trainer_loop.models.loading import make_model
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 

@@ -8,11 +8,11 @@ import torch
 import zoo
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from trainer_loop.attention import use_attention
-from trainer_loop.cpu_kernels import use_cpu_modules
 from trainer_loop.data.loader import move_batch
 from trainer_loop.errors import UserError
-from trainer_loop.packing import use_packing
+from trainer_loop.models.packing import use_packing
+from trainer_loop.ops.attention import use_attention
+from trainer_loop.ops.cpu_kernels import use_cpu_modules
 from trainer_loop.tasks.causal_lm import CausalLM
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 from trainer_loop.tasks.task import TextTask, pack_rows

@@ -15,11 +15,11 @@ import pyarrow.parquet
 import pytest
 from arrow_columns import CASES
 
+from trainer_loop.cli.predict_files import FileRequest, predict_file, prepare_file
 from trainer_loop.data import write_files
 from trainer_loop.data.files import read_files
 from trainer_loop.data.text_format import TextFormat
 from trainer_loop.errors import UserError
-from trainer_loop.predict_files import FileRequest, predict_file, prepare_file
 from trainer_loop.predictor import Judged
 from trainer_loop.record.export import ExportRecord
 
@@ -33,7 +33,7 @@ class Stub:
     label_names = ("neg", "pos")
     label_values = ("n", "p")
 
-    def judge(self, texts, pairs=None, *, labels=None, place_of=None):
+    def judge(self, texts, pairs=None, *, labels=None, origin_of=None):
         self.texts, self.pairs, self.labels = texts, pairs, labels
         return Judged([{"label": "pos", "probability": 0.5} for _ in texts], None, [])
 
@@ -203,7 +203,7 @@ def test_the_file_that_is_read_is_never_replaced(folder: Path):
 def test_a_file_that_appears_meanwhile_is_not_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch):
     Path("in.jsonl").write_text('{"text": "a"}\n')
 
-    def judge(self, texts, pairs=None, *, labels=None, place_of=None):
+    def judge(self, texts, pairs=None, *, labels=None, origin_of=None):
         Path("out.csv").write_text("of somebody else")
         return Judged([{"label": "pos"}], None, [])
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer_loop import attention
+from trainer_loop.ops import attention
 from trainer_loop.optim.ema import Ema
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 from trainer_loop.tasks.task import TextTask
@@ -84,7 +84,7 @@ def waits_of_steps(
         num_steps=31,
         layout=tiny.Layout(per_device=3),
         log_every=10,
-        averages=Ema(model, decay=0.9) if ema else None,
+        averaged_weights=Ema(model, decay=0.9) if ema else None,
     )
     before: list[int] = []
     steps = loop.train_loader.steps

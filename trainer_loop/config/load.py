@@ -21,13 +21,13 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from trainer_loop.config.checks import conflicts, unusable_paths
 from trainer_loop.config.fields import Config
 from trainer_loop.config.interpolation import Interpolations
-from trainer_loop.config.layers import COMMAND_LINE, Entry, Layer, command_line_layer, file_layer
 from trainer_loop.config.schema import KEYS, SECTIONS
 from trainer_loop.config.secrets import FromEnvironment, find_secrets, name_sources
-from trainer_loop.config.translations import TRANSLATIONS, meant_keys
+from trainer_loop.config.sources import COMMAND_LINE, Entry, Layer, command_line_layer, file_layer
 from trainer_loop.config.values import expects, judge, shown
 from trainer_loop.config.yaml_core import dump
 from trainer_loop.errors import UserError, printable
+from trainer_loop.migrate.translations import TRANSLATIONS, meant_keys
 
 DEFAULT_CONFIG = "quickstart.yaml"
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from trainer_loop.data.labels import LabelNames, RawLabel, describe_kind, name_labels
 from trainer_loop.data.missing import HIDDEN, find_hidden, is_blank, is_unlabelled, read_column
 from trainer_loop.data.split import Split
-from trainer_loop.data.wording import count, did_you_mean, enumerate_names, enumerate_some, shorten
+from trainer_loop.data.wording import did_you_mean, enumerate_names, enumerate_some, plural, shorten
 from trainer_loop.errors import UserError
 
 _SHOWN = 5  # rows named per problem
@@ -124,7 +124,7 @@ def _check_labels(
         counts.pop(HIDDEN, None)
     if is_streamed and label_names is None and describe_kind(train.rows, label) in ("integers", "texts"):
         seen = enumerate_some([shorten(value) for value in sorted(counts)], at_most=10)
-        remedy = f"name all of them; the first {count(len(train.rows), 'row')} have {seen}"
+        remedy = f"name all of them; the first {plural(len(train.rows), 'row')} have {seen}"
         return [*problems, f"data.label_names=null: a stream is not searched for its labels: {remedy}"], [], None
     try:
         names = name_labels(
@@ -157,7 +157,7 @@ def _check_hidden(split: Split, label: str) -> list[str]:
     remedy = f"set data.{split.name}=null; python -m trainer_loop.predict tells the classes of such rows"
     if split.name == "train":
         remedy = "name a split that has labels"
-    return [f"{where} in all {count(hidden, 'row')}: {HIDDEN} stands for a label that is kept secret: {remedy}"]
+    return [f"{where} in all {plural(hidden, 'row')}: {HIDDEN} stands for a label that is kept secret: {remedy}"]
 
 
 def _check_kind(split: Split, *, label: str, train: Split | None) -> list[str]:
@@ -239,7 +239,7 @@ def _warn_of_stream(head: Split, counts: Mapping[RawLabel, int]) -> list[str]:
     if len(counts) > 1 or len(head.rows) == 1:
         return []
     return [
-        f"data.train: the first {count(len(head.rows), 'row')} are of one class; a stream is shuffled within "
+        f"data.train: the first {plural(len(head.rows), 'row')} are of one class; a stream is shuffled within "
         "data.shuffle_rows rows only, so where it is sorted by label shuffle its files, or raise data.shuffle_rows"
     ]
 
@@ -268,9 +268,9 @@ def _describe_rows(split: Split, column: str, test: Test, *, values: bool = Fals
     if not total:
         return ""
     shown = [
-        f"{split.places.place(row)}" + (f" ({shorten(split.rows[row][column])})" if values else "") for row in rows
+        f"{split.origins.place(row)}" + (f" ({shorten(split.rows[row][column])})" if values else "") for row in rows
     ]
-    return f"{count(total, 'row')}: {enumerate_some(shown, total=total)}"
+    return f"{plural(total, 'row')}: {enumerate_some(shown, total=total)}"
 
 
 def _first_value(split: Split, column: str, test: Callable[[Any], bool] = lambda value: True) -> str:
@@ -279,6 +279,6 @@ def _first_value(split: Split, column: str, test: Callable[[Any], bool] = lambda
     for part in read_column(split.rows, column):
         for value in part.to_pylist():
             if value is not None and test(value):
-                return f"{shorten(value)} ({split.places.place(row)})"
+                return f"{shorten(value)} ({split.origins.place(row)})"
             row += 1
     return "null"

@@ -15,7 +15,7 @@ from trainer_loop.data.arrow_files import find_features, hold, is_arrow_stream, 
 from trainer_loop.data.arrow_types import as_rows, make_dataset
 from trainer_loop.data.fingerprint import check_unchanged, digest, digest_file
 from trainer_loop.data.parquet_files import map_parquet
-from trainer_loop.data.split import Places, Split
+from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.text_files import FileRows, read_delimited, read_json, read_json_lines, read_text_lines
 from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
 from trainer_loop.data.wording import did_you_mean, enumerate_names, enumerate_some
@@ -121,7 +121,7 @@ def read_files(
         for file, content in zip(files, contents, strict=True)
     ]
     fingerprint = digest(*(kind.encode() for kind in kinds))
-    return Split(split, rows, Places.join([part.places for part in read]), fingerprint, names)
+    return Split(split, rows, Origins.join([part.origins for part in read]), fingerprint, names)
 
 
 def _find(spec: str) -> list[str]:
@@ -192,7 +192,7 @@ def _read_file(
             rows, names = _read_arrow(path, wanted=None if keeps_all else wanted)
     if not len(rows):
         raise UserError(f"{path} has no rows")
-    return FileRows(rows, Places.of(f"{path} row", len(rows)), names)
+    return FileRows(rows, Origins.of(f"{path} row", len(rows)), names)
 
 
 def _read_arrow(path: str, *, wanted: Collection[str] | None) -> tuple[datasets.Dataset, list[str]]:

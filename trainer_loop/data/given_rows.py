@@ -17,7 +17,7 @@ from trainer_loop.data.files import NamedRows
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.loader import RowSource
 from trainer_loop.data.prepare import choose_stratified, draw_keys, draw_sample
-from trainer_loop.data.split import Indices, Places
+from trainer_loop.data.split import Indices, Origins
 from trainer_loop.data.text_files import make_table
 from trainer_loop.data.tokens import TokenisedSplit
 from trainer_loop.errors import UserError, in_one_line
@@ -88,7 +88,7 @@ def read_dicts(rows: Sequence[Any], *, place: str, columns: Collection[str] | No
 
 
 def take_rows(
-    rows: Any, *, name: str, place: str, places: Places | None = None, fingerprint: str | None = None
+    rows: Any, *, name: str, place: str, origins: Origins | None = None, fingerprint: str | None = None
 ) -> TokenisedSplit:
     """Rows that a task takes as they are, each a dict. name: of the split. place: how errors call it.
 
@@ -114,7 +114,7 @@ def take_rows(
         rows=rows,
         lengths=np.ones(len(rows), dtype=np.int32),
         num_truncated=0,
-        places=places or Places.of(f"{place} row", len(rows)),
+        origins=origins or Origins.of(f"{place} row", len(rows)),
         fingerprint=fingerprint or _digest_some(rows),
     )
 
@@ -144,7 +144,7 @@ def pick_rows(split: TokenisedSplit, chosen: Indices, *, name: str) -> Tokenised
         rows=Subset(split.rows, chosen.tolist()),
         lengths=split.lengths[chosen],
         num_truncated=0,
-        places=split.places.select(chosen),
+        origins=split.origins.select(chosen),
         fingerprint=digest(split.fingerprint.encode(), chosen.tobytes()),
     )
 

@@ -8,7 +8,7 @@ import datasets
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
 from trainer_loop.data.fingerprint import digest
-from trainer_loop.data.split import Places, Split
+from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.wording import did_you_mean, enumerate_some
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.host import expand_home
@@ -80,7 +80,7 @@ def _choose_splits(
         else:
             # datasets derives it from the files' revision and the chosen rows.
             fingerprint = digest(rows._fingerprint.encode())
-            splits[ours] = Split(ours, rows, Places.of(f"{name}[{theirs}] row", len(rows)), fingerprint)
+            splits[ours] = Split(ours, rows, Origins.of(f"{name}[{theirs}] row", len(rows)), fingerprint)
     return splits, problems
 
 

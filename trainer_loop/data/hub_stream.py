@@ -9,7 +9,7 @@ import pyarrow as pa
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.hub import SLICE, explain_missing, reach_hub
 from trainer_loop.data.shards import Mark, Shard, ShardedSplit, Values
-from trainer_loop.data.split import Places, Split
+from trainer_loop.data.split import Origins, Split
 from trainer_loop.errors import UserError, in_one_line
 
 _ROWS_AT_ONCE = 1000
@@ -71,7 +71,7 @@ def _read(title: str, builder: datasets.DatasetBuilder, rows: datasets.IterableD
     table = pa.concat_tables(tables, promote_options="permissive")
     info = datasets.DatasetInfo(features=rows.features)
     read = datasets.Dataset(table, info=info) if rows.features is not None else datasets.Dataset(table)
-    return Split(ours, read, Places.of(f"{title} row", len(read)), _digest(builder, title))
+    return Split(ours, read, Origins.of(f"{title} row", len(read)), _digest(builder, title))
 
 
 def _digest(builder: datasets.DatasetBuilder, title: str) -> str:

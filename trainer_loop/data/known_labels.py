@@ -10,7 +10,7 @@ from trainer_loop.data.labels import RawLabel
 from trainer_loop.data.missing import HIDDEN, read_column
 from trainer_loop.data.split import Split
 from trainer_loop.data.text_files import is_nan
-from trainer_loop.data.wording import count, enumerate_some, shorten
+from trainer_loop.data.wording import enumerate_some, plural, shorten
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ def read_known_labels(split: Split, label: str, *, names: Sequence[str], values:
     notes = []
     if all(lacking):
         return KnownLabels(ids, [f"no metrics: column {label!r} has no label in any row"])
-    shown = [f"{shorten(raws[row])} ({split.places.place(row)})" for row in strangers[:1]]
+    shown = [f"{shorten(raws[row])} ({split.origins.place(row)})" for row in strangers[:1]]
     if len(strangers) + sum(lacking) == len(raws):
         classes = enumerate_some(list(names), at_most=10)
         return KnownLabels(ids, [f"no metrics: column {label!r} holds {shown[0]}, and the model knows {classes}"])
     if any(lacking):
-        notes.append(f"{count(sum(lacking), 'row')} without a label in column {label!r}: left out of the metrics")
+        notes.append(f"{plural(sum(lacking), 'row')} without a label in column {label!r}: left out of the metrics")
     if strangers:
-        rows = count(len(strangers), "row")
+        rows = plural(len(strangers), "row")
         notes.append(f"{rows} with a label that the model does not know, such as {shown[0]}: left out of the metrics")
     return KnownLabels(ids, notes)
 

@@ -37,7 +37,7 @@ class Microbatch:
     rows: Rows  # indices into the split; of a stream numbers in the epoch
     batch: Batch  # what the task sees, on the device
     num_targets: int  # counted on the host, so that the device is not waited for
-    is_filler: bool = False  # stands in for an idle process so that it joins the reduction; its loss counts nothing
+    is_dummy: bool = False  # stands in for an idle process so that it joins the reduction; its loss counts nothing
 
     def pin_memory(self) -> "Microbatch":
         """Called by DataLoader where copies to the device are to overlap."""
@@ -80,11 +80,11 @@ class StepLoader(Protocol):
         """Passes over the rows that `step` updates make."""
         ...
 
-    def places(self, step: int) -> list[str]:
+    def origins(self, step: int) -> list[str]:
         """Where the rows of update `step` (from 0) stand in the user's data."""
         ...
 
-    def filler(self, step: int) -> Microbatch:
+    def dummy_microbatch(self, step: int) -> Microbatch:
         """One row of update `step`, for a process that must join the reduction without a microbatch of its own."""
         ...
 
@@ -144,16 +144,16 @@ class _Steps(Dataset[StepBatch]):
         return StepBatch(
             step=step,
             # The reduction of gradients waits for every process: an idle one goes through the motions with one row.
-            microbatches=[self._collate(rows) for rows in share.microbatches] or [self.filler(step)],
+            microbatches=[self._collate(rows) for rows in share.microbatches] or [self.dummy_microbatch(step)],
             num_rows=share.num_rows,
             num_tokens=share.num_tokens,
             num_padded_tokens=share.num_padded_tokens,
         )
 
-    def filler(self, step: int) -> Microbatch:
+    def dummy_microbatch(self, step: int) -> Microbatch:
         rows = self.plan.batch(step)
         shortest = [int(rows[self.plan.lengths[rows].argmin()])]
-        return Microbatch(shortest, self.collate(read_rows(self.source, shortest)), 0, is_filler=True)
+        return Microbatch(shortest, self.collate(read_rows(self.source, shortest)), 0, is_dummy=True)
 
     def _collate(self, rows: Rows) -> Microbatch:
         batch = self.collate(read_rows(self.source, rows))
@@ -176,13 +176,13 @@ class TrainLoader:
         device: torch.device,
         process_index: int = 0,
         num_workers: int = 0,
-        place_of: Callable[[int], str] = str,
+        origin_of: Callable[[int], str] = str,
     ):
         self.plan = plan
         self.rows = source
         self.device = device
         self.num_workers = num_workers
-        self.place_of = place_of
+        self.origin_of = origin_of
         self._make_steps = functools.partial(
             _Steps, source=source, collate=collate, count=count, process_index=process_index
         )
@@ -208,13 +208,13 @@ class TrainLoader:
     def count_epochs(self, step: int) -> float:
         return count_epochs(step, num_rows=len(self.plan.lengths), batch_size=self.plan.batch_size)
 
-    def places(self, step: int) -> list[str]:
-        return [self.place_of(row) for row in self.plan.batch(step).tolist()]
+    def origins(self, step: int) -> list[str]:
+        return [self.origin_of(row) for row in self.plan.batch(step).tolist()]
 
-    def filler(self, step: int) -> Microbatch:
-        filler = self._make_steps(self.plan).filler(step)
-        self._move([filler])
-        return filler
+    def dummy_microbatch(self, step: int) -> Microbatch:
+        dummy_microbatch = self._make_steps(self.plan).dummy_microbatch(step)
+        self._move([dummy_microbatch])
+        return dummy_microbatch
 
     def cut_smaller(self, step: int) -> StepBatch | None:
         half = self.plan.halve_budget(step)

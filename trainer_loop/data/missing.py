@@ -15,7 +15,7 @@ from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.shards import Shard
 from trainer_loop.data.split import Split
 from trainer_loop.data.text_files import is_nan
-from trainer_loop.data.wording import count
+from trainer_loop.data.wording import plural
 from trainer_loop.errors import UserError
 
 POLICIES = ("refuse", "drop", "empty")
@@ -97,7 +97,7 @@ def describe_dropped(counts: dict[tuple[str, str], int]) -> list[str]:
     for file in dict.fromkeys(file for file, _ in counts):
         parts = [(column, number) for (of, column), number in counts.items() if of == file and number]
         if parts:
-            first = f"{count(parts[0][1], 'row')} without {parts[0][0]!r}"
+            first = f"{plural(parts[0][1], 'row')} without {parts[0][0]!r}"
             told = ", ".join([first, *(f"{number:,} without {column!r}" for column, number in parts[1:])])
             were = "was" if sum(number for _, number in parts) == 1 else "were"
             lines.append(f"{file}: {told} {were} dropped")
@@ -173,11 +173,11 @@ def _fill(split: Split, names: Sequence[str]) -> Split:
 
 
 def _count_by_file(split: Split, masks: dict[str, Mask]) -> dict[tuple[str, str], int]:
-    places = split.places
-    files = [name.rpartition(" ")[0] for name in places.names]
+    origins = split.origins
+    files = [name.rpartition(" ")[0] for name in origins.names]
     counts: dict[tuple[str, str], int] = {}
     for name, mask in masks.items():
-        for origin, number in enumerate(np.bincount(places.origin[mask], minlength=len(files)).tolist()):
+        for origin, number in enumerate(np.bincount(origins.origin[mask], minlength=len(files)).tolist()):
             counts[files[origin], name] = counts.get((files[origin], name), 0) + number
     return counts
 

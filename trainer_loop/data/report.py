@@ -8,7 +8,7 @@ import numpy.typing as npt
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.split import Split
 from trainer_loop.data.tokens import TokenisedSplit
-from trainer_loop.data.wording import count
+from trainer_loop.data.wording import plural
 
 _LABELS_SHOWN = 10
 _READ_ROWS = 10_000  # at a time
@@ -26,19 +26,19 @@ def describe_data(
     lines: list[str] = []
     for name, split in tokenised.items():
         num_texts = len(splits[name].rows)
-        chunks = "" if len(split.rows) == num_texts else f" of {count(num_texts, 'text')}"
+        chunks = "" if len(split.rows) == num_texts else f" of {plural(num_texts, 'text')}"
         labels = "" if label_names is None else f"; labels: {_describe_labels(split, label_names)}"
-        lines.append(f"{name}: {count(len(split.rows), 'row')}{chunks}{labels}")
+        lines.append(f"{name}: {plural(len(split.rows), 'row')}{chunks}{labels}")
         median, high = np.percentile(split.lengths, [50, 95])
         lines.append(
             f"{name}: tokens per row: median {median:.0f}, 95 % within {high:.0f}, longest {split.lengths.max()}; "
-            f"{count(split.num_truncated, 'text')} ({split.num_truncated / num_texts:.1%}) cut at max_length"
+            f"{plural(split.num_truncated, 'text')} ({split.num_truncated / num_texts:.1%}) cut at max_length"
         )
     for name in tokenised:
         if name != "train" and "train" in splits:
             duplicates = count_duplicates(splits["train"], splits[name], text=text, text_pair=text_pair)
             share = duplicates / len(splits[name].rows)
-            lines.append(f"{name}: {count(duplicates, 'row')} ({share:.1%}) with a text that is in train too")
+            lines.append(f"{name}: {plural(duplicates, 'row')} ({share:.1%}) with a text that is in train too")
     return lines
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from trainer_loop.config.component import locate
+from trainer_loop.components import locate
 from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.data.file_shards import open_files
 from trainer_loop.data.files import EXTENSIONS, NamedRows, find_files, is_file_spec, read_files
@@ -20,7 +20,7 @@ from trainer_loop.data.missing import Holes, settle_missing, with_plain_columns
 from trainer_loop.data.prepare import cut_validation, limit_rows
 from trainer_loop.data.progress import progress_bars
 from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.split import Places, Split
+from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.stream_head import read_head
 from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
 from trainer_loop.errors import UserError
@@ -187,7 +187,7 @@ def given_split(given: NamedRows | datasets.Dataset, *, name: str, texts: Sequen
     rows, columns = given if isinstance(given, NamedRows) else (given, given.column_names)
     if not len(rows):
         raise UserError(f"data.{name}: no rows were given")
-    return _fingerprinted(Split(name, rows, Places.of(f"{name} row", len(rows)), "", columns), texts, label)
+    return _fingerprinted(Split(name, rows, Origins.of(f"{name} row", len(rows)), "", columns), texts, label)
 
 
 def _fingerprinted(split: Split, texts: Sequence[str], label: str | None) -> Split:
@@ -280,7 +280,7 @@ def _call_function(found: object, *, dotted: str, split: str, reading: _Reading)
     if not len(rows):
         raise UserError(f"{place} returned no rows")
     return _fingerprinted(
-        Split(split, rows, Places.of(f"{dotted} row", len(rows)), "", columns), reading.texts, reading.label
+        Split(split, rows, Origins.of(f"{dotted} row", len(rows)), "", columns), reading.texts, reading.label
     )
 
 

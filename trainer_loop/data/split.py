@@ -12,7 +12,7 @@ from trainer_loop.data.fingerprint import digest
 Indices = npt.NDArray[np.int64]
 
 
-class Places:
+class Origins:
     """Where every row of a split comes from: `place(0)` is `reviews.csv row 17`.
 
     names: one per origin, with the noun that its numbers count, such as `reviews.csv row` or `notes.txt line`.
@@ -26,13 +26,13 @@ class Places:
         self.number = number
 
     @classmethod
-    def of(cls, name: str, number: Indices | int) -> "Places":
+    def of(cls, name: str, number: Indices | int) -> "Origins":
         """The places of one origin; `number` is how many rows it has where they are counted from 1."""
         numbers = np.arange(1, number + 1, dtype=np.int64) if isinstance(number, int) else number
         return cls([name], np.zeros(len(numbers), dtype=np.int32), numbers)
 
     @classmethod
-    def join(cls, parts: Sequence["Places"]) -> "Places":
+    def join(cls, parts: Sequence["Origins"]) -> "Origins":
         """The places of rows that were put one after the other."""
         first_name = np.cumsum([0] + [len(part.names) for part in parts[:-1]])
         origins = [part.origin + np.int32(first) for part, first in zip(parts, first_name, strict=True)]
@@ -46,9 +46,9 @@ class Places:
         """Where this row (counted from 0) stands in the user's data."""
         return f"{self.names[self.origin[row]]} {self.number[row]}"
 
-    def select(self, rows: Indices) -> "Places":
+    def select(self, rows: Indices) -> "Origins":
         """The places of these rows, in this order."""
-        return Places(self.names, self.origin[rows], self.number[rows])
+        return Origins(self.names, self.origin[rows], self.number[rows])
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ class Split:
 
     name: str
     rows: datasets.Dataset
-    places: Places
+    origins: Origins
     fingerprint: str
     columns: Sequence[str] = ()
 
     def select(self, rows: Indices) -> "Split":
         """These rows, in this order."""
         fingerprint = digest(self.fingerprint.encode(), rows.tobytes())
-        return Split(self.name, self.rows.select(rows), self.places.select(rows), fingerprint, self.columns)
+        return Split(self.name, self.rows.select(rows), self.origins.select(rows), fingerprint, self.columns)

@@ -198,15 +198,15 @@ class StreamLoader:
             return float(self._position.epoch)
         return count_epochs(step, num_rows=self.num_rows, batch_size=self.batch_size)
 
-    def places(self, step: int) -> list[str]:
+    def origins(self, step: int) -> list[str]:
         """Read again from the stream."""
         begin = self._begins.get(step)
         return ["no longer known"] if begin is None else [row.place for row in next(self._read(begin)).rows]
 
-    def filler(self, step: int) -> Microbatch:
+    def dummy_microbatch(self, step: int) -> Microbatch:
         prepared = self._get_current(step)
         shortest = min(range(len(prepared.mine)), key=_lengths(prepared.mine).__getitem__)
-        return self._collate(prepared, [shortest], is_filler=True)
+        return self._collate(prepared, [shortest], is_dummy=True)
 
     def cut_smaller(self, step: int) -> StepBatch | None:
         """Every process encodes the rows of all others for once, and so comes to the same size without a word."""
@@ -273,7 +273,7 @@ class StreamLoader:
         seed_everything(self.seed, "collate", step, self.process_index)
         if prepared.is_idle:
             # The reduction of gradients waits for every process: an idle one goes through the motions with one row.
-            return StepBatch(step, [self._collate(prepared, [0], is_filler=True)], 0, 0, 0)
+            return StepBatch(step, [self._collate(prepared, [0], is_dummy=True)], 0, 0, 0)
         lengths = _lengths(prepared.mine)
         cut = self._cut(list(range(len(lengths))), lengths)
         return StepBatch(
@@ -297,10 +297,10 @@ class StreamLoader:
         )
         return cut
 
-    def _collate(self, prepared: _Prepared, rows: Rows, *, is_filler: bool = False) -> Microbatch:
+    def _collate(self, prepared: _Prepared, rows: Rows, *, is_dummy: bool = False) -> Microbatch:
         batch = self.collate([prepared.mine[row].values for row in rows])
-        num_targets = 0 if is_filler else self.count(batch)
-        microbatch = Microbatch([prepared.numbers[row] for row in rows], batch, num_targets, is_filler=is_filler)
+        num_targets = 0 if is_dummy else self.count(batch)
+        microbatch = Microbatch([prepared.numbers[row] for row in rows], batch, num_targets, is_dummy=is_dummy)
         if self.device.type == "cuda":
             microbatch.pin_memory()
         microbatch.batch = move_batch(microbatch.batch, self.device)

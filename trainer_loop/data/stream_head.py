@@ -11,7 +11,7 @@ from trainer_loop.data.arrow_types import as_rows, make_dataset
 from trainer_loop.data.files import NamedRows, join_rows
 from trainer_loop.data.missing import Holes, has_classes, settle_missing, with_plain_columns
 from trainer_loop.data.shards import Shard, ShardedSplit, Values, read_on
-from trainer_loop.data.split import Places, Split
+from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.text_files import infer_label, make_table
 from trainer_loop.errors import UserError
 
@@ -75,8 +75,8 @@ def _join(read: Sequence[tuple[Shard, _Numbered]], split: ShardedSplit, holes: H
         made = as_rows(table) if table.column_names else make_dataset({}, names, len(rows))
         parts.append(NamedRows(made, names))
     joined, names = join_rows(parts, files=files, contents=files, wanted=wanted)
-    places = Places.join([_find_places(shard, numbered) for shard, numbered in read])
-    head = with_plain_columns(Split("train", joined, places, split.fingerprint, names), texts=holes.texts, label=label)
+    origins = Origins.join([_find_places(shard, numbered) for shard, numbered in read])
+    head = with_plain_columns(Split("train", joined, origins, split.fingerprint, names), texts=holes.texts, label=label)
     return dataclasses.replace(settle_missing(head, holes, missing=missing)[0], fingerprint=split.fingerprint)
 
 
@@ -102,5 +102,5 @@ def _type_labels(tables: Sequence[pa.Table], have_fields: Sequence[bool], label:
     return made
 
 
-def _find_places(shard: Shard, numbered: _Numbered) -> Places:
-    return Places.of(f"{shard.name} {shard.noun}", np.array([number for _, number in numbered], dtype=np.int64))
+def _find_places(shard: Shard, numbered: _Numbered) -> Origins:
+    return Origins.of(f"{shard.name} {shard.noun}", np.array([number for _, number in numbered], dtype=np.int64))

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from trainer_loop.data.arrow_types import make_dataset
 from trainer_loop.data.delimited import Records
-from trainer_loop.data.split import Places
+from trainer_loop.data.split import Origins
 from trainer_loop.data.text_format import Lines, TextFormat
 from trainer_loop.data.wording import enumerate_some, shorten
 from trainer_loop.errors import UserError
@@ -31,7 +31,7 @@ class FileRows(NamedTuple):
     """The rows of a file. names: of all of its columns, where `rows` has those that are wanted."""
 
     rows: datasets.Dataset
-    places: Places
+    origins: Origins
     names: list[str]
 
 
@@ -50,7 +50,7 @@ def read_delimited(
         name: infer_label(values) if name == label else pa.array(values, pa.string())
         for name, values in columns.items()
     }
-    return FileRows(make_dataset(arrays, header, num_rows), Places.of(f"{path} row", num_rows), header)
+    return FileRows(make_dataset(arrays, header, num_rows), Origins.of(f"{path} row", num_rows), header)
 
 
 def read_fields(
@@ -63,8 +63,8 @@ def read_fields(
     """
     records = Records(path, text_format=text_format, texts=texts)
     header = records.header
-    places = [(place, name) for place, name in enumerate(header) if wanted is None or name in wanted]
-    columns: list[list[str | None]] = [[] for _ in places]
+    positions = [(place, name) for place, name in enumerate(header) if wanted is None or name in wanted]
+    columns: list[list[str | None]] = [[] for _ in positions]
     uneven: list[str] = []
     num_uneven = 0
     for record, first_line in records:
@@ -73,14 +73,14 @@ def read_fields(
             if num_uneven <= _SHOWN:
                 uneven.append(records.explain_fields(record, first_line))
             continue
-        for column, (place, _) in zip(columns, places, strict=True):
+        for column, (place, _) in zip(columns, positions, strict=True):
             column.append(record[place] or None)
     if num_uneven:
         more = [f"{path}: {num_uneven - _SHOWN:,} more rows like these"] if num_uneven > _SHOWN else []
         raise UserError(uneven + more)
     if not records.row:
         raise UserError(f"{path} has a header and no rows")
-    return header, dict(zip((name for _, name in places), columns, strict=True)), records.row
+    return header, dict(zip((name for _, name in positions), columns, strict=True)), records.row
 
 
 def read_json(path: str, *, text_format: TextFormat, wanted: Collection[str], keeps_all: bool = False) -> FileRows:
@@ -106,11 +106,11 @@ def read_text_lines(path: str, *, text_format: TextFormat) -> FileRows:
             numbers.append(lines.number)
     if not texts:
         raise UserError(f"{path} is empty")
-    places = Places.of(f"{path} line", np.array(numbers, dtype=np.int64))
-    return FileRows(make_dataset({"text": pa.array(texts, pa.string())}, ["text"], len(texts)), places, ["text"])
+    origins = Origins.of(f"{path} line", np.array(numbers, dtype=np.int64))
+    return FileRows(make_dataset({"text": pa.array(texts, pa.string())}, ["text"], len(texts)), origins, ["text"])
 
 
-def read_objects(path: str, *, text_format: TextFormat) -> tuple[list[Any], Places]:
+def read_objects(path: str, *, text_format: TextFormat) -> tuple[list[Any], Origins]:
     """The values of a .json file: those of one list, or one per line."""
     first = next((line for line in Lines(path, encoding=text_format.encoding) if line.strip()), "")
     if not first.lstrip().startswith("["):
@@ -124,10 +124,10 @@ def read_objects(path: str, *, text_format: TextFormat) -> tuple[list[Any], Plac
         raise UserError(f"{path} line {_find_unreadable(text)} {_explain_unreadable(error)}") from error
     if not rows:
         raise UserError(f"{path} holds an empty list: it has no rows")
-    return rows, Places.of(f"{path} row", len(rows))
+    return rows, Origins.of(f"{path} row", len(rows))
 
 
-def read_object_lines(path: str, *, text_format: TextFormat) -> tuple[list[Any], Places]:
+def read_object_lines(path: str, *, text_format: TextFormat) -> tuple[list[Any], Origins]:
     """The values of a .jsonl file, one per line that is not blank."""
     rows: list[Any] = []
     numbers: list[int] = []
@@ -150,7 +150,7 @@ def read_object_lines(path: str, *, text_format: TextFormat) -> tuple[list[Any],
         raise UserError(broken + more)
     if not rows:
         raise UserError(f"{path} is empty")
-    return rows, Places.of(f"{path} line", np.array(numbers, dtype=np.int64))
+    return rows, Origins.of(f"{path} line", np.array(numbers, dtype=np.int64))
 
 
 def parse_json(line: str, place: str) -> Any:
@@ -185,12 +185,12 @@ def _find_unreadable(text: str) -> int:
     return text.count("\n", 0, place) + 1
 
 
-def _as_file_rows(rows: list[Any], places: Places, *, wanted: Collection[str], keeps_all: bool) -> FileRows:
-    table, names = make_table(rows, wanted=wanted, place=places.place, keeps_all=keeps_all)
+def _as_file_rows(rows: list[Any], origins: Origins, *, wanted: Collection[str], keeps_all: bool) -> FileRows:
+    table, names = make_table(rows, wanted=wanted, place=origins.place, keeps_all=keeps_all)
     if not names:
-        raise UserError(f"{places.place(0)} and all rows behind it are objects without names")
+        raise UserError(f"{origins.place(0)} and all rows behind it are objects without names")
     arrays = dict(zip(table.column_names, table.columns, strict=True))
-    return FileRows(make_dataset(arrays, names, len(rows)), places, names)
+    return FileRows(make_dataset(arrays, names, len(rows)), origins, names)
 
 
 def make_table(

@@ -23,8 +23,8 @@ from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.progress import progress_bars
 from trainer_loop.data.row_cache import load_or_make
 from trainer_loop.data.row_stream import Row
-from trainer_loop.data.split import Places, Split
-from trainer_loop.data.wording import count, enumerate_some
+from trainer_loop.data.split import Origins, Split
+from trainer_loop.data.wording import enumerate_some, plural
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.host import expand_home
 
@@ -62,7 +62,7 @@ class TokenisedSplit:
     rows: Any
     lengths: npt.NDArray[np.int32]
     num_truncated: int
-    places: Places
+    origins: Origins
     fingerprint: str
 
 
@@ -108,7 +108,7 @@ def tokenise_split(
 
     def make(path: str) -> None:
         if not show_progress:
-            say(f"{split.name}: tokenising {count(len(split.rows), 'text')}")
+            say(f"{split.name}: tokenising {plural(len(split.rows), 'text')}")
         began = time.perf_counter()
         raw = split.rows.select_columns(given).rename_columns({column: _RAW + column for column in given})
         with _rust_threads(), progress_bars(shown=show_progress):
@@ -124,10 +124,10 @@ def tokenise_split(
                 desc=f"tokenise {split.name}",
             )
         if faults:
-            shown = enumerate_some([split.places.place(row) for row in faults])
-            raise UserError(f"data.{split.name}: {count(len(faults), 'row')}: {shown}: {next(iter(faults.values()))}")
+            shown = enumerate_some([split.origins.place(row) for row in faults])
+            raise UserError(f"data.{split.name}: {plural(len(faults), 'row')}: {shown}: {next(iter(faults.values()))}")
         if not show_progress:
-            say(f"{split.name}: {count(len(rows), 'row')} tokenised in {time.perf_counter() - began:.1f} s")
+            say(f"{split.name}: {plural(len(rows), 'row')} tokenised in {time.perf_counter() - began:.1f} s")
 
     key = _make_key(split, task=task, tokenizer=tokenizer, columns=columns, label_ids=label_ids, max_length=max_length)
     cache = cache_dir or os.environ.get("TRAINER_LOOP_CACHE") or "~/.cache/trainer_loop"
@@ -216,7 +216,7 @@ def _unpack(split: Split, rows: datasets.Dataset) -> TokenisedSplit:
         rows=rows.remove_columns(list(columns)),
         lengths=columns["length"].astype(np.int32),
         num_truncated=int(columns["truncated"].sum()) if "truncated" in columns else 0,
-        places=split.places.select(sources),
+        origins=split.origins.select(sources),
         fingerprint=split.fingerprint,
     )
 

@@ -17,7 +17,7 @@ from trainer_loop.data.row_stream import ChunkStream, Row, RowStream, Stream
 from trainer_loop.data.shards import ShardedSplit
 from trainer_loop.data.split import Split
 from trainer_loop.data.tokens import Encoder, RowEncoder, TokenisedSplit, tokenise_split
-from trainer_loop.data.wording import count
+from trainer_loop.data.wording import plural
 from trainer_loop.errors import UserError
 
 _HEAD = "train, first rows"  # as the split is called in lines for a person
@@ -95,8 +95,8 @@ def prepare_stream(
     # Where rows may be dropped, the description of the data set does not tell how many are left.
     described = None if missing == "drop" else split.num_rows
     num_rows = (described or _count(split, texts, say)) if is_counted else None
-    counted = "not counted" if num_rows is None else f"{count(num_rows, 'row')} an epoch"
-    say(f"train: {split.title}, streamed, {counted}; shuffled within {count(shuffle_rows, 'row')}")
+    counted = "not counted" if num_rows is None else f"{plural(num_rows, 'row')} an epoch"
+    say(f"train: {split.title}, streamed, {counted}; shuffled within {plural(shuffle_rows, 'row')}")
     for line in describe_data(
         {_HEAD: tokenised}, splits={_HEAD: head}, text=text, text_pair=text_pair, label_names=label_names
     ):
@@ -130,7 +130,7 @@ def _count(split: ShardedSplit, texts: RowStream, say: Callable[[str], None]) ->
     say(f"train: counting the rows of {split.title}")
     began = time.perf_counter()
     num_rows = texts.count_rows()
-    say(f"train: {count(num_rows, 'row')} counted in {time.perf_counter() - began:.1f} s")
+    say(f"train: {plural(num_rows, 'row')} counted in {time.perf_counter() - began:.1f} s")
     return num_rows
 
 

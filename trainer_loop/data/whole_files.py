@@ -12,7 +12,7 @@ from trainer_loop.data.arrow_files import find_features, hold, is_arrow_stream, 
 from trainer_loop.data.arrow_types import as_rows, make_dataset
 from trainer_loop.data.missing import with_plain_columns
 from trainer_loop.data.parquet_files import open_parquet
-from trainer_loop.data.split import Places, Split
+from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.text_files import (
     infer_label,
     make_table,
@@ -37,12 +37,12 @@ class WholeTable:
     """
 
     columns: dict[str, Column]
-    places: Places
+    origins: Origins
     has_fields: bool
     metadata: Mapping[bytes, bytes] | None = None
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.origins)
 
     def as_split(self, columns: Sequence[str], *, label: str | None = None) -> Split:
         """Some columns as rows of a data set. Raises UserError where their values are of several kinds."""
@@ -58,7 +58,7 @@ class WholeTable:
             made = made.replace_schema_metadata(self.metadata)
         features = find_features(made.schema, path="the file", wanted=columns)
         rows = as_rows(hold(made, features)) if features else make_dataset({}, list(self.columns), len(self))
-        split = Split("train", rows, self.places, "", list(self.columns))
+        split = Split("train", rows, self.origins, "", list(self.columns))
         return with_plain_columns(split, texts=[name for name in columns if name != label], label=label)
 
     def _read_lists(self, names: Sequence[str]) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class WholeTable:
             dict(zip(names, values, strict=True))
             for values in zip(*(self.columns[name] for name in names), strict=True)
         ]
-        table, _ = make_table(rows, wanted=names, place=self.places.place)
+        table, _ = make_table(rows, wanted=names, place=self.origins.place)
         return dict(zip(table.column_names, table.columns, strict=True))
 
 
@@ -95,8 +95,8 @@ def read_whole(files: Sequence[str], *, text_format: TextFormat) -> WholeTable:
             problems += error.problems
     if problems:
         raise UserError(problems)
-    places = Places.join([table.places for table in read])
-    return WholeTable(columns, places, has_fields=all(table.has_fields for table in read))
+    origins = Origins.join([table.origins for table in read])
+    return WholeTable(columns, origins, has_fields=all(table.has_fields for table in read))
 
 
 def _read(path: str, text_format: TextFormat) -> WholeTable:
@@ -106,14 +106,14 @@ def _read(path: str, text_format: TextFormat) -> WholeTable:
         case ".csv" | ".tsv":
             header, fields, num_rows = read_fields(path, text_format=text_format, texts=(), wanted=None)
             texts = {name: pa.chunked_array([pa.array(fields[name], pa.string())]) for name in header}
-            return WholeTable(texts, Places.of(f"{path} row", num_rows), has_fields=True)
+            return WholeTable(texts, Origins.of(f"{path} row", num_rows), has_fields=True)
         case ".json":
             return _from_objects(*read_objects(path, text_format=text_format))
         case ".jsonl":
             return _from_objects(*read_object_lines(path, text_format=text_format))
         case ".txt":
-            rows, places, _ = read_text_lines(path, text_format=text_format)
-            return WholeTable({"text": rows.data.column("text")}, places, has_fields=True)
+            rows, origins, _ = read_text_lines(path, text_format=text_format)
+            return WholeTable({"text": rows.data.column("text")}, origins, has_fields=True)
         case ".parquet":
             with open_parquet(path) as file, telling_damage(path, "parquet"):
                 table = file.read()
@@ -125,13 +125,13 @@ def _read(path: str, text_format: TextFormat) -> WholeTable:
         return _from_table(path, table)
 
 
-def _from_objects(rows: list[Any], places: Places) -> WholeTable:
+def _from_objects(rows: list[Any], origins: Origins) -> WholeTable:
     strangers = [row for row, value in enumerate(rows) if not isinstance(value, Mapping)]
     if strangers:
-        shown = [f"{places.place(row)} is {shorten(rows[row])}" for row in strangers[:5]]
+        shown = [f"{origins.place(row)} is {shorten(rows[row])}" for row in strangers[:5]]
         raise UserError(f"every row must be an object of named values: {enumerate_some(shown, total=len(strangers))}")
     names = dict.fromkeys(name for values in rows for name in values)
-    return WholeTable({name: [values.get(name) for values in rows] for name in names}, places, has_fields=False)
+    return WholeTable({name: [values.get(name) for values in rows] for name in names}, origins, has_fields=False)
 
 
 def _from_table(path: str, table: pa.Table) -> WholeTable:
@@ -144,7 +144,7 @@ def _from_table(path: str, table: pa.Table) -> WholeTable:
         )
     table.validate(full=True)
     columns: dict[str, Column] = dict(zip(table.column_names, table.columns, strict=True))
-    return WholeTable(columns, Places.of(f"{path} row", table.num_rows), False, table.schema.metadata)
+    return WholeTable(columns, Origins.of(f"{path} row", table.num_rows), False, table.schema.metadata)
 
 
 def _join(name: str, tables: Sequence[WholeTable], files: Sequence[str]) -> Column:

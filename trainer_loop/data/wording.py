@@ -27,7 +27,7 @@ def enumerate_names(names: Sequence[str], *, at_most: int = 10) -> str:
     return enumerate_some(plain, total=len(names), at_most=at_most)
 
 
-def count(number: int, noun: str) -> str:
+def plural(number: int, noun: str) -> str:
     """`1 row`, `2,000 rows`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 

@@ -228,7 +228,7 @@ def _explain(name: str, column: Column, table: WholeTable, suffix: str, error: E
     if isinstance(error, RecursionError):
         reason = "it is nested too deeply"
     elif isinstance(column, list):
-        reason = explain_mixture(name, column, place=table.places.place, error=error)
+        reason = explain_mixture(name, column, place=table.origins.place, error=error)
     else:
         reason = f"it is of type {column.type}, {in_one_line(error, at_most=150)}"
     return f"column {name!r} cannot be written to a {suffix} file: {reason}"

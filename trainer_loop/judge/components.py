@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer_loop.adapters import add_adapter, check_adapter, check_targets
-from trainer_loop.config.component import check_arguments, choose
+from trainer_loop.components import check_arguments, choose
 from trainer_loop.config.fields import Config
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.judge.parts import Given
 from trainer_loop.metrics.load import SHIPPED, reported_keys
+from trainer_loop.models.adapters import add_adapter, check_adapter, check_targets
 from trainer_loop.optim.groups import GroupRule, check_patterns
 from trainer_loop.optim.optimizers import check_optimizer, find_optimizer
 from trainer_loop.optim.schedule_free import is_schedule_free

@@ -1,9 +1,9 @@
 """Whether the run may push where `hub.push` says, asked by process 0 alone: the hub counts such questions."""
 
 from trainer_loop.config.fields import Config
+from trainer_loop.parallel.processes import process_index_from_environment
 from trainer_loop.record.hub_access import check_access, push_command
 from trainer_loop.record.logs import Console
-from trainer_loop.runtime.distributed import process_index_from_environment
 
 
 def check_hub(config: Config, console: Console) -> list[str]:

@@ -13,9 +13,9 @@ from trainer_loop.judge.hub import check_hub
 from trainer_loop.judge.parts import Given, Parts, attempt
 from trainer_loop.judge.rows import judge_rows
 from trainer_loop.judge.texts import judge_texts
+from trainer_loop.parallel.processes import choose_precision
 from trainer_loop.record.logs import Console
 from trainer_loop.runtime.compiler import check_compiler
-from trainer_loop.runtime.distributed import choose_precision
 from trainer_loop.tasks.task import TextTask
 
 

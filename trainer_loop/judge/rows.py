@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from trainer_loop.config.component import check_arguments, locate
+from trainer_loop.components import check_arguments, locate
 from trainer_loop.config.fields import Config
 from trainer_loop.config.load import values_of
 from trainer_loop.config.named_sets import name_sets, parse_set
@@ -86,7 +86,7 @@ def _take_split(config: Config, name: str, spec: Any, *, is_given: bool) -> Toke
     if not isinstance(spec, str) or is_file_spec(spec, hub=False):
         files = find_files([spec] if isinstance(spec, str) else list(spec), key=f"data.{name}")
         split = read_files(files, split=name, texts=(), label=None, keeps_all=True, text_format=text_format_of(config))
-        return take_rows(split.rows, name=name, place=name, places=split.places, fingerprint=split.fingerprint)
+        return take_rows(split.rows, name=name, place=name, origins=split.origins, fingerprint=split.fingerprint)
     rows = call_rows_function(spec, split=name, seed=config.seed)
     return take_rows(rows, name=name, place=f"data.{name}={spec}")
 
@@ -128,7 +128,7 @@ def prepare_rows(
         raise UserError([problem.replace("data.rows", "rows") for problem in error.problems]) from error
     for line in told:
         say(line)
-    kept = split.places.number - 1 if len(split.rows) < len(named.rows) else None  # numbers count from 1
+    kept = split.origins.number - 1 if len(split.rows) < len(named.rows) else None  # numbers count from 1
     tokenised = tokenise_split(
         split,
         task=parts.task,

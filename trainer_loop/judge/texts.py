@@ -25,7 +25,7 @@ from trainer_loop.judge.components import adapter_of, check_figures, check_loss,
 from trainer_loop.judge.parts import Given, Parts, attempt
 from trainer_loop.judge.rows import text_format_of
 from trainer_loop.metrics.load import check_metrics
-from trainer_loop.model_config import (
+from trainer_loop.models.config import (
     check_given_overrides,
     check_model_class,
     check_model_config,
@@ -37,9 +37,9 @@ from trainer_loop.model_config import (
     load_model_config,
     make_empty_model,
 )
+from trainer_loop.models.weight_files import check_weight_files
 from trainer_loop.record.logs import Console
 from trainer_loop.tasks.task import TextTask
-from trainer_loop.weight_files import check_weight_files
 
 
 def judge_texts(

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
-from trainer_loop.config.component import check_arguments, locate
+from trainer_loop.components import check_arguments, locate
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.metrics.named_metric import COLUMNS, RESERVED, NamedMetric, describe_missing, name_results
 from trainer_loop.runtime.host import expand_home

@@ -50,7 +50,7 @@ class Meter:
     """Sums over the updates since the last training row of the log.
 
     `fold` is the only place that waits for the device. `sum_over_processes` adds numbers up over all processes.
-    own_figures: names of numbers that reports may hold besides.
+    extra_metrics: names of numbers that reports may hold besides.
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class Meter:
         *,
         sum_over_processes: Callable[[Sequence[float]], list[float]],
         scaled_gradients: bool = False,
-        own_figures: Sequence[str] = (),
+        extra_metrics: Sequence[str] = (),
     ):
         self._sum_over_processes = sum_over_processes
         self._scaled_gradients = scaled_gradients  # fp16: an overflow of a gradient is the loss scaler's business
-        self._own_figures = own_figures
-        self._own_names = [f"{kind} of {name}" for name in own_figures for kind in ("sum", "count")]
+        self._extra_metrics = extra_metrics
+        self._own_names = [f"{kind} of {name}" for name in extra_metrics for kind in ("sum", "count")]
         self._reports: list[StepReport] = []
         self._sums = dict.fromkeys((*_SUMS, *self._own_names), 0.0)
         self._last = dict(_NOTHING_YET)
@@ -75,7 +75,7 @@ class Meter:
         """Time that went into the updates themselves, without evaluation and saving."""
         self._sums["seconds"] += seconds
 
-    def fold(self) -> NonFinite | None:
+    def flush(self) -> NonFinite | None:
         """Bring what was reported to the host and add it up; called by all processes at the same step.
 
         Returns the first update that was not finite, the same on every process.
@@ -113,9 +113,9 @@ class Meter:
         return None
 
     def _sum_own(self, reports: Sequence[StepReport]) -> list[float]:
-        """Sum and count of each of `own_figures` on this process, one after the other."""
+        """Sum and count of each of `extra_metrics` on this process, one after the other."""
         sums: list[float] = []
-        for name in self._own_figures:
+        for name in self._extra_metrics:
             noted = [report.own[name] for report in reports if name in report.own]
             total = float(torch.stack([value for value, _ in noted]).sum()) if noted else 0.0
             sums += [total, float(sum(count for _, count in noted))]
@@ -145,7 +145,7 @@ class Meter:
             "data_wait": sums["wait_seconds"] / seconds,
             **{
                 name: sums[f"sum of {name}"] / sums[f"count of {name}"]
-                for name in self._own_figures
+                for name in self._extra_metrics
                 if sums[f"count of {name}"]
             },
         }

@@ -39,10 +39,10 @@ class Ema:
                 weight.data = data
 
     @torch.no_grad()
-    def copy_to_model(self, averages: dict[str, Tensor] | None = None) -> None:
+    def copy_to_model(self, averaged_weights: dict[str, Tensor] | None = None) -> None:
         """The averages, those given or those of now, become the weights, for good."""
-        if averages is not None:
-            self.load_state_dict(averages)
+        if averaged_weights is not None:
+            self.load_state_dict(averaged_weights)
         torch._foreach_copy_(self._weights, self._averages)
 
     @torch.no_grad()
@@ -54,10 +54,10 @@ class Ema:
         return dict(zip(self._names, self._averages, strict=True))
 
     @torch.no_grad()
-    def load_state_dict(self, averages: dict[str, Tensor]) -> None:
+    def load_state_dict(self, averaged_weights: dict[str, Tensor]) -> None:
         """Raises KeyError or RuntimeError where the averages are of another model."""
         for name, average in zip(self._names, self._averages, strict=True):
-            average.copy_(averages[name])
+            average.copy_(averaged_weights[name])
 
 
 def _widen(tensor: Tensor) -> Tensor:

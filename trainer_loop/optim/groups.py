@@ -155,8 +155,8 @@ def describe_groups(groups: Sequence[ParameterGroup], frozen: Mapping[str, nn.Pa
 
 
 def _describe(rule: GroupRule, *, depth: int | None, top: int, is_spared: bool) -> str:
-    places = {None: "", 0: "embeddings", top: "head"}
-    place = places.get(depth, f"layer {depth}") if None in (rule.lr, rule.unfreeze_at) else ""
+    origins = {None: "", 0: "embeddings", top: "head"}
+    place = origins.get(depth, f"layer {depth}") if None in (rule.lr, rule.unfreeze_at) else ""
     kind = "biases and norms" if is_spared else "matrices" if rule.weight_decay is None else ""
     return ", ".join(part for part in ("" if rule is _NO_RULE else rule.match, place, kind) if part)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from trainer_loop.config.component import check_arguments, choose
+from trainer_loop.components import check_arguments, choose
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.optim.groups import ParameterGroup
 from trainer_loop.optim.muon import MuonWithAdamW

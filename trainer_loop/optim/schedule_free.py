@@ -44,19 +44,19 @@ class ScheduleFreeAverages:
                 torch._foreach_copy_(self._weights, trained)
 
     @torch.no_grad()
-    def copy_to_model(self, averages: Mapping[str, Tensor] | None = None) -> None:
+    def copy_to_model(self, averaged_weights: Mapping[str, Tensor] | None = None) -> None:
         """The averages, those given or those of now, become the weights, for good."""
         self._for_good = True
-        if averages is None:
+        if averaged_weights is None:
             self._optimizer.eval()
         else:
-            torch._foreach_copy_(self._weights, [averages[name] for name in self._names])
+            torch._foreach_copy_(self._weights, [averaged_weights[name] for name in self._names])
 
     def state_dict(self) -> dict[str, Tensor]:
         with self.in_place():
             return {name: weight.detach().clone() for name, weight in zip(self._names, self._weights, strict=True)}
 
-    def load_state_dict(self, averages: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, averaged_weights: Mapping[str, Tensor]) -> None:
         """Nothing: they follow from the weights and the optimizer's state."""
 
     def restart(self) -> None:

@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLR
 from transformers import optimization
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
-from trainer_loop.config.component import check_arguments, choose
+from trainer_loop.components import check_arguments, choose
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.shares import take_share
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.parallel.processes import broadcast, on_process_0, sum_on_hosts
 from trainer_loop.record.checkpoint_files import (
     AVERAGES,
     KEPT,
@@ -39,7 +40,6 @@ from trainer_loop.record.checkpoint_files import (
     seal,
     set_aside,
 )
-from trainer_loop.record.claim import RunDirInUse
 from trainer_loop.record.logs import Console
 from trainer_loop.record.run_dir import (
     RunDir,
@@ -52,8 +52,8 @@ from trainer_loop.record.run_dir import (
     remove,
     write_json,
 )
+from trainer_loop.record.run_lock import RunDirInUse
 from trainer_loop.record.state import TrainState
-from trainer_loop.runtime.distributed import broadcast, on_process_0, sum_on_hosts
 from trainer_loop.runtime.memory import is_out_of_memory
 
 _ROOM = 1.05  # times the last checkpoint's size must be free
@@ -70,7 +70,7 @@ class Snapshot:
     optimizer: dict[str, Any]
     scheduler: dict[str, Any]
     scaler: dict[str, Any] | None
-    averages: dict[str, Tensor] | None
+    averaged_weights: dict[str, Tensor] | None
     kept: dict[str, Any]
 
 
@@ -82,14 +82,14 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict[str, Any]) -> Any: ...
 
 
-class Averages(Protocol):
+class AveragedWeights(Protocol):
     """An average of the weights that is exported in their place."""
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
-    def load_state_dict(self, averages: dict[str, Tensor]) -> None: ...
+    def load_state_dict(self, averaged_weights: dict[str, Tensor]) -> None: ...
 
-    def copy_to_model(self, averages: dict[str, Tensor] | None = None) -> None: ...
+    def copy_to_model(self, averaged_weights: dict[str, Tensor] | None = None) -> None: ...
 
     def restart(self) -> None: ...
 
@@ -126,7 +126,7 @@ class Checkpointer:
         config: Mapping[str, Any] | None = None,
         replanned: Sequence[str] = (),
         resume_anyway: Sequence[str] = (),
-        averages: Averages | None = None,
+        averaged_weights: AveragedWeights | None = None,
         keep_last: int = 2,
         background: bool = False,
     ):
@@ -138,7 +138,7 @@ class Checkpointer:
         self.config = dict(config or {})
         self.replanned = tuple(replanned)
         self.resume_anyway = tuple(resume_anyway)
-        self.averages = averages
+        self.averaged_weights = averaged_weights
         self.keep_last = keep_last
         self.background = background
         self.changes: dict[str, tuple[Any, Any]] = {}  # key -> what it was and is, of the checkpoint that was loaded
@@ -154,7 +154,7 @@ class Checkpointer:
         self._links_left: set[str] = set()  # names of links that a folder keeps from being made
         accelerator.register_load_state_pre_hook(_unwrap_models)
 
-    def keep(self, name: str, part: Stateful) -> None:
+    def register_for_checkpoint(self, name: str, part: Stateful) -> None:
         """From now on `part` is saved and restored too, by this name."""
         assert name not in self._kept, f"{name} is kept already"
         self._kept[name] = part
@@ -268,9 +268,9 @@ class Checkpointer:
             optimizer=optimizer.state_dict(),
             scheduler=self.scheduler.state_dict(),
             scaler=None if scaler is None else scaler.state_dict(),
-            averages=None
-            if self.averages is None
-            else {name: average.contiguous() for name, average in self.averages.state_dict().items()},
+            averaged_weights=None
+            if self.averaged_weights is None
+            else {name: average.contiguous() for name, average in self.averaged_weights.state_dict().items()},
             kept={name: part.state_dict() for name, part in self._kept.items()},
         )
 
@@ -349,8 +349,8 @@ class Checkpointer:
         # Of the loss scaler accelerate would write one file from all processes at once.
         if snapshot.scaler is not None:
             torch.save(snapshot.scaler, directory / SCALER)
-        if snapshot.averages is not None:
-            save_file(snapshot.averages, directory / AVERAGES)
+        if snapshot.averaged_weights is not None:
+            save_file(snapshot.averaged_weights, directory / AVERAGES)
         if snapshot.kept:
             torch.save(snapshot.kept, directory / KEPT)
         write_json(directory / STATE, snapshot.state)
@@ -409,8 +409,8 @@ class Checkpointer:
                 self.scheduler.load_state_dict(torch.load(path / SCHEDULER, weights_only=True))
             if self.accelerator.scaler is not None and (path / SCALER).exists():
                 self.accelerator.scaler.load_state_dict(torch.load(path / SCALER, weights_only=True))
-            if self.averages is not None:
-                self._load_averages(path, self.averages)
+            if self.averaged_weights is not None:
+                self._load_averaged_weights(path, self.averaged_weights)
             self._load_kept(path)
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or in_one_line(error)}") from error
@@ -460,8 +460,8 @@ class Checkpointer:
         if fault:
             return f"{path}: {fault}"
         load_model(model, path / "model.safetensors", strict=False)  # its names are those of the newest, which fitted
-        if self.averages is not None and (path / AVERAGES).exists():
-            self.averages.copy_to_model(load_file(path / AVERAGES))
+        if self.averaged_weights is not None and (path / AVERAGES).exists():
+            self.averaged_weights.copy_to_model(load_file(path / AVERAGES))
         return None
 
     def _tidy_up(self, path: Path, state: TrainState) -> None:
@@ -495,11 +495,11 @@ class Checkpointer:
         finally:
             self.accelerator._optimizers[:] = optimizers
 
-    def _load_averages(self, path: Path, averages: Averages) -> None:
+    def _load_averaged_weights(self, path: Path, averaged_weights: AveragedWeights) -> None:
         if (path / AVERAGES).exists():
-            averages.load_state_dict(load_file(path / AVERAGES))
+            averaged_weights.load_state_dict(load_file(path / AVERAGES))
         else:
-            averages.restart()
+            averaged_weights.restart()
             self.console.warn(f"{path} has no averaged weights: the average begins at its weights")
 
     def _load_kept(self, path: Path) -> None:
@@ -603,11 +603,11 @@ def _select_saved(model: nn.Module) -> dict[str, Tensor]:
     """All that training may change: parameters that learn, and buffers; what has two names by the first of them."""
     frozen = {name for name, parameter in model.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
     saved: dict[str, Tensor] = {}
-    places = set()
+    origins = set()
     for name, tensor in model.state_dict().items():
         place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
-        if name not in frozen and (place not in places or not tensor.numel()):
-            places.add(place)
+        if name not in frozen and (place not in origins or not tensor.numel()):
+            origins.add(place)
             saved[name] = tensor.contiguous()  # safetensors takes no other
     return saved
 

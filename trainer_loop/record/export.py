@@ -117,12 +117,12 @@ def write_files(
 
 
 @torch.no_grad()
-def copy_weights(model: nn.Module, averages: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+def copy_weights(model: nn.Module, averaged_weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The state of a model that training goes on to change: what may change is copied to host memory.
 
     averages: by the names of the weights they are exported in the place of.
     """
-    averages = averages or {}
+    averaged_weights = averaged_weights or {}
     copies: dict[tuple[Any, ...], Tensor] = {}  # tied weights stay one tensor
     weights = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -131,7 +131,7 @@ def copy_weights(model: nn.Module, averages: Mapping[str, Tensor] | None = None)
             continue
         place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
         if place not in copies:
-            source = averages.get(name, tensor).detach()
+            source = averaged_weights.get(name, tensor).detach()
             copies[place] = source.to("cpu", tensor.dtype, copy=True).contiguous()
         weights[name] = copies[place]
     return weights

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
 
-from trainer_loop.adapter_config import ADAPTER_CONFIG
+from trainer_loop.record.adapter_config import ADAPTER_CONFIG
 from trainer_loop.record.hub_access import is_name
 from trainer_loop.record.run_dir import package_versions
 

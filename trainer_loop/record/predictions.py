@@ -15,7 +15,7 @@ def write_predictions(
     *,
     predictions: np.ndarray,
     references: np.ndarray,
-    place_of: Callable[[int], str],
+    origin_of: Callable[[int], str],
     label_names: Sequence[str] | None,
 ) -> None:
     """One JSON object a row, in the order of the rows: its `place` in the user's data, `prediction` and `reference`.
@@ -27,7 +27,7 @@ def write_predictions(
     name = label_names.__getitem__ if label_names is not None and are_classes else lambda value: value
     lines = []
     for row, (said, was) in enumerate(zip(predictions.tolist(), references.tolist(), strict=True)):
-        told = {"place": place_of(row), "prediction": name(said), "reference": name(was)}
+        told = {"place": origin_of(row), "prediction": name(said), "reference": name(was)}
         lines.append(json.dumps(told, ensure_ascii=False) + "\n")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

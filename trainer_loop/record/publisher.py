@@ -17,7 +17,8 @@ from trainer_loop.record.state import TrainState
 if TYPE_CHECKING:
     from torch import nn
 
-    from trainer_loop.record.checkpoint import Averages
+    from trainer_loop.record.checkpoint import AveragedWeights
+
 
 _SECONDS_TO_LEAVE = 5.0  # what a push that is under way is given when the run is asked to stop
 _SECONDS_BETWEEN_LOOKS = 0.1
@@ -51,7 +52,7 @@ class Publisher:
         self,
         push: Callable[[Path, str], Pushed],
         *,
-        snapshot: "Callable[[nn.Module, TrainState, Averages | None], Callable[[Path], None]] | None",
+        snapshot: "Callable[[nn.Module, TrainState, AveragedWeights | None], Callable[[Path], None]] | None",
         model: Path,
         scratch: Path,
         console: Console,
@@ -71,14 +72,14 @@ class Publisher:
         self._failed: set[tuple[type, int | None]] = set()  # kinds that were told
         self._fault: Exception | None = None  # of the push of the exported model
 
-    def offer(self, model: "nn.Module", state: TrainState, averages: "Averages | None") -> None:
+    def offer(self, model: "nn.Module", state: TrainState, averaged_weights: "AveragedWeights | None") -> None:
         """Push the weights of this step beside training; those of an earlier step that still wait are dropped."""
         self.tell()
         if self._snapshot is None:
             return
         what = f"the weights of step {state.step:,}"
         try:
-            write = self._snapshot(model, state, averages)
+            write = self._snapshot(model, state, averaged_weights)
         except Exception as error:  # noqa: BLE001 - no memory for a copy must not end the training
             self._warn_once(error, what)
             return

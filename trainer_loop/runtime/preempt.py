@@ -33,7 +33,7 @@ class Preemption:
         self._held = False
         self._first_ctrl_c: float | None = None
 
-    def hold(self, *, max_minutes: float | None = None) -> None:
+    def defer_signals(self, *, max_minutes: float | None = None) -> None:
         """From now on a request waits to be seen. max_minutes: counted from the start of the process."""
         self._held = True
         self._deadline = None if max_minutes is None else self.started + 60 * max_minutes

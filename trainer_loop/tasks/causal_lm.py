@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer_loop.attention import padded_on_the_right
 from trainer_loop.errors import UserError
+from trainer_loop.ops.attention import padded_on_the_right
+from trainer_loop.ops.output_head import NoOutputHead, OutputHead, find_output_head
 from trainer_loop.tasks.losses import cross_entropy
-from trainer_loop.tasks.output_head import NoOutputHead, OutputHead, find_output_head
 from trainer_loop.tasks.task import Batch, TextTask
 
 _BEHIND_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # fields of configs of transformers

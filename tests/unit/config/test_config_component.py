@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from trainer_loop.config.component import check_arguments, choose, locate
+from trainer_loop.components import check_arguments, choose, locate
 from trainer_loop.errors import UserError
 
 

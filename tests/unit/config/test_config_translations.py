@@ -4,7 +4,7 @@ import pytest
 
 from trainer_loop.config.load import read_config
 from trainer_loop.config.schema import KEYS, SECTIONS
-from trainer_loop.config.translations import NOT_NEEDED, TRANSLATIONS, describe_unknown, meant_keys
+from trainer_loop.migrate.translations import NOT_NEEDED, TRANSLATIONS, describe_unknown, meant_keys
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ import pytest
 
 from trainer_loop.data.checks import check_splits
 from trainer_loop.data.labels import LabelNames
-from trainer_loop.data.split import Places, Split
+from trainer_loop.data.split import Origins, Split
 
 
 def make_split(name: str, label_feature: Any = None, **columns: list[Any]) -> Split:
     rows = datasets.Dataset(pa.table({column: pa.array(values) for column, values in columns.items()}))
     if label_feature is not None:
         rows = rows.cast_column("label", label_feature)
-    return Split(name, rows, Places.of(f"{name}.csv row", len(rows)), "abc")
+    return Split(name, rows, Origins.of(f"{name}.csv row", len(rows)), "abc")
 
 
 def check(*splits: Split, **given: Any) -> tuple[list[str], list[str], LabelNames | None]:

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from trainer_loop.data.prepare import choose_stratified, cut_validation, find_classes, limit_rows
-from trainer_loop.data.split import Places, Split
+from trainer_loop.data.split import Origins, Split
 
 CLASSES = st.lists(st.integers(0, 4), min_size=2, max_size=60).map(np.array)
 
@@ -17,7 +17,7 @@ def make_split(labels: list[object], feature: object = None) -> Split:
     if feature is not None:
         features = datasets.Features({"row": datasets.Value("int64"), "label": feature})
     rows = datasets.Dataset.from_dict({"row": list(range(len(labels))), "label": labels}, features=features)
-    return Split("train", rows, Places.of("some.csv row", len(labels)), "abc")
+    return Split("train", rows, Origins.of("some.csv row", len(labels)), "abc")
 
 
 def rows_of(split: Split) -> list[int]:
@@ -68,7 +68,9 @@ def test_validation_is_cut_by_class_whatever_the_labels_are(labels: list[object]
     assert rows_of(train) == sorted(rows_of(train))
     assert rows_of(validation) == sorted(rows_of(validation))
     assert list(Counter(validation.rows["label"]).values()) == [10, 10]
-    assert [validation.places.place(row) for row in range(20)] == [f"some.csv row {n + 1}" for n in rows_of(validation)]
+    assert [validation.origins.place(row) for row in range(20)] == [
+        f"some.csv row {n + 1}" for n in rows_of(validation)
+    ]
 
 
 def test_a_class_of_one_row_stays_in_train():
@@ -102,7 +104,7 @@ def test_a_limit_samples_rows_in_order_and_follows_the_seed():
     assert rows[0] == sorted(set(rows[0]))
     assert len(rows[0]) == 10
     assert rows[0] == rows[1] != rows[2]
-    assert samples[0].places.place(3) == f"some.csv row {rows[0][3] + 1}"
+    assert samples[0].origins.place(3) == f"some.csv row {rows[0][3] + 1}"
     assert samples[0].fingerprint == samples[1].fingerprint != samples[2].fingerprint
 
 

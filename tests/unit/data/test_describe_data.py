@@ -6,19 +6,19 @@ import pytest
 
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.report import count_duplicates, describe_data
-from trainer_loop.data.split import Places, Split
+from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.tokens import TokenisedSplit
 
 
 def make_split(name: str, **columns: list[Any]) -> Split:
     rows = datasets.Dataset.from_dict(columns)
-    return Split(name, rows, Places.of(name, len(rows)), "abc")
+    return Split(name, rows, Origins.of(name, len(rows)), "abc")
 
 
 def tokenised(name: str, lengths: list[int], num_truncated: int = 0, **columns: list[Any]) -> TokenisedSplit:
     rows = datasets.Dataset.from_dict({"input_ids": [[0] * length for length in lengths], **columns})
-    places = Places.of(name, len(lengths))
-    return TokenisedSplit(name, rows, np.array(lengths, dtype=np.int32), num_truncated, places, fingerprint="")
+    origins = Origins.of(name, len(lengths))
+    return TokenisedSplit(name, rows, np.array(lengths, dtype=np.int32), num_truncated, origins, fingerprint="")
 
 
 def test_the_report_of_a_classification():

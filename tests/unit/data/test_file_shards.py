@@ -89,7 +89,7 @@ def test_rows_and_places_are_those_of_the_file_read_as_a_whole(folder: Path, pat
         assert {name: values[name] for name in values if name in COLUMNS} == {
             name: value for name, value in whole.rows[row].items() if name in COLUMNS
         }
-        assert place == whole.places.place(row)
+        assert place == whole.origins.place(row)
 
 
 @pytest.mark.parametrize("path", KINDS)

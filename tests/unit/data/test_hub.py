@@ -52,7 +52,7 @@ def test_splits_and_slices_come_with_their_places(monkeypatch: pytest.MonkeyPatc
     pretend(monkeypatch, result=datasets.DatasetDict(train=rows("a", "b"), test=rows("c")))
     splits, problems = load_hub_splits("lab/set", config=None, specs={"train": "train", "validation": "train[:1]"})
     assert problems == []
-    assert splits["train"].places.place(1) == "lab/set[train] row 2"
+    assert splits["train"].origins.place(1) == "lab/set[train] row 2"
     assert len(splits["validation"].rows) == 1
 
 
@@ -174,5 +174,5 @@ def test_files_may_stand_beside_a_hub_data_set(folder: Path, monkeypatch: pytest
         limit={}, text="text", text_pair=None, label="label", seed=1,
     )  # fmt: skip
     assert problems == []
-    assert splits["train"].places.place(0) == "lab/set[train] row 1"
-    assert splits["validation"].places.place(0) == "mine.csv row 1"
+    assert splits["train"].origins.place(0) == "lab/set[train] row 1"
+    assert splits["validation"].origins.place(0) == "mine.csv row 1"

@@ -62,7 +62,7 @@ def test_train_is_streamed_from_its_shards_and_the_other_splits_are_read():
     assert opened.title == "lab/set[train], 3 shards"
     assert [len(splits[name].rows) for name in ("train", "validation", "test")] == [1000, 2, 5]
     assert splits["test"].rows.features == {name: FEATURES[name] for name in ("text", "label")}
-    assert splits["test"].places.place(4) == "lab/set[test] row 5"
+    assert splits["test"].origins.place(4) == "lab/set[test] row 5"
     assert splits["train"].rows.features["label"].names == ["even", "odd"]
     assert splits["train"].columns == splits["test"].columns == ["text", "label", "n"]
     for epoch in range(2):

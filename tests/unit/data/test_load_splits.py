@@ -61,7 +61,7 @@ def test_files_and_limits_and_a_validation_part(folder: Path):
     whole, _ = load(train="train.csv", validation_fraction=0.25)
     assert set(splits["validation"].rows["text"]) < set(whole["validation"].rows["text"])
     text = splits["train"].rows["text"][3]
-    assert splits["train"].places.place(3) == f"train.csv row {int(text.split()[1]) + 1}"
+    assert splits["train"].origins.place(3) == f"train.csv row {int(text.split()[1]) + 1}"
 
 
 def test_functions_of_all_kinds_give_rows(lab: str):
@@ -70,7 +70,7 @@ def test_functions_of_all_kinds_give_rows(lab: str):
     assert list(splits["train"].rows["text"]) == ["c", "a"]
     assert list(splits["validation"].rows) == [{"text": "a", "label": 0}, {"text": "b", "label": None}]
     assert splits["test"].rows[0]["text"] == "seed 42"
-    assert splits["train"].places.place(1) == f"{lab}.as_dataset row 2"
+    assert splits["train"].origins.place(1) == f"{lab}.as_dataset row 2"
 
 
 def test_the_fingerprint_of_a_function_follows_what_it_returns(lab: str):

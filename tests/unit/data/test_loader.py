@@ -59,9 +59,9 @@ def test_steps_begin_anywhere_and_are_the_same_with_workers(num_workers):
 def test_an_idle_process_gets_a_filler_that_counts_nothing():
     loader = make_train_loader(num_processes=8, process_index=7)
     *_, last = loader.steps(start=0, stop=4)  # 6 rows for 8 processes
-    (filler,) = last.microbatches
-    assert filler.is_filler
-    assert filler.num_targets == 0
+    (dummy_microbatch,) = last.microbatches
+    assert dummy_microbatch.is_dummy
+    assert dummy_microbatch.num_targets == 0
     assert last.num_rows == 0
 
 

@@ -19,7 +19,7 @@ from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.missing import Holes, settle_missing, with_plain_columns
 from trainer_loop.data.row_stream import RowStream
 from trainer_loop.data.source import load_splits, open_splits
-from trainer_loop.data.split import Places, Split
+from trainer_loop.data.split import Origins, Split
 from trainer_loop.errors import UserError
 
 NAN = float("nan")
@@ -107,7 +107,7 @@ def test_rows_with_holes_are_dropped_counted_by_file_and_column_and_the_others_k
     ]
     train = splits["train"]
     assert list(train.rows) == [{"text": "a", "label": 0}, {"text": "d", "label": 1}, {"text": "a", "label": 0}]
-    assert [train.places.place(row) for row in range(3)] == ["a.jsonl line 1", "a.jsonl line 7", "b.jsonl line 1"]
+    assert [train.origins.place(row) for row in range(3)] == ["a.jsonl line 1", "a.jsonl line 7", "b.jsonl line 1"]
 
 
 def test_a_missing_text_may_be_the_empty_text_and_a_missing_label_may_not(folder: Path):
@@ -186,7 +186,7 @@ def test_a_split_whose_labels_are_all_hidden_is_told(split: str, remedy: str):
     splits = {}
     for name, labels in given.items():
         rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": labels}).cast_column("label", feature)
-        splits[name] = Split(name, rows, Places.of(f"{name} row", 2), "")
+        splits[name] = Split(name, rows, Origins.of(f"{name} row", 2), "")
     problems, warnings, _ = check_splits(splits, text="text", text_pair=None, label="label", label_names=None)
     assert problems == [
         f"data.{split}: column 'label' is -1 in all 2 rows: -1 stands for a label that is kept secret: {remedy}"
@@ -217,7 +217,7 @@ def test_what_is_left_decides_about_the_fingerprint(folder: Path):
 )
 def test_numbers_without_fractions_are_integers_however_they_are_stored(labels: list, told: list | None):
     split = Split(
-        "train", datasets.Dataset.from_dict({"text": ["a"] * len(labels), "label": labels}), Places.of("a", 1), ""
+        "train", datasets.Dataset.from_dict({"text": ["a"] * len(labels), "label": labels}), Origins.of("a", 1), ""
     )
     plain = with_plain_columns(split, texts=["text"], label="label")
     kept = [None if isinstance(value, float) and math.isnan(value) else value for value in labels]
@@ -278,7 +278,7 @@ def test_a_stream_has_the_rows_that_are_left_in_memory_and_counts_no_others(fold
     files = make_files()
     splits, _, said = load("drop", train=files)
     train = splits["train"]
-    whole = sorted((train.rows[row]["text"], train.places.place(row)) for row in range(len(train.rows)))
+    whole = sorted((train.rows[row]["text"], train.origins.place(row)) for row in range(len(train.rows)))
     told: list[str] = []
     stream = open_stream(*files, missing="drop", say=told.append)
     for epoch in range(2):
@@ -349,8 +349,8 @@ def test_a_bad_row_is_told_though_others_are_dropped(folder: Path):
 @given(holes=st.lists(st.booleans(), min_size=3, max_size=20).filter(lambda holes: not all(holes)))
 def test_rows_keep_their_order_and_their_places(holes: list[bool]):
     rows = datasets.Dataset.from_dict({"text": [None if hole else "a" for hole in holes], "label": [0] * len(holes)})
-    split = Split("train", rows, Places.of("a.csv row", len(holes)), "")
+    split = Split("train", rows, Origins.of("a.csv row", len(holes)), "")
     kept, told = settle_missing(split, Holes(["text"], "label", blank=True), missing="drop")
     wanted = [number for number, hole in enumerate(holes, start=1) if not hole]
-    assert [kept.places.place(row) for row in range(len(kept.rows))] == [f"a.csv row {number}" for number in wanted]
+    assert [kept.origins.place(row) for row in range(len(kept.rows))] == [f"a.csv row {number}" for number in wanted]
     assert bool(told) == any(holes)

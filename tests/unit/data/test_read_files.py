@@ -97,7 +97,7 @@ def test_parquet_keeps_class_names_and_maps_its_rows(folder: Path):
     split = read("a.parquet")
     assert split.rows.features["label"].names == ["neg", "pos"]
     assert split.rows.cache_files
-    assert split.places.place(2) == "a.parquet row 3"
+    assert split.origins.place(2) == "a.parquet row 3"
 
 
 def test_a_parquet_file_that_was_written_again_is_read_again(folder: Path):
@@ -183,7 +183,7 @@ def test_files_of_unlike_kinds_are_joined(folder: Path):
         {"text": "again", "label": 1},
         {"text": "from parquet", "label": 0},
     ]
-    assert [split.places.place(row) for row in range(4)] == [
+    assert [split.origins.place(row) for row in range(4)] == [
         "a.csv row 1",
         "b.jsonl line 1",
         "b.jsonl line 3",

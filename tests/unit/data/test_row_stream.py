@@ -149,7 +149,7 @@ def test_joined_texts_become_the_chunks_that_they_become_in_memory(folder: Path,
     chunks = ChunkStream(texts, encode, num_texts=7)
     rows = read_all(chunks)
     assert [values["input_ids"] for values, _ in rows] == list(whole.rows["input_ids"])
-    assert [place for _, place in rows] == [whole.places.place(row) for row in range(len(rows))]
+    assert [place for _, place in rows] == [whole.origins.place(row) for row in range(len(rows))]
 
     for taken in range(len(rows) + 1):
         reader = chunks.read(0)

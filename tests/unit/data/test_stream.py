@@ -20,7 +20,7 @@ SIZES = st.lists(st.integers(0, 12), min_size=1, max_size=4).filter(any)
 def rows_of_steps(loader, *, start, stop):
     """The sorted numbers of the rows of every step of this process, without fillers."""
     return [
-        sorted(row for microbatch in step.microbatches if not microbatch.is_filler for row in microbatch.rows)
+        sorted(row for microbatch in step.microbatches if not microbatch.is_dummy for row in microbatch.rows)
         for step in loader.steps(start=start, stop=stop)
     ]
 
@@ -126,8 +126,8 @@ def test_epochs_and_seeds_differ_in_the_order_of_rows_and_of_shards():
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
     orders = [
         [
-            places[0].split()[0]
-            for places in places_of_batches(make_stream([4] * 6), Position(epoch), stop=6, shuffle_rows=1)
+            origins[0].split()[0]
+            for origins in places_of_batches(make_stream([4] * 6), Position(epoch), stop=6, shuffle_rows=1)
         ]
         for epoch in range(3)
     ]
@@ -227,10 +227,10 @@ def test_a_place_that_is_none_is_told_in_one_line(state, told):
 def test_a_process_without_rows_gets_a_filler_of_the_batch_that_counts_nothing():
     loader = make_loader([9], num_processes=3, process_index=2, batch_size=4)
     *_, last = loader.steps(start=0, stop=3)  # one row for three processes
-    (filler,) = last.microbatches
-    assert filler.is_filler
-    assert (filler.num_targets, last.num_rows, last.num_tokens) == (0, 0, 0)
-    assert loader.filler(2).rows == filler.rows
+    (dummy_microbatch,) = last.microbatches
+    assert dummy_microbatch.is_dummy
+    assert (dummy_microbatch.num_targets, last.num_rows, last.num_tokens) == (0, 0, 0)
+    assert loader.dummy_microbatch(2).rows == dummy_microbatch.rows
 
 
 def test_microbatches_are_cut_by_the_budget_and_padded_to_their_longest_row():
@@ -279,8 +279,8 @@ def test_places_of_earlier_steps_are_read_again():
     loader = make_loader([11, 14], batch_size=3)
     expected = places_of_batches(make_stream([11, 14]), stop=9, batch_size=3)
     rows_of_steps(loader, start=0, stop=9)
-    assert [loader.places(step) for step in range(9)] == expected
-    assert loader.places(20) == ["no longer known"]
+    assert [loader.origins(step) for step in range(9)] == expected
+    assert loader.origins(20) == ["no longer known"]
 
 
 def test_epochs_are_counted_where_the_rows_are_and_else_when_they_are_over():

@@ -40,7 +40,7 @@ def test_the_head_has_the_first_rows_with_their_places_and_the_names_of_all_colu
     head, problems = open_head("a.jsonl")
     assert problems == []
     assert len(head.rows) == 1000
-    assert head.places.place(999) == "a.jsonl line 1000"
+    assert head.origins.place(999) == "a.jsonl line 1000"
     assert head.columns == ["id", "text", "label"]
     assert head.rows[999] == {"text": "t999", "label": 1}
 
@@ -49,7 +49,7 @@ def test_of_every_file_a_row_is_looked_at(folder: Path):
     files = [write_csv("a.csv", [("a", "0")] * 1200), write_csv("b.csv", [("b", "1")] * 9)]
     head, _ = open_head(*files)
     assert len(head.rows) == 1001
-    assert head.places.place(1000) == "b.csv row 1"
+    assert head.origins.place(1000) == "b.csv row 1"
     Path("c.csv").write_text("texts,label\nx,1\n")
     Path("d.csv").write_text("text,label\n")
     assert open_head(*files, "c.csv") == (

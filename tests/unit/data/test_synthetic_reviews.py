@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from trainer_loop.data import synthetic_reviews
+from trainer_loop.quickstart import reviews as synthetic_reviews
 
 TRAIN = synthetic_reviews.train()
 VALIDATION = synthetic_reviews.validation()
@@ -71,7 +71,7 @@ def test_rows_depend_on_no_random_state_and_no_hash_seed():
     assert synthetic_reviews.train() == TRAIN
     assert random.getstate() == state
     program = (
-        "import hashlib, json; from trainer_loop.data.synthetic_reviews import train, validation;"
+        "import hashlib, json; from trainer_loop.quickstart.reviews import train, validation;"
         "print(*(hashlib.sha256(json.dumps(rows).encode()).hexdigest() for rows in (train(), validation())))"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -16,10 +16,10 @@ from trainer_loop.errors import UserError
 
 def read_csv(path: Path | str, label: str | None = "label", **options: Any) -> Any:
     """All columns, and their places."""
-    rows, places, _ = read_delimited(
+    rows, origins, _ = read_delimited(
         str(path), text_format=TextFormat(**options), texts=["text"], label=label, keeps_all=True
     )
-    return rows, places
+    return rows, origins
 
 
 def problems_of(read: Callable[[], object]) -> list[str]:
@@ -44,9 +44,9 @@ FIELDS = st.text(st.sampled_from('ab ,;"\n\r\té😀\u2028\x85'), min_size=1, ma
 def test_csv_gives_back_what_was_written_with_row_numbers(tmp_path: Path, rows: list[tuple[str, str]], line_end: str):
     path = tmp_path / "some.csv"
     write_csv(path, [["text", "other"], *map(list, rows)], line_end=line_end)
-    read, places = read_csv(path, quoting="double")  # texts may look like records by chance
+    read, origins = read_csv(path, quoting="double")  # texts may look like records by chance
     assert list(zip(read["text"], read["other"], strict=True)) == rows
-    assert [places.place(row) for row in range(len(rows))] == [f"{path} row {n}" for n in range(1, len(rows) + 1)]
+    assert [origins.place(row) for row in range(len(rows))] == [f"{path} row {n}" for n in range(1, len(rows) + 1)]
 
 
 @given(rows=st.lists(FIELDS, min_size=1, max_size=8), data=st.data())
@@ -178,7 +178,7 @@ def test_invalid_utf8_counts_the_further_lines(tmp_path: Path):
 def test_json_lines_keep_line_numbers_over_blank_lines_and_fill_missing_keys(tmp_path: Path):
     path = tmp_path / "some.jsonl"
     path.write_bytes('{"text": "a", "label": 1}\r\n\r\n{"label": 0}\r\n{"text": "c é", "extra": [1]}'.encode())
-    read, places, names = read_json_lines(
+    read, origins, names = read_json_lines(
         str(path), text_format=DEFAULT_FORMAT, wanted=["text", "label"], keeps_all=True
     )
     assert names == ["text", "label", "extra"]
@@ -187,7 +187,7 @@ def test_json_lines_keep_line_numbers_over_blank_lines_and_fill_missing_keys(tmp
         {"text": None, "label": 0, "extra": None},
         {"text": "c é", "label": None, "extra": [1]},
     ]
-    assert [places.place(row) for row in range(3)] == [f"{path} line {n}" for n in (1, 3, 4)]
+    assert [origins.place(row) for row in range(3)] == [f"{path} line {n}" for n in (1, 3, 4)]
 
 
 def test_every_broken_json_line_is_named(tmp_path: Path):
@@ -200,9 +200,9 @@ def test_every_broken_json_line_is_named(tmp_path: Path):
 @pytest.mark.parametrize("content", ['[{"text": "a"}, {"text": "b"}]', '\n{"text": "a"}\n{"text": "b"}\n'])
 def test_json_is_a_list_or_one_object_per_line(tmp_path: Path, content: str):
     (tmp_path / "some.json").write_text(content)
-    read, places, _ = read_json(str(tmp_path / "some.json"), text_format=DEFAULT_FORMAT, wanted=["text"])
+    read, origins, _ = read_json(str(tmp_path / "some.json"), text_format=DEFAULT_FORMAT, wanted=["text"])
     assert list(read["text"]) == ["a", "b"]
-    assert len(places) == 2
+    assert len(origins) == 2
 
 
 @pytest.mark.parametrize(
@@ -249,9 +249,9 @@ def test_text_lines_are_kept_as_they_are(tmp_path: Path, lines: list[str]):
     if not expected:
         problems_of(lambda: read_text_lines(str(path), text_format=DEFAULT_FORMAT))
         return
-    read, places, _ = read_text_lines(str(path), text_format=DEFAULT_FORMAT)
+    read, origins, _ = read_text_lines(str(path), text_format=DEFAULT_FORMAT)
     assert list(read["text"]) == [text for text, _ in expected]
-    assert [places.place(row) for row in range(len(read))] == [f"{path} line {number}" for _, number in expected]
+    assert [origins.place(row) for row in range(len(read))] == [f"{path} line {number}" for _, number in expected]
 
 
 def test_carriage_returns_alone_end_lines_up_to_the_last(tmp_path):

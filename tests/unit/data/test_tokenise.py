@@ -10,7 +10,7 @@ import pytest
 
 from trainer_loop.data import tokens
 from trainer_loop.data.labels import LabelNames
-from trainer_loop.data.split import Places, Split
+from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.tokenizer import train_tokenizer
 from trainer_loop.data.tokens import TokenisedSplit, tokenise_split
 from trainer_loop.errors import UserError
@@ -60,7 +60,7 @@ class ForgetfulTask(WordsTask):
 
 def make_split(texts: list[str] = TEXTS, fingerprint: str = "abc", **columns: list[Any]) -> Split:
     rows = datasets.Dataset.from_dict({"text": texts, "label": ["pos", "neg"] * (len(texts) // 2), **columns})
-    return Split("train", rows, Places.of("a.csv row", len(rows)), fingerprint)
+    return Split("train", rows, Origins.of("a.csv row", len(rows)), fingerprint)
 
 
 def tokenise(task: CountingTask, folder: Path, split: Split | None = None, **given: Any) -> TokenisedSplit:
@@ -81,7 +81,7 @@ def test_rows_are_what_the_tokenizer_gives_and_labels_are_ids(tokenizer: Any, tm
     assert split.lengths.tolist() == [len(row["input_ids"]) for row in expected]
     assert split.lengths.dtype == np.int32
     assert split.num_truncated == sum(len(tokenizer(text)["input_ids"]) > 6 for text in TEXTS) > 0
-    assert split.places.place(2) == "a.csv row 3"
+    assert split.origins.place(2) == "a.csv row 3"
 
 
 def test_pairs_are_joined(tokenizer: Any, tmp_path: Path):
@@ -93,7 +93,7 @@ def test_pairs_are_joined(tokenizer: Any, tmp_path: Path):
 def test_ids_replace_classes_whose_order_the_names_change(tokenizer: Any, tmp_path: Path):
     rows = make_split().rows.cast_column("label", datasets.ClassLabel(names=["neg", "pos"]))
     swapped = LabelNames(["pos", "neg"], {0: 1, 1: 0})
-    given = Split("train", rows, Places.of("a row", 4), "classes")
+    given = Split("train", rows, Origins.of("a row", 4), "classes")
     split = tokenise(CountingTask(tokenizer), tmp_path, given, label_names=swapped)
     assert list(split.rows["label"]) == [0, 1, 0, 1]
     assert split.rows.features["label"] == datasets.Value("int64")
@@ -101,7 +101,7 @@ def test_ids_replace_classes_whose_order_the_names_change(tokenizer: Any, tmp_pa
 
 def test_true_and_false_become_ids(tokenizer: Any, tmp_path: Path):
     given = Split(
-        "train", datasets.Dataset.from_dict({"text": ["a", "b"], "label": [True, False]}), Places.of("a", 2), "b"
+        "train", datasets.Dataset.from_dict({"text": ["a", "b"], "label": [True, False]}), Origins.of("a", 2), "b"
     )
     split = tokenise(
         CountingTask(tokenizer), tmp_path, given, label_names=LabelNames(["no", "yes"], {False: 0, True: 1})
@@ -116,7 +116,7 @@ def test_the_second_call_tokenises_nothing(tokenizer: Any, tmp_path: Path):
     assert task.num_texts == len(TEXTS)
     assert list(first.rows) == list(second.rows)
     assert first.lengths.tolist() == second.lengths.tolist()
-    assert (first.num_truncated, first.places.place(3)) == (second.num_truncated, second.places.place(3))
+    assert (first.num_truncated, first.origins.place(3)) == (second.num_truncated, second.origins.place(3))
 
 
 def test_a_tokenizer_that_was_used_in_between_is_still_the_same(tokenizer: Any, tmp_path: Path):
@@ -170,7 +170,7 @@ class Edited(SequenceClassification):
 
 def test_columns_may_have_the_names_of_ours(tokenizer: Any, tmp_path: Path):
     rows = make_split().rows.rename_columns({"text": "source", "label": "length"})
-    given = Split("train", rows, Places.of("a row", 4), "renamed")
+    given = Split("train", rows, Origins.of("a row", 4), "renamed")
     split = tokenise(CountingTask(tokenizer), tmp_path, given, text="source", label="length")
     assert set(split.rows.column_names) == {"input_ids", "token_type_ids", "label"}
     assert list(split.rows["label"]) == [1, 0, 1, 0]
@@ -182,14 +182,14 @@ def test_rows_of_a_task_that_cuts_texts_keep_label_and_place(tokenizer: Any, tmp
     words = [(word, row) for row, text in enumerate(TEXTS) for word in text.split()]
     assert [ids for (ids,) in split.rows["input_ids"]] == [len(word) for word, _ in words]
     assert list(split.rows["label"]) == [1 - row % 2 for _, row in words]
-    assert [split.places.place(n) for n in range(len(words))] == [f"a.csv row {row + 1}" for _, row in words]
+    assert [split.origins.place(n) for n in range(len(words))] == [f"a.csv row {row + 1}" for _, row in words]
     assert split.num_truncated == 0
 
 
 def test_texts_without_tokens_give_no_rows_but_not_all_may_be_so(tokenizer: Any, tmp_path: Path):
     blank = [""] * 1000
     split = make_split([*blank, "one word", ""])
-    assert [tokenise(WordsTask(tokenizer), tmp_path, split).places.place(n) for n in (0, 1)] == ["a.csv row 1001"] * 2
+    assert [tokenise(WordsTask(tokenizer), tmp_path, split).origins.place(n) for n in (0, 1)] == ["a.csv row 1001"] * 2
     with pytest.raises(UserError, match=r"data\.train: its texts have no tokens"):
         tokenise(WordsTask(tokenizer), tmp_path, make_split(["", ""], fingerprint="blank"))
 

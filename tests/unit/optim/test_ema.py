@@ -48,7 +48,7 @@ def test_evaluation_and_export_use_the_averages_and_training_does_not(tmp_path):
             num_steps=6,
             evaluate_every=3,
             checkpoint_every=3,
-            averages=None if decay is None else Ema(model, decay=decay),
+            averaged_weights=None if decay is None else Ema(model, decay=decay),
             export=lambda model, state: exported.update(
                 figures=state.figures, weights={name: value.clone() for name, value in model.state_dict().items()}
             ),
@@ -64,7 +64,7 @@ def test_evaluation_and_export_use_the_averages_and_training_does_not(tmp_path):
     assert averaged["figures"]["loss"] != plain["figures"]["loss"]
     start = tiny.make_bert().state_dict()
     assert all(torch.allclose(value, start[name], atol=1e-6) for name, value in still["weights"].items())
-    for name, value in loop.averages.state_dict().items():
+    for name, value in loop.averaged_weights.state_dict().items():
         assert torch.equal(averaged["weights"][name], value)
         assert not torch.equal(value, plain["weights"][name])
 
@@ -82,7 +82,7 @@ def test_the_best_weights_are_the_averages_of_their_step(tmp_path):
         evaluate_every=2,
         checkpoint_every=4,
         best="loss",  # the worst: so that it is not the last
-        averages=Ema(model, decay=0.5),
+        averaged_weights=Ema(model, decay=0.5),
         export=lambda model, state: seen.update(step=state.best_step, figures=state.figures),
     )
     loop.fit()

@@ -28,7 +28,7 @@ def make_loop(directory, *, num_steps=8, evaluate_every=2, **options):
         optimizer=make_optimizer,
         evaluate_every=evaluate_every,
         checkpoint_every=2,
-        averages=lambda model: ScheduleFreeAverages(model, made[0]),
+        averaged_weights=lambda model: ScheduleFreeAverages(model, made[0]),
         **options,
     )
     return loop
@@ -92,12 +92,15 @@ def test_a_checkpoint_holds_both_and_the_best_is_exported_from_its_averages(tmp_
     loop.fit()
     assert exported["step"] < 8
     checkpoint = tmp_path / "checkpoints" / f"step-{exported['step']:08}"
-    averages, weights = load_file(checkpoint / "averages.safetensors"), load_file(checkpoint / "model.safetensors")
-    assert any(not torch.equal(averages[name], weights[name]) for name in averages)
-    for name, average in averages.items():
+    averaged_weights, weights = (
+        load_file(checkpoint / "averages.safetensors"),
+        load_file(checkpoint / "model.safetensors"),
+    )
+    assert any(not torch.equal(averaged_weights[name], weights[name]) for name in averaged_weights)
+    for name, average in averaged_weights.items():
         assert torch.equal(exported["weights"][name], average)
     for name, average in train_by_hand(exported["step"]).items():
-        torch.testing.assert_close(averages[name], average, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(averaged_weights[name], average, rtol=1e-5, atol=1e-6)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     (judged,) = [row for row in rows if row["step"] == exported["step"] and "validation/loss" in row]
     assert loop.evaluate(loop.validation_loaders[""])["loss"] == judged["validation/loss"]

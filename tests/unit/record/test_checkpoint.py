@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from trainer_loop.errors import UserError
 from trainer_loop.record import checkpoint
 from trainer_loop.record.checkpoint_files import find_fault, list_checkpoints, read_run, seal
-from trainer_loop.record.claim import RunDirInUse
 from trainer_loop.record.run_dir import RunDir
+from trainer_loop.record.run_lock import RunDirInUse
 from trainer_loop.record.state import TrainState
 
 
@@ -300,35 +300,35 @@ class Queue:
 
     def __init__(self):
         self.numbers = torch.zeros(3)
-        self.places = [0]
+        self.origins = [0]
 
     def state_dict(self):
-        return {"queue": (self.numbers, self.places)}
+        return {"queue": (self.numbers, self.origins)}
 
     def load_state_dict(self, state):
-        self.numbers, self.places = state["queue"]
+        self.numbers, self.origins = state["queue"]
 
 
 def test_what_is_kept_is_copied_before_training_goes_on(loop):
     loop.checkpointer.background = True
     queue = Queue()
-    loop.keep("queue", queue)
+    loop.register_for_checkpoint("queue", queue)
     snapshot = loop.checkpointer._copy(loop.checkpointer._take_snapshot(TrainState(num_steps=4)))
     queue.numbers.add_(1)
-    queue.places[0] = 5
-    numbers, places = snapshot.kept["queue"]["queue"]
-    assert (numbers.tolist(), places) == ([0.0, 0.0, 0.0], [0])
+    queue.origins[0] = 5
+    numbers, origins = snapshot.kept["queue"]["queue"]
+    assert (numbers.tolist(), origins) == ([0.0, 0.0, 0.0], [0])
 
 
 def test_what_is_kept_comes_back(tmp_path, loop):
     queue = Queue()
-    loop.keep("queue", queue)
+    loop.register_for_checkpoint("queue", queue)
     queue.numbers.add_(2)
     loop.fit()
     again = Queue()
     loop.checkpointer._kept["queue"] = again
     loop.restore()
-    assert (again.numbers.tolist(), again.places) == ([2.0, 2.0, 2.0], [0])
+    assert (again.numbers.tolist(), again.origins) == ([2.0, 2.0, 2.0], [0])
 
 
 # ---------------------------------------------------------------------------------------------- whose, and which step

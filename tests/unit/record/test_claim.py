@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 from trainer_loop.errors import UserError
-from trainer_loop.record import claim
-from trainer_loop.record.claim import RunClaim, RunDirInUse
+from trainer_loop.record import run_lock as claim
 from trainer_loop.record.run_dir import RunDir
+from trainer_loop.record.run_lock import RunDirInUse, RunLock
 
 _TAKE_AND_WAIT = """
 import sys
-from trainer_loop.record import claim
+from trainer_loop.record import run_lock as claim
 from trainer_loop.record.run_dir import RunDir
 claim._SECONDS_TO_WAIT = 0.1
-mine = claim.RunClaim(RunDir(sys.argv[1]), enabled=True)
-mine.take()
+mine = claim.RunLock(RunDir(sys.argv[1]), enabled=True)
+mine.acquire()
 print("taken", flush=True)
 sys.stdin.read()
 """
@@ -40,13 +40,13 @@ def other(tmp_path):
 def test_a_directory_in_use_is_refused_by_the_name_of_who_uses_it(other, tmp_path, monkeypatch):
     monkeypatch.setattr(claim, "_SECONDS_TO_WAIT", 0.1)
     with pytest.raises(RunDirInUse, match=f"is in use by process {other.pid} on "):
-        RunClaim(RunDir(tmp_path), enabled=True).take()
+        RunLock(RunDir(tmp_path), enabled=True).acquire()
 
 
 def test_it_is_free_as_soon_as_the_other_is_killed(other, tmp_path):
     other.kill()
-    mine = RunClaim(RunDir(tmp_path), enabled=True)
-    mine.take()
+    mine = RunLock(RunDir(tmp_path), enabled=True)
+    mine.acquire()
     command = [sys.executable, "-c", _TAKE_AND_WAIT, str(tmp_path)]
     third = subprocess.run(command, capture_output=True, text=True, check=False)
     assert f"is in use by process {os.getpid()} on " in third.stderr
@@ -54,14 +54,14 @@ def test_it_is_free_as_soon_as_the_other_is_killed(other, tmp_path):
 
 
 def test_a_directory_that_is_not_there_is_not_made(tmp_path):
-    mine = RunClaim(RunDir(tmp_path / "run"), enabled=True)
-    mine.take()
+    mine = RunLock(RunDir(tmp_path / "run"), enabled=True)
+    mine.acquire()
     mine.end("error", exit_code=2, step=None)
     assert not (tmp_path / "run").exists()
 
 
 def test_how_it_ended_is_there_until_the_next_run_begins(tmp_path):
-    mine = RunClaim(RunDir(tmp_path), enabled=True)
+    mine = RunLock(RunDir(tmp_path), enabled=True)
     mine.end("preempted", exit_code=75, step=7)
     assert json.loads((tmp_path / "status.json").read_text()) == {"ended": "preempted", "exit_code": 75, "step": 7}
     mine.end("error", exit_code=2, step=None)
@@ -71,15 +71,15 @@ def test_how_it_ended_is_there_until_the_next_run_begins(tmp_path):
 
 
 def test_other_processes_of_a_run_claim_nothing(tmp_path):
-    idle = RunClaim(RunDir(tmp_path), enabled=False)
-    idle.take()
+    idle = RunLock(RunDir(tmp_path), enabled=False)
+    idle.acquire()
     idle.begin()
     idle.end("finished", exit_code=0, step=1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_that_was_made_for_a_run_that_never_began_goes_again(tmp_path):
-    mine = RunClaim(RunDir(tmp_path / "runs" / "a"), enabled=True)
+    mine = RunLock(RunDir(tmp_path / "runs" / "a"), enabled=True)
     mine.make()
     assert (tmp_path / "runs" / "a" / ".lock").read_text().startswith(f"process {os.getpid()} on ")
     mine.end("error", exit_code=2, step=None)
@@ -92,7 +92,7 @@ def test_a_directory_that_was_there_or_was_used_stays(tmp_path):
         root = tmp_path / str(begins)
         if not begins:
             root.mkdir()
-        mine = RunClaim(RunDir(root), enabled=True)
+        mine = RunLock(RunDir(root), enabled=True)
         mine.make()
         if begins:
             mine.begin()
@@ -105,7 +105,7 @@ def test_a_lock_that_is_no_longer_in_its_place_keeps_nobody_out(other, tmp_path,
     """Its holder has removed the directory, or somebody else has: who comes now makes a new one."""
     monkeypatch.setattr(claim, "_SECONDS_TO_WAIT", 0.1)
     (tmp_path / ".lock").rename(tmp_path / "old")
-    mine = RunClaim(RunDir(tmp_path), enabled=True)
+    mine = RunLock(RunDir(tmp_path), enabled=True)
     mine.make()
     command = [sys.executable, "-c", _TAKE_AND_WAIT, str(tmp_path)]
     third = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -123,8 +123,8 @@ def test_a_lock_that_was_removed_between_opening_and_locking_is_no_lock(tmp_path
         return try_to_lock(file)
 
     monkeypatch.setattr(claim, "_try_to_lock", remove_first)
-    mine = RunClaim(RunDir(tmp_path), enabled=True)
-    mine.take()
+    mine = RunLock(RunDir(tmp_path), enabled=True)
+    mine.acquire()
     assert len(calls) == 2
     assert os.path.samestat(os.fstat(mine._lock.fileno()), (tmp_path / ".lock").stat())
     mine.release()
@@ -135,7 +135,7 @@ def test_a_directory_that_cannot_be_locked_is_read_and_not_written(tmp_path, mon
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(Path, "open", refuse)
-    mine = RunClaim(RunDir(tmp_path), enabled=True)
+    mine = RunLock(RunDir(tmp_path), enabled=True)
     mine.make()
     with pytest.raises(UserError, match=r"\.lock cannot be written: Read-only file system; make it writable"):
         mine.begin()
@@ -146,7 +146,7 @@ def test_a_directory_that_cannot_be_locked_is_read_and_not_written(tmp_path, mon
 @pytest.mark.parametrize("content", ["", "{", "[]", "7", '{"step": [1]}', "[" * 100_000])
 def test_how_it_ended_is_written_whatever_stood_there(content, tmp_path):
     (tmp_path / "status.json").write_text(content)
-    mine = RunClaim(RunDir(tmp_path), enabled=True)
+    mine = RunLock(RunDir(tmp_path), enabled=True)
     mine.end("finished", exit_code=0, step=3)
     assert json.loads((tmp_path / "status.json").read_text()) == {"ended": "finished", "exit_code": 0, "step": 3}
 
@@ -158,7 +158,7 @@ def test_a_folder_in_the_place_of_a_file_is_named_before_anything_is_read(name, 
     (tmp_path / name).mkdir()
     (tmp_path / "model").touch()
     with pytest.raises(UserError) as caught:
-        RunClaim(RunDir(tmp_path), enabled=True).make()
+        RunLock(RunDir(tmp_path), enabled=True).make()
     assert caught.value.problems == [
         f"run_dir: {tmp_path / name} is a folder, in the place of a file; rename it",
         f"run_dir: {tmp_path / 'model'} is a file, in the place of a folder; rename it",

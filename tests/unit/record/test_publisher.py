@@ -58,7 +58,7 @@ def publisher(tmp_path, uploads, told):
     model.mkdir()
     (model / "weights").write_text("the best")
 
-    def snapshot(model, state, averages):
+    def snapshot(model, state, averaged_weights):
         weights = str(model)
 
         def write(folder: Path) -> None:
@@ -159,7 +159,7 @@ def test_a_run_that_is_asked_to_stop_waits_for_a_push_a_few_seconds_and_drops_th
 
 
 def test_a_copy_that_cannot_be_made_does_not_end_the_training(publisher, uploads, told):
-    publisher._snapshot = lambda model, state, averages: [][0]
+    publisher._snapshot = lambda model, state, averaged_weights: [][0]
     offer(publisher, 1)
     uploads.may_go.set()
     publisher.finish(is_stopped=never)
@@ -214,20 +214,20 @@ def test_a_copy_of_the_weights_is_what_an_export_would_have_been(tmp_path, make,
     model = make(seed=1)
     for parameter in model.get_input_embeddings().parameters():
         parameter.requires_grad_(False)
-    averages = Ema(model, decay=0.5)
+    averaged_weights = Ema(model, decay=0.5)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(1.0)
-    averages.update()
-    weights = copy_weights(model, averages.state_dict() if averaged else None)
-    with averages.in_place() if averaged else torch.no_grad():
+    averaged_weights.update()
+    weights = copy_weights(model, averaged_weights.state_dict() if averaged else None)
+    with averaged_weights.in_place() if averaged else torch.no_grad():
         write_files(tmp_path / "now", model, None, record, card="")
     with torch.no_grad():
         for parameter in model.parameters():  # training goes on
             if parameter.requires_grad:
                 parameter.zero_()
-    averages.update()
+    averaged_weights.update()
     write_files(tmp_path / "later", model, None, record, card="", weights=weights)
     now, later = (load_file(tmp_path / when / "model.safetensors") for when in ("now", "later"))
     assert now.keys() == later.keys()

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from trainer_loop.errors import UserError
-from trainer_loop.runtime import distributed
-from trainer_loop.runtime.distributed import choose_precision, make_accelerator
+from trainer_loop.parallel import processes as distributed
+from trainer_loop.parallel.processes import choose_precision, make_accelerator
 
 
 @pytest.mark.parametrize(

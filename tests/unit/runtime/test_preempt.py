@@ -21,7 +21,7 @@ def wait_until_requested(preemption):
 def test_a_signal_that_is_held_is_a_request_and_nothing_else(number):
     before = signal.getsignal(number)
     with catch_signals() as preemption:
-        preemption.hold()
+        preemption.defer_signals()
         assert not preemption.requested
         os.kill(os.getpid(), number)
         assert wait_until_requested(preemption)
@@ -34,7 +34,7 @@ def test_a_terminal_that_closes_is_not_heeded_where_the_user_said_so():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with catch_signals() as preemption:
-            preemption.hold()
+            preemption.defer_signals()
             os.kill(os.getpid(), signal.SIGHUP)
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             threading.Event().wait(0.05)
@@ -46,7 +46,7 @@ def test_a_terminal_that_closes_is_not_heeded_where_the_user_said_so():
 
 def test_the_launchers_copy_of_a_ctrl_c_is_the_same_ctrl_c():
     with catch_signals() as preemption:
-        preemption.hold()
+        preemption.defer_signals()
         os.kill(os.getpid(), signal.SIGINT)
         assert wait_until_requested(preemption)
         os.kill(os.getpid(), signal.SIGINT)  # would end this process if it were a second one
@@ -54,10 +54,10 @@ def test_the_launchers_copy_of_a_ctrl_c_is_the_same_ctrl_c():
 
 def test_the_time_that_was_given_counts_from_the_start_of_the_process():
     preemption = Preemption()
-    preemption.hold(max_minutes=1.0)
+    preemption.defer_signals(max_minutes=1.0)
     assert not preemption.requested
     preemption.started -= 61
-    preemption.hold(max_minutes=1.0)
+    preemption.defer_signals(max_minutes=1.0)
     assert preemption.requested
     assert preemption.reason == "train.max_time_minutes is over"
 
@@ -68,7 +68,7 @@ def test_who_was_not_asked_knows_that_another_was():
 
 def test_a_worker_process_dies_of_the_signals_it_always_did_and_does_not_ask_its_parent():
     with catch_signals() as preemption:
-        preemption.hold()
+        preemption.defer_signals()
         child = os.fork()
         if child == 0:
             signal.pause()

@@ -21,8 +21,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
+from trainer_loop.ops import output_head
 from trainer_loop.runtime.budget import choose_token_budget
-from trainer_loop.tasks import output_head
 from trainer_loop.tasks.causal_lm import CausalLM
 from trainer_loop.tasks.losses import cross_entropy
 

@@ -1,6 +1,6 @@
 """Synthetic product reviews, for a first run without network or download.
 
-A config reaches them by the dotted paths of `train` and `validation`: `trainer_loop.data.synthetic_reviews.train`.
+A config reaches them by the dotted paths of `train` and `validation`: `trainer_loop.quickstart.reviews.train`.
 
 A small grammar writes the reviews: a pattern such as "although {lost}, {verdict}" joins clauses, and words that fit
 the product fill them. What makes a review positive or negative:

@@ -90,7 +90,7 @@ def predict_file(predictor: Predictor, job: FileJob) -> list[str]:
         texts[0],
         texts[1] if len(texts) > 1 else None,
         labels=None if labels is None else [labels[number] for number in job.kept],
-        place_of=job.texts.places.place,
+        origin_of=job.texts.origins.place,
     )
     lines: list[str] = []
     for name in judged.rows[0]:

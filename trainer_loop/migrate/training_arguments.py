@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 from yaml.nodes import ScalarNode
 
 from trainer_loop.config.schema import KEYS
-from trainer_loop.config.trainer_optimizers import ADAMW, ADEMAMIX_TAKES, OPTIMIZERS
-from trainer_loop.config.translations import NOT_NEEDED, TRANSLATIONS, with_note
 from trainer_loop.config.values import shown
 from trainer_loop.config.yaml_core import core_tag, plain
 from trainer_loop.errors import UserError
+from trainer_loop.migrate.trainer_optimizers import ADAMW, ADEMAMIX_TAKES, OPTIMIZERS
+from trainer_loop.migrate.translations import NOT_NEEDED, TRANSLATIONS, with_note
 
 
 class Setting(NamedTuple):

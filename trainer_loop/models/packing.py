@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, PreTrainedModel
 
-from trainer_loop.attention import ATTENTION as PADDED_ATTENTION
-from trainer_loop.attention import attend, cast_as_autocast
 from trainer_loop.data.loader import move_batch
 from trainer_loop.errors import UserError, in_one_line
-from trainer_loop.model_config import find_text_config, first_position
+from trainer_loop.models.config import find_text_config, first_position
+from trainer_loop.ops.attention import ATTENTION as PADDED_ATTENTION
+from trainer_loop.ops.attention import attend, cast_as_autocast
 from trainer_loop.tasks.task import pack_rows
 
 ATTENTION = "trainer_loop_packed"  # its name among transformers' attention implementations

@@ -8,9 +8,9 @@ from yaml.nodes import MappingNode, Node, ScalarNode
 
 from trainer_loop.config.schema import KEYS, SECTIONS, keys_of
 from trainer_loop.config.secrets import mask_arguments
-from trainer_loop.config.translations import describe_unknown
 from trainer_loop.config.values import judge_as_given, read, shown
 from trainer_loop.config.yaml_core import MAP, NULL, STR, compose, core_tag, plain
+from trainer_loop.migrate.translations import describe_unknown
 
 COMMAND_LINE = "command line"
 

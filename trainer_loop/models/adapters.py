@@ -12,14 +12,14 @@ import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from trainer_loop.adapter_config import ADAPTER_CONFIG, check_adapter_config, find_dangers
-from trainer_loop.config.component import check_arguments
+from trainer_loop.components import check_arguments
 from trainer_loop.errors import UserError, in_one_line
-from trainer_loop.model import grow_embeddings, stay_in_4_bits
-from trainer_loop.model_config import find_text_config, looks_like_path
+from trainer_loop.models.config import find_text_config, looks_like_path
+from trainer_loop.models.loading import grow_embeddings, stay_in_4_bits
+from trainer_loop.models.weight_files import check_adapter_weights, check_weight_files
+from trainer_loop.record.adapter_config import ADAPTER_CONFIG, check_adapter_config, find_dangers
 from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.randomness import seed_everything
-from trainer_loop.weight_files import check_adapter_weights, check_weight_files
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel

@@ -18,7 +18,7 @@ class RunDirInUse(UserError):
     """Another process trains in the run directory."""
 
 
-class RunClaim:
+class RunLock:
     """One process's claim on a run directory; where it is not enabled (not process 0, or a dry run) it does nothing.
 
     Only once it is taken does what is read in the directory hold: nobody else changes it.
@@ -32,7 +32,7 @@ class RunClaim:
         self._made: list[Path] = []  # folders made by `make`, the deepest first, while nothing is in them
         self._has_begun = False
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """Keep others out until `release`, or the end of this process. A directory that is not there is not made.
 
         Raises:
@@ -76,7 +76,7 @@ class RunClaim:
         """
         while self.enabled and self._lock is None and self._refusal is None:
             self._made = self.run_dir.make() or self._made
-            self.take()
+            self.acquire()
         if self.enabled:
             self.run_dir.check()
 

@@ -12,12 +12,12 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from trainer_loop.config.load import escaped
 from trainer_loop.config.schema import KEYS
-from trainer_loop.config.trainer_optimizers import OPTIMIZERS
-from trainer_loop.config.training_arguments import RENAMED, Arguments, Note, Setting, translate
-from trainer_loop.config.translations import NOT_NEEDED, TRANSLATIONS
 from trainer_loop.config.values import judge, shown
 from trainer_loop.config.yaml_core import dump
 from trainer_loop.errors import UserError
+from trainer_loop.migrate.trainer_optimizers import OPTIMIZERS
+from trainer_loop.migrate.training_arguments import RENAMED, Arguments, Note, Setting, translate
+from trainer_loop.migrate.translations import NOT_NEEDED, TRANSLATIONS
 from trainer_loop.runtime.streams import put_out, report
 
 _USAGE = "python -m trainer_loop.migrate training_args.json > config.yaml"
@@ -186,7 +186,3 @@ def _yaml(settings: Iterable[Setting]) -> str:
 def _comments(notes: Iterable[Note]) -> str:
     lines = [f"#   {note.name}: {note.text}\n" for note in notes]
     return "".join(["\n# Without a key here:\n", *lines]) if lines else ""
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from trainer_loop.errors import UserError, in_one_line
-from trainer_loop.model_config import (
+from trainer_loop.models.config import (
     explain_failure,
     find_model,
     make_empty_model,

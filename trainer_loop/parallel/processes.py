@@ -257,7 +257,7 @@ def share_buffers(accelerator: "Accelerator", model: "torch.nn.Module") -> None:
                 torch.distributed.broadcast(buffer, src=0)
 
 
-def agree(accelerator: "Accelerator", value: Any, *, what: str) -> None:
+def assert_same_on_all_processes(accelerator: "Accelerator", value: Any, *, what: str) -> None:
     """Refuse to go on where the processes hold unlike values; called by all of them.
 
     value: plain JSON. what: how a user calls it. Raises UserError on every process.

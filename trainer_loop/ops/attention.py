@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
-from trainer_loop.cpu_kernels import attend_on_cpu, fits_on_cpu, is_faster_on_cpu
+from trainer_loop.ops.cpu_kernels import attend_on_cpu, fits_on_cpu, is_faster_on_cpu
 
 ATTENTION = "trainer_loop"  # its name among transformers' attention implementations
 

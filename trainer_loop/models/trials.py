@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from trainer_loop.data.loader import move_batch
 from trainer_loop.errors import UserError, in_one_line
-from trainer_loop.model_config import find_text_config, without_numbers
+from trainer_loop.models.config import find_text_config, without_numbers
+from trainer_loop.ops.output_head import find_leaves
 from trainer_loop.optim.layers import LINEAR_LAYERS, modules_above
 from trainer_loop.runtime.memory import is_out_of_memory
-from trainer_loop.tasks.output_head import find_leaves
 from trainer_loop.tasks.task import Batch, TextTask
 
 LENGTHS = (2, 5, 19)  # tokens of the made-up rows, about

@@ -1,0 +1,100 @@
+"""`python -m trainer_loop.checkpoints RUN`: every checkpoint of a run, verified: step, size, figures, what is wrong."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer_loop.errors import UserError, printable
+from trainer_loop.runtime.streams import put_out, report
+
+if TYPE_CHECKING:
+    from trainer_loop.record.run_dir import RunDir
+
+_USAGE = "python -m trainer_loop.checkpoints RUN_DIRECTORY"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the table; 0 where every checkpoint is complete, 2 where one is not or there is none."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        if arguments in (["--help"], ["-h"]):
+            put_out(f"{_USAGE}\n\n{__doc__}\n")
+            return 0
+        if len(arguments) != 1:
+            raise UserError(f"{len(arguments)} arguments were given; the form is: {_USAGE}")
+        lines, complete = describe_checkpoints(Path(arguments[0].removeprefix("run_dir=")))
+        put_out("".join(f"{printable(line)}\n" for line in lines))
+    except UserError as error:
+        report(error)
+        return error.exit_code
+    return 0 if complete else UserError.exit_code
+
+
+def describe_checkpoints(root: Path) -> tuple[list[str], bool]:
+    """A line per checkpoint, oldest first, and whether all of them are complete.
+
+    Raises UserError where `root` holds none.
+    """
+    from trainer_loop.record.checkpoint_files import find_fault, list_checkpoints, list_set_aside
+    from trainer_loop.record.run_dir import RunDir
+
+    run_dir = RunDir(root)
+    paths = list_checkpoints(run_dir) if run_dir.exists() else []
+    aside = list_set_aside(run_dir) if run_dir.exists() else []
+    if not paths and not aside:
+        there = "holds no checkpoint" if run_dir.exists() else "is no directory"
+        raise UserError(f"{root} {there}; name the run_dir of a run, such as runs/imdb")
+    figures = _read_figures(run_dir.metrics)
+    marked = _find_marked(run_dir, paths)
+    lines = [f"{'step':>10}  {'size':>10}  checkpoint"]
+    complete = True
+    for path in paths:
+        step = int(path.name.removeprefix("step-"))
+        fault = find_fault(path)
+        complete = complete and fault is None
+        mark = ", ".join(name for name, which in marked.items() if which == path)
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        told = ["complete" if fault is None else f"DAMAGED: {fault}", mark, figures.get(step, "")]
+        lines.append(f"{step:>10,}  {size / 2**20:>7,.1f} MB  " + "; ".join(filter(None, told)))
+    lines += [f"set aside: {path.name}, which was damaged; delete it when it is of no use" for path in aside]
+    return lines, complete
+
+
+def _find_marked(run_dir: "RunDir", paths: list[Path]) -> dict[str, Path]:
+    """The newest and the best: where the links point, or what the newest state says where a copy has none."""
+    from trainer_loop.record.checkpoint_files import STATE
+    from trainer_loop.record.run_dir import read_json_object
+
+    marked = dict(zip(["latest"], reversed(paths), strict=False))
+    try:
+        step = read_json_object(marked["latest"] / STATE)["best_step"] if marked else None
+    except (OSError, ValueError, KeyError):  # damaged, which is told of it
+        step = None
+    if isinstance(step, int):
+        marked["best"] = run_dir.checkpoint(step)
+    for name in ("latest", "best"):
+        link = run_dir.checkpoints / name
+        if link.is_symlink():
+            marked[name] = run_dir.checkpoints / link.readlink().name
+    return marked
+
+
+def _read_figures(metrics: Path) -> Mapping[int, str]:
+    """The validation figures of every step that was evaluated, in a few words."""
+    from trainer_loop.record.logs import read_metrics
+
+    try:
+        rows = read_metrics(metrics)
+    except OSError:
+        return {}
+    figures: dict[int, str] = {}
+    for row in rows:
+        told = [
+            f"{name.removeprefix('validation/')} {value:.4g}"
+            for name, value in row.items()
+            if name.startswith("validation/") and name != "validation/rows" and isinstance(value, (int, float))
+        ]
+        if told:
+            figures[row["step"]] = ", ".join(told)
+    return figures

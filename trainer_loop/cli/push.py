@@ -1,0 +1,160 @@
+"""`python -m trainer_loop.push model=runs/imdb repo=me/imdb-bert`: a trained model to the Hugging Face hub."""
+
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from trainer_loop.cli.arguments import describe_missing_directory, split_arguments
+from trainer_loop.errors import UserError
+from trainer_loop.record.adapter_config import ADAPTER_CONFIG
+from trainer_loop.record.run_dir import EXPORT_RECORD, RunDir
+from trainer_loop.runtime.host import expand_home
+from trainer_loop.runtime.quiet import quieten_loggers
+from trainer_loop.runtime.streams import report, safe_streams
+
+USAGE = """\
+python -m trainer_loop.push model=runs/imdb repo=me/imdb-bert
+
+  model=     a run directory, or the directory of a model or adapter that transformers or peft can load
+  repo=      name of the repository: me/imdb-bert, or imdb-bert in your own namespace; default: the run's hub.push
+  private=   true or false: of a new repository; default: the run's hub.private, else true
+  message=   of the commit
+
+The model (or adapter), its tokenizer, its card and the run's config.yaml are pushed in one commit; what is there
+already is not uploaded again. States of optimizers, logs, data and pickles stay here. Secrets in the config are masked.
+The token is that of `hf auth login`, or HF_TOKEN; it needs the right to write."""
+
+_STOPPED = 130  # as shells say of Ctrl-C
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for."""
+
+    model: str
+    repo: str | None = None
+    private: bool | None = None
+    message: str | None = None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(arguments):
+        print(USAGE)
+        return 0
+    with safe_streams():  # what is pushed is pushed, whether or not it can be told
+        try:
+            _push(_read_arguments(arguments))
+        except UserError as error:
+            report(error)
+            return error.exit_code
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on with what is missing", file=sys.stderr)
+            return _STOPPED
+        return 0
+
+
+def _read_arguments(arguments: list[str]) -> Request:
+    """`key=value` arguments; raises UserError with all that is wrong with them."""
+    pairs, problems = split_arguments(arguments, [field.name for field in fields(Request)])
+    given: dict[str, Any] = {}
+    for name, value in pairs:
+        if not value:
+            problems.append(f"{name}=: it has no value; see --help")
+        elif name == "private" and value not in ("true", "false"):
+            problems.append(f"{name}={value}: allowed: true, false")
+        else:
+            given[name] = value == "true" if name == "private" else value
+    if problems:
+        raise UserError(problems)
+    return Request(**given)
+
+
+def _push(request: Request) -> None:
+    model, run_dir = _find_model(request.model)
+    repo, private = _read_hub_keys(run_dir)
+    repo = request.repo or repo
+    private = private if request.private is None else request.private
+    if repo is None:
+        raise UserError("repo= is missing: the name of a repository of the hub, such as repo=me/imdb-bert")
+
+    from huggingface_hub.errors import HTTPError  # half a second
+    from huggingface_hub.utils import disable_progress_bars
+
+    from trainer_loop.record.hub_access import check_access, explain_failure
+    from trainer_loop.record.hub_push import gather_run, push_files, select_files
+
+    quieten_loggers()  # not before: huggingface_hub sets its own level when it is imported
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    problems, notes = check_access(
+        repo, private=private, place=f"repo={repo}", later="give the command again where there is network"
+    )
+    if problems:
+        raise UserError(problems)
+    for note in notes:
+        print(f"warning: {note}")
+    files = gather_run(model, None if run_dir is None else run_dir.config)
+    if left_out := select_files(model)[1]:
+        print(f"left out: {', '.join(left_out)}")
+    try:
+        pushed = push_files(
+            files,
+            repo,
+            private=private,
+            message=request.message or "Upload the model",
+            default_card=_make_card(model),
+        )
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"{request.model} was not pushed: {explain_failure(error)}; the same command tries again, and uploads only "
+            "what is missing"
+        ) from error
+    print(pushed.describe(str(model)))
+
+
+def _find_model(name: str) -> tuple[Path, RunDir | None]:
+    """The directory of the model, and of the run that exported it, where there was one."""
+    path = expand_home(name, place="model")
+    run_dir = RunDir(path)
+    if _is_model(run_dir.model):
+        return run_dir.model, run_dir
+    if run_dir.checkpoints.is_dir():
+        raise UserError(f"model={name}: this run has no model/ yet; it is exported when the run ends: start it again")
+    if (path / "manifest.json").is_file() and (path / "state.json").is_file():
+        raise UserError(f"model={name} is a checkpoint to go on from, and no model; give the run directory")
+    if _is_model(path):
+        own_run = RunDir(path.resolve().parent)
+        return path, own_run if own_run.model == path.resolve() and own_run.config.is_file() else None
+    if not path.is_dir():
+        raise UserError(describe_missing_directory(name, path))
+    raise UserError(
+        f"model={name}: neither a run directory with model/ nor a model: there is no config.json, "
+        "adapter_config.json or trainer_loop.json"
+    )
+
+
+def _is_model(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG, EXPORT_RECORD))
+
+
+def _read_hub_keys(run_dir: RunDir | None) -> tuple[str | None, bool]:
+    """The run's own `hub.push` and `hub.private`."""
+    if run_dir is None or not run_dir.config.is_file():
+        return None, True
+    from trainer_loop.config.load import read_config
+
+    try:
+        hub = read_config(str(run_dir.config), [])[0].hub  # one of another version may have problems: not here
+    except RecursionError:  # it is told of when it is to be pushed
+        return None, True
+    return hub.push, hub.private
+
+
+def _make_card(model: Path) -> bytes:
+    """A short card, for a model that brings none."""
+    from trainer_loop.record.model_card import make_short_card
+
+    return make_short_card(model).encode()
