@@ -11,7 +11,7 @@ from scenarios import Outcome, Scenario, run_here, run_in_group
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.compiler import check_compiler, compile_model
 
-# 49 rows in batches of 16 leave one: in that step the second process has none, and runs a filler.
+# 49 rows in batches of 16 leave one: in that step the second process has none, and runs a dummy microbatch.
 BASE = Scenario(
     dtype="float32", optimizer="sgd", lr=0.1, num_rows=49, batch_size=16, num_steps=4, max_tokens=128, longest=60
 )

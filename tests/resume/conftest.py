@@ -1,4 +1,4 @@
-"""One nursery for all tests: the processes that they start and kill begin in it."""
+"""One crash harness for all tests: the processes that they start and kill begin in it."""
 
 from collections.abc import Iterator
 

@@ -98,7 +98,7 @@ class CrashHarness:
         self._answers: list[dict[str, Any]] = []
         self._unread = b""
         self._server = subprocess.Popen(
-            [sys.executable, str(HERE / "nursery.py")],
+            [sys.executable, str(HERE / "crash_harness.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
@@ -160,7 +160,7 @@ class CrashHarness:
     def _answer(self, key: str) -> dict[str, Any]:
         deadline = time.monotonic() + _TIMEOUT
         while not self._answers or key not in self._answers[0]:
-            assert time.monotonic() < deadline, "the nursery does not answer"
+            assert time.monotonic() < deadline, "the crash harness does not answer"
             self._listen(1.0)
         return self._answers.pop(0)
 
@@ -169,7 +169,7 @@ class CrashHarness:
         if not select.select([self._server.stdout], [], [], seconds)[0]:
             return
         block = os.read(self._server.stdout.fileno(), 1 << 16)
-        assert block, "the nursery has ended"
+        assert block, "the crash harness has ended"
         *lines, self._unread = (self._unread + block).split(b"\n")
         for answer in map(json.loads, lines):
             if "status" in answer:
@@ -415,7 +415,7 @@ def assert_same(run: Run, whole: Outcome) -> None:
 
 @dataclass
 class Bench:
-    """A nursery, a model and reviews; makes runs of them, and knows how each ends that nobody kills."""
+    """A crash harness, a model and reviews; makes runs of them, and knows how each ends that nobody kills."""
 
     crash_harness: CrashHarness
     directory: Path
@@ -428,7 +428,7 @@ class Bench:
     @classmethod
     def make(cls, directory: Path) -> "Bench":
         bench = cls(
-            CrashHarness(directory / "nursery"),
+            CrashHarness(directory / "crash_harness"),
             directory,
             make_model(directory / "tiny"),
             write_csv(directory / "train.csv", make_reviews(61)),

@@ -114,7 +114,7 @@ def test_killed_in_the_rotation_after_which_nothing_is_saved(bench, tmp_path):
 
 
 def test_the_command_as_it_is_typed(bench, tmp_path):
-    """Everything above begins in a nursery; this does not, and gives the same bits."""
+    """Everything above begins in the crash harness; this does not, and gives the same bits."""
     run = bench.run(tmp_path)
     run.kill_at("step:5")
     command = [sys.executable, "-m", "trainer_loop.run", *run.arguments, "run_dir=run"]

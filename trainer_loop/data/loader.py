@@ -49,7 +49,7 @@ class Microbatch:
 
 @dataclass
 class StepBatch:
-    """What this process does in one update; the numbers are of its own rows, without a filler."""
+    """What this process does in one update; the numbers are of its own rows, without a dummy microbatch."""
 
     step: int  # from 0
     microbatches: list[Microbatch]

@@ -56,7 +56,7 @@ def test_steps_begin_anywhere_and_are_the_same_with_workers(num_workers):
     assert describe(make_train_loader(num_workers=num_workers), 5, 9) == whole[5:]
 
 
-def test_an_idle_process_gets_a_filler_that_counts_nothing():
+def test_an_idle_process_gets_a_dummy_microbatch_that_counts_nothing():
     loader = make_train_loader(num_processes=8, process_index=7)
     *_, last = loader.steps(start=0, stop=4)  # 6 rows for 8 processes
     (dummy_microbatch,) = last.microbatches

@@ -18,7 +18,7 @@ SIZES = st.lists(st.integers(0, 12), min_size=1, max_size=4).filter(any)
 
 
 def rows_of_steps(loader, *, start, stop):
-    """The sorted numbers of the rows of every step of this process, without fillers."""
+    """The sorted numbers of the rows of every step of this process, without dummy microbatches."""
     return [
         sorted(row for microbatch in step.microbatches if not microbatch.is_dummy for row in microbatch.rows)
         for step in loader.steps(start=start, stop=stop)
@@ -224,7 +224,7 @@ def test_a_place_that_is_none_is_told_in_one_line(state, told):
         make_loader([9]).load_state_dict(state)
 
 
-def test_a_process_without_rows_gets_a_filler_of_the_batch_that_counts_nothing():
+def test_a_process_without_rows_gets_a_dummy_microbatch_of_the_batch_that_counts_nothing():
     loader = make_loader([9], num_processes=3, process_index=2, batch_size=4)
     *_, last = loader.steps(start=0, stop=3)  # one row for three processes
     (dummy_microbatch,) = last.microbatches
