@@ -1,7 +1,6 @@
-"""From the config to a loop. Beside what judges the config, this is all that knows both it and the components."""
+"""From a `RunPlan` to a loop: everything that was checked is made. Only plan.py and this file know the config."""
 
 import functools
-import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,27 +12,23 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
-from trainer_loop.components import check_parameters, fingerprint_own, full_name, locate
+from trainer_loop.components import fingerprint_own, full_name, locate
 from trainer_loop.config.fields import Config
 from trainer_loop.config.load import flatten, public_values, values_of, write_resolved
 from trainer_loop.config.named_sets import parse_set
 from trainer_loop.config.schema import KEYS
 from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.fingerprint import digest
+from trainer_loop.data.given_rows import take_rows
 from trainer_loop.data.loader import EvaluationLoader, StepLoader, TrainLoader
 from trainer_loop.data.stream import StreamLoader
 from trainer_loop.data.tokens import TokenisedSplit, describe_tokenizer
-from trainer_loop.errors import UserError
-from trainer_loop.judge.components import adapter_of, metric_entries
-from trainer_loop.judge.judge import judge
-from trainer_loop.judge.parts import Given, Parts
-from trainer_loop.judge.rows import check_given_rows, prepare_rows
+from trainer_loop.errors import UserError, under
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.load import load_metrics
-from trainer_loop.models.adapters import add_adapter, merge_adapter
 from trainer_loop.models.config import count_tokens, drops_layers, find_text_config
 from trainer_loop.models.embedding_noise import use_embedding_noise
-from trainer_loop.models.loading import count_weights, describe_frozen, make_model
+from trainer_loop.models.loading import count_weights, describe_frozen
 from trainer_loop.models.packing import use_packing
 from trainer_loop.models.trials import (
     Reach,
@@ -48,22 +43,15 @@ from trainer_loop.models.trials import (
 from trainer_loop.ops.attention import describe_attention_dropout, use_attention
 from trainer_loop.ops.cpu_kernels import use_cpu_modules
 from trainer_loop.optim.ema import Ema
-from trainer_loop.optim.groups import (
-    GroupRule,
-    ParameterGroup,
-    check_patterns,
-    describe_groups,
-    freeze,
-    make_groups,
-)
-from trainer_loop.optim.optimizers import make_optimizer, takes_hidden_matrices_apart
+from trainer_loop.optim.groups import describe_groups
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages, is_schedule_free
-from trainer_loop.optim.schedules import count_steps, describe_warmup, draw_schedule, follows_metric, make_scheduler
+from trainer_loop.optim.schedules import describe_warmup, draw_schedule, follows_metric
 from trainer_loop.parallel.processes import (
     assert_same_on_all_processes,
     make_accelerator,
     process_index_from_environment,
 )
+from trainer_loop.plan import Overrides, RunPlan, name_splits, plan_run
 from trainer_loop.publishing import describe_model, make_publisher
 from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.export import ExportRecord, export_model
@@ -123,68 +111,57 @@ def build(
     """
     quieten_libraries()
     console = console or Console(enabled=process_index_from_environment() == 0)
-    loop_class, loop_problems = _find_loop_class(config)
-    given = Given(task, model, check_given_rows(rows))
-    parts = judge(config, problems=[*problems, *loop_problems], console=console, given=given)
+    overrides = Overrides(task, model, name_splits(rows))
+    plan = plan_run(config, overrides, problems=problems, console=console)
     run_dir = RunDir(config.run_dir)
     accelerator = make_accelerator(
-        precision=parts.precision,
+        precision=plan.precision,
         tf32=config.train.tf32,
         trackers=config.log.trackers,
         project_dir=str(run_dir.root),
         timeout_minutes=config.train.timeout_minutes,
         threads=config.train.threads,
     )
-    train_loader = _make_train_loader(config, parts, accelerator)
-    run_plan = _describe_run(config, parts, train_loader)
-    assert_same_on_all_processes(accelerator, run_plan, what="the data or the config")
+    train_loader = _make_train_loader(config, plan, accelerator)
+    run_facts = _describe_run(config, plan, train_loader)
+    assert_same_on_all_processes(accelerator, run_facts, what="the data or the config")
     own_code = _fingerprint_own_code(config)
     steps_per_epoch = train_loader.steps_per_epoch
     num_steps = config.train.steps or math.ceil(take_share(config.train.epochs or 0, steps_per_epoch or 0))
 
-    model_is_given = model is not None
-    model, calls = _make_model(config, parts, accelerator, console, model)
-    _freeze(config, model, num_steps)
-    groups = _make_groups(config, model, num_steps, calls)
-    _refuse_idle_groups(groups, num_steps)
+    model, calls = _make_model(config, plan, accelerator, console)
+    with under("optimizer."):
+        groups = plan.optimizer.group(model, num_steps=num_steps, calls=calls)
+    torch_optimizer = optimizer(model) if optimizer is not None else plan.optimizer.make(groups, accelerator.device)
+    _warn_of_unheeded(config, console, given_model=overrides.model is not None, given_optimizer=optimizer is not None)
     if unfreezing := [group.unfreeze_at for group in groups if group.unfreeze_at]:
-        run_plan["unfreezing"] = unfreezing
+        run_facts["unfreezing"] = unfreezing
     if (frozen := describe_frozen(model)) is not None:
-        run_plan["frozen_weights"] = frozen
-    torch_optimizer = optimizer(model) if optimizer is not None else _make_optimizer(config, groups, accelerator.device)
-    _warn_of_unheeded(config, console, given_model=model_is_given, given_optimizer=optimizer is not None)
+        run_facts["frozen_weights"] = frozen
     if optimizer is not None:
-        run_plan["optimizer.name"] = full_name(type(torch_optimizer))
+        run_facts["optimizer.name"] = full_name(type(torch_optimizer))
     if task is not None:
-        run_plan["task.name"] = full_name(type(task))
-    plateau_metric = config.scheduler.metric or "-loss"
-    scheduler = make_scheduler(
-        torch_optimizer,
-        name=config.scheduler.name,
-        warmup=config.scheduler.warmup,
-        num_steps=num_steps,
-        args=config.scheduler.args,
-        metric=plateau_metric,
-    )
-    if follows_metric(scheduler) and (config.evaluate.every == "never" or not _has_validation(parts)):
+        run_facts["task.name"] = full_name(type(task))
+    scheduler = plan.scheduler.make(torch_optimizer, num_steps=num_steps)
+    if follows_metric(scheduler) and (config.evaluate.every == "never" or not plan.inputs.has_validation):
         raise UserError(
             f"scheduler.name: {config.scheduler.name} follows an evaluation; set evaluate.every and data.validation"
         )
-    record_of = functools.partial(_make_record, config, parts, num_steps, run_plan | own_code)
-    card_of = functools.partial(describe_model, config, parts, given)
+    record_of = functools.partial(_make_record, config, plan, num_steps, run_facts | own_code)
+    card_of = functools.partial(describe_model, config, plan, overrides)
     prepared_model, prepared_optimizer = accelerator.prepare(model, torch_optimizer)
     averaged_weights = _make_averaged_weights(
         config, model, torch_optimizer
     )  # now every process has the weights of process 0
-    return loop_class(
+    return plan.loop_class(
         accelerator=accelerator,
-        task=parts.task,
+        task=plan.task,
         model=prepared_model,
         optimizer=prepared_optimizer,
         scheduler=scheduler,
         train_loader=train_loader,
-        validation_loaders=_make_evaluation_loaders(config, parts, accelerator, "validation"),
-        test_loaders=_make_evaluation_loaders(config, parts, accelerator, "test"),
+        validation_loaders=_make_evaluation_loaders(config, plan, accelerator, "validation"),
+        test_loaders=_make_evaluation_loaders(config, plan, accelerator, "test"),
         num_steps=num_steps,
         seed=config.seed,
         checkpointer=Checkpointer(
@@ -192,7 +169,7 @@ def build(
             accelerator=accelerator,
             scheduler=scheduler,
             console=console,
-            plan=run_plan,
+            plan=run_facts,
             config=public_values(config) | own_code,
             replanned=[*own_code, *(name for name, key in KEYS.items() if key.on_resume == "planned anew")],
             resume_anyway=config.resume_anyway,
@@ -203,12 +180,12 @@ def build(
         console=console,
         metric_log=MetricLog(run_dir.metrics, warn=console.warn),
         metrics=load_metrics(
-            metric_entries(config, parts.task), num_labels=None if parts.label_names is None else len(parts.label_names)
+            plan.metrics, num_labels=None if plan.inputs.labels is None else len(plan.inputs.labels.names)
         ),
         max_grad_norm=config.train.max_grad_norm,
         max_grad_value=config.train.max_grad_value,
         skip_nonfinite=config.train.on_nonfinite == "skip",
-        allow_unused=config.train.unused_parameters == "allow" or _drops_layers(parts),
+        allow_unused=config.train.unused_parameters == "allow" or _drops_layers(plan),
         averaged_weights=averaged_weights,
         groups=groups,
         evaluate_every=_interval(config.evaluate.every, steps_per_epoch),
@@ -216,16 +193,16 @@ def build(
         checkpoint_every=_interval(config.checkpoint.every, steps_per_epoch),
         log_every=config.log.every,
         best=config.checkpoint.best,
-        plateau_metric=plateau_metric,
+        plateau_metric=plan.scheduler.followed_metric,
         patience=config.train.patience,
         resume=config.resume,
         preemption=preemption,
         max_time_minutes=config.train.max_time_minutes,
-        export=functools.partial(_export, config, run_dir, parts.tokenizer, record_of, card_of),
-        keep_predictions=functools.partial(_keep_predictions, run_dir, parts),
+        export=functools.partial(_export, config, run_dir, plan, record_of, card_of),
+        keep_predictions=functools.partial(_keep_predictions, run_dir, plan),
         describe=functools.partial(_record_what_it_is, config, run_dir),
-        make_loader=functools.partial(_make_loader_of_rows, config, parts, accelerator, console),
-        publisher=make_publisher(config, parts, console, record_of=record_of, card_of=card_of)
+        make_loader=functools.partial(_make_loader_of_rows, config, plan, accelerator, console),
+        publisher=make_publisher(config, plan, console, record_of=record_of, card_of=card_of)
         if accelerator.is_main_process
         else None,
         **config.loop.args,
@@ -291,52 +268,27 @@ def _describe_batches(loader: StepLoader, *, num_steps: int, process_index: int)
     ]
 
 
-# ------------------------------------------------------------------------------------------------ parts of the loop
-
-
-def _find_loop_class(config: Config) -> tuple[type[TrainingLoop], list[str]]:
-    """The class of the loop, and all that is wrong with its name and its arguments."""
-    if config.loop.name is None:
-        return TrainingLoop, [f"loop.args.{name}: TrainingLoop takes none; set loop.name" for name in config.loop.args]
-    try:
-        found: Any = locate(config.loop.name, place="loop.name")
-    except UserError as error:
-        return TrainingLoop, error.problems
-    if not (isinstance(found, type) and issubclass(found, TrainingLoop)):
-        return TrainingLoop, [f"loop.name: {config.loop.name} is no subclass of trainer_loop.loop.TrainingLoop"]
-    parts = inspect.signature(TrainingLoop.__init__).parameters
-    own = [
-        parameter
-        for parameter in inspect.signature(found.__init__).parameters.values()
-        if parameter.name not in parts and parameter.kind is not parameter.VAR_KEYWORD
-    ]
-    return found, check_parameters(own, config.loop.args, name=config.loop.name, place="loop.args")
+# ------------------------------------------------------------------------------------------------ plan of the loop
 
 
 def _make_model(
-    config: Config, parts: Parts, accelerator: Accelerator, console: Console, given: nn.Module | None
+    config: Config, plan: RunPlan, accelerator: Accelerator, console: Console
 ) -> tuple[nn.Module, Sequence[str]]:
-    """The model on its device, before accelerate has prepared it, and its modules as they are called, where known."""
-    if not isinstance(parts.task, TextTask):
-        return _make_plain_model(config, given).to(accelerator.device), ()
-    assert parts.model_config is not None and parts.tokenizer is not None
-    num_known = getattr(find_text_config(parts.model_config), "vocab_size", None)  # before embeddings are added
-    model, new_weights = (
-        (given, [])
-        if given is not None
-        else make_model(
-            parts.model_config,
-            model_class=parts.task.model_class,
-            name=config.model.name,
-            from_scratch=config.model.from_scratch,
-            attention=config.model.attention,
-            gradient_checkpointing=config.model.gradient_checkpointing,
-            quantize=None if config.model.quantize is None else _COMPUTE_TYPES[accelerator.mixed_precision],
-            trust_remote_code=config.model.trust_remote_code,
-            num_tokens=count_tokens(parts.tokenizer),
-            seed=config.seed,
-            is_resized=bool(config.model.overrides),
-        )
+    """The model on its device, before accelerate prepares it, and the names of its modules in the order of their calls.
+
+    The names are empty where they are not known.
+    """
+    task, model_config, tokenizer = plan.task, plan.inputs.model_config, plan.inputs.tokenizer
+    if not isinstance(task, TextTask):
+        return _make_plain_model(config, plan.model.given).to(accelerator.device), ()
+    assert model_config is not None
+    num_known = getattr(find_text_config(model_config), "vocab_size", None)  # before embeddings are added
+    model, new_weights = plan.model.make(
+        model_config,
+        task=task,
+        tokenizer=tokenizer,
+        compute_type=_COMPUTE_TYPES[accelerator.mixed_precision],
+        seed=config.seed,
     )
     if new_weights:
         console.say(f"model: {len(new_weights)} weights are new: {', '.join(new_weights[:6])}")
@@ -348,37 +300,33 @@ def _make_model(
         use_cpu_modules(model)
         if (cost := describe_attention_dropout(model, max_length=config.data.max_length)) is not None:
             console.say(cost)
-    reach = _try_model(config, parts, model, new_weights, console)
+    reach = _try_model(config, plan, model, new_weights, console)
     if config.model.compile:
         compile_model(model)
     if config.model.packing:
-        use_packing(model, rows_at_head=parts.task.rows_at_head)
+        use_packing(model, rows_at_head=task.rows_at_head)
     if config.model.neftune_alpha is not None:
         use_embedding_noise(model, alpha=config.model.neftune_alpha)
     calls = reach.calls
-    if (adapter := adapter_of(config)) is not None:
-        kind, arguments, place = adapter
+    if (adapter := plan.model.adapter) is not None:
         calls = tuple(f"base_model.model.{name}" if name else "base_model.model" for name in calls)
-        model = add_adapter(
+        model = adapter.add_to(
             model,
-            kind=kind,
-            arguments=arguments,
-            task_type=parts.task.adapter_type,
-            place=place,
+            task_type=task.adapter_type,
             seed=config.seed,
             new_weights=new_weights,
-            new_tokens=[] if num_known is None else range(num_known, count_tokens(parts.tokenizer)),
+            new_tokens=[] if num_known is None else range(num_known, count_tokens(tokenizer)),
             idle_layers=reach.idle,
         )
     return model, calls
 
 
-def _try_model(config: Config, parts: Parts, model: nn.Module, new_weights: Sequence[str], console: Console) -> Reach:
-    """Let the model answer a few rows: padding may change its answers, and parts of it may take none."""
-    task, max_length = parts.task, config.data.max_length
+def _try_model(config: Config, plan: RunPlan, model: nn.Module, new_weights: Sequence[str], console: Console) -> Reach:
+    """Let the model answer a few rows: padding may change its answers, and plan of it may take none."""
+    task, max_length = plan.task, config.data.max_length
     if not isinstance(task, TextTask) or not isinstance(task, tuple(TASKS.values())):
         return Reach()  # what another task asks its model is not known
-    rows = _choose_rows(parts, model, max_length=max_length)
+    rows = _choose_rows(plan, model, max_length=max_length)
     if not config.model.packing:
         trial = try_padding(model, task, rows)
         task.use_padding(trial.side)
@@ -389,8 +337,8 @@ def _try_model(config: Config, parts: Parts, model: nn.Module, new_weights: Sequ
         return Reach()  # a loss of the user's own may reach more than the logits do
     device = next(model.parameters()).device
     reach = find_reach(model, pad_rows(task, rows, device))
-    if reach.unused or reach.idle:  # some parts are for long rows only
-        longest = max_length if parts.stream is not None else int(parts.splits["train"].lengths.max())
+    if reach.unused or reach.idle:  # some plan are for long rows only
+        longest = max_length if plan.inputs.stream is not None else int(plan.inputs.splits["train"].lengths.max())
         row = make_row(task, longest, max_length=max_length)
         reach = reach.without(find_reach(model, pad_rows(task, row, device)))
     if (line := freeze_unused(model, reach, new_weights=new_weights)) is not None:
@@ -398,21 +346,21 @@ def _try_model(config: Config, parts: Parts, model: nn.Module, new_weights: Sequ
     return reach
 
 
-def _choose_rows(parts: Parts, model: nn.Module, *, max_length: int) -> list[dict[str, Any]]:
+def _choose_rows(plan: RunPlan, model: nn.Module, *, max_length: int) -> list[dict[str, Any]]:
     """Made-up rows to try the model on: short ones, or, where it cannot answer those, some as long as the data has."""
-    task: Any = parts.task
+    task: Any = plan.task
     rows = make_rows(task, model, max_length=max_length)
-    if parts.stream is not None or can_answer(model, task, rows[:1]):
+    if plan.inputs.stream is not None or can_answer(model, task, rows[:1]):
         return rows
-    lengths = np.sort(parts.splits["train"].lengths)
+    lengths = np.sort(plan.inputs.splits["train"].lengths)
     special = task.tokenizer.num_special_tokens_to_add()
     own = [max(1, int(lengths[place]) - special) for place in (0, len(lengths) // 2, -1)]
     return make_rows(task, model, max_length=max_length, lengths=own)
 
 
-def _drops_layers(parts: Parts) -> bool:
+def _drops_layers(plan: RunPlan) -> bool:
     """Whether a parameter may get no gradient in a step because the model left its layer out."""
-    return parts.model_config is not None and drops_layers(parts.model_config)
+    return plan.inputs.model_config is not None and drops_layers(plan.inputs.model_config)
 
 
 def _make_plain_model(config: Config, given: nn.Module | None) -> nn.Module:
@@ -427,20 +375,6 @@ def _make_plain_model(config: Config, given: nn.Module | None) -> nn.Module:
     return model
 
 
-def _make_optimizer(config: Config, groups: Sequence[ParameterGroup], device: torch.device) -> Optimizer:
-    return make_optimizer(
-        groups,
-        name=config.optimizer.name,
-        lr=config.optimizer.lr,
-        args=config.optimizer.args,
-        device=device,
-    )
-
-
-def _has_validation(parts: Parts) -> bool:
-    return any(parse_set(name)[0] == "validation" for name in parts.splits)
-
-
 def _warn_of_unheeded(config: Config, console: Console, *, given_model: bool, given_optimizer: bool) -> None:
     """Keys that say what a part made in Python decides itself."""
     values = values_of(config)
@@ -451,40 +385,6 @@ def _warn_of_unheeded(config: Config, console: Console, *, given_model: bool, gi
         unheeded = [name for name in names if is_given and values[name] != KEYS[name].default]
         if unheeded:
             console.warn(f"{', '.join(unheeded)}: not heeded, for the {part} was given and is taken as it is")
-
-
-def _freeze(config: Config, model: nn.Module, num_steps: int) -> None:
-    """Raises UserError for patterns that mean nothing: of a plain model they could not be judged before."""
-    frozen = config.optimizer.freeze
-    if problems := check_patterns(model, frozen=frozen, rules=_group_rules(config, num_steps)):
-        raise UserError(problems)
-    freeze(model, frozen)
-
-
-def _make_groups(config: Config, model: nn.Module, num_steps: int, calls: Sequence[str]) -> list[ParameterGroup]:
-    optimizer = config.optimizer
-    return make_groups(
-        model,
-        lr=optimizer.lr,
-        weight_decay=optimizer.weight_decay,
-        rules=_group_rules(config, num_steps),
-        layer_decay=optimizer.layer_decay or 1.0,
-        unfreeze_every=count_steps(optimizer.unfreeze_every or 0, num_steps),
-        hidden_matrices_apart=takes_hidden_matrices_apart(optimizer.name),
-        calls=calls,
-    )
-
-
-def _refuse_idle_groups(groups: Sequence[ParameterGroup], num_steps: int) -> None:
-    """Raises UserError where nothing learns from the first step on, or something would never."""
-    never = [group.about for group in groups if group.unfreeze_at >= num_steps]
-    if never:
-        raise UserError(
-            f"optimizer.unfreeze_every and optimizer.groups: {', '.join(never)} would not learn in any of the "
-            f"{num_steps:,} steps; unfreeze earlier, or say so with optimizer.freeze"
-        )
-    if all(group.unfreeze_at for group in groups):
-        raise UserError("optimizer.groups: no parameter learns at the first step; let one begin with unfreeze_at: 0")
 
 
 def _make_averaged_weights(config: Config, model: nn.Module, optimizer: Optimizer) -> Ema | ScheduleFreeAverages | None:
@@ -498,32 +398,32 @@ def _make_averaged_weights(config: Config, model: nn.Module, optimizer: Optimize
     return None if config.ema.decay is None else Ema(model, decay=config.ema.decay)
 
 
-def _make_train_loader(config: Config, parts: Parts, accelerator: Accelerator) -> TrainLoader | StreamLoader:
+def _make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -> TrainLoader | StreamLoader:
     batches: dict[str, Any] = {
         "batch_size": _batch_size(config, accelerator.num_processes),
         "seed": config.seed,
         "num_processes": accelerator.num_processes,
-        "max_tokens": _token_budget(config.batch.max_tokens, parts, accelerator.device, training=True),
+        "max_tokens": _token_budget(config.batch.max_tokens, plan, accelerator.device, training=True),
         "per_device": config.batch.per_device,
         "microbatch_tokens": choose_microbatch_tokens(accelerator.device.type),
         "packed": config.model.packing,
     }
     process: dict[str, Any] = {
-        "collate": parts.task.collate,
-        "count": parts.task.count,
+        "collate": plan.task.collate,
+        "count": plan.task.count,
         "device": accelerator.device,
         "process_index": accelerator.process_index,
     }
-    if parts.stream is not None:
+    if plan.inputs.stream is not None:
         return StreamLoader(
-            parts.stream.rows,
-            encode=parts.stream.encode,
+            plan.inputs.stream.rows,
+            encode=plan.inputs.stream.encode,
             shuffle_rows=config.data.shuffle_rows,
-            num_rows=parts.stream.num_rows,
+            num_rows=plan.inputs.stream.num_rows,
             **batches,
             **process,
         )
-    train = parts.splits["train"]
+    train = plan.inputs.splits["train"]
     return TrainLoader(
         BatchPlan(train.lengths, window=_window(config), **batches),
         train.rows,
@@ -534,13 +434,13 @@ def _make_train_loader(config: Config, parts: Parts, accelerator: Accelerator) -
 
 
 def _make_evaluation_loaders(
-    config: Config, parts: Parts, accelerator: Accelerator, name: str
+    config: Config, plan: RunPlan, accelerator: Accelerator, name: str
 ) -> dict[str, EvaluationLoader]:
     """The loaders of a split: by the names of its sets, or by the empty text where it has none."""
-    sets = {parse_set(full_name): split for full_name, split in parts.splits.items()}
+    sets = {parse_set(full_name): split for full_name, split in plan.inputs.splits.items()}
     workers = _num_workers(config, accelerator)
     return {
-        part: _make_evaluation_loader(config, parts, accelerator, split, num_workers=workers)
+        part: _make_evaluation_loader(config, plan, accelerator, split, num_workers=workers)
         for (of, part), split in sets.items()
         if of == name
     }
@@ -548,7 +448,7 @@ def _make_evaluation_loaders(
 
 def _make_evaluation_loader(
     config: Config,
-    parts: Parts,
+    plan: RunPlan,
     accelerator: Accelerator,
     split: TokenisedSplit,
     *,
@@ -559,13 +459,13 @@ def _make_evaluation_loader(
     return EvaluationLoader(
         split.rows,
         split.lengths,
-        collate=parts.task.collate,
-        count=parts.task.count if labelled else lambda batch: 0,
+        collate=plan.task.collate,
+        count=plan.task.count if labelled else lambda batch: 0,
         device=accelerator.device,
         num_processes=accelerator.num_processes if labelled else 1,
         process_index=accelerator.process_index if labelled else 0,
-        max_tokens=_token_budget(config.evaluate.max_tokens, parts, accelerator.device, training=False),
-        per_device=config.evaluate.per_device or _rows_judged_at_once(config, parts, accelerator),
+        max_tokens=_token_budget(config.evaluate.max_tokens, plan, accelerator.device, training=False),
+        per_device=config.evaluate.per_device or _rows_judged_at_once(config, plan, accelerator),
         microbatch_tokens=choose_microbatch_tokens(accelerator.device.type),
         packed=config.model.packing,
         num_workers=num_workers,
@@ -583,9 +483,9 @@ def _batch_size(config: Config, num_processes: int) -> int:
     return batch.per_device * batch.accumulate * num_processes
 
 
-def _rows_judged_at_once(config: Config, parts: Parts, accelerator: Accelerator) -> int | None:
+def _rows_judged_at_once(config: Config, plan: RunPlan, accelerator: Accelerator) -> int | None:
     """Rows without tokens have no budget of them: as many as training has in one microbatch. None: a budget says it."""
-    if isinstance(parts.task, TextTask):
+    if isinstance(plan.task, TextTask):
         return None
     return config.batch.per_device or math.ceil(
         _batch_size(config, accelerator.num_processes) / accelerator.num_processes
@@ -604,13 +504,13 @@ def _window(config: Config) -> int | None:
     return (config.batch.window or _WINDOW) if config.batch.order == "window" else None
 
 
-def _token_budget(setting: Any, parts: Parts, device: torch.device, *, training: bool) -> int | None:
+def _token_budget(setting: Any, plan: RunPlan, device: torch.device, *, training: bool) -> int | None:
     """Padded tokens of one microbatch at most; None: no limit."""
     if setting != "auto":
         return setting  # type: ignore[no-any-return]
-    if not isinstance(parts.task, TextTask):
+    if not isinstance(plan.task, TextTask):
         return None  # its rows have no tokens: batch.per_device limits them
-    logits_per_token = parts.task.logits_per_token(parts.model_config)
+    logits_per_token = plan.task.logits_per_token(plan.inputs.model_config)
     return choose_token_budget(device.type, training=training, logits_per_token=logits_per_token)
 
 
@@ -621,33 +521,28 @@ def _interval(setting: Any, steps_per_epoch: int | None) -> int | None:
     return {"epoch": steps_per_epoch, "never": None}.get(setting, setting)
 
 
-def _group_rules(config: Config, num_steps: int) -> list[GroupRule]:
-    rules = []
-    for entry in config.optimizer.groups:
-        unfreeze_at = entry.get("unfreeze_at")
-        steps = None if unfreeze_at is None else count_steps(unfreeze_at, num_steps)
-        rules.append(GroupRule(entry["match"], entry.get("lr"), entry.get("weight_decay"), steps))
-    return rules
-
-
-def _describe_run(config: Config, parts: Parts, loader: TrainLoader | StreamLoader) -> dict[str, Any]:
+def _describe_run(config: Config, plan: RunPlan, loader: TrainLoader | StreamLoader) -> dict[str, Any]:
     """What decides the updates, as plain JSON: who goes on from a checkpoint must have the same.
 
     Of data and batches it is what came of the config, not the words that led there: a file may be moved.
     """
     if isinstance(loader, StreamLoader):
-        assert parts.stream is not None
-        data, tokens, batch_size = f"a stream {parts.stream.fingerprint}", parts.stream.tokens, loader.batch_size
+        assert plan.inputs.stream is not None
+        data, tokens, batch_size = (
+            f"a stream {plan.inputs.stream.fingerprint}",
+            plan.inputs.stream.tokens,
+            loader.batch_size,
+        )
     else:
-        train = parts.splits["train"]
+        train = plan.inputs.splits["train"]
         data, batch_size = f"{len(train.rows)} rows {train.fingerprint}", loader.plan.batch_size
-        told = None if parts.tokenizer is None else describe_tokenizer(parts.tokenizer)
+        told = None if plan.inputs.tokenizer is None else describe_tokenizer(plan.inputs.tokenizer)
         tokens = digest(loader.plan.lengths.tobytes(), json.dumps(told, sort_keys=True).encode())
     values = public_values(config) | {"task.name": config.task.name}  # the exported record names the task itself
     return {
         "data": data,
         "tokens": tokens,
-        "data.label_names": parts.label_names,
+        "data.label_names": plan.inputs.label_names,
         "batch.size": batch_size,
     } | {name: values[name] for name, key in KEYS.items() if key.on_resume == "refused"}
 
@@ -697,69 +592,73 @@ def _record_what_it_is(config: Config, run_dir: RunDir, loop: TrainingLoop) -> N
 
 
 def _make_loader_of_rows(
-    config: Config, parts: Parts, accelerator: Accelerator, console: Console, rows: Any, labelled: bool
+    config: Config, plan: RunPlan, accelerator: Accelerator, console: Console, rows: Any, labelled: bool
 ) -> EvaluationLoader:
-    """A loader of rows that somebody holds in hand."""
-    split, kept = prepare_rows(config, parts, rows, labelled=labelled, say=console.say)
-    loader = _make_evaluation_loader(config, parts, accelerator, split, labelled=labelled)
+    """A loader of rows that are held in memory."""
+    task, inputs, kept = plan.task, plan.inputs, None
+    if isinstance(task, TextTask):
+        assert inputs.data is not None
+        split, kept = inputs.data.encode_rows(rows, task, inputs.tokenizer, labelled=labelled, say=console.say)
+    else:
+        split = take_rows(rows, name="rows", place="rows")
+    loader = _make_evaluation_loader(config, plan, accelerator, split, labelled=labelled)
     loader.kept = kept
     return loader
 
 
 def _keep_predictions(
-    run_dir: RunDir, parts: Parts, name: str, predictions: np.ndarray, references: np.ndarray
+    run_dir: RunDir, plan: RunPlan, name: str, predictions: np.ndarray, references: np.ndarray
 ) -> None:
-    split = parts.splits[f"test.{name}" if name else "test"]
+    split = plan.inputs.splits[f"test.{name}" if name else "test"]
     write_predictions(
         run_dir.predictions / f"{name or 'test'}.jsonl",
         predictions=predictions,
         references=references,
         origin_of=split.origins.place,
-        label_names=parts.label_names,
+        label_names=plan.inputs.label_names,
     )
 
 
-def _describe_evaluation(config: Config, parts: Parts) -> dict[str, Any] | None:
+def _describe_evaluation(config: Config, plan: RunPlan) -> dict[str, Any] | None:
     """What `python -m trainer_loop.predict` needs to evaluate as the run did."""
-    if parts.labels is None:
+    if plan.inputs.labels is None:
         return None
-    by_id = sorted(parts.labels.ids.items(), key=lambda pair: pair[1])
+    by_id = sorted(plan.inputs.labels.ids.items(), key=lambda pair: pair[1])
     return {
         "label": config.data.label,
         "values": [raw for raw, _ in by_id],
-        "metrics": metric_entries(config, parts.task),
+        "metrics": plan.metrics,
         "loss": {"name": config.loss.name, "args": config.loss.args},
     }
 
 
 def _make_record(
-    config: Config, parts: Parts, num_steps: int, run_plan: dict[str, Any], state: TrainState
+    config: Config, plan: RunPlan, num_steps: int, run_facts: dict[str, Any], state: TrainState
 ) -> ExportRecord:
-    on_texts = parts.tokenizer is not None
+    on_texts = plan.inputs.tokenizer is not None
     return ExportRecord(
-        task=run_plan["task.name"],
+        task=run_facts["task.name"],
         text=config.data.text if on_texts else None,
         text_pair=config.data.text_pair,
         max_length=config.data.max_length if on_texts else None,
         step=state.best_step or state.step,
         num_steps=num_steps,
         metrics=state.figures,
-        plan=run_plan | {name: value for name, value in public_values(config).items() if name in _TUNED},
-        evaluation=_describe_evaluation(config, parts),
+        plan=run_facts | {name: value for name, value in public_values(config).items() if name in _TUNED},
+        evaluation=_describe_evaluation(config, plan),
     )
 
 
 def _export(
     config: Config,
     run_dir: RunDir,
-    tokenizer: Any,
+    plan: RunPlan,
     record_of: Callable[[TrainState], ExportRecord],
     card_of: Callable[[ExportRecord], str],
     model: nn.Module,
     state: TrainState,
 ) -> None:
     record = record_of(state)
-    adapter = adapter_of(config)
-    if adapter is not None and (config.model.lora.merge or config.model.peft.merge):
-        model = merge_adapter(model, place=f"{adapter[2]}.merge")
-    export_model(run_dir, model, tokenizer, record, card=card_of(record))
+    if plan.model.adapter is not None:
+        model = plan.model.adapter.merge_into(model)
+    export_model(run_dir, model, plan.inputs.tokenizer, record, card=card_of(record))

@@ -11,7 +11,12 @@
 | 1 | a bug: anything else, with its traceback |
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class UserError(ValueError):
@@ -26,6 +31,49 @@ class UserError(ValueError):
         self.problems: list[str] = [problems] if isinstance(problems, str) else list(problems)
         assert self.problems, "a UserError says what is wrong"
         super().__init__("\n".join(self.problems))
+
+
+class Problems:
+    """Collects what is wrong in several places, so that all of it is reported at once.
+
+    >>> def plan(lr):
+    ...     raise UserError(f"lr: {lr} is below 0")
+    >>> problems = Problems()
+    >>> problems.collect("optimizer.", plan, lr=-1)
+    >>> problems.lines
+    ['optimizer.lr: -1 is below 0']
+    """
+
+    def __init__(self, lines: Iterable[str] = ()):
+        self.lines = list(lines)
+
+    def __bool__(self) -> bool:
+        return bool(self.lines)
+
+    def collect(self, section: str, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
+        """Return what the function returns; None where it raises `UserError`, whose problems are kept.
+
+        section: stands before every problem, such as `optimizer.`.
+        """
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            self.lines += [section + problem for problem in error.problems]
+            return None
+
+    def refuse(self) -> None:
+        """Raise `UserError` with everything that was collected, each line once; do nothing where that is nothing."""
+        if self.lines:
+            raise UserError(list(dict.fromkeys(self.lines)))
+
+
+@contextmanager
+def under(section: str) -> Iterator[None]:
+    """Put `section`, such as `optimizer.`, before every problem of a `UserError` that the block raises."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError([section + problem for problem in error.problems]) from error
 
 
 class Diverged(UserError):

@@ -16,9 +16,8 @@ from trainer_loop.config.schema import KEYS
 from trainer_loop.config.secrets import name_sources
 from trainer_loop.data.tokens import TokenisedSplit
 from trainer_loop.data.wording import enumerate_some, plural
-from trainer_loop.judge.components import adapter_of, metric_entries
-from trainer_loop.judge.parts import Given, Parts
 from trainer_loop.models.config import find_model
+from trainer_loop.plan import Overrides, RunPlan
 from trainer_loop.record.checkpoint import AveragedWeights
 from trainer_loop.record.export import ExportRecord, copy_weights, write_files
 from trainer_loop.record.hub_access import is_name, push_command
@@ -43,19 +42,18 @@ _SPLIT = re.compile(r"[\w-]+")  # of the hub; not a slice of one
 _SCRATCH = ".push"
 
 
-def describe_model(config: Config, parts: Parts, given: Given, record: ExportRecord) -> str:
+def describe_model(config: Config, plan: RunPlan, overrides: Overrides, record: ExportRecord) -> str:
     """The model card of the exported model."""
-    dataset = config.data.name if config.data.name is not None and "train" not in given.rows else None
+    dataset = config.data.name if config.data.name is not None and "train" not in overrides.rows else None
     run_dir = RunDir(config.run_dir)
-    adapter = adapter_of(config)
-    stays_apart = adapter is not None and not (config.model.lora.merge or config.model.peft.merge)
-    entries = metric_entries(config, parts.task)
-    names = [entry if isinstance(entry, str) else str(entry["name"]) for entry in entries]
+    adapter = plan.model.adapter
+    stays_apart = adapter is not None and not adapter.merge
+    names = [entry if isinstance(entry, str) else str(entry["name"]) for entry in plan.metrics]
     reads = None
     if record.text is not None:
         columns = f"`{record.text}`" + (f" and `{record.text_pair}`" if record.text_pair else "")
         reads = f"column {columns}, texts cut at {record.max_length} tokens"
-    on_texts = isinstance(parts.task, TextTask)
+    on_texts = isinstance(plan.task, TextTask)
     return make_card(
         CardFacts(
             title=(config.hub.push or run_dir.root.resolve().name).rpartition("/")[2],
@@ -64,24 +62,24 @@ def describe_model(config: Config, parts: Parts, given: Given, record: ExportRec
             reads=reads,
             step=record.step,
             num_steps=record.num_steps,
-            base=_find_base(config, given, is_adapter=stays_apart),
+            base=_find_base(config, overrides, is_adapter=stays_apart),
             dataset=dataset if dataset is not None and is_name(dataset) else None,
             dataset_config=config.data.config,
-            data=list(_describe_data(config, parts)),
+            data=list(_describe_data(config, plan)),
             scores=[
-                *_list_scores(config, given, "validation", record.metrics),
-                *_list_scores(config, given, "test", _read_test_figures(run_dir.metrics)),
+                *_list_scores(config, overrides, "validation", record.metrics),
+                *_list_scores(config, overrides, "test", _read_test_figures(run_dir.metrics)),
             ],
             metric_names=[name.partition("/")[0] for name in names if "." not in name],
-            settings=dict(_list_settings(config, parts, record)),
-            tags=[adapter[0]] if adapter is not None else [],
+            settings=dict(_list_settings(config, plan, record)),
+            tags=[adapter.kind] if adapter is not None else [],
         )
     )
 
 
 def make_publisher(
     config: Config,
-    parts: Parts,
+    plan: RunPlan,
     console: Console,
     *,
     record_of: Callable[[TrainState], ExportRecord],
@@ -95,7 +93,7 @@ def make_publisher(
     if repo is None or config.hub.every == "never":
         return None
     # Another thread may tokenise a stream with the one of the run, whose settings saving would change.
-    tokenizer = copy.deepcopy(parts.tokenizer)
+    tokenizer = copy.deepcopy(plan.inputs.tokenizer)
 
     def push(folder: Path, what: str) -> Pushed:
         files = gather_run(folder, run_dir.config)
@@ -130,22 +128,22 @@ def _without_other_figures(state: TrainState) -> TrainState:
     return state
 
 
-def _find_base(config: Config, given: Given, *, is_adapter: bool) -> BaseModel | None:
-    name = config.model.name if given.model is None else getattr(given.model, "name_or_path", None)
-    if not name or (config.model.from_scratch and given.model is None):
+def _find_base(config: Config, overrides: Overrides, *, is_adapter: bool) -> BaseModel | None:
+    name = config.model.name if overrides.model is None else getattr(overrides.model, "name_or_path", None)
+    if not name or (config.model.from_scratch and overrides.model is None):
         return None
     return find_base_model(find_model(name), relation="adapter" if is_adapter else "finetune")
 
 
-def _describe_data(config: Config, parts: Parts) -> Iterator[str]:
-    if parts.stream is not None:
-        rows = "rows" if parts.stream.num_rows is None else plural(parts.stream.num_rows, "row")
+def _describe_data(config: Config, plan: RunPlan) -> Iterator[str]:
+    if plan.inputs.stream is not None:
+        rows = "rows" if plan.inputs.stream.num_rows is None else plural(plan.inputs.stream.num_rows, "row")
         yield f"train: {rows} of a stream, {config.data.name or 'files'}"
-    for name, split in parts.splits.items():
+    for name, split in plan.inputs.splits.items():
         sources = dict.fromkeys(_name_source(config, name, place) for place in split.origins.names)
         yield (
             f"{' '.join(filter(None, parse_set(name)))}: {plural(len(split.rows), 'row')} of "
-            f"{enumerate_some(list(sources), at_most=3)}{_describe_labels(split, parts.label_names)}"
+            f"{enumerate_some(list(sources), at_most=3)}{_describe_labels(split, plan.inputs.label_names)}"
         )
 
 
@@ -169,10 +167,10 @@ def _describe_labels(split: TokenisedSplit, names: Sequence[str] | None) -> str:
     )
 
 
-def _list_scores(config: Config, given: Given, split: str, figures: Mapping[str, float]) -> Iterator[Scores]:
+def _list_scores(config: Config, overrides: Overrides, split: str, figures: Mapping[str, float]) -> Iterator[Scores]:
     """The figures by their sets; those of an only set have no name before them."""
     specs: dict[str, Any] = name_sets(split, getattr(config.data, split))
-    specs |= {name: None for name in given.rows if parse_set(name)[0] == split}
+    specs |= {name: None for name in overrides.rows if parse_set(name)[0] == split}
     for name, spec in (specs or {split: None}).items():
         part = parse_set(name)[1]
         own = {
@@ -198,10 +196,10 @@ def _read_test_figures(metrics: Path) -> dict[str, float]:
     }
 
 
-def _list_settings(config: Config, parts: Parts, record: ExportRecord) -> Iterator[tuple[str, Any]]:
+def _list_settings(config: Config, plan: RunPlan, record: ExportRecord) -> Iterator[tuple[str, Any]]:
     values = name_sources(values_of(config), with_digest=False)
     yield "batch.size", record.plan["batch.size"]
-    yield "train.precision", parts.precision
+    yield "train.precision", plan.precision
     for name in (*_ALWAYS_TOLD, *_TOLD_WHERE_SET):
         value = values[name]
         if value is not None and (name in _ALWAYS_TOLD or value != KEYS[name].default):

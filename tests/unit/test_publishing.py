@@ -3,7 +3,7 @@
 import pytest
 
 from trainer_loop.config.load import load_config
-from trainer_loop.judge.parts import Given
+from trainer_loop.plan import Overrides
 from trainer_loop.publishing import _find_base, _list_scores, _name_source
 from trainer_loop.record.model_card import BaseModel, Scores
 
@@ -12,7 +12,7 @@ FIGURES = {"matched/accuracy": 0.8, "matched/f1/0": 0.7, "other/accuracy": 0.5}
 
 def scores_of(keys: list[str], figures: dict[str, float], *, split: str = "validation", rows: tuple[str, ...] = ()):
     config = load_config(None, ["model.name=m", *keys])
-    return list(_list_scores(config, Given(rows=dict.fromkeys(rows)), split, figures))
+    return list(_list_scores(config, Overrides(rows=dict.fromkeys(rows)), split, figures))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_set_of_rows_from_python_takes_its_place(tmp_path):
 )
 def test_the_base_model_is_the_one_whose_weights_were_loaded(keys, base):
     config = load_config(None, [*keys, "data.train=x.csv"])
-    assert _find_base(config, Given(), is_adapter=False) == base
+    assert _find_base(config, Overrides(), is_adapter=False) == base
 
 
 def test_a_run_directory_hands_on_the_base_of_its_model(tmp_path):
@@ -85,7 +85,7 @@ def test_a_run_directory_hands_on_the_base_of_its_model(tmp_path):
     (model / "config.json").write_text("{}")
     (model / "README.md").write_text("---\nbase_model: lab/first\nlicense: mit\n---\n")
     config = load_config(None, [f"model.name={tmp_path / 'run'}", "data.train=x.csv"])
-    assert _find_base(config, Given(), is_adapter=True) == BaseModel("lab/first", "adapter", license="mit")
+    assert _find_base(config, Overrides(), is_adapter=True) == BaseModel("lab/first", "adapter", license="mit")
 
 
 @pytest.mark.parametrize(

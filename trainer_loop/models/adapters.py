@@ -3,6 +3,7 @@
 import inspect
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,17 +39,95 @@ def is_adapter(model_dir: Path) -> bool:
     return (model_dir / ADAPTER_CONFIG).is_file()
 
 
-def check_adapter(kind: str, arguments: Mapping[str, Any], *, name_place: str, place: str) -> list[str]:
-    """All that is wrong with the name of an adapter and with its arguments; the places are their config keys."""
-    try:
-        config_class = _find_config_class(kind, place=name_place)
-    except UserError as error:
-        return error.problems
-    return check_arguments(config_class, arguments, place=place, given=("task_type", "inference_mode", "peft_type"))
+@dataclass(frozen=True)
+class AdapterPlan:
+    """A checked adapter.
+
+    kind: peft's name of it. section: `lora` or `peft`, the section of `model` that its keys stand in. merge: it is
+    exported merged into the model. target_modules: layers that the user names.
+    """
+
+    kind: str
+    arguments: Mapping[str, Any]
+    section: str
+    merge: bool
+    target_modules: Sequence[str] = ()
+
+    def add_to(
+        self,
+        model: PreTrainedModel,
+        *,
+        task_type: str | None,
+        seed: int,
+        new_weights: Sequence[str] = (),
+        new_tokens: Sequence[int] = (),
+        idle_layers: Collection[str] = (),
+    ) -> "PeftModel":
+        """See `add_adapter`."""
+        return add_adapter(
+            model,
+            kind=self.kind,
+            arguments=self.arguments,
+            task_type=task_type,
+            place=f"model.{self.section}",
+            seed=seed,
+            new_weights=new_weights,
+            new_tokens=new_tokens,
+            idle_layers=idle_layers,
+        )
+
+    def try_on(self, empty: PreTrainedModel, *, task_type: str | None, seed: int) -> nn.Module | None:
+        """The adapter on a model without memory for its weights; None where it needs their numbers, as PiSSA does.
+
+        Raises:
+            UserError: the adapter does not fit the model.
+        """
+        _check_targets(empty, self.target_modules, place=f"model.{self.section}.target_modules")
+        try:
+            return self.add_to(empty, task_type=task_type, seed=seed)
+        except UserError as error:
+            if isinstance(error.__cause__, RuntimeError):
+                return None
+            raise
+
+    def merge_into(self, model: nn.Module) -> nn.Module:
+        """The model with the adapter merged into it, where that is asked for."""
+        return merge_adapter(model, place=f"model.{self.section}.merge") if self.merge else model
 
 
-def check_targets(model: nn.Module, targets: Sequence[str], *, place: str) -> list[str]:
-    """Names that are not those of modules, or of their last parts; peft would leave them out without a word."""
+def plan_lora(
+    *, r: int | None, alpha: float | None, dropout: float, target_modules: Sequence[str], dora: bool, merge: bool
+) -> AdapterPlan | None:
+    """Check the section `model.lora`, whose keys the parameters are. None: no LoRA. Raises UserError."""
+    if r is None:
+        return None
+    arguments = {
+        "r": r,
+        "lora_alpha": 2 * r if alpha is None else alpha,
+        "lora_dropout": dropout,
+        "target_modules": target_modules or _ALL_LINEAR,
+        "use_dora": dora,
+    }
+    return _plan_adapter("lora", arguments, section="lora", merge=merge, target_modules=target_modules)
+
+
+def plan_peft(*, name: str | None, args: Mapping[str, Any], merge: bool) -> AdapterPlan | None:
+    """Check the section `model.peft`, whose keys the parameters are. None: no such adapter. Raises UserError."""
+    return None if name is None else _plan_adapter(name, args, section="peft", merge=merge)
+
+
+def _plan_adapter(
+    kind: str, arguments: Mapping[str, Any], *, section: str, merge: bool, target_modules: Sequence[str] = ()
+) -> AdapterPlan:
+    config_class = _find_config_class(kind, place=section)
+    given = ("task_type", "inference_mode", "peft_type")
+    if problems := check_arguments(config_class, arguments, place=f"{section}.args", given=given):
+        raise UserError(problems)
+    return AdapterPlan(kind, arguments, section, merge, target_modules)
+
+
+def _check_targets(model: nn.Module, targets: Sequence[str], *, place: str) -> None:
+    """Raise UserError for names that belong to no module; peft would leave them out without a word."""
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()} | {name for name, _ in model.named_modules()}
     problems = []
     for target in targets:
@@ -56,7 +135,8 @@ def check_targets(model: nn.Module, targets: Sequence[str], *, place: str) -> li
             close = get_close_matches(target, sorted(names - {""}), n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
             problems.append(f"{place}: {target} is no module of {type(model).__name__}{hint}")
-    return problems
+    if problems:
+        raise UserError(problems)
 
 
 def add_adapter(

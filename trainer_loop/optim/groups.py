@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from trainer_loop.errors import UserError
 from trainer_loop.optim.layers import LINEAR_LAYERS, find_depths
 
 
@@ -42,7 +43,7 @@ class ParameterGroup:
         return {"params": list(self.parameters.values()), "lr": self.lr, "weight_decay": self.weight_decay}
 
 
-def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
+def freeze_parameters(model: nn.Module, patterns: Iterable[str]) -> None:
     """Parameters whose name matches do not learn."""
     for pattern in patterns:
         for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -50,26 +51,30 @@ def freeze(model: nn.Module, patterns: Iterable[str]) -> None:
                 parameter.requires_grad_(False)
 
 
-def check_patterns(model: nn.Module, *, frozen: Sequence[str], rules: Sequence[GroupRule]) -> list[str]:
-    """Patterns that mean nothing here, or leave nothing to learn. model: its weights are not looked at."""
+def check_patterns(model: nn.Module, *, frozen: Sequence[str], rules: Sequence[GroupRule]) -> None:
+    """Raise UserError for patterns that match nothing in the model, or leave nothing to learn.
+
+    The keys of its problems are those of the section `optimizer`. model: its weights are not read.
+    """
     names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
     problems = [
-        f"optimizer.freeze: {pattern} matches no parameter; {_examples(names)}"
+        f"freeze: {pattern} matches no parameter; {_examples(names)}"
         for pattern in frozen
         if not any(fnmatchcase(name, pattern) for name in names)
     ]
     left = [name for name in names if not _matches_any(name, frozen)]
     if not left:
-        problems.append("optimizer.freeze: it leaves no parameter to train; freeze fewer")
+        problems.append("freeze: it leaves no parameter to train; freeze fewer")
     for index, rule in enumerate(rules):
-        place = f"optimizer.groups[{index}]: {rule.match}"
+        place = f"groups[{index}]: {rule.match}"
         if not any(fnmatchcase(name, rule.match) for name in names):
             problems.append(f"{place} matches no parameter; {_examples(names)}")
             continue
         open_names = [name for name in left if not _matches_any(name, [earlier.match for earlier in rules[:index]])]
         if left and not any(fnmatchcase(name, rule.match) for name in open_names):
             problems.append(f"{place} matches only what is frozen or matches an earlier group; remove it")
-    return problems
+    if problems:
+        raise UserError(problems)
 
 
 def make_groups(

@@ -1,4 +1,4 @@
-"""Optimizers by name or dotted path, their arguments checked against the signature before anything loads."""
+"""Optimizers by name or dotted path. `plan_optimizer` checks the whole section before anything loads."""
 
 import importlib
 import inspect
@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
 
 from trainer_loop.components import check_arguments, choose
 from trainer_loop.errors import UserError, in_one_line
-from trainer_loop.optim.groups import ParameterGroup
+from trainer_loop.optim.groups import GroupRule, ParameterGroup, check_patterns, freeze_parameters, make_groups
 from trainer_loop.optim.muon import MuonWithAdamW
+from trainer_loop.optim.schedule_free import is_schedule_free
+from trainer_loop.optim.schedules import count_steps
 
 OptimizerFactory = Callable[..., Optimizer]
 
@@ -53,27 +56,114 @@ OPTIMIZERS: dict[str, OptimizerFactory | FromPackage] = {
 GIVEN = ("params", "lr", "weight_decay")  # what `make_optimizer` passes itself
 
 
+@dataclass(frozen=True)
+class OptimizerPlan:
+    """A checked `optimizer` section; the fields are its keys."""
+
+    name: str
+    lr: float
+    weight_decay: float
+    args: Mapping[str, Any]
+    layer_decay: float | None
+    groups: Sequence[Mapping[str, Any]]
+    freeze: Sequence[str]
+    unfreeze_every: float | None
+
+    @property
+    def keeps_averaged_weights(self) -> bool:
+        return is_schedule_free(find_optimizer(self.name))
+
+    @property
+    def unfreezes(self) -> bool:
+        """Whether some parameters begin to learn later than others."""
+        return self.unfreeze_every is not None or any(group.get("unfreeze_at") for group in self.groups)
+
+    def check_names(self, model: nn.Module) -> None:
+        """Raise UserError for patterns that mean nothing in this model, which may be without memory for its weights."""
+        check_patterns(model, frozen=self.freeze, rules=[GroupRule(group["match"]) for group in self.groups])
+
+    def group(self, model: nn.Module, *, num_steps: int, calls: Sequence[str] = ()) -> list[ParameterGroup]:
+        """Freeze what `freeze` names and group the rest.
+
+        Args:
+            num_steps: of the run; steps that are given as shares are shares of it.
+            calls: names of modules in the order of their first call, see `find_depths`.
+
+        Raises:
+            UserError: a pattern means nothing in this model, or something would never learn.
+        """
+        self.check_names(model)
+        freeze_parameters(model, self.freeze)
+        rules = []
+        for group in self.groups:
+            at = group.get("unfreeze_at")
+            steps = None if at is None else count_steps(at, num_steps)
+            rules.append(GroupRule(group["match"], group.get("lr"), group.get("weight_decay"), steps))
+        made = make_groups(
+            model,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            rules=rules,
+            layer_decay=self.layer_decay or 1.0,
+            unfreeze_every=count_steps(self.unfreeze_every or 0, num_steps),
+            hidden_matrices_apart=takes_hidden_matrices_apart(self.name),
+            calls=calls,
+        )
+        _refuse_idle(made, num_steps)
+        return made
+
+    def make(self, groups: Sequence[ParameterGroup], device: torch.device) -> Optimizer:
+        return make_optimizer(groups, name=self.name, lr=self.lr, args=self.args, device=device)
+
+
+def plan_optimizer(
+    *,
+    name: str,
+    lr: float,
+    weight_decay: float,
+    args: Mapping[str, Any],
+    layer_decay: float | None,
+    groups: Sequence[Mapping[str, Any]],
+    freeze: Sequence[str],
+    unfreeze_every: float | None,
+) -> OptimizerPlan:
+    """Check the section `optimizer`, whose keys the parameters are. Raises UserError with all of its problems."""
+    factory = find_optimizer(name)
+    plan = OptimizerPlan(name, lr, weight_decay, args, layer_decay, groups, freeze, unfreeze_every)
+    problems = check_arguments(factory, args, place="args", given=GIVEN)
+    if weight_decay and "weight_decay" not in inspect.signature(factory).parameters:
+        problems.append(f"weight_decay: {name} takes no weight_decay; set optimizer.weight_decay=0")
+    if not problems and plan.unfreezes and plan.keeps_averaged_weights:
+        problems.append(
+            f"name: {name} counts the steps of what is frozen too, and would begin with steps far too large; choose "
+            "another, or unfreeze nothing later"
+        )
+    if problems:
+        raise UserError(problems)
+    return plan
+
+
 def find_optimizer(name: str) -> OptimizerFactory:
     """The optimizer of a name or dotted path; raises UserError where there is none."""
-    found = choose(name, OPTIMIZERS, place="optimizer.name")
-    return found.load(f"optimizer.name: {name}") if isinstance(found, FromPackage) else found
-
-
-def check_optimizer(name: str, *, weight_decay: float, args: Mapping[str, Any]) -> list[str]:
-    """All that is wrong with an optimizer's name and arguments."""
-    try:
-        factory = find_optimizer(name)
-    except UserError as error:
-        return error.problems
-    problems = check_arguments(factory, args, place="optimizer.args", given=GIVEN)
-    if weight_decay and "weight_decay" not in inspect.signature(factory).parameters:
-        problems.append(f"optimizer.weight_decay: {name} takes no weight_decay; set optimizer.weight_decay=0")
-    return problems
+    found = choose(name, OPTIMIZERS, place="name")
+    return found.load(f"name: {name}") if isinstance(found, FromPackage) else found
 
 
 def takes_hidden_matrices_apart(name: str) -> bool:
     """Whether the optimizer treats the matrices of hidden layers in a way of its own."""
     return find_optimizer(name) is MuonWithAdamW
+
+
+def _refuse_idle(groups: Sequence[ParameterGroup], num_steps: int) -> None:
+    """Raise UserError where nothing learns from the first step on, or something would never learn."""
+    never = [group.about for group in groups if group.unfreeze_at >= num_steps]
+    if never:
+        raise UserError(
+            f"unfreeze_every and optimizer.groups: {', '.join(never)} would not learn in any of the {num_steps:,} "
+            "steps; unfreeze earlier, or say so with optimizer.freeze"
+        )
+    if all(group.unfreeze_at for group in groups):
+        raise UserError("groups: no parameter learns at the first step; let one begin with unfreeze_at: 0")
 
 
 def make_optimizer(

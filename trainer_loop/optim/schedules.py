@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -62,21 +63,50 @@ SCHEDULES: dict[str, Callable[..., LRScheduler]] = {
 GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps")  # what `make_scheduler` passes itself
 
 
-def check_scheduler(name: str, *, args: Mapping[str, Any]) -> list[str]:
-    """All that is wrong with a schedule's name and arguments."""
-    try:
-        factory = choose(name, SCHEDULES, place="scheduler.name")
-    except UserError as error:
-        return error.problems
-    return check_arguments(factory, args, place="scheduler.args", given=GIVEN)
+@dataclass(frozen=True)
+class SchedulerPlan:
+    """A checked `scheduler` section; the fields are its keys."""
+
+    name: str
+    warmup: float
+    args: Mapping[str, Any]
+    metric: str | None
+
+    @property
+    def needs_metric(self) -> bool:
+        """Whether the schedule follows evaluations instead of steps."""
+        return needs_metric(self.name)
+
+    @property
+    def followed_metric(self) -> str:
+        """What such a schedule follows; `-metric` where smaller is better."""
+        return self.metric or "-loss"
+
+    def make(self, optimizer: Optimizer, *, num_steps: int) -> LRScheduler:
+        return make_scheduler(
+            optimizer,
+            name=self.name,
+            warmup=self.warmup,
+            num_steps=num_steps,
+            args=self.args,
+            metric=self.followed_metric,
+        )
+
+
+def plan_scheduler(*, name: str, warmup: float, args: Mapping[str, Any], metric: str | None) -> SchedulerPlan:
+    """Check the section `scheduler`, whose keys the parameters are. Raises UserError with all of its problems."""
+    factory = choose(name, SCHEDULES, place="name")
+    problems = check_arguments(factory, args, place="args", given=GIVEN)
+    if metric is not None and not needs_metric(name):
+        problems.append(f"metric: {metric}: {name} follows none; remove it")
+    if problems:
+        raise UserError(problems)
+    return SchedulerPlan(name, warmup, args, metric)
 
 
 def needs_metric(name: str) -> bool:
-    """Whether the schedule of this name moves by what evaluations find; false where the name is wrong."""
-    try:
-        factory = choose(name, SCHEDULES, place="scheduler.name")
-    except UserError:
-        return False
+    """Whether the schedule of this name follows evaluations instead of steps."""
+    factory = choose(name, SCHEDULES, place="scheduler.name")
     return name in _NEED_METRICS or (isinstance(factory, type) and issubclass(factory, _ON_METRICS))
 
 

@@ -8,12 +8,13 @@ import tiny
 import torch
 from torch import nn
 
+from trainer_loop.config.fields import OptimizerConfig
 from trainer_loop.errors import UserError
 from trainer_loop.optim.groups import make_groups
 from trainer_loop.optim.optimizers import (
     OPTIMIZERS,
-    check_optimizer,
     make_optimizer,
+    plan_optimizer,
     takes_hidden_matrices_apart,
 )
 from trainer_loop.optim.schedule_free import is_schedule_free
@@ -51,19 +52,26 @@ def test_adamw_is_fused_unless_told_otherwise():
     assert not is_fused(fused=False)
 
 
+def find_problems(name, *, weight_decay, args):
+    section = OptimizerConfig(name=name, weight_decay=weight_decay, args=args)
+    with pytest.raises(UserError) as refused:
+        plan_optimizer(**vars(section))
+    return refused.value.problems
+
+
 @pytest.mark.parametrize(
     ("name", "args", "wanted"),
     [
         ("adamww", {}, "did you mean adamw"),
         ("adamw", {"beta": 0.9}, "did you mean betas"),
-        ("sgd", {"lr": 0.1}, "optimizer.args.lr"),
-        ("adamw", {"params": []}, "optimizer.args.params"),
+        ("sgd", {"lr": 0.1}, "args.lr"),
+        ("adamw", {"params": []}, "args.params"),
         ("torch.optim.Nothing", {}, "Nothing"),
         ("torch.optim.Rprop", {}, "set optimizer.weight_decay=0"),
     ],
 )
 def test_what_is_wrong_is_told_before_there_are_parameters(name, args, wanted):
-    (problem,) = check_optimizer(name, weight_decay=0.01, args=args)
+    (problem,) = find_problems(name, weight_decay=0.01, args=args)
     assert wanted in problem
 
 
@@ -79,8 +87,8 @@ def test_values_the_optimizer_refuses_are_a_problem_of_the_user(name, args):
 )
 def test_a_missing_package_is_named_with_its_remedy(name, package, monkeypatch):
     monkeypatch.setitem(sys.modules, OPTIMIZERS[name].module, None)
-    (problem,) = check_optimizer(name, weight_decay=0.0, args={})
-    assert f"optimizer.name: {name} needs the package {package}: pip install {package}" in problem
+    (problem,) = find_problems(name, weight_decay=0.0, args={})
+    assert f"name: {name} needs the package {package}: pip install {package}" in problem
 
 
 def test_muon_moves_hidden_matrices_as_muon_does_and_the_rest_as_adamw():

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from trainer_loop.errors import UserError
 from trainer_loop.optim.schedules import (
     SCHEDULES,
-    check_scheduler,
     count_steps,
     draw_schedule,
     follows_metric,
     make_scheduler,
     needs_metric,
+    plan_scheduler,
 )
 
 NEEDED = {
@@ -55,7 +55,7 @@ def test_a_share_of_the_steps_is_that_of_the_decimal_that_was_written(digits, pl
 
 @pytest.mark.parametrize("name", sorted(name for name in SCHEDULES if not needs_metric(name)))
 def test_every_schedule_is_made_and_ticks(name):
-    assert check_scheduler(name, args=NEEDED.get(name, {})) == []
+    plan_scheduler(name=name, warmup=0.1, args=NEEDED.get(name, {}), metric=None)
     optimizer, scheduler = make(name, args=NEEDED.get(name))
     rates = []
     for _ in range(20):
@@ -89,11 +89,13 @@ def test_a_dotted_path_gets_the_arguments_it_knows():
         ("linaer", {}, "did you mean linear"),
         ("cosine", {"cycles": 1}, "num_cycles"),
         ("warmup_stable_decay", {}, "num_decay_steps"),
-        ("linear", {"num_training_steps": 3}, "scheduler.args.num_training_steps"),
+        ("linear", {"num_training_steps": 3}, "args.num_training_steps"),
     ],
 )
 def test_what_is_wrong_is_told_before_there_is_an_optimizer(name, args, wanted):
-    (problem,) = check_scheduler(name, args=args)
+    with pytest.raises(UserError) as refused:
+        plan_scheduler(name=name, warmup=0.1, args=args, metric=None)
+    (problem,) = refused.value.problems
     assert wanted in problem
 
 

@@ -1,0 +1,34 @@
+"""Sections of the config and the functions that plan them have the same names in them."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from trainer_loop.config import fields
+from trainer_loop.data.plan import plan_data
+from trainer_loop.models.adapters import plan_lora, plan_peft
+from trainer_loop.models.plan import plan_model
+from trainer_loop.optim.optimizers import plan_optimizer
+from trainer_loop.optim.schedules import plan_scheduler
+from trainer_loop.tasks.plan import plan_loss, plan_task
+
+# Function, its section, and what it is told besides.
+PLANS: list[tuple[Callable[..., Any], type, set[str]]] = [
+    (plan_task, fields.TaskConfig, {"loss"}),
+    (plan_loss, fields.LossConfig, set()),
+    (plan_model, fields.ModelConfig, {"given"}),
+    (plan_lora, fields.LoraConfig, set()),
+    (plan_peft, fields.PeftConfig, set()),
+    (plan_data, fields.DataConfig, {"given", "seed", "show_progress", "say", "warn", "problems"}),
+    (plan_optimizer, fields.OptimizerConfig, set()),
+    (plan_scheduler, fields.SchedulerConfig, set()),
+]
+
+
+@pytest.mark.parametrize(("plan", "section", "besides"), PLANS, ids=[plan.__name__ for plan, _, _ in PLANS])
+def test_its_parameters_are_the_keys_of_its_section(plan: Callable[..., Any], section: type, besides: set[str]):
+    keys = {field.name for field in dataclasses.fields(section)}
+    assert set(inspect.signature(plan).parameters) - besides == keys

@@ -1,0 +1,243 @@
+"""The section `model` of a task on texts: what is loaded, what is built, and whether it fits data and tokenizer."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from trainer_loop.errors import Problems, UserError
+from trainer_loop.models.adapters import AdapterPlan, plan_lora, plan_peft
+from trainer_loop.models.config import (
+    check_given_overrides,
+    check_model_class,
+    check_model_config,
+    check_outputs,
+    count_tokens,
+    find_model,
+    fit_model_config,
+    load_model_config,
+    make_empty_model,
+)
+from trainer_loop.models.loading import make_model
+from trainer_loop.models.weight_files import check_weight_files
+from trainer_loop.optim.optimizers import OptimizerPlan
+from trainer_loop.tasks.task import TextTask
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A checked `model` section; the fields are its keys, with the two sections of adapters made one."""
+
+    name: str | None
+    type: str | None
+    from_scratch: bool
+    overrides: Mapping[str, Any]
+    attention: str
+    packing: bool
+    compile: bool
+    quantize: str | None
+    neftune_alpha: float | None
+    gradient_checkpointing: bool
+    trust_remote_code: bool
+    tokenizer: str | None
+    vocab_size: int
+    adapter: AdapterPlan | None
+    given: nn.Module | None  # a model that was made in Python, in the place of the one that is named
+
+    @property
+    def tokenizer_name(self) -> str | None:
+        """Where the tokenizer comes from; a model that was given brings its own, wherever it comes from."""
+        return self.tokenizer or getattr(self.given, "name_or_path", None) or self.name
+
+    @property
+    def has_foreign_tokenizer(self) -> bool:
+        """Whether the tokenizer comes from elsewhere than the model's config."""
+        return self.tokenizer is not None or self.given is not None
+
+    def load_config(self) -> PretrainedConfig | None:
+        """The config of the model; None where no model is named. Raises UserError where it cannot be read."""
+        if self.given is None and self.name is None and self.type is None:
+            return None
+        if self.given is not None:
+            if not isinstance(self.given, PreTrainedModel):
+                raise UserError(
+                    f"model: a {self.given.__class__.__name__} was given; a task on texts needs a model of transformers"
+                )
+            own: PretrainedConfig = self.given.config
+            return own
+        return load_model_config(
+            name=self.name,
+            model_type=self.type,
+            overrides=self.overrides,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def fit(
+        self,
+        config: PretrainedConfig,
+        *,
+        task: TextTask,
+        tokenizer: Any,
+        label_names: Sequence[str] | None,
+        max_length: int,
+        optimizer: OptimizerPlan | None,
+        seed: int,
+    ) -> list[str]:
+        """Fit the model's config to data and tokenizer.
+
+        Args:
+            optimizer: whose patterns of parameter names must mean something in this model; None: it is wrong itself.
+
+        Returns:
+            Lines for a person about what the config said otherwise.
+
+        Raises:
+            UserError: model, tokenizer and data do not go together. No weights are loaded to find out.
+        """
+        problems = Problems()
+        if self.given is None:
+            self._check_files(config, task, problems)
+        problems.lines += check_given_overrides(
+            self.overrides, label_names=label_names, tokenizer=tokenizer if self.name is None else None
+        )
+        problems.refuse()
+        lines = fit_model_config(
+            config,
+            tokenizer=tokenizer,
+            new_vocabulary=self.name is None and self.given is None,
+            vocab_size=self.overrides.get("vocab_size"),
+            label_names=label_names,
+        )
+        empty: Any = self.given if self.adapter is None else None
+        if empty is None:
+            empty = make_empty_model(config, model_class=task.model_class, trust_remote_code=self.trust_remote_code)
+        problems.lines += check_model_config(
+            config,
+            empty=empty,
+            tokenizer=tokenizer,
+            own_tokenizer=self.tokenizer is None and self.given is None,
+            max_length=max_length,
+            needs_end=config.is_encoder_decoder and task.reads_end,
+        )
+        if self.adapter is not None:
+            empty = problems.collect("", self.adapter.try_on, empty, task_type=task.adapter_type, seed=seed)
+        if empty is not None and optimizer is not None and (optimizer.freeze or optimizer.groups or self.adapter):
+            problems.collect("optimizer.", optimizer.check_names, empty)
+        problems.refuse()
+        return lines
+
+    def check_outputs(self, config: PretrainedConfig, num_classes: int) -> None:
+        """Raise UserError where a model that was given has another number of outputs than there are classes."""
+        if self.given is not None and (problems := check_outputs(config, num_classes)):
+            raise UserError(problems)
+
+    def make(
+        self, config: PretrainedConfig, *, task: TextTask, tokenizer: Any, compute_type: torch.dtype, seed: int
+    ) -> tuple[nn.Module, list[str]]:
+        """The model, without its adapter, and the names of its new weights; see `make_model`."""
+        if self.given is not None:
+            return self.given, []
+        return make_model(
+            config,
+            model_class=task.model_class,
+            name=self.name,
+            from_scratch=self.from_scratch,
+            attention=self.attention,
+            gradient_checkpointing=self.gradient_checkpointing,
+            quantize=None if self.quantize is None else compute_type,
+            trust_remote_code=self.trust_remote_code,
+            num_tokens=count_tokens(tokenizer),
+            seed=seed,
+            is_resized=bool(self.overrides),
+        )
+
+    def _check_files(self, config: PretrainedConfig, task: TextTask, problems: Problems) -> None:
+        """Whether the model's folder has what the task needs, and weights that can be read."""
+        key = f"model.name: {self.name}" if self.name is not None else f"model.type: {self.type}"
+        problems.lines += check_model_class(
+            config, model_class=task.model_class, place=key, trust_remote_code=self.trust_remote_code
+        )
+        if self.name is None or self.from_scratch:
+            return
+        folder = Path(find_model(self.name))
+        or_else = ", or build a new model from its config with model.from_scratch=true"
+        faults = check_weight_files(folder, or_else=or_else) if folder.is_dir() else []
+        problems.lines += [f"model.name: {fault}" for fault in faults]
+        if getattr(config, "quantization_config", None) is not None:
+            problems.lines.append(
+                f"{key} holds weights that were quantised before, which cannot learn; take the model they were made "
+                "from, and model.quantize=4bit with an adapter"
+            )
+
+
+def plan_model(
+    *,
+    name: str | None,
+    type: str | None,
+    tokenizer: str | None,
+    vocab_size: int,
+    from_scratch: bool,
+    overrides: Mapping[str, Any],
+    attention: str,
+    packing: bool,
+    compile: bool,
+    quantize: str | None,
+    neftune_alpha: float | None,
+    gradient_checkpointing: bool,
+    lora: Mapping[str, Any],
+    peft: Mapping[str, Any],
+    trust_remote_code: bool,
+    given: nn.Module | None,
+) -> ModelPlan:
+    """Check the section `model`, whose keys the parameters are, without reading a file.
+
+    given: a model that was made in Python, in the place of the one that is named. Raises UserError.
+    """
+    problems = Problems()
+    adapter = problems.collect("", plan_lora, **lora) or problems.collect("", plan_peft, **peft)
+    if quantize is not None:
+        has_adapter = lora["r"] is not None or peft["name"] is not None
+        problems.lines += _check_quantize(
+            quantize,
+            loads=given is None and name is not None and not from_scratch,
+            has_adapter=has_adapter,
+            merges=lora["merge"] or peft["merge"],
+        )
+    problems.refuse()
+    return ModelPlan(
+        name=name,
+        type=type,
+        from_scratch=from_scratch,
+        overrides=overrides,
+        attention=attention,
+        packing=packing,
+        compile=compile,
+        quantize=quantize,
+        neftune_alpha=neftune_alpha,
+        gradient_checkpointing=gradient_checkpointing,
+        trust_remote_code=trust_remote_code,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        adapter=adapter,
+        given=given,
+    )
+
+
+def _check_quantize(quantize: str, *, loads: bool, has_adapter: bool, merges: bool) -> list[str]:
+    """Weights in 4 bits are loaded so and stay as they are; an adapter beside them learns."""
+    key = f"quantize: {quantize}"
+    problems = []
+    if not loads:
+        problems.append(f"{key}: weights are made small while they load, and here none are; set it to null")
+    if not has_adapter:
+        problems.append(f"{key}: such weights do not learn; let an adapter do so beside them: model.lora.r=16")
+    if merges:
+        problems.append(f"{key}: an adapter cannot be merged with them but for a loss; set merge to false")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        problems.append(f"{key} needs the package bitsandbytes: pip install bitsandbytes")
+    return problems

@@ -1,0 +1,457 @@
+"""From the config to a `RunPlan`: every component is looked at once, and every problem is collected.
+
+A component offers `plan_x`, whose parameters are the keys of its section. It returns what is needed to make the
+component, or raises `UserError` with all of its problems, whose keys are relative to the section. No weights are loaded
+and no process group is made.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig
+
+from trainer_loop.components import check_arguments, check_parameters, locate
+from trainer_loop.config.checks import missing_parts
+from trainer_loop.config.fields import Config
+from trainer_loop.config.load import values_of
+from trainer_loop.config.named_sets import parse_set
+from trainer_loop.config.schema import KEYS
+from trainer_loop.data.labels import LabelNames
+from trainer_loop.data.plan import DataPlan, plan_data, take_splits
+from trainer_loop.data.text_format import TextFormat
+from trainer_loop.data.tokenizer import load_tokenizer, train_tokenizer
+from trainer_loop.data.tokens import TokenisedSplit
+from trainer_loop.data.train_stream import TrainStream
+from trainer_loop.data.wording import did_you_mean
+from trainer_loop.errors import Problems, UserError
+from trainer_loop.loop import TrainingLoop
+from trainer_loop.metrics.load import SHIPPED, check_metrics, reported_keys
+from trainer_loop.models.config import count_outputs, find_model, find_text_config
+from trainer_loop.models.plan import ModelPlan, plan_model
+from trainer_loop.optim.optimizers import OptimizerPlan, plan_optimizer
+from trainer_loop.optim.schedules import SchedulerPlan, plan_scheduler
+from trainer_loop.parallel.processes import choose_precision, process_index_from_environment
+from trainer_loop.record.hub_access import check_access, push_command
+from trainer_loop.record.logs import Console
+from trainer_loop.runtime.compiler import check_compiler
+from trainer_loop.tasks.plan import LossPlan, plan_loss, plan_task
+from trainer_loop.tasks.task import RowTask, TextTask
+
+_SPLITS = ("train", "validation", "test")
+_SET_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_SMALLER_IS_BETTER = ("loss", "perplexity")
+_FOR_TEXTS = (
+    *("data.name", "data.config", "data.streaming", "data.missing", "data.text", "data.label", "data.label_names"),
+    *("data.max_length", "model.tokenizer", "model.vocab_size", "model.from_scratch", "model.attention"),
+    *("model.compile", "model.quantize", "model.neftune_alpha", "model.gradient_checkpointing"),
+    *("model.lora.r", "model.peft.name", "model.trust_remote_code"),
+)
+
+Entries = Sequence[str | Mapping[str, Any]]  # of `evaluate.metrics`
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What was made in Python and takes the place of what the config names.
+
+    rows: by split, `train`, `validation`, `test`, or one of several sets, `test.hard`.
+    """
+
+    task: RowTask | None = None
+    model: nn.Module | None = None
+    rows: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def validation_sets(self) -> list[str]:
+        """The names of the validation sets among the rows; that of an only one is the empty text."""
+        return [part for split, part in map(parse_set, self.rows) if split == "validation"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The rows as the model reads them.
+
+    splits: without `train` where it is streamed. The rest but `stream` is of a task on texts only.
+    """
+
+    splits: Mapping[str, TokenisedSplit]
+    stream: TrainStream | None = None
+    labels: LabelNames | None = None
+    data: DataPlan | None = None
+    tokenizer: Any | None = None
+    model_config: PretrainedConfig | None = None
+
+    @property
+    def label_names(self) -> list[str] | None:
+        return None if self.labels is None else self.labels.names
+
+    @property
+    def has_validation(self) -> bool:
+        return any(parse_set(name)[0] == "validation" for name in self.splits)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Everything that was checked and found good. metrics: entries of `evaluate.metrics`."""
+
+    loop_class: type[TrainingLoop]
+    precision: str
+    task: RowTask
+    metrics: Entries
+    model: ModelPlan
+    optimizer: OptimizerPlan
+    scheduler: SchedulerPlan
+    inputs: Inputs
+
+
+def plan_run(config: Config, overrides: Overrides, *, problems: Sequence[str] = (), console: Console) -> RunPlan:
+    """Look at the whole config and all data.
+
+    problems: what is already known to be wrong. Raises UserError with these and all others, each one line.
+    """
+    found = Problems(problems)
+    loop_class = found.collect("", find_loop_class, config.loop.name, config.loop.args)
+    precision = found.collect("", choose_precision, config.train.precision)
+    if config.model.compile:
+        found.collect("", check_compiler, "cuda" if torch.cuda.is_available() else "cpu")
+    loss = found.collect("loss.", plan_loss, **vars(config.loss))
+    task = _plan_task(config, overrides, loss, found)
+    is_given = {
+        "model": overrides.model is not None,
+        "train": "train" in overrides.rows,
+        "validation": bool(overrides.validation_sets),
+    }
+    missing = {part: problem for part, problem in missing_parts(config).items() if not is_given[part]}
+    found.lines += missing.values()
+    optimizer = found.collect("optimizer.", plan_optimizer, **vars(config.optimizer))
+    if optimizer is not None and config.ema.decay is not None and optimizer.keeps_averaged_weights:
+        found.lines.append(
+            f"ema.decay: {config.ema.decay}: {optimizer.name} keeps an average of the weights itself; set it to null"
+        )
+    scheduler = found.collect("scheduler.", plan_scheduler, **vars(config.scheduler))
+    sections = {"lora": vars(config.model.lora), "peft": vars(config.model.peft)}
+    model = found.collect("model.", plan_model, **(vars(config.model) | sections), given=overrides.model)
+    if scheduler is not None:
+        _check_what_it_follows(config, scheduler, overrides, found)
+    _check_metric_signs(config, found)
+    _check_trackers(config, found)
+    _check_hub(config, console, found)
+    if task is None or isinstance(task, TextTask):
+        inputs = _plan_texts(
+            config,
+            overrides,
+            console,
+            found,
+            task=task,
+            loss=loss,
+            model=model,
+            optimizer=optimizer,
+            has_rows="train" not in missing,
+        )
+    else:
+        inputs = _plan_rows(config, overrides, found, task=task)
+    found.refuse()
+    assert loop_class and precision and task and model and optimizer and scheduler and inputs
+    return RunPlan(loop_class, precision, task, list_metrics(config, task), model, optimizer, scheduler, inputs)
+
+
+def find_loop_class(name: str | None, args: Mapping[str, Any]) -> type[TrainingLoop]:
+    """The class of the section `loop`. Raises UserError with everything that is wrong with its name and arguments."""
+    if name is None:
+        if args:
+            raise UserError([f"loop.args.{argument}: TrainingLoop takes none; set loop.name" for argument in args])
+        return TrainingLoop
+    found: Any = locate(name, place="loop.name")
+    if not (isinstance(found, type) and issubclass(found, TrainingLoop)):
+        raise UserError(f"loop.name: {name} is no subclass of trainer_loop.loop.TrainingLoop")
+    ours = inspect.signature(TrainingLoop.__init__).parameters
+    own = [
+        parameter
+        for parameter in inspect.signature(found.__init__).parameters.values()
+        if parameter.name not in ours and parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    if problems := check_parameters(own, args, name=name, place="loop.args"):
+        raise UserError(problems)
+    return found
+
+
+def name_splits(rows: Any) -> dict[str, Any]:
+    """Rows that were made in Python, by the split whose place they take. Raises UserError where a name is no split."""
+    if rows is None:
+        return {}
+    if not isinstance(rows, Mapping):
+        raise UserError(f"rows is a {type(rows).__name__}; it is a dict of rows by split: rows={{'train': ...}}")
+    problems: list[str] = []
+    for name in map(str, rows):
+        split, part = parse_set(name)
+        is_named = "." in name
+        if split not in _SPLITS or (is_named and (split == "train" or not _SET_NAME.fullmatch(part))):
+            allowed = "train, validation, test, or one of several sets such as validation.hard"
+            near = did_you_mean(name, _SPLITS) if split not in _SPLITS else ""
+            problems.append(f"rows[{name!r}] is no split; allowed: {allowed}{near}")
+        elif is_named and split in rows:
+            problems.append(f"rows has {split!r} and {name!r}; give all its sets names, or none")
+    if problems:
+        raise UserError(problems)
+    return dict(rows)
+
+
+# ------------------------------------------------------------------------------------- what concerns several sections
+
+
+def _plan_task(config: Config, overrides: Overrides, loss: LossPlan | None, found: Problems) -> RowTask | None:
+    task = overrides.task
+    if task is None:
+        task = found.collect("", plan_task, **vars(config.task), loss=loss)
+        name = config.task.name
+    else:
+        name = type(task).__name__
+        unused = {"task.args": config.task.args, "loss.name": config.loss.name, "loss.args": config.loss.args}
+        found.lines += [
+            f"{key}: {value}: the task that was given, a {name}, has its own; remove it"
+            for key, value in unused.items()
+            if value
+        ]
+    if task is not None and config.data.text_pair is not None and not (isinstance(task, TextTask) and task.takes_pairs):
+        found.lines.append(f"data.text_pair: {config.data.text_pair}: the task {name} takes one text; remove it")
+    if task is not None and config.model.packing and not (isinstance(task, TextTask) and task.can_pack):
+        found.lines.append(f"model.packing: the task {name} knows no packed batches; set model.packing=false")
+    return task
+
+
+def _check_what_it_follows(config: Config, scheduler: SchedulerPlan, overrides: Overrides, found: Problems) -> None:
+    """A schedule that follows evaluations needs them."""
+    if not scheduler.needs_metric:
+        return
+    name, metric, sets = scheduler.name, scheduler.metric, _validation_sets(config, overrides)
+    followed = "the validation loss" if metric is None else metric.removeprefix("-")
+    if config.evaluate.every == "never":
+        found.lines.append(f"scheduler.name: {name} follows {followed}; set evaluate.every")
+    elif config.data.validation is None and config.data.validation_fraction is None and not overrides.validation_sets:
+        found.lines.append(
+            f"scheduler.name: {name} follows {followed}; set data.validation or data.validation_fraction"
+        )
+    elif metric is None and sets:
+        found.lines.append(
+            f"scheduler.name: {name} follows one of several sets; set scheduler.metric, such as -{sets[0]}/loss"
+        )
+
+
+def _check_metric_signs(config: Config, found: Problems) -> None:
+    found.lines += [
+        f"{key}: {metric} would pick the largest {metric}; smaller is better: write -{metric}"
+        for key, metric in _followed_metrics(config).items()
+        if metric.rpartition("/")[2] in _SMALLER_IS_BETTER and not metric.startswith("-")
+    ]
+
+
+def _followed_metrics(config: Config) -> dict[str, str]:
+    """The metrics of an evaluation that something follows, by the key that names them."""
+    named = {"checkpoint.best": config.checkpoint.best, "scheduler.metric": config.scheduler.metric}
+    return {key: metric for key, metric in named.items() if metric is not None}
+
+
+def _validation_sets(config: Config, overrides: Overrides) -> list[str]:
+    """Those that have names."""
+    named = list(config.data.validation) if isinstance(config.data.validation, dict) else []
+    return named + [name for name in overrides.validation_sets if name]
+
+
+def _check_trackers(config: Config, found: Problems) -> None:
+    from accelerate.tracking import get_available_trackers
+
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    found.lines += [
+        f"log.tracker_args.{tracker}: it is not among log.trackers; add it there"
+        for tracker in config.log.tracker_args
+        if tracker not in config.log.trackers
+    ]
+    found.lines += [
+        f"log.trackers: {tracker} is unknown to accelerate or not installed; "
+        f"installed: {', '.join(installed) or 'none'}; try pip install {tracker}"
+        for tracker in config.log.trackers
+        if tracker not in installed
+    ]
+
+
+def _check_hub(config: Config, console: Console, found: Problems) -> None:
+    """Whether the run may push; process 0 alone asks the hub, which counts such questions."""
+    hub = config.hub
+    if hub.push is None or hub.every == "never" or process_index_from_environment() > 0:
+        return
+    later = f"set hub.every=never, and push later where there is network: {push_command(config.run_dir, hub.push)}"
+    key = f"hub.push: {hub.push}"
+    problems, notes = check_access(hub.push, private=hub.private, place=key, later=later)
+    found.lines += problems
+    for note in notes:
+        console.warn(f"{key}: {note}")
+
+
+# ---------------------------------------------------------------------------------------------- data, model and metrics
+
+
+def _plan_texts(
+    config: Config,
+    overrides: Overrides,
+    console: Console,
+    found: Problems,
+    *,
+    task: TextTask | None,
+    loss: LossPlan | None,
+    model: ModelPlan | None,
+    optimizer: OptimizerPlan | None,
+    has_rows: bool,
+) -> Inputs | None:
+    """A task on texts; where something is None, because it is wrong itself, the rest as far as it can be checked."""
+    # Rows are checked even where something else is wrong, but not by keys that are, nor where no data is named.
+    are_keys_right = not any(" data." in line or " task." in line for line in found.lines)
+    data = _plan_data(config, overrides, console, found, task) if task and has_rows and are_keys_right else None
+    labels = None if data is None else data.labels
+    label_names = None if labels is None else labels.names
+    if task is not None:
+        _check_metrics(config, overrides, task, label_names, found)
+    model_config = found.collect("", model.load_config) if model is not None else None
+    tokenizer = None
+    if model is not None and (model_config is not None or model.has_foreign_tokenizer):
+        tokenizer = found.collect("", _find_tokenizer, model, task, data, has_problems=bool(found), say=console.say)
+    if model is not None and model_config is not None and label_names is not None:
+        found.collect("", model.check_outputs, model_config, len(label_names))
+    if task is not None and model is not None and model_config is not None and tokenizer is not None:
+        lines = found.collect(
+            "",
+            model.fit,
+            model_config,
+            task=task,
+            tokenizer=tokenizer,
+            label_names=label_names,
+            max_length=config.data.max_length,
+            optimizer=optimizer,
+            seed=config.seed,
+        )
+        for line in lines or ():
+            console.say(line)
+    num_classes = len(label_names) if label_names is not None else count_outputs(model_config, tokenizer)
+    if loss is not None and num_classes is not None:
+        found.collect("loss.", loss.check_sum, num_classes)
+    if found:
+        return None
+    assert task is not None and data is not None and model_config is not None
+    end_token = find_text_config(model_config).eos_token_id if model_config.is_encoder_decoder else None
+    task.bind(tokenizer, packs=config.model.packing, end_token=end_token)
+    splits, stream = data.encode(
+        task, tokenizer, counts_stream=config.train.steps is None, seed=config.seed, say=console.say
+    )
+    return Inputs(splits, stream, labels, data, tokenizer, model_config)
+
+
+def _plan_data(config: Config, overrides: Overrides, console: Console, found: Problems, task: TextTask) -> DataPlan:
+    section = vars(config.data) | {
+        "files": TextFormat(**vars(config.data.files)),
+        "limit": vars(config.data.limit),
+        "label": config.data.label if task.needs_label else None,
+    }
+    return plan_data(
+        **section,
+        given=overrides.rows,
+        seed=config.seed,
+        show_progress=console.on_terminal,
+        say=console.say,
+        warn=console.warn,
+        problems=found,
+    )
+
+
+def _find_tokenizer(
+    model: ModelPlan, task: TextTask | None, data: DataPlan | None, *, has_problems: bool, say: Callable[[str], None]
+) -> Any | None:
+    """The tokenizer that is named, or one trained on the training texts where these are in order."""
+    if model.tokenizer == "train":
+        if has_problems or task is None or data is None:
+            return None
+        return train_tokenizer(
+            data.iterate_texts(), style=task.tokenizer_style, vocab_size=model.vocab_size, max_length=data.max_length
+        )
+    if model.tokenizer_name:
+        name = find_model(model.tokenizer_name)
+        return load_tokenizer(name, trust_remote_code=model.trust_remote_code, say=say)
+    if model.given is not None:
+        raise UserError("model.tokenizer: the model that was given does not say where its tokenizer is; set it")
+    return None  # that no model is named is among the problems already
+
+
+def _plan_rows(config: Config, overrides: Overrides, found: Problems, *, task: RowTask) -> Inputs | None:
+    """A task that takes rows as they are; its model is any `nn.Module`."""
+    model, name = config.model, config.task.name
+    if overrides.model is None and model.type is not None and "." in model.type:
+        factory: Any = found.collect("", locate, model.type, place="model.type")
+        if factory is not None:
+            found.lines += check_arguments(factory, model.overrides, place="model.overrides", given=())
+    elif overrides.model is None:
+        found.lines.append(
+            f"model.type: {model.type or model.name}: the task {name} takes rows as they are, so its model "
+            "is the dotted path of what makes an nn.Module, with model.overrides for its arguments"
+        )
+    _check_metrics(config, overrides, task, None, found)
+    values = values_of(config)
+    found.lines += [
+        f"{key}: {values[key]}: the task {name} takes rows as they are, and this is for texts; remove it"
+        for key in _FOR_TEXTS
+        if values[key] != KEYS[key].default
+    ]
+    data = config.data
+    splits = take_splits(
+        train=data.train,
+        validation=data.validation,
+        test=data.test,
+        validation_fraction=data.validation_fraction,
+        files=TextFormat(**vars(data.files)),
+        limit=vars(data.limit),
+        given=overrides.rows,
+        seed=config.seed,
+        problems=found,
+    )
+    return None if found else Inputs(splits)
+
+
+def list_metrics(config: Config, task: RowTask) -> Entries:
+    """The metrics that the config names, else the task's own."""
+    return list(config.evaluate.metrics or task.default_metrics)
+
+
+def _check_metrics(
+    config: Config, overrides: Overrides, task: RowTask, label_names: Sequence[str] | None, found: Problems
+) -> None:
+    """Metrics that cannot be computed, and metrics that something follows and no evaluation has."""
+    entries = list_metrics(config, task)
+    num_labels = None if label_names is None else len(label_names)
+    found.lines += _check_fit(entries, task)
+    found.lines += check_metrics(
+        entries, num_labels=num_labels, outputs=task.outputs, trust_remote_code=config.model.trust_remote_code
+    )
+    keys = reported_keys(entries, num_labels=num_labels)
+    if keys is None:
+        return
+    reported = [*keys, "loss"]
+    sets = _validation_sets(config, overrides)
+    all_reported = [f"{name}/{metric}" for name in sets for metric in reported] or reported
+    found.lines += [
+        f"{key}: {metric} is not reported; evaluations have: {', '.join(all_reported)}"
+        for key, metric in _followed_metrics(config).items()
+        if metric.removeprefix("-") not in all_reported
+    ]
+
+
+def _check_fit(entries: Entries, task: RowTask) -> list[str]:
+    """Shipped metrics that compare something else than what the task predicts."""
+    problems = []
+    for index, entry in enumerate(entries):
+        name = entry if isinstance(entry, str) else entry["name"]
+        if task.fitting_metrics is not None and name in SHIPPED and name not in task.fitting_metrics:
+            fitting = ", ".join(task.fitting_metrics)
+            problems.append(f"evaluate.metrics[{index}]: {name} does not fit this task; those that do: {fitting}")
+    return problems

@@ -1,0 +1,89 @@
+"""The sections `task` and `loss`: which task is learnt, and by which loss."""
+
+import functools
+import inspect
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer_loop.components import check_arguments, choose
+from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.tasks.losses import LOSSES, explain_wrong_loss
+from trainer_loop.tasks.shipped import TASKS
+from trainer_loop.tasks.task import RowTask
+
+
+@dataclass(frozen=True)
+class LossPlan:
+    """A loss that the config names. function: `(logits [N, C], targets [N]) -> sum over targets, []`."""
+
+    key: str  # of the section `loss`, and its value
+    function: Callable[[Tensor, Tensor], Tensor]
+
+    def check_sum(self, num_classes: int) -> None:
+        """Raise UserError where rows given twice do not add up to twice as much: a mean depends on the cut."""
+        targets = torch.tensor([0, 1, 1, 0])
+        logits = torch.linspace(-9, 9, 4 * num_classes).sin().view(4, num_classes).requires_grad_()
+        try:
+            once = self.function(logits, targets)
+            twice = self.function(logits.repeat(2, 1), targets.repeat(2))
+        except Exception as error:  # the user's code may raise anything, and the error says where
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            raise UserError(
+                f"{self.key} fails on logits [4, {num_classes}] and targets [4]: {type(error).__name__}: "
+                f"{in_one_line(error, at_most=200)} ({frame.filename}:{frame.lineno})"
+            ) from error
+        if (wrong := explain_wrong_loss(once)) is not None:
+            raise UserError(f"{self.key} {wrong}")
+        if not torch.isfinite(once):
+            raise UserError(
+                f"{self.key} is {once.item()} for logits between -9 and 9; is something divided by 0, or a log of 0?"
+            )
+        if not torch.isclose(twice, 2 * once, rtol=1e-3):
+            raise UserError(
+                f"{self.key} gives {once.item():.4g} for four rows and {twice.item():.4g} for them twice; "
+                "it must be a sum over the targets (reduction='sum'), for the loop alone divides"
+            )
+
+
+def plan_loss(*, name: str | None, args: Mapping[str, Any]) -> LossPlan | None:
+    """Check the section `loss`, whose keys the parameters are; None: the task's own loss. Raises UserError."""
+    if name is None and not args:
+        return None
+    function = choose(name or "cross_entropy", LOSSES, place="name")
+    if not callable(function):
+        raise UserError(f"name: {name} is no function (logits, targets) -> sum")
+    # The first two parameters are what the task passes, whatever they are called.
+    try:
+        passed = list(inspect.signature(function).parameters)[:2]
+    except ValueError:  # a built-in that does not say: calling it will
+        passed = []
+    if problems := check_arguments(function, args, place="args", given=passed):
+        raise UserError(problems)
+    key = f"name: {name}" if name is not None else "args: cross_entropy"
+    return LossPlan(key, functools.partial(function, **args))
+
+
+def plan_task(*, name: str, args: Mapping[str, Any], loss: LossPlan | None) -> RowTask:
+    """Check the section `task` and make the task. loss: in the place of the task's own. Raises UserError."""
+    factory: Any = choose(name, TASKS, place="task.name")
+    if not (isinstance(factory, type) and issubclass(factory, RowTask)):
+        raise UserError(f"task.name: {name} is no subclass of TextTask or RowTask, see trainer_loop/tasks/task.py")
+    if missing := sorted(factory.__abstractmethods__):
+        raise UserError(f"task.name: {name} lacks {', '.join(missing)}; see trainer_loop/tasks/task.py")
+    problems = check_arguments(factory, args, place="task.args", given=("loss_function",))
+    arguments = dict(args)
+    if loss is not None:
+        arguments["loss_function"] = loss.function
+        if "loss_function" not in inspect.signature(factory).parameters:
+            problems.append(
+                f"loss: the task {name} computes its own, and takes no loss_function; remove loss.name and loss.args"
+            )
+    if problems:
+        raise UserError(problems)
+    task: RowTask = factory(**arguments)
+    return task
