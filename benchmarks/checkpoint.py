@@ -1,10 +1,10 @@
-"""How long a save holds the training up, written in the foreground and beside training; and how long resuming takes.
+"""How long a save delays training, written in the foreground and in the background; and how long resuming takes.
 
     python -m benchmarks.checkpoint
 
-The model has the size of MiniLM-L6 (22 M parameters) with AdamW's two moments. The two ways of saving take turns in
-one run and must leave the same weights behind. Resuming is measured from the call that loads the checkpoint to the
-first batch, at step 100 and at step 1,000,000 of one planned epoch of 8,000,008 rows.
+The model has the size of MiniLM-L6 (22 M parameters) with AdamW's two moments. The two ways of saving take turns in one
+run and must leave the same weights behind. Resuming is measured from the call that loads the checkpoint to the first
+batch, at step 100 and at step 1,000,000 of one planned epoch of 8,000,008 rows.
 """
 
 import tempfile

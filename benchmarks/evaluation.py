@@ -1,15 +1,15 @@
-"""Scoring a trained classifier on held-out rows: rows a second of trainer_loop's evaluation and of Trainer.evaluate.
+"""Scoring a trained classifier on held-out rows: rows per second of trainer_loop's evaluation and of Trainer.evaluate.
 
     python -m benchmarks.evaluation --data path/to/imdb
 
-The model is trained briefly first, so that it is sure of most rows. Each side loads it in a process of its own and
-scores the same rows; loading and tokenising are not counted. What differs:
+The model is first trained briefly, so that it is certain about most rows. Each side loads it in a process of its own
+and scores the same rows. Loading and tokenising are not counted. The differences are:
 
-- trainer_loop: the command's own evaluation, rows sorted and cut by the budget of tokens, precision auto.
+- trainer_loop: the command's own evaluation, rows sorted and cut by the token budget, precision auto.
 - Trainer, tutorial: batches of 8 in the order of the file, padded to their longest row, the same precision.
 - Trainer, best: batches grouped by length, of --trainer-batch-size rows.
 
-Loss and metrics must be equal up to what bf16 rounds otherwise in batches of other shapes.
+Loss and metrics must be equal, up to the bf16 rounding of batches with other shapes.
 """
 
 import sys

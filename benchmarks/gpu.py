@@ -1,16 +1,18 @@
-"""On a GPU: tokens a second beside transformers.Trainer, share of the card's matrix rate, precision, and waiting.
+"""On a GPU: tokens per second beside transformers.Trainer, share of the card's matrix speed, precision, and waiting.
 
     python -m benchmarks.gpu
 
 BERT-base (a classifier) and a causal language model of 0.6 B parameters, both from their configs with random weights,
-on made-up texts cut at 512 and at 2,048 tokens, in bf16. Trainer has its best settings: batches grouped by length,
-bf16, scaled-dot-product attention without dropout, and torch.compile beside it. trainer_loop runs plainly and with the
-keys of VARIANTS. The first steps of every side are not timed.
+train in bf16 on made-up texts cut at 512 and at 2,048 tokens. Trainer has its best settings: batches grouped by length,
+bf16, and scaled-dot-product attention without dropout; it runs with torch.compile and without. trainer_loop runs
+without options and with the keys of VARIANTS. The first steps of every side are not timed.
 
-Two checks follow, which end with exit code 1 where they fail: the loss curves of bf16 and fp16 stay within 2 % of fp32,
-and a profiler trace of steps between two that log holds nothing by which the host waits for the device.
+Two checks follow. The command ends with exit code 1 if one fails: the loss curves of bf16 and fp16 must stay within 2 %
+of fp32, and the profiler trace of steps between two log lines must contain nothing that makes the host wait for the
+device.
 
-Without a GPU this says so and ends with exit code 2. `--tiny` tries all of it on small models, on any device.
+Without a GPU the command reports this and ends with exit code 2. `--tiny` runs all of it on small models, on any
+device.
 """
 
 import sys

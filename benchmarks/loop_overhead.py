@@ -1,11 +1,11 @@
-"""What a loop costs over a bare PyTorch loop, in milliseconds a step: a tiny model, one thread, one process.
+"""What a loop costs over a bare PyTorch loop, in milliseconds per step: a tiny model, one thread, one process.
 
     python -m benchmarks.loop_overhead
 
-All sides train the same model on the same batches in the same order with the same fused AdamW, linear schedule and
-clipping of the gradient norm, each in a process of its own, and must end at the same loss. The bare loop, Fabric and
-accelerate do nothing besides; the others log the loss every 10 steps. trainer_loop also has its metrics and its exact
-data state on.
+All sides train the same model on the same batches in the same order, with the same fused AdamW, linear schedule and
+clipping of the gradient norm. Each side runs in a process of its own, and all must end at the same loss. The bare loop,
+Fabric and accelerate do nothing else; the others log the loss every 10 steps. trainer_loop also computes its metrics
+and keeps its exact data state.
 """
 
 import importlib.util

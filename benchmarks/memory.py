@@ -3,9 +3,9 @@
     python -m benchmarks.memory --data path/to/imdb
 
 A small model trains a few steps on parquet files of 1, 10 and 100 times as many rows (tokenising included), and scores
-1, 10 and 100 times as many. `resident` is all that the process had in memory at once; it counts pages of files mapped
-into memory, which the kernel takes back when it needs them. `of its own` is without those. Trainer needs less; part of
-the difference is code that oneDNN compiles for every shape of a microbatch (docs/decisions.md).
+1, 10 and 100 times as many rows. `resident` is all memory that the process held at once. It includes pages of files
+mapped into memory, which the kernel can take back. `of its own` excludes these pages. Trainer needs less memory. Part
+of the difference is code that oneDNN compiles for every shape of a microbatch (docs/decisions.md).
 """
 
 import functools

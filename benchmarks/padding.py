@@ -1,11 +1,11 @@
-"""The share of padded tokens that each way of making batches computes, on the lengths of the texts; no model runs.
+"""The share of computed tokens that is padding, for each way of making batches from the text lengths; no model runs.
 
     python -m benchmarks.padding --data path/to/imdb
 
-trainer_loop cuts uniformly random batches by its token budget, so the figures do not depend on a bias of the batches;
-length grouping (transformers.Trainer's own sampler) gets its low padding from batches of like lengths. With several
-processes each computes its share of a batch. A round is another seed. The budget of a GPU leaves more padding: there
-one more microbatch is taken to cost as much as 4,096 tokens.
+trainer_loop cuts uniformly random batches by its token budget, so its batches have no bias. Length grouping
+(transformers.Trainer's own sampler) reaches its low padding with batches of similar lengths. With several processes,
+each process computes its share of a batch. Every round has another seed. The budget of a GPU leaves more padding,
+because one more microbatch is assumed to cost as much there as 4,096 tokens.
 """
 
 import sys

@@ -1,11 +1,12 @@
-"""Several processes on as many cores against one on one core: tokens a second, and what is reduced in a step.
+"""Several processes on as many cores against one on one core: tokens per second, and the bytes reduced in a step.
 
     python -m benchmarks.scaling --data path/to/imdb
 
-The same config and batches, so the same updates, on one process and on `--num-processes`, each kept to a core of its
-own and with one thread; they are started by `accelerate launch` and joined by gloo. Reductions are counted in short
-runs with unlike budgets of tokens, so unlike numbers of microbatches in a step. What a step should take by
-docs/scaling.md is worked out from the run on one process and the time of one reduction of as many bytes.
+One process and `--num-processes` processes run the same config and batches, so they make the same updates. Each process
+has one thread and is kept on its own core. The processes are started by `accelerate launch` and connected by gloo.
+Reductions are counted in short runs with different token budgets, so with different numbers of microbatches in a step.
+The expected time of a step by docs/scaling.md is computed from the run on one process and the time of one reduction of
+as many bytes.
 """
 
 import os

@@ -1,11 +1,11 @@
-"""From the command to the first step: importing, with tokens from the cache and without, beside a plain Trainer script.
+"""From the command to the first step: importing, with and without cached tokens, beside a plain Trainer script.
 
     python -m benchmarks.startup --data path/to/imdb
 
-Both sides are commands of their own, timed from outside until they print the loss of their first step:
-`python -m trainer_loop.run` with configs/imdb.yaml, and benchmarks/peer_trainer.py, which imports what a tutorial's
-script does. That is the end of the step. It began as many seconds earlier as the side itself says that its training
-took, which is this one step and, of the Trainer, some preparation. Without cache every round has empty caches.
+Both sides are separate commands: `python -m trainer_loop.run` with configs/imdb.yaml, and benchmarks/peer_trainer.py,
+which imports what a tutorial's script imports. They are timed from outside until they print the loss of their first
+step, which is the end of that step. The start of the step is found by subtracting the training time that the side
+itself reports: this one step and, for Trainer, some preparation. "Nothing cached" means empty caches in every round.
 """
 
 import os

@@ -1,10 +1,10 @@
-"""Where the time of an update goes: the operators of trainer_loop's step by kind, and the rate of its matrix products.
+"""Where the time of an update goes: the operators of trainer_loop's step by kind, and the speed of its matrix products.
 
     python -m benchmarks.step_profile --data path/to/imdb
 
-The rate is set beside what this machine reaches with matrices of the same size when nothing else is computed, in bf16
-and in fp32: what is left to be gained where matrix products are most of a step. The profiler itself takes some time,
-which is among the rest.
+The speed is compared with the speed that this machine reaches for matrices of the same size when it computes nothing
+else, in bf16 and in fp32. The difference is the possible gain where matrix products are most of a step. The profiler
+itself takes some time, which is included in "all else".
 """
 
 import re
