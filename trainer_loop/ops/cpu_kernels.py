@@ -235,7 +235,7 @@ def _find_hidden(mask: Tensor, dtype: torch.dtype) -> list[int] | Tensor:
 
 
 def _hide(scores: Tensor, hidden: list[int] | Tensor, heads: int, part: slice) -> None:
-    """Set scores `[rows * H, T, T]` that the mask hides to the lowest value: filling some is faster than adding to all."""
+    """Set scores `[rows * H, T, T]` that the mask hides to the lowest value. Filling a part is faster than adding."""
     by_row = scores.view(-1, heads, *scores.shape[1:])
     if len(hidden) > 1:
         first = part.start // heads
