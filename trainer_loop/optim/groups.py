@@ -1,4 +1,4 @@
-"""Parameter groups: which parameters learn, their learning rate and weight decay, and the step from which they learn."""
+"""Parameter groups: which parameters learn, their learning rate and weight decay, and from which step they learn."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
