@@ -70,7 +70,7 @@ def _interleave(one: Sequence[str], other: Sequence[str], first_call: Mapping[st
 
 
 def _list_called_layers(model: nn.Module) -> list[list[str]]:
-    """Like `_list_layers`, but a list inside a list is replaced by its entries, because the list itself is not called."""
+    """Like `_list_layers`, but replaces a list inside a list by its entries: the list itself is not called."""
     lists = []
     for entries in _list_layers(model, nn.ModuleList) or _list_layers(model, nn.Sequential):
         inner = [name for name in entries if isinstance(model.get_submodule(name), nn.ModuleList)]
