@@ -26,7 +26,7 @@ from benchmarks.our_run import files_of, imdb_words
 from benchmarks.same_work import find_differences, tell_differences
 from benchmarks.workplace import make_workplace
 
-_TOLERANCES = {"loss": 0.01, "accuracy": 0.01, "f1": 0.02}  # bf16 turns rows that the model is unsure of
+_TOLERANCES = {"loss": 0.01, "accuracy": 0.01, "f1": 0.02}  # bf16 changes rows about which the model is uncertain
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,7 +88,7 @@ def _load_ours(
 ) -> Callable[[], dict[str, float]]:
     from trainer_loop.runtime.host import prepare_environment
 
-    prepare_environment()  # as the command does, before torch is imported
+    prepare_environment()  # before torch is imported, like the command
 
     from trainer_loop.build import build
     from trainer_loop.config.load import read_config, split_arguments
@@ -141,7 +141,7 @@ def _load_trainer(
 
 
 def _compute_metrics(predicted: Any) -> dict[str, float]:
-    """What configs/imdb.yaml names, of all rows."""
+    """The metrics of configs/imdb.yaml over all rows."""
     from sklearn.metrics import accuracy_score, f1_score
 
     labels = predicted.label_ids

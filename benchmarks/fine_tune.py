@@ -33,7 +33,7 @@ from benchmarks.same_work import find_differences, tell_differences
 from benchmarks.workplace import make_workplace
 from trainer_loop.runtime.host import prepare_environment
 
-_TOLERANCE = 0.1  # of the loss on held-out rows: dropout draws, and Trainer the order of rows, otherwise
+_TOLERANCE = 0.1  # of the loss on held-out rows; dropout draws differ, and so does Trainer's order of rows
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,11 +67,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_side(*, side: str, until_accuracy: float | None, evaluate_every: int, **wanted: Any) -> dict[str, Any]:
-    """Train on one side; what the watch saw, and how good the model is on the held-out rows."""
+    """Train on one side; returns what the watch recorded, and the scores on held-out rows."""
     from pathlib import Path
 
     if side == "trainer_loop":
-        prepare_environment()  # as its command does, before torch is imported
+        prepare_environment()  # before torch is imported, like the command
 
     from benchmarks import fine_tune_sides
     from benchmarks.scoring import Scorer

@@ -25,7 +25,7 @@ from benchmarks.measure import compare, publish, take_turns
 from benchmarks.same_work import find_differences, tell_differences
 from benchmarks.workplace import ModelSize, Workplace, make_workplace
 
-# What is measured beside the plain run: config keys that are put on. One that the config does not know is left out.
+# Config keys of the variants that are measured beside the plain run. A key that the config does not have is left out.
 VARIANTS = {
     "trainer_loop": [],
     "trainer_loop, compile": ["model.compile=true"],
@@ -53,9 +53,9 @@ _TINY_CAUSAL_LM = ModelSize(
     {**_SMALL, "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128},
     classifies=False,
 )
-_ROWS_OF_TRAINER = {512: 32, 2048: 8}  # of a forward pass, more would not be faster; the rest is accumulated
-_LOSS_TOLERANCE = 0.1  # of the last loss: dropout draws, and Trainer the order of rows, otherwise
-_TOKEN_TOLERANCE = 0.01  # some chunks of texts are shorter, and of more chunks than are trained on each side has others
+_ROWS_OF_TRAINER = {512: 32, 2048: 8}  # in one forward pass; more are not faster; the rest is accumulated
+_LOSS_TOLERANCE = 0.1  # of the last loss; dropout draws differ, and so does Trainer's order of rows
+_TOKEN_TOLERANCE = 0.01  # some chunks of texts are shorter, and each side trains on other chunks
 _CURVE_TOLERANCE = 0.02
 
 
@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, size in models.items():
         for max_length in lengths:
             rows = options.batch_size * options.steps
-            longer = max_length / 512 * (1 if size.classifies else 2)  # so that there are chunks enough
+            longer = max_length / 512 * (1 if size.classifies else 2)  # so that there are enough chunks
             with make_workplace(
                 rows=rows, held_out=None, data=None, model=None, made_model=size, longer=longer
             ) as place:
@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class _Case:
-    """One model at one length of texts; each method adds what it found to `comparisons` and `failures`."""
+    """One model at one length of texts. Each method adds its results to `comparisons` and `failures`."""
 
     def __init__(self, title: str, size: ModelSize, max_length: int, place: Workplace, options: Any):
         self._title = title
@@ -118,13 +118,13 @@ class _Case:
         }
 
     def compare_rates(self, comparisons: list[dict[str, Any]], failures: list[str]) -> None:
-        """Tokens a second of every side, and the share of the card's matrix rate they are."""
+        """Tokens per second of every side, and the share of the card's matrix speed."""
         sides = {name: lambda keys=keys: self._call("run_ours", keys=keys) for name, keys in VARIANTS.items()}
         sides |= {
             name: lambda compiled=compiled: self._call("run_trainer", compiled=compiled)
             for name, compiled in _TRAINERS.items()
         }
-        if self._options.tiny:  # compiling takes longer than all the rest of a trial
+        if self._options.tiny:  # compiling takes longer than the rest of a trial
             sides = {name: side for name, side in sides.items() if "compile" not in name}
         outcomes = take_turns(sides, rounds=self._options.rounds)
         tokens = 0.1 if self._options.tiny else _TOKEN_TOLERANCE
@@ -149,7 +149,7 @@ class _Case:
         ]
 
     def compare_precisions(self, comparisons: list[dict[str, Any]], failures: list[str]) -> None:
-        """How far the losses of bf16 and fp16 are from those of fp32, at the step where they are furthest."""
+        """The largest difference of the losses of bf16 and fp16 from those of fp32."""
         import torch
 
         precisions = ("bf16", "fp16") if torch.cuda.is_available() else ("bf16",)

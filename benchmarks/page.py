@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.measure import RESULTS, format_figure
 
 _HERE = Path(__file__).parent
-# Module -> the results that it writes, in the order of the page.
+# Module -> names of its results, in the order of the page.
 _RESULTS_OF = {
     "fine_tune": ("fine_tune", "fine_tune_attention_dropout", "fine_tune_until_accuracy"),
     "step_profile": ("step_profile",),
@@ -100,7 +100,7 @@ def write_table(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def describe(machine: Mapping[str, Any]) -> str:
-    """The machine and the versions, in one sentence without its end."""
+    """The machine and the versions, as a sentence without its full stop."""
     parts = [machine["processor"]]
     if "cores" in machine:
         parts.append(f"{machine['cores']} cores")

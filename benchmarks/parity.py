@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(name: str) -> dict[str, dict[str, dict[str, float]]]:
-    """By side: `four`, four microbatches beside one; `one`, one microbatch beside trainer_loop's one."""
+    """For each side: `four`, four microbatches against one; `one`, one microbatch against trainer_loop's one."""
     whole = {side: gradient(name, 1) for side, gradient in SIDES.items()}
     return {
         side: {

@@ -23,7 +23,7 @@ from benchmarks.workplace import make_workplace
 _WARM_UP_STEPS = 2
 _REST = "all else, and waiting"
 
-# Operators by the beginning of their names in torch's profiler.
+# Kinds of operators, by the start of their names in torch's profiler.
 _KINDS = {
     "matrix products": r"aten::(mm|addmm|bmm|baddbmm)$",
     "softmax of attention": r"aten::_softmax",
@@ -66,10 +66,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def profile_steps(*, model: str, train: str, max_length: int, batch_size: int, steps: int) -> dict[str, Any]:
-    """Seconds of some updates by kind of operator, their wall time, and operations of their matrix products."""
+    """Seconds of some updates by kind of operator, their wall time, and the operations of their matrix products."""
     from trainer_loop.runtime.host import prepare_environment
 
-    prepare_environment()  # as the command does, before torch is imported
+    prepare_environment()  # before torch is imported, like the command
 
     from torch.profiler import ProfilerActivity, profile
 
@@ -111,7 +111,7 @@ def profile_steps(*, model: str, train: str, max_length: int, batch_size: int, s
 
 
 def measure_rates(hidden: int, *, tokens: int = 2048, seconds: float = 1.0) -> Mapping[str, float]:
-    """Operations a second of `[tokens, hidden] x [hidden, 4 hidden]`, by type of number."""
+    """Operations per second of `[tokens, hidden] x [hidden, 4 hidden]`, by number type."""
     import torch
 
     rates = {}
