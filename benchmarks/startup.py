@@ -89,7 +89,7 @@ class _Starts:
 
         Returns:
             Seconds to the `begin` and the `end` of the first step; with empty caches also `rows a second` of
-                tokenising.
+            tokenising.
         """
         self._count += 1
         caches = self._place.root / f"start-{self._count}"
