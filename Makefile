@@ -11,9 +11,10 @@ BIN := .venv/bin
 quickstart: .venv/installed
 	$(BIN)/python -m trainer_loop.run config=quickstart.yaml
 
-# Many tests wait for processes that they start: two at a time, where there are two cores. A file's tests stay together.
+# Many tests wait for processes that they start: two at a time, where there are two cores. A file's tests stay together,
+# and files run in their order: those that start processes first, so that short ones are left for the end.
 test: .venv/installed-dev
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # What takes minutes and is not part of `make test`: benchmarks on tiny sizes, kernels that are compiled on the spot.
 test-slow: .venv/installed-dev .venv/installed-bench

@@ -1,1 +1,1 @@
-"""Speed and memory, measured side by side in one run; each module is one command, `python -m benchmarks.NAME`."""
+"""Benchmarks of speed and memory, side by side in one run; each module is a command, `python -m benchmarks.NAME`."""

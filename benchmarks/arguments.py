@@ -1,4 +1,4 @@
-"""The arguments that benchmarks share, so that they are called alike."""
+"""Arguments that several benchmarks share."""
 
 import argparse
 from pathlib import Path
@@ -7,7 +7,7 @@ from benchmarks.measure import RESULTS
 
 
 def make_parser(document: str | None, *, rounds: int) -> argparse.ArgumentParser:
-    """A parser with what every benchmark takes; its help is the module's docstring."""
+    """A parser with the arguments of every benchmark; its help is the docstring of the module."""
     parser = argparse.ArgumentParser(description=document, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=_positive, default=rounds, help=f"turns of every side; default {rounds}")
     place = "folder of the JSON file that is written; default benchmarks/results, which the page is made of"
@@ -16,7 +16,11 @@ def make_parser(document: str | None, *, rounds: int) -> argparse.ArgumentParser
 
 
 def add_texts(parser: argparse.ArgumentParser, *, rows: int, held_out: int | None, max_length: int = 512) -> None:
-    """What a benchmark on real or made-up texts takes; held_out: rows that nothing is trained on, None: no such."""
+    """Add the arguments of a benchmark on real or made-up texts.
+
+    Args:
+        held_out: default number of held-out rows; None for no such argument.
+    """
     add_size(parser, "--rows", rows, "training rows")
     if held_out is not None:
         add_size(parser, "--held-out", held_out, "rows that are scored and not trained on")

@@ -1,10 +1,10 @@
-"""How long a save holds the training up, written in the foreground and beside training; and how long resuming takes.
+"""How long a save delays training, written in the foreground and in the background; and how long resuming takes.
 
     python -m benchmarks.checkpoint
 
-The model has the size of MiniLM-L6 (22 M parameters) with AdamW's two moments. The two ways of saving take turns in
-one run and must leave the same weights behind. Resuming is measured from the call that loads the checkpoint to the
-first batch, at step 100 and at step 1,000,000 of one planned epoch of 8,000,008 rows.
+The model has the size of MiniLM-L6 (22 M parameters) with AdamW's two moments. The two ways of saving take turns in one
+run and must leave the same weights behind. Resuming is measured from the call that loads the checkpoint to the first
+batch, at step 100 and at step 1,000,000 of one planned epoch of 8,000,008 rows.
 """
 
 import tempfile
@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def compare_saves(accelerator: Accelerator, root: Path, *, rounds: int) -> dict[str, Any]:
-    """Seconds for which `save` keeps the training thread, by way of saving."""
+    """Seconds for which `save` blocks the training thread, for each way of saving."""
     checkpointers = {}
     _, optimizer = _make_model(BertConfig(**MINILM.fields), accelerator)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: 1.0)
@@ -58,10 +58,10 @@ def compare_saves(accelerator: Accelerator, root: Path, *, rounds: int) -> dict[
         nonlocal step
         step += 1
         held = time_of(lambda: checkpointers[name].save(TrainState(step=step)))
-        checkpointers[name].finish()  # outside the measurement: training would go on
+        checkpointers[name].finish()  # not measured: training would continue meanwhile
         return held
 
-    for name in checkpointers:  # the first one of each takes its memory and fills the caches
+    for name in checkpointers:  # the first save allocates memory and fills the caches
         save(name)
     held = take_turns({name: lambda name=name: save(name) for name in checkpointers}, rounds=rounds)
     _ensure_equal([sorted((root / name / "checkpoints").glob("step-*"))[-1] for name in checkpointers])
@@ -75,7 +75,7 @@ def compare_saves(accelerator: Accelerator, root: Path, *, rounds: int) -> dict[
 
 
 def compare_resumes(accelerator: Accelerator, root: Path, *, rounds: int) -> dict[str, Any]:
-    """Seconds from the call that loads a checkpoint to the first batch, by the step it was saved at."""
+    """Seconds from the call that loads a checkpoint to the first batch, by the step of the checkpoint."""
     accelerator.free_memory()
     _, optimizer = _make_model(BertConfig(**{**MINILM.fields, "num_hidden_layers": 1, "vocab_size": 1000}), accelerator)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer.optimizer, lambda step: 1.0)
@@ -109,7 +109,7 @@ def compare_resumes(accelerator: Accelerator, root: Path, *, rounds: int) -> dic
 
 
 class _MadeUpRows:
-    """Rows that know only their number, so that 8 million of them need no memory."""
+    """Rows that contain only their number, so that 8 million of them need no memory."""
 
     def __len__(self) -> int:
         return _ROWS

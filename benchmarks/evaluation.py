@@ -1,15 +1,15 @@
-"""Scoring a trained classifier on held-out rows: rows a second of trainer_loop's evaluation and of Trainer.evaluate.
+"""Scoring a trained classifier on held-out rows: rows per second of trainer_loop's evaluation and of Trainer.evaluate.
 
     python -m benchmarks.evaluation --data path/to/imdb
 
-The model is trained briefly first, so that it is sure of most rows. Each side loads it in a process of its own and
-scores the same rows; loading and tokenising are not counted. What differs:
+The model is first trained briefly, so that it is certain about most rows. Each side loads it in a process of its own
+and scores the same rows. Loading and tokenising are not counted. The differences are:
 
-- trainer_loop: the command's own evaluation, rows sorted and cut by the budget of tokens, precision auto.
+- trainer_loop: the command's own evaluation, rows sorted and cut by the token budget, precision auto.
 - Trainer, tutorial: batches of 8 in the order of the file, padded to their longest row, the same precision.
 - Trainer, best: batches grouped by length, of --trainer-batch-size rows.
 
-Loss and metrics must be equal up to what bf16 rounds otherwise in batches of other shapes.
+Loss and metrics must be equal, up to the bf16 rounding of batches with other shapes.
 """
 
 import sys
@@ -26,7 +26,7 @@ from benchmarks.our_run import files_of, imdb_words
 from benchmarks.same_work import find_differences, tell_differences
 from benchmarks.workplace import make_workplace
 
-_TOLERANCES = {"loss": 0.01, "accuracy": 0.01, "f1": 0.02}  # bf16 turns rows that the model is unsure of
+_TOLERANCES = {"loss": 0.01, "accuracy": 0.01, "f1": 0.02}  # bf16 changes rows about which the model is uncertain
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,7 +88,7 @@ def _load_ours(
 ) -> Callable[[], dict[str, float]]:
     from trainer_loop.runtime.host import prepare_environment
 
-    prepare_environment()  # as the command does, before torch is imported
+    prepare_environment()  # before torch is imported, like the command
 
     from trainer_loop.build import build
     from trainer_loop.config.load import read_config, split_arguments
@@ -141,7 +141,7 @@ def _load_trainer(
 
 
 def _compute_metrics(predicted: Any) -> dict[str, float]:
-    """What configs/imdb.yaml names, of all rows."""
+    """The metrics of configs/imdb.yaml over all rows."""
     from sklearn.metrics import accuracy_score, f1_score
 
     labels = predicted.label_ids

@@ -1,22 +1,23 @@
-"""Fine-tuning a small encoder on texts as long as IMDb's: the time from the first step to the last, or to an accuracy.
+"""Time to fine-tune a small encoder on texts as long as IMDb's: from the first step to the last, or to an accuracy.
 
     python -m benchmarks.fine_tune --data path/to/imdb
     python -m benchmarks.fine_tune --data path/to/imdb --attention-dropout
     python -m benchmarks.fine_tune --data path/to/imdb --until-accuracy 0.85 --rows 4800 --held-out 2000
 
-Every side begins at the same weights, trains the same rows once in batches of the same size with the same fused AdamW,
-learning rate, schedule and clipping, in a process of its own. What differs:
+Every side runs in a process of its own. It starts from the same weights and trains the same rows once, in batches of
+the same size, with the same fused AdamW, learning rate, schedule and clipping. The differences are:
 
-- trainer_loop: the command with configs/imdb.yaml (attention dropout 0, precision auto), its budget of tokens.
-- bare PyTorch: a loop written by hand over the same microbatches, with the same model config and precision, but torch's
-  own attention, dropout and gradients of embeddings, where trainer_loop has faster ones on a CPU (cpu_kernels.py).
+- trainer_loop: the command with configs/imdb.yaml (attention dropout 0, precision auto) and its token budget.
+- bare PyTorch: a loop written by hand over the same microbatches, with the same model config and precision. It uses
+  torch's own attention, dropout and embedding gradients; trainer_loop has faster ones on a CPU (ops/cpu_kernels.py).
 - Trainer, tutorial: random batches padded to their longest row, fp32, the model's own dropout.
 - Trainer, best: batches grouped by length (so they are not random), the precision and model config of trainer_loop.
 
-With --attention-dropout the model's own attention dropout stays on everywhere. With --until-accuracy trainer_loop and
-the tutorial's Trainer train until the held-out rows are that well judged, as far as a look every --evaluate-every steps
-can tell; judging is not counted. The losses on held-out rows may differ by a tenth: dropout draws differ, and Trainer
-takes the rows in another order. After a few updates they say that all sides learn the same, not which one learns best.
+With --attention-dropout, all sides keep the model's own attention dropout. With --until-accuracy, trainer_loop and the
+tutorial's Trainer train until they reach that accuracy on the held-out rows. It is measured every --evaluate-every
+steps, and the time of the measurement is not counted. The losses on held-out rows may differ by a tenth, because
+dropout draws differ and Trainer takes the rows in another order. After a few updates these losses show that all sides
+learn the same; they do not show which side learns best.
 """
 
 import sys
@@ -32,7 +33,7 @@ from benchmarks.same_work import find_differences, tell_differences
 from benchmarks.workplace import make_workplace
 from trainer_loop.runtime.host import prepare_environment
 
-_TOLERANCE = 0.1  # of the loss on held-out rows: dropout draws, and Trainer the order of rows, otherwise
+_TOLERANCE = 0.1  # of the loss on held-out rows; dropout draws differ, and so does Trainer's order of rows
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,11 +67,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_side(*, side: str, until_accuracy: float | None, evaluate_every: int, **wanted: Any) -> dict[str, Any]:
-    """Train on one side; what the watch saw, and how good the model is on the held-out rows."""
+    """Train on one side; returns what the watch recorded, and the scores on held-out rows."""
     from pathlib import Path
 
     if side == "trainer_loop":
-        prepare_environment()  # as its command does, before torch is imported
+        prepare_environment()  # before torch is imported, like the command
 
     from benchmarks import fine_tune_sides
     from benchmarks.scoring import Scorer

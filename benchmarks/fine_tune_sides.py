@@ -23,7 +23,12 @@ from benchmarks.watch import Watch
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a side is to do. attention_dropout: leave the model's own on; precision: what `auto` means here."""
+    """The work of a side.
+
+    Attributes:
+        attention_dropout: whether the model keeps its own attention dropout.
+        precision: the value of `auto` on this machine.
+    """
 
     model: str
     train: str
@@ -36,13 +41,13 @@ class Wanted:
 
     @property
     def attention_dropout_of_model(self) -> float:
-        """As its config has it."""
+        """Attention dropout in the config of the model."""
         config = json.loads((Path(self.model) / "config.json").read_text(encoding="utf-8"))
         return float(config["attention_probs_dropout_prob"])
 
     @property
     def overrides(self) -> dict[str, float]:
-        """Fields of the model config that trainer_loop's config sets."""
+        """Fields of the model config that the config of trainer_loop sets."""
         return {} if self.attention_dropout else {"attention_probs_dropout_prob": 0.0}
 
     def our_words(self) -> list[str]:
@@ -58,11 +63,11 @@ class Wanted:
 
 
 class _Reached(Exception):
-    """The target is reached in the middle of the run."""
+    """Raised when the target is reached in the middle of the run."""
 
 
 def train_with_ours(wanted: Wanted, watch: Watch) -> nn.Module:
-    """The command, with the watch around each step."""
+    """Train with the command, and the watch around each step."""
     from trainer_loop.cli.run import main
     from trainer_loop.loop import TrainingLoop
 
@@ -89,7 +94,7 @@ def train_with_ours(wanted: Wanted, watch: Watch) -> nn.Module:
 
 
 def train_bare(wanted: Wanted, watch: Watch) -> nn.Module:
-    """A loop written by hand; only the cut into microbatches comes from trainer_loop's plan."""
+    """Train with a loop written by hand; only the cut into microbatches comes from trainer_loop's plan."""
     from trainer_loop.build import build
     from trainer_loop.config.load import read_config, split_arguments
 
@@ -171,7 +176,7 @@ def _train_with_trainer(
 
 
 class Watching(TrainerCallback):
-    """The watch around each step."""
+    """A callback that puts the watch around each step."""
 
     def __init__(self, watch: Watch):
         self.watch = watch

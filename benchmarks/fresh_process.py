@@ -1,4 +1,4 @@
-"""One side of a benchmark in a Python process of its own: threads, precision and memory of another cannot leak in."""
+"""Runs one side of a benchmark in its own Python process, so that threads, precision and memory are its own."""
 
 import importlib
 import json
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_LINES_OF_FAILURE = 60  # a launcher adds many of its own
+_LINES_OF_FAILURE = 60  # a launcher adds many lines
 
 
 def call(
@@ -20,10 +20,17 @@ def call(
     launcher: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Any:
-    """What `package.module:function` returns in a process of its own; arguments and result are plain JSON.
+    """Call `package.module:function` in a new process.
 
-    launcher: words between `python -m` and this module, such as accelerate's; the result is that of process 0.
-    Raises RuntimeError with the end of its output where the process fails.
+    Args:
+        function: the function.
+        arguments: its arguments; they and the result are plain JSON.
+        launcher: words between `python -m` and this module, such as those of accelerate; the result is that of process
+            0.
+        environment: environment variables of the process.
+
+    Raises:
+        RuntimeError: the process failed; the message has the end of its output.
     """
     with tempfile.TemporaryDirectory() as directory:
         result = Path(directory) / "result.json"
@@ -42,7 +49,7 @@ def call(
 
 
 def module_path() -> str:
-    """Where a child finds these benchmarks, wherever it is started."""
+    """The path on which a child finds the benchmarks, whatever its current directory."""
     paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     return os.pathsep.join(path for path in paths if path)
 

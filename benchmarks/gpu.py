@@ -1,16 +1,18 @@
-"""On a GPU: tokens a second beside transformers.Trainer, share of the card's matrix rate, precision, and waiting.
+"""On a GPU: tokens per second beside transformers.Trainer, share of the card's matrix speed, precision, and waiting.
 
     python -m benchmarks.gpu
 
 BERT-base (a classifier) and a causal language model of 0.6 B parameters, both from their configs with random weights,
-on made-up texts cut at 512 and at 2,048 tokens, in bf16. Trainer has its best settings: batches grouped by length,
-bf16, scaled-dot-product attention without dropout, and torch.compile beside it. trainer_loop runs plainly and with the
-keys of VARIANTS. The first steps of every side are not timed.
+train in bf16 on made-up texts cut at 512 and at 2,048 tokens. Trainer has its best settings: batches grouped by length,
+bf16, and scaled-dot-product attention without dropout; it runs with torch.compile and without. trainer_loop runs
+without options and with the keys of VARIANTS. The first steps of every side are not timed.
 
-Two checks follow, which end with exit code 1 where they fail: the loss curves of bf16 and fp16 stay within 2 % of fp32,
-and a profiler trace of steps between two that log holds nothing by which the host waits for the device.
+Two checks follow. The command ends with exit code 1 if one fails: the loss curves of bf16 and fp16 must stay within 2 %
+of fp32, and the profiler trace of steps between two log lines must contain nothing that makes the host wait for the
+device.
 
-Without a GPU this says so and ends with exit code 2. `--tiny` tries all of it on small models, on any device.
+Without a GPU the command reports this and ends with exit code 2. `--tiny` runs all of it on small models, on any
+device.
 """
 
 import sys
@@ -23,7 +25,7 @@ from benchmarks.measure import compare, publish, take_turns
 from benchmarks.same_work import find_differences, tell_differences
 from benchmarks.workplace import ModelSize, Workplace, make_workplace
 
-# What is measured beside the plain run: config keys that are put on. One that the config does not know is left out.
+# Config keys of the variants that are measured beside the plain run. A key that the config does not have is left out.
 VARIANTS = {
     "trainer_loop": [],
     "trainer_loop, compile": ["model.compile=true"],
@@ -51,9 +53,9 @@ _TINY_CAUSAL_LM = ModelSize(
     {**_SMALL, "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128},
     classifies=False,
 )
-_ROWS_OF_TRAINER = {512: 32, 2048: 8}  # of a forward pass, more would not be faster; the rest is accumulated
-_LOSS_TOLERANCE = 0.1  # of the last loss: dropout draws, and Trainer the order of rows, otherwise
-_TOKEN_TOLERANCE = 0.01  # some chunks of texts are shorter, and of more chunks than are trained on each side has others
+_ROWS_OF_TRAINER = {512: 32, 2048: 8}  # in one forward pass; more are not faster; the rest is accumulated
+_LOSS_TOLERANCE = 0.1  # of the last loss; dropout draws differ, and so does Trainer's order of rows
+_TOKEN_TOLERANCE = 0.01  # some chunks of texts are shorter, and each side trains on other chunks
 _CURVE_TOLERANCE = 0.02
 
 
@@ -79,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     for name, size in models.items():
         for max_length in lengths:
             rows = options.batch_size * options.steps
-            longer = max_length / 512 * (1 if size.classifies else 2)  # so that there are chunks enough
+            longer = max_length / 512 * (1 if size.classifies else 2)  # so that there are enough chunks
             with make_workplace(
                 rows=rows, held_out=None, data=None, model=None, made_model=size, longer=longer
             ) as place:
@@ -98,7 +100,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class _Case:
-    """One model at one length of texts; each method adds what it found to `comparisons` and `failures`."""
+    """One model at one length of texts. Each method adds its results to `comparisons` and `failures`."""
 
     def __init__(self, title: str, size: ModelSize, max_length: int, place: Workplace, options: Any):
         self._title = title
@@ -116,13 +118,13 @@ class _Case:
         }
 
     def compare_rates(self, comparisons: list[dict[str, Any]], failures: list[str]) -> None:
-        """Tokens a second of every side, and the share of the card's matrix rate they are."""
+        """Tokens per second of every side, and the share of the card's matrix speed."""
         sides = {name: lambda keys=keys: self._call("run_ours", keys=keys) for name, keys in VARIANTS.items()}
         sides |= {
             name: lambda compiled=compiled: self._call("run_trainer", compiled=compiled)
             for name, compiled in _TRAINERS.items()
         }
-        if self._options.tiny:  # compiling takes longer than all the rest of a trial
+        if self._options.tiny:  # compiling takes longer than the rest of a trial
             sides = {name: side for name, side in sides.items() if "compile" not in name}
         outcomes = take_turns(sides, rounds=self._options.rounds)
         tokens = 0.1 if self._options.tiny else _TOKEN_TOLERANCE
@@ -147,7 +149,7 @@ class _Case:
         ]
 
     def compare_precisions(self, comparisons: list[dict[str, Any]], failures: list[str]) -> None:
-        """How far the losses of bf16 and fp16 are from those of fp32, at the step where they are furthest."""
+        """The largest difference of the losses of bf16 and fp16 from those of fp32."""
         import torch
 
         precisions = ("bf16", "fp16") if torch.cuda.is_available() else ("bf16",)

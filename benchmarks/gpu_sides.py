@@ -1,4 +1,4 @@
-"""What the processes of the benchmark `gpu` do; each function runs in one of its own."""
+"""The processes of the benchmark `gpu`; each function runs in a process of its own."""
 
 import tempfile
 import time
@@ -15,8 +15,8 @@ from benchmarks.peer_trainer import tokenise
 from benchmarks.watch import Watch, wait_for_gpu
 
 _LOG_EVERY = 10
-_PROFILED = range(2, 8)  # steps from 0 after one that logs, before the next that does
-_WAITS = (  # .item() and .cpu() of a tensor on the device end in one of them
+_PROFILED = range(2, 8)  # steps from 0, between two that log
+_WAITS = (  # .item() and .cpu() of a tensor on the device call one of them
     "cudaDeviceSynchronize",
     "cudaEventSynchronize",
     "cudaStreamSynchronize",
@@ -25,7 +25,7 @@ _WAITS = (  # .item() and .cpu() of a tensor on the device end in one of them
 
 
 def run_ours(*, keys: Sequence[str], steps: int, warm: int, **wanted: Any) -> dict[str, Any]:
-    """Train with the command; tokens, seconds after the warm steps, and the loss at the end."""
+    """Train with the command; returns tokens, seconds after the warm-up steps, and the last loss."""
     watch = Watch(warm=warm, last=steps)
     loops: list[Any] = []
     rows: list[int] = []
@@ -66,7 +66,7 @@ def run_trainer(
     steps: int,
     warm: int,
 ) -> dict[str, Any]:
-    """The same with transformers.Trainer at its best, on the same rows."""
+    """The same with transformers.Trainer and its best settings, on the same rows."""
     from transformers import (
         AutoModelForCausalLM,
         AutoModelForSequenceClassification,
@@ -140,7 +140,7 @@ def run_curve(*, precision: str, steps: int, warm: int, **wanted: Any) -> list[f
 
 
 def count_waits(*, steps: int, warm: int, **wanted: Any) -> dict[str, int]:
-    """What makes the host wait for the device, within training steps that lie between two that log."""
+    """The operations that make the host wait for the device, in training steps between two log lines."""
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
     profiler = profile(activities=activities)
 
@@ -162,7 +162,7 @@ def count_waits(*, steps: int, warm: int, **wanted: Any) -> dict[str, int]:
 
 
 def measure_matrix_rate(*, size: int) -> float:
-    """Operations a second of a product of two bf16 matrices `[size, size]`, on the GPU where there is one."""
+    """Operations per second of a product of two bf16 matrices `[size, size]`, on the GPU if there is one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     one, other = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     best = float("inf")
@@ -188,7 +188,7 @@ def _run(
     rows_at_once: int,
     steps: int,
 ) -> list[float]:
-    """The command, with `step(train_step, loop, step_batch)` in place of each training step; the losses it logged."""
+    """Run the command with `step(train_step, loop, step_batch)` for each training step; returns the logged losses."""
     from trainer_loop.cli.run import main
     from trainer_loop.loop import TrainingLoop
     from trainer_loop.record.run_dir import RunDir
@@ -218,7 +218,7 @@ def _run(
 
 
 def _encode(train: str, tokenizer: Any, *, classifies: bool, max_length: int) -> Any:
-    """The rows that trainer_loop trains on: for a language model its chunks."""
+    """The rows that trainer_loop trains on; for a language model its chunks."""
     import datasets
 
     from trainer_loop.tasks.causal_lm import CausalLM
@@ -236,8 +236,11 @@ def _encode(train: str, tokenizer: Any, *, classifies: bool, max_length: int) ->
 
 
 def _operations_per_token(model: nn.Module, *, attended: float) -> float:
-    """Of a forward and a backward pass: six for each weight that is multiplied, twelve for each width and token
-    attended to. Looking an embedding up is no work; where it is also the output layer, it is multiplied once."""
+    """Operations of a forward and a backward pass for one token.
+
+    Six for each weight of a matrix product, and twelve for each width and attended token. An embedding lookup counts
+    nothing; an embedding that is also the output layer counts once.
+    """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     weights = sum(
         parameter.numel() for parameter in model.parameters() if parameter.ndim >= 2 and id(parameter) not in embeddings

@@ -1,11 +1,11 @@
-"""What a loop costs over a bare PyTorch loop, in milliseconds a step: a tiny model, one thread, one process.
+"""What a loop costs over a bare PyTorch loop, in milliseconds per step: a tiny model, one thread, one process.
 
     python -m benchmarks.loop_overhead
 
-All sides train the same model on the same batches in the same order with the same fused AdamW, linear schedule and
-clipping of the gradient norm, each in a process of its own, and must end at the same loss. The bare loop, Fabric and
-accelerate do nothing besides; the others log the loss every 10 steps. trainer_loop also has its metrics and its exact
-data state on.
+All sides train the same model on the same batches in the same order, with the same fused AdamW, linear schedule and
+clipping of the gradient norm. Each side runs in a process of its own, and all must end at the same loss. The bare loop,
+Fabric and accelerate do nothing else; the others log the loss every 10 steps. trainer_loop also computes its metrics
+and keeps its exact data state.
 """
 
 import importlib.util
@@ -26,10 +26,10 @@ from benchmarks.measure import compare, publish, take_turns
 from benchmarks.same_work import find_differences, tell_differences
 from trainer_loop.data.batch_plan import BatchPlan
 
-_TOLERANCE = 1e-3  # of the final loss: sums are made in another order here and there
+_TOLERANCE = 1e-3  # of the final loss; the order of some sums differs
 _SEED = 7
 _LOG_EVERY = 10
-_WARM = 0.1  # share of the steps that is not counted
+_WARM = 0.1  # share of the steps that is not timed
 
 Rows = list[tiny.Row]
 
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_side(*, side: str, steps: int, batch_size: int) -> dict[str, Any]:
-    """Train on one side; seconds a step, and what must be the same on all."""
+    """Train on one side; returns seconds per step, and the values that must be the same on all sides."""
     rows = tiny.make_rows(steps * batch_size)
     plan = _plan(len(rows), batch_size)
     order = [row for step in range(steps) for row in plan.batch(step).tolist()]
@@ -185,7 +185,7 @@ def _train_with_pytorch_accelerated(rows: Rows, collate: tiny.Collate, batch_siz
             loss = self.loss_func(output, batch["labels"])
             return {"loss": loss, "model_outputs": output, "batch_size": len(batch["labels"])}
 
-        def _clip_gradients(self) -> None:  # by norm as on the other sides; its own clips values
+        def _clip_gradients(self) -> None:  # by norm as on the other sides; its default clips values
             self._accelerator.clip_grad_norm_(self.model.parameters(), tiny.MAX_NORM)
 
     model = tiny.TinyClassifier()

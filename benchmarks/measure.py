@@ -1,4 +1,4 @@
-"""What every benchmark needs: rounds in turn, medians with their spread, the machine, and a file of results."""
+"""Shared by all benchmarks: rounds in turn, medians with their spread, the machine, and the file of results."""
 
 import json
 import os
@@ -19,9 +19,16 @@ T = TypeVar("T")
 
 
 def take_turns(sides: Mapping[str, Callable[[], T]], *, rounds: int) -> dict[str, list[T]]:
-    """Run every side once a round, so that what else the machine does strikes all alike; what they return, by name.
+    """Run every side once per round, so that other load on the machine affects all sides alike.
 
-    The order turns from round to round. A side returns its own figure, such as seconds, or several.
+    The order of the sides changes from round to round.
+
+    Args:
+        sides: functions by name; each returns one or several values, such as seconds.
+        rounds: number of rounds.
+
+    Returns:
+        The results of all rounds, by side.
     """
     figures: dict[str, list[T]] = {name: [] for name in sides}
     names = list(sides)
@@ -39,7 +46,7 @@ def time_of(function: Callable[[], Any]) -> float:
 
 
 def summarise(values: Sequence[float]) -> dict[str, Any]:
-    """Median, extremes and the figures themselves."""
+    """Median, extremes and the values themselves."""
     return {
         "median": statistics.median(values),
         "smallest": min(values),
@@ -51,10 +58,15 @@ def summarise(values: Sequence[float]) -> dict[str, Any]:
 def compare(
     title: str, unit: str, figures: Mapping[str, Sequence[float]], *, base: str | None = None, notes: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The figures of several sides beside each other, in `unit`, as plain JSON.
+    """A comparison of several sides as plain JSON.
 
-    base: the side that the others are divided by, median by median; None: no ratios. The extremes of a ratio are those
-    of the rounds. notes: what a reader must know, in sentences.
+    Args:
+        title: title of the comparison.
+        unit: unit of the values.
+        figures: values of all rounds, by side.
+        base: the side by whose median the others are divided; None for no ratios. The extremes of a ratio are those of
+            the rounds.
+        notes: sentences that a reader needs.
     """
     ratios = {}
     if base is not None:
@@ -84,12 +96,12 @@ def tell(comparison: Mapping[str, Any]) -> None:
 
 
 def format_figure(value: float) -> str:
-    """Four significant digits, and all those before the point."""
+    """A number with four significant digits, and all digits before the point."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def describe_machine() -> dict[str, Any]:
-    """What the figures were measured on."""
+    """The machine and the versions."""
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
@@ -108,7 +120,7 @@ def describe_machine() -> dict[str, Any]:
 def publish(
     name: str, comparisons: Sequence[Mapping[str, Any]], *, settings: Mapping[str, Any], folder: Path = RESULTS
 ) -> None:
-    """Print the comparisons, and write them to NAME.json in the folder of results, with the machine and settings."""
+    """Print the comparisons and write them to NAME.json in the results folder, with the machine and the settings."""
     for comparison in comparisons:
         tell(comparison)
     folder.mkdir(parents=True, exist_ok=True)

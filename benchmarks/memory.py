@@ -3,9 +3,9 @@
     python -m benchmarks.memory --data path/to/imdb
 
 A small model trains a few steps on parquet files of 1, 10 and 100 times as many rows (tokenising included), and scores
-1, 10 and 100 times as many. `resident` is all that the process had in memory at once; it counts pages of files mapped
-into memory, which the kernel takes back when it needs them. `of its own` is without those. Trainer needs less; part of
-the difference is code that oneDNN compiles for every shape of a microbatch (docs/decisions.md).
+1, 10 and 100 times as many rows. `resident` is all memory that the process held at once. It includes pages of files
+mapped into memory, which the kernel can take back. `of its own` excludes these pages. Trainer needs less memory. Part
+of the difference is code that oneDNN compiles for every shape of a microbatch (docs/decisions.md).
 """
 
 import functools
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
 def run_side(
     *, side: str, model: str, train: str, held_out: str | None, max_length: int, steps: int
 ) -> dict[str, float]:
-    """Train, and evaluate where there are held-out rows; bytes at the peak."""
+    """Train, and evaluate if there are held-out rows; returns the peak in bytes."""
     from benchmarks.peak_memory import PeakMemory
 
     with tempfile.TemporaryDirectory() as folder, PeakMemory() as peak:
@@ -103,7 +103,7 @@ def _run_trainer(model: str, train: str, held_out: str | None, folder: str, max_
 
 
 def _measure_growth(place: Workplace, grown: str, options: Any) -> list[dict[str, Any]]:
-    """Both sides on ever more rows of one file: `train`, or `held_out`, which is then scored."""
+    """Run both sides on growing numbers of rows of one file: `train`, or `held_out`, which is then scored."""
     rows = options.rows if grown == "train" else options.held_out
     source = None if options.data is None else options.data / f"{FILES[grown]}.parquet"
     sides = {}

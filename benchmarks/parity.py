@@ -1,18 +1,19 @@
-"""The gradient of one update in four microbatches, beside that of the same rows in one: trainer_loop and Trainer.
+"""The gradient of one update in four microbatches compared with one microbatch: trainer_loop and Trainer.
 
     python -m benchmarks.parity
 
-Every model is tiny, made from its config with the same random weights for all sides, in float64 and without dropout. An
-update has 16 rows of 24 to 3 tokens, longest first, so that both loops make the same four microbatches of four rows; a
-language model's microbatches then have unlike numbers of targets. The gradient is what the optimizer (SGD) is handed,
-without clipping. A difference is that of the weight whose gradient differs most: the norm of the difference over the
-norm of its gradient in one microbatch (or over a millionth of the norm of all weights, where that is more).
+Every model is tiny and made from its config, with the same random weights for all sides, in float64 and without
+dropout. An update has 16 rows of 24 to 3 tokens, longest first, so that both loops make the same four microbatches of
+four rows. The microbatches of a language model then have different numbers of targets. The gradient is the one that the
+optimizer (SGD) receives, without clipping. A difference is that of the weight whose gradient differs most: the norm of
+the difference over the norm of the weight's gradient in one microbatch (or over a millionth of the norm of all weights,
+if that is more).
 
 - trainer_loop: TrainingLoop with `per_device` 4 and with no limit, its tasks, its loader and its plan.
 - Trainer: `gradient_accumulation_steps` 4 and batches of 4 against 1 and batches of 16, the model's own loss, the
   collators of transformers that pad each microbatch to its longest row.
 - Trainer, padded alike: every row is padded to 24 tokens.
-- Trainer, compute_loss_func: given a loss function that divides by `num_items_in_batch` itself.
+- Trainer, compute_loss_func: with a loss function that itself divides by `num_items_in_batch`.
 """
 
 import argparse
@@ -40,16 +41,16 @@ from trainer_loop.runtime.quiet import quieten_libraries
 _PAGE = Path(__file__).parents[1] / "docs/parity.md"
 _OURS = "trainer_loop"
 _PACKAGES = ("torch", "transformers", "accelerate")
-_NOTABLE = 0.01  # a difference above this is named over the tables
+_NOTABLE = 0.01  # a larger difference is named above the tables
 _WHY_ACCUMULATION = (
-    "Trainer hands `num_items_in_batch` to every model whose `forward` takes `**kwargs`, and leaves the division to "
-    "it; a head that does not look at it returns the mean of each microbatch, and these are added up "
-    "([transformers 47688](https://github.com/huggingface/transformers/issues/47688)). Adam's update does not feel a "
-    "constant factor (but for its eps); SGD's does, and so does clipping at `max_grad_norm`."
+    "Trainer passes `num_items_in_batch` to every model whose `forward` takes `**kwargs`, and the model has to divide. "
+    "A head that ignores it returns the mean of each microbatch, and these means are added up "
+    "([transformers 47688](https://github.com/huggingface/transformers/issues/47688)). A constant factor does not "
+    "change Adam's update (except through its eps), but it changes SGD's update and clipping at `max_grad_norm`."
 )
 _WHY_COUNT = (
-    "Where it is smaller, Trainer has also counted the first token of each row, which nothing predicts: it leaves that "
-    "out where the name of the model's class says ForCausalLM, and GPT2LMHeadModel's does not."
+    "Where it is smaller, Trainer also counted the first token of each row, which nothing predicts. Trainer leaves it "
+    "out only if the name of the model's class contains ForCausalLM, and GPT2LMHeadModel's does not."
 )
 
 SIDES: dict[str, Callable[[str, int], Gradient]] = {
@@ -82,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(name: str) -> dict[str, dict[str, dict[str, float]]]:
-    """By side: `four`, four microbatches beside one; `one`, one microbatch beside trainer_loop's one."""
+    """For each side: `four`, four microbatches against one; `one`, one microbatch against trainer_loop's one."""
     whole = {side: gradient(name, 1) for side, gradient in SIDES.items()}
     return {
         side: {
@@ -94,7 +95,7 @@ def measure(name: str) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def write_page(results: Mapping[str, Any]) -> str:
-    """docs/parity.md, from what was measured."""
+    """The text of docs/parity.md for these results."""
     versions = results["machine"]["versions"]
     models = results["models"]
     largest = max(figures[_OURS]["four"]["difference"] for figures in models.values())
@@ -104,23 +105,23 @@ def write_page(results: Mapping[str, Any]) -> str:
         f"This page is written by the command below, with {measured_with}.",
         read_method("parity"),
         "## What was measured",
-        f"**trainer_loop**: in four microbatches the gradient is that of one, to {largest:.1e} at most. "
+        f"**trainer_loop**: four microbatches give the gradient of one, up to a difference of {largest:.1e}. "
         "[A test](../tests/numerics/test_accumulation.py) keeps it within 1e-6, on one process and on two.",
-        f"**Trainer** {versions['transformers']} with the model's own loss, four microbatches beside one: "
+        f"**Trainer** {versions['transformers']} with the model's own loss, four microbatches compared with one: "
         + _name_notable(models, "four", why=_WHY_ACCUMULATION),
         "**Trainer beside trainer_loop**, both in one microbatch: " + _name_notable(models, "one", why=_WHY_COUNT),
-        "## Norm of the gradient: four microbatches over one",
+        "## Norm of the gradient: four microbatches divided by one",
         _write_table(models, "four", "norm_ratio", "{:.6g}"),
-        "## Largest difference of a weight's gradient: four microbatches beside one",
+        "## Largest difference of a weight's gradient: four microbatches compared with one",
         _write_table(models, "four", "difference", "{:.1e}"),
-        "## Norm of the gradient in one microbatch: over that of trainer_loop",
+        "## Norm of the gradient in one microbatch, divided by that of trainer_loop",
         _write_table(models, "one", "norm_ratio", "{:.6g}"),
     ]
     return "\n\n".join(part if "\n" in part else _wrap(part) for part in parts) + "\n"
 
 
 def _name_notable(models: Mapping[str, Any], cut: str, *, why: str) -> str:
-    """For which models Trainer's gradient is another, how large it is, and why."""
+    """The models for which Trainer's gradient differs, the ratio of the norms, and the reason."""
     by_ratio: dict[str, list[str]] = {}
     for name, figures in models.items():
         if figures["Trainer"][cut]["difference"] > _NOTABLE:

@@ -1,4 +1,4 @@
-"""The models of the parity table: tiny, from their configs, in float64 and without dropout; and rows for them."""
+"""The models of the parity table (tiny, from their configs, float64, without dropout) and their rows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from trainer_loop.tasks.sequence_classification import SequenceClassification
 from trainer_loop.tasks.task import TextTask
 
 LABELS = ("a", "b", "c")
-LONGEST = 24  # tokens of a row
+LONGEST = 24  # tokens of the longest row
 _SHORTEST = 3
 _NUM_TOKENS = 50
 _SEED = 0
@@ -30,14 +30,19 @@ _SIZES = {
 
 @dataclass(frozen=True)
 class TinyModel:
-    """model_type: as transformers names it. fields: of its config, beside those that all share."""
+    """A model of the table.
+
+    Attributes:
+        model_type: its name in transformers.
+        fields: fields of its config, in addition to those that all models share.
+    """
 
     model_type: str
     task: type[TextTask] = SequenceClassification
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
-_DEBERTA_V3 = {  # the sizes aside, what its pretrained models have
+_DEBERTA_V3 = {  # as in its pretrained models, except for the sizes
     "relative_attention": True,
     "pos_att_type": ["p2c", "c2p"],
     "position_biased_input": False,
@@ -45,7 +50,7 @@ _DEBERTA_V3 = {  # the sizes aside, what its pretrained models have
     "norm_rel_ebd": "layer_norm",
     "share_att_key": True,
 }
-_GROUPED = {"num_key_value_heads": 1}  # two heads of queries share one of keys
+_GROUPED = {"num_key_value_heads": 1}  # two query heads share one key head
 MODELS = {
     "BERT": TinyModel("bert"),
     "DistilBERT": TinyModel("distilbert", fields={"hidden_dim": 32}),
@@ -63,7 +68,7 @@ MODELS = {
 
 
 def make_model(name: str) -> nn.Module:
-    """The same weights at every call."""
+    """Make a model; its weights are the same at every call."""
     kind = MODELS[name]
     tokenizer = make_tokenizer()
     config = AutoConfig.for_model(kind.model_type, **_SIZES, **kind.fields)
@@ -80,7 +85,7 @@ def make_model(name: str) -> nn.Module:
 
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Of whole words; padding is token 0."""
+    """A tokenizer of whole words; padding is token 0."""
     from tokenizers import Tokenizer, models
 
     words = ["[PAD]", "[UNK]", "[BOS]", "[EOS]"]
@@ -97,7 +102,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_rows(count: int, *, labelled: bool) -> list[dict[str, Any]]:
-    """Random tokens, longest row first; the lengths go evenly from 24 down to 3."""
+    """Rows of random tokens, longest first; the lengths fall evenly from 24 to 3."""
     generator = np.random.default_rng(_SEED)
     rows: list[dict[str, Any]] = []
     for length in np.linspace(LONGEST, _SHORTEST, count).round().astype(int):

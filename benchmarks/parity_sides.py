@@ -1,4 +1,4 @@
-"""The gradient of one update, as trainer_loop's loop and as transformers.Trainer hand it to their optimizer."""
+"""The gradient of one update, as trainer_loop's loop and transformers.Trainer pass it to the optimizer."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +41,7 @@ def make_plan(
     max_tokens: int | None = None,
     num_processes: int = 1,
 ) -> BatchPlan:
-    """One update of all rows; in one microbatch where nothing limits it."""
+    """A plan of one update of all rows; one microbatch unless a limit is given."""
     return BatchPlan(
         [len(row["input_ids"]) for row in rows],
         batch_size=len(rows),
@@ -55,12 +55,12 @@ def make_plan(
 def measure_ours(
     name: str, *, per_device: int | None = None, max_tokens: int | None = None, num_processes: int = 1
 ) -> Gradient:
-    """The gradient of an update of all rows by TrainingLoop, cut as `make_plan` does."""
+    """The gradient of an update of all rows by TrainingLoop, cut by `make_plan`."""
     task: TextTask = MODELS[name].task()
     task.bind(make_tokenizer())
     rows = _make_rows(name)
     model = make_model(name)
-    use_attention(model)  # these two as build.py does
+    use_attention(model)  # this call and the next as in build.py
     if not torch.accelerator.is_available():
         use_cpu_modules(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -83,7 +83,7 @@ def measure_ours(
 
 
 def measure_in_group(names: list[str], num_processes: int) -> dict[str, dict[str, list[float]]]:
-    """The flat gradients of several models as plain JSON. Called by every process of a group."""
+    """The flat gradients of several models as plain JSON. All processes of a group must call this."""
     try:
         return {
             name: {weight: values.flatten().tolist() for weight, values in gradient.items()}
@@ -97,10 +97,11 @@ def measure_in_group(names: list[str], num_processes: int) -> dict[str, dict[str
 def measure_trainer(
     name: str, *, microbatches: int, padded_alike: bool = False, loss_function: LossFunction | None = None
 ) -> Gradient:
-    """The gradient of an update of all rows by transformers.Trainer, in so many microbatches of equally many rows.
+    """The gradient of an update of all rows by transformers.Trainer, in microbatches of equally many rows.
 
-    padded_alike: every row to 24 tokens, and not to the longest of its microbatch. loss_function: what Trainer takes
-    as `compute_loss_func`; None: the model's own loss.
+    Args:
+        padded_alike: whether every row is padded to 24 tokens instead of the longest of its microbatch.
+        loss_function: `compute_loss_func` of Trainer; None for the model's own loss.
     """
     tokenizer, model = make_tokenizer(), make_model(name)
     width = LONGEST if padded_alike else None
@@ -139,18 +140,19 @@ def measure_trainer(
 
 
 def divide_by_items(outputs: Any, labels: Tensor, num_items_in_batch: Any) -> Tensor:
-    """A `compute_loss_func` for Trainer: summed over a microbatch, divided by what Trainer counts in the update."""
+    """A `compute_loss_func` for Trainer: the sum over a microbatch, divided by Trainer's count of the update."""
     logits = outputs.logits
-    if labels.ndim == 2:  # a language model, `[B, T]`: each token is judged on the next one
+    if labels.ndim == 2:  # a language model, `[B, T]`: each token predicts the next one
         logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     return F.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
 
 
 def compare_gradients(one: Gradient, other: Gradient) -> dict[str, float]:
-    """Of `one` beside `other`: `norm_ratio`, and `difference`, the largest over the weights.
+    """Compare `one` with `other`: `norm_ratio`, and `difference`, the largest over the weights.
 
-    A weight's difference is its norm over that of its own gradient in `other`, or over a millionth of the norm of all
-    where that is more: a gradient that is really zero, such as that of a key's bias, holds rounding only.
+    The difference of a weight is divided by the norm of its gradient in `other`, or by a millionth of the norm of all
+    weights if that is larger: a gradient that is mathematically zero, such as that of a key's bias, contains only
+    rounding.
     """
     assert one.keys() == other.keys()
     norm = _norm(list(other.values()))
@@ -172,7 +174,7 @@ def _make_rows(name: str) -> list[dict[str, Any]]:
 
 @contextmanager
 def _watch(optimizer: torch.optim.Optimizer, model: nn.Module) -> Iterator[list[Gradient]]:
-    """A copy of the gradients at each step of this optimizer, before it moves the weights."""
+    """Copy the gradients at each step of this optimizer, before it changes the weights."""
     seen: list[Gradient] = []
 
     def keep(*_: Any) -> None:

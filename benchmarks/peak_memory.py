@@ -1,4 +1,4 @@
-"""The most memory that this process has at once."""
+"""Peak memory of this process."""
 
 import threading
 from pathlib import Path
@@ -11,9 +11,9 @@ _SECONDS_BETWEEN = 0.02
 
 
 class PeakMemory:
-    """Bytes at the peak of the block: `resident`, and without pages of files `of_its_own`, looked at every 20 ms.
+    """Peak memory of the block in bytes, sampled every 20 ms: `resident`, and `of_its_own` without pages of files.
 
-    Only Linux tells the two apart; elsewhere both are the same.
+    Only Linux separates the two; elsewhere they are equal.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,6 @@
-"""A plain script with transformers.Trainer, as a tutorial has it; the other benchmarks take their Trainer from here.
+"""A plain script with transformers.Trainer, like in a tutorial; the other benchmarks use its Trainer.
 
-It imports nothing of this project, so that it starts as a user's own script does.
+It imports nothing of this project, so that it starts like a user's own script.
 """
 
 import argparse
@@ -32,7 +32,10 @@ def make_trainer(
 ) -> Trainer:
     """A Trainer over parquet files with `text` and `label`; learning rate and schedule are those of configs/imdb.yaml.
 
-    precision: no, bf16 or fp16. overrides: fields of the model's config. folder: for what the Trainer writes.
+    Args:
+        precision: no, bf16 or fp16.
+        overrides: fields of the model config.
+        folder: folder for the files of the Trainer.
     """
     tokenizer = AutoTokenizer.from_pretrained(model)
     rows = {
@@ -46,7 +49,7 @@ def make_trainer(
         per_device_eval_batch_size=evaluation_batch_size,
         learning_rate=5e-5,
         weight_decay=0.01,
-        warmup_steps=0.1,  # below 1: a share of all steps
+        warmup_steps=0.1,  # below 1, a share of all steps
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         train_sampling_strategy="group_by_length" if group_by_length else "random",
@@ -67,7 +70,7 @@ def make_trainer(
 
 
 def tokenise(path: str, tokenizer: Any, max_length: int) -> datasets.Dataset:
-    """The rows of a parquet file as the model takes them, kept in the cache of `datasets`."""
+    """The rows of a parquet file as input of the model, kept in the cache of `datasets`."""
     rows = datasets.load_dataset("parquet", data_files=path, split="train")
     began = time.perf_counter()
     encoded = rows.map(

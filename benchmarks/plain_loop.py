@@ -1,4 +1,4 @@
-"""The loop of this project put together from plain parts, without a config."""
+"""The training loop of this project made from plain parts, without a config."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,7 +31,7 @@ def make_plain_loop(
     max_grad_norm: float | None,
     log_every: int,
 ) -> TrainingLoop:
-    """A loop over one epoch of `plan`, which writes into `folder`. Called by every process of a group."""
+    """A loop over one epoch of `plan` that writes into `folder`. All processes of a group must call this."""
     accelerator = make_accelerator(precision="no")
     run_dir = RunDir(folder)
     prepared: Any = accelerator.prepare(model, optimizer)

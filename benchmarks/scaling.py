@@ -1,11 +1,12 @@
-"""Several processes on as many cores against one on one core: tokens a second, and what is reduced in a step.
+"""Several processes on as many cores against one on one core: tokens per second, and the bytes reduced in a step.
 
     python -m benchmarks.scaling --data path/to/imdb
 
-The same config and batches, so the same updates, on one process and on `--num-processes`, each kept to a core of its
-own and with one thread; they are started by `accelerate launch` and joined by gloo. Reductions are counted in short
-runs with unlike budgets of tokens, so unlike numbers of microbatches in a step. What a step should take by
-docs/scaling.md is worked out from the run on one process and the time of one reduction of as many bytes.
+One process and `--num-processes` processes run the same config and batches, so they make the same updates. Each process
+has one thread and is kept on its own core. The processes are started by `accelerate launch` and connected by gloo.
+Reductions are counted in short runs with different token budgets, so with different numbers of microbatches in a step.
+The expected time of a step by docs/scaling.md is computed from the run on one process and the time of one reduction of
+as many bytes.
 """
 
 import os
@@ -21,7 +22,7 @@ from benchmarks.our_run import files_of
 from benchmarks.same_work import find_differences, tell_differences
 from benchmarks.workplace import Workplace, make_workplace
 
-_TOLERANCE = 0.1  # of the loss on held-out rows: each process draws dropout of its own
+_TOLERANCE = 0.1  # of the loss on held-out rows; dropout draws differ between processes
 _CONFIG = Path(__file__).parents[1] / "launch/accelerate/cpu_2.yaml"
 
 
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_side(**wanted: Any) -> dict[str, Any]:
-    """Train on this process: seconds, updates, rows and tokens of all processes, and the held-out loss."""
+    """Train in this process; returns seconds, updates, rows and tokens of all processes, and the held-out loss."""
     from benchmarks.scaling_sides import train
 
     _keep_to_one_core()
@@ -65,7 +66,7 @@ def run_side(**wanted: Any) -> dict[str, Any]:
 
 
 def count_reductions(**wanted: Any) -> dict[str, float]:
-    """What a step of this run reduces over the processes, on average."""
+    """The average number of reductions over the processes in a step of this run."""
     from benchmarks.scaling_sides import count
 
     _keep_to_one_core()
@@ -73,7 +74,7 @@ def count_reductions(**wanted: Any) -> dict[str, float]:
 
 
 def time_reduction(*, num_bytes: int) -> float:
-    """Seconds that one sum of so many bytes over the processes takes."""
+    """Seconds of one sum of `num_bytes` bytes over the processes."""
     from benchmarks.scaling_sides import time_all_reduce
 
     _keep_to_one_core()
@@ -123,7 +124,7 @@ def _compare_rates(outcomes: Mapping[str, list[dict[str, Any]]]) -> dict[str, An
 def _compare_with_model(
     alone: list[dict[str, Any]], together: list[dict[str, Any]], reductions: list[float]
 ) -> dict[str, Any]:
-    """Milliseconds a step: measured, and as docs/scaling.md has it where nothing overlaps."""
+    """Milliseconds per step: measured, and computed by docs/scaling.md with no overlap."""
     figures = {
         "measured": [1000 * result["seconds"] / result["updates"] for result in together],
         "by the model": [

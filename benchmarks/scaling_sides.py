@@ -1,4 +1,4 @@
-"""What the processes of the benchmark `scaling` do."""
+"""The processes of the benchmark `scaling`."""
 
 import statistics
 import time
@@ -20,11 +20,11 @@ from trainer_loop.record.run_dir import RunDir
 
 _STEPS_COUNTED = 4
 _REDUCTIONS_TIMED = 5
-_FEW = 100  # numbers; what has more is gradients
+_FEW = 100  # numbers; a larger reduction is one of gradients
 
 
 def train(wanted: dict[str, Any]) -> dict[str, Any]:
-    """Train one epoch; called by every process, and the result of process 0 is the one that counts."""
+    """Train one epoch. All processes must call this; the result of process 0 counts."""
     watch = Watch()
     loops: list[TrainingLoop] = []
     train_step = TrainingLoop.train_step
@@ -56,7 +56,7 @@ def train(wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def count(wanted: dict[str, Any]) -> dict[str, float]:
-    """Reductions of a few steps, a step."""
+    """Reductions per step over a few steps."""
     tally = _Tally()
     train_step = TrainingLoop.train_step
     all_reduce = torch.distributed.all_reduce
@@ -85,7 +85,7 @@ def count(wanted: dict[str, Any]) -> dict[str, float]:
 
 
 def time_all_reduce(num_bytes: int) -> float:
-    """The median of a few sums of fp32 numbers, after a first one that opens the connections."""
+    """The median of a few sums of fp32 numbers; a first sum opens the connections."""
     make_accelerator(precision="no")
     numbers = torch.ones(num_bytes // 4)
     seconds = []
@@ -99,18 +99,18 @@ def time_all_reduce(num_bytes: int) -> float:
 
 
 class _Tally:
-    """What is reduced over the processes."""
+    """Counts reductions over the processes."""
 
     def __init__(self) -> None:
         self.steps = 0
         self.microbatches = 0
         self.parameters = 0
-        self.values = 0  # of gradients
+        self.values = 0  # number of gradient values
         self.bytes = 0
         self.small = 0
 
     def reduce_bucket(self, state: None, bucket: torch.distributed.GradBucket) -> torch.futures.Future[torch.Tensor]:
-        """The reduction that DistributedDataParallel makes by itself, counted."""
+        """DistributedDataParallel's own reduction, counted."""
         self.values += bucket.buffer().numel()
         self.bytes += bucket.buffer().numel() * bucket.buffer().element_size()
         return allreduce_hook(torch.distributed.group.WORLD, bucket)
@@ -132,7 +132,7 @@ def _run(wanted: dict[str, Any], *, steps: int | None) -> None:
 
 
 def _share_of_dearest(plan: Any) -> float:
-    """Which share of an epoch's padded tokens is computed by the process that computes most of its step."""
+    """The share of an epoch's padded tokens computed by the busiest process of each step."""
     dearest = total = 0
     for step in range(plan.steps_per_epoch):
         costs = [share.num_padded_tokens for share in plan.step(step).shares]

@@ -1,4 +1,4 @@
-"""How good a classifier is on held-out rows: one and the same measure for all sides."""
+"""Scores a classifier on held-out rows, in the same way for all sides."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoTokenizer
 
-_TOKENS = 8192  # of a batch, padded
+_TOKENS = 8192  # padded tokens of a batch
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Scorer:
 
     @torch.no_grad()
     def score(self, model: nn.Module) -> Scored:
-        """Leaves the model in evaluation mode."""
+        """Score a model; it stays in evaluation mode."""
         model.eval()
         device = next(model.parameters()).device
         parts: list[torch.Tensor] = []

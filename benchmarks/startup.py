@@ -1,11 +1,11 @@
-"""From the command to the first step: importing, with tokens from the cache and without, beside a plain Trainer script.
+"""From the command to the first step: importing, with and without cached tokens, beside a plain Trainer script.
 
     python -m benchmarks.startup --data path/to/imdb
 
-Both sides are commands of their own, timed from outside until they print the loss of their first step:
-`python -m trainer_loop.run` with configs/imdb.yaml, and benchmarks/peer_trainer.py, which imports what a tutorial's
-script does. That is the end of the step. It began as many seconds earlier as the side itself says that its training
-took, which is this one step and, of the Trainer, some preparation. Without cache every round has empty caches.
+Both sides are separate commands: `python -m trainer_loop.run` with configs/imdb.yaml, and benchmarks/peer_trainer.py,
+which imports what a tutorial's script imports. They are timed from outside until they print the loss of their first
+step, which is the end of that step. The start of the step is found by subtracting the training time that the side
+itself reports: this one step and, for Trainer, some preparation. "Nothing cached" means empty caches in every round.
 """
 
 import os
@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class _Starts:
-    """Starts each side twice, with empty caches and with those that this has left."""
+    """Starts each side twice: with empty caches, and with the caches of the first start."""
 
     def __init__(self, place: Workplace, *, max_length: int, batch_size: int):
         self._place = place
@@ -85,9 +85,11 @@ class _Starts:
         self._count = 0
 
     def measure(self, side: str) -> dict[str, float]:
-        """Seconds to the `begin` and the `end` of the first step, with `nothing cached` and with `tokens cached`.
+        """Measure one side with `nothing cached` and with `tokens cached`.
 
-        And `rows` tokenised, of these `rows a second`.
+        Returns:
+            Seconds to the `begin` and the `end` of the first step; with empty caches also `rows a second` of
+            tokenising.
         """
         self._count += 1
         caches = self._place.root / f"start-{self._count}"
@@ -101,7 +103,7 @@ class _Starts:
         warm, _ = _time_to_first_step(side, words(caches / "warm"), environment)
         found = _find(_TOKENISED, lines)
         rows = int(found[1].replace(",", ""))
-        rate = rows / max(float(found[2]), 0.05)  # it is told in tenths of a second
+        rate = rows / max(float(found[2]), 0.05)  # the output has tenths of a second
         return {
             **{f"{moment}, nothing cached": seconds for moment, seconds in cold.items()},
             **{f"{moment}, tokens cached": seconds for moment, seconds in warm.items()},
@@ -123,7 +125,7 @@ class _Starts:
 
 
 def _time_python(code: str) -> float:
-    """Seconds of a Python process that runs this."""
+    """Seconds of a Python process that runs this code."""
     environment = {**os.environ, "PYTHONPATH": module_path()}
     return time_of(lambda: subprocess.run([sys.executable, "-c", code], check=True, env=environment))
 
@@ -131,7 +133,7 @@ def _time_python(code: str) -> float:
 def _time_to_first_step(
     side: str, words: Sequence[str], environment: Mapping[str, str]
 ) -> tuple[dict[str, float], list[str]]:
-    """Seconds from the start of `python -m words` to the `begin` and `end` of the first step, and all its lines."""
+    """Seconds from the start of `python -m words` to the `begin` and `end` of the first step, and its output lines."""
     began = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", *words],
@@ -154,7 +156,7 @@ def _time_to_first_step(
 
 
 def _find(pattern: re.Pattern[str], lines: Sequence[str]) -> re.Match[str]:
-    """The first match in these lines, where a side must have said so."""
+    """The first match in these lines; a side must print such a line."""
     found = next((match for match in map(pattern.search, lines) if match), None)
     assert found is not None, f"no line says {pattern.pattern}"
     return found

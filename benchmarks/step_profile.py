@@ -1,10 +1,10 @@
-"""Where the time of an update goes: the operators of trainer_loop's step by kind, and the rate of its matrix products.
+"""Where the time of an update goes: the operators of trainer_loop's step by kind, and the speed of its matrix products.
 
     python -m benchmarks.step_profile --data path/to/imdb
 
-The rate is set beside what this machine reaches with matrices of the same size when nothing else is computed, in bf16
-and in fp32: what is left to be gained where matrix products are most of a step. The profiler itself takes some time,
-which is among the rest.
+The speed is compared with the speed that this machine reaches for matrices of the same size when it computes nothing
+else, in bf16 and in fp32. The difference is the possible gain where matrix products are most of a step. The profiler
+itself takes some time, which is included in "all else".
 """
 
 import re
@@ -23,7 +23,7 @@ from benchmarks.workplace import make_workplace
 _WARM_UP_STEPS = 2
 _REST = "all else, and waiting"
 
-# Operators by the beginning of their names in torch's profiler.
+# Kinds of operators, by the start of their names in torch's profiler.
 _KINDS = {
     "matrix products": r"aten::(mm|addmm|bmm|baddbmm)$",
     "softmax of attention": r"aten::_softmax",
@@ -66,10 +66,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def profile_steps(*, model: str, train: str, max_length: int, batch_size: int, steps: int) -> dict[str, Any]:
-    """Seconds of some updates by kind of operator, their wall time, and operations of their matrix products."""
+    """Seconds of some updates by kind of operator, their wall time, and the operations of their matrix products."""
     from trainer_loop.runtime.host import prepare_environment
 
-    prepare_environment()  # as the command does, before torch is imported
+    prepare_environment()  # before torch is imported, like the command
 
     from torch.profiler import ProfilerActivity, profile
 
@@ -111,7 +111,7 @@ def profile_steps(*, model: str, train: str, max_length: int, batch_size: int, s
 
 
 def measure_rates(hidden: int, *, tokens: int = 2048, seconds: float = 1.0) -> Mapping[str, float]:
-    """Operations a second of `[tokens, hidden] x [hidden, 4 hidden]`, by type of number."""
+    """Operations per second of `[tokens, hidden] x [hidden, 4 hidden]`, by number type."""
     import torch
 
     rates = {}

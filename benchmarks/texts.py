@@ -1,4 +1,4 @@
-"""Texts to train and to score on: rows of a folder of parquet files, or made-up ones whose lengths are like IMDb's."""
+"""Texts for training and scoring: rows of parquet files, or made-up texts with the lengths of IMDb's."""
 
 from pathlib import Path
 
@@ -6,19 +6,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-# Words of an IMDb review: the logarithm has this mean and deviation.
+# Mean and standard deviation of the logarithm of the number of words in an IMDb review.
 _MEAN_LOG_WORDS, _DEVIATION_LOG_WORDS = 5.23, 0.643
 _FEWEST_WORDS, _MOST_WORDS = 10, 2500
 _VOCABULARY = 5000
-_CLASS_WORDS = 50  # of each class; one word in ten of a text is one of its class
+_CLASS_WORDS = 50  # words of each class; one word in ten of a text belongs to its class
 _ROWS_AT_ONCE = 1000
 
 
 def write_texts(path: Path, *, rows: int, source: Path | None, seed: int, longer: float = 1.0) -> None:
-    """A parquet file with the columns `text` and `label` (0 or 1): a sample of the rows of `source`, or made-up rows.
+    """Write a parquet file with the columns `text` and `label` (0 or 1). Memory does not grow with `rows`.
 
-    longer: made-up texts are so many times as long as IMDb's. Where more rows are asked for than `source` has, its rows
-    come again. Memory does not grow with `rows`.
+    Args:
+        rows: number of rows; rows of `source` repeat if it has fewer.
+        source: file whose rows are sampled; None for made-up rows.
+        longer: length of made-up texts relative to IMDb's.
     """
     texts, labels = (None, None) if source is None else _read(source)
     generator = np.random.default_rng(seed)
@@ -41,7 +43,7 @@ def _read(source: Path) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
 
 
 def _make_up(rows: int, generator: np.random.Generator, longer: float) -> pa.Table:
-    """Texts whose label is told by a tenth of their words, written with random letters."""
+    """Texts of random letters; a tenth of the words shows the label."""
     words = np.array(_make_words())
     labels = generator.integers(0, 2, rows)
     texts = []
@@ -56,7 +58,7 @@ def _make_up(rows: int, generator: np.random.Generator, longer: float) -> pa.Tab
 
 
 def _make_words() -> list[str]:
-    """The same words whatever the texts' seed: a tokenizer that knows one file knows them all."""
+    """The words, the same for every seed of the texts, so that a tokenizer for one file fits all."""
     generator = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"))
     words: dict[str, None] = {}

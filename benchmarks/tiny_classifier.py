@@ -1,4 +1,4 @@
-"""A model so small that a training step is nearly all loop, and its rows; all sides share them."""
+"""A model so small that a training step is nearly all loop, and its rows; all sides use them."""
 
 import time
 from dataclasses import dataclass
@@ -17,13 +17,13 @@ Row = dict[str, Any]
 
 @dataclass
 class Output:
-    """As models of transformers return it."""
+    """Output like that of a transformers model."""
 
     logits: Tensor  # [B, C]
 
 
 class TinyClassifier(nn.Module):
-    """Three linear layers, the same weights on every call."""
+    """Three linear layers with the same weights at every call."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,11 @@ class TinyClassifier(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Output:
-        """features: [B, WIDTH]."""
+        """The output for a batch.
+
+        Args:
+            features: `[B, WIDTH]`.
+        """
         return Output(self.layers(features))
 
 
@@ -56,9 +60,9 @@ def mean_loss(output: Output, labels: Tensor) -> Tensor:
 
 
 class Collate:
-    """Rows -> `features` `[B, WIDTH]`, `labels` `[B]`; remembers when each batch was made, and of which rows.
+    """Turn rows into `features` `[B, WIDTH]` and `labels` `[B]`; records the time and the rows of each batch.
 
-    All sides call it once a step, so the time between two calls is that of a step, and nothing has to be hooked in.
+    All sides call it once per step, so the time between two calls is that of a step, and no hook is needed.
     """
 
     def __init__(self) -> None:

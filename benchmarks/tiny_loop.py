@@ -1,4 +1,4 @@
-"""The loop of this project over the tiny classifier, with everything on that a real run has on."""
+"""The loop of this project over the tiny classifier, with everything that a real run uses."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from trainer_loop.tasks.task import Batch
 
 
 class TinyTask:
-    """See trainer_loop.tasks.task.Task; a row is one target."""
+    """A task whose rows are one target each."""
 
     def __init__(self, collate: tiny.Collate):
         self.collate = collate

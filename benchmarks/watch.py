@@ -1,4 +1,4 @@
-"""What the training of one side took and did: time from the first step to the last, rows, and when it was good."""
+"""Records the training of one side: time from the first step to the last, rows, and when it reached the target."""
 
 import time
 from collections.abc import Callable
@@ -11,9 +11,11 @@ from torch import nn
 class Watch:
     """The clock of one side. The sides call `begin_step`, `see` for every batch, and `end_step`.
 
-    score: model -> accuracy; after every `every` steps it is asked, the clock standing still, and when it reaches
-    `target` training is to stop. None: train to the end.
-    warm: first steps that are not timed. last: the step at whose end a GPU is waited for; None: never.
+    Args:
+        score: model -> accuracy; called after every `every` steps with the clock stopped. None trains to the end.
+        target: training stops when the accuracy reaches it.
+        warm: number of first steps that are not timed.
+        last: the step after which the watch waits for the GPU; None for never.
     """
 
     def __init__(
@@ -35,7 +37,7 @@ class Watch:
         self.updates = 0
         self.rows = 0
         self.tokens = 0
-        self.token_sum = 0  # of all ids: tells one set of rows from another of as many tokens
+        self.token_sum = 0  # sum of all ids; distinguishes sets of rows with equally many tokens
         self.scores: list[tuple[int, float, float]] = []  # (step, seconds, accuracy)
 
     def begin_step(self) -> None:
@@ -56,7 +58,7 @@ class Watch:
         self.token_sum += int((batch["input_ids"] * mask).sum())
 
     def end_step(self, model: nn.Module) -> bool:
-        """Whether the target is reached."""
+        """End a step; returns whether the target is reached."""
         self.updates += 1
         if self._mark is None:
             return False
@@ -75,12 +77,12 @@ class Watch:
         return accuracy >= self._target
 
     def outcome(self) -> dict[str, Any]:
-        """What it saw, as plain JSON."""
+        """The record as plain JSON."""
         names = ("seconds", "updates", "rows", "tokens", "token_sum", "scores")
         return {name: getattr(self, name) for name in names}
 
 
 def wait_for_gpu() -> None:
-    """Until it has done all that it was given; at once where there is none."""
+    """Wait until the GPU has finished; returns at once if there is none."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

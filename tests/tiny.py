@@ -188,8 +188,8 @@ def make_loop(
     groups = [group.for_optimizer() for group in make_groups(model, lr=lr, weight_decay=weight_decay)]
     torch_optimizer = optimizer(groups) if callable(optimizer) else classes[optimizer](groups)
     scheduler = (schedule or (lambda made: torch.optim.lr_scheduler.LambdaLR(made, lambda step: 1.0)))(torch_optimizer)
-    if callable(options.get("averages")):
-        options["averages"] = options["averages"](model)
+    if callable(options.get("averaged_weights")):
+        options["averaged_weights"] = options["averaged_weights"](model)
     model, prepared = accelerator.prepare(model, torch_optimizer)
     console = Console(enabled=False)
     validation_loader = None
@@ -234,7 +234,7 @@ def make_loop(
             scheduler=scheduler,
             console=console,
             plan={"rows": len(rows), "batch_size": batch_size, "seed": seed},
-            averaged_weights=options.get("averages"),
+            averaged_weights=options.get("averaged_weights"),
         ),
         console=console,
         metric_log=MetricLog(directory.metrics),

@@ -48,6 +48,7 @@ def test_a_benchmark_runs_on_tiny_sizes(name: str, tmp_path: Path, tiny_model: P
     assert {*SIDES.get(name, ())} <= {*sides}
 
 
+@pytest.mark.slow
 def test_the_parity_table_has_every_side_of_every_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     from benchmarks import parity
 

@@ -21,17 +21,13 @@ CASES = {
     "causal LM, gradient checkpointing": replace(BASE, task="causal_lm", gradient_checkpointing=True),
 }
 IN_BF16 = replace(BASE, task="causal_lm", precision="bf16")
-ON_TWO = ("causal LM, gradient checkpointing",)
+RECOMPUTED = pytest.param("causal LM, gradient checkpointing", marks=pytest.mark.slow)
+ON_TWO = ("classification", RECOMPUTED)
 BACKEND = "aot_eager"  # everything of torch.compile but the code of the kernels, which takes minutes to make
 
 
 def compiled(scenario: Scenario) -> Scenario:
     return replace(scenario, backend=BACKEND)
-
-
-@pytest.fixture(scope="module")
-def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    return run_in_group([compiled(CASES[case]) for case in ON_TWO], tmp_path_factory.mktemp("two"))
 
 
 def assert_close(one: Outcome, other: Outcome, *, tolerance: float) -> None:
@@ -41,20 +37,21 @@ def assert_close(one: Outcome, other: Outcome, *, tolerance: float) -> None:
 
 
 @pytest.mark.usefixtures("own_dynamo")
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["classification", "causal LM", RECOMPUTED])
 def test_on_one_process(case: str, tmp_path: Path):
     scenario = CASES[case]
     assert_close(run_here(scenario, tmp_path), run_here(compiled(scenario), tmp_path), tolerance=1e-5)
 
 
 @pytest.mark.parametrize("case", ON_TWO)
-def test_on_two_processes(case: str, on_two: dict[str, Outcome], tmp_path: Path):
+def test_on_two_processes(case: str, tmp_path: Path):
     scenario = CASES[case]
-    outcome = on_two[compiled(scenario).name]
+    outcome = run_in_group([compiled(scenario)], tmp_path)[compiled(scenario).name]
     assert [process[3] for process in outcome.microbatches] == [1, 0]
     assert_close(run_here(scenario, tmp_path), outcome, tolerance=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("own_dynamo")
 def test_in_bf16(tmp_path: Path):
     assert_close(run_here(IN_BF16, tmp_path), run_here(compiled(IN_BF16), tmp_path), tolerance=5e-3)

@@ -1,4 +1,4 @@
-"""Adapters of the package peft: a few new weights learn, and those of the model stay as they are."""
+"""Adapters of the package peft: a few new weights are trained, and the weights of the model are frozen."""
 
 import inspect
 import re
@@ -31,11 +31,11 @@ _NEED_MORE_THAN_A_MODEL = {
     "SHADOW": "a second model beside the first",
     "XLORA": "adapters that are trained already",
 }
-_ALL_LINEAR = "all-linear"  # peft's word for all linear layers but the output
+_ALL_LINEAR = "all-linear"  # peft's name for all linear layers except the output
 
 
 def is_adapter(model_dir: Path) -> bool:
-    """Whether a directory holds an adapter alone, whose model is elsewhere."""
+    """Whether a directory holds only an adapter; its base model is elsewhere."""
     return (model_dir / ADAPTER_CONFIG).is_file()
 
 
@@ -151,20 +151,21 @@ def add_adapter(
     new_tokens: Sequence[int] = (),
     idle_layers: Collection[str] = (),
 ) -> "PeftModel":
-    """Freeze a model and put an adapter beside it, which learns. The head and other new weights learn in full.
+    """Freeze a model and add an adapter, which is trained. The head and other new weights are trained in full.
 
     Args:
+        model: the base model; it is changed.
         kind: peft's name of the adapter, such as lora.
-        arguments: of the adapter's config.
-        task_type: peft's name of what the model is made for, such as SEQ_CLS.
-        place: config key that errors begin with.
-        seed: the adapter's first weights are a function of it.
+        arguments: arguments of the adapter's config.
+        task_type: peft's name of the model's task, such as SEQ_CLS.
+        place: config key for errors.
+        seed: determines the first weights of the adapter.
         new_weights: names of weights that were not loaded.
-        new_tokens: ids of tokens that were added to the embeddings; their rows learn where the adapter can do that.
-        idle_layers: names of layers that change no answer; they get no adapter.
+        new_tokens: ids of tokens that were added to the embeddings; their rows are trained if the adapter supports it.
+        idle_layers: names of layers that do not change the output of the model; they get no adapter.
 
     Raises:
-        UserError: peft refuses the arguments or the model.
+        UserError: peft rejects the arguments or the model.
     """
     from peft import get_peft_model
 
@@ -191,7 +192,7 @@ def add_adapter(
             "saved in full with model.peft.args.modules_to_save"
         )
     base = config.base_model_name_or_path
-    if base and Path(base).is_dir():  # found from any directory, by peft alone too
+    if base and Path(base).is_dir():  # so that it is found from any directory, also by peft alone
         config.base_model_name_or_path = str(Path(base).resolve())
     return adapted
 
@@ -206,7 +207,11 @@ def _complete_arguments(
     idle_layers: Collection[str],
     new_tokens: Sequence[int],
 ) -> dict[str, Any]:
-    """What the user gives, and what follows from the model. in_full: names of modules that learn without an adapter."""
+    """Add the arguments that follow from the model to those of the user.
+
+    Args:
+        in_full: names of modules that are trained without an adapter.
+    """
     given = dict(arguments)
     taken = inspect.signature(config_class).parameters
     if in_full and "modules_to_save" in taken:
@@ -226,7 +231,11 @@ def _complete_arguments(
 
 
 def _refuse_arguments(given: Mapping[str, Any], config_class: type, *, kind: str, place: str) -> None:
-    """Raises UserError for arguments with which the export could not be loaded, or nothing would learn."""
+    """Refuse arguments with which the export could not be loaded or nothing would be trained.
+
+    Raises:
+        UserError: there are such arguments.
+    """
     if given.get("layer_replication"):
         raise UserError(f"{place}: layer_replication makes layers that share weights, and cannot be exported")
     if "token_indices" in inspect.signature(config_class).parameters and not given.get("token_indices"):
@@ -236,9 +245,9 @@ def _refuse_arguments(given: Mapping[str, Any], config_class: type, *, kind: str
 
 
 def find_head(model: PreTrainedModel) -> list[str]:
-    """Names of the modules between the body of a model and its answer.
+    """Names of the modules between the body of a model and its output.
 
-    The output embeddings of a language model are not among them: they are loaded with the body.
+    The output embeddings of a language model are not included, because they are loaded with the body.
     """
     body = model.base_model
     if body is model or model.get_output_embeddings() is not None:
@@ -249,21 +258,21 @@ def find_head(model: PreTrainedModel) -> list[str]:
 
 
 def _find_fused(model: nn.Module) -> list[str]:
-    """Linear layers of state space blocks whose weights a kernel on a GPU reads without calling the layer."""
+    """Linear layers of state space blocks whose weights a GPU kernel reads without calling the layer."""
     blocks = [(name, module) for name, module in model.named_modules() if "A_log" in module._parameters]
     return [
         f"{name}.{child}"
         for name, block in blocks
         for child, layer in block.named_children()
-        if isinstance(layer, nn.Linear) and child != "in_proj"  # which is called as a layer
+        if isinstance(layer, nn.Linear) and child != "in_proj"  # in_proj is called as a layer
     ]
 
 
 def _modules_of(model: nn.Module, weights: Sequence[str], *, place: str) -> list[str]:
-    """The smallest modules that hold these weights.
+    """The smallest modules that contain these weights.
 
     Raises:
-        UserError: a module holds most of the model besides.
+        UserError: such a module also contains most of the model.
     """
     names = sorted({name.rpartition(".")[0] for name in weights})
     total = sum(weight.numel() for weight in model.parameters())
@@ -279,19 +288,19 @@ def _modules_of(model: nn.Module, weights: Sequence[str], *, place: str) -> list
 
 
 def _outermost(names: Iterable[str]) -> list[str]:
-    """Those that are not inside another one."""
+    """The names that are not inside another of the names."""
     distinct = list(dict.fromkeys(names))
     return [name for name in distinct if not any(name.startswith(f"{other}.") for other in distinct)]
 
 
 def _unique(model: nn.Module, name: str) -> str:
-    """A module as peft must be told: it takes every module whose name ends so."""
+    """A name of a module that is unique for peft, which matches every module whose name ends with it."""
     others = [other for other, _ in model.named_modules() if other.endswith(name) and other != name]
     return f"base_model.model.{name}" if any(not other.startswith(f"{name}.") for other in others) else name
 
 
 def _join_exclusions(given: str | Sequence[str] | None, modules: Sequence[str]) -> str | None:
-    """A pattern for what the user excludes and for these modules with all that is in them."""
+    """A pattern for the modules that the user excludes, and for these modules and everything inside them."""
     patterns = []
     if modules:
         patterns.append(rf"({'|'.join(map(re.escape, modules))})(\..*)?")
@@ -303,14 +312,14 @@ def _join_exclusions(given: str | Sequence[str] | None, modules: Sequence[str]) 
 
 
 def _has_own_targets(kind: str, model: PreTrainedModel) -> bool:
-    """Whether peft knows which modules of this type of model the adapter is for."""
+    """Whether peft knows the target modules of this adapter for this type of model."""
     peft = _import_peft(kind)
     tuner = peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING[kind.upper()]
     return model.config.model_type in (getattr(tuner, "target_module_mapping", None) or {})
 
 
 def _find_nested(adapted: nn.Module) -> str | None:
-    """A module that peft trains in full and that lies inside another one."""
+    """A module that peft trains in full and that is inside another such module."""
     from peft.utils.other import AuxiliaryTrainingWrapper
 
     wrapped = [name for name, module in adapted.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)]
@@ -318,7 +327,18 @@ def _find_nested(adapted: nn.Module) -> str | None:
 
 
 def merge_adapter(model: nn.Module, *, place: str) -> PreTrainedModel:
-    """The model with what the adapter adds in its own weights: it can do without peft. The adapter is used up."""
+    """Merge an adapter into the weights of its model. The adapted model must not be used afterwards.
+
+    Args:
+        model: the adapted model.
+        place: config key for errors.
+
+    Returns:
+        A model that does not need peft.
+
+    Raises:
+        UserError: peft cannot merge this adapter.
+    """
     _take_saved_modules(model)
     try:
         merged: PreTrainedModel = model.merge_and_unload()  # type: ignore[operator]
@@ -328,7 +348,7 @@ def merge_adapter(model: nn.Module, *, place: str) -> PreTrainedModel:
 
 
 def _take_saved_modules(model: nn.Module) -> None:
-    """Put the modules that were trained in full in their places: some adapters of peft can merge only layers."""
+    """Put modules that were trained in full in their final places, because some adapters of peft merge only layers."""
     from peft.utils.other import ModulesToSaveWrapper
 
     for name, module in list(model.named_modules()):
@@ -340,13 +360,16 @@ def _take_saved_modules(model: nn.Module) -> None:
 def load_adapted_model(
     model_dir: Path, *, model_class: str, num_tokens: int, trust_remote_code: bool = False
 ) -> nn.Module:
-    """An exported adapter in its base model, which is loaded from where it was when the adapter was trained.
+    """Load an exported adapter into its base model, from the path or hub id recorded in training.
 
     Args:
-        num_tokens: of the exported tokenizer; the base gets embeddings for those that were added to it.
+        model_dir: the directory of the adapter.
+        model_class: the Auto class of transformers.
+        num_tokens: tokens of the exported tokenizer; the base model gets embeddings for added tokens.
+        trust_remote_code: whether code of the base model may run.
 
     Raises:
-        UserError: one of them cannot be loaded, or the adapter lacks weights that the base lacks too.
+        UserError: the adapter or the base model cannot be loaded, or both lack some weights.
     """
     peft = _import_peft("this model is an adapter, which")
     check_adapter_config(model_dir)
@@ -357,7 +380,7 @@ def load_adapted_model(
         base = _find_base(peft.PeftConfig.from_pretrained(str(model_dir)).base_model_name_or_path, model_dir)
         config = _read_base_config(base, model_dir, trusting)
         options: dict[str, Any] = {}
-        if (quantised := config.to_dict().get("quantization_config")) is not None:  # as the adapter was trained
+        if (quantised := config.to_dict().get("quantization_config")) is not None:  # the same as in training
             del config.quantization_config
             options["quantization_config"] = transformers.BitsAndBytesConfig.from_dict(quantised)
         model, loaded = getattr(transformers, model_class).from_pretrained(
@@ -365,7 +388,7 @@ def load_adapted_model(
             config=config,
             dtype=torch.float32,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # the adapter brings a head for its own classes, which is checked below
+            ignore_mismatched_sizes=True,  # the adapter has a head for its own classes, which is checked below
             **options,
             **trusting,
         )
@@ -374,7 +397,7 @@ def load_adapted_model(
         adapted: Any = peft.PeftModel.from_pretrained(model, str(model_dir))
     except UserError:
         raise
-    except Exception as error:  # files of somebody else's may make peft and transformers raise anything
+    except Exception as error:  # for unknown files peft and transformers may raise anything
         if is_out_of_memory(error):
             raise
         told = f"{type(error).__name__}: {in_one_line(error)}"
@@ -389,7 +412,7 @@ def load_adapted_model(
 
 
 def _find_base(name: str, model_dir: Path) -> str:
-    """The directory or hub id of the model that an adapter was trained beside."""
+    """The directory or hub id of the base model of an adapter."""
     if not looks_like_path(name) and not Path(name).exists():
         return name  # a hub id
     if not Path(name).is_dir():
@@ -403,7 +426,7 @@ def _find_base(name: str, model_dir: Path) -> str:
 
 
 def _read_base_config(base: str, model_dir: Path, trusting: Mapping[str, Any]) -> PretrainedConfig:
-    """The exported config with the vocabulary that the base was saved with."""
+    """The exported config with the vocabulary size of the base model."""
     config: PretrainedConfig = transformers.AutoConfig.from_pretrained(model_dir, **trusting)
     saved = find_text_config(transformers.AutoConfig.from_pretrained(base, **trusting))
     if hasattr(saved, "vocab_size"):
@@ -412,7 +435,7 @@ def _read_base_config(base: str, model_dir: Path, trusting: Mapping[str, Any]) -
 
 
 def _find_unsaved(adapted: Any, model_dir: Path, lacking: Collection[str]) -> list[str]:
-    """Weights that the adapter should bring, and its file has not: its own, and those that the base lacks."""
+    """Weights missing in the adapter's file: its own weights, and weights that the base model lacks."""
     from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weights
 
     saved = set(load_peft_weights(str(model_dir), device="cpu"))

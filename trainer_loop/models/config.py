@@ -1,4 +1,4 @@
-"""The config of a model of transformers: loaded, changed, and checked before any weight is read."""
+"""The config of a transformers model: loaded, changed, and checked before any weight is read."""
 
 import contextlib
 import copy
@@ -17,25 +17,25 @@ from transformers import AutoConfig, PretrainedConfig
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.hub import describe_unreachable, offline_unless_reachable
 
-_MOST_EXTRA_POSITIONS = 8  # rows of a table of positions beyond those that the config states
+_MOST_EXTRA_POSITIONS = 8  # a table of positions may have this many rows more than the config states
 
 
 def find_text_config(config: PretrainedConfig) -> PretrainedConfig:
-    """The part of a config that is about text; of most models the config itself."""
+    """The part of a config for text; for most models the config itself."""
     try:
         part = config.get_text_config()
-    except ValueError:  # several parts are about text
+    except ValueError:  # several parts are for text
         return config
-    return part if isinstance(part, PretrainedConfig) else config  # a damaged one is a plain mapping
+    return part if isinstance(part, PretrainedConfig) else config  # in a damaged config it is a plain mapping
 
 
 def without_numbers(name: str) -> str:
-    """What the names of a parameter have in common in all layers."""
+    """The name of a parameter without layer numbers; the same for all layers."""
     return re.sub(r"\d+", "*", name)
 
 
 def find_position_table(model: nn.Module) -> nn.Module | None:
-    """The module that holds a vector for each absolute position; None where a model has none."""
+    """The module with a vector for each absolute position; None if the model has none."""
     stated = _stated_positions(model)
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
@@ -47,13 +47,13 @@ def find_position_table(model: nn.Module) -> nn.Module | None:
 
 
 def first_position(model: nn.Module) -> int:
-    """The position of a row's first token, for a model that is handed positions."""
+    """The position of the first token of a row, for a model that receives positions."""
     padding = getattr(find_position_table(model), "padding_idx", None)
     return 0 if padding is None else padding + 1
 
 
 def count_positions(model: nn.Module) -> int | None:
-    """How many tokens a row may have; None where the config states no limit. The weights are not looked at."""
+    """The largest number of tokens in a row; None if the config has no limit. Weights are not read."""
     stated, table = _stated_positions(model), find_position_table(model)
     if stated is None or table is None:
         return stated
@@ -68,13 +68,13 @@ def _stated_positions(model: nn.Module) -> int | None:
 
 
 def find_model(name: str) -> str:
-    """The name itself, or where it is a run directory, the model that was exported there."""
+    """The path of the exported model if `name` is a run directory; otherwise `name` itself."""
     exported = Path(name) / "model"
     return str(exported) if (exported / "config.json").is_file() else name
 
 
 def _refuse_adapter(name: str) -> None:
-    """transformers would load the adapter's model too, and train that."""
+    """Refuse an adapter as model.name: transformers would load its base model and train that."""
     if (Path(name) / "adapter_config.json").is_file():
         raise UserError(
             f"model.name: {name} is an adapter, and not a model; train it with model.lora.merge=true (or "
@@ -85,9 +85,16 @@ def _refuse_adapter(name: str) -> None:
 def load_model_config(
     *, name: str | None, model_type: str | None, overrides: Mapping[str, Any], trust_remote_code: bool = False
 ) -> PretrainedConfig:
-    """The model's own config: of a hub id or directory `name`, or of a bare `model_type`; with `overrides` applied.
+    """Load the config of a model and apply the overrides.
 
-    Raises UserError for a name that cannot be loaded, an unknown type, and overrides the config has no field for.
+    Args:
+        name: hub id or directory; None for a new model.
+        model_type: type of a new model.
+        overrides: values for fields of the config.
+        trust_remote_code: whether code of the model may run.
+
+    Raises:
+        UserError: the name cannot be loaded, the type is unknown, or the config has no such field.
     """
     if name is None:
         assert model_type is not None
@@ -103,7 +110,7 @@ def load_model_config(
         name = find_model(name)
         _refuse_missing_directory(name)
         _refuse_adapter(name)
-        reason = describe_unreachable()  # asked before offline mode is set, which would be the reason then
+        reason = describe_unreachable()  # asked first, because offline mode below would become the reason
         with offline_unless_reachable() as reachable:
             try:
                 config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
@@ -116,7 +123,7 @@ def load_model_config(
                 setattr(config, field, value)
             except (StrictDataclassError, TypeError, ValueError) as error:
                 problems.append(f"model.overrides.{field}: {value!r}: {in_one_line(error)}")
-            except (AttributeError, NotImplementedError):  # a property that transformers derives
+            except (AttributeError, NotImplementedError):  # a property that transformers computes
                 problems.append(f"model.overrides.{field}: {type(config).__name__} derives it from other fields")
             continue
         close = difflib.get_close_matches(field, config.to_dict(), n=1)
@@ -125,12 +132,12 @@ def load_model_config(
     if problems:
         raise UserError(problems)
     try:
-        config.validate()  # transformers' own rules; by itself it would apply them when the model is saved, at the end
+        config.validate()  # transformers' own rules, which it otherwise applies only when the model is saved
     except StrictDataclassError as error:
         if not overrides:
             raise UserError(f"model.name: the config.json of {name} is refused: {in_one_line(error)}") from error
         raise UserError(f"model.overrides: {type(config).__name__} refuses them: {in_one_line(error)}") from error
-    # The loop reads `outputs.logits`, and asks for no attention weights: attention on a CPU here returns none.
+    # The loop reads `outputs.logits` and requests no attention weights; our CPU attention returns none.
     for part in (config, find_text_config(config)):
         part.return_dict = True
         part.output_attentions = False
@@ -138,14 +145,24 @@ def load_model_config(
 
 
 def drops_layers(config: PretrainedConfig) -> bool:
-    """Whether a model leaves out whole layers at random while it trains (LayerDrop)."""
+    """Whether a model skips whole layers at random during training (LayerDrop)."""
     return any(
         "layerdrop" in name and isinstance(value, float | int) and value > 0 for name, value in config.to_dict().items()
     )
 
 
 def check_model_class(config: PretrainedConfig, *, model_class: str, place: str, trust_remote_code: bool) -> list[str]:
-    """Whether there is a model of this Auto class for a config. place: the config key that names the model."""
+    """Check that this Auto class has a model for a config.
+
+    Args:
+        config: config of the model.
+        model_class: name of the Auto class.
+        place: config key of the model.
+        trust_remote_code: whether code of the model may run.
+
+    Returns:
+        One message for each problem.
+    """
     mapping = getattr(getattr(transformers, model_class), "_model_mapping", None)
     brings_code = trust_remote_code and model_class in (getattr(config, "auto_map", None) or {})
     if mapping is None or type(config) in mapping or brings_code:
@@ -159,7 +176,16 @@ def check_model_class(config: PretrainedConfig, *, model_class: str, place: str,
 def check_given_overrides(
     overrides: Mapping[str, Any], *, label_names: Sequence[str] | None, tokenizer: Any | None
 ) -> list[str]:
-    """Overrides of what the data or the tokenizer decide. tokenizer: of a new model, whose vocabulary it decides."""
+    """Check the overrides for values that the data or the tokenizer decide.
+
+    Args:
+        overrides: `model.overrides`.
+        label_names: names of the classes, from the data.
+        tokenizer: tokenizer of a new model, which decides its vocabulary.
+
+    Returns:
+        One message for each problem.
+    """
     problems = []
     num_labels = overrides.get("num_labels")
     if label_names is not None and num_labels is not None and num_labels != len(label_names):
@@ -182,7 +208,7 @@ def check_given_overrides(
 
 
 def count_outputs(config: PretrainedConfig | None, tokenizer: Any | None) -> int | None:
-    """The logits of a language model for each token: its embeddings may outnumber the tokenizer's tokens."""
+    """Logits of a language model for each token. There may be more embeddings than tokens."""
     if config is None or tokenizer is None:
         return None
     return max(getattr(find_text_config(config), "vocab_size", 0), count_tokens(tokenizer))
@@ -196,17 +222,21 @@ def fit_model_config(
     label_names: Sequence[str] | None,
     vocab_size: int | None = None,
 ) -> list[str]:
-    """Tell the config what the data and the tokenizer decide: classes, special tokens, the vocabulary of a new model.
+    """Write into the config what the data and the tokenizer decide: classes, special tokens, vocabulary of a new model.
 
     Args:
-        vocab_size: of a new model, where it is to have more embeddings than the tokenizer has tokens.
+        config: the config; it is changed.
+        tokenizer: the tokenizer.
+        new_vocabulary: whether the vocabulary of the model is new.
+        label_names: names of the classes.
+        vocab_size: number of embeddings of a new model, if larger than the number of tokens.
 
     Returns:
-        Lines for a person about what the config said otherwise.
+        One line for the user for each value that the config had differently.
     """
     told = []
     if label_names is not None:
-        config.id2label = dict(enumerate(label_names))  # num_labels follows from it
+        config.id2label = dict(enumerate(label_names))  # this also sets num_labels
         config.label2id = {label: index for index, label in enumerate(label_names)}
         if config.problem_type not in (None, "single_label_classification"):
             told.append(f"model: its config says {config.problem_type}; each row has one label, and the export says so")
@@ -227,17 +257,17 @@ def fit_model_config(
         for part in parts:
             part.eos_token_id = tokenizer.eos_token_id
     if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
-        config.decoder_start_token_id = tokenizer.pad_token_id  # as T5 begins
+        config.decoder_start_token_id = tokenizer.pad_token_id  # as in T5
     return told
 
 
 def count_tokens(tokenizer: Any) -> int:
-    """Embeddings that a tokenizer needs: its ids may have gaps."""
+    """The number of embeddings that a tokenizer needs; its ids may have gaps."""
     return max(len(tokenizer), *(position + 1 for position in tokenizer.get_vocab().values()))
 
 
 def _text_parts(config: PretrainedConfig) -> list[PretrainedConfig]:
-    """A config, and those inside it that have a vocabulary."""
+    """The config, and the configs inside it that have a vocabulary."""
     inside = [part for part in vars(config).values() if isinstance(part, PretrainedConfig)]
     return [config, *(part for part in inside if hasattr(part, "vocab_size"))]
 
@@ -255,12 +285,18 @@ def check_model_config(
     max_length: int,
     needs_end: bool = False,
 ) -> list[str]:
-    """What does not go together: texts and positions, tokens and embeddings.
+    """Check that texts fit the positions of the model, and tokens fit its embeddings.
 
     Args:
+        config: config of the model.
         empty: the model without memory for its weights.
-        own_tokenizer: it came with the model, which is made here; tokens that were added to it get new embeddings.
-        needs_end: the head looks for the end token of each row.
+        tokenizer: the tokenizer.
+        own_tokenizer: whether the tokenizer belongs to the model; tokens that were added to it then get new embeddings.
+        max_length: tokens of the longest row.
+        needs_end: whether the head looks for the end token of each row.
+
+    Returns:
+        One message for each problem.
     """
     problems = []
     positions = count_positions(empty)
@@ -290,7 +326,7 @@ def check_model_config(
 
 
 def _check_token_types(empty: nn.Module, tokenizer: Any) -> list[str]:
-    """Token types that the tokenizer gives and the model has no embedding for."""
+    """Token types of the tokenizer for which the model has no embedding."""
     types = tokenizer("a", "a").get("token_type_ids")
     tables = [module for name, module in empty.named_modules() if name.endswith("token_type_embeddings")]
     known = min((len(table.weight) for table in tables), default=None)  # type: ignore[arg-type] # embeddings have one
@@ -303,14 +339,14 @@ def _check_token_types(empty: nn.Module, tokenizer: Any) -> list[str]:
 
 
 def check_outputs(config: PretrainedConfig, num_classes: int) -> list[str]:
-    """Whether a model that was made elsewhere has an output for each class."""
+    """Check that a model that was trained elsewhere has an output for each class."""
     if config.num_labels == num_classes:
         return []
     return [f"model: the one that was given has {config.num_labels} outputs, and the data {num_classes} classes"]
 
 
 def make_empty_model(config: PretrainedConfig, *, model_class: str, trust_remote_code: bool = False) -> nn.Module:
-    """The model without memory for its weights: their names and shapes.
+    """Build a model without memory for its weights, which has only their names and shapes.
 
     Raises:
         UserError: transformers cannot build a model from this config.
@@ -318,10 +354,10 @@ def make_empty_model(config: PretrainedConfig, *, model_class: str, trust_remote
     try:
         with torch.device("meta"), without_borrowed_padding(config):
             model: nn.Module = getattr(transformers, model_class).from_config(
-                copy.deepcopy(config),  # an adapter that is tried on it may change it, as one that repeats layers does
+                copy.deepcopy(config),  # a trial of an adapter may change it, for example one that repeats layers
                 trust_remote_code=trust_remote_code,
             )
-    except Exception as error:  # for a config that was changed or damaged transformers may raise anything
+    except Exception as error:  # for a changed or damaged config transformers may raise anything
         raise UserError(
             f"model: transformers cannot build this {model_class}: {type(error).__name__}: "
             f"{in_one_line(error, at_most=200)}; see model.overrides, or the model's config.json"
@@ -331,9 +367,9 @@ def make_empty_model(config: PretrainedConfig, *, model_class: str, trust_remote
 
 @contextlib.contextmanager
 def without_borrowed_padding(config: PretrainedConfig) -> Iterator[None]:
-    """Build a model that knows no padding where its token is the end or the beginning of a text too, or is added later.
+    """Build a model without a padding token if the token also marks an end or a beginning, or is added later.
 
-    The row of an embedding that is made with `padding_idx` begins at zero and never learns.
+    torch sets the `padding_idx` row of an embedding to zero and never trains it.
     """
     parts = _text_parts(config)
     padding = {id(part): getattr(part, "pad_token_id", None) for part in parts}
@@ -351,21 +387,21 @@ def without_borrowed_padding(config: PretrainedConfig) -> Iterator[None]:
 
 
 def use_padding_token(model: nn.Module, config: PretrainedConfig) -> None:
-    """Tell a model that was built `without_borrowed_padding` of the token after all."""
+    """Set the padding token of a model that was built `without_borrowed_padding`."""
     for part, wanted in zip(_text_parts(model.config), _text_parts(config), strict=True):  # type: ignore[arg-type]
         part.pad_token_id = wanted.pad_token_id
-    for module in model.modules():  # as those of RoBERTa, which count positions from it
+    for module in model.modules():  # for example in RoBERTa, which counts positions from it
         if not isinstance(module, nn.Embedding) and getattr(module, "padding_idx", 0) is None:
             module.padding_idx = find_text_config(config).pad_token_id
 
 
 def looks_like_path(name: str) -> bool:
-    """Whether a name means a directory wherever it is, and no hub id."""
+    """Whether a name is certainly a directory and not a hub id."""
     return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def _refuse_missing_directory(name: str) -> None:
-    """A path that is not there would be taken for a hub id."""
+    """Refuse a path that does not exist: it would be treated as a hub id."""
     if looks_like_path(name) and not Path(name).is_dir():
         raise UserError(
             f"model.name: {name} is no directory; give a hub id such as google-bert/bert-base-cased, or a directory"
@@ -376,7 +412,13 @@ def _refuse_missing_directory(name: str) -> None:
 
 
 def explain_failure(name: str, error: Exception, *, offline: str | None) -> str:
-    """Why a model could not be loaded, in one line; `offline` is why the hub was not asked."""
+    """Why a model could not be loaded, in one line.
+
+    Args:
+        name: hub id or directory.
+        error: the error of transformers.
+        offline: the reason why the hub was not asked; None if it was asked.
+    """
     if offline is not None and not Path(name).is_dir():
         return (
             f"model.name: {name} is not in the cache and {offline}; give a local directory, or fill the "

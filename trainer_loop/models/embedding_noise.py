@@ -1,4 +1,4 @@
-"""NEFTune (arXiv 2310.05914): while a model trains, its embeddings are moved a little, at random."""
+"""NEFTune (arXiv 2310.05914): uniform noise on the embeddings during training."""
 
 from typing import Any
 
@@ -10,7 +10,11 @@ from transformers import PreTrainedModel
 def use_embedding_noise(model: PreTrainedModel, *, alpha: float) -> None:
     """Add uniform noise of at most `alpha / sqrt(T * D)` to each embedding `[D]` of a row of T tokens.
 
-    T are the row's own tokens: padding, which depends on its neighbours, does not count.
+    T counts the row's own tokens. Padding does not count, because it depends on the other rows of the microbatch.
+
+    Args:
+        model: the model; hooks are added to it.
+        alpha: size of the noise.
     """
     lengths: list[Tensor] = []
 
@@ -28,7 +32,7 @@ def use_embedding_noise(model: PreTrainedModel, *, alpha: float) -> None:
 
 
 def _lengths_by_token(batch: dict[str, Any]) -> Tensor:
-    """The number of tokens of the row that each token belongs to, `[B or 1, T or 1, 1]`."""
+    """For each token the number of tokens of its row, `[B or 1, T or 1, 1]`."""
     if "row_ends" in batch:
         lengths = batch["row_ends"].diff()
         return lengths.repeat_interleave(lengths, output_size=batch["input_ids"].shape[1])[None, :, None]

@@ -1,4 +1,4 @@
-"""The model: built from its config, or loaded in fp32."""
+"""Makes the model in fp32: built from its config, or loaded."""
 
 import re
 import zlib
@@ -22,7 +22,7 @@ from trainer_loop.runtime.hub import describe_unreachable, offline_unless_reacha
 from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.randomness import seed_everything
 
-_NUMBERS_OF_A_WEIGHT = 4096  # that tell it from another
+_NUMBERS_OF_A_WEIGHT = 4096  # sampled from each weight for its checksum
 
 
 def make_model(
@@ -39,12 +39,26 @@ def make_model(
     seed: int,
     is_resized: bool = False,
 ) -> tuple[nn.Module, list[str]]:
-    """The model in fp32, and the names of the weights that `name` had none for; those are a function of `seed`.
+    """Build or load the model in fp32.
 
-    is_resized: the user changed the config, and with it perhaps the number of layers.
-    num_tokens: of the tokenizer; the embeddings grow where there are fewer. attention: an implementation that
-    transformers knows; auto: what it takes by itself. quantize: the matrices of the body are loaded in 4 bits, and
-    multiplied in this type.
+    Args:
+        config: config of the model.
+        model_class: name of the Auto class of transformers.
+        name: hub id or directory of the weights; None builds a new model.
+        from_scratch: whether the weights of `name` are ignored.
+        attention: an attention implementation of transformers; auto leaves the choice to transformers.
+        gradient_checkpointing: whether layers are recomputed in the backward pass.
+        quantize: load the matrices of the body in 4 bits and multiply in this type; None loads fp32.
+        trust_remote_code: whether code of the model may run.
+        num_tokens: tokens of the tokenizer; the embeddings grow if there are fewer.
+        seed: determines all new weights.
+        is_resized: whether the user changed the config, and so perhaps the number of layers.
+
+    Returns:
+        The model, and the names of the weights that `name` did not contain.
+
+    Raises:
+        UserError: the model cannot be built or loaded, or its weights do not fit the config.
     """
     auto_class = getattr(transformers, model_class)
     implementation = None if attention == "auto" else attention
@@ -55,7 +69,7 @@ def make_model(
                 model = auto_class.from_config(
                     config, dtype=torch.float32, trust_remote_code=trust_remote_code, attn_implementation=implementation
                 )
-        except Exception as error:  # transformers may raise anything for a config that was changed
+        except Exception as error:  # for a changed config transformers may raise anything
             if is_out_of_memory(error):
                 raise
             raise UserError(_explain_building(model_class, attention, error)) from error
@@ -73,13 +87,13 @@ def make_model(
                     name,
                     config=config,
                     attn_implementation=implementation,
-                    dtype=torch.float32,  # else weights saved in half precision would be trained in half precision
+                    dtype=torch.float32,  # otherwise weights saved in half precision would be trained in half precision
                     trust_remote_code=trust_remote_code,
-                    ignore_mismatched_sizes=True,  # judged below: a head for other classes is begun anew
+                    ignore_mismatched_sizes=True,  # checked below: a head for other classes starts new
                     output_loading_info=True,
                     **in_4_bits,
                 )
-            except Exception as error:  # files of somebody else's may make transformers raise anything
+            except Exception as error:  # for unknown files transformers may raise anything
                 if is_out_of_memory(error):
                     raise
                 if attention != "auto" and ("attn_implementation" in str(error) or isinstance(error, ImportError)):
@@ -108,19 +122,19 @@ def make_model(
 
 
 def grow_embeddings(model: nn.Module, num_tokens: int) -> list[int]:
-    """Give the tokens that were added to a tokenizer embeddings, which begin at the mean of the others.
+    """Add embeddings for tokens that were added to a tokenizer; they start at the mean of the others.
 
     Returns:
         The ids of these tokens.
     """
     try:
         table = model.get_input_embeddings()  # type: ignore[operator] # a model of transformers
-    except NotImplementedError:  # it reads characters, such as Canine, and has no table
+    except NotImplementedError:  # a model that reads characters, such as Canine, has no table
         return []
     before = getattr(table, "num_embeddings", num_tokens)
     if num_tokens <= before:
         return []
-    # Of its own transformers would draw the new ones at random, and a base loaded again would have others.
+    # transformers would draw the new rows at random, and a base model loaded again would have different rows.
     model.resize_token_embeddings(num_tokens, mean_resizing=False)  # type: ignore[operator]
     tables = [model.get_input_embeddings(), model.get_output_embeddings()]  # type: ignore[operator]
     with torch.no_grad():
@@ -131,31 +145,38 @@ def grow_embeddings(model: nn.Module, num_tokens: int) -> list[int]:
 
 
 def stay_in_4_bits(model: nn.Module) -> None:
-    """On a CPU bitsandbytes would cut matrices otherwise at the first evaluation, and round their scales for good."""
+    """Keep bitsandbytes from repacking 4-bit weights on a CPU.
+
+    It would repack them at the first evaluation and round their scales for good.
+    """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def _in_4_bits(empty: nn.Module, *, dtype: torch.dtype) -> dict[str, Any]:
-    """Arguments of from_pretrained. The head stays as it is: it may be new, and learns."""
+    """Arguments of from_pretrained for 4-bit weights. The head is not quantised: it may be new, and it is trained."""
     parts = [name for name, _ in empty.named_children()]
     body = getattr(empty, "base_model_prefix", "")
-    heads = [name for name in parts if name != body] if body in parts else []  # else it is all body
+    heads = [name for name in parts if name != body] if body in parts else []  # otherwise everything is body
     quantization = transformers.BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",  # made for weights that are normally distributed (arXiv 2305.14314)
+        bnb_4bit_quant_type="nf4",  # designed for normally distributed weights (arXiv 2305.14314)
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=heads,
     )
-    # Weights are quantised where they arrive: each process has its own GPU, which torch calls the current one.
+    # Weights are quantised on their device: each process has its own GPU, torch's current device.
     place = {"device_map": {"": torch.cuda.current_device()}} if torch.cuda.is_available() else {}
     return {"quantization_config": quantization, **place}
 
 
 def count_weights(model: nn.Module) -> tuple[int, int]:
-    """Weights that learn, and all; those in 4 bits, of which two share a byte, are counted one by one."""
+    """Count weights. Two 4-bit weights that share a byte count as two.
+
+    Returns:
+        The number of trainable weights, and of all weights.
+    """
     learn = total = 0
     for weight in model.parameters():
         quantised = getattr(weight, "quant_state", None)
@@ -166,7 +187,7 @@ def count_weights(model: nn.Module) -> tuple[int, int]:
 
 
 def describe_frozen(model: nn.Module) -> str | None:
-    """What tells the weights that do not learn from others, by some numbers of each; None where all learn."""
+    """A checksum over some numbers of each frozen weight; None if all weights are trained."""
     frozen = [(name, weight) for name, weight in model.named_parameters() if not weight.requires_grad]
     if not frozen:
         return None
@@ -181,7 +202,7 @@ def describe_frozen(model: nn.Module) -> str | None:
 def _refuse_mismatched_body(
     name: str, mismatched: Iterable[tuple[str, Any, Any]], *, num_labels: int, cause: str
 ) -> None:
-    """Weights of another size are begun anew where they are a head for other classes, and an error elsewhere."""
+    """Accept weights of another size if they are a head for other classes; refuse them elsewhere."""
     body = [
         f"{key} is {list(saved)} there and {list(wanted)} here"
         for key, saved, wanted in sorted(mismatched)
@@ -196,7 +217,7 @@ def _refuse_mismatched_body(
 
 
 def _refuse_foreign_weights(name: str, model: nn.Module, loaded: Mapping[str, Any]) -> None:
-    """A folder may hold the config of one model and the weights of another: nearly all of it would be random."""
+    """Refuse a folder with the config of one model and the weights of another: most weights would be random."""
     sizes = {key: weight.numel() for key, weight in model.named_parameters()}
     body = model.base_model  # type: ignore[union-attr] # a model of transformers
     prefix = "" if body is model else f"{model.base_model_prefix}."
@@ -212,7 +233,7 @@ def _refuse_foreign_weights(name: str, model: nn.Module, loaded: Mapping[str, An
 
 
 def _refuse_holes(name: str, model: nn.Module, loaded: Mapping[str, Any]) -> None:
-    """Weights may be missing in a list of layers of which others are there."""
+    """Refuse weights that lack some layers of a list of layers."""
     missing = set(loaded["missing_keys"])
     there = {_list_of(key) for key, _ in model.named_parameters() if key not in missing}
     holes = sorted(key for key in missing if _list_of(key) is not None and _list_of(key) in there)
@@ -224,7 +245,7 @@ def _refuse_holes(name: str, model: nn.Module, loaded: Mapping[str, Any]) -> Non
 
 
 def _list_of(parameter: str) -> str | None:
-    """The list of layers that a parameter lies in."""
+    """The list of layers that contains a parameter."""
     found = re.match(r"(.*?\.)\d+\.", parameter)
     return None if found is None else found[1]
 

@@ -1,8 +1,8 @@
-"""Rows without padding: laid end to end as one row of tokens, with attention kept inside each.
+"""Packed rows: rows end to end without padding, with attention only inside each row.
 
 A packed batch has `input_ids` and `position_ids` `[1, T]`, T the tokens of all rows; `row_lengths`, a tuple of B
-numbers; and `row_ends`, their running sums, `[B + 1]` from 0. Both reach the attention through the model's keyword
-arguments.
+numbers; and `row_ends`, their cumulative sums from 0, `[B + 1]`. The model passes `row_lengths` and `row_ends` to its
+attention as keyword arguments.
 """
 
 from functools import partial
@@ -23,16 +23,22 @@ from trainer_loop.tasks.task import pack_rows
 
 ATTENTION = "trainer_loop_packed"  # its name among transformers' attention implementations
 
-_PROBE = (7, 4, 2)  # tokens of the rows that a model is tried on
-_WIDEST_HEAD = 256  # that flash attention takes
+_PROBE = (7, 4, 2)  # tokens of the rows of the trial
+_WIDEST_HEAD = 256  # widest head that flash attention supports
 _TOLERANCE = 1e-4  # relative to the largest output
 
 
 def use_packing(model: PreTrainedModel, *, rows_at_head: bool) -> None:
-    """From now on the model takes packed batches, and only these; its parameters and names stay.
+    """Change a model so that it accepts packed batches, and only these. Its parameters and names do not change.
 
-    rows_at_head: its head sees one row at a time `[B, T, D]`, as that of a classifier, instead of every token for
-    itself. Raises UserError where the model is not made for it: it is tried on a few tokens, packed and padded.
+    The model is tried on a few tokens, packed and alone.
+
+    Args:
+        model: the model; it is changed.
+        rows_at_head: whether the head sees rows `[B, T, D]`, like that of a classifier, or single tokens.
+
+    Raises:
+        UserError: the model does not support packing.
     """
     name, config = type(model).__name__, model.config
     if config._attn_implementation not in ("sdpa", PADDED_ATTENTION) or not model._can_set_attn_implementation():
@@ -47,7 +53,7 @@ def use_packing(model: PreTrainedModel, *, rows_at_head: bool) -> None:
     model.eval()
     try:
         alone = _run_alone(model)
-        AttentionInterface.register(ATTENTION, attend_rows)  # without a mask: none is made, and none is needed
+        AttentionInterface.register(ATTENTION, attend_rows)  # no mask function: none is needed
         model.set_attn_implementation(ATTENTION)
         if (first := first_position(model)) > 0:
             model.register_forward_pre_hook(partial(_shift_positions, first), with_kwargs=True)
@@ -61,7 +67,7 @@ def use_packing(model: PreTrainedModel, *, rows_at_head: bool) -> None:
     difference = float(torch.cat(differences).abs().max())
     if largest == 0:
         raise _refusal(f"{name} answers nothing but zeros, so packing cannot be tried")
-    if not difference <= _TOLERANCE * largest:  # nan is a difference, too
+    if not difference <= _TOLERANCE * largest:  # nan counts as a difference
         raise _refusal(f"{name} gives other results for packed rows, by {difference:.2g}")
     model.train(was_training)
 
@@ -77,9 +83,25 @@ def attend_rows(
     is_causal: bool | None = None,
     row_lengths: tuple[int, ...] | None = None,
     row_ends: Tensor | None = None,
-    **others: Any,  # transformers passes whatever its models were given
+    **others: Any,  # transformers passes all keyword arguments of its models
 ) -> tuple[Tensor, None]:
-    """Attention within each row of query `[1, H, T, D]`, key and value `[1, K, T, D]`, end to end: `[1, T, H, D]`."""
+    """Attention within each row of a packed batch.
+
+    Args:
+        module: the attention module that calls this function.
+        query: `[1, H, T, D]`.
+        key: `[1, K, T, D]`.
+        value: `[1, K, T, D]`.
+        attention_mask: not used.
+        dropout: dropout of the probabilities.
+        scaling: factor of the scores.
+        is_causal: whether a query attends only to itself and earlier keys.
+        row_lengths: tokens of each row.
+        row_ends: cumulative sums of `row_lengths`.
+
+    Returns:
+        The attention `[1, T, H, D]`, and None in the place of attention weights.
+    """
     if row_lengths is None or row_ends is None or attention_mask is not None:
         raise ValueError("a packed model takes packed batches alone")
     query, key, value = cast_as_autocast(query, key, value)
@@ -114,7 +136,7 @@ def _attend_by_flash(
     row_lengths: tuple[int, ...],
     row_ends: Tensor,
 ) -> Tensor:
-    """All rows in one call of torch's flash attention for rows of unlike lengths, `[1, T, H, D]`."""
+    """All rows in one call of torch's flash attention for rows of different lengths, `[1, T, H, D]`."""
     from torch.nn.attention.varlen import varlen_attn
 
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
@@ -148,19 +170,19 @@ def _attends_locally(config: Any) -> bool:
 def _shift_positions(
     first: int, _model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """Positions of some models begin after that of padding."""
+    """Some models number positions from the one behind padding."""
     return args, kwargs | {"position_ids": kwargs["position_ids"] + first}
 
 
 def _unpack(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    """The last hidden states `[1, T, D]` become `[B, T of the longest row, D]` for the head."""
+    """Turn the last hidden states `[1, T, D]` into `[B, T of the longest row, D]` for the head."""
     rows = output.last_hidden_state[0].split(kwargs["row_lengths"])
     output.last_hidden_state = pad_sequence(rows, batch_first=True)
     return output
 
 
 def _probe_rows(model: PreTrainedModel) -> list[dict[str, list[int]]]:
-    """A few rows of tokens that are all unlike padding."""
+    """A few rows of tokens that differ from padding."""
     padding = getattr(find_text_config(model.config), "pad_token_id", None)
     tokens = [token for token in range(sum(_PROBE) + 1) if token != padding]
     ends = list(accumulate(_PROBE))
@@ -169,7 +191,7 @@ def _probe_rows(model: PreTrainedModel) -> list[dict[str, list[int]]]:
 
 @torch.no_grad()
 def _run_alone(model: PreTrainedModel) -> list[Tensor]:
-    """Logits of each probe row alone, which needs neither padding nor packing."""
+    """Logits of each probe row alone, without padding or packing."""
     return [
         model(input_ids=torch.tensor([row["input_ids"]], device=model.device)).logits[0] for row in _probe_rows(model)
     ]
@@ -177,7 +199,7 @@ def _run_alone(model: PreTrainedModel) -> list[Tensor]:
 
 @torch.no_grad()
 def _run_packed(model: PreTrainedModel, *, rows_at_head: bool) -> list[Tensor]:
-    """Logits of the probe rows together, row by row."""
+    """Logits of the packed probe rows, row by row."""
     batch = move_batch(pack_rows(_probe_rows(model)), model.device)
     logits = model(**batch).logits
     return list(logits) if rows_at_head else list(logits[0].split(_PROBE))

@@ -1,4 +1,4 @@
-"""What is found out about a model by letting it answer a few made-up rows, instead of looking up its name."""
+"""Properties of a model found by trial forward passes over a few made-up rows, instead of by its name."""
 
 import contextlib
 import math
@@ -17,25 +17,30 @@ from trainer_loop.optim.layers import LINEAR_LAYERS, modules_above
 from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.tasks.task import Batch, TextTask
 
-LENGTHS = (2, 5, 19)  # tokens of the made-up rows, about
-LONGER = (12, 17, 29)  # where a model cannot answer those
-_TOLERANCE = 1e-4  # relative to the largest number of an answer
-_ROPES_OF_THE_LONGEST = ("dynamic", "longrope")  # whose rotations follow from the longest row of a batch
+LENGTHS = (2, 5, 19)  # approximate numbers of tokens of the made-up rows
+LONGER = (12, 17, 29)  # used if a model cannot answer the shorter ones
+_TOLERANCE = 1e-4  # relative to the largest value of an answer
+_ROPES_OF_THE_LONGEST = ("dynamic", "longrope")  # rotary types that depend on the longest row of a batch
 
 
 @dataclass(frozen=True)
 class PaddingTrial:
-    """What padding does to a model's answers."""
+    """The effect of padding on the answers of a model."""
 
-    side: str  # on which padding changes them least
-    difference: float  # the largest one, relative to the largest number of an answer
+    side: str  # the padding side that changes the answers least
+    difference: float  # the largest difference, relative to the largest value of an answer
 
     @property
     def is_harmless(self) -> bool:
-        return self.difference <= _TOLERANCE  # nan is not
+        """Whether the answers are the same, up to rounding."""
+        return self.difference <= _TOLERANCE  # false for nan
 
     def describe(self, name: str) -> str:
-        """What follows from it, for a person. name: of the model."""
+        """The warning for the user.
+
+        Args:
+            name: name of the model.
+        """
         return (
             f"a {name} answers a row otherwise where others pad it: by {self.difference:.2g} of its largest logit, for "
             "three rows alone and together; so numbers depend on how batches are cut: set batch.per_device=1 and "
@@ -46,16 +51,22 @@ class PaddingTrial:
 def make_rows(
     task: TextTask, model: nn.Module, *, max_length: int, lengths: Sequence[int] = LENGTHS
 ) -> list[dict[str, Any]]:
-    """Rows of unlike lengths, of ordinary tokens of the task's tokenizer, encoded as the task does it.
+    """Rows of different lengths of ordinary tokens, encoded by the task.
 
-    One more is as long as makes a difference, where the model's positions follow from the longest row of a batch.
+    If the positions of the model depend on the longest row of a batch, one more row is long enough to show this.
+
+    Args:
+        task: the task, with its tokenizer.
+        model: the model.
+        max_length: tokens of the longest row of the run.
+        lengths: approximate numbers of tokens.
     """
     tried = [*lengths, *_find_turning_length(model, max_length=max_length)]
     return [row for length in tried for row in make_row(task, length, max_length=max_length)]
 
 
 def make_row(task: TextTask, length: int, *, max_length: int) -> list[dict[str, Any]]:
-    """A row of about so many tokens; no row, where a task makes none of such a text."""
+    """A row of about `length` tokens in a list; an empty list if the task makes no row of such a text."""
     tokenizer = task.tokenizer
     special = set(tokenizer.all_special_ids)
     ordinary = [token for token in range(len(tokenizer)) if token not in special]
@@ -66,7 +77,7 @@ def make_row(task: TextTask, length: int, *, max_length: int) -> list[dict[str, 
 
 
 def _find_turning_length(model: nn.Module, *, max_length: int) -> list[int]:
-    """A length beyond that of which the rotations of all rows change; none where no row of a run is so long."""
+    """The first length at which rotary positions of all rows change; none if the rows of the run are shorter."""
     text = find_text_config(model.config)  # type: ignore[arg-type] # a model of transformers has one
     ropes = getattr(text, "rope_parameters", None) or {}
     kinds = {rope.get("rope_type") for rope in (ropes, *ropes.values()) if isinstance(rope, Mapping)}
@@ -78,7 +89,7 @@ def _find_turning_length(model: nn.Module, *, max_length: int) -> list[int]:
 
 
 def try_padding(model: nn.Module, task: TextTask, rows: Sequence[Mapping[str, Any]]) -> PaddingTrial:
-    """Answer rows alone and in one padded batch, on each side that the task can do with, until both are equal.
+    """Answer rows alone and in one padded batch, for each padding side that the task allows, until both agree.
 
     Raises:
         UserError: the model cannot answer such rows.
@@ -111,7 +122,7 @@ def _compare_padding(model: nn.Module, task: TextTask, rows: Sequence[Mapping[st
 
 
 def _answer(model: nn.Module, task: TextTask, rows: Sequence[Mapping[str, Any]]) -> Tensor:
-    """`[B, ...]` in float32."""
+    """The answer `[B, ...]` in float32."""
     batch = pad_rows(task, rows, next(model.parameters()).device)
     try:
         return read_answer(model(**batch)).float()
@@ -127,7 +138,7 @@ def _answer(model: nn.Module, task: TextTask, rows: Sequence[Mapping[str, Any]])
 
 
 def can_answer(model: nn.Module, task: TextTask, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a model takes such rows; some take none of a few tokens."""
+    """Whether a model accepts these rows; some accept no row of a few tokens."""
     try:
         with torch.no_grad(), _answering(model):
             _answer(model, task, rows)
@@ -145,25 +156,26 @@ def pad_rows(task: TextTask, rows: Sequence[Mapping[str, Any]], device: torch.de
 
 @dataclass(frozen=True)
 class Reach:
-    """What of a model takes part in its answers to rows like those it was tried on, and in which order."""
+    """The parts of a model that contribute to its answers to rows like the trial rows, in the order of their calls."""
 
-    calls: tuple[str, ...] = ()  # names of modules as they were first called
-    unused: frozenset[str] = frozenset()  # names of parameters that no answer is computed from, whatever the row
-    idle: frozenset[str] = frozenset()  # names of the linear layers whose output changes no answer, or is no tensor
+    calls: tuple[str, ...] = ()  # names of modules in the order of their first calls
+    unused: frozenset[str] = frozenset()  # names of parameters that contribute to no answer, for any row
+    idle: frozenset[str] = frozenset()  # linear layers whose output changes no answer or is not a tensor
 
     def without(self, other: "Reach") -> "Reach":
-        """What takes no part in either."""
+        """The parts that contribute in neither of two trials."""
         return Reach(self.calls, self.unused & other.unused, self.idle & other.idle)
 
 
 def find_reach(model: nn.Module, batch: Mapping[str, Any]) -> Reach:
     """Trace one forward pass back from its answer.
 
-    A layer that was not called, or a parameter that was not used, counts only where none of its siblings was, which
-    have the same name but for the numbers in it: an expert that got no token may get some in the next batch.
+    A layer that was not called, or a parameter that was not used, counts only if this is true for all its siblings,
+    which have the same name except for numbers: an expert that got no token may get some in the next batch.
 
     Args:
-        batch: a few rows as the model takes them.
+        model: the model.
+        batch: a few rows as input of the model.
     """
     linear = {name: module for name, module in model.named_modules() if isinstance(module, LINEAR_LAYERS)}
     calls: dict[str, list[Any]] = {}
@@ -183,10 +195,11 @@ def _is_filled(output: Any) -> bool:
 
 
 def _find_unused(model: nn.Module, answer: Tensor, calls: Mapping[str, Sequence[Any]]) -> frozenset[str]:
-    """Parameters outside the graph of the answer, as far as the graph can tell.
+    """Parameters outside the graph of the answer, as far as the graph shows.
 
-    A function that computes its gradients by itself, as a reversible layer, hides the parameters that it uses. So the
-    module of such a parameter must not have been called, or have an output or other parameters that the graph has.
+    A function that computes its own gradients, such as a reversible layer, hides the parameters that it uses. So a
+    parameter counts only if its module was not called, or if an output or other parameters of the module are in the
+    graph.
     """
     used = {id(leaf) for leaf in find_leaves(answer.grad_fn)}
     named = dict(model.named_parameters(remove_duplicate=False))
@@ -202,10 +215,10 @@ def _find_unused(model: nn.Module, answer: Tensor, calls: Mapping[str, Sequence[
 
 
 def freeze_unused(model: nn.Module, reach: Reach, *, new_weights: Collection[str]) -> str | None:
-    """Freeze loaded parameters that take no part in the answers, as a tower for images where all rows are texts.
+    """Freeze loaded parameters that do not contribute to the answers, such as an image encoder if all rows are texts.
 
     Returns:
-        What they were, for a person; None where there are none.
+        A line about them for the user; None if there are none.
     """
     frozen = [name for name, _ in model.named_parameters() if name in reach.unused and name not in new_weights]
     for name in frozen:
@@ -219,7 +232,7 @@ def freeze_unused(model: nn.Module, reach: Reach, *, new_weights: Collection[str
 
 
 def read_answer(outputs: Any) -> Tensor:
-    """The logits of a model of transformers, or the first tensor of what another one returns."""
+    """The logits of a transformers model, or the first tensor that another model returns."""
     if isinstance(outputs, Tensor):
         return outputs
     logits = getattr(outputs, "logits", None)
@@ -231,7 +244,7 @@ def read_answer(outputs: Any) -> Tensor:
 
 @contextlib.contextmanager
 def _answering(model: nn.Module) -> Iterator[None]:
-    """The model without dropout; random numbers that are drawn meanwhile are given back."""
+    """Run the model without dropout and restore the random state afterwards."""
     training = [module for module in model.modules() if module.training]
     device = next(model.parameters()).device
     model.eval()
@@ -246,7 +259,7 @@ def _answering(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _recording(model: nn.Module, calls: dict[str, list[Any]]) -> Iterator[None]:
-    """Put every module that is called into `calls`, in the order of first calls, with what it returns."""
+    """Record every called module in `calls`, in the order of first calls, with its outputs."""
 
     def note_call(name: str) -> Callable[..., None]:
         def note(_module: nn.Module, _arguments: Any) -> None:
@@ -267,9 +280,9 @@ def _recording(model: nn.Module, calls: dict[str, list[Any]]) -> Iterator[None]:
 
 
 def _find_detached(model: nn.Module, outputs: Mapping[str, Sequence[Tensor]]) -> set[str]:
-    """Layers that are called without gradients, as one that only chooses what attention looks at.
+    """Layers that run without gradients, such as one that only selects the keys of attention.
 
-    None, where that is so of the whole body: a reversible model computes its gradients by itself.
+    None, if this is true for the whole body: a reversible model computes its own gradients.
     """
     seen = {name for name, tensors in outputs.items() if any(tensor.requires_grad for tensor in tensors)}
     of_body = "" if model.base_model is model else f"{model.base_model_prefix}."
@@ -277,14 +290,14 @@ def _find_detached(model: nn.Module, outputs: Mapping[str, Sequence[Tensor]]) ->
 
 
 def _flows(answer: Tensor, outputs: Mapping[str, Sequence[Tensor]]) -> dict[str, int]:
-    """By name, how many numbers of the gradients that the answer sends back to these outputs are not zero."""
+    """For each name, the number of nonzero gradients that the answer sends back to the outputs."""
     flat = [(name, tensor) for name, tensors in outputs.items() for tensor in tensors if tensor.requires_grad]
-    # Unlike weights: the sum of all logits may be a constant.
+    # Different weights, because the sum of all logits may be constant.
     weights = torch.linspace(1, 7, math.prod(answer.shape), device=answer.device, dtype=answer.dtype).sin()
     gradients = torch.autograd.grad(
         answer.flatten() @ weights, [tensor for _, tensor in flat], allow_unused=True, materialize_grads=False
     )
-    counts: dict[str, int] = {}  # without layers that autograd does not see, as those of a reversible model
+    counts: dict[str, int] = {}  # excludes layers hidden from autograd, as in a reversible model
     for (name, _), gradient in zip(flat, gradients, strict=True):
         counts[name] = counts.get(name, 0) + (0 if gradient is None else int(gradient.count_nonzero()))
     return counts

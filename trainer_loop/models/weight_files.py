@@ -1,4 +1,4 @@
-"""The weight files of a model folder: whether they are there and whole, found out without reading the weights."""
+"""The weight files of a model folder: checks that they exist and are complete, without reading the weights."""
 
 import json
 import zipfile
@@ -6,17 +6,22 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-# As transformers looks for them.
+# In the order in which transformers looks for them.
 _WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _OF_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
 _LFS = b"version https://git-lfs"
-_LEGACY_TORCH = b"\x80\x02"  # a pickle, as torch wrote before version 1.6
+_LEGACY_TORCH = b"\x80\x02"  # a pickle, the format of torch before version 1.6
 
 
 def check_weight_files(folder: Path, *, or_else: str = "") -> list[str]:
-    """What is wrong with the weights in a model's folder, as sentences without a config key; none: they can be read.
+    """Check the weight files in the folder of a model.
 
-    or_else: another remedy where there are none.
+    Args:
+        folder: the folder.
+        or_else: another remedy if there are no weights.
+
+    Returns:
+        Problems as sentences without a config key; none if the weights can be read.
     """
     path = next((folder / name for name in _WHOLE if (folder / name).exists()), None)
     if path is None:
@@ -28,13 +33,13 @@ def check_weight_files(folder: Path, *, or_else: str = "") -> list[str]:
 
 
 def check_adapter_weights(folder: Path) -> list[str]:
-    """The same of an adapter's folder."""
+    """Check the weight file in the folder of an adapter; returns problems like `check_weight_files`."""
     path = next((folder / name for name in _OF_ADAPTERS if (folder / name).exists()), None)
     return [f"{folder} has no weights ({_OF_ADAPTERS[0]}); copy it again"] if path is None else find_fault(path)
 
 
 def find_fault(path: Path) -> list[str]:
-    """What is wrong with one file of weights."""
+    """Check one weight file; returns problems like `check_weight_files`."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

@@ -1,7 +1,8 @@
-"""Attention as transformers' models call it, where the user leaves the choice to us.
+"""Attention with the interface of transformers' models, used if `model.attention` is auto.
 
-Two things are done otherwise than by transformers' `sdpa`: on a CPU the functions of cpu_kernels.py compute what they
-do faster; on a GPU no mask is read back to see whether it hides anything, which would wait for all that is under way.
+It differs from transformers' `sdpa` in two points. On a CPU, the functions of cpu_kernels.py compute what they do
+faster. On a GPU, no mask is copied to the host to check whether it hides anything, because this would wait for the
+device.
 """
 
 import contextlib
@@ -19,16 +20,16 @@ from trainer_loop.ops.cpu_kernels import attend_on_cpu, fits_on_cpu, is_faster_o
 
 ATTENTION = "trainer_loop"  # its name among transformers' attention implementations
 
-# How transformers' configs call the dropout of attention.
+# Names of attention dropout in transformers' configs.
 _DROPOUT_FIELDS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop", "attn_dropout")
-_READ_WITHOUT_WAITING = ("cpu",)  # devices whose masks are read to see whether there is padding
-_NOT_FOR_US = ("position_bias", "softcap", "cache", "s_aux")  # arguments that only transformers' function knows
+_READ_WITHOUT_WAITING = ("cpu",)  # devices where a mask can be read without waiting, to see whether there is padding
+_NOT_FOR_US = ("position_bias", "softcap", "cache", "s_aux")  # arguments that only transformers' function handles
 
 _padded_on_the_right: ContextVar[bool] = ContextVar("padded_on_the_right", default=False)
 
 
 def use_attention(model: PreTrainedModel) -> None:
-    """Let a model attend by the functions of this file, where its attention can be exchanged."""
+    """Use the attention of this module if the model allows its attention to be replaced."""
     if model.config._attn_implementation != "sdpa" or not model._can_set_attn_implementation():
         return
     AttentionInterface.register(ATTENTION, attend)
@@ -45,11 +46,22 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
-    **others: Any,  # transformers passes whatever its models were given
+    **others: Any,  # transformers passes all keyword arguments of its models
 ) -> tuple[Tensor, None]:
-    """Attention of query `[B, H, T, D]` over key and value `[B, K, T, D]`, K a divisor of H: `[B, T, H, D]`.
+    """Attention of queries over keys and values.
 
-    attention_mask: `[B or 1, 1, T, T]`, true where a query may look.
+    Args:
+        module: the attention module that calls this function.
+        query: `[B, H, T, D]`.
+        key: `[B, K, T, D]`; K divides H.
+        value: `[B, K, T, D]`.
+        attention_mask: `[B or 1, 1, T, T]`, true where a query may attend to a key; None for all keys.
+        dropout: dropout of the probabilities.
+        scaling: factor of the scores; None for `D ** -0.5`.
+        is_causal: whether a query attends only to itself and earlier keys; None takes the value of the module.
+
+    Returns:
+        The attention `[B, T, H, D]`, and None in the place of attention weights.
     """
     query, key, value = cast_as_autocast(query, key, value)
     is_plain = not any(others.get(name) is not None for name in _NOT_FOR_US)
@@ -80,7 +92,7 @@ def attend(
 
 
 def cast_as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """In the type that autocast computes attention in: some models multiply queries and keys by fp32 rotations."""
+    """Cast to autocast's type for attention: some models multiply queries and keys by fp32 rotations."""
     kind = tensors[0].device.type
     if not torch.is_autocast_enabled(kind):
         return tensors
@@ -90,7 +102,7 @@ def cast_as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 @contextlib.contextmanager
 def padded_on_the_right() -> Iterator[None]:
-    """Until the block ends, masks given to models hide nothing but what follows the end of a row."""
+    """Until the block ends, masks given to models hide only padding behind the end of a row."""
     token = _padded_on_the_right.set(True)
     try:
         yield
@@ -104,11 +116,11 @@ def make_mask(
     mask_function: Callable[..., Any] = causal_mask_function,
     allow_is_causal_skip: bool = True,
     allow_is_bidirectional_skip: bool = False,
-    **others: Any,  # transformers passes what its other mask functions take
+    **others: Any,  # transformers passes the arguments of all its mask functions
 ) -> Tensor | None:
-    """The mask `[B, 1, T, T]` of a batch whose `attention_mask` is `[B, T]`; None where none is needed.
+    """The mask `[B, 1, T, T]` of a batch with the `attention_mask` `[B, T]`; None if no mask is needed.
 
-    A causal query never looks at the padding that follows its row. For others only a CPU sees whether there is padding.
+    A causal query never attends to padding behind its row. For other masks, only a CPU checks whether there is padding.
     """
     is_causal = mask_function is causal_mask_function and allow_is_causal_skip
     whole = others.get("local_size") is None and others["q_length"] == others["kv_length"]
@@ -124,13 +136,15 @@ def make_mask(
     )
     if mask is None or mask_function is not bidirectional_mask_function:
         return mask
-    return mask[:, :, :1].expand_as(mask)  # a view says that all queries look at the same keys
+    return mask[:, :, :1].expand_as(mask)  # stride 0 says that all queries attend to the same keys
 
 
 def describe_attention_dropout(model: PreTrainedModel, *, max_length: int) -> str | None:
-    """What dropout inside attention costs on a CPU, and the key that changes it; None where there is none.
+    """The cost of dropout inside attention on a CPU, and the key that changes it; None if there is no dropout.
 
-    max_length: tokens of the longest row.
+    Args:
+        model: the model.
+        max_length: tokens of the longest row.
     """
     field = next((name for name in _DROPOUT_FIELDS if getattr(model.config, name, 0)), None)
     if field is None:

@@ -1,10 +1,12 @@
-"""What torch does slowly on a CPU, done faster there: attention in bf16, dropout, and gradients of embeddings.
+"""Faster CPU versions of operations that are slow in torch: attention in bf16, dropout, gradients of embeddings.
 
-torch's flash attention for CPUs is no faster in bf16 than in fp32, and takes no dropout: with dropout it computes whole
-matrices of scores in fp32 and draws a random number for each at six nanoseconds. Scores in bf16, a few megabytes at a
-time, with 16 random bits each, take a third to a fifth of the time at the lengths of most texts.
+torch's flash attention for CPUs is no faster in bf16 than in fp32, and does not support dropout. With dropout, torch
+computes whole matrices of scores in fp32 and draws a random number for each score, which takes six nanoseconds. Here,
+scores are in bf16, a few megabytes at a time, with 16 random bits each. This takes a third to a fifth of the time for
+the lengths of most texts.
 
-The gradient of an embedding is as large as its whole vocabulary, of which a microbatch has a few hundred words.
+torch's gradient of an embedding is as large as the whole vocabulary; a microbatch contains a few hundred different
+words.
 """
 
 from typing import Any
@@ -15,15 +17,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_BYTES_AT_A_TIME = 8 * 2**20  # scores that are made, used and left while they are in the cache
-_MOST_BYTES_A_ROW = 16 * 2**20  # of scores: from there on torch's flash attention is faster
-_VECTOR = 32  # scores in bf16 that softmax takes at once with AVX-512; what is left over of a row it takes one by one
-_FEW_LEFT = 12  # fewer than these take less time than what would fill the vector
-_LEVELS = 2**15  # of a random number
+_BYTES_AT_A_TIME = 8 * 2**20  # scores computed and used while they are in the cache
+_MOST_BYTES_A_ROW = 16 * 2**20  # of scores; with more, torch's flash attention is faster
+_VECTOR = 32  # bf16 scores in one AVX-512 step of softmax; the remainder of a row is processed one by one
+_FEW_LEFT = 12  # a smaller remainder is faster than a padded vector
+_LEVELS = 2**15  # number of values of a random number
 
 
 def use_cpu_modules(model: nn.Module) -> None:
-    """Let a model drop out and embed by the functions of this file; its parameters and names stay."""
+    """Use the dropout and the embedding of this module in a model; its parameters and names do not change."""
     for module in model.modules():
         if type(module) is nn.Dropout:
             module.__class__ = CpuDropout
@@ -32,7 +34,7 @@ def use_cpu_modules(model: nn.Module) -> None:
 
 
 class CpuDropout(nn.Dropout):
-    """Dropout whose random numbers have 15 bits; their seed is drawn from torch's generator."""
+    """Dropout with random numbers of 15 bits; their seed is drawn from torch's generator."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or self.p in (0.0, 1.0) or input.device.type != "cpu" or torch.compiler.is_compiling():
@@ -43,7 +45,7 @@ class CpuDropout(nn.Dropout):
 
 
 class CpuEmbedding(nn.Embedding):
-    """An embedding that adds to a gradient only for the tokens of its input, once there is a gradient to add to."""
+    """An embedding that updates an existing gradient only for the tokens of its input."""
 
     def forward(self, input: Tensor) -> Tensor:
         is_plain = self.max_norm is None and not self.scale_grad_by_freq and not self.sparse
@@ -58,16 +60,26 @@ class CpuEmbedding(nn.Embedding):
 def attend_on_cpu(
     query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, causal: bool, scale: float, dropout: float
 ) -> Tensor:
-    """softmax(scale * Q K^T) V of `[B, H, T, D]` each, with dropout of the probabilities: `[B, H, T, D]`.
+    """softmax(scale * Q K^T) V, with dropout of the probabilities.
 
-    mask: `[B or 1, 1, T, T]`, true where a query may look. causal: it may look at itself and back; without a mask.
+    Args:
+        query: `[B, H, T, D]`.
+        key: `[B, H, T, D]`.
+        value: `[B, H, T, D]`.
+        mask: `[B or 1, 1, T, T]`, true where a query may attend to a key; None for all keys.
+        causal: whether a query attends only to itself and earlier keys; the mask must be None then.
+        scale: factor of the scores.
+        dropout: probability that a probability is set to zero.
+
+    Returns:
+        The attention `[B, H, T, D]`.
     """
     attended: Tensor = _Attention.apply(query, key, value, mask, causal, scale, dropout)
     return attended
 
 
 def is_faster_on_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, dropout: float) -> bool:
-    """Whether `attend_on_cpu` takes these, and less time than torch."""
+    """Whether `attend_on_cpu` supports these tensors and is faster than torch."""
     _, heads, length, _ = query.shape
     return (
         query.device.type == "cpu"
@@ -84,12 +96,12 @@ def is_faster_on_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
 
 
 def fits_on_cpu(heads: int, length: int, *, bytes_each: int) -> bool:
-    """Whether the scores of a row are few enough."""
+    """Whether the scores of a row fit into the memory for which `attend_on_cpu` is faster."""
     return heads * length**2 * bytes_each <= _MOST_BYTES_A_ROW
 
 
 class _Embedding(torch.autograd.Function):
-    """Its gradient is dense where the weight has none yet, and sparse where torch only has to add it to one."""
+    """The gradient is dense if the weight has no gradient yet; it is sparse if torch can add it to a dense one."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, input: Tensor, padding_idx: int | None) -> Tensor:
@@ -116,7 +128,8 @@ class _Embedding(torch.autograd.Function):
 class _Attention(torch.autograd.Function):
     """softmax(scale * Q K^T) V, a few rows at a time; the probabilities are kept for the backward pass.
 
-    A probability that was dropped is kept with its sign turned: both it and the mask are needed again.
+    A dropped probability is kept with a negative sign, because the backward pass needs both the value and the drop
+    mask.
     """
 
     @staticmethod
@@ -141,7 +154,7 @@ class _Attention(torch.autograd.Function):
         kept: list[Tensor] = []
         learns = any(ctx.needs_input_grad)
         level, share = _quantise(dropout)
-        with torch.autocast("cpu", enabled=False):  # softmax would go to fp32
+        with torch.autocast("cpu", enabled=False):  # autocast would compute softmax in fp32
             for start in range(0, rows * heads, step):
                 part = slice(start, start + step)
                 scores = query.new_empty(len(query[part]), length, key.shape[1])
@@ -171,7 +184,7 @@ class _Attention(torch.autograd.Function):
         scale, share, step, shape = ctx.settings
         rows, heads, length, width = shape
         grad = grad.reshape(query.shape)
-        # Sums over keys of a probability times its gradient, without a look at those that were dropped.
+        # Sums over keys of probability times gradient; dropped probabilities contribute nothing.
         of_rows = None if attended is None else (grad * attended).sum(dim=-1, keepdim=True)
         grad_query, grad_key, grad_value = (torch.empty_like(tensor) for tensor in (query, key, value))
         for start, probabilities in zip(range(0, len(query), step), kept, strict=True):
@@ -191,7 +204,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _pad_keys(keys: Tensor) -> Tensor:
-    """Keys or values `[B, H, T, D]` as `[B * H, P, D]`: zeros follow them where the softmax of P scores is faster."""
+    """Reshape `[B, H, T, D]` to `[B * H, P, D]`, with zeros at the end if a softmax over P scores is faster."""
     rows, heads, length, width = keys.shape
     left = length % _VECTOR
     if keys.dtype != torch.bfloat16 or left < _FEW_LEFT:
@@ -203,22 +216,26 @@ def _pad_keys(keys: Tensor) -> Tensor:
 
 
 def _multiply(left: Tensor, right: Tensor, scale: float, *, out: Tensor) -> None:
-    """out = scale * left @ right, scaled before it is rounded."""
+    """out = scale * left @ right; the product is scaled before it is rounded."""
     torch.baddbmm(out, left, right, beta=0, alpha=scale, out=out)
 
 
 def _find_hidden(mask: Tensor, dtype: torch.dtype) -> list[int] | Tensor:
-    """What a mask `[B or 1, 1, T, T]` hides: from which key on, by row, or else what to add to scores `[..., T, T]`."""
+    """What a mask `[B or 1, 1, T, T]` hides.
+
+    Returns:
+        For each row the first hidden key; or, for other masks, a tensor to add to the scores `[..., T, T]`.
+    """
     keys = mask[:, 0, 0]
     same_for_all_queries = mask.stride(2) == 0
     if same_for_all_queries and not bool((keys[:, 1:] & ~keys[:, :-1]).any()):
         return keys.sum(dim=-1).tolist()  # type: ignore[no-any-return]
-    least = torch.finfo(dtype).min / 2  # so that no score makes it infinite, and every one is lost in its rounding
+    least = torch.finfo(dtype).min / 2  # low enough to absorb every score, and no score makes the sum infinite
     return torch.zeros(mask.shape, dtype=dtype).masked_fill_(~mask, least)
 
 
 def _hide(scores: Tensor, hidden: list[int] | Tensor, heads: int, part: slice) -> None:
-    """Scores `[rows * H, T, T]` that a mask hides become the least there are: to fill some beats adding to all."""
+    """Set scores `[rows * H, T, T]` that the mask hides to the lowest value. Filling a part is faster than adding."""
     by_row = scores.view(-1, heads, *scores.shape[1:])
     if len(hidden) > 1:
         first = part.start // heads
@@ -232,14 +249,15 @@ def _hide(scores: Tensor, hidden: list[int] | Tensor, heads: int, part: slice) -
 
 
 def _quantise(dropout: float) -> tuple[int, float]:
-    """The level below which a random number drops, and the share that this drops: within 2^-16 of `dropout`."""
+    """The level below which a random number drops, and the share that is dropped: within 2^-16 of `dropout`."""
     level = min(round(dropout * _LEVELS), _LEVELS - 1)
     return level, level / _LEVELS
 
 
 def _turn_sign_of_dropped(probabilities: Tensor, level: int) -> None:
+    """Make a random share of the probabilities negative, in place."""
     if probabilities.dtype == torch.bfloat16:
-        below = _draw(probabilities.numel()).sub_(level).bitwise_and_(-_LEVELS)  # the sign bit where it is below
+        below = _draw(probabilities.numel()).sub_(level).bitwise_and_(-_LEVELS)  # the sign bit if below the level
         probabilities.view(torch.int16).bitwise_or_(below.view(probabilities.shape))
     else:
         kept = (_draw(probabilities.numel()) >= level).view(probabilities.shape)
@@ -247,7 +265,7 @@ def _turn_sign_of_dropped(probabilities: Tensor, level: int) -> None:
 
 
 def _draw(count: int) -> Tensor:
-    """Random numbers from 0 to 2^15 - 1, `[count]` int16: a function of torch's generator."""
+    """Random numbers from 0 to 2^15 - 1, `[count]` int16, determined by torch's generator."""
     seed = int(torch.randint(2**62, (), device="cpu"))
     generator = np.random.Generator(np.random.SFC64(seed))
     words = generator.integers(-(2**63), 2**63, size=-(-count // 4), dtype=np.int64)

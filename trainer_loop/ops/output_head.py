@@ -1,7 +1,7 @@
 """The output head of a language model, applied to a few tokens at a time: logits `[B, T, V]` are never held at once.
 
-The model runs as a whole, through every wrapper around it, but its head hands on the hidden states it was given. The
-logits are computed from these, one chunk after the other.
+The whole model runs, through every wrapper around it, but its head returns the hidden states that it receives. The
+logits are computed from these, chunk by chunk.
 """
 
 import contextlib
@@ -22,14 +22,16 @@ from trainer_loop.runtime.memory import is_out_of_memory
 LossFunction = Callable[[Tensor, Tensor], Tensor]
 Forward = Callable[..., Tensor]
 
-# Of one chunk: 128 and 512 MiB in fp32. Smaller ones are slower: each adds to the gradient of the whole weight.
+# Logits in one chunk: 128 and 512 MiB in fp32. Small chunks are slower: each adds to the gradient of the whole weight.
 _MOST_LOGITS = {"cpu": 2**25, "cuda": 2**27}
 
 
 class OutputHead:
-    """A linear layer that ends its model: `logits = hidden states @ weight.T + bias`.
+    """A linear layer at the end of its model: `logits = hidden states @ weight.T + bias`.
 
-    dtype: what the model multiplies in where that is not the type of the weight; None: that type.
+    Args:
+        linear: the layer.
+        dtype: type of the matrix product; None for the type of the weight.
     """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype | None):
@@ -39,7 +41,7 @@ class OutputHead:
 
     @contextlib.contextmanager
     def handing_on(self) -> Iterator[None]:
-        """Until the block ends, the model returns hidden states `[B, T, D]` in the place of its logits."""
+        """Until the block ends, the model returns hidden states `[B, T, D]` instead of logits."""
         self.linear.forward = _hand_on  # type: ignore[method-assign]
         try:
             yield
@@ -47,18 +49,34 @@ class OutputHead:
             del self.linear.forward
 
     def chunks(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Which of the hidden states `[N, D]`, and their logits `[chunk, V]` in float32 or wider, until all had one."""
+        """Compute the logits chunk by chunk.
+
+        Args:
+            hidden: hidden states `[N, D]`.
+
+        Yields:
+            A slice of the N tokens, and their logits `[chunk, V]` in float32 or wider.
+        """
         for rows in _split(hidden, self.linear.out_features):
             yield rows, _compute_logits(hidden[rows], self.linear.weight, self.linear.bias, self.dtype)
 
     def loss(self, hidden: Tensor, targets: Tensor, loss_function: LossFunction) -> Tensor:
-        """`loss_function(logits [N, V], targets [N])`, a sum, from hidden states `[N, D]`; differentiable, `[]`."""
+        """Compute a loss from hidden states, chunk by chunk; the result is differentiable.
+
+        Args:
+            hidden: hidden states `[N, D]`.
+            targets: `[N]`.
+            loss_function: maps logits `[n, V]` and targets `[n]` to a sum.
+
+        Returns:
+            The sum over all N tokens, `[]`.
+        """
         weight, bias = self.linear.weight, self.linear.bias
         if torch.is_grad_enabled() and self.dtype != torch.float16 and self._depends_on_logits_alone(loss_function):
             loss: Tensor = _LossInChunks.apply(hidden, weight, bias, targets, loss_function, self.dtype)
             return loss
-        # In fp16 small gradients would be zero without the loss scale, which only the backward pass knows; and a loss
-        # function may have weights of its own to learn.
+        # In fp16, small gradients would become zero without the loss scale, which only the backward pass knows. A loss
+        # function with trainable weights also needs the usual backward pass.
         losses = [
             checkpoint(
                 _compute_loss,
@@ -75,29 +93,31 @@ class OutputHead:
         return torch.stack(losses).sum()
 
     def _depends_on_logits_alone(self, loss_function: LossFunction) -> bool:
-        """Whether nothing else that it is computed from learns; found out once, on the logits of two tokens."""
+        """Whether the loss function has no trainable weights itself. Found once, with the logits of two tokens."""
         if loss_function not in self._of_logits_alone:
             weight = self.linear.weight
             dtype = torch.promote_types(weight.dtype, torch.float32)
             logits = torch.zeros(2, len(weight), dtype=dtype, device=weight.device, requires_grad=True)
             devices = [weight.device] if weight.device.type == "cuda" else []
-            with torch.random.fork_rng(devices):  # what it draws must not be missing from a run that goes on
+            with torch.random.fork_rng(devices):  # a resumed run repeats this trial: draw nothing
                 loss = loss_function(logits, torch.arange(2, device=weight.device))
             self._of_logits_alone[loss_function] = all(leaf is logits for leaf in find_leaves(loss.grad_fn))
         return self._of_logits_alone[loss_function]
 
 
 class NoOutputHead:
-    """In the place of an `OutputHead`, for a model that does more with its logits: they come from it all at once."""
+    """Replaces `OutputHead` for a model that processes its logits further; the model returns all logits at once."""
 
     def handing_on(self) -> contextlib.AbstractContextManager[None]:
+        """Does nothing."""
         return contextlib.nullcontext()
 
     def chunks(self, logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """All of the logits `[N, V]`."""
+        """All logits `[N, V]` in one chunk."""
         yield slice(None), logits
 
     def loss(self, logits: Tensor, targets: Tensor, loss_function: LossFunction) -> Tensor:
+        """The loss of all logits `[N, V]` at once."""
         return loss_function(logits, targets)
 
 
@@ -105,9 +125,11 @@ _FOUND: weakref.WeakKeyDictionary[nn.Module, OutputHead | NoOutputHead] = weakre
 
 
 def find_output_head(model: nn.Module, run: Callable[[Forward], Tensor]) -> OutputHead | NoOutputHead:
-    """The head of a model, which may be wrapped for data parallelism; looked for once in each model.
+    """The head of a model, which may be wrapped for data parallelism. The result is kept for each model.
 
-    run: calls the forward pass it is given on a few tokens and returns what stands for the logits, `[B, T, ...]`.
+    Args:
+        model: the model.
+        run: calls the given forward pass on a few tokens and returns its logits or what replaces them, `[B, T, ...]`.
     """
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     if bare not in _FOUND:
@@ -116,18 +138,18 @@ def find_output_head(model: nn.Module, run: Callable[[Forward], Tensor]) -> Outp
 
 
 def _look_for_head(model: nn.Module, run: Callable[[Forward], Tensor]) -> OutputHead | NoOutputHead:
-    """The head, where whatever it returns leaves the model unchanged: a cap or a scale behind it is found out."""
+    """The head, if the model returns its output unchanged. A trial detects a cap or a scale behind the head."""
     find = getattr(model, "get_output_embeddings", None)
     layer = find() if callable(find) else None
     if type(layer) is not nn.Linear or "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks:
         return NoOutputHead()
-    for width in (layer.in_features, layer.out_features):  # hidden states come through, and logits lose none
+    for width in (layer.in_features, layer.out_features):  # hidden states pass through unchanged, and so do logits
         made_up = _MadeUp(width)
         layer.forward = made_up  # type: ignore[method-assign]
         try:
             with torch.no_grad(), _evaluating(model):
                 returned = run(model.forward)
-        except RuntimeError as error:  # what comes behind needs another shape
+        except RuntimeError as error:  # the code behind the head needs another shape
             if is_out_of_memory(error):
                 raise
             return NoOutputHead()
@@ -139,7 +161,7 @@ def _look_for_head(model: nn.Module, run: Callable[[Forward], Tensor]) -> Output
 
 
 class _MadeUp:
-    """In the place of a layer: returns large numbers `[..., width]`, and notes what autocast would multiply in."""
+    """Replaces a layer: returns large made-up numbers `[..., width]` and records the type that autocast would use."""
 
     def __init__(self, width: int):
         self.width = width
@@ -156,7 +178,7 @@ class _MadeUp:
 
 @contextlib.contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout, which would draw from the random numbers of the step."""
+    """Run the model without dropout, which would consume random numbers of the step."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -171,7 +193,7 @@ def _hand_on(input: Tensor) -> Tensor:
 
 
 def _split(hidden: Tensor, vocabulary: int) -> list[slice]:
-    """Consecutive tokens of `[N, D]` whose logits are few enough; one empty chunk where there is no token."""
+    """Slices of `[N, D]` whose logits are few enough; one empty chunk if there are no tokens."""
     size = max(1, _MOST_LOGITS.get(hidden.device.type, _MOST_LOGITS["cuda"]) // vocabulary)
     return [slice(start, start + size) for start in range(0, max(len(hidden), 1), size)]
 
@@ -194,7 +216,7 @@ def _compute_loss(
 
 
 class _LossInChunks(torch.autograd.Function):
-    """Gradients are computed while the logits of a chunk are there: they need not be kept, nor computed again."""
+    """Computes the gradients together with the logits of a chunk, so logits are neither kept nor computed again."""
 
     @staticmethod
     def forward(
@@ -210,7 +232,7 @@ class _LossInChunks(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         grad_weight = torch.zeros_like(weight) if wants_weight else None
         grad_bias = torch.zeros_like(bias) if bias is not None and wants_bias else None
-        cast = weight.to(dtype or weight.dtype)  # once, not for every chunk
+        cast = weight.to(dtype or weight.dtype)  # once, instead of once per chunk
         losses = []
         for rows in _split(hidden, len(weight)):
             states = hidden[rows].to(cast.dtype)
@@ -239,17 +261,21 @@ class _LossInChunks(torch.autograd.Function):
 
 
 def _differentiate(loss_function: LossFunction, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """The loss of a chunk and its gradient by the logits `[chunk, V]`."""
+    """The loss of a chunk and its gradient with respect to the logits `[chunk, V]`."""
     logits.requires_grad_()
     with torch.enable_grad():
         loss = loss_function(logits, targets)
     gradient = torch.autograd.grad(loss, logits, allow_unused=True)[0] if loss.requires_grad else None
-    # A loss may be constant on a chunk that holds nothing for it to learn from.
+    # A loss may be constant on a chunk without targets.
     return loss.detach(), torch.zeros_like(logits) if gradient is None else gradient
 
 
 def find_leaves(node: Any) -> Iterator[Tensor]:
-    """The tensors that a result was computed from and that learn. node: the result's `grad_fn`."""
+    """The trainable tensors from which a result was computed.
+
+    Args:
+        node: the `grad_fn` of the result.
+    """
     seen, waiting = set(), [node]
     while waiting:
         node = waiting.pop()

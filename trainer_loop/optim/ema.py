@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, evaluated and exported in their place."""
+"""An exponential moving average of the weights, used in their place for evaluation and export."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,10 +8,15 @@ from torch import Tensor, nn
 
 
 class Ema:
-    """`average = decay * average + (1 - decay) * weight` after every update, over the trainable parameters.
+    """The exponential moving average of the trainable parameters.
 
-    It begins at the weights that the model has when this is made, and is kept in float32 or wider: what one update adds
-    would be lost in the rounding of 16 bits.
+    After every update: `average = decay * average + (1 - decay) * weight`. It starts at the weights that the model has
+    when this object is made. The averages are kept in float32 or wider, because 16 bits would round away the change of
+    one update.
+
+    Args:
+        model: the model whose trainable parameters are averaged.
+        decay: share of the average that remains after an update, in [0, 1).
     """
 
     def __init__(self, model: nn.Module, *, decay: float):
@@ -23,12 +28,12 @@ class Ema:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take the weights of one update in."""
+        """Add the weights after one update to the average."""
         torch._foreach_lerp_(self._averages, [_widen(weight) for weight in self._weights], 1 - self.decay)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model has the averages for its weights until the block ends."""
+        """Use the averaged weights as the weights of the model until the block ends."""
         trained = [weight.data for weight in self._weights]
         for weight, average in zip(self._weights, self._averages, strict=True):
             weight.data = average.to(weight.dtype)
@@ -40,22 +45,31 @@ class Ema:
 
     @torch.no_grad()
     def copy_to_model(self, averaged_weights: dict[str, Tensor] | None = None) -> None:
-        """The averages, those given or those of now, become the weights, for good."""
+        """Replace the weights of the model by the averaged weights, for good.
+
+        Args:
+            averaged_weights: averaged weights to use instead of the current ones.
+        """
         if averaged_weights is not None:
             self.load_state_dict(averaged_weights)
         torch._foreach_copy_(self._weights, self._averages)
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Begin anew at the weights the model has now."""
+        """Restart the average at the current weights of the model."""
         torch._foreach_copy_(self._averages, self._weights)
 
     def state_dict(self) -> dict[str, Tensor]:
+        """The averaged weights by the names of the parameters."""
         return dict(zip(self._names, self._averages, strict=True))
 
     @torch.no_grad()
     def load_state_dict(self, averaged_weights: dict[str, Tensor]) -> None:
-        """Raises KeyError or RuntimeError where the averages are of another model."""
+        """Load averaged weights.
+
+        Raises:
+            KeyError, RuntimeError: the averaged weights belong to another model.
+        """
         for name, average in zip(self._names, self._averages, strict=True):
             average.copy_(averaged_weights[name])
 

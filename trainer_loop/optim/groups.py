@@ -1,4 +1,4 @@
-"""Which parameters learn, how fast, how much they decay, and from which step on."""
+"""Parameter groups: which parameters learn, their learning rate and weight decay, and from which step they learn."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,16 +14,16 @@ from trainer_loop.optim.layers import LINEAR_LAYERS, find_depths
 
 @dataclass(frozen=True)
 class GroupRule:
-    """What is special about the parameters whose name matches a pattern; None: nothing."""
+    """Special values for the parameters whose name matches a pattern; None leaves a value unchanged."""
 
-    match: str  # as in a shell: classifier.*, *.layer.0.*
+    match: str  # shell pattern: classifier.*, *.layer.0.*
     lr: float | None = None
-    weight_decay: float | None = None  # of all that match, biases and norms too
-    unfreeze_at: int | None = None  # updates before the first that moves them
+    weight_decay: float | None = None  # of all matching parameters, including biases and norms
+    unfreeze_at: int | None = None  # number of updates before the first that changes them
 
 
 _NO_RULE = GroupRule("*")
-# Names of what does not decay whatever its shape, as transformers.Trainer has them.
+# Parameters with these names never decay, whatever their shape; the same names as in transformers.Trainer.
 _SPARED = re.compile(r"bias|layernorm|rmsnorm|(^|\.)norm($|\.)|_norm($|\.)")
 
 
@@ -39,7 +39,7 @@ class ParameterGroup:
     is_hidden_matrix: bool
 
     def for_optimizer(self) -> dict[str, Any]:
-        """As torch optimizers take a group."""
+        """The group as a dict, as torch optimizers expect it."""
         return {"params": list(self.parameters.values()), "lr": self.lr, "weight_decay": self.weight_decay}
 
 
@@ -88,19 +88,28 @@ def make_groups(
     hidden_matrices_apart: bool = False,
     calls: Sequence[str] = (),
 ) -> list[ParameterGroup]:
-    """Every trainable parameter in exactly one group; those that are as fast as `lr` says come first.
+    """Put every trainable parameter into exactly one group. Groups with the learning rate `lr` come first.
 
-    The first rule that matches holds. Without one: matrices decay, vectors and whatever is called a bias or a norm do
-    not; the learning rate shrinks by `layer_decay` for each layer below the head; and one further layer below the head
-    learns after every `unfreeze_every` updates. hidden_matrices_apart: weights of linear layers inside the model's
-    layers get groups of their own. calls: see `find_depths`.
+    The first matching rule applies. Parameters without a rule get these values: matrices have weight decay; vectors,
+    and parameters whose name contains bias or norm, have none. The learning rate is multiplied by `layer_decay` for
+    each layer below the head. One more layer below the head starts to learn after every `unfreeze_every` updates.
+
+    Args:
+        model: the model; frozen parameters are left out.
+        lr: learning rate of the head.
+        weight_decay: weight decay of matrices.
+        rules: special values by parameter name.
+        layer_decay: factor of the learning rate for each layer below the head; 1 disables it.
+        unfreeze_every: number of updates between two layers that start to learn; 0 disables it.
+        hidden_matrices_apart: whether the weights of linear layers inside the model's layers get their own groups.
+        calls: see `find_depths`.
     """
     depths, top = find_depths(model, calls)
     linear = {id(module.weight) for module in model.modules() if isinstance(module, LINEAR_LAYERS)}
     by_layer = layer_decay != 1.0 or unfreeze_every > 0
     all_rules = [_NO_RULE, *rules]
     gathered: dict[tuple[int, int, bool, bool], dict[str, nn.Parameter]] = {}
-    names: dict[nn.Parameter, list[str]] = {}  # a tied weight has several
+    names: dict[nn.Parameter, list[str]] = {}  # a tied weight has several names
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
     for name, parameter in model.named_parameters():
@@ -136,7 +145,7 @@ def make_groups(
 
 
 def describe_groups(groups: Sequence[ParameterGroup], frozen: Mapping[str, nn.Parameter]) -> list[str]:
-    """A table for a person, with what does not learn in its last row."""
+    """The groups as lines of a table; frozen parameters are the last row."""
     rows = [("parameters", "number", "learning rate", "weight decay", "first update", "for example")]
     for group in groups:
         rows.append(

@@ -1,4 +1,4 @@
-"""Several optimizers as one, so that schedules, checkpoints and processes see one."""
+"""Several optimizers that behave as one, for schedules, checkpoints and data parallelism."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,20 +8,21 @@ from torch.optim import Optimizer
 
 
 class JoinedOptimizer(Optimizer):
-    """`step` takes a step of each of the `parts`, which share the groups and the state of the whole.
+    """An optimizer whose `step` makes a step of each part; the parts share its groups and state.
 
-    parts: torch optimizers over parameters of their own. A step of your own may take theirs one by one.
+    Args:
+        parts: torch optimizers over disjoint parameters. A custom training step may call their `step` one by one.
     """
 
     def __init__(self, parts: Sequence[Optimizer]):
         self.parts = list(parts)
-        # The very dicts of the parts: whoever sets a learning rate here sets it there.
+        # The same dict objects as in the parts: a learning rate set here is set there.
         super().__init__([group for part in self.parts for group in part.param_groups], {})
         self._share()
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Of each part in turn. closure: not supported."""
+        """Make a step of each part in turn; `closure` is not supported."""
         assert closure is None
         for part in self.parts:
             part.step()

@@ -1,26 +1,28 @@
-"""Where in a model a parameter stands: before its layers, in one of them, or behind them."""
+"""The position of a parameter in a model: before the layers, in one of them, or behind them."""
 
 from collections.abc import Mapping, Sequence
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-LINEAR_LAYERS = (nn.Linear, Conv1D)  # layers that multiply by a matrix; the second is that of GPT-2
+LINEAR_LAYERS = (nn.Linear, Conv1D)  # layers that multiply by a matrix; Conv1D is used by GPT-2
 
 
 def find_depths(model: nn.Module, calls: Sequence[str] = ()) -> tuple[dict[str, int], int]:
-    """The depth of every parameter by its name, and the greatest depth there is.
+    """The depth of every parameter by its name, and the greatest depth.
 
-    0: before the first layer, as embeddings are; 1 to L: in that layer; L + 1: behind the last, as a head is.
-    Layers are the entries of the outermost `nn.ModuleList`s; of a model without one, those of its outermost
-    `nn.Sequential`s that have parameters. Between two layers a parameter has the depth of the first.
+    Depth 0 is before the first layer (embeddings), depths 1 to L are the layers, and L + 1 is behind the last layer
+    (head). Layers are the entries of the outermost `nn.ModuleList`s. A model without one uses the entries of its
+    outermost `nn.Sequential`s that have parameters. A parameter between two layers has the depth of the first.
 
     Args:
-        calls: names of modules in the order in which a forward pass first called them. With them everything stands
-            where it acts: relative positions that all layers share at the bottom, wherever they are registered, and
-            lists of which each layer takes one entry count once. Without them the order of the parameters decides.
+        model: the model; only its structure is used.
+        calls: names of modules in the order of their first call in a forward pass. With them, a parameter gets the
+            depth at which it acts: relative positions that all layers share are at depth 0, wherever they are
+            registered, and several lists of which each layer uses one entry count as one. Without them, the order of
+            the parameters decides.
     """
-    first_call: dict[str, int] = {}  # also of modules whose parts are called, and not they
+    first_call: dict[str, int] = {}  # includes modules of which only parts are called
     for position, name in enumerate(calls):
         for module in [name, *modules_above(name)]:
             first_call.setdefault(module, position)
@@ -40,13 +42,13 @@ def find_depths(model: nn.Module, calls: Sequence[str] = ()) -> tuple[dict[str, 
 
 
 def modules_above(name: str) -> list[str]:
-    """The modules that a parameter or module is inside of, the innermost first; the last is the model itself."""
+    """Names of the modules that contain a parameter or module, innermost first; the last is the model itself."""
     parts = name.split(".")[:-1]
     return [".".join(parts[:end]) for end in range(len(parts), -1, -1)]
 
 
 def _number_layers(model: nn.Module, first_call: Mapping[str, int]) -> dict[str, int]:
-    """The depth of every layer by its name, from 1; of layers that are called, where any is."""
+    """The depth of every layer by its name, from 1. If `first_call` is not empty, only layers that are called count."""
     if not first_call:
         lists = _list_layers(model, nn.ModuleList) or _list_layers(model, nn.Sequential)
         layers = [layer for entries in lists for layer in entries]
@@ -63,12 +65,12 @@ def _number_layers(model: nn.Module, first_call: Mapping[str, int]) -> dict[str,
 
 
 def _interleave(one: Sequence[str], other: Sequence[str], first_call: Mapping[str, int]) -> bool:
-    """Whether each layer takes one entry of either list."""
+    """Whether each layer uses one entry of both lists."""
     return len(one) == len(other) > 1 and first_call[one[0]] < first_call[other[0]] < first_call[one[-1]]
 
 
 def _list_called_layers(model: nn.Module) -> list[list[str]]:
-    """As `_list_layers`, but of lists inside lists, which nobody calls, the inner ones."""
+    """Like `_list_layers`, but replaces a list inside a list by its entries: the list itself is not called."""
     lists = []
     for entries in _list_layers(model, nn.ModuleList) or _list_layers(model, nn.Sequential):
         inner = [name for name in entries if isinstance(model.get_submodule(name), nn.ModuleList)]
@@ -78,7 +80,7 @@ def _list_called_layers(model: nn.Module) -> list[list[str]]:
 
 
 def _list_layers(model: nn.Module, kind: type[nn.Module]) -> list[list[str]]:
-    """The entries that have parameters, of each of the outermost containers of this kind."""
+    """The entries with parameters of each outermost container of this kind."""
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, kind)]
     inside = {
         f"{name}.{part}" if name else part for name, module in found for part, _ in module.named_modules() if part

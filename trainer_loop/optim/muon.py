@@ -1,4 +1,4 @@
-"""Muon for the matrices of hidden layers, AdamW for everything else, as one optimizer."""
+"""Muon for the matrices of hidden layers and AdamW for all other parameters, as one optimizer."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,8 +13,17 @@ from trainer_loop.optim.joined import JoinedOptimizer
 class MuonWithAdamW(JoinedOptimizer):
     """`torch.optim.Muon` on the groups marked `is_hidden_matrix`, `torch.optim.AdamW` on the others.
 
-    Muon's updates are scaled to the size of AdamW's, so that one learning rate fits both.
-    momentum, nesterov, ns_steps: of Muon. betas, eps, fused: of AdamW. Raises UserError where torch has no Muon.
+    Muon's updates are scaled to the size of AdamW's updates (`match_rms_adamw`), so one learning rate fits both.
+
+    Args:
+        params: parameter groups.
+        lr: learning rate of groups without their own.
+        weight_decay: weight decay of groups without their own.
+        momentum, nesterov, ns_steps: arguments of Muon.
+        betas, eps, fused: arguments of AdamW.
+
+    Raises:
+        UserError: this version of torch has no Muon.
     """
 
     def __init__(

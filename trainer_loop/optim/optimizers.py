@@ -22,14 +22,18 @@ OptimizerFactory = Callable[..., Optimizer]
 
 @dataclass(frozen=True)
 class FromPackage:
-    """An optimizer of a package that trainer_loop can do without."""
+    """An optimizer of an optional package."""
 
     module: str
     name: str
-    package: str  # as pip calls it
+    package: str  # name for pip
 
     def load(self, place: str) -> OptimizerFactory:
-        """Raises UserError where the package is not installed, or does not work here."""
+        """Import the optimizer class.
+
+        Raises:
+            UserError: the package is not installed or does not work here.
+        """
         try:
             found: OptimizerFactory = getattr(importlib.import_module(self.module), self.name)
         except ModuleNotFoundError as error:
@@ -53,7 +57,7 @@ OPTIMIZERS: dict[str, OptimizerFactory | FromPackage] = {
     "schedule_free_adamw": FromPackage("schedulefree", "AdamWScheduleFree", "schedulefree"),
     "adamw_8bit": FromPackage("bitsandbytes.optim", "AdamW8bit", "bitsandbytes"),
 }
-GIVEN = ("params", "lr", "weight_decay")  # what `make_optimizer` passes itself
+GIVEN = ("params", "lr", "weight_decay")  # arguments that `make_optimizer` passes
 
 
 @dataclass(frozen=True)
@@ -150,7 +154,7 @@ def find_optimizer(name: str) -> OptimizerFactory:
 
 
 def takes_hidden_matrices_apart(name: str) -> bool:
-    """Whether the optimizer treats the matrices of hidden layers in a way of its own."""
+    """Whether the optimizer treats the matrices of hidden layers differently from other parameters."""
     return find_optimizer(name) is MuonWithAdamW
 
 
@@ -169,9 +173,17 @@ def _refuse_idle(groups: Sequence[ParameterGroup], num_steps: int) -> None:
 def make_optimizer(
     groups: Sequence[ParameterGroup], *, name: str, lr: float, args: Mapping[str, Any], device: torch.device
 ) -> Optimizer:
-    """The optimizer over the groups, which have learning rates and weight decays of their own; `lr` is its default.
+    """Make the optimizer over the groups; it is fused on devices where torch supports this.
 
-    Fused on devices where torch has it. Raises UserError where the optimizer refuses its arguments.
+    Args:
+        groups: parameter groups with their learning rates and weight decays.
+        name: name or dotted path.
+        lr: default learning rate of the optimizer.
+        args: further arguments of the optimizer.
+        device: device of the parameters.
+
+    Raises:
+        UserError: the optimizer rejects its arguments.
     """
     factory = find_optimizer(name)
     given = [group.for_optimizer() for group in groups]
@@ -185,7 +197,7 @@ def make_optimizer(
         arguments["fused"] = True
     try:
         made = factory(given, **arguments)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # some packages assert what a user gave
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # some packages check user input with assert
         raise UserError(
             f"optimizer {name}: {error}; see optimizer.lr, optimizer.weight_decay and optimizer.args"
         ) from error

@@ -1,4 +1,4 @@
-"""A resumed run that was given another learning rate, weight decay or schedule."""
+"""A resumed run with another learning rate, weight decay or schedule."""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 Group = Mapping[str, Any]
 
-# What a config plans for a group; the rest is how far an optimizer has come, which some keep in their groups too.
+# Values of a group that a config plans. The other values may be the progress of the optimizer; some keep it in groups.
 _PLANNED = ("weight_decay", "initial_lr", "max_lr", "min_lr")
 
 
@@ -20,10 +20,17 @@ def read_groups(optimizer: Optimizer) -> list[Group]:
 def replan(
     optimizer: Optimizer, scheduler: LRScheduler, *, groups: Sequence[Group], args: Collection[str] = (), step: int
 ) -> None:
-    """Go on after `step` updates with the hyper-parameters of `groups` instead of those that were restored.
+    """Continue after `step` updates with the hyper-parameters of `groups` instead of the restored ones.
 
-    args: further ones that were changed, by their names. A schedule that is a function of the step is put to its
-    place there; any other goes on where it stood, the rate of each group times how much of its peak was changed.
+    A schedule that is a function of the step is set to this step. Any other schedule continues from its state, and the
+    learning rate of each group is scaled by the change of its peak.
+
+    Args:
+        optimizer: the restored optimizer; it is changed.
+        scheduler: its restored schedule; it is changed.
+        groups: the planned hyper-parameters, one mapping for each group of the optimizer.
+        args: names of further hyper-parameters that changed.
+        step: number of updates made so far.
     """
     for group, new in zip(optimizer.param_groups, groups, strict=True):
         if group.get("initial_lr"):

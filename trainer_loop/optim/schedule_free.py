@@ -1,4 +1,4 @@
-"""Optimizers that need no schedule: they average the weights themselves, and evaluate and export the average."""
+"""Schedule-free optimizers: they average the weights themselves; the average is evaluated and exported."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -9,12 +9,19 @@ from torch import Tensor, nn
 
 
 def is_schedule_free(optimizer: Any) -> bool:
-    """Whether it has two sets of weights, as those of the package schedulefree."""
+    """Whether an optimizer has two sets of weights, like those of the package schedulefree."""
     return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
 
 
 class ScheduleFreeAverages:
-    """The averages of a schedule-free optimizer; between them and the weights it trains, `train` and `eval` move."""
+    """The averaged weights of a schedule-free optimizer, with the interface of `Ema`.
+
+    The optimizer's `train` and `eval` switch between the trained and the averaged weights.
+
+    Args:
+        model: the model that the optimizer trains.
+        optimizer: the schedule-free optimizer; it is switched to `train`.
+    """
 
     def __init__(self, model: nn.Module, optimizer: Any):
         named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -25,15 +32,15 @@ class ScheduleFreeAverages:
         optimizer.train()
 
     def update(self) -> None:
-        """Nothing: the optimizer's own step keeps them."""
+        """Does nothing: the step of the optimizer updates the averages."""
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model has the averages for its weights until the block ends."""
+        """Use the averaged weights as the weights of the model until the block ends."""
         if self._for_good:
             yield
             return
-        # Computed back and forth they would not be the same bits.
+        # Arithmetic back and forth would change bits, so the trained weights are restored from a copy.
         trained = [weight.detach().clone() for weight in self._weights]
         self._optimizer.eval()
         try:
@@ -45,7 +52,11 @@ class ScheduleFreeAverages:
 
     @torch.no_grad()
     def copy_to_model(self, averaged_weights: Mapping[str, Tensor] | None = None) -> None:
-        """The averages, those given or those of now, become the weights, for good."""
+        """Replace the weights of the model by the averaged weights, for good.
+
+        Args:
+            averaged_weights: averaged weights to use instead of the current ones.
+        """
         self._for_good = True
         if averaged_weights is None:
             self._optimizer.eval()
@@ -53,11 +64,12 @@ class ScheduleFreeAverages:
             torch._foreach_copy_(self._weights, [averaged_weights[name] for name in self._names])
 
     def state_dict(self) -> dict[str, Tensor]:
+        """A copy of the averaged weights by the names of the parameters."""
         with self.in_place():
             return {name: weight.detach().clone() for name, weight in zip(self._names, self._weights, strict=True)}
 
     def load_state_dict(self, averaged_weights: Mapping[str, Tensor]) -> None:
-        """Nothing: they follow from the weights and the optimizer's state."""
+        """Does nothing: the averages follow from the weights and the optimizer state."""
 
     def restart(self) -> None:
-        """Nothing, likewise."""
+        """Does nothing: the averages follow from the weights and the optimizer state."""

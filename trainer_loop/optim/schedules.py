@@ -20,7 +20,7 @@ _ON_METRICS = (ReduceLROnPlateau, *([optimization.GreedyLR] if hasattr(optimizat
 _NEED_METRICS = ("reduce_lr_on_plateau", "greedy")
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 60
-_MOST_STEPS_TO_TRY = 100_000  # a second
+_MOST_STEPS_TO_TRY = 100_000  # takes one second
 
 
 def _make_one_cycle(
@@ -35,7 +35,7 @@ def _make_one_cycle(
     final_div_factor: float = 1e4,
     three_phase: bool = False,
 ) -> LRScheduler:
-    """torch's, whose peak is the learning rate of each group, reached when the warm-up is over."""
+    """torch's OneCycleLR. Its peak is the learning rate of each group, reached at the end of the warm-up."""
     if num_warmup_steps == 1 or num_warmup_steps >= num_training_steps:
         raise ValueError(
             f"one_cycle cannot warm up in {num_warmup_steps:,} of {num_training_steps:,} steps; give it none, or two "
@@ -60,7 +60,7 @@ SCHEDULES: dict[str, Callable[..., LRScheduler]] = {
     **{kind.value: make for kind, make in TYPE_TO_SCHEDULER_FUNCTION.items()},
     "one_cycle": _make_one_cycle,
 }
-GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps")  # what `make_scheduler` passes itself
+GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps")  # arguments that `make_scheduler` passes
 
 
 @dataclass(frozen=True)
@@ -111,12 +111,12 @@ def needs_metric(name: str) -> bool:
 
 
 def follows_metric(scheduler: LRScheduler) -> bool:
-    """Whether a schedule moves by what evaluations find, instead of by the step."""
+    """Whether a schedule follows a metric of the evaluations instead of the step."""
     return isinstance(scheduler, _ON_METRICS)
 
 
 def count_steps(setting: float, num_steps: int) -> int:
-    """Below 1: that share of all steps, rounded up. From 1: that many steps.
+    """A number of steps from a setting: below 1 a share of all steps, rounded up; from 1 the number itself.
 
     >>> count_steps(0.1, 782), count_steps(100, 782)
     (79, 100)
@@ -125,7 +125,7 @@ def count_steps(setting: float, num_steps: int) -> int:
 
 
 def describe_warmup(name: str, warmup: float, num_steps: int) -> str:
-    """What comes of `warmup`: some schedules have none."""
+    """The effect of `warmup` as text; some schedules have no warm-up."""
     if "num_warmup_steps" not in inspect.signature(choose(name, SCHEDULES, place="scheduler.name")).parameters:
         return "no warm-up"
     return f"{count_steps(warmup, num_steps):,} warm-up steps"
@@ -134,10 +134,18 @@ def describe_warmup(name: str, warmup: float, num_steps: int) -> str:
 def make_scheduler(
     optimizer: Optimizer, *, name: str, warmup: float, num_steps: int, args: Mapping[str, Any], metric: str = "-loss"
 ) -> LRScheduler:
-    """The schedule over `num_steps` updates; it is ticked once per update on any number of processes.
+    """Make the schedule over `num_steps` updates. It is stepped once per update on any number of processes.
 
-    optimizer: the torch optimizer itself, not accelerate's wrapper. metric: what a schedule that moves by evaluations
-    follows, `-metric` where smaller is better. Raises UserError where the schedule refuses its arguments.
+    Args:
+        optimizer: the torch optimizer itself, not accelerate's wrapper.
+        name: name or dotted path.
+        warmup: see `count_steps`.
+        num_steps: number of updates of the run.
+        args: further arguments of the schedule.
+        metric: the metric for a schedule that follows one; `-metric` if smaller is better.
+
+    Raises:
+        UserError: the schedule rejects its arguments.
     """
     factory = choose(name, SCHEDULES, place="scheduler.name")
     given: dict[str, Any] = {
@@ -149,8 +157,8 @@ def make_scheduler(
     if needs_metric(name):
         arguments["mode"] = "min" if metric.startswith("-") else "max"
     for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])  # most schedules note it themselves; `replan` reads it
-    # Some of transformers' schedules read the peak from there, and not all optimizers note it.
+        group.setdefault("initial_lr", group["lr"])  # most schedules set it themselves; `replan` reads it
+    # Some of transformers' schedules read the peak from the defaults, and not all optimizers set it.
     optimizer.defaults.setdefault("lr", max(group["lr"] for group in optimizer.param_groups))
     try:
         scheduler = factory(optimizer, **(arguments | dict(args)))
@@ -166,8 +174,16 @@ def make_scheduler(
 
 
 def draw_schedule(*, name: str, lr: float, warmup: float, num_steps: int, args: Mapping[str, Any]) -> str:
-    """The learning rate over all steps, as a line of bars, the highest at its peak; `lr` is the optimizer's."""
-    # A trial of its own: AdamW, for schedules that cycle betas too.
+    """The learning rate over all steps as a line of bars; the highest bar is the peak.
+
+    Args:
+        name: name or dotted path of the schedule.
+        lr: learning rate of the optimizer.
+        warmup: see `count_steps`.
+        num_steps: number of updates of the run.
+        args: further arguments of the schedule.
+    """
+    # A separate optimizer for the trial; AdamW, because some schedules also cycle betas.
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=lr)
     scheduler = make_scheduler(optimizer, name=name, warmup=warmup, num_steps=num_steps, args=args)
     if follows_metric(scheduler):
@@ -183,13 +199,13 @@ def draw_schedule(*, name: str, lr: float, warmup: float, num_steps: int, args: 
 
 
 def _compute_rates(scheduler: LRScheduler, steps: Sequence[int]) -> list[float]:
-    """The learning rates of these steps, which ascend from 0."""
+    """The learning rates at these steps, which are ascending from 0."""
     if isinstance(scheduler, LambdaLR):
         return [float(scheduler.base_lrs[0] * scheduler.lr_lambdas[0](step)) for step in steps]
     rates = []
     for step in range(steps[-1] + 1):
         if step in steps:
             rates.append(float(scheduler.get_last_lr()[0]))
-        scheduler.optimizer.step()  # torch warns where a schedule ticks without it
+        scheduler.optimizer.step()  # torch warns if a schedule is stepped without it
         scheduler.step()
     return rates

@@ -1,4 +1,4 @@
-"""The processes of a run and the device each one has: how the Accelerator is built, and sums over processes."""
+"""The processes of a run and their devices: makes the Accelerator and exchanges values between processes."""
 
 import contextlib
 import functools
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from trainer_loop.errors import ProcessLost, UserError, in_one_line
 from trainer_loop.runtime.host import choose_threads, keep_freed_memory
 
-if TYPE_CHECKING:  # torch and accelerate take seconds to import: a config error is told before that
+if TYPE_CHECKING:  # torch and accelerate take seconds to import; a config error is reported before that
     import numpy as np
     import torch
     from accelerate import Accelerator
@@ -26,14 +26,19 @@ _DATA_PARALLEL = ("NO", "MULTI_CPU", "MULTI_GPU", "MULTI_XPU", "MULTI_NPU", "MUL
 
 
 def process_index_from_environment() -> int:
-    """Rank of this process as its launcher set it; known before anything heavy is imported."""
+    """Rank of this process as set by the launcher; available before torch is imported."""
     return int(os.environ.get("RANK", 0))
 
 
 def choose_precision(requested: str) -> str:
-    """Turn `auto` into what this hardware does best, and refuse what it cannot do.
+    """Resolve `auto` and check that the hardware supports the precision.
 
-    auto: bf16 where matrix products have it in hardware, else fp16 on a GPU with tensor cores, else no.
+    Args:
+        requested: auto, no, bf16 or fp16. `auto` is bf16 if the hardware has bf16 matrix products, otherwise fp16 on a
+            GPU with tensor cores, otherwise no.
+
+    Raises:
+        UserError: the hardware does not support the requested precision.
     """
     import torch
 
@@ -66,10 +71,18 @@ def make_accelerator(
     timeout_minutes: float = 30.0,
     threads: int | str = "auto",
 ) -> "Accelerator":
-    """The Accelerator of this process; joins the process group when a launcher started several.
+    """Make the Accelerator of this process. It joins the process group if a launcher started several processes.
 
-    `precision` is no, bf16 or fp16 (see `choose_precision`). tf32: for matrix products in fp32, where a GPU has it.
-    timeout_minutes: how long a process waits for the others. threads: on a CPU, see `choose_threads`.
+    Args:
+        precision: no, bf16 or fp16, see `choose_precision`.
+        tf32: whether a GPU may use TF32 for fp32 matrix products.
+        trackers: names of trackers.
+        project_dir: directory of the trackers' files.
+        timeout_minutes: time that a process waits for the others.
+        threads: threads of a CPU process, see `choose_threads`.
+
+    Raises:
+        UserError: accelerate did not join all launched processes, or uses something other than data parallelism.
     """
     import torch
     from accelerate import Accelerator
@@ -77,18 +90,18 @@ def make_accelerator(
     from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, InitProcessGroupKwargs
 
     if AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
-        AcceleratorState._reset_state()  # it holds one precision for a Python process, and a notebook makes many loops
+        AcceleratorState._reset_state()  # one precision for a Python process, but a notebook makes many loops
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high" if tf32 else "highest")
     _join_after_restart(timedelta(minutes=timeout_minutes))
     accelerator = Accelerator(
-        # Without this, two processes on a machine without a GPU would each believe to be alone.
+        # Without this, two processes on a machine without a GPU would not join.
         cpu=not torch.accelerator.is_available(),
         mixed_precision=precision,
-        # The loop divides by the targets itself; ACCELERATE_GRADIENT_ACCUMULATION_STEPS must not divide again.
+        # The loop divides by the number of targets; ACCELERATE_GRADIENT_ACCUMULATION_STEPS must not divide again.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[
-            # Processes may run unlike numbers of forward passes, so none may hide a collective for its buffers.
+            # Processes may run different numbers of forward passes, so a pass must not broadcast buffers.
             DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             InitProcessGroupKwargs(timeout=timedelta(minutes=timeout_minutes)),
         ],
@@ -114,9 +127,10 @@ def make_accelerator(
 
 
 def _join_after_restart(timeout: timedelta) -> None:
-    """Where a launcher has started the processes again: meet under names that the dead ones did not use.
+    """After a restart by the launcher, use keys in the store that the dead processes did not use.
 
-    Its store outlives them, and with accelerate's default rendezvous the new ones would read the old ones' addresses.
+    The launcher's store outlives the processes. With accelerate's default rendezvous, new processes would read the
+    addresses of dead ones.
     """
     attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     if attempt == 0 or int(os.environ.get("WORLD_SIZE", 1)) == 1:
@@ -145,7 +159,7 @@ def _join_after_restart(timeout: timedelta) -> None:
 
 
 def sum_on_hosts(accelerator: "Accelerator", values: Sequence[float]) -> list[float]:
-    """Sums of a few numbers over all processes, on every process. They travel from host to host: no device waits."""
+    """Sums of a few numbers over all processes, on every process. They travel between hosts, so no device waits."""
     if accelerator.num_processes == 1:
         return list(values)
     import torch
@@ -158,7 +172,7 @@ def sum_on_hosts(accelerator: "Accelerator", values: Sequence[float]) -> list[fl
 
 @functools.cache
 def _host_group(timeout: timedelta) -> "torch.distributed.ProcessGroup | None":
-    """Processes joined by gloo; None stands for the default group, where that is gloo already."""
+    """A gloo group of all processes; None means the default group, if that already uses gloo."""
     import torch.distributed
 
     if torch.distributed.get_backend() == "gloo":
@@ -167,7 +181,7 @@ def _host_group(timeout: timedelta) -> "torch.distributed.ProcessGroup | None":
 
 
 def broadcast(accelerator: "Accelerator", value: Any) -> Any:
-    """What process 0 holds, on every process."""
+    """The value of process 0, on every process."""
     if accelerator.num_processes == 1:
         return value
     from accelerate.utils import broadcast_object_list
@@ -176,7 +190,18 @@ def broadcast(accelerator: "Accelerator", value: Any) -> Any:
 
 
 def on_process_0(accelerator: "Accelerator", work: Callable[[], _T]) -> _T:
-    """What `work` returns on process 0, on every process; a UserError that it raises there is raised on every one."""
+    """Run a function on process 0 only.
+
+    Args:
+        accelerator: the Accelerator of this process.
+        work: the function.
+
+    Returns:
+        Its result, on every process.
+
+    Raises:
+        UserError: `work` raised it on process 0; it is raised on every process.
+    """
     value: Any = None
     refused: UserError | None = None
     if accelerator.is_main_process:
@@ -191,7 +216,7 @@ def on_process_0(accelerator: "Accelerator", work: Callable[[], _T]) -> _T:
 
 
 def gather_rows(accelerator: "Accelerator", tensors: "Sequence[torch.Tensor]") -> "np.ndarray":
-    """What all processes hold, `[rows, ...]`, in one array; a process may have no tensor at all."""
+    """The rows of all processes in one array `[rows, ...]`; a process may have no tensor."""
     import numpy as np
     import torch
     from accelerate.utils import gather_object
@@ -201,14 +226,14 @@ def gather_rows(accelerator: "Accelerator", tensors: "Sequence[torch.Tensor]") -
 
 
 def widen_for_numpy(tensor: "torch.Tensor") -> "torch.Tensor":
-    """NumPy knows no bfloat16."""
+    """Cast bfloat16 to float32, because NumPy has no bfloat16."""
     import torch
 
     return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 def is_reduction_complete(model: "torch.nn.Module") -> bool:
-    """Whether DistributedDataParallel has reduced all gradients of the last backward pass; True for other modules."""
+    """Whether DistributedDataParallel has reduced all gradients of the last backward pass; true for other modules."""
     from torch.nn.parallel import DistributedDataParallel
 
     if not isinstance(model, DistributedDataParallel):
@@ -221,9 +246,9 @@ def is_reduction_complete(model: "torch.nn.Module") -> bool:
 
 
 def average_gradients(accelerator: "Accelerator", parameters: "Sequence[torch.Tensor]") -> None:
-    """Average gradients over all processes, also of parameters that only some of them have used.
+    """Average gradients over all processes, including parameters that only some processes used.
 
-    A parameter without a gradient on every process keeps none. Called by all processes.
+    A parameter without a gradient on any process keeps none. All processes must call this.
     """
     if accelerator.num_processes == 1:
         return
@@ -241,9 +266,9 @@ def average_gradients(accelerator: "Accelerator", parameters: "Sequence[torch.Te
 
 
 def share_buffers(accelerator: "Accelerator", model: "torch.nn.Module") -> None:
-    """Every process gets process 0's buffers that a checkpoint holds, such as the running means of a BatchNorm.
+    """Copy the persistent buffers of process 0 to all processes, such as the running means of a BatchNorm.
 
-    They are made of the rows that each process sees, and would differ. Called by all processes.
+    The buffers depend on the rows of each process, so they differ. All processes must call this.
     """
     if accelerator.num_processes == 1:
         return
@@ -258,9 +283,15 @@ def share_buffers(accelerator: "Accelerator", model: "torch.nn.Module") -> None:
 
 
 def assert_same_on_all_processes(accelerator: "Accelerator", value: Any, *, what: str) -> None:
-    """Refuse to go on where the processes hold unlike values; called by all of them.
+    """Check that all processes hold the same value. All processes must call this.
 
-    value: plain JSON. what: how a user calls it. Raises UserError on every process.
+    Args:
+        accelerator: the Accelerator of this process.
+        value: plain JSON.
+        what: name of the value for the user.
+
+    Raises:
+        UserError: a process holds another value; raised on every process.
     """
     if accelerator.num_processes == 1:
         return
@@ -277,16 +308,16 @@ def assert_same_on_all_processes(accelerator: "Accelerator", value: Any, *, what
 
 
 def announce(accelerator: "Accelerator", notice: str) -> None:
-    """Put up a notice that the other processes can look for without waiting for anyone."""
+    """Publish a notice that the other processes can read without waiting for anyone."""
     if accelerator.num_processes > 1:
         _store().set(notice, "1")
 
 
 @contextlib.contextmanager
 def watch_for(accelerator: "Accelerator", notice: str) -> Iterator[Callable[[], bool]]:
-    """Gives a function that tells, at once, whether any process has put this notice up.
+    """Yield a function that says, at once, whether any process has published this notice.
 
-    A thread of its own looks, twice a second: the store has no time limit where its machine cannot be reached.
+    A separate thread checks twice a second, because the store has no timeout if its machine cannot be reached.
     """
     if accelerator.num_processes == 1:
         yield lambda: False
@@ -295,7 +326,7 @@ def watch_for(accelerator: "Accelerator", notice: str) -> Iterator[Callable[[], 
     store = _store()
 
     def look() -> None:
-        with contextlib.suppress(RuntimeError):  # the store is gone: the next collective tells of it
+        with contextlib.suppress(RuntimeError):  # the store is gone; the next collective reports it
             while not (over.wait(0.5) or seen.is_set()):
                 if store.check([notice]):
                     seen.set()
@@ -310,16 +341,16 @@ def watch_for(accelerator: "Accelerator", notice: str) -> Iterator[Callable[[], 
 
 
 def _store() -> "torch.distributed.Store":
-    """The key-value store through which the processes met."""
+    """The key-value store through which the processes found each other."""
     from torch.distributed.distributed_c10d import _get_default_store
 
     return _get_default_store()
 
 
 def find_lost_processes(error: BaseException) -> ProcessLost | None:
-    """What to say where `error` tells that another process is gone; None for any other error.
+    """The error to report if `error` means that another process is gone; None for any other error.
 
-    Every process that still runs says so; who stays silent for a few seconds is named.
+    Every running process announces itself in the store. The report names those that do not within a few seconds.
     """
     import torch.distributed
 
@@ -332,13 +363,13 @@ def find_lost_processes(error: BaseException) -> ProcessLost | None:
     answers: list[str] = []
     asking = threading.Thread(target=lambda: answers.append(_find_silent()), daemon=True)
     asking.start()
-    asking.join(2 * _SECONDS_TO_ANSWER)  # where its machine cannot be reached, the store is asked for ever
+    asking.join(2 * _SECONDS_TO_ANSWER)  # a request to the store has no timeout if its machine cannot be reached
     who = answers[0] if answers else _STORE_LOST
     return ProcessLost(f"{who} ({_shorten_cause(told)}); the same command goes on from the last checkpoint")
 
 
 def _find_silent() -> str:
-    """Which processes do not say within a few seconds that they still run."""
+    """The processes that do not announce within a few seconds that they still run, as text."""
     import torch.distributed
 
     try:
@@ -351,18 +382,18 @@ def _find_silent() -> str:
     return f"process {', '.join(silent)} no longer answers" if silent else "the connection to a process broke"
 
 
-_GLOO = re.compile(r"\[[^\]]*gloo/[^\]]*\]|Gloo connectFullMesh")  # how errors of its connections begin
+_GLOO = re.compile(r"\[[^\]]*gloo/[^\]]*\]|Gloo connectFullMesh")  # start of gloo's connection errors
 _SECONDS_TO_ANSWER = 3.0
-_STORE_LOST = "process 0, or its machine, no longer answers"  # it keeps the store, or the launcher beside it does
+_STORE_LOST = "process 0, or its machine, no longer answers"  # process 0, or the launcher beside it, runs the store
 
 
 def _shorten_cause(told: str) -> str:
-    """Without the place in the C++ code that gloo puts first."""
+    """Remove the position in the C++ code that gloo puts first."""
     return in_one_line(RuntimeError(told.rpartition("] ")[2] if told.startswith("[") else told), at_most=120)
 
 
 def leave_process_group() -> None:
-    """Leave it before the process ends, whatever happened: gloo aborts a process that does not."""
+    """Leave the process group before the process ends, in every case: otherwise gloo aborts the process."""
     import torch.distributed
 
     _host_group.cache_clear()

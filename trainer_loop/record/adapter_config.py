@@ -1,7 +1,7 @@
-"""adapter_config.json of an adapter, which anybody may have made: what it must not ask of peft.
+"""Checks adapter_config.json, which may come from an untrusted source.
 
-peft imports a module that it names (`megatron_core`, before peft 0.20 any module at all), loads further models,
-adapters and files that it names, and takes its texts for regular expressions.
+peft imports a module that the file names (`megatron_core`; before peft 0.20 any module), loads further models, adapters
+and files that it names, and uses its texts as regular expressions.
 """
 
 import re
@@ -15,7 +15,7 @@ from trainer_loop.runtime.plain_json import parse_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 
-_LOADED = {  # key -> the value that asks for nothing
+_LOADED = {  # key -> the harmless value
     "megatron_config": None,
     "megatron_core": "megatron.core",
     "corda_config": None,
@@ -26,16 +26,16 @@ _LOADED = {  # key -> the value that asks for nothing
     "tokenizer_kwargs": None,
     "prompt_tuning_init_state_dict_path": None,
 }
-_REPEATED_GROUP = re.compile(r"(?<!\\)\)[*+{]")  # on which matching may take for ever
+_REPEATED_GROUP = re.compile(r"(?<!\\)\)[*+{]")  # matching may take for ever
 _REPEATS = re.compile(r"(?<!\\)[*+{]")
 _MOST_REPEATS = 12  # in one pattern
 
 
 def check_adapter_config(model_dir: Path) -> None:
-    """Refuse an adapter that asks peft for more than an adapter needs. peft is installed.
+    """Refuse an adapter that asks peft for more than an adapter needs. peft must be installed.
 
     Raises:
-        UserError: with all that is wrong with its adapter_config.json.
+        UserError: adapter_config.json has problems; the error lists all of them.
     """
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
@@ -60,7 +60,7 @@ def check_adapter_config(model_dir: Path) -> None:
 
 
 def find_dangers(config: Mapping[str, Any]) -> list[str]:
-    """What an adapter's config must not ask for, and texts of it that are no regular expressions to be matched."""
+    """Values that would make peft load something, and texts that are unsafe as regular expressions."""
     loaded = [
         f"{key} is {str(config[key])[:80]!r}, by which peft would load what it names; set it to null"
         for key, harmless in _LOADED.items()

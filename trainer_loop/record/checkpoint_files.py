@@ -1,4 +1,4 @@
-"""A checkpoint on disk: its files, the manifest that seals them, where it lies, and what is wrong with it."""
+"""A checkpoint on disk: its files, its sealed manifest, its name, and the detection of damage."""
 
 import errno
 import json
@@ -18,10 +18,10 @@ from trainer_loop.runtime.plain_json import check_fields, parse_json
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-SCHEDULER = "scheduler.bin"  # this and the next: as accelerate calls them
+SCHEDULER = "scheduler.bin"  # this name and the next are accelerate's
 SCALER = "scaler.bin"
 AVERAGES = "averages.safetensors"
-KEPT = "kept.bin"  # what a loop of one's own keeps besides
+KEPT = "kept.bin"  # further state of a custom loop
 _ALWAYS = {"model.safetensors", "optimizer.bin", SCHEDULER, STATE}
 _LOADED = {*_ALWAYS, SCALER, AVERAGES, KEPT}
 _NAME = re.compile(r"step-([0-9]+)")
@@ -29,25 +29,25 @@ _DAMAGED = ".damaged"
 
 
 def list_checkpoints(run_dir: RunDir) -> list[Path]:
-    """Checkpoint directories, oldest step first; not verified."""
+    """Checkpoint directories, lowest step first; not verified."""
     paths = run_dir.checkpoints.glob("step-*")
     named = [(step, path) for path in paths if (step := named_step(path)) is not None and path.is_dir()]
     return [path for _, path in sorted(named)]
 
 
 def named_step(path: Path) -> int | None:
-    """The step that the name of a checkpoint directory tells; None where the name is another, such as `latest`."""
+    """The step in the name of a checkpoint directory; None for another name, such as `latest`."""
     match = _NAME.fullmatch(path.name)
     return None if match is None else int(match[1])
 
 
 def list_set_aside(run_dir: RunDir) -> list[Path]:
-    """Damaged checkpoints that were renamed so that nothing goes on from them."""
+    """Damaged checkpoints that were renamed, so that no run resumes from them."""
     return sorted(run_dir.checkpoints.glob(f"step-*{_DAMAGED}"))
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a damaged checkpoint, so that nothing goes on from it; one set aside before it makes way."""
+    """Rename a damaged checkpoint, so that no run resumes from it. It replaces one that was set aside before."""
     target = path.with_name(path.name + _DAMAGED)
     remove(target)
     os.replace(path, target)
@@ -55,9 +55,9 @@ def set_aside(path: Path) -> Path:
 
 
 def find_fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None: every file of its manifest has its size and checksum.
+    """What is wrong with a checkpoint; None if every file of its manifest has the right size and checksum.
 
-    A directory that is called after a step holds the checkpoint of that very step.
+    A directory with the name of a step must hold the checkpoint of this step.
     """
     if not path.is_dir():
         return "is no directory"
@@ -90,7 +90,7 @@ def _find_wrong_file(path: Path, files: Mapping[str, "_File"]) -> str | None:
 
 @dataclass(frozen=True)
 class _Manifest:
-    """What `manifest.json` holds beside its own checksum."""
+    """The content of `manifest.json` without its own checksum."""
 
     step: int
     num_processes: int
@@ -98,7 +98,7 @@ class _Manifest:
     config: dict[str, Any]
     versions: dict[str, Any]
     files: dict[str, dict[str, Any]]
-    run: str | None = None  # identity of the run that saved it; versions before this one wrote none
+    run: str | None = None  # identity of the run that saved it; earlier versions wrote none
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class _File:
 
 
 def _find_wrong_step(path: Path, step: int) -> str | None:
-    """Where the name of the directory, the manifest and the state do not all name one step."""
+    """A message if the name of the directory, the manifest and the state name different steps."""
     try:
         state = TrainState.from_dict(read_json_object(path / STATE))
     except ValueError as error:
@@ -122,7 +122,7 @@ def _find_wrong_step(path: Path, step: int) -> str | None:
 
 
 def read_run(path: Path) -> str | None:
-    """Which run saved a checkpoint; None where the checkpoint does not tell."""
+    """The identity of the run that saved a checkpoint; None if the checkpoint does not say."""
     try:
         run = open_sealed(path / MANIFEST).get("run")
     except (OSError, ValueError):
@@ -131,7 +131,7 @@ def read_run(path: Path) -> str | None:
 
 
 def read_seal(path: Path) -> str | None:
-    """What tells a checkpoint from every other one; None where it tells nothing."""
+    """A checksum that identifies a checkpoint; None if its manifest cannot be read."""
     try:
         return compute_checksum(path / MANIFEST)
     except OSError:
@@ -139,31 +139,36 @@ def read_seal(path: Path) -> str | None:
 
 
 def find_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What each name was and is, for those that differ. Values are compared as JSON has them."""
+    """The old and the new value of each name whose value changed. Values are compared as JSON."""
     now = json.loads(json.dumps(now))
     before = {name: _without_secrets(value, name) for name, value in before.items()}
     return {name: (before.get(name), value) for name, value in now.items() if before.get(name) != value}
 
 
 def _without_secrets(value: Any, name: str) -> Any:
-    """Versions before this one wrote secrets down where a config has free names."""
+    """Earlier versions stored secrets in parts of the config with free names."""
     is_free = isinstance(value, Mapping) and name.endswith((".args", "_args", ".overrides"))
     return name_sources(find_secrets(value, name), with_digest=False) if is_free else value
 
 
 def describe_changes(changes: Mapping[str, tuple[Any, Any]]) -> str:
-    """`seed was 42 and is 1, ...`"""
+    """The changes as text: `seed was 42 and is 1, ...`."""
     return ", ".join(f"{name} was {old} and is {new}" for name, (old, new) in changes.items())
 
 
 def seal(manifest: Mapping[str, Any]) -> str:
-    """As JSON with a checksum over the text itself, so that no byte of it can change unseen."""
+    """The manifest as JSON with a checksum over its own text, so that every change is detected."""
     text = json.dumps(manifest, indent=2, sort_keys=True)
     return json.dumps({**manifest, "crc32": f"{zlib.crc32(text.encode()):08x}"}, indent=2, sort_keys=True)
 
 
 def open_sealed(path: Path) -> dict[str, Any]:
-    """Raises ValueError where it is not as it was sealed."""
+    """Read a sealed manifest.
+
+    Raises:
+        ValueError: it was changed after it was sealed.
+        OSError: it cannot be read.
+    """
     text = path.read_bytes().decode()
     manifest = parse_json(text)
     if not isinstance(manifest, dict):
@@ -186,10 +191,16 @@ def compute_checksum(path: Path) -> str:
 
 
 def point(link: Path, target: Path) -> bool:
-    """Make `link` a relative symbolic link to its neighbour `target`, in one instant; it is for people alone.
+    """Make `link` a relative symbolic link to its neighbour `target`, atomically. The link is for people only.
 
-    Copies of a run directory may have a folder in the place of a link. One that holds a checkpoint that stands beside
-    it makes way; any other stays, and the answer is False. Raises OSError where the disk refuses.
+    A copy of a run directory may have a folder in the place of the link. A folder that is a copy of a neighbouring
+    checkpoint is removed. Any other folder stays.
+
+    Returns:
+        False if a folder stayed in the place of the link.
+
+    Raises:
+        OSError: the file system refused.
     """
     temporary = link.with_name(f".{link.name}.tmp")
     remove(temporary)
@@ -202,13 +213,13 @@ def point(link: Path, target: Path) -> bool:
     except OSError as error:
         if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
-        return True  # a file system without links
+        return True  # the file system has no links
     os.replace(temporary, link)
     return True
 
 
 def _is_copy(folder: Path) -> bool:
-    """Whether a folder holds a checkpoint that also stands beside it, under the name of its step."""
+    """Whether a folder is a copy of the neighbouring checkpoint of the same step."""
     try:
         original = folder.with_name(checkpoint_name(open_sealed(folder / MANIFEST)["step"]))
         return (original / MANIFEST).read_bytes() == (folder / MANIFEST).read_bytes()

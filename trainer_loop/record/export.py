@@ -1,4 +1,4 @@
-"""The exported model: what `AutoModel.from_pretrained` loads, with its tokenizer, label names and its card."""
+"""The exported model: the files for `AutoModel.from_pretrained`, the tokenizer, the label names and the model card."""
 
 import os
 from collections.abc import Mapping
@@ -27,25 +27,29 @@ from trainer_loop.runtime.plain_json import check_fields
 
 @dataclass(frozen=True)
 class ExportRecord:
-    """What whoever predicts with the model must know, beside what transformers saves itself."""
+    """What prediction needs to know about the model, in addition to the files of transformers."""
 
     task: str  # name or dotted path
-    text: str | None  # columns it was trained on; None: no texts
+    text: str | None  # column of the text; None: no texts
     text_pair: str | None
     max_length: int | None
     step: int  # of the exported weights
     num_steps: int  # of the finished run
     metrics: dict[str, float]  # of the exported weights
-    plan: dict[str, Any]  # what decided the updates of the run, see Checkpointer
-    # How the run was evaluated: `label` (its column), `values` (of the column, by class), `metrics` and `loss` (as the
-    # config has them). None where there are no classes.
+    plan: dict[str, Any]  # the values that decided the updates of the run, see Checkpointer
+    # How the run was evaluated: `label` (its column), `values` (of the column, by class), `metrics` and `loss` (as in
+    # the config). None if there are no classes.
     evaluation: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, model_dir: Path) -> "ExportRecord | None":
-        """The record beside an exported model; None for a model that was not exported here.
+        """Read the record in the directory of an exported model.
 
-        Raises UserError where it cannot be read.
+        Returns:
+            The record; None for a model that was not exported by trainer_loop.
+
+        Raises:
+            UserError: the record cannot be read.
         """
         path = model_dir / EXPORT_RECORD
         try:
@@ -53,7 +57,7 @@ class ExportRecord:
             check_fields(cls, record)
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (OSError, ValueError) as error:  # damaged, or of another version
+        except (OSError, ValueError) as error:  # damaged, or written by another version
             told = (isinstance(error, OSError) and error.strerror) or in_one_line(error)
             raise UserError(
                 f"{path} cannot be read: {told}; remove {model_dir}, and the command that trained it writes it anew"
@@ -62,9 +66,17 @@ class ExportRecord:
 
 
 def export_model(run_dir: RunDir, model: nn.Module, tokenizer: Any, record: ExportRecord, *, card: str) -> Path:
-    """Write model/ beside and rename it; the model that stood there before is replaced. Main process only.
+    """Write model/ under a temporary name and rename it; an existing model is replaced. Only process 0 calls this.
 
-    card: the text of its README.md. Raises UserError where the disk refuses.
+    Args:
+        run_dir: the run directory.
+        model: the model.
+        tokenizer: the tokenizer; None if there is none.
+        record: the record for prediction.
+        card: the text of README.md.
+
+    Raises:
+        UserError: the file system refused.
     """
     target = run_dir.model
     temporary = target.with_name(".model.tmp")
@@ -72,7 +84,7 @@ def export_model(run_dir: RunDir, model: nn.Module, tokenizer: Any, record: Expo
         write_files(temporary, model, tokenizer, record, card=card)
         flush([*temporary.iterdir(), temporary])
         _replace(target, temporary)
-    except Exception as error:  # tokenizers raises nothing more precise
+    except Exception as error:  # tokenizers raises no more precise error
         if not is_disk_error(error):
             raise
         remove(temporary)
@@ -92,23 +104,29 @@ def write_files(
     card: str,
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """The files of an exported model, into a directory that is made anew.
+    """Write the files of an exported model into a new directory.
 
-    weights: see `copy_weights`; None: those that the model has now.
+    Args:
+        directory: the directory; an existing one is removed.
+        model: the model.
+        tokenizer: the tokenizer; None if there is none.
+        record: the record for prediction.
+        card: the text of README.md.
+        weights: a copy from `copy_weights`; None for the current weights of the model.
     """
     remove(directory)
     directory.mkdir(parents=True)
     if hasattr(model, "save_pretrained"):
         given = {} if weights is None else {"state_dict": dict(weights)}
         model.save_pretrained(directory, **given)  # type: ignore[operator]
-        model.config.save_pretrained(directory)  # type: ignore[union-attr, operator] # an adapter comes without
+        model.config.save_pretrained(directory)  # type: ignore[union-attr, operator] # adapters have none
     elif weights is None:
         save_model(model, directory / "model.safetensors")
     else:
-        once = {id(tensor): name for name, tensor in reversed(list(weights.items()))}  # a file holds no tensor twice
+        once = {id(tensor): name for name, tensor in reversed(list(weights.items()))}  # a file holds each tensor once
         save_file({name: weights[name] for name in once.values()}, directory / "model.safetensors")
     if tokenizer is not None:
-        # What the last call has left there depends on whether this very process has tokenised.
+        # These settings depend on the last call, and so on whether this process has tokenised.
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
         tokenizer.save_pretrained(directory)
@@ -118,12 +136,14 @@ def write_files(
 
 @torch.no_grad()
 def copy_weights(model: nn.Module, averaged_weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The state of a model that training goes on to change: what may change is copied to host memory.
+    """The state of a model that is still being trained: tensors that may change are copied to host memory.
 
-    averages: by the names of the weights they are exported in the place of.
+    Args:
+        model: the model.
+        averaged_weights: averaged weights by name; they replace the trained weights.
     """
     averaged_weights = averaged_weights or {}
-    copies: dict[tuple[Any, ...], Tensor] = {}  # tied weights stay one tensor
+    copies: dict[tuple[Any, ...], Tensor] = {}  # tied weights remain one tensor
     weights = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor) or (isinstance(tensor, nn.Parameter) and not tensor.requires_grad):

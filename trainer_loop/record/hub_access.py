@@ -1,4 +1,4 @@
-"""Whether a push to the hub can succeed: the name, the token and the right to write, asked before training begins."""
+"""Whether a push to the hub can succeed: name, token and write access, checked before training."""
 
 import functools
 import re
@@ -14,32 +14,32 @@ from huggingface_hub.utils import validate_repo_id
 from trainer_loop.errors import in_one_line
 from trainer_loop.runtime.hub import describe_unreachable, hub_is_reachable
 
-_SECONDS_WITHOUT_PROGRESS = 120.0  # after which a request is given up; huggingface_hub would wait for ever
+_SECONDS_WITHOUT_PROGRESS = 120.0  # then a request is given up; huggingface_hub would wait for ever
 _TRIES = 3
 _LONGEST_WAIT = 300.0  # seconds between two tries: the hub counts requests in windows of five minutes
 _LONGEST_WAIT_AT_START = 20.0
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
-_MISSING = (401, 404)  # the hub hides what a token may not see
+_MISSING = (401, 404)  # the hub hides repositories that a token may not see
 _TOKENS = "https://huggingface.co/settings/tokens"
 _T = TypeVar("_T")
 
 
 def open_api() -> HfApi:
-    """The hub with the token of now: one from a browser login is renewed as time goes by."""
+    """The hub with the current token; a token from a browser login is renewed over time."""
     return HfApi(token=get_token(), library_name="trainer_loop")
 
 
 def check_access(repo: str, *, private: bool, place: str, later: str) -> tuple[list[str], list[str]]:
-    """Whether `repo` can be pushed to; asks the hub and creates nothing.
+    """Check whether `repo` can be pushed to. This asks the hub and creates nothing.
 
     Args:
-        repo: `me/imdb-bert`, or a name alone, which is in the user's own namespace.
-        private: whether a new repository would be.
-        place: how the user wrote it, for messages.
-        later: the remedy where there is no network.
+        repo: `me/imdb-bert`, or a name alone for the user's own namespace.
+        private: whether a new repository would be private.
+        place: config key or argument of the name, for messages.
+        later: the remedy without network.
 
     Returns:
-        What is wrong, one line each, and what the user should know all the same.
+        Problems, one line each, and notes for the user.
     """
     problems = [] if (wrong := explain_name(repo)) is None else [f"{place}: {wrong}"]
     if not hub_is_reachable():
@@ -69,12 +69,12 @@ def _ask_hub(api: HfApi, repo: str, *, private: bool) -> tuple[str | None, list[
 
 
 def push_command(model: str, repo: str) -> str:
-    """The command that pushes what a run has exported."""
+    """The command that pushes the exported model of a run."""
     return f"python -m trainer_loop.push model={shlex.quote(model)} repo={shlex.quote(repo)}"
 
 
 def explain_name(repo: str) -> str | None:
-    """What is wrong with the name of a repository; None: nothing."""
+    """What is wrong with the name of a repository; None if nothing is."""
     path = re.sub(r"^https?://[^/]+/|^(models|datasets|spaces)/", "", repo)
     if path != repo and explain_name(path) is None:
         return f"{repo} is no name; write {path}, the name of a repository for models"
@@ -87,7 +87,7 @@ def explain_name(repo: str) -> str | None:
 
 
 def is_name(repo: str) -> bool:
-    """Whether this can be the name of something on the hub."""
+    """Whether this can be a name on the hub."""
     try:
         validate_repo_id(repo)
     except HFValidationError:
@@ -96,13 +96,13 @@ def is_name(repo: str) -> bool:
 
 
 def find_repo_id(api: HfApi, repo: str) -> str:
-    """The full name: one without a namespace is in the user's own."""
+    """The full name of a repository; a name without a namespace is in the user's own."""
     return repo if "/" in repo else f"{_find_user_name(api.endpoint, get_token())}/{repo}"
 
 
 @functools.cache
 def _find_user_name(endpoint: str, token: str | None) -> str:
-    """Asked once: the hub allows this question less often than others."""
+    """The user's name, asked once, because the hub limits this question more than others."""
     return str(_ask_who(HfApi(endpoint, token=token))["name"])
 
 
@@ -114,9 +114,12 @@ def _ask_who(api: HfApi, *, longest_wait: float = _LONGEST_WAIT) -> dict[str, An
 
 
 def retrying(function: Callable[[], _T], *, longest_wait: float = _LONGEST_WAIT) -> _T:
-    """The result of a request that huggingface_hub tries once, tried again where the hub is busy, fails or hangs up.
+    """Call a function that makes a request; repeat it if the hub is busy, fails or closes the connection.
 
-    longest_wait: seconds that the hub may ask to wait; where it asks for more, its answer is raised at once.
+    Args:
+        function: makes the request.
+        longest_wait: longest delay in seconds that the hub may ask for; if it asks for more, its answer is raised at
+            once.
     """
     for attempt in range(1, _TRIES + 1):
         get_session().timeout = _SECONDS_WITHOUT_PROGRESS
@@ -134,19 +137,19 @@ def retrying(function: Callable[[], _T], *, longest_wait: float = _LONGEST_WAIT)
 
 
 def _patiently(function: Callable[[], _T]) -> _T:
-    """Before training: somebody may be waiting."""
+    """Repeat a request with short delays only: before training, a person may be waiting."""
     return retrying(function, longest_wait=_LONGEST_WAIT_AT_START)
 
 
 def status_of(error: BaseException) -> int | None:
-    """The status that the hub answered with, where it answered."""
+    """The HTTP status in an error of the hub; None if the hub did not answer."""
     response = getattr(error, "response", None)
     return None if response is None else int(response.status_code)
 
 
 def explain_failure(error: BaseException) -> str:
-    """Why a request or a push failed, in one line with the remedy where there is one."""
-    if isinstance(error, ValueError):  # of huggingface_hub itself, such as front matter that the hub refuses
+    """The reason why a request or a push failed, in one line, with the remedy if there is one."""
+    if isinstance(error, ValueError):  # raised by huggingface_hub itself, for example for invalid front matter
         return in_one_line(error)
     cause = error
     while status_of(cause) is None and cause.__cause__ is not None:
@@ -164,7 +167,7 @@ def explain_failure(error: BaseException) -> str:
 
 
 def _may_write(api: HfApi, repo_id: str) -> bool | None:
-    """Whether the repository is there and this token may write to it; None: there is none that the token sees."""
+    """Whether this token may write to the repository; None if the token sees no such repository."""
     try:
         _patiently(lambda: api.auth_check(repo_id, write=True))
     except HfHubHTTPError as error:
@@ -177,9 +180,9 @@ def _may_write(api: HfApi, repo_id: str) -> bool | None:
 
 
 def _explain_token(user: Mapping[str, Any], repo_id: str) -> str | None:
-    """Why the token may not make a new repository; None where nothing speaks against it."""
+    """The reason why the token may not create the repository; None if there is none."""
     namespace = repo_id.partition("/")[0]
-    token = user.get("auth", {}).get("accessToken") or {}  # none where the login was by browser
+    token = user.get("auth", {}).get("accessToken") or {}  # there is none after a login by browser
     if token.get("role") == "read":
         return f"the token {token.get('displayName', '')!r} only reads; use one with the right to write, of {_TOKENS}"
     if token.get("role") == "fineGrained" and isinstance((token.get("fineGrained") or {}).get("scoped"), list):
@@ -200,6 +203,7 @@ def _explain_token(user: Mapping[str, Any], repo_id: str) -> str | None:
 
 
 def _explain_other_type(api: HfApi, repo_id: str) -> str | None:
+    """A message if the name belongs to a data set or a space."""
     for kind in ("dataset", "space"):
         try:
             _patiently(lambda: api.repo_info(repo_id, repo_type=kind))  # noqa: B023 - called at once

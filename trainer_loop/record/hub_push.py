@@ -1,4 +1,4 @@
-"""A model's folder to the hub, in one commit: what belongs there, without secrets, and only what changed."""
+"""Pushes the folder of a model to the hub in one commit: only files that belong there, without secrets."""
 
 import json
 import re
@@ -19,11 +19,11 @@ from trainer_loop.record.secrets import find_secret, mask_secrets
 from trainer_loop.runtime.plain_json import parse_json
 
 Content = Path | bytes
-Files = Mapping[str, Content]  # path in the repository -> what it holds
+Files = Mapping[str, Content]  # path in the repository -> its content
 
 _CARD = "README.md"
 _CONFIG = "config.yaml"  # of a run
-# What transformers, peft and the tokenizers save, and what people lay beside it; not any other name, which may be data.
+# Files that transformers, peft and tokenizers save, and usual files beside them. Any other file may be data.
 _KEPT = re.compile(
     r"(pytorch_|adapter_|flax_|tf_)?model[-\d_of]*\.(safetensors|bin|msgpack|h5|gguf|onnx)(\.index\.json)?|.*\.(gguf|onnx)"
     r"|([a-z_]+_)?config(_sentence_transformers)?\.json|(modules|normalizer|chat_template|trainer_loop)\.json"
@@ -36,19 +36,23 @@ _WEIGHTS = re.compile(
     r"|pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?"
 )
 _BINARY = (".safetensors", ".bin", ".model", ".msgpack", ".h5", ".gguf", ".onnx")
-_LARGE = 1_000_000  # bytes: may be stored apart from the rest, and is uploaded by itself
+_LARGE = 1_000_000  # bytes; larger files may use large file storage and are uploaded one at a time
 
 
 @dataclass(frozen=True)
 class Pushed:
-    """What came of a push."""
+    """The result of a push."""
 
     url: str  # of the repository
-    changed: bool  # false: all of it was there already
-    removed: Sequence[str]  # weights that lay there in another form
+    changed: bool  # false: the repository already had everything
+    removed: Sequence[str]  # weights in another form
 
     def describe(self, what: str) -> str:
-        """A line for a person. what: was pushed."""
+        """The result as a line for the user.
+
+        Args:
+            what: what was pushed, in words.
+        """
         if not self.changed:
             return f"hub: {self.url} is up to date"
         removed = f"; removed there: {', '.join(self.removed)}, weights from before" if self.removed else ""
@@ -56,9 +60,12 @@ class Pushed:
 
 
 def select_files(folder: Path, *, with_folders: bool = True) -> tuple[dict[str, Content], list[str]]:
-    """What of a model's folder belongs on the hub, by its path there, and the names of what is left out.
+    """Choose the files of a model's folder that belong on the hub.
 
-    States of optimizers, logs, checkpoints, data, pickles and hidden files stay here, as do folders in its folders.
+    Optimizer state, logs, checkpoints, data, pickles and hidden files stay out, as do folders inside its folders.
+
+    Returns:
+        The chosen files by their path on the hub, and the names of files that are left out.
     """
     chosen: dict[str, Content] = {}
     left_out = []
@@ -76,7 +83,7 @@ def select_files(folder: Path, *, with_folders: bool = True) -> tuple[dict[str, 
 
 
 def _names_code(config: Path) -> bool:
-    """Whether a model's config names Python files beside it."""
+    """Whether the config of a model names Python files in its folder."""
     try:
         return "auto_map" in parse_json(config.read_bytes())
     except (OSError, ValueError, TypeError):
@@ -84,9 +91,10 @@ def _names_code(config: Path) -> bool:
 
 
 def gather_run(model: Path, config: Path | None) -> dict[str, Content]:
-    """The files of an exported model and the config it was trained with, secrets in what is ours masked.
+    """The files of an exported model and the config of its run; secrets in our own files are masked.
 
-    Raises UserError with all files that cannot be pushed: they hold a secret, or are damaged.
+    Raises:
+        UserError: files that hold a secret or are damaged; the error lists all of them.
     """
     problems: list[str] = []
     try:
@@ -114,7 +122,7 @@ def gather_run(model: Path, config: Path | None) -> dict[str, Content]:
 
 
 def _find_problem(name: str, content: Content) -> str | None:
-    """Why a file must not be pushed."""
+    """The reason why a file must not be pushed; None if there is none."""
     if name.endswith(".safetensors") and isinstance(content, Path):
         try:
             with safe_open(content, framework="numpy"):
@@ -129,22 +137,22 @@ def _find_problem(name: str, content: Content) -> str | None:
 
 
 def push_files(files: Files, repo: str, *, private: bool, message: str, default_card: bytes | None = None) -> Pushed:
-    """One commit with whatever of the files the repository does not hold yet; it is made where there is none.
+    """Push files in one commit; files that the repository already holds are not uploaded again.
 
-    Weights of another form that lie there from before are removed: they would be loaded in the place of these.
-    Nothing is changed there until all is uploaded.
+    A missing repository is created. Weights in another form are removed, because they would be loaded instead of the
+    new ones. The repository does not change before everything is uploaded.
 
     Args:
-        files: path in the repository -> a file here, or its bytes.
-        repo: `me/imdb-bert`, or a name alone, which is in the user's own namespace.
-        private: whether a new repository is.
-        message: of the commit.
-        default_card: where neither the files nor the repository have a README.md.
+        files: path in the repository -> a local file, or its bytes.
+        repo: `me/imdb-bert`, or a name alone for the user's own namespace.
+        private: whether a new repository is private.
+        message: message of the commit.
+        default_card: README.md if neither the files nor the repository have one.
 
     Raises:
-        HTTPError, OSError, RuntimeError, ValueError: what huggingface_hub raises; see `explain_failure`.
+        HTTPError, OSError, RuntimeError, ValueError: from huggingface_hub; see `explain_failure`.
     """
-    # The hub's advice about a card is not about this push.
+    # General advice of the hub about cards does not concern this push.
     warnings.filterwarnings("ignore", message="Warnings while validating metadata")
     api = open_api()
     repo_id = find_repo_id(api, repo)
@@ -153,7 +161,7 @@ def push_files(files: Files, repo: str, *, private: bool, message: str, default_
 
 
 def _ensure_repo(api: HfApi, repo_id: str, *, private: bool) -> None:
-    """Not by `create_repo` alone: a token may have the right to write to this repository, and to make none."""
+    """Create the repository if it does not exist. A token may be allowed to write to it but not to create one."""
     try:
         retrying(lambda: api.model_info(repo_id))
     except HfHubHTTPError as error:
@@ -163,7 +171,7 @@ def _ensure_repo(api: HfApi, repo_id: str, *, private: bool) -> None:
 
 
 def _commit(api: HfApi, repo_id: str, files: Files, *, message: str, default_card: bytes | None) -> Pushed:
-    """May be called again after a failure, also where the hub has done what it was asked and its answer was lost."""
+    """Make the commit. It may be repeated after a failure, even if the hub made the commit and its answer was lost."""
     there = api.model_info(repo_id)
     names = {sibling.rfilename for sibling in there.siblings or []}
     if default_card is not None and _CARD not in {*names, *files}:
@@ -171,7 +179,7 @@ def _commit(api: HfApi, repo_id: str, files: Files, *, message: str, default_car
     operations: list[CommitOperationAdd | CommitOperationDelete] = []
     for name, content in files.items():
         addition = CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
-        # By itself: for several, huggingface_hub starts threads that would keep a process from ending.
+        # One at a time: for several, huggingface_hub starts threads that keep the process from ending.
         if name.endswith(_BINARY) or addition.upload_info.size >= _LARGE:
             api.preupload_lfs_files(repo_id, [addition], free_memory=False)
         operations.append(addition)
@@ -182,7 +190,11 @@ def _commit(api: HfApi, repo_id: str, files: Files, *, message: str, default_car
 
 
 def _mask_yaml(text: str) -> bytes:
-    """As it stands where it has no secret. Raises ValueError where it is no mapping in YAML."""
+    """The text with its secrets masked; unchanged if it has none.
+
+    Raises:
+        ValueError: the text is not a mapping in YAML.
+    """
     node, faults = compose(text)
     tree = None if node is None or faults else plain(node)
     if not isinstance(tree, dict):

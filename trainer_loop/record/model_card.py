@@ -1,4 +1,4 @@
-"""The model card: what the hub shows of a model and finds it by. The only place where one is made."""
+"""The model card, which the hub shows and searches. Cards are made only here."""
 
 import contextlib
 import json
@@ -17,15 +17,15 @@ from trainer_loop.record.run_dir import package_versions
 
 Relation = Literal["finetune", "adapter"]
 _PIPELINE_TAGS = {"sequence_classification": "text-classification", "causal_lm": "text-generation"}
-_LOCAL = "local"  # what model-index calls a data set that is not on the hub: it must name one
-_NOT_A_METRIC = ("loss", "rows")  # figures of ours that are no metric of the hub
+_LOCAL = "local"  # name in model-index of a data set that is not on the hub; a name is required
+_NOT_A_METRIC = ("loss", "rows")  # values that are not metrics of the hub
 
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The model on the hub that a model was made from, and the license that it hands on."""
+    """The base model on the hub, and the license that it passes on."""
 
-    name: str | None  # hub id; None: it is on no hub that we know of
+    name: str | None  # hub id; None: not on the hub, as far as known
     relation: Relation
     license: str | None = None
     license_name: str | None = None
@@ -34,36 +34,36 @@ class BaseModel:
 
 @dataclass(frozen=True)
 class Scores:
-    """The figures of one set that was evaluated."""
+    """The metrics of one evaluated set."""
 
     title: str  # validation, test, validation matched
-    dataset: str | None  # hub id of the data set it is a split of; None: it is not on the hub
-    split: str | None  # its name there
+    dataset: str | None  # hub id of its data set; None: not on the hub
+    split: str | None  # name of the split on the hub
     figures: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class CardFacts:
-    """All that a card tells."""
+    """Everything that a card states."""
 
     title: str
-    task: str  # name, or the dotted path of one's own
-    library: str  # as the hub calls it: transformers, peft, pytorch
-    reads: str | None  # the columns a model on texts reads, and where it cuts them
+    task: str  # name, or dotted path of a custom task
+    library: str  # name on the hub: transformers, peft, pytorch
+    reads: str | None  # text columns of the model, and the length at which it cuts them
     step: int
     num_steps: int
     base: BaseModel | None
     dataset: str | None  # hub id
     dataset_config: str | None
-    data: Sequence[str]  # a line each about the rows
+    data: Sequence[str]  # lines about the rows
     scores: Sequence[Scores]
-    metric_names: Sequence[str]  # names known to evaluate
+    metric_names: Sequence[str]  # names that evaluate knows
     settings: Mapping[str, Any]  # config keys that decided the training
     tags: Sequence[str] = ()
 
 
 def make_card(facts: CardFacts) -> str:
-    """The text of README.md: front matter as the hub wants it, then what a person reads."""
+    """The text of README.md: front matter for the hub, then text for people."""
     base = facts.base
     tag = _PIPELINE_TAGS.get(facts.task)
     results = _list_results(facts, tag)
@@ -85,13 +85,13 @@ def make_card(facts: CardFacts) -> str:
 
 
 def make_short_card(model: Path) -> str:
-    """The card of a model that was made elsewhere and brings none: what its files tell."""
+    """A card from the files of a model that was made elsewhere and has none."""
     try:
         text = (model / ADAPTER_CONFIG).read_text(encoding="utf-8")
         base = json.loads(text).get("base_model_name_or_path")
     except FileNotFoundError:
         data = ModelCardData(library_name="transformers")
-    except (OSError, ValueError, AttributeError):  # peft will say what is wrong with it
+    except (OSError, ValueError, AttributeError):  # peft reports what is wrong with it
         data = ModelCardData(library_name="peft")
     else:
         name = base if isinstance(base, str) and is_name(base) and not Path(base).exists() else None
@@ -100,9 +100,11 @@ def make_short_card(model: Path) -> str:
 
 
 def find_base_model(name: str, *, relation: Relation) -> BaseModel:
-    """What is known of the model that `name`, a hub id or local directory, stands for; nothing is downloaded.
+    """What is known about the base model; nothing is downloaded.
 
-    A local directory is no id on the hub: its own card may tell which model it was made from.
+    Args:
+        name: hub id or local directory. A local directory is not a hub id, but its own card may name one.
+        relation: how the new model was made from it.
     """
     directory = Path(name).expanduser()
     is_local = directory.is_dir()
@@ -114,7 +116,7 @@ def find_base_model(name: str, *, relation: Relation) -> BaseModel:
         relation=relation,
         license=_text(card.get("license")),
         license_name=_text(card.get("license_name")),
-        # A relative one leads to a file that lies beside that card, and not beside this one.
+        # A relative link points to a file beside that card, not beside this one.
         license_link=link if isinstance(link, str) and link.startswith(("http://", "https://")) else None,
     )
 
@@ -127,7 +129,7 @@ def _find_in_cache(name: str) -> Path | None:
 
 
 def _read_front_matter(path: Path | None) -> dict[str, Any]:
-    """Of a card that somebody else wrote: what cannot be read says nothing."""
+    """The front matter of a card by others; empty if it cannot be read."""
     if path is None or not path.is_file():
         return {}
     with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
@@ -142,7 +144,7 @@ def _text(value: object) -> str | None:
 
 
 def _list_results(facts: CardFacts, tag: str | None) -> list[EvalResult]:
-    """For `model-index`; a task of one's own has no name on the hub, and no results there."""
+    """Entries of `model-index`. A custom task has no name on the hub, so it has no entries."""
     if tag is None:
         return []
     return [
@@ -151,7 +153,7 @@ def _list_results(facts: CardFacts, tag: str | None) -> list[EvalResult]:
             dataset_type=scores.dataset or _LOCAL,
             dataset_name=f"{scores.dataset or 'local data'} ({scores.title})",
             dataset_config=facts.dataset_config if scores.dataset is not None else None,
-            # One entry of the index for each set, which goes by its split.
+            # The index has one entry for each set, identified by its split.
             dataset_split=scores.split if scores.dataset is not None else scores.title,
             metric_type=name.partition("/")[0],
             metric_name=name,

@@ -1,4 +1,4 @@
-"""predictions/test.jsonl: what the exported model said of every row of a test set."""
+"""predictions/test.jsonl: the predictions of the exported model for every row of a test set."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -18,10 +18,17 @@ def write_predictions(
     origin_of: Callable[[int], str],
     label_names: Sequence[str] | None,
 ) -> None:
-    """One JSON object a row, in the order of the rows: its `place` in the user's data, `prediction` and `reference`.
+    """Write one JSON object for each row, in the order of the rows: `place` (its origin), `prediction`, `reference`.
 
-    predictions, references: `[N, ...]`. label_names: of class indices, which are then written by their names.
-    Raises UserError where the disk refuses.
+    Args:
+        path: the file.
+        predictions: `[N, ...]`.
+        references: `[N, ...]`.
+        origin_of: maps a row number to its origin in the user's data.
+        label_names: names of the classes; class indices are written as names.
+
+    Raises:
+        UserError: the file system refused.
     """
     are_classes = predictions.ndim == 1 and np.issubdtype(predictions.dtype, np.integer)
     name = label_names.__getitem__ if label_names is not None and are_classes else lambda value: value

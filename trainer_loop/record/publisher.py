@@ -1,4 +1,4 @@
-"""Pushes of one run: beside training at its checkpoints, and the exported model at its end. None holds the run up."""
+"""Pushes of one run: its checkpoints during training, and the exported model at the end. None delays the run."""
 
 import atexit
 import shutil
@@ -20,31 +20,31 @@ if TYPE_CHECKING:
     from trainer_loop.record.checkpoint import AveragedWeights
 
 
-_SECONDS_TO_LEAVE = 5.0  # what a push that is under way is given when the run is asked to stop
+_SECONDS_TO_LEAVE = 5.0  # for a running push when the run is asked to stop
 _SECONDS_BETWEEN_LOOKS = 0.1
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One push to be made."""
+    """One planned push."""
 
-    what: str  # in words
-    prepare: Callable[[], Path]  # gives the folder; called in the thread
+    what: str  # what is pushed, in words
+    prepare: Callable[[], Path]  # returns the folder; called in the thread
     is_last: bool = False
 
 
 class Publisher:
-    """Pushes folders, one at a time, in a thread that ends with the process.
+    """Pushes folders one at a time, in a thread that ends with the process.
 
-    A push that fails costs a warning, one for each kind of failure, and never the run.
+    A failed push costs one warning for each kind of failure; it never ends the run.
 
     Args:
-        push: a folder and what it is, in words -> what came of it.
-        snapshot: copies the weights of a model in training (its averages in their place), and gives what writes them
-            into a folder; None: nothing is pushed before the end.
-        model: the folder that the run exports at its end.
-        scratch: a folder for what is pushed during training; it is removed afterwards.
-        console: told of pushes when the run looks at them, never from the thread.
+        push: pushes a folder; its second argument says in words what is pushed.
+        snapshot: copies the weights of a model in training (or the averaged weights) and returns a function that writes
+            the copy into a folder. None: nothing is pushed before the end.
+        model: the folder of the exported model.
+        scratch: a folder for pushes during training; it is removed afterwards.
+        console: gets the messages about pushes, only from the thread of the run.
         again: the command that pushes the exported model.
     """
 
@@ -66,21 +66,21 @@ class Publisher:
         self._again = again
         self._lock = threading.Lock()
         self._writing = threading.Lock()  # held while a snapshot is written
-        self._next: _Job | None = None  # what to push after the push under way
+        self._next: _Job | None = None  # the push after the running one
         self._running = False
         self._unsaid: list[str] = []
-        self._failed: set[tuple[type, int | None]] = set()  # kinds that were told
-        self._fault: Exception | None = None  # of the push of the exported model
+        self._failed: set[tuple[type, int | None]] = set()  # kinds that were reported
+        self._fault: Exception | None = None  # error of the push of the exported model
 
     def offer(self, model: "nn.Module", state: TrainState, averaged_weights: "AveragedWeights | None") -> None:
-        """Push the weights of this step beside training; those of an earlier step that still wait are dropped."""
+        """Push the weights of this step during training. It replaces weights of earlier steps that still wait."""
         self.tell()
         if self._snapshot is None:
             return
         what = f"the weights of step {state.step:,}"
         try:
             write = self._snapshot(model, state, averaged_weights)
-        except Exception as error:  # noqa: BLE001 - no memory for a copy must not end the training
+        except Exception as error:  # noqa: BLE001 - a failed copy, such as without memory, must not end the training
             self._warn_once(error, what)
             return
 
@@ -92,7 +92,7 @@ class Publisher:
         self._submit(_Job(what, prepare))
 
     def finish(self, *, is_stopped: Callable[[], bool]) -> None:
-        """Push the exported model, after what is under way, and wait for it unless the run is asked to stop."""
+        """Push the exported model after a running push, and wait for it unless the run is asked to stop."""
         self._submit(_Job("the trained model", lambda: self._model, is_last=True))
         done = self._wait(is_stopped)
         self.tell()
@@ -105,7 +105,10 @@ class Publisher:
             )
 
     def leave(self) -> None:
-        """Before the end of a run that was asked to stop; the hub keeps what it has where a push is cut off."""
+        """Give a running push a few seconds before a stopped run ends.
+
+        If the push is cut off, the repository keeps its state.
+        """
         with self._lock:
             self._next = None
         until = time.monotonic() + _SECONDS_TO_LEAVE
@@ -115,7 +118,7 @@ class Publisher:
             self._console.say("a push to the hub was cut off; the next checkpoint is pushed when the run goes on")
 
     def tell(self) -> None:
-        """Say what came of pushes since the last call."""
+        """Report the results of pushes since the last call."""
         with self._lock:
             unsaid, self._unsaid = self._unsaid, []
         for line in unsaid:
@@ -127,8 +130,8 @@ class Publisher:
             if self._running:
                 return
             self._running = True
-        # A daemon: the process ends without waiting for it, whatever the hub does. But Python would abort where it
-        # ends while another thread is in the code of torch or safetensors.
+        # A daemon thread, so the process never waits for the hub. But Python aborts if it ends while a thread is in the
+        # code of torch or safetensors, so the end of the process waits until the snapshot is written.
         atexit.register(self._writing.acquire)
         threading.Thread(target=self._work, name="push to the hub", daemon=True).start()
 
@@ -139,9 +142,9 @@ class Publisher:
             self._fault = None
             try:
                 folder = prepare()
-                del prepare  # and with it the copy of the weights
+                del prepare  # frees the copy of the weights
                 self._say(self._push(folder, what).describe(what))
-            except Exception as error:  # noqa: BLE001 - whatever fails here must not end the training
+            except Exception as error:  # noqa: BLE001 - no error of a push may end the training
                 if is_last:
                     self._fault = error
                 else:
@@ -171,7 +174,7 @@ class Publisher:
             self._unsaid.append(line)
 
     def _wait(self, is_over: Callable[[], bool]) -> bool:
-        """Whether nothing is under way any more before `is_over`."""
+        """Wait until no push is running; false if `is_over` became true before."""
         while self._running:
             if is_over():
                 return False

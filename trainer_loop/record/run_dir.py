@@ -1,4 +1,4 @@
-"""The run directory: the only place that spells a path, and the record of what the run ran on."""
+"""The run directory: all its paths, how its files are written, and the record of the environment."""
 
 import contextlib
 import errno
@@ -32,7 +32,11 @@ _PACKAGES = (
 
 
 class RunDir:
-    """Everything one run leaves behind, by name."""
+    """The files and folders of one run.
+
+    Args:
+        root: path of the run directory.
+    """
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
@@ -55,12 +59,12 @@ class RunDir:
 
     @property
     def status(self) -> Path:
-        """How the last command on this run ended, for scripts: a launcher may not pass an exit code on."""
+        """How the last command on this run ended, for scripts, because a launcher may not pass on exit codes."""
         return self.root / "status.json"
 
     @property
     def lock(self) -> Path:
-        """Held by the process that trains here."""
+        """The file of the run lock."""
         return self.root / ".lock"
 
     @property
@@ -73,7 +77,7 @@ class RunDir:
 
     @property
     def export_record(self) -> Path:
-        """Written with the exported model: what it was trained for, and at which step."""
+        """Written with the exported model: its task, its step and the settings of its training."""
         return self.model / EXPORT_RECORD
 
     @property
@@ -81,19 +85,20 @@ class RunDir:
         return self.root / "predictions"
 
     def exists(self) -> bool:
+        """Whether the run directory exists."""
         try:
             return self.root.is_dir()
-        except OSError:  # such as a name that is too long
+        except OSError:  # for example, the name is too long
             return False
 
     def make(self) -> list[Path]:
-        """Make the directory where it is not there.
+        """Make the directory if it does not exist.
 
         Returns:
-            The folders that were made, the deepest first.
+            The folders that were made, deepest first.
 
         Raises:
-            UserError: it cannot be made.
+            UserError: the directory cannot be made.
         """
         try:
             missing = [path for path in (self.root, *self.root.parents) if not path.exists()]
@@ -103,7 +108,11 @@ class RunDir:
         return missing
 
     def check(self) -> None:
-        """Raises UserError with every folder that is in the place of a file, and every file in that of a folder."""
+        """Check that no folder is in the place of a file, and no file in the place of a folder.
+
+        Raises:
+            UserError: there are such entries; the error lists all of them.
+        """
         files = (self.lock, self.config, self.environment, self.status, self.metrics, self.log)
         folders = (self.checkpoints, self.model, self.predictions)
         wrong = [(path, "a folder, in the place of a file") for path in files if path.is_dir()]
@@ -113,10 +122,12 @@ class RunDir:
             raise UserError(problems)
 
     def checkpoint(self, step: int) -> Path:
+        """The directory of the checkpoint of a step."""
         return self.checkpoints / checkpoint_name(step)
 
 
 def checkpoint_name(step: int) -> str:
+    """The name of the checkpoint directory of a step."""
     return f"step-{step:08d}"
 
 
@@ -137,12 +148,17 @@ _REMEDIES = {
 
 
 def read_json(path: Path) -> Any:
-    """Raises OSError where it cannot be read, and ValueError where it is not JSON in UTF-8."""
+    """Read a JSON file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the file is not JSON in UTF-8.
+    """
     return parse_json(path.read_bytes().decode())
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """As `read_json`; also raises ValueError where it is JSON, but no object."""
+    """Like `read_json`; also raises ValueError if the JSON value is not an object."""
     value = read_json(path)
     if not isinstance(value, dict):
         raise ValueError(f"it holds a {type(value).__name__}, not an object")
@@ -150,11 +166,12 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, see `write_text`."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write beside and rename, so that a reader never sees half a file."""
+    """Write a temporary file and rename it, so that a reader never sees a partial file."""
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -166,7 +183,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove whatever has this name, as far as the file system allows it; a link, and not what it points at."""
+    """Remove a file, a folder or a link (not its target), as far as the file system allows it."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -175,7 +192,7 @@ def remove(path: Path) -> None:
 
 
 def is_disk_error(error: Exception) -> bool:
-    """Whether the file system refused; torch, safetensors and tokenizers have words of their own for it."""
+    """Whether the file system refused; torch, safetensors and tokenizers have their own messages for this."""
     if _find_errno(error) is not None:
         return True
     signs = ("No space left", "PytorchStreamWriter", "unexpected pos", "Read-only file system", "file write failed")
@@ -185,35 +202,35 @@ def is_disk_error(error: Exception) -> bool:
 def _find_errno(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno or 0
-    found = re.search(r"\(os error (\d+)\)", str(error))  # as libraries written in Rust tell it
+    found = re.search(r"\(os error (\d+)\)", str(error))  # in messages of libraries written in Rust
     return None if found is None else int(found[1])
 
 
 def describe_refusal(error: OSError, path: Path) -> str:
-    """`runs/imdb/config.yaml cannot be written: No space left on device; make room, ...`: the cause and its remedy."""
+    """The cause and the remedy: `runs/imdb/config.yaml cannot be written: No space left on device; make room, ...`."""
     return f"{path} cannot be written: {error.strerror or in_one_line(error)}; {find_remedy(error)}"
 
 
 def find_remedy(error: Exception) -> str:
-    """What to do about an error of the file system."""
+    """The remedy for an error of the file system."""
     return _REMEDIES.get(_find_errno(error) or 0, "see to it, and give the same command again")
 
 
 def explain_disk_error(error: Exception, place: Path) -> str:
-    """`No space left on device (3 MB free in runs/imdb)`: what the writers of torch and safetensors hide."""
+    """The cause, which torch and safetensors hide: `No space left on device (3 MB free in runs/imdb)`."""
     number = _find_errno(error)
     told = error.strerror if isinstance(error, OSError) else os.strerror(number) if number else None
     cause = told or "the file system refused"
     try:
         existing = next(path for path in (place, *place.absolute().parents) if path.is_dir())
         free = shutil.disk_usage(existing).free / 2**20
-    except OSError:  # the place is gone, or cannot be reached
+    except OSError:  # the place no longer exists or cannot be reached
         return f"{cause} ({place})"
     return f"{cause} ({free:,.1f} MB free in {place})"
 
 
 def flush(paths: Iterable[Path]) -> None:
-    """To the disk itself: a rename must not be on disk before what it names."""
+    """Write files and folders to the disk: a rename must not reach the disk before the content."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -223,7 +240,7 @@ def flush(paths: Iterable[Path]) -> None:
 
 
 def read_identity(run_dir: RunDir) -> str | None:
-    """Which run began last in a directory; None where that is not known."""
+    """The identity of the last run that began in a directory; None if it is not known."""
     try:
         run = read_json_object(run_dir.environment).get("run")
     except (OSError, ValueError):
@@ -232,7 +249,7 @@ def read_identity(run_dir: RunDir) -> str | None:
 
 
 def describe_environment(*, run: str, device: str, num_processes: int, precision: str) -> dict[str, Any]:
-    """Identity, versions, hardware and command of this run, for whoever reads its numbers later."""
+    """Identity, versions, hardware and command of this run."""
     import torch
 
     return {
@@ -253,10 +270,11 @@ def describe_environment(*, run: str, device: str, num_processes: int, precision
 
 @functools.cache
 def package_versions() -> Mapping[str, str]:
+    """The installed versions of the main packages."""
     versions = {}
     for package in _PACKAGES:
         try:
             versions[package] = version(package)
-        except PackageNotFoundError:  # run from a source tree that was never installed
+        except PackageNotFoundError:  # a source tree that was not installed
             versions[package] = "not installed"
     return versions

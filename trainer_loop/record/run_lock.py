@@ -1,4 +1,4 @@
-"""Who works in a run directory, and how the last one there ended: `.lock` and `status.json`."""
+"""The run lock (`.lock`) and the status of the last command (`status.json`) of a run directory."""
 
 import contextlib
 import fcntl
@@ -11,7 +11,7 @@ from typing import IO
 from trainer_loop.errors import UserError
 from trainer_loop.record.run_dir import RunDir, describe_refusal, read_json_object, write_json
 
-_SECONDS_TO_WAIT = 10.0  # one that was just told to stop may still be saving
+_SECONDS_TO_WAIT = 10.0  # a process that was just asked to stop may still be saving
 
 
 class RunDirInUse(UserError):
@@ -19,9 +19,13 @@ class RunDirInUse(UserError):
 
 
 class RunLock:
-    """One process's claim on a run directory; where it is not enabled (not process 0, or a dry run) it does nothing.
+    """The run lock: only one process works in a run directory.
 
-    Only once it is taken does what is read in the directory hold: nobody else changes it.
+    Read the directory for decisions only while the lock is held; before that, another process may change it.
+
+    Args:
+        run_dir: the run directory.
+        enabled: false for processes other than 0 and for a dry run; the lock then does nothing.
     """
 
     def __init__(self, run_dir: RunDir, *, enabled: bool):
@@ -29,27 +33,34 @@ class RunLock:
         self.enabled = enabled
         self._lock: IO[bytes] | None = None
         self._refusal: str | None = None  # why the lock could not be opened
-        self._made: list[Path] = []  # folders made by `make`, the deepest first, while nothing is in them
+        self._made: list[Path] = []  # folders made by `make`, deepest first, while they are empty
         self._has_begun = False
 
     def acquire(self) -> None:
-        """Keep others out until `release`, or the end of this process. A directory that is not there is not made.
+        """Take the lock until `release` or the end of this process. A missing run directory is not made.
 
         Raises:
-            RunDirInUse: another process has it, and keeps it for some seconds more.
+            RunDirInUse: another process still holds the lock after some seconds.
         """
         until = time.monotonic() + _SECONDS_TO_WAIT
         while self.enabled and self._lock is None and self._refusal is None and self.run_dir.exists():
             try:
                 lock = self.run_dir.lock.open("a+b", buffering=0)
             except OSError as error:
-                if self.run_dir.exists():  # else who made the directory has just removed it again
-                    self._refusal = describe_refusal(error, self.run_dir.lock)  # see `begin`: a finished run is read
+                if self.run_dir.exists():  # otherwise its maker has just removed the directory
+                    self._refusal = describe_refusal(
+                        error, self.run_dir.lock
+                    )  # for `begin`: a finished run is only read
             else:
                 self._try(lock, until=until)
 
     def _try(self, lock: IO[bytes], *, until: float) -> None:
-        """Keep the lock if nobody has it. until: when waiting for its holder ends."""
+        """Keep the lock if nobody else holds it.
+
+        Args:
+            lock: the open lock file.
+            until: when waiting for the holder ends.
+        """
         if not _try_to_lock(lock):
             lock.seek(0)
             holder = lock.read(200).decode(errors="replace").strip() or "another process"
@@ -60,19 +71,19 @@ class RunLock:
                 )
             time.sleep(0.2)
         elif not _is_at(lock, self.run_dir.lock):
-            lock.close()  # who had it has removed it
+            lock.close()  # the holder before has removed the file
         else:
             self._lock = lock
-            with contextlib.suppress(OSError):  # on a full disk: it is locked all the same
+            with contextlib.suppress(OSError):  # the disk is full; the lock is held anyway
                 lock.truncate(0)
                 lock.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
     def make(self) -> None:
-        """Take the directory, and make it first where it is not there.
+        """Make the run directory if it does not exist, and take the lock.
 
         Raises:
-            RunDirInUse: another process has it.
-            UserError: it cannot be made, or holds what stands in the way of a run.
+            RunDirInUse: another process holds the lock.
+            UserError: the directory cannot be made, or its content does not allow a run.
         """
         while self.enabled and self._lock is None and self._refusal is None:
             self._made = self.run_dir.make() or self._made
@@ -81,7 +92,7 @@ class RunLock:
             self.run_dir.check()
 
     def begin(self) -> None:
-        """The run is under way: how the one before has ended no longer holds.
+        """Start the run: the status of the command before is removed.
 
         Raises:
             UserError: the directory cannot be written.
@@ -97,27 +108,30 @@ class RunLock:
         self._has_begun = True
 
     def end(self, ended: str, *, exit_code: int, step: int | None) -> None:
-        """For scripts, since a launcher may not pass an exit code on. Only in a directory that a run has made.
+        """Write status.json, if a run has made the directory. Scripts need it: a launcher may not pass on exit codes.
 
-        step: None where this command has trained nothing.
+        Args:
+            ended: how the command ended.
+            exit_code: exit code of the command.
+            step: last step; None if this command trained nothing.
         """
         if not self.enabled or not self.run_dir.exists() or (self._made and not self._has_begun):
             return
-        with contextlib.suppress(OSError):  # a disk that is full has been told of already
+        with contextlib.suppress(OSError):  # a full disk was already reported
             try:
                 before = read_json_object(self.run_dir.status)
-            except (OSError, ValueError):  # there is none, or it is damaged
+            except (OSError, ValueError):  # missing or damaged
                 before = {}
             status = {"ended": ended, "exit_code": exit_code, "step": before.get("step") if step is None else step}
             if status != before:
                 write_json(self.run_dir.status, status)
 
     def release(self) -> None:
-        """Let others in. A directory that was made for a run that never began is removed again."""
+        """Release the lock. A directory that was made for a run that did not begin is removed."""
         if self._lock is None:
             return
         if self._made and not self._has_begun:
-            with contextlib.suppress(OSError):  # something else is in it by now
+            with contextlib.suppress(OSError):  # the folder is no longer empty
                 self.run_dir.lock.unlink(missing_ok=True)
                 for folder in self._made:
                     folder.rmdir()
@@ -126,7 +140,7 @@ class RunLock:
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:
-    """Whether an open file is still the one that its path names."""
+    """Whether an open file is still the file at this path."""
     try:
         there = path.stat()
     except OSError:
@@ -135,7 +149,7 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
 
 
 def _try_to_lock(file: IO[bytes]) -> bool:
-    """A lock of the process: the kernel drops it with the process, and workers that are forked do not hold it."""
+    """Take a POSIX record lock: the kernel releases it with the process, and forked workers do not inherit it."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):

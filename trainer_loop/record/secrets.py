@@ -1,4 +1,4 @@
-"""Secrets that must not leave this machine: found in what is about to be pushed, and masked where that is ours."""
+"""Secrets that must not leave this machine: found in files to be pushed, and masked in our own files."""
 
 import os
 import re
@@ -11,14 +11,14 @@ _HUB_TOKEN = r"\b(?:hf|api_org|hf_oauth)_[A-Za-z0-9_]{20,}"
 _PASSWORD_IN_URL = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
 _FORMS = re.compile(f"{_HUB_TOKEN}|{_PASSWORD_IN_URL.pattern}")
 _SECRET_VARIABLE = re.compile(r"(^|_)(TOKEN|KEY|APIKEY|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIALS?)(_|$)")
-_SHORTEST_IN_TEXT = 12  # of an environment variable's value: a shorter one may be a word
+_SHORTEST_IN_TEXT = 12  # shortest value of an environment variable that is searched; a shorter one may be a word
 
 
 def mask_secrets(value: Any, *, key: str = "") -> Any:
-    """Plain data with every secret in it replaced by `***`, at any depth.
+    """Replace every secret in plain data by `***`, at any depth.
 
-    A value is a secret under a key that says so, such as `api_key`; in any text, whatever looks like a token of the
-    hub, the user and password of an address, and what a secret variable of the environment holds is masked.
+    The value of a key such as `api_key` is a secret. In any text, these parts are masked: text that looks like a hub
+    token, the user and password of a URL, and the value of a secret environment variable.
     """
     if isinstance(value, Mapping):
         below = key if is_secret(key, "") else ""
@@ -37,7 +37,7 @@ def mask_secrets(value: Any, *, key: str = "") -> Any:
 
 
 def find_secret(text: str) -> str | None:
-    """What secret a text holds, in words that do not repeat it; None where there is none."""
+    """The kind of secret that a text contains, without the secret itself; None if there is none."""
     if _FORMS.search(text):
         return "text that looks like a token of the hub, or an address with a password"
     for name, secret in _secret_variables().items():
@@ -52,7 +52,7 @@ def _secrets_in(text: str) -> list[str]:
 
 
 def _secret_variables() -> dict[str, str]:
-    """By their names. A path, as of HF_TOKEN_PATH, leads to a secret and is none."""
+    """Secret environment variables by name. A path, such as in HF_TOKEN_PATH, is not a secret."""
     return {
         name: value
         for name, value in os.environ.items()

@@ -1,4 +1,4 @@
-"""Trackers only show a run: one that fails costs a warning, and the run goes on."""
+"""Experiment trackers. They only show a run: a tracker that fails costs a warning, and the run continues."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,7 +8,7 @@ from accelerate.tracking import GeneralTracker
 
 from trainer_loop.errors import in_one_line
 
-_FAILURES = 3  # in a row, after which a tracker is left alone: each may have waited for a network
+_FAILURES = 3  # failures in a row, then the tracker is not called again; each may have waited for a network
 
 
 def start_trackers(
@@ -19,15 +19,17 @@ def start_trackers(
     arguments: Mapping[str, Mapping[str, Any]],
     warn: Callable[[str], None],
 ) -> None:
-    """Start the trackers that the accelerator was made with, each by itself.
+    """Start the trackers of the accelerator, one by one.
 
     Args:
-        config: what they show of the run.
-        arguments: what each is set up with, by its name.
-        warn: is called once for each tracker that fails, at its start or later.
+        accelerator: the Accelerator of this process.
+        project: name of the project.
+        config: the values that the trackers show of the run.
+        arguments: arguments of each tracker, by its name.
+        warn: called once for each tracker that fails, at its start or later.
     """
     if not accelerator.is_main_process:
-        return  # accelerate gives the other processes none
+        return  # accelerate gives trackers only to process 0
     started = []
     asked = list(accelerator.log_with)
     for tracker in asked:
@@ -40,7 +42,12 @@ def start_trackers(
 
 
 class TrackerGuard:
-    """A tracker of accelerate whose errors are reported once instead of raised."""
+    """A tracker of accelerate whose errors are reported once instead of raised.
+
+    Args:
+        name: name of the tracker.
+        warn: called with the message.
+    """
 
     def __init__(self, name: str, warn: Callable[[str], None]):
         self.name = name
@@ -50,17 +57,19 @@ class TrackerGuard:
         self._failures = 0  # in a row
 
     def log(self, values: Mapping[str, Any], step: int | None = None, **options: Any) -> None:
+        """Log values, unless the tracker failed too often in a row."""
         if self._failures < _FAILURES:
             self.attempt(self.guarded.log, values, step=step, **options)
 
     def finish(self) -> None:
+        """Finish the tracker."""
         self.attempt(self.guarded.finish)
 
     def attempt(self, function: Callable[..., Any], *args: Any, **options: Any) -> bool:
-        """Call it; returns whether it went well."""
+        """Call a function of the tracker; returns whether it succeeded."""
         try:
             function(*args, **options)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - code of others, which must not end a run
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - errors of a tracker must not end a run
             self._failures += 1
             if not self._has_warned:
                 self._has_warned = True
@@ -73,7 +82,7 @@ class TrackerGuard:
         return True
 
     def __getattr__(self, name: str) -> Any:
-        """Whatever else the tracker has, for code that asks accelerate for it."""
-        if name == "guarded":  # while it is copied
+        """Other attributes of the tracker, for code that gets the tracker from accelerate."""
+        if name == "guarded":  # during a copy of the object
             raise AttributeError(name)
         return getattr(self.guarded, name)

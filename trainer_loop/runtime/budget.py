@@ -1,19 +1,22 @@
-"""How many padded tokens a microbatch may hold where the user leaves it to us, and what one more microbatch costs."""
+"""Default number of padded tokens in a microbatch, and the cost of one more microbatch."""
 
-# On a CPU what its caches hold, on a GPU what fills it.
+# A CPU microbatch should fit into the caches; a GPU microbatch should fill the card.
 _TRAINING_TOKENS = {"cpu": 2048, "cuda": 16384}
 _EVALUATION_TOKENS = {"cpu": 4096, "cuda": 32768}
-# What a forward and backward pass costs however few rows it has. On a CPU starting its operations and casting the
-# weights takes the time of some ten tokens. On a GPU starting them takes ten milliseconds or more, in which a full card
-# computes thousands of tokens.
+# The fixed cost of a forward and backward pass. On a CPU, starting the operations and casting the weights takes the
+# time of tens of tokens. On a GPU, starting them takes ten milliseconds or more; a full card computes thousands of
+# tokens in this time.
 _MICROBATCH_TOKENS = {"cpu": 64, "cuda": 4096}
-_MOST_LOGITS = 2**29  # where every token has one per word of the vocabulary, all at once: 2 GiB a copy in fp32
+_MOST_LOGITS = 2**29  # if the logits of all tokens are held at once: 2 GiB for each copy in fp32
 
 
 def choose_token_budget(device_type: str, *, training: bool, logits_per_token: int | None = None) -> int:
-    """Padded tokens of one microbatch on this type of device.
+    """Default limit of padded tokens in one microbatch.
 
-    logits_per_token: of a model that holds them for all tokens at once; None where a few at a time are held, or few.
+    Args:
+        device_type: such as cpu or cuda.
+        training: whether the microbatch is for training or for evaluation.
+        logits_per_token: size of the vocabulary if the model holds the logits of all tokens at once; otherwise None.
     """
     tokens = _TRAINING_TOKENS if training else _EVALUATION_TOKENS
     budget = tokens.get(device_type, tokens["cuda"])
@@ -21,5 +24,5 @@ def choose_token_budget(device_type: str, *, training: bool, logits_per_token: i
 
 
 def choose_microbatch_tokens(device_type: str) -> int:
-    """What one more microbatch costs on this type of device, in padded tokens."""
+    """The cost of one more microbatch on this type of device, in padded tokens."""
     return _MICROBATCH_TOKENS.get(device_type, _MICROBATCH_TOKENS["cuda"])

@@ -1,4 +1,4 @@
-"""torch.compile for a model that sees another shape at every step."""
+"""torch.compile for a model whose input shapes change at every step."""
 
 import os
 import shutil
@@ -14,12 +14,16 @@ from trainer_loop.errors import UserError
 if TYPE_CHECKING:
     from torch import nn
 
-# Training, evaluation and a single row make up to eight; a model that goes on asking for more would never be done.
+# Training, evaluation and single rows need up to eight graphs; a model that needs many more would compile for ever.
 _MOST_GRAPHS = 32
 
 
 def check_compiler(device_type: str) -> None:
-    """Raises UserError where this machine lacks what torch.compile needs to make code for this type of device."""
+    """Check that this machine has what torch.compile needs for this type of device.
+
+    Raises:
+        UserError: a compiler, triton or the headers of Python are missing.
+    """
     remedy = "or set model.compile=false"
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if device_type == "cuda" and find_spec("triton") is None:
@@ -40,18 +44,22 @@ def check_compiler(device_type: str) -> None:
 
 
 def compile_model(model: "nn.Module", *, backend: str | Callable[..., Any] = "inductor") -> None:
-    """Compile the forward pass in place, for any number of rows and any width: names of weights stay as they are.
+    """Compile the forward pass in place, for any number of rows and any width. Names of weights do not change.
 
-    The model then raises UserError where it needs ever more graphs. backend: one of torch.compile.
+    The compiled model raises UserError if it needs too many graphs.
+
+    Args:
+        model: the model to compile.
+        backend: a backend of torch.compile.
     """
     import torch._dynamo
 
     settings = torch._dynamo.config
     settings.recompile_limit = _MOST_GRAPHS
-    settings.fail_on_recompile_limit_hit = True  # else it would go on uncompiled without a word
-    settings.specialize_float = True  # numbers in the model's code stay numbers: only shapes vary
+    settings.fail_on_recompile_limit_hit = True  # otherwise torch continues without compiling and does not report it
+    settings.specialize_float = True  # numbers in the model's code are constants; only shapes vary
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
-        settings.optimize_ddp = False  # its buckets cannot cut through what is to be computed again
+        settings.optimize_ddp = False  # DDP's buckets cannot split a region that is recomputed
     model.compile(dynamic=True, backend=backend)
     compiled = model._compiled_call_impl
     assert compiled is not None

@@ -1,4 +1,4 @@
-"""The machine a process runs on: threads, and how memory is given to torch and taken back."""
+"""Settings of the host: threads, and how torch gets memory and returns it."""
 
 import ctypes
 import os
@@ -7,27 +7,28 @@ from pathlib import Path
 
 from trainer_loop.errors import UserError
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's mallopt
-_LARGEST_MMAP_THRESHOLD = 32 * 2**20  # that glibc accepts
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
+_LARGEST_MMAP_THRESHOLD = 32 * 2**20  # the largest that glibc accepts
 _NEVER = 2**31 - 1
 
 
 def prepare_environment() -> None:
-    """What torch's threads read from the environment when it is imported, where the user has not set it."""
-    # A thread that spins while it waits takes its core from any other process, for milliseconds; one that does not spin
-    # is woken late. This much, a third of a millisecond, costs 2 % where nothing else runs, and none at all 6 %.
+    """Set the environment variables that torch's threads read at import, unless the user has set them."""
+    # A thread that spins while it waits takes its core from other processes, for milliseconds. A thread that does not
+    # spin wakes up late. This value, a third of a millisecond, costs 2 % if nothing else runs; no spinning costs 6 %.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
 def expand_home(path: str | Path, *, place: str = "") -> Path:
-    """A path in which `~` and `~name` are home directories.
+    """Replace `~` and `~name` at the start of a path by the home directory.
 
     Args:
-        place: the config key or argument the path is from, for the error.
+        path: the path.
+        place: config key or argument that holds the path, for the error.
 
     Raises:
-        UserError: there is no such home directory, as in a container for a user that it does not know.
+        UserError: there is no such home directory, for example in a container that does not know the user.
     """
     try:
         return Path(path).expanduser()
@@ -37,17 +38,18 @@ def expand_home(path: str | Path, *, place: str = "") -> Path:
 
 
 def expect_many_shapes() -> None:
-    """Let oneDNN keep less of the code that it compiles for every shape, half a megabyte each for every operation.
+    """Let oneDNN keep fewer compiled kernels. It compiles half a megabyte for every operation and every shape.
 
-    Batches of texts have ever new shapes: what it keeps by default, 1024, is half a gigabyte of code hardly used again.
-    It reads the variable when it first multiplies; an update has some twenty to forty operations of a shape.
+    Batches of texts have new shapes all the time. The default of 1,024 kernels is half a gigabyte of code that is
+    rarely used again. oneDNN reads the variable at its first matrix product. An update uses twenty to forty operations
+    per shape.
     """
-    if "DNNL_PRIMITIVE_CACHE_CAPACITY" not in os.environ:  # its older name
+    if "DNNL_PRIMITIVE_CACHE_CAPACITY" not in os.environ:  # the older name
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 
 def keep_freed_memory() -> None:
-    """Let the allocator keep what tensors leave: each step would get the same pages from the kernel and clear them."""
+    """Let the allocator keep freed memory. Otherwise each step gets the same pages from the kernel and clears them."""
     if not sys.platform.startswith("linux"):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, musl has not
@@ -57,10 +59,14 @@ def keep_freed_memory() -> None:
 
 
 def choose_threads(setting: int | str) -> int | None:
-    """Threads of a process that computes on the CPU; None: as many as torch takes by itself.
+    """The number of threads of a process that computes on the CPU.
 
-    setting: `auto`, or the number the user wants. auto leaves a number in OMP_NUM_THREADS alone, but for the 1 that a
-    launcher puts there unasked, and gives the processes of this machine equal shares of its cores.
+    Args:
+        setting: a number, or `auto`. `auto` respects OMP_NUM_THREADS, except for the 1 that a launcher sets by default,
+            and gives the processes of this machine equal shares of its cores.
+
+    Returns:
+        The number of threads; None leaves the choice to torch.
     """
     if setting != "auto":
         return int(setting)
@@ -71,7 +77,7 @@ def choose_threads(setting: int | str) -> int | None:
 
 
 def _count_cores() -> int:
-    """Physical cores that this process may use: its affinity and the limit of its container are heeded."""
+    """Physical cores that this process may use, by its affinity and the limit of its container."""
     from joblib import cpu_count  # comes with scikit-learn
 
     return int(cpu_count(only_physical_cores=True))

@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub answers, asked before any library tries again and again for half a minute."""
+"""Whether the Hugging Face hub answers. This is asked first, because the libraries retry for half a minute."""
 
 import contextlib
 import functools
@@ -13,14 +13,14 @@ _PROBE_SECONDS = 5.0
 
 @functools.cache
 def hub_is_reachable() -> bool:
-    """Whether the hub answers within 5 seconds; no where HF_HUB_OFFLINE is set. Asked once per process."""
+    """Whether the hub answers within 5 seconds; false if HF_HUB_OFFLINE is set. Asked once per process."""
     import huggingface_hub
     from huggingface_hub import constants
 
     if huggingface_hub.is_offline_mode():
         return False
     answers: list[bool] = []
-    # A name server that does not answer ignores the timeout of a socket, so the question is asked beside.
+    # The socket timeout does not cover a name server that does not answer, so a thread asks.
     probe = threading.Thread(target=lambda: answers.append(_probe(constants.ENDPOINT)), daemon=True)
     probe.start()
     probe.join(_PROBE_SECONDS)
@@ -29,9 +29,12 @@ def hub_is_reachable() -> bool:
 
 @contextlib.contextmanager
 def offline_unless_reachable() -> Iterator[bool]:
-    """Inside, the libraries take only what is cached when the hub does not answer; yields whether it does.
+    """Switch the libraries to their caches inside the block if the hub does not answer.
 
-    By themselves they would try again for 20 to 50 seconds before they look into the cache.
+    Without this they would retry for 20 to 50 seconds before they look into the cache.
+
+    Yields:
+        Whether the hub answers.
     """
     import datasets
     from huggingface_hub import constants
@@ -47,7 +50,7 @@ def offline_unless_reachable() -> Iterator[bool]:
 
 
 def describe_unreachable() -> str:
-    """Why nothing comes from the hub."""
+    """The reason why nothing is loaded from the hub."""
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -61,7 +64,7 @@ def _probe(address: str) -> bool:
         with urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=_PROBE_SECONDS):
             return True
     except urllib.error.HTTPError:
-        return True  # it answered; what it thinks of the request is for the libraries to say
+        return True  # it answered; the libraries report what is wrong with the request
     except urllib.error.URLError as error:
         return isinstance(error.reason, ssl.SSLError)
     except OSError:

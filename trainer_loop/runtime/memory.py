@@ -1,4 +1,4 @@
-"""How much memory a run has taken, and what to do when there is no more."""
+"""Peak memory of a run, and out-of-memory errors."""
 
 import sys
 from typing import TYPE_CHECKING
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# Of errors that are no OutOfMemoryError: the host's allocator, the driver's, cuBLAS's, Apple's.
+# Texts of errors that are not an OutOfMemoryError: from the host's allocator, the driver, cuBLAS and Apple's MPS.
 _OTHER_WORDS = (
     "DefaultCPUAllocator",
     "CUDA error: out of memory",
@@ -16,7 +16,7 @@ _OTHER_WORDS = (
 
 
 def read_peak_memory(device: "torch.device") -> int:
-    """The most this process has held so far, in bytes: on the GPU, or in main memory."""
+    """Peak memory of this process so far, in bytes: on the GPU, or in main memory for other devices."""
     import resource
 
     import torch
@@ -28,7 +28,7 @@ def read_peak_memory(device: "torch.device") -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the host, had no more memory to give."""
+    """Whether the error says that a device or the host had no more memory."""
     import torch
 
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
@@ -37,7 +37,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory() -> None:
-    """Give what tensors have left back to the device."""
+    """Free unused tensors and return their memory to the device."""
     import gc
 
     import torch

@@ -1,4 +1,4 @@
-"""JSON that this project has written and that anything may have happened to since."""
+"""Reading JSON files that this project wrote and that may have been damaged since."""
 
 import dataclasses
 import json
@@ -8,7 +8,11 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Raises ValueError for whatever is not JSON, however it is not."""
+    """Parse JSON.
+
+    Raises:
+        ValueError: the text is not JSON, for any reason.
+    """
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -16,15 +20,15 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def is_count(value: object) -> bool:
-    """Whether it is a whole number of at least 0."""
+    """Whether the value is an integer of at least 0."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def check_fields(kind: type, values: Mapping[str, Any]) -> None:
-    """Check that `values` are arguments of a dataclass: names known, none missing, types right.
+    """Check that `values` are arguments of a dataclass: all names known, none missing, all types right.
 
     Raises:
-        ValueError: with all that is wrong, in one line.
+        ValueError: one line with all problems.
     """
     hints = get_type_hints(kind)
     known = {field.name: field for field in dataclasses.fields(kind)}
@@ -41,7 +45,7 @@ def check_fields(kind: type, values: Mapping[str, Any]) -> None:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a value of JSON is what a type hint says. A count or a position is never negative."""
+    """Whether a JSON value has the type of a type hint. An int is a count or a position, so it is never negative."""
     origin = get_origin(hint)
     if hint is Any:
         return True

@@ -1,4 +1,4 @@
-"""Being asked to stop: by SIGTERM, SIGUSR1, SIGHUP, Ctrl-C, or because the time that was given is over."""
+"""Requests to stop: SIGTERM, SIGUSR1, SIGHUP, Ctrl-C, or the end of the allowed time."""
 
 import contextlib
 import ctypes
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from trainer_loop.errors import Preempted
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
-# A launcher passes the terminal's Ctrl-C on to processes that got it from the terminal already.
+# A launcher passes on the Ctrl-C of a terminal to processes that already received it from the terminal.
 _SECONDS_OF_ONE_CTRL_C = 1.0
 _LEFT_AT_ONCE = 130
 _PR_SET_PDEATHSIG = 1
@@ -22,8 +22,9 @@ _END = b"\0"  # no signal has this number
 class Preemption:
     """Whether this process was asked to stop.
 
-    Until `hold` a signal ends the process at once, with 75: there is nothing to save yet. From then on `requested` is
-    set, and who holds must look at it. A second Ctrl-C ends the process at once at any time.
+    Before `defer_signals`, a signal ends the process at once with exit code 75, because there is nothing to save yet.
+    After it, a signal only sets `requested`, and the caller must check that. A second Ctrl-C always ends the process at
+    once.
     """
 
     def __init__(self) -> None:
@@ -34,22 +35,27 @@ class Preemption:
         self._first_ctrl_c: float | None = None
 
     def defer_signals(self, *, max_minutes: float | None = None) -> None:
-        """From now on a request waits to be seen. max_minutes: counted from the start of the process."""
+        """From now on, signals set `requested` instead of ending the process.
+
+        Args:
+            max_minutes: time limit, counted from the start of the process.
+        """
         self._held = True
         self._deadline = None if max_minutes is None else self.started + 60 * max_minutes
 
     @property
     def signalled(self) -> bool:
-        """Whether a signal asked, which whatever else is under way may have got, too."""
+        """Whether a signal arrived. Other code that is running may have received the same signal."""
         return self._reason is not None
 
     @property
     def requested(self) -> bool:
+        """Whether this process should stop, because of a signal or the time limit."""
         return self.signalled or (self._deadline is not None and time.monotonic() >= self._deadline)
 
     @property
     def reason(self) -> str:
-        """What asked, for a person; another process was asked where this one was not."""
+        """The reason for the request, as text; another process was asked to stop if this one was not."""
         if self._reason is not None:
             return self._reason
         if self.requested:
@@ -57,11 +63,11 @@ class Preemption:
         return "another process was asked to stop"
 
     def request(self, reason: str) -> None:
-        """Ask from within the process."""
+        """Ask this process to stop, from its own code."""
         self._reason = self._reason or reason
 
     def receive(self, number: int) -> None:
-        """Take a signal in; called outside the main thread, which may be waiting for another process."""
+        """Handle a signal. Called outside the main thread, which may be waiting for another process."""
         if number == signal.SIGINT:
             now = time.monotonic()
             if self._first_ctrl_c is not None and now - self._first_ctrl_c > _SECONDS_OF_ONE_CTRL_C:
@@ -75,7 +81,7 @@ class Preemption:
 
 @contextlib.contextmanager
 def forking_workers() -> Iterator[None]:
-    """Around the start of processes that load data: signals wait there until `leave_signals_to_the_parent`."""
+    """Use this around the start of data workers: signals are blocked there until `leave_signals_to_the_parent`."""
     global _workers_are_born
     _workers_are_born = True
     try:
@@ -85,18 +91,18 @@ def forking_workers() -> Iterator[None]:
 
 
 def leave_signals_to_the_parent(_worker: int) -> None:
-    """For processes that load data: who stops a job signals all of its processes, and the parent still needs them."""
+    """Ignore signals in a data worker. A scheduler signals all processes of a job; the parent needs its workers."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    _unblock()  # what came in since the fork is dropped
+    _unblock()  # drops signals that arrived since the fork
 
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[Preemption]:
-    """Turn the signals that ask to stop into a Preemption, until the block ends.
+    """Turn stop signals into a Preemption until the block ends.
 
-    A thread of its own takes them in, because Python runs no handler while the main thread waits in C. Outside the
-    main thread no signal is caught.
+    A separate thread receives the signals, because Python runs no handler while the main thread waits in C code.
+    Outside the main thread, no signal is caught.
     """
     preemption = Preemption()
     if threading.current_thread() is not threading.main_thread():
@@ -125,12 +131,15 @@ def catch_signals() -> Iterator[Preemption]:
 
 
 def _is_ignored(number: int) -> bool:
-    """As `nohup` does it, so that a run outlives its terminal."""
+    """Whether the signal is ignored. `nohup` does this, so that a run survives its terminal."""
     return signal.getsignal(number) is signal.SIG_IGN
 
 
 def _stop_when_the_launcher_dies() -> None:
-    """Or its processes would train on, alone, beside those that a second launcher starts. Linux only."""
+    """Ask for SIGTERM when the launcher dies (Linux only).
+
+    Otherwise orphans would continue to train beside the processes of a new launcher.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -143,17 +152,17 @@ def _listen(receiver: int, preemption: Preemption) -> None:
 
 
 def _leave(line: str, code: int) -> None:
-    """End the process from outside the main thread, wherever that stands."""
+    """End the process from outside the main thread, whatever the main thread is doing."""
     try:
         if int(os.environ.get("RANK", 0)) == 0:
             sys.stdout.flush()
             print(line, file=sys.stderr, flush=True)
-    finally:  # also where nobody reads it any more
+    finally:  # also if nobody reads standard error any more
         os._exit(code)
 
 
 def _do_nothing(_number: int, _frame: object) -> None:
-    """A handler must be set for the signal to be passed on."""
+    """Python passes a signal to the wakeup descriptor only if a handler is set."""
 
 
 _forks_forget = False
@@ -161,7 +170,7 @@ _workers_are_born = False
 
 
 def _forget_in_forks() -> None:
-    """Worker processes end as their parent says, and must not write into its pipe when they are told to."""
+    """Forked workers must not write into the parent's pipe when they receive a signal."""
     global _forks_forget
     if not _forks_forget:
         os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_reset_in_child)
@@ -169,7 +178,10 @@ def _forget_in_forks() -> None:
 
 
 def _block() -> None:
-    """A child that is told to end before it has forgotten would take it for a request to its parent."""
+    """Block signals during a fork.
+
+    A signal to a child that still has the parent's pipe would look like a request to the parent.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
 
 
@@ -182,7 +194,7 @@ def _reset_in_child() -> None:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        for number in (signal.SIGINT, signal.SIGHUP):  # the terminal tells all processes, and the parent decides
+        for number in (signal.SIGINT, signal.SIGHUP):  # the terminal signals all processes, and the parent decides
             signal.signal(number, signal.SIG_IGN)
     if not _workers_are_born:
         _unblock()

@@ -1,4 +1,4 @@
-"""What the libraries say and the user has no use for is not shown; their errors are."""
+"""Hides messages of the libraries that do not concern the user; their errors are shown."""
 
 import logging
 import warnings
@@ -10,13 +10,13 @@ _LIBRARIES = (
 
 
 def quieten_loggers() -> None:
-    """Only errors of libraries that log while they are imported; before that, and without importing any."""
+    """Show only errors of libraries that log during their import. This imports none of them."""
     for name in ("accelerate", "bitsandbytes", "evaluate", "huggingface_hub", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def quieten_libraries() -> None:
-    """Only errors of transformers, accelerate, datasets and the like; no bars while weights load."""
+    """Show only errors of transformers, accelerate, datasets and others, and no progress bars while weights load."""
     import datasets
     import transformers
 
@@ -24,5 +24,5 @@ def quieten_libraries() -> None:
     transformers.logging.disable_progress_bar()
     datasets.logging.set_verbosity_error()
     quieten_loggers()
-    # Their warnings are for whoever calls them, which is this package; those of the user's own code are shown.
+    # Warnings of the libraries address their caller, which is this package. Warnings of the user's code are shown.
     warnings.filterwarnings("ignore", module=rf"({'|'.join(_LIBRARIES)})(\.|$)")

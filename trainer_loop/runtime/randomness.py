@@ -1,4 +1,4 @@
-"""Seeds as a hash of what they are for, so that nothing random has to be saved to be repeated."""
+"""Seeds are hashes of their purpose, so no random state has to be saved to repeat a step."""
 
 import functools
 import hashlib
@@ -6,7 +6,7 @@ import random
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed from its parts. Hashed, never added: (seed 1, step 2) and (seed 2, step 1) are unlike."""
+    """A 63-bit seed from its parts. The parts are hashed, not added: (seed 1, step 2) and (seed 2, step 1) differ."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -22,7 +22,7 @@ def seed_everything(*parts: int | str) -> None:
     if _has_accelerator():
         torch.manual_seed(seed)
     else:
-        torch.default_generator.manual_seed(seed)  # does the same without an accelerator, 70 microseconds sooner
+        torch.default_generator.manual_seed(seed)  # the same without an accelerator, 70 microseconds faster
 
 
 @functools.cache

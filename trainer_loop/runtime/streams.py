@@ -1,4 +1,4 @@
-"""Standard output and standard error only show what a command does: when they fail, the work goes on."""
+"""Standard output and standard error only show what a command does. If they fail, the command continues."""
 
 import contextlib
 import os
@@ -10,9 +10,10 @@ from trainer_loop.errors import UserError, printable
 
 
 class SafeStream:
-    """A text stream that drops what it cannot write: the disk is full, the reader has gone, the terminal is closed.
+    """A text stream that drops text it cannot write: a full disk, a reader that is gone, a closed terminal.
 
-    fault: why something was dropped; None while everything was written.
+    Attributes:
+        fault: why text was dropped; None if everything was written.
     """
 
     def __init__(self, stream: "TextIO | SafeStream | None"):
@@ -43,16 +44,17 @@ class SafeStream:
             return False
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_stream":  # while it is copied
+        if name == "_stream":  # during a copy of the object
             raise AttributeError(name)
         return getattr(self._stream, name)
 
 
 @contextlib.contextmanager
 def safe_streams() -> Iterator[None]:
-    """Let no write to standard output or standard error fail, whoever makes it, until the block ends.
+    """Until the block ends, no write to standard output or standard error raises an error, in any code.
 
-    At the end, what could not be written is dropped: the interpreter would try again and change the exit code.
+    At the end, unwritten text is dropped. Otherwise the interpreter would try to write it again and change the exit
+    code.
     """
     fill_standard_descriptors()
     before = sys.stdout, sys.stderr
@@ -73,10 +75,10 @@ def report(error: UserError, *, speaker: str = "") -> None:
 
 
 def put_out(text: str) -> None:
-    """Print the result of a command. A reader that has gone (`| head`) is no error.
+    """Print the result of a command. A reader that is gone (`| head`) is not an error.
 
     Raises:
-        UserError: standard output cannot be written; the result would be lost without a word.
+        UserError: standard output cannot be written, so the result would be lost.
     """
     if sys.stdout is None:
         raise UserError("standard output is closed; open it, or send it to a file")
@@ -91,7 +93,7 @@ def put_out(text: str) -> None:
 
 
 def _encodable(text: str, stream: Any) -> str:
-    """Spell out the characters that the encoding of a stream does not have."""
+    """Replace characters that the encoding of a stream does not have by escape sequences."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         text.encode(encoding)
@@ -107,16 +109,16 @@ def _reason(error: Exception) -> str:
 
 
 def fill_standard_descriptors() -> None:
-    """Open /dev/null where descriptor 0, 1 or 2 is closed: else the next file that is opened would be the console."""
+    """Open /dev/null for closed descriptors 0, 1 and 2. Otherwise the next opened file would become the console."""
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number is this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # this descriptor is the lowest free number
 
 
 def drop_unwritten(stream: TextIO | None) -> None:
-    """Send what a stream still holds to nowhere, if it cannot be written."""
+    """Drop the text that a stream still holds if it cannot be written."""
     if stream is None:
         return
     try:

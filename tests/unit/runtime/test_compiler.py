@@ -21,7 +21,7 @@ class CountingBackend:
 
 
 @pytest.mark.usefixtures("own_dynamo")
-@pytest.mark.parametrize("name", ["sequence_classification", "causal_lm"])
+@pytest.mark.parametrize("name", ["sequence_classification", pytest.param("causal_lm", marks=pytest.mark.slow)])
 def test_the_number_of_graphs_does_not_grow_with_the_lengths_that_are_seen(name):
     model, backend, task = tiny.make_model(name), CountingBackend(), tiny.make_task(name)
     task.bind(tiny.make_tokenizer())
