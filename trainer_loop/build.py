@@ -26,22 +26,9 @@ from trainer_loop.data.tokens import TokenisedSplit, describe_tokenizer
 from trainer_loop.errors import UserError, under
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.load import load_metrics
-from trainer_loop.models.config import count_tokens, drops_layers, find_text_config
-from trainer_loop.models.embedding_noise import use_embedding_noise
+from trainer_loop.models.assemble import assemble_model, make_plain_model
+from trainer_loop.models.config import drops_layers
 from trainer_loop.models.loading import count_weights, describe_frozen
-from trainer_loop.models.packing import use_packing
-from trainer_loop.models.trials import (
-    Reach,
-    can_answer,
-    find_reach,
-    freeze_unused,
-    make_row,
-    make_rows,
-    pad_rows,
-    try_padding,
-)
-from trainer_loop.ops.attention import describe_attention_dropout, use_attention
-from trainer_loop.ops.cpu_kernels import use_cpu_modules
 from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.groups import describe_groups
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages, is_schedule_free
@@ -61,13 +48,9 @@ from trainer_loop.record.run_dir import RunDir, describe_environment, describe_r
 from trainer_loop.record.state import TrainState
 from trainer_loop.record.trackers import start_trackers
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
-from trainer_loop.runtime.compiler import compile_model
-from trainer_loop.runtime.host import expect_many_shapes
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.quiet import quieten_libraries
-from trainer_loop.runtime.randomness import seed_everything
 from trainer_loop.runtime.shares import take_share
-from trainer_loop.tasks.shipped import TASKS
 from trainer_loop.tasks.task import RowTask, TextTask
 
 # Keys that may change on resume but not on a run that is complete, where they would have no effect; see `run`.
@@ -81,7 +64,6 @@ _OF_AN_OPTIMIZER_MADE_HERE = (
     *("optimizer.name", "optimizer.lr", "optimizer.weight_decay", "optimizer.args", "optimizer.layer_decay"),
     "optimizer.groups",
 )
-_WAYS_TO_COMPUTE = ("loss", "predict", "loss_and_predict")  # methods of a task that call its model
 _NAMES_OF_CODE = ("task.name", "model.type", "loop.name", "loss.name", "optimizer.name", "scheduler.name")
 # The argument by which a tracker calls a run.
 _NAME_OF_RUN = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
@@ -268,7 +250,7 @@ def _describe_batches(loader: StepLoader, *, num_steps: int, process_index: int)
     ]
 
 
-# ------------------------------------------------------------------------------------------------ plan of the loop
+# ------------------------------------------------------------------------------------------------ parts of the loop
 
 
 def _make_model(
@@ -278,101 +260,32 @@ def _make_model(
 
     The names are empty where they are not known.
     """
-    task, model_config, tokenizer = plan.task, plan.inputs.model_config, plan.inputs.tokenizer
-    if not isinstance(task, TextTask):
-        return _make_plain_model(config, plan.model.given).to(accelerator.device), ()
-    assert model_config is not None
-    num_known = getattr(find_text_config(model_config), "vocab_size", None)  # before embeddings are added
-    model, new_weights = plan.model.make(
-        model_config,
-        task=task,
-        tokenizer=tokenizer,
+    inputs = plan.inputs
+    if not isinstance(plan.task, TextTask):
+        model = plan.model.given
+        if model is None:
+            model = make_plain_model(str(config.model.type), config.model.overrides, seed=config.seed)
+        return model.to(accelerator.device), ()
+    assert inputs.model_config is not None
+    return assemble_model(
+        plan.model,
+        inputs.model_config,
+        task=plan.task,
+        tokenizer=inputs.tokenizer,
+        device=accelerator.device,
         compute_type=_COMPUTE_TYPES[accelerator.mixed_precision],
         seed=config.seed,
+        max_length=config.data.max_length,
+        lengths=None if inputs.stream is not None else inputs.splits["train"].lengths,
+        pads=(config.batch.per_device, config.evaluate.per_device) != (1, 1),
+        say=console.say,
+        warn=console.warn,
     )
-    if new_weights:
-        console.say(f"model: {len(new_weights)} weights are new: {', '.join(new_weights[:6])}")
-    model = model.to(accelerator.device)
-    if config.model.attention == "auto" and not config.model.compile:
-        use_attention(model)
-    if accelerator.device.type == "cpu":
-        expect_many_shapes()
-        use_cpu_modules(model)
-        if (cost := describe_attention_dropout(model, max_length=config.data.max_length)) is not None:
-            console.say(cost)
-    reach = _try_model(config, plan, model, new_weights, console)
-    if config.model.compile:
-        compile_model(model)
-    if config.model.packing:
-        use_packing(model, rows_at_head=task.rows_at_head)
-    if config.model.neftune_alpha is not None:
-        use_embedding_noise(model, alpha=config.model.neftune_alpha)
-    calls = reach.calls
-    if (adapter := plan.model.adapter) is not None:
-        calls = tuple(f"base_model.model.{name}" if name else "base_model.model" for name in calls)
-        model = adapter.add_to(
-            model,
-            task_type=task.adapter_type,
-            seed=config.seed,
-            new_weights=new_weights,
-            new_tokens=[] if num_known is None else range(num_known, count_tokens(tokenizer)),
-            idle_layers=reach.idle,
-        )
-    return model, calls
-
-
-def _try_model(config: Config, plan: RunPlan, model: nn.Module, new_weights: Sequence[str], console: Console) -> Reach:
-    """Let the model answer a few rows: padding may change its answers, and plan of it may take none."""
-    task, max_length = plan.task, config.data.max_length
-    if not isinstance(task, TextTask) or not isinstance(task, tuple(TASKS.values())):
-        return Reach()  # what another task asks its model is not known
-    rows = _choose_rows(plan, model, max_length=max_length)
-    if not config.model.packing:
-        trial = try_padding(model, task, rows)
-        task.use_padding(trial.side)
-        pads = (config.batch.per_device, config.evaluate.per_device) != (1, 1)
-        if pads and not trial.is_harmless:
-            console.warn(trial.describe(type(model).__name__))
-    if any(name in vars(type(task)) for name in _WAYS_TO_COMPUTE) and type(task) not in TASKS.values():
-        return Reach()  # a loss of the user's own may reach more than the logits do
-    device = next(model.parameters()).device
-    reach = find_reach(model, pad_rows(task, rows, device))
-    if reach.unused or reach.idle:  # some plan are for long rows only
-        longest = max_length if plan.inputs.stream is not None else int(plan.inputs.splits["train"].lengths.max())
-        row = make_row(task, longest, max_length=max_length)
-        reach = reach.without(find_reach(model, pad_rows(task, row, device)))
-    if (line := freeze_unused(model, reach, new_weights=new_weights)) is not None:
-        console.say(line)
-    return reach
-
-
-def _choose_rows(plan: RunPlan, model: nn.Module, *, max_length: int) -> list[dict[str, Any]]:
-    """Made-up rows to try the model on: short ones, or, where it cannot answer those, some as long as the data has."""
-    task: Any = plan.task
-    rows = make_rows(task, model, max_length=max_length)
-    if plan.inputs.stream is not None or can_answer(model, task, rows[:1]):
-        return rows
-    lengths = np.sort(plan.inputs.splits["train"].lengths)
-    special = task.tokenizer.num_special_tokens_to_add()
-    own = [max(1, int(lengths[place]) - special) for place in (0, len(lengths) // 2, -1)]
-    return make_rows(task, model, max_length=max_length, lengths=own)
 
 
 def _drops_layers(plan: RunPlan) -> bool:
     """Whether a parameter may get no gradient in a step because the model left its layer out."""
     return plan.inputs.model_config is not None and drops_layers(plan.inputs.model_config)
-
-
-def _make_plain_model(config: Config, given: nn.Module | None) -> nn.Module:
-    """A model that knows nothing of transformers; its new weights are a function of the seed."""
-    if given is not None:
-        return given
-    factory: Any = locate(str(config.model.type), place="model.type")
-    seed_everything(config.seed, "model")
-    model = factory(**config.model.overrides)
-    if not isinstance(model, nn.Module):
-        raise UserError(f"model.type: {config.model.type} makes a {type(model).__name__}; it must make an nn.Module")
-    return model
 
 
 def _warn_of_unheeded(config: Config, console: Console, *, given_model: bool, given_optimizer: bool) -> None:
