@@ -1,6 +1,5 @@
 """From the config to a loop. Beside what judges the config, this is all that knows both it and the components."""
 
-import functools
 import inspect
 import json
 import math
@@ -15,22 +14,25 @@ from torch.optim import Optimizer
 
 from trainer_loop.components import check_parameters, fingerprint_own, full_name, locate
 from trainer_loop.config.fields import Config
-from trainer_loop.config.load import flatten, public_values, values_of, write_resolved
+from trainer_loop.config.load import public_values, values_of
 from trainer_loop.config.named_sets import parse_set
 from trainer_loop.config.schema import KEYS
 from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.loader import EvaluationLoader, StepLoader, TrainLoader
+from trainer_loop.data.run_data import RunData
 from trainer_loop.data.stream import StreamLoader
 from trainer_loop.data.tokens import TokenisedSplit, describe_tokenizer
+from trainer_loop.engine import Engine
 from trainer_loop.errors import UserError
+from trainer_loop.evaluation import Evaluator
 from trainer_loop.judge.components import adapter_of, metric_entries
 from trainer_loop.judge.judge import judge
 from trainer_loop.judge.parts import Given, Parts
 from trainer_loop.judge.rows import check_given_rows, prepare_rows
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.load import load_metrics
-from trainer_loop.models.adapters import add_adapter, merge_adapter
+from trainer_loop.models.adapters import add_adapter
 from trainer_loop.models.config import count_tokens, drops_layers, find_text_config
 from trainer_loop.models.embedding_noise import use_embedding_noise
 from trainer_loop.models.loading import count_weights, describe_frozen, make_model
@@ -59,19 +61,17 @@ from trainer_loop.optim.groups import (
 from trainer_loop.optim.optimizers import make_optimizer, takes_hidden_matrices_apart
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages, is_schedule_free
 from trainer_loop.optim.schedules import count_steps, describe_warmup, draw_schedule, follows_metric, make_scheduler
+from trainer_loop.options import LoopOptions
+from trainer_loop.outputs import ConfiguredOutput
 from trainer_loop.parallel.processes import (
     assert_same_on_all_processes,
     make_accelerator,
     process_index_from_environment,
 )
-from trainer_loop.publishing import describe_model, make_publisher
 from trainer_loop.record.checkpoint import Checkpointer
-from trainer_loop.record.export import ExportRecord, export_model
 from trainer_loop.record.logs import Console, MetricLog
-from trainer_loop.record.predictions import write_predictions
-from trainer_loop.record.run_dir import RunDir, describe_environment, describe_refusal, write_json
-from trainer_loop.record.state import TrainState
-from trainer_loop.record.trackers import start_trackers
+from trainer_loop.record.recorder import Recorder
+from trainer_loop.record.run_dir import RunDir
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 from trainer_loop.runtime.compiler import compile_model
 from trainer_loop.runtime.host import expect_many_shapes
@@ -82,9 +82,6 @@ from trainer_loop.runtime.shares import take_share
 from trainer_loop.tasks.shipped import TASKS
 from trainer_loop.tasks.task import RowTask, TextTask
 
-# Keys that may change on resume but not on a run that is complete, where they would have no effect; see `run`.
-_LENGTH = ("train.epochs", "train.steps")
-_TUNED = [name for name, key in KEYS.items() if key.on_resume == "planned anew" and name not in _LENGTH]
 _WORKERS_BESIDE_A_GPU = 2
 _COMPUTE_TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _STEPS_LOOKED_AT = 200  # of an epoch, to tell how it is cut
@@ -95,8 +92,6 @@ _OF_AN_OPTIMIZER_MADE_HERE = (
 )
 _WAYS_TO_COMPUTE = ("loss", "predict", "loss_and_predict")  # methods of a task that call its model
 _NAMES_OF_CODE = ("task.name", "model.type", "loop.name", "loss.name", "optimizer.name", "scheduler.name")
-# The argument by which a tracker calls a run.
-_NAME_OF_RUN = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
 _PUSHES = {"end": "the end", "checkpoint": "each checkpoint and at the end", "never": "your command"}
 _WINDOW = 32  # batches whose rows are sorted together where the config names no number
 
@@ -170,82 +165,119 @@ def build(
         raise UserError(
             f"scheduler.name: {config.scheduler.name} follows an evaluation; set evaluate.every and data.validation"
         )
-    record_of = functools.partial(_make_record, config, parts, num_steps, run_plan | own_code)
-    card_of = functools.partial(describe_model, config, parts, given)
     prepared_model, prepared_optimizer = accelerator.prepare(model, torch_optimizer)
     averaged_weights = _make_averaged_weights(
         config, model, torch_optimizer
     )  # now every process has the weights of process 0
-    return loop_class(
+    engine = Engine(
         accelerator=accelerator,
-        task=parts.task,
         model=prepared_model,
         optimizer=prepared_optimizer,
         scheduler=scheduler,
-        train_loader=train_loader,
-        validation_loaders=_make_evaluation_loaders(config, parts, accelerator, "validation"),
-        test_loaders=_make_evaluation_loaders(config, parts, accelerator, "test"),
-        num_steps=num_steps,
         seed=config.seed,
-        checkpointer=Checkpointer(
-            run_dir,
-            accelerator=accelerator,
-            scheduler=scheduler,
-            console=console,
-            plan=run_plan,
-            config=public_values(config) | own_code,
-            replanned=[*own_code, *(name for name, key in KEYS.items() if key.on_resume == "planned anew")],
-            resume_anyway=config.resume_anyway,
-            averaged_weights=averaged_weights,
-            keep_last=config.checkpoint.keep_last,
-            background=config.checkpoint.background,
-        ),
-        console=console,
-        metric_log=MetricLog(run_dir.metrics, warn=console.warn),
+        groups=groups,
+        averaged_weights=averaged_weights,
+        allow_unused=config.train.unused_parameters == "allow" or _drops_layers(parts),
+        preemption=preemption,
+    )
+    data = _ConfiguredData(config, parts, accelerator, console, train_loader)
+    evaluator = Evaluator(
+        accelerator=accelerator,
+        task=parts.task,
+        model=engine.bare_model,
         metrics=load_metrics(
             metric_entries(config, parts.task), num_labels=None if parts.label_names is None else len(parts.label_names)
         ),
-        max_grad_norm=config.train.max_grad_norm,
-        max_grad_value=config.train.max_grad_value,
-        skip_nonfinite=config.train.on_nonfinite == "skip",
-        allow_unused=config.train.unused_parameters == "allow" or _drops_layers(parts),
         averaged_weights=averaged_weights,
-        groups=groups,
-        evaluate_every=_interval(config.evaluate.every, steps_per_epoch),
-        evaluate_at_start=config.evaluate.at_start,
-        checkpoint_every=_interval(config.checkpoint.every, steps_per_epoch),
-        log_every=config.log.every,
-        best=config.checkpoint.best,
-        plateau_metric=plateau_metric,
-        patience=config.train.patience,
-        resume=config.resume,
-        preemption=preemption,
-        max_time_minutes=config.train.max_time_minutes,
-        export=functools.partial(_export, config, run_dir, parts.tokenizer, record_of, card_of),
-        keep_predictions=functools.partial(_keep_predictions, run_dir, parts),
-        describe=functools.partial(_record_what_it_is, config, run_dir),
-        make_loader=functools.partial(_make_loader_of_rows, config, parts, accelerator, console),
-        publisher=make_publisher(config, parts, console, record_of=record_of, card_of=card_of)
-        if accelerator.is_main_process
-        else None,
+        seed=config.seed,
+        console=console,
+        preemption=engine.preemption,
+    )
+    checkpointer = Checkpointer(
+        run_dir,
+        accelerator=accelerator,
+        scheduler=scheduler,
+        console=console,
+        plan=run_plan,
+        config=public_values(config) | own_code,
+        replanned=[*own_code, *(name for name, key in KEYS.items() if key.on_resume == "planned anew")],
+        resume_anyway=config.resume_anyway,
+        averaged_weights=averaged_weights,
+        keep_last=config.checkpoint.keep_last,
+        background=config.checkpoint.background,
+    )
+    return loop_class(
+        task=parts.task,
+        engine=engine,
+        data=data,
+        evaluator=evaluator,
+        checkpointer=checkpointer,
+        record=Recorder(
+            accelerator=accelerator, console=console, metric_log=MetricLog(run_dir.metrics, warn=console.warn)
+        ),
+        output=ConfiguredOutput(
+            config,
+            parts,
+            given,
+            accelerator=accelerator,
+            console=console,
+            plan=run_plan | own_code,
+            num_steps=num_steps,
+        ),
+        options=LoopOptions(
+            num_steps=num_steps,
+            log_every=config.log.every,
+            checkpoint_every=_interval(config.checkpoint.every, steps_per_epoch),
+            evaluate_every=_interval(config.evaluate.every, steps_per_epoch) if data.validation else None,
+            evaluate_at_start=config.evaluate.at_start and bool(data.validation),
+            max_grad_norm=config.train.max_grad_norm,
+            max_grad_value=config.train.max_grad_value,
+            skip_nonfinite=config.train.on_nonfinite == "skip",
+            best=config.checkpoint.best,
+            patience=config.train.patience,
+            plateau_metric=plateau_metric,
+            resume=config.resume,
+            max_minutes=config.train.max_time_minutes,
+        ),
         **config.loop.args,
     )
+
+
+class _ConfiguredData(RunData):
+    """Evaluation sets of a config; it also says how in-memory rows are encoded."""
+
+    def __init__(
+        self, config: Config, parts: Parts, accelerator: Accelerator, console: Console, train_loader: StepLoader
+    ):
+        super().__init__(
+            train_loader,
+            validation=_make_evaluation_loaders(config, parts, accelerator, "validation"),
+            test=_make_evaluation_loaders(config, parts, accelerator, "test"),
+        )
+        self._config, self._parts, self._accelerator, self._console = config, parts, accelerator, console
+
+    def load_rows(self, rows: Any, *, labelled: bool) -> EvaluationLoader:
+        split, kept = prepare_rows(self._config, self._parts, rows, labelled=labelled, say=self._console.say)
+        loader = _make_evaluation_loader(self._config, self._parts, self._accelerator, split, labelled=labelled)
+        loader.kept = kept
+        return loader
 
 
 def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
     """What is going to happen, in lines for a person."""
     accelerator = loop.accelerator
     trained, total = count_weights(loop.bare_model)
-    warmup = describe_warmup(config.scheduler.name, config.scheduler.warmup, loop.num_steps)
-    evaluation = "none" if loop.evaluate_every is None else f"every {loop.evaluate_every:,} steps"
-    saving = "never" if loop.checkpoint_every is None else f"every {loop.checkpoint_every:,} steps"
+    options = loop.options
+    warmup = describe_warmup(config.scheduler.name, config.scheduler.warmup, options.num_steps)
+    evaluation = "none" if options.evaluate_every is None else f"every {options.evaluate_every:,} steps"
+    saving = "never" if options.checkpoint_every is None else f"every {options.checkpoint_every:,} steps"
     return [
         f"model: {type(loop.bare_model).__name__}, {total:,} parameters, "
         + ("all trained" if trained == total else f"{trained:,} of them ({trained / total:.2%}) trained")
         + (", compiled" if config.model.compile else ""),
         f"hardware: {accelerator.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}, "
         f"{torch.get_num_threads()} threads per process",
-        *_describe_batches(loop.train_loader, num_steps=loop.num_steps, process_index=accelerator.process_index),
+        *_describe_batches(loop.data.train, num_steps=options.num_steps, process_index=accelerator.process_index),
         f"optimizer: {config.optimizer.name}, learning rate {config.optimizer.lr:g}, {config.scheduler.name} with "
         f"{warmup}",
         f"evaluation: {evaluation}; checkpoints: {saving}, in {config.run_dir}",
@@ -262,10 +294,10 @@ def _describe_optimizer(config: Config, loop: TrainingLoop) -> list[str]:
         name=config.scheduler.name,
         lr=config.optimizer.lr,
         warmup=config.scheduler.warmup,
-        num_steps=loop.num_steps,
+        num_steps=loop.options.num_steps,
         args=config.scheduler.args,
     )
-    table = describe_groups(loop.groups, frozen)
+    table = describe_groups(loop.engine.groups, frozen)
     return ["groups of parameters:", *(f"  {line}" for line in table), f"schedule: {curve}"]
 
 
@@ -658,108 +690,3 @@ def _fingerprint_own_code(config: Config) -> dict[str, str]:
     found = {name: locate(str(values[name]), place=name) for name in _NAMES_OF_CODE if "." in str(values[name])}
     own = {f"{name} (its code)": fingerprint_own(component) for name, component in found.items()}
     return {name: told for name, told in own.items() if told is not None}
-
-
-def _record_what_it_is(config: Config, run_dir: RunDir, loop: TrainingLoop) -> None:
-    """What the run is and what it runs on; from here on the run directory is written."""
-    accelerator = loop.accelerator
-    if accelerator.is_main_process:
-        run_dir.make()
-        environment = describe_environment(
-            run=loop.checkpointer.run,
-            device=str(accelerator.device),
-            num_processes=accelerator.num_processes,
-            precision=accelerator.mixed_precision,
-        )
-        for path, write in (
-            (run_dir.config, functools.partial(write_resolved, config)),
-            (run_dir.environment, functools.partial(write_json, value=environment)),
-        ):
-            try:
-                write(path)
-            except OSError as error:
-                raise UserError(f"run_dir: {describe_refusal(error, path)}") from error
-        loop.console.keep_in(run_dir.log)
-    if config.log.trackers:
-        named = {
-            tracker: {_NAME_OF_RUN[tracker]: run_dir.root.name} if tracker in _NAME_OF_RUN else {}
-            for tracker in config.log.trackers
-        }
-        start_trackers(
-            accelerator,
-            project=config.log.project,
-            config=flatten(config),
-            arguments={
-                tracker: name | dict(config.log.tracker_args.get(tracker) or {}) for tracker, name in named.items()
-            },
-            warn=loop.console.warn,
-        )
-
-
-def _make_loader_of_rows(
-    config: Config, parts: Parts, accelerator: Accelerator, console: Console, rows: Any, labelled: bool
-) -> EvaluationLoader:
-    """A loader of rows that somebody holds in hand."""
-    split, kept = prepare_rows(config, parts, rows, labelled=labelled, say=console.say)
-    loader = _make_evaluation_loader(config, parts, accelerator, split, labelled=labelled)
-    loader.kept = kept
-    return loader
-
-
-def _keep_predictions(
-    run_dir: RunDir, parts: Parts, name: str, predictions: np.ndarray, references: np.ndarray
-) -> None:
-    split = parts.splits[f"test.{name}" if name else "test"]
-    write_predictions(
-        run_dir.predictions / f"{name or 'test'}.jsonl",
-        predictions=predictions,
-        references=references,
-        origin_of=split.origins.place,
-        label_names=parts.label_names,
-    )
-
-
-def _describe_evaluation(config: Config, parts: Parts) -> dict[str, Any] | None:
-    """What `python -m trainer_loop.predict` needs to evaluate as the run did."""
-    if parts.labels is None:
-        return None
-    by_id = sorted(parts.labels.ids.items(), key=lambda pair: pair[1])
-    return {
-        "label": config.data.label,
-        "values": [raw for raw, _ in by_id],
-        "metrics": metric_entries(config, parts.task),
-        "loss": {"name": config.loss.name, "args": config.loss.args},
-    }
-
-
-def _make_record(
-    config: Config, parts: Parts, num_steps: int, run_plan: dict[str, Any], state: TrainState
-) -> ExportRecord:
-    on_texts = parts.tokenizer is not None
-    return ExportRecord(
-        task=run_plan["task.name"],
-        text=config.data.text if on_texts else None,
-        text_pair=config.data.text_pair,
-        max_length=config.data.max_length if on_texts else None,
-        step=state.best_step or state.step,
-        num_steps=num_steps,
-        metrics=state.figures,
-        plan=run_plan | {name: value for name, value in public_values(config).items() if name in _TUNED},
-        evaluation=_describe_evaluation(config, parts),
-    )
-
-
-def _export(
-    config: Config,
-    run_dir: RunDir,
-    tokenizer: Any,
-    record_of: Callable[[TrainState], ExportRecord],
-    card_of: Callable[[ExportRecord], str],
-    model: nn.Module,
-    state: TrainState,
-) -> None:
-    record = record_of(state)
-    adapter = adapter_of(config)
-    if adapter is not None and (config.model.lora.merge or config.model.peft.merge):
-        model = merge_adapter(model, place=f"{adapter[2]}.merge")
-    export_model(run_dir, model, tokenizer, record, card=card_of(record))

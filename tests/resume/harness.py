@@ -98,7 +98,7 @@ class CrashHarness:
         self._answers: list[dict[str, Any]] = []
         self._unread = b""
         self._server = subprocess.Popen(
-            [sys.executable, str(HERE / "nursery.py")],
+            [sys.executable, str(HERE / "crash_harness.py")],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},

@@ -204,8 +204,10 @@ class Checkpointer:
     def ensure_own_directory(self) -> None:
         """Raises RunDirInUse where another run has begun in this directory: what it saved must not be mixed with this.
 
-        Each run writes its identity into environment.json when it begins.
+        Only process 0 looks. Each run writes its identity into environment.json when it begins.
         """
+        if not self.accelerator.is_main_process:
+            return
         other = read_identity(self.run_dir)
         if other not in (None, self.run):
             raise RunDirInUse(

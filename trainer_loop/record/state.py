@@ -5,6 +5,9 @@ from typing import Any
 
 from trainer_loop.runtime.plain_json import check_fields
 
+Best = tuple[str | None, float | None, int | None, dict[str, float]]  # metric, value, step, all metrics
+_NAMES_ON_DISK = {"metrics": "figures"}
+
 
 @dataclass
 class TrainState:
@@ -26,7 +29,7 @@ class TrainState:
     best_value: float | None = None
     best_step: int | None = None
     evaluations_without_best: int = 0  # since the best: what early stopping counts
-    figures: dict[str, float] = field(default_factory=dict)  # the evaluation of the weights that would be exported
+    metrics: dict[str, float] = field(default_factory=dict)  # the evaluation of the weights that would be exported
     interval: dict[str, float] = field(default_factory=dict)  # sums since the last training row of the log
     stream: dict[str, Any] | None = None  # position in a data set that is streamed
 
@@ -34,13 +37,28 @@ class TrainState:
         """There is no best so far: by another metric, or of another run, it says nothing."""
         self.best_by = self.best_value = self.best_step = None
         self.evaluations_without_best = 0
-        self.figures = {}
+        self.metrics = {}
+
+    def take_best(self, metric: str, value: float, metrics: dict[str, float]) -> Best:
+        """The weights of now are the best so far; returns what was. value: of the metric; larger is better."""
+        before = (self.best_by, self.best_value, self.best_step, self.metrics)
+        self.put_back_best((metric, value, self.step, metrics))
+        self.evaluations_without_best = 0
+        return before
+
+    def put_back_best(self, best: Best) -> None:
+        """What `take_best` returned is the best again."""
+        self.best_by, self.best_value, self.best_step, self.metrics = best
 
     def state_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As state.json has it; there, `metrics` has an older name."""
+        values = asdict(self)
+        return {_NAMES_ON_DISK.get(name, name): value for name, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainState":
         """The inverse of `state_dict`. Raises ValueError where it is none: a key this version does not know, ..."""
+        renamed = {on_disk: name for name, on_disk in _NAMES_ON_DISK.items()}
+        values = {renamed.get(name, name): value for name, value in values.items()}
         check_fields(cls, values)
         return cls(**values)
