@@ -235,6 +235,7 @@ def build(
             skip_nonfinite=config.train.on_nonfinite == "skip",
             best=config.checkpoint.best,
             patience=config.train.patience,
+            patience_metric=config.train.patience_metric,
             plateau_metric=plateau_metric,
             resume=config.resume,
             max_minutes=config.train.max_time_minutes,

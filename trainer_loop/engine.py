@@ -21,6 +21,7 @@ from trainer_loop.parallel.processes import average_gradients, is_reduction_comp
 from trainer_loop.runtime.memory import is_out_of_memory, release_memory
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.randomness import seed_everything
+from trainer_loop.selection import find_metric
 
 
 @dataclass(frozen=True)
@@ -249,6 +250,12 @@ class Engine:
             skipped=skipped,
             extra_metrics=logged,
         )
+
+    def follow_evaluation(self, metrics: Mapping[str, float], metric: str) -> None:
+        """Move a schedule that follows evaluations by one of their metrics."""
+        if follows_metric(self.scheduler):
+            found = find_metric(metrics, metric, place="scheduler.metric")
+            self.scheduler.step(found)  # type: ignore[arg-type] # its metric
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Add their gradients up over all processes, for a step that calls `bare_model` instead of `model`.

@@ -32,6 +32,7 @@ from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.randomness import seed_everything
 from trainer_loop.tasks.task import Batch, Task
 
+Metrics = dict[str, float]  # of an evaluation, by their names
 _Answer = TypeVar("_Answer")
 _PREEMPTED = "preempted"  # the notice that tells the other processes in the middle of an evaluation
 
@@ -40,7 +41,7 @@ _PREEMPTED = "preempted"  # the notice that tells the other processes in the mid
 class Scores:
     """How the rows of a set were judged, in their order."""
 
-    metrics: dict[str, float]  # the mean loss, the metrics, and the number of rows
+    metrics: Metrics  # the mean loss, the metrics, and the number of rows
     predictions: np.ndarray  # [N, ...]
     references: np.ndarray  # [N, ...]
 
@@ -110,9 +111,9 @@ class Evaluator:
         values = broadcast(self.accelerator, values | {"rows": len(order)})
         return Scores(values, columns["predictions"], columns["references"])
 
-    def score_sets(self, loaders: Mapping[str, EvaluationLoader], output: RunOutput | None = None) -> dict[str, float]:
+    def score_sets(self, loaders: Mapping[str, EvaluationLoader], output: RunOutput | None = None) -> Metrics:
         """The metrics of several sets, by names such as `matched/accuracy`. output: gets the predictions of each."""
-        metrics: dict[str, float] = {}
+        metrics: Metrics = {}
         for name, loader in loaders.items():
             scores = self.score(loader)
             metrics |= {f"{name}/{metric}" if name else metric: value for metric, value in scores.metrics.items()}

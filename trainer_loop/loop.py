@@ -1,6 +1,6 @@
 """The training loop. READ THIS FIRST: what an update is, and what happens between two updates."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 import numpy as np
@@ -8,12 +8,11 @@ from torch import Tensor, nn
 
 from trainer_loop.components import locate_source
 from trainer_loop.data.loader import EvaluationLoader, Microbatch, StepBatch
-from trainer_loop.data.run_data import RunData
+from trainer_loop.data.run_data import Loaders, RunData
 from trainer_loop.engine import Engine, Gradients
 from trainer_loop.errors import Preempted, UserError
-from trainer_loop.evaluation import Evaluator
+from trainer_loop.evaluation import Evaluator, Metrics
 from trainer_loop.metrics.meter import StepReport
-from trainer_loop.optim.schedules import follows_metric
 from trainer_loop.options import LoopOptions
 from trainer_loop.parallel.processes import share_buffers
 from trainer_loop.record.checkpoint import Checkpointer, Stateful
@@ -21,7 +20,7 @@ from trainer_loop.record.recorder import Recorder
 from trainer_loop.record.run_output import RunOutput
 from trainer_loop.record.state import TrainState
 from trainer_loop.resume import is_evaluation_pending, restore_run, take_weights_to_export, warn_of_checkpoints
-from trainer_loop.selection import find_metric, is_out_of_patience, judge
+from trainer_loop.selection import is_out_of_patience, judge
 from trainer_loop.tasks.losses import explain_wrong_loss
 from trainer_loop.tasks.task import Batch, Task
 
@@ -55,8 +54,6 @@ class TrainingLoop:
         record.meter.declare(self.extra_metrics)
         self._is_dummy = False  # the current microbatch counts nothing
         self._weights_are_meant = False  # they were restored or trained, or a warning said that they are not
-
-    # ------------------------------------------------------------------------------------------------- an update
 
     def train_step(self, step_batch: StepBatch) -> StepReport:
         """One update, and the only place where weights change."""
@@ -191,7 +188,7 @@ class TrainingLoop:
         self._weights_are_meant = True
         return restore_run(self.checkpointer, self.engine, self.data, self.options, self.console)
 
-    def evaluate(self, rows: EvaluationLoader | Any) -> dict[str, float]:
+    def evaluate(self, rows: EvaluationLoader | Any) -> Metrics:
         """Mean loss over all targets, the metrics over all rows, and the number of rows scored: each row once.
 
         rows: a loader, or rows as `build` takes them, with their labels. Raises Preempted on every process where one
@@ -246,29 +243,32 @@ class TrainingLoop:
         )
 
     def _evaluate_and_select(self, state: TrainState) -> None:
-        """Score the validation sets, and keep the weights of this step where they are the best so far."""
+        """Score the validation sets, and do what follows from their metrics."""
         metrics = self._score(self.data.validation, state, saves=state.step > 0)
         state.evaluated_step = state.step
         self.record.log_validation(metrics, step=state.step, epoch=self.data.train.count_epochs(state.step))
-        if follows_metric(self.scheduler) and state.step > 0:
-            found = find_metric(metrics, self.options.plateau_metric, place="scheduler.metric")
-            self.scheduler.step(found)  # type: ignore[arg-type] # its metric
-        if self.options.best is None:
+        if state.step > 0:
+            self.engine.follow_evaluation(metrics, self.options.plateau_metric)
+            self._select(state, metrics)
+        elif self.options.best is None:
             state.metrics = metrics
-        elif state.step > 0:
-            verdict = judge(metrics, self.options.best, best_value=state.best_value, place="checkpoint.best")
-            if not verdict.is_best:
-                state.evaluations_without_best += 1
-                return
-            before = state.take_best(self.options.best, verdict.value, metrics)
+
+    def _select(self, state: TrainState, metrics: Metrics) -> None:
+        """Keep the weights of this step where they are the best so far, and count evaluations for early stopping."""
+        best, patience_by = self.options.best, self.options.patience_metric
+        verdict = judge(metrics, state, self.options)
+        if (waited := verdict.patience) is not None:
+            state.count_evaluation(is_better=waited.is_better, patience_by=patience_by, value=waited.value)
+        if best is None or verdict.best is None:
+            state.metrics = metrics
+        elif verdict.best.is_better:
+            before = state.take_best(best, verdict.best.value, metrics)
             self._save(state)
             if not self.checkpointer.mark_best(state.step):
                 state.put_back_best(before)
                 self.console.warn(f"the weights of step {state.step:,} are the best so far and could not be saved")
 
-    def _score(
-        self, sets: Mapping[str, EvaluationLoader], state: TrainState, *, saves: bool, output: RunOutput | None = None
-    ) -> dict[str, float]:
+    def _score(self, sets: Loaders, state: TrainState, *, saves: bool, output: RunOutput | None = None) -> Metrics:
         """The metrics of some sets. saves: what was trained is saved where they cannot be scored to the end."""
         try:
             return self.evaluator.score_sets(sets, output)
@@ -284,7 +284,7 @@ class TrainingLoop:
         self.console.stop_progress()
         self.checkpointer.finish()
         self.model.eval()  # whoever goes on with it wants it without dropout
-        self.record.say_why_stopped(state, num_steps=self.options.num_steps, best=self.options.best)
+        self.record.say_why_stopped(state, self.options.num_steps, self.options.patience_metric or self.options.best)
         share_buffers(self.accelerator, self.bare_model)
         saves = take_weights_to_export(state, self.engine, self.checkpointer, self.options.best, self.console)
         epoch = self.data.train.count_epochs(state.step)
@@ -292,9 +292,7 @@ class TrainingLoop:
             metrics = self._score(self.data.test, state, saves=saves, output=self.output)
             self.record.log_test(metrics, step=state.step, epoch=epoch)
         self.record.log_totals(state, epoch=epoch)
-        if self.checkpointer.fault is not None:
-            self.console.warn(f"the last checkpoint is missing: {self.checkpointer.fault}")
-        self.checkpointer.ensure_own_directory()
+        self.checkpointer.end_run()
         self.output.export(self.bare_model, state)
         self.accelerator.wait_for_everyone()
         self.output.publish(self.preemption)  # not before: nobody waits for an upload

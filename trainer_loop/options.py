@@ -26,6 +26,7 @@ class LoopOptions:
     skip_nonfinite: bool = False  # leave out an update whose loss or gradient is not finite, instead of ending the run
     best: str | None = None  # metric that picks the exported weights, -metric where smaller is better; None: the last
     patience: int | None = None  # evaluations without a better one after which the run ends; None: never
+    patience_metric: str | None = None  # metric that patience goes by, likewise; None: `best`
     plateau_metric: str = "-loss"  # what a schedule that moves by evaluations follows
     resume: str = "auto"  # auto, never, or the path of a checkpoint
     max_minutes: float | None = None  # after which the run is saved and ends as preempted; None: never

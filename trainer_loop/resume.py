@@ -43,8 +43,11 @@ def restore_run(
     if state.num_steps != options.num_steps or any(name.startswith(("optimizer.", "scheduler.")) for name in changes):
         args = {name for given in changes.get("optimizer.args", ()) for name in given or ()}
         replan(optimizer, scheduler, groups=planned, args=args, step=state.step)
-    if _is_scored_otherwise(changes) or state.best_by not in (None, options.best):
+    is_scored_otherwise = _is_scored_otherwise(changes)
+    if is_scored_otherwise or state.best_by not in (None, options.best):
         state.forget_best()
+    if is_scored_otherwise or state.patience_by != options.patience_metric:
+        state.restart_patience()
     if state.max_tokens is not None and "batch.max_tokens" not in changes:
         data.limit_tokens(state.max_tokens)
         console.say(f"microbatches of at most {state.max_tokens:,} padded tokens, since more did not fit")

@@ -6,19 +6,18 @@ from typing import Any
 from trainer_loop.data.loader import EvaluationLoader, StepBatch, StepLoader
 from trainer_loop.errors import UserError
 
+Loaders = Mapping[str, EvaluationLoader]  # by the names of their sets; an only set may have the empty name
+
 
 class RunData:
-    """Loaders of the training rows, and of validation and test sets by their names.
-
-    An only set may have the empty name.
-    """
+    """Loaders of the training rows, and of validation and test sets."""
 
     def __init__(
         self,
         train: StepLoader,
         *,
-        validation: Mapping[str, EvaluationLoader] | None = None,
-        test: Mapping[str, EvaluationLoader] | None = None,
+        validation: Loaders | None = None,
+        test: Loaders | None = None,
     ):
         self.train = train
         self.validation = dict(validation or {})

@@ -195,7 +195,11 @@ def check_components(config: Config, task: RowTask | None, given: Given) -> list
 
 def _figures(config: Config) -> dict[str, str]:
     """The figures of an evaluation that something follows, by the key that names them."""
-    named = {"checkpoint.best": config.checkpoint.best, "scheduler.metric": config.scheduler.metric}
+    named = {
+        "checkpoint.best": config.checkpoint.best,
+        "train.patience_metric": config.train.patience_metric,
+        "scheduler.metric": config.scheduler.metric,
+    }
     return {place: figure for place, figure in named.items() if figure is not None}
 
 

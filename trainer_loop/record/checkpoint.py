@@ -215,6 +215,12 @@ class Checkpointer:
                 "give each a run_dir of its own"
             )
 
+    def end_run(self) -> None:
+        """Before the model is exported: a warning where the last checkpoint is missing. Raises RunDirInUse."""
+        if self.fault is not None:
+            self.console.warn(f"the last checkpoint is missing: {self.fault}")
+        self.ensure_own_directory()
+
     def describe_newest(self) -> str:
         """Where a run that is started again goes on, for a person."""
         saved = list_checkpoints(self.run_dir)

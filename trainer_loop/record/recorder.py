@@ -109,12 +109,12 @@ class Recorder:
         self._write({f"test/{name}": value for name, value in metrics.items()}, step=step, epoch=epoch)
         self.console.tell_evaluation("test, with the exported weights", metrics)
 
-    def say_why_stopped(self, state: TrainState, *, num_steps: int, best: str | None) -> None:
-        """A line about a run that ends before its last step."""
+    def say_why_stopped(self, state: TrainState, num_steps: int, waited_for: str | None) -> None:
+        """A line about a run that ends before its last step. waited_for: the metric that did not get better."""
         if state.step < num_steps:
             self.console.say(
                 f"stopped at step {state.step:,} of {num_steps:,}: {state.evaluations_without_best} evaluations "
-                f"without a better {best}"
+                f"without a better {waited_for}"
             )
 
     def log_totals(self, state: TrainState, *, epoch: float) -> None:

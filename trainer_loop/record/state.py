@@ -29,6 +29,8 @@ class TrainState:
     best_value: float | None = None
     best_step: int | None = None
     evaluations_without_best: int = 0  # since the best: what early stopping counts
+    patience_by: str | None = None  # the metric that early stopping goes by, where it has one of its own
+    patience_value: float | None = None  # the best of it; larger is better
     metrics: dict[str, float] = field(default_factory=dict)  # the evaluation of the weights that would be exported
     interval: dict[str, float] = field(default_factory=dict)  # sums since the last training row of the log
     stream: dict[str, Any] | None = None  # position in a data set that is streamed
@@ -36,14 +38,26 @@ class TrainState:
     def forget_best(self) -> None:
         """There is no best so far: by another metric, or of another run, it says nothing."""
         self.best_by = self.best_value = self.best_step = None
-        self.evaluations_without_best = 0
         self.metrics = {}
+        if self.patience_by is None:
+            self.evaluations_without_best = 0
+
+    def restart_patience(self) -> None:
+        """Early stopping begins to count anew."""
+        self.evaluations_without_best = 0
+        self.patience_by = self.patience_value = None
+
+    def count_evaluation(self, *, is_better: bool, patience_by: str | None, value: float) -> None:
+        """For early stopping. patience_by: its own metric, where it has one. value: of that metric."""
+        self.evaluations_without_best = 0 if is_better else self.evaluations_without_best + 1
+        if patience_by is not None:
+            self.patience_by = patience_by
+            self.patience_value = value if is_better else self.patience_value
 
     def take_best(self, metric: str, value: float, metrics: dict[str, float]) -> Best:
         """The weights of now are the best so far; returns what was. value: of the metric; larger is better."""
         before = (self.best_by, self.best_value, self.best_step, self.metrics)
         self.put_back_best((metric, value, self.step, metrics))
-        self.evaluations_without_best = 0
         return before
 
     def put_back_best(self, best: Best) -> None:
