@@ -74,6 +74,7 @@ class Engine:
             *((name, parameter) for name, parameter in self.bare_model.named_parameters() if parameter.requires_grad),
             strict=True,
         )
+        self.schedule_step = 0  # updates that the schedule followed: those that changed the weights
         self.stop_requested = False  # by any process: the same answer on all of them; see `count_targets`
         self._gradients_are_checked = allow_unused  # every trainable parameter has got one once
         # Of the current pass over the microbatches:
@@ -146,8 +147,7 @@ class Engine:
         if failed and self.accelerator.num_processes > 1 and not self.allow_unused:
             self.clear_gradients()
             release_memory()
-            # The others wait for this process in their reduction of gradients.
-            self.backward(loss_of(loader.dummy_microbatch(step)), 1.0)
+            self._join_reduction(step, loss_of, loader)
         if sum_on_hosts(self.accelerator, [failed])[0]:
             self.clear_gradients()
             release_memory()
@@ -155,6 +155,19 @@ class Engine:
         if self.allow_unused:
             average_gradients(self.accelerator, self.parameters)
         return loss_sum
+
+    def _join_reduction(self, step: int, loss_of: Callable[[Microbatch], Tensor], loader: StepLoader) -> None:
+        """Take part in the reduction of gradients in which the other processes wait for this one."""
+        try:
+            self.backward(loss_of(loader.dummy_microbatch(step)), 1.0)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"step {step + 1}: process {self.accelerator.process_index} ran out of memory with one row, the "
+                "shortest of the step; lower data.max_length, choose a smaller model, or set "
+                "model.gradient_checkpointing=true: the run goes on from its last checkpoint"
+            ) from error
 
     def _refuse_missing_gradients(self, step: int) -> None:
         """Each trainable parameter must get one: it would not learn, and their reduction would never end."""
@@ -228,13 +241,17 @@ class Engine:
         skipped: bool,
         logged: Mapping[str, tuple[Tensor, int]],
     ) -> StepReport:
-        """Move the schedule on, unless it follows evaluations, and say what the update did.
+        """Move the schedule on, and say what the update did.
+
+        A schedule stands still where the weights did: in an update that was skipped, or that the loss scaler left out.
 
         logged: sum and count of each extra metric.
         """
         lr = float(self.scheduler.get_last_lr()[0])
-        if not follows_metric(self.scheduler):
-            self.scheduler.step()
+        if not skipped and not self._has_overflowed():
+            self.schedule_step += 1
+            if not follows_metric(self.scheduler):
+                self.scheduler.step()
         return StepReport(
             step=step_batch.step + 1,
             loss_sum=loss_sum,
@@ -250,6 +267,10 @@ class Engine:
             skipped=skipped,
             extra_metrics=logged,
         )
+
+    def _has_overflowed(self) -> bool:
+        """Whether the loss scaler left the last update out, for its gradients overflowed in fp16."""
+        return self.accelerator.scaler is not None and bool(self.optimizer.step_was_skipped)
 
     def follow_evaluation(self, metrics: Mapping[str, float], metric: str) -> None:
         """Move a schedule that follows evaluations by one of their metrics."""

@@ -51,7 +51,7 @@ class TrainingLoop:
         self.accelerator, self.console, self.preemption = engine.accelerator, record.console, engine.preemption
         self.model, self.bare_model = engine.model, engine.bare_model  # with and without DDP's wrapper
         self.optimizer, self.scheduler = engine.optimizer, engine.scheduler
-        record.meter.declare(self.extra_metrics)
+        record.declare_metrics(self.extra_metrics)
         self._is_dummy = False  # the current microbatch counts nothing
         self._weights_are_meant = False  # they were restored or trained, or a warning said that they are not
 
@@ -135,7 +135,8 @@ class TrainingLoop:
     def log_metric(self, name: str, value: Tensor, *, count: int = 1) -> None:
         """Log a number of this step: metrics.jsonl gets its mean since the row before, over all processes.
 
-        name: one of the class's `extra_metrics`. value: `[]`, a sum over `count`; it stays on its device.
+        name: in the class's `extra_metrics`, or given to `self.record.declare_metrics` where it depends on the model.
+        value: `[]`, a sum over `count`; it stays on its device.
         """
         if not self._is_dummy:
             self.record.log_metric(name, value, count=count)
@@ -229,6 +230,7 @@ class TrainingLoop:
         state.interval = self.record.meter.state_dict()
         state.max_tokens = self.data.max_tokens
         state.stream = self.data.train.state_dict()
+        state.schedule_step = self.engine.schedule_step
         self.checkpointer.save(state)
 
     def _leave(self, state: TrainState) -> NoReturn:

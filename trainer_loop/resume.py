@@ -38,11 +38,12 @@ def restore_run(
     if state is None:
         return TrainState(num_steps=options.num_steps)
     changes = checkpointer.changes
+    engine.schedule_step = state.step if state.schedule_step is None else state.schedule_step
     _check_length(state, options.num_steps)
     _check_schedule(scheduler, state, changes, options.num_steps)
     if state.num_steps != options.num_steps or any(name.startswith(("optimizer.", "scheduler.")) for name in changes):
         args = {name for given in changes.get("optimizer.args", ()) for name in given or ()}
-        replan(optimizer, scheduler, groups=planned, args=args, step=state.step)
+        replan(optimizer, scheduler, groups=planned, args=args, step=engine.schedule_step)
     is_scored_otherwise = _is_scored_otherwise(changes)
     if is_scored_otherwise or state.best_by not in (None, options.best):
         state.forget_best()

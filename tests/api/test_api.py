@@ -3,7 +3,9 @@
 import copy
 import dataclasses
 import importlib
+import inspect
 import json
+import math
 import os
 import re
 import sys
@@ -674,6 +676,41 @@ def test_names_that_a_loop_notes_are_checked(settings, monkeypatch):
     monkeypatch.setattr(Follower, "extra_metrics", ("loss",))
     with pytest.raises(UserError, match=r"extra metrics: loss: every row has a metric of this name; rename it"):
         build(follow(settings))
+
+
+class GradientNorms(TrainingLoop):
+    """As docs/customise.md has it."""
+
+    def __init__(self, *, every=50, **parts):
+        super().__init__(**parts)
+        self.every = every
+        self.record.declare_metrics(f"grad_norm/{name}" for name in self.engine.names)
+
+    def clip_gradients(self, step):
+        gradients = super().clip_gradients(step)
+        if step % self.every == 0:
+            for name, norm in zip(gradients.names, gradients.norms, strict=True):
+                self.log_metric(f"grad_norm/{name}", norm)
+        return gradients
+
+
+def test_names_of_what_is_logged_may_depend_on_the_model(settings, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    page = (Path(__file__).parents[2] / "docs" / "customise.md").read_text()
+    source = inspect.getsource(GradientNorms).replace('    """As docs/customise.md has it."""\n\n', "")
+    assert source in page
+    name = f"loop={{name: {GradientNorms.__module__}.GradientNorms, args: {{every: 2}}}}"
+    loop = build(load_config(None, [*settings, name, "log.every=1"]), rows={"train": make_rows(24)})
+    loop.fit()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "lr" in row]
+    assert len(steps) >= 3
+    names = {f"grad_norm/{name}" for name, _ in loop.bare_model.named_parameters()}
+    for row in steps:
+        norms = {name: value for name, value in row.items() if name.startswith("grad_norm/")}
+        assert set(norms) == (names if row["step"] % 2 else set())
+        if norms:
+            assert math.hypot(*norms.values()) == pytest.approx(row["grad_norm"], rel=1e-5)
 
 
 # --------------------------------------------------------------------------------------------------------- trackers

@@ -1,7 +1,7 @@
 """Metrics of a run: summed up beside training, written to metrics.jsonl, the trackers and the console."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from accelerate import Accelerator
 from torch import Tensor
@@ -32,6 +32,14 @@ class Recorder:
         self._step_metrics: dict[str, tuple[Tensor, int]] = {}  # logged in the current step: sum and count
         self._mark = 0.0  # when the clock of the training steps was last read
 
+    def declare_metrics(self, names: Iterable[str]) -> None:
+        """Names for `log_metric`; the same on all processes. Call it before the first step.
+
+        Raises:
+            UserError: where every row has a metric of that name.
+        """
+        self.meter.declare(list(names))
+
     def begin(self, state: TrainState, *, num_steps: int, evaluation_pending: bool) -> None:
         """Go on at `state`: metrics that the run is going to log again are dropped."""
         self.meter.load_state_dict(state.interval)
@@ -53,7 +61,10 @@ class Recorder:
         """Add to a metric of the current step. value: `[]`, a sum over `count`; it stays on its device."""
         if name not in self.meter.extra_metrics:
             declared = ", ".join(self.meter.extra_metrics) or "none"
-            raise UserError(f"log_metric: {name} is none of the loop's extra_metrics: {declared}; add it there")
+            raise UserError(
+                f"log_metric: {name} is none of the loop's extra_metrics: {declared}; add it there, or in "
+                "__init__ with self.record.declare_metrics"
+            )
         total, so_far = self._step_metrics.get(name, (0.0, 0))
         self._step_metrics[name] = (value.detach() + total, so_far + count)
 

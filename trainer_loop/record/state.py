@@ -23,6 +23,7 @@ class TrainState:
     targets_seen: int = 0
     train_seconds: float = 0.0  # inside training steps: without evaluation and saving
     skipped_steps: int = 0  # whose loss or gradient was not finite
+    schedule_step: int | None = None  # updates that the schedule followed; None: all of them, as in older versions
     max_tokens: int | None = None  # of a microbatch, where the one planned did not fit into memory
     evaluated_step: int | None = None  # the step whose weights were evaluated last
     best_by: str | None = None  # the metric that the best is the best by
