@@ -99,7 +99,7 @@ def _load_ours(
     name, overrides, _ = split_arguments(words)
     config, problems = read_config(name, overrides)
     loop = build(config, problems=problems)
-    (loader,) = loop.validation_loaders.values()
+    (loader,) = loop.data.validation.values()
     return lambda: loop.evaluate(loader)
 
 

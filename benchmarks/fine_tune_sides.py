@@ -100,7 +100,7 @@ def train_bare(wanted: Wanted, watch: Watch) -> nn.Module:
 
     name, overrides, _ = split_arguments(wanted.our_words())
     config, problems = read_config(name, overrides)
-    loader: Any = build(config, problems=problems).train_loader
+    loader: Any = build(config, problems=problems).data.train
     steps = [loader.plan.step(step).microbatches[0] for step in range(loader.plan.steps_per_epoch)]
 
     tokenizer = AutoTokenizer.from_pretrained(wanted.model)

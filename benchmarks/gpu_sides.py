@@ -41,7 +41,7 @@ def run_ours(*, keys: Sequence[str], steps: int, warm: int, **wanted: Any) -> di
         return report
 
     losses = _run(watched, [*keys, "train.precision=bf16"], steps=steps, **wanted)
-    lengths = loops[0].train_loader.plan.lengths
+    lengths = loops[0].data.train.plan.lengths
     attended = float((lengths**2).sum() / lengths.sum()) / (1 if wanted["classifies"] else 2)
     return {
         "updates": watch.updates,

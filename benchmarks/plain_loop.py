@@ -10,11 +10,17 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.loader import TrainLoader
+from trainer_loop.data.run_data import RunData
+from trainer_loop.engine import Engine
+from trainer_loop.evaluation import Evaluator
 from trainer_loop.loop import TrainingLoop
+from trainer_loop.options import LoopOptions
 from trainer_loop.parallel.processes import make_accelerator
 from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.logs import Console, MetricLog
+from trainer_loop.record.recorder import Recorder
 from trainer_loop.record.run_dir import RunDir
+from trainer_loop.record.run_output import RunOutput
 from trainer_loop.tasks.task import Task
 
 
@@ -35,25 +41,33 @@ def make_plain_loop(
     accelerator = make_accelerator(precision="no")
     run_dir = RunDir(folder)
     prepared: Any = accelerator.prepare(model, optimizer)
+    engine = Engine(
+        accelerator=accelerator, model=prepared[0], optimizer=prepared[1], scheduler=schedule, seed=plan.seed
+    )
+    train = TrainLoader(
+        plan,
+        rows,
+        collate=task.collate,
+        count=task.count,
+        device=accelerator.device,
+        process_index=accelerator.process_index,
+    )
     return TrainingLoop(
-        accelerator=accelerator,
         task=task,
-        model=prepared[0],
-        optimizer=prepared[1],
-        scheduler=schedule,
-        train_loader=TrainLoader(
-            plan,
-            rows,
-            collate=task.collate,
-            count=task.count,
-            device=accelerator.device,
-            process_index=accelerator.process_index,
+        engine=engine,
+        data=RunData(train),
+        evaluator=Evaluator(
+            accelerator=accelerator,
+            task=task,
+            model=engine.bare_model,
+            metrics=(),
+            averaged_weights=None,
+            seed=plan.seed,
+            console=console,
+            preemption=engine.preemption,
         ),
-        num_steps=plan.steps_per_epoch,
-        seed=plan.seed,
         checkpointer=Checkpointer(run_dir, accelerator=accelerator, scheduler=schedule, console=console, plan={}),
-        console=console,
-        metric_log=MetricLog(run_dir.metrics),
-        max_grad_norm=max_grad_norm,
-        log_every=log_every,
+        record=Recorder(accelerator=accelerator, console=console, metric_log=MetricLog(run_dir.metrics)),
+        output=RunOutput(),
+        options=LoopOptions(num_steps=plan.steps_per_epoch, max_grad_norm=max_grad_norm, log_every=log_every),
     )

@@ -50,7 +50,7 @@ def train(wanted: dict[str, Any]) -> dict[str, Any]:
         "updates": watch.updates,
         "rows": int(totals["rows_seen"]),
         "tokens": int(totals["tokens_seen"]),
-        "dearest_share": _share_of_dearest(loops[0].train_loader.plan),
+        "dearest_share": _share_of_dearest(loops[0].data.train.plan),
         "loss": scorer.score(loops[0].bare_model).loss,
     }
 
@@ -64,7 +64,7 @@ def count(wanted: dict[str, Any]) -> dict[str, float]:
     def counted(loop: TrainingLoop, step_batch: Any) -> Any:
         if tally.steps == 0:
             loop.model.register_comm_hook(None, tally.reduce_bucket)
-            tally.parameters = sum(parameter.numel() for parameter in loop.parameters)
+            tally.parameters = sum(parameter.numel() for parameter in loop.engine.parameters)
         tally.steps += 1
         tally.microbatches += len(step_batch.microbatches)
         torch.distributed.all_reduce = tally.count_small(all_reduce)

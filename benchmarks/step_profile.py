@@ -90,7 +90,7 @@ def profile_steps(*, model: str, train: str, max_length: int, batch_size: int, s
         config, problems = read_config(name, overrides)
         loop = build(config, problems=problems)
         loop.model.train()
-        batches = loop.train_loader.steps(start=0, stop=loop.num_steps)
+        batches = loop.data.train.steps(start=0, stop=loop.options.num_steps)
         for _ in range(_WARM_UP_STEPS):
             loop.train_step(next(batches))
         began = time.perf_counter()

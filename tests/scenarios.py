@@ -104,13 +104,13 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         metrics=load_metrics(names if scenario.task == "sequence_classification" else ["perplexity"], num_labels=3),
     )
     loop.fit()
-    evaluation = loop.evaluate(loop.validation_loaders[""]) if loop.validation_loaders else {}
+    evaluation = loop.evaluate(loop.data.validation[""]) if loop.data.validation else {}
     return Outcome(
-        losses=loop.recorder.losses,
-        grad_norms=loop.recorder.grad_norms,
+        losses=loop.recording.losses,
+        grad_norms=loop.recording.grad_norms,
         weights=torch.cat([parameter.detach().double().flatten() for parameter in loop.bare_model.parameters()]),
-        rows=gather_object([loop.recorder.rows]),
-        microbatches=gather_object([loop.recorder.microbatches]),
+        rows=gather_object([loop.recording.rows]),
+        microbatches=gather_object([loop.recording.microbatches]),
         evaluation=evaluation,
     )
 

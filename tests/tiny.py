@@ -1,5 +1,6 @@
 """Tiny models, made-up rows and a loop over them: what the tests of the loop share."""
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +15,21 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 
 from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.loader import EvaluationLoader, TrainLoader
+from trainer_loop.data.run_data import RunData
+from trainer_loop.engine import Engine
+from trainer_loop.evaluation import Evaluator
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.named_metric import NamedMetric
 from trainer_loop.models.packing import use_packing
 from trainer_loop.optim.groups import ParameterGroup, make_groups
+from trainer_loop.options import LoopOptions
 from trainer_loop.parallel.processes import make_accelerator
 from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.logs import Console, MetricLog
+from trainer_loop.record.recorder import Recorder
 from trainer_loop.record.run_dir import RunDir
+from trainer_loop.record.run_output import RunOutput
+from trainer_loop.record.state import TrainState
 from trainer_loop.tasks.causal_lm import CausalLM
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 from trainer_loop.tasks.task import TextTask
@@ -113,8 +121,8 @@ class Layout:
 
 
 @dataclass
-class Recorder:
-    """What happened: the figures of every training row, and the rows this process trained on in each step."""
+class Recording:
+    """What happened: the metrics of every training row, and the rows this process trained on in each step."""
 
     losses: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
@@ -125,20 +133,39 @@ class Recorder:
 class RecordingLoop(TrainingLoop):
     """A loop that remembers its steps."""
 
-    recorder: Recorder
+    recording: Recording
 
     def train_step(self, step_batch):
         report = super().train_step(step_batch)
         real = [microbatch for microbatch in step_batch.microbatches if not microbatch.is_dummy]
-        self.recorder.rows.append([row for microbatch in real for row in microbatch.rows])
-        self.recorder.microbatches.append(len(real))
+        self.recording.rows.append([row for microbatch in real for row in microbatch.rows])
+        self.recording.microbatches.append(len(real))
         return report
 
-    def _record(self, state, values):
-        super()._record(state, values)
+
+class RecordingLog(MetricLog):
+    """A metrics.jsonl that remembers its training rows."""
+
+    def __init__(self, path: Path, recording: Recording):
+        super().__init__(path)
+        self.recording = recording
+
+    def append(self, values):
+        super().append(values)
         if "grad_norm" in values:
-            self.recorder.losses.append(values["loss"])
-            self.recorder.grad_norms.append(values["grad_norm"])
+            self.recording.losses.append(values["loss"])
+            self.recording.grad_norms.append(values["grad_norm"])
+
+
+class Exported(RunOutput):
+    """What a run exported, in memory."""
+
+    state: TrainState
+    weights: dict[str, torch.Tensor]
+
+    def export(self, model, state):
+        self.state = copy.deepcopy(state)
+        self.weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
 def make_loop(
@@ -162,10 +189,17 @@ def make_loop(
     tokenizer: PreTrainedTokenizerFast | None = None,
     log_every: int = 1,
     loop_class: type[RecordingLoop] = RecordingLoop,
+    loop_args: dict[str, Any] | None = None,
     frozen_until: Sequence[tuple[int, Sequence[nn.Parameter]]] = (),
+    averaged_weights: Any = None,
+    allow_unused: bool = False,
+    output: RunOutput | None = None,
     **options: Any,
 ) -> RecordingLoop:
-    """A loop over made-up rows. Called by every process of a group."""
+    """A loop over made-up rows. Called by every process of a group.
+
+    averaged_weights: also a function that makes them of the model. options: of `LoopOptions`.
+    """
     layout = layout or Layout()
     evaluation_layout = evaluation_layout or Layout()
     accelerator = accelerator or make_accelerator(precision="no")
@@ -188,13 +222,13 @@ def make_loop(
     groups = [group.for_optimizer() for group in make_groups(model, lr=lr, weight_decay=weight_decay)]
     torch_optimizer = optimizer(groups) if callable(optimizer) else classes[optimizer](groups)
     scheduler = (schedule or (lambda made: torch.optim.lr_scheduler.LambdaLR(made, lambda step: 1.0)))(torch_optimizer)
-    if callable(options.get("averaged_weights")):
-        options["averaged_weights"] = options["averaged_weights"](model)
+    if callable(averaged_weights):
+        averaged_weights = averaged_weights(model)
     model, prepared = accelerator.prepare(model, torch_optimizer)
     console = Console(enabled=False)
-    validation_loader = None
+    validation = {}
     if validation_rows is not None:
-        validation_loader = EvaluationLoader(
+        validation[""] = EvaluationLoader(
             validation_rows,
             [len(row["input_ids"]) for row in validation_rows],
             collate=task.collate,
@@ -210,39 +244,56 @@ def make_loop(
         ParameterGroup("", {str(index): parameter for index, parameter in enumerate(parameters)}, lr, 0.0, until, False)
         for until, parameters in frozen_until
     ]
-    loop = loop_class(
+    engine = Engine(
         accelerator=accelerator,
-        groups=frozen,
-        task=task,
         model=model,
         optimizer=prepared,
         scheduler=scheduler,
-        train_loader=TrainLoader(
-            plan,
-            rows,
-            collate=task.collate,
-            count=task.count,
-            device=accelerator.device,
-            process_index=accelerator.process_index,
-        ),
-        validation_loaders={} if validation_loader is None else {"": validation_loader},
-        num_steps=num_steps,
         seed=seed,
-        checkpointer=Checkpointer(
-            directory,
-            accelerator=accelerator,
-            scheduler=scheduler,
-            console=console,
-            plan={"rows": len(rows), "batch_size": batch_size, "seed": seed},
-            averaged_weights=options.get("averaged_weights"),
-        ),
-        console=console,
-        metric_log=MetricLog(directory.metrics),
-        metrics=metrics,
-        log_every=log_every,
-        **options,
+        groups=frozen,
+        averaged_weights=averaged_weights,
+        allow_unused=allow_unused,
     )
-    loop.recorder = Recorder()
+    train = TrainLoader(
+        plan,
+        rows,
+        collate=task.collate,
+        count=task.count,
+        device=accelerator.device,
+        process_index=accelerator.process_index,
+    )
+    evaluator = Evaluator(
+        accelerator=accelerator,
+        task=task,
+        model=engine.bare_model,
+        metrics=metrics,
+        averaged_weights=averaged_weights,
+        seed=seed,
+        console=console,
+        preemption=engine.preemption,
+    )
+    checkpointer = Checkpointer(
+        directory,
+        accelerator=accelerator,
+        scheduler=scheduler,
+        console=console,
+        plan={"rows": len(rows), "batch_size": batch_size, "seed": seed},
+        averaged_weights=averaged_weights,
+    )
+    recording = Recording()
+    log = RecordingLog(directory.metrics, recording)
+    loop = loop_class(
+        task=task,
+        engine=engine,
+        data=RunData(train, validation=validation),
+        evaluator=evaluator,
+        checkpointer=checkpointer,
+        record=Recorder(accelerator=accelerator, console=console, metric_log=log),
+        output=output or RunOutput(),
+        options=LoopOptions(num_steps=num_steps, log_every=log_every, **options),
+        **loop_args or {},
+    )
+    loop.recording = recording
     return loop
 
 

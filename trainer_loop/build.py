@@ -1,12 +1,10 @@
 """From a `RunPlan` to a loop: everything that was checked is made. Only plan.py and this file know the config."""
 
-import functools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -14,16 +12,19 @@ from torch.optim import Optimizer
 
 from trainer_loop.components import fingerprint_own, full_name, locate
 from trainer_loop.config.fields import Config
-from trainer_loop.config.load import flatten, public_values, values_of, write_resolved
+from trainer_loop.config.load import public_values, values_of
 from trainer_loop.config.named_sets import parse_set
 from trainer_loop.config.schema import KEYS
 from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.given_rows import take_rows
 from trainer_loop.data.loader import EvaluationLoader, StepLoader, TrainLoader
+from trainer_loop.data.run_data import RunData
 from trainer_loop.data.stream import StreamLoader
 from trainer_loop.data.tokens import TokenisedSplit, describe_tokenizer
+from trainer_loop.engine import Engine
 from trainer_loop.errors import UserError, under
+from trainer_loop.evaluation import Evaluator
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.load import load_metrics
 from trainer_loop.models.assemble import assemble_model, make_plain_model
@@ -33,29 +34,24 @@ from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.groups import describe_groups
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages, is_schedule_free
 from trainer_loop.optim.schedules import describe_warmup, draw_schedule, follows_metric
+from trainer_loop.options import LoopOptions
+from trainer_loop.outputs import ConfiguredOutput
 from trainer_loop.parallel.processes import (
     assert_same_on_all_processes,
     make_accelerator,
     process_index_from_environment,
 )
 from trainer_loop.plan import Overrides, RunPlan, name_splits, plan_run
-from trainer_loop.publishing import describe_model, make_publisher
 from trainer_loop.record.checkpoint import Checkpointer
-from trainer_loop.record.export import ExportRecord, export_model
 from trainer_loop.record.logs import Console, MetricLog
-from trainer_loop.record.predictions import write_predictions
-from trainer_loop.record.run_dir import RunDir, describe_environment, describe_refusal, write_json
-from trainer_loop.record.state import TrainState
-from trainer_loop.record.trackers import start_trackers
+from trainer_loop.record.recorder import Recorder
+from trainer_loop.record.run_dir import RunDir
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.quiet import quieten_libraries
 from trainer_loop.runtime.shares import take_share
 from trainer_loop.tasks.task import RowTask, TextTask
 
-# Keys that may change on resume but not on a run that is complete, where they would have no effect; see `run`.
-_LENGTH = ("train.epochs", "train.steps")
-_TUNED = [name for name, key in KEYS.items() if key.on_resume == "planned anew" and name not in _LENGTH]
 _WORKERS_BESIDE_A_GPU = 2
 _COMPUTE_TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _STEPS_LOOKED_AT = 200  # of an epoch, to tell how it is cut
@@ -65,8 +61,6 @@ _OF_AN_OPTIMIZER_MADE_HERE = (
     "optimizer.groups",
 )
 _NAMES_OF_CODE = ("task.name", "model.type", "loop.name", "loss.name", "optimizer.name", "scheduler.name")
-# The argument by which a tracker calls a run.
-_NAME_OF_RUN = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
 _PUSHES = {"end": "the end", "checkpoint": "each checkpoint and at the end", "never": "your command"}
 _WINDOW = 32  # batches whose rows are sorted together where the config names no number
 
@@ -129,82 +123,127 @@ def build(
         raise UserError(
             f"scheduler.name: {config.scheduler.name} follows an evaluation; set evaluate.every and data.validation"
         )
-    record_of = functools.partial(_make_record, config, plan, num_steps, run_facts | own_code)
-    card_of = functools.partial(describe_model, config, plan, overrides)
     prepared_model, prepared_optimizer = accelerator.prepare(model, torch_optimizer)
     averaged_weights = _make_averaged_weights(
         config, model, torch_optimizer
     )  # now every process has the weights of process 0
-    return plan.loop_class(
+    engine = Engine(
         accelerator=accelerator,
-        task=plan.task,
         model=prepared_model,
         optimizer=prepared_optimizer,
         scheduler=scheduler,
-        train_loader=train_loader,
-        validation_loaders=_make_evaluation_loaders(config, plan, accelerator, "validation"),
-        test_loaders=_make_evaluation_loaders(config, plan, accelerator, "test"),
-        num_steps=num_steps,
         seed=config.seed,
-        checkpointer=Checkpointer(
-            run_dir,
-            accelerator=accelerator,
-            scheduler=scheduler,
-            console=console,
-            plan=run_facts,
-            config=public_values(config) | own_code,
-            replanned=[*own_code, *(name for name, key in KEYS.items() if key.on_resume == "planned anew")],
-            resume_anyway=config.resume_anyway,
-            averaged_weights=averaged_weights,
-            keep_last=config.checkpoint.keep_last,
-            background=config.checkpoint.background,
-        ),
-        console=console,
-        metric_log=MetricLog(run_dir.metrics, warn=console.warn),
+        groups=groups,
+        averaged_weights=averaged_weights,
+        allow_unused=config.train.unused_parameters == "allow" or _drops_layers(plan),
+        preemption=preemption,
+    )
+    data = _ConfiguredData(config, plan, accelerator, console, train_loader)
+    evaluator = Evaluator(
+        accelerator=accelerator,
+        task=plan.task,
+        model=engine.bare_model,
         metrics=load_metrics(
             plan.metrics, num_labels=None if plan.inputs.labels is None else len(plan.inputs.labels.names)
         ),
-        max_grad_norm=config.train.max_grad_norm,
-        max_grad_value=config.train.max_grad_value,
-        skip_nonfinite=config.train.on_nonfinite == "skip",
-        allow_unused=config.train.unused_parameters == "allow" or _drops_layers(plan),
         averaged_weights=averaged_weights,
-        groups=groups,
-        evaluate_every=_interval(config.evaluate.every, steps_per_epoch),
-        evaluate_at_start=config.evaluate.at_start,
-        checkpoint_every=_interval(config.checkpoint.every, steps_per_epoch),
-        log_every=config.log.every,
-        best=config.checkpoint.best,
-        plateau_metric=plan.scheduler.followed_metric,
-        patience=config.train.patience,
-        resume=config.resume,
-        preemption=preemption,
-        max_time_minutes=config.train.max_time_minutes,
-        export=functools.partial(_export, config, run_dir, plan, record_of, card_of),
-        keep_predictions=functools.partial(_keep_predictions, run_dir, plan),
-        describe=functools.partial(_record_what_it_is, config, run_dir),
-        make_loader=functools.partial(_make_loader_of_rows, config, plan, accelerator, console),
-        publisher=make_publisher(config, plan, console, record_of=record_of, card_of=card_of)
-        if accelerator.is_main_process
-        else None,
+        seed=config.seed,
+        console=console,
+        preemption=engine.preemption,
+    )
+    checkpointer = Checkpointer(
+        run_dir,
+        accelerator=accelerator,
+        scheduler=scheduler,
+        console=console,
+        plan=run_facts,
+        config=public_values(config) | own_code,
+        replanned=[*own_code, *(name for name, key in KEYS.items() if key.on_resume == "planned anew")],
+        resume_anyway=config.resume_anyway,
+        averaged_weights=averaged_weights,
+        keep_last=config.checkpoint.keep_last,
+        background=config.checkpoint.background,
+    )
+    return plan.loop_class(
+        task=plan.task,
+        engine=engine,
+        data=data,
+        evaluator=evaluator,
+        checkpointer=checkpointer,
+        record=Recorder(
+            accelerator=accelerator, console=console, metric_log=MetricLog(run_dir.metrics, warn=console.warn)
+        ),
+        output=ConfiguredOutput(
+            config,
+            plan,
+            overrides,
+            accelerator=accelerator,
+            console=console,
+            facts=run_facts | own_code,
+            num_steps=num_steps,
+        ),
+        options=LoopOptions(
+            num_steps=num_steps,
+            log_every=config.log.every,
+            checkpoint_every=_interval(config.checkpoint.every, steps_per_epoch),
+            evaluate_every=_interval(config.evaluate.every, steps_per_epoch) if data.validation else None,
+            evaluate_at_start=config.evaluate.at_start and bool(data.validation),
+            max_grad_norm=config.train.max_grad_norm,
+            max_grad_value=config.train.max_grad_value,
+            skip_nonfinite=config.train.on_nonfinite == "skip",
+            best=config.checkpoint.best,
+            patience=config.train.patience,
+            patience_metric=config.train.patience_metric,
+            plateau_metric=plan.scheduler.followed_metric,
+            resume=config.resume,
+            max_minutes=config.train.max_time_minutes,
+        ),
         **config.loop.args,
     )
+
+
+class _ConfiguredData(RunData):
+    """Evaluation sets of a config; it also says how in-memory rows are encoded."""
+
+    def __init__(
+        self, config: Config, plan: RunPlan, accelerator: Accelerator, console: Console, train_loader: StepLoader
+    ):
+        super().__init__(
+            train_loader,
+            validation=_make_evaluation_loaders(config, plan, accelerator, "validation"),
+            test=_make_evaluation_loaders(config, plan, accelerator, "test"),
+        )
+        self._config, self._plan, self._accelerator, self._console = config, plan, accelerator, console
+
+    def load_rows(self, rows: Any, *, labelled: bool) -> EvaluationLoader:
+        task, inputs, kept = self._plan.task, self._plan.inputs, None
+        if isinstance(task, TextTask):
+            assert inputs.data is not None
+            split, kept = inputs.data.encode_rows(
+                rows, task, inputs.tokenizer, labelled=labelled, say=self._console.say
+            )
+        else:
+            split = take_rows(rows, name="rows", place="rows")
+        loader = _make_evaluation_loader(self._config, self._plan, self._accelerator, split, labelled=labelled)
+        loader.kept = kept
+        return loader
 
 
 def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
     """What is going to happen, in lines for a person."""
     accelerator = loop.accelerator
     trained, total = count_weights(loop.bare_model)
-    warmup = describe_warmup(config.scheduler.name, config.scheduler.warmup, loop.num_steps)
-    evaluation = "none" if loop.evaluate_every is None else f"every {loop.evaluate_every:,} steps"
-    saving = "never" if loop.checkpoint_every is None else f"every {loop.checkpoint_every:,} steps"
+    options = loop.options
+    warmup = describe_warmup(config.scheduler.name, config.scheduler.warmup, options.num_steps)
+    evaluation = "none" if options.evaluate_every is None else f"every {options.evaluate_every:,} steps"
+    saving = "never" if options.checkpoint_every is None else f"every {options.checkpoint_every:,} steps"
     return [
         f"model: {type(loop.bare_model).__name__}, {total:,} parameters, "
         + ("all trained" if trained == total else f"{trained:,} of them ({trained / total:.2%}) trained")
         + (", compiled" if config.model.compile else ""),
         f"hardware: {accelerator.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}, "
         f"{torch.get_num_threads()} threads per process",
-        *_describe_batches(loop.train_loader, num_steps=loop.num_steps, process_index=accelerator.process_index),
+        *_describe_batches(loop.data.train, num_steps=options.num_steps, process_index=accelerator.process_index),
         f"optimizer: {config.optimizer.name}, learning rate {config.optimizer.lr:g}, {config.scheduler.name} with "
         f"{warmup}",
         f"evaluation: {evaluation}; checkpoints: {saving}, in {config.run_dir}",
@@ -221,10 +260,10 @@ def _describe_optimizer(config: Config, loop: TrainingLoop) -> list[str]:
         name=config.scheduler.name,
         lr=config.optimizer.lr,
         warmup=config.scheduler.warmup,
-        num_steps=loop.num_steps,
+        num_steps=loop.options.num_steps,
         args=config.scheduler.args,
     )
-    table = describe_groups(loop.groups, frozen)
+    table = describe_groups(loop.engine.groups, frozen)
     return ["groups of parameters:", *(f"  {line}" for line in table), f"schedule: {curve}"]
 
 
@@ -466,112 +505,3 @@ def _fingerprint_own_code(config: Config) -> dict[str, str]:
     found = {name: locate(str(values[name]), place=name) for name in _NAMES_OF_CODE if "." in str(values[name])}
     own = {f"{name} (its code)": fingerprint_own(component) for name, component in found.items()}
     return {name: told for name, told in own.items() if told is not None}
-
-
-def _record_what_it_is(config: Config, run_dir: RunDir, loop: TrainingLoop) -> None:
-    """What the run is and what it runs on; from here on the run directory is written."""
-    accelerator = loop.accelerator
-    if accelerator.is_main_process:
-        run_dir.make()
-        environment = describe_environment(
-            run=loop.checkpointer.run,
-            device=str(accelerator.device),
-            num_processes=accelerator.num_processes,
-            precision=accelerator.mixed_precision,
-        )
-        for path, write in (
-            (run_dir.config, functools.partial(write_resolved, config)),
-            (run_dir.environment, functools.partial(write_json, value=environment)),
-        ):
-            try:
-                write(path)
-            except OSError as error:
-                raise UserError(f"run_dir: {describe_refusal(error, path)}") from error
-        loop.console.keep_in(run_dir.log)
-    if config.log.trackers:
-        named = {
-            tracker: {_NAME_OF_RUN[tracker]: run_dir.root.name} if tracker in _NAME_OF_RUN else {}
-            for tracker in config.log.trackers
-        }
-        start_trackers(
-            accelerator,
-            project=config.log.project,
-            config=flatten(config),
-            arguments={
-                tracker: name | dict(config.log.tracker_args.get(tracker) or {}) for tracker, name in named.items()
-            },
-            warn=loop.console.warn,
-        )
-
-
-def _make_loader_of_rows(
-    config: Config, plan: RunPlan, accelerator: Accelerator, console: Console, rows: Any, labelled: bool
-) -> EvaluationLoader:
-    """A loader of rows that are held in memory."""
-    task, inputs, kept = plan.task, plan.inputs, None
-    if isinstance(task, TextTask):
-        assert inputs.data is not None
-        split, kept = inputs.data.encode_rows(rows, task, inputs.tokenizer, labelled=labelled, say=console.say)
-    else:
-        split = take_rows(rows, name="rows", place="rows")
-    loader = _make_evaluation_loader(config, plan, accelerator, split, labelled=labelled)
-    loader.kept = kept
-    return loader
-
-
-def _keep_predictions(
-    run_dir: RunDir, plan: RunPlan, name: str, predictions: np.ndarray, references: np.ndarray
-) -> None:
-    split = plan.inputs.splits[f"test.{name}" if name else "test"]
-    write_predictions(
-        run_dir.predictions / f"{name or 'test'}.jsonl",
-        predictions=predictions,
-        references=references,
-        origin_of=split.origins.place,
-        label_names=plan.inputs.label_names,
-    )
-
-
-def _describe_evaluation(config: Config, plan: RunPlan) -> dict[str, Any] | None:
-    """What `python -m trainer_loop.predict` needs to evaluate as the run did."""
-    if plan.inputs.labels is None:
-        return None
-    by_id = sorted(plan.inputs.labels.ids.items(), key=lambda pair: pair[1])
-    return {
-        "label": config.data.label,
-        "values": [raw for raw, _ in by_id],
-        "metrics": plan.metrics,
-        "loss": {"name": config.loss.name, "args": config.loss.args},
-    }
-
-
-def _make_record(
-    config: Config, plan: RunPlan, num_steps: int, run_facts: dict[str, Any], state: TrainState
-) -> ExportRecord:
-    on_texts = plan.inputs.tokenizer is not None
-    return ExportRecord(
-        task=run_facts["task.name"],
-        text=config.data.text if on_texts else None,
-        text_pair=config.data.text_pair,
-        max_length=config.data.max_length if on_texts else None,
-        step=state.best_step or state.step,
-        num_steps=num_steps,
-        metrics=state.figures,
-        plan=run_facts | {name: value for name, value in public_values(config).items() if name in _TUNED},
-        evaluation=_describe_evaluation(config, plan),
-    )
-
-
-def _export(
-    config: Config,
-    run_dir: RunDir,
-    plan: RunPlan,
-    record_of: Callable[[TrainState], ExportRecord],
-    card_of: Callable[[ExportRecord], str],
-    model: nn.Module,
-    state: TrainState,
-) -> None:
-    record = record_of(state)
-    if plan.model.adapter is not None:
-        model = plan.model.adapter.merge_into(model)
-    export_model(run_dir, model, plan.inputs.tokenizer, record, card=card_of(record))

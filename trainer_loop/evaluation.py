@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from trainer_loop.components import locate_source
 from trainer_loop.data.loader import EvaluationLoader, Microbatch
 from trainer_loop.errors import Preempted, UserError
+from trainer_loop.metrics.meter import zero_sum
 from trainer_loop.metrics.named_metric import COLUMNS, NamedMetric, compute_metrics
 from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages
@@ -25,11 +26,13 @@ from trainer_loop.parallel.processes import (
     widen_for_numpy,
 )
 from trainer_loop.record.logs import Console
+from trainer_loop.record.run_output import RunOutput
 from trainer_loop.runtime.memory import is_out_of_memory, release_memory
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.randomness import seed_everything
 from trainer_loop.tasks.task import Batch, Task
 
+Metrics = dict[str, float]  # of an evaluation, by their names
 _Answer = TypeVar("_Answer")
 _PREEMPTED = "preempted"  # the notice that tells the other processes in the middle of an evaluation
 
@@ -38,7 +41,7 @@ _PREEMPTED = "preempted"  # the notice that tells the other processes in the mid
 class Scores:
     """How the rows of a set were judged, in their order."""
 
-    figures: dict[str, float]  # the mean loss, the metrics, and the number of rows
+    metrics: Metrics  # the mean loss, the metrics, and the number of rows
     predictions: np.ndarray  # [N, ...]
     references: np.ndarray  # [N, ...]
 
@@ -105,12 +108,25 @@ class Evaluator:
         columns = {name: column[order] for name, column in gathered.items()}
         values |= compute_metrics(self.metrics, columns)
         # What follows from them must follow on every process, also where a metric draws at random.
-        figures = broadcast(self.accelerator, values | {"rows": len(order)})
-        return Scores(figures, columns["predictions"], columns["references"])
+        values = broadcast(self.accelerator, values | {"rows": len(order)})
+        return Scores(values, columns["predictions"], columns["references"])
+
+    def score_sets(self, loaders: Mapping[str, EvaluationLoader], output: RunOutput | None = None) -> Metrics:
+        """The metrics of several sets, by names such as `matched/accuracy`. output: gets the predictions of each."""
+        metrics: Metrics = {}
+        for name, loader in loaders.items():
+            scores = self.score(loader)
+            metrics |= {f"{name}/{metric}" if name else metric: value for metric, value in scores.metrics.items()}
+            if output is not None:
+                output.write_predictions(name, scores.predictions, scores.references)
+        return metrics
 
     @torch.no_grad()
     def predict(self, loader: EvaluationLoader) -> dict[str, np.ndarray]:
-        """What the task predicts of each row of this process's loader, in their order: `[N, ...]` by name of output."""
+        """What the task predicts of each row of this process's loader, in their order: `[N, ...]` by name of output.
+
+        Where the loader was given fewer rows than there were, the others have NaN, or -1 for integers.
+        """
         seed_everything(self.seed, "predict", self.accelerator.process_index)
         numbers: list[int] = []
         columns: dict[str, list[Tensor]] = {}
@@ -122,7 +138,9 @@ class Evaluator:
                         if output is not None:  # references of rows without labels
                             columns.setdefault(name, []).append(widen_for_numpy(output.cpu()))
         order = np.argsort(numbers, kind="stable")
-        return {name: torch.cat(outputs).numpy()[order] for name, outputs in columns.items()}
+        predicted = {name: torch.cat(outputs).numpy()[order] for name, outputs in columns.items()}
+        kept = loader.kept
+        return predicted if kept is None else {name: kept.spread(output) for name, output in predicted.items()}
 
     def _refuse_missing(self, outputs: Mapping[str, Tensor]) -> None:
         if missing := [name for name in self._wanted if name not in outputs]:
@@ -177,8 +195,3 @@ class Evaluator:
             announce(self.accelerator, _PREEMPTED)
             return True
         return is_told_to_stop()
-
-
-def zero_sum(device: torch.device) -> Tensor:
-    """Zero, `[]`, to which the losses of many microbatches can be added."""
-    return torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)

@@ -252,7 +252,11 @@ def _check_metric_signs(config: Config, found: Problems) -> None:
 
 def _followed_metrics(config: Config) -> dict[str, str]:
     """The metrics of an evaluation that something follows, by the key that names them."""
-    named = {"checkpoint.best": config.checkpoint.best, "scheduler.metric": config.scheduler.metric}
+    named = {
+        "checkpoint.best": config.checkpoint.best,
+        "train.patience_metric": config.train.patience_metric,
+        "scheduler.metric": config.scheduler.metric,
+    }
     return {key: metric for key, metric in named.items() if metric is not None}
 
 

@@ -102,7 +102,7 @@ def make_publisher(
     def snapshot(
         model: nn.Module, state: TrainState, averaged_weights: AveragedWeights | None
     ) -> Callable[[Path], None]:
-        record = record_of(_without_other_figures(state))
+        record = record_of(_without_other_metrics(state))
         card, weights = (
             card_of(record),
             copy_weights(model, None if averaged_weights is None else averaged_weights.state_dict()),
@@ -119,11 +119,11 @@ def make_publisher(
     )
 
 
-def _without_other_figures(state: TrainState) -> TrainState:
-    """The state of the weights of now: those of the best step are not pushed before the end, nor their figures."""
+def _without_other_metrics(state: TrainState) -> TrainState:
+    """The state of the weights of now: those of the best step are not pushed before the end, nor their metrics."""
     state = copy.copy(state)
     if state.evaluated_step != state.step or state.best_step not in (None, state.step):
-        state.figures = {}
+        state.metrics = {}
     state.best_step = None
     return state
 

@@ -8,7 +8,6 @@ from torch import nn
 
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.optim.joined import JoinedOptimizer
-from trainer_loop.runtime.randomness import seed_everything
 from trainer_loop.tasks.task import RowTask
 
 NOISE = 8
@@ -49,9 +48,8 @@ class GanLoop(TrainingLoop):
 
     def train_step(self, step_batch):
         num_targets = self.count_targets(step_batch)
-        seed_everything(self.seed, "step", step_batch.step, self.accelerator.process_index)
+        loss_sum = self.engine.begin_step(step_batch.step)
         batches = [microbatch.batch for microbatch in step_batch.microbatches if not microbatch.is_dummy]
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         turns = zip(self.optimizer.parts, (self.task.judge_loss, self.task.draw_loss), strict=True)
         for optimizer, loss_of in turns:  # first the judge, as the groups of the config say
             learning = optimizer.param_groups[0]["params"]
@@ -61,10 +59,10 @@ class GanLoop(TrainingLoop):
                 loss_sum += loss.detach()
                 self.log_metric(loss_of.__name__, loss, count=len(batch["point"]))
             self.sum_gradients(learning)
-            clipped = self.clip_gradients(step_batch.step)
+            gradients = self.clip_gradients(step_batch.step)
             optimizer.step()
             self.clear_gradients()
-        return self.report_step(step_batch, loss_sum, num_targets, clipped)
+        return self.report_step(step_batch, loss_sum, num_targets, gradients)
 
 
 def rows(count=2000):

@@ -3,7 +3,9 @@
 import copy
 import dataclasses
 import importlib
+import inspect
 import json
+import math
 import os
 import re
 import sys
@@ -213,7 +215,7 @@ def test_sets_that_are_given_take_the_place_of_a_file_without_a_name(settings):
         load_config(None, [*settings, "data.validation=none.csv"]),
         rows={"train": make_rows(24), "validation.hard": make_rows(8, seed=1)},
     )
-    assert list(loop.validation_loaders) == ["hard"]
+    assert list(loop.data.validation) == ["hard"]
 
 
 def test_what_the_config_lacks_and_nobody_gave_is_told(settings):
@@ -431,12 +433,12 @@ def test_samples_and_parts_of_rows_are_drawn_by_the_seed(tmp_path):
     settings = ["batch.size=8", "train={steps: 2, precision: no}", f"run_dir={tmp_path / 'run'}"]
     settings += ["data={validation_fraction: 0.25, limit: {train: 40}}", "evaluate.every=1"]
     loop = build(load_config(None, settings), task=Regression(), model=Linear(), rows={"train": Points(100)})
-    assert loop.validation_loaders[""].num_rows == 25
-    assert loop.train_loader.steps_per_epoch == 5
-    first = loop.train_loader.origins(0)
+    assert loop.data.validation[""].num_rows == 25
+    assert loop.data.train.steps_per_epoch == 5
+    first = loop.data.train.origins(0)
     tiny.forget_accelerator()
     again = build(load_config(None, settings), task=Regression(), model=Linear(), rows={"train": Points(100)})
-    assert again.train_loader.origins(0) == first
+    assert again.data.train.origins(0) == first
 
 
 def test_rows_without_tokens_are_judged_as_many_at_once_as_training_takes(tmp_path):
@@ -445,7 +447,7 @@ def test_rows_without_tokens_are_judged_as_many_at_once_as_training_takes(tmp_pa
         tiny.forget_accelerator()
         config = load_config(None, [*words, *more])
         loop = build(config, task=Regression(), model=Linear(), rows={"train": Points(16), "validation": Points(20)})
-        assert len(loop.validation_loaders[""]) == wanted
+        assert len(loop.data.validation[""]) == wanted
 
 
 def test_code_of_few_shapes_is_kept_for_texts_and_of_all_for_other_rows(settings, tmp_path, monkeypatch):
@@ -500,7 +502,7 @@ def test_a_model_that_was_given_brings_its_own_tokenizer(settings, tmp_path):
     model = BertForSequenceClassification.from_pretrained(other)
     loop = build(load_config(None, settings), model=model, rows={"train": make_rows(24)})
     text = make_table(1)["text"][0]
-    rows = [loop.train_loader.rows[number]["input_ids"] for number in range(24)]
+    rows = [loop.data.train.rows[number]["input_ids"] for number in range(24)]
     assert list(tokenizer(text)["input_ids"]) in [list(row) for row in rows]
 
 
@@ -527,7 +529,7 @@ def test_weights_that_were_not_taken_up_are_told(settings, capfd):
 
 def test_a_run_from_a_state_that_was_given_is_not_told_that_its_weights_are_others(settings, capfd):
     loop = build(load_config(None, [*settings, "checkpoint.every=1"]), rows={"train": make_rows(24)})
-    loop.fit(TrainState(num_steps=loop.num_steps))
+    loop.fit(TrainState(num_steps=loop.options.num_steps))
     loop.evaluate(make_rows(8))
     assert "begins with" not in capfd.readouterr().out
 
@@ -649,11 +651,11 @@ def test_what_a_loop_notes_is_a_mean_since_the_row_before(settings, tmp_path, mo
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     noted = []
     loop = build(follow(settings, "log.every=2", "batch.max_tokens=40"))
-    note = loop.log_metric
+    log_metric = loop.log_metric
 
     def remember(name, value, *, count):
         noted.append((float(value.detach()), count))
-        note(name, value, count=count)
+        log_metric(name, value, count=count)
 
     loop.log_metric = remember
     loop.fit()
@@ -668,12 +670,47 @@ def test_what_a_loop_notes_is_a_mean_since_the_row_before(settings, tmp_path, mo
 def test_names_that_a_loop_notes_are_checked(settings, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     loop = build(follow(settings))
-    with pytest.raises(UserError, match=r"Follower\.extra_metrics: distance; distanc is noted"):
+    with pytest.raises(UserError, match="distanc is none of the loop's extra_metrics: distance; add it"):
         loop.log_metric("distanc", torch.zeros(()))
     tiny.forget_accelerator()
     monkeypatch.setattr(Follower, "extra_metrics", ("loss",))
-    with pytest.raises(UserError, match=r"Follower\.extra_metrics: loss stands in every row"):
+    with pytest.raises(UserError, match=r"extra metrics: loss: every row has a metric of this name; rename it"):
         build(follow(settings))
+
+
+class GradientNorms(TrainingLoop):
+    """As docs/customise.md has it."""
+
+    def __init__(self, *, every=50, **parts):
+        super().__init__(**parts)
+        self.every = every
+        self.record.declare_metrics(f"grad_norm/{name}" for name in self.engine.names)
+
+    def clip_gradients(self, step):
+        gradients = super().clip_gradients(step)
+        if step % self.every == 0:
+            for name, norm in zip(gradients.names, gradients.norms, strict=True):
+                self.log_metric(f"grad_norm/{name}", norm)
+        return gradients
+
+
+def test_names_of_what_is_logged_may_depend_on_the_model(settings, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    page = (Path(__file__).parents[2] / "docs" / "customise.md").read_text()
+    source = inspect.getsource(GradientNorms).replace('    """As docs/customise.md has it."""\n\n', "")
+    assert source in page
+    name = f"loop={{name: {GradientNorms.__module__}.GradientNorms, args: {{every: 2}}}}"
+    loop = build(load_config(None, [*settings, name, "log.every=1"]), rows={"train": make_rows(24)})
+    loop.fit()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "lr" in row]
+    assert len(steps) >= 3
+    names = {f"grad_norm/{name}" for name, _ in loop.bare_model.named_parameters()}
+    for row in steps:
+        norms = {name: value for name, value in row.items() if name.startswith("grad_norm/")}
+        assert set(norms) == (names if row["step"] % 2 else set())
+        if norms:
+            assert math.hypot(*norms.values()) == pytest.approx(row["grad_norm"], rel=1e-5)
 
 
 # --------------------------------------------------------------------------------------------------------- trackers

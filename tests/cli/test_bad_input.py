@@ -151,6 +151,8 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once_with_the_offline_way(comma
         (["task.args={gamma: 1}"], ["task.args.gamma"]),
         (["checkpoint.best=loss"], ["smaller is better: write -loss"]),
         (["checkpoint.best=f1"], ["checkpoint.best: f1 is not reported"]),
+        (["train={patience: 1, patience_metric: f1}"], ["train.patience_metric: f1 is not reported"]),
+        (["train={patience: 1, patience_metric: loss}"], ["train.patience_metric", "smaller is better: write -loss"]),
         (["log.trackers=[no_tracker]"], ["log.trackers", "no_tracker"]),
         (["train.precision=fp16"], ["fp16 needs a GPU"]),
         (["batch.accumulate=2"], ["batch.accumulate"]),

@@ -54,6 +54,7 @@ def test_each_set_is_scored_by_its_name_and_one_of_their_figures_picks_the_best(
     [
         (["checkpoint.best=accuracy"], "evaluations have: few/accuracy, few/loss, many/accuracy, many/loss"),
         (["checkpoint.best=many/loss"], "smaller is better: write -many/loss"),
+        (["train={patience: 1, patience_metric: few/f1}"], "train.patience_metric: few/f1 is not reported"),
         (["scheduler.name=reduce_lr_on_plateau"], "set scheduler.metric, such as -few/loss"),
         (["data.validation={a b: x.csv}"], "'a b' is no name"),
         (["data.validation={a: 3.csv}"], "data.validation.a=3.csv"),

@@ -146,7 +146,12 @@ def test_distillation(tmp_path: Path, teacher: str):
     task, rows, start = make_classification()
     loop_class = recorded(distil.Distillation)
     ours = train_ours(
-        tmp_path / "ours", task=task, rows=rows, model=copy.deepcopy(start), loop_class=loop_class, teacher=teacher
+        tmp_path / "ours",
+        task=task,
+        rows=rows,
+        model=copy.deepcopy(start),
+        loop_class=loop_class,
+        loop_args={"teacher": teacher},
     )
     parts = {"rows": rows, "collate": task.collate, "teacher": teacher}
     trainer = with_trainer.DistillationTrainer

@@ -45,7 +45,7 @@ def test_weights_are_cast_once_an_update_however_many_microbatches_it_has(tmp_pa
     loop = make_loop(tmp_path, precision="bf16", num_steps=3, per_device=2)
     with CastCounter(dict(loop.bare_model.named_parameters())) as counter:
         loop.fit()
-    assert loop.recorder.microbatches == [4, 4, 4]
+    assert loop.recording.microbatches == [4, 4, 4]
     assert counter.casts["bert.encoder.layer.0.attention.self.query.weight"] == 3
     assert set(counter.casts.values()) == {3}
 
@@ -58,5 +58,5 @@ def test_losses_in_bf16_stay_within_two_hundredths_of_fp32(per_device: int | Non
     mixed = make_loop(tmp_path / "bf16", precision="bf16", num_steps=9, per_device=per_device)
     mixed.fit()
     torch.testing.assert_close(
-        torch.tensor(mixed.recorder.losses), torch.tensor(exact.recorder.losses), rtol=0.02, atol=0
+        torch.tensor(mixed.recording.losses), torch.tensor(exact.recording.losses), rtol=0.02, atol=0
     )

@@ -138,6 +138,6 @@ def test_a_tokenizer_that_pads_on_the_left_changes_nothing(tmp_path: Path):
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
         loop.fit()
-        return loop.recorder.losses[0]
+        return loop.recording.losses[0]
 
     assert first_loss(1) == pytest.approx(first_loss(None), abs=1e-9)

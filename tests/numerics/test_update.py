@@ -59,7 +59,7 @@ def test_what_is_frozen_until_a_step_is_as_if_it_had_no_gradient_before(tmp_path
         for position, (name, _) in enumerate(loop.bare_model.named_parameters())
         if name == "bert.embeddings.LayerNorm.weight"
     ]
-    parameter = loop.parameters[index]
+    parameter = loop.engine.parameters[index]
     assert loop.optimizer.state[parameter]["step"] == 3, "moments of what does not move would be of other weights"
 
 
@@ -69,11 +69,11 @@ def test_the_norm_of_the_gradient_is_that_of_what_moves(tmp_path):
 
     loop = train(tmp_path, frozen_until=lambda model: [(2, all_but_the_classifier(model))], num_steps=3)
     rows = tiny.make_rows(64)
-    batch = loop.task.collate([rows[row] for row in loop.recorder.rows[0]])
+    batch = loop.task.collate([rows[row] for row in loop.recording.rows[0]])
     model = tiny.make_bert()
     (loop.task.loss(model, batch) / len(batch["labels"])).backward()
     norms = [weight.grad.norm() for weight in model.classifier.parameters()]
-    assert loop.recorder.grad_norms[0] == pytest.approx(torch.stack(norms).norm().item(), rel=1e-5)
+    assert loop.recording.grad_norms[0] == pytest.approx(torch.stack(norms).norm().item(), rel=1e-5)
 
 
 def test_gradients_are_scaled_by_their_norm_and_then_cut_to_the_value(tmp_path):

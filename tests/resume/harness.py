@@ -50,6 +50,7 @@ CASES = {
     "ema": ("ema.decay=0.9",),
     "plateau": ("scheduler={name: reduce_lr_on_plateau, args: {patience: 0, factor: 0.5}}",),
     "patience": ("train.patience=2",),
+    "patience by a metric": ("train.patience=2", "train.patience_metric=-accuracy"),
     "bf16": ("train.precision=bf16",),
     "background": ("checkpoint.background=true",),
     "neftune": ("model.neftune_alpha=5",),

@@ -110,6 +110,18 @@ def test_rows_that_do_not_fit_alone_end_the_run(bench, tmp_path):
     assert line.startswith("error: step 1: out of memory with one row a microbatch")
 
 
+def test_a_process_on_which_not_even_one_row_fits_ends_with_the_remedy(bench, tmp_path):
+    """It wants to join the others in their reduction, with a dummy microbatch, and cannot."""
+    run = make_run(bench, tmp_path, num_processes=2, rows=0, rank=1)
+    first, second = run.run()
+    assert second.code == 2, second.told()
+    lines = [line for line in second.err.splitlines() if "error: " in line]
+    assert len(lines) == 1
+    assert "error: step 1: process 1 ran out of memory with one row, the shortest of the step; lower" in lines[0]
+    assert "Traceback" not in second.err
+    assert first.code in (2, 4), first.told()
+
+
 @pytest.fixture(scope="module")
 def odd_reviews(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One of them has a word that the tokenizer does not know."""

@@ -87,14 +87,14 @@ def waits_of_steps(
         averaged_weights=Ema(model, decay=0.9) if ema else None,
     )
     before: list[int] = []
-    steps = loop.train_loader.steps
+    steps = loop.data.train.steps
 
     def watched(*, start: int, stop: int):
         for step_batch in steps(start=start, stop=stop):
             before.append(waits.count)
             yield step_batch
 
-    loop.train_loader.steps = watched
+    loop.data.train.steps = watched
     loop.fit()
     return [after - count for count, after in itertools.pairwise(before)]
 

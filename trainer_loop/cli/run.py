@@ -104,13 +104,12 @@ def _train(
     on_process_0(loop.accelerator, claim.make)  # what is read there from here on, nobody else changes
     if _is_complete(config, loop):
         loop.console.say(
-            f"{config.run_dir} is complete: {loop.num_steps:,} steps; nothing was changed "
+            f"{config.run_dir} is complete: {loop.options.num_steps:,} steps; nothing was changed "
             "(on a finished run evaluate, checkpoint, log, train.patience and data.test have no effect)"
         )
-        if loop.publisher is not None:  # what a run that was killed in its push has left undone
-            loop.publisher.finish(is_stopped=lambda: preemption.requested)
+        loop.output.publish(preemption)  # what a run that was killed in its push has left undone
         if not claim.run_dir.status.exists():  # killed after its export
-            claim.end("finished", exit_code=0, step=loop.num_steps)
+            claim.end("finished", exit_code=0, step=loop.options.num_steps)
     else:
         state_so_far.append(loop.restore())
         on_process_0(loop.accelerator, claim.begin)
@@ -168,7 +167,7 @@ def _is_complete(config: "Config", loop: "TrainingLoop") -> bool:
             f"run_dir: {config.run_dir} holds the model of another run ({describe_changes(fixed)}); choose another, or "
             "delete it"
         )
-    if config.resume != "never" and exported.num_steps >= loop.num_steps:
+    if config.resume != "never" and exported.num_steps >= loop.options.num_steps:
         if changes:
             raise UserError(
                 f"run_dir: {config.run_dir} is complete, so this has no effect: {describe_changes(changes)}; choose "

@@ -46,12 +46,14 @@ def missing_parts(config: Config) -> dict[str, str]:
             "data.train is 'train', the name of a split, but data.name is null; "
             "set data.name to a hub id, or data.train to a file such as train.csv"
         )
-    best = config.checkpoint.best
-    if best is not None and config.data.validation is None and config.data.validation_fraction is None:
-        missing["validation"] = (
-            f"checkpoint.best is {shown(best)}, but there is no validation set to measure it on; "
-            "set data.validation or data.validation_fraction, or checkpoint.best to null"
-        )
+    if config.data.validation is None and config.data.validation_fraction is None:
+        followed = {"checkpoint.best": config.checkpoint.best, "train.patience_metric": config.train.patience_metric}
+        for name, metric in followed.items():
+            if metric is not None and "validation" not in missing:
+                missing["validation"] = (
+                    f"{name} is {shown(metric)}, but there is no validation set to measure it on; "
+                    f"set data.validation or data.validation_fraction, or {name} to null"
+                )
     return missing
 
 
@@ -236,13 +238,8 @@ def _length_conflicts(config: Config) -> Iterator[Conflict]:
 
 def _best_conflicts(config: Config) -> Iterator[Conflict]:
     best = config.checkpoint.best
+    yield from _patience_conflicts(config)
     if best is None:
-        if config.train.patience is not None:
-            yield (
-                ("train.patience", "checkpoint.best"),
-                f"train.patience is {config.train.patience}, which counts evaluations without a better best; "
-                "set checkpoint.best to a metric, or to -loss",
-            )
         return
     if not best.removeprefix("-"):
         yield ("checkpoint.best",), "checkpoint.best is '-'; a metric follows the sign, such as -loss"
@@ -253,6 +250,32 @@ def _best_conflicts(config: Config) -> Iterator[Conflict]:
                 f"checkpoint.best is {shown(best)}, but {name} is never; set it to epoch or a number of steps, "
                 "or checkpoint.best to null",
             )
+
+
+def _patience_conflicts(config: Config) -> Iterator[Conflict]:
+    patience, metric = config.train.patience, config.train.patience_metric
+    if patience is not None and metric is None and config.checkpoint.best is None:
+        yield (
+            ("train.patience", "train.patience_metric", "checkpoint.best"),
+            f"train.patience is {patience}, which counts evaluations without a better metric; set "
+            "train.patience_metric or checkpoint.best to a metric, such as -loss",
+        )
+    if metric is None:
+        return
+    if not metric.removeprefix("-"):
+        yield ("train.patience_metric",), "train.patience_metric is '-'; a metric follows the sign, such as -loss"
+    if patience is None:
+        yield (
+            ("train.patience_metric", "train.patience"),
+            f"train.patience_metric is {shown(metric)}, but train.patience is null; set it to a number of evaluations, "
+            "or train.patience_metric to null",
+        )
+    if config.evaluate.every == "never":
+        yield (
+            ("evaluate.every", "train.patience_metric"),
+            f"train.patience_metric is {shown(metric)}, but evaluate.every is never; set it to epoch or a number of "
+            "steps, or train.patience_metric to null",
+        )
 
 
 def _resume_conflicts(config: Config) -> Iterator[Conflict]:

@@ -293,7 +293,10 @@ class TrainConfig:
         on_resume="planned anew",
     )
     patience: int | None = key(
-        None, "stop after this many evaluations without a better checkpoint.best; null: never", at_least=1
+        None, "stop after this many evaluations without a better train.patience_metric; null: never", at_least=1
+    )
+    patience_metric: str | None = key(
+        None, "metric that train.patience goes by: accuracy, or -loss where smaller is better; null: checkpoint.best"
     )
     threads: Any = key(
         "auto",

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from trainer_loop.errors import UserError
+
 
 @dataclass(frozen=True)
 class StepReport:
@@ -24,7 +26,7 @@ class StepReport:
     num_padded_tokens: int
     wait_seconds: float
     skipped: bool = False  # not finite, and left out as the user wishes
-    own: Mapping[str, tuple[Tensor, int]] = field(default_factory=dict)  # sum and count of what else was noted
+    extra_metrics: Mapping[str, tuple[Tensor, int]] = field(default_factory=dict)  # sum and count of what was logged
 
 
 @dataclass(frozen=True)
@@ -36,21 +38,29 @@ class NonFinite:
     grad_norm: float
     parameter: str | None  # the first one whose gradient is not finite
 
+    def describe(self, origins: Sequence[str]) -> str:
+        """For a person. origins: where the rows of the update stand in the user's data."""
+        shown = ", ".join(origins[:8]) + (f" and {len(origins) - 8} more" if len(origins) > 8 else "")
+        first = "" if self.parameter is None else f"; first bad gradient: {self.parameter}"
+        return (
+            f"step {self.step}: loss {self.loss:g}, gradient norm {self.grad_norm:g}{first}; rows of this step: "
+            f"{shown}; lower optimizer.lr, set train.max_grad_norm or train.on_nonfinite=skip, or look at these rows"
+        )
+
 
 _MOST_IN_A_ROW = 50  # not finite: by then a loss scaler has halved its scale to nothing, and no update was made
 _NOTHING_YET = {"grad_norm": math.nan, "lr": math.nan, "bad_in_a_row": 0.0}  # of the last update
 LOGGED = (
     *("loss", "grad_norm", "lr", "rows_per_second", "tokens_per_second", "padding", "data_wait", "skipped_steps"),
     *("step", "epoch"),
-)  # figures of every training row
+)  # metrics of every training row
 _SUMS = ("loss", "targets", "rows", "tokens", "padded_tokens", "skipped", "wait_seconds", "seconds")
 
 
 class Meter:
     """Sums over the updates since the last training row of the log.
 
-    `fold` is the only place that waits for the device. `sum_over_processes` adds numbers up over all processes.
-    extra_metrics: names of numbers that reports may hold besides.
+    `flush` is the only place that waits for the device. `sum_over_processes` adds numbers up over all processes.
     """
 
     def __init__(
@@ -58,15 +68,22 @@ class Meter:
         *,
         sum_over_processes: Callable[[Sequence[float]], list[float]],
         scaled_gradients: bool = False,
-        extra_metrics: Sequence[str] = (),
     ):
         self._sum_over_processes = sum_over_processes
         self._scaled_gradients = scaled_gradients  # fp16: an overflow of a gradient is the loss scaler's business
-        self._extra_metrics = extra_metrics
-        self._own_names = [f"{kind} of {name}" for name in extra_metrics for kind in ("sum", "count")]
         self._reports: list[StepReport] = []
-        self._sums = dict.fromkeys((*_SUMS, *self._own_names), 0.0)
+        self._sums = dict.fromkeys(_SUMS, 0.0)
         self._last = dict(_NOTHING_YET)
+        self.extra_metrics: list[str] = []
+
+    def declare(self, names: Sequence[str]) -> None:
+        """Names of metrics that reports may hold besides; the same on all processes. Call it before any update."""
+        if taken := [name for name in names if name in LOGGED]:
+            raise UserError(f"extra metrics: {', '.join(taken)}: every row has a metric of this name; rename it")
+        for name in names:
+            if name not in self.extra_metrics:
+                self.extra_metrics.append(name)
+                self._sums |= {f"sum of {name}": 0.0, f"count of {name}": 0.0}
 
     def add(self, report: StepReport) -> None:
         self._reports.append(report)
@@ -88,9 +105,9 @@ class Meter:
             for name in ("num_rows", "num_tokens", "num_padded_tokens")
         ]
         losses = torch.stack([report.loss_sum for report in reports]).tolist()
-        own = self._sum_own([report for report in reports if not report.skipped])
-        rows, tokens, padded_tokens, *rest = self._sum_over_processes([*counts, *own, *losses])
-        own, losses = rest[: len(own)], rest[len(own) :]
+        extra = self._sum_extra_metrics([report for report in reports if not report.skipped])
+        rows, tokens, padded_tokens, *rest = self._sum_over_processes([*counts, *extra.values(), *losses])
+        extra, losses = dict(zip(extra, rest[: len(extra)], strict=True)), rest[len(extra) :]
         grad_norms = torch.stack([report.grad_norm for report in reports]).tolist()
         for report, loss, grad_norm in zip(reports, losses, grad_norms, strict=True):
             if self._has_diverged(report, loss, grad_norm):
@@ -108,17 +125,17 @@ class Meter:
         self._sums["tokens"] += tokens
         self._sums["padded_tokens"] += padded_tokens
         self._sums["wait_seconds"] += sum(report.wait_seconds for report in reports)
-        for name, value in zip(self._own_names, own, strict=True):
+        for name, value in extra.items():
             self._sums[name] += value
         return None
 
-    def _sum_own(self, reports: Sequence[StepReport]) -> list[float]:
-        """Sum and count of each of `extra_metrics` on this process, one after the other."""
-        sums: list[float] = []
-        for name in self._extra_metrics:
-            noted = [report.own[name] for report in reports if name in report.own]
-            total = float(torch.stack([value for value, _ in noted]).sum()) if noted else 0.0
-            sums += [total, float(sum(count for _, count in noted))]
+    def _sum_extra_metrics(self, reports: Sequence[StepReport]) -> dict[str, float]:
+        """Sum and count of each on this process."""
+        sums: dict[str, float] = {}
+        for name in self.extra_metrics:
+            logged = [report.extra_metrics[name] for report in reports if name in report.extra_metrics]
+            sums[f"sum of {name}"] = float(torch.stack([value for value, _ in logged]).sum()) if logged else 0.0
+            sums[f"count of {name}"] = float(sum(count for _, count in logged))
         return sums
 
     def _has_diverged(self, report: StepReport, loss: float, grad_norm: float) -> bool:
@@ -131,7 +148,7 @@ class Meter:
         return not forgiven or self._last["bad_in_a_row"] > _MOST_IN_A_ROW
 
     def read(self) -> dict[str, float]:
-        """The training row of what was folded: loss is a mean over targets; grad_norm and lr are the last step's."""
+        """The training row of what was flushed: loss is a mean over targets; grad_norm and lr are the last step's."""
         sums = self._sums
         seconds = max(sums["seconds"], 1e-9)
         skipped = {"skipped_steps": int(sums["skipped"])} if sums["skipped"] else {}
@@ -145,7 +162,7 @@ class Meter:
             "data_wait": sums["wait_seconds"] / seconds,
             **{
                 name: sums[f"sum of {name}"] / sums[f"count of {name}"]
-                for name in self._extra_metrics
+                for name in self.extra_metrics
                 if sums[f"count of {name}"]
             },
         }
@@ -154,10 +171,15 @@ class Meter:
         self._sums = dict.fromkeys(self._sums, 0.0)
 
     def state_dict(self) -> dict[str, float]:
-        """What was folded since the last row; `fold` first."""
-        assert not self._reports, "fold before the sums are saved"
+        """What was flushed since the last row; call `flush` first."""
+        assert not self._reports, "flush before the sums are saved"
         return self._sums | self._last
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self._sums = {name: state.get(name, 0.0) for name in self._sums}
         self._last = {name: state.get(name, before) for name, before in _NOTHING_YET.items()}
+
+
+def zero_sum(device: torch.device) -> Tensor:
+    """Zero, `[]`, to which the losses of many microbatches can be added."""
+    return torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)

@@ -204,14 +204,22 @@ class Checkpointer:
     def ensure_own_directory(self) -> None:
         """Raises RunDirInUse where another run has begun in this directory: what it saved must not be mixed with this.
 
-        Each run writes its identity into environment.json when it begins.
+        Only process 0 looks. Each run writes its identity into environment.json when it begins.
         """
+        if not self.accelerator.is_main_process:
+            return
         other = read_identity(self.run_dir)
         if other not in (None, self.run):
             raise RunDirInUse(
                 f"run_dir: another run has begun in {self.run_dir.root}, and this one ends without writing there; "
                 "give each a run_dir of its own"
             )
+
+    def end_run(self) -> None:
+        """Before the model is exported: a warning where the last checkpoint is missing. Raises RunDirInUse."""
+        if self.fault is not None:
+            self.console.warn(f"the last checkpoint is missing: {self.fault}")
+        self.ensure_own_directory()
 
     def describe_newest(self) -> str:
         """Where a run that is started again goes on, for a person."""

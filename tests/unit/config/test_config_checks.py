@@ -30,6 +30,10 @@ def problems(*overrides):
             {"validation": "checkpoint.best is 'f1', but there is no validation set to measure it"},
         ),
         (["checkpoint.best=f1", "data.validation=b.csv"], {}),
+        (
+            ["train={patience: 2, patience_metric: -loss}"],
+            {"validation": "train.patience_metric is '-loss', but there is no validation set to measure it"},
+        ),
     ],
 )
 def test_what_only_python_could_still_give_is_no_contradiction(overrides, missing):
@@ -105,6 +109,26 @@ def test_what_only_python_could_still_give_is_no_contradiction(overrides, missin
             "set model.attention=auto",
         ),
         (["checkpoint.best=-", "data.validation=b.csv"], "checkpoint.best is '-'", "-loss"),
+        (
+            ["train.patience=2", "data.validation=b.csv"],
+            "train.patience is 2, which counts evaluations without a better metric",
+            "set train.patience_metric or checkpoint.best to a metric, such as -loss",
+        ),
+        (
+            ["train.patience_metric=-loss", "data.validation=b.csv"],
+            "train.patience_metric is '-loss', but train.patience is null",
+            "set it to a number of evaluations",
+        ),
+        (
+            ["train={patience: 2, patience_metric: -}", "data.validation=b.csv"],
+            "train.patience_metric is '-'",
+            "a metric follows the sign, such as -loss",
+        ),
+        (
+            ["train={patience: 2, patience_metric: -loss}", "data.validation=b.csv", "evaluate.every=never"],
+            "train.patience_metric is '-loss', but evaluate.every is never",
+            "or train.patience_metric to null",
+        ),
         (
             ["data.streaming=true", "data.validation_fraction=0.1"],
             "data.validation_fraction is 0.1, but no part of a stream can be cut off",

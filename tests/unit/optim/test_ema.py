@@ -37,7 +37,8 @@ def test_frozen_parameters_have_no_average():
 
 
 def test_evaluation_and_export_use_the_averages_and_training_does_not(tmp_path):
-    def run(decay, exported):
+    def run(decay):
+        exported = tiny.Exported()
         model = tiny.make_bert()
         loop = tiny.make_loop(
             tmp_path / f"run-{decay}",
@@ -49,29 +50,27 @@ def test_evaluation_and_export_use_the_averages_and_training_does_not(tmp_path):
             evaluate_every=3,
             checkpoint_every=3,
             averaged_weights=None if decay is None else Ema(model, decay=decay),
-            export=lambda model, state: exported.update(
-                figures=state.figures, weights={name: value.clone() for name, value in model.state_dict().items()}
-            ),
+            output=exported,
         )
         loop.fit()
-        return loop
+        return loop, exported
 
-    plain, averaged, still = {}, {}, {}
-    losses = run(None, plain).recorder.losses
-    loop = run(0.5, averaged)
-    assert loop.recorder.losses == losses
-    run(1 - 1e-9, still)
-    assert averaged["figures"]["loss"] != plain["figures"]["loss"]
+    loop, plain = run(None)
+    losses = loop.recording.losses
+    loop, averaged = run(0.5)
+    assert loop.recording.losses == losses
+    _, still = run(1 - 1e-9)
+    assert averaged.state.metrics["loss"] != plain.state.metrics["loss"]
     start = tiny.make_bert().state_dict()
-    assert all(torch.allclose(value, start[name], atol=1e-6) for name, value in still["weights"].items())
-    for name, value in loop.averaged_weights.state_dict().items():
-        assert torch.equal(averaged["weights"][name], value)
-        assert not torch.equal(value, plain["weights"][name])
+    assert all(torch.allclose(value, start[name], atol=1e-6) for name, value in still.weights.items())
+    for name, value in loop.engine.averaged_weights.state_dict().items():
+        assert torch.equal(averaged.weights[name], value)
+        assert not torch.equal(value, plain.weights[name])
 
 
 def test_the_best_weights_are_the_averages_of_their_step(tmp_path):
     model = tiny.make_bert()
-    seen = {}
+    exported = tiny.Exported()
     loop = tiny.make_loop(
         tmp_path / "run",
         rows=tiny.make_rows(32),
@@ -83,11 +82,11 @@ def test_the_best_weights_are_the_averages_of_their_step(tmp_path):
         checkpoint_every=4,
         best="loss",  # the worst: so that it is not the last
         averaged_weights=Ema(model, decay=0.5),
-        export=lambda model, state: seen.update(step=state.best_step, figures=state.figures),
+        output=exported,
     )
     loop.fit()
-    assert seen["step"] < 8
-    assert loop.evaluate(loop.validation_loaders[""])["loss"] == seen["figures"]["loss"]
+    assert exported.state.best_step < 8
+    assert loop.evaluate(loop.data.validation[""])["loss"] == exported.state.metrics["loss"]
 
 
 def test_weights_of_16_bits_have_an_average_that_moves():

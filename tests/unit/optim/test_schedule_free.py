@@ -60,47 +60,36 @@ def train_by_hand(num_steps):
 
 
 def test_the_exported_weights_are_the_averages_of_the_packages_own_loop(tmp_path):
-    exported = {}
-    loop = make_loop(
-        tmp_path,
-        export=lambda model, state: exported.update(
-            {name: weight.detach().clone() for name, weight in model.named_parameters()}
-        ),
-    )
-    loop.fit()
+    exported = tiny.Exported()
+    make_loop(tmp_path, output=exported).fit()
     for name, weight in train_by_hand(8).items():
-        torch.testing.assert_close(exported[name], weight, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(exported.weights[name], weight, rtol=1e-5, atol=1e-6)
 
 
 def test_looking_at_the_averages_changes_no_bit_of_the_training(tmp_path):
     often, never = make_loop(tmp_path / "often"), make_loop(tmp_path / "never", evaluate_every=None)
     often.fit()
     never.fit()
-    assert often.recorder.losses == never.recorder.losses
-    assert often.recorder.grad_norms == never.recorder.grad_norms
+    assert often.recording.losses == never.recording.losses
+    assert often.recording.grad_norms == never.recording.grad_norms
 
 
 def test_a_checkpoint_holds_both_and_the_best_is_exported_from_its_averages(tmp_path):
-    exported = {}
-    loop = make_loop(
-        tmp_path,
-        best="loss",  # the worst: so that it is not the last
-        export=lambda model, state: exported.update(
-            step=state.best_step, weights={name: weight.detach().clone() for name, weight in model.named_parameters()}
-        ),
-    )
+    exported = tiny.Exported()
+    loop = make_loop(tmp_path, best="loss", output=exported)  # the worst: so that it is not the last
     loop.fit()
-    assert exported["step"] < 8
-    checkpoint = tmp_path / "checkpoints" / f"step-{exported['step']:08}"
+    best_step = exported.state.best_step
+    assert best_step < 8
+    checkpoint = tmp_path / "checkpoints" / f"step-{best_step:08}"
     averaged_weights, weights = (
         load_file(checkpoint / "averages.safetensors"),
         load_file(checkpoint / "model.safetensors"),
     )
     assert any(not torch.equal(averaged_weights[name], weights[name]) for name in averaged_weights)
     for name, average in averaged_weights.items():
-        assert torch.equal(exported["weights"][name], average)
-    for name, average in train_by_hand(exported["step"]).items():
+        assert torch.equal(exported.weights[name], average)
+    for name, average in train_by_hand(best_step).items():
         torch.testing.assert_close(averaged_weights[name], average, rtol=1e-5, atol=1e-6)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    (judged,) = [row for row in rows if row["step"] == exported["step"] and "validation/loss" in row]
-    assert loop.evaluate(loop.validation_loaders[""])["loss"] == judged["validation/loss"]
+    (judged,) = [row for row in rows if row["step"] == best_step and "validation/loss" in row]
+    assert loop.evaluate(loop.data.validation[""])["loss"] == judged["validation/loss"]

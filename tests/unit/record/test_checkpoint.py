@@ -143,7 +143,7 @@ def test_a_save_beside_training_holds_what_was_there_when_it_began(loop, tmp_pat
         loop.checkpointer.background = True
         loop.checkpointer.save(TrainState(step=step))
         with torch.no_grad():
-            for parameter in loop.parameters:
+            for parameter in loop.engine.parameters:
                 parameter.add_(1.0)
         loop.checkpointer.finish()
         assert find_fault(foreground) is None

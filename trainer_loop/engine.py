@@ -1,0 +1,295 @@
+"""How an update runs on this hardware: processes, loss scaling, clipping, memory. loop.py says what is computed."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
+
+from trainer_loop.data.loader import Microbatch, StepBatch, StepLoader
+from trainer_loop.errors import UserError
+from trainer_loop.metrics.meter import StepReport, zero_sum
+from trainer_loop.optim.ema import Ema
+from trainer_loop.optim.groups import ParameterGroup
+from trainer_loop.optim.schedule_free import ScheduleFreeAverages
+from trainer_loop.optim.schedules import follows_metric
+from trainer_loop.parallel.processes import average_gradients, is_reduction_complete, sum_on_hosts
+from trainer_loop.runtime.memory import is_out_of_memory, release_memory
+from trainer_loop.runtime.preempt import Preemption
+from trainer_loop.runtime.randomness import seed_everything
+from trainer_loop.selection import find_metric
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """L2 norms of an update's gradients before clipping; on the device."""
+
+    names: Sequence[str]  # [P] of the parameters that have a gradient
+    norm: Tensor  # [] over all of them
+    norms: Tensor  # [P] of each
+
+
+class Engine:
+    """The model, what changes its weights, and the processes that share the work; every process has one.
+
+    Args:
+        model, optimizer: prepared by `accelerator`.
+        scheduler: over the torch optimizer itself, not prepared.
+        groups: the parameter groups of the optimizer; a group does not learn before its `unfreeze_at`.
+        averaged_weights: evaluated and exported in place of the weights; None: there is no average.
+        allow_unused: trainable parameters may have no gradient; else one without is an error before the first update.
+        preemption: whether this process was asked to stop.
+    """
+
+    def __init__(
+        self,
+        *,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: Any,
+        scheduler: LRScheduler,
+        seed: int,
+        groups: Sequence[ParameterGroup] = (),
+        averaged_weights: Ema | ScheduleFreeAverages | None = None,
+        allow_unused: bool = False,
+        preemption: Preemption | None = None,
+    ):
+        self.accelerator = accelerator
+        self.model = model
+        # accelerate's wrapper looks for a package on the disk at every step, and is needed for the loss scaler alone.
+        self.optimizer = optimizer if accelerator.scaler is not None else optimizer.optimizer
+        self.scheduler = scheduler
+        self.seed = seed
+        self.groups = groups
+        self.averaged_weights = averaged_weights
+        self.allow_unused = allow_unused
+        self.preemption = preemption or Preemption()
+        # Evaluation runs unlike numbers of batches on each process, so it must stay clear of DDP's collectives.
+        self.bare_model: nn.Module = accelerator.unwrap_model(model)
+        self.names, self.parameters = zip(
+            *((name, parameter) for name, parameter in self.bare_model.named_parameters() if parameter.requires_grad),
+            strict=True,
+        )
+        self.schedule_step = 0  # updates that the schedule followed: those that changed the weights
+        self.stop_requested = False  # by any process: the same answer on all of them; see `count_targets`
+        self._gradients_are_checked = allow_unused  # every trainable parameter has got one once
+        # Of the current pass over the microbatches:
+        self._synchronises = False  # this backward pass adds gradients up over the processes
+        self._is_reducing = False  # it has begun, on several processes
+        self._is_out_of_memory = False
+
+    # ------------------------------------------------------------------------------------- one pass over an update
+
+    def count_targets(self, step_batch: StepBatch) -> int:
+        """Targets of the whole update over all processes. Whether any process was asked to stop travels along."""
+        mine = sum(microbatch.num_targets for microbatch in step_batch.microbatches)
+        targets, requests = sum_on_hosts(self.accelerator, [mine, self.preemption.requested])
+        self.stop_requested = requests > 0
+        return max(int(targets), 1)
+
+    def begin_step(self, step: int) -> Tensor:
+        """Seed all generators for this process's part of step `step` (from 0); returns a zero for the losses, `[]`."""
+        seed_everything(self.seed, "step", step, self.accelerator.process_index)
+        return zero_sum(self.accelerator.device)
+
+    @contextmanager
+    def catching_out_of_memory(self, step: int, *, max_tokens: int | None) -> Iterator[None]:
+        """Around all microbatches of an update. Out of memory ends the block; `settle` then answers for all processes.
+
+        Args:
+            max_tokens: padded tokens of a microbatch at most, for the message.
+        """
+        self._is_reducing = self._is_out_of_memory = False
+        try:
+            # Within it, what autocast makes of the weights in one microbatch serves the others too.
+            with torch.autocast(self.accelerator.device.type, enabled=False):
+                yield
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if self._is_reducing:
+                raise UserError(
+                    f"step {step + 1}: process {self.accelerator.process_index} ran out of memory while gradients were "
+                    f"exchanged, at {max_tokens or 'no limit of'} padded tokens a microbatch; set a smaller "
+                    "batch.max_tokens: the run goes on from its last checkpoint"
+                ) from error
+            self._is_out_of_memory = True
+
+    def synchronising(self, is_last: bool) -> AbstractContextManager[Any]:
+        """Around one microbatch: gradients travel between processes once, in the backward pass of the last one."""
+        self._synchronises = is_last and not self.allow_unused
+        return nullcontext() if self._synchronises else self.accelerator.no_sync(self.model)
+
+    def backward(self, loss: Tensor, factor: float) -> None:
+        """Gradients of `loss * factor`. That product, and accelerate's division by 1, would take 30 microseconds."""
+        self._is_reducing = self._synchronises and self.accelerator.num_processes > 1
+        scaler = self.accelerator.scaler
+        scaled = loss if scaler is None else scaler.scale(loss)
+        scaled.backward(gradient=torch.full_like(scaled, factor))
+
+    def settle(
+        self, step: int, loss_sum: Tensor, *, loss_of: Callable[[Microbatch], Tensor], loader: StepLoader
+    ) -> Tensor | None:
+        """Let all processes come to the same end of a pass: `loss_sum`, or None where any ran out of memory.
+
+        Call it after `catching_out_of_memory`, whose handler holds on to the memory of the failed pass.
+
+        Args:
+            loss_of, loader: for a process that must join the reduction of the others with a dummy microbatch.
+        """
+        failed = self._is_out_of_memory
+        if not failed and (self._is_reducing or not self._gradients_are_checked):
+            self._refuse_missing_gradients(step)
+        if failed and self.accelerator.num_processes > 1 and not self.allow_unused:
+            self.clear_gradients()
+            release_memory()
+            self._join_reduction(step, loss_of, loader)
+        if sum_on_hosts(self.accelerator, [failed])[0]:
+            self.clear_gradients()
+            release_memory()
+            return None
+        if self.allow_unused:
+            average_gradients(self.accelerator, self.parameters)
+        return loss_sum
+
+    def _join_reduction(self, step: int, loss_of: Callable[[Microbatch], Tensor], loader: StepLoader) -> None:
+        """Take part in the reduction of gradients in which the other processes wait for this one."""
+        try:
+            self.backward(loss_of(loader.dummy_microbatch(step)), 1.0)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"step {step + 1}: process {self.accelerator.process_index} ran out of memory with one row, the "
+                "shortest of the step; lower data.max_length, choose a smaller model, or set "
+                "model.gradient_checkpointing=true: the run goes on from its last checkpoint"
+            ) from error
+
+    def _refuse_missing_gradients(self, step: int) -> None:
+        """Each trainable parameter must get one: it would not learn, and their reduction would never end."""
+        named = zip(self.names, self.parameters, strict=True)
+        without = [name for name, parameter in named if parameter.grad is None]
+        if without:
+            shown = ", ".join(without[:4]) + (", ..." if len(without) > 4 else "")
+            raise UserError(
+                f"step {step + 1}: {len(without)} of {len(self.names)} trainable parameters get no gradient: {shown}; "
+                f"the loss of this step does not depend on them: freeze them, optimizer.freeze=[{shown}], or set "
+                "train.unused_parameters=allow where other steps do"
+            )
+        if not is_reduction_complete(self.model):
+            raise UserError(
+                "some parameters get a gradient in one microbatch of a step and none in its last, where the processes "
+                "add their gradients up: let every microbatch use all parameters, or set "
+                "train.unused_parameters=allow"
+            )
+        self._gradients_are_checked = True
+
+    # --------------------------------------------------------------------------------------------------- gradients
+
+    def clip(self, step: int, max_norm: float | None, max_value: float | None) -> Gradients:
+        """Scale the gradients down to L2 norm `max_norm`, cut each number to +-`max_value`; None: neither.
+
+        Parameters that are frozen at step `step` (from 0) lose their gradient first. Returns the norms before clipping.
+        """
+        if self.accelerator.scaler is not None:
+            self.accelerator.unscale_gradients(self.optimizer)
+        for group in self.groups:
+            for parameter in group.parameters.values() if step < group.unfreeze_at else ():
+                parameter.grad = None
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        names: Sequence[str] = self.names
+        if len(gradients) < len(names):
+            named = zip(names, self.parameters, strict=True)
+            names = [name for name, parameter in named if parameter.grad is not None]
+        # One norm a parameter, all in one call: the total comes from them, and a bad one can be named later.
+        norms = torch.stack(torch._foreach_norm(gradients))
+        norm = torch.linalg.vector_norm(norms)
+        if max_norm is not None:
+            torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        if max_value is not None:
+            torch._foreach_clamp_min_(gradients, -max_value)
+            torch._foreach_clamp_max_(gradients, max_value)
+        return Gradients(names, norm, norms)
+
+    def is_nonfinite_anywhere(self, loss_sum: Tensor, grad_norm: Tensor) -> bool:
+        """Whether the loss or the gradient of any process is not finite; waits for the device."""
+        finite = bool(torch.isfinite(loss_sum)) and bool(torch.isfinite(grad_norm))
+        return sum_on_hosts(self.accelerator, [not finite])[0] > 0
+
+    def skip_update(self) -> None:
+        """Leave this update out; a loss scaler still learns from it."""
+        if self.accelerator.scaler is not None:
+            self.accelerator.scaler.update()
+
+    def update_weights(self) -> None:
+        """One step of the optimizer, and of the average of the weights."""
+        self.optimizer.step()
+        if self.averaged_weights is not None:
+            self.averaged_weights.update()
+
+    def report_step(
+        self,
+        step_batch: StepBatch,
+        loss_sum: Tensor,
+        num_targets: int,
+        gradients: Gradients,
+        *,
+        skipped: bool,
+        logged: Mapping[str, tuple[Tensor, int]],
+    ) -> StepReport:
+        """Move the schedule on, and say what the update did.
+
+        A schedule stands still where the weights did: in an update that was skipped, or that the loss scaler left out.
+
+        logged: sum and count of each extra metric.
+        """
+        lr = float(self.scheduler.get_last_lr()[0])
+        if not skipped and not self._has_overflowed():
+            self.schedule_step += 1
+            if not follows_metric(self.scheduler):
+                self.scheduler.step()
+        return StepReport(
+            step=step_batch.step + 1,
+            loss_sum=loss_sum,
+            num_targets=num_targets,
+            grad_norm=gradients.norm,
+            grad_norms=gradients.norms,
+            names=gradients.names,
+            lr=lr,
+            num_rows=step_batch.num_rows,
+            num_tokens=step_batch.num_tokens,
+            num_padded_tokens=step_batch.num_padded_tokens,
+            wait_seconds=step_batch.wait_seconds,
+            skipped=skipped,
+            extra_metrics=logged,
+        )
+
+    def _has_overflowed(self) -> bool:
+        """Whether the loss scaler left the last update out, for its gradients overflowed in fp16."""
+        return self.accelerator.scaler is not None and bool(self.optimizer.step_was_skipped)
+
+    def follow_evaluation(self, metrics: Mapping[str, float], metric: str) -> None:
+        """Move a schedule that follows evaluations by one of their metrics."""
+        if follows_metric(self.scheduler):
+            found = find_metric(metrics, metric, place="scheduler.metric")
+            self.scheduler.step(found)  # type: ignore[arg-type] # its metric
+
+    def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Add their gradients up over all processes, for a step that calls `bare_model` instead of `model`.
+
+        A process that had no rows takes part with zeros.
+        """
+        if self.accelerator.num_processes == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
+
+    def clear_gradients(self) -> None:
+        for parameter in self.parameters:
+            parameter.grad = None

@@ -1,0 +1,152 @@
+"""Metrics of a run: summed up beside training, written to metrics.jsonl, the trackers and the console."""
+
+import time
+from collections.abc import Iterable, Mapping
+
+from accelerate import Accelerator
+from torch import Tensor
+
+from trainer_loop.data.loader import StepLoader
+from trainer_loop.errors import Diverged, UserError
+from trainer_loop.metrics.meter import Meter, StepReport
+from trainer_loop.parallel.processes import sum_on_hosts
+from trainer_loop.record.logs import Console, MetricLog, Values
+from trainer_loop.record.state import TrainState
+from trainer_loop.runtime.memory import read_peak_memory
+
+
+class Recorder:
+    """Keeps the metrics of one run; every process has one, and all call it at the same steps.
+
+    `flush` is the only method that waits for the device.
+    """
+
+    def __init__(self, *, accelerator: Accelerator, console: Console, metric_log: MetricLog):
+        self.accelerator = accelerator
+        self.console = console
+        self.metric_log = metric_log
+        self.meter = Meter(
+            sum_over_processes=lambda values: sum_on_hosts(accelerator, values),
+            scaled_gradients=accelerator.scaler is not None,
+        )
+        self._step_metrics: dict[str, tuple[Tensor, int]] = {}  # logged in the current step: sum and count
+        self._mark = 0.0  # when the clock of the training steps was last read
+
+    def declare_metrics(self, names: Iterable[str]) -> None:
+        """Names for `log_metric`; the same on all processes. Call it before the first step.
+
+        Raises:
+            UserError: where every row has a metric of that name.
+        """
+        self.meter.declare(list(names))
+
+    def begin(self, state: TrainState, *, num_steps: int, evaluation_pending: bool) -> None:
+        """Go on at `state`: metrics that the run is going to log again are dropped."""
+        self.meter.load_state_dict(state.interval)
+        if self.accelerator.is_main_process:
+            self.metric_log.forget_after(state.step, evaluated=state.step > 0 and not evaluation_pending)
+        if state.step:
+            self.console.say(f"resumed at step {state.step:,} of {num_steps:,}")
+        if state.num_steps != num_steps:
+            self.console.warn(
+                f"the run was planned for {state.num_steps:,} steps: from here on the learning rate follows a schedule "
+                f"of {num_steps:,}, which is not what a run of that length from its beginning would do"
+            )
+            state.num_steps = num_steps
+        self.console.start_progress(total=num_steps, done=state.step)
+
+    # ---------------------------------------------------------------------------------------------------- in a step
+
+    def log_metric(self, name: str, value: Tensor, *, count: int) -> None:
+        """Add to a metric of the current step. value: `[]`, a sum over `count`; it stays on its device."""
+        if name not in self.meter.extra_metrics:
+            declared = ", ".join(self.meter.extra_metrics) or "none"
+            raise UserError(
+                f"log_metric: {name} is none of the loop's extra_metrics: {declared}; add it there, or in "
+                "__init__ with self.record.declare_metrics"
+            )
+        total, so_far = self._step_metrics.get(name, (0.0, 0))
+        self._step_metrics[name] = (value.detach() + total, so_far + count)
+
+    def take_step_metrics(self) -> Mapping[str, tuple[Tensor, int]]:
+        """What was logged since this was called last; call it to drop that, too."""
+        taken, self._step_metrics = self._step_metrics, {}
+        return taken
+
+    def add(self, report: StepReport) -> None:
+        self.meter.add(report)
+        self.console.advance_progress()
+
+    # ---------------------------------------------------------------------------------------------- between the steps
+
+    def restart_clock(self) -> None:
+        """What passed until now is no time of training steps."""
+        self._mark = time.perf_counter()
+
+    def flush(self, loader: StepLoader) -> None:
+        """Bring the reports to the host.
+
+        Args:
+            loader: of the updates; it knows where their rows stand in the user's data.
+
+        Raises:
+            Diverged: where an update was not finite; on all processes.
+        """
+        bad = self.meter.flush()
+        now = time.perf_counter()
+        self.meter.add_seconds(now - self._mark)
+        self._mark = now
+        if bad is not None:
+            raise Diverged(bad.describe(loader.origins(bad.step - 1)))
+
+    def log_training(self, state: TrainState, *, epoch: float) -> None:
+        """One row of the updates since the last one; `state` gets their totals."""
+        values = self.meter.read()
+        sums = self.meter.state_dict()
+        state.rows_seen += int(sums["rows"])
+        state.tokens_seen += int(sums["tokens"])
+        state.targets_seen += int(sums["targets"])
+        state.skipped_steps += int(sums["skipped"])
+        state.train_seconds += sums["seconds"]
+        self.meter.clear()
+        self._write(values, step=state.step, epoch=epoch)
+        self.console.tell_training({"step": state.step, "epoch": epoch} | values)
+
+    def log_validation(self, metrics: Mapping[str, float], *, step: int, epoch: float) -> None:
+        self._write({f"validation/{name}": value for name, value in metrics.items()}, step=step, epoch=epoch)
+        self.console.tell_evaluation(f"validation at step {step:,}, epoch {epoch:.4g}", metrics)
+
+    def log_test(self, metrics: Mapping[str, float], *, step: int, epoch: float) -> None:
+        self._write({f"test/{name}": value for name, value in metrics.items()}, step=step, epoch=epoch)
+        self.console.tell_evaluation("test, with the exported weights", metrics)
+
+    def say_why_stopped(self, state: TrainState, num_steps: int, waited_for: str | None) -> None:
+        """A line about a run that ends before its last step. waited_for: the metric that did not get better."""
+        if state.step < num_steps:
+            self.console.say(
+                f"stopped at step {state.step:,} of {num_steps:,}: {state.evaluations_without_best} evaluations "
+                f"without a better {waited_for}"
+            )
+
+    def log_totals(self, state: TrainState, *, epoch: float) -> None:
+        """The last row of a run, and a line about it."""
+        totals = {
+            "train_seconds": state.train_seconds,
+            "rows_seen": state.rows_seen,
+            "tokens_seen": state.tokens_seen,
+            "targets_seen": state.targets_seen,
+            "peak_memory_bytes": read_peak_memory(self.accelerator.device),
+        }
+        self._write(totals, step=state.step, epoch=epoch)
+        rate = state.rows_seen / max(state.train_seconds, 1e-9)
+        self.console.say(
+            f"trained {state.step:,} steps in {state.train_seconds:,.1f} seconds, {rate:,.4g} rows a second"
+        )
+        if state.skipped_steps:
+            self.console.warn(f"{state.skipped_steps:,} steps were not finite and were skipped")
+
+    def _write(self, values: Values, *, step: int, epoch: float) -> None:
+        if self.accelerator.is_main_process:
+            self.metric_log.append({"step": step, "epoch": epoch} | dict(values))
+        if self.accelerator.trackers:
+            self.accelerator.log(dict(values), step=step)

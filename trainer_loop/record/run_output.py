@@ -1,0 +1,30 @@
+"""What a run leaves behind besides its checkpoints and metrics."""
+
+import numpy as np
+from torch import nn
+
+from trainer_loop.record.checkpoint import AveragedWeights
+from trainer_loop.record.state import TrainState
+from trainer_loop.runtime.preempt import Preemption
+
+
+class RunOutput:
+    """Nothing. `build` makes one that writes what the config asks for; all processes call each method."""
+
+    def begin_run(self, run: str) -> None:
+        """Write what the run is, before its first step. run: its identity, which its checkpoints have too."""
+
+    def write_predictions(self, name: str, predictions: np.ndarray, references: np.ndarray) -> None:
+        """Write those of the test set `name`, `[N, ...]` each."""
+
+    def export(self, model: nn.Module, state: TrainState) -> None:
+        """Write the trained model."""
+
+    def offer_weights(self, model: nn.Module, state: TrainState, averaged_weights: AveragedWeights | None) -> None:
+        """Publish the weights of a checkpoint beside training, where the run does that."""
+
+    def leave(self) -> None:
+        """The run ends before its end."""
+
+    def publish(self, preemption: Preemption) -> None:
+        """Publish the exported model, and wait for it unless the run is asked to stop."""
