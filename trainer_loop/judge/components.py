@@ -4,7 +4,7 @@ import functools
 import importlib.util
 import inspect
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from trainer_loop.components import check_arguments, choose
 from trainer_loop.config.fields import Config
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.judge.parts import Given
-from trainer_loop.metrics.load import SHIPPED, reported_keys
+from trainer_loop.metrics.load import reported_keys
 from trainer_loop.models.adapters import add_adapter, check_adapter, check_targets
 from trainer_loop.optim.groups import GroupRule, check_patterns
 from trainer_loop.optim.optimizers import check_optimizer, find_optimizer
@@ -168,8 +168,6 @@ def check_components(config: Config, task: RowTask | None, given: Given) -> list
             "steps far too large; choose another, or unfreeze nothing later"
         )
     problems += check_scheduler(config.scheduler.name, args=config.scheduler.args)
-    if task is not None:
-        problems += _check_fit(metric_entries(config, task), task)
     problems += _check_schedule_metric(config, given)
     problems += _check_quantize(config, given)
     if (adapter := adapter_of(config)) is not None:
@@ -233,17 +231,6 @@ def _check_schedule_metric(config: Config, given: Given) -> list[str]:
     if metric is None and (sets := _name_validation_sets(config, given)):
         return [f"scheduler.name: {name} follows one of several sets; set scheduler.metric, such as -{sets[0]}/loss"]
     return []
-
-
-def _check_fit(entries: Sequence[str | Mapping[str, Any]], task: RowTask) -> list[str]:
-    """Shipped metrics that compare something else than what the task predicts."""
-    problems = []
-    for index, entry in enumerate(entries):
-        name = entry if isinstance(entry, str) else entry["name"]
-        if task.fitting_metrics is not None and name in SHIPPED and name not in task.fitting_metrics:
-            fitting = ", ".join(task.fitting_metrics)
-            problems.append(f"evaluate.metrics[{index}]: {name} does not fit this task; those that do: {fitting}")
-    return problems
 
 
 def check_model_parts(config: Config, task: TextTask, empty: nn.Module) -> list[str]:
