@@ -71,7 +71,7 @@ from trainer_loop.record.logs import Console, MetricLog
 from trainer_loop.record.predictions import write_predictions
 from trainer_loop.record.run_dir import RunDir, describe_environment, describe_refusal, write_json
 from trainer_loop.record.state import TrainState
-from trainer_loop.record.trackers import start_trackers
+from trainer_loop.record.trackers import is_own, start_trackers
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 from trainer_loop.runtime.compiler import compile_model
 from trainer_loop.runtime.host import expect_many_shapes
@@ -130,7 +130,7 @@ def build(
     accelerator = make_accelerator(
         precision=parts.precision,
         tf32=config.train.tf32,
-        trackers=config.log.trackers,
+        trackers=[name for name in config.log.trackers if not is_own(name)],
         project_dir=str(run_dir.root),
         timeout_minutes=config.train.timeout_minutes,
         threads=config.train.threads,
@@ -687,6 +687,7 @@ def _record_what_it_is(config: Config, run_dir: RunDir, loop: TrainingLoop) -> N
         }
         start_trackers(
             accelerator,
+            own=[name for name in config.log.trackers if is_own(name)],
             project=config.log.project,
             config=flatten(config),
             arguments={

@@ -20,6 +20,7 @@ from trainer_loop.optim.groups import GroupRule, check_patterns
 from trainer_loop.optim.optimizers import check_optimizer, find_optimizer
 from trainer_loop.optim.schedule_free import is_schedule_free
 from trainer_loop.optim.schedules import check_scheduler, needs_metric
+from trainer_loop.record.trackers import check_trackers
 from trainer_loop.tasks.losses import LOSSES, explain_wrong_loss
 from trainer_loop.tasks.shipped import TASKS
 from trainer_loop.tasks.task import RowTask, TextTask
@@ -149,8 +150,6 @@ def _check_quantize(config: Config, given: Given) -> list[str]:
 
 def check_components(config: Config, task: RowTask | None, given: Given) -> list[str]:
     """Names and arguments of everything the config names, by signature."""
-    from accelerate.tracking import get_available_trackers
-
     problems = check_optimizer(
         config.optimizer.name, weight_decay=config.optimizer.weight_decay, args=config.optimizer.args
     )
@@ -176,18 +175,7 @@ def check_components(config: Config, task: RowTask | None, given: Given) -> list
     for place, figure in _figures(config).items():
         if figure.rpartition("/")[2] in _SMALLER_IS_BETTER and not figure.startswith("-"):
             problems.append(f"{place}: {figure} would pick the largest {figure}; smaller is better: write -{figure}")
-    installed = [str(tracker) for tracker in get_available_trackers()]
-    problems += [
-        f"log.tracker_args.{tracker}: it is not among log.trackers; add it there"
-        for tracker in config.log.tracker_args
-        if tracker not in config.log.trackers
-    ]
-    for tracker in config.log.trackers:
-        if tracker not in installed:
-            problems.append(
-                f"log.trackers: {tracker} is unknown to accelerate or not installed; "
-                f"installed: {', '.join(installed) or 'none'}; try pip install {tracker}"
-            )
+    problems += check_trackers(config.log.trackers, config.log.tracker_args)
     return problems
 
 
