@@ -46,6 +46,7 @@ from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.logs import Console, MetricLog
 from trainer_loop.record.recorder import Recorder
 from trainer_loop.record.run_dir import RunDir
+from trainer_loop.record.trackers import is_own
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.quiet import quieten_libraries
@@ -93,7 +94,7 @@ def build(
     accelerator = make_accelerator(
         precision=plan.precision,
         tf32=config.train.tf32,
-        trackers=config.log.trackers,
+        trackers=[name for name in config.log.trackers if not is_own(name)],
         project_dir=str(run_dir.root),
         timeout_minutes=config.train.timeout_minutes,
         threads=config.train.threads,

@@ -21,7 +21,7 @@ from trainer_loop.record.predictions import write_predictions
 from trainer_loop.record.run_dir import RunDir, describe_environment, describe_refusal, write_json
 from trainer_loop.record.run_output import RunOutput
 from trainer_loop.record.state import TrainState
-from trainer_loop.record.trackers import start_trackers
+from trainer_loop.record.trackers import is_own, start_trackers
 from trainer_loop.runtime.preempt import Preemption
 
 # Keys that may change on resume but not on a run that is complete, where they would have no effect; see `run`.
@@ -92,6 +92,7 @@ class ConfiguredOutput(RunOutput):
         }
         start_trackers(
             self.accelerator,
+            own=[name for name in log.trackers if is_own(name)],
             project=log.project,
             config=flatten(self.config),
             arguments={tracker: name | dict(log.tracker_args.get(tracker) or {}) for tracker, name in named.items()},

@@ -30,7 +30,7 @@ from trainer_loop.data.train_stream import TrainStream
 from trainer_loop.data.wording import did_you_mean
 from trainer_loop.errors import Problems, UserError
 from trainer_loop.loop import TrainingLoop
-from trainer_loop.metrics.load import SHIPPED, check_metrics, reported_keys
+from trainer_loop.metrics.load import check_metrics, reported_keys
 from trainer_loop.models.config import count_outputs, find_model, find_text_config
 from trainer_loop.models.plan import ModelPlan, plan_model
 from trainer_loop.optim.optimizers import OptimizerPlan, plan_optimizer
@@ -38,6 +38,7 @@ from trainer_loop.optim.schedules import SchedulerPlan, plan_scheduler
 from trainer_loop.parallel.processes import choose_precision, process_index_from_environment
 from trainer_loop.record.hub_access import check_access, push_command
 from trainer_loop.record.logs import Console
+from trainer_loop.record.trackers import check_trackers
 from trainer_loop.runtime.compiler import check_compiler
 from trainer_loop.tasks.plan import LossPlan, plan_loss, plan_task
 from trainer_loop.tasks.task import RowTask, TextTask
@@ -139,7 +140,7 @@ def plan_run(config: Config, overrides: Overrides, *, problems: Sequence[str] = 
     if scheduler is not None:
         _check_what_it_follows(config, scheduler, overrides, found)
     _check_metric_signs(config, found)
-    _check_trackers(config, found)
+    found.lines += check_trackers(config.log.trackers, config.log.tracker_args)
     _check_hub(config, console, found)
     if task is None or isinstance(task, TextTask):
         inputs = _plan_texts(
@@ -264,23 +265,6 @@ def _validation_sets(config: Config, overrides: Overrides) -> list[str]:
     """Those that have names."""
     named = list(config.data.validation) if isinstance(config.data.validation, dict) else []
     return named + [name for name in overrides.validation_sets if name]
-
-
-def _check_trackers(config: Config, found: Problems) -> None:
-    from accelerate.tracking import get_available_trackers
-
-    installed = [str(tracker) for tracker in get_available_trackers()]
-    found.lines += [
-        f"log.tracker_args.{tracker}: it is not among log.trackers; add it there"
-        for tracker in config.log.tracker_args
-        if tracker not in config.log.trackers
-    ]
-    found.lines += [
-        f"log.trackers: {tracker} is unknown to accelerate or not installed; "
-        f"installed: {', '.join(installed) or 'none'}; try pip install {tracker}"
-        for tracker in config.log.trackers
-        if tracker not in installed
-    ]
 
 
 def _check_hub(config: Config, console: Console, found: Problems) -> None:
@@ -433,7 +417,6 @@ def _check_metrics(
     """Metrics that cannot be computed, and metrics that something follows and no evaluation has."""
     entries = list_metrics(config, task)
     num_labels = None if label_names is None else len(label_names)
-    found.lines += _check_fit(entries, task)
     found.lines += check_metrics(
         entries, num_labels=num_labels, outputs=task.outputs, trust_remote_code=config.model.trust_remote_code
     )
@@ -448,14 +431,3 @@ def _check_metrics(
         for key, metric in _followed_metrics(config).items()
         if metric.removeprefix("-") not in all_reported
     ]
-
-
-def _check_fit(entries: Entries, task: RowTask) -> list[str]:
-    """Shipped metrics that compare something else than what the task predicts."""
-    problems = []
-    for index, entry in enumerate(entries):
-        name = entry if isinstance(entry, str) else entry["name"]
-        if task.fitting_metrics is not None and name in SHIPPED and name not in task.fitting_metrics:
-            fitting = ", ".join(task.fitting_metrics)
-            problems.append(f"evaluate.metrics[{index}]: {name} does not fit this task; those that do: {fitting}")
-    return problems

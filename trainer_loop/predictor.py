@@ -15,8 +15,9 @@ from trainer_loop.components import check_arguments
 from trainer_loop.data.batch_plan import cut_evaluation
 from trainer_loop.data.loader import move_batch
 from trainer_loop.errors import UserError, in_one_line
-from trainer_loop.metrics.load import SHIPPED, check_metrics, load_metrics
+from trainer_loop.metrics.load import check_metrics, load_metrics
 from trainer_loop.metrics.named_metric import compute_metrics
+from trainer_loop.metrics.shipped import SHIPPED
 from trainer_loop.models.adapters import is_adapter, load_adapted_model
 from trainer_loop.models.config import count_tokens, find_text_config
 from trainer_loop.models.trials import LONGER, can_answer, make_rows, try_padding

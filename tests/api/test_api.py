@@ -803,3 +803,46 @@ def test_trackers_are_told_project_run_and_every_row(settings, wandb, tmp_path):
     assert [what["step"] for kind, what in told if kind == "log"] == [1, 2, 3, 3]
     with pytest.raises(UserError, match=r"log\.tracker_args\.wandb: it is not among log\.trackers"):
         build(load_config(None, [*settings, "log.tracker_args={wandb: {}}"]), rows={"train": make_rows(24)})
+
+
+_LINES = """
+import json
+from pathlib import Path
+
+from accelerate.tracking import GeneralTracker
+
+
+class Lines(GeneralTracker):
+    name = "lines"
+    requires_logging_directory = False
+    tracker = None
+
+    def __init__(self, logging_dir, *, file, api_key):
+        super().__init__()
+        assert api_key == "s3cr3t-of-mine"
+        self.file = Path(logging_dir) / file
+
+    def log(self, values, step=None):
+        with self.file.open("a") as lines:
+            lines.write(json.dumps({"step": step, **values}) + chr(10))
+"""
+
+
+def test_a_tracker_of_ones_own_is_named_by_its_path_and_the_config_can_be_used_again(settings, monkeypatch, tmp_path):
+    (tmp_path / "line_lab.py").write_text(_LINES)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MY_KEY", "s3cr3t-of-mine")
+    arguments = "{line_lab.Lines: {file: lines.jsonl, api_key: '${oc.env:MY_KEY}'}}"
+    words = [*settings, f"log={{every: 1, trackers: [line_lab.Lines], tracker_args: {arguments}}}"]
+    config = load_config(None, words)
+    loop = build(config, rows={"train": make_rows(24)})
+    loop.fit()
+    loop.accelerator.end_training()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "lines.jsonl").read_text().splitlines()]
+    written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 3]
+    assert rows == [{name: value for name, value in row.items() if name != "epoch"} for row in written]
+    assert "s3cr3t" not in (tmp_path / "run" / "config.yaml").read_text()
+    assert load_config(str(tmp_path / "run" / "config.yaml"), []).log == config.log
+    with pytest.raises(UserError, match=r"log\.tracker_args\.line_lab\.Lines\.fil: .*did you mean file\?"):
+        build(load_config(None, [*words, "log.tracker_args={line_lab.Lines: {fil: x}}"]), rows={"train": make_rows(24)})

@@ -7,7 +7,7 @@ from typing import Any
 from trainer_loop.config.reference import describe_keys
 from trainer_loop.config.schema import KEYS, SECTIONS
 from trainer_loop.errors import UserError
-from trainer_loop.metrics.load import SHIPPED
+from trainer_loop.metrics.shipped import SHIPPED
 from trainer_loop.migrate.translations import describe_unknown
 from trainer_loop.optim.optimizers import GIVEN as GIVEN_TO_OPTIMIZERS
 from trainer_loop.optim.optimizers import OPTIMIZERS, FromPackage

@@ -435,7 +435,10 @@ class LogConfig:
         unit="steps",
         at_least=1,
     )
-    trackers: list[str] = key([], "trackers that accelerate knows and that are installed: tensorboard, wandb, ...")
+    trackers: list[str] = key(
+        [],
+        "trackers that accelerate knows and that are installed, tensorboard, wandb, ..., or dotted paths of your own",
+    )
     project: str = key("trainer_loop", "what trackers call the project; the last part of run_dir names the run")
     tracker_args: dict[str, Any] = key(
         {}, "what trackers are set up with, by their names: {wandb: {entity: my_lab, tags: [baseline]}}"

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,17 @@ COLUMNS = ("predictions", "references")  # what every metric of evaluate's form 
 
 @dataclass(frozen=True)
 class NamedMetric:
-    """A metric with the arguments it computes with and the name its results are reported under."""
+    """A metric with the arguments it computes with and the name its results are reported under.
+
+    columns: the task's outputs that it compares, and what numbers each is converted to, `[N]`; None: it stays as it is.
+    """
 
     place: str  # the key of the config it comes from
     name: str
     compute_rows: Callable[..., Any]  # (columns and arguments by name) -> a number, or a dict of results
     arguments: Mapping[str, Any]
     key: str | None = None
-    columns: Sequence[str] = COLUMNS  # those of the task's outputs that it compares
-    features: Any = None  # what evaluate says of the columns, where it says so
+    columns: Mapping[str, type[np.generic] | None] = field(default_factory=lambda: dict.fromkeys(COLUMNS))
 
     def compute(self, outputs: Mapping[str, Any]) -> dict[str, float]:
         """Compare what a task gives, arrays `[N]` or `[N, ...]` by name; every result is a finite float.
@@ -37,11 +39,12 @@ class NamedMetric:
         if missing := [name for name in self.columns if name not in outputs]:
             raise UserError(describe_missing(self.place, self.name, missing, outputs))
         columns = {name: np.asarray(outputs[name]) for name in self.columns}
-        problems = _column_problems(columns, self.features)
+        problems = _column_problems(columns, self.columns)
         if problems:
             raise UserError([f"{self.place}: {self.name} {problem}" for problem in problems])
         try:
-            results = self.compute_rows(**columns, **self.arguments)
+            numbers = {name: _convert(column, self.columns[name]) for name, column in columns.items()}
+            results = self.compute_rows(**numbers, **self.arguments)
         except ValueError as error:
             raise UserError(f"{self.place}: {self.name} cannot be computed: {in_one_line(error)}") from error
         if not isinstance(results, Mapping):
@@ -103,10 +106,8 @@ def _is_finite(value: Any) -> bool:
         return False
 
 
-def _column_problems(columns: Mapping[str, np.ndarray], features: Any) -> list[str]:
-    """What evaluate would pass over in silence or say in a riddle."""
-    import datasets
-
+def _column_problems(columns: Mapping[str, np.ndarray], dtypes: Mapping[str, type[np.generic] | None]) -> list[str]:
+    """What a conversion or a metric would pass over in silence or say in a riddle."""
     lengths = {len(column) for column in columns.values()}
     if len(lengths) > 1:
         told = " and ".join(f"{len(column)} {name}" for name, column in columns.items())
@@ -115,12 +116,20 @@ def _column_problems(columns: Mapping[str, np.ndarray], features: Any) -> list[s
         return ["has no rows to score; give the split at least one row"]
     problems = []
     for name, column in columns.items():
-        feature = features.get(name) if isinstance(features, dict) else None
-        if isinstance(feature, datasets.Value) and "int" in feature.dtype and column.dtype.kind == "f":
-            fractions = np.argwhere(
-                ~(np.isfinite(column) & (np.trunc(column) == column))
-            )  # evaluate would cut 0.9 down to 0
+        if dtypes[name] is np.int64 and column.dtype.kind == "f":
+            fractions = np.argwhere(~(np.isfinite(column) & (np.trunc(column) == column)))  # 0.9 would become 0
             if len(fractions):
                 row = int(fractions[0][0])
                 problems.append(f"compares whole numbers and {name} has {column[row]} in row {row}")
+                continue
+        if dtypes[name] is not None and column.ndim != 1:
+            problems.append(f"compares one number a row and {name} has the shape {list(column.shape)}")
     return problems
+
+
+def _convert(column: np.ndarray, dtype: type[np.generic] | None) -> np.ndarray:
+    """Raise ValueError where a value is no such number."""
+    try:
+        return column if dtype is None else column.astype(dtype, copy=False)
+    except TypeError as error:
+        raise ValueError(str(error)) from error

@@ -1,44 +1,130 @@
-"""Experiment trackers. They only show a run: a tracker that fails costs a warning, and the run continues."""
+"""Trackers only show a run: one that fails costs a warning, and the run goes on.
 
-from collections.abc import Callable, Mapping
+A tracker is known to accelerate by its name, or it is one's own: the dotted path of a class derived from
+`accelerate.tracking.GeneralTracker`, or of a function that makes such a tracker.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker
+from accelerate.tracking import GeneralTracker, get_available_trackers
 
-from trainer_loop.errors import in_one_line
+from trainer_loop.components import check_arguments, locate
+from trainer_loop.errors import UserError, in_one_line
 
-_FAILURES = 3  # failures in a row, then the tracker is not called again; each may have waited for a network
+_FAILURES = 3  # in a row, after which a tracker is left alone: each may have waited for a network
+_GIVEN = ("run_name", "logging_dir")  # passed to a tracker of one's own that has them; accelerate's own have them too
+_REQUIRED = ("name", "requires_logging_directory", "tracker")  # attributes without which accelerate refuses a tracker
+
+
+def is_own(name: str) -> bool:
+    """Whether the name of a tracker is a dotted path."""
+    return "." in name
+
+
+def check_trackers(names: Sequence[str], arguments: Mapping[str, Any]) -> list[str]:
+    """All problems of `log.trackers` and `log.tracker_args`, one line each."""
+    problems = []
+    for name, values in arguments.items():
+        if name not in names:
+            own = next((own for own in names if own.startswith(f"{name}.")), None)
+            remedy = f"write log.tracker_args={{{own}: {{...}}}}" if own is not None else "add it there"
+            problems.append(f"log.tracker_args.{name}: it is not among log.trackers; {remedy}")
+        elif not isinstance(values, Mapping | None):
+            problems.append(f"log.tracker_args.{name}: {values!r} is no mapping of arguments; write {{name: value}}")
+    installed = [str(tracker) for tracker in get_available_trackers()]
+    for name in names:
+        if is_own(name):
+            values = arguments.get(name)
+            problems += _check_own(name, values if isinstance(values, Mapping) else {})
+        elif name not in installed:
+            problems.append(
+                f"log.trackers: {name} is unknown to accelerate or not installed; "
+                f"installed: {', '.join(installed) or 'none'}; try pip install {name}"
+            )
+    return problems
+
+
+def _check_own(dotted: str, arguments: Mapping[str, Any]) -> list[str]:
+    try:
+        maker = _find_own(dotted)
+    except UserError as error:
+        return error.problems
+    if isinstance(maker, type) and maker.__init__ is GeneralTracker.__init__:  # type: ignore[misc] # it is not called
+        if missing := [name for name in _REQUIRED if not hasattr(maker, name)]:
+            return [f"log.trackers: {dotted} lacks {', '.join(missing)}; accelerate needs {', '.join(_REQUIRED)}"]
+        return [
+            f"log.tracker_args.{dotted}.{argument}: {dotted} has no __init__ and takes no arguments; remove it"
+            for argument in arguments
+        ]
+    return check_arguments(maker, arguments, place=f"log.tracker_args.{dotted}", given=_GIVEN)
+
+
+def _find_own(dotted: str) -> Callable[..., Any]:
+    found = locate(dotted, place="log.trackers")
+    if inspect.isfunction(found) or (isinstance(found, type) and issubclass(found, GeneralTracker)):
+        return found
+    raise UserError(
+        f"log.trackers: {dotted} is {found!r}; a tracker is a class derived from accelerate.tracking.GeneralTracker, "
+        "or a function that makes one"
+    )
 
 
 def start_trackers(
     accelerator: Accelerator,
     *,
+    own: Sequence[str] = (),
     project: str,
     config: Mapping[str, Any],
     arguments: Mapping[str, Mapping[str, Any]],
     warn: Callable[[str], None],
 ) -> None:
-    """Start the trackers of the accelerator, one by one.
+    """Start the trackers that the accelerator was made with, and those of one's own, each by itself.
 
     Args:
-        accelerator: the Accelerator of this process.
-        project: name of the project.
-        config: the values that the trackers show of the run.
-        arguments: arguments of each tracker, by its name.
-        warn: called once for each tracker that fails, at its start or later.
+        own: dotted paths.
+        config: what they show of the run.
+        arguments: what each is set up with, by its name.
+        warn: is called once for each tracker that fails, at its start or later.
     """
     if not accelerator.is_main_process:
         return  # accelerate gives trackers only to process 0
     started = []
     asked = list(accelerator.log_with)
-    for tracker in asked:
-        accelerator.log_with, accelerator.trackers = [tracker], []
+    for tracker in [*asked, *dict.fromkeys(own)]:
         guard = TrackerGuard(tracker.name if isinstance(tracker, GeneralTracker) else str(tracker), warn)
-        if guard.attempt(accelerator.init_trackers, project, config=dict(config), init_kwargs=dict(arguments)):
+        if guard.attempt(_start, accelerator, tracker, project=project, config=config, arguments=arguments):
             guard.guarded = accelerator.trackers[0]
             started.append(guard)
     accelerator.log_with, accelerator.trackers = asked, started
+
+
+def _start(
+    accelerator: Accelerator,
+    tracker: Any,
+    *,
+    project: str,
+    config: Mapping[str, Any],
+    arguments: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Start one tracker; it is then the only one that the accelerator has."""
+    if isinstance(tracker, str) and is_own(tracker):
+        given = {"run_name": project, "logging_dir": accelerator.logging_dir}
+        tracker = _make_own(tracker, given=given, arguments=arguments.get(tracker, {}))
+    accelerator.log_with, accelerator.trackers = [tracker], []
+    accelerator.init_trackers(project, config=dict(config), init_kwargs=dict(arguments))
+
+
+def _make_own(dotted: str, *, given: Mapping[str, Any], arguments: Mapping[str, Any]) -> GeneralTracker:
+    """The tracker at a dotted path, made with its arguments and with those of `given` that it has."""
+    maker = _find_own(dotted)
+    parameters = inspect.signature(maker).parameters
+    made = maker(**{name: value for name, value in given.items() if name in parameters}, **arguments)
+    if not isinstance(made, GeneralTracker):
+        raise TypeError(f"it returned {made!r}; a tracker derives from accelerate.tracking.GeneralTracker")
+    return made
 
 
 class TrackerGuard:

@@ -1,8 +1,8 @@
 """The next token of a running text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,10 @@ class CausalLM(TextTask):
     can_pack = True
     rows_at_head = False
     default_metrics = ("perplexity",)
-    fitting_metrics = ("perplexity",)
-    outputs = ("predictions", "references")
+    outputs: ClassVar[Mapping[str, str] | None] = {
+        "predictions": "negative_log_likelihood",
+        "references": "num_targets",
+    }
 
     def __init__(self, *, append_eos: bool = True, loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy):
         super().__init__()

@@ -1,6 +1,7 @@
 """One class for one text, or for a pair of texts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -21,8 +22,11 @@ class SequenceClassification(TextTask):
     padding_sides = ("right", "left")  # some heads read the last position, whatever stands there
     reads_end = True
     default_metrics = ("accuracy",)
-    fitting_metrics = ("accuracy", "f1", "precision", "recall", "matthews_correlation", "glue/mrpc")
-    outputs = ("predictions", "probabilities", "references")
+    outputs: ClassVar[Mapping[str, str] | None] = {
+        "predictions": "class",
+        "probabilities": "probabilities",
+        "references": "class",
+    }
 
     def __init__(self, *, loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy):
         super().__init__()

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, chain
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +60,9 @@ class RowTask(ABC):
     """
 
     default_metrics: tuple[str, ...] = ()
-    fitting_metrics: tuple[str, ...] | None = None  # of those shipped; None: whatever fits what `predict` returns
-    outputs: tuple[str, ...] | None = None  # names of what `predict` returns; None: found out when it is called
+    # Kinds of what `predict` returns, by name: shipped metrics compare the same kinds, see metrics/values.py.
+    # None: they are found out when `predict` is called, and any metric may be named.
+    outputs: ClassVar[Mapping[str, str] | None] = None
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:

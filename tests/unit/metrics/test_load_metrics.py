@@ -16,9 +16,11 @@ import pytest
 from huggingface_hub import constants
 
 from trainer_loop.errors import UserError
-from trainer_loop.metrics.load import SHIPPED, check_metrics, load_metrics, reported_keys
+from trainer_loop.metrics.load import check_metrics, load_metrics, reported_keys
 from trainer_loop.metrics.named_metric import compute_metrics
+from trainer_loop.metrics.shipped import SHIPPED
 from trainer_loop.runtime import hub as hub_probe
+from trainer_loop.tasks.sequence_classification import SequenceClassification
 
 SCRIPT = """
 import datasets
@@ -277,6 +279,12 @@ def test_fractions_are_not_cut_to_class_numbers() -> None:
     assert metric.compute(pair(np.array([1.0, 0.0]), [1, 1])) == {"accuracy": 0.5}
 
 
+def test_several_numbers_a_row_are_a_problem() -> None:
+    (metric,) = load_metrics(["accuracy"], num_labels=2)
+    (problem,) = problems_of(metric.compute, pair(np.zeros((3, 2), dtype=int), [1, 0, 1]))
+    assert problem.endswith("accuracy compares one number a row and predictions has the shape [3, 2]")
+
+
 def test_names_instead_of_class_numbers_are_a_problem() -> None:
     (metric,) = load_metrics(["accuracy"], num_labels=2)
     (problem,) = problems_of(metric.compute, pair(["good", "bad"], ["good", "good"]))
@@ -325,7 +333,7 @@ def test_what_is_right_has_no_problems(lab: str) -> None:
         ("f1", 4, ["f1 with average: binary is for 2 classes", "has 4", "average: macro"]),
         ("recall", 3, ["{name: recall, args: {average: macro}}"]),
         ("glue/mrpc", 3, ["glue/mrpc is for 2 classes", "has 3"]),
-        ("perplexity", 2, ["perplexity is for language models"]),
+        ("perplexity", 2, ["perplexity does not fit this task", "those that do: accuracy, f1", "glue/mrpc"]),
         ({"name": "f1", "args": {"average": "makro"}}, 3, ["args.average", "'makro'", "macro"]),
         ({"name": "f1", "args": {"averag": "macro"}}, 2, ["evaluate.metrics[0].args.averag", "did you mean average?"]),
         ({"name": "f1", "args": {"zero_division": 0}}, 2, ["zero_division"]),
@@ -336,7 +344,7 @@ def test_what_is_right_has_no_problems(lab: str) -> None:
         ({"name": "f1", "args": {"pos_label": "y"}}, 2, ["'y' is not a class number", "order of the label names"]),
         ({"name": "f1", "args": {"average": "macro", "pos_label": 1}}, 3, ["args.pos_label", "not macro; remove one"]),
         ({"name": "accuracy", "key": "loss"}, 2, ["loss is a key of the loop"]),
-        ("trainer_loop.metrics.classification.F2", 2, ["F2"]),
+        ("trainer_loop.metrics.shipped.classification.acuracy", 2, ["did you mean accuracy?"]),
         ("no_such_package.Metric", 2, ["no_such_package"]),
         ("metric_lab.NUMBER", 2, ["metric_lab.NUMBER is 3", "evaluate.Metric"]),
         ("metric_lab.Answer", 2, ["did you mean Answers?"]),
@@ -352,8 +360,7 @@ def test_what_is_right_has_no_problems(lab: str) -> None:
 def test_a_problem_says_where_what_and_what_to_do(
     lab: str, entry: Any, num_labels: int | None, parts: list[str]
 ) -> None:
-    outputs = ("predictions", "probabilities", "references")
-    (problem,) = check_metrics([entry], num_labels=num_labels, outputs=outputs)
+    (problem,) = check_metrics([entry], num_labels=num_labels, outputs=SequenceClassification.outputs)
     assert problem.startswith("evaluate.metrics[0]")
     assert "\n" not in problem
     assert [part for part in parts if part not in problem] == []
@@ -515,8 +522,25 @@ def test_checking_names_imports_neither_evaluate_nor_sklearn() -> None:
     program = (
         "import sys\n"
         "from trainer_loop.metrics.load import check_metrics\n"
-        "check_metrics(['accuracy', 'f1', 'acuracy', 'rouge'], num_labels=3)\n"
+        "check_metrics(['accuracy', {'name': 'f1', 'args': {'average': None}}, 'acuracy', 'rouge'], num_labels=3)\n"
         "print([name for name in ('evaluate', 'datasets', 'sklearn', 'torch') if name in sys.modules])\n"
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert finished.stdout == "[]\n"
+
+
+def test_computing_shipped_metrics_and_functions_does_not_import_evaluate(lab: str) -> None:
+    program = (
+        "import sys\n"
+        "import numpy as np\n"
+        "from trainer_loop.metrics.load import check_metrics, load_metrics\n"
+        "from trainer_loop.metrics.named_metric import compute_metrics\n"
+        "entries = ['accuracy', 'functions.share']\n"
+        "assert check_metrics(entries, num_labels=2) == []\n"
+        "columns = {'predictions': np.array([1, 0]), 'references': np.array([1, 1])}\n"
+        "results = compute_metrics(load_metrics(entries, num_labels=2), columns)\n"
+        "print(results, [name for name in ('evaluate', 'datasets', 'torch') if name in sys.modules])\n"
+    )
+    Path("functions.py").write_text("def share(predictions):\n    return predictions.mean()\n")
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    assert finished.stdout == "{'accuracy': 0.5, 'share': 0.5} []\n"

@@ -1,10 +1,64 @@
 """A tracker that fails costs one warning, whenever it fails, and no other tracker."""
 
+import json
+import sys
+from pathlib import Path
+
 import pytest
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
-from trainer_loop.record.trackers import start_trackers
+from trainer_loop.record.trackers import check_trackers, start_trackers
+
+LAB = """
+import json
+from pathlib import Path
+
+from accelerate.tracking import GeneralTracker
+
+
+class Bare(GeneralTracker):
+    name = "bare"
+    requires_logging_directory = False
+    tracker = None
+
+
+class Lines(Bare):
+    def __init__(self, run_name, logging_dir, *, file, fails=False):
+        super().__init__()
+        if fails:
+            raise OSError(28, "No space left on device")
+        self.file = Path(logging_dir) / file
+        self.tell("made", run_name)
+
+    def tell(self, *what):
+        with self.file.open("a") as file:
+            file.write(json.dumps(what) + chr(10))
+
+    def store_init_configuration(self, values):
+        self.tell("config", values)
+
+    def log(self, values, step=None):
+        self.tell("log", values, step)
+
+    def finish(self):
+        self.tell("finish")
+
+
+class Nameless(GeneralTracker):
+    tracker = None
+
+
+def make(file="made.jsonl"):
+    return Lines("of make", ".", file=file)
+
+
+def make_nothing():
+    return None
+
+
+NUMBER = 3
+"""
 
 
 class Tracker(GeneralTracker):
@@ -63,3 +117,80 @@ def test_whoever_asks_accelerate_for_a_tracker_gets_what_he_got_before():
     start_trackers(accelerator, project="p", config={}, arguments={}, warn=pytest.fail)
     assert accelerator.get_tracker("sound", unwrap=True) == "its own run"
     assert accelerator.get_tracker("sound").calls == ["start", "store_init_configuration"]
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch):
+    """A module `tracker_lab` of the user's in the current directory."""
+    (tmp_path / "tracker_lab.py").write_text(LAB)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("tracker_lab", None)
+
+
+def read_lines(file: Path) -> list:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_one_of_ones_own_is_made_with_its_arguments_and_those_it_asks_for(lab):
+    own = ["tracker_lab.Lines", "tracker_lab.make", "tracker_lab.Bare", "tracker_lab.Lines"]
+    arguments = {"tracker_lab.Lines": {"file": "lines.jsonl"}}
+    assert check_trackers(own, arguments) == []
+    sound = Tracker("sound", "", RuntimeError())
+    accelerator = Accelerator(cpu=True, log_with=[sound], project_dir=str(lab))
+    start_trackers(accelerator, own=own, project="p", config={"lr": 1.0}, arguments=arguments, warn=pytest.fail)
+    accelerator.log({"loss": 2.0}, step=3)
+    accelerator.end_training()
+    told = [["config", {"lr": 1.0}], ["log", {"loss": 2.0}, 3], ["finish"]]
+    assert read_lines(lab / "lines.jsonl") == [["made", "p"], *told]
+    assert read_lines(lab / "made.jsonl") == [["made", "of make"], *told]
+    assert sound.calls == ["start", "store_init_configuration", "log", "finish"]
+    assert accelerator.get_tracker("tracker_lab.Lines").file == lab / "lines.jsonl"
+
+
+def test_one_of_ones_own_that_cannot_be_made_costs_a_warning_and_no_other_tracker(lab):
+    own = ["tracker_lab.Lines", "tracker_lab.make_nothing", "tracker_lab.make"]
+    arguments = {"tracker_lab.Lines": {"file": "lines.jsonl", "fails": True}}
+    assert check_trackers(own, arguments) == []
+    accelerator, warnings = Accelerator(cpu=True, project_dir=str(lab)), []
+    start_trackers(accelerator, own=own, project="p", config={}, arguments=arguments, warn=warnings.append)
+    accelerator.log({"loss": 2.0}, step=3)
+    accelerator.end_training()
+    assert [warning.partition(";")[0] for warning in warnings] == [
+        "tracker tracker_lab.Lines failed: OSError: [Errno 28] No space left on device",
+        "tracker tracker_lab.make_nothing failed: TypeError: it returned None",
+    ]
+    assert read_lines(lab / "made.jsonl")[1:] == [["config", {}], ["log", {"loss": 2.0}, 3], ["finish"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "parts"),
+    [
+        ("tracker_lab.Line", {}, ["log.trackers: tracker_lab.Line", "did you mean Lines?"]),
+        ("no_lab.Lines", {}, ["log.trackers: no_lab.Lines", "there is no module no_lab"]),
+        ("tracker_lab.NUMBER", {}, ["tracker_lab.NUMBER is 3", "GeneralTracker", "function that makes one"]),
+        ("json.JSONEncoder", {}, ["a tracker is a class derived from accelerate.tracking.GeneralTracker"]),
+        ("tracker_lab.Nameless", {}, ["tracker_lab.Nameless lacks name, requires_logging_directory"]),
+        ("tracker_lab.Lines", {}, ["needs an argument file; set log.tracker_args.tracker_lab.Lines.file"]),
+        ("tracker_lab.Lines", {"file": "a", "fail": 1}, ["tracker_args.tracker_lab.Lines.fail", "did you mean fails?"]),
+        ("tracker_lab.Lines", {"file": "a", "run_name": "x"}, ["Lines.run_name", "by the trainer itself"]),
+        (
+            "tracker_lab.Bare",
+            {"file": "a"},
+            ["log.tracker_args.tracker_lab.Bare.file", "takes no arguments"],
+        ),
+        ("tracker_lab.make", 3, ["log.tracker_args.tracker_lab.make: 3 is no mapping"]),
+        ("no_tracker", {}, ["log.trackers: no_tracker is unknown to accelerate", "pip install no_tracker"]),
+    ],
+)
+def test_a_problem_is_found_before_the_run_starts(lab, name, arguments, parts):
+    (problem,) = check_trackers([name], {name: arguments})
+    assert [part for part in parts if part not in problem] == []
+    assert "\n" not in problem
+
+
+def test_arguments_of_a_tracker_that_is_not_named_are_a_problem(lab):
+    assert check_trackers(["tracker_lab.make"], {"wandb": {}, "tracker_lab": {"make": {}}}) == [
+        "log.tracker_args.wandb: it is not among log.trackers; add it there",
+        "log.tracker_args.tracker_lab: it is not among log.trackers; write log.tracker_args={tracker_lab.make: {...}}",
+    ]

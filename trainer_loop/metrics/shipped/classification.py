@@ -1,0 +1,117 @@
+"""Metrics on class numbers, one a row, computed by scikit-learn.
+
+Result keys, arguments and defaults are those of the metrics of the same name on the hub.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trainer_loop.metrics.values import Average, ClassNumbers
+
+_UNDEFINED = 0.0  # the score of a class that is neither predicted nor there, as scikit-learn has it with a warning
+
+
+def accuracy(
+    predictions: ClassNumbers,
+    references: ClassNumbers,
+    *,
+    normalize: bool = True,
+    sample_weight: Sequence[float] | None = None,
+) -> float:
+    """The share of rows whose predicted class is the reference; with normalize=False their number."""
+    from sklearn.metrics import accuracy_score
+
+    return float(accuracy_score(references, predictions, normalize=normalize, sample_weight=sample_weight))
+
+
+def f1(
+    predictions: ClassNumbers,
+    references: ClassNumbers,
+    *,
+    labels: Sequence[int] | None = None,
+    pos_label: int = 1,
+    average: Average | None = "binary",
+    sample_weight: Sequence[float] | None = None,
+) -> float | list[float]:
+    """The harmonic mean of precision and recall: of one class, averaged over classes, or a list of them."""
+    from sklearn.metrics import f1_score
+
+    score = f1_score(
+        references,
+        predictions,
+        labels=labels,
+        pos_label=pos_label if average == "binary" else 1,  # elsewhere it means nothing
+        average=average,
+        sample_weight=sample_weight,
+        zero_division=_UNDEFINED,
+    )
+    return _float_or_list(score)
+
+
+def precision(
+    predictions: ClassNumbers,
+    references: ClassNumbers,
+    *,
+    labels: Sequence[int] | None = None,
+    pos_label: int = 1,
+    average: Average | None = "binary",
+    sample_weight: Sequence[float] | None = None,
+    zero_division: float | str = "warn",
+) -> float | list[float]:
+    """The share of rows predicted as a class that are of it: of one class, averaged, or a list of them."""
+    from sklearn.metrics import precision_score
+
+    score = precision_score(
+        references,
+        predictions,
+        labels=labels,
+        pos_label=pos_label if average == "binary" else 1,  # elsewhere it means nothing
+        average=average,
+        sample_weight=sample_weight,
+        zero_division=_UNDEFINED if zero_division == "warn" else zero_division,
+    )
+    return _float_or_list(score)
+
+
+def recall(
+    predictions: ClassNumbers,
+    references: ClassNumbers,
+    *,
+    labels: Sequence[int] | None = None,
+    pos_label: int = 1,
+    average: Average | None = "binary",
+    sample_weight: Sequence[float] | None = None,
+    zero_division: float | str = "warn",
+) -> float | list[float]:
+    """The share of rows of a class that are predicted as it: of one class, averaged, or a list of them."""
+    from sklearn.metrics import recall_score
+
+    score = recall_score(
+        references,
+        predictions,
+        labels=labels,
+        pos_label=pos_label if average == "binary" else 1,  # elsewhere it means nothing
+        average=average,
+        sample_weight=sample_weight,
+        zero_division=_UNDEFINED if zero_division == "warn" else zero_division,
+    )
+    return _float_or_list(score)
+
+
+def matthews_correlation(
+    predictions: ClassNumbers, references: ClassNumbers, *, sample_weight: Sequence[float] | None = None
+) -> float:
+    """The correlation of predicted and reference classes, from -1 to 1; 0 is what guessing reaches."""
+    from sklearn.metrics import matthews_corrcoef
+
+    if len(np.union1d(predictions, references)) == 1:  # scikit-learn gives the same, with a warning
+        return 0.0
+    return float(matthews_corrcoef(references, predictions, sample_weight=sample_weight))
+
+
+def _float_or_list(score: Any) -> float | list[float]:
+    """One number as a float; one a class as a list."""
+    scores = np.asarray(score, dtype=float)
+    return float(scores.item()) if scores.size == 1 else scores.tolist()

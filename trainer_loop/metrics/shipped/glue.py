@@ -1,0 +1,20 @@
+"""What the GLUE benchmark (arXiv 1804.07461) reports on its data sets, where that is more than one metric."""
+
+from typing import TypedDict
+
+from trainer_loop.metrics.values import ClassNumbersOfTwo
+
+
+class AccuracyAndF1(TypedDict):
+    accuracy: float
+    f1: float
+
+
+def mrpc(predictions: ClassNumbersOfTwo, references: ClassNumbersOfTwo) -> AccuracyAndF1:
+    """Accuracy, and F1 of class 1 (the pair is a paraphrase)."""
+    from sklearn.metrics import accuracy_score, f1_score
+
+    return {
+        "accuracy": float(accuracy_score(references, predictions)),
+        "f1": float(f1_score(references, predictions, zero_division=0.0)),
+    }

@@ -1,0 +1,34 @@
+"""What metrics compare: the types by which a shipped metric annotates its parameters.
+
+A task declares the same kinds in `outputs`, such as `{"predictions": "class", "references": "class"}`. A shipped metric
+fits a task if the task gives every output that the metric asks for, and each is of the kind that the metric compares.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, TypeAlias
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Values:
+    """One column that a metric compares.
+
+    Args:
+        kind: what a task calls such values in its `outputs`.
+        dtype: what the values are converted to. The column is then `[N]`, one number a row. None: values stay as they
+            are.
+        num_classes: the only number of classes that the metric is defined for. None: any number.
+    """
+
+    kind: str
+    dtype: type[np.generic] | None = None
+    num_classes: int | None = None
+
+
+ClassNumbers: TypeAlias = Annotated[np.ndarray, Values("class", np.int64)]
+ClassNumbersOfTwo: TypeAlias = Annotated[np.ndarray, Values("class", np.int64, num_classes=2)]
+NegativeLogLikelihoods: TypeAlias = Annotated[np.ndarray, Values("negative_log_likelihood", np.float64)]  # in nats
+TargetCounts: TypeAlias = Annotated[np.ndarray, Values("num_targets", np.int64)]
+
+Average: TypeAlias = Literal["binary", "micro", "macro", "weighted"]  # how scores of several classes become one
