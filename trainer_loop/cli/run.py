@@ -54,7 +54,8 @@ def _tell(error: UserError) -> None:
 
 
 def _run(argv: list[str], preemption: Preemption) -> int:
-    from trainer_loop.config.load import find_config, read_config, split_arguments
+    from trainer_loop.config.find import find_config
+    from trainer_loop.config.load import read_config, split_arguments
 
     name, overrides, asked = split_arguments(argv)
     if asked is not None:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer_loop.config import load
-from trainer_loop.config.load import find_config, read_config, split_arguments
+from trainer_loop.config import find
+from trainer_loop.config.find import find_config
+from trainer_loop.config.load import read_config, split_arguments
 from trainer_loop.errors import UserError
 
 
@@ -78,7 +79,7 @@ def shipped(tmp_path, monkeypatch):
     """An empty current directory, and a directory of shipped configs elsewhere."""
     directory = tmp_path / "shipped"
     directory.mkdir()
-    monkeypatch.setattr(load, "_shipped_dir", lambda: directory)
+    monkeypatch.setattr(find, "shipped_dir", lambda: directory)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return directory
@@ -137,5 +138,5 @@ def test_a_run_directory_is_told_its_config_file(shipped):
 
 
 def test_the_shipped_configs_lie_in_the_package_or_beside_it():
-    assert load._shipped_dir().name == "configs"
-    assert load._shipped_dir().is_dir()
+    assert find.shipped_dir().name == "configs"
+    assert find.shipped_dir().is_dir()
