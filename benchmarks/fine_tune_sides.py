@@ -91,11 +91,10 @@ def train_with_ours(wanted: Wanted, watch: Watch) -> nn.Module:
 def train_bare(wanted: Wanted, watch: Watch) -> nn.Module:
     """A loop written by hand; only the cut into microbatches comes from trainer_loop's plan."""
     from trainer_loop.build import build
-    from trainer_loop.config.load import read_config, split_arguments
+    from trainer_loop.config.load import load_config, split_arguments
 
     name, overrides, _ = split_arguments(wanted.our_words())
-    config, problems = read_config(name, overrides)
-    loader: Any = build(config, problems=problems).train_loader
+    loader: Any = build(load_config(name, overrides)).train_loader
     steps = [loader.plan.step(step).microbatches[0] for step in range(loader.plan.steps_per_epoch)]
 
     tokenizer = AutoTokenizer.from_pretrained(wanted.model)

@@ -459,7 +459,8 @@ def test_a_config_without_a_model_says_so(tmp_path):
     config = tmp_path / "config.yaml"
     (tmp_path / "a.json").write_text("{}")
     config.write_text(migrate(tmp_path / "a.json"))
-    read, problems = read_config(str(config), ["data.train=a.csv"])
+    reading = read_config(str(config), ["data.train=a.csv"])
+    read, problems = reading.config, reading.problems
     assert problems == []
     assert list(missing_parts(read)) == ["model"]
 

@@ -63,11 +63,14 @@ def _run(argv: list[str], preemption: Preemption) -> int:
         return 0
     if name is not None:
         find_config(name)  # told at once, without the seconds that the rest takes
-    config, problems = read_config(name, overrides)
+    reading = read_config(name, overrides)
+    config = reading.config
     claim = RunLock(RunDir(config.run_dir), enabled=process_index_from_environment() == 0 and not config.dry_run)
     with _tell_scripts_how_it_ends(claim) as state_so_far:
         claim.acquire()
-        _train(config, problems, preemption=preemption, claim=claim, state_so_far=state_so_far)
+        if reading.key_problems:  # told at once, before torch is imported
+            raise UserError(reading.problems)
+        _train(config, reading.conflicts, preemption=preemption, claim=claim, state_so_far=state_so_far)
     return 0
 
 

@@ -47,26 +47,38 @@ def load_config(path: str | None = None, overrides: Sequence[str] = ()) -> Confi
     >>> load_config("imdb.yaml", ["train.epochs=1"]).train.epochs
     1.0
     """
-    config, problems = read_config(path, overrides)
-    if problems:
-        raise UserError(problems)
-    return config
+    reading = read_config(path, overrides)
+    if reading.problems:
+        raise UserError(reading.problems)
+    return reading.config
 
 
-def read_config(path: str | None, overrides: Sequence[str]) -> tuple[Config, list[str]]:
-    """The config as far as it can be told, and every problem of it; a key that is wrong has its default.
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """A config and its problems, each in one line."""
+
+    config: Config  # a key that is wrong has its default
+    key_problems: list[str]  # names that are no keys, and values of the wrong type
+    conflicts: list[str]  # keys that contradict each other
+
+    @property
+    def problems(self) -> list[str]:
+        return self.key_problems + self.conflicts
+
+
+def read_config(path: str | None, overrides: Sequence[str]) -> Reading:
+    """Read the layers of a config and find every problem of them.
 
     `path` is looked for by `find_config`; None: only the defaults and the overrides. Raises UserError where nothing
     can go on: a name in it is longer than any file's.
     """
     layers = [] if path is None else _file_layers(path)
     layers.append(command_line_layer(overrides))
-    problems = [problem for layer in layers for problem in layer.problems]
-
     tree, given, unreadable = _merge(layers)
     values, unresolved = _resolve(tree, given)
     config = _construct(Config, values)
-    problems += [*unreadable, *unresolved.values()]
+    problems = [problem for layer in layers for problem in layer.problems]
+    reading = Reading(config, [printable(told) for told in [*problems, *unreadable, *unresolved.values()]], [])
 
     if all(layer.is_readable for layer in layers):
         source = COMMAND_LINE if path is None else str(path)
@@ -74,10 +86,10 @@ def read_config(path: str | None, overrides: Sequence[str]) -> tuple[Config, lis
         for keys, problem in [*unusable, *conflicts(config)]:
             if not unresolved.keys() & set(keys):
                 place = next((given[key].place for key in keys if key in given), source)
-                problems.append(f"{place}: {problem}")
+                reading.conflicts.append(printable(f"{place}: {problem}"))
         if unusable:
-            raise UserError([printable(problem) for problem in problems])
-    return config, [printable(problem) for problem in problems]
+            raise UserError(reading.problems)
+    return reading
 
 
 def _file_layers(path: str) -> list[Layer]:

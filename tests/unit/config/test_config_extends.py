@@ -33,7 +33,7 @@ def problems(write):
 
     def read_text(text, *overrides):
         write("imdb.yaml", text)
-        return read_config("imdb.yaml", overrides)[1]
+        return read_config("imdb.yaml", overrides).problems
 
     return read_text
 

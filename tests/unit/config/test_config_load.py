@@ -19,7 +19,8 @@ def read(tmp_path, monkeypatch):
 
     def read_text(text, *overrides):
         (tmp_path / "imdb.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
-        return read_config("imdb.yaml", overrides)
+        reading = read_config("imdb.yaml", overrides)
+        return reading.config, reading.problems
 
     return read_text
 

@@ -137,7 +137,8 @@ arguments = st.builds(lambda key, text: f"{key}={text}", keys, st.text() | st.sa
 @settings(max_examples=50, deadline=None)
 @given(st.lists(arguments, max_size=4))
 def test_whatever_is_on_the_command_line_there_is_a_config_and_every_problem_is_one_line(overrides):
-    config, problems = read_config(None, overrides)
+    reading = read_config(None, overrides)
+    config, problems = reading.config, reading.problems
     assert isinstance(config, Config)
     assert all(problem.startswith("command line: ") and problem.isprintable() for problem in problems)
 
@@ -189,6 +190,7 @@ PIECES += [
 def test_whatever_is_in_a_file_there_is_a_config_and_every_problem_is_one_line(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(content)
-    config, problems = read_config(str(path), [])
+    reading = read_config(str(path), [])
+    config, problems = reading.config, reading.problems
     assert isinstance(config, Config)
     assert all(problem.startswith(str(path)) and problem.isprintable() for problem in problems)
