@@ -90,8 +90,8 @@ def _load_ours(
 
     prepare_environment()  # as the command does, before torch is imported
 
-    from trainer_loop.build import build
-    from trainer_loop.config.load import load_config, split_arguments
+    from trainer_loop import build, load_config
+    from trainer_loop.config.load import split_arguments
 
     words = imdb_words(
         model=model, train=train, held_out=held_out, folder=folder, max_length=max_length, batch_size=32, evaluates=True

@@ -63,8 +63,8 @@ class _Reached(Exception):
 
 def train_with_ours(wanted: Wanted, watch: Watch) -> nn.Module:
     """The command, with the watch around each step."""
+    from trainer_loop import TrainingLoop
     from trainer_loop.cli.run import main
-    from trainer_loop.loop import TrainingLoop
 
     train_step = TrainingLoop.train_step
     loops: list[TrainingLoop] = []
@@ -90,8 +90,8 @@ def train_with_ours(wanted: Wanted, watch: Watch) -> nn.Module:
 
 def train_bare(wanted: Wanted, watch: Watch) -> nn.Module:
     """A loop written by hand; only the cut into microbatches comes from trainer_loop's plan."""
-    from trainer_loop.build import build
-    from trainer_loop.config.load import load_config, split_arguments
+    from trainer_loop import build, load_config
+    from trainer_loop.config.load import split_arguments
 
     name, overrides, _ = split_arguments(wanted.our_words())
     loader: Any = build(load_config(name, overrides)).train_loader

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from trainer_loop import TrainingLoop
 from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.loader import TrainLoader
-from trainer_loop.loop import TrainingLoop
 from trainer_loop.parallel.processes import make_accelerator
 from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.logs import Console, MetricLog

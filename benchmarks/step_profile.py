@@ -73,8 +73,8 @@ def profile_steps(*, model: str, train: str, max_length: int, batch_size: int, s
 
     from torch.profiler import ProfilerActivity, profile
 
-    from trainer_loop.build import build
-    from trainer_loop.config.load import load_config, split_arguments
+    from trainer_loop import build, load_config
+    from trainer_loop.config.load import split_arguments
 
     with tempfile.TemporaryDirectory() as folder:
         words = imdb_words(

@@ -13,9 +13,10 @@ from packaging.version import Version
 from transformers import SchedulerType, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from trainer_loop import load_config
 from trainer_loop.cli.migrate import main, migrate
 from trainer_loop.config.checks import missing_parts
-from trainer_loop.config.load import load_config, read_config, values_of
+from trainer_loop.config.load import read_config, values_of
 from trainer_loop.config.schema import KEYS
 from trainer_loop.migrate.page import BEGINS, markdown
 from trainer_loop.migrate.trainer_optimizers import OPTIMIZERS

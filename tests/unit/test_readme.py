@@ -5,9 +5,8 @@ from pathlib import Path
 
 import torch
 
-from trainer_loop import loop
+from trainer_loop import load_config, loop
 from trainer_loop.config.fields import Config
-from trainer_loop.config.load import load_config
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

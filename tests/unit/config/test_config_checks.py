@@ -2,10 +2,10 @@
 
 import pytest
 
+from trainer_loop import UserError
 from trainer_loop.config.checks import missing_parts
 from trainer_loop.config.load import read_config
 from trainer_loop.config.schema import KEYS
-from trainer_loop.errors import UserError
 
 NEEDED = ["model.name=m", "data.train=a.csv"]
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from trainer_loop import UserError
 from trainer_loop.config import find
 from trainer_loop.config.find import find_config
 from trainer_loop.config.load import read_config, split_arguments
-from trainer_loop.errors import UserError
 
 
 def test_no_argument_means_the_embedded_default():

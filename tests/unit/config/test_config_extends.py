@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainer_loop import load_config
 from trainer_loop.config import find
-from trainer_loop.config.load import load_config, read_config, write_resolved
+from trainer_loop.config.load import read_config, write_resolved
 from trainer_loop.config.yaml_core import dump
 
 

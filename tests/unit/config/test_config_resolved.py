@@ -5,8 +5,9 @@ import dataclasses
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from trainer_loop import load_config
 from trainer_loop.config.fields import Config
-from trainer_loop.config.load import load_config, read_config, write_resolved
+from trainer_loop.config.load import read_config, write_resolved
 from trainer_loop.config.secrets import is_secret
 
 TRICKY = [
