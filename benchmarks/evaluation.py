@@ -90,15 +90,14 @@ def _load_ours(
 
     prepare_environment()  # before torch is imported, like the command
 
-    from trainer_loop.build import build
-    from trainer_loop.config.load import read_config, split_arguments
+    from trainer_loop import build, load_config
+    from trainer_loop.config.load import split_arguments
 
     words = imdb_words(
         model=model, train=train, held_out=held_out, folder=folder, max_length=max_length, batch_size=32, evaluates=True
     )
     name, overrides, _ = split_arguments(words)
-    config, problems = read_config(name, overrides)
-    loop = build(config, problems=problems)
+    loop = build(load_config(name, overrides))
     (loader,) = loop.data.validation.values()
     return lambda: loop.evaluate(loader)
 

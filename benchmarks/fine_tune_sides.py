@@ -68,8 +68,8 @@ class _Reached(Exception):
 
 def train_with_ours(wanted: Wanted, watch: Watch) -> nn.Module:
     """Train with the command, and the watch around each step."""
+    from trainer_loop import TrainingLoop
     from trainer_loop.cli.run import main
-    from trainer_loop.loop import TrainingLoop
 
     train_step = TrainingLoop.train_step
     loops: list[TrainingLoop] = []
@@ -95,12 +95,11 @@ def train_with_ours(wanted: Wanted, watch: Watch) -> nn.Module:
 
 def train_bare(wanted: Wanted, watch: Watch) -> nn.Module:
     """Train with a loop written by hand; only the cut into microbatches comes from trainer_loop's plan."""
-    from trainer_loop.build import build
-    from trainer_loop.config.load import read_config, split_arguments
+    from trainer_loop import build, load_config
+    from trainer_loop.config.load import split_arguments
 
     name, overrides, _ = split_arguments(wanted.our_words())
-    config, problems = read_config(name, overrides)
-    loader: Any = build(config, problems=problems).data.train
+    loader: Any = build(load_config(name, overrides)).data.train
     steps = [loader.plan.step(step).microbatches[0] for step in range(loader.plan.steps_per_epoch)]
 
     tokenizer = AutoTokenizer.from_pretrained(wanted.model)

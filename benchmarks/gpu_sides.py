@@ -189,8 +189,8 @@ def _run(
     steps: int,
 ) -> list[float]:
     """Run the command with `step(train_step, loop, step_batch)` for each training step; returns the logged losses."""
+    from trainer_loop import TrainingLoop
     from trainer_loop.cli.run import main
-    from trainer_loop.loop import TrainingLoop
     from trainer_loop.record.run_dir import RunDir
 
     train_step = TrainingLoop.train_step

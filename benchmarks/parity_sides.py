@@ -60,7 +60,7 @@ def measure_ours(
     task.bind(make_tokenizer())
     rows = _make_rows(name)
     model = make_model(name)
-    use_attention(model)  # this call and the next as in build.py
+    use_attention(model)  # this call and the next as in models/assemble.py
     if not torch.accelerator.is_available():
         use_cpu_modules(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from trainer_loop import TrainingLoop
 from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.loader import TrainLoader
 from trainer_loop.data.run_data import RunData
 from trainer_loop.engine import Engine
 from trainer_loop.evaluation import Evaluator
-from trainer_loop.loop import TrainingLoop
 from trainer_loop.options import LoopOptions
 from trainer_loop.parallel.processes import make_accelerator
 from trainer_loop.record.checkpoint import Checkpointer

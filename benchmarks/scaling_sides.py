@@ -13,8 +13,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from benchmarks.our_run import imdb_words
 from benchmarks.scoring import Scorer
 from benchmarks.watch import Watch
+from trainer_loop import TrainingLoop
 from trainer_loop.cli.run import main as run
-from trainer_loop.loop import TrainingLoop
 from trainer_loop.parallel.processes import choose_precision, leave_process_group, make_accelerator
 from trainer_loop.record.run_dir import RunDir
 

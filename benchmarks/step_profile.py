@@ -73,8 +73,8 @@ def profile_steps(*, model: str, train: str, max_length: int, batch_size: int, s
 
     from torch.profiler import ProfilerActivity, profile
 
-    from trainer_loop.build import build
-    from trainer_loop.config.load import read_config, split_arguments
+    from trainer_loop import build, load_config
+    from trainer_loop.config.load import split_arguments
 
     with tempfile.TemporaryDirectory() as folder:
         words = imdb_words(
@@ -87,8 +87,7 @@ def profile_steps(*, model: str, train: str, max_length: int, batch_size: int, s
             steps=_WARM_UP_STEPS + steps,
         )
         name, overrides, _ = split_arguments(words)
-        config, problems = read_config(name, overrides)
-        loop = build(config, problems=problems)
+        loop = build(load_config(name, overrides))
         loop.model.train()
         batches = loop.data.train.steps(start=0, stop=loop.options.num_steps)
         for _ in range(_WARM_UP_STEPS):

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from benchmarks import tiny_classifier as tiny
 from benchmarks.plain_loop import make_plain_loop
+from trainer_loop import TrainingLoop
 from trainer_loop.data.batch_plan import BatchPlan
-from trainer_loop.loop import TrainingLoop
 from trainer_loop.record.logs import Console
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import Batch

@@ -13,12 +13,12 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from trainer_loop import TrainingLoop
 from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.loader import EvaluationLoader, TrainLoader
 from trainer_loop.data.run_data import RunData
 from trainer_loop.engine import Engine
 from trainer_loop.evaluation import Evaluator
-from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.named_metric import NamedMetric
 from trainer_loop.models.packing import use_packing
 from trainer_loop.optim.groups import ParameterGroup, make_groups

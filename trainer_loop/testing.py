@@ -21,7 +21,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 
-from trainer_loop.build import build
+from trainer_loop.assembly import build
 from trainer_loop.components import locate_source
 from trainer_loop.config.fields import Config
 from trainer_loop.loop import TrainingLoop

@@ -2,7 +2,7 @@
 
 import torch
 
-from trainer_loop.loop import TrainingLoop
+from trainer_loop import TrainingLoop
 
 
 class Fgm(TrainingLoop):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForSequenceClassification
 
-from trainer_loop.loop import TrainingLoop
+from trainer_loop import TrainingLoop
 
 
 class Distillation(TrainingLoop):

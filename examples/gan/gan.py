@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer_loop.loop import TrainingLoop
+from trainer_loop import TrainingLoop
 from trainer_loop.optim.joined import JoinedOptimizer
 from trainer_loop.tasks.task import RowTask
 

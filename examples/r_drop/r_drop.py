@@ -2,7 +2,7 @@
 
 import torch.nn.functional as F
 
-from trainer_loop.loop import TrainingLoop
+from trainer_loop import TrainingLoop
 
 
 class RDrop(TrainingLoop):

@@ -25,11 +25,8 @@ from made_up import make_reviews, write_csv
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from trainer_loop.build import build
-from trainer_loop.config.load import load_config
+from trainer_loop import TrainingLoop, UserError, build, load_config
 from trainer_loop.data.tokenizer import train_tokenizer
-from trainer_loop.errors import UserError
-from trainer_loop.loop import TrainingLoop
 from trainer_loop.record.state import TrainState
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 from trainer_loop.tasks.task import RowTask

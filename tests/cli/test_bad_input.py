@@ -1,12 +1,16 @@
 """Every bad input ends with exit code 2, no traceback, and one line a problem: all of them in one go."""
 
+import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from made_up import make_reviews, write_csv
 
+ROOT = Path(__file__).parents[2]
 ROWS = make_reviews(40)
 
 
@@ -19,14 +23,57 @@ def assert_refused(ended, *wanted: str) -> None:
         assert any(part in problem for problem in ended.problems), f"{part!r} is not in {ended.problems}"
 
 
-def test_config_and_data_problems_are_all_told_at_once(subprocess_command, tiny_model, tmp_path):
+def test_wrong_names_and_types_of_keys_are_all_told_at_once_before_torch_is_imported(subprocess_command, tmp_path):
+    """In a process of its own, as a user sees it; what else is wrong is not looked for yet."""
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')\n")
+    (tmp_path / "base.yaml").write_text("num_train_epochs: 3\noptimizer: {name: adamv}\n")
+    (tmp_path / "own.yaml").write_text(
+        "extends: base.yaml\nmodel: {name: nowhere}\nbatch: {sise: 8}\ntrain: {precision: bf17}\ndata: {train: a.csv}\n"
+    )
+    ended = subprocess_command(
+        "config=own.yaml", "log.every=0", "batch.accumulate=2", environment={"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    )
+    assert_refused(
+        ended,
+        "base.yaml:1: there is no key num_train_epochs; here it is train.epochs",
+        "own.yaml:3: there is no key batch.sise; did you mean batch.size",
+        "own.yaml:4: train.precision is 'bf17'; allowed: auto, no, bf16 or fp16",
+        "command line: log.every is 0",
+        "command line: batch.accumulate is 2, which counts microbatches",  # needs nothing but the config either
+    )
+    assert len(ended.problems) == 5
+
+
+def test_wrong_names_and_types_of_keys_are_told_within_a_second(tmp_path):
+    """A second of the processor: what else runs on this machine does not count."""
+    program = (
+        "import resource, sys; from trainer_loop.cli.run import main\n"
+        "assert main(['config=quickstart.yaml', 'batch.sise=32']) == 2\n"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
+        "used = resource.getrusage(resource.RUSAGE_SELF); print(used.ru_utime + used.ru_stime)"
+    )
+    seconds = []
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+        assert done.stderr == "error: command line: there is no key batch.sise; did you mean batch.size?\n"
+        seconds.append(float(done.stdout))
+    assert min(seconds) < 1
+
+
+def test_wrong_keys_are_how_the_command_ended(command, arguments, tmp_path):
+    """status.json would tell of the run before, otherwise."""
+    assert command(*arguments).code == 0
+    assert command(*arguments, "batch.sise=32").code == 2
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert (status["ended"], status["exit_code"]) == ("error", 2)
+
+
+def test_conflicts_components_and_data_are_all_told_at_once(subprocess_command, tiny_model, tmp_path):
     """In a process of its own, as a user sees it."""
     write_csv(tmp_path / "train.csv", [*ROWS, ("", "positive"), ("good", "")])
     (tmp_path / "own.yaml").write_text(
         f"model: {{name: {tiny_model}}}\n"
-        "num_train_epochs: 3\n"
-        "batch: {sise: 8}\n"
-        "train: {precision: bf17}\n"
+        "batch: {accumulate: 2}\n"
         "optimizer: {name: adamv, args: {betas: [0.9, 0.99]}}\n"
         "scheduler: {name: linear, args: {cycles: 2}}\n"
         "evaluate: {metrics: [acuracy]}\n"
@@ -35,12 +82,7 @@ def test_config_and_data_problems_are_all_told_at_once(subprocess_command, tiny_
     ended = subprocess_command("config=own.yaml")
     assert_refused(
         ended,
-        "own.yaml:2: there is no key num_train_epochs",
-        "train.epochs",
-        "own.yaml:3: there is no key batch.sise",
-        "did you mean batch.size",
-        "own.yaml:4: train.precision",
-        "auto, no, bf16",
+        "own.yaml:2: batch.accumulate is 2, which counts microbatches of batch.per_device rows",
         "did you mean adam",
         "scheduler.args.cycles",
         "optimizer.name is 'adamv'",
@@ -48,7 +90,7 @@ def test_config_and_data_problems_are_all_told_at_once(subprocess_command, tiny_
         "train.csv row 41",
         "train.csv row 42",
     )
-    assert len(ended.problems) == 8
+    assert len(ended.problems) == 6
 
 
 @pytest.mark.parametrize(

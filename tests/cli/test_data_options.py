@@ -11,7 +11,7 @@ from test_bad_input import assert_refused
 from test_predict import predict
 from test_streaming import go_through_and_killed
 
-from trainer_loop.predictor import Predictor
+from trainer_loop import Predictor
 
 
 def last_row(run: Path, prefix: str) -> dict[str, float]:

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 from made_up import make_reviews, write_csv
 
+from trainer_loop import load_config
 from trainer_loop.cli.checkpoints import main as list_and_verify
 from trainer_loop.cli.run import main
-from trainer_loop.config.load import load_config
 from trainer_loop.record.checkpoint_files import find_fault, list_checkpoints
 from trainer_loop.record.logs import read_metrics
 from trainer_loop.record.run_dir import RunDir

@@ -10,9 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from trainer_loop.build import build
+from trainer_loop import build, load_config
 from trainer_loop.cli.predict import main
-from trainer_loop.config.load import load_config
 from trainer_loop.models.loading import make_model
 
 RATES = "optimizer={name: sgd, lr: 0.1, weight_decay: 0.0}"

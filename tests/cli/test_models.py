@@ -11,10 +11,8 @@ import transformers
 import zoo
 from safetensors.torch import load_file, save_file
 
-from trainer_loop.build import build
+from trainer_loop import Predictor, build, load_config
 from trainer_loop.cli.predict import main as predict
-from trainer_loop.config.load import load_config
-from trainer_loop.predictor import Predictor
 
 TEXTS = ["w1 w2 w3", "w40 w41 w42 w43 w44 w45 w46 w47", "w5", "w50 w9"]
 NO_DROPOUT = {
@@ -362,7 +360,7 @@ def test_a_text_that_spells_out_the_end_token_is_named_before_the_model_loads(
     save_model(tmp_path / "base", model_type, "AutoModelForSequenceClassification")
     bad = tmp_path / "bad.csv"
     bad.write_text("text,label\nw1 w2,0\nw3 [EOS] w4,1\nw5,2\n")
-    monkeypatch.setattr("trainer_loop.build.make_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("trainer_loop.assembly.make_model", lambda *_, **__: pytest.fail("the model was loaded"))
     streamed = ["data.streaming=true", "train.epochs=", "train.steps=2", "data.label_names={a: 0, b: 1, c: 2}"]
     options = [f"data.train={bad}", "data.validation=null", "evaluate.every=never", "checkpoint.every=never"]
     ended = command(*small, "model.name=base", *options, *(streamed if streaming else []))

@@ -16,10 +16,10 @@ from hub_server import TOKEN, Fault, Repo, serve
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
+from trainer_loop import load_config
 from trainer_loop.cli.push import USAGE
 from trainer_loop.cli.push import main as push_main
 from trainer_loop.cli.run import main as run_main
-from trainer_loop.config.load import load_config
 
 OF_A_MODEL = {
     *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
@@ -512,7 +512,7 @@ def test_help_names_every_argument(push):
 
 
 def test_a_plain_model_trained_from_python_is_pushed(hub, tmp_path, monkeypatch):
-    from trainer_loop.build import build
+    from trainer_loop import build
 
     root = Path(__file__).parents[2]
     monkeypatch.syspath_prepend(str(root))

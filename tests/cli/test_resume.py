@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer_loop.loop import TrainingLoop
+from trainer_loop import TrainingLoop
 from trainer_loop.record.checkpoint_files import seal
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from trainer_loop.config.load import load_config
+from trainer_loop import load_config
 
 TRAINING_COLUMNS = {"loss", "grad_norm", "lr", "rows_per_second", "tokens_per_second", "padding", "data_wait"}
 

@@ -15,7 +15,7 @@ from scenarios import find_free_port
 from test_bad_input import assert_refused
 from test_resume import KilledError, metric_rows
 
-from trainer_loop.loop import TrainingLoop
+from trainer_loop import TrainingLoop
 
 NO_DROPOUT = "model.overrides={hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}"
 LABELS = "data.label_names=[negative, positive]"

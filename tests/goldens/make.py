@@ -115,8 +115,7 @@ def run_cases(directory: Path) -> None:
     """Train all cases in this process, which may be one of a group; process 0 writes results.json."""
     import torch
 
-    from trainer_loop.build import build
-    from trainer_loop.config.load import load_config
+    from trainer_loop import build, load_config
 
     rank, num_processes = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     stand_ins = {

@@ -8,7 +8,7 @@ import tiny
 import torch
 from scenarios import Outcome, Scenario, run_here, run_in_group
 
-from trainer_loop.errors import UserError
+from trainer_loop import UserError
 from trainer_loop.runtime.compiler import check_compiler, compile_model
 
 # 49 rows in batches of 16 leave one: in that step the second process has none, and runs a dummy microbatch.

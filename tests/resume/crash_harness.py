@@ -20,7 +20,7 @@ from typing import Any
 
 import driver
 
-import trainer_loop.build  # noqa: F401 - and with it nearly all that a run imports
+import trainer_loop.assembly  # noqa: F401 - and with it nearly all that a run imports
 
 
 def serve() -> dict[str, Any] | None:

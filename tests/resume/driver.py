@@ -110,14 +110,14 @@ class _Fault:
 
 def _at_fit(fault: _Fault, _which: int) -> None:
     """When training begins."""
-    from trainer_loop.loop import TrainingLoop
+    from trainer_loop import TrainingLoop
 
     _hook(TrainingLoop, "fit", before=lambda *_: fault.happen())
 
 
 def _at_step(fault: _Fault, step: int) -> None:
     """In step `step` (from 1): its gradients are there and the update is not."""
-    from trainer_loop.loop import TrainingLoop
+    from trainer_loop import TrainingLoop
 
     _hook(TrainingLoop, "clip_gradients", before=lambda loop, _: loop.train_step_number == step and fault.happen())
     _number_steps()
@@ -125,7 +125,7 @@ def _at_step(fault: _Fault, step: int) -> None:
 
 def _at_updated(fault: _Fault, step: int) -> None:
     """After the update of step `step`, of which nothing is noted yet."""
-    from trainer_loop.loop import TrainingLoop
+    from trainer_loop import TrainingLoop
 
     _hook(TrainingLoop, "train_step", after=lambda _, batch: batch.step + 1 == step and fault.happen())
 
@@ -276,7 +276,7 @@ def _before_link(fault: _Fault, name: str, step: int) -> None:
 
 
 def _number_steps() -> None:
-    from trainer_loop.loop import TrainingLoop
+    from trainer_loop import TrainingLoop
 
     def note(loop: Any, batch: Any) -> None:
         loop.train_step_number = batch.step + 1
@@ -285,7 +285,7 @@ def _number_steps() -> None:
 
 
 def _record_rows(path: Path) -> None:
-    from trainer_loop.loop import TrainingLoop
+    from trainer_loop import TrainingLoop
 
     start = int(os.environ["START"])
 

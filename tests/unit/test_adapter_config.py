@@ -8,7 +8,7 @@ import peft
 import pytest
 import tiny
 
-from trainer_loop.errors import UserError
+from trainer_loop import UserError
 from trainer_loop.models.adapters import load_adapted_model
 from trainer_loop.record.adapter_config import check_adapter_config
 

@@ -9,7 +9,7 @@ import transformers
 import zoo
 from torch import Tensor, nn
 
-from trainer_loop.errors import UserError
+from trainer_loop import UserError
 from trainer_loop.models.adapters import add_adapter, load_adapted_model, merge_adapter
 from trainer_loop.models.trials import find_reach
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 from transformers.masking_utils import bidirectional_mask_function
 
-from trainer_loop import attention, cpu_kernels
+from trainer_loop.ops import attention, cpu_kernels
 from trainer_loop.ops.attention import ATTENTION, attend, describe_attention_dropout, make_mask, use_attention
 from trainer_loop.ops.cpu_kernels import CpuDropout, use_cpu_modules
 

@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, Trainer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.pytorch_utils import Conv1D
 
-from trainer_loop.errors import UserError
+from trainer_loop import UserError
 from trainer_loop.models.config import count_positions, find_position_table, fit_model_config, without_borrowed_padding
 from trainer_loop.models.trials import Reach, find_reach, make_rows, try_padding
 from trainer_loop.optim.groups import make_groups

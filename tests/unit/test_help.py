@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
+from trainer_loop import UserError
 from trainer_loop.cli.help import help_about
-from trainer_loop.errors import UserError
 from trainer_loop.optim.optimizers import OPTIMIZERS
 from trainer_loop.optim.schedules import SCHEDULES
 

@@ -13,10 +13,11 @@ from packaging.version import Version
 from transformers import SchedulerType, Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
+from trainer_loop import load_config
 from trainer_loop.cli.migrate import main, migrate
 from trainer_loop.config.checks import missing_parts
 from trainer_loop.config.fields import OptimizerConfig
-from trainer_loop.config.load import load_config, read_config, values_of
+from trainer_loop.config.load import read_config, values_of
 from trainer_loop.config.schema import KEYS
 from trainer_loop.migrate.page import BEGINS, markdown
 from trainer_loop.migrate.trainer_optimizers import OPTIMIZERS
@@ -460,7 +461,8 @@ def test_a_config_without_a_model_says_so(tmp_path):
     config = tmp_path / "config.yaml"
     (tmp_path / "a.json").write_text("{}")
     config.write_text(migrate(tmp_path / "a.json"))
-    read, problems = read_config(str(config), ["data.train=a.csv"])
+    reading = read_config(str(config), ["data.train=a.csv"])
+    read, problems = reading.config, reading.problems
     assert problems == []
     assert list(missing_parts(read)) == ["model"]
 

@@ -3,7 +3,7 @@ import tiny
 import torch
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
-from trainer_loop.errors import UserError
+from trainer_loop import UserError
 from trainer_loop.models.config import check_model_config, fit_model_config, load_model_config, make_empty_model
 from trainer_loop.models.loading import make_model
 

@@ -8,8 +8,8 @@ import torch
 import zoo
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
+from trainer_loop import UserError
 from trainer_loop.data.loader import move_batch
-from trainer_loop.errors import UserError
 from trainer_loop.models.packing import use_packing
 from trainer_loop.ops.attention import use_attention
 from trainer_loop.ops.cpu_kernels import use_cpu_modules

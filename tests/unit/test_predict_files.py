@@ -15,11 +15,11 @@ import pyarrow.parquet
 import pytest
 from arrow_columns import CASES
 
+from trainer_loop import UserError
 from trainer_loop.cli.predict_files import FileRequest, predict_file, prepare_file
 from trainer_loop.data import write_files
 from trainer_loop.data.files import read_files
 from trainer_loop.data.text_format import TextFormat
-from trainer_loop.errors import UserError
 from trainer_loop.predictor import Judged
 from trainer_loop.record.export import ExportRecord
 

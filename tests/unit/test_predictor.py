@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
+from trainer_loop import Predictor
 from trainer_loop.data.tokenizer import train_tokenizer
-from trainer_loop.predictor import Predictor
 
 TEXTS = ["once upon a time there was a little bird", "there was, once upon a time, a bird"] * 20
 

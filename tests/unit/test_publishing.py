@@ -2,7 +2,7 @@
 
 import pytest
 
-from trainer_loop.config.load import load_config
+from trainer_loop import load_config
 from trainer_loop.plan import Overrides
 from trainer_loop.publishing import _find_base, _list_scores, _name_source
 from trainer_loop.record.model_card import BaseModel, Scores

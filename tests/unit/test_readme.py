@@ -6,9 +6,8 @@ from pathlib import Path
 
 import torch
 
-from trainer_loop import loop
+from trainer_loop import load_config, loop
 from trainer_loop.config.fields import Config
-from trainer_loop.config.load import load_config
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -76,3 +75,11 @@ def test_the_keys_of_its_commands_are_keys():
 def test_the_configs_it_names_are_shipped():
     for name in set(re.findall(r"config=(\w+\.yaml)", README)):
         assert load_config(name, ["data.train=x.csv"] if name == "reviews.yaml" else []).model
+
+
+def test_the_config_it_shows_extends_a_shipped_one(tmp_path):
+    (text,) = blocks("yaml")
+    (tmp_path / "large.yaml").write_text(text)
+    large, imdb = load_config(str(tmp_path / "large.yaml")), load_config("imdb.yaml")
+    assert (large.model.name, large.optimizer.lr) == ("google-bert/bert-large-uncased", 2e-5)
+    assert (large.data, large.model.overrides) == (imdb.data, imdb.model.overrides)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from trainer_loop.errors import UserError
+from trainer_loop import UserError
 from trainer_loop.options import LoopOptions
 from trainer_loop.record.state import TrainState
 from trainer_loop.selection import compare, find_metric, is_out_of_patience, judge

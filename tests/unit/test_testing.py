@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from made_up import make_reviews, write_csv
 
-from trainer_loop.config.load import load_config
+from trainer_loop import load_config
 from trainer_loop.data.tokenizer import train_tokenizer
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 from trainer_loop.tasks.task import TextTask

@@ -147,7 +147,7 @@ def _read_hub_keys(run_dir: RunDir | None) -> tuple[str | None, bool]:
     from trainer_loop.config.load import read_config
 
     try:
-        hub = read_config(str(run_dir.config), [])[0].hub  # one of another version may have problems: not here
+        hub = read_config(str(run_dir.config), []).config.hub  # one of another version may have problems: not here
     except RecursionError:  # it is told of when it is to be pushed
         return None, True
     return hub.push, hub.private

@@ -54,7 +54,8 @@ def _tell(error: UserError) -> None:
 
 
 def _run(argv: list[str], preemption: Preemption) -> int:
-    from trainer_loop.config.load import find_config, read_config, split_arguments
+    from trainer_loop.config.find import find_config
+    from trainer_loop.config.load import read_config, split_arguments
 
     name, overrides, asked = split_arguments(argv)
     if asked is not None:
@@ -62,11 +63,14 @@ def _run(argv: list[str], preemption: Preemption) -> int:
         return 0
     if name is not None:
         find_config(name)  # told at once, without the seconds that the rest takes
-    config, problems = read_config(name, overrides)
+    reading = read_config(name, overrides)
+    config = reading.config
     claim = RunLock(RunDir(config.run_dir), enabled=process_index_from_environment() == 0 and not config.dry_run)
     with _tell_scripts_how_it_ends(claim) as state_so_far:
         claim.acquire()
-        _train(config, problems, preemption=preemption, claim=claim, state_so_far=state_so_far)
+        if reading.key_problems:  # told at once, before torch is imported
+            raise UserError(reading.problems)
+        _train(config, reading.conflicts, preemption=preemption, claim=claim, state_so_far=state_so_far)
     return 0
 
 
@@ -90,7 +94,7 @@ def _train(
     state_so_far: "list[TrainState]",
 ) -> None:
     """Build, restore and fit; puts the state that `fit` advances into `state_so_far`."""
-    from trainer_loop.build import build, describe_plan  # torch and transformers: seconds
+    from trainer_loop.assembly import build, describe_plan  # torch and transformers: seconds
     from trainer_loop.parallel.processes import on_process_0
 
     loop = build(config, problems=problems, preemption=preemption)

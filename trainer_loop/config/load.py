@@ -1,4 +1,4 @@
-r"""The config: defaults, then a YAML file, then `key=value` arguments; every problem of all of them at once.
+r"""The config: defaults, then YAML files, then `key=value` arguments; every problem of all of them at once.
 
 `${run_dir}` stands for the value of another key, `${oc.env:HOME}` for an environment variable, `\${` for a plain `${`.
 No other interpolations are allowed.
@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -20,10 +19,11 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 
 from trainer_loop.config.checks import conflicts, unusable_paths
 from trainer_loop.config.fields import Config
+from trainer_loop.config.find import find_config
 from trainer_loop.config.interpolation import Interpolations
 from trainer_loop.config.schema import KEYS, SECTIONS
 from trainer_loop.config.secrets import FromEnvironment, find_secrets, name_sources
-from trainer_loop.config.sources import COMMAND_LINE, Entry, Layer, command_line_layer, file_layer
+from trainer_loop.config.sources import COMMAND_LINE, Entry, Layer, command_line_layer, file_layers
 from trainer_loop.config.values import expects, judge, shown
 from trainer_loop.config.yaml_core import dump
 from trainer_loop.errors import UserError, printable
@@ -47,26 +47,38 @@ def load_config(path: str | None = None, overrides: Sequence[str] = ()) -> Confi
     >>> load_config("imdb.yaml", ["train.epochs=1"]).train.epochs
     1.0
     """
-    config, problems = read_config(path, overrides)
-    if problems:
-        raise UserError(problems)
-    return config
+    reading = read_config(path, overrides)
+    if reading.problems:
+        raise UserError(reading.problems)
+    return reading.config
 
 
-def read_config(path: str | None, overrides: Sequence[str]) -> tuple[Config, list[str]]:
-    """The config as far as it can be told, and every problem of it; a key that is wrong has its default.
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """A config and its problems, each in one line."""
+
+    config: Config  # a key that is wrong has its default
+    key_problems: list[str]  # names that are no keys, and values of the wrong type
+    conflicts: list[str]  # keys that contradict each other
+
+    @property
+    def problems(self) -> list[str]:
+        return self.key_problems + self.conflicts
+
+
+def read_config(path: str | None, overrides: Sequence[str]) -> Reading:
+    """Read the layers of a config and find every problem of them.
 
     `path` is looked for by `find_config`; None: only the defaults and the overrides. Raises UserError where nothing
     can go on: a name in it is longer than any file's.
     """
-    layers = [] if path is None else [_file_layer(path)]
+    layers = [] if path is None else _file_layers(path)
     layers.append(command_line_layer(overrides))
-    problems = [problem for layer in layers for problem in layer.problems]
-
     tree, given, unreadable = _merge(layers)
     values, unresolved = _resolve(tree, given)
     config = _construct(Config, values)
-    problems += [*unreadable, *unresolved.values()]
+    problems = [problem for layer in layers for problem in layer.problems]
+    reading = Reading(config, [printable(told) for told in [*problems, *unreadable, *unresolved.values()]], [])
 
     if all(layer.is_readable for layer in layers):
         source = COMMAND_LINE if path is None else str(path)
@@ -74,17 +86,17 @@ def read_config(path: str | None, overrides: Sequence[str]) -> tuple[Config, lis
         for keys, problem in [*unusable, *conflicts(config)]:
             if not unresolved.keys() & set(keys):
                 place = next((given[key].place for key in keys if key in given), source)
-                problems.append(f"{place}: {problem}")
+                reading.conflicts.append(printable(f"{place}: {problem}"))
         if unusable:
-            raise UserError([printable(problem) for problem in problems])
-    return config, [printable(problem) for problem in problems]
+            raise UserError(reading.problems)
+    return reading
 
 
-def _file_layer(path: str) -> Layer:
+def _file_layers(path: str) -> list[Layer]:
     try:
-        return file_layer(find_config(path))
+        return file_layers(find_config(path))
     except UserError as error:
-        return Layer(problems=error.problems, is_readable=False)
+        return [Layer(problems=error.problems, is_readable=False)]
 
 
 def _merge(layers: Iterable[Layer]) -> tuple[DictConfig, dict[str, Entry], list[str]]:
@@ -223,38 +235,6 @@ def flatten(config: Config) -> dict[str, str | int | float | bool]:
     """Like `public_values`, with what is no single value as text. What trackers show of a run."""
     values = public_values(config).items()
     return {name: value if isinstance(value, (str, int, float)) else str(value) for name, value in values}
-
-
-def find_config(name: str) -> Path:
-    """The file that `config=name` means: as given, in ./configs, or among the configs that come with the package."""
-    shipped = _shipped_dir()
-    as_given = Path(name)
-    places = [as_given]
-    if not as_given.is_absolute():
-        places += [Path("configs") / name, shipped / name]
-    try:
-        found = next((place for place in places if place.is_file()), None)
-        is_run_dir = (as_given / "config.yaml").is_file()
-    except OSError as error:
-        raise UserError(f"config={shown(name)} cannot be read: {error.strerror}") from error
-    if found is not None:
-        return found
-    if is_run_dir:
-        raise UserError(f"config={name} is a directory; write config={as_given / 'config.yaml'}")
-    stems = {path.stem for directory in (Path("configs"), shipped) for path in directory.glob("*.yaml")}
-    close = get_close_matches(as_given.stem, sorted(stems), n=1)
-    raise UserError(
-        f"config={name} is not there; looked for {', '.join(map(str, places))}; "
-        f"shipped configs: {', '.join(sorted(path.name for path in shipped.glob('*.yaml'))) or 'none'}"
-        + (f"; did you mean config={close[0]}.yaml?" if close else "")
-    )
-
-
-def _shipped_dir() -> Path:
-    """`configs/` inside the installed package, or beside the package where it is installed from its sources."""
-    package = Path(__file__).parents[1]
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str], str | None]:

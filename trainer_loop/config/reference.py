@@ -12,6 +12,9 @@ accelerate launch --multi_gpu --num_processes 2 -m trainer_loop.run config=FILE.
 _LAYERS = [
     "Three layers: the defaults below, then the YAML file, then the command line from left to right.",
     "`config=imdb.yaml` is looked for as given, then in ./configs, then among the configs that come with the package.",
+    "The line `extends: base.yaml` in a file, or `extends: [base.yaml, large.yaml]`, puts other files below this one. "
+    "A later file of the list wins over an earlier one, and the file itself over all that it extends. They are looked "
+    "for beside the file that names them, then as `config=` is. config.yaml in the run directory holds every key.",
     "No argument at all runs the embedded default, `config=quickstart.yaml`, which needs no network.",
     "Mappings such as `model.overrides` are merged key by key over the layers; null empties one.",
     "Everything else is replaced. An empty value, `key=` or in a file `key:`, is null.",

@@ -1,18 +1,21 @@
-"""What one layer, a YAML file or the command line, says about which keys."""
+"""What each layer, a YAML file or the command line, says about which keys."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from yaml.nodes import MappingNode, Node, ScalarNode
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from trainer_loop.config.find import find_config
 from trainer_loop.config.schema import KEYS, SECTIONS, keys_of
 from trainer_loop.config.secrets import mask_arguments
 from trainer_loop.config.values import judge_as_given, read, shown
 from trainer_loop.config.yaml_core import MAP, NULL, STR, compose, core_tag, plain
+from trainer_loop.errors import UserError
 from trainer_loop.migrate.translations import describe_unknown
 
 COMMAND_LINE = "command line"
+_EXTENDS = "extends"  # a line of a file, no key of the config
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,50 @@ class Layer:
     """The entries of a layer in their order, and its problems; a key with a problem has no entry."""
 
     entries: list[Entry] = field(default_factory=list)
+    extends: list[Entry] = field(default_factory=list)  # one for each name of a file
     problems: list[str] = field(default_factory=list)
     is_readable: bool = True  # false: nothing is known of what it says
+
+
+def file_layers(path: Path) -> list[Layer]:
+    """Read a YAML file and the files that it extends, which come before it: a later layer wins.
+
+    A file that is extended several times has one layer, where it is extended last.
+    """
+    layers: dict[Path, Layer] = {}
+    _add_file(layers, path, above=())
+    return [*reversed(layers.values())]
+
+
+def _add_file(layers: dict[Path, Layer], path: Path, *, above: tuple[Path, ...]) -> None:
+    """Add the layers of a file and of all that it extends, the one that wins first. above: what extends this file."""
+    layer = layers[path.resolve()] = file_layer(path)
+    bases = []
+    for entry in layer.extends:
+        try:
+            bases.append(_find_base(entry, path, above=(*above, path)))
+        except UserError as error:
+            layer.problems += error.problems
+            layer.is_readable = False
+    for base in reversed(bases):
+        if base.resolve() not in layers:
+            _add_file(layers, base, above=(*above, path))
+
+
+def _find_base(entry: Entry, path: Path, *, above: tuple[Path, ...]) -> Path:
+    """The file that `path` extends by this entry. Raises UserError if it is not there or extends itself."""
+    try:
+        base = find_config(str(entry.value), extended_by=path)
+    except UserError as error:
+        raise UserError([f"{entry.place}: {problem}" for problem in error.problems]) from error
+    same = next((number for number, file in enumerate(above) if file.resolve() == base.resolve()), None)
+    if same is not None:
+        circle = " -> ".join(_displayed(file) for file in (*above[same:], base))
+        raise UserError(
+            f"{entry.place}: extends: {entry.value} makes a circle: {circle}; a file cannot extend itself, so remove "
+            "this line or name another file"
+        )
+    return base
 
 
 def file_layer(path: Path) -> Layer:
@@ -54,9 +99,27 @@ def file_layer(path: Path) -> Layer:
         problems.append(f"{name}:{node.start_mark.line + 1}: this is {kind}; a config is a mapping, such as seed: 42")
     if not isinstance(node, MappingNode):
         return _unreadable(*problems)
+
+    def place_of(node: Node) -> str:
+        return f"{name}:{node.start_mark.line + 1}"
+
     layer = Layer(problems=problems)
-    _add_entries(layer, node, prefix="", place_of=lambda key: f"{name}:{key.start_mark.line + 1}")
+    _take_out_extends(layer, node, place_of=place_of)
+    _add_entries(layer, node, prefix="", place_of=place_of)
     return layer
+
+
+def _take_out_extends(layer: Layer, node: MappingNode, *, place_of: Callable[[Node], str]) -> None:
+    """Move the names of the files that a file extends from its node to its layer."""
+    for value in [value for key, value in node.value if key.value == _EXTENDS and value.tag != NULL]:
+        for item in value.value if isinstance(value, SequenceNode) else [value]:
+            if isinstance(item, ScalarNode) and item.tag != NULL and item.value:
+                layer.extends.append(Entry(_EXTENDS, item.value, place_of(item)))
+            else:
+                told = f"extends is {shown(plain(value))}; allowed: the name of a file, or a list of such names"
+                layer.problems.append(f"{place_of(item)}: {told}")
+                layer.is_readable = False
+    node.value[:] = [(key, value) for key, value in node.value if key.value != _EXTENDS]
 
 
 def command_line_layer(arguments: Sequence[str]) -> Layer:
@@ -70,6 +133,10 @@ def command_line_layer(arguments: Sequence[str]) -> Layer:
         name, equals, text = argument.partition("=")
         if not equals:
             layer.problems.append(f"{COMMAND_LINE}: {argument} has no value; write {argument}=value")
+            continue
+        if name == _EXTENDS:
+            told = f"{argument}: extends is a line of a file; write it into the file that config= names"
+            layer.problems.append(f"{COMMAND_LINE}: {told}")
             continue
         value, problems = _argument_node(name, text)
         layer.problems += [f"{COMMAND_LINE}: {mask_arguments([argument])[0]}: {problem}" for problem in problems]

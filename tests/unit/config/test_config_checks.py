@@ -2,16 +2,16 @@
 
 import pytest
 
+from trainer_loop import UserError
 from trainer_loop.config.checks import missing_parts
 from trainer_loop.config.load import read_config
 from trainer_loop.config.schema import KEYS
-from trainer_loop.errors import UserError
 
 NEEDED = ["model.name=m", "data.train=a.csv"]
 
 
 def problems(*overrides):
-    return read_config(None, [*NEEDED, *overrides])[1]
+    return read_config(None, [*NEEDED, *overrides]).problems
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,8 @@ def problems(*overrides):
     ],
 )
 def test_what_only_python_could_still_give_is_no_contradiction(overrides, missing):
-    config, wrong = read_config(None, [*NEEDED, *overrides])
+    reading = read_config(None, [*NEEDED, *overrides])
+    config, wrong = reading.config, reading.problems
     assert wrong == []
     found = missing_parts(config)
     assert found.keys() == missing.keys()
@@ -206,19 +207,20 @@ def test_what_belongs_together_is_accepted(overrides):
     ],
 )
 def test_size_and_epochs_are_filled_in_where_nothing_else_is_given(overrides, size, epochs):
-    config, found = read_config(None, [*NEEDED, *overrides])
+    reading = read_config(None, [*NEEDED, *overrides])
+    config, found = reading.config, reading.problems
     assert (config.batch.size, config.train.epochs, found) == (size, epochs, [])
 
 
 def test_a_contradiction_carries_the_line_of_a_key_that_was_given(tmp_path):
     path = tmp_path / "imdb.yaml"
     path.write_text("model: {name: m}\ndata:\n  train: a.csv\n  validation: b.csv\n")
-    _, (problem,) = read_config(str(path), ["data.validation_fraction=0.1"])
+    (problem,) = read_config(str(path), ["data.validation_fraction=0.1"]).problems
     assert problem.startswith("command line: data.validation is 'b.csv'")
-    _, (problem,) = read_config(str(path), ["checkpoint.best=f1", "evaluate.every=never"])
+    (problem,) = read_config(str(path), ["checkpoint.best=f1", "evaluate.every=never"]).problems
     assert problem.startswith("command line: checkpoint.best is 'f1'")
     path.write_text("model: {name: m}\ndata:\n  train: a.csv\n  validation: b.csv\n  validation_fraction: 0.5\n")
-    _, (problem,) = read_config(str(path), [])
+    (problem,) = read_config(str(path), []).problems
     assert problem.startswith(f"{path}:5: ")
 
 

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from trainer_loop.config import load
-from trainer_loop.config.load import find_config, read_config, split_arguments
-from trainer_loop.errors import UserError
+from trainer_loop import UserError
+from trainer_loop.config import find
+from trainer_loop.config.find import find_config
+from trainer_loop.config.load import read_config, split_arguments
 
 
 def test_no_argument_means_the_embedded_default():
@@ -78,7 +79,7 @@ def shipped(tmp_path, monkeypatch):
     """An empty current directory, and a directory of shipped configs elsewhere."""
     directory = tmp_path / "shipped"
     directory.mkdir()
-    monkeypatch.setattr(load, "_shipped_dir", lambda: directory)
+    monkeypatch.setattr(find, "shipped_dir", lambda: directory)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     return directory
@@ -93,19 +94,19 @@ def test_a_config_is_looked_for_as_given_then_in_configs_then_among_the_shipped_
     _write(shipped / "imdb.yaml", 3)
     assert find_config("imdb.yaml") == shipped / "imdb.yaml"
     _write(Path("configs/imdb.yaml"), 2)
-    assert read_config("imdb.yaml", [])[0].seed == 2
+    assert read_config("imdb.yaml", []).config.seed == 2
     _write(Path("imdb.yaml"), 1)
-    assert read_config("imdb.yaml", [])[0].seed == 1
-    assert read_config("configs/imdb.yaml", [])[0].seed == 2
+    assert read_config("imdb.yaml", []).config.seed == 1
+    assert read_config("configs/imdb.yaml", []).config.seed == 2
     assert find_config(str(shipped / "imdb.yaml")) == shipped / "imdb.yaml"
 
 
 def test_problems_name_the_file_that_was_found(shipped):
     Path("configs").mkdir()
     Path("configs/imdb.yaml").write_text("lr: 1\n")
-    assert read_config("imdb.yaml", [])[1][0].startswith("configs/imdb.yaml:1: there is no key lr")
+    assert read_config("imdb.yaml", []).problems[0].startswith("configs/imdb.yaml:1: there is no key lr")
     (shipped / "other.yaml").write_text("lr: 1\n")
-    assert read_config("other.yaml", [])[1][0].startswith(f"{shipped}/other.yaml:1: there is no key lr")
+    assert read_config("other.yaml", []).problems[0].startswith(f"{shipped}/other.yaml:1: there is no key lr")
 
 
 def test_a_config_that_is_not_there_is_told_with_the_places_and_the_names(shipped):
@@ -118,7 +119,7 @@ def test_a_config_that_is_not_there_is_told_with_the_places_and_the_names(shippe
         f"config=imbd.yaml is not there; looked for imbd.yaml, configs/imbd.yaml, {shipped}/imbd.yaml; "
         "shipped configs: imdb.yaml, mrpc.yaml; did you mean config=imdb.yaml?"
     )
-    _, found = read_config("imbd.yaml", ["log.every=0"])
+    found = read_config("imbd.yaml", ["log.every=0"]).problems
     assert found[0] == problem
     assert found[1].startswith("command line: log.every is 0")
     assert len(found) == 2
@@ -137,5 +138,5 @@ def test_a_run_directory_is_told_its_config_file(shipped):
 
 
 def test_the_shipped_configs_lie_in_the_package_or_beside_it():
-    assert load._shipped_dir().name == "configs"
-    assert load._shipped_dir().is_dir()
+    assert find.shipped_dir().name == "configs"
+    assert find.shipped_dir().is_dir()

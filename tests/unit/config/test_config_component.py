@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
+from trainer_loop import UserError
 from trainer_loop.components import check_arguments, choose, locate
-from trainer_loop.errors import UserError
 
 
 @pytest.fixture

@@ -29,7 +29,8 @@ BASE = ["model.name=m", "data.name=d"]
 )
 def test_what_is_allowed(text, value, monkeypatch):
     monkeypatch.setenv("MINE", "mine")
-    config, problems = read_config(None, [*BASE, "model.overrides={a: [first]}", f"data.text={text}"])
+    reading = read_config(None, [*BASE, "model.overrides={a: [first]}", f"data.text={text}"])
+    config, problems = reading.config, reading.problems
     assert problems == []
     assert config.data.text == value
 
@@ -58,7 +59,7 @@ def test_everything_else_is_refused_and_no_module_is_imported(text, place, tmp_p
     (tmp_path / "planted.py").write_text("raise SystemExit('imported')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     argument = place.format(text)
-    _, problems = read_config(None, [*BASE, argument])
+    problems = read_config(None, [*BASE, argument]).problems
     (problem,) = problems
     assert problem.startswith("command line: ")
     assert "planted" not in sys.modules
@@ -76,7 +77,7 @@ def bomb(levels: int, factor: int) -> list[str]:
 )
 def test_texts_that_stand_for_ever_more_text_are_refused_at_once(arguments):
     began = time.monotonic()
-    _, problems = read_config(None, [*BASE, *arguments])
+    problems = read_config(None, [*BASE, *arguments]).problems
     assert time.monotonic() - began < 10
     assert problems
     assert all(len(problem) < 500 for problem in problems)

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 
+from trainer_loop import UserError, load_config
 from trainer_loop.config.fields import Config
-from trainer_loop.config.load import load_config, read_config, write_resolved
-from trainer_loop.errors import UserError
+from trainer_loop.config.load import read_config, write_resolved
 
 MINIMAL = "model: {name: m}\ndata: {train: a.csv}\n"
 
@@ -19,7 +19,8 @@ def read(tmp_path, monkeypatch):
 
     def read_text(text, *overrides):
         (tmp_path / "imdb.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
-        return read_config("imdb.yaml", overrides)
+        reading = read_config("imdb.yaml", overrides)
+        return reading.config, reading.problems
 
     return read_text
 

@@ -5,8 +5,9 @@ import dataclasses
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from trainer_loop import load_config
 from trainer_loop.config.fields import Config
-from trainer_loop.config.load import load_config, read_config, write_resolved
+from trainer_loop.config.load import read_config, write_resolved
 from trainer_loop.config.secrets import is_secret
 
 TRICKY = [
@@ -137,7 +138,8 @@ arguments = st.builds(lambda key, text: f"{key}={text}", keys, st.text() | st.sa
 @settings(max_examples=50, deadline=None)
 @given(st.lists(arguments, max_size=4))
 def test_whatever_is_on_the_command_line_there_is_a_config_and_every_problem_is_one_line(overrides):
-    config, problems = read_config(None, overrides)
+    reading = read_config(None, overrides)
+    config, problems = reading.config, reading.problems
     assert isinstance(config, Config)
     assert all(problem.startswith("command line: ") and problem.isprintable() for problem in problems)
 
@@ -189,6 +191,7 @@ PIECES += [
 def test_whatever_is_in_a_file_there_is_a_config_and_every_problem_is_one_line(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_bytes(content)
-    config, problems = read_config(str(path), [])
+    reading = read_config(str(path), [])
+    config, problems = reading.config, reading.problems
     assert isinstance(config, Config)
     assert all(problem.startswith(str(path)) and problem.isprintable() for problem in problems)

@@ -6,9 +6,9 @@ import pickle
 
 import pytest
 
-from trainer_loop.config.load import flatten, load_config, public_values, write_resolved
+from trainer_loop import UserError, load_config
+from trainer_loop.config.load import flatten, public_values, write_resolved
 from trainer_loop.config.secrets import FromEnvironment, find_secrets, is_secret, mask_arguments
-from trainer_loop.errors import UserError
 
 BASE = ["model.name=m", "data.name=d"]
 SECRET = "s3cr3t-of-mine"

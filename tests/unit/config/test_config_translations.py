@@ -65,7 +65,7 @@ def test_names_below_an_unknown_section_are_translated_one_by_one_with_their_lin
     path.write_text(
         "model: {name: m}\ndata: {train: a.csv}\ntrainer:\n  num_train_epochs: 3\n  deeper:\n    bf16: true\n"
     )
-    _, found = read_config(str(path), [])
+    found = read_config(str(path), []).problems
     assert found == [
         f"{path}:4: there is no key trainer.num_train_epochs; here it is train.epochs",
         f"{path}:6: there is no key trainer.deeper.bf16; here it is train.precision (bf16)",

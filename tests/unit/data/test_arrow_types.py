@@ -13,12 +13,12 @@ import pyarrow.parquet
 import pytest
 from arrow_columns import CASES, Case
 
+from trainer_loop import UserError
 from trainer_loop.data.checks import check_splits
 from trainer_loop.data.given_rows import as_dataset
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.row_stream import RowStream
 from trainer_loop.data.source import load_splits, open_splits
-from trainer_loop.errors import UserError
 
 COLUMNS = ["text", "label"]
 

@@ -11,6 +11,7 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 
+from trainer_loop import UserError
 from trainer_loop.data.checks import check_splits
 from trainer_loop.data.files import find_files
 from trainer_loop.data.labels import LabelNames
@@ -19,7 +20,6 @@ from trainer_loop.data.source import load_splits, open_splits
 from trainer_loop.data.text_format import DEFAULT_FORMAT
 from trainer_loop.data.whole_files import read_whole
 from trainer_loop.data.write_files import ReadyTable
-from trainer_loop.errors import UserError
 
 NAMES = LabelNames(["even", "odd"], {0: 0, 1: 1})
 ROWS = [{"text": f"text {n} é " + "x" * (n % 7), "label": n % 2} for n in range(30)]

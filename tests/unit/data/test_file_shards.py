@@ -12,10 +12,10 @@ import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
+from trainer_loop import UserError
 from trainer_loop.data.file_shards import open_files
 from trainer_loop.data.files import read_files
 from trainer_loop.data.shards import Shard
-from trainer_loop.errors import UserError
 
 COLUMNS = ["text", "label"]
 ROWS = [{"text": f"text {n}, «{n}»", "label": n % 2, "other": "x" * n} for n in range(25)]

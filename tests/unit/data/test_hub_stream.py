@@ -10,10 +10,10 @@ import pytest
 from datasets.exceptions import DatasetNotFoundError
 from streams import LABELS
 
+from trainer_loop import UserError
 from trainer_loop.data.row_stream import RowStream
 from trainer_loop.data.shards import ShardedSplit
 from trainer_loop.data.source import open_splits
-from trainer_loop.errors import UserError
 
 FEATURES = datasets.Features(
     {

@@ -3,8 +3,8 @@ from typing import Any
 import datasets
 import pytest
 
+from trainer_loop import UserError
 from trainer_loop.data.labels import LabelNames, describe_kind, name_labels
-from trainer_loop.errors import UserError
 
 CLASS_NAMES = ["neg", "pos"]
 

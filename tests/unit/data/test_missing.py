@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from streams import make_loader
 
+from trainer_loop import UserError
 from trainer_loop.data.checks import check_splits
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.missing import Holes, settle_missing, with_plain_columns
 from trainer_loop.data.row_stream import RowStream
 from trainer_loop.data.source import load_splits, open_splits
 from trainer_loop.data.split import Origins, Split
-from trainer_loop.errors import UserError
 
 NAN = float("nan")
 NAMES = LabelNames(["even", "odd"], {0: 0, 1: 1})

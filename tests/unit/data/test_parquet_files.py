@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from trainer_loop import UserError
 from trainer_loop.data import parquet_files
 from trainer_loop.data.files import read_files
 from trainer_loop.data.fingerprint import digest_file
-from trainer_loop.errors import UserError
 
 
 @pytest.fixture(autouse=True)

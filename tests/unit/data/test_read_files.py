@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.feather
 import pytest
 
+from trainer_loop import UserError
 from trainer_loop.data import files, text_files
 from trainer_loop.data.files import find_files, is_file_spec, read_files
 from trainer_loop.data.given_rows import as_dataset
 from trainer_loop.data.source import load_splits, open_splits
 from trainer_loop.data.split import Split
-from trainer_loop.errors import UserError
 
 
 def read(*files: str, label: str | None = "label") -> Split:

@@ -8,13 +8,13 @@ import datasets
 import pytest
 from streams import LABELS, make_stream
 
+from trainer_loop import UserError
 from trainer_loop.data.file_shards import open_files
 from trainer_loop.data.files import find_files, read_files
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.row_stream import ChunkStream, RowStream
 from trainer_loop.data.tokenizer import train_tokenizer
 from trainer_loop.data.tokens import RowEncoder, tokenise_split
-from trainer_loop.errors import UserError
 from trainer_loop.tasks.causal_lm import CausalLM
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 

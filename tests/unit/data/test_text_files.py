@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trainer_loop import UserError
 from trainer_loop.data.delimited import long_fields
 from trainer_loop.data.text_files import read_delimited, read_json, read_json_lines, read_text_lines
 from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
-from trainer_loop.errors import UserError
 
 
 def read_csv(path: Path | str, label: str | None = "label", **options: Any) -> Any:

@@ -8,12 +8,12 @@ import datasets
 import numpy as np
 import pytest
 
+from trainer_loop import UserError
 from trainer_loop.data import tokens
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.tokenizer import train_tokenizer
 from trainer_loop.data.tokens import TokenisedSplit, tokenise_split
-from trainer_loop.errors import UserError
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 
 TEXTS = ["good", "a bad and long text", "good enough", "bad"]

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, BertConfig, PreTrainedTokenizerFast
 
+from trainer_loop import UserError
 from trainer_loop.data.tokenizer import TokenizerStyle, load_tokenizer, train_tokenizer
-from trainer_loop.errors import UserError
 from trainer_loop.runtime import hub
 
 STYLES: tuple[TokenizerStyle, ...] = ("wordpiece", "byte_level_bpe")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from trainer_loop.errors import UserError
+from trainer_loop import UserError
 from trainer_loop.metrics.load import load_metrics
 from trainer_loop.metrics.named_metric import NamedMetric
 from trainer_loop.metrics.shipped import SHIPPED

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from trainer_loop.errors import UserError
+from trainer_loop import UserError
 from trainer_loop.metrics.load import check_metrics, load_metrics, reported_keys
 from trainer_loop.metrics.named_metric import compute_metrics
 from trainer_loop.metrics.shipped import SHIPPED

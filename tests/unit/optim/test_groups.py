@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from trainer_loop.errors import UserError
+from trainer_loop import UserError
 from trainer_loop.optim.groups import GroupRule, check_patterns, describe_groups, freeze_parameters, make_groups
 from trainer_loop.optim.layers import find_depths
 

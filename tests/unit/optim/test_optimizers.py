@@ -8,8 +8,8 @@ import tiny
 import torch
 from torch import nn
 
+from trainer_loop import UserError
 from trainer_loop.config.fields import OptimizerConfig
-from trainer_loop.errors import UserError
 from trainer_loop.optim.groups import make_groups
 from trainer_loop.optim.optimizers import (
     OPTIMIZERS,

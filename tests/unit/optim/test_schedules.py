@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer_loop.errors import UserError
+from trainer_loop import UserError
 from trainer_loop.optim.schedules import (
     SCHEDULES,
     count_steps,

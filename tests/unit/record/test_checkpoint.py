@@ -11,7 +11,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from trainer_loop.errors import UserError
+from trainer_loop import UserError
 from trainer_loop.record import checkpoint
 from trainer_loop.record.checkpoint_files import find_fault, list_checkpoints, read_run, seal
 from trainer_loop.record.run_dir import RunDir

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer_loop.errors import UserError
+from trainer_loop import UserError
 from trainer_loop.record import run_lock as claim
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.run_lock import RunDirInUse, RunLock

@@ -10,8 +10,8 @@ from hub_server import TOKEN, Fault, Repo
 from huggingface_hub.errors import HTTPError
 from safetensors.torch import save_file
 
+from trainer_loop import UserError
 from trainer_loop.config.yaml_core import dump
-from trainer_loop.errors import UserError
 from trainer_loop.record.hub_access import explain_failure
 from trainer_loop.record.hub_push import gather_run, push_files, select_files
 from trainer_loop.record.run_dir import EXPORT_RECORD

@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from trainer_loop.errors import UserError
+from trainer_loop import UserError
 from trainer_loop.runtime import compiler
 from trainer_loop.runtime.compiler import check_compiler, compile_model
 

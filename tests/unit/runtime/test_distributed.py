@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from trainer_loop.errors import UserError
+from trainer_loop import UserError
 from trainer_loop.parallel import processes as distributed
 from trainer_loop.parallel.processes import choose_precision, make_accelerator
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from trainer_loop.errors import UserError
+from trainer_loop import UserError
 from trainer_loop.runtime import host
 from trainer_loop.runtime.host import choose_threads, expand_home, expect_many_shapes, prepare_environment
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer_loop.errors import UserError
+from trainer_loop import UserError
 from trainer_loop.runtime.streams import SafeStream, put_out, report, safe_streams
 
 

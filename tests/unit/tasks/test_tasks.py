@@ -3,7 +3,7 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from trainer_loop.errors import UserError
+from trainer_loop import UserError
 from trainer_loop.tasks.causal_lm import CausalLM
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import TextTask
