@@ -45,7 +45,7 @@ class TrainingLoop:
         output: RunOutput,  # what the run leaves behind: predictions, the exported model
         options: LoopOptions,  # how long the run is, and what happens when
     ):
-        assert data.validation or options.evaluate_every is None, "there is nothing to evaluate"
+        assert data.validation or not (options.evaluate_every or options.evaluate_at_start), "no validation set"
         self.task, self.engine, self.data, self.evaluator = task, engine, data, evaluator
         self.checkpointer, self.record, self.output, self.options = checkpointer, record, output, options
         self.accelerator, self.console, self.preemption = engine.accelerator, record.console, engine.preemption
@@ -227,7 +227,7 @@ class TrainingLoop:
         return state
 
     def _save(self, state: TrainState) -> None:
-        state.interval = self.record.meter.state_dict()
+        state.interval = self.record.state_dict()
         state.max_tokens = self.data.max_tokens
         state.stream = self.data.train.state_dict()
         state.schedule_step = self.engine.schedule_step

@@ -99,6 +99,10 @@ class Recorder:
         if bad is not None:
             raise Diverged(bad.describe(loader.origins(bad.step - 1)))
 
+    def state_dict(self) -> dict[str, float]:
+        """Sums since the last training row, for a checkpoint; call `flush` first."""
+        return self.meter.state_dict()
+
     def log_training(self, state: TrainState, *, epoch: float) -> None:
         """One row of the updates since the last one; `state` gets their totals."""
         values = self.meter.read()
