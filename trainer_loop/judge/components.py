@@ -15,6 +15,7 @@ from trainer_loop.config.fields import Config
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.judge.parts import Given
 from trainer_loop.metrics.load import reported_keys
+from trainer_loop.metrics.shipped import SHIPPED
 from trainer_loop.models.adapters import add_adapter, check_adapter, check_targets
 from trainer_loop.optim.groups import GroupRule, check_patterns
 from trainer_loop.optim.optimizers import check_optimizer, find_optimizer
@@ -25,7 +26,7 @@ from trainer_loop.tasks.losses import LOSSES, explain_wrong_loss
 from trainer_loop.tasks.shipped import TASKS
 from trainer_loop.tasks.task import RowTask, TextTask
 
-_SMALLER_IS_BETTER = ("loss", "perplexity")
+_SMALLER_IS_BETTER = {"loss", *(key for metric in SHIPPED.values() for key in metric.smaller_is_better)}
 
 
 def metric_entries(config: Config, task: RowTask) -> list[str | Mapping[str, Any]]:
