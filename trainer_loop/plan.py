@@ -31,6 +31,7 @@ from trainer_loop.data.wording import did_you_mean
 from trainer_loop.errors import Problems, UserError
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.load import check_metrics, reported_keys
+from trainer_loop.metrics.shipped import SHIPPED
 from trainer_loop.models.config import count_outputs, find_model, find_text_config
 from trainer_loop.models.plan import ModelPlan, plan_model
 from trainer_loop.optim.optimizers import OptimizerPlan, plan_optimizer
@@ -45,7 +46,7 @@ from trainer_loop.tasks.task import RowTask, TextTask
 
 _SPLITS = ("train", "validation", "test")
 _SET_NAME = re.compile(r"[A-Za-z0-9_-]+")
-_SMALLER_IS_BETTER = ("loss", "perplexity")
+_SMALLER_IS_BETTER = {"loss", *(key for metric in SHIPPED.values() for key in metric.smaller_is_better)}
 _FOR_TEXTS = (
     *("data.name", "data.config", "data.streaming", "data.missing", "data.text", "data.label", "data.label_names"),
     *("data.max_length", "model.tokenizer", "model.vocab_size", "model.from_scratch", "model.attention"),

@@ -1,4 +1,4 @@
-"""What metrics compare: the types by which a shipped metric annotates its parameters.
+"""What metrics compare and return: the types by which a shipped metric annotates its parameters and its results.
 
 A task declares the same kinds in `outputs`, such as `{"predictions": "class", "references": "class"}`. A shipped metric
 fits a task if the task gives every output that the metric asks for, and each is of the kind that the metric compares.
@@ -30,5 +30,7 @@ ClassNumbers: TypeAlias = Annotated[np.ndarray, Values("class", np.int64)]
 ClassNumbersOfTwo: TypeAlias = Annotated[np.ndarray, Values("class", np.int64, num_classes=2)]
 NegativeLogLikelihoods: TypeAlias = Annotated[np.ndarray, Values("negative_log_likelihood", np.float64)]  # in nats
 TargetCounts: TypeAlias = Annotated[np.ndarray, Values("num_targets", np.int64)]
+
+SmallerIsBetter: TypeAlias = Annotated[float, "smaller is better"]  # a result, such as an error
 
 Average: TypeAlias = Literal["binary", "micro", "macro", "weighted"]  # how scores of several classes become one

@@ -21,7 +21,7 @@ from typing import Annotated, TypedDict
 
 import numpy as np
 
-from trainer_loop.metrics.values import ClassNumbers, Values
+from trainer_loop.metrics.values import SmallerIsBetter, Values
 
 PACKAGE = "no_such_package"
 Points = Annotated[np.ndarray, Values("point")]
@@ -29,7 +29,7 @@ Points = Annotated[np.ndarray, Values("point")]
 
 class Distances(TypedDict):
     nearest: float
-    farthest: float
+    farthest: SmallerIsBetter
 
 
 def distances(predictions: Points, references: Points, *, scale: float = 1.0) -> Distances:
@@ -62,6 +62,7 @@ def test_a_new_metric_is_one_function_in_one_file(
     shipped: dict[str, ShippedMetric], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert list(shipped) == ["distances"]
+    assert shipped["distances"].smaller_is_better == ["farthest"]
     outputs = {"predictions": "point", "references": "point"}
     problems = check_metrics(["distances", "accuracy"], num_labels=None, outputs=outputs)
     assert problems == [
@@ -96,7 +97,7 @@ def test_a_new_metric_is_one_function_in_one_file(
 
 def test_a_parameter_without_a_kind_is_a_bug(shipped: dict[str, ShippedMetric], tmp_path: Path) -> None:
     (tmp_path / "more_metrics" / "bare.py").write_text("def bare(predictions) -> float:\n    return 0.0\n")
-    with pytest.raises(AssertionError, match=r"more_metrics\.bare\.bare: each of \['predictions'\] needs a type"):
+    with pytest.raises(AssertionError, match=r"metric bare: each of \['predictions'\] needs a type"):
         find_metrics("more_metrics", [str(tmp_path / "more_metrics")])
 
 
@@ -118,6 +119,11 @@ def test_a_metric_fits_a_task_that_gives_what_it_compares(outputs: dict[str, str
     refused = [problem for problem in problems if "does not fit this task" in problem]
     assert len(refused) == len(SHIPPED) - len(fitting)
     assert all(problem.endswith(f"those that do: {', '.join(fitting) or 'none'}") for problem in refused)
+
+
+def test_of_perplexity_smaller_is_better_and_of_no_other() -> None:
+    smaller = [key for metric in SHIPPED.values() for key in metric.smaller_is_better]
+    assert smaller == ["perplexity"]
 
 
 @pytest.mark.parametrize("task", TASKS)

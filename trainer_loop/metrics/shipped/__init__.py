@@ -8,7 +8,7 @@ name too: `mrpc` in glue.py is `glue/mrpc`. All else follows from the signature:
 - Parameters with a default are the `args` of an entry. `average`, which comes with `labels`, says how the scores of
   several classes become one; `average=None` returns the list of them.
 - The function returns a number, which is reported under the name of the metric, or a TypedDict of numbers, whose keys
-  are reported.
+  are reported. A result of type `SmallerIsBetter` is refused as what `checkpoint.best` maximises.
 
 `PACKAGE` in a file names a package that trainer_loop does not require and that the metrics of the file import. The
 functions import their libraries themselves, because a config is checked before anything is computed.
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints, is_typeddict
 
-from trainer_loop.metrics.values import Values
+from trainer_loop.metrics.values import SmallerIsBetter, Values
 
 BENCHMARKS = ("glue", "super_glue", "indic_glue", "xtreme_s")  # on the hub too, their metrics are glue/mrpc, ...
 
@@ -34,6 +34,7 @@ class ShippedMetric:
     Args:
         columns: the outputs that it compares.
         results: the keys that it reports.
+        smaller_is_better: those of them that are the better, the smaller they are.
         package: what must be installed beside the packages that trainer_loop requires.
     """
 
@@ -41,6 +42,7 @@ class ShippedMetric:
     function: Callable[..., Any]
     columns: Mapping[str, Values]
     results: Sequence[str]
+    smaller_is_better: Sequence[str]
     package: str | None = None
 
     @property
@@ -70,17 +72,20 @@ def _read(module: ModuleType) -> Iterator[ShippedMetric]:
     prefix = f"{stem}/" if stem in BENCHMARKS else ""
     for name, function in vars(module).items():
         if inspect.isfunction(function) and function.__module__ == module.__name__ and not name.startswith("_"):
-            columns = {
-                parameter: get_args(hint)[1]
-                for parameter, hint in get_type_hints(function, include_extras=True).items()
-                if get_origin(hint) is Annotated and isinstance(get_args(hint)[1], Values)
-            }
-            parameters = inspect.signature(function).parameters.values()
-            required = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
-            assert list(columns) == required, f"{module.__name__}.{name}: each of {required} needs a type of values.py"
-            returned = get_type_hints(function)["return"]
-            results = list(returned.__annotations__) if is_typeddict(returned) else [prefix + name]
-            yield ShippedMetric(prefix + name, function, columns, results, getattr(module, "PACKAGE", None))
+            yield _describe(prefix + name, function, package=getattr(module, "PACKAGE", None))
+
+
+def _describe(name: str, function: Callable[..., Any], *, package: str | None) -> ShippedMetric:
+    hints = get_type_hints(function, include_extras=True)
+    returned = hints.pop("return")
+    annotated = {parameter: get_args(hint)[1] for parameter, hint in hints.items() if get_origin(hint) is Annotated}
+    columns = {parameter: values for parameter, values in annotated.items() if isinstance(values, Values)}
+    parameters = inspect.signature(function).parameters.values()
+    required = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+    assert list(columns) == required, f"metric {name}: each of {required} needs a type of metrics/values.py"
+    results = get_type_hints(returned, include_extras=True) if is_typeddict(returned) else {name: returned}
+    smaller = [key for key, hint in results.items() if hint == SmallerIsBetter]
+    return ShippedMetric(name, function, columns, list(results), smaller, package)
 
 
 SHIPPED = find_metrics(__name__, __path__)

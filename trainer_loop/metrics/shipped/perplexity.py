@@ -5,10 +5,10 @@ The metric of this name on the hub is another thing: it loads a model and scores
 
 import math
 
-from trainer_loop.metrics.values import NegativeLogLikelihoods, TargetCounts
+from trainer_loop.metrics.values import NegativeLogLikelihoods, SmallerIsBetter, TargetCounts
 
 
-def perplexity(predictions: NegativeLogLikelihoods, references: TargetCounts) -> float:
+def perplexity(predictions: NegativeLogLikelihoods, references: TargetCounts) -> SmallerIsBetter:
     """exp of the mean negative log likelihood of a target, over all targets of all rows.
 
     Args:
