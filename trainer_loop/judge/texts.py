@@ -231,7 +231,7 @@ def _get_tokenizer(
             return None
         return train_tokenizer(
             _texts(splits["train"], config.data.text, config.data.text_pair),
-            style=task.tokenizer_style,
+            framed=task.model_class != "AutoModelForCausalLM",
             vocab_size=config.model.vocab_size,
             max_length=config.data.max_length,
         )
