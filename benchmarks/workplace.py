@@ -129,7 +129,7 @@ def _save_random(size: ModelSize, texts: Path, target: Path) -> None:
 
     tokenizer = train_tokenizer(
         pq.read_table(texts).column("text").slice(0, _TEXTS_FOR_TOKENIZER).to_pylist(),
-        style="wordpiece" if size.classifies else "byte_level_bpe",
+        framed=size.classifies,
         vocab_size=int(size.fields["vocab_size"]),
         max_length=int(size.fields["max_position_embeddings"]),
     )

@@ -363,7 +363,10 @@ def _find_tokenizer(
         if has_problems or task is None or data is None:
             return None
         return train_tokenizer(
-            data.iterate_texts(), style=task.tokenizer_style, vocab_size=model.vocab_size, max_length=data.max_length
+            data.iterate_texts(),
+            framed=task.model_class != "AutoModelForCausalLM",
+            vocab_size=model.vocab_size,
+            max_length=data.max_length,
         )
     if model.tokenizer_name:
         name = find_model(model.tokenizer_name)

@@ -36,9 +36,7 @@ from trainer_loop.testing import assert_resumes_exactly
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("tiny-bert")
-    tokenizer = train_tokenizer(
-        [text for text, _ in make_reviews(300)], style="wordpiece", vocab_size=300, max_length=64
-    )
+    tokenizer = train_tokenizer([text for text, _ in make_reviews(300)], framed=True, vocab_size=300, max_length=64)
     tokenizer.save_pretrained(directory)
     make_model(len(tokenizer)).save_pretrained(directory)
     return directory
@@ -491,9 +489,7 @@ def test_rows_of_another_form_are_told_to_a_task_of_any_kind(rows, wanted, tmp_p
 
 def test_a_model_that_was_given_brings_its_own_tokenizer(settings, tmp_path):
     other = tmp_path / "other"
-    tokenizer = train_tokenizer(
-        [text for text, _ in make_reviews(300)], style="byte_level_bpe", vocab_size=320, max_length=64
-    )
+    tokenizer = train_tokenizer([text for text, _ in make_reviews(300)], framed=False, vocab_size=320, max_length=64)
     tokenizer.save_pretrained(other)
     make_model(len(tokenizer)).save_pretrained(other)
     model = BertForSequenceClassification.from_pretrained(other)

@@ -32,9 +32,7 @@ class Ended:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory as the hub has it: a BERT without a head, its weights and its tokenizer."""
     directory = tmp_path_factory.mktemp("tiny-bert")
-    tokenizer = train_tokenizer(
-        [text for text, _ in make_reviews(300)], style="wordpiece", vocab_size=300, max_length=64
-    )
+    tokenizer = train_tokenizer([text for text, _ in make_reviews(300)], framed=True, vocab_size=300, max_length=64)
     tokenizer.save_pretrained(directory)
     torch.manual_seed(0)
     BertModel(

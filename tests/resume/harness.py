@@ -476,7 +476,7 @@ def make_model(directory: Path) -> Path:
     from trainer_loop.data.tokenizer import train_tokenizer
 
     texts = [text for text, _ in make_reviews(300)]
-    tokenizer = train_tokenizer(texts, style="wordpiece", vocab_size=300, max_length=64)
+    tokenizer = train_tokenizer(texts, framed=True, vocab_size=300, max_length=64)
     tokenizer.save_pretrained(directory)
     torch.manual_seed(0)
     BertModel(

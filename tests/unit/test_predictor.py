@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
@@ -25,12 +25,20 @@ def metaspace(prepend_scheme: str = "always") -> PreTrainedTokenizerFast:
 
 def wordpiece() -> PreTrainedTokenizerFast:
     """As BERT's: spaces are not kept, letters are small, and marks stand around the text."""
-    return train_tokenizer(TEXTS, style="wordpiece", vocab_size=200, max_length=32)
+    letters = sorted({letter for text in TEXTS for letter in text.lower() if not letter.isspace()})
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *letters, *(f"##{letter}" for letter in letters)]
+    tokenizer = Tokenizer(models.WordPiece({token: place for place, token in enumerate(tokens)}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **special)
 
 
 def byte_level() -> PreTrainedTokenizerFast:
     """As GPT-2's: the space belongs to the word behind it."""
-    return train_tokenizer(TEXTS, style="byte_level_bpe", vocab_size=300, max_length=32)
+    return train_tokenizer(TEXTS, framed=False, vocab_size=300, max_length=32)
 
 
 class Parrot(nn.Module):

@@ -130,9 +130,7 @@ def drifting_loss(logits, targets):
 
 @pytest.fixture
 def settings(tmp_path):
-    tokenizer = train_tokenizer(
-        [text for text, _ in make_reviews(100)], style="wordpiece", vocab_size=300, max_length=64
-    )
+    tokenizer = train_tokenizer([text for text, _ in make_reviews(100)], framed=True, vocab_size=300, max_length=64)
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     return [
         "model.type=bert",

@@ -76,7 +76,9 @@ class ModelConfig:
         None, "instead of name: a model type of transformers (bert, gpt2, ...), built from config", on_resume="refused"
     )
     tokenizer: str | None = key(
-        None, "hub id or local directory; train: trained on the train split; null: the model's own", on_resume="refused"
+        None,
+        "hub id or local directory; train: a byte-level BPE trained on the train split; null: the model's own",
+        on_resume="refused",
     )
     vocab_size: int = key(
         8000, "size of a tokenizer trained here", unit="tokens", at_least=300, below=1e7, on_resume="refused"

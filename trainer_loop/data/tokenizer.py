@@ -2,12 +2,10 @@
 
 import difflib
 import re
-from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from trainer_loop.data.wording import enumerate_some
@@ -15,11 +13,9 @@ from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.host import expand_home
 from trainer_loop.runtime.hub import describe_unreachable, offline_unless_reachable
 
-TokenizerStyle = Literal["wordpiece", "byte_level_bpe"]
-
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_WORDPIECE_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_FIRST_PRIVATE = 0xF0000  # code point
+_FRAME = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+_END_OF_TEXT = "<|endoftext|>"
 _VOCABULARY_FILES = re.compile(r"tokenizer\.json|vocab\.(txt|json|bpe)|.*\.(model|tiktoken)|tekken\.json")
 
 
@@ -53,89 +49,54 @@ def load_tokenizer(
     return tokenizer
 
 
-def train_tokenizer(
-    texts: Iterable[str], *, style: TokenizerStyle, vocab_size: int, max_length: int
-) -> PreTrainedTokenizerFast:
-    """A tokenizer of at most `vocab_size` tokens; the same texts give the same one.
+def train_tokenizer(texts: Iterable[str], *, framed: bool, vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE, as GPT-2's: any text can be spelt, and the same texts give the same tokenizer.
 
-    wordpiece: as BERT's, lower case, `[CLS] a [SEP] b [SEP]` with token types 0 and 1.
-    byte_level_bpe: as GPT-2's: any text can be spelt, `<|endoftext|>` begins, ends and pads, nothing is put around it.
-    max_length: tokens a model may take, for those who load it later.
+    Args:
+        texts: What it is trained on.
+        framed: True for a classifier: `[CLS] a [SEP] b [SEP]` with token types 0 and 1, as BERT has it. False for a
+            language model: nothing stands around a text, and `<|endoftext|>` begins, ends and pads.
+        vocab_size: Tokens at most, but at least 256 bytes and the special tokens.
+        max_length: Tokens a model may take, for those who load the tokenizer later.
     """
-    if style == "wordpiece":
+    if framed:
         return PreTrainedTokenizerFast(
-            tokenizer_object=_train_wordpiece(texts, vocab_size),
+            tokenizer_object=_frame(_train_byte_level_bpe(texts, vocab_size, special=list(_FRAME.values()))),
             model_max_length=max_length,
             model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-            pad_token="[PAD]",
-            unk_token="[UNK]",
-            cls_token="[CLS]",
-            sep_token="[SEP]",
-            mask_token="[MASK]",
+            **_FRAME,
         )
     return PreTrainedTokenizerFast(
-        tokenizer_object=_train_byte_level_bpe(texts, vocab_size),
+        tokenizer_object=_train_byte_level_bpe(texts, vocab_size, special=[_END_OF_TEXT]),
         model_max_length=max_length,
         model_input_names=["input_ids", "attention_mask"],
-        bos_token="<|endoftext|>",
-        eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
+        bos_token=_END_OF_TEXT,
+        eos_token=_END_OF_TEXT,
+        pad_token=_END_OF_TEXT,
     )
 
 
-def _train_wordpiece(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    normalizer, pre_tokenizer = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
-    words: Counter[str] = Counter()
-    for text in texts:
-        words.update(word for word, _ in pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text)))
-    pieces = _learn_pieces(words, size=vocab_size - len(_WORDPIECE_SPECIAL))
-    vocabulary = {piece: position for position, piece in enumerate((*_WORDPIECE_SPECIAL, *pieces))}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.add_special_tokens(list(_WORDPIECE_SPECIAL))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
-    )
-    return tokenizer
-
-
-def _learn_pieces(words: Counter[str], *, size: int) -> list[str]:
-    """The pieces that merging the most frequent pairs gives: `token`, and `##ize` for what goes on with a word.
-
-    As WordPieceTrainer of tokenizers does it, which breaks ties by the order of a hash map: every run another
-    vocabulary. BpeTrainer does not, so the letters inside words are given code points of their own, and it is used.
-    """
-    letters = sorted(set().union(*words))
-    # Private ones, which the normalizer has removed from the texts.
-    inside = {letter: chr(_FIRST_PRIVATE + position) for position, letter in enumerate(letters)}
-    outside = {marked: letter for letter, marked in inside.items()}
-    marked = (f"{word[0]}{''.join(inside[letter] for letter in word[1:])} " * count for word, count in words.items())
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.train_from_iterator(
-        marked, trainers.BpeTrainer(vocab_size=size, initial_alphabet=letters, show_progress=False)
-    )
-    by_id = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    return [
-        ("##" if piece[0] in outside else "") + "".join(outside.get(letter, letter) for letter in piece)
-        for piece, _ in by_id
-    ]
-
-
-def _train_byte_level_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+def _train_byte_level_bpe(texts: Iterable[str], vocab_size: int, *, special: list[str]) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=["<|endoftext|>"],
+        special_tokens=special,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),  # it comes as a set
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _frame(tokenizer: Tokenizer) -> Tokenizer:
+    """Let it put `[CLS]` and `[SEP]` around a text or a pair."""
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
+    )
     return tokenizer
 
 

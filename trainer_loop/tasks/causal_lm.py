@@ -24,7 +24,6 @@ class CausalLM(TextTask):
     """
 
     model_class = "AutoModelForCausalLM"
-    tokenizer_style = "byte_level_bpe"
     takes_pairs = False
     adapter_type = "CAUSAL_LM"
     can_pack = True

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, chain
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +94,6 @@ class TextTask(RowTask):
     model_class: str = "AutoModel"  # name of a class in transformers
     needs_label: bool = False
     adapter_type: str | None = None  # what peft calls this task, so that others can load an adapter without us
-    tokenizer_style: Literal["wordpiece", "byte_level_bpe"] = "wordpiece"  # of a tokenizer trained on the spot
     takes_pairs: bool = True
     can_pack: bool = False  # loss, count and predict know batches of `pack_rows`
     rows_at_head: bool = True  # the model's head sees one row at a time; false: every token for itself

@@ -130,7 +130,7 @@ def test_the_order_of_shards_is_another_one_in_every_epoch_and_with_every_seed()
 
 
 def bind(task):
-    task.bind(train_tokenizer(TEXTS, style=task.tokenizer_style, vocab_size=300, max_length=16))
+    task.bind(train_tokenizer(TEXTS, framed=not isinstance(task, CausalLM), vocab_size=300, max_length=16))
     return task
 
 

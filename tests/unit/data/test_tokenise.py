@@ -22,7 +22,7 @@ NAMES = LabelNames(["neg", "pos"], {"neg": 0, "pos": 1})
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
-    return train_tokenizer(TEXTS * 5, style="wordpiece", vocab_size=60, max_length=512)
+    return train_tokenizer(TEXTS * 5, framed=True, vocab_size=280, max_length=512)
 
 
 class CountingTask(SequenceClassification):
@@ -128,7 +128,7 @@ def test_a_tokenizer_that_was_used_in_between_is_still_the_same(tokenizer: Any, 
 
 
 def test_whatever_decides_about_the_tokens_is_part_of_the_key(tokenizer: Any, tmp_path: Path):
-    retrained = train_tokenizer(TEXTS, style="wordpiece", vocab_size=40, max_length=512)
+    retrained = train_tokenizer(TEXTS, framed=True, vocab_size=262, max_length=512)
     task = CountingTask(tokenizer)
     variants = [
         (task, {}),

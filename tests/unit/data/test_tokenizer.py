@@ -11,10 +11,10 @@ from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, BertConfig, PreTrainedTokenizerFast
 
 from trainer_loop import UserError
-from trainer_loop.data.tokenizer import TokenizerStyle, load_tokenizer, train_tokenizer
+from trainer_loop.data.tokenizer import load_tokenizer, train_tokenizer
 from trainer_loop.runtime import hub
 
-STYLES: tuple[TokenizerStyle, ...] = ("wordpiece", "byte_level_bpe")
+END = "<|endoftext|>"
 TEXTS = [
     f"The {thing} was {much} {quality}{end}"
     for thing in ("tent", "lid", "zipper", "old handle")
@@ -24,8 +24,8 @@ TEXTS = [
 ]
 
 
-def train(style: TokenizerStyle, texts: list[str] = TEXTS, vocab_size: int = 120) -> Any:
-    return train_tokenizer(texts, style=style, vocab_size=vocab_size, max_length=64)
+def train(framed: bool, texts: list[str] = TEXTS, vocab_size: int = 280) -> Any:
+    return train_tokenizer(texts, framed=framed, vocab_size=vocab_size, max_length=64)
 
 
 def load(name: str | Path, say: Any = pytest.fail) -> Any:
@@ -40,56 +40,69 @@ def problem_of(name: str | Path) -> str:
     return problem
 
 
-@pytest.mark.parametrize("style", STYLES)
-def test_the_same_texts_give_the_same_tokenizer_in_any_order(style: TokenizerStyle):
+@pytest.mark.parametrize("framed", [True, False])
+def test_the_same_texts_give_the_same_tokenizer_in_any_order(framed: bool):
     # Many words that are equally common, so that ties decide.
     texts = [f"{a}{b}{c}" for a in "abcd" for b in "efgh" for c in "ijkl"]
     trained = [
-        train(style, random.Random(seed).sample(texts, len(texts))).backend_tokenizer.to_str() for seed in range(5)
+        train(framed, random.Random(seed).sample(texts, len(texts))).backend_tokenizer.to_str() for seed in range(5)
     ]
     assert len(set(trained)) == 1
 
 
-def test_wordpiece_merges_the_most_frequent_pairs():
-    tokenizer = train("wordpiece", ["hug hug hug hugs pug pun"], vocab_size=16)
-    letters = sorted("hugspn")
-    assert sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get) == [
-        "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, "##g", "##n", "##s", "##u", "##ug",
-    ]  # fmt: skip
+@pytest.mark.parametrize(("framed", "special"), [(True, ["[PAD]", "[CLS]", "[SEP]", "[MASK]"]), (False, [END])])
+def test_the_most_frequent_pairs_are_merged(framed: bool, special: list[str]):
+    tokenizer = train(framed, ["hug hug hug hugs pug pun"], vocab_size=len(special) + 256 + 4)
+    tokens = sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+    assert tokens[: len(special)] == special
+    assert tokens[-4:] == ["ug", "hug", "\u0120hug", "\u0120p"]  # \u0120 spells a space
+    assert len(tokens) == len(special) + 256 + 4
 
 
-@pytest.mark.parametrize("style", STYLES)
-def test_a_vocabulary_is_no_larger_than_asked_for(style: TokenizerStyle):
-    assert len(train(style, vocab_size=300)) <= 300
+@pytest.mark.parametrize("framed", [True, False])
+def test_a_vocabulary_is_no_larger_than_asked_for(framed: bool):
+    assert len(train(framed, vocab_size=300)) <= 300
 
 
-def test_wordpiece_frames_texts_and_pairs_as_bert_does():
-    tokenizer = train("wordpiece", vocab_size=300)
-    encoded = tokenizer("The Tent", "not sturdy")
-    assert " ".join(tokenizer.convert_ids_to_tokens(encoded["input_ids"])) == "[CLS] the tent [SEP] not sturdy [SEP]"
-    assert encoded["token_type_ids"] == [0, 0, 0, 0, 1, 1, 1]
-    assert tokenizer.convert_ids_to_tokens(tokenizer("tent \u4e16")["input_ids"])[2] == "[UNK]"
-    assert [tokenizer.pad_token_id, tokenizer.model_max_length] == [0, 64]
+def test_texts_and_pairs_are_framed_as_bert_does():
+    encoded = FRAMED("The tent", "not sturdy")
+    assert FRAMED.decode(encoded["input_ids"]) == "[CLS]The tent[SEP]not sturdy[SEP]"
+    first, second = (len(FRAMED(text, add_special_tokens=False)["input_ids"]) for text in ("The tent", "not sturdy"))
+    assert encoded["token_type_ids"] == [0] * (first + 2) + [1] * (second + 1)
+    single = FRAMED("The tent")
+    assert list(single) == ["input_ids", "token_type_ids", "attention_mask"]
+    assert single["token_type_ids"] == [0] * (first + 2)
+    assert [FRAMED.pad_token_id, FRAMED.cls_token_id, FRAMED.sep_token_id, FRAMED.mask_token_id] == [0, 1, 2, 3]
+    assert [FRAMED.eos_token, FRAMED.bos_token, FRAMED.model_max_length] == [None, None, 64]
+
+
+def test_pairs_that_are_too_long_keep_their_frame():
+    encoded = FRAMED("The tent " * 9, "not sturdy " * 9, truncation=True, max_length=12)
+    tokens = FRAMED.convert_ids_to_tokens(encoded["input_ids"])
+    assert (len(tokens), tokens[0], tokens[-1], tokens.count("[SEP]")) == (12, "[CLS]", "[SEP]", 2)
+    assert encoded["token_type_ids"][tokens.index("[SEP]") :] == [0] + [1] * (11 - tokens.index("[SEP]"))
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 @settings(max_examples=50, deadline=None)
-def test_byte_level_bpe_can_spell_every_text_and_adds_nothing(text: str):
-    tokenizer = BPE
-    assert tokenizer.decode(tokenizer(text)["input_ids"], clean_up_tokenization_spaces=False) == text
+def test_every_text_can_be_spelt(text: str):
+    for tokenizer in (BARE, FRAMED):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == text
+    assert BARE(text)["input_ids"] == BARE(text, add_special_tokens=False)["input_ids"]
 
 
-BPE = train("byte_level_bpe", vocab_size=300)
+BARE, FRAMED = train(False, vocab_size=300), train(True, vocab_size=300)
 
 
-def test_byte_level_bpe_has_one_token_that_begins_ends_and_pads():
-    assert BPE.bos_token == BPE.eos_token == BPE.pad_token == "<|endoftext|>"
-    assert list(BPE("the tent")) == ["input_ids", "attention_mask"]
+def test_for_a_language_model_one_token_begins_ends_and_pads():
+    assert BARE.bos_token == BARE.eos_token == BARE.pad_token == END
+    assert list(BARE("the tent")) == ["input_ids", "attention_mask"]
 
 
-@pytest.mark.parametrize("style", STYLES)
-def test_a_saved_tokenizer_gives_the_same_ids_again(style: TokenizerStyle, tmp_path: Path):
-    trained = train(style)
+@pytest.mark.parametrize("framed", [True, False])
+def test_a_saved_tokenizer_gives_the_same_ids_again(framed: bool, tmp_path: Path):
+    trained = train(framed)
     trained.save_pretrained(tmp_path)
     for loaded in (AutoTokenizer.from_pretrained(tmp_path), load(tmp_path)):
         assert dict(loaded(TEXTS, TEXTS[::-1])) == dict(trained(TEXTS, TEXTS[::-1]))
