@@ -18,8 +18,8 @@ from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.loader import RowSource
 from trainer_loop.data.prepare import choose_stratified, draw_keys, draw_sample
 from trainer_loop.data.split import Indices, Origins
-from trainer_loop.data.text_files import make_table
 from trainer_loop.data.tokens import TokenisedSplit
+from trainer_loop.data.values import make_table
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.randomness import seed_everything
 
