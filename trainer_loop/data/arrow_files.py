@@ -125,8 +125,7 @@ def number_batches(batches: Iterable[pa.RecordBatch], *, begin: int, mark: Mark 
         for start in range(max(skipped - begin, 0), len(batch), BATCH_ROWS):
             piece = pa.Table.from_batches([batch.slice(start, BATCH_ROWS)])
             piece.validate(full=True)
-            numbers = range(begin + start + 1, begin + start + 1 + len(piece))
-            yield Batch(piece, numbers, [(number,) for number in numbers], ("row",))
+            yield Batch(piece, [(begin + start + row + 1,) for row in range(len(piece))], ("row",))
         begin += len(batch)
 
 

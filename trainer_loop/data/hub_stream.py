@@ -89,10 +89,9 @@ def _read_shard(
         for table in rows.iter(batch_size=BATCH_ROWS):
             wanted = [name for name in table.column_names if name in columns]
             rest = table.select(wanted).slice(used)
-            numbers = range(row + 1, row + len(rest) + 1)
-            ends = [(number, state, used + number - row) for number in numbers]
+            ends = [(row + count, state, used + count) for count in range(1, len(rest) + 1)]
             read = rest if rows.features is not None else rest.to_pylist()
-            yield Batch(read, numbers, ends, ("row", "batch", "used"))
+            yield Batch(read, ends, ("row", "batch", "used"))
             row, state, used = row + len(rest), rows.state_dict(), 0
     except Exception as error:  # whatever the library behind the data set raises
         raise UserError(

@@ -33,25 +33,28 @@ class Batch:
 
     rows: an Arrow table, which a file of texts becomes where it is joined; its columns until then, for a stream takes
     Python values. Of JSON the objects themselves, for only all values of a column tell its type.
-    numbers: of the rows, or of their lines, from 1. ends: the place behind each row. names: of its parts, in a mark.
-    faults: why a row cannot be read, by its position in the batch; its values mean nothing.
+    ends: the place behind each row, which begins with its number, or that of its line, from 1. names: of the parts of a
+    place, in a mark. faults: why a row cannot be read, by its position in the batch; its values mean nothing.
     """
 
     rows: Rows
-    numbers: Sequence[int]
     ends: Sequence[tuple[Any, ...]]
     names: tuple[str, ...]
     faults: Mapping[int, UserError] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.ends)
+
+    @property
+    def numbers(self) -> list[int]:
+        return [end[0] for end in self.ends]
 
     def first(self, count: int) -> "Batch":
         """The first rows."""
         rows = self.rows
         kept: Rows = {name: column[:count] for name, column in rows.items()} if isinstance(rows, dict) else rows[:count]
         faults = {row: fault for row, fault in self.faults.items() if row < count}
-        return Batch(kept, self.numbers[:count], self.ends[:count], self.names, faults)
+        return Batch(kept, self.ends[:count], self.names, faults)
 
     def mark(self, row: int) -> Mark:
         """Where the row begins that follows this one."""
@@ -167,7 +170,7 @@ def gather(
     most, last_byte = _FIRST_ROWS, _BATCH_BYTES
 
     def make_batch() -> Batch:
-        return Batch(make_rows(sources), [end[0] for end in ends], ends, names, faults)
+        return Batch(make_rows(sources), ends, names, faults)
 
     try:
         for source, end in items:

@@ -53,7 +53,8 @@ class WholeTable:
 
     def as_split(self, columns: Sequence[str], *, label: str | None = None) -> Split:
         """Some columns as rows of a data set. Raises UserError where their values are of several kinds."""
-        made = pa.table(self.select(columns).as_arrays(wanted=columns, label=label))
+        present = [name for name in self.columns if name in columns]
+        made = pa.table(self.select(present).as_arrays(wanted=columns, label=label))
         if self.metadata is not None:
             made = made.replace_schema_metadata(self.metadata)
         features = find_features(made.schema, path="the file", wanted=columns)
@@ -61,9 +62,9 @@ class WholeTable:
         split = Split("train", rows, self.origins, "", self.names)
         return with_plain_columns(split, texts=[name for name in columns if name != label], label=label)
 
-    def select(self, columns: Collection[str]) -> "WholeTable":
-        """The table with these columns, as far as it has them."""
-        kept = {name: column for name, column in self.columns.items() if name in columns}
+    def select(self, columns: Sequence[str]) -> "WholeTable":
+        """The table with these columns in this order, as far as it has them."""
+        kept = {name: self.columns[name] for name in columns if name in self.columns}
         return WholeTable(kept, self.names, self.origins, self.has_fields, self.metadata)
 
 

@@ -17,8 +17,8 @@ LABELS = LabelNames(["even", "odd"], {0: 0, 1: 1})
 def give_batches(rows: Sequence[Values], mark: Mark | None) -> Iterator[Batch]:
     """Two rows at a time."""
     for first in range(0 if mark is None else mark["row"], len(rows), 2):
-        numbers = [number + 1 for number in range(first, min(first + 2, len(rows)))]
-        yield Batch(rows[first : first + 2], numbers, [(number,) for number in numbers], ("row",))
+        given = rows[first : first + 2]
+        yield Batch(given, [(first + row + 1,) for row in range(len(given))], ("row",))
 
 
 def make_shards(sizes: Sequence[int]) -> list[Shard]:

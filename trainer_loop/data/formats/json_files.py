@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,9 @@ def open_json(path: str, *, text_format: TextFormat) -> Shard:
         )
 
     def read(mark: Mark | None) -> Iterator[Batch]:
-        return gather(_read_lines(path, text_format, mark), _as_rows, nothing={}, names=("line", "offset"))
+        return gather(_read_lines(path, text_format, mark), list, nothing={}, names=("line", "offset"))
 
     return Shard(path, "line", read, no_rows="is empty")
-
-
-def _as_rows(values: list[Values]) -> Sequence[Values]:
-    return values
 
 
 # ----------------------------------------------------------------------------------------------------- object per line
@@ -92,18 +88,15 @@ def _read_list(path: str, text_format: TextFormat) -> Iterator[Batch]:
     values = _parse_list(path, _read_text(path, text_format))
     for start in range(0, len(values), BATCH_ROWS):
         rows = values[start : start + BATCH_ROWS]
-        numbers = range(start + 1, start + len(rows) + 1)
-        faults = {row: _explain_item(path, numbers[row], value) for row, value in enumerate(rows) if not _is_row(value)}
-        kept = [value if _is_row(value) else {} for value in rows]
-        yield Batch(kept, numbers, [(number,) for number in numbers], ("row",), faults)
-
-
-def _is_row(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _explain_item(path: str, number: int, value: Any) -> UserError:
-    return UserError(f"{path} row {number} is {shorten(value)}; every item of the list must be one JSON object")
+        ends = [(start + row + 1,) for row in range(len(rows))]
+        faults = {
+            row: UserError(
+                f"{path} row {start + row + 1} is {shorten(value)}; every item of the list must be one JSON object"
+            )
+            for row, value in enumerate(rows)
+            if not isinstance(value, dict)
+        }
+        yield Batch([{} if row in faults else value for row, value in enumerate(rows)], ends, ("row",), faults)
 
 
 def _parse_list(path: str, text: str) -> list[Any]:
