@@ -14,8 +14,8 @@ from trainer_loop.data.files import find_files
 from trainer_loop.data.known_labels import read_known_labels
 from trainer_loop.data.missing import Holes, settle_missing
 from trainer_loop.data.split import Split
+from trainer_loop.data.tables import WholeTable, read_whole
 from trainer_loop.data.text_format import TextFormat
-from trainer_loop.data.whole_files import WholeTable, read_whole
 from trainer_loop.data.wording import did_you_mean, enumerate_names
 from trainer_loop.data.write_files import SUFFIXES, ReadyTable, write_whole
 from trainer_loop.errors import UserError, in_one_line

@@ -1,9 +1,9 @@
-"""Arrow and parquet files: which columns can be held as rows of datasets, which format, which damage, and where rows
+"""Arrow and parquet files: which columns can be held as rows of datasets, which damage, their batches, and where rows
 of theirs are kept that had to be converted."""
 
 import contextlib
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import datasets
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from trainer_loop.data.arrow_types import plain_array, plain_type
 from trainer_loop.data.row_cache import load_or_make
+from trainer_loop.data.shards import BATCH_ROWS, Batch, Mark
 from trainer_loop.errors import UserError, in_one_line
 
 _MOST_MEMORY = 2**48  # bytes that a processor can address
@@ -37,13 +38,19 @@ def find_features(schema: pa.Schema, *, path: str, wanted: Collection[str] | Non
 
 
 def hold(table: pa.Table, features: datasets.Features) -> pa.Table:
-    """The columns that have these types, as far as only their plain values do.
+    """The columns in these types, as `as_held`.
 
     Raises ArrowInvalid where they are damaged: a number out of place, such as one of a category that is not there,
     would read what lies elsewhere in memory.
     """
+    table = table.select(list(features))
+    table.validate(full=True)
+    return as_held(table, features)
+
+
+def as_held(table: pa.Table, features: datasets.Features) -> pa.Table:
+    """The columns that have these types, as far as only their plain values do."""
     held = table.select(list(features))
-    held.validate(full=True)
     for place, (name, kind) in enumerate(zip(features, features.arrow_schema.types, strict=True)):
         if held.schema.types[place] != kind and plain_type(held.schema.types[place]) == kind:
             held = held.set_column(place, pa.field(name, kind), plain_array(held.column(place)))
@@ -101,16 +108,25 @@ def _is_beyond_all_memory(error: MemoryError) -> bool:
     return asked is not None and int(asked.group(1)) > _MOST_MEMORY
 
 
-def is_arrow_stream(path: str) -> bool:
-    """Of the two formats of Arrow, datasets has the streaming one and feather the other.
+def select(names: Sequence[str], columns: Collection[str] | None) -> list[str] | None:
+    """The columns of a file that are read, None for all. Where it has none of them, its first tells how many rows."""
+    if columns is None:
+        return None
+    return [name for name in dict.fromkeys(names) if name in columns] or list(names[:1])
 
-    Raises UserError for feather's first version, which is neither.
+
+def number_batches(batches: Iterable[pa.RecordBatch], *, begin: int, mark: Mark | None) -> Iterator[Batch]:
+    """Batches of any size, the first of which begins behind `begin` rows, as ours from a mark on.
+
+    Raises ArrowInvalid where one is damaged.
     """
-    with Path(path).open("rb") as file:
-        start = file.read(6)
-    if start.startswith(b"FEA1"):
-        raise UserError(f"{path} is of version 1 of feather, which keeps no types of columns; write it as version 2")
-    return start != b"ARROW1"
+    skipped = 0 if mark is None else mark["row"]
+    for batch in batches:
+        for start in range(max(skipped - begin, 0), len(batch), BATCH_ROWS):
+            piece = pa.Table.from_batches([batch.slice(start, BATCH_ROWS)])
+            piece.validate(full=True)
+            yield Batch(piece, [(begin + start + row + 1,) for row in range(len(piece))], ("row",))
+        begin += len(batch)
 
 
 def keep_converted(path: str, *, key: str, convert: Callable[[str], None]) -> datasets.Dataset:

@@ -9,20 +9,20 @@ from typing import Any, NamedTuple
 
 import datasets
 import pyarrow as pa
-from datasets.table import InMemoryTable, MemoryMappedTable
 
-from trainer_loop.data.arrow_files import find_features, hold, is_arrow_stream, keep_converted, telling_damage
-from trainer_loop.data.arrow_types import as_rows, make_dataset
+from trainer_loop.data.arrow_files import keep_converted
+from trainer_loop.data.arrow_types import make_dataset
 from trainer_loop.data.fingerprint import check_unchanged, digest, digest_file
-from trainer_loop.data.parquet_files import map_parquet
+from trainer_loop.data.formats.arrow import map_arrow
+from trainer_loop.data.formats.by_suffix import EXTENSIONS, check_not_empty, open_file
+from trainer_loop.data.formats.parquet import map_parquet
 from trainer_loop.data.split import Origins, Split
-from trainer_loop.data.text_files import FileRows, read_delimited, read_json, read_json_lines, read_text_lines
+from trainer_loop.data.tables import read_table
 from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
 from trainer_loop.data.wording import did_you_mean, enumerate_names, enumerate_some
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.host import expand_home
 
-EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".feather", ".txt")
 _INTEGERS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"}
 _JOINED_TYPES = {
     "large_string": {"string", "large_string", "string_view"},
@@ -87,22 +87,18 @@ def read_files(
     type is not known, or not alike in all files, is refused. Raises UserError with the problems of all files.
     """
     problems: list[str] = []
-    read: list[FileRows] = []
+    parts: list[NamedRows] = []
+    origins: list[Origins] = []
     contents: list[str] = []
     for file in files:
         try:
             before = _stamp(file)
             contents.append(digest_file(Path(file)))
-            read.append(
-                _read_file(
-                    file,
-                    content=contents[-1],
-                    texts=texts,
-                    label=label,
-                    keeps_all=keeps_all,
-                    text_format=text_format,
-                )
+            rows, places = _read_file(
+                file, content=contents[-1], texts=texts, label=label, keeps_all=keeps_all, text_format=text_format
             )
+            parts.append(rows)
+            origins.append(places)
             if _stamp(file) != before:
                 check_unchanged(file, contents[-1])
         except UserError as error:
@@ -113,15 +109,14 @@ def read_files(
         raise UserError(problems)
     wanted = {*texts, *([label] if label is not None else [])}
     if keeps_all:
-        wanted |= set.intersection(*(set(part.names) for part in read))
-    parts = [NamedRows(part.rows, part.names) for part in read]
-    rows, names = join_rows(parts, files=files, contents=contents, wanted=wanted)
+        wanted |= set.intersection(*(set(part.names) for part in parts))
+    joined, names = join_rows(parts, files=files, contents=contents, wanted=wanted)
     kinds = [
         f"{Path(file).suffix.lower()} {content} {text_format.fingerprint(file)}".rstrip()
         for file, content in zip(files, contents, strict=True)
     ]
     fingerprint = digest(*(kind.encode() for kind in kinds))
-    return Split(split, rows, Origins.join([part.origins for part in read]), fingerprint, names)
+    return Split(split, joined, Origins.join(origins), fingerprint, names)
 
 
 def _find(spec: str) -> list[str]:
@@ -172,47 +167,25 @@ def _describe_folder(path: Path) -> str:
 
 def _read_file(
     path: str, *, content: str, texts: Collection[str], label: str | None, keeps_all: bool, text_format: TextFormat
-) -> FileRows:
+) -> tuple["NamedRows", Origins]:
     """content: a hash of its bytes."""
     wanted = [*texts, *([label] if label is not None else [])]
-    if not Path(path).stat().st_size:
-        raise UserError(f"{path} is empty")
+    columns = None if keeps_all else wanted
+    check_not_empty(path)
     match Path(path).suffix.lower():
-        case ".csv" | ".tsv":
-            return read_delimited(path, text_format=text_format, texts=texts, label=label, keeps_all=keeps_all)
-        case ".json":
-            return read_json(path, text_format=text_format, wanted=wanted, keeps_all=keeps_all)
-        case ".jsonl":
-            return read_json_lines(path, text_format=text_format, wanted=wanted, keeps_all=keeps_all)
-        case ".txt":
-            return read_text_lines(path, text_format=text_format)
         case ".parquet":
-            rows, names = map_parquet(path, content=content, wanted=None if keeps_all else wanted)
+            rows, names = map_parquet(path, content=content, wanted=columns)
+        case ".arrow" | ".feather":
+            rows, names = map_arrow(path, wanted=columns)
         case _:
-            rows, names = _read_arrow(path, wanted=None if keeps_all else wanted)
+            table = read_table(open_file(path, columns=columns, text_format=text_format), columns=columns)
+            if not table.names:
+                raise UserError(f"{table.origins.place(0)} and all rows behind it are objects without names")
+            arrays = table.as_arrays(wanted=wanted, label=label)
+            return NamedRows(make_dataset(arrays, table.names, len(table)), table.names), table.origins
     if not len(rows):
         raise UserError(f"{path} has no rows")
-    return FileRows(rows, Origins.of(f"{path} row", len(rows)), names)
-
-
-def _read_arrow(path: str, *, wanted: Collection[str] | None) -> tuple[datasets.Dataset, list[str]]:
-    """Mapped into memory; and the names of all columns."""
-    with telling_damage(path, "Arrow"):
-        table = MemoryMappedTable.from_file(path) if is_arrow_stream(path) else InMemoryTable(_map_feather(path))
-        names = table.column_names
-        features = find_features(table.schema, path=path, wanted=wanted)
-    if not features:
-        return make_dataset({}, names, table.num_rows), names
-    with telling_damage(path, "Arrow"):
-        selected = table.select(list(features))
-        held = hold(selected.table, features)
-    # A table of datasets knows the file that it is mapped from.
-    return as_rows(selected if held.schema.types == selected.schema.types else InMemoryTable(held)), names
-
-
-def _map_feather(path: str) -> pa.Table:
-    """What is compressed in it is in memory, though."""
-    return pa.ipc.open_file(pa.memory_map(path)).read_all()
+    return NamedRows(rows, names), Origins.of(f"{path} row", len(rows))
 
 
 def _stamp(path: str) -> tuple[int, int, int]:

@@ -16,10 +16,10 @@ from trainer_loop.data.arrow_types import as_rows, make_dataset
 from trainer_loop.data.files import NamedRows
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.loader import RowSource
-from trainer_loop.data.prepare import choose_stratified, draw_keys, draw_sample
+from trainer_loop.data.prepare import choose_validation, draw_sample
 from trainer_loop.data.split import Indices, Origins
-from trainer_loop.data.text_files import make_table
 from trainer_loop.data.tokens import TokenisedSplit
+from trainer_loop.data.values import make_table
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.randomness import seed_everything
 
@@ -126,14 +126,13 @@ def cut_rows(
     cut = dict(splits)
     if fraction is not None:
         train = cut["train"]
-        rows = np.zeros(len(train.lengths), dtype=np.int64)
-        chosen = choose_stratified(rows, fraction=fraction, keys=draw_keys(len(rows), seed, "validation_fraction"))
-        cut["train"] = pick_rows(train, np.flatnonzero(~chosen), name="train")
-        cut["validation"] = pick_rows(train, np.flatnonzero(chosen), name="validation")
+        one_class = np.zeros(len(train.lengths), dtype=np.int64)
+        kept, chosen = choose_validation(one_class, fraction=fraction, seed=seed)
+        cut["train"] = pick_rows(train, kept, name="train")
+        cut["validation"] = pick_rows(train, chosen, name="validation")
     for name, split in cut.items():
-        most = limit.get(parse_set(name)[0])
-        if most is not None and most < len(split.lengths):
-            cut[name] = pick_rows(split, draw_sample(len(split.lengths), size=most, seed=seed, name=name), name=name)
+        sample = draw_sample(len(split.lengths), limit=limit.get(parse_set(name)[0]), seed=seed, name=name)
+        cut[name] = split if sample is None else pick_rows(split, sample, name=name)
     return cut
 
 

@@ -8,11 +8,9 @@ import pyarrow as pa
 
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.hub import SLICE, explain_missing, reach_hub
-from trainer_loop.data.shards import Mark, Shard, ShardedSplit, Values
+from trainer_loop.data.shards import BATCH_ROWS, Batch, Mark, Shard, ShardedSplit
 from trainer_loop.data.split import Origins, Split
 from trainer_loop.errors import UserError, in_one_line
-
-_ROWS_AT_ONCE = 1000
 
 
 def stream_hub_splits(
@@ -52,7 +50,7 @@ def _open(
         Shard(
             title,
             f"shard {index + 1} of {total}, row" if total > 1 else "row",
-            partial(_HubReader, rows.shard(num_shards=total, index=index), title, columns),
+            partial(_read_shard, rows.shard(num_shards=total, index=index), title, columns),
             features=rows.features,
             names=None if rows.features is None else partial(list, rows.features),
         )
@@ -65,7 +63,7 @@ def _open(
 
 
 def _read(title: str, builder: datasets.DatasetBuilder, rows: datasets.IterableDataset, ours: str) -> Split:
-    tables = list(rows.with_format("arrow").iter(batch_size=_ROWS_AT_ONCE))
+    tables = list(rows.with_format("arrow").iter(batch_size=BATCH_ROWS))
     if not tables:
         raise UserError(f"data.{ours}: {title} has no rows")
     table = pa.concat_tables(tables, promote_options="permissive")
@@ -79,33 +77,24 @@ def _digest(builder: datasets.DatasetBuilder, title: str) -> str:
     return digest(str(builder.hash).encode(), str(builder.config.name).encode(), title.encode())
 
 
-class _HubReader:
-    """The rows of one shard. Where they come from is the data set's own business, and its state is only asked for
-    between batches: at every row it would cost more than the row."""
-
-    def __init__(self, rows: datasets.IterableDataset, title: str, columns: Collection[str], mark: Mark | None):
-        self._rows = rows.with_format("arrow")
-        self._title = title
-        self._columns = columns
-        start: Mark = {"row": 0, "batch": None, "used": 0} if mark is None else mark
-        self._row, self._batch, self._used = start["row"], start["batch"], start["used"]
-
-    def __iter__(self) -> Iterator[tuple[Values, int]]:
-        if self._batch is not None:
-            self._rows.load_state_dict(self._batch)
-        try:
-            for table in self._rows.iter(batch_size=_ROWS_AT_ONCE):
-                wanted = [name for name in table.column_names if name in self._columns]
-                for values in table.select(wanted).slice(self._used).to_pylist():
-                    self._row += 1
-                    self._used += 1
-                    yield values, self._row
-                self._batch, self._used = self._rows.state_dict(), 0
-        except Exception as error:  # whatever the library behind the data set raises
-            raise UserError(
-                f"{self._title} cannot be read after row {self._row:,}: {in_one_line(error)}; "
-                "started again, the same command goes on from its last checkpoint"
-            ) from error
-
-    def mark(self) -> Mark:
-        return {"row": self._row, "batch": self._batch, "used": self._used}
+def _read_shard(
+    rows: datasets.IterableDataset, title: str, columns: Collection[str], mark: Mark | None
+) -> Iterator[Batch]:
+    """The data set tells its state between batches only: at every row that would cost more than the row."""
+    rows = rows.with_format("arrow")
+    row, state, used = (0, None, 0) if mark is None else (mark["row"], mark["batch"], mark["used"])
+    if state is not None:
+        rows.load_state_dict(state)
+    try:
+        for table in rows.iter(batch_size=BATCH_ROWS):
+            wanted = [name for name in table.column_names if name in columns]
+            rest = table.select(wanted).slice(used)
+            ends = [(row + count, state, used + count) for count in range(1, len(rest) + 1)]
+            read = rest if rows.features is not None else rest.to_pylist()
+            yield Batch(read, ends, ("row", "batch", "used"))
+            row, state, used = row + len(rest), rows.state_dict(), 0
+    except Exception as error:  # whatever the library behind the data set raises
+        raise UserError(
+            f"{title} cannot be read after row {row:,}: {in_one_line(error)}; "
+            "started again, the same command goes on from its last checkpoint"
+        ) from error

@@ -9,7 +9,7 @@ import datasets
 from trainer_loop.data.labels import RawLabel
 from trainer_loop.data.missing import HIDDEN, read_column
 from trainer_loop.data.split import Split
-from trainer_loop.data.text_files import is_nan
+from trainer_loop.data.values import is_nan
 from trainer_loop.data.wording import enumerate_some, plural, shorten
 
 

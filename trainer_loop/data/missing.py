@@ -14,7 +14,7 @@ from trainer_loop.data.arrow_types import as_rows, plain_array, whole_numbers
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.shards import Shard
 from trainer_loop.data.split import Split
-from trainer_loop.data.text_files import is_nan
+from trainer_loop.data.values import is_nan
 from trainer_loop.data.wording import plural
 from trainer_loop.errors import UserError
 
@@ -35,7 +35,9 @@ class Holes:
 
     def in_text(self, value: object) -> bool:
         """As `find` does it, for one value."""
-        return value is None or is_nan(value) or (self.blank and isinstance(value, str) and not value.strip())
+        if isinstance(value, str):
+            return self.blank and (not value or value.isspace())
+        return value is None or is_nan(value)
 
     def in_label(self, value: object, *, are_classes: bool) -> bool:
         return value is None or is_nan(value) or (are_classes and value == HIDDEN)

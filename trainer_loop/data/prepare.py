@@ -20,23 +20,28 @@ def cut_validation(train: Split, *, fraction: float, label: str | None, seed: in
     The label, where there is one of a few classes, has the same shares in both, see `choose_stratified`.
     The same rows on every process and machine: they follow from the number of rows, the labels and the seed.
     """
-    classes = find_classes(train.rows, label)
-    chosen = choose_stratified(classes, fraction=fraction, keys=draw_keys(len(classes), seed, "validation_fraction"))
-    validation = dataclasses.replace(train.select(np.flatnonzero(chosen)), name="validation")
-    return train.select(np.flatnonzero(~chosen)), validation
+    kept, chosen = choose_validation(find_classes(train.rows, label), fraction=fraction, seed=seed)
+    return train.select(kept), dataclasses.replace(train.select(chosen), name="validation")
 
 
 def limit_rows(split: Split, *, limit: int, seed: int) -> Split:
     """A uniform sample of `limit` rows in the order of the file, or the split itself where it has no more."""
-    if limit >= len(split.rows):
-        return split
-    return split.select(draw_sample(len(split.rows), size=limit, seed=seed, name=split.name))
+    chosen = draw_sample(len(split.rows), limit=limit, seed=seed, name=split.name)
+    return split if chosen is None else split.select(chosen)
 
 
-def draw_sample(count: int, *, size: int, seed: int, name: str) -> Indices:
-    """The numbers of `size` of `count` rows of the split `name`, ascending."""
+def draw_sample(count: int, *, limit: int | None, seed: int, name: str) -> Indices | None:
+    """The numbers of `limit` of `count` rows of the split `name`, ascending; None for all."""
+    if limit is None or limit >= count:
+        return None
     keys = draw_keys(count, seed, f"limit {name}")
-    return np.sort(np.argsort(keys, kind="stable")[:size])
+    return np.sort(np.argsort(keys, kind="stable")[:limit])
+
+
+def choose_validation(classes: Indices, *, fraction: float, seed: int) -> tuple[Indices, Indices]:
+    """The numbers of the rows that stay, and of those that become the validation split. classes: `[N]` of all rows."""
+    chosen = choose_stratified(classes, fraction=fraction, keys=draw_keys(len(classes), seed, "validation_fraction"))
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
 def find_classes(rows: datasets.Dataset, label: str | None) -> Indices:

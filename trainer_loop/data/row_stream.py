@@ -1,24 +1,22 @@
 """The training rows of a stream, epoch after epoch, each of them judged when it is read."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from trainer_loop.data.labels import LabelNames, RawLabel
 from trainer_loop.data.missing import HIDDEN, Holes, describe_dropped, has_classes
-from trainer_loop.data.shards import Mark, Reader, Shard, Values, read_on
-from trainer_loop.data.text_files import is_encodable, read_field
+from trainer_loop.data.shards import Mark, Reader, Shard, Values
+from trainer_loop.data.values import is_encodable, read_field
 from trainer_loop.data.wording import did_you_mean, enumerate_some, shorten
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.randomness import derive_seed
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(NamedTuple):
     """A row, and where it stands in the user's data.
 
     values: `text`, `pair` and `label` (a class id) where the task has them; once encoded, what the model sees.
@@ -85,7 +83,7 @@ class RowStream:
         """Rows of one epoch; those that nothing but reading tells are read, and judged."""
         must_read = self._missing == "drop"
         return sum(
-            sum(1 for _ in self._read_shard(shard, shard.read(None), is_whole=True))
+            sum(1 for _ in self._read_shard(shard, shard.read(), is_whole=True))
             if shard.count is None or must_read
             else shard.count()
             for shard in self._shards
@@ -94,7 +92,7 @@ class RowStream:
     def _read_shard(self, shard: Shard, reader: Reader, *, is_whole: bool) -> Iterator[Row]:
         """The rows of a reader of a shard that can be trained on. is_whole: it reads from the first row on."""
         are_classes = has_classes(shard, self._label)
-        for values, number in read_on(shard, reader):
+        for values, number in reader:
             if self._missing == "drop" and (lacking := self._holes.columns_of(values, are_classes=are_classes)):
                 self._dropped.announce(shard.place(number), lacking[0])
                 if is_whole:

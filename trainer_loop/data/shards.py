@@ -1,50 +1,108 @@
-"""The pieces that a stream is read from, row by row and from any row on."""
+"""What every reader gives: batches of rows with the place of each row, from any row on.
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+In memory all batches of a file are joined, see `tables.py`; in a stream its rows are taken as they come.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
 
 import datasets
 import pyarrow as pa
 
 from trainer_loop.errors import UserError, in_one_line
 
+BATCH_ROWS = 1000
+_FIRST_ROWS = 10  # of the first batch of a text file: of most files of a stream only the beginning is looked at
+_BATCH_BYTES = 1 << 22  # of a text file, after which a batch ends that has fewer rows
+
 Mark = dict[str, Any]  # a place in something that is read from its beginning on, as plain JSON
 Values = Mapping[str, Any]  # of one row, by column
 
+Fields = dict[str, list[str | None]]  # columns of texts
+Rows: TypeAlias = pa.Table | Fields | Sequence[Values]
 
-class Reader(Protocol):
-    """The rows of a shard from some place on."""
+_T = TypeVar("_T")
+# What a row is read from, or why it cannot be read; and the place behind it, see `Batch.ends`.
+Item = tuple[_T | UserError, tuple[int, ...]]
 
-    def __iter__(self) -> Iterator[tuple[Values, int]]:
-        """Every row, and its number in the shard, or that of its line, from 1."""
-        ...
 
-    def mark(self) -> Mark:
-        """Where the row begins that follows the last one given."""
-        ...
+@dataclass(frozen=True)
+class Batch:
+    """At most 1,000 consecutive rows.
+
+    rows: an Arrow table, which a file of texts becomes where it is joined; its columns until then, for a stream takes
+    Python values. Of JSON the objects themselves, for only all values of a column tell its type.
+    ends: the place behind each row, which begins with its number, or that of its line, from 1. names: of the parts of a
+    place, in a mark. faults: why a row cannot be read, by its position in the batch; its values mean nothing.
+    """
+
+    rows: Rows
+    ends: Sequence[tuple[Any, ...]]
+    names: tuple[str, ...]
+    faults: Mapping[int, UserError] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @property
+    def numbers(self) -> list[int]:
+        return [end[0] for end in self.ends]
+
+    def first(self, count: int) -> "Batch":
+        """The first rows."""
+        rows = self.rows
+        kept: Rows = {name: column[:count] for name, column in rows.items()} if isinstance(rows, dict) else rows[:count]
+        faults = {row: fault for row, fault in self.faults.items() if row < count}
+        return Batch(kept, self.ends[:count], self.names, faults)
+
+    def mark(self, row: int) -> Mark:
+        """Where the row begins that follows this one."""
+        return dict(zip(self.names, self.ends[row], strict=True))
+
+    def values(self) -> Sequence[Values]:
+        """The rows as Python values."""
+        if isinstance(self.rows, pa.Table):
+            return self.rows.to_pylist() if self.rows.num_columns else [{}] * len(self)
+        if isinstance(self.rows, dict):
+            return _as_dicts(self.rows) if self.rows else [{}] * len(self)
+        return self.rows
+
+
+def _as_dicts(fields: Fields) -> list[Values]:
+    names = list(fields)
+    return [dict(zip(names, row, strict=True)) for row in zip(*fields.values(), strict=True)]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of a stream, or one piece of a hub data set.
+    """One file, or one piece of a hub data set.
 
-    noun: what its numbers count. read: its rows from a mark on, None for all. count: its rows, where there is a quicker
-    way than reading them. features: of the columns that are read; None where only the values tell the types. names: of
-    all columns; None where only the rows tell. has_fields: its values are texts that may stand for something else.
+    noun: what its numbers count. batches: its rows from a mark on, None for all. count: its rows, where there is a
+    quicker way than reading them. schema: of the columns that are read, as they are stored; None where only the values
+    tell the types. features: the types that a stream reads them in. names: of all columns; None where only the rows
+    tell. has_fields: its values are texts that may stand for something else. no_rows: what is wrong where it has none.
+    whole_only: why it cannot be streamed, if it cannot.
     """
 
     name: str
     noun: str
-    read: Callable[[Mark | None], Reader]
+    batches: Callable[[Mark | None], Iterator[Batch]]
     count: Callable[[], int] | None = None
+    schema: pa.Schema | None = None
     features: datasets.Features | None = None
     names: Callable[[], Sequence[str]] | None = None
     has_fields: bool = False
+    no_rows: str = "has no rows"
+    whole_only: str | None = None
 
     def place(self, number: int) -> str:
         """Where a row stands in the user's data."""
         return f"{self.name} {self.noun} {number}"
+
+    def read(self, mark: Mark | None = None) -> "Reader":
+        """The rows one by one, from a mark on."""
+        return Reader(self, mark)
 
 
 @dataclass(frozen=True)
@@ -62,9 +120,72 @@ class ShardedSplit:
     is_local: bool = True
 
 
-def read_on(shard: Shard, reader: Reader) -> Iterator[tuple[Values, int]]:
-    """The rows of a reader; what the disk or Arrow refuse becomes a UserError."""
+class Reader:
+    """The rows of a shard one by one. A row that cannot be read is a UserError when its turn comes."""
+
+    def __init__(self, shard: Shard, mark: Mark | None):
+        self._shard = shard
+        self._mark = mark
+        self._batch: Batch | None = None
+        self._row = -1  # of the batch, which was given last
+
+    def __iter__(self) -> Iterator[tuple[Values, int]]:
+        """Every row, and its number in the shard, or that of its line, from 1."""
+        for batch in read_batches(self._shard, self._mark):
+            for row, numbered in enumerate(zip(batch.values(), batch.numbers, strict=True)):
+                if row in batch.faults:
+                    raise batch.faults[row]
+                self._batch, self._row = batch, row
+                yield numbered
+
+    def mark(self) -> Mark | None:
+        """Where the row begins that follows the last one given; None: at the beginning."""
+        return self._mark if self._batch is None else self._batch.mark(self._row)
+
+
+def read_batches(shard: Shard, mark: Mark | None = None) -> Iterator[Batch]:
+    """The batches of a shard; what the disk or Arrow refuse becomes a UserError."""
     try:
-        yield from reader
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        yield from shard.batches(mark)
+    except (OSError, pa.ArrowException, UnicodeError) as error:
         raise UserError(f"{shard.name} cannot be read: {in_one_line(error)}") from error
+
+
+def gather(
+    items: Iterable[Item[_T]],
+    make_rows: Callable[[list[_T]], Rows],
+    *,
+    nothing: _T,
+    names: tuple[str, ...],
+) -> Iterator[Batch]:
+    """The batches of a text file. What `items` raises comes after its last row.
+
+    make_rows: what rows are read from -> the rows. nothing: what stands in for a row with a fault. names: of the parts
+    of a place; the first is the row's number, the last the bytes of the file up to there.
+    """
+    sources: list[_T] = []
+    ends: list[tuple[int, ...]] = []
+    faults: dict[int, UserError] = {}
+    failure: Exception | None = None
+    most, last_byte = _FIRST_ROWS, _BATCH_BYTES
+
+    def make_batch() -> Batch:
+        return Batch(make_rows(sources), ends, names, faults)
+
+    try:
+        for source, end in items:
+            if isinstance(source, UserError):
+                faults[len(sources)] = source
+                source = nothing
+            sources.append(source)
+            ends.append(end)
+            if len(ends) == most or end[-1] > last_byte:
+                yield make_batch()
+                sources, ends, faults = [], [], {}
+                most, last_byte = min(most * 10, BATCH_ROWS), end[-1] + _BATCH_BYTES
+    except (UserError, OSError) as error:
+        failure = error
+    if sources:
+        yield make_batch()
+    if failure is not None:
+        raise failure

@@ -3,7 +3,7 @@
 import codecs
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -71,13 +71,25 @@ class Lines:
         self._encoding = encoding
         self._any_break = any_break
 
+    @classmethod
+    def at(cls, path: str, encoding: str | None, mark: Mapping[str, int] | None = None) -> "Lines":
+        """From the line on that begins behind so many lines and bytes; None for all."""
+        number, offset = (0, 0) if mark is None else (mark["line"], mark["offset"])
+        return cls(path, encoding=encoding, number=number, offset=offset)
+
     def __iter__(self) -> Iterator[str]:
         with Path(self._path).open("rb") as file:
             codec = _find_codec(file, self._encoding)
             self._seek(file, codec)
             for raw in _split_lines(file, "\n".encode(codec)):
-                text = self._decode(raw, codec)
-                if self._any_break and "\r" in text.removesuffix("\n").removesuffix("\r"):
+                try:
+                    text = raw.decode(codec)
+                except UnicodeDecodeError as error:
+                    place = self.number + 1, self.offset
+                    raise UserError(_explain_bytes(self._path, self._encoding, codec, *place, error)) from error
+                if self.number == 0 and self._encoding is None and "\0" in text:
+                    raise UserError(_explain_zeros(self._path, text))
+                if self._any_break and "\r" in text and "\r" in text.removesuffix("\n").removesuffix("\r"):
                     for line in _LINE.findall(text):
                         self.number += 1
                         self.offset += len(line.encode(codec))
@@ -104,21 +116,6 @@ class Lines:
                     "more"
                 )
         file.seek(self.offset)
-
-    def _decode(self, raw: bytes, codec: str) -> str:
-        try:
-            text = raw.decode(codec)
-        except UnicodeDecodeError as error:
-            raise UserError(
-                _explain_bytes(self._path, self._encoding, codec, self.number + 1, self.offset, error)
-            ) from error
-        if self.number == 0 and self._encoding is None and "\0" in text:
-            order = "be" if text.startswith("\0") else "le"
-            raise UserError(
-                f"{self._path} line 1 has characters of number 0: the file seems to be UTF-16; set "
-                f"data.files.encoding=utf-16-{order}"
-            )
-        return text
 
 
 def _find_codec(file: BinaryIO, encoding: str | None) -> str:
@@ -152,6 +149,13 @@ def _split_lines(file: BinaryIO, newline: bytes) -> Iterator[bytes]:
 
 
 # ------------------------------------------------------------------------------------------------- bytes and their text
+
+
+def _explain_zeros(path: str, text: str) -> str:
+    order = "be" if text.startswith("\0") else "le"
+    return (
+        f"{path} line 1 has characters of number 0: the file seems to be UTF-16; set data.files.encoding=utf-16-{order}"
+    )
 
 
 def _explain_bytes(

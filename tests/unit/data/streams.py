@@ -7,25 +7,18 @@ import torch
 
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.row_stream import Row, RowStream
-from trainer_loop.data.shards import Mark, Shard, Values
+from trainer_loop.data.shards import Batch, Mark, Shard, Values
 from trainer_loop.data.stream import StreamLoader
 
 CPU = torch.device("cpu")
 LABELS = LabelNames(["even", "odd"], {0: 0, 1: 1})
 
 
-class ListReader:
-    def __init__(self, rows: Sequence[Values], mark: Mark | None):
-        self.rows = rows
-        self.row = 0 if mark is None else mark["row"]
-
-    def __iter__(self) -> Iterator[tuple[Values, int]]:
-        while self.row < len(self.rows):
-            self.row += 1
-            yield self.rows[self.row - 1], self.row
-
-    def mark(self) -> Mark:
-        return {"row": self.row}
+def give_batches(rows: Sequence[Values], mark: Mark | None) -> Iterator[Batch]:
+    """Two rows at a time."""
+    for first in range(0 if mark is None else mark["row"], len(rows), 2):
+        given = rows[first : first + 2]
+        yield Batch(given, [(first + row + 1,) for row in range(len(given))], ("row",))
 
 
 def make_shards(sizes: Sequence[int]) -> list[Shard]:
@@ -33,7 +26,7 @@ def make_shards(sizes: Sequence[int]) -> list[Shard]:
 
     def make(shard: int, size: int) -> Shard:
         rows = [{"text": f"{shard}.{row} " + "w " * (row % 5), "label": row % 2} for row in range(1, size + 1)]
-        return Shard(f"shard{shard}", "row", lambda mark: ListReader(rows, mark))
+        return Shard(f"shard{shard}", "row", lambda mark: give_batches(rows, mark))
 
     return [make(shard, size) for shard, size in enumerate(sizes)]
 

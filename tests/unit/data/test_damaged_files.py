@@ -17,8 +17,8 @@ from trainer_loop.data.files import find_files
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.row_stream import RowStream
 from trainer_loop.data.source import load_splits, open_splits
+from trainer_loop.data.tables import read_whole
 from trainer_loop.data.text_format import DEFAULT_FORMAT
-from trainer_loop.data.whole_files import read_whole
 from trainer_loop.data.write_files import ReadyTable
 
 NAMES = LabelNames(["even", "odd"], {0: 0, 1: 1})

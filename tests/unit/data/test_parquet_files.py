@@ -11,9 +11,10 @@ import pyarrow.parquet
 import pytest
 
 from trainer_loop import UserError
-from trainer_loop.data import parquet_files
 from trainer_loop.data.files import read_files
 from trainer_loop.data.fingerprint import digest_file
+from trainer_loop.data.formats import parquet
+from trainer_loop.data.shards import Batch
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +44,10 @@ def problem_of_reading() -> str:
     return problem
 
 
+def batches_of(columns: list[str]) -> list[Batch]:
+    return list(parquet.open_parquet("a.parquet", columns=columns).batches(None))
+
+
 def kept() -> list[str]:
     return sorted(path.suffix for path in Path("cache/trainer_loop").iterdir())
 
@@ -65,23 +70,21 @@ print(len(rows), rows[7999]["text"][:8], pyarrow.default_memory_pool().max_memor
 
 
 def test_large_rows_are_read_fewer_at_a_time(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parquet_files, "_BYTES_AT_ONCE", 20_000)
+    monkeypatch.setattr(parquet, "_BYTES_AT_ONCE", 20_000)
     write(pa.table({"text": [f"{number:01000}" for number in range(100)]}), use_dictionary=False, compression="none")
-    with parquet_files.open_parquet("a.parquet") as file:
-        batches = list(parquet_files.read_groups(file, [0], columns=["text"]))
+    batches = batches_of(["text"])
     assert [len(batch) for batch in batches[:-1]] == [len(batches[0])] * (len(batches) - 1)
     assert 15 <= len(batches[0]) <= 20
 
 
 def test_the_size_of_columns_that_are_not_read_does_not_matter(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(parquet_files, "_BYTES_AT_ONCE", 20_000)
+    monkeypatch.setattr(parquet, "_BYTES_AT_ONCE", 20_000)
     texts, large = ([f"{number:0{width}}" for number in range(100)] for width in (10, 10_000))
     nested = [{"text": text} for text in large]
     table = pa.table({"text": texts, "text2": large, "nested": nested})
     write(table, use_dictionary=False, compression="none")
-    with parquet_files.open_parquet("a.parquet") as file:
-        assert [len(batch) for batch in parquet_files.read_groups(file, [0], columns=["text"])] == [100]
-        assert len(next(parquet_files.read_groups(file, [0], columns=["text", "nested"]))) == 1
+    assert [len(batch) for batch in batches_of(["text"])] == [100]
+    assert len(batches_of(["text", "nested"])[0]) == 1
 
 
 def test_groups_of_a_few_rows_are_joined():
@@ -94,7 +97,7 @@ def test_groups_of_a_few_rows_are_joined():
 def test_a_file_is_converted_once(monkeypatch: pytest.MonkeyPatch):
     write(make_table(10))
     first = read()
-    monkeypatch.setattr(parquet_files, "read_groups", None)
+    monkeypatch.setattr(parquet, "_read_groups", None)
     assert read()[:] == first[:]
     assert kept() == ["", ".lock"]
 
@@ -171,7 +174,7 @@ def test_a_file_that_changes_while_it_is_converted_is_told_and_not_kept():
     content = digest_file(write(make_table(3)))
     write(make_table(4))
     with pytest.raises(UserError, match="was changed while it was read"):
-        parquet_files.map_parquet("a.parquet", content=content, wanted=["text"])
+        parquet.map_parquet("a.parquet", content=content, wanted=["text"])
     assert kept() == [".lock"]
 
 
@@ -206,4 +209,4 @@ def test_a_cache_that_cannot_be_written_is_told():
 
 def test_a_file_that_is_not_there_any_more_is_told_as_it_is(folder: Path):
     with pytest.raises(UserError, match=r"a\.parquet cannot be read: "):
-        parquet_files.map_parquet("a.parquet", content="x", wanted=["text"])
+        parquet.map_parquet("a.parquet", content="x", wanted=["text"])

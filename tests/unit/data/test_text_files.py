@@ -1,6 +1,6 @@
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +9,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainer_loop import UserError
-from trainer_loop.data.delimited import long_fields
-from trainer_loop.data.text_files import read_delimited, read_json, read_json_lines, read_text_lines
-from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
+from trainer_loop.data.files import read_files
+from trainer_loop.data.formats.delimited import long_fields
+from trainer_loop.data.split import Split
+from trainer_loop.data.text_format import TextFormat
+
+
+def read_file(
+    path: Path | str, texts: Sequence[str] = ("text",), label: str | None = None, *, keeps_all: bool = False
+) -> Split:
+    return read_files([str(path)], split="train", texts=texts, label=label, keeps_all=keeps_all)
 
 
 def read_csv(path: Path | str, label: str | None = "label", **options: Any) -> Any:
     """All columns, and their places."""
-    rows, origins, _ = read_delimited(
-        str(path), text_format=TextFormat(**options), texts=["text"], label=label, keeps_all=True
+    split = read_files(
+        [str(path)], split="train", texts=["text"], label=label, keeps_all=True, text_format=TextFormat(**options)
     )
-    return rows, origins
+    return split.rows, split.origins
 
 
 def problems_of(read: Callable[[], object]) -> list[str]:
@@ -164,13 +171,13 @@ def test_a_broken_csv_file_is_explained_in_one_line(tmp_path: Path, content: byt
 
 def test_a_header_with_a_semicolon_is_fine_when_it_is_the_text_column(tmp_path: Path):
     (tmp_path / "some.csv").write_text("text; raw\ngood\n")
-    read = read_delimited(str(tmp_path / "some.csv"), text_format=DEFAULT_FORMAT, texts=["text; raw"], label=None).rows
+    read = read_file(tmp_path / "some.csv", ["text; raw"]).rows
     assert read[0] == {"text; raw": "good"}
 
 
 def test_invalid_utf8_counts_the_further_lines(tmp_path: Path):
     (tmp_path / "some.txt").write_bytes(b"ok\n\xff\nok\n\xfe\n\xfd\n")
-    (problem,) = problems_of(lambda: read_text_lines(str(tmp_path / "some.txt"), text_format=DEFAULT_FORMAT))
+    (problem,) = problems_of(lambda: read_file(tmp_path / "some.txt"))
     assert "line 2: byte 0xff at offset 3" in problem
     assert "and 2 more lines" in problem
 
@@ -178,31 +185,29 @@ def test_invalid_utf8_counts_the_further_lines(tmp_path: Path):
 def test_json_lines_keep_line_numbers_over_blank_lines_and_fill_missing_keys(tmp_path: Path):
     path = tmp_path / "some.jsonl"
     path.write_bytes('{"text": "a", "label": 1}\r\n\r\n{"label": 0}\r\n{"text": "c é", "extra": [1]}'.encode())
-    read, origins, names = read_json_lines(
-        str(path), text_format=DEFAULT_FORMAT, wanted=["text", "label"], keeps_all=True
-    )
-    assert names == ["text", "label", "extra"]
-    assert list(read) == [
+    split = read_file(path, label="label", keeps_all=True)
+    assert split.columns == ["text", "label", "extra"]
+    assert list(split.rows) == [
         {"text": "a", "label": 1, "extra": None},
         {"text": None, "label": 0, "extra": None},
         {"text": "c é", "label": None, "extra": [1]},
     ]
-    assert [origins.place(row) for row in range(3)] == [f"{path} line {n}" for n in (1, 3, 4)]
+    assert [split.origins.place(row) for row in range(3)] == [f"{path} line {n}" for n in (1, 3, 4)]
 
 
 def test_every_broken_json_line_is_named(tmp_path: Path):
     path = tmp_path / "some.jsonl"
     path.write_text('{"text": "a"}\n{"text": "b"\n\n{"text": }\n')
-    problems = problems_of(lambda: read_json_lines(str(path), text_format=DEFAULT_FORMAT, wanted=["text"]))
+    problems = problems_of(lambda: read_file(path))
     assert [problem.split(":")[0] for problem in problems] == [f"{path} line 2, column 13", f"{path} line 4, column 10"]
 
 
 @pytest.mark.parametrize("content", ['[{"text": "a"}, {"text": "b"}]', '\n{"text": "a"}\n{"text": "b"}\n'])
 def test_json_is_a_list_or_one_object_per_line(tmp_path: Path, content: str):
     (tmp_path / "some.json").write_text(content)
-    read, origins, _ = read_json(str(tmp_path / "some.json"), text_format=DEFAULT_FORMAT, wanted=["text"])
-    assert list(read["text"]) == ["a", "b"]
-    assert len(origins) == 2
+    split = read_file(tmp_path / "some.json")
+    assert list(split.rows["text"]) == ["a", "b"]
+    assert len(split.origins) == 2
 
 
 @pytest.mark.parametrize(
@@ -217,25 +222,23 @@ def test_json_is_a_list_or_one_object_per_line(tmp_path: Path, content: str):
 )
 def test_a_broken_json_file_is_explained(tmp_path: Path, content: str, expected: str):
     (tmp_path / "some.json").write_text(content)
-    problems = problems_of(lambda: read_json(str(tmp_path / "some.json"), text_format=DEFAULT_FORMAT, wanted=["text"]))
+    problems = problems_of(lambda: read_file(tmp_path / "some.json"))
     assert expected in problems[0]
 
 
 def test_values_of_several_kinds_are_an_error_in_a_wanted_column_only(tmp_path: Path):
     path = tmp_path / "some.jsonl"
     path.write_text('{"text": "a", "label": 1, "note": 1}\n{"text": "b", "label": "one", "note": "x"}\n')
-    (problem,) = problems_of(lambda: read_json_lines(str(path), text_format=DEFAULT_FORMAT, wanted=["text", "label"]))
+    (problem,) = problems_of(lambda: read_file(path, label="label"))
     assert "column 'label' has values of several kinds: int (1, " in problem
     assert "some.jsonl line 2)" in problem
-    read = read_json_lines(str(path), text_format=DEFAULT_FORMAT, wanted=["text"], keeps_all=True).rows
+    read = read_file(path, keeps_all=True).rows
     assert [json.loads(note) for note in read["note"]] == [1, "x"]
 
 
 def test_half_a_surrogate_pair_is_named_with_its_line(tmp_path: Path):
     (tmp_path / "some.jsonl").write_text('{"text": "fine"}\n{"text": "\\ud83d"}\n')
-    (problem,) = problems_of(
-        lambda: read_json_lines(str(tmp_path / "some.jsonl"), text_format=DEFAULT_FORMAT, wanted=["text"])
-    )
+    (problem,) = problems_of(lambda: read_file(tmp_path / "some.jsonl"))
     assert "some.jsonl line 2, column 'text'" in problem
 
 
@@ -247,14 +250,16 @@ def test_text_lines_are_kept_as_they_are(tmp_path: Path, lines: list[str]):
     # A carriage return before the line break belongs to it, and so does one at the end of the file.
     expected = [(line.removesuffix("\r"), number) for number, line in enumerate(lines, start=1) if line.strip()]
     if not expected:
-        problems_of(lambda: read_text_lines(str(path), text_format=DEFAULT_FORMAT))
+        problems_of(lambda: read_file(path))
         return
-    read, origins, _ = read_text_lines(str(path), text_format=DEFAULT_FORMAT)
-    assert list(read["text"]) == [text for text, _ in expected]
-    assert [origins.place(row) for row in range(len(read))] == [f"{path} line {number}" for _, number in expected]
+    split = read_file(path)
+    assert list(split.rows["text"]) == [text for text, _ in expected]
+    assert [split.origins.place(row) for row in range(len(split.rows))] == [
+        f"{path} line {number}" for _, number in expected
+    ]
 
 
 def test_carriage_returns_alone_end_lines_up_to_the_last(tmp_path):
     (tmp_path / "old.csv").write_bytes(b"text\ra\rw")
-    rows = read_delimited(str(tmp_path / "old.csv"), text_format=DEFAULT_FORMAT, texts=["text"], label=None).rows
+    rows = read_file(tmp_path / "old.csv").rows
     assert list(rows["text"]) == ["a", "w"]

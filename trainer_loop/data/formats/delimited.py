@@ -1,12 +1,13 @@
-"""Records of .csv and .tsv files, from any row on, and what is wrong with one in a line."""
+"""Delimited files (.csv, .tsv) with a header: every field is a text, an empty one is null."""
 
 import contextlib
 import csv
 import re
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
+from trainer_loop.data.shards import Batch, Fields, Item, Mark, Shard, gather
 from trainer_loop.data.text_format import Lines, TextFormat
 from trainer_loop.data.wording import enumerate_names, enumerate_some, shorten
 from trainer_loop.errors import UserError
@@ -18,6 +19,33 @@ _MOST_CLASSES = 100  # values of a column up to which a new one is a stranger
 _LINES_THAT_TELL = 20  # which values such a column has
 _LINES_BEHIND = 100_000  # that are looked at behind lines that quotes join
 _MOST_CHECKS = 3
+_SHOWN = 5  # rows with too many or too few fields that are explained
+
+Record = list[str]  # the fields of a row
+
+
+def open_delimited(path: str, *, columns: Collection[str] | None, text_format: TextFormat) -> Shard:
+    """columns: those that are read; None for all."""
+
+    def open_records(mark: Mark | None) -> Records:
+        return Records(path, text_format=text_format, texts=columns or (), **(mark or {}))
+
+    def read(mark: Mark | None) -> Iterator[Batch]:
+        records = open_records(mark)
+        wanted = {name: place for place, name in enumerate(records.header) if columns is None or name in columns}
+        nothing = [""] * len(records.header)
+        return gather(
+            records, lambda group: _make_rows(group, wanted), nothing=nothing, names=("row", "line", "offset")
+        )
+
+    return Shard(
+        path, "row", read, names=lambda: open_records(None).header, has_fields=True, no_rows="has a header and no rows"
+    )
+
+
+def _make_rows(records: Sequence[Record], wanted: Mapping[str, int]) -> Fields:
+    """wanted: the position of every column that is read."""
+    return {name: [record[place] or None for record in records] for name, place in wanted.items()}
 
 
 def _name_all(header: Sequence[str]) -> list[str]:
@@ -31,7 +59,7 @@ def _name_all(header: Sequence[str]) -> list[str]:
 
 
 class Records:
-    """The records of a .csv or .tsv file that has a header, each with the line it begins on.
+    """The records of a .csv or .tsv file that has a header.
 
     row, line, offset: records, lines and bytes that were read; they also say where to begin. Raises UserError where
     the header cannot be one, where quotes break, and where they join lines that are records of their own.
@@ -55,21 +83,19 @@ class Records:
         self._lines = self._open_lines(line, offset) if offset else header_end
         self._taken: list[str] = []  # lines of the record that is read
         self._checks_left = _MOST_CHECKS if text_format.quoting == "auto" and len(self.header) > 1 else 0
+        self._num_uneven = 0  # records that have not as many fields as the header
 
     @property
     def line(self) -> int:
         return self._lines.number
 
-    @property
-    def offset(self) -> int:
-        return self._lines.offset
-
-    def __iter__(self) -> Iterator[tuple[list[str], int]]:
+    def __iter__(self) -> Iterator[Item[Record]]:
+        lines, taken, num_fields = self._lines, self._taken, len(self.header)
         with long_fields():
             records = self._read(self._take_lines())
             while True:
-                first_line = self.line + 1
-                self._taken.clear()
+                first_line = lines.number + 1
+                taken.clear()
                 try:
                     record = next(records)
                 except StopIteration:
@@ -79,18 +105,23 @@ class Records:
                     raise UserError(self._explain_quoting(place, error)) from error
                 if record:  # a blank line is no row
                     self.row += 1
-                    if len(self._taken) > 1 and self._checks_left:
+                    if len(taken) > 1 and self._checks_left:
                         self._refuse_joined_records(first_line)
-                    yield record, first_line
+                    is_even = len(record) == num_fields
+                    source = record if is_even else self._explain_fields(record, first_line)
+                    yield source, (self.row, lines.number, lines.offset)
 
-    def explain_fields(self, record: Sequence[str], first_line: int) -> str:
-        """A record that has not as many fields as the header; it is the one that was given last."""
+    def _explain_fields(self, record: Record, first_line: int) -> UserError:
+        """The record that was read last, which has not as many fields as the header."""
+        self._num_uneven += 1
+        if self._num_uneven > _SHOWN:
+            return UserError("")  # only counted: each explanation reads in the file
         names = _DELIMITER_NAMES.get(self.delimiter, f"the character {self.delimiter!r}")
         if self.format.quoting == "none":
             remedy = f"with data.files.quoting=none no field may contain {names}"
         else:
             remedy = f"quote texts that contain {names} or line breaks" + self._suggest_no_quotes()
-        return (
+        return UserError(
             f"{self.path} row {self.row} (line {first_line}) has {len(record)} fields; the header has "
             f"{len(self.header)} ({enumerate_names(self.header, at_most=5)}): {remedy}"
         )
@@ -177,7 +208,7 @@ class Records:
             self._taken.append(line)
             yield line
 
-    def _read(self, lines: Iterator[str] | Lines) -> Iterator[list[str]]:
+    def _read(self, lines: Iterator[str] | Lines) -> Iterator[Record]:
         if self.format.quoting == "none":
             return csv.reader(lines, delimiter=self.delimiter, quoting=csv.QUOTE_NONE, strict=True)
         return csv.reader(lines, delimiter=self.delimiter, strict=True)

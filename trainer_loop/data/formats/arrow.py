@@ -1,0 +1,69 @@
+"""Arrow files: in the streaming format, which datasets writes, and in the file format, which is feather."""
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+from datasets.table import InMemoryTable, MemoryMappedTable
+
+from trainer_loop.data.arrow_files import find_features, hold, number_batches, select, telling_damage
+from trainer_loop.data.arrow_types import as_rows, make_dataset
+from trainer_loop.data.shards import Batch, Mark, Shard
+from trainer_loop.errors import UserError
+
+
+def open_arrow(path: str, *, columns: Collection[str] | None) -> Shard:
+    """columns: those that are read; None for all."""
+    with telling_damage(path, "Arrow"):
+        schema = _open(path).schema
+        wanted = select(schema.names, columns)
+
+    def read(mark: Mark | None) -> Iterator[Batch]:
+        with telling_damage(path, "Arrow"):  # leaving out a mapped batch costs nothing
+            batches = (batch if wanted is None else batch.select(wanted) for batch in _read_batches(path))
+            yield from number_batches(batches, begin=0, mark=mark)
+
+    def count() -> int:
+        with telling_damage(path, "Arrow"):
+            return sum(len(batch) for batch in _read_batches(path))
+
+    return Shard(path, "row", read, count, schema, names=lambda: schema.names)
+
+
+def map_arrow(path: str, *, wanted: Collection[str] | None) -> tuple[datasets.Dataset, list[str]]:
+    """The rows, mapped into memory, and the names of all columns; what is compressed is in memory, though."""
+    with telling_damage(path, "Arrow"):
+        is_stream = is_arrow_stream(path)
+        table = MemoryMappedTable.from_file(path) if is_stream else InMemoryTable(_open(path).read_all())
+        names = table.column_names
+        features = find_features(table.schema, path=path, wanted=wanted)
+    if not features:
+        return make_dataset({}, names, table.num_rows), names
+    with telling_damage(path, "Arrow"):
+        selected = table.select(list(features))
+        held = hold(selected.table, features)
+    # A table of datasets knows the file that it is mapped from.
+    return as_rows(selected if held.schema.types == selected.schema.types else InMemoryTable(held)), names
+
+
+def is_arrow_stream(path: str) -> bool:
+    """Whether a file has the streaming format. Raises UserError for feather's first version, which is neither."""
+    with Path(path).open("rb") as file:
+        start = file.read(6)
+    if start.startswith(b"FEA1"):
+        raise UserError(f"{path} is of version 1 of feather, which keeps no types of columns; write it as version 2")
+    return start != b"ARROW1"
+
+
+def _open(path: str) -> pa.RecordBatchStreamReader | pa.RecordBatchFileReader:
+    mapped = pa.memory_map(path)
+    return pa.ipc.open_stream(mapped) if is_arrow_stream(path) else pa.ipc.open_file(mapped)
+
+
+def _read_batches(path: str) -> Iterator[pa.RecordBatch]:
+    batches = _open(path)
+    if isinstance(batches, pa.RecordBatchFileReader):
+        yield from (batches.get_batch(number) for number in range(batches.num_record_batches))
+    else:
+        yield from batches

@@ -1,0 +1,39 @@
+"""Which format a file has."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from trainer_loop.data.formats.arrow import open_arrow
+from trainer_loop.data.formats.delimited import open_delimited
+from trainer_loop.data.formats.json_files import open_json
+from trainer_loop.data.formats.parquet import open_parquet
+from trainer_loop.data.formats.text_lines import open_text_lines
+from trainer_loop.data.shards import Shard
+from trainer_loop.data.text_format import TextFormat
+from trainer_loop.errors import UserError
+
+EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".feather", ".txt")
+
+
+def open_file(path: str, *, columns: Collection[str] | None, text_format: TextFormat) -> Shard:
+    """A file of any known kind. Raises UserError where it cannot be read, OSError where the disk refuses.
+
+    columns: those that are read, where the format keeps them apart; None for all.
+    """
+    check_not_empty(path)
+    match Path(path).suffix.lower():
+        case ".csv" | ".tsv":
+            return open_delimited(path, columns=columns, text_format=text_format)
+        case ".json" | ".jsonl":
+            return open_json(path, text_format=text_format)
+        case ".txt":
+            return open_text_lines(path, text_format=text_format)
+        case ".parquet":
+            return open_parquet(path, columns=columns)
+        case _:
+            return open_arrow(path, columns=columns)
+
+
+def check_not_empty(path: str) -> None:
+    if not Path(path).stat().st_size:
+        raise UserError(f"{path} is empty")

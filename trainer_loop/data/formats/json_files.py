@@ -1,0 +1,133 @@
+"""JSON files: an object per line that is not blank (.jsonl, .json), or one list of objects (.json)."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trainer_loop.data.shards import BATCH_ROWS, Batch, Item, Mark, Shard, Values, gather
+from trainer_loop.data.text_format import Lines, TextFormat
+from trainer_loop.data.wording import shorten
+from trainer_loop.errors import UserError
+
+_MOST_DIGITS = 4300  # that Python reads as an integer
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{\]}]')
+_DEEP = 500  # brackets within brackets; near the number at which Python's reader gives up
+_MOST_BYTES = 1 << 28  # of a file that may be one object
+
+
+def open_json(path: str, *, text_format: TextFormat) -> Shard:
+    """A list where a .json file begins as one, else a row per line."""
+    if Path(path).suffix.lower() == ".json" and _is_list(path, text_format):
+        return Shard(
+            path,
+            "row",
+            lambda mark: _read_list(path, text_format),
+            no_rows="holds an empty list: it has no rows",
+            whole_only=f"{path} is one JSON list, which can only be read as a whole; a stream needs one object per "
+            f"line: jq -c '.[]' {path} > {Path(path).with_suffix('.jsonl')}",
+        )
+
+    def read(mark: Mark | None) -> Iterator[Batch]:
+        return gather(_read_lines(path, text_format, mark), list, nothing={}, names=("line", "offset"))
+
+    return Shard(path, "line", read, no_rows="is empty")
+
+
+# ----------------------------------------------------------------------------------------------------- object per line
+
+
+def _read_lines(path: str, text_format: TextFormat, mark: Mark | None) -> Iterator[Item[Values]]:
+    lines = Lines.at(path, text_format.encoding, mark)
+    is_first = mark is None
+    for line in lines:
+        if not line.strip():
+            continue
+        value = _parse(line, path, lines.number)
+        if is_first and isinstance(value, UserError) and _is_one_object(path, text_format):
+            raise UserError(f"{path} is one JSON object; it must be a list of objects, or one object per line")
+        is_first = False
+        yield value, (lines.number, lines.offset)
+
+
+def _parse(line: str, path: str, number: int) -> dict[str, Any] | UserError:
+    """The object on a line, or why there is none."""
+    try:
+        value = json.loads(line.rstrip())
+    except json.JSONDecodeError as error:
+        return UserError(
+            f"{path} line {number}, column {error.colno}: this is no JSON ({error.msg}); every line must be one JSON "
+            "object"
+        )
+    except (RecursionError, ValueError) as error:
+        return UserError(f"{path} line {number} {_explain_unreadable(error)}")
+    if not isinstance(value, dict):
+        return UserError(f"{path} line {number} is {shorten(value)}; every line must be one JSON object")
+    return value
+
+
+def _is_one_object(path: str, text_format: TextFormat) -> bool:
+    if Path(path).stat().st_size > _MOST_BYTES:
+        return False
+    try:
+        return isinstance(json.loads(_read_text(path, text_format)), dict)
+    except (UserError, ValueError, RecursionError):
+        return False
+
+
+# ---------------------------------------------------------------------------------------------------- list of objects
+
+
+def _is_list(path: str, text_format: TextFormat) -> bool:
+    first = next((line for line in Lines.at(path, text_format.encoding) if line.strip()), "")
+    return first.lstrip().startswith("[")
+
+
+def _read_list(path: str, text_format: TextFormat) -> Iterator[Batch]:
+    values = _parse_list(path, _read_text(path, text_format))
+    for start in range(0, len(values), BATCH_ROWS):
+        rows = values[start : start + BATCH_ROWS]
+        ends = [(start + row + 1,) for row in range(len(rows))]
+        faults = {
+            row: UserError(
+                f"{path} row {start + row + 1} is {shorten(value)}; every item of the list must be one JSON object"
+            )
+            for row, value in enumerate(rows)
+            if not isinstance(value, dict)
+        }
+        yield Batch([{} if row in faults else value for row, value in enumerate(rows)], ends, ("row",), faults)
+
+
+def _parse_list(path: str, text: str) -> list[Any]:
+    try:
+        values: list[Any] = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} line {error.lineno}, column {error.colno}: this is no JSON ({error.msg})") from error
+    except (RecursionError, ValueError) as error:
+        raise UserError(f"{path} line {_find_unreadable(text)} {_explain_unreadable(error)}") from error
+    return values
+
+
+def _read_text(path: str, text_format: TextFormat) -> str:
+    return "".join(Lines.at(path, text_format.encoding))
+
+
+def _explain_unreadable(error: Exception) -> str:
+    """JSON that Python does not read, though it is some."""
+    if isinstance(error, RecursionError):
+        return "has lists or objects nested too deeply to be read; flatten them, or write them as a text"
+    return f"has a whole number of more than {_MOST_DIGITS:,} digits; write it as a text"
+
+
+def _find_unreadable(text: str) -> int:
+    """The line of the first number that is too long, or where brackets are nested too deeply."""
+    depth = 0
+    found = re.search(rf"\d{{{_MOST_DIGITS + 1}}}", text)
+    place = len(text) if found is None else found.start()
+    for match in _BRACKETS.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match.group(), 0)
+        if depth > _DEEP or match.start() > place:
+            place = min(place, match.start())
+            break
+    return text.count("\n", 0, place) + 1

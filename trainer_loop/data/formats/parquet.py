@@ -1,0 +1,133 @@
+"""Parquet files: read a few rows at a time, and mapped into memory as Arrow, to which they are converted once."""
+
+import json
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import accumulate
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets.table import table_cast
+
+from trainer_loop.data.arrow_files import (
+    as_held,
+    find_features,
+    keep_converted,
+    number_batches,
+    select,
+    telling_damage,
+)
+from trainer_loop.data.arrow_types import make_dataset
+from trainer_loop.data.fingerprint import check_unchanged, digest
+from trainer_loop.data.shards import BATCH_ROWS, Batch, Mark, Shard
+
+_FORMAT = 2  # of what is converted; with a new number, nothing converted before is found
+_BYTES_AT_ONCE = 32 * 2**20  # of the rows of a batch, as far as the file tells
+_READ_BYTES = 2**20  # of a column at a time
+
+
+def open_parquet(path: str, *, columns: Collection[str] | None) -> Shard:
+    """columns: those that are read; None for all. Raises UserError where the file cannot be read."""
+    with telling_damage(path, "parquet"), _open(path) as file:
+        schema, metadata = file.schema_arrow, file.metadata
+        wanted = select(schema.names, columns)
+        ends = list(accumulate(metadata.row_group(group).num_rows for group in range(file.num_row_groups)))
+
+    def read(mark: Mark | None) -> Iterator[Batch]:
+        first = 0 if mark is None else bisect_right(ends, mark["row"])  # the first group that has a row behind the mark
+        with telling_damage(path, "parquet"), _open(path) as file:
+            batches = _read_groups(file, range(first, len(ends)), wanted)
+            yield from number_batches(batches, begin=[0, *ends][first], mark=mark)
+
+    return Shard(path, "row", read, lambda: metadata.num_rows, schema, names=lambda: schema.names)
+
+
+def map_parquet(path: str, *, content: str, wanted: Collection[str] | None) -> tuple[datasets.Dataset, list[str]]:
+    """The rows, mapped from the cache of datasets, where the file is converted when it is first read; and all columns.
+
+    The reader of datasets would hold whole groups of rows meanwhile, some hundred megabytes each. content: a hash of
+    the bytes of the file. wanted: columns that are read, None for all; where the file has none of them, a column of
+    nulls stands in. Raises UserError where the file cannot be read or converted, or datasets cannot hold a column.
+    """
+    shard = open_parquet(path, columns=wanted)
+    assert shard.schema is not None and shard.count is not None
+    num_rows, names = shard.count(), shard.schema.names
+    features = find_features(shard.schema, path=path, wanted=wanted)
+    if not features:
+        return make_dataset({}, names, num_rows), names
+
+    def convert(target: str) -> None:
+        num_written = 0
+        with pa.OSFile(target, "wb") as sink, pa.ipc.new_stream(sink, features.arrow_schema) as writer:
+            for table in _join_small(_read_tables(shard, features)):
+                writer.write_table(table)
+                num_written += len(table)
+        pa.default_memory_pool().release_unused()  # what it read with; else its pool keeps that for a while
+        assert num_written == num_rows, f"{num_written} rows of {num_rows}"
+        check_unchanged(path, content)  # or the rows of another content would be kept as those of this one
+
+    columns = json.dumps(features.to_dict()).encode()  # which ones can be held is up to the version of datasets
+    key = digest(str(_FORMAT).encode(), content.encode(), columns)
+    return keep_converted(path, key=key, convert=convert), names
+
+
+def _open(path: str) -> pq.ParquetFile:
+    # pre_buffer would hold all columns of a group as they are in the file, whatever buffer_size says
+    return pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False)
+
+
+def _read_groups(
+    file: pq.ParquetFile, groups: Iterable[int], columns: Sequence[str] | None
+) -> Iterator[pa.RecordBatch]:
+    """Some groups of rows, a few rows at a time, which are of one group: Arrow cannot join all types over two.
+
+    By one thread: with more of them each would keep memory of its own.
+    """
+    for group in groups:
+        facts = file.metadata.row_group(group)
+        fitting = _BYTES_AT_ONCE * facts.num_rows // max(_count_bytes(facts, columns), 1)
+        yield from file.iter_batches(
+            batch_size=max(1, min(fitting, BATCH_ROWS)), row_groups=[group], columns=columns, use_threads=False
+        )
+
+
+def _count_bytes(group: pq.RowGroupMetaData, columns: Sequence[str] | None) -> int:
+    """Bytes of these columns, and of the parts of nested ones, which the file keeps apart: `answer.list.element`."""
+    if columns is None:
+        return group.total_byte_size
+    named = set(columns)
+    parts = (group.column(number) for number in range(group.num_columns))
+    return sum(part.total_uncompressed_size for part in parts if not named.isdisjoint(_outer(part.path_in_schema)))
+
+
+def _outer(path: str) -> Iterator[str]:
+    """A column may have a dot in its name, too."""
+    names = path.split(".")
+    return (".".join(names[:count]) for count in range(1, len(names) + 1))
+
+
+def _read_tables(shard: Shard, features: datasets.Features) -> Iterator[pa.Table]:
+    with telling_damage(shard.name, "parquet"):
+        for batch in shard.batches(None):
+            assert isinstance(batch.rows, pa.Table)
+            yield table_cast(as_held(batch.rows, features), features.arrow_schema)
+
+
+def _join_small(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Of files with a few rows in a group, or every batch that is read would stay one for good."""
+    small: list[pa.Table] = []
+    num_rows = num_bytes = 0
+    for table in tables:
+        small.append(table)
+        num_rows += len(table)
+        num_bytes += table.nbytes
+        if num_rows >= BATCH_ROWS or num_bytes >= _BYTES_AT_ONCE:
+            yield _join(small)
+            small, num_rows, num_bytes = [], 0, 0
+    if small:
+        yield _join(small)
+
+
+def _join(tables: list[pa.Table]) -> pa.Table:
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables).combine_chunks()

@@ -1,0 +1,179 @@
+"""Files with all their rows in memory: the batches of each, joined."""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+
+from trainer_loop.data.arrow_files import find_features, hold
+from trainer_loop.data.arrow_types import as_rows, make_dataset
+from trainer_loop.data.formats.by_suffix import open_file
+from trainer_loop.data.missing import with_plain_columns
+from trainer_loop.data.shards import Batch, Shard, Values, read_batches
+from trainer_loop.data.split import Origins, Split
+from trainer_loop.data.text_format import TextFormat
+from trainer_loop.data.values import infer_label, make_arrays
+from trainer_loop.data.wording import enumerate_some
+from trainer_loop.errors import UserError, in_one_line
+
+_SHOWN = 5  # faults of rows that are told in full
+
+Column: TypeAlias = list[Any] | pa.ChunkedArray  # of JSON the values themselves: Arrow has no type for some
+
+
+@dataclass(frozen=True)
+class WholeTable:
+    """The rows of files, one file after the other.
+
+    columns: those that were read; null where a file lacks one. names: of all columns. has_fields: the values are texts
+    that may stand for something else. metadata: what is noted beside the types of a single file.
+    """
+
+    columns: dict[str, Column]
+    names: Sequence[str]
+    origins: Origins
+    has_fields: bool
+    metadata: Mapping[bytes, bytes] | None = None
+
+    def __len__(self) -> int:
+        return len(self.origins)
+
+    def as_arrays(self, *, wanted: Collection[str], label: str | None) -> dict[str, Any]:
+        """The columns in types of Arrow. wanted, label: see `make_arrays` and `infer_label`. Raises UserError."""
+        lists = {name: column for name, column in self.columns.items() if isinstance(column, list)}
+        made: dict[str, Any] = make_arrays(lists, wanted=wanted, place=self.origins.place)
+        for name, column in self.columns.items():
+            if isinstance(column, pa.ChunkedArray):
+                is_field = self.has_fields and name == label
+                made[name] = infer_label(column.to_pylist()) if is_field else column
+        return {name: made[name] for name in self.columns}
+
+    def as_split(self, columns: Sequence[str], *, label: str | None = None) -> Split:
+        """Some columns as rows of a data set. Raises UserError where their values are of several kinds."""
+        present = [name for name in self.columns if name in columns]
+        made = pa.table(self.select(present).as_arrays(wanted=columns, label=label))
+        if self.metadata is not None:
+            made = made.replace_schema_metadata(self.metadata)
+        features = find_features(made.schema, path="the file", wanted=columns)
+        rows = as_rows(hold(made, features)) if features else make_dataset({}, self.names, len(self))
+        split = Split("train", rows, self.origins, "", self.names)
+        return with_plain_columns(split, texts=[name for name in columns if name != label], label=label)
+
+    def select(self, columns: Sequence[str]) -> "WholeTable":
+        """The table with these columns in this order, as far as it has them."""
+        kept = {name: self.columns[name] for name in columns if name in self.columns}
+        return WholeTable(kept, self.names, self.origins, self.has_fields, self.metadata)
+
+
+def read_table(shard: Shard, *, columns: Collection[str] | None) -> WholeTable:
+    """All rows of a file. columns: those that are read; None for all. Raises UserError with what is wrong with them."""
+    table = join_batches(shard, read_batches(shard), columns=columns)
+    if not len(table):
+        raise UserError(f"{shard.name} {shard.no_rows}")
+    return table
+
+
+def join_batches(shard: Shard, batches: Iterable[Batch], *, columns: Collection[str] | None) -> WholeTable:
+    """The rows of batches of one file. Raises UserError with what is wrong with them."""
+    tables: list[pa.Table] = []
+    objects: list[Values] = []
+    numbers = [np.zeros(0, dtype=np.int64)]
+    faults: list[UserError] = []
+    for batch in batches:
+        faults += batch.faults.values()
+        numbers.append(np.asarray(batch.numbers, dtype=np.int64))
+        if isinstance(batch.rows, pa.Table):
+            tables.append(batch.rows)
+        elif isinstance(batch.rows, dict):
+            tables.append(pa.table({name: pa.array(values, pa.string()) for name, values in batch.rows.items()}))
+        else:
+            objects += batch.rows
+    if faults:
+        more = len(faults) - _SHOWN
+        told = [problem for fault in faults[:_SHOWN] for problem in fault.problems]
+        raise UserError(told + ([f"{shard.name}: {more:,} more {shard.noun}s like these"] if more > 0 else []))
+    origins = Origins.of(f"{shard.name} {shard.noun}", np.concatenate(numbers))
+    if not tables:
+        names = list(dict.fromkeys(name for values in objects for name in values))
+        read = [name for name in names if columns is None or name in columns]
+        return WholeTable({name: [values.get(name) for values in objects] for name in read}, names, origins, False)
+    table = pa.concat_tables(tables)
+    names = list(shard.names() if shard.names is not None else table.column_names)
+    made: dict[str, Column] = dict(zip(table.column_names, table.columns, strict=True))
+    return WholeTable(made, names, origins, shard.has_fields, table.schema.metadata)
+
+
+def read_whole(files: Sequence[str], *, text_format: TextFormat) -> WholeTable:
+    """Files with all their columns as they are, so that they can be written again with more of them.
+
+    Raises UserError with the problems of all files.
+    """
+    problems: list[str] = []
+    read: list[WholeTable] = []
+    for file in files:
+        try:
+            shard = open_file(file, columns=None, text_format=text_format)
+            read.append(read_table(shard, columns=None))
+            _check_names(shard)
+        except UserError as error:
+            problems += error.problems
+        except OSError as error:
+            problems.append(f"{file} cannot be read: {in_one_line(error)}")
+    if problems:
+        raise UserError(problems)
+    if len(read) == 1:
+        return read[0]
+    columns: dict[str, Column] = {}
+    for name in dict.fromkeys(name for table in read for name in table.columns):
+        try:
+            columns[name] = _join(name, read, files)
+        except UserError as error:
+            problems += error.problems
+    if problems:
+        raise UserError(problems)
+    origins = Origins.join([table.origins for table in read])
+    return WholeTable(columns, list(columns), origins, has_fields=all(table.has_fields for table in read))
+
+
+def _check_names(shard: Shard) -> None:
+    names = [] if shard.schema is None else shard.schema.names
+    repeated = sorted(name for name, times in Counter(names).items() if times > 1)
+    if repeated:
+        raise UserError(
+            f"{shard.name} has several columns of one name: {enumerate_some(repeated)}; rename or drop all but one"
+        )
+
+
+def _join(name: str, tables: Sequence[WholeTable], files: Sequence[str]) -> Column:
+    """A column over all files. Raises UserError where its types do not go together."""
+    parts = [table.columns.get(name) for table in tables]
+    if any(isinstance(part, list) for part in parts):
+        joined: list[Any] = []
+        for part, table in zip(parts, tables, strict=True):
+            values = [None] * len(table) if part is None else part
+            joined += values if isinstance(values, list) else values.to_pylist()
+        return joined
+    columns = [
+        pa.table({name: pa.nulls(len(table)) if part is None else part})
+        for part, table in zip(parts, tables, strict=True)
+    ]
+    try:
+        return pa.concat_tables(columns, promote_options="permissive").column(name)
+    except (pa.ArrowException, TypeError) as error:
+        first = next(number for number, part in enumerate(parts) if part is not None)
+        other = next(
+            (
+                number
+                for number, column in enumerate(columns)
+                if column.schema.types[0] != columns[first].schema.types[0]
+            ),
+            first,
+        )
+        types = [columns[number].schema.types[0] for number in (first, other)]
+        raise UserError(
+            f"column {name!r} has one type in {files[first]} ({types[0]}) and another in {files[other]} ({types[1]}); "
+            "make them alike"
+        ) from error

@@ -1,0 +1,121 @@
+"""What values of files and of Python stand for: columns of them, labels in texts, missing values."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from trainer_loop.data.wording import enumerate_some, shorten
+from trainer_loop.errors import UserError
+
+_SHOWN = 5  # problems of one kind that are told in full
+
+_INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})")  # no leading zeros: 007 is a text
+_DECIMAL = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+_BOOLEANS = {"true": True, "false": False}
+
+
+def make_table(
+    rows: Sequence[Any], *, wanted: Collection[str], place: Callable[[int], str], keeps_all: bool = False
+) -> tuple[pa.Table, list[str]]:
+    """Objects -> a table of the wanted columns, and the names of all; keys that a row lacks are null there.
+
+    In a wanted column NaN is null, and values of several kinds are an error. keeps_all: other columns are in the table
+    too, as JSON where their values are of several kinds. `place` says where a row stands. Raises UserError.
+    """
+    strangers = [row for row, value in enumerate(rows) if not isinstance(value, Mapping)]
+    if strangers:
+        shown = [f"{place(row)} is {shorten(rows[row])}" for row in strangers[:_SHOWN]]
+        raise UserError(f"every row must be an object of named values: {enumerate_some(shown, total=len(strangers))}")
+    names = {str(name): name for values in rows for name in values}
+    columns = {
+        name: [_as_plain(values.get(key)) for values in rows]
+        for name, key in names.items()
+        if keeps_all or name in wanted
+    }
+    return pa.table(make_arrays(columns, wanted=wanted, place=place)), list(names)
+
+
+def make_arrays(
+    columns: Mapping[str, Sequence[Any]], *, wanted: Collection[str], place: Callable[[int], str]
+) -> dict[str, pa.Array]:
+    """Columns of Python values in types of Arrow.
+
+    In a wanted column NaN is null, and values of several kinds are an error; others are JSON where they have several
+    kinds. `place` says where a row stands. Raises UserError.
+    """
+    problems: list[str] = []
+    arrays: dict[str, pa.Array] = {}
+    for name, column in columns.items():
+        try:
+            arrays[name] = pa.array(column, from_pandas=name in wanted)
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+            if name in wanted:
+                problems.append(explain_mixture(name, column, place=place, error=error))
+            else:
+                arrays[name] = pa.array([None if value is None else json.dumps(value, default=str) for value in column])
+    if problems:
+        raise UserError(problems)
+    return arrays
+
+
+def _as_plain(value: Any) -> Any:
+    """What a scalar of numpy or torch stands for."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
+def is_nan(value: object) -> bool:
+    """NaN stands for a missing value, also in columns of texts: pandas has no other."""
+    return isinstance(value, float) and math.isnan(value)
+
+
+def explain_mixture(name: str, column: Sequence[Any], *, place: Callable[[int], str], error: Exception) -> str:
+    """Why Arrow has no one type for these values."""
+    first_of_kind: dict[str, int] = {}
+    for row, value in enumerate(column):
+        if isinstance(value, str) and not is_encodable(value):
+            return f"{place(row)}, column {name!r}: the text holds half of a surrogate pair, which is no character"
+        if value is not None and not is_nan(value):
+            first_of_kind.setdefault(type(value).__name__, row)
+    kinds = [f"{kind} ({shorten(column[row])}, {place(row)})" for kind, row in first_of_kind.items()]
+    if len(kinds) > 1:
+        return f"column {name!r} has values of several kinds: {enumerate_some(kinds)}; write all of them alike"
+    return f"column {name!r} ({place(next(iter(first_of_kind.values())))} and on) cannot be read: {error}"
+
+
+def is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def infer_label(values: Sequence[str | None]) -> pa.Array:
+    """Integers, true/false or numbers where all values are, else the texts as they are."""
+    distinct = {value for value in values if value is not None}
+    converted: dict[str, Any]
+    if all(map(_INTEGER.fullmatch, distinct)):
+        converted = {value: int(value) for value in distinct}
+    elif all(map(_DECIMAL.fullmatch, distinct)):
+        converted = {value: float(value) for value in distinct}
+    elif all(value.lower() in _BOOLEANS for value in distinct):
+        converted = {value: _BOOLEANS[value.lower()] for value in distinct}
+    else:
+        return pa.array(values, pa.string())
+    return pa.array([None if value is None else converted[value] for value in values])
+
+
+def read_field(field: str, kind: type) -> int | bool | str:
+    """A field as a value of this kind, as `infer_label` reads a column of them; the text itself where it is none."""
+    if kind is bool:
+        return _BOOLEANS.get(field.lower(), field)
+    if kind is int and _INTEGER.fullmatch(field):
+        return int(field)
+    if kind is int and _DECIMAL.fullmatch(field):
+        number = float(field)
+        return int(number) if number.is_integer() else field
+    return field
