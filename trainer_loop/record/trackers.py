@@ -33,7 +33,8 @@ def check_trackers(names: Sequence[str], arguments: Mapping[str, Any]) -> list[s
             remedy = f"write log.tracker_args={{{own}: {{...}}}}" if own is not None else "add it there"
             problems.append(f"log.tracker_args.{name}: it is not among log.trackers; {remedy}")
         elif not isinstance(values, Mapping | None):
-            problems.append(f"log.tracker_args.{name}: {values!r} is no mapping of arguments; write {{name: value}}")
+            kind = type(values).__name__  # the value itself may be a secret
+            problems.append(f"log.tracker_args.{name}: {kind} is no mapping of arguments; write {{name: value}}")
     installed = [str(tracker) for tracker in get_available_trackers()]
     for name in names:
         if is_own(name):

@@ -179,7 +179,7 @@ def test_one_of_ones_own_that_cannot_be_made_costs_a_warning_and_no_other_tracke
             {"file": "a"},
             ["log.tracker_args.tracker_lab.Bare.file", "takes no arguments"],
         ),
-        ("tracker_lab.make", 3, ["log.tracker_args.tracker_lab.make: 3 is no mapping"]),
+        ("tracker_lab.make", "s3cr3t", ["log.tracker_args.tracker_lab.make: str is no mapping"]),
         ("no_tracker", {}, ["log.trackers: no_tracker is unknown to accelerate", "pip install no_tracker"]),
     ],
 )
@@ -187,6 +187,7 @@ def test_a_problem_is_found_before_the_run_starts(lab, name, arguments, parts):
     (problem,) = check_trackers([name], {name: arguments})
     assert [part for part in parts if part not in problem] == []
     assert "\n" not in problem
+    assert "s3cr3t" not in problem
 
 
 def test_arguments_of_a_tracker_that_is_not_named_are_a_problem(lab):
