@@ -642,13 +642,13 @@ def test_what_a_loop_notes_is_a_mean_since_the_row_before(settings, tmp_path, mo
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     noted = []
     loop = build(follow(settings, "log.every=2", "batch.max_tokens=40"))
-    note = loop.note
+    log_metric = loop.log_metric
 
     def remember(name, value, *, count):
         noted.append((float(value.detach()), count))
-        note(name, value, count=count)
+        log_metric(name, value, count=count)
 
-    loop.note = remember
+    loop.log_metric = remember
     loop.fit()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     told = [row["distance"] for row in rows if "distance" in row]
