@@ -11,9 +11,11 @@ import pyarrow.feather
 import pytest
 
 from trainer_loop import UserError
-from trainer_loop.data import files, text_files
+from trainer_loop.data import files, tables
 from trainer_loop.data.files import find_files, is_file_spec, read_files
+from trainer_loop.data.formats import arrow
 from trainer_loop.data.given_rows import as_dataset
+from trainer_loop.data.shards import Shard
 from trainer_loop.data.source import load_splits, open_splits
 from trainer_loop.data.split import Split
 
@@ -135,22 +137,22 @@ def test_an_arrow_column_that_rows_cannot_hold_is_left_out_or_told_where_it_is_w
 
 
 def test_a_file_that_changes_while_it_is_read_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    def read_delimited(path: str, **options):
-        rows = text_files.read_delimited(path, **options)
-        Path(path).write_text("text,label\nother,1\n")
-        return rows
+    def read_table(shard: Shard, **options):
+        table = tables.read_table(shard, **options)
+        Path(shard.name).write_text("text,label\nother,1\n")
+        return table
 
-    monkeypatch.setattr(files, "read_delimited", read_delimited)
+    monkeypatch.setattr(files, "read_table", read_table)
     Path("a.csv").write_text("text,label\nx,1\n")
     assert problems_of_reading("a.csv") == ["a.csv was changed while it was read; start again when it is complete"]
 
 
 def test_a_file_that_is_only_touched_while_it_is_read_is_taken(folder: Path, monkeypatch: pytest.MonkeyPatch):
-    def read_delimited(path: str, **options):
-        os.utime(path, (0, 0))
-        return text_files.read_delimited(path, **options)
+    def read_table(shard: Shard, **options):
+        os.utime(shard.name, (0, 0))
+        return tables.read_table(shard, **options)
 
-    monkeypatch.setattr(files, "read_delimited", read_delimited)
+    monkeypatch.setattr(files, "read_table", read_table)
     Path("a.csv").write_text("text,label\nx,1\n")
     assert list(read("a.csv").rows["text"]) == ["x"]
 
@@ -245,7 +247,7 @@ def test_too_little_memory_is_no_damage(folder: Path, monkeypatch: pytest.Monkey
         raise pa.ArrowMemoryError("malloc of size 64 failed")
 
     write_arrow("a.arrow", pa.array([1]))
-    monkeypatch.setattr(files.MemoryMappedTable, "from_file", refuse)
+    monkeypatch.setattr(arrow.MemoryMappedTable, "from_file", refuse)
     with pytest.raises(MemoryError):
         read("a.arrow")
 
