@@ -137,7 +137,7 @@ def plan_run(config: Config, overrides: Overrides, *, problems: Sequence[str] = 
         )
     scheduler = found.collect("scheduler.", plan_scheduler, **vars(config.scheduler))
     sections = {"lora": vars(config.model.lora), "peft": vars(config.model.peft)}
-    model = found.collect("model.", plan_model, **(vars(config.model) | sections), given=overrides.model)
+    model = plan_model(**(vars(config.model) | sections), given=overrides.model, problems=found)
     if scheduler is not None:
         _check_what_it_follows(config, scheduler, overrides, found)
     _check_metric_signs(config, found)
@@ -152,13 +152,12 @@ def plan_run(config: Config, overrides: Overrides, *, problems: Sequence[str] = 
             task=task,
             loss=loss,
             model=model,
-            optimizer=optimizer,
             has_rows="train" not in missing,
         )
     else:
         inputs = _plan_rows(config, overrides, found, task=task)
     found.refuse()
-    assert loop_class and precision and task and model and optimizer and scheduler and inputs
+    assert loop_class and precision and task and optimizer and scheduler and inputs
     return RunPlan(loop_class, precision, task, list_metrics(config, task), model, optimizer, scheduler, inputs)
 
 
@@ -292,8 +291,7 @@ def _plan_texts(
     *,
     task: TextTask | None,
     loss: LossPlan | None,
-    model: ModelPlan | None,
-    optimizer: OptimizerPlan | None,
+    model: ModelPlan,
     has_rows: bool,
 ) -> Inputs | None:
     """A task on texts; where something is None, because it is wrong itself, the rest as far as it can be checked."""
@@ -304,13 +302,13 @@ def _plan_texts(
     label_names = None if labels is None else labels.names
     if task is not None:
         _check_metrics(config, overrides, task, label_names, found)
-    model_config = found.collect("", model.load_config) if model is not None else None
+    model_config = found.collect("", model.load_config)
     tokenizer = None
-    if model is not None and (model_config is not None or model.has_foreign_tokenizer):
+    if model_config is not None or model.has_foreign_tokenizer:
         tokenizer = found.collect("", _find_tokenizer, model, task, data, has_problems=bool(found), say=console.say)
-    if model is not None and model_config is not None and label_names is not None:
+    if model_config is not None and label_names is not None:
         found.collect("", model.check_outputs, model_config, len(label_names))
-    if task is not None and model is not None and model_config is not None and tokenizer is not None:
+    if task is not None and model_config is not None and tokenizer is not None:
         lines = found.collect(
             "",
             model.fit,
@@ -319,7 +317,8 @@ def _plan_texts(
             tokenizer=tokenizer,
             label_names=label_names,
             max_length=config.data.max_length,
-            optimizer=optimizer,
+            frozen=config.optimizer.freeze,
+            groups=config.optimizer.groups,
             seed=config.seed,
         )
         for line in lines or ():

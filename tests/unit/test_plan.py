@@ -19,7 +19,7 @@ from trainer_loop.tasks.plan import plan_loss, plan_task
 PLANS: list[tuple[Callable[..., Any], type, set[str]]] = [
     (plan_task, fields.TaskConfig, {"loss"}),
     (plan_loss, fields.LossConfig, set()),
-    (plan_model, fields.ModelConfig, {"given"}),
+    (plan_model, fields.ModelConfig, {"given", "problems"}),
     (plan_lora, fields.LoraConfig, set()),
     (plan_peft, fields.PeftConfig, set()),
     (plan_data, fields.DataConfig, {"given", "seed", "show_progress", "say", "warn", "problems"}),

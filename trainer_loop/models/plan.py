@@ -25,7 +25,7 @@ from trainer_loop.models.config import (
 )
 from trainer_loop.models.loading import make_model
 from trainer_loop.models.weight_files import check_weight_files
-from trainer_loop.optim.optimizers import OptimizerPlan
+from trainer_loop.optim.groups import GroupRule, check_patterns
 from trainer_loop.tasks.task import TextTask
 
 
@@ -85,13 +85,14 @@ class ModelPlan:
         tokenizer: Any,
         label_names: Sequence[str] | None,
         max_length: int,
-        optimizer: OptimizerPlan | None,
+        frozen: Sequence[str],
+        groups: Sequence[Mapping[str, Any]],
         seed: int,
     ) -> list[str]:
         """Fit the model's config to data and tokenizer.
 
         Args:
-            optimizer: whose patterns of parameter names must mean something in this model; None: it is wrong itself.
+            frozen, groups: keys of the section `optimizer`; their patterns of names must mean something in this model.
 
         Returns:
             Lines for a person about what the config said otherwise.
@@ -126,8 +127,9 @@ class ModelPlan:
         )
         if self.adapter is not None:
             empty = problems.collect("", self.adapter.try_on, empty, task_type=task.adapter_type, seed=seed)
-        if empty is not None and optimizer is not None and (optimizer.freeze or optimizer.groups or self.adapter):
-            problems.collect("optimizer.", optimizer.check_names, empty)
+        if empty is not None and (frozen or groups or self.adapter):
+            rules = [GroupRule(group["match"]) for group in groups]
+            problems.collect("optimizer.", check_patterns, empty, frozen=frozen, rules=rules)
         problems.refuse()
         return lines
 
@@ -193,13 +195,16 @@ def plan_model(
     peft: Mapping[str, Any],
     trust_remote_code: bool,
     given: nn.Module | None,
+    problems: Problems,
 ) -> ModelPlan:
-    """Check the section `model`, whose keys the parameters are, without reading a file.
+    """Check the section `model`, whose keys the first parameters are, without reading a file.
 
-    given: a model that was made in Python, in the place of the one that is named. Raises UserError.
+    What is wrong is added to `problems`, and the plan is made all the same: the rest can then be checked too.
+
+    Args:
+        given: a model that was made in Python, in the place of the one that is named.
     """
-    problems = Problems()
-    adapter = problems.collect("", plan_lora, **lora) or problems.collect("", plan_peft, **peft)
+    adapter = problems.collect("model.", plan_lora, **lora) or problems.collect("model.", plan_peft, **peft)
     if quantize is not None:
         has_adapter = lora["r"] is not None or peft["name"] is not None
         problems.lines += _check_quantize(
@@ -208,7 +213,6 @@ def plan_model(
             has_adapter=has_adapter,
             merges=lora["merge"] or peft["merge"],
         )
-    problems.refuse()
     return ModelPlan(
         name=name,
         type=type,
@@ -230,7 +234,7 @@ def plan_model(
 
 def _check_quantize(quantize: str, *, loads: bool, has_adapter: bool, merges: bool) -> list[str]:
     """Weights in 4 bits are loaded so and stay as they are; an adapter beside them learns."""
-    key = f"quantize: {quantize}"
+    key = f"model.quantize: {quantize}"
     problems = []
     if not loads:
         problems.append(f"{key}: weights are made small while they load, and here none are; set it to null")

@@ -82,10 +82,6 @@ class OptimizerPlan:
         """Whether some parameters begin to learn later than others."""
         return self.unfreeze_every is not None or any(group.get("unfreeze_at") for group in self.groups)
 
-    def check_names(self, model: nn.Module) -> None:
-        """Raise UserError for patterns that mean nothing in this model, which may be without memory for its weights."""
-        check_patterns(model, frozen=self.freeze, rules=[GroupRule(group["match"]) for group in self.groups])
-
     def group(self, model: nn.Module, *, num_steps: int, calls: Sequence[str] = ()) -> list[ParameterGroup]:
         """Freeze what `freeze` names and group the rest.
 
@@ -96,13 +92,13 @@ class OptimizerPlan:
         Raises:
             UserError: a pattern means nothing in this model, or something would never learn.
         """
-        self.check_names(model)
-        freeze_parameters(model, self.freeze)
         rules = []
         for group in self.groups:
             at = group.get("unfreeze_at")
             steps = None if at is None else count_steps(at, num_steps)
             rules.append(GroupRule(group["match"], group.get("lr"), group.get("weight_decay"), steps))
+        check_patterns(model, frozen=self.freeze, rules=rules)
+        freeze_parameters(model, self.freeze)
         made = make_groups(
             model,
             lr=self.lr,
