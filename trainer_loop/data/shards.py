@@ -13,6 +13,7 @@ import pyarrow as pa
 from trainer_loop.errors import UserError, in_one_line
 
 BATCH_ROWS = 1000
+_TEXT_ROWS = 250  # of a batch of a text file: more objects at once set off Python's garbage collector again and again
 _FIRST_ROWS = 10  # of the first batch of a text file: of most files of a stream only the beginning is looked at
 _BATCH_BYTES = 1 << 22  # of a text file, after which a batch ends that has fewer rows
 
@@ -182,7 +183,7 @@ def gather(
             if len(ends) == most or end[-1] > last_byte:
                 yield make_batch()
                 sources, ends, faults = [], [], {}
-                most, last_byte = min(most * 10, BATCH_ROWS), end[-1] + _BATCH_BYTES
+                most, last_byte = min(most * 10, _TEXT_ROWS), end[-1] + _BATCH_BYTES
     except (UserError, OSError) as error:
         failure = error
     if sources:
