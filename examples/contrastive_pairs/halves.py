@@ -1,6 +1,6 @@
 """Pairs of texts that belong together: the two halves of a made-up review."""
 
-from trainer_loop.quickstart import reviews as synthetic_reviews
+from trainer_loop.quickstart import reviews
 
 
 def _halve(rows):
@@ -11,8 +11,8 @@ def _halve(rows):
 
 
 def train():
-    return _halve(synthetic_reviews.train()[:4000])
+    return _halve(reviews.train()[:4000])
 
 
 def validation():
-    return _halve(synthetic_reviews.validation()[:400])
+    return _halve(reviews.validation()[:400])

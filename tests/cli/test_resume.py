@@ -370,12 +370,12 @@ def test_a_diverged_run_names_step_rows_and_parameter_and_leaves_the_checkpoint(
     (tmp_path / "lab.py").write_text(
         "def explode(logits, labels, *, threshold):\n"
         "    loss = (logits ** 2).sum()\n"
-        "    explode.batches += len(labels) == 8\n"
-        "    return loss / 0.0 if explode.batches > threshold else loss\n"
-        "explode.batches = -1  # the first is a trial on made-up rows, given twice\n"
+        "    explode.rows += len(labels)\n"
+        "    return loss / 0.0 if explode.rows > threshold else loss\n"
+        "explode.rows = -12  # four made-up rows are tried, and given twice\n"
     )
     arguments = [*arguments, "batch.max_tokens=null", "evaluate.every=never"]
-    ended = command(*arguments, "loss={name: lab.explode, args: {threshold: 5}}", "checkpoint.every=4", "log.every=8")
+    ended = command(*arguments, "loss={name: lab.explode, args: {threshold: 40}}", "checkpoint.every=4", "log.every=8")
     assert ended.code == 3
     (problem,) = ended.problems
     assert problem.startswith("step 6: loss inf")
