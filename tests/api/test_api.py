@@ -24,6 +24,7 @@ from accelerate import tracking
 from made_up import make_reviews, write_csv
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
+from wordpiece import make_wordpiece
 
 from trainer_loop import TrainingLoop, UserError, build, load_config
 from trainer_loop.data.tokenizer import train_tokenizer
@@ -36,7 +37,7 @@ from trainer_loop.testing import assert_resumes_exactly
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("tiny-bert")
-    tokenizer = train_tokenizer([text for text, _ in make_reviews(300)], framed=True, vocab_size=300, max_length=64)
+    tokenizer = make_wordpiece([text for text, _ in make_reviews(300)], vocab_size=300, max_length=64)
     tokenizer.save_pretrained(directory)
     make_model(len(tokenizer)).save_pretrained(directory)
     return directory

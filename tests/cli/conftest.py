@@ -11,9 +11,9 @@ import pytest
 import torch
 from made_up import make_reviews, write_csv
 from transformers import BertConfig, BertModel
+from wordpiece import make_wordpiece
 
 from trainer_loop.cli.run import main
-from trainer_loop.data.tokenizer import train_tokenizer
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Ended:
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory as the hub has it: a BERT without a head, its weights and its tokenizer."""
     directory = tmp_path_factory.mktemp("tiny-bert")
-    tokenizer = train_tokenizer([text for text, _ in make_reviews(300)], framed=True, vocab_size=300, max_length=64)
+    tokenizer = make_wordpiece([text for text, _ in make_reviews(300)], vocab_size=300, max_length=64)
     tokenizer.save_pretrained(directory)
     torch.manual_seed(0)
     BertModel(

@@ -472,11 +472,10 @@ def make_model(directory: Path) -> Path:
     """A directory as the hub has it: a BERT without a head, its weights and its tokenizer."""
     import torch
     from transformers import BertConfig, BertModel
-
-    from trainer_loop.data.tokenizer import train_tokenizer
+    from wordpiece import make_wordpiece
 
     texts = [text for text, _ in make_reviews(300)]
-    tokenizer = train_tokenizer(texts, framed=True, vocab_size=300, max_length=64)
+    tokenizer = make_wordpiece(texts, vocab_size=300, max_length=64)
     tokenizer.save_pretrained(directory)
     torch.manual_seed(0)
     BertModel(
