@@ -68,6 +68,7 @@ VALUES: dict[str, list[Any]] = {
         "[accuracy, accuracy]",
     ],
     "checkpoint.best": ["", "accuracy", "-loss", "f1", "loss", "nothing"],
+    "train.patience_metric": ["", "accuracy", "-loss", "nothing"],
     "train.threads": ["auto", 1],
     "train.max_time_minutes": ["", 30],
     "loss.name": ["", "torch.nn.functional.cross_entropy", "nothing.here"],
