@@ -217,9 +217,9 @@ def _at_half_export(fault: _Fault, _which: int) -> None:
 
 def _at_exported(fault: _Fault, _which: int) -> None:
     """model/ is in its place, and nothing came after."""
-    from trainer_loop import build
+    from trainer_loop import outputs
 
-    _hook(build, "export_model", after=lambda *_, **__: fault.happen())
+    _hook(outputs, "export_model", after=lambda *_, **__: fault.happen())
 
 
 def _at_tokenising(fault: _Fault, _which: int) -> None:
