@@ -61,8 +61,6 @@ class ModelPlan:
 
     def load_config(self) -> PretrainedConfig | None:
         """The config of the model; None where no model is named. Raises UserError where it cannot be read."""
-        if self.given is None and self.name is None and self.type is None:
-            return None
         if self.given is not None:
             if not isinstance(self.given, PreTrainedModel):
                 raise UserError(
@@ -70,6 +68,8 @@ class ModelPlan:
                 )
             own: PretrainedConfig = self.given.config
             return own
+        if self.name is None and self.type is None:
+            return None
         return load_model_config(
             name=self.name,
             model_type=self.type,

@@ -3,7 +3,7 @@
 Result keys, arguments and defaults are those of the metrics of the same name on the hub.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,16 +38,16 @@ def f1(
     """The harmonic mean of precision and recall: of one class, averaged over classes, or a list of them."""
     from sklearn.metrics import f1_score
 
-    score = f1_score(
-        references,
+    return _score_classes(
+        f1_score,
         predictions,
+        references,
         labels=labels,
-        pos_label=pos_label if average == "binary" else 1,  # elsewhere it means nothing
+        pos_label=pos_label,
         average=average,
         sample_weight=sample_weight,
         zero_division=_UNDEFINED,
     )
-    return _float_or_list(score)
 
 
 def precision(
@@ -63,16 +63,16 @@ def precision(
     """The share of rows predicted as a class that are of it: of one class, averaged, or a list of them."""
     from sklearn.metrics import precision_score
 
-    score = precision_score(
-        references,
+    return _score_classes(
+        precision_score,
         predictions,
+        references,
         labels=labels,
-        pos_label=pos_label if average == "binary" else 1,  # elsewhere it means nothing
+        pos_label=pos_label,
         average=average,
         sample_weight=sample_weight,
         zero_division=_UNDEFINED if zero_division == "warn" else zero_division,
     )
-    return _float_or_list(score)
 
 
 def recall(
@@ -88,16 +88,16 @@ def recall(
     """The share of rows of a class that are predicted as it: of one class, averaged, or a list of them."""
     from sklearn.metrics import recall_score
 
-    score = recall_score(
-        references,
+    return _score_classes(
+        recall_score,
         predictions,
+        references,
         labels=labels,
-        pos_label=pos_label if average == "binary" else 1,  # elsewhere it means nothing
+        pos_label=pos_label,
         average=average,
         sample_weight=sample_weight,
         zero_division=_UNDEFINED if zero_division == "warn" else zero_division,
     )
-    return _float_or_list(score)
 
 
 def matthews_correlation(
@@ -111,7 +111,26 @@ def matthews_correlation(
     return float(matthews_corrcoef(references, predictions, sample_weight=sample_weight))
 
 
-def _float_or_list(score: Any) -> float | list[float]:
-    """One number as a float; one a class as a list."""
-    scores = np.asarray(score, dtype=float)
+def _score_classes(
+    score: Callable[..., Any],
+    predictions: ClassNumbers,
+    references: ClassNumbers,
+    *,
+    labels: Sequence[int] | None,
+    pos_label: int,
+    average: Average | None,
+    sample_weight: Sequence[float] | None,
+    zero_division: float | str,
+) -> float | list[float]:
+    """A function of scikit-learn that scores each class: one number as a float, one a class as a list."""
+    scored = score(
+        references,
+        predictions,
+        labels=labels,
+        pos_label=pos_label if average == "binary" else 1,  # elsewhere it means nothing
+        average=average,
+        sample_weight=sample_weight,
+        zero_division=zero_division,
+    )
+    scores = np.asarray(scored, dtype=float)
     return float(scores.item()) if scores.size == 1 else scores.tolist()
