@@ -55,7 +55,7 @@ def test_a_cut_link_ends_both_sides_with_a_message_and_the_run_goes_on_when_it_i
     seconds = time.monotonic() - cut
     told = [output.read_text() for output in outputs]
     assert all(codes), told
-    assert seconds < TIMEOUT_SECONDS + 15, f"{seconds:.1f} seconds: {told}"
+    assert seconds < TIMEOUT_SECONDS + 30, f"{seconds:.1f} seconds: {told}"
     assert re.search(r"^error: process 1 .*no longer answers.*the same command goes on", told[0], re.M), told[0]
     assert re.search(r"^process 1: error: process 0.* no longer answers.*the same command goes on", told[1], re.M), (
         told[1]

@@ -363,7 +363,7 @@ def find_lost_processes(error: BaseException) -> ProcessLost | None:
     answers: list[str] = []
     asking = threading.Thread(target=lambda: answers.append(_find_silent()), daemon=True)
     asking.start()
-    asking.join(2 * _SECONDS_TO_ANSWER)  # a request to the store has no timeout if its machine cannot be reached
+    asking.join(_SECONDS_TO_ANSWER + 1)  # a request to the store has no timeout if its machine cannot be reached
     who = answers[0] if answers else _STORE_LOST
     return ProcessLost(f"{who} ({_shorten_cause(told)}); the same command goes on from the last checkpoint")
 
