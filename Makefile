@@ -57,6 +57,7 @@ format: .venv/installed-dev
 docs: .venv/installed
 	$(BIN)/python -m trainer_loop.config.reference
 	$(BIN)/python -m trainer_loop.migrate.page
+	$(BIN)/python -m trainer_loop.tasks.describe
 
 clean:
 	rm -rf .venv

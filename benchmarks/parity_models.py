@@ -8,11 +8,11 @@ import numpy as np
 from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
+from trainer_loop import Task
 from trainer_loop.models.config import fit_model_config
 from trainer_loop.models.loading import make_model as make_fp32_model
 from trainer_loop.tasks.causal_lm import CausalLM
 from trainer_loop.tasks.sequence_classification import SequenceClassification
-from trainer_loop.tasks.task import TextTask
 
 LABELS = ("a", "b", "c")
 LONGEST = 24  # tokens of the longest row
@@ -38,7 +38,7 @@ class TinyModel:
     """
 
     model_type: str
-    task: type[TextTask] = SequenceClassification
+    task: type[Task] = SequenceClassification
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -76,7 +76,7 @@ def make_model(name: str) -> nn.Module:
         if "drop" in key and isinstance(value, float):
             setattr(config, key, 0.0)
     fit_model_config(
-        config, tokenizer=tokenizer, new_vocabulary=True, label_names=LABELS if kind.task.needs_label else None
+        config, tokenizer=tokenizer, new_vocabulary=True, label_names=LABELS if "label" in kind.task.columns else None
     )
     model, _ = make_fp32_model(
         config, model_class=kind.task.model_class, name=None, num_tokens=len(tokenizer), seed=_SEED

@@ -19,12 +19,12 @@ from transformers import (
 
 from benchmarks.parity_models import LONGEST, MODELS, make_model, make_rows, make_tokenizer
 from benchmarks.plain_loop import make_plain_loop
+from trainer_loop import Task
 from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.ops.attention import use_attention
 from trainer_loop.ops.cpu_kernels import use_cpu_modules
 from trainer_loop.parallel.processes import leave_process_group
 from trainer_loop.record.logs import Console
-from trainer_loop.tasks.task import TextTask
 
 MICROBATCHES = 4
 ROWS = 16
@@ -56,7 +56,7 @@ def measure_ours(
     name: str, *, per_device: int | None = None, max_tokens: int | None = None, num_processes: int = 1
 ) -> Gradient:
     """The gradient of an update of all rows by TrainingLoop, cut by `make_plan`."""
-    task: TextTask = MODELS[name].task()
+    task: Task = MODELS[name].task()
     task.bind(make_tokenizer())
     rows = _make_rows(name)
     model = make_model(name)
@@ -105,7 +105,7 @@ def measure_trainer(
     """
     tokenizer, model = make_tokenizer(), make_model(name)
     width = LONGEST if padded_alike else None
-    labelled = MODELS[name].task.needs_label
+    labelled = "label" in MODELS[name].task.columns
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     with tempfile.TemporaryDirectory() as folder, _watch(optimizer, model) as gradients:
         trainer = Trainer(
@@ -169,7 +169,7 @@ def _norm(tensors: Sequence[Tensor]) -> float:
 
 
 def _make_rows(name: str) -> list[dict[str, Any]]:
-    return make_rows(ROWS, labelled=MODELS[name].task.needs_label)
+    return make_rows(ROWS, labelled="label" in MODELS[name].task.columns)
 
 
 @contextmanager

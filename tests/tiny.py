@@ -13,7 +13,7 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from trainer_loop import TrainingLoop
+from trainer_loop import Task, TrainingLoop
 from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.loader import EvaluationLoader, TrainLoader
 from trainer_loop.data.run_data import RunData
@@ -32,7 +32,6 @@ from trainer_loop.record.run_output import RunOutput
 from trainer_loop.record.state import TrainState
 from trainer_loop.tasks.causal_lm import CausalLM
 from trainer_loop.tasks.sequence_classification import SequenceClassification
-from trainer_loop.tasks.task import TextTask
 
 VOCABULARY = 50
 
@@ -172,7 +171,7 @@ def make_loop(
     run_dir: Path,
     *,
     rows: Sequence[dict[str, Any]],
-    task: TextTask,
+    task: Task,
     model: nn.Module,
     num_steps: int,
     batch_size: int = 8,
@@ -303,7 +302,7 @@ def forget_accelerator() -> None:
     GradientState._reset_state()
 
 
-def make_task(name: str) -> TextTask:
+def make_task(name: str) -> Task:
     return {"sequence_classification": SequenceClassification, "causal_lm": CausalLM}[name]()
 
 

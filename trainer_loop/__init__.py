@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from trainer_loop import testing as testing
     from trainer_loop.assembly import build as build
     from trainer_loop.config.load import load_config as load_config
+    from trainer_loop.data.columns import Column as Column
     from trainer_loop.errors import Diverged as Diverged
     from trainer_loop.errors import Preempted as Preempted
     from trainer_loop.errors import UserError as UserError
     from trainer_loop.loop import TrainingLoop as TrainingLoop
     from trainer_loop.predictor import Predictor as Predictor
     from trainer_loop.tasks import losses as losses
+    from trainer_loop.tasks.task import Task as Task
 
 __version__ = "0.1.0"
 
@@ -27,6 +29,8 @@ _MODULES = {
     "build": "trainer_loop.assembly",
     "load_config": "trainer_loop.config.load",
     "TrainingLoop": "trainer_loop.loop",
+    "Task": "trainer_loop.tasks.task",
+    "Column": "trainer_loop.data.columns",
     "Predictor": "trainer_loop.predictor",
     "losses": "trainer_loop.tasks.losses",
     "testing": "trainer_loop.testing",

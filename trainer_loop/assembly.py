@@ -48,10 +48,11 @@ from trainer_loop.record.recorder import Recorder
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.trackers import is_own
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
+from trainer_loop.runtime.compiler import compile_model
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.quiet import quieten_libraries
 from trainer_loop.runtime.shares import take_share
-from trainer_loop.tasks.task import RowTask, TextTask
+from trainer_loop.tasks.task import Task
 
 _WORKERS_BESIDE_A_GPU = 2
 _COMPUTE_TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -69,7 +70,7 @@ _WINDOW = 32  # batches whose rows are sorted together where the config names no
 def build(
     config: Config,
     *,
-    task: RowTask | None = None,
+    task: Task | None = None,
     model: nn.Module | None = None,
     rows: Mapping[str, Any] | None = None,
     optimizer: Callable[[nn.Module], Optimizer] | None = None,
@@ -145,7 +146,9 @@ def build(
         task=plan.task,
         model=engine.bare_model,
         metrics=load_metrics(
-            plan.metrics, num_labels=None if plan.inputs.labels is None else len(plan.inputs.labels.names)
+            plan.metrics,
+            num_labels=None if plan.inputs.labels is None else len(plan.inputs.labels.names),
+            label_names=plan.inputs.label_names,
         ),
         averaged_weights=averaged_weights,
         seed=config.seed,
@@ -218,8 +221,7 @@ class _ConfiguredData(RunData):
 
     def load_rows(self, rows: Any, *, labelled: bool) -> EvaluationLoader:
         task, inputs, kept = self._plan.task, self._plan.inputs, None
-        if isinstance(task, TextTask):
-            assert inputs.data is not None
+        if inputs.data is not None:
             split, kept = inputs.data.encode_rows(
                 rows, task, inputs.tokenizer, labelled=labelled, say=self._console.say
             )
@@ -301,11 +303,14 @@ def _make_model(
     The names are empty where they are not known.
     """
     inputs = plan.inputs
-    if not isinstance(plan.task, TextTask):
+    if plan.task.auto_model is None:
         model = plan.model.given
         if model is None:
             model = make_plain_model(str(config.model.type), config.model.overrides, seed=config.seed)
-        return model.to(accelerator.device), ()
+        model = model.to(accelerator.device)
+        if config.model.compile:
+            compile_model(model)
+        return model, ()
     assert inputs.model_config is not None
     return assemble_model(
         plan.model,
@@ -438,7 +443,7 @@ def _batch_size(config: Config, num_processes: int) -> int:
 
 def _rows_judged_at_once(config: Config, plan: RunPlan, accelerator: Accelerator) -> int | None:
     """Rows without tokens have no budget of them: as many as training has in one microbatch. None: a budget says it."""
-    if isinstance(plan.task, TextTask):
+    if plan.task.has_tokens:
         return None
     return config.batch.per_device or math.ceil(
         _batch_size(config, accelerator.num_processes) / accelerator.num_processes
@@ -461,7 +466,7 @@ def _token_budget(setting: Any, plan: RunPlan, device: torch.device, *, training
     """Padded tokens of one microbatch at most; None: no limit."""
     if setting != "auto":
         return setting  # type: ignore[no-any-return]
-    if not isinstance(plan.task, TextTask):
+    if not plan.task.has_tokens:
         return None  # its rows have no tokens: batch.per_device limits them
     logits_per_token = plan.task.logits_per_token(plan.inputs.model_config)
     return choose_token_budget(device.type, training=training, logits_per_token=logits_per_token)
@@ -491,7 +496,9 @@ def _describe_run(config: Config, plan: RunPlan, loader: TrainLoader | StreamLoa
         data, batch_size = f"{len(train.rows)} rows {train.fingerprint}", loader.plan.batch_size
         told = None if plan.inputs.tokenizer is None else describe_tokenizer(plan.inputs.tokenizer)
         tokens = digest(loader.plan.lengths.tobytes(), json.dumps(told, sort_keys=True).encode())
-    values = public_values(config) | {"task.name": config.task.name}  # the exported record names the task itself
+    columns = {} if plan.inputs.data is None else dict(plan.inputs.data.columns.names)
+    # The exported record names the task itself, and columns are the same whether they are named or not.
+    values = public_values(config) | {"task.name": config.task.name, "data.columns": columns}
     return {
         "data": data,
         "tokens": tokens,

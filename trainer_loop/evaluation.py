@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ from trainer_loop.parallel.processes import (
     announce,
     broadcast,
     gather_rows,
+    join_rows,
     sum_on_hosts,
     watch_for,
-    widen_for_numpy,
 )
 from trainer_loop.record.logs import Console
 from trainer_loop.record.run_output import RunOutput
@@ -83,7 +83,7 @@ class Evaluator:
         seed_everything(self.seed, "evaluate", self.accelerator.process_index)
         loss_sum = zero_sum(self.accelerator.device)
         rows: list[Tensor] = []
-        judged: dict[str, list[Tensor]] = {name: [] for name in self._wanted}
+        judged: dict[str, list[Any]] = {name: [] for name in self._wanted}
         num_targets = 0
         stopped = False
         with self._evaluating(), watch_for(self.accelerator, _PREEMPTED) as is_told_to_stop:
@@ -129,16 +129,16 @@ class Evaluator:
         """
         seed_everything(self.seed, "predict", self.accelerator.process_index)
         numbers: list[int] = []
-        columns: dict[str, list[Tensor]] = {}
+        columns: dict[str, list[Any]] = {}
         with self._evaluating():
             for microbatch in loader:
                 for part, outputs in self._in_parts(loader, microbatch, self.task.predict):
                     numbers += part.rows
                     for name, output in outputs.items():
                         if output is not None:  # references of rows without labels
-                            columns.setdefault(name, []).append(widen_for_numpy(output.cpu()))
+                            columns.setdefault(name, []).append(output)
         order = np.argsort(numbers, kind="stable")
-        predicted = {name: torch.cat(outputs).numpy()[order] for name, outputs in columns.items()}
+        predicted = {name: join_rows(outputs)[order] for name, outputs in columns.items()}
         kept = loader.kept
         return predicted if kept is None else {name: kept.spread(output) for name, output in predicted.items()}
 

@@ -120,12 +120,11 @@ class ConfiguredOutput(RunOutput):
     def describe_export(self, state: TrainState) -> ExportRecord:
         """What the model that is exported in this state says about itself."""
         config = self.config
-        on_texts = self.plan.inputs.tokenizer is not None
+        data = self.plan.inputs.data
         return ExportRecord(
             task=self.facts["task.name"],
-            text=config.data.text if on_texts else None,
-            text_pair=config.data.text_pair,
-            max_length=config.data.max_length if on_texts else None,
+            columns={} if data is None else dict(data.columns.names),
+            max_length=config.data.max_length if self.plan.task.has_tokens else None,
             step=state.best_step or state.step,
             num_steps=self.num_steps,
             metrics=state.metrics,
@@ -140,7 +139,6 @@ class ConfiguredOutput(RunOutput):
             return None
         by_id = sorted(labels.ids.items(), key=lambda pair: pair[1])
         return {
-            "label": self.config.data.label,
             "values": [raw for raw, _ in by_id],
             "metrics": self.plan.metrics,
             "loss": {"name": self.config.loss.name, "args": self.config.loss.args},

@@ -21,6 +21,7 @@ from trainer_loop.config.fields import Config
 from trainer_loop.config.load import values_of
 from trainer_loop.config.named_sets import parse_set
 from trainer_loop.config.schema import KEYS
+from trainer_loop.data.columns import Columns, bind_columns
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.plan import DataPlan, plan_data, take_splits
 from trainer_loop.data.text_format import TextFormat
@@ -42,16 +43,16 @@ from trainer_loop.record.logs import Console
 from trainer_loop.record.trackers import check_trackers
 from trainer_loop.runtime.compiler import check_compiler
 from trainer_loop.tasks.plan import LossPlan, plan_loss, plan_task
-from trainer_loop.tasks.task import RowTask, TextTask
+from trainer_loop.tasks.task import Task
 
 _SPLITS = ("train", "validation", "test")
 _SET_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _SMALLER_IS_BETTER = {"loss", *(key for metric in SHIPPED.values() for key in metric.smaller_is_better)}
-_FOR_TEXTS = (
-    *("data.name", "data.config", "data.streaming", "data.missing", "data.text", "data.label", "data.label_names"),
-    *("data.max_length", "model.tokenizer", "model.vocab_size", "model.from_scratch", "model.attention"),
-    *("model.compile", "model.quantize", "model.neftune_alpha", "model.gradient_checkpointing"),
-    *("model.lora.r", "model.peft.name", "model.trust_remote_code"),
+_OF_COLUMNS = ("data.streaming", "data.missing", "data.label_names", "data.max_length")
+_OF_AUTO_MODELS = (
+    *("model.tokenizer", "model.vocab_size", "model.from_scratch", "model.attention", "model.quantize"),
+    *("model.neftune_alpha", "model.gradient_checkpointing", "model.lora.r", "model.peft.name"),
+    "model.trust_remote_code",
 )
 
 Entries = Sequence[str | Mapping[str, Any]]  # of `evaluate.metrics`
@@ -64,7 +65,7 @@ class Overrides:
     rows: by split, `train`, `validation`, `test`, or one of several sets, `test.hard`.
     """
 
-    task: RowTask | None = None
+    task: Task | None = None
     model: nn.Module | None = None
     rows: Mapping[str, Any] = field(default_factory=dict)
 
@@ -78,7 +79,7 @@ class Overrides:
 class Inputs:
     """The rows as the model reads them.
 
-    splits: without `train` where it is streamed. The rest but `stream` is of a task on texts only.
+    splits: without `train` where it is streamed. data: None for a task that takes rows as they are.
     """
 
     splits: Mapping[str, TokenisedSplit]
@@ -103,7 +104,7 @@ class RunPlan:
 
     loop_class: type[TrainingLoop]
     precision: str
-    task: RowTask
+    task: Task
     metrics: Entries
     model: ModelPlan
     optimizer: OptimizerPlan
@@ -143,19 +144,9 @@ def plan_run(config: Config, overrides: Overrides, *, problems: Sequence[str] = 
     _check_metric_signs(config, found)
     found.lines += check_trackers(config.log.trackers, config.log.tracker_args)
     _check_hub(config, console, found)
-    if task is None or isinstance(task, TextTask):
-        inputs = _plan_texts(
-            config,
-            overrides,
-            console,
-            found,
-            task=task,
-            loss=loss,
-            model=model,
-            has_rows="train" not in missing,
-        )
-    else:
-        inputs = _plan_rows(config, overrides, found, task=task)
+    inputs = _plan_inputs(
+        config, overrides, console, found, task=task, loss=loss, model=model, has_rows="train" not in missing
+    )
     found.refuse()
     assert loop_class and precision and task and optimizer and scheduler and inputs
     return RunPlan(loop_class, precision, task, list_metrics(config, task), model, optimizer, scheduler, inputs)
@@ -205,24 +196,25 @@ def name_splits(rows: Any) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------- what concerns several sections
 
 
-def _plan_task(config: Config, overrides: Overrides, loss: LossPlan | None, found: Problems) -> RowTask | None:
+def _plan_task(config: Config, overrides: Overrides, loss: LossPlan | None, found: Problems) -> Task | None:
     task = overrides.task
     if task is None:
         task = found.collect("", plan_task, **vars(config.task), loss=loss)
-        name = config.task.name
     else:
-        name = type(task).__name__
         unused = {"task.args": config.task.args, "loss.name": config.loss.name, "loss.args": config.loss.args}
         found.lines += [
-            f"{key}: {value}: the task that was given, a {name}, has its own; remove it"
+            f"{key}: {value}: the task that was given, a {type(task).__name__}, has its own; remove it"
             for key, value in unused.items()
             if value
         ]
-    if task is not None and config.data.text_pair is not None and not (isinstance(task, TextTask) and task.takes_pairs):
-        found.lines.append(f"data.text_pair: {config.data.text_pair}: the task {name} takes one text; remove it")
-    if task is not None and config.model.packing and not (isinstance(task, TextTask) and task.can_pack):
+    if task is not None and config.model.packing and not task.can_pack:
+        name = _name_task(config, overrides)
         found.lines.append(f"model.packing: the task {name} knows no packed batches; set model.packing=false")
     return task
+
+
+def _name_task(config: Config, overrides: Overrides) -> str:
+    return config.task.name if overrides.task is None else type(overrides.task).__name__
 
 
 def _check_what_it_follows(config: Config, scheduler: SchedulerPlan, overrides: Overrides, found: Problems) -> None:
@@ -283,25 +275,38 @@ def _check_hub(config: Config, console: Console, found: Problems) -> None:
 # ---------------------------------------------------------------------------------------------- data, model and metrics
 
 
-def _plan_texts(
+def _plan_inputs(
     config: Config,
     overrides: Overrides,
     console: Console,
     found: Problems,
     *,
-    task: TextTask | None,
+    task: Task | None,
     loss: LossPlan | None,
     model: ModelPlan,
     has_rows: bool,
 ) -> Inputs | None:
-    """A task on texts; where something is None, because it is wrong itself, the rest as far as it can be checked."""
+    """The rows, and the model that they go with; where something is None, because it is wrong itself, the rest as far
+    as it can be checked."""
     # Rows are checked even where something else is wrong, but not by keys that are, nor where no data is named.
     are_keys_right = not any(" data." in line or " task." in line for line in found.lines)
-    data = _plan_data(config, overrides, console, found, task) if task and has_rows and are_keys_right else None
+    columns = task and found.collect(
+        "", bind_columns, task.columns, config.data.columns, task=_name_task(config, overrides)
+    )
+    data, splits = None, dict[str, TokenisedSplit]()
+    if task and columns and has_rows and are_keys_right:
+        if task.columns:
+            data = _plan_data(config, overrides, console, found, columns)
+        else:
+            splits = _take_splits(config, overrides, found)
     labels = None if data is None else data.labels
     label_names = None if labels is None else labels.names
     if task is not None:
         _check_metrics(config, overrides, task, label_names, found)
+        _check_unused(config, overrides, task, found)
+    if task is not None and task.auto_model is None:
+        _check_plain_model(config, overrides, found)
+        return None if found else Inputs(splits, data=data)
     model_config = found.collect("", model.load_config)
     tokenizer = None
     if model_config is not None or model.has_foreign_tokenizer:
@@ -330,18 +335,18 @@ def _plan_texts(
         return None
     assert task is not None and data is not None and model_config is not None
     end_token = find_text_config(model_config).eos_token_id if model_config.is_encoder_decoder else None
-    task.bind(tokenizer, packs=config.model.packing, end_token=end_token)
+    task.bind(tokenizer, label_names=label_names, packs=config.model.packing, end_token=end_token)
     splits, stream = data.encode(
         task, tokenizer, counts_stream=config.train.steps is None, seed=config.seed, say=console.say
     )
     return Inputs(splits, stream, labels, data, tokenizer, model_config)
 
 
-def _plan_data(config: Config, overrides: Overrides, console: Console, found: Problems, task: TextTask) -> DataPlan:
+def _plan_data(config: Config, overrides: Overrides, console: Console, found: Problems, columns: Columns) -> DataPlan:
     section = vars(config.data) | {
         "files": TextFormat(**vars(config.data.files)),
         "limit": vars(config.data.limit),
-        "label": config.data.label if task.needs_label else None,
+        "columns": columns,
     }
     return plan_data(
         **section,
@@ -354,8 +359,54 @@ def _plan_data(config: Config, overrides: Overrides, console: Console, found: Pr
     )
 
 
+def _take_splits(config: Config, overrides: Overrides, found: Problems) -> dict[str, TokenisedSplit]:
+    """The rows of a task that takes them as they are."""
+    data = config.data
+    return take_splits(
+        name=data.name,
+        config=data.config,
+        train=data.train,
+        validation=data.validation,
+        test=data.test,
+        validation_fraction=data.validation_fraction,
+        files=TextFormat(**vars(data.files)),
+        limit=vars(data.limit),
+        given=overrides.rows,
+        seed=config.seed,
+        problems=found,
+    )
+
+
+def _check_unused(config: Config, overrides: Overrides, task: Task, found: Problems) -> None:
+    """Keys that mean nothing to this task."""
+    name, values = _name_task(config, overrides), values_of(config)
+    unused = [] if task.columns else [(key, "takes rows as they are") for key in _OF_COLUMNS]
+    unused += [] if task.auto_model else [(key, "has a model that is not of transformers") for key in _OF_AUTO_MODELS]
+    found.lines += [
+        f"{key}: {values[key]}: the task {name} {reason}; remove it"
+        for key, reason in unused
+        if values[key] != KEYS[key].default
+    ]
+
+
+def _check_plain_model(config: Config, overrides: Overrides, found: Problems) -> None:
+    """A model that is any `nn.Module`."""
+    model = config.model
+    if overrides.model is not None:
+        return
+    if model.type is None or "." not in model.type:
+        found.lines.append(
+            f"model.type: {model.type or model.name}: the model of the task {_name_task(config, overrides)} is the "
+            "dotted path of what makes an nn.Module, with model.overrides for its arguments"
+        )
+        return
+    factory: Any = found.collect("", locate, model.type, place="model.type")
+    if factory is not None:
+        found.lines += check_arguments(factory, model.overrides, place="model.overrides", given=())
+
+
 def _find_tokenizer(
-    model: ModelPlan, task: TextTask | None, data: DataPlan | None, *, has_problems: bool, say: Callable[[str], None]
+    model: ModelPlan, task: Task | None, data: DataPlan | None, *, has_problems: bool, say: Callable[[str], None]
 ) -> Any | None:
     """The tokenizer that is named, or one trained on the training texts where these are in order."""
     if model.tokenizer == "train":
@@ -363,7 +414,7 @@ def _find_tokenizer(
             return None
         return train_tokenizer(
             data.iterate_texts(),
-            framed=task.model_class != "AutoModelForCausalLM",
+            framed=task.auto_model != "AutoModelForCausalLM",
             vocab_size=model.vocab_size,
             max_length=data.max_length,
         )
@@ -375,47 +426,13 @@ def _find_tokenizer(
     return None  # that no model is named is among the problems already
 
 
-def _plan_rows(config: Config, overrides: Overrides, found: Problems, *, task: RowTask) -> Inputs | None:
-    """A task that takes rows as they are; its model is any `nn.Module`."""
-    model, name = config.model, config.task.name
-    if overrides.model is None and model.type is not None and "." in model.type:
-        factory: Any = found.collect("", locate, model.type, place="model.type")
-        if factory is not None:
-            found.lines += check_arguments(factory, model.overrides, place="model.overrides", given=())
-    elif overrides.model is None:
-        found.lines.append(
-            f"model.type: {model.type or model.name}: the task {name} takes rows as they are, so its model "
-            "is the dotted path of what makes an nn.Module, with model.overrides for its arguments"
-        )
-    _check_metrics(config, overrides, task, None, found)
-    values = values_of(config)
-    found.lines += [
-        f"{key}: {values[key]}: the task {name} takes rows as they are, and this is for texts; remove it"
-        for key in _FOR_TEXTS
-        if values[key] != KEYS[key].default
-    ]
-    data = config.data
-    splits = take_splits(
-        train=data.train,
-        validation=data.validation,
-        test=data.test,
-        validation_fraction=data.validation_fraction,
-        files=TextFormat(**vars(data.files)),
-        limit=vars(data.limit),
-        given=overrides.rows,
-        seed=config.seed,
-        problems=found,
-    )
-    return None if found else Inputs(splits)
-
-
-def list_metrics(config: Config, task: RowTask) -> Entries:
+def list_metrics(config: Config, task: Task) -> Entries:
     """The metrics that the config names, else the task's own."""
-    return list(config.evaluate.metrics or task.default_metrics)
+    return list(config.evaluate.metrics or task.metrics)
 
 
 def _check_metrics(
-    config: Config, overrides: Overrides, task: RowTask, label_names: Sequence[str] | None, found: Problems
+    config: Config, overrides: Overrides, task: Task, label_names: Sequence[str] | None, found: Problems
 ) -> None:
     """Metrics that cannot be computed, and metrics that something follows and no evaluation has."""
     entries = list_metrics(config, task)

@@ -1,7 +1,6 @@
-"""An exported model at work: texts in, labels and probabilities (or a continuation) out."""
+"""An exported model at work: rows in, predictions (or a continuation) out."""
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from torch import nn
 
 from trainer_loop.components import check_arguments
 from trainer_loop.data.batch_plan import cut_evaluation
+from trainer_loop.data.columns import Columns, bind_columns
 from trainer_loop.data.loader import move_batch
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.metrics.load import check_metrics, load_metrics
@@ -22,31 +22,34 @@ from trainer_loop.models.adapters import is_adapter, load_adapted_model
 from trainer_loop.models.config import count_tokens, find_text_config
 from trainer_loop.models.trials import LONGER, can_answer, make_rows, try_padding
 from trainer_loop.models.weight_files import check_weight_files
+from trainer_loop.parallel.processes import join_rows
 from trainer_loop.record.export import ExportRecord
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.quiet import quieten_libraries
+from trainer_loop.tasks.find import list_tasks, load_task
 from trainer_loop.tasks.losses import LOSSES
-from trainer_loop.tasks.shipped import TASKS
+from trainer_loop.tasks.task import Rows
 
 _NO_TARGET = -100
 
 
-class Judged(NamedTuple):
-    """rows: see `Predictor.predict`. figures: loss, metrics and number of the rows that have labels; None: none has.
+class Predictions(NamedTuple):
+    """rows: see `Predictor.predict`. metrics: loss, metrics and number of the rows that have labels; None: none has.
 
     notes: what could not be computed, in lines for a person.
     """
 
     rows: list[dict[str, Any]]
-    figures: dict[str, float] | None
+    metrics: dict[str, float] | None
     notes: list[str]
 
 
 class Predictor:
-    """Predicts rows of text, in batches of like length; results come back in the order of the rows.
+    """Predicts rows in batches of like length; results come back in the order of the rows.
 
-    evaluation: how the run that trained the model evaluated it, see `ExportRecord`.
+    columns: the task's columns -> those that the model was trained on. evaluation: how the run that trained the model
+    evaluated it, see `ExportRecord`.
     """
 
     def __init__(
@@ -56,25 +59,26 @@ class Predictor:
         *,
         task: str,
         max_length: int,
-        text: str,
-        text_pair: str | None,
+        columns: Mapping[str, str],
         evaluation: Mapping[str, Any] | None = None,
     ):
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
         self.model = model.to(self.device).eval()
-        self.task = TASKS[task]()
+        self.task = load_task(task)()
         config: Any = self.model.config
         ends = config.is_encoder_decoder
-        self.task.bind(tokenizer, end_token=find_text_config(config).eos_token_id if ends else None)
+        self.task.bind(
+            tokenizer,
+            label_names=self.label_names,
+            end_token=find_text_config(config).eos_token_id if ends else None,
+        )
         rows = make_rows(self.task, self.model, max_length=max_length)
         if not can_answer(self.model, self.task, rows[:1]):
             rows = make_rows(self.task, self.model, max_length=max_length, lengths=LONGER)
         self.task.use_padding(try_padding(self.model, self.task, rows).side)
         self.tokenizer = tokenizer
-        self.generates = task == "causal_lm"
         self.max_length = max_length
-        self.text = text  # columns the model was trained on
-        self.text_pair = text_pair
+        self.columns = columns
         self.evaluation = evaluation or {}
 
     @property
@@ -105,7 +109,7 @@ class Predictor:
             if model_dir.is_dir() and not is_adapter(model_dir) and (faults := check_weight_files(model_dir)):
                 raise UserError(faults)
             tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir, **trusting)
-            model_class = TASKS[task].model_class
+            model_class = str(load_task(task).auto_model)
             if is_adapter(model_dir):
                 num_tokens = count_tokens(tokenizer)
                 model = load_adapted_model(model_dir, model_class=model_class, num_tokens=num_tokens, **trusting)
@@ -132,8 +136,7 @@ class Predictor:
             tokenizer,
             task=task,
             max_length=(record and record.max_length) or min(tokenizer.model_max_length, 512),
-            text=(record and record.text) or "text",
-            text_pair=record.text_pair if record is not None else None,
+            columns=find_columns(record, task).names,
             evaluation=record.evaluation if record is not None else None,
         )
 
@@ -142,43 +145,46 @@ class Predictor:
 
         A text is cut at `max_length` tokens; a causal LM has nothing to say (None) of a text of one token.
         """
-        return self.judge(texts, pairs).rows
+        return self.predict_rows({"text": list(texts)} | ({} if pairs is None else {"text_pair": list(pairs)})).rows
 
     @torch.no_grad()
-    def judge(
+    def predict_rows(
         self,
-        texts: Sequence[str],
-        pairs: Sequence[str] | None = None,
+        rows: Rows,
         *,
-        labels: Sequence[int | None] | None = None,
+        labels: Sequence[int | list[int] | None] | None = None,
         origin_of: Callable[[int], str] = lambda number: f"text {number + 1}",
-    ) -> Judged:
+    ) -> Predictions:
         """Predictions, and how they compare with labels as the run that trained the model compares them.
 
         Args:
-            labels: the class of every row, None where it is not known; None: of no row.
-            place_of: what errors call a row, by its number from 0.
+            rows: the task's columns by their own names.
+            labels: the class of every row, or the classes of its words; None where they are not known; None: of no row.
+            origin_of: what errors call a row, by its number from 0.
 
         Raises:
-            UserError: the model cannot answer some of the texts.
+            UserError: the model cannot answer some of the rows.
         """
-        encoded = self._encode(list(texts), None if pairs is None else list(pairs))
-        ids = {"input_ids": [row["input_ids"] for row in encoded]}
-        if faults := self.task.find_faults(ids, are_pairs=pairs is not None):
+        num_rows = len(next(iter(rows.values())))
+        has_target = [label is not None for label in labels or [None] * num_rows]
+        labelled = self._with_labels(rows, labels)
+        columns = dict(self.task.encode_alone(labelled, max_length=self.max_length))
+        if "label" in labelled:
+            columns.setdefault("label", list(labelled["label"]))
+        columns = {name: values for name, values in columns.items() if name not in ("truncated", "length")}
+        encoded = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        if faults := self.task.find_faults(columns, are_pairs="text_pair" in rows):
             raise UserError([f"{origin_of(number)} {reason}" for number, reason in faults.items()])
-        targets = [_NO_TARGET if label is None else label for label in labels or [None] * len(encoded)]
-        has_targets = any(target != _NO_TARGET for target in targets)
-        loss_function, notes = self._find_loss() if has_targets else (None, [])
+        loss_function, notes = self._find_loss() if any(has_target) else (None, [])
         if loss_function is not None:
             self.task.loss_function = loss_function  # type: ignore[attr-defined]
-        rows: list[dict[str, Any]] = [{} for _ in encoded]
-        outputs: dict[str, list[np.ndarray]] = {}
+        predicted: list[dict[str, Any]] = [{} for _ in encoded]
+        outputs: dict[str, list[Any]] = {}
         order: list[int] = []
-        loss_sum = 0.0
+        loss_sum, num_targets = 0.0, 0
         for numbers in self._cut([len(row["input_ids"]) for row in encoded]):
             batch = self.task.collate([encoded[number] for number in numbers])
-            if has_targets:
-                batch["labels"] = torch.tensor([targets[number] for number in numbers])
+            num_targets += self.task.count(batch) if any(has_target) else 0
             batch = move_batch(batch, self.device)
             try:
                 if loss_function is None:
@@ -191,19 +197,31 @@ class Predictor:
                     raise
                 name = type(self.model).__name__
                 raise UserError(f"{origin_of(numbers[0])}: a {name} cannot answer it: {in_one_line(error)}") from error
-            for number, values in zip(numbers, self._describe(judged), strict=True):
-                rows[number] = values
-            if has_targets:
+            for place, number in enumerate(numbers):
+                own = {name: output[place] for name, output in judged.items()}
+                predicted[number] = self.task.decode(own, {name: column[number] for name, column in rows.items()})
+            if any(has_target):
                 order += numbers
                 for name, tensor in judged.items():
-                    outputs.setdefault(name, []).append(tensor.cpu().numpy())
-        if not has_targets:
-            return Judged(rows, None, [])
-        kept = [number for number in np.argsort(order).tolist() if targets[order[number]] != _NO_TARGET]
-        columns = {name: np.concatenate(parts)[kept] for name, parts in outputs.items()}
-        mean_loss = {} if loss_function is None else {"loss": loss_sum / len(kept)}
-        metrics, more = self._compute_metrics(columns)
-        return Judged(rows, mean_loss | metrics | {"rows": len(kept)}, notes + more)
+                    outputs.setdefault(name, []).append(tensor)
+        if not any(has_target):
+            return Predictions(predicted, None, [])
+        kept = [number for number in np.argsort(order).tolist() if has_target[order[number]]]
+        compared = {name: join_rows(parts)[kept] for name, parts in outputs.items()}
+        mean_loss = {} if loss_function is None else {"loss": loss_sum / num_targets}
+        metrics, more = self._compute_metrics(compared)
+        return Predictions(predicted, mean_loss | metrics | {"rows": len(kept)}, notes + more)
+
+    def _with_labels(self, rows: Rows, labels: Sequence[int | list[int] | None] | None) -> Rows:
+        """The rows with their labels; a label that is not known is no target."""
+        own = next((own for own, column in self.task.columns.items() if column.kind in ("class", "classes")), None)
+        if labels is None or own is None or all(label is None for label in labels):
+            return rows
+        per = self.task.columns[own].per
+        if per is None:
+            return {**rows, own: [_NO_TARGET if label is None else label for label in labels]}
+        known = [label or [_NO_TARGET] * len(row) for label, row in zip(labels, rows[per], strict=True)]
+        return {**rows, own: known}
 
     def _find_loss(self) -> tuple[Any, list[str]]:
         """The loss that the run was evaluated by, and what is to be said of it. None: it cannot be had."""
@@ -221,7 +239,7 @@ class Predictor:
         """The metrics that the run computed, as far as trainer_loop brings them, else those of the task."""
         told = self.evaluation.get("metrics")
         is_list = isinstance(told, list) and all(isinstance(entry, (str, Mapping)) for entry in told)
-        entries = list(told) if is_list and told else list(self.task.default_metrics)
+        entries = list(told) if is_list and told else list(self.task.metrics)
         names = [str(entry if isinstance(entry, str) else entry.get("name")) for entry in entries]
         notes = [f"{name} is not computed: it is no metric of trainer_loop" for name in names if name not in SHIPPED]
         entries = [entry for entry, name in zip(entries, names, strict=True) if name in SHIPPED]
@@ -230,7 +248,9 @@ class Predictor:
         try:
             if problems:
                 raise UserError(problems)
-            return compute_metrics(load_metrics(entries, num_labels=num_labels), columns), notes
+            return compute_metrics(
+                load_metrics(entries, num_labels=num_labels, label_names=self.label_names), columns
+            ), notes
         except UserError as error:
             return {}, notes + [f"no metrics: {problem}" for problem in error.problems]
 
@@ -244,12 +264,6 @@ class Predictor:
         given, whole = (str(self.tokenizer.decode(part, skip_special_tokens=True)) for part in (ids[:num_given], ids))
         return join_continuation(text, given, whole)
 
-    def _encode(self, texts: list[str], pairs: list[str] | None) -> list[dict[str, Any]]:
-        encoded = self.tokenizer(
-            texts, pairs, truncation=True, max_length=self.max_length, return_attention_mask=False, verbose=False
-        )
-        return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
-
     def _cut(self, lengths: Sequence[int]) -> list[list[int]]:
         """The rows of each forward pass."""
         logits_per_token = self.task.logits_per_token(self.model.config)
@@ -262,20 +276,6 @@ class Predictor:
         )
         return [rows.tolist() for rows in microbatches]
 
-    def _describe(self, outputs: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
-        if self.generates:
-            sums, counts = outputs["predictions"].tolist(), outputs["references"].tolist()
-            losses = [total / count if count else None for total, count in zip(sums, counts, strict=True)]
-            return [
-                {"loss": loss, "perplexity": None if loss is None else math.exp(min(loss, 700.0))} for loss in losses
-            ]
-        names = self.label_names
-        best = outputs["probabilities"].max(dim=-1)
-        return [
-            {"label": names[index], "probability": probability}
-            for index, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        ]
-
 
 def read_record(model_dir: Path) -> ExportRecord | None:
     """What was noted when the model was exported. Raises UserError where it was trained for a task of somebody's own.
@@ -283,10 +283,15 @@ def read_record(model_dir: Path) -> ExportRecord | None:
     A name in a model directory must not choose what is imported.
     """
     record = ExportRecord.read(model_dir)
-    if record is not None and record.task not in TASKS:
-        known = ", ".join(TASKS)
+    if record is not None and record.task not in list_tasks():
+        known = ", ".join(list_tasks())
         raise UserError(f"model={model_dir} was trained for the task {record.task}; predict knows {known}")
     return record
+
+
+def find_columns(record: ExportRecord | None, task: str) -> Columns:
+    """The columns that a model reads; of one that was not exported here, those that its task needs."""
+    return bind_columns(load_task(task).columns, record.columns if record is not None else {}, task=task)
 
 
 def join_continuation(text: str, given: str, whole: str) -> str:

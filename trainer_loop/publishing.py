@@ -27,7 +27,6 @@ from trainer_loop.record.model_card import BaseModel, CardFacts, Scores, find_ba
 from trainer_loop.record.publisher import Publisher
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.state import TrainState
-from trainer_loop.tasks.task import TextTask
 
 _ALWAYS_TOLD = (
     *("seed", "train.epochs", "train.steps", "optimizer.name", "optimizer.lr", "optimizer.weight_decay"),
@@ -50,15 +49,15 @@ def describe_model(config: Config, plan: RunPlan, overrides: Overrides, record: 
     stays_apart = adapter is not None and not adapter.merge
     names = [entry if isinstance(entry, str) else str(entry["name"]) for entry in plan.metrics]
     reads = None
-    if record.text is not None:
-        columns = f"`{record.text}`" + (f" and `{record.text_pair}`" if record.text_pair else "")
-        reads = f"column {columns}, texts cut at {record.max_length} tokens"
-    on_texts = isinstance(plan.task, TextTask)
+    if plan.inputs.data is not None:
+        columns = [f"`{name}`" for name in plan.inputs.data.columns.without_targets().all]
+        reads = f"column {' and '.join(columns)}"
+        reads += f", texts cut at {record.max_length} tokens" if plan.task.has_tokens else ""
     return make_card(
         CardFacts(
             title=(config.hub.push or run_dir.root.resolve().name).rpartition("/")[2],
             task=record.task,
-            library="peft" if stays_apart else "transformers" if on_texts else "pytorch",
+            library="peft" if stays_apart else "transformers" if plan.task.auto_model else "pytorch",
             reads=reads,
             step=record.step,
             num_steps=record.num_steps,

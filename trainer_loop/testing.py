@@ -27,12 +27,12 @@ from trainer_loop.config.fields import Config
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.record.logs import Console
 from trainer_loop.tasks.losses import explain_wrong_loss
-from trainer_loop.tasks.task import RowTask
+from trainer_loop.tasks.task import Task
 
 _TOLERANCE = 1e-6
 
 
-def assert_layout_invariant(task: RowTask, rows: Sequence[Mapping[str, Any]], *, model: nn.Module) -> None:
+def assert_layout_invariant(task: Task, rows: Sequence[Mapping[str, Any]], *, model: nn.Module) -> None:
     """The update does not depend on which rows share a microbatch; raises AssertionError that says what does.
 
     task: bound to its tokenizer, where it has one. rows: encoded, as `collate` takes them, three or more, and of unlike
@@ -120,7 +120,7 @@ def _copy_weights(loop: TrainingLoop) -> dict[str, Tensor]:
 class _Judge:
     """A task at work on one batch after the other."""
 
-    def __init__(self, task: RowTask, model: nn.Module):
+    def __init__(self, task: Task, model: nn.Module):
         self.task = task
         self.model = model
 

@@ -9,20 +9,24 @@ from itertools import chain
 import torch
 import torch.nn.functional as F
 
-from trainer_loop.tasks.task import TextTask
+from trainer_loop import Column, Task
 
 
-class ContrastivePairs(TextTask):
+class ContrastivePairs(Task):
     """group: pairs that are compared with each other. temperature: of the softmax over their cosines."""
 
+    auto_model = "AutoModel"
+    auto_processor = "AutoTokenizer"
+    columns = {"text": Column("text"), "text_pair": Column("text")}  # noqa: RUF012
+
     def __init__(self, *, group=8, temperature=0.05):
-        super().__init__()
         self.group, self.temperature = group, temperature
 
     def settings(self):
         return {"group": self.group}
 
-    def encode(self, texts, pairs, *, max_length):
+    def encode(self, rows, *, max_length):
+        texts, pairs = list(rows["text"]), list(rows["text_pair"])
         starts = list(range(0, len(texts), self.group))
         groups = [texts[start : start + self.group] + pairs[start : start + self.group] for start in starts]
         encoded = [self.tokenizer(group, truncation=True, max_length=max_length)["input_ids"] for group in groups]

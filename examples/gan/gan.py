@@ -6,14 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from trainer_loop import TrainingLoop
+from trainer_loop import Task, TrainingLoop
 from trainer_loop.optim.joined import JoinedOptimizer
-from trainer_loop.tasks.task import RowTask
 
 NOISE = 8
 
 
-class Ring(RowTask):
+class Ring(Task):
     """Rows are points `[2]`; what is learnt is to draw others like them."""
 
     def judge_loss(self, model, batch):

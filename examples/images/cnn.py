@@ -4,11 +4,11 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import nn
 
-from trainer_loop.tasks.task import RowTask
+from trainer_loop import Task
 
 
-class Digits(RowTask):
-    default_metrics = ("accuracy",)
+class Digits(Task):
+    metrics = ("accuracy",)
 
     def loss(self, model, batch):
         return F.cross_entropy(model(batch["image"]), batch["digit"], reduction="sum")

@@ -5,11 +5,11 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
-from trainer_loop.tasks.task import RowTask
+from trainer_loop import Task
 
 
-class Diagnosis(RowTask):
-    default_metrics = ("accuracy",)
+class Diagnosis(Task):
+    metrics = ("accuracy",)
 
     def loss(self, model, batch):
         return F.cross_entropy(model(batch["measured"]), batch["benign"], reduction="sum")

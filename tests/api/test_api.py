@@ -26,11 +26,10 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 from wordpiece import make_wordpiece
 
-from trainer_loop import TrainingLoop, UserError, build, load_config
+from trainer_loop import Task, TrainingLoop, UserError, build, load_config
 from trainer_loop.data.tokenizer import train_tokenizer
 from trainer_loop.record.state import TrainState
 from trainer_loop.tasks.sequence_classification import SequenceClassification
-from trainer_loop.tasks.task import RowTask
 from trainer_loop.testing import assert_resumes_exactly
 
 
@@ -177,7 +176,7 @@ def test_a_model_and_an_optimizer_made_by_hand_are_those_that_train(settings, mo
         ([], "rows['train'] has no rows"),
         ("train.csv", "to read files, name them in the config: data.train=train.csv"),
         ([{"text": "a", "label": 1}, 3], "every row must be an object of named values: rows['train'] row 2 is 3"),
-        (pd.DataFrame({"text": ["a"]}), "data.label=label: data.train has no such column; it has text"),
+        (pd.DataFrame({"text": ["a"]}), "data.columns.label=label: data.train has no such column; it has text"),
         (pd.DataFrame({"text": ["a", None], "label": [0, 1]}), "train row 2"),
     ],
 )
@@ -228,7 +227,7 @@ def test_labels_that_were_not_trained_are_told(settings):
             "rows: column 'label' has an unknown label in 1 row: rows row 1 ('neutral'); labels in data.train are "
             "'negative', 'positive': correct them or remove the rows",
         ),
-        ([{"text": "a film"}], "data.label=label: rows has no such column; it has text"),
+        ([{"text": "a film"}], "data.columns.label=label: rows has no such column; it has text"),
         ([{"text": "a", "label": None}], f"rows: column 'label' is null in 1 row: rows row 1; {remedy}"),
         (
             [{"text": None, "label": "negative"}],
@@ -270,7 +269,7 @@ def test_rows_with_holes_are_dropped_where_the_config_says_so(settings, capfd):
 # ------------------------------------------------------------------------------------- models without transformers
 
 
-class Regression(RowTask):
+class Regression(Task):
     """A number from four numbers."""
 
     def loss(self, model, batch):
@@ -329,12 +328,16 @@ def test_any_module_trains_on_any_rows_and_is_exported_as_safetensors(tmp_path):
 
 
 def test_keys_for_texts_are_refused_by_a_task_that_takes_rows_as_they_are(tmp_path):
-    words = ["train={steps: 2, precision: no}", f"run_dir={tmp_path / 'run'}", "data={label: y, max_length: 9}"]
-    config = load_config(None, [*words, "model={compile: true, lora: {r: 4, merge: true}}"])
+    words = [
+        "train={steps: 2, precision: no}",
+        f"run_dir={tmp_path / 'run'}",
+        "data={columns: {label: y}, max_length: 9}",
+    ]
+    config = load_config(None, [*words, "model={neftune_alpha: 5, lora: {r: 4, merge: true}}"])
     with pytest.raises(UserError) as refused:
         build(config, task=Regression(), model=Linear(), rows={"train": Points(9)})
     told = "\n".join(refused.value.problems)
-    for key in ("data.label: y", "data.max_length: 9", "model.compile: True", "model.lora.r: 4"):
+    for key in ("data.columns.label='y'", "data.max_length: 9", "model.neftune_alpha: 5.0", "model.lora.r: 4"):
         assert f"{key}: the task" in told
     assert len(refused.value.problems) == 4
 

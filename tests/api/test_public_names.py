@@ -22,7 +22,7 @@ def run(program: str) -> str:
 def test_the_public_names_are_these():
     assert sorted(trainer_loop.__all__) == dir(trainer_loop)
     assert set(NAMES) == {
-        *("build", "load_config", "TrainingLoop", "Predictor", "losses", "testing"),
+        *("build", "load_config", "TrainingLoop", "Task", "Column", "Predictor", "losses", "testing"),
         *("UserError", "Preempted", "Diverged"),
     }
 

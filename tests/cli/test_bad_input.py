@@ -222,10 +222,10 @@ def test_a_language_model_takes_no_pairs_and_no_metric_of_classes(command, tmp_p
         "task.name=causal_lm",
         "model={type: gpt2, tokenizer: train}",
         f"data.train={reviews}",
-        "data.text_pair=label",
+        "data.columns.text_pair=label",
         "evaluate.metrics=[accuracy]",
     )
-    assert_refused(ended, "data.text_pair: label: the task causal_lm takes one text")
+    assert_refused(ended, "data.columns.text_pair='label': the task causal_lm reads text; did you mean 'text'?")
 
 
 def test_positions_that_begin_after_padding_are_counted(command, arguments):
@@ -248,8 +248,8 @@ def test_positions_that_begin_after_padding_are_counted(command, arguments):
 
 
 def test_what_is_wrong_with_one_file_is_told_once_where_validation_is_cut_from_it(command, arguments):
-    ended = command(*arguments, "data.text=txt")
-    assert_refused(ended, "data.text=txt: data.train has no such column")
+    ended = command(*arguments, "data.columns.text=txt")
+    assert_refused(ended, "data.columns.text=txt: data.train has no such column")
     assert len(ended.problems) == 1
 
 

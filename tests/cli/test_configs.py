@@ -1,26 +1,28 @@
 """Every shipped config is complete: with stand-in data and a tiny model in place of the hub's, it passes a dry run."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 import yaml
-from made_up import make_reviews, write_csv
+
+from trainer_loop.tasks.find import load_task
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 
 
 def stand_in(name: str, tmp_path: Path, tiny_model: Path) -> list[str]:
-    """Overrides that put local data with the config's own columns, and a tiny model, in place of what is on the hub."""
+    """Overrides that put the task's example rows, and a tiny model, in place of what is on the hub."""
     config = yaml.safe_load((CONFIGS / name).read_text())
-    data, overrides = config["data"], ["data.name=null"]
-    columns = [data["text"], *([data["text_pair"]] if "text_pair" in data else []), data.get("label", "label")]
-    rows = [(text, *[text] * (len(columns) - 2), label) for text, label in make_reviews(60)]
-    file = write_csv(tmp_path / "stand_in.csv", rows, header=tuple(columns))
-    for split in ("train", "validation", "test"):
-        if split in data:
-            overrides.append(f"data.{split}={file}")
+    data, task = config["data"], load_task(config["task"]["name"])
+    columns = {own: own for own in task.example[0]} | data["columns"]
+    rows = [{theirs: row.get(own, row[next(iter(row))]) for own, theirs in columns.items()} for row in task.example]
+    file = tmp_path / "stand_in.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows * 15))
+    splits = [split for split in ("train", "validation", "test") if split in data]
+    overrides = ["data.name=null", *(f"data.{split}={file}" for split in splits)]
     if config["task"]["name"] == "causal_lm":
         overrides += [
             "model={name: null, type: gpt2, tokenizer: train, vocab_size: 300}",
@@ -32,7 +34,7 @@ def stand_in(name: str, tmp_path: Path, tiny_model: Path) -> list[str]:
 
 
 def test_the_configs_that_the_readme_names_are_there():
-    assert NAMES == ["imdb.yaml", "mrpc.yaml", "quickstart.yaml", "reviews.yaml", "wikitext.yaml"]
+    assert NAMES == ["imdb.yaml", "mrpc.yaml", "quickstart.yaml", "reviews.yaml", "wikiann.yaml", "wikitext.yaml"]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "quickstart.yaml"])

@@ -114,8 +114,8 @@ def test_predict_gives_the_figures_of_the_run(command, arguments, tmp_path, capf
         *(argument for argument in arguments if "fraction" not in argument and "data.train" not in argument),
         f"data.train={tmp_path / 'train.csv'}",
         f"data.validation={tmp_path / 'dev.csv'}",
-        "data={text: review, label: stars, label_names: {bad: 7, good: 3}}",
-        *(["data.text_pair=other"] if pairs else []),
+        "data={columns: {text: review, label: stars}, label_names: {bad: 7, good: 3}}",
+        *(["data.columns.text_pair=other"] if pairs else []),
         "loss.args={label_smoothing: 0.1, class_weights: [1.0, 3.0]}",
         "evaluate.metrics=[accuracy, {name: f1, args: {average: macro}, key: macro}, matthews_correlation]",
         "optimizer.lr=1e-2",
@@ -126,9 +126,10 @@ def test_predict_gives_the_figures_of_the_run(command, arguments, tmp_path, capf
     predictor = Predictor.load(run / "model")
     texts, others = [row[0] for row in table[80:]], [row[2] for row in table[80:]]
     labels = [predictor.label_values.index(row[1]) for row in table[80:]]
-    figures = predictor.judge(texts, others if pairs else None, labels=labels).figures
-    assert figures == pytest.approx(wanted, abs=1e-6)
-    assert list(figures) == list(wanted)
+    rows = {"text": texts} | ({"text_pair": others} if pairs else {})
+    metrics = predictor.predict_rows(rows, labels=labels).metrics
+    assert metrics == pytest.approx(wanted, abs=1e-6)
+    assert list(metrics) == list(wanted)
 
     shutil.copytree(run / "model", tmp_path / "copied")  # what it needs is in the exported model
     code, out, err = predict(capfd, f"model={tmp_path / 'copied'}", f"file={tmp_path / 'dev.csv'}", "output=out.csv")

@@ -184,12 +184,13 @@ def test_no_library_warns_on_the_console(small, subprocess_command, tmp_path):
 
 OWN_TASK = """
 from torch.nn.functional import cross_entropy
-from trainer_loop.tasks.task import TextTask
+from trainer_loop import Column, Task
 
 
-class FirstToken(TextTask):
-    model_class = "AutoModel"
-    needs_label = True
+class FirstToken(Task):
+    auto_model = "AutoModel"
+    auto_processor = "AutoTokenizer"
+    columns = {"text": Column("text"), "label": Column("class", target=True)}
 
     def count(self, batch):
         return len(batch["labels"])

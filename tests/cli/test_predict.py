@@ -107,7 +107,7 @@ def test_pairs_are_predicted_by_both_texts(command, arguments, tmp_path, capfd):
         for (text, label), (other, _) in zip(make_reviews(60), make_reviews(60, seed=1), strict=True)
     ]
     pairs = write_csv(tmp_path / "pairs.csv", rows, header=("first", "second", "label"))
-    arguments = [*arguments, f"data.train={pairs}", "data.text=first", "data.text_pair=second"]
+    arguments = [*arguments, f"data.train={pairs}", "data.columns.text=first", "data.columns.text_pair=second"]
     assert command(*arguments, "optimizer.lr=2e-2").code == 0
     run = tmp_path / "run"
     code, _, err = predict(capfd, f"model={run}", "text=a good film")

@@ -130,9 +130,14 @@ def test_what_is_wrong_with_the_hub_is_told_with_all_other_problems_before_the_m
     command, arguments, hub, tmp_path, monkeypatch
 ):
     monkeypatch.delenv("HF_TOKEN")
-    ended = command(*arguments, "hub.push=me/a b", "optimizer.name=adamx", "data.text=nothing")
+    ended = command(*arguments, "hub.push=me/a b", "optimizer.name=adamx", "data.columns.text=nothing")
     assert ended.code == 2 and ended.out == ""
-    for told in ("optimizer.name is 'adamx'", "data.text=nothing", "is no name of a repository", "there is no token"):
+    for told in (
+        "optimizer.name is 'adamx'",
+        "data.columns.text=nothing",
+        "is no name of a repository",
+        "there is no token",
+    ):
         assert sum(told in problem for problem in ended.problems) == 1, told
     assert not (tmp_path / "run").exists() and hub.repos == {}
 

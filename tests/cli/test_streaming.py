@@ -162,8 +162,8 @@ def test_the_rows_do_not_depend_on_the_kind_of_the_file(command, streaming, tmp_
         (["data.train=my_lab.data.train"], "only files and hub splits are streamed, and this is neither"),
         (["data.train=list.json"], "list.json is one JSON list, which can only be read as a whole"),
         (
-            ["data.text=review", "data.validation=null"],
-            "data.text=review: data.train has no such column; it has text, label",
+            ["data.columns.text=review", "data.validation=null"],
+            "data.columns.text=review: data.train has no such column; it has text, label",
         ),
         (["data.train=[part0.csv,other.csv]"], "other.csv has no column 'text'; it has words, label"),
         (["data.train=bad.csv"], "column 'text' is empty in 1 row: bad.csv row 2; fill it in or remove the row"),

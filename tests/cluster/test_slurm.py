@@ -157,8 +157,8 @@ def test_a_job_that_fails_is_not_put_back_for_what_an_earlier_one_left(
 ):
     (directory / "run").mkdir()
     (directory / "run" / "status.json").write_text('{"ended": "preempted", "exit_code": 75, "step": 3}')
-    slurm.submit("--nodes=1", arguments=[*arguments, "data.text=txt"])
+    slurm.submit("--nodes=1", arguments=[*arguments, "data.columns.text=txt"])
     slurm.wait_until(slurm.has_ended, "ended")
     assert slurm.show("JobState") == "FAILED", slurm.output.read_text()
     assert slurm.show("Restarts") == "0"
-    assert "error: data.text=txt: data.train has no such column" in slurm.output.read_text()
+    assert "error: data.columns.text=txt: data.train has no such column" in slurm.output.read_text()

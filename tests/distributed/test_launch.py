@@ -133,9 +133,9 @@ def test_what_two_processes_saved_is_loaded_by_one(on_two, arguments, tmp_path):
 
 
 def test_a_user_error_is_told_once_by_two_processes_and_nothing_hangs(arguments, tmp_path):
-    done = launch(*arguments, "run_dir=run", "data.text=txt", directory=tmp_path, options=TWO_BY_FLAGS)
+    done = launch(*arguments, "run_dir=run", "data.columns.text=txt", directory=tmp_path, options=TWO_BY_FLAGS)
     assert done.returncode != 0
-    assert done.stderr.count("error: data.text=txt: data.train has no such column") == 1
+    assert done.stderr.count("error: data.columns.text=txt: data.train has no such column") == 1
 
 
 def test_rows_that_differ_between_the_processes_are_refused(arguments, tmp_path):
@@ -207,7 +207,7 @@ import os
 from pathlib import Path
 import torch
 from torch import nn
-from trainer_loop.tasks.task import RowTask
+from trainer_loop import Task
 
 def rows():
     drawn = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
@@ -222,7 +222,7 @@ class Net(nn.Module):
     def forward(self, x, which=0):
         return self.heads[which](self.norm(x))[:, 0]
 
-class Task(RowTask):
+class Task(Task):
     def loss(self, model, batch):
         net = getattr(model, "module", model)
         which = int(bool((batch["number"] % 8 == 0).any())) if len(net.heads) > 1 else 0

@@ -227,7 +227,7 @@ def test_contrastive_pairs(tmp_path: Path):
     task = contrastive.ContrastivePairs(group=4)
     tokenizer = tiny.make_tokenizer()
     task.bind(tokenizer)
-    encoded = task.encode(texts["first"], texts["second"], max_length=16)
+    encoded = task.encode({"text": texts["first"], "text_pair": texts["second"]}, max_length=16)
     rows = [{name: encoded[name][row] for name in ("input_ids", "lengths")} for row in range(2)]
     theirs_rows = [
         {name: found[0] for name, found in group.items()}

@@ -1,6 +1,7 @@
 """`--help KEY`."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ from trainer_loop import UserError
 from trainer_loop.cli.help import help_about
 from trainer_loop.optim.optimizers import OPTIMIZERS
 from trainer_loop.optim.schedules import SCHEDULES
+from trainer_loop.tasks.describe import markdown
 
 
 @pytest.mark.parametrize(("key", "names"), [("optimizer.name", OPTIMIZERS), ("scheduler.name", SCHEDULES)])
@@ -40,3 +42,15 @@ def test_a_section_and_a_plain_key_are_told_as_the_whole_help_tells_them():
 def test_a_name_that_is_no_key_is_an_error_with_the_likely_one():
     with pytest.raises(UserError, match=r"optimizer\.name"):
         help_about("optimiser.name")
+
+
+def test_help_about_a_task_tells_its_columns_and_an_example():
+    told = help_about("task.name=token_classification")
+    assert "| `tags` | a list of labels | what the model learns to predict, one for each of `words` |" in told
+    assert '{"words": ["Nobody", "answered"], "tags": ["O", "O"]}' in told
+    with pytest.raises(UserError, match=r"task.name is .tokens.; allowed: causal_lm, sequence_classification, token"):
+        help_about("task.name=tokens")
+
+
+def test_the_page_of_tasks_is_current():
+    assert (Path(__file__).parents[2] / "docs" / "tasks.md").read_text(encoding="utf-8") == markdown()

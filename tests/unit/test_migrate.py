@@ -326,7 +326,7 @@ EACH = [
     ({"mixed_precision": "bf16"}, {"train.precision": "bf16"}),
     (
         {"model_name_or_path": "m", "max_seq_length": 128, "text_column_name": "review"},
-        {"data.max_length": 128, "data.text": "review"},
+        {"data.max_length": 128, "data.columns": {"text": "review"}},
     ),
 ]
 

@@ -8,14 +8,14 @@ import torch
 import zoo
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from trainer_loop import UserError
+from trainer_loop import Task, UserError
 from trainer_loop.data.loader import move_batch
 from trainer_loop.models.packing import use_packing
 from trainer_loop.ops.attention import use_attention
 from trainer_loop.ops.cpu_kernels import use_cpu_modules
 from trainer_loop.tasks.causal_lm import CausalLM
 from trainer_loop.tasks.sequence_classification import SequenceClassification
-from trainer_loop.tasks.task import TextTask, pack_rows
+from trainer_loop.tasks.task import pack_rows
 
 SIZES = {
     "vocab_size": tiny.VOCABULARY,
@@ -61,7 +61,7 @@ def make_model(model_type: str, *, decoder: bool, **fields: Any) -> PreTrainedMo
     return model.train()
 
 
-def run(model: PreTrainedModel, task: TextTask, rows: list[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], int]:
+def run(model: PreTrainedModel, task: Task, rows: list[dict[str, Any]]) -> tuple[dict[str, torch.Tensor], int]:
     """The loss, what is predicted and all gradients; and the number of targets."""
     batch = move_batch(task.collate(rows), torch.device("cpu"))
     loss, judged = task.loss_and_predict(model, batch)
@@ -78,7 +78,7 @@ def test_loss_predictions_and_gradients_are_those_of_padded_rows(model_type: str
     rows = tiny.make_rows(6, longest=20, labelled=not decoder)
     results = []
     for packs in (False, True):
-        task: TextTask = CausalLM() if decoder else SequenceClassification()
+        task: Task = CausalLM() if decoder else SequenceClassification()
         task.bind(tiny.make_tokenizer(), packs=packs)
         model = make_model(model_type, decoder=decoder)
         use_attention(model)

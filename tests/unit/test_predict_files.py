@@ -14,13 +14,14 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 from arrow_columns import CASES
+from columns import make_columns
 
 from trainer_loop import UserError
 from trainer_loop.cli.predict_files import FileRequest, predict_file, prepare_file
 from trainer_loop.data import write_files
 from trainer_loop.data.files import read_files
 from trainer_loop.data.text_format import TextFormat
-from trainer_loop.predictor import Judged
+from trainer_loop.predictor import Predictions
 from trainer_loop.record.export import ExportRecord
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
@@ -29,13 +30,12 @@ SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 class Stub:
     """Knows the classes neg and pos; remembers what it was asked."""
 
-    generates = False
     label_names = ("neg", "pos")
     label_values = ("n", "p")
 
-    def judge(self, texts, pairs=None, *, labels=None, origin_of=None):
-        self.texts, self.pairs, self.labels = texts, pairs, labels
-        return Judged([{"label": "pos", "probability": 0.5} for _ in texts], None, [])
+    def predict_rows(self, rows, *, labels=None, origin_of=None):
+        self.texts, self.pairs, self.labels = rows["text"], rows.get("text_pair"), labels
+        return Predictions([{"label": "pos", "probability": 0.5} for _ in self.texts], None, [])
 
 
 @pytest.fixture
@@ -45,7 +45,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def make_record(**fields: Any) -> ExportRecord:
-    known = {"task": "sequence_classification", "text": "text", "text_pair": None, "max_length": 8, "step": 1}
+    known = {
+        "task": "sequence_classification",
+        "columns": {"text": "text", "label": "label"},
+        "max_length": 8,
+        "step": 1,
+    }
     return ExportRecord(**{**known, "num_steps": 1, "metrics": {}, "plan": {}, **fields})
 
 
@@ -203,11 +208,11 @@ def test_the_file_that_is_read_is_never_replaced(folder: Path):
 def test_a_file_that_appears_meanwhile_is_not_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch):
     Path("in.jsonl").write_text('{"text": "a"}\n')
 
-    def judge(self, texts, pairs=None, *, labels=None, origin_of=None):
+    def predict_rows(self, rows, *, labels=None, origin_of=None):
         Path("out.csv").write_text("of somebody else")
-        return Judged([{"label": "pos"}], None, [])
+        return Predictions([{"label": "pos"}], None, [])
 
-    monkeypatch.setattr(Stub, "judge", judge)
+    monkeypatch.setattr(Stub, "predict_rows", predict_rows)
     assert problems_of("in.jsonl", output="out.csv") == [
         "output=out.csv cannot be written: it is there already; choose another"
     ]
@@ -260,7 +265,7 @@ def test_rows_without_a_text_stay_in_their_place_without_a_prediction(folder: Pa
 
 def test_both_texts_of_a_pair_must_be_there(folder: Path):
     Path("in.jsonl").write_text('{"a": "x", "b": "y"}\n{"a": "x", "b": null}\n{"b": "y"}\n')
-    record = make_record(text="a", text_pair="b")
+    record = make_record(columns={"text": "a", "text_pair": "b"})
     assert len(problems_of("in.jsonl", record=record)) == 2
     stub, _ = run("in.jsonl", record=record, missing="drop")
     assert (stub.texts, stub.pairs) == (["x"], ["y"])
@@ -368,11 +373,11 @@ def test_classes_of_a_column_go_by_their_names(folder: Path):
 def test_the_column_of_the_labels_can_be_named(folder: Path):
     Path("in.csv").write_text("text,label,stars\na,5,n\nb,6,p\n")
     assert run("in.csv", label_column="stars")[0].labels == [0, 1]
-    assert run("in.csv", record=make_record(evaluation={"label": "stars"}))[0].labels == [0, 1]
+    assert run("in.csv", record=make_record(columns={"text": "text", "label": "stars"}))[0].labels == [0, 1]
     assert problems_of("in.csv", label_column="star") == [
         "label_column=star: the file has no such column; it has text, label, stars; did you mean 'stars'?"
     ]
-    record = make_record(task="causal_lm")
+    record = make_record(task="causal_lm", columns={"text": "text"})
     assert problems_of("in.csv", record=record, label_column="stars") == [
         "label_column=stars: a language model has no labels; remove it"
     ]
@@ -394,7 +399,7 @@ def test_line_breaks_of_any_kind_stay_inside_their_field(folder: Path, suffix: s
     written = read_output(f"out{suffix}")
     assert [row["text"] for row in written] == texts
     assert [row["id"] for row in written] == ["0", "1", "2", "3", "4", "5"]
-    again = read_files([f"out{suffix}"], split="train", texts=["text"], label=None)
+    again = read_files([f"out{suffix}"], split="train", columns=make_columns(label=None))
     assert list(again.rows["text"]) == texts, "and as files of this project are read"
 
 

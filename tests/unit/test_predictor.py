@@ -58,7 +58,7 @@ class Parrot(nn.Module):
 
 
 def continue_text(tokenizer: PreTrainedTokenizerFast, text: str, ids: list[int]) -> str:
-    predictor = Predictor(Parrot(ids), tokenizer, task="causal_lm", max_length=32, text="text", text_pair=None)
+    predictor = Predictor(Parrot(ids), tokenizer, task="causal_lm", max_length=32, columns={"text": "text"})
     predictor.device = torch.device("cpu")
     return predictor.generate(text, max_new_tokens=3)
 
@@ -113,22 +113,22 @@ def test_a_word_that_goes_on_is_not_cut():
     assert continue_text(tokenizer, "once upon a t", rest) == "once upon a the"
 
 
-def test_figures_are_of_the_rows_with_labels_alone():
+def test_metrics_are_of_the_rows_with_labels_alone():
     config = BertConfig(
         vocab_size=200, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=3
     )
     torch.manual_seed(0)
     predictor = Predictor(
-        BertForSequenceClassification(config), wordpiece(), task="sequence_classification", max_length=8, text="text",
-        text_pair=None,
+        BertForSequenceClassification(config), wordpiece(), task="sequence_classification", max_length=8,
+        columns={"text": "text"},
     )  # fmt: skip
     texts = ["once", "upon a time", "there was a little bird", "bird"]
-    judged = predictor.judge(texts, labels=[0, None, 2, None])
-    alone = predictor.judge([texts[0], texts[2]], labels=[0, 2])
-    assert judged.figures == pytest.approx(alone.figures)
-    assert judged.figures["rows"] == 2
-    assert [row["label"] for row in judged.rows] == [row["label"] for row in predictor.predict(texts)]
-    assert predictor.judge(texts, labels=[None] * 4).figures is None
+    predictions = predictor.predict_rows({"text": texts}, labels=[0, None, 2, None])
+    alone = predictor.predict_rows({"text": [texts[0], texts[2]]}, labels=[0, 2])
+    assert predictions.metrics == pytest.approx(alone.metrics)
+    assert predictions.metrics["rows"] == 2
+    assert [row["label"] for row in predictions.rows] == [row["label"] for row in predictor.predict(texts)]
+    assert predictor.predict_rows({"text": texts}, labels=[None] * 4).metrics is None
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_figures_are_of_the_rows_with_labels_alone():
         ({"loss": {"name": "trap.loss", "args": {}}}, ["accuracy"], ["no loss: the model was trained with trap.loss"]),
         ({"loss": {"name": None, "args": {"gamma": 2}}}, ["accuracy"], ["no loss: loss.args.gamma: "]),
         ({"metrics": ["f1"]}, ["loss"], ["no metrics: evaluate.metrics[0]: f1 with average: binary is for 2 classes"]),
-        ({"metrics": 3, "loss": 3, "values": "x", "label": 7}, ["loss", "accuracy"], []),
+        ({"metrics": 3, "loss": 3, "values": "x"}, ["loss", "accuracy"], []),
     ],
 )
 def test_what_a_model_says_of_its_evaluation_runs_no_code_and_ends_nothing(evaluation, figures, told):
@@ -152,10 +152,10 @@ def test_what_a_model_says_of_its_evaluation_runs_no_code_and_ends_nothing(evalu
         vocab_size=200, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, num_labels=3
     )
     predictor = Predictor(
-        BertForSequenceClassification(config), wordpiece(), task="sequence_classification", max_length=8, text="text",
-        text_pair=None, evaluation=evaluation,
+        BertForSequenceClassification(config), wordpiece(), task="sequence_classification", max_length=8,
+        columns={"text": "text"}, evaluation=evaluation,
     )  # fmt: skip
-    judged = predictor.judge(["once", "upon"], labels=[0, 1])
-    assert list(judged.figures) == [*figures, "rows"]
-    assert len(judged.notes) == len(told)
-    assert all(note.startswith(start) for note, start in zip(judged.notes, told, strict=True))
+    predictions = predictor.predict_rows({"text": ["once", "upon"]}, labels=[0, 1])
+    assert list(predictions.metrics) == [*figures, "rows"]
+    assert len(predictions.notes) == len(told)
+    assert all(note.startswith(start) for note, start in zip(predictions.notes, told, strict=True))

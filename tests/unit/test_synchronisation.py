@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from trainer_loop import Task
 from trainer_loop.ops import attention
 from trainer_loop.optim.ema import Ema
 from trainer_loop.tasks.sequence_classification import SequenceClassification
-from trainer_loop.tasks.task import TextTask
 
 # What a GPU must have finished before the host goes on: a value is read, or the shape of a result depends on values.
 _WAITING = {
@@ -72,13 +72,13 @@ class Plain(SequenceClassification):
 
 
 def waits_of_steps(
-    tmp_path: Path, waits: Waits, *, task: TextTask, model: torch.nn.Module | None = None, ema: bool = False
+    tmp_path: Path, waits: Waits, *, task: Task, model: torch.nn.Module | None = None, ema: bool = False
 ) -> list[int]:
     """Of each of 30 steps with all that follows it; every tenth is logged."""
     model = model or Mlp()
     loop = tiny.make_loop(
         tmp_path,
-        rows=tiny.make_rows(50, labelled=task.needs_label),
+        rows=tiny.make_rows(50, labelled="label" in task.columns),
         task=task,
         model=model,
         num_steps=31,

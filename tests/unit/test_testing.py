@@ -6,16 +6,15 @@ import torch
 import torch.nn.functional as F
 from made_up import make_reviews, write_csv
 
-from trainer_loop import load_config
+from trainer_loop import Task, load_config
 from trainer_loop.data.tokenizer import train_tokenizer
 from trainer_loop.tasks.sequence_classification import SequenceClassification
-from trainer_loop.tasks.task import TextTask
 from trainer_loop.testing import assert_layout_invariant, assert_resumes_exactly
 
 ROWS = tiny.make_rows(6, shortest=3, longest=20)
 
 
-def check(task: TextTask, *, model=None, rows=None) -> None:
+def check(task: Task, *, model=None, rows=None) -> None:
     task.bind(tiny.make_tokenizer())
     assert_layout_invariant(task, rows or ROWS, model=model or tiny.make_bert(dropout=0.1))
 
@@ -101,7 +100,7 @@ def test_what_is_shipped_passes(name):
         (Guesses(), r"Guesses\.predict .*: predictions of row \d is .* alone and .* among the others"),
         (HalfDetached(), r"HalfDetached\.loss .* has another gradient of .* its value is the same"),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, TextTask) else "",
+    ids=lambda value: type(value).__name__ if isinstance(value, Task) else "",
 )
 def test_each_mistake_is_called_by_its_name(task, wanted):
     with pytest.raises(AssertionError, match=wanted):

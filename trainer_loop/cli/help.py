@@ -13,12 +13,13 @@ from trainer_loop.optim.optimizers import GIVEN as GIVEN_TO_OPTIMIZERS
 from trainer_loop.optim.optimizers import OPTIMIZERS, FromPackage
 from trainer_loop.optim.schedules import GIVEN as GIVEN_TO_SCHEDULES
 from trainer_loop.optim.schedules import SCHEDULES
+from trainer_loop.tasks.describe import describe_task
+from trainer_loop.tasks.find import find_task, list_tasks, load_task
 from trainer_loop.tasks.losses import LOSSES
-from trainer_loop.tasks.shipped import TASKS
 
 # Key -> its names, and the arguments that trainer_loop passes itself.
 _NAMES: dict[str, tuple[Mapping[str, Any], Collection[str]]] = {
-    "task.name": (TASKS, ("loss_function",)),
+    "task.name": ({name: load_task(name) for name in list_tasks()}, ("loss_function",)),
     "loss.name": (LOSSES, ("logits", "targets")),
     "optimizer.name": (OPTIMIZERS, GIVEN_TO_OPTIMIZERS),
     "scheduler.name": (SCHEDULES, (*GIVEN_TO_SCHEDULES, "last_epoch", "kwargs")),
@@ -26,7 +27,10 @@ _NAMES: dict[str, tuple[Mapping[str, Any], Collection[str]]] = {
 
 
 def help_about(name: str) -> str:
-    """What is printed for a key or a section. Raises UserError where there is none of that name."""
+    """What is printed for a key, a section or `task.name=NAME`. Raises UserError where there is none of that name."""
+    key, _, task = name.partition("=")
+    if task:
+        return "\n".join(describe_task(find_task(task, place=key))) + "\n"
     if name in SECTIONS:
         return "\n".join([f"{name}: {SECTIONS[name]}", *describe_keys(name)]) + "\n"
     if name not in KEYS:

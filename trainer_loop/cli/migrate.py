@@ -31,7 +31,7 @@ _HEAD = """\
 # From {name}, by python -m trainer_loop.migrate. What it does not say, and is still to be set:
 #   model.name       hub id or local directory
 #   data.name        hub id of a data set; or data.train and data.validation, files
-#   data.text        the column of the text, data.label that of the label, data.max_length in tokens
+#   data.columns     {{text: the column of the text, label: that of the label}}; data.max_length in tokens
 #   evaluate.metrics what compute_metrics computed, such as [accuracy, f1]
 """
 

@@ -27,7 +27,7 @@ python -m trainer_loop.predict model=runs/imdb text="I am super delighted."
 python -m trainer_loop.predict model=runs/imdb file=new_reviews.csv output=judged.csv
 
   model=           a run directory, or the directory of a model that transformers can load
-  text=            a text to predict
+  text=            a text to predict; a model that tags words takes what stands between spaces
   text_pair=       its second text, where the model was trained on pairs
   file=            instead of text: rows to predict (.csv .tsv .json .jsonl .parquet .arrow .feather .txt)
   output=          where they go (.csv .tsv .json .jsonl .parquet); default: a new file in predictions/ of the run
@@ -205,7 +205,7 @@ def _find_model(name: str) -> Path:
 
 def _print_one(predictor: "Predictor", request: Request) -> None:
     assert request.text is not None
-    if predictor.generates:
+    if predictor.task.continues:
         if request.text_pair is not None:
             raise UserError("text_pair= is given, but a language model takes one text")
         continued = predictor.generate(request.text, max_new_tokens=request.max_new_tokens or 64)
@@ -213,9 +213,20 @@ def _print_one(predictor: "Predictor", request: Request) -> None:
         return
     if request.max_new_tokens is not None:
         raise UserError("max_new_tokens= is given, but this model classifies and continues nothing")
-    if predictor.text_pair is None and request.text_pair is not None:
+    reads_pairs = "text_pair" in predictor.columns
+    if not reads_pairs and request.text_pair is not None:
         raise UserError("text_pair= is given, but this model was trained on single texts")
-    if predictor.text_pair is not None and request.text_pair is None:
+    if reads_pairs and request.text_pair is None:
         raise UserError('text_pair= is missing: this model was trained on pairs of texts; add text_pair="..."')
-    judged = predictor.predict([request.text], [request.text_pair] if request.text_pair is not None else None)[0]
-    put_out(f"label={printable(judged['label'])} probability={judged['probability']:.4f}\n")
+    is_tagger = "words" in predictor.columns
+    rows: dict[str, list[Any]] = {"words": [request.text.split()]} if is_tagger else {"text": [request.text]}
+    if request.text_pair is not None:
+        rows["text_pair"] = [request.text_pair]
+    (predicted,) = predictor.predict_rows(rows).rows
+    put_out(" ".join(f"{name}={_show(value)}" for name, value in predicted.items()) + "\n")
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_show, value))}]"
+    return f"{value:.4f}" if isinstance(value, float) else printable(str(value))

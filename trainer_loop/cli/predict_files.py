@@ -10,16 +10,17 @@ from typing import Any
 import numpy as np
 
 from trainer_loop.data.checks import check_splits
+from trainer_loop.data.columns import Column, Columns
 from trainer_loop.data.files import find_files
 from trainer_loop.data.known_labels import read_known_labels
 from trainer_loop.data.missing import Holes, settle_missing
 from trainer_loop.data.split import Split
 from trainer_loop.data.tables import WholeTable, read_whole
 from trainer_loop.data.text_format import TextFormat
-from trainer_loop.data.wording import did_you_mean, enumerate_names
+from trainer_loop.data.wording import did_you_mean, enumerate_names, plural
 from trainer_loop.data.write_files import SUFFIXES, ReadyTable, write_whole
 from trainer_loop.errors import UserError, in_one_line
-from trainer_loop.predictor import Predictor
+from trainer_loop.predictor import Predictor, find_columns
 from trainer_loop.record.export import ExportRecord
 from trainer_loop.record.logs import format_value
 from trainer_loop.record.run_dir import RunDir, explain_disk_error
@@ -44,14 +45,14 @@ class FileRequest:
 class FileJob:
     """Rows to predict, found good before the model loads.
 
-    texts: the columns of texts, without the rows that are not predicted. kept: `[N]` numbers of the rows that are,
+    inputs: what the model reads, without the rows that are not predicted. kept: `[N]` numbers of the rows that are,
     from 0. label: the column that predictions are compared with. ready: the table as it is going to be written.
     """
 
     request: FileRequest
     table: WholeTable
-    texts: Split
-    columns: Sequence[str]
+    inputs: Split
+    columns: Columns
     kept: Sequence[int]
     label: str | None
     ready: ReadyTable
@@ -61,41 +62,37 @@ class FileJob:
 
 def prepare_file(request: FileRequest, model_dir: Path, record: ExportRecord | None) -> FileJob:
     """Raises UserError with all that is wrong with the file, its columns and where they are to go."""
-    is_lm = record is not None and record.task == "causal_lm"
-    text = request.text_column or (record and record.text) or "text"
-    text_pair = request.pair_column or (record.text_pair if record is not None else None)
-    columns = [text] if text_pair is None else [text, text_pair]
+    columns = _name_columns(request, find_columns(record, record.task if record else "sequence_classification"))
     files = find_files([request.file], key="file")
     output = Path(request.output).expanduser() if request.output else _default_output(model_dir, Path(request.file))
     problems = _check_output(request, output, files)
-    if is_lm and request.label_column is not None:
+    if columns.label is None and request.label_column is not None:
         problems.append(f"label_column={request.label_column}: a language model has no labels; remove it")
     try:
         table = read_whole(files, text_format=request.text_format)
-        label = None if is_lm else _find_label_column(request, table, record)
-        texts, kept, notes = _settle_texts(table, text, text_pair, missing=request.missing, may_be_blank=is_lm)
+        label = _find_label_column(request, table, columns)
+        inputs, kept, notes = _settle_rows(table, columns.without_targets(), missing=request.missing)
         ready = ReadyTable(table, output.suffix.lower())
     except UserError as error:
         raise UserError([*problems, *map(_reword, error.problems)]) from error
     if problems:
         raise UserError(problems)
-    return FileJob(request, table, texts, columns, kept, label, ready, output, notes)
+    return FileJob(request, table, inputs, columns, kept, label, ready, output, notes)
 
 
 def predict_file(predictor: Predictor, job: FileJob) -> list[str]:
     """Predict the rows and write them; returns lines for a person. Raises UserError where the disk refuses."""
-    texts = [list(job.texts.rows[column]) for column in job.columns]
+    rows = {own: list(job.inputs.rows[name]) for own, name in job.columns.without_targets().names.items()}
     labels, label_notes = _read_labels(predictor, job)
-    judged = predictor.judge(
-        texts[0],
-        texts[1] if len(texts) > 1 else None,
+    predictions = predictor.predict_rows(
+        rows,
         labels=None if labels is None else [labels[number] for number in job.kept],
-        origin_of=job.texts.origins.place,
+        origin_of=job.inputs.origins.place,
     )
     lines: list[str] = []
-    for name in judged.rows[0]:
+    for name in predictions.rows[0]:
         values: list[Any] = [None] * len(job.table)
-        for number, row in zip(job.kept, judged.rows, strict=True):
+        for number, row in zip(job.kept, predictions.rows, strict=True):
             values[number] = row[name]
         column = _free_column(name, job.table.columns)
         job.ready.add(column, values)
@@ -103,30 +100,26 @@ def predict_file(predictor: Predictor, job: FileJob) -> list[str]:
             lines.append(f"the file has a column {name} already: the predicted one is {column}")
     path = _write(job)
     lines += [f"{len(job.table):,} rows written to {path}", *job.notes]
-    if judged.figures is not None:
-        width = max(map(len, judged.figures))
+    if predictions.metrics is not None:
+        width = max(map(len, predictions.metrics))
         lines.append(f"compared with column {job.label!r}:")
-        lines += [f"  {name:<{width}}  {format_value(value)}" for name, value in judged.figures.items()]
-    return [*lines, *label_notes, *judged.notes]
+        lines += [f"  {name:<{width}}  {format_value(value)}" for name, value in predictions.metrics.items()]
+    return [*lines, *label_notes, *predictions.notes]
 
 
-def _settle_texts(
-    table: WholeTable, text: str, text_pair: str | None, *, missing: str, may_be_blank: bool
-) -> tuple[Split, list[int], list[str]]:
-    """The texts that are going to be predicted, the numbers of their rows, and what is to be said of the others."""
-    columns = [text] if text_pair is None else [text, text_pair]
+def _name_columns(request: FileRequest, columns: Columns) -> Columns:
+    """The columns of the file: those of the training data, unless the command names others."""
+    asked = {"text": request.text_column, "text_pair": request.pair_column, "label": request.label_column}
+    named = {own: name for own, name in asked.items() if name is not None and own in columns.declared}
+    return Columns(columns.declared, {**columns.names, **named})
+
+
+def _settle_rows(table: WholeTable, columns: Columns, *, missing: str) -> tuple[Split, list[int], list[str]]:
+    """The rows that are going to be predicted, their numbers, and what is to be said of the others."""
     split = table.as_split(columns)
-    holes = Holes(columns, None, blank=not may_be_blank)
+    holes = Holes.of(columns)
     settled, told = settle_missing(split, holes, missing=missing)
-    problems, _, _ = check_splits(
-        {"train": settled},
-        text=text,
-        text_pair=text_pair,
-        label=None,
-        label_names=None,
-        missing=missing,
-        may_be_blank=may_be_blank,
-    )
+    problems, _, _ = check_splits({"train": settled}, columns=columns, label_names=None, missing=missing)
     if problems:
         raise UserError(problems)
     gone = np.zeros(len(table), dtype=np.bool_)
@@ -136,7 +129,7 @@ def _settle_texts(
     return settled, np.flatnonzero(~gone).tolist(), notes
 
 
-def _find_label_column(request: FileRequest, table: WholeTable, record: ExportRecord | None) -> str | None:
+def _find_label_column(request: FileRequest, table: WholeTable, columns: Columns) -> str | None:
     """The column that predictions are compared with; None: none."""
     names = list(table.columns)
     if request.label_column is not None and request.label_column not in names:
@@ -144,21 +137,43 @@ def _find_label_column(request: FileRequest, table: WholeTable, record: ExportRe
             f"label_column={request.label_column}: the file has no such column; it has {enumerate_names(names)}"
             f"{did_you_mean(request.label_column, names)}"
         )
-    noted = (record.evaluation or {}).get("label") if record is not None else None
-    label = request.label_column or (noted if isinstance(noted, str) else "label")
-    return label if request.metrics and label in names else None
+    return columns.label if request.metrics and columns.label in names else None
 
 
-def _read_labels(predictor: Predictor, job: FileJob) -> tuple[list[int | None] | None, list[str]]:
+def _read_labels(predictor: Predictor, job: FileJob) -> tuple[list[Any] | None, list[str]]:
     """The class of every row of the file, where it has any; and what is to be said of them."""
-    if job.label is None or predictor.generates:
+    if job.label is None:
         return None, []
+    if job.columns.has_class_lists:
+        return _read_label_lists(predictor, job)
     try:
-        split = job.table.as_split([job.label], label=job.label)
+        own = {"label": Column("class")}
+        split = job.table.as_split(Columns(own, {"label": job.label}))
         known = read_known_labels(split, job.label, names=predictor.label_names, values=predictor.label_values)
     except UserError as error:  # a column that cannot hold labels keeps nobody from predicting
         return None, [f"no metrics: {_reword(problem)}" for problem in error.problems]
     return known.ids, known.notes
+
+
+def _read_label_lists(predictor: Predictor, job: FileJob) -> tuple[list[list[int] | None], list[str]]:
+    """The classes of the words of every row; None where one of them is not known, or their number is another."""
+    (own,) = (own for own, name in job.columns.names.items() if name == job.label)
+    words = list(job.table.columns[job.columns.names[str(job.columns.declared[own].per)]])
+    ids = {name: number for number, name in enumerate(predictor.label_names)}
+    ids |= {value: number for number, value in enumerate(predictor.label_values)}
+    found: list[list[int] | None] = []
+    for tags, row in zip(map(_as_list, job.table.columns[str(job.label)]), map(_as_list, words), strict=True):
+        known = [ids.get(tag) for tag in tags]
+        fits = len(known) == len(row) and None not in known
+        found.append([tag for tag in known if tag is not None] if fits else None)
+    left_out = sum(tags is None for tags in found)
+    notes = [f"{plural(left_out, 'row')} without known labels in column {job.label!r}: left out of the metrics"]
+    return found, notes if left_out else []
+
+
+def _as_list(value: Any) -> list[Any]:
+    value = value.as_py() if hasattr(value, "as_py") else value
+    return list(value) if isinstance(value, (list, tuple)) else []
 
 
 def _free_column(name: str, taken: Mapping[str, Any]) -> str:
@@ -174,8 +189,8 @@ def _free_column(name: str, taken: Mapping[str, Any]) -> str:
 def _reword(problem: str) -> str:
     """Problems of data name config keys; here the keys are those of the command."""
     for key, here in (
-        ("data.text_pair=", "pair_column="),
-        ("data.text=", "text_column="),
+        ("data.columns.text_pair=", "pair_column="),
+        ("data.columns.text=", "text_column="),
         ("data.files.", ""),
         ("data.missing=", "missing="),
         ("data.train: ", ""),

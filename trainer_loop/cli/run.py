@@ -20,6 +20,7 @@ from trainer_loop.runtime.preempt import Preemption, catch_signals
 from trainer_loop.runtime.quiet import quieten_loggers
 from trainer_loop.runtime.streams import report, safe_streams
 
+_EXAMPLES = ("I am super delighted.", "I am delighted.")  # what is predicted in the command that is printed
 _SECONDS_FOR_PROCESS_0 = 10.0  # a launcher ends the others well within, on a busy machine too
 _SECONDS_WHERE_IT_IS_LOST = 3.0  # process 0 may be on another machine, whose launcher cannot end this one
 
@@ -219,14 +220,18 @@ def _tell_scripts_how_it_ends(claim: RunLock) -> "Iterator[list[TrainState]]":
 
 def _tell_how_to_predict(config: "Config", loop: "TrainingLoop") -> None:
     from trainer_loop.record.hub_access import push_command
-    from trainer_loop.tasks.shipped import TASKS
+    from trainer_loop.tasks.find import list_tasks, load_task
 
     loop.console.say(f"model: {RunDir(config.run_dir).model}")
-    if config.task.name in TASKS:  # predict knows no others
-        pair = ' text_pair="I am delighted."' if config.data.text_pair else ""
+    if config.task.name in list_tasks():  # predict knows no others
+        declared = load_task(config.task.name).columns
+        read = [own for own, column in declared.items() if not column.target]
+        texts = [own for own in read if not declared[own].optional or own in config.data.columns]
+        names = ["text" if declared[own].kind == "words" else own for own in texts]
+        given = " ".join(f'{name}="{text}"' for name, text in zip(names, _EXAMPLES, strict=False))
         command = f"{_python()} -m trainer_loop.predict model={shlex.quote(config.run_dir)}"
         trust = " trust_remote_code=true" if config.model.trust_remote_code else ""
-        loop.console.say(f'predict: {command} text="I am super delighted."{pair}{trust}')
+        loop.console.say(f"predict: {command} {given}{trust}")
     if config.hub.push is not None and config.hub.every == "never":
         loop.console.say(f"push: {push_command(config.run_dir, config.hub.push)}")
 

@@ -40,7 +40,7 @@ def section(kind: type, comment: str) -> Any:
 class TaskConfig:
     name: str = key(
         "sequence_classification",
-        "sequence_classification, causal_lm, or the dotted path of a Task class",
+        "a task of docs/tasks.md, or the dotted path of a Task class",
         on_resume="refused",
     )
     args: dict[str, Any] = key({}, "arguments of the task", on_resume="refused")
@@ -200,9 +200,13 @@ class DataConfig:
         on_resume="by content",
     )
     limit: LimitConfig = section(LimitConfig, "fewer rows, to try things out")
-    text: str = key("text", "column of the text", on_resume="refused")
-    text_pair: str | None = key(None, "column of the second text of a pair", on_resume="refused")
-    label: str = key("label", "column of the label", on_resume="refused")
+    columns: dict[str, Any] = key(
+        {},
+        "the task's columns and yours: {text: sentence1, text_pair: sentence2, label: label}; one that is left out has "
+        "the task's own name",
+        kind="columns",
+        on_resume="refused",
+    )
     label_names: Any = key(
         None,
         "[negative, positive], or {negative: 0, positive: 1}; null: found in the data",

@@ -107,7 +107,7 @@ def _merge(layers: Iterable[Layer]) -> tuple[DictConfig, dict[str, Entry], list[
     given: dict[str, Entry] = {}
     problems = []
     for entry in (entry for layer in layers for entry in layer.entries):
-        merges = KEYS[entry.name].kind == "mapping" and bool(entry.value)
+        merges = isinstance(KEYS[entry.name].default, dict) and bool(entry.value)
         try:
             OmegaConf.update(tree, entry.name, entry.value, merge=merges)
             given[entry.name] = entry
@@ -240,7 +240,7 @@ def flatten(config: Config) -> dict[str, str | int | float | bool]:
 def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str], str | None]:
     """Command line -> (the name after `config=`, the `key=value` overrides, what help is asked about).
 
-    `--help` and `-h` may be followed by a key; help about everything is asked for by the empty text, None is none.
+    `--help` and `-h` may be followed by a key or by `task.name=NAME`; the empty text asks for help about everything.
 
     No argument at all means the embedded default. Raises UserError for arguments of another form, with the right one.
     """
@@ -249,7 +249,8 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str], st
     asked = next((place for place, argument in enumerate(arguments) if argument in ("--help", "-h")), None)
     if asked is not None:
         following = next(iter(arguments[asked + 1 :]), "")
-        return None, [], "" if "=" in following or following.startswith("-") else following
+        is_key = "=" not in following or following.startswith("task.name=")
+        return None, [], following if is_key and not following.startswith("-") else ""
     config: str | None = None
     overrides: list[str] = []
     problems: list[str] = []

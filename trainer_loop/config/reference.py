@@ -38,7 +38,7 @@ _ON_RESUME = (
 _EXAMPLES = [
     ("the embedded default", "python -m trainer_loop.run"),
     ("a file, and one key of it changed", "python -m trainer_loop.run config=imdb.yaml optimizer.lr=3e-5"),
-    ("your own files", "python -m trainer_loop.run config=reviews.yaml data.train=mine.csv data.label=stars"),
+    ("your own files", "python -m trainer_loop.run config=reviews.yaml data.train=mine.csv data.columns.label=stars"),
     (
         "only the first rows",
         "python -m trainer_loop.run config=imdb.yaml data.limit.train=1000 data.limit.validation=500",

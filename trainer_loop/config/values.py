@@ -204,6 +204,17 @@ def _label_names_fault(value: object) -> str | None:
     return None if twice is None else f"{shown(twice)} is there twice"
 
 
+def _columns(node: Node) -> object:
+    return {key.value: _text(value) for key, value in node.value} if isinstance(node, MappingNode) else plain(node)
+
+
+def _columns_fault(value: object) -> str | None:
+    if not isinstance(value, dict):
+        return ""
+    wrong = next((name for name, column in value.items() if _text_fault(column) is not None), None)
+    return None if wrong is None else f"{wrong} is {shown(value[wrong])}, not the name of a column"
+
+
 def spell_delimiter(value: object) -> object:
     """A tab is hard to type: it may be written tab, or as a backslash and a t."""
     return "\t" if value in ("tab", "\\t") else value
@@ -320,6 +331,7 @@ KINDS: dict[str, Kind] = {
         _named_splits_fault,
     ),
     "label_names": Kind("a list of names or a mapping from name to label", _label_names, _label_names_fault),
+    "columns": Kind("a mapping from columns of the task to columns of the data", _columns, _columns_fault),
     "delimiter": Kind("one character, or tab", lambda node: spell_delimiter(_text(node)), explain_delimiter),
     "encoding": Kind("the name of an encoding", _text, explain_encoding),
     "token_limit": Kind("auto or a whole number of at least 1", _integer, _token_limit_fault),

@@ -9,6 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from trainer_loop.data.arrow_types import as_rows
+from trainer_loop.data.column_values import find_fault
+from trainer_loop.data.columns import Columns
 from trainer_loop.data.labels import LabelNames, RawLabel, describe_kind, name_labels
 from trainer_loop.data.missing import HIDDEN, find_hidden, is_blank, is_unlabelled, read_column
 from trainer_loop.data.split import Split
@@ -16,6 +19,7 @@ from trainer_loop.data.wording import did_you_mean, enumerate_names, enumerate_s
 from trainer_loop.errors import UserError
 
 _SHOWN = 5  # rows named per problem
+_READ_ROWS = 1000  # at a time
 _FILL = "fill it in or remove the row, or set data.missing=drop"
 _NAMING_KINDS = ("classes", "integers", "texts", "true/false")
 
@@ -25,44 +29,55 @@ Test = Callable[[pa.ChunkedArray], pa.ChunkedArray]
 def check_splits(
     splits: Mapping[str, Split],
     *,
-    text: str,
-    text_pair: str | None,
-    label: str | None,
+    columns: Columns,
     label_names: object,
     is_streamed: bool = False,
     missing: str = "refuse",
     known: LabelNames | None = None,
-    may_be_blank: bool | None = None,
 ) -> tuple[list[str], list[str], LabelNames | None]:
-    """Judge raw splits -> problems, warnings, and the classes (None without a label, or where they cannot be told).
+    """Check raw splits -> problems, warnings, and the classes (None without a label, or where they cannot be told).
 
-    label: None for a task that needs none; its texts may then be empty, for a running text has blank lines.
     label_names: as in the config: None, a list of names, or a map from names to raw values; see `name_labels`.
     is_streamed: the training rows are the first of a stream, which cannot tell all labels.
     missing: what became of rows with holes before; with `empty`, an empty text is as good as any.
     known: the classes where they were found already: of rows that are judged by a model that was trained.
-    may_be_blank: whether a text may be blank; None: where there is no label.
     Works on some of the splits too, where the others could not be read.
     """
     problems: list[str] = []
     warnings: list[str] = []
-    may_be_blank = label is None if may_be_blank is None else may_be_blank
-    keys = {"text": text, "text_pair": text_pair, "label": label}
     for split in splits.values():
-        for key, column in keys.items():
-            if column is None:
-                continue
-            if column not in split.rows.column_names:
-                problems.append(_explain_missing(split, key=key, column=column))
-            elif key != "label":
-                problems += _check_texts(split, column, may_be_empty=may_be_blank or missing == "empty")
+        for own, name in columns.names.items():
+            column = columns.declared[own]
+            if name not in split.rows.column_names:
+                problems.append(_explain_missing(split, own=own, column=name))
+            elif column.kind == "text":
+                problems += _check_texts(split, name, may_be_empty=column.blank or missing == "empty")
+            elif column.kind != "class":
+                problems += _check_values_of(split, columns, own)
+    label = columns.label
     if label is None:
         return problems, warnings, None
     labelled = {name: split for name, split in splits.items() if label in split.rows.column_names}
+    if columns.has_class_lists:
+        if problems:
+            return problems, warnings, known
+        labelled = {name: flatten(split, label) for name, split in labelled.items()}
     label_problems, label_warnings, names = _check_labels(
         labelled, label=label, label_names=label_names, is_streamed=is_streamed, known=known
     )
     return problems + label_problems, warnings + label_warnings, names
+
+
+def flatten(split: Split, column: str) -> Split:
+    """The elements of a column of lists, as rows of that column alone; each has the place of the row it is from."""
+    table: pa.Table = split.rows.select_columns([column]).with_format("arrow")[:]
+    lists = table[column].combine_chunks()
+    feature = split.rows.features[column].feature
+    elements = pa.table({column: lists.flatten()})
+    rows = as_rows(elements.replace_schema_metadata(datasets.Features({column: feature}).arrow_schema.metadata))
+    lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+    origins = split.origins.select(np.repeat(np.arange(len(lists)), lengths))
+    return Split(split.name, rows, origins, split.fingerprint, split.columns)
 
 
 def count_labels(split: Split, label: str) -> Counter[RawLabel]:
@@ -74,10 +89,30 @@ def count_labels(split: Split, label: str) -> Counter[RawLabel]:
     return counts
 
 
-def _explain_missing(split: Split, *, key: str, column: str) -> str:
+def _explain_missing(split: Split, *, own: str, column: str) -> str:
     present = list(split.columns or split.rows.column_names)
-    there = enumerate_names(present)
-    return f"data.{key}={column}: data.{split.name} has no such column; it has {there}{did_you_mean(column, present)}"
+    there = f"{enumerate_names(present)}{did_you_mean(column, present)}"
+    return f"data.columns.{own}={column}: data.{split.name} has no such column; it has {there}"
+
+
+def _check_values_of(split: Split, columns: Columns, own: str) -> list[str]:
+    """Values of all kinds but texts and single labels: looked at one by one."""
+    name, column = columns.names[own], columns.declared[own]
+    other = None if column.per is None else columns.names.get(column.per)
+    rows = split.rows.select_columns([name] if other in (None, name) else [name, other])
+    faults: dict[int, str] = {}
+    for start in range(0, len(rows), _READ_ROWS):
+        batch = rows.with_format(None)[start : start + _READ_ROWS]
+        beside = [None] * len(batch[name]) if other is None else batch.get(other, [None] * len(batch[name]))
+        for row, (value, per) in enumerate(zip(batch[name], beside, strict=True), start):
+            fault = "is null" if value is None else find_fault(value, column.kind, per)
+            if fault is not None:
+                faults[row] = fault
+    if not faults:
+        return []
+    shown = enumerate_some([split.origins.place(row) for row in list(faults)[:_SHOWN]], total=len(faults))
+    first = next(iter(faults.values()))
+    return [f"data.{split.name}: column {name!r} {first} in {plural(len(faults), 'row')}: {shown}; {_FILL}"]
 
 
 def _check_texts(split: Split, column: str, *, may_be_empty: bool) -> list[str]:
@@ -170,7 +205,8 @@ def _check_kind(split: Split, *, label: str, train: Split | None) -> list[str]:
         fraction = _first_value(split, label, lambda value: value == value and not float(value).is_integer())
         return [
             f"{where} decimal numbers, such as {fraction}; classification needs integers, texts or "
-            "true/false: make classes of them (1, not 1.0); numbers can be learnt by a RowTask, docs/customise.md"
+            "true/false: make classes of them (1, not 1.0); a Task of "
+            "your own can learn numbers, see docs/customise.md"
         ]
     if kind not in _NAMING_KINDS:
         return [f"{where} {kind}; it must be one integer, text or true/false per row"]

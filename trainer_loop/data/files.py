@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from trainer_loop.data.arrow_files import keep_converted
 from trainer_loop.data.arrow_types import make_dataset
+from trainer_loop.data.columns import Columns
 from trainer_loop.data.fingerprint import check_unchanged, digest, digest_file
 from trainer_loop.data.formats.arrow import map_arrow
 from trainer_loop.data.formats.by_suffix import EXTENSIONS, check_not_empty, open_file
@@ -76,15 +77,13 @@ def read_files(
     files: Sequence[str],
     *,
     split: str,
-    texts: Collection[str],
-    label: str | None,
-    keeps_all: bool = False,
+    columns: Columns | None,
     text_format: TextFormat = DEFAULT_FORMAT,
 ) -> Split:
-    """The rows of all files, one file after the other, with the texts and the label; other columns are not read.
+    """The rows of all files, one file after the other; other columns than those of the task are not read.
 
-    texts: columns of text. label: column of the label, if the task has one. keeps_all: all columns are read; one whose
-    type is not known, or not alike in all files, is refused. Raises UserError with the problems of all files.
+    columns: None for all; one whose type is not known, or not alike in all files, is then refused. Raises UserError
+    with the problems of all files.
     """
     problems: list[str] = []
     parts: list[NamedRows] = []
@@ -94,9 +93,7 @@ def read_files(
         try:
             before = _stamp(file)
             contents.append(digest_file(Path(file)))
-            rows, places = _read_file(
-                file, content=contents[-1], texts=texts, label=label, keeps_all=keeps_all, text_format=text_format
-            )
+            rows, places = _read_file(file, content=contents[-1], columns=columns, text_format=text_format)
             parts.append(rows)
             origins.append(places)
             if _stamp(file) != before:
@@ -107,9 +104,7 @@ def read_files(
             problems.append(f"{file} cannot be read: {in_one_line(error)}")
     if problems:
         raise UserError(problems)
-    wanted = {*texts, *([label] if label is not None else [])}
-    if keeps_all:
-        wanted |= set.intersection(*(set(part.names) for part in parts))
+    wanted = set.intersection(*(set(part.names) for part in parts)) if columns is None else set(columns.all)
     joined, names = join_rows(parts, files=files, contents=contents, wanted=wanted)
     kinds = [
         f"{Path(file).suffix.lower()} {content} {text_format.fingerprint(file)}".rstrip()
@@ -166,22 +161,21 @@ def _describe_folder(path: Path) -> str:
 
 
 def _read_file(
-    path: str, *, content: str, texts: Collection[str], label: str | None, keeps_all: bool, text_format: TextFormat
+    path: str, *, content: str, columns: Columns | None, text_format: TextFormat
 ) -> tuple["NamedRows", Origins]:
     """content: a hash of its bytes."""
-    wanted = [*texts, *([label] if label is not None else [])]
-    columns = None if keeps_all else wanted
+    wanted = None if columns is None else columns.all
     check_not_empty(path)
     match Path(path).suffix.lower():
         case ".parquet":
-            rows, names = map_parquet(path, content=content, wanted=columns)
+            rows, names = map_parquet(path, content=content, wanted=wanted)
         case ".arrow" | ".feather":
-            rows, names = map_arrow(path, wanted=columns)
+            rows, names = map_arrow(path, wanted=wanted)
         case _:
-            table = read_table(open_file(path, columns=columns, text_format=text_format), columns=columns)
+            table = read_table(open_file(path, columns=wanted, text_format=text_format), columns=wanted)
             if not table.names:
                 raise UserError(f"{table.origins.place(0)} and all rows behind it are objects without names")
-            arrays = table.as_arrays(wanted=wanted, label=label)
+            arrays = table.as_arrays(wanted=wanted or (), label=None if columns is None else columns.label)
             return NamedRows(make_dataset(arrays, table.names, len(table)), table.names), table.origins
     if not len(rows):
         raise UserError(f"{path} has no rows")

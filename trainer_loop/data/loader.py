@@ -270,10 +270,11 @@ class KeptRows(NamedTuple):
     num_given: int
 
     def spread(self, output: np.ndarray) -> np.ndarray:
-        """An output of the rows that were kept, `[N, ...]`, where they stood; others have NaN, or -1 for integers."""
+        """An output of the rows that were kept, `[N, ...]`, in their places; others have NaN, or -1 or None."""
         if len(output) != len(self.numbers):  # not one a row
             return output
-        filled = np.full((self.num_given, *output.shape[1:]), -1, dtype=output.dtype)
+        missing = None if output.dtype == object else -1
+        filled = np.full((self.num_given, *output.shape[1:]), missing, dtype=output.dtype)
         if np.issubdtype(output.dtype, np.floating):
             filled[:] = np.nan
         filled[self.numbers] = output

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer_loop.data.arrow_types import as_rows, plain_array, whole_numbers
+from trainer_loop.data.columns import Columns
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.shards import Shard
 from trainer_loop.data.split import Split
@@ -27,16 +28,35 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclasses.dataclass(frozen=True)
 class Holes:
-    """What counts as missing: a text that is null, or blank where `blank` says so; a label that is null or hidden."""
+    """What counts as missing: any value that is null, and blank texts and hidden labels.
 
-    texts: Sequence[str]
-    label: str | None
-    blank: bool
+    texts: columns of texts, and whether a blank text counts in each. label: the column of single labels, if there is
+    one. others: all other columns that are read.
+    """
 
-    def in_text(self, value: object) -> bool:
+    texts: Mapping[str, bool]
+    label: str | None = None
+    others: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, columns: Columns, *, missing: str = "refuse") -> "Holes":
+        """The holes of these columns. missing: with `empty`, blank texts are as good as any."""
+        texts = {
+            name: missing != "empty" and not columns.declared[own].blank
+            for own, name in columns.names.items()
+            if columns.declared[own].kind == "text"
+        }
+        label = None if columns.has_class_lists else columns.label
+        return cls(texts, label, [name for name in columns.all if name not in texts and name != label])
+
+    @property
+    def columns(self) -> list[str]:
+        return list(dict.fromkeys([*self.texts, *([] if self.label is None else [self.label]), *self.others]))
+
+    def in_text(self, name: str, value: object) -> bool:
         """As `find` does it, for one value."""
         if isinstance(value, str):
-            return self.blank and (not value or value.isspace())
+            return self.texts[name] and (not value or value.isspace())
         return value is None or is_nan(value)
 
     def in_label(self, value: object, *, are_classes: bool) -> bool:
@@ -44,17 +64,17 @@ class Holes:
 
     def columns_of(self, values: Mapping[str, Any], *, are_classes: bool) -> list[str]:
         """The columns in which a row of a stream has a hole. are_classes: its label is that of a column of classes."""
-        lacking = [name for name in dict.fromkeys(self.texts) if self.in_text(values.get(name))]
+        lacking = [name for name in self.texts if self.in_text(name, values.get(name))]
         if self.label is not None and self.in_label(values.get(self.label), are_classes=are_classes):
             lacking.append(self.label)
-        return lacking
+        return lacking + [name for name in self.others if values.get(name) is None]
 
     def find(self, rows: datasets.Dataset) -> dict[str, Mask]:
-        """`[N]` which rows lack what, by column; of the columns that are there and hold texts or labels."""
+        """`[N]` which rows lack what, by column; of the columns that are there."""
         found = {}
-        for name in dict.fromkeys([*self.texts, *([self.label] if self.label is not None else [])]):
+        for name in self.columns:
             if name in rows.column_names:
-                test = is_unlabelled if name == self.label else _is_blank if self.blank else pc.is_null
+                test = is_unlabelled if name == self.label else _is_blank if self.texts.get(name) else pc.is_null
                 masks = [np.asarray(test(column)) for column in read_column(rows, name)]
                 found[name] = np.concatenate([np.zeros(0, dtype=np.bool_), *masks])
                 if name == self.label and isinstance(rows.features[name], datasets.ClassLabel):
@@ -77,7 +97,7 @@ def settle_missing(split: Split, holes: Holes, *, missing: str) -> tuple[Split, 
         return split, []
     found = holes.find(split.rows)
     if missing == "empty":
-        texts = [name for name in found if name != holes.label and _may_be_text(split.rows.features[name])]
+        texts = [name for name in found if name in holes.texts and _may_be_text(split.rows.features[name])]
         nulls = [name for name in texts if any(column.null_count for column in read_column(split.rows, name))]
         return (_fill(split, nulls) if nulls else split), []
     gone = np.zeros(len(split.rows), dtype=np.bool_)
@@ -106,14 +126,15 @@ def describe_dropped(counts: dict[tuple[str, str], int]) -> list[str]:
     return lines
 
 
-def with_plain_columns(split: Split, *, texts: Sequence[str], label: str | None) -> Split:
-    """The texts and the label alone, in their plain types; labels that are numbers without fractions are integers.
+def with_plain_columns(split: Split, columns: Columns) -> Split:
+    """The columns that are read alone, in their plain types; labels that are numbers without fractions are integers.
 
     Libraries that have no integers with holes make decimal numbers of them.
     """
     rows = split.rows
-    columns = list(split.columns or rows.column_names)
-    present = [name for name in rows.column_names if name in texts or name == label]
+    names = list(split.columns or rows.column_names)
+    texts, label = columns.texts, None if columns.has_class_lists else columns.label
+    present = [name for name in rows.column_names if name in columns.all]
     present = present or rows.column_names[:1]  # which stands in for their number
     if len(present) < len(rows.column_names):
         rows = rows.select_columns(present)
@@ -125,7 +146,7 @@ def with_plain_columns(split: Split, *, texts: Sequence[str], label: str | None)
             column = _whole_column(rows, name)
             numbers = whole_numbers(column) if column.null_count < len(column) else None
             made |= {} if numbers is None else {name: numbers}
-    return dataclasses.replace(split, rows=_replace_columns(rows, made), columns=columns)
+    return dataclasses.replace(split, rows=_replace_columns(rows, made), columns=names)
 
 
 def read_column(rows: datasets.Dataset, column: str) -> Iterator[pa.ChunkedArray]:

@@ -1,13 +1,15 @@
 """The section `data`: every split is read and checked, then encoded."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.data.checks import check_splits
+from trainer_loop.data.columns import Columns
 from trainer_loop.data.files import find_files, is_file_spec, read_files
 from trainer_loop.data.given_rows import as_dataset, cut_rows, take_rows
+from trainer_loop.data.hub import load_hub_splits
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.loader import KeptRows
 from trainer_loop.data.missing import Holes, settle_missing
@@ -21,23 +23,6 @@ from trainer_loop.data.train_stream import TrainStream, prepare_stream
 from trainer_loop.errors import Problems, UserError
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of the user's data that a task on texts reads. label: None for a task that needs none."""
-
-    text: str
-    text_pair: str | None
-    label: str | None
-
-    @property
-    def texts(self) -> list[str]:
-        return [self.text] if self.text_pair is None else [self.text, self.text_pair]
-
-    @property
-    def all(self) -> list[str]:
-        return [*self.texts, *([] if self.label is None else [self.label])]
 
 
 @dataclass(frozen=True)
@@ -60,9 +45,11 @@ class DataPlan:
 
     def iterate_texts(self) -> Iterator[str]:
         """Every text of the training split, one after the other, without holding all of them."""
-        for batch in self.splits["train"].rows.select_columns(self.columns.texts).iter(batch_size=1000):
-            for column in self.columns.texts:
-                yield from batch[column]
+        names = self.columns.without_targets().all
+        for batch in self.splits["train"].rows.select_columns(names).iter(batch_size=1000):
+            for name in names:
+                for value in batch[name]:
+                    yield from [value] if isinstance(value, str) else value
 
     def encode(
         self, task: Encoder, tokenizer: Any, *, counts_stream: bool, seed: int, say: Say
@@ -74,9 +61,7 @@ class DataPlan:
         asked: dict[str, Any] = {
             "task": task,
             "tokenizer": tokenizer,
-            "text": self.columns.text,
-            "text_pair": self.columns.text_pair,
-            "label": self.columns.label,
+            "columns": self.columns,
             "label_names": self.labels,
             "max_length": self.max_length,
             "cache_dir": self.cache_dir,
@@ -95,13 +80,7 @@ class DataPlan:
                 missing=self.missing,
             )
         encoded = {name: tokenise_split(split, **asked) for name, split in splits.items()}
-        for line in describe_data(
-            encoded,
-            splits=splits,
-            text=self.columns.text,
-            text_pair=self.columns.text_pair,
-            label_names=self.labels,
-        ):
+        for line in describe_data(encoded, splits=splits, columns=self.columns, label_names=self.labels):
             say(line)
         return encoded, stream
 
@@ -112,22 +91,13 @@ class DataPlan:
 
         labelled: they have labels; else these are left out. Raises UserError with everything that is wrong with them.
         """
-        needs_label = self.columns.label is not None
-        columns = self.columns if labelled else replace(self.columns, label=None)
+        columns = self.columns if labelled else self.columns.without_targets()
         table = as_dataset(rows, place="rows", columns=columns.all)
-        named = given_split(table, name="rows", texts=columns.texts, label=columns.label)
+        named = given_split(table, name="rows", columns=columns)
         try:
-            holes = Holes(columns.texts, columns.label, blank=needs_label)
-            split, lines = settle_missing(named, holes, missing=self.missing)
+            split, lines = settle_missing(named, Holes.of(columns), missing=self.missing)
             problems, _, _ = check_splits(
-                {"rows": split},
-                text=columns.text,
-                text_pair=columns.text_pair,
-                label=columns.label,
-                label_names=None,
-                missing=self.missing,
-                known=self.labels,
-                may_be_blank=not needs_label,
+                {"rows": split}, columns=columns, label_names=None, missing=self.missing, known=self.labels
             )
             if problems:
                 raise UserError(problems)
@@ -140,9 +110,7 @@ class DataPlan:
             split,
             task=task,
             tokenizer=tokenizer,
-            text=columns.text,
-            text_pair=columns.text_pair,
-            label=columns.label,
+            columns=columns,
             label_names=None if columns.label is None else self.labels,
             max_length=self.max_length,
             cache_dir=self.cache_dir,
@@ -165,9 +133,7 @@ def plan_data(
     files: TextFormat,
     missing: str,
     limit: Mapping[str, int | None],
-    text: str,
-    text_pair: str | None,
-    label: str | None,
+    columns: Columns,
     label_names: Any,
     max_length: int,
     num_workers: int | str,
@@ -184,11 +150,10 @@ def plan_data(
     What is wrong is added to `problems`, and the plan holds what could be read all the same: labels tell more problems.
 
     Args:
-        label: None where the task needs none.
+        columns: Bound to the task, see `bind_columns`.
         given: rows that were made in Python, by split or set, in the place of what the config names.
     """
     del num_workers  # it changes how rows are loaded, not which
-    columns = Columns(text, text_pair, label)
     asked: dict[str, Any] = {"train": train, "validation": validation, "test": test}
     splits: dict[str, Split] = {}
     streamed: ShardedSplit | None = None
@@ -198,9 +163,7 @@ def plan_data(
             "name": name,
             "config": config,
             "limit": limit,
-            "text": text,
-            "text_pair": text_pair,
-            "label": label,
+            "columns": columns,
             "seed": seed,
             "show_progress": show_progress,
             "text_format": files,
@@ -213,13 +176,7 @@ def plan_data(
             splits, wrong = load_splits(**asked, validation_fraction=validation_fraction)
         problems.lines += wrong
         wrong, warnings, labels = check_splits(
-            splits,
-            text=text,
-            text_pair=text_pair,
-            label=label,
-            label_names=label_names,
-            is_streamed=streaming,
-            missing=missing,
+            splits, columns=columns, label_names=label_names, is_streamed=streaming, missing=missing
         )
         if validation_fraction is not None:  # both were one file: what is wrong with all of it is reported once
             known = set(wrong)
@@ -251,6 +208,8 @@ def _put_given(asked: dict[str, Any], given: Mapping[str, Any], columns: Sequenc
 
 def take_splits(
     *,
+    name: str | None,
+    config: str | None,
     train: Any,
     validation: Any,
     test: Any,
@@ -269,24 +228,32 @@ def take_splits(
         )
     specs = {"train": train, **name_sets("validation", validation), **name_sets("test", test)}
     splits: dict[str, TokenisedSplit] = {}
-    for name, rows in (specs | dict(given)).items():
-        split = (
-            problems.collect("", take_rows, rows, name=name, place=f"rows[{name!r}]")
-            if name in given
-            else problems.collect("", _take_split, rows, name=name, files=files, seed=seed)
+    for split, rows in (specs | dict(given)).items():
+        taken = (
+            problems.collect("", take_rows, rows, name=split, place=f"rows[{split!r}]")
+            if split in given
+            else problems.collect("", _take_split, rows, split=split, name=name, config=config, files=files, seed=seed)
         )
-        if split is not None:
-            splits[name] = split
+        if taken is not None:
+            splits[split] = taken
     if problems:
         return {}
     return cut_rows(splits, fraction=validation_fraction, limit=limit, seed=seed)
 
 
-def _take_split(spec: Any, *, name: str, files: TextFormat, seed: int) -> TokenisedSplit:
-    """Rows of files, or of a function at a dotted path."""
-    if not isinstance(spec, str) or is_file_spec(spec, hub=False):
-        found = find_files([spec] if isinstance(spec, str) else list(spec), key=f"data.{name}")
-        split = read_files(found, split=name, texts=(), label=None, keeps_all=True, text_format=files)
-        return take_rows(split.rows, name=name, place=name, origins=split.origins, fingerprint=split.fingerprint)
-    rows = call_rows_function(spec, split=name, seed=seed)
-    return take_rows(rows, name=name, place=f"data.{name}={spec}")
+def _take_split(
+    spec: Any, *, split: str, name: str | None, config: str | None, files: TextFormat, seed: int
+) -> TokenisedSplit:
+    """Rows of a hub data set, of files, or of a function at a dotted path."""
+    if isinstance(spec, str) and not is_file_spec(spec, hub=name is not None):
+        if name is None:
+            rows = call_rows_function(spec, split=split, seed=seed)
+            return take_rows(rows, name=split, place=f"data.{split}={spec}")
+        found, problems = load_hub_splits(name, config=config, specs={split: spec})
+        if problems:
+            raise UserError(problems)
+        read = found[split]
+    else:
+        paths = find_files([spec] if isinstance(spec, str) else list(spec), key=f"data.{split}")
+        read = read_files(paths, split=split, columns=None, text_format=files)
+    return take_rows(read.rows, name=split, place=split, origins=read.origins, fingerprint=read.fingerprint)

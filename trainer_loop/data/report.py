@@ -1,11 +1,13 @@
 """What is told about the data before training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from trainer_loop.data.labels import LabelNames
+from trainer_loop.data.checks import count_labels, flatten
+from trainer_loop.data.columns import Columns
+from trainer_loop.data.labels import LabelNames, RawLabel
 from trainer_loop.data.split import Split
 from trainer_loop.data.tokens import TokenisedSplit
 from trainer_loop.data.wording import plural
@@ -18,8 +20,7 @@ def describe_data(
     tokenised: Mapping[str, TokenisedSplit],
     *,
     splits: Mapping[str, Split],
-    text: str,
-    text_pair: str | None,
+    columns: Columns,
     label_names: LabelNames | None,
 ) -> list[str]:
     """Lines for a person: rows, labels and their shares, token lengths, texts cut short, and texts seen in training."""
@@ -27,7 +28,10 @@ def describe_data(
     for name, split in tokenised.items():
         num_texts = len(splits[name].rows)
         chunks = "" if len(split.rows) == num_texts else f" of {plural(num_texts, 'text')}"
-        labels = "" if label_names is None else f"; labels: {_describe_labels(split, label_names)}"
+        labels = ""
+        if label_names is not None and columns.label is not None:
+            raw = flatten(splits[name], columns.label) if columns.has_class_lists else splits[name]
+            labels = f"; labels: {_describe_labels(count_labels(raw, columns.label), label_names)}"
         lines.append(f"{name}: {plural(len(split.rows), 'row')}{chunks}{labels}")
         median, high = np.percentile(split.lengths, [50, 95])
         lines.append(
@@ -35,23 +39,24 @@ def describe_data(
             f"{plural(split.num_truncated, 'text')} ({split.num_truncated / num_texts:.1%}) cut at max_length"
         )
     for name in tokenised:
-        if name != "train" and "train" in splits:
-            duplicates = count_duplicates(splits["train"], splits[name], text=text, text_pair=text_pair)
+        if name != "train" and "train" in splits and columns.texts:
+            duplicates = count_duplicates(splits["train"], splits[name], columns.texts)
             share = duplicates / len(splits[name].rows)
             lines.append(f"{name}: {plural(duplicates, 'row')} ({share:.1%}) with a text that is in train too")
     return lines
 
 
-def count_duplicates(train: Split, other: Split, *, text: str, text_pair: str | None) -> int:
-    """Rows of `other` whose text (with its second text) is also in `train`, character for character; blank ones are
-    not counted."""
-    columns = [text] if text_pair is None else [text, text_pair]
-    known, asked = (_hash_texts(split, columns) for split in (train, other))
+def count_duplicates(train: Split, other: Split, texts: Sequence[str]) -> int:
+    """Rows of `other` whose texts are also in `train`, character for character; blank ones are not counted."""
+    known, asked = (_hash_texts(split, texts) for split in (train, other))
     return int(np.isin(asked, known).sum())
 
 
-def _describe_labels(split: TokenisedSplit, label_names: LabelNames) -> str:
-    counts = np.bincount(split.rows.data.column("label").to_numpy(), minlength=len(label_names.names))
+def _describe_labels(found: Mapping[RawLabel, int], label_names: LabelNames) -> str:
+    """found: how many rows have each raw label."""
+    counts = np.zeros(len(label_names.names), dtype=np.int64)
+    for value, number in found.items():
+        counts[label_names.ids[value]] += number
     common_first = np.argsort(-counts, kind="stable") if len(counts) > _LABELS_SHOWN else np.arange(len(counts))
     shown = [
         f"{label_names.names[label]} {counts[label]:,} ({counts[label] / counts.sum():.1%})"
@@ -62,10 +67,10 @@ def _describe_labels(split: TokenisedSplit, label_names: LabelNames) -> str:
     return ", ".join(shown) + more
 
 
-def _hash_texts(split: Split, columns: list[str]) -> npt.NDArray[np.int64]:
+def _hash_texts(split: Split, columns: Sequence[str]) -> npt.NDArray[np.int64]:
     """A number for the text of every row that is not blank; the texts themselves are held a few at a time."""
     hashes = [np.empty(0, dtype=np.int64)]
-    for batch in split.rows.select_columns(columns).with_format("arrow").iter(batch_size=_READ_ROWS):
+    for batch in split.rows.select_columns(list(columns)).with_format("arrow").iter(batch_size=_READ_ROWS):
         texts = zip(*(batch[column].to_pylist() for column in columns), strict=True)
         hashes.append(np.array([hash(row) for row in texts if any(text.strip() for text in row)], dtype=np.int64))
     return np.concatenate(hashes)

@@ -1,4 +1,4 @@
-"""The training rows of a stream, epoch after epoch, each of them judged when it is read."""
+"""The training rows of a stream, epoch after epoch, each of them checked when it is read."""
 
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from trainer_loop.data.column_values import find_fault
+from trainer_loop.data.columns import Columns
 from trainer_loop.data.labels import LabelNames, RawLabel
 from trainer_loop.data.missing import HIDDEN, Holes, describe_dropped, has_classes
 from trainer_loop.data.shards import Mark, Reader, Shard, Values
@@ -15,11 +17,13 @@ from trainer_loop.data.wording import did_you_mean, enumerate_some, shorten
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.randomness import derive_seed
 
+_IS_NULL, _IS_EMPTY = _HOLES = ("is null", "is empty")
+
 
 class Row(NamedTuple):
     """A row, and where it stands in the user's data.
 
-    values: `text`, `pair` and `label` (a class id) where the task has them; once encoded, what the model sees.
+    values: by the names of the task's columns, labels as class ids; once encoded, what the model sees.
     """
 
     values: dict[str, Any]
@@ -47,8 +51,8 @@ class Stream(Protocol):
 class RowStream:
     """The raw rows of all shards, whose order is another one in every epoch and a hash of seed and epoch.
 
-    text, text_pair, label: their columns; label_names: the classes, where there is a label. missing: what becomes of a
-    row with holes, see `settle_missing`; one that is dropped is no row of the epoch, and `say` is told of them.
+    label_names: the classes, if a column holds labels. missing: what becomes of a row with holes, see
+    `settle_missing`; one that is dropped is no row of the epoch, and `say` is told of them.
     A row that cannot be trained on is a UserError with its place.
     """
 
@@ -57,30 +61,28 @@ class RowStream:
         shards: Sequence[Shard],
         *,
         seed: int,
-        text: str,
-        text_pair: str | None,
-        label: str | None,
+        columns: Columns,
         label_names: LabelNames | None,
         missing: str = "refuse",
         say: Callable[[str], None] = lambda line: None,
     ):
-        assert (label is None) == (label_names is None), "a label needs its names"
+        assert (columns.label is None) == (label_names is None), "a label needs its names"
         self._shards = shards
         self._seed = seed
-        self._texts = {"text": text} if text_pair is None else {"text": text, "pair": text_pair}
-        self._label = label
+        self._columns = columns
+        self._label = columns.label
         self._ids: dict[RawLabel, int] = {} if label_names is None else label_names.ids
         self._label_kind = type(next(iter(self._ids), None))
         self._missing = missing
-        self._holes = Holes(list(self._texts.values()), label, blank=label is not None and missing != "empty")
-        self._dropped = _DroppedRows([*self._texts.values(), *([] if label is None else [label])], say)
+        self._holes = Holes.of(columns, missing=missing)
+        self._dropped = _DroppedRows(columns.all, say)
 
     def read(self, epoch: int, mark: Mark | None = None) -> EpochRows:
         order = permute(len(self._shards), self._seed, "shards", epoch)
         return _ShardsOfEpoch([self._shards[index] for index in order], self._read_shard, mark)
 
     def count_rows(self) -> int:
-        """Rows of one epoch; those that nothing but reading tells are read, and judged."""
+        """Rows of one epoch; those that nothing but reading tells are read, and checked."""
         must_read = self._missing == "drop"
         return sum(
             sum(1 for _ in self._read_shard(shard, shard.read(), is_whole=True))
@@ -98,31 +100,36 @@ class RowStream:
                 if is_whole:
                     self._dropped.add(shard, number, lacking[0])
             else:
-                yield self._judge(values, shard, number)
+                yield self._check(values, shard, number)
         if is_whole:
             self._dropped.tell(shard)
 
-    def _judge(self, values: Values, shard: Shard, number: int) -> Row:
+    def _check(self, values: Values, shard: Shard, number: int) -> Row:
         place = shard.place(number)
-        judged: dict[str, Any] = {}
-        for name, column in self._texts.items():
-            value = values.get(column)
-            if self._missing == "empty" and self._holes.in_text(value):
+        checked: dict[str, Any] = {}
+        for own, name in self._columns.names.items():
+            value, kind = values.get(name), self._columns.declared[own].kind
+            if kind == "class":
+                checked[own] = self._find_class(value, shard, place)
+                continue
+            if kind == "text" and self._missing == "empty" and self._holes.in_text(name, value):
                 value = ""
-            if (problem := self._find_fault(value)) is not None:
-                more = ", or set data.missing=drop (or empty)" if self._holes.in_text(value) else ""
-                raise UserError(f"data.train: column {column!r} {problem} in {place}; correct or remove the row{more}")
-            judged[name] = value
-        if self._label is not None:
-            judged["label"] = self._find_class(values.get(self._label), shard, place)
-        return Row(judged, place)
+            if (problem := self._find_fault(own, value, values)) is not None:
+                more = ", or set data.missing=drop (or empty)" if kind == "text" and problem in _HOLES else ""
+                raise UserError(f"data.train: column {name!r} {problem} in {place}; correct or remove the row{more}")
+            checked[own] = [self._find_class(one, shard, place) for one in value or ()] if kind == "classes" else value
+        return Row(checked, place)
 
-    def _find_fault(self, text: object) -> str | None:
-        if isinstance(text, str):
-            if not text.isascii() and not is_encodable(text):
+    def _find_fault(self, own: str, value: Any, values: Values) -> str | None:
+        name, column = self._columns.names[own], self._columns.declared[own]
+        if column.kind != "text":
+            beside = None if column.per is None else values.get(self._columns.names.get(column.per, ""))
+            return _IS_NULL if value is None else find_fault(value, column.kind, beside)
+        if isinstance(value, str):
+            if not value.isascii() and not is_encodable(value):
                 return "holds half of a surrogate pair, which is no character,"
-            return "is empty" if self._holes.in_text(text) else None
-        return "is null" if self._holes.in_text(text) else f"holds no text but {shorten(text)}"
+            return _IS_EMPTY if self._holes.in_text(name, value) else None
+        return _IS_NULL if self._holes.in_text(name, value) else f"holds no text but {shorten(value)}"
 
     def _find_class(self, raw: Any, shard: Shard, place: str) -> int:
         value = read_field(raw, self._label_kind) if shard.has_fields and raw is not None else raw

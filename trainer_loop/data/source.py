@@ -1,7 +1,7 @@
 """The door through which all data comes in: hub data sets, files, and functions of the user's own."""
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from trainer_loop.components import locate
 from trainer_loop.config.named_sets import name_sets, parse_set
+from trainer_loop.data.columns import Columns
 from trainer_loop.data.file_shards import open_files
 from trainer_loop.data.files import EXTENSIONS, NamedRows, find_files, is_file_spec, read_files
 from trainer_loop.data.fingerprint import digest
@@ -38,9 +39,7 @@ def load_splits(
     test: Any,
     validation_fraction: float | None,
     limit: Mapping[str, int | None],
-    text: str,
-    text_pair: str | None,
-    label: str | None,
+    columns: Columns,
     seed: int,
     show_progress: bool = False,
     text_format: TextFormat = DEFAULT_FORMAT,
@@ -57,7 +56,6 @@ def load_splits(
     validation, test: one of these, or several by name; those are the splits `validation.matched` and the like.
     text_format: of the files. missing: see `settle_missing`; `say` is told what was dropped, in lines for a person.
     `validation_fraction` of the training rows become the validation split; after that `limit` samples each split.
-    label: the label's column, None where the task needs none.
     """
     specs = {"train": train, **name_sets("validation", validation), **name_sets("test", test)}
     problems: list[str] = []
@@ -68,8 +66,7 @@ def load_splits(
     if validation_fraction is not None and not 0 < validation_fraction < 1:
         problems.append(f"data.validation_fraction={validation_fraction}: it must lie between 0 and 1; null for none")
 
-    texts = [text] if text_pair is None else [text, text_pair]
-    reading = _Reading(texts, label, text_format, missing, seed, say)
+    reading = _Reading(columns, text_format, missing, seed, say)
     with progress_bars(shown=show_progress):
         splits, hub_specs, unread = _read_local_splits(specs, name=name, reading=reading)
         problems += unread
@@ -85,7 +82,7 @@ def load_splits(
             problems.append("data.validation_fraction: data.train has 1 row, which cannot be divided")
         else:
             splits["train"], splits["validation"] = cut_validation(
-                splits["train"], fraction=validation_fraction, label=label, seed=seed
+                splits["train"], fraction=validation_fraction, label=reading.single_label, seed=seed
             )
     return _limit_splits(splits, limit, seed=seed), problems
 
@@ -98,9 +95,7 @@ def open_splits(
     validation: Any,
     test: Any,
     limit: Mapping[str, int | None],
-    text: str,
-    text_pair: str | None,
-    label: str | None,
+    columns: Columns,
     seed: int,
     show_progress: bool = False,
     text_format: TextFormat = DEFAULT_FORMAT,
@@ -111,8 +106,7 @@ def open_splits(
 
     -> the splits, with no more than the first rows of train; train as it is to be streamed; and all that is wrong.
     """
-    texts = [text] if text_pair is None else [text, text_pair]
-    reading = _Reading(texts, label, text_format, missing, seed, say)
+    reading = _Reading(columns, text_format, missing, seed, say)
     opened: ShardedSplit | None = None
     found, wrong = dict[str, Split](), list[str]()
     with progress_bars(shown=show_progress):
@@ -120,11 +114,11 @@ def open_splits(
         splits, hub_specs, problems = _read_local_splits(specs, name=name, reading=reading)
         if name is not None and _is_hub_spec(train):
             opened, found, wrong = stream_hub_splits(
-                name, config=config, train=train, specs=hub_specs, columns=reading.columns
+                name, config=config, train=train, specs=hub_specs, columns=columns.all
             )
         else:
             try:
-                opened = open_files(_find_stream_files(train), columns=reading.columns, text_format=text_format)
+                opened = open_files(_find_stream_files(train), columns=columns.all, text_format=text_format)
             except UserError as error:
                 problems += error.problems
             if name is not None and hub_specs:
@@ -134,7 +128,7 @@ def open_splits(
     splits = _limit_splits(splits, limit, seed=seed)
     if opened is not None:
         try:
-            splits = {"train": read_head(opened, holes=reading.holes, missing=missing)} | splits
+            splits = {"train": read_head(opened, columns=columns, missing=missing)} | splits
         except UserError as error:
             problems += error.problems
     return splits, opened, problems
@@ -144,21 +138,15 @@ def open_splits(
 class _Reading:
     """What is read of every split, and how."""
 
-    texts: Sequence[str]
-    label: str | None
+    columns: Columns
     text_format: TextFormat
     missing: str
     seed: int
     say: Callable[[str], None]
 
     @property
-    def columns(self) -> list[str]:
-        return [*self.texts, *([self.label] if self.label is not None else [])]
-
-    @property
-    def holes(self) -> Holes:
-        # A running text has blank lines; a text with a label needs something to tell it by.
-        return Holes(self.texts, self.label, blank=self.label is not None)
+    def single_label(self) -> str | None:
+        return None if self.columns.has_class_lists else self.columns.label
 
 
 def _settle(splits: Mapping[str, Split], reading: _Reading) -> tuple[dict[str, Split], list[str]]:
@@ -166,9 +154,9 @@ def _settle(splits: Mapping[str, Split], reading: _Reading) -> tuple[dict[str, S
     settled: dict[str, Split] = {}
     problems: list[str] = []
     for name, split in splits.items():
-        plain = with_plain_columns(split, texts=reading.texts, label=reading.label)
+        plain = with_plain_columns(split, reading.columns)
         try:
-            settled[name], told = settle_missing(plain, reading.holes, missing=reading.missing)
+            settled[name], told = settle_missing(plain, Holes.of(reading.columns), missing=reading.missing)
         except UserError as error:
             problems += error.problems
             continue
@@ -182,17 +170,17 @@ def _is_hub_spec(spec: Any) -> bool:
     return isinstance(spec, str) and not is_file_spec(spec, hub=True)
 
 
-def given_split(given: NamedRows | datasets.Dataset, *, name: str, texts: Sequence[str], label: str | None) -> Split:
+def given_split(given: NamedRows | datasets.Dataset, *, name: str, columns: Columns) -> Split:
     """Rows that were made in Python. Raises UserError where there is none."""
-    rows, columns = given if isinstance(given, NamedRows) else (given, given.column_names)
+    rows, names = given if isinstance(given, NamedRows) else (given, given.column_names)
     if not len(rows):
         raise UserError(f"data.{name}: no rows were given")
-    return _fingerprinted(Split(name, rows, Origins.of(f"{name} row", len(rows)), "", columns), texts, label)
+    return _fingerprinted(Split(name, rows, Origins.of(f"{name} row", len(rows)), "", names), columns)
 
 
-def _fingerprinted(split: Split, texts: Sequence[str], label: str | None) -> Split:
+def _fingerprinted(split: Split, columns: Columns) -> Split:
     """Of rows that no file holds: by what is in the columns that are read."""
-    plain = with_plain_columns(split, texts=texts, label=label)
+    plain = with_plain_columns(split, columns)
     return replace(plain, fingerprint=_digest_rows(plain.rows))
 
 
@@ -253,17 +241,12 @@ def _check_spec(spec: Any, *, key: str) -> list[str]:
 def _read_local(spec: Any, *, split: str, reading: _Reading) -> Split:
     """The rows of files or of a dotted path, or rows that were given. Raises UserError."""
     if isinstance(spec, (datasets.Dataset, NamedRows)):
-        return given_split(spec, name=split, texts=reading.texts, label=reading.label)
+        return given_split(spec, name=split, columns=reading.columns)
     key = f"data.{split}"
     specs = _check_spec(spec, key=key)
     if not isinstance(spec, str) or is_file_spec(spec, hub=False):
-        return read_files(
-            find_files(specs, key=key),
-            split=split,
-            texts=reading.texts,
-            label=reading.label,
-            text_format=reading.text_format,
-        )
+        files = find_files(specs, key=key)
+        return read_files(files, split=split, columns=reading.columns, text_format=reading.text_format)
     if "." not in spec:
         raise UserError(
             f"{key}={spec}: neither a file ({', '.join(EXTENSIONS)}) nor a dotted path such as my_lab.data.train; "
@@ -276,12 +259,10 @@ def _call_function(found: object, *, dotted: str, split: str, reading: _Reading)
     """The rows that a function of the user returns."""
     place = f"data.{split}={dotted}"
     returned = _bind_seed(found, place=place, seed=reading.seed)()
-    rows, columns = _as_dataset(returned, place=place, dotted=dotted, wanted=reading.columns)
+    rows, names = _as_dataset(returned, place=place, dotted=dotted, wanted=reading.columns.all)
     if not len(rows):
         raise UserError(f"{place} returned no rows")
-    return _fingerprinted(
-        Split(split, rows, Origins.of(f"{dotted} row", len(rows)), "", columns), reading.texts, reading.label
-    )
+    return _fingerprinted(Split(split, rows, Origins.of(f"{dotted} row", len(rows)), "", names), reading.columns)
 
 
 def _bind_seed(found: object, *, place: str, seed: int) -> Callable[[], Any]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from trainer_loop.data.arrow_types import as_rows, make_dataset
+from trainer_loop.data.columns import Columns
 from trainer_loop.data.files import NamedRows, join_rows
 from trainer_loop.data.missing import Holes, has_classes, settle_missing, with_plain_columns
 from trainer_loop.data.shards import BATCH_ROWS, Batch, Shard, ShardedSplit, read_batches
@@ -18,11 +19,12 @@ HEAD_ROWS = 1000
 _MOST_ROWS_READ = 100 * BATCH_ROWS  # of a shard, for a row without holes
 
 
-def read_head(split: ShardedSplit, *, holes: Holes, missing: str) -> Split:
+def read_head(split: ShardedSplit, *, columns: Columns, missing: str) -> Split:
     """The first rows of a training split; of files, at least one row of each, so that one that lacks a column is found.
 
     Of rows with holes none is dropped here: the more are read. Raises UserError.
     """
+    holes = Holes.of(columns)
     problems: list[str] = []
     read: list[tuple[Shard, list[Batch]]] = []
     num_rows = 0
@@ -43,7 +45,7 @@ def read_head(split: ShardedSplit, *, holes: Holes, missing: str) -> Split:
         problems.append(f"data.train: {split.title} has no rows")
     if problems:
         raise UserError(problems)
-    return _join(read, split, holes, missing)
+    return _join(read, split, columns, missing)
 
 
 def _read_first(shard: Shard, most: int, holes: Holes | None) -> tuple[list[Batch], int]:
@@ -62,9 +64,8 @@ def _read_first(shard: Shard, most: int, holes: Holes | None) -> tuple[list[Batc
     return read, kept
 
 
-def _join(read: Sequence[tuple[Shard, Sequence[Batch]]], split: ShardedSplit, holes: Holes, missing: str) -> Split:
-    label = holes.label
-    wanted = [*holes.texts, *([label] if label is not None else [])]
+def _join(read: Sequence[tuple[Shard, Sequence[Batch]]], split: ShardedSplit, columns: Columns, missing: str) -> Split:
+    label, wanted = columns.label, columns.all
     tables = [join_batches(shard, batches, columns=wanted).select(wanted) for shard, batches in read]
     arrays = [table.as_arrays(wanted=wanted, label=None) for table in tables]
     if label is not None:
@@ -73,8 +74,9 @@ def _join(read: Sequence[tuple[Shard, Sequence[Batch]]], split: ShardedSplit, ho
     parts = [_make_rows(table, made) for table, made in zip(tables, arrays, strict=True)]
     joined, names = join_rows(parts, files=files, contents=files, wanted=wanted)
     origins = Origins.join([table.origins for table in tables])
-    head = with_plain_columns(Split("train", joined, origins, split.fingerprint, names), texts=holes.texts, label=label)
-    return dataclasses.replace(settle_missing(head, holes, missing=missing)[0], fingerprint=split.fingerprint)
+    head = with_plain_columns(Split("train", joined, origins, split.fingerprint, names), columns)
+    settled, _ = settle_missing(head, Holes.of(columns), missing=missing)
+    return dataclasses.replace(settled, fingerprint=split.fingerprint)
 
 
 def _make_rows(table: WholeTable, arrays: dict[str, pa.Array]) -> NamedRows:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from trainer_loop.data.arrow_files import find_features, hold
 from trainer_loop.data.arrow_types import as_rows, make_dataset
+from trainer_loop.data.columns import Columns
 from trainer_loop.data.formats.by_suffix import open_file
 from trainer_loop.data.missing import with_plain_columns
 from trainer_loop.data.shards import Batch, Shard, Values, read_batches
@@ -51,16 +52,15 @@ class WholeTable:
                 made[name] = infer_label(column.to_pylist()) if is_field else column
         return {name: made[name] for name in self.columns}
 
-    def as_split(self, columns: Sequence[str], *, label: str | None = None) -> Split:
+    def as_split(self, columns: Columns) -> Split:
         """Some columns as rows of a data set. Raises UserError where their values are of several kinds."""
-        present = [name for name in self.columns if name in columns]
-        made = pa.table(self.select(present).as_arrays(wanted=columns, label=label))
+        present = [name for name in self.columns if name in columns.all]
+        made = pa.table(self.select(present).as_arrays(wanted=columns.all, label=columns.label))
         if self.metadata is not None:
             made = made.replace_schema_metadata(self.metadata)
-        features = find_features(made.schema, path="the file", wanted=columns)
+        features = find_features(made.schema, path="the file", wanted=columns.all)
         rows = as_rows(hold(made, features)) if features else make_dataset({}, self.names, len(self))
-        split = Split("train", rows, self.origins, "", self.names)
-        return with_plain_columns(split, texts=[name for name in columns if name != label], label=label)
+        return with_plain_columns(Split("train", rows, self.origins, "", self.names), columns)
 
     def select(self, columns: Sequence[str]) -> "WholeTable":
         """The table with these columns in this order, as far as it has them."""

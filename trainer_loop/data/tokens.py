@@ -18,6 +18,7 @@ import numpy.typing as npt
 import tokenizers
 import transformers
 
+from trainer_loop.data.columns import Columns
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.progress import progress_bars
@@ -28,7 +29,7 @@ from trainer_loop.data.wording import enumerate_some, plural
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.host import expand_home
 
-_FORMAT = 1  # of what is kept on disk; with a new number, nothing kept before is found
+_FORMAT = 2  # of what is kept on disk; with a new number, nothing kept before is found
 _TEXTS_PER_CALL = 1000  # fixed: a task that joins texts into chunks cuts them at these seams
 _BOOKKEEPING = ("length", "source", "truncated")  # columns that are kept but not for the model
 _RAW = "raw "  # before the names of the user's columns: map gives a new column the type of an old one of its name
@@ -40,7 +41,7 @@ _PARALLELISM_OF_USER = os.environ.get(_PARALLELISM)  # as it was before `_rust_t
 class Encoder(Protocol):
     """The part of a task that is needed here."""
 
-    def encode(self, texts: list[str], pairs: list[str] | None, *, max_length: int) -> dict[str, list[Any]]: ...
+    def encode(self, rows: Mapping[str, Sequence[Any]], *, max_length: int) -> dict[str, list[Any]]: ...
 
     def settings(self) -> dict[str, Any]: ...
 
@@ -51,8 +52,7 @@ class Encoder(Protocol):
 class TokenisedSplit:
     """The rows of one split as the model sees them.
 
-    rows: `input_ids`, whatever else the task encodes (such as `token_type_ids`), and `label` where there is one; or
-    whatever a task takes as it is, of length 1 each.
+    rows: what the task encodes, such as `input_ids` and `label`; or whatever a task takes as it is, of length 1 each.
     lengths: `[N]` tokens of every row. num_truncated: texts that were cut at max_length.
     places: where every row, or the text that a chunk begins in, stands in the user's data.
     fingerprint: of the raw rows: changes when the content or the choice of rows does.
@@ -71,9 +71,7 @@ def tokenise_split(
     *,
     task: Encoder,
     tokenizer: Any,
-    text: str,
-    text_pair: str | None,
-    label: str | None,
+    columns: Columns,
     label_names: LabelNames | None,
     max_length: int,
     cache_dir: str | Path | None,
@@ -84,33 +82,31 @@ def tokenise_split(
 
     Of the processes that share `cache_dir` (None: $TRAINER_LOOP_CACHE, or ~/.cache/trainer_loop) one does the work and
     the others wait for it.
-    label, label_names: both or neither. show_progress: a bar on the terminal; else `say` is told in one line each that
-    the work begins and that it is done. Raises UserError where the cache cannot be written or no tokens come out.
+    label_names: the classes, if a column holds labels. show_progress: a bar on the terminal; else `say` is told in one
+    line each that the work begins and that it is done. Raises UserError where the cache cannot be written or no tokens
+    come out.
     """
-    assert (label is None) == (label_names is None), "a label needs its names"
-    columns = {"text": text, "pair": text_pair, "label": label}
-    given = [column for column in dict.fromkeys(columns.values()) if column is not None]
+    assert (columns.label is None) == (label_names is None), "a label needs its names"
     label_ids = None if label_names is None else label_names.ids
     task_errors: list[OSError] = []  # which are not the cache's
     faults: dict[int, str] = {}  # rows that the model could not answer
 
     def encode(batch: Mapping[str, list[Any]], positions: Sequence[int]) -> dict[str, list[Any]]:
-        texts, pairs = batch[_RAW + text], None if text_pair is None else batch[_RAW + text_pair]
+        rows = {
+            own: _number_labels(batch[_RAW + name], label_ids) if name == columns.label else batch[_RAW + name]
+            for own, name in columns.names.items()
+        }
         try:
-            encoded = _encode(task, texts, pairs, positions, max_length=max_length, faults=faults)
+            return _encode(task, rows, positions, max_length=max_length, faults=faults)
         except OSError as error:
             task_errors.append(error)
             raise
-        if label is not None and label_ids is not None:
-            ids = [label_ids[raw] for raw in batch[_RAW + label]]
-            encoded["label"] = [ids[source - positions[0]] for source in encoded["source"]]
-        return encoded
 
     def make(path: str) -> None:
         if not show_progress:
             say(f"{split.name}: tokenising {plural(len(split.rows), 'text')}")
         began = time.perf_counter()
-        raw = split.rows.select_columns(given).rename_columns({column: _RAW + column for column in given})
+        raw = split.rows.select_columns(columns.all).rename_columns({name: _RAW + name for name in columns.all})
         with _rust_threads(), progress_bars(shown=show_progress):
             rows = raw.with_format(None).map(
                 encode,
@@ -129,7 +125,9 @@ def tokenise_split(
         if not show_progress:
             say(f"{split.name}: {plural(len(rows), 'row')} tokenised in {time.perf_counter() - began:.1f} s")
 
-    key = _make_key(split, task=task, tokenizer=tokenizer, columns=columns, label_ids=label_ids, max_length=max_length)
+    key = _make_key(
+        split, task=task, tokenizer=tokenizer, columns=columns.names, label_ids=label_ids, max_length=max_length
+    )
     cache = cache_dir or os.environ.get("TRAINER_LOOP_CACHE") or "~/.cache/trainer_loop"
     folder = expand_home(cache, place="data.cache_dir") / key
     try:
@@ -158,12 +156,10 @@ class RowEncoder:
         with self._lock, _rust_threads():
             faults: dict[int, str] = {}
             numbers = range(len(rows))
-            columns = _encode(self._task, *_texts_of(rows), numbers, max_length=self._max_length, faults=faults)
+            columns = _encode(self._task, _join(rows), numbers, max_length=self._max_length, faults=faults)
         if faults:
             raise UserError([f"{rows[number].place}: the text {reason}" for number, reason in faults.items()])
         sources = columns["source"]
-        if "label" in rows[0].values:
-            columns["label"] = [rows[source].values["label"] for source in sources]
         given = {name: column for name, column in columns.items() if name not in _BOOKKEEPING}
         return [
             Row({name: column[number] for name, column in given.items()}, rows[source].place)
@@ -172,37 +168,46 @@ class RowEncoder:
 
     def joins(self, row: Row) -> bool:
         """Whether what the task makes of a text depends on the texts around it."""
-        return "source" in self._task.encode(*_texts_of([row]), max_length=self._max_length)
+        return "source" in self._task.encode(_join([row]), max_length=self._max_length)
 
 
-def _texts_of(rows: Sequence[Row]) -> tuple[list[str], list[str] | None]:
-    pairs = [row.values["pair"] for row in rows] if "pair" in rows[0].values else None
-    return [row.values["text"] for row in rows], pairs
+def _join(rows: Sequence[Row]) -> dict[str, list[Any]]:
+    return {name: [row.values[name] for row in rows] for name in rows[0].values}
+
+
+def _number_labels(labels: Sequence[Any], ids: Mapping[Any, int] | None) -> list[Any]:
+    """The class ids of labels, or of lists of labels."""
+    assert ids is not None, "a label needs its names"
+    return [[ids[one] for one in label] if isinstance(label, list) else ids[label] for label in labels]
 
 
 def _encode(
     task: Encoder,
-    texts: list[str],
-    pairs: list[str] | None,
+    rows: Mapping[str, Sequence[Any]],
     positions: Sequence[int],
     *,
     max_length: int,
     faults: dict[int, str],
 ) -> dict[str, list[Any]]:
-    """The task's columns, and of every row its `length` in tokens and its `source`, the row of the split it is from.
+    """The task's columns, and of every row its `length` and its `source`, the row of the split it is from.
+
+    A row that a task gives no length has that of its `input_ids`, else 1.
 
     Texts that the model could not answer are put into `faults`, by their positions.
     """
-    encoded = dict(task.encode(texts, pairs, max_length=max_length))
-    found = task.find_faults(encoded, are_pairs=pairs is not None)
+    encoded = dict(task.encode(rows, max_length=max_length))
+    found = task.find_faults(encoded, are_pairs="text_pair" in rows)
     faults.update({positions[index]: reason for index, reason in found.items()})
-    lengths = [len(ids) for ids in encoded["input_ids"]]
-    if "source" not in encoded and len(lengths) != len(texts):
+    num_encoded = len(next(iter(encoded.values())))
+    lengths = encoded.get("length") or [len(ids) for ids in encoded.get("input_ids", ())] or [1] * num_encoded
+    if "source" not in encoded and num_encoded != len(positions):
         raise UserError(
-            f"task {type(task).__name__}: encode gave {len(lengths)} rows for {len(texts)} texts; "
-            "it must name the text of every row in a column `source`"
+            f"task {type(task).__name__}: encode gave {num_encoded} rows for {len(positions)}; it must name the row "
+            "that each is from in a column `source`"
         )
-    sources = encoded.get("source", range(len(texts)))
+    sources = encoded.get("source", range(len(positions)))
+    if "label" in rows:  # it follows its row
+        encoded.setdefault("label", [rows["label"][source] for source in sources])
     return {**encoded, "length": lengths, "source": [positions[source] for source in sources]}
 
 
@@ -226,7 +231,7 @@ def _make_key(
     *,
     task: Encoder,
     tokenizer: Any,
-    columns: Mapping[str, str | None],
+    columns: Mapping[str, str],
     label_ids: Mapping[Any, int] | None,
     max_length: int,
 ) -> str:

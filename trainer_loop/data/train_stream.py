@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer_loop.data.columns import Columns
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.report import describe_data
@@ -44,9 +45,7 @@ def prepare_stream(
     *,
     task: Encoder,
     tokenizer: Any,
-    text: str,
-    text_pair: str | None,
-    label: str | None,
+    columns: Columns,
     label_names: LabelNames | None,
     max_length: int,
     is_counted: bool,
@@ -62,16 +61,7 @@ def prepare_stream(
     head: its first rows, judged. missing: see `settle_missing`. Raises UserError where rows cannot be counted, or
     not be trained on.
     """
-    texts = RowStream(
-        split.shards,
-        seed=seed,
-        text=text,
-        text_pair=text_pair,
-        label=label,
-        label_names=label_names,
-        missing=missing,
-        say=say,
-    )
+    texts = RowStream(split.shards, seed=seed, columns=columns, label_names=label_names, missing=missing, say=say)
     encode = RowEncoder(task, max_length=max_length)
     joins = encode.joins(_first_row(texts))
     if joins and is_counted:
@@ -83,9 +73,7 @@ def prepare_stream(
         dataclasses.replace(head, name=_HEAD),
         task=task,
         tokenizer=tokenizer,
-        text=text,
-        text_pair=text_pair,
-        label=label,
+        columns=columns,
         label_names=label_names,
         max_length=max_length,
         cache_dir=cache_dir,
@@ -97,9 +85,7 @@ def prepare_stream(
     num_rows = (described or _count(split, texts, say)) if is_counted else None
     counted = "not counted" if num_rows is None else f"{plural(num_rows, 'row')} an epoch"
     say(f"train: {split.title}, streamed, {counted}; shuffled within {plural(shuffle_rows, 'row')}")
-    for line in describe_data(
-        {_HEAD: tokenised}, splits={_HEAD: head}, text=text, text_pair=text_pair, label_names=label_names
-    ):
+    for line in describe_data({_HEAD: tokenised}, splits={_HEAD: head}, columns=columns, label_names=label_names):
         say(line)
     return TrainStream(
         rows=ChunkStream(texts, encode, num_texts=encode.texts_per_call) if joins else texts,

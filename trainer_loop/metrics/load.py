@@ -55,12 +55,18 @@ def check_metrics(
     return problems + _key_problems(known)
 
 
-def load_metrics(entries: Sequence[Entry], *, num_labels: int | None) -> list[NamedMetric]:
+def load_metrics(
+    entries: Sequence[Entry], *, num_labels: int | None, label_names: Sequence[str] | None = None
+) -> list[NamedMetric]:
     """Load every metric; raise UserError with the problems of all entries.
 
     num_labels: classes of the task; with them, `average: null` reports every class and not only those that occur.
+    label_names: their names, for shipped metrics that have a parameter of this name.
     """
     parsed = _parse(entries, num_labels=num_labels)
+    for entry in parsed:
+        if entry.shipped is not None and "label_names" in inspect.signature(entry.shipped.function).parameters:
+            entry.arguments.setdefault("label_names", label_names)
     no_hub = evaluate_modules.why_no_hub() if any(_is_hub_name(entry.name) for entry in parsed) else None
     metrics, problems = [], []
     for entry in parsed:

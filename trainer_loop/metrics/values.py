@@ -30,6 +30,7 @@ ClassNumbers: TypeAlias = Annotated[np.ndarray, Values("class", np.int64)]
 ClassNumbersOfTwo: TypeAlias = Annotated[np.ndarray, Values("class", np.int64, num_classes=2)]
 NegativeLogLikelihoods: TypeAlias = Annotated[np.ndarray, Values("negative_log_likelihood", np.float64)]  # in nats
 TargetCounts: TypeAlias = Annotated[np.ndarray, Values("num_targets", np.int64)]
+Tags: TypeAlias = Annotated[np.ndarray, Values("tags")]  # [N] arrays of class numbers, one for each word
 
 SmallerIsBetter: TypeAlias = Annotated[float, "smaller is better"]  # a result, such as an error
 

@@ -185,6 +185,12 @@ def _model(a: Arguments) -> Iterator[Setting | Note]:
         yield Setting("model.overrides", {"use_cache": a["use_cache"]}, ("use_cache",))
 
 
+def _columns(a: Arguments) -> Iterator[Setting | Note]:
+    own = {"text_column_name": "text", "label_column_name": "label"}
+    if given := a.changed(*own):
+        yield Setting("data.columns", {own[name]: a[name] for name in given}, given)
+
+
 def _batch(a: Arguments) -> Iterator[Setting | Note]:
     per_device, accumulate = "per_device_train_batch_size", "gradient_accumulation_steps"
     if _splits_batches(a):
@@ -394,6 +400,7 @@ _TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tens
 _GROUPS: tuple[Callable[[Arguments], Iterator[Setting | Note]], ...] = (
     _run,
     _model,
+    _columns,
     _batch,
     _length,
     _numbers,

@@ -29,8 +29,8 @@ from trainer_loop.ops.cpu_kernels import use_cpu_modules
 from trainer_loop.runtime.compiler import compile_model
 from trainer_loop.runtime.host import expect_many_shapes
 from trainer_loop.runtime.randomness import seed_everything
-from trainer_loop.tasks.shipped import TASKS
-from trainer_loop.tasks.task import TextTask
+from trainer_loop.tasks.find import is_shipped
+from trainer_loop.tasks.task import Task
 
 Say = Callable[[str], None]
 
@@ -41,7 +41,7 @@ def assemble_model(
     plan: ModelPlan,
     config: PretrainedConfig,
     *,
-    task: TextTask,
+    task: Task,
     tokenizer: Any,
     device: torch.device,
     compute_type: torch.dtype,
@@ -76,7 +76,7 @@ def assemble_model(
         if (cost := describe_attention_dropout(model, max_length=max_length)) is not None:
             say(cost)
     reach = Reach()
-    if isinstance(task, tuple(TASKS.values())):  # what another task asks of its model is not known
+    if any(map(is_shipped, type(task).__mro__)):  # what another task asks of its model is not known
         rows = _choose_rows(model, task, lengths, max_length=max_length)
         if not plan.packing:
             _choose_padding_side(model, task, rows, warn=warn if pads else None)
@@ -95,7 +95,7 @@ def assemble_model(
         return model, reach.calls
     adapted = plan.adapter.add_to(
         model,
-        task_type=task.adapter_type,
+        task_type=task.peft_type,
         seed=seed,
         new_weights=new_weights,
         new_tokens=[] if num_known is None else range(num_known, count_tokens(tokenizer)),
@@ -114,9 +114,7 @@ def make_plain_model(dotted: str, overrides: Mapping[str, Any], *, seed: int) ->
     return model
 
 
-def _choose_rows(
-    model: nn.Module, task: TextTask, lengths: np.ndarray | None, *, max_length: int
-) -> list[dict[str, Any]]:
+def _choose_rows(model: nn.Module, task: Task, lengths: np.ndarray | None, *, max_length: int) -> list[dict[str, Any]]:
     """Made-up rows to try the model on: short ones, or, where it cannot answer those, some as long as the data has."""
     rows = make_rows(task, model, max_length=max_length)
     if lengths is None or can_answer(model, task, rows[:1]):
@@ -127,9 +125,7 @@ def _choose_rows(
     return make_rows(task, model, max_length=max_length, lengths=own)
 
 
-def _choose_padding_side(
-    model: nn.Module, task: TextTask, rows: Sequence[Mapping[str, Any]], *, warn: Say | None
-) -> None:
+def _choose_padding_side(model: nn.Module, task: Task, rows: Sequence[Mapping[str, Any]], *, warn: Say | None) -> None:
     """Let the task pad on the side that changes answers least; warn where even that changes them."""
     trial = try_padding(model, task, rows)
     task.use_padding(trial.side)
@@ -137,13 +133,13 @@ def _choose_padding_side(
         warn(trial.describe(type(model).__name__))
 
 
-def _has_own_loss(task: TextTask) -> bool:
+def _has_own_loss(task: Task) -> bool:
     """Whether a shipped task was changed where it calls its model."""
-    return type(task) not in TASKS.values() and any(name in vars(type(task)) for name in _WAYS_TO_COMPUTE)
+    return not is_shipped(type(task)) and any(name in vars(type(task)) for name in _WAYS_TO_COMPUTE)
 
 
 def _find_reach(
-    model: nn.Module, task: TextTask, rows: Sequence[Mapping[str, Any]], *, longest: int, max_length: int
+    model: nn.Module, task: Task, rows: Sequence[Mapping[str, Any]], *, longest: int, max_length: int
 ) -> Reach:
     """What of the model takes part in its answers, also to a row as long as the longest."""
     device = next(model.parameters()).device

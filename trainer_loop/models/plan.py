@@ -26,7 +26,7 @@ from trainer_loop.models.config import (
 from trainer_loop.models.loading import make_model
 from trainer_loop.models.weight_files import check_weight_files
 from trainer_loop.optim.groups import GroupRule, check_patterns
-from trainer_loop.tasks.task import TextTask
+from trainer_loop.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class ModelPlan:
         self,
         config: PretrainedConfig,
         *,
-        task: TextTask,
+        task: Task,
         tokenizer: Any,
         label_names: Sequence[str] | None,
         max_length: int,
@@ -116,7 +116,7 @@ class ModelPlan:
         )
         empty: Any = self.given if self.adapter is None else None
         if empty is None:
-            empty = make_empty_model(config, model_class=task.model_class, trust_remote_code=self.trust_remote_code)
+            empty = make_empty_model(config, model_class=str(task.auto_model), trust_remote_code=self.trust_remote_code)
         problems.lines += check_model_config(
             config,
             empty=empty,
@@ -126,7 +126,7 @@ class ModelPlan:
             needs_end=config.is_encoder_decoder and task.reads_end,
         )
         if self.adapter is not None:
-            empty = problems.collect("", self.adapter.try_on, empty, task_type=task.adapter_type, seed=seed)
+            empty = problems.collect("", self.adapter.try_on, empty, task_type=task.peft_type, seed=seed)
         if empty is not None and (frozen or groups or self.adapter):
             rules = [GroupRule(group["match"]) for group in groups]
             problems.collect("optimizer.", check_patterns, empty, frozen=frozen, rules=rules)
@@ -139,14 +139,14 @@ class ModelPlan:
             raise UserError(problems)
 
     def make(
-        self, config: PretrainedConfig, *, task: TextTask, tokenizer: Any, compute_type: torch.dtype, seed: int
+        self, config: PretrainedConfig, *, task: Task, tokenizer: Any, compute_type: torch.dtype, seed: int
     ) -> tuple[nn.Module, list[str]]:
         """The model, without its adapter, and the names of its new weights; see `make_model`."""
         if self.given is not None:
             return self.given, []
         return make_model(
             config,
-            model_class=task.model_class,
+            model_class=str(task.auto_model),
             name=self.name,
             from_scratch=self.from_scratch,
             attention=self.attention,
@@ -158,11 +158,11 @@ class ModelPlan:
             is_resized=bool(self.overrides),
         )
 
-    def _check_files(self, config: PretrainedConfig, task: TextTask, problems: Problems) -> None:
+    def _check_files(self, config: PretrainedConfig, task: Task, problems: Problems) -> None:
         """Whether the model's folder has what the task needs, and weights that can be read."""
         key = f"model.name: {self.name}" if self.name is not None else f"model.type: {self.type}"
         problems.lines += check_model_class(
-            config, model_class=task.model_class, place=key, trust_remote_code=self.trust_remote_code
+            config, model_class=str(task.auto_model), place=key, trust_remote_code=self.trust_remote_code
         )
         if self.name is None or self.from_scratch:
             return

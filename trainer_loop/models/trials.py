@@ -15,7 +15,7 @@ from trainer_loop.models.config import find_text_config, without_numbers
 from trainer_loop.ops.output_head import find_leaves
 from trainer_loop.optim.layers import LINEAR_LAYERS, modules_above
 from trainer_loop.runtime.memory import is_out_of_memory
-from trainer_loop.tasks.task import Batch, TextTask
+from trainer_loop.tasks.task import Batch, Task
 
 LENGTHS = (2, 5, 19)  # approximate numbers of tokens of the made-up rows
 LONGER = (12, 17, 29)  # used if a model cannot answer the shorter ones
@@ -49,7 +49,7 @@ class PaddingTrial:
 
 
 def make_rows(
-    task: TextTask, model: nn.Module, *, max_length: int, lengths: Sequence[int] = LENGTHS
+    task: Task, model: nn.Module, *, max_length: int, lengths: Sequence[int] = LENGTHS
 ) -> list[dict[str, Any]]:
     """Rows of different lengths of ordinary tokens, encoded by the task.
 
@@ -65,14 +65,17 @@ def make_rows(
     return [row for length in tried for row in make_row(task, length, max_length=max_length)]
 
 
-def make_row(task: TextTask, length: int, *, max_length: int) -> list[dict[str, Any]]:
+def make_row(task: Task, length: int, *, max_length: int) -> list[dict[str, Any]]:
     """A row of about `length` tokens in a list; an empty list if the task makes no row of such a text."""
     tokenizer = task.tokenizer
     special = set(tokenizer.all_special_ids)
     ordinary = [token for token in range(len(tokenizer)) if token not in special]
     text = tokenizer.decode([ordinary[(7 * position + length) % len(ordinary)] for position in range(length)])
-    encoded = task.encode([text.strip() or "a"], None, max_length=max_length)
-    columns = {name: values for name, values in encoded.items() if name not in ("source", "truncated")}
+    text = text.strip() or "a"
+    values = {"text": text, "words": text.split()}
+    rows = {own: [values[column.kind]] for own, column in task.columns.items() if not column.target | column.optional}
+    encoded = task.encode(rows, max_length=max_length)
+    columns = {name: values for name, values in encoded.items() if name not in ("source", "truncated", "length")}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)][:1]
 
 
@@ -88,7 +91,7 @@ def _find_turning_length(model: nn.Module, *, max_length: int) -> list[int]:
     return [original + 1]
 
 
-def try_padding(model: nn.Module, task: TextTask, rows: Sequence[Mapping[str, Any]]) -> PaddingTrial:
+def try_padding(model: nn.Module, task: Task, rows: Sequence[Mapping[str, Any]]) -> PaddingTrial:
     """Answer rows alone and in one padded batch, for each padding side that the task allows, until both agree.
 
     Raises:
@@ -103,7 +106,7 @@ def try_padding(model: nn.Module, task: TextTask, rows: Sequence[Mapping[str, An
 
 
 @torch.no_grad()
-def _compare_padding(model: nn.Module, task: TextTask, rows: Sequence[Mapping[str, Any]], *, side: str) -> float:
+def _compare_padding(model: nn.Module, task: Task, rows: Sequence[Mapping[str, Any]], *, side: str) -> float:
     before, task.padding_side = task.padding_side, side
     try:
         with _answering(model):
@@ -121,7 +124,7 @@ def _compare_padding(model: nn.Module, task: TextTask, rows: Sequence[Mapping[st
     return max(differences, key=lambda number: math.inf if math.isnan(number) else number) / (largest or 1.0)
 
 
-def _answer(model: nn.Module, task: TextTask, rows: Sequence[Mapping[str, Any]]) -> Tensor:
+def _answer(model: nn.Module, task: Task, rows: Sequence[Mapping[str, Any]]) -> Tensor:
     """The answer `[B, ...]` in float32."""
     batch = pad_rows(task, rows, next(model.parameters()).device)
     try:
@@ -137,7 +140,7 @@ def _answer(model: nn.Module, task: TextTask, rows: Sequence[Mapping[str, Any]])
         ) from error
 
 
-def can_answer(model: nn.Module, task: TextTask, rows: Sequence[Mapping[str, Any]]) -> bool:
+def can_answer(model: nn.Module, task: Task, rows: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a model accepts these rows; some accept no row of a few tokens."""
     try:
         with torch.no_grad(), _answering(model):
@@ -147,9 +150,9 @@ def can_answer(model: nn.Module, task: TextTask, rows: Sequence[Mapping[str, Any
     return True
 
 
-def pad_rows(task: TextTask, rows: Sequence[Mapping[str, Any]], device: torch.device) -> Batch:
+def pad_rows(task: Task, rows: Sequence[Mapping[str, Any]], device: torch.device) -> Batch:
     """A padded batch on the device, also for a task that packs its rows."""
-    features = [dict(row) for row in rows]
+    features = [{name: values for name, values in row.items() if name not in task.pad} for row in rows]
     padded = task.tokenizer.pad(features, return_tensors="pt", padding_side=task.padding_side)
     return move_batch(dict(padded), device)
 

@@ -215,17 +215,35 @@ def on_process_0(accelerator: "Accelerator", work: Callable[[], _T]) -> _T:
     return value  # type: ignore[no-any-return]
 
 
-def gather_rows(accelerator: "Accelerator", tensors: "Sequence[torch.Tensor]") -> "np.ndarray":
-    """The rows of all processes in one array `[rows, ...]`; a process may have no tensor."""
+def gather_rows(accelerator: "Accelerator", parts: "Sequence[torch.Tensor | Sequence[torch.Tensor]]") -> "np.ndarray":
+    """The rows of all processes, see `join_rows`; a process may have none."""
     import numpy as np
-    import torch
     from accelerate.utils import gather_object
 
-    mine = widen_for_numpy(torch.cat(list(tensors)).cpu()).numpy() if tensors else None
-    return np.concatenate([part for part in gather_object([mine]) if part is not None])
+    gathered = gather_object([join_rows(parts) if parts else None])
+    return np.concatenate([rows for rows in gathered if rows is not None])
 
 
-def widen_for_numpy(tensor: "torch.Tensor") -> "torch.Tensor":
+def join_rows(parts: "Sequence[torch.Tensor | Sequence[torch.Tensor]]") -> "np.ndarray":
+    """The rows of several batches, each a tensor or a list of one tensor for each row.
+
+    Returns:
+        An array `[rows, ...]`; of lists an array `[rows]` of arrays.
+    """
+    import numpy as np
+    import torch
+
+    if isinstance(parts[0], torch.Tensor):
+        return _widen(torch.cat([part for part in parts if isinstance(part, torch.Tensor)]).cpu()).numpy()
+    rows = [row for part in parts for row in part]
+    values = _widen(torch.cat(rows).cpu()).numpy()  # one copy from the device
+    joined = np.empty(len(rows), dtype=object)
+    for number, row in enumerate(np.split(values, np.cumsum([len(row) for row in rows])[:-1])):
+        joined[number] = row
+    return joined
+
+
+def _widen(tensor: "torch.Tensor") -> "torch.Tensor":
     """Cast bfloat16 to float32, because NumPy has no bfloat16."""
     import torch
 

@@ -30,15 +30,14 @@ class ExportRecord:
     """What prediction needs to know about the model, in addition to the files of transformers."""
 
     task: str  # name or dotted path
-    text: str | None  # column of the text; None: no texts
-    text_pair: str | None
+    columns: dict[str, str]  # the task's columns -> those of the training data; empty: the task takes rows as they are
     max_length: int | None
     step: int  # of the exported weights
     num_steps: int  # of the finished run
     metrics: dict[str, float]  # of the exported weights
     plan: dict[str, Any]  # the values that decided the updates of the run, see Checkpointer
-    # How the run was evaluated: `label` (its column), `values` (of the column, by class), `metrics` and `loss` (as in
-    # the config). None if there are no classes.
+    # How the run was evaluated: `values` (of the column of labels, by class), `metrics` and `loss` (as in the config).
+    # None if there are no classes.
     evaluation: dict[str, Any] | None = None
 
     @classmethod
@@ -53,7 +52,7 @@ class ExportRecord:
         """
         path = model_dir / EXPORT_RECORD
         try:
-            record = read_json_object(path)
+            record = _rename_columns(read_json_object(path))
             check_fields(cls, record)
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -63,6 +62,16 @@ class ExportRecord:
                 f"{path} cannot be read: {told}; remove {model_dir}, and the command that trained it writes it anew"
             ) from error
         return cls(**record)
+
+
+def _rename_columns(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of version 0.1 names the columns of a text, of a second text and of a label one by one."""
+    if "columns" in record or "text" not in record:
+        return record
+    evaluation = record.get("evaluation")
+    label = evaluation.get("label") if isinstance(evaluation, dict) else None
+    named = {"text": record.pop("text"), "text_pair": record.pop("text_pair", None), "label": label}
+    return record | {"columns": {own: name for own, name in named.items() if name is not None}}
 
 
 def export_model(run_dir: RunDir, model: nn.Module, tokenizer: Any, record: ExportRecord, *, card: str) -> Path:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,20 +23,19 @@ def write_predictions(
 
     Args:
         path: the file.
-        predictions: `[N, ...]`.
-        references: `[N, ...]`.
+        predictions: `[N, ...]`, or `[N]` arrays of unlike lengths.
+        references: likewise.
         origin_of: maps a row number to its origin in the user's data.
-        label_names: names of the classes; class indices are written as names.
+        label_names: names of the classes; a class index, or a list of them, is written as names.
 
     Raises:
         UserError: the file system refused.
     """
-    are_classes = predictions.ndim == 1 and np.issubdtype(predictions.dtype, np.integer)
-    name = label_names.__getitem__ if label_names is not None and are_classes else lambda value: value
+    names = label_names if predictions.ndim == 1 else None
     lines = []
-    for row, (said, was) in enumerate(zip(predictions.tolist(), references.tolist(), strict=True)):
-        told = {"place": origin_of(row), "prediction": name(said), "reference": name(was)}
-        lines.append(json.dumps(told, ensure_ascii=False) + "\n")
+    for row, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
+        values = {"prediction": _to_json(prediction, names), "reference": _to_json(reference, names)}
+        lines.append(json.dumps({"place": origin_of(row), **values}, ensure_ascii=False) + "\n")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, "".join(lines))
@@ -43,3 +43,10 @@ def write_predictions(
         raise UserError(
             f"{path} could not be written: {explain_disk_error(error, path.parent)}; {find_remedy(error)}"
         ) from error
+
+
+def _to_json(value: Any, names: Sequence[str] | None) -> Any:
+    """A number or a list of numbers; whole numbers as names of classes, if there are any."""
+    if names is None or not np.issubdtype(value.dtype, np.integer):
+        return value.tolist()
+    return names[value] if value.ndim == 0 else [names[index] for index in value]

@@ -1,5 +1,6 @@
 """The next token of a running text."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar
@@ -7,35 +8,43 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from trainer_loop.data.columns import Column
 from trainer_loop.errors import UserError
 from trainer_loop.ops.attention import padded_on_the_right
 from trainer_loop.ops.output_head import NoOutputHead, OutputHead, find_output_head
 from trainer_loop.tasks.losses import cross_entropy
-from trainer_loop.tasks.task import Batch, TextTask
+from trainer_loop.tasks.task import Batch, Rows, Task
 
 _BEHIND_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # fields of configs of transformers
 
 
-class CausalLM(TextTask):
+class CausalLM(Task):
     """Texts are joined and cut into chunks of `max_length` tokens; every token but a chunk's first is a target.
 
     loss_function: `(logits [N, V], next tokens [N]) -> sum over tokens, []`.
     append_eos: end every text with the tokenizer's end token; false where a text is only a line of a longer one.
     """
 
-    model_class = "AutoModelForCausalLM"
-    takes_pairs = False
-    adapter_type = "CAUSAL_LM"
-    can_pack = True
-    rows_at_head = False
-    default_metrics = ("perplexity",)
+    auto_model = "AutoModelForCausalLM"
+    auto_processor = "AutoTokenizer"
+    columns: ClassVar[Mapping[str, Column]] = {"text": Column("text", blank=True)}  # a running text has blank lines
+    metrics = ("perplexity",)
     outputs: ClassVar[Mapping[str, str] | None] = {
         "predictions": "negative_log_likelihood",
         "references": "num_targets",
     }
+    peft_type = "CAUSAL_LM"
+    can_pack = True
+    rows_at_head = False
+    continues = True
+    example: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"text": "The ferry crosses the bay twice a day."},
+        {"text": "In winter, when the ice is thick, people walk across instead."},
+        {"text": ""},
+        {"text": "Nobody has fallen in for years."},
+    )
 
     def __init__(self, *, append_eos: bool = True, loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy):
-        super().__init__()
         self.append_eos = append_eos
         self.loss_function = loss_function
 
@@ -47,14 +56,14 @@ class CausalLM(TextTask):
     def settings(self) -> dict[str, Any]:
         return {"append_eos": self.append_eos}
 
-    def encode(self, texts: list[str], pairs: list[str] | None, *, max_length: int) -> dict[str, list[Any]]:
-        """Chunks of `max_length` tokens; the last chunk of this batch of texts is shorter, and nothing is dropped.
+    def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
+        """Chunks of `max_length` tokens; the last chunk of these texts is shorter, and nothing is dropped.
 
         `source` is the position of the text that a chunk begins in.
         """
-        assert pairs is None, "refused before, see takes_pairs"
         end = [self.tokenizer.eos_token_id] if self.append_eos and self.tokenizer.eos_token_id is not None else []
-        encoded = [ids + end for ids in self.tokenizer(texts, return_attention_mask=False, verbose=False)["input_ids"]]
+        tokenised = self.tokenizer(list(rows["text"]), return_attention_mask=False, verbose=False)["input_ids"]
+        encoded = [ids + end for ids in tokenised]
         stream = list(chain.from_iterable(encoded))
         source = list(chain.from_iterable([position] * len(ids) for position, ids in enumerate(encoded)))
         starts = range(0, len(stream), max_length)
@@ -62,6 +71,10 @@ class CausalLM(TextTask):
             "input_ids": [stream[start : start + max_length] for start in starts],
             "source": [source[start] for start in starts],
         }
+
+    def encode_alone(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
+        """One row for each text, without an end token, cut at `max_length` tokens."""
+        return super().encode(rows, max_length=max_length)
 
     def count(self, batch: Batch) -> int:
         if "row_lengths" in batch:
@@ -80,7 +93,7 @@ class CausalLM(TextTask):
         head, outputs = self._run(model, batch)
         targets = _next_tokens(batch)
         nll = [_negative_log_likelihood(logits, targets[tokens]) for tokens, logits in head.chunks(outputs)]
-        return _judge(nll, targets, batch)
+        return _sum_over_rows(nll, targets, batch)
 
     def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         head, outputs = self._run(model, batch)
@@ -89,7 +102,13 @@ class CausalLM(TextTask):
         for tokens, logits in head.chunks(outputs):
             losses.append(self.loss_function(logits, targets[tokens]))
             nll.append(_negative_log_likelihood(logits, targets[tokens]))
-        return torch.stack(losses).sum(), _judge(nll, targets, batch)
+        return torch.stack(losses).sum(), _sum_over_rows(nll, targets, batch)
+
+    def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+        """`loss` in nats a token, and `perplexity`; None for a text of one token."""
+        count = outputs["references"].item()
+        loss = outputs["predictions"].item() / count if count else None
+        return {"loss": loss, "perplexity": None if loss is None else math.exp(min(loss, 700.0))}
 
     def _run(self, model: nn.Module, batch: Batch) -> tuple[OutputHead | NoOutputHead, Tensor]:
         """The head, and what it makes logits of, for every token: `[B * T, ...]`."""
@@ -128,7 +147,7 @@ def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
-def _judge(nll: Sequence[Tensor], targets: Tensor, batch: Batch) -> dict[str, Tensor]:
+def _sum_over_rows(nll: Sequence[Tensor], targets: Tensor, batch: Batch) -> dict[str, Tensor]:
     """Sums over the tokens of each row. nll: of all tokens `[B * T]`, in pieces."""
     lengths = batch["row_lengths"] if "row_lengths" in batch else batch["input_ids"].shape[1]
     of_tokens = torch.cat(list(nll))

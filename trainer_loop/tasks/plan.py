@@ -12,9 +12,9 @@ from torch import Tensor
 
 from trainer_loop.components import check_arguments, choose
 from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.tasks.find import find_task
 from trainer_loop.tasks.losses import LOSSES, explain_wrong_loss
-from trainer_loop.tasks.shipped import TASKS
-from trainer_loop.tasks.task import RowTask
+from trainer_loop.tasks.task import Task
 
 
 @dataclass(frozen=True)
@@ -68,22 +68,18 @@ def plan_loss(*, name: str | None, args: Mapping[str, Any]) -> LossPlan | None:
     return LossPlan(key, functools.partial(function, **args))
 
 
-def plan_task(*, name: str, args: Mapping[str, Any], loss: LossPlan | None) -> RowTask:
+def plan_task(*, name: str, args: Mapping[str, Any], loss: LossPlan | None) -> Task:
     """Check the section `task` and make the task. loss: in the place of the task's own. Raises UserError."""
-    factory: Any = choose(name, TASKS, place="task.name")
-    if not (isinstance(factory, type) and issubclass(factory, RowTask)):
-        raise UserError(f"task.name: {name} is no subclass of TextTask or RowTask, see trainer_loop/tasks/task.py")
-    if missing := sorted(factory.__abstractmethods__):
-        raise UserError(f"task.name: {name} lacks {', '.join(missing)}; see trainer_loop/tasks/task.py")
-    problems = check_arguments(factory, args, place="task.args", given=("loss_function",))
+    task_class: Any = find_task(name, place="task.name")
+    problems = check_arguments(task_class, args, place="task.args", given=("loss_function",))
     arguments = dict(args)
     if loss is not None:
         arguments["loss_function"] = loss.function
-        if "loss_function" not in inspect.signature(factory).parameters:
+        if "loss_function" not in inspect.signature(task_class).parameters:
             problems.append(
                 f"loss: the task {name} computes its own, and takes no loss_function; remove loss.name and loss.args"
             )
     if problems:
         raise UserError(problems)
-    task: RowTask = factory(**arguments)
+    task: Task = task_class(**arguments)
     return task

@@ -1,57 +1,69 @@
 """One class for one text, or for a pair of texts."""
 
-from collections.abc import Callable, Mapping
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from trainer_loop.data.columns import Column
 from trainer_loop.tasks.losses import cross_entropy
-from trainer_loop.tasks.task import Batch, TextTask
+from trainer_loop.tasks.task import Batch, Task
 
 
-class SequenceClassification(TextTask):
-    """A row is a text (or a pair) with one label; the target is the row.
+class SequenceClassification(Task):
+    """A row is a text (or a pair of texts) with one label; the target is the row.
 
     loss_function: `(logits [B, C], labels [B]) -> sum over rows, []`.
     """
 
-    model_class = "AutoModelForSequenceClassification"
-    needs_label = True
-    adapter_type = "SEQ_CLS"
-    can_pack = True
-    padding_sides = ("right", "left")  # some heads read the last position, whatever stands there
-    reads_end = True
-    default_metrics = ("accuracy",)
+    auto_model = "AutoModelForSequenceClassification"
+    auto_processor = "AutoTokenizer"
+    columns: ClassVar[Mapping[str, Column]] = {
+        "text": Column("text"),
+        "text_pair": Column("text", optional=True),
+        "label": Column("class", target=True),
+    }
+    metrics = ("accuracy",)
     outputs: ClassVar[Mapping[str, str] | None] = {
         "predictions": "class",
         "probabilities": "probabilities",
         "references": "class",
     }
+    peft_type = "SEQ_CLS"
+    can_pack = True
+    padding_sides = ("right", "left")  # some heads read the last position, whatever stands there
+    reads_end = True
+    example: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"text": "A delight from the first page to the last.", "label": "positive"},
+        {"text": "It broke after a week.", "label": "negative"},
+        {"text": "I would buy it again, and again, and tell all my friends.", "label": "positive"},
+        {"text": "Never.", "label": "negative"},
+    )
 
     def __init__(self, *, loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy):
-        super().__init__()
         self.loss_function = loss_function
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.loss_function(self._logits(model, batch), batch["labels"])
 
-    def count(self, batch: Batch) -> int:
-        return len(batch["labels"])
-
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """`predictions` `[B]` class indices, `probabilities` `[B, C]`; `references` `[B]` where labels are known."""
-        return self._judge(self._logits(model, batch), batch)
+        return self._make_outputs(self._logits(model, batch), batch)
 
     def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         logits = self._logits(model, batch)
-        return self.loss_function(logits, batch["labels"]), self._judge(logits, batch)
+        return self.loss_function(logits, batch["labels"]), self._make_outputs(logits, batch)
+
+    def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+        """`label`, and the `probability` of it."""
+        assert self.label_names is not None, "the task is bound to the names of its classes"
+        best = outputs["probabilities"].max(dim=-1)
+        return {"label": self.label_names[int(best.indices)], "probability": best.values.item()}
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         # Labels stay outside: most heads would turn them into a mean over the microbatch.
-        return model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+        return model(**self.model_inputs(batch)).logits
 
-    def _judge(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        judged = {"predictions": logits.argmax(dim=-1), "probabilities": logits.softmax(dim=-1)}
-        if "labels" in batch:
-            judged["references"] = batch["labels"]
-        return judged
+    def _make_outputs(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        outputs = {"predictions": logits.argmax(dim=-1), "probabilities": logits.softmax(dim=-1)}
+        return outputs | ({"references": batch["labels"]} if "labels" in batch else {})

@@ -1,39 +1,217 @@
-"""What the loop asks of a task (`Task`), and defaults for those on rows of any kind and on texts."""
+"""`Task`: one class says what a row is, how it is encoded and batched, what its loss is and what is predicted."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, chain
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from trainer_loop.data.columns import Column
+
 Batch = dict[str, Any]
+Rows = Mapping[str, Sequence[Any]]  # columns of equal length
 
 
-class Task(Protocol):
-    """What is learnt. A batch is a dict of tensors whose first dimension is the rows, `[B, ...]`; or packed rows."""
+class Task(ABC):
+    """What is learned.
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The loss **summed** over the targets of the batch, `[]`. The loop alone divides."""
-        ...
+    A batch is a dict of tensors whose first dimension is the rows, `[B, ...]`; or packed rows, see `pack_rows`.
 
-    def count(self, batch: Batch) -> int:
-        """How many targets the loss of this batch sums over."""
-        ...
+    A task that declares `columns` gets raw rows from any source, checked by the kinds of the columns, and encodes them.
+    A task without `columns` takes rows as they are, such as tensors of a torch Dataset.
 
-    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """What metrics compare, one entry a row: `predictions` and `references`, `[B]` or `[B, ...]`."""
-        ...
+    A subclass implements `loss` and `predict`, and `count` if a target is not a row.
 
-    def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Both of the above; a task that can share one forward pass between them overrides it."""
-        ...
+    Attributes:
+        auto_model: The class of transformers that loads the model; None if the model is any `nn.Module`.
+        auto_processor: The class of transformers that loads the tokenizer or processor; None if the task needs none.
+        columns: What the task reads of a raw row. `data.columns` maps these names to the user's.
+        pad: Columns of the batch that are for the task alone, and what they are padded with.
+        metrics: Metrics that are computed if `evaluate.metrics` is empty.
+        outputs: Kinds of what `predict` returns, by name: a shipped metric compares the same kinds, see
+            metrics/values.py. None: the kinds are not known, and any metric may be named.
+        peft_type: peft's name for the task, so that others can load an adapter without trainer_loop.
+        can_pack: `loss`, `count` and `predict` accept batches of `pack_rows`.
+        rows_at_head: The model's head sees one row at a time; false: each token by itself.
+        padding_sides: Sides that the task accepts. The first one that does not change the model's answers is used.
+        reads_end: The heads of encoder-decoder models look for the end token of each row.
+        continues: One text is answered with its continuation.
+        example: A few raw rows, for docs and for tests.
+    """
+
+    auto_model: ClassVar[str | None] = None
+    auto_processor: ClassVar[str | None] = None
+    columns: ClassVar[Mapping[str, Column]] = {}
+    pad: ClassVar[Mapping[str, int]] = {"labels": -100}
+    metrics: ClassVar[tuple[str, ...]] = ()
+    outputs: ClassVar[Mapping[str, str] | None] = None
+    peft_type: ClassVar[str | None] = None
+    can_pack: ClassVar[bool] = False
+    rows_at_head: ClassVar[bool] = True
+    padding_sides: ClassVar[tuple[str, ...]] = ("right",)
+    reads_end: ClassVar[bool] = False
+    continues: ClassVar[bool] = False
+    example: ClassVar[Sequence[Mapping[str, Any]]] = ()
+
+    # `bind` sets these.
+    processor: Any = None
+    label_names: Sequence[str] | None = None
+    packs: bool = False
+    padding_side: str = "right"
+    _end: tuple[int, int, int] | None = None  # the end token, how many a text has, and a pair
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor of a task on texts."""
+        return self.processor
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether rows are tokens, whose number limits a microbatch."""
+        return self.auto_processor == "AutoTokenizer"
+
+    def bind(
+        self,
+        processor: Any,
+        *,
+        label_names: Sequence[str] | None = None,
+        packs: bool = False,
+        end_token: int | None = None,
+    ) -> None:
+        """Give the task what its rows are encoded and batched with.
+
+        Args:
+            processor: The tokenizer or processor.
+            label_names: The names of the classes, by their ids.
+            packs: Rows are laid end to end instead of padded.
+            end_token: An id that must be in each row as often as in any other, if the task `reads_end`.
+        """
+        self.processor = processor
+        self.label_names = label_names
+        self.packs = packs
+        self.padding_side = self.padding_sides[0]
+        self._end = None
+        if end_token is not None and self.reads_end:
+            one, two = (processor(*texts)["input_ids"].count(end_token) for texts in (("a",), ("a", "a")))
+            self._end = (end_token, one, two)
+
+    def use_padding(self, side: str) -> None:
+        """Pad on this side from now on. If the task accepts both, whoever loads the exported tokenizer does so too."""
+        self.padding_side = side
+        if len(self.padding_sides) > 1:
+            self.tokenizer.padding_side = side
+
+    # ------------------------------------------------------------------------------------------- from rows to batches
+
+    def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
+        """Encode raw rows.
+
+        Args:
+            rows: The task's columns by their own names; labels are class ids. Optional columns may be missing, and so
+                are targets of rows that are to be predicted.
+            max_length: The most tokens of an encoded row.
+
+        Returns:
+            Columns of equal length. These names have a meaning, and no model sees the last three of them:
+            `label`: the class id of each row, which is that of its raw row if missing; a batch has it as `labels`.
+            `length`: the tokens of each row; if missing, those of `input_ids`, else 1.
+            `source`: the position in `rows` that each row begins in; needed if there are more or fewer rows than given.
+            `truncated`: true for a row that was cut.
+        """
+        texts = [list(rows[name]) for name, column in self.columns.items() if column.kind == "text" and name in rows]
+        encoded = self.tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
+        # The tokenizer knows what it cut off: to tokenise without a limit, and count, would take twice the time.
+        return {**encoded, "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings]}
+
+    def encode_alone(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
+        """Encode rows to predict, each by itself; for a task whose `encode` joins rows."""
+        return self.encode(rows, max_length=max_length)
+
+    def settings(self) -> dict[str, Any]:
+        """What else of the task changes the results of `encode` and `find_faults`; part of the cache's key."""
+        return {} if self._end is None else {"end": list(self._end)}
+
+    def find_faults(self, encoded: Mapping[str, Sequence[Any]], *, are_pairs: bool) -> dict[int, str]:
+        """Rows that the model could not answer: position in `encoded` -> the reason."""
+        if self._end is None:
+            return {}
+        token, one, two = self._end
+        expected = two if are_pairs else one
+        reason = f"spells out the end token {self.tokenizer.convert_ids_to_tokens(token)}, which the model's head reads"
+        return {
+            position: f"{reason}; write it otherwise, or remove the row"
+            for position, ids in enumerate(encoded["input_ids"])
+            if ids.count(token) != expected
+        }
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
-        """Encoded rows -> one padded batch, on the CPU."""
-        ...
+        """Encoded rows -> one batch on the CPU.
+
+        The tokenizer pads its own columns, `[B, T]`, with an `attention_mask`. Other lists are padded with what `pad`
+        says, else 0; numbers are stacked, `[B]`. Rows of a task without a tokenizer are stacked, `[B, ...]`.
+        """
+        if not self.has_tokens:
+            stacked: Batch = default_collate(rows)
+            return stacked
+        if self.packs:
+            batch = pack_rows(rows)
+            return batch | ({"labels": torch.tensor([row["label"] for row in rows])} if "label" in rows[0] else {})
+        own = {*self.tokenizer.model_input_names, "special_tokens_mask"} - self.pad.keys()
+        features = [{name: value for name, value in row.items() if name in own} for row in rows]
+        batch = dict(self.tokenizer.pad(features, return_tensors="pt", padding_side=self.padding_side))
+        width = batch["input_ids"].shape[1]
+        for name in (name for name in rows[0] if name not in own):
+            values = [row[name] for row in rows]
+            name = "labels" if name == "label" else name
+            batch[name] = pad_lists(values, fill=self.pad.get(name, 0), width=width, side=self.padding_side)
+        return batch
+
+    def model_inputs(self, batch: Batch) -> Batch:
+        """What the model is called with: everything but the columns of `pad`, such as the labels."""
+        return {name: value for name, value in batch.items() if name not in self.pad}
+
+    # --------------------------------------------------------------------------------------------- loss and prediction
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss **summed** over the targets of the batch, `[]`. The loop alone divides."""
+
+    def count(self, batch: Batch) -> int:
+        """How many targets the loss of this batch sums over.
+
+        By default the `labels` that are not -100, if these are integers; else the rows, by the first of the tensors.
+        """
+        labels = batch.get("labels")
+        if labels is not None and not labels.is_floating_point():
+            return int((labels != -100).sum())
+        return next(len(value) for value in batch.values() if isinstance(value, Tensor))
+
+    @abstractmethod
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """What metrics compare, one entry for each row, by name: `predictions` and `references`.
+
+        Each is a tensor `[B, ...]`, or a list of B tensors of unlike lengths. Without labels there are no references.
+        """
+
+    def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        """Both of the above; a task that can share one forward pass between them overrides it."""
+        return self.loss(model, batch), self.predict(model, batch)
+
+    def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+        """The prediction of one row for people, as JSON.
+
+        Args:
+            outputs: What `predict` returned for the row.
+            row: The raw row, by the task's columns.
+        """
+        return {name: value.tolist() for name, value in outputs.items() if name != "references"}
+
+    def logits_per_token(self, model_config: Any) -> int | None:
+        """How many logits of each token are held at once, if they, not the activations, fill the memory."""
+        return None
 
 
 def pack_rows(rows: list[dict[str, Any]]) -> Batch:
@@ -53,124 +231,17 @@ def pack_rows(rows: list[dict[str, Any]]) -> Batch:
     return batch
 
 
-class RowTask(ABC):
-    """Defaults for a task whose rows are tensors or numbers already, and whose model may be any `nn.Module`.
+def pad_lists(values: Sequence[Any], *, fill: int, width: int, side: str) -> Tensor:
+    """Numbers as `[B]`; lists as `[B, L]`, padded with `fill`.
 
-    A subclass gives `loss` and `predict`, and `count` where a target is something else than a row.
+    Lists that are as long as the `width` of the tokens are padded on their `side`, others on the right.
     """
-
-    default_metrics: tuple[str, ...] = ()
-    # Kinds of what `predict` returns, by name: shipped metrics compare the same kinds, see metrics/values.py.
-    # None: they are found out when `predict` is called, and any metric may be named.
-    outputs: ClassVar[Mapping[str, str] | None] = None
-
-    @abstractmethod
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """See `Task`."""
-
-    @abstractmethod
-    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """See `Task`."""
-
-    def count(self, batch: Batch) -> int:
-        """The rows of the batch, by the first of its tensors."""
-        return next(len(value) for value in batch.values() if isinstance(value, Tensor))
-
-    def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        return self.loss(model, batch), self.predict(model, batch)
-
-    def collate(self, rows: list[dict[str, Any]]) -> Batch:
-        """Each entry of the rows, stacked: `[B, ...]`."""
-        batch: Batch = default_collate(rows)
-        return batch
-
-
-class TextTask(RowTask):
-    """Defaults for a task on texts: which columns it reads, how it encodes and pads them, which model it needs.
-
-    A subclass gives `loss`, `count` and `predict`; the rest is here to be overridden one piece at a time.
-    """
-
-    model_class: str = "AutoModel"  # name of a class in transformers
-    needs_label: bool = False
-    adapter_type: str | None = None  # what peft calls this task, so that others can load an adapter without us
-    takes_pairs: bool = True
-    can_pack: bool = False  # loss, count and predict know batches of `pack_rows`
-    rows_at_head: bool = True  # the model's head sees one row at a time; false: every token for itself
-    padding_sides: tuple[str, ...] = ("right",)  # that the task can do with; the first that suits the model is taken
-    reads_end: bool = False  # heads of encoder-decoder models look for the end token of each row
-
-    padding_side: str = "right"  # this and the next: set by `bind`
-    _end: tuple[int, int, int] | None = None  # the end token, how many a text has, and a pair
-
-    def __init__(self) -> None:
-        self.tokenizer: Any = None  # this and the next: set by `bind`
-        self.packs = False
-
-    def bind(self, tokenizer: Any, *, packs: bool = False, end_token: int | None = None) -> None:
-        """Give the task the tokenizer that its rows are encoded and padded with.
-
-        Args:
-            packs: rows are laid end to end instead of padded.
-            end_token: id that must be in each row as often as in any other, where the task `reads_end`.
-        """
-        self.tokenizer = tokenizer
-        self.packs = packs
-        self.padding_side = self.padding_sides[0]
-        self._end = None
-        if end_token is not None and self.reads_end:
-            one, two = (tokenizer(*texts)["input_ids"].count(end_token) for texts in (("a",), ("a", "a")))
-            self._end = (end_token, one, two)
-
-    def use_padding(self, side: str) -> None:
-        """Pad on this side from now on. Whoever is given the tokenizer later does so too, where there is a choice."""
-        self.padding_side = side
-        if len(self.padding_sides) > 1:
-            self.tokenizer.padding_side = side
-
-    def logits_per_token(self, model_config: Any) -> int | None:
-        """How many logits of every token are held at once, where they, not the activations, fill the memory."""
-        return None
-
-    def settings(self) -> dict[str, Any]:
-        """Whatever of the task changes what `encode` returns or `find_faults` refuses; in the token cache's key."""
-        return {} if self._end is None else {"end": list(self._end)}
-
-    def find_faults(self, encoded: Mapping[str, Sequence[Any]], *, are_pairs: bool) -> dict[int, str]:
-        """Texts that the model could not answer: position in the batch that `encode` was given -> the reason."""
-        if self._end is None:
-            return {}
-        token, one, two = self._end
-        expected = two if are_pairs else one
-        reason = f"spells out the end token {self.tokenizer.convert_ids_to_tokens(token)}, which the model's head reads"
-        return {
-            position: f"{reason}; write it otherwise, or remove the row"
-            for position, ids in enumerate(encoded["input_ids"])
-            if ids.count(token) != expected
-        }
-
-    def encode(self, texts: list[str], pairs: list[str] | None, *, max_length: int) -> dict[str, list[Any]]:
-        """Tokenise a batch of texts (with their second texts) -> columns of equal length.
-
-        `input_ids` is always among them. A task may return another number of rows than it was given;
-        it then says so with a column `source`: for every row the position of the text it begins in.
-        `truncated`, which a task may leave out, is true for a text that was cut; no model sees either.
-        """
-        encoded = self.tokenizer(texts, pairs, truncation=True, max_length=max_length, return_attention_mask=False)
-        # The tokenizer knows what it cut off: to tokenise without a limit, and count, would take twice the time.
-        return {**encoded, "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings]}
-
-    def collate(self, rows: list[dict[str, Any]]) -> Batch:
-        """Pad to the longest row: `input_ids`, `attention_mask` `[B, T]`; `label` becomes `labels` `[B]`."""
-        if self.packs:
-            batch = pack_rows(rows)
-        else:
-            features = [{name: value for name, value in row.items() if name != "label"} for row in rows]
-            batch = dict(self.tokenizer.pad(features, return_tensors="pt", padding_side=self.padding_side))
-        if rows and "label" in rows[0]:
-            batch["labels"] = torch.tensor([row["label"] for row in rows])
-        return batch
-
-    @abstractmethod
-    def count(self, batch: Batch) -> int:
-        """See `Task`."""
+    if not isinstance(values[0], (list, tuple)):
+        return torch.tensor(values)
+    longest = max(map(len, values))
+    on_left = side == "left" and longest == width
+    padded = []
+    for value in values:
+        filling = [fill] * (longest - len(value))
+        padded.append([*filling, *value] if on_left else [*value, *filling])
+    return torch.tensor(padded)

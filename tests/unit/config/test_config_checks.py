@@ -278,13 +278,13 @@ def test_names_that_no_file_system_takes_are_refused_before_anything_looks_for_t
 
 
 def test_long_names_of_columns_are_fine_and_those_of_sets_are_not():
-    assert problems(f"data.text={LONG}") == []
+    assert problems(f"log.project={LONG}") == []
     (problem,) = problems(f"data.test={{{LONG}: a.csv}}")
     assert "is no name: up to 100 letters" in problem
 
 
 @pytest.mark.parametrize(
-    "argument", ["run_dir=a\0b", "data.text=\0", 'task.args={a: {"b": ["x\\0"]}}', 'data.train=["a\\0"]']
+    "argument", ["run_dir=a\0b", "log.project=\0", 'task.args={a: {"b": ["x\\0"]}}', 'data.train=["a\\0"]']
 )
 def test_a_nul_character_is_refused_wherever_it_is(argument):
     (problem,) = problems(argument)

@@ -15,9 +15,9 @@ def test_no_argument_means_the_embedded_default():
 
 
 def test_the_config_and_the_overrides_are_split_in_any_order():
-    assert split_arguments(["seed=1", "config=a/b.yaml", "data.text=a=b c"]) == (
+    assert split_arguments(["seed=1", "config=a/b.yaml", "log.project=a=b c"]) == (
         "a/b.yaml",
-        ["seed=1", "data.text=a=b c"],
+        ["seed=1", "log.project=a=b c"],
         None,
     )
     assert split_arguments(["seed=1"]) == (None, ["seed=1"], None)

@@ -170,7 +170,7 @@ _numbers = st.integers(1, 3)
 _values = _numbers | st.dictionaries(st.sampled_from("xy"), _numbers, max_size=2)
 _splits = st.lists(st.sampled_from("st"), min_size=1, max_size=2)
 _sections = {
-    "data": st.fixed_dictionaries({}, optional={"train": _splits, "text": st.just("c")}),
+    "data": st.fixed_dictionaries({}, optional={"train": _splits, "config": st.just("c")}),
     "model": st.fixed_dictionaries(
         {},
         optional={

@@ -29,10 +29,10 @@ BASE = ["model.name=m", "data.name=d"]
 )
 def test_what_is_allowed(text, value, monkeypatch):
     monkeypatch.setenv("MINE", "mine")
-    reading = read_config(None, [*BASE, "model.overrides={a: [first]}", f"data.text={text}"])
+    reading = read_config(None, [*BASE, "model.overrides={a: [first]}", f"data.config={text}"])
     config, problems = reading.config, reading.problems
     assert problems == []
-    assert config.data.text == value
+    assert config.data.config == value
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_what_is_allowed(text, value, monkeypatch):
         "${a b}",
     ],
 )
-@pytest.mark.parametrize("place", ["data.text={}", "task.args={{a: ['{}']}}", "log.tracker_args={{a: {{b: '{}'}}}}"])
+@pytest.mark.parametrize("place", ["log.project={}", "task.args={{a: ['{}']}}", "log.tracker_args={{a: {{b: '{}'}}}}"])
 def test_everything_else_is_refused_and_no_module_is_imported(text, place, tmp_path, monkeypatch):
     (tmp_path / "planted.py").write_text("raise SystemExit('imported')\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -72,7 +72,12 @@ def bomb(levels: int, factor: int) -> list[str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [bomb(12, 10), bomb(40, 2), bomb(2000, 1), ["model.overrides={a: '${model.overrides}'}", "data.text=${data.text}"]],
+    [
+        bomb(12, 10),
+        bomb(40, 2),
+        bomb(2000, 1),
+        ["model.overrides={a: '${model.overrides}'}", "log.project=${log.project}"],
+    ],
     ids=["wide", "doubled", "long", "itself"],
 )
 def test_texts_that_stand_for_ever_more_text_are_refused_at_once(arguments):

@@ -89,11 +89,11 @@ def test_a_mapping_can_be_emptied(accepted, nothing):
         ("dry_run", "off", False),
         ("dry_run", "FALSE", False),
         ("train.precision", "no", "no"),
-        ("data.text", "012", "012"),
-        ("data.text", "off", "off"),
-        ("data.text", "1e-3", "1e-3"),
-        ("data.text", "true", "true"),
-        ("data.text", "2024-01-31", "2024-01-31"),
+        ("log.project", "012", "012"),
+        ("log.project", "off", "off"),
+        ("log.project", "1e-3", "1e-3"),
+        ("log.project", "true", "true"),
+        ("log.project", "2024-01-31", "2024-01-31"),
         ("batch.size", "012", 12),
         ("batch.size", "1_000", 1000),
         ("batch.size", "1e3", 1000),
@@ -103,7 +103,7 @@ def test_a_mapping_can_be_emptied(accepted, nothing):
         ("train.epochs", "0.5", 0.5),
         ("train.max_grad_norm", "null", None),
         ("train.max_grad_norm", "", None),
-        ("data.text_pair", "", None),
+        ("data.cache_dir", "", None),
         ("data.train", "no", "no"),
         ("data.train", "[012, no]", ["012", "no"]),
         ("data.label_names", "[no, yes]", ["no", "yes"]),
@@ -174,7 +174,7 @@ def _value(config, key):
         ("dry_run", "1", "true or false"),
         ("run_dir", "null", "a text"),
         ("run_dir", "{a: 1}", "a text"),
-        ("data.text_pair", "None", "write null for no value"),
+        ("data.cache_dir", "None", "write null for no value"),
         ("data.validation_fraction", "0", "a number above 0 and below 1 or null"),
         ("data.validation_fraction", "1", "a number above 0 and below 1 or null"),
         ("data.train", "null", "a text or a list of texts; leave the key out"),
@@ -236,8 +236,10 @@ def test_a_wrong_value_on_the_command_line_is_told_as_such(problems, argument):
 
 def test_a_text_key_takes_the_command_line_as_it_stands(accepted):
     for text in ("I am, really: good", "[a", "{x", "a # b", "*", "'quoted'", "- a", "@x", "a=b=c", " "):
-        config = accepted(_file(), f"data.text={text}", f"task.args.prompt={text}" if text != "'quoted'" else "seed=1")
-        assert config.data.text == text
+        config = accepted(
+            _file(), f"log.project={text}", f"task.args.prompt={text}" if text != "'quoted'" else "seed=1"
+        )
+        assert config.log.project == text
         assert config.task.args.get("prompt", text) == text
 
 
@@ -250,13 +252,13 @@ def test_interpolations_are_resolved_over_all_layers(accepted):
     text = """
 run_dir: runs/${data.name}-${batch.size}-${seed}
 model: {name: m, overrides: {a: "${data.max_length}", b: ["${seed}"]}}
-data: {name: d, text_pair: "${data.text}"}
+data: {name: d, cache_dir: "${log.project}"}
 evaluate: {every: "${log.every}"}
 """
-    config = accepted(text, "seed=7", "data.text=${data.label}", "data.label=\\${stars}")
+    config = accepted(text, "seed=7", "log.project=${data.config}", "data.config=\\${stars}")
     assert config.run_dir == "runs/d-32-7"
     assert config.model.overrides == {"a": 512, "b": [7]}
-    assert (config.data.text, config.data.text_pair) == ("${stars}", "${stars}")
+    assert (config.log.project, config.data.cache_dir) == ("${stars}", "${stars}")
     assert config.evaluate.every == 10
 
 
@@ -265,7 +267,7 @@ evaluate: {every: "${log.every}"}
     [
         ("seed=${nowhere}", "Interpolation key 'nowhere' not found"),
         ("seed=${seed}", "ecursive"),
-        ("seed=${data.text}", "could not be converted to Integer"),
+        ("seed=${log.project}", "could not be converted to Integer"),
         ("seed=${oc.env:NOT_SET_ANYWHERE}", "NOT_SET_ANYWHERE"),
         ("model.vocab_size=${seed}", "model.vocab_size is 42; allowed: a whole number of at least 300"),
         ("run_dir=${seed", "is no interpolation; write ${another.key}, or \\${ for a plain ${"),
@@ -326,8 +328,8 @@ def test_an_empty_section_is_nothing_and_a_scalar_for_a_section_is_told(problems
 
 
 def test_a_key_below_a_value_is_told(problems):
-    (problem,) = problems(_file(), "data.text.0=a")
-    assert problem == "command line: data.text is {'0': 'a'}; allowed: a text"
+    (problem,) = problems(_file(), "log.project.0=a")
+    assert problem == "command line: log.project is {'0': 'a'}; allowed: a text"
 
 
 def test_importing_it_is_fast():

@@ -84,8 +84,7 @@ def configs(draw):
         config.data,
         name=draw(texts),
         train=draw(texts | st.lists(texts, min_size=1, max_size=3)),
-        text=draw(texts),
-        text_pair=draw(st.none() | texts),
+        columns=draw(st.dictionaries(texts, texts, max_size=3)),
         label_names=label_names,
         validation_fraction=draw(st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True)),
     )
@@ -130,7 +129,7 @@ def test_a_resolved_config_takes_overrides(tmp_path):
 
 
 keys = st.sampled_from(
-    ["seed", "batch.size", "data.train", "model.overrides", "model.overrides.a", "optimizer", "x", "data.text"]
+    ["seed", "batch.size", "data.train", "model.overrides", "model.overrides.a", "optimizer", "x", "log.project"]
 )
 arguments = st.builds(lambda key, text: f"{key}={text}", keys, st.text() | st.sampled_from(TRICKY)) | st.text()
 

@@ -19,7 +19,7 @@ from trainer_loop.migrate.translations import NOT_NEEDED, TRANSLATIONS, describe
         ("optimiser.name", ["optimizer.name"]),
         ("optimizer.lrr", ["optimizer.lr"]),
         ("optimiser", ["optimizer"]),
-        ("data.txt", ["data.text", "data.test"]),
+        ("data.txt", ["data.test"]),
         ("run_dri", ["run_dir"]),
         ("learning_rat", ["optimizer.lr"]),
         ("model.gradient_checkpoint", ["model.gradient_checkpointing"]),

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from columns import make_columns
 
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.row_stream import Row, RowStream
@@ -32,7 +33,7 @@ def make_shards(sizes: Sequence[int]) -> list[Shard]:
 
 
 def make_stream(sizes: Sequence[int], *, seed: int = 7) -> RowStream:
-    return RowStream(make_shards(sizes), seed=seed, text="text", text_pair=None, label="label", label_names=LABELS)
+    return RowStream(make_shards(sizes), seed=seed, columns=make_columns(), label_names=LABELS)
 
 
 def encode(rows: Sequence[Row]) -> list[Row]:

@@ -12,6 +12,7 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 from arrow_columns import CASES, Case
+from columns import make_columns
 
 from trainer_loop import UserError
 from trainer_loop.data.checks import check_splits
@@ -65,9 +66,9 @@ def read_rows(train: Any) -> tuple[list[Any], list[Any]]:
     """Texts and labels of the rows that are left without holes. Raises UserError."""
     splits, problems = load_splits(
         name=None, config=None, train=train, validation=None, test=None, validation_fraction=None, limit={},
-        text="text", text_pair=None, label="label", seed=1, missing="drop",
+        columns=make_columns(), seed=1, missing="drop",
     )  # fmt: skip
-    wrong, _, _ = check_splits(splits, text="text", text_pair=None, label="label", label_names=None)
+    wrong, _, _ = check_splits(splits, columns=make_columns(), label_names=None)
     if problems + wrong:
         raise UserError(problems + wrong)
     rows = splits["train"].rows
@@ -77,19 +78,15 @@ def read_rows(train: Any) -> tuple[list[Any], list[Any]]:
 def stream_rows(path: str, labels: list[Any]) -> tuple[list[Any], list[Any]]:
     """The same of a stream. labels: the classes."""
     splits, opened, problems = open_splits(
-        name=None, config=None, train=path, validation=None, test=None, limit={}, text="text", text_pair=None,
-        label="label", seed=1, missing="drop",
+        name=None, config=None, train=path, validation=None, test=None, limit={},
+        columns=make_columns(), seed=1, missing="drop",
     )  # fmt: skip
     names = LabelNames([str(label) for label in labels], {label: number for number, label in enumerate(labels)})
-    wrong, _, _ = check_splits(
-        splits, text="text", text_pair=None, label="label", label_names=None, known=names, is_streamed=True
-    )
+    wrong, _, _ = check_splits(splits, columns=make_columns(), label_names=None, known=names, is_streamed=True)
     if problems + wrong:
         raise UserError(problems + wrong)
     assert opened is not None
-    stream = RowStream(
-        opened.shards, seed=1, text="text", text_pair=None, label="label", label_names=names, missing="drop"
-    )
+    stream = RowStream(opened.shards, seed=1, columns=make_columns(), label_names=names, missing="drop")
     rows = list(stream.read(0))
     assert stream.count_rows() == len(rows)
     return [row.values["text"] for row in rows], [labels[row.values["label"]] for row in rows]

@@ -5,6 +5,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
+from columns import make_columns
 
 from trainer_loop.data.checks import check_splits
 from trainer_loop.data.labels import LabelNames
@@ -19,7 +20,8 @@ def make_split(name: str, label_feature: Any = None, **columns: list[Any]) -> Sp
 
 
 def check(*splits: Split, **given: Any) -> tuple[list[str], list[str], LabelNames | None]:
-    arguments = {"text": "text", "text_pair": None, "label": "label", "label_names": None, **given}
+    names = {name: given.pop(name) for name in ("text", "text_pair", "label") if name in given}
+    arguments = {"columns": make_columns(**names), "label_names": None, **given}
     return check_splits({split.name: split for split in splits}, **arguments)
 
 
@@ -34,9 +36,9 @@ def test_good_splits_have_no_problems():
 def test_missing_columns_are_told_with_what_is_there():
     problems, _, names = check(make_split("train", review=["a"], labels=[1]), text="revew", text_pair="second")
     assert problems == [
-        "data.text=revew: data.train has no such column; it has review, labels; did you mean 'review'?",
-        "data.text_pair=second: data.train has no such column; it has review, labels",
-        "data.label=label: data.train has no such column; it has review, labels; did you mean 'labels'?",
+        "data.columns.text=revew: data.train has no such column; it has review, labels; did you mean 'review'?",
+        "data.columns.text_pair=second: data.train has no such column; it has review, labels",
+        "data.columns.label=label: data.train has no such column; it has review, labels; did you mean 'labels'?",
     ]
     assert names is None
 
@@ -129,8 +131,8 @@ def test_decimal_labels_say_what_to_do():
         "data.train: column 'label' is null in 1 row: train.csv row 1; fill it in or remove the row, or set "
         "data.missing=drop",
         "data.train: column 'label' holds decimal numbers, such as 4.5 (train.csv row 2); classification needs "
-        "integers, texts or true/false: make classes of them (1, not 1.0); "
-        "numbers can be learnt by a RowTask, docs/customise.md",
+        "integers, texts or true/false: make classes of them (1, not 1.0); a Task of your own can learn numbers, see "
+        "docs/customise.md",
     ]
     assert names is None
 
@@ -192,7 +194,7 @@ def test_everything_wrong_is_told_at_once():
         make_split("test", body=["a"], label=["x"]),
     )
     assert [problem.split(":")[0] for problem in problems] == [
-        "data.train", "data.validation", "data.text=text", "data.train", "data.validation"
+        "data.train", "data.validation", "data.columns.text=text", "data.train", "data.validation"
     ]  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet
 import pytest
+from columns import make_columns
 
 from trainer_loop import UserError
 from trainer_loop.data.checks import check_splits
@@ -71,7 +72,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 def read_in_memory(path: str) -> None:
     splits, problems = load_splits(
         name=None, config=None, train=path, validation=None, test=None, validation_fraction=None, limit={},
-        text="text", text_pair=None, label="label", seed=1,
+        columns=make_columns(), seed=1,
     )  # fmt: skip
     check(splits, problems)
     assert len(splits["train"].rows[:]["text"]) > 0
@@ -79,24 +80,23 @@ def read_in_memory(path: str) -> None:
 
 def read_stream(path: str) -> None:
     splits, opened, problems = open_splits(
-        name=None, config=None, train=path, validation=None, test=None, limit={}, text="text", text_pair=None,
-        label="label", seed=1,
+        name=None, config=None, train=path, validation=None, test=None, limit={}, columns=make_columns(), seed=1,
     )  # fmt: skip
     check(splits, problems)
     assert opened is not None
-    rows = RowStream(opened.shards, seed=1, text="text", text_pair=None, label="label", label_names=NAMES)
+    rows = RowStream(opened.shards, seed=1, columns=make_columns(), label_names=NAMES)
     assert len(list(rows.read(0))) == rows.count_rows()
 
 
 def read_to_predict(path: str) -> None:
     table = read_whole([path], text_format=DEFAULT_FORMAT)
-    check({"train": table.as_split(["text"])}, [], label=None)
+    check({"train": table.as_split(make_columns(label=None))}, [], label=None)
     ReadyTable(table, ".csv").write(io.BytesIO())
 
 
 def check(splits: dict, problems: list[str], label: str | None = "label") -> None:
     wrong, _, _ = check_splits(
-        splits, text="text", text_pair=None, label=label, label_names=None, known=NAMES if label else None
+        splits, columns=make_columns("text", None, label), label_names=None, known=NAMES if label else None
     )
     if problems + wrong:
         raise UserError(problems + wrong)

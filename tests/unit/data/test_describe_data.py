@@ -3,6 +3,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from columns import make_columns
 
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.report import count_duplicates, describe_data
@@ -23,15 +24,15 @@ def tokenised(name: str, lengths: list[int], num_truncated: int = 0, **columns: 
 
 def test_the_report_of_a_classification():
     splits = {
-        "train": make_split("train", text=["a", "b", "c", "d"]),
-        "validation": make_split("validation", text=["b", "x", "b"]),
+        "train": make_split("train", text=["a", "b", "c", "d"], label=["neg", "pos", "pos", "pos"]),
+        "validation": make_split("validation", text=["b", "x", "b"], label=["neg", "neg", "pos"]),
     }
     lines = describe_data(
         {
-            "train": tokenised("train", [3, 5, 9, 20], num_truncated=1, label=[0, 1, 1, 1]),
-            "validation": tokenised("validation", [4, 4, 4], label=[0, 0, 1]),
+            "train": tokenised("train", [3, 5, 9, 20], num_truncated=1),
+            "validation": tokenised("validation", [4, 4, 4]),
         },
-        splits=splits, text="text", text_pair=None, label_names=LabelNames(["neg", "pos"], {"neg": 0, "pos": 1}),
+        splits=splits, columns=make_columns(), label_names=LabelNames(["neg", "pos"], {"neg": 0, "pos": 1}),
     )  # fmt: skip
     assert lines == [
         "train: 4 rows; labels: neg 1 (25.0%), pos 3 (75.0%)",
@@ -45,7 +46,7 @@ def test_the_report_of_a_classification():
 def test_the_report_of_chunks():
     lines = describe_data(
         {"train": tokenised("train", [128, 128])},
-        splits={"train": make_split("train", text=["a"] * 5)}, text="text", text_pair=None, label_names=None,
+        splits={"train": make_split("train", text=["a"] * 5)}, columns=make_columns(label=None), label_names=None,
     )  # fmt: skip
     assert lines[0] == "train: 2 rows of 5 texts"
 
@@ -54,8 +55,9 @@ def test_of_many_labels_the_most_common_are_named():
     names = LabelNames([f"l{n}" for n in range(12)], {n: n for n in range(12)})
     labels = [label for label in range(12) for _ in range(label + 1)]
     (line, _) = describe_data(
-        {"train": tokenised("train", [1] * len(labels), label=labels)},
-        splits={"train": make_split("train", text=["a"] * len(labels))}, text="text", text_pair=None, label_names=names,
+        {"train": tokenised("train", [1] * len(labels))},
+        splits={"train": make_split("train", text=["a"] * len(labels), label=labels)},
+        columns=make_columns(), label_names=names,
     )  # fmt: skip
     assert line.startswith("train: 78 rows; labels: l11 12 (15.4%), l10 11 (14.1%), ")
     assert line.endswith("l2 3 (3.8%) and 2 more with 1 to 2 rows")
@@ -77,10 +79,4 @@ def test_of_many_labels_the_most_common_are_named():
 def test_duplicates_are_the_same_character_for_character(
     train: dict[str, list[str]], other: dict[str, list[str]], duplicates: int
 ):
-    counted = count_duplicates(
-        make_split("train", **train),
-        make_split("validation", **other),
-        text="text",
-        text_pair="pair" if "pair" in train else None,
-    )
-    assert counted == duplicates
+    assert count_duplicates(make_split("train", **train), make_split("validation", **other), list(train)) == duplicates

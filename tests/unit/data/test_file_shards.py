@@ -82,7 +82,7 @@ def problems_of(*paths: str) -> list[str]:
 
 @pytest.mark.parametrize("path", KINDS)
 def test_rows_and_places_are_those_of_the_file_read_as_a_whole(folder: Path, path: str):
-    whole = read_files([write(path)], split="train", texts=["text"], label=None, keeps_all=True)
+    whole = read_files([write(path)], split="train", columns=None)
     read = read_all(path)
     assert len(read) == len(whole.rows) > 0
     for row, (values, place) in enumerate(read):

@@ -8,6 +8,7 @@ from typing import Any
 
 import datasets
 import pytest
+from columns import make_columns
 from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import constants
 
@@ -171,7 +172,7 @@ def test_files_may_stand_beside_a_hub_data_set(folder: Path, monkeypatch: pytest
     Path("mine.csv").write_text("text,label\nc,1\n")
     splits, problems = load_splits(
         name="lab/set", config=None, train="train", validation="mine.csv", test=None, validation_fraction=None,
-        limit={}, text="text", text_pair=None, label="label", seed=1,
+        limit={}, columns=make_columns(), seed=1,
     )  # fmt: skip
     assert problems == []
     assert splits["train"].origins.place(0) == "lab/set[train] row 1"

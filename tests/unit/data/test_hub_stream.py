@@ -7,6 +7,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from columns import make_columns
 from datasets.exceptions import DatasetNotFoundError
 from streams import LABELS
 
@@ -45,14 +46,14 @@ def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def open_hub(**given):
     arguments = {
         "name": "lab/set", "config": None, "train": "train", "validation": None, "test": None, "limit": {},
-        "text": "text", "text_pair": None, "label": "label", "seed": 1,
+        "columns": make_columns(), "seed": 1,
     }  # fmt: skip
     return open_splits(**arguments | given)
 
 
 def as_stream(split: ShardedSplit | None) -> RowStream:
     assert split is not None
-    return RowStream(split.shards, seed=1, text="text", text_pair=None, label="label", label_names=LABELS)
+    return RowStream(split.shards, seed=1, columns=make_columns(), label_names=LABELS)
 
 
 @pytest.mark.usefixtures("hub")

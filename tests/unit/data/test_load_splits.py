@@ -4,6 +4,7 @@ from typing import Any
 
 import datasets
 import pytest
+from columns import make_columns
 
 from trainer_loop.data.source import load_splits
 from trainer_loop.data.split import Split
@@ -14,7 +15,7 @@ ROWS = "from datasets import Dataset, DatasetDict\n"
 def load(**given: Any) -> tuple[dict[str, Split], list[str]]:
     arguments: dict[str, Any] = {
         "name": None, "config": None, "train": None, "validation": None, "test": None, "validation_fraction": None,
-        "limit": {}, "text": "text", "text_pair": None, "label": "label", "seed": 42,
+        "limit": {}, "columns": make_columns(), "seed": 42,
     }  # fmt: skip
     return load_splits(**{**arguments, **given})
 
@@ -150,7 +151,8 @@ def test_one_row_cannot_be_divided(folder: Path):
 def test_text_columns_stay_texts_and_labels_have_their_type(folder: Path):
     Path("train.csv").write_text("text,label,other\n1,2,3\n")
     assert load(train="train.csv")[0]["train"].rows[0] == {"text": "1", "label": 2}
-    assert load(train="train.csv", label=None, text_pair="label")[0]["train"].rows[0] == {"text": "1", "label": "2"}
+    texts = load(train="train.csv", columns=make_columns(text_pair="label", label=None))[0]
+    assert texts["train"].rows[0] == {"text": "1", "label": "2"}
     assert load(train="train.csv")[0]["train"].columns == ["text", "label", "other"]
 
 

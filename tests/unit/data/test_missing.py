@@ -10,6 +10,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from columns import make_columns
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from streams import make_loader
@@ -26,38 +27,31 @@ NAN = float("nan")
 NAMES = LabelNames(["even", "odd"], {0: 0, 1: 1})
 
 
-def load(missing: str, *, train: Any = "a.jsonl", **options: Any) -> tuple[dict[str, Split], list[str], list[str]]:
+def load(
+    missing: str, *, train: Any = "a.jsonl", fraction: float | None = None, limit: Any = None, **options: Any
+) -> tuple[dict[str, Split], list[str], list[str]]:
     """The splits, what is wrong, and what was said."""
     said: list[str] = []
     arguments: dict[str, Any] = {
-        "name": None, "config": None, "train": train, "validation": None, "test": None, "validation_fraction": None,
-        "limit": {}, "text": "text", "text_pair": None, "label": "label", "seed": 1, **options,
+        "name": None, "config": None, "train": train, "validation": None, "test": None, "validation_fraction": fraction,
+        "limit": limit or {}, "columns": make_columns(**options), "seed": 1,
     }  # fmt: skip
     splits, problems = load_splits(**arguments, missing=missing, say=said.append)
-    wrong, _, _ = check_splits(
-        splits,
-        text="text",
-        text_pair=arguments["text_pair"],
-        label=arguments["label"],
-        label_names=None,
-        missing=missing,
-    )
+    wrong, _, _ = check_splits(splits, columns=arguments["columns"], label_names=None, missing=missing)
     return splits, problems + wrong, said
 
 
 def open_stream(*files: str, missing: str, say: Any = lambda line: None, text_pair: str | None = None) -> RowStream:
     _, opened, problems = open_splits(
-        name=None, config=None, train=list(files), validation=None, test=None, limit={}, text="text",
-        text_pair=text_pair, label="label", seed=1, missing=missing,
+        name=None, config=None, train=list(files), validation=None, test=None, limit={},
+        columns=make_columns(text_pair=text_pair), seed=1, missing=missing,
     )  # fmt: skip
     assert problems == []
     assert opened is not None
     return RowStream(
         opened.shards,
         seed=1,
-        text="text",
-        text_pair=text_pair,
-        label="label",
+        columns=make_columns(text_pair=text_pair),
         label_names=NAMES,
         missing=missing,
         say=say,
@@ -129,8 +123,8 @@ def test_where_no_row_is_left_it_is_told_why(folder: Path, rows: list[dict]):
         f"data.train: no row is left; a.jsonl: 2 rows without {column!r} were dropped (data.missing=drop)"
     ]
     _, _, problems = open_splits(
-        name=None, config=None, train="a.jsonl", validation=None, test=None, limit={}, text="text", text_pair=None,
-        label="label", seed=1, missing="drop",
+        name=None, config=None, train="a.jsonl", validation=None, test=None, limit={},
+        columns=make_columns(), seed=1, missing="drop",
     )  # fmt: skip
     assert problems[0].startswith("data.train: no row is left")
 
@@ -138,7 +132,7 @@ def test_where_no_row_is_left_it_is_told_why(folder: Path, rows: list[dict]):
 def test_rows_are_dropped_before_a_part_or_a_sample_is_taken(folder: Path):
     rows = [{"text": f"t{number}" if number % 4 else None, "label": number % 2} for number in range(40)]
     write_rows("a.jsonl", rows)
-    splits, problems, said = load("drop", validation_fraction=0.2, limit={"train": 10})
+    splits, problems, said = load("drop", fraction=0.2, limit={"train": 10})
     assert problems == []
     assert len(splits["validation"].rows) == 6
     assert len(splits["train"].rows) == 10
@@ -187,7 +181,7 @@ def test_a_split_whose_labels_are_all_hidden_is_told(split: str, remedy: str):
     for name, labels in given.items():
         rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": labels}).cast_column("label", feature)
         splits[name] = Split(name, rows, Origins.of(f"{name} row", 2), "")
-    problems, warnings, _ = check_splits(splits, text="text", text_pair=None, label="label", label_names=None)
+    problems, warnings, _ = check_splits(splits, columns=make_columns(), label_names=None)
     assert problems == [
         f"data.{split}: column 'label' is -1 in all 2 rows: -1 stands for a label that is kept secret: {remedy}"
     ]
@@ -219,7 +213,7 @@ def test_numbers_without_fractions_are_integers_however_they_are_stored(labels: 
     split = Split(
         "train", datasets.Dataset.from_dict({"text": ["a"] * len(labels), "label": labels}), Origins.of("a", 1), ""
     )
-    plain = with_plain_columns(split, texts=["text"], label="label")
+    plain = with_plain_columns(split, make_columns())
     kept = [None if isinstance(value, float) and math.isnan(value) else value for value in labels]
     assert list(plain.rows["label"])[: len(told or [])] == (told or [])
     assert plain.rows.features["label"].dtype == ("float64" if told is None else "int64")
@@ -241,7 +235,7 @@ LABELS = st.sampled_from([None, NAN, 0, 1])
 @given(rows=st.lists(st.tuples(VALUES, VALUES, LABELS), min_size=1, max_size=10), blank=st.booleans())
 @settings(deadline=None, max_examples=60)
 def test_a_row_is_judged_alike_alone_and_among_others(rows: list[tuple], blank: bool):
-    holes = Holes(["text", "pair"], "label", blank=blank)
+    holes = Holes({"text": blank, "pair": blank}, "label")
     columns = dict(zip(("text", "pair", "label"), map(list, zip(*rows, strict=True)), strict=True))
     table = pa.table({
         "text": pa.array(columns["text"], pa.string()), "pair": pa.array(columns["pair"], pa.large_string()),
@@ -350,7 +344,7 @@ def test_a_bad_row_is_told_though_others_are_dropped(folder: Path):
 def test_rows_keep_their_order_and_their_places(holes: list[bool]):
     rows = datasets.Dataset.from_dict({"text": [None if hole else "a" for hole in holes], "label": [0] * len(holes)})
     split = Split("train", rows, Origins.of("a.csv row", len(holes)), "")
-    kept, told = settle_missing(split, Holes(["text"], "label", blank=True), missing="drop")
+    kept, told = settle_missing(split, Holes.of(make_columns()), missing="drop")
     wanted = [number for number, hole in enumerate(holes, start=1) if not hole]
     assert [kept.origins.place(row) for row in range(len(kept.rows))] == [f"a.csv row {number}" for number in wanted]
     assert bool(told) == any(holes)

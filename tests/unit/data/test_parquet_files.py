@@ -9,6 +9,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from columns import make_columns
 
 from trainer_loop import UserError
 from trainer_loop.data.files import read_files
@@ -34,7 +35,7 @@ def make_table(num_rows: int) -> pa.Table:
 
 
 def read(*, keeps_all: bool = False) -> datasets.Dataset:
-    return read_files(["a.parquet"], split="train", texts=["text"], label="label", keeps_all=keeps_all).rows
+    return read_files(["a.parquet"], split="train", columns=None if keeps_all else make_columns()).rows
 
 
 def problem_of_reading() -> str:
@@ -58,8 +59,10 @@ def test_a_group_of_rows_is_never_held_as_a_whole(compression: str):
     write(pa.table({"text": texts}), use_dictionary=False, compression=compression)
     script = """
 import pyarrow
+from trainer_loop.data.columns import Column, Columns
 from trainer_loop.data.files import read_files
-rows = read_files(["a.parquet"], split="train", texts=["text"], label=None).rows
+columns = Columns({"text": Column("text")}, {"text": "text"})
+rows = read_files(["a.parquet"], split="train", columns=columns).rows
 print(len(rows), rows[7999]["text"][:8], pyarrow.default_memory_pool().max_memory() / rows.data.nbytes)
 """
     environment = {**os.environ, "HF_DATASETS_CACHE": "cache"}
@@ -151,14 +154,14 @@ def test_a_column_that_rows_cannot_hold_is_left_out_or_told_where_it_is_wanted()
     write(pa.table({"text": ["a", "b"], "label": [0, 1], "tags": tags}))
     assert read()[:] == {"text": ["a", "b"], "label": [0, 1]}
     with pytest.raises(UserError, match="column 'tags' cannot be read"):
-        read_files(["a.parquet"], split="train", texts=["text"], label=None, keeps_all=True)
+        read_files(["a.parquet"], split="train", columns=None)
     write(pa.table({"text": tags, "label": [0, 1]}))
     assert problem_of_reading().startswith("a.parquet: column 'text' cannot be read: ")
 
 
 def test_what_is_kept_of_some_columns_is_not_taken_for_others():
     write(make_table(3))
-    assert read_files(["a.parquet"], split="train", texts=["text"], label=None).rows.column_names == ["text"]
+    assert read_files(["a.parquet"], split="train", columns=make_columns(label=None)).rows.column_names == ["text"]
     assert read().column_names == ["text", "label"]
 
 

@@ -9,6 +9,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.feather
 import pytest
+from columns import make_columns
 
 from trainer_loop import UserError
 from trainer_loop.data import files, tables
@@ -21,7 +22,7 @@ from trainer_loop.data.split import Split
 
 
 def read(*files: str, label: str | None = "label") -> Split:
-    return read_files(files, split="train", texts=["text"], label=label)
+    return read_files(files, split="train", columns=make_columns(label=label))
 
 
 def problems_of_finding(*specs: str) -> list[str]:
@@ -162,10 +163,11 @@ def test_rows_of_feather_are_not_copied(folder: Path):
     pyarrow.feather.write_feather(pa.table({"text": texts}), "a.arrow", compression="uncompressed")
     script = """
 import resource
+from trainer_loop.data.columns import Column, Columns
 from trainer_loop.data.files import read_files
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
-rows = read_files(["a.arrow"], split="train", texts=["text"], label=None).rows
+rows = read_files(["a.arrow"], split="train", columns=Columns({"text": Column("text")}, {"text": "text"})).rows
 print((peak() - before) / rows.data.nbytes)
 """
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -219,7 +221,7 @@ def test_where_all_columns_are_kept_one_of_unlike_types_is_told(folder: Path):
     Path("b.jsonl").write_text('{"text": "b", "label": 0, "target": "three"}\n')
     assert read("a.jsonl", "b.jsonl").rows.column_names == ["text", "label"]
     with pytest.raises(UserError, match=r"column 'target' has one type in a\.jsonl") as caught:
-        read_files(["a.jsonl", "b.jsonl"], split="train", texts=(), label=None, keeps_all=True)
+        read_files(["a.jsonl", "b.jsonl"], split="train", columns=None)
     assert len(caught.value.problems) == 1
 
 
@@ -322,8 +324,8 @@ def test_columns_that_nobody_names_cost_little(folder: Path, kind: str):
             pyarrow.feather.write_feather(table, path)
     began = time.process_time()
     train = as_dataset(rows, place="rows", columns=["text", "label"]) if kind == "given" else path
-    options = {"name": None, "config": None, "validation": None, "test": None, "limit": {}, "text": "text"}
-    more = {"text_pair": None, "label": "label", "seed": 1}
+    options = {"name": None, "config": None, "validation": None, "test": None, "limit": {}}
+    more = {"columns": make_columns(), "seed": 1}
     splits, problems = load_splits(train=train, validation_fraction=0.3, **options, **more)
     assert problems == []
     assert len(splits["train"].rows) == 8

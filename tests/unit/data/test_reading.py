@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet
 import pytest
+from columns import make_columns
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -25,10 +26,11 @@ from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
 
 Rows = list[tuple[Any, str]]
 COLUMNS = ["text", "other"]
+READS = make_columns(text_pair="other", label=None)
 
 
 def in_memory(path: str, text_format: TextFormat) -> Rows:
-    split = read_files([path], split="train", texts=COLUMNS, label=None, text_format=text_format)
+    split = read_files([path], split="train", columns=READS, text_format=text_format)
     return [(split.rows[row].get("text"), split.origins.place(row)) for row in range(len(split.rows))]
 
 
@@ -39,7 +41,7 @@ def streamed(path: str, text_format: TextFormat) -> Rows:
 
 def for_predict(path: str, text_format: TextFormat) -> Rows:
     table = read_whole([path], text_format=text_format)
-    texts = table.as_split(["text"]).rows["text"] if "text" in table.columns else [None] * len(table)
+    texts = table.as_split(make_columns(label=None)).rows["text"] if "text" in table.columns else [None] * len(table)
     return [(text, table.origins.place(row)) for row, text in enumerate(texts)]
 
 
@@ -220,7 +222,7 @@ def test_files_of_unlike_types_go_together_alike(folder: Path):
     categories = pa.array(["d", "e"]).dictionary_encode()
     pa.parquet.write_table(pa.table({"text": categories, "label": pa.array([0, 1], pa.int8())}), "c.parquet")
     files = ["a.csv", "b.jsonl", "c.parquet"]
-    rows = read_files(files, split="train", texts=["text"], label="label").rows
+    rows = read_files(files, split="train", columns=make_columns()).rows
     assert list(rows["text"]) == list("abcde")
     assert list(rows["label"]) == [1, 0, 1, 0, 1]
     opened = open_files(files, columns=["text", "label"]).shards

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from columns import make_columns
 from streams import LABELS, make_stream
 
 from trainer_loop import UserError
@@ -26,7 +27,7 @@ def open_stream(
 ) -> RowStream:
     columns = ["text", *([label] if label else []), *([pair] if pair else [])]
     return RowStream(
-        open_files(files, columns=columns).shards, seed=1, text="text", text_pair=pair, label=label, label_names=names
+        open_files(files, columns=columns).shards, seed=1, columns=make_columns("text", pair, label), label_names=names
     )
 
 
@@ -44,7 +45,7 @@ def problem_of(stream) -> str:
 def test_rows_have_their_texts_and_class_ids(folder: Path):
     Path("a.jsonl").write_text('{"text": "x", "other": "y", "label": 1, "more": 2}\n')
     assert read_all(open_stream("a.jsonl", pair="other")) == [
-        ({"text": "x", "pair": "y", "label": 1}, "a.jsonl line 1")
+        ({"text": "x", "text_pair": "y", "label": 1}, "a.jsonl line 1")
     ]
     assert read_all(open_stream("a.jsonl", label=None, names=None)) == [({"text": "x"}, "a.jsonl line 1")]
 
@@ -139,8 +140,8 @@ def test_joined_texts_become_the_chunks_that_they_become_in_memory(folder: Path,
     task = bind(CausalLM())
     Path("a.txt").write_text("\n".join(TEXTS))
     whole = tokenise_split(
-        read_files(find_files(["a.txt"], key="data.train"), split="train", texts=["text"], label=None),
-        task=task, tokenizer=task.tokenizer, text="text", text_pair=None, label=None, label_names=None, max_length=16,
+        read_files(find_files(["a.txt"], key="data.train"), split="train", columns=make_columns(label=None)),
+        task=task, tokenizer=task.tokenizer, columns=make_columns("text", None, None), label_names=None, max_length=16,
         cache_dir=folder / "cache", show_progress=False, say=lambda line: None,
     )  # fmt: skip
     encode = RowEncoder(task, max_length=16)
@@ -162,8 +163,8 @@ def test_a_text_becomes_what_it_becomes_in_memory(folder: Path):
     task = bind(SequenceClassification())
     Path("a.csv").write_text("text,label\n" + "".join(f"{text},{n % 2}\n" for n, text in enumerate(TEXTS)))
     whole = tokenise_split(
-        read_files(["a.csv"], split="train", texts=["text"], label="label"),
-        task=task, tokenizer=task.tokenizer, text="text", text_pair=None, label="label", label_names=LABELS,
+        read_files(["a.csv"], split="train", columns=make_columns()),
+        task=task, tokenizer=task.tokenizer, columns=make_columns(), label_names=LABELS,
         max_length=16, cache_dir=folder / "cache", show_progress=False, say=lambda line: None,
     )  # fmt: skip
     encode = RowEncoder(task, max_length=16)

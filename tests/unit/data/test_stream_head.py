@@ -5,6 +5,7 @@ from pathlib import Path
 
 import datasets
 import pytest
+from columns import make_columns
 
 from trainer_loop.data.checks import check_splits
 from trainer_loop.data.labels import LabelNames
@@ -15,7 +16,7 @@ from trainer_loop.data.split import Split
 def open_head(*files: str, label: str | None = "label") -> tuple[Split | None, list[str]]:
     splits, _, problems = open_splits(
         name=None, config=None, train=list(files), validation=None, test=None, limit={},
-        text="text", text_pair=None, label=label, seed=1,
+        columns=make_columns("text", None, label), seed=1,
     )  # fmt: skip
     return splits.get("train"), problems
 
@@ -23,9 +24,7 @@ def open_head(*files: str, label: str | None = "label") -> tuple[Split | None, l
 def judge(*files: str, label_names: object = None) -> tuple[list[str], list[str], LabelNames | None]:
     head, problems = open_head(*files)
     assert head is not None, problems
-    return check_splits(
-        {"train": head}, text="text", text_pair=None, label="label", label_names=label_names, is_streamed=True
-    )
+    return check_splits({"train": head}, columns=make_columns(), label_names=label_names, is_streamed=True)
 
 
 def write_csv(path: str, rows: list[tuple[str, str]]) -> str:
@@ -109,7 +108,7 @@ def test_a_sorted_stream_is_warned_of(folder: Path):
 def test_only_files_and_hub_splits_are_streamed(folder: Path, train: str):
     _, opened, problems = open_splits(
         name=None, config=None, train=train, validation=None, test=None, limit={},
-        text="text", text_pair=None, label="label", seed=1,
+        columns=make_columns(), seed=1,
     )  # fmt: skip
     assert opened is None
     assert problems == [

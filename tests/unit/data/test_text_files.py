@@ -1,10 +1,11 @@
 import csv
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from columns import make_columns
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -15,17 +16,13 @@ from trainer_loop.data.split import Split
 from trainer_loop.data.text_format import TextFormat
 
 
-def read_file(
-    path: Path | str, texts: Sequence[str] = ("text",), label: str | None = None, *, keeps_all: bool = False
-) -> Split:
-    return read_files([str(path)], split="train", texts=texts, label=label, keeps_all=keeps_all)
+def read_file(path: Path | str, text: str = "text", label: str | None = None, *, keeps_all: bool = False) -> Split:
+    return read_files([str(path)], split="train", columns=None if keeps_all else make_columns(text, None, label))
 
 
 def read_csv(path: Path | str, label: str | None = "label", **options: Any) -> Any:
     """All columns, and their places."""
-    split = read_files(
-        [str(path)], split="train", texts=["text"], label=label, keeps_all=True, text_format=TextFormat(**options)
-    )
+    split = read_files([str(path)], split="train", columns=None, text_format=TextFormat(**options))
     return split.rows, split.origins
 
 
@@ -93,7 +90,7 @@ def test_only_an_empty_field_is_null(tmp_path: Path):
 )
 def test_only_the_label_column_has_its_type_inferred(tmp_path: Path, written: list[str], read: list[object]):
     write_csv(tmp_path / "some.csv", [["text", "label"], *([value or "x", value] for value in written)])
-    rows, _ = read_csv(tmp_path / "some.csv")
+    rows = read_file(tmp_path / "some.csv", label="label").rows
     assert list(rows["label"]) == read
     assert [type(value) for value in rows["label"]] == [type(value) for value in read]
     assert list(rows["text"]) == [value or "x" for value in written]
@@ -171,7 +168,7 @@ def test_a_broken_csv_file_is_explained_in_one_line(tmp_path: Path, content: byt
 
 def test_a_header_with_a_semicolon_is_fine_when_it_is_the_text_column(tmp_path: Path):
     (tmp_path / "some.csv").write_text("text; raw\ngood\n")
-    read = read_file(tmp_path / "some.csv", ["text; raw"]).rows
+    read = read_file(tmp_path / "some.csv", "text; raw").rows
     assert read[0] == {"text; raw": "good"}
 
 

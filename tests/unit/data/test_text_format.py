@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from columns import make_columns
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -32,7 +33,9 @@ LETTERS = {
 
 
 def read_whole(path: str, text_format: TextFormat) -> Rows:
-    rows = read_files([path], split="train", texts=["text", "other"], label=None, text_format=text_format).rows
+    rows = read_files(
+        [path], split="train", columns=make_columns(text_pair="other", label=None), text_format=text_format
+    ).rows
     return list(zip(rows["text"], rows["other"], strict=True))
 
 
@@ -75,7 +78,7 @@ def test_files_of_any_encoding_are_read_and_gone_on_with_from_any_row(folder: Pa
     Path(path).write_bytes(content.encode(encoding))
     text_format = TextFormat(encoding=encoding)
     if kind == "txt":
-        read = read_files([path], split="train", texts=["text"], label=None, text_format=text_format)
+        read = read_files([path], split="train", columns=make_columns(label=None), text_format=text_format)
         assert list(read.rows["text"]) == texts
     else:
         assert read_whole(path, text_format) == wanted

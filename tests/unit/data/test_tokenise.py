@@ -7,6 +7,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+from columns import make_columns
 
 from trainer_loop import UserError
 from trainer_loop.data import tokens
@@ -15,6 +16,7 @@ from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.tokenizer import train_tokenizer
 from trainer_loop.data.tokens import TokenisedSplit, tokenise_split
 from trainer_loop.tasks.sequence_classification import SequenceClassification
+from trainer_loop.tasks.task import Rows
 
 TEXTS = ["good", "a bad and long text", "good enough", "bad"]
 NAMES = LabelNames(["neg", "pos"], {"neg": 0, "pos": 1})
@@ -37,25 +39,25 @@ class CountingTask(SequenceClassification):
     def settings(self) -> dict[str, Any]:
         return self.given
 
-    def encode(self, texts: list[str], pairs: list[str] | None, *, max_length: int) -> dict[str, list[Any]]:
-        self.num_texts += len(texts)
-        return super().encode(texts, pairs, max_length=max_length)
+    def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
+        self.num_texts += len(rows["text"])
+        return super().encode(rows, max_length=max_length)
 
 
 class WordsTask(CountingTask):
     """One row per word: another number of rows than of texts."""
 
-    def encode(self, texts: list[str], pairs: list[str] | None, *, max_length: int) -> dict[str, list[Any]]:
-        self.num_texts += len(texts)
-        words = [(word, source) for source, text in enumerate(texts) for word in text.split()]
+    def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
+        self.num_texts += len(rows["text"])
+        words = [(word, source) for source, text in enumerate(rows["text"]) for word in text.split()]
         return {"input_ids": [[len(word)] for word, _ in words], "source": [source for _, source in words]}
 
 
 class ForgetfulTask(WordsTask):
     """Does not say which text a row is from."""
 
-    def encode(self, texts: list[str], pairs: list[str] | None, *, max_length: int) -> dict[str, list[Any]]:
-        return {"input_ids": super().encode(texts, pairs, max_length=max_length)["input_ids"]}
+    def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
+        return {"input_ids": super().encode(rows, max_length=max_length)["input_ids"]}
 
 
 def make_split(texts: list[str] = TEXTS, fingerprint: str = "abc", **columns: list[Any]) -> Split:
@@ -65,7 +67,7 @@ def make_split(texts: list[str] = TEXTS, fingerprint: str = "abc", **columns: li
 
 def tokenise(task: CountingTask, folder: Path, split: Split | None = None, **given: Any) -> TokenisedSplit:
     arguments: dict[str, Any] = {
-        "task": task, "tokenizer": task.tokenizer, "text": "text", "text_pair": None, "label": "label",
+        "task": task, "tokenizer": task.tokenizer, "columns": make_columns(),
         "label_names": NAMES, "max_length": 6, "cache_dir": folder, "show_progress": False, "say": lambda line: None,
     }  # fmt: skip
     return tokenise_split(split or make_split(), **{**arguments, **given})
@@ -85,7 +87,13 @@ def test_rows_are_what_the_tokenizer_gives_and_labels_are_ids(tokenizer: Any, tm
 
 
 def test_pairs_are_joined(tokenizer: Any, tmp_path: Path):
-    split = tokenise(CountingTask(tokenizer), tmp_path, make_split(other=TEXTS[::-1]), text_pair="other", max_length=30)
+    split = tokenise(
+        CountingTask(tokenizer),
+        tmp_path,
+        make_split(other=TEXTS[::-1]),
+        columns=make_columns(text_pair="other"),
+        max_length=30,
+    )
     assert split.rows[1]["input_ids"] == tokenizer(TEXTS[1], TEXTS[2])["input_ids"]
     assert split.rows[1]["token_type_ids"][-1] == 1
 
@@ -135,7 +143,7 @@ def test_whatever_decides_about_the_tokens_is_part_of_the_key(tokenizer: Any, tm
         (task, {"max_length": 5}),
         (task, {"split": make_split(fingerprint="other")}),
         (task, {"label_names": LabelNames(["pos", "neg"], {"pos": 0, "neg": 1})}),
-        (task, {"label": None, "label_names": None}),
+        (task, {"columns": make_columns(label=None), "label_names": None}),
         (CountingTask(tokenizer, end=True), {}),
         (CountingTask(tokenizer, end=False), {}),
         (CountingTask(retrained), {}),
@@ -155,8 +163,8 @@ def test_a_task_whose_code_was_edited_tokenises_anew(tokenizer: Any, folder: Pat
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 
 class Edited(SequenceClassification):
-    def encode(self, texts, pairs, *, max_length):
-        return {"input_ids": [[%d]] * len(texts)}
+    def encode(self, rows, *, max_length):
+        return {"input_ids": [[%d]] * len(rows["text"])}
 """
     seen = []
     for number in (1, 2):
@@ -171,7 +179,7 @@ class Edited(SequenceClassification):
 def test_columns_may_have_the_names_of_ours(tokenizer: Any, tmp_path: Path):
     rows = make_split().rows.rename_columns({"text": "source", "label": "length"})
     given = Split("train", rows, Origins.of("a row", 4), "renamed")
-    split = tokenise(CountingTask(tokenizer), tmp_path, given, text="source", label="length")
+    split = tokenise(CountingTask(tokenizer), tmp_path, given, columns=make_columns("source", None, "length"))
     assert set(split.rows.column_names) == {"input_ids", "token_type_ids", "label"}
     assert list(split.rows["label"]) == [1, 0, 1, 0]
 
@@ -195,7 +203,7 @@ def test_texts_without_tokens_give_no_rows_but_not_all_may_be_so(tokenizer: Any,
 
 
 def test_a_task_that_forgets_where_its_rows_are_from_is_told(tokenizer: Any, tmp_path: Path):
-    with pytest.raises(UserError, match="task ForgetfulTask: encode gave 9 rows for 4 texts; it must name"):
+    with pytest.raises(UserError, match="task ForgetfulTask: encode gave 9 rows for 4; it must name"):
         tokenise(ForgetfulTask(tokenizer), tmp_path)
 
 
@@ -211,7 +219,7 @@ def test_a_damaged_cache_is_made_again(tokenizer: Any, tmp_path: Path):
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "not there", "lexicon.txt"), NotImplementedError("not yet")])
 def test_errors_of_the_task_are_not_blamed_on_the_cache(tokenizer: Any, tmp_path: Path, error: Exception):
     class Task(CountingTask):
-        def encode(self, texts: list[str], pairs: list[str] | None, *, max_length: int) -> dict[str, list[Any]]:
+        def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
             raise error
 
     error.__cause__ = cause = ValueError("why")
@@ -253,9 +261,9 @@ def test_threads_of_the_tokenizer_are_only_used_here(
     seen: list[str] = []
 
     class WatchingTask(CountingTask):
-        def encode(self, texts: list[str], pairs: list[str] | None, *, max_length: int) -> dict[str, list[Any]]:
+        def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
             seen.append(os.environ["TOKENIZERS_PARALLELISM"])
-            return super().encode(texts, pairs, max_length=max_length)
+            return super().encode(rows, max_length=max_length)
 
     tokenise(WatchingTask(tokenizer), tmp_path)
     assert seen == [inside]

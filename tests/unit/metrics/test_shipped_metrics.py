@@ -13,9 +13,10 @@ from trainer_loop.metrics.load import check_metrics, load_metrics, reported_keys
 from trainer_loop.metrics.named_metric import compute_metrics
 from trainer_loop.metrics.shipped import SHIPPED, ShippedMetric, find_metrics
 from trainer_loop.tasks.causal_lm import CausalLM
+from trainer_loop.tasks.find import list_tasks, load_task
 from trainer_loop.tasks.sequence_classification import SequenceClassification
-from trainer_loop.tasks.shipped import TASKS
 
+TASKS = {name: load_task(name) for name in list_tasks()}
 DISTANCES = """
 from typing import Annotated, TypedDict
 
@@ -25,7 +26,6 @@ from trainer_loop.metrics.values import SmallerIsBetter, Values
 
 PACKAGE = "no_such_package"
 Points = Annotated[np.ndarray, Values("point")]
-
 
 class Distances(TypedDict):
     nearest: float
@@ -130,12 +130,20 @@ def test_of_perplexity_smaller_is_better_and_of_no_other() -> None:
 def test_what_a_task_names_by_default_fits_it(task: str) -> None:
     outputs = TASKS[task].outputs
     assert outputs is not None
-    assert check_metrics(TASKS[task].default_metrics, num_labels=None, outputs=outputs) == []
+    assert check_metrics(TASKS[task].metrics, num_labels=None, outputs=outputs) == []
+
+
+def make_values(kind: str) -> np.ndarray:
+    if kind != "tags":
+        return np.array([1, 0, 1])
+    tags = np.empty(2, dtype=object)
+    tags[:] = [np.array([1, 0]), np.array([1])]
+    return tags
 
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_metric_fits_a_task_and_reports_the_keys_it_says(name: str) -> None:
     assert [task for task, made in TASKS.items() if SHIPPED[name].fits(made.outputs or {})]
-    (metric,) = load_metrics([name], num_labels=2)
-    columns = dict.fromkeys(SHIPPED[name].columns, np.array([1, 0, 1]))
+    (metric,) = load_metrics([name], num_labels=2, label_names=["O", "B-PER"])
+    columns = {column: make_values(values.kind) for column, values in SHIPPED[name].columns.items()}
     assert list(metric.compute(columns)) == list(SHIPPED[name].results) == reported_keys([name], num_labels=2)

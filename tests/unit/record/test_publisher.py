@@ -210,7 +210,7 @@ def test_a_copy_of_the_weights_is_what_an_export_would_have_been(tmp_path, make,
 
     from trainer_loop.record.export import ExportRecord
 
-    record = ExportRecord("causal_lm", "text", None, 8, 1, 1, {}, {})
+    record = ExportRecord("causal_lm", {"text": "text"}, 8, 1, 1, {}, {})
     model = make(seed=1)
     for parameter in model.get_input_embeddings().parameters():
         parameter.requires_grad_(False)
@@ -252,9 +252,7 @@ def test_a_plain_module_with_tied_weights_is_written_once(tmp_path):
 
     model, other = Tied(), Tied()
     weights = copy_weights(model)
-    write_files(
-        tmp_path, model, None, ExportRecord("my.task", None, None, None, 1, 1, {}, {}), card="", weights=weights
-    )
+    write_files(tmp_path, model, None, ExportRecord("my.task", {}, None, 1, 1, {}, {}), card="", weights=weights)
     load_model(other, tmp_path / "model.safetensors")
     assert torch.equal(other.second.weight, model.first.weight)
     assert other.second.weight is other.first.weight

@@ -3,13 +3,12 @@ import tiny
 import torch
 import torch.nn.functional as F
 
-from trainer_loop import UserError
+from trainer_loop import Task, UserError
 from trainer_loop.tasks.causal_lm import CausalLM
 from trainer_loop.tasks.losses import cross_entropy
-from trainer_loop.tasks.task import TextTask
 
 
-def make_batch(name: str, rows: list[dict]) -> tuple[TextTask, torch.nn.Module, dict[str, torch.Tensor]]:
+def make_batch(name: str, rows: list[dict]) -> tuple[Task, torch.nn.Module, dict[str, torch.Tensor]]:
     task = tiny.make_task(name)
     task.bind(tiny.make_tokenizer())
     return task, tiny.make_model(name).double().eval(), task.collate(rows)
@@ -57,14 +56,14 @@ def test_causal_lm_joins_texts_into_chunks_and_drops_nothing():
     tokenizer.eos_token = "[UNK]"
     task.bind(tokenizer)
     texts = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9"]
-    encoded = task.encode(texts, None, max_length=4)
+    encoded = task.encode({"text": texts}, max_length=4)
     joined = [token for text in texts for token in [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]]
     assert [len(chunk) for chunk in encoded["input_ids"]] == [4, 4, 4]
     assert [token for chunk in encoded["input_ids"] for token in chunk] == joined
     assert encoded["source"] == [0, 1, 2]
     without = CausalLM(append_eos=False)
     without.bind(tokenizer)
-    assert sum(map(len, without.encode(texts, None, max_length=4)["input_ids"])) == 9
+    assert sum(map(len, without.encode({"text": texts}, max_length=4)["input_ids"])) == 9
     assert task.settings() != without.settings()
 
 
@@ -76,11 +75,11 @@ def test_padding_on_the_left_would_change_the_targets_so_it_is_on_the_right():
     assert task.collate([{"input_ids": [5]}, {"input_ids": [6, 7]}])["attention_mask"].tolist() == [[1, 0], [1, 1]]
 
 
-def test_a_task_without_its_three_methods_cannot_be_made():
-    class Half(TextTask):
+def test_a_task_without_loss_and_predict_cannot_be_made():
+    class Half(Task):
         def loss(self, model, batch): ...
 
-    with pytest.raises(TypeError, match=r"count.*predict"):
+    with pytest.raises(TypeError, match=r"abstract.*predict"):
         Half()
 
 

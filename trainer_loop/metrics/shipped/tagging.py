@@ -1,0 +1,69 @@
+"""Metrics on tags, one for each word: entities as spans of words, in the schemes IOB1, IOB2 and IOBES.
+
+An entity counts only if its words and its type are right; results are those of the script conlleval of CoNLL-2000.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import TypedDict
+
+import numpy as np
+
+from trainer_loop.metrics.values import Tags
+
+
+class EntityScores(TypedDict):
+    entity_f1: float
+    entity_precision: float
+    entity_recall: float
+
+
+def entity_f1(predictions: Tags, references: Tags, *, label_names: Sequence[str] | None = None) -> EntityScores:
+    """Precision, recall and their harmonic mean over the entities of all rows. label_names: the tags, such as B-PER."""
+    names = np.array(label_names or [], dtype=object)
+    predicted, there = (Counter(_list_entities(rows, names)) for rows in (predictions, references))
+    right = sum((predicted & there).values())
+    precision = right / max(sum(predicted.values()), 1)
+    recall = right / max(sum(there.values()), 1)
+    f1 = 2 * precision * recall / (precision + recall) if right else 0.0
+    return {"entity_f1": f1, "entity_precision": precision, "entity_recall": recall}
+
+
+def tag_accuracy(predictions: Tags, references: Tags) -> float:
+    """The share of words whose tag is right."""
+    right = sum(int((row == other).sum()) for row, other in zip(predictions, references, strict=True))
+    return right / max(sum(map(len, references)), 1)
+
+
+def _list_entities(rows: Iterable[np.ndarray], names: np.ndarray) -> Iterable[tuple[int, str, int, int]]:
+    """Row, type, first word and word behind the last of each entity."""
+    for number, row in enumerate(rows):
+        for entity in _find_entities(names[row]):
+            yield number, *entity
+
+
+def _find_entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
+    """Type, first word and word behind the last of each entity.
+
+    >>> _find_entities(["B-PER", "I-PER", "O", "I-LOC", "B-LOC"])
+    [('PER', 0, 2), ('LOC', 3, 4), ('LOC', 4, 5)]
+    """
+    found: list[tuple[str, int, int]] = []
+    start, kind, is_closed = 0, "", True  # of the entity that the last word belongs to
+    for position, tag in enumerate([*tags, "O"]):
+        prefix, name = _split_tag(tag)
+        goes_on = bool(name) and name == kind and not is_closed and prefix not in ("B", "S")
+        if not goes_on:
+            if kind:
+                found.append((kind, start, position))
+            start, kind = position, name
+        is_closed = prefix in ("E", "S")
+    return found
+
+
+def _split_tag(tag: str) -> tuple[str, str]:
+    """The prefix and the type of an entity; a tag without a prefix is a type."""
+    prefix, dash, name = tag.partition("-")
+    if dash and prefix in ("B", "I", "E", "S"):
+        return prefix, name
+    return "", "" if tag == "O" else tag

@@ -1,0 +1,57 @@
+"""Tasks by name: the task `x` is the class in tasks/x.py, which is imported when it is asked for."""
+
+import importlib
+import pkgutil
+from difflib import get_close_matches
+
+import trainer_loop.tasks
+from trainer_loop.components import locate
+from trainer_loop.errors import UserError
+from trainer_loop.tasks.task import Task
+
+_NO_TASKS = ("describe", "find", "losses", "plan", "task")  # files of this folder that hold none
+
+
+def list_tasks() -> list[str]:
+    """The names of the tasks that come with the package."""
+    names = [module.name for module in pkgutil.iter_modules(trainer_loop.tasks.__path__)]
+    return sorted(name for name in names if name not in _NO_TASKS)
+
+
+def is_shipped(task_class: type) -> bool:
+    """Whether a class is one of the tasks that come with the package."""
+    is_task = issubclass(task_class, Task) and task_class is not Task
+    return is_task and task_class.__module__.startswith(f"{trainer_loop.tasks.__name__}.")
+
+
+def load_task(name: str) -> type[Task]:
+    """The class of a task that comes with the package."""
+    module = importlib.import_module(f"trainer_loop.tasks.{name}")
+    return next(
+        found
+        for found in vars(module).values()
+        if isinstance(found, type) and issubclass(found, Task) and found.__module__ == module.__name__
+    )
+
+
+def find_task(name: str, *, place: str) -> type[Task]:
+    """The class that a config names: a task of the package, or a class at a dotted path.
+
+    Raises:
+        UserError: There is no such task, or it is no Task, or it lacks methods. The message names `place`.
+    """
+    known = list_tasks()
+    if name in known:
+        return load_task(name)
+    if "." not in name:
+        close = get_close_matches(name, known, n=1)
+        raise UserError(
+            f"{place} is {name!r}; allowed: {', '.join(known)}, or a dotted path such as my_lab.parts.mine"
+            + (f"; did you mean {close[0]}?" if close else "")
+        )
+    found = locate(name, place=place)
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        raise UserError(f"{place}: {name} is no subclass of trainer_loop.Task")
+    if missing := sorted(found.__abstractmethods__):
+        raise UserError(f"{place}: {name} lacks {', '.join(missing)}; see trainer_loop/tasks/task.py")
+    return found
