@@ -1,0 +1,69 @@
+"""Tags of words: the first token of a word stands for it."""
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
+
+from trainer_loop.tasks.token_classification import TokenClassification
+
+
+def make_task() -> TokenClassification:
+    """Every character is a token."""
+    letters = ["[PAD]", "[UNK]", *"abcdefgh"]
+    tokenizer = Tokenizer(
+        models.WordLevel({letter: number for number, letter in enumerate(letters)}, unk_token="[UNK]")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    task = TokenClassification()
+    task.bind(
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"),
+        label_names=["O", "B-X", "I-X"],
+    )
+    return task
+
+
+def make_batch(task: TokenClassification, rows: dict, max_length: int = 16) -> dict:
+    columns = task.encode(rows, max_length=max_length)
+    columns.pop("truncated")
+    return task.collate([dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)])
+
+
+ROWS = {"words": [["ab", "c"], ["d"], ["abc", "de", "fgh"]], "tags": [[1, 0], [2], [0, 1, 2]]}
+
+
+def test_the_tag_of_a_word_stands_at_its_first_token():
+    batch = make_batch(make_task(), ROWS)
+    assert batch["labels"].tolist() == [
+        [1, -100, 0, -100, -100, -100, -100, -100],
+        [2, -100, -100, -100, -100, -100, -100, -100],
+        [0, -100, -100, 1, -100, 2, -100, -100],
+    ]
+    assert make_task().count(batch) == 6
+
+
+def test_words_that_are_cut_off_are_no_targets_and_have_no_prediction():
+    task = make_task()
+    encoded = task.encode(ROWS, max_length=4)
+    assert encoded["truncated"] == [False, False, True]
+    assert encoded["labels"][2] == [0, -100, -100, 1]
+    assert task.decode({"predictions": torch.tensor([0, 1])}, {"words": ["abc", "de", "fgh"]}) == {
+        "tags": ["O", "B-X", None]
+    }
+
+
+def test_the_loss_is_summed_over_words_and_predictions_are_ragged():
+    torch.manual_seed(0)
+    task = make_task()
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    model = BertForTokenClassification(BertConfig(vocab_size=10, num_labels=3, **sizes)).eval()
+    batch = make_batch(task, ROWS)
+    loss, outputs = task.loss_and_predict(model, batch)
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    by_hand = -sum(
+        logits[row, place].log_softmax(-1)[tag]
+        for row, place, tag in [(0, 0, 1), (0, 2, 0), (1, 0, 2), (2, 0, 0), (2, 3, 1), (2, 5, 2)]
+    )
+    torch.testing.assert_close(loss, by_hand)
+    assert [len(tags) for tags in outputs["predictions"]] == [2, 1, 3]
+    assert [tags.tolist() for tags in outputs["references"]] == ROWS["tags"]
+    assert "references" not in task.predict(model, make_batch(task, {"words": ROWS["words"]}))
