@@ -52,7 +52,8 @@ def locate(dotted: str, *, place: str) -> object:
     for depth, part in enumerate(parts[1:], start=1):
         found = _member(found, part, path=".".join(parts[:depth]), dotted=dotted, place=place)
     if isinstance(found, ModuleType):
-        names = ", ".join(_defined_in(found)) or "nothing"
+        members = {name: getattr(vars(found).get(name), "__module__", "") for name in _public_names(found)}
+        names = ", ".join(name for name, origin in members.items() if origin == found.__name__) or "nothing"
         raise UserError(f"{place}: {dotted} is a module; name what to take from it: {names}")
     return found
 
@@ -144,13 +145,6 @@ def _module_names(directories: Iterable[str]) -> list[str]:
 
 def _public_names(owner: object) -> list[str]:
     return [name for name in dir(owner) if not name.startswith("_")]
-
-
-def _defined_in(module: ModuleType) -> list[str]:
-    """The functions and classes that a module defines itself."""
-    return [
-        name for name in _public_names(module) if getattr(vars(module).get(name), "__module__", "") == module.__name__
-    ]
 
 
 def full_name(function: Callable[..., Any]) -> str:

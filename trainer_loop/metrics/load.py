@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 Entry = str | Mapping[str, Any]
 
+_ALLOWED = f"allowed: {', '.join(SHIPPED)}, a dotted path, the path of a metric script, or a name on the hub"
+
 
 def check_metrics(
     entries: Sequence[Entry],
@@ -145,7 +147,7 @@ def _check_entry(entry: _ParsedEntry, *, num_labels: int | None, outputs: Mappin
     if close:
         raise UserError(f"{place}: no metric is called {entry.name!r}; did you mean {close[0]}?")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", entry.name):
-        raise UserError(f"{place}: {entry.name!r} cannot be a metric's name; {_allowed()}")
+        raise UserError(f"{place}: {entry.name!r} cannot be a metric's name; {_ALLOWED}")
     return []
 
 
@@ -204,10 +206,6 @@ def _key_problems(entries: Sequence[_ParsedEntry]) -> list[str]:
     return problems
 
 
-def _allowed() -> str:
-    return f"allowed: {', '.join(SHIPPED)}, a dotted path, the path of a metric script, or a name on the hub"
-
-
 def _expected_keys(entry: _ParsedEntry) -> list[str]:
     """What the entry will report; of a metric that is not shipped, its own name stands for all its results."""
     names = name_results([entry.name] if entry.shipped is None else list(entry.shipped.results), entry.key)
@@ -244,7 +242,7 @@ def _load(entry: _ParsedEntry, *, no_hub: str | None) -> NamedMetric:
         try:
             module = evaluate_modules.load_module(entry.name, script=script, no_hub=no_hub)
         except UserError as error:
-            told = f"{entry.place}: metric {entry.name!r} cannot be loaded: {error}; {_allowed()}"
+            told = f"{entry.place}: metric {entry.name!r} cannot be loaded: {error}; {_ALLOWED}"
             raise UserError(told) from error
     if problems := evaluate_modules.check_module(module, entry.arguments, name=entry.name, place=entry.place):
         raise UserError(problems)
