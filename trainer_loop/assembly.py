@@ -33,7 +33,7 @@ from trainer_loop.models.loading import count_weights, describe_frozen
 from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.groups import describe_groups
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages, is_schedule_free
-from trainer_loop.optim.schedules import describe_warmup, draw_schedule, follows_metric
+from trainer_loop.optim.schedules import SchedulerPlan, follows_metric
 from trainer_loop.options import LoopOptions
 from trainer_loop.outputs import ConfiguredOutput
 from trainer_loop.parallel.processes import (
@@ -237,7 +237,7 @@ def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
     accelerator = loop.accelerator
     trained, total = count_weights(loop.bare_model)
     options = loop.options
-    warmup = describe_warmup(config.scheduler.name, config.scheduler.warmup, options.num_steps)
+    warmup = SchedulerPlan(**vars(config.scheduler)).describe_warmup(options.num_steps)
     evaluation = "none" if options.evaluate_every is None else f"every {options.evaluate_every:,} steps"
     saving = "never" if options.checkpoint_every is None else f"every {options.checkpoint_every:,} steps"
     return [
@@ -259,13 +259,8 @@ def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
 def _describe_optimizer(config: Config, loop: TrainingLoop) -> list[str]:
     """The table of groups and the curve of the learning rate."""
     frozen = {name: weight for name, weight in loop.bare_model.named_parameters() if not weight.requires_grad}
-    curve = draw_schedule(
-        name=config.scheduler.name,
-        lr=config.optimizer.lr,
-        warmup=config.scheduler.warmup,
-        num_steps=loop.options.num_steps,
-        args=config.scheduler.args,
-    )
+    scheduler = SchedulerPlan(**vars(config.scheduler))
+    curve = scheduler.draw(lr=config.optimizer.lr, num_steps=loop.options.num_steps)
     table = describe_groups(loop.engine.groups, frozen)
     return ["groups of parameters:", *(f"  {line}" for line in table), f"schedule: {curve}"]
 

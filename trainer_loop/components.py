@@ -11,12 +11,11 @@ import sys
 import traceback
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, cast
 
-from trainer_loop.errors import UserError
+from trainer_loop.errors import UserError, suggest
 from trainer_loop.search_path import insert_after_installed, is_installed
 
 _T = TypeVar("_T")
@@ -31,10 +30,9 @@ def choose(name: str, table: Mapping[str, _T], *, place: str) -> _T:
         return table[name]
     if "." in name:
         return cast(_T, locate(name, place=place))
-    close = get_close_matches(name, table, n=1)
     raise UserError(
         f"{place} is {name!r}; allowed: {', '.join(sorted(table))}, or a dotted path such as my_lab.parts.mine"
-        + (f"; did you mean {close[0]}?" if close else "")
+        + suggest(name, table)
     )
 
 
@@ -54,7 +52,8 @@ def locate(dotted: str, *, place: str) -> object:
     for depth, part in enumerate(parts[1:], start=1):
         found = _member(found, part, path=".".join(parts[:depth]), dotted=dotted, place=place)
     if isinstance(found, ModuleType):
-        names = ", ".join(_defined_in(found)) or "nothing"
+        members = {name: getattr(vars(found).get(name), "__module__", "") for name in _public_names(found)}
+        names = ", ".join(name for name, origin in members.items() if origin == found.__name__) or "nothing"
         raise UserError(f"{place}: {dotted} is a module; name what to take from it: {names}")
     return found
 
@@ -68,13 +67,13 @@ def _member(owner: object, name: str, *, path: str, dotted: str, place: str) -> 
     except Exception as error:  # a module's own __getattr__ may import more
         raise UserError(_import_failure(error, dotted=dotted, place=place)) from error
     if not isinstance(owner, ModuleType):
-        raise UserError(f"{place}: {dotted}: {path} has no {name}{_did_you_mean(name, _public_names(owner))}")
+        raise UserError(f"{place}: {dotted}: {path} has no {name}{suggest(name, _public_names(owner))}")
     submodule = f"{owner.__name__}.{name}"
     if hasattr(owner, "__path__") and importlib.util.find_spec(submodule):
         return _import(submodule, dotted=dotted, place=place)
     where = f"{path} ({_displayed(owner.__file__)})" if owner.__file__ else path
     known = [*_public_names(owner), *_module_names(getattr(owner, "__path__", []))]
-    raise UserError(f"{place}: {dotted}: {where} has no {name}{_did_you_mean(name, known)}")
+    raise UserError(f"{place}: {dotted}: {where} has no {name}{suggest(name, known)}")
 
 
 def locate_source(function: Callable[..., Any]) -> str:
@@ -109,8 +108,8 @@ def _import(module: str, *, dotted: str, place: str) -> ModuleType:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name == module and "." not in module:
-            close = _did_you_mean(module, _module_names([str(Path.cwd())]))
-            told = f"there is no module {module}, installed or in the current directory{close}"
+            hint = suggest(module, _module_names([str(Path.cwd())]))
+            told = f"there is no module {module}, installed or in the current directory{hint}"
             raise UserError(f"{place}: {dotted}: {told}") from error
         raise UserError(_import_failure(error, dotted=dotted, place=place)) from error
     except (Exception, SystemExit) as error:  # whatever a user's file may do when it is imported
@@ -123,15 +122,12 @@ def _import_failure(error: BaseException, *, dotted: str, place: str) -> str:
         where, said = f"{_displayed(error.filename)}:{error.lineno}: ", error.msg
     else:
         stack = traceback.extract_tb(error.__traceback__)
-        frames = [frame for frame in stack if not _is_import_machinery(frame.filename)]
+        machinery = (__file__, importlib.__file__)
+        frames = [at for at in stack if not at.filename.startswith("<frozen ") and at.filename not in machinery]
         own = [frame for frame in frames if not is_installed(frame.filename)] or frames
         where, said = (f"{_displayed(own[-1].filename)}:{own[-1].lineno}: " if own else ""), str(error)
     first_line = said.strip().partition("\n")[0]
     return f"{place}: {dotted} cannot be imported: {where}{type(error).__name__}: {first_line}"
-
-
-def _is_import_machinery(file: str) -> bool:
-    return file.startswith("<frozen ") or file in (__file__, importlib.__file__)
 
 
 def _is_own(file: str) -> bool:
@@ -149,18 +145,6 @@ def _module_names(directories: Iterable[str]) -> list[str]:
 
 def _public_names(owner: object) -> list[str]:
     return [name for name in dir(owner) if not name.startswith("_")]
-
-
-def _defined_in(module: ModuleType) -> list[str]:
-    """The functions and classes that a module defines itself."""
-    return [
-        name for name in _public_names(module) if getattr(vars(module).get(name), "__module__", "") == module.__name__
-    ]
-
-
-def _did_you_mean(name: str, known: list[str]) -> str:
-    close = get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def full_name(function: Callable[..., Any]) -> str:
@@ -204,7 +188,7 @@ def check_parameters(
         elif argument not in allowed and not takes_any:
             takes = f"it takes {', '.join(allowed)}" if allowed else "it takes no arguments"
             problems.append(
-                f"{place}.{argument}: {name} has no argument {argument}; {takes}{_did_you_mean(argument, allowed)}"
+                f"{place}.{argument}: {name} has no argument {argument}; {takes}{suggest(argument, allowed)}"
             )
     for parameter in by_keyword:
         if parameter.default is parameter.empty and parameter.name not in {*arguments, *given}:

@@ -42,7 +42,6 @@ class Engine:
         groups: the parameter groups of the optimizer; a group does not learn before its `unfreeze_at`.
         averaged_weights: evaluated and exported in place of the weights; None: there is no average.
         allow_unused: trainable parameters may have no gradient; else one without is an error before the first update.
-        preemption: whether this process was asked to stop.
     """
 
     def __init__(
@@ -100,8 +99,7 @@ class Engine:
     def catching_out_of_memory(self, step: int, *, max_tokens: int | None) -> Iterator[None]:
         """Around all microbatches of an update. Out of memory ends the block; `settle` then answers for all processes.
 
-        Args:
-            max_tokens: padded tokens of a microbatch at most, for the message.
+        max_tokens: padded tokens of a microbatch at most, for the message.
         """
         self._is_reducing = self._is_out_of_memory = False
         try:
@@ -136,10 +134,8 @@ class Engine:
     ) -> Tensor | None:
         """Let all processes come to the same end of a pass: `loss_sum`, or None where any ran out of memory.
 
-        Call it after `catching_out_of_memory`, whose handler holds on to the memory of the failed pass.
-
-        Args:
-            loss_of, loader: for a process that must join the reduction of the others with a dummy microbatch.
+        Call it after `catching_out_of_memory`, whose handler holds on to the memory of the failed pass. `loss_of` and
+        `loader` are for a process that must join the reduction of the others with a dummy microbatch.
         """
         failed = self._is_out_of_memory
         if not failed and (self._is_reducing or not self._gradients_are_checked):
@@ -243,12 +239,14 @@ class Engine:
     ) -> StepReport:
         """Move the schedule on, and say what the update did.
 
-        A schedule stands still where the weights did: in an update that was skipped, or that the loss scaler left out.
+        A schedule stands still where the weights did: in an update that was skipped, or that the loss scaler left out
+        because gradients overflowed in fp16.
 
         logged: sum and count of each extra metric.
         """
         lr = float(self.scheduler.get_last_lr()[0])
-        if not skipped and not self._has_overflowed():
+        has_overflowed = self.accelerator.scaler is not None and bool(self.optimizer.step_was_skipped)
+        if not skipped and not has_overflowed:
             self.schedule_step += 1
             if not follows_metric(self.scheduler):
                 self.scheduler.step()
@@ -267,10 +265,6 @@ class Engine:
             skipped=skipped,
             extra_metrics=logged,
         )
-
-    def _has_overflowed(self) -> bool:
-        """Whether the loss scaler left the last update out, for its gradients overflowed in fp16."""
-        return self.accelerator.scaler is not None and bool(self.optimizer.step_was_skipped)
 
     def follow_evaluation(self, metrics: Mapping[str, float], metric: str) -> None:
         """Move a schedule that follows evaluations by one of their metrics."""

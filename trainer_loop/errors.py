@@ -13,6 +13,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 from typing import ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
@@ -92,6 +93,12 @@ class Preempted(Exception):
     """The run was asked to stop, and the same command goes on from its newest checkpoint; says where that is."""
 
     exit_code = 75
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean adamw?`: the known name that is nearest to an unknown one; empty if none is near."""
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def in_one_line(error: BaseException, *, at_most: int = 300) -> str:

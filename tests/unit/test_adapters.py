@@ -10,7 +10,7 @@ import zoo
 from torch import Tensor, nn
 
 from trainer_loop import UserError
-from trainer_loop.models.adapters import add_adapter, load_adapted_model, merge_adapter
+from trainer_loop.models.adapters import AdapterPlan, load_adapted_model
 from trainer_loop.models.trials import find_reach
 
 LORA = ("lora", {"r": 2, "target_modules": "all-linear"})
@@ -36,16 +36,7 @@ def answer(model: nn.Module, ids: Tensor) -> Tensor:
 
 def adapt(model: nn.Module, kind: tuple[str, dict[str, Any]], task_type: str | None, ids: Tensor) -> nn.Module:
     reach = find_reach(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    name, arguments = kind
-    return add_adapter(
-        model,
-        kind=name,
-        arguments=arguments,
-        task_type=task_type,
-        place="model.peft",
-        seed=0,
-        idle_layers=reach.idle,
-    )
+    return AdapterPlan(*kind, "peft").add_to(model, task_type=task_type, seed=0, idle_layers=reach.idle)
 
 
 WITHOUT = {"mra": "its attention needs a kernel that is compiled for a GPU", "reformer": "trains on one length only"}
@@ -85,7 +76,7 @@ def check(model_type: str, head: str, kind: tuple[str, dict[str, Any]], director
         torch.testing.assert_close(answer(here, ids), wanted, rtol=0, atol=1e-5 * (1 + float(wanted.abs().max())))
         alone = peft.PeftModel.from_pretrained(load(directory / "base"), directory / "adapter").eval()
         torch.testing.assert_close(answer(alone, ids), wanted, rtol=0, atol=1e-5 * (1 + float(wanted.abs().max())))
-        merge_adapter(alone, place="model.peft.merge").save_pretrained(directory / "merged")
+        AdapterPlan(*kind, "peft", merge=True).merge_into(alone).save_pretrained(directory / "merged")
         merged = load(directory / "merged").eval()
         torch.testing.assert_close(answer(merged, ids), wanted, rtol=0, atol=1e-5 * (1 + float(wanted.abs().max())))
 

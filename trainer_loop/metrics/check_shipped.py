@@ -18,31 +18,21 @@ def check_shipped(
     num_labels: int | None,
     outputs: Mapping[str, str] | None,
 ) -> list[str]:
-    """All problems, one line each.
-
-    Args:
-        place: the config key of the entry.
-        num_labels: classes of the task; None if it has none or they are not known.
-        outputs: kinds of what the task's `predict` returns, by name; None if they are not known.
-    """
+    """All problems, one line each. place: the config key of the entry; for the others see `check_metrics`."""
     if outputs is not None and not metric.fits(outputs):
         fitting = ", ".join(other.name for other in SHIPPED.values() if other.fits(outputs)) or "none"
         return [f"{place}: {metric.name} does not fit this task; those that do: {fitting}"]
     problems = check_arguments(metric.function, arguments, place=f"{place}.args", given=metric.columns)
     if metric.package is not None and importlib.util.find_spec(metric.package) is None:
         problems.append(f"{place}: {metric.name} needs the package {metric.package}: pip install {metric.package}")
-    return problems or _check_classes(metric, arguments, place=place, num_labels=num_labels)
-
-
-def _check_classes(
-    metric: ShippedMetric, arguments: Mapping[str, Any], *, place: str, num_labels: int | None
-) -> list[str]:
     if metric.num_classes is not None and num_labels not in (None, metric.num_classes):
-        return [
+        problems.append(
             f"{place}: {metric.name} is for {metric.num_classes} classes and this task has {num_labels}; "
             "instead set accuracy and {name: f1, args: {average: macro}}"
-        ]
-    return _check_average(metric, arguments, place=place, num_labels=num_labels) if metric.has_average else []
+        )
+    if metric.has_average and not problems:
+        return _check_average(metric, arguments, place=place, num_labels=num_labels)
+    return problems
 
 
 def _check_average(

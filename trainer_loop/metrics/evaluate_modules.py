@@ -3,8 +3,7 @@
 Importing evaluate takes seconds, so only a metric of this form does it.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,11 +62,15 @@ def load_module(name: str, *, script: Path | None, no_hub: str | None) -> "evalu
 
     benchmark, _, data_set = name.partition("/")
     path, config_name = (benchmark, data_set) if benchmark in BENCHMARKS else (name, None)
+    before = evaluate.config.HF_EVALUATE_OFFLINE
+    if no_hub is not None:  # evaluate does not read HF_HUB_OFFLINE; this makes it answer at once from its cache
+        evaluate.config.HF_EVALUATE_OFFLINE = True
     try:
-        with _requests_forbidden(no_hub is not None):
-            return evaluate.load(str(script or path), config_name, module_type="metric", keep_in_memory=True)
+        return evaluate.load(str(script or path), config_name, module_type="metric", keep_in_memory=True)
     except (OSError, ImportError, KeyError, TypeError, ValueError) as error:
         raise UserError(no_hub if no_hub and isinstance(error, FileNotFoundError) else in_one_line(error)) from error
+    finally:
+        evaluate.config.HF_EVALUATE_OFFLINE = before
 
 
 def find_script(name: str, *, place: str) -> Path:
@@ -86,16 +89,3 @@ def why_no_hub() -> str | None:
     if evaluate.config.HF_EVALUATE_OFFLINE:
         return "it is not in evaluate's cache, and HF_EVALUATE_OFFLINE is set"
     return None if hub_is_reachable() else f"it is not in evaluate's cache, and {describe_unreachable()}"
-
-
-@contextmanager
-def _requests_forbidden(forbidden: bool) -> Iterator[None]:
-    """Make evaluate, which does not read HF_HUB_OFFLINE, answer at once from its cache."""
-    from evaluate import config
-
-    before = config.HF_EVALUATE_OFFLINE
-    config.HF_EVALUATE_OFFLINE = before or forbidden
-    try:
-        yield
-    finally:
-        config.HF_EVALUATE_OFFLINE = before

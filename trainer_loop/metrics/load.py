@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from trainer_loop.components import check_arguments, locate
-from trainer_loop.errors import UserError
+from trainer_loop.errors import Problems, UserError
 from trainer_loop.metrics import evaluate_modules
 from trainer_loop.metrics.check_shipped import check_shipped
 from trainer_loop.metrics.named_metric import RESERVED, NamedMetric, describe_missing, name_results
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import evaluate
 
 Entry = str | Mapping[str, Any]
+
+_ALLOWED = f"allowed: {', '.join(SHIPPED)}, a dotted path, the path of a metric script, or a name on the hub"
 
 
 def check_metrics(
@@ -44,15 +46,13 @@ def check_metrics(
         outputs: kinds of what the task's `predict` gives, by name; None when they are not known.
         trust_remote_code: code of anybody's on the hub may run, and not only that of evaluate's makers.
     """
-    problems, known = [], []
+    problems, known = Problems(), []
     for entry in _parse(entries, num_labels=num_labels):
-        try:
-            problems += _check_entry(entry, num_labels=num_labels, outputs=outputs)
-            problems += [] if trust_remote_code else _foreign_code_problems(entry)
+        found = problems.collect("", _check_entry, entry, num_labels=num_labels, outputs=outputs)
+        if found is not None:
+            problems.lines += found if trust_remote_code else found + _foreign_code_problems(entry)
             known.append(entry)
-        except UserError as error:
-            problems += error.problems
-    return problems + _key_problems(known)
+    return problems.lines + _key_problems(known)
 
 
 def load_metrics(
@@ -63,20 +63,14 @@ def load_metrics(
     num_labels: classes of the task; with them, `average: null` reports every class and not only those that occur.
     label_names: their names, for shipped metrics that have a parameter of this name.
     """
-    parsed = _parse(entries, num_labels=num_labels)
+    parsed, problems = _parse(entries, num_labels=num_labels), Problems()
     for entry in parsed:
         if entry.shipped is not None and "label_names" in inspect.signature(entry.shipped.function).parameters:
             entry.arguments.setdefault("label_names", label_names)
     no_hub = evaluate_modules.why_no_hub() if any(_is_hub_name(entry.name) for entry in parsed) else None
-    metrics, problems = [], []
-    for entry in parsed:
-        try:
-            metrics.append(_load(entry, no_hub=no_hub))
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(problems)
-    return metrics
+    metrics = [problems.collect("", _load, entry, no_hub=no_hub) for entry in parsed]
+    problems.refuse()
+    return [metric for metric in metrics if metric is not None]
 
 
 def reported_keys(entries: Sequence[Entry], *, num_labels: int | None) -> list[str] | None:
@@ -159,7 +153,7 @@ def _check_entry(entry: _ParsedEntry, *, num_labels: int | None, outputs: Mappin
     if close:
         raise UserError(f"{place}: no metric is called {entry.name!r}; did you mean {close[0]}?")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", entry.name):
-        raise UserError(f"{place}: {entry.name!r} cannot be a metric's name; {_allowed()}")
+        raise UserError(f"{place}: {entry.name!r} cannot be a metric's name; {_ALLOWED}")
     return []
 
 
@@ -190,16 +184,15 @@ def _columns_of(function: Callable[..., Any], entry: _ParsedEntry) -> list[str]:
 
 def _foreign_code_problems(entry: _ParsedEntry) -> list[str]:
     """Of a name on the hub whose code is not that of evaluate's makers, and of one that means a script lying here."""
-    if not _is_hub_name(entry.name):
+    place, name = entry.place, entry.name
+    if not _is_hub_name(name):
         return []
-    if Path(entry.name, f"{Path(entry.name).name}.py").is_file():
-        return [f"{entry.place}: a folder {entry.name} lies here; for its script write ./{entry.name}"]
-    owner, slash, _ = entry.name.partition("/")
+    if Path(name, f"{Path(name).name}.py").is_file():
+        return [f"{place}: a folder {name} lies here; for its script write ./{name}"]
+    owner, slash, _ = name.partition("/")
     if not slash or owner in (*BENCHMARKS, "evaluate-metric"):
         return []
-    return [
-        f"{entry.place}: {entry.name} is Python code of {owner} on the hub; model.trust_remote_code=true lets it run"
-    ]
+    return [f"{place}: {name} is Python code of {owner} on the hub; model.trust_remote_code=true lets it run"]
 
 
 def _key_problems(entries: Sequence[_ParsedEntry]) -> list[str]:
@@ -217,10 +210,6 @@ def _key_problems(entries: Sequence[_ParsedEntry]) -> list[str]:
                 )
             first.setdefault(name, entry)
     return problems
-
-
-def _allowed() -> str:
-    return f"allowed: {', '.join(SHIPPED)}, a dotted path, the path of a metric script, or a name on the hub"
 
 
 def _expected_keys(entry: _ParsedEntry) -> list[str]:
@@ -259,7 +248,7 @@ def _load(entry: _ParsedEntry, *, no_hub: str | None) -> NamedMetric:
         try:
             module = evaluate_modules.load_module(entry.name, script=script, no_hub=no_hub)
         except UserError as error:
-            told = f"{entry.place}: metric {entry.name!r} cannot be loaded: {error}; {_allowed()}"
+            told = f"{entry.place}: metric {entry.name!r} cannot be loaded: {error}; {_ALLOWED}"
             raise UserError(told) from error
     if problems := evaluate_modules.check_module(module, entry.arguments, name=entry.name, place=entry.place):
         raise UserError(problems)

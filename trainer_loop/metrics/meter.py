@@ -54,7 +54,8 @@ LOGGED = (
     *("loss", "grad_norm", "lr", "rows_per_second", "tokens_per_second", "padding", "data_wait", "skipped_steps"),
     *("step", "epoch"),
 )  # metrics of every training row
-_SUMS = ("loss", "targets", "rows", "tokens", "padded_tokens", "skipped", "wait_seconds", "seconds")
+_COUNTS = ("rows", "tokens", "padded_tokens")  # of each process, added up when they are flushed
+_SUMS = ("loss", "targets", *_COUNTS, "skipped", "wait_seconds", "seconds")
 
 
 class Meter:
@@ -63,12 +64,7 @@ class Meter:
     `flush` is the only place that waits for the device. `sum_over_processes` adds numbers up over all processes.
     """
 
-    def __init__(
-        self,
-        *,
-        sum_over_processes: Callable[[Sequence[float]], list[float]],
-        scaled_gradients: bool = False,
-    ):
+    def __init__(self, *, sum_over_processes: Callable[[Sequence[float]], list[float]], scaled_gradients: bool = False):
         self._sum_over_processes = sum_over_processes
         self._scaled_gradients = scaled_gradients  # fp16: an overflow of a gradient is the loss scaler's business
         self._reports: list[StepReport] = []
@@ -100,14 +96,11 @@ class Meter:
         if not self._reports:
             return None
         reports, self._reports = self._reports, []
-        counts = [
-            float(sum(getattr(report, name) for report in reports))
-            for name in ("num_rows", "num_tokens", "num_padded_tokens")
-        ]
+        mine = {name: float(sum(getattr(report, f"num_{name}") for report in reports)) for name in _COUNTS}
         losses = torch.stack([report.loss_sum for report in reports]).tolist()
-        extra = self._sum_extra_metrics([report for report in reports if not report.skipped])
-        rows, tokens, padded_tokens, *rest = self._sum_over_processes([*counts, *extra.values(), *losses])
-        extra, losses = dict(zip(extra, rest[: len(extra)], strict=True)), rest[len(extra) :]
+        mine |= self._sum_extra_metrics([report for report in reports if not report.skipped])
+        summed = self._sum_over_processes([*mine.values(), *losses])
+        totals, losses = dict(zip(mine, summed[: len(mine)], strict=True)), summed[len(mine) :]
         grad_norms = torch.stack([report.grad_norm for report in reports]).tolist()
         for report, loss, grad_norm in zip(reports, losses, grad_norms, strict=True):
             if self._has_diverged(report, loss, grad_norm):
@@ -121,12 +114,9 @@ class Meter:
             self._sums["targets"] += report.num_targets
             self._last["grad_norm"] = grad_norm
         self._last["lr"] = reports[-1].lr
-        self._sums["rows"] += rows
-        self._sums["tokens"] += tokens
-        self._sums["padded_tokens"] += padded_tokens
         self._sums["wait_seconds"] += sum(report.wait_seconds for report in reports)
-        for name, value in extra.items():
-            self._sums[name] += value
+        for name, total in totals.items():
+            self._sums[name] += total
         return None
 
     def _sum_extra_metrics(self, reports: Sequence[StepReport]) -> dict[str, float]:
@@ -161,9 +151,9 @@ class Meter:
             "padding": 1 - sums["tokens"] / max(sums["padded_tokens"], 1),
             "data_wait": sums["wait_seconds"] / seconds,
             **{
-                name: sums[f"sum of {name}"] / sums[f"count of {name}"]
+                name: sums[f"sum of {name}"] / count
                 for name in self.extra_metrics
-                if sums[f"count of {name}"]
+                if (count := sums[f"count of {name}"])
             },
         }
 

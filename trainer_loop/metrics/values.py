@@ -12,18 +12,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Values:
-    """One column that a metric compares.
+    """One column that a metric compares."""
 
-    Args:
-        kind: what a task calls such values in its `outputs`.
-        dtype: what the values are converted to. The column is then `[N]`, one number a row. None: values stay as they
-            are.
-        num_classes: the only number of classes that the metric is defined for. None: any number.
-    """
-
-    kind: str
-    dtype: type[np.generic] | None = None
-    num_classes: int | None = None
+    kind: str  # what a task calls such values in its `outputs`
+    dtype: type[np.generic] | None = (
+        None  # of the column, which is then `[N]`, one number a row; None: it stays as it is
+    )
+    num_classes: int | None = None  # the only number of classes that the metric is defined for; None: any number
 
 
 ClassNumbers: TypeAlias = Annotated[np.ndarray, Values("class", np.int64)]

@@ -4,17 +4,16 @@ import inspect
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from trainer_loop.components import check_arguments
-from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.errors import UserError, in_one_line, suggest
 from trainer_loop.models.config import find_text_config, looks_like_path
 from trainer_loop.models.loading import grow_embeddings, stay_in_4_bits
 from trainer_loop.models.weight_files import check_adapter_weights, check_weight_files
@@ -43,15 +42,20 @@ def is_adapter(model_dir: Path) -> bool:
 class AdapterPlan:
     """A checked adapter.
 
-    kind: peft's name of it. section: `lora` or `peft`, the section of `model` that its keys stand in. merge: it is
-    exported merged into the model. target_modules: layers that the user names.
+    kind: peft's name of it, such as lora. arguments: of its config. section: `lora` or `peft`, the section of `model`
+    that its keys stand in. merge: it is exported merged into the model. target_modules: layers that the user names.
     """
 
     kind: str
     arguments: Mapping[str, Any]
     section: str
-    merge: bool
+    merge: bool = False
     target_modules: Sequence[str] = ()
+
+    @property
+    def place(self) -> str:
+        """The config key of the section, for errors."""
+        return f"model.{self.section}"
 
     def add_to(
         self,
@@ -63,18 +67,84 @@ class AdapterPlan:
         new_tokens: Sequence[int] = (),
         idle_layers: Collection[str] = (),
     ) -> "PeftModel":
-        """See `add_adapter`."""
-        return add_adapter(
-            model,
-            kind=self.kind,
-            arguments=self.arguments,
-            task_type=task_type,
-            place=f"model.{self.section}",
-            seed=seed,
-            new_weights=new_weights,
-            new_tokens=new_tokens,
-            idle_layers=idle_layers,
+        """Freeze a model and add the adapter, which is trained. The head and other new weights are trained in full.
+
+        Args:
+            model: the base model; it is changed.
+            task_type: peft's name of the model's task, such as SEQ_CLS.
+            new_weights: names of weights that were not loaded.
+            new_tokens: ids of tokens that were added to the embeddings; their rows are trained if the adapter supports
+                it.
+            idle_layers: names of layers that do not change the output of the model; they get no adapter.
+
+        Raises:
+            UserError: peft rejects the arguments or the model.
+        """
+        from peft import get_peft_model
+
+        seed_everything(seed, "adapter")
+        config_class = _find_config_class(self.kind, place=self.place)
+        in_full = _outermost([*_find_head(model), *_modules_of(model, new_weights, place=self.place)])
+        given = self._complete_arguments(
+            config_class, model, in_full=in_full, idle_layers=idle_layers, new_tokens=new_tokens
         )
+        self._refuse_arguments(given, config_class)
+        try:
+            config: PeftConfig = config_class(task_type=task_type, **given)
+            adapted: PeftModel = get_peft_model(model, config)
+        except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
+            if "No modules were targeted" in str(error):
+                raise UserError(
+                    f"{self.place}: {self.kind} finds no layer in a {type(model).__name__} that it can stand beside; "
+                    "name layers with model.peft.args.target_modules, or train without an adapter"
+                ) from error
+            raise UserError(f"{self.place}: {in_one_line(error)}") from error
+        if nested := _find_nested(adapted):
+            raise UserError(
+                f"{self.place}: peft would train {nested} outside the forward pass of {type(model).__name__}; name "
+                "what is saved in full with model.peft.args.modules_to_save"
+            )
+        base = config.base_model_name_or_path
+        if base and Path(base).is_dir():  # so that it is found from any directory, also by peft alone
+            config.base_model_name_or_path = str(Path(base).resolve())
+        return adapted
+
+    def _complete_arguments(
+        self,
+        config_class: type,
+        model: PreTrainedModel,
+        *,
+        in_full: Sequence[str],
+        idle_layers: Collection[str],
+        new_tokens: Sequence[int],
+    ) -> dict[str, Any]:
+        """Add the arguments that follow from the model. in_full: names of modules that are trained as they are."""
+        given = dict(self.arguments)
+        taken = inspect.signature(config_class).parameters
+        if in_full and "modules_to_save" in taken:
+            own = [str(name) for name in given.get("modules_to_save") or ()]
+            missing = [name for name in in_full if not any(f".{each}." in f".{name}." for each in own)]
+            given["modules_to_save"] = [*own, *(_unique(model, name) for name in missing)] or None
+        if "exclude_modules" in taken:
+            excluded = [*in_full, *sorted(idle_layers), *_find_fused(model)]
+            given["exclude_modules"] = _join_exclusions(given.get("exclude_modules"), excluded)
+        if "target_modules" in taken and not given.get("target_modules") and not _has_own_targets(self.kind, model):
+            given["target_modules"] = _ALL_LINEAR
+            if "feedforward_modules" in taken:
+                given.setdefault("feedforward_modules", [])
+        if new_tokens and "trainable_token_indices" in taken:
+            given.setdefault("trainable_token_indices", list(new_tokens))
+        return given
+
+    def _refuse_arguments(self, given: Mapping[str, Any], config_class: type) -> None:
+        """Refuse arguments with which the export could not be loaded or nothing would be trained."""
+        problems = find_dangers(given)
+        if given.get("layer_replication"):
+            problems.append("layer_replication makes layers that share weights, and cannot be exported")
+        if "token_indices" in inspect.signature(config_class).parameters and not given.get("token_indices"):
+            problems.append(f"{self.kind} needs the ids of the tokens that learn: set model.peft.args.token_indices")
+        if problems:
+            raise UserError([f"{self.place}: {problem}" for problem in problems])
 
     def try_on(self, empty: PreTrainedModel, *, task_type: str | None, seed: int) -> nn.Module | None:
         """The adapter on a model without memory for its weights; None where it needs their numbers, as PiSSA does.
@@ -82,7 +152,7 @@ class AdapterPlan:
         Raises:
             UserError: the adapter does not fit the model.
         """
-        _check_targets(empty, self.target_modules, place=f"model.{self.section}.target_modules")
+        self._check_targets(empty)
         try:
             return self.add_to(empty, task_type=task_type, seed=seed)
         except UserError as error:
@@ -90,9 +160,34 @@ class AdapterPlan:
                 return None
             raise
 
+    def _check_targets(self, model: nn.Module) -> None:
+        """Raise UserError for names that belong to no module; peft would leave them out without a word."""
+        full_names = [name for name, _ in model.named_modules()]
+        names = {*full_names, *(name.rpartition(".")[2] for name in full_names)}
+        problems = [
+            f"{self.place}.target_modules: {target} is no module of {type(model).__name__}"
+            + suggest(target, sorted(names - {""}))
+            for target in self.target_modules
+            if not any(name == target or name.endswith(f".{target}") for name in names)
+        ]
+        if problems:
+            raise UserError(problems)
+
     def merge_into(self, model: nn.Module) -> nn.Module:
-        """The model with the adapter merged into it, where that is asked for."""
-        return merge_adapter(model, place=f"model.{self.section}.merge") if self.merge else model
+        """The model with the adapter merged into it, where that is asked for. The adapted model is then used up.
+
+        Raises:
+            UserError: peft cannot merge this adapter.
+        """
+        if not self.merge:
+            return model
+        _take_saved_modules(model)
+        try:
+            merged: PreTrainedModel = model.merge_and_unload()  # type: ignore[operator]
+        except (AttributeError, NotImplementedError, ValueError) as error:
+            told = f"this adapter cannot be merged: {in_one_line(error)}; set it to false"
+            raise UserError(f"{self.place}.merge: {told}") from error
+        return merged
 
 
 def plan_lora(
@@ -108,147 +203,24 @@ def plan_lora(
         "target_modules": target_modules or _ALL_LINEAR,
         "use_dora": dora,
     }
-    return _plan_adapter("lora", arguments, section="lora", merge=merge, target_modules=target_modules)
+    return _check_plan(AdapterPlan("lora", arguments, "lora", merge, target_modules))
 
 
 def plan_peft(*, name: str | None, args: Mapping[str, Any], merge: bool) -> AdapterPlan | None:
     """Check the section `model.peft`, whose keys the parameters are. None: no such adapter. Raises UserError."""
-    return None if name is None else _plan_adapter(name, args, section="peft", merge=merge)
+    return None if name is None else _check_plan(AdapterPlan(name, args, "peft", merge))
 
 
-def _plan_adapter(
-    kind: str, arguments: Mapping[str, Any], *, section: str, merge: bool, target_modules: Sequence[str] = ()
-) -> AdapterPlan:
-    config_class = _find_config_class(kind, place=section)
+def _check_plan(plan: AdapterPlan) -> AdapterPlan:
+    config_class = _find_config_class(plan.kind, place=plan.section)
     given = ("task_type", "inference_mode", "peft_type")
-    if problems := check_arguments(config_class, arguments, place=f"{section}.args", given=given):
+    if problems := check_arguments(config_class, plan.arguments, place=f"{plan.section}.args", given=given):
         raise UserError(problems)
-    return AdapterPlan(kind, arguments, section, merge, target_modules)
+    return plan
 
 
-def _check_targets(model: nn.Module, targets: Sequence[str], *, place: str) -> None:
-    """Raise UserError for names that belong to no module; peft would leave them out without a word."""
-    names = {name.rpartition(".")[2] for name, _ in model.named_modules()} | {name for name, _ in model.named_modules()}
-    problems = []
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            close = get_close_matches(target, sorted(names - {""}), n=1)
-            hint = f"; did you mean {close[0]}?" if close else ""
-            problems.append(f"{place}: {target} is no module of {type(model).__name__}{hint}")
-    if problems:
-        raise UserError(problems)
-
-
-def add_adapter(
-    model: PreTrainedModel,
-    *,
-    kind: str,
-    arguments: Mapping[str, Any],
-    task_type: str | None,
-    place: str,
-    seed: int,
-    new_weights: Sequence[str] = (),
-    new_tokens: Sequence[int] = (),
-    idle_layers: Collection[str] = (),
-) -> "PeftModel":
-    """Freeze a model and add an adapter, which is trained. The head and other new weights are trained in full.
-
-    Args:
-        model: the base model; it is changed.
-        kind: peft's name of the adapter, such as lora.
-        arguments: arguments of the adapter's config.
-        task_type: peft's name of the model's task, such as SEQ_CLS.
-        place: config key for errors.
-        seed: determines the first weights of the adapter.
-        new_weights: names of weights that were not loaded.
-        new_tokens: ids of tokens that were added to the embeddings; their rows are trained if the adapter supports it.
-        idle_layers: names of layers that do not change the output of the model; they get no adapter.
-
-    Raises:
-        UserError: peft rejects the arguments or the model.
-    """
-    from peft import get_peft_model
-
-    seed_everything(seed, "adapter")
-    config_class = _find_config_class(kind, place=place)
-    in_full = _outermost([*find_head(model), *_modules_of(model, new_weights, place=place)])
-    given = _complete_arguments(
-        arguments, config_class, model, kind=kind, in_full=in_full, idle_layers=idle_layers, new_tokens=new_tokens
-    )
-    _refuse_arguments(given, config_class, kind=kind, place=place)
-    try:
-        config: PeftConfig = config_class(task_type=task_type, **given)
-        adapted: PeftModel = get_peft_model(model, config)
-    except (ValueError, TypeError, RuntimeError, NotImplementedError) as error:
-        if "No modules were targeted" in str(error):
-            raise UserError(
-                f"{place}: {kind} finds no layer in a {type(model).__name__} that it can stand beside; name layers "
-                "with model.peft.args.target_modules, or train without an adapter"
-            ) from error
-        raise UserError(f"{place}: {in_one_line(error, at_most=300)}") from error
-    if nested := _find_nested(adapted):
-        raise UserError(
-            f"{place}: peft would train {nested} outside the forward pass of {type(model).__name__}; name what is "
-            "saved in full with model.peft.args.modules_to_save"
-        )
-    base = config.base_model_name_or_path
-    if base and Path(base).is_dir():  # so that it is found from any directory, also by peft alone
-        config.base_model_name_or_path = str(Path(base).resolve())
-    return adapted
-
-
-def _complete_arguments(
-    arguments: Mapping[str, Any],
-    config_class: type,
-    model: PreTrainedModel,
-    *,
-    kind: str,
-    in_full: Sequence[str],
-    idle_layers: Collection[str],
-    new_tokens: Sequence[int],
-) -> dict[str, Any]:
-    """Add the arguments that follow from the model to those of the user.
-
-    Args:
-        in_full: names of modules that are trained without an adapter.
-    """
-    given = dict(arguments)
-    taken = inspect.signature(config_class).parameters
-    if in_full and "modules_to_save" in taken:
-        own = [str(name) for name in given.get("modules_to_save") or ()]
-        missing = [name for name in in_full if not any(f".{each}." in f".{name}." for each in own)]
-        given["modules_to_save"] = [*own, *(_unique(model, name) for name in missing)] or None
-    if "exclude_modules" in taken:
-        excluded = [*in_full, *sorted(idle_layers), *_find_fused(model)]
-        given["exclude_modules"] = _join_exclusions(given.get("exclude_modules"), excluded)
-    if "target_modules" in taken and not given.get("target_modules") and not _has_own_targets(kind, model):
-        given["target_modules"] = _ALL_LINEAR
-        if "feedforward_modules" in taken:
-            given.setdefault("feedforward_modules", [])
-    if new_tokens and "trainable_token_indices" in taken:
-        given.setdefault("trainable_token_indices", list(new_tokens))
-    return given
-
-
-def _refuse_arguments(given: Mapping[str, Any], config_class: type, *, kind: str, place: str) -> None:
-    """Refuse arguments with which the export could not be loaded or nothing would be trained.
-
-    Raises:
-        UserError: there are such arguments.
-    """
-    if given.get("layer_replication"):
-        raise UserError(f"{place}: layer_replication makes layers that share weights, and cannot be exported")
-    if "token_indices" in inspect.signature(config_class).parameters and not given.get("token_indices"):
-        raise UserError(f"{place}: {kind} needs the ids of the tokens that learn: set model.peft.args.token_indices")
-    if problems := find_dangers(given):
-        raise UserError([f"{place}: {problem}" for problem in problems])
-
-
-def find_head(model: PreTrainedModel) -> list[str]:
-    """Names of the modules between the body of a model and its output.
-
-    The output embeddings of a language model are not included, because they are loaded with the body.
-    """
+def _find_head(model: PreTrainedModel) -> list[str]:
+    """Names of the modules behind the body of a model, but for output embeddings, which are loaded with the body."""
     body = model.base_model
     if body is model or model.get_output_embeddings() is not None:
         return []
@@ -269,11 +241,7 @@ def _find_fused(model: nn.Module) -> list[str]:
 
 
 def _modules_of(model: nn.Module, weights: Sequence[str], *, place: str) -> list[str]:
-    """The smallest modules that contain these weights.
-
-    Raises:
-        UserError: such a module also contains most of the model.
-    """
+    """The smallest modules that contain these weights; UserError if one also contains most of the model."""
     names = sorted({name.rpartition(".")[0] for name in weights})
     total = sum(weight.numel() for weight in model.parameters())
     for name in names:
@@ -301,20 +269,15 @@ def _unique(model: nn.Module, name: str) -> str:
 
 def _join_exclusions(given: str | Sequence[str] | None, modules: Sequence[str]) -> str | None:
     """A pattern for the modules that the user excludes, and for these modules and everything inside them."""
-    patterns = []
-    if modules:
-        patterns.append(rf"({'|'.join(map(re.escape, modules))})(\..*)?")
-    if isinstance(given, str):
-        patterns.append(given)
-    elif given:
-        patterns.append(rf"(.*\.)?({'|'.join(map(re.escape, given))})")
-    return "|".join(f"({pattern})" for pattern in patterns) or None
+    if given and not isinstance(given, str):
+        given = rf"(.*\.)?({'|'.join(map(re.escape, given))})"
+    ours = rf"({'|'.join(map(re.escape, modules))})(\..*)?" if modules else None
+    return "|".join(f"({pattern})" for pattern in (ours, given) if pattern) or None
 
 
 def _has_own_targets(kind: str, model: PreTrainedModel) -> bool:
     """Whether peft knows the target modules of this adapter for this type of model."""
-    peft = _import_peft(kind)
-    tuner = peft.mapping.PEFT_TYPE_TO_TUNER_MAPPING[kind.upper()]
+    tuner = _import_peft(kind).mapping.PEFT_TYPE_TO_TUNER_MAPPING[kind.upper()]
     return model.config.model_type in (getattr(tuner, "target_module_mapping", None) or {})
 
 
@@ -324,27 +287,6 @@ def _find_nested(adapted: nn.Module) -> str | None:
 
     wrapped = [name for name, module in adapted.named_modules() if isinstance(module, AuxiliaryTrainingWrapper)]
     return next((name for name in wrapped if any(name.startswith(f"{other}.") for other in wrapped)), None)
-
-
-def merge_adapter(model: nn.Module, *, place: str) -> PreTrainedModel:
-    """Merge an adapter into the weights of its model. The adapted model must not be used afterwards.
-
-    Args:
-        model: the adapted model.
-        place: config key for errors.
-
-    Returns:
-        A model that does not need peft.
-
-    Raises:
-        UserError: peft cannot merge this adapter.
-    """
-    _take_saved_modules(model)
-    try:
-        merged: PreTrainedModel = model.merge_and_unload()  # type: ignore[operator]
-    except (AttributeError, NotImplementedError, ValueError) as error:
-        raise UserError(f"{place}: this adapter cannot be merged: {in_one_line(error)}; set it to false") from error
-    return merged
 
 
 def _take_saved_modules(model: nn.Module) -> None:
@@ -363,22 +305,24 @@ def load_adapted_model(
     """Load an exported adapter into its base model, from the path or hub id recorded in training.
 
     Args:
-        model_dir: the directory of the adapter.
-        model_class: the Auto class of transformers.
         num_tokens: tokens of the exported tokenizer; the base model gets embeddings for added tokens.
-        trust_remote_code: whether code of the base model may run.
 
     Raises:
         UserError: the adapter or the base model cannot be loaded, or both lack some weights.
     """
     peft = _import_peft("this model is an adapter, which")
     check_adapter_config(model_dir)
-    trusting: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     try:
         if faults := check_adapter_weights(model_dir):
             raise UserError(faults)
         base = _find_base(peft.PeftConfig.from_pretrained(str(model_dir)).base_model_name_or_path, model_dir)
-        config = _read_base_config(base, model_dir, trusting)
+        # The exported config, with the vocabulary size of the base model.
+        config, of_base = (
+            transformers.AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+            for place in (model_dir, base)
+        )
+        if hasattr(find_text_config(of_base), "vocab_size"):
+            find_text_config(config).vocab_size = find_text_config(of_base).vocab_size
         options: dict[str, Any] = {}
         if (quantised := config.to_dict().get("quantization_config")) is not None:  # the same as in training
             del config.quantization_config
@@ -389,8 +333,8 @@ def load_adapted_model(
             dtype=torch.float32,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # the adapter has a head for its own classes, which is checked below
+            trust_remote_code=trust_remote_code,
             **options,
-            **trusting,
         )
         grow_embeddings(model, num_tokens)
         stay_in_4_bits(model)
@@ -425,15 +369,6 @@ def _find_base(name: str, model_dir: Path) -> str:
     return name
 
 
-def _read_base_config(base: str, model_dir: Path, trusting: Mapping[str, Any]) -> PretrainedConfig:
-    """The exported config with the vocabulary size of the base model."""
-    config: PretrainedConfig = transformers.AutoConfig.from_pretrained(model_dir, **trusting)
-    saved = find_text_config(transformers.AutoConfig.from_pretrained(base, **trusting))
-    if hasattr(saved, "vocab_size"):
-        find_text_config(config).vocab_size = saved.vocab_size
-    return config
-
-
 def _find_unsaved(adapted: Any, model_dir: Path, lacking: Collection[str]) -> list[str]:
     """Weights missing in the adapter's file: its own weights, and weights that the base model lacks."""
     from peft.utils.save_and_load import get_peft_model_state_dict, load_peft_weights
@@ -447,21 +382,18 @@ def _find_unsaved(adapted: Any, model_dir: Path, lacking: Collection[str]) -> li
 def _find_config_class(kind: str, *, place: str) -> Any:
     peft = _import_peft(f"{place}: {kind}")
     classes = {str(known.value): found for known, found in peft.mapping.PEFT_TYPE_TO_CONFIG_MAPPING.items()}
-    usable = [
-        known
+    refused = {
+        known: "puts tokens of its own before each row"
         for known, found in classes.items()
-        if known not in _NEED_MORE_THAN_A_MODEL and not issubclass(found, peft.PromptLearningConfig)
-    ]
-    name = kind.upper()
-    if name in _NEED_MORE_THAN_A_MODEL:
-        raise UserError(f"{place}: {kind} needs {_NEED_MORE_THAN_A_MODEL[name]}, and cannot be used here")
-    if name in classes and name not in usable:
-        raise UserError(f"{place}: {kind} puts tokens of its own before each row, and cannot be used here")
-    if name not in usable:
-        close = get_close_matches(kind.lower(), [known.lower() for known in usable], n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise UserError(f"{place}: {kind} is no adapter of peft; allowed: {', '.join(sorted(usable)).lower()}{hint}")
-    return classes[name]
+        if issubclass(found, peft.PromptLearningConfig)
+    } | {known: f"needs {what}" for known, what in _NEED_MORE_THAN_A_MODEL.items()}
+    if kind.upper() in refused:
+        raise UserError(f"{place}: {kind} {refused[kind.upper()]}, and cannot be used here")
+    if kind.upper() not in classes:
+        usable = [known.lower() for known in sorted(classes.keys() - refused.keys())]
+        hint = suggest(kind.lower(), usable)
+        raise UserError(f"{place}: {kind} is no adapter of peft; allowed: {', '.join(usable)}{hint}")
+    return classes[kind.upper()]
 
 
 def _import_peft(what: str) -> Any:

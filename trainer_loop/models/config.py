@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
-from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.errors import UserError, in_one_line, suggest
+from trainer_loop.record.adapter_config import ADAPTER_CONFIG
 from trainer_loop.runtime.hub import describe_unreachable, offline_unless_reachable
 
 _MOST_EXTRA_POSITIONS = 8  # a table of positions may have this many rows more than the config states
@@ -73,43 +73,28 @@ def find_model(name: str) -> str:
     return str(exported) if (exported / "config.json").is_file() else name
 
 
-def _refuse_adapter(name: str) -> None:
-    """Refuse an adapter as model.name: transformers would load its base model and train that."""
-    if (Path(name) / "adapter_config.json").is_file():
-        raise UserError(
-            f"model.name: {name} is an adapter, and not a model; train it with model.lora.merge=true (or "
-            "model.peft.merge=true), which exports a model to go on from"
-        )
-
-
 def load_model_config(
     *, name: str | None, model_type: str | None, overrides: Mapping[str, Any], trust_remote_code: bool = False
 ) -> PretrainedConfig:
-    """Load the config of a model and apply the overrides.
+    """Load the config of a model, or make one of a type, and apply the overrides.
 
     Args:
-        name: hub id or directory; None for a new model.
-        model_type: type of a new model.
+        name: hub id or directory; None for a new model of `model_type`.
         overrides: values for fields of the config.
-        trust_remote_code: whether code of the model may run.
 
     Raises:
         UserError: the name cannot be loaded, the type is unknown, or the config has no such field.
     """
     if name is None:
         assert model_type is not None
-        known = list(transformers.CONFIG_MAPPING.keys())
+        known = transformers.CONFIG_MAPPING.keys()
         if model_type not in known:
-            close = difflib.get_close_matches(model_type, known, n=1)
-            raise UserError(
-                f"model.type: {model_type} is no model type of transformers"
-                + (f"; did you mean {close[0]}?" if close else "; examples: bert, distilbert, roberta, gpt2, llama")
-            )
+            hint = suggest(model_type, known) or "; examples: bert, distilbert, roberta, gpt2, llama"
+            raise UserError(f"model.type: {model_type} is no model type of transformers{hint}")
         config = AutoConfig.for_model(model_type)
     else:
         name = find_model(name)
-        _refuse_missing_directory(name)
-        _refuse_adapter(name)
+        _refuse_wrong_directory(name)
         reason = describe_unreachable()  # asked first, because offline mode below would become the reason
         with offline_unless_reachable() as reachable:
             try:
@@ -118,17 +103,16 @@ def load_model_config(
                 raise UserError(explain_failure(name, error, offline=None if reachable else reason)) from error
     problems = []
     for field, value in overrides.items():
-        if hasattr(config, field):
-            try:
-                setattr(config, field, value)
-            except (StrictDataclassError, TypeError, ValueError) as error:
-                problems.append(f"model.overrides.{field}: {value!r}: {in_one_line(error)}")
-            except (AttributeError, NotImplementedError):  # a property that transformers computes
-                problems.append(f"model.overrides.{field}: {type(config).__name__} derives it from other fields")
+        place, kind = f"model.overrides.{field}", type(config).__name__
+        if not hasattr(config, field):
+            problems.append(f"{place}: {kind} has no such field{suggest(field, config.to_dict())}")
             continue
-        close = difflib.get_close_matches(field, config.to_dict(), n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        problems.append(f"model.overrides.{field}: {type(config).__name__} has no such field{hint}")
+        try:
+            setattr(config, field, value)
+        except (StrictDataclassError, TypeError, ValueError) as error:
+            problems.append(f"{place}: {value!r}: {in_one_line(error)}")
+        except (AttributeError, NotImplementedError):  # a property that transformers computes
+            problems.append(f"{place}: {kind} derives it from other fields")
     if problems:
         raise UserError(problems)
     try:
@@ -152,17 +136,7 @@ def drops_layers(config: PretrainedConfig) -> bool:
 
 
 def check_model_class(config: PretrainedConfig, *, model_class: str, place: str, trust_remote_code: bool) -> list[str]:
-    """Check that this Auto class has a model for a config.
-
-    Args:
-        config: config of the model.
-        model_class: name of the Auto class.
-        place: config key of the model.
-        trust_remote_code: whether code of the model may run.
-
-    Returns:
-        One message for each problem.
-    """
+    """Check that this Auto class has a model for a config; one message for each problem. place: config key."""
     mapping = getattr(getattr(transformers, model_class), "_model_mapping", None)
     brings_code = trust_remote_code and model_class in (getattr(config, "auto_map", None) or {})
     if mapping is None or type(config) in mapping or brings_code:
@@ -176,28 +150,24 @@ def check_model_class(config: PretrainedConfig, *, model_class: str, place: str,
 def check_given_overrides(
     overrides: Mapping[str, Any], *, label_names: Sequence[str] | None, tokenizer: Any | None
 ) -> list[str]:
-    """Check the overrides for values that the data or the tokenizer decide.
+    """Check the overrides for values that the data or the tokenizer decide; one message for each problem.
 
     Args:
-        overrides: `model.overrides`.
         label_names: names of the classes, from the data.
         tokenizer: tokenizer of a new model, which decides its vocabulary.
-
-    Returns:
-        One message for each problem.
     """
     problems = []
-    num_labels = overrides.get("num_labels")
-    if label_names is not None and num_labels is not None and num_labels != len(label_names):
-        problems.append(
-            f"model.overrides.num_labels: {num_labels}, but the data has {len(label_names)} classes, which decide; "
-            "leave it out, and name classes that have no rows in data.label_names"
-        )
-    problems += [
-        f"model.overrides.{name}: the classes are named by the data; leave it out, and see data.label_names"
-        for name in ("id2label", "label2id")
-        if label_names is not None and name in overrides
-    ]
+    if label_names is not None:
+        if overrides.get("num_labels") not in (None, len(label_names)):
+            problems.append(
+                f"model.overrides.num_labels: {overrides['num_labels']}, but the data has {len(label_names)} classes, "
+                "which decide; leave it out, and name classes that have no rows in data.label_names"
+            )
+        problems += [
+            f"model.overrides.{name}: the classes are named by the data; leave it out, and see data.label_names"
+            for name in ("id2label", "label2id")
+            if name in overrides
+        ]
     vocab_size = overrides.get("vocab_size")
     if tokenizer is not None and isinstance(vocab_size, int) and vocab_size < count_tokens(tokenizer):
         problems.append(
@@ -225,10 +195,6 @@ def fit_model_config(
     """Write into the config what the data and the tokenizer decide: classes, special tokens, vocabulary of a new model.
 
     Args:
-        config: the config; it is changed.
-        tokenizer: the tokenizer.
-        new_vocabulary: whether the vocabulary of the model is new.
-        label_names: names of the classes.
         vocab_size: number of embeddings of a new model, if larger than the number of tokens.
 
     Returns:
@@ -285,31 +251,20 @@ def check_model_config(
     max_length: int,
     needs_end: bool = False,
 ) -> list[str]:
-    """Check that texts fit the positions of the model, and tokens fit its embeddings.
+    """Check that texts fit the positions of the model, and tokens fit its embeddings; one message for each problem.
 
     Args:
-        config: config of the model.
         empty: the model without memory for its weights.
-        tokenizer: the tokenizer.
         own_tokenizer: whether the tokenizer belongs to the model; tokens that were added to it then get new embeddings.
         max_length: tokens of the longest row.
         needs_end: whether the head looks for the end token of each row.
-
-    Returns:
-        One message for each problem.
     """
     problems = []
-    positions = count_positions(empty)
-    if positions is not None and positions < max_length:
-        problems.append(
-            f"data.max_length: {max_length} is more than the {positions} positions of the model; "
-            f"set data.max_length={positions}"
-        )
-    elif max_length > tokenizer.model_max_length:
-        problems.append(
-            f"data.max_length: {max_length} is more than the {tokenizer.model_max_length} tokens of the tokenizer; "
-            f"set data.max_length={tokenizer.model_max_length}"
-        )
+    limits = {"positions of the model": count_positions(empty), "tokens of the tokenizer": tokenizer.model_max_length}
+    too_low = [(limit, what) for what, limit in limits.items() if limit is not None and limit < max_length]
+    if too_low:
+        limit, what = too_low[0]
+        problems.append(f"data.max_length: {max_length} is more than the {limit} {what}; set data.max_length={limit}")
     vocabulary, num_tokens = getattr(find_text_config(config), "vocab_size", None), count_tokens(tokenizer)
     if isinstance(vocabulary, int) and num_tokens > vocabulary and not own_tokenizer:
         problems.append(
@@ -371,19 +326,18 @@ def without_borrowed_padding(config: PretrainedConfig) -> Iterator[None]:
 
     torch sets the `padding_idx` row of an embedding to zero and never trains it.
     """
-    parts = _text_parts(config)
-    padding = {id(part): getattr(part, "pad_token_id", None) for part in parts}
-    for part in parts:
-        own = padding[id(part)]
+    borrowing = []
+    for part in _text_parts(config):
+        own, vocabulary = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
         borrowed = [*_as_list(getattr(part, "eos_token_id", None)), *_as_list(getattr(part, "bos_token_id", None))]
-        vocabulary = getattr(part, "vocab_size", None)
         if own is not None and (own in borrowed or (isinstance(vocabulary, int) and own >= vocabulary)):
+            borrowing.append((part, own))
             part.pad_token_id = None
     try:
         yield
     finally:
-        for part in parts:
-            part.pad_token_id = padding[id(part)]
+        for part, own in borrowing:
+            part.pad_token_id = own
 
 
 def use_padding_token(model: nn.Module, config: PretrainedConfig) -> None:
@@ -400,25 +354,25 @@ def looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
-def _refuse_missing_directory(name: str) -> None:
-    """Refuse a path that does not exist: it would be treated as a hub id."""
-    if looks_like_path(name) and not Path(name).is_dir():
+def _refuse_wrong_directory(name: str) -> None:
+    """Refuse a path without a model: transformers would take it for a hub id, or train the base model of an adapter."""
+    folder = Path(name)
+    if looks_like_path(name) and not folder.is_dir():
         raise UserError(
             f"model.name: {name} is no directory; give a hub id such as google-bert/bert-base-cased, or a directory"
         )
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        present = ", ".join(sorted(path.name for path in Path(name).iterdir())[:8]) or "nothing"
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        present = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
         raise UserError(f"model.name: {name} holds no config.json, so no model of transformers; it holds {present}")
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise UserError(
+            f"model.name: {name} is an adapter, and not a model; train it with model.lora.merge=true (or "
+            "model.peft.merge=true), which exports a model to go on from"
+        )
 
 
 def explain_failure(name: str, error: Exception, *, offline: str | None) -> str:
-    """Why a model could not be loaded, in one line.
-
-    Args:
-        name: hub id or directory.
-        error: the error of transformers.
-        offline: the reason why the hub was not asked; None if it was asked.
-    """
+    """Why a model could not be loaded, in one line. offline: why the hub was not asked; None if it was asked."""
     if offline is not None and not Path(name).is_dir():
         return (
             f"model.name: {name} is not in the cache and {offline}; give a local directory, or fill the "

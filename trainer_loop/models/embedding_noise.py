@@ -11,10 +11,6 @@ def use_embedding_noise(model: PreTrainedModel, *, alpha: float) -> None:
     """Add uniform noise of at most `alpha / sqrt(T * D)` to each embedding `[D]` of a row of T tokens.
 
     T counts the row's own tokens. Padding does not count, because it depends on the other rows of the microbatch.
-
-    Args:
-        model: the model; hooks are added to it.
-        alpha: size of the noise.
     """
     lengths: list[Tensor] = []
 

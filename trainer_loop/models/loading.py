@@ -2,7 +2,7 @@
 
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -42,14 +42,10 @@ def make_model(
     """Build or load the model in fp32.
 
     Args:
-        config: config of the model.
-        model_class: name of the Auto class of transformers.
         name: hub id or directory of the weights; None builds a new model.
         from_scratch: whether the weights of `name` are ignored.
         attention: an attention implementation of transformers; auto leaves the choice to transformers.
-        gradient_checkpointing: whether layers are recomputed in the backward pass.
         quantize: load the matrices of the body in 4 bits and multiply in this type; None loads fp32.
-        trust_remote_code: whether code of the model may run.
         num_tokens: tokens of the tokenizer; the embeddings grow if there are fewer.
         seed: determines all new weights.
         is_resized: whether the user changed the config, and so perhaps the number of layers.
@@ -61,14 +57,16 @@ def make_model(
         UserError: the model cannot be built or loaded, or its weights do not fit the config.
     """
     auto_class = getattr(transformers, model_class)
-    implementation = None if attention == "auto" else attention
+    options: dict[str, Any] = {
+        "attn_implementation": None if attention == "auto" else attention,
+        "dtype": torch.float32,  # otherwise weights saved in half precision would be trained in half precision
+        "trust_remote_code": trust_remote_code,
+    }
     seed_everything(seed, "model")
     if name is None or from_scratch:
         try:
             with without_borrowed_padding(config):
-                model = auto_class.from_config(
-                    config, dtype=torch.float32, trust_remote_code=trust_remote_code, attn_implementation=implementation
-                )
+                model = auto_class.from_config(config, **options)
         except Exception as error:  # for a changed config transformers may raise anything
             if is_out_of_memory(error):
                 raise
@@ -77,21 +75,17 @@ def make_model(
     else:
         name = find_model(name)
         reason = describe_unreachable()
-        in_4_bits: dict[str, Any] = {}
         if quantize is not None:
             empty = make_empty_model(config, model_class=model_class, trust_remote_code=trust_remote_code)
-            in_4_bits = _in_4_bits(empty, dtype=quantize)
+            options |= _in_4_bits(empty, dtype=quantize)
         with offline_unless_reachable() as reachable, without_borrowed_padding(config):
             try:
                 model, loaded = auto_class.from_pretrained(
                     name,
                     config=config,
-                    attn_implementation=implementation,
-                    dtype=torch.float32,  # otherwise weights saved in half precision would be trained in half precision
-                    trust_remote_code=trust_remote_code,
                     ignore_mismatched_sizes=True,  # checked below: a head for other classes starts new
                     output_loading_info=True,
-                    **in_4_bits,
+                    **options,
                 )
             except Exception as error:  # for unknown files transformers may raise anything
                 if is_out_of_memory(error):
@@ -101,7 +95,7 @@ def make_model(
                 raise UserError(explain_failure(name, error, offline=None if reachable else reason)) from error
         _refuse_foreign_weights(name, model, loaded)
         if not is_resized:
-            _refuse_holes(name, model, loaded)
+            _refuse_holes(name, model, set(loaded["missing_keys"]))
         cause = "model.overrides" if is_resized else "its config.json"
         _refuse_mismatched_body(name, loaded["mismatched_keys"], num_labels=config.num_labels, cause=cause)
         if quantize is not None and not any(hasattr(weight, "quant_state") for weight in model.parameters()):
@@ -121,19 +115,15 @@ def make_model(
     return model, new_weights
 
 
-def grow_embeddings(model: nn.Module, num_tokens: int) -> list[int]:
-    """Add embeddings for tokens that were added to a tokenizer; they start at the mean of the others.
-
-    Returns:
-        The ids of these tokens.
-    """
+def grow_embeddings(model: nn.Module, num_tokens: int) -> None:
+    """Add embeddings for tokens that were added to a tokenizer; they start at the mean of the others."""
     try:
         table = model.get_input_embeddings()  # type: ignore[operator] # a model of transformers
     except NotImplementedError:  # a model that reads characters, such as Canine, has no table
-        return []
+        return
     before = getattr(table, "num_embeddings", num_tokens)
     if num_tokens <= before:
-        return []
+        return
     # transformers would draw the new rows at random, and a base model loaded again would have different rows.
     model.resize_token_embeddings(num_tokens, mean_resizing=False)  # type: ignore[operator]
     tables = [model.get_input_embeddings(), model.get_output_embeddings()]  # type: ignore[operator]
@@ -141,14 +131,10 @@ def grow_embeddings(model: nn.Module, num_tokens: int) -> list[int]:
         for layer in tables:
             if layer is not None and len(layer.weight) == num_tokens:
                 layer.weight[before:] = layer.weight[:before].mean(dim=0)
-    return list(range(before, num_tokens))
 
 
 def stay_in_4_bits(model: nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights on a CPU.
-
-    It would repack them at the first evaluation and round their scales for good.
-    """
+    """Keep bitsandbytes from repacking 4-bit weights on a CPU at the first evaluation, which rounds scales for good."""
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
@@ -172,11 +158,7 @@ def _in_4_bits(empty: nn.Module, *, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def count_weights(model: nn.Module) -> tuple[int, int]:
-    """Count weights. Two 4-bit weights that share a byte count as two.
-
-    Returns:
-        The number of trainable weights, and of all weights.
-    """
+    """The number of trainable weights, and of all weights. Two 4-bit weights that share a byte count as two."""
     learn = total = 0
     for weight in model.parameters():
         quantised = getattr(weight, "quant_state", None)
@@ -209,18 +191,17 @@ def _refuse_mismatched_body(
         if list(wanted)[:1] != [num_labels]
     ]
     if body:
+        more = f" and {len(body) - 3} more" if len(body) > 3 else ""
         raise UserError(
-            f"model.name: the weights of {name} do not fit {cause}: {'; '.join(body[:3])}"
-            + (f" and {len(body) - 3} more" if len(body) > 3 else "")
-            + "; remove what changes their size, or set model.from_scratch=true"
+            f"model.name: the weights of {name} do not fit {cause}: {'; '.join(body[:3])}{more}; remove what changes "
+            "their size, or set model.from_scratch=true"
         )
 
 
 def _refuse_foreign_weights(name: str, model: nn.Module, loaded: Mapping[str, Any]) -> None:
     """Refuse a folder with the config of one model and the weights of another: most weights would be random."""
     sizes = {key: weight.numel() for key, weight in model.named_parameters()}
-    body = model.base_model  # type: ignore[union-attr] # a model of transformers
-    prefix = "" if body is model else f"{model.base_model_prefix}."
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
     inside = {key for key in sizes if key.startswith(prefix)}
     missing = [key for key in loaded["missing_keys"] if key in inside]
     if sum(sizes[key] for key in missing) * 2 <= sum(sizes[key] for key in inside):
@@ -232,9 +213,8 @@ def _refuse_foreign_weights(name: str, model: nn.Module, loaded: Mapping[str, An
     )
 
 
-def _refuse_holes(name: str, model: nn.Module, loaded: Mapping[str, Any]) -> None:
+def _refuse_holes(name: str, model: nn.Module, missing: Collection[str]) -> None:
     """Refuse weights that lack some layers of a list of layers."""
-    missing = set(loaded["missing_keys"])
     there = {_list_of(key) for key, _ in model.named_parameters() if key not in missing}
     holes = sorted(key for key in missing if _list_of(key) is not None and _list_of(key) in there)
     if holes:

@@ -6,19 +6,19 @@ attention as keyword arguments.
 """
 
 from functools import partial
-from itertools import accumulate
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv
 
 from trainer_loop.data.loader import move_batch
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.models.config import find_text_config, first_position
-from trainer_loop.ops.attention import ATTENTION as PADDED_ATTENTION
-from trainer_loop.ops.attention import attend, cast_as_autocast
+from trainer_loop.ops.attention import attend, can_exchange_attention, cast_as_autocast, takes_causal
 from trainer_loop.tasks.task import pack_rows
 
 ATTENTION = "trainer_loop_packed"  # its name among transformers' attention implementations
@@ -34,14 +34,13 @@ def use_packing(model: PreTrainedModel, *, rows_at_head: bool) -> None:
     The model is tried on a few tokens, packed and alone.
 
     Args:
-        model: the model; it is changed.
         rows_at_head: whether the head sees rows `[B, T, D]`, like that of a classifier, or single tokens.
 
     Raises:
         UserError: the model does not support packing.
     """
     name, config = type(model).__name__, model.config
-    if config._attn_implementation not in ("sdpa", PADDED_ATTENTION) or not model._can_set_attn_implementation():
+    if not can_exchange_attention(model):
         raise _refusal(f"the attention of {name} cannot be exchanged")
     if _attends_locally(config):
         raise _refusal(f"{name} attends within a sliding window")
@@ -52,19 +51,21 @@ def use_packing(model: PreTrainedModel, *, rows_at_head: bool) -> None:
     was_training = model.training
     model.eval()
     try:
-        alone = _run_alone(model)
-        AttentionInterface.register(ATTENTION, attend_rows)  # no mask function: none is needed
-        model.set_attn_implementation(ATTENTION)
-        if (first := first_position(model)) > 0:
-            model.register_forward_pre_hook(partial(_shift_positions, first), with_kwargs=True)
-        if rows_at_head:
-            getattr(model.base_model, stacks[0]).register_forward_hook(_unpack, with_kwargs=True)
-        packed = _run_packed(model, rows_at_head=rows_at_head)
+        with torch.no_grad():
+            rows = _probe_rows(model)
+            alone = [model(input_ids=torch.tensor([row["input_ids"]], device=model.device)).logits[0] for row in rows]
+            AttentionInterface.register(ATTENTION, attend_rows)  # no mask function: none is needed
+            model.set_attn_implementation(ATTENTION)
+            if (first := first_position(model)) > 0:
+                model.register_forward_pre_hook(partial(_shift_positions, first), with_kwargs=True)
+            if rows_at_head:
+                getattr(model.base_model, stacks[0]).register_forward_hook(_unpack, with_kwargs=True)
+            logits = model(**move_batch(pack_rows(rows), model.device)).logits
+            packed = logits if rows_at_head else logits[0].split(_PROBE)
     except (TypeError, ValueError, RuntimeError, KeyError, IndexError) as error:
         raise _refusal(f"{name} takes no packed rows: {in_one_line(error, at_most=120)}") from error
-    largest = float(torch.cat([outputs.flatten() for outputs in alone]).abs().max())
-    differences = [(one - other).flatten() for one, other in zip(alone, packed, strict=True)]
-    difference = float(torch.cat(differences).abs().max())
+    wanted, found = (torch.cat([answer.flatten() for answer in answers]) for answers in (alone, packed))
+    largest, difference = float(wanted.abs().max()), float((wanted - found).abs().max())
     if largest == 0:
         raise _refusal(f"{name} answers nothing but zeros, so packing cannot be tried")
     if not difference <= _TOLERANCE * largest:  # nan counts as a difference
@@ -85,34 +86,27 @@ def attend_rows(
     row_ends: Tensor | None = None,
     **others: Any,  # transformers passes all keyword arguments of its models
 ) -> tuple[Tensor, None]:
-    """Attention within each row of a packed batch.
-
-    Args:
-        module: the attention module that calls this function.
-        query: `[1, H, T, D]`.
-        key: `[1, K, T, D]`.
-        value: `[1, K, T, D]`.
-        attention_mask: not used.
-        dropout: dropout of the probabilities.
-        scaling: factor of the scores.
-        is_causal: whether a query attends only to itself and earlier keys.
-        row_lengths: tokens of each row.
-        row_ends: cumulative sums of `row_lengths`.
-
-    Returns:
-        The attention `[1, T, H, D]`, and None in the place of attention weights.
-    """
+    """Like `attend`, within each row of a packed batch: B is 1, T counts the tokens of all rows, there is no mask."""
     if row_lengths is None or row_ends is None or attention_mask is not None:
         raise ValueError("a packed model takes packed batches alone")
     query, key, value = cast_as_autocast(query, key, value)
-    if _flash_takes(query, key, value, dropout=dropout):
-        return _attend_by_flash(module, query, key, value, scaling, is_causal, row_lengths, row_ends), None
-    queries, keys, values = (tensor.split(row_lengths, dim=2) for tensor in (query, key, value))
-    attended = [
-        attend(module, *row, None, dropout=dropout, scaling=scaling, is_causal=is_causal, **others)[0]  # type: ignore[misc, call-arg]
-        for row in zip(queries, keys, values, strict=True)
-    ]
-    return torch.cat(attended, dim=1), None
+    if not _flash_takes(query, key, value, dropout=dropout):
+        attended = [
+            attend(module, *row, None, dropout=dropout, scaling=scaling, is_causal=is_causal, **others)[0]  # type: ignore[misc, call-arg]
+            for row in zip(*(tensor.split(row_lengths, dim=2) for tensor in (query, key, value)), strict=True)
+        ]
+        return torch.cat(attended, dim=1), None
+    # All rows in one call of torch's flash attention for rows of different lengths.
+    from torch.nn.attention.varlen import varlen_attn
+
+    repeats, longest = query.shape[1] // key.shape[1], max(row_lengths)
+    query, key, value = (
+        tensor[0].transpose(0, 1).contiguous() for tensor in (query, repeat_kv(key, repeats), repeat_kv(value, repeats))
+    )
+    window = (-1, 0) if takes_causal(module, is_causal) else (-1, -1)
+    found = varlen_attn(query, key, value, row_ends, row_ends, longest, longest, scale=scaling, window_size=window)
+    assert isinstance(found, Tensor)
+    return found[None], None
 
 
 def _flash_takes(query: Tensor, key: Tensor, value: Tensor, *, dropout: float) -> bool:
@@ -124,40 +118,6 @@ def _flash_takes(query: Tensor, key: Tensor, value: Tensor, *, dropout: float) -
         and key.shape == value.shape
         and query.shape[-1] == key.shape[-1] <= _WIDEST_HEAD
     )
-
-
-def _attend_by_flash(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    scaling: float | None,
-    is_causal: bool | None,
-    row_lengths: tuple[int, ...],
-    row_ends: Tensor,
-) -> Tensor:
-    """All rows in one call of torch's flash attention for rows of different lengths, `[1, T, H, D]`."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    repeats = query.shape[1] // key.shape[1]
-    query, key, value = (tensor[0].transpose(0, 1).contiguous() for tensor in (query, key, value))
-    if repeats > 1:
-        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    longest = max(row_lengths)
-    attended = varlen_attn(
-        query,
-        key,
-        value,
-        row_ends,
-        row_ends,
-        longest,
-        longest,
-        scale=scaling,
-        window_size=(-1, 0) if causal else (-1, -1),
-    )
-    assert isinstance(attended, Tensor)
-    return attended[None]
 
 
 def _attends_locally(config: Any) -> bool:
@@ -184,25 +144,8 @@ def _unpack(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out
 def _probe_rows(model: PreTrainedModel) -> list[dict[str, list[int]]]:
     """A few rows of tokens that differ from padding."""
     padding = getattr(find_text_config(model.config), "pad_token_id", None)
-    tokens = [token for token in range(sum(_PROBE) + 1) if token != padding]
-    ends = list(accumulate(_PROBE))
-    return [{"input_ids": tokens[end - length : end]} for end, length in zip(ends, _PROBE, strict=True)]
-
-
-@torch.no_grad()
-def _run_alone(model: PreTrainedModel) -> list[Tensor]:
-    """Logits of each probe row alone, without padding or packing."""
-    return [
-        model(input_ids=torch.tensor([row["input_ids"]], device=model.device)).logits[0] for row in _probe_rows(model)
-    ]
-
-
-@torch.no_grad()
-def _run_packed(model: PreTrainedModel, *, rows_at_head: bool) -> list[Tensor]:
-    """Logits of the packed probe rows, row by row."""
-    batch = move_batch(pack_rows(_probe_rows(model)), model.device)
-    logits = model(**batch).logits
-    return list(logits) if rows_at_head else list(logits[0].split(_PROBE))
+    tokens = (token for token in range(sum(_PROBE) + 1) if token != padding)
+    return [{"input_ids": list(islice(tokens, length))} for length in _PROBE]
 
 
 def _refusal(reason: str) -> UserError:

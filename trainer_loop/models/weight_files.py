@@ -14,32 +14,25 @@ _LEGACY_TORCH = b"\x80\x02"  # a pickle, the format of torch before version 1.6
 
 
 def check_weight_files(folder: Path, *, or_else: str = "") -> list[str]:
-    """Check the weight files in the folder of a model.
+    """Problems of the weight files in a model's folder, as sentences without a config key.
 
-    Args:
-        folder: the folder.
-        or_else: another remedy if there are no weights.
-
-    Returns:
-        Problems as sentences without a config key; none if the weights can be read.
+    or_else: another remedy if there are no weights.
     """
     path = next((folder / name for name in _WHOLE if (folder / name).exists()), None)
     if path is None:
         present = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8])
         return [f"{folder} has no weights ({_WHOLE[0]} or {_WHOLE[2]}); it has {present}; download them again{or_else}"]
-    if path.suffix != ".json":
-        return find_fault(path)
-    return _check_shards(path)
+    return _check_shards(path) if path.suffix == ".json" else find_fault(path)
 
 
 def check_adapter_weights(folder: Path) -> list[str]:
-    """Check the weight file in the folder of an adapter; returns problems like `check_weight_files`."""
+    """Like `check_weight_files`, for the folder of an adapter."""
     path = next((folder / name for name in _OF_ADAPTERS if (folder / name).exists()), None)
     return [f"{folder} has no weights ({_OF_ADAPTERS[0]}); copy it again"] if path is None else find_fault(path)
 
 
 def find_fault(path: Path) -> list[str]:
-    """Check one weight file; returns problems like `check_weight_files`."""
+    """Like `check_weight_files`, for one file."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:

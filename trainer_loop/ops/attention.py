@@ -16,7 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
-from trainer_loop.ops.cpu_kernels import attend_on_cpu, fits_on_cpu, is_faster_on_cpu
+from trainer_loop.ops.cpu_kernels import CpuAttention, fits_on_cpu, is_faster_on_cpu
 
 ATTENTION = "trainer_loop"  # its name among transformers' attention implementations
 
@@ -30,11 +30,15 @@ _padded_on_the_right: ContextVar[bool] = ContextVar("padded_on_the_right", defau
 
 def use_attention(model: PreTrainedModel) -> None:
     """Use the attention of this module if the model allows its attention to be replaced."""
-    if model.config._attn_implementation != "sdpa" or not model._can_set_attn_implementation():
-        return
-    AttentionInterface.register(ATTENTION, attend)
-    AttentionMaskInterface.register(ATTENTION, make_mask)
-    model.set_attn_implementation(ATTENTION)
+    if can_exchange_attention(model):
+        AttentionInterface.register(ATTENTION, attend)
+        AttentionMaskInterface.register(ATTENTION, make_mask)
+        model.set_attn_implementation(ATTENTION)
+
+
+def can_exchange_attention(model: PreTrainedModel) -> bool:
+    """Whether the attention of a model can be replaced: it is torch's, or that of this module already."""
+    return model.config._attn_implementation in ("sdpa", ATTENTION) and model._can_set_attn_implementation()
 
 
 def attend(
@@ -52,9 +56,7 @@ def attend(
 
     Args:
         module: the attention module that calls this function.
-        query: `[B, H, T, D]`.
-        key: `[B, K, T, D]`; K divides H.
-        value: `[B, K, T, D]`.
+        query: `[B, H, T, D]`. `key` and `value` are `[B, K, T, D]`; K divides H.
         attention_mask: `[B or 1, 1, T, T]`, true where a query may attend to a key; None for all keys.
         dropout: dropout of the probabilities.
         scaling: factor of the scores; None for `D ** -0.5`.
@@ -67,28 +69,19 @@ def attend(
     is_plain = not any(others.get(name) is not None for name in _NOT_FOR_US)
     if not is_plain or not is_faster_on_cpu(query, key, value, attention_mask, dropout=dropout):
         return sdpa_attention_forward(  # type: ignore[no-any-return]
-            module,
-            query,
-            key,
-            value,
-            attention_mask,
-            dropout=dropout,
-            scaling=scaling,
-            is_causal=is_causal,
-            **others,
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **others
         )
-    causal = attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    causal = attention_mask is None and takes_causal(module, is_causal)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     repeats = query.shape[1] // key.shape[1]
-    attended = attend_on_cpu(
-        query,
-        repeat_kv(key, repeats),
-        repeat_kv(value, repeats),
-        mask=attention_mask,
-        causal=causal,
-        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        dropout=dropout,
-    )
+    key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
+    attended = CpuAttention.apply(query, key, value, attention_mask, causal, scale, dropout)
     return attended.transpose(1, 2).contiguous(), None
+
+
+def takes_causal(module: nn.Module, is_causal: bool | None) -> bool:
+    """Whether a query attends only to itself and earlier keys; None takes the value of the module."""
+    return getattr(module, "is_causal", True) if is_causal is None else is_causal
 
 
 def cast_as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -140,12 +133,7 @@ def make_mask(
 
 
 def describe_attention_dropout(model: PreTrainedModel, *, max_length: int) -> str | None:
-    """The cost of dropout inside attention on a CPU, and the key that changes it; None if there is no dropout.
-
-    Args:
-        model: the model.
-        max_length: tokens of the longest row.
-    """
+    """The cost of dropout inside attention on a CPU, and the key that changes it; None if there is no dropout."""
     field = next((name for name in _DROPOUT_FIELDS if getattr(model.config, name, 0)), None)
     if field is None:
         return None

@@ -57,29 +57,8 @@ class CpuEmbedding(nn.Embedding):
         return embedded
 
 
-def attend_on_cpu(
-    query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, causal: bool, scale: float, dropout: float
-) -> Tensor:
-    """softmax(scale * Q K^T) V, with dropout of the probabilities.
-
-    Args:
-        query: `[B, H, T, D]`.
-        key: `[B, H, T, D]`.
-        value: `[B, H, T, D]`.
-        mask: `[B or 1, 1, T, T]`, true where a query may attend to a key; None for all keys.
-        causal: whether a query attends only to itself and earlier keys; the mask must be None then.
-        scale: factor of the scores.
-        dropout: probability that a probability is set to zero.
-
-    Returns:
-        The attention `[B, H, T, D]`.
-    """
-    attended: Tensor = _Attention.apply(query, key, value, mask, causal, scale, dropout)
-    return attended
-
-
 def is_faster_on_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, dropout: float) -> bool:
-    """Whether `attend_on_cpu` supports these tensors and is faster than torch."""
+    """Whether `CpuAttention` supports these tensors and is faster than torch."""
     _, heads, length, _ = query.shape
     return (
         query.device.type == "cpu"
@@ -96,7 +75,7 @@ def is_faster_on_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
 
 
 def fits_on_cpu(heads: int, length: int, *, bytes_each: int) -> bool:
-    """Whether the scores of a row fit into the memory for which `attend_on_cpu` is faster."""
+    """Whether the scores of a row fit into the memory for which `CpuAttention` is faster."""
     return heads * length**2 * bytes_each <= _MOST_BYTES_A_ROW
 
 
@@ -125,11 +104,12 @@ class _Embedding(torch.autograd.Function):
         return torch.sparse_coo_tensor(tokens[None], grads, weight.shape, check_invariants=False), None, None
 
 
-class _Attention(torch.autograd.Function):
-    """softmax(scale * Q K^T) V, a few rows at a time; the probabilities are kept for the backward pass.
+class CpuAttention(torch.autograd.Function):
+    """softmax(scale * Q K^T) V, `[B, H, T, D]` like query, key and value, with dropout of the probabilities.
 
-    A dropped probability is kept with a negative sign, because the backward pass needs both the value and the drop
-    mask.
+    `mask` `[B or 1, 1, T, T]` is true where a query may attend to a key; None for all keys. With `causal`, a query
+    attends only to itself and earlier keys, and the mask must be None. The probabilities are kept for the backward
+    pass, a dropped one with a negative sign: both the value and the drop mask are needed.
     """
 
     @staticmethod
@@ -221,11 +201,7 @@ def _multiply(left: Tensor, right: Tensor, scale: float, *, out: Tensor) -> None
 
 
 def _find_hidden(mask: Tensor, dtype: torch.dtype) -> list[int] | Tensor:
-    """What a mask `[B or 1, 1, T, T]` hides.
-
-    Returns:
-        For each row the first hidden key; or, for other masks, a tensor to add to the scores `[..., T, T]`.
-    """
+    """For each row the first hidden key; or, for other masks, a tensor to add to the scores `[..., T, T]`."""
     keys = mask[:, 0, 0]
     same_for_all_queries = mask.stride(2) == 0
     if same_for_all_queries and not bool((keys[:, 1:] & ~keys[:, :-1]).any()):

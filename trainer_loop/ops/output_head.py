@@ -29,9 +29,7 @@ _MOST_LOGITS = {"cpu": 2**25, "cuda": 2**27}
 class OutputHead:
     """A linear layer at the end of its model: `logits = hidden states @ weight.T + bias`.
 
-    Args:
-        linear: the layer.
-        dtype: type of the matrix product; None for the type of the weight.
+    dtype: type of the matrix product; None for the type of the weight.
     """
 
     def __init__(self, linear: nn.Linear, dtype: torch.dtype | None):
@@ -42,26 +40,19 @@ class OutputHead:
     @contextlib.contextmanager
     def handing_on(self) -> Iterator[None]:
         """Until the block ends, the model returns hidden states `[B, T, D]` instead of logits."""
-        self.linear.forward = _hand_on  # type: ignore[method-assign]
+        self.linear.forward = lambda input: input  # type: ignore[method-assign]
         try:
             yield
         finally:
             del self.linear.forward
 
     def chunks(self, hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Compute the logits chunk by chunk.
-
-        Args:
-            hidden: hidden states `[N, D]`.
-
-        Yields:
-            A slice of the N tokens, and their logits `[chunk, V]` in float32 or wider.
-        """
+        """Slices of the N tokens of hidden states `[N, D]`, and their logits `[chunk, V]` in float32 or wider."""
         for rows in _split(hidden, self.linear.out_features):
             yield rows, _compute_logits(hidden[rows], self.linear.weight, self.linear.bias, self.dtype)
 
     def loss(self, hidden: Tensor, targets: Tensor, loss_function: LossFunction) -> Tensor:
-        """Compute a loss from hidden states, chunk by chunk; the result is differentiable.
+        """Compute a loss chunk by chunk; the result is differentiable.
 
         Args:
             hidden: hidden states `[N, D]`.
@@ -75,21 +66,14 @@ class OutputHead:
         if torch.is_grad_enabled() and self.dtype != torch.float16 and self._depends_on_logits_alone(loss_function):
             loss: Tensor = _LossInChunks.apply(hidden, weight, bias, targets, loss_function, self.dtype)
             return loss
+
         # In fp16, small gradients would become zero without the loss scale, which only the backward pass knows. A loss
         # function with trainable weights also needs the usual backward pass.
-        losses = [
-            checkpoint(
-                _compute_loss,
-                hidden[rows],
-                weight,
-                bias,
-                targets[rows],
-                loss_function,
-                self.dtype,
-                use_reentrant=False,
-            )
-            for rows in _split(hidden, self.linear.out_features)
-        ]
+        def compute(states: Tensor, wanted: Tensor) -> Tensor:
+            return loss_function(_compute_logits(states, weight, bias, self.dtype), wanted)
+
+        chunks = _split(hidden, self.linear.out_features)
+        losses = [checkpoint(compute, hidden[rows], targets[rows], use_reentrant=False) for rows in chunks]
         return torch.stack(losses).sum()
 
     def _depends_on_logits_alone(self, loss_function: LossFunction) -> bool:
@@ -128,7 +112,6 @@ def find_output_head(model: nn.Module, run: Callable[[Forward], Tensor]) -> Outp
     """The head of a model, which may be wrapped for data parallelism. The result is kept for each model.
 
     Args:
-        model: the model.
         run: calls the given forward pass on a few tokens and returns its logits or what replaces them, `[B, T, ...]`.
     """
     bare = model.module if isinstance(model, DistributedDataParallel) else model
@@ -188,10 +171,6 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _hand_on(input: Tensor) -> Tensor:
-    return input
-
-
 def _split(hidden: Tensor, vocabulary: int) -> list[slice]:
     """Slices of `[N, D]` whose logits are few enough; one empty chunk if there are no tokens."""
     size = max(1, _MOST_LOGITS.get(hidden.device.type, _MOST_LOGITS["cuda"]) // vocabulary)
@@ -202,17 +181,6 @@ def _compute_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: 
     dtype = dtype or weight.dtype
     logits = F.linear(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
     return logits if dtype.itemsize > 4 else logits.float()
-
-
-def _compute_loss(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets: Tensor,
-    loss_function: LossFunction,
-    dtype: torch.dtype | None,
-) -> Tensor:
-    return loss_function(_compute_logits(hidden, weight, bias, dtype), targets)
 
 
 class _LossInChunks(torch.autograd.Function):
@@ -271,11 +239,7 @@ def _differentiate(loss_function: LossFunction, logits: Tensor, targets: Tensor)
 
 
 def find_leaves(node: Any) -> Iterator[Tensor]:
-    """The trainable tensors from which a result was computed.
-
-    Args:
-        node: the `grad_fn` of the result.
-    """
+    """The trainable tensors from which a result was computed. node: the `grad_fn` of the result."""
     seen, waiting = set(), [node]
     while waiting:
         node = waiting.pop()

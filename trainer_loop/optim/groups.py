@@ -62,17 +62,17 @@ def check_patterns(model: nn.Module, *, frozen: Sequence[str], rules: Sequence[G
         for pattern in frozen
         if not any(fnmatchcase(name, pattern) for name in names)
     ]
-    left = [name for name in names if not _matches_any(name, frozen)]
+    left = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in frozen)]
     if not left:
         problems.append("freeze: it leaves no parameter to train; freeze fewer")
+    open_names = left
     for index, rule in enumerate(rules):
         place = f"groups[{index}]: {rule.match}"
         if not any(fnmatchcase(name, rule.match) for name in names):
             problems.append(f"{place} matches no parameter; {_examples(names)}")
-            continue
-        open_names = [name for name in left if not _matches_any(name, [earlier.match for earlier in rules[:index]])]
-        if left and not any(fnmatchcase(name, rule.match) for name in open_names):
+        elif left and not any(fnmatchcase(name, rule.match) for name in open_names):
             problems.append(f"{place} matches only what is frozen or matches an earlier group; remove it")
+        open_names = [name for name in open_names if not fnmatchcase(name, rule.match)]
     if problems:
         raise UserError(problems)
 
@@ -95,10 +95,7 @@ def make_groups(
     each layer below the head. One more layer below the head starts to learn after every `unfreeze_every` updates.
 
     Args:
-        model: the model; frozen parameters are left out.
         lr: learning rate of the head.
-        weight_decay: weight decay of matrices.
-        rules: special values by parameter name.
         layer_decay: factor of the learning rate for each layer below the head; 1 disables it.
         unfreeze_every: number of updates between two layers that start to learn; 0 disables it.
         hidden_matrices_apart: whether the weights of linear layers inside the model's layers get their own groups.
@@ -115,10 +112,8 @@ def make_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        matching = (
-            i for i, rule in enumerate(rules, start=1) if any(fnmatchcase(n, rule.match) for n in names[parameter])
-        )
-        index = next(matching, 0)
+        matches = (any(fnmatchcase(alias, rule.match) for alias in names[parameter]) for rule in rules)
+        index = next((index for index, does_match in enumerate(matches, start=1) if does_match), 0)
         rule = all_rules[index]
         follows_layers = by_layer and None in (rule.lr, rule.unfreeze_at)
         is_spared = rule.weight_decay is None and (parameter.ndim < 2 or _SPARED.search(name.lower()) is not None)
@@ -126,15 +121,14 @@ def make_groups(
         key = (index, top - depths[name] if follows_layers else 0, is_spared, is_apart)
         gathered.setdefault(key, {})[name] = parameter
     groups = []
-    for key in sorted(gathered):
-        index, below_head, is_spared, is_apart = key
+    for (index, below_head, is_spared, is_apart), parameters in sorted(gathered.items(), key=lambda item: item[0]):
         rule = all_rules[index]
         own_decay = 0.0 if is_spared else weight_decay
         groups.append(
             ParameterGroup(
                 about=_describe(rule, depth=top - below_head if by_layer else None, top=top, is_spared=is_spared)
                 + (" of hidden layers" if is_apart else ""),
-                parameters=gathered[key],
+                parameters=parameters,
                 lr=lr * layer_decay**below_head if rule.lr is None else rule.lr,
                 weight_decay=own_decay if rule.weight_decay is None else rule.weight_decay,
                 unfreeze_at=below_head * unfreeze_every if rule.unfreeze_at is None else rule.unfreeze_at,
@@ -148,16 +142,8 @@ def describe_groups(groups: Sequence[ParameterGroup], frozen: Mapping[str, nn.Pa
     """The groups as lines of a table; frozen parameters are the last row."""
     rows = [("parameters", "number", "learning rate", "weight decay", "first update", "for example")]
     for group in groups:
-        rows.append(
-            (
-                group.about,
-                f"{_count(group.parameters):,}",
-                f"{group.lr:.3g}",
-                f"{group.weight_decay:g}",
-                f"{group.unfreeze_at + 1:,}",
-                next(iter(group.parameters)),
-            )
-        )
+        values = (f"{group.lr:.3g}", f"{group.weight_decay:g}", f"{group.unfreeze_at + 1:,}")
+        rows.append((group.about, f"{_count(group.parameters):,}", *values, next(iter(group.parameters))))
     if frozen:
         rows.append(("frozen", f"{_count(frozen):,}", "-", "-", "never", next(iter(frozen))))
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
@@ -173,10 +159,6 @@ def _describe(rule: GroupRule, *, depth: int | None, top: int, is_spared: bool) 
     place = origins.get(depth, f"layer {depth}") if None in (rule.lr, rule.unfreeze_at) else ""
     kind = "biases and norms" if is_spared else "matrices" if rule.weight_decay is None else ""
     return ", ".join(part for part in ("" if rule is _NO_RULE else rule.match, place, kind) if part)
-
-
-def _matches_any(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _count(parameters: Mapping[str, nn.Parameter]) -> int:

@@ -16,7 +16,6 @@ def find_depths(model: nn.Module, calls: Sequence[str] = ()) -> tuple[dict[str, 
     outermost `nn.Sequential`s that have parameters. A parameter between two layers has the depth of the first.
 
     Args:
-        model: the model; only its structure is used.
         calls: names of modules in the order of their first call in a forward pass. With them, a parameter gets the
             depth at which it acts: relative positions that all layers share are at depth 0, wherever they are
             registered, and several lists of which each layer uses one entry count as one. Without them, the order of
@@ -82,15 +81,13 @@ def _list_called_layers(model: nn.Module) -> list[list[str]]:
 def _list_layers(model: nn.Module, kind: type[nn.Module]) -> list[list[str]]:
     """The entries with parameters of each outermost container of this kind."""
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, kind)]
-    inside = {
-        f"{name}.{part}" if name else part for name, module in found for part, _ in module.named_modules() if part
-    }
+    inside = {_join(name, part) for name, module in found for part, _ in module.named_modules() if part}
     return [
-        [
-            f"{name}.{part}" if name else part
-            for part, entry in module.named_children()
-            if any(True for _ in entry.parameters())
-        ]
+        [_join(name, part) for part, entry in module.named_children() if any(True for _ in entry.parameters())]
         for name, module in found
         if name not in inside
     ]
+
+
+def _join(name: str, part: str) -> str:
+    return f"{name}.{part}" if name else part

@@ -17,8 +17,7 @@ class MuonWithAdamW(JoinedOptimizer):
 
     Args:
         params: parameter groups.
-        lr: learning rate of groups without their own.
-        weight_decay: weight decay of groups without their own.
+        lr, weight_decay: of groups without their own.
         momentum, nesterov, ns_steps: arguments of Muon.
         betas, eps, fused: arguments of AdamW.
 

@@ -3,7 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,11 +29,7 @@ class FromPackage:
     package: str  # name for pip
 
     def load(self, place: str) -> OptimizerFactory:
-        """Import the optimizer class.
-
-        Raises:
-            UserError: the package is not installed or does not work here.
-        """
+        """Import the optimizer class; UserError where the package is not installed or does not work here."""
         try:
             found: OptimizerFactory = getattr(importlib.import_module(self.module), self.name)
         except ModuleNotFoundError as error:
@@ -57,25 +53,30 @@ OPTIMIZERS: dict[str, OptimizerFactory | FromPackage] = {
     "schedule_free_adamw": FromPackage("schedulefree", "AdamWScheduleFree", "schedulefree"),
     "adamw_8bit": FromPackage("bitsandbytes.optim", "AdamW8bit", "bitsandbytes"),
 }
-GIVEN = ("params", "lr", "weight_decay")  # arguments that `make_optimizer` passes
+GIVEN = ("params", "lr", "weight_decay")  # arguments that a plan passes
 
 
 @dataclass(frozen=True)
 class OptimizerPlan:
-    """A checked `optimizer` section; the fields are its keys."""
+    """An `optimizer` section; the fields are its keys. `plan_optimizer` checks it."""
 
     name: str
     lr: float
-    weight_decay: float
-    args: Mapping[str, Any]
-    layer_decay: float | None
-    groups: Sequence[Mapping[str, Any]]
-    freeze: Sequence[str]
-    unfreeze_every: float | None
+    weight_decay: float = 0.0
+    args: Mapping[str, Any] = field(default_factory=dict)
+    layer_decay: float | None = None
+    groups: Sequence[Mapping[str, Any]] = ()
+    freeze: Sequence[str] = ()
+    unfreeze_every: float | None = None
 
     @property
     def keeps_averaged_weights(self) -> bool:
         return is_schedule_free(find_optimizer(self.name))
+
+    @property
+    def takes_hidden_matrices_apart(self) -> bool:
+        """Whether the optimizer treats the matrices of hidden layers differently from other parameters."""
+        return find_optimizer(self.name) is MuonWithAdamW
 
     @property
     def unfreezes(self) -> bool:
@@ -87,7 +88,7 @@ class OptimizerPlan:
 
         Args:
             num_steps: of the run; steps that are given as shares are shares of it.
-            calls: names of modules in the order of their first call, see `find_depths`.
+            calls: see `find_depths`.
 
         Raises:
             UserError: a pattern means nothing in this model, or something would never learn.
@@ -106,14 +107,41 @@ class OptimizerPlan:
             rules=rules,
             layer_decay=self.layer_decay or 1.0,
             unfreeze_every=count_steps(self.unfreeze_every or 0, num_steps),
-            hidden_matrices_apart=takes_hidden_matrices_apart(self.name),
+            hidden_matrices_apart=self.takes_hidden_matrices_apart,
             calls=calls,
         )
         _refuse_idle(made, num_steps)
         return made
 
     def make(self, groups: Sequence[ParameterGroup], device: torch.device) -> Optimizer:
-        return make_optimizer(groups, name=self.name, lr=self.lr, args=self.args, device=device)
+        """Make the optimizer over the groups; it is fused on devices where torch supports this.
+
+        Raises:
+            UserError: the optimizer rejects its arguments.
+        """
+        given = [group.for_optimizer() for group in groups]
+        if self.takes_hidden_matrices_apart:
+            for group, options in zip(groups, given, strict=True):
+                options["is_hidden_matrix"] = group.is_hidden_matrix
+        arguments = {"lr": self.lr, **self.args}
+        if "fused" not in self.args and self._can_fuse(groups, device):
+            arguments["fused"] = True
+        try:
+            made = find_optimizer(self.name)(given, **arguments)
+        except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # some packages check input with assert
+            raise UserError(
+                f"optimizer {self.name}: {error}; see optimizer.lr, optimizer.weight_decay and optimizer.args"
+            ) from error
+        made.defaults.setdefault("lr", self.lr)
+        return made
+
+    def _can_fuse(self, groups: Sequence[ParameterGroup], device: torch.device) -> bool:
+        return (
+            "fused" in inspect.signature(find_optimizer(self.name)).parameters
+            and not ({"foreach", "capturable", "differentiable"} & set(self.args))
+            and device.type in ("cpu", "cuda", "xpu", "mps")
+            and all(parameter.is_floating_point() for group in groups for parameter in group.parameters.values())
+        )
 
 
 def plan_optimizer(
@@ -149,11 +177,6 @@ def find_optimizer(name: str) -> OptimizerFactory:
     return found.load(f"name: {name}") if isinstance(found, FromPackage) else found
 
 
-def takes_hidden_matrices_apart(name: str) -> bool:
-    """Whether the optimizer treats the matrices of hidden layers differently from other parameters."""
-    return find_optimizer(name) is MuonWithAdamW
-
-
 def _refuse_idle(groups: Sequence[ParameterGroup], num_steps: int) -> None:
     """Raise UserError where nothing learns from the first step on, or something would never learn."""
     never = [group.about for group in groups if group.unfreeze_at >= num_steps]
@@ -164,49 +187,3 @@ def _refuse_idle(groups: Sequence[ParameterGroup], num_steps: int) -> None:
         )
     if all(group.unfreeze_at for group in groups):
         raise UserError("groups: no parameter learns at the first step; let one begin with unfreeze_at: 0")
-
-
-def make_optimizer(
-    groups: Sequence[ParameterGroup], *, name: str, lr: float, args: Mapping[str, Any], device: torch.device
-) -> Optimizer:
-    """Make the optimizer over the groups; it is fused on devices where torch supports this.
-
-    Args:
-        groups: parameter groups with their learning rates and weight decays.
-        name: name or dotted path.
-        lr: default learning rate of the optimizer.
-        args: further arguments of the optimizer.
-        device: device of the parameters.
-
-    Raises:
-        UserError: the optimizer rejects its arguments.
-    """
-    factory = find_optimizer(name)
-    given = [group.for_optimizer() for group in groups]
-    if takes_hidden_matrices_apart(name):
-        given = [
-            {**group, "is_hidden_matrix": described.is_hidden_matrix}
-            for group, described in zip(given, groups, strict=True)
-        ]
-    arguments = {"lr": lr, **args}
-    if "fused" not in args and _can_fuse(factory, groups, device, args):
-        arguments["fused"] = True
-    try:
-        made = factory(given, **arguments)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:  # some packages check user input with assert
-        raise UserError(
-            f"optimizer {name}: {error}; see optimizer.lr, optimizer.weight_decay and optimizer.args"
-        ) from error
-    made.defaults.setdefault("lr", lr)
-    return made
-
-
-def _can_fuse(
-    factory: OptimizerFactory, groups: Sequence[ParameterGroup], device: torch.device, args: Mapping[str, Any]
-) -> bool:
-    return (
-        "fused" in inspect.signature(factory).parameters
-        and not ({"foreach", "capturable", "differentiable"} & set(args))
-        and device.type in ("cpu", "cuda", "xpu", "mps")
-        and all(parameter.is_floating_point() for group in groups for parameter in group.parameters.values())
-    )

@@ -26,11 +26,9 @@ def replan(
     learning rate of each group is scaled by the change of its peak.
 
     Args:
-        optimizer: the restored optimizer; it is changed.
-        scheduler: its restored schedule; it is changed.
+        optimizer, scheduler: as they were restored; they are changed.
         groups: the planned hyper-parameters, one mapping for each group of the optimizer.
         args: names of further hyper-parameters that changed.
-        step: number of updates made so far.
     """
     for group, new in zip(optimizer.param_groups, groups, strict=True):
         if group.get("initial_lr"):
@@ -41,8 +39,6 @@ def replan(
     if isinstance(scheduler, LambdaLR):
         scheduler.last_epoch = step
         scheduler._step_count = step + 1
-        for group, base_lr, factor in zip(
-            optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
-        ):
-            group["lr"] = base_lr * factor(step)
+        for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+            group["lr"] = group["initial_lr"] * factor(step)
     scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]

@@ -16,17 +16,12 @@ def is_schedule_free(optimizer: Any) -> bool:
 class ScheduleFreeAverages:
     """The averaged weights of a schedule-free optimizer, with the interface of `Ema`.
 
-    The optimizer's `train` and `eval` switch between the trained and the averaged weights.
-
-    Args:
-        model: the model that the optimizer trains.
-        optimizer: the schedule-free optimizer; it is switched to `train`.
+    The optimizer's `train` and `eval` switch between the trained and the averaged weights. This object begins with
+    `train`.
     """
 
     def __init__(self, model: nn.Module, optimizer: Any):
-        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self._names = [name for name, _ in named]
-        self._weights: list[Tensor] = [parameter for _, parameter in named]
+        self._weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self._optimizer = optimizer
         self._for_good = False
         optimizer.train()
@@ -41,32 +36,31 @@ class ScheduleFreeAverages:
             yield
             return
         # Arithmetic back and forth would change bits, so the trained weights are restored from a copy.
-        trained = [weight.detach().clone() for weight in self._weights]
+        trained = {name: weight.detach().clone() for name, weight in self._weights.items()}
         self._optimizer.eval()
         try:
             yield
         finally:
             self._optimizer.train()
-            with torch.no_grad():
-                torch._foreach_copy_(self._weights, trained)
+            self._set(trained)
 
-    @torch.no_grad()
     def copy_to_model(self, averaged_weights: Mapping[str, Tensor] | None = None) -> None:
-        """Replace the weights of the model by the averaged weights, for good.
-
-        Args:
-            averaged_weights: averaged weights to use instead of the current ones.
-        """
+        """Replace the weights of the model by the averaged weights, or by those that are given, for good."""
         self._for_good = True
         if averaged_weights is None:
             self._optimizer.eval()
         else:
-            torch._foreach_copy_(self._weights, [averaged_weights[name] for name in self._names])
+            self._set(averaged_weights)
+
+    @torch.no_grad()
+    def _set(self, weights: Mapping[str, Tensor]) -> None:
+        for name, weight in self._weights.items():
+            weight.copy_(weights[name])
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of the averaged weights by the names of the parameters."""
         with self.in_place():
-            return {name: weight.detach().clone() for name, weight in zip(self._names, self._weights, strict=True)}
+            return {name: weight.detach().clone() for name, weight in self._weights.items()}
 
     def load_state_dict(self, averaged_weights: Mapping[str, Tensor]) -> None:
         """Does nothing: the averages follow from the weights and the optimizer state."""

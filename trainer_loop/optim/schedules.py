@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -60,54 +60,94 @@ SCHEDULES: dict[str, Callable[..., LRScheduler]] = {
     **{kind.value: make for kind, make in TYPE_TO_SCHEDULER_FUNCTION.items()},
     "one_cycle": _make_one_cycle,
 }
-GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps")  # arguments that `make_scheduler` passes
+GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps")  # arguments that a plan passes
 
 
 @dataclass(frozen=True)
 class SchedulerPlan:
-    """A checked `scheduler` section; the fields are its keys."""
+    """A `scheduler` section; the fields are its keys. `plan_scheduler` checks it."""
 
     name: str
-    warmup: float
-    args: Mapping[str, Any]
-    metric: str | None
+    warmup: float = 0
+    args: Mapping[str, Any] = field(default_factory=dict)
+    metric: str | None = None
+
+    @property
+    def factory(self) -> Callable[..., LRScheduler]:
+        return choose(self.name, SCHEDULES, place="scheduler.name")
 
     @property
     def needs_metric(self) -> bool:
         """Whether the schedule follows evaluations instead of steps."""
-        return needs_metric(self.name)
+        made = self.factory
+        return self.name in _NEED_METRICS or (isinstance(made, type) and issubclass(made, _ON_METRICS))
 
     @property
     def followed_metric(self) -> str:
         """What such a schedule follows; `-metric` where smaller is better."""
         return self.metric or "-loss"
 
+    def describe_warmup(self, num_steps: int) -> str:
+        """The effect of `warmup` as text; some schedules have no warm-up."""
+        if "num_warmup_steps" not in inspect.signature(self.factory).parameters:
+            return "no warm-up"
+        return f"{count_steps(self.warmup, num_steps):,} warm-up steps"
+
     def make(self, optimizer: Optimizer, *, num_steps: int) -> LRScheduler:
-        return make_scheduler(
-            optimizer,
-            name=self.name,
-            warmup=self.warmup,
-            num_steps=num_steps,
-            args=self.args,
-            metric=self.followed_metric,
-        )
+        """Make the schedule over `num_steps` updates. It is stepped once per update on any number of processes.
+
+        Args:
+            optimizer: the torch optimizer itself, not accelerate's wrapper.
+
+        Raises:
+            UserError: the schedule rejects its arguments.
+        """
+        accepted = inspect.signature(self.factory).parameters
+        given = {"num_warmup_steps": count_steps(self.warmup, num_steps), "num_training_steps": num_steps}
+        arguments: dict[str, Any] = {name: value for name, value in given.items() if name in accepted}
+        if self.needs_metric:
+            arguments["mode"] = "min" if self.followed_metric.startswith("-") else "max"
+        for group in optimizer.param_groups:
+            group.setdefault("initial_lr", group["lr"])  # most schedules set it themselves; `replan` reads it
+        # Some of transformers' schedules read the peak from the defaults, and not all optimizers set it.
+        optimizer.defaults.setdefault("lr", max(group["lr"] for group in optimizer.param_groups))
+        try:
+            scheduler = self.factory(optimizer, **(arguments | dict(self.args)))
+        except (TypeError, ValueError, ArithmeticError) as error:
+            raise UserError(f"scheduler {self.name}: {error}; see scheduler.warmup and scheduler.args") from error
+        for floor, group in zip(getattr(scheduler, "min_lrs", ()), optimizer.param_groups, strict=False):
+            if floor >= group["lr"]:
+                raise UserError(
+                    f"scheduler {self.name}: its least learning rate, {floor:g}, is not below the {group['lr']:g} it "
+                    "begins with, so it could never lower it; set scheduler.args.min_lr"
+                )
+        return scheduler
+
+    def draw(self, *, lr: float, num_steps: int) -> str:
+        """The learning rate over all steps as a line of bars; the highest bar is the peak."""
+        # A separate optimizer for the trial; AdamW, because some schedules also cycle betas.
+        scheduler = self.make(torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=lr), num_steps=num_steps)
+        if follows_metric(scheduler):
+            return "by what evaluations find"
+        if not isinstance(scheduler, LambdaLR) and num_steps > _MOST_STEPS_TO_TRY:
+            return f"not drawn: a {type(scheduler).__name__} would have to take all {num_steps:,} steps"
+        columns = min(_COLUMNS, num_steps)
+        steps = [round(column * (num_steps - 1) / max(1, columns - 1)) for column in range(columns)]
+        rates = _compute_rates(scheduler, steps)
+        peak = max(rates)
+        bars = [_BARS[round(rate / peak * (len(_BARS) - 1))] if peak > 0 else _BARS[0] for rate in rates]
+        return f"{''.join(bars)} {rates[0]:.3g}, at most {peak:.3g}, at the end {rates[-1]:.3g}"
 
 
 def plan_scheduler(*, name: str, warmup: float, args: Mapping[str, Any], metric: str | None) -> SchedulerPlan:
     """Check the section `scheduler`, whose keys the parameters are. Raises UserError with all of its problems."""
-    factory = choose(name, SCHEDULES, place="name")
-    problems = check_arguments(factory, args, place="args", given=GIVEN)
-    if metric is not None and not needs_metric(name):
+    problems = check_arguments(choose(name, SCHEDULES, place="name"), args, place="args", given=GIVEN)
+    plan = SchedulerPlan(name, warmup, args, metric)
+    if metric is not None and not plan.needs_metric:
         problems.append(f"metric: {metric}: {name} follows none; remove it")
     if problems:
         raise UserError(problems)
-    return SchedulerPlan(name, warmup, args, metric)
-
-
-def needs_metric(name: str) -> bool:
-    """Whether the schedule of this name follows evaluations instead of steps."""
-    factory = choose(name, SCHEDULES, place="scheduler.name")
-    return name in _NEED_METRICS or (isinstance(factory, type) and issubclass(factory, _ON_METRICS))
+    return plan
 
 
 def follows_metric(scheduler: LRScheduler) -> bool:
@@ -122,80 +162,6 @@ def count_steps(setting: float, num_steps: int) -> int:
     (79, 100)
     """
     return math.ceil(take_share(setting, num_steps)) if setting < 1 else int(setting)
-
-
-def describe_warmup(name: str, warmup: float, num_steps: int) -> str:
-    """The effect of `warmup` as text; some schedules have no warm-up."""
-    if "num_warmup_steps" not in inspect.signature(choose(name, SCHEDULES, place="scheduler.name")).parameters:
-        return "no warm-up"
-    return f"{count_steps(warmup, num_steps):,} warm-up steps"
-
-
-def make_scheduler(
-    optimizer: Optimizer, *, name: str, warmup: float, num_steps: int, args: Mapping[str, Any], metric: str = "-loss"
-) -> LRScheduler:
-    """Make the schedule over `num_steps` updates. It is stepped once per update on any number of processes.
-
-    Args:
-        optimizer: the torch optimizer itself, not accelerate's wrapper.
-        name: name or dotted path.
-        warmup: see `count_steps`.
-        num_steps: number of updates of the run.
-        args: further arguments of the schedule.
-        metric: the metric for a schedule that follows one; `-metric` if smaller is better.
-
-    Raises:
-        UserError: the schedule rejects its arguments.
-    """
-    factory = choose(name, SCHEDULES, place="scheduler.name")
-    given: dict[str, Any] = {
-        "num_warmup_steps": count_steps(warmup, num_steps),
-        "num_training_steps": num_steps,
-    }
-    accepted = inspect.signature(factory).parameters
-    arguments = {key: value for key, value in given.items() if key in accepted and key not in args}
-    if needs_metric(name):
-        arguments["mode"] = "min" if metric.startswith("-") else "max"
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])  # most schedules set it themselves; `replan` reads it
-    # Some of transformers' schedules read the peak from the defaults, and not all optimizers set it.
-    optimizer.defaults.setdefault("lr", max(group["lr"] for group in optimizer.param_groups))
-    try:
-        scheduler = factory(optimizer, **(arguments | dict(args)))
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise UserError(f"scheduler {name}: {error}; see scheduler.warmup and scheduler.args") from error
-    for floor, group in zip(getattr(scheduler, "min_lrs", ()), optimizer.param_groups, strict=False):
-        if floor >= group["lr"]:
-            raise UserError(
-                f"scheduler {name}: its least learning rate, {floor:g}, is not below the {group['lr']:g} it begins "
-                "with, so it could never lower it; set scheduler.args.min_lr"
-            )
-    return scheduler
-
-
-def draw_schedule(*, name: str, lr: float, warmup: float, num_steps: int, args: Mapping[str, Any]) -> str:
-    """The learning rate over all steps as a line of bars; the highest bar is the peak.
-
-    Args:
-        name: name or dotted path of the schedule.
-        lr: learning rate of the optimizer.
-        warmup: see `count_steps`.
-        num_steps: number of updates of the run.
-        args: further arguments of the schedule.
-    """
-    # A separate optimizer for the trial; AdamW, because some schedules also cycle betas.
-    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=lr)
-    scheduler = make_scheduler(optimizer, name=name, warmup=warmup, num_steps=num_steps, args=args)
-    if follows_metric(scheduler):
-        return "by what evaluations find"
-    if not isinstance(scheduler, LambdaLR) and num_steps > _MOST_STEPS_TO_TRY:
-        return f"not drawn: a {type(scheduler).__name__} would have to take all {num_steps:,} steps"
-    columns = min(_COLUMNS, num_steps)
-    steps = [round(column * (num_steps - 1) / max(1, columns - 1)) for column in range(columns)]
-    rates = _compute_rates(scheduler, steps)
-    peak = max(rates)
-    bars = [_BARS[round(rate / peak * (len(_BARS) - 1))] if peak > 0 else _BARS[0] for rate in rates]
-    return f"{''.join(bars)} {rates[0]:.3g}, at most {peak:.3g}, at the end {rates[-1]:.3g}"
 
 
 def _compute_rates(scheduler: LRScheduler, steps: Sequence[int]) -> list[float]:

@@ -9,9 +9,9 @@ from torch.optim.lr_scheduler import OneCycleLR
 from transformers import get_scheduler
 
 from trainer_loop.optim.groups import make_groups
-from trainer_loop.optim.optimizers import OPTIMIZERS, FromPackage, make_optimizer, takes_hidden_matrices_apart
+from trainer_loop.optim.optimizers import OPTIMIZERS, FromPackage, OptimizerPlan
 from trainer_loop.optim.schedule_free import is_schedule_free
-from trainer_loop.optim.schedules import SCHEDULES, make_scheduler, needs_metric
+from trainer_loop.optim.schedules import SCHEDULES, SchedulerPlan
 
 LR, STEPS, WARMUP = 0.01, 8, 2
 NEEDED = {
@@ -80,7 +80,7 @@ def train(optimizer_of, schedule_of):
         rates.append([group["lr"] for group in optimizer.param_groups])
         optimizer.step()
         optimizer.zero_grad()
-        scheduler.step(*([LOSSES[step]] if needs_metric(schedule_name(scheduler)) else []))
+        scheduler.step(*([LOSSES[step]] if SchedulerPlan(schedule_name(scheduler)).needs_metric else []))
     return rates, [weight.detach().clone() for weight in model.parameters()]
 
 
@@ -92,13 +92,12 @@ def schedule_name(scheduler):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_run_is_that_of_the_libraries(name, schedule):
     def ours(groups):
-        assert takes_hidden_matrices_apart(name) == (name == "muon")
-        return make_optimizer(groups, name=name, lr=LR, args={}, device=torch.device("cpu"))
+        plan = OptimizerPlan(name, LR)
+        assert plan.takes_hidden_matrices_apart == (name == "muon")
+        return plan.make(groups, torch.device("cpu"))
 
     def our_schedule(optimizer):
-        return make_scheduler(
-            optimizer, name=schedule, warmup=WARMUP, num_steps=STEPS, args=NEEDED.get(schedule, {}), metric="-loss"
-        )
+        return SchedulerPlan(schedule, WARMUP, NEEDED.get(schedule, {}), "-loss").make(optimizer, num_steps=STEPS)
 
     rates, weights = train((name, ours), our_schedule)
     their_rates, their_weights = train(
@@ -109,12 +108,12 @@ def test_a_run_is_that_of_the_libraries(name, schedule):
         torch.testing.assert_close(mine, other, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("schedule", [name for name in SCHEDULES if not needs_metric(name)])
+@pytest.mark.parametrize("schedule", [name for name in SCHEDULES if not SchedulerPlan(name).needs_metric])
 @pytest.mark.parametrize("name", ["muon", "somebody's own"])
 def test_a_schedule_is_the_same_over_an_optimizer_that_notes_no_defaults(name, schedule):
     def read(optimizer):
         args = NEEDED.get(schedule, {})
-        scheduler = make_scheduler(optimizer, name=schedule, warmup=WARMUP, num_steps=STEPS, args=args)
+        scheduler = SchedulerPlan(schedule, WARMUP, args).make(optimizer, num_steps=STEPS)
         rates = []
         for _ in range(STEPS):
             rates.append(scheduler.get_last_lr()[0])
@@ -125,8 +124,8 @@ def test_a_schedule_is_the_same_over_an_optimizer_that_notes_no_defaults(name, s
     model = tiny.make_bert()
     groups = make_groups(model, lr=LR, weight_decay=0.1)
     if name == "muon":
-        other = make_optimizer(groups, name="muon", lr=LR, args={}, device=torch.device("cpu"))
+        other = OptimizerPlan("muon", LR).make(groups, torch.device("cpu"))
     else:
         other = WithoutDefaults([group.for_optimizer() for group in groups])
-    plain = make_optimizer(groups, name="sgd", lr=LR, args={}, device=torch.device("cpu"))
+    plain = OptimizerPlan("sgd", LR).make(groups, torch.device("cpu"))
     assert read(other) == read(plain)

@@ -11,22 +11,16 @@ from torch import nn
 from trainer_loop import UserError
 from trainer_loop.config.fields import OptimizerConfig
 from trainer_loop.optim.groups import make_groups
-from trainer_loop.optim.optimizers import (
-    OPTIMIZERS,
-    make_optimizer,
-    plan_optimizer,
-    takes_hidden_matrices_apart,
-)
+from trainer_loop.optim.optimizers import OPTIMIZERS, OptimizerPlan, plan_optimizer
 from trainer_loop.optim.schedule_free import is_schedule_free
 
 CPU = torch.device("cpu")
 
 
 def make(model, name, *, lr=0.1, weight_decay=0.01, args=None):
-    groups = make_groups(
-        model, lr=lr, weight_decay=weight_decay, hidden_matrices_apart=takes_hidden_matrices_apart(name)
-    )
-    return make_optimizer(groups, name=name, lr=lr, args=args or {}, device=CPU)
+    plan = OptimizerPlan(name, lr, args=args or {})
+    apart = plan.takes_hidden_matrices_apart
+    return plan.make(make_groups(model, lr=lr, weight_decay=weight_decay, hidden_matrices_apart=apart), CPU)
 
 
 @pytest.mark.parametrize("name", [*OPTIMIZERS, "torch.optim.RAdam"])

@@ -5,14 +5,14 @@ import schedulefree
 import torch
 
 from trainer_loop.optim.replan import read_groups, replan
-from trainer_loop.optim.schedules import make_scheduler
+from trainer_loop.optim.schedules import SchedulerPlan
 
 
 def make(lr: float, head_lr: float, *, schedule: str):
     parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(2)]
     optimizer = torch.optim.SGD([{"params": [parameters[0]]}, {"params": [parameters[1]], "lr": head_lr}], lr=lr)
     args = {"cooldown": 0} if schedule == "reduce_lr_on_plateau" else {}
-    return optimizer, make_scheduler(optimizer, name=schedule, warmup=0, num_steps=10, args=args)
+    return optimizer, SchedulerPlan(schedule, args=args).make(optimizer, num_steps=10)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "reduce_lr_on_plateau"])
@@ -39,7 +39,7 @@ def test_what_an_optimizer_counts_in_its_groups_is_kept():
     def begin():
         parameter = torch.nn.Parameter(torch.ones(2))
         optimizer = schedulefree.AdamWScheduleFree([parameter], lr=0.1, weight_decay=0.0)
-        return parameter, optimizer, make_scheduler(optimizer, name="constant", warmup=0, num_steps=10, args={})
+        return parameter, optimizer, SchedulerPlan("constant").make(optimizer, num_steps=10)
 
     parameter, before, _ = begin()
     before.train()

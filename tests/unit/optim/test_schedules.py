@@ -6,15 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer_loop import UserError
-from trainer_loop.optim.schedules import (
-    SCHEDULES,
-    count_steps,
-    draw_schedule,
-    follows_metric,
-    make_scheduler,
-    needs_metric,
-    plan_scheduler,
-)
+from trainer_loop.optim.schedules import SCHEDULES, SchedulerPlan, count_steps, follows_metric, plan_scheduler
 
 NEEDED = {
     "warmup_stable_decay": {"num_decay_steps": 5},
@@ -25,7 +17,7 @@ NEEDED = {
 
 def make(name: str, *, warmup: float = 0.2, num_steps: int = 20, args: dict | None = None):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = make_scheduler(optimizer, name=name, warmup=warmup, num_steps=num_steps, args=args or {})
+    scheduler = SchedulerPlan(name, warmup, args or {}).make(optimizer, num_steps=num_steps)
     return optimizer, scheduler
 
 
@@ -53,7 +45,7 @@ def test_a_share_of_the_steps_is_that_of_the_decimal_that_was_written(digits, pl
     assert count_steps(float(share), num_steps) == -(-exact.numerator // exact.denominator)
 
 
-@pytest.mark.parametrize("name", sorted(name for name in SCHEDULES if not needs_metric(name)))
+@pytest.mark.parametrize("name", sorted(name for name in SCHEDULES if not SchedulerPlan(name).needs_metric))
 def test_every_schedule_is_made_and_ticks(name):
     plan_scheduler(name=name, warmup=0.1, args=NEEDED.get(name, {}), metric=None)
     optimizer, scheduler = make(name, args=NEEDED.get(name))
@@ -107,20 +99,20 @@ def test_values_the_schedule_refuses_are_a_problem_of_the_user():
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_that_needs_a_metric_is_known_by_its_name(name):
     _, scheduler = make(name, args=NEEDED.get(name))
-    assert needs_metric(name) == follows_metric(scheduler)
+    assert SchedulerPlan(name).needs_metric == follows_metric(scheduler)
 
 
 @pytest.mark.parametrize(("metric", "mode"), [("-loss", "min"), ("accuracy", "max")])
 @pytest.mark.parametrize("name", ["reduce_lr_on_plateau", "greedy"])
 def test_the_sign_of_the_metric_says_whether_larger_is_better(name, metric, mode):
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    assert make_scheduler(optimizer, name=name, warmup=0, num_steps=9, args={}, metric=metric).mode == mode
+    assert SchedulerPlan(name, metric=metric).make(optimizer, num_steps=9).mode == mode
 
 
 def test_one_cycle_peaks_at_the_rate_of_each_group_when_the_warm_up_is_over():
     parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
     optimizer = torch.optim.AdamW([{"params": [one], "lr": lr} for one, lr in zip(parameters, (1.0, 0.5), strict=True)])
-    scheduler = make_scheduler(optimizer, name="one_cycle", warmup=5, num_steps=20, args={})
+    scheduler = SchedulerPlan("one_cycle", warmup=5).make(optimizer, num_steps=20)
     rates = []
     for _ in range(20):
         rates.append(scheduler.get_last_lr())
@@ -140,15 +132,15 @@ def test_one_cycle_peaks_at_the_rate_of_each_group_when_the_warm_up_is_over():
     ],
 )
 def test_a_schedule_is_drawn_as_bars(name, wanted):
-    assert draw_schedule(name=name, lr=1.0, warmup=0.2, num_steps=20, args={}) == wanted
+    assert SchedulerPlan(name, warmup=0.2).draw(lr=1.0, num_steps=20) == wanted
 
 
 def test_a_schedule_that_is_no_function_of_the_step_is_drawn_by_taking_its_steps():
-    drawn = draw_schedule(name="one_cycle", lr=1.0, warmup=0.5, num_steps=200, args={})
+    drawn = SchedulerPlan("one_cycle", warmup=0.5).draw(lr=1.0, num_steps=200)
     assert len(drawn.split()[0]) == 60
     assert drawn.split()[0][30] == "█"
-    assert "not drawn" in draw_schedule(name="one_cycle", lr=1.0, warmup=0.5, num_steps=10**7, args={})
+    assert "not drawn" in SchedulerPlan("one_cycle", warmup=0.5).draw(lr=1.0, num_steps=10**7)
 
 
 def test_a_rate_of_zero_is_drawn_flat():
-    assert draw_schedule(name="linear", lr=0.0, warmup=0, num_steps=3, args={}).startswith("▁▁▁ ")
+    assert SchedulerPlan("linear").draw(lr=0.0, num_steps=3).startswith("▁▁▁ ")

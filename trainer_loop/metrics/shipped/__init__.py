@@ -29,21 +29,14 @@ BENCHMARKS = ("glue", "super_glue", "indic_glue", "xtreme_s")  # on the hub too,
 
 @dataclass(frozen=True)
 class ShippedMetric:
-    """A function that computes a metric, and what its signature says of it.
-
-    Args:
-        columns: the outputs that it compares.
-        results: the keys that it reports.
-        smaller_is_better: those of them that are the better, the smaller they are.
-        package: what must be installed beside the packages that trainer_loop requires.
-    """
+    """A function that computes a metric, and what its signature says of it."""
 
     name: str
     function: Callable[..., Any]
-    columns: Mapping[str, Values]
-    results: Sequence[str]
-    smaller_is_better: Sequence[str]
-    package: str | None = None
+    columns: Mapping[str, Values]  # the outputs that it compares
+    results: Sequence[str]  # the keys that it reports
+    smaller_is_better: Sequence[str]  # those of them that are the better, the smaller they are
+    package: str | None = None  # to be installed beside the packages that trainer_loop requires
 
     @property
     def has_average(self) -> bool:

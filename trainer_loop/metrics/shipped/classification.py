@@ -38,16 +38,7 @@ def f1(
     """The harmonic mean of precision and recall: of one class, averaged over classes, or a list of them."""
     from sklearn.metrics import f1_score
 
-    return _score_classes(
-        f1_score,
-        predictions,
-        references,
-        labels=labels,
-        pos_label=pos_label,
-        average=average,
-        sample_weight=sample_weight,
-        zero_division=_UNDEFINED,
-    )
+    return _score_classes(f1_score, predictions, references, labels, pos_label, average, sample_weight, "warn")
 
 
 def precision(
@@ -64,14 +55,7 @@ def precision(
     from sklearn.metrics import precision_score
 
     return _score_classes(
-        precision_score,
-        predictions,
-        references,
-        labels=labels,
-        pos_label=pos_label,
-        average=average,
-        sample_weight=sample_weight,
-        zero_division=_UNDEFINED if zero_division == "warn" else zero_division,
+        precision_score, predictions, references, labels, pos_label, average, sample_weight, zero_division
     )
 
 
@@ -89,14 +73,7 @@ def recall(
     from sklearn.metrics import recall_score
 
     return _score_classes(
-        recall_score,
-        predictions,
-        references,
-        labels=labels,
-        pos_label=pos_label,
-        average=average,
-        sample_weight=sample_weight,
-        zero_division=_UNDEFINED if zero_division == "warn" else zero_division,
+        recall_score, predictions, references, labels, pos_label, average, sample_weight, zero_division
     )
 
 
@@ -115,7 +92,6 @@ def _score_classes(
     score: Callable[..., Any],
     predictions: ClassNumbers,
     references: ClassNumbers,
-    *,
     labels: Sequence[int] | None,
     pos_label: int,
     average: Average | None,
@@ -130,7 +106,7 @@ def _score_classes(
         pos_label=pos_label if average == "binary" else 1,  # elsewhere it means nothing
         average=average,
         sample_weight=sample_weight,
-        zero_division=zero_division,
+        zero_division=_UNDEFINED if zero_division == "warn" else zero_division,
     )
     scores = np.asarray(scored, dtype=float)
     return float(scores.item()) if scores.size == 1 else scores.tolist()
