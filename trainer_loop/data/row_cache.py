@@ -31,13 +31,16 @@ def load_or_make(folder: Path, make: Callable[[str], None]) -> datasets.Dataset:
     if rows is not None:
         return rows
     folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        lock = filelock.FileLock(f"{folder}.lock").acquire()
-    except NotImplementedError as error:
-        raise OSError(f"files in {folder.parent} cannot be locked") from error
-    with lock:
+    with _lock(folder):
         rows = _load(folder)  # another process may have been first
         return _make(folder, make) if rows is None else rows
+
+
+def _lock(folder: Path) -> filelock.AcquireReturnProxy:
+    try:
+        return filelock.FileLock(f"{folder}.lock").acquire()
+    except NotImplementedError as error:
+        raise OSError(f"files in {folder.parent} cannot be locked") from error
 
 
 def _make(folder: Path, make: Callable[[str], None]) -> datasets.Dataset:
