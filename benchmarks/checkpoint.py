@@ -22,6 +22,7 @@ from benchmarks.arguments import make_parser
 from benchmarks.measure import compare, publish, take_turns, time_of
 from benchmarks.workplace import MINILM
 from trainer_loop.data.batch_plan import BatchPlan
+from trainer_loop.data.cut import Limits
 from trainer_loop.data.loader import TrainLoader
 from trainer_loop.parallel.processes import make_accelerator
 from trainer_loop.record.checkpoint import Checkpointer
@@ -90,7 +91,7 @@ def compare_resumes(accelerator: Accelerator, root: Path, *, rounds: int) -> dic
         state = checkpointers[step].load("auto")
         assert state is not None and state.step == step
         loader = TrainLoader(
-            BatchPlan(lengths, batch_size=_BATCH, seed=1, max_tokens=512),
+            BatchPlan(lengths, Limits(max_tokens=512), batch_size=_BATCH, seed=1),
             _MadeUpRows(),
             collate=lambda rows: {"row": torch.tensor([row["row"] for row in rows])},
             count=lambda batch: len(batch["row"]),

@@ -56,17 +56,16 @@ def share_of_plan(
 ) -> float:
     """Padding of one epoch as cut by the batch plan for this type of device, in [0, 1]."""
     from trainer_loop.data.batch_plan import BatchPlan
+    from trainer_loop.data.cut import Limits
     from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 
-    plan = BatchPlan(
-        lengths,
-        batch_size=batch_size,
-        seed=seed,
-        num_processes=num_processes,
+    limits = Limits(
+        num_processes,
         max_tokens=choose_token_budget(device_type, training=True),
         microbatch_tokens=choose_microbatch_tokens(device_type),
         packed=packed,
     )
+    plan = BatchPlan(lengths, limits, batch_size=batch_size, seed=seed)
     steps = [plan.step(step) for step in range(plan.steps_per_epoch)]
     assert sum(step.num_rows for step in steps) == len(lengths)
     return 1 - sum(step.num_tokens for step in steps) / sum(step.num_padded_tokens for step in steps)

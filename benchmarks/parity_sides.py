@@ -21,6 +21,7 @@ from benchmarks.parity_models import LONGEST, MODELS, make_model, make_rows, mak
 from benchmarks.plain_loop import make_plain_loop
 from trainer_loop import Task
 from trainer_loop.data.batch_plan import BatchPlan
+from trainer_loop.data.cut import Limits
 from trainer_loop.ops.attention import use_attention
 from trainer_loop.ops.cpu_kernels import use_cpu_modules
 from trainer_loop.parallel.processes import leave_process_group
@@ -44,11 +45,9 @@ def make_plan(
     """A plan of one update of all rows; one microbatch unless a limit is given."""
     return BatchPlan(
         [len(row["input_ids"]) for row in rows],
+        Limits(num_processes, max_tokens, per_device),
         batch_size=len(rows),
         seed=0,
-        num_processes=num_processes,
-        per_device=per_device,
-        max_tokens=max_tokens,
     )
 
 

@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification, GPT2Config, 
 
 from trainer_loop import Task, TrainingLoop
 from trainer_loop.data.batch_plan import BatchPlan
+from trainer_loop.data.cut import Limits
 from trainer_loop.data.loader import EvaluationLoader, TrainLoader
 from trainer_loop.data.run_data import RunData
 from trainer_loop.engine import Engine
@@ -209,13 +210,11 @@ def make_loop(
     directory.root.mkdir(parents=True, exist_ok=True)
     plan = BatchPlan(
         [len(row["input_ids"]) for row in rows],
+        Limits(
+            accelerator.num_processes, layout.max_tokens, layout.per_device, layout.microbatch_tokens, layout.packed
+        ),
         batch_size=batch_size,
         seed=seed,
-        num_processes=accelerator.num_processes,
-        max_tokens=layout.max_tokens,
-        per_device=layout.per_device,
-        microbatch_tokens=layout.microbatch_tokens,
-        packed=layout.packed,
     )
     classes = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
     groups = [group.for_optimizer() for group in make_groups(model, lr=lr, weight_decay=weight_decay)]
@@ -230,14 +229,16 @@ def make_loop(
         validation[""] = EvaluationLoader(
             validation_rows,
             [len(row["input_ids"]) for row in validation_rows],
+            Limits(
+                accelerator.num_processes,
+                evaluation_layout.max_tokens,
+                evaluation_layout.per_device,
+                packed=layout.packed,
+            ),
             collate=task.collate,
             count=task.count,
             device=accelerator.device,
-            num_processes=accelerator.num_processes,
             process_index=accelerator.process_index,
-            max_tokens=evaluation_layout.max_tokens,
-            per_device=evaluation_layout.per_device,
-            packed=layout.packed,
         )
     frozen = [
         ParameterGroup("", {str(index): parameter for index, parameter in enumerate(parameters)}, lr, 0.0, until, False)

@@ -16,6 +16,7 @@ from trainer_loop.config.load import public_values, values_of
 from trainer_loop.config.named_sets import parse_set
 from trainer_loop.config.schema import KEYS
 from trainer_loop.data.batch_plan import BatchPlan
+from trainer_loop.data.cut import Limits
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.given_rows import take_rows
 from trainer_loop.data.loader import EvaluationLoader, StepLoader, TrainLoader
@@ -352,15 +353,14 @@ def _make_averaged_weights(config: Config, model: nn.Module, optimizer: Optimize
 
 
 def _make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -> TrainLoader | StreamLoader:
-    batches: dict[str, Any] = {
-        "batch_size": _batch_size(config, accelerator.num_processes),
-        "seed": config.seed,
-        "num_processes": accelerator.num_processes,
-        "max_tokens": _token_budget(config.batch.max_tokens, plan, accelerator.device, training=True),
-        "per_device": config.batch.per_device,
-        "microbatch_tokens": choose_microbatch_tokens(accelerator.device.type),
-        "packed": config.model.packing,
-    }
+    limits = Limits(
+        accelerator.num_processes,
+        max_tokens=_token_budget(config.batch.max_tokens, plan, accelerator.device, training=True),
+        per_device=config.batch.per_device,
+        microbatch_tokens=choose_microbatch_tokens(accelerator.device.type),
+        packed=config.model.packing,
+    )
+    batch_size = _batch_size(config, accelerator.num_processes)
     process: dict[str, Any] = {
         "collate": plan.task.collate,
         "count": plan.task.count,
@@ -370,15 +370,17 @@ def _make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) 
     if plan.inputs.stream is not None:
         return StreamLoader(
             plan.inputs.stream.rows,
+            limits,
             encode=plan.inputs.stream.encode,
+            batch_size=batch_size,
             shuffle_rows=config.data.shuffle_rows,
+            seed=config.seed,
             num_rows=plan.inputs.stream.num_rows,
-            **batches,
             **process,
         )
     train = plan.inputs.splits["train"]
     return TrainLoader(
-        BatchPlan(train.lengths, window=_window(config), **batches),
+        BatchPlan(train.lengths, limits, batch_size=batch_size, seed=config.seed, window=_window(config)),
         train.rows,
         num_workers=_num_workers(config, accelerator),
         origin_of=train.origins.place,
@@ -409,18 +411,21 @@ def _make_evaluation_loader(
     num_workers: int = 0,
 ) -> EvaluationLoader:
     """labelled: its targets are counted, and its rows shared by the processes; else each process has all of them."""
-    return EvaluationLoader(
-        split.rows,
-        split.lengths,
-        collate=plan.task.collate,
-        count=plan.task.count if labelled else lambda batch: 0,
-        device=accelerator.device,
-        num_processes=accelerator.num_processes if labelled else 1,
-        process_index=accelerator.process_index if labelled else 0,
+    limits = Limits(
+        accelerator.num_processes if labelled else 1,
         max_tokens=_token_budget(config.evaluate.max_tokens, plan, accelerator.device, training=False),
         per_device=config.evaluate.per_device or _rows_judged_at_once(config, plan, accelerator),
         microbatch_tokens=choose_microbatch_tokens(accelerator.device.type),
         packed=config.model.packing,
+    )
+    return EvaluationLoader(
+        split.rows,
+        split.lengths,
+        limits,
+        collate=plan.task.collate,
+        count=plan.task.count if labelled else lambda batch: 0,
+        device=accelerator.device,
+        process_index=accelerator.process_index if labelled else 0,
         num_workers=num_workers,
     )
 

@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from trainer_loop.config.fields import Config
-from trainer_loop.config.load import flatten, public_values, write_resolved
+from trainer_loop.config.load import flatten, public_values, spell_config
 from trainer_loop.config.schema import KEYS
 from trainer_loop.errors import UserError
 from trainer_loop.plan import Overrides, RunPlan
@@ -18,7 +18,7 @@ from trainer_loop.record.checkpoint import AveragedWeights
 from trainer_loop.record.export import ExportRecord, export_model
 from trainer_loop.record.logs import Console
 from trainer_loop.record.predictions import write_predictions
-from trainer_loop.record.run_dir import RunDir, describe_environment, describe_refusal, write_json
+from trainer_loop.record.run_dir import RunDir, describe_environment, describe_refusal, write_json, write_text
 from trainer_loop.record.run_output import RunOutput
 from trainer_loop.record.state import TrainState
 from trainer_loop.record.trackers import is_own, start_trackers
@@ -76,7 +76,7 @@ class ConfiguredOutput(RunOutput):
             precision=self.accelerator.mixed_precision,
         )
         for path, write in (
-            (self.run_dir.config, functools.partial(write_resolved, self.config)),
+            (self.run_dir.config, functools.partial(write_text, text=spell_config(self.config))),
             (self.run_dir.environment, functools.partial(write_json, value=environment)),
         ):
             try:

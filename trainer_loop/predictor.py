@@ -13,6 +13,7 @@ from torch import nn
 from trainer_loop.components import check_arguments
 from trainer_loop.data.batch_plan import cut_evaluation
 from trainer_loop.data.columns import Columns, bind_columns
+from trainer_loop.data.cut import Limits
 from trainer_loop.data.loader import move_batch
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.metrics.load import check_metrics, load_metrics
@@ -267,13 +268,11 @@ class Predictor:
     def _cut(self, lengths: Sequence[int]) -> list[list[int]]:
         """The rows of each forward pass."""
         logits_per_token = self.task.logits_per_token(self.model.config)
-        (microbatches,) = cut_evaluation(
-            lengths,
-            num_processes=1,
+        limits = Limits(
             max_tokens=choose_token_budget(self.device.type, training=False, logits_per_token=logits_per_token),
-            per_device=None,
             microbatch_tokens=choose_microbatch_tokens(self.device.type),
         )
+        (microbatches,) = cut_evaluation(lengths, limits)
         return [rows.tolist() for rows in microbatches]
 
 

@@ -1,4 +1,4 @@
-"""What must hold between keys; what one key alone may be stands in fields.py."""
+"""What must hold between keys; fields.py says what a single key may be."""
 
 import dataclasses
 import os
@@ -9,10 +9,11 @@ from typing import Any
 
 from trainer_loop.config.fields import Config
 from trainer_loop.config.named_sets import name_sets
-from trainer_loop.config.schema import KEYS, MUST_NOT_CHANGE
+from trainer_loop.config.schema import KEYS, MUST_NOT_CHANGE, value_of
 from trainer_loop.config.values import shown
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes, characters
+_PATHS = ("run_dir", "resume", "model.name", "model.tokenizer", "data.name", "data.cache_dir")
 _ALWAYS_ALLOWED, _FOR_EACH_CORE = 64, 4  # workers of a process, and threads
 _TRAIN_BY_DEFAULT = ("data.train", KEYS["data.train"].default)
 # (the keys a problem is about, the problem); the message names them, their values and the remedy.
@@ -60,12 +61,8 @@ def missing_parts(config: Config) -> dict[str, str]:
 def _model_conflicts(config: Config) -> Iterator[Conflict]:
     model = config.model
     if model.name is not None and model.type is not None:
-        yield (
-            ("model.type", "model.name"),
-            f"model.name is {shown(model.name)} and model.type is {shown(model.type)}, but one excludes the other; "
-            "set model.name=null or model.type=null; "
-            "model.from_scratch=true builds a new model of the named one's shape",
-        )
+        for keys, problem in _exclusive(config, "model.name", "model.type"):
+            yield keys, f"{problem}; model.from_scratch=true builds a new model of the named one's shape"
     elif model.type is not None and "." not in model.type and model.tokenizer is None:
         yield (
             ("model.type", "model.tokenizer"),
@@ -94,12 +91,7 @@ def _model_conflicts(config: Config) -> Iterator[Conflict]:
 
 def _adapter_conflicts(config: Config) -> Iterator[Conflict]:
     lora, peft = config.model.lora, config.model.peft
-    if lora.r is not None and peft.name is not None:
-        yield (
-            ("model.peft.name", "model.lora.r"),
-            f"model.lora.r is {lora.r} and model.peft.name is {shown(peft.name)}, but one excludes the other; "
-            "set model.lora.r=null or model.peft.name=null",
-        )
+    yield from _exclusive(config, "model.lora.r", "model.peft.name")
     is_new = config.model.from_scratch or config.model.name is None
     for section, settings, switch in (("lora", lora, lora.r), ("peft", peft, peft.name)):
         if switch is not None:
@@ -126,12 +118,7 @@ def _adapter_conflicts(config: Config) -> Iterator[Conflict]:
 
 def _data_conflicts(config: Config) -> Iterator[Conflict]:
     data = config.data
-    if data.validation is not None and data.validation_fraction is not None:
-        yield (
-            ("data.validation_fraction", "data.validation"),
-            f"data.validation is {shown(data.validation)} and data.validation_fraction is {data.validation_fraction}, "
-            "but one excludes the other; set data.validation=null or data.validation_fraction=null",
-        )
+    yield from _exclusive(config, "data.validation", "data.validation_fraction")
     if data.name is not None:
         return
     sets = name_sets("data.validation", data.validation) | name_sets("data.test", data.test)
@@ -151,35 +138,24 @@ def _stream_conflicts(config: Config) -> Iterator[Conflict]:
     data, train = config.data, config.train
     if not data.streaming:
         return
+    reasons: dict[str, str] = {}
     if data.validation_fraction is not None:
-        yield (
-            ("data.validation_fraction", "data.streaming"),
-            f"data.validation_fraction is {data.validation_fraction}, but no part of a stream can be cut off; "
-            "set data.validation to files or a split of their own",
+        reasons["data.validation_fraction"] = (
+            "no part of a stream can be cut off; set data.validation to files or a split of their own"
         )
     if data.limit.train is not None:
-        yield (
-            ("data.limit.train", "data.streaming"),
-            f"data.limit.train is {data.limit.train}, but no sample of a stream can be drawn; set train.steps instead",
-        )
+        reasons["data.limit.train"] = "no sample of a stream can be drawn; set train.steps instead"
     if data.num_workers not in ("auto", 0):
-        yield (
-            ("data.num_workers", "data.streaming"),
-            f"data.num_workers is {data.num_workers}, but a stream is read ahead by a thread of its own; "
-            "leave data.num_workers out",
-        )
+        reasons["data.num_workers"] = "a stream is read ahead by a thread of its own; leave data.num_workers out"
     if config.batch.order == "window":
-        yield (
-            ("batch.order", "data.streaming"),
-            "batch.order is 'window', but the rows of a stream are not known before they are read; "
-            "set batch.order=shuffle",
-        )
+        reasons["batch.order"] = "the rows of a stream are not known before they are read; set batch.order=shuffle"
     if config.model.tokenizer == "train":
-        yield (
-            ("model.tokenizer", "data.streaming"),
-            "model.tokenizer is 'train', but a stream is not read before training; "
-            "name a tokenizer, such as one trained by a run without data.streaming",
+        reasons["model.tokenizer"] = (
+            "a stream is not read before training; "
+            "name a tokenizer, such as one trained by a run without data.streaming"
         )
+    for name, reason in reasons.items():
+        yield (name, "data.streaming"), f"{name} is {shown(value_of(config, name))}, but {reason}"
     for name, every, is_used in (
         ("evaluate.every", config.evaluate.every, data.validation is not None),
         ("checkpoint.every", config.checkpoint.every, True),
@@ -202,12 +178,7 @@ def _batch_conflicts(config: Config) -> Iterator[Conflict]:
         )
     if batch.accumulate is None:
         return
-    if batch.size is not None:
-        yield (
-            ("batch.accumulate", "batch.size"),
-            f"batch.size is {batch.size} and batch.accumulate is {batch.accumulate}, but one excludes the other; "
-            "set batch.size=null or batch.accumulate=null",
-        )
+    yield from _exclusive(config, "batch.size", "batch.accumulate")
     if batch.per_device is None:
         yield (
             ("batch.accumulate", "batch.per_device"),
@@ -230,52 +201,42 @@ def _length_conflicts(config: Config) -> Iterator[Conflict]:
         *(("optimizer.groups", group.get("unfreeze_at")) for group in config.optimizer.groups),
     ):
         if steps is not None and steps > 1 and not float(steps).is_integer():
-            yield (
-                (name,),
-                f"{name} is {steps:g}; below 1 it is a share of all steps, from 1 a whole number of steps",
-            )
+            yield ((name,), f"{name} is {steps:g}; below 1 it is a share of all steps, from 1 a whole number of steps")
 
 
 def _best_conflicts(config: Config) -> Iterator[Conflict]:
-    best = config.checkpoint.best
-    yield from _patience_conflicts(config)
-    if best is None:
-        return
-    if not best.removeprefix("-"):
-        yield ("checkpoint.best",), "checkpoint.best is '-'; a metric follows the sign, such as -loss"
-    for name, every in (("evaluate.every", config.evaluate.every), ("checkpoint.every", config.checkpoint.every)):
-        if every == "never":
-            yield (
-                (name, "checkpoint.best"),
-                f"checkpoint.best is {shown(best)}, but {name} is never; set it to epoch or a number of steps, "
-                "or checkpoint.best to null",
-            )
-
-
-def _patience_conflicts(config: Config) -> Iterator[Conflict]:
-    patience, metric = config.train.patience, config.train.patience_metric
-    if patience is not None and metric is None and config.checkpoint.best is None:
+    patience, best = config.train.patience, config.checkpoint.best
+    metric = config.train.patience_metric
+    if patience is not None and metric is None and best is None:
         yield (
             ("train.patience", "train.patience_metric", "checkpoint.best"),
             f"train.patience is {patience}, which counts evaluations without a better metric; set "
             "train.patience_metric or checkpoint.best to a metric, such as -loss",
         )
-    if metric is None:
-        return
-    if not metric.removeprefix("-"):
-        yield ("train.patience_metric",), "train.patience_metric is '-'; a metric follows the sign, such as -loss"
-    if patience is None:
+    if metric is not None and patience is None:
         yield (
             ("train.patience_metric", "train.patience"),
             f"train.patience_metric is {shown(metric)}, but train.patience is null; set it to a number of evaluations, "
             "or train.patience_metric to null",
         )
-    if config.evaluate.every == "never":
-        yield (
-            ("evaluate.every", "train.patience_metric"),
-            f"train.patience_metric is {shown(metric)}, but evaluate.every is never; set it to epoch or a number of "
-            "steps, or train.patience_metric to null",
-        )
+    yield from _metric_conflicts(config, "train.patience_metric", "evaluate.every")
+    yield from _metric_conflicts(config, "checkpoint.best", "evaluate.every", "checkpoint.every")
+
+
+def _metric_conflicts(config: Config, name: str, *intervals: str) -> Iterator[Conflict]:
+    """intervals: the keys that must not be never where the metric of this name is followed."""
+    metric = value_of(config, name)
+    if metric is None:
+        return
+    if not metric.removeprefix("-"):
+        yield (name,), f"{name} is '-'; a metric follows the sign, such as -loss"
+    for every in intervals:
+        if value_of(config, every) == "never":
+            yield (
+                (every, name),
+                f"{name} is {shown(metric)}, but {every} is never; set it to epoch or a number of steps, "
+                f"or {name} to null",
+            )
 
 
 def _resume_conflicts(config: Config) -> Iterator[Conflict]:
@@ -309,29 +270,30 @@ def _hub_conflicts(config: Config) -> Iterator[Conflict]:
             )
 
 
+def _exclusive(config: Config, first: str, second: str) -> Iterator[Conflict]:
+    one, other = value_of(config, first), value_of(config, second)
+    if one is not None and other is not None:
+        yield (
+            (second, first),
+            f"{first} is {shown(one)} and {second} is {shown(other)}, but one excludes the other; "
+            f"set {first}=null or {second}=null",
+        )
+
+
 def unusable_paths(config: Config) -> Iterator[Conflict]:
     """Names that no file system takes; nothing that looks for them can go on."""
-    data, model = config.data, config.model
+    data = config.data
     sets = name_sets("data.validation", data.validation) | name_sets("data.test", data.test)
     metrics = [entry if isinstance(entry, str) else entry.get("name") for entry in config.evaluate.metrics]
-    named: dict[str, Any] = {
-        "run_dir": config.run_dir,
-        "resume": config.resume,
-        "model.name": model.name,
-        "model.tokenizer": model.tokenizer,
-        "data.name": data.name,
-        "data.cache_dir": data.cache_dir,
-        "evaluate.metrics": metrics,
-        "data.train": data.train,
-    } | sets
-    for name, value in named.items():
+    named: dict[str, Any] = {name: value_of(config, name) for name in _PATHS}
+    for name, value in (named | {"evaluate.metrics": metrics, "data.train": data.train} | sets).items():
         for path in value if isinstance(value, list) else [value]:
-            longest = max(map(len, str(path).encode(errors="replace").split(b"/")))
-            if longest > _LONGEST_NAME or len(str(path)) > _LONGEST_PATH:
+            spelled = str(path).encode(errors="replace")
+            if max(map(len, spelled.split(b"/"))) > _LONGEST_NAME or len(str(path)) > _LONGEST_PATH:
                 yield (
                     (".".join(name.split(".")[:2]),),
-                    f"{name} is {shown(path)}, of {len(str(path).encode(errors='replace')):,} bytes; a path has at "
-                    f"most {_LONGEST_PATH:,}, and {_LONGEST_NAME} between two /",
+                    f"{name} is {shown(path)}, of {len(spelled):,} bytes; a path has at most {_LONGEST_PATH:,}, and "
+                    f"{_LONGEST_NAME} between two /",
                 )
 
 

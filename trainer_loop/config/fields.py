@@ -48,32 +48,34 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    r: int | None = key(None, "rank of what each matrix is given; null: no LoRA", at_least=1, on_resume="refused")
-    alpha: float | None = key(None, "what is added is scaled by alpha / r; null: 2 r", above=0, on_resume="refused")
-    dropout: float = key(0.0, "of what the added matrices see", at_least=0, below=1, on_resume="refused")
+    r: int | None = key(None, "LoRA rank; null disables LoRA", at_least=1, on_resume="refused")
+    alpha: float | None = key(None, "LoRA updates are scaled by alpha / r; null: 2 r", above=0, on_resume="refused")
+    dropout: float = key(0.0, "dropout on the inputs of the LoRA matrices", at_least=0, below=1, on_resume="refused")
     target_modules: list[str] = key(
         [],
-        "names of the linear layers that get one, such as [query, value]; empty: all but the head",
+        "names of the linear layers that get LoRA, such as [query, value]; empty: all but the head",
         on_resume="refused",
     )
-    dora: bool = key(False, "true: DoRA, which learns the size of each row of a matrix beside", on_resume="refused")
-    merge: bool = key(False, "true: export the model with what was added merged into it; else the adapter alone")
+    dora: bool = key(False, "true: DoRA, which also learns the magnitude of each row of a matrix", on_resume="refused")
+    merge: bool = key(False, "true: export the model with the adapter merged into it; false: export the adapter alone")
 
 
 @dataclass(frozen=True)
 class PeftConfig:
     name: str | None = key(
-        None, "instead of LoRA another adapter of the package peft: ia3, loha, vera, oft, ...", on_resume="refused"
+        None, "another adapter of the package peft instead of LoRA: ia3, loha, vera, oft, ...", on_resume="refused"
     )
-    args: dict[str, Any] = key({}, "arguments of its config", on_resume="refused")
-    merge: bool = key(False, "true: export the model with what was added merged into it; else the adapter alone")
+    args: dict[str, Any] = key({}, "arguments of the config class of that adapter", on_resume="refused")
+    merge: bool = key(False, "true: export the model with the adapter merged into it; false: export the adapter alone")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     name: str | None = key(None, "hub id or local directory", on_resume="refused")
     type: str | None = key(
-        None, "instead of name: a model type of transformers (bert, gpt2, ...), built from config", on_resume="refused"
+        None,
+        "instead of name: a model type of transformers (bert, gpt2, ...); a new model is built",
+        on_resume="refused",
     )
     tokenizer: str | None = key(
         None,
@@ -89,18 +91,18 @@ class ModelConfig:
     )
     attention: str = key(
         "auto",
-        "auto: the fastest here, which on a CPU in bf16 rounds scores as eager does; or one that transformers knows: "
-        "sdpa, eager, flash_attention_2, ...",
+        "auto: the fastest on this machine (on a CPU in bf16 it rounds scores as eager does); or one that transformers "
+        "knows: sdpa, eager, flash_attention_2, ...",
     )
     packing: bool = key(
-        False, "true: lay rows end to end without padding, attention inside each; for models whose attention allows it"
+        False, "true: concatenate rows without padding, each attends to itself; for models whose attention allows it"
     )
     compile: bool = key(
-        False, "true: torch.compile, for all lengths at once; the first steps take a minute or more, later ones less"
+        False, "true: torch.compile, once for all lengths; the first steps take a minute or more, later ones are faster"
     )
     quantize: str | None = key(
         None,
-        "4bit: matrices are loaded in 4 bits a weight and stay as they are, beside an adapter that learns",
+        "4bit: load the weight matrices in 4 bits and freeze them; an adapter is trained",
         allowed=("4bit",),
         on_resume="refused",
     )
@@ -112,7 +114,7 @@ class ModelConfig:
         on_resume="planned anew",
     )
     gradient_checkpointing: bool = key(False, "true: recompute activations in the backward pass, to save memory")
-    lora: LoraConfig = section(LoraConfig, "a few new weights learn, beside those of the model, which stay")
+    lora: LoraConfig = section(LoraConfig, "train small added matrices and freeze the weights of the model")
     peft: PeftConfig = section(PeftConfig, "other adapters")
     trust_remote_code: bool = key(False, "true: allow the Python code that comes with a hub model to run")
 
@@ -245,13 +247,13 @@ class BatchConfig:
     )
     order: str = key(
         "shuffle",
-        "shuffle: batches are plain samples; window: of rows of like length, which has less padding and biases them",
+        "shuffle: batches are random samples; window: of rows of similar length, which pads less and biases them",
         allowed=("shuffle", "window"),
         on_resume="refused",
     )
     window: int | None = key(
         None,
-        "with order=window: so many consecutive batches of the shuffle are sorted together; null: 32",
+        "with order=window: how many consecutive shuffled batches are sorted by length together; null: 32",
         unit="batches",
         at_least=1,
         on_resume="refused",
@@ -282,13 +284,13 @@ class TrainConfig:
     )
     max_grad_value: float | None = key(
         None,
-        "then every number of a gradient is cut to this, up and down; null: never",
+        "then every value of a gradient is clipped to this magnitude; null: never",
         above=0,
         on_resume="planned anew",
     )
     on_nonfinite: str = key(
         "stop",
-        "a loss or gradient that is not finite: stop ends the run, skip leaves the step out and counts it",
+        "a loss or gradient that is not finite: stop ends the run, skip makes no update and counts the step",
         allowed=("stop", "skip"),
         on_resume="planned anew",
     )
@@ -302,11 +304,11 @@ class TrainConfig:
         None, "stop after this many evaluations without a better train.patience_metric; null: never", at_least=1
     )
     patience_metric: str | None = key(
-        None, "metric that train.patience goes by: accuracy, or -loss where smaller is better; null: checkpoint.best"
+        None, "metric that train.patience follows: accuracy, or -loss where smaller is better; null: checkpoint.best"
     )
     threads: Any = key(
         "auto",
-        "of each process on a CPU; auto: its share of the cores, or what OMP_NUM_THREADS says, but for a launcher's 1",
+        "CPU threads of each process; auto: its share of the cores, or OMP_NUM_THREADS unless a launcher set it to 1",
         kind="auto_or_positive",
     )
     max_time_minutes: float | None = key(
@@ -351,7 +353,7 @@ class OptimizerConfig:
     lr: float = key(5e-5, "learning rate at its peak", at_least=0, on_resume="planned anew")
     weight_decay: float = key(
         0.01,
-        "decoupled where the optimizer decouples it; biases and norms have none",
+        "weight decay, decoupled where the optimizer decouples it; biases and norms have none",
         at_least=0,
         on_resume="planned anew",
     )
@@ -365,17 +367,17 @@ class OptimizerConfig:
     )
     groups: list[Any] = key(
         [],
-        'parameters with settings of their own: [{match: "classifier.*", lr: 1e-3}]; the first that matches holds',
+        'parameters with settings of their own: [{match: "classifier.*", lr: 1e-3}]; the first match applies',
         kind="groups",
         on_resume="refused",
     )
     freeze: list[str] = key(
-        [], 'parameters that do not learn, by pattern: ["*.embeddings.*", "*.layer.0.*"]', on_resume="refused"
+        [], 'parameters to freeze, by pattern: ["*.embeddings.*", "*.layer.0.*"]', on_resume="refused"
     )
     unfreeze_every: float | None = key(
         None,
-        "gradual unfreezing: the head learns at once, one further layer below it every so many steps (below 1: share "
-        "of all steps); null: all at once",
+        "gradual unfreezing: the head is trained first, one more layer below it every so many steps (below 1: share of "
+        "all steps); null: all layers from the first step",
         above=0,
         on_resume="refused",
     )
@@ -416,7 +418,7 @@ class EvaluateConfig:
 @dataclass(frozen=True)
 class CheckpointConfig:
     every: Any = key("epoch", "the last step is always saved too, unless never", kind="interval")
-    keep_last: int = key(2, "the newest this many are kept, and the best one", at_least=1)
+    keep_last: int = key(2, "how many of the newest checkpoints are kept, besides the best one", at_least=1)
     best: str | None = key(
         None,
         "metric that picks the model to export: accuracy, or -loss where smaller is better; of several sets one by its "
@@ -447,7 +449,7 @@ class LogConfig:
     )
     project: str = key("trainer_loop", "what trackers call the project; the last part of run_dir names the run")
     tracker_args: dict[str, Any] = key(
-        {}, "what trackers are set up with, by their names: {wandb: {entity: my_lab, tags: [baseline]}}"
+        {}, "arguments of the trackers, by their names: {wandb: {entity: my_lab, tags: [baseline]}}"
     )
 
 
@@ -469,15 +471,15 @@ class HubConfig:
 
 @dataclass(frozen=True)
 class Config:
-    run_dir: str = key("runs/run", "everything the run leaves behind goes here")
+    run_dir: str = key("runs/run", "directory of everything that the run writes")
     seed: int = key(
-        42, "order, dropout and new weights are functions of it and of the step", at_least=0, on_resume="refused"
+        42, "row order, dropout and new weights depend on it and on the step alone", at_least=0, on_resume="refused"
     )
     resume: str = key(
         "auto", "auto: go on if run_dir has a checkpoint; never: refuse if it has one; or a checkpoint's path"
     )
     resume_anyway: list[str] = key(
-        [], "what may have changed since the checkpoint although updates depend on it, such as batch.size"
+        [], "keys that may differ from the checkpoint although updates depend on them, such as batch.size"
     )
     dry_run: bool = key(False, "true: check everything, print the plan, stop")
     task: TaskConfig = section(TaskConfig, "what is learnt")
@@ -490,7 +492,7 @@ class Config:
     optimizer: OptimizerConfig = section(OptimizerConfig, "how weights move")
     scheduler: SchedulerConfig = section(SchedulerConfig, "how the learning rate moves")
     ema: EmaConfig = section(EmaConfig, "an average of the weights")
-    evaluate: EvaluateConfig = section(EvaluateConfig, "how it is judged")
-    checkpoint: CheckpointConfig = section(CheckpointConfig, "what is kept to go on from")
-    log: LogConfig = section(LogConfig, "what is told on the way")
+    evaluate: EvaluateConfig = section(EvaluateConfig, "how the model is evaluated")
+    checkpoint: CheckpointConfig = section(CheckpointConfig, "what is saved to resume from")
+    log: LogConfig = section(LogConfig, "what is logged")
     hub: HubConfig = section(HubConfig, "where the model is published")

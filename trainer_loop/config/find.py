@@ -10,15 +10,8 @@ from trainer_loop.errors import UserError
 def find_config(name: str, *, extended_by: Path | None = None) -> Path:
     """Find the file that `config=name`, or `extends: name` in another file, means.
 
-    It is looked for beside the file that extends it, then as given, in ./configs, and among the configs that come with
-    the package.
-
-    Args:
-        name: A path, or the name of a file in one of these directories.
-        extended_by: The file that has the line `extends: name`; None for `config=name`.
-
-    Raises:
-        UserError: There is no such file.
+    It is looked for beside the file that extends it (`extended_by`), then as given, in ./configs, and among the configs
+    that come with the package. Raises UserError where it is not there.
     """
     key = "config=" if extended_by is None else "extends: "
     shipped = shipped_dir()

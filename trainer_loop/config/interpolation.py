@@ -4,6 +4,7 @@ OmegaConf resolves them, and knows more of them: `oc.coerce` imports a module th
 whatever a text holds. So only these two are let through.
 """
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -65,16 +66,11 @@ class Interpolations:
             parts.append((len(value), False))
             for name, is_call in _references(value):
                 target = _resolve_path(name, path)
-                parts.append((0, True) if is_call else self._measure(self._find(target), target, above=(*above, path)))
+                found = functools.reduce(_below, target, self._tree)
+                parts.append((0, True) if is_call else self._measure(found, target, above=(*above, path)))
         measured = sum(length for length, _ in parts), any(reads for _, reads in parts)
         self._measured[path] = measured
         return measured
-
-    def _find(self, path: Path) -> Any:
-        value: Any = self._tree
-        for part in path:
-            value = _below(value, part)
-        return value
 
 
 def _references(text: str) -> Iterator[tuple[str, bool]]:

@@ -5,13 +5,11 @@ No other interpolations are allowed.
 Mappings such as model.overrides are merged key by key over the layers; everything else is replaced.
 """
 
-import contextlib
 import copy
 import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -21,7 +19,7 @@ from trainer_loop.config.checks import conflicts, unusable_paths
 from trainer_loop.config.fields import Config
 from trainer_loop.config.find import find_config
 from trainer_loop.config.interpolation import Interpolations
-from trainer_loop.config.schema import KEYS, SECTIONS
+from trainer_loop.config.schema import KEYS, SECTIONS, value_of
 from trainer_loop.config.secrets import FromEnvironment, find_secrets, name_sources
 from trainer_loop.config.sources import COMMAND_LINE, Entry, Layer, command_line_layer, file_layers
 from trainer_loop.config.values import expects, judge, shown
@@ -32,10 +30,7 @@ from trainer_loop.migrate.translations import TRANSLATIONS, meant_keys
 DEFAULT_CONFIG = "quickstart.yaml"
 
 # A key -> the key that excludes it, and its value when neither of them is given.
-_FALLBACKS: dict[str, tuple[str, Any]] = {
-    "batch.size": ("batch.accumulate", 32),
-    "train.epochs": ("train.steps", 3.0),
-}
+_FALLBACKS: dict[str, tuple[str, Any]] = {"batch.size": ("batch.accumulate", 32), "train.epochs": ("train.steps", 3.0)}
 
 _HEAD = "# Every key of this run; the same run again: config=<this file>\n"
 _T = TypeVar("_T")
@@ -72,7 +67,10 @@ def read_config(path: str | None, overrides: Sequence[str]) -> Reading:
     `path` is looked for by `find_config`; None: only the defaults and the overrides. Raises UserError where nothing
     can go on: a name in it is longer than any file's.
     """
-    layers = [] if path is None else _file_layers(path)
+    try:
+        layers = [] if path is None else file_layers(find_config(path))
+    except UserError as error:
+        layers = [Layer(problems=error.problems, is_readable=False)]
     layers.append(command_line_layer(overrides))
     tree, given, unreadable = _merge(layers)
     values, unresolved = _resolve(tree, given)
@@ -90,13 +88,6 @@ def read_config(path: str | None, overrides: Sequence[str]) -> Reading:
         if unusable:
             raise UserError(reading.problems)
     return reading
-
-
-def _file_layers(path: str) -> list[Layer]:
-    try:
-        return file_layers(find_config(path))
-    except UserError as error:
-        return [Layer(problems=error.problems, is_readable=False)]
 
 
 def _merge(layers: Iterable[Layer]) -> tuple[DictConfig, dict[str, Entry], list[str]]:
@@ -120,7 +111,7 @@ def _merge(layers: Iterable[Layer]) -> tuple[DictConfig, dict[str, Entry], list[
 def _resolve(tree: DictConfig, given: Mapping[str, Entry]) -> tuple[dict[str, Any], dict[str, str]]:
     """The value of every key, interpolations resolved, and a problem for each that has none or a wrong one."""
     for name, (other, fallback) in _FALLBACKS.items():
-        if _is_unset(name, given) and _is_unset(other, given):
+        if all(part not in given or given[part].value is None for part in (name, other)):
             OmegaConf.update(tree, name, fallback)
     written: Any = OmegaConf.to_container(tree, resolve=False)
     interpolations = Interpolations(written)
@@ -157,10 +148,6 @@ def _explain(error: OmegaConfBaseException) -> str:
     return told if missing is None else f"{missing[1]} is not set: export {missing[1]}=..."
 
 
-def _is_unset(name: str, given: Mapping[str, Entry]) -> bool:
-    return name not in given or given[name].value is None
-
-
 def _construct(kind: type[_T], values: Mapping[str, Any], *, prefix: str = "") -> _T:
     """A dataclass of fields.py from the values of the keys below `prefix`."""
     hints = get_type_hints(kind)
@@ -172,30 +159,19 @@ def _construct(kind: type[_T], values: Mapping[str, Any], *, prefix: str = "") -
     return kind(**arguments)
 
 
-def write_resolved(config: Config, path: Path) -> None:
-    """Write a config as YAML that reads as an equal config; the file is there as a whole or not at all.
+def spell_config(config: Config) -> str:
+    """YAML that reads as an equal config.
 
     What came from the environment is written as `${oc.env:NAME}`, and what looks like a secret, too.
     """
-    tree = {
-        field.name: _without_secrets(getattr(config, field.name), field.name) for field in dataclasses.fields(config)
-    }
-    text = _HEAD + dump(escaped(tree))
-    unfinished = path.with_name(path.name + ".tmp")
-    try:
-        unfinished.write_text(text, encoding="utf-8")
-        unfinished.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-        raise
+    return _HEAD + dump(escaped(_without_secrets(config, "")))
 
 
 def _without_secrets(value: Any, name: str) -> Any:
     """The value of a key or section as plain values; secrets are looked for in mappings of free names."""
     if dataclasses.is_dataclass(value):
         return {
-            field.name: _without_secrets(getattr(value, field.name), f"{name}.{field.name}")
+            field.name: _without_secrets(getattr(value, field.name), f"{name}.{field.name}".removeprefix("."))
             for field in dataclasses.fields(value)
         }
     return find_secrets(value, name) if KEYS[name].kind == "mapping" else value
@@ -214,7 +190,7 @@ def escaped(value: Any) -> Any:
 
 def values_of(config: Config) -> dict[str, Any]:
     """Every key by its dotted name, with its value."""
-    return {name: functools.reduce(getattr, name.split("."), config) for name in KEYS}
+    return {name: value_of(config, name) for name in KEYS}
 
 
 def public_values(config: Config) -> dict[str, Any]:
@@ -223,10 +199,7 @@ def public_values(config: Config) -> dict[str, Any]:
     A key that updates depend on has a checksum of such a text beside, by which a resumed run sees a change.
     """
     return {
-        name: name_sources(
-            find_secrets(value, name) if KEYS[name].kind == "mapping" else value,
-            with_digest=KEYS[name].on_resume != "free",
-        )
+        name: name_sources(_without_secrets(value, name), with_digest=KEYS[name].on_resume != "free")
         for name, value in values_of(config).items()
     }
 

@@ -32,7 +32,7 @@ _ON_RESUME = (
     "on it (but for rounding and the dropout that is drawn where rows are cut otherwise, and for a schedule that "
     "follows what is evaluated); `planned anew`, it holds from the checkpoint on; `by content`, refused where other "
     "rows, labels or batches come of it; `refused`. `resume_anyway` lists what is let through all the same. Every "
-    "change is told."
+    "change is reported."
 )
 
 _EXAMPLES = [
@@ -55,7 +55,8 @@ _EXAMPLES = [
 
 def help_text() -> str:
     """What `--help` prints: the form of the command, the layers, examples, and every key."""
-    lines = ["Fine-tune a transformer.", "", *_indented(_FORM.splitlines()), "", *_LAYERS, "", "Examples"]
+    form = [f"  {line}" for line in _FORM.splitlines()]
+    lines = ["Fine-tune a transformer.", "", *form, "", *_LAYERS, "", "Examples"]
     for about, command in _EXAMPLES:
         lines += [f"  {about}", f"    {command}"]
     for section in ("", *SECTIONS):
@@ -91,10 +92,6 @@ def markdown() -> str:
 
 def _default(key: Key) -> str:
     return key.default if isinstance(key.default, str) else shown(key.default)
-
-
-def _indented(lines: list[str]) -> list[str]:
-    return [f"  {line}" for line in lines]
 
 
 def _cell(text: str) -> str:

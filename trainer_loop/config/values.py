@@ -70,12 +70,8 @@ def _outside_limits(value: object, key: Key) -> str | None:
         return ""  # Python's spelling of null would pass for the name of a column or a model
     if not isinstance(value, (int, float)):
         return None
-    inside = (
-        (key.at_least is None or value >= key.at_least)
-        and (key.above is None or value > key.above)
-        and (key.below is None or value < key.below)
-    )
-    return None if inside else ""
+    is_low = (key.at_least is not None and value < key.at_least) or (key.above is not None and value <= key.above)
+    return "" if is_low or (key.below is not None and value >= key.below) else None
 
 
 def expects(key: Key) -> str:
@@ -121,9 +117,7 @@ def _truth(node: Node) -> object:
 
 def _integer(node: Node) -> object:
     value = _number(node)
-    if isinstance(value, float) and math.isfinite(value) and value.is_integer():
-        return int(value)
-    return value
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _number(node: Node) -> object:
@@ -141,19 +135,32 @@ def _is_number(value: object, *, at_least: float = -math.inf) -> bool:
     return is_number and math.isfinite(value) and value >= at_least  # type: ignore[arg-type, operator]
 
 
-def _number_fault(value: object) -> str | None:
-    return None if _is_number(value) else ""
+def _whole_fault(*words: str, at_least: int) -> Callable[[object], str | None]:
+    """The fault of a whole number of at least this, or one of the words."""
+    return lambda value: None if value in words or _is_whole(value, at_least=at_least) else ""
 
 
 def _mapping(node: Node) -> object:
-    if isinstance(node, MappingNode):
-        return {key.value: plain(value) for key, value in node.value}
-    return plain(node)
+    return {key.value: plain(value) for key, value in node.value} if isinstance(node, MappingNode) else plain(node)
 
 
-def _texts(node: Node) -> object:
-    items = node.value if isinstance(node, SequenceNode) else [node]
-    return [_text(item) for item in items]
+def _list_of(read_item: Callable[[Node], object]) -> Callable[[Node], object]:
+    """A list as a kind reads each of its items; what stands alone is a list of one."""
+    return lambda node: [read_item(item) for item in (node.value if isinstance(node, SequenceNode) else [node])]
+
+
+def _fault_of_each(item_fault: Callable[[object], str | None]) -> Callable[[object], str | None]:
+    """The first fault of the items of a list."""
+
+    def find(value: object) -> str | None:
+        if not isinstance(value, list):
+            return ""
+        return next((fault for fault in map(item_fault, value) if fault is not None), None)
+
+    return find
+
+
+_texts = _list_of(_text)
 
 
 def _texts_fault(value: object) -> str | None:
@@ -200,8 +207,8 @@ def _label_names_fault(value: object) -> str | None:
         labels = value
     else:
         return ""
-    twice = next((label for position, label in enumerate(labels) if label in labels[:position]), None)
-    return None if twice is None else f"{shown(twice)} is there twice"
+    twice = [label for position, label in enumerate(labels) if label in labels[:position]]
+    return f"{shown(twice[0])} is there twice" if twice else None
 
 
 def _columns(node: Node) -> object:
@@ -238,38 +245,17 @@ def explain_encoding(value: object) -> str | None:
     return None if kept else "Python knows no encoding of this name; some are utf-8, utf-16, windows-1252, gb18030"
 
 
-def _token_limit_fault(value: object) -> str | None:
-    return None if value == "auto" or _is_whole(value, at_least=1) else ""
-
-
-def _count_fault(value: object) -> str | None:
-    return None if value == "auto" or _is_whole(value, at_least=0) else ""
-
-
 def _interval_fault(value: object) -> str | None:
-    if value in ("epoch", "never") or _is_whole(value, at_least=1):
-        return None
-    if isinstance(value, float) and 0 < value < 1:
+    if value in ("epoch", "never") or _is_whole(value, at_least=1) or (isinstance(value, float) and 0 < value < 1):
         return None
     is_off = value is False or str(value).lower() in ("no", "off", "false", "none", "0")
     return "write never" if is_off else ""
-
-
-def _metrics(node: Node) -> object:
-    items = node.value if isinstance(node, SequenceNode) else [node]
-    return [_metric(item) for item in items]
 
 
 def _metric(node: Node) -> object:
     if not isinstance(node, MappingNode):
         return _text(node)
     return {key.value: plain(value) if key.value == "args" else _text(value) for key, value in node.value}
-
-
-def _metrics_fault(value: object) -> str | None:
-    if not isinstance(value, list):
-        return ""
-    return next((fault for entry in value if (fault := _metric_fault(entry)) is not None), None)
 
 
 def _metric_fault(entry: object) -> str | None:
@@ -285,21 +271,10 @@ def _metric_fault(entry: object) -> str | None:
     return None if isinstance(entry.get("key", ""), str) else f"the key of {entry['name']} is not a text"
 
 
-def _groups(node: Node) -> object:
-    items = node.value if isinstance(node, SequenceNode) else [node]
-    return [_group(item) for item in items]
-
-
 def _group(node: Node) -> object:
     if not isinstance(node, MappingNode):
         return plain(node)
     return {key.value: _text(value) if key.value == "match" else _number(value) for key, value in node.value}
-
-
-def _groups_fault(value: object) -> str | None:
-    if not isinstance(value, list):
-        return ""
-    return next((fault for entry in value if (fault := _group_fault(entry)) is not None), None)
 
 
 def _group_fault(entry: object) -> str | None:
@@ -320,8 +295,8 @@ def _group_fault(entry: object) -> str | None:
 KINDS: dict[str, Kind] = {
     "text": Kind("a text", _text, _text_fault),
     "true_or_false": Kind("true or false", _truth, lambda value: None if isinstance(value, bool) else ""),
-    "integer": Kind("a whole number", _integer, lambda value: None if _is_whole(value, at_least=-(10**99)) else ""),
-    "number": Kind("a number", _number, _number_fault),
+    "integer": Kind("a whole number", _integer, _whole_fault(at_least=-(10**99))),
+    "number": Kind("a number", _number, lambda value: None if _is_number(value) else ""),
     "mapping": Kind("a mapping", _mapping, lambda value: None if isinstance(value, dict) else ""),
     "texts": Kind("a list of texts", _texts, _texts_fault),
     "splits": Kind("a text or a list of texts", _splits, _splits_fault),
@@ -334,10 +309,10 @@ KINDS: dict[str, Kind] = {
     "columns": Kind("a mapping from columns of the task to columns of the data", _columns, _columns_fault),
     "delimiter": Kind("one character, or tab", lambda node: spell_delimiter(_text(node)), explain_delimiter),
     "encoding": Kind("the name of an encoding", _text, explain_encoding),
-    "token_limit": Kind("auto or a whole number of at least 1", _integer, _token_limit_fault),
-    "auto_or_count": Kind("auto or a whole number of at least 0", _integer, _count_fault),
-    "auto_or_positive": Kind("auto or a whole number of at least 1", _integer, _token_limit_fault),
+    "token_limit": Kind("auto or a whole number of at least 1", _integer, _whole_fault("auto", at_least=1)),
+    "auto_or_count": Kind("auto or a whole number of at least 0", _integer, _whole_fault("auto", at_least=0)),
+    "auto_or_positive": Kind("auto or a whole number of at least 1", _integer, _whole_fault("auto", at_least=1)),
     "interval": Kind("epoch, never, a number of steps, or below 1 a share of an epoch", _integer, _interval_fault),
-    "groups": Kind("a list of {match, lr, weight_decay, unfreeze_at}", _groups, _groups_fault),
-    "metrics": Kind("a list of names or of {name, args, key}", _metrics, _metrics_fault),
+    "groups": Kind("a list of {match, lr, weight_decay, unfreeze_at}", _list_of(_group), _fault_of_each(_group_fault)),
+    "metrics": Kind("a list of names or of {name, args, key}", _list_of(_metric), _fault_of_each(_metric_fault)),
 }

@@ -194,8 +194,7 @@ def plain(node: Node) -> object:
 
 def dump(tree: dict[str, object]) -> str:
     """A tree of plain values -> YAML in block style that `compose` and `plain` turn into an equal tree."""
-    text: str = yaml.dump(tree, Dumper=CoreDumper, sort_keys=False, allow_unicode=True, width=float("inf"))
-    return text
+    return yaml.dump(tree, Dumper=CoreDumper, sort_keys=False, allow_unicode=True, width=float("inf"))
 
 
 def texts_in(value: object) -> Iterator[str]:

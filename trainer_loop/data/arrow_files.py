@@ -1,5 +1,4 @@
-"""Arrow and parquet files: which columns can be held as rows of datasets, which damage, their batches, and where rows
-of theirs are kept that had to be converted."""
+"""Arrow and parquet files: the columns that datasets can hold, damaged files, batches, the cache of converted rows."""
 
 import contextlib
 import re
@@ -51,9 +50,9 @@ def hold(table: pa.Table, features: datasets.Features) -> pa.Table:
 def as_held(table: pa.Table, features: datasets.Features) -> pa.Table:
     """The columns that have these types, as far as only their plain values do."""
     held = table.select(list(features))
-    for place, (name, kind) in enumerate(zip(features, features.arrow_schema.types, strict=True)):
-        if held.schema.types[place] != kind and plain_type(held.schema.types[place]) == kind:
-            held = held.set_column(place, pa.field(name, kind), plain_array(held.column(place)))
+    for place, field in enumerate(features.arrow_schema):
+        if held.schema.types[place] != field.type and plain_type(held.schema.types[place]) == field.type:
+            held = held.set_column(place, pa.field(field.name, field.type), plain_array(held.column(place)))
     return held
 
 
@@ -94,18 +93,14 @@ def telling_damage(path: str, kind: str) -> Iterator[None]:
     except UserError:
         raise
     except (pa.ArrowException, OSError, MemoryError, *_REFUSALS) as error:
-        if isinstance(error, MemoryError) and not _is_beyond_all_memory(error):
+        asked = re.search(r"size (\d+)", str(error))
+        is_damaged_length = asked is not None and int(asked.group(1)) > _MOST_MEMORY
+        if isinstance(error, MemoryError) and not is_damaged_length:
             raise
         told = in_one_line(error).rstrip(".")
         if isinstance(error, OSError) and error.errno is not None:  # of what Arrow raises, only the system's have one
             raise UserError(f"{path} cannot be read: {told}") from error
         raise UserError(f"{path} is no readable {kind} file: {told}; write or copy it again") from error
-
-
-def _is_beyond_all_memory(error: MemoryError) -> bool:
-    """Whether more was asked for than any machine has: a damaged length."""
-    asked = re.search(r"size (\d+)", str(error))
-    return asked is not None and int(asked.group(1)) > _MOST_MEMORY
 
 
 def select(names: Sequence[str], columns: Collection[str] | None) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""Types of Arrow that hold the same values in another way, as the plain types that they stand for."""
+"""Convert types of Arrow, such as dictionaries and views, to the plain types of their values."""
 
 import uuid
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,7 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
 
     An extension type of Arrow's stands for what it is stored as; those of datasets are left to datasets.
     """
-    if isinstance(kind, pa.DictionaryType):
-        return plain_type(kind.value_type)
-    if pa.types.is_run_end_encoded(kind):
+    if isinstance(kind, pa.DictionaryType) or pa.types.is_run_end_encoded(kind):
         return plain_type(kind.value_type)
     if isinstance(kind, pa.BaseExtensionType) and kind.extension_name.startswith("arrow."):
         return plain_type(kind.storage_type)
@@ -33,8 +31,7 @@ def plain_array(array: pa.Array | pa.ChunkedArray) -> pa.Array | pa.ChunkedArray
     if plain_type(array.type) == array.type:
         return array
     if isinstance(array, pa.ChunkedArray):
-        chunks = [plain_array(chunk) for chunk in array.chunks]
-        return pa.chunked_array(chunks, plain_type(array.type))
+        return pa.chunked_array([plain_array(chunk) for chunk in array.chunks], plain_type(array.type))
     if isinstance(array.type, pa.DictionaryType):
         return plain_array(array.dictionary).take(array.indices)  # decoding knows not all types of values
     if pa.types.is_run_end_encoded(array.type):

@@ -7,20 +7,20 @@ free.
 """
 
 import copy
-import heapq
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trainer_loop.data.cut import Limits, cut_batches
+from trainer_loop.data.cut import Limits, cut_batches, deal
 from trainer_loop.runtime.randomness import derive_seed
 
 Rows = list[int]
 
 _PLANNED_ROWS = 65_536  # cut together: enough that the cost of calling NumPy is shared by many steps
 _MANY_ROWS = 1024  # from which on a cut row by row gains nothing over one that fills each microbatch
+_NO_LIMITS = Limits()
 _STEP = 8  # tokens, to whose multiples lengths are rounded up to find those that are nearly the same
 
 
@@ -63,14 +63,11 @@ class StepPlan:
 class BatchPlan:
     """All updates of a run, found by index: `plan.step(k)` costs the same for every k.
 
-    lengths: tokens of each row, `[N]`. batch_size: rows of one update over all processes.
-    max_tokens: padded tokens of one microbatch at most; only a single row may exceed it. None: no limit.
-    per_device: rows of one microbatch at most. None: no limit.
-    microbatch_tokens: what one more microbatch costs, in tokens; None: as few microbatches as the limits allow.
-    packed: the rows of a microbatch stand one after the other, and none is padded.
+    lengths: tokens of each row, `[N]`. limits: what a microbatch may hold, and how many processes share an update.
+    batch_size: rows of one update over all processes.
     window: batches whose rows are sorted by length among each other; None: batches are a plain shuffle.
 
-    >>> plan = BatchPlan([30, 4, 28, 5, 6, 31, 7, 29], batch_size=4, seed=0, max_tokens=64)
+    >>> plan = BatchPlan([30, 4, 28, 5, 6, 31, 7, 29], Limits(max_tokens=64), batch_size=4, seed=0)
     >>> plan.steps_per_epoch
     2
     >>> [plan.lengths[rows].tolist() for rows in plan.step(0).microbatches[0]]  # of the only process
@@ -80,28 +77,20 @@ class BatchPlan:
     def __init__(
         self,
         lengths: Sequence[int] | np.ndarray,
+        limits: Limits = _NO_LIMITS,
         *,
         batch_size: int,
         seed: int,
-        num_processes: int = 1,
-        max_tokens: int | None = None,
-        per_device: int | None = None,
-        microbatch_tokens: int | None = None,
-        packed: bool = False,
         window: int | None = None,
     ):
-        assert len(lengths) > 0 and batch_size > 0 and num_processes > 0
+        assert len(lengths) > 0 and batch_size > 0 and limits.num_processes > 0
         self.lengths = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
         self.batch_size = batch_size
         self.seed = seed
         self.window = window
-        self._limits = Limits(num_processes, max_tokens, per_device, microbatch_tokens, packed)
+        self.limits = limits
         self._order: tuple[int, np.ndarray] | None = None  # of the epoch asked for last
         self._block: _Block | None = None  # the steps around the one asked for last
-
-    @property
-    def max_tokens(self) -> int | None:
-        return self._limits.max_tokens
 
     @property
     def steps_per_epoch(self) -> int:
@@ -111,13 +100,9 @@ class BatchPlan:
     def with_budget(self, max_tokens: int) -> "BatchPlan":
         """The same updates, cut into microbatches of at most so many padded tokens."""
         plan = copy.copy(self)
-        plan._limits = replace(self._limits, max_tokens=max_tokens)
+        plan.limits = replace(self.limits, max_tokens=max_tokens)
         plan._block = None
         return plan
-
-    def halve_budget(self, step: int) -> int | None:
-        """Padded tokens that cut the dearest microbatch of update `step` in two; None where each has one row."""
-        return halve_dearest(self.step(step).microbatches, self.lengths, packed=self._limits.packed)
 
     def epoch_of(self, step: int) -> int:
         """The epoch that update `step` belongs to, both from 0."""
@@ -153,12 +138,12 @@ class BatchPlan:
         for column, batch in enumerate(batches):
             rows[: len(batch), column] = batch
             lengths[: len(batch), column] = self.lengths[batch]
-        cut = cut_batches(lengths, self._limits)
+        cut = cut_batches(lengths, self.limits)
         return _Block(steps, np.take_along_axis(rows.T, cut.order, axis=1), cut.microbatches)
 
     def _read(self, block: "_Block", step: int) -> StepPlan:
         place = block.steps.index(step)
-        shares = _read_shares(block.rows[place], block.microbatches[place], self._limits.num_processes)
+        shares = _read_shares(block.rows[place], block.microbatches[place], self.limits.num_processes)
         return StepPlan(step, self.epoch_of(step), shares)
 
     def _order_rows(self, epoch: int) -> np.ndarray:
@@ -208,22 +193,14 @@ def _read_shares(rows: np.ndarray, microbatches: np.ndarray, num_processes: int)
     return [Share(mine, *counts) for mine, counts in zip(dealt, sums, strict=True)]
 
 
-def cut_batch(
-    rows: Rows,
-    lengths: Sequence[int] | np.ndarray,
-    *,
-    num_processes: int,
-    max_tokens: int | None,
-    per_device: int | None,
-    microbatch_tokens: int | None = None,
-    packed: bool = False,
-) -> list[list[Rows]]:
+def cut_batch(rows: Rows, lengths: Sequence[int] | np.ndarray, limits: Limits) -> list[list[Rows]]:
     """Cut the rows of one batch into microbatches and deal them, as `BatchPlan` does: `[process][microbatch][row]`.
 
     lengths: tokens of these rows, at least 1 each. With fewer rows than processes some get none.
     """
-    limits = Limits(num_processes, max_tokens, per_device, microbatch_tokens, packed)
-    return _cut_few(np.asarray(rows), np.asarray(lengths, dtype=np.int64), limits)
+    cut = cut_batches(np.asarray(lengths, dtype=np.int64)[:, None], limits)
+    shares = _read_shares(np.asarray(rows)[cut.order[0]], cut.microbatches[0], limits.num_processes)
+    return [share.microbatches for share in shares]
 
 
 def halve_dearest(
@@ -242,32 +219,16 @@ def halve_dearest(
     return max(costs) // 2 if costs else None
 
 
-def cut_evaluation(
-    lengths: Sequence[int] | np.ndarray,
-    *,
-    num_processes: int,
-    max_tokens: int | None,
-    per_device: int | None,
-    microbatch_tokens: int | None = None,
-    packed: bool = False,
-) -> list[list[np.ndarray]]:
+def cut_evaluation(lengths: Sequence[int] | np.ndarray, limits: Limits) -> list[list[np.ndarray]]:
     """Cut all rows for evaluation, each once: `[process][microbatch][row]`, dearest microbatch first.
 
     The rows of a microbatch are an array: of a large set they take a fourth of the memory that numbers of Python take.
     """
     lengths = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
-    limits = Limits(num_processes, max_tokens, per_device, microbatch_tokens, packed)
     if len(lengths) > _MANY_ROWS:
         return _cut_many(lengths, limits)
-    dealt = _cut_few(np.arange(len(lengths)), lengths, limits)
+    dealt = cut_batch(list(range(len(lengths))), lengths, limits)
     return [[np.array(rows) for rows in microbatches] for microbatches in dealt]
-
-
-def _cut_few(rows: np.ndarray, lengths: np.ndarray, limits: Limits) -> list[list[Rows]]:
-    """The cheapest cut of these rows, dealt. rows: their numbers `[B]`; lengths: their tokens `[B]`."""
-    cut = cut_batches(lengths[:, None], limits)
-    shares = _read_shares(rows[cut.order[0]], cut.microbatches[0], limits.num_processes)
-    return [share.microbatches for share in shares]
 
 
 def _cut_many(lengths: np.ndarray, limits: Limits) -> list[list[np.ndarray]]:
@@ -299,17 +260,11 @@ def _cut_many(lengths: np.ndarray, limits: Limits) -> list[list[np.ndarray]]:
             microbatches += [order[first:stop:count] for first in range(start, start + count)]
         start = stop
     costs = [int(lengths[rows].sum() if limits.packed else lengths[rows[0]] * len(rows)) for rows in microbatches]
-    return _deal(microbatches, costs, limits.num_processes)
-
-
-def _deal(microbatches: list[np.ndarray], costs: list[int], num_processes: int) -> list[list[np.ndarray]]:
-    """Give each microbatch, dearest first, to the process with the least work so far."""
-    dealt: list[list[np.ndarray]] = [[] for _ in range(num_processes)]
-    work = [(0, process) for process in range(num_processes)]
-    for index in sorted(range(len(microbatches)), key=lambda index: (-costs[index], index)):
-        done, process = heapq.heappop(work)
-        dealt[process].append(microbatches[index])
-        heapq.heappush(work, (done + costs[index], process))
+    dearest_first = np.argsort([-cost for cost in costs], kind="stable")
+    owners, _ = deal(np.array(costs)[dearest_first, None], limits.num_processes)
+    dealt: list[list[np.ndarray]] = [[] for _ in range(limits.num_processes)]
+    for index, (owner,) in zip(dearest_first.tolist(), owners.tolist(), strict=True):
+        dealt[owner].append(microbatches[index])
     return dealt
 
 

@@ -16,13 +16,13 @@ _PARTS = (1.5, 1.3, 1.2, 1.1, 1.0, 0.75, 0.5, 0.375, 0.25)
 
 @dataclass(frozen=True)
 class Limits:
-    """What a microbatch may hold, what one more of them costs, and who shares them; see `BatchPlan`."""
+    """What a microbatch may hold, what one more of them costs, and how many processes share them."""
 
     num_processes: int = 1
-    max_tokens: int | None = None
-    per_device: int | None = None
-    microbatch_tokens: int | None = None
-    packed: bool = False
+    max_tokens: int | None = None  # padded tokens of one at most; only a single row may exceed it. None: no limit
+    per_device: int | None = None  # rows of one at most. None: no limit
+    microbatch_tokens: int | None = None  # what one more costs, in tokens. None: as few as the limits allow
+    packed: bool = False  # its rows stand one after the other, and none is padded
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def cut_batches(lengths: np.ndarray, limits: Limits) -> Cut:
     costs, begins, stops, tokens, padded_tokens = (
         np.take_along_axis(array, dearest_first, axis=0) for array in (costs, begins, stops, tokens, padded_tokens)
     )
-    owners, _ = _deal(costs, limits.num_processes)
+    owners, _ = deal(costs, limits.num_processes)
     microbatches = np.stack([begins, stops, owners, tokens, padded_tokens])
     # From here on each batch is read for itself.
     return Cut(np.ascontiguousarray(order.T), np.ascontiguousarray(microbatches.transpose(2, 1, 0)))
@@ -126,7 +126,7 @@ def _cut_evenly(lengths: np.ndarray, limits: Limits) -> tuple[np.ndarray, np.nda
 
     _, padded_tokens = _count_tokens(lengths, begins, stops, packed=False)
     costs = -np.sort(-_add_overhead(padded_tokens, lengths, limits), axis=0)
-    _, work = _deal(costs, limits.num_processes)
+    _, work = deal(costs, limits.num_processes)
     is_idle = (stops > begins).sum(axis=0) < np.minimum(num_rows, limits.num_processes)
     busiest = np.where(is_idle, _NEVER, work.max(axis=0)).reshape(-1, num_batches)
     chosen = busiest.argmin(axis=0) * num_batches + np.arange(num_batches)
@@ -144,7 +144,7 @@ def _pack(lengths: np.ndarray, limits: Limits) -> np.ndarray:
     fewest = np.maximum(-(-num_tokens // budget), -(-num_rows // most_rows))
     wanted = np.minimum(-(-fewest // limits.num_processes) * limits.num_processes, num_rows)
     while True:
-        bins, load = _deal(lengths, wanted, most_items=most_rows)
+        bins, load = deal(lengths, wanted, most_items=most_rows)
         # Row m was the first of microbatch m, and a single row is never too much.
         overfull = (load > np.maximum(lengths[: len(load)], budget)).any(axis=0)
         if not overfull.any():
@@ -160,7 +160,7 @@ def _find_runs(bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return stops - sizes, stops
 
 
-def _deal(
+def deal(
     costs: np.ndarray, num_shares: int | np.ndarray, *, most_items: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Give every item, dearest first, to the share with the least work so far: its number `[M, S]`, the work `[K, S]`.

@@ -5,17 +5,17 @@ Text files remember the byte that the next row begins at, so finding it again co
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import datasets
 import pyarrow as pa
 
 from trainer_loop.data.arrow_files import as_held, find_features
 from trainer_loop.data.fingerprint import digest
-from trainer_loop.data.formats.by_suffix import open_file
+from trainer_loop.data.formats.by_suffix import open_file, read_each
 from trainer_loop.data.shards import Batch, Mark, Shard, ShardedSplit
 from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
-from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.errors import UserError
 
 _HASHED_BYTES = 1 << 20  # of every file; all of them would take as long as reading the stream
 
@@ -24,19 +24,8 @@ def open_files(
     files: Sequence[str], *, columns: Sequence[str], text_format: TextFormat = DEFAULT_FORMAT
 ) -> ShardedSplit:
     """Files, one after the other. columns: those that are read. Raises UserError with the problems of all files."""
-    problems: list[str] = []
-    shards: list[Shard] = []
-    for file in files:
-        try:
-            shards.append(_open_file(file, columns=columns, text_format=text_format))
-        except UserError as error:
-            problems += error.problems
-        except OSError as error:
-            problems.append(f"{file} cannot be read: {in_one_line(error)}")
-    if problems:
-        raise UserError(problems)
-    written = [text_format.fingerprint(file) for file in files]
-    parts = [f"{_digest_head(file)} {how}".rstrip() for file, how in zip(files, written, strict=True)]
+    shards = read_each(files, partial(_open_file, columns=columns, text_format=text_format))
+    parts = [f"{_digest_head(file)} {text_format.fingerprint(file)}".rstrip() for file in files]
     fingerprint = digest(*(part.encode() for part in parts))
     return ShardedSplit(shards, files[0] if len(files) == 1 else f"{len(files):,} files", fingerprint)
 
@@ -51,14 +40,11 @@ def _open_file(path: str, *, columns: Collection[str], text_format: TextFormat) 
     features = find_features(shard.schema, path=path, wanted=columns)
 
     def read(mark: Mark | None) -> Iterator[Batch]:
-        return (_hold(batch, features) for batch in shard.batches(mark))
+        for batch in shard.batches(mark):
+            assert isinstance(batch.rows, pa.Table), "a file with a schema has tables"
+            yield replace(batch, rows=as_held(batch.rows, features))
 
     return replace(shard, batches=read, features=features)
-
-
-def _hold(batch: Batch, features: datasets.Features) -> Batch:
-    assert isinstance(batch.rows, pa.Table), "a file with a schema has tables"
-    return replace(batch, rows=as_held(batch.rows, features))
 
 
 def _digest_head(path: str) -> str:

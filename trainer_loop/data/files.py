@@ -15,7 +15,7 @@ from trainer_loop.data.arrow_types import make_dataset
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.fingerprint import check_unchanged, digest, digest_file
 from trainer_loop.data.formats.arrow import map_arrow
-from trainer_loop.data.formats.by_suffix import EXTENSIONS, check_not_empty, open_file
+from trainer_loop.data.formats.by_suffix import EXTENSIONS, check_not_empty, open_file, read_each
 from trainer_loop.data.formats.parquet import map_parquet
 from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.tables import read_table
@@ -85,25 +85,15 @@ def read_files(
     columns: None for all; one whose type is not known, or not alike in all files, is then refused. Raises UserError
     with the problems of all files.
     """
-    problems: list[str] = []
-    parts: list[NamedRows] = []
-    origins: list[Origins] = []
-    contents: list[str] = []
-    for file in files:
-        try:
-            before = _stamp(file)
-            contents.append(digest_file(Path(file)))
-            rows, places = _read_file(file, content=contents[-1], columns=columns, text_format=text_format)
-            parts.append(rows)
-            origins.append(places)
-            if _stamp(file) != before:
-                check_unchanged(file, contents[-1])
-        except UserError as error:
-            problems += error.problems
-        except OSError as error:
-            problems.append(f"{file} cannot be read: {in_one_line(error)}")
-    if problems:
-        raise UserError(problems)
+
+    def read_one(file: str) -> tuple[NamedRows, Origins, str]:
+        before, content = _stamp(file), digest_file(Path(file))
+        rows, places = _read_file(file, content=content, columns=columns, text_format=text_format)
+        if _stamp(file) != before:
+            check_unchanged(file, content)
+        return rows, places, content
+
+    parts, origins, contents = zip(*read_each(files, read_one), strict=True)
     wanted = set.intersection(*(set(part.names) for part in parts)) if columns is None else set(columns.all)
     joined, names = join_rows(parts, files=files, contents=contents, wanted=wanted)
     kinds = [

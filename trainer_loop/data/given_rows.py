@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
 
 from trainer_loop.config.named_sets import parse_set
 from trainer_loop.data.arrow_files import find_features, hold, telling_damage
@@ -16,13 +15,15 @@ from trainer_loop.data.arrow_types import as_rows, make_dataset
 from trainer_loop.data.files import NamedRows
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.loader import RowSource
-from trainer_loop.data.prepare import choose_validation, draw_sample
-from trainer_loop.data.split import Indices, Origins
+from trainer_loop.data.prepare import cut_validation, limit_rows
+from trainer_loop.data.split import Origins
 from trainer_loop.data.tokens import TokenisedSplit
-from trainer_loop.data.values import make_table
+from trainer_loop.data.values import make_arrays
+from trainer_loop.data.wording import enumerate_some, shorten
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.randomness import seed_everything
 
+_SHOWN = 5  # rows of the wrong kind that are told in full
 _HASHED_ROWS = 64  # of those that only Python can read
 
 
@@ -76,15 +77,33 @@ def _hold(table: pa.Table, names: list[str], *, place: str, columns: Collection[
 
 
 def read_dicts(rows: Sequence[Any], *, place: str, columns: Collection[str] | None) -> NamedRows:
-    """Columns of rows that are dicts. place: how errors call them. columns: those that are read; None: all."""
-    table, names = make_table(
-        rows, wanted=columns or (), place=lambda row: f"{place} row {row + 1}", keeps_all=columns is None
-    )
-    if not names:
+    """Columns of rows that are dicts; a key that a row lacks is null there. place: how errors call the rows.
+
+    columns: those that are read, NaN as null; None: all, as JSON where their values are of several kinds.
+    """
+
+    def place_of(row: int) -> str:
+        return f"{place} row {row + 1}"
+
+    strangers = [row for row, value in enumerate(rows) if not isinstance(value, Mapping)]
+    if strangers:
+        shown = [f"{place_of(row)} is {shorten(rows[row])}" for row in strangers[:_SHOWN]]
+        raise UserError(f"every row must be an object of named values: {enumerate_some(shown, total=len(strangers))}")
+    keys = {str(name): name for values in rows for name in values}
+    if not keys:
         raise UserError(f"{place}: its rows have no columns")
-    if not table.column_names:
+    names = list(keys)
+    read = [name for name in names if columns is None or name in columns]
+    if not read:
         return NamedRows(make_dataset({}, names, len(rows)), names)
+    listed = {name: [_as_plain(values.get(keys[name])) for values in rows] for name in read}
+    table = pa.table(make_arrays(listed, wanted=columns or (), place=place_of))
     return _hold(table, names, place=place, columns=columns)
+
+
+def _as_plain(value: Any) -> Any:
+    """What a scalar of numpy or torch stands for."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def take_rows(
@@ -125,27 +144,8 @@ def cut_rows(
     """`fraction` of the training rows become the validation split where there is one to be; then samples of `limit`."""
     cut = dict(splits)
     if fraction is not None:
-        train = cut["train"]
-        one_class = np.zeros(len(train.lengths), dtype=np.int64)
-        kept, chosen = choose_validation(one_class, fraction=fraction, seed=seed)
-        cut["train"] = pick_rows(train, kept, name="train")
-        cut["validation"] = pick_rows(train, chosen, name="validation")
-    for name, split in cut.items():
-        sample = draw_sample(len(split.lengths), limit=limit.get(parse_set(name)[0]), seed=seed, name=name)
-        cut[name] = split if sample is None else pick_rows(split, sample, name=name)
-    return cut
-
-
-def pick_rows(split: TokenisedSplit, chosen: Indices, *, name: str) -> TokenisedSplit:
-    """These rows of a split, in this order."""
-    return TokenisedSplit(
-        name=name,
-        rows=Subset(split.rows, chosen.tolist()),
-        lengths=split.lengths[chosen],
-        num_truncated=0,
-        origins=split.origins.select(chosen),
-        fingerprint=digest(split.fingerprint.encode(), chosen.tobytes()),
-    )
+        cut["train"], cut["validation"] = cut_validation(cut["train"], fraction=fraction, label=None, seed=seed)
+    return {name: limit_rows(split, limit=limit.get(parse_set(name)[0]), seed=seed) for name, split in cut.items()}
 
 
 def _read_all(rows: Any) -> Iterable[Any]:

@@ -1,10 +1,9 @@
 """From a plan to batches on the device, step by step for training, microbatch by microbatch for evaluation."""
 
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from trainer_loop.data.batch_plan import BatchPlan, Rows, cut_evaluation
+from trainer_loop.data.batch_plan import BatchPlan, Rows, cut_evaluation, halve_dearest
+from trainer_loop.data.cut import Limits
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.preempt import forking_workers, leave_signals_to_the_parent
 from trainer_loop.runtime.randomness import seed_everything
@@ -46,6 +46,10 @@ class Microbatch:
         }
         return self
 
+    def to(self, device: torch.device) -> "Microbatch":
+        self.batch = move_batch(self.batch, device)
+        return self
+
 
 @dataclass
 class StepBatch:
@@ -63,6 +67,10 @@ class StepBatch:
         self.microbatches = [microbatch.pin_memory() for microbatch in self.microbatches]
         return self
 
+    def to(self, device: torch.device) -> "StepBatch":
+        self.microbatches = [microbatch.to(device) for microbatch in self.microbatches]
+        return self
+
 
 class StepLoader(Protocol):
     """What the training loop asks for its batches."""
@@ -70,43 +78,34 @@ class StepLoader(Protocol):
     @property
     def steps_per_epoch(self) -> int | None:
         """Updates of one pass over the rows; None where nobody has counted them."""
-        ...
 
     def steps(self, *, start: int, stop: int) -> Iterator[StepBatch]:
         """Updates start, start + 1, ..., stop - 1."""
-        ...
 
     def count_epochs(self, step: int) -> float:
         """Passes over the rows that `step` updates make."""
-        ...
 
     def origins(self, step: int) -> list[str]:
         """Where the rows of update `step` (from 0) stand in the user's data."""
-        ...
 
     def dummy_microbatch(self, step: int) -> Microbatch:
         """One row of update `step`, for a process that must join the reduction without a microbatch of its own."""
-        ...
 
     def cut_smaller(self, step: int) -> StepBatch | None:
         """Update `step` again, in microbatches of half the size, which all later ones keep; None: of one row each.
 
         Called by all processes, which must come to the same size.
         """
-        ...
 
     @property
     def max_tokens(self) -> int | None:
         """Padded tokens of a microbatch at most."""
-        ...
 
     def limit_tokens(self, max_tokens: int) -> None:
         """From now on no microbatch has more padded tokens than this."""
-        ...
 
     def state_dict(self) -> dict[str, Any] | None:
         """What must be saved to find the next update again, as plain JSON; None where its number is enough."""
-        ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
@@ -127,15 +126,26 @@ def read_rows(source: RowSource, rows: Rows) -> list[dict[str, Any]]:
     return list(read_many(rows)) if read_many is not None else [source[row] for row in rows]
 
 
+@dataclass(frozen=True)
+class _Collator:
+    """Reads rows and makes a microbatch of them, on the CPU."""
+
+    source: RowSource
+    collate: Collate
+    count: Count
+
+    def make(self, rows: Rows) -> Microbatch:
+        batch = self.collate(read_rows(self.source, rows))
+        return Microbatch(rows, batch, self.count(batch))
+
+
+@dataclass(frozen=True)
 class _Steps(Dataset[StepBatch]):
     """Item k is update k of this process, collated on the CPU."""
 
-    def __init__(self, plan: BatchPlan, source: RowSource, collate: Collate, count: Count, process_index: int):
-        self.plan = plan
-        self.source = source
-        self.collate = collate
-        self.count = count
-        self.process_index = process_index
+    plan: BatchPlan
+    collator: _Collator
+    process_index: int
 
     def __getitem__(self, step: int) -> StepBatch:
         share = self.plan.step(step).shares[self.process_index]
@@ -144,7 +154,7 @@ class _Steps(Dataset[StepBatch]):
         return StepBatch(
             step=step,
             # The reduction of gradients waits for every process: an idle one goes through the motions with one row.
-            microbatches=[self._collate(rows) for rows in share.microbatches] or [self.dummy_microbatch(step)],
+            microbatches=[self.collator.make(rows) for rows in share.microbatches] or [self.dummy_microbatch(step)],
             num_rows=share.num_rows,
             num_tokens=share.num_tokens,
             num_padded_tokens=share.num_padded_tokens,
@@ -152,40 +162,26 @@ class _Steps(Dataset[StepBatch]):
 
     def dummy_microbatch(self, step: int) -> Microbatch:
         rows = self.plan.batch(step)
-        shortest = [int(rows[self.plan.lengths[rows].argmin()])]
-        return Microbatch(shortest, self.collate(read_rows(self.source, shortest)), 0, is_dummy=True)
-
-    def _collate(self, rows: Rows) -> Microbatch:
-        batch = self.collate(read_rows(self.source, rows))
-        return Microbatch(rows, batch, self.count(batch))
+        shortest = int(rows[self.plan.lengths[rows].argmin()])
+        return replace(self.collator.make([shortest]), num_targets=0, is_dummy=True)
 
 
+@dataclass(eq=False)
 class TrainLoader:
     """The updates of this process, from any step on, with their batches on `device`; see `StepLoader`.
 
-    place_of: row index -> where that row stands in the user's data.
+    origin_of: row index -> where that row stands in the user's data.
     """
 
-    def __init__(
-        self,
-        plan: BatchPlan,
-        source: RowSource,
-        *,
-        collate: Collate,
-        count: Count,
-        device: torch.device,
-        process_index: int = 0,
-        num_workers: int = 0,
-        origin_of: Callable[[int], str] = str,
-    ):
-        self.plan = plan
-        self.rows = source
-        self.device = device
-        self.num_workers = num_workers
-        self.origin_of = origin_of
-        self._make_steps = functools.partial(
-            _Steps, source=source, collate=collate, count=count, process_index=process_index
-        )
+    plan: BatchPlan
+    rows: RowSource
+    _: KW_ONLY
+    collate: Collate
+    count: Count
+    device: torch.device
+    process_index: int = 0
+    num_workers: int = 0
+    origin_of: Callable[[int], str] = str
 
     @property
     def steps_per_epoch(self) -> int:
@@ -196,11 +192,10 @@ class TrainLoader:
         step = start
         while step < stop:
             plan = self.plan
-            batches = _iterate(self._make_steps(plan), range(step, stop), self.num_workers, self.device)
+            batches = _iterate(self._make_steps(), range(step, stop), self.num_workers, self.device)
             while step < stop and self.plan is plan:  # else it was cut anew, also for what workers have prepared
                 asked = time.perf_counter()
-                step_batch = next(batches)
-                self._move(step_batch.microbatches)
+                step_batch = next(batches).to(self.device)
                 step_batch.wait_seconds = time.perf_counter() - asked
                 step += 1
                 yield step_batch
@@ -212,25 +207,21 @@ class TrainLoader:
         return [self.origin_of(row) for row in self.plan.batch(step).tolist()]
 
     def dummy_microbatch(self, step: int) -> Microbatch:
-        dummy_microbatch = self._make_steps(self.plan).dummy_microbatch(step)
-        self._move([dummy_microbatch])
-        return dummy_microbatch
+        return self._make_steps().dummy_microbatch(step).to(self.device)
 
     def cut_smaller(self, step: int) -> StepBatch | None:
-        half = self.plan.halve_budget(step)
+        half = halve_dearest(self.plan.step(step).microbatches, self.plan.lengths, packed=self.plan.limits.packed)
         if half is None:
             return None
         self.limit_tokens(half)
-        step_batch = self._make_steps(self.plan)[step]
-        self._move(step_batch.microbatches)
-        return step_batch
+        return self._make_steps()[step].to(self.device)
 
     @property
     def max_tokens(self) -> int | None:
-        return self.plan.max_tokens
+        return self.plan.limits.max_tokens
 
     def limit_tokens(self, max_tokens: int) -> None:
-        self.plan = self.plan.with_budget(min(max_tokens, self.plan.max_tokens or max_tokens))
+        self.plan = self.plan.with_budget(min(max_tokens, self.max_tokens or max_tokens))
 
     def state_dict(self) -> None:
         """The number of the step is the whole position."""
@@ -241,26 +232,19 @@ class TrainLoader:
             "data.streaming=true, or choose another run_dir"
         )
 
-    def _move(self, microbatches: Sequence[Microbatch]) -> None:
-        for microbatch in microbatches:
-            microbatch.batch = move_batch(microbatch.batch, self.device)
+    def _make_steps(self) -> _Steps:
+        return _Steps(self.plan, _Collator(self.rows, self.collate, self.count), self.process_index)
 
 
+@dataclass(frozen=True)
 class _Microbatches(Dataset[Microbatch]):
     """Item i is the i-th evaluation microbatch of this process."""
 
-    def __init__(self, cut: list[np.ndarray], source: RowSource, collate: Collate, count: Count):
-        self.cut = cut
-        self.source = source
-        self.collate = collate
-        self.count = count
+    cut: list[np.ndarray]
+    collator: _Collator
 
     def __getitem__(self, index: int) -> Microbatch:
-        return self.make(self.cut[index].tolist())
-
-    def make(self, rows: Rows) -> Microbatch:
-        batch = self.collate(read_rows(self.source, rows))
-        return Microbatch(rows, batch, self.count(batch))
+        return self.collator.make(self.cut[index].tolist())
 
 
 class KeptRows(NamedTuple):
@@ -284,38 +268,27 @@ class KeptRows(NamedTuple):
 class EvaluationLoader:
     """Every row of a split once, over all processes; iterating gives the microbatches of this one.
 
-    max_tokens, per_device, microbatch_tokens, packed: see `BatchPlan`.
+    limits: what a microbatch may hold, and how many processes share the rows.
     """
 
     def __init__(
         self,
         source: RowSource,
         lengths: Sequence[int] | np.ndarray,
+        limits: Limits,
         *,
         collate: Collate,
         count: Count,
         device: torch.device,
-        num_processes: int = 1,
         process_index: int = 0,
-        max_tokens: int | None = None,
-        per_device: int | None = None,
-        microbatch_tokens: int | None = None,
-        packed: bool = False,
         num_workers: int = 0,
     ):
         self.num_rows = len(lengths)
         self.kept: KeptRows | None = None
         self.device = device
         self.num_workers = num_workers
-        cut = cut_evaluation(
-            lengths,
-            num_processes=num_processes,
-            max_tokens=max_tokens,
-            per_device=per_device,
-            microbatch_tokens=microbatch_tokens,
-            packed=packed,
-        )
-        self._microbatches = _Microbatches(cut[process_index], source, collate, count)
+        cut = cut_evaluation(lengths, limits)
+        self._microbatches = _Microbatches(cut[process_index], _Collator(source, collate, count))
 
     def __len__(self) -> int:
         """Microbatches of this process."""
@@ -323,16 +296,13 @@ class EvaluationLoader:
 
     def __iter__(self) -> Iterator[Microbatch]:
         for microbatch in _iterate(self._microbatches, range(len(self)), self.num_workers, self.device):
-            microbatch.batch = move_batch(microbatch.batch, self.device)
-            yield microbatch
+            yield microbatch.to(self.device)
 
     def halve(self, microbatch: Microbatch) -> list[Microbatch]:
         """Its rows again, in two: for one that did not fit into memory."""
         middle = len(microbatch.rows) // 2
-        halves = [self._microbatches.make(rows) for rows in (microbatch.rows[:middle], microbatch.rows[middle:])]
-        for half in halves:
-            half.batch = move_batch(half.batch, self.device)
-        return halves
+        halves = microbatch.rows[:middle], microbatch.rows[middle:]
+        return [self._microbatches.collator.make(rows).to(self.device) for rows in halves]
 
 
 def move_batch(batch: Batch, device: torch.device) -> Batch:

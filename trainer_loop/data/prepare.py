@@ -1,6 +1,7 @@
 """Which rows of the raw splits are used: a validation part cut from train, and samples of at most so many rows."""
 
 import dataclasses
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
@@ -8,54 +9,48 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from trainer_loop.data.split import Indices, Split
+from trainer_loop.data.tokens import TokenisedSplit
 from trainer_loop.runtime.randomness import derive_seed
 from trainer_loop.runtime.shares import take_share
 
+_Split = TypeVar("_Split", Split, TokenisedSplit)
 _CLASS_TYPES = ("int", "uint", "bool", "string", "large_string")  # of a column whose values can name classes
 
 
-def cut_validation(train: Split, *, fraction: float, label: str | None, seed: int) -> tuple[Split, Split]:
+def cut_validation(train: _Split, *, fraction: float, label: str | None, seed: int) -> tuple[_Split, _Split]:
     """Train -> (train, validation); the rows of both keep their order.
 
     The label, where there is one of a few classes, has the same shares in both, see `choose_stratified`.
     The same rows on every process and machine: they follow from the number of rows, the labels and the seed.
     """
-    kept, chosen = choose_validation(find_classes(train.rows, label), fraction=fraction, seed=seed)
-    return train.select(kept), dataclasses.replace(train.select(chosen), name="validation")
+    keys = draw_keys(len(train.rows), seed, "validation_fraction")
+    chosen = choose_stratified(find_classes(train.rows, label), fraction=fraction, keys=keys)
+    validation = train.select(np.flatnonzero(chosen))
+    return train.select(np.flatnonzero(~chosen)), dataclasses.replace(validation, name="validation")
 
 
-def limit_rows(split: Split, *, limit: int, seed: int) -> Split:
+def limit_rows(split: _Split, *, limit: int | None, seed: int) -> _Split:
     """A uniform sample of `limit` rows in the order of the file, or the split itself where it has no more."""
-    chosen = draw_sample(len(split.rows), limit=limit, seed=seed, name=split.name)
-    return split if chosen is None else split.select(chosen)
+    if limit is None or limit >= len(split.rows):
+        return split
+    keys = draw_keys(len(split.rows), seed, f"limit {split.name}")
+    return split.select(np.sort(np.argsort(keys, kind="stable")[:limit]))
 
 
-def draw_sample(count: int, *, limit: int | None, seed: int, name: str) -> Indices | None:
-    """The numbers of `limit` of `count` rows of the split `name`, ascending; None for all."""
-    if limit is None or limit >= count:
-        return None
-    keys = draw_keys(count, seed, f"limit {name}")
-    return np.sort(np.argsort(keys, kind="stable")[:limit])
+def find_classes(rows: Any, label: str | None) -> Indices:
+    """`[N]` a number for the class of every row; one class where there is no label, or none that names classes.
 
-
-def choose_validation(classes: Indices, *, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """The numbers of the rows that stay, and of those that become the validation split. classes: `[N]` of all rows."""
-    chosen = choose_stratified(classes, fraction=fraction, keys=draw_keys(len(classes), seed, "validation_fraction"))
-    return np.flatnonzero(~chosen), np.flatnonzero(chosen)
-
-
-def find_classes(rows: datasets.Dataset, label: str | None) -> Indices:
-    """`[N]` a number for the class of every row; one class where there is no label, or none that names classes."""
+    rows: a datasets.Dataset where there is a label.
+    """
     feature = rows.features.get(label) if label is not None else None
     is_class = isinstance(feature, datasets.ClassLabel) or (
         isinstance(feature, datasets.Value) and feature.dtype.startswith(_CLASS_TYPES)
     )
-    if label is None or not is_class:
+    if not is_class:
         return np.zeros(len(rows), dtype=np.int64)
     column = rows.select_columns([label]).with_format("arrow")[:][label]
     encoded = pc.dictionary_encode(column, null_encoding="encode").combine_chunks()
-    codes: Indices = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    return codes
+    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
 
 
 def choose_stratified(classes: Indices, *, fraction: float, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
@@ -87,5 +82,4 @@ def choose_stratified(classes: Indices, *, fraction: float, keys: npt.NDArray[np
 
 def draw_keys(count: int, seed: int, purpose: str) -> npt.NDArray[np.uint64]:
     """`[count]` random numbers; raw ones, because those are the same with every version of numpy."""
-    keys: npt.NDArray[np.uint64] = np.random.PCG64(derive_seed(seed, purpose)).random_raw(count)
-    return keys
+    return np.random.PCG64(derive_seed(seed, purpose)).random_raw(count)

@@ -1,4 +1,4 @@
-"""Whether the progress bars of the datasets library are seen."""
+"""Hide the progress bars of the datasets library."""
 
 import contextlib
 from collections.abc import Iterator

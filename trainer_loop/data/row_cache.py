@@ -50,7 +50,10 @@ def _make(folder: Path, make: Callable[[str], None]) -> datasets.Dataset:
     partial.mkdir()
     try:
         make(str(partial / _ROWS))
-        _seal(partial)
+        with (partial / _ROWS).open("rb+") as file:
+            os.fsync(file.fileno())
+        facts = {"digest": digest_file(partial / _ROWS), "written": _written(partial)}
+        (partial / _FACTS).write_text(json.dumps(facts))
         return _put(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -63,14 +66,6 @@ def _remove_abandoned(folder: Path) -> None:
             written = max(entry.stat().st_mtime for entry in [partial, *partial.iterdir()])
             if time.time() - written > _ABANDONED_SECONDS:
                 shutil.rmtree(partial, ignore_errors=True)
-
-
-def _seal(folder: Path) -> None:
-    """Note what the rows are, once they are on the disk."""
-    with (folder / _ROWS).open("rb+") as file:
-        os.fsync(file.fileno())
-    facts = {"digest": digest_file(folder / _ROWS), "written": _written(folder)}
-    (folder / _FACTS).write_text(json.dumps(facts))
 
 
 def _put(partial: Path, folder: Path) -> datasets.Dataset:

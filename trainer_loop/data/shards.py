@@ -64,15 +64,12 @@ class Batch:
     def values(self) -> Sequence[Values]:
         """The rows as Python values."""
         if isinstance(self.rows, pa.Table):
-            return self.rows.to_pylist() if self.rows.num_columns else [{}] * len(self)
-        if isinstance(self.rows, dict):
-            return _as_dicts(self.rows) if self.rows else [{}] * len(self)
-        return self.rows
-
-
-def _as_dicts(fields: Fields) -> list[Values]:
-    names = list(fields)
-    return [dict(zip(names, row, strict=True)) for row in zip(*fields.values(), strict=True)]
+            values = self.rows.to_pylist()
+        elif isinstance(self.rows, dict):
+            values = [dict(zip(self.rows, row, strict=True)) for row in zip(*self.rows.values(), strict=True)]
+        else:
+            return self.rows
+        return values or [{}] * len(self)  # where no column is read
 
 
 @dataclass(frozen=True)
@@ -153,11 +150,7 @@ def read_batches(shard: Shard, mark: Mark | None = None) -> Iterator[Batch]:
 
 
 def gather(
-    items: Iterable[Item[_T]],
-    make_rows: Callable[[list[_T]], Rows],
-    *,
-    nothing: _T,
-    names: tuple[str, ...],
+    items: Iterable[Item[_T]], make_rows: Callable[[list[_T]], Rows], *, nothing: _T, names: tuple[str, ...]
 ) -> Iterator[Batch]:
     """The batches of a text file. What `items` raises comes after its last row.
 
@@ -167,11 +160,7 @@ def gather(
     sources: list[_T] = []
     ends: list[tuple[int, ...]] = []
     faults: dict[int, UserError] = {}
-    failure: Exception | None = None
     most, last_byte = _FIRST_ROWS, _BATCH_BYTES
-
-    def make_batch() -> Batch:
-        return Batch(make_rows(sources), ends, names, faults)
 
     try:
         for source, end in items:
@@ -181,12 +170,12 @@ def gather(
             sources.append(source)
             ends.append(end)
             if len(ends) == most or end[-1] > last_byte:
-                yield make_batch()
+                yield Batch(make_rows(sources), ends, names, faults)
                 sources, ends, faults = [], [], {}
                 most, last_byte = min(most * 10, _TEXT_ROWS), end[-1] + _BATCH_BYTES
-    except (UserError, OSError) as error:
-        failure = error
+    except (UserError, OSError):
+        if sources:
+            yield Batch(make_rows(sources), ends, names, faults)
+        raise
     if sources:
-        yield make_batch()
-    if failure is not None:
-        raise failure
+        yield Batch(make_rows(sources), ends, names, faults)

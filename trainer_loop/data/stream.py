@@ -12,14 +12,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any, TypeVar
 
 import torch
 
 from trainer_loop.data.batch_plan import Rows, cut_batch, halve_dearest
-from trainer_loop.data.loader import Collate, Count, Microbatch, StepBatch, count_epochs, move_batch
+from trainer_loop.data.cut import Limits
+from trainer_loop.data.loader import Collate, Count, Microbatch, StepBatch, count_epochs
 from trainer_loop.data.row_stream import Row, Stream, permute
 from trainer_loop.data.shards import Mark
 from trainer_loop.errors import UserError
@@ -111,7 +112,7 @@ def _check_count(found: int, num_rows: int | None, *, epoch: int) -> None:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """An update of this process, up to what a changed budget would change.
+    """An update of this process, not cut yet: the cut depends on the token budget, which may change.
 
     mine: the encoded rows of this process; one row of the batch where it has none. numbers: theirs.
     """
@@ -122,51 +123,29 @@ class _Prepared:
     is_idle: bool
 
 
+@dataclass(eq=False)
 class StreamLoader:
     """The updates of this process, made from a stream; see `StepLoader`.
 
     encode: raw rows of the stream -> as many rows as the model sees them. num_rows: of one epoch; None: not counted.
-    max_tokens, per_device, microbatch_tokens, packed: see `BatchPlan`.
     """
 
-    def __init__(
-        self,
-        stream: Stream,
-        *,
-        encode: Callable[[Sequence[Row]], list[Row]],
-        collate: Collate,
-        count: Count,
-        batch_size: int,
-        shuffle_rows: int,
-        seed: int,
-        device: torch.device,
-        num_processes: int = 1,
-        process_index: int = 0,
-        max_tokens: int | None = None,
-        per_device: int | None = None,
-        microbatch_tokens: int | None = None,
-        packed: bool = False,
-        num_rows: int | None = None,
-    ):
-        assert batch_size > 0 and shuffle_rows > 0
-        self.stream = stream
-        self.encode = encode
-        self.collate = collate
-        self.count = count
-        self.batch_size = batch_size
-        self.shuffle_rows = shuffle_rows
-        self.seed = seed
-        self.device = device
-        self.num_processes = num_processes
-        self.process_index = process_index
-        self.per_device = per_device
-        self.microbatch_tokens = microbatch_tokens
-        self.packed = packed
-        self.num_rows = num_rows
-        self._max_tokens = max_tokens
-        self._step, self._position = 0, Position()  # the update that the loop is going to ask for
-        self._current: _Prepared | None = None  # the update that the loop has
-        self._begins: dict[int, Position] = {}  # of the updates that were had
+    stream: Stream
+    limits: Limits
+    _: KW_ONLY
+    encode: Callable[[Sequence[Row]], list[Row]]
+    collate: Collate
+    count: Count
+    batch_size: int
+    shuffle_rows: int
+    seed: int
+    device: torch.device
+    process_index: int = 0
+    num_rows: int | None = None
+    _step: int = field(default=0, init=False)  # of the update that the loop is going to ask for
+    _position: Position = field(default=Position(), init=False)  # where that begins
+    _current: _Prepared | None = field(default=None, init=False)  # the update that the loop has
+    _begins: dict[int, Position] = field(default_factory=dict, init=False)  # of the updates that were had
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -193,7 +172,7 @@ class StreamLoader:
                 yield step_batch
 
     def count_epochs(self, step: int) -> float:
-        """Of a stream that was not counted the passes that are over."""
+        """Of a stream whose rows were not counted: the passes that are over."""
         if self.num_rows is None:
             return float(self._position.epoch)
         return count_epochs(step, num_rows=self.num_rows, batch_size=self.batch_size)
@@ -209,13 +188,14 @@ class StreamLoader:
         return self._collate(prepared, [shortest], is_dummy=True)
 
     def cut_smaller(self, step: int) -> StepBatch | None:
-        """Every process encodes the rows of all others for once, and so comes to the same size without a word."""
+        """Every process encodes the rows of all, this once, and so comes to the same size without communication."""
         prepared = self._get_current(step)
         rows = self.encode(prepared.batch.rows)
         lengths = _lengths(rows)
-        dealt = [range(process, len(rows), self.num_processes) for process in range(self.num_processes)]
+        num_processes = self.limits.num_processes
+        dealt = [range(process, len(rows), num_processes) for process in range(num_processes)]
         cut = [self._cut(list(mine), lengths) for mine in dealt if mine]
-        half = halve_dearest(cut, lengths, packed=self.packed)
+        half = halve_dearest(cut, lengths, packed=self.limits.packed)
         if half is None:
             return None
         self.limit_tokens(half)
@@ -223,10 +203,10 @@ class StreamLoader:
 
     @property
     def max_tokens(self) -> int | None:
-        return self._max_tokens
+        return self.limits.max_tokens
 
     def limit_tokens(self, max_tokens: int) -> None:
-        self._max_tokens = min(max_tokens, self._max_tokens or max_tokens)
+        self.limits = replace(self.limits, max_tokens=min(max_tokens, self.max_tokens or max_tokens))
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self._step, **asdict(self._position)}
@@ -254,7 +234,7 @@ class StreamLoader:
 
     def _prepare(self, position: Position) -> Iterator[_Prepared]:
         for batch in self._read(position):
-            mine = range(self.process_index, len(batch.rows), self.num_processes)
+            mine = range(self.process_index, len(batch.rows), self.limits.num_processes)
             chosen = mine or range(1)
             encoded = self.encode([batch.rows[index] for index in chosen])
             if len(encoded) != len(chosen):
@@ -281,20 +261,12 @@ class StreamLoader:
             microbatches=[self._collate(prepared, rows) for rows in cut],
             num_rows=len(lengths),
             num_tokens=sum(lengths),
-            num_padded_tokens=sum(lengths) if self.packed else sum(len(rows) * lengths[rows[0]] for rows in cut),
+            num_padded_tokens=sum(lengths) if self.limits.packed else sum(len(rows) * lengths[rows[0]] for rows in cut),
         )
 
     def _cut(self, rows: Rows, lengths: Sequence[int]) -> list[Rows]:
         """The rows of one process, cut into its microbatches."""
-        (cut,) = cut_batch(
-            rows,
-            [lengths[row] for row in rows],
-            num_processes=1,
-            max_tokens=self._max_tokens,
-            per_device=self.per_device,
-            microbatch_tokens=self.microbatch_tokens,
-            packed=self.packed,
-        )
+        (cut,) = cut_batch(rows, [lengths[row] for row in rows], replace(self.limits, num_processes=1))
         return cut
 
     def _collate(self, prepared: _Prepared, rows: Rows, *, is_dummy: bool = False) -> Microbatch:
@@ -303,8 +275,7 @@ class StreamLoader:
         microbatch = Microbatch([prepared.numbers[row] for row in rows], batch, num_targets, is_dummy=is_dummy)
         if self.device.type == "cuda":
             microbatch.pin_memory()
-        microbatch.batch = move_batch(microbatch.batch, self.device)
-        return microbatch
+        return microbatch.to(self.device)
 
 
 def _lengths(rows: Sequence[Row]) -> list[int]:

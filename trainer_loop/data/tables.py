@@ -11,14 +11,14 @@ import pyarrow as pa
 from trainer_loop.data.arrow_files import find_features, hold
 from trainer_loop.data.arrow_types import as_rows, make_dataset
 from trainer_loop.data.columns import Columns
-from trainer_loop.data.formats.by_suffix import open_file
+from trainer_loop.data.formats.by_suffix import open_file, read_each
 from trainer_loop.data.missing import with_plain_columns
 from trainer_loop.data.shards import Batch, Shard, Values, read_batches
 from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.text_format import TextFormat
 from trainer_loop.data.values import infer_label, make_arrays
 from trainer_loop.data.wording import enumerate_some
-from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.errors import UserError
 
 _SHOWN = 5  # faults of rows that are told in full
 
@@ -111,21 +111,17 @@ def read_whole(files: Sequence[str], *, text_format: TextFormat) -> WholeTable:
 
     Raises UserError with the problems of all files.
     """
-    problems: list[str] = []
-    read: list[WholeTable] = []
-    for file in files:
-        try:
-            shard = open_file(file, columns=None, text_format=text_format)
-            read.append(read_table(shard, columns=None))
-            _check_names(shard)
-        except UserError as error:
-            problems += error.problems
-        except OSError as error:
-            problems.append(f"{file} cannot be read: {in_one_line(error)}")
-    if problems:
-        raise UserError(problems)
+
+    def read_one(file: str) -> WholeTable:
+        shard = open_file(file, columns=None, text_format=text_format)
+        table = read_table(shard, columns=None)
+        _check_names(shard)
+        return table
+
+    read = read_each(files, read_one)
     if len(read) == 1:
         return read[0]
+    problems: list[str] = []
     columns: dict[str, Column] = {}
     for name in dict.fromkeys(name for table in read for name in table.columns):
         try:
@@ -163,17 +159,12 @@ def _join(name: str, tables: Sequence[WholeTable], files: Sequence[str]) -> Colu
     try:
         return pa.concat_tables(columns, promote_options="permissive").column(name)
     except (pa.ArrowException, TypeError) as error:
-        first = next(number for number, part in enumerate(parts) if part is not None)
-        other = next(
-            (
-                number
-                for number, column in enumerate(columns)
-                if column.schema.types[0] != columns[first].schema.types[0]
-            ),
-            first,
-        )
-        types = [columns[number].schema.types[0] for number in (first, other)]
+        types = [
+            (file, column.schema.types[0])
+            for file, part, column in zip(files, parts, columns, strict=True)
+            if part is not None
+        ]
+        (first, kind), (other, unlike) = types[0], next((pair for pair in types if pair[1] != types[0][1]), types[0])
         raise UserError(
-            f"column {name!r} has one type in {files[first]} ({types[0]}) and another in {files[other]} ({types[1]}); "
-            "make them alike"
+            f"column {name!r} has one type in {first} ({kind}) and another in {other} ({unlike}); make them alike"
         ) from error

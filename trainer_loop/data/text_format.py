@@ -60,22 +60,17 @@ DEFAULT_FORMAT = TextFormat()
 class Lines:
     """The lines of a text file, each with its line break, from any line on.
 
-    number, offset: lines and bytes that were read; they also say where to begin. any_break: a carriage return alone
-    ends a line too. Raises UserError where bytes are no text.
+    number, offset: lines and bytes that were read. mark: the `line` and `offset` behind which to begin; None: all.
+    any_break: a carriage return alone ends a line too. Raises UserError where bytes are no text.
     """
 
-    def __init__(self, path: str, *, encoding: str | None, number: int = 0, offset: int = 0, any_break: bool = False):
-        self.number = number
-        self.offset = offset
+    def __init__(
+        self, path: str, encoding: str | None, mark: Mapping[str, int] | None = None, *, any_break: bool = False
+    ):
+        self.number, self.offset = (0, 0) if mark is None else (mark["line"], mark["offset"])
         self._path = path
         self._encoding = encoding
         self._any_break = any_break
-
-    @classmethod
-    def at(cls, path: str, encoding: str | None, mark: Mapping[str, int] | None = None) -> "Lines":
-        """From the line on that begins behind so many lines and bytes; None for all."""
-        number, offset = (0, 0) if mark is None else (mark["line"], mark["offset"])
-        return cls(path, encoding=encoding, number=number, offset=offset)
 
     def __iter__(self) -> Iterator[str]:
         with Path(self._path).open("rb") as file:
@@ -88,16 +83,16 @@ class Lines:
                     place = self.number + 1, self.offset
                     raise UserError(_explain_bytes(self._path, self._encoding, codec, *place, error)) from error
                 if self.number == 0 and self._encoding is None and "\0" in text:
-                    raise UserError(_explain_zeros(self._path, text))
-                if self._any_break and "\r" in text and "\r" in text.removesuffix("\n").removesuffix("\r"):
-                    for line in _LINE.findall(text):
-                        self.number += 1
-                        self.offset += len(line.encode(codec))
-                        yield line
-                else:
+                    order = "be" if text.startswith("\0") else "le"
+                    raise UserError(
+                        f"{self._path} line 1 has characters of number 0: the file seems to be UTF-16; set "
+                        f"data.files.encoding=utf-16-{order}"
+                    )
+                has_breaks = self._any_break and "\r" in text and "\r" in text.removesuffix("\n").removesuffix("\r")
+                for line in _LINE.findall(text) if has_breaks else [text]:
                     self.number += 1
-                    self.offset += len(raw)
-                    yield text
+                    self.offset += len(line.encode(codec)) if has_breaks else len(raw)
+                    yield line
 
     def _seek(self, file: BinaryIO, codec: str) -> None:
         """Go to the line that begins at the offset. Raises UserError where none does any more."""
@@ -151,13 +146,6 @@ def _split_lines(file: BinaryIO, newline: bytes) -> Iterator[bytes]:
 # ------------------------------------------------------------------------------------------------- bytes and their text
 
 
-def _explain_zeros(path: str, text: str) -> str:
-    order = "be" if text.startswith("\0") else "le"
-    return (
-        f"{path} line 1 has characters of number 0: the file seems to be UTF-16; set data.files.encoding=utf-16-{order}"
-    )
-
-
 def _explain_bytes(
     path: str, encoding: str | None, codec: str, number: int, offset: int, error: UnicodeDecodeError
 ) -> str:
@@ -175,15 +163,15 @@ def _explain_bytes(
     byte = error.object[error.start]
     where = f"{path} line {number}: byte 0x{byte:02x} at offset {offset + error.start} of the file is not"
     more = _count_more(path, codec, offset + len(error.object))
-    if encoding is None and likely == "utf-8":
+    if encoding is not None:
+        remedy = "null, for it seems to be UTF-8" if likely == "utf-8" else likely
+        return f"{where} {encoding}{more}; set data.files.encoding={remedy}"
+    if likely == "utf-8":
         return f"{where} UTF-8{more}, as other characters of the file are; correct the line"
-    if encoding is None:
-        return (
-            f"{where} UTF-8{more}; set data.files.encoding={likely}, or save the file as UTF-8, for example with "
-            f"`iconv -f {likely} -t utf-8`"
-        )
-    remedy = "null, for it seems to be UTF-8" if likely == "utf-8" else likely
-    return f"{where} {encoding}{more}; set data.files.encoding={remedy}"
+    return (
+        f"{where} UTF-8{more}; set data.files.encoding={likely}, or save the file as UTF-8, for example with "
+        f"`iconv -f {likely} -t utf-8`"
+    )
 
 
 def _count_more(path: str, codec: str, offset: int) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import tokenizers
 import transformers
+from torch.utils.data import Subset
 
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.fingerprint import digest
@@ -24,7 +25,7 @@ from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.progress import progress_bars
 from trainer_loop.data.row_cache import load_or_make
 from trainer_loop.data.row_stream import Row
-from trainer_loop.data.split import Origins, Split
+from trainer_loop.data.split import Indices, Origins, Split
 from trainer_loop.data.wording import enumerate_some, plural
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.host import expand_home
@@ -64,6 +65,17 @@ class TokenisedSplit:
     num_truncated: int
     origins: Origins
     fingerprint: str
+
+    def select(self, rows: Indices) -> "TokenisedSplit":
+        """These rows, in this order."""
+        return TokenisedSplit(
+            self.name,
+            Subset(self.rows, rows.tolist()),
+            self.lengths[rows],
+            self.num_truncated,
+            self.origins.select(rows),
+            digest(self.fingerprint.encode(), rows.tobytes()),
+        )
 
 
 def tokenise_split(

@@ -11,32 +11,9 @@ import pyarrow as pa
 from trainer_loop.data.wording import enumerate_some, shorten
 from trainer_loop.errors import UserError
 
-_SHOWN = 5  # problems of one kind that are told in full
-
 _INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})")  # no leading zeros: 007 is a text
 _DECIMAL = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
 _BOOLEANS = {"true": True, "false": False}
-
-
-def make_table(
-    rows: Sequence[Any], *, wanted: Collection[str], place: Callable[[int], str], keeps_all: bool = False
-) -> tuple[pa.Table, list[str]]:
-    """Objects -> a table of the wanted columns, and the names of all; keys that a row lacks are null there.
-
-    In a wanted column NaN is null, and values of several kinds are an error. keeps_all: other columns are in the table
-    too, as JSON where their values are of several kinds. `place` says where a row stands. Raises UserError.
-    """
-    strangers = [row for row, value in enumerate(rows) if not isinstance(value, Mapping)]
-    if strangers:
-        shown = [f"{place(row)} is {shorten(rows[row])}" for row in strangers[:_SHOWN]]
-        raise UserError(f"every row must be an object of named values: {enumerate_some(shown, total=len(strangers))}")
-    names = {str(name): name for values in rows for name in values}
-    columns = {
-        name: [_as_plain(values.get(key)) for values in rows]
-        for name, key in names.items()
-        if keeps_all or name in wanted
-    }
-    return pa.table(make_arrays(columns, wanted=wanted, place=place)), list(names)
 
 
 def make_arrays(
@@ -60,11 +37,6 @@ def make_arrays(
     if problems:
         raise UserError(problems)
     return arrays
-
-
-def _as_plain(value: Any) -> Any:
-    """What a scalar of numpy or torch stands for."""
-    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def is_nan(value: object) -> bool:

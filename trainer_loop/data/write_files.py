@@ -1,7 +1,6 @@
-"""Tables as files of any kind: what cannot be written is told before, and a file is there whole or not at all."""
+"""Write tables as files of any kind: what cannot be written is reported first; a file appears whole or not at all."""
 
 import base64
-import contextlib
 import csv
 import datetime
 import decimal
@@ -11,7 +10,7 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -36,18 +35,15 @@ class ReadyTable:
         self._metadata = table.metadata
         self._columns: dict[str, Any] = {}
         problems: list[str] = []
-        make = _READY[suffix]
         for name, column in table.columns.items():
             try:
-                self._columns[name] = make(column)
+                self._columns[name] = _READY[suffix](column)
             except _Refused as refused:
                 problems.append(f"column {name!r} cannot be written to a {suffix} file: {refused}")
             except _UNWRITABLE as error:
                 problems.append(_explain(name, column, table, suffix, error))
         if problems:
-            other = (
-                "csv or parquet" if suffix in (".json", ".jsonl") else "jsonl" if suffix == ".parquet" else "parquet"
-            )
+            other = {".json": "csv or parquet", ".jsonl": "csv or parquet", ".parquet": "jsonl"}.get(suffix, "parquet")
             raise UserError([f"{problem}; let output= end in .{other}, or drop the column" for problem in problems])
 
     def add(self, name: str, values: Sequence[Any]) -> None:
@@ -60,18 +56,20 @@ class ReadyTable:
         if self.suffix == ".parquet":
             pq.write_table(pa.table(self._columns).replace_schema_metadata(self._metadata), file)
             return
-        with _text_of(file) as text:
-            names, rows = list(self._columns), zip(*self._columns.values(), strict=True)
-            if self.suffix in (".csv", ".tsv"):
-                delimiter = "," if self.suffix == ".csv" else "\t"
-                writer = csv.writer(_LineEnds(text), delimiter=delimiter)
-                writer.writerow(names)
-                writer.writerows([_as_cell(value) for value in row] for row in rows)
-            elif self.suffix == ".jsonl":
-                text.writelines(_dump(dict(zip(names, row, strict=True))) + "\n" for row in rows)
-            else:
-                lines = (_dump(dict(zip(names, row, strict=True))) for row in rows)
-                text.write("[\n" + ",\n".join(lines) + "\n]\n")
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        rows = zip(*self._columns.values(), strict=True)
+        lines = (_dump(dict(zip(self._columns, row, strict=True))) for row in rows)
+        if self.suffix == ".jsonl":
+            text.writelines(line + "\n" for line in lines)
+        elif self.suffix == ".json":
+            text.write("[\n" + ",\n".join(lines) + "\n]\n")
+        else:
+            writer = csv.writer(_LineEnds(text), delimiter="," if self.suffix == ".csv" else "\t")
+            writer.writerow(self._columns)
+            writer.writerows(
+                [_dump(value) if isinstance(value, (list, dict)) else value for value in row] for row in rows
+            )
+        text.detach()  # writes what it still holds, and leaves the file open
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], None], *, replaces: bool) -> None:
@@ -128,9 +126,8 @@ def _ready_for_cells(column: Column) -> list[Any]:
 
 def _ready_for_parquet(column: Column) -> Any:
     array = pa.chunked_array([pa.array(column)]) if isinstance(column, list) else column
-    has_null_category = pa.types.is_dictionary(array.type) and any(
-        chunk.dictionary.null_count for chunk in array.chunks
-    )
+    is_dictionary = pa.types.is_dictionary(array.type)
+    has_null_category = is_dictionary and any(chunk.dictionary.null_count for chunk in array.chunks)
     if has_null_category or not _is_parquet_type(array.type):
         array = plain_array(array)
         if not _is_parquet_type(array.type):
@@ -139,10 +136,8 @@ def _ready_for_parquet(column: Column) -> Any:
 
 
 _READY: dict[str, Callable[[Column], Any]] = {
-    ".csv": _ready_for_cells,
-    ".tsv": _ready_for_cells,
-    ".json": _ready_for_json,
-    ".jsonl": _ready_for_json,
+    **dict.fromkeys((".csv", ".tsv"), _ready_for_cells),
+    **dict.fromkeys((".json", ".jsonl"), _ready_for_json),
     ".parquet": _ready_for_parquet,
 }
 
@@ -162,20 +157,14 @@ def _as_values(column: Column) -> list[Any]:
         return column
     kind = column.type
     if isinstance(kind, pa.BaseExtensionType) and kind.extension_name in ("arrow.uuid", "arrow.bool8"):
-        values: list[Any] = column.to_pylist()
-        return values
+        return column.to_pylist()
     plain = plain_array(column)
     if pa.types.is_duration(plain.type):
-        return [None if number is None else _spell_seconds(number, plain.type.unit) for number in _numbers(plain)]
+        numbers = plain.cast(pa.int64()).to_pylist()
+        return [None if number is None else _spell_seconds(number, plain.type.unit) for number in numbers]
     if pa.types.is_time64(plain.type):  # Python's have no nanoseconds
         plain = plain.cast(pa.string())
-    values = plain.to_pylist()
-    return values
-
-
-def _numbers(durations: pa.ChunkedArray) -> list[int | None]:
-    numbers: list[int | None] = durations.cast(pa.int64()).to_pylist()
-    return numbers
+    return plain.to_pylist()
 
 
 def _spell_seconds(number: int, unit: str) -> str:
@@ -215,10 +204,6 @@ def _as_json(value: Any, *, allows_all: bool = False) -> Any:
     raise _Refused(f"it holds a {type(value).__name__}")
 
 
-def _as_cell(value: Any) -> Any:
-    return _dump(value) if isinstance(value, (list, dict)) else value
-
-
 def _dump(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if is_encodable(text) else json.dumps(value)  # which escapes half a surrogate pair
@@ -232,11 +217,3 @@ def _explain(name: str, column: Column, table: WholeTable, suffix: str, error: E
     else:
         reason = f"it is of type {column.type}, {in_one_line(error, at_most=150)}"
     return f"column {name!r} cannot be written to a {suffix} file: {reason}"
-
-
-@contextlib.contextmanager
-def _text_of(file: BinaryIO) -> Iterator[TextIO]:
-    text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-    yield text
-    text.flush()
-    text.detach()

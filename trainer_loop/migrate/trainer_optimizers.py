@@ -20,12 +20,8 @@ _RMSPROP = ("momentum", "alpha", "eps", "centered")
 _AVERAGES = ("r", "weight_lr_power")
 
 OPTIMIZERS: dict[str, TrainerOptimizer] = {
-    "adamw_torch": ADAMW,
-    "adamw_torch_fused": ADAMW,
-    "adamw_torch_xla": ADAMW,
-    "adamw_torch_npu_fused": ADAMW,
-    "adamw_apex_fused": ADAMW,
-    "adamw_hf": ADAMW,
+    **dict.fromkeys(("adamw_torch", "adamw_torch_fused", "adamw_torch_xla", "adamw_torch_npu_fused"), ADAMW),
+    **dict.fromkeys(("adamw_apex_fused", "adamw_hf"), ADAMW),
     # torch's adafactor, which is optimizer.name=adafactor, scales its steps by the size of the weights.
     "adafactor": TrainerOptimizer(
         "transformers.optimization.Adafactor", args={"scale_parameter": False, "relative_step": False}
@@ -33,8 +29,7 @@ OPTIMIZERS: dict[str, TrainerOptimizer] = {
     "sgd": TrainerOptimizer("sgd", takes=("momentum", "dampening", "nesterov")),
     "adagrad": TrainerOptimizer("adagrad", takes=("lr_decay", "eps")),
     "rmsprop": TrainerOptimizer("rmsprop", takes=_RMSPROP),
-    "adamw_8bit": TrainerOptimizer("adamw_8bit", _ADAM),
-    "adamw_bnb_8bit": TrainerOptimizer("adamw_8bit", _ADAM),
+    **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit"), TrainerOptimizer("adamw_8bit", _ADAM)),
     "paged_adamw_32bit": TrainerOptimizer("bitsandbytes.optim.PagedAdamW32bit", _ADAM),
     "paged_adamw_8bit": TrainerOptimizer("bitsandbytes.optim.PagedAdamW8bit", _ADAM),
     "lion_32bit": TrainerOptimizer("bitsandbytes.optim.Lion32bit", ("betas",)),

@@ -43,13 +43,9 @@ _WRITTEN_DEFAULTS: dict[str, object] = {
     "torch_compile_backend": "inductor",
     "local_rank": 0,
     "accelerator_config": {
-        "split_batches": False,
-        "dispatch_batches": None,
-        "even_batches": True,
-        "use_seedable_sampler": True,
-        "non_blocking": False,
-        "gradient_accumulation_kwargs": None,
-        "use_configured_state": False,
+        **dict.fromkeys(("split_batches", "non_blocking", "use_configured_state"), False),
+        **dict.fromkeys(("even_batches", "use_seedable_sampler"), True),
+        **dict.fromkeys(("dispatch_batches", "gradient_accumulation_kwargs"), None),
     },
     "fsdp_config": {"min_num_params": 0, "xla": False, "xla_fsdp_v2": False, "xla_fsdp_grad_ckpt": False},
     "warmup_ratio": 0.0,
@@ -178,8 +174,7 @@ def _run(a: Arguments) -> Iterator[Setting | Note]:
 
 
 def _model(a: Arguments) -> Iterator[Setting | Note]:
-    compiles = a.changed("torch_compile", "torch_compile_backend", "torch_compile_mode")
-    if compiles:
+    if compiles := a.changed("torch_compile", "torch_compile_backend", "torch_compile_mode"):
         yield Setting("model.compile", True, compiles)
     if a.changed("use_cache"):
         yield Setting("model.overrides", {"use_cache": a["use_cache"]}, ("use_cache",))
@@ -193,7 +188,9 @@ def _columns(a: Arguments) -> Iterator[Setting | Note]:
 
 def _batch(a: Arguments) -> Iterator[Setting | Note]:
     per_device, accumulate = "per_device_train_batch_size", "gradient_accumulation_steps"
-    if _splits_batches(a):
+    config = a["accelerator_config"]
+    if a["split_batches"] or (isinstance(config, dict) and config.get("split_batches")):
+        # per_device_train_batch_size counts the rows of all processes then.
         yield Setting("batch.size", a[per_device] * a[accumulate], a.changed(per_device, accumulate))
     else:
         yield Setting("batch.per_device", a[per_device], a.changed(per_device))
@@ -202,19 +199,11 @@ def _batch(a: Arguments) -> Iterator[Setting | Note]:
         yield Setting("batch.max_tokens", "auto", ("auto_find_batch_size",))
 
 
-def _splits_batches(a: Arguments) -> bool:
-    """Whether per_device_train_batch_size counts the rows of all processes."""
-    config = a["accelerator_config"]
-    return bool(a["split_batches"] or (isinstance(config, dict) and config.get("split_batches")))
-
-
 def _length(a: Arguments) -> Iterator[Setting | Note]:
     if a["max_steps"] > 0:
         yield Setting("train.steps", a["max_steps"], a.changed("max_steps"))
         for name in a.changed("num_train_epochs"):
             yield Note(name, "max_steps says how long, and train.steps excludes train.epochs")
-    elif a.changed("num_train_epochs"):
-        yield Setting("train.epochs", a["num_train_epochs"], a.changed("num_train_epochs"))
 
 
 def _numbers(a: Arguments) -> Iterator[Setting | Note]:
@@ -225,8 +214,7 @@ def _numbers(a: Arguments) -> Iterator[Setting | Note]:
     yield Setting("train.precision", precision, a.changed("bf16", "fp16"))
     yield Setting("train.tf32", bool(a["tf32"]), ("tf32",) if a["tf32"] is not None else ())
     if a.changed("max_grad_norm"):
-        norm = a["max_grad_norm"]
-        yield Setting("train.max_grad_norm", norm if norm > 0 else None, ("max_grad_norm",))
+        yield Setting("train.max_grad_norm", a["max_grad_norm"] if a["max_grad_norm"] > 0 else None, ("max_grad_norm",))
     if a.changed("label_smoothing_factor"):
         yield Setting("loss.args", {"label_smoothing": a["label_smoothing_factor"]}, ("label_smoothing_factor",))
     if a.changed("ddp_timeout"):
@@ -359,8 +347,6 @@ def _log(a: Arguments) -> Iterator[Setting | Note]:
     else:
         for name in names:
             yield Note(name, "log.every is a number of steps; evaluations write a row of their own")
-    if a.changed("project"):
-        yield Setting("log.project", a["project"], ("project",))
     trackers = a["report_to"] if isinstance(a["report_to"], list) else [a["report_to"]]
     if a.changed("report_to"):
         known = [tracker for tracker in trackers if tracker in _TRACKERS]
@@ -384,30 +370,17 @@ def _hub(a: Arguments) -> Iterator[Setting | Note]:
         yield Setting("hub.private", a["hub_private_repo"], ("hub_private_repo",))
     elif a["push_to_hub"]:
         yield Note("push_to_hub", "a new repository is private here; hub.private=false makes it public")
-    strategy = a.changed("hub_strategy")
     if not a["push_to_hub"]:  # the name is for trainer.push_to_hub() then
         yield Setting("hub.every", "never", names)
-    elif a["hub_strategy"] == "end" or a["save_strategy"] == "no":
-        yield Setting("hub.every", "end", strategy or a.changed("push_to_hub"))
-    else:
-        yield Setting("hub.every", "checkpoint", strategy or a.changed("push_to_hub"))
-        if "checkpoint" in a["hub_strategy"]:
-            yield Note("hub_strategy", "the weights of each checkpoint are pushed; states of optimizers are not")
+        return
+    every = "end" if a["hub_strategy"] == "end" or a["save_strategy"] == "no" else "checkpoint"
+    yield Setting("hub.every", every, a.changed("hub_strategy") or a.changed("push_to_hub"))
+    if every == "checkpoint" and "checkpoint" in a["hub_strategy"]:
+        yield Note("hub_strategy", "the weights of each checkpoint are pushed; states of optimizers are not")
 
 
 _TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 
 _GROUPS: tuple[Callable[[Arguments], Iterator[Setting | Note]], ...] = (
-    _run,
-    _model,
-    _columns,
-    _batch,
-    _length,
-    _numbers,
-    _optimizer,
-    _schedule,
-    _evaluation,
-    _checkpoints,
-    _log,
-    _hub,
+    *(_run, _model, _columns, _batch, _length, _numbers, _optimizer, _schedule, _evaluation, _checkpoints, _log, _hub),
 )

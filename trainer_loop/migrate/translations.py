@@ -259,10 +259,9 @@ OLD_FIELDS = frozenset({*_OLD_FIELDS, *_OLD_FIELDS_NOT_NEEDED})
 OTHER_NAMES = frozenset({*_OTHER_NAMES, *_OTHER_NAMES_NOT_NEEDED})
 
 
-_KEYS_BY_LAST_PART: dict[str, list[str]] = {
-    last: [key.name for key in KEYS.values() if key.last_part == last]
-    for last in dict.fromkeys(key.last_part for key in KEYS.values())
-}
+_KEYS_BY_LAST_PART: dict[str, list[str]] = {}
+for _name in KEYS:
+    _KEYS_BY_LAST_PART.setdefault(_name.rpartition(".")[2], []).append(_name)
 
 
 def describe_unknown(name: str) -> str:

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from trainer_loop import load_config
 from trainer_loop.config import find
-from trainer_loop.config.load import read_config, write_resolved
+from trainer_loop.config.load import read_config, spell_config
 from trainer_loop.config.yaml_core import dump
+from trainer_loop.record.run_dir import write_text
 
 
 @pytest.fixture
@@ -159,7 +160,7 @@ def test_the_resolved_config_holds_everything_and_extends_nothing(write):
     write("base.yaml", "model: {name: m}\ndata: {name: d}\nseed: 1\n")
     write("imdb.yaml", "extends: base.yaml\nbatch: {size: 8}\n")
     config = load_config("imdb.yaml")
-    write_resolved(config, Path("resolved.yaml"))
+    write_text(Path("resolved.yaml"), spell_config(config))
     Path("base.yaml").unlink()
     assert "extends" not in Path("resolved.yaml").read_text()
     assert load_config("resolved.yaml") == config

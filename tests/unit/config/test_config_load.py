@@ -7,7 +7,8 @@ import pytest
 
 from trainer_loop import UserError, load_config
 from trainer_loop.config.fields import Config
-from trainer_loop.config.load import read_config, write_resolved
+from trainer_loop.config.load import read_config, spell_config
+from trainer_loop.record.run_dir import write_text
 
 MINIMAL = "model: {name: m}\ndata: {train: a.csv}\n"
 
@@ -349,7 +350,7 @@ def test_importing_it_loads_no_heavy_library():
 def test_a_delimiter_is_one_character_and_a_tab_has_a_name(accepted, tmp_path, written, meant):
     config = accepted(MINIMAL, f"data.files.delimiter={written}")
     assert config.data.files.delimiter == meant
-    write_resolved(config, tmp_path / "again.yaml")
+    write_text(tmp_path / "again.yaml", spell_config(config))
     assert load_config(str(tmp_path / "again.yaml")) == config
 
 

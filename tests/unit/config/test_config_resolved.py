@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from trainer_loop import load_config
 from trainer_loop.config.fields import Config
-from trainer_loop.config.load import read_config, write_resolved
+from trainer_loop.config.load import read_config, spell_config
 from trainer_loop.config.secrets import is_secret
+from trainer_loop.record.run_dir import write_text
 
 TRICKY = [
     "no",
@@ -106,13 +107,13 @@ def configs(draw):
 @given(config=configs())
 def test_what_is_written_reads_as_an_equal_config(tmp_path_factory, config):
     path = tmp_path_factory.getbasetemp() / "resolved.yaml"
-    write_resolved(config, path)
+    write_text(path, spell_config(config))
     assert load_config(str(path)) == config
 
 
 def test_a_resolved_config_says_every_key_and_leaves_no_other_file(tmp_path):
     config = load_config(None, ["model.name=m", "data.name=d", "run_dir=runs/${seed}", "train.precision=no"])
-    write_resolved(config, tmp_path / "config.yaml")
+    write_text(tmp_path / "config.yaml", spell_config(config))
     text = (tmp_path / "config.yaml").read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
     assert "run_dir: runs/42" in text
@@ -123,7 +124,7 @@ def test_a_resolved_config_says_every_key_and_leaves_no_other_file(tmp_path):
 
 def test_a_resolved_config_takes_overrides(tmp_path):
     config = load_config(None, ["model.name=m", "data.name=d"])
-    write_resolved(config, tmp_path / "config.yaml")
+    write_text(tmp_path / "config.yaml", spell_config(config))
     again = load_config(str(tmp_path / "config.yaml"), ["train.epochs=", "train.steps=5"])
     assert again == dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=None, steps=5))
 

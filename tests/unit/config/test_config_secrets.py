@@ -7,8 +7,9 @@ import pickle
 import pytest
 
 from trainer_loop import UserError, load_config
-from trainer_loop.config.load import flatten, public_values, write_resolved
+from trainer_loop.config.load import flatten, public_values, spell_config
 from trainer_loop.config.secrets import FromEnvironment, find_secrets, is_secret, mask_arguments
+from trainer_loop.record.run_dir import write_text
 
 BASE = ["model.name=m", "data.name=d"]
 SECRET = "s3cr3t-of-mine"
@@ -109,7 +110,7 @@ def test_a_secret_stands_nowhere_and_the_config_runs_again(how, tmp_path, monkey
     argument = how.replace("%s", SECRET)
     config = load_config(None, [*BASE, *more, argument])
     assert SECRET in str(dataclasses.asdict(config)), "who is set up with it gets it"
-    write_resolved(config, tmp_path / "config.yaml")
+    write_text(tmp_path / "config.yaml", spell_config(config))
     text = (tmp_path / "config.yaml").read_text()
     written = [text, str(public_values(config)), str(flatten(config)), str(mask_arguments(["run", *BASE, argument]))]
     assert not [place for place in written if SECRET in place]
@@ -141,7 +142,7 @@ def test_what_comes_from_the_environment_is_written_by_its_source_and_the_rest_a
         "/somewhere/42/cache",
         7,
     )
-    write_resolved(config, tmp_path / "config.yaml")
+    write_text(tmp_path / "config.yaml", spell_config(config))
     text = (tmp_path / "config.yaml").read_text()
     assert "name: ${oc.env:PLACE}/bert" in text
     assert "cache_dir: ${run_dir}/cache" in text

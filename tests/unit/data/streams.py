@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from columns import make_columns
 
+from trainer_loop.data.cut import Limits
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.row_stream import Row, RowStream
 from trainer_loop.data.shards import Batch, Mark, Shard, Values
@@ -50,9 +51,19 @@ def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.tensor(padded), "labels": torch.tensor([row["label"] for row in rows])}
 
 
-def make_loader(sizes: Sequence[int], *, batch_size: int = 4, shuffle_rows: int = 6, **options: Any) -> StreamLoader:
+def make_loader(
+    sizes: Sequence[int],
+    *,
+    batch_size: int = 4,
+    shuffle_rows: int = 6,
+    num_processes: int = 1,
+    max_tokens: int | None = None,
+    per_device: int | None = None,
+    **options: Any,
+) -> StreamLoader:
     return StreamLoader(
         options.pop("stream", None) or make_stream(sizes, seed=options.get("seed", 7)),
+        Limits(num_processes, max_tokens, per_device),
         encode=options.pop("encode", encode),
         collate=options.pop("collate", collate),
         count=lambda batch: len(batch["labels"]),

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer_loop.data.batch_plan import BatchPlan, cut_batch, cut_evaluation, halve_dearest
+from trainer_loop.data.cut import Limits
 
 lengths_of_rows = st.lists(st.integers(1, 600), min_size=1, max_size=80)
 budgets = st.one_of(st.none(), st.integers(1, 4096))
@@ -58,7 +59,7 @@ windows = st.one_of(st.none(), st.integers(1, 5))
 
 @given(lengths_of_rows, st.integers(1, 40), st.integers(0, 9), windows, cuts)
 def test_an_epoch_holds_each_row_once(lengths, batch_size, seed, window, cut):
-    plan = BatchPlan(lengths, batch_size=batch_size, seed=seed, window=window, **cut)
+    plan = BatchPlan(lengths, Limits(**cut), batch_size=batch_size, seed=seed, window=window)
     for epoch in (0, 3):
         steps = range(epoch * plan.steps_per_epoch, (epoch + 1) * plan.steps_per_epoch)
         rows = [row for step in steps for row in flatten(plan.step(step).microbatches)]
@@ -68,7 +69,7 @@ def test_an_epoch_holds_each_row_once(lengths, batch_size, seed, window, cut):
 @given(lengths_of_rows, st.integers(1, 40), windows, cuts)
 def test_batches_are_the_same_for_every_cut(lengths, batch_size, window, cut):
     one = BatchPlan(lengths, batch_size=batch_size, seed=1, window=window)
-    other = BatchPlan(lengths, batch_size=batch_size, seed=1, window=window, **cut)
+    other = BatchPlan(lengths, Limits(**cut), batch_size=batch_size, seed=1, window=window)
     for step in range(one.steps_per_epoch):
         first, second = (sorted(flatten(plan.step(step).microbatches)) for plan in (one, other))
         assert first == second == sorted(one.batch(step).tolist())
@@ -76,7 +77,7 @@ def test_batches_are_the_same_for_every_cut(lengths, batch_size, window, cut):
 
 @given(lengths_of_rows, cuts)
 def test_a_microbatch_keeps_its_budget_unless_one_row_alone_exceeds_it(lengths, cut):
-    for dealt in (cut_batch(list(range(len(lengths))), lengths, **cut), cut_evaluation(lengths, **cut)):
+    for dealt in (cut_batch(list(range(len(lengths))), lengths, Limits(**cut)), cut_evaluation(lengths, Limits(**cut))):
         assert sorted(flatten(dealt)) == list(range(len(lengths)))
         assert len(dealt) == cut["num_processes"]
         for process in dealt:
@@ -92,7 +93,7 @@ def test_a_microbatch_keeps_its_budget_unless_one_row_alone_exceeds_it(lengths, 
 @pytest.mark.parametrize("per_device", [None, 7])
 def test_many_rows_are_evaluated_each_once_and_within_the_budget(packed, num_processes, per_device):
     lengths = np.random.default_rng(0).integers(1, 600, 3000)
-    dealt = cut_evaluation(lengths, num_processes=num_processes, max_tokens=500, per_device=per_device, packed=packed)
+    dealt = cut_evaluation(lengths, Limits(num_processes, max_tokens=500, per_device=per_device, packed=packed))
     assert sorted(flatten(dealt)) == list(range(3000))
     for microbatch in (microbatch for process in dealt for microbatch in process):
         assert len(microbatch) == 1 or cost(microbatch, lengths, packed=packed) <= 500
@@ -103,37 +104,35 @@ def test_many_rows_are_evaluated_each_once_and_within_the_budget(packed, num_pro
 
 def test_many_rows_are_evaluated_in_few_shapes_with_little_padding():
     lengths = np.random.default_rng(0).integers(1, 513, 30_000)
-    (microbatches,) = cut_evaluation(lengths, num_processes=1, max_tokens=4096, per_device=None)
+    (microbatches,) = cut_evaluation(lengths, Limits(max_tokens=4096))
     shapes = {(len(rows), int(lengths[rows[0]])) for rows in microbatches}
     assert len(shapes) <= 3 * 512 // 8 < len(microbatches) / 8
     assert sum(cost(rows, lengths) for rows in microbatches) <= 1.02 * lengths.sum()
 
 
 def test_many_rows_of_one_length_are_evaluated_as_they_stand():
-    (microbatches,) = cut_evaluation([1] * 3000, num_processes=1, max_tokens=None, per_device=32)
+    (microbatches,) = cut_evaluation([1] * 3000, Limits(per_device=32))
     assert [row for rows in microbatches for row in rows] == list(range(3000))
     assert {len(rows) for rows in microbatches[:-1]} == {32}
 
 
 @given(lengths_of_rows, cuts)
 def test_no_process_is_idle_while_there_are_rows_for_it(lengths, cut):
-    dealt = cut_batch(list(range(len(lengths))), lengths, **cut)
+    dealt = cut_batch(list(range(len(lengths))), lengths, Limits(**cut))
     assert sum(1 for process in dealt if process) == min(cut["num_processes"], len(lengths))
 
 
 @given(lengths_of_rows, budgets, row_limits, st.integers(0, 500))
 def test_no_cut_of_the_sorted_rows_costs_less(lengths, max_tokens, per_device, microbatch_tokens):
     limits = {"max_tokens": max_tokens, "per_device": per_device, "microbatch_tokens": microbatch_tokens}
-    (cut,) = cut_batch(list(range(len(lengths))), lengths, num_processes=1, **limits)
+    (cut,) = cut_batch(list(range(len(lengths))), lengths, Limits(**limits))
     found = sum(cost(microbatch, lengths) + microbatch_tokens for microbatch in cut)
     assert found == find_least_cost(lengths, **limits)
 
 
 @given(lengths_of_rows, budgets, row_limits)
 def test_without_a_cost_of_its_own_a_microbatch_is_as_full_as_may_be(lengths, max_tokens, per_device):
-    (cut,) = cut_batch(
-        list(range(len(lengths))), lengths, num_processes=1, max_tokens=max_tokens, per_device=per_device
-    )
+    (cut,) = cut_batch(list(range(len(lengths))), lengths, Limits(max_tokens=max_tokens, per_device=per_device))
     dear = 10**6  # more than all padding
     least = find_least_cost(lengths, max_tokens=max_tokens, per_device=per_device, microbatch_tokens=dear)
     assert sum(cost(microbatch, lengths) + dear for microbatch in cut) == least
@@ -142,21 +141,21 @@ def test_without_a_cost_of_its_own_a_microbatch_is_as_full_as_may_be(lengths, ma
 @given(lengths_of_rows, cuts)
 def test_halving_cuts_every_microbatch_of_several_rows_below_half_of_the_dearest(lengths, cut):
     rows = list(range(len(lengths)))
-    dealt = cut_batch(rows, lengths, **cut)
+    dealt = cut_batch(rows, lengths, Limits(**cut))
     several = [microbatch for process in dealt for microbatch in process if len(microbatch) > 1]
     half = halve_dearest(dealt, lengths, packed=cut["packed"])
     if half is None:
         assert several == []
         return
     dearest = max(cost(microbatch, lengths, packed=cut["packed"]) for microbatch in several)
-    smaller = cut_batch(rows, lengths, **(cut | {"max_tokens": half}))
+    smaller = cut_batch(rows, lengths, Limits(**(cut | {"max_tokens": half})))
     for microbatch in (microbatch for process in smaller for microbatch in process if len(microbatch) > 1):
         assert cost(microbatch, lengths, packed=cut["packed"]) <= dearest / 2
 
 
 @given(lengths_of_rows, st.integers(1, 40), windows, cuts, st.integers(0, 10**7))
 def test_any_step_is_found_by_its_index_alone(lengths, batch_size, window, cut, step):
-    options = {"batch_size": batch_size, "seed": 3, "window": window, **cut}
+    options = {"batch_size": batch_size, "seed": 3, "window": window, "limits": Limits(**cut)}
     walked = BatchPlan(lengths, **options)
     for earlier in range(max(0, step - 3), step):
         walked.step(earlier)
@@ -166,26 +165,26 @@ def test_any_step_is_found_by_its_index_alone(lengths, batch_size, window, cut, 
 @given(lengths_of_rows, st.integers(1, 40), cuts)
 def test_a_step_is_the_same_whatever_it_was_planned_with(lengths, batch_size, cut):
     """Steps are cut many at a time: the blocks of `step`, a sample of the epoch, a batch alone."""
-    plan = BatchPlan(lengths, batch_size=batch_size, seed=2, **cut)
+    plan = BatchPlan(lengths, Limits(**cut), batch_size=batch_size, seed=2)
     for sampled in plan.sample(3):
         assert sampled == plan.step(sampled.step)
         rows = plan.batch(sampled.step)
-        assert sampled.microbatches == cut_batch(rows.tolist(), plan.lengths[rows], **cut)
+        assert sampled.microbatches == cut_batch(rows.tolist(), plan.lengths[rows], Limits(**cut))
 
 
 def test_blocks_of_steps_meet_without_a_gap(monkeypatch):
     monkeypatch.setattr("trainer_loop.data.batch_plan._PLANNED_ROWS", 24)  # three steps at a time
     lengths = np.random.default_rng(0).integers(1, 60, 61)
-    plan = BatchPlan(lengths, batch_size=8, seed=0, max_tokens=100, microbatch_tokens=10)
+    plan = BatchPlan(lengths, Limits(max_tokens=100, microbatch_tokens=10), batch_size=8, seed=0)
     for step in [*range(24), 3, 17, 9, 8, 7]:
-        alone = BatchPlan(lengths, batch_size=8, seed=0, max_tokens=100, microbatch_tokens=10)
+        alone = BatchPlan(lengths, Limits(max_tokens=100, microbatch_tokens=10), batch_size=8, seed=0)
         assert plan.step(step) == alone.step(step)
         assert sorted(flatten(plan.step(step).microbatches)) == sorted(alone.batch(step).tolist())
 
 
 @given(lengths_of_rows, st.integers(1, 40), cuts)
 def test_tokens_are_counted_with_and_without_padding(lengths, batch_size, cut):
-    plan = BatchPlan(lengths, batch_size=batch_size, seed=0, **cut)
+    plan = BatchPlan(lengths, Limits(**cut), batch_size=batch_size, seed=0)
     step = plan.step(0)
     for share in step.shares:
         assert share.num_rows == sum(map(len, share.microbatches))
@@ -209,7 +208,7 @@ def test_epochs_and_seeds_have_unlike_orders():
 def test_cutting_by_length_removes_most_padding():
     lengths = np.random.default_rng(0).integers(20, 512, 1000)
     uncut = BatchPlan(lengths, batch_size=32, seed=0)
-    cut = BatchPlan(lengths, batch_size=32, seed=0, max_tokens=2048)
+    cut = BatchPlan(lengths, Limits(max_tokens=2048), batch_size=32, seed=0)
 
     def padding(plan):
         steps = [plan.step(step) for step in range(plan.steps_per_epoch)]
@@ -222,7 +221,7 @@ def test_cutting_by_length_removes_most_padding():
 def test_a_batch_within_the_budget_is_cut_where_padding_costs_more_than_a_microbatch():
     lengths = [60] * 4 + [10] * 20
     whole, cut = (
-        cut_batch(list(range(24)), lengths, num_processes=1, max_tokens=2048, per_device=None, microbatch_tokens=tokens)
+        cut_batch(list(range(24)), lengths, Limits(max_tokens=2048, microbatch_tokens=tokens))
         for tokens in (1001, 999)  # the padding is 20 * 50
     )
     assert [len(microbatch) for microbatch in whole[0]] == [24]
@@ -233,15 +232,8 @@ def test_a_batch_within_the_budget_is_cut_where_padding_costs_more_than_a_microb
 @pytest.mark.parametrize(("num_processes", "uneven"), [(2, 1.03), (4, 1.06)])
 def test_processes_get_even_work(num_processes, uneven, packed):
     lengths = np.random.default_rng(0).integers(20, 512, 1000)
-    plan = BatchPlan(
-        lengths,
-        batch_size=32,
-        seed=0,
-        num_processes=num_processes,
-        max_tokens=2048,
-        microbatch_tokens=64,
-        packed=packed,
-    )
+    limits = Limits(num_processes, max_tokens=2048, microbatch_tokens=64, packed=packed)
+    plan = BatchPlan(lengths, limits, batch_size=32, seed=0)
     steps = range(len(lengths) // 32)
     work = np.array([[share.num_padded_tokens for share in plan.step(step).shares] for step in steps])
     assert (work.max(axis=1) / work.mean(axis=1)).mean() < uneven
@@ -249,7 +241,7 @@ def test_processes_get_even_work(num_processes, uneven, packed):
 
 def test_packed_rows_fill_few_microbatches():
     lengths = np.random.default_rng(0).integers(20, 512, 1000)
-    plan = BatchPlan(lengths, batch_size=32, seed=0, max_tokens=2048, packed=True)
+    plan = BatchPlan(lengths, Limits(max_tokens=2048, packed=True), batch_size=32, seed=0)
     for step in range(plan.steps_per_epoch):
         planned = plan.step(step)
         (microbatches,) = planned.microbatches

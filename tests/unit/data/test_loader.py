@@ -1,10 +1,9 @@
-import functools
-
 import pytest
 import tiny
 import torch
 
 from trainer_loop.data.batch_plan import BatchPlan
+from trainer_loop.data.cut import Limits
 from trainer_loop.data.loader import EvaluationLoader, TrainLoader
 
 CPU = torch.device("cpu")
@@ -20,7 +19,7 @@ def make_task():
 
 def make_train_loader(*, process_index: int = 0, num_processes: int = 1, num_workers: int = 0, **cut) -> TrainLoader:
     task = make_task()
-    plan = BatchPlan(LENGTHS, batch_size=8, seed=0, num_processes=num_processes, **cut)
+    plan = BatchPlan(LENGTHS, Limits(num_processes, **cut), batch_size=8, seed=0)
     return TrainLoader(
         plan,
         ROWS,
@@ -73,7 +72,7 @@ def test_what_a_collate_draws_at_random_is_the_same_when_the_step_is_repeated():
 
     def draw(start):
         loader = make_train_loader()
-        loader._make_steps = functools.partial(loader._make_steps, collate=collate)
+        loader.collate = collate
         torch.manual_seed(start)
         return [step.microbatches[0].batch["noise"] for step in loader.steps(start=start, stop=4)]
 
@@ -90,12 +89,11 @@ def test_evaluation_gives_each_row_once_over_all_processes(num_processes):
         loader = EvaluationLoader(
             ROWS,
             LENGTHS,
+            Limits(num_processes, max_tokens=80),
             collate=task.collate,
             count=task.count,
             device=CPU,
-            num_processes=num_processes,
             process_index=process_index,
-            max_tokens=80,
         )
         assert loader.num_rows == 30
         seen += [row for microbatch in loader for row in microbatch.rows]

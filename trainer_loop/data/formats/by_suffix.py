@@ -1,7 +1,8 @@
-"""Which format a file has."""
+"""Files of any known kind."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 from trainer_loop.data.formats.arrow import open_arrow
 from trainer_loop.data.formats.delimited import open_delimited
@@ -10,8 +11,9 @@ from trainer_loop.data.formats.parquet import open_parquet
 from trainer_loop.data.formats.text_lines import open_text_lines
 from trainer_loop.data.shards import Shard
 from trainer_loop.data.text_format import TextFormat
-from trainer_loop.errors import UserError
+from trainer_loop.errors import UserError, in_one_line
 
+_T = TypeVar("_T")
 EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".feather", ".txt")
 
 
@@ -37,3 +39,19 @@ def open_file(path: str, *, columns: Collection[str] | None, text_format: TextFo
 def check_not_empty(path: str) -> None:
     if not Path(path).stat().st_size:
         raise UserError(f"{path} is empty")
+
+
+def read_each(files: Iterable[str], read: Callable[[str], _T]) -> list[_T]:
+    """What `read` makes of every file. Raises UserError with the problems of all of them."""
+    made: list[_T] = []
+    problems: list[str] = []
+    for file in files:
+        try:
+            made.append(read(file))
+        except UserError as error:
+            problems += error.problems
+        except OSError as error:
+            problems.append(f"{file} cannot be read: {in_one_line(error)}")
+    if problems:
+        raise UserError(problems)
+    return made

@@ -5,7 +5,7 @@ import csv
 import re
 import threading
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 from trainer_loop.data.shards import Batch, Fields, Item, Mark, Shard, gather
 from trainer_loop.data.text_format import Lines, TextFormat
@@ -27,25 +27,21 @@ Record = list[str]  # the fields of a row
 def open_delimited(path: str, *, columns: Collection[str] | None, text_format: TextFormat) -> Shard:
     """columns: those that are read; None for all."""
 
-    def open_records(mark: Mark | None) -> Records:
-        return Records(path, text_format=text_format, texts=columns or (), **(mark or {}))
+    def open_records(mark: Mark | None = None) -> Records:
+        return Records(path, text_format, mark, texts=columns or ())
 
     def read(mark: Mark | None) -> Iterator[Batch]:
         records = open_records(mark)
         wanted = {name: place for place, name in enumerate(records.header) if columns is None or name in columns}
-        nothing = [""] * len(records.header)
-        return gather(
-            records, lambda group: _make_rows(group, wanted), nothing=nothing, names=("row", "line", "offset")
-        )
+
+        def make_rows(group: Sequence[Record]) -> Fields:
+            return {name: [record[place] or None for record in group] for name, place in wanted.items()}
+
+        return gather(records, make_rows, nothing=[""] * len(records.header), names=("row", "line", "offset"))
 
     return Shard(
-        path, "row", read, names=lambda: open_records(None).header, has_fields=True, no_rows="has a header and no rows"
+        path, "row", read, names=lambda: open_records().header, has_fields=True, no_rows="has a header and no rows"
     )
-
-
-def _make_rows(records: Sequence[Record], wanted: Mapping[str, int]) -> Fields:
-    """wanted: the position of every column that is read."""
-    return {name: [record[place] or None for record in records] for name, place in wanted.items()}
 
 
 def _name_all(header: Sequence[str]) -> list[str]:
@@ -61,26 +57,18 @@ def _name_all(header: Sequence[str]) -> list[str]:
 class Records:
     """The records of a .csv or .tsv file that has a header.
 
-    row, line, offset: records, lines and bytes that were read; they also say where to begin. Raises UserError where
-    the header cannot be one, where quotes break, and where they join lines that are records of their own.
+    mark: the `row`, `line` and `offset` behind which to begin; None: all records. texts: columns that may stand alone.
+    Raises UserError where the header cannot be one, where quotes break, and where they join lines that are records of
+    their own.
     """
 
-    def __init__(
-        self,
-        path: str,
-        *,
-        text_format: TextFormat,
-        texts: Collection[str],
-        row: int = 0,
-        line: int = 0,
-        offset: int = 0,
-    ):
+    def __init__(self, path: str, text_format: TextFormat, mark: Mark | None, *, texts: Collection[str]):
         self.path = path
-        self.row = row
+        self.row = 0 if mark is None else mark["row"]  # records that were read
         self.format = text_format
         self.delimiter = text_format.delimiter_of(path)
         self.header, header_end = self._read_header(texts)
-        self._lines = self._open_lines(line, offset) if offset else header_end
+        self._lines = header_end if mark is None else self._open_lines(mark)
         self._taken: list[str] = []  # lines of the record that is read
         self._checks_left = _MOST_CHECKS if text_format.quoting == "auto" and len(self.header) > 1 else 0
         self._num_uneven = 0  # records that have not as many fields as the header
@@ -91,25 +79,25 @@ class Records:
 
     def __iter__(self) -> Iterator[Item[Record]]:
         lines, taken, num_fields = self._lines, self._taken, len(self.header)
+        first_line = lines.number + 1
         with long_fields():
-            records = self._read(self._take_lines())
-            while True:
-                first_line = lines.number + 1
-                taken.clear()
-                try:
-                    record = next(records)
-                except StopIteration:
-                    return
-                except csv.Error as error:
-                    place = f"{self.path} row {self.row + 1}, which begins on line {first_line}"
-                    raise UserError(self._explain_quoting(place, error)) from error
-                if record:  # a blank line is no row
-                    self.row += 1
-                    if len(taken) > 1 and self._checks_left:
-                        self._refuse_joined_records(first_line)
-                    is_even = len(record) == num_fields
-                    source = record if is_even else self._explain_fields(record, first_line)
-                    yield source, (self.row, lines.number, lines.offset)
+            try:
+                for record in self._read(self._take_lines()):
+                    if record:  # a blank line is no row
+                        self.row += 1
+                        if len(taken) > 1 and self._checks_left:
+                            self._refuse_joined_records(first_line)
+                        is_even = len(record) == num_fields
+                        source = record if is_even else self._explain_fields(record, first_line)
+                        yield source, (self.row, lines.number, lines.offset)
+                    first_line = lines.number + 1
+                    taken.clear()
+            except csv.Error as error:
+                raise UserError(
+                    f"{self.path} row {self.row + 1}, which begins on line {first_line}: the quoting breaks by line "
+                    f"{self.line} ({error}); close the quoted text, and write a quote inside it twice "
+                    f'(""){self._suggest_no_quotes()}'
+                ) from error
 
     def _explain_fields(self, record: Record, first_line: int) -> UserError:
         """The record that was read last, which has not as many fields as the header."""
@@ -126,13 +114,6 @@ class Records:
             f"{len(self.header)} ({enumerate_names(self.header, at_most=5)}): {remedy}"
         )
 
-    def _explain_quoting(self, place: str, error: csv.Error) -> str:
-        """A quoted field that does not end where it should."""
-        return (
-            f"{place}: the quoting breaks by line {self.line} ({error}); close the quoted text, and write a quote "
-            f'inside it twice (""){self._suggest_no_quotes()}'
-        )
-
     def _suggest_no_quotes(self) -> str:
         """Where every line has the fields of the header if quotes are ordinary characters."""
         lines = self._split_plainly(until=self.line + _LINES_BEHIND)
@@ -141,7 +122,7 @@ class Records:
         return "; or, as quotes seem to be ordinary characters in this file, set data.files.quoting=none"
 
     def _read_header(self, texts: Collection[str]) -> tuple[list[str], Lines]:
-        lines = self._open_lines(0, 0)
+        lines = self._open_lines()
         try:
             with long_fields():
                 header = next(self._read(lines), [])
@@ -165,7 +146,7 @@ class Records:
             return
         for other, name in _DELIMITER_NAMES.items():
             if other in header[0] and other != self.delimiter:
-                typed = {"\t": "tab"}.get(other, f"'{other}'")
+                typed = "tab" if other == "\t" else f"'{other}'"
                 raise UserError(
                     f"{path} line 1 has the one column {shorten(header[0])}: its fields seem to be separated by "
                     f"{name}; set data.files.delimiter={typed} (it holds for all files of a run; without it a "
@@ -192,15 +173,15 @@ class Records:
 
     def _split_plainly(self, *, until: int) -> Iterator[tuple[int, list[str]]]:
         """The number and fields of every line behind the header, as if quotes were ordinary characters."""
-        for number, line in enumerate(self._open_lines(0, 0), start=1):
+        for number, line in enumerate(self._open_lines(), start=1):
             if number > until:
                 return
             text = line.rstrip("\r\n")
             if number > 1 and text:
                 yield number, text.split(self.delimiter)
 
-    def _open_lines(self, number: int, offset: int) -> Lines:
-        return Lines(self.path, encoding=self.format.encoding, number=number, offset=offset, any_break=True)
+    def _open_lines(self, mark: Mark | None = None) -> Lines:
+        return Lines(self.path, self.format.encoding, mark, any_break=True)
 
     def _take_lines(self) -> Iterator[str]:
         """The csv module takes no more lines than the record needs, so what was taken is where the next one begins."""
@@ -230,14 +211,14 @@ class _Evidence:
         self._has_double_quotes = False
 
     def add(self, fields: list[str], *, is_joined: bool) -> None:
-        self._has_double_quotes = self._has_double_quotes or any('""' in field for field in fields)
+        self._has_double_quotes |= any('""' in field for field in fields)
         if is_joined:
             self._joined.append(fields)
             return
         self._num_others += 1
         for column, field in enumerate(fields):
-            self._are_words[column] = self._are_words[column] and _is_word(field)
-            self._are_numbers[column] = self._are_numbers[column] and _is_number(field)
+            self._are_words[column] &= _is_word(field)
+            self._are_numbers[column] &= _is_number(field)
             if len(self._values[column]) <= _MOST_CLASSES:
                 self._values[column].add(field)
 

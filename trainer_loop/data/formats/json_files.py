@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from trainer_loop.data.shards import BATCH_ROWS, Batch, Item, Mark, Shard, Values, gather
+from trainer_loop.data.shards import Batch, Item, Mark, Shard, Values, gather
 from trainer_loop.data.text_format import Lines, TextFormat
 from trainer_loop.data.wording import shorten
 from trainer_loop.errors import UserError
@@ -23,7 +23,7 @@ def open_json(path: str, *, text_format: TextFormat) -> Shard:
         return Shard(
             path,
             "row",
-            lambda mark: _read_list(path, text_format),
+            lambda mark: gather(_read_list(path, text_format), list, nothing={}, names=("row", "offset")),
             no_rows="holds an empty list: it has no rows",
             whole_only=f"{path} is one JSON list, which can only be read as a whole; a stream needs one object per "
             f"line: jq -c '.[]' {path} > {Path(path).with_suffix('.jsonl')}",
@@ -39,7 +39,7 @@ def open_json(path: str, *, text_format: TextFormat) -> Shard:
 
 
 def _read_lines(path: str, text_format: TextFormat, mark: Mark | None) -> Iterator[Item[Values]]:
-    lines = Lines.at(path, text_format.encoding, mark)
+    lines = Lines(path, text_format.encoding, mark)
     is_first = mark is None
     for line in lines:
         if not line.strip():
@@ -80,23 +80,17 @@ def _is_one_object(path: str, text_format: TextFormat) -> bool:
 
 
 def _is_list(path: str, text_format: TextFormat) -> bool:
-    first = next((line for line in Lines.at(path, text_format.encoding) if line.strip()), "")
+    first = next((line for line in Lines(path, text_format.encoding) if line.strip()), "")
     return first.lstrip().startswith("[")
 
 
-def _read_list(path: str, text_format: TextFormat) -> Iterator[Batch]:
-    values = _parse_list(path, _read_text(path, text_format))
-    for start in range(0, len(values), BATCH_ROWS):
-        rows = values[start : start + BATCH_ROWS]
-        ends = [(start + row + 1,) for row in range(len(rows))]
-        faults = {
-            row: UserError(
-                f"{path} row {start + row + 1} is {shorten(value)}; every item of the list must be one JSON object"
+def _read_list(path: str, text_format: TextFormat) -> Iterator[Item[Values]]:
+    for number, value in enumerate(_parse_list(path, _read_text(path, text_format)), start=1):
+        if not isinstance(value, dict):
+            value = UserError(
+                f"{path} row {number} is {shorten(value)}; every item of the list must be one JSON object"
             )
-            for row, value in enumerate(rows)
-            if not isinstance(value, dict)
-        }
-        yield Batch([{} if row in faults else value for row, value in enumerate(rows)], ends, ("row",), faults)
+        yield value, (number, 0)
 
 
 def _parse_list(path: str, text: str) -> list[Any]:
@@ -110,7 +104,7 @@ def _parse_list(path: str, text: str) -> list[Any]:
 
 
 def _read_text(path: str, text_format: TextFormat) -> str:
-    return "".join(Lines.at(path, text_format.encoding))
+    return "".join(Lines(path, text_format.encoding))
 
 
 def _explain_unreadable(error: Exception) -> str:

@@ -10,14 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.table import table_cast
 
-from trainer_loop.data.arrow_files import (
-    as_held,
-    find_features,
-    keep_converted,
-    number_batches,
-    select,
-    telling_damage,
-)
+from trainer_loop.data.arrow_files import as_held, find_features, keep_converted, number_batches, select, telling_damage
 from trainer_loop.data.arrow_types import make_dataset
 from trainer_loop.data.fingerprint import check_unchanged, digest
 from trainer_loop.data.shards import BATCH_ROWS, Batch, Mark, Shard
@@ -96,15 +89,10 @@ def _count_bytes(group: pq.RowGroupMetaData, columns: Sequence[str] | None) -> i
     """Bytes of these columns, and of the parts of nested ones, which the file keeps apart: `answer.list.element`."""
     if columns is None:
         return group.total_byte_size
-    named = set(columns)
     parts = (group.column(number) for number in range(group.num_columns))
-    return sum(part.total_uncompressed_size for part in parts if not named.isdisjoint(_outer(part.path_in_schema)))
-
-
-def _outer(path: str) -> Iterator[str]:
-    """A column may have a dot in its name, too."""
-    names = path.split(".")
-    return (".".join(names[:count]) for count in range(1, len(names) + 1))
+    # A column may have a dot in its name, too.
+    is_named = tuple(f"{name}." for name in columns)
+    return sum(part.total_uncompressed_size for part in parts if f"{part.path_in_schema}.".startswith(is_named))
 
 
 def _read_tables(shard: Shard, features: datasets.Features) -> Iterator[pa.Table]:
@@ -123,11 +111,7 @@ def _join_small(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         num_rows += len(table)
         num_bytes += table.nbytes
         if num_rows >= BATCH_ROWS or num_bytes >= _BYTES_AT_ONCE:
-            yield _join(small)
+            yield pa.concat_tables(small).combine_chunks() if len(small) > 1 else table
             small, num_rows, num_bytes = [], 0, 0
     if small:
-        yield _join(small)
-
-
-def _join(tables: list[pa.Table]) -> pa.Table:
-    return tables[0] if len(tables) == 1 else pa.concat_tables(tables).combine_chunks()
+        yield pa.concat_tables(small).combine_chunks()

@@ -8,7 +8,7 @@ from trainer_loop.data.text_format import Lines, TextFormat
 
 def open_text_lines(path: str, *, text_format: TextFormat) -> Shard:
     def read(mark: Mark | None) -> Iterator[Batch]:
-        lines = Lines.at(path, text_format.encoding, mark)
+        lines = Lines(path, text_format.encoding, mark)
         return gather(_read_lines(lines), lambda texts: {"text": texts}, nothing="", names=("line", "offset"))
 
     return Shard(path, "line", read, names=lambda: ["text"], has_fields=True, no_rows="is empty")
