@@ -208,7 +208,7 @@ def _expand(files, number):
     return _merge_sections(merged, content)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(_files)
 def test_files_that_extend_others_equal_the_merged_file(tmp_path_factory, files):
     directory = tmp_path_factory.mktemp("files")

@@ -333,14 +333,9 @@ def test_a_key_below_a_value_is_told(problems):
     assert problem == "command line: log.project is {'0': 'a'}; allowed: a text"
 
 
-def test_importing_it_is_fast():
-    program = "import time; t = time.perf_counter(); import trainer_loop.config.load; print(time.perf_counter() - t)"
-    seconds = [float(subprocess.check_output([sys.executable, "-c", program])) for _ in range(3)]
-    assert min(seconds) < 0.3
-
-
 def test_importing_it_loads_no_heavy_library():
-    program = "import sys, trainer_loop.config.load; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    heavy = {"torch", "transformers", "datasets", "numpy", "pandas", "pyarrow"}
+    program = f"import sys, trainer_loop.config.load; print({heavy} & set(sys.modules))"
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "set()"
 
 
