@@ -20,22 +20,15 @@ def write_predictions(
 ) -> None:
     """Write one JSON object for each row, in the order of the rows: `place` (its origin), `prediction`, `reference`.
 
-    Args:
-        path: the file.
-        predictions: `[N, ...]`.
-        references: `[N, ...]`.
-        origin_of: maps a row number to its origin in the user's data.
-        label_names: names of the classes; class indices are written as names.
-
-    Raises:
-        UserError: the file system refused.
+    predictions, references: `[N, ...]`. origin_of: where a row stands in the user's data. label_names: of the classes,
+    written in place of their indices.
     """
     are_classes = predictions.ndim == 1 and np.issubdtype(predictions.dtype, np.integer)
     name = label_names.__getitem__ if label_names is not None and are_classes else lambda value: value
     lines = []
-    for row, (said, was) in enumerate(zip(predictions.tolist(), references.tolist(), strict=True)):
-        told = {"place": origin_of(row), "prediction": name(said), "reference": name(was)}
-        lines.append(json.dumps(told, ensure_ascii=False) + "\n")
+    for row, (predicted, reference) in enumerate(zip(predictions.tolist(), references.tolist(), strict=True)):
+        line = {"place": origin_of(row), "prediction": name(predicted), "reference": name(reference)}
+        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, "".join(lines))
