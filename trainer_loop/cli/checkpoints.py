@@ -32,10 +32,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def describe_checkpoints(root: Path) -> tuple[list[str], bool]:
-    """A line per checkpoint, oldest first, and whether all of them are complete.
-
-    Raises UserError where `root` holds none.
-    """
+    """A line per checkpoint, oldest first, and whether all are complete. Raises UserError where `root` holds none."""
     from trainer_loop.record.checkpoint_files import find_fault, list_checkpoints, list_set_aside
     from trainer_loop.record.run_dir import RunDir
 
@@ -55,8 +52,8 @@ def describe_checkpoints(root: Path) -> tuple[list[str], bool]:
         complete = complete and fault is None
         mark = ", ".join(name for name, which in marked.items() if which == path)
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        told = ["complete" if fault is None else f"DAMAGED: {fault}", mark, figures.get(step, "")]
-        lines.append(f"{step:>10,}  {size / 2**20:>7,.1f} MB  " + "; ".join(filter(None, told)))
+        parts = ["complete" if fault is None else f"DAMAGED: {fault}", mark, figures.get(step, "")]
+        lines.append(f"{step:>10,}  {size / 2**20:>7,.1f} MB  " + "; ".join(filter(None, parts)))
     lines += [f"set aside: {path.name}, which was damaged; delete it when it is of no use" for path in aside]
     return lines, complete
 
@@ -90,11 +87,11 @@ def _read_figures(metrics: Path) -> Mapping[int, str]:
         return {}
     figures: dict[int, str] = {}
     for row in rows:
-        told = [
+        shown = [
             f"{name.removeprefix('validation/')} {value:.4g}"
             for name, value in row.items()
             if name.startswith("validation/") and name != "validation/rows" and isinstance(value, (int, float))
         ]
-        if told:
-            figures[row["step"]] = ", ".join(told)
+        if shown:
+            figures[row["step"]] = ", ".join(shown)
     return figures
