@@ -16,7 +16,7 @@ from trainer_loop.config.values import judge, shown
 from trainer_loop.config.yaml_core import dump
 from trainer_loop.errors import UserError
 from trainer_loop.migrate.trainer_optimizers import OPTIMIZERS
-from trainer_loop.migrate.training_arguments import RENAMED, Arguments, Note, Setting, translate
+from trainer_loop.migrate.training_arguments import RENAMED, Arguments, Setting, translate
 from trainer_loop.migrate.translations import NOT_NEEDED, TRANSLATIONS
 from trainer_loop.runtime.streams import put_out, report
 
@@ -73,7 +73,9 @@ def migrate(path: Path) -> str:
     ]
     if problems:
         raise UserError(problems)
-    return _HEAD.format(name=path.name) + _yaml(settings) + _comments(notes)
+    comments = "".join(f"#   {note.name}: {note.text}\n" for note in notes)
+    rest = f"\n# Without a key here:\n{comments}" if comments else ""
+    return _HEAD.format(name=path.name) + _yaml(settings) + rest
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -168,8 +170,3 @@ def _yaml(settings: Iterable[Setting]) -> str:
         comment = f"  # {source}" if not further or first.endswith(":") else ""  # not inside a text of several lines
         lines += ["  " * len(above) + line for line in (first + comment, *further)]
     return "\n".join(lines) + "\n"
-
-
-def _comments(notes: Iterable[Note]) -> str:
-    lines = [f"#   {note.name}: {note.text}\n" for note in notes]
-    return "\n# Without a key here:\n" + "".join(lines) if lines else ""

@@ -290,7 +290,9 @@ def find_lost_processes(error: BaseException) -> ProcessLost | None:
     asking.start()
     asking.join(_SECONDS_TO_ANSWER + 1)  # a request to the store has no timeout if its machine cannot be reached
     who = answers[0] if answers else _STORE_LOST
-    return ProcessLost(f"{who} ({_shorten_cause(told)}); the same command goes on from the last checkpoint")
+    cause = told.rpartition("] ")[2] if told.startswith("[") else told  # gloo's begin with a position in its C++ code
+    short = in_one_line(RuntimeError(cause), at_most=120)
+    return ProcessLost(f"{who} ({short}); the same command goes on from the last checkpoint")
 
 
 def _find_silent() -> str:
@@ -308,11 +310,6 @@ def _find_silent() -> str:
 _GLOO = re.compile(r"\[[^\]]*gloo/[^\]]*\]|Gloo connectFullMesh")  # start of gloo's connection errors
 _SECONDS_TO_ANSWER = 3.0
 _STORE_LOST = "process 0, or its machine, no longer answers"  # process 0, or the launcher beside it, runs the store
-
-
-def _shorten_cause(told: str) -> str:
-    """Remove the position in the C++ code that gloo puts first."""
-    return in_one_line(RuntimeError(told.rpartition("] ")[2] if told.startswith("[") else told), at_most=120)
 
 
 def leave_process_group() -> None:

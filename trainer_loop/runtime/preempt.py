@@ -146,21 +146,18 @@ def _do_nothing(_number: int, _frame: object) -> None:
 
 
 _workers_are_born = False
+_block = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, _SIGNALS)
+_unblock = functools.partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, _SIGNALS)
 
 
 @functools.cache
 def _forget_in_forks() -> None:
-    """Forked workers must not write into the parent's pipe when they receive a signal. Once is enough."""
+    """Forked workers must not write into the parent's pipe when they receive a signal. Once is enough.
+
+    A signal to a child that still has the parent's pipe would look like a request to the parent, so signals are blocked
+    during a fork.
+    """
     os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_reset_in_child)
-
-
-def _block() -> None:
-    """During a fork. A signal to a child that still has the parent's pipe would look like a request to the parent."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-
-
-def _unblock() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
 
 def _reset_in_child() -> None:
