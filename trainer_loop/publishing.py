@@ -126,7 +126,7 @@ def _read_test_figures(metrics: Path) -> dict[str, float]:
     if not metrics.is_file():
         return {}
     rows = [{name: value for name, value in row.items() if name.startswith("test/")} for row in read_metrics(metrics)]
-    last = next(filter(None, reversed(rows)), {})
+    last: dict[str, Any] = next(filter(None, reversed(rows)), {})
     return {name.removeprefix("test/"): value for name, value in last.items() if isinstance(value, int | float)}
 
 

@@ -97,7 +97,7 @@ def _push(request: Request) -> None:
         raise UserError(problems)
     for note in notes:
         print(f"warning: {note}")
-    files = gather_run(model, run_dir and run_dir.config)
+    files = gather_run(model, None if run_dir is None else run_dir.config)
     if left_out := select_files(model)[1]:
         print(f"left out: {', '.join(left_out)}")
     try:

@@ -197,14 +197,16 @@ class Checkpointer:
     def _take_snapshot(self, state: TrainState) -> Snapshot:
         """The state of everything, not copied yet."""
         (model,), (optimizer,) = self.accelerator._models, self.accelerator._optimizers
-        scaler, averages = self.accelerator.scaler, self.averaged_weights
+        scaler, averaged = self.accelerator.scaler, None
+        if self.averaged_weights is not None:
+            averaged = {name: average.contiguous() for name, average in self.averaged_weights.state_dict().items()}
         return Snapshot(
             state=state.state_dict(),
             weights=select_saved(self.accelerator.unwrap_model(model)),
             optimizer=optimizer.state_dict(),
             scheduler=self.scheduler.state_dict(),
-            scaler=scaler and scaler.state_dict(),
-            averaged_weights=averages and {name: mean.contiguous() for name, mean in averages.state_dict().items()},
+            scaler=None if scaler is None else scaler.state_dict(),
+            averaged_weights=averaged,
             kept={name: part.state_dict() for name, part in self._kept.items()},
         )
 
