@@ -17,14 +17,7 @@ from trainer_loop.metrics.meter import zero_sum
 from trainer_loop.metrics.named_metric import COLUMNS, NamedMetric, compute_metrics
 from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages
-from trainer_loop.parallel.processes import (
-    announce,
-    broadcast,
-    gather_rows,
-    join_rows,
-    sum_on_hosts,
-    watch_for,
-)
+from trainer_loop.parallel.processes import announce, broadcast, gather_rows, join_rows, sum_on_hosts, watch_for
 from trainer_loop.record.logs import Console
 from trainer_loop.record.run_output import RunOutput
 from trainer_loop.runtime.memory import is_out_of_memory, release_memory
@@ -46,35 +39,22 @@ class Scores:
     references: np.ndarray  # [N, ...]
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class Evaluator:
-    """Scores sets of rows and predicts them; every process of a run has one.
+    """Scores sets of rows and predicts them; every process of a run has one."""
 
-    model: not wrapped for data parallelism, for the processes have unlike numbers of batches. averages: of its
-    weights, which are judged in their place.
-    """
+    accelerator: Accelerator
+    task: Task
+    model: nn.Module  # not wrapped for data parallelism, for the processes have unlike numbers of batches
+    metrics: Sequence[NamedMetric]
+    averaged_weights: Ema | ScheduleFreeAverages | None  # of the model, scored in place of its weights
+    seed: int
+    console: Console
+    preemption: Preemption
 
-    def __init__(
-        self,
-        *,
-        accelerator: Accelerator,
-        task: Task,
-        model: nn.Module,
-        metrics: Sequence[NamedMetric],
-        averaged_weights: Ema | ScheduleFreeAverages | None,
-        seed: int,
-        console: Console,
-        preemption: Preemption,
-    ):
-        self.accelerator = accelerator
-        self.task = task
-        self.model = model
-        self.metrics = metrics
-        self.averaged_weights = averaged_weights
-        self.seed = seed
-        self.console = console
-        self.preemption = preemption
+    def __post_init__(self) -> None:
         # Outputs of the task that are kept of every row; whatever else it predicts is not.
-        self._wanted = dict.fromkeys([*COLUMNS, *(name for metric in metrics for name in metric.columns)])
+        self._wanted = dict.fromkeys([*COLUMNS, *(name for metric in self.metrics for name in metric.columns)])
         self._ran_out_of_memory = False  # and said so
 
     @torch.no_grad()
@@ -87,7 +67,7 @@ class Evaluator:
         num_targets = 0
         stopped = False
         with self._evaluating(), watch_for(self.accelerator, _PREEMPTED) as is_told_to_stop:
-            for microbatch in self.console.follow(loader, doing="evaluating"):
+            for microbatch in self.console.follow(loader, total=len(loader), doing="evaluating"):
                 if stopped := self._is_stopping(is_told_to_stop):
                     break
                 for part, (loss, outputs) in self._in_parts(loader, microbatch, self.task.loss_and_predict):
@@ -104,12 +84,10 @@ class Evaluator:
         gathered = {name: gather_rows(self.accelerator, tensors) for name, tensors in judged.items()}
         order = np.argsort(gather_rows(self.accelerator, rows), kind="stable")
         assert len(order) == loader.num_rows, f"{len(order)} rows were scored of {loader.num_rows}"
-        values: dict[str, float] = {"loss": total / max(targets, 1)}
         columns = {name: column[order] for name, column in gathered.items()}
-        values |= compute_metrics(self.metrics, columns)
+        values = {"loss": total / max(targets, 1), **compute_metrics(self.metrics, columns), "rows": len(order)}
         # What follows from them must follow on every process, also where a metric draws at random.
-        values = broadcast(self.accelerator, values | {"rows": len(order)})
-        return Scores(values, columns["predictions"], columns["references"])
+        return Scores(broadcast(self.accelerator, values), columns["predictions"], columns["references"])
 
     def score_sets(self, loaders: Mapping[str, EvaluationLoader], output: RunOutput | None = None) -> Metrics:
         """The metrics of several sets, by names such as `matched/accuracy`. output: gets the predictions of each."""
@@ -152,10 +130,7 @@ class Evaluator:
     def _in_parts(
         self, loader: EvaluationLoader, microbatch: Microbatch, answer: Callable[[nn.Module, Batch], _Answer]
     ) -> Iterator[tuple[Microbatch, _Answer]]:
-        """What the model answers: to the whole microbatch, or to halves of it where memory does not suffice.
-
-        Raises UserError where it does not for one row.
-        """
+        """What the model answers: to the whole microbatch, or to halves of it where memory does not suffice."""
         answered = None
         try:
             answered = answer(self.model, microbatch.batch)

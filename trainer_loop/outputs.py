@@ -1,7 +1,9 @@
 """What a run writes as its config says, besides checkpoints and metrics: its description, predictions, the model."""
 
-import functools
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,14 @@ from trainer_loop.config.load import flatten, public_values, spell_config
 from trainer_loop.config.schema import KEYS
 from trainer_loop.errors import UserError
 from trainer_loop.plan import Overrides, RunPlan
-from trainer_loop.publishing import describe_model, make_publisher
+from trainer_loop.publishing import describe_model
 from trainer_loop.record.checkpoint import AveragedWeights
-from trainer_loop.record.export import ExportRecord, export_model
+from trainer_loop.record.export import ExportRecord, copy_weights, export_model, write_files
+from trainer_loop.record.hub_access import push_command
+from trainer_loop.record.hub_push import Pushed, gather_run, push_files
 from trainer_loop.record.logs import Console
 from trainer_loop.record.predictions import write_predictions
+from trainer_loop.record.publisher import Publisher
 from trainer_loop.record.run_dir import RunDir, describe_environment, describe_refusal, write_json, write_text
 from trainer_loop.record.run_output import RunOutput
 from trainer_loop.record.state import TrainState
@@ -27,38 +32,39 @@ from trainer_loop.runtime.preempt import Preemption
 # Keys that may change on resume but not on a run that is complete, where they would have no effect; see `run`.
 _LENGTH = ("train.epochs", "train.steps")
 _TUNED = [name for name, key in KEYS.items() if key.on_resume == "planned anew" and name not in _LENGTH]
+_SCRATCH = ".push"  # in the run directory, for pushes during training
 # The argument by which a tracker calls a run.
 _NAME_OF_RUN = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
 
 
+@dataclass(eq=False, repr=False)
 class ConfiguredOutput(RunOutput):
-    """Writes into the run directory of a config.
+    """Writes into the run directory of a config, and pushes to the hub."""
 
-    Args:
-        facts: what decides the updates, as plain JSON; the exported model has it.
-        num_steps: updates of the whole run.
-    """
+    config: Config
+    plan: RunPlan
+    overrides: Overrides
+    _: KW_ONLY
+    accelerator: Accelerator
+    console: Console
+    facts: Mapping[str, Any]  # what decides the updates, as plain JSON; the exported model has it
+    num_steps: int  # of the whole run
 
-    def __init__(
-        self,
-        config: Config,
-        plan: RunPlan,
-        overrides: Overrides,
-        *,
-        accelerator: Accelerator,
-        console: Console,
-        facts: Mapping[str, Any],
-        num_steps: int,
-    ):
-        self.config, self.plan, self.overrides = config, plan, overrides
-        self.accelerator, self.console = accelerator, console
-        self.facts, self.num_steps = facts, num_steps
-        self.run_dir = RunDir(config.run_dir)
-        self.publisher = (
-            make_publisher(config, plan, console, record_of=self.describe_export, card_of=self.describe_model)
-            if accelerator.is_main_process
-            else None
-        )
+    def __post_init__(self) -> None:
+        self.run_dir = RunDir(self.config.run_dir)
+        self.publisher = None
+        hub = self.config.hub
+        if hub.push is not None and hub.every != "never" and self.accelerator.is_main_process:
+            # Another thread may tokenise a stream with the one of the run, whose settings saving would change.
+            self._tokenizer = copy.deepcopy(self.plan.inputs.tokenizer)
+            self.publisher = Publisher(
+                self._push,
+                snapshot=self._take_snapshot if hub.every == "checkpoint" else None,
+                model=self.run_dir.model,
+                scratch=self.run_dir.root / _SCRATCH,
+                console=self.console,
+                again=push_command(self.config.run_dir, hub.push),
+            )
 
     def begin_run(self, run: str) -> None:
         if self.accelerator.is_main_process:
@@ -75,27 +81,25 @@ class ConfiguredOutput(RunOutput):
             num_processes=self.accelerator.num_processes,
             precision=self.accelerator.mixed_precision,
         )
-        for path, write in (
-            (self.run_dir.config, functools.partial(write_text, text=spell_config(self.config))),
-            (self.run_dir.environment, functools.partial(write_json, value=environment)),
-        ):
-            try:
-                write(path)
-            except OSError as error:
-                raise UserError(f"run_dir: {describe_refusal(error, path)}") from error
+        path = self.run_dir.config
+        try:
+            write_text(path, spell_config(self.config))
+            path = self.run_dir.environment
+            write_json(path, environment)
+        except OSError as error:
+            raise UserError(f"run_dir: {describe_refusal(error, path)}") from error
 
     def _start_trackers(self) -> None:
         log = self.config.log
-        named = {
-            tracker: {_NAME_OF_RUN[tracker]: self.run_dir.root.name} if tracker in _NAME_OF_RUN else {}
-            for tracker in log.trackers
-        }
+        arguments = {tracker: dict(log.tracker_args.get(tracker) or {}) for tracker in log.trackers}
+        for tracker in _NAME_OF_RUN.keys() & arguments.keys():
+            arguments[tracker].setdefault(_NAME_OF_RUN[tracker], self.run_dir.root.name)
         start_trackers(
             self.accelerator,
             own=[name for name in log.trackers if is_own(name)],
             project=log.project,
             config=flatten(self.config),
-            arguments={tracker: name | dict(log.tracker_args.get(tracker) or {}) for tracker, name in named.items()},
+            arguments=arguments,
             warn=self.console.warn,
         )
 
@@ -112,12 +116,13 @@ class ConfiguredOutput(RunOutput):
     def export(self, model: nn.Module, state: TrainState) -> None:
         if not self.accelerator.is_main_process:
             return
-        record, adapter = self.describe_export(state), self.plan.model.adapter
+        record, adapter = self._describe_export(state), self.plan.model.adapter
         if adapter is not None:
             model = adapter.merge_into(model)
-        export_model(self.run_dir, model, self.plan.inputs.tokenizer, record, card=self.describe_model(record))
+        card = describe_model(self.config, self.plan, self.overrides, record)
+        export_model(self.run_dir, model, self.plan.inputs.tokenizer, record, card=card)
 
-    def describe_export(self, state: TrainState) -> ExportRecord:
+    def _describe_export(self, state: TrainState) -> ExportRecord:
         """What the model that is exported in this state says about itself."""
         config = self.config
         data = self.plan.inputs.data
@@ -144,9 +149,17 @@ class ConfiguredOutput(RunOutput):
             "loss": {"name": self.config.loss.name, "args": self.config.loss.args},
         }
 
-    def describe_model(self, record: ExportRecord) -> str:
-        """The model card of what is exported."""
-        return describe_model(self.config, self.plan, self.overrides, record)
+    def _push(self, folder: Path, what: str) -> Pushed:
+        files, hub = gather_run(folder, self.run_dir.config), self.config.hub
+        return push_files(files, str(hub.push), private=hub.private, message=f"Upload {what}")
+
+    def _take_snapshot(
+        self, model: nn.Module, state: TrainState, averaged_weights: AveragedWeights | None
+    ) -> Callable[[Path], None]:
+        record, tokenizer = self._describe_export(_without_other_metrics(state)), self._tokenizer
+        card = describe_model(self.config, self.plan, self.overrides, record)
+        weights = copy_weights(model, None if averaged_weights is None else averaged_weights.state_dict())
+        return lambda folder: write_files(folder, model, tokenizer, record, card=card, weights=weights)
 
     def offer_weights(self, model: nn.Module, state: TrainState, averaged_weights: AveragedWeights | None) -> None:
         if self.publisher is not None:
@@ -159,3 +172,12 @@ class ConfiguredOutput(RunOutput):
     def publish(self, preemption: Preemption) -> None:
         if self.publisher is not None:
             self.publisher.finish(is_stopped=lambda: preemption.requested)
+
+
+def _without_other_metrics(state: TrainState) -> TrainState:
+    """The state of the weights of now: those of the best step are not pushed before the end, nor their metrics."""
+    state = copy.copy(state)
+    if state.evaluated_step != state.step or state.best_step not in (None, state.step):
+        state.metrics = {}
+    state.best_step = None
+    return state

@@ -19,7 +19,7 @@ def learning_rates(run: Run) -> set[float]:
         json.loads((path / "manifest.json").read_text())["config"]["optimizer.lr"] for path in list_checkpoints(run_dir)
     }
     rates.add(yaml.safe_load(run_dir.config.read_text())["optimizer"]["lr"])
-    rates.add(json.loads(run_dir.export_record.read_text())["plan"]["optimizer.lr"])
+    rates.add(json.loads((run_dir.model / "trainer_loop.json").read_text())["plan"]["optimizer.lr"])
     rates.add(max(row["lr"] for row in run.rows() if "lr" in row))
     return {round(rate, 3) for rate in rates}
 

@@ -6,14 +6,7 @@ from pathlib import Path
 
 
 def split_arguments(arguments: Sequence[str], names: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """Split arguments into their names and values, as they were given.
-
-    Args:
-        names: the keys that the command knows.
-
-    Returns:
-        The pairs whose key is known, and what is wrong with the other arguments.
-    """
+    """The names and values of the arguments whose key is one of `names`, and what is wrong with the others."""
     pairs, problems = [], []
     for argument in arguments:
         name, equals, value = argument.partition("=")

@@ -3,13 +3,12 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from trainer_loop.errors import UserError, printable
+from trainer_loop.record.checkpoint_files import STATE, find_fault, list_checkpoints, list_set_aside
+from trainer_loop.record.logs import read_metrics
+from trainer_loop.record.run_dir import RunDir, read_json_object
 from trainer_loop.runtime.streams import put_out, report
-
-if TYPE_CHECKING:
-    from trainer_loop.record.run_dir import RunDir
 
 _USAGE = "python -m trainer_loop.checkpoints RUN_DIRECTORY"
 
@@ -32,13 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def describe_checkpoints(root: Path) -> tuple[list[str], bool]:
-    """A line per checkpoint, oldest first, and whether all of them are complete.
-
-    Raises UserError where `root` holds none.
-    """
-    from trainer_loop.record.checkpoint_files import find_fault, list_checkpoints, list_set_aside
-    from trainer_loop.record.run_dir import RunDir
-
+    """A line per checkpoint, oldest first, and whether all are complete. Raises UserError where `root` holds none."""
     run_dir = RunDir(root)
     paths = list_checkpoints(run_dir) if run_dir.exists() else []
     aside = list_set_aside(run_dir) if run_dir.exists() else []
@@ -48,24 +41,19 @@ def describe_checkpoints(root: Path) -> tuple[list[str], bool]:
     figures = _read_figures(run_dir.metrics)
     marked = _find_marked(run_dir, paths)
     lines = [f"{'step':>10}  {'size':>10}  checkpoint"]
-    complete = True
-    for path in paths:
+    faults = {path: find_fault(path) for path in paths}
+    for path, fault in faults.items():
         step = int(path.name.removeprefix("step-"))
-        fault = find_fault(path)
-        complete = complete and fault is None
         mark = ", ".join(name for name, which in marked.items() if which == path)
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        told = ["complete" if fault is None else f"DAMAGED: {fault}", mark, figures.get(step, "")]
-        lines.append(f"{step:>10,}  {size / 2**20:>7,.1f} MB  " + "; ".join(filter(None, told)))
+        parts = ["complete" if fault is None else f"DAMAGED: {fault}", mark, figures.get(step, "")]
+        lines.append(f"{step:>10,}  {size / 2**20:>7,.1f} MB  " + "; ".join(filter(None, parts)))
     lines += [f"set aside: {path.name}, which was damaged; delete it when it is of no use" for path in aside]
-    return lines, complete
+    return lines, not any(faults.values())
 
 
-def _find_marked(run_dir: "RunDir", paths: list[Path]) -> dict[str, Path]:
+def _find_marked(run_dir: RunDir, paths: list[Path]) -> dict[str, Path]:
     """The newest and the best: where the links point, or what the newest state says where a copy has none."""
-    from trainer_loop.record.checkpoint_files import STATE
-    from trainer_loop.record.run_dir import read_json_object
-
     marked = dict(zip(["latest"], reversed(paths), strict=False))
     try:
         step = read_json_object(marked["latest"] / STATE)["best_step"] if marked else None
@@ -82,19 +70,17 @@ def _find_marked(run_dir: "RunDir", paths: list[Path]) -> dict[str, Path]:
 
 def _read_figures(metrics: Path) -> Mapping[int, str]:
     """The validation figures of every step that was evaluated, in a few words."""
-    from trainer_loop.record.logs import read_metrics
-
     try:
         rows = read_metrics(metrics)
     except OSError:
         return {}
     figures: dict[int, str] = {}
     for row in rows:
-        told = [
+        shown = [
             f"{name.removeprefix('validation/')} {value:.4g}"
             for name, value in row.items()
             if name.startswith("validation/") and name != "validation/rows" and isinstance(value, (int, float))
         ]
-        if told:
-            figures[row["step"]] = ", ".join(told)
+        if shown:
+            figures[row["step"]] = ", ".join(shown)
     return figures

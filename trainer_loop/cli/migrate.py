@@ -16,7 +16,7 @@ from trainer_loop.config.values import judge, shown
 from trainer_loop.config.yaml_core import dump
 from trainer_loop.errors import UserError
 from trainer_loop.migrate.trainer_optimizers import OPTIMIZERS
-from trainer_loop.migrate.training_arguments import RENAMED, Arguments, Note, Setting, translate
+from trainer_loop.migrate.training_arguments import RENAMED, Arguments, Setting, translate
 from trainer_loop.migrate.translations import NOT_NEEDED, TRANSLATIONS
 from trainer_loop.runtime.streams import put_out, report
 
@@ -53,10 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def migrate(path: Path) -> str:
-    """A JSON file of TrainingArguments -> YAML that `load_config` reads, once the model and the data are set.
-
-    Raises UserError with all that is wrong with the file: what is no field, and values that nothing can be made of.
-    """
+    """A JSON file of TrainingArguments as YAML for `load_config`. Raises UserError with all problems of the file."""
     given = _read_json(path)
 
     from transformers import TrainingArguments  # torch: seconds
@@ -76,7 +73,9 @@ def migrate(path: Path) -> str:
     ]
     if problems:
         raise UserError(problems)
-    return _HEAD.format(name=path.name) + _yaml(settings) + _comments(notes)
+    comments = "".join(f"#   {note.name}: {note.text}\n" for note in notes)
+    rest = f"\n# Without a key here:\n{comments}" if comments else ""
+    return _HEAD.format(name=path.name) + _yaml(settings) + rest
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -88,9 +87,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         told = "training_args.bin is not read" if path.suffix == ".bin" else "write it with to_json_string()"
         raise UserError(f"{path}:{error.lineno}:{error.colno}: this is not JSON: {error.msg}; {told}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}: this is not JSON: {error}; write it with TrainingArguments.to_json_string()"
-        ) from error
+        remedy = "write it with TrainingArguments.to_json_string()"
+        raise UserError(f"{path}: this is not JSON: {error}; {remedy}") from error
     if not isinstance(given, dict):
         raise UserError(f"{path}: this is {shown(given)}; TrainingArguments are a mapping from field to value")
     return given
@@ -116,15 +114,15 @@ def _unfit_values(given: Mapping[str, Any], fields: Mapping[str, Any], hints: Ma
         is_unset = value is None if name in RENAMED else today in fields and value == fields[today].default
         if name not in TRANSLATIONS or today not in fields or is_unset:
             continue
-        choices = _choices(hints[today])
+        choices, kinds = _choices(hints[today]), _kinds(hints[today])
         if today == "optim":
             choices = sorted({*choices, *OPTIMIZERS})
         if choices and value not in choices:
             close = get_close_matches(str(value), choices, n=1)
             remedy = f"; did you mean {close[0]}?" if close else ""
             yield f"{name} is {shown(value)}; allowed: {', '.join(choices)}{remedy}"
-        elif not choices and not _fits(value, hints[today]):
-            yield f"{name} is {shown(value)}; allowed: {' or '.join(_words(hints[today]))}"
+        elif not choices and type(value) not in kinds and not (type(value) is int and float in kinds):
+            yield f"{name} is {shown(value)}; allowed: {' or '.join(_WORDS[kind] for kind in kinds)}"
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -137,29 +135,20 @@ def _choices(hint: Any) -> list[str]:
     return [str(member.value) for kind in kinds for member in kind]
 
 
-_KINDS: dict[Any, tuple[str, tuple[type, ...]]] = {
-    bool: ("true or false", (bool,)),
-    int: ("a whole number", (int,)),
-    float: ("a number", (int, float)),
-    str: ("a text", (str,)),
-    dict: ("a mapping", (dict,)),
-    list: ("a list", (list,)),
-    type(None): ("null", (type(None),)),
+_WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    dict: "a mapping",
+    list: "a list",
+    type(None): "null",
 }
 
 
-def _fits(value: object, hint: Any) -> bool:
-    kinds = [get_origin(kind) or kind for kind in _alternatives(hint)]
-    return any(
-        isinstance(value, _KINDS[kind][1]) and (kind is bool or not isinstance(value, bool))
-        for kind in kinds
-        if kind in _KINDS
-    )
-
-
-def _words(hint: Any) -> list[str]:
-    kinds = [get_origin(kind) or kind for kind in _alternatives(hint)]
-    return [_KINDS[kind][0] for kind in kinds if kind in _KINDS]
+def _kinds(hint: Any) -> list[type]:
+    """The types of JSON values that a field may have."""
+    return [kind for kind in (get_origin(part) or part for part in _alternatives(hint)) if kind in _WORDS]
 
 
 def _default(field: Any) -> Any:
@@ -181,8 +170,3 @@ def _yaml(settings: Iterable[Setting]) -> str:
         comment = f"  # {source}" if not further or first.endswith(":") else ""  # not inside a text of several lines
         lines += ["  " * len(above) + line for line in (first + comment, *further)]
     return "\n".join(lines) + "\n"
-
-
-def _comments(notes: Iterable[Note]) -> str:
-    lines = [f"#   {note.name}: {note.text}\n" for note in notes]
-    return "".join(["\n# Without a key here:\n", *lines]) if lines else ""

@@ -85,6 +85,7 @@ def _push(request: Request) -> None:
 
     from trainer_loop.record.hub_access import check_access, explain_failure
     from trainer_loop.record.hub_push import gather_run, push_files, select_files
+    from trainer_loop.record.model_card import make_short_card
 
     quieten_loggers()  # not before: huggingface_hub sets its own level when it is imported
     if not sys.stderr.isatty():
@@ -105,7 +106,7 @@ def _push(request: Request) -> None:
             repo,
             private=private,
             message=request.message or "Upload the model",
-            default_card=_make_card(model),
+            default_card=make_short_card(model).encode(),
         )
     except (HTTPError, OSError, RuntimeError, ValueError) as error:
         raise UserError(
@@ -151,10 +152,3 @@ def _read_hub_keys(run_dir: RunDir | None) -> tuple[str | None, bool]:
     except RecursionError:  # it is told of when it is to be pushed
         return None, True
     return hub.push, hub.private
-
-
-def _make_card(model: Path) -> bytes:
-    """A short card, for a model that brings none."""
-    from trainer_loop.record.model_card import make_short_card
-
-    return make_short_card(model).encode()

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 
 from trainer_loop.components import describe_own_line
 from trainer_loop.errors import Diverged, Preempted, ProcessLost, UserError, in_one_line
-from trainer_loop.parallel.processes import process_index_from_environment
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.run_lock import RunDirInUse, RunLock
-from trainer_loop.runtime.host import prepare_environment
+from trainer_loop.runtime.host import prepare_environment, process_index_from_environment
 from trainer_loop.runtime.preempt import Preemption, catch_signals
 from trainer_loop.runtime.quiet import quieten_loggers
 from trainer_loop.runtime.streams import report, safe_streams
@@ -23,6 +22,7 @@ from trainer_loop.runtime.streams import report, safe_streams
 _EXAMPLES = ("I am super delighted.", "I am delighted.")  # what is predicted in the command that is printed
 _SECONDS_FOR_PROCESS_0 = 10.0  # a launcher ends the others well within, on a busy machine too
 _SECONDS_WHERE_IT_IS_LOST = 3.0  # process 0 may be on another machine, whose launcher cannot end this one
+_PROCESSES = "trainer_loop.parallel.processes"  # a module that imports torch; until then there is no process group
 
 if TYPE_CHECKING:
     from trainer_loop.config.fields import Config
@@ -43,7 +43,10 @@ def main(argv: list[str] | None = None) -> int:
         except Preempted as stop:
             return stop.exit_code
         finally:
-            _leave_process_group()
+            if _PROCESSES in sys.modules:
+                from trainer_loop.parallel.processes import leave_process_group
+
+                leave_process_group()
 
 
 def _tell(error: UserError) -> None:
@@ -87,12 +90,7 @@ def _help(asked: str) -> str:
 
 
 def _train(
-    config: "Config",
-    problems: list[str],
-    *,
-    preemption: Preemption,
-    claim: RunLock,
-    state_so_far: "list[TrainState]",
+    config: "Config", problems: list[str], *, preemption: Preemption, claim: RunLock, state_so_far: "list[TrainState]"
 ) -> None:
     """Build, restore and fit; puts the state that `fit` advances into `state_so_far`."""
     from trainer_loop.assembly import build, describe_plan  # torch and transformers: seconds
@@ -162,11 +160,8 @@ def _is_complete(config: "Config", loop: "TrainingLoop") -> bool:
     checkpointer = loop.checkpointer
     now = checkpointer.config | checkpointer.plan
     changes = find_changes(exported.plan, {name: now.get(name) for name in exported.plan})
-    fixed = {
-        name: change
-        for name, change in changes.items()
-        if name in checkpointer.plan and name not in checkpointer.resume_anyway
-    }
+    must_stay = checkpointer.plan.keys() - set(checkpointer.resume_anyway)
+    fixed = {name: change for name, change in changes.items() if name in must_stay}
     if fixed:
         raise UserError(
             f"run_dir: {config.run_dir} holds the model of another run ({describe_changes(fixed)}); choose another, or "
@@ -189,10 +184,7 @@ def _is_complete(config: "Config", loop: "TrainingLoop") -> bool:
 
 @contextlib.contextmanager
 def _tell_scripts_how_it_ends(claim: RunLock) -> "Iterator[list[TrainState]]":
-    """status.json: `ended`, `exit_code` and `step`; not there while the run is under way, or if it was killed.
-
-    Gives a list for the state of the run, once there is one.
-    """
+    """Write status.json, which is not there until then, at the end. Yields a list for the state of the run."""
     state_so_far: list[TrainState] = []
     ended, exit_code = "error", 1
     in_use = False
@@ -207,7 +199,11 @@ def _tell_scripts_how_it_ends(claim: RunLock) -> "Iterator[list[TrainState]]":
         in_use = isinstance(error, RunDirInUse)
         raise
     except Exception as error:
-        lost = _find_lost_processes(error)
+        if _PROCESSES not in sys.modules:
+            raise
+        from trainer_loop.parallel.processes import find_lost_processes
+
+        lost = find_lost_processes(error)
         if lost is None:
             raise
         exit_code = lost.exit_code
@@ -238,24 +234,7 @@ def _tell_how_to_predict(config: "Config", loop: "TrainingLoop") -> None:
 
 def _python() -> str:
     """How to call this very interpreter: `python` where that is it, else its path."""
-    found = shutil.which("python")
-    if found is not None and Path(found).absolute() == Path(sys.executable).absolute():
+    executable, here = Path(sys.executable).absolute(), Path.cwd()
+    if Path(shutil.which("python") or "").absolute() == executable:
         return "python"
-    executable = Path(sys.executable).absolute()
-    here = Path.cwd()
     return shlex.quote(str(executable.relative_to(here) if executable.is_relative_to(here) else executable))
-
-
-def _find_lost_processes(error: Exception) -> ProcessLost | None:
-    if "torch" not in sys.modules:
-        return None
-    from trainer_loop.parallel.processes import find_lost_processes
-
-    return find_lost_processes(error)
-
-
-def _leave_process_group() -> None:
-    if "torch" in sys.modules:
-        from trainer_loop.parallel.processes import leave_process_group
-
-        leave_process_group()

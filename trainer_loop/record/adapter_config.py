@@ -32,11 +32,7 @@ _MOST_REPEATS = 12  # in one pattern
 
 
 def check_adapter_config(model_dir: Path) -> None:
-    """Refuse an adapter that asks peft for more than an adapter needs. peft must be installed.
-
-    Raises:
-        UserError: adapter_config.json has problems; the error lists all of them.
-    """
+    """Refuse an adapter that asks peft for more than it needs: UserError with all problems. peft must be installed."""
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     path = model_dir / ADAPTER_CONFIG

@@ -18,11 +18,13 @@ from trainer_loop.runtime.plain_json import check_fields, parse_json
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-SCHEDULER = "scheduler.bin"  # this name and the next are accelerate's
+WEIGHTS = "model.safetensors"  # this name and the next three are accelerate's
+OPTIMIZER = "optimizer.bin"
+SCHEDULER = "scheduler.bin"
 SCALER = "scaler.bin"
 AVERAGES = "averages.safetensors"
 KEPT = "kept.bin"  # further state of a custom loop
-_ALWAYS = {"model.safetensors", "optimizer.bin", SCHEDULER, STATE}
+_ALWAYS = {WEIGHTS, OPTIMIZER, SCHEDULER, STATE}
 _LOADED = {*_ALWAYS, SCALER, AVERAGES, KEPT}
 _NAME = re.compile(r"step-([0-9]+)")
 _DAMAGED = ".damaged"
@@ -46,12 +48,15 @@ def list_set_aside(run_dir: RunDir) -> list[Path]:
     return sorted(run_dir.checkpoints.glob(f"step-*{_DAMAGED}"))
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a damaged checkpoint, so that no run resumes from it. It replaces one that was set aside before."""
+def set_aside(path: Path, *, fault: str) -> str:
+    """Rename a damaged checkpoint, so that no run resumes from it, and return a warning that says so."""
     target = path.with_name(path.name + _DAMAGED)
-    remove(target)
-    os.replace(path, target)
-    return target
+    try:
+        remove(target)
+        os.replace(path, target)
+    except OSError as error:
+        return f"{path}: {fault}; it cannot be set aside: {error.strerror}"
+    return f"{path}: {fault}; it is set aside as {target.name}"
 
 
 def find_fault(path: Path) -> str | None:
@@ -163,12 +168,7 @@ def seal(manifest: Mapping[str, Any]) -> str:
 
 
 def open_sealed(path: Path) -> dict[str, Any]:
-    """Read a sealed manifest.
-
-    Raises:
-        ValueError: it was changed after it was sealed.
-        OSError: it cannot be read.
-    """
+    """Read a sealed manifest. Raises ValueError where it was changed since, OSError where it cannot be read."""
     text = path.read_bytes().decode()
     manifest = parse_json(text)
     if not isinstance(manifest, dict):
@@ -183,6 +183,7 @@ def open_sealed(path: Path) -> dict[str, Any]:
 
 
 def compute_checksum(path: Path) -> str:
+    """The CRC-32 of a file, as eight hexadecimal digits."""
     value = 0
     with path.open("rb") as file:
         while block := file.read(1 << 22):
@@ -194,13 +195,7 @@ def point(link: Path, target: Path) -> bool:
     """Make `link` a relative symbolic link to its neighbour `target`, atomically. The link is for people only.
 
     A copy of a run directory may have a folder in the place of the link. A folder that is a copy of a neighbouring
-    checkpoint is removed. Any other folder stays.
-
-    Returns:
-        False if a folder stayed in the place of the link.
-
-    Raises:
-        OSError: the file system refused.
+    checkpoint is removed. Any other folder stays, and this returns False. Raises OSError where the file system refuses.
     """
     temporary = link.with_name(f".{link.name}.tmp")
     remove(temporary)

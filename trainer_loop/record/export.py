@@ -22,6 +22,7 @@ from trainer_loop.record.run_dir import (
     remove,
     write_json,
 )
+from trainer_loop.runtime.memory import place_in_memory
 from trainer_loop.runtime.plain_json import check_fields
 
 
@@ -42,14 +43,7 @@ class ExportRecord:
 
     @classmethod
     def read(cls, model_dir: Path) -> "ExportRecord | None":
-        """Read the record in the directory of an exported model.
-
-        Returns:
-            The record; None for a model that was not exported by trainer_loop.
-
-        Raises:
-            UserError: the record cannot be read.
-        """
+        """The record of an exported model; None if trainer_loop did not export it. Raises UserError if damaged."""
         path = model_dir / EXPORT_RECORD
         try:
             record = _rename_columns(read_json_object(path))
@@ -75,18 +69,7 @@ def _rename_columns(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def export_model(run_dir: RunDir, model: nn.Module, tokenizer: Any, record: ExportRecord, *, card: str) -> Path:
-    """Write model/ under a temporary name and rename it; an existing model is replaced. Only process 0 calls this.
-
-    Args:
-        run_dir: the run directory.
-        model: the model.
-        tokenizer: the tokenizer; None if there is none.
-        record: the record for prediction.
-        card: the text of README.md.
-
-    Raises:
-        UserError: the file system refused.
-    """
+    """Write model/ under a temporary name and rename it; an existing model is replaced. Only process 0 calls this."""
     target = run_dir.model
     temporary = target.with_name(".model.tmp")
     try:
@@ -113,15 +96,9 @@ def write_files(
     card: str,
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write the files of an exported model into a new directory.
+    """Write the files of an exported model into a new directory; an existing one is removed.
 
-    Args:
-        directory: the directory; an existing one is removed.
-        model: the model.
-        tokenizer: the tokenizer; None if there is none.
-        record: the record for prediction.
-        card: the text of README.md.
-        weights: a copy from `copy_weights`; None for the current weights of the model.
+    weights: a copy from `copy_weights`; None for the current weights of the model. card: the text of README.md.
     """
     remove(directory)
     directory.mkdir(parents=True)
@@ -145,20 +122,15 @@ def write_files(
 
 @torch.no_grad()
 def copy_weights(model: nn.Module, averaged_weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The state of a model that is still being trained: tensors that may change are copied to host memory.
-
-    Args:
-        model: the model.
-        averaged_weights: averaged weights by name; they replace the trained weights.
-    """
+    """The state of a model in training, with `averaged_weights` by name; what may change is copied to host memory."""
     averaged_weights = averaged_weights or {}
-    copies: dict[tuple[Any, ...], Tensor] = {}  # tied weights remain one tensor
+    copies: dict[tuple[int, ...], Tensor] = {}  # tied weights remain one tensor
     weights = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if not isinstance(tensor, Tensor) or (isinstance(tensor, nn.Parameter) and not tensor.requires_grad):
             weights[name] = tensor
             continue
-        place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
+        place = place_in_memory(tensor)
         if place not in copies:
             source = averaged_weights.get(name, tensor).detach()
             copies[place] = source.to("cpu", tensor.dtype, copy=True).contiguous()

@@ -19,7 +19,7 @@ _TRIES = 3
 _LONGEST_WAIT = 300.0  # seconds between two tries: the hub counts requests in windows of five minutes
 _LONGEST_WAIT_AT_START = 20.0
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
-_MISSING = (401, 404)  # the hub hides repositories that a token may not see
+MISSING = (401, 404)  # the hub hides repositories that a token may not see
 _TOKENS = "https://huggingface.co/settings/tokens"
 _T = TypeVar("_T")
 
@@ -30,16 +30,9 @@ def open_api() -> HfApi:
 
 
 def check_access(repo: str, *, private: bool, place: str, later: str) -> tuple[list[str], list[str]]:
-    """Check whether `repo` can be pushed to. This asks the hub and creates nothing.
+    """Problems of a push to `repo`, one line each, and notes for the user. This asks the hub and creates nothing.
 
-    Args:
-        repo: `me/imdb-bert`, or a name alone for the user's own namespace.
-        private: whether a new repository would be private.
-        place: config key or argument of the name, for messages.
-        later: the remedy without network.
-
-    Returns:
-        Problems, one line each, and notes for the user.
+    private: whether a new repository would be. place: config key of the name. later: the remedy without network.
     """
     problems = [] if (wrong := explain_name(repo)) is None else [f"{place}: {wrong}"]
     if not hub_is_reachable():
@@ -56,14 +49,18 @@ def check_access(repo: str, *, private: bool, place: str, later: str) -> tuple[l
 
 
 def _ask_hub(api: HfApi, repo: str, *, private: bool) -> tuple[str | None, list[str]]:
+    """The reason why the token may not push, None if there is none, and notes."""
     user = _ask_who(api, longest_wait=_LONGEST_WAIT_AT_START)
     repo_id = repo if "/" in repo else f"{user['name']}/{repo}"
-    may_write = _may_write(api, repo_id)
-    if may_write is None:
-        return _explain_token(user, repo_id) or _explain_other_type(api, repo_id), []
-    if not may_write:
-        return f"{repo_id} is there and the token may not write to it; use one with that right, of {_TOKENS}", []
-    if private and _patiently(lambda: api.model_info(repo_id)).private is False:
+    try:
+        _ask_soon(lambda: api.auth_check(repo_id, write=True))
+    except HfHubHTTPError as error:
+        if status_of(error) in MISSING:
+            return _explain_token(user, repo_id) or _explain_other_type(api, repo_id), []
+        if status_of(error) == 403:
+            return f"{repo_id} is there and the token may not write to it; use one with that right, of {_TOKENS}", []
+        raise
+    if private and _ask_soon(lambda: api.model_info(repo_id)).private is False:
         return None, [f"{repo_id} is there already and is public; hub.private decides for new repositories alone"]
     return None, []
 
@@ -103,10 +100,10 @@ def find_repo_id(api: HfApi, repo: str) -> str:
 @functools.cache
 def _find_user_name(endpoint: str, token: str | None) -> str:
     """The user's name, asked once, because the hub limits this question more than others."""
-    return str(_ask_who(HfApi(endpoint, token=token))["name"])
+    return str(_ask_who(HfApi(endpoint, token=token), longest_wait=_LONGEST_WAIT)["name"])
 
 
-def _ask_who(api: HfApi, *, longest_wait: float = _LONGEST_WAIT) -> dict[str, Any]:
+def _ask_who(api: HfApi, *, longest_wait: float) -> dict[str, Any]:
     user = retrying(api.whoami, longest_wait=longest_wait)
     if not isinstance(user, dict) or not isinstance(user.get("name"), str):
         raise ValueError(f"{api.endpoint} does not say whose token this is; is it a hub?")
@@ -114,13 +111,7 @@ def _ask_who(api: HfApi, *, longest_wait: float = _LONGEST_WAIT) -> dict[str, An
 
 
 def retrying(function: Callable[[], _T], *, longest_wait: float = _LONGEST_WAIT) -> _T:
-    """Call a function that makes a request; repeat it if the hub is busy, fails or closes the connection.
-
-    Args:
-        function: makes the request.
-        longest_wait: longest delay in seconds that the hub may ask for; if it asks for more, its answer is raised at
-            once.
-    """
+    """Make a request; repeat it if the hub is busy or fails, unless it asks to wait for more than `longest_wait` s."""
     for attempt in range(1, _TRIES + 1):
         get_session().timeout = _SECONDS_WITHOUT_PROGRESS
         try:
@@ -129,14 +120,13 @@ def retrying(function: Callable[[], _T], *, longest_wait: float = _LONGEST_WAIT)
             response = getattr(error, "response", None)
             asked = "" if response is None else response.headers.get("Retry-After", "")
             wait = float(asked) if asked.isdecimal() else 2.0**attempt
-            is_final = response is not None and response.status_code not in _TRANSIENT
-            if is_final or attempt == _TRIES or wait > longest_wait:
+            if status_of(error) not in (None, *_TRANSIENT) or attempt == _TRIES or wait > longest_wait:
                 raise
             time.sleep(wait)
     raise AssertionError("the last try returns or raises")
 
 
-def _patiently(function: Callable[[], _T]) -> _T:
+def _ask_soon(function: Callable[[], _T]) -> _T:
     """Repeat a request with short delays only: before training, a person may be waiting."""
     return retrying(function, longest_wait=_LONGEST_WAIT_AT_START)
 
@@ -166,19 +156,6 @@ def explain_failure(error: BaseException) -> str:
     return remedies.get(status, f"the hub answered {status} ({told})")
 
 
-def _may_write(api: HfApi, repo_id: str) -> bool | None:
-    """Whether this token may write to the repository; None if the token sees no such repository."""
-    try:
-        _patiently(lambda: api.auth_check(repo_id, write=True))
-    except HfHubHTTPError as error:
-        if status_of(error) in _MISSING:
-            return None
-        if status_of(error) == 403:
-            return False
-        raise
-    return True
-
-
 def _explain_token(user: Mapping[str, Any], repo_id: str) -> str | None:
     """The reason why the token may not create the repository; None if there is none."""
     namespace = repo_id.partition("/")[0]
@@ -196,9 +173,8 @@ def _explain_token(user: Mapping[str, Any], repo_id: str) -> str | None:
     if namespace.lower() not in known:
         return f"{user['name']} is in no organisation {namespace}; allowed: {', '.join(known.values())}"
     if roles.get(known[namespace.lower()]) == "read":
-        return (
-            f"{user['name']} only reads in the organisation {namespace}; ask its administrators for the right to write"
-        )
+        who = f"{user['name']} only reads in the organisation {namespace}"
+        return f"{who}; ask its administrators for the right to write"
     return None
 
 
@@ -206,13 +182,13 @@ def _explain_other_type(api: HfApi, repo_id: str) -> str | None:
     """A message if the name belongs to a data set or a space."""
     for kind in ("dataset", "space"):
         try:
-            _patiently(lambda: api.repo_info(repo_id, repo_type=kind))  # noqa: B023 - called at once
+            _ask_soon(lambda: api.repo_info(repo_id, repo_type=kind))  # noqa: B023 - called at once
         except HfHubHTTPError as error:
-            if status_of(error) not in (*_MISSING, 403):
+            if status_of(error) not in (*MISSING, 403):
                 raise
-            continue
-        return (
-            f"{repo_id} is a {kind}; choose another name, or make a repository for models of this one first: "
-            f"hf repos create {repo_id}"
-        )
+        else:
+            return (
+                f"{repo_id} is a {kind}; choose another name, or make a repository for models of this one first: "
+                f"hf repos create {repo_id}"
+            )
     return None

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from trainer_loop.config.yaml_core import compose, dump, plain
 from trainer_loop.errors import UserError, in_one_line
-from trainer_loop.record.hub_access import find_repo_id, open_api, retrying, status_of
+from trainer_loop.record.hub_access import MISSING, find_repo_id, open_api, retrying, status_of
 from trainer_loop.record.run_dir import EXPORT_RECORD
 from trainer_loop.record.secrets import find_secret, mask_secrets
 from trainer_loop.runtime.plain_json import parse_json
@@ -23,7 +23,8 @@ Files = Mapping[str, Content]  # path in the repository -> its content
 
 _CARD = "README.md"
 _CONFIG = "config.yaml"  # of a run
-# Files that transformers, peft and tokenizers save, and usual files beside them. Any other file may be data.
+# Files that transformers, peft and tokenizers save, and usual files beside them. Any other file may be data, a log, a
+# pickle or the state of an optimizer. Folders inside folders stay out too.
 _KEPT = re.compile(
     r"(pytorch_|adapter_|flax_|tf_)?model[-\d_of]*\.(safetensors|bin|msgpack|h5|gguf|onnx)(\.index\.json)?|.*\.(gguf|onnx)"
     r"|([a-z_]+_)?config(_sentence_transformers)?\.json|(modules|normalizer|chat_template|trainer_loop)\.json"
@@ -48,11 +49,7 @@ class Pushed:
     removed: Sequence[str]  # weights in another form
 
     def describe(self, what: str) -> str:
-        """The result as a line for the user.
-
-        Args:
-            what: what was pushed, in words.
-        """
+        """The result as a line for the user. what: what was pushed, in words."""
         if not self.changed:
             return f"hub: {self.url} is up to date"
         removed = f"; removed there: {', '.join(self.removed)}, weights from before" if self.removed else ""
@@ -60,13 +57,7 @@ class Pushed:
 
 
 def select_files(folder: Path, *, with_folders: bool = True) -> tuple[dict[str, Content], list[str]]:
-    """Choose the files of a model's folder that belong on the hub.
-
-    Optimizer state, logs, checkpoints, data, pickles and hidden files stay out, as do folders inside its folders.
-
-    Returns:
-        The chosen files by their path on the hub, and the names of files that are left out.
-    """
+    """The files of a model's folder that belong on the hub, by their path there, and the names of all others."""
     chosen: dict[str, Content] = {}
     left_out = []
     brings_code = _names_code(folder / "config.json")
@@ -91,11 +82,7 @@ def _names_code(config: Path) -> bool:
 
 
 def gather_run(model: Path, config: Path | None) -> dict[str, Content]:
-    """The files of an exported model and the config of its run; secrets in our own files are masked.
-
-    Raises:
-        UserError: files that hold a secret or are damaged; the error lists all of them.
-    """
+    """The files to push, with secrets in our own masked. Raises UserError for all that hold others or are damaged."""
     problems: list[str] = []
     try:
         files, _ = select_files(model)
@@ -106,15 +93,10 @@ def gather_run(model: Path, config: Path | None) -> dict[str, Content]:
             try:
                 files[name] = mask(path.read_text(encoding="utf-8"))
             except (OSError, ValueError, RecursionError) as error:
-                problems.append(
-                    f"{path} cannot be read: {in_one_line(error)}; mend it, or remove it to push without it"
-                )
+                reason = in_one_line(error)
+                problems.append(f"{path} cannot be read: {reason}; mend it, or remove it to push without it")
     for name, content in files.items():
-        try:
-            problem = _find_problem(name, content)
-        except OSError as error:
-            problem = f"cannot be read: {error.strerror}"
-        if problem is not None:
+        if (problem := _find_problem(name, content)) is not None:
             problems.append(f"{model / name if name != _CONFIG else config}: {problem}")
     if problems:
         raise UserError(problems)
@@ -123,15 +105,17 @@ def gather_run(model: Path, config: Path | None) -> dict[str, Content]:
 
 def _find_problem(name: str, content: Content) -> str | None:
     """The reason why a file must not be pushed; None if there is none."""
-    if name.endswith(".safetensors") and isinstance(content, Path):
-        try:
+    try:
+        if name.endswith(".safetensors") and isinstance(content, Path):
             with safe_open(content, framework="numpy"):
                 return None
-        except SafetensorError as error:
-            return f"is damaged: {in_one_line(error)}; export the model again"
-    if name.endswith(_BINARY):
-        return None
-    raw = content if isinstance(content, bytes) else content.read_bytes()
+        if name.endswith(_BINARY):
+            return None
+        raw = content if isinstance(content, bytes) else content.read_bytes()
+    except SafetensorError as error:
+        return f"is damaged: {in_one_line(error)}; export the model again"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
     found = find_secret(raw.decode("utf-8", errors="replace"))
     return None if found is None else f"holds {found}; remove it from the file"
 
@@ -140,34 +124,21 @@ def push_files(files: Files, repo: str, *, private: bool, message: str, default_
     """Push files in one commit; files that the repository already holds are not uploaded again.
 
     A missing repository is created. Weights in another form are removed, because they would be loaded instead of the
-    new ones. The repository does not change before everything is uploaded.
+    new ones. The repository does not change before everything is uploaded. For errors see `explain_failure`.
 
-    Args:
-        files: path in the repository -> a local file, or its bytes.
-        repo: `me/imdb-bert`, or a name alone for the user's own namespace.
-        private: whether a new repository is private.
-        message: message of the commit.
-        default_card: README.md if neither the files nor the repository have one.
-
-    Raises:
-        HTTPError, OSError, RuntimeError, ValueError: from huggingface_hub; see `explain_failure`.
+    private: whether a new repository is. default_card: README.md if neither the files nor the repository have one.
     """
     # General advice of the hub about cards does not concern this push.
     warnings.filterwarnings("ignore", message="Warnings while validating metadata")
     api = open_api()
     repo_id = find_repo_id(api, repo)
-    _ensure_repo(api, repo_id, private=private)
-    return retrying(lambda: _commit(api, repo_id, files, message=message, default_card=default_card))
-
-
-def _ensure_repo(api: HfApi, repo_id: str, *, private: bool) -> None:
-    """Create the repository if it does not exist. A token may be allowed to write to it but not to create one."""
-    try:
+    try:  # not create_repo alone: a token may be allowed to write to the repository but not to create one
         retrying(lambda: api.model_info(repo_id))
     except HfHubHTTPError as error:
-        if status_of(error) not in (401, 404):
+        if status_of(error) not in MISSING:
             raise
         retrying(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+    return retrying(lambda: _commit(api, repo_id, files, message=message, default_card=default_card))
 
 
 def _commit(api: HfApi, repo_id: str, files: Files, *, message: str, default_card: bytes | None) -> Pushed:
@@ -190,11 +161,7 @@ def _commit(api: HfApi, repo_id: str, files: Files, *, message: str, default_car
 
 
 def _mask_yaml(text: str) -> bytes:
-    """The text with its secrets masked; unchanged if it has none.
-
-    Raises:
-        ValueError: the text is not a mapping in YAML.
-    """
+    """The text with its secrets masked; unchanged if it has none. Raises ValueError where it is no mapping in YAML."""
     node, faults = compose(text)
     tree = None if node is None or faults else plain(node)
     if not isinstance(tree, dict):

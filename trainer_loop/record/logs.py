@@ -6,10 +6,10 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
@@ -19,17 +19,9 @@ from trainer_loop.runtime.plain_json import is_count, parse_json
 from trainer_loop.runtime.streams import SafeStream
 
 Values = Mapping[str, float | int]
-T = TypeVar("T", covariant=True)
+_T = TypeVar("_T")
 
 _SECONDS_BETWEEN_LINES = 30.0
-
-
-class SizedIterable(Protocol[T]):
-    """What can be gone through and has a length."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[T]: ...
 
 
 class Console:
@@ -50,10 +42,9 @@ class Console:
 
     def keep_in(self, path: Path) -> None:
         """Every line also goes into this file, with its time: those said so far, and from now on."""
-        if not self.enabled:
-            return
-        self._log_path = path
-        self._write_log()
+        if self.enabled:
+            self._log_path = path
+            self._write_log()
 
     def say(self, line: str = "") -> None:
         """Show and keep one line; characters that a terminal would act on are spelled out."""
@@ -96,16 +87,16 @@ class Console:
         if self._bar is not None:
             self._bar.update()
 
-    def follow(self, work: SizedIterable[T], *, doing: str) -> Iterator[T]:
-        """Iterate, and tell how far it is: beside the progress bar, else in a line every half minute."""
+    def follow(self, work: Iterable[_T], *, total: int, doing: str) -> Iterator[_T]:
+        """Iterate over `total` items, and tell how far it is: beside the progress bar, else every half minute."""
         told = time.monotonic()
         for done, item in enumerate(work, start=1):
             yield item
             if self._bar is not None:
-                self._bar.set_description(f"{doing} {done / len(work):.0%}" if done < len(work) else "")
+                self._bar.set_description(f"{doing} {done / total:.0%}" if done < total else "")
             elif time.monotonic() - told > _SECONDS_BETWEEN_LINES:
                 told = time.monotonic()
-                self.say(f"{doing}: {done / len(work):.0%}")
+                self.say(f"{doing}: {done / total:.0%}")
 
     def stop_progress(self) -> None:
         if self._bar is not None:
@@ -115,9 +106,8 @@ class Console:
     def tell_training(self, values: Values) -> None:
         """One line per logging interval, or the figures beside the progress bar."""
         if self._bar is not None:
-            self._bar.set_postfix_str(
-                f"loss={values['loss']:.4g}, {values['rows_per_second']:.3g} rows/s", refresh=False
-            )
+            told = f"loss={values['loss']:.4g}, {values['rows_per_second']:.3g} rows/s"
+            self._bar.set_postfix_str(told, refresh=False)
         else:
             self.say(" ".join(f"{name}={format_value(value)}" for name, value in values.items()))
 
@@ -160,15 +150,16 @@ class MetricLog:
         except OSError as error:
             self.warn(f"{self.path} cannot be read: {error.strerror}; its rows stay as they are")
             return
-        kept = []
-        for line, row in rows:
-            is_evaluation = any(name.startswith("validation/") for name in row)
-            is_again = row["step"] == step and not evaluated and is_evaluation
-            if row["step"] <= step and not is_again and not _belongs_to_the_end(row):
-                kept.append(f"{line}\n")
         if others:
             self._set_aside(others)
-        self._kept = "".join(kept)
+        last = step if evaluated else step - 1  # of the evaluations that stay
+        self._kept = "".join(
+            f"{line}\n"
+            for line, row in rows
+            if row["step"] <= (last if _has(row, "validation/") else step)
+            # Totals and test rows stand after the last step, whenever the run gets there.
+            and not (_has(row, "test/") or "train_seconds" in row)
+        )
         self._write()
 
     def _set_aside(self, lines: Mapping[int, bytes]) -> None:
@@ -205,8 +196,7 @@ class MetricLog:
 def _read_rows(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], dict[int, bytes]]:
     """The rows as text and as values, and by its number every line that is none; but for one that a crash cut off."""
     rows, others = [], {}
-    content = path.read_bytes()
-    *lines, cut_off = content.split(b"\n")
+    *lines, cut_off = path.read_bytes().split(b"\n")
     for number, line in enumerate([*lines, cut_off], start=1):
         try:
             text = line.decode()
@@ -225,9 +215,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [row for _, row in _read_rows(path)[0]]
 
 
-def _belongs_to_the_end(row: Mapping[str, Any]) -> bool:
-    """Totals and test rows stand after the last step, whenever the run gets there."""
-    return "train_seconds" in row or any(name.startswith("test/") for name in row)
+def _has(row: Mapping[str, Any], prefix: str) -> bool:
+    """Whether a row holds a metric of a set."""
+    return any(name.startswith(prefix) for name in row)
 
 
 def append_text(path: Path, text: str) -> str | None:
@@ -248,6 +238,4 @@ def append_text(path: Path, text: str) -> str | None:
 
 def format_value(value: float | int) -> str:
     """Whole numbers with thousands marks, others with four significant digits."""
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

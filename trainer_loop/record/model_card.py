@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load, try_to_load_from_cache
 
 from trainer_loop.record.adapter_config import ADAPTER_CONFIG
 from trainer_loop.record.hub_access import is_name
@@ -64,15 +64,15 @@ class CardFacts:
 
 def make_card(facts: CardFacts) -> str:
     """The text of README.md: front matter for the hub, then text for people."""
-    base = facts.base
+    base = facts.base or BaseModel(None, "finetune")
     tag = _PIPELINE_TAGS.get(facts.task)
     results = _list_results(facts, tag)
     data = ModelCardData(
-        base_model=base.name if base is not None else None,
-        base_model_relation=base.relation if base is not None and base.name is not None else None,
-        license=base.license if base is not None else None,
-        license_name=base.license_name if base is not None else None,
-        license_link=base.license_link if base is not None else None,
+        base_model=base.name,
+        base_model_relation=base.relation if base.name is not None else None,
+        license=base.license,
+        license_name=base.license_name,
+        license_link=base.license_link,
         library_name=facts.library,
         pipeline_tag=tag,
         datasets=[facts.dataset] if facts.dataset is not None else None,
@@ -100,15 +100,11 @@ def make_short_card(model: Path) -> str:
 
 
 def find_base_model(name: str, *, relation: Relation) -> BaseModel:
-    """What is known about the base model; nothing is downloaded.
-
-    Args:
-        name: hub id or local directory. A local directory is not a hub id, but its own card may name one.
-        relation: how the new model was made from it.
-    """
+    """What is known about a base model: a hub id, or a directory whose card may name one. Nothing is downloaded."""
     directory = Path(name).expanduser()
     is_local = directory.is_dir()
-    card = _read_front_matter(directory / "README.md" if is_local else _find_in_cache(name))
+    readme = directory / "README.md" if is_local else is_name(name) and try_to_load_from_cache(name, "README.md")
+    card = _read_front_matter(Path(readme)) if isinstance(readme, str | Path) else {}
     told = card.get("base_model") if is_local else name
     link = card.get("license_link")
     return BaseModel(
@@ -121,21 +117,10 @@ def find_base_model(name: str, *, relation: Relation) -> BaseModel:
     )
 
 
-def _find_in_cache(name: str) -> Path | None:
-    if not is_name(name):
-        return None
-    found = try_to_load_from_cache(name, "README.md")
-    return Path(found) if isinstance(found, str) else None
-
-
-def _read_front_matter(path: Path | None) -> dict[str, Any]:
+def _read_front_matter(path: Path) -> dict[str, Any]:
     """The front matter of a card by others; empty if it cannot be read."""
-    if path is None or not path.is_file():
-        return {}
     with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
-        before, opening, rest = path.read_text(encoding="utf-8-sig").partition("---\n")
-        front = yaml.safe_load(rest.partition("\n---")[0]) if opening and not before.strip() else None
-        return front if isinstance(front, dict) else {}
+        return metadata_load(path) or {}
     return {}
 
 
@@ -169,23 +154,18 @@ def _write_body(facts: CardFacts) -> str:
     reads = f" on {facts.reads}" if facts.reads is not None else ""
     base = f" from `{facts.base.name}`" if facts.base is not None and facts.base.name is not None else ""
     versions = ", ".join(f"{name} {number}" for name, number in package_versions().items() if name != "numpy")
+    results = [(of.title, name, f"{value:.6g}") for of in facts.scores for name, value in of.figures.items()]
+    settings = [(f"`{name}`", f"`{value}`") for name, value in facts.settings.items()]
     parts = [
         f"# {facts.title}",
         f"Trained{base} with trainer_loop: task `{facts.task}`{reads}.\n"
         f"The weights are those of step {facts.step:,} of {facts.num_steps:,}.",
-        _write_results(facts.scores),
-        "## Data\n\n" + "\n".join(f"- {line}" for line in facts.data) if facts.data else "",
-        "## Training\n\n" + _write_table(("key", "value"), [(f"`{k}`", f"`{v}`") for k, v in facts.settings.items()])
-        if facts.settings
-        else "",
+        *(["## Results", _write_table(("set", "metric", "value"), results)] if results else []),
+        *(["## Data", "\n".join(f"- {line}" for line in facts.data)] if facts.data else []),
+        *(["## Training", _write_table(("key", "value"), settings)] if settings else []),
         f"Versions: {versions}.",
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _write_results(scores: Sequence[Scores]) -> str:
-    rows = [(of.title, name, f"{value:.6g}") for of in scores for name, value in of.figures.items()]
-    return "## Results\n\n" + _write_table(("set", "metric", "value"), rows) if rows else ""
+    return "\n\n".join(parts) + "\n"
 
 
 def _write_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -21,15 +21,8 @@ def write_predictions(
 ) -> None:
     """Write one JSON object for each row, in the order of the rows: `place` (its origin), `prediction`, `reference`.
 
-    Args:
-        path: the file.
-        predictions: `[N, ...]`, or `[N]` arrays of unlike lengths.
-        references: likewise.
-        origin_of: maps a row number to its origin in the user's data.
-        label_names: names of the classes; a class index, or a list of them, is written as names.
-
-    Raises:
-        UserError: the file system refused.
+    predictions, references: `[N, ...]`, or `[N]` arrays of unlike lengths. origin_of: where a row stands in the user's
+    data. label_names: of the classes, written in place of their indices.
     """
     names = label_names if predictions.ndim == 1 else None
     lines = []

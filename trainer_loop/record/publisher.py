@@ -4,21 +4,18 @@ import atexit
 import shutil
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from torch import nn
+
+from trainer_loop.record.checkpoint import AveragedWeights
 from trainer_loop.record.hub_access import explain_failure, status_of
 from trainer_loop.record.hub_push import Pushed
 from trainer_loop.record.logs import Console
 from trainer_loop.record.state import TrainState
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from trainer_loop.record.checkpoint import AveragedWeights
-
 
 _SECONDS_TO_LEAVE = 5.0  # for a running push when the run is asked to stop
 _SECONDS_BETWEEN_LOOKS = 0.1
@@ -33,96 +30,78 @@ class _Job:
     is_last: bool = False
 
 
+@dataclass(eq=False, repr=False)
 class Publisher:
     """Pushes folders one at a time, in a thread that ends with the process.
 
     A failed push costs one warning for each kind of failure; it never ends the run.
-
-    Args:
-        push: pushes a folder; its second argument says in words what is pushed.
-        snapshot: copies the weights of a model in training (or the averaged weights) and returns a function that writes
-            the copy into a folder. None: nothing is pushed before the end.
-        model: the folder of the exported model.
-        scratch: a folder for pushes during training; it is removed afterwards.
-        console: gets the messages about pushes, only from the thread of the run.
-        again: the command that pushes the exported model.
     """
 
-    def __init__(
-        self,
-        push: Callable[[Path, str], Pushed],
-        *,
-        snapshot: "Callable[[nn.Module, TrainState, AveragedWeights | None], Callable[[Path], None]] | None",
-        model: Path,
-        scratch: Path,
-        console: Console,
-        again: str,
-    ):
-        self._push = push
-        self._snapshot = snapshot
-        self._model = model
-        self._scratch = scratch
-        self._console = console
-        self._again = again
+    push: Callable[[Path, str], Pushed]  # pushes a folder; its second argument says in words what is pushed
+    _: KW_ONLY
+    # Copies the weights of a model in training (or the averaged weights) and returns a function that writes the copy
+    # into a folder. None: nothing is pushed before the end.
+    snapshot: Callable[[nn.Module, TrainState, AveragedWeights | None], Callable[[Path], None]] | None
+    model: Path  # the folder of the exported model
+    scratch: Path  # a folder for pushes during training; it is removed afterwards
+    console: Console  # gets the messages about pushes, only from the thread of the run
+    again: str  # the command that pushes the exported model
+
+    def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._writing = threading.Lock()  # held while a snapshot is written
         self._next: _Job | None = None  # the push after the running one
         self._running = False
-        self._unsaid: list[str] = []
-        self._failed: set[tuple[type, int | None]] = set()  # kinds that were reported
+        self._unsaid: deque[str] = deque()  # lines for the console
+        self._failed: set[tuple[type, int | None]] = set()  # kinds of failures that were reported
         self._fault: Exception | None = None  # error of the push of the exported model
 
-    def offer(self, model: "nn.Module", state: TrainState, averaged_weights: "AveragedWeights | None") -> None:
+    def offer(self, model: nn.Module, state: TrainState, averaged_weights: AveragedWeights | None) -> None:
         """Push the weights of this step during training. It replaces weights of earlier steps that still wait."""
         self.tell()
-        if self._snapshot is None:
+        if self.snapshot is None:
             return
         what = f"the weights of step {state.step:,}"
         try:
-            write = self._snapshot(model, state, averaged_weights)
+            write = self.snapshot(model, state, averaged_weights)
         except Exception as error:  # noqa: BLE001 - a failed copy, such as without memory, must not end the training
             self._warn_once(error, what)
             return
 
         def prepare() -> Path:
             with self._writing:
-                write(self._scratch)
-            return self._scratch
+                write(self.scratch)
+            return self.scratch
 
         self._submit(_Job(what, prepare))
 
     def finish(self, *, is_stopped: Callable[[], bool]) -> None:
         """Push the exported model after a running push, and wait for it unless the run is asked to stop."""
-        self._submit(_Job("the trained model", lambda: self._model, is_last=True))
+        self._submit(_Job("the trained model", lambda: self.model, is_last=True))
         done = self._wait(is_stopped)
         self.tell()
         if not done:
-            self._console.warn(f"the push of the model was left unfinished; it is pushed by {self._again}")
+            self.console.warn(f"the push of the model was left unfinished; it is pushed by {self.again}")
         elif self._fault is not None:
-            self._console.warn(
-                f"the model was not pushed: {explain_failure(self._fault)}; it is in {self._model}, and is pushed by "
-                f"{self._again}"
+            self.console.warn(
+                f"the model was not pushed: {explain_failure(self._fault)}; it is in {self.model}, and is pushed by "
+                f"{self.again}"
             )
 
     def leave(self) -> None:
-        """Give a running push a few seconds before a stopped run ends.
-
-        If the push is cut off, the repository keeps its state.
-        """
+        """Give a running push some seconds before a stopped run ends; a push that is cut off changes nothing."""
         with self._lock:
             self._next = None
         until = time.monotonic() + _SECONDS_TO_LEAVE
         done = self._wait(lambda: time.monotonic() >= until)
         self.tell()
         if not done:
-            self._console.say("a push to the hub was cut off; the next checkpoint is pushed when the run goes on")
+            self.console.say("a push to the hub was cut off; the next checkpoint is pushed when the run goes on")
 
     def tell(self) -> None:
         """Report the results of pushes since the last call."""
-        with self._lock:
-            unsaid, self._unsaid = self._unsaid, []
-        for line in unsaid:
-            self._console.say(line)
+        while self._unsaid:
+            self.console.say(self._unsaid.popleft())
 
     def _submit(self, job: _Job) -> None:
         with self._lock:
@@ -143,14 +122,14 @@ class Publisher:
             try:
                 folder = prepare()
                 del prepare  # frees the copy of the weights
-                self._say(self._push(folder, what).describe(what))
+                self._unsaid.append(self.push(folder, what).describe(what))
             except Exception as error:  # noqa: BLE001 - no error of a push may end the training
                 if is_last:
                     self._fault = error
                 else:
                     self._warn_once(error, what)
             finally:
-                shutil.rmtree(self._scratch, ignore_errors=True)
+                shutil.rmtree(self.scratch, ignore_errors=True)
 
     def _take(self) -> _Job | None:
         with self._lock:
@@ -164,14 +143,10 @@ class Publisher:
         kind = (type(error), status_of(error))
         if kind not in self._failed:
             self._failed.add(kind)
-            self._say(
+            self._unsaid.append(
                 f"warning: {what} were not pushed: {explain_failure(error)}; training goes on, and the next "
                 "checkpoint is tried again"
             )
-
-    def _say(self, line: str) -> None:
-        with self._lock:
-            self._unsaid.append(line)
 
     def _wait(self, is_over: Callable[[], bool]) -> bool:
         """Wait until no push is running; false if `is_over` became true before."""

@@ -33,11 +33,7 @@ class Recorder:
         self._mark = 0.0  # when the clock of the training steps was last read
 
     def declare_metrics(self, names: Iterable[str]) -> None:
-        """Names for `log_metric`; the same on all processes. Call it before the first step.
-
-        Raises:
-            UserError: where every row has a metric of that name.
-        """
+        """Names for `log_metric`, before the first step and the same on all processes; UserError for names in use."""
         self.meter.declare(list(names))
 
     def begin(self, state: TrainState, *, num_steps: int, evaluation_pending: bool) -> None:
@@ -84,14 +80,7 @@ class Recorder:
         self._mark = time.perf_counter()
 
     def flush(self, loader: StepLoader) -> None:
-        """Bring the reports to the host.
-
-        Args:
-            loader: of the updates; it knows where their rows stand in the user's data.
-
-        Raises:
-            Diverged: where an update was not finite; on all processes.
-        """
+        """Bring the reports to the host. Raises Diverged on all processes, with the rows, for a non-finite update."""
         bad = self.meter.flush()
         now = time.perf_counter()
         self.meter.add_seconds(now - self._mark)

@@ -18,122 +18,12 @@ from trainer_loop.config.secrets import mask_arguments
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.plain_json import parse_json
 
+EXPORT_RECORD = "trainer_loop.json"  # in model/: the task, the step and the settings of the training
+
 _PACKAGES = (
-    "trainer_loop",
-    "torch",
-    "accelerate",
-    "transformers",
-    "datasets",
-    "evaluate",
-    "tokenizers",
-    "safetensors",
+    *("trainer_loop", "torch", "accelerate", "transformers", "datasets", "evaluate", "tokenizers", "safetensors"),
     "numpy",
 )
-
-
-class RunDir:
-    """The files and folders of one run.
-
-    Args:
-        root: path of the run directory.
-    """
-
-    def __init__(self, root: str | Path):
-        self.root = Path(root)
-
-    @property
-    def config(self) -> Path:
-        return self.root / "config.yaml"
-
-    @property
-    def environment(self) -> Path:
-        return self.root / "environment.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def log(self) -> Path:
-        return self.root / "train.log"
-
-    @property
-    def status(self) -> Path:
-        """How the last command on this run ended, for scripts, because a launcher may not pass on exit codes."""
-        return self.root / "status.json"
-
-    @property
-    def lock(self) -> Path:
-        """The file of the run lock."""
-        return self.root / ".lock"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
-
-    @property
-    def model(self) -> Path:
-        return self.root / "model"
-
-    @property
-    def export_record(self) -> Path:
-        """Written with the exported model: its task, its step and the settings of its training."""
-        return self.model / EXPORT_RECORD
-
-    @property
-    def predictions(self) -> Path:
-        return self.root / "predictions"
-
-    def exists(self) -> bool:
-        """Whether the run directory exists."""
-        try:
-            return self.root.is_dir()
-        except OSError:  # for example, the name is too long
-            return False
-
-    def make(self) -> list[Path]:
-        """Make the directory if it does not exist.
-
-        Returns:
-            The folders that were made, deepest first.
-
-        Raises:
-            UserError: the directory cannot be made.
-        """
-        try:
-            missing = [path for path in (self.root, *self.root.parents) if not path.exists()]
-            self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"run_dir: {describe_refusal(error, self.root)}, or choose another") from error
-        return missing
-
-    def check(self) -> None:
-        """Check that no folder is in the place of a file, and no file in the place of a folder.
-
-        Raises:
-            UserError: there are such entries; the error lists all of them.
-        """
-        files = (self.lock, self.config, self.environment, self.status, self.metrics, self.log)
-        folders = (self.checkpoints, self.model, self.predictions)
-        wrong = [(path, "a folder, in the place of a file") for path in files if path.is_dir()]
-        wrong += [(path, "a file, in the place of a folder") for path in folders if path.is_file()]
-        problems = [f"run_dir: {path} is {what}; rename it" for path, what in wrong]
-        if problems:
-            raise UserError(problems)
-
-    def checkpoint(self, step: int) -> Path:
-        """The directory of the checkpoint of a step."""
-        return self.checkpoints / checkpoint_name(step)
-
-
-def checkpoint_name(step: int) -> str:
-    """The name of the checkpoint directory of a step."""
-    return f"step-{step:08d}"
-
-
-EXPORT_RECORD = "trainer_loop.json"
-
-
 _REMEDIES = {
     errno.ENOSPC: "make room, and give the same command again",
     errno.EDQUOT: "make room, and give the same command again",
@@ -145,15 +35,65 @@ _REMEDIES = {
     errno.ENOTDIR: "a file is in the place of a folder on this path: rename it",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
+# Texts of torch, safetensors and tokenizers for errors of the file system.
+_SIGNS_OF_THE_DISK = (
+    *("No space left", "PytorchStreamWriter", "unexpected pos", "Read-only file system", "file write failed"),
+    *("I/O error", "No such file or directory"),
+)
+
+
+class RunDir:
+    """The files and folders of one run, which lie in the directory `root`."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+        self.config = self.root / "config.yaml"
+        self.environment = self.root / "environment.json"
+        self.metrics = self.root / "metrics.jsonl"
+        self.log = self.root / "train.log"
+        self.status = self.root / "status.json"  # how the last command ended: a launcher may not pass on exit codes
+        self.lock = self.root / ".lock"  # see `RunLock`
+        self.checkpoints = self.root / "checkpoints"
+        self.model = self.root / "model"
+        self.predictions = self.root / "predictions"
+
+    def exists(self) -> bool:
+        """Whether the run directory exists."""
+        try:
+            return self.root.is_dir()
+        except OSError:  # for example, the name is too long
+            return False
+
+    def make(self) -> list[Path]:
+        """Make the directory if it does not exist; returns the folders that were made, deepest first."""
+        try:
+            missing = [path for path in (self.root, *self.root.parents) if not path.exists()]
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"run_dir: {describe_refusal(error, self.root)}, or choose another") from error
+        return missing
+
+    def check(self) -> None:
+        """Raise UserError if a folder is in the place of a file, or a file in the place of a folder."""
+        files = (self.lock, self.config, self.environment, self.status, self.metrics, self.log)
+        folders = (self.checkpoints, self.model, self.predictions)
+        wrong = [(path, "a folder, in the place of a file") for path in files if path.is_dir()]
+        wrong += [(path, "a file, in the place of a folder") for path in folders if path.is_file()]
+        if wrong:
+            raise UserError([f"run_dir: {path} is {what}; rename it" for path, what in wrong])
+
+    def checkpoint(self, step: int) -> Path:
+        """The directory of the checkpoint of a step."""
+        return self.checkpoints / checkpoint_name(step)
+
+
+def checkpoint_name(step: int) -> str:
+    """The name of the checkpoint directory of a step."""
+    return f"step-{step:08d}"
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: the file is not JSON in UTF-8.
-    """
+    """Read a JSON file. Raises OSError where it cannot be read, ValueError where it is not JSON in UTF-8."""
     return parse_json(path.read_bytes().decode())
 
 
@@ -193,10 +133,7 @@ def remove(path: Path) -> None:
 
 def is_disk_error(error: Exception) -> bool:
     """Whether the file system refused; torch, safetensors and tokenizers have their own messages for this."""
-    if _find_errno(error) is not None:
-        return True
-    signs = ("No space left", "PytorchStreamWriter", "unexpected pos", "Read-only file system", "file write failed")
-    return any(sign in str(error) for sign in (*signs, "I/O error", "No such file or directory"))
+    return _find_errno(error) is not None or any(sign in str(error) for sign in _SIGNS_OF_THE_DISK)
 
 
 def _find_errno(error: Exception) -> int | None:
@@ -219,7 +156,7 @@ def find_remedy(error: Exception) -> str:
 def explain_disk_error(error: Exception, place: Path) -> str:
     """The cause, which torch and safetensors hide: `No space left on device (3 MB free in runs/imdb)`."""
     number = _find_errno(error)
-    told = error.strerror if isinstance(error, OSError) else os.strerror(number) if number else None
+    told = error.strerror if isinstance(error, OSError) else number and os.strerror(number)
     cause = told or "the file system refused"
     try:
         existing = next(path for path in (place, *place.absolute().parents) if path.is_dir())
@@ -252,15 +189,15 @@ def describe_environment(*, run: str, device: str, num_processes: int, precision
     """Identity, versions, hardware and command of this run."""
     import torch
 
+    is_gpu = device.startswith("cuda")
+    name = torch.cuda.get_device_name() if is_gpu else torch.cpu.get_capabilities().get("cpu_name")
     return {
         "run": run,
         "command": mask_arguments(sys.argv),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": device,
-        "device_name": torch.cuda.get_device_name()
-        if device.startswith("cuda")
-        else torch.cpu.get_capabilities().get("cpu_name"),
+        "device_name": name,
         "num_processes": num_processes,
         "num_threads": torch.get_num_threads(),
         "precision": precision,

@@ -15,52 +15,38 @@ _SECONDS_TO_WAIT = 10.0  # a process that was just asked to stop may still be sa
 
 
 class RunDirInUse(UserError):
-    """Another process trains in the run directory."""
+    """Another process trains, or another run has begun, in the run directory."""
 
 
 class RunLock:
     """The run lock: only one process works in a run directory.
 
     Read the directory for decisions only while the lock is held; before that, another process may change it.
-
-    Args:
-        run_dir: the run directory.
-        enabled: false for processes other than 0 and for a dry run; the lock then does nothing.
     """
 
     def __init__(self, run_dir: RunDir, *, enabled: bool):
         self.run_dir = run_dir
-        self.enabled = enabled
+        self.enabled = enabled  # false for processes other than 0 and for a dry run: the lock then does nothing
         self._lock: IO[bytes] | None = None
         self._refusal: str | None = None  # why the lock could not be opened
         self._made: list[Path] = []  # folders made by `make`, deepest first, while they are empty
         self._has_begun = False
 
     def acquire(self) -> None:
-        """Take the lock until `release` or the end of this process. A missing run directory is not made.
-
-        Raises:
-            RunDirInUse: another process still holds the lock after some seconds.
-        """
+        """Take the lock until `release` or the end of this process. A missing run directory is not made."""
         until = time.monotonic() + _SECONDS_TO_WAIT
         while self.enabled and self._lock is None and self._refusal is None and self.run_dir.exists():
             try:
                 lock = self.run_dir.lock.open("a+b", buffering=0)
             except OSError as error:
                 if self.run_dir.exists():  # otherwise its maker has just removed the directory
-                    self._refusal = describe_refusal(
-                        error, self.run_dir.lock
-                    )  # for `begin`: a finished run is only read
+                    # Reported by `begin`: a finished run is only read.
+                    self._refusal = describe_refusal(error, self.run_dir.lock)
             else:
                 self._try(lock, until=until)
 
     def _try(self, lock: IO[bytes], *, until: float) -> None:
-        """Keep the lock if nobody else holds it.
-
-        Args:
-            lock: the open lock file.
-            until: when waiting for the holder ends.
-        """
+        """Keep the open lock file if nobody else holds it. until: when waiting for the holder ends."""
         if not _try_to_lock(lock):
             lock.seek(0)
             holder = lock.read(200).decode(errors="replace").strip() or "another process"
@@ -79,12 +65,7 @@ class RunLock:
                 lock.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
     def make(self) -> None:
-        """Make the run directory if it does not exist, and take the lock.
-
-        Raises:
-            RunDirInUse: another process holds the lock.
-            UserError: the directory cannot be made, or its content does not allow a run.
-        """
+        """Make the run directory if it does not exist, and take the lock. Raises UserError if it is unfit for a run."""
         while self.enabled and self._lock is None and self._refusal is None:
             self._made = self.run_dir.make() or self._made
             self.acquire()
@@ -92,11 +73,7 @@ class RunLock:
             self.run_dir.check()
 
     def begin(self) -> None:
-        """Start the run: the status of the command before is removed.
-
-        Raises:
-            UserError: the directory cannot be written.
-        """
+        """Remove the status of the command before. Raises UserError where the directory cannot be written."""
         if not self.enabled:
             return
         if self._refusal is not None:
@@ -108,13 +85,7 @@ class RunLock:
         self._has_begun = True
 
     def end(self, ended: str, *, exit_code: int, step: int | None) -> None:
-        """Write status.json, if a run has made the directory. Scripts need it: a launcher may not pass on exit codes.
-
-        Args:
-            ended: how the command ended.
-            exit_code: exit code of the command.
-            step: last step; None if this command trained nothing.
-        """
+        """Write status.json, if a run has made the directory. step: the last; None if this command trained nothing."""
         if not self.enabled or not self.run_dir.exists() or (self._made and not self._has_begun):
             return
         with contextlib.suppress(OSError):  # a full disk was already reported
@@ -141,19 +112,15 @@ class RunLock:
 
 def _is_at(file: IO[bytes], path: Path) -> bool:
     """Whether an open file is still the file at this path."""
-    try:
-        there = path.stat()
-    except OSError:
-        return False
-    return os.path.samestat(there, os.fstat(file.fileno()))
+    with contextlib.suppress(OSError):
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    return False
 
 
 def _try_to_lock(file: IO[bytes]) -> bool:
     """Take a POSIX record lock: the kernel releases it with the process, and forked workers do not inherit it."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError:  # a file system without locks
-        return True
+    except OSError as error:  # others come from a file system without locks
+        return not isinstance(error, BlockingIOError | PermissionError)
     return True

@@ -11,10 +11,7 @@ _NAMES_ON_DISK = {"metrics": "figures"}
 
 @dataclass
 class TrainState:
-    """Where a run stands. Order and dropout are functions of (seed, step), so `step` is the whole position.
-
-    Only a stream has to be told where it was read to (`stream`).
-    """
+    """Where a run stands: `step`, of which order and dropout are functions, and for a stream where it was read to."""
 
     step: int = 0  # updates done
     num_steps: int = 0  # of the whole run, as it was planned

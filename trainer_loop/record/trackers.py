@@ -6,6 +6,7 @@ A tracker is known to accelerate by its name, or it is one's own: the dotted pat
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from accelerate import Accelerator
@@ -84,11 +85,8 @@ def start_trackers(
 ) -> None:
     """Start the trackers that the accelerator was made with, and those of one's own, each by itself.
 
-    Args:
-        own: dotted paths.
-        config: what they show of the run.
-        arguments: what each is set up with, by its name.
-        warn: is called once for each tracker that fails, at its start or later.
+    own: dotted paths. config: shown by the trackers. arguments: of each tracker, by its name. warn: called once for
+    each tracker that fails, at its start or later.
     """
     if not accelerator.is_main_process:
         return  # accelerate gives trackers only to process 0
@@ -96,52 +94,36 @@ def start_trackers(
     asked = list(accelerator.log_with)
     for tracker in [*asked, *dict.fromkeys(own)]:
         guard = TrackerGuard(tracker.name if isinstance(tracker, GeneralTracker) else str(tracker), warn)
-        if guard.attempt(_start, accelerator, tracker, project=project, config=config, arguments=arguments):
+        if guard.attempt(_start, accelerator, tracker, project, config, arguments):
             guard.guarded = accelerator.trackers[0]
             started.append(guard)
     accelerator.log_with, accelerator.trackers = asked, started
 
 
 def _start(
-    accelerator: Accelerator,
-    tracker: Any,
-    *,
-    project: str,
-    config: Mapping[str, Any],
-    arguments: Mapping[str, Mapping[str, Any]],
+    accelerator: Accelerator, tracker: Any, project: str, config: Mapping[str, Any], arguments: Mapping[str, Any]
 ) -> None:
     """Start one tracker; it is then the only one that the accelerator has."""
     if isinstance(tracker, str) and is_own(tracker):
-        given = {"run_name": project, "logging_dir": accelerator.logging_dir}
-        tracker = _make_own(tracker, given=given, arguments=arguments.get(tracker, {}))
+        maker, given = _find_own(tracker), {"run_name": project, "logging_dir": accelerator.logging_dir}
+        parameters = inspect.signature(maker).parameters
+        given = {name: value for name, value in given.items() if name in parameters}
+        tracker = maker(**given, **arguments.get(tracker, {}))
+        if not isinstance(tracker, GeneralTracker):
+            raise TypeError(f"it returned {tracker!r}; a tracker derives from accelerate.tracking.GeneralTracker")
     accelerator.log_with, accelerator.trackers = [tracker], []
     accelerator.init_trackers(project, config=dict(config), init_kwargs=dict(arguments))
 
 
-def _make_own(dotted: str, *, given: Mapping[str, Any], arguments: Mapping[str, Any]) -> GeneralTracker:
-    """The tracker at a dotted path, made with its arguments and with those of `given` that it has."""
-    maker = _find_own(dotted)
-    parameters = inspect.signature(maker).parameters
-    made = maker(**{name: value for name, value in given.items() if name in parameters}, **arguments)
-    if not isinstance(made, GeneralTracker):
-        raise TypeError(f"it returned {made!r}; a tracker derives from accelerate.tracking.GeneralTracker")
-    return made
-
-
+@dataclass(eq=False)
 class TrackerGuard:
-    """A tracker of accelerate whose errors are reported once instead of raised.
+    """A tracker of accelerate whose errors are reported once, to `warn`, instead of raised."""
 
-    Args:
-        name: name of the tracker.
-        warn: called with the message.
-    """
-
-    def __init__(self, name: str, warn: Callable[[str], None]):
-        self.name = name
-        self.guarded: Any = None
-        self._warn = warn
-        self._has_warned = False
-        self._failures = 0  # in a row
+    name: str
+    warn: Callable[[str], None]
+    guarded: Any = None
+    _has_warned = False
+    _failures = 0  # in a row
 
     def log(self, values: Mapping[str, Any], step: int | None = None, **options: Any) -> None:
         """Log values, unless the tracker failed too often in a row."""
@@ -149,7 +131,6 @@ class TrackerGuard:
             self.attempt(self.guarded.log, values, step=step, **options)
 
     def finish(self) -> None:
-        """Finish the tracker."""
         self.attempt(self.guarded.finish)
 
     def attempt(self, function: Callable[..., Any], *args: Any, **options: Any) -> bool:
@@ -160,7 +141,7 @@ class TrackerGuard:
             self._failures += 1
             if not self._has_warned:
                 self._has_warned = True
-                self._warn(
+                self.warn(
                     f"tracker {self.name} failed: {type(error).__name__}: {in_one_line(error, at_most=200)}; "
                     "the run goes on, and metrics.jsonl has every figure"
                 )
@@ -170,6 +151,4 @@ class TrackerGuard:
 
     def __getattr__(self, name: str) -> Any:
         """Other attributes of the tracker, for code that gets the tracker from accelerate."""
-        if name == "guarded":  # during a copy of the object
-            raise AttributeError(name)
         return getattr(self.guarded, name)

@@ -11,12 +11,9 @@ _MOST_LOGITS = 2**29  # if the logits of all tokens are held at once: 2 GiB for 
 
 
 def choose_token_budget(device_type: str, *, training: bool, logits_per_token: int | None = None) -> int:
-    """Default limit of padded tokens in one microbatch.
+    """Default limit of padded tokens in one microbatch, for training or for evaluation.
 
-    Args:
-        device_type: such as cpu or cuda.
-        training: whether the microbatch is for training or for evaluation.
-        logits_per_token: size of the vocabulary if the model holds the logits of all tokens at once; otherwise None.
+    logits_per_token: size of the vocabulary if the model holds the logits of all tokens at once; otherwise None.
     """
     tokens = _TRAINING_TOKENS if training else _EVALUATION_TOKENS
     budget = tokens.get(device_type, tokens["cuda"])

@@ -7,23 +7,18 @@ import sysconfig
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import nn
 
 from trainer_loop.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 # Training, evaluation and single rows need up to eight graphs; a model that needs many more would compile for ever.
 _MOST_GRAPHS = 32
 
 
 def check_compiler(device_type: str) -> None:
-    """Check that this machine has what torch.compile needs for this type of device.
-
-    Raises:
-        UserError: a compiler, triton or the headers of Python are missing.
-    """
+    """Raise UserError where torch.compile lacks what it needs here: a compiler, triton or the headers of Python."""
     remedy = "or set model.compile=false"
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     if device_type == "cuda" and find_spec("triton") is None:
@@ -43,15 +38,8 @@ def check_compiler(device_type: str) -> None:
         )
 
 
-def compile_model(model: "nn.Module", *, backend: str | Callable[..., Any] = "inductor") -> None:
-    """Compile the forward pass in place, for any number of rows and any width. Names of weights do not change.
-
-    The compiled model raises UserError if it needs too many graphs.
-
-    Args:
-        model: the model to compile.
-        backend: a backend of torch.compile.
-    """
+def compile_model(model: nn.Module, *, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Compile the forward pass in place, for any rows and width. The model raises UserError for too many graphs."""
     import torch._dynamo
 
     settings = torch._dynamo.config

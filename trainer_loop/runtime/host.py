@@ -1,4 +1,4 @@
-"""Settings of the host: threads, and how torch gets memory and returns it."""
+"""Settings of the host: the rank, threads, and how torch gets memory and returns it."""
 
 import ctypes
 import os
@@ -20,16 +20,13 @@ def prepare_environment() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 
+def process_index_from_environment() -> int:
+    """Rank of this process as set by the launcher; available before torch is imported."""
+    return int(os.environ.get("RANK", 0))
+
+
 def expand_home(path: str | Path, *, place: str = "") -> Path:
-    """Replace `~` and `~name` at the start of a path by the home directory.
-
-    Args:
-        path: the path.
-        place: config key or argument that holds the path, for the error.
-
-    Raises:
-        UserError: there is no such home directory, for example in a container that does not know the user.
-    """
+    """Replace `~` and `~name` at the start of a path. Raises UserError, with `place`, for a user without a home."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -59,14 +56,10 @@ def keep_freed_memory() -> None:
 
 
 def choose_threads(setting: int | str) -> int | None:
-    """The number of threads of a process that computes on the CPU.
+    """The number of threads of a process that computes on the CPU; None leaves the choice to torch.
 
-    Args:
-        setting: a number, or `auto`. `auto` respects OMP_NUM_THREADS, except for the 1 that a launcher sets by default,
-            and gives the processes of this machine equal shares of its cores.
-
-    Returns:
-        The number of threads; None leaves the choice to torch.
+    setting: a number, or `auto`, which respects OMP_NUM_THREADS, except for the 1 that a launcher sets by default, and
+    gives the processes of this machine equal shares of its cores.
     """
     if setting != "auto":
         return int(setting)

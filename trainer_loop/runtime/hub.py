@@ -31,10 +31,7 @@ def hub_is_reachable() -> bool:
 def offline_unless_reachable() -> Iterator[bool]:
     """Switch the libraries to their caches inside the block if the hub does not answer.
 
-    Without this they would retry for 20 to 50 seconds before they look into the cache.
-
-    Yields:
-        Whether the hub answers.
+    Without this they would retry for 20 to 50 seconds before they look into the cache. Yields whether the hub answers.
     """
     import datasets
     from huggingface_hub import constants

@@ -8,11 +8,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON.
-
-    Raises:
-        ValueError: the text is not JSON, for any reason.
-    """
+    """Parse JSON. Raises ValueError where the text is not JSON, for any reason."""
     try:
         return json.loads(text)
     except RecursionError as error:
@@ -25,11 +21,7 @@ def is_count(value: object) -> bool:
 
 
 def check_fields(kind: type, values: Mapping[str, Any]) -> None:
-    """Check that `values` are arguments of a dataclass: all names known, none missing, all types right.
-
-    Raises:
-        ValueError: one line with all problems.
-    """
+    """Raise ValueError, in one line, for unknown, missing or ill-typed arguments of a dataclass in `values`."""
     hints = get_type_hints(kind)
     known = {field.name: field for field in dataclasses.fields(kind)}
     wrong = [f"{name} is unknown" for name in values if name not in known]

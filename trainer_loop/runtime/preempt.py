@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Iterator
 
 from trainer_loop.errors import Preempted
+from trainer_loop.runtime.host import process_index_from_environment
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 # A launcher passes on the Ctrl-C of a terminal to processes that already received it from the terminal.
@@ -35,11 +37,7 @@ class Preemption:
         self._first_ctrl_c: float | None = None
 
     def defer_signals(self, *, max_minutes: float | None = None) -> None:
-        """From now on, signals set `requested` instead of ending the process.
-
-        Args:
-            max_minutes: time limit, counted from the start of the process.
-        """
+        """From now on, signals set `requested` instead of ending the process. max_minutes: since its start."""
         self._held = True
         self._deadline = None if max_minutes is None else self.started + 60 * max_minutes
 
@@ -56,15 +54,8 @@ class Preemption:
     @property
     def reason(self) -> str:
         """The reason for the request, as text; another process was asked to stop if this one was not."""
-        if self._reason is not None:
-            return self._reason
-        if self.requested:
-            return "train.max_time_minutes is over"
-        return "another process was asked to stop"
-
-    def request(self, reason: str) -> None:
-        """Ask this process to stop, from its own code."""
-        self._reason = self._reason or reason
+        own = "train.max_time_minutes is over" if self.requested else "another process was asked to stop"
+        return self._reason or own
 
     def receive(self, number: int) -> None:
         """Handle a signal. Called outside the main thread, which may be waiting for another process."""
@@ -74,7 +65,7 @@ class Preemption:
                 _leave("left at once; the same command goes on from the last checkpoint", _LEFT_AT_ONCE)
             self._first_ctrl_c = self._first_ctrl_c or now
         name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
-        self.request(name)
+        self._reason = self._reason or name
         if not self._held:
             _leave(f"preempted by {name} before training; the same command begins again", Preempted.exit_code)
 
@@ -110,12 +101,15 @@ def catch_signals() -> Iterator[Preemption]:
         return
     receiver, sender = os.pipe()
     os.set_blocking(sender, False)
-    caught = [number for number in _SIGNALS if not (number == signal.SIGHUP and _is_ignored(number))]
+    # `nohup` ignores SIGHUP, so that a run survives its terminal.
+    ignored = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()
+    caught = [number for number in _SIGNALS if number not in ignored]
     before = {number: signal.signal(number, _do_nothing) for number in caught}
     wakeup_before = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
     _forget_in_forks()
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        _stop_when_the_launcher_dies()
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        # SIGTERM when the launcher dies. Else orphans would go on to train beside the processes of a new launcher.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     thread = threading.Thread(target=_listen, args=(receiver, preemption), name="signals", daemon=True)
     thread.start()
     try:
@@ -130,20 +124,6 @@ def catch_signals() -> Iterator[Preemption]:
         os.close(receiver)
 
 
-def _is_ignored(number: int) -> bool:
-    """Whether the signal is ignored. `nohup` does this, so that a run survives its terminal."""
-    return signal.getsignal(number) is signal.SIG_IGN
-
-
-def _stop_when_the_launcher_dies() -> None:
-    """Ask for SIGTERM when the launcher dies (Linux only).
-
-    Otherwise orphans would continue to train beside the processes of a new launcher.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 def _listen(receiver: int, preemption: Preemption) -> None:
     while _END not in (numbers := os.read(receiver, 64)):
         for number in numbers:
@@ -154,7 +134,7 @@ def _listen(receiver: int, preemption: Preemption) -> None:
 def _leave(line: str, code: int) -> None:
     """End the process from outside the main thread, whatever the main thread is doing."""
     try:
-        if int(os.environ.get("RANK", 0)) == 0:
+        if process_index_from_environment() == 0:
             sys.stdout.flush()
             print(line, file=sys.stderr, flush=True)
     finally:  # also if nobody reads standard error any more
@@ -165,28 +145,19 @@ def _do_nothing(_number: int, _frame: object) -> None:
     """Python passes a signal to the wakeup descriptor only if a handler is set."""
 
 
-_forks_forget = False
 _workers_are_born = False
+_block = functools.partial(signal.pthread_sigmask, signal.SIG_BLOCK, _SIGNALS)
+_unblock = functools.partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, _SIGNALS)
 
 
+@functools.cache
 def _forget_in_forks() -> None:
-    """Forked workers must not write into the parent's pipe when they receive a signal."""
-    global _forks_forget
-    if not _forks_forget:
-        os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_reset_in_child)
-        _forks_forget = True
+    """Forked workers must not write into the parent's pipe when they receive a signal. Once is enough.
 
-
-def _block() -> None:
-    """Block signals during a fork.
-
-    A signal to a child that still has the parent's pipe would look like a request to the parent.
+    A signal to a child that still has the parent's pipe would look like a request to the parent, so signals are blocked
+    during a fork.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-
-
-def _unblock() -> None:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    os.register_at_fork(before=_block, after_in_parent=_unblock, after_in_child=_reset_in_child)
 
 
 def _reset_in_child() -> None:

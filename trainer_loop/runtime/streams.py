@@ -10,15 +10,11 @@ from trainer_loop.errors import UserError, printable
 
 
 class SafeStream:
-    """A text stream that drops text it cannot write: a full disk, a reader that is gone, a closed terminal.
-
-    Attributes:
-        fault: why text was dropped; None if everything was written.
-    """
+    """A text stream that drops text it cannot write: a full disk, a reader that is gone, a closed terminal."""
 
     def __init__(self, stream: "TextIO | SafeStream | None"):
         self._stream: Any = stream._stream if isinstance(stream, SafeStream) else stream
-        self.fault: str | None = None
+        self.fault: str | None = None  # why text was dropped; None if everything was written
 
     def write(self, text: str) -> int:
         if self._stream is None:
@@ -77,8 +73,7 @@ def report(error: UserError, *, speaker: str = "") -> None:
 def put_out(text: str) -> None:
     """Print the result of a command. A reader that is gone (`| head`) is not an error.
 
-    Raises:
-        UserError: standard output cannot be written, so the result would be lost.
+    Raises UserError where standard output cannot be written, so that the result would be lost.
     """
     if sys.stdout is None:
         raise UserError("standard output is closed; open it, or send it to a file")

@@ -1,3 +1,4 @@
+import concurrent.futures
 import contextlib
 import errno
 import json
@@ -16,6 +17,7 @@ from trainer_loop.record import checkpoint
 from trainer_loop.record.checkpoint_files import find_fault, list_checkpoints, read_run, seal
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.run_lock import RunDirInUse
+from trainer_loop.record.snapshot import HostMemory
 from trainer_loop.record.state import TrainState
 
 
@@ -124,7 +126,7 @@ def test_an_error_beside_training_that_is_not_the_disk_s_is_raised_at_the_next_s
     loop.checkpointer.background = True
     monkeypatch.setattr(checkpoint, "package_versions", lambda: 1 / 0)
     loop.checkpointer.save(TrainState(step=1))
-    loop.checkpointer._thread.join()
+    concurrent.futures.wait([loop.checkpointer._saving])
     with pytest.raises(ZeroDivisionError):
         loop.checkpointer.check()
 
@@ -313,7 +315,7 @@ def test_what_is_kept_is_copied_before_training_goes_on(loop):
     loop.checkpointer.background = True
     queue = Queue()
     loop.register_for_checkpoint("queue", queue)
-    snapshot = loop.checkpointer._copy(loop.checkpointer._take_snapshot(TrainState(num_steps=4)))
+    snapshot = HostMemory().copy(loop.checkpointer._take_snapshot(TrainState(num_steps=4)))
     queue.numbers.add_(1)
     queue.origins[0] = 5
     numbers, origins = snapshot.kept["queue"]["queue"]

@@ -91,7 +91,7 @@ def test_long_work_tells_how_far_it_is(monkeypatch):
     seconds = iter(range(0, 1000, 20))
     monkeypatch.setattr("trainer_loop.record.logs.time.monotonic", lambda: float(next(seconds)))
     stream = io.StringIO()
-    assert list(Console(stream=stream).follow([1, 2, 3, 4], doing="evaluating")) == [1, 2, 3, 4]
+    assert list(Console(stream=stream).follow([1, 2, 3, 4], total=4, doing="evaluating")) == [1, 2, 3, 4]
     assert stream.getvalue().splitlines()[0].startswith("evaluating: ")
 
 
@@ -99,7 +99,7 @@ def test_on_a_terminal_the_bar_tells_how_far_long_work_is():
     terminal = Terminal()
     console = Console(stream=terminal)
     console.start_progress(total=10, done=0)
-    assert list(console.follow([1, 2], doing="evaluating")) == [1, 2]
+    assert list(console.follow([1, 2], total=2, doing="evaluating")) == [1, 2]
     console.stop_progress()
     assert "evaluating 50%" in terminal.getvalue()
 
@@ -134,7 +134,7 @@ def test_a_console_that_fails_is_reported_once_in_the_log_and_on_the_other_strea
         console.advance_progress()
         console.tell_training(ROW)
     console.tell_evaluation("validation", {"loss": 0.5})
-    list(console.follow([1, 2], doing="evaluating"))
+    list(console.follow([1, 2], total=2, doing="evaluating"))
     console.stop_progress()
     lines = [line.split(" ", 1)[1] for line in (tmp_path / "train.log").read_text().splitlines()]
     told = "warning: the console cannot be written: Broken pipe; the run goes on, and train.log has every line"

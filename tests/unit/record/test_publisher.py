@@ -159,7 +159,7 @@ def test_a_run_that_is_asked_to_stop_waits_for_a_push_a_few_seconds_and_drops_th
 
 
 def test_a_copy_that_cannot_be_made_does_not_end_the_training(publisher, uploads, told):
-    publisher._snapshot = lambda model, state, averaged_weights: [][0]
+    publisher.snapshot = lambda model, state, averaged_weights: [][0]
     offer(publisher, 1)
     uploads.may_go.set()
     publisher.finish(is_stopped=never)

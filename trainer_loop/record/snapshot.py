@@ -1,0 +1,63 @@
+"""All that a checkpoint holds, in memory: what training may change, or a copy of it that training does not change."""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer_loop.runtime.memory import place_in_memory
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a run between two updates."""
+
+    state: dict[str, Any]
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    scheduler: dict[str, Any]
+    scaler: dict[str, Any] | None
+    averaged_weights: dict[str, Tensor] | None
+    kept: dict[str, Any]
+
+
+def select_saved(model: nn.Module) -> dict[str, Tensor]:
+    """All that training may change: parameters that learn, and buffers; what has two names by the first of them."""
+    frozen = {name for name, parameter in model.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
+    saved: dict[str, Tensor] = {}
+    places = set()
+    for name, tensor in model.state_dict().items():
+        place = place_in_memory(tensor)
+        if name not in frozen and (place not in places or not tensor.numel()):
+            places.add(place)
+            saved[name] = tensor.contiguous()  # safetensors takes no other
+    return saved
+
+
+class HostMemory:
+    """Copies snapshots to host memory. That of the snapshot before is used again: new memory costs more than a copy."""
+
+    def __init__(self) -> None:
+        self._copies: dict[tuple[int, ...], Tensor] = {}  # place of a tensor -> its copy
+
+    def copy(self, snapshot: Snapshot) -> Snapshot:
+        """A copy, which overwrites the one before."""
+        before, self._copies = self._copies, {}
+        return Snapshot(**self._copy(vars(snapshot), before))
+
+    def _copy(self, value: Any, before: dict[tuple[int, ...], Tensor]) -> Any:
+        if isinstance(value, Tensor):
+            place = place_in_memory(value)  # tied weights stay one tensor, or their file would hold them twice
+            if place not in self._copies:
+                old = before.get(place)
+                if old is None or old.dtype != value.dtype:
+                    old = torch.empty_like(value, device="cpu", memory_format=torch.contiguous_format)
+                self._copies[place] = old.copy_(value.detach())
+            return self._copies[place]
+        if isinstance(value, dict):
+            return {name: self._copy(item, before) for name, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)([self._copy(item, before) for item in value])
+        return deepcopy(value)
