@@ -304,9 +304,21 @@ def _plan_inputs(
     if task is not None:
         _check_metrics(config, overrides, task, label_names, found)
         _check_unused(config, overrides, task, found)
+    if task is not None and task.auto_model is not None and not task.columns:
+        found.lines.append(
+            f"task.name: {_name_task(config, overrides)} has a model of transformers and declares no columns; declare "
+            "what it reads of a row in `columns`, or let auto_model be None"
+        )
     if task is not None and task.auto_model is None:
         _check_plain_model(config, overrides, found)
-        return None if found else Inputs(splits, data=data)
+        tokenizer = found.collect("", _find_plain_tokenizer, model, task, say=console.say)
+        if found or data is None:
+            return None if found else Inputs(splits)
+        task.bind(tokenizer, label_names=label_names)
+        splits, stream = data.encode(
+            task, tokenizer, counts_stream=config.train.steps is None, seed=config.seed, say=console.say
+        )
+        return Inputs(splits, stream, labels, data, tokenizer)
     model_config = found.collect("", model.load_config)
     tokenizer = None
     if model_config is not None or model.has_foreign_tokenizer:
@@ -381,12 +393,23 @@ def _check_unused(config: Config, overrides: Overrides, task: Task, found: Probl
     """Keys that mean nothing to this task."""
     name, values = _name_task(config, overrides), values_of(config)
     unused = [] if task.columns else [(key, "takes rows as they are") for key in _OF_COLUMNS]
-    unused += [] if task.auto_model else [(key, "has a model that is not of transformers") for key in _OF_AUTO_MODELS]
+    own = ("model.tokenizer", "model.trust_remote_code") if task.auto_processor else ()
+    of_models = [] if task.auto_model else [key for key in _OF_AUTO_MODELS if key not in own]
+    unused += [(key, "has a model that is not of transformers") for key in of_models]
     found.lines += [
         f"{key}: {values[key]}: the task {name} {reason}; remove it"
         for key, reason in unused
         if values[key] != KEYS[key].default
     ]
+
+
+def _find_plain_tokenizer(model: ModelPlan, task: Task, *, say: Callable[[str], None]) -> Any | None:
+    """The tokenizer of a task whose model is not of transformers; None if the task needs none."""
+    if task.auto_processor is None:
+        return None
+    if model.tokenizer in (None, "train"):
+        raise UserError(f"model.tokenizer: {model.tokenizer}: name the tokenizer of this task's texts")
+    return load_tokenizer(find_model(model.tokenizer), trust_remote_code=model.trust_remote_code, say=say)
 
 
 def _check_plain_model(config: Config, overrides: Overrides, found: Problems) -> None:

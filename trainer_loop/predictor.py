@@ -30,7 +30,7 @@ from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.quiet import quieten_libraries
 from trainer_loop.tasks.find import list_tasks, load_task
 from trainer_loop.tasks.losses import LOSSES
-from trainer_loop.tasks.task import Rows
+from trainer_loop.tasks.task import Batch, Rows
 
 _NO_TARGET = -100
 
@@ -146,7 +146,16 @@ class Predictor:
 
         A text is cut at `max_length` tokens; a causal LM has nothing to say (None) of a text of one token.
         """
-        return self.predict_rows({"text": list(texts)} | ({} if pairs is None else {"text_pair": list(pairs)})).rows
+        return self.predict_rows(self._name_texts(texts, pairs)).rows
+
+    def _name_texts(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Rows:
+        """Texts by the columns of the task; a task on words takes what stands between spaces."""
+        if "words" in self.task.columns and pairs is None:
+            return {"words": [text.split() for text in texts]}
+        given = {"text": list(texts)} | ({} if pairs is None else {"text_pair": list(pairs)})
+        if unknown := [own for own in given if own not in self.task.columns]:
+            raise UserError(f"the model reads {', '.join(self.columns)}, and no {unknown[0]}; see `predict_rows`")
+        return given
 
     @torch.no_grad()
     def predict_rows(
@@ -185,7 +194,7 @@ class Predictor:
         loss_sum, num_targets = 0.0, 0
         for numbers in self._cut([len(row["input_ids"]) for row in encoded]):
             batch = self.task.collate([encoded[number] for number in numbers])
-            num_targets += self.task.count(batch) if any(has_target) else 0
+            num_targets += self._count(batch, numbers, has_target)
             batch = move_batch(batch, self.device)
             try:
                 if loss_function is None:
@@ -209,9 +218,16 @@ class Predictor:
             return Predictions(predicted, None, [])
         kept = [number for number in np.argsort(order).tolist() if has_target[order[number]]]
         compared = {name: join_rows(parts)[kept] for name, parts in outputs.items()}
-        mean_loss = {} if loss_function is None else {"loss": loss_sum / num_targets}
+        mean_loss = {} if loss_function is None else {"loss": loss_sum / max(num_targets, 1)}
         metrics, more = self._compute_metrics(compared)
         return Predictions(predicted, mean_loss | metrics | {"rows": len(kept)}, notes + more)
+
+    def _count(self, batch: Batch, numbers: Sequence[int], has_target: Sequence[bool]) -> int:
+        """The targets of a batch that are known."""
+        if not any(has_target):
+            return 0
+        is_one_a_row = all(column.kind != "classes" for column in self.task.columns.values())
+        return sum(has_target[number] for number in numbers) if is_one_a_row else self.task.count(batch)
 
     def _with_labels(self, rows: Rows, labels: Sequence[int | list[int] | None] | None) -> Rows:
         """The rows with their labels; a label that is not known is no target."""
@@ -310,4 +326,6 @@ def join_continuation(text: str, given: str, whole: str) -> str:
 def _guess_task(model_dir: Path, *, trust_remote_code: bool) -> str:
     config = transformers.AutoConfig.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
     architectures = config.architectures or [""]
+    if architectures[0].endswith("ForTokenClassification"):
+        return "token_classification"
     return "causal_lm" if architectures[0].endswith(("ForCausalLM", "LMHeadModel")) else "sequence_classification"

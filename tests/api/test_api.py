@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 import datasets
 import numpy as np
@@ -20,14 +21,16 @@ import pytest
 import schedulefree
 import tiny
 import torch
+import torch.nn.functional as F
 from accelerate import tracking
 from made_up import make_reviews, write_csv
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 from wordpiece import make_wordpiece
 
-from trainer_loop import Task, TrainingLoop, UserError, build, load_config
+from trainer_loop import Column, Task, TrainingLoop, UserError, build, load_config
 from trainer_loop.data.tokenizer import train_tokenizer
+from trainer_loop.record.logs import Console
 from trainer_loop.record.state import TrainState
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 from trainer_loop.testing import assert_resumes_exactly
@@ -843,3 +846,43 @@ def test_a_tracker_of_ones_own_is_named_by_its_path_and_the_config_can_be_used_a
     assert load_config(str(tmp_path / "run" / "config.yaml"), []).log == config.log
     with pytest.raises(UserError, match=r"log\.tracker_args\.line_lab\.Lines\.fil: .*did you mean file\?"):
         build(load_config(None, [*words, "log.tracker_args={line_lab.Lines: {fil: x}}"]), rows={"train": make_rows(24)})
+
+
+class Quadrants(Task):
+    """Columns are declared, and the model is any nn.Module."""
+
+    columns: ClassVar = {"point": Column("any"), "label": Column("class", target=True)}
+
+    def loss(self, model, batch):
+        return F.cross_entropy(model(batch["point"]), batch["labels"], reduction="sum")
+
+    def predict(self, model, batch):
+        return {"predictions": model(batch["point"]).argmax(dim=-1), "references": batch["labels"]}
+
+
+@pytest.mark.parametrize("streaming", ["false", "true"])
+def test_a_task_on_a_model_of_ones_own_may_declare_columns(tmp_path, streaming):
+    rows = [{"x": [x, y], "quadrant": f"{x > 0}{y > 0}"} for x in (-1.0, 2.0) for y in (-2.0, 1.0)] * 6
+    (tmp_path / "points.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = load_config(
+        None,
+        [
+            f"run_dir={tmp_path / 'run'}",
+            f"data.train={tmp_path / 'points.jsonl'}",
+            f"data.validation={tmp_path / 'points.jsonl'}",
+            "data={columns: {point: x, label: quadrant}, label_names: [FalseFalse, FalseTrue, TrueFalse, TrueTrue]}",
+            f"data.streaming={streaming}",
+            f"data.cache_dir={tmp_path / 'cache'}",
+            "train={steps: 60, precision: no}",
+            "batch.size=8",
+            "optimizer={name: sgd, lr: 1.0}",
+            "evaluate={every: 60, metrics: [accuracy]}",
+            "checkpoint.every=never",
+        ],
+    )
+    loop = build(config, task=Quadrants(), model=nn.Linear(2, 4), console=Console(enabled=False))
+    loop.fit()
+    assert loop.evaluate(rows)["accuracy"] == 1.0
+    bad = [*rows, {"x": [1.0, 1.0], "quadrant": None}]
+    with pytest.raises(UserError, match=r"column 'quadrant' is null in 1 row: rows row 25"):
+        loop.evaluate(bad)

@@ -34,6 +34,7 @@ NO_HUB = "data.name=null"
 GPT2 = "model={name: null, type: gpt2, tokenizer: MODEL, overrides: {n_layer: 1, n_embd: 16, n_head: 2}}"
 CAUSAL = (NO_HUB, "data.train=TRAIN", "data.validation=VALIDATION", "data.test=VALIDATION", "data.max_length=32", GPT2)
 IMDB = (NO_HUB, "data.train=TRAIN", "data.validation=VALIDATION", "data.max_length=64", "model.name=MODEL")
+TAGS = (NO_HUB, "data.config=null", *(f"data.{split}=TAGGED" for split in ("train", "validation", "test")))
 STREAM = (
     "data.streaming=true",
     "data.shuffle_rows=16",
@@ -41,12 +42,13 @@ STREAM = (
     "data.limit={train: null, validation: 20}",
 )
 
-# Config and overrides, by name. MODEL, TRAIN and VALIDATION stand for a tiny model and made-up rows.
+# Config and overrides, by name. MODEL, TRAIN, VALIDATION and TAGGED stand for a tiny model and made-up rows.
 CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "imdb": ("configs/imdb.yaml", IMDB),
     "mrpc": ("configs/mrpc.yaml", (*IMDB, "data.config=null")),
     "reviews": ("configs/reviews.yaml", ("data.train=TRAIN", "data.max_length=64", "model.name=MODEL")),
     "wikitext": ("configs/wikitext.yaml", (*CAUSAL, "data.config=null")),
+    "wikiann": ("configs/wikiann.yaml", (*TAGS, "data.max_length=64", "model.name=MODEL")),
     "quickstart": ("configs/quickstart.yaml", ()),
     **{
         name: (f"examples/{name}/config.yaml", ())
@@ -109,6 +111,11 @@ def prepare(directory: Path) -> None:
             (text, text, rows[-1 - number][0], int(label == "positive")) for number, (text, label) in enumerate(rows)
         ]
         write_csv(directory / f"{split}.csv", both, header=("text", "sentence1", "sentence2", "label"))
+    tagged = [
+        {"tokens": text.split(), "ner_tags": ["B-LONG" if len(word) > 5 else "O" for word in text.split()]}
+        for text, _ in reviews["train"]
+    ]
+    (directory / "tagged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tagged))
 
 
 def run_cases(directory: Path) -> None:
@@ -122,6 +129,7 @@ def run_cases(directory: Path) -> None:
         "MODEL": str(directory / "model"),
         "TRAIN": str(directory / "train.csv"),
         "VALIDATION": str(directory / "validation.csv"),
+        "TAGGED": str(directory / "tagged.jsonl"),
     }
     results = {}
     for name, (config, overrides) in CASES.items():

@@ -23,6 +23,7 @@ from trainer_loop.data.files import read_files
 from trainer_loop.data.text_format import TextFormat
 from trainer_loop.predictor import Predictions
 from trainer_loop.record.export import ExportRecord
+from trainer_loop.tasks.sequence_classification import SequenceClassification
 
 SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
@@ -30,6 +31,7 @@ SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 class Stub:
     """Knows the classes neg and pos; remembers what it was asked."""
 
+    task = SequenceClassification()
     label_names = ("neg", "pos")
     label_values = ("n", "p")
 
@@ -379,7 +381,7 @@ def test_the_column_of_the_labels_can_be_named(folder: Path):
     ]
     record = make_record(task="causal_lm", columns={"text": "text"})
     assert problems_of("in.csv", record=record, label_column="stars") == [
-        "label_column=stars: a language model has no labels; remove it"
+        "label_column=stars: this model reads no such column; remove it"
     ]
 
 

@@ -1,7 +1,7 @@
 """`python -m trainer_loop.predict model=runs/imdb text="..."`: new rows through an exported model.
 
-One text prints its label and probability (a causal LM: its continuation); a file is written again with the same
-rows, in the same order, plus label and probability (a causal LM: loss and perplexity of each text).
+One text prints its prediction, such as a label and its probability (a causal LM: its continuation). A file is written
+again with the same rows, in the same order, plus what is predicted (a causal LM: loss and perplexity of each text).
 """
 
 import re
@@ -218,11 +218,7 @@ def _print_one(predictor: "Predictor", request: Request) -> None:
         raise UserError("text_pair= is given, but this model was trained on single texts")
     if reads_pairs and request.text_pair is None:
         raise UserError('text_pair= is missing: this model was trained on pairs of texts; add text_pair="..."')
-    is_tagger = "words" in predictor.columns
-    rows: dict[str, list[Any]] = {"words": [request.text.split()]} if is_tagger else {"text": [request.text]}
-    if request.text_pair is not None:
-        rows["text_pair"] = [request.text_pair]
-    (predicted,) = predictor.predict_rows(rows).rows
+    (predicted,) = predictor.predict([request.text], None if request.text_pair is None else [request.text_pair])
     put_out(" ".join(f"{name}={_show(value)}" for name, value in predicted.items()) + "\n")
 
 

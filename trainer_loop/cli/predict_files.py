@@ -62,12 +62,11 @@ class FileJob:
 
 def prepare_file(request: FileRequest, model_dir: Path, record: ExportRecord | None) -> FileJob:
     """Raises UserError with all that is wrong with the file, its columns and where they are to go."""
-    columns = _name_columns(request, find_columns(record, record.task if record else "sequence_classification"))
+    known = find_columns(record, record.task if record else "sequence_classification")
+    columns, unfit = _name_columns(request, known)
     files = find_files([request.file], key="file")
     output = Path(request.output).expanduser() if request.output else _default_output(model_dir, Path(request.file))
-    problems = _check_output(request, output, files)
-    if columns.label is None and request.label_column is not None:
-        problems.append(f"label_column={request.label_column}: a language model has no labels; remove it")
+    problems = unfit + _check_output(request, output, files)
     try:
         table = read_whole(files, text_format=request.text_format)
         label = _find_label_column(request, table, columns)
@@ -107,11 +106,21 @@ def predict_file(predictor: Predictor, job: FileJob) -> list[str]:
     return [*lines, *label_notes, *predictions.notes]
 
 
-def _name_columns(request: FileRequest, columns: Columns) -> Columns:
-    """The columns of the file: those of the training data, unless the command names others."""
-    asked = {"text": request.text_column, "text_pair": request.pair_column, "label": request.label_column}
-    named = {own: name for own, name in asked.items() if name is not None and own in columns.declared}
-    return Columns(columns.declared, {**columns.names, **named})
+def _name_columns(request: FileRequest, columns: Columns) -> tuple[Columns, list[str]]:
+    """The columns of the file: those of the training data, unless the command names others; and what does not fit."""
+    inputs = [own for own, column in columns.declared.items() if not column.target]
+    asked = {
+        "text_column": (request.text_column, inputs[0]),
+        "pair_column": (request.pair_column, inputs[1] if len(inputs) > 1 else None),
+        "label_column": (request.label_column, columns.label_role),
+    }
+    problems = [
+        f"{key}={name}: this model reads no such column; remove it"
+        for key, (name, own) in asked.items()
+        if name and not own
+    ]
+    named = {own: name for name, own in asked.values() if name is not None and own is not None}
+    return Columns(columns.declared, {**columns.names, **named}), problems
 
 
 def _settle_rows(table: WholeTable, columns: Columns, *, missing: str) -> tuple[Split, list[int], list[str]]:
@@ -142,7 +151,7 @@ def _find_label_column(request: FileRequest, table: WholeTable, columns: Columns
 
 def _read_labels(predictor: Predictor, job: FileJob) -> tuple[list[Any] | None, list[str]]:
     """The class of every row of the file, where it has any; and what is to be said of them."""
-    if job.label is None:
+    if job.label is None or all(column.kind not in ("class", "classes") for column in predictor.task.columns.values()):
         return None, []
     if job.columns.has_class_lists:
         return _read_label_lists(predictor, job)
@@ -157,13 +166,15 @@ def _read_labels(predictor: Predictor, job: FileJob) -> tuple[list[Any] | None, 
 
 def _read_label_lists(predictor: Predictor, job: FileJob) -> tuple[list[list[int] | None], list[str]]:
     """The classes of the words of every row; None where one of them is not known, or their number is another."""
-    (own,) = (own for own, name in job.columns.names.items() if name == job.label)
-    words = list(job.table.columns[job.columns.names[str(job.columns.declared[own].per)]])
-    ids = {name: number for number, name in enumerate(predictor.label_names)}
-    ids |= {value: number for number, value in enumerate(predictor.label_values)}
+    per = job.columns.declared[str(job.columns.label_role)].per
+    words = list(job.table.columns[job.columns.names[str(per)]])
+    ids: dict[tuple[type, Any], int] = {(str, name): number for number, name in enumerate(predictor.label_names)}
+    for number, value in enumerate(predictor.label_values):
+        if isinstance(value, (str, int)):
+            ids.setdefault((type(value), value), number)
     found: list[list[int] | None] = []
     for tags, row in zip(map(_as_list, job.table.columns[str(job.label)]), map(_as_list, words), strict=True):
-        known = [ids.get(tag) for tag in tags]
+        known = [ids.get((type(tag), tag)) if isinstance(tag, (str, int)) else None for tag in tags]
         fits = len(known) == len(row) and None not in known
         found.append([tag for tag in known if tag is not None] if fits else None)
     left_out = sum(tags is None for tags in found)
@@ -191,6 +202,7 @@ def _reword(problem: str) -> str:
     for key, here in (
         ("data.columns.text_pair=", "pair_column="),
         ("data.columns.text=", "text_column="),
+        ("data.columns.words=", "text_column="),
         ("data.files.", ""),
         ("data.missing=", "missing="),
         ("data.train: ", ""),

@@ -218,7 +218,9 @@ def _columns(node: Node) -> object:
 def _columns_fault(value: object) -> str | None:
     if not isinstance(value, dict):
         return ""
-    wrong = next((name for name, column in value.items() if _text_fault(column) is not None), None)
+    wrong = next(
+        (name for name, column in value.items() if column is not None and _text_fault(column) is not None), None
+    )
     return None if wrong is None else f"{wrong} is {shown(value[wrong])}, not the name of a column"
 
 

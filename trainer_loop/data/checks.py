@@ -112,7 +112,8 @@ def _check_values_of(split: Split, columns: Columns, own: str) -> list[str]:
         return []
     shown = enumerate_some([split.origins.place(row) for row in list(faults)[:_SHOWN]], total=len(faults))
     first = next(iter(faults.values()))
-    return [f"data.{split.name}: column {name!r} {first} in {plural(len(faults), 'row')}: {shown}; {_FILL}"]
+    remedy = _FILL if first == "is null" else "correct or remove the row"
+    return [f"data.{split.name}: column {name!r} {first} in {plural(len(faults), 'row')}: {shown}; {remedy}"]
 
 
 def _check_texts(split: Split, column: str, *, may_be_empty: bool) -> list[str]:

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from trainer_loop.data.wording import did_you_mean, enumerate_some, shorten
 from trainer_loop.errors import UserError
 
-Kind = Literal["text", "words", "class", "classes", "number", "spans", "image", "any"]
+RESERVED = ("length", "source", "truncated")  # what `Task.encode` says about each row beside its columns
+Kind = Literal["text", "words", "class", "classes", "any"]
 
 
 @dataclass(frozen=True)
@@ -17,13 +18,11 @@ class Column:
     Attributes:
         kind: what a row holds in it:
             `text`: one text. `words`: a list of texts. `class`: one label of a fixed set. `classes`: a list of such
-            labels, one for each element of the column `per`. `number`: one number. `spans`: texts and where each begins
-            in the column `per`, `{"text": [...], "answer_start": [...]}`. `image`: an image, its bytes or the path of
-            its file. `any`: any value.
+            labels, one for each element of the column `per`. `any`: any value, which is not checked.
         optional: The task reads it only if `data.columns` names it.
         target: What the model learns to predict; rows without it can be predicted.
         blank: A text may be empty.
-        per: The column that `classes` and `spans` belong to.
+        per: The column that `classes` belong to.
     """
 
     kind: Kind
@@ -31,6 +30,10 @@ class Column:
     target: bool = False
     blank: bool = False
     per: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise UserError(f"Column: kind is {self.kind!r}; allowed: {', '.join(get_args(Kind))}")
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,14 @@ class Columns:
         return [name for own, name in self.names.items() if self.declared[own].kind == "text"]
 
     @property
+    def label_role(self) -> str | None:
+        """The task's name of the column of classes; None if it declares none."""
+        return next((own for own, column in self.declared.items() if column.kind in ("class", "classes")), None)
+
+    @property
     def label(self) -> str | None:
-        """The user's name of the column of classes; None if there is none."""
-        return next((name for own, name in self.names.items() if self.declared[own].kind in ("class", "classes")), None)
+        """The user's name of the column of classes; None if it is not read."""
+        return None if self.label_role is None else self.names.get(self.label_role)
 
     @property
     def has_class_lists(self) -> bool:
@@ -71,25 +79,52 @@ class Columns:
         return Columns(self.declared, inputs)
 
 
-def bind_columns(declared: Mapping[str, Column], given: Mapping[str, str], *, task: str) -> Columns:
+def bind_columns(declared: Mapping[str, Column], given: Mapping[str, str | None], *, task: str) -> Columns:
     """The columns to read; one that is not given has the name that the task gives it.
 
     Args:
         declared: The columns of the task.
-        given: `data.columns`.
+        given: `data.columns`; null for the task's own name, or for an optional column that is not read.
         task: The name of the task, for errors.
 
     Raises:
-        UserError: `data.columns` names a column that the task does not declare.
+        UserError: `data.columns` names a column that the task does not declare, or the task declares columns that do
+            not go together.
     """
+    problems = _check_declared(declared, task=task)
     known = list(declared)
     reads = f"the task {task} reads {enumerate_some(known)}" if known else f"the task {task} takes rows as they are"
-    problems = [
+    problems += [
         f"data.columns.{own}={shorten(name)}: {reads}{did_you_mean(own, known)}"
         for own, name in given.items()
         if own not in declared
     ]
+    chosen = {own: given.get(own) or own for own, column in declared.items() if given.get(own) or not column.optional}
+    targets = {own: name for own, name in chosen.items() if declared[own].target}
+    problems += [
+        f"data.columns.{own}={name}: the column {other} has this name too; what is learned is a column of its own"
+        for own, name in targets.items()
+        for other, column in chosen.items()
+        if other != own and column == name
+    ]
     if problems:
         raise UserError(problems)
-    names = {own: given.get(own, own) for own, column in declared.items() if own in given or not column.optional}
-    return Columns(declared, names)
+    return Columns(declared, chosen)
+
+
+def _check_declared(declared: Mapping[str, Column], *, task: str) -> list[str]:
+    """What is wrong with the columns that a task declares."""
+    classes = [own for own, column in declared.items() if column.kind in ("class", "classes")]
+    problems = [
+        f"task.name: {task} declares the column {own}, a name that `encode` has for something else; give it another"
+        for own in declared
+        if own in RESERVED
+    ]
+    problems += [
+        f"task.name: {task} declares the column {own} for each element of {column.per}, and declares no such column"
+        for own, column in declared.items()
+        if column.per is not None and column.per not in declared
+    ]
+    if len(classes) > 1:
+        problems.append(f"task.name: {task} declares several columns of classes ({', '.join(classes)}); one is allowed")
+    return problems

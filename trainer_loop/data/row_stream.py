@@ -23,11 +23,13 @@ _IS_NULL, _IS_EMPTY = _HOLES = ("is null", "is empty")
 class Row(NamedTuple):
     """A row, and where it stands in the user's data.
 
-    values: by the names of the task's columns, labels as class ids; once encoded, what the model sees.
+    values: by the names of the task's columns, labels as class ids; once encoded, what the model sees. length: once
+    encoded, its tokens.
     """
 
     values: dict[str, Any]
     place: str
+    length: int = 0
 
 
 class EpochRows(Protocol):

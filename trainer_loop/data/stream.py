@@ -280,7 +280,7 @@ class StreamLoader:
 
 def _lengths(rows: Sequence[Row]) -> list[int]:
     """Tokens of each row; at least 1, for an empty one is padded too."""
-    return [max(len(row.values["input_ids"]), 1) for row in rows]
+    return [max(row.length, 1) for row in rows]
 
 
 def _read_ahead(items: Iterator[_T], *, depth: int) -> Generator[_T, None, None]:

@@ -19,7 +19,7 @@ import tokenizers
 import transformers
 from torch.utils.data import Subset
 
-from trainer_loop.data.columns import Columns
+from trainer_loop.data.columns import RESERVED, Columns
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.progress import progress_bars
@@ -32,7 +32,7 @@ from trainer_loop.runtime.host import expand_home
 
 _FORMAT = 2  # of what is kept on disk; with a new number, nothing kept before is found
 _TEXTS_PER_CALL = 1000  # fixed: a task that joins texts into chunks cuts them at these seams
-_BOOKKEEPING = ("length", "source", "truncated")  # columns that are kept but not for the model
+_BOOKKEEPING = RESERVED  # columns that are kept but not for the model
 _RAW = "raw "  # before the names of the user's columns: map gives a new column the type of an old one of its name
 
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
@@ -105,7 +105,7 @@ def tokenise_split(
 
     def encode(batch: Mapping[str, list[Any]], positions: Sequence[int]) -> dict[str, list[Any]]:
         rows = {
-            own: _number_labels(batch[_RAW + name], label_ids) if name == columns.label else batch[_RAW + name]
+            own: _number_labels(batch[_RAW + name], label_ids) if own == columns.label_role else batch[_RAW + name]
             for own, name in columns.names.items()
         }
         try:
@@ -138,7 +138,7 @@ def tokenise_split(
             say(f"{split.name}: {plural(len(rows), 'row')} tokenised in {time.perf_counter() - began:.1f} s")
 
     key = _make_key(
-        split, task=task, tokenizer=tokenizer, columns=columns.names, label_ids=label_ids, max_length=max_length
+        split, task=task, tokenizer=tokenizer, columns=columns.names, label_names=label_names, max_length=max_length
     )
     cache = cache_dir or os.environ.get("TRAINER_LOOP_CACHE") or "~/.cache/trainer_loop"
     folder = expand_home(cache, place="data.cache_dir") / key
@@ -174,7 +174,7 @@ class RowEncoder:
         sources = columns["source"]
         given = {name: column for name, column in columns.items() if name not in _BOOKKEEPING}
         return [
-            Row({name: column[number] for name, column in given.items()}, rows[source].place)
+            Row({name: column[number] for name, column in given.items()}, rows[source].place, columns["length"][number])
             for number, source in enumerate(sources)
         ]
 
@@ -244,7 +244,7 @@ def _make_key(
     task: Encoder,
     tokenizer: Any,
     columns: Mapping[str, str],
-    label_ids: Mapping[Any, int] | None,
+    label_names: LabelNames | None,
     max_length: int,
 ) -> str:
     """A hash of everything that the tokenised rows depend on."""
@@ -253,8 +253,10 @@ def _make_key(
         "libraries": [transformers.__version__, tokenizers.__version__],
         "rows": split.fingerprint,
         "columns": dict(columns),
-        "label_ids": None if label_ids is None else [[repr(raw), position] for raw, position in label_ids.items()],
-        "tokenizer": describe_tokenizer(tokenizer),
+        "labels": None
+        if label_names is None
+        else [label_names.names, [[repr(raw), id] for raw, id in label_names.ids.items()]],
+        "tokenizer": None if tokenizer is None else describe_tokenizer(tokenizer),
         "task": [f"{type(task).__module__}.{type(task).__qualname__}", _read_code(task), task.settings()],
         "max_length": max_length,
         "texts_per_call": _TEXTS_PER_CALL,

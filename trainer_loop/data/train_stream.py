@@ -1,6 +1,7 @@
 """A training split that is streamed, made ready: what its first rows become is described, its rows are counted."""
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -122,5 +123,8 @@ def _count(split: ShardedSplit, texts: RowStream, say: Callable[[str], None]) ->
 
 def _digest_tokens(head: TokenisedSplit, max_length: int) -> str:
     """Later rows may be the first that a new max_length cuts, so it counts by itself."""
-    ids = np.fromiter(chain.from_iterable(head.rows["input_ids"]), dtype=np.int64)
-    return digest(str(max_length).encode(), head.lengths.tobytes(), ids.tobytes())
+    if "input_ids" in head.rows.column_names:
+        content = np.fromiter(chain.from_iterable(head.rows["input_ids"]), dtype=np.int64).tobytes()
+    else:
+        content = json.dumps(head.rows[:], default=repr).encode()
+    return digest(str(max_length).encode(), head.lengths.tobytes(), content)

@@ -42,4 +42,8 @@ def _to_json(value: Any, names: Sequence[str] | None) -> Any:
     """A number or a list of numbers; whole numbers as names of classes, if there are any."""
     if names is None or not np.issubdtype(value.dtype, np.integer):
         return value.tolist()
-    return names[value] if value.ndim == 0 else [names[index] for index in value]
+    return _name(value, names) if value.ndim == 0 else [_name(index, names) for index in value]
+
+
+def _name(index: int, names: Sequence[str]) -> str | None:
+    return names[index] if index >= 0 else None  # -100 is no target

@@ -21,9 +21,6 @@ _KINDS = {
     "words": "a list of words",
     "class": "one label: a whole number, a text, true or false",
     "classes": "a list of labels",
-    "number": "a number",
-    "spans": 'texts and where they begin: {"text": [...], "answer_start": [...]}',
-    "image": "an image: its bytes, the path of its file, or an image of datasets",
     "any": "any value",
 }
 

@@ -46,6 +46,9 @@ class SequenceClassification(Task):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return self.loss_function(self._logits(model, batch), batch["labels"])
 
+    def count(self, batch: Batch) -> int:
+        return len(batch["labels"])
+
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """`predictions` `[B]` class indices, `probabilities` `[B, C]`; `references` `[B]` where labels are known."""
         return self._make_outputs(self._logits(model, batch), batch)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from trainer_loop.data.columns import Column
+from trainer_loop.errors import UserError
 
 Batch = dict[str, Any]
 Rows = Mapping[str, Sequence[Any]]  # columns of equal length
@@ -27,7 +28,7 @@ class Task(ABC):
 
     Attributes:
         auto_model: The class of transformers that loads the model; None if the model is any `nn.Module`.
-        auto_processor: The class of transformers that loads the tokenizer or processor; None if the task needs none.
+        auto_processor: AutoTokenizer if rows are tokens, else None.
         columns: What the task reads of a raw row. `data.columns` maps these names to the user's.
         pad: Columns of the batch that are for the task alone, and what they are padded with.
         metrics: Metrics that are computed if `evaluate.metrics` is empty.
@@ -114,6 +115,8 @@ class Task(ABC):
                 are targets of rows that are to be predicted.
             max_length: The most tokens of an encoded row.
 
+        By default the texts are tokenised; a task without a tokenizer gets its rows as they are.
+
         Returns:
             Columns of equal length. These names have a meaning, and no model sees the last three of them:
             `label`: the class id of each row, which is that of its raw row if missing; a batch has it as `labels`.
@@ -121,7 +124,11 @@ class Task(ABC):
             `source`: the position in `rows` that each row begins in; needed if there are more or fewer rows than given.
             `truncated`: true for a row that was cut.
         """
+        if self.processor is None:
+            return {name: list(values) for name, values in rows.items()}
         texts = [list(rows[name]) for name, column in self.columns.items() if column.kind == "text" and name in rows]
+        if len(texts) not in (1, 2):
+            raise UserError(f"task {type(self).__name__} reads {len(texts)} columns of texts; let it override `encode`")
         encoded = self.tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
         # The tokenizer knows what it cut off: to tokenise without a limit, and count, would take twice the time.
         return {**encoded, "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings]}
@@ -150,23 +157,28 @@ class Task(ABC):
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
         """Encoded rows -> one batch on the CPU.
 
-        The tokenizer pads its own columns, `[B, T]`, with an `attention_mask`. Other lists are padded with what `pad`
-        says, else 0; numbers are stacked, `[B]`. Rows of a task without a tokenizer are stacked, `[B, ...]`.
+        The tokenizer pads its own columns, `[B, T]`, with an `attention_mask`. Other lists of numbers are padded with
+        what `pad` says, else 0, `[B, L]`; numbers are stacked, `[B]`; anything else stays a list. Rows of a task
+        without `columns` are stacked entry by entry, `[B, ...]`.
         """
-        if not self.has_tokens:
+        if not self.columns and not self.has_tokens:
             stacked: Batch = default_collate(rows)
             return stacked
         if self.packs:
             batch = pack_rows(rows)
             return batch | ({"labels": torch.tensor([row["label"] for row in rows])} if "label" in rows[0] else {})
-        own = {*self.tokenizer.model_input_names, "special_tokens_mask"} - self.pad.keys()
-        features = [{name: value for name, value in row.items() if name in own} for row in rows]
-        batch = dict(self.tokenizer.pad(features, return_tensors="pt", padding_side=self.padding_side))
-        width = batch["input_ids"].shape[1]
+        own, batch = set(), {}
+        if self.has_tokens:
+            own = {*self.tokenizer.model_input_names, "special_tokens_mask"} - self.pad.keys()
+            features = [{name: value for name, value in row.items() if name in own} for row in rows]
+            batch = dict(self.tokenizer.pad(features, return_tensors="pt", padding_side=self.padding_side))
+        width = batch["input_ids"].shape[1] if self.has_tokens else 0
         for name in (name for name in rows[0] if name not in own):
             values = [row[name] for row in rows]
             name = "labels" if name == "label" else name
-            batch[name] = pad_lists(values, fill=self.pad.get(name, 0), width=width, side=self.padding_side)
+            is_numbers = isinstance(values[0], (int, float, list))
+            fill = self.pad.get(name, 0)
+            batch[name] = pad_lists(values, fill=fill, width=width, side=self.padding_side) if is_numbers else values
         return batch
 
     def model_inputs(self, batch: Batch) -> Batch:

@@ -1,5 +1,6 @@
 """One class for each word of a text: named entities, parts of speech."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -13,8 +14,8 @@ from trainer_loop.tasks.task import Batch, Rows, Task
 class TokenClassification(Task):
     """A row is a list of words with one tag for each; a target is a word.
 
-    The first token of a word stands for the word. Words behind `data.max_length` tokens are neither trained on nor
-    predicted.
+    The first token of a word stands for the word. Words behind `data.max_length` tokens, and words of which the
+    tokenizer makes no token, are neither trained on nor predicted.
 
     loss_function: `(logits [N, C], tags [N]) -> sum over words, []`; a tag of -100 is no target.
     """
@@ -25,7 +26,7 @@ class TokenClassification(Task):
         "words": Column("words"),
         "tags": Column("classes", target=True, per="words"),
     }
-    pad: ClassVar[Mapping[str, int]] = {"labels": -100, "begins_word": 0}
+    pad: ClassVar[Mapping[str, int]] = {"labels": -100, "word": -1}
     metrics = ("entity_f1",)
     outputs: ClassVar[Mapping[str, str] | None] = {"predictions": "tags", "references": "tags"}
     peft_type = "TOKEN_CLS"
@@ -47,16 +48,17 @@ class TokenClassification(Task):
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """The tokens of all words; `labels` has the tag of a word at its first token, and -100 at all others."""
-        words = [list(row) for row in rows["words"]]
+        space = " " if _needs_space(self.tokenizer) else ""  # as between words of a running text
+        words = [[*row[:1], *(space + word for word in row[1:])] for row in map(list, rows["words"])]
         encoded = self.tokenizer(
             words, is_split_into_words=True, truncation=True, max_length=max_length, return_attention_mask=False
         )
-        word_ids = [encoded.word_ids(row) for row in range(len(words))]
-        columns = {**encoded, "begins_word": [[int(first) for first in _find_firsts(ids)] for ids in word_ids]}
+        begun = [_find_words(encoded.word_ids(row)) for row in range(len(words))]
+        columns = {**encoded, "word": begun}
         if "tags" in rows:
             columns["labels"] = [
-                [tags[word] if first else -100 for word, first in zip(ids, _find_firsts(ids), strict=True)]
-                for ids, tags in zip(word_ids, rows["tags"], strict=True)
+                [-100 if word < 0 else tags[word] for word in numbers]
+                for numbers, tags in zip(begun, rows["tags"], strict=True)
             ]
         return {**columns, "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings]}
 
@@ -64,7 +66,10 @@ class TokenClassification(Task):
         return self._sum_loss(self._logits(model, batch), batch)
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, list[Tensor]]:
-        """`predictions` and, where tags are known, `references`: for each row the tags of its words, `[words]`."""
+        """Of each row the tags of its words, `[W]`: `predictions`, and `references` if they are known.
+
+        `words` are the numbers of these words in the row.
+        """
         return self._make_outputs(self._logits(model, batch), batch)
 
     def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, list[Tensor]]]:
@@ -72,10 +77,12 @@ class TokenClassification(Task):
         return self._sum_loss(logits, batch), self._make_outputs(logits, batch)
 
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-        """`tags`: one for each word; None for words that were cut off."""
+        """`tags`: one for each word; None for a word that has no prediction."""
         assert self.label_names is not None, "the task is bound to the names of its classes"
-        tags = [self.label_names[index] for index in outputs["predictions"].tolist()]
-        return {"tags": [*tags, *[None] * (len(row["words"]) - len(tags))]}
+        tags: list[str | None] = [None] * len(row["words"])
+        for word, index in zip(outputs["words"].tolist(), outputs["predictions"].tolist(), strict=True):
+            tags[word] = self.label_names[index]
+        return {"tags": tags}
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         """`[B, T, C]`."""
@@ -85,15 +92,22 @@ class TokenClassification(Task):
         return self.loss_function(logits.flatten(0, 1), batch["labels"].flatten())
 
     def _make_outputs(self, logits: Tensor, batch: Batch) -> dict[str, list[Tensor]]:
-        begins = batch["begins_word"].bool()
+        begins = batch["word"] >= 0
         counts = begins.sum(dim=1).tolist()
-        outputs = {"predictions": logits.argmax(dim=-1)[begins].split(counts)}
-        if "labels" in batch:
-            outputs["references"] = batch["labels"][begins].split(counts)
+        values = {"predictions": logits.argmax(dim=-1), "words": batch["word"]}
+        values |= {"references": batch["labels"]} if "labels" in batch else {}
+        outputs = {name: tensor[begins].split(counts) for name, tensor in values.items()}
         return {name: list(tensors) for name, tensors in outputs.items()}
 
 
-def _find_firsts(word_ids: Sequence[int | None]) -> list[bool]:
-    """Whether each token is the first of its word. word_ids: the word of each token; None for special tokens."""
+def _find_words(word_ids: Sequence[int | None]) -> list[int]:
+    """The number of the word that begins at each token; -1 for other tokens. word_ids: the word of each token."""
     before = [None, *word_ids]
-    return [word is not None and word != last for word, last in zip(word_ids, before, strict=False)]
+    return [-1 if word is None or word == last else word for word, last in zip(word_ids, before, strict=False)]
+
+
+def _needs_space(tokenizer: Any) -> bool:
+    """Whether a word has other tokens behind a space than at the start of a text, as in byte-level BPE."""
+    splitter = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"] or {}
+    parts = splitter.get("pretokenizers", [splitter])
+    return any(part.get("type") == "ByteLevel" and not part["add_prefix_space"] for part in parts)

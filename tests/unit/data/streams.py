@@ -39,10 +39,12 @@ def make_stream(sizes: Sequence[int], *, seed: int = 7) -> RowStream:
 
 def encode(rows: Sequence[Row]) -> list[Row]:
     """A token per word."""
-    return [
-        Row({"input_ids": list(range(1, 1 + len(row.values["text"].split()))), "label": row.values["label"]}, row.place)
-        for row in rows
-    ]
+    encoded = []
+    for row in rows:
+        length = len(row.values["text"].split())
+        ids = list(range(1, 1 + length))
+        encoded.append(Row({"input_ids": ids, "label": row.values["label"]}, row.place, length))
+    return encoded
 
 
 def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:

@@ -7,9 +7,12 @@ import pyarrow as pa
 import pytest
 from columns import make_columns
 
+from trainer_loop import Column, UserError
 from trainer_loop.data.checks import check_splits
+from trainer_loop.data.columns import bind_columns
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.split import Origins, Split
+from trainer_loop.tasks.token_classification import TokenClassification
 
 
 def make_split(name: str, label_feature: Any = None, **columns: list[Any]) -> Split:
@@ -264,4 +267,75 @@ def test_texts_of_another_type_show_the_first_value_that_is_there():
     problems, _, _ = check(make_split("train", text=[None, 3], label=[0, 1]))
     assert problems[0].startswith(
         "data.train: column 'text' holds no texts but values of type int64, such as 3 (train.csv row 2)"
+    )
+
+
+# ------------------------------------------------------------------------------------------- columns and other kinds
+
+
+@pytest.mark.parametrize(
+    ("declared", "given", "told"),
+    [
+        (
+            {"text": Column("text")},
+            {"txt": "a"},
+            "data.columns.txt='a': the task mine reads text; did you mean 'text'?",
+        ),
+        (
+            {"tags": Column("classes", per="wrods")},
+            {},
+            "column tags for each element of wrods, and declares no such",
+        ),
+        ({"a": Column("class"), "b": Column("classes")}, {}, "several columns of classes (a, b); one is allowed"),
+        ({"length": Column("any")}, {}, "declares the column length, a name that `encode` has for something else"),
+        (
+            {"text": Column("text"), "label": Column("class", target=True)},
+            {"label": "text"},
+            "data.columns.label=text: the column text has this name too; what is learned is a column of its own",
+        ),
+    ],
+)
+def test_columns_that_do_not_go_together_are_refused(declared, given, told):
+    with pytest.raises(UserError) as refused:
+        bind_columns(declared, given, task="mine")
+    (problem,) = refused.value.problems
+    assert told in problem
+
+
+def test_an_optional_column_is_read_where_it_is_named_and_null_takes_a_name_back():
+    declared = {"text": Column("text"), "text_pair": Column("text", optional=True)}
+    assert bind_columns(declared, {}, task="mine").names == {"text": "text"}
+    assert bind_columns(declared, {"text_pair": "b"}, task="mine").names == {"text": "text", "text_pair": "b"}
+    assert bind_columns(declared, {"text": None, "text_pair": None}, task="mine").names == {"text": "text"}
+
+
+def test_a_column_has_one_of_the_known_kinds():
+    with pytest.raises(UserError, match="Column: kind is 'label'; allowed: text, words, class, classes, any"):
+        Column("label")
+
+
+@pytest.mark.parametrize(
+    ("words", "tags", "told"),
+    [
+        ([["a"], []], [[0], []], "column 'words' has no words in 1 row: train.csv row 2; correct or remove the row"),
+        ([["a"], ["b", ""]], [[0], [0, 1]], "column 'words' has an empty word in 1 row: train.csv row 2"),
+        ([["a"], None], [[0], [0]], "column 'words' is null in 1 row: train.csv row 2; fill it in or remove the row"),
+        ([["a"], ["b", "c"]], [[0], [1]], "column 'tags' has 1 labels for 2 words in 1 row: train.csv row 2"),
+        ([["a"], ["b"]], [[0], [None]], "column 'tags' has a label that is null in 1 row: train.csv row 2"),
+    ],
+)
+def test_words_and_their_labels_are_checked(words, tags, told):
+    columns = bind_columns(TokenClassification.columns, {}, task="token_classification")
+    problems, _, _ = check(make_split("train", words=words, tags=tags), columns=columns)
+    assert any(told in problem for problem in problems), problems
+
+
+def test_labels_of_words_are_the_classes_and_strangers_have_their_row():
+    columns = bind_columns(TokenClassification.columns, {}, task="token_classification")
+    train = make_split("train", words=[["a", "b"], ["c"]], tags=[["O", "B-X"], ["O"]])
+    other = make_split("validation", words=[["a"], ["b", "c"]], tags=[["O"], ["O", "B-Y"]])
+    assert check(train, columns=columns) == ([], [], LabelNames(["B-X", "O"], {"B-X": 0, "O": 1}))
+    (problem,), _, _ = check(train, other, columns=columns)
+    assert problem.startswith(
+        "data.validation: column 'tags' has an unknown label in 1 row: validation.csv row 2 ('B-Y')"
     )

@@ -176,11 +176,15 @@ def test_every_shipped_metric_loads_and_computes_without_network(monkeypatch: py
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    for metric in load_metrics(list(SHIPPED), num_labels=2):
-        results = metric.compute(pair(np.array([1, 0, 1]), np.array([1, 1, 1])))
+    reported: list[str] = []
+    for metric in load_metrics(list(SHIPPED), num_labels=2, label_names=["O", "B-PER"]):
+        one, other = np.array([1, 0, 1]), np.array([1, 1, 1])
+        is_of_tags = any(values.kind == "tags" for values in SHIPPED[metric.name].columns.values())
+        results = metric.compute(pair(one[:, None], other[:, None]) if is_of_tags else pair(one, other))
         assert results
         assert all(type(value) is float and np.isfinite(value) for value in results.values())
-    assert list(results) == ["perplexity"]
+        reported += results
+    assert "perplexity" in reported
 
 
 def test_arguments_reach_the_metric() -> None:

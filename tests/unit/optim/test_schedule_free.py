@@ -43,7 +43,7 @@ def train_by_hand(num_steps):
     from trainer_loop.data.batch_plan import BatchPlan
     from trainer_loop.optim.groups import make_groups
 
-    plan = BatchPlan([len(row["input_ids"]) for row in rows], batch_size=8, seed=7, num_processes=1)
+    plan = BatchPlan([len(row["input_ids"]) for row in rows], batch_size=8, seed=7)
     groups = [group.for_optimizer() for group in make_groups(model, lr=0.1, weight_decay=0.01)]
     optimizer = schedulefree.AdamWScheduleFree(groups, lr=0.01)
     optimizer.train()

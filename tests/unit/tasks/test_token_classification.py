@@ -1,9 +1,10 @@
 """Tags of words: the first token of a word stands for it."""
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import BertConfig, BertForTokenClassification, PreTrainedTokenizerFast
 
+from trainer_loop.data.tokenizer import train_tokenizer
 from trainer_loop.tasks.token_classification import TokenClassification
 
 
@@ -46,9 +47,25 @@ def test_words_that_are_cut_off_are_no_targets_and_have_no_prediction():
     encoded = task.encode(ROWS, max_length=4)
     assert encoded["truncated"] == [False, False, True]
     assert encoded["labels"][2] == [0, -100, -100, 1]
-    assert task.decode({"predictions": torch.tensor([0, 1])}, {"words": ["abc", "de", "fgh"]}) == {
-        "tags": ["O", "B-X", None]
-    }
+    assert task.decode(
+        {"predictions": torch.tensor([0, 1]), "words": torch.tensor([0, 1])}, {"words": ["abc", "de", "fgh"]}
+    ) == {"tags": ["O", "B-X", None]}
+
+
+def test_a_word_of_which_no_token_is_made_moves_no_other_tag():
+    task = make_task()
+    task.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("h", "")
+    encoded = task.encode({"words": [["a", "h", "bc"]], "tags": [[1, 0, 2]]}, max_length=8)
+    assert encoded["word"] == [[0, 2, -1]]
+    assert encoded["labels"] == [[1, 2, -100]]
+
+
+def test_words_of_a_byte_level_tokenizer_have_the_tokens_that_they_have_in_a_text():
+    tokenizer = train_tokenizer(["a word and another word"] * 9, framed=False, vocab_size=280, max_length=16)
+    task = TokenClassification()
+    task.bind(tokenizer, label_names=["O"])
+    words = "another word and a word"
+    assert task.encode({"words": [words.split()]}, max_length=16)["input_ids"] == [tokenizer(words)["input_ids"]]
 
 
 def test_the_loss_is_summed_over_words_and_predictions_are_ragged():

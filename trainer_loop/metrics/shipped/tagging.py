@@ -1,4 +1,4 @@
-"""Metrics on tags, one for each word: entities as spans of words, in the schemes IOB1, IOB2 and IOBES.
+"""Metrics on tags, one for each word: entities as spans of words, in the schemes IOB1, IOB2, IOBES and BILOU.
 
 An entity counts only if its words and its type are right; results are those of the script conlleval of CoNLL-2000.
 """
@@ -20,8 +20,10 @@ class EntityScores(TypedDict):
 
 def entity_f1(predictions: Tags, references: Tags, *, label_names: Sequence[str] | None = None) -> EntityScores:
     """Precision, recall and their harmonic mean over the entities of all rows. label_names: the tags, such as B-PER."""
-    names = np.array(label_names or [], dtype=object)
-    predicted, there = (Counter(_list_entities(rows, names)) for rows in (predictions, references))
+    if label_names is None:
+        raise ValueError("it needs the names of the tags; set data.label_names, or label_names in its args")
+    names = np.array(label_names, dtype=object)
+    predicted, there = (Counter(_list_entities(rows, names)) for rows in _drop_unknown(predictions, references))
     right = sum((predicted & there).values())
     precision = right / max(sum(predicted.values()), 1)
     recall = right / max(sum(there.values()), 1)
@@ -31,8 +33,18 @@ def entity_f1(predictions: Tags, references: Tags, *, label_names: Sequence[str]
 
 def tag_accuracy(predictions: Tags, references: Tags) -> float:
     """The share of words whose tag is right."""
-    right = sum(int((row == other).sum()) for row, other in zip(predictions, references, strict=True))
-    return right / max(sum(map(len, references)), 1)
+    predicted, there = _drop_unknown(predictions, references)
+    right = sum(int((row == other).sum()) for row, other in zip(predicted, there, strict=True))
+    return right / max(sum(map(len, there)), 1)
+
+
+def _drop_unknown(predictions: Tags, references: Tags) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Both without the words whose tag is not known, which have a negative number."""
+    known = [row >= 0 for row in references]
+    predicted, there = (
+        [row[kept] for row, kept in zip(rows, known, strict=True)] for rows in (predictions, references)
+    )
+    return predicted, there
 
 
 def _list_entities(rows: Iterable[np.ndarray], names: np.ndarray) -> Iterable[tuple[int, str, int, int]]:
@@ -52,18 +64,18 @@ def _find_entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
     start, kind, is_closed = 0, "", True  # of the entity that the last word belongs to
     for position, tag in enumerate([*tags, "O"]):
         prefix, name = _split_tag(tag)
-        goes_on = bool(name) and name == kind and not is_closed and prefix not in ("B", "S")
+        goes_on = bool(name) and name == kind and not is_closed and prefix not in ("B", "S", "U")
         if not goes_on:
             if kind:
                 found.append((kind, start, position))
             start, kind = position, name
-        is_closed = prefix in ("E", "S")
+        is_closed = prefix in ("E", "L", "S", "U")
     return found
 
 
 def _split_tag(tag: str) -> tuple[str, str]:
     """The prefix and the type of an entity; a tag without a prefix is a type."""
     prefix, dash, name = tag.partition("-")
-    if dash and prefix in ("B", "I", "E", "S"):
+    if dash and prefix in ("B", "I", "E", "L", "S", "U"):
         return prefix, name
     return "", "" if tag == "O" else tag
