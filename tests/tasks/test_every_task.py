@@ -1,6 +1,9 @@
 """What every task of the package keeps, shown on its own example rows."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from scenarios import find_free_port
 
 from trainer_loop import Predictor, Task, TrainingLoop, UserError, build, load_config
 from trainer_loop.config.fields import Config
@@ -31,14 +35,18 @@ NO_DROPOUT = {
 }
 
 
-def make_config(folder: Path, name: str, *overrides: str, dropout: bool = False) -> Config:
-    """A run of a few steps on the example rows of a task, all of them in each batch."""
+def make_config(folder: Path, name: str, *overrides: str, dropout: bool = False, prepares: bool = True) -> Config:
+    """A run of a few steps on the example rows of a task. prepares: write the rows and a tokenizer into the folder."""
     task = load_task(name)
     rows = folder / "rows.jsonl"
-    rows.write_text("".join(json.dumps(row) + "\n" for row in task.example * 3))
+    if prepares:
+        rows.write_text("".join(json.dumps(row) + "\n" for row in task.example * 3))
     kind, sizes = MODELS[str(task.auto_model)]
     texts = [str(value) for row in task.example for value in row.values()]
-    train_tokenizer(texts, framed=kind != "gpt2", vocab_size=300, max_length=32).save_pretrained(folder / "tokenizer")
+    if prepares:
+        train_tokenizer(texts, framed=kind != "gpt2", vocab_size=300, max_length=32).save_pretrained(
+            folder / "tokenizer"
+        )
     sizes = sizes | (SIZES if kind == "bert" else {}) | ({} if dropout else NO_DROPOUT[kind])
     return load_config(
         None,
@@ -93,6 +101,42 @@ def test_an_update_does_not_depend_on_how_it_is_cut(name: str, tmp_path: Path):
         assert other_losses == pytest.approx(losses[0], rel=1e-6)
         for key, weight in weights[0].items():
             torch.testing.assert_close(other_weights[key], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_two_processes_make_the_updates_of_one(tmp_path: Path):
+    script = f"import sys; sys.path[:0] = [{str(Path(__file__).parents[1])!r}, {str(Path(__file__).parent)!r}]\n"
+    script += "import sys, test_every_task as tests; tests.train_all_of(sys.argv[1])"
+    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port()), "WORLD_SIZE": "2"}
+    for name in list_tasks():
+        for number in ("1", "2"):
+            (tmp_path / number / name).mkdir(parents=True)
+            make_config(tmp_path / number / name, name)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(tmp_path / "2")],
+            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]
+    train_all_of(str(tmp_path / "1"))
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    for name in list_tasks():
+        runs = [tmp_path / number / name / "run" for number in ("1", "2")]
+        one, two = (load_file(run / "model" / "model.safetensors") for run in runs)
+        for key, weight in one.items():
+            torch.testing.assert_close(two[key], weight, rtol=1e-5, atol=1e-6)
+        rows, others = map(read_metrics, runs)
+        for row, other in zip(rows, others, strict=True):
+            figures = {key: value for key, value in row.items() if "loss" in key or "f1" in key or "accuracy" in key}
+            assert {key: other[key] for key in figures} == pytest.approx(figures, rel=1e-5)
+
+
+def train_all_of(folder: str) -> None:
+    """Train every task on the rows and with the tokenizer in its folder."""
+    for name in list_tasks():
+        train(make_config(Path(folder) / name, name, prepares=False))
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def test_a_stream_trains_the_rows_that_are_trained_in_memory(name: str, tmp_path: Path):
