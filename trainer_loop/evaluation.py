@@ -103,7 +103,7 @@ class Evaluator:
     def predict(self, loader: EvaluationLoader) -> dict[str, np.ndarray]:
         """What the task predicts of each row of this process's loader, in their order: `[N, ...]` by name of output.
 
-        Where the loader was given fewer rows than there were, the others have NaN, or -1 for integers.
+        Where the loader was given fewer rows than there were, the others have NaN, -1 for integers, or None for lists.
         """
         seed_everything(self.seed, "predict", self.accelerator.process_index)
         numbers: list[int] = []

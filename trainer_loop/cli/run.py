@@ -147,7 +147,7 @@ def _is_complete(config: "Config", loop: "TrainingLoop") -> bool:
     Raises UserError where it holds the model of another run, or one with nothing to go on from: it would be lost.
     """
     from trainer_loop.parallel.processes import assert_same_on_all_processes
-    from trainer_loop.record.checkpoint_files import describe_changes, find_changes, list_checkpoints
+    from trainer_loop.record.checkpoint_files import describe_changes, find_changes, list_checkpoints, name_as_today
     from trainer_loop.record.export import ExportRecord
 
     run_dir = RunDir(config.run_dir)
@@ -159,7 +159,8 @@ def _is_complete(config: "Config", loop: "TrainingLoop") -> bool:
         return False
     checkpointer = loop.checkpointer
     now = checkpointer.config | checkpointer.plan
-    changes = find_changes(exported.plan, {name: now.get(name) for name in exported.plan})
+    before = name_as_today(exported.plan, now)
+    changes = find_changes(before, {name: now.get(name) for name in before})
     must_stay = checkpointer.plan.keys() - set(checkpointer.resume_anyway)
     fixed = {name: change for name, change in changes.items() if name in must_stay}
     if fixed:

@@ -146,8 +146,18 @@ def read_seal(path: Path) -> str | None:
 def find_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The old and the new value of each name whose value changed. Values are compared as JSON."""
     now = json.loads(json.dumps(now))
+    before = name_as_today(before, now)
     before = {name: _without_secrets(value, name) for name, value in before.items()}
     return {name: (before.get(name), value) for name, value in now.items() if before.get(name) != value}
+
+
+def name_as_today(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of an earlier run by the names of today: version 0.1 named each column by a key of its own."""
+    if "data.columns" in before or "data.columns" not in now:
+        return dict(before)
+    columns = {own: before.get(f"data.{own}") for own in now["data.columns"]}
+    kept = {name: value for name, value in before.items() if name not in ("data.text", "data.text_pair", "data.label")}
+    return kept | {"data.columns": columns}
 
 
 def _without_secrets(value: Any, name: str) -> Any:

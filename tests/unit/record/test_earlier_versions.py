@@ -1,0 +1,45 @@
+"""Runs of version 0.1, which named the columns of a text, a second text and a label by a key each."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trainer_loop.record.checkpoint_files import find_changes, name_as_today
+from trainer_loop.record.export import ExportRecord
+
+BEFORE = {"seed": 1, "data.text": "sentence1", "data.text_pair": "sentence2", "data.label": "label"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "changes"),
+    [
+        ({"text": "sentence1", "text_pair": "sentence2", "label": "label"}, {}),
+        ({"text": "sentence1"}, {}),  # a task that reads no label, whose default name was noted all the same
+        (
+            {"text": "other", "label": "label"},
+            {"data.columns": ({"text": "sentence1", "label": "label"}, {"text": "other", "label": "label"})},
+        ),
+    ],
+)
+def test_a_run_goes_on_from_a_checkpoint_of_before_with_the_same_columns(columns, changes):
+    assert find_changes(BEFORE, {"seed": 1, "data.columns": columns}) == changes
+
+
+def test_no_name_of_before_is_left_and_values_of_today_stay():
+    now = {"seed": 1, "data.columns": {"text": "a"}}
+    assert name_as_today(BEFORE, now).keys() == {"seed", "data.columns"}
+    assert name_as_today(now, now) == now
+
+
+def test_the_record_of_a_model_of_before_is_read(tmp_path: Path):
+    record = {
+        "task": "sequence_classification", "text": "review", "text_pair": None, "max_length": 8, "step": 2,
+        "num_steps": 3, "metrics": {}, "plan": {},
+        "evaluation": {"label": "stars", "values": [1, 2], "metrics": [], "loss": {}},
+    }  # fmt: skip
+    (tmp_path / "trainer_loop.json").write_text(json.dumps(record))
+    read = ExportRecord.read(tmp_path)
+    assert read is not None
+    assert read.columns == {"text": "review", "label": "stars"}
+    assert (read.max_length, read.step) == (8, 2)
