@@ -311,14 +311,35 @@ def _plan_inputs(
         )
     if task is not None and task.auto_model is None:
         _check_plain_model(config, overrides, found)
-        tokenizer = found.collect("", _find_plain_tokenizer, model, task, say=console.say)
-        if found or data is None:
-            return None if found else Inputs(splits)
-        task.bind(tokenizer, label_names=label_names)
-        splits, stream = data.encode(
-            task, tokenizer, counts_stream=config.train.steps is None, seed=config.seed, say=console.say
-        )
-        return Inputs(splits, stream, labels, data, tokenizer)
+        model_config, tokenizer = None, found.collect("", _find_plain_tokenizer, model, task, say=console.say)
+    else:
+        model_config, tokenizer = _fit_model(config, console, found, task=task, loss=loss, model=model, data=data)
+    if found:
+        return None
+    assert task is not None
+    if data is None:
+        return Inputs(splits)
+    is_encoder_decoder = model_config is not None and model_config.is_encoder_decoder
+    end_token = find_text_config(model_config).eos_token_id if is_encoder_decoder else None
+    task.bind(tokenizer, label_names=label_names, packs=config.model.packing, end_token=end_token)
+    splits, stream = data.encode(
+        task, tokenizer, counts_stream=config.train.steps is None, seed=config.seed, say=console.say
+    )
+    return Inputs(splits, stream, labels, data, tokenizer, model_config)
+
+
+def _fit_model(
+    config: Config,
+    console: Console,
+    found: Problems,
+    *,
+    task: Task | None,
+    loss: LossPlan | None,
+    model: ModelPlan,
+    data: DataPlan | None,
+) -> tuple[PretrainedConfig | None, Any | None]:
+    """The config of a model of transformers, fitted to data and tokenizer, and the tokenizer."""
+    label_names = None if data is None or data.labels is None else data.labels.names
     model_config = found.collect("", model.load_config)
     tokenizer = None
     if model_config is not None or model.has_foreign_tokenizer:
@@ -343,15 +364,7 @@ def _plan_inputs(
     num_classes = len(label_names) if label_names is not None else count_outputs(model_config, tokenizer)
     if loss is not None and num_classes is not None:
         found.collect("loss.", loss.check_sum, num_classes)
-    if found:
-        return None
-    assert task is not None and data is not None and model_config is not None
-    end_token = find_text_config(model_config).eos_token_id if model_config.is_encoder_decoder else None
-    task.bind(tokenizer, label_names=label_names, packs=config.model.packing, end_token=end_token)
-    splits, stream = data.encode(
-        task, tokenizer, counts_stream=config.train.steps is None, seed=config.seed, say=console.say
-    )
-    return Inputs(splits, stream, labels, data, tokenizer, model_config)
+    return model_config, tokenizer
 
 
 def _plan_data(config: Config, overrides: Overrides, console: Console, found: Problems, columns: Columns) -> DataPlan:

@@ -93,7 +93,8 @@ def _train(
     config: "Config", problems: list[str], *, preemption: Preemption, claim: RunLock, state_so_far: "list[TrainState]"
 ) -> None:
     """Build, restore and fit; puts the state that `fit` advances into `state_so_far`."""
-    from trainer_loop.assembly import build, describe_plan  # torch and transformers: seconds
+    from trainer_loop.assembly import build  # torch and transformers: seconds
+    from trainer_loop.description import describe_plan
     from trainer_loop.parallel.processes import on_process_0
 
     loop = build(config, problems=problems, preemption=preemption)

@@ -31,13 +31,16 @@ def key(
     return field(default=default, metadata=metadata)
 
 
-def section(kind: type, comment: str) -> Any:
-    """A nested group of keys."""
-    return field(default_factory=kind, metadata={"comment": comment})
+def section(kind: type) -> Any:
+    """A nested group of keys; its docstring is what `--help` says of it."""
+    text = (kind.__doc__ or "").rstrip(".")
+    return field(default_factory=kind, metadata={"comment": text[:1].lower() + text[1:]})
 
 
 @dataclass(frozen=True)
 class TaskConfig:
+    """What is learnt."""
+
     name: str = key(
         "sequence_classification",
         "a task of docs/tasks.md, or the dotted path of a Task class",
@@ -48,6 +51,8 @@ class TaskConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
+    """Train small added matrices and freeze the weights of the model."""
+
     r: int | None = key(None, "LoRA rank; null disables LoRA", at_least=1, on_resume="refused")
     alpha: float | None = key(None, "LoRA updates are scaled by alpha / r; null: 2 r", above=0, on_resume="refused")
     dropout: float = key(0.0, "dropout on the inputs of the LoRA matrices", at_least=0, below=1, on_resume="refused")
@@ -62,6 +67,8 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class PeftConfig:
+    """Other adapters."""
+
     name: str | None = key(
         None, "another adapter of the package peft instead of LoRA: ia3, loha, vera, oft, ...", on_resume="refused"
     )
@@ -71,6 +78,8 @@ class PeftConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """What learns."""
+
     name: str | None = key(None, "hub id or local directory", on_resume="refused")
     type: str | None = key(
         None,
@@ -114,13 +123,15 @@ class ModelConfig:
         on_resume="planned anew",
     )
     gradient_checkpointing: bool = key(False, "true: recompute activations in the backward pass, to save memory")
-    lora: LoraConfig = section(LoraConfig, "train small added matrices and freeze the weights of the model")
-    peft: PeftConfig = section(PeftConfig, "other adapters")
+    lora: LoraConfig = section(LoraConfig)
+    peft: PeftConfig = section(PeftConfig)
     trust_remote_code: bool = key(False, "true: allow the Python code that comes with a hub model to run")
 
 
 @dataclass(frozen=True)
 class LimitConfig:
+    """Fewer rows, to try things out."""
+
     train: int | None = key(
         None, "at most this many rows, sampled by seed", unit="rows", at_least=1, on_resume="by content"
     )
@@ -130,6 +141,8 @@ class LimitConfig:
 
 @dataclass(frozen=True)
 class FilesConfig:
+    """How text files are written."""
+
     delimiter: str | None = key(
         None,
         "between the fields of .csv and .tsv files; null: a comma in .csv, a tab in .tsv",
@@ -154,6 +167,8 @@ class FilesConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
+    """What it learns from."""
+
     name: str | None = key(
         None, "hub id of a data set; null when the splits below are files or dotted paths", on_resume="by content"
     )
@@ -193,7 +208,7 @@ class DataConfig:
         at_least=1,
         on_resume="refused",
     )
-    files: FilesConfig = section(FilesConfig, "how text files are written")
+    files: FilesConfig = section(FilesConfig)
     missing: str = key(
         "refuse",
         "rows without a text or a label. refuse: they are named and nothing is trained; drop: they are left out and "
@@ -201,7 +216,7 @@ class DataConfig:
         allowed=("refuse", "drop", "empty"),
         on_resume="by content",
     )
-    limit: LimitConfig = section(LimitConfig, "fewer rows, to try things out")
+    limit: LimitConfig = section(LimitConfig)
     columns: dict[str, Any] = key(
         {},
         "the task's columns and yours: {text: sentence1, text_pair: sentence2, label: label}; one that is left out has "
@@ -228,6 +243,8 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class BatchConfig:
+    """What one update sees."""
+
     size: int | None = key(
         None,
         "rows of one update, over all processes; 32 when accumulate is not given either",
@@ -262,6 +279,8 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
+    """How long and how exactly."""
+
     epochs: float | None = key(
         None, "passes over the training rows; 3 when steps is not given either", above=0, on_resume="planned anew"
     )
@@ -325,6 +344,8 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EmaConfig:
+    """An average of the weights."""
+
     decay: float | None = key(
         None,
         "evaluate and export an exponential moving average of the weights, such as 0.999; null: the weights",
@@ -336,6 +357,8 @@ class EmaConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
+    """What is minimised."""
+
     name: str | None = key(
         None, "null: the task's own; or the dotted path of a function (logits, targets) -> sum", on_resume="refused"
     )
@@ -344,6 +367,8 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
+    """How weights move."""
+
     name: str = key(
         "adamw",
         "adamw, adam, sgd, adagrad, rmsprop, adafactor, muon, lion, schedule_free_adamw, adamw_8bit, or the dotted "
@@ -385,6 +410,8 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class SchedulerConfig:
+    """How the learning rate moves."""
+
     name: str = key(
         "linear",
         "a name of transformers' get_scheduler (linear, cosine, warmup_stable_decay, ...), one_cycle, or a dotted path",
@@ -402,6 +429,8 @@ class SchedulerConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
+    """How the model is evaluated."""
+
     every: Any = key("epoch", "when the validation set is scored", kind="interval")
     metrics: list[Any] = key(
         [],
@@ -417,6 +446,8 @@ class EvaluateConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
+    """What is saved to resume from."""
+
     every: Any = key("epoch", "the last step is always saved too, unless never", kind="interval")
     keep_last: int = key(2, "how many of the newest checkpoints are kept, besides the best one", at_least=1)
     best: str | None = key(
@@ -429,6 +460,8 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LoopConfig:
+    """What a step does."""
+
     name: str | None = key(
         None, "null: TrainingLoop; or the dotted path of a subclass with a step of its own", on_resume="refused"
     )
@@ -437,6 +470,8 @@ class LoopConfig:
 
 @dataclass(frozen=True)
 class LogConfig:
+    """What is logged."""
+
     every: int = key(
         10,
         "steps between two training rows in metrics.jsonl and on the console; evaluations write one too",
@@ -455,6 +490,8 @@ class LogConfig:
 
 @dataclass(frozen=True)
 class HubConfig:
+    """Where the model is published."""
+
     push: str | None = key(
         None,
         "push the model to this repository of the Hugging Face hub: me/imdb-bert, or imdb-bert in your own namespace; "
@@ -471,6 +508,8 @@ class HubConfig:
 
 @dataclass(frozen=True)
 class Config:
+    """All keys."""
+
     run_dir: str = key("runs/run", "directory of everything that the run writes")
     seed: int = key(
         42, "row order, dropout and new weights depend on it and on the step alone", at_least=0, on_resume="refused"
@@ -482,17 +521,17 @@ class Config:
         [], "keys that may differ from the checkpoint although updates depend on them, such as batch.size"
     )
     dry_run: bool = key(False, "true: check everything, print the plan, stop")
-    task: TaskConfig = section(TaskConfig, "what is learnt")
-    model: ModelConfig = section(ModelConfig, "what learns")
-    data: DataConfig = section(DataConfig, "what it learns from")
-    batch: BatchConfig = section(BatchConfig, "what one update sees")
-    train: TrainConfig = section(TrainConfig, "how long and how exactly")
-    loss: LossConfig = section(LossConfig, "what is minimised")
-    loop: LoopConfig = section(LoopConfig, "what a step does")
-    optimizer: OptimizerConfig = section(OptimizerConfig, "how weights move")
-    scheduler: SchedulerConfig = section(SchedulerConfig, "how the learning rate moves")
-    ema: EmaConfig = section(EmaConfig, "an average of the weights")
-    evaluate: EvaluateConfig = section(EvaluateConfig, "how the model is evaluated")
-    checkpoint: CheckpointConfig = section(CheckpointConfig, "what is saved to resume from")
-    log: LogConfig = section(LogConfig, "what is logged")
-    hub: HubConfig = section(HubConfig, "where the model is published")
+    task: TaskConfig = section(TaskConfig)
+    model: ModelConfig = section(ModelConfig)
+    data: DataConfig = section(DataConfig)
+    batch: BatchConfig = section(BatchConfig)
+    train: TrainConfig = section(TrainConfig)
+    loss: LossConfig = section(LossConfig)
+    loop: LoopConfig = section(LoopConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+    scheduler: SchedulerConfig = section(SchedulerConfig)
+    ema: EmaConfig = section(EmaConfig)
+    evaluate: EvaluateConfig = section(EvaluateConfig)
+    checkpoint: CheckpointConfig = section(CheckpointConfig)
+    log: LogConfig = section(LogConfig)
+    hub: HubConfig = section(HubConfig)

@@ -59,6 +59,7 @@ def explain_mixture(name: str, column: Sequence[Any], *, place: Callable[[int], 
 
 
 def is_encodable(text: str) -> bool:
+    """Whether the text can be written as UTF-8: half of a surrogate pair cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:

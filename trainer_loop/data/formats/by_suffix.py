@@ -37,6 +37,7 @@ def open_file(path: str, *, columns: Collection[str] | None, text_format: TextFo
 
 
 def check_not_empty(path: str) -> None:
+    """Raise UserError for a file without a byte."""
     if not Path(path).stat().st_size:
         raise UserError(f"{path} is empty")
 

@@ -7,6 +7,8 @@ from trainer_loop.data.text_format import Lines, TextFormat
 
 
 def open_text_lines(path: str, *, text_format: TextFormat) -> Shard:
+    """A .txt file: each line is a row with one column, `text`."""
+
     def read(mark: Mark | None) -> Iterator[Batch]:
         lines = Lines(path, text_format.encoding, mark)
         return gather(_read_lines(lines), lambda texts: {"text": texts}, nothing="", names=("line", "offset"))

@@ -6,6 +6,8 @@ from trainer_loop.metrics.values import ClassNumbersOfTwo
 
 
 class AccuracyAndF1(TypedDict):
+    """Both metrics of MRPC and QQP."""
+
     accuracy: float
     f1: float
 

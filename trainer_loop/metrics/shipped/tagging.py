@@ -13,6 +13,8 @@ from trainer_loop.metrics.values import Tags
 
 
 class EntityScores(TypedDict):
+    """Scores of entities, micro-averaged."""
+
     entity_f1: float
     entity_precision: float
     entity_recall: float

@@ -1,0 +1,80 @@
+"""What is going to happen, in lines for a person."""
+
+import torch
+
+from trainer_loop.components import fingerprint_own, locate
+from trainer_loop.config.fields import Config
+from trainer_loop.config.load import values_of
+from trainer_loop.data.loader import StepLoader, TrainLoader
+from trainer_loop.data.stream import StreamLoader
+from trainer_loop.loop import TrainingLoop
+from trainer_loop.models.loading import count_weights
+from trainer_loop.optim.groups import describe_groups
+from trainer_loop.optim.schedules import SchedulerPlan
+
+_PUSHES = {"end": "the end", "checkpoint": "each checkpoint and at the end", "never": "your command"}
+_STEPS_LOOKED_AT = 200  # of an epoch, to tell how it is cut
+_NAMES_OF_CODE = ("task.name", "model.type", "loop.name", "loss.name", "optimizer.name", "scheduler.name")
+
+
+def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
+    """What is going to happen, in lines for a person."""
+    accelerator = loop.accelerator
+    trained, total = count_weights(loop.bare_model)
+    options = loop.options
+    warmup = SchedulerPlan(**vars(config.scheduler)).describe_warmup(options.num_steps)
+    evaluation = "none" if options.evaluate_every is None else f"every {options.evaluate_every:,} steps"
+    saving = "never" if options.checkpoint_every is None else f"every {options.checkpoint_every:,} steps"
+    return [
+        f"model: {type(loop.bare_model).__name__}, {total:,} parameters, "
+        + ("all trained" if trained == total else f"{trained:,} of them ({trained / total:.2%}) trained")
+        + (", compiled" if config.model.compile else ""),
+        f"hardware: {accelerator.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}, "
+        f"{torch.get_num_threads()} threads per process",
+        *_describe_batches(loop.data.train, num_steps=options.num_steps, process_index=accelerator.process_index),
+        f"optimizer: {config.optimizer.name}, learning rate {config.optimizer.lr:g}, {config.scheduler.name} with "
+        f"{warmup}",
+        f"evaluation: {evaluation}; checkpoints: {saving}, in {config.run_dir}",
+        *([f"hub: {config.hub.push}, at {_PUSHES[config.hub.every]}"] if config.hub.push is not None else []),
+        *(f"{name}: {told}" for name, told in fingerprint_own_code(config).items()),
+        *(_describe_optimizer(config, loop) if config.dry_run else []),
+    ]
+
+
+def _describe_optimizer(config: Config, loop: TrainingLoop) -> list[str]:
+    """The table of groups and the curve of the learning rate."""
+    frozen = {name: weight for name, weight in loop.bare_model.named_parameters() if not weight.requires_grad}
+    scheduler = SchedulerPlan(**vars(config.scheduler))
+    curve = scheduler.draw(lr=config.optimizer.lr, num_steps=loop.options.num_steps)
+    table = describe_groups(loop.engine.groups, frozen)
+    return ["groups of parameters:", *(f"  {line}" for line in table), f"schedule: {curve}"]
+
+
+def _describe_batches(loader: StepLoader, *, num_steps: int, process_index: int) -> list[str]:
+    budget = "no limit" if loader.max_tokens is None else f"at most {loader.max_tokens:,} padded tokens"
+    if isinstance(loader, StreamLoader):
+        rows = "a stream" if loader.num_rows is None else f"{loader.num_rows:,}"
+        epoch = "" if loader.steps_per_epoch is None else f"{loader.steps_per_epoch:,} steps per epoch, "
+        return [
+            f"rows: {rows}, {loader.batch_size:,} per step; {epoch}{num_steps:,} steps in all",
+            f"microbatches: {budget}",
+        ]
+    assert isinstance(loader, TrainLoader)
+    plan = loader.plan
+    steps = plan.sample(_STEPS_LOOKED_AT)
+    microbatches = [len(step.shares[process_index].microbatches) for step in steps]
+    padding = 1 - sum(step.num_tokens for step in steps) / sum(step.num_padded_tokens for step in steps)
+    return [
+        f"rows: {len(plan.lengths):,}, {plan.batch_size:,} per step; {plan.steps_per_epoch:,} steps per epoch, "
+        f"{num_steps:,} in all",
+        f"microbatches per step and process: {min(microbatches)} to {max(microbatches)} ({budget}); "
+        f"padding {padding:.1%}",
+    ]
+
+
+def fingerprint_own_code(config: Config) -> dict[str, str]:
+    """What the user wrote: a checksum by the key that names it, so that a run tells when it was changed."""
+    values = values_of(config)
+    found = {name: locate(str(values[name]), place=name) for name in _NAMES_OF_CODE if "." in str(values[name])}
+    own = {f"{name} (its code)": fingerprint_own(component) for name, component in found.items()}
+    return {name: told for name, told in own.items() if told is not None}

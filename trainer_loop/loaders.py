@@ -1,0 +1,166 @@
+"""The loaders of a run: batches of the training rows, and the sets that are evaluated."""
+
+import math
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from trainer_loop.config.fields import Config
+from trainer_loop.config.named_sets import parse_set
+from trainer_loop.data.batch_plan import BatchPlan
+from trainer_loop.data.cut import Limits
+from trainer_loop.data.given_rows import take_rows
+from trainer_loop.data.loader import EvaluationLoader, StepLoader, TrainLoader
+from trainer_loop.data.run_data import RunData
+from trainer_loop.data.stream import StreamLoader
+from trainer_loop.data.tokens import TokenisedSplit
+from trainer_loop.plan import RunPlan
+from trainer_loop.record.logs import Console
+from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
+
+_WORKERS_BESIDE_A_GPU = 2
+_WINDOW = 32  # batches whose rows are sorted together where the config names no number
+
+
+def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -> TrainLoader | StreamLoader:
+    limits = Limits(
+        accelerator.num_processes,
+        max_tokens=_token_budget(config.batch.max_tokens, plan, accelerator.device, training=True),
+        per_device=config.batch.per_device,
+        microbatch_tokens=choose_microbatch_tokens(accelerator.device.type),
+        packed=config.model.packing,
+    )
+    batch_size = _batch_size(config, accelerator.num_processes)
+    process: dict[str, Any] = {
+        "collate": plan.task.collate,
+        "count": plan.task.count,
+        "device": accelerator.device,
+        "process_index": accelerator.process_index,
+    }
+    if plan.inputs.stream is not None:
+        return StreamLoader(
+            plan.inputs.stream.rows,
+            limits,
+            encode=plan.inputs.stream.encode,
+            batch_size=batch_size,
+            shuffle_rows=config.data.shuffle_rows,
+            seed=config.seed,
+            num_rows=plan.inputs.stream.num_rows,
+            **process,
+        )
+    train = plan.inputs.splits["train"]
+    return TrainLoader(
+        BatchPlan(train.lengths, limits, batch_size=batch_size, seed=config.seed, window=_window(config)),
+        train.rows,
+        num_workers=_num_workers(config, accelerator),
+        origin_of=train.origins.place,
+        **process,
+    )
+
+
+def _make_evaluation_loaders(
+    config: Config, plan: RunPlan, accelerator: Accelerator, name: str
+) -> dict[str, EvaluationLoader]:
+    """The loaders of a split: by the names of its sets, or by the empty text where it has none."""
+    sets = {parse_set(full_name): split for full_name, split in plan.inputs.splits.items()}
+    workers = _num_workers(config, accelerator)
+    return {
+        part: _make_evaluation_loader(config, plan, accelerator, split, num_workers=workers)
+        for (of, part), split in sets.items()
+        if of == name
+    }
+
+
+def _make_evaluation_loader(
+    config: Config,
+    plan: RunPlan,
+    accelerator: Accelerator,
+    split: TokenisedSplit,
+    *,
+    labelled: bool = True,
+    num_workers: int = 0,
+) -> EvaluationLoader:
+    """labelled: its targets are counted, and its rows shared by the processes; else each process has all of them."""
+    limits = Limits(
+        accelerator.num_processes if labelled else 1,
+        max_tokens=_token_budget(config.evaluate.max_tokens, plan, accelerator.device, training=False),
+        per_device=config.evaluate.per_device or _rows_judged_at_once(config, plan, accelerator),
+        microbatch_tokens=choose_microbatch_tokens(accelerator.device.type),
+        packed=config.model.packing,
+    )
+    return EvaluationLoader(
+        split.rows,
+        split.lengths,
+        limits,
+        collate=plan.task.collate,
+        count=plan.task.count if labelled else lambda batch: 0,
+        device=accelerator.device,
+        process_index=accelerator.process_index if labelled else 0,
+        num_workers=num_workers,
+    )
+
+
+class ConfiguredData(RunData):
+    """Evaluation sets of a config; it also says how in-memory rows are encoded."""
+
+    def __init__(
+        self, config: Config, plan: RunPlan, accelerator: Accelerator, console: Console, train_loader: StepLoader
+    ):
+        super().__init__(
+            train_loader,
+            validation=_make_evaluation_loaders(config, plan, accelerator, "validation"),
+            test=_make_evaluation_loaders(config, plan, accelerator, "test"),
+        )
+        self._config, self._plan, self._accelerator, self._console = config, plan, accelerator, console
+
+    def load_rows(self, rows: Any, *, labelled: bool) -> EvaluationLoader:
+        task, inputs, kept = self._plan.task, self._plan.inputs, None
+        if inputs.data is not None:
+            split, kept = inputs.data.encode_rows(
+                rows, task, inputs.tokenizer, labelled=labelled, say=self._console.say
+            )
+        else:
+            split = take_rows(rows, name="rows", place="rows")
+        loader = _make_evaluation_loader(self._config, self._plan, self._accelerator, split, labelled=labelled)
+        loader.kept = kept
+        return loader
+
+
+def _batch_size(config: Config, num_processes: int) -> int:
+    batch = config.batch
+    if batch.size is not None:
+        return batch.size
+    assert batch.per_device is not None and batch.accumulate is not None
+    return batch.per_device * batch.accumulate * num_processes
+
+
+def _rows_judged_at_once(config: Config, plan: RunPlan, accelerator: Accelerator) -> int | None:
+    """Rows without tokens have no budget of them: as many as training has in one microbatch. None: a budget says it."""
+    if plan.task.has_tokens:
+        return None
+    return config.batch.per_device or math.ceil(
+        _batch_size(config, accelerator.num_processes) / accelerator.num_processes
+    )
+
+
+def _num_workers(config: Config, accelerator: Accelerator) -> int:
+    """Processes that prepare batches: beside a GPU they are ready when it is; on a CPU they would take its cores."""
+    if config.data.num_workers != "auto":
+        return int(config.data.num_workers)
+    return 0 if accelerator.device.type == "cpu" else _WORKERS_BESIDE_A_GPU
+
+
+def _window(config: Config) -> int | None:
+    """Batches whose rows are sorted by length among each other; None: batches are a plain shuffle."""
+    return (config.batch.window or _WINDOW) if config.batch.order == "window" else None
+
+
+def _token_budget(setting: Any, plan: RunPlan, device: torch.device, *, training: bool) -> int | None:
+    """Padded tokens of one microbatch at most; None: no limit."""
+    if setting != "auto":
+        return setting  # type: ignore[no-any-return]
+    if not plan.task.has_tokens:
+        return None  # its rows have no tokens: batch.per_device limits them
+    logits_per_token = plan.task.logits_per_token(plan.inputs.model_config)
+    return choose_token_budget(device.type, training=training, logits_per_token=logits_per_token)
