@@ -97,7 +97,7 @@ class Predictor:
 
     @classmethod
     def load(cls, model_dir: str | Path, *, trust_remote_code: bool = False) -> "Predictor":
-        """A model directory; one that was not exported here is taken for a classifier of column `text`.
+        """A model directory. One that was not exported here has the task of its architecture, else classification.
 
         trust_remote_code: Python code that came with the model may run. Raises UserError where it cannot be loaded.
         """
@@ -106,7 +106,7 @@ class Predictor:
         record = read_record(model_dir)
         trusting: dict[str, Any] = {"trust_remote_code": trust_remote_code}  # left out, transformers would ask
         try:
-            task = record.task if record is not None else _guess_task(model_dir, **trusting)
+            task = record.task if record is not None else guess_task(model_dir)
             if model_dir.is_dir() and not is_adapter(model_dir) and (faults := check_weight_files(model_dir)):
                 raise UserError(faults)
             tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir, **trusting)
@@ -323,9 +323,11 @@ def join_continuation(text: str, given: str, whole: str) -> str:
     return text + continuation
 
 
-def _guess_task(model_dir: Path, *, trust_remote_code: bool) -> str:
-    config = transformers.AutoConfig.from_pretrained(model_dir, trust_remote_code=trust_remote_code)
-    architectures = config.architectures or [""]
-    if architectures[0].endswith("ForTokenClassification"):
+def guess_task(model_dir: Path) -> str:
+    """The task of a model that was not exported here, by its architecture. Raises OSError for a damaged config."""
+    config, _ = transformers.PretrainedConfig.get_config_dict(model_dir)
+    named = config.get("architectures")
+    architecture = str(named[0]) if isinstance(named, list) and named else ""
+    if architecture.endswith("ForTokenClassification"):
         return "token_classification"
-    return "causal_lm" if architectures[0].endswith(("ForCausalLM", "LMHeadModel")) else "sequence_classification"
+    return "causal_lm" if architecture.endswith(("ForCausalLM", "LMHeadModel")) else "sequence_classification"

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,13 @@ import pandas as pd
 import pytest
 import torch
 from made_up import make_reviews, write_csv
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from trainer_loop.cli.predict import main
 
@@ -270,3 +277,49 @@ def test_the_file_is_the_result_and_a_console_that_fails_is_a_warning(run, tmp_p
     monkeypatch.undo()
     assert (code, err) == (0, "warning: standard output cannot be written: No space left on device\n")
     assert (tmp_path / "out.csv").read_text().count("\n") == 2
+
+
+def save_tagger(tiny_model: Path, directory: Path) -> Path:
+    """A tagger as somebody else would save it, whose weights are drawn at random."""
+    torch.manual_seed(3)
+    names = {0: "O", 1: "B-X", 2: "I-X"}
+    model = AutoModelForTokenClassification.from_pretrained(tiny_model, num_labels=3, id2label=names)
+    model.save_pretrained(directory)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(directory)
+    return directory
+
+
+def test_a_tagger_of_somebody_else_tags_the_words_of_a_text_and_of_a_file(tiny_model, capfd, tmp_path):
+    model = save_tagger(tiny_model, tmp_path / "tagger")
+    code, out, err = predict(capfd, f"model={model}", "text=a good film")
+    assert code == 0, err
+    tags = out.strip().removeprefix("tags=[").removesuffix("]").split(", ")
+    assert len(tags) == 3 and set(tags) <= {"O", "B-X", "I-X"}
+
+    rows = [{"tokens": ["a", "good", "film"], "ner": tags}, {"tokens": ["bad"], "ner": ["unknown"]}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = tmp_path / "tagged.jsonl"
+    columns = ["text_column=tokens", "label_column=ner"]
+    code, out, err = predict(capfd, f"model={model}", f"file={tmp_path / 'rows.jsonl'}", f"output={output}", *columns)
+    assert code == 0, err
+    assert json.loads(output.read_text().splitlines()[0])["tags"] == tags
+    assert re.search(rf"entity_f1 +{int(set(tags) != {'O'})}\n", out), "the file holds what was predicted"
+    assert "1 row without known labels in column 'ner': left out of the metrics" in out
+
+    code, _, err = predict(capfd, f"model={model}", f"file={tmp_path / 'rows.jsonl'}", "pair_column=ner")
+    assert code == 2
+    assert "pair_column=ner: this model reads no such column; remove it" in err
+    assert "text_column=words: the file has no such column; it has tokens, ner" in err
+
+
+def test_a_language_model_of_somebody_else_is_compared_with_no_column(capfd, tmp_path, tiny_model):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "lm")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    (tmp_path / "rows.csv").write_text("text,label\na good film,0\na bad film,1\n")
+    arguments = [f"model={tmp_path / 'lm'}", f"file={tmp_path / 'rows.csv'}", f"output={tmp_path / 'out.csv'}"]
+    code, out, err = predict(capfd, *arguments)
+    assert code == 0, err
+    assert "compared with" not in out
+    assert (tmp_path / "out.csv").read_text().startswith("text,label,loss,perplexity\n")

@@ -20,7 +20,7 @@ from trainer_loop.data.text_format import TextFormat
 from trainer_loop.data.wording import did_you_mean, enumerate_names, plural
 from trainer_loop.data.write_files import SUFFIXES, ReadyTable, write_whole
 from trainer_loop.errors import UserError, in_one_line
-from trainer_loop.predictor import Predictor, find_columns
+from trainer_loop.predictor import Predictor, find_columns, guess_task
 from trainer_loop.record.export import ExportRecord
 from trainer_loop.record.logs import format_value
 from trainer_loop.record.run_dir import RunDir, explain_disk_error
@@ -62,8 +62,11 @@ class FileJob:
 
 def prepare_file(request: FileRequest, model_dir: Path, record: ExportRecord | None) -> FileJob:
     """Raises UserError with all that is wrong with the file, its columns and where they are to go."""
-    known = find_columns(record, record.task if record else "sequence_classification")
-    columns, unfit = _name_columns(request, known)
+    try:
+        task = record.task if record is not None else guess_task(model_dir)
+    except OSError as error:
+        raise UserError(f"model={model_dir} cannot be loaded: {in_one_line(error)}") from error
+    columns, unfit = _name_columns(request, find_columns(record, task))
     files = find_files([request.file], key="file")
     output = Path(request.output).expanduser() if request.output else _default_output(model_dir, Path(request.file))
     problems = unfit + _check_output(request, output, files)
