@@ -229,7 +229,7 @@ def _encode(train: str, tokenizer: Any, *, classifies: bool, max_length: int) ->
     task = CausalLM()
     task.bind(tokenizer)
     return rows.map(
-        lambda batch: {"input_ids": task.encode(batch["text"], None, max_length=max_length)["input_ids"]},
+        lambda batch: {"input_ids": task.encode({"text": batch["text"]}, max_length=max_length)["input_ids"]},
         batched=True,
         remove_columns=rows.column_names,
     )

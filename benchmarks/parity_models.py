@@ -79,7 +79,7 @@ def make_model(name: str) -> nn.Module:
         config, tokenizer=tokenizer, new_vocabulary=True, label_names=LABELS if "label" in kind.task.columns else None
     )
     model, _ = make_fp32_model(
-        config, model_class=kind.task.model_class, name=None, num_tokens=len(tokenizer), seed=_SEED
+        config, model_class=str(kind.task.auto_model), name=None, num_tokens=len(tokenizer), seed=_SEED
     )
     return model.double()
 
