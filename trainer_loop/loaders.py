@@ -24,6 +24,7 @@ _WINDOW = 32  # batches whose rows are sorted together where the config names no
 
 
 def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -> TrainLoader | StreamLoader:
+    """The training rows, in memory or streamed, as the batches of this process."""
     limits = Limits(
         accelerator.num_processes,
         max_tokens=_token_budget(config.batch.max_tokens, plan, accelerator.device, training=True),
