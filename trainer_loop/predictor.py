@@ -12,7 +12,7 @@ from torch import nn
 
 from trainer_loop.components import check_arguments
 from trainer_loop.data.batch_plan import cut_evaluation
-from trainer_loop.data.columns import Columns, bind_columns
+from trainer_loop.data.columns import RESERVED, Columns, bind_columns
 from trainer_loop.data.cut import Limits
 from trainer_loop.data.loader import move_batch
 from trainer_loop.errors import UserError, in_one_line
@@ -181,7 +181,7 @@ class Predictor:
         columns = dict(self.task.encode_alone(labelled, max_length=self.max_length))
         if "label" in labelled:
             columns.setdefault("label", list(labelled["label"]))
-        columns = {name: values for name, values in columns.items() if name not in ("truncated", "length")}
+        columns = {name: values for name, values in columns.items() if name not in RESERVED}
         encoded = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
         if faults := self.task.find_faults(columns, are_pairs="text_pair" in rows):
             raise UserError([f"{origin_of(number)} {reason}" for number, reason in faults.items()])

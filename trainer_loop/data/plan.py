@@ -45,12 +45,10 @@ class DataPlan:
 
     def iterate_texts(self) -> Iterator[str]:
         """Every text of the training split, one after the other, without holding all of them."""
-        kinds = {
-            self.columns.names[own]: column.kind
-            for own, column in self.columns.declared.items()
-            if own in self.columns.names
-        }
-        names = [name for name in self.columns.without_targets().all if kinds[name] in ("text", "words")]
+        read = self.columns.without_targets().names
+        names = list(
+            dict.fromkeys(name for own, name in read.items() if self.columns.declared[own].kind in ("text", "words"))
+        )
         for batch in self.splits["train"].rows.select_columns(names).iter(batch_size=1000):
             for name in names:
                 for value in batch[name]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainer_loop.data.columns import RESERVED
 from trainer_loop.data.loader import move_batch
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.models.config import find_text_config, without_numbers
@@ -75,7 +76,7 @@ def make_row(task: Task, length: int, *, max_length: int) -> list[dict[str, Any]
     values = {"text": text, "words": text.split()}
     rows = {own: [values[column.kind]] for own, column in task.columns.items() if not column.target | column.optional}
     encoded = task.encode(rows, max_length=max_length)
-    columns = {name: values for name, values in encoded.items() if name not in ("source", "truncated", "length")}
+    columns = {name: values for name, values in encoded.items() if name not in RESERVED}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)][:1]
 
 

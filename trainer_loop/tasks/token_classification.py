@@ -108,6 +108,9 @@ def _find_words(word_ids: Sequence[int | None]) -> list[int]:
 
 def _needs_space(tokenizer: Any) -> bool:
     """Whether a word has other tokens behind a space than at the start of a text, as in byte-level BPE."""
-    splitter = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"] or {}
-    parts = splitter.get("pretokenizers", [splitter])
+    splitter = tokenizer.backend_tokenizer.pre_tokenizer
+    if splitter is None:
+        return False
+    described = json.loads(splitter.__getstate__())  # the whole tokenizer as JSON would be its vocabulary, too
+    parts = described.get("pretokenizers", [described])
     return any(part.get("type") == "ByteLevel" and not part["add_prefix_space"] for part in parts)
