@@ -17,12 +17,21 @@ from trainer_loop.metrics.meter import zero_sum
 from trainer_loop.metrics.named_metric import COLUMNS, NamedMetric, compute_metrics
 from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages
-from trainer_loop.parallel.processes import announce, broadcast, gather_rows, join_rows, sum_on_hosts, watch_for
+from trainer_loop.parallel.processes import (
+    announce,
+    broadcast,
+    gather_columns,
+    gather_rows,
+    join_rows,
+    sum_on_hosts,
+    watch_for,
+)
 from trainer_loop.record.logs import Console
 from trainer_loop.record.run_output import RunOutput
 from trainer_loop.runtime.memory import is_out_of_memory, release_memory
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.randomness import seed_everything
+from trainer_loop.tasks.merge import merge_outputs
 from trainer_loop.tasks.task import Batch, Task
 
 Metrics = dict[str, float]  # of an evaluation, by their names
@@ -35,6 +44,7 @@ class Scores:
     """How the rows of a set were judged, in their order."""
 
     metrics: Metrics  # the mean loss, the metrics, and the number of rows
+    rows: Sequence[int]  # [N] numbers of the encoded rows; of merged rows those of the first
     predictions: np.ndarray  # [N, ...]
     references: np.ndarray  # [N, ...]
 
@@ -63,7 +73,7 @@ class Evaluator:
         seed_everything(self.seed, "evaluate", self.accelerator.process_index)
         loss_sum = zero_sum(self.accelerator.device)
         rows: list[Tensor] = []
-        judged: dict[str, list[Any]] = {name: [] for name in self._wanted}
+        judged: dict[str, list[Any]] = {}
         num_targets = 0
         stopped = False
         with self._evaluating(), watch_for(self.accelerator, _PREEMPTED) as is_told_to_stop:
@@ -74,20 +84,22 @@ class Evaluator:
                     loss_sum += loss
                     num_targets += part.num_targets
                     rows.append(torch.tensor(part.rows))
-                    self._refuse_missing(outputs)
-                    for name, tensors in judged.items():
-                        tensors.append(outputs[name])
+                    if not self.task.merges:
+                        self._refuse_missing(outputs)
+                    for name in outputs if self.task.merges else self._wanted:
+                        judged.setdefault(name, []).append(outputs[name])
 
         total, targets, any_stopped = sum_on_hosts(self.accelerator, [float(loss_sum), num_targets, stopped])
         if any_stopped:
             raise Preempted("preempted in the middle of an evaluation")
-        gathered = {name: gather_rows(self.accelerator, tensors) for name, tensors in judged.items()}
+        gathered = gather_columns(self.accelerator, judged)
         order = np.argsort(gather_rows(self.accelerator, rows), kind="stable")
         assert len(order) == loader.num_rows, f"{len(order)} rows were scored of {loader.num_rows}"
-        columns = {name: column[order] for name, column in gathered.items()}
-        values = {"loss": total / max(targets, 1), **compute_metrics(self.metrics, columns), "rows": len(order)}
+        columns, numbers = self._merge({name: column[order] for name, column in gathered.items()}, loader)
+        self._refuse_missing(columns)
+        values = {"loss": total / max(targets, 1), **compute_metrics(self.metrics, columns), "rows": len(numbers)}
         # What follows from them must follow on every process, also where a metric draws at random.
-        return Scores(broadcast(self.accelerator, values), columns["predictions"], columns["references"])
+        return Scores(broadcast(self.accelerator, values), numbers, columns["predictions"], columns["references"])
 
     def score_sets(self, loaders: Mapping[str, EvaluationLoader], output: RunOutput | None = None) -> Metrics:
         """The metrics of several sets, by names such as `matched/accuracy`. output: gets the predictions of each."""
@@ -96,7 +108,7 @@ class Evaluator:
             scores = self.score(loader)
             metrics |= {f"{name}/{metric}" if name else metric: value for metric, value in scores.metrics.items()}
             if output is not None:
-                output.write_predictions(name, scores.predictions, scores.references)
+                output.write_predictions(name, scores.rows, scores.predictions, scores.references)
         return metrics
 
     @torch.no_grad()
@@ -116,15 +128,25 @@ class Evaluator:
                         if output is not None:  # references of rows without labels
                             columns.setdefault(name, []).append(output)
         order = np.argsort(numbers, kind="stable")
-        predicted = {name: join_rows(outputs)[order] for name, outputs in columns.items()}
+        predicted, _ = self._merge({name: join_rows(outputs)[order] for name, outputs in columns.items()}, loader)
         kept = loader.kept
         return predicted if kept is None else {name: kept.spread(output) for name, output in predicted.items()}
 
-    def _refuse_missing(self, outputs: Mapping[str, Tensor]) -> None:
+    def _merge(
+        self, columns: dict[str, np.ndarray], loader: EvaluationLoader
+    ) -> tuple[dict[str, np.ndarray], Sequence[int]]:
+        """The outputs of encoded rows, merged if the task merges them, and the number of the first row of each."""
+        if not self.task.merges:
+            return columns, range(loader.num_rows)
+        if loader.raw is None:
+            raise UserError(f"{locate_source(type(self.task).merge)} needs raw rows: let the task declare its columns")
+        return merge_outputs(self.task, columns, sources=loader.raw.sources.tolist(), read=loader.raw.read)
+
+    def _refuse_missing(self, outputs: Mapping[str, Any]) -> None:
         if missing := [name for name in self._wanted if name not in outputs]:
+            method = type(self.task).merge if self.task.merges else type(self.task).predict
             raise UserError(
-                f"{locate_source(type(self.task).predict)} returns {', '.join(outputs)}; an evaluation needs "
-                f"{', '.join(missing)} too"
+                f"{locate_source(method)} returns {', '.join(outputs)}; an evaluation needs {', '.join(missing)} too"
             )
 
     def _in_parts(

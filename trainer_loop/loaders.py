@@ -99,6 +99,7 @@ def _make_evaluation_loader(
         device=accelerator.device,
         process_index=accelerator.process_index if labelled else 0,
         num_workers=num_workers,
+        raw=split.raw,
     )
 
 

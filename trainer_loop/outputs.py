@@ -1,7 +1,7 @@
 """What a run writes as its config says, besides checkpoints and metrics: its description, predictions, the model."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
@@ -103,13 +103,16 @@ class ConfiguredOutput(RunOutput):
             warn=self.console.warn,
         )
 
-    def write_predictions(self, name: str, predictions: np.ndarray, references: np.ndarray) -> None:
+    def write_predictions(
+        self, name: str, rows: Sequence[int], predictions: np.ndarray, references: np.ndarray
+    ) -> None:
         if self.accelerator.is_main_process:
+            origins = self.plan.inputs.splits[f"test.{name}" if name else "test"].origins
             write_predictions(
                 self.run_dir.predictions / f"{name or 'test'}.jsonl",
                 predictions=predictions,
                 references=references,
-                origin_of=self.plan.inputs.splits[f"test.{name}" if name else "test"].origins.place,
+                origin_of=lambda number: origins.place(rows[number]),
                 label_names=self.plan.inputs.label_names,
             )
 

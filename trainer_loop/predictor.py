@@ -30,6 +30,7 @@ from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.quiet import quieten_libraries
 from trainer_loop.tasks.find import list_tasks, load_task
 from trainer_loop.tasks.losses import LOSSES
+from trainer_loop.tasks.merge import merge_outputs
 from trainer_loop.tasks.task import Batch, Rows
 
 _NO_TARGET = -100
@@ -177,50 +178,61 @@ class Predictor:
         """
         num_rows = len(next(iter(rows.values())))
         has_target = [label is not None for label in labels or [None] * num_rows]
-        labelled = self._with_labels(rows, labels)
-        columns = dict(self.task.encode_alone(labelled, max_length=self.max_length))
-        if "label" in labelled:
-            columns.setdefault("label", list(labelled["label"]))
-        columns = {name: values for name, values in columns.items() if name not in RESERVED}
-        encoded = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        if faults := self.task.find_faults(columns, are_pairs="text_pair" in rows):
-            raise UserError([f"{origin_of(number)} {reason}" for number, reason in faults.items()])
+        encoded, sources = self._encode(self._with_labels(rows, labels), origin_of)
         loss_function, notes = self._find_loss() if any(has_target) else (None, [])
         if loss_function is not None:
             self.task.loss_function = loss_function  # type: ignore[attr-defined]
-        predicted: list[dict[str, Any]] = [{} for _ in encoded]
-        outputs: dict[str, list[Any]] = {}
+        parts: dict[str, list[Any]] = {}
         order: list[int] = []
         loss_sum, num_targets = 0.0, 0
-        for numbers in self._cut([len(row["input_ids"]) for row in encoded]):
+        for numbers in self._cut(encoded):
             batch = self.task.collate([encoded[number] for number in numbers])
-            num_targets += self._count(batch, numbers, has_target)
-            batch = move_batch(batch, self.device)
-            try:
-                if loss_function is None:
-                    judged = self.task.predict(self.model, batch)
-                else:
-                    loss, judged = self.task.loss_and_predict(self.model, batch)
-                    loss_sum += float(loss)
-            except (RuntimeError, ValueError, IndexError) as error:
-                if is_out_of_memory(error):
-                    raise
-                name = type(self.model).__name__
-                raise UserError(f"{origin_of(numbers[0])}: a {name} cannot answer it: {in_one_line(error)}") from error
-            for place, number in enumerate(numbers):
-                own = {name: output[place] for name, output in judged.items()}
-                predicted[number] = self.task.decode(own, {name: column[number] for name, column in rows.items()})
-            if any(has_target):
-                order += numbers
-                for name, tensor in judged.items():
-                    outputs.setdefault(name, []).append(tensor)
+            num_targets += self._count(batch, [sources[number] for number in numbers], has_target)
+            loss, outputs = self._answer(batch, place=origin_of(sources[numbers[0]]), judges=loss_function is not None)
+            loss_sum += loss
+            order += numbers
+            for name, output in outputs.items():
+                parts.setdefault(name, []).append(output)
+        in_order = np.argsort(order)
+        columns = {name: join_rows(outputs)[in_order] for name, outputs in parts.items()}
+        if self.task.merges:
+            columns, _ = merge_outputs(self.task, columns, sources=sources, read=lambda number: _read(rows, number))
+        predicted = [self.task.decode(_read(columns, number), _read(rows, number)) for number in range(num_rows)]
         if not any(has_target):
             return Predictions(predicted, None, [])
-        kept = [number for number in np.argsort(order).tolist() if has_target[order[number]]]
-        compared = {name: join_rows(parts)[kept] for name, parts in outputs.items()}
+        compared = {name: column[np.array(has_target)] for name, column in columns.items()}
         mean_loss = {} if loss_function is None else {"loss": loss_sum / max(num_targets, 1)}
         metrics, more = self._compute_metrics(compared)
-        return Predictions(predicted, mean_loss | metrics | {"rows": len(kept)}, notes + more)
+        return Predictions(predicted, mean_loss | metrics | {"rows": sum(has_target)}, notes + more)
+
+    def _encode(self, rows: Rows, origin_of: Callable[[int], str]) -> tuple[list[dict[str, Any]], list[int]]:
+        """The encoded rows, and the number of the row that each is from.
+
+        Raises UserError if the model cannot answer some.
+        """
+        columns = dict(self.task.encode_alone(rows, max_length=self.max_length))
+        num_encoded = len(next(iter(columns.values())))
+        sources = list(columns.get("source", range(num_encoded)))
+        if "label" in rows:
+            columns.setdefault("label", [rows["label"][source] for source in sources])
+        columns = {name: values for name, values in columns.items() if name not in RESERVED}
+        if faults := self.task.find_faults(columns, are_pairs="text_pair" in rows):
+            raise UserError([f"{origin_of(sources[number])} {reason}" for number, reason in faults.items()])
+        return [_read(columns, number) for number in range(num_encoded)], sources
+
+    def _answer(self, batch: Batch, *, place: str, judges: bool) -> tuple[float, dict[str, Any]]:
+        """The loss, 0 if it is not asked for, and what is predicted. place: of the first row, for errors."""
+        batch = move_batch(batch, self.device)
+        try:
+            if not judges:
+                return 0.0, self.task.predict(self.model, batch)
+            loss, outputs = self.task.loss_and_predict(self.model, batch)
+            return float(loss), outputs
+        except (RuntimeError, ValueError, IndexError) as error:
+            if is_out_of_memory(error):
+                raise
+            name = type(self.model).__name__
+            raise UserError(f"{place}: a {name} cannot answer it: {in_one_line(error)}") from error
 
     def _count(self, batch: Batch, numbers: Sequence[int], has_target: Sequence[bool]) -> int:
         """The targets of a batch that are known."""
@@ -281,8 +293,9 @@ class Predictor:
         given, whole = (str(self.tokenizer.decode(part, skip_special_tokens=True)) for part in (ids[:num_given], ids))
         return join_continuation(text, given, whole)
 
-    def _cut(self, lengths: Sequence[int]) -> list[list[int]]:
-        """The rows of each forward pass."""
+    def _cut(self, encoded: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+        """The numbers of the rows of each forward pass."""
+        lengths = [len(row["input_ids"]) for row in encoded]
         logits_per_token = self.task.logits_per_token(self.model.config)
         limits = Limits(
             max_tokens=choose_token_budget(self.device.type, training=False, logits_per_token=logits_per_token),
@@ -290,6 +303,11 @@ class Predictor:
         )
         (microbatches,) = cut_evaluation(lengths, limits)
         return [rows.tolist() for rows in microbatches]
+
+
+def _read(columns: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """The row of this number."""
+    return {name: column[number] for name, column in columns.items()}
 
 
 def read_record(model_dir: Path) -> ExportRecord | None:

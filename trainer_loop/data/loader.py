@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer_loop.data.batch_plan import BatchPlan, Rows, cut_evaluation, halve_dearest
 from trainer_loop.data.cut import Limits
+from trainer_loop.data.tokens import RawRows
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.preempt import forking_workers, leave_signals_to_the_parent
 from trainer_loop.runtime.randomness import seed_everything
@@ -268,7 +269,8 @@ class KeptRows(NamedTuple):
 class EvaluationLoader:
     """Every row of a split once, over all processes; iterating gives the microbatches of this one.
 
-    limits: what a microbatch may hold, and how many processes share the rows.
+    limits: what a microbatch may hold, and how many processes share the rows. raw: what the rows were made of, for a
+    task that merges them.
     """
 
     def __init__(
@@ -282,8 +284,10 @@ class EvaluationLoader:
         device: torch.device,
         process_index: int = 0,
         num_workers: int = 0,
+        raw: RawRows | None = None,
     ):
         self.num_rows = len(lengths)
+        self.raw = raw
         self.kept: KeptRows | None = None
         self.device = device
         self.num_workers = num_workers

@@ -50,6 +50,23 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
+class RawRows:
+    """The raw rows that encoded rows were made of.
+
+    rows: the columns that a task reads. sources: `[N]` number of the raw row that each encoded row is from, ascending.
+    """
+
+    rows: datasets.Dataset
+    columns: Columns
+    sources: Indices
+
+    def read(self, number: int) -> dict[str, Any]:
+        """A raw row, by the names of the task's columns."""
+        row = self.rows[number]
+        return {own: row[name] for own, name in self.columns.names.items()}
+
+
+@dataclass(frozen=True)
 class TokenisedSplit:
     """The rows of one split as the model sees them.
 
@@ -57,6 +74,7 @@ class TokenisedSplit:
     lengths: `[N]` tokens of every row. num_truncated: texts that were cut at max_length.
     places: where every row, or the text that a chunk begins in, stands in the user's data.
     fingerprint: of the raw rows: changes when the content or the choice of rows does.
+    raw: the raw rows; None for a task that takes rows as they are.
     """
 
     name: str
@@ -65,9 +83,11 @@ class TokenisedSplit:
     num_truncated: int
     origins: Origins
     fingerprint: str
+    raw: RawRows | None = None
 
     def select(self, rows: Indices) -> "TokenisedSplit":
-        """These rows, in this order."""
+        """These rows, in this order, of a task that takes rows as they are."""
+        assert self.raw is None, "raw rows are chosen before they are encoded"
         return TokenisedSplit(
             self.name,
             Subset(self.rows, rows.tolist()),
@@ -148,7 +168,7 @@ def tokenise_split(
         if error in task_errors:
             raise
         raise UserError(f"data.cache_dir={folder.parent} cannot be used: {in_one_line(error)}; name another") from error
-    return _unpack(split, rows)
+    return _unpack(split, rows, columns)
 
 
 class RowEncoder:
@@ -223,7 +243,7 @@ def _encode(
     return {**encoded, "length": lengths, "source": [positions[source] for source in sources]}
 
 
-def _unpack(split: Split, rows: datasets.Dataset) -> TokenisedSplit:
+def _unpack(split: Split, rows: datasets.Dataset, read: Columns) -> TokenisedSplit:
     if not len(rows):
         raise UserError(f"data.{split.name}: its texts have no tokens")
     columns = {name: rows.data.column(name).to_numpy() for name in _BOOKKEEPING if name in rows.column_names}
@@ -235,6 +255,7 @@ def _unpack(split: Split, rows: datasets.Dataset) -> TokenisedSplit:
         num_truncated=int(columns["truncated"].sum()) if "truncated" in columns else 0,
         origins=split.origins.select(sources),
         fingerprint=split.fingerprint,
+        raw=RawRows(split.rows.select_columns(read.all).with_format(None), read, sources),
     )
 
 

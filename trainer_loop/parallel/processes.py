@@ -8,7 +8,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -177,6 +177,15 @@ def gather_rows(accelerator: Accelerator, parts: Sequence[Tensor | Sequence[Tens
     """The rows of all processes, see `join_rows`; a process may have none."""
     gathered = gather_object([join_rows(parts) if parts else None])
     return np.concatenate([rows for rows in gathered if rows is not None])
+
+
+def gather_columns(
+    accelerator: Accelerator, columns: Mapping[str, Sequence[Tensor | Sequence[Tensor]]]
+) -> dict[str, np.ndarray]:
+    """The rows of all processes, by column; a process without rows knows no columns."""
+    joined = gather_object([{name: join_rows(parts) for name, parts in columns.items()}])
+    names = dict.fromkeys(name for of_process in joined for name in of_process)
+    return {name: np.concatenate([of_process[name] for of_process in joined if of_process]) for name in names}
 
 
 def join_rows(parts: Sequence[Tensor | Sequence[Tensor]]) -> np.ndarray:

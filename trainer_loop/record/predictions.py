@@ -21,8 +21,8 @@ def write_predictions(
 ) -> None:
     """Write one JSON object for each row, in the order of the rows: `place` (its origin), `prediction`, `reference`.
 
-    predictions, references: `[N, ...]`, or `[N]` arrays of unlike lengths. origin_of: where a row stands in the user's
-    data. label_names: of the classes, written in place of their indices.
+    predictions, references: `[N, ...]`, or `[N]` arrays of unlike lengths, or texts, or lists of them. origin_of: where
+    a row stands in the user's data. label_names: of the classes, written in place of their indices.
     """
     names = label_names if predictions.ndim == 1 else None
     lines = []
@@ -39,7 +39,9 @@ def write_predictions(
 
 
 def _to_json(value: Any, names: Sequence[str] | None) -> Any:
-    """A number or a list of numbers; whole numbers as names of classes, if there are any."""
+    """A number or a list of numbers; whole numbers as names of classes, if there are any; a text, or a list of such."""
+    if not hasattr(value, "dtype"):
+        return value
     if names is None or not np.issubdtype(value.dtype, np.integer):
         return value.tolist()
     return _name(value, names) if value.ndim == 0 else [_name(index, names) for index in value]

@@ -1,5 +1,7 @@
 """What a run leaves behind besides its checkpoints and metrics."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from torch import nn
 
@@ -14,8 +16,10 @@ class RunOutput:
     def begin_run(self, run: str) -> None:
         """Write what the run is, before its first step. run: its identity, which its checkpoints have too."""
 
-    def write_predictions(self, name: str, predictions: np.ndarray, references: np.ndarray) -> None:
-        """Write those of the test set `name`, `[N, ...]` each."""
+    def write_predictions(
+        self, name: str, rows: Sequence[int], predictions: np.ndarray, references: np.ndarray
+    ) -> None:
+        """Write those of the test set `name`, `[N, ...]` each. rows: the numbers of their rows in it, `[N]`."""
 
     def export(self, model: nn.Module, state: TrainState) -> None:
         """Write the trained model."""

@@ -9,7 +9,7 @@ from trainer_loop.components import locate
 from trainer_loop.errors import UserError
 from trainer_loop.tasks.task import Task
 
-_NO_TASKS = ("describe", "find", "losses", "plan", "task")  # files of this folder that hold none
+_NO_TASKS = ("describe", "find", "losses", "merge", "plan", "task")  # files of this folder that hold none
 
 
 def list_tasks() -> list[str]:

@@ -60,8 +60,9 @@ class SequenceClassification(Task):
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         """`label`, and the `probability` of it."""
         assert self.label_names is not None, "the task is bound to the names of its classes"
-        best = outputs["probabilities"].max(dim=-1)
-        return {"label": self.label_names[int(best.indices)], "probability": best.values.item()}
+        probabilities = outputs["probabilities"]
+        best = int(probabilities.argmax())
+        return {"label": self.label_names[best], "probability": float(probabilities[best])}
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         # Labels stay outside: most heads would turn them into a mean over the microbatch.

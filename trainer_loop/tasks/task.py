@@ -32,8 +32,8 @@ class Task(ABC):
         columns: What the task reads of a raw row. `data.columns` maps these names to the user's.
         pad: Columns of the batch that are for the task alone, and what they are padded with.
         metrics: Metrics that are computed if `evaluate.metrics` is empty.
-        outputs: Kinds of what `predict` returns, by name: a shipped metric compares the same kinds, see
-            metrics/values.py. None: the kinds are not known, and any metric may be named.
+        outputs: Kinds of what `predict` returns, or `merge` if the task has one, by name: a shipped metric compares the
+            same kinds, see metrics/values.py. None: the kinds are not known, and any metric may be named.
         peft_type: peft's name for the task, so that others can load an adapter without trainer_loop.
         can_pack: `loss`, `count` and `predict` accept batches of `pack_rows`.
         rows_at_head: The model's head sees one row at a time; false: each token by itself.
@@ -121,7 +121,8 @@ class Task(ABC):
             Columns of equal length. These names have a meaning, and no model sees the last three of them:
             `label`: the class id of each row, which is that of its raw row if missing; a batch has it as `labels`.
             `length`: the tokens of each row; if missing, those of `input_ids`, else 1.
-            `source`: the position in `rows` that each row begins in; needed if there are more or fewer rows than given.
+            `source`: the position in `rows` that each row begins in, ascending; needed if there are more or fewer rows
+            than given.
             `truncated`: true for a row that was cut.
         """
         if self.processor is None:
@@ -212,11 +213,32 @@ class Task(ABC):
         """Both of the above; a task that can share one forward pass between them overrides it."""
         return self.loss(model, batch), self.predict(model, batch)
 
+    def merge(self, parts: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, Any]:
+        """What metrics compare of one raw row, from what `predict` returned for the rows that `encode` made of it.
+
+        A task overrides it if `encode` makes several rows of one, such as windows over a long text, or if its metrics
+        compare texts.
+
+        Args:
+            parts: The outputs of each encoded row, in their order, as NumPy arrays and numbers.
+            row: The raw row, by the task's columns. A target is missing if it is not known.
+
+        Returns:
+            Values of any kind, by name; without a target there are no `references`.
+        """
+        (only,) = parts
+        return dict(only)
+
+    @property
+    def merges(self) -> bool:
+        """Whether the task has a `merge` of its own."""
+        return type(self).merge is not Task.merge
+
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         """The prediction of one row for people, as JSON.
 
         Args:
-            outputs: What `predict` returned for the row.
+            outputs: What `predict` returned for the row, as NumPy arrays and numbers; or what `merge` returned.
             row: The raw row, by the task's columns.
         """
         return {name: value.tolist() for name, value in outputs.items() if name != "references"}

@@ -1,0 +1,40 @@
+"""Several encoded rows of one raw row -> one prediction, by `Task.merge`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from trainer_loop.tasks.task import Task
+
+
+def merge_outputs(
+    task: Task, outputs: Mapping[str, np.ndarray], *, sources: Sequence[int], read: Callable[[int], Mapping[str, Any]]
+) -> tuple[dict[str, np.ndarray], list[int]]:
+    """Merge the outputs of encoded rows, raw row by raw row.
+
+    Args:
+        outputs: What the task predicted, `[N, ...]` by name.
+        sources: The number of the raw row that each encoded row is from, `[N]`, ascending.
+        read: Reads the raw row of this number, by the task's columns.
+
+    Returns:
+        The outputs of the M raw rows, `[M]` by name, and the number of the first encoded row of each.
+    """
+    starts = np.flatnonzero(np.diff(sources, prepend=-1)).tolist()
+    merged = []
+    for start, end in zip(starts, [*starts[1:], len(sources)], strict=True):
+        parts = [{name: column[row] for name, column in outputs.items()} for row in range(start, end)]
+        merged.append(task.merge(parts, read(sources[start])))
+    names = merged[0] if merged else ()
+    return {name: _as_column([row[name] for row in merged]) for name in names}, starts
+
+
+def _as_column(values: Sequence[Any]) -> np.ndarray:
+    """Numbers as an array of numbers; any other values, such as texts and lists, as objects."""
+    if all(isinstance(value, (bool, int, float, np.generic)) for value in values):
+        return np.array(values)
+    column = np.empty(len(values), dtype=object)
+    for number, value in enumerate(values):
+        column[number] = value
+    return column
