@@ -143,9 +143,9 @@ class ConfiguredOutput(RunOutput):
     def _describe_evaluation(self) -> dict[str, Any] | None:
         """What `python -m trainer_loop.predict` needs to evaluate as the run did."""
         labels = self.plan.inputs.labels
-        if labels is None:
+        if not any(column.target for column in self.plan.task.columns.values()):
             return None
-        by_id = sorted(labels.ids.items(), key=lambda pair: pair[1])
+        by_id = [] if labels is None else sorted(labels.ids.items(), key=lambda pair: pair[1])
         return {
             "values": [raw for raw, _ in by_id],
             "metrics": self.plan.metrics,

@@ -450,7 +450,7 @@ def _find_tokenizer(
             return None
         return train_tokenizer(
             data.iterate_texts(),
-            framed=task.auto_model != "AutoModelForCausalLM",
+            framed=not task.writes,
             vocab_size=model.vocab_size,
             max_length=data.max_length,
         )

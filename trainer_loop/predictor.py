@@ -28,6 +28,7 @@ from trainer_loop.record.export import ExportRecord
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.quiet import quieten_libraries
+from trainer_loop.tasks import find
 from trainer_loop.tasks.find import list_tasks, load_task
 from trainer_loop.tasks.losses import LOSSES
 from trainer_loop.tasks.merge import merge_outputs
@@ -74,14 +75,18 @@ class Predictor:
             label_names=self.label_names,
             end_token=find_text_config(config).eos_token_id if ends else None,
         )
-        rows = make_rows(self.task, self.model, max_length=max_length)
-        if not can_answer(self.model, self.task, rows[:1]):
-            rows = make_rows(self.task, self.model, max_length=max_length, lengths=LONGER)
-        self.task.use_padding(try_padding(self.model, self.task, rows).side)
         self.tokenizer = tokenizer
         self.max_length = max_length
+        if self.task.is_tried:
+            self._choose_padding_side()
         self.columns = columns
         self.evaluation = evaluation or {}
+
+    def _choose_padding_side(self) -> None:
+        rows = make_rows(self.task, self.model, max_length=self.max_length)
+        if not can_answer(self.model, self.task, rows[:1]):
+            rows = make_rows(self.task, self.model, max_length=self.max_length, lengths=LONGER)
+        self.task.use_padding(try_padding(self.model, self.task, rows).side)
 
     @property
     def label_names(self) -> list[str]:
@@ -146,17 +151,23 @@ class Predictor:
         """One dict a text: `label` and `probability`, or for a causal LM `loss` (nats a token) and `perplexity`.
 
         A text is cut at `max_length` tokens; a causal LM has nothing to say (None) of a text of one token.
-        """
-        return self.predict_rows(self._name_texts(texts, pairs)).rows
 
-    def _name_texts(self, texts: Sequence[str], pairs: Sequence[str] | None) -> Rows:
-        """Texts by the columns of the task; a task on words takes what stands between spaces."""
-        if "words" in self.task.columns and pairs is None:
-            return {"words": [text.split() for text in texts]}
-        given = {"text": list(texts)} | ({} if pairs is None else {"text_pair": list(pairs)})
-        if unknown := [own for own in given if own not in self.task.columns]:
-            raise UserError(f"the model reads {', '.join(self.columns)}, and no {unknown[0]}; see `predict_rows`")
-        return given
+        Args:
+            texts: The first column that the model reads; a task on words takes what stands between spaces.
+            pairs: The second column.
+        """
+        given = [texts] if pairs is None else [texts, pairs]
+        inputs = self.inputs
+        if len(given) > len(inputs):
+            raise UserError(f"the model reads {', '.join(inputs)}, and no second text; see `predict_rows`")
+        rows: dict[str, list[Any]] = dict(zip(inputs, map(list, given), strict=False))
+        words = [own for own in rows if self.task.columns[own].kind == "words"]
+        return self.predict_rows(rows | {own: [text.split() for text in rows[own]] for own in words}).rows
+
+    @property
+    def inputs(self) -> list[str]:
+        """The task's names of the columns that it predicts from, in their order."""
+        return [own for own, column in self.task.columns.items() if not column.target]
 
     @torch.no_grad()
     def predict_rows(
@@ -169,7 +180,8 @@ class Predictor:
         """Predictions, and how they compare with labels as the run that trained the model compares them.
 
         Args:
-            rows: the task's columns by their own names.
+            rows: the task's columns by their own names. Predictions are compared with a target that is no class, such
+                as the text to write, if the rows have it.
             labels: the class of every row, or the classes of its words; None where they are not known; None: of no row.
             origin_of: what errors call a row, by its number from 0.
 
@@ -177,7 +189,8 @@ class Predictor:
             UserError: the model cannot answer some of the rows.
         """
         num_rows = len(next(iter(rows.values())))
-        has_target = [label is not None for label in labels or [None] * num_rows]
+        is_known = any(self.task.columns[own].target for own in rows)
+        has_target = [is_known or label is not None for label in labels or [None] * num_rows]
         encoded, sources = self._encode(self._with_labels(rows, labels), origin_of)
         loss_function, notes = self._find_loss() if any(has_target) else (None, [])
         if loss_function is not None:
@@ -238,7 +251,7 @@ class Predictor:
         """The targets of a batch that are known."""
         if not any(has_target):
             return 0
-        is_one_a_row = all(column.kind != "classes" for column in self.task.columns.values())
+        is_one_a_row = any(column.kind == "class" for column in self.task.columns.values())
         return sum(has_target[number] for number in numbers) if is_one_a_row else self.task.count(batch)
 
     def _with_labels(self, rows: Rows, labels: Sequence[int | list[int] | None] | None) -> Rows:
@@ -346,6 +359,4 @@ def guess_task(model_dir: Path) -> str:
     config, _ = transformers.PretrainedConfig.get_config_dict(model_dir)
     named = config.get("architectures")
     architecture = str(named[0]) if isinstance(named, list) and named else ""
-    if architecture.endswith("ForTokenClassification"):
-        return "token_classification"
-    return "causal_lm" if architecture.endswith(("ForCausalLM", "LMHeadModel")) else "sequence_classification"
+    return find.guess_task(architecture) or "sequence_classification"

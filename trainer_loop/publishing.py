@@ -50,6 +50,7 @@ def describe_model(config: Config, plan: RunPlan, overrides: Overrides, record: 
         CardFacts(
             title=(config.hub.push or run_dir.root.resolve().name).rpartition("/")[2],
             task=record.task,
+            pipeline_tag=plan.task.pipeline_tag,
             library="peft" if stays_apart else "transformers" if plan.task.auto_model else "pytorch",
             reads=reads,
             step=record.step,

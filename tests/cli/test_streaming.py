@@ -127,7 +127,8 @@ def test_a_language_model_is_trained_on_a_stream_of_joined_texts(command, stream
     ]
     go_through_and_killed(command, arguments, tmp_path, monkeypatch, killed_in=[8])
     assert_refused(
-        command(*arguments, "train.steps=", "train.epochs=2"), "train.epochs: this task joins texts into rows"
+        command(*arguments, "train.steps=", "train.epochs=2"),
+        "train.epochs: this task makes another number of rows",
     )
 
 

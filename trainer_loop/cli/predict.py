@@ -4,14 +4,17 @@ One text prints its prediction, such as a label and its probability (a causal LM
 again with the same rows, in the same order, plus what is predicted (a causal LM: loss and perplexity of each text).
 """
 
+import difflib
 import re
 import sys
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer_loop.cli.arguments import describe_missing_directory, split_arguments
 from trainer_loop.config.values import explain_delimiter, explain_encoding, shown, spell_delimiter
+from trainer_loop.data.wording import did_you_mean
 from trainer_loop.errors import UserError, printable
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.runtime.host import expand_home
@@ -24,15 +27,18 @@ if TYPE_CHECKING:  # importing them takes seconds
 
 USAGE = """\
 python -m trainer_loop.predict model=runs/imdb text="I am super delighted."
+python -m trainer_loop.predict model=runs/squad question="Who came?" context="Ada came, and left early."
 python -m trainer_loop.predict model=runs/imdb file=new_reviews.csv output=judged.csv
 
   model=           a run directory, or the directory of a model that transformers can load
   text=            a text to predict; a model that tags words takes what stands between spaces
   text_pair=       its second text, where the model was trained on pairs
+  NAME=            a column of the task, such as question= and context=, where its columns have other names
   file=            instead of text: rows to predict (.csv .tsv .json .jsonl .parquet .arrow .feather .txt)
   output=          where they go (.csv .tsv .json .jsonl .parquet); default: a new file in predictions/ of the run
   overwrite=true   replaces a file that output= names
-  text_column=     column of the text in the file; default: the one the model was trained on
+  text_column=     column of the text in the file, or of what else the model reads first; default: the one the model
+                   was trained on
   pair_column=     column of the second text; default likewise
   label_column=    column of the labels that predictions are compared with; default likewise, where the file has it
   metrics=false    compares none
@@ -61,7 +67,7 @@ _OF_FILES = (
     *("output", "overwrite", "text_column", "pair_column", "label_column", "metrics", "missing"),
     *("delimiter", "quoting", "encoding"),
 )
-_OF_TEXTS = ("text_pair", "max_new_tokens")
+_SURE = 0.75  # how like a key another one must be to be taken for a mistake
 
 
 @dataclass(frozen=True)
@@ -69,8 +75,7 @@ class Request:
     """What the command line asked for."""
 
     model: str
-    text: str | None = None
-    text_pair: str | None = None
+    row: Mapping[str, str] = field(default_factory=dict)  # a row to predict, by the task's columns
     file: str | None = None
     output: str | None = None
     overwrite: bool = False
@@ -104,18 +109,23 @@ def main(argv: list[str] | None = None) -> int:
 
 def _read_arguments(arguments: list[str]) -> Request:
     """`key=value` arguments; raises UserError with all that is wrong with them."""
-    pairs, problems = split_arguments(arguments, [field.name for field in fields(Request)])
+    options = [field.name for field in fields(Request) if field.name != "row"]
+    names = [argument.partition("=")[0] for argument in arguments if "=" in argument]
+    columns = [name for name in names if name not in options and not difflib.get_close_matches(name, options, 1, _SURE)]
+    pairs, problems = split_arguments(arguments, [*options, *columns])
     given: dict[str, Any] = dict(pairs)
-    if ("text" in given) == ("file" in given):
+    row = {name: given.pop(name) for name in dict.fromkeys(columns)}
+    if bool(row) == ("file" in given):
         problems.append('give either text="..." or file=new_rows.csv')
-    if given.get("text") is not None and not given["text"].strip():
-        problems.append("text= is empty")
-    problems += [f"{name}= goes with file=, not with text=" for name in _OF_FILES if name in given and "text" in given]
-    problems += [f"{name}= goes with text=, not with file=" for name in _OF_TEXTS if name in given and "file" in given]
+    problems += [f"{name}= is empty" for name, value in row.items() if not value.strip()]
+    problems += [f"{name}= goes with file=, not with {next(iter(row))}=" for name in _OF_FILES if row and name in given]
+    problems += [f"{name}= goes with text=, not with file=" for name in row if "file" in given]
+    if "file" in given and "max_new_tokens" in given:
+        problems.append("max_new_tokens= goes with text=, not with file=")
     problems += _read_values(given)
     if problems:
         raise UserError(problems)
-    return Request(**given)
+    return Request(row=row, **given)
 
 
 def _read_values(given: dict[str, Any]) -> list[str]:
@@ -204,22 +214,32 @@ def _find_model(name: str) -> Path:
 
 
 def _print_one(predictor: "Predictor", request: Request) -> None:
-    assert request.text is not None
+    row = _name_columns(request.row, predictor)
     if predictor.task.continues:
-        if request.text_pair is not None:
-            raise UserError("text_pair= is given, but a language model takes one text")
-        continued = predictor.generate(request.text, max_new_tokens=request.max_new_tokens or 64)
+        continued = predictor.generate(row["text"], max_new_tokens=request.max_new_tokens or 64)
         put_out(_CONTROL.sub(lambda found: repr(found.group())[1:-1], continued) + "\n")
         return
     if request.max_new_tokens is not None:
-        raise UserError("max_new_tokens= is given, but this model classifies and continues nothing")
-    reads_pairs = "text_pair" in predictor.columns
-    if not reads_pairs and request.text_pair is not None:
-        raise UserError("text_pair= is given, but this model was trained on single texts")
-    if reads_pairs and request.text_pair is None:
-        raise UserError('text_pair= is missing: this model was trained on pairs of texts; add text_pair="..."')
-    (predicted,) = predictor.predict([request.text], None if request.text_pair is None else [request.text_pair])
+        raise UserError("max_new_tokens= is given, but this model continues nothing")
+    (predicted,) = predictor.predict(*([value] for value in row.values()))
     put_out(" ".join(f"{name}={_show(value)}" for name, value in predicted.items()) + "\n")
+
+
+def _name_columns(given: Mapping[str, str], predictor: "Predictor") -> dict[str, str]:
+    """The row by the task's columns, in their order: `text` and `text_pair` are the first and the second."""
+    reads = [name for name in predictor.inputs if name in predictor.columns]
+    names = dict(zip(("text", "text_pair"), reads, strict=False))
+    row = {names.get(name, name): value for name, value in given.items()}
+    told = f"this model reads {', '.join(f'{name}=' for name in reads)}"
+    problems = [
+        f"{name}= is given, and {told}{did_you_mean(name, reads)}"
+        for name in given
+        if names.get(name, name) not in reads
+    ]
+    problems += [f'{name}= is missing: {told}; add {name}="..."' for name in reads if name not in row]
+    if problems:
+        raise UserError(problems)
+    return {name: row[name] for name in reads}
 
 
 def _show(value: Any) -> str:

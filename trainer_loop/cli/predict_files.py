@@ -45,7 +45,8 @@ class FileRequest:
 class FileJob:
     """Rows to predict, found good before the model loads.
 
-    inputs: what the model reads, without the rows that are not predicted. kept: `[N]` numbers of the rows that are,
+    inputs: what the model reads, without the rows that are not predicted. columns: those of the inputs, with a target
+    that is compared as it is. kept: `[N]` numbers of the rows that are,
     from 0. label: the column that predictions are compared with. ready: the table as it is going to be written.
     """
 
@@ -73,18 +74,21 @@ def prepare_file(request: FileRequest, model_dir: Path, record: ExportRecord | N
     try:
         table = read_whole(files, text_format=request.text_format)
         label = _find_label_column(request, table, columns)
-        inputs, kept, notes = _settle_rows(table, columns.without_targets(), missing=request.missing)
+        read = columns.without_targets()
+        inputs, kept, notes = _settle_rows(table, read, missing=request.missing)
+        if label is not None and columns.label_role is None:
+            read, inputs, notes = _with_targets(table, columns, inputs, kept, notes, missing=request.missing)
         ready = ReadyTable(table, output.suffix.lower())
     except UserError as error:
-        raise UserError([*problems, *map(_reword, error.problems)]) from error
+        raise UserError([*problems, *(_reword(problem, columns) for problem in error.problems)]) from error
     if problems:
         raise UserError(problems)
-    return FileJob(request, table, inputs, columns, kept, label, ready, output, notes)
+    return FileJob(request, table, inputs, read, kept, label, ready, output, notes)
 
 
 def predict_file(predictor: Predictor, job: FileJob) -> list[str]:
     """Predict the rows and write them; returns lines for a person. Raises UserError where the disk refuses."""
-    rows = {own: list(job.inputs.rows[name]) for own, name in job.columns.without_targets().names.items()}
+    rows = {own: list(job.inputs.rows[name]) for own, name in job.columns.names.items()}
     labels, label_notes = _read_labels(predictor, job)
     predictions = predictor.predict_rows(
         rows,
@@ -111,19 +115,20 @@ def predict_file(predictor: Predictor, job: FileJob) -> list[str]:
 
 def _name_columns(request: FileRequest, columns: Columns) -> tuple[Columns, list[str]]:
     """The columns of the file: those of the training data, unless the command names others; and what does not fit."""
-    inputs = [own for own, column in columns.declared.items() if not column.target]
-    asked = {
-        "text_column": (request.text_column, inputs[0]),
-        "pair_column": (request.pair_column, inputs[1] if len(inputs) > 1 else None),
-        "label_column": (request.label_column, columns.label_role),
-    }
-    problems = [
-        f"{key}={name}: this model reads no such column; remove it"
-        for key, (name, own) in asked.items()
-        if name and not own
-    ]
-    named = {own: name for name, own in asked.values() if name is not None and own is not None}
+    keys = _list_keys(columns)
+    asked = {key: getattr(request, key) for key in ("text_column", "pair_column", "label_column")}
+    given = {key: name for key, name in asked.items() if name is not None}
+    problems = [f"{key}={given[key]}: this model reads no such column; remove it" for key in given.keys() - keys]
+    named = {own: given[key] for key, own in keys.items() if key in given}
     return Columns(columns.declared, {**columns.names, **named}), problems
+
+
+def _list_keys(columns: Columns) -> dict[str, str]:
+    """The keys of this command that name columns, and the column of the task that each of them names."""
+    inputs = [own for own, column in columns.declared.items() if not column.target]
+    targets = [own for own, column in columns.declared.items() if column.target]
+    named = dict(zip(("text_column", "pair_column"), inputs, strict=False))
+    return named | dict(zip(("label_column",), targets, strict=False))
 
 
 def _settle_rows(table: WholeTable, columns: Columns, *, missing: str) -> tuple[Split, list[int], list[str]]:
@@ -149,21 +154,41 @@ def _find_label_column(request: FileRequest, table: WholeTable, columns: Columns
             f"label_column={request.label_column}: the file has no such column; it has {enumerate_names(names)}"
             f"{did_you_mean(request.label_column, names)}"
         )
-    return columns.label if request.metrics and columns.label in names else None
+    targets = [name for own, name in columns.names.items() if columns.declared[own].target]
+    return targets[0] if request.metrics and targets and set(targets) <= set(names) else None
+
+
+def _with_targets(
+    table: WholeTable, columns: Columns, inputs: Split, kept: list[int], notes: list[str], *, missing: str
+) -> tuple[Columns, Split, list[str]]:
+    """The columns, rows and notes with targets that are compared as they are, if these are in order in all rows."""
+    try:
+        labelled, also_kept, _ = _settle_rows(table, columns, missing=missing)
+    except UserError as error:
+        return (
+            columns.without_targets(),
+            inputs,
+            [*notes, *(f"no metrics: {_reword(it, columns)}" for it in error.problems)],
+        )
+    if also_kept != kept:
+        told = ["no metrics: some rows have no value to compare with"]
+        return columns.without_targets(), inputs, notes + told
+    return columns, labelled, notes
 
 
 def _read_labels(predictor: Predictor, job: FileJob) -> tuple[list[Any] | None, list[str]]:
     """The class of every row of the file, where it has any; and what is to be said of them."""
-    if job.label is None or all(column.kind not in ("class", "classes") for column in predictor.task.columns.values()):
+    kinds = {column.kind for column in job.columns.declared.values()}
+    if job.label is None or kinds.isdisjoint(("class", "classes")):
         return None, []
-    if job.columns.has_class_lists:
+    if "classes" in kinds:
         return _read_label_lists(predictor, job)
     try:
         own = {"label": Column("class")}
         split = job.table.as_split(Columns(own, {"label": job.label}))
         known = read_known_labels(split, job.label, names=predictor.label_names, values=predictor.label_values)
     except UserError as error:  # a column that cannot hold labels keeps nobody from predicting
-        return None, [f"no metrics: {_reword(problem)}" for problem in error.problems]
+        return None, [f"no metrics: {_reword(problem, job.columns)}" for problem in error.problems]
     return known.ids, known.notes
 
 
@@ -200,12 +225,10 @@ def _free_column(name: str, taken: Mapping[str, Any]) -> str:
     return column
 
 
-def _reword(problem: str) -> str:
+def _reword(problem: str, columns: Columns) -> str:
     """Problems of data name config keys; here the keys are those of the command."""
     for key, here in (
-        ("data.columns.text_pair=", "pair_column="),
-        ("data.columns.text=", "text_column="),
-        ("data.columns.words=", "text_column="),
+        *((f"data.columns.{own}=", f"{key}=") for key, own in _list_keys(columns).items()),
         ("data.files.", ""),
         ("data.missing=", "missing="),
         ("data.train: ", ""),

@@ -1,5 +1,7 @@
 """Values of columns that are neither texts nor single labels: what is wrong with one, in memory and in a stream."""
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from trainer_loop.data.columns import Kind
@@ -20,6 +22,8 @@ def find_fault(value: Any, kind: Kind, per: Any) -> str | None:
             return _find_fault_of_words(value)
         case "classes":
             return _find_fault_of_list(value, per)
+        case "spans":
+            return _find_fault_of_spans(value, per)
         case _:
             return None
 
@@ -35,6 +39,26 @@ def _find_fault_of_words(value: Any) -> str | None:
     if not wrong or wrong.isspace():
         return "has an empty word"
     return None if all(map(is_encodable, value)) else "holds half of a surrogate pair, which is no character,"
+
+
+def _find_fault_of_spans(value: Any, text: Any) -> str | None:
+    texts, starts = (value.get(name) if isinstance(value, Mapping) else None for name in ("text", "answer_start"))
+    if not isinstance(texts, (list, tuple)) or not isinstance(starts, (list, tuple)) or len(texts) != len(starts):
+        return f'holds no {{"text": [...], "answer_start": [...]}} but {shorten(value)}'
+    for span, start in zip(texts, starts, strict=True):
+        if not isinstance(span, str) or not span or type(start) is not int:
+            return f"has the text {shorten(span)} at {shorten(start)}; it needs a text and the number of its character"
+        if isinstance(text, str) and (start < 0 or text[start : start + len(span)] != span):
+            return f"has {shorten(span)} at character {start}, where {_describe_place(text, span, start)}"
+    return None
+
+
+def _describe_place(text: str, span: str, start: int) -> str:
+    """What stands there instead, and where the text is that was looked for."""
+    places = [found.start() for found in re.finditer(re.escape(span), text)]
+    nearest = min(places, key=lambda place: abs(place - start), default=None)
+    there = shorten(text[start : start + len(span)]) if 0 <= start < len(text) else "no text"
+    return f"{there} is" + ("; the text has it nowhere" if nearest is None else f"; the text has it at {nearest}")
 
 
 def _find_fault_of_list(value: Any, per: Any) -> str | None:

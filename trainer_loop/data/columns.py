@@ -8,7 +8,7 @@ from trainer_loop.data.wording import did_you_mean, enumerate_some, shorten
 from trainer_loop.errors import UserError
 
 RESERVED = ("length", "source", "truncated")  # what `Task.encode` says about each row beside its columns
-Kind = Literal["text", "words", "class", "classes", "any"]
+Kind = Literal["text", "words", "class", "classes", "spans", "any"]
 
 
 @dataclass(frozen=True)
@@ -18,11 +18,12 @@ class Column:
     Attributes:
         kind: what a row holds in it:
             `text`: one text. `words`: a list of texts. `class`: one label of a fixed set. `classes`: a list of such
-            labels, one for each element of the column `per`. `any`: any value, which is not checked.
+            labels, one for each element of the column `per`. `spans`: parts of the text of the column `per`, as
+            `{"text": [...], "answer_start": [...]}`, perhaps none. `any`: any value, which is not checked.
         optional: The task reads it only if `data.columns` names it.
         target: What the model learns to predict; rows without it can be predicted.
         blank: A text may be empty.
-        per: The column that `classes` belong to.
+        per: The column that `classes` or `spans` belong to.
     """
 
     kind: Kind
@@ -116,11 +117,6 @@ def _check_declared(declared: Mapping[str, Column], *, task: str) -> list[str]:
     """What is wrong with the columns that a task declares."""
     classes = [own for own, column in declared.items() if column.kind in ("class", "classes")]
     problems = [
-        f"task.name: {task} declares the column {own}, a name that `encode` has for something else; give it another"
-        for own in declared
-        if own in RESERVED
-    ]
-    problems += [
         f"task.name: {task} declares the column {own} for each element of {column.per}, and declares no such column"
         for own, column in declared.items()
         if column.per is not None and column.per not in declared

@@ -45,10 +45,9 @@ class DataPlan:
 
     def iterate_texts(self) -> Iterator[str]:
         """Every text of the training split, one after the other, without holding all of them."""
-        read = self.columns.without_targets().names
-        names = list(
-            dict.fromkeys(name for own, name in read.items() if self.columns.declared[own].kind in ("text", "words"))
-        )
+        declared = self.columns.declared
+        of_texts = [name for own, name in self.columns.names.items() if declared[own].kind in ("text", "words")]
+        names = list(dict.fromkeys(of_texts))
         for batch in self.splits["train"].rows.select_columns(names).iter(batch_size=1000):
             for name in names:
                 for value in batch[name]:

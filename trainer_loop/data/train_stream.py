@@ -67,7 +67,8 @@ def prepare_stream(
     joins = encode.joins(_first_row(texts))
     if joins and is_counted:
         raise UserError(
-            "train.epochs: this task joins texts into rows, and to count those a stream would be tokenised twice; "
+            "train.epochs: this task makes another number of rows of its texts, and to count these a stream would be "
+            "tokenised twice; "
             "set train.steps, and evaluate.every and checkpoint.every to numbers of steps"
         )
     tokenised = tokenise_split(

@@ -27,6 +27,9 @@ NegativeLogLikelihoods: TypeAlias = Annotated[np.ndarray, Values("negative_log_l
 TargetCounts: TypeAlias = Annotated[np.ndarray, Values("num_targets", np.int64)]
 Tags: TypeAlias = Annotated[np.ndarray, Values("tags")]  # [N] arrays of class numbers, one for each word
 
+Texts: TypeAlias = Annotated[np.ndarray, Values("text")]  # [N]
+TextsOfRow: TypeAlias = Annotated[np.ndarray, Values("texts")]  # [N] lists of texts, such as all right answers
+
 SmallerIsBetter: TypeAlias = Annotated[float, "smaller is better"]  # a result, such as an error
 
 Average: TypeAlias = Literal["binary", "micro", "macro", "weighted"]  # how scores of several classes become one

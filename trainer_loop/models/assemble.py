@@ -76,7 +76,7 @@ def assemble_model(
         if (cost := describe_attention_dropout(model, max_length=max_length)) is not None:
             say(cost)
     reach = Reach()
-    if any(map(is_shipped, type(task).__mro__)):  # what another task asks of its model is not known
+    if task.is_tried and any(map(is_shipped, type(task).__mro__)):  # what another task asks of its model is not known
         rows = _choose_rows(model, task, lengths, max_length=max_length)
         if not plan.packing:
             _choose_padding_side(model, task, rows, warn=warn if pads else None)

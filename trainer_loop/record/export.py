@@ -38,7 +38,7 @@ class ExportRecord:
     metrics: dict[str, float]  # of the exported weights
     plan: dict[str, Any]  # the values that decided the updates of the run, see Checkpointer
     # How the run was evaluated: `values` (of the column of labels, by class), `metrics` and `loss` (as in the config).
-    # None if there are no classes.
+    # None if the task has no target column.
     evaluation: dict[str, Any] | None = None
 
     @classmethod

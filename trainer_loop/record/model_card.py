@@ -16,7 +16,6 @@ from trainer_loop.record.hub_access import is_name
 from trainer_loop.record.run_dir import package_versions
 
 Relation = Literal["finetune", "adapter"]
-_PIPELINE_TAGS = {"sequence_classification": "text-classification", "causal_lm": "text-generation"}
 _LOCAL = "local"  # name in model-index of a data set that is not on the hub; a name is required
 _NOT_A_METRIC = ("loss", "rows")  # values that are not metrics of the hub
 
@@ -48,6 +47,7 @@ class CardFacts:
 
     title: str
     task: str  # name, or dotted path of a custom task
+    pipeline_tag: str | None  # the hub's name for the task
     library: str  # name on the hub: transformers, peft, pytorch
     reads: str | None  # text columns of the model, and the length at which it cuts them
     step: int
@@ -65,8 +65,7 @@ class CardFacts:
 def make_card(facts: CardFacts) -> str:
     """The text of README.md: front matter for the hub, then text for people."""
     base = facts.base or BaseModel(None, "finetune")
-    tag = _PIPELINE_TAGS.get(facts.task)
-    results = _list_results(facts, tag)
+    results = _list_results(facts, facts.pipeline_tag)
     data = ModelCardData(
         base_model=base.name,
         base_model_relation=base.relation if base.name is not None else None,
@@ -74,7 +73,7 @@ def make_card(facts: CardFacts) -> str:
         license_name=base.license_name,
         license_link=base.license_link,
         library_name=facts.library,
-        pipeline_tag=tag,
+        pipeline_tag=facts.pipeline_tag,
         datasets=[facts.dataset] if facts.dataset is not None else None,
         metrics=list(dict.fromkeys(facts.metric_names)) or None,
         tags=["trainer_loop", *facts.tags],

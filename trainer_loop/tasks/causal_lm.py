@@ -34,9 +34,11 @@ class CausalLM(Task):
         "references": "num_targets",
     }
     peft_type = "CAUSAL_LM"
+    pipeline_tag = "text-generation"
     can_pack = True
     rows_at_head = False
     continues = True
+    writes = True
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"text": "The ferry crosses the bay twice a day."},
         {"text": "In winter, when the ice is thick, people walk across instead."},

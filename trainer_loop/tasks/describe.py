@@ -21,6 +21,7 @@ _KINDS = {
     "words": "a list of words",
     "class": "one label: a whole number, a text, true or false",
     "classes": "a list of labels",
+    "spans": 'parts of a text: `{"text": [...], "answer_start": [...]}`',
     "any": "any value",
 }
 

@@ -4,6 +4,8 @@ import importlib
 import pkgutil
 from difflib import get_close_matches
 
+import transformers
+
 import trainer_loop.tasks
 from trainer_loop.components import locate
 from trainer_loop.errors import UserError
@@ -32,6 +34,16 @@ def load_task(name: str) -> type[Task]:
         for found in vars(module).values()
         if isinstance(found, type) and issubclass(found, Task) and found.__module__ == module.__name__
     )
+
+
+def guess_task(architecture: str) -> str | None:
+    """The name of the first task whose class of transformers loads models of this architecture."""
+    for name in list_tasks():
+        auto_model = load_task(name).auto_model
+        known = getattr(transformers, auto_model)._model_mapping._model_mapping if auto_model else {}
+        if any(architecture in ([made] if isinstance(made, str) else made) for made in known.values()):
+            return name
+    return None
 
 
 def find_task(name: str, *, place: str) -> type[Task]:

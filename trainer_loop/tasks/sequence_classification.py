@@ -30,6 +30,7 @@ class SequenceClassification(Task):
         "references": "class",
     }
     peft_type = "SEQ_CLS"
+    pipeline_tag = "text-classification"
     can_pack = True
     padding_sides = ("right", "left")  # some heads read the last position, whatever stands there
     reads_end = True

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from trainer_loop.data.columns import Column
+from trainer_loop.data.columns import RESERVED, Column
 from trainer_loop.errors import UserError
 
 Batch = dict[str, Any]
@@ -40,6 +40,9 @@ class Task(ABC):
         padding_sides: Sides that the task accepts. The first one that does not change the model's answers is used.
         reads_end: The heads of encoder-decoder models look for the end token of each row.
         continues: One text is answered with its continuation.
+        writes: The model writes texts: a tokenizer that is trained for it has an end token, and frames no text.
+        is_tried: The model answers rows that `encode` makes of the inputs, and is tried on a few made-up ones first.
+        pipeline_tag: The hub's name for what the model does.
         example: A few raw rows, for docs and for tests.
     """
 
@@ -55,6 +58,9 @@ class Task(ABC):
     padding_sides: ClassVar[tuple[str, ...]] = ("right",)
     reads_end: ClassVar[bool] = False
     continues: ClassVar[bool] = False
+    writes: ClassVar[bool] = False
+    is_tried: ClassVar[bool] = True
+    pipeline_tag: ClassVar[str | None] = None
     example: ClassVar[Sequence[Mapping[str, Any]]] = ()
 
     # `bind` sets these.
@@ -126,6 +132,9 @@ class Task(ABC):
             `truncated`: true for a row that was cut.
         """
         if self.processor is None:
+            if clash := sorted(rows.keys() & set(RESERVED)):
+                told = f"declares the column {clash[0]}, a name that `encode` has for something else; give it another"
+                raise UserError(f"task {type(self).__name__} {told}")
             return {name: list(values) for name, values in rows.items()}
         texts = [list(rows[name]) for name, column in self.columns.items() if column.kind == "text" and name in rows]
         if len(texts) not in (1, 2):

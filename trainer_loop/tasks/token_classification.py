@@ -30,6 +30,7 @@ class TokenClassification(Task):
     metrics = ("entity_f1",)
     outputs: ClassVar[Mapping[str, str] | None] = {"predictions": "tags", "references": "tags"}
     peft_type = "TOKEN_CLS"
+    pipeline_tag = "token-classification"
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {
             "words": ["Ada", "Lovelace", "lived", "in", "London", "."],

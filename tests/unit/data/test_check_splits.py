@@ -287,7 +287,6 @@ def test_texts_of_another_type_show_the_first_value_that_is_there():
             "column tags for each element of wrods, and declares no such",
         ),
         ({"a": Column("class"), "b": Column("classes")}, {}, "several columns of classes (a, b); one is allowed"),
-        ({"length": Column("any")}, {}, "declares the column length, a name that `encode` has for something else"),
         (
             {"text": Column("text"), "label": Column("class", target=True)},
             {"label": "text"},
@@ -310,7 +309,7 @@ def test_an_optional_column_is_read_where_it_is_named_and_null_takes_a_name_back
 
 
 def test_a_column_has_one_of_the_known_kinds():
-    with pytest.raises(UserError, match="Column: kind is 'label'; allowed: text, words, class, classes, any"):
+    with pytest.raises(UserError, match="Column: kind is 'label'; allowed: text, words, class, classes, spans, any"):
         Column("label")
 
 

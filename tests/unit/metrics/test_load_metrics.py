@@ -179,8 +179,11 @@ def test_every_shipped_metric_loads_and_computes_without_network(monkeypatch: py
     reported: list[str] = []
     for metric in load_metrics(list(SHIPPED), num_labels=2, label_names=["O", "B-PER"]):
         one, other = np.array([1, 0, 1]), np.array([1, 1, 1])
-        is_of_tags = any(values.kind == "tags" for values in SHIPPED[metric.name].columns.values())
-        results = metric.compute(pair(one[:, None], other[:, None]) if is_of_tags else pair(one, other))
+        kinds = {values.kind for values in SHIPPED[metric.name].columns.values()}
+        columns = pair(one[:, None], other[:, None]) if "tags" in kinds else pair(one, other)
+        if "text" in kinds:
+            columns = pair(np.array(["a cat sat", "no"]), np.array([["a cat sits"], ["no", "never"]], dtype=object))
+        results = metric.compute(columns)
         assert results
         assert all(type(value) is float and np.isfinite(value) for value in results.values())
         reported += results

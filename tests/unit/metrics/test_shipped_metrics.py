@@ -133,12 +133,19 @@ def test_what_a_task_names_by_default_fits_it(task: str) -> None:
     assert check_metrics(TASKS[task].metrics, num_labels=None, outputs=outputs) == []
 
 
+OF_UNLIKE_LENGTHS = {
+    "tags": [np.array([1, 0]), np.array([1])],
+    "text": ["a cat sat", "no"],
+    "texts": [["a cat sits", "cats sit"], ["no"]],
+}
+
+
 def make_values(kind: str) -> np.ndarray:
-    if kind != "tags":
+    if kind not in OF_UNLIKE_LENGTHS:
         return np.array([1, 0, 1])
-    tags = np.empty(2, dtype=object)
-    tags[:] = [np.array([1, 0]), np.array([1])]
-    return tags
+    values = np.empty(2, dtype=object)
+    values[:] = OF_UNLIKE_LENGTHS[kind]
+    return values
 
 
 @pytest.mark.parametrize("name", SHIPPED)

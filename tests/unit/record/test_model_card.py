@@ -16,6 +16,7 @@ from trainer_loop.record.model_card import BaseModel, CardFacts, Scores, find_ba
 FACTS = CardFacts(
     title="imdb-bert",
     task="sequence_classification",
+    pipeline_tag="text-classification",
     library="transformers",
     reads="column `text`, texts cut at 256 tokens",
     step=125,
@@ -38,8 +39,10 @@ KINDS = {
     "base that is nowhere": replace(FACTS, base=BaseModel(None, "finetune", license="mit")),
     "from scratch on files": replace(FACTS, base=None, dataset=None, dataset_config=None, scores=FACTS.scores[1:2]),
     "never evaluated": replace(FACTS, scores=[]),
-    "a task of one's own": replace(FACTS, task="my_lab.tasks.Mine", library="pytorch", reads=None, base=None),
-    "a causal LM": replace(FACTS, task="causal_lm", metric_names=["perplexity"]),
+    "a task of one's own": replace(
+        FACTS, task="my_lab.tasks.Mine", pipeline_tag=None, library="pytorch", reads=None, base=None
+    ),
+    "a causal LM": replace(FACTS, task="causal_lm", pipeline_tag="text-generation", metric_names=["perplexity"]),
     "words that YAML reads otherwise": replace(FACTS, title="no", scores=[Scores("yes", None, "on", {"accuracy": 1})]),
 }
 
