@@ -1,0 +1,215 @@
+"""Which part of a context answers a question."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from trainer_loop.data.columns import Column
+from trainer_loop.tasks.losses import cross_entropy
+from trainer_loop.tasks.task import Batch, Rows, Task
+
+
+class QuestionAnswering(Task):
+    """A row is a question, a context, and answers that stand in the context; none if the context has no answer.
+
+    A context that is longer than `data.max_length` tokens with its question is read in windows that overlap. A target
+    is a window: its answer, or, if the window has not all of it, the first token. Of several answers the first is
+    learned. The prediction of a row is the best part of any of its windows.
+
+    loss_function: `(logits [N, T], positions [N]) -> sum over windows, []`; it is called for the first token of the
+        answer and for the last one, and the loss is the mean of both.
+    stride: how many tokens of the context two windows share, but at most a quarter of `data.max_length`.
+    max_answer_tokens: the longest answer that is predicted.
+    null_answers: answer a question with the empty text if the first token scores better than any part.
+    null_threshold: by how much it must score better.
+    """
+
+    auto_model = "AutoModelForQuestionAnswering"
+    auto_processor = "AutoTokenizer"
+    columns: ClassVar[Mapping[str, Column]] = {
+        "question": Column("text"),
+        "context": Column("text"),
+        "answers": Column("spans", target=True, per="context"),
+    }
+    pad: ClassVar[Mapping[str, int]] = {"char_start": -1, "char_end": -1, "first": 0, "start": 0, "end": 0}
+    metrics = ("answer_f1",)
+    outputs: ClassVar[Mapping[str, str] | None] = {"predictions": "text", "references": "texts"}
+    peft_type = "QUESTION_ANS"
+    pipeline_tag = "question-answering"
+    example: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {
+            "question": "Where did she live?",
+            "context": "Ada was born in London. She lived in Ockham.",
+            "answers": {"text": ["Ockham", "in Ockham"], "answer_start": [37, 34]},
+        },
+        {
+            "question": "Who came?",
+            "context": "Nobody came but Grace, who was late.",
+            "answers": {"text": ["Grace"], "answer_start": [16]},
+        },
+        {
+            "question": "What did it cost?",
+            "context": "It was sold in Bern.",
+            "answers": {"text": [], "answer_start": []},
+        },
+    )
+
+    def __init__(
+        self,
+        *,
+        stride: int = 128,
+        max_answer_tokens: int = 30,
+        null_answers: bool = False,
+        null_threshold: float = 0.0,
+        loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    ):
+        self.stride = stride
+        self.max_answer_tokens = max_answer_tokens
+        self.null_answers = null_answers
+        self.null_threshold = null_threshold
+        self.loss_function = loss_function
+
+    def settings(self) -> dict[str, Any]:
+        return {"stride": self.stride}
+
+    def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
+        """Windows.
+
+        `char_start` and `char_end` say which characters of the context each token is, -1 for other tokens. `first` is
+        the token that stands for no answer; `start` and `end` are the first and the last token of the answer.
+        """
+        encoded = self.tokenizer(
+            self._shorten(rows["question"], max_tokens=max_length // 2),
+            list(rows["context"]),
+            truncation="only_second",
+            max_length=max_length,
+            stride=min(self.stride, max_length // 4),
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+        )
+        places = encoded.pop("offset_mapping")
+        sources = encoded.pop("overflow_to_sample_mapping")
+        in_context = [[part == 1 for part in encoded.sequence_ids(row)] for row in range(len(sources))]
+        windows = {
+            **encoded,
+            "source": sources,
+            "char_start": _keep(places, in_context, 0),
+            "char_end": _keep(places, in_context, 1),
+            "first": [self._find_first(ids) for ids in encoded["input_ids"]],
+        }
+        if "answers" in rows:
+            answers = [rows["answers"][source] for source in sources]
+            columns = (windows["char_start"], windows["char_end"], windows["first"], answers)
+            spans = [_find_span(*window) for window in zip(*columns, strict=True)]
+            windows |= {"start": [start for start, _ in spans], "end": [end for _, end in spans]}
+        return windows
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self._sum_loss(*self._logits(model, batch), batch)
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Of each window its best part from `char_start` to `char_end`, the `score` of it, and that of `none`."""
+        return self._find_best(*self._logits(model, batch), batch)
+
+    def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        starts, ends = self._logits(model, batch)
+        return self._sum_loss(starts, ends, batch), self._find_best(starts, ends, batch)
+
+    def merge(self, parts: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, Any]:
+        """The best part of all windows as `predictions`, its first character as `start`, and the texts of the answers.
+
+        `score` is by how much its two logits together are above those of no answer.
+        """
+        best = max(parts, key=lambda part: part["score"])
+        score = float(best["score"]) - min(float(part["none"]) for part in parts)
+        begin, text = int(best["char_start"]), row["context"][best["char_start"] : best["char_end"]]
+        begin, text = begin + len(text) - len(text.lstrip()), text.strip()
+        if self.null_answers and -score > self.null_threshold:
+            begin, text = -1, ""
+        references = {"references": list(row["answers"]["text"])} if "answers" in row else {}
+        return {"predictions": text, "start": begin, "score": score, **references}
+
+    def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+        """`answer`, the number of its first character in the context as `start`, -1 for no answer, and its `score`."""
+        return {"answer": outputs["predictions"], "start": int(outputs["start"]), "score": float(outputs["score"])}
+
+    def _shorten(self, questions: Sequence[str], *, max_tokens: int) -> list[str]:
+        """The questions, none longer than this."""
+        encoded = self.tokenizer(
+            list(questions),
+            add_special_tokens=False,
+            truncation=True,
+            max_length=max_tokens,
+            return_offsets_mapping=True,
+        )
+        ends = [places[-1][1] if places else 0 for places in encoded["offset_mapping"]]
+        return [question[:end] for question, end in zip(questions, ends, strict=True)]
+
+    def _find_first(self, ids: Sequence[int]) -> int:
+        """The position of the token that stands for no answer: that of the class, else the first."""
+        return ids.index(self.tokenizer.cls_token_id) if self.tokenizer.cls_token_id in ids else 0
+
+    def _logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """`[B, T]` of the first token of the answer, and of the last one."""
+        answer = model(**self.model_inputs(batch))
+        return answer.start_logits, answer.end_logits
+
+    def _sum_loss(self, starts: Tensor, ends: Tensor, batch: Batch) -> Tensor:
+        """Padding is no token of a window: the loss of each does not depend on the others of the batch."""
+        lengths = batch["attention_mask"].sum(dim=1).tolist()
+        first, last = batch["start"], batch["end"]
+        if min(lengths) == starts.shape[1]:
+            return (self.loss_function(starts, first) + self.loss_function(ends, last)) / 2
+        losses = [
+            self.loss_function(logits[row : row + 1, :length], positions[row : row + 1])
+            for logits, positions in ((starts, first), (ends, last))
+            for row, length in enumerate(lengths)
+        ]
+        return torch.stack(losses).sum() / 2
+
+    def _find_best(self, starts: Tensor, ends: Tensor, batch: Batch) -> dict[str, Tensor]:
+        starts, ends, first = starts.float(), ends.float(), batch["first"][:, None]
+        none = (starts.gather(1, first) + ends.gather(1, first))[:, 0]
+        outside = batch["char_start"] < 0
+        starts, ends = starts.masked_fill(outside, -torch.inf), ends.masked_fill(outside, -torch.inf)
+        width = starts.shape[1]
+        best = [  # of the parts of 1 token, of 2 tokens, ...
+            (starts[:, : width - more] + ends[:, more:]).max(dim=1)
+            for more in range(min(self.max_answer_tokens, width))
+        ]
+        score, more = torch.stack([part.values for part in best], dim=1).max(dim=1)
+        start = torch.stack([part.indices for part in best], dim=1).gather(1, more[:, None])
+        return {
+            "char_start": batch["char_start"].gather(1, start)[:, 0],
+            "char_end": batch["char_end"].gather(1, start + more[:, None])[:, 0],
+            "score": score,
+            "none": none,
+        }
+
+
+def _keep(places: Sequence[Sequence[tuple[int, int]]], kept: Sequence[Sequence[bool]], side: int) -> list[list[int]]:
+    """One side of the place of each token that is kept; -1 for the others."""
+    return [
+        [place[side] if is_kept else -1 for place, is_kept in zip(row, is_kept_in_row, strict=True)]
+        for row, is_kept_in_row in zip(places, kept, strict=True)
+    ]
+
+
+def _find_span(
+    char_starts: Sequence[int], char_ends: Sequence[int], first: int, answers: Mapping[str, Sequence[Any]]
+) -> tuple[int, int]:
+    """The first and the last token of the first answer; `first` twice if the window has not all of it."""
+    tokens = [token for token, start in enumerate(char_starts) if start >= 0]
+    if not answers["text"] or not tokens:
+        return first, first
+    begin = answers["answer_start"][0]
+    end = begin + len(answers["text"][0])
+    if begin < char_starts[tokens[0]] or end > char_ends[tokens[-1]]:
+        return first, first
+    return (
+        next(token for token in tokens if char_ends[token] > begin),
+        next(token for token in reversed(tokens) if char_starts[token] < end),
+    )
