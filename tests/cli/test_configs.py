@@ -10,6 +10,7 @@ import yaml
 from trainer_loop.tasks.find import load_task
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+README = CONFIGS.parent / "README.md"
 NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 
 
@@ -17,16 +18,18 @@ def stand_in(name: str, tmp_path: Path, tiny_model: Path) -> list[str]:
     """Overrides that put the task's example rows, and a tiny model, in place of what is on the hub."""
     config = yaml.safe_load((CONFIGS / name).read_text())
     data, task = config["data"], load_task(config["task"]["name"])
-    columns = {own: own for own in task.example[0]} | data["columns"]
+    columns = {own: own for own in task.example[0]} | data.get("columns", {})
     rows = [{theirs: row.get(own, row[next(iter(row))]) for own, theirs in columns.items()} for row in task.example]
     file = tmp_path / "stand_in.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows * 15))
     splits = [split for split in ("train", "validation", "test") if split in data]
     overrides = ["data.name=null", *(f"data.{split}={file}" for split in splits)]
-    if config["task"]["name"] == "causal_lm":
+    own_models = {"causal_lm": ("gpt2", "n_layer"), "seq2seq": ("t5", "num_layers")}
+    if config["task"]["name"] in own_models:
+        model_type, layers = own_models[config["task"]["name"]]
         overrides += [
-            "model={name: null, type: gpt2, tokenizer: train, vocab_size: 300}",
-            "model.overrides={n_layer: 1}",
+            f"model={{name: null, type: {model_type}, tokenizer: train, vocab_size: 300}}",
+            f"model.overrides={{{layers}: 1}}",
         ]
     else:
         overrides += [f"model.name={tiny_model}", "data.max_length=64"]
@@ -34,7 +37,8 @@ def stand_in(name: str, tmp_path: Path, tiny_model: Path) -> list[str]:
 
 
 def test_the_configs_that_the_readme_names_are_there():
-    assert NAMES == ["imdb.yaml", "mrpc.yaml", "quickstart.yaml", "reviews.yaml", "wikiann.yaml", "wikitext.yaml"]
+    told = re.findall(r"`(\w+)`", README.read_text().split("one of [configs/](configs) (")[1].split(")")[0])
+    assert sorted(f"{name}.yaml" for name in told) == NAMES
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "quickstart.yaml"])

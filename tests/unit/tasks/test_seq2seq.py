@@ -1,0 +1,78 @@
+"""Texts that are written for others: the loss of the head, where a text ends, and what is decoded."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    M2M100Config,
+    M2M100ForConditionalGeneration,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from trainer_loop.data.tokenizer import train_tokenizer
+from trainer_loop.tasks.seq2seq import Seq2Seq
+
+ROWS = {"source": ["one two three", "four"], "target": ["three two one", "a text that is somewhat longer"]}
+OF_BART = {
+    **{"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2},
+    **{"decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "dropout": 0.0},
+}
+MODELS = {
+    T5ForConditionalGeneration: T5Config(vocab_size=300, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2),
+    BartForConditionalGeneration: BartConfig(vocab_size=300, **OF_BART),
+    M2M100ForConditionalGeneration: M2M100Config(vocab_size=300, **OF_BART),  # shifts labels in its forward alone
+}
+
+
+def make_task(**arguments: Any) -> Seq2Seq:
+    task = Seq2Seq(**arguments)
+    texts = ROWS["source"] + ROWS["target"]
+    task.bind(train_tokenizer(texts, framed=False, vocab_size=300, max_length=64))
+    return task
+
+
+def make_batch(task: Seq2Seq, rows: dict[str, list[str]]) -> dict[str, Any]:
+    encoded = task.encode(rows, max_length=32)
+    names = [name for name in encoded if name not in ("length", "truncated")]
+    return task.collate([dict(zip(names, row, strict=True)) for row in zip(*(encoded[n] for n in names), strict=True)])
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_the_loss_is_the_sum_of_that_of_the_head(kind: Any):
+    task, config = make_task(), MODELS[kind]
+    config.pad_token_id = config.eos_token_id = config.decoder_start_token_id = task.tokenizer.eos_token_id
+    torch.manual_seed(0)
+    model = kind(config).double().eval()
+    batch = make_batch(task, ROWS)
+    mean = model(**batch).loss
+    assert task.loss(model, batch).item() == pytest.approx(mean.item() * task.count(batch), rel=1e-6)
+    assert task.count(batch) == int((batch["labels"] != -100).sum())
+
+
+def test_each_target_ends_with_the_end_token_and_is_never_too_long():
+    task = make_task(max_target_length=5)
+    labels = task.encode(ROWS, max_length=32)["labels"]
+    assert all(ids[-1] == task.tokenizer.eos_token_id and len(ids) <= 5 for ids in labels)
+    assert len(labels[1]) == 5
+
+
+def test_a_prefix_stands_before_each_source_and_the_length_counts_both_texts():
+    task = make_task(prefix="four ")
+    encoded = task.encode(ROWS, max_length=32)
+    assert task.tokenizer.decode(encoded["input_ids"][0]) == "four one two three"
+    both = zip(encoded["input_ids"], encoded["labels"], strict=True)
+    assert encoded["length"] == [len(source) + len(target) for source, target in both]
+
+
+def test_a_text_stops_at_its_first_end_token():
+    task = make_task()
+    end = task.tokenizer.eos_token_id
+    tokens = torch.tensor([*task.tokenizer("three two")["input_ids"], end, *task.tokenizer("one")["input_ids"]]).numpy()
+    merged = task.merge([{"tokens": tokens}], {"source": "one", "target": "three"})
+    assert merged == {"predictions": "three two", "references": ["three"]}
+    assert task.merge([{"tokens": tokens}], {"source": "one"}) == {"predictions": "three two"}
+    assert task.decode(merged, {"source": "one"}) == {"text": "three two"}

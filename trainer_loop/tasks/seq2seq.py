@@ -1,0 +1,107 @@
+"""A text that is written for another: translations, summaries."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from trainer_loop.data.columns import Column
+from trainer_loop.tasks.losses import cross_entropy
+from trainer_loop.tasks.task import Batch, Rows, Task
+
+
+class Seq2Seq(Task):
+    """A row is a source and the target that the model writes for it; a target of the loss is a token of it.
+
+    Metrics compare the texts that the model writes, from its likeliest tokens, with the targets.
+
+    loss_function: `(logits [N, V], tokens [N]) -> sum over tokens, []`; a token of -100 is no target.
+    prefix: stands before each source, such as `summarize: `.
+    max_target_length: the most tokens of a target in training.
+    max_new_tokens: the most tokens that are written.
+    num_beams: how many continuations are followed at once; 1 takes the likeliest token each time.
+    """
+
+    auto_model = "AutoModelForSeq2SeqLM"
+    auto_processor = "AutoTokenizer"
+    columns: ClassVar[Mapping[str, Column]] = {"source": Column("text"), "target": Column("text", target=True)}
+    metrics = ("exact_match",)
+    outputs: ClassVar[Mapping[str, str] | None] = {"predictions": "text", "references": "texts"}
+    peft_type = "SEQ_2_SEQ_LM"
+    pipeline_tag = "text2text-generation"
+    is_tried = False
+    writes = True
+    example: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"source": "one two", "target": "two one"},
+        {"source": "a b c d", "target": "d c b a"},
+        {"source": "The ferry crosses the bay.", "target": "bay. the crosses ferry The"},
+    )
+
+    def __init__(
+        self,
+        *,
+        prefix: str = "",
+        max_target_length: int = 128,
+        max_new_tokens: int = 128,
+        num_beams: int = 1,
+        loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    ):
+        self.prefix = prefix
+        self.max_target_length = max_target_length
+        self.max_new_tokens = max_new_tokens
+        self.num_beams = num_beams
+        self.loss_function = loss_function
+
+    def settings(self) -> dict[str, Any]:
+        return {"prefix": self.prefix, "max_target_length": self.max_target_length}
+
+    def logits_per_token(self, model_config: Any) -> int | None:
+        return int(model_config.vocab_size)
+
+    def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
+        """The tokens of the source, and those of the target as `labels`; the length of a row is that of both."""
+        sources = [self.prefix + source for source in rows["source"]]
+        encoded = self.tokenizer(sources, truncation=True, max_length=max_length, return_attention_mask=False)
+        columns = {**encoded, "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings]}
+        if "target" in rows:
+            columns["labels"] = self._encode_targets(rows["target"])
+            pairs = zip(columns["input_ids"], columns["labels"], strict=True)
+            columns["length"] = [len(source) + len(target) for source, target in pairs]
+        return columns
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        labels = batch["labels"]
+        shift = getattr(getattr(model, "module", model), "prepare_decoder_input_ids_from_labels", None)
+        # A model without the method shifts the labels itself, and computes a loss that nobody needs.
+        target = {"labels": labels} if shift is None else {"decoder_input_ids": shift(labels=labels)}
+        logits = model(**self.model_inputs(batch), **target, use_cache=False).logits
+        return self.loss_function(logits.flatten(0, 1), labels.flatten())
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, list[Tensor]]:
+        """`tokens` that the model writes for each source."""
+        written = model.generate(  # type: ignore[operator]
+            **self.model_inputs(batch), max_new_tokens=self.max_new_tokens, num_beams=self.num_beams, do_sample=False
+        )
+        return {"tokens": list(written[:, 1:])}  # behind the token that begins a text
+
+    def merge(self, parts: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, Any]:
+        """The text that the model writes as `predictions`, and the target in a list as `references`."""
+        (part,) = parts
+        tokens = part["tokens"].tolist()
+        end = self.tokenizer.eos_token_id
+        text = self.tokenizer.decode(tokens[: tokens.index(end)] if end in tokens else tokens, skip_special_tokens=True)
+        return {"predictions": text.strip(), **({"references": [row["target"]]} if "target" in row else {})}
+
+    def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+        """`text`: what the model writes."""
+        return {"text": outputs["predictions"]}
+
+    def _encode_targets(self, targets: Sequence[str]) -> list[list[int]]:
+        """The tokens of each target; the last one ends the text, so that the model learns where to stop."""
+        end = self.tokenizer.eos_token_id
+        encoded = self.tokenizer(
+            text_target=list(targets), truncation=True, max_length=self.max_target_length, return_attention_mask=False
+        )["input_ids"]
+        if end is None:
+            return list(encoded)
+        return [ids if ids[-1:] == [end] else [*ids[: self.max_target_length - 1], end] for ids in encoded]
