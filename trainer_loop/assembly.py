@@ -17,7 +17,7 @@ from trainer_loop.config.schema import KEYS
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.loader import TrainLoader
 from trainer_loop.data.stream import StreamLoader
-from trainer_loop.data.tokens import describe_tokenizer
+from trainer_loop.data.tokens import describe_processor
 from trainer_loop.description import fingerprint_own_code
 from trainer_loop.engine import Engine
 from trainer_loop.errors import UserError, under
@@ -305,7 +305,7 @@ def _describe_run(config: Config, plan: RunPlan, loader: TrainLoader | StreamLoa
     else:
         train = plan.inputs.splits["train"]
         data, batch_size = f"{len(train.rows)} rows {train.fingerprint}", loader.plan.batch_size
-        told = None if plan.inputs.tokenizer is None else describe_tokenizer(plan.inputs.tokenizer)
+        told = None if plan.inputs.processor is None else describe_processor(plan.inputs.processor)
         tokens = digest(loader.plan.lengths.tobytes(), json.dumps(told, sort_keys=True).encode())
     columns = {} if plan.inputs.data is None else dict(plan.inputs.data.columns.names)
     # The exported record names the task itself, and columns are the same whether they are named or not.

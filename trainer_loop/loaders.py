@@ -120,7 +120,7 @@ class ConfiguredData(RunData):
         task, inputs, kept = self._plan.task, self._plan.inputs, None
         if inputs.data is not None:
             split, kept = inputs.data.encode_rows(
-                rows, task, inputs.tokenizer, labelled=labelled, say=self._console.say
+                rows, task, inputs.processor, labelled=labelled, say=self._console.say
             )
         else:
             split = take_rows(rows, name="rows", place="rows")

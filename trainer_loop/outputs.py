@@ -56,7 +56,7 @@ class ConfiguredOutput(RunOutput):
         hub = self.config.hub
         if hub.push is not None and hub.every != "never" and self.accelerator.is_main_process:
             # Another thread may tokenise a stream with the one of the run, whose settings saving would change.
-            self._tokenizer = copy.deepcopy(self.plan.inputs.tokenizer)
+            self._processor = copy.deepcopy(self.plan.inputs.processor)
             self.publisher = Publisher(
                 self._push,
                 snapshot=self._take_snapshot if hub.every == "checkpoint" else None,
@@ -123,7 +123,7 @@ class ConfiguredOutput(RunOutput):
         if adapter is not None:
             model = adapter.merge_into(model)
         card = describe_model(self.config, self.plan, self.overrides, record)
-        export_model(self.run_dir, model, self.plan.inputs.tokenizer, record, card=card)
+        export_model(self.run_dir, model, self.plan.inputs.processor, record, card=card)
 
     def _describe_export(self, state: TrainState) -> ExportRecord:
         """What the model that is exported in this state says about itself."""
@@ -159,10 +159,10 @@ class ConfiguredOutput(RunOutput):
     def _take_snapshot(
         self, model: nn.Module, state: TrainState, averaged_weights: AveragedWeights | None
     ) -> Callable[[Path], None]:
-        record, tokenizer = self._describe_export(_without_other_metrics(state)), self._tokenizer
+        record, processor = self._describe_export(_without_other_metrics(state)), self._processor
         card = describe_model(self.config, self.plan, self.overrides, record)
         weights = copy_weights(model, None if averaged_weights is None else averaged_weights.state_dict())
-        return lambda folder: write_files(folder, model, tokenizer, record, card=card, weights=weights)
+        return lambda folder: write_files(folder, model, processor, record, card=card, weights=weights)
 
     def offer_weights(self, model: nn.Module, state: TrainState, averaged_weights: AveragedWeights | None) -> None:
         if self.publisher is not None:

@@ -22,6 +22,7 @@ from trainer_loop.config.load import values_of
 from trainer_loop.config.named_sets import parse_set
 from trainer_loop.config.schema import KEYS
 from trainer_loop.data.columns import Columns, bind_columns
+from trainer_loop.data.images import load_processor, make_processor
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.plan import DataPlan, plan_data, take_splits
 from trainer_loop.data.text_format import TextFormat
@@ -86,8 +87,13 @@ class Inputs:
     stream: TrainStream | None = None
     labels: LabelNames | None = None
     data: DataPlan | None = None
-    tokenizer: Any | None = None
+    processor: Any | None = None
     model_config: PretrainedConfig | None = None
+
+    @property
+    def tokenizer(self) -> Any | None:
+        """The processor of a task on tokens; None for another."""
+        return self.processor if hasattr(self.processor, "backend_tokenizer") else None
 
     @property
     def label_names(self) -> list[str] | None:
@@ -311,9 +317,12 @@ def _plan_inputs(
         )
     if task is not None and task.auto_model is None:
         _check_plain_model(config, overrides, found)
-        model_config, tokenizer = None, found.collect("", _find_plain_tokenizer, model, task, say=console.say)
+        model_config = None
+        processor = found.collect(
+            "", _find_processor, model, task, None, data, has_problems=bool(found), say=console.say
+        )
     else:
-        model_config, tokenizer = _fit_model(config, console, found, task=task, loss=loss, model=model, data=data)
+        model_config, processor = _fit_model(config, console, found, task=task, loss=loss, model=model, data=data)
     if found:
         return None
     assert task is not None
@@ -321,11 +330,11 @@ def _plan_inputs(
         return Inputs(splits)
     is_encoder_decoder = model_config is not None and model_config.is_encoder_decoder
     end_token = find_text_config(model_config).eos_token_id if is_encoder_decoder else None
-    task.bind(tokenizer, label_names=label_names, packs=config.model.packing, end_token=end_token)
+    task.bind(processor, label_names=label_names, packs=config.model.packing, end_token=end_token)
     splits, stream = data.encode(
-        task, tokenizer, counts_stream=config.train.steps is None, seed=config.seed, say=console.say
+        task, processor, counts_stream=config.train.steps is None, seed=config.seed, say=console.say
     )
-    return Inputs(splits, stream, labels, data, tokenizer, model_config)
+    return Inputs(splits, stream, labels, data, processor, model_config)
 
 
 def _fit_model(
@@ -338,15 +347,19 @@ def _fit_model(
     model: ModelPlan,
     data: DataPlan | None,
 ) -> tuple[PretrainedConfig | None, Any | None]:
-    """The config of a model of transformers, fitted to data and tokenizer, and the tokenizer."""
+    """The config of a model of transformers, fitted to data and processor, and the processor."""
     label_names = None if data is None or data.labels is None else data.labels.names
     model_config = found.collect("", model.load_config)
-    tokenizer = None
-    if model_config is not None or model.has_foreign_tokenizer:
-        tokenizer = found.collect("", _find_tokenizer, model, task, data, has_problems=bool(found), say=console.say)
+    processor = None
+    if model_config is not None or model.has_foreign_processor:
+        processor = found.collect(
+            "", _find_processor, model, task, model_config, data, has_problems=bool(found), say=console.say
+        )
     if model_config is not None and label_names is not None:
         found.collect("", model.check_outputs, model_config, len(label_names))
-    if task is not None and model_config is not None and tokenizer is not None:
+    has_tokens = task is None or task.has_tokens
+    tokenizer = processor if has_tokens else None
+    if task is not None and model_config is not None and (tokenizer is not None or not has_tokens):
         lines = found.collect(
             "",
             model.fit,
@@ -361,10 +374,10 @@ def _fit_model(
         )
         for line in lines or ():
             console.say(line)
-    num_classes = len(label_names) if label_names is not None else count_outputs(model_config, tokenizer)
+    num_classes = count_outputs(model_config, tokenizer) if label_names is None else len(label_names)
     if loss is not None and num_classes is not None:
         found.collect("loss.", loss.check_sum, num_classes)
-    return model_config, tokenizer
+    return model_config, processor
 
 
 def _plan_data(config: Config, overrides: Overrides, console: Console, found: Problems, columns: Columns) -> DataPlan:
@@ -416,15 +429,6 @@ def _check_unused(config: Config, overrides: Overrides, task: Task, found: Probl
     ]
 
 
-def _find_plain_tokenizer(model: ModelPlan, task: Task, *, say: Callable[[str], None]) -> Any | None:
-    """The tokenizer of a task whose model is not of transformers; None if the task needs none."""
-    if task.auto_processor is None:
-        return None
-    if model.tokenizer in (None, "train"):
-        raise UserError(f"model.tokenizer: {model.tokenizer}: name the tokenizer of this task's texts")
-    return load_tokenizer(find_model(model.tokenizer), trust_remote_code=model.trust_remote_code, say=say)
-
-
 def _check_plain_model(config: Config, overrides: Overrides, found: Problems) -> None:
     """A model that is any `nn.Module`."""
     model = config.model
@@ -441,24 +445,41 @@ def _check_plain_model(config: Config, overrides: Overrides, found: Problems) ->
         found.lines += check_arguments(factory, model.overrides, place="model.overrides", given=())
 
 
-def _find_tokenizer(
-    model: ModelPlan, task: Task | None, data: DataPlan | None, *, has_problems: bool, say: Callable[[str], None]
+def _find_processor(
+    model: ModelPlan,
+    task: Task | None,
+    model_config: PretrainedConfig | None,
+    data: DataPlan | None,
+    *,
+    has_problems: bool,
+    say: Callable[[str], None],
 ) -> Any | None:
-    """The tokenizer that is named, or one trained on the training texts where these are in order."""
+    """What makes numbers of raw rows: the tokenizer or image processor of the model; None if the task needs none.
+
+    A tokenizer is trained if the config says so, where the training texts are in order.
+    """
+    if task is not None and task.auto_processor is None:
+        return None
+    name = model.processor_name
+    if task is not None and not task.has_tokens:
+        if name:
+            return load_processor(find_model(name), trust_remote_code=model.trust_remote_code)
+        return None if model_config is None else make_processor(model_config)
     if model.tokenizer == "train":
         if has_problems or task is None or data is None:
             return None
         return train_tokenizer(
-            data.iterate_texts(),
-            framed=not task.writes,
-            vocab_size=model.vocab_size,
-            max_length=data.max_length,
+            data.iterate_texts(), framed=not task.writes, vocab_size=model.vocab_size, max_length=data.max_length
         )
-    if model.tokenizer_name:
-        name = find_model(model.tokenizer_name)
-        return load_tokenizer(name, trust_remote_code=model.trust_remote_code, say=say)
+    if name:
+        return load_tokenizer(find_model(name), trust_remote_code=model.trust_remote_code, say=say)
     if model.given is not None:
         raise UserError("model.tokenizer: the model that was given does not say where its tokenizer is; set it")
+    if model.type is not None:
+        raise UserError(
+            f"model.tokenizer: model.type is {model.type!r}, which brings no tokenizer; set model.tokenizer to a hub "
+            "id, a local directory or train"
+        )
     return None  # that no model is named is among the problems already
 
 

@@ -14,6 +14,7 @@ from trainer_loop.components import check_arguments
 from trainer_loop.data.batch_plan import cut_evaluation
 from trainer_loop.data.columns import RESERVED, Columns, bind_columns
 from trainer_loop.data.cut import Limits
+from trainer_loop.data.images import load_processor
 from trainer_loop.data.loader import move_batch
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.metrics.load import check_metrics, load_metrics
@@ -35,6 +36,7 @@ from trainer_loop.tasks.merge import merge_outputs
 from trainer_loop.tasks.task import Batch, Rows
 
 _NO_TARGET = -100
+_ROWS = 32  # without tokens, that are predicted at a time
 
 
 class Predictions(NamedTuple):
@@ -51,6 +53,7 @@ class Predictions(NamedTuple):
 class Predictor:
     """Predicts rows in batches of like length; results come back in the order of the rows.
 
+    processor: the tokenizer, or the image processor. max_length: tokens of a row; None for a task without tokens.
     columns: the task's columns -> those that the model was trained on. evaluation: how the run that trained the model
     evaluated it, see `ExportRecord`.
     """
@@ -58,10 +61,10 @@ class Predictor:
     def __init__(
         self,
         model: nn.Module,
-        tokenizer: Any,
+        processor: Any,
         *,
         task: str,
-        max_length: int,
+        max_length: int | None,
         columns: Mapping[str, str],
         evaluation: Mapping[str, Any] | None = None,
     ):
@@ -71,12 +74,12 @@ class Predictor:
         config: Any = self.model.config
         ends = config.is_encoder_decoder
         self.task.bind(
-            tokenizer,
+            processor,
             label_names=self.label_names,
             end_token=find_text_config(config).eos_token_id if ends else None,
         )
-        self.tokenizer = tokenizer
-        self.max_length = max_length
+        self.processor = processor
+        self.max_length = max_length or 0
         if self.task.is_tried:
             self._choose_padding_side()
         self.columns = columns
@@ -115,10 +118,14 @@ class Predictor:
             task = record.task if record is not None else guess_task(model_dir)
             if model_dir.is_dir() and not is_adapter(model_dir) and (faults := check_weight_files(model_dir)):
                 raise UserError(faults)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(model_dir, **trusting)
-            model_class = str(load_task(task).auto_model)
+            task_class = load_task(task)
+            model_class = str(task_class.auto_model)
+            if task_class.auto_processor == "AutoImageProcessor":
+                processor, num_tokens, longest = load_processor(str(model_dir), **trusting), 0, None
+            else:
+                processor = transformers.AutoTokenizer.from_pretrained(model_dir, **trusting)
+                num_tokens, longest = count_tokens(processor), min(processor.model_max_length, 512)
             if is_adapter(model_dir):
-                num_tokens = count_tokens(tokenizer)
                 model = load_adapted_model(model_dir, model_class=model_class, num_tokens=num_tokens, **trusting)
                 missing = set()
             else:
@@ -140,9 +147,9 @@ class Predictor:
             )
         return cls(
             model,
-            tokenizer,
+            processor,
             task=task,
-            max_length=(record and record.max_length) or min(tokenizer.model_max_length, 512),
+            max_length=(record and record.max_length) or longest,
             columns=find_columns(record, task).names,
             evaluation=record.evaluation if record is not None else None,
         )
@@ -299,15 +306,17 @@ class Predictor:
     @torch.no_grad()
     def generate(self, text: str, *, max_new_tokens: int) -> str:
         """A text and its likeliest continuation, greedily."""
-        inputs = self.tokenizer(text, return_tensors="pt", return_token_type_ids=False).to(self.device)
+        inputs = self.processor(text, return_tensors="pt", return_token_type_ids=False).to(self.device)
         output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)  # type: ignore[operator]
         ids = output[0].tolist()
         num_given = inputs["input_ids"].shape[1]
-        given, whole = (str(self.tokenizer.decode(part, skip_special_tokens=True)) for part in (ids[:num_given], ids))
+        given, whole = (str(self.processor.decode(part, skip_special_tokens=True)) for part in (ids[:num_given], ids))
         return join_continuation(text, given, whole)
 
     def _cut(self, encoded: Sequence[Mapping[str, Any]]) -> list[list[int]]:
         """The numbers of the rows of each forward pass."""
+        if not self.task.has_tokens:
+            return [list(range(len(encoded)))[start : start + _ROWS] for start in range(0, len(encoded), _ROWS)]
         lengths = [len(row["input_ids"]) for row in encoded]
         logits_per_token = self.task.logits_per_token(self.model.config)
         limits = Limits(

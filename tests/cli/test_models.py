@@ -608,3 +608,9 @@ def test_a_figure_of_one_class_may_be_followed_and_that_of_none_is_refused(key, 
     assert problem == f"{key}: f1 is not reported; evaluations have: f1/0, f1/1, f1/2, loss"
     ended = command(*options, f"{key}=f1/1")
     assert ended.code == 0, ended.err
+
+
+def test_a_new_model_of_a_type_needs_a_tokenizer(command, arguments):
+    ended = command(*arguments, "model={name: null, type: bert, tokenizer: null}")
+    assert ended.code == 2
+    assert "model.type is 'bert', which brings no tokenizer; set model.tokenizer to a hub id" in ended.err

@@ -226,7 +226,8 @@ def _tell_how_to_predict(config: "Config", loop: "TrainingLoop") -> None:
         read = [own for own, column in declared.items() if not column.target]
         texts = [own for own in read if not declared[own].optional or own in config.data.columns]
         names = ["text" if declared[own].kind == "words" else own for own in texts]
-        given = " ".join(f'{name}="{text}"' for name, text in zip(names, _EXAMPLES, strict=False))
+        examples = ["photo.jpg"] if "image" in names else _EXAMPLES
+        given = " ".join(f'{name}="{text}"' for name, text in zip(names, examples, strict=False))
         command = f"{_python()} -m trainer_loop.predict model={shlex.quote(config.run_dir)}"
         trust = " trust_remote_code=true" if config.model.trust_remote_code else ""
         loop.console.say(f"predict: {command} {given}{trust}")

@@ -63,12 +63,6 @@ def _model_conflicts(config: Config) -> Iterator[Conflict]:
     if model.name is not None and model.type is not None:
         for keys, problem in _exclusive(config, "model.name", "model.type"):
             yield keys, f"{problem}; model.from_scratch=true builds a new model of the named one's shape"
-    elif model.type is not None and "." not in model.type and model.tokenizer is None:
-        yield (
-            ("model.type", "model.tokenizer"),
-            f"model.type is {shown(model.type)}, which brings no tokenizer; set model.tokenizer to a hub id, "
-            "a local directory or train",
-        )
     elif model.name is not None and model.tokenizer == "train" and not model.from_scratch:
         yield (
             ("model.tokenizer", "model.name", "model.from_scratch"),

@@ -88,7 +88,8 @@ class ModelConfig:
     )
     tokenizer: str | None = key(
         None,
-        "hub id or local directory; train: a byte-level BPE trained on the train split; null: the model's own",
+        "hub id or local directory of the tokenizer, or of the image processor of a task on images; train: a "
+        "byte-level BPE trained on the train split; null: the model's own",
         on_resume="refused",
     )
     vocab_size: int = key(

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from trainer_loop.data import images
 from trainer_loop.data.columns import Kind
 from trainer_loop.data.values import is_encodable
 from trainer_loop.data.wording import shorten
@@ -24,6 +25,8 @@ def find_fault(value: Any, kind: Kind, per: Any) -> str | None:
             return _find_fault_of_list(value, per)
         case "spans":
             return _find_fault_of_spans(value, per)
+        case "image":
+            return _find_fault_of_image(value)
         case _:
             return None
 
@@ -39,6 +42,13 @@ def _find_fault_of_words(value: Any) -> str | None:
     if not wrong or wrong.isspace():
         return "has an empty word"
     return None if all(map(is_encodable, value)) else "holds half of a surrogate pair, which is no character,"
+
+
+def _find_fault_of_image(value: Any) -> str | None:
+    try:
+        return images.explain_fault(*images.read_source(value), decodes=False)
+    except ValueError as error:
+        return str(error)
 
 
 def _find_fault_of_spans(value: Any, text: Any) -> str | None:

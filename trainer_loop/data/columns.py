@@ -8,7 +8,7 @@ from trainer_loop.data.wording import did_you_mean, enumerate_some, shorten
 from trainer_loop.errors import UserError
 
 RESERVED = ("length", "source", "truncated")  # what `Task.encode` says about each row beside its columns
-Kind = Literal["text", "words", "class", "classes", "spans", "any"]
+Kind = Literal["text", "words", "class", "classes", "spans", "image", "any"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Column:
         kind: what a row holds in it:
             `text`: one text. `words`: a list of texts. `class`: one label of a fixed set. `classes`: a list of such
             labels, one for each element of the column `per`. `spans`: parts of the text of the column `per`, as
-            `{"text": [...], "answer_start": [...]}`, perhaps none. `any`: any value, which is not checked.
+            `{"text": [...], "answer_start": [...]}`, perhaps none. `image`: a path, a data URI, or bytes. `any`: any
+            value, which is not checked.
         optional: The task reads it only if `data.columns` names it.
         target: What the model learns to predict; rows without it can be predicted.
         blank: A text may be empty.
@@ -68,6 +69,11 @@ class Columns:
     def label(self) -> str | None:
         """The user's name of the column of classes; None if it is not read."""
         return None if self.label_role is None else self.names.get(self.label_role)
+
+    @property
+    def images(self) -> list[str]:
+        """The user's names of columns of images."""
+        return [name for own, name in self.names.items() if self.declared[own].kind == "image"]
 
     @property
     def has_class_lists(self) -> bool:

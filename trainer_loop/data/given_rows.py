@@ -102,7 +102,9 @@ def read_dicts(rows: Sequence[Any], *, place: str, columns: Collection[str] | No
 
 
 def _as_plain(value: Any) -> Any:
-    """What a scalar of numpy or torch stands for."""
+    """What a scalar of numpy or torch, or an image of PIL, stands for."""
+    if type(value).__module__.startswith("PIL."):
+        return datasets.Image().encode_example(value)
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 

@@ -134,6 +134,9 @@ def with_plain_columns(split: Split, columns: Columns) -> Split:
     rows = split.rows
     names = list(split.columns or rows.column_names)
     texts, label = columns.texts, None if columns.has_class_lists else columns.label
+    for name in columns.images:
+        if isinstance(rows.features.get(name), datasets.Image):
+            rows = rows.cast_column(name, datasets.Image(decode=False))
     present = [name for name in rows.column_names if name in columns.all]
     present = present or rows.column_names[:1]  # which stands in for their number
     if len(present) < len(rows.column_names):

@@ -33,6 +33,8 @@ def describe_data(
             raw = flatten(splits[name], columns.label) if columns.has_class_lists else splits[name]
             labels = f"; labels: {_describe_labels(count_labels(raw, columns.label), label_names)}"
         lines.append(f"{name}: {plural(len(split.rows), 'row')}{chunks}{labels}")
+        if "input_ids" not in split.rows.column_names:
+            continue
         median, high = np.percentile(split.lengths, [50, 95])
         lines.append(
             f"{name}: tokens per row: median {median:.0f}, 95 % within {high:.0f}, longest {split.lengths.max()}; "

@@ -120,6 +120,8 @@ def tokenise_split(
     """
     assert (columns.label is None) == (label_names is None), "a label needs its names"
     label_ids = None if label_names is None else label_names.ids
+    has_tokens = hasattr(tokenizer, "backend_tokenizer")
+    verb, doing, noun = ("tokenise", "tokenising", "text") if has_tokens else ("encode", "encoding", "row")
     task_errors: list[OSError] = []  # which are not the cache's
     faults: dict[int, str] = {}  # rows that the model could not answer
 
@@ -136,7 +138,7 @@ def tokenise_split(
 
     def make(path: str) -> None:
         if not show_progress:
-            say(f"{split.name}: tokenising {plural(len(split.rows), 'text')}")
+            say(f"{split.name}: {doing} {plural(len(split.rows), noun)}")
         began = time.perf_counter()
         raw = split.rows.select_columns(columns.all).rename_columns({name: _RAW + name for name in columns.all})
         with _rust_threads(), progress_bars(shown=show_progress):
@@ -149,13 +151,13 @@ def tokenise_split(
                 cache_file_name=path,
                 load_from_cache_file=False,
                 new_fingerprint=key,  # of its own it would hash the task and the tokenizer
-                desc=f"tokenise {split.name}",
+                desc=f"{verb} {split.name}",
             )
         if faults:
             shown = enumerate_some([split.origins.place(row) for row in faults])
             raise UserError(f"data.{split.name}: {plural(len(faults), 'row')}: {shown}: {next(iter(faults.values()))}")
         if not show_progress:
-            say(f"{split.name}: {plural(len(rows), 'row')} tokenised in {time.perf_counter() - began:.1f} s")
+            say(f"{split.name}: {plural(len(rows), 'row')} {verb}d in {time.perf_counter() - began:.1f} s")
 
     key = _make_key(
         split, task=task, tokenizer=tokenizer, columns=columns.names, label_names=label_names, max_length=max_length
@@ -189,9 +191,9 @@ class RowEncoder:
             faults: dict[int, str] = {}
             numbers = range(len(rows))
             columns = _encode(self._task, _join(rows), numbers, max_length=self._max_length, faults=faults)
+            sources = columns["source"]
         if faults:
-            raise UserError([f"{rows[number].place}: the text {reason}" for number, reason in faults.items()])
-        sources = columns["source"]
+            raise UserError([f"{rows[sources[number]].place}: {reason}" for number, reason in faults.items()])
         given = {name: column for name, column in columns.items() if name not in _BOOKKEEPING}
         return [
             Row({name: column[number] for name, column in given.items()}, rows[source].place, columns["length"][number])
@@ -277,7 +279,7 @@ def _make_key(
         "labels": None
         if label_names is None
         else [label_names.names, [[repr(raw), id] for raw, id in label_names.ids.items()]],
-        "tokenizer": None if tokenizer is None else describe_tokenizer(tokenizer),
+        "tokenizer": None if tokenizer is None else describe_processor(tokenizer),
         "task": [f"{type(task).__module__}.{type(task).__qualname__}", _read_code(task), task.settings()],
         "max_length": max_length,
         "texts_per_call": _TEXTS_PER_CALL,
@@ -285,8 +287,16 @@ def _make_key(
     return digest(json.dumps(parts, sort_keys=True).encode())
 
 
-def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
-    """All of it that decides about ids; truncation and padding are not its own but of the call before."""
+def describe_processor(processor: Any) -> dict[str, Any]:
+    """All of it that decides about what the model reads."""
+    if not hasattr(processor, "backend_tokenizer"):
+        described: dict[str, Any] = processor.to_dict()
+        return described
+    return _describe_tokenizer(processor)
+
+
+def _describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
+    """Truncation and padding are not its own but of the call before."""
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     content.pop("truncation", None)
     content.pop("padding", None)

@@ -195,6 +195,7 @@ def fit_model_config(
     """Write into the config what the data and the tokenizer decide: classes, special tokens, vocabulary of a new model.
 
     Args:
+        tokenizer: None if the model reads no tokens.
         vocab_size: number of embeddings of a new model, if larger than the number of tokens.
 
     Returns:
@@ -207,6 +208,8 @@ def fit_model_config(
         if config.problem_type not in (None, "single_label_classification"):
             told.append(f"model: its config says {config.problem_type}; each row has one label, and the export says so")
         config.problem_type = "single_label_classification"
+    if tokenizer is None:
+        return told
     parts = _text_parts(config)
     for part in parts:
         part.pad_token_id = tokenizer.pad_token_id

@@ -46,7 +46,7 @@ def make_model(
         from_scratch: whether the weights of `name` are ignored.
         attention: an attention implementation of transformers; auto leaves the choice to transformers.
         quantize: load the matrices of the body in 4 bits and multiply in this type; None loads fp32.
-        num_tokens: tokens of the tokenizer; the embeddings grow if there are fewer.
+        num_tokens: tokens of the tokenizer, 0 if there is none; the embeddings grow if there are fewer.
         seed: determines all new weights.
         is_resized: whether the user changed the config, and so perhaps the number of layers.
 
@@ -104,8 +104,9 @@ def make_model(
             )
         stay_in_4_bits(model)
         new_weights = sorted({*loaded["missing_keys"], *(key for key, _, _ in loaded["mismatched_keys"])})
-    use_padding_token(model, config)
-    grow_embeddings(model, num_tokens)
+    if num_tokens:
+        use_padding_token(model, config)
+        grow_embeddings(model, num_tokens)
     if gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise UserError(

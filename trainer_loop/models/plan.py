@@ -50,13 +50,13 @@ class ModelPlan:
     given: nn.Module | None  # a model that was made in Python, in the place of the one that is named
 
     @property
-    def tokenizer_name(self) -> str | None:
-        """Where the tokenizer comes from; a model that was given brings its own, wherever it comes from."""
+    def processor_name(self) -> str | None:
+        """Where tokenizer or image processor come from; a model that was given brings its own, wherever it is from."""
         return self.tokenizer or getattr(self.given, "name_or_path", None) or self.name
 
     @property
-    def has_foreign_tokenizer(self) -> bool:
-        """Whether the tokenizer comes from elsewhere than the model's config."""
+    def has_foreign_processor(self) -> bool:
+        """Whether tokenizer or image processor come from elsewhere than the model's config."""
         return self.tokenizer is not None or self.given is not None
 
     def load_config(self) -> PretrainedConfig | None:
@@ -92,6 +92,7 @@ class ModelPlan:
         """Fit the model's config to data and tokenizer.
 
         Args:
+            tokenizer: None if the model reads no tokens.
             frozen, groups: keys of the section `optimizer`; their patterns of names must mean something in this model.
 
         Returns:
@@ -117,14 +118,15 @@ class ModelPlan:
         empty: Any = self.given if self.adapter is None else None
         if empty is None:
             empty = make_empty_model(config, model_class=str(task.auto_model), trust_remote_code=self.trust_remote_code)
-        problems.lines += check_model_config(
-            config,
-            empty=empty,
-            tokenizer=tokenizer,
-            own_tokenizer=self.tokenizer is None and self.given is None,
-            max_length=max_length,
-            needs_end=config.is_encoder_decoder and task.reads_end,
-        )
+        if tokenizer is not None:
+            problems.lines += check_model_config(
+                config,
+                empty=empty,
+                tokenizer=tokenizer,
+                own_tokenizer=self.tokenizer is None and self.given is None,
+                max_length=max_length,
+                needs_end=config.is_encoder_decoder and task.reads_end,
+            )
         if self.adapter is not None:
             empty = problems.collect("", self.adapter.try_on, empty, task_type=task.peft_type, seed=seed)
         if empty is not None and (frozen or groups or self.adapter):
@@ -153,7 +155,7 @@ class ModelPlan:
             gradient_checkpointing=self.gradient_checkpointing,
             quantize=None if self.quantize is None else compute_type,
             trust_remote_code=self.trust_remote_code,
-            num_tokens=count_tokens(tokenizer),
+            num_tokens=0 if tokenizer is None else count_tokens(tokenizer),
             seed=seed,
             is_resized=bool(self.overrides),
         )

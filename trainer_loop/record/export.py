@@ -1,4 +1,4 @@
-"""The exported model: the files for `AutoModel.from_pretrained`, the tokenizer, the label names and the model card."""
+"""The exported model: files for `AutoModel.from_pretrained`, tokenizer or image processor, label names, model card."""
 
 import os
 from collections.abc import Mapping
@@ -68,15 +68,15 @@ def _rename_columns(record: dict[str, Any]) -> dict[str, Any]:
     return record | {"columns": {own: name for own, name in named.items() if name is not None}}
 
 
-def export_model(run_dir: RunDir, model: nn.Module, tokenizer: Any, record: ExportRecord, *, card: str) -> Path:
+def export_model(run_dir: RunDir, model: nn.Module, processor: Any, record: ExportRecord, *, card: str) -> Path:
     """Write model/ under a temporary name and rename it; an existing model is replaced. Only process 0 calls this."""
     target = run_dir.model
     temporary = target.with_name(".model.tmp")
     try:
-        write_files(temporary, model, tokenizer, record, card=card)
+        write_files(temporary, model, processor, record, card=card)
         flush([*temporary.iterdir(), temporary])
         _replace(target, temporary)
-    except Exception as error:  # tokenizers raises no more precise error
+    except Exception as error:  # processors raises no more precise error
         if not is_disk_error(error):
             raise
         remove(temporary)
@@ -90,7 +90,7 @@ def export_model(run_dir: RunDir, model: nn.Module, tokenizer: Any, record: Expo
 def write_files(
     directory: Path,
     model: nn.Module,
-    tokenizer: Any,
+    processor: Any,
     record: ExportRecord,
     *,
     card: str,
@@ -111,11 +111,12 @@ def write_files(
     else:
         once = {id(tensor): name for name, tensor in reversed(list(weights.items()))}  # a file holds each tensor once
         save_file({name: weights[name] for name in once.values()}, directory / "model.safetensors")
-    if tokenizer is not None:
+    if processor is not None:
         # These settings depend on the last call, and so on whether this process has tokenised.
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
-        tokenizer.save_pretrained(directory)
+        if hasattr(processor, "backend_tokenizer"):
+            processor.backend_tokenizer.no_truncation()
+            processor.backend_tokenizer.no_padding()
+        processor.save_pretrained(directory)
     (directory / "README.md").write_text(card, encoding="utf-8")
     write_json(directory / EXPORT_RECORD, vars(record))
 

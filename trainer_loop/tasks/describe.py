@@ -21,6 +21,7 @@ _KINDS = {
     "words": "a list of words",
     "class": "one label: a whole number, a text, true or false",
     "classes": "a list of labels",
+    "image": "an image: a path, a data URI, or bytes",
     "spans": 'parts of a text: `{"text": [...], "answer_start": [...]}`',
     "any": "any value",
 }

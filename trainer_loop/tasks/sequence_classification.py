@@ -29,10 +29,10 @@ class SequenceClassification(Task):
         "probabilities": "probabilities",
         "references": "class",
     }
-    peft_type = "SEQ_CLS"
+    peft_type: ClassVar[str | None] = "SEQ_CLS"
     pipeline_tag = "text-classification"
     can_pack = True
-    padding_sides = ("right", "left")  # some heads read the last position, whatever stands there
+    padding_sides: ClassVar[tuple[str, ...]] = ("right", "left")  # some heads read the last position
     reads_end = True
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"text": "A delight from the first page to the last.", "label": "positive"},

@@ -28,7 +28,7 @@ class Task(ABC):
 
     Attributes:
         auto_model: The class of transformers that loads the model; None if the model is any `nn.Module`.
-        auto_processor: AutoTokenizer if rows are tokens, else None.
+        auto_processor: AutoTokenizer if rows are tokens, AutoImageProcessor if they are images, else None.
         columns: What the task reads of a raw row. `data.columns` maps these names to the user's.
         pad: Columns of the batch that are for the task alone, and what they are padded with.
         metrics: Metrics that are computed if `evaluate.metrics` is empty.

@@ -53,7 +53,6 @@ def test_what_only_python_could_still_give_is_no_contradiction(overrides, missin
             "model.name is 'm' and model.type is 'bert'",
             "set model.name=null or model.type=null",
         ),
-        (["model.name=", "model.type=bert"], "model.type is 'bert', which brings no tokenizer", "set model.tokenizer"),
         (["model.tokenizer=train"], "model.tokenizer is 'train'", "write model.from_scratch=true"),
         (
             ["data.validation=b.csv", "data.validation_fraction=0.1"],
