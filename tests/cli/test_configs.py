@@ -25,7 +25,9 @@ def stand_in(name: str, tmp_path: Path, tiny_model: Path) -> list[str]:
     splits = [split for split in ("train", "validation", "test") if split in data]
     overrides = ["data.name=null", *(f"data.{split}={file}" for split in splits)]
     own_models = {"causal_lm": ("gpt2", "n_layer"), "seq2seq": ("t5", "num_layers")}
-    if config["task"]["name"] in own_models:
+    if config["task"]["name"] == "image_classification":
+        overrides += ["model={name: null, type: vit, overrides: {num_hidden_layers: 1, hidden_size: 24}}"]
+    elif config["task"]["name"] in own_models:
         model_type, layers = own_models[config["task"]["name"]]
         overrides += [
             f"model={{name: null, type: {model_type}, tokenizer: train, vocab_size: 300}}",

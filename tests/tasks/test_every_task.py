@@ -27,6 +27,10 @@ from trainer_loop.testing import assert_resumes_exactly
 MODELS = {
     "AutoModelForSequenceClassification": ("bert", {"hidden_size": 16, "num_hidden_layers": 2}),
     "AutoModelForTokenClassification": ("bert", {"hidden_size": 16, "num_hidden_layers": 2}),
+    "AutoModelForImageClassification": (
+        "vit",
+        {"image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2},
+    ),
     "AutoModelForQuestionAnswering": ("bert", {"hidden_size": 16, "num_hidden_layers": 2}),
     "AutoModelForSeq2SeqLM": (
         "t5",
@@ -37,6 +41,7 @@ MODELS = {
 SIZES = {"num_attention_heads": 2, "intermediate_size": 16, "max_position_embeddings": 64}
 NO_DROPOUT = {
     "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "vit": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     "t5": {"dropout_rate": 0.0},
 }
@@ -50,16 +55,17 @@ def make_config(folder: Path, name: str, *overrides: str, dropout: bool = False,
         rows.write_text("".join(json.dumps(row) + "\n" for row in task.example * 3))
     kind, sizes = MODELS[str(task.auto_model)]
     texts = [str(value) for row in task.example for value in row.values()]
-    if prepares:
-        train_tokenizer(texts, framed=not task.writes, vocab_size=300, max_length=32).save_pretrained(
-            folder / "tokenizer"
-        )
-    sizes = sizes | (SIZES if kind == "bert" else {}) | ({} if dropout else NO_DROPOUT[kind])
+    tokenizer = folder / "tokenizer" if task.auto_processor == "AutoTokenizer" else None
+    if prepares and tokenizer is not None:
+        train_tokenizer(texts, framed=not task.writes, vocab_size=300, max_length=32).save_pretrained(tokenizer)
+    own = {"bert": SIZES, "vit": {"num_attention_heads": 2, "intermediate_size": 16}}.get(kind, {})
+    sizes = sizes | own | ({} if dropout else NO_DROPOUT[kind])
+    model = {"type": kind, "overrides": sizes} | ({} if tokenizer is None else {"tokenizer": str(tokenizer)})
     return load_config(
         None,
         [
             f"task.name={name}",
-            f"model={json.dumps({'type': kind, 'tokenizer': str(folder / 'tokenizer'), 'overrides': sizes})}",
+            f"model={json.dumps(model)}",
             f"data={json.dumps({'train': str(rows), 'validation': str(rows), 'test': str(rows), 'max_length': 32})}",
             f"data.cache_dir={folder / 'cache'}",
             "batch.size=6",
@@ -190,8 +196,10 @@ def test_what_it_exports_predicts_the_same(name: str, tmp_path: Path):
             for key, value in one.items():
                 assert value == (pytest.approx(other[key], rel=1e-4) if isinstance(value, float) else other[key])
     json.dumps(there)
-    loaded = getattr(transformers, str(task.auto_model)).from_pretrained(model_dir)
-    assert loaded.state_dict().keys() >= load_file(model_dir / "model.safetensors").keys()
+    _, told = getattr(transformers, str(task.auto_model)).from_pretrained(model_dir, output_loading_info=True)
+    assert not told["missing_keys"]
+    assert not told["unexpected_keys"]
+    assert not told["mismatched_keys"]
 
 
 def _split(outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:

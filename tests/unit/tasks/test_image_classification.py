@@ -1,0 +1,145 @@
+"""Images: every form that a row may have, and images that cannot be read."""
+
+import base64
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ViTImageProcessorPil
+
+from trainer_loop import TrainingLoop, UserError, build, load_config
+from trainer_loop.record.logs import Console
+from trainer_loop.tasks.image_classification import ImageClassification
+
+COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
+
+
+def make_image(name: str) -> Image.Image:
+    return Image.new("RGB", (5, 4), COLOURS[name])
+
+
+def spell(image: Image.Image, *, kind: str = "PNG") -> bytes:
+    file = BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+def make_rows(form: str, folder: Path) -> list[dict[str, Any]]:
+    """Rows whose images have this form."""
+    rows = []
+    for number, label in enumerate(["red", "blue", "red", "blue"]):
+        image = make_image(label)
+        content, path = spell(image), folder / f"{number}.png"
+        path.write_bytes(content)
+        forms = {
+            "path": str(path),
+            "bytes": content,
+            "data URI": f"data:image/png;base64,{base64.b64encode(content).decode()}",
+            "datasets, bytes": {"bytes": content, "path": None},
+            "datasets, path": {"bytes": None, "path": str(path)},
+            "PIL": image,
+        }
+        rows.append({"image": forms[form], "label": label})
+    return rows
+
+
+def make_loop(folder: Path, *overrides: str, rows: dict[str, Any] | None = None) -> TrainingLoop:
+    sizes = "image_size: 8, patch_size: 4, hidden_size: 16, num_hidden_layers: 1, num_attention_heads: 2"
+    config = load_config(
+        None,
+        [
+            "task.name=image_classification",
+            f"model={{type: vit, overrides: {{{sizes}, intermediate_size: 16}}}}",
+            f"data.cache_dir={folder / 'cache'}",
+            "batch.size=4",
+            "train={steps: 1, precision: no, threads: 1}",
+            "data.label_names=[blue, red]",
+            "checkpoint.every=1",
+            f"run_dir={folder / 'run'}",
+            *overrides,
+        ],
+    )
+    return build(config, rows=rows, console=Console(enabled=False))
+
+
+def read_pixels(loop: TrainingLoop) -> torch.Tensor:
+    (step,) = loop.data.train.steps(start=0, stop=1)
+    (microbatch,) = step.microbatches
+    order = microbatch.batch["labels"].argsort(stable=True)
+    return microbatch.batch["pixel_values"][order]
+
+
+@pytest.mark.parametrize("form", ["path", "bytes", "data URI", "datasets, bytes", "datasets, path", "PIL"])
+def test_an_image_in_any_form_has_the_same_pixels(form: str, tmp_path: Path):
+    pixels = read_pixels(make_loop(tmp_path, rows={"train": make_rows(form, tmp_path)}))
+    assert pixels.shape == (4, 3, 8, 8)
+    blue, red = pixels[:2], pixels[2:]
+    assert torch.equal(blue[:, 2], torch.ones(2, 8, 8))
+    assert torch.equal(blue[:, 0], -torch.ones(2, 8, 8))
+    assert torch.equal(red[:, 0], torch.ones(2, 8, 8))
+
+
+@pytest.mark.parametrize("streaming", ["true", "false"])
+def test_a_parquet_file_of_images_is_read_in_memory_and_streamed(streaming: str, tmp_path: Path):
+    rows = make_rows("bytes", tmp_path)
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["blue", "red"])})
+    table = {"img": [row["image"] for row in rows], "label": [row["label"] for row in rows]}
+    datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "train.parquet")
+    named = [f"data.train={tmp_path / 'train.parquet'}", "data.columns.image=img", f"data.streaming={streaming}"]
+    pixels = read_pixels(make_loop(tmp_path, *named))
+    assert torch.equal(pixels[:2, 2], torch.ones(2, 8, 8))
+    assert torch.equal(pixels[2:, 0], torch.ones(2, 8, 8))
+
+
+def write_broken(folder: Path) -> dict[str, tuple[Any, str]]:
+    """Values that are no images, and what is said of them."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    (folder / "cut.jpg").write_bytes(spell(noise, kind="JPEG")[:-900])
+    (folder / "text.png").write_text("no image")
+    return {
+        "gone": (str(folder / "gone.png"), "names the image"),
+        "cut": (str(folder / "cut.jpg"), "has an image that cannot be read: image file is truncated"),
+        "text": (str(folder / "text.png"), "has an image that cannot be read: cannot identify image file"),
+        "base64": ("data:image/png;base64,###", "holds a data URI that is no base64"),
+        "empty": ("", "holds no image but ''; allowed: a path, a data URI, or bytes"),
+    }
+
+
+@pytest.mark.parametrize("name", ["gone", "cut", "text", "base64", "empty"])
+def test_an_image_that_cannot_be_read_is_refused_with_its_row(name: str, tmp_path: Path):
+    value, told = write_broken(tmp_path)[name]
+    rows = make_rows("path", tmp_path)
+    rows[2]["image"] = value
+    with pytest.raises(UserError) as refused:
+        make_loop(tmp_path, rows={"train": rows})
+    (problem,) = refused.value.problems
+    assert told in problem
+    assert "row 3" in problem
+
+
+def test_any_mode_becomes_rgb_and_an_image_stands_upright(tmp_path: Path):
+    task = ImageClassification()
+    task.bind(ViTImageProcessorPil(size={"height": 4, "width": 4}), label_names=["a"])
+    grey, clear = Image.new("L", (4, 4), 255), Image.new("RGBA", (4, 4), (255, 0, 0, 255))
+    lying = Image.new("RGB", (4, 2), (0, 0, 0))
+    lying.putpixel((0, 0), (255, 255, 255))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # its camera lay on its side
+    file = BytesIO()
+    lying.save(file, "PNG", exif=exif)
+    encoded = task.encode({"image": [spell(grey), spell(clear), file.getvalue()]}, max_length=0)
+    rows = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+    pixels = task.collate(rows)["pixel_values"]
+    assert torch.equal(pixels[0], torch.ones(3, 4, 4))
+    assert torch.equal(pixels[1, 1], -torch.ones(4, 4))
+    assert pixels[2, 0, 0, 3] > 0 > pixels[2, 0, 0, 0]  # the bright corner is at the right
+
+
+def test_a_type_without_an_image_processor_is_told(tmp_path: Path):
+    with pytest.raises(UserError, match=r"transformers has no image processor for a bert; name one in model.tokenizer"):
+        make_loop(tmp_path, "model={type: bert, overrides: null}", rows={"train": make_rows("path", tmp_path)})
