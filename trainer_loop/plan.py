@@ -7,7 +7,7 @@ and no process group is made.
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,11 +22,9 @@ from trainer_loop.config.load import values_of
 from trainer_loop.config.named_sets import parse_set
 from trainer_loop.config.schema import KEYS
 from trainer_loop.data.columns import Columns, bind_columns
-from trainer_loop.data.images import load_processor, make_processor
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.plan import DataPlan, plan_data, take_splits
 from trainer_loop.data.text_format import TextFormat
-from trainer_loop.data.tokenizer import load_tokenizer, train_tokenizer
 from trainer_loop.data.tokens import TokenisedSplit
 from trainer_loop.data.train_stream import TrainStream
 from trainer_loop.data.wording import did_you_mean
@@ -34,7 +32,7 @@ from trainer_loop.errors import Problems, UserError
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.load import check_metrics, reported_keys
 from trainer_loop.metrics.shipped import SHIPPED
-from trainer_loop.models.config import count_outputs, find_model, find_text_config
+from trainer_loop.models.config import count_outputs, find_text_config
 from trainer_loop.models.plan import ModelPlan, plan_model
 from trainer_loop.optim.optimizers import OptimizerPlan, plan_optimizer
 from trainer_loop.optim.schedules import SchedulerPlan, plan_scheduler
@@ -319,7 +317,7 @@ def _plan_inputs(
         _check_plain_model(config, overrides, found)
         model_config = None
         processor = found.collect(
-            "", _find_processor, model, task, None, data, has_problems=bool(found), say=console.say
+            "", model.load_processor, task, None, texts=None, max_length=config.data.max_length, say=console.say
         )
     else:
         model_config, processor = _fit_model(config, console, found, task=task, loss=loss, model=model, data=data)
@@ -350,10 +348,17 @@ def _fit_model(
     """The config of a model of transformers, fitted to data and processor, and the processor."""
     label_names = None if data is None or data.labels is None else data.labels.names
     model_config = found.collect("", model.load_config)
-    processor = None
+    processor, longest = None, config.data.max_length
     if model_config is not None or model.has_foreign_processor:
+        texts = None if data is None or found else data.iterate_texts
         processor = found.collect(
-            "", _find_processor, model, task, model_config, data, has_problems=bool(found), say=console.say
+            "",
+            model.load_processor,
+            task,
+            model_config,
+            texts=texts,
+            max_length=config.data.max_length,
+            say=console.say,
         )
     if model_config is not None and label_names is not None:
         found.collect("", model.check_outputs, model_config, len(label_names))
@@ -367,7 +372,7 @@ def _fit_model(
             task=task,
             tokenizer=tokenizer,
             label_names=label_names,
-            max_length=config.data.max_length,
+            max_length=longest,
             frozen=config.optimizer.freeze,
             groups=config.optimizer.groups,
             seed=config.seed,
@@ -445,44 +450,6 @@ def _check_plain_model(config: Config, overrides: Overrides, found: Problems) ->
         found.lines += check_arguments(factory, model.overrides, place="model.overrides", given=())
 
 
-def _find_processor(
-    model: ModelPlan,
-    task: Task | None,
-    model_config: PretrainedConfig | None,
-    data: DataPlan | None,
-    *,
-    has_problems: bool,
-    say: Callable[[str], None],
-) -> Any | None:
-    """What makes numbers of raw rows: the tokenizer or image processor of the model; None if the task needs none.
-
-    A tokenizer is trained if the config says so, where the training texts are in order.
-    """
-    if task is not None and task.auto_processor is None:
-        return None
-    name = model.processor_name
-    if task is not None and not task.has_tokens:
-        if name:
-            return load_processor(find_model(name), trust_remote_code=model.trust_remote_code)
-        return None if model_config is None else make_processor(model_config)
-    if model.tokenizer == "train":
-        if has_problems or task is None or data is None:
-            return None
-        return train_tokenizer(
-            data.iterate_texts(), framed=not task.writes, vocab_size=model.vocab_size, max_length=data.max_length
-        )
-    if name:
-        return load_tokenizer(find_model(name), trust_remote_code=model.trust_remote_code, say=say)
-    if model.given is not None:
-        raise UserError("model.tokenizer: the model that was given does not say where its tokenizer is; set it")
-    if model.type is not None:
-        raise UserError(
-            f"model.tokenizer: model.type is {model.type!r}, which brings no tokenizer; set model.tokenizer to a hub "
-            "id, a local directory or train"
-        )
-    return None  # that no model is named is among the problems already
-
-
 def list_metrics(config: Config, task: Task) -> Entries:
     """The metrics that the config names, else the task's own."""
     return list(config.evaluate.metrics or task.metrics)
@@ -495,7 +462,11 @@ def _check_metrics(
     entries = list_metrics(config, task)
     num_labels = None if label_names is None else len(label_names)
     found.lines += check_metrics(
-        entries, num_labels=num_labels, outputs=task.outputs, trust_remote_code=config.model.trust_remote_code
+        entries,
+        num_labels=num_labels,
+        outputs=task.outputs,
+        label_names=label_names,
+        trust_remote_code=config.model.trust_remote_code,
     )
     keys = reported_keys(entries, num_labels=num_labels)
     if keys is None:

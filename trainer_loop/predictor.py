@@ -293,7 +293,9 @@ class Predictor:
         notes = [f"{name} is not computed: it is no metric of trainer_loop" for name in names if name not in SHIPPED]
         entries = [entry for entry, name in zip(entries, names, strict=True) if name in SHIPPED]
         num_labels = len(self.label_names)
-        problems = check_metrics(entries, num_labels=num_labels, outputs=self.task.outputs)
+        problems = check_metrics(
+            entries, num_labels=num_labels, outputs=self.task.outputs, label_names=self.label_names
+        )
         try:
             if problems:
                 raise UserError(problems)

@@ -37,6 +37,7 @@ def check_metrics(
     *,
     num_labels: int | None,
     outputs: Mapping[str, str] | None = None,
+    label_names: Sequence[str] | None = None,
     trust_remote_code: bool = False,
 ) -> list[str]:
     """All problems that can be found without the network, one line each.
@@ -44,12 +45,14 @@ def check_metrics(
     Args:
         num_labels: classes of the task; None when it has none or they are not known.
         outputs: kinds of what the task's `predict` gives, by name; None when they are not known.
+        label_names: names of the classes, as far as they are known.
         trust_remote_code: code of anybody's on the hub may run, and not only that of evaluate's makers.
     """
     problems, known = Problems(), []
     for entry in _parse(entries, num_labels=num_labels):
         found = problems.collect("", _check_entry, entry, num_labels=num_labels, outputs=outputs)
         if found is not None:
+            found += _check_label_names(entry, label_names or ())
             problems.lines += found if trust_remote_code else found + _foreign_code_problems(entry)
             known.append(entry)
     return problems.lines + _key_problems(known)
@@ -118,6 +121,17 @@ def _parse(entries: Sequence[Entry], *, num_labels: int | None) -> list[_ParsedE
             arguments["labels"] = list(range(num_labels))
         parsed.append(entry)
     return parsed
+
+
+def _check_label_names(entry: _ParsedEntry, names: Sequence[str]) -> list[str]:
+    """Names that are numbers say nothing to a metric that reads names, such as one of entities."""
+    reads_names = entry.shipped is not None and "label_names" in inspect.signature(entry.shipped.function).parameters
+    if not reads_names or "label_names" in entry.arguments or not names or not all(map(str.isdecimal, names)):
+        return []
+    return [
+        f"{entry.place}: {entry.name} reads the names of the tags, and these are numbers ({', '.join(names[:3])}, ...)"
+        "; name them, data.label_names=[O, B-PER, I-PER]"
+    ]
 
 
 def _is_script(name: str) -> bool:

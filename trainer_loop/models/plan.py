@@ -1,7 +1,7 @@
 """The section `model` of a task on texts: what is loaded, what is built, and whether it fits data and tokenizer."""
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from trainer_loop.data.images import load_processor, make_processor
+from trainer_loop.data.tokenizer import load_tokenizer, train_tokenizer
 from trainer_loop.errors import Problems, UserError
 from trainer_loop.models.adapters import AdapterPlan, plan_lora, plan_peft
 from trainer_loop.models.config import (
@@ -76,6 +78,47 @@ class ModelPlan:
             overrides=self.overrides,
             trust_remote_code=self.trust_remote_code,
         )
+
+    def load_processor(
+        self,
+        task: Task | None,
+        config: PretrainedConfig | None,
+        *,
+        texts: Callable[[], Iterable[str]] | None,
+        max_length: int,
+        say: Callable[[str], None],
+    ) -> Any | None:
+        """What makes numbers of raw rows: the tokenizer or the image processor; None if the task needs none.
+
+        Args:
+            config: of the model; None if it is not known, or not of transformers.
+            texts: gives what a tokenizer is trained on; None if there are none, or not in order.
+            max_length: tokens of the longest row.
+
+        Raises:
+            UserError: it cannot be loaded, or the section does not say which.
+        """
+        if task is not None and task.auto_processor is None:
+            return None
+        name = self.processor_name
+        if task is not None and not task.has_tokens:
+            if name:
+                return load_processor(find_model(name), trust_remote_code=self.trust_remote_code)
+            return None if config is None else make_processor(config)
+        if self.tokenizer == "train":
+            if task is None or texts is None:
+                return None
+            return train_tokenizer(texts(), framed=not task.writes, vocab_size=self.vocab_size, max_length=max_length)
+        if name:
+            return load_tokenizer(find_model(name), trust_remote_code=self.trust_remote_code, say=say)
+        if self.given is not None:
+            raise UserError("model.tokenizer: the model that was given does not say where its tokenizer is; set it")
+        if self.type is not None:
+            raise UserError(
+                f"model.tokenizer: model.type is {self.type!r}, which brings no tokenizer; set model.tokenizer to a "
+                "hub id, a local directory or train"
+            )
+        return None  # that no model is named is among the problems already
 
     def fit(
         self,

@@ -551,3 +551,12 @@ def test_computing_shipped_metrics_and_functions_does_not_import_evaluate(lab: s
     Path("functions.py").write_text("def share(predictions):\n    return predictions.mean()\n")
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert finished.stdout == "{'accuracy': 0.5, 'share': 0.5} []\n"
+
+
+def test_a_metric_of_entities_needs_tags_with_names() -> None:
+    numbered = {"num_labels": 3, "label_names": ["0", "1", "2"]}
+    (problem,) = check_metrics(["entity_f1", "tag_accuracy"], **numbered)
+    assert "entity_f1 reads the names of the tags, and these are numbers (0, 1, 2, ...)" in problem
+    named = {"name": "entity_f1", "args": {"label_names": ["O", "B-PER", "I-PER"]}}
+    assert check_metrics([named], **numbered) == []
+    assert check_metrics(["entity_f1"], num_labels=3, label_names=["O", "B-1", "I-1"]) == []
