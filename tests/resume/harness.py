@@ -103,6 +103,10 @@ class Process:
         env = os.environ | ENVIRONMENT | environment
         return cls(fork_server.start(command, cwd=directory, env=env, stdout=out, stderr=err), out, err)
 
+    @property
+    def pid(self) -> int:
+        return self.started.pid
+
     def send(self, number: int) -> None:
         self.started.send_signal(number)
 
