@@ -3,12 +3,12 @@
 import json
 import os
 import socket
-import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import tiny
 import torch
 
@@ -119,27 +119,27 @@ def run_in_group(scenarios: list[Scenario], directory: Path, *, num_processes: i
     """Run the scenarios one after the other in one group of processes joined by gloo."""
     described = directory / "scenarios.json"
     described.write_text(json.dumps([asdict(scenario) for scenario in scenarios]))
-    environment = {
-        **os.environ,
-        "WORLD_SIZE": str(num_processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(find_free_port()),
-        "OMP_NUM_THREADS": "1",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(described)],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(num_processes)
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+    output = directory / "output.txt"
+    with output.open("w") as file:
+        processes = [
+            fork_server.start(
+                [__file__, str(described)],
+                cwd=directory,
+                env=os.environ | {"OMP_NUM_THREADS": "1"} | rank,
+                stdout=file,
+                stderr=file,
+            )
+            for rank in make_ranks(num_processes)
+        ]
+    assert [process.wait(300) for process in processes] == [0] * num_processes, output.read_text()
     saved: dict[str, Any] = torch.load(directory / "outcomes.pt", weights_only=True)
     return {name: Outcome(**values) for name, values in saved.items()}
+
+
+def make_ranks(num_processes: int) -> list[dict[str, str]]:
+    """The environment of each of so many processes of one group, as a launcher sets it."""
+    group = {"WORLD_SIZE": str(num_processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
+    return [group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num_processes)]
 
 
 def find_free_port() -> int:

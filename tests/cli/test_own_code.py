@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fork_server
 import pytest
 
 LOSS = """
@@ -40,13 +41,7 @@ def own(arguments, tmp_path):
     def run(*options: str, code: str = LOSS, factor: float = 1.0, most: int = 1000):
         (tmp_path / "own_losses.py").write_text(code.format(factor=factor, most=most))
         words = [*arguments, "loss.name=own_losses.mine", "checkpoint.every=4", *options]
-        return subprocess.run(
-            [sys.executable, "-m", "trainer_loop.run", *words],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return fork_server.run(["-m", "trainer_loop.run", *words], cwd=tmp_path)
 
     return run
 

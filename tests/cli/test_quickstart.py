@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fork_server
 import pytest
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -45,16 +46,12 @@ def test_it_prints_where_the_model_lies_and_the_command_that_predicts(quickstart
     *_, model, predict = output.splitlines()
     assert model == "model: runs/quickstart/model"
     command = predict.removeprefix("predict: ")
-    labels = []
-    for text in ("I am super delighted.", "I am not happy.", "I am very unhappy with this phone."):
-        done = subprocess.run(
-            command.replace('"I am super delighted."', shlex.quote(text)),
-            shell=True,
-            cwd=run.parents[1],
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+    done = subprocess.run(command, shell=True, cwd=run.parents[1], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    labels = [done.stdout.partition(" ")[0]]
+    for text in ("I am not happy.", "I am very unhappy with this phone."):
+        _, *words = shlex.split(command.replace('"I am super delighted."', shlex.quote(text)))
+        done = fork_server.run(words, cwd=run.parents[1])
         assert done.returncode == 0, done.stderr
         labels.append(done.stdout.partition(" ")[0])
     assert labels == ["label=positive", "label=negative", "label=negative"]

@@ -3,15 +3,14 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import datasets
+import fork_server
 import pytest
 from made_up import make_reviews, write_csv
 from safetensors.torch import load_file
-from scenarios import find_free_port
+from scenarios import make_ranks
 from test_bad_input import assert_refused
 from test_resume import KilledError, metric_rows
 
@@ -270,18 +269,21 @@ def test_a_diverged_run_names_the_rows_of_its_step(command, streaming, tmp_path)
 def test_two_processes_make_the_updates_of_one(streaming, tmp_path):
     """Batches of 23 rows, of which one has 12 and the other 11, and a last one of a row, of which one has none."""
     more = [NO_DROPOUT, "batch.size=23", "batch.max_tokens=100", "optimizer={name: sgd, lr: 0.1}", "train.epochs=2"]
-    options = ["--multi_gpu", "--num_processes", "2", "--main_process_port", str(find_free_port())]
-    for name, launcher in (("one", []), ("two", ["-m", "accelerate.commands.launch", *options])):
-        command = [sys.executable, *launcher, "-m", "trainer_loop.run", *streaming, *more, f"run_dir={tmp_path / name}"]
-        done = subprocess.run(
-            command,
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+    with (tmp_path / "output.txt").open("w") as output:
+        for name, ranks in (("one", [{}]), ("two", make_ranks(2))):
+            command = ["-m", "trainer_loop.run", *streaming, *more, f"run_dir={tmp_path / name}"]
+            processes = [
+                fork_server.start(
+                    command,
+                    cwd=tmp_path,
+                    env=os.environ | {"OMP_NUM_THREADS": "1"} | rank,
+                    stdout=output,
+                    stderr=output,
+                )
+                for rank in ranks
+            ]
+            codes = [process.wait(300) for process in processes]
+            assert not any(codes), (tmp_path / "output.txt").read_text()
     figures = [
         {name: row[name] for name in ("step", "loss", "grad_norm") if name in row}
         for run in ("one", "two")

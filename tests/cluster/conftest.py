@@ -1,16 +1,15 @@
 """A run whose pace a test can hold back, what it gives uninterrupted, and machines that are switched off at the end."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import pytest
 from machines import Machine, read_weights
 from made_up import make_reviews, write_csv
-from scenarios import find_free_port
+from scenarios import make_ranks
 
 # The same numbers at any pace: while there is a file named `slow`, a step leaves a test the time to act.
 _LAB = """
@@ -59,16 +58,19 @@ def uninterrupted(arguments: list[str], tmp_path_factory: pytest.TempPathFactory
     """The weights of the run as two processes of this machine train them."""
     directory = tmp_path_factory.mktemp("uninterrupted")
     (directory / "lab.py").write_text(_LAB)
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    done = subprocess.run(
-        [*launcher, "--main_process_port", str(find_free_port()), "-m", "trainer_loop.run", *arguments],
-        cwd=directory,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    output = directory / "output.txt"
+    with output.open("w") as told:
+        processes = [
+            fork_server.start(
+                ["-m", "trainer_loop.run", *arguments],
+                cwd=directory,
+                env=os.environ | {"OMP_NUM_THREADS": "1"} | rank,
+                stdout=told,
+                stderr=told,
+            )
+            for rank in make_ranks(2)
+        ]
+    assert [process.wait(120) for process in processes] == [0, 0], output.read_text()
     return read_weights(directory / "run")
 
 

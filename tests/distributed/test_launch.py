@@ -6,13 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fork_server
 import pytest
 from hub_server import TOKEN, serve
 from made_up import make_reviews, write_csv
 from safetensors.torch import load_file
-from scenarios import find_free_port
+from scenarios import find_free_port, make_ranks
 
 ROOT = Path(__file__).parents[2]
+RUN = ("-m", "trainer_loop.run")
 
 
 def launch(*arguments: str, directory: Path, options: tuple[str, ...], environment: dict[str, str] | None = None):
@@ -34,6 +36,22 @@ def launch(*arguments: str, directory: Path, options: tuple[str, ...], environme
         text=True,
         timeout=300,
     )
+
+
+def start_two(*command: str, directory: Path) -> list[fork_server.Process]:
+    """The same on two processes without a launcher, which leaves the end of each to itself."""
+    processes = []
+    for rank, environment in enumerate(make_ranks(2)):
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+        with (directory / f"{rank}.txt").open("w") as told:
+            processes.append(fork_server.start(command, cwd=directory, env=environment, stdout=told, stderr=told))
+    return processes
+
+
+def run_two(*command: str, directory: Path) -> list[tuple[int, str]]:
+    """The exit code of each, and what it told."""
+    codes = [process.wait(100) for process in start_two(*command, directory=directory)]
+    return [(code, (directory / f"{rank}.txt").read_text()) for rank, code in enumerate(codes)]
 
 
 TWO = ("--config_file", str(ROOT / "launch" / "accelerate" / "cpu_2.yaml"))
@@ -122,9 +140,7 @@ def test_two_processes_train_to_the_same_weights_and_figures_as_one(on_one, on_t
 
 def test_what_two_processes_saved_is_loaded_by_one(on_two, arguments, tmp_path):
     checkpoint = on_two / "checkpoints" / "step-00000015"
-    done = launch(
-        *arguments, "run_dir=run", f"resume={checkpoint}", directory=tmp_path, options=("--cpu", "--num_processes", "1")
-    )
+    done = fork_server.run([*RUN, *arguments, "run_dir=run", f"resume={checkpoint}"], cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "resumed at step 15 of 16" in done.stdout
     for name, tensor in load_file(on_two / "model" / "model.safetensors").items():
@@ -145,9 +161,9 @@ def test_rows_that_differ_between_the_processes_are_refused(arguments, tmp_path)
         "    label = ['a', 'b'][int(os.environ['RANK'])]\n"
         "    return [{'text': f'number {n}', 'label': label if n == 7 else 'ab'[n % 2]} for n in range(20)]\n"
     )
-    done = launch(*arguments, "run_dir=run", "data.train=lab.rows", "data.validation=", directory=tmp_path, options=TWO)
-    assert done.returncode != 0
-    assert "the data or the config of process 1 is not that of process 0" in done.stderr
+    ended = run_two(*RUN, *arguments, "run_dir=run", "data.train=lab.rows", "data.validation=", directory=tmp_path)
+    assert all(code != 0 for code, _ in ended)
+    assert any("the data or the config of process 1 is not that of process 0" in told for _, told in ended)
 
 
 def test_an_error_of_one_process_alone_is_told_with_its_number(arguments, tmp_path):
@@ -159,36 +175,18 @@ def test_an_error_of_one_process_alone_is_told_with_its_number(arguments, tmp_pa
         "sys.exit(main([*sys.argv[1:], f'data.train={train}', 'data.validation=', 'run_dir=run']))\n"
     )
     (tmp_path / "start.py").write_text(script)
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            *TWO_BY_FLAGS,
-            "--main_process_port",
-            str(find_free_port()),
-            "start.py",
-            *arguments,
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode != 0
-    assert "process 1: error: data.train=missing.csv: there is no such file" in done.stderr
+    first, second = start_two("start.py", *arguments, directory=tmp_path)
+    code = second.wait(100)
+    first.kill()  # as a launcher does; it waits for the other
+    assert code == 2
+    assert "process 1: error: data.train=missing.csv: there is no such file" in (tmp_path / "1.txt").read_text()
 
 
 def test_processes_that_would_each_train_alone_are_refused(arguments, tmp_path):
     """A launcher that says WORLD_SIZE=2 to a process that accelerate takes for the only one."""
-    done = subprocess.run(
-        [sys.executable, "-c", PRETEND_ALONE, *arguments, "run_dir=run"],
-        cwd=tmp_path,
-        env={**os.environ, "WORLD_SIZE": "2"},
-        capture_output=True,
-        text=True,
-        timeout=120,
+    (tmp_path / "start.py").write_text(PRETEND_ALONE)
+    done = fork_server.run(
+        ["start.py", *arguments, "run_dir=run"], cwd=tmp_path, env=os.environ | {"WORLD_SIZE": "2"}, timeout=120
     )
     assert done.returncode == 2
     assert "each would train alone" in done.stderr
@@ -237,16 +235,16 @@ class Task(Task):
 """
 
 
-def run_rows(directory: Path, *more: str):
+def run_rows(directory: Path, *more: str) -> list[tuple[int, str]]:
     (directory / "lab.py").write_text(_ROWS_LAB)
     arguments = ["task.name=lab.Task", "model.type=lab.Net", "data.train=lab.rows", "train={steps: 4, precision: no}"]
     arguments += ["batch={size: 16, per_device: 4}", "optimizer={name: sgd, lr: 1e-3}", "run_dir=run", *more]
-    return launch(*arguments, directory=directory, options=TWO)
+    return run_two(*RUN, *arguments, directory=directory)
 
 
 def test_all_processes_judge_with_the_same_running_means(tmp_path):
-    done = run_rows(tmp_path, "data.validation=lab.rows", "evaluate.every=2", "checkpoint.every=never")
-    assert done.returncode == 0, done.stdout + done.stderr
+    for code, told in run_rows(tmp_path, "data.validation=lab.rows", "evaluate.every=2", "checkpoint.every=never"):
+        assert code == 0, told
     told = [set((tmp_path / f"means-{rank}.txt").read_text().splitlines()) for rank in (0, 1)]
     assert told[0] == told[1]
     assert len(told[0]) == 2, "one set of means at each of two evaluations"
@@ -256,10 +254,10 @@ def test_all_processes_judge_with_the_same_running_means(tmp_path):
 
 def test_a_parameter_that_the_last_microbatch_does_not_use_is_told(tmp_path):
     """Its gradient stays each process's own: the processes would part."""
-    done = run_rows(tmp_path, "model.overrides={heads: 2}", "seed=1")
-    assert done.returncode != 0
-    assert "let every microbatch use all parameters" in done.stderr or "parameters get no gradient" in done.stderr
-    assert "Expected to have finished reduction" not in done.stderr
+    for code, told in run_rows(tmp_path, "model.overrides={heads: 2}", "seed=1"):
+        assert code != 0
+        assert "let every microbatch use all parameters" in told or "parameters get no gradient" in told
+        assert "Expected to have finished reduction" not in told
 
 
 def test_process_0_alone_asks_the_hub_and_pushes(on_two, its_hub):

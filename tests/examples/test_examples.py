@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "resume"))
 
-from harness import Bench, Run, assert_same, bench_in  # noqa: E402
+from harness import Run, assert_same  # noqa: E402
 
 NAMES = sorted(path.parent.name for path in (ROOT / "examples").glob("*/config.yaml"))
 SHORT = (
@@ -24,21 +24,15 @@ SHORT = (
 
 
 @pytest.fixture(scope="module")
-def bench(own_cache: None, tmp_path_factory: pytest.TempPathFactory):
-    with bench_in(tmp_path_factory.mktemp("bench")) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def teacher(bench: Bench) -> Path:
-    run = make_run(bench, bench.directory / "teacher", ROOT / "configs" / "quickstart.yaml")
+def teacher(own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = make_run(tmp_path_factory.mktemp("teacher"), ROOT / "configs" / "quickstart.yaml")
     run.finish()
     return run.path / "model"
 
 
-def make_run(bench: Bench, directory: Path, config: Path, *options: str, num_processes: int = 1) -> Run:
+def make_run(directory: Path, config: Path, *options: str, num_processes: int = 1) -> Run:
     """A short run of a config, in a directory that sees the examples as the root of the project does."""
-    run = Run(bench.crash_harness, directory, (f"config={config}", *SHORT, *options), num_processes)
+    run = Run(directory, (f"config={config}", *SHORT, *options), num_processes)
     (directory / "examples").symlink_to(ROOT / "examples")
     return run
 
@@ -55,15 +49,15 @@ CASES = [(name, 1) for name in NAMES] + [
 
 
 @pytest.mark.parametrize(("name", "num_processes"), CASES)
-def test_it_learns_and_goes_on_after_a_kill_bit_for_bit(name, num_processes, bench, teacher, tmp_path):
+def test_it_learns_and_goes_on_after_a_kill_bit_for_bit(name, num_processes, teacher, tmp_path):
     options = [f"loop.args={{teacher: {teacher}}}", f"model.name={teacher}"] if name == "distillation" else []
     config = ROOT / "examples" / name / "config.yaml"
-    whole = make_run(bench, tmp_path / "whole", config, *options, num_processes=num_processes)
+    whole = make_run(tmp_path / "whole", config, *options, num_processes=num_processes)
     whole.finish()
     losses = [row["loss"] for row in whole.rows() if "lr" in row]
     assert len(losses) == 4
     assert len(set(losses)) == 4, "nothing was learnt"
-    killed = make_run(bench, tmp_path / "killed", config, *options, num_processes=num_processes)
+    killed = make_run(tmp_path / "killed", config, *options, num_processes=num_processes)
     killed.kill_at("half_checkpoint:8")
     assert "resumed at step 4" in killed.finish()
     assert_same(killed, whole.remember())
@@ -92,8 +86,8 @@ def test_it_is_no_longer_than_promised(place, at_most, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "figure"), [("table", "accuracy"), ("images", "accuracy")])
-def test_models_without_transformers_learn_what_they_are_shown(name, figure, bench, tmp_path):
-    run = Run(bench.crash_harness, tmp_path, (f"config={ROOT / 'examples' / name / 'config.yaml'}",))
+def test_models_without_transformers_learn_what_they_are_shown(name, figure, tmp_path):
+    run = Run(tmp_path, (f"config={ROOT / 'examples' / name / 'config.yaml'}",))
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     run.finish()
     record = json.loads((run.path / "model" / "trainer_loop.json").read_text())

@@ -1,12 +1,9 @@
-"""One crash harness for all tests: the processes that they start and kill begin in it."""
-
-from collections.abc import Iterator
+"""One bench for all tests: what it has trained once, uninterrupted, is compared with many runs."""
 
 import pytest
-from harness import Bench, bench_in
+from harness import Bench
 
 
 @pytest.fixture(scope="session")
-def bench(own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    with bench_in(tmp_path_factory.mktemp("bench")) as made:
-        yield made
+def bench(own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    return Bench.make(tmp_path_factory.mktemp("bench"))

@@ -1,32 +1,32 @@
 """Runs of the command that are killed and started again, and what must be true of them afterwards.
 
-Starting a process takes seconds, most of them imports. A `Nursery` has done them, and forks a process for each start:
-one of its own, that can be killed like any other.
+Each start is a process of its own, from the fork server, and can be killed like any other.
 """
 
 import contextlib
 import json
 import os
 import random
-import select
-import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import fork_server
 from made_up import make_reviews, write_csv
-from scenarios import find_free_port
+from scenarios import make_ranks
 
 from trainer_loop.record.checkpoint_files import find_fault, list_checkpoints
 from trainer_loop.record.run_dir import RunDir
 
 HERE = Path(__file__).parent
 KILLED = -signal.SIGKILL
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # another number of threads, other rounding
 _TIMEOUT = 120.0
 _TIMES = {"rows_per_second", "tokens_per_second", "data_wait", "train_seconds", "peak_memory_bytes"}
 _TIMES_OF_STATE = {"train_seconds", "interval"}
@@ -88,125 +88,47 @@ class Ended:
         return f"exit code {self.code}\n{self.out}\n{self.err}"
 
 
-class CrashHarness:
-    """Starts processes, and knows how they ended. To be closed."""
-
-    def __init__(self, directory: Path):
-        self.directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
-        self._born = 0
-        self._ended: dict[int, int] = {}
-        self._answers: list[dict[str, Any]] = []
-        self._unread = b""
-        self._server = subprocess.Popen(
-            [sys.executable, str(HERE / "crash_harness.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
-        )
-
-    def close(self) -> None:
-        assert self._server.stdin is not None
-        self._server.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._server.wait(10)
-        self._server.kill()
-        self._server.wait()
-
-    def start(
-        self, arguments: Sequence[str], *, directory: Path, environment: dict[str, str] | None = None, learn: str = ""
-    ) -> "Process":
-        """The command with these arguments. learn: a file for the names of the modules that it imports."""
-        self._born += 1
-        out, err = (self.directory / f"{self._born}.{kind}" for kind in ("out", "err"))
-        for file in (out, err):  # it may be killed before it has come so far
-            file.touch()
-        self._ask(
-            {
-                "arguments": list(arguments),
-                "directory": str(directory),
-                "environment": environment or {},
-                "out": str(out),
-                "err": str(err),
-                "learn": learn,
-            }
-        )
-        return Process(self, int(self._answer("pid")["pid"]), out, err)
-
-    def learn(self, arguments: Sequence[str], *, directory: Path) -> Ended:
-        """Run the command once; what it imports late, later processes begin with."""
-        names = self.directory / "modules.json"
-        ended = self.start(arguments, directory=directory, learn=str(names)).wait()
-        if names.exists():
-            self._ask({"preload": json.loads(names.read_text())})
-            self._answer("preloaded")
-        return ended
-
-    def is_running(self, pid: int) -> bool:
-        self._listen(0)
-        return pid not in self._ended
-
-    def wait(self, pid: int, seconds: float) -> int | None:
-        """The exit code, None where it still runs after so many seconds."""
-        deadline = time.monotonic() + seconds
-        while pid not in self._ended and (left := deadline - time.monotonic()) > 0:
-            self._listen(left)
-        return self._ended.get(pid)
-
-    def _ask(self, request: dict[str, Any]) -> None:
-        assert self._server.stdin is not None
-        self._server.stdin.write(json.dumps(request).encode() + b"\n")
-        self._server.stdin.flush()
-
-    def _answer(self, key: str) -> dict[str, Any]:
-        deadline = time.monotonic() + _TIMEOUT
-        while not self._answers or key not in self._answers[0]:
-            assert time.monotonic() < deadline, "the crash harness does not answer"
-            self._listen(1.0)
-        return self._answers.pop(0)
-
-    def _listen(self, seconds: float) -> None:
-        assert self._server.stdout is not None
-        if not select.select([self._server.stdout], [], [], seconds)[0]:
-            return
-        block = os.read(self._server.stdout.fileno(), 1 << 16)
-        assert block, "the crash harness has ended"
-        *lines, self._unread = (self._unread + block).split(b"\n")
-        for answer in map(json.loads, lines):
-            if "status" in answer:
-                self._ended[answer["pid"]] = answer["status"]
-            else:
-                self._answers.append(answer)
-
-
 @dataclass
 class Process:
-    """One start of the command."""
+    """One start of the command, from the fork server; its output goes to files that have no name."""
 
-    crash_harness: CrashHarness
-    pid: int
-    out: Path
-    err: Path
+    started: fork_server.Process
+    out: IO[str]
+    err: IO[str]
+
+    @classmethod
+    def start(cls, arguments: Sequence[str], *, directory: Path, environment: dict[str, str]) -> "Process":
+        out, err = (tempfile.TemporaryFile("a+") for _ in range(2))  # noqa: SIM115 - closed with this object
+        command = [str(HERE / "driver.py"), *arguments]
+        env = os.environ | ENVIRONMENT | environment
+        return cls(fork_server.start(command, cwd=directory, env=env, stdout=out, stderr=err), out, err)
+
+    @property
+    def pid(self) -> int:
+        return self.started.pid
 
     def send(self, number: int) -> None:
-        if self.crash_harness.is_running(self.pid):
-            os.kill(self.pid, number)
+        self.started.send_signal(number)
 
     def kill(self) -> None:
         """With all that it has started."""
-        if self.crash_harness.is_running(self.pid):
-            os.killpg(self.pid, signal.SIGKILL)
+        self.started.kill_group()
 
     def is_running(self) -> bool:
-        return self.crash_harness.is_running(self.pid)
+        return self.started.poll() is None
 
     def wait(self, seconds: float = _TIMEOUT) -> Ended:
-        code = self.crash_harness.wait(self.pid, seconds)
-        if code is None:
+        late = False
+        try:
+            code = self.started.wait(seconds)
+        except subprocess.TimeoutExpired:
+            late = True
             self.kill()
-            self.crash_harness.wait(self.pid, seconds)
-        ended = Ended(-1000 if code is None else code, self.out.read_text(), self.err.read_text())
-        assert code is not None, f"still running after {seconds} seconds\n{ended.told()}"
+            code = self.started.wait(seconds)
+        for file in (self.out, self.err):
+            file.seek(0)
+        ended = Ended(code, self.out.read(), self.err.read())
+        assert not late, f"still running after {seconds} seconds\n{ended.told()}"
         return ended
 
 
@@ -216,7 +138,7 @@ def launch(run: "Run", *options: str, program: Sequence[str], **environment: str
         return subprocess.Popen(
             [sys.executable, "-m", "accelerate.commands.launch", *options, *program, *run.arguments, "run_dir=run"],
             cwd=run.directory,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"} | environment,
+            env=os.environ | ENVIRONMENT | environment,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -260,7 +182,6 @@ def wait_until(condition: Callable[[], Any], *, what: str, seconds: float = 60.0
 class Run:
     """One run directory, `run` in a directory of its own, and the command that is started again and again."""
 
-    crash_harness: CrashHarness
     directory: Path
     arguments: tuple[str, ...]
     num_processes: int = 1
@@ -277,14 +198,10 @@ class Run:
     def start(self, *more: str, num_processes: int | None = None, **environment: str) -> list[Process]:
         """One start of the command, by all its processes. environment: FAULT_AT and the like."""
         number = num_processes or self.num_processes
-        ranks: list[dict[str, str]] = [{}]
-        if number > 1:
-            meeting = {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port())}
-            ranks = [meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(number)]
+        ranks = make_ranks(number) if number > 1 else [{}]
         arguments = [*self.arguments, "run_dir=run", *more]
         self.processes = [
-            self.crash_harness.start(arguments, directory=self.directory, environment=environment | rank)
-            for rank in ranks
+            Process.start(arguments, directory=self.directory, environment=environment | rank) for rank in ranks
         ]
         return self.processes
 
@@ -416,9 +333,8 @@ def assert_same(run: Run, whole: Outcome) -> None:
 
 @dataclass
 class Bench:
-    """A crash harness, a model and reviews; makes runs of them, and knows how each ends that nobody kills."""
+    """A model and reviews; makes runs of them, and knows how each ends that nobody kills."""
 
-    crash_harness: CrashHarness
     directory: Path
     model: Path
     train: Path
@@ -428,20 +344,12 @@ class Bench:
 
     @classmethod
     def make(cls, directory: Path) -> "Bench":
-        bench = cls(
-            CrashHarness(directory / "crash_harness"),
+        return cls(
             directory,
             make_model(directory / "tiny"),
             write_csv(directory / "train.csv", make_reviews(61)),
             write_csv(directory / "validation.csv", make_reviews(20, seed=3)),
         )
-        first = bench.run(directory / "first")
-        ended = bench.crash_harness.learn([*first.arguments, "run_dir=run"], directory=first.directory)
-        assert ended.code == 0, ended.told()
-        return bench
-
-    def close(self) -> None:
-        self.crash_harness.close()
 
     def run(self, directory: Path, *options: str, num_processes: int = 1) -> Run:
         """A run that is not started yet."""
@@ -454,7 +362,7 @@ class Bench:
             *(option for option in (DROPOUT,) if not any(other.startswith("model.overrides=") for other in options)),
             *options,
         )
-        return Run(self.crash_harness, directory, arguments, num_processes)
+        return Run(directory, arguments, num_processes)
 
     def whole(self, *options: str, num_processes: int = 1) -> Outcome:
         """What the run leaves behind where nobody kills it; run once."""
@@ -521,13 +429,3 @@ def kill_at_random(run: Run, dice: random.Random, *, seconds: float) -> bool:
     assert all(fine), "\n".join(process.told() for process in ended)
     run.check()
     return any(killed)
-
-
-@contextlib.contextmanager
-def bench_in(directory: Path) -> Iterator[Bench]:
-    shutil.rmtree(directory, ignore_errors=True)
-    bench = Bench.make(directory)
-    try:
-        yield bench
-    finally:
-        bench.close()

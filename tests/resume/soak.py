@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import CASES, Bench, Run, assert_same, bench_in, kill_at_random
+from harness import CASES, Bench, Run, assert_same, kill_at_random
 
 KILLS_PER_RUN = 12
 EPOCHS = "train.epochs=6"
@@ -34,18 +34,18 @@ def main() -> int:
     dice = random.Random(options.seed)
     kills = runs = mismatches = 0
     kinds = list(itertools.product(CASES, (1, 2)))
-    with bench_in(directory / "bench") as bench:
-        for number, (case, num_processes) in enumerate(itertools.cycle(kinds)):
-            if kills >= options.kills or time.monotonic() - began > 60 * options.minutes:
-                break
-            run = bench.run(directory / f"run-{number}", *CASES[case], EPOCHS, num_processes=num_processes)
-            runs += 1
-            killed, problem = torment(run, bench, dice, wanted=min(KILLS_PER_RUN, options.kills - kills))
-            kills += killed
-            mismatches += problem is not None
-            print(f"{case}, {num_processes} processes: {killed} kills, {problem or 'the same bits'}", flush=True)
-            if problem is None:
-                shutil.rmtree(run.directory)
+    bench = Bench.make(directory / "bench")
+    for number, (case, num_processes) in enumerate(itertools.cycle(kinds)):
+        if kills >= options.kills or time.monotonic() - began > 60 * options.minutes:
+            break
+        run = bench.run(directory / f"run-{number}", *CASES[case], EPOCHS, num_processes=num_processes)
+        runs += 1
+        killed, problem = torment(run, bench, dice, wanted=min(KILLS_PER_RUN, options.kills - kills))
+        kills += killed
+        mismatches += problem is not None
+        print(f"{case}, {num_processes} processes: {killed} kills, {problem or 'the same bits'}", flush=True)
+        if problem is None:
+            shutil.rmtree(run.directory)
     minutes = (time.monotonic() - began) / 60
     print(
         f"soak: {kills} kills in {runs} runs of {min(runs, len(kinds))} kinds, seed {options.seed}, "

@@ -12,12 +12,12 @@ from harness import (
     KILLED,
     assert_same,
     end_tree,
-    find_free_port,
     kill_at_random,
     launch,
     list_children,
     wait_until,
 )
+from scenarios import find_free_port
 
 # Of the run under test, 16 steps: saved at 2, 4, ..., evaluated at 3, 6, 9, 12, 15, 16; an epoch has 8.
 PLACES = [

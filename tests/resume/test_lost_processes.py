@@ -4,7 +4,8 @@ import json
 import re
 
 import pytest
-from harness import HERE, KILLED, Ended, Run, assert_same, end_tree, find_free_port, launch
+from harness import HERE, KILLED, Ended, Run, assert_same, end_tree, launch
+from scenarios import find_free_port
 
 LOST = 4
 
