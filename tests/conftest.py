@@ -1,9 +1,7 @@
 """What all tests share: no network, a cache of their own, and a fresh accelerate state for each test."""
 
 import os
-import pickle
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -29,19 +27,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["HF_HOME"] = str(root / "huggingface")
     os.environ["HF_DATASETS_CACHE"] = str(root / "datasets")
     os.environ["TRAINER_LOOP_CACHE"] = str(root / "trainer_loop")
-
-
-@pytest.fixture(scope="session", autouse=True)
-def defaults_made_once() -> Iterator[None]:
-    """OmegaConf takes 50 ms to make a tree of the defaults, thousands of times; a copy of the first takes one."""
-    from omegaconf import OmegaConf
-
-    from trainer_loop.config.fields import Config
-
-    make, first = OmegaConf.structured, pickle.dumps(OmegaConf.structured(Config))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OmegaConf, "structured", lambda what: pickle.loads(first) if what is Config else make(what))  # noqa: S301
-        yield
 
 
 @pytest.fixture(autouse=True)
