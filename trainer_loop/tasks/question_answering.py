@@ -7,8 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from trainer_loop.data.columns import Column
+from trainer_loop.errors import UserError
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import Batch, Rows, Task
+
+_SHORTEST = 24  # tokens of a window: half of it for the question, a few that frame it, a quarter that windows share
 
 
 class QuestionAnswering(Task):
@@ -80,6 +83,10 @@ class QuestionAnswering(Task):
         `char_start` and `char_end` say which characters of the context each token is, -1 for other tokens. `first` is
         the token that stands for no answer; `start` and `end` are the first and the last token of the answer.
         """
+        if max_length < _SHORTEST:
+            raise UserError(
+                f"data.max_length: {max_length} has no room for question and context; set {_SHORTEST} or more"
+            )
         encoded = self.tokenizer(
             self._shorten(rows["question"], max_tokens=max_length // 2),
             list(rows["context"]),

@@ -13,6 +13,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import BertConfig, BertForQuestionAnswering, PreTrainedTokenizerFast
 
+from trainer_loop import UserError
 from trainer_loop.tasks.question_answering import QuestionAnswering
 
 WORDS = [f"w{number}" for number in range(40)]
@@ -49,7 +50,7 @@ def make_rows(answer: str | None, *, context: str = CONTEXT) -> dict[str, list[A
     return {"question": ["who came"], "context": [context], "answers": [answers]}
 
 
-def make_batch(task: QuestionAnswering, rows: dict[str, list[Any]], *, max_length: int = 16) -> dict[str, Any]:
+def make_batch(task: QuestionAnswering, rows: dict[str, list[Any]], *, max_length: int = 24) -> dict[str, Any]:
     encoded = task.encode(rows, max_length=max_length)
     names = [name for name in encoded if name != "source"]
     return task.collate([dict(zip(names, row, strict=True)) for row in zip(*(encoded[n] for n in names), strict=True)])
@@ -57,7 +58,7 @@ def make_batch(task: QuestionAnswering, rows: dict[str, list[Any]], *, max_lengt
 
 @pytest.mark.parametrize("answer", ["w0", "w7 w8 w9", "w39", "w11"])
 def test_each_window_that_has_the_whole_answer_points_at_it_and_the_others_at_the_first_token(answer: str):
-    encoded = make_task(stride=4).encode(make_rows(answer), max_length=16)
+    encoded = make_task(stride=4).encode(make_rows(answer), max_length=24)
     windows = len(encoded["input_ids"])
     assert windows > 2
     assert encoded["source"] == [0] * windows
@@ -76,7 +77,7 @@ def test_each_window_that_has_the_whole_answer_points_at_it_and_the_others_at_th
 
 
 def test_windows_share_the_stride_and_leave_no_token_out():
-    encoded = make_task(stride=3).encode(make_rows(None), max_length=16)
+    encoded = make_task(stride=3).encode(make_rows(None), max_length=24)
     parts = [[place for place in window if place >= 0] for window in encoded["char_start"]]
     assert sorted({place for part in parts for place in part}) == [CONTEXT.index(f"{word} ") for word in WORDS[:-1]] + [
         CONTEXT.index("w39")
@@ -87,8 +88,8 @@ def test_windows_share_the_stride_and_leave_no_token_out():
 
 def test_a_question_that_is_too_long_is_cut_and_the_context_is_read():
     rows = make_rows("w3") | {"question": [CONTEXT]}
-    encoded = make_task().encode(rows, max_length=16)
-    assert max(map(len, encoded["input_ids"])) <= 16
+    encoded = make_task().encode(rows, max_length=24)
+    assert max(map(len, encoded["input_ids"])) <= 24
     assert any(start > 0 for start in encoded["start"])
 
 
@@ -157,3 +158,9 @@ def test_padding_takes_no_part_in_a_loss_of_ones_own():
             model, {name: value[:, :length] if value.ndim == 2 else value for name, value in one.items()}
         ).item()
     assert few.item() == pytest.approx(more, rel=1e-6)
+
+
+def test_a_window_too_short_for_question_and_context_is_refused():
+    with pytest.raises(UserError, match=r"data.max_length: 23 holds no question and context; set 24 or more"):
+        make_task().encode(make_rows("w3"), max_length=23)
+    make_task(stride=100).encode(make_rows("w3") | {"question": [CONTEXT]}, max_length=24)
