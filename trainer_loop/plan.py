@@ -316,8 +316,9 @@ def _plan_inputs(
     if task is not None and task.auto_model is None:
         _check_plain_model(config, overrides, found)
         model_config = None
+        texts = None if data is None or found else data.iterate_texts
         processor = found.collect(
-            "", model.load_processor, task, None, texts=None, max_length=config.data.max_length, say=console.say
+            "", model.load_processor, task, None, texts=texts, max_length=config.data.max_length, say=console.say
         )
     else:
         model_config, processor = _fit_model(config, console, found, task=task, loss=loss, model=model, data=data)
@@ -362,9 +363,8 @@ def _fit_model(
         )
     if model_config is not None and label_names is not None:
         found.collect("", model.check_outputs, model_config, len(label_names))
-    has_tokens = task is None or task.has_tokens
-    tokenizer = processor if has_tokens else None
-    if task is not None and model_config is not None and (tokenizer is not None or not has_tokens):
+    tokenizer = processor if hasattr(processor, "backend_tokenizer") else None
+    if task is not None and model_config is not None and processor is not None:
         lines = found.collect(
             "",
             model.fit,

@@ -33,7 +33,7 @@ from trainer_loop.tasks import find
 from trainer_loop.tasks.find import list_tasks, load_task
 from trainer_loop.tasks.losses import LOSSES
 from trainer_loop.tasks.merge import merge_outputs
-from trainer_loop.tasks.task import Batch, Rows
+from trainer_loop.tasks.task import Batch, Rows, Task
 
 _NO_TARGET = -100
 _ROWS = 32  # without tokens, that are predicted at a time
@@ -54,8 +54,8 @@ class Predictor:
     """Predicts rows in batches of like length; results come back in the order of the rows.
 
     processor: the tokenizer, or the image processor. max_length: tokens of a row; None for a task without tokens.
-    columns: the task's columns -> those that the model was trained on. evaluation: how the run that trained the model
-    evaluated it, see `ExportRecord`.
+    columns: the task's columns -> those that the model was trained on. arguments: of the task. evaluation: how the run
+    that trained the model evaluated it, see `ExportRecord`.
     """
 
     def __init__(
@@ -66,11 +66,12 @@ class Predictor:
         task: str,
         max_length: int | None,
         columns: Mapping[str, str],
+        arguments: Mapping[str, Any] | None = None,
         evaluation: Mapping[str, Any] | None = None,
     ):
         self.device = torch.accelerator.current_accelerator() or torch.device("cpu")
         self.model = model.to(self.device).eval()
-        self.task = load_task(task)()
+        self.task = load_task(task)(**(arguments or {}))
         config: Any = self.model.config
         ends = config.is_encoder_decoder
         self.task.bind(
@@ -151,6 +152,7 @@ class Predictor:
             task=task,
             max_length=(record and record.max_length) or longest,
             columns=find_columns(record, task).names,
+            arguments=_read_arguments(record, task_class, place=f"model={model_dir}"),
             evaluation=record.evaluation if record is not None else None,
         )
 
@@ -332,6 +334,16 @@ class Predictor:
 def _read(columns: Mapping[str, Any], number: int) -> dict[str, Any]:
     """The row of this number."""
     return {name: column[number] for name, column in columns.items()}
+
+
+def _read_arguments(record: ExportRecord | None, task_class: type[Task], *, place: str) -> dict[str, Any]:
+    """`task.args` of the run that trained the model. Raises UserError where the task does not take them."""
+    told = {} if record is None else record.plan.get("task.args")
+    arguments = dict(told) if isinstance(told, Mapping) else {}
+    given = ("loss_function",)  # which a model directory must not choose
+    if problems := check_arguments(task_class, arguments, place=f"{place}: task.args", given=given):
+        raise UserError(problems)
+    return arguments
 
 
 def read_record(model_dir: Path) -> ExportRecord | None:

@@ -217,7 +217,7 @@ def test_keys_that_would_do_nothing_are_refused(run, capfd):
         (["text=x", "output=x.csv"], "goes with file="),
         (["file=x.csv", "text_pair=y"], "goes with text="),
         (["text=x", "text_pair=y"], "text_pair= is given, and this model reads text="),
-        (["text=x", "max_new_tokens=3"], "continues nothing"),
+        (["text=x", "max_new_tokens=3"], "writes nothing"),
     ):
         code, _, err = predict(capfd, f"model={run}", *extra)
         assert code == 2

@@ -229,3 +229,23 @@ def test_a_row_without_one_of_its_values_is_refused_with_its_place(name: str, st
         with pytest.raises(UserError) as refused:
             build(config, console=Console(enabled=False))
         assert any(f"{own!r}" in line and "rows.jsonl line 5" in line for line in refused.value.problems), own
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("seq2seq", {"prefix": "reverse: ", "max_new_tokens": 3}),
+        ("question_answering", {"null_answers": True, "null_threshold": -1000.0, "max_answer_tokens": 2}),
+    ],
+)
+def test_an_exported_model_keeps_the_arguments_of_its_task(name: str, arguments: dict[str, Any], tmp_path: Path):
+    loop = train(make_config(tmp_path, name, f"task.args={json.dumps(arguments)}"))
+    task = load_task(name)
+    inputs = [own for own, column in task.columns.items() if not column.target]
+    rows = [{own: row[own] for own in inputs} for row in task.example]
+    predictor = Predictor.load(tmp_path / "run" / "model")
+    assert {argument: getattr(predictor.task, argument) for argument in arguments} == arguments
+    here = [loop.task.decode(outputs, row) for outputs, row in zip(_split(loop.predict(rows)), rows, strict=True)]
+    there = predictor.predict_rows({own: [row[own] for row in rows] for own in inputs}).rows
+    texts = [[value for value in row.values() if isinstance(value, str)] for row in here]
+    assert [[value for value in row.values() if isinstance(value, str)] for row in there] == texts

@@ -47,7 +47,7 @@ python -m trainer_loop.predict model=runs/imdb file=new_reviews.csv output=judge
   delimiter=       between the fields of a .csv or .tsv file: one character, or tab
   quoting=         auto, double or none, see data.files.quoting in docs/config.md
   encoding=        of a text file, such as windows-1252; default: UTF-8
-  max_new_tokens=  how far a causal LM continues a text; default 64
+  max_new_tokens=  how far a causal LM continues a text, default 64; how much a seq2seq model writes
   trust_remote_code=true   lets Python code that came with the model run
 
 Columns keep their names, values and order; what is predicted stands behind them. A column without a name is called
@@ -220,7 +220,9 @@ def _print_one(predictor: "Predictor", request: Request) -> None:
         put_out(_CONTROL.sub(lambda found: repr(found.group())[1:-1], continued) + "\n")
         return
     if request.max_new_tokens is not None:
-        raise UserError("max_new_tokens= is given, but this model continues nothing")
+        if not predictor.task.writes:
+            raise UserError("max_new_tokens= is given, but this model writes nothing")
+        predictor.task.max_new_tokens = request.max_new_tokens  # type: ignore[attr-defined] # which it has then
     (predicted,) = predictor.predict(*([value] for value in row.values()))
     put_out(" ".join(f"{name}={_show(value)}" for name, value in predicted.items()) + "\n")
 

@@ -14,6 +14,7 @@ from trainer_loop.data.arrow_files import find_features, hold, telling_damage
 from trainer_loop.data.arrow_types import as_rows, make_dataset
 from trainer_loop.data.files import NamedRows
 from trainer_loop.data.fingerprint import digest
+from trainer_loop.data.images import spell_image
 from trainer_loop.data.loader import RowSource
 from trainer_loop.data.prepare import cut_validation, limit_rows
 from trainer_loop.data.split import Origins
@@ -104,7 +105,7 @@ def read_dicts(rows: Sequence[Any], *, place: str, columns: Collection[str] | No
 def _as_plain(value: Any) -> Any:
     """What a scalar of numpy or torch, or an image of PIL, stands for."""
     if type(value).__module__.startswith("PIL."):
-        return datasets.Image().encode_example(value)
+        return spell_image(value)
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 

@@ -2,19 +2,23 @@
 
 import base64
 import binascii
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import datasets
+import numpy as np
 import transformers
 from transformers import AutoImageProcessor, PretrainedConfig
 
+from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.wording import shorten
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.hub import describe_unreachable, offline_unless_reachable
 
 _DATA_URI = "data:image/"
+_UNBOUNDED = ("I", "F")  # modes of PIL with 32 bits a value
 _BACKEND = "pil"  # the same pixels on every machine, whatever else is installed
 
 
@@ -31,9 +35,11 @@ def read_source(value: Any) -> tuple[bytes, str]:
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str) and value.startswith(_DATA_URI):
         try:
-            return base64.b64decode(value.partition("base64,")[2], validate=True), ""
+            value = base64.b64decode(value.partition(";base64,")[2], validate=True)
         except binascii.Error as error:
             raise ValueError(f"holds a data URI that is no base64: {shorten(value)}") from error
+        if not value:
+            raise ValueError("holds a data URI without base64 behind `;base64,`")
     if isinstance(value, str) and value:
         return b"", value
     if isinstance(value, (bytes, bytearray)) and value:
@@ -48,26 +54,57 @@ def explain_fault(content: bytes, path: str, *, decodes: bool) -> str | None:
         content, path: From `read_source`.
         decodes: All of it is decoded; else its first bytes are read.
     """
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
-    shown = path or "the bytes"
     try:
         with Image.open(path or BytesIO(content)) as image:
+            if image.mode in _UNBOUNDED:
+                return f"has an image of mode {image.mode}, whose range is not known; save it with 8 or 16 bits a value"
             if decodes:
                 image.load()
     except FileNotFoundError:
-        return f"names the image {shown}, and there is no such file"
+        return f"names the image {shorten(path)}, and there is no such file"
+    except UnidentifiedImageError:
+        return f"has {shorten(path) if path else 'bytes'} for an image, which is of no kind that Pillow knows"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return f"has an image that cannot be read: {in_one_line(error)}"
     return None
 
 
 def decode(content: bytes, path: str) -> Any:
-    """The PIL image in RGB, upright as its camera noted. content, path: from `read_source`."""
+    """The PIL image in RGB, upright as its camera noted. content, path: from `read_source`.
+
+    Raises UserError if it was damaged since it was looked at.
+    """
     from PIL import Image, ImageOps
 
-    with Image.open(path or BytesIO(content)) as image:
-        return ImageOps.exif_transpose(image).convert("RGB")
+    try:
+        with Image.open(path or BytesIO(content)) as image:
+            upright = ImageOps.exif_transpose(image)
+    except OSError as error:
+        raise UserError(f"the image {path or 'in the data'} cannot be read any more: {in_one_line(error)}") from error
+    if upright.mode.startswith("I;16"):  # which `convert` would cut off at 255
+        upright = Image.fromarray((np.asarray(upright) / 257).round().astype(np.uint8))
+    return upright.convert("RGB")
+
+
+def spell_image(image: Any) -> dict[str, Any]:
+    """A PIL image, as it is now, in the form that datasets has images in."""
+    return {"bytes": datasets.features.image.image_to_bytes(image), "path": None}
+
+
+def fingerprint_files(values: Iterable[Any]) -> str:
+    """The sizes of the files that a column of images names, as a hash: a file that changes mostly changes its size."""
+    paths = (value.get("path") if isinstance(value, Mapping) and not value.get("bytes") else value for value in values)
+    sizes = (Path(str(path)).stat().st_size if _is_file(path) else -1 for path in paths)
+    return digest(np.fromiter(sizes, dtype=np.int64).tobytes())
+
+
+def _is_file(path: Any) -> bool:
+    try:
+        return isinstance(path, str) and not path.startswith(_DATA_URI) and Path(path).is_file()
+    except (OSError, ValueError):  # no file can have such a name
+        return False
 
 
 def load_processor(name_or_path: str, *, trust_remote_code: bool) -> Any:
@@ -93,15 +130,28 @@ def load_processor(name_or_path: str, *, trust_remote_code: bool) -> Any:
 def make_processor(config: PretrainedConfig) -> Any:
     """The image processor of a new model: with the usual values for its type, and the size of its images."""
     check_pillow()
+    from PIL import Image
+
     known = transformers.IMAGE_PROCESSOR_MAPPING
-    if type(config) not in known:
+    if type(config) not in known or _BACKEND not in known[type(config)]:
         raise UserError(
             f"model.type: transformers has no image processor for a {config.model_type}; name one in model.tokenizer"
         )
-    size = getattr(config, "image_size", None)
-    sides = [size, size] if isinstance(size, int) else size
-    given = {} if sides is None else {"size": {"height": sides[0], "width": sides[1]}}
-    return known[type(config)][_BACKEND](**given)
+    make, size = known[type(config)][_BACKEND], getattr(config, "image_size", None)
+    if size is None:
+        return make()
+    height, width = (size, size) if isinstance(size, int) else size
+    default = make()
+    whole = {"height": height, "width": width}
+    given = {"size": {"shortest_edge": min(height, width)} if "shortest_edge" in (default.size or {}) else whole}
+    processor = make(**given, **({"crop_size": whole} if getattr(default, "crop_size", None) else {}))
+    made = processor(images=Image.new("RGB", (2 * width, 3 * height)), return_tensors="pt")["pixel_values"].shape
+    if tuple(made[-2:]) != (height, width):
+        raise UserError(
+            f"model.type: the image processor of a {config.model_type} makes images of {made[-2]} x {made[-1]}, and "
+            f"its config says {height} x {width}; name a processor in model.tokenizer"
+        )
+    return processor
 
 
 def check_pillow() -> None:

@@ -193,7 +193,7 @@ class RowEncoder:
             columns = _encode(self._task, _join(rows), numbers, max_length=self._max_length, faults=faults)
             sources = columns["source"]
         if faults:
-            raise UserError([f"{rows[sources[number]].place}: {reason}" for number, reason in faults.items()])
+            raise UserError([f"{rows[number].place}: {reason}" for number, reason in faults.items()])
         given = {name: column for name, column in columns.items() if name not in _BOOKKEEPING}
         return [
             Row({name: column[number] for name, column in given.items()}, rows[source].place, columns["length"][number])
@@ -231,7 +231,6 @@ def _encode(
     """
     encoded = dict(task.encode(rows, max_length=max_length))
     found = task.find_faults(encoded, are_pairs="text_pair" in rows)
-    faults.update({positions[index]: reason for index, reason in found.items()})
     num_encoded = len(next(iter(encoded.values())))
     lengths = encoded.get("length") or [len(ids) for ids in encoded.get("input_ids", ())] or [1] * num_encoded
     if "source" not in encoded and num_encoded != len(positions):
@@ -240,6 +239,7 @@ def _encode(
             "that each is from in a column `source`"
         )
     sources = encoded.get("source", range(len(positions)))
+    faults.update({positions[sources[index]]: reason for index, reason in found.items()})
     if "label" in rows:  # it follows its row
         encoded.setdefault("label", [rows["label"][source] for source in sources])
     return {**encoded, "length": lengths, "source": [positions[source] for source in sources]}

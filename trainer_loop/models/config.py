@@ -225,7 +225,8 @@ def fit_model_config(
         )
         for part in parts:
             part.eos_token_id = tokenizer.eos_token_id
-    if config.is_encoder_decoder and getattr(config, "decoder_start_token_id", None) is None:
+    begin = getattr(config, "decoder_start_token_id", None)
+    if config.is_encoder_decoder and (begin is None or (new_vocabulary and begin >= text.vocab_size)):
         config.decoder_start_token_id = tokenizer.pad_token_id  # as in T5
     return told
 

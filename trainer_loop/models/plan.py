@@ -98,10 +98,12 @@ class ModelPlan:
         Raises:
             UserError: it cannot be loaded, or the section does not say which.
         """
-        if task is not None and task.auto_processor is None:
+        if task is not None and task.auto_processor is None and task.auto_model is None:
             return None
         name = self.processor_name
-        if task is not None and not task.has_tokens:
+        if task is not None and task.auto_processor == "AutoImageProcessor":
+            if name == "train":
+                raise UserError("model.tokenizer: train: a task on images has no tokenizer; leave it out")
             if name:
                 return load_processor(find_model(name), trust_remote_code=self.trust_remote_code)
             return None if config is None else make_processor(config)

@@ -38,7 +38,6 @@ class CausalLM(Task):
     can_pack = True
     rows_at_head = False
     continues = True
-    writes = True
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"text": "The ferry crosses the bay twice a day."},
         {"text": "In winter, when the ice is thick, people walk across instead."},

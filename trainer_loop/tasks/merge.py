@@ -31,9 +31,11 @@ def merge_outputs(
 
 
 def _as_column(values: Sequence[Any]) -> np.ndarray:
-    """Numbers as an array of numbers; any other values, such as texts and lists, as objects."""
+    """Numbers, and arrays of one shape, as an array of numbers; other values, such as texts and lists, as objects."""
     if all(isinstance(value, (bool, int, float, np.generic)) for value in values):
         return np.array(values)
+    if all(isinstance(value, np.ndarray) for value in values) and len({value.shape for value in values}) == 1:
+        return np.stack(values)
     column = np.empty(len(values), dtype=object)
     for number, value in enumerate(values):
         column[number] = value

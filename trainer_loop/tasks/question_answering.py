@@ -68,6 +68,9 @@ class QuestionAnswering(Task):
         null_threshold: float = 0.0,
         loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     ):
+        for name, value, least in (("stride", stride, 0), ("max_answer_tokens", max_answer_tokens, 1)):
+            if value < least:
+                raise UserError(f"task.args.{name}: {value}; it must be {least} or more")
         self.stride = stride
         self.max_answer_tokens = max_answer_tokens
         self.null_answers = null_answers
@@ -84,9 +87,7 @@ class QuestionAnswering(Task):
         the token that stands for no answer; `start` and `end` are the first and the last token of the answer.
         """
         if max_length < _SHORTEST:
-            raise UserError(
-                f"data.max_length: {max_length} has no room for question and context; set {_SHORTEST} or more"
-            )
+            raise UserError(f"data.max_length: {max_length} holds no question and context; set {_SHORTEST} or more")
         encoded = self.tokenizer(
             self._shorten(rows["question"], max_tokens=max_length // 2),
             list(rows["context"]),
@@ -210,10 +211,11 @@ def _find_span(
 ) -> tuple[int, int]:
     """The first and the last token of the first answer; `first` twice if the window has not all of it."""
     tokens = [token for token, start in enumerate(char_starts) if start >= 0]
-    if not answers["text"] or not tokens:
+    if not answers["text"] or answers["text"][0].isspace() or not tokens:
         return first, first
-    begin = answers["answer_start"][0]
-    end = begin + len(answers["text"][0])
+    text = answers["text"][0]
+    begin = answers["answer_start"][0] + len(text) - len(text.lstrip())  # a space may be no token
+    end = begin + len(text.strip())
     if begin < char_starts[tokens[0]] or end > char_ends[tokens[-1]]:
         return first, first
     return (

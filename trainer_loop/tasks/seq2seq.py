@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from trainer_loop.data.columns import Column
+from trainer_loop.errors import UserError
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import Batch, Rows, Task
 
@@ -30,7 +31,6 @@ class Seq2Seq(Task):
     peft_type = "SEQ_2_SEQ_LM"
     pipeline_tag = "text2text-generation"
     is_tried = False
-    writes = True
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"source": "one two", "target": "two one"},
         {"source": "a b c d", "target": "d c b a"},
@@ -46,6 +46,11 @@ class Seq2Seq(Task):
         num_beams: int = 1,
         loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     ):
+        for name, value in (("max_target_length", max_target_length), ("max_new_tokens", max_new_tokens)):
+            if value < 2:
+                raise UserError(f"task.args.{name}: {value}; it must be 2 or more")
+        if num_beams < 1:
+            raise UserError(f"task.args.num_beams: {num_beams}; it must be 1 or more")
         self.prefix = prefix
         self.max_target_length = max_target_length
         self.max_new_tokens = max_new_tokens
@@ -97,11 +102,11 @@ class Seq2Seq(Task):
         return {"text": outputs["predictions"]}
 
     def _encode_targets(self, targets: Sequence[str]) -> list[list[int]]:
-        """The tokens of each target; the last one ends the text, so that the model learns where to stop."""
+        """The tokens of each target; one of them ends the text, so that the model learns where to stop."""
         end = self.tokenizer.eos_token_id
         encoded = self.tokenizer(
             text_target=list(targets), truncation=True, max_length=self.max_target_length, return_attention_mask=False
         )["input_ids"]
         if end is None:
             return list(encoded)
-        return [ids if ids[-1:] == [end] else [*ids[: self.max_target_length - 1], end] for ids in encoded]
+        return [ids if end in ids else [*ids[: self.max_target_length - 1], end] for ids in encoded]

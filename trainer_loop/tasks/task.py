@@ -40,7 +40,6 @@ class Task(ABC):
         padding_sides: Sides that the task accepts. The first one that does not change the model's answers is used.
         reads_end: The heads of encoder-decoder models look for the end token of each row.
         continues: One text is answered with its continuation.
-        writes: The model writes texts: a tokenizer that is trained for it has an end token, and frames no text.
         is_tried: The model answers rows that `encode` makes of the inputs, and is tried on a few made-up ones first.
         pipeline_tag: The hub's name for what the model does.
         example: A few raw rows, for docs and for tests.
@@ -58,7 +57,6 @@ class Task(ABC):
     padding_sides: ClassVar[tuple[str, ...]] = ("right",)
     reads_end: ClassVar[bool] = False
     continues: ClassVar[bool] = False
-    writes: ClassVar[bool] = False
     is_tried: ClassVar[bool] = True
     pipeline_tag: ClassVar[str | None] = None
     example: ClassVar[Sequence[Mapping[str, Any]]] = ()
@@ -79,6 +77,11 @@ class Task(ABC):
     def has_tokens(self) -> bool:
         """Whether rows are tokens, whose number limits a microbatch."""
         return self.auto_processor == "AutoTokenizer"
+
+    @property
+    def writes(self) -> bool:
+        """Whether the model writes texts: a tokenizer that is trained for it has an end token, and frames no text."""
+        return self.auto_model in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
 
     def bind(
         self,

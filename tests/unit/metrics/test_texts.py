@@ -53,3 +53,9 @@ def test_translations_are_scored_as_sacrebleu_does():
     assert (
         chrf(predictions, references, word_order=2) == CHRF(word_order=2).corpus_score(list(predictions), streams).score
     )
+
+
+def test_a_row_without_references_has_the_empty_text():
+    predictions, none = np.array(["", "a"], dtype=object), lists([], [])
+    assert exact_match(predictions, none) == 0.5
+    assert chrf(predictions, none) < 100

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import ViTImageProcessorPil
+from transformers import AutoConfig, ViTImageProcessorPil
 
 from trainer_loop import TrainingLoop, UserError, build, load_config
+from trainer_loop.data import images
 from trainer_loop.record.logs import Console
 from trainer_loop.tasks.image_classification import ImageClassification
 
@@ -101,16 +102,19 @@ def write_broken(folder: Path) -> dict[str, tuple[Any, str]]:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
     (folder / "cut.jpg").write_bytes(spell(noise, kind="JPEG")[:-900])
     (folder / "text.png").write_text("no image")
+    Image.new("F", (4, 4), 0.5).save(folder / "floats.tiff")
     return {
         "gone": (str(folder / "gone.png"), "names the image"),
         "cut": (str(folder / "cut.jpg"), "has an image that cannot be read: image file is truncated"),
-        "text": (str(folder / "text.png"), "has an image that cannot be read: cannot identify image file"),
+        "text": (str(folder / "text.png"), "for an image, which is of no kind that Pillow knows"),
         "base64": ("data:image/png;base64,###", "holds a data URI that is no base64"),
+        "no bytes": ("data:image/png;base64,", "holds a data URI without base64"),
+        "floats": (str(folder / "floats.tiff"), "has an image of mode F, whose range is not known"),
         "empty": ("", "holds no image but ''; allowed: a path, a data URI, or bytes"),
     }
 
 
-@pytest.mark.parametrize("name", ["gone", "cut", "text", "base64", "empty"])
+@pytest.mark.parametrize("name", ["gone", "cut", "text", "base64", "no bytes", "floats", "empty"])
 def test_an_image_that_cannot_be_read_is_refused_with_its_row(name: str, tmp_path: Path):
     value, told = write_broken(tmp_path)[name]
     rows = make_rows("path", tmp_path)
@@ -143,3 +147,54 @@ def test_any_mode_becomes_rgb_and_an_image_stands_upright(tmp_path: Path):
 def test_a_type_without_an_image_processor_is_told(tmp_path: Path):
     with pytest.raises(UserError, match=r"transformers has no image processor for a bert; name one in model.tokenizer"):
         make_loop(tmp_path, "model={type: bert, overrides: null}", rows={"train": make_rows("path", tmp_path)})
+
+
+def test_sixteen_bits_are_scaled_to_eight():
+    values = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
+    decoded = images.decode(spell(Image.fromarray(values)), "")
+    assert np.asarray(decoded)[0, :, 0].tolist() == [0, 100, 255]
+
+
+def test_an_image_that_was_changed_in_python_is_used_as_it_is(tmp_path: Path):
+    make_image("red").save(tmp_path / "red.png")
+    painted = Image.open(tmp_path / "red.png")
+    painted.paste(COLOURS["blue"], (0, 0, 5, 4))
+    rows = [{"image": painted, "label": "blue"}, {"image": make_image("red"), "label": "red"}] * 2
+    pixels = read_pixels(make_loop(tmp_path, rows={"train": rows}))
+    assert torch.equal(pixels[:2, 2], torch.ones(2, 8, 8))
+
+
+def test_an_image_that_was_damaged_since_is_told_with_its_path(tmp_path: Path):
+    rows = make_rows("path", tmp_path)
+    loop = make_loop(tmp_path, rows={"train": rows})
+    path = Path(rows[1]["image"])
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    path.write_bytes(spell(noise, kind="JPEG")[:-900])
+    with pytest.raises(UserError, match=rf"the image {path} cannot be read any more"):
+        loop.fit()
+
+
+def test_a_run_does_not_go_on_with_other_images(tmp_path: Path):
+    rows = make_rows("path", tmp_path)
+    make_loop(tmp_path, rows={"train": rows}).fit()
+    noise = np.random.default_rng(0).integers(0, 255, (9, 9, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(rows[1]["image"])
+    with pytest.raises(UserError, match="data"):
+        make_loop(tmp_path, "train.steps=2", rows={"train": rows}).fit()
+
+
+@pytest.mark.parametrize(
+    "kind", ["vit", "deit", "clip_vision_model", "convnext", "mobilenet_v2", "dinov2", "swin", "beit"]
+)
+def test_the_processor_of_a_new_model_makes_images_of_its_size(kind: str):
+    config = AutoConfig.for_model(kind)
+    config.image_size = 32
+    try:
+        processor = images.make_processor(config)
+    except UserError as refused:
+        assert "name a processor in model.tokenizer" in str(refused) or "no image processor" in str(refused)  # noqa: PT017
+        return
+    white = Image.new("RGB", (50, 70), (255, 255, 255))
+    pixels = processor(images=[white], return_tensors="pt")["pixel_values"]
+    assert pixels.shape == (1, 3, 32, 32)
+    assert (pixels == pixels[..., :1, :1]).all()  # the image fills it

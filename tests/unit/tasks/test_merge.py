@@ -43,3 +43,12 @@ def test_numbers_become_an_array_of_numbers_and_texts_one_of_objects():
     merged, _ = merge_outputs(JoinTexts(), outputs, sources=[0, 1], read=lambda number: {"name": ""})
     assert merged["largest"].dtype == np.float64
     assert merged["text"].dtype == object
+
+
+def test_vectors_of_one_length_become_one_array():
+    class KeepPair(JoinTexts):
+        def merge(self, parts: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, Any]:
+            return {"pair": parts[0]["pair"]}
+
+    merged, _ = merge_outputs(KeepPair(), {"pair": np.eye(2)}, sources=[0, 1], read=lambda number: {})
+    assert merged["pair"].tolist() == [[1.0, 0.0], [0.0, 1.0]]

@@ -164,3 +164,18 @@ def test_a_window_too_short_for_question_and_context_is_refused():
     with pytest.raises(UserError, match=r"data.max_length: 23 holds no question and context; set 24 or more"):
         make_task().encode(make_rows("w3"), max_length=23)
     make_task(stride=100).encode(make_rows("w3") | {"question": [CONTEXT]}, max_length=24)
+
+
+def test_spaces_around_an_answer_do_not_hide_it():
+    context = " w1 w2 w3 "
+    answers = [{"text": [text], "answer_start": [context.index(text)]} for text in (" w1", "w3 ", " ")]
+    rows = {"question": ["who"] * 3, "context": [context] * 3, "answers": answers}
+    encoded = make_task().encode(rows, max_length=24)
+    found = [(encoded["char_start"][row][encoded["start"][row]], encoded["end"][row]) for row in range(3)]
+    assert [place for place, _ in found] == [1, 7, -1]
+
+
+@pytest.mark.parametrize("wrong", [{"stride": -1}, {"max_answer_tokens": 0}])
+def test_arguments_out_of_range_are_refused(wrong: dict[str, int]):
+    with pytest.raises(UserError, match=rf"task.args.{next(iter(wrong))}: "):
+        QuestionAnswering(**wrong)

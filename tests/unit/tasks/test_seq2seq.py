@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -13,6 +14,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from trainer_loop import UserError
 from trainer_loop.data.tokenizer import train_tokenizer
 from trainer_loop.tasks.seq2seq import Seq2Seq
 
@@ -76,3 +78,18 @@ def test_a_text_stops_at_its_first_end_token():
     assert merged == {"predictions": "three two", "references": ["three"]}
     assert task.merge([{"tokens": tokens}], {"source": "one"}) == {"predictions": "three two"}
     assert task.decode(merged, {"source": "one"}) == {"text": "three two"}
+
+
+def test_a_target_that_ends_with_a_language_gets_no_second_end():
+    task = make_task()
+    end = task.tokenizer.eos_token_id
+    task.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="$A <|endoftext|> ĠxÄ", special_tokens=[("<|endoftext|>", end), ("ĠxÄ", 5)]
+    )
+    assert [ids[-2:] for ids in task.encode(ROWS, max_length=32)["labels"]] == [[end, 5], [end, 5]]
+
+
+@pytest.mark.parametrize("wrong", [{"num_beams": 0}, {"max_new_tokens": 0}, {"max_target_length": 1}])
+def test_arguments_out_of_range_are_refused(wrong: dict[str, int]):
+    with pytest.raises(UserError, match=rf"task.args.{next(iter(wrong))}: "):
+        Seq2Seq(**wrong)

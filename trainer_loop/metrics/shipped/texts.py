@@ -34,9 +34,9 @@ def answer_f1(predictions: Texts, references: TextsOfRow) -> AnswerScores:
 
 
 def exact_match(predictions: Texts, references: TextsOfRow) -> float:
-    """The share of texts that equal one of their references, but for spaces at the ends."""
+    """The share of texts that equal a reference, but for spaces at the ends; a row without one has the empty text."""
     rows = zip(predictions, references, strict=True)
-    return float(np.mean([prediction.strip() in {text.strip() for text in own} for prediction, own in rows]))
+    return float(np.mean([prediction.strip() in {text.strip() for text in own or [""]} for prediction, own in rows]))
 
 
 def _best(score: Callable[[list[str], list[str]], float], prediction: str, references: list[str]) -> float:

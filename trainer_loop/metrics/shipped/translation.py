@@ -23,5 +23,5 @@ def chrf(predictions: Texts, references: TextsOfRow, *, word_order: int = 0) -> 
 
 def _by_reference(references: TextsOfRow) -> list[list[Any]]:
     """The first references of all rows, the second ones, and so on; None for a row that has fewer."""
-    most = max(map(len, references))
-    return [[row[number] if number < len(row) else None for row in references] for number in range(most)]
+    rows = [row or [""] for row in references]
+    return [[row[number] if number < len(row) else None for row in rows] for number in range(max(map(len, rows)))]
