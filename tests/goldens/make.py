@@ -35,6 +35,16 @@ GPT2 = "model={name: null, type: gpt2, tokenizer: MODEL, overrides: {n_layer: 1,
 CAUSAL = (NO_HUB, "data.train=TRAIN", "data.validation=VALIDATION", "data.test=VALIDATION", "data.max_length=32", GPT2)
 IMDB = (NO_HUB, "data.train=TRAIN", "data.validation=VALIDATION", "data.max_length=64", "model.name=MODEL")
 TAGS = (NO_HUB, "data.config=null", *(f"data.{split}=TAGGED" for split in ("train", "validation", "test")))
+T5 = "model={name: null, type: t5, tokenizer: MODEL, overrides: {d_model: 16, d_kv: 8, d_ff: 16, num_heads: 2}}"
+VIT = "model={name: null, type: vit, overrides: {image_size: 8, patch_size: 4, hidden_size: 16, intermediate_size: 16}}"
+OF_EXAMPLES = {  # config, its splits, and what takes the place of its model
+    "squad": (("train", "validation"), ("data.max_length=64", "model.name=MODEL")),
+    "translate": (
+        ("train", "validation", "test"),
+        (T5, "model.overrides={num_layers: 1, num_decoder_layers: 1}", "task.args={max_new_tokens: 8}"),
+    ),
+    "cifar10": (("train", "test"), (VIT, "model.overrides={num_hidden_layers: 1, num_attention_heads: 2}")),
+}
 STREAM = (
     "data.streaming=true",
     "data.shuffle_rows=16",
@@ -42,13 +52,17 @@ STREAM = (
     "data.limit={train: null, validation: 20}",
 )
 
-# Config and overrides, by name. MODEL, TRAIN, VALIDATION and TAGGED stand for a tiny model and made-up rows.
+# Config and overrides, by name. MODEL, TRAIN, VALIDATION, TAGGED and EXAMPLES stand for a tiny model and made-up rows.
 CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "imdb": ("configs/imdb.yaml", IMDB),
     "mrpc": ("configs/mrpc.yaml", (*IMDB, "data.config=null")),
     "reviews": ("configs/reviews.yaml", ("data.train=TRAIN", "data.max_length=64", "model.name=MODEL")),
     "wikitext": ("configs/wikitext.yaml", (*CAUSAL, "data.config=null")),
     "wikiann": ("configs/wikiann.yaml", (*TAGS, "data.max_length=64", "model.name=MODEL")),
+    **{
+        name: (f"configs/{name}.yaml", (NO_HUB, *(f"data.{split}=EXAMPLES/{name}.jsonl" for split in splits), *model))
+        for name, (splits, model) in OF_EXAMPLES.items()
+    },
     "quickstart": ("configs/quickstart.yaml", ()),
     **{
         name: (f"examples/{name}/config.yaml", ())
@@ -83,6 +97,9 @@ def prepare(directory: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
+    from trainer_loop import load_config
+    from trainer_loop.tasks.find import load_task
+
     reviews = {"train": make_reviews(60), "validation": make_reviews(20, seed=3)}
     words = sorted({word for text, _ in reviews["train"] for word in text.split()})
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -116,6 +133,14 @@ def prepare(directory: Path) -> None:
         for text, _ in reviews["train"]
     ]
     (directory / "tagged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in tagged))
+    for name in OF_EXAMPLES:
+        values = load_config(str(ROOT / CASES[name][0]), [])
+        names = values.data.columns
+        rows = [
+            {names.get(own, own): value for own, value in row.items()}
+            for row in load_task(values.task.name).example * 20
+        ]
+        (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def run_cases(directory: Path) -> None:
@@ -130,6 +155,7 @@ def run_cases(directory: Path) -> None:
         "TRAIN": str(directory / "train.csv"),
         "VALIDATION": str(directory / "validation.csv"),
         "TAGGED": str(directory / "tagged.jsonl"),
+        "EXAMPLES": str(directory),
     }
     results = {}
     for name, (config, overrides) in CASES.items():

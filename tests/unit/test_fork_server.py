@@ -29,10 +29,22 @@ def script(tmp_path: Path):
     return make
 
 
+def heed_signals() -> None:
+    """As in a shell's foreground; what runs in its background may have been told to ignore these."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def test_it_is_given_what_a_process_of_the_shell_is_given(script, tmp_path):
     command, env = [script(TELL), "one", "two words"], os.environ | {"RANK": "7"}
     real = subprocess.run(
-        [sys.executable, *command], cwd=tmp_path, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True
+        [sys.executable, *command],
+        cwd=tmp_path,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        preexec_fn=heed_signals,
     )
     forked = fork_server.run(command, cwd=tmp_path, env=env)
     assert (forked.returncode, forked.stdout, forked.stderr) == (0, real.stdout, real.stderr)

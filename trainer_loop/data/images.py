@@ -9,6 +9,8 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import transformers
 from transformers import AutoImageProcessor, PretrainedConfig
 
@@ -93,16 +95,26 @@ def spell_image(image: Any) -> dict[str, Any]:
     return {"bytes": datasets.features.image.image_to_bytes(image), "path": None}
 
 
-def fingerprint_files(values: Iterable[Any]) -> str:
-    """The sizes of the files that a column of images names, as a hash: a file that changes mostly changes its size."""
-    paths = (value.get("path") if isinstance(value, Mapping) and not value.get("bytes") else value for value in values)
-    sizes = (Path(str(path)).stat().st_size if _is_file(path) else -1 for path in paths)
+def list_paths(column: pa.ChunkedArray) -> list[str | None]:
+    """The paths in a column of images, without reading the bytes of images that are in it; None for these."""
+    if pa.types.is_struct(column.type) and {"bytes", "path"} <= {field.name for field in column.type}:
+        has_bytes = pc.is_valid(pc.struct_field(column, "bytes"))
+        column = pc.if_else(has_bytes, pa.scalar(None, pa.string()), pc.struct_field(column, "path"))
+    elif not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return [None] * len(column)
+    paths: list[str | None] = column.to_pylist()
+    return paths
+
+
+def fingerprint_files(paths: Iterable[str | None]) -> str:
+    """The sizes of these files as a hash: a file that changes mostly changes its size."""
+    sizes = (Path(path).stat().st_size if path is not None and _is_file(path) else -1 for path in paths)
     return digest(np.fromiter(sizes, dtype=np.int64).tobytes())
 
 
-def _is_file(path: Any) -> bool:
+def _is_file(path: str) -> bool:
     try:
-        return isinstance(path, str) and not path.startswith(_DATA_URI) and Path(path).is_file()
+        return not path.startswith(_DATA_URI) and Path(path).is_file()
     except (OSError, ValueError):  # no file can have such a name
         return False
 

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from trainer_loop.data.arrow_types import as_rows, plain_array, whole_numbers
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.fingerprint import digest
-from trainer_loop.data.images import fingerprint_files
+from trainer_loop.data.images import fingerprint_files, list_paths
 from trainer_loop.data.shards import Shard
 from trainer_loop.data.split import Split
 from trainer_loop.data.values import is_nan
@@ -151,8 +151,11 @@ def with_plain_columns(split: Split, columns: Columns) -> Split:
             numbers = whole_numbers(column) if column.null_count < len(column) else None
             made |= {} if numbers is None else {name: numbers}
     plain = _replace_columns(rows, made)
-    files = [fingerprint_files(plain.with_format(None)[name]) for name in columns.images if name in plain.column_names]
-    fingerprint = digest(split.fingerprint.encode(), *(file.encode() for file in files)) if files else split.fingerprint
+    of_images = [column for name in columns.images if name in plain.column_names for column in read_column(plain, name)]
+    paths = [path for column in of_images for path in list_paths(column)]
+    fingerprint = split.fingerprint
+    if any(paths):
+        fingerprint = digest(fingerprint.encode(), fingerprint_files(paths).encode())
     return dataclasses.replace(split, rows=plain, columns=names, fingerprint=fingerprint)
 
 

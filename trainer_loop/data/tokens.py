@@ -72,7 +72,7 @@ class TokenisedSplit:
 
     rows: what the task encodes, such as `input_ids` and `label`; or whatever a task takes as it is, of length 1 each.
     lengths: `[N]` tokens of every row. num_truncated: texts that were cut at max_length.
-    places: where every row, or the text that a chunk begins in, stands in the user's data.
+    origins: where every row, or the text that a chunk begins in, stands in the user's data.
     fingerprint: of the raw rows: changes when the content or the choice of rows does.
     raw: the raw rows; None for a task that takes rows as they are.
     """
@@ -176,7 +176,7 @@ def tokenise_split(
 class RowEncoder:
     """Raw rows of a stream -> rows as the model sees them, by `task.encode`.
 
-    texts_per_call: how many texts a task that `joins` them is given at a time, as where a split is in memory.
+    texts_per_call: how many texts a task that `changes_number` is given at a time, as where a split is in memory.
     """
 
     texts_per_call = _TEXTS_PER_CALL
@@ -200,8 +200,8 @@ class RowEncoder:
             for number, source in enumerate(sources)
         ]
 
-    def joins(self, row: Row) -> bool:
-        """Whether what the task makes of a text depends on the texts around it."""
+    def changes_number(self, row: Row) -> bool:
+        """Whether the task may make another number of rows of some texts, such as chunks or windows."""
         return "source" in self._task.encode(_join([row]), max_length=self._max_length)
 
 

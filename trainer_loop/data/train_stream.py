@@ -64,8 +64,8 @@ def prepare_stream(
     """
     texts = RowStream(split.shards, seed=seed, columns=columns, label_names=label_names, missing=missing, say=say)
     encode = RowEncoder(task, max_length=max_length)
-    joins = encode.joins(_first_row(texts))
-    if joins and is_counted:
+    changes_number = encode.changes_number(_first_row(texts))
+    if changes_number and is_counted:
         raise UserError(
             "train.epochs: this task makes another number of rows of its texts, and to count these a stream would be "
             "tokenised twice; "
@@ -90,8 +90,8 @@ def prepare_stream(
     for line in describe_data({_HEAD: tokenised}, splits={_HEAD: head}, columns=columns, label_names=label_names):
         say(line)
     return TrainStream(
-        rows=ChunkStream(texts, encode, num_texts=encode.texts_per_call) if joins else texts,
-        encode=list if joins else encode,
+        rows=ChunkStream(texts, encode, num_texts=encode.texts_per_call) if changes_number else texts,
+        encode=list if changes_number else encode,
         num_rows=num_rows,
         fingerprint=_fingerprint(split, missing),
         tokens=_digest_tokens(tokenised, max_length),

@@ -61,7 +61,7 @@ class NamedMetric:
 
 def describe_missing(place: str, name: str, missing: Sequence[str], outputs: Iterable[str]) -> str:
     """What to say of a metric that asks for what the task does not give."""
-    return f"{place}: {name} asks for {', '.join(missing)}, and the task's `predict` gives {', '.join(outputs)}"
+    return f"{place}: {name} asks for {', '.join(missing)}, and the task gives {', '.join(outputs)}"
 
 
 def compute_metrics(metrics: Sequence[NamedMetric], outputs: Mapping[str, Any]) -> dict[str, float]:

@@ -123,7 +123,7 @@ class Checkpointer:
         target = self.run_dir.checkpoint(state.step)
         if os.path.lexists(target):
             if self._seals.get(state.step, "") == read_seal(target):
-                return  # these very weights: the run stops where it has gone on from
+                return  # these very weights: loaded at the start, or saved at this step; metrics are evaluated again
             self.console.warn(set_aside(target, fault="it was not saved by this run"))
         snapshot = self._take_snapshot(state)
         if self.background:

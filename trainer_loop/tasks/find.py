@@ -29,11 +29,12 @@ def is_shipped(task_class: type) -> bool:
 def load_task(name: str) -> type[Task]:
     """The class of a task that comes with the package."""
     module = importlib.import_module(f"trainer_loop.tasks.{name}")
-    return next(
+    (task,) = (
         found
         for found in vars(module).values()
         if isinstance(found, type) and issubclass(found, Task) and found.__module__ == module.__name__
     )
+    return task
 
 
 def guess_task(architecture: str) -> str | None:

@@ -19,7 +19,8 @@ class QuestionAnswering(Task):
 
     A context that is longer than `data.max_length` tokens with its question is read in windows that overlap. A target
     is a window: its answer, or, if the window has not all of it, the first token. Of several answers the first is
-    learned. The prediction of a row is the best part of any of its windows.
+    learned. The prediction of a row is the best part of any of its windows. `batch.size` and epochs count windows,
+    metrics count questions.
 
     loss_function: `(logits [N, T], positions [N]) -> sum over windows, []`; it is called for the first token of the
         answer and for the last one, and the loss is the mean of both.
@@ -38,7 +39,12 @@ class QuestionAnswering(Task):
     }
     pad: ClassVar[Mapping[str, int]] = {"char_start": -1, "char_end": -1, "first": 0, "start": 0, "end": 0}
     metrics = ("answer_f1",)
-    outputs: ClassVar[Mapping[str, str] | None] = {"predictions": "text", "references": "texts"}
+    outputs: ClassVar[Mapping[str, str] | None] = {
+        "predictions": "text",
+        "references": "texts",
+        "start": "character",
+        "score": "score",
+    }
     peft_type = "QUESTION_ANS"
     pipeline_tag = "question-answering"
     example: ClassVar[Sequence[Mapping[str, Any]]] = (

@@ -24,7 +24,8 @@ class Task(ABC):
     A task that declares `columns` gets raw rows from any source, checked by the kinds of the columns, and encodes them.
     A task without `columns` takes rows as they are, such as tensors of a torch Dataset.
 
-    A subclass implements `loss` and `predict`, and `count` if a target is not a row.
+    A subclass implements `loss` and `predict`, and `count` if the targets are neither the labels that are not -100 nor
+    the rows.
 
     Attributes:
         auto_model: The class of transformers that loads the model; None if the model is any `nn.Module`.

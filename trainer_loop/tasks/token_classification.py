@@ -28,7 +28,7 @@ class TokenClassification(Task):
     }
     pad: ClassVar[Mapping[str, int]] = {"labels": -100, "word": -1}
     metrics = ("entity_f1",)
-    outputs: ClassVar[Mapping[str, str] | None] = {"predictions": "tags", "references": "tags"}
+    outputs: ClassVar[Mapping[str, str] | None] = {"predictions": "tags", "references": "tags", "words": "word_numbers"}
     peft_type = "TOKEN_CLS"
     pipeline_tag = "token-classification"
     example: ClassVar[Sequence[Mapping[str, Any]]] = (

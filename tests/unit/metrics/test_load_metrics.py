@@ -359,7 +359,7 @@ def test_what_is_right_has_no_problems(lab: str) -> None:
         ("metric_lab.Answers", 2, ["evaluate.metrics[0].args", "answer"]),
         ({"name": "metric_lab.Answers", "args": {"answer": 1, "qestion": 2}}, 2, ["qestion"]),
         ("someone/their_metric", 2, ["Python code of someone", "model.trust_remote_code=true"]),
-        ("metric_lab.share", 2, ["metric_lab.share asks for of", "`predict` gives predictions, probabilities"]),
+        ("metric_lab.share", 2, ["metric_lab.share asks for of", "the task gives predictions, probabilities"]),
         ({"name": "metric_lab.areas", "args": {"off": 2}}, 2, ["args.off", "did you mean of?"]),
         ("metric_lab.idle", 2, ["metric_lab.idle has no parameter without a default", "references"]),
     ],

@@ -9,7 +9,7 @@ from trainer_loop.metrics.values import NegativeLogLikelihoods, SmallerIsBetter,
 
 
 def perplexity(predictions: NegativeLogLikelihoods, references: TargetCounts) -> SmallerIsBetter:
-    """exp of the mean negative log likelihood of a target, over all targets of all rows; inf from 709 nats.
+    """exp of the mean negative log likelihood of a target, over all targets of all rows; up to 709 nats.
 
     Args:
         predictions: the negative log likelihood of each row, summed over its targets, in nats, `[N]`.
