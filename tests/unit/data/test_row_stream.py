@@ -146,7 +146,7 @@ def test_joined_texts_become_the_chunks_that_they_become_in_memory(folder: Path,
     )  # fmt: skip
     encode = RowEncoder(task, max_length=16)
     texts = open_stream("a.txt", label=None, names=None)
-    assert encode.joins(next(iter(texts.read(0))))
+    assert encode.changes_number(next(iter(texts.read(0))))
     chunks = ChunkStream(texts, encode, num_texts=7)
     rows = read_all(chunks)
     assert [values["input_ids"] for values, _ in rows] == list(whole.rows["input_ids"])
@@ -169,5 +169,5 @@ def test_a_text_becomes_what_it_becomes_in_memory(folder: Path):
     )  # fmt: skip
     encode = RowEncoder(task, max_length=16)
     rows = list(open_stream("a.csv").read(0))
-    assert not encode.joins(rows[0])
+    assert not encode.changes_number(rows[0])
     assert [row.values for row in encode(rows)] == list(whole.rows)
