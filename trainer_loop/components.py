@@ -21,6 +21,17 @@ from trainer_loop.search_path import insert_after_installed, is_installed
 _T = TypeVar("_T")
 
 
+def refuse_less(values: Mapping[str, int], least: Mapping[str, int], *, place: str) -> None:
+    """Raise UserError with every value, by its name, that is below the least one allowed."""
+    problems = [
+        f"{place}.{name}: {value}; it must be {least[name]} or more"
+        for name, value in values.items()
+        if value < least[name]
+    ]
+    if problems:
+        raise UserError(problems)
+
+
 def choose(name: str, table: Mapping[str, _T], *, place: str) -> _T:
     """The entry of a table, or the object at a dotted path.
 

@@ -29,8 +29,7 @@ from trainer_loop.record.export import ExportRecord
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.quiet import quieten_libraries
-from trainer_loop.tasks import find
-from trainer_loop.tasks.find import list_tasks, load_task
+from trainer_loop.tasks.find import find_by_architecture, list_tasks, load_task
 from trainer_loop.tasks.losses import LOSSES
 from trainer_loop.tasks.merge import merge_outputs
 from trainer_loop.tasks.task import Batch, Rows, Task
@@ -320,7 +319,8 @@ class Predictor:
     def _cut(self, encoded: Sequence[Mapping[str, Any]]) -> list[list[int]]:
         """The numbers of the rows of each forward pass."""
         if not self.task.has_tokens:
-            return [list(range(len(encoded)))[start : start + _ROWS] for start in range(0, len(encoded), _ROWS)]
+            total = len(encoded)
+            return [list(range(start, min(start + _ROWS, total))) for start in range(0, total, _ROWS)]
         lengths = [len(row["input_ids"]) for row in encoded]
         logits_per_token = self.task.logits_per_token(self.model.config)
         limits = Limits(
@@ -382,4 +382,4 @@ def guess_task(model_dir: Path) -> str:
     config, _ = transformers.PretrainedConfig.get_config_dict(model_dir)
     named = config.get("architectures")
     architecture = str(named[0]) if isinstance(named, list) and named else ""
-    return find.guess_task(architecture) or "sequence_classification"
+    return find_by_architecture(architecture) or "sequence_classification"

@@ -76,7 +76,7 @@ def export_model(run_dir: RunDir, model: nn.Module, processor: Any, record: Expo
         write_files(temporary, model, processor, record, card=card)
         flush([*temporary.iterdir(), temporary])
         _replace(target, temporary)
-    except Exception as error:  # processors raises no more precise error
+    except Exception as error:  # tokenizers raises no more precise error
         if not is_disk_error(error):
             raise
         remove(temporary)

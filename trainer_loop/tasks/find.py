@@ -37,7 +37,7 @@ def load_task(name: str) -> type[Task]:
     return task
 
 
-def guess_task(architecture: str) -> str | None:
+def find_by_architecture(architecture: str) -> str | None:
     """The name of the first task whose class of transformers loads models of this architecture."""
     for name in list_tasks():
         auto_model = load_task(name).auto_model

@@ -6,12 +6,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from trainer_loop.components import refuse_less
 from trainer_loop.data.columns import Column
 from trainer_loop.errors import UserError
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import Batch, Rows, Task
 
 _SHORTEST = 24  # tokens of a window: half of it for the question, a few that frame it, a quarter that windows share
+
+_LEAST = {"stride": 0, "max_answer_tokens": 1}
 
 
 class QuestionAnswering(Task):
@@ -74,9 +77,7 @@ class QuestionAnswering(Task):
         null_threshold: float = 0.0,
         loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     ):
-        for name, value, least in (("stride", stride, 0), ("max_answer_tokens", max_answer_tokens, 1)):
-            if value < least:
-                raise UserError(f"task.args.{name}: {value}; it must be {least} or more")
+        refuse_less({"stride": stride, "max_answer_tokens": max_answer_tokens}, _LEAST, place="task.args")
         self.stride = stride
         self.max_answer_tokens = max_answer_tokens
         self.null_answers = null_answers

@@ -5,10 +5,12 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from trainer_loop.components import refuse_less
 from trainer_loop.data.columns import Column
-from trainer_loop.errors import UserError
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import Batch, Rows, Task
+
+_LEAST = {"max_target_length": 2, "max_new_tokens": 2, "num_beams": 1}
 
 
 class Seq2Seq(Task):
@@ -46,11 +48,8 @@ class Seq2Seq(Task):
         num_beams: int = 1,
         loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     ):
-        for name, value in (("max_target_length", max_target_length), ("max_new_tokens", max_new_tokens)):
-            if value < 2:
-                raise UserError(f"task.args.{name}: {value}; it must be 2 or more")
-        if num_beams < 1:
-            raise UserError(f"task.args.num_beams: {num_beams}; it must be 1 or more")
+        numbers = {"max_target_length": max_target_length, "max_new_tokens": max_new_tokens, "num_beams": num_beams}
+        refuse_less(numbers, _LEAST, place="task.args")
         self.prefix = prefix
         self.max_target_length = max_target_length
         self.max_new_tokens = max_new_tokens
