@@ -25,6 +25,7 @@ from trainer_loop.data.columns import Columns, bind_columns
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.plan import DataPlan, plan_data, take_splits
 from trainer_loop.data.text_format import TextFormat
+from trainer_loop.data.tokenizer import as_tokenizer
 from trainer_loop.data.tokens import TokenisedSplit
 from trainer_loop.data.train_stream import TrainStream
 from trainer_loop.data.wording import did_you_mean
@@ -91,7 +92,7 @@ class Inputs:
     @property
     def tokenizer(self) -> Any | None:
         """The processor of a task on tokens; None for another."""
-        return self.processor if hasattr(self.processor, "backend_tokenizer") else None
+        return as_tokenizer(self.processor)
 
     @property
     def label_names(self) -> list[str] | None:
@@ -363,7 +364,7 @@ def _fit_model(
         )
     if model_config is not None and label_names is not None:
         found.collect("", model.check_outputs, model_config, len(label_names))
-    tokenizer = processor if hasattr(processor, "backend_tokenizer") else None
+    tokenizer = as_tokenizer(processor)
     if task is not None and model_config is not None and processor is not None:
         lines = found.collect(
             "",

@@ -4,6 +4,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -47,6 +48,11 @@ def load_tokenizer(
         raise UserError(f"tokenizer {name_or_path} has no vocabulary (tokenizer.json, vocab.txt or the like)")
     _ensure_padding(tokenizer, name_or_path, say=say)
     return tokenizer
+
+
+def as_tokenizer(processor: Any) -> Any | None:
+    """The processor of a task, if it is a tokenizer."""
+    return processor if hasattr(processor, "backend_tokenizer") else None
 
 
 def train_tokenizer(texts: Iterable[str], *, framed: bool, vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:

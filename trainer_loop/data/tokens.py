@@ -26,6 +26,7 @@ from trainer_loop.data.progress import progress_bars
 from trainer_loop.data.row_cache import load_or_make
 from trainer_loop.data.row_stream import Row
 from trainer_loop.data.split import Indices, Origins, Split
+from trainer_loop.data.tokenizer import as_tokenizer
 from trainer_loop.data.wording import enumerate_some, plural
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.host import expand_home
@@ -120,7 +121,7 @@ def tokenise_split(
     """
     assert (columns.label is None) == (label_names is None), "a label needs its names"
     label_ids = None if label_names is None else label_names.ids
-    has_tokens = hasattr(tokenizer, "backend_tokenizer")
+    has_tokens = as_tokenizer(tokenizer) is not None
     verb, doing, noun = ("tokenise", "tokenising", "text") if has_tokens else ("encode", "encoding", "row")
     task_errors: list[OSError] = []  # which are not the cache's
     faults: dict[int, str] = {}  # rows that the model could not answer
@@ -289,7 +290,7 @@ def _make_key(
 
 def describe_processor(processor: Any) -> dict[str, Any]:
     """All of it that decides about what the model reads."""
-    if not hasattr(processor, "backend_tokenizer"):
+    if as_tokenizer(processor) is None:
         described: dict[str, Any] = processor.to_dict()
         return described
     return _describe_tokenizer(processor)

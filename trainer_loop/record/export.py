@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
+from trainer_loop.data.tokenizer import as_tokenizer
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.record.run_dir import (
     EXPORT_RECORD,
@@ -113,7 +114,7 @@ def write_files(
         save_file({name: weights[name] for name in once.values()}, directory / "model.safetensors")
     if processor is not None:
         # These settings depend on the last call, and so on whether this process has tokenised.
-        if hasattr(processor, "backend_tokenizer"):
+        if as_tokenizer(processor) is not None:
             processor.backend_tokenizer.no_truncation()
             processor.backend_tokenizer.no_padding()
         processor.save_pretrained(directory)
