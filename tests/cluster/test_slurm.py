@@ -148,7 +148,7 @@ def test_a_job_that_is_told_to_stop_before_it_trains_goes_back_into_the_queue(sl
     slurm.signal("--batch", "--signal=USR1")
     slurm.wait_until(lambda: slurm.show("Restarts") == "1", "requeued")
     # Whether a process was there already to say so is a matter of luck.
-    assert "is back in the queue" in slurm.output.read_text()
+    slurm.wait_until(lambda: "is back in the queue" in slurm.output.read_text(), "a line that says so")
     assert "step=" not in slurm.output.read_text()
 
 
