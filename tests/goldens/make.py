@@ -1,6 +1,7 @@
 """Train every shipped config and example for six steps and record what comes out, on one process and on two.
 
-    python tests/goldens/make.py             compare with goldens.json
+    python tests/goldens/make.py             compare all cases with goldens.json, a minute and a half
+    python tests/goldens/make.py imdb squad  compare these
     python tests/goldens/make.py --write     write goldens.json: only where a change of results is intended
 
 Checksums hold on the processor and the libraries they were made with. Elsewhere the rounded figures are compared.
@@ -10,10 +11,9 @@ import argparse
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +143,8 @@ def prepare(directory: Path) -> None:
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def run_cases(directory: Path) -> None:
-    """Train all cases in this process, which may be one of a group; process 0 writes results.json."""
+def run_cases(directory: Path, names: Sequence[str]) -> None:
+    """Train these cases in this process, which may be one of a group; process 0 writes results.json."""
     import torch
 
     from trainer_loop import build, load_config
@@ -158,7 +158,8 @@ def run_cases(directory: Path) -> None:
         "EXAMPLES": str(directory),
     }
     results = {}
-    for name, (config, overrides) in CASES.items():
+    for name in names:
+        config, overrides = CASES[name]
         run_dir = directory / f"{num_processes}" / name
         arguments = [f"run_dir={run_dir}", f"data.cache_dir={directory / 'cache'}", *SHORT]
         for override in overrides:
@@ -234,48 +235,50 @@ def platform() -> dict[str, str]:
     }
 
 
-def run_all(directory: Path) -> dict[str, Any]:
-    """The results of all cases on one process and on two."""
-    from scenarios import find_free_port
+def run_all(directory: Path, names: Sequence[str] = tuple(CASES)) -> dict[str, Any]:
+    """The results of these cases on one process and on two."""
+    import fork_server
+    from scenarios import make_ranks
 
     prepare(directory)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment |= {"TRAINER_LOOP_CACHE": str(directory / "cache"), "HF_DATASETS_CACHE": str(directory / "datasets")}
     results = {}
-    for num_processes in (1, 2):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        environment |= {
-            "TRAINER_LOOP_CACHE": str(directory / "cache"),
-            "HF_DATASETS_CACHE": str(directory / "datasets"),
-        }
-        if num_processes > 1:
-            environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port()), "WORLD_SIZE": "2"}
-        processes = [
-            subprocess.Popen(
-                [sys.executable, __file__, "--run-in", str(directory)],
-                env=environment | ({"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_processes > 1 else {}),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-            for rank in range(num_processes)
-        ]
-        outputs = [process.communicate(timeout=900)[0] for process in processes]
-        if any(process.returncode for process in processes):
-            raise RuntimeError("\n".join(output[-5000:] for output in outputs))
+    for num_processes, ranks in ((1, [{}]), (2, make_ranks(2))):
+        with (directory / f"output-{num_processes}.txt").open("w+") as output:
+            processes = [
+                fork_server.start(
+                    [__file__, *names, "--run-in", str(directory)],
+                    cwd=ROOT,
+                    env=environment | rank,
+                    stdout=output,
+                    stderr=output,
+                )
+                for rank in ranks
+            ]
+            codes = [process.wait(900) for process in processes]
+            output.seek(0)
+            if any(codes):
+                raise RuntimeError(output.read()[-10_000:])
         results[str(num_processes)] = json.loads((directory / f"results-{num_processes}.json").read_text())
     return {"platform": platform(), "results": results}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="CASE", help="the cases, all by default")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--run-in", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run_in is not None:
-        run_cases(arguments.run_in)
+        run_cases(arguments.run_in, arguments.names)
         return 0
+    names = arguments.names or list(CASES)
     with tempfile.TemporaryDirectory() as directory:
-        made = run_all(Path(directory))
+        made = run_all(Path(directory), names)
     if arguments.write:
+        if names != list(CASES):
+            parser.error("--write writes all cases")
         GOLDENS.write_text(json.dumps(made, indent=1) + "\n")
         return 0
     known = json.loads(GOLDENS.read_text())
@@ -284,9 +287,9 @@ def main() -> int:
     different = [
         f"{name} on {number} processes: {key}"
         for number, cases in known["results"].items()
-        for name, golden in cases.items()
-        for key in golden
-        if made["results"][number].get(name, {}).get(key) != golden[key]
+        for name in names
+        for key, value in cases.get(name, {"a golden": None}).items()
+        if made["results"][number][name].get(key) != value
     ]
     print("\n".join(different) or "all equal")
     return 1 if different else 0

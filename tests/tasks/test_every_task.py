@@ -2,18 +2,17 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import fork_server
 import numpy as np
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from scenarios import find_free_port
+from scenarios import make_ranks
 
 from trainer_loop import Predictor, Task, TrainingLoop, UserError, build, load_config
 from trainer_loop.config.fields import Config
@@ -117,22 +116,24 @@ def test_an_update_does_not_depend_on_how_it_is_cut(name: str, tmp_path: Path):
 
 
 def test_two_processes_make_the_updates_of_one(tmp_path: Path):
-    script = f"import sys; sys.path[:0] = [{str(Path(__file__).parents[1])!r}, {str(Path(__file__).parent)!r}]\n"
-    script += "import sys, test_every_task as tests; tests.train_all_of(sys.argv[1])"
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_port()), "WORLD_SIZE": "2"}
+    script = tmp_path / "train.py"
+    folders = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+    script.write_text(
+        f"import sys; sys.path[:0] = {folders!r}\nimport test_every_task; test_every_task.train_all_of(sys.argv[1])\n"
+    )
     for name in list_tasks():
         for number in ("1", "2"):
             (tmp_path / number / name).mkdir(parents=True)
             make_config(tmp_path / number / name, name)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", script, str(tmp_path / "2")],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
+    with (tmp_path / "output.txt").open("w") as output:
+        processes = [
+            fork_server.start(
+                [str(script), str(tmp_path / "2")], cwd=tmp_path, env=os.environ | rank, stdout=output, stderr=output
+            )
+            for rank in make_ranks(2)
+        ]
     train_all_of(str(tmp_path / "1"))
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0], (tmp_path / "output.txt").read_text()
     for name in list_tasks():
         runs = [tmp_path / number / name / "run" for number in ("1", "2")]
         one, two = (load_file(run / "model" / "model.safetensors") for run in runs)
