@@ -1,7 +1,8 @@
 # Two commands do everything on a machine with python3, venv, git and make:
 #   make quickstart   install, then train, evaluate and export the embedded example
 #   make test         install, then pass all tests
-# Each makes its own .venv when there is none.
+# Each makes its own .venv when there is none. --no-compile: Python compiles what it imports; to compile all that is
+# installed takes another two minutes.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,7 +17,8 @@ quickstart: .venv/installed
 test: .venv/installed-dev
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-# What takes minutes and is not part of `make test`: benchmarks on tiny sizes, kernels that are compiled on the spot.
+# What takes minutes and is not part of `make test`: every adapter on every architecture, every optimizer with every
+# schedule, benchmarks on tiny sizes, kernels that are compiled on the spot.
 test-slow: .venv/installed-dev .venv/installed-bench
 	$(BIN)/python -m pytest -m slow
 
@@ -64,15 +66,15 @@ clean:
 
 .venv/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --no-compile --editable .
 	touch $@
 
 .venv/installed-dev: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
 	touch .venv/installed $@
 
 .venv/installed-bench: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[bench]'
 	touch .venv/installed $@

@@ -21,8 +21,8 @@ CASES = {
     "causal LM, gradient checkpointing": replace(BASE, task="causal_lm", gradient_checkpointing=True),
 }
 IN_BF16 = replace(BASE, task="causal_lm", precision="bf16")
-CAUSAL, RECOMPUTED = (pytest.param(name, marks=pytest.mark.slow) for name in list(CASES)[1:])
-ON_TWO = ("classification", RECOMPUTED)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+ON_TWO = ("classification", SLOW[-1])
 BACKEND = "aot_eager"  # everything of torch.compile but the code of the kernels, which takes minutes to make
 
 
@@ -37,7 +37,7 @@ def assert_close(one: Outcome, other: Outcome, *, tolerance: float) -> None:
 
 
 @pytest.mark.usefixtures("own_dynamo")
-@pytest.mark.parametrize("case", ["classification", CAUSAL, RECOMPUTED])
+@pytest.mark.parametrize("case", SLOW)
 def test_on_one_process(case: str, tmp_path: Path):
     scenario = CASES[case]
     assert_close(run_here(scenario, tmp_path), run_here(compiled(scenario), tmp_path), tolerance=1e-5)

@@ -45,6 +45,8 @@ PLACES = [
 # One after the other in one run, so that all but the first hit a run that was resumed.
 CHAIN = ["half_checkpoint:4", "evaluation:1", "row:9", "step:9", "restored", "rewriting"]
 LONG = "train.epochs=8"
+# make test has these together, on two processes; make test-slow has each on its own, too.
+TOGETHER = ("ema", "plateau", "background", "patience")
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -56,7 +58,9 @@ def test_killed_once(place, bench, tmp_path):
     assert_same(run, whole)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] if case in TOGETHER else []) for case in CASES]
+)
 def test_killed_again_and_again_with(case, bench, tmp_path):
     whole = bench.whole(*CASES[case])
     run = bench.run(tmp_path, *CASES[case])
@@ -88,7 +92,7 @@ def test_two_processes_killed_together(place, bench, tmp_path):
 
 
 def test_two_processes_killed_again_and_again(bench, tmp_path):
-    options = [option for case in ("ema", "plateau", "background", "patience") for option in CASES[case]]
+    options = [option for case in TOGETHER for option in CASES[case]]
     run = bench.run(tmp_path, *options, num_processes=2)
     for place in CHAIN:
         run.kill_at(place)

@@ -24,9 +24,11 @@ HEADS = {
     "CAUSAL_LM": ("AutoModelForCausalLM", "CAUSAL_LM"),
     "MASKED_LM": ("AutoModelForMaskedLM", None),
 }
-# Architectures of unlike kinds, on which all adapters and heads are tried; the others get LoRA as classifiers.
+# Architectures of unlike kinds. make test tries LoRA on these, and the other adapters on a few of them; make test-slow
+# tries all on all.
 VARIED = ("bart", "bert", "deberta-v2", "distilbert", "electra", "eurobert", "gpt2", "llama", "modernbert", "roberta")
 VARIED += ("t5", "xlm", "xlnet", "mixtral", "gemma3")
+FEW = ("bert", "gpt2", "llama", "mixtral", "t5")
 
 
 def answer(model: nn.Module, ids: Tensor) -> Tensor:
@@ -81,7 +83,13 @@ def check(model_type: str, head: str, kind: tuple[str, dict[str, Any]], director
         torch.testing.assert_close(answer(merged, ids), wanted, rtol=0, atol=1e-5 * (1 + float(wanted.abs().max())))
 
 
-@pytest.mark.parametrize("model_type", zoo.types_of("SEQUENCE_CLASSIFICATION"))
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        pytest.param(model_type, marks=[] if model_type in (*VARIED, "ibert") else [pytest.mark.slow])
+        for model_type in zoo.types_of("SEQUENCE_CLASSIFICATION")
+    ],
+)
 def test_lora_on_every_classifier(model_type: str, tmp_path):
     zoo.skip_unless_small(model_type, "AutoModelForSequenceClassification")
     if model_type == "ibert":  # it has linear layers of its own
@@ -93,7 +101,7 @@ def test_lora_on_every_classifier(model_type: str, tmp_path):
         check(model_type, "SEQUENCE_CLASSIFICATION", LORA, tmp_path)
 
 
-@pytest.mark.parametrize("model_type", VARIED)
+@pytest.mark.parametrize("model_type", FEW)
 @pytest.mark.parametrize("kind", ["dora", "ia3", "loha"])
 def test_other_adapters_on_classifiers_of_unlike_kinds(model_type: str, kind: str, tmp_path):
     if (model_type, kind) in (("mixtral", "dora"), ("gpt2", "loha")):

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import inspect
 import json
 import re
@@ -51,11 +52,15 @@ def written(tmp_path):
         config = tmp_path / "config.yaml"
         text = migrate(path)
         config.write_text(text)
-        ours = values_of(load_config(None, STILL_TO_SET))
         values = values_of(load_config(str(config), STILL_TO_SET))
-        return text, {name: value for name, value in values.items() if value != ours[name]}
+        return text, {name: value for name, value in values.items() if value != read_defaults()[name]}
 
     return write
+
+
+@functools.cache
+def read_defaults() -> dict:
+    return values_of(load_config(None, STILL_TO_SET))
 
 
 @pytest.fixture
@@ -341,8 +346,7 @@ def test_each_value_comes_to_what_it_means(arguments, meant, written):
             for name, value in expected.items()
             if name not in ("batch.per_device", "batch.accumulate", "batch.size")
         }
-    ours = values_of(load_config(None, STILL_TO_SET))
-    assert values == {name: value for name, value in expected.items() if value != ours[name]}
+    assert values == {name: value for name, value in expected.items() if value != read_defaults()[name]}
 
 
 # A value other than the default, where the type of the field alone does not give one.
