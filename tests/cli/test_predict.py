@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -20,13 +21,27 @@ from transformers import (
 )
 
 from trainer_loop.cli.predict import main
+from trainer_loop.cli.run import main as train
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_model, tmp_path_factory) -> Path:
+    """A run that learnt to tell the made-up reviews apart."""
+    directory = tmp_path_factory.mktemp("trained")
+    reviews = write_csv(directory / "reviews.csv", make_reviews(80))
+    arguments = [f"model.name={tiny_model}", f"data.train={reviews}", "data.validation_fraction=0.25"]
+    arguments += ["data.max_length=32", "batch.size=8", "train={epochs: 6, precision: no}", "optimizer.lr=2e-2"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        assert train([*arguments, "run_dir=run"]) == 0
+    return directory / "run"
 
 
 @pytest.fixture
-def run(command, arguments, tmp_path) -> Path:
-    ended = command(*arguments, "train.epochs=6", "optimizer.lr=2e-2")
-    assert ended.code == 0, ended.err
-    return tmp_path / "run"
+def run(trained, tmp_path, monkeypatch) -> Path:
+    """A copy of it in the current directory."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(trained, tmp_path / "run", symlinks=True))
 
 
 def predict(capfd, *arguments: str) -> tuple[int, str, str]:
