@@ -94,6 +94,7 @@ def test_what_the_hub_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, error
 def test_an_unreachable_hub_names_the_offline_way_within_ten_seconds(monkeypatch: pytest.MonkeyPatch):
     def hang(request: object, timeout: float) -> None:
         time.sleep(60)  # as a name server that never answers
+        raise TimeoutError
 
     monkeypatch.setattr("urllib.request.urlopen", hang)
     monkeypatch.setattr(hub, "_PROBE_SECONDS", 0.2)
