@@ -16,13 +16,14 @@ def key(
     above: float | None = None,
     below: float | None = None,
     kind: str = "",
-    on_resume: str = "free",
+    on_resume: str = "",
 ) -> Any:
     """A config key: its default, what it means in one line, its unit, and the values it may have.
 
     `kind` names a row of KINDS in values.py, for a key whose values no Python type describes. `on_resume` is what
     follows when a run goes on with another value: `free` (no update depends on it), `planned anew` (it holds from the
-    checkpoint on), `refused` (but for resume_anyway) or `by content` (refused where other rows come of it).
+    checkpoint on), `refused` (but for resume_anyway) or `by content` (refused where other rows come of it); without it
+    the section says it.
     """
     limits = {"at_least": at_least, "above": above, "below": below}
     metadata = {"comment": comment, "unit": unit, "allowed": allowed, "kind": kind, "on_resume": on_resume, **limits}
@@ -31,90 +32,85 @@ def key(
     return field(default=default, metadata=metadata)
 
 
-def section(kind: type) -> Any:
-    """A nested group of keys; its docstring is what `--help` says of it."""
+def section(kind: type, *, on_resume: str = "free") -> Any:
+    """A nested group of keys; its docstring is what `--help` says of it. on_resume: of the keys that do not say it."""
     text = (kind.__doc__ or "").rstrip(".")
-    return field(default_factory=kind, metadata={"comment": text[:1].lower() + text[1:]})
+    return field(default_factory=kind, metadata={"comment": text[:1].lower() + text[1:], "on_resume": on_resume})
 
 
 @dataclass(frozen=True)
 class TaskConfig:
     """What is learnt."""
 
-    name: str = key(
-        "sequence_classification",
-        "a task of docs/tasks.md, or the dotted path of a Task class",
-        on_resume="refused",
-    )
-    args: dict[str, Any] = key({}, "arguments of the task", on_resume="refused")
+    name: str = key("sequence_classification", "a task of docs/tasks.md, or the dotted path of a Task class")
+    args: dict[str, Any] = key({}, "arguments of the task")
 
 
 @dataclass(frozen=True)
 class LoraConfig:
     """Train small added matrices and freeze the weights of the model."""
 
-    r: int | None = key(None, "LoRA rank; null disables LoRA", at_least=1, on_resume="refused")
-    alpha: float | None = key(None, "LoRA updates are scaled by alpha / r; null: 2 r", above=0, on_resume="refused")
-    dropout: float = key(0.0, "dropout on the inputs of the LoRA matrices", at_least=0, below=1, on_resume="refused")
+    r: int | None = key(None, "LoRA rank; null disables LoRA", at_least=1)
+    alpha: float | None = key(None, "LoRA updates are scaled by alpha / r; null: 2 r", above=0)
+    dropout: float = key(0.0, "dropout on the inputs of the LoRA matrices", at_least=0, below=1)
     target_modules: list[str] = key(
-        [],
-        "names of the linear layers that get LoRA, such as [query, value]; empty: all but the head",
-        on_resume="refused",
+        [], "names of the linear layers that get LoRA, such as [query, value]; empty: all but the head"
     )
-    dora: bool = key(False, "true: DoRA, which also learns the magnitude of each row of a matrix", on_resume="refused")
-    merge: bool = key(False, "true: export the model with the adapter merged into it; false: export the adapter alone")
+    dora: bool = key(False, "true: DoRA, which also learns the magnitude of each row of a matrix")
+    merge: bool = key(
+        False,
+        "true: export the model with the adapter merged into it; false: export the adapter alone",
+        on_resume="free",
+    )
 
 
 @dataclass(frozen=True)
 class PeftConfig:
     """Other adapters."""
 
-    name: str | None = key(
-        None, "another adapter of the package peft instead of LoRA: ia3, loha, vera, oft, ...", on_resume="refused"
+    name: str | None = key(None, "another adapter of the package peft instead of LoRA: ia3, loha, vera, oft, ...")
+    args: dict[str, Any] = key({}, "arguments of the config class of that adapter")
+    merge: bool = key(
+        False,
+        "true: export the model with the adapter merged into it; false: export the adapter alone",
+        on_resume="free",
     )
-    args: dict[str, Any] = key({}, "arguments of the config class of that adapter", on_resume="refused")
-    merge: bool = key(False, "true: export the model with the adapter merged into it; false: export the adapter alone")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """What learns."""
 
-    name: str | None = key(None, "hub id or local directory", on_resume="refused")
+    name: str | None = key(None, "hub id or local directory")
     type: str | None = key(
-        None,
-        "instead of name: a model type of transformers (bert, gpt2, ...); a new model is built",
-        on_resume="refused",
+        None, "instead of name: a model type of transformers (bert, gpt2, ...); a new model is built"
     )
     tokenizer: str | None = key(
         None,
         "hub id or local directory of the tokenizer, or of the image processor of a task on images; train: a "
         "byte-level BPE trained on the train split; null: the model's own",
-        on_resume="refused",
     )
-    vocab_size: int = key(
-        8000, "size of a tokenizer trained here", unit="tokens", at_least=300, below=1e7, on_resume="refused"
-    )
-    from_scratch: bool = key(False, "true: build the model from its config and load no weights", on_resume="refused")
-    overrides: dict[str, Any] = key(
-        {}, "fields of the model's own config, such as attention_probs_dropout_prob: 0.0", on_resume="refused"
-    )
+    vocab_size: int = key(8000, "size of a tokenizer trained here", unit="tokens", at_least=300, below=1e7)
+    from_scratch: bool = key(False, "true: build the model from its config and load no weights")
+    overrides: dict[str, Any] = key({}, "fields of the model's own config, such as attention_probs_dropout_prob: 0.0")
     attention: str = key(
         "auto",
         "auto: the fastest on this machine (on a CPU in bf16 it rounds scores as eager does); or one that transformers "
         "knows: sdpa, eager, flash_attention_2, ...",
+        on_resume="free",
     )
     packing: bool = key(
-        False, "true: concatenate rows without padding, each attends to itself; for models whose attention allows it"
+        False,
+        "true: concatenate rows without padding, each attends to itself; for models whose attention allows it",
+        on_resume="free",
     )
     compile: bool = key(
-        False, "true: torch.compile, once for all lengths; the first steps take a minute or more, later ones are faster"
+        False,
+        "true: torch.compile, once for all lengths; the first steps take a minute or more, later ones are faster",
+        on_resume="free",
     )
     quantize: str | None = key(
-        None,
-        "4bit: load the weight matrices in 4 bits and freeze them; an adapter is trained",
-        allowed=("4bit",),
-        on_resume="refused",
+        None, "4bit: load the weight matrices in 4 bits and freeze them; an adapter is trained", allowed=("4bit",)
     )
     neftune_alpha: float | None = key(
         None,
@@ -123,10 +119,14 @@ class ModelConfig:
         above=0,
         on_resume="planned anew",
     )
-    gradient_checkpointing: bool = key(False, "true: recompute activations in the backward pass, to save memory")
-    lora: LoraConfig = section(LoraConfig)
-    peft: PeftConfig = section(PeftConfig)
-    trust_remote_code: bool = key(False, "true: allow the Python code that comes with a hub model to run")
+    gradient_checkpointing: bool = key(
+        False, "true: recompute activations in the backward pass, to save memory", on_resume="free"
+    )
+    lora: LoraConfig = section(LoraConfig, on_resume="refused")
+    peft: PeftConfig = section(PeftConfig, on_resume="refused")
+    trust_remote_code: bool = key(
+        False, "true: allow the Python code that comes with a hub model to run", on_resume="free"
+    )
 
 
 @dataclass(frozen=True)
@@ -145,24 +145,19 @@ class FilesConfig:
     """How text files are written."""
 
     delimiter: str | None = key(
-        None,
-        "between the fields of .csv and .tsv files; null: a comma in .csv, a tab in .tsv",
-        kind="delimiter",
-        on_resume="by content",
+        None, "between the fields of .csv and .tsv files; null: a comma in .csv, a tab in .tsv", kind="delimiter"
     )
     quoting: str = key(
         "auto",
         "double: a field of .csv and .tsv files may stand in double quotes; none: quotes are ordinary characters, as "
         "in GLUE's files; auto: double, but a file whose quotes seem to be ordinary characters is refused",
         allowed=("auto", "double", "none"),
-        on_resume="by content",
     )
     encoding: str | None = key(
         None,
         "of .csv, .tsv, .json, .jsonl and .txt files, by a name that Python knows: windows-1252, utf-16, gb18030, ...; "
         "null: UTF-8",
         kind="encoding",
-        on_resume="by content",
     )
 
 
@@ -170,32 +165,27 @@ class FilesConfig:
 class DataConfig:
     """What it learns from."""
 
-    name: str | None = key(
-        None, "hub id of a data set; null when the splits below are files or dotted paths", on_resume="by content"
-    )
-    config: str | None = key(None, "the data set's configuration on the hub, such as mrpc", on_resume="by content")
+    name: str | None = key(None, "hub id of a data set; null when the splits below are files or dotted paths")
+    config: str | None = key(None, "the data set's configuration on the hub, such as mrpc")
     train: Any = key(
         "train",
         "split, file, glob or list of them (.csv .tsv .json .jsonl .parquet .arrow .feather .txt), or a dotted path",
         kind="splits",
-        on_resume="by content",
     )
     validation: Any = key(
         None,
         "likewise, or several sets by name: {matched: a.csv, other: b.csv}; null: none, or see validation_fraction",
         kind="named_splits",
+        on_resume="free",
     )
     test: Any = key(
         None,
         "likewise; scored once, at the end, with the exported model, and its predictions kept",
         kind="named_splits",
+        on_resume="free",
     )
     validation_fraction: float | None = key(
-        None,
-        "cut this share of train off for validation, stratified by label",
-        above=0,
-        below=1,
-        on_resume="by content",
+        None, "cut this share of train off for validation, stratified by label", above=0, below=1
     )
     streaming: bool = key(
         False,
@@ -209,13 +199,12 @@ class DataConfig:
         at_least=1,
         on_resume="refused",
     )
-    files: FilesConfig = section(FilesConfig)
+    files: FilesConfig = section(FilesConfig, on_resume="by content")
     missing: str = key(
         "refuse",
         "rows without a text or a label. refuse: they are named and nothing is trained; drop: they are left out and "
         "counted; empty: a text that is null is the empty text, a label must be there",
         allowed=("refuse", "drop", "empty"),
-        on_resume="by content",
     )
     limit: LimitConfig = section(LimitConfig)
     columns: dict[str, Any] = key(
@@ -226,19 +215,17 @@ class DataConfig:
         on_resume="refused",
     )
     label_names: Any = key(
-        None,
-        "[negative, positive], or {negative: 0, positive: 1}; null: found in the data",
-        kind="label_names",
-        on_resume="by content",
+        None, "[negative, positive], or {negative: 0, positive: 1}; null: found in the data", kind="label_names"
     )
-    max_length: int = key(512, "longer texts are cut", unit="tokens", at_least=2, on_resume="by content")
+    max_length: int = key(512, "longer texts are cut", unit="tokens", at_least=2)
     num_workers: Any = key(
         "auto",
         "processes that prepare batches beside each training process; auto: 2 beside a GPU, none on a CPU",
         kind="auto_or_count",
+        on_resume="free",
     )
     cache_dir: str | None = key(
-        None, "where tokenised data is kept; null: $TRAINER_LOOP_CACHE, or ~/.cache/trainer_loop"
+        None, "where tokenised data is kept; null: $TRAINER_LOOP_CACHE, or ~/.cache/trainer_loop", on_resume="free"
     )
 
 
@@ -282,57 +269,53 @@ class BatchConfig:
 class TrainConfig:
     """How long and how exactly."""
 
-    epochs: float | None = key(
-        None, "passes over the training rows; 3 when steps is not given either", above=0, on_resume="planned anew"
-    )
-    steps: int | None = key(
-        None, "instead of epochs: this many updates", unit="steps", at_least=1, on_resume="planned anew"
-    )
+    epochs: float | None = key(None, "passes over the training rows; 3 when steps is not given either", above=0)
+    steps: int | None = key(None, "instead of epochs: this many updates", unit="steps", at_least=1)
     precision: str = key(
         "auto",
         "auto: bf16 where the hardware has it, else fp16 on a GPU that has it, else no",
         allowed=("auto", "no", "bf16", "fp16"),
-        on_resume="planned anew",
     )
     tf32: bool = key(
-        True,
-        "TF32 for fp32 matrix products on a GPU that has it: 3 digits; matters only where precision is no",
-        on_resume="planned anew",
+        True, "TF32 for fp32 matrix products on a GPU that has it: 3 digits; matters only where precision is no"
     )
-    max_grad_norm: float | None = key(
-        1.0, "gradients are scaled down to this L2 norm; null: never", above=0, on_resume="planned anew"
-    )
+    max_grad_norm: float | None = key(1.0, "gradients are scaled down to this L2 norm; null: never", above=0)
     max_grad_value: float | None = key(
-        None,
-        "then every value of a gradient is clipped to this magnitude; null: never",
-        above=0,
-        on_resume="planned anew",
+        None, "then every value of a gradient is clipped to this magnitude; null: never", above=0
     )
     on_nonfinite: str = key(
         "stop",
         "a loss or gradient that is not finite: stop ends the run, skip makes no update and counts the step",
         allowed=("stop", "skip"),
-        on_resume="planned anew",
     )
     unused_parameters: str = key(
         "refuse",
         "a trainable parameter without a gradient: refuse names it before the first update, allow leaves it as it is",
         allowed=("refuse", "allow"),
-        on_resume="planned anew",
     )
     patience: int | None = key(
-        None, "stop after this many evaluations without a better train.patience_metric; null: never", at_least=1
+        None,
+        "stop after this many evaluations without a better train.patience_metric; null: never",
+        at_least=1,
+        on_resume="free",
     )
     patience_metric: str | None = key(
-        None, "metric that train.patience follows: accuracy, or -loss where smaller is better; null: checkpoint.best"
+        None,
+        "metric that train.patience follows: accuracy, or -loss where smaller is better; null: checkpoint.best",
+        on_resume="free",
     )
     threads: Any = key(
         "auto",
         "CPU threads of each process; auto: its share of the cores, or OMP_NUM_THREADS unless a launcher set it to 1",
         kind="auto_or_positive",
+        on_resume="free",
     )
     max_time_minutes: float | None = key(
-        None, "save and stop with exit code 75 this long after the start; null: never", unit="minutes", above=0
+        None,
+        "save and stop with exit code 75 this long after the start; null: never",
+        unit="minutes",
+        above=0,
+        on_resume="free",
     )
     timeout_minutes: float = key(
         30.0,
@@ -340,6 +323,7 @@ class TrainConfig:
         unit="minutes",
         above=0,
         below=1e6,
+        on_resume="free",
     )
 
 
@@ -352,7 +336,6 @@ class EmaConfig:
         "evaluate and export an exponential moving average of the weights, such as 0.999; null: the weights",
         above=0,
         below=1,
-        on_resume="planned anew",
     )
 
 
@@ -360,10 +343,8 @@ class EmaConfig:
 class LossConfig:
     """What is minimised."""
 
-    name: str | None = key(
-        None, "null: the task's own; or the dotted path of a function (logits, targets) -> sum", on_resume="refused"
-    )
-    args: dict[str, Any] = key({}, "arguments of the loss", on_resume="refused")
+    name: str | None = key(None, "null: the task's own; or the dotted path of a function (logits, targets) -> sum")
+    args: dict[str, Any] = key({}, "arguments of the loss")
 
 
 @dataclass(frozen=True)
@@ -374,7 +355,6 @@ class OptimizerConfig:
         "adamw",
         "adamw, adam, sgd, adagrad, rmsprop, adafactor, muon, lion, schedule_free_adamw, adamw_8bit, or the dotted "
         "path of a torch optimizer",
-        on_resume="refused",
     )
     lr: float = key(5e-5, "learning rate at its peak", at_least=0, on_resume="planned anew")
     weight_decay: float = key(
@@ -383,29 +363,24 @@ class OptimizerConfig:
         at_least=0,
         on_resume="planned anew",
     )
-    args: dict[str, Any] = key({}, "further arguments of the optimizer, such as betas", on_resume="refused")
+    args: dict[str, Any] = key({}, "further arguments of the optimizer, such as betas")
     layer_decay: float | None = key(
         None,
         "the learning rate shrinks by this factor for each layer below the head, such as 0.9; null: it is the same",
         above=0,
         below=1,
-        on_resume="refused",
     )
     groups: list[Any] = key(
         [],
         'parameters with settings of their own: [{match: "classifier.*", lr: 1e-3}]; the first match applies',
         kind="groups",
-        on_resume="refused",
     )
-    freeze: list[str] = key(
-        [], 'parameters to freeze, by pattern: ["*.embeddings.*", "*.layer.0.*"]', on_resume="refused"
-    )
+    freeze: list[str] = key([], 'parameters to freeze, by pattern: ["*.embeddings.*", "*.layer.0.*"]')
     unfreeze_every: float | None = key(
         None,
         "gradual unfreezing: the head is trained first, one more layer below it every so many steps (below 1: share of "
         "all steps); null: all layers from the first step",
         above=0,
-        on_resume="refused",
     )
 
 
@@ -416,15 +391,13 @@ class SchedulerConfig:
     name: str = key(
         "linear",
         "a name of transformers' get_scheduler (linear, cosine, warmup_stable_decay, ...), one_cycle, or a dotted path",
-        on_resume="planned anew",
     )
-    warmup: float = key(0.1, "below 1: share of all steps; from 1: steps", at_least=0, on_resume="planned anew")
-    args: dict[str, Any] = key({}, "further arguments of the schedule", on_resume="planned anew")
+    warmup: float = key(0.1, "below 1: share of all steps; from 1: steps", at_least=0)
+    args: dict[str, Any] = key({}, "further arguments of the schedule")
     metric: str | None = key(
         None,
         "what reduce_lr_on_plateau and greedy follow, as in checkpoint.best: accuracy, or -loss where smaller is "
         "better; null: -loss",
-        on_resume="planned anew",
     )
 
 
@@ -463,10 +436,8 @@ class CheckpointConfig:
 class LoopConfig:
     """What a step does."""
 
-    name: str | None = key(
-        None, "null: TrainingLoop; or the dotted path of a subclass with a step of its own", on_resume="refused"
-    )
-    args: dict[str, Any] = key({}, "arguments that the subclass adds", on_resume="refused")
+    name: str | None = key(None, "null: TrainingLoop; or the dotted path of a subclass with a step of its own")
+    args: dict[str, Any] = key({}, "arguments that the subclass adds")
 
 
 @dataclass(frozen=True)
@@ -522,16 +493,16 @@ class Config:
         [], "keys that may differ from the checkpoint although updates depend on them, such as batch.size"
     )
     dry_run: bool = key(False, "true: check everything, print the plan, stop")
-    task: TaskConfig = section(TaskConfig)
-    model: ModelConfig = section(ModelConfig)
-    data: DataConfig = section(DataConfig)
+    task: TaskConfig = section(TaskConfig, on_resume="refused")
+    model: ModelConfig = section(ModelConfig, on_resume="refused")
+    data: DataConfig = section(DataConfig, on_resume="by content")
     batch: BatchConfig = section(BatchConfig)
-    train: TrainConfig = section(TrainConfig)
-    loss: LossConfig = section(LossConfig)
-    loop: LoopConfig = section(LoopConfig)
-    optimizer: OptimizerConfig = section(OptimizerConfig)
-    scheduler: SchedulerConfig = section(SchedulerConfig)
-    ema: EmaConfig = section(EmaConfig)
+    train: TrainConfig = section(TrainConfig, on_resume="planned anew")
+    loss: LossConfig = section(LossConfig, on_resume="refused")
+    loop: LoopConfig = section(LoopConfig, on_resume="refused")
+    optimizer: OptimizerConfig = section(OptimizerConfig, on_resume="refused")
+    scheduler: SchedulerConfig = section(SchedulerConfig, on_resume="planned anew")
+    ema: EmaConfig = section(EmaConfig, on_resume="planned anew")
     evaluate: EvaluateConfig = section(EvaluateConfig)
     checkpoint: CheckpointConfig = section(CheckpointConfig)
     log: LogConfig = section(LogConfig)

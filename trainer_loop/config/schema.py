@@ -30,7 +30,7 @@ class Key:
     on_resume: str
 
 
-def _walk(kind: type[Any], prefix: str) -> Iterator[tuple[str, str | Key]]:
+def _walk(kind: type[Any], prefix: str, on_resume: str) -> Iterator[tuple[str, str | Key]]:
     """(name, comment) of every section and (name, key) of every key, in the order of fields.py."""
     hints = get_type_hints(kind)
     for field in fields(kind):
@@ -38,16 +38,18 @@ def _walk(kind: type[Any], prefix: str) -> Iterator[tuple[str, str | Key]]:
         hint = hints[field.name]
         if is_dataclass(hint):
             yield name, about["comment"]
-            yield from _walk(hints[field.name], name + ".")
+            yield from _walk(hint, name + ".", about["on_resume"])
         else:
             about["kind"] = about["kind"] or _KIND_OF_TYPE[hint]
+            about["on_resume"] = about["on_resume"] or on_resume
             nullable = isinstance(hint, types.UnionType) or field.default is None or about["kind"] == "token_limit"
             default = field.default if field.default_factory is MISSING else field.default_factory()
             yield name, Key(name=name, nullable=nullable, default=default, **about)
 
 
-KEYS: dict[str, Key] = {name: entry for name, entry in _walk(Config, "") if isinstance(entry, Key)}
-SECTIONS: dict[str, str] = {name: entry for name, entry in _walk(Config, "") if isinstance(entry, str)}
+_ENTRIES = dict(_walk(Config, "", "free"))
+KEYS: dict[str, Key] = {name: entry for name, entry in _ENTRIES.items() if isinstance(entry, Key)}
+SECTIONS: dict[str, str] = {name: entry for name, entry in _ENTRIES.items() if isinstance(entry, str)}
 
 # What a checkpoint is compared by beside the keys themselves: what came of the keys that are judged by content.
 RESUME_FACTS = ("data", "tokens", "data.label_names", "batch.size", "frozen_weights", "unfreezing")
