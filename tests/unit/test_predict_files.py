@@ -17,10 +17,10 @@ from arrow_columns import CASES
 from columns import make_columns
 
 from trainer_loop import UserError
-from trainer_loop.cli.predict_files import FileRequest, predict_file, prepare_file
+from trainer_loop.cli.predict_arguments import Request
+from trainer_loop.cli.predict_files import predict_file, prepare_file
 from trainer_loop.data import write_files
 from trainer_loop.data.files import read_files
-from trainer_loop.data.text_format import TextFormat
 from trainer_loop.predictor import Predictions
 from trainer_loop.record.export import ExportRecord
 from trainer_loop.tasks.sequence_classification import SequenceClassification
@@ -58,12 +58,8 @@ def make_record(**fields: Any) -> ExportRecord:
 
 def run(file: str, *, record: ExportRecord | None = None, **options: Any) -> tuple[Stub, list[str]]:
     """Predict a file -> the stub, and the lines for a person."""
-    asked: dict[str, Any] = {
-        "output": None, "overwrite": False, "text_column": None, "pair_column": None, "label_column": None,
-        "metrics": True, "missing": "refuse", "text_format": TextFormat(),
-    }  # fmt: skip
     stub = Stub()
-    job = prepare_file(FileRequest(file, **{**asked, **options}), Path("run/model"), record or make_record())
+    job = prepare_file(file, Request("run", **options), Path("run/model"), record or make_record())
     return stub, predict_file(stub, job)
 
 
@@ -301,9 +297,9 @@ def test_how_a_file_is_written_is_told_by_the_keys_of_the_command(folder: Path):
     Path("in.csv").write_text("text;n\nGrüße;1\n", encoding="windows-1252")
     (problem,) = problems_of("in.csv")
     assert "set delimiter=';'" in problem
-    (problem,) = problems_of("in.csv", text_format=TextFormat(delimiter=";"))
+    (problem,) = problems_of("in.csv", delimiter=";")
     assert "set encoding=windows-1252" in problem
-    stub, _ = run("in.csv", output="out.csv", text_format=TextFormat(";", "none", "windows-1252"))
+    stub, _ = run("in.csv", output="out.csv", delimiter=";", quoting="none", encoding="windows-1252")
     assert stub.texts == ["Grüße"]
     assert Path("out.csv").read_text(encoding="utf-8") == "text,n,label,probability\nGrüße,1,pos,0.5\n"
 

@@ -4,6 +4,10 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainer_loop.errors import UserError
+from trainer_loop.record.run_dir import RunDir
+from trainer_loop.runtime.host import expand_home
+
 
 def split_arguments(arguments: Sequence[str], names: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
     """The names and values of the arguments whose key is one of `names`, and what is wrong with the others."""
@@ -23,8 +27,23 @@ def split_arguments(arguments: Sequence[str], names: Sequence[str]) -> tuple[lis
     return pairs, problems
 
 
-def describe_missing_directory(name: str, path: Path) -> str:
-    """That `model=name` is no directory, and which one beside it may be meant."""
+def find_model(name: str, *, marks: Sequence[str], otherwise: str) -> Path:
+    """The directory of the exported model that `model=name` means: of a run directory its model/.
+
+    marks: files of which a model has at least one. Raises UserError where there is no model; `otherwise` says it of
+    what is neither a run directory nor a model.
+    """
+    path = expand_home(name, place="model")
+    run_dir = RunDir(path)
+    if not run_dir.exists() and len(path.name) > 255:
+        raise UserError(f"model={name[:80]}...: no directory has a name of {len(path.name)} characters")
+    for candidate in (run_dir.model, path):
+        if any((candidate / mark).is_file() for mark in marks):
+            return candidate
+    if run_dir.checkpoints.is_dir():
+        raise UserError(f"model={name}: this run has no model/ yet; it is exported when the run ends: start it again")
+    if path.is_dir():
+        raise UserError(f"model={name}: {otherwise}")
     neighbours = [neighbour.name for neighbour in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, neighbours, n=1)
-    return f"model={name}: no such directory" + (f"; did you mean {path.parent / near[0]}?" if near else "")
+    raise UserError(f"model={name}: no such directory" + (f"; did you mean {path.parent / near[0]}?" if near else ""))

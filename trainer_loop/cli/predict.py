@@ -4,20 +4,16 @@ One text prints its prediction, such as a label and its probability (a causal LM
 again with the same rows, in the same order, plus what is predicted (a causal LM: loss and perplexity of each text).
 """
 
-import difflib
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer_loop.cli.arguments import describe_missing_directory, split_arguments
-from trainer_loop.config.values import explain_delimiter, explain_encoding, shown, spell_delimiter
+from trainer_loop.cli.arguments import find_model
+from trainer_loop.cli.predict_arguments import USAGE, Request, read_arguments
 from trainer_loop.data.wording import did_you_mean
 from trainer_loop.errors import UserError, printable
-from trainer_loop.record.run_dir import RunDir
-from trainer_loop.runtime.host import expand_home
 from trainer_loop.runtime.quiet import quieten_libraries, quieten_loggers
 from trainer_loop.runtime.streams import SafeStream, drop_unwritten, fill_standard_descriptors, put_out, report
 
@@ -25,70 +21,7 @@ if TYPE_CHECKING:  # importing them takes seconds
     from trainer_loop.predictor import Predictor
     from trainer_loop.record.export import ExportRecord
 
-USAGE = """\
-python -m trainer_loop.predict model=runs/imdb text="I am super delighted."
-python -m trainer_loop.predict model=runs/squad question="Who came?" context="Ada came, and left early."
-python -m trainer_loop.predict model=runs/imdb file=new_reviews.csv output=judged.csv
-
-  model=           a run directory, or the directory of a model that transformers can load
-  text=            a text to predict; a model that tags words takes what stands between spaces
-  text_pair=       its second text, where the model was trained on pairs
-  NAME=            a column of the task, such as question= and context=, where its columns have other names
-  file=            instead of text: rows to predict (.csv .tsv .json .jsonl .parquet .arrow .feather .txt)
-  output=          where they go (.csv .tsv .json .jsonl .parquet); default: a new file in predictions/ of the run
-  overwrite=true   replaces a file that output= names
-  text_column=     column of the text in the file, or of what else the model reads first; default: the one the model
-                   was trained on
-  pair_column=     column of the second text; default likewise
-  label_column=    column of the labels that predictions are compared with; default likewise, where the file has it
-  metrics=false    compares none
-  missing=         rows without a text. refuse: they are named, and nothing is predicted (default); drop: they are
-                   written without a prediction; empty: the empty text is predicted
-  delimiter=       between the fields of a .csv or .tsv file: one character, or tab
-  quoting=         auto, double or none, see data.files.quoting in docs/config.md
-  encoding=        of a text file, such as windows-1252; default: UTF-8
-  max_new_tokens=  how far a causal LM continues a text, default 64; how much a seq2seq model writes
-  trust_remote_code=true   lets Python code that came with the model run
-
-Columns keep their names, values and order; what is predicted stands behind them. A column without a name is called
-column_1 by its place; a blank line is no row. JSON and .csv files have dates and times by ISO 8601, decimals as
-texts, bytes in base64, and .csv files nested values as JSON."""
-
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal acts on instead of showing it
-_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-_CHOICES = {
-    "overwrite": ("true", "false"),
-    "metrics": ("true", "false"),
-    "trust_remote_code": ("true", "false"),
-    "missing": ("refuse", "drop", "empty"),
-    "quoting": ("auto", "double", "none"),
-}
-_OF_FILES = (
-    *("output", "overwrite", "text_column", "pair_column", "label_column", "metrics", "missing"),
-    *("delimiter", "quoting", "encoding"),
-)
-_SURE = 0.75  # how like a key another one must be to be taken for a mistake
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the command line asked for."""
-
-    model: str
-    row: Mapping[str, str] = field(default_factory=dict)  # a row to predict, by the task's columns
-    file: str | None = None
-    output: str | None = None
-    overwrite: bool = False
-    text_column: str | None = None
-    pair_column: str | None = None
-    label_column: str | None = None
-    metrics: bool = True
-    missing: str = "refuse"
-    delimiter: str | None = None
-    quoting: str = "auto"
-    encoding: str | None = None
-    max_new_tokens: int | None = None
-    trust_remote_code: bool = False
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -100,66 +33,16 @@ def main(argv: list[str] | None = None) -> int:
     fill_standard_descriptors()
     quieten_loggers()
     try:
-        _predict(_read_arguments(arguments))
+        _predict(read_arguments(arguments))
     except UserError as error:
         report(error)
         return error.exit_code
     return 0
 
 
-def _read_arguments(arguments: list[str]) -> Request:
-    """`key=value` arguments; raises UserError with all that is wrong with them."""
-    options = [field.name for field in fields(Request) if field.name != "row"]
-    names = [argument.partition("=")[0] for argument in arguments if "=" in argument]
-    columns = [name for name in names if name not in options and not difflib.get_close_matches(name, options, 1, _SURE)]
-    pairs, problems = split_arguments(arguments, [*options, *columns])
-    given: dict[str, Any] = dict(pairs)
-    row = {name: given.pop(name) for name in dict.fromkeys(columns)}
-    if bool(row) == ("file" in given):
-        problems.append('give either text="..." or file=new_rows.csv')
-    problems += [f"{name}= is empty" for name, value in row.items() if not value.strip()]
-    problems += [f"{name}= goes with file=, not with {next(iter(row))}=" for name in _OF_FILES if row and name in given]
-    problems += [f"{name}= goes with text=, not with file=" for name in row if "file" in given]
-    if "file" in given and "max_new_tokens" in given:
-        problems.append("max_new_tokens= goes with text=, not with file=")
-    problems += _read_values(given)
-    if problems:
-        raise UserError(problems)
-    return Request(row=row, **given)
-
-
-def _read_values(given: dict[str, Any]) -> list[str]:
-    """Makes of texts what they stand for; returns what is wrong with them."""
-    problems = []
-    if "max_new_tokens" in given:
-        if given["max_new_tokens"].isdecimal() and int(given["max_new_tokens"]) > 0:
-            given["max_new_tokens"] = int(given["max_new_tokens"])
-        else:
-            problems.append(f"max_new_tokens={given['max_new_tokens']}: it must be a whole number from 1")
-    for name, choices in _CHOICES.items():
-        if name in given:
-            if given[name] not in choices:
-                problems.append(f"{name}={given[name]}: allowed: {', '.join(choices)}")
-            given[name] = given[name] == "true" if "true" in choices else given[name]
-    if "delimiter" in given:
-        given["delimiter"] = spell_delimiter(given["delimiter"])
-        if (fault := explain_delimiter(given["delimiter"])) is not None:
-            told = f"; {fault}" if fault else ""
-            problems.append(f"delimiter={shown(given['delimiter'])}: it must be one character, or tab{told}")
-    if "encoding" in given and (fault := explain_encoding(given["encoding"])) is not None:
-        problems.append(f"encoding={given['encoding']}: {fault or 'name one'}")
-    output = given.get("output")
-    if output is not None and Path(output).suffix.lower() not in _SUFFIXES:
-        problems.append(f"output={output}: the file must end in {', '.join(_SUFFIXES)}")
-    if given.get("overwrite") is True and output is None:
-        problems.append("overwrite=true goes with output=; without it a new file is written")
-    if given.get("metrics") is False and "label_column" in given:
-        problems.append("label_column= is for metrics, and metrics=false; remove one of them")
-    return problems
-
-
 def _predict(request: Request) -> None:
-    model_dir = _find_model(request.model)
+    none = "neither a run directory with model/ nor a model with config.json"
+    model_dir = find_model(request.model, marks=["config.json"], otherwise=none)
     quieten_libraries()
 
     from trainer_loop.predictor import Predictor, read_record  # torch and transformers: seconds
@@ -173,44 +56,16 @@ def _predict(request: Request) -> None:
 
 def _predict_file(file: str, request: Request, model_dir: Path, record: "ExportRecord | None") -> None:
     """The file is read and found good before the model loads."""
-    from trainer_loop.cli.predict_files import FileRequest, predict_file, prepare_file
-    from trainer_loop.data.text_format import TextFormat
+    from trainer_loop.cli.predict_files import predict_file, prepare_file
     from trainer_loop.predictor import Predictor
 
-    asked = FileRequest(
-        file=file,
-        output=request.output,
-        overwrite=request.overwrite,
-        text_column=request.text_column,
-        pair_column=request.pair_column,
-        label_column=request.label_column,
-        metrics=request.metrics,
-        missing=request.missing,
-        text_format=TextFormat(request.delimiter, request.quoting, request.encoding),
-    )
-    job = prepare_file(asked, model_dir, record)
+    job = prepare_file(file, request, model_dir, record)
     console = SafeStream(sys.stdout)  # the result is the file
     for line in predict_file(Predictor.load(model_dir, trust_remote_code=request.trust_remote_code), job):
         print(line, file=console, flush=True)
     if console.fault is not None:
         print(f"warning: standard output cannot be written: {console.fault}", file=SafeStream(sys.stderr))
         drop_unwritten(sys.stdout)
-
-
-def _find_model(name: str) -> Path:
-    """The directory of the exported model: of a run directory its model/."""
-    path = expand_home(name, place="model")
-    run_dir = RunDir(path)
-    if not run_dir.exists() and len(path.name) > 255:
-        raise UserError(f"model={name[:80]}...: no directory has a name of {len(path.name)} characters")
-    for candidate in (run_dir.model, path):
-        if (candidate / "config.json").is_file():
-            return candidate
-    if run_dir.checkpoints.is_dir():
-        raise UserError(f"model={name}: this run has no model/ yet; it is exported when the run ends: start it again")
-    if not path.is_dir():
-        raise UserError(describe_missing_directory(name, path))
-    raise UserError(f"model={name}: neither a run directory with model/ nor a model with config.json")
 
 
 def _print_one(predictor: "Predictor", request: Request) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from trainer_loop.cli.predict_arguments import Request
 from trainer_loop.data.checks import check_splits
 from trainer_loop.data.columns import Column, Columns
 from trainer_loop.data.files import find_files
@@ -27,21 +28,6 @@ from trainer_loop.record.run_dir import RunDir, explain_disk_error
 
 
 @dataclass(frozen=True)
-class FileRequest:
-    """What is asked for a file: see the arguments of `python -m trainer_loop.predict`."""
-
-    file: str
-    output: str | None
-    overwrite: bool
-    text_column: str | None
-    pair_column: str | None
-    label_column: str | None
-    metrics: bool
-    missing: str
-    text_format: TextFormat
-
-
-@dataclass(frozen=True)
 class FileJob:
     """Rows to predict, found good before the model loads.
 
@@ -50,7 +36,7 @@ class FileJob:
     from 0. label: the column that predictions are compared with. ready: the table as it is going to be written.
     """
 
-    request: FileRequest
+    request: Request
     table: WholeTable
     inputs: Split
     columns: Columns
@@ -61,18 +47,18 @@ class FileJob:
     notes: Sequence[str]
 
 
-def prepare_file(request: FileRequest, model_dir: Path, record: ExportRecord | None) -> FileJob:
+def prepare_file(file: str, request: Request, model_dir: Path, record: ExportRecord | None) -> FileJob:
     """Raises UserError with all that is wrong with the file, its columns and where they are to go."""
     try:
         task = record.task if record is not None else guess_task(model_dir)
     except OSError as error:
         raise UserError(f"model={model_dir} cannot be loaded: {in_one_line(error)}") from error
     columns, unfit = _name_columns(request, find_columns(record, task))
-    files = find_files([request.file], key="file")
-    output = Path(request.output).expanduser() if request.output else _default_output(model_dir, Path(request.file))
+    files = find_files([file], key="file")
+    output = Path(request.output).expanduser() if request.output else _default_output(model_dir, Path(file))
     problems = unfit + _check_output(request, output, files)
     try:
-        table = read_whole(files, text_format=request.text_format)
+        table = read_whole(files, text_format=TextFormat(request.delimiter, request.quoting, request.encoding))
         label = _find_label_column(request, table, columns)
         read = columns.without_targets()
         inputs, kept, notes = _settle_rows(table, read, missing=request.missing)
@@ -113,7 +99,7 @@ def predict_file(predictor: Predictor, job: FileJob) -> list[str]:
     return [*lines, *label_notes, *predictions.notes]
 
 
-def _name_columns(request: FileRequest, columns: Columns) -> tuple[Columns, list[str]]:
+def _name_columns(request: Request, columns: Columns) -> tuple[Columns, list[str]]:
     """The columns of the file: those of the training data, unless the command names others; and what does not fit."""
     keys = _list_keys(columns)
     asked = {key: getattr(request, key) for key in ("text_column", "pair_column", "label_column")}
@@ -146,7 +132,7 @@ def _settle_rows(table: WholeTable, columns: Columns, *, missing: str) -> tuple[
     return settled, np.flatnonzero(~gone).tolist(), notes
 
 
-def _find_label_column(request: FileRequest, table: WholeTable, columns: Columns) -> str | None:
+def _find_label_column(request: Request, table: WholeTable, columns: Columns) -> str | None:
     """The column that predictions are compared with; None: none."""
     names = list(table.columns)
     if request.label_column is not None and request.label_column not in names:
@@ -249,7 +235,7 @@ def _default_output(model_dir: Path, file: Path) -> Path:
     return directory / f"{stem}{suffix}"
 
 
-def _check_output(request: FileRequest, output: Path, files: Sequence[str]) -> list[str]:
+def _check_output(request: Request, output: Path, files: Sequence[str]) -> list[str]:
     """What is there already is not replaced without a word, and what is read never."""
     name = f"output={request.output or output}"
     try:

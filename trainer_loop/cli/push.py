@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from trainer_loop.cli.arguments import describe_missing_directory, split_arguments
+from trainer_loop.cli.arguments import find_model, split_arguments
 from trainer_loop.errors import UserError
 from trainer_loop.record.adapter_config import ADAPTER_CONFIG
 from trainer_loop.record.run_dir import EXPORT_RECORD, RunDir
@@ -119,26 +119,14 @@ def _push(request: Request) -> None:
 def _find_model(name: str) -> tuple[Path, RunDir | None]:
     """The directory of the model, and of the run that exported it, where there was one."""
     path = expand_home(name, place="model")
-    run_dir = RunDir(path)
-    if _is_model(run_dir.model):
-        return run_dir.model, run_dir
-    if run_dir.checkpoints.is_dir():
-        raise UserError(f"model={name}: this run has no model/ yet; it is exported when the run ends: start it again")
-    if (path / "manifest.json").is_file() and (path / "state.json").is_file():
+    if all((path / part).is_file() for part in ("manifest.json", "state.json")):
         raise UserError(f"model={name} is a checkpoint to go on from, and no model; give the run directory")
-    if _is_model(path):
-        own_run = RunDir(path.resolve().parent)
-        return path, own_run if own_run.model == path.resolve() and own_run.config.is_file() else None
-    if not path.is_dir():
-        raise UserError(describe_missing_directory(name, path))
-    raise UserError(
-        f"model={name}: neither a run directory with model/ nor a model: there is no config.json, "
-        "adapter_config.json or trainer_loop.json"
-    )
-
-
-def _is_model(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("config.json", ADAPTER_CONFIG, EXPORT_RECORD))
+    marks = ("config.json", ADAPTER_CONFIG, EXPORT_RECORD)
+    none = f"neither a run directory with model/ nor a model: there is no {', '.join(marks[:2])} or {marks[2]}"
+    model = find_model(name, marks=marks, otherwise=none)
+    run_dir = RunDir(path if model != path else path.resolve().parent)
+    is_own = model != path or (run_dir.model == path.resolve() and run_dir.config.is_file())
+    return model, run_dir if is_own else None
 
 
 def _read_hub_keys(run_dir: RunDir | None) -> tuple[str | None, bool]:

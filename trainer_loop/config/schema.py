@@ -38,7 +38,7 @@ def _walk(kind: type[Any], prefix: str, on_resume: str) -> Iterator[tuple[str, s
         hint = hints[field.name]
         if is_dataclass(hint):
             yield name, about["comment"]
-            yield from _walk(hint, name + ".", about["on_resume"])
+            yield from _walk(hints[field.name], name + ".", about["on_resume"])
         else:
             about["kind"] = about["kind"] or _KIND_OF_TYPE[hint]
             about["on_resume"] = about["on_resume"] or on_resume
