@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, cast
 
-from trainer_loop.errors import UserError, suggest
+from trainer_loop.errors import UserError, displayed, suggest
 from trainer_loop.search_path import insert_after_installed, is_installed
 
 _T = TypeVar("_T")
@@ -82,7 +82,7 @@ def _member(owner: object, name: str, *, path: str, dotted: str, place: str) -> 
     submodule = f"{owner.__name__}.{name}"
     if hasattr(owner, "__path__") and importlib.util.find_spec(submodule):
         return _import(submodule, dotted=dotted, place=place)
-    where = f"{path} ({_displayed(owner.__file__)})" if owner.__file__ else path
+    where = f"{path} ({displayed(owner.__file__)})" if owner.__file__ else path
     known = [*_public_names(owner), *_module_names(getattr(owner, "__path__", []))]
     raise UserError(f"{place}: {dotted}: {where} has no {name}{suggest(name, known)}")
 
@@ -91,7 +91,7 @@ def locate_source(function: Callable[..., Any]) -> str:
     """`Mine.loss (my_lab/tasks.py:12)`: a function, and the line where it begins."""
     name = getattr(function, "__qualname__", repr(function))
     code = getattr(inspect.unwrap(function), "__code__", None)
-    return name if code is None else f"{name} ({_displayed(code.co_filename)}:{code.co_firstlineno})"
+    return name if code is None else f"{name} ({displayed(code.co_filename)}:{code.co_firstlineno})"
 
 
 def fingerprint_own(found: object) -> str | None:
@@ -110,7 +110,7 @@ def describe_own_line(error: BaseException) -> str | None:
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if Path(frame.filename).is_file() and _is_own(frame.filename):
             told = str(error).strip().partition("\n")[0]
-            return f"{_displayed(frame.filename)}:{frame.lineno}: {type(error).__name__}: {told}"
+            return f"{displayed(frame.filename)}:{frame.lineno}: {type(error).__name__}: {told}"
     return None
 
 
@@ -130,13 +130,13 @@ def _import(module: str, *, dotted: str, place: str) -> ModuleType:
 def _import_failure(error: BaseException, *, dotted: str, place: str) -> str:
     """What went wrong inside a file on the path: that file, its line, the error."""
     if isinstance(error, SyntaxError) and error.filename:
-        where, said = f"{_displayed(error.filename)}:{error.lineno}: ", error.msg
+        where, said = f"{displayed(error.filename)}:{error.lineno}: ", error.msg
     else:
         stack = traceback.extract_tb(error.__traceback__)
         machinery = (__file__, importlib.__file__)
         frames = [at for at in stack if not at.filename.startswith("<frozen ") and at.filename not in machinery]
         own = [frame for frame in frames if not is_installed(frame.filename)] or frames
-        where, said = (f"{_displayed(own[-1].filename)}:{own[-1].lineno}: " if own else ""), str(error)
+        where, said = (f"{displayed(own[-1].filename)}:{own[-1].lineno}: " if own else ""), str(error)
     first_line = said.strip().partition("\n")[0]
     return f"{place}: {dotted} cannot be imported: {where}{type(error).__name__}: {first_line}"
 
@@ -144,10 +144,6 @@ def _import_failure(error: BaseException, *, dotted: str, place: str) -> str:
 def _is_own(file: str) -> bool:
     """Whether a file is the user's: neither installed, nor of this package."""
     return not is_installed(file) and not Path(file).is_relative_to(Path(__file__).parents[1])
-
-
-def _displayed(file: str) -> str:
-    return str(Path(file).relative_to(Path.cwd()) if Path(file).is_relative_to(Path.cwd()) else file)
 
 
 def _module_names(directories: Iterable[str]) -> list[str]:

@@ -14,6 +14,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
@@ -105,6 +106,11 @@ def in_one_line(error: BaseException, *, at_most: int = 300) -> str:
     """The message of another library's error, in one line."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= at_most else text[: at_most - 3] + "..."
+
+
+def displayed(path: str | Path) -> str:
+    """A path as a person would write it from the current directory."""
+    return str(Path(path).relative_to(Path.cwd()) if Path(path).is_relative_to(Path.cwd()) else path)
 
 
 def printable(text: str) -> str:

@@ -5,7 +5,6 @@ import json
 import sys
 import types
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from enum import Enum
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -14,7 +13,7 @@ from trainer_loop.config.load import escaped
 from trainer_loop.config.schema import KEYS
 from trainer_loop.config.values import judge, shown
 from trainer_loop.config.yaml_core import dump
-from trainer_loop.errors import UserError
+from trainer_loop.errors import UserError, suggest, under
 from trainer_loop.migrate.trainer_optimizers import OPTIMIZERS
 from trainer_loop.migrate.training_arguments import RENAMED, Arguments, Setting, translate
 from trainer_loop.migrate.translations import NOT_NEEDED, TRANSLATIONS
@@ -59,20 +58,16 @@ def migrate(path: Path) -> str:
     from transformers import TrainingArguments  # torch: seconds
 
     fields = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
-    problems = [*_unknown_names(given, fields), *_unfit_values(given, fields, get_type_hints(TrainingArguments))]
-    if problems:
-        raise UserError([f"{path}: {problem}" for problem in problems])
-    try:
+    with under(f"{path}: "):
+        problems = [*_unknown_names(given, fields), *_unfit_values(given, fields, get_type_hints(TrainingArguments))]
+        if problems:
+            raise UserError(problems)
         settings, notes = translate(Arguments(given, defaults={name: _default(fields[name]) for name in fields}))
-    except UserError as error:
-        raise UserError([f"{path}: {problem}" for problem in error.problems]) from error
-    problems = [
-        f"{path}: {', '.join(setting.names)}: {problem}"
-        for setting in settings
-        if (problem := judge(setting.value, KEYS[setting.key]))
-    ]
-    if problems:
-        raise UserError(problems)
+        for setting in settings:
+            if problem := judge(setting.value, KEYS[setting.key]):
+                problems.append(f"{', '.join(setting.names)}: {problem}")
+        if problems:
+            raise UserError(problems)
     comments = "".join(f"#   {note.name}: {note.text}\n" for note in notes)
     rest = f"\n# Without a key here:\n{comments}" if comments else ""
     return _HEAD.format(name=path.name) + _yaml(settings) + rest
@@ -102,9 +97,7 @@ def _unknown_names(given: Mapping[str, Any], fields: Mapping[str, Any]) -> Itera
     known = {*fields, *TRANSLATIONS, *NOT_NEEDED}
     for name in given:
         if name not in known:
-            close = get_close_matches(name, known, n=1)
-            remedy = f"did you mean {close[0]}?" if close else "remove it"
-            yield f"{name} is no field of TrainingArguments; {remedy}"
+            yield f"{name} is no field of TrainingArguments{suggest(name, known) or '; remove it'}"
 
 
 def _unfit_values(given: Mapping[str, Any], fields: Mapping[str, Any], hints: Mapping[str, Any]) -> Iterable[str]:
@@ -118,9 +111,7 @@ def _unfit_values(given: Mapping[str, Any], fields: Mapping[str, Any], hints: Ma
         if today == "optim":
             choices = sorted({*choices, *OPTIMIZERS})
         if choices and value not in choices:
-            close = get_close_matches(str(value), choices, n=1)
-            remedy = f"; did you mean {close[0]}?" if close else ""
-            yield f"{name} is {shown(value)}; allowed: {', '.join(choices)}{remedy}"
+            yield f"{name} is {shown(value)}; allowed: {', '.join(choices)}{suggest(str(value), choices)}"
         elif not choices and type(value) not in kinds and not (type(value) is int and float in kinds):
             yield f"{name} is {shown(value)}; allowed: {' or '.join(_WORDS[kind] for kind in kinds)}"
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer_loop.components import describe_own_line
-from trainer_loop.errors import Diverged, Preempted, ProcessLost, UserError, in_one_line
+from trainer_loop.errors import Diverged, Preempted, ProcessLost, UserError, displayed, in_one_line
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.run_lock import RunDirInUse, RunLock
 from trainer_loop.runtime.host import prepare_environment, process_index_from_environment
@@ -237,7 +237,6 @@ def _tell_how_to_predict(config: "Config", loop: "TrainingLoop") -> None:
 
 def _python() -> str:
     """How to call this very interpreter: `python` where that is it, else its path."""
-    executable, here = Path(sys.executable).absolute(), Path.cwd()
-    if Path(shutil.which("python") or "").absolute() == executable:
-        return "python"
-    return shlex.quote(str(executable.relative_to(here) if executable.is_relative_to(here) else executable))
+    executable = Path(sys.executable).absolute()
+    is_python = Path(shutil.which("python") or "").absolute() == executable
+    return "python" if is_python else shlex.quote(displayed(executable))

@@ -4,13 +4,13 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator
-from difflib import get_close_matches
 from typing import Any
 
 from trainer_loop.config.fields import Config
 from trainer_loop.config.named_sets import name_sets
 from trainer_loop.config.schema import KEYS, MUST_NOT_CHANGE, value_of
 from trainer_loop.config.values import shown
+from trainer_loop.errors import suggest
 
 _LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes, characters
 _PATHS = ("run_dir", "resume", "model.name", "model.tokenizer", "data.name", "data.cache_dir")
@@ -236,9 +236,8 @@ def _metric_conflicts(config: Config, name: str, *intervals: str) -> Iterator[Co
 def _resume_conflicts(config: Config) -> Iterator[Conflict]:
     for name in config.resume_anyway:
         if name not in MUST_NOT_CHANGE:
-            close = get_close_matches(name, MUST_NOT_CHANGE, n=1)
-            meant = f"did you mean {close[0]}?" if close else f"those are {', '.join(MUST_NOT_CHANGE)}"
-            yield ("resume_anyway",), f"resume_anyway: {name} is nothing that a resumed run is refused for; {meant}"
+            meant = suggest(name, MUST_NOT_CHANGE) or f"; those are {', '.join(MUST_NOT_CHANGE)}"
+            yield ("resume_anyway",), f"resume_anyway: {name} is nothing that a resumed run is refused for{meant}"
 
 
 def _hub_conflicts(config: Config) -> Iterator[Conflict]:

@@ -11,7 +11,7 @@ from trainer_loop.config.schema import KEYS, SECTIONS, keys_of
 from trainer_loop.config.secrets import mask_arguments
 from trainer_loop.config.values import judge_as_given, read, shown
 from trainer_loop.config.yaml_core import MAP, NULL, STR, compose, core_tag, plain
-from trainer_loop.errors import UserError
+from trainer_loop.errors import UserError, displayed, under
 from trainer_loop.migrate.translations import describe_unknown
 
 COMMAND_LINE = "command line"
@@ -64,13 +64,11 @@ def _add_file(layers: dict[Path, Layer], path: Path, *, above: tuple[Path, ...])
 
 def _find_base(entry: Entry, path: Path, *, above: tuple[Path, ...]) -> Path:
     """The file that `path` extends by this entry. Raises UserError if it is not there or extends itself."""
-    try:
+    with under(f"{entry.place}: "):
         base = find_config(str(entry.value), extended_by=path)
-    except UserError as error:
-        raise UserError([f"{entry.place}: {problem}" for problem in error.problems]) from error
     same = next((number for number, file in enumerate(above) if file.resolve() == base.resolve()), None)
     if same is not None:
-        circle = " -> ".join(_displayed(file) for file in (*above[same:], base))
+        circle = " -> ".join(displayed(file) for file in (*above[same:], base))
         raise UserError(
             f"{entry.place}: extends: {entry.value} makes a circle: {circle}; a file cannot extend itself, so remove "
             "this line or name another file"
@@ -80,7 +78,7 @@ def _find_base(entry: Entry, path: Path, *, above: tuple[Path, ...]) -> Path:
 
 def file_layer(path: Path) -> Layer:
     """Read a YAML file; problems begin with `file:line:`."""
-    name = _displayed(path)
+    name = displayed(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -203,8 +201,3 @@ def _section_expected(name: str, node: Node) -> str:
 
 def _unreadable(*problems: str) -> Layer:
     return Layer(problems=list(problems), is_readable=False)
-
-
-def _displayed(path: Path) -> str:
-    """The path as a person would write it from the current directory."""
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
