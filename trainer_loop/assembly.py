@@ -123,7 +123,7 @@ def build(
         seed=config.seed,
         groups=groups,
         averaged_weights=averaged_weights,
-        allow_unused=config.train.unused_parameters == "allow" or _drops_layers(plan),
+        allow_unused=config.train.unused_parameters == "allow" or drops_layers(plan.inputs.model_config),
         preemption=preemption,
     )
     data = ConfiguredData(config, plan, accelerator, console, train_loader)
@@ -253,11 +253,6 @@ def _describe_what_learns(model: nn.Module, groups: Sequence[ParameterGroup]) ->
     unfreezing = [group.unfreeze_at for group in groups if group.unfreeze_at]
     frozen = describe_frozen(model)
     return ({"unfreezing": unfreezing} if unfreezing else {}) | ({} if frozen is None else {"frozen_weights": frozen})
-
-
-def _drops_layers(plan: RunPlan) -> bool:
-    """Whether a parameter may get no gradient in a step because the model left its layer out."""
-    return plan.inputs.model_config is not None and drops_layers(plan.inputs.model_config)
 
 
 def _warn_of_unheeded(config: Config, console: Console, *, given_model: bool, given_optimizer: bool) -> None:

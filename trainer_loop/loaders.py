@@ -51,26 +51,14 @@ def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -
             **process,
         )
     train = plan.inputs.splits["train"]
+    window = (config.batch.window or _WINDOW) if config.batch.order == "window" else None  # None: a plain shuffle
     return TrainLoader(
-        BatchPlan(train.lengths, limits, batch_size=batch_size, seed=config.seed, window=_window(config)),
+        BatchPlan(train.lengths, limits, batch_size=batch_size, seed=config.seed, window=window),
         train.rows,
         num_workers=_num_workers(config, accelerator),
         origin_of=train.origins.place,
         **process,
     )
-
-
-def _make_evaluation_loaders(
-    config: Config, plan: RunPlan, accelerator: Accelerator, name: str
-) -> dict[str, EvaluationLoader]:
-    """The loaders of a split: by the names of its sets, or by the empty text where it has none."""
-    sets = {parse_set(full_name): split for full_name, split in plan.inputs.splits.items()}
-    workers = _num_workers(config, accelerator)
-    return {
-        part: _make_evaluation_loader(config, plan, accelerator, split, num_workers=workers)
-        for (of, part), split in sets.items()
-        if of == name
-    }
 
 
 def _make_evaluation_loader(
@@ -109,11 +97,13 @@ class ConfiguredData(RunData):
     def __init__(
         self, config: Config, plan: RunPlan, accelerator: Accelerator, console: Console, train_loader: StepLoader
     ):
-        super().__init__(
-            train_loader,
-            validation=_make_evaluation_loaders(config, plan, accelerator, "validation"),
-            test=_make_evaluation_loaders(config, plan, accelerator, "test"),
-        )
+        loaders: dict[str, dict[str, EvaluationLoader]] = {"validation": {}, "test": {}}
+        for name, rows in plan.inputs.splits.items():
+            split, part = parse_set(name)
+            if split != "train":
+                workers = _num_workers(config, accelerator)
+                loaders[split][part] = _make_evaluation_loader(config, plan, accelerator, rows, num_workers=workers)
+        super().__init__(train_loader, validation=loaders["validation"], test=loaders["test"])
         self._config, self._plan, self._accelerator, self._console = config, plan, accelerator, console
 
     def load_rows(self, rows: Any, *, labelled: bool) -> EvaluationLoader:
@@ -151,11 +141,6 @@ def _num_workers(config: Config, accelerator: Accelerator) -> int:
     if config.data.num_workers != "auto":
         return int(config.data.num_workers)
     return 0 if accelerator.device.type == "cpu" else _WORKERS_BESIDE_A_GPU
-
-
-def _window(config: Config) -> int | None:
-    """Batches whose rows are sorted by length among each other; None: batches are a plain shuffle."""
-    return (config.batch.window or _WINDOW) if config.batch.order == "window" else None
 
 
 def _token_budget(setting: Any, plan: RunPlan, device: torch.device, *, training: bool) -> int | None:

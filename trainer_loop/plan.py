@@ -387,13 +387,9 @@ def _fit_model(
 
 
 def _plan_data(config: Config, overrides: Overrides, console: Console, found: Problems, columns: Columns) -> DataPlan:
-    section = vars(config.data) | {
-        "files": TextFormat(**vars(config.data.files)),
-        "limit": vars(config.data.limit),
-        "columns": columns,
-    }
+    nested = {"files": TextFormat(**vars(config.data.files)), "limit": vars(config.data.limit)}
     return plan_data(
-        **section,
+        **(vars(config.data) | nested | {"columns": columns}),
         given=overrides.rows,
         seed=config.seed,
         show_progress=console.on_terminal,

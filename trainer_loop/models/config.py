@@ -128,11 +128,10 @@ def load_model_config(
     return config
 
 
-def drops_layers(config: PretrainedConfig) -> bool:
-    """Whether a model skips whole layers at random during training (LayerDrop)."""
-    return any(
-        "layerdrop" in name and isinstance(value, float | int) and value > 0 for name, value in config.to_dict().items()
-    )
+def drops_layers(config: PretrainedConfig | None) -> bool:
+    """Whether a model skips whole layers at random during training (LayerDrop), so that they get no gradient."""
+    fields = {} if config is None else config.to_dict()
+    return any("layerdrop" in name and isinstance(value, float | int) and value > 0 for name, value in fields.items())
 
 
 def check_model_class(config: PretrainedConfig, *, model_class: str, place: str, trust_remote_code: bool) -> list[str]:
