@@ -1,8 +1,9 @@
 """From the config to a `RunPlan`: every component is looked at once, and every problem is collected.
 
 A component offers `plan_x`, whose parameters are the keys of its section. It returns what is needed to make the
-component, or raises `UserError` with all of its problems, whose keys are relative to the section. No weights are loaded
-and no process group is made.
+component, or raises `UserError` with all of its problems, whose keys are relative to the section. Where this is the
+section itself, a class has the keys as its fields, and a method `check`. No weights are loaded and no process group is
+made.
 """
 
 import inspect
@@ -35,8 +36,8 @@ from trainer_loop.metrics.load import check_metrics, reported_keys
 from trainer_loop.metrics.shipped import SHIPPED
 from trainer_loop.models.config import count_outputs, find_text_config
 from trainer_loop.models.plan import ModelPlan, plan_model
-from trainer_loop.optim.optimizers import OptimizerPlan, plan_optimizer
-from trainer_loop.optim.schedules import SchedulerPlan, plan_scheduler
+from trainer_loop.optim.optimizers import OptimizerPlan
+from trainer_loop.optim.schedules import SchedulerPlan
 from trainer_loop.parallel.processes import choose_precision, process_index_from_environment
 from trainer_loop.record.hub_access import check_access, push_command
 from trainer_loop.record.logs import Console
@@ -136,12 +137,12 @@ def plan_run(config: Config, overrides: Overrides, *, problems: Sequence[str] = 
     }
     missing = {part: problem for part, problem in missing_parts(config).items() if not is_given[part]}
     found.lines += missing.values()
-    optimizer = found.collect("optimizer.", plan_optimizer, **vars(config.optimizer))
+    optimizer = found.collect("optimizer.", OptimizerPlan(**vars(config.optimizer)).check)
     if optimizer is not None and config.ema.decay is not None and optimizer.keeps_averaged_weights:
         found.lines.append(
             f"ema.decay: {config.ema.decay}: {optimizer.name} keeps an average of the weights itself; set it to null"
         )
-    scheduler = found.collect("scheduler.", plan_scheduler, **vars(config.scheduler))
+    scheduler = found.collect("scheduler.", SchedulerPlan(**vars(config.scheduler)).check)
     sections = {"lora": vars(config.model.lora), "peft": vars(config.model.peft)}
     model = plan_model(**(vars(config.model) | sections), given=overrides.model, problems=found)
     if scheduler is not None:

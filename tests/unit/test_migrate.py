@@ -23,7 +23,7 @@ from trainer_loop.config.schema import KEYS
 from trainer_loop.migrate.page import BEGINS, markdown
 from trainer_loop.migrate.trainer_optimizers import OPTIMIZERS
 from trainer_loop.migrate.translations import FIELDS, NOT_NEEDED, OLD_FIELDS, OTHER_NAMES, TRANSLATIONS
-from trainer_loop.optim.optimizers import find_optimizer, plan_optimizer
+from trainer_loop.optim.optimizers import OptimizerPlan, find_optimizer
 from trainer_loop.optim.schedules import SCHEDULES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "migrate.md").read_text(encoding="utf-8")
@@ -382,7 +382,7 @@ def test_an_optimizer_is_given_what_trainer_gives_it(name, tmp_path, written):
     if name in ("adamw_torch_xla", "adamw_torch_npu_fused"):  # their packages are for other devices
         assert (ours, args) == ("adamw", {"betas": [0.9, 0.95], "eps": 1e-8})
         return
-    plan_optimizer(**vars(OptimizerConfig(name=ours, weight_decay=0.1, args=args)))
+    OptimizerPlan(**vars(OptimizerConfig(name=ours, weight_decay=0.1, args=args))).check()
     takes = inspect.signature(find_optimizer(ours)).parameters
     given = {**{argument: parameter.default for argument, parameter in takes.items()}, **args}
     kind, theirs = Trainer.get_optimizer_cls_and_kwargs(arguments)

@@ -11,8 +11,8 @@ from trainer_loop.config import fields
 from trainer_loop.data.plan import plan_data
 from trainer_loop.models.adapters import plan_lora, plan_peft
 from trainer_loop.models.plan import plan_model
-from trainer_loop.optim.optimizers import plan_optimizer
-from trainer_loop.optim.schedules import plan_scheduler
+from trainer_loop.optim.optimizers import OptimizerPlan
+from trainer_loop.optim.schedules import SchedulerPlan
 from trainer_loop.tasks.plan import plan_loss, plan_task
 
 # Function, its section, and what it is told besides.
@@ -23,8 +23,8 @@ PLANS: list[tuple[Callable[..., Any], type, set[str]]] = [
     (plan_lora, fields.LoraConfig, set()),
     (plan_peft, fields.PeftConfig, set()),
     (plan_data, fields.DataConfig, {"given", "seed", "show_progress", "say", "warn", "problems"}),
-    (plan_optimizer, fields.OptimizerConfig, set()),
-    (plan_scheduler, fields.SchedulerConfig, set()),
+    (OptimizerPlan, fields.OptimizerConfig, set()),
+    (SchedulerPlan, fields.SchedulerConfig, set()),
 ]
 
 

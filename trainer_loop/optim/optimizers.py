@@ -1,4 +1,4 @@
-"""Optimizers by name or dotted path. `plan_optimizer` checks the whole section before anything loads."""
+"""Optimizers by name or dotted path. `OptimizerPlan.check` checks the whole section before anything loads."""
 
 import importlib
 import inspect
@@ -58,7 +58,7 @@ GIVEN = ("params", "lr", "weight_decay")  # arguments that a plan passes
 
 @dataclass(frozen=True)
 class OptimizerPlan:
-    """An `optimizer` section; the fields are its keys. `plan_optimizer` checks it."""
+    """An `optimizer` section; the fields are its keys."""
 
     name: str
     lr: float
@@ -82,6 +82,21 @@ class OptimizerPlan:
     def unfreezes(self) -> bool:
         """Whether some parameters begin to learn later than others."""
         return self.unfreeze_every is not None or any(group.get("unfreeze_at") for group in self.groups)
+
+    def check(self) -> "OptimizerPlan":
+        """Return the plan. Raises UserError with all that is wrong with the section."""
+        factory = find_optimizer(self.name)
+        problems = check_arguments(factory, self.args, place="args", given=GIVEN)
+        if self.weight_decay and "weight_decay" not in inspect.signature(factory).parameters:
+            problems.append(f"weight_decay: {self.name} takes no weight_decay; set optimizer.weight_decay=0")
+        if not problems and self.unfreezes and self.keeps_averaged_weights:
+            problems.append(
+                f"name: {self.name} counts the steps of what is frozen too, and would begin with steps far too large; "
+                "choose another, or unfreeze nothing later"
+            )
+        if problems:
+            raise UserError(problems)
+        return self
 
     def group(self, model: nn.Module, *, num_steps: int, calls: Sequence[str] = ()) -> list[ParameterGroup]:
         """Freeze what `freeze` names and group the rest.
@@ -142,33 +157,6 @@ class OptimizerPlan:
             and device.type in ("cpu", "cuda", "xpu", "mps")
             and all(parameter.is_floating_point() for group in groups for parameter in group.parameters.values())
         )
-
-
-def plan_optimizer(
-    *,
-    name: str,
-    lr: float,
-    weight_decay: float,
-    args: Mapping[str, Any],
-    layer_decay: float | None,
-    groups: Sequence[Mapping[str, Any]],
-    freeze: Sequence[str],
-    unfreeze_every: float | None,
-) -> OptimizerPlan:
-    """Check the section `optimizer`, whose keys the parameters are. Raises UserError with all of its problems."""
-    factory = find_optimizer(name)
-    plan = OptimizerPlan(name, lr, weight_decay, args, layer_decay, groups, freeze, unfreeze_every)
-    problems = check_arguments(factory, args, place="args", given=GIVEN)
-    if weight_decay and "weight_decay" not in inspect.signature(factory).parameters:
-        problems.append(f"weight_decay: {name} takes no weight_decay; set optimizer.weight_decay=0")
-    if not problems and plan.unfreezes and plan.keeps_averaged_weights:
-        problems.append(
-            f"name: {name} counts the steps of what is frozen too, and would begin with steps far too large; choose "
-            "another, or unfreeze nothing later"
-        )
-    if problems:
-        raise UserError(problems)
-    return plan
 
 
 def find_optimizer(name: str) -> OptimizerFactory:

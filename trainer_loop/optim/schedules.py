@@ -65,7 +65,7 @@ GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps")  # arguments tha
 
 @dataclass(frozen=True)
 class SchedulerPlan:
-    """A `scheduler` section; the fields are its keys. `plan_scheduler` checks it."""
+    """A `scheduler` section; the fields are its keys."""
 
     name: str
     warmup: float = 0
@@ -86,6 +86,16 @@ class SchedulerPlan:
     def followed_metric(self) -> str:
         """What such a schedule follows; `-metric` where smaller is better."""
         return self.metric or "-loss"
+
+    def check(self) -> "SchedulerPlan":
+        """Return the plan. Raises UserError with all that is wrong with the section."""
+        factory = choose(self.name, SCHEDULES, place="name")
+        problems = check_arguments(factory, self.args, place="args", given=GIVEN)
+        if self.metric is not None and not self.needs_metric:
+            problems.append(f"metric: {self.metric}: {self.name} follows none; remove it")
+        if problems:
+            raise UserError(problems)
+        return self
 
     def describe_warmup(self, num_steps: int) -> str:
         """The effect of `warmup` as text; some schedules have no warm-up."""
@@ -137,17 +147,6 @@ class SchedulerPlan:
         peak = max(rates)
         bars = [_BARS[round(rate / peak * (len(_BARS) - 1))] if peak > 0 else _BARS[0] for rate in rates]
         return f"{''.join(bars)} {rates[0]:.3g}, at most {peak:.3g}, at the end {rates[-1]:.3g}"
-
-
-def plan_scheduler(*, name: str, warmup: float, args: Mapping[str, Any], metric: str | None) -> SchedulerPlan:
-    """Check the section `scheduler`, whose keys the parameters are. Raises UserError with all of its problems."""
-    problems = check_arguments(choose(name, SCHEDULES, place="name"), args, place="args", given=GIVEN)
-    plan = SchedulerPlan(name, warmup, args, metric)
-    if metric is not None and not plan.needs_metric:
-        problems.append(f"metric: {metric}: {name} follows none; remove it")
-    if problems:
-        raise UserError(problems)
-    return plan
 
 
 def follows_metric(scheduler: LRScheduler) -> bool:

@@ -11,7 +11,7 @@ from torch import nn
 from trainer_loop import UserError
 from trainer_loop.config.fields import OptimizerConfig
 from trainer_loop.optim.groups import make_groups
-from trainer_loop.optim.optimizers import OPTIMIZERS, OptimizerPlan, plan_optimizer
+from trainer_loop.optim.optimizers import OPTIMIZERS, OptimizerPlan
 from trainer_loop.optim.schedule_free import is_schedule_free
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def test_adamw_is_fused_unless_told_otherwise():
 def find_problems(name, *, weight_decay, args):
     section = OptimizerConfig(name=name, weight_decay=weight_decay, args=args)
     with pytest.raises(UserError) as refused:
-        plan_optimizer(**vars(section))
+        OptimizerPlan(**vars(section)).check()
     return refused.value.problems
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer_loop import UserError
-from trainer_loop.optim.schedules import SCHEDULES, SchedulerPlan, count_steps, follows_metric, plan_scheduler
+from trainer_loop.optim.schedules import SCHEDULES, SchedulerPlan, count_steps, follows_metric
 
 NEEDED = {
     "warmup_stable_decay": {"num_decay_steps": 5},
@@ -47,7 +47,7 @@ def test_a_share_of_the_steps_is_that_of_the_decimal_that_was_written(digits, pl
 
 @pytest.mark.parametrize("name", sorted(name for name in SCHEDULES if not SchedulerPlan(name).needs_metric))
 def test_every_schedule_is_made_and_ticks(name):
-    plan_scheduler(name=name, warmup=0.1, args=NEEDED.get(name, {}), metric=None)
+    SchedulerPlan(name, warmup=0.1, args=NEEDED.get(name, {})).check()
     optimizer, scheduler = make(name, args=NEEDED.get(name))
     rates = []
     for _ in range(20):
@@ -86,7 +86,7 @@ def test_a_dotted_path_gets_the_arguments_it_knows():
 )
 def test_what_is_wrong_is_told_before_there_is_an_optimizer(name, args, wanted):
     with pytest.raises(UserError) as refused:
-        plan_scheduler(name=name, warmup=0.1, args=args, metric=None)
+        SchedulerPlan(name, warmup=0.1, args=args).check()
     (problem,) = refused.value.problems
     assert wanted in problem
 
