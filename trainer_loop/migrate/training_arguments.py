@@ -16,7 +16,7 @@ from yaml.nodes import ScalarNode
 from trainer_loop.config.schema import KEYS
 from trainer_loop.config.values import shown
 from trainer_loop.config.yaml_core import core_tag, plain
-from trainer_loop.errors import UserError
+from trainer_loop.errors import Problems, UserError
 from trainer_loop.migrate.trainer_optimizers import ADAMW, ADEMAMIX_TAKES, OPTIMIZERS
 from trainer_loop.migrate.translations import NOT_NEEDED, TRANSLATIONS, with_note
 
@@ -124,15 +124,11 @@ def translate(arguments: Arguments) -> tuple[list[Setting], list[Note]]:
     """
     settings: list[Setting] = []
     notes: list[Note] = []
-    problems: list[str] = []
+    problems = Problems()
     for group in _GROUPS:
-        try:
-            for told in group(arguments):
-                settings.append(told) if isinstance(told, Setting) else notes.append(told)
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(problems)
+        for told in problems.collect("", list, group(arguments)) or ():
+            settings.append(told) if isinstance(told, Setting) else notes.append(told)
+    problems.refuse()
     taken = {name for setting in settings for name in setting.names} | {note.name for note in notes}
     for name in arguments.changed():
         if name in NOT_NEEDED:
