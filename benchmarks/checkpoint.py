@@ -134,7 +134,7 @@ def _make_checkpointer(root: Path, accelerator: Accelerator, scheduler: Any, *, 
         accelerator=accelerator,
         scheduler=scheduler,
         console=Console(enabled=False),
-        plan={},
+        run_facts={},
         background=background,
     )
 

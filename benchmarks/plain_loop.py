@@ -66,7 +66,7 @@ def make_plain_loop(
             console=console,
             preemption=engine.preemption,
         ),
-        checkpointer=Checkpointer(run_dir, accelerator=accelerator, scheduler=schedule, console=console, plan={}),
+        checkpointer=Checkpointer(run_dir, accelerator=accelerator, scheduler=schedule, console=console, run_facts={}),
         record=Recorder(accelerator=accelerator, console=console, metric_log=MetricLog(run_dir.metrics)),
         output=RunOutput(),
         options=LoopOptions(num_steps=plan.steps_per_epoch, max_grad_norm=max_grad_norm, log_every=log_every),

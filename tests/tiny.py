@@ -277,7 +277,7 @@ def make_loop(
         accelerator=accelerator,
         scheduler=scheduler,
         console=console,
-        plan={"rows": len(rows), "batch_size": batch_size, "seed": seed},
+        run_facts={"rows": len(rows), "batch_size": batch_size, "seed": seed},
         averaged_weights=averaged_weights,
     )
     recording = Recording()

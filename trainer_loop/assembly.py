@@ -217,7 +217,7 @@ def _make_checkpointer(
         accelerator=engine.accelerator,
         scheduler=engine.scheduler,
         console=console,
-        plan=run_facts,
+        run_facts=run_facts,
         config=public_values(config) | own_code,
         replanned=[*own_code, *(name for name, key in KEYS.items() if key.on_resume == "planned anew")],
         resume_anyway=config.resume_anyway,

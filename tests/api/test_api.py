@@ -405,8 +405,8 @@ def test_keys_that_a_given_part_decides_itself_are_told(tmp_path, capsys):
         optimizer=lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
     )
     assert "optimizer.lr: not heeded, for the optimizer was given and is taken as it is" in capsys.readouterr().out
-    assert loop.checkpointer.plan["optimizer.name"] == "torch.optim.sgd.SGD"
-    assert loop.checkpointer.plan["task.name"].endswith("Regression")
+    assert loop.checkpointer.run_facts["optimizer.name"] == "torch.optim.sgd.SGD"
+    assert loop.checkpointer.run_facts["task.name"].endswith("Regression")
 
 
 def test_rows_without_labels_are_predicted_by_the_example_too(tmp_path, monkeypatch):

@@ -159,10 +159,10 @@ def _is_complete(config: "Config", loop: "TrainingLoop") -> bool:
     if exported is None:
         return False
     checkpointer = loop.checkpointer
-    now = checkpointer.config | checkpointer.plan
+    now = checkpointer.config | checkpointer.run_facts
     before = name_as_today(exported.plan, now)
     changes = find_changes(before, {name: now.get(name) for name in before})
-    must_stay = checkpointer.plan.keys() - set(checkpointer.resume_anyway)
+    must_stay = checkpointer.run_facts.keys() - set(checkpointer.resume_anyway)
     fixed = {name: change for name, change in changes.items() if name in must_stay}
     if fixed:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Checkpoints in accelerate's files: written beside, flushed, renamed, verified before they are loaded."""
+"""Checkpoints: written beside, flushed, renamed, verified before they are loaded."""
 
 import contextlib
 import errno
@@ -10,12 +10,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
-from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
-from accelerate.checkpointing import load_accelerator_state, save_accelerator_state
+from accelerate.utils import load
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, load_model, save_file
 from torch import nn
@@ -30,6 +29,7 @@ from trainer_loop.record.checkpoint_files import (
     AVERAGES,
     KEPT,
     MANIFEST,
+    OPTIMIZER,
     SCALER,
     SCHEDULER,
     STATE,
@@ -79,7 +79,7 @@ class Stateful(Protocol):
 class Checkpointer:
     """Saves and loads the checkpoints of one run. Process 0 writes; all processes load.
 
-    Parameters that do not learn are not saved: they are those the model began with, which the plan identifies.
+    Parameters that do not learn are not saved: they are those the model began with, which the run facts identify.
     """
 
     run_dir: RunDir
@@ -87,10 +87,10 @@ class Checkpointer:
     accelerator: Accelerator
     scheduler: LRScheduler
     console: Console
-    plan: dict[str, Any]  # what decides the updates (rows, seed, model, ...); a checkpoint of another plan is refused
+    run_facts: dict[str, Any]  # what decides the updates (rows, seed, model, ...); a checkpoint with others is refused
     config: dict[str, Any] = field(default_factory=dict)  # every key of the run, to tell what changed since
     replanned: Sequence[str] = ()  # keys of `config` that take effect on what was restored
-    resume_anyway: Sequence[str] = ()  # names in `plan` that may differ
+    resume_anyway: Sequence[str] = ()  # names in `run_facts` that may differ
     averaged_weights: AveragedWeights | None = None
     keep_last: int = 2
     background: bool = False  # write beside training, from a copy of the state in host memory
@@ -247,24 +247,13 @@ class Checkpointer:
             remove(left_over)
 
     def _write_files(self, snapshot: Snapshot, directory: Path) -> None:
-        save_accelerator_state(
-            str(directory),
-            [snapshot.weights],
-            [SimpleNamespace(state_dict=lambda: snapshot.optimizer)],
-            [SimpleNamespace(state_dict=lambda: snapshot.scheduler)],
-            [],
-            process_index=0,
-            step=snapshot.state["step"],
-        )
-        # Generators are seeded from (seed, step): their states are needed by nobody, and a thread cannot read them.
-        (directory / "random_states_0.pkl").unlink()
-        # Of the loss scaler accelerate would write one file from all processes at once.
-        if snapshot.scaler is not None:
-            torch.save(snapshot.scaler, directory / SCALER)
+        save_file(snapshot.weights, directory / WEIGHTS, metadata={"format": "pt"})
         if snapshot.averaged_weights is not None:
             save_file(snapshot.averaged_weights, directory / AVERAGES)
-        if snapshot.kept:
-            torch.save(snapshot.kept, directory / KEPT)
+        states = {OPTIMIZER: snapshot.optimizer, SCHEDULER: snapshot.scheduler, SCALER: snapshot.scaler}
+        for name, state in (states | {KEPT: snapshot.kept or None}).items():
+            if state is not None:
+                torch.save(state, directory / name)
         write_json(directory / STATE, snapshot.state)
         files: dict[str, dict[str, Any]] = {
             file.name: {"bytes": file.stat().st_size, "crc32": compute_checksum(file)}
@@ -275,7 +264,7 @@ class Checkpointer:
             "run": self.run,
             "step": snapshot.state["step"],
             "num_processes": self.accelerator.num_processes,
-            "plan": self.plan,
+            "plan": self.run_facts,
             "config": self.config,
             "versions": package_versions(),
             "files": files,
@@ -354,7 +343,7 @@ class Checkpointer:
 
     def _compare(self, path: Path, manifest: Mapping[str, Any]) -> None:
         """Tell every key that changed and what follows from it. Raises UserError where it must not change."""
-        changed = find_changes(manifest["plan"], self.plan)
+        changed = find_changes(manifest["plan"], self.run_facts)
         problems = [
             f"{path} was made by another run ({name} was {old} and is {new}); choose another run_dir, give the config "
             f"it was made with, or go on all the same with resume_anyway=[{name}]"
@@ -374,11 +363,11 @@ class Checkpointer:
     def _restore(self, path: Path) -> None:
         """Load every file of a verified checkpoint. Raises UserError where one does not fit this run."""
         model, scaler = self.accelerator.unwrap_model(self.accelerator._models[0]), self.accelerator.scaler
-        # The state of another optimizer means nothing to this one, which begins without.
-        optimizers = [] if "optimizer.name" in self.changes else self.accelerator._optimizers
         try:
             _check_names(path, model)
-            load_accelerator_state(str(path), [model], optimizers, [], [], process_index=0, strict=False)
+            load_model(model, path / WEIGHTS, strict=False)
+            if "optimizer.name" not in self.changes:  # the state of another one means nothing to this one
+                self.accelerator._optimizers[0].load_state_dict(load(path / OPTIMIZER, map_location="cpu"))
             if "scheduler.name" not in self.changes:
                 self.scheduler.load_state_dict(torch.load(path / SCHEDULER, weights_only=True))
             if scaler is not None and (path / SCALER).exists():

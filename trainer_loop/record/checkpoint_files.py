@@ -18,7 +18,7 @@ from trainer_loop.runtime.plain_json import check_fields, parse_json
 
 MANIFEST = "manifest.json"
 STATE = "state.json"
-WEIGHTS = "model.safetensors"  # this name and the next three are accelerate's
+WEIGHTS = "model.safetensors"  # this name and the next three are those of accelerate
 OPTIMIZER = "optimizer.bin"
 SCHEDULER = "scheduler.bin"
 SCALER = "scaler.bin"

@@ -89,11 +89,11 @@ def test_what_the_disk_refuses_is_told_once_and_leaves_the_one_before(loop, tmp_
     loop.checkpointer.save(TrainState(step=1))
     loop.checkpointer.finish()
 
-    def refuse(directory, *_args, **_options):
-        (Path(directory) / "half").touch()
+    def refuse(_weights, file, **_options):
+        Path(file).touch()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_accelerator_state", refuse)
+    monkeypatch.setattr(checkpoint, "save_file", refuse)
     loop.checkpointer.save(TrainState(step=2))
     loop.checkpointer.finish()
     run_dir = RunDir(tmp_path / "run")
@@ -117,7 +117,7 @@ def test_too_little_room_is_told_before_anything_is_written(loop, tmp_path, monk
     monkeypatch.setattr(loop.console, "warn", told.append)
     loop.checkpointer.save(TrainState(step=1))
     monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    monkeypatch.setattr(checkpoint, "save_accelerator_state", lambda *_, **__: pytest.fail("written all the same"))
+    monkeypatch.setattr(checkpoint, "save_file", lambda *_, **__: pytest.fail("written all the same"))
     loop.checkpointer.save(TrainState(step=2))
     assert "0 MB are free and the last one took" in told[0]
 
@@ -570,7 +570,7 @@ def test_a_folder_that_may_be_somebody_s_stays_and_ends_nothing(saved, is_checkp
 
 @pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("removed", ["checkpoints", "the checkpoint", "the run directory"])
-@pytest.mark.parametrize("moment", ["save_accelerator_state", "write_json", "compute_checksum", "seal", "flush"])
+@pytest.mark.parametrize("moment", ["save_file", "write_json", "compute_checksum", "seal", "flush"])
 def test_what_is_removed_while_a_save_is_under_way_costs_a_warning_and_the_next_save_works(
     saved, moment, removed, background, monkeypatch
 ):
