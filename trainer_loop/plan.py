@@ -144,7 +144,7 @@ def plan_run(config: Config, overrides: Overrides, *, problems: Sequence[str] = 
         )
     scheduler = found.collect("scheduler.", SchedulerPlan(**vars(config.scheduler)).check)
     sections = {"lora": vars(config.model.lora), "peft": vars(config.model.peft)}
-    model = plan_model(**(vars(config.model) | sections), given=overrides.model, problems=found)
+    model = plan_model(ModelPlan(**(vars(config.model) | sections), given=overrides.model), found)
     if scheduler is not None:
         _check_what_it_follows(config, scheduler, overrides, found)
     _check_metric_signs(config, found)

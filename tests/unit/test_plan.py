@@ -10,7 +10,7 @@ import pytest
 from trainer_loop.config import fields
 from trainer_loop.data.plan import plan_data
 from trainer_loop.models.adapters import plan_lora, plan_peft
-from trainer_loop.models.plan import plan_model
+from trainer_loop.models.plan import ModelPlan
 from trainer_loop.optim.optimizers import OptimizerPlan
 from trainer_loop.optim.schedules import SchedulerPlan
 from trainer_loop.tasks.plan import plan_loss, plan_task
@@ -19,7 +19,7 @@ from trainer_loop.tasks.plan import plan_loss, plan_task
 PLANS: list[tuple[Callable[..., Any], type, set[str]]] = [
     (plan_task, fields.TaskConfig, {"loss"}),
     (plan_loss, fields.LossConfig, set()),
-    (plan_model, fields.ModelConfig, {"given", "problems"}),
+    (ModelPlan, fields.ModelConfig, {"given", "adapter"}),
     (plan_lora, fields.LoraConfig, set()),
     (plan_peft, fields.PeftConfig, set()),
     (plan_data, fields.DataConfig, {"given", "seed", "show_progress", "say", "warn", "problems"}),

@@ -296,13 +296,6 @@ def _check_token_types(empty: nn.Module, tokenizer: Any) -> list[str]:
     ]
 
 
-def check_outputs(config: PretrainedConfig, num_classes: int) -> list[str]:
-    """Check that a model that was trained elsewhere has an output for each class."""
-    if config.num_labels == num_classes:
-        return []
-    return [f"model: the one that was given has {config.num_labels} outputs, and the data {num_classes} classes"]
-
-
 def make_empty_model(config: PretrainedConfig, *, model_class: str, trust_remote_code: bool = False) -> nn.Module:
     """Build a model without memory for its weights, which has only their names and shapes.
 

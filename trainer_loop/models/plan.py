@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from trainer_loop.models.config import (
     check_given_overrides,
     check_model_class,
     check_model_config,
-    check_outputs,
     count_tokens,
     find_model,
     fit_model_config,
@@ -31,12 +30,17 @@ from trainer_loop.optim.groups import GroupRule, check_patterns
 from trainer_loop.tasks.task import Task
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelPlan:
-    """A checked `model` section; the fields are its keys, with the two sections of adapters made one."""
+    """A `model` section; the fields but for the last two are its keys. `plan_model` checks it.
+
+    given: a model that was made in Python, in the place of the one that is named. adapter: that of `lora` or `peft`.
+    """
 
     name: str | None
     type: str | None
+    tokenizer: str | None
+    vocab_size: int
     from_scratch: bool
     overrides: Mapping[str, Any]
     attention: str
@@ -45,11 +49,11 @@ class ModelPlan:
     quantize: str | None
     neftune_alpha: float | None
     gradient_checkpointing: bool
+    lora: Mapping[str, Any]
+    peft: Mapping[str, Any]
     trust_remote_code: bool
-    tokenizer: str | None
-    vocab_size: int
-    adapter: AdapterPlan | None
-    given: nn.Module | None  # a model that was made in Python, in the place of the one that is named
+    given: nn.Module | None
+    adapter: AdapterPlan | None = None
 
     @property
     def processor_name(self) -> str | None:
@@ -182,8 +186,10 @@ class ModelPlan:
 
     def check_outputs(self, config: PretrainedConfig, num_classes: int) -> None:
         """Raise UserError where a model that was given has another number of outputs than there are classes."""
-        if self.given is not None and (problems := check_outputs(config, num_classes)):
-            raise UserError(problems)
+        if self.given is not None and config.num_labels != num_classes:
+            raise UserError(
+                f"model: the one that was given has {config.num_labels} outputs, and the data {num_classes} classes"
+            )
 
     def make(
         self, config: PretrainedConfig, *, task: Task, tokenizer: Any, compute_type: torch.dtype, seed: int
@@ -224,70 +230,27 @@ class ModelPlan:
             )
 
 
-def plan_model(
-    *,
-    name: str | None,
-    type: str | None,
-    tokenizer: str | None,
-    vocab_size: int,
-    from_scratch: bool,
-    overrides: Mapping[str, Any],
-    attention: str,
-    packing: bool,
-    compile: bool,
-    quantize: str | None,
-    neftune_alpha: float | None,
-    gradient_checkpointing: bool,
-    lora: Mapping[str, Any],
-    peft: Mapping[str, Any],
-    trust_remote_code: bool,
-    given: nn.Module | None,
-    problems: Problems,
-) -> ModelPlan:
-    """Check the section `model`, whose keys the first parameters are, without reading a file.
+def plan_model(section: ModelPlan, problems: Problems) -> ModelPlan:
+    """Check the section without reading a file, and plan its adapter.
 
     What is wrong is added to `problems`, and the plan is made all the same: the rest can then be checked too.
-
-    Args:
-        given: a model that was made in Python, in the place of the one that is named.
     """
+    lora, peft = section.lora, section.peft
     adapter = problems.collect("model.", plan_lora, **lora) or problems.collect("model.", plan_peft, **peft)
-    if quantize is not None:
-        has_adapter = lora["r"] is not None or peft["name"] is not None
-        problems.lines += _check_quantize(
-            quantize,
-            loads=given is None and name is not None and not from_scratch,
-            has_adapter=has_adapter,
-            merges=lora["merge"] or peft["merge"],
-        )
-    return ModelPlan(
-        name=name,
-        type=type,
-        from_scratch=from_scratch,
-        overrides=overrides,
-        attention=attention,
-        packing=packing,
-        compile=compile,
-        quantize=quantize,
-        neftune_alpha=neftune_alpha,
-        gradient_checkpointing=gradient_checkpointing,
-        trust_remote_code=trust_remote_code,
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        adapter=adapter,
-        given=given,
-    )
+    if section.quantize is not None:
+        problems.lines += _check_quantize(section)
+    return replace(section, adapter=adapter)
 
 
-def _check_quantize(quantize: str, *, loads: bool, has_adapter: bool, merges: bool) -> list[str]:
+def _check_quantize(section: ModelPlan) -> list[str]:
     """Weights in 4 bits are loaded so and stay as they are; an adapter beside them learns."""
-    key = f"model.quantize: {quantize}"
+    key, lora, peft = f"model.quantize: {section.quantize}", section.lora, section.peft
     problems = []
-    if not loads:
+    if section.given is not None or section.name is None or section.from_scratch:
         problems.append(f"{key}: weights are made small while they load, and here none are; set it to null")
-    if not has_adapter:
+    if lora["r"] is None and peft["name"] is None:
         problems.append(f"{key}: such weights do not learn; let an adapter do so beside them: model.lora.r=16")
-    if merges:
+    if lora["merge"] or peft["merge"]:
         problems.append(f"{key}: an adapter cannot be merged with them but for a loss; set merge to false")
     if importlib.util.find_spec("bitsandbytes") is None:
         problems.append(f"{key} needs the package bitsandbytes: pip install bitsandbytes")
