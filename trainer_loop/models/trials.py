@@ -2,8 +2,9 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from trainer_loop.data.columns import RESERVED
 from trainer_loop.data.loader import move_batch
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.models.config import find_text_config, without_numbers
-from trainer_loop.ops.output_head import find_leaves
+from trainer_loop.ops.output_head import evaluating, find_leaves
 from trainer_loop.optim.layers import LINEAR_LAYERS, modules_above
 from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.tasks.task import Batch, Task
@@ -249,33 +250,26 @@ def read_answer(outputs: Any) -> Tensor:
 @contextlib.contextmanager
 def _answering(model: nn.Module) -> Iterator[None]:
     """Run the model without dropout and restore the random state afterwards."""
-    training = [module for module in model.modules() if module.training]
     device = next(model.parameters()).device
-    model.eval()
-    try:
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.manual_seed(0)
-            yield
-    finally:
-        for module in training:
-            module.training = True
+    with evaluating(model), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield
 
 
 @contextlib.contextmanager
 def _recording(model: nn.Module, calls: dict[str, list[Any]]) -> Iterator[None]:
     """Record every called module in `calls`, in the order of first calls, with its outputs."""
 
-    def note_call(name: str) -> Callable[..., None]:
-        def note(_module: nn.Module, _arguments: Any) -> None:
-            calls.setdefault(name, [])
+    def note_call(name: str, _module: nn.Module, _arguments: Any) -> None:
+        calls.setdefault(name, [])
 
-        return note
+    def note_output(name: str, _module: nn.Module, _arguments: Any, output: Any) -> None:
+        calls[name].append(output)
 
-    def note_output(name: str) -> Callable[..., None]:
-        return lambda _module, _arguments, output: calls[name].append(output)
-
-    handles = [module.register_forward_pre_hook(note_call(name)) for name, module in model.named_modules()]
-    handles += [module.register_forward_hook(note_output(name)) for name, module in model.named_modules()]
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(partial(note_call, name)))
+        handles.append(module.register_forward_hook(partial(note_output, name)))
     try:
         yield
     finally:

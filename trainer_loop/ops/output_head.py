@@ -130,7 +130,7 @@ def _look_for_head(model: nn.Module, run: Callable[[Forward], Tensor]) -> Output
         made_up = _MadeUp(width)
         layer.forward = made_up  # type: ignore[method-assign]
         try:
-            with torch.no_grad(), _evaluating(model):
+            with torch.no_grad(), evaluating(model):
                 returned = run(model.forward)
         except RuntimeError as error:  # the code behind the head needs another shape
             if is_out_of_memory(error):
@@ -160,7 +160,7 @@ class _MadeUp:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Run the model without dropout, which would consume random numbers of the step."""
     training = [module for module in model.modules() if module.training]
     model.eval()
