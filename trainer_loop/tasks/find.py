@@ -2,12 +2,11 @@
 
 import importlib
 import pkgutil
-from difflib import get_close_matches
 
 import transformers
 
 import trainer_loop.tasks
-from trainer_loop.components import locate
+from trainer_loop.components import choose
 from trainer_loop.errors import UserError
 from trainer_loop.tasks.task import Task
 
@@ -56,13 +55,7 @@ def find_task(name: str, *, place: str) -> type[Task]:
     known = list_tasks()
     if name in known:
         return load_task(name)
-    if "." not in name:
-        close = get_close_matches(name, known, n=1)
-        raise UserError(
-            f"{place} is {name!r}; allowed: {', '.join(known)}, or a dotted path such as my_lab.parts.mine"
-            + (f"; did you mean {close[0]}?" if close else "")
-        )
-    found = locate(name, place=place)
+    found: object = choose(name, dict.fromkeys(known), place=place)
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise UserError(f"{place}: {name} is no subclass of trainer_loop.Task")
     if missing := sorted(found.__abstractmethods__):
