@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
 from trainer_loop.components import locate_source
 from trainer_loop.data.loader import EvaluationLoader, Microbatch
@@ -21,7 +21,6 @@ from trainer_loop.parallel.processes import (
     announce,
     broadcast,
     gather_columns,
-    gather_rows,
     join_rows,
     sum_on_hosts,
     watch_for,
@@ -37,6 +36,7 @@ from trainer_loop.tasks.task import Batch, Task
 Metrics = dict[str, float]  # of an evaluation, by their names
 _Answer = TypeVar("_Answer")
 _PREEMPTED = "preempted"  # the notice that tells the other processes in the middle of an evaluation
+_NUMBERS = "numbers of the rows"  # a column beside the outputs of the task
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,6 @@ class Evaluator:
         """Judge each row once. Raises Preempted on every process where one was asked to stop before it was through."""
         seed_everything(self.seed, "evaluate", self.accelerator.process_index)
         loss_sum = zero_sum(self.accelerator.device)
-        rows: list[Tensor] = []
         judged: dict[str, list[Any]] = {}
         num_targets = 0
         stopped = False
@@ -83,7 +82,7 @@ class Evaluator:
                 for part, (loss, outputs) in self._in_parts(loader, microbatch, self.task.loss_and_predict):
                     loss_sum += loss
                     num_targets += part.num_targets
-                    rows.append(torch.tensor(part.rows))
+                    judged.setdefault(_NUMBERS, []).append(torch.tensor(part.rows))
                     if not self.task.merges:
                         self._refuse_missing(outputs)
                     for name in outputs if self.task.merges else self._wanted:
@@ -93,7 +92,7 @@ class Evaluator:
         if any_stopped:
             raise Preempted("preempted in the middle of an evaluation")
         gathered = gather_columns(self.accelerator, judged)
-        order = np.argsort(gather_rows(self.accelerator, rows), kind="stable")
+        order = np.argsort(gathered.pop(_NUMBERS), kind="stable")
         assert len(order) == loader.num_rows, f"{len(order)} rows were scored of {loader.num_rows}"
         columns, numbers = self._merge({name: column[order] for name, column in gathered.items()}, loader)
         self._refuse_missing(columns)

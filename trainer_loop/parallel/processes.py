@@ -173,16 +173,10 @@ def on_process_0(accelerator: Accelerator, work: Callable[[], _T]) -> _T:
     return value  # type: ignore[no-any-return]
 
 
-def gather_rows(accelerator: Accelerator, parts: Sequence[Tensor | Sequence[Tensor]]) -> np.ndarray:
-    """The rows of all processes, see `join_rows`; a process may have none."""
-    gathered = gather_object([join_rows(parts) if parts else None])
-    return np.concatenate([rows for rows in gathered if rows is not None])
-
-
 def gather_columns(
     accelerator: Accelerator, columns: Mapping[str, Sequence[Tensor | Sequence[Tensor]]]
 ) -> dict[str, np.ndarray]:
-    """The rows of all processes, by column; a process without rows knows no columns."""
+    """The rows of all processes, by column, see `join_rows`; a process without rows knows no columns."""
     joined = gather_object([{name: join_rows(parts) for name, parts in columns.items()}])
     names = dict.fromkeys(name for of_process in joined for name in of_process)
     return {name: np.concatenate([of_process[name] for of_process in joined if of_process]) for name in names}
@@ -198,10 +192,8 @@ def join_rows(parts: Sequence[Tensor | Sequence[Tensor]]) -> np.ndarray:
         return _widen(torch.cat([part for part in parts if isinstance(part, Tensor)]).cpu()).numpy()
     rows = [row for part in parts for row in part]
     values = _widen(torch.cat(rows).cpu()).numpy()  # one copy from the device
-    joined = np.empty(len(rows), dtype=object)
-    for number, row in enumerate(np.split(values, np.cumsum([len(row) for row in rows])[:-1])):
-        joined[number] = row
-    return joined
+    apart = np.split(values, np.cumsum([len(row) for row in rows])[:-1])
+    return np.fromiter(apart, dtype=object, count=len(rows))
 
 
 def _widen(tensor: Tensor) -> Tensor:

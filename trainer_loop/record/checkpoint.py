@@ -51,7 +51,7 @@ from trainer_loop.record.run_dir import (
     is_disk_error,
     package_versions,
     read_identity,
-    read_json,
+    read_json_object,
     remove,
     write_json,
 )
@@ -303,7 +303,7 @@ class Checkpointer:
                 f"{path} is not seen by every process; run_dir must lie on a file system that all of them share"
             )
         try:
-            manifest = read_json(path / MANIFEST)
+            manifest = read_json_object(path / MANIFEST)
         except (OSError, ValueError) as error:
             raise UserError(f"{path / MANIFEST} cannot be read: {in_one_line(error)}") from error
         is_own = is_in(self.run_dir, path)  # and so this run is the one that saved it
@@ -312,7 +312,7 @@ class Checkpointer:
             self._seals[manifest["step"]] = read_seal(path)
         self._compare(path, manifest)
         self._restore(path)
-        state = TrainState.from_dict(read_json(path / STATE))
+        state = TrainState.from_dict(read_json_object(path / STATE))
         best = self.run_dir.checkpoint(state.best_step or 0)
         if not is_own:  # the weights of the best lie in another run directory
             state.forget_best()

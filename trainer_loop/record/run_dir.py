@@ -92,14 +92,9 @@ def checkpoint_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file. Raises OSError where it cannot be read, ValueError where it is not JSON in UTF-8."""
-    return parse_json(path.read_bytes().decode())
-
-
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Like `read_json`; also raises ValueError if the JSON value is not an object."""
-    value = read_json(path)
+    """Read a JSON file. Raises OSError where it cannot be read, ValueError where it is no JSON object in UTF-8."""
+    value = parse_json(path.read_bytes().decode())
     if not isinstance(value, dict):
         raise ValueError(f"it holds a {type(value).__name__}, not an object")
     return value

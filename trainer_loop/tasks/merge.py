@@ -36,7 +36,4 @@ def _as_column(values: Sequence[Any]) -> np.ndarray:
         return np.array(values)
     if all(isinstance(value, np.ndarray) for value in values) and len({value.shape for value in values}) == 1:
         return np.stack(values)
-    column = np.empty(len(values), dtype=object)
-    for number, value in enumerate(values):
-        column[number] = value
-    return column
+    return np.fromiter(values, dtype=object, count=len(values))
