@@ -124,7 +124,7 @@ def build(
         groups=groups,
         averaged_weights=averaged_weights,
         allow_unused=config.train.unused_parameters == "allow" or drops_layers(plan.inputs.model_config),
-        preemption=preemption,
+        preemption=preemption or Preemption(),
     )
     data = ConfiguredData(config, plan, accelerator, console, train_loader)
     return plan.loop_class(

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from trainer_loop.data.loader import Microbatch, StepBatch, StepLoader
 from trainer_loop.errors import UserError
-from trainer_loop.metrics.meter import StepReport, zero_sum
+from trainer_loop.metrics.meter import Gradients, StepReport, zero_sum
 from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.groups import ParameterGroup
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages
@@ -24,58 +24,33 @@ from trainer_loop.runtime.randomness import seed_everything
 from trainer_loop.selection import find_metric
 
 
-@dataclass(frozen=True)
-class Gradients:
-    """L2 norms of an update's gradients before clipping; on the device."""
-
-    names: Sequence[str]  # [P] of the parameters that have a gradient
-    norm: Tensor  # [] over all of them
-    norms: Tensor  # [P] of each
-
-
+@dataclass(eq=False, repr=False, kw_only=True)
 class Engine:
-    """The model, what changes its weights, and the processes that share the work; every process has one.
+    """The model, what changes its weights, and the processes that share the work; every process has one."""
 
-    Args:
-        model, optimizer: prepared by `accelerator`.
-        scheduler: over the torch optimizer itself, not prepared.
-        groups: the parameter groups of the optimizer; a group does not learn before its `unfreeze_at`.
-        averaged_weights: evaluated and exported in place of the weights; None: there is no average.
-        allow_unused: trainable parameters may have no gradient; else one without is an error before the first update.
-    """
+    accelerator: Accelerator
+    model: nn.Module  # prepared by the accelerator, as the optimizer
+    optimizer: Any
+    scheduler: LRScheduler  # over the torch optimizer itself, not prepared
+    seed: int
+    groups: Sequence[ParameterGroup] = ()  # of the optimizer; one does not learn before its `unfreeze_at`
+    averaged_weights: Ema | ScheduleFreeAverages | None = None  # evaluated and exported in place of the weights
+    allow_unused: bool = False  # parameters may get no gradient; else that is an error before the first update
+    preemption: Preemption = field(default_factory=Preemption)
 
-    def __init__(
-        self,
-        *,
-        accelerator: Accelerator,
-        model: nn.Module,
-        optimizer: Any,
-        scheduler: LRScheduler,
-        seed: int,
-        groups: Sequence[ParameterGroup] = (),
-        averaged_weights: Ema | ScheduleFreeAverages | None = None,
-        allow_unused: bool = False,
-        preemption: Preemption | None = None,
-    ):
-        self.accelerator = accelerator
-        self.model = model
+    def __post_init__(self) -> None:
         # accelerate's wrapper looks for a package on the disk at every step, and is needed for the loss scaler alone.
-        self.optimizer = optimizer if accelerator.scaler is not None else optimizer.optimizer
-        self.scheduler = scheduler
-        self.seed = seed
-        self.groups = groups
-        self.averaged_weights = averaged_weights
-        self.allow_unused = allow_unused
-        self.preemption = preemption or Preemption()
+        if self.accelerator.scaler is None:
+            self.optimizer = self.optimizer.optimizer
         # Evaluation runs unlike numbers of batches on each process, so it must stay clear of DDP's collectives.
-        self.bare_model: nn.Module = accelerator.unwrap_model(model)
+        self.bare_model: nn.Module = self.accelerator.unwrap_model(self.model)
         self.names, self.parameters = zip(
             *((name, parameter) for name, parameter in self.bare_model.named_parameters() if parameter.requires_grad),
             strict=True,
         )
         self.schedule_step = 0  # updates that the schedule followed: those that changed the weights
         self.stop_requested = False  # by any process: the same answer on all of them; see `count_targets`
-        self._gradients_are_checked = allow_unused  # every trainable parameter has got one once
+        self._gradients_are_checked = self.allow_unused  # every trainable parameter has got one once
         # Of the current pass over the microbatches:
         self._synchronises = False  # this backward pass adds gradients up over the processes
         self._is_reducing = False  # it has begun, on several processes
@@ -254,9 +229,7 @@ class Engine:
             step=step_batch.step + 1,
             loss_sum=loss_sum,
             num_targets=num_targets,
-            grad_norm=gradients.norm,
-            grad_norms=gradients.norms,
-            names=gradients.names,
+            gradients=gradients,
             lr=lr,
             num_rows=step_batch.num_rows,
             num_tokens=step_batch.num_tokens,

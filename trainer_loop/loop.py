@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from trainer_loop.components import locate_source
 from trainer_loop.data.loader import EvaluationLoader, Microbatch, StepBatch
 from trainer_loop.data.run_data import Loaders, RunData
-from trainer_loop.engine import Engine, Gradients
+from trainer_loop.engine import Engine
 from trainer_loop.errors import Preempted, UserError
 from trainer_loop.evaluation import Evaluator, Metrics
-from trainer_loop.metrics.meter import StepReport
+from trainer_loop.metrics.meter import Gradients, StepReport
 from trainer_loop.options import LoopOptions
 from trainer_loop.parallel.processes import share_buffers
 from trainer_loop.record.checkpoint import Checkpointer, Stateful

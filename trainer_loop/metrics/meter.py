@@ -11,15 +11,22 @@ from trainer_loop.errors import UserError
 
 
 @dataclass(frozen=True)
+class Gradients:
+    """L2 norms of an update's gradients before clipping; on the device."""
+
+    names: Sequence[str]  # [P] of the parameters that have a gradient
+    norm: Tensor  # [] over all of them
+    norms: Tensor  # [P] of each
+
+
+@dataclass(frozen=True)
 class StepReport:
     """What one update did. Tensors stay on the device, so that reporting does not wait for it."""
 
     step: int  # from 1: updates done after this one
     loss_sum: Tensor  # [] over the targets of this process
     num_targets: int  # over all processes
-    grad_norm: Tensor  # [] before clipping, over all parameters
-    grad_norms: Tensor  # [P] of each parameter that has a gradient
-    names: Sequence[str]  # [P] of these parameters
+    gradients: Gradients
     lr: float
     num_rows: int  # rows and tokens: of this process
     num_tokens: int
@@ -101,11 +108,11 @@ class Meter:
         mine |= self._sum_extra_metrics([report for report in reports if not report.skipped])
         summed = self._sum_over_processes([*mine.values(), *losses])
         totals, losses = dict(zip(mine, summed[: len(mine)], strict=True)), summed[len(mine) :]
-        grad_norms = torch.stack([report.grad_norm for report in reports]).tolist()
+        grad_norms = torch.stack([report.gradients.norm for report in reports]).tolist()
         for report, loss, grad_norm in zip(reports, losses, grad_norms, strict=True):
             if self._has_diverged(report, loss, grad_norm):
-                bad = torch.isfinite(report.grad_norms).logical_not().nonzero()
-                parameter = report.names[int(bad[0])] if len(bad) else None
+                bad = torch.isfinite(report.gradients.norms).logical_not().nonzero()
+                parameter = report.gradients.names[int(bad[0])] if len(bad) else None
                 return NonFinite(report.step, loss / max(report.num_targets, 1), grad_norm, parameter)
             if report.skipped:
                 self._sums["skipped"] += 1

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from trainer_loop.metrics.meter import Meter, StepReport
+from trainer_loop.metrics.meter import Gradients, Meter, StepReport
 
 
 def make_report(
@@ -21,9 +21,7 @@ def make_report(
     return StepReport(
         step=step,
         loss_sum=torch.tensor(loss_sum, dtype=torch.float64),
-        grad_norm=torch.linalg.vector_norm(norms),
-        grad_norms=norms,
-        names=("first", "second"),
+        gradients=Gradients(("first", "second"), torch.linalg.vector_norm(norms), norms),
         **values | changes,
     )
 
