@@ -14,6 +14,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from trainer_loop import Task, TrainingLoop
+from trainer_loop.config.fields import ModelConfig
 from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.cut import Limits
 from trainer_loop.data.loader import EvaluationLoader, TrainLoader
@@ -22,6 +23,7 @@ from trainer_loop.engine import Engine
 from trainer_loop.evaluation import Evaluator
 from trainer_loop.metrics.named_metric import NamedMetric
 from trainer_loop.models.packing import use_packing
+from trainer_loop.models.plan import ModelPlan
 from trainer_loop.optim.groups import ParameterGroup, make_groups
 from trainer_loop.options import LoopOptions
 from trainer_loop.parallel.processes import make_accelerator
@@ -305,6 +307,12 @@ def forget_accelerator() -> None:
 
 def make_task(name: str) -> Task:
     return {"sequence_classification": SequenceClassification, "causal_lm": CausalLM}[name]()
+
+
+def make_model_plan(**section: Any) -> ModelPlan:
+    """section: keys of the section `model` that are not the default."""
+    without_adapter: dict[str, Any] = {"lora": {}, "peft": {}, "given": None}
+    return ModelPlan(**vars(ModelConfig()) | without_adapter | section)
 
 
 def make_model(name: str, **options: Any) -> nn.Module:

@@ -209,7 +209,7 @@ def test_what_does_not_fit_is_told_before_the_model_loads(command, arguments, ex
 
     if torch.cuda.is_available() and "fp16" in extra[0]:
         pytest.skip("this machine has a GPU")
-    monkeypatch.setattr("trainer_loop.models.loading.make_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("trainer_loop.models.assemble.make_model", lambda *_, **__: pytest.fail("the model was loaded"))
     problems_of_the_optimizer_itself = ("optimizer.args={betas: 3}",)
     if extra[0] in problems_of_the_optimizer_itself:
         monkeypatch.undo()

@@ -5,6 +5,7 @@ import shutil
 
 import peft
 import pytest
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -224,9 +225,8 @@ def test_an_adapter_that_lacks_what_its_model_lacks_is_refused(command, argument
 
 def test_all_matrices_of_a_model_without_a_head_are_in_4_bits(command, tiny_model):
     config = AutoConfig.from_pretrained(tiny_model)
-    model, _ = make_model(
-        config, model_class="AutoModel", name=str(tiny_model), quantize=torch.float32, num_tokens=10, seed=0
-    )
+    plan = tiny.make_model_plan(name=str(tiny_model), quantize="4bit")
+    model, _ = make_model(plan, config, model_class="AutoModel", num_tokens=10, compute_type=torch.float32, seed=0)
     assert {type(module).__name__ for module in model.modules() if isinstance(module, nn.Linear)} == {"Linear4bit"}
 
 

@@ -361,7 +361,7 @@ def test_a_text_that_spells_out_the_end_token_is_named_before_the_model_loads(
     save_model(tmp_path / "base", model_type, "AutoModelForSequenceClassification")
     bad = tmp_path / "bad.csv"
     bad.write_text("text,label\nw1 w2,0\nw3 [EOS] w4,1\nw5,2\n")
-    monkeypatch.setattr("trainer_loop.models.plan.make_model", lambda *_, **__: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("trainer_loop.models.assemble.make_model", lambda *_, **__: pytest.fail("the model was loaded"))
     streamed = ["data.streaming=true", "train.epochs=", "train.steps=2", "data.label_names={a: 0, b: 1, c: 2}"]
     options = [f"data.train={bad}", "data.validation=null", "evaluate.every=never", "checkpoint.every=never"]
     ended = command(*small, "model.name=base", *options, *(streamed if streaming else []))

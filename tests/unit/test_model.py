@@ -10,9 +10,12 @@ from trainer_loop.models.loading import make_model
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
 
-def make(config, **changes):
-    arguments = {"model_class": "AutoModelForSequenceClassification", "name": None, "num_tokens": 50, "seed": 3}
-    return make_model(config, **arguments | changes)
+def make(config, *, model_class="AutoModelForSequenceClassification", num_tokens=50, seed=3, **section):
+    """section: keys of the section `model`."""
+    plan, compute_type = tiny.make_model_plan(**section), torch.float32
+    return make_model(
+        plan, config, model_class=model_class, num_tokens=num_tokens, compute_type=compute_type, seed=seed
+    )
 
 
 @pytest.fixture

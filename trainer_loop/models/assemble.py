@@ -12,6 +12,7 @@ from trainer_loop.components import locate
 from trainer_loop.errors import UserError
 from trainer_loop.models.config import count_tokens, find_text_config
 from trainer_loop.models.embedding_noise import use_embedding_noise
+from trainer_loop.models.loading import make_model
 from trainer_loop.models.packing import use_packing
 from trainer_loop.models.plan import ModelPlan
 from trainer_loop.models.trials import (
@@ -64,7 +65,10 @@ def assemble_model(
         UserError: the model cannot be loaded, or cannot answer rows of the tokenizer.
     """
     num_known = getattr(find_text_config(config), "vocab_size", None)  # before embeddings are added
-    model, new_weights = plan.make(config, task=task, tokenizer=tokenizer, compute_type=compute_type, seed=seed)
+    num_tokens = 0 if tokenizer is None else count_tokens(tokenizer)
+    model, new_weights = make_model(
+        plan, config, model_class=str(task.auto_model), num_tokens=num_tokens, compute_type=compute_type, seed=seed
+    )
     if new_weights:
         say(f"model: {len(new_weights)} weights are new: {', '.join(new_weights[:6])}")
     model = model.to(device)
@@ -98,7 +102,7 @@ def assemble_model(
         task_type=task.peft_type,
         seed=seed,
         new_weights=new_weights,
-        new_tokens=[] if num_known is None else range(num_known, count_tokens(tokenizer)),
+        new_tokens=[] if num_known is None else range(num_known, num_tokens),
         idle_layers=reach.idle,
     )
     return adapted, [f"base_model.model.{name}" if name else "base_model.model" for name in reach.calls]

@@ -3,7 +3,7 @@
 import re
 import zlib
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -22,48 +22,44 @@ from trainer_loop.runtime.hub import describe_unreachable, offline_unless_reacha
 from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.randomness import seed_everything
 
+if TYPE_CHECKING:
+    from trainer_loop.models.plan import ModelPlan
+
 _NUMBERS_OF_A_WEIGHT = 4096  # sampled from each weight for its checksum
 
 
 def make_model(
+    plan: "ModelPlan",
     config: PretrainedConfig,
     *,
     model_class: str,
-    name: str | None,
-    from_scratch: bool = False,
-    attention: str = "auto",
-    gradient_checkpointing: bool = False,
-    quantize: torch.dtype | None = None,
-    trust_remote_code: bool = False,
     num_tokens: int,
+    compute_type: torch.dtype,
     seed: int,
-    is_resized: bool = False,
 ) -> tuple[nn.Module, list[str]]:
-    """Build or load the model in fp32.
+    """Build or load the model in fp32, without its adapter.
 
     Args:
-        name: hub id or directory of the weights; None builds a new model.
-        from_scratch: whether the weights of `name` are ignored.
-        attention: an attention implementation of transformers; auto leaves the choice to transformers.
-        quantize: load the matrices of the body in 4 bits and multiply in this type; None loads fp32.
         num_tokens: tokens of the tokenizer, 0 if there is none; the embeddings grow if there are fewer.
+        compute_type: what weights in 4 bits are multiplied in.
         seed: determines all new weights.
-        is_resized: whether the user changed the config, and so perhaps the number of layers.
 
     Returns:
-        The model, and the names of the weights that `name` did not contain.
+        The model, and the names of the weights that were not loaded; of a new model none.
 
     Raises:
         UserError: the model cannot be built or loaded, or its weights do not fit the config.
     """
-    auto_class = getattr(transformers, model_class)
+    if plan.given is not None:
+        return plan.given, []
+    auto_class, attention = getattr(transformers, model_class), plan.attention
     options: dict[str, Any] = {
         "attn_implementation": None if attention == "auto" else attention,
         "dtype": torch.float32,  # otherwise weights saved in half precision would be trained in half precision
-        "trust_remote_code": trust_remote_code,
+        "trust_remote_code": plan.trust_remote_code,
     }
     seed_everything(seed, "model")
-    if name is None or from_scratch:
+    if plan.name is None or plan.from_scratch:
         try:
             with without_borrowed_padding(config):
                 model = auto_class.from_config(config, **options)
@@ -73,11 +69,11 @@ def make_model(
             raise UserError(_explain_building(model_class, attention, error)) from error
         new_weights: list[str] = []
     else:
-        name = find_model(name)
+        name, is_resized = find_model(plan.name), bool(plan.overrides)
         reason = describe_unreachable()
-        if quantize is not None:
-            empty = make_empty_model(config, model_class=model_class, trust_remote_code=trust_remote_code)
-            options |= _in_4_bits(empty, dtype=quantize)
+        if plan.quantize is not None:
+            empty = make_empty_model(config, model_class=model_class, trust_remote_code=plan.trust_remote_code)
+            options |= _in_4_bits(empty, dtype=compute_type)
         with offline_unless_reachable() as reachable, without_borrowed_padding(config):
             try:
                 model, loaded = auto_class.from_pretrained(
@@ -94,11 +90,11 @@ def make_model(
                     raise UserError(_explain_building(model_class, attention, error)) from error
                 raise UserError(explain_failure(name, error, offline=None if reachable else reason)) from error
         _refuse_foreign_weights(name, model, loaded)
-        if not is_resized:
+        if not is_resized:  # overrides may have changed the number of layers
             _refuse_holes(name, model, set(loaded["missing_keys"]))
         cause = "model.overrides" if is_resized else "its config.json"
         _refuse_mismatched_body(name, loaded["mismatched_keys"], num_labels=config.num_labels, cause=cause)
-        if quantize is not None and not any(hasattr(weight, "quant_state") for weight in model.parameters()):
+        if plan.quantize is not None and not any(hasattr(weight, "quant_state") for weight in model.parameters()):
             raise UserError(
                 f"model.quantize: in a {type(model).__name__} bitsandbytes finds no matrix to take; set it to null"
             )
@@ -107,7 +103,7 @@ def make_model(
     if num_tokens:
         use_padding_token(model, config)
         grow_embeddings(model, num_tokens)
-    if gradient_checkpointing:
+    if plan.gradient_checkpointing:
         if not model.supports_gradient_checkpointing:
             raise UserError(
                 f"model.gradient_checkpointing: {type(model).__name__} does not support it; set it to false"

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -18,13 +17,11 @@ from trainer_loop.models.config import (
     check_given_overrides,
     check_model_class,
     check_model_config,
-    count_tokens,
     find_model,
     fit_model_config,
     load_model_config,
     make_empty_model,
 )
-from trainer_loop.models.loading import make_model
 from trainer_loop.models.weight_files import check_weight_files
 from trainer_loop.optim.groups import GroupRule, check_patterns
 from trainer_loop.tasks.task import Task
@@ -190,26 +187,6 @@ class ModelPlan:
             raise UserError(
                 f"model: the one that was given has {config.num_labels} outputs, and the data {num_classes} classes"
             )
-
-    def make(
-        self, config: PretrainedConfig, *, task: Task, tokenizer: Any, compute_type: torch.dtype, seed: int
-    ) -> tuple[nn.Module, list[str]]:
-        """The model, without its adapter, and the names of its new weights; see `make_model`."""
-        if self.given is not None:
-            return self.given, []
-        return make_model(
-            config,
-            model_class=str(task.auto_model),
-            name=self.name,
-            from_scratch=self.from_scratch,
-            attention=self.attention,
-            gradient_checkpointing=self.gradient_checkpointing,
-            quantize=None if self.quantize is None else compute_type,
-            trust_remote_code=self.trust_remote_code,
-            num_tokens=0 if tokenizer is None else count_tokens(tokenizer),
-            seed=seed,
-            is_resized=bool(self.overrides),
-        )
 
     def _check_files(self, config: PretrainedConfig, task: Task, problems: Problems) -> None:
         """Whether the model's folder has what the task needs, and weights that can be read."""
