@@ -197,22 +197,23 @@ class Checkpointer:
     def _take_snapshot(self, state: TrainState) -> Snapshot:
         """The state of everything, not copied yet."""
         (model,), (optimizer,) = self.accelerator._models, self.accelerator._optimizers
-        scaler, averaged = self.accelerator.scaler, None
+        snapshot: dict[str, Any] = {
+            WEIGHTS: select_saved(self.accelerator.unwrap_model(model)),
+            OPTIMIZER: optimizer.state_dict(),
+            SCHEDULER: self.scheduler.state_dict(),
+        }
+        if self.accelerator.scaler is not None:
+            snapshot[SCALER] = self.accelerator.scaler.state_dict()
         if self.averaged_weights is not None:
-            averaged = {name: average.contiguous() for name, average in self.averaged_weights.state_dict().items()}
-        return Snapshot(
-            state=state.state_dict(),
-            weights=select_saved(self.accelerator.unwrap_model(model)),
-            optimizer=optimizer.state_dict(),
-            scheduler=self.scheduler.state_dict(),
-            scaler=None if scaler is None else scaler.state_dict(),
-            averaged_weights=averaged,
-            kept={name: part.state_dict() for name, part in self._kept.items()},
-        )
+            averages = self.averaged_weights.state_dict()
+            snapshot[AVERAGES] = {name: average.contiguous() for name, average in averages.items()}
+        if self._kept:
+            snapshot[KEPT] = {name: part.state_dict() for name, part in self._kept.items()}
+        return snapshot | {STATE: state.state_dict()}
 
     def _write(self, snapshot: Snapshot, target: Path) -> None:
         """Sets `fault` to what the disk refused, to None where the checkpoint is complete."""
-        temporary = target.with_name(f".{target.name}.tmp")
+        temporary, state = target.with_name(f".{target.name}.tmp"), snapshot[STATE]
         self.fault = None
         try:
             self.run_dir.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -230,16 +231,16 @@ class Checkpointer:
             saved = list_checkpoints(self.run_dir)
             kept = f"the newest is {saved[-1].name}" if saved else "there is none yet"
             self.fault = (
-                f"the checkpoint of step {snapshot.state['step']:,} could not be saved: "
+                f"the checkpoint of step {state['step']:,} could not be saved: "
                 f"{explain_disk_error(error, self.run_dir.checkpoints)}; {kept}"
             )
         else:
             self._link("latest", target)
-            if snapshot.state["best_step"] == snapshot.state["step"]:
+            if state["best_step"] == state["step"]:
                 self._link("best", target)
             with contextlib.suppress(OSError):  # one that cannot be removed is tried again after the next save
                 flush([target.parent])
-                self._rotate(snapshot.state)
+                self._rotate(state)
 
     def _remove_left_overs(self) -> None:
         """What a run that was killed in the middle of a save has left."""
@@ -247,14 +248,14 @@ class Checkpointer:
             remove(left_over)
 
     def _write_files(self, snapshot: Snapshot, directory: Path) -> None:
-        save_file(snapshot.weights, directory / WEIGHTS, metadata={"format": "pt"})
-        if snapshot.averaged_weights is not None:
-            save_file(snapshot.averaged_weights, directory / AVERAGES)
-        states = {OPTIMIZER: snapshot.optimizer, SCHEDULER: snapshot.scheduler, SCALER: snapshot.scaler}
-        for name, state in (states | {KEPT: snapshot.kept or None}).items():
-            if state is not None:
-                torch.save(state, directory / name)
-        write_json(directory / STATE, snapshot.state)
+        for name, content in snapshot.items():
+            if name == STATE:
+                write_json(directory / name, content)
+            elif name in (WEIGHTS, AVERAGES):
+                save_file(content, directory / name, metadata={"format": "pt"} if name == WEIGHTS else None)
+            else:
+                torch.save(content, directory / name)
+        step = snapshot[STATE]["step"]
         files: dict[str, dict[str, Any]] = {
             file.name: {"bytes": file.stat().st_size, "crc32": compute_checksum(file)}
             for file in sorted(directory.iterdir())
@@ -262,7 +263,7 @@ class Checkpointer:
         self._bytes = sum(file["bytes"] for file in files.values())
         manifest = {
             "run": self.run,
-            "step": snapshot.state["step"],
+            "step": step,
             "num_processes": self.accelerator.num_processes,
             "plan": self.run_facts,
             "config": self.config,
@@ -270,7 +271,7 @@ class Checkpointer:
             "files": files,
         }
         (directory / MANIFEST).write_text(seal(manifest), encoding="utf-8")
-        self._seals[snapshot.state["step"]] = read_seal(directory)
+        self._seals[step] = read_seal(directory)
 
     def _ensure_room(self) -> None:
         """Raises OSError where less is free than the last checkpoint took: half a checkpoint fills the disk for all."""
@@ -372,8 +373,11 @@ class Checkpointer:
                 self.scheduler.load_state_dict(torch.load(path / SCHEDULER, weights_only=True))
             if scaler is not None and (path / SCALER).exists():
                 scaler.load_state_dict(torch.load(path / SCALER, weights_only=True))
-            if self.averaged_weights is not None:
-                self._load_averaged_weights(path, self.averaged_weights)
+            if self.averaged_weights is not None and (path / AVERAGES).exists():
+                self.averaged_weights.load_state_dict(load_file(path / AVERAGES))
+            elif self.averaged_weights is not None:
+                self.averaged_weights.restart()
+                self.console.warn(f"{path} has no averaged weights: the average begins at its weights")
             self._load_kept(path)
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or in_one_line(error)}") from error
@@ -384,13 +388,6 @@ class Checkpointer:
                 f"{path} does not fit this model and optimizer: {in_one_line(error)}; "
                 "choose another run_dir or give the config it was made with"
             ) from error
-
-    def _load_averaged_weights(self, path: Path, averaged_weights: AveragedWeights) -> None:
-        if (path / AVERAGES).exists():
-            averaged_weights.load_state_dict(load_file(path / AVERAGES))
-        else:
-            averaged_weights.restart()
-            self.console.warn(f"{path} has no averaged weights: the average begins at its weights")
 
     def _load_kept(self, path: Path) -> None:
         saved = torch.load(path / KEPT, weights_only=True) if (path / KEPT).exists() else {}

@@ -1,7 +1,7 @@
 """All that a checkpoint holds, in memory: what training may change, or a copy of it that training does not change."""
 
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,18 +9,7 @@ from torch import Tensor, nn
 
 from trainer_loop.runtime.memory import place_in_memory
 
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The state of a run between two updates."""
-
-    state: dict[str, Any]
-    weights: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    scheduler: dict[str, Any]
-    scaler: dict[str, Any] | None
-    averaged_weights: dict[str, Tensor] | None
-    kept: dict[str, Any]
+Snapshot = Mapping[str, Any]  # the state of a run between two updates: what each file of its checkpoint holds, by name
 
 
 def select_saved(model: nn.Module) -> dict[str, Tensor]:
@@ -45,7 +34,7 @@ class HostMemory:
     def copy(self, snapshot: Snapshot) -> Snapshot:
         """A copy, which overwrites the one before."""
         before, self._copies = self._copies, {}
-        return Snapshot(**self._copy(vars(snapshot), before))
+        return self._copy(snapshot, before)  # type: ignore[no-any-return]
 
     def _copy(self, value: Any, before: dict[tuple[int, ...], Tensor]) -> Any:
         if isinstance(value, Tensor):

@@ -318,7 +318,7 @@ def test_what_is_kept_is_copied_before_training_goes_on(loop):
     snapshot = HostMemory().copy(loop.checkpointer._take_snapshot(TrainState(num_steps=4)))
     queue.numbers.add_(1)
     queue.origins[0] = 5
-    numbers, origins = snapshot.kept["queue"]["queue"]
+    numbers, origins = snapshot["kept.bin"]["queue"]["queue"]
     assert (numbers.tolist(), origins) == ([0.0, 0.0, 0.0], [0])
 
 
