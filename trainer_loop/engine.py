@@ -13,11 +13,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from trainer_loop.data.loader import Microbatch, StepBatch, StepLoader
 from trainer_loop.errors import UserError
 from trainer_loop.metrics.meter import Gradients, StepReport, zero_sum
-from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.groups import ParameterGroup
-from trainer_loop.optim.schedule_free import ScheduleFreeAverages
 from trainer_loop.optim.schedules import follows_metric
 from trainer_loop.parallel.processes import average_gradients, is_reduction_complete, sum_on_hosts
+from trainer_loop.record.checkpoint import AveragedWeights
 from trainer_loop.runtime.memory import is_out_of_memory, release_memory
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.randomness import seed_everything
@@ -34,7 +33,7 @@ class Engine:
     scheduler: LRScheduler  # over the torch optimizer itself, not prepared
     seed: int
     groups: Sequence[ParameterGroup] = ()  # of the optimizer; one does not learn before its `unfreeze_at`
-    averaged_weights: Ema | ScheduleFreeAverages | None = None  # evaluated and exported in place of the weights
+    averaged_weights: AveragedWeights | None = None  # evaluated and exported in place of the weights
     allow_unused: bool = False  # parameters may get no gradient; else that is an error before the first update
     preemption: Preemption = field(default_factory=Preemption)
 

@@ -15,8 +15,6 @@ from trainer_loop.data.loader import EvaluationLoader, Microbatch
 from trainer_loop.errors import Preempted, UserError
 from trainer_loop.metrics.meter import zero_sum
 from trainer_loop.metrics.named_metric import COLUMNS, NamedMetric, compute_metrics
-from trainer_loop.optim.ema import Ema
-from trainer_loop.optim.schedule_free import ScheduleFreeAverages
 from trainer_loop.parallel.processes import (
     announce,
     broadcast,
@@ -25,6 +23,7 @@ from trainer_loop.parallel.processes import (
     sum_on_hosts,
     watch_for,
 )
+from trainer_loop.record.checkpoint import AveragedWeights
 from trainer_loop.record.logs import Console
 from trainer_loop.record.run_output import RunOutput
 from trainer_loop.runtime.memory import is_out_of_memory, release_memory
@@ -57,7 +56,7 @@ class Evaluator:
     task: Task
     model: nn.Module  # not wrapped for data parallelism, for the processes have unlike numbers of batches
     metrics: Sequence[NamedMetric]
-    averaged_weights: Ema | ScheduleFreeAverages | None  # of the model, scored in place of its weights
+    averaged_weights: AveragedWeights | None  # of the model, scored in place of its weights
     seed: int
     console: Console
     preemption: Preemption

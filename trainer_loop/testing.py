@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from trainer_loop.assembly import build
 from trainer_loop.components import locate_source
 from trainer_loop.config.fields import Config
-from trainer_loop.loop import TrainingLoop
 from trainer_loop.record.logs import Console
 from trainer_loop.tasks.losses import explain_wrong_loss
 from trainer_loop.tasks.task import Task
@@ -110,10 +109,6 @@ def _train(config: Config, *, stop_after: int | None = None) -> dict[str, Tensor
         loop.checkpointer.save = save_and_stop  # type: ignore[method-assign]
     with contextlib.suppress(_Stopped):
         loop.fit()
-    return _copy_weights(loop)
-
-
-def _copy_weights(loop: TrainingLoop) -> dict[str, Tensor]:
     return {name: weight.detach().clone() for name, weight in loop.bare_model.named_parameters()}
 
 
@@ -212,8 +207,6 @@ def _is_close(one: Any, other: Any, *, scale: float = 0.0) -> bool:
 
 
 def _show(value: Tensor) -> str:
-    return (
-        f"{value.item():.4g}"
-        if value.numel() == 1
-        else str([round(float(number), 4) for number in value.flatten()[:4]])
-    )
+    if value.numel() == 1:
+        return f"{value.item():.4g}"
+    return str([round(float(number), 4) for number in value.flatten()[:4]])

@@ -12,7 +12,7 @@ from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.wording import did_you_mean, enumerate_some
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.host import expand_home
-from trainer_loop.runtime.hub import describe_unreachable, offline_unless_reachable
+from trainer_loop.runtime.hub import offline_unless_reachable
 
 SLICE = re.compile(r"[\[+]")  # train[:1000], train+test
 
@@ -40,8 +40,7 @@ def reach_hub(name: str, config: str | None) -> Iterator[None]:
         raise UserError(
             f"data.name={name} is a local path; use data.name=null and give its files, data.train={name}/..."
         )
-    reason = describe_unreachable()  # asked before offline mode is set, which would be the reason then
-    with offline_unless_reachable() as reachable:
+    with offline_unless_reachable() as offline:
         try:
             yield
         except DatasetNotFoundError as error:
@@ -49,9 +48,9 @@ def reach_hub(name: str, config: str | None) -> Iterator[None]:
             raise UserError(told) from error
         except (OSError, ValueError, RuntimeError, DatasetsError) as error:
             told = f"data.name={name} data.config={config or 'null'}: {in_one_line(error)}"
-            raise UserError(
-                told if reachable else _explain_offline(name, config, reason=reason, error=error)
-            ) from error
+            if offline is not None:
+                told = _explain_offline(name, config, reason=offline, error=error)
+            raise UserError(told) from error
 
 
 def explain_missing(name: str, ours: str, theirs: str, present: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ from transformers import AutoImageProcessor, PretrainedConfig
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.wording import shorten
 from trainer_loop.errors import UserError, in_one_line
-from trainer_loop.runtime.hub import describe_unreachable, offline_unless_reachable
+from trainer_loop.runtime.hub import offline_unless_reachable
 
 _DATA_URI = "data:image/"
 _UNBOUNDED = ("I", "F")  # modes of PIL with 32 bits a value
@@ -124,15 +124,14 @@ def load_processor(name_or_path: str, *, trust_remote_code: bool) -> Any:
     check_pillow()
     source, place = str(Path(name_or_path).expanduser()), f"image processor {name_or_path}"
     is_folder = Path(source).is_dir()
-    reason = None if is_folder else describe_unreachable()
-    with offline_unless_reachable() as reachable:
+    with offline_unless_reachable() as offline:
         try:
             return AutoImageProcessor.from_pretrained(
                 source if is_folder else name_or_path, backend=_BACKEND, trust_remote_code=trust_remote_code
             )
         except Exception as error:  # files of somebody else's may make transformers raise anything
-            if reason is not None and not reachable:
-                told = f"{reason} and it is not in the cache; name a local folder"
+            if offline is not None and not is_folder:
+                told = f"{offline} and it is not in the cache; name a local folder"
             else:
                 told = f"it cannot be loaded: {in_one_line(error)}"
             hint = "; model.trust_remote_code=true lets its Python code run" if "trust_remote_code" in told else ""

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from trainer_loop.data.wording import enumerate_some
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.host import expand_home
-from trainer_loop.runtime.hub import describe_unreachable, offline_unless_reachable
+from trainer_loop.runtime.hub import offline_unless_reachable
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _FRAME = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
@@ -36,9 +36,7 @@ def load_tokenizer(
     elif not _HUB_ID.fullmatch(name_or_path):
         raise UserError(f"tokenizer {name_or_path}: there is no such folder{_describe_parent(path)}")
     else:
-        reason = describe_unreachable()  # asked before offline mode is set, which would be the reason then
-        with offline_unless_reachable() as reachable:
-            offline = None if reachable else reason
+        with offline_unless_reachable() as offline:
             tokenizer = _load(name_or_path, name_or_path, trust_remote_code=trust_remote_code, offline=offline)
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(

@@ -15,7 +15,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from trainer_loop.errors import UserError, in_one_line, suggest
 from trainer_loop.record.adapter_config import ADAPTER_CONFIG
-from trainer_loop.runtime.hub import describe_unreachable, offline_unless_reachable
+from trainer_loop.runtime.hub import offline_unless_reachable
 
 _MOST_EXTRA_POSITIONS = 8  # a table of positions may have this many rows more than the config states
 
@@ -95,12 +95,11 @@ def load_model_config(
     else:
         name = find_model(name)
         _refuse_wrong_directory(name)
-        reason = describe_unreachable()  # asked first, because offline mode below would become the reason
-        with offline_unless_reachable() as reachable:
+        with offline_unless_reachable() as offline:
             try:
                 config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
             except Exception as error:  # a file of somebody else's may make transformers raise anything
-                raise UserError(explain_failure(name, error, offline=None if reachable else reason)) from error
+                raise UserError(explain_failure(name, error, offline=offline)) from error
     problems = []
     for field, value in overrides.items():
         place, kind = f"model.overrides.{field}", type(config).__name__

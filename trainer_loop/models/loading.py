@@ -18,7 +18,7 @@ from trainer_loop.models.config import (
     use_padding_token,
     without_borrowed_padding,
 )
-from trainer_loop.runtime.hub import describe_unreachable, offline_unless_reachable
+from trainer_loop.runtime.hub import offline_unless_reachable
 from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.randomness import seed_everything
 
@@ -70,11 +70,10 @@ def make_model(
         new_weights: list[str] = []
     else:
         name, is_resized = find_model(plan.name), bool(plan.overrides)
-        reason = describe_unreachable()
         if plan.quantize is not None:
             empty = make_empty_model(config, model_class=model_class, trust_remote_code=plan.trust_remote_code)
             options |= _in_4_bits(empty, dtype=compute_type)
-        with offline_unless_reachable() as reachable, without_borrowed_padding(config):
+        with offline_unless_reachable() as offline, without_borrowed_padding(config):
             try:
                 model, loaded = auto_class.from_pretrained(
                     name,
@@ -88,7 +87,7 @@ def make_model(
                     raise
                 if attention != "auto" and ("attn_implementation" in str(error) or isinstance(error, ImportError)):
                     raise UserError(_explain_building(model_class, attention, error)) from error
-                raise UserError(explain_failure(name, error, offline=None if reachable else reason)) from error
+                raise UserError(explain_failure(name, error, offline=offline)) from error
         _refuse_foreign_weights(name, model, loaded)
         if not is_resized:  # overrides may have changed the number of layers
             _refuse_holes(name, model, set(loaded["missing_keys"]))

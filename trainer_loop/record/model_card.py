@@ -65,7 +65,7 @@ class CardFacts:
 def make_card(facts: CardFacts) -> str:
     """The text of README.md: front matter for the hub, then text for people."""
     base = facts.base or BaseModel(None, "finetune")
-    results = _list_results(facts, facts.pipeline_tag)
+    results = _list_results(facts)
     data = ModelCardData(
         base_model=base.name,
         base_model_relation=base.relation if base.name is not None else None,
@@ -127,13 +127,13 @@ def _text(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
 
 
-def _list_results(facts: CardFacts, tag: str | None) -> list[EvalResult]:
+def _list_results(facts: CardFacts) -> list[EvalResult]:
     """Entries of `model-index`. A custom task has no name on the hub, so it has no entries."""
-    if tag is None:
+    if facts.pipeline_tag is None:
         return []
     return [
         EvalResult(
-            task_type=tag,
+            task_type=facts.pipeline_tag,
             dataset_type=scores.dataset or _LOCAL,
             dataset_name=f"{scores.dataset or 'local data'} ({scores.title})",
             dataset_config=facts.dataset_config if scores.dataset is not None else None,

@@ -28,20 +28,21 @@ def hub_is_reachable() -> bool:
 
 
 @contextlib.contextmanager
-def offline_unless_reachable() -> Iterator[bool]:
+def offline_unless_reachable() -> Iterator[str | None]:
     """Switch the libraries to their caches inside the block if the hub does not answer.
 
-    Without this they would retry for 20 to 50 seconds before they look into the cache. Yields whether the hub answers.
+    Without this they would retry for 20 to 50 seconds before they look into the cache. Yields the reason why the hub
+    is not asked; None if it is.
     """
     import datasets
     from huggingface_hub import constants
 
-    reachable = hub_is_reachable()
+    reason = None if hub_is_reachable() else describe_unreachable()  # offline mode below would become the reason
     before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    if not reachable:
+    if reason is not None:
         constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     try:
-        yield reachable
+        yield reason
     finally:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 

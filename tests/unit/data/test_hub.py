@@ -138,8 +138,8 @@ def test_the_libraries_are_offline_only_inside_and_only_without_a_hub(monkeypatc
     for answers in (False, True):
         hub_is_reachable.cache_clear()
         monkeypatch.setattr(hub, "_probe", lambda address, answers=answers: answers)
-        with offline_unless_reachable() as reachable:
-            assert reachable is answers
+        with offline_unless_reachable() as reason:
+            assert reason == (None if answers else f"the hub ({constants.ENDPOINT}) does not answer")
             assert constants.HF_HUB_OFFLINE is datasets.config.HF_HUB_OFFLINE is not answers
         assert constants.HF_HUB_OFFLINE is datasets.config.HF_HUB_OFFLINE is False
 
