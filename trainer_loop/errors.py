@@ -35,6 +35,12 @@ class UserError(ValueError):
         super().__init__("\n".join(self.problems))
 
 
+def refuse(problems: Sequence[str]) -> None:
+    """Raise `UserError` with these problems, if there are any."""
+    if problems:
+        raise UserError(problems)
+
+
 class Problems:
     """Collects what is wrong in several places, so that all of it is reported at once.
 
@@ -65,8 +71,7 @@ class Problems:
 
     def refuse(self) -> None:
         """Raise `UserError` with everything that was collected, each line once; do nothing where that is nothing."""
-        if self.lines:
-            raise UserError(list(dict.fromkeys(self.lines)))
+        refuse(list(dict.fromkeys(self.lines)))
 
 
 @contextmanager

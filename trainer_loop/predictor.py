@@ -16,7 +16,7 @@ from trainer_loop.data.columns import RESERVED, Columns, bind_columns
 from trainer_loop.data.cut import Limits
 from trainer_loop.data.images import load_processor
 from trainer_loop.data.loader import move_batch
-from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.metrics.load import check_metrics, load_metrics
 from trainer_loop.metrics.named_metric import compute_metrics
 from trainer_loop.metrics.shipped import SHIPPED
@@ -298,8 +298,7 @@ class Predictor:
             entries, num_labels=num_labels, outputs=self.task.outputs, label_names=self.label_names
         )
         try:
-            if problems:
-                raise UserError(problems)
+            refuse(problems)
             return compute_metrics(
                 load_metrics(entries, num_labels=num_labels, label_names=self.label_names), columns
             ), notes
@@ -341,8 +340,7 @@ def _read_arguments(record: ExportRecord | None, task_class: type[Task], *, plac
     told = {} if record is None else record.plan.get("task.args")
     arguments = dict(told) if isinstance(told, Mapping) else {}
     given = ("loss_function",)  # which a model directory must not choose
-    if problems := check_arguments(task_class, arguments, place=f"{place}: task.args", given=given):
-        raise UserError(problems)
+    refuse(check_arguments(task_class, arguments, place=f"{place}: task.args", given=given))
     return arguments
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from trainer_loop.components import check_arguments, locate
-from trainer_loop.errors import Problems, UserError
+from trainer_loop.errors import Problems, UserError, refuse
 from trainer_loop.metrics import evaluate_modules
 from trainer_loop.metrics.check_shipped import check_shipped
 from trainer_loop.metrics.named_metric import RESERVED, NamedMetric, describe_missing, name_results
@@ -264,6 +264,5 @@ def _load(entry: _ParsedEntry, *, no_hub: str | None) -> NamedMetric:
         except UserError as error:
             told = f"{entry.place}: metric {entry.name!r} cannot be loaded: {error}; {_ALLOWED}"
             raise UserError(told) from error
-    if problems := evaluate_modules.check_module(module, entry.arguments, name=entry.name, place=entry.place):
-        raise UserError(problems)
+    refuse(evaluate_modules.check_module(module, entry.arguments, name=entry.name, place=entry.place))
     return NamedMetric(*named, module.compute, entry.arguments, entry.key, evaluate_modules.read_columns(module))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.errors import UserError, in_one_line, refuse
 
 RESERVED = ("loss", "rows")  # keys of an evaluation that are the loop's own
 COLUMNS = ("predictions", "references")  # what every metric of evaluate's form compares
@@ -39,9 +39,7 @@ class NamedMetric:
         if missing := [name for name in self.columns if name not in outputs]:
             raise UserError(describe_missing(self.place, self.name, missing, outputs))
         columns = {name: np.asarray(outputs[name]) for name in self.columns}
-        problems = _column_problems(columns, self.columns)
-        if problems:
-            raise UserError([f"{self.place}: {self.name} {problem}" for problem in problems])
+        refuse([f"{self.place}: {self.name} {problem}" for problem in _column_problems(columns, self.columns)])
         try:
             numbers = {name: _convert(column, self.columns[name]) for name, column in columns.items()}
             results = self.compute_rows(**numbers, **self.arguments)
@@ -73,8 +71,7 @@ def compute_metrics(metrics: Sequence[NamedMetric], outputs: Mapping[str, Any]) 
             if name in results or name in RESERVED:
                 problems.append(f"{metric.place}: {metric.name} reports {name}, which is taken; set its key")
             results[name] = value
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return results
 
 

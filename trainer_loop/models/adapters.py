@@ -13,7 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from trainer_loop.components import check_arguments
-from trainer_loop.errors import UserError, in_one_line, suggest
+from trainer_loop.errors import UserError, in_one_line, refuse, suggest
 from trainer_loop.models.config import find_text_config, looks_like_path
 from trainer_loop.models.loading import grow_embeddings, stay_in_4_bits
 from trainer_loop.models.weight_files import check_adapter_weights, check_weight_files
@@ -143,8 +143,7 @@ class AdapterPlan:
             problems.append("layer_replication makes layers that share weights, and cannot be exported")
         if "token_indices" in inspect.signature(config_class).parameters and not given.get("token_indices"):
             problems.append(f"{self.kind} needs the ids of the tokens that learn: set model.peft.args.token_indices")
-        if problems:
-            raise UserError([f"{self.place}: {problem}" for problem in problems])
+        refuse([f"{self.place}: {problem}" for problem in problems])
 
     def try_on(self, empty: PreTrainedModel, *, task_type: str | None, seed: int) -> nn.Module | None:
         """The adapter on a model without memory for its weights; None where it needs their numbers, as PiSSA does.
@@ -170,8 +169,7 @@ class AdapterPlan:
             for target in self.target_modules
             if not any(name == target or name.endswith(f".{target}") for name in names)
         ]
-        if problems:
-            raise UserError(problems)
+        refuse(problems)
 
     def merge_into(self, model: nn.Module) -> nn.Module:
         """The model with the adapter merged into it, where that is asked for. The adapted model is then used up.
@@ -214,8 +212,7 @@ def plan_peft(*, name: str | None, args: Mapping[str, Any], merge: bool) -> Adap
 def _check_plan(plan: AdapterPlan) -> AdapterPlan:
     config_class = _find_config_class(plan.kind, place=plan.section)
     given = ("task_type", "inference_mode", "peft_type")
-    if problems := check_arguments(config_class, plan.arguments, place=f"{plan.section}.args", given=given):
-        raise UserError(problems)
+    refuse(check_arguments(config_class, plan.arguments, place=f"{plan.section}.args", given=given))
     return plan
 
 
@@ -313,8 +310,7 @@ def load_adapted_model(
     peft = _import_peft("this model is an adapter, which")
     check_adapter_config(model_dir)
     try:
-        if faults := check_adapter_weights(model_dir):
-            raise UserError(faults)
+        refuse(check_adapter_weights(model_dir))
         base = _find_base(peft.PeftConfig.from_pretrained(str(model_dir)).base_model_name_or_path, model_dir)
         # The exported config, with the vocabulary size of the base model.
         config, of_base = (
@@ -364,8 +360,8 @@ def _find_base(name: str, model_dir: Path) -> str:
             f"{model_dir} is an adapter beside the model {name}, which is not there; put it back, or write its new "
             f"place into base_model_name_or_path of {model_dir / ADAPTER_CONFIG}"
         )
-    if problems := check_weight_files(Path(name)):
-        raise UserError([f"{model_dir} is an adapter beside the model {name}: {problem}" for problem in problems])
+    told = f"{model_dir} is an adapter beside the model {name}"
+    refuse([f"{told}: {problem}" for problem in check_weight_files(Path(name))])
     return name
 
 

@@ -13,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
-from trainer_loop.errors import UserError, in_one_line, suggest
+from trainer_loop.errors import UserError, in_one_line, refuse, suggest
 from trainer_loop.record.adapter_config import ADAPTER_CONFIG
 from trainer_loop.runtime.hub import offline_unless_reachable
 
@@ -112,8 +112,7 @@ def load_model_config(
             problems.append(f"{place}: {value!r}: {in_one_line(error)}")
         except (AttributeError, NotImplementedError):  # a property that transformers computes
             problems.append(f"{place}: {kind} derives it from other fields")
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     try:
         config.validate()  # transformers' own rules, which it otherwise applies only when the model is saved
     except StrictDataclassError as error:

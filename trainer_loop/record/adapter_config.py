@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer_loop.config.yaml_core import texts_in
-from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.runtime.plain_json import parse_json
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -51,8 +51,7 @@ def check_adapter_config(model_dir: Path) -> None:
         problems.append("base_model_name_or_path names no model")
     elif (Path(base) / ADAPTER_CONFIG).is_file():
         problems.append(f"base_model_name_or_path is {base}, which is an adapter itself")
-    if problems := [*find_dangers(config), *problems]:
-        raise UserError([f"{path}: {problem}" for problem in problems])
+    refuse([f"{path}: {problem}" for problem in [*find_dangers(config), *problems]])
 
 
 def find_dangers(config: Mapping[str, Any]) -> list[str]:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, load_model, save_file
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
-from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages
 from trainer_loop.parallel.processes import broadcast, on_process_0, sum_on_hosts
@@ -351,8 +351,7 @@ class Checkpointer:
             for name, (old, new) in changed.items()
             if name not in self.resume_anyway
         ]
-        if problems:
-            raise UserError(problems)
+        refuse(problems)
         self.changes = changed | find_changes(manifest["config"], self.config)
         for name, (old, new) in self.changes.items():
             if name in changed:

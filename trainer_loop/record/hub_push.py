@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
 from trainer_loop.config.yaml_core import compose, dump, plain
-from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.record.hub_access import MISSING, find_repo_id, open_api, retrying, status_of
 from trainer_loop.record.run_dir import EXPORT_RECORD
 from trainer_loop.record.secrets import find_secret, mask_secrets
@@ -98,8 +98,7 @@ def gather_run(model: Path, config: Path | None) -> dict[str, Content]:
     for name, content in files.items():
         if (problem := _find_problem(name, content)) is not None:
             problems.append(f"{model / name if name != _CONFIG else config}: {problem}")
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return files
 
 

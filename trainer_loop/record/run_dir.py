@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer_loop.config.secrets import mask_arguments
-from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.runtime.plain_json import parse_json
 
 EXPORT_RECORD = "trainer_loop.json"  # in model/: the task, the step and the settings of the training
@@ -79,8 +79,7 @@ class RunDir:
         folders = (self.checkpoints, self.model, self.predictions)
         wrong = [(path, "a folder, in the place of a file") for path in files if path.is_dir()]
         wrong += [(path, "a file, in the place of a folder") for path in folders if path.is_file()]
-        if wrong:
-            raise UserError([f"run_dir: {path} is {what}; rename it" for path, what in wrong])
+        refuse([f"run_dir: {path} is {what}; rename it" for path, what in wrong])
 
     def checkpoint(self, step: int) -> Path:
         """The directory of the checkpoint of a step."""

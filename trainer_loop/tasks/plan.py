@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trainer_loop.components import check_arguments, choose
-from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.tasks.find import find_task
 from trainer_loop.tasks.losses import LOSSES, explain_wrong_loss
 from trainer_loop.tasks.task import Task
@@ -62,8 +62,7 @@ def plan_loss(*, name: str | None, args: Mapping[str, Any]) -> LossPlan | None:
         passed = list(inspect.signature(function).parameters)[:2]
     except ValueError:  # a built-in that does not say: calling it will
         passed = []
-    if problems := check_arguments(function, args, place="args", given=passed):
-        raise UserError(problems)
+    refuse(check_arguments(function, args, place="args", given=passed))
     key = f"name: {name}" if name is not None else "args: cross_entropy"
     return LossPlan(key, functools.partial(function, **args))
 
@@ -79,7 +78,6 @@ def plan_task(*, name: str, args: Mapping[str, Any], loss: LossPlan | None) -> T
             problems.append(
                 f"loss: the task {name} computes its own, and takes no loss_function; remove loss.name and loss.args"
             )
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     task: Task = task_class(**arguments)
     return task
