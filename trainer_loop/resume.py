@@ -39,7 +39,11 @@ def restore_run(
         return TrainState(num_steps=options.num_steps)
     changes = checkpointer.changes
     engine.schedule_step = state.step if state.schedule_step is None else state.schedule_step
-    _check_length(state, options.num_steps)
+    if state.step > options.num_steps:
+        raise UserError(
+            f"the checkpoint is at step {state.step:,} and the run ends at {options.num_steps:,}; "
+            "raise train.epochs or train.steps, or choose another run_dir"
+        )
     _check_schedule(scheduler, state, changes, options.num_steps)
     if state.num_steps != options.num_steps or any(name.startswith(("optimizer.", "scheduler.")) for name in changes):
         args = {name for given in changes.get("optimizer.args", ()) for name in given or ()}
@@ -95,14 +99,6 @@ def warn_of_checkpoints(run_dir: RunDir, console: Console) -> bool:
             f"in {run_dir.root}, fit() trains"
         )
     return found
-
-
-def _check_length(state: TrainState, num_steps: int) -> None:
-    if state.step > num_steps:
-        raise UserError(
-            f"the checkpoint is at step {state.step:,} and the run ends at {num_steps:,}; "
-            "raise train.epochs or train.steps, or choose another run_dir"
-        )
 
 
 def _check_schedule(scheduler: LRScheduler, state: TrainState, changes: Changes, num_steps: int) -> None:

@@ -53,11 +53,6 @@ class ModelPlan:
     adapter: AdapterPlan | None = None
 
     @property
-    def processor_name(self) -> str | None:
-        """Where tokenizer or image processor come from; a model that was given brings its own, wherever it is from."""
-        return self.tokenizer or getattr(self.given, "name_or_path", None) or self.name
-
-    @property
     def has_foreign_processor(self) -> bool:
         """Whether tokenizer or image processor come from elsewhere than the model's config."""
         return self.tokenizer is not None or self.given is not None
@@ -101,7 +96,8 @@ class ModelPlan:
         """
         if task is not None and task.auto_processor is None and task.auto_model is None:
             return None
-        name = self.processor_name
+        # A model that was given brings its own, wherever it is from.
+        name = self.tokenizer or getattr(self.given, "name_or_path", None) or self.name
         if task is not None and task.auto_processor == "AutoImageProcessor":
             if name == "train":
                 raise UserError("model.tokenizer: train: a task on images has no tokenizer; leave it out")

@@ -38,11 +38,7 @@ class PaddingTrial:
         return self.difference <= _TOLERANCE  # false for nan
 
     def describe(self, name: str) -> str:
-        """The warning for the user.
-
-        Args:
-            name: name of the model.
-        """
+        """The warning for the user. name: of the model."""
         return (
             f"a {name} answers a row otherwise where others pad it: by {self.difference:.2g} of its largest logit, for "
             "three rows alone and together; so numbers depend on how batches are cut: set batch.per_device=1 and "
@@ -58,8 +54,6 @@ def make_rows(
     If the positions of the model depend on the longest row of a batch, one more row is long enough to show this.
 
     Args:
-        task: the task, with its tokenizer.
-        model: the model.
         max_length: tokens of the longest row of the run.
         lengths: approximate numbers of tokens.
     """
@@ -178,9 +172,7 @@ def find_reach(model: nn.Module, batch: Mapping[str, Any]) -> Reach:
     A layer that was not called, or a parameter that was not used, counts only if this is true for all its siblings,
     which have the same name except for numbers: an expert that got no token may get some in the next batch.
 
-    Args:
-        model: the model.
-        batch: a few rows as input of the model.
+    batch: a few rows as input of the model.
     """
     linear = {name: module for name, module in model.named_modules() if isinstance(module, LINEAR_LAYERS)}
     calls: dict[str, list[Any]] = {}
