@@ -25,6 +25,7 @@ from trainer_loop.parallel.processes import (
 )
 from trainer_loop.record.checkpoint import AveragedWeights
 from trainer_loop.record.logs import Console
+from trainer_loop.record.predictions import Scores
 from trainer_loop.record.run_output import RunOutput
 from trainer_loop.runtime.memory import is_out_of_memory, release_memory
 from trainer_loop.runtime.preempt import Preemption
@@ -36,16 +37,6 @@ Metrics = dict[str, float]  # of an evaluation, by their names
 _Answer = TypeVar("_Answer")
 _PREEMPTED = "preempted"  # the notice that tells the other processes in the middle of an evaluation
 _NUMBERS = "numbers of the rows"  # a column beside the outputs of the task
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How the rows of a set were judged, in their order."""
-
-    metrics: Metrics  # the mean loss, the metrics, and the number of rows
-    rows: Sequence[int]  # [N] numbers of the encoded rows; of merged rows those of the first
-    predictions: np.ndarray  # [N, ...]
-    references: np.ndarray  # [N, ...]
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -106,7 +97,7 @@ class Evaluator:
             scores = self.score(loader)
             metrics |= {f"{name}/{metric}" if name else metric: value for metric, value in scores.metrics.items()}
             if output is not None:
-                output.write_predictions(name, scores.rows, scores.predictions, scores.references)
+                output.write_predictions(name, scores)
         return metrics
 
     @torch.no_grad()

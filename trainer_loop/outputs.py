@@ -1,12 +1,11 @@
 """What a run writes as its config says, besides checkpoints and metrics: its description, predictions, the model."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import Accelerator
 from torch import nn
 
@@ -21,7 +20,7 @@ from trainer_loop.record.export import ExportRecord, copy_weights, export_model,
 from trainer_loop.record.hub_access import push_command
 from trainer_loop.record.hub_push import Pushed, gather_run, push_files
 from trainer_loop.record.logs import Console
-from trainer_loop.record.predictions import write_predictions
+from trainer_loop.record.predictions import Scores, write_predictions
 from trainer_loop.record.publisher import Publisher
 from trainer_loop.record.run_dir import RunDir, describe_environment, describe_refusal, write_json, write_text
 from trainer_loop.record.run_output import RunOutput
@@ -103,16 +102,12 @@ class ConfiguredOutput(RunOutput):
             warn=self.console.warn,
         )
 
-    def write_predictions(
-        self, name: str, rows: Sequence[int], predictions: np.ndarray, references: np.ndarray
-    ) -> None:
+    def write_predictions(self, name: str, scores: Scores) -> None:
         if self.accelerator.is_main_process:
-            origins = self.plan.inputs.splits[f"test.{name}" if name else "test"].origins
             write_predictions(
                 self.run_dir.predictions / f"{name or 'test'}.jsonl",
-                predictions=predictions,
-                references=references,
-                origin_of=lambda number: origins.place(rows[number]),
+                scores,
+                origin_of=self.plan.inputs.splits[f"test.{name}" if name else "test"].origins.place,
                 label_names=self.plan.inputs.label_names,
             )
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,29 @@ from trainer_loop.errors import UserError
 from trainer_loop.record.run_dir import explain_disk_error, find_remedy, write_text
 
 
+@dataclass(frozen=True)
+class Scores:
+    """How the rows of a set were judged, in their order.
+
+    predictions, references: `[N, ...]`, or `[N]` arrays of unlike lengths, or texts, or lists of them.
+    """
+
+    metrics: dict[str, float]  # the mean loss, the metrics, and the number of rows
+    rows: Sequence[int]  # [N] numbers of the encoded rows; of merged rows those of the first
+    predictions: np.ndarray
+    references: np.ndarray
+
+
 def write_predictions(
-    path: Path,
-    *,
-    predictions: np.ndarray,
-    references: np.ndarray,
-    origin_of: Callable[[int], str],
-    label_names: Sequence[str] | None,
+    path: Path, scores: Scores, *, origin_of: Callable[[int], str], label_names: Sequence[str] | None
 ) -> None:
     """Write one JSON object for each row, in the order of the rows: `place` (its origin), `prediction`, `reference`.
 
-    predictions, references: `[N, ...]`, or `[N]` arrays of unlike lengths, or texts, or lists of them. origin_of: where
-    a row stands in the user's data. label_names: of the classes, written in place of their indices.
+    origin_of: where a row stands in the user's data. label_names: of the classes, written in place of their indices.
     """
-    names = label_names if predictions.ndim == 1 else None
+    names = label_names if scores.predictions.ndim == 1 else None
     lines = []
-    for row, (prediction, reference) in enumerate(zip(predictions, references, strict=True)):
+    for row, prediction, reference in zip(scores.rows, scores.predictions, scores.references, strict=True):
         values = {"prediction": _to_json(prediction, names), "reference": _to_json(reference, names)}
         lines.append(json.dumps({"place": origin_of(row), **values}, ensure_ascii=False) + "\n")
     try:

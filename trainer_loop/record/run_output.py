@@ -1,11 +1,9 @@
 """What a run leaves behind besides its checkpoints and metrics."""
 
-from collections.abc import Sequence
-
-import numpy as np
 from torch import nn
 
 from trainer_loop.record.checkpoint import AveragedWeights
+from trainer_loop.record.predictions import Scores
 from trainer_loop.record.state import TrainState
 from trainer_loop.runtime.preempt import Preemption
 
@@ -16,10 +14,8 @@ class RunOutput:
     def begin_run(self, run: str) -> None:
         """Write what the run is, before its first step. run: its identity, which its checkpoints have too."""
 
-    def write_predictions(
-        self, name: str, rows: Sequence[int], predictions: np.ndarray, references: np.ndarray
-    ) -> None:
-        """Write those of the test set `name`, `[N, ...]` each. rows: the numbers of their rows in it, `[N]`."""
+    def write_predictions(self, name: str, scores: Scores) -> None:
+        """Write those of the test set `name`."""
 
     def export(self, model: nn.Module, state: TrainState) -> None:
         """Write the trained model."""
