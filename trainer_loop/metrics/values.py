@@ -15,9 +15,7 @@ class Values:
     """One column that a metric compares."""
 
     kind: str  # what a task calls such values in its `outputs`
-    dtype: type[np.generic] | None = (
-        None  # of the column, which is then `[N]`, one number a row; None: it stays as it is
-    )
+    dtype: type[np.generic] | None = None  # of the column, then `[N]`, a number a row; None: it stays as it is
     num_classes: int | None = None  # the only number of classes that the metric is defined for; None: any number
 
 

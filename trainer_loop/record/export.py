@@ -69,7 +69,7 @@ def _rename_columns(record: dict[str, Any]) -> dict[str, Any]:
     return record | {"columns": {own: name for own, name in named.items() if name is not None}}
 
 
-def export_model(run_dir: RunDir, model: nn.Module, processor: Any, record: ExportRecord, *, card: str) -> Path:
+def export_model(run_dir: RunDir, model: nn.Module, processor: Any, record: ExportRecord, *, card: str) -> None:
     """Write model/ under a temporary name and rename it; an existing model is replaced. Only process 0 calls this."""
     target = run_dir.model
     temporary = target.with_name(".model.tmp")
@@ -85,7 +85,6 @@ def export_model(run_dir: RunDir, model: nn.Module, processor: Any, record: Expo
             f"{target} could not be written: {explain_disk_error(error, target.parent)}; {find_remedy(error)}: it goes "
             "on from the last checkpoint"
         ) from error
-    return target
 
 
 def write_files(

@@ -31,7 +31,7 @@ def mask_secrets(value: Any, *, key: str = "") -> Any:
         return MASK
     if not isinstance(value, str):
         return value
-    for secret in _secrets_in(value):
+    for secret in [found.group() for found in _FORMS.finditer(value)] + list(_secret_variables().values()):
         value = value.replace(secret, MASK)
     return value
 
@@ -44,11 +44,6 @@ def find_secret(text: str) -> str | None:
         if secret in text:
             return f"the value of the environment variable {name}"
     return None
-
-
-def _secrets_in(text: str) -> list[str]:
-    forms = [found.group() for found in _FORMS.finditer(text)]
-    return forms + [secret for secret in _secret_variables().values() if secret in text]
 
 
 def _secret_variables() -> dict[str, str]:

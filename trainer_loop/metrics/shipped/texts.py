@@ -1,5 +1,6 @@
 """Metrics on texts: answers to questions, and texts that a model writes."""
 
+import operator
 import re
 import string
 from collections import Counter
@@ -29,7 +30,7 @@ def answer_f1(predictions: Texts, references: TextsOfRow) -> AnswerScores:
     rows = list(zip(predictions, references, strict=True))
     return {
         "answer_f1": float(np.mean([_best(_score_words, prediction, own) for prediction, own in rows])),
-        "answer_exact_match": float(np.mean([_best(_score_equality, prediction, own) for prediction, own in rows])),
+        "answer_exact_match": float(np.mean([_best(operator.eq, prediction, own) for prediction, own in rows])),
     }
 
 
@@ -59,7 +60,3 @@ def _score_words(predicted: list[str], there: list[str]) -> float:
         return float(predicted == there)
     shared = sum((Counter(predicted) & Counter(there)).values())
     return 2 * shared / (len(predicted) + len(there))
-
-
-def _score_equality(predicted: list[str], there: list[str]) -> float:
-    return float(predicted == there)
