@@ -64,6 +64,19 @@ def test_every_file_is_in_the_manifest_and_any_change_is_a_fault(loop, tmp_path)
         file.write_bytes(content)
 
 
+def test_accelerate_loads_a_checkpoint_as_one_of_its_own(loop, tmp_path):
+    loop.fit()
+    tiny.forget_accelerator()
+    other = make_loop(tmp_path / "other")
+    other.engine.accelerator.load_state(str(list_checkpoints(RunDir(tmp_path / "run"))[-1]))
+    for mine, loaded in zip(loop.bare_model.parameters(), other.bare_model.parameters(), strict=True):
+        assert torch.equal(mine, loaded)
+    mine, loaded = (made.engine.optimizer.state_dict()["state"] for made in (loop, other))
+    assert mine.keys() == loaded.keys()
+    for number, moments in mine.items():
+        assert all(torch.equal(value, loaded[number][name]) for name, value in moments.items())
+
+
 def test_no_byte_of_the_manifest_can_change_unseen(loop, tmp_path):
     loop.fit()
     newest = list_checkpoints(RunDir(tmp_path / "run"))[-1]
