@@ -167,6 +167,7 @@ class ModelPlan:
                 tokenizer=tokenizer,
                 own_tokenizer=self.tokenizer is None and self.given is None,
                 max_length=max_length,
+                target_lengths=task.target_lengths,
                 needs_end=config.is_encoder_decoder and task.reads_end,
             )
         if self.adapter is not None:

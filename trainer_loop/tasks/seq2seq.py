@@ -55,6 +55,7 @@ class Seq2Seq(Task):
         self.max_new_tokens = max_new_tokens
         self.num_beams = num_beams
         self.loss_function = loss_function
+        self.target_lengths = {f"task.args.{name}": numbers[name] for name in ("max_target_length", "max_new_tokens")}
 
     def settings(self) -> dict[str, Any]:
         return {"prefix": self.prefix, "max_target_length": self.max_target_length}

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, chain
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -61,6 +62,9 @@ class Task(ABC):
     is_tried: ClassVar[bool] = True
     pipeline_tag: ClassVar[str | None] = None
     example: ClassVar[Sequence[Mapping[str, Any]]] = ()
+
+    # Tokens of the longest text that a decoder reads, by the key that limits it.
+    target_lengths: Mapping[str, int] = MappingProxyType({})
 
     # `bind` sets these.
     processor: Any = None
