@@ -22,9 +22,10 @@ from trainer_loop.config.fields import Config
 from trainer_loop.config.load import values_of
 from trainer_loop.config.named_sets import parse_set
 from trainer_loop.config.schema import KEYS
-from trainer_loop.data.columns import Columns, bind_columns
+from trainer_loop.data.columns import bind_columns
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.plan import DataPlan, plan_data, take_splits
+from trainer_loop.data.source import DataSection
 from trainer_loop.data.text_format import TextFormat
 from trainer_loop.data.tokenizer import as_tokenizer
 from trainer_loop.data.tokens import TokenisedSplit
@@ -301,10 +302,19 @@ def _plan_inputs(
     )
     data, splits = None, dict[str, TokenisedSplit]()
     if task and columns and has_rows and are_keys_right:
+        keys = {"files": TextFormat(**vars(config.data.files)), "limit": vars(config.data.limit), "columns": columns}
+        section = DataSection(**(vars(config.data) | keys), seed=config.seed)
         if task.columns:
-            data = _plan_data(config, overrides, console, found, columns)
+            data = plan_data(
+                section,
+                given=overrides.rows,
+                show_progress=console.on_terminal,
+                say=console.say,
+                warn=console.warn,
+                problems=found,
+            )
         else:
-            splits = _take_splits(config, overrides, found)
+            splits = take_splits(section, given=overrides.rows, problems=found)
     labels = None if data is None else data.labels
     label_names = None if labels is None else labels.names
     if task is not None:
@@ -332,9 +342,7 @@ def _plan_inputs(
     is_encoder_decoder = model_config is not None and model_config.is_encoder_decoder
     end_token = find_text_config(model_config).eos_token_id if is_encoder_decoder else None
     task.bind(processor, label_names=label_names, packs=config.model.packing, end_token=end_token)
-    splits, stream = data.encode(
-        task, processor, counts_stream=config.train.steps is None, seed=config.seed, say=console.say
-    )
+    splits, stream = data.encode(task, processor, counts_stream=config.train.steps is None, say=console.say)
     return Inputs(splits, stream, labels, data, processor, model_config)
 
 
@@ -385,37 +393,6 @@ def _fit_model(
     if loss is not None and num_classes is not None:
         found.collect("loss.", loss.check_sum, num_classes)
     return model_config, processor
-
-
-def _plan_data(config: Config, overrides: Overrides, console: Console, found: Problems, columns: Columns) -> DataPlan:
-    nested = {"files": TextFormat(**vars(config.data.files)), "limit": vars(config.data.limit)}
-    return plan_data(
-        **(vars(config.data) | nested | {"columns": columns}),
-        given=overrides.rows,
-        seed=config.seed,
-        show_progress=console.on_terminal,
-        say=console.say,
-        warn=console.warn,
-        problems=found,
-    )
-
-
-def _take_splits(config: Config, overrides: Overrides, found: Problems) -> dict[str, TokenisedSplit]:
-    """The rows of a task that takes them as they are."""
-    data = config.data
-    return take_splits(
-        name=data.name,
-        config=data.config,
-        train=data.train,
-        validation=data.validation,
-        test=data.test,
-        validation_fraction=data.validation_fraction,
-        files=TextFormat(**vars(data.files)),
-        limit=vars(data.limit),
-        given=overrides.rows,
-        seed=config.seed,
-        problems=found,
-    )
 
 
 def _check_unused(config: Config, overrides: Overrides, task: Task, found: Problems) -> None:

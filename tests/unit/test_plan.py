@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trainer_loop.config import fields
-from trainer_loop.data.plan import plan_data
+from trainer_loop.data.source import DataSection
 from trainer_loop.models.adapters import plan_lora, plan_peft
 from trainer_loop.models.plan import ModelPlan
 from trainer_loop.optim.optimizers import OptimizerPlan
@@ -22,7 +22,7 @@ PLANS: list[tuple[Callable[..., Any], type, set[str]]] = [
     (ModelPlan, fields.ModelConfig, {"given", "adapter"}),
     (plan_lora, fields.LoraConfig, set()),
     (plan_peft, fields.PeftConfig, set()),
-    (plan_data, fields.DataConfig, {"given", "seed", "show_progress", "say", "warn", "problems"}),
+    (DataSection, fields.DataConfig, {"seed"}),
     (OptimizerPlan, fields.OptimizerConfig, set()),
     (SchedulerPlan, fields.SchedulerConfig, set()),
 ]

@@ -80,6 +80,11 @@ class Columns:
         """Whether a row has a list of labels."""
         return any(self.declared[own].kind == "classes" for own in self.names)
 
+    @property
+    def single_label(self) -> str | None:
+        """The user's name of the column of classes, where a row has one class; None if it is not read."""
+        return None if self.has_class_lists else self.label
+
     def without_targets(self) -> "Columns":
         """The columns of rows that are to be predicted."""
         inputs = {own: name for own, name in self.names.items() if not self.declared[own].target}

@@ -9,14 +9,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from trainer_loop.config.named_sets import parse_set
 from trainer_loop.data.arrow_files import find_features, hold, telling_damage
 from trainer_loop.data.arrow_types import as_rows, make_dataset
 from trainer_loop.data.files import NamedRows
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.images import spell_image
 from trainer_loop.data.loader import RowSource
-from trainer_loop.data.prepare import cut_validation, limit_rows
 from trainer_loop.data.split import Origins
 from trainer_loop.data.tokens import TokenisedSplit
 from trainer_loop.data.values import make_arrays
@@ -139,16 +137,6 @@ def take_rows(
         origins=origins or Origins.of(f"{place} row", len(rows)),
         fingerprint=fingerprint or _digest_some(rows),
     )
-
-
-def cut_rows(
-    splits: Mapping[str, TokenisedSplit], *, fraction: float | None, limit: Mapping[str, int | None], seed: int
-) -> dict[str, TokenisedSplit]:
-    """`fraction` of the training rows become the validation split where there is one to be; then samples of `limit`."""
-    cut = dict(splits)
-    if fraction is not None:
-        cut["train"], cut["validation"] = cut_validation(cut["train"], fraction=fraction, label=None, seed=seed)
-    return {name: limit_rows(split, limit=limit.get(parse_set(name)[0]), seed=seed) for name, split in cut.items()}
 
 
 def _read_all(rows: Any) -> Iterable[Any]:

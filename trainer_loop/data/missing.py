@@ -47,7 +47,7 @@ class Holes:
             for own, name in columns.names.items()
             if columns.declared[own].kind == "text"
         }
-        label = None if columns.has_class_lists else columns.label
+        label = columns.single_label
         return cls(texts, label, [name for name in columns.all if name not in texts and name != label])
 
     @property
@@ -134,7 +134,7 @@ def with_plain_columns(split: Split, columns: Columns) -> Split:
     """
     rows = split.rows
     names = list(split.columns or rows.column_names)
-    texts, label = columns.texts, None if columns.has_class_lists else columns.label
+    texts, label = columns.texts, columns.single_label
     for name in columns.images:
         if isinstance(rows.features.get(name), datasets.Image):
             rows = rows.cast_column(name, datasets.Image(decode=False))

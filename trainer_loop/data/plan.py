@@ -1,6 +1,7 @@
 """The section `data`: every split is read and checked, then encoded."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,21 +9,19 @@ from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.data.checks import check_splits
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.files import find_files, is_file_spec, read_files
-from trainer_loop.data.given_rows import as_dataset, cut_rows, take_rows
+from trainer_loop.data.given_rows import as_dataset, take_rows
 from trainer_loop.data.hub import load_hub_splits
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.loader import KeptRows
 from trainer_loop.data.missing import Holes, settle_missing
+from trainer_loop.data.prepare import cut_validation, limit_splits
 from trainer_loop.data.report import describe_data
 from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.source import call_rows_function, given_split, load_splits, open_splits
+from trainer_loop.data.source import DataSection, Say, call_rows_function, given_split, read_splits
 from trainer_loop.data.split import Split
-from trainer_loop.data.text_format import TextFormat
 from trainer_loop.data.tokens import Encoder, TokenisedSplit, tokenise_split
 from trainer_loop.data.train_stream import TrainStream, prepare_stream
 from trainer_loop.errors import Problems, UserError
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -33,15 +32,15 @@ class DataPlan:
     labels: the classes; None without a label, or where they could not be found.
     """
 
-    columns: Columns
+    section: DataSection
     splits: Mapping[str, Split]
     streamed: ShardedSplit | None
     labels: LabelNames | None
-    max_length: int
-    cache_dir: str | None
-    missing: str
-    shuffle_rows: int
     show_progress: bool
+
+    @property
+    def columns(self) -> Columns:
+        return self.section.columns
 
     def iterate_texts(self) -> Iterator[str]:
         """Every text of the training split, one after the other, without holding all of them."""
@@ -54,7 +53,7 @@ class DataPlan:
                     yield from [value] if isinstance(value, str) else value
 
     def encode(
-        self, task: Encoder, tokenizer: Any, *, counts_stream: bool, seed: int, say: Say
+        self, task: Encoder, tokenizer: Any, *, counts_stream: bool, say: Say
     ) -> tuple[dict[str, TokenisedSplit], TrainStream | None]:
         """The rows as the model reads them, and a report of the data; of a stream, of its first rows.
 
@@ -65,8 +64,8 @@ class DataPlan:
             "tokenizer": tokenizer,
             "columns": self.columns,
             "label_names": self.labels,
-            "max_length": self.max_length,
-            "cache_dir": self.cache_dir,
+            "max_length": self.section.max_length,
+            "cache_dir": self.section.cache_dir,
             "show_progress": self.show_progress,
             "say": say,
         }
@@ -77,9 +76,9 @@ class DataPlan:
                 splits.pop("train"),
                 **asked,
                 is_counted=counts_stream,
-                shuffle_rows=self.shuffle_rows,
-                seed=seed,
-                missing=self.missing,
+                shuffle_rows=self.section.shuffle_rows,
+                seed=self.section.seed,
+                missing=self.section.missing,
             )
         encoded = {name: tokenise_split(split, **asked) for name, split in splits.items()}
         for line in describe_data(encoded, splits=splits, columns=self.columns, label_names=self.labels):
@@ -97,9 +96,9 @@ class DataPlan:
         table = as_dataset(rows, place="rows", columns=columns.all)
         named = given_split(table, name="rows", columns=columns)
         try:
-            split, lines = settle_missing(named, Holes.of(columns), missing=self.missing)
+            split, lines = settle_missing(named, Holes.of(columns), missing=self.section.missing)
             problems, _, _ = check_splits(
-                {"rows": split}, columns=columns, label_names=None, missing=self.missing, known=self.labels
+                {"rows": split}, columns=columns, label_names=None, missing=self.section.missing, known=self.labels
             )
             if problems:
                 raise UserError(problems)
@@ -114,8 +113,8 @@ class DataPlan:
             tokenizer=tokenizer,
             columns=columns,
             label_names=None if columns.label is None else self.labels,
-            max_length=self.max_length,
-            cache_dir=self.cache_dir,
+            max_length=self.section.max_length,
+            cache_dir=self.section.cache_dir,
             show_progress=False,
             say=lambda line: None,
         )
@@ -123,64 +122,30 @@ class DataPlan:
 
 
 def plan_data(
-    *,
-    name: str | None,
-    config: str | None,
-    train: Any,
-    validation: Any,
-    test: Any,
-    validation_fraction: float | None,
-    streaming: bool,
-    shuffle_rows: int,
-    files: TextFormat,
-    missing: str,
-    limit: Mapping[str, int | None],
-    columns: Columns,
-    label_names: Any,
-    max_length: int,
-    num_workers: int | str,
-    cache_dir: str | None,
-    given: Mapping[str, Any],
-    seed: int,
-    show_progress: bool,
-    say: Say,
-    warn: Say,
-    problems: Problems,
+    section: DataSection, *, given: Mapping[str, Any], show_progress: bool, say: Say, warn: Say, problems: Problems
 ) -> DataPlan:
-    """Read and check the splits of the section `data`, whose keys the first parameters are.
+    """Read and check the splits of the section `data`.
 
     What is wrong is added to `problems`, and the plan holds what could be read all the same: labels tell more problems.
 
     Args:
-        columns: Bound to the task, see `bind_columns`.
         given: rows that were made in Python, by split or set, in the place of what the config names.
     """
-    del num_workers  # it changes how rows are loaded, not which
-    asked: dict[str, Any] = {"train": train, "validation": validation, "test": test}
     splits: dict[str, Split] = {}
     streamed: ShardedSplit | None = None
     labels: LabelNames | None = None
-    if _put_given(asked, given, columns.all, problems):
-        asked |= {
-            "name": name,
-            "config": config,
-            "limit": limit,
-            "columns": columns,
-            "seed": seed,
-            "show_progress": show_progress,
-            "text_format": files,
-            "missing": missing,
-            "say": say,
-        }
-        if streaming:
-            splits, streamed, wrong = open_splits(**asked)
-        else:
-            splits, wrong = load_splits(**asked, validation_fraction=validation_fraction)
+    put = _put_given(section, given, problems)
+    if put is not None:
+        splits, streamed, wrong = read_splits(put, show_progress=show_progress, say=say)
         problems.lines += wrong
         wrong, warnings, labels = check_splits(
-            splits, columns=columns, label_names=label_names, is_streamed=streaming, missing=missing
+            splits,
+            columns=section.columns,
+            label_names=section.label_names,
+            is_streamed=section.streaming,
+            missing=section.missing,
         )
-        if validation_fraction is not None:  # both were one file: what is wrong with all of it is reported once
+        if section.validation_fraction is not None:  # both were one file: what is wrong with all of it is told once
             known = set(wrong)
             wrong = [
                 line
@@ -190,72 +155,59 @@ def plan_data(
         problems.lines += wrong
         for warning in warnings:
             warn(warning)
-    return DataPlan(
-        columns, splits, streamed, labels, max_length, cache_dir, missing, shuffle_rows, show_progress=show_progress
-    )
+    return DataPlan(section, splits, streamed, labels, show_progress)
 
 
-def _put_given(asked: dict[str, Any], given: Mapping[str, Any], columns: Sequence[str], problems: Problems) -> bool:
-    """Put rows that were made in Python in the place of what the config names; whether all of them can be read."""
-    tables = {
-        name: problems.collect("", as_dataset, rows, place=f"rows[{name!r}]", columns=columns)
-        for name, rows in given.items()
-    }
-    for name, table in tables.items():
+def _put_given(section: DataSection, given: Mapping[str, Any], problems: Problems) -> DataSection | None:
+    """Put rows that were made in Python in the place of what the config names; None where some cannot be read."""
+    specs = {"train": section.train, "validation": section.validation, "test": section.test}
+    are_good = True
+    for name, rows in given.items():
+        table = problems.collect("", as_dataset, rows, place=f"rows[{name!r}]", columns=section.columns.all)
+        are_good &= table is not None
         split, part = parse_set(name)
-        named = asked[split] if isinstance(asked[split], Mapping) else {}
-        asked[split] = {**named, part: table} if part else table
-    return None not in tables.values()
+        named = specs[split] if isinstance(specs[split], Mapping) else {}
+        specs[split] = {**named, part: table} if part else table
+    return dataclasses.replace(section, **specs) if are_good else None
 
 
-def take_splits(
-    *,
-    name: str | None,
-    config: str | None,
-    train: Any,
-    validation: Any,
-    test: Any,
-    validation_fraction: float | None,
-    files: TextFormat,
-    limit: Mapping[str, int | None],
-    given: Mapping[str, Any],
-    seed: int,
-    problems: Problems,
-) -> dict[str, TokenisedSplit]:
+def take_splits(section: DataSection, *, given: Mapping[str, Any], problems: Problems) -> dict[str, TokenisedSplit]:
     """The splits of a task that takes rows as they are. What is wrong is added to `problems`."""
+    fraction, seed = section.validation_fraction, section.seed
     sets = [name for name in given if parse_set(name)[0] == "validation"]
-    if validation_fraction is not None and sets:
-        problems.lines.append(
-            f"data.validation_fraction: {validation_fraction}: validation rows are given; set it to null"
-        )
-    specs = {"train": train, **name_sets("validation", validation), **name_sets("test", test)}
+    if fraction is not None and sets:
+        problems.lines.append(f"data.validation_fraction: {fraction}: validation rows are given; set it to null")
+    specs = {"train": section.train, **name_sets("validation", section.validation), **name_sets("test", section.test)}
     splits: dict[str, TokenisedSplit] = {}
     for split, rows in (specs | dict(given)).items():
         taken = (
             problems.collect("", take_rows, rows, name=split, place=f"rows[{split!r}]")
             if split in given
-            else problems.collect("", _take_split, rows, split=split, name=name, config=config, files=files, seed=seed)
+            else problems.collect("", _take_split, rows, split, section)
         )
         if taken is not None:
             splits[split] = taken
     if problems:
         return {}
-    return cut_rows(splits, fraction=validation_fraction, limit=limit, seed=seed)
+    if fraction is not None:
+        splits["train"], splits["validation"] = cut_validation(
+            splits["train"], fraction=fraction, label=None, seed=seed
+        )
+    return limit_splits(splits, section.limit, seed=seed)
 
 
-def _take_split(
-    spec: Any, *, split: str, name: str | None, config: str | None, files: TextFormat, seed: int
-) -> TokenisedSplit:
+def _take_split(spec: Any, split: str, section: DataSection) -> TokenisedSplit:
     """Rows of a hub data set, of files, or of a function at a dotted path."""
+    name = section.name
     if isinstance(spec, str) and not is_file_spec(spec, hub=name is not None):
         if name is None:
-            rows = call_rows_function(spec, split=split, seed=seed)
+            rows = call_rows_function(spec, split=split, seed=section.seed)
             return take_rows(rows, name=split, place=f"data.{split}={spec}")
-        found, problems = load_hub_splits(name, config=config, specs={split: spec})
+        found, problems = load_hub_splits(name, config=section.config, specs={split: spec})
         if problems:
             raise UserError(problems)
         read = found[split]
     else:
         paths = find_files([spec] if isinstance(spec, str) else list(spec), key=f"data.{split}")
-        read = read_files(paths, split=split, columns=None, text_format=files)
+        read = read_files(paths, split=split, columns=None, text_format=section.files)
     return take_rows(read.rows, name=split, place=split, origins=read.origins, fingerprint=read.fingerprint)

@@ -1,6 +1,7 @@
 """Which rows of the raw splits are used: a validation part cut from train, and samples of at most so many rows."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import datasets
@@ -8,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
+from trainer_loop.config.named_sets import parse_set
 from trainer_loop.data.split import Indices, Split
 from trainer_loop.data.tokens import TokenisedSplit
 from trainer_loop.runtime.randomness import derive_seed
@@ -35,6 +37,11 @@ def limit_rows(split: _Split, *, limit: int | None, seed: int) -> _Split:
         return split
     keys = draw_keys(len(split.rows), seed, f"limit {split.name}")
     return split.select(np.sort(np.argsort(keys, kind="stable")[:limit]))
+
+
+def limit_splits(splits: Mapping[str, _Split], limit: Mapping[str, int | None], *, seed: int) -> dict[str, _Split]:
+    """Samples of the splits that have a limit. limit: by split, also of each of its sets."""
+    return {name: limit_rows(split, limit=limit.get(parse_set(name)[0]), seed=seed) for name, split in splits.items()}
 
 
 def find_classes(rows: Any, label: str | None) -> Indices:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import datasets
@@ -18,151 +18,133 @@ from trainer_loop.data.given_rows import as_dataset, read_dicts
 from trainer_loop.data.hub import load_hub_splits
 from trainer_loop.data.hub_stream import stream_hub_splits
 from trainer_loop.data.missing import Holes, settle_missing, with_plain_columns
-from trainer_loop.data.prepare import cut_validation, limit_rows
+from trainer_loop.data.prepare import cut_validation, limit_splits
 from trainer_loop.data.progress import progress_bars
 from trainer_loop.data.shards import ShardedSplit
 from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.stream_head import read_head
 from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
-from trainer_loop.errors import UserError
+from trainer_loop.errors import Problems, UserError, under
 
 _SPLITS = ("train", "validation", "test")
 _HASHED_ROWS = 10_000  # at a time
 
-
-def load_splits(
-    *,
-    name: str | None,
-    config: str | None,
-    train: Any,
-    validation: Any,
-    test: Any,
-    validation_fraction: float | None,
-    limit: Mapping[str, int | None],
-    columns: Columns,
-    seed: int,
-    show_progress: bool = False,
-    text_format: TextFormat = DEFAULT_FORMAT,
-    missing: str = "refuse",
-    say: Callable[[str], None] = lambda line: None,
-) -> tuple[dict[str, Split], list[str]]:
-    """Every split that was asked for, as raw rows -> those that could be read, and all that is wrong with the rest.
-
-    A split is named by (the parameters are the config keys of the same names under `data`)
-      - the name of a split of the hub data set `name`, or a slice of one (`train[:1000]`);
-      - a file, a glob, or a list of them: whatever has a known extension, a slash or a `*` or `?`;
-      - where `name` is None, else, the dotted path of a function without required parameters (`seed` is handed in
-        where it has one) that returns a datasets.Dataset or an iterable of dicts.
-    validation, test: one of these, or several by name; those are the splits `validation.matched` and the like.
-    text_format: of the files. missing: see `settle_missing`; `say` is told what was dropped, in lines for a person.
-    `validation_fraction` of the training rows become the validation split; after that `limit` samples each split.
-    """
-    specs = {"train": train, **name_sets("validation", validation), **name_sets("test", test)}
-    problems: list[str] = []
-    if train is None:
-        problems.append("data.train=null: a split, a file or a dotted path is needed")
-    if validation_fraction is not None and validation is not None:
-        problems.append("data.validation and data.validation_fraction are both given; set one to null")
-    if validation_fraction is not None and not 0 < validation_fraction < 1:
-        problems.append(f"data.validation_fraction={validation_fraction}: it must lie between 0 and 1; null for none")
-
-    reading = _Reading(columns, text_format, missing, seed, say)
-    with progress_bars(shown=show_progress):
-        splits, hub_specs, unread = _read_local_splits(specs, name=name, reading=reading)
-        problems += unread
-        if hub_specs and name is not None:
-            found, hub_problems = load_hub_splits(name, config=config, specs=hub_specs)
-            splits.update(found)
-            problems += hub_problems
-    splits, unsettled = _settle(splits, reading)
-    problems += unsettled
-
-    if validation_fraction is not None and 0 < validation_fraction < 1 and validation is None and "train" in splits:
-        if len(splits["train"].rows) < 2:
-            problems.append("data.validation_fraction: data.train has 1 row, which cannot be divided")
-        else:
-            splits["train"], splits["validation"] = cut_validation(
-                splits["train"], fraction=validation_fraction, label=reading.single_label, seed=seed
-            )
-    return _limit_splits(splits, limit, seed=seed), problems
-
-
-def open_splits(
-    *,
-    name: str | None,
-    config: str | None,
-    train: Any,
-    validation: Any,
-    test: Any,
-    limit: Mapping[str, int | None],
-    columns: Columns,
-    seed: int,
-    show_progress: bool = False,
-    text_format: TextFormat = DEFAULT_FORMAT,
-    missing: str = "refuse",
-    say: Callable[[str], None] = lambda line: None,
-) -> tuple[dict[str, Split], ShardedSplit | None, list[str]]:
-    """Like `load_splits`, but the training split is a hub split or files that are going to be streamed.
-
-    -> the splits, with no more than the first rows of train; train as it is to be streamed; and all that is wrong.
-    """
-    reading = _Reading(columns, text_format, missing, seed, say)
-    opened: ShardedSplit | None = None
-    found, wrong = dict[str, Split](), list[str]()
-    with progress_bars(shown=show_progress):
-        specs = {**name_sets("validation", validation), **name_sets("test", test)}
-        splits, hub_specs, problems = _read_local_splits(specs, name=name, reading=reading)
-        if name is not None and _is_hub_spec(train):
-            opened, found, wrong = stream_hub_splits(
-                name, config=config, train=train, specs=hub_specs, columns=columns.all
-            )
-        else:
-            try:
-                opened = open_files(_find_stream_files(train), columns=columns.all, text_format=text_format)
-            except UserError as error:
-                problems += error.problems
-            if name is not None and hub_specs:
-                found, wrong = load_hub_splits(name, config=config, specs=hub_specs)
-    splits, unsettled = _settle(splits | found, reading)
-    problems += wrong + unsettled
-    splits = _limit_splits(splits, limit, seed=seed)
-    if opened is not None:
-        try:
-            splits = {"train": read_head(opened, columns=columns, missing=missing)} | splits
-        except UserError as error:
-            problems += error.problems
-    return splits, opened, problems
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class _Reading:
-    """What is read of every split, and how."""
+class DataSection:
+    """The config keys of the section `data`, and the seed.
 
+    A split is named by
+      - the name of a split of the hub data set `name`, or a slice of one (`train[:1000]`);
+      - a file, a glob, or a list of them: whatever has a known extension, a slash or a `*` or `?`;
+      - where `name` is None, else, the dotted path of a function without required parameters (`seed` is handed in
+        where it has one) that returns a datasets.Dataset or an iterable of dicts;
+      - rows that were made in Python, see `as_dataset`.
+    validation, test: one of these, or several by name; those are the splits `validation.matched` and the like.
+    files: how text files are written. missing: see `settle_missing`. columns: bound to the task, see `bind_columns`.
+    `validation_fraction` of the training rows become the validation split; after that `limit` samples each split.
+    """
+
+    train: Any
     columns: Columns
-    text_format: TextFormat
-    missing: str
     seed: int
-    say: Callable[[str], None]
+    validation: Any = None
+    test: Any = None
+    name: str | None = None
+    config: str | None = None
+    validation_fraction: float | None = None
+    streaming: bool = False
+    shuffle_rows: int = 1
+    files: TextFormat = DEFAULT_FORMAT
+    missing: str = "refuse"
+    limit: Mapping[str, int | None] = field(default_factory=dict)
+    label_names: Any = None
+    max_length: int = 512
+    num_workers: int | str = 0  # changes how rows are loaded, not which
+    cache_dir: str | None = None
 
-    @property
-    def single_label(self) -> str | None:
-        return None if self.columns.has_class_lists else self.columns.label
+
+def read_splits(
+    section: DataSection, *, show_progress: bool = False, say: Say = lambda line: None
+) -> tuple[dict[str, Split], ShardedSplit | None, list[str]]:
+    """Every split that was asked for, as raw rows -> those that could be read; train where it is streamed; problems.
+
+    A training split that is streamed is a hub split or files, and only its first rows are read. `say` is told what was
+    dropped, in lines for a person.
+    """
+    name, train, fraction = section.name, section.train, section.validation_fraction
+    specs = {**name_sets("validation", section.validation), **name_sets("test", section.test)}
+    problems = Problems()
+    if not section.streaming:
+        specs = {"train": train} | specs
+        problems.lines += _check_keys(section)
+    on_hub = {split: spec for split, spec in specs.items() if name is not None and _is_hub_spec(spec)}
+    streamed: ShardedSplit | None = None
+    found, wrong = dict[str, Split](), list[str]()
+    with progress_bars(shown=show_progress):
+        read = {
+            split: problems.collect("", _read_local, spec, split, section)
+            for split, spec in specs.items()
+            if spec is not None and split not in on_hub
+        }
+        if section.streaming and name is not None and _is_hub_spec(train):
+            streamed, found, wrong = stream_hub_splits(
+                name, config=section.config, train=train, specs=on_hub, columns=section.columns.all
+            )
+        else:
+            if section.streaming:
+                streamed = problems.collect("", _open_stream, section)
+            if name is not None and on_hub:
+                found, wrong = load_hub_splits(name, config=section.config, specs=on_hub)
+    problems.lines += wrong
+    read_whole = {split: rows for split, rows in read.items() if rows is not None} | found
+    splits = _settle(read_whole, section, problems, say)
+    if not section.streaming and fraction is not None and 0 < fraction < 1 and section.validation is None:
+        _cut_validation(splits, fraction, section, problems)
+    in_order = sorted(splits, key=lambda split: _SPLITS.index(parse_set(split)[0]))
+    splits = limit_splits({split: splits[split] for split in in_order}, section.limit, seed=section.seed)
+    if streamed is not None:
+        head = problems.collect("", read_head, streamed, columns=section.columns, missing=section.missing)
+        splits = ({} if head is None else {"train": head}) | splits
+    return splits, streamed, problems.lines
 
 
-def _settle(splits: Mapping[str, Split], reading: _Reading) -> tuple[dict[str, Split], list[str]]:
-    """The splits with their columns in plain types and without the rows that are dropped; and what is wrong."""
-    settled: dict[str, Split] = {}
+def _check_keys(section: DataSection) -> list[str]:
     problems: list[str] = []
+    fraction = section.validation_fraction
+    if section.train is None:
+        problems.append("data.train=null: a split, a file or a dotted path is needed")
+    if fraction is not None and section.validation is not None:
+        problems.append("data.validation and data.validation_fraction are both given; set one to null")
+    if fraction is not None and not 0 < fraction < 1:
+        problems.append(f"data.validation_fraction={fraction}: it must lie between 0 and 1; null for none")
+    return problems
+
+
+def _settle(splits: Mapping[str, Split], section: DataSection, problems: Problems, say: Say) -> dict[str, Split]:
+    """The splits with their columns in plain types and without the rows that are dropped."""
+    settled: dict[str, Split] = {}
     for name, split in splits.items():
-        plain = with_plain_columns(split, reading.columns)
-        try:
-            settled[name], told = settle_missing(plain, Holes.of(reading.columns), missing=reading.missing)
-        except UserError as error:
-            problems += error.problems
-            continue
-        for line in told:
-            reading.say(f"{name}: {line}")
-    return settled, problems
+        plain = with_plain_columns(split, section.columns)
+        made = problems.collect("", settle_missing, plain, Holes.of(section.columns), missing=section.missing)
+        if made is not None:
+            settled[name], told = made
+            for line in told:
+                say(f"{name}: {line}")
+    return settled
+
+
+def _cut_validation(splits: dict[str, Split], fraction: float, section: DataSection, problems: Problems) -> None:
+    if "train" not in splits:
+        return
+    if len(splits["train"].rows) < 2:
+        problems.lines.append("data.validation_fraction: data.train has 1 row, which cannot be divided")
+        return
+    splits["train"], splits["validation"] = cut_validation(
+        splits["train"], fraction=fraction, label=section.columns.single_label, seed=section.seed
+    )
 
 
 def _is_hub_spec(spec: Any) -> bool:
@@ -189,36 +171,8 @@ def call_rows_function(spec: str, *, split: str, seed: int) -> Any:
     return _bind_seed(locate(spec, place=f"data.{split}"), place=f"data.{split}={spec}", seed=seed)()
 
 
-def _read_local_splits(
-    specs: Mapping[str, Any], *, name: str | None, reading: _Reading
-) -> tuple[dict[str, Split], dict[str, str], list[str]]:
-    """-> the splits that do not come from the hub data set `name`, the specs of those that do, and what is wrong."""
-    splits: dict[str, Split] = {}
-    hub_specs: dict[str, str] = {}
-    problems: list[str] = []
-    for split, spec in specs.items():
-        if spec is None:
-            continue
-        try:
-            if name is not None and _is_hub_spec(spec):
-                hub_specs[split] = spec
-            else:
-                splits[split] = _read_local(spec, split=split, reading=reading)
-        except UserError as error:
-            problems += error.problems
-    return splits, hub_specs, problems
-
-
-def _limit_splits(splits: Mapping[str, Split], limit: Mapping[str, int | None], *, seed: int) -> dict[str, Split]:
-    """Samples of those that have a limit, in the order of `_SPLITS`."""
-    limited = {}
-    for name in sorted(splits, key=lambda name: _SPLITS.index(parse_set(name)[0])):
-        most = limit.get(parse_set(name)[0])
-        limited[name] = splits[name] if most is None else limit_rows(splits[name], limit=most, seed=seed)
-    return limited
-
-
-def _find_stream_files(spec: Any) -> list[str]:
+def _open_stream(section: DataSection) -> ShardedSplit:
+    spec = section.train
     if isinstance(spec, NamedRows):
         raise UserError("data.streaming=true: rows that were made in Python are not streamed; set data.streaming=false")
     specs = _check_spec(spec, key="data.train")
@@ -227,7 +181,8 @@ def _find_stream_files(spec: Any) -> list[str]:
             f"data.train={spec}: only files and hub splits are streamed, and this is neither; "
             "write the rows to a file, or set data.streaming=false"
         )
-    return find_files(specs, key="data.train")
+    files = find_files(specs, key="data.train")
+    return open_files(files, columns=section.columns.all, text_format=section.files)
 
 
 def _check_spec(spec: Any, *, key: str) -> list[str]:
@@ -238,31 +193,31 @@ def _check_spec(spec: Any, *, key: str) -> list[str]:
     return specs
 
 
-def _read_local(spec: Any, *, split: str, reading: _Reading) -> Split:
+def _read_local(spec: Any, split: str, section: DataSection) -> Split:
     """The rows of files or of a dotted path, or rows that were given. Raises UserError."""
     if isinstance(spec, (datasets.Dataset, NamedRows)):
-        return given_split(spec, name=split, columns=reading.columns)
+        return given_split(spec, name=split, columns=section.columns)
     key = f"data.{split}"
     specs = _check_spec(spec, key=key)
     if not isinstance(spec, str) or is_file_spec(spec, hub=False):
         files = find_files(specs, key=key)
-        return read_files(files, split=split, columns=reading.columns, text_format=reading.text_format)
+        return read_files(files, split=split, columns=section.columns, text_format=section.files)
     if "." not in spec:
         raise UserError(
             f"{key}={spec}: neither a file ({', '.join(EXTENSIONS)}) nor a dotted path such as my_lab.data.train; "
             "for a split of a hub data set give data.name too"
         )
-    return _call_function(locate(spec, place=key), dotted=spec, split=split, reading=reading)
+    return _call_function(locate(spec, place=key), dotted=spec, split=split, section=section)
 
 
-def _call_function(found: object, *, dotted: str, split: str, reading: _Reading) -> Split:
+def _call_function(found: object, *, dotted: str, split: str, section: DataSection) -> Split:
     """The rows that a function of the user returns."""
     place = f"data.{split}={dotted}"
-    returned = _bind_seed(found, place=place, seed=reading.seed)()
-    rows, names = _as_dataset(returned, place=place, dotted=dotted, wanted=reading.columns.all)
+    returned = _bind_seed(found, place=place, seed=section.seed)()
+    rows, names = _as_dataset(returned, place=place, dotted=dotted, wanted=section.columns.all)
     if not len(rows):
         raise UserError(f"{place} returned no rows")
-    return _fingerprinted(Split(split, rows, Origins.of(f"{dotted} row", len(rows)), "", names), reading.columns)
+    return _fingerprinted(Split(split, rows, Origins.of(f"{dotted} row", len(rows)), "", names), section.columns)
 
 
 def _bind_seed(found: object, *, place: str, seed: int) -> Callable[[], Any]:
@@ -295,10 +250,8 @@ def _as_dataset(returned: Any, *, place: str, dotted: str, wanted: Collection[st
     rows = list(returned)
     if not rows:
         raise UserError(f"{place} returned no rows")
-    try:
-        return read_dicts(rows, place=f"{dotted}", columns=wanted)
-    except UserError as error:
-        raise UserError([f"{place}: {problem}" for problem in error.problems]) from error
+    with under(f"{place}: "):
+        return read_dicts(rows, place=dotted, columns=wanted)
 
 
 def _digest_rows(rows: datasets.Dataset) -> str:

@@ -19,7 +19,7 @@ from trainer_loop.data.checks import check_splits
 from trainer_loop.data.given_rows import as_dataset
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.row_stream import RowStream
-from trainer_loop.data.source import load_splits, open_splits
+from trainer_loop.data.source import DataSection, read_splits
 
 COLUMNS = ["text", "label"]
 
@@ -64,10 +64,7 @@ NOT_MADE = (NotImplementedError, pa.ArrowException, TypeError, ValueError, pl.ex
 
 def read_rows(train: Any) -> tuple[list[Any], list[Any]]:
     """Texts and labels of the rows that are left without holes. Raises UserError."""
-    splits, problems = load_splits(
-        name=None, config=None, train=train, validation=None, test=None, validation_fraction=None, limit={},
-        columns=make_columns(), seed=1, missing="drop",
-    )  # fmt: skip
+    splits, _, problems = read_splits(DataSection(train, make_columns(), seed=1, missing="drop"))
     wrong, _, _ = check_splits(splits, columns=make_columns(), label_names=None)
     if problems + wrong:
         raise UserError(problems + wrong)
@@ -77,10 +74,8 @@ def read_rows(train: Any) -> tuple[list[Any], list[Any]]:
 
 def stream_rows(path: str, labels: list[Any]) -> tuple[list[Any], list[Any]]:
     """The same of a stream. labels: the classes."""
-    splits, opened, problems = open_splits(
-        name=None, config=None, train=path, validation=None, test=None, limit={},
-        columns=make_columns(), seed=1, missing="drop",
-    )  # fmt: skip
+    section = DataSection(path, make_columns(), seed=1, streaming=True, missing="drop")
+    splits, opened, problems = read_splits(section)
     names = LabelNames([str(label) for label in labels], {label: number for number, label in enumerate(labels)})
     wrong, _, _ = check_splits(splits, columns=make_columns(), label_names=None, known=names, is_streamed=True)
     if problems + wrong:

@@ -17,7 +17,7 @@ from trainer_loop.data.checks import check_splits
 from trainer_loop.data.files import find_files
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.row_stream import RowStream
-from trainer_loop.data.source import load_splits, open_splits
+from trainer_loop.data.source import DataSection, read_splits
 from trainer_loop.data.tables import read_whole
 from trainer_loop.data.text_format import DEFAULT_FORMAT
 from trainer_loop.data.write_files import ReadyTable
@@ -70,18 +70,13 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 
 
 def read_in_memory(path: str) -> None:
-    splits, problems = load_splits(
-        name=None, config=None, train=path, validation=None, test=None, validation_fraction=None, limit={},
-        columns=make_columns(), seed=1,
-    )  # fmt: skip
+    splits, _, problems = read_splits(DataSection(path, make_columns(), seed=1))
     check(splits, problems)
     assert len(splits["train"].rows[:]["text"]) > 0
 
 
 def read_stream(path: str) -> None:
-    splits, opened, problems = open_splits(
-        name=None, config=None, train=path, validation=None, test=None, limit={}, columns=make_columns(), seed=1,
-    )  # fmt: skip
+    splits, opened, problems = read_splits(DataSection(path, make_columns(), seed=1, streaming=True))
     check(splits, problems)
     assert opened is not None
     rows = RowStream(opened.shards, seed=1, columns=make_columns(), label_names=NAMES)

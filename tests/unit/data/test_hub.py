@@ -13,7 +13,7 @@ from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub import constants
 
 from trainer_loop.data.hub import load_hub_splits
-from trainer_loop.data.source import load_splits
+from trainer_loop.data.source import DataSection, read_splits
 from trainer_loop.runtime import hub
 from trainer_loop.runtime.hub import hub_is_reachable, offline_unless_reachable
 
@@ -171,10 +171,8 @@ def test_a_local_path_as_the_name_is_told(folder: Path):
 def test_files_may_stand_beside_a_hub_data_set(folder: Path, monkeypatch: pytest.MonkeyPatch):
     pretend(monkeypatch, result=datasets.DatasetDict(train=rows("a", "b")))
     Path("mine.csv").write_text("text,label\nc,1\n")
-    splits, problems = load_splits(
-        name="lab/set", config=None, train="train", validation="mine.csv", test=None, validation_fraction=None,
-        limit={}, columns=make_columns(), seed=1,
-    )  # fmt: skip
+    section = DataSection("train", make_columns(), seed=1, name="lab/set", validation="mine.csv")
+    splits, _, problems = read_splits(section)
     assert problems == []
     assert splits["train"].origins.place(0) == "lab/set[train] row 1"
     assert splits["validation"].origins.place(0) == "mine.csv row 1"

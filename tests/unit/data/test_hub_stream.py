@@ -1,5 +1,6 @@
 """Hub data sets that are streamed: here from a folder that stands for one, and from the cache, without network."""
 
+import dataclasses
 import json
 import shutil
 from itertools import islice
@@ -14,7 +15,7 @@ from streams import LABELS
 from trainer_loop import UserError
 from trainer_loop.data.row_stream import RowStream
 from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.source import open_splits
+from trainer_loop.data.source import DataSection, read_splits
 
 FEATURES = datasets.Features(
     {
@@ -44,11 +45,8 @@ def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def open_hub(**given):
-    arguments = {
-        "name": "lab/set", "config": None, "train": "train", "validation": None, "test": None, "limit": {},
-        "columns": make_columns(), "seed": 1,
-    }  # fmt: skip
-    return open_splits(**arguments | given)
+    section = DataSection("train", make_columns(), seed=1, name="lab/set", streaming=True)
+    return read_splits(dataclasses.replace(section, **given))
 
 
 def as_stream(split: ShardedSplit | None) -> RowStream:

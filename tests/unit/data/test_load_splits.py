@@ -6,18 +6,16 @@ import datasets
 import pytest
 from columns import make_columns
 
-from trainer_loop.data.source import load_splits
+from trainer_loop.data.source import DataSection, read_splits
 from trainer_loop.data.split import Split
 
 ROWS = "from datasets import Dataset, DatasetDict\n"
 
 
 def load(**given: Any) -> tuple[dict[str, Split], list[str]]:
-    arguments: dict[str, Any] = {
-        "name": None, "config": None, "train": None, "validation": None, "test": None, "validation_fraction": None,
-        "limit": {}, "columns": make_columns(), "seed": 42,
-    }  # fmt: skip
-    return load_splits(**{**arguments, **given})
+    section = DataSection(**({"train": None, "columns": make_columns(), "seed": 42} | given))
+    splits, _, problems = read_splits(section)
+    return splits, problems
 
 
 def write_csv(path: str, num_rows: int) -> None:

@@ -20,7 +20,7 @@ from trainer_loop.data.checks import check_splits
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.missing import Holes, settle_missing, with_plain_columns
 from trainer_loop.data.row_stream import RowStream
-from trainer_loop.data.source import load_splits, open_splits
+from trainer_loop.data.source import DataSection, read_splits
 from trainer_loop.data.split import Origins, Split
 
 NAN = float("nan")
@@ -32,20 +32,17 @@ def load(
 ) -> tuple[dict[str, Split], list[str], list[str]]:
     """The splits, what is wrong, and what was said."""
     said: list[str] = []
-    arguments: dict[str, Any] = {
-        "name": None, "config": None, "train": train, "validation": None, "test": None, "validation_fraction": fraction,
-        "limit": limit or {}, "columns": make_columns(**options), "seed": 1,
-    }  # fmt: skip
-    splits, problems = load_splits(**arguments, missing=missing, say=said.append)
-    wrong, _, _ = check_splits(splits, columns=arguments["columns"], label_names=None, missing=missing)
+    section = DataSection(
+        train, make_columns(**options), seed=1, validation_fraction=fraction, limit=limit or {}, missing=missing
+    )
+    splits, _, problems = read_splits(section, say=said.append)
+    wrong, _, _ = check_splits(splits, columns=section.columns, label_names=None, missing=missing)
     return splits, problems + wrong, said
 
 
 def open_stream(*files: str, missing: str, say: Any = lambda line: None, text_pair: str | None = None) -> RowStream:
-    _, opened, problems = open_splits(
-        name=None, config=None, train=list(files), validation=None, test=None, limit={},
-        columns=make_columns(text_pair=text_pair), seed=1, missing=missing,
-    )  # fmt: skip
+    columns = make_columns(text_pair=text_pair)
+    _, opened, problems = read_splits(DataSection(list(files), columns, seed=1, streaming=True, missing=missing))
     assert problems == []
     assert opened is not None
     return RowStream(
@@ -122,10 +119,7 @@ def test_where_no_row_is_left_it_is_told_why(folder: Path, rows: list[dict]):
     assert problems == [
         f"data.train: no row is left; a.jsonl: 2 rows without {column!r} were dropped (data.missing=drop)"
     ]
-    _, _, problems = open_splits(
-        name=None, config=None, train="a.jsonl", validation=None, test=None, limit={},
-        columns=make_columns(), seed=1, missing="drop",
-    )  # fmt: skip
+    _, _, problems = read_splits(DataSection("a.jsonl", make_columns(), seed=1, streaming=True, missing="drop"))
     assert problems[0].startswith("data.train: no row is left")
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from trainer_loop.data.files import find_files, is_file_spec, read_files
 from trainer_loop.data.formats import arrow
 from trainer_loop.data.given_rows import as_dataset
 from trainer_loop.data.shards import Shard
-from trainer_loop.data.source import load_splits, open_splits
+from trainer_loop.data.source import DataSection, read_splits
 from trainer_loop.data.split import Split
 
 
@@ -324,12 +325,12 @@ def test_columns_that_nobody_names_cost_little(folder: Path, kind: str):
             pyarrow.feather.write_feather(table, path)
     began = time.process_time()
     train = as_dataset(rows, place="rows", columns=["text", "label"]) if kind == "given" else path
-    options = {"name": None, "config": None, "validation": None, "test": None, "limit": {}}
-    more = {"columns": make_columns(), "seed": 1}
-    splits, problems = load_splits(train=train, validation_fraction=0.3, **options, **more)
+    section = DataSection(train, make_columns(), seed=1, validation_fraction=0.3)
+    splits, _, problems = read_splits(section)
     assert problems == []
     assert len(splits["train"].rows) == 8
     assert len(splits["train"].columns) == 20_002
     if kind not in ("json", "given"):
-        assert len(open_splits(train=path, **options, **more)[0]["train"].rows) == 12
+        streamed = dataclasses.replace(section, validation_fraction=None, streaming=True)
+        assert len(read_splits(streamed)[0]["train"].rows) == 12
     assert time.process_time() - began < 10

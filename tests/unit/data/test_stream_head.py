@@ -9,15 +9,13 @@ from columns import make_columns
 
 from trainer_loop.data.checks import check_splits
 from trainer_loop.data.labels import LabelNames
-from trainer_loop.data.source import open_splits
+from trainer_loop.data.source import DataSection, read_splits
 from trainer_loop.data.split import Split
 
 
 def open_head(*files: str, label: str | None = "label") -> tuple[Split | None, list[str]]:
-    splits, _, problems = open_splits(
-        name=None, config=None, train=list(files), validation=None, test=None, limit={},
-        columns=make_columns("text", None, label), seed=1,
-    )  # fmt: skip
+    section = DataSection(list(files), make_columns("text", None, label), seed=1, streaming=True)
+    splits, _, problems = read_splits(section)
     return splits.get("train"), problems
 
 
@@ -106,10 +104,7 @@ def test_a_sorted_stream_is_warned_of(folder: Path):
 
 @pytest.mark.parametrize("train", ["my_lab.data.train", "trian"])
 def test_only_files_and_hub_splits_are_streamed(folder: Path, train: str):
-    _, opened, problems = open_splits(
-        name=None, config=None, train=train, validation=None, test=None, limit={},
-        columns=make_columns(), seed=1,
-    )  # fmt: skip
+    _, opened, problems = read_splits(DataSection(train, make_columns(), seed=1, streaming=True))
     assert opened is None
     assert problems == [
         f"data.train={train}: only files and hub splits are streamed, and this is neither; "
