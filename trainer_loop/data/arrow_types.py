@@ -58,8 +58,13 @@ def as_rows(table: Any) -> datasets.Dataset:
     return datasets.Dataset(table, fingerprint=uuid.uuid4().hex)
 
 
-def make_dataset(arrays: Mapping[str, Any], names: Sequence[str], num_rows: int) -> datasets.Dataset:
-    """Columns as a data set. names: of all columns there are; where none is wanted, the first stands in as nulls."""
+def make_dataset(
+    arrays: Mapping[str, Any], names: Sequence[str], num_rows: int, metadata: Mapping[bytes, bytes] | None = None
+) -> datasets.Dataset:
+    """Columns as a data set. names: of all columns there are; where none is wanted, the first stands in as nulls.
+
+    metadata: what is noted beside the types.
+    """
     if not arrays and names:
-        arrays = {names[0]: pa.nulls(num_rows)}
-    return as_rows(pa.table(dict(arrays)))
+        arrays, metadata = {names[0]: pa.nulls(num_rows)}, None
+    return as_rows(pa.table(dict(arrays)).replace_schema_metadata(metadata))

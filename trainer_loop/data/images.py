@@ -15,9 +15,9 @@ import transformers
 from transformers import AutoImageProcessor, PretrainedConfig
 
 from trainer_loop.data.fingerprint import digest
+from trainer_loop.data.pretrained import load_pretrained
 from trainer_loop.data.wording import shorten
 from trainer_loop.errors import UserError, in_one_line
-from trainer_loop.runtime.hub import offline_unless_reachable
 
 _DATA_URI = "data:image/"
 _UNBOUNDED = ("I", "F")  # modes of PIL with 32 bits a value
@@ -122,20 +122,8 @@ def _is_file(path: str) -> bool:
 def load_processor(name_or_path: str, *, trust_remote_code: bool) -> Any:
     """The image processor of a model in a local folder, or of a hub id. Raises UserError."""
     check_pillow()
-    source, place = str(Path(name_or_path).expanduser()), f"image processor {name_or_path}"
-    is_folder = Path(source).is_dir()
-    with offline_unless_reachable() as offline:
-        try:
-            return AutoImageProcessor.from_pretrained(
-                source if is_folder else name_or_path, backend=_BACKEND, trust_remote_code=trust_remote_code
-            )
-        except Exception as error:  # files of somebody else's may make transformers raise anything
-            if offline is not None and not is_folder:
-                told = f"{offline} and it is not in the cache; name a local folder"
-            else:
-                told = f"it cannot be loaded: {in_one_line(error)}"
-            hint = "; model.trust_remote_code=true lets its Python code run" if "trust_remote_code" in told else ""
-            raise UserError(f"{place}: {told}{hint}") from error
+    options = {"backend": _BACKEND, "trust_remote_code": trust_remote_code}
+    return load_pretrained(AutoImageProcessor, name_or_path, noun="image processor", options=options)
 
 
 def make_processor(config: PretrainedConfig) -> Any:

@@ -19,7 +19,7 @@ from trainer_loop.data.report import describe_data
 from trainer_loop.data.shards import ShardedSplit
 from trainer_loop.data.source import DataSection, Say, call_rows_function, given_split, read_splits
 from trainer_loop.data.split import Split
-from trainer_loop.data.tokens import Encoder, TokenisedSplit, tokenise_split
+from trainer_loop.data.tokens import Encoder, Encoding, TokenisedSplit, tokenise_split
 from trainer_loop.data.train_stream import TrainStream, prepare_stream
 from trainer_loop.errors import Problems, UserError
 
@@ -59,28 +59,28 @@ class DataPlan:
 
         counts_stream: the rows of a streamed split are counted, because its epochs are.
         """
-        asked: dict[str, Any] = {
-            "task": task,
-            "tokenizer": tokenizer,
-            "columns": self.columns,
-            "label_names": self.labels,
-            "max_length": self.section.max_length,
-            "cache_dir": self.section.cache_dir,
-            "show_progress": self.show_progress,
-            "say": say,
-        }
+        encoding = Encoding(
+            task,
+            tokenizer,
+            self.section.columns,
+            self.labels,
+            self.section.max_length,
+            self.section.cache_dir,
+            self.show_progress,
+            say,
+        )
         splits, stream = dict(self.splits), None
         if self.streamed is not None:
             stream = prepare_stream(
                 self.streamed,
                 splits.pop("train"),
-                **asked,
+                encoding,
                 is_counted=counts_stream,
                 shuffle_rows=self.section.shuffle_rows,
                 seed=self.section.seed,
                 missing=self.section.missing,
             )
-        encoded = {name: tokenise_split(split, **asked) for name, split in splits.items()}
+        encoded = {name: tokenise_split(split, encoding) for name, split in splits.items()}
         for line in describe_data(encoded, splits=splits, columns=self.columns, label_names=self.labels):
             say(line)
         return encoded, stream
@@ -107,18 +107,9 @@ class DataPlan:
         for line in lines:
             say(line)
         kept = split.origins.number - 1 if len(split.rows) < len(named.rows) else None  # numbers count from 1
-        encoded = tokenise_split(
-            split,
-            task=task,
-            tokenizer=tokenizer,
-            columns=columns,
-            label_names=None if columns.label is None else self.labels,
-            max_length=self.section.max_length,
-            cache_dir=self.section.cache_dir,
-            show_progress=False,
-            say=lambda line: None,
-        )
-        return encoded, None if kept is None else KeptRows(kept, len(named.rows))
+        labels = None if columns.label is None else self.labels
+        encoding = Encoding(task, tokenizer, columns, labels, self.section.max_length, self.section.cache_dir)
+        return tokenise_split(split, encoding), None if kept is None else KeptRows(kept, len(named.rows))
 
 
 def plan_data(

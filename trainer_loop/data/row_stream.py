@@ -11,7 +11,7 @@ from trainer_loop.data.column_values import find_fault
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.labels import LabelNames, RawLabel
 from trainer_loop.data.missing import HIDDEN, Holes, describe_dropped, has_classes
-from trainer_loop.data.shards import Mark, Reader, Shard, Values
+from trainer_loop.data.shards import Mark, Reading, Shard, Values
 from trainer_loop.data.values import is_encodable, read_field
 from trainer_loop.data.wording import did_you_mean, enumerate_some, shorten
 from trainer_loop.errors import UserError
@@ -32,20 +32,10 @@ class Row(NamedTuple):
     length: int = 0
 
 
-class EpochRows(Protocol):
-    """The rows of one epoch from some place on."""
-
-    def __iter__(self) -> Iterator[Row]: ...
-
-    def mark(self) -> Mark:
-        """Where the row begins that follows the last one given."""
-        ...
-
-
 class Stream(Protocol):
     """Rows that are read from the first to the last, once an epoch."""
 
-    def read(self, epoch: int, mark: Mark | None = None) -> EpochRows:
+    def read(self, epoch: int, mark: Mark | None = None) -> Reading[Row]:
         """The rows of this epoch from a mark on, None for all; the same ones every time."""
         ...
 
@@ -79,9 +69,17 @@ class RowStream:
         self._holes = Holes.of(columns, missing=missing)
         self._dropped = _DroppedRows(columns.all, say)
 
-    def read(self, epoch: int, mark: Mark | None = None) -> EpochRows:
+    def read(self, epoch: int, mark: Mark | None = None) -> Reading[Row]:
+        start = mark or {"shard": 0, "from": None}
         order = permute(len(self._shards), self._seed, "shards", epoch)
-        return _ShardsOfEpoch([self._shards[index] for index in order], self._read_shard, mark)
+        return Reading(self._read([self._shards[index] for index in order], start), start)
+
+    def _read(self, shards: Sequence[Shard], start: Mark) -> Iterator[tuple[Row, Mark]]:
+        for place in range(start["shard"], len(shards)):
+            begin = start["from"] if place == start["shard"] else None
+            reader = shards[place].read(begin)
+            for row in self._read_shard(shards[place], reader, is_whole=begin is None):
+                yield row, {"shard": place, "from": reader.mark()}
 
     def count_rows(self) -> int:
         """Rows of one epoch; those that nothing but reading tells are read, and checked."""
@@ -93,7 +91,7 @@ class RowStream:
             for shard in self._shards
         )
 
-    def _read_shard(self, shard: Shard, reader: Reader, *, is_whole: bool) -> Iterator[Row]:
+    def _read_shard(self, shard: Shard, reader: Reading[tuple[Values, int]], *, is_whole: bool) -> Iterator[Row]:
         """The rows of a reader of a shard that can be trained on. is_whole: it reads from the first row on."""
         are_classes = has_classes(shard, self._label)
         for values, number in reader:
@@ -188,28 +186,6 @@ class _DroppedRows:
                 self._say(f"train: {line}")
 
 
-class _ShardsOfEpoch:
-    """The rows of one shard after the other. read: `(shard, reader, is_whole)` -> its rows; raises UserError."""
-
-    def __init__(self, shards: Sequence[Shard], read: Callable[..., Iterator[Row]], mark: Mark | None):
-        self._shards = shards
-        self._read = read
-        self._position: int = 0 if mark is None else mark["shard"]
-        self._start: Mark | None = None if mark is None else mark["from"]
-        self._reader: Reader | None = None
-
-    def __iter__(self) -> Iterator[Row]:
-        for position in range(self._position, len(self._shards)):
-            self._position = position
-            shard = self._shards[position]
-            start, self._start = self._start, None
-            self._reader = shard.read(start)
-            yield from self._read(shard, self._reader, is_whole=start is None)
-
-    def mark(self) -> Mark:
-        return {"shard": self._position, "from": self._start if self._reader is None else self._reader.mark()}
-
-
 class ChunkStream:
     """The rows of a task that joins texts: what `encode` makes of each `num_texts` texts, in their order.
 
@@ -221,31 +197,17 @@ class ChunkStream:
         self._encode = encode
         self._num_texts = num_texts
 
-    def read(self, epoch: int, mark: Mark | None = None) -> EpochRows:
+    def read(self, epoch: int, mark: Mark | None = None) -> Reading[Row]:
         texts = self._texts.read(epoch, None if mark is None else mark["texts"])
-        return _ChunksOfEpoch(texts, self._encode, num_texts=self._num_texts, used=0 if mark is None else mark["used"])
+        start = mark or {"texts": texts.mark(), "used": 0}
+        return Reading(self._read(texts, start), start)
 
-
-class _ChunksOfEpoch:
-    """used: chunks to leave out of those made of the first texts."""
-
-    def __init__(self, texts: EpochRows, encode: Callable[[Sequence[Row]], list[Row]], *, num_texts: int, used: int):
-        self._texts = texts
-        self._encode = encode
-        self._num_texts = num_texts
-        self._start = texts.mark()
-        self._used = used
-
-    def __iter__(self) -> Iterator[Row]:
-        texts = iter(self._texts)
-        while group := list(islice(texts, self._num_texts)):
-            for chunk in self._encode(group)[self._used :]:
-                self._used += 1
-                yield chunk
-            self._start, self._used = self._texts.mark(), 0
-
-    def mark(self) -> Mark:
-        return {"texts": self._start, "used": self._used}
+    def _read(self, texts: Reading[Row], start: Mark) -> Iterator[tuple[Row, Mark]]:
+        rows, begin, used = iter(texts), start["texts"], start["used"]
+        while group := list(islice(rows, self._num_texts)):
+            for number, chunk in enumerate(self._encode(group)[used:], start=used + 1):
+                yield chunk, {"texts": begin, "used": number}
+            begin, used = texts.mark(), 0
 
 
 def permute(count: int, *seed: int | str) -> np.ndarray:

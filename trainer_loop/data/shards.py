@@ -5,7 +5,7 @@ In memory all batches of a file are joined, see `tables.py`; in a stream its row
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import datasets
 import pyarrow as pa
@@ -98,9 +98,19 @@ class Shard:
         """Where a row stands in the user's data."""
         return f"{self.name} {self.noun} {number}"
 
-    def read(self, mark: Mark | None = None) -> "Reader":
-        """The rows one by one, from a mark on."""
-        return Reader(self, mark)
+    def read(self, mark: Mark | None = None) -> "Reading[tuple[Values, int]]":
+        """The rows from a mark on, each with its number in the shard, or that of its line, from 1.
+
+        A row that cannot be read is a UserError when its turn comes.
+        """
+        return Reading(self._read(mark), mark)
+
+    def _read(self, mark: Mark | None) -> "Iterator[tuple[tuple[Values, int], Mark]]":
+        for batch in read_batches(self, mark):
+            for row, (values, number) in enumerate(zip(batch.values(), batch.numbers, strict=True)):
+                if row in batch.faults:
+                    raise batch.faults[row]
+                yield (values, number), batch.mark(row)
 
 
 @dataclass(frozen=True)
@@ -118,27 +128,24 @@ class ShardedSplit:
     is_local: bool = True
 
 
-class Reader:
-    """The rows of a shard one by one. A row that cannot be read is a UserError when its turn comes."""
+class Reading(Generic[_T]):
+    """What is read one by one, and the mark behind what was given last.
 
-    def __init__(self, shard: Shard, mark: Mark | None):
-        self._shard = shard
-        self._mark = mark
-        self._batch: Batch | None = None
-        self._row = -1  # of the batch, which was given last
+    items: each with the mark behind it. start: the mark before the first.
+    """
 
-    def __iter__(self) -> Iterator[tuple[Values, int]]:
-        """Every row, and its number in the shard, or that of its line, from 1."""
-        for batch in read_batches(self._shard, self._mark):
-            for row, numbered in enumerate(zip(batch.values(), batch.numbers, strict=True)):
-                if row in batch.faults:
-                    raise batch.faults[row]
-                self._batch, self._row = batch, row
-                yield numbered
+    def __init__(self, items: Iterable[tuple[_T, Mark]], start: Mark | None):
+        self._items = items
+        self._mark = start
+
+    def __iter__(self) -> Iterator[_T]:
+        for item, mark in self._items:
+            self._mark = mark
+            yield item
 
     def mark(self) -> Mark | None:
-        """Where the row begins that follows the last one given; None: at the beginning."""
-        return self._mark if self._batch is None else self._batch.mark(self._row)
+        """Where that begins which follows what was given last; None: at the beginning."""
+        return self._mark
 
 
 def read_batches(shard: Shard, mark: Mark | None = None) -> Iterator[Batch]:

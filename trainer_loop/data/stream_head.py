@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from trainer_loop.data.arrow_types import as_rows, make_dataset
+from trainer_loop.data.arrow_types import make_dataset
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.files import NamedRows, join_rows
 from trainer_loop.data.missing import Holes, has_classes, settle_missing, with_plain_columns
@@ -13,7 +13,7 @@ from trainer_loop.data.shards import BATCH_ROWS, Batch, Shard, ShardedSplit, rea
 from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.tables import WholeTable, join_batches
 from trainer_loop.data.values import infer_label
-from trainer_loop.errors import UserError
+from trainer_loop.errors import Problems
 
 HEAD_ROWS = 1000
 _MOST_ROWS_READ = 100 * BATCH_ROWS  # of a shard, for a row without holes
@@ -25,26 +25,25 @@ def read_head(split: ShardedSplit, *, columns: Columns, missing: str) -> Split:
     Of rows with holes none is dropped here: the more are read. Raises UserError.
     """
     holes = Holes.of(columns)
-    problems: list[str] = []
+    problems = Problems()
     read: list[tuple[Shard, list[Batch]]] = []
     num_rows = 0
     for shard in split.shards:
         if num_rows >= HEAD_ROWS and not split.is_local:
             break
-        try:
-            batches, kept = _read_first(shard, max(HEAD_ROWS - num_rows, 1), holes if missing == "drop" else None)
-        except UserError as error:
-            problems += error.problems
+        wanted = max(HEAD_ROWS - num_rows, 1)
+        first = problems.collect("", _read_first, shard, wanted, holes if missing == "drop" else None)
+        if first is None:
             continue
+        batches, kept = first
         if batches:
             read.append((shard, batches))
         elif split.is_local:
-            problems.append(f"{shard.name} has no rows")
+            problems.lines.append(f"{shard.name} has no rows")
         num_rows += kept
     if not read and not problems:
-        problems.append(f"data.train: {split.title} has no rows")
-    if problems:
-        raise UserError(problems)
+        problems.lines.append(f"data.train: {split.title} has no rows")
+    problems.refuse()
     return _join(read, split, columns, missing)
 
 
@@ -71,18 +70,15 @@ def _join(read: Sequence[tuple[Shard, Sequence[Batch]]], split: ShardedSplit, co
     if label is not None:
         _type_labels(tables, arrays, label)
     files = [shard.name for shard, _ in read]
-    parts = [_make_rows(table, made) for table, made in zip(tables, arrays, strict=True)]
+    parts = [
+        NamedRows(make_dataset(made, table.names, len(table), table.metadata), table.names)
+        for table, made in zip(tables, arrays, strict=True)
+    ]
     joined, names = join_rows(parts, files=files, contents=files, wanted=wanted)
     origins = Origins.join([table.origins for table in tables])
     head = with_plain_columns(Split("train", joined, origins, split.fingerprint, names), columns)
     settled, _ = settle_missing(head, Holes.of(columns), missing=missing)
     return dataclasses.replace(settled, fingerprint=split.fingerprint)
-
-
-def _make_rows(table: WholeTable, arrays: dict[str, pa.Array]) -> NamedRows:
-    if not arrays:
-        return NamedRows(make_dataset({}, table.names, len(table)), table.names)
-    return NamedRows(as_rows(pa.table(arrays).replace_schema_metadata(table.metadata)), table.names)
 
 
 def _type_labels(tables: Sequence[WholeTable], arrays: Sequence[dict[str, pa.Array]], label: str) -> None:

@@ -1,6 +1,5 @@
 """Tokenizers: loaded from the hub or a folder, or trained on the training texts."""
 
-import difflib
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -9,12 +8,11 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from trainer_loop.data.pretrained import load_pretrained
 from trainer_loop.data.wording import enumerate_some
-from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.errors import UserError
 from trainer_loop.runtime.host import expand_home
-from trainer_loop.runtime.hub import offline_unless_reachable
 
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _FRAME = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 _END_OF_TEXT = "<|endoftext|>"
 _VOCABULARY_FILES = re.compile(r"tokenizer\.json|vocab\.(txt|json|bpe)|.*\.(model|tiktoken)|tekken\.json")
@@ -30,14 +28,8 @@ def load_tokenizer(
     path = expand_home(name_or_path, place="tokenizer")
     if path.is_dir():
         _check_folder(path)
-        tokenizer = _load(str(path), name_or_path, trust_remote_code=trust_remote_code)
-    elif path.exists():
-        raise UserError(f"tokenizer {name_or_path} is a file; name the folder that it is in")
-    elif not _HUB_ID.fullmatch(name_or_path):
-        raise UserError(f"tokenizer {name_or_path}: there is no such folder{_describe_parent(path)}")
-    else:
-        with offline_unless_reachable() as offline:
-            tokenizer = _load(name_or_path, name_or_path, trust_remote_code=trust_remote_code, offline=offline)
+    options = {"trust_remote_code": trust_remote_code}
+    tokenizer: PreTrainedTokenizerFast = load_pretrained(AutoTokenizer, name_or_path, noun="tokenizer", options=options)
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
             f"tokenizer {name_or_path} ({type(tokenizer).__name__}) has no fast form (tokenizer.json); choose another"
@@ -104,32 +96,11 @@ def _frame(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
-def _load(source: str, named: str, *, trust_remote_code: bool, offline: str | None = None) -> PreTrainedTokenizerFast:
-    try:
-        tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except Exception as error:  # files of somebody else's may make transformers raise anything
-        if offline is not None:
-            raise UserError(
-                f"tokenizer {named}: {offline} and it is not in the cache; name a local folder, or fill "
-                f"the cache with transformers.AutoTokenizer.from_pretrained({named!r}) where there is network"
-            ) from error
-        hint = "; model.trust_remote_code=true lets its Python code run" if "trust_remote_code" in str(error) else ""
-        raise UserError(f"tokenizer {named} cannot be loaded: {in_one_line(error)}{hint}") from error
-    return tokenizer
-
-
 def _check_folder(path: Path) -> None:
     names = sorted(entry.name for entry in path.iterdir())
     if not any(_VOCABULARY_FILES.fullmatch(name) for name in names):
         there = f"it has {enumerate_some(names)}" if names else "it is empty"
         raise UserError(f"tokenizer {path}: the folder has no tokenizer.json, vocab.txt or the like; {there}")
-
-
-def _describe_parent(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f", nor a folder {path.parent}"
-    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir() if entry.is_dir()], n=1)
-    return f"; did you mean {path.parent / near[0]}?" if near else ""
 
 
 def _ensure_padding(tokenizer: PreTrainedTokenizerFast, name: str, *, say: Callable[[str], None]) -> None:

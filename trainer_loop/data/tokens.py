@@ -99,29 +99,36 @@ class TokenisedSplit:
         )
 
 
-def tokenise_split(
-    split: Split,
-    *,
-    task: Encoder,
-    tokenizer: Any,
-    columns: Columns,
-    label_names: LabelNames | None,
-    max_length: int,
-    cache_dir: str | Path | None,
-    show_progress: bool,
-    say: Callable[[str], None],
-) -> TokenisedSplit:
+@dataclass(frozen=True)
+class Encoding:
+    """How raw rows become what the model sees.
+
+    label_names: the classes, if a column holds labels. cache_dir: None: $TRAINER_LOOP_CACHE, or ~/.cache/trainer_loop.
+    show_progress: a bar on the terminal; else `say` is told in one line each that the work begins and that it is done.
+    """
+
+    task: Encoder
+    tokenizer: Any
+    columns: Columns
+    label_names: LabelNames | None
+    max_length: int
+    cache_dir: str | Path | None = None
+    show_progress: bool = False
+    say: Callable[[str], None] = lambda line: None
+
+    def __post_init__(self) -> None:
+        assert (self.columns.label is None) == (self.label_names is None), "a label needs its names"
+
+
+def tokenise_split(split: Split, encoding: Encoding) -> TokenisedSplit:
     """Tokenise a checked split by `task.encode`, or take it from the cache.
 
-    Of the processes that share `cache_dir` (None: $TRAINER_LOOP_CACHE, or ~/.cache/trainer_loop) one does the work and
-    the others wait for it.
-    label_names: the classes, if a column holds labels. show_progress: a bar on the terminal; else `say` is told in one
-    line each that the work begins and that it is done. Raises UserError where the cache cannot be written or no tokens
-    come out.
+    Of the processes that share `cache_dir` one does the work and the others wait for it. Raises UserError where the
+    cache cannot be written or no tokens come out.
     """
-    assert (columns.label is None) == (label_names is None), "a label needs its names"
-    label_ids = None if label_names is None else label_names.ids
-    has_tokens = as_tokenizer(tokenizer) is not None
+    task, columns, say, show_progress = encoding.task, encoding.columns, encoding.say, encoding.show_progress
+    label_ids = None if encoding.label_names is None else encoding.label_names.ids
+    has_tokens = as_tokenizer(encoding.tokenizer) is not None
     verb, doing, noun = ("tokenise", "tokenising", "text") if has_tokens else ("encode", "encoding", "row")
     task_errors: list[OSError] = []  # which are not the cache's
     faults: dict[int, str] = {}  # rows that the model could not answer
@@ -132,7 +139,7 @@ def tokenise_split(
             for own, name in columns.names.items()
         }
         try:
-            return _encode(task, rows, positions, max_length=max_length, faults=faults)
+            return _encode(task, rows, positions, max_length=encoding.max_length, faults=faults)
         except OSError as error:
             task_errors.append(error)
             raise
@@ -160,10 +167,8 @@ def tokenise_split(
         if not show_progress:
             say(f"{split.name}: {plural(len(rows), 'row')} {verb}d in {time.perf_counter() - began:.1f} s")
 
-    key = _make_key(
-        split, task=task, tokenizer=tokenizer, columns=columns.names, label_names=label_names, max_length=max_length
-    )
-    cache = cache_dir or os.environ.get("TRAINER_LOOP_CACHE") or "~/.cache/trainer_loop"
+    key = _make_key(split, encoding)
+    cache = encoding.cache_dir or os.environ.get("TRAINER_LOOP_CACHE") or "~/.cache/trainer_loop"
     folder = expand_home(cache, place="data.cache_dir") / key
     try:
         rows = load_or_make(folder, make)
@@ -262,27 +267,20 @@ def _unpack(split: Split, rows: datasets.Dataset, read: Columns) -> TokenisedSpl
     )
 
 
-def _make_key(
-    split: Split,
-    *,
-    task: Encoder,
-    tokenizer: Any,
-    columns: Mapping[str, str],
-    label_names: LabelNames | None,
-    max_length: int,
-) -> str:
+def _make_key(split: Split, encoding: Encoding) -> str:
     """A hash of everything that the tokenised rows depend on."""
+    task, tokenizer, label_names = encoding.task, encoding.tokenizer, encoding.label_names
     parts = {
         "format": _FORMAT,
         "libraries": [transformers.__version__, tokenizers.__version__],
         "rows": split.fingerprint,
-        "columns": dict(columns),
+        "columns": dict(encoding.columns.names),
         "labels": None
         if label_names is None
         else [label_names.names, [[repr(raw), id] for raw, id in label_names.ids.items()]],
         "tokenizer": None if tokenizer is None else describe_processor(tokenizer),
         "task": [f"{type(task).__module__}.{type(task).__qualname__}", _read_code(task), task.settings()],
-        "max_length": max_length,
+        "max_length": encoding.max_length,
         "texts_per_call": _TEXTS_PER_CALL,
     }
     return digest(json.dumps(parts, sort_keys=True).encode())

@@ -6,19 +6,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from trainer_loop.data.columns import Columns
 from trainer_loop.data.fingerprint import digest
-from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.report import describe_data
 from trainer_loop.data.row_stream import ChunkStream, Row, RowStream, Stream
 from trainer_loop.data.shards import ShardedSplit
 from trainer_loop.data.split import Split
-from trainer_loop.data.tokens import Encoder, RowEncoder, TokenisedSplit, tokenise_split
+from trainer_loop.data.tokens import Encoding, RowEncoder, TokenisedSplit, tokenise_split
 from trainer_loop.data.wording import plural
 from trainer_loop.errors import UserError
 
@@ -43,18 +39,11 @@ class TrainStream:
 def prepare_stream(
     split: ShardedSplit,
     head: Split,
+    encoding: Encoding,
     *,
-    task: Encoder,
-    tokenizer: Any,
-    columns: Columns,
-    label_names: LabelNames | None,
-    max_length: int,
     is_counted: bool,
     shuffle_rows: int,
     seed: int,
-    cache_dir: str | Path | None,
-    show_progress: bool,
-    say: Callable[[str], None],
     missing: str = "refuse",
 ) -> TrainStream:
     """Describe a training split by its first rows, and count it where epochs are to be known.
@@ -62,8 +51,9 @@ def prepare_stream(
     head: its first rows, judged. missing: see `settle_missing`. Raises UserError where rows cannot be counted, or
     not be trained on.
     """
+    columns, label_names, say = encoding.columns, encoding.label_names, encoding.say
     texts = RowStream(split.shards, seed=seed, columns=columns, label_names=label_names, missing=missing, say=say)
-    encode = RowEncoder(task, max_length=max_length)
+    encode = RowEncoder(encoding.task, max_length=encoding.max_length)
     changes_number = encode.changes_number(_first_row(texts))
     if changes_number and is_counted:
         raise UserError(
@@ -71,17 +61,7 @@ def prepare_stream(
             "tokenised twice; "
             "set train.steps, and evaluate.every and checkpoint.every to numbers of steps"
         )
-    tokenised = tokenise_split(
-        dataclasses.replace(head, name=_HEAD),
-        task=task,
-        tokenizer=tokenizer,
-        columns=columns,
-        label_names=label_names,
-        max_length=max_length,
-        cache_dir=cache_dir,
-        show_progress=show_progress,
-        say=say,
-    )
+    tokenised = tokenise_split(dataclasses.replace(head, name=_HEAD), encoding)
     # Where rows may be dropped, the description of the data set does not tell how many are left.
     described = None if missing == "drop" else split.num_rows
     num_rows = (described or _count(split, texts, say)) if is_counted else None
@@ -94,7 +74,7 @@ def prepare_stream(
         encode=list if changes_number else encode,
         num_rows=num_rows,
         fingerprint=_fingerprint(split, missing),
-        tokens=_digest_tokens(tokenised, max_length),
+        tokens=_digest_tokens(tokenised, encoding.max_length),
     )
 
 

@@ -15,7 +15,7 @@ from trainer_loop.data.files import find_files, read_files
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.row_stream import ChunkStream, RowStream
 from trainer_loop.data.tokenizer import train_tokenizer
-from trainer_loop.data.tokens import RowEncoder, tokenise_split
+from trainer_loop.data.tokens import Encoding, RowEncoder, tokenise_split
 from trainer_loop.tasks.causal_lm import CausalLM
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 
@@ -141,9 +141,8 @@ def test_joined_texts_become_the_chunks_that_they_become_in_memory(folder: Path,
     Path("a.txt").write_text("\n".join(TEXTS))
     whole = tokenise_split(
         read_files(find_files(["a.txt"], key="data.train"), split="train", columns=make_columns(label=None)),
-        task=task, tokenizer=task.tokenizer, columns=make_columns("text", None, None), label_names=None, max_length=16,
-        cache_dir=folder / "cache", show_progress=False, say=lambda line: None,
-    )  # fmt: skip
+        Encoding(task, task.tokenizer, make_columns("text", None, None), None, 16, folder / "cache"),
+    )
     encode = RowEncoder(task, max_length=16)
     texts = open_stream("a.txt", label=None, names=None)
     assert encode.changes_number(next(iter(texts.read(0))))
@@ -164,9 +163,8 @@ def test_a_text_becomes_what_it_becomes_in_memory(folder: Path):
     Path("a.csv").write_text("text,label\n" + "".join(f"{text},{n % 2}\n" for n, text in enumerate(TEXTS)))
     whole = tokenise_split(
         read_files(["a.csv"], split="train", columns=make_columns()),
-        task=task, tokenizer=task.tokenizer, columns=make_columns(), label_names=LABELS,
-        max_length=16, cache_dir=folder / "cache", show_progress=False, say=lambda line: None,
-    )  # fmt: skip
+        Encoding(task, task.tokenizer, make_columns(), LABELS, 16, folder / "cache"),
+    )
     encode = RowEncoder(task, max_length=16)
     rows = list(open_stream("a.csv").read(0))
     assert not encode.changes_number(rows[0])

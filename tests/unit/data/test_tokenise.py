@@ -14,7 +14,7 @@ from trainer_loop.data import tokens
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.tokenizer import train_tokenizer
-from trainer_loop.data.tokens import TokenisedSplit, tokenise_split
+from trainer_loop.data.tokens import Encoding, TokenisedSplit, tokenise_split
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 from trainer_loop.tasks.task import Rows
 
@@ -70,7 +70,7 @@ def tokenise(task: CountingTask, folder: Path, split: Split | None = None, **giv
         "task": task, "tokenizer": task.tokenizer, "columns": make_columns(),
         "label_names": NAMES, "max_length": 6, "cache_dir": folder, "show_progress": False, "say": lambda line: None,
     }  # fmt: skip
-    return tokenise_split(split or make_split(), **{**arguments, **given})
+    return tokenise_split(split or make_split(), Encoding(**{**arguments, **given}))
 
 
 def test_rows_are_what_the_tokenizer_gives_and_labels_are_ids(tokenizer: Any, tmp_path: Path):
