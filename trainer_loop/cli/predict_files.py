@@ -172,10 +172,9 @@ def _read_labels(predictor: Predictor, job: FileJob) -> tuple[list[Any] | None, 
     try:
         own = {"label": Column("class")}
         split = job.table.as_split(Columns(own, {"label": job.label}))
-        known = read_known_labels(split, job.label, names=predictor.label_names, values=predictor.label_values)
+        return read_known_labels(split, job.label, names=predictor.label_names, values=predictor.label_values)
     except UserError as error:  # a column that cannot hold labels keeps nobody from predicting
         return None, [f"no metrics: {_reword(problem, job.columns)}" for problem in error.problems]
-    return known.ids, known.notes
 
 
 def _read_label_lists(predictor: Predictor, job: FileJob) -> tuple[list[list[int] | None], list[str]]:

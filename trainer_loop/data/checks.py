@@ -1,7 +1,7 @@
 """Everything that can be wrong with rows that could be read, found in all splits at once and without a model."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -13,7 +13,7 @@ from trainer_loop.data.arrow_types import as_rows
 from trainer_loop.data.column_values import find_fault
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.labels import LabelNames, RawLabel, describe_kind, name_labels
-from trainer_loop.data.missing import HIDDEN, find_hidden, is_blank, is_unlabelled, read_column
+from trainer_loop.data.missing import HIDDEN, Test, find_rows, is_blank, is_hidden, is_unlabelled, read_column
 from trainer_loop.data.split import Split
 from trainer_loop.data.wording import did_you_mean, enumerate_names, enumerate_some, plural, shorten
 from trainer_loop.errors import UserError
@@ -22,8 +22,6 @@ _SHOWN = 5  # rows named per problem
 _READ_ROWS = 1000  # at a time
 _FILL = "fill it in or remove the row, or set data.missing=drop"
 _NAMING_KINDS = ("classes", "integers", "texts", "true/false")
-
-Test = Callable[[pa.ChunkedArray], pa.ChunkedArray]
 
 
 def check_splits(
@@ -184,10 +182,10 @@ def _check_hidden(split: Split, label: str) -> list[str]:
     """Rows of a column of classes whose label is kept secret, as those of a benchmark's test set are."""
     if not isinstance(split.rows.features[label], datasets.ClassLabel):
         return []
-    hidden = int(find_hidden(split.rows, label).sum())
+    hidden = int(find_rows(split.rows, label, is_hidden).sum())
     where = f"data.{split.name}: column {label!r} is {HIDDEN}"
     if hidden < len(split.rows):
-        found = _describe_rows(split, label, lambda column: pc.equal(column, HIDDEN))
+        found = _describe_rows(split, label, is_hidden)
         remedy = "remove these rows or set data.missing=drop"
         return [f"{where} in {found}; {HIDDEN} stands for a label that is kept secret: {remedy}"] if found else []
     remedy = f"set data.{split.name}=null; python -m trainer_loop.predict tells the classes of such rows"
@@ -215,32 +213,36 @@ def _check_kind(split: Split, *, label: str, train: Split | None) -> list[str]:
         return []
     of_train = describe_kind(train.rows, label)
     if {kind, of_train} == {"classes"}:
-        here, there = split.rows.features[label].names, train.rows.features[label].names
-        if here != there:
-            return [
-                f"{where} the classes {enumerate_some(here, at_most=10)}, data.train has "
-                f"{enumerate_some(there, at_most=10)}; both need the same in the same order"
-            ]
-    elif of_train in _NAMING_KINDS and kind != of_train and not {kind, of_train} <= {"classes", "integers"}:
+        return _compare_classes(split, label, train.rows.features[label].names)
+    if of_train in _NAMING_KINDS and kind != of_train and not {kind, of_train} <= {"classes", "integers"}:
         return [f"{where} {kind}, such as {_first_value(split, label)}, data.train has {of_train}; write them alike"]
     return []
+
+
+def _compare_classes(split: Split, label: str, there: Sequence[str]) -> list[str]:
+    here = split.rows.features[label].names
+    if here == there:
+        return []
+    return [
+        f"data.{split.name}: column {label!r} holds the classes {enumerate_some(here, at_most=10)}, data.train has "
+        f"{enumerate_some(there, at_most=10)}; both need the same in the same order"
+    ]
 
 
 def _check_known(split: Split, *, label: str, known: LabelNames) -> list[str]:
     """Whether the labels are those that a model was trained on."""
     kind = describe_kind(split.rows, label)
     kinds = {bool: ["true/false"], str: ["texts"]}.get(type(next(iter(known.ids))), ["integers", "classes"])
-    where = f"data.{split.name}: column {label!r} holds"
     if kind not in (*kinds, "nulls"):
-        return [f"{where} {kind}, such as {_first_value(split, label)}, data.train has {kinds[0]}; write them alike"]
+        return [
+            f"data.{split.name}: column {label!r} holds {kind}, such as {_first_value(split, label)}, data.train has "
+            f"{kinds[0]}; write them alike"
+        ]
     here = getattr(split.rows.features[label], "names", None)
     if here is not None and sorted(here) == sorted(known.names):
         trained = [known.names[known.ids[number]] if number in known.ids else "" for number in range(len(here))]
-        if here != trained:
-            return [
-                f"{where} the classes {enumerate_some(here, at_most=10)}, data.train has "
-                f"{enumerate_some(trained, at_most=10)}; both need the same in the same order"
-            ]
+        if problems := _compare_classes(split, label, trained):
+            return problems
     return _check_values(split, label=label, names=known, given=None)
 
 
@@ -295,19 +297,13 @@ def _warn_of_spellings(names: LabelNames) -> list[str]:
 
 def _describe_rows(split: Split, column: str, test: Test, *, values: bool = False) -> str:
     """`3 rows: reviews.csv row 4, ...` for rows whose value passes the test, or nothing; `values` shows them too."""
-    rows: list[int] = []
-    total = start = 0
-    for part in read_column(split.rows, column):
-        passing = np.flatnonzero(pc.fill_null(test(part), False).to_numpy())
-        rows += [start + int(row) for row in passing[: _SHOWN - len(rows)]]
-        total += len(passing)
-        start += len(part)
-    if not total:
+    rows = np.flatnonzero(find_rows(split.rows, column, test)).tolist()
+    if not rows:
         return ""
     shown = [
-        f"{split.origins.place(row)}" + (f" ({shorten(split.rows[row][column])})" if values else "") for row in rows
+        split.origins.place(row) + (f" ({shorten(split.rows[row][column])})" if values else "") for row in rows[:_SHOWN]
     ]
-    return f"{plural(total, 'row')}: {enumerate_some(shown, total=total)}"
+    return f"{plural(len(rows), 'row')}: {enumerate_some(shown, total=len(rows))}"
 
 
 def _first_value(split: Split, column: str, test: Callable[[Any], bool] = lambda value: True) -> str:

@@ -55,10 +55,9 @@ class Columns:
         """The user's names, each once."""
         return list(dict.fromkeys(self.names.values()))
 
-    @property
-    def texts(self) -> list[str]:
-        """The user's names of columns of texts, in the order in which the task declares them."""
-        return [name for own, name in self.names.items() if self.declared[own].kind == "text"]
+    def of_kind(self, *kinds: Kind) -> list[str]:
+        """The user's names of columns of these kinds, in the order in which the task declares them."""
+        return [name for own, name in self.names.items() if self.declared[own].kind in kinds]
 
     @property
     def label_role(self) -> str | None:
@@ -69,11 +68,6 @@ class Columns:
     def label(self) -> str | None:
         """The user's name of the column of classes; None if it is not read."""
         return None if self.label_role is None else self.names.get(self.label_role)
-
-    @property
-    def images(self) -> list[str]:
-        """The user's names of columns of images."""
-        return [name for own, name in self.names.items() if self.declared[own].kind == "image"]
 
     @property
     def has_class_lists(self) -> bool:

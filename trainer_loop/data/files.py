@@ -15,13 +15,13 @@ from trainer_loop.data.arrow_types import make_dataset
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.fingerprint import check_unchanged, digest, digest_file
 from trainer_loop.data.formats.arrow import map_arrow
-from trainer_loop.data.formats.by_suffix import EXTENSIONS, check_not_empty, open_file, read_each
+from trainer_loop.data.formats.by_suffix import EXTENSIONS, open_file, read_each
 from trainer_loop.data.formats.parquet import map_parquet
 from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.tables import read_table
 from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
 from trainer_loop.data.wording import did_you_mean, enumerate_names, enumerate_some
-from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.errors import Problems, UserError, in_one_line
 from trainer_loop.runtime.host import expand_home
 
 _INTEGERS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"}
@@ -55,21 +55,15 @@ def find_files(specs: Sequence[str], *, key: str) -> list[str]:
 
     key: the config key that errors name. Raises UserError with all that is wrong.
     """
-    problems: list[str] = []
+    problems = Problems()
     files: list[str] = []
     for spec in specs:
-        try:
-            files += _find(spec)
-        except UserError as error:
-            problems += [f"{key}={spec}: {problem}" for problem in error.problems]
-        except OSError as error:
-            problems.append(f"{key}={spec}: {error.strerror}")
+        files += problems.collect(f"{key}={spec}: ", _find, spec) or []
     resolved = [os.path.realpath(file) for file in files]
     twice = sorted({file for file, path in zip(files, resolved, strict=True) if resolved.count(path) > 1})
     if twice:
-        problems.append(f"{key}: each file may be given once, and these are more often: {enumerate_some(twice)}")
-    if problems:
-        raise UserError(problems)
+        problems.lines.append(f"{key}: each file may be given once, and these are more often: {enumerate_some(twice)}")
+    problems.refuse()
     return files
 
 
@@ -155,14 +149,14 @@ def _read_file(
 ) -> tuple["NamedRows", Origins]:
     """content: a hash of its bytes."""
     wanted = None if columns is None else columns.all
-    check_not_empty(path)
+    shard = open_file(path, columns=wanted, text_format=text_format)
     match Path(path).suffix.lower():
         case ".parquet":
-            rows, names = map_parquet(path, content=content, wanted=wanted)
+            rows, names = map_parquet(shard, content=content, wanted=wanted)
         case ".arrow" | ".feather":
             rows, names = map_arrow(path, wanted=wanted)
         case _:
-            table = read_table(open_file(path, columns=wanted, text_format=text_format), columns=wanted)
+            table = read_table(shard, columns=wanted)
             if not table.names:
                 raise UserError(f"{table.origins.place(0)} and all rows behind it are objects without names")
             arrays = table.as_arrays(wanted=wanted or (), label=None if columns is None else columns.label)

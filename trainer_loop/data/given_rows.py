@@ -41,7 +41,9 @@ def as_dataset(rows: Any, *, place: str, columns: Collection[str] | None = None)
             f"{place} is a {type(rows).__name__}; rows are a datasets.Dataset, a pandas, polars or Arrow table, a "
             f"torch Dataset or a list of dicts{told}"
         )
-    listed = list(_read_all(rows))
+    if isinstance(rows, torch.utils.data.Dataset):  # which need not be iterable
+        rows = (rows[number] for number in range(len(rows)))  # type: ignore[arg-type]
+    listed = list(rows)
     if not listed:
         raise UserError(f"{place} has no rows")
     return read_dicts(listed, place=place, columns=columns)
@@ -137,13 +139,6 @@ def take_rows(
         origins=origins or Origins.of(f"{place} row", len(rows)),
         fingerprint=fingerprint or _digest_some(rows),
     )
-
-
-def _read_all(rows: Any) -> Iterable[Any]:
-    """A torch Dataset need not be iterable: it is read by number."""
-    if isinstance(rows, torch.utils.data.Dataset):
-        return (rows[index] for index in range(len(rows)))  # type: ignore[arg-type]
-    return rows if isinstance(rows, Iterable) and not isinstance(rows, (str, bytes, Mapping)) else ()
 
 
 def _digest_some(rows: RowSource) -> str:

@@ -1,7 +1,6 @@
 """Labels of rows that a trained model judges, as its classes."""
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -13,18 +12,13 @@ from trainer_loop.data.values import is_nan
 from trainer_loop.data.wording import enumerate_some, plural, shorten
 
 
-@dataclass(frozen=True)
-class KnownLabels:
-    """ids: `[N]` the class of every row, None where it has none that the model knows. notes: lines for a person."""
-
-    ids: list[int | None]
-    notes: list[str]
-
-
-def read_known_labels(split: Split, label: str, *, names: Sequence[str], values: Sequence[RawLabel]) -> KnownLabels:
+def read_known_labels(
+    split: Split, label: str, *, names: Sequence[str], values: Sequence[RawLabel]
+) -> tuple[list[int | None], list[str]]:
     """The classes in a column that holds what stood in the training data, or the names of the classes.
 
-    names, values: by class, the name and what stood in the training data.
+    names, values: by class, the name and what stood in the training data. Returns the class of every row, `[N]`, None
+    where it has none that the model knows, and lines for a person.
     """
     raws = [value for part in read_column(split.rows, label) for value in part.to_pylist()]
     feature = split.rows.features[label]
@@ -36,17 +30,17 @@ def read_known_labels(split: Split, label: str, *, names: Sequence[str], values:
     strangers = [row for row, (found, gone) in enumerate(zip(ids, lacking, strict=True)) if found is None and not gone]
     notes = []
     if all(lacking):
-        return KnownLabels(ids, [f"no metrics: column {label!r} has no label in any row"])
+        return ids, [f"no metrics: column {label!r} has no label in any row"]
     shown = [f"{shorten(raws[row])} ({split.origins.place(row)})" for row in strangers[:1]]
     if len(strangers) + sum(lacking) == len(raws):
         classes = enumerate_some(list(names), at_most=10)
-        return KnownLabels(ids, [f"no metrics: column {label!r} holds {shown[0]}, and the model knows {classes}"])
+        return ids, [f"no metrics: column {label!r} holds {shown[0]}, and the model knows {classes}"]
     if any(lacking):
         notes.append(f"{plural(sum(lacking), 'row')} without a label in column {label!r}: left out of the metrics")
     if strangers:
         rows = plural(len(strangers), "row")
         notes.append(f"{rows} with a label that the model does not know, such as {shown[0]}: left out of the metrics")
-    return KnownLabels(ids, notes)
+    return ids, notes
 
 
 def _choose_reading(

@@ -266,33 +266,31 @@ class KeptRows(NamedTuple):
         return filled
 
 
+@dataclass(eq=False)
 class EvaluationLoader:
     """Every row of a split once, over all processes; iterating gives the microbatches of this one.
 
     limits: what a microbatch may hold, and how many processes share the rows. raw: what the rows were made of, for a
-    task that merges them.
+    task that merges them. kept: which of the rows that were given these are; None: all.
     """
 
-    def __init__(
-        self,
-        source: RowSource,
-        lengths: Sequence[int] | np.ndarray,
-        limits: Limits,
-        *,
-        collate: Collate,
-        count: Count,
-        device: torch.device,
-        process_index: int = 0,
-        num_workers: int = 0,
-        raw: RawRows | None = None,
-    ):
-        self.num_rows = len(lengths)
-        self.raw = raw
-        self.kept: KeptRows | None = None
-        self.device = device
-        self.num_workers = num_workers
-        cut = cut_evaluation(lengths, limits)
-        self._microbatches = _Microbatches(cut[process_index], _Collator(source, collate, count))
+    source: RowSource
+    lengths: Sequence[int] | np.ndarray
+    limits: Limits
+    _: KW_ONLY
+    collate: Collate
+    count: Count
+    device: torch.device
+    process_index: int = 0
+    num_workers: int = 0
+    raw: RawRows | None = None
+    kept: KeptRows | None = None
+
+    def __post_init__(self) -> None:
+        self.num_rows = len(self.lengths)
+        cut = cut_evaluation(self.lengths, self.limits)
+        collator = _Collator(self.source, self.collate, self.count)
+        self._microbatches = _Microbatches(cut[self.process_index], collator)
 
     def __len__(self) -> int:
         """Microbatches of this process."""
@@ -329,16 +327,11 @@ def _iterate(dataset: Dataset[_T], indices: range, num_workers: int, device: tor
         return (item.pin_memory() for item in items) if device.type == "cuda" else items
     loader: DataLoader[_T] = DataLoader(
         dataset,
-        batch_size=None,  # an item is a whole step already
+        batch_size=None,  # an item is a whole step already, and stays as it is
         sampler=indices,
         num_workers=num_workers,
-        collate_fn=_as_it_is,
         pin_memory=device.type == "cuda",
         worker_init_fn=leave_signals_to_the_parent,
     )
     with forking_workers():
         return iter(loader)
-
-
-def _as_it_is(item: Any) -> Any:
-    return item

@@ -1,7 +1,8 @@
 """Rows without a text or a label, and what becomes of them: `data.missing`."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -25,6 +26,7 @@ _READ_ROWS = 10_000  # at a time
 HIDDEN = -1  # the class that datasets gives to rows whose label is kept secret
 
 Mask = npt.NDArray[np.bool_]
+Test = Callable[[pa.ChunkedArray], pa.ChunkedArray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +78,9 @@ class Holes:
         for name in self.columns:
             if name in rows.column_names:
                 test = is_unlabelled if name == self.label else _is_blank if self.texts.get(name) else pc.is_null
-                masks = [np.asarray(test(column)) for column in read_column(rows, name)]
-                found[name] = np.concatenate([np.zeros(0, dtype=np.bool_), *masks])
+                found[name] = find_rows(rows, name, test)
                 if name == self.label and isinstance(rows.features[name], datasets.ClassLabel):
-                    found[name] |= find_hidden(rows, name)
+                    found[name] |= find_rows(rows, name, is_hidden)
         return found
 
 
@@ -102,29 +103,29 @@ def settle_missing(split: Split, holes: Holes, *, missing: str) -> tuple[Split, 
         nulls = [name for name in texts if any(column.null_count for column in read_column(split.rows, name))]
         return (_fill(split, nulls) if nulls else split), []
     gone = np.zeros(len(split.rows), dtype=np.bool_)
-    first_hole: dict[str, Mask] = {}
+    origins = split.origins
+    files = [name.rpartition(" ")[0] for name in origins.names]
+    counts: dict[str, Counter[str]] = {file: Counter() for file in files}
     for name, mask in found.items():
-        first_hole[name] = mask & ~gone
+        numbers = np.bincount(origins.origin[mask & ~gone], minlength=len(files)).tolist()
+        for file, number in zip(files, numbers, strict=True):
+            counts[file][name] += number
         gone |= mask
     if not gone.any():
         return split, []
-    told = describe_dropped(_count_by_file(split, first_hole))
+    told = [line for file, dropped in counts.items() for line in describe_dropped(file, dropped)]
     if gone.all():
         raise UserError(f"data.{split.name}: no row is left; {'; '.join(told)} (data.missing=drop)")
     return split.select(np.flatnonzero(~gone)), told
 
 
-def describe_dropped(counts: dict[tuple[str, str], int]) -> list[str]:
-    """`reviews.csv: 12 rows without 'text', 9 without 'label' were dropped`. counts: by file and column."""
-    lines = []
-    for file in dict.fromkeys(file for file, _ in counts):
-        parts = [(column, number) for (of, column), number in counts.items() if of == file and number]
-        if parts:
-            first = f"{plural(parts[0][1], 'row')} without {parts[0][0]!r}"
-            told = ", ".join([first, *(f"{number:,} without {column!r}" for column, number in parts[1:])])
-            were = "was" if sum(number for _, number in parts) == 1 else "were"
-            lines.append(f"{file}: {told} {were} dropped")
-    return lines
+def describe_dropped(file: str, counts: Mapping[str, int]) -> list[str]:
+    """`reviews.csv: 12 rows without 'text', 9 without 'label' were dropped`, or nothing. counts: by column."""
+    lacking = [(column, number) for column, number in counts.items() if number]
+    parts = [f"{number:,} without {column!r}" for column, number in lacking[1:]]
+    parts = [f"{plural(number, 'row')} without {column!r}" for column, number in lacking[:1]] + parts
+    were = "was" if sum(counts.values()) == 1 else "were"
+    return [f"{file}: {', '.join(parts)} {were} dropped"] if parts else []
 
 
 def with_plain_columns(split: Split, columns: Columns) -> Split:
@@ -134,8 +135,8 @@ def with_plain_columns(split: Split, columns: Columns) -> Split:
     """
     rows = split.rows
     names = list(split.columns or rows.column_names)
-    texts, label = columns.texts, columns.single_label
-    for name in columns.images:
+    texts, label = columns.of_kind("text"), columns.single_label
+    for name in columns.of_kind("image"):
         if isinstance(rows.features.get(name), datasets.Image):
             rows = rows.cast_column(name, datasets.Image(decode=False))
     present = [name for name in rows.column_names if name in columns.all]
@@ -151,7 +152,9 @@ def with_plain_columns(split: Split, columns: Columns) -> Split:
             numbers = whole_numbers(column) if column.null_count < len(column) else None
             made |= {} if numbers is None else {name: numbers}
     plain = _replace_columns(rows, made)
-    of_images = [column for name in columns.images if name in plain.column_names for column in read_column(plain, name)]
+    of_images = [
+        column for name in columns.of_kind("image") if name in plain.column_names for column in read_column(plain, name)
+    ]
     paths = [path for column in of_images for path in list_paths(column)]
     fingerprint = split.fingerprint
     if any(paths):
@@ -170,10 +173,15 @@ def read_column(rows: datasets.Dataset, column: str) -> Iterator[pa.ChunkedArray
         yield table[column]
 
 
-def find_hidden(rows: datasets.Dataset, label: str) -> Mask:
-    """`[N]` rows of a column of classes whose label is kept secret."""
-    masks = [np.asarray(pc.fill_null(pc.equal(column, HIDDEN), False)) for column in read_column(rows, label)]
+def find_rows(rows: datasets.Dataset, column: str, test: Test) -> Mask:
+    """`[N]` rows whose value passes the test."""
+    masks = [np.asarray(pc.fill_null(test(part), False)) for part in read_column(rows, column)]
     return np.concatenate([np.zeros(0, dtype=np.bool_), *masks])
+
+
+def is_hidden(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Labels of a column of classes that are kept secret."""
+    return pc.equal(column, HIDDEN)
 
 
 def _is_blank(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -203,16 +211,6 @@ def _fill(split: Split, names: Sequence[str]) -> Split:
         made[name] = pc.fill_null(column.cast(pa.string()) if pa.types.is_null(column.type) else column, "")
     fingerprint = digest(split.fingerprint.encode(), b"null texts are empty", *(name.encode() for name in names))
     return dataclasses.replace(split, rows=_replace_columns(split.rows, made), fingerprint=fingerprint)
-
-
-def _count_by_file(split: Split, masks: dict[str, Mask]) -> dict[tuple[str, str], int]:
-    origins = split.origins
-    files = [name.rpartition(" ")[0] for name in origins.names]
-    counts: dict[tuple[str, str], int] = {}
-    for name, mask in masks.items():
-        for origin, number in enumerate(np.bincount(origins.origin[mask], minlength=len(files)).tolist()):
-            counts[files[origin], name] = counts.get((files[origin], name), 0) + number
-    return counts
 
 
 def _whole_column(rows: datasets.Dataset, name: str) -> pa.ChunkedArray:

@@ -40,9 +40,10 @@ def describe_data(
             f"{name}: tokens per row: median {median:.0f}, 95 % within {high:.0f}, longest {split.lengths.max()}; "
             f"{plural(split.num_truncated, 'text')} ({split.num_truncated / num_texts:.1%}) cut at max_length"
         )
+    texts = columns.of_kind("text")
     for name in tokenised:
-        if name != "train" and "train" in splits and columns.texts:
-            duplicates = count_duplicates(splits["train"], splits[name], columns.texts)
+        if name != "train" and "train" in splits and texts:
+            duplicates = count_duplicates(splits["train"], splits[name], texts)
             share = duplicates / len(splits[name].rows)
             lines.append(f"{name}: {plural(duplicates, 'row')} ({share:.1%}) with a text that is in train too")
     return lines

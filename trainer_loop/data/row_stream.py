@@ -1,6 +1,7 @@
 """The training rows of a stream, epoch after epoch, each of them checked when it is read."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 from decimal import Decimal
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
@@ -40,6 +41,7 @@ class Stream(Protocol):
         ...
 
 
+@dataclass(eq=False)
 class RowStream:
     """The raw rows of all shards, whose order is another one in every epoch and a hash of seed and epoch.
 
@@ -48,31 +50,27 @@ class RowStream:
     A row that cannot be trained on is a UserError with its place.
     """
 
-    def __init__(
-        self,
-        shards: Sequence[Shard],
-        *,
-        seed: int,
-        columns: Columns,
-        label_names: LabelNames | None,
-        missing: str = "refuse",
-        say: Callable[[str], None] = lambda line: None,
-    ):
-        assert (columns.label is None) == (label_names is None), "a label needs its names"
-        self._shards = shards
-        self._seed = seed
-        self._columns = columns
-        self._label = columns.label
-        self._ids: dict[RawLabel, int] = {} if label_names is None else label_names.ids
+    shards: Sequence[Shard]
+    _: KW_ONLY
+    seed: int
+    columns: Columns
+    label_names: LabelNames | None
+    missing: str = "refuse"
+    say: Callable[[str], None] = lambda line: None
+
+    def __post_init__(self) -> None:
+        assert (self.columns.label is None) == (self.label_names is None), "a label needs its names"
+        self._label = self.columns.label
+        self._ids: dict[RawLabel, int] = {} if self.label_names is None else self.label_names.ids
         self._label_kind = type(next(iter(self._ids), None))
-        self._missing = missing
-        self._holes = Holes.of(columns, missing=missing)
-        self._dropped = _DroppedRows(columns.all, say)
+        self._holes = Holes.of(self.columns, missing=self.missing)
+        self._is_announced = False
+        self._counted: set[tuple[str, str]] = set()  # shards whose dropped rows were told
 
     def read(self, epoch: int, mark: Mark | None = None) -> Reading[Row]:
         start = mark or {"shard": 0, "from": None}
-        order = permute(len(self._shards), self._seed, "shards", epoch)
-        return Reading(self._read([self._shards[index] for index in order], start), start)
+        order = permute(len(self.shards), self.seed, "shards", epoch)
+        return Reading(self._read([self.shards[index] for index in order], start), start)
 
     def _read(self, shards: Sequence[Shard], start: Mark) -> Iterator[tuple[Row, Mark]]:
         for place in range(start["shard"], len(shards)):
@@ -83,36 +81,46 @@ class RowStream:
 
     def count_rows(self) -> int:
         """Rows of one epoch; those that nothing but reading tells are read, and checked."""
-        must_read = self._missing == "drop"
+        must_read = self.missing == "drop"
         return sum(
             sum(1 for _ in self._read_shard(shard, shard.read(), is_whole=True))
             if shard.count is None or must_read
             else shard.count()
-            for shard in self._shards
+            for shard in self.shards
         )
 
     def _read_shard(self, shard: Shard, reader: Reading[tuple[Values, int]], *, is_whole: bool) -> Iterator[Row]:
         """The rows of a reader of a shard that can be trained on. is_whole: it reads from the first row on."""
         are_classes = has_classes(shard, self._label)
+        dropped = dict.fromkeys(self.columns.all, 0)
         for values, number in reader:
-            if self._missing == "drop" and (lacking := self._holes.columns_of(values, are_classes=are_classes)):
-                self._dropped.announce(shard.place(number), lacking[0])
-                if is_whole:
-                    self._dropped.add(shard, number, lacking[0])
+            if self.missing == "drop" and (lacking := self._holes.columns_of(values, are_classes=are_classes)):
+                dropped[lacking[0]] += 1
+                self._announce(shard.place(number), lacking[0])
             else:
                 yield self._check(values, shard, number)
-        if is_whole:
-            self._dropped.tell(shard)
+        if is_whole and (shard.name, shard.noun) not in self._counted:
+            self._counted.add((shard.name, shard.noun))
+            for line in describe_dropped(shard.name, dropped):
+                self.say(f"train: {line}")
+
+    def _announce(self, place: str, column: str) -> None:
+        if not self._is_announced:
+            self._is_announced = True
+            self.say(
+                f"train: {place} has no {column!r} and is dropped, as all such rows are (data.missing=drop); their "
+                "number is told at the end of each file"
+            )
 
     def _check(self, values: Values, shard: Shard, number: int) -> Row:
         place = shard.place(number)
         checked: dict[str, Any] = {}
-        for own, name in self._columns.names.items():
-            value, kind = values.get(name), self._columns.declared[own].kind
+        for own, name in self.columns.names.items():
+            value, kind = values.get(name), self.columns.declared[own].kind
             if kind == "class":
                 checked[own] = self._find_class(value, shard, place)
                 continue
-            if kind == "text" and self._missing == "empty" and self._holes.in_text(name, value):
+            if kind == "text" and self.missing == "empty" and self._holes.in_text(name, value):
                 value = ""
             if (problem := self._find_fault(own, value, values)) is not None:
                 more = ", or set data.missing=drop (or empty)" if kind == "text" and problem in _HOLES else ""
@@ -121,9 +129,9 @@ class RowStream:
         return Row(checked, place)
 
     def _find_fault(self, own: str, value: Any, values: Values) -> str | None:
-        name, column = self._columns.names[own], self._columns.declared[own]
+        name, column = self.columns.names[own], self.columns.declared[own]
         if column.kind != "text":
-            beside = None if column.per is None else values.get(self._columns.names.get(column.per, ""))
+            beside = None if column.per is None else values.get(self.columns.names.get(column.per, ""))
             return _IS_NULL if value is None else find_fault(value, column.kind, beside)
         if isinstance(value, str):
             if not value.isascii() and not is_encodable(value):
@@ -151,61 +159,26 @@ class RowStream:
         )
 
 
-class _DroppedRows:
-    """Rows that were dropped from a stream, each counted once however often it is read."""
-
-    def __init__(self, columns: Sequence[str], say: Callable[[str], None]):
-        self._columns = columns
-        self._say = say
-        self._counts: dict[tuple[str, str], dict[str, int]] = {}  # by shard and column
-        self._highest: dict[tuple[str, str], int] = {}
-        self._told: set[tuple[str, str]] = set()
-        self._is_announced = False
-
-    def announce(self, place: str, column: str) -> None:
-        if not self._is_announced:
-            self._is_announced = True
-            self._say(
-                f"train: {place} has no {column!r} and is dropped, as all such rows are (data.missing=drop); their "
-                "number is told at the end of each file"
-            )
-
-    def add(self, shard: Shard, number: int, column: str) -> None:
-        key = shard.name, shard.noun
-        if number > self._highest.get(key, 0):
-            self._highest[key] = number
-            self._counts.setdefault(key, dict.fromkeys(self._columns, 0))[column] += 1
-
-    def tell(self, shard: Shard) -> None:
-        """The shard was read to its end."""
-        key = shard.name, shard.noun
-        if key not in self._told:
-            self._told.add(key)
-            counts = {(shard.name, column): number for column, number in self._counts.get(key, {}).items()}
-            for line in describe_dropped(counts):
-                self._say(f"train: {line}")
-
-
+@dataclass(frozen=True)
 class ChunkStream:
     """The rows of a task that joins texts: what `encode` makes of each `num_texts` texts, in their order.
 
     Every process encodes all of them, for a chunk may hold several texts and a text may be in several chunks.
     """
 
-    def __init__(self, texts: Stream, encode: Callable[[Sequence[Row]], list[Row]], *, num_texts: int):
-        self._texts = texts
-        self._encode = encode
-        self._num_texts = num_texts
+    texts: Stream
+    encode: Callable[[Sequence[Row]], list[Row]]
+    num_texts: int
 
     def read(self, epoch: int, mark: Mark | None = None) -> Reading[Row]:
-        texts = self._texts.read(epoch, None if mark is None else mark["texts"])
+        texts = self.texts.read(epoch, None if mark is None else mark["texts"])
         start = mark or {"texts": texts.mark(), "used": 0}
         return Reading(self._read(texts, start), start)
 
     def _read(self, texts: Reading[Row], start: Mark) -> Iterator[tuple[Row, Mark]]:
         rows, begin, used = iter(texts), start["texts"], start["used"]
-        while group := list(islice(rows, self._num_texts)):
-            for number, chunk in enumerate(self._encode(group)[used:], start=used + 1):
+        while group := list(islice(rows, self.num_texts)):
+            for number, chunk in enumerate(self.encode(group)[used:], start=used + 1):
                 yield chunk, {"texts": begin, "used": number}
             begin, used = texts.mark(), 0
 

@@ -157,18 +157,34 @@ def given_split(given: NamedRows | datasets.Dataset, *, name: str, columns: Colu
     rows, names = given if isinstance(given, NamedRows) else (given, given.column_names)
     if not len(rows):
         raise UserError(f"data.{name}: no rows were given")
-    return _fingerprinted(Split(name, rows, Origins.of(f"{name} row", len(rows)), "", names), columns)
+    return _make_split(name, NamedRows(rows, names), place=name, columns=columns)
 
 
-def _fingerprinted(split: Split, columns: Columns) -> Split:
-    """Of rows that no file holds: by what is in the columns that are read."""
-    plain = with_plain_columns(split, columns)
-    return replace(plain, fingerprint=_digest_rows(plain.rows))
+def _make_split(name: str, rows: NamedRows, *, place: str, columns: Columns) -> Split:
+    """Of rows that no file holds; the fingerprint is of what is in the columns that are read."""
+    read, names = rows
+    split = with_plain_columns(Split(name, read, Origins.of(f"{place} row", len(read)), "", names), columns)
+    return replace(split, fingerprint=_digest_rows(split.rows))
 
 
 def call_rows_function(spec: str, *, split: str, seed: int) -> Any:
     """What the user's function at a dotted path returns, as it is. Raises UserError where there is none."""
-    return _bind_seed(locate(spec, place=f"data.{split}"), place=f"data.{split}={spec}", seed=seed)()
+    found: Any = locate(spec, place=f"data.{split}")
+    place = f"data.{split}={spec}"
+    if not callable(found):
+        raise UserError(f"{place} is no function but a {type(found).__name__}; it must be a function that returns rows")
+    parameters = inspect.signature(found).parameters.values()
+    required = [
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and parameter.name != "seed"
+    ]
+    if required:
+        raise UserError(f"{place} needs {', '.join(required)}; it may have no required parameter but seed")
+    takes_seed = any(parameter.name == "seed" for parameter in parameters)
+    return found(seed=seed) if takes_seed else found()
 
 
 def _open_stream(section: DataSection) -> ShardedSplit:
@@ -207,34 +223,12 @@ def _read_local(spec: Any, split: str, section: DataSection) -> Split:
             f"{key}={spec}: neither a file ({', '.join(EXTENSIONS)}) nor a dotted path such as my_lab.data.train; "
             "for a split of a hub data set give data.name too"
         )
-    return _call_function(locate(spec, place=key), dotted=spec, split=split, section=section)
-
-
-def _call_function(found: object, *, dotted: str, split: str, section: DataSection) -> Split:
-    """The rows that a function of the user returns."""
-    place = f"data.{split}={dotted}"
-    returned = _bind_seed(found, place=place, seed=section.seed)()
-    rows, names = _as_dataset(returned, place=place, dotted=dotted, wanted=section.columns.all)
-    if not len(rows):
+    place = f"{key}={spec}"
+    returned = call_rows_function(spec, split=split, seed=section.seed)
+    rows = _as_dataset(returned, place=place, dotted=spec, wanted=section.columns.all)
+    if not len(rows.rows):
         raise UserError(f"{place} returned no rows")
-    return _fingerprinted(Split(split, rows, Origins.of(f"{dotted} row", len(rows)), "", names), section.columns)
-
-
-def _bind_seed(found: object, *, place: str, seed: int) -> Callable[[], Any]:
-    if not callable(found):
-        raise UserError(f"{place} is no function but a {type(found).__name__}; it must be a function that returns rows")
-    parameters = inspect.signature(found).parameters.values()
-    required = [
-        parameter.name
-        for parameter in parameters
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        and parameter.name != "seed"
-    ]
-    if required:
-        raise UserError(f"{place} needs {', '.join(required)}; it may have no required parameter but seed")
-    takes_seed = any(parameter.name == "seed" for parameter in parameters)
-    return (lambda: found(seed=seed)) if takes_seed else found
+    return _make_split(split, rows, place=spec, columns=section.columns)
 
 
 def _as_dataset(returned: Any, *, place: str, dotted: str, wanted: Collection[str]) -> NamedRows:

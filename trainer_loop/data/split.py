@@ -12,6 +12,7 @@ from trainer_loop.data.fingerprint import digest
 Indices = npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True, eq=False)
 class Origins:
     """Where every row of a split comes from: `place(0)` is `reviews.csv row 17`.
 
@@ -19,11 +20,12 @@ class Origins:
     origin: `[N]` position in `names` of every row. number: `[N]` row or line number of every row, from 1.
     """
 
-    def __init__(self, names: Sequence[str], origin: npt.NDArray[np.int32], number: Indices):
-        assert len(origin) == len(number), "every row has an origin and a number"
-        self.names = tuple(names)
-        self.origin = origin
-        self.number = number
+    names: Sequence[str]
+    origin: npt.NDArray[np.int32]
+    number: Indices
+
+    def __post_init__(self) -> None:
+        assert len(self.origin) == len(self.number), "every row has an origin and a number"
 
     @classmethod
     def of(cls, name: str, number: Indices | int) -> "Origins":

@@ -67,36 +67,29 @@ def read_batches(
     rows: list[Row] = []
     numbers: Rows = []
     begin = position
-    for row, number, place in _shuffle(stream, position, shuffle_rows=shuffle_rows, seed=seed, num_rows=num_rows):
-        if rows and (row is None or len(rows) == batch_size):
-            yield StreamBatch(begin, place, rows, numbers)
-            rows, numbers = [], []
-        if row is not None:
-            begin = begin if rows else place
-            rows.append(row)
-            numbers.append(number)
-
-
-def _shuffle(
-    stream: Stream, position: Position, *, shuffle_rows: int, seed: int, num_rows: int | None
-) -> Iterator[tuple[Row | None, int, Position]]:
-    """Every row, its number in the epoch and its position; None where an epoch is over, with where the next begins."""
     while True:
         reader = stream.read(position.epoch, position.start)
-        rows = iter(reader)
-        first, used = position.first, position.used
-        is_over = False
+        rest = iter(reader)
+        first, used, is_over = position.first, position.used, False
         while not is_over:
             start = reader.mark()
-            block = list(islice(rows, shuffle_rows))
+            block = list(islice(rest, shuffle_rows))
             is_over = len(block) < shuffle_rows
             order = permute(len(block), seed, "stream", position.epoch, first).tolist()
             for index in range(used, len(block)):
-                yield block[order[index]], first + order[index], Position(position.epoch, first, index, start)
+                place = Position(position.epoch, first, index, start)
+                if len(rows) == batch_size:
+                    yield StreamBatch(begin, place, rows, numbers)
+                    rows, numbers = [], []
+                begin = begin if rows else place
+                rows.append(block[order[index]])
+                numbers.append(first + order[index])
             first, used = first + len(block), 0
         _check_count(first, num_rows, epoch=position.epoch)
         position = Position(position.epoch + 1)
-        yield None, first, position
+        if rows:
+            yield StreamBatch(begin, position, rows, numbers)
+            rows, numbers = [], []
 
 
 def _check_count(found: int, num_rows: int | None, *, epoch: int) -> None:

@@ -18,7 +18,7 @@ from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.text_format import TextFormat
 from trainer_loop.data.values import infer_label, make_arrays
 from trainer_loop.data.wording import enumerate_some
-from trainer_loop.errors import UserError
+from trainer_loop.errors import Problems, UserError
 
 _SHOWN = 5  # faults of rows that are told in full
 
@@ -121,15 +121,13 @@ def read_whole(files: Sequence[str], *, text_format: TextFormat) -> WholeTable:
     read = read_each(files, read_one)
     if len(read) == 1:
         return read[0]
-    problems: list[str] = []
+    problems = Problems()
     columns: dict[str, Column] = {}
     for name in dict.fromkeys(name for table in read for name in table.columns):
-        try:
-            columns[name] = _join(name, read, files)
-        except UserError as error:
-            problems += error.problems
-    if problems:
-        raise UserError(problems)
+        joined = problems.collect("", _join, name, read, files)
+        if joined is not None:
+            columns[name] = joined
+    problems.refuse()
     origins = Origins.join([table.origins for table in read])
     return WholeTable(columns, list(columns), origins, has_fields=all(table.has_fields for table in read))
 

@@ -33,7 +33,6 @@ from trainer_loop.runtime.host import expand_home
 
 _FORMAT = 2  # of what is kept on disk; with a new number, nothing kept before is found
 _TEXTS_PER_CALL = 1000  # fixed: a task that joins texts into chunks cuts them at these seams
-_BOOKKEEPING = RESERVED  # columns that are kept but not for the model
 _RAW = "raw "  # before the names of the user's columns: map gives a new column the type of an old one of its name
 
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
@@ -200,7 +199,7 @@ class RowEncoder:
             sources = columns["source"]
         if faults:
             raise UserError([f"{rows[number].place}: {reason}" for number, reason in faults.items()])
-        given = {name: column for name, column in columns.items() if name not in _BOOKKEEPING}
+        given = {name: column for name, column in columns.items() if name not in RESERVED}
         return [
             Row({name: column[number] for name, column in given.items()}, rows[source].place, columns["length"][number])
             for number, source in enumerate(sources)
@@ -254,7 +253,7 @@ def _encode(
 def _unpack(split: Split, rows: datasets.Dataset, read: Columns) -> TokenisedSplit:
     if not len(rows):
         raise UserError(f"data.{split.name}: its texts have no tokens")
-    columns = {name: rows.data.column(name).to_numpy() for name in _BOOKKEEPING if name in rows.column_names}
+    columns = {name: rows.data.column(name).to_numpy() for name in RESERVED if name in rows.column_names}
     sources = columns["source"].astype(np.int64)
     return TokenisedSplit(
         name=split.name,
@@ -291,20 +290,15 @@ def describe_processor(processor: Any) -> dict[str, Any]:
     if as_tokenizer(processor) is None:
         described: dict[str, Any] = processor.to_dict()
         return described
-    return _describe_tokenizer(processor)
-
-
-def _describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
-    """Truncation and padding are not its own but of the call before."""
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    content.pop("truncation", None)
-    content.pop("padding", None)
+    content = json.loads(processor.backend_tokenizer.to_str())
+    for name in ("truncation", "padding"):  # not its own but of the call before
+        content.pop(name, None)
     return {
         "content": content,
-        "class": type(tokenizer).__qualname__,
-        "special_tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-        "columns": list(tokenizer.model_input_names),
-        "truncation_side": tokenizer.truncation_side,
+        "class": type(processor).__qualname__,
+        "special_tokens": {name: str(token) for name, token in processor.special_tokens_map.items()},
+        "columns": list(processor.model_input_names),
+        "truncation_side": processor.truncation_side,
     }
 
 

@@ -177,7 +177,7 @@ def test_a_file_that_changes_while_it_is_converted_is_told_and_not_kept():
     content = digest_file(write(make_table(3)))
     write(make_table(4))
     with pytest.raises(UserError, match="was changed while it was read"):
-        parquet.map_parquet("a.parquet", content=content, wanted=["text"])
+        parquet.map_parquet(parquet.open_parquet("a.parquet", columns=["text"]), content=content, wanted=["text"])
     assert kept() == [".lock"]
 
 
@@ -212,4 +212,4 @@ def test_a_cache_that_cannot_be_written_is_told():
 
 def test_a_file_that_is_not_there_any_more_is_told_as_it_is(folder: Path):
     with pytest.raises(UserError, match=r"a\.parquet cannot be read: "):
-        parquet.map_parquet("a.parquet", content="x", wanted=["text"])
+        parquet.open_parquet("a.parquet", columns=["text"])

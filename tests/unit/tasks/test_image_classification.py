@@ -183,6 +183,24 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path):
         make_loop(tmp_path, "train.steps=2", rows={"train": rows}).fit()
 
 
+def test_an_image_processor_that_is_not_there_is_told_as_a_tokenizer_is(tmp_path: Path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "file").touch()
+    for name, expected in {
+        str(tmp_path / "file"): "{} is a file; name the folder that it is in",
+        str(tmp_path / "modle"): f"{{}}: there is no such folder; did you mean {tmp_path / 'model'}?",
+        "lab/no-such-model": "{}: HF_HUB_OFFLINE is set and it is not in the cache; name a local folder, or fill the "
+        "cache with transformers.AutoImageProcessor.from_pretrained('lab/no-such-model') where there is network",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            images.load_processor(name, trust_remote_code=False)
+        assert caught.value.problems == [expected.format(f"image processor {name}")]
+    with pytest.raises(UserError, match=r"image processor .*model cannot be loaded: "):
+        images.load_processor(str(tmp_path / "model"), trust_remote_code=False)
+    with pytest.raises(UserError, match=r"image processor: ~no-such-user/model: there is no such home directory"):
+        images.load_processor("~no-such-user/model", trust_remote_code=False)
+
+
 @pytest.mark.parametrize(
     "kind", ["vit", "deit", "clip_vision_model", "convnext", "mobilenet_v2", "dinov2", "swin", "beit"]
 )

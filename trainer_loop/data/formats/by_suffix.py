@@ -22,7 +22,8 @@ def open_file(path: str, *, columns: Collection[str] | None, text_format: TextFo
 
     columns: those that are read, where the format keeps them apart; None for all.
     """
-    check_not_empty(path)
+    if not Path(path).stat().st_size:
+        raise UserError(f"{path} is empty")
     match Path(path).suffix.lower():
         case ".csv" | ".tsv":
             return open_delimited(path, columns=columns, text_format=text_format)
@@ -34,12 +35,6 @@ def open_file(path: str, *, columns: Collection[str] | None, text_format: TextFo
             return open_parquet(path, columns=columns)
         case _:
             return open_arrow(path, columns=columns)
-
-
-def check_not_empty(path: str) -> None:
-    """Raise UserError for a file without a byte."""
-    if not Path(path).stat().st_size:
-        raise UserError(f"{path} is empty")
 
 
 def read_each(files: Iterable[str], read: Callable[[str], _T]) -> list[_T]:

@@ -36,16 +36,16 @@ def open_parquet(path: str, *, columns: Collection[str] | None) -> Shard:
     return Shard(path, "row", read, lambda: metadata.num_rows, schema, names=lambda: schema.names)
 
 
-def map_parquet(path: str, *, content: str, wanted: Collection[str] | None) -> tuple[datasets.Dataset, list[str]]:
+def map_parquet(shard: Shard, *, content: str, wanted: Collection[str] | None) -> tuple[datasets.Dataset, list[str]]:
     """The rows, mapped from the cache of datasets, where the file is converted when it is first read; and all columns.
 
-    The reader of datasets would hold whole groups of rows meanwhile, some hundred megabytes each. content: a hash of
-    the bytes of the file. wanted: columns that are read, None for all; where the file has none of them, a column of
-    nulls stands in. Raises UserError where the file cannot be read or converted, or datasets cannot hold a column.
+    The reader of datasets would hold whole groups of rows meanwhile, some hundred megabytes each.
+    shard: of `open_parquet`. content: a hash of the bytes of the file. wanted: columns that are read, None for all;
+    where the file has none of them, a column of nulls stands in. Raises UserError where the file cannot be read or
+    converted, or datasets cannot hold a column.
     """
-    shard = open_parquet(path, columns=wanted)
     assert shard.schema is not None and shard.count is not None
-    num_rows, names = shard.count(), shard.schema.names
+    path, num_rows, names = shard.name, shard.count(), shard.schema.names
     features = find_features(shard.schema, path=path, wanted=wanted)
     if not features:
         return make_dataset({}, names, num_rows), names
