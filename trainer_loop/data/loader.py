@@ -128,8 +128,8 @@ def read_rows(source: RowSource, rows: Rows) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class _Collator:
-    """Reads rows and makes a microbatch of them, on the CPU."""
+class _Collator(Dataset[Microbatch]):
+    """Reads rows and makes a microbatch of them, on the CPU; an index is an array of row indices."""
 
     source: RowSource
     collate: Collate
@@ -138,6 +138,9 @@ class _Collator:
     def make(self, rows: Rows) -> Microbatch:
         batch = self.collate(read_rows(self.source, rows))
         return Microbatch(rows, batch, self.count(batch))
+
+    def __getitem__(self, rows: np.ndarray) -> Microbatch:
+        return self.make(rows.tolist())
 
 
 @dataclass(frozen=True)
@@ -237,17 +240,6 @@ class TrainLoader:
         return _Steps(self.plan, _Collator(self.rows, self.collate, self.count), self.process_index)
 
 
-@dataclass(frozen=True)
-class _Microbatches(Dataset[Microbatch]):
-    """Item i is the i-th evaluation microbatch of this process."""
-
-    cut: list[np.ndarray]
-    collator: _Collator
-
-    def __getitem__(self, index: int) -> Microbatch:
-        return self.collator.make(self.cut[index].tolist())
-
-
 class KeptRows(NamedTuple):
     """Numbers, from 0, of the rows that were kept of those that were given; the others had no text."""
 
@@ -288,23 +280,22 @@ class EvaluationLoader:
 
     def __post_init__(self) -> None:
         self.num_rows = len(self.lengths)
-        cut = cut_evaluation(self.lengths, self.limits)
-        collator = _Collator(self.source, self.collate, self.count)
-        self._microbatches = _Microbatches(cut[self.process_index], collator)
+        self._cut = cut_evaluation(self.lengths, self.limits)[self.process_index]
+        self._collator = _Collator(self.source, self.collate, self.count)
 
     def __len__(self) -> int:
         """Microbatches of this process."""
-        return len(self._microbatches.cut)
+        return len(self._cut)
 
     def __iter__(self) -> Iterator[Microbatch]:
-        for microbatch in _iterate(self._microbatches, range(len(self)), self.num_workers, self.device):
+        for microbatch in _iterate(self._collator, self._cut, self.num_workers, self.device):
             yield microbatch.to(self.device)
 
     def halve(self, microbatch: Microbatch) -> list[Microbatch]:
         """Its rows again, in two: for one that did not fit into memory."""
         middle = len(microbatch.rows) // 2
         halves = microbatch.rows[:middle], microbatch.rows[middle:]
-        return [self._microbatches.collator.make(rows).to(self.device) for rows in halves]
+        return [self._collator.make(rows).to(self.device) for rows in halves]
 
 
 def move_batch(batch: Batch, device: torch.device) -> Batch:
@@ -320,7 +311,7 @@ def move_batch(batch: Batch, device: torch.device) -> Batch:
 _T = TypeVar("_T", StepBatch, Microbatch)
 
 
-def _iterate(dataset: Dataset[_T], indices: range, num_workers: int, device: torch.device) -> Iterator[_T]:
+def _iterate(dataset: Dataset[_T], indices: Sequence[Any], num_workers: int, device: torch.device) -> Iterator[_T]:
     """The items at these indices: made by the worker processes of a DataLoader, or here where there are none."""
     if num_workers == 0:  # a DataLoader would do no more, in twenty microseconds an item
         items = (dataset[index] for index in indices)
