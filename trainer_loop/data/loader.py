@@ -143,38 +143,11 @@ class _Collator(Dataset[Microbatch]):
         return self.make(rows.tolist())
 
 
-@dataclass(frozen=True)
-class _Steps(Dataset[StepBatch]):
-    """Item k is update k of this process, collated on the CPU."""
-
-    plan: BatchPlan
-    collator: _Collator
-    process_index: int
-
-    def __getitem__(self, step: int) -> StepBatch:
-        share = self.plan.step(step).shares[self.process_index]
-        # A collate that augments at random must do the same when the step is repeated.
-        seed_everything(self.plan.seed, "collate", step, self.process_index)
-        return StepBatch(
-            step=step,
-            # The reduction of gradients waits for every process: an idle one goes through the motions with one row.
-            microbatches=[self.collator.make(rows) for rows in share.microbatches] or [self.dummy_microbatch(step)],
-            num_rows=share.num_rows,
-            num_tokens=share.num_tokens,
-            num_padded_tokens=share.num_padded_tokens,
-        )
-
-    def dummy_microbatch(self, step: int) -> Microbatch:
-        rows = self.plan.batch(step)
-        shortest = int(rows[self.plan.lengths[rows].argmin()])
-        return replace(self.collator.make([shortest]), num_targets=0, is_dummy=True)
-
-
 @dataclass(eq=False)
-class TrainLoader:
+class TrainLoader(Dataset[StepBatch]):
     """The updates of this process, from any step on, with their batches on `device`; see `StepLoader`.
 
-    origin_of: row index -> where that row stands in the user's data.
+    Item k is update k, collated on the CPU. origin_of: row index -> where that row stands in the user's data.
     """
 
     plan: BatchPlan
@@ -187,6 +160,27 @@ class TrainLoader:
     num_workers: int = 0
     origin_of: Callable[[int], str] = str
 
+    def __post_init__(self) -> None:
+        self._collator = _Collator(self.rows, self.collate, self.count)
+
+    def __getitem__(self, step: int) -> StepBatch:
+        share = self.plan.step(step).shares[self.process_index]
+        # A collate that augments at random must do the same when the step is repeated.
+        seed_everything(self.plan.seed, "collate", step, self.process_index)
+        return StepBatch(
+            step=step,
+            # The reduction of gradients waits for every process: an idle one goes through the motions with one row.
+            microbatches=[self._collator.make(rows) for rows in share.microbatches] or [self._make_dummy(step)],
+            num_rows=share.num_rows,
+            num_tokens=share.num_tokens,
+            num_padded_tokens=share.num_padded_tokens,
+        )
+
+    def _make_dummy(self, step: int) -> Microbatch:
+        rows = self.plan.batch(step)
+        shortest = int(rows[self.plan.lengths[rows].argmin()])
+        return replace(self._collator.make([shortest]), num_targets=0, is_dummy=True)
+
     @property
     def steps_per_epoch(self) -> int:
         return self.plan.steps_per_epoch
@@ -196,7 +190,7 @@ class TrainLoader:
         step = start
         while step < stop:
             plan = self.plan
-            batches = _iterate(self._make_steps(), range(step, stop), self.num_workers, self.device)
+            batches = _iterate(self, range(step, stop), self.num_workers, self.device)
             while step < stop and self.plan is plan:  # else it was cut anew, also for what workers have prepared
                 asked = time.perf_counter()
                 step_batch = next(batches).to(self.device)
@@ -211,14 +205,14 @@ class TrainLoader:
         return [self.origin_of(row) for row in self.plan.batch(step).tolist()]
 
     def dummy_microbatch(self, step: int) -> Microbatch:
-        return self._make_steps().dummy_microbatch(step).to(self.device)
+        return self._make_dummy(step).to(self.device)
 
     def cut_smaller(self, step: int) -> StepBatch | None:
         half = halve_dearest(self.plan.step(step).microbatches, self.plan.lengths, packed=self.plan.limits.packed)
         if half is None:
             return None
         self.limit_tokens(half)
-        return self._make_steps()[step].to(self.device)
+        return self[step].to(self.device)
 
     @property
     def max_tokens(self) -> int | None:
@@ -235,9 +229,6 @@ class TrainLoader:
             "data.streaming: the checkpoint is of a run that streamed its rows, and these would begin anew; set "
             "data.streaming=true, or choose another run_dir"
         )
-
-    def _make_steps(self) -> _Steps:
-        return _Steps(self.plan, _Collator(self.rows, self.collate, self.count), self.process_index)
 
 
 class KeptRows(NamedTuple):

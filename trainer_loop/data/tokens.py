@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -88,13 +88,12 @@ class TokenisedSplit:
     def select(self, rows: Indices) -> "TokenisedSplit":
         """These rows, in this order, of a task that takes rows as they are."""
         assert self.raw is None, "raw rows are chosen before they are encoded"
-        return TokenisedSplit(
-            self.name,
-            Subset(self.rows, rows.tolist()),
-            self.lengths[rows],
-            self.num_truncated,
-            self.origins.select(rows),
-            digest(self.fingerprint.encode(), rows.tobytes()),
+        return replace(
+            self,
+            rows=Subset(self.rows, rows.tolist()),
+            lengths=self.lengths[rows],
+            origins=self.origins.select(rows),
+            fingerprint=digest(self.fingerprint.encode(), rows.tobytes()),
         )
 
 

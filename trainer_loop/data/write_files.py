@@ -37,7 +37,7 @@ class ReadyTable:
         problems: list[str] = []
         for name, column in table.columns.items():
             try:
-                self._columns[name] = _READY[suffix](column)
+                self._columns[name] = _make_ready(column, suffix)
             except _Refused as refused:
                 problems.append(f"column {name!r} cannot be written to a {suffix} file: {refused}")
             except _UNWRITABLE as error:
@@ -112,15 +112,13 @@ class _Refused(Exception):
     """Why a column cannot be written, as the rest of a sentence."""
 
 
-def _ready_for_json(column: Column) -> list[Any]:
-    return [_as_json(value) for value in _as_values(column)]
-
-
-def _ready_for_cells(column: Column) -> list[Any]:
-    values = [_as_json(value, allows_all=True) for value in _as_values(column)]
-    for value in values:
-        if isinstance(value, str) and not is_encodable(value):
-            raise _Refused("it has half of a surrogate pair, which is no character")
+def _make_ready(column: Column, suffix: str) -> Any:
+    if suffix == ".parquet":
+        return _ready_for_parquet(column)
+    are_cells = suffix in (".csv", ".tsv")
+    values = [_as_json(value, allows_all=are_cells) for value in _as_values(column)]
+    if are_cells and not all(is_encodable(value) for value in values if isinstance(value, str)):
+        raise _Refused("it has half of a surrogate pair, which is no character")
     return values
 
 
@@ -133,13 +131,6 @@ def _ready_for_parquet(column: Column) -> Any:
         if not _is_parquet_type(array.type):
             raise _Refused(f"parquet has no type for {array.type}")
     return array
-
-
-_READY: dict[str, Callable[[Column], Any]] = {
-    **dict.fromkeys((".csv", ".tsv"), _ready_for_cells),
-    **dict.fromkeys((".json", ".jsonl"), _ready_for_json),
-    ".parquet": _ready_for_parquet,
-}
 
 
 @functools.lru_cache(maxsize=1000)
