@@ -160,8 +160,9 @@ class TrainLoader(Dataset[StepBatch]):
     num_workers: int = 0
     origin_of: Callable[[int], str] = str
 
-    def __post_init__(self) -> None:
-        self._collator = _Collator(self.rows, self.collate, self.count)
+    @property
+    def _collator(self) -> _Collator:
+        return _Collator(self.rows, self.collate, self.count)
 
     def __getitem__(self, step: int) -> StepBatch:
         share = self.plan.step(step).shares[self.process_index]
