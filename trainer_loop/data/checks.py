@@ -297,11 +297,12 @@ def _warn_of_spellings(names: LabelNames) -> list[str]:
 
 def _describe_rows(split: Split, column: str, test: Test, *, values: bool = False) -> str:
     """`3 rows: reviews.csv row 4, ...` for rows whose value passes the test, or nothing; `values` shows them too."""
-    rows = np.flatnonzero(find_rows(split.rows, column, test)).tolist()
-    if not rows:
+    rows = np.flatnonzero(find_rows(split.rows, column, test))
+    if not len(rows):
         return ""
     shown = [
-        split.origins.place(row) + (f" ({shorten(split.rows[row][column])})" if values else "") for row in rows[:_SHOWN]
+        split.origins.place(row) + (f" ({shorten(split.rows[row][column])})" if values else "")
+        for row in rows[:_SHOWN].tolist()
     ]
     return f"{plural(len(rows), 'row')}: {enumerate_some(shown, total=len(rows))}"
 

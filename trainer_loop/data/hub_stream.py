@@ -67,8 +67,7 @@ def _read(title: str, builder: datasets.DatasetBuilder, rows: datasets.IterableD
     if not tables:
         raise UserError(f"data.{ours}: {title} has no rows")
     table = pa.concat_tables(tables, promote_options="permissive")
-    info = datasets.DatasetInfo(features=rows.features)
-    read = datasets.Dataset(table, info=info) if rows.features is not None else datasets.Dataset(table)
+    read = datasets.Dataset(table, info=datasets.DatasetInfo(features=rows.features))
     return Split(ours, read, Origins.of(f"{title} row", len(read)), _digest(builder, title))
 
 

@@ -55,9 +55,8 @@ class WholeTable:
     def as_split(self, columns: Columns) -> Split:
         """Some columns as rows of a data set. Raises UserError where their values are of several kinds."""
         present = [name for name in self.columns if name in columns.all]
-        made = pa.table(self.select(present).as_arrays(wanted=columns.all, label=columns.label))
-        if self.metadata is not None:
-            made = made.replace_schema_metadata(self.metadata)
+        arrays = self.select(present).as_arrays(wanted=columns.all, label=columns.label)
+        made = pa.table(arrays).replace_schema_metadata(self.metadata)
         features = find_features(made.schema, path="the file", wanted=columns.all)
         rows = as_rows(hold(made, features)) if features else make_dataset({}, self.names, len(self))
         return with_plain_columns(Split("train", rows, self.origins, "", self.names), columns)

@@ -8,9 +8,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import datasets
 import numpy as np
@@ -177,24 +177,23 @@ def tokenise_split(split: Split, encoding: Encoding) -> TokenisedSplit:
     return _unpack(split, rows, columns)
 
 
+@dataclass(frozen=True)
 class RowEncoder:
     """Raw rows of a stream -> rows as the model sees them, by `task.encode`.
 
     texts_per_call: how many texts a task that `changes_number` is given at a time, as where a split is in memory.
     """
 
-    texts_per_call = _TEXTS_PER_CALL
-
-    def __init__(self, task: Encoder, *, max_length: int):
-        self._task = task
-        self._max_length = max_length
-        self._lock = threading.Lock()  # a tokenizer cannot be borrowed by two threads
+    task: Encoder
+    max_length: int
+    texts_per_call: ClassVar[int] = _TEXTS_PER_CALL
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)  # two threads cannot share a tokenizer
 
     def __call__(self, rows: Sequence[Row]) -> list[Row]:
         with self._lock, _rust_threads():
             faults: dict[int, str] = {}
             numbers = range(len(rows))
-            columns = _encode(self._task, _join(rows), numbers, max_length=self._max_length, faults=faults)
+            columns = _encode(self.task, _join(rows), numbers, max_length=self.max_length, faults=faults)
             sources = columns["source"]
         if faults:
             raise UserError([f"{rows[number].place}: {reason}" for number, reason in faults.items()])
@@ -206,7 +205,7 @@ class RowEncoder:
 
     def changes_number(self, row: Row) -> bool:
         """Whether the task may make another number of rows of some texts, such as chunks or windows."""
-        return "source" in self._task.encode(_join([row]), max_length=self._max_length)
+        return "source" in self.task.encode(_join([row]), max_length=self.max_length)
 
 
 def _join(rows: Sequence[Row]) -> dict[str, list[Any]]:
