@@ -41,9 +41,12 @@ def as_dataset(rows: Any, *, place: str, columns: Collection[str] | None = None)
             f"{place} is a {type(rows).__name__}; rows are a datasets.Dataset, a pandas, polars or Arrow table, a "
             f"torch Dataset or a list of dicts{told}"
         )
+    listed: list[Any]
     if isinstance(rows, torch.utils.data.Dataset):  # which need not be iterable
-        rows = (rows[number] for number in range(len(rows)))  # type: ignore[arg-type]
-    listed = list(rows)
+        numbers = range(len(rows))  # type: ignore[arg-type]
+        listed = [rows[number] for number in numbers]
+    else:
+        listed = list(rows)
     if not listed:
         raise UserError(f"{place} has no rows")
     return read_dicts(listed, place=place, columns=columns)
