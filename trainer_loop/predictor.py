@@ -21,7 +21,7 @@ from trainer_loop.metrics.load import check_metrics, load_metrics
 from trainer_loop.metrics.named_metric import compute_metrics
 from trainer_loop.metrics.shipped import SHIPPED
 from trainer_loop.models.adapters import is_adapter, load_adapted_model
-from trainer_loop.models.config import count_tokens, find_text_config
+from trainer_loop.models.config import count_tabled_positions, count_tokens, find_text_config
 from trainer_loop.models.trials import LONGER, can_answer, make_rows, try_padding
 from trainer_loop.models.weight_files import check_weight_files
 from trainer_loop.parallel.processes import join_rows
@@ -35,6 +35,7 @@ from trainer_loop.tasks.merge import merge_outputs
 from trainer_loop.tasks.task import Batch, Rows, Task
 
 _NO_TARGET = -100
+_CONTINUATION = 64  # tokens, where it is not said
 _ROWS = 32  # without tokens, that are predicted at a time
 
 
@@ -78,6 +79,7 @@ class Predictor:
             label_names=self.label_names,
             end_token=find_text_config(config).eos_token_id if ends else None,
         )
+        refuse(self.task.fit_positions(count_tabled_positions(self.model)))
         self.processor = processor
         self.max_length = max_length or 0
         if self.task.is_tried:
@@ -305,13 +307,34 @@ class Predictor:
         except UserError as error:
             return {}, notes + [f"no metrics: {problem}" for problem in error.problems]
 
+    def write_at_most(self, max_new_tokens: int) -> None:
+        """Limit the texts of a seq2seq model. Raises UserError where the model has fewer positions."""
+        positions = count_tabled_positions(self.model)
+        if positions is not None and max_new_tokens > positions:
+            raise UserError(f"max_new_tokens={max_new_tokens}: it must be at most {positions}, the model's positions")
+        self.task.max_new_tokens = max_new_tokens  # type: ignore[attr-defined] # which a task that writes has
+
     @torch.no_grad()
-    def generate(self, text: str, *, max_new_tokens: int) -> str:
-        """A text and its likeliest continuation, greedily."""
+    def generate(self, text: str, *, max_new_tokens: int | None = None) -> str:
+        """A text and its likeliest continuation, greedily.
+
+        Args:
+            max_new_tokens: None: 64, or as many as the model has positions behind the text.
+
+        Raises:
+            UserError: there are not so many positions.
+        """
         inputs = self.processor(text, return_tensors="pt", return_token_type_ids=False).to(self.device)
-        output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)  # type: ignore[operator]
+        num_given, positions = inputs["input_ids"].shape[1], count_tabled_positions(self.model)
+        left = _CONTINUATION if positions is None else positions - num_given
+        if positions is not None and left < (max_new_tokens or 1):
+            raise UserError(
+                f"max_new_tokens={max_new_tokens or 1}: the text has {num_given} tokens, and the model has {positions} "
+                f"positions for both; {'give a shorter text' if left < 1 else f'at most {left} are left'}"
+            )
+        number = max_new_tokens or min(_CONTINUATION, left)
+        output = self.model.generate(**inputs, max_new_tokens=number, do_sample=False)  # type: ignore[operator]
         ids = output[0].tolist()
-        num_given = inputs["input_ids"].shape[1]
         given, whole = (str(self.processor.decode(part, skip_special_tokens=True)) for part in (ids[:num_given], ids))
         return join_continuation(text, given, whole)
 

@@ -480,7 +480,8 @@ def test_an_average_of_its_own_is_refused_beside_another(tmp_path):
     ("rows", "wanted"),
     [
         (Points(0), "rows['train'] has no rows"),
-        ([1, 2], "its first row is a int; a row is a dict"),
+        ([1, 2], "row 1 is a int; a row is a dict"),
+        ([{"x": 1}, 2], "row 2 is a int; a row is a dict"),
         ({"x": [1]}, "rows['train'] is a dict; rows are a torch Dataset"),
         (iter(()), "rows['train'] has no rows"),
     ],
@@ -489,6 +490,14 @@ def test_rows_of_another_form_are_told_to_a_task_of_any_kind(rows, wanted, tmp_p
     with pytest.raises(UserError) as caught:
         build(load_config(None, [f"run_dir={tmp_path}"]), task=Regression(), model=Linear(), rows={"train": rows})
     assert any(wanted in problem for problem in caught.value.problems), caught.value.problems
+
+
+@pytest.mark.parametrize("spec", ["3", "[]", "[3]", "''"])
+def test_a_split_that_names_nothing_is_told_for_a_task_of_any_kind(spec, tmp_path):
+    with pytest.raises(UserError) as caught:
+        config = load_config(None, [f"run_dir={tmp_path}", f"data.train={spec}"])
+        build(config, task=Regression(), model=Linear())
+    assert any(problem.startswith("data.train") for problem in caught.value.problems), caught.value.problems
 
 
 # ---------------------------------------------------------------------------------------------- what was given is used

@@ -165,6 +165,18 @@ def test_a_language_model_continues_a_text_and_scores_a_file(command, tmp_path, 
     code, out, err = predict(capfd, f"model={tmp_path / 'run'}", "text=one two three", "max_new_tokens=3")
     assert code == 0, err
     assert out.strip().startswith("one two three four")
+    assert predict(capfd, f"model={tmp_path / 'run'}", "text=one two three")[0] == 0  # no further than the positions
+    for asked, text, told in (
+        (
+            "100",
+            "one two",
+            r"max_new_tokens=100: the text has \d+ tokens, and the model has 64 .* at most \d+ are left",
+        ),
+        ("1", "one " * 64, r"max_new_tokens=1: the text has \d+ tokens, .* give a shorter text"),
+    ):
+        code, _, err = predict(capfd, f"model={tmp_path / 'run'}", f"text={text}", f"max_new_tokens={asked}")
+        assert code == 2
+        assert re.fullmatch(f"error: {told}", err.strip())
     file = tmp_path / "lines.txt"
     file.write_text("one two three four five six seven\nseven seven one six\n!\n")
     code, _, err = predict(capfd, f"model={tmp_path / 'run'}", f"file={file}", f"output={tmp_path / 'scored.jsonl'}")

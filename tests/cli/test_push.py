@@ -413,6 +413,12 @@ def make_unfinished(path: Path) -> None:
     (path / "checkpoints" / "step-00000001").mkdir(parents=True)
 
 
+def make_unfinished_in_another_model(path: Path) -> None:
+    make_unfinished(path)
+    (path / "config.yaml").write_text("{}")
+    (path / "config.json").write_text("{}")
+
+
 def make_checkpoint(path: Path) -> None:
     path.mkdir()
     for name in ("manifest.json", "state.json", "model.safetensors"):
@@ -424,6 +430,7 @@ def make_checkpoint(path: Path) -> None:
     [
         (make_nothing, "neither a run directory with model/ nor a model"),
         (make_unfinished, "this run has no model/ yet"),
+        (make_unfinished_in_another_model, "this run has no model/ yet"),
         (make_checkpoint, "is a checkpoint to go on from, and no model"),
         (lambda path: path.write_text("x"), "no such directory"),
         (lambda path: None, "no such directory"),
@@ -435,6 +442,13 @@ def test_what_is_no_model_is_told_in_a_line(push, hub, tmp_path, make, told):
     assert (code, out) == (2, "")
     assert told in err and len(err.splitlines()) == 1
     assert hub.calls == []
+
+
+@pytest.mark.parametrize("name", ["a" * 256, "b/" + "a" * 300 + "/c", "\u00fc" * 128])
+def test_a_name_too_long_for_a_disk_is_told_in_a_line(push, name):
+    code, out, err = push(f"model={name}", "repo=me/x")
+    assert (code, out) == (2, "")
+    assert re.search(r"^error: model: .*\.\.\.: no file has a name of (256|300) bytes$", err.strip())
 
 
 @pytest.mark.parametrize(

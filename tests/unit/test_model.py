@@ -4,7 +4,13 @@ import torch
 from transformers import CONFIG_MAPPING, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from trainer_loop import UserError
-from trainer_loop.models.config import check_model_config, fit_model_config, load_model_config, make_empty_model
+from trainer_loop.models.config import (
+    check_model_config,
+    count_tabled_positions,
+    fit_model_config,
+    load_model_config,
+    make_empty_model,
+)
 from trainer_loop.models.loading import make_model
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -79,28 +85,19 @@ def test_what_does_not_go_together_is_told(changes, own_tokenizer, max_length, w
         tokenizer=tiny.make_tokenizer(),
         own_tokenizer=own_tokenizer,
         max_length=max_length,
-        target_lengths={},
     )
     assert len(problems) == 1
     assert wanted in problems[0]
 
 
-@pytest.mark.parametrize(("model_type", "fits"), [("bart", False), ("marian", False), ("m2m_100", False), ("t5", True)])
-def test_a_target_longer_than_the_positions_is_told(model_type, fits):
+@pytest.mark.parametrize(
+    ("model_type", "positions"), [("bart", 32), ("marian", 32), ("gpt2", 32), ("m2m_100", None), ("t5", None)]
+)
+def test_positions_are_a_limit_where_they_are_a_table(model_type, positions):
     sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 50, "max_position_embeddings": 32}
-    config = CONFIG_MAPPING[model_type](**sizes if model_type != "t5" else {"d_model": 16})
-    problems = check_model_config(
-        config,
-        empty=make_empty_model(config, model_class="AutoModelForSeq2SeqLM"),
-        tokenizer=tiny.make_tokenizer(),
-        own_tokenizer=True,
-        max_length=32,
-        target_lengths={"task.args.max_target_length": 33, "task.args.max_new_tokens": 32},
-    )
-    too_long = (
-        "task.args.max_target_length: 33 is more than the 32 positions of the model; set task.args.max_target_length=32"
-    )
-    assert problems == ([] if fits else [too_long])
+    config = CONFIG_MAPPING[model_type](**{"t5": {"d_model": 16}, "gpt2": {"n_positions": 32}}.get(model_type, sizes))
+    auto_class = "AutoModelForCausalLM" if model_type == "gpt2" else "AutoModelForSeq2SeqLM"
+    assert count_tabled_positions(make_empty_model(config, model_class=auto_class)) == positions
 
 
 def test_a_config_that_no_model_can_be_built_from_is_told():

@@ -35,12 +35,13 @@ def find_model(name: str, *, marks: Sequence[str], otherwise: str) -> Path:
     """
     path = expand_home(name, place="model")
     run_dir = RunDir(path)
-    if not run_dir.exists() and len(path.name) > 255:
-        raise UserError(f"model={name[:80]}...: no directory has a name of {len(path.name)} characters")
-    for candidate in (run_dir.model, path):
-        if any((candidate / mark).is_file() for mark in marks):
-            return candidate
-    if run_dir.checkpoints.is_dir():
+    in_run, in_path = (any((folder / mark).is_file() for mark in marks) for folder in (run_dir.model, path))
+    is_run = run_dir.checkpoints.is_dir()
+    if in_run:
+        return run_dir.model
+    if in_path and not (is_run and run_dir.config.is_file()):  # a run may lie in the folder of another model
+        return path
+    if is_run:
         raise UserError(f"model={name}: this run has no model/ yet; it is exported when the run ends: start it again")
     if path.is_dir():
         raise UserError(f"model={name}: {otherwise}")

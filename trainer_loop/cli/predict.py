@@ -71,13 +71,13 @@ def _predict_file(file: str, request: Request, model_dir: Path, record: "ExportR
 def _print_one(predictor: "Predictor", request: Request) -> None:
     row = _name_columns(request.row, predictor)
     if predictor.task.continues:
-        continued = predictor.generate(row["text"], max_new_tokens=request.max_new_tokens or 64)
+        continued = predictor.generate(row["text"], max_new_tokens=request.max_new_tokens)
         put_out(_CONTROL.sub(lambda found: repr(found.group())[1:-1], continued) + "\n")
         return
     if request.max_new_tokens is not None:
         if not predictor.task.writes:
             raise UserError("max_new_tokens= is given, but this model writes nothing")
-        predictor.task.max_new_tokens = request.max_new_tokens  # type: ignore[attr-defined] # which it has then
+        predictor.write_at_most(request.max_new_tokens)
     (predicted,) = predictor.predict(*([value] for value in row.values()))
     put_out(" ".join(f"{name}={_show(value)}" for name, value in predicted.items()) + "\n")
 

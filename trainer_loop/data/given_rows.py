@@ -131,26 +131,30 @@ def take_rows(
         )
     if not len(rows):
         raise UserError(f"{place} has no rows")
-    if not isinstance(rows[0], Mapping):
-        kind = type(rows[0]).__name__
-        raise UserError(f"{place}: its first row is a {kind}; a row is a dict, such as {{'image': ..., 'label': 3}}")
     return TokenisedSplit(
         name=name,
         rows=rows,
         lengths=np.ones(len(rows), dtype=np.int32),
         num_truncated=0,
         origins=origins or Origins.of(f"{place} row", len(rows)),
-        fingerprint=fingerprint or _digest_some(rows),
+        fingerprint=fingerprint or _digest_some(rows, place),
     )
 
 
-def _digest_some(rows: RowSource) -> str:
-    """A hash over some rows all through the source; reading all might take as long as training on them."""
+def _digest_some(rows: RowSource, place: str) -> str:
+    """A hash over some rows all through the source; reading all might take as long as training on them.
+
+    Raises UserError where one of them is no dict.
+    """
     numbers = np.unique(np.linspace(0, len(rows) - 1, _HASHED_ROWS).astype(np.int64)).tolist()
     parts = [str(len(rows))]
     for number in numbers:
         seed_everything("fingerprint", number)  # rows may be changed at random whenever they are read
-        parts += [f"{name}={_spell(value)}" for name, value in sorted(rows[number].items())]
+        row = rows[number]
+        if not isinstance(row, Mapping):
+            told = f"row {number + 1} is a {type(row).__name__}; a row is a dict, such as {{'image': ..., 'label': 3}}"
+            raise UserError(f"{place}: {told}")
+        parts += [f"{name}={_spell(value)}" for name, value in sorted(row.items())]
     return digest(*(part.encode() for part in parts))
 
 

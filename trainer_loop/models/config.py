@@ -61,6 +61,11 @@ def count_positions(model: nn.Module) -> int | None:
     return min(stated, len(rows) - first_position(model))
 
 
+def count_tabled_positions(model: nn.Module) -> int | None:
+    """The same for a model that fails on a longer row; None if the model computes its positions, to any number."""
+    return None if find_position_table(model) is None else count_positions(model)
+
+
 def _stated_positions(model: nn.Module) -> int | None:
     config = find_text_config(model.config)  # type: ignore[arg-type] # a model of transformers has one
     stated = [getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len")]
@@ -250,7 +255,6 @@ def check_model_config(
     tokenizer: Any,
     own_tokenizer: bool,
     max_length: int,
-    target_lengths: Mapping[str, int],
     needs_end: bool = False,
 ) -> list[str]:
     """Check that texts fit the positions of the model, and tokens fit its embeddings; one message for each problem.
@@ -259,20 +263,14 @@ def check_model_config(
         empty: the model without memory for its weights.
         own_tokenizer: whether the tokenizer belongs to the model; tokens that were added to it then get new embeddings.
         max_length: tokens of the longest row.
-        target_lengths: tokens of the longest text that a decoder reads, by the key that limits it.
         needs_end: whether the head looks for the end token of each row.
     """
-    problems, positions = [], count_positions(empty)
-    limits = {"positions of the model": positions, "tokens of the tokenizer": tokenizer.model_max_length}
+    problems = []
+    limits = {"positions of the model": count_positions(empty), "tokens of the tokenizer": tokenizer.model_max_length}
     too_low = [(limit, what) for what, limit in limits.items() if limit is not None and limit < max_length]
     if too_low:
         limit, what = too_low[0]
         problems.append(f"data.max_length: {max_length} is more than the {limit} {what}; set data.max_length={limit}")
-    problems += [
-        f"{key}: {length} is more than the {positions} positions of the model; set {key}={positions}"
-        for key, length in target_lengths.items()
-        if positions is not None and length > positions
-    ]
     vocabulary, num_tokens = getattr(find_text_config(config), "vocab_size", None), count_tokens(tokenizer)
     if isinstance(vocabulary, int) and num_tokens > vocabulary and not own_tokenizer:
         problems.append(

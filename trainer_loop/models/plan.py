@@ -17,6 +17,7 @@ from trainer_loop.models.config import (
     check_given_overrides,
     check_model_class,
     check_model_config,
+    count_tabled_positions,
     find_model,
     fit_model_config,
     load_model_config,
@@ -167,8 +168,14 @@ class ModelPlan:
                 tokenizer=tokenizer,
                 own_tokenizer=self.tokenizer is None and self.given is None,
                 max_length=max_length,
-                target_lengths=task.target_lengths,
                 needs_end=config.is_encoder_decoder and task.reads_end,
+            )
+            problems.lines += task.fit_positions(count_tabled_positions(empty))
+        channels = getattr(config, "num_channels", 3) if task.auto_processor == "AutoImageProcessor" else 3
+        if channels != 3:
+            problems.lines.append(
+                f"model: the config has num_channels {channels}, and images are read with 3; choose another model"
+                + ("" if self.name is not None and not self.from_scratch else ", or set model.overrides.num_channels=3")
             )
         if self.adapter is not None:
             empty = problems.collect("", self.adapter.try_on, empty, task_type=task.peft_type, seed=seed)

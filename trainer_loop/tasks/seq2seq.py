@@ -11,6 +11,7 @@ from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import Batch, Rows, Task
 
 _LEAST = {"max_target_length": 2, "max_new_tokens": 2, "num_beams": 1}
+_LENGTH = 128  # where it is not given
 
 
 class Seq2Seq(Task):
@@ -20,8 +21,8 @@ class Seq2Seq(Task):
 
     loss_function: `(logits [N, V], tokens [N]) -> sum over tokens, []`; a token of -100 is no target.
     prefix: stands before each source, such as `summarize: `.
-    max_target_length: the most tokens of a target in training.
-    max_new_tokens: the most tokens that are written.
+    max_target_length: the most tokens of a target in training; None: 128, or as many as the model has positions.
+    max_new_tokens: the most tokens that are written; None likewise.
     num_beams: how many continuations are followed at once; 1 takes the likeliest token each time.
     """
 
@@ -43,22 +44,34 @@ class Seq2Seq(Task):
         self,
         *,
         prefix: str = "",
-        max_target_length: int = 128,
-        max_new_tokens: int = 128,
+        max_target_length: int | None = None,
+        max_new_tokens: int | None = None,
         num_beams: int = 1,
         loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     ):
-        numbers = {"max_target_length": max_target_length, "max_new_tokens": max_new_tokens, "num_beams": num_beams}
-        refuse_less(numbers, _LEAST, place="task.args")
+        self.max_target_length = _LENGTH if max_target_length is None else max_target_length
+        self.max_new_tokens = _LENGTH if max_new_tokens is None else max_new_tokens
+        numbers = {"max_target_length": self.max_target_length, "max_new_tokens": self.max_new_tokens}
+        refuse_less(numbers | {"num_beams": num_beams}, _LEAST, place="task.args")
+        self._given = {"max_target_length": max_target_length, "max_new_tokens": max_new_tokens}
         self.prefix = prefix
-        self.max_target_length = max_target_length
-        self.max_new_tokens = max_new_tokens
         self.num_beams = num_beams
         self.loss_function = loss_function
-        self.target_lengths = {f"task.args.{name}": numbers[name] for name in ("max_target_length", "max_new_tokens")}
 
     def settings(self) -> dict[str, Any]:
         return {"prefix": self.prefix, "max_target_length": self.max_target_length}
+
+    def fit_positions(self, positions: int | None) -> list[str]:
+        if positions is None:
+            return []
+        for name, given in self._given.items():
+            if given is None:
+                setattr(self, name, min(_LENGTH, positions))
+        return [
+            f"task.args.{name}: {given} is more than the {positions} positions of the model; set it to {positions}"
+            for name, given in self._given.items()
+            if given is not None and given > positions
+        ]
 
     def logits_per_token(self, model_config: Any) -> int | None:
         return int(model_config.vocab_size)

@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, chain
-from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -63,9 +62,6 @@ class Task(ABC):
     pipeline_tag: ClassVar[str | None] = None
     example: ClassVar[Sequence[Mapping[str, Any]]] = ()
 
-    # Tokens of the longest text that a decoder reads, by the key that limits it.
-    target_lengths: Mapping[str, int] = MappingProxyType({})
-
     # `bind` sets these.
     processor: Any = None
     label_names: Sequence[str] | None = None
@@ -112,6 +108,14 @@ class Task(ABC):
         if end_token is not None and self.reads_end:
             one, two = (processor(*texts)["input_ids"].count(end_token) for texts in (("a",), ("a", "a")))
             self._end = (end_token, one, two)
+
+    def fit_positions(self, positions: int | None) -> list[str]:
+        """Limit what a decoder reads to the model's number of positions; None: any number.
+
+        Returns:
+            What is wrong with arguments that ask for more.
+        """
+        return []
 
     def use_padding(self, side: str) -> None:
         """Pad on this side from now on. If the task accepts both, whoever loads the exported tokenizer does so too."""

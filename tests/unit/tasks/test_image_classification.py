@@ -149,6 +149,12 @@ def test_a_type_without_an_image_processor_is_told(tmp_path: Path):
         make_loop(tmp_path, "model={type: bert, overrides: null}", rows={"train": make_rows("path", tmp_path)})
 
 
+def test_a_model_of_images_with_another_number_of_channels_is_told(tmp_path: Path):
+    told = r"^model: the config has num_channels 1, and images are read with 3; .*set model.overrides.num_channels=3$"
+    with pytest.raises(UserError, match=told):
+        make_loop(tmp_path, "model.overrides.num_channels=1", rows={"train": make_rows("path", tmp_path)})
+
+
 def test_sixteen_bits_are_scaled_to_eight():
     values = np.array([[0, 257 * 100, 65535]], dtype=np.uint16)
     decoded = images.decode(spell(Image.fromarray(values)), "")

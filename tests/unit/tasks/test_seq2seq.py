@@ -62,6 +62,16 @@ def test_each_target_ends_with_the_end_token_and_is_never_too_long():
     assert len(labels[1]) == 5
 
 
+def test_texts_are_no_longer_than_the_positions_of_the_model():
+    task = make_task(max_target_length=40)
+    assert task.fit_positions(None) == []
+    assert (task.max_target_length, task.max_new_tokens) == (40, 128)
+    told = "task.args.max_target_length: 40 is more than the 32 positions of the model; set it to 32"
+    assert task.fit_positions(32) == [told]
+    assert task.max_new_tokens == 32
+    assert task.fit_positions(40) == []
+
+
 def test_a_prefix_stands_before_each_source_and_the_length_counts_both_texts():
     task = make_task(prefix="four ")
     encoded = task.encode(ROWS, max_length=32)
