@@ -492,14 +492,6 @@ def test_rows_of_another_form_are_told_to_a_task_of_any_kind(rows, wanted, tmp_p
     assert any(wanted in problem for problem in caught.value.problems), caught.value.problems
 
 
-@pytest.mark.parametrize("spec", ["3", "[]", "[3]", "''"])
-def test_a_split_that_names_nothing_is_told_for_a_task_of_any_kind(spec, tmp_path):
-    with pytest.raises(UserError) as caught:
-        config = load_config(None, [f"run_dir={tmp_path}", f"data.train={spec}"])
-        build(config, task=Regression(), model=Linear())
-    assert any(problem.startswith("data.train") for problem in caught.value.problems), caught.value.problems
-
-
 # ---------------------------------------------------------------------------------------------- what was given is used
 
 

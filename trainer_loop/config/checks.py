@@ -11,9 +11,8 @@ from trainer_loop.config.named_sets import name_sets
 from trainer_loop.config.schema import KEYS, MUST_NOT_CHANGE, value_of
 from trainer_loop.config.values import shown
 from trainer_loop.errors import suggest
-from trainer_loop.runtime.host import LONGEST_NAME
 
-_LONGEST_PATH = 4000  # characters
+_LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes, characters
 _PATHS = ("run_dir", "resume", "model.name", "model.tokenizer", "data.name", "data.cache_dir")
 _ALWAYS_ALLOWED, _FOR_EACH_CORE = 64, 4  # workers of a process, and threads
 _TRAIN_BY_DEFAULT = ("data.train", KEYS["data.train"].default)
@@ -283,11 +282,11 @@ def unusable_paths(config: Config) -> Iterator[Conflict]:
     for name, value in (named | {"evaluate.metrics": metrics, "data.train": data.train} | sets).items():
         for path in value if isinstance(value, list) else [value]:
             spelled = str(path).encode(errors="replace")
-            if max(map(len, spelled.split(b"/"))) > LONGEST_NAME or len(str(path)) > _LONGEST_PATH:
+            if max(map(len, spelled.split(b"/"))) > _LONGEST_NAME or len(str(path)) > _LONGEST_PATH:
                 yield (
                     (".".join(name.split(".")[:2]),),
                     f"{name} is {shown(path)}, of {len(spelled):,} bytes; a path has at most {_LONGEST_PATH:,}, and "
-                    f"{LONGEST_NAME} between two /",
+                    f"{_LONGEST_NAME} between two /",
                 )
 
 

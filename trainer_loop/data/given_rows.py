@@ -150,7 +150,7 @@ def _digest_some(rows: RowSource, place: str) -> str:
     parts = [str(len(rows))]
     for number in numbers:
         seed_everything("fingerprint", number)  # rows may be changed at random whenever they are read
-        row = rows[number]
+        row: Any = rows[number]
         if not isinstance(row, Mapping):
             told = f"row {number + 1} is a {type(row).__name__}; a row is a dict, such as {{'image': ..., 'label': 3}}"
             raise UserError(f"{place}: {told}")

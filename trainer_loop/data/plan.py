@@ -17,7 +17,7 @@ from trainer_loop.data.missing import Holes, settle_missing
 from trainer_loop.data.prepare import cut_validation, limit_splits
 from trainer_loop.data.report import describe_data
 from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.source import DataSection, Say, call_rows_function, check_spec, given_split, read_splits
+from trainer_loop.data.source import DataSection, Say, call_rows_function, given_split, read_splits
 from trainer_loop.data.split import Split
 from trainer_loop.data.tokens import Encoder, Encoding, TokenisedSplit, tokenise_split
 from trainer_loop.data.train_stream import TrainStream, prepare_stream
@@ -188,7 +188,6 @@ def take_splits(section: DataSection, *, given: Mapping[str, Any], problems: Pro
 def _take_split(spec: Any, split: str, section: DataSection) -> TokenisedSplit:
     """Rows of a hub data set, of files, or of a function at a dotted path."""
     name = section.name
-    specs = check_spec(spec, key=f"data.{split}")
     if isinstance(spec, str) and not is_file_spec(spec, hub=name is not None):
         if name is None:
             rows = call_rows_function(spec, split=split, seed=section.seed)
@@ -198,6 +197,6 @@ def _take_split(spec: Any, split: str, section: DataSection) -> TokenisedSplit:
             raise UserError(problems)
         read = found[split]
     else:
-        paths = find_files(specs, key=f"data.{split}")
+        paths = find_files([spec] if isinstance(spec, str) else list(spec), key=f"data.{split}")
         read = read_files(paths, split=split, columns=None, text_format=section.files)
     return take_rows(read.rows, name=split, place=split, origins=read.origins, fingerprint=read.fingerprint)

@@ -191,7 +191,7 @@ def _open_stream(section: DataSection) -> ShardedSplit:
     spec = section.train
     if isinstance(spec, NamedRows):
         raise UserError("data.streaming=true: rows that were made in Python are not streamed; set data.streaming=false")
-    specs = check_spec(spec, key="data.train")
+    specs = _check_spec(spec, key="data.train")
     if isinstance(spec, str) and not is_file_spec(spec, hub=False):
         raise UserError(
             f"data.train={spec}: only files and hub splits are streamed, and this is neither; "
@@ -201,7 +201,7 @@ def _open_stream(section: DataSection) -> ShardedSplit:
     return open_files(files, columns=section.columns.all, text_format=section.files)
 
 
-def check_spec(spec: Any, *, key: str) -> list[str]:
+def _check_spec(spec: Any, *, key: str) -> list[str]:
     """The files, globs or names that a spec consists of."""
     specs = [spec] if isinstance(spec, str) else list(spec) if isinstance(spec, Iterable) else [spec]
     if not specs or not all(isinstance(one, str) and one for one in specs):
@@ -214,7 +214,7 @@ def _read_local(spec: Any, split: str, section: DataSection) -> Split:
     if isinstance(spec, (datasets.Dataset, NamedRows)):
         return given_split(spec, name=split, columns=section.columns)
     key = f"data.{split}"
-    specs = check_spec(spec, key=key)
+    specs = _check_spec(spec, key=key)
     if not isinstance(spec, str) or is_file_spec(spec, hub=False):
         files = find_files(specs, key=key)
         return read_files(files, split=split, columns=section.columns, text_format=section.files)

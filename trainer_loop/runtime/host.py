@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trainer_loop.errors import UserError
 
-LONGEST_NAME = 255  # bytes of a file's or a folder's name on any disk
+_LONGEST_NAME = 255  # bytes of a file's or a folder's name on any disk
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # the largest that glibc accepts
 _NEVER = 2**31 - 1
@@ -37,7 +37,7 @@ def expand_home(path: str | Path, *, place: str = "") -> Path:
     except RuntimeError as error:
         raise UserError(f"{begin}{path}: there is no such home directory; write the path out") from error
     longest = max((len(part.encode(errors="replace")) for part in expanded.parts), default=0)
-    if longest > LONGEST_NAME:
+    if longest > _LONGEST_NAME:
         raise UserError(f"{begin}{str(path)[:80]}...: no file has a name of {longest} bytes")
     return expanded
 
