@@ -1,6 +1,7 @@
 import pytest
 import tiny
 import torch
+import zoo
 from transformers import CONFIG_MAPPING, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from trainer_loop import UserError
@@ -13,6 +14,7 @@ from trainer_loop.models.config import (
 )
 from trainer_loop.models.loading import make_model
 
+HEADS = ("SEQUENCE_CLASSIFICATION", "CAUSAL_LM", "SEQ_TO_SEQ_CAUSAL_LM", "IMAGE_CLASSIFICATION")
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
 
 
@@ -98,6 +100,35 @@ def test_positions_are_a_limit_where_they_are_a_table(model_type, positions):
     config = CONFIG_MAPPING[model_type](**{"t5": {"d_model": 16}, "gpt2": {"n_positions": 32}}.get(model_type, sizes))
     auto_class = "AutoModelForCausalLM" if model_type == "gpt2" else "AutoModelForSeq2SeqLM"
     assert count_tabled_positions(make_empty_model(config, model_class=auto_class)) == positions
+
+
+@pytest.mark.parametrize(
+    ("model_type", "overrides", "derived", "value"),
+    [
+        ("t5", {"num_layers": 2}, "num_decoder_layers", 2),
+        ("t5", {"num_hidden_layers": 3}, "num_decoder_layers", 3),  # another name of num_layers
+        ("llama", {"hidden_size": 64, "num_attention_heads": 4}, "head_dim", 16),
+        ("qwen2", {"num_hidden_layers": 40}, "layer_types", ["full_attention"] * 40),
+    ],
+)
+def test_a_new_config_derives_fields_from_the_overrides(model_type, overrides, derived, value):
+    config = load_model_config(name=None, model_type=model_type, overrides=overrides)
+    assert getattr(config, derived) == value
+    assert all(getattr(config, field) == value for field, value in overrides.items())
+
+
+@pytest.mark.parametrize("model_type", sorted({model_type for head in HEADS for model_type in zoo.types_of(head)}))
+def test_every_type_can_be_made_with_an_override(model_type):
+    try:
+        config = load_model_config(name=None, model_type=model_type, overrides={})
+    except UserError as error:
+        pytest.skip(str(error))
+    field = next((name for name in ("hidden_size", "d_model", "initializer_range") if hasattr(config, name)), None)
+    if field is None or not isinstance(getattr(config, field), int | float):
+        pytest.skip("none of these fields")
+    value = getattr(config, field)
+    again = load_model_config(name=None, model_type=model_type, overrides={field: value})
+    assert again.to_dict() == config.to_dict()
 
 
 def test_a_config_that_no_model_can_be_built_from_is_told():

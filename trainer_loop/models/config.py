@@ -96,7 +96,10 @@ def load_model_config(
         if model_type not in known:
             hint = suggest(model_type, known) or "; examples: bert, distilbert, roberta, gpt2, llama"
             raise UserError(f"model.type: {model_type} is no model type of transformers{hint}")
-        config = AutoConfig.for_model(model_type)
+        try:
+            config = AutoConfig.for_model(model_type)
+        except (StrictDataclassError, TypeError, ValueError) as error:
+            raise UserError(f"model.type: {model_type} has no config by default: {in_one_line(error)}") from error
     else:
         name = find_model(name)
         _refuse_wrong_directory(name)
@@ -119,8 +122,11 @@ def load_model_config(
             problems.append(f"{place}: {kind} derives it from other fields")
     refuse(problems)
     try:
+        if name is None and overrides:  # made of them, for it derives fields, such as the layers of a decoder
+            renamed = type(config).attribute_map
+            config = type(config)(**{renamed.get(field, field): value for field, value in overrides.items()})
         config.validate()  # transformers' own rules, which it otherwise applies only when the model is saved
-    except StrictDataclassError as error:
+    except (StrictDataclassError, TypeError, ValueError) as error:
         if not overrides:
             raise UserError(f"model.name: the config.json of {name} is refused: {in_one_line(error)}") from error
         raise UserError(f"model.overrides: {type(config).__name__} refuses them: {in_one_line(error)}") from error
