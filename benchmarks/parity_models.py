@@ -5,12 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from trainer_loop import Task
+from trainer_loop.config.fields import ModelConfig
 from trainer_loop.models.config import fit_model_config
 from trainer_loop.models.loading import make_model as make_fp32_model
+from trainer_loop.models.plan import ModelPlan
 from trainer_loop.tasks.causal_lm import CausalLM
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 
@@ -78,8 +81,14 @@ def make_model(name: str) -> nn.Module:
     fit_model_config(
         config, tokenizer=tokenizer, new_vocabulary=True, label_names=LABELS if "label" in kind.task.columns else None
     )
+    plan = ModelPlan(**vars(ModelConfig()) | {"lora": {}, "peft": {}, "given": None})
     model, _ = make_fp32_model(
-        config, model_class=str(kind.task.auto_model), name=None, num_tokens=len(tokenizer), seed=_SEED
+        plan,
+        config,
+        model_class=str(kind.task.auto_model),
+        num_tokens=len(tokenizer),
+        compute_type=torch.float32,
+        seed=_SEED,
     )
     return model.double()
 
