@@ -75,7 +75,7 @@ def test_one_text_prints_its_label_and_probability(run, capfd):
 def test_the_command_that_the_run_prints_works_as_it_is(run, tmp_path):
     log = (run / "train.log").read_text().splitlines()[-1]
     command = log.partition("predict: ")[2]
-    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 0
     assert done.stdout.startswith("label=")
     assert done.stderr == ""

@@ -116,7 +116,7 @@ def test_the_whole_conversation_of_one_run(apart, subprocess_command, arguments,
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert (again.returncode, again.stderr) == (0, "")
     assert again.stdout == f"hub: {hub.endpoint}/me/imdb-bert is up to date\n"
@@ -326,7 +326,7 @@ def test_a_run_that_is_stopped_while_an_upload_hangs_ends_at_once(apart, argumen
         text=True,
     )
     try:
-        hub.wait_for("PUT /lfs", seconds=120)
+        hub.wait_for("PUT /lfs", seconds=300)
         steps = newest = find_newest_step(tmp_path / "run")
         until = time.monotonic() + 20
         while newest < steps + 3:
@@ -335,7 +335,7 @@ def test_a_run_that_is_stopped_while_an_upload_hangs_ends_at_once(apart, argumen
             newest = find_newest_step(tmp_path / "run")
         began = time.monotonic()
         run.send_signal(signal.SIGTERM)
-        out, err = run.communicate(timeout=60)
+        out, err = run.communicate(timeout=300)
     finally:
         run.kill()
     assert run.returncode == 75, out + err

@@ -46,7 +46,7 @@ def test_it_prints_where_the_model_lies_and_the_command_that_predicts(quickstart
     *_, model, predict = output.splitlines()
     assert model == "model: runs/quickstart/model"
     command = predict.removeprefix("predict: ")
-    done = subprocess.run(command, shell=True, cwd=run.parents[1], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, shell=True, cwd=run.parents[1], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     labels = [done.stdout.partition(" ")[0]]
     for text in ("I am not happy.", "I am very unhappy with this phone."):

@@ -70,7 +70,7 @@ def uninterrupted(arguments: list[str], tmp_path_factory: pytest.TempPathFactory
             )
             for rank in make_ranks(2)
         ]
-    assert [process.wait(120) for process in processes] == [0, 0], output.read_text()
+    assert [process.wait(300) for process in processes] == [0, 0], output.read_text()
     return read_weights(directory / "run")
 
 

@@ -98,7 +98,7 @@ class Machine:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout
@@ -112,7 +112,7 @@ class Machine:
         return [*enter, "env", f"--chdir={self.directory}", *map(str, command)]
 
 
-def wait_until(condition: Callable[[], Any], what: str, *, output: Path | None = None, seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], Any], what: str, *, output: Path | None = None, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:

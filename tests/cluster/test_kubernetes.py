@@ -49,7 +49,7 @@ class Pods:
             ]
 
     def wait(self) -> list[int]:
-        return [shell.wait(timeout=120) for shell in self.shells]
+        return [shell.wait(timeout=300) for shell in self.shells]
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def pods(directory: Path) -> Iterator[Pods]:
     for shell in pods.shells:
         if shell.poll() is None:  # its launcher ends the processes it started
             os.killpg(shell.pid, signal.SIGTERM)
-            shell.wait(timeout=60)
+            shell.wait(timeout=300)
 
 
 def test_pods_of_which_one_is_evicted_are_preempted_and_go_on_when_they_are_made_anew(

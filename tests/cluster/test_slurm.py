@@ -100,7 +100,7 @@ def slurm(directory: Path, switch_on: Callable[..., Machine]) -> Slurm:
         lambda: machine.run("sinfo", "--noheader", "--format=%T %D").split() == ["idle", "2"],
         "two idle nodes",
         output=state / "slurmctld.log",
-        seconds=30,
+        seconds=300,
     )
     return Slurm(machine)
 

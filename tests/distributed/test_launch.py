@@ -50,7 +50,7 @@ def start_two(*command: str, directory: Path) -> list[fork_server.Process]:
 
 def run_two(*command: str, directory: Path) -> list[tuple[int, str]]:
     """The exit code of each, and what it told."""
-    codes = [process.wait(100) for process in start_two(*command, directory=directory)]
+    codes = [process.wait(300) for process in start_two(*command, directory=directory)]
     return [(code, (directory / f"{rank}.txt").read_text()) for rank, code in enumerate(codes)]
 
 
@@ -176,7 +176,7 @@ def test_an_error_of_one_process_alone_is_told_with_its_number(arguments, tmp_pa
     )
     (tmp_path / "start.py").write_text(script)
     first, second = start_two("start.py", *arguments, directory=tmp_path)
-    code = second.wait(100)
+    code = second.wait(300)
     first.kill()  # as a launcher does; it waits for the other
     assert code == 2
     assert "process 1: error: data.train=missing.csv: there is no such file" in (tmp_path / "1.txt").read_text()
@@ -186,7 +186,7 @@ def test_processes_that_would_each_train_alone_are_refused(arguments, tmp_path):
     """A launcher that says WORLD_SIZE=2 to a process that accelerate takes for the only one."""
     (tmp_path / "start.py").write_text(PRETEND_ALONE)
     done = fork_server.run(
-        ["start.py", *arguments, "run_dir=run"], cwd=tmp_path, env=os.environ | {"WORLD_SIZE": "2"}, timeout=120
+        ["start.py", *arguments, "run_dir=run"], cwd=tmp_path, env=os.environ | {"WORLD_SIZE": "2"}, timeout=300
     )
     assert done.returncode == 2
     assert "each would train alone" in done.stderr

@@ -168,7 +168,7 @@ def list_children(pid: int) -> list[int]:
     return children
 
 
-def wait_until(condition: Callable[[], Any], *, what: str, seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], Any], *, what: str, seconds: float = 300.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} seconds in vain: {what}"

@@ -124,7 +124,7 @@ def test_the_command_as_it_is_typed(bench, tmp_path):
     command = [sys.executable, "-m", "trainer_loop.run", *run.arguments, "run_dir=run"]
     # Another number of threads adds up in another order.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=run.directory, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=run.directory, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "resumed at step 4 of 16" in done.stdout
     assert_same(run, bench.whole())
@@ -142,7 +142,7 @@ def test_the_launcher_is_killed(kill, bench, tmp_path):
         children = list_children(launched.pid)
         assert len(children) == 2
         kill(launched)
-        assert launched.wait(60) == KILLED
+        assert launched.wait(300) == KILLED
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children), what="the end of its processes")
     finally:
         end_tree(launched)
