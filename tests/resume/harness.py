@@ -27,7 +27,7 @@ from trainer_loop.record.run_dir import RunDir
 HERE = Path(__file__).parent
 KILLED = -signal.SIGKILL
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # another number of threads, other rounding
-_TIMEOUT = 120.0
+_TIMEOUT = 300.0
 _TIMES = {"rows_per_second", "tokens_per_second", "data_wait", "train_seconds", "peak_memory_bytes"}
 _TIMES_OF_STATE = {"train_seconds", "interval"}
 
