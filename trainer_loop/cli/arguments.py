@@ -8,6 +8,8 @@ from trainer_loop.errors import UserError
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.runtime.host import expand_home
 
+_LONGEST_NAME = 255  # bytes
+
 
 def split_arguments(arguments: Sequence[str], names: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
     """The names and values of the arguments whose key is one of `names`, and what is wrong with the others."""
@@ -27,13 +29,22 @@ def split_arguments(arguments: Sequence[str], names: Sequence[str]) -> tuple[lis
     return pairs, problems
 
 
+def expand_model(name: str) -> Path:
+    """The path that `model=name` means. Raises UserError for a name that is too long for any disk."""
+    path = expand_home(name, place="model")
+    longest = max((len(part.encode(errors="replace")) for part in path.parts), default=0)
+    if longest > _LONGEST_NAME:
+        raise UserError(f"model: {name[:80]}...: no file has a name of {longest} bytes")
+    return path
+
+
 def find_model(name: str, *, marks: Sequence[str], otherwise: str) -> Path:
     """The directory of the exported model that `model=name` means: of a run directory its model/.
 
     marks: files of which a model has at least one. Raises UserError where there is no model; `otherwise` says it of
     what is neither a run directory nor a model.
     """
-    path = expand_home(name, place="model")
+    path = expand_model(name)
     run_dir = RunDir(path)
     in_run, in_path = (any((folder / mark).is_file() for mark in marks) for folder in (run_dir.model, path))
     is_run = run_dir.checkpoints.is_dir()

@@ -5,11 +5,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from trainer_loop.cli.arguments import find_model, split_arguments
+from trainer_loop.cli.arguments import expand_model, find_model, split_arguments
 from trainer_loop.errors import UserError
 from trainer_loop.record.adapter_config import ADAPTER_CONFIG
 from trainer_loop.record.run_dir import EXPORT_RECORD, RunDir
-from trainer_loop.runtime.host import expand_home
 from trainer_loop.runtime.quiet import quieten_loggers
 from trainer_loop.runtime.streams import report, safe_streams
 
@@ -118,7 +117,7 @@ def _push(request: Request) -> None:
 
 def _find_model(name: str) -> tuple[Path, RunDir | None]:
     """The directory of the model, and of the run that exported it, where there was one."""
-    path = expand_home(name, place="model")
+    path = expand_model(name)
     if all((path / part).is_file() for part in ("manifest.json", "state.json")):
         raise UserError(f"model={name} is a checkpoint to go on from, and no model; give the run directory")
     marks = ("config.json", ADAPTER_CONFIG, EXPORT_RECORD)

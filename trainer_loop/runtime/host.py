@@ -7,7 +7,6 @@ from pathlib import Path
 
 from trainer_loop.errors import UserError
 
-_LONGEST_NAME = 255  # bytes of a file's or a folder's name on any disk
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # the largest that glibc accepts
 _NEVER = 2**31 - 1
@@ -27,19 +26,12 @@ def process_index_from_environment() -> int:
 
 
 def expand_home(path: str | Path, *, place: str = "") -> Path:
-    """Replace `~` and `~name` at the start of a path.
-
-    Raises UserError, with `place`, for a user without a home, and for a name that is too long for any disk.
-    """
-    begin = f"{place}: " if place else ""
+    """Replace `~` and `~name` at the start of a path. Raises UserError, with `place`, for a user without a home."""
     try:
-        expanded = Path(path).expanduser()
+        return Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{begin}{path}: there is no such home directory; write the path out") from error
-    longest = max((len(part.encode(errors="replace")) for part in expanded.parts), default=0)
-    if longest > _LONGEST_NAME:
-        raise UserError(f"{begin}{str(path)[:80]}...: no file has a name of {longest} bytes")
-    return expanded
+        told = f"{path}: there is no such home directory; write the path out"
+        raise UserError(f"{place}: {told}" if place else told) from error
 
 
 def expect_many_shapes() -> None:
