@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, cast
 
-from trainer_loop.errors import UserError, displayed, suggest
+from trainer_loop.errors import UserError, displayed, refuse, suggest
 from trainer_loop.search_path import insert_after_installed, is_installed
 
 _T = TypeVar("_T")
@@ -28,8 +28,7 @@ def refuse_less(values: Mapping[str, int], least: Mapping[str, int], *, place: s
         for name, value in values.items()
         if value < least[name]
     ]
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
 
 
 def choose(name: str, table: Mapping[str, _T], *, place: str) -> _T:

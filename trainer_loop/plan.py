@@ -31,7 +31,7 @@ from trainer_loop.data.tokenizer import as_tokenizer
 from trainer_loop.data.tokens import TokenisedSplit
 from trainer_loop.data.train_stream import TrainStream
 from trainer_loop.data.wording import did_you_mean
-from trainer_loop.errors import Problems, UserError
+from trainer_loop.errors import Problems, UserError, refuse
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.load import check_metrics, reported_keys
 from trainer_loop.metrics.shipped import SHIPPED
@@ -195,8 +195,7 @@ def name_splits(rows: Any) -> dict[str, Any]:
             problems.append(f"rows[{name!r}] is no split; allowed: {allowed}{near}")
         elif is_named and split in rows:
             problems.append(f"rows has {split!r} and {name!r}; give all its sets names, or none")
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return dict(rows)
 
 

@@ -13,7 +13,7 @@ from trainer_loop.config.load import escaped
 from trainer_loop.config.schema import KEYS
 from trainer_loop.config.values import judge, shown
 from trainer_loop.config.yaml_core import dump
-from trainer_loop.errors import UserError, suggest, under
+from trainer_loop.errors import UserError, refuse, suggest, under
 from trainer_loop.migrate.trainer_optimizers import OPTIMIZERS
 from trainer_loop.migrate.training_arguments import RENAMED, Arguments, Setting, translate
 from trainer_loop.migrate.translations import NOT_NEEDED, TRANSLATIONS
@@ -60,14 +60,12 @@ def migrate(path: Path) -> str:
     fields = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
     with under(f"{path}: "):
         problems = [*_unknown_names(given, fields), *_unfit_values(given, fields, get_type_hints(TrainingArguments))]
-        if problems:
-            raise UserError(problems)
+        refuse(problems)
         settings, notes = translate(Arguments(given, defaults={name: _default(fields[name]) for name in fields}))
         for setting in settings:
             if problem := judge(setting.value, KEYS[setting.key]):
                 problems.append(f"{', '.join(setting.names)}: {problem}")
-        if problems:
-            raise UserError(problems)
+        refuse(problems)
     comments = "".join(f"#   {note.name}: {note.text}\n" for note in notes)
     rest = f"\n# Without a key here:\n{comments}" if comments else ""
     return _HEAD.format(name=path.name) + _yaml(settings) + rest

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from trainer_loop.cli.arguments import find_model
 from trainer_loop.cli.predict_arguments import USAGE, Request, read_arguments
 from trainer_loop.data.wording import did_you_mean
-from trainer_loop.errors import UserError, printable
+from trainer_loop.errors import UserError, printable, refuse
 from trainer_loop.runtime.quiet import quieten_libraries, quieten_loggers
 from trainer_loop.runtime.streams import SafeStream, drop_unwritten, fill_standard_descriptors, put_out, report
 
@@ -94,8 +94,7 @@ def _name_columns(given: Mapping[str, str], predictor: "Predictor") -> dict[str,
         if names.get(name, name) not in reads
     ]
     problems += [f'{name}= is missing: {told}; add {name}="..."' for name in reads if name not in row]
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return {name: row[name] for name in reads}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer_loop.cli.arguments import split_arguments
 from trainer_loop.config.values import explain_delimiter, explain_encoding, shown, spell_delimiter
-from trainer_loop.errors import UserError
+from trainer_loop.errors import refuse
 
 USAGE = """\
 python -m trainer_loop.predict model=runs/imdb text="I am super delighted."
@@ -91,8 +91,7 @@ def read_arguments(arguments: list[str]) -> Request:
     if "file" in given and "max_new_tokens" in given:
         problems.append("max_new_tokens= goes with text=, not with file=")
     problems += _read_values(given)
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return Request(row=row, **given)
 
 

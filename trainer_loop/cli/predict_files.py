@@ -20,7 +20,7 @@ from trainer_loop.data.tables import WholeTable, read_whole
 from trainer_loop.data.text_format import TextFormat
 from trainer_loop.data.wording import did_you_mean, enumerate_names, plural
 from trainer_loop.data.write_files import SUFFIXES, ReadyTable, write_whole
-from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.predictor import Predictor, find_columns, guess_task
 from trainer_loop.record.export import ExportRecord
 from trainer_loop.record.logs import format_value
@@ -67,8 +67,7 @@ def prepare_file(file: str, request: Request, model_dir: Path, record: ExportRec
         ready = ReadyTable(table, output.suffix.lower())
     except UserError as error:
         raise UserError([*problems, *(_reword(problem, columns) for problem in error.problems)]) from error
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return FileJob(request, table, inputs, read, kept, label, ready, output, notes)
 
 
@@ -123,8 +122,7 @@ def _settle_rows(table: WholeTable, columns: Columns, *, missing: str) -> tuple[
     holes = Holes.of(columns)
     settled, told = settle_missing(split, holes, missing=missing)
     problems, _, _ = check_splits({"train": settled}, columns=columns, label_names=None, missing=missing)
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     gone = np.zeros(len(table), dtype=np.bool_)
     for mask in holes.find(split.rows).values() if missing == "drop" else ():
         gone |= mask

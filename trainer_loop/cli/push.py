@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer_loop.cli.arguments import expand_model, find_model, split_arguments
-from trainer_loop.errors import UserError
+from trainer_loop.errors import UserError, refuse
 from trainer_loop.record.adapter_config import ADAPTER_CONFIG
 from trainer_loop.record.run_dir import EXPORT_RECORD, RunDir
 from trainer_loop.runtime.quiet import quieten_loggers
@@ -66,8 +66,7 @@ def _read_arguments(arguments: list[str]) -> Request:
             problems.append(f"{name}={value}: allowed: true, false")
         else:
             given[name] = value == "true" if name == "private" else value
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return Request(**given)
 
 
@@ -92,8 +91,7 @@ def _push(request: Request) -> None:
     problems, notes = check_access(
         repo, private=private, place=f"repo={repo}", later="give the command again where there is network"
     )
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     for note in notes:
         print(f"warning: {note}")
     files = gather_run(model, None if run_dir is None else run_dir.config)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from trainer_loop.data.wording import did_you_mean, enumerate_some, shorten
-from trainer_loop.errors import UserError
+from trainer_loop.errors import UserError, refuse
 
 RESERVED = ("length", "source", "truncated")  # what `Task.encode` says about each row beside its columns
 Kind = Literal["text", "words", "class", "classes", "spans", "image", "any"]
@@ -113,8 +113,7 @@ def bind_columns(declared: Mapping[str, Column], given: Mapping[str, str | None]
         for other, column in chosen.items()
         if other != own and column == name
     ]
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return Columns(declared, chosen)
 
 

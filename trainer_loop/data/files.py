@@ -21,7 +21,7 @@ from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.tables import read_table
 from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
 from trainer_loop.data.wording import did_you_mean, enumerate_names, enumerate_some
-from trainer_loop.errors import Problems, UserError, in_one_line
+from trainer_loop.errors import Problems, UserError, in_one_line, refuse
 from trainer_loop.runtime.host import expand_home
 
 _INTEGERS = {"int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"}
@@ -195,8 +195,7 @@ def join_rows(
             features[name] = _join_feature(name, parts, types, files=files)
         except UserError as error:
             problems += error.problems if name in wanted else []
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     names = list(dict.fromkeys(name for part in parts for name in part.names))
     if not features:  # one that stands in for none, and is not in all files
         return make_dataset({}, names, sum(len(part.rows) for part in parts)), names
@@ -234,8 +233,7 @@ def _join_feature(
         for file, part, present in zip(files, parts, types, strict=True)
         if name not in present
     ]
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     common = types[0][name]
     for file, present in zip(files, types, strict=True):
         joined = _common_feature(common, present[name])

@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 
 from trainer_loop.data.wording import enumerate_some, shorten
-from trainer_loop.errors import UserError
+from trainer_loop.errors import UserError, refuse
 
 RawLabel = int | str | bool
 _KEY = "data.label_names"
@@ -110,8 +110,7 @@ def _name_by_map(given: Mapping[Any, Any], *, kind: str, class_names: Sequence[s
             problems.append(f"{_KEY}.{name}={shorten(value)}: another name has this value already")
         else:
             raws.append(raw)
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     pairs = list(zip(names, raws, strict=True))
     if kind != "texts":
         pairs.sort(key=lambda pair: pair[1])

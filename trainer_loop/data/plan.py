@@ -21,7 +21,7 @@ from trainer_loop.data.source import DataSection, Say, call_rows_function, given
 from trainer_loop.data.split import Split
 from trainer_loop.data.tokens import Encoder, Encoding, TokenisedSplit, tokenise_split
 from trainer_loop.data.train_stream import TrainStream, prepare_stream
-from trainer_loop.errors import Problems, UserError
+from trainer_loop.errors import Problems, UserError, refuse
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,7 @@ class DataPlan:
             problems, _, _ = check_splits(
                 {"rows": split}, columns=columns, label_names=None, missing=self.section.missing, known=self.labels
             )
-            if problems:
-                raise UserError(problems)
+            refuse(problems)
         except UserError as error:
             raise UserError([problem.replace("data.rows", "rows") for problem in error.problems]) from error
         for line in lines:
@@ -193,8 +192,7 @@ def _take_split(spec: Any, split: str, section: DataSection) -> TokenisedSplit:
             rows = call_rows_function(spec, split=split, seed=section.seed)
             return take_rows(rows, name=split, place=f"data.{split}={spec}")
         found, problems = load_hub_splits(name, config=section.config, specs={split: spec})
-        if problems:
-            raise UserError(problems)
+        refuse(problems)
         read = found[split]
     else:
         paths = find_files([spec] if isinstance(spec, str) else list(spec), key=f"data.{split}")

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from trainer_loop.data.wording import enumerate_some, shorten
-from trainer_loop.errors import UserError
+from trainer_loop.errors import refuse
 
 _INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})")  # no leading zeros: 007 is a text
 _DECIMAL = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
@@ -34,8 +34,7 @@ def make_arrays(
                 problems.append(explain_mixture(name, column, place=place, error=error))
             else:
                 arrays[name] = pa.array([None if value is None else json.dumps(value, default=str) for value in column])
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return arrays
 
 

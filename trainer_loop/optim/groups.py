@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from trainer_loop.errors import UserError
+from trainer_loop.errors import refuse
 from trainer_loop.optim.layers import LINEAR_LAYERS, find_depths
 
 
@@ -73,8 +73,7 @@ def check_patterns(model: nn.Module, *, frozen: Sequence[str], rules: Sequence[G
         elif left and not any(fnmatchcase(name, rule.match) for name in open_names):
             problems.append(f"{place} matches only what is frozen or matches an earlier group; remove it")
         open_names = [name for name in open_names if not fnmatchcase(name, rule.match)]
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
 
 
 def make_groups(

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trainer_loop.components import check_arguments, choose
-from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.optim.groups import GroupRule, ParameterGroup, check_patterns, freeze_parameters, make_groups
 from trainer_loop.optim.muon import MuonWithAdamW
 from trainer_loop.optim.schedule_free import is_schedule_free
@@ -94,8 +94,7 @@ class OptimizerPlan:
                 f"name: {self.name} counts the steps of what is frozen too, and would begin with steps far too large; "
                 "choose another, or unfreeze nothing later"
             )
-        if problems:
-            raise UserError(problems)
+        refuse(problems)
         return self
 
     def group(self, model: nn.Module, *, num_steps: int, calls: Sequence[str] = ()) -> list[ParameterGroup]:

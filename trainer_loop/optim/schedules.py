@@ -13,7 +13,7 @@ from transformers import optimization
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from trainer_loop.components import check_arguments, choose
-from trainer_loop.errors import UserError
+from trainer_loop.errors import UserError, refuse
 from trainer_loop.runtime.shares import take_share
 
 _ON_METRICS = (ReduceLROnPlateau, *([optimization.GreedyLR] if hasattr(optimization, "GreedyLR") else []))
@@ -93,8 +93,7 @@ class SchedulerPlan:
         problems = check_arguments(factory, self.args, place="args", given=GIVEN)
         if self.metric is not None and not self.needs_metric:
             problems.append(f"metric: {self.metric}: {self.name} follows none; remove it")
-        if problems:
-            raise UserError(problems)
+        refuse(problems)
         return self
 
     def describe_warmup(self, num_steps: int) -> str:

@@ -11,7 +11,7 @@ from trainer_loop.data.formats.parquet import open_parquet
 from trainer_loop.data.formats.text_lines import open_text_lines
 from trainer_loop.data.shards import Shard
 from trainer_loop.data.text_format import TextFormat
-from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.errors import UserError, in_one_line, refuse
 
 _T = TypeVar("_T")
 EXTENSIONS = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".arrow", ".feather", ".txt")
@@ -48,6 +48,5 @@ def read_each(files: Iterable[str], read: Callable[[str], _T]) -> list[_T]:
             problems += error.problems
         except OSError as error:
             problems.append(f"{file} cannot be read: {in_one_line(error)}")
-    if problems:
-        raise UserError(problems)
+    refuse(problems)
     return made
