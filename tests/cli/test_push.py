@@ -335,7 +335,7 @@ def test_a_run_that_is_stopped_while_an_upload_hangs_ends_at_once(apart, argumen
             newest = find_newest_step(tmp_path / "run")
         began = time.monotonic()
         run.send_signal(signal.SIGTERM)
-        out, err = run.communicate(timeout=300)
+        out, err = run.communicate(timeout=60)
     finally:
         run.kill()
     assert run.returncode == 75, out + err
