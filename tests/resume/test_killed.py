@@ -143,8 +143,11 @@ def test_the_launcher_is_killed(kill, bench, tmp_path):
         assert len(children) == 2
         kill(launched)
         assert launched.wait(60) == KILLED
-        are_gone = lambda: not any(Path(f"/proc/{pid}").exists() for pid in children)  # noqa: E731
-        wait_until(are_gone, what="the end of its processes", seconds=60)
+        wait_until(
+            lambda: not any(Path(f"/proc/{pid}").exists() for pid in children),
+            what="the end of its processes",
+            seconds=60,
+        )
     finally:
         end_tree(launched)
     run.check()

@@ -4,11 +4,10 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
+from trainer_loop.config.checks import LONGEST_NAME, count_longest_name
 from trainer_loop.errors import UserError
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.runtime.host import expand_home
-
-_LONGEST_NAME = 255  # bytes
 
 
 def split_arguments(arguments: Sequence[str], names: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -32,8 +31,8 @@ def split_arguments(arguments: Sequence[str], names: Sequence[str]) -> tuple[lis
 def expand_model(name: str) -> Path:
     """The path that `model=name` means. Raises UserError for a name that is too long for any disk."""
     path = expand_home(name, place="model")
-    longest = max((len(part.encode(errors="replace")) for part in path.parts), default=0)
-    if longest > _LONGEST_NAME:
+    longest = count_longest_name(path)
+    if longest > LONGEST_NAME:
         raise UserError(f"model: {name[:80]}...: no file has a name of {longest} bytes")
     return path
 

@@ -12,7 +12,7 @@ from trainer_loop.config.schema import KEYS, MUST_NOT_CHANGE, value_of
 from trainer_loop.config.values import shown
 from trainer_loop.errors import suggest
 
-_LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes, characters
+LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes, characters
 _PATHS = ("run_dir", "resume", "model.name", "model.tokenizer", "data.name", "data.cache_dir")
 _ALWAYS_ALLOWED, _FOR_EACH_CORE = 64, 4  # workers of a process, and threads
 _TRAIN_BY_DEFAULT = ("data.train", KEYS["data.train"].default)
@@ -282,12 +282,17 @@ def unusable_paths(config: Config) -> Iterator[Conflict]:
     for name, value in (named | {"evaluate.metrics": metrics, "data.train": data.train} | sets).items():
         for path in value if isinstance(value, list) else [value]:
             spelled = str(path).encode(errors="replace")
-            if max(map(len, spelled.split(b"/"))) > _LONGEST_NAME or len(str(path)) > _LONGEST_PATH:
+            if count_longest_name(path) > LONGEST_NAME or len(str(path)) > _LONGEST_PATH:
                 yield (
                     (".".join(name.split(".")[:2]),),
                     f"{name} is {shown(path)}, of {len(spelled):,} bytes; a path has at most {_LONGEST_PATH:,}, and "
-                    f"{_LONGEST_NAME} between two /",
+                    f"{LONGEST_NAME} between two /",
                 )
+
+
+def count_longest_name(path: object) -> int:
+    """Bytes of the longest file or folder in a path."""
+    return max(map(len, str(path).encode(errors="replace").split(b"/")))
 
 
 def _machine_conflicts(config: Config) -> Iterator[Conflict]:
