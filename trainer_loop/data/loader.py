@@ -165,13 +165,13 @@ class TrainLoader(Dataset[StepBatch]):
         return _Collator(self.rows, self.collate, self.count)
 
     def __getitem__(self, step: int) -> StepBatch:
-        share = self.plan.step(step).shares[self.process_index]
+        share, make = self.plan.step(step).shares[self.process_index], self._collator.make
         # A collate that augments at random must do the same when the step is repeated.
         seed_everything(self.plan.seed, "collate", step, self.process_index)
         return StepBatch(
             step=step,
             # The reduction of gradients waits for every process: an idle one goes through the motions with one row.
-            microbatches=[self._collator.make(rows) for rows in share.microbatches] or [self._make_dummy(step)],
+            microbatches=[make(rows) for rows in share.microbatches] or [self._make_dummy(step)],
             num_rows=share.num_rows,
             num_tokens=share.num_tokens,
             num_padded_tokens=share.num_padded_tokens,
