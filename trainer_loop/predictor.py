@@ -79,7 +79,8 @@ class Predictor:
             label_names=self.label_names,
             end_token=find_text_config(config).eos_token_id if ends else None,
         )
-        refuse(self.task.fit_positions(count_tabled_positions(self.model)))
+        # A length that the run was given stays: what the model writes may well end before.
+        self.task.fit_positions(count_tabled_positions(self.model))
         self.processor = processor
         self.max_length = max_length or 0
         if self.task.is_tried:

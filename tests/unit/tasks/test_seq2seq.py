@@ -14,7 +14,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from trainer_loop import UserError
+from trainer_loop import Predictor, UserError
 from trainer_loop.data.tokenizer import train_tokenizer
 from trainer_loop.tasks.seq2seq import Seq2Seq
 
@@ -70,6 +70,17 @@ def test_texts_are_no_longer_than_the_positions_of_the_model():
     assert task.fit_positions(32) == [told]
     assert task.max_new_tokens == 32
     assert task.fit_positions(40) == []
+
+
+def test_a_model_that_was_trained_with_a_longer_length_is_loaded_and_answers():
+    tokenizer = make_task().tokenizer
+    end = tokenizer.eos_token_id
+    ids = {"pad_token_id": end, "eos_token_id": end, "bos_token_id": end, "decoder_start_token_id": end}
+    model = BartForConditionalGeneration(BartConfig(vocab_size=300, max_position_embeddings=32, **OF_BART, **ids))
+    arguments = {"max_target_length": 128, "max_new_tokens": 5}
+    columns = {"source": "source", "target": "target"}
+    predictor = Predictor(model, tokenizer, task="seq2seq", max_length=16, columns=columns, arguments=arguments)
+    assert isinstance(predictor.predict(["one two"])[0]["text"], str)
 
 
 def test_a_prefix_stands_before_each_source_and_the_length_counts_both_texts():
