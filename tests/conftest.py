@@ -1,9 +1,16 @@
 """What all tests share: no network, a cache of their own, and a fresh accelerate state for each test."""
 
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
+# Nothing is read from or left in the caches of whoever runs the tests. Libraries read these names when they are
+# imported, which test files do before any fixture runs.
+os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="trainer_loop_tests_")
+os.environ["HF_DATASETS_CACHE"] = os.environ["HF_HOME"] + "/datasets"
+os.environ["TRAINER_LOOP_CACHE"] = os.environ["HF_HOME"] + "/trainer_loop"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.pop("RANK", None)
@@ -20,13 +27,8 @@ settings.load_profile("no deadline")
 sys.path.insert(0, str(Path(__file__).parent))  # tests import each other's makers: tiny, scenarios
 
 
-@pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Nothing is read from or left in the caches of whoever runs the tests."""
-    root = tmp_path_factory.mktemp("cache")
-    os.environ["HF_HOME"] = str(root / "huggingface")
-    os.environ["HF_DATASETS_CACHE"] = str(root / "datasets")
-    os.environ["TRAINER_LOOP_CACHE"] = str(root / "trainer_loop")
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["HF_HOME"], ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_the_test_of_a_loss_in_the_docs_passes(tmp_path: Path, own_cache: None):
+def test_the_test_of_a_loss_in_the_docs_passes(tmp_path: Path):
     (code,) = (
         block
         for block in re.findall(r"```python\n(.*?)```", (ROOT / "docs/customise.md").read_text(), flags=re.DOTALL)

@@ -24,7 +24,7 @@ SHORT = (
 
 
 @pytest.fixture(scope="module")
-def teacher(own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = make_run(tmp_path_factory.mktemp("teacher"), ROOT / "configs" / "quickstart.yaml")
     run.finish()
     return run.path / "model"

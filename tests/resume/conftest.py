@@ -5,5 +5,5 @@ from harness import Bench
 
 
 @pytest.fixture(scope="session")
-def bench(own_cache: None, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench.make(tmp_path_factory.mktemp("bench"))

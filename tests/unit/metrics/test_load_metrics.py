@@ -88,20 +88,12 @@ REFERENCES = np.array([0, 1, 2, 2])
 PREDICTIONS = np.array([0, 2, 2, 2])
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where evaluate keeps scripts. One for the module: Python would not look into a second one."""
-    return tmp_path_factory.mktemp("evaluate")
-
-
 @pytest.fixture(autouse=True)
-def offline(monkeypatch: pytest.MonkeyPatch, kept: Path) -> None:
-    """No network, and nothing of evaluate's in the home directory."""
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network."""
     hub_probe.hub_is_reachable.cache_clear()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(evaluate.config, "HF_UPDATE_DOWNLOAD_COUNTS", False)
-    for name in ("HF_MODULES_CACHE", "HF_METRICS_CACHE", "HF_EVALUATE_CACHE", "DOWNLOADED_EVALUATE_PATH"):
-        monkeypatch.setattr(evaluate.config, name, kept / name)
 
 
 @pytest.fixture
