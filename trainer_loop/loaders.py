@@ -36,6 +36,7 @@ def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -
     process: dict[str, Any] = {
         "collate": plan.task.collate,
         "count": plan.task.count,
+        "draws": plan.task.draws,
         "device": accelerator.device,
         "process_index": accelerator.process_index,
     }
@@ -87,6 +88,7 @@ def _make_evaluation_loader(
         device=accelerator.device,
         process_index=accelerator.process_index if labelled else 0,
         num_workers=num_workers,
+        draws=plan.task.draws,
         raw=split.raw,
     )
 

@@ -164,7 +164,8 @@ class Predictor:
         A text is cut at `max_length` tokens; a causal LM has nothing to say (None) of a text of one token.
 
         Args:
-            texts: The first column that the model reads; a task on words takes what stands between spaces.
+            texts: The first column that the model reads. Words of a list are what stands between spaces, and texts of
+                a list what stands between bars, as in `milk | honey`.
             pairs: The second column.
         """
         given = [texts] if pairs is None else [texts, pairs]
@@ -172,8 +173,12 @@ class Predictor:
         if len(given) > len(inputs):
             raise UserError(f"the model reads {', '.join(inputs)}, and no second text; see `predict_rows`")
         rows: dict[str, list[Any]] = dict(zip(inputs, map(list, given), strict=False))
-        words = [own for own in rows if self.task.columns[own].kind == "words"]
-        return self.predict_rows(rows | {own: [text.split() for text in rows[own]] for own in words}).rows
+        for own in rows:
+            if (kind := self.task.columns[own].kind) == "words":
+                rows[own] = [text.split() for text in rows[own]]
+            elif kind == "choices":
+                rows[own] = [[part.strip() for part in text.split("|")] for text in rows[own]]
+        return self.predict_rows(rows).rows
 
     @property
     def inputs(self) -> list[str]:
@@ -202,14 +207,14 @@ class Predictor:
         num_rows = len(next(iter(rows.values())))
         is_known = any(self.task.columns[own].target for own in rows)
         has_target = [is_known or label is not None for label in labels or [None] * num_rows]
-        encoded, sources = self._encode(self._with_labels(rows, labels), origin_of)
+        encoded, sources, lengths = self._encode(self._with_labels(rows, labels), origin_of)
         loss_function, notes = self._find_loss() if any(has_target) else (None, [])
         if loss_function is not None:
             self.task.loss_function = loss_function  # type: ignore[attr-defined]
         parts: dict[str, list[Any]] = {}
         order: list[int] = []
         loss_sum, num_targets = 0.0, 0
-        for numbers in self._cut(encoded):
+        for numbers in self._cut(lengths):
             batch = self.task.collate([encoded[number] for number in numbers])
             num_targets += self._count(batch, [sources[number] for number in numbers], has_target)
             loss, outputs = self._answer(batch, place=origin_of(sources[numbers[0]]), judges=loss_function is not None)
@@ -229,8 +234,8 @@ class Predictor:
         metrics, more = self._compute_metrics(compared)
         return Predictions(predicted, mean_loss | metrics | {"rows": sum(has_target)}, notes + more)
 
-    def _encode(self, rows: Rows, origin_of: Callable[[int], str]) -> tuple[list[dict[str, Any]], list[int]]:
-        """The encoded rows, and the number of the row that each is from.
+    def _encode(self, rows: Rows, origin_of: Callable[[int], str]) -> tuple[list[dict[str, Any]], list[int], list[int]]:
+        """The encoded rows, the number of the row that each is from, and the tokens of each.
 
         Raises UserError if the model cannot answer some.
         """
@@ -239,10 +244,11 @@ class Predictor:
         sources = list(columns.get("source", range(num_encoded)))
         if "label" in rows:
             columns.setdefault("label", [rows["label"][source] for source in sources])
+        lengths = columns.get("length") or [len(ids) for ids in columns.get("input_ids", ())] or [1] * num_encoded
         columns = {name: values for name, values in columns.items() if name not in RESERVED}
         if faults := self.task.find_faults(columns, are_pairs="text_pair" in rows):
             raise UserError([f"{origin_of(sources[number])} {reason}" for number, reason in faults.items()])
-        return [_read(columns, number) for number in range(num_encoded)], sources
+        return [_read(columns, number) for number in range(num_encoded)], sources, lengths
 
     def _answer(self, batch: Batch, *, place: str, judges: bool) -> tuple[float, dict[str, Any]]:
         """The loss, 0 if it is not asked for, and what is predicted. place: of the first row, for errors."""
@@ -339,12 +345,11 @@ class Predictor:
         given, whole = (str(self.processor.decode(part, skip_special_tokens=True)) for part in (ids[:num_given], ids))
         return join_continuation(text, given, whole)
 
-    def _cut(self, encoded: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-        """The numbers of the rows of each forward pass."""
+    def _cut(self, lengths: Sequence[int]) -> list[list[int]]:
+        """The numbers of the rows of each forward pass. lengths: the tokens of each row."""
         if not self.task.has_tokens:
-            total = len(encoded)
+            total = len(lengths)
             return [list(range(start, min(start + _ROWS, total))) for start in range(0, total, _ROWS)]
-        lengths = [len(row["input_ids"]) for row in encoded]
         logits_per_token = self.task.logits_per_token(self.model.config)
         limits = Limits(
             max_tokens=choose_token_budget(self.device.type, training=False, logits_per_token=logits_per_token),

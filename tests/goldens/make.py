@@ -43,6 +43,7 @@ OF_EXAMPLES = {  # config, its splits, and what takes the place of its model
         ("train", "validation", "test"),
         (T5, "model.overrides={num_layers: 1, num_decoder_layers: 1}", "task.args={max_new_tokens: 8}"),
     ),
+    "choice": (("train", "validation", "test"), ("data.config=null", "data.max_length=64", "model.name=MODEL")),
     "cifar10": (("train", "test"), (VIT, "model.overrides={num_hidden_layers: 1, num_attention_heads: 2}")),
 }
 STREAM = (
@@ -58,6 +59,10 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "mrpc": ("configs/mrpc.yaml", (*IMDB, "data.config=null")),
     "reviews": ("configs/reviews.yaml", ("data.train=TRAIN", "data.max_length=64", "model.name=MODEL")),
     "wikitext": ("configs/wikitext.yaml", (*CAUSAL, "data.config=null")),
+    "wikitext_mlm": (
+        "configs/wikitext_mlm.yaml",
+        (*CAUSAL[:-1], "data.config=null", "data.max_length=32", "model.name=MODEL"),
+    ),
     "wikiann": ("configs/wikiann.yaml", (*TAGS, "data.max_length=64", "model.name=MODEL")),
     **{
         name: (f"configs/{name}.yaml", (NO_HUB, *(f"data.{split}=EXAMPLES/{name}.jsonl" for split in splits), *model))
@@ -107,7 +112,9 @@ def prepare(directory: Path) -> None:
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+        tokenizer_object=inner,
+        **{"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"},
+        mask_token="[MASK]",
     )
     tokenizer.save_pretrained(directory / "model")
     torch.manual_seed(0)

@@ -18,7 +18,8 @@ python -m trainer_loop.predict model=runs/imdb file=new_reviews.csv output=judge
   model=           a run directory, or the directory of a model that transformers can load
   text=            a text to predict; a model that tags words takes what stands between spaces
   text_pair=       its second text, where the model was trained on pairs
-  NAME=            a column of the task, such as question= and context=, where its columns have other names
+  NAME=            a column of the task, such as question= and context=, where its columns have other names; a list of
+                   texts stands between bars, as in choices="milk | honey"
   file=            instead of text: rows to predict (.csv .tsv .json .jsonl .parquet .arrow .feather .txt)
   output=          where they go (.csv .tsv .json .jsonl .parquet); default: a new file in predictions/ of the run
   overwrite=true   replaces a file that output= names

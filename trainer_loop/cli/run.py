@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from trainer_loop.runtime.preempt import Preemption, catch_signals
 from trainer_loop.runtime.quiet import quieten_loggers
 from trainer_loop.runtime.streams import report, safe_streams
 
-_EXAMPLES = ("I am super delighted.", "I am delighted.")  # what is predicted in the command that is printed
+_EXAMPLES = {"image": "photo.jpg", "choices": "this | that"}  # of columns that hold no text, in the printed command
 _SECONDS_FOR_PROCESS_0 = 10.0  # a launcher ends the others well within, on a busy machine too
 _SECONDS_WHERE_IT_IS_LOST = 3.0  # process 0 may be on another machine, whose launcher cannot end this one
 _PROCESSES = "trainer_loop.parallel.processes"  # a module that imports torch; until then there is no process group
@@ -225,9 +226,11 @@ def _tell_how_to_predict(config: "Config", loop: "TrainingLoop") -> None:
         declared = load_task(config.task.name).columns
         read = [own for own, column in declared.items() if not column.target]
         texts = [own for own in read if not declared[own].optional or own in config.data.columns]
-        names = ["text" if declared[own].kind == "words" else own for own in texts]
-        examples = ["photo.jpg"] if "image" in names else _EXAMPLES
-        given = " ".join(f'{name}="{text}"' for name, text in zip(names, examples, strict=False))
+        sentences = cycle(loop.task.example_texts)
+        given = " ".join(
+            f'{"text" if kind == "words" else own}="{_EXAMPLES.get(kind) or next(sentences)}"'
+            for own, kind in ((own, declared[own].kind) for own in texts)
+        )
         command = f"{_python()} -m trainer_loop.predict model={shlex.quote(config.run_dir)}"
         trust = " trust_remote_code=true" if config.model.trust_remote_code else ""
         loop.console.say(f"predict: {command} {given}{trust}")

@@ -7,7 +7,7 @@ from typing import Any
 from trainer_loop.data import images
 from trainer_loop.data.columns import Kind
 from trainer_loop.data.values import is_encodable
-from trainer_loop.data.wording import shorten
+from trainer_loop.data.wording import enumerate_some, shorten
 
 
 def find_fault(value: Any, kind: Kind, per: Any) -> str | None:
@@ -20,7 +20,11 @@ def find_fault(value: Any, kind: Kind, per: Any) -> str | None:
     """
     match kind:
         case "words":
-            return _find_fault_of_words(value)
+            return _find_fault_of_texts(value, "word")
+        case "choices":
+            return _find_fault_of_choices(value)
+        case "choice":
+            return _find_fault_of_choice(value, per)
         case "classes":
             return _find_fault_of_list(value, per)
         case "spans":
@@ -31,16 +35,69 @@ def find_fault(value: Any, kind: Kind, per: Any) -> str | None:
             return None
 
 
-def _find_fault_of_words(value: Any) -> str | None:
+def read_choices(value: Any) -> list[str]:
+    """The texts of a value of the kind `choices`."""
+    return list(value["text"] if isinstance(value, Mapping) else value)
+
+
+def find_choice(value: Any, choices: Any) -> int | None:
+    """The number, from 0, of the choice that a value names; None: it names none.
+
+    It is the label of a choice, if they have labels. Else it is the text of one, its number from 0, or its letter, A
+    for the first.
+
+    Args:
+        value: A number or a text.
+        choices: A value of the kind `choices`.
+
+    >>> find_choice("B", ["yes", "no"]), find_choice("no", ["yes", "no"]), find_choice("1", ["yes", "no"])
+    (1, 1, 1)
+    """
+    labels = choices.get("label") if isinstance(choices, Mapping) else None
+    if labels:
+        spelled = [str(label) for label in labels]
+        return spelled.index(str(value)) if spelled.count(str(value)) == 1 else None
+    texts = read_choices(choices)
+    number = value if type(value) is int else None
+    if isinstance(value, str):
+        if texts.count(value) == 1:
+            return texts.index(value)
+        text = value.strip()
+        if len(text) == 1 and text.isascii() and text.isalpha():
+            number = ord(text.upper()) - ord("A")
+        elif text.isascii() and text.isdigit():
+            number = int(text)
+    return number if number is not None and 0 <= number < len(texts) else None
+
+
+def _find_fault_of_choice(value: Any, choices: Any) -> str | None:
+    if choices is None or _find_fault_of_choices(choices) is not None or find_choice(value, choices) is not None:
+        return None
+    texts, labels = read_choices(choices), choices.get("label") if isinstance(choices, Mapping) else None
+    by_place = f"a number from 0 to {len(texts) - 1}, a letter from A, or the text of one"
+    allowed = enumerate_some([str(label) for label in labels]) if labels else by_place
+    return f"holds {shorten(value)}, which is none of the {len(texts)} choices; allowed: {allowed}"
+
+
+def _find_fault_of_choices(value: Any) -> str | None:
+    texts = value.get("text") if isinstance(value, Mapping) else value
+    labels = value.get("label") if isinstance(value, Mapping) else None
+    if isinstance(texts, (list, tuple)) and isinstance(labels, (list, tuple)) and len(texts) != len(labels):
+        return f"has {len(texts)} texts and {len(labels)} labels"
+    return _find_fault_of_texts(texts, "choice", at_least=2)
+
+
+def _find_fault_of_texts(value: Any, noun: str, *, at_least: int = 1) -> str | None:
+    """noun: what one of the texts is called."""
     if not isinstance(value, (list, tuple)):
-        return f"holds no list of words but {shorten(value)}"
-    if not value:
-        return "has no words"
-    wrong = next((word for word in value if not isinstance(word, str) or not word or word.isspace()), "a word")
+        return f"holds no list of {noun}s but {shorten(value)}"
+    if len(value) < at_least:
+        return f"has no {noun}s" if at_least == 1 else f"has {len(value)} {noun}s; it needs {at_least}"
+    wrong = next((text for text in value if not isinstance(text, str) or not text or text.isspace()), noun)
     if not isinstance(wrong, str):
-        return f"holds {shorten(wrong)} among its words, which is no text"
+        return f"holds {shorten(wrong)} among its {noun}s, which is no text"
     if not wrong or wrong.isspace():
-        return "has an empty word"
+        return f"has an empty {noun}"
     return None if all(map(is_encodable, value)) else "holds half of a surrogate pair, which is no character,"
 
 

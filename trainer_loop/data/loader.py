@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -16,7 +16,7 @@ from trainer_loop.data.cut import Limits
 from trainer_loop.data.tokens import RawRows
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.preempt import forking_workers, leave_signals_to_the_parent
-from trainer_loop.runtime.randomness import seed_everything
+from trainer_loop.runtime.randomness import derive_seed, seed_everything
 
 Batch = dict[str, Any]  # tensors, and what the model takes as plain numbers
 Collate = Callable[[list[dict[str, Any]]], Batch]
@@ -127,16 +127,27 @@ def read_rows(source: RowSource, rows: Rows) -> list[dict[str, Any]]:
     return list(read_many(rows)) if read_many is not None else [source[row] for row in rows]
 
 
+def add_draws(rows: Sequence[Mapping[str, Any]], numbers: Rows, *seed: int | str) -> list[dict[str, Any]]:
+    """The rows, each with a seed of its own as `draw`: a function of `seed` and the number of the row."""
+    return [{**row, "draw": derive_seed(*seed, number)} for row, number in zip(rows, numbers, strict=True)]
+
+
 @dataclass(frozen=True)
 class _Collator(Dataset[Microbatch]):
-    """Reads rows and makes a microbatch of them, on the CPU; an index is an array of row indices."""
+    """Reads rows and makes a microbatch of them, on the CPU; an index is an array of row indices.
+
+    draws: `collate` chooses at random, by the `draw` of each row.
+    """
 
     source: RowSource
     collate: Collate
     count: Count
+    draws: bool
 
-    def make(self, rows: Rows) -> Microbatch:
-        batch = self.collate(read_rows(self.source, rows))
+    def make(self, rows: Rows, *seed: int | str) -> Microbatch:
+        """seed: what the draws depend on beside the row; nothing in an evaluation, which is the same each time."""
+        read = read_rows(self.source, rows)
+        batch = self.collate(add_draws(read, rows, *seed) if self.draws else read)
         return Microbatch(rows, batch, self.count(batch))
 
     def __getitem__(self, rows: np.ndarray) -> Microbatch:
@@ -158,29 +169,29 @@ class TrainLoader(Dataset[StepBatch]):
     device: torch.device
     process_index: int = 0
     num_workers: int = 0
+    draws: bool = False
     origin_of: Callable[[int], str] = str
 
-    @property
-    def _collator(self) -> _Collator:
-        return _Collator(self.rows, self.collate, self.count)
-
     def __getitem__(self, step: int) -> StepBatch:
-        share, make = self.plan.step(step).shares[self.process_index], self._collator.make
+        share = self.plan.step(step).shares[self.process_index]
         # A collate that augments at random must do the same when the step is repeated.
         seed_everything(self.plan.seed, "collate", step, self.process_index)
         return StepBatch(
             step=step,
             # The reduction of gradients waits for every process: an idle one goes through the motions with one row.
-            microbatches=[make(rows) for rows in share.microbatches] or [self._make_dummy(step)],
+            microbatches=[self._make(rows, step) for rows in share.microbatches] or [self._make_dummy(step)],
             num_rows=share.num_rows,
             num_tokens=share.num_tokens,
             num_padded_tokens=share.num_padded_tokens,
         )
 
+    def _make(self, rows: Rows, step: int) -> Microbatch:
+        return _Collator(self.rows, self.collate, self.count, self.draws).make(rows, self.plan.seed, "collate", step)
+
     def _make_dummy(self, step: int) -> Microbatch:
         rows = self.plan.batch(step)
         shortest = int(rows[self.plan.lengths[rows].argmin()])
-        return replace(self._collator.make([shortest]), num_targets=0, is_dummy=True)
+        return replace(self._make([shortest], step), num_targets=0, is_dummy=True)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -267,13 +278,14 @@ class EvaluationLoader:
     device: torch.device
     process_index: int = 0
     num_workers: int = 0
+    draws: bool = False
     raw: RawRows | None = None
     kept: KeptRows | None = None
 
     def __post_init__(self) -> None:
         self.num_rows = len(self.lengths)
         self._cut = cut_evaluation(self.lengths, self.limits)[self.process_index]
-        self._collator = _Collator(self.source, self.collate, self.count)
+        self._collator = _Collator(self.source, self.collate, self.count, self.draws)
 
     def __len__(self) -> int:
         """Microbatches of this process."""

@@ -20,7 +20,7 @@ import torch
 
 from trainer_loop.data.batch_plan import Rows, cut_batch, halve_dearest
 from trainer_loop.data.cut import Limits
-from trainer_loop.data.loader import Collate, Count, Microbatch, StepBatch, count_epochs
+from trainer_loop.data.loader import Collate, Count, Microbatch, StepBatch, add_draws, count_epochs
 from trainer_loop.data.row_stream import Row, Stream, permute
 from trainer_loop.data.shards import Mark
 from trainer_loop.errors import UserError
@@ -134,6 +134,7 @@ class StreamLoader:
     seed: int
     device: torch.device
     process_index: int = 0
+    draws: bool = False
     num_rows: int | None = None
     _step: int = field(default=0, init=False)  # of the update that the loop is going to ask for
     _position: Position = field(default=Position(), init=False)  # where that begins
@@ -178,7 +179,7 @@ class StreamLoader:
     def dummy_microbatch(self, step: int) -> Microbatch:
         prepared = self._get_current(step)
         shortest = min(range(len(prepared.mine)), key=_lengths(prepared.mine).__getitem__)
-        return self._collate(prepared, [shortest], is_dummy=True)
+        return self._collate(prepared, [shortest], step, is_dummy=True)
 
     def cut_smaller(self, step: int) -> StepBatch | None:
         """Every process encodes the rows of all, this once, and so comes to the same size without communication."""
@@ -246,12 +247,12 @@ class StreamLoader:
         seed_everything(self.seed, "collate", step, self.process_index)
         if prepared.is_idle:
             # The reduction of gradients waits for every process: an idle one goes through the motions with one row.
-            return StepBatch(step, [self._collate(prepared, [0], is_dummy=True)], 0, 0, 0)
+            return StepBatch(step, [self._collate(prepared, [0], step, is_dummy=True)], 0, 0, 0)
         lengths = _lengths(prepared.mine)
         cut = self._cut(list(range(len(lengths))), lengths)
         return StepBatch(
             step=step,
-            microbatches=[self._collate(prepared, rows) for rows in cut],
+            microbatches=[self._collate(prepared, rows, step) for rows in cut],
             num_rows=len(lengths),
             num_tokens=sum(lengths),
             num_padded_tokens=sum(lengths) if self.limits.packed else sum(len(rows) * lengths[rows[0]] for rows in cut),
@@ -262,10 +263,11 @@ class StreamLoader:
         (cut,) = cut_batch(rows, [lengths[row] for row in rows], replace(self.limits, num_processes=1))
         return cut
 
-    def _collate(self, prepared: _Prepared, rows: Rows, *, is_dummy: bool = False) -> Microbatch:
-        batch = self.collate([prepared.mine[row].values for row in rows])
+    def _collate(self, prepared: _Prepared, rows: Rows, step: int, *, is_dummy: bool = False) -> Microbatch:
+        values, numbers = [prepared.mine[row].values for row in rows], [prepared.numbers[row] for row in rows]
+        batch = self.collate(add_draws(values, numbers, self.seed, "collate", step) if self.draws else values)
         num_targets = 0 if is_dummy else self.count(batch)
-        microbatch = Microbatch([prepared.numbers[row] for row in rows], batch, num_targets, is_dummy=is_dummy)
+        microbatch = Microbatch(numbers, batch, num_targets, is_dummy=is_dummy)
         if self.device.type == "cuda":
             microbatch.pin_memory()
         return microbatch.to(self.device)

@@ -5,9 +5,9 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
+import pyarrow.compute as pc
 
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.report import describe_data
@@ -105,7 +105,8 @@ def _count(split: ShardedSplit, texts: RowStream, say: Callable[[str], None]) ->
 def _digest_tokens(head: TokenisedSplit, max_length: int) -> str:
     """Later rows may be the first that a new max_length cuts, so it counts by itself."""
     if "input_ids" in head.rows.column_names:
-        content = np.fromiter(chain.from_iterable(head.rows["input_ids"]), dtype=np.int64).tobytes()
+        ids = head.rows.select_columns(["input_ids"]).with_format("arrow")[:]["input_ids"]
+        content = pc.list_flatten(ids, recursive=True).to_numpy().astype(np.int64).tobytes()
     else:
         content = json.dumps(head.rows[:], default=repr).encode()
     return digest(str(max_length).encode(), head.lengths.tobytes(), content)

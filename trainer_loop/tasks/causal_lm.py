@@ -64,14 +64,8 @@ class CausalLM(Task):
         """
         end = [self.tokenizer.eos_token_id] if self.append_eos and self.tokenizer.eos_token_id is not None else []
         tokenised = self.tokenizer(list(rows["text"]), return_attention_mask=False, verbose=False)["input_ids"]
-        encoded = [ids + end for ids in tokenised]
-        stream = list(chain.from_iterable(encoded))
-        source = list(chain.from_iterable([position] * len(ids) for position, ids in enumerate(encoded)))
-        starts = range(0, len(stream), max_length)
-        return {
-            "input_ids": [stream[start : start + max_length] for start in starts],
-            "source": [source[start] for start in starts],
-        }
+        chunks, sources = join_and_cut([ids + end for ids in tokenised], max_length)
+        return {"input_ids": chunks, "source": sources}
 
     def encode_alone(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """One row for each text, without an end token, cut at `max_length` tokens."""
@@ -93,8 +87,8 @@ class CausalLM(Task):
         """What perplexity needs: `predictions` `[B]` summed negative log likelihoods, `references` `[B]` targets."""
         head, outputs = self._run(model, batch)
         targets = _next_tokens(batch)
-        nll = [_negative_log_likelihood(logits, targets[tokens]) for tokens, logits in head.chunks(outputs)]
-        return _sum_over_rows(nll, targets, batch)
+        nll = [negative_log_likelihood(logits, targets[tokens]) for tokens, logits in head.chunks(outputs)]
+        return _make_outputs(nll, targets, batch)
 
     def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         head, outputs = self._run(model, batch)
@@ -102,29 +96,39 @@ class CausalLM(Task):
         losses, nll = [], []
         for tokens, logits in head.chunks(outputs):
             losses.append(self.loss_function(logits, targets[tokens]))
-            nll.append(_negative_log_likelihood(logits, targets[tokens]))
-        return torch.stack(losses).sum(), _sum_over_rows(nll, targets, batch)
+            nll.append(negative_log_likelihood(logits, targets[tokens]))
+        return torch.stack(losses).sum(), _make_outputs(nll, targets, batch)
 
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         """`loss` in nats a token, and `perplexity`; None for a text of one token."""
-        count = outputs["references"].item()
-        loss = outputs["predictions"].item() / count if count else None
-        return {"loss": loss, "perplexity": None if loss is None else math.exp(min(loss, 700.0))}
+        return describe_loss(outputs)
 
     def _run(self, model: nn.Module, batch: Batch) -> tuple[OutputHead | NoOutputHead, Tensor]:
         """The head, and what it makes logits of, for every token: `[B * T, ...]`."""
-        head = find_output_head(model, lambda forward: _forward(forward, _begin(batch)))
+        head = find_output_head(model, lambda forward: _forward(forward, first_tokens(batch)))
         with head.handing_on(), padded_on_the_right():
             return head, _forward(model, batch).flatten(0, 1)
 
 
-def _begin(batch: Batch) -> Batch:
-    """The first few tokens of a batch."""
+def join_and_cut(rows: Sequence[Sequence[Any]], length: int) -> tuple[list[list[Any]], list[int]]:
+    """Chunks of so many elements of all rows, one row after the other, and the row that each chunk begins in.
+
+    >>> join_and_cut([[1, 2], [], [3, 4, 5]], 3)
+    ([[1, 2, 3], [4, 5]], [0, 2])
+    """
+    stream = list(chain.from_iterable(rows))
+    sources = list(chain.from_iterable([number] * len(row) for number, row in enumerate(rows)))
+    starts = range(0, len(stream), length)
+    return [stream[start : start + length] for start in starts], [sources[start] for start in starts]
+
+
+def first_tokens(batch: Batch) -> Batch:
+    """The first few tokens of the first row of a batch."""
     if "row_lengths" in batch:
         few = {name: batch[name][:, : batch["row_lengths"][0]][:, :4] for name in ("input_ids", "position_ids")}
         lengths = (few["input_ids"].shape[1],)
         return {**few, "row_lengths": lengths, "row_ends": batch["row_ends"].new_tensor([0, *lengths])}
-    return {name: batch[name][:1, :4] for name in ("input_ids", "attention_mask")}
+    return {name: values[:1, :4] for name, values in batch.items()}
 
 
 def _forward(model: Callable[..., Any], batch: Batch) -> Tensor:
@@ -143,17 +147,27 @@ def _next_tokens(batch: Batch) -> Tensor:
     return targets.flatten()
 
 
-def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
-    """Of each target, in nats, `[N]`."""
+def _make_outputs(nll: Sequence[Tensor], targets: Tensor, batch: Batch) -> dict[str, Tensor]:
+    """nll: of all tokens `[B * T]`, in pieces."""
+    lengths = batch["row_lengths"] if "row_lengths" in batch else batch["input_ids"].shape[1]
+    counts = torch.stack([row.sum() for row in (targets != -100).split(lengths)])
+    return {"predictions": sum_over_rows(nll, lengths), "references": counts}
+
+
+def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
+    """Of each target, in nats, `[N]`. logits: `[N, V]`. targets: `[N]`; 0 for a target of -100."""
     return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
-def _sum_over_rows(nll: Sequence[Tensor], targets: Tensor, batch: Batch) -> dict[str, Tensor]:
-    """Sums over the tokens of each row. nll: of all tokens `[B * T]`, in pieces."""
-    lengths = batch["row_lengths"] if "row_lengths" in batch else batch["input_ids"].shape[1]
+def sum_over_rows(nll: Sequence[Tensor], lengths: int | Sequence[int]) -> Tensor:
+    """The sums of each row, `[B]`. nll: of all rows, one after the other, in pieces. lengths: of the rows."""
     of_tokens = torch.cat(list(nll))
     wide = torch.float32 if of_tokens.device.type == "mps" else torch.float64
-    return {
-        "predictions": torch.stack([row.sum(dtype=wide) for row in of_tokens.split(lengths)]),
-        "references": torch.stack([row.sum() for row in (targets != -100).split(lengths)]),
-    }
+    return torch.stack([row.sum(dtype=wide) for row in of_tokens.split(lengths)])  # type: ignore[no-untyped-call]
+
+
+def describe_loss(outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """`loss` in nats a target, and `perplexity`; None for a row without a target."""
+    count = outputs["references"].item()
+    loss = outputs["predictions"].item() / count if count else None
+    return {"loss": loss, "perplexity": None if loss is None else math.exp(min(loss, 700.0))}

@@ -18,9 +18,11 @@ shows how to write a task of your own.
 """
 _KINDS = {
     "text": "a text",
+    "choices": 'a list of texts, or `{"text": [...], "label": [...]}`',
     "words": "a list of words",
     "class": "one label: a whole number, a text, true or false",
     "classes": "a list of labels",
+    "choice": "a choice: its label, its text, its number from 0, or its letter, A for the first",
     "image": "an image: a path, a data URI, or bytes",
     "spans": 'parts of a text: `{"text": [...], "answer_start": [...]}`',
     "any": "any value",

@@ -41,6 +41,8 @@ class Task(ABC):
         padding_sides: Sides that the task accepts. The first one that does not change the model's answers is used.
         reads_end: The heads of encoder-decoder models look for the end token of each row.
         continues: One text is answered with its continuation.
+        draws: `collate` chooses at random. Each of its rows then has a seed as `draw`: in training a function of the
+            run's seed, the step and the row, and in an evaluation of the row.
         is_tried: The model answers rows that `encode` makes of the inputs, and is tried on a few made-up ones first.
         pipeline_tag: The hub's name for what the model does.
         example: A few raw rows, for docs and for tests.
@@ -58,6 +60,7 @@ class Task(ABC):
     padding_sides: ClassVar[tuple[str, ...]] = ("right",)
     reads_end: ClassVar[bool] = False
     continues: ClassVar[bool] = False
+    draws: ClassVar[bool] = False
     is_tried: ClassVar[bool] = True
     pipeline_tag: ClassVar[str | None] = None
     example: ClassVar[Sequence[Mapping[str, Any]]] = ()
@@ -73,6 +76,11 @@ class Task(ABC):
     def tokenizer(self) -> Any:
         """The processor of a task on texts."""
         return self.processor
+
+    @property
+    def example_texts(self) -> Sequence[str]:
+        """Texts that the command for a prediction shows, for the columns that are read."""
+        return ("I am super delighted.", "I am delighted.")
 
     @property
     def has_tokens(self) -> bool:

@@ -1,0 +1,219 @@
+"""Tokens that are hidden in a text."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainer_loop.data.columns import Column
+from trainer_loop.errors import UserError
+from trainer_loop.ops.output_head import NoOutputHead, OutputHead, find_output_head
+from trainer_loop.tasks.causal_lm import (
+    describe_loss,
+    first_tokens,
+    join_and_cut,
+    negative_log_likelihood,
+    sum_over_rows,
+)
+from trainer_loop.tasks.losses import cross_entropy
+from trainer_loop.tasks.task import Batch, Rows, Task
+
+_MASKED, _KEPT = 0.8, 0.1  # shares of the chosen tokens; the rest is replaced (BERT, arXiv 1810.04805)
+
+
+class MaskedLM(Task):
+    """Texts are joined and cut into chunks of `data.max_length` tokens; a target is a token that is hidden.
+
+    Of the tokens that are chosen, 80 % are replaced by the mask token, 10 % by a random one, and 10 % stay. In training
+    the choice is new at each step; in an evaluation it is the same each time. `predict` fills in the mask tokens that
+    stand in a text.
+
+    mask_probability: the probability that a token is chosen.
+    whole_words: choose words, all tokens of one together.
+    join_texts: false: each text is a row, cut at `data.max_length` tokens; an empty text is none.
+    loss_function: `(logits [N, V], tokens [N]) -> sum over tokens, []`.
+    """
+
+    auto_model = "AutoModelForMaskedLM"
+    auto_processor = "AutoTokenizer"
+    columns: ClassVar[Mapping[str, Column]] = {"text": Column("text", blank=True)}  # a running text has blank lines
+    pad: ClassVar[Mapping[str, int]] = {"labels": -100, "word": -1, "row_targets": 0}
+    metrics = ("perplexity",)
+    outputs: ClassVar[Mapping[str, str] | None] = {
+        "predictions": "negative_log_likelihood",
+        "references": "num_targets",
+    }
+    pipeline_tag = "fill-mask"
+    can_pack = True
+    rows_at_head = False
+    draws = True
+    example: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"text": "The ferry crosses the bay twice a day."},
+        {"text": "In winter, when the ice is thick, people walk across instead."},
+        {"text": ""},
+        {"text": "Nobody has fallen in for years."},
+    )
+
+    def __init__(
+        self,
+        *,
+        mask_probability: float = 0.15,
+        whole_words: bool = False,
+        join_texts: bool = True,
+        loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    ):
+        if not 0 < mask_probability < 1:
+            raise UserError(f"task.args.mask_probability: {mask_probability}: it must lie between 0 and 1")
+        self.mask_probability = mask_probability
+        self.whole_words = whole_words
+        self.join_texts = join_texts
+        self.loss_function = loss_function
+
+    def bind(self, processor: Any, **others: Any) -> None:
+        """See `Task.bind`. Raises UserError if the tokenizer has no mask token."""
+        super().bind(processor, **others)
+        if processor.mask_token_id is None:
+            raise UserError(
+                "task.name: masked_lm: the tokenizer has no mask token; choose a model that fills in tokens, such as "
+                "bert-base-cased, or another task"
+            )
+        self._special = set(processor.all_special_ids)
+        self._ordinary = np.array([token for token in range(len(processor)) if token not in self._special])
+
+    @property
+    def example_texts(self) -> Sequence[str]:
+        return (f"I am super {self.tokenizer.mask_token}.",)
+
+    def settings(self) -> dict[str, Any]:
+        return {"whole_words": self.whole_words, "join_texts": self.join_texts}
+
+    def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
+        """Chunks between the special tokens of a text. `word` is the number of the word of each token, -1 for none."""
+        before, after = self._frame_text()
+        room = max_length - len(before) - len(after)
+        if room < 1:
+            raise UserError(f"data.max_length: {max_length}: {len(before) + len(after)} special tokens leave no room")
+        encoded = self.tokenizer(
+            list(rows["text"]), add_special_tokens=False, return_attention_mask=False, verbose=False
+        )
+        texts, words = encoded["input_ids"], self._number_words(encoded)
+        if self.join_texts:
+            (chunks, sources), (words, _) = join_and_cut(texts, room), join_and_cut(words, room)
+        else:
+            sources = [number for number, ids in enumerate(texts) if ids]
+            chunks, words = ([rows[number][:room] for number in sources] for rows in (texts, words))
+        return {
+            "input_ids": [[*before, *ids, *after] for ids in chunks],
+            "word": [[-1] * len(before) + numbers + [-1] * len(after) for numbers in words],
+            "source": sources,
+            "truncated": [not self.join_texts and len(texts[number]) > room for number in sources],
+        }
+
+    def encode_alone(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
+        """One row for each text, cut at `max_length` tokens; no token is hidden but the mask tokens of the text."""
+        return super().encode(rows, max_length=max_length)
+
+    def find_faults(self, encoded: Mapping[str, Sequence[Any]], *, are_pairs: bool) -> dict[int, str]:
+        """Texts that are to be filled in and have no mask token."""
+        mask = self.tokenizer.mask_token
+        texts = () if "word" in encoded else enumerate(encoded["input_ids"])
+        return {
+            number: f"has no {mask} to fill in; write {mask} where a token is missing"
+            for number, ids in texts
+            if self.tokenizer.mask_token_id not in ids
+        }
+
+    def collate(self, rows: list[dict[str, Any]]) -> Batch:
+        """`labels` `[B, T]` are the tokens that are hidden, else -100; `row_targets` is how many each row has."""
+        if "word" not in rows[0]:
+            return super().collate(rows)
+        hidden = [self._hide(row) for row in rows]
+        targets = tuple(sum(label != -100 for label in row["labels"]) for row in hidden)
+        return super().collate(hidden) | {"row_targets": targets}
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        head, outputs = self._run(model, batch)
+        positions, targets = _find_targets(batch)
+        return head.loss(outputs[positions], targets, self.loss_function)
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """What perplexity needs: `predictions` `[B]` summed negative log likelihoods, `references` `[B]` targets.
+
+        Of texts with mask tokens instead: the likeliest `tokens` `[M]` of each row, and their `probabilities`.
+        """
+        if "labels" in batch:
+            return self.loss_and_predict(model, batch)[1]
+        head, outputs = self._run(model, batch)
+        is_mask = batch["input_ids"] == self.tokenizer.mask_token_id
+        best = [logits.softmax(dim=-1).max(dim=-1) for _, logits in head.chunks(outputs[is_mask.flatten()])]
+        counts = is_mask.sum(dim=1).tolist()
+        tokens, probabilities = torch.cat([part.indices for part in best]), torch.cat([part.values for part in best])
+        return {"tokens": list(tokens.split(counts)), "probabilities": list(probabilities.split(counts))}
+
+    def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        head, outputs = self._run(model, batch)
+        positions, targets = _find_targets(batch)
+        losses, nll = [], []
+        for tokens, logits in head.chunks(outputs[positions]):
+            losses.append(self.loss_function(logits, targets[tokens]))
+            nll.append(negative_log_likelihood(logits, targets[tokens]))
+        counts = torch.tensor(batch["row_targets"], device=targets.device)
+        sums = sum_over_rows(nll, batch["row_targets"])
+        return torch.stack(losses).sum(), {"predictions": sums, "references": counts}
+
+    def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+        """`tokens` for the mask tokens of the text and their `probabilities`; without any, `loss` and `perplexity`."""
+        if "tokens" not in outputs:
+            return describe_loss(outputs)
+        tokens = [self.tokenizer.decode([token]).strip() for token in outputs["tokens"].tolist()]
+        return {"tokens": tokens, "probabilities": outputs["probabilities"].tolist()}
+
+    def _frame_text(self) -> tuple[list[int], list[int]]:
+        """The special tokens before a text and behind it."""
+        encoded = self.tokenizer("a", return_special_tokens_mask=True)
+        ids, mask = encoded["input_ids"], encoded["special_tokens_mask"]
+        begin, end = mask.index(0), len(mask) - mask[::-1].index(0)
+        return ids[:begin], ids[end:]
+
+    def _number_words(self, encoded: Any) -> list[list[int]]:
+        """The number of the word of each token, or of the token by itself; -1 for a special token."""
+        numbered, first = [], 0
+        for number, ids in enumerate(encoded["input_ids"]):
+            words = encoded.word_ids(number) if self.whole_words else range(len(ids))
+            pairs = zip(ids, words, strict=True)
+            numbered.append([-1 if word is None or token in self._special else first + word for token, word in pairs])
+            first += len(ids)
+        return numbered
+
+    def _hide(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The row with some of its tokens hidden, by its `draw`."""
+        ids, words = np.array(row["input_ids"]), np.array(row["word"])
+        draws = np.random.Generator(np.random.Philox(row["draw"]))
+        numbers, word = np.unique(words, return_inverse=True)
+        is_chosen = (draws.random(len(numbers)) < self.mask_probability)[word] & (words >= 0)
+        how = draws.random(len(ids))
+        others = draws.choice(self._ordinary, len(ids))
+        shown = np.where(how < _MASKED, self.tokenizer.mask_token_id, np.where(how < _MASKED + _KEPT, ids, others))
+        labels = np.where(is_chosen, ids, -100)
+        return {"input_ids": np.where(is_chosen, shown, ids).tolist(), "labels": labels.tolist()}
+
+    def _run(self, model: nn.Module, batch: Batch) -> tuple[OutputHead | NoOutputHead, Tensor]:
+        """The head, and what it makes logits of, for every token: `[B * T, ...]`."""
+        inputs = self.model_inputs(batch)
+        head = find_output_head(model, lambda forward: _forward(forward, first_tokens(inputs)))
+        with head.handing_on():
+            return head, _forward(model, inputs).flatten(0, 1)
+
+
+def _forward(model: Callable[..., Any], inputs: Batch) -> Tensor:
+    """What stands for the logits, `[B, T, ...]`."""
+    return model(**inputs).logits  # type: ignore[no-any-return]
+
+
+def _find_targets(batch: Batch) -> tuple[Tensor, Tensor]:
+    """The positions of the targets among all tokens of the batch, and the targets, `[N]`."""
+    labels = batch["labels"].flatten()
+    positions = torch.nonzero_static(labels != -100, size=sum(batch["row_targets"]))[:, 0]  # does not wait for a device
+    return positions, labels[positions]

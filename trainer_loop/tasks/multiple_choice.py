@@ -1,0 +1,117 @@
+"""One of several answers to a question."""
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from trainer_loop.data.column_values import find_choice, read_choices
+from trainer_loop.data.columns import Column
+from trainer_loop.tasks.losses import cross_entropy
+from trainer_loop.tasks.task import Batch, Rows, Task
+
+
+class MultipleChoice(Task):
+    """A row is a question with its choices, of which one is right; a target is a row.
+
+    The model reads the question with each of the choices as a pair of texts. Rows may have unlike numbers of choices.
+
+    loss_function: `(logits [N, C], answers [N]) -> sum over rows, []`.
+    """
+
+    auto_model = "AutoModelForMultipleChoice"
+    auto_processor = "AutoTokenizer"
+    columns: ClassVar[Mapping[str, Column]] = {
+        "question": Column("text"),
+        "choices": Column("choices"),
+        "answer": Column("choice", target=True, per="choices"),
+    }
+    pad: ClassVar[Mapping[str, int]] = {"labels": -100, "num_choices": 0}
+    metrics = ("accuracy",)
+    outputs: ClassVar[Mapping[str, str] | None] = {"predictions": "class", "references": "class"}
+    is_tried = False  # its model reads several texts a row
+    example: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"question": "Ice is", "choices": ["frozen water", "burnt wood", "a kind of stone"], "answer": "A"},
+        {"question": "What do bees make?", "choices": ["milk", "honey"], "answer": "B"},
+        {"question": "Which of these is the largest?", "choices": ["a mouse", "a cat", "a whale"], "answer": "C"},
+    )
+
+    def __init__(self, *, loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy):
+        self.loss_function = loss_function
+
+    def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
+        """For each row a list of its pairs, `[C][T]`; its length is as if all pairs were as long as the longest."""
+        texts = [read_choices(choices) for choices in rows["choices"]]
+        counts = [len(choices) for choices in texts]
+        questions = [question for question, count in zip(rows["question"], counts, strict=True) for _ in range(count)]
+        choices = list(chain.from_iterable(texts))
+        encoded = self.tokenizer(
+            questions, choices, truncation=True, max_length=max_length, return_attention_mask=False
+        )
+        cut = _split([bool(encoding.overflowing) for encoding in encoded.encodings], counts)
+        columns: dict[str, list[Any]] = {name: _split(values, counts) for name, values in encoded.items()}
+        columns["length"] = [len(row) * max(map(len, row)) for row in columns["input_ids"]]
+        columns["truncated"] = [any(of_row) for of_row in cut]
+        if "answer" in rows:
+            answers = zip(rows["answer"], rows["choices"], strict=True)
+            columns["label"] = [find_choice(answer, choices) for answer, choices in answers]
+        return columns
+
+    def collate(self, rows: list[dict[str, Any]]) -> Batch:
+        """The pairs of all rows, `[N, T]`, how many each row has as `num_choices`, and the answers, `labels` `[B]`."""
+        counts = tuple(len(row["input_ids"]) for row in rows)
+        names = [name for name in rows[0] if name != "label"]
+        pairs = [{name: row[name][place] for name in names} for row in rows for place in range(len(row["input_ids"]))]
+        labels = {"labels": torch.tensor([row["label"] for row in rows])} if "label" in rows[0] else {}
+        return {**super().collate(pairs), **labels, "num_choices": counts}
+
+    def count(self, batch: Batch) -> int:
+        return len(batch["num_choices"])
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self._sum_loss(self._logits(model, batch), batch)
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """`predictions` `[B]`: the numbers of choices, and a list of their `probabilities` for each row `[C]`.
+
+        `references` `[B]` where answers are known.
+        """
+        return _make_outputs(self._logits(model, batch), batch)
+
+    def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        logits = self._logits(model, batch)
+        return self._sum_loss(logits, batch), _make_outputs(logits, batch)
+
+    def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+        """`answer`: the number of the choice from 0, its `choice`, and the `probability` of it."""
+        best = int(outputs["predictions"])
+        probability = float(outputs["probabilities"][best])
+        return {"answer": best, "choice": read_choices(row["choices"])[best], "probability": probability}
+
+    def _logits(self, model: nn.Module, batch: Batch) -> Sequence[Tensor]:
+        """Of each row, `[C]`. The model scores each pair by itself, so it may get all of them as one row."""
+        scores = model(**{name: values[None] for name, values in self.model_inputs(batch).items()}).logits
+        return scores.flatten().split(batch["num_choices"])
+
+    def _sum_loss(self, logits: Sequence[Tensor], batch: Batch) -> Tensor:
+        """One call where all rows have as many choices, else one for each row."""
+        if len(set(batch["num_choices"])) == 1:
+            return self.loss_function(torch.stack(list(logits)), batch["labels"])
+        rows = zip(logits, batch["labels"].split(1), strict=True)
+        return torch.stack([self.loss_function(scores[None], answer) for scores, answer in rows]).sum()
+
+
+def _make_outputs(logits: Sequence[Tensor], batch: Batch) -> dict[str, Any]:
+    outputs: dict[str, Any] = {
+        "predictions": torch.stack([scores.argmax() for scores in logits]),
+        "probabilities": [scores.softmax(dim=0) for scores in logits],
+    }
+    return outputs | ({"references": batch["labels"]} if "labels" in batch else {})
+
+
+def _split(values: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:
+    """The values of each row. counts: how many each has."""
+    given = iter(values)
+    return [[next(given) for _ in range(count)] for count in counts]
