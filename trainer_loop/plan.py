@@ -44,7 +44,7 @@ from trainer_loop.record.hub_access import check_access, push_command
 from trainer_loop.record.logs import Console
 from trainer_loop.record.trackers import check_trackers
 from trainer_loop.runtime.compiler import check_compiler
-from trainer_loop.tasks.plan import LossPlan, plan_loss, plan_task
+from trainer_loop.tasks.plan import LossPlan, make_up_outputs, plan_loss, plan_task
 from trainer_loop.tasks.task import Task
 
 _SPLITS = ("train", "validation", "test")
@@ -370,8 +370,11 @@ def _fit_model(
             max_length=config.data.max_length,
             say=console.say,
         )
-    if model_config is not None and label_names is not None:
-        found.collect("", model.check_outputs, model_config, len(label_names))
+    num_outputs = None if label_names is None else len(label_names)
+    if task is not None and task.problem_type == "regression":
+        num_outputs = 1
+    if model_config is not None and num_outputs is not None:
+        found.collect("", model.check_outputs, model_config, num_outputs)
     tokenizer = as_tokenizer(processor)
     if task is not None and model_config is not None and processor is not None:
         lines = found.collect(
@@ -389,8 +392,8 @@ def _fit_model(
         for line in lines or ():
             console.say(line)
     num_classes = count_outputs(model_config, tokenizer) if label_names is None else len(label_names)
-    if loss is not None and num_classes is not None:
-        found.collect("loss.", loss.check_sum, num_classes)
+    if loss is not None and task is not None and num_classes is not None:
+        found.collect("loss.", loss.check_sum, *make_up_outputs(task.problem_type, num_classes))
     return model_config, processor
 
 
@@ -398,6 +401,8 @@ def _check_unused(config: Config, overrides: Overrides, task: Task, found: Probl
     """Keys that mean nothing to this task."""
     name, values = _name_task(config, overrides), values_of(config)
     unused = [] if task.columns else [(key, "takes rows as they are") for key in _OF_COLUMNS]
+    if task.columns and all(column.kind not in ("class", "classes") for column in task.columns.values()):
+        unused.append(("data.label_names", "has no classes"))
     own = ("model.tokenizer", "model.trust_remote_code") if task.auto_processor else ()
     of_models = [] if task.auto_model else [key for key in _OF_AUTO_MODELS if key not in own]
     unused += [(key, "has a model that is not of transformers") for key in of_models]

@@ -1,6 +1,7 @@
 """An exported model at work: rows in, predictions (or a continuation) out."""
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -286,10 +287,13 @@ class Predictor:
         """The loss that the run was evaluated by, and what is to be said of it. None: it cannot be had."""
         told = self.evaluation.get("loss")
         loss = told if isinstance(told, Mapping) else {}
+        if not loss.get("name") and not loss.get("args"):
+            return self.task.loss_function, []  # type: ignore[attr-defined] # its own
         name, arguments = str(loss.get("name") or "cross_entropy"), loss.get("args") or {}
         if name not in LOSSES:  # a name in a model directory must not choose what is imported
             return None, [f"no loss: the model was trained with {name}, which is no loss of trainer_loop"]
-        problems = check_arguments(LOSSES[name], arguments, place="loss.args", given=("logits", "targets"))
+        given = list(inspect.signature(LOSSES[name]).parameters)[:2]
+        problems = check_arguments(LOSSES[name], arguments, place="loss.args", given=given)
         if problems:
             return None, [f"no loss: {problem}" for problem in problems]
         return functools.partial(LOSSES[name], **arguments), []
@@ -409,4 +413,4 @@ def guess_task(model_dir: Path) -> str:
     config, _ = transformers.PretrainedConfig.get_config_dict(model_dir)
     named = config.get("architectures")
     architecture = str(named[0]) if isinstance(named, list) and named else ""
-    return find_by_architecture(architecture) or "sequence_classification"
+    return find_by_architecture(architecture, config.get("problem_type")) or "sequence_classification"

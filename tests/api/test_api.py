@@ -510,7 +510,7 @@ def test_a_model_that_was_given_brings_its_own_tokenizer(settings, tmp_path):
 def test_a_model_with_another_number_of_outputs_is_told(settings):
     model = make_model(300)
     model.config.num_labels = 5
-    with pytest.raises(UserError, match="the one that was given has 5 outputs, and the data 2 classes"):
+    with pytest.raises(UserError, match="the one that was given has 5 outputs, and the data has 2 classes"):
         build(load_config(None, settings), model=model, rows={"train": make_rows(24)})
 
 

@@ -43,6 +43,10 @@ OF_EXAMPLES = {  # config, its splits, and what takes the place of its model
         ("train", "validation", "test"),
         (T5, "model.overrides={num_layers: 1, num_decoder_layers: 1}", "task.args={max_new_tokens: 8}"),
     ),
+    "similarity": (
+        ("train", "validation"),
+        ("data.config=null", "data.max_length=64", "model.name=MODEL", "data.columns.text_pair=sentence1"),
+    ),
     "choice": (("train", "validation", "test"), ("data.config=null", "data.max_length=64", "model.name=MODEL")),
     "cifar10": (("train", "test"), (VIT, "model.overrides={num_hidden_layers: 1, num_attention_heads: 2}")),
 }

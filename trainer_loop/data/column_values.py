@@ -1,7 +1,9 @@
 """Values of columns that are neither texts nor single labels: what is wrong with one, in memory and in a stream."""
 
+import math
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 from trainer_loop.data import images
@@ -21,6 +23,8 @@ def find_fault(value: Any, kind: Kind, per: Any) -> str | None:
     match kind:
         case "words":
             return _find_fault_of_texts(value, "word")
+        case "number":
+            return _find_fault_of_number(value)
         case "choices":
             return _find_fault_of_choices(value)
         case "choice":
@@ -68,6 +72,12 @@ def find_choice(value: Any, choices: Any) -> int | None:
         elif text.isascii() and text.isdigit():
             number = int(text)
     return number if number is not None and 0 <= number < len(texts) else None
+
+
+def _find_fault_of_number(value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
+        return f"holds {shorten(value)}, which is no number"
+    return None if math.isfinite(value) else f"holds {value}, which is not finite"
 
 
 def _find_fault_of_choice(value: Any, choices: Any) -> str | None:

@@ -8,7 +8,7 @@ from trainer_loop.data.wording import did_you_mean, enumerate_some, shorten
 from trainer_loop.errors import UserError, refuse
 
 RESERVED = ("length", "source", "truncated")  # what `Task.encode` says about each row beside its columns
-Kind = Literal["text", "words", "class", "classes", "choices", "choice", "spans", "image", "any"]
+Kind = Literal["text", "words", "class", "classes", "number", "choices", "choice", "spans", "image", "any"]
 
 
 @dataclass(frozen=True)
@@ -18,10 +18,10 @@ class Column:
     Attributes:
         kind: what a row holds in it:
             `text`: one text. `words`: a list of texts. `class`: one label of a fixed set. `classes`: a list of such
-            labels, one for each element of the column `per`. `choices`: a list of two texts or more, also as
-            `{"text": [...], "label": [...]}`. `choice`: one of those of the column `per`, see `find_choice`. `spans`:
-            parts of the text of the column `per`, as `{"text": [...], "answer_start": [...]}`, perhaps none. `image`:
-            a path, a data URI, or bytes. `any`: any value, which is not checked.
+            labels, one for each element of the column `per`. `number`: a finite number. `choices`: a list of two texts
+            or more, also as `{"text": [...], "label": [...]}`. `choice`: one of those of the column `per`, see
+            `find_choice`. `spans`: parts of the text of the column `per`, as `{"text": [...], "answer_start": [...]}`,
+            perhaps none. `image`: a path, a data URI, or bytes. `any`: any value, which is not checked.
         optional: The task reads it only if `data.columns` names it.
         target: What the model learns to predict; rows without it can be predicted.
         blank: A text may be empty.

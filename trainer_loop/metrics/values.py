@@ -23,6 +23,7 @@ ClassNumbers: TypeAlias = Annotated[np.ndarray, Values("class", np.int64)]
 ClassNumbersOfTwo: TypeAlias = Annotated[np.ndarray, Values("class", np.int64, num_classes=2)]
 NegativeLogLikelihoods: TypeAlias = Annotated[np.ndarray, Values("negative_log_likelihood", np.float64)]  # in nats
 TargetCounts: TypeAlias = Annotated[np.ndarray, Values("num_targets", np.int64)]
+Numbers: TypeAlias = Annotated[np.ndarray, Values("number", np.float64)]  # [N]
 Tags: TypeAlias = Annotated[np.ndarray, Values("tags")]  # [N] arrays of class numbers, one for each word
 
 Texts: TypeAlias = Annotated[np.ndarray, Values("text")]  # [N]

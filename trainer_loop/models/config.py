@@ -198,12 +198,14 @@ def fit_model_config(
     tokenizer: Any,
     new_vocabulary: bool,
     label_names: Sequence[str] | None,
+    problem_type: str | None = None,
     vocab_size: int | None = None,
 ) -> list[str]:
     """Write into the config what the data and the tokenizer decide: classes, special tokens, vocabulary of a new model.
 
     Args:
         tokenizer: None if the model reads no tokens.
+        problem_type: of the task; None stands for one label, if there are labels.
         vocab_size: number of embeddings of a new model, if larger than the number of tokens.
 
     Returns:
@@ -213,9 +215,13 @@ def fit_model_config(
     if label_names is not None:
         config.id2label = dict(enumerate(label_names))  # this also sets num_labels
         config.label2id = {label: index for index, label in enumerate(label_names)}
-        if config.problem_type not in (None, "single_label_classification"):
-            told.append(f"model: its config says {config.problem_type}; each row has one label, and the export says so")
-        config.problem_type = "single_label_classification"
+        problem_type = problem_type or "single_label_classification"
+    elif problem_type == "regression":
+        config.num_labels = 1
+    if problem_type is not None:
+        if config.problem_type not in (None, problem_type):
+            told.append(f"model: its config says {config.problem_type}; the export says {problem_type}, as the task")
+        config.problem_type = problem_type
     if tokenizer is None:
         return told
     parts = _text_parts(config)

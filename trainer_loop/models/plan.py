@@ -157,6 +157,7 @@ class ModelPlan:
             new_vocabulary=self.name is None and self.given is None,
             vocab_size=self.overrides.get("vocab_size"),
             label_names=label_names,
+            problem_type=task.problem_type,
         )
         empty: Any = self.given if self.adapter is None else None
         if empty is None:
@@ -185,12 +186,11 @@ class ModelPlan:
         problems.refuse()
         return lines
 
-    def check_outputs(self, config: PretrainedConfig, num_classes: int) -> None:
+    def check_outputs(self, config: PretrainedConfig, num_outputs: int) -> None:
         """Raise UserError where a model that was given has another number of outputs than there are classes."""
-        if self.given is not None and config.num_labels != num_classes:
-            raise UserError(
-                f"model: the one that was given has {config.num_labels} outputs, and the data {num_classes} classes"
-            )
+        if self.given is not None and config.num_labels != num_outputs:
+            needs = "a number is predicted" if num_outputs == 1 else f"the data has {num_outputs} classes"
+            raise UserError(f"model: the one that was given has {config.num_labels} outputs, and {needs}")
 
     def _check_files(self, config: PretrainedConfig, task: Task, problems: Problems) -> None:
         """Whether the model's folder has what the task needs, and weights that can be read."""

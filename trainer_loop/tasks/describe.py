@@ -18,6 +18,7 @@ shows how to write a task of your own.
 """
 _KINDS = {
     "text": "a text",
+    "number": "a number",
     "choices": 'a list of texts, or `{"text": [...], "label": [...]}`',
     "words": "a list of words",
     "class": "one label: a whole number, a text, true or false",

@@ -36,14 +36,18 @@ def load_task(name: str) -> type[Task]:
     return task
 
 
-def find_by_architecture(architecture: str) -> str | None:
-    """The name of the first task whose class of transformers loads models of this architecture."""
+def find_by_architecture(architecture: str, problem_type: str | None) -> str | None:
+    """The name of the task whose class of transformers loads models of this architecture; of several, see below.
+
+    problem_type: in the model's config. None, and any that is not known, stand for one label.
+    """
+    found = {}
     for name in list_tasks():
-        auto_model = load_task(name).auto_model
-        known = getattr(transformers, auto_model)._model_mapping._model_mapping if auto_model else {}
+        task = load_task(name)
+        known = getattr(transformers, task.auto_model)._model_mapping._model_mapping if task.auto_model else {}
         if any(architecture in ([made] if isinstance(made, str) else made) for made in known.values()):
-            return name
-    return None
+            found[task.problem_type] = name
+    return found.get(problem_type) or found.get("single_label_classification") or next(iter(found.values()), None)
 
 
 def find_task(name: str, *, place: str) -> type[Task]:

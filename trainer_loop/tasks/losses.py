@@ -30,6 +30,24 @@ def cross_entropy(
     )
 
 
+def mse(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Squared errors, summed, `[]`. predictions, targets: numbers `[N]`."""
+    return F.mse_loss(predictions, targets.to(predictions.dtype), reduction="sum")
+
+
+def l1(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Absolute errors, summed, `[]`. predictions, targets: numbers `[N]`."""
+    return F.l1_loss(predictions, targets.to(predictions.dtype), reduction="sum")
+
+
+def huber(predictions: Tensor, targets: Tensor, *, delta: float = 1.0) -> Tensor:
+    """Half the squared errors up to `delta`, and beyond it `delta` times the absolute ones, summed, `[]`.
+
+    predictions, targets: numbers `[N]`. See Huber, Robust Estimation of a Location Parameter (1964).
+    """
+    return F.huber_loss(predictions, targets.to(predictions.dtype), reduction="sum", delta=delta)
+
+
 @functools.lru_cache(maxsize=8)
 def _on_device(numbers: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """Copied once: a copy at every step would wait for the device."""
@@ -49,4 +67,4 @@ def explain_wrong_loss(loss: object) -> str | None:
     return None
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": cross_entropy}
+LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": cross_entropy, "mse": mse, "l1": l1, "huber": huber}

@@ -24,17 +24,22 @@ class LossPlan:
     key: str  # of the section `loss`, and its value
     function: Callable[[Tensor, Tensor], Tensor]
 
-    def check_sum(self, num_classes: int) -> None:
-        """Raise UserError where rows given twice do not add up to twice as much: a mean depends on the cut."""
-        targets = torch.tensor([0, 1, 1, 0])
-        logits = torch.linspace(-9, 9, 4 * num_classes).sin().view(4, num_classes).requires_grad_()
+    def check_sum(self, outputs: Tensor, targets: Tensor) -> None:
+        """Raise UserError where rows given twice do not add up to twice as much: a mean depends on the cut.
+
+        Args:
+            outputs: What a model could answer to a few rows, `[N, ...]`.
+            targets: Of these rows, `[N, ...]`.
+        """
+        outputs = outputs.requires_grad_()
         try:
-            once = self.function(logits, targets)
-            twice = self.function(logits.repeat(2, 1), targets.repeat(2))
+            once = self.function(outputs, targets)
+            twice = self.function(torch.cat([outputs, outputs]), torch.cat([targets, targets]))
         except Exception as error:  # the user's code may raise anything, and the error says where
             frame = traceback.extract_tb(error.__traceback__)[-1]
             raise UserError(
-                f"{self.key} fails on logits [4, {num_classes}] and targets [4]: {type(error).__name__}: "
+                f"{self.key} fails on logits {list(outputs.shape)} and targets {list(targets.shape)}: "
+                f"{type(error).__name__}: "
                 f"{in_one_line(error, at_most=200)} ({frame.filename}:{frame.lineno})"
             ) from error
         if (wrong := explain_wrong_loss(once)) is not None:
@@ -48,6 +53,18 @@ class LossPlan:
                 f"{self.key} gives {once.item():.4g} for four rows and {twice.item():.4g} for them twice; "
                 "it must be a sum over the targets (reduction='sum'), for the loop alone divides"
             )
+
+
+def make_up_outputs(problem_type: str | None, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Outputs of four rows between -1 and 1, and targets, as a loss function takes them.
+
+    problem_type: see `Task`.
+    """
+    width = 1 if problem_type == "regression" else num_classes
+    outputs = torch.linspace(-9, 9, 4 * width).sin().view(4, width)
+    if problem_type == "regression":
+        return outputs[:, 0], torch.tensor([0.0, 1.0, 1.0, 0.0])
+    return outputs, torch.tensor([0, 1, 1, 0])
 
 
 def plan_loss(*, name: str | None, args: Mapping[str, Any]) -> LossPlan | None:

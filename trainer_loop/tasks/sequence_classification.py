@@ -23,13 +23,14 @@ class SequenceClassification(Task):
         "text_pair": Column("text", optional=True),
         "label": Column("class", target=True),
     }
-    metrics = ("accuracy",)
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
     outputs: ClassVar[Mapping[str, str] | None] = {
         "predictions": "class",
         "probabilities": "probabilities",
         "references": "class",
     }
     peft_type: ClassVar[str | None] = "SEQ_CLS"
+    problem_type: ClassVar[str | None] = "single_label_classification"
     pipeline_tag = "text-classification"
     can_pack = True
     padding_sides: ClassVar[tuple[str, ...]] = ("right", "left")  # some heads read the last position

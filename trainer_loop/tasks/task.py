@@ -44,6 +44,7 @@ class Task(ABC):
         draws: `collate` chooses at random. Each of its rows then has a seed as `draw`: in training a function of the
             run's seed, the step and the row, and in an evaluation of the row.
         is_tried: The model answers rows that `encode` makes of the inputs, and is tried on a few made-up ones first.
+        problem_type: transformers' name for what the head learns, by which its pipelines answer.
         pipeline_tag: The hub's name for what the model does.
         example: A few raw rows, for docs and for tests.
     """
@@ -62,6 +63,7 @@ class Task(ABC):
     continues: ClassVar[bool] = False
     draws: ClassVar[bool] = False
     is_tried: ClassVar[bool] = True
+    problem_type: ClassVar[str | None] = None
     pipeline_tag: ClassVar[str | None] = None
     example: ClassVar[Sequence[Mapping[str, Any]]] = ()
 

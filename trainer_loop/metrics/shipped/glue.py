@@ -2,7 +2,8 @@
 
 from typing import TypedDict
 
-from trainer_loop.metrics.values import ClassNumbersOfTwo
+from trainer_loop.metrics.shipped.regression import pearson, spearman
+from trainer_loop.metrics.values import ClassNumbersOfTwo, Numbers
 
 
 class AccuracyAndF1(TypedDict):
@@ -10,6 +11,18 @@ class AccuracyAndF1(TypedDict):
 
     accuracy: float
     f1: float
+
+
+class PearsonAndSpearman(TypedDict):
+    """Both metrics of STS-B."""
+
+    pearson: float
+    spearmanr: float
+
+
+def stsb(predictions: Numbers, references: Numbers) -> PearsonAndSpearman:
+    """The correlation of predictions and references, and of their ranks."""
+    return {"pearson": pearson(predictions, references), "spearmanr": spearman(predictions, references)}
 
 
 def mrpc(predictions: ClassNumbersOfTwo, references: ClassNumbersOfTwo) -> AccuracyAndF1:

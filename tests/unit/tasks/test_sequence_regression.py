@@ -1,0 +1,151 @@
+"""Numbers for texts: the loss of the head, other losses, what pipelines answer, bad numbers, models of others."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, pipeline
+
+from trainer_loop import Predictor, UserError, build, load_config, losses
+from trainer_loop.data.tokenizer import train_tokenizer
+from trainer_loop.metrics.load import load_metrics
+from trainer_loop.record.logs import Console
+from trainer_loop.tasks.sequence_regression import SequenceRegression
+
+TEXTS = ["A delight from the first page to the last.", "It broke.", "I would buy it again, and again.", "Never."]
+TOKENIZER = train_tokenizer(TEXTS, framed=True, vocab_size=300, max_length=64)
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+def make_task(**arguments: Any) -> SequenceRegression:
+    task = SequenceRegression(**arguments)
+    task.bind(TOKENIZER)
+    return task
+
+
+def make_batch(task: SequenceRegression) -> dict[str, Any]:
+    encoded = task.encode({"text": TEXTS, "label": [4.5, 1, 5, 0]}, max_length=32)
+    names = [name for name in encoded if name != "truncated"]
+    return task.collate([dict(zip(names, row, strict=True)) for row in zip(*(encoded[n] for n in names), strict=True)])
+
+
+def make_model(**fields: Any) -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(TOKENIZER), "max_position_embeddings": 64, **SIZES}
+    return BertForSequenceClassification(BertConfig(**sizes, **fields)).eval()
+
+
+def make_config(folder: Path, rows: list[dict[str, Any]], *overrides: str) -> Any:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    TOKENIZER.save_pretrained(folder / "tokenizer")
+    model = {"type": "bert", "tokenizer": str(folder / "tokenizer"), "overrides": SIZES}
+    return load_config(
+        None,
+        [
+            "task.name=sequence_regression",
+            f"data={{train: {path}, validation: {path}, cache_dir: {folder}, max_length: 32}}",
+            f"model={json.dumps(model)}",
+            f"run_dir={folder / 'run'}",
+            "train={steps: 2, precision: no}",
+            "batch.size=2",
+            "evaluate.every=2",
+            "checkpoint.every=2",
+            *overrides,
+        ],
+    )
+
+
+ROWS = [{"text": text, "label": number} for text, number in zip(TEXTS, (4.5, 1.0, 5.0, 0.0), strict=True)]
+
+
+def test_the_loss_is_the_sum_of_that_of_the_head():
+    task, model = make_task(), make_model(num_labels=1, problem_type="regression").double()
+    batch = make_batch(task)
+    head = model(**task.model_inputs(batch), labels=batch["labels"].double())
+    assert task.loss(model, batch).item() == pytest.approx(4 * head.loss.item(), rel=1e-6)
+    assert task.count(batch) == 4
+    assert task.predict(model, batch)["predictions"].tolist() == head.logits[:, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"), [(losses.mse, 0.25 + 4), (losses.l1, 0.5 + 2), (losses.huber, 0.125 + 1.5)]
+)
+def test_losses_are_sums_over_the_numbers(loss: Any, expected: float):
+    assert loss(torch.tensor([1.0, 2.0]), torch.tensor([1.5, 0.0])).item() == pytest.approx(expected)
+
+
+def test_metrics_of_numbers():
+    outputs = {"predictions": np.array([1.0, 2.0, 3.0, 5.0]), "references": np.array([1.0, 3.0, 2.0, 5.0])}
+    entries = ["pearson", "spearman", "mse", "mae", "r2"]
+    found: dict[str, float] = {}
+    for metric in load_metrics(entries, num_labels=None):
+        found |= metric.compute(outputs)
+    centred = [column - column.mean() for column in outputs.values()]
+    pearson = (centred[0] * centred[1]).sum() / np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
+    assert found == pytest.approx(
+        {"pearson": pearson, "spearman": 0.8, "mse": 0.5, "mae": 0.5, "r2": 1 - 2 / (centred[1] ** 2).sum()}
+    )
+
+
+def test_a_constant_prediction_correlates_with_nothing():
+    outputs = {"predictions": np.full(4, 2.5), "references": np.array([1.0, 3.0, 2.0, 5.0])}
+    (metric,) = load_metrics([{"name": "glue/stsb"}], num_labels=None)
+    assert metric.compute(outputs) == {"pearson": 0.0, "spearmanr": 0.0}
+
+
+def test_the_exported_model_answers_alike_through_the_pipeline(tmp_path: Path):
+    build(make_config(tmp_path, ROWS, "loss.name=huber"), console=Console(enabled=False)).fit()
+    model_dir = tmp_path / "run" / "model"
+    predictor = Predictor.load(model_dir)
+    told = predictor.predict_rows({"text": TEXTS, "label": [row["label"] for row in ROWS]})
+    answers = pipeline("text-classification", model=str(model_dir))(TEXTS)
+    assert [row["value"] for row in told.rows] == pytest.approx([answer["score"] for answer in answers], rel=1e-4)
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    validation = next(row for row in logged if "validation/pearson" in row)
+    assert told.metrics is not None
+    for name in ("pearson", "spearman", "loss"):
+        assert told.metrics[name] == pytest.approx(validation[f"validation/{name}"], rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (float("nan"), "null"),  # as files of JSON are read
+        (float("inf"), "holds inf, which is not finite"),
+        ("4.5", "holds '4.5', which is no number"),
+        (True, "holds True, which is no number"),
+        ([1.0], "holds [1.0], which is no number"),
+        (None, "null"),
+    ],
+)
+@pytest.mark.parametrize("streaming", ["true", "false"])
+def test_what_is_no_number_is_refused_with_its_place(number: Any, told: str, streaming: str, tmp_path: Path):
+    rows = [{"text": text, "label": number} for text in TEXTS]
+    if number is None or isinstance(number, float):  # one among good ones
+        rows = [*ROWS[:3], {"text": "Never.", "label": number}]
+    config = make_config(tmp_path, rows, f"data.streaming={streaming}")
+    with pytest.raises(UserError) as refused:
+        build(config, console=Console(enabled=False))
+    assert any(told in line and "rows.jsonl line" in line for line in refused.value.problems), refused.value.problems
+
+
+def test_a_loss_on_classes_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"loss\.name: cross_entropy gives .* it must be a sum"):
+        build(make_config(tmp_path, ROWS, "loss.name=cross_entropy"), console=Console(enabled=False))
+
+
+def test_a_model_of_somebody_else_that_predicts_numbers_is_known_by_its_config(tmp_path: Path):
+    make_model(num_labels=1, problem_type="regression").save_pretrained(tmp_path)
+    TOKENIZER.save_pretrained(tmp_path)
+    (row,) = Predictor.load(tmp_path).predict(["Never."])
+    assert row.keys() == {"value"}
+
+
+def test_a_model_that_was_given_must_have_one_output(tmp_path: Path):
+    config = make_config(tmp_path, ROWS)
+    with pytest.raises(UserError, match="has 2 outputs, and a number is predicted"):
+        build(config, model=make_model(num_labels=2), console=Console(enabled=False))
