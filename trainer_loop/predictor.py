@@ -17,7 +17,7 @@ from trainer_loop.data.columns import RESERVED, Columns, bind_columns
 from trainer_loop.data.cut import Limits
 from trainer_loop.data.images import load_processor
 from trainer_loop.data.loader import move_batch
-from trainer_loop.errors import UserError, in_one_line, refuse
+from trainer_loop.errors import Problems, UserError, in_one_line, refuse
 from trainer_loop.metrics.load import check_metrics, load_metrics
 from trainer_loop.metrics.named_metric import compute_metrics
 from trainer_loop.metrics.shipped import SHIPPED
@@ -35,7 +35,6 @@ from trainer_loop.tasks.losses import LOSSES
 from trainer_loop.tasks.merge import merge_outputs
 from trainer_loop.tasks.task import Batch, Rows, Task
 
-_NO_TARGET = -100
 _CONTINUATION = 64  # tokens, where it is not said
 _ROWS = 32  # without tokens, that are predicted at a time
 
@@ -49,6 +48,19 @@ class Predictions(NamedTuple):
     rows: list[dict[str, Any]]
     metrics: dict[str, float] | None
     notes: list[str]
+
+
+class _Part(NamedTuple):
+    """Some of the rows that are predicted, encoded.
+
+    numbers: of the rows among all. sources: for each encoded row the place of its row in `rows`. lengths: its tokens.
+    """
+
+    rows: Rows
+    numbers: list[int]
+    encoded: list[dict[str, Any]]
+    sources: list[int]
+    lengths: list[int]
 
 
 class Predictor:
@@ -206,40 +218,54 @@ class Predictor:
             UserError: the model cannot answer some of the rows.
         """
         num_rows = len(next(iter(rows.values())))
-        is_known = any(self.task.columns[own].target for own in rows)
-        has_target = [is_known or label is not None for label in labels or [None] * num_rows]
-        encoded, sources, lengths = self._encode(self._with_labels(rows, labels), origin_of)
-        loss_function, notes = self._find_loss() if any(has_target) else (None, [])
+        known, unknown = self._separate(rows, labels, num_rows)
+        problems = Problems()
+        parts = [problems.collect("", self._encode, given, numbers, origin_of) for given, numbers in (known, unknown)]
+        problems.refuse()
+        has_targets = len(known[1]) > 0
+        loss_function, notes = self._find_loss() if has_targets else (None, [])
         if loss_function is not None:
             self.task.loss_function = loss_function  # type: ignore[attr-defined]
-        parts: dict[str, list[Any]] = {}
-        order: list[int] = []
+        predicted: list[dict[str, Any]] = [{}] * num_rows
+        compared: Mapping[str, np.ndarray] = {}
         loss_sum, num_targets = 0.0, 0
-        for numbers in self._cut(lengths):
-            batch = self.task.collate([encoded[number] for number in numbers])
-            num_targets += self._count(batch, [sources[number] for number in numbers], has_target)
-            loss, outputs = self._answer(batch, place=origin_of(sources[numbers[0]]), judges=loss_function is not None)
-            loss_sum += loss
-            order += numbers
-            for name, output in outputs.items():
-                parts.setdefault(name, []).append(output)
-        in_order = np.argsort(order)
-        columns = {name: join_rows(outputs)[in_order] for name, outputs in parts.items()}
-        if self.task.merges:
-            columns, _ = merge_outputs(self.task, columns, sources=sources, read=lambda number: _read(rows, number))
-        predicted = [self.task.decode(_read(columns, number), _read(rows, number)) for number in range(num_rows)]
-        if not any(has_target):
+        for part, is_judged in zip(parts, (has_targets, False), strict=True):
+            if part is None or not part.numbers:
+                continue
+            columns, loss, count = self._run(
+                part, origin_of, counts=is_judged, judges=is_judged and bool(loss_function)
+            )
+            for place, number in enumerate(part.numbers):
+                predicted[number] = self.task.decode(_read(columns, place), _read(rows, number))
+            if is_judged:
+                compared, loss_sum, num_targets = columns, loss, count
+        if not has_targets:
             return Predictions(predicted, None, [])
-        compared = {name: column[np.array(has_target)] for name, column in columns.items()}
         mean_loss = {} if loss_function is None else {"loss": loss_sum / max(num_targets, 1)}
         metrics, more = self._compute_metrics(compared)
-        return Predictions(predicted, mean_loss | metrics | {"rows": sum(has_target)}, notes + more)
+        return Predictions(predicted, mean_loss | metrics | {"rows": len(known[1])}, notes + more)
 
-    def _encode(self, rows: Rows, origin_of: Callable[[int], str]) -> tuple[list[dict[str, Any]], list[int], list[int]]:
-        """The encoded rows, the number of the row that each is from, and the tokens of each.
+    def _separate(
+        self, rows: Rows, labels: Sequence[int | list[int] | None] | None, num_rows: int
+    ) -> tuple[tuple[Rows, list[int]], tuple[Rows, list[int]]]:
+        """The rows whose targets are known, and the others; each with their numbers."""
+        numbers = list(range(num_rows))
+        if any(self.task.columns[own].target for own in rows):
+            return (rows, numbers), ({}, [])
+        own = next((own for own, column in self.task.columns.items() if column.kind in ("class", "classes")), None)
+        given = [None] * num_rows if labels is None or own is None else labels
+        known = [number for number in numbers if given[number] is not None]
+        unknown = [number for number in numbers if given[number] is None]
+        targets = {str(own): [given[number] for number in known]}
+        return ({**_select(rows, known), **targets}, known), (_select(rows, unknown), unknown)
+
+    def _encode(self, rows: Rows, numbers: list[int], origin_of: Callable[[int], str]) -> _Part:
+        """Encode rows. numbers: what `origin_of` calls them by.
 
         Raises UserError if the model cannot answer some.
         """
+        if not numbers:
+            return _Part(rows, numbers, [], [], [])
         columns = dict(self.task.encode_alone(rows, max_length=self.max_length))
         num_encoded = len(next(iter(columns.values())))
         sources = list(columns.get("source", range(num_encoded)))
@@ -248,8 +274,31 @@ class Predictor:
         lengths = columns.get("length") or [len(ids) for ids in columns.get("input_ids", ())] or [1] * num_encoded
         columns = {name: values for name, values in columns.items() if name not in RESERVED}
         if faults := self.task.find_faults(columns, are_pairs="text_pair" in rows):
-            raise UserError([f"{origin_of(sources[number])} {reason}" for number, reason in faults.items()])
-        return [_read(columns, number) for number in range(num_encoded)], sources, lengths
+            raise UserError([f"{origin_of(numbers[sources[place]])} {reason}" for place, reason in faults.items()])
+        return _Part(rows, numbers, [_read(columns, place) for place in range(num_encoded)], sources, lengths)
+
+    def _run(
+        self, part: _Part, origin_of: Callable[[int], str], *, counts: bool, judges: bool
+    ) -> tuple[dict[str, np.ndarray], float, int]:
+        """The outputs of these rows by name, the sum of their losses if `judges`, and their targets if `counts`."""
+        outputs_of: dict[str, list[Any]] = {}
+        order: list[int] = []
+        loss_sum, num_targets = 0.0, 0
+        for places in self._cut(part.lengths):
+            batch = self.task.collate([part.encoded[place] for place in places])
+            num_targets += self.task.count(batch) if counts else 0
+            origin = origin_of(part.numbers[part.sources[places[0]]])
+            loss, outputs = self._answer(batch, place=origin, judges=judges)
+            loss_sum += loss
+            order += places
+            for name, output in outputs.items():
+                outputs_of.setdefault(name, []).append(output)
+        in_order = np.argsort(order)
+        columns = {name: join_rows(outputs)[in_order] for name, outputs in outputs_of.items()}
+        if self.task.merges:
+            read = functools.partial(_read, part.rows)
+            columns, _ = merge_outputs(self.task, columns, sources=part.sources, read=read)
+        return columns, loss_sum, num_targets
 
     def _answer(self, batch: Batch, *, place: str, judges: bool) -> tuple[float, dict[str, Any]]:
         """The loss, 0 if it is not asked for, and what is predicted. place: of the first row, for errors."""
@@ -264,24 +313,6 @@ class Predictor:
                 raise
             name = type(self.model).__name__
             raise UserError(f"{place}: a {name} cannot answer it: {in_one_line(error)}") from error
-
-    def _count(self, batch: Batch, numbers: Sequence[int], has_target: Sequence[bool]) -> int:
-        """The targets of a batch that are known."""
-        if not any(has_target):
-            return 0
-        is_one_a_row = any(column.kind == "class" for column in self.task.columns.values())
-        return sum(has_target[number] for number in numbers) if is_one_a_row else self.task.count(batch)
-
-    def _with_labels(self, rows: Rows, labels: Sequence[int | list[int] | None] | None) -> Rows:
-        """The rows with their labels; a label that is not known is no target."""
-        own = next((own for own, column in self.task.columns.items() if column.kind in ("class", "classes")), None)
-        if labels is None or own is None or all(label is None for label in labels):
-            return rows
-        per = self.task.columns[own].per
-        if per is None:
-            return {**rows, own: [_NO_TARGET if label is None else label for label in labels]}
-        known = [label or [_NO_TARGET] * len(row) for label, row in zip(labels, rows[per], strict=True)]
-        return {**rows, own: known}
 
     def _find_loss(self) -> tuple[Any, list[str]]:
         """The loss that the run was evaluated by, and what is to be said of it. None: it cannot be had."""
@@ -361,6 +392,11 @@ class Predictor:
         )
         (microbatches,) = cut_evaluation(lengths, limits)
         return [rows.tolist() for rows in microbatches]
+
+
+def _select(rows: Rows, numbers: Sequence[int]) -> dict[str, list[Any]]:
+    """The rows of these numbers."""
+    return {name: [column[number] for number in numbers] for name, column in rows.items()}
 
 
 def _read(columns: Mapping[str, Any], number: int) -> dict[str, Any]:

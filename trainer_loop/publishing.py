@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from trainer_loop.config.fields import Config
 from trainer_loop.config.load import values_of
@@ -103,8 +105,9 @@ def _describe_labels(split: TokenisedSplit, names: Sequence[str] | None) -> str:
         return ""
     if len(names) > _MOST_LABELS:
         return f"; {len(names)} labels"
-    counts = np.bincount(split.rows.data.column("label").to_numpy(), minlength=len(names))
-    shares = zip(names, counts / counts.sum(), strict=True)
+    ids = split.rows.data.column("label")
+    ids = ids if pa.types.is_integer(ids.type) else pc.list_flatten(ids)  # a row may have several
+    shares = zip(names, np.bincount(ids.to_numpy(), minlength=len(names)) / len(split.rows), strict=True)
     return "; labels: " + ", ".join(f"{name} {share:.1%}" for name, share in shares)
 
 

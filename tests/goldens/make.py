@@ -47,6 +47,7 @@ OF_EXAMPLES = {  # config, its splits, and what takes the place of its model
         ("train", "validation"),
         ("data.config=null", "data.max_length=64", "model.name=MODEL", "data.columns.text_pair=sentence1"),
     ),
+    "emotions": (("train", "validation", "test"), ("data.config=null", "data.max_length=64", "model.name=MODEL")),
     "choice": (("train", "validation", "test"), ("data.config=null", "data.max_length=64", "model.name=MODEL")),
     "cifar10": (("train", "test"), (VIT, "model.overrides={num_hidden_layers: 1, num_attention_heads: 2}")),
 }

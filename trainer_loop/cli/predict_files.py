@@ -176,17 +176,18 @@ def _read_labels(predictor: Predictor, job: FileJob) -> tuple[list[Any] | None, 
 
 
 def _read_label_lists(predictor: Predictor, job: FileJob) -> tuple[list[list[int] | None], list[str]]:
-    """The classes of the words of every row; None where one of them is not known, or their number is another."""
+    """The classes of every row, or of its words; None where one of them is not known, or their number is another."""
     per = job.columns.declared[str(job.columns.label_role)].per
-    words = list(job.table.columns[job.columns.names[str(per)]])
+    given = list(job.table.columns[str(job.label)])
+    words = given if per is None else list(job.table.columns[job.columns.names[per]])
     ids: dict[tuple[type, Any], int] = {(str, name): number for number, name in enumerate(predictor.label_names)}
     for number, value in enumerate(predictor.label_values):
         if isinstance(value, (str, int)):
             ids.setdefault((type(value), value), number)
     found: list[list[int] | None] = []
-    for tags, row in zip(map(_as_list, job.table.columns[str(job.label)]), map(_as_list, words), strict=True):
+    for value, tags, row in zip(given, map(_as_list, given), map(_as_list, words), strict=True):
         known = [ids.get((type(tag), tag)) if isinstance(tag, (str, int)) else None for tag in tags]
-        fits = len(known) == len(row) and None not in known
+        fits = _is_list(value) and len(known) == len(row) and None not in known
         found.append([tag for tag in known if tag is not None] if fits else None)
     left_out = sum(tags is None for tags in found)
     notes = [f"{plural(left_out, 'row')} without known labels in column {job.label!r}: left out of the metrics"]
@@ -194,8 +195,15 @@ def _read_label_lists(predictor: Predictor, job: FileJob) -> tuple[list[list[int
 
 
 def _as_list(value: Any) -> list[Any]:
-    value = value.as_py() if hasattr(value, "as_py") else value
-    return list(value) if isinstance(value, (list, tuple)) else []
+    return list(_as_python(value)) if _is_list(value) else []
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(_as_python(value), (list, tuple))
+
+
+def _as_python(value: Any) -> Any:
+    return value.as_py() if hasattr(value, "as_py") else value
 
 
 def _free_column(name: str, taken: Mapping[str, Any]) -> str:

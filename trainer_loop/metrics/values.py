@@ -26,6 +26,9 @@ TargetCounts: TypeAlias = Annotated[np.ndarray, Values("num_targets", np.int64)]
 Numbers: TypeAlias = Annotated[np.ndarray, Values("number", np.float64)]  # [N]
 Tags: TypeAlias = Annotated[np.ndarray, Values("tags")]  # [N] arrays of class numbers, one for each word
 
+LabelSets: TypeAlias = Annotated[np.ndarray, Values("label_set")]  # [N, C], true where a row has the label
+LabelProbabilities: TypeAlias = Annotated[np.ndarray, Values("label_probabilities")]  # [N, C]
+
 Texts: TypeAlias = Annotated[np.ndarray, Values("text")]  # [N]
 TextsOfRow: TypeAlias = Annotated[np.ndarray, Values("texts")]  # [N] lists of texts, such as all right answers
 

@@ -30,6 +30,17 @@ def cross_entropy(
     )
 
 
+def binary_cross_entropy(logits: Tensor, targets: Tensor, *, pos_weight: Sequence[float] | None = None) -> Tensor:
+    """Negative log likelihood of each class being there or not, in nats, summed over rows and classes, `[]`.
+
+    logits: `[N, C]`. targets: `[N, C]`, 1 where a row has the class, else 0.
+    pos_weight: C factors, one a class, for the targets that are 1.
+    """
+    weight = None if pos_weight is None else _on_device(tuple(pos_weight), logits.device, logits.dtype)
+    targets = targets.to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="sum")
+
+
 def mse(predictions: Tensor, targets: Tensor) -> Tensor:
     """Squared errors, summed, `[]`. predictions, targets: numbers `[N]`."""
     return F.mse_loss(predictions, targets.to(predictions.dtype), reduction="sum")
@@ -67,4 +78,10 @@ def explain_wrong_loss(loss: object) -> str | None:
     return None
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {"cross_entropy": cross_entropy, "mse": mse, "l1": l1, "huber": huber}
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "cross_entropy": cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
+    "mse": mse,
+    "l1": l1,
+    "huber": huber,
+}

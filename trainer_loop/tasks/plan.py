@@ -64,7 +64,8 @@ def make_up_outputs(problem_type: str | None, num_classes: int) -> tuple[Tensor,
     outputs = torch.linspace(-9, 9, 4 * width).sin().view(4, width)
     if problem_type == "regression":
         return outputs[:, 0], torch.tensor([0.0, 1.0, 1.0, 0.0])
-    return outputs, torch.tensor([0, 1, 1, 0])
+    targets = torch.tensor([0, 1, 1, 0])
+    return outputs, (outputs > 0).float() if problem_type == "multi_label_classification" else targets
 
 
 def plan_loss(*, name: str | None, args: Mapping[str, Any]) -> LossPlan | None:

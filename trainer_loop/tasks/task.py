@@ -198,7 +198,10 @@ class Task(ABC):
             return stacked
         if self.packs:
             batch = pack_rows(rows)
-            return batch | ({"labels": torch.tensor([row["label"] for row in rows])} if "label" in rows[0] else {})
+            if "label" in rows[0]:
+                fill = self.pad.get("labels", 0)
+                batch["labels"] = pad_lists([row["label"] for row in rows], fill=fill, width=0, side="right")
+            return batch
         own, batch = set(), {}
         if self.has_tokens:
             own = {*self.tokenizer.model_input_names, "special_tokens_mask"} - self.pad.keys()
@@ -309,4 +312,4 @@ def pad_lists(values: Sequence[Any], *, fill: int, width: int, side: str) -> Ten
     for value in values:
         filling = [fill] * (longest - len(value))
         padded.append([*filling, *value] if on_left else [*value, *filling])
-    return torch.tensor(padded)
+    return torch.tensor(padded, dtype=None if longest else torch.long)  # of an empty list torch would make floats

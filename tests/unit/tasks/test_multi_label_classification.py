@@ -1,0 +1,167 @@
+"""Several labels a row: the loss of the head, metrics, what pipelines answer, rows without labels."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import f1_score, roc_auc_score
+from transformers import BertConfig, BertForSequenceClassification, pipeline
+
+from trainer_loop import Predictor, UserError, build, load_config
+from trainer_loop.data.tokenizer import train_tokenizer
+from trainer_loop.metrics.load import load_metrics
+from trainer_loop.predictor import Predictions
+from trainer_loop.record.logs import Console
+from trainer_loop.tasks.multi_label_classification import MultiLabelClassification
+
+ROWS = list(MultiLabelClassification.example) * 3
+TEXTS = [str(row["text"]) for row in ROWS]
+NAMES = ["admiration", "anger", "disgust", "joy"]
+TOKENIZER = train_tokenizer(TEXTS, framed=True, vocab_size=300, max_length=64)
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+def make_task(**arguments: Any) -> MultiLabelClassification:
+    task = MultiLabelClassification(**arguments)
+    task.bind(TOKENIZER, label_names=NAMES)
+    return task
+
+
+def make_batch(task: MultiLabelClassification, labels: list[list[int]]) -> dict[str, Any]:
+    encoded = task.encode({"text": TEXTS[: len(labels)]}, max_length=32)
+    names = [name for name in encoded if name != "truncated"]
+    rows = [dict(zip(names, row, strict=True)) for row in zip(*(encoded[n] for n in names), strict=True)]
+    return task.collate([row | {"label": own} for row, own in zip(rows, labels, strict=True)])
+
+
+def make_model() -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": len(TOKENIZER), "max_position_embeddings": 64, **SIZES}
+    config = BertConfig(**sizes, num_labels=4, problem_type="multi_label_classification")
+    return BertForSequenceClassification(config).eval()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run directory."""
+    folder = tmp_path_factory.mktemp("trained")
+    build(make_config(folder, ROWS), console=Console(enabled=False)).fit()
+    return folder / "run"
+
+
+def make_config(folder: Path, rows: list[Any], *overrides: str) -> Any:
+    path = folder / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    TOKENIZER.save_pretrained(folder / "tokenizer")
+    model = {"type": "bert", "tokenizer": str(folder / "tokenizer"), "overrides": SIZES}
+    return load_config(
+        None,
+        [
+            "task={name: multi_label_classification, args: {threshold: 0.4}}",
+            f"data={{train: {path}, validation: {path}, cache_dir: {folder}, max_length: 32}}",
+            f"model={json.dumps(model)}",
+            f"run_dir={folder / 'run'}",
+            "train={steps: 4, precision: no}",
+            "optimizer.lr=1e-2",
+            "batch.size=4",
+            "evaluate={every: 4, metrics: [label_f1, label_set_accuracy, label_roc_auc, f1_by_label]}",
+            "checkpoint.every=4",
+            *overrides,
+        ],
+    )
+
+
+@pytest.mark.parametrize("labels", [[[0, 2], [1], []], [[], [], []], [[3, 3], [0, 1, 2, 3], [2]]])
+def test_the_loss_is_the_sum_of_that_of_the_head(labels: list[list[int]]):
+    task, model = make_task(), make_model().double()
+    batch = make_batch(task, labels)
+    marked = torch.tensor([[float(name in own) for name in range(4)] for own in labels]).double()
+    head = model(**task.model_inputs(batch), labels=marked)
+    loss, outputs = task.loss_and_predict(model, batch)
+    assert loss.item() == pytest.approx(12 * head.loss.item(), rel=1e-6)
+    assert task.loss(model, batch).item() == loss.item()
+    assert task.count(batch) == 12
+    assert outputs["references"].tolist() == marked.long().tolist()
+
+
+def test_packed_rows_have_their_labels():
+    task = make_task()
+    task.packs = True
+    assert make_batch(task, [[0, 2], [], [1]])["labels"].tolist() == [[0, 2], [-1, -1], [1, -1]]
+
+
+def test_metrics_are_those_of_scikit_learn():
+    draw = np.random.default_rng(0)
+    references, probabilities = (draw.random((50, 4)) < 0.3).astype(int), draw.random((50, 4))
+    references[:, 3] = 0  # a label that no row has
+    outputs = {
+        "predictions": (probabilities > 0.5).astype(int),
+        "probabilities": probabilities,
+        "references": references,
+    }
+    found: dict[str, float] = {}
+    for metric in load_metrics(["label_f1", "label_set_accuracy", "label_roc_auc", "f1_by_label"], num_labels=4):
+        found |= metric.compute(outputs)
+    for average in ("micro", "macro"):
+        expected = f1_score(references, outputs["predictions"], average=average, zero_division=0.0)
+        assert found[f"{average}_f1"] == pytest.approx(expected)
+    assert found["label_set_accuracy"] == (references == outputs["predictions"]).all(axis=1).mean()
+    assert found["label_roc_auc"] == pytest.approx(roc_auc_score(references[:, :3], probabilities[:, :3]))
+    assert found["f1_by_label/3"] == 0.0
+
+
+def test_the_exported_model_answers_alike_through_the_pipeline(trained: Path):
+    predictor = Predictor.load(trained / "model")
+    answers = pipeline("text-classification", model=str(trained / "model"), top_k=None)(TEXTS[:4])
+    for row, answer in zip(predictor.predict(TEXTS[:4]), answers, strict=True):
+        assert row["probabilities"] == pytest.approx({one["label"]: one["score"] for one in answer}, rel=1e-4)
+        assert row["labels"] == [name for name in NAMES if row["probabilities"][name] > 0.4]
+
+
+def score(trained: Path, labels: list[Any]) -> Predictions:
+    return Predictor.load(trained / "model").predict_rows({"text": TEXTS}, labels=labels)
+
+
+def test_predictions_are_compared_as_in_the_run(trained: Path):
+    known = [[NAMES.index(name) for name in row["label"]] for row in ROWS]
+    logged = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    validation = next(row for row in logged if "validation/micro_f1" in row)
+    told = score(trained, known).metrics
+    assert told is not None
+    assert told.pop("rows") == 12
+    assert told == pytest.approx({name: validation[f"validation/{name}"] for name in told}, rel=1e-4)
+
+
+def test_rows_whose_labels_are_not_known_are_not_compared(trained: Path):
+    known = [[NAMES.index(name) for name in row["label"]] for row in ROWS]
+    some = score(trained, [None if number % 2 else own for number, own in enumerate(known)])
+    alone = Predictor.load(trained / "model").predict_rows({"text": TEXTS[::2]}, labels=known[::2])
+    assert some.metrics == pytest.approx(alone.metrics)
+    assert [row["labels"] for row in some.rows] == [row["labels"] for row in score(trained, known).rows]
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [("joy", "label"), (["joy", None], "has a label that is null"), (None, "is null")],
+)
+def test_what_is_no_list_of_labels_is_refused_with_its_place(value: Any, told: str, tmp_path: Path):
+    rows = [*ROWS, {"text": "Never.", "label": value}] if value != "joy" else [row | {"label": "joy"} for row in ROWS]
+    with pytest.raises(UserError) as refused:
+        build(make_config(tmp_path, rows), console=Console(enabled=False))
+    assert any(told in line and "rows.jsonl line" in line for line in refused.value.problems), refused.value.problems
+
+
+def test_a_loss_has_weights_for_the_labels_that_are_there(tmp_path: Path):
+    loss = "loss={name: binary_cross_entropy, args: {pos_weight: [1, 2, 3, 4]}}"
+    build(make_config(tmp_path, ROWS, loss), console=Console(enabled=False)).fit()
+    with pytest.raises(UserError, match=r"loss\.name: binary_cross_entropy fails"):
+        build(make_config(tmp_path, ROWS, loss.replace(", 4", "")), console=Console(enabled=False))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 1.0, float("nan")])
+def test_a_threshold_that_is_none_is_refused(threshold: float):
+    with pytest.raises(UserError, match=r"task\.args\.threshold: .* between 0 and 1"):
+        MultiLabelClassification(threshold=threshold)

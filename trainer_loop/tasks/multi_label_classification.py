@@ -1,0 +1,86 @@
+"""Any number of classes for one text, or for a pair of texts."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer_loop.data.columns import Column
+from trainer_loop.errors import UserError
+from trainer_loop.tasks.losses import binary_cross_entropy
+from trainer_loop.tasks.sequence_classification import SequenceClassification
+from trainer_loop.tasks.task import Batch
+
+
+class MultiLabelClassification(SequenceClassification):
+    """A row is a text (or a pair of texts) with a list of labels, perhaps none; a target is one label of one row.
+
+    threshold: a label is predicted if its probability is above it.
+    loss_function: `(logits [N, C], targets [N, C]) -> sum over rows and labels, []`; a target is 1 or 0.
+    """
+
+    columns: ClassVar[Mapping[str, Column]] = {
+        "text": Column("text"),
+        "text_pair": Column("text", optional=True),
+        "label": Column("classes", target=True),
+    }
+    pad: ClassVar[Mapping[str, int]] = {"labels": -1}
+    metrics = ("label_f1",)
+    outputs: ClassVar[Mapping[str, str] | None] = {
+        "predictions": "label_set",
+        "probabilities": "label_probabilities",
+        "references": "label_set",
+    }
+    problem_type = "multi_label_classification"
+    example: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"text": "A delight from the first page to the last.", "label": ["joy", "admiration"]},
+        {"text": "It broke after a week.", "label": ["anger"]},
+        {"text": "It arrived on Monday, in a brown box, as all the others before it.", "label": []},
+        {"text": "Never again!", "label": ["anger", "disgust"]},
+    )
+
+    def __init__(
+        self,
+        *,
+        threshold: float = 0.5,
+        loss_function: Callable[[Tensor, Tensor], Tensor] = binary_cross_entropy,
+    ):
+        if not 0 < threshold < 1:
+            raise UserError(f"task.args.threshold: {threshold}: it must lie between 0 and 1")
+        super().__init__(loss_function=loss_function)
+        self.threshold = threshold
+
+    def count(self, batch: Batch) -> int:
+        assert self.label_names is not None, "the task is bound to the names of its classes"
+        return len(batch["labels"]) * len(self.label_names)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        logits = self._logits(model, batch)
+        return self.loss_function(logits, _mark(batch["labels"], logits))
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """`predictions` `[B, C]`, 1 for a label of the row, and `probabilities`; `references` `[B, C]` if known."""
+        return super().predict(model, batch)
+
+    def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        logits = self._logits(model, batch)
+        return self.loss_function(logits, _mark(batch["labels"], logits)), self._make_outputs(logits, batch)
+
+    def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+        """`labels`: those that are predicted, and the `probabilities` of all."""
+        assert self.label_names is not None, "the task is bound to the names of its classes"
+        named = dict(zip(self.label_names, outputs["probabilities"].tolist(), strict=True))
+        chosen = zip(self.label_names, outputs["predictions"].tolist(), strict=True)
+        return {"labels": [name for name, is_there in chosen if is_there], "probabilities": named}
+
+    def _make_outputs(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        probabilities = logits.sigmoid()
+        outputs = {"predictions": (probabilities > self.threshold).long(), "probabilities": probabilities}
+        return outputs | ({"references": _mark(batch["labels"], logits).long()} if "labels" in batch else {})
+
+
+def _mark(labels: Tensor, logits: Tensor) -> Tensor:
+    """`[B, C]`, 1 for each label of a row, else 0, in the type of the logits. labels: class numbers `[B, L]`, or -1."""
+    one_hot = F.one_hot(labels.clamp(min=0), logits.shape[1]) * (labels >= 0)[..., None]
+    return one_hot.sum(dim=1).clamp(max=1).to(logits.dtype)
