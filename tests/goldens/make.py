@@ -300,7 +300,7 @@ def main() -> int:
         f"{name} on {number} processes: {key}"
         for number, cases in known["results"].items()
         for name in names
-        for key, value in cases.get(name, {"a golden": None}).items()
+        for key, value in cases.get(name, {"a golden": "recorded"}).items()
         if made["results"][number][name].get(key) != value
     ]
     print("\n".join(different) or "all equal")

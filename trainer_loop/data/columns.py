@@ -57,8 +57,8 @@ class Columns:
         return list(dict.fromkeys(self.names.values()))
 
     def of_kind(self, *kinds: Kind) -> list[str]:
-        """The user's names of columns of these kinds, in the order in which the task declares them."""
-        return [name for own, name in self.names.items() if self.declared[own].kind in kinds]
+        """The user's names of columns of these kinds, each once, in the order in which the task declares them."""
+        return list(dict.fromkeys(name for own, name in self.names.items() if self.declared[own].kind in kinds))
 
     @property
     def label_role(self) -> str | None:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import transformers
-from transformers import AutoImageProcessor, PretrainedConfig
+from transformers import PretrainedConfig
 
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.pretrained import load_pretrained
@@ -123,7 +123,7 @@ def load_processor(name_or_path: str, *, trust_remote_code: bool) -> Any:
     """The image processor of a model in a local folder, or of a hub id. Raises UserError."""
     check_pillow()
     options = {"backend": _BACKEND, "trust_remote_code": trust_remote_code}
-    return load_pretrained(AutoImageProcessor, name_or_path, noun="image processor", options=options)
+    return load_pretrained(transformers.AutoImageProcessor, name_or_path, noun="image processor", options=options)
 
 
 def make_processor(config: PretrainedConfig) -> Any:

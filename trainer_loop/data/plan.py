@@ -44,7 +44,7 @@ class DataPlan:
 
     def iterate_texts(self) -> Iterator[str]:
         """Every text of the training split, one after the other, without holding all of them."""
-        names = list(dict.fromkeys(self.columns.of_kind("text", "words")))
+        names = self.columns.of_kind("text", "words")
         for batch in self.splits["train"].rows.select_columns(names).iter(batch_size=1000):
             for name in names:
                 for value in batch[name]:

@@ -92,7 +92,9 @@ def make_model(
         if not is_resized:  # overrides may have changed the number of layers
             _refuse_holes(name, model, set(loaded["missing_keys"]))
         cause = "model.overrides" if is_resized else "its config.json"
-        _refuse_mismatched_body(name, loaded["mismatched_keys"], num_labels=config.num_labels, cause=cause)
+        # Of a head of classes. That for multiple choice scores one choice at a time.
+        num_outputs = 1 if model_class == "AutoModelForMultipleChoice" else config.num_labels
+        _refuse_mismatched_body(name, loaded["mismatched_keys"], num_outputs=num_outputs, cause=cause)
         if plan.quantize is not None and not any(hasattr(weight, "quant_state") for weight in model.parameters()):
             raise UserError(
                 f"model.quantize: in a {type(model).__name__} bitsandbytes finds no matrix to take; set it to null"
@@ -178,13 +180,13 @@ def describe_frozen(model: nn.Module) -> str | None:
 
 
 def _refuse_mismatched_body(
-    name: str, mismatched: Iterable[tuple[str, Any, Any]], *, num_labels: int, cause: str
+    name: str, mismatched: Iterable[tuple[str, Any, Any]], *, num_outputs: int, cause: str
 ) -> None:
     """Accept weights of another size if they are a head for other classes; refuse them elsewhere."""
     body = [
         f"{key} is {list(saved)} there and {list(wanted)} here"
         for key, saved, wanted in sorted(mismatched)
-        if list(wanted)[:1] != [num_labels]
+        if list(wanted)[:1] != [num_outputs]
     ]
     if body:
         more = f" and {len(body) - 3} more" if len(body) > 3 else ""

@@ -1,26 +1,64 @@
 """Learning rate schedules: the names of transformers' get_scheduler, one_cycle, or a dotted path."""
 
+import functools
+import importlib
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
-from transformers import optimization
-from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from trainer_loop.components import check_arguments, choose
 from trainer_loop.errors import UserError, refuse
 from trainer_loop.runtime.shares import take_share
 
-_ON_METRICS = (ReduceLROnPlateau, *([optimization.GreedyLR] if hasattr(optimization, "GreedyLR") else []))
 _NEED_METRICS = ("reduce_lr_on_plateau", "greedy")
 _BARS = "▁▂▃▄▅▆▇█"
 _COLUMNS = 60
 _MOST_STEPS_TO_TRY = 100_000  # takes one second
+
+
+def _make_constant(optimizer: Optimizer) -> LRScheduler:
+    """The peak in all steps."""
+    return LambdaLR(optimizer, functools.partial(_compute_constant, warmup=0))
+
+
+def _make_constant_with_warmup(optimizer: Optimizer, num_warmup_steps: int) -> LRScheduler:
+    """The peak in all steps after the warm-up."""
+    return LambdaLR(optimizer, functools.partial(_compute_constant, warmup=num_warmup_steps))
+
+
+def _make_linear(optimizer: Optimizer, num_warmup_steps: int, num_training_steps: int) -> LRScheduler:
+    """From the peak down to 0 in a line."""
+    factor = functools.partial(_compute_linear, warmup=num_warmup_steps, num_steps=num_training_steps)
+    return LambdaLR(optimizer, factor)
+
+
+def _make_cosine(
+    optimizer: Optimizer, num_warmup_steps: int, num_training_steps: int, num_cycles: float = 0.5
+) -> LRScheduler:
+    """From the peak down to 0 in half a wave of a cosine, or in `num_cycles` whole waves."""
+    steps = {"warmup": num_warmup_steps, "num_steps": num_training_steps}
+    return LambdaLR(optimizer, functools.partial(_compute_cosine, **steps, num_cycles=num_cycles))
+
+
+def _compute_constant(step: int, *, warmup: int) -> float:
+    return step / warmup if step < warmup else 1.0
+
+
+def _compute_linear(step: int, *, warmup: int, num_steps: int) -> float:
+    return step / warmup if step < warmup else max(0.0, (num_steps - step) / max(1, num_steps - warmup))
+
+
+def _compute_cosine(step: int, *, warmup: int, num_steps: int, num_cycles: float) -> float:
+    if step < warmup:
+        return step / warmup
+    progress = (step - warmup) / max(1, num_steps - warmup)
+    return max(0.0, 0.5 * (1.0 + math.cos(math.pi * num_cycles * 2.0 * progress)))
 
 
 def _make_one_cycle(
@@ -56,10 +94,51 @@ def _make_one_cycle(
     )
 
 
-SCHEDULES: dict[str, Callable[..., LRScheduler]] = {
-    **{kind.value: make for kind, make in TYPE_TO_SCHEDULER_FUNCTION.items()},
+_OWN: dict[str, Callable[..., LRScheduler]] = {
+    "linear": _make_linear,
+    "cosine": _make_cosine,
+    "constant": _make_constant,
+    "constant_with_warmup": _make_constant_with_warmup,
     "one_cycle": _make_one_cycle,
 }
+_OF_TRANSFORMERS = {
+    "cosine_with_restarts": "get_cosine_with_hard_restarts_schedule_with_warmup",
+    "polynomial": "get_polynomial_decay_schedule_with_warmup",
+    "inverse_sqrt": "get_inverse_sqrt_schedule",
+    "reduce_lr_on_plateau": "get_reduce_on_plateau_schedule",
+    "cosine_with_min_lr": "get_cosine_with_min_lr_schedule_with_warmup",
+    "cosine_warmup_with_min_lr": "get_cosine_with_min_lr_schedule_with_warmup_lr_rate",
+    "warmup_stable_decay": "get_wsd_schedule",
+    "greedy": "get_greedy_schedule",
+}
+
+
+class _Schedules(Mapping[str, Callable[..., LRScheduler]]):
+    """The schedules by name.
+
+    transformers.optimization is imported if one of its schedules is asked for: with peft and bitsandbytes installed,
+    it imports these, which takes two seconds.
+    """
+
+    def __getitem__(self, name: str) -> Callable[..., LRScheduler]:
+        if name in _OWN:
+            return _OWN[name]
+        made: Callable[..., LRScheduler] = getattr(
+            importlib.import_module("transformers.optimization"), _OF_TRANSFORMERS[name]
+        )
+        return made
+
+    def __contains__(self, name: object) -> bool:
+        return name in _OWN or name in _OF_TRANSFORMERS
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*_OWN, *_OF_TRANSFORMERS])
+
+    def __len__(self) -> int:
+        return len(_OWN) + len(_OF_TRANSFORMERS)
+
+
+SCHEDULES = _Schedules()
 GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps")  # arguments that a plan passes
 
 
@@ -80,7 +159,7 @@ class SchedulerPlan:
     def needs_metric(self) -> bool:
         """Whether the schedule follows evaluations instead of steps."""
         made = self.factory
-        return self.name in _NEED_METRICS or (isinstance(made, type) and issubclass(made, _ON_METRICS))
+        return self.name in _NEED_METRICS or (isinstance(made, type) and _steps_by_metric(made))
 
     @property
     def followed_metric(self) -> str:
@@ -150,7 +229,14 @@ class SchedulerPlan:
 
 def follows_metric(scheduler: LRScheduler) -> bool:
     """Whether a schedule follows a metric of the evaluations instead of the step."""
-    return isinstance(scheduler, _ON_METRICS)
+    return _steps_by_metric(type(scheduler))  # type: ignore[arg-type] # a class can be hashed
+
+
+@functools.cache
+def _steps_by_metric(scheduler: type) -> bool:
+    """Whether `step` of such schedules takes a metric, as that of ReduceLROnPlateau."""
+    step = getattr(scheduler, "step", None)
+    return step is not None and "metrics" in inspect.signature(step).parameters
 
 
 def count_steps(setting: float, num_steps: int) -> int:

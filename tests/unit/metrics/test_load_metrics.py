@@ -168,13 +168,17 @@ def test_every_shipped_metric_loads_and_computes_without_network(monkeypatch: py
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    numbers, texts = np.array([1, 0, 1]), np.array(["a cat sat", "no"])
+    made = {
+        "tags": numbers[:, None],
+        "text": texts,
+        "texts": np.array([["a cat sits"], ["no", "never"]], dtype=object),
+        "label_set": np.array([[1, 0], [0, 1], [1, 1]]),
+        "label_probabilities": np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.6]]),
+    }
     reported: list[str] = []
     for metric in load_metrics(list(SHIPPED), num_labels=2, label_names=["O", "B-PER"]):
-        one, other = np.array([1, 0, 1]), np.array([1, 1, 1])
-        kinds = {values.kind for values in SHIPPED[metric.name].columns.values()}
-        columns = pair(one[:, None], other[:, None]) if "tags" in kinds else pair(one, other)
-        if "text" in kinds:
-            columns = pair(np.array(["a cat sat", "no"]), np.array([["a cat sits"], ["no", "never"]], dtype=object))
+        columns = {name: made.get(values.kind, numbers) for name, values in SHIPPED[metric.name].columns.items()}
         results = metric.compute(columns)
         assert results
         assert all(type(value) is float and np.isfinite(value) for value in results.values())
@@ -263,7 +267,7 @@ def test_two_metrics_that_report_one_key_are_named_when_only_computing_tells(lab
 def test_no_rows_are_a_problem() -> None:
     for name in SHIPPED:
         (metric,) = load_metrics([name], num_labels=None)
-        assert "no rows to score" in problems_of(metric.compute, pair([], []))[0]
+        assert "no rows to score" in problems_of(metric.compute, {key: [] for key in SHIPPED[name].columns})[0]
 
 
 def test_rows_that_do_not_pair_are_a_problem() -> None:

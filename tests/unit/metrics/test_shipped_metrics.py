@@ -121,9 +121,9 @@ def test_a_metric_fits_a_task_that_gives_what_it_compares(outputs: dict[str, str
     assert all(problem.endswith(f"those that do: {', '.join(fitting) or 'none'}") for problem in refused)
 
 
-def test_of_perplexity_smaller_is_better_and_of_no_other() -> None:
+def test_of_these_smaller_is_better_and_of_no_other() -> None:
     smaller = [key for metric in SHIPPED.values() for key in metric.smaller_is_better]
-    assert smaller == ["perplexity"]
+    assert sorted(smaller) == ["mae", "mse", "perplexity"]
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -133,6 +133,7 @@ def test_what_a_task_names_by_default_fits_it(task: str) -> None:
     assert check_metrics(TASKS[task].metrics, num_labels=None, outputs=outputs) == []
 
 
+OF_LABELS = {"label_set": np.array([[1, 0], [1, 1]]), "label_probabilities": np.array([[0.9, 0.2], [0.6, 0.7]])}
 OF_UNLIKE_LENGTHS = {
     "tags": [np.array([1, 0]), np.array([1])],
     "text": ["a cat sat", "no"],
@@ -141,6 +142,8 @@ OF_UNLIKE_LENGTHS = {
 
 
 def make_values(kind: str) -> np.ndarray:
+    if kind in OF_LABELS:
+        return OF_LABELS[kind]
     if kind not in OF_UNLIKE_LENGTHS:
         return np.array([1, 0, 1])
     values = np.empty(2, dtype=object)

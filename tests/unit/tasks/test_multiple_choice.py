@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import BertConfig, BertForMultipleChoice
+from transformers import BertConfig, BertForMultipleChoice, BertForSequenceClassification
 
 from trainer_loop import Predictor, UserError, build, load_config
 from trainer_loop.data.column_values import find_choice
@@ -109,6 +109,25 @@ def test_one_question_is_answered_with_its_choices():
     (row,) = predictor.predict(["What do bees make?"], ["milk | honey"])
     assert row["choice"] == ["milk", "honey"][row["answer"]]
     assert 0.5 <= row["probability"] <= 1
+
+
+def test_a_model_with_a_head_of_classes_gets_one_for_choices(tmp_path: Path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    config = BertConfig(vocab_size=len(TOKENIZER), max_position_embeddings=64, num_labels=3, **sizes)
+    BertForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    TOKENIZER.save_pretrained(tmp_path / "model")
+    rows = [dict(zip(ROWS, row, strict=True)) for row in zip(*ROWS.values(), strict=True)]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row | {"answer": str(row["answer"])}) + "\n" for row in rows))
+    overrides = [
+        f"data={{train: {path}, max_length: 32, cache_dir: {tmp_path}}}",
+        f"model.name={tmp_path / 'model'}",
+        "batch.size=2",
+    ]
+    overrides += ["task.name=multiple_choice", "train={steps: 1, precision: no}", f"run_dir={tmp_path / 'run'}"]
+    loop = build(load_config(None, overrides), console=Console(enabled=False))
+    loop.fit()
+    assert loop.bare_model.classifier.weight.shape == (1, 16)
 
 
 @pytest.mark.parametrize(

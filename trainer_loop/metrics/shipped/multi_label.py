@@ -27,14 +27,6 @@ def label_f1(predictions: LabelSets, references: LabelSets) -> LabelF1:
     return {"micro_f1": micro, "macro_f1": macro}
 
 
-def f1_by_label(predictions: LabelSets, references: LabelSets) -> list[float]:
-    """F1 of each label."""
-    from sklearn.metrics import f1_score
-
-    scores = f1_score(references, predictions, average=None, zero_division=_UNDEFINED)
-    return np.asarray(scores, dtype=float).tolist()
-
-
 def label_set_accuracy(predictions: LabelSets, references: LabelSets) -> float:
     """The share of rows whose labels are all predicted, and no others."""
     return float((np.asarray(predictions) == np.asarray(references)).all(axis=1).mean())
