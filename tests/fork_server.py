@@ -32,7 +32,8 @@ from typing import IO, Any
 _MODULES = """
 trainer_loop.cli.run trainer_loop.cli.predict trainer_loop.assembly trainer_loop.description trainer_loop.predictor
 trainer_loop.tasks.sequence_classification trainer_loop.tasks.causal_lm trainer_loop.tasks.token_classification
-transformers.models.bert.modeling_bert sklearn.metrics torch.profiler torch.utils.serialization
+transformers.models.bert.modeling_bert transformers.optimization peft sklearn.metrics torch.profiler
+torch.utils.serialization
 """.split()  # noqa: SIM905
 
 # Variables that nothing reads at import. Where any other differs, the process is forked from another server.

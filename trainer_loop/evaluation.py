@@ -54,12 +54,17 @@ class Evaluator:
 
     def __post_init__(self) -> None:
         # Outputs of the task that are kept of every row; whatever else it predicts is not.
-        self._wanted = dict.fromkeys([*COLUMNS, *(name for metric in self.metrics for name in metric.columns)])
+        tuned_by = self.task.outputs or () if self.task.tunes else ()
+        compared = [name for metric in self.metrics for name in metric.columns]
+        self._wanted = dict.fromkeys([*COLUMNS, *compared, *tuned_by])
         self._ran_out_of_memory = False  # and said so
 
     @torch.no_grad()
-    def score(self, loader: EvaluationLoader) -> Scores:
-        """Judge each row once. Raises Preempted on every process where one was asked to stop before it was through."""
+    def score(self, loader: EvaluationLoader, *, tunes: bool = False) -> Scores:
+        """Judge each row once. Raises Preempted on every process where one was asked to stop before it was through.
+
+        tunes: the task may choose something, such as a threshold, by these rows.
+        """
         seed_everything(self.seed, "evaluate", self.accelerator.process_index)
         loss_sum = zero_sum(self.accelerator.device)
         judged: dict[str, list[Any]] = {}
@@ -86,15 +91,21 @@ class Evaluator:
         assert len(order) == loader.num_rows, f"{len(order)} rows were scored of {loader.num_rows}"
         columns, numbers = self._merge({name: column[order] for name, column in gathered.items()}, loader)
         self._refuse_missing(columns)
+        columns = self.task.tune(columns) if tunes else columns
         values = {"loss": total / max(targets, 1), **compute_metrics(self.metrics, columns), "rows": len(numbers)}
         # What follows from them must follow on every process, also where a metric draws at random.
         return Scores(broadcast(self.accelerator, values), numbers, columns["predictions"], columns["references"])
 
-    def score_sets(self, loaders: Mapping[str, EvaluationLoader], output: RunOutput | None = None) -> Metrics:
-        """The metrics of several sets, by names such as `matched/accuracy`. output: gets the predictions of each."""
+    def score_sets(
+        self, loaders: Mapping[str, EvaluationLoader], output: RunOutput | None = None, *, tunes: bool = False
+    ) -> Metrics:
+        """The metrics of several sets, by names such as `matched/accuracy`.
+
+        output: gets the predictions of each. tunes: the task may choose something by the rows of the first set.
+        """
         metrics: Metrics = {}
-        for name, loader in loaders.items():
-            scores = self.score(loader)
+        for number, (name, loader) in enumerate(loaders.items()):
+            scores = self.score(loader, tunes=tunes and number == 0)
             metrics |= {f"{name}/{metric}" if name else metric: value for metric, value in scores.metrics.items()}
             if output is not None:
                 output.write_predictions(name, scores)

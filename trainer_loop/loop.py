@@ -227,10 +227,8 @@ class TrainingLoop:
         return state
 
     def _save(self, state: TrainState) -> None:
-        state.interval = self.record.state_dict()
-        state.max_tokens = self.data.max_tokens
-        state.stream = self.data.train.state_dict()
-        state.schedule_step = self.engine.schedule_step
+        state.interval, state.schedule_step = self.record.state_dict(), self.engine.schedule_step
+        state.max_tokens, state.stream = self.data.max_tokens, self.data.train.state_dict()
         self.checkpointer.save(state)
 
     def _leave(self, state: TrainState) -> NoReturn:
@@ -273,7 +271,7 @@ class TrainingLoop:
     def _score(self, sets: Loaders, state: TrainState, *, saves: bool, output: RunOutput | None = None) -> Metrics:
         """The metrics of some sets. saves: what was trained is saved where they cannot be scored to the end."""
         try:
-            return self.evaluator.score_sets(sets, output)
+            return self.evaluator.score_sets(sets, output, tunes=output is None)
         except Exception as error:
             if saves:
                 self._save(state)
@@ -289,6 +287,8 @@ class TrainingLoop:
         self.record.say_why_stopped(state, self.options.num_steps, self.options.patience_metric or self.options.best)
         share_buffers(self.accelerator, self.bare_model)
         saves = take_weights_to_export(state, self.engine, self.checkpointer, self.options.best, self.console)
+        if self.task.tunes:  # by the weights that are exported
+            self._score(self.data.validation, state, saves=saves)
         epoch = self.data.train.count_epochs(state.step)
         if self.data.test:
             metrics = self._score(self.data.test, state, saves=saves, output=self.output)

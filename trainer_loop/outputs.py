@@ -131,7 +131,11 @@ class ConfiguredOutput(RunOutput):
             step=state.best_step or state.step,
             num_steps=self.num_steps,
             metrics=state.metrics,
-            plan={**self.facts, **{name: value for name, value in public_values(config).items() if name in _TUNED}},
+            plan={
+                **self.facts,
+                **{name: value for name, value in public_values(config).items() if name in _TUNED},
+                "task.args": {**self.facts["task.args"], **self.plan.task.tuned},
+            },
             evaluation=self._describe_evaluation(),
         )
 

@@ -213,6 +213,12 @@ def _plan_task(config: Config, overrides: Overrides, loss: LossPlan | None, foun
             for key, value in unused.items()
             if value
         ]
+    has_validation = config.data.validation is not None or config.data.validation_fraction is not None
+    if task is not None and task.tunes and not has_validation and not overrides.validation_sets:
+        found.lines.append(
+            f"task.args: {dict(config.task.args)}: there are no validation rows to choose by; set data.validation or "
+            "data.validation_fraction"
+        )
     if task is not None and config.model.packing and not task.can_pack:
         name = _name_task(config, overrides)
         found.lines.append(f"model.packing: the task {name} knows no packed batches; set model.packing=false")

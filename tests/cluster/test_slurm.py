@@ -130,6 +130,7 @@ def test_a_job_over_two_nodes_that_is_preempted_comes_back_and_ends_with_the_sam
     assert read_weights(run) == uninterrupted
 
 
+@pytest.mark.slow
 def test_a_cancelled_job_is_saved_and_stays_cancelled(slurm: Slurm, arguments: list[str], directory: Path):
     run = directory / "run"
     slurm.submit("--nodes=1", "--gpus-per-node=2", "--cpus-per-task=2", arguments=arguments)
@@ -152,6 +153,7 @@ def test_a_job_that_is_told_to_stop_before_it_trains_goes_back_into_the_queue(sl
     assert "step=" not in slurm.output.read_text()
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_is_not_put_back_for_what_an_earlier_one_left(
     slurm: Slurm, arguments: list[str], directory: Path
 ):

@@ -22,7 +22,7 @@ CASES = {
 }
 IN_BF16 = replace(BASE, task="causal_lm", precision="bf16")
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in CASES]
-ON_TWO = ("classification", SLOW[-1])
+ON_TWO = (SLOW[0], SLOW[-1])
 BACKEND = "aot_eager"  # everything of torch.compile but the code of the kernels, which takes minutes to make
 
 

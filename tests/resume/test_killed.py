@@ -130,7 +130,13 @@ def test_the_command_as_it_is_typed(bench, tmp_path):
     assert_same(run, bench.whole())
 
 
-@pytest.mark.parametrize("kill", [end_tree, subprocess.Popen.kill], ids=["with all its processes", "alone"])
+@pytest.mark.parametrize(
+    "kill",
+    [
+        pytest.param(end_tree, id="with all its processes", marks=pytest.mark.slow),
+        pytest.param(subprocess.Popen.kill, id="alone"),
+    ],
+)
 def test_the_launcher_is_killed(kill, bench, tmp_path):
     """Its processes, left alone, must not train on beside those that are started next."""
     long = "train.epochs=4"

@@ -250,10 +250,10 @@ class KeptRows(NamedTuple):
     num_given: int
 
     def spread(self, output: np.ndarray) -> np.ndarray:
-        """An output of the rows that were kept, `[N, ...]`, in their places; others have NaN, or -1 or None."""
+        """An output of the rows that were kept, `[N, ...]`, in their places; others have NaN, -1, None or false."""
         if len(output) != len(self.numbers):  # not one a row
             return output
-        missing = None if output.dtype == object else -1
+        missing = {"O": None, "b": False}.get(output.dtype.kind, -1)
         filled = np.full((self.num_given, *output.shape[1:]), missing, dtype=output.dtype)
         if np.issubdtype(output.dtype, np.floating):
             filled[:] = np.nan

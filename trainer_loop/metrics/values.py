@@ -26,6 +26,7 @@ TargetCounts: TypeAlias = Annotated[np.ndarray, Values("num_targets", np.int64)]
 Numbers: TypeAlias = Annotated[np.ndarray, Values("number", np.float64)]  # [N]
 Tags: TypeAlias = Annotated[np.ndarray, Values("tags")]  # [N] arrays of class numbers, one for each word
 
+Probabilities: TypeAlias = Annotated[np.ndarray, Values("probabilities")]  # [N, C]
 LabelSets: TypeAlias = Annotated[np.ndarray, Values("label_set")]  # [N, C], true where a row has the label
 LabelProbabilities: TypeAlias = Annotated[np.ndarray, Values("label_probabilities")]  # [N, C]
 

@@ -16,7 +16,8 @@ from trainer_loop.record.run_dir import explain_disk_error, find_remedy, write_t
 class Scores:
     """How the rows of a set were judged, in their order.
 
-    predictions, references: `[N, ...]`, or `[N]` arrays of unlike lengths, or texts, or lists of them.
+    predictions, references: `[N, ...]`, or `[N]` arrays of unlike lengths, or texts, or lists of them; `[N, C]` truth
+    values for sets of classes.
     """
 
     metrics: dict[str, float]  # the mean loss, the metrics, and the number of rows
@@ -32,7 +33,7 @@ def write_predictions(
 
     origin_of: where a row stands in the user's data. label_names: of the classes, written in place of their indices.
     """
-    names = label_names if scores.predictions.ndim == 1 else None
+    names = label_names if scores.predictions.ndim == 1 or scores.predictions.dtype == np.bool_ else None
     lines = []
     for row, prediction, reference in zip(scores.rows, scores.predictions, scores.references, strict=True):
         values = {"prediction": _to_json(prediction, names), "reference": _to_json(reference, names)}
@@ -47,9 +48,14 @@ def write_predictions(
 
 
 def _to_json(value: Any, names: Sequence[str] | None) -> Any:
-    """A number or a list of numbers; whole numbers as names of classes, if there are any; a text, or a list of such."""
+    """A number or a list of numbers; whole numbers as names of classes, if there are any; a text, or a list of such.
+
+    Of truth values, one for each class, the names of those that are true.
+    """
     if not hasattr(value, "dtype"):
         return value
+    if names is not None and value.dtype == np.bool_ and len(value) == len(names):
+        return [name for name, is_there in zip(names, value, strict=True) if is_there]
     if names is None or not np.issubdtype(value.dtype, np.integer):
         return value.tolist()
     return _name(value, names) if value.ndim == 0 else [_name(index, names) for index in value]

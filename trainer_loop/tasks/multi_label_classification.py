@@ -1,8 +1,9 @@
 """Any number of classes for one text, or for a pair of texts."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -12,11 +13,14 @@ from trainer_loop.tasks.losses import binary_cross_entropy
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 from trainer_loop.tasks.task import Batch
 
+_LEAST = 1e-6  # threshold
+
 
 class MultiLabelClassification(SequenceClassification):
     """A row is a text (or a pair of texts) with a list of labels, perhaps none; a target is one label of one row.
 
-    threshold: a label is predicted if its probability is above it.
+    threshold: a label is predicted if its probability is above it; `tuned` for the one with the best F1 over all labels
+        of the validation rows.
     loss_function: `(logits [N, C], targets [N, C]) -> sum over rows and labels, []`; a target is 1 or 0.
     """
 
@@ -43,13 +47,14 @@ class MultiLabelClassification(SequenceClassification):
     def __init__(
         self,
         *,
-        threshold: float = 0.5,
+        threshold: float | Literal["tuned"] = 0.5,
         loss_function: Callable[[Tensor, Tensor], Tensor] = binary_cross_entropy,
     ):
-        if not 0 < threshold < 1:
-            raise UserError(f"task.args.threshold: {threshold}: it must lie between 0 and 1")
+        if threshold != "tuned" and not (isinstance(threshold, float) and 0 < threshold < 1):
+            raise UserError(f"task.args.threshold: {threshold}: it must be a number between 0 and 1, or tuned")
         super().__init__(loss_function=loss_function)
-        self.threshold = threshold
+        self.threshold = threshold if isinstance(threshold, float) else 0.5  # until `tune` is called
+        self._tunes = threshold == "tuned"
 
     def count(self, batch: Batch) -> int:
         assert self.label_names is not None, "the task is bound to the names of its classes"
@@ -60,12 +65,26 @@ class MultiLabelClassification(SequenceClassification):
         return self.loss_function(logits, _mark(batch["labels"], logits))
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """`predictions` `[B, C]`, 1 for a label of the row, and `probabilities`; `references` `[B, C]` if known."""
+        """`predictions` `[B, C]`, true for a label of the row, and `probabilities`; `references` `[B, C]` if known."""
         return super().predict(model, batch)
 
     def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         logits = self._logits(model, batch)
         return self.loss_function(logits, _mark(batch["labels"], logits)), self._make_outputs(logits, batch)
+
+    @property
+    def tunes(self) -> bool:
+        return self._tunes
+
+    @property
+    def tuned(self) -> dict[str, Any]:
+        return {"threshold": self.threshold} if self._tunes else {}
+
+    def tune(self, outputs: dict[str, Any]) -> dict[str, Any]:
+        if not self._tunes:
+            return outputs
+        self.threshold = find_threshold(outputs["probabilities"].ravel(), outputs["references"].ravel())
+        return outputs | {"predictions": outputs["probabilities"] > self.threshold}
 
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         """`labels`: those that are predicted, and the `probabilities` of all."""
@@ -76,8 +95,30 @@ class MultiLabelClassification(SequenceClassification):
 
     def _make_outputs(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         probabilities = logits.sigmoid()
-        outputs = {"predictions": (probabilities > self.threshold).long(), "probabilities": probabilities}
-        return outputs | ({"references": _mark(batch["labels"], logits).long()} if "labels" in batch else {})
+        outputs = {"predictions": probabilities > self.threshold, "probabilities": probabilities}
+        return outputs | ({"references": _mark(batch["labels"], logits).bool()} if "labels" in batch else {})
+
+
+def find_threshold(probabilities: np.ndarray, references: np.ndarray) -> float:
+    """The threshold with the best F1 of what is above it; 0.5 if nothing is to be found.
+
+    Args:
+        probabilities: `[N]`.
+        references: `[N]`, 1 for what is to be found, else 0.
+
+    >>> find_threshold(np.array([0.9, 0.2, 0.3, 0.1]), np.array([1, 0, 1, 0]))
+    0.2
+    """
+    order = np.argsort(-probabilities, kind="stable")
+    ranked, found = probabilities[order], np.cumsum(references[order])
+    f1 = 2 * found / (np.arange(1, len(found) + 1) + references.sum())
+    f1[:-1][ranked[:-1] == ranked[1:]] = 0.0  # no threshold lies between equal probabilities
+    f1[ranked <= _LEAST] = 0.0
+    if not f1.any():
+        return 0.5
+    best = int(f1.argmax())
+    below = ranked[best + 1] if best + 1 < len(ranked) else 0.0
+    return max(float(below), _LEAST)
 
 
 def _mark(labels: Tensor, logits: Tensor) -> Tensor:

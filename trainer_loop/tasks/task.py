@@ -80,6 +80,16 @@ class Task(ABC):
         return self.processor
 
     @property
+    def tunes(self) -> bool:
+        """Whether the task chooses something by the validation rows; see `tune`."""
+        return False
+
+    @property
+    def tuned(self) -> dict[str, Any]:
+        """Arguments of the task as `tune` chose them; an exported model has these."""
+        return {}
+
+    @property
     def example_texts(self) -> Sequence[str]:
         """Texts that the command for a prediction shows, for the columns that are read."""
         return ("I am super delighted.", "I am delighted.")
@@ -267,6 +277,20 @@ class Task(ABC):
     def merges(self) -> bool:
         """Whether the task has a `merge` of its own."""
         return type(self).merge is not Task.merge
+
+    def tune(self, outputs: dict[str, Any]) -> dict[str, Any]:
+        """Choose what the predictions depend on, such as a threshold.
+
+        It is called with each evaluation of the validation rows, and at last with that of the weights that are
+        exported, before the test rows are scored.
+
+        Args:
+            outputs: What metrics compare, of all rows, `[N, ...]` by name.
+
+        Returns:
+            The same by what was chosen.
+        """
+        return outputs
 
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         """The prediction of one row for people, as JSON.

@@ -173,6 +173,7 @@ def test_every_shipped_metric_loads_and_computes_without_network(monkeypatch: py
         "tags": numbers[:, None],
         "text": texts,
         "texts": np.array([["a cat sits"], ["no", "never"]], dtype=object),
+        "probabilities": np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]]),
         "label_set": np.array([[1, 0], [0, 1], [1, 1]]),
         "label_probabilities": np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.6]]),
     }

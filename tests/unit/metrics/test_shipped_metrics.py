@@ -91,7 +91,8 @@ def test_a_new_metric_is_one_function_in_one_file(
     assert "distances" in help_about("evaluate.metrics")
     (problem,) = check_metrics(["distances"], num_labels=2, outputs=SequenceClassification.outputs)
     assert problem.endswith(
-        "does not fit this task; those that do: accuracy, f1, precision, recall, matthews_correlation, glue/mrpc"
+        "does not fit this task; those that do: accuracy, f1, precision, recall, matthews_correlation, glue/mrpc, "
+        "roc_auc, average_precision, top_k"
     )
 
 
@@ -106,7 +107,10 @@ def test_a_parameter_without_a_kind_is_a_bug(shipped: dict[str, ShippedMetric], 
     [
         (
             SequenceClassification.outputs,
-            ["accuracy", "f1", "precision", "recall", "matthews_correlation", "glue/mrpc"],
+            [
+                *("accuracy", "f1", "precision", "recall", "matthews_correlation", "glue/mrpc"),
+                *("roc_auc", "average_precision", "top_k"),
+            ],
         ),
         (CausalLM.outputs, ["perplexity"]),
         ({"predictions": "class"}, []),
@@ -133,7 +137,11 @@ def test_what_a_task_names_by_default_fits_it(task: str) -> None:
     assert check_metrics(TASKS[task].metrics, num_labels=None, outputs=outputs) == []
 
 
-OF_LABELS = {"label_set": np.array([[1, 0], [1, 1]]), "label_probabilities": np.array([[0.9, 0.2], [0.6, 0.7]])}
+OF_LABELS = {
+    "label_set": np.array([[1, 0], [1, 1]]),
+    "label_probabilities": np.array([[0.9, 0.2], [0.6, 0.7]]),
+    "probabilities": np.array([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]]),
+}
 OF_UNLIKE_LENGTHS = {
     "tags": [np.array([1, 0]), np.array([1])],
     "text": ["a cat sat", "no"],

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from sklearn.metrics import f1_score, roc_auc_score
 from transformers import BertConfig, BertForSequenceClassification, pipeline
 
@@ -15,7 +17,7 @@ from trainer_loop.data.tokenizer import train_tokenizer
 from trainer_loop.metrics.load import load_metrics
 from trainer_loop.predictor import Predictions
 from trainer_loop.record.logs import Console
-from trainer_loop.tasks.multi_label_classification import MultiLabelClassification
+from trainer_loop.tasks.multi_label_classification import MultiLabelClassification, find_threshold
 
 ROWS = list(MultiLabelClassification.example) * 3
 TEXTS = [str(row["text"]) for row in ROWS]
@@ -84,7 +86,7 @@ def test_the_loss_is_the_sum_of_that_of_the_head(labels: list[list[int]]):
     assert loss.item() == pytest.approx(12 * head.loss.item(), rel=1e-6)
     assert task.loss(model, batch).item() == loss.item()
     assert task.count(batch) == 12
-    assert outputs["references"].tolist() == marked.long().tolist()
+    assert outputs["references"].tolist() == marked.bool().tolist()
 
 
 def test_packed_rows_have_their_labels():
@@ -160,7 +162,55 @@ def test_a_loss_has_weights_for_the_labels_that_are_there(tmp_path: Path):
         build(make_config(tmp_path, ROWS, loss.replace(", 4", "")), console=Console(enabled=False))
 
 
-@pytest.mark.parametrize("threshold", [0.0, 1.0, float("nan")])
-def test_a_threshold_that_is_none_is_refused(threshold: float):
-    with pytest.raises(UserError, match=r"task\.args\.threshold: .* between 0 and 1"):
+@pytest.mark.parametrize("threshold", [0.0, 1.0, float("nan"), 1, "best", None, True])
+def test_a_threshold_that_is_none_is_refused(threshold: Any):
+    with pytest.raises(UserError, match=r"task\.args\.threshold: .* between 0 and 1, or tuned"):
         MultiLabelClassification(threshold=threshold)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.5, 0.9, 1.0]), st.booleans()), max_size=30))
+def test_no_threshold_has_a_better_f1(rows: list[tuple[float, bool]]):
+    probabilities = np.array([probability for probability, _ in rows], dtype=np.float32)
+    references = np.array([is_there for _, is_there in rows], dtype=np.int64)
+    threshold = find_threshold(probabilities, references)
+    assert 0 < threshold < 1
+
+    def score(value: float) -> float:
+        return float(f1_score(references, probabilities > value, zero_division=0.0))
+
+    if not references.any():
+        assert threshold == 0.5
+        return
+    assert score(threshold) >= max(score(value) for value in np.linspace(0.001, 0.999, 50)) - 1e-12
+
+
+def test_the_threshold_is_tuned_on_validation_rows_and_kept_with_the_model(tmp_path: Path):
+    tuned = make_config(
+        tmp_path,
+        ROWS,
+        "task.args={threshold: tuned}",
+        "evaluate.metrics=[label_f1]",
+        f"data.test={tmp_path / 'rows.jsonl'}",
+    )
+    loop = build(tuned, console=Console(enabled=False))
+    loop.fit()
+    logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    validation = next(row["validation/micro_f1"] for row in logged if "validation/micro_f1" in row)
+    test = next(row["test/micro_f1"] for row in logged if "test/micro_f1" in row)
+    assert test == validation, "the same rows, by the threshold that was chosen"
+    lines = (tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()
+    assert [json.loads(line)["reference"] for line in lines] == [sorted(row["label"]) for row in ROWS]
+    predictor = Predictor.load(tmp_path / "run" / "model")
+    assert isinstance(predictor.task, MultiLabelClassification)
+    assert isinstance(loop.task, MultiLabelClassification)
+    assert predictor.task.threshold == loop.task.threshold != 0.5
+    known = [[NAMES.index(name) for name in row["label"]] for row in ROWS]
+    told = predictor.predict_rows({"text": TEXTS}, labels=known).metrics
+    assert told is not None
+    assert told["micro_f1"] == pytest.approx(test)
+
+
+def test_without_validation_rows_there_is_nothing_to_tune_by(tmp_path: Path):
+    config = make_config(tmp_path, ROWS, "task.args={threshold: tuned}", "data.validation=null", "evaluate.every=never")
+    with pytest.raises(UserError, match=r"task\.args: .*there are no validation rows to choose by"):
+        build(config, console=Console(enabled=False))
