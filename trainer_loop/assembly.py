@@ -132,7 +132,7 @@ def build(
         engine=engine,
         data=data,
         evaluator=_make_evaluator(config, plan, engine, console),
-        checkpointer=_make_checkpointer(config, engine, console, run_facts=run_facts, own_code=own_code),
+        checkpointer=_make_checkpointer(config, plan.task, engine, console, run_facts=run_facts, own_code=own_code),
         record=Recorder(
             accelerator=accelerator, console=console, metric_log=MetricLog(run_dir.metrics, warn=console.warn)
         ),
@@ -209,10 +209,10 @@ def _make_evaluator(config: Config, plan: RunPlan, engine: Engine, console: Cons
 
 
 def _make_checkpointer(
-    config: Config, engine: Engine, console: Console, *, run_facts: dict[str, Any], own_code: dict[str, str]
+    config: Config, task: Task, engine: Engine, console: Console, *, run_facts: dict[str, Any], own_code: dict[str, str]
 ) -> Checkpointer:
     """run_facts: what decides the updates. own_code: checksums of the user's code."""
-    return Checkpointer(
+    checkpointer = Checkpointer(
         RunDir(config.run_dir),
         accelerator=engine.accelerator,
         scheduler=engine.scheduler,
@@ -225,6 +225,9 @@ def _make_checkpointer(
         keep_last=config.checkpoint.keep_last,
         background=config.checkpoint.background,
     )
+    if task.tunes:
+        checkpointer.register_for_checkpoint("task", task)
+    return checkpointer
 
 
 def _choose_options(

@@ -115,7 +115,8 @@ class Evaluator:
     def predict(self, loader: EvaluationLoader) -> dict[str, np.ndarray]:
         """What the task predicts of each row of this process's loader, in their order: `[N, ...]` by name of output.
 
-        Where the loader was given fewer rows than there were, the others have NaN, -1 for integers, or None for lists.
+        Where the loader was given fewer rows than there were, the others have NaN, -1 for integers, None for lists, or
+        false for truth values.
         """
         seed_everything(self.seed, "predict", self.accelerator.process_index)
         numbers: list[int] = []

@@ -201,7 +201,7 @@ class TrainingLoop:
         """What the task predicts of each row, in the order of the rows: its outputs `[N, ...]` by their names.
 
         rows: as `build` takes them; they need no labels. Every process goes through all of them. With
-        `data.missing=drop` a row without a text has NaN, -1 for integers, or None for lists.
+        `data.missing=drop` a row without a text has NaN, -1 for integers, None for lists, or false for truth values.
         """
         return self.evaluator.predict(self._load_rows(rows, labelled=False))
 

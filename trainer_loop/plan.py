@@ -44,7 +44,8 @@ from trainer_loop.record.hub_access import check_access, push_command
 from trainer_loop.record.logs import Console
 from trainer_loop.record.trackers import check_trackers
 from trainer_loop.runtime.compiler import check_compiler
-from trainer_loop.tasks.plan import LossPlan, make_up_outputs, plan_loss, plan_task
+from trainer_loop.tasks.find import find_task
+from trainer_loop.tasks.plan import LossPlan, make_up_outputs, name_own_loss, plan_loss, plan_task
 from trainer_loop.tasks.task import Task
 
 _SPLITS = ("train", "validation", "test")
@@ -129,7 +130,8 @@ def plan_run(config: Config, overrides: Overrides, *, problems: Sequence[str] = 
     precision = found.collect("", choose_precision, config.train.precision)
     if config.model.compile:
         found.collect("", check_compiler, "cuda" if torch.cuda.is_available() else "cpu")
-    loss = found.collect("loss.", plan_loss, **vars(config.loss))
+    named = overrides.task or Problems().collect("", find_task, config.task.name, place="")
+    loss = found.collect("loss.", plan_loss, **vars(config.loss), own=name_own_loss(named))
     task = _plan_task(config, overrides, loss, found)
     is_given = {
         "model": overrides.model is not None,
@@ -399,8 +401,13 @@ def _fit_model(
             console.say(line)
     num_classes = count_outputs(model_config, tokenizer) if label_names is None else len(label_names)
     if loss is not None and task is not None and num_classes is not None:
-        found.collect("loss.", loss.check_sum, *make_up_outputs(task.problem_type, num_classes))
+        found.collect("loss.", _check_loss, loss, task, num_classes)
     return model_config, processor
+
+
+def _check_loss(loss: LossPlan, task: Task, num_classes: int) -> None:
+    loss.check_fits(task.problem_type)
+    loss.check_sum(*make_up_outputs(task.problem_type, num_classes))
 
 
 def _check_unused(config: Config, overrides: Overrides, task: Task, found: Problems) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from trainer_loop.components import check_arguments
 from trainer_loop.data.batch_plan import cut_evaluation
+from trainer_loop.data.column_values import find_fault
 from trainer_loop.data.columns import RESERVED, Columns, bind_columns
 from trainer_loop.data.cut import Limits
 from trainer_loop.data.images import load_processor
@@ -33,6 +34,7 @@ from trainer_loop.runtime.quiet import quieten_libraries
 from trainer_loop.tasks.find import find_by_architecture, list_tasks, load_task
 from trainer_loop.tasks.losses import LOSSES
 from trainer_loop.tasks.merge import merge_outputs
+from trainer_loop.tasks.plan import name_own_loss
 from trainer_loop.tasks.task import Batch, Rows, Task
 
 _CONTINUATION = 64  # tokens, where it is not said
@@ -186,11 +188,15 @@ class Predictor:
         if len(given) > len(inputs):
             raise UserError(f"the model reads {', '.join(inputs)}, and no second text; see `predict_rows`")
         rows: dict[str, list[Any]] = dict(zip(inputs, map(list, given), strict=False))
+        problems = Problems()
         for own in rows:
             if (kind := self.task.columns[own].kind) == "words":
                 rows[own] = [text.split() for text in rows[own]]
             elif kind == "choices":
                 rows[own] = [[part.strip() for part in text.split("|")] for text in rows[own]]
+                faults = [find_fault(value, kind, None) for value in rows[own]]
+                problems.lines += [f"{own} {fault}; separate them by |, as in a | b" for fault in faults if fault]
+        problems.refuse()
         return self.predict_rows(rows).rows
 
     @property
@@ -320,7 +326,7 @@ class Predictor:
         loss = told if isinstance(told, Mapping) else {}
         if not loss.get("name") and not loss.get("args"):
             return self.task.loss_function, []  # type: ignore[attr-defined] # its own
-        name, arguments = str(loss.get("name") or "cross_entropy"), loss.get("args") or {}
+        name, arguments = str(loss.get("name") or name_own_loss(self.task)), loss.get("args") or {}
         if name not in LOSSES:  # a name in a model directory must not choose what is imported
             return None, [f"no loss: the model was trained with {name}, which is no loss of trainer_loop"]
         given = list(inspect.signature(LOSSES[name]).parameters)[:2]
@@ -449,4 +455,7 @@ def guess_task(model_dir: Path) -> str:
     config, _ = transformers.PretrainedConfig.get_config_dict(model_dir)
     named = config.get("architectures")
     architecture = str(named[0]) if isinstance(named, list) and named else ""
-    return find_by_architecture(architecture, config.get("problem_type")) or "sequence_classification"
+    # Without a problem type, transformers takes a head of one output for one that predicts numbers.
+    is_number = len(config.get("id2label") or ()) == 1 or config.get("num_labels") == 1
+    problem_type = config.get("problem_type") or ("regression" if is_number else None)
+    return find_by_architecture(architecture, problem_type) or "sequence_classification"

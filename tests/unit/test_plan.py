@@ -18,7 +18,7 @@ from trainer_loop.tasks.plan import plan_loss, plan_task
 # Function, its section, and what it is told besides.
 PLANS: list[tuple[Callable[..., Any], type, set[str]]] = [
     (plan_task, fields.TaskConfig, {"loss"}),
-    (plan_loss, fields.LossConfig, set()),
+    (plan_loss, fields.LossConfig, {"own"}),
     (ModelPlan, fields.ModelConfig, {"given", "adapter"}),
     (plan_lora, fields.LoraConfig, set()),
     (plan_peft, fields.PeftConfig, set()),

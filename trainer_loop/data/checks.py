@@ -150,6 +150,8 @@ def _check_labels(
     if known is not None:
         return problems, [], known
     train = splits.get("train")
+    if train is not None and not len(train.rows):
+        return [*problems, f"data.train: no row has a label in column {label!r}; at least one must"], [], None
     if train is None or describe_kind(train.rows, label) not in _NAMING_KINDS:
         return problems, [], None
 
@@ -204,8 +206,7 @@ def _check_kind(split: Split, *, label: str, train: Split | None) -> list[str]:
         fraction = _first_value(split, label, lambda value: value == value and not float(value).is_integer())
         return [
             f"{where} decimal numbers, such as {fraction}; classification needs integers, texts or "
-            "true/false: make classes of them (1, not 1.0); a Task of "
-            "your own can learn numbers, see docs/customise.md"
+            "true/false: make classes of them (1, not 1.0), or set task.name=sequence_regression, which learns numbers"
         ]
     if kind not in _NAMING_KINDS:
         return [f"{where} {kind}; it must be one integer, text or true/false per row"]

@@ -11,6 +11,8 @@ from trainer_loop.data.columns import Kind
 from trainer_loop.data.values import is_encodable
 from trainer_loop.data.wording import enumerate_some, shorten
 
+_NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
+
 
 def find_fault(value: Any, kind: Kind, per: Any) -> str | None:
     """What is wrong with a value that is not null, as the rest of a sentence; None: nothing.
@@ -48,7 +50,7 @@ def find_choice(value: Any, choices: Any) -> int | None:
     """The number, from 0, of the choice that a value names; None: it names none.
 
     It is the label of a choice, if they have labels. Else it is the text of one, its number from 0, or its letter, A
-    for the first.
+    for the first. A value that is the text of one choice and the place of another names none.
 
     Args:
         value: A number or a text.
@@ -62,28 +64,50 @@ def find_choice(value: Any, choices: Any) -> int | None:
         spelled = [str(label) for label in labels]
         return spelled.index(str(value)) if spelled.count(str(value)) == 1 else None
     texts = read_choices(choices)
-    number = value if type(value) is int else None
-    if isinstance(value, str):
-        if texts.count(value) == 1:
-            return texts.index(value)
-        text = value.strip()
-        if len(text) == 1 and text.isascii() and text.isalpha():
-            number = ord(text.upper()) - ord("A")
-        elif text.isascii() and text.isdigit():
-            number = int(text)
-    return number if number is not None and 0 <= number < len(texts) else None
+    by_text = texts.index(value) if texts.count(value) == 1 else None
+    by_place = _find_place(value, len(texts))
+    if by_text is not None and by_place is not None and by_text != by_place:
+        return None
+    return by_place if by_text is None else by_text
+
+
+def _find_place(value: Any, count: int) -> int | None:
+    """The number of the choice that a number or a letter stands for. count: of choices."""
+    text = str(value).strip() if isinstance(value, str) or type(value) is int else ""
+    if len(text) == 1 and text.isascii() and text.isalpha():
+        place = ord(text.upper()) - ord("A")
+    else:
+        place = int(text) if text.isascii() and text.isdigit() else -1
+    return place if 0 <= place < count else None
+
+
+def read_number(value: Any) -> float | None:
+    """A value of the kind `number`, also where it is written as a text, as in a CSV file; None if it is no number.
+
+    >>> read_number("4.5"), read_number(3), read_number("many"), read_number(True)
+    (4.5, 3.0, None, None)
+    """
+    if isinstance(value, bool) or (isinstance(value, str) and not _NUMBER.fullmatch(value)):
+        return None
+    return float(value) if isinstance(value, (int, float, str, Decimal)) else None
 
 
 def _find_fault_of_number(value: Any) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
+    number = read_number(value)
+    if number is None:
         return f"holds {shorten(value)}, which is no number"
-    return None if math.isfinite(value) else f"holds {value}, which is not finite"
+    return None if math.isfinite(number) else f"holds {number}, which is not finite"
 
 
 def _find_fault_of_choice(value: Any, choices: Any) -> str | None:
     if choices is None or _find_fault_of_choices(choices) is not None or find_choice(value, choices) is not None:
         return None
     texts, labels = read_choices(choices), choices.get("label") if isinstance(choices, Mapping) else None
+    if not labels and texts.count(value) == 1:
+        return (
+            f"holds {shorten(value)}, which is the text of one choice and the place of another; write the choices as "
+            '{"text": [...], "label": [...]}'
+        )
     by_place = f"a number from 0 to {len(texts) - 1}, a letter from A, or the text of one"
     allowed = enumerate_some([str(label) for label in labels]) if labels else by_place
     return f"holds {shorten(value)}, which is none of the {len(texts)} choices; allowed: {allowed}"

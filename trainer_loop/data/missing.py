@@ -33,8 +33,8 @@ Test = Callable[[pa.ChunkedArray], pa.ChunkedArray]
 class Holes:
     """What counts as missing: any value that is null, and blank texts and hidden labels.
 
-    texts: columns of texts, and whether a blank text counts in each. label: the column of single labels, if there is
-    one. others: all other columns that are read.
+    texts: columns of texts and of numbers, and whether a blank text counts in each. label: the column of single labels,
+    if there is one. others: all other columns that are read.
     """
 
     texts: Mapping[str, bool]
@@ -44,10 +44,11 @@ class Holes:
     @classmethod
     def of(cls, columns: Columns, *, missing: str = "refuse") -> "Holes":
         """The holes of these columns. missing: with `empty`, blank texts are as good as any."""
+        kinds = {name: columns.declared[own] for own, name in columns.names.items()}
         texts = {
-            name: missing != "empty" and not columns.declared[own].blank
-            for own, name in columns.names.items()
-            if columns.declared[own].kind == "text"
+            name: column.kind == "number" or (missing != "empty" and not column.blank)
+            for name, column in kinds.items()
+            if column.kind in ("text", "number")  # which may be written as a text
         }
         label = columns.single_label
         return cls(texts, label, [name for name in columns.all if name not in texts and name != label])
@@ -186,7 +187,7 @@ def is_hidden(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _is_blank(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return pc.is_null(column)
+        return is_unlabelled(column)
     return pc.fill_null(is_blank(column), True)
 
 

@@ -137,10 +137,13 @@ def tokenise_split(split: Split, encoding: Encoding) -> TokenisedSplit:
             for own, name in columns.names.items()
         }
         try:
-            return _encode(task, rows, positions, max_length=encoding.max_length, faults=faults)
+            encoded = _encode(task, rows, positions, max_length=encoding.max_length, faults=faults)
         except OSError as error:
             task_errors.append(error)
             raise
+        if columns.has_class_lists and "label" in encoded:  # of empty lists alone no type can be told
+            encoded["label"] = [np.array(labels, dtype=np.int64) for labels in encoded["label"]]
+        return encoded
 
     def make(path: str) -> None:
         if not show_progress:

@@ -156,15 +156,24 @@ def check_model_class(config: PretrainedConfig, *, model_class: str, place: str,
 
 
 def check_given_overrides(
-    overrides: Mapping[str, Any], *, label_names: Sequence[str] | None, tokenizer: Any | None
+    overrides: Mapping[str, Any],
+    *,
+    label_names: Sequence[str] | None,
+    tokenizer: Any | None,
+    problem_type: str | None = None,
 ) -> list[str]:
     """Check the overrides for values that the data or the tokenizer decide; one message for each problem.
 
     Args:
         label_names: names of the classes, from the data.
         tokenizer: tokenizer of a new model, which decides its vocabulary.
+        problem_type: of the task.
     """
     problems = []
+    if problem_type == "regression" and overrides.get("num_labels") not in (None, 1):
+        problems.append(
+            f"model.overrides.num_labels: {overrides['num_labels']}, but one number is predicted; leave it out"
+        )
     if label_names is not None:
         if overrides.get("num_labels") not in (None, len(label_names)):
             problems.append(

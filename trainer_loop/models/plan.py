@@ -148,7 +148,10 @@ class ModelPlan:
         if self.given is None:
             self._check_files(config, task, problems)
         problems.lines += check_given_overrides(
-            self.overrides, label_names=label_names, tokenizer=tokenizer if self.name is None else None
+            self.overrides,
+            label_names=label_names,
+            tokenizer=tokenizer if self.name is None else None,
+            problem_type=task.problem_type,
         )
         problems.refuse()
         lines = fit_model_config(

@@ -14,6 +14,7 @@ from trainer_loop.tasks.sequence_classification import SequenceClassification
 from trainer_loop.tasks.task import Batch
 
 _LEAST = 1e-6  # threshold
+_UNTUNED = 0.5
 
 
 class MultiLabelClassification(SequenceClassification):
@@ -53,8 +54,8 @@ class MultiLabelClassification(SequenceClassification):
         if threshold != "tuned" and not (isinstance(threshold, float) and 0 < threshold < 1):
             raise UserError(f"task.args.threshold: {threshold}: it must be a number between 0 and 1, or tuned")
         super().__init__(loss_function=loss_function)
-        self.threshold = threshold if isinstance(threshold, float) else 0.5  # until `tune` is called
         self._tunes = threshold == "tuned"
+        self.threshold = None if isinstance(threshold, str) else threshold  # None until `tune` is called
 
     def count(self, batch: Batch) -> int:
         assert self.label_names is not None, "the task is bound to the names of its classes"
@@ -78,7 +79,7 @@ class MultiLabelClassification(SequenceClassification):
 
     @property
     def tuned(self) -> dict[str, Any]:
-        return {"threshold": self.threshold} if self._tunes else {}
+        return {"threshold": self.threshold} if self._tunes and self.threshold is not None else {}
 
     def tune(self, outputs: dict[str, Any]) -> dict[str, Any]:
         if not self._tunes:
@@ -95,19 +96,20 @@ class MultiLabelClassification(SequenceClassification):
 
     def _make_outputs(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         probabilities = logits.sigmoid()
-        outputs = {"predictions": probabilities > self.threshold, "probabilities": probabilities}
+        threshold = _UNTUNED if self.threshold is None else self.threshold
+        outputs = {"predictions": probabilities > threshold, "probabilities": probabilities}
         return outputs | ({"references": _mark(batch["labels"], logits).bool()} if "labels" in batch else {})
 
 
 def find_threshold(probabilities: np.ndarray, references: np.ndarray) -> float:
-    """The threshold with the best F1 of what is above it; 0.5 if nothing is to be found.
+    """The threshold with the best F1 of what is above it, half way between two probabilities; 0.5 if there is none.
 
     Args:
         probabilities: `[N]`.
         references: `[N]`, 1 for what is to be found, else 0.
 
     >>> find_threshold(np.array([0.9, 0.2, 0.3, 0.1]), np.array([1, 0, 1, 0]))
-    0.2
+    0.25
     """
     order = np.argsort(-probabilities, kind="stable")
     ranked, found = probabilities[order], np.cumsum(references[order])
@@ -115,10 +117,11 @@ def find_threshold(probabilities: np.ndarray, references: np.ndarray) -> float:
     f1[:-1][ranked[:-1] == ranked[1:]] = 0.0  # no threshold lies between equal probabilities
     f1[ranked <= _LEAST] = 0.0
     if not f1.any():
-        return 0.5
+        return _UNTUNED
     best = int(f1.argmax())
-    below = ranked[best + 1] if best + 1 < len(ranked) else 0.0
-    return max(float(below), _LEAST)
+    above, below = ranked[best], ranked[best + 1] if best + 1 < len(ranked) else 0.0
+    middle = (float(above) + float(below)) / 2
+    return max(middle if ranked.dtype.type(middle) < above else float(below), _LEAST)
 
 
 def _mark(labels: Tensor, logits: Tensor) -> Tensor:

@@ -16,13 +16,27 @@ from trainer_loop.tasks.find import find_task
 from trainer_loop.tasks.losses import LOSSES, explain_wrong_loss
 from trainer_loop.tasks.task import Task
 
+# What targets are, by the problem type of a task, and what a loss of the package compares; class numbers elsewhere.
+_TARGETS: dict[str | None, str] = {"regression": "numbers", "multi_label_classification": "labels"}
+_COMPARES = {"mse": "numbers", "l1": "numbers", "huber": "numbers", "binary_cross_entropy": "labels"}
+
 
 @dataclass(frozen=True)
 class LossPlan:
     """A loss that the config names. function: `(logits [N, C], targets [N]) -> sum over targets, []`."""
 
     key: str  # of the section `loss`, and its value
+    name: str
     function: Callable[[Tensor, Tensor], Tensor]
+
+    def check_fits(self, problem_type: str | None) -> None:
+        """Raise UserError where a loss of the package has targets of another kind than the task.
+
+        problem_type: see `Task`.
+        """
+        fitting = [name for name in LOSSES if _COMPARES.get(name) == _TARGETS.get(problem_type)]
+        if self.name in LOSSES and self.name not in fitting:
+            raise UserError(f"{self.key} does not fit the targets of this task; those that do: {', '.join(fitting)}")
 
     def check_sum(self, outputs: Tensor, targets: Tensor) -> None:
         """Raise UserError where rows given twice do not add up to twice as much: a mean depends on the cut.
@@ -68,11 +82,23 @@ def make_up_outputs(problem_type: str | None, num_classes: int) -> tuple[Tensor,
     return outputs, (outputs > 0).float() if problem_type == "multi_label_classification" else targets
 
 
-def plan_loss(*, name: str | None, args: Mapping[str, Any]) -> LossPlan | None:
-    """Check the section `loss`, whose keys the parameters are; None: the task's own loss. Raises UserError."""
+def name_own_loss(task: Task | type[Task] | None) -> str:
+    """The name of the loss that a task, or its class, has if none is named. None: there is no such task."""
+    if task is None:
+        return "cross_entropy"
+    parameter = inspect.signature(task if isinstance(task, type) else type(task)).parameters.get("loss_function")
+    own = None if parameter is None else parameter.default
+    return next((name for name, loss in LOSSES.items() if loss is own), "cross_entropy")
+
+
+def plan_loss(*, name: str | None, args: Mapping[str, Any], own: str = "cross_entropy") -> LossPlan | None:
+    """Check the section `loss`, whose keys the parameters are; None: the task's own loss. Raises UserError.
+
+    own: the name of the task's own loss, which `args` without a name are for.
+    """
     if name is None and not args:
         return None
-    function = choose(name or "cross_entropy", LOSSES, place="name")
+    function = choose(name or own, LOSSES, place="name")
     if not callable(function):
         raise UserError(f"name: {name} is no function (logits, targets) -> sum")
     # The first two parameters are what the task passes, whatever they are called.
@@ -81,8 +107,8 @@ def plan_loss(*, name: str | None, args: Mapping[str, Any]) -> LossPlan | None:
     except ValueError:  # a built-in that does not say: calling it will
         passed = []
     refuse(check_arguments(function, args, place="args", given=passed))
-    key = f"name: {name}" if name is not None else "args: cross_entropy"
-    return LossPlan(key, functools.partial(function, **args))
+    key = f"name: {name}" if name is not None else f"args: {own}"
+    return LossPlan(key, name or own, functools.partial(function, **args))
 
 
 def plan_task(*, name: str, args: Mapping[str, Any], loss: LossPlan | None) -> Task:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from trainer_loop.data.column_values import read_number
 from trainer_loop.data.columns import Column
 from trainer_loop.tasks.losses import mse
 from trainer_loop.tasks.sequence_classification import SequenceClassification
@@ -38,7 +39,7 @@ class SequenceRegression(SequenceClassification):
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         encoded = super().encode(rows, max_length=max_length)
-        return encoded | ({"label": [float(number) for number in rows["label"]]} if "label" in rows else {})
+        return encoded | ({"label": [read_number(number) for number in rows["label"]]} if "label" in rows else {})
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """`predictions` `[B]`; `references` `[B]` where the numbers are known."""

@@ -86,8 +86,17 @@ class Task(ABC):
 
     @property
     def tuned(self) -> dict[str, Any]:
-        """Arguments of the task as `tune` chose them; an exported model has these."""
+        """Arguments of the task as `tune` chose them; an exported model has these. Empty before the first choice."""
         return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint holds of a task that `tunes`."""
+        return self.tuned
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` returned: arguments by name."""
+        for name, value in state.items():
+            setattr(self, name, value)
 
     @property
     def example_texts(self) -> Sequence[str]:
@@ -201,8 +210,10 @@ class Task(ABC):
 
         The tokenizer pads its own columns, `[B, T]`, with an `attention_mask`. Other lists of numbers are padded with
         what `pad` says, else 0, `[B, L]`; numbers are stacked, `[B]`; anything else stays a list. Rows of a task
-        without `columns` are stacked entry by entry, `[B, ...]`.
+        without `columns` are stacked entry by entry, `[B, ...]`. The `draw` of a row is left out.
         """
+        if self.draws:
+            rows = [{name: value for name, value in row.items() if name != "draw"} for row in rows]
         if not self.columns and not self.has_tokens:
             stacked: Batch = default_collate(rows)
             return stacked

@@ -134,8 +134,8 @@ def test_decimal_labels_say_what_to_do():
         "data.train: column 'label' is null in 1 row: train.csv row 1; fill it in or remove the row, or set "
         "data.missing=drop",
         "data.train: column 'label' holds decimal numbers, such as 4.5 (train.csv row 2); classification needs "
-        "integers, texts or true/false: make classes of them (1, not 1.0); a Task of your own can learn numbers, see "
-        "docs/customise.md",
+        "integers, texts or true/false: make classes of them (1, not 1.0), or set task.name=sequence_regression, which "
+        "learns numbers",
     ]
     assert names is None
 

@@ -18,7 +18,9 @@ from trainer_loop.metrics.load import load_metrics
 from trainer_loop.predictor import Predictions
 from trainer_loop.record.logs import Console
 from trainer_loop.tasks.multi_label_classification import MultiLabelClassification, find_threshold
+from trainer_loop.testing import assert_resumes_exactly
 
+QUIET = Console(enabled=False)
 ROWS = list(MultiLabelClassification.example) * 3
 TEXTS = [str(row["text"]) for row in ROWS]
 NAMES = ["admiration", "anger", "disgust", "joy"]
@@ -160,6 +162,53 @@ def test_a_loss_has_weights_for_the_labels_that_are_there(tmp_path: Path):
     build(make_config(tmp_path, ROWS, loss), console=Console(enabled=False)).fit()
     with pytest.raises(UserError, match=r"loss\.name: binary_cross_entropy fails"):
         build(make_config(tmp_path, ROWS, loss.replace(", 4", "")), console=Console(enabled=False))
+
+
+def test_arguments_without_a_name_are_those_of_the_own_loss(tmp_path: Path):
+    build(make_config(tmp_path, ROWS, "loss.args={pos_weight: [1, 2, 3, 4]}"), console=Console(enabled=False))
+    with pytest.raises(UserError, match=r"loss\.args\.label_smoothing: .*binary_cross_entropy has no argument"):
+        build(make_config(tmp_path, ROWS, "loss.args={label_smoothing: 0.1}"), console=Console(enabled=False))
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse", "l1", "huber"])
+def test_a_loss_on_other_targets_is_refused(loss: str, tmp_path: Path):
+    with pytest.raises(UserError, match=rf"loss\.name: {loss} does not fit .* those that do: binary_cross_entropy"):
+        build(make_config(tmp_path, ROWS, f"loss.name={loss}"), console=Console(enabled=False))
+
+
+def test_rows_without_labels_may_come_first_and_a_split_may_have_no_others(tmp_path: Path):
+    rows = [{"text": "It arrived on Monday.", "label": []}] * 1001 + ROWS
+    (tmp_path / "test.jsonl").write_text('{"text": "Never.", "label": []}\n' * 3)
+    test = f"data.test={tmp_path / 'test.jsonl'}"
+    loop = build(make_config(tmp_path, rows, "data.validation=null", "evaluate.every=never", test), console=QUIET)
+    loop.fit()
+    assert (tmp_path / "run" / "model" / "model.safetensors").exists()
+    named = ["data.streaming=true", f"data.label_names={json.dumps(NAMES)}", f"run_dir={tmp_path / 'streamed'}"]
+    with pytest.raises(UserError, match=r"data\.train: no row has a label in column 'label'"):
+        build(make_config(tmp_path, rows, *named), console=QUIET)
+
+
+def test_of_one_label_f1_is_that_of_the_rows_that_have_it():
+    references, predictions = np.array([[1], [0], [0], [0], [0]]), np.array([[1], [1], [0], [0], [0]])
+    (metric,) = load_metrics(["label_f1"], num_labels=1)
+    assert metric.compute({"predictions": predictions, "references": references}) == pytest.approx(
+        {"micro_f1": 2 / 3, "macro_f1": 2 / 3}
+    )
+    none = metric.compute({"predictions": 0 * predictions, "references": references})
+    assert none == {"micro_f1": 0.0, "macro_f1": 0.0}
+
+
+def test_a_tuned_threshold_comes_back_with_the_run(tmp_path: Path):
+    arguments = (tmp_path, ROWS, "task.args={threshold: tuned}", "train.steps=6", "evaluate.every=2")
+    config = make_config(*arguments, "checkpoint.every=3")
+    trained = build(config, console=QUIET)
+    assert trained.task.tuned == {}
+    trained.fit()
+    again = build(config, console=QUIET)
+    again.restore()
+    assert 0 < again.task.tuned["threshold"] < 1
+    assert again.predict([{"text": text} for text in TEXTS])["predictions"].dtype == bool
+    assert_resumes_exactly(make_config(*arguments, f"run_dir={tmp_path / 'other'}", "checkpoint.every=1"), steps=4)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, float("nan"), 1, "best", None, True])

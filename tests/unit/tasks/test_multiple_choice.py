@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import BertConfig, BertForMultipleChoice, BertForSequenceClassification
 
 from trainer_loop import Predictor, UserError, build, load_config
-from trainer_loop.data.column_values import find_choice
+from trainer_loop.data.column_values import find_choice, find_fault
 from trainer_loop.data.tokenizer import train_tokenizer
 from trainer_loop.record.logs import Console
 from trainer_loop.tasks.multiple_choice import MultipleChoice
@@ -45,14 +45,14 @@ def make_model() -> BertForMultipleChoice:
     return BertForMultipleChoice(BertConfig(vocab_size=len(TOKENIZER), max_position_embeddings=64, **sizes)).eval()
 
 
-@given(st.lists(st.text(min_size=2), min_size=2, max_size=26, unique=True), st.data())
+@given(st.lists(st.text("abc", min_size=2), min_size=2, max_size=26, unique=True), st.data())
 def test_a_choice_is_found_by_its_number_its_letter_and_its_text(choices: list[str], data: st.DataObject):
     number = data.draw(st.integers(0, len(choices) - 1))
     assert find_choice(number, choices) == number
     assert find_choice(choices[number], choices) == number
     letter, digits = chr(ord("A") + number), f" {number} "
     assert find_choice(letter, choices) == find_choice(letter.lower(), choices) == number
-    assert find_choice(digits, choices) == (choices.index(digits) if digits in choices else number)
+    assert find_choice(digits, choices) == number
 
 
 @pytest.mark.parametrize("value", [2, -1, "C", "2", "-1", "neither", "", None, 1.0, True, "²", "ä"])
@@ -62,6 +62,16 @@ def test_other_values_name_no_choice(value: Any):
 
 def test_a_text_that_stands_twice_names_no_choice():
     assert find_choice("yes", ["yes", "yes"]) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "choices"), [("A", ["AB", "A", "B", "O"]), ("1", ["1", "2", "3"]), ("a", ["A", "a"]), ("b", ["b", "a"])]
+)
+def test_a_text_of_one_choice_that_is_the_place_of_another_is_refused(value: str, choices: list[str]):
+    assert find_choice(value, choices) is None
+    assert "is the text of one choice and the place of another" in (find_fault(value, "choice", choices) or "")
+    assert find_choice("A", ["A", "B"]) == 0
+    assert find_choice("1", ["0", "1"]) == 1
 
 
 def test_choices_may_have_labels_which_alone_name_them():
@@ -101,6 +111,14 @@ def test_a_row_that_was_cut_is_told_and_its_length_is_that_of_all_pairs():
     assert encoded["length"] == [len(row) * max(map(len, row)) for row in encoded["input_ids"]]
     assert encoded["truncated"][0] is True
     assert all(len(ids) <= 12 for row in encoded["input_ids"] for ids in row)
+
+
+@pytest.mark.parametrize("choices", ["milk, honey", "milk || honey", ""])
+def test_choices_that_are_not_separated_are_refused(choices: str):
+    columns = {"question": "question", "choices": "choices"}
+    predictor = Predictor(make_model(), TOKENIZER, task="multiple_choice", max_length=32, columns=columns)
+    with pytest.raises(UserError, match=r"choices has .*; separate them by \|"):
+        predictor.predict(["What do bees make?"], [choices])
 
 
 def test_one_question_is_answered_with_its_choices():

@@ -1,10 +1,13 @@
 """Numbers for texts: the loss of the head, other losses, what pipelines answer, bad numbers, models of others."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, pipeline
@@ -116,7 +119,8 @@ def test_the_exported_model_answers_alike_through_the_pipeline(tmp_path: Path):
     [
         (float("nan"), "null"),  # as files of JSON are read
         (float("inf"), "holds inf, which is not finite"),
-        ("4.5", "holds '4.5', which is no number"),
+        ("many", "holds 'many', which is no number"),
+        ("1e999", "holds inf, which is not finite"),
         (True, "holds True, which is no number"),
         ([1.0], "holds [1.0], which is no number"),
         (None, "null"),
@@ -133,13 +137,43 @@ def test_what_is_no_number_is_refused_with_its_place(number: Any, told: str, str
     assert any(told in line and "rows.jsonl line" in line for line in refused.value.problems), refused.value.problems
 
 
+@pytest.mark.parametrize("streaming", ["true", "false"])
+def test_numbers_of_a_csv_file_are_texts(streaming: str, tmp_path: Path):
+    path = tmp_path / "rated.csv"
+    path.write_text("text,stars\n" + "".join(f'"{row["text"]}",{row["label"]}\n' for row in ROWS))
+    of_csv = [f"data.train={path}", f"data.validation={path}", "data.columns.label=stars"]
+    losses = []
+    for name, overrides in (("csv", of_csv), ("jsonl", [])):
+        run_dir = tmp_path / name
+        config = make_config(tmp_path, ROWS, f"data.streaming={streaming}", f"run_dir={run_dir}", *overrides)
+        build(config, console=Console(enabled=False)).fit()
+        rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+        losses.append([row["validation/loss"] for row in rows if "validation/loss" in row])
+    assert losses[0] == losses[1] != []
+
+
+@pytest.mark.parametrize("hole", ["", " ", "nan"])
+def test_a_row_without_its_number_is_dropped(hole: str, tmp_path: Path):
+    path = tmp_path / "rated.csv"
+    path.write_text(f"text,label\nGood,4.5\nBad,{hole}\nWorse,1\n")
+    if hole == "nan":
+        path = tmp_path / "rated.parquet"
+        pyarrow.parquet.write_table(
+            pyarrow.table({"text": ["Good", "Bad", "Worse"], "label": [4.5, math.nan, 1.0]}), path
+        )
+    overrides = [f"data.train={path}", "data.validation=null", "evaluate.every=never", "data.missing=drop"]
+    loop = build(make_config(tmp_path, ROWS, *overrides), console=Console(enabled=False))
+    assert len(loop.data.train.rows) == 2  # type: ignore[attr-defined]
+
+
 def test_a_loss_on_classes_is_refused(tmp_path: Path):
-    with pytest.raises(UserError, match=r"loss\.name: cross_entropy gives .* it must be a sum"):
+    with pytest.raises(UserError, match=r"loss\.name: cross_entropy does not fit .* those that do: mse, l1, huber"):
         build(make_config(tmp_path, ROWS, "loss.name=cross_entropy"), console=Console(enabled=False))
 
 
-def test_a_model_of_somebody_else_that_predicts_numbers_is_known_by_its_config(tmp_path: Path):
-    make_model(num_labels=1, problem_type="regression").save_pretrained(tmp_path)
+@pytest.mark.parametrize("is_told", [True, False])
+def test_a_model_of_somebody_else_that_predicts_numbers_is_known_by_its_config(is_told: bool, tmp_path: Path):
+    make_model(num_labels=1, **({"problem_type": "regression"} if is_told else {})).save_pretrained(tmp_path)
     TOKENIZER.save_pretrained(tmp_path)
     (row,) = Predictor.load(tmp_path).predict(["Never."])
     assert row.keys() == {"value"}
