@@ -205,6 +205,7 @@ def _make_evaluator(config: Config, plan: RunPlan, engine: Engine, console: Cons
         seed=config.seed,
         console=console,
         preemption=engine.preemption,
+        num_samples=config.evaluate.generate.samples,
     )
 
 

@@ -10,7 +10,7 @@ import pkgutil
 import sys
 import traceback
 import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, cast
@@ -27,6 +27,16 @@ def refuse_less(values: Mapping[str, int], least: Mapping[str, int], *, place: s
         f"{place}.{name}: {value}; it must be {least[name]} or more"
         for name, value in values.items()
         if value < least[name]
+    ]
+    refuse(problems)
+
+
+def refuse_others(values: Mapping[str, object], allowed: Mapping[str, Sequence[object]], *, place: str) -> None:
+    """Raise UserError with every value, by its name, that is none of those allowed."""
+    problems = [
+        f"{place}.{name}: {value}; it must be {' or '.join(map(str, allowed[name]))}"
+        for name, value in values.items()
+        if value not in allowed[name]
     ]
     refuse(problems)
 

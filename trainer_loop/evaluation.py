@@ -25,7 +25,7 @@ from trainer_loop.parallel.processes import (
 )
 from trainer_loop.record.checkpoint import AveragedWeights
 from trainer_loop.record.logs import Console
-from trainer_loop.record.predictions import Scores
+from trainer_loop.record.predictions import Sample, Scores
 from trainer_loop.record.run_output import RunOutput
 from trainer_loop.runtime.memory import is_out_of_memory, release_memory
 from trainer_loop.runtime.preempt import Preemption
@@ -51,10 +51,12 @@ class Evaluator:
     seed: int
     console: Console
     preemption: Preemption
+    num_samples: int = 0  # texts of each set that are kept as samples
 
     def __post_init__(self) -> None:
+        self.samples: dict[str, list[Sample]] = {}  # of the sets that were scored last
         # Outputs of the task that are kept of every row; whatever else it predicts is not.
-        tuned_by = self.task.outputs or () if self.task.tunes else ()
+        tuned_by = self.task.list_outputs() or () if self.task.tunes else ()
         compared = [name for metric in self.metrics for name in metric.columns]
         self._wanted = dict.fromkeys([*COLUMNS, *compared, *tuned_by])
         self._ran_out_of_memory = False  # and said so
@@ -104,9 +106,12 @@ class Evaluator:
         output: gets the predictions of each. tunes: the task may choose something by the rows of the first set.
         """
         metrics: Metrics = {}
+        self.samples = {}
         for number, (name, loader) in enumerate(loaders.items()):
             scores = self.score(loader, tunes=tunes and number == 0)
             metrics |= {f"{name}/{metric}" if name else metric: value for metric, value in scores.metrics.items()}
+            if self.task.generates and self.num_samples:
+                self.samples[name] = scores.take_texts(self.num_samples)
             if output is not None:
                 output.write_predictions(name, scores)
         return metrics

@@ -245,8 +245,8 @@ class TrainingLoop:
     def _evaluate_and_select(self, state: TrainState) -> None:
         """Score the validation sets, and do what follows from their metrics."""
         metrics = self._score(self.data.validation, state, saves=state.step > 0)
-        state.evaluated_step = state.step
-        self.record.log_validation(metrics, step=state.step, epoch=self.data.train.count_epochs(state.step))
+        state.evaluated_step, epoch = state.step, self.data.train.count_epochs(state.step)
+        self.record.log_validation(metrics, self.evaluator.samples, step=state.step, epoch=epoch)
         if state.step > 0:
             self.engine.follow_evaluation(metrics, self.options.plateau_metric)
             self._select(state, metrics)
@@ -292,7 +292,7 @@ class TrainingLoop:
         epoch = self.data.train.count_epochs(state.step)
         if self.data.test:
             metrics = self._score(self.data.test, state, saves=saves, output=self.output)
-            self.record.log_test(metrics, step=state.step, epoch=epoch)
+            self.record.log_test(metrics, self.evaluator.samples, step=state.step, epoch=epoch)
         self.record.log_totals(state, epoch=epoch)
         self.checkpointer.end_run()
         self.output.export(self.bare_model, state)

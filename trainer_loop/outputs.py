@@ -149,6 +149,7 @@ class ConfiguredOutput(RunOutput):
             "values": [raw for raw, _ in by_id],
             "metrics": self.plan.metrics,
             "loss": {"name": self.config.loss.name, "args": self.config.loss.args},
+            "generate": vars(self.config.evaluate.generate),
         }
 
     def _push(self, folder: Path, what: str) -> Pushed:

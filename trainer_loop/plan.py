@@ -18,7 +18,7 @@ from transformers import PretrainedConfig
 
 from trainer_loop.components import check_arguments, check_parameters, locate
 from trainer_loop.config.checks import missing_parts
-from trainer_loop.config.fields import Config
+from trainer_loop.config.fields import Config, GenerateConfig
 from trainer_loop.config.load import values_of
 from trainer_loop.config.named_sets import parse_set
 from trainer_loop.config.schema import KEYS
@@ -45,6 +45,7 @@ from trainer_loop.record.logs import Console
 from trainer_loop.record.trackers import check_trackers
 from trainer_loop.runtime.compiler import check_compiler
 from trainer_loop.tasks.find import find_task
+from trainer_loop.tasks.generation import Generation
 from trainer_loop.tasks.plan import LossPlan, make_up_outputs, name_own_loss, plan_loss, plan_task
 from trainer_loop.tasks.task import Task
 
@@ -221,6 +222,13 @@ def _plan_task(config: Config, overrides: Overrides, loss: LossPlan | None, foun
             f"task.args: {dict(config.task.args)}: there are no validation rows to choose by; set data.validation or "
             "data.validation_fraction"
         )
+    if task is not None:
+        task.generation = Generation(
+            **{name: value for name, value in vars(config.evaluate.generate).items() if name != "samples"}
+        )
+        if not task.generates and config.evaluate.generate != GenerateConfig():
+            name = _name_task(config, overrides)
+            found.lines.append(f"evaluate.generate: the task {name} writes no texts; remove it")
     if task is not None and config.model.packing and not task.can_pack:
         name = _name_task(config, overrides)
         found.lines.append(f"model.packing: the task {name} knows no packed batches; set model.packing=false")
@@ -456,7 +464,7 @@ def _check_metrics(
     found.lines += check_metrics(
         entries,
         num_labels=num_labels,
-        outputs=task.outputs,
+        outputs=task.list_outputs(),
         label_names=label_names,
         trust_remote_code=config.model.trust_remote_code,
     )

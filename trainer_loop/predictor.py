@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_b
 from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.quiet import quieten_libraries
 from trainer_loop.tasks.find import find_by_architecture, list_tasks, load_task
+from trainer_loop.tasks.generation import Generation
 from trainer_loop.tasks.losses import LOSSES
 from trainer_loop.tasks.merge import merge_outputs
 from trainer_loop.tasks.plan import name_own_loss
@@ -95,13 +97,17 @@ class Predictor:
             end_token=find_text_config(config).eos_token_id if ends else None,
         )
         # A length that the run was given stays: what the model writes may well end before.
-        self.task.fit_positions(count_tabled_positions(self.model))
+        self.evaluation = evaluation or {}
+        self.task.generation = _read_generation(self.evaluation.get("generate"))
+        self._fit_positions()
         self.processor = processor
         self.max_length = max_length or 0
         if self.task.is_tried:
             self._choose_padding_side()
         self.columns = columns
-        self.evaluation = evaluation or {}
+
+    def _fit_positions(self) -> list[str]:
+        return self.task.fit_positions(count_tabled_positions(self.model))
 
     def _choose_padding_side(self) -> None:
         rows = make_rows(self.task, self.model, max_length=self.max_length)
@@ -202,7 +208,11 @@ class Predictor:
     @property
     def inputs(self) -> list[str]:
         """The task's names of the columns that it predicts from, in their order."""
-        return [own for own, column in self.task.columns.items() if not column.target]
+        return [
+            own
+            for own, column in self.task.columns.items()
+            if not column.target and (column.form is None or own in self.columns)
+        ]
 
     @torch.no_grad()
     def predict_rows(
@@ -278,8 +288,9 @@ class Predictor:
         if "label" in rows:
             columns.setdefault("label", [rows["label"][source] for source in sources])
         lengths = columns.get("length") or [len(ids) for ids in columns.get("input_ids", ())] or [1] * num_encoded
+        faults = {place: reason for place, reason in enumerate(columns.get("fault", ())) if reason is not None}
         columns = {name: values for name, values in columns.items() if name not in RESERVED}
-        if faults := self.task.find_faults(columns, are_pairs="text_pair" in rows):
+        if faults := faults | self.task.find_faults(columns, are_pairs="text_pair" in rows):
             raise UserError([f"{origin_of(numbers[sources[place]])} {reason}" for place, reason in faults.items()])
         return _Part(rows, numbers, [_read(columns, place) for place in range(num_encoded)], sources, lengths)
 
@@ -345,7 +356,7 @@ class Predictor:
         entries = [entry for entry, name in zip(entries, names, strict=True) if name in SHIPPED]
         num_labels = len(self.label_names)
         problems = check_metrics(
-            entries, num_labels=num_labels, outputs=self.task.outputs, label_names=self.label_names
+            entries, num_labels=num_labels, outputs=self.task.list_outputs(), label_names=self.label_names
         )
         try:
             refuse(problems)
@@ -357,10 +368,8 @@ class Predictor:
 
     def write_at_most(self, max_new_tokens: int) -> None:
         """Limit the texts of a seq2seq model. Raises UserError where the model has fewer positions."""
-        positions = count_tabled_positions(self.model)
-        if positions is not None and max_new_tokens > positions:
-            raise UserError(f"max_new_tokens={max_new_tokens}: it must be at most {positions}, the model's positions")
-        self.task.max_new_tokens = max_new_tokens  # type: ignore[attr-defined] # which a task that writes has
+        self.task.generation = replace(self.task.generation, max_new_tokens=max_new_tokens)
+        refuse([line.replace("evaluate.generate.", "") for line in self._fit_positions()])
 
     @torch.no_grad()
     def generate(self, text: str, *, max_new_tokens: int | None = None) -> str:
@@ -417,6 +426,18 @@ def _read_arguments(record: ExportRecord | None, task_class: type[Task], *, plac
     given = ("loss_function",)  # which a model directory must not choose
     refuse(check_arguments(task_class, arguments, place=f"{place}: task.args", given=given))
     return arguments
+
+
+def _read_generation(told: object) -> Generation:
+    """How the run that trained the model wrote texts."""
+    given = told if isinstance(told, Mapping) else {}
+    return Generation(
+        **{
+            field.name: given[field.name]
+            for field in fields(Generation)
+            if type(given.get(field.name)) in (int, float) and field.name != "positions"
+        }
+    )
 
 
 def read_record(model_dir: Path) -> ExportRecord | None:

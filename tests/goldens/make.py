@@ -37,11 +37,15 @@ IMDB = (NO_HUB, "data.train=TRAIN", "data.validation=VALIDATION", "data.max_leng
 TAGS = (NO_HUB, "data.config=null", *(f"data.{split}=TAGGED" for split in ("train", "validation", "test")))
 T5 = "model={name: null, type: t5, tokenizer: MODEL, overrides: {d_model: 16, d_kv: 8, d_ff: 16, num_heads: 2}}"
 VIT = "model={name: null, type: vit, overrides: {image_size: 8, patch_size: 4, hidden_size: 16, intermediate_size: 16}}"
+PROMPTS = [
+    {"prompt": "Is the bay wide?", "context": "", "completion": "Yes."},
+    {"prompt": "Count the ferries:", "context": "one, two", "completion": "There are two of them."},
+]
 OF_EXAMPLES = {  # config, its splits, and what takes the place of its model
     "squad": (("train", "validation"), ("data.max_length=64", "model.name=MODEL")),
     "translate": (
         ("train", "validation", "test"),
-        (T5, "model.overrides={num_layers: 1, num_decoder_layers: 1}", "task.args={max_new_tokens: 8}"),
+        (T5, "model.overrides={num_layers: 1, num_decoder_layers: 1}", "evaluate.generate.max_new_tokens=8"),
     ),
     "similarity": (
         ("train", "validation"),
@@ -49,7 +53,12 @@ OF_EXAMPLES = {  # config, its splits, and what takes the place of its model
     ),
     "emotions": (("train", "validation", "test"), ("data.config=null", "data.max_length=64", "model.name=MODEL")),
     "choice": (("train", "validation", "test"), ("data.config=null", "data.max_length=64", "model.name=MODEL")),
-    "cifar10": (("train", "test"), (VIT, "model.overrides={num_hidden_layers: 1, num_attention_heads: 2}")),
+    "summarize": (
+        ("train", "validation", "test"),
+        (T5, "model.overrides={num_layers: 1, num_decoder_layers: 1}", "evaluate.generate.max_new_tokens=8"),
+    ),
+    "chat": (("train",), (GPT2, "model.lora.merge=true", "data.max_length=64", "model.chat_template=plain")),
+    "images": (("train", "test"), (VIT, "model.overrides={num_hidden_layers: 1, num_attention_heads: 2}")),
 }
 STREAM = (
     "data.streaming=true",
@@ -68,7 +77,7 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
         "configs/wikitext_mlm.yaml",
         (*CAUSAL[:-1], "data.config=null", "data.max_length=32", "model.name=MODEL"),
     ),
-    "wikiann": ("configs/wikiann.yaml", (*TAGS, "data.max_length=64", "model.name=MODEL")),
+    "ner": ("configs/ner.yaml", (*TAGS, "data.max_length=64", "model.name=MODEL")),
     **{
         name: (f"configs/{name}.yaml", (NO_HUB, *(f"data.{split}=EXAMPLES/{name}.jsonl" for split in splits), *model))
         for name, (splits, model) in OF_EXAMPLES.items()
@@ -76,8 +85,9 @@ CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "quickstart": ("configs/quickstart.yaml", ()),
     **{
         name: (f"examples/{name}/config.yaml", ())
-        for name in ("adversarial", "contrastive_pairs", "focal_loss", "gan", "images", "r_drop", "table")
+        for name in ("adversarial", "contrastive_pairs", "focal_loss", "gan", "r_drop", "table")
     },
+    "example images": ("examples/images/config.yaml", ()),
     "distillation": ("examples/distillation/config.yaml", ("model.name=MODEL", "loop.args={teacher: MODEL}")),
     "LoRA": ("configs/imdb.yaml", (*IMDB, "model.lora.r=4", "optimizer.lr=1e-2")),
     "DoRA and EMA": ("configs/imdb.yaml", (*IMDB, "model.lora={r: 4, dora: true}", "ema.decay=0.9")),
@@ -150,7 +160,7 @@ def prepare(directory: Path) -> None:
         names = values.data.columns
         rows = [
             {names.get(own, own): value for own, value in row.items()}
-            for row in load_task(values.task.name).example * 20
+            for row in (PROMPTS if name == "chat" else load_task(values.task.name).example) * 20
         ]
         (directory / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 

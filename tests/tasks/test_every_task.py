@@ -16,6 +16,7 @@ from scenarios import make_ranks
 
 from trainer_loop import Predictor, Task, TrainingLoop, UserError, build, load_config
 from trainer_loop.config.fields import Config
+from trainer_loop.data.columns import bind_columns
 from trainer_loop.data.loader import TrainLoader
 from trainer_loop.data.tokenizer import train_tokenizer
 from trainer_loop.metrics.shipped import SHIPPED
@@ -63,6 +64,7 @@ def make_config(folder: Path, name: str, *overrides: str, dropout: bool = False,
     own = {"bert": SIZES, "vit": {"num_attention_heads": 2, "intermediate_size": 16}}.get(kind, {})
     sizes = sizes | own | ({} if dropout else NO_DROPOUT[kind])
     model = {"type": kind, "overrides": sizes} | ({} if tokenizer is None else {"tokenizer": str(tokenizer)})
+    model |= {"chat_template": "plain"} if name == "chat" else {}
     return load_config(
         None,
         [
@@ -100,7 +102,7 @@ def test_it_has_example_rows_of_unlike_lengths_with_all_columns_that_it_needs(na
     task = load_task(name)
     assert len(task.example) >= 3
     for row in task.example:
-        assert {own for own, column in task.columns.items() if not column.optional} <= row.keys() <= task.columns.keys()
+        assert bind_columns(task.columns, {}, task=name).names.keys() <= row.keys() <= task.columns.keys()
 
 
 def test_an_update_does_not_depend_on_how_it_is_cut(name: str, tmp_path: Path):
@@ -188,7 +190,7 @@ def test_what_it_exports_predicts_the_same(name: str, tmp_path: Path):
     loop = train(make_config(tmp_path, name))
     model_dir = tmp_path / "run" / "model"
     task = load_task(name)
-    inputs = {own: column for own, column in task.columns.items() if not column.target}
+    inputs = bind_columns(task.columns, {}, task=name).without_targets().names
     rows = [{own: row[own] for own in inputs if own in row} for row in task.example if row[next(iter(inputs))]]
     if name == "masked_lm":
         rows = [{"text": row["text"].replace(" the ", " [MASK] ") + "[MASK]"} for row in rows]
@@ -227,9 +229,7 @@ def test_its_metrics_and_predictions_are_written(name: str, tmp_path: Path):
 @pytest.mark.parametrize("streaming", ["true", "false"])
 def test_a_row_without_one_of_its_values_is_refused_with_its_place(name: str, streaming: str, tmp_path: Path):
     task = load_task(name)
-    for own, column in task.columns.items():
-        if column.optional:
-            continue
+    for own in bind_columns(task.columns, {}, task=name).names:
         config = make_config(tmp_path, name, f"data.streaming={streaming}", f"run_dir={tmp_path / own}")
         rows = [dict(row) for row in task.example * 3]
         rows[4][own] = None
@@ -242,7 +242,7 @@ def test_a_row_without_one_of_its_values_is_refused_with_its_place(name: str, st
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("seq2seq", {"prefix": "reverse: ", "max_new_tokens": 3}),
+        ("seq2seq", {"prefix": "reverse: ", "max_target_length": 3}),
         ("question_answering", {"null_answers": True, "null_threshold": -1000.0, "max_answer_tokens": 2}),
     ],
 )

@@ -434,7 +434,7 @@ def test_every_schedule_is_a_schedule_here():
         ({"resume_from_checkpoint": "out/checkpoint-5"}, {"resume_from_checkpoint": "model.name"}),
         ({"do_predict": True, "do_train": True}, {"do_predict": "data.test", "do_train": "always trains"}),
         ({"learning_rate": 1e-3, "max_norm": 0.5, "max_grad_norm": 2}, {"max_norm": "2 already, by max_grad_norm"}),
-        ({"predict_with_generate": True}, {"predict_with_generate": "trainer_loop.predict"}),
+        ({"predict_with_generate": True}, {"predict_with_generate": "always writes"}),
     ],
 )
 def test_what_has_no_key_is_told_with_the_reason(arguments, said, noted):

@@ -11,7 +11,7 @@ import numpy as np
 
 from trainer_loop.cli.predict_arguments import Request
 from trainer_loop.data.checks import check_splits
-from trainer_loop.data.columns import Column, Columns
+from trainer_loop.data.columns import Column, Columns, find_form
 from trainer_loop.data.files import find_files
 from trainer_loop.data.known_labels import read_known_labels
 from trainer_loop.data.missing import Holes, settle_missing
@@ -110,8 +110,10 @@ def _name_columns(request: Request, columns: Columns) -> tuple[Columns, list[str
 
 def _list_keys(columns: Columns) -> dict[str, str]:
     """The keys of this command that name columns, and the column of the task that each of them names."""
-    inputs = [own for own, column in columns.declared.items() if not column.target]
-    targets = [own for own, column in columns.declared.items() if column.target]
+    form = find_form(columns.declared, columns.names)
+    readable = {own: column for own, column in columns.declared.items() if column.form in (None, form)}
+    inputs = [own for own, column in readable.items() if not column.target]
+    targets = [own for own, column in readable.items() if column.target]
     named = dict(zip(("text_column", "pair_column"), inputs, strict=False))
     return named | dict(zip(("label_column",), targets, strict=False))
 

@@ -90,6 +90,11 @@ class ModelConfig:
         "hub id or local directory of the tokenizer, or of the image processor of a task on images; train: a "
         "byte-level BPE trained on the train split; null: the model's own",
     )
+    chat_template: str | None = key(
+        None,
+        "template of conversations: plain, or a file with a Jinja template; it is exported with the tokenizer; null: "
+        "the tokenizer's own",
+    )
     vocab_size: int = key(8000, "size of a tokenizer trained here", unit="tokens", at_least=300, below=1e7)
     from_scratch: bool = key(False, "true: build the model from its config and load no weights")
     overrides: dict[str, Any] = key({}, "fields of the model's own config, such as attention_probs_dropout_prob: 0.0")
@@ -402,6 +407,22 @@ class SchedulerConfig:
 
 
 @dataclass(frozen=True)
+class GenerateConfig:
+    """The texts that a model writes, without chance, for metrics that compare texts."""
+
+    max_new_tokens: int | None = key(
+        None,
+        "tokens of a text at most; null: a causal model writes nothing in an evaluation, and others at most 128",
+        unit="tokens",
+        at_least=1,
+    )
+    num_beams: int = key(1, "beams of a beam search; 1: the likeliest token each time", at_least=1)
+    length_penalty: float = key(1.0, "above 0, a beam search prefers longer texts")
+    no_repeat_ngram_size: int = key(0, "no sequence of so many tokens is written twice; 0: any may be", at_least=0)
+    samples: int = key(3, "texts of each evaluation that are shown, and written to metrics.jsonl", at_least=0)
+
+
+@dataclass(frozen=True)
 class EvaluateConfig:
     """How the model is evaluated."""
 
@@ -411,6 +432,7 @@ class EvaluateConfig:
         "names known to evaluate, dotted paths, or {name: f1, args: {average: macro}}; empty: the task's own",
         kind="metrics",
     )
+    generate: GenerateConfig = section(GenerateConfig)
     at_start: bool = key(False, "true: evaluate once before the first step")
     per_device: int | None = key(None, "rows of one evaluation microbatch at most", unit="rows", at_least=1)
     max_tokens: Any = key(

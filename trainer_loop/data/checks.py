@@ -49,7 +49,8 @@ def check_splits(
             if name not in split.rows.column_names:
                 problems.append(_explain_missing(split, own=own, column=name))
             elif column.kind == "text":
-                problems += _check_texts(split, name, may_be_empty=column.blank or missing == "empty")
+                may_be_empty = column.blank or missing == "empty"
+                problems += _check_texts(split, name, may_be_empty=may_be_empty, is_optional=column.optional)
             elif column.kind != "class":
                 problems += _check_values_of(split, columns, own)
     label = columns.label
@@ -114,7 +115,7 @@ def _check_values_of(split: Split, columns: Columns, own: str) -> list[str]:
     return [f"data.{split.name}: column {name!r} {first} in {plural(len(faults), 'row')}: {shown}; {remedy}"]
 
 
-def _check_texts(split: Split, column: str, *, may_be_empty: bool) -> list[str]:
+def _check_texts(split: Split, column: str, *, may_be_empty: bool, is_optional: bool) -> list[str]:
     feature = split.rows.features[column]
     is_null = isinstance(feature, datasets.Value) and feature.dtype == "null"
     if not is_null and not (isinstance(feature, datasets.Value) and "string" in feature.dtype):
@@ -129,7 +130,9 @@ def _check_texts(split: Split, column: str, *, may_be_empty: bool) -> list[str]:
     if is_null:
         return problems
     if may_be_empty:
-        if all(pc.all(is_blank(texts), min_count=0).as_py() for texts in read_column(split.rows, column)):
+        if not is_optional and all(
+            pc.all(is_blank(texts), min_count=0).as_py() for texts in read_column(split.rows, column)
+        ):
             problems.append(f"data.{split.name}: column {column!r} holds empty texts only")
     elif found := _describe_rows(split, column, is_blank):
         problems.append(f"data.{split.name}: column {column!r} is empty in {found}; {_FILL} (or empty)")

@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer_loop.data import images
 from trainer_loop.data.columns import Kind
+from trainer_loop.data.messages import find_fault_of_messages, find_fault_of_tools
 from trainer_loop.data.values import is_encodable
 from trainer_loop.data.wording import enumerate_some, shorten
 
@@ -37,6 +38,10 @@ def find_fault(value: Any, kind: Kind, per: Any) -> str | None:
             return _find_fault_of_spans(value, per)
         case "image":
             return _find_fault_of_image(value)
+        case "conversation" | "prompt" | "answer":
+            return find_fault_of_messages(value, kind)
+        case "tools":
+            return find_fault_of_tools(value)
         case _:
             return None
 

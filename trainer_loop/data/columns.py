@@ -1,14 +1,29 @@
 """What a task reads of a raw row, and which of the user's columns hold it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from trainer_loop.data.wording import did_you_mean, enumerate_some, shorten
 from trainer_loop.errors import UserError, refuse
 
-RESERVED = ("length", "source", "truncated")  # what `Task.encode` says about each row beside its columns
-Kind = Literal["text", "words", "class", "classes", "number", "choices", "choice", "spans", "image", "any"]
+RESERVED = ("length", "source", "truncated", "fault")  # what `Task.encode` says about each row beside its columns
+Kind = Literal[
+    "text",
+    "words",
+    "class",
+    "classes",
+    "number",
+    "choices",
+    "choice",
+    "spans",
+    "image",
+    "any",
+    "conversation",
+    "prompt",
+    "answer",
+    "tools",
+]
 
 
 @dataclass(frozen=True)
@@ -22,10 +37,15 @@ class Column:
             or more, also as `{"text": [...], "label": [...]}`. `choice`: one of those of the column `per`, see
             `find_choice`. `spans`: parts of the text of the column `per`, as `{"text": [...], "answer_start": [...]}`,
             perhaps none. `image`: a path, a data URI, or bytes. `any`: any value, which is not checked.
+            `conversation`: a list of messages, `{"role": ..., "content": ...}`, the last of the assistant. `prompt`: a
+            text of the user, or a list of messages. `answer`: a text of the assistant, or a list of messages, the last
+            of the assistant. `tools`: a list of JSON schemas of functions, perhaps none.
         optional: The task reads it only if `data.columns` names it.
         target: What the model learns to predict; rows without it can be predicted.
         blank: A text may be empty.
         per: The column that `classes`, `choice` or `spans` belong to.
+        form: The name of the first column of a form. Columns of one form are read together, and in place of those of
+            the other forms: of the form that `data.columns` names columns of, else of the first that is declared.
     """
 
     kind: Kind
@@ -33,6 +53,7 @@ class Column:
     target: bool = False
     blank: bool = False
     per: str | None = None
+    form: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -81,9 +102,13 @@ class Columns:
         return None if self.has_class_lists else self.label
 
     def without_targets(self) -> "Columns":
-        """The columns of rows that are to be predicted."""
+        """The columns of rows that are to be predicted: a conversation need not have its last answer."""
         inputs = {own: name for own, name in self.names.items() if not self.declared[own].target}
-        return Columns(self.declared, inputs)
+        declared = {
+            own: replace(column, kind="prompt") if column.kind == "conversation" else column
+            for own, column in self.declared.items()
+        }
+        return Columns(declared, inputs)
 
 
 def bind_columns(declared: Mapping[str, Column], given: Mapping[str, str | None], *, task: str) -> Columns:
@@ -106,7 +131,17 @@ def bind_columns(declared: Mapping[str, Column], given: Mapping[str, str | None]
         for own, name in given.items()
         if own not in declared
     ]
-    chosen = {own: given.get(own) or own for own, column in declared.items() if given.get(own) or not column.optional}
+    form = find_form(declared, given)
+    problems += [
+        f"data.columns.{own}={name}: a row has these columns, or those of {form}; remove the one or the other"
+        for own, name in given.items()
+        if name and own in declared and declared[own].form not in (None, form)
+    ]
+    chosen = {
+        own: given.get(own) or own
+        for own, column in declared.items()
+        if column.form in (None, form) and (given.get(own) or not column.optional)
+    }
     targets = {own: name for own, name in chosen.items() if declared[own].target}
     problems += [
         f"data.columns.{own}={name}: the column {other} has this name too; what is learned is a column of its own"
@@ -116,6 +151,13 @@ def bind_columns(declared: Mapping[str, Column], given: Mapping[str, str | None]
     ]
     refuse(problems)
     return Columns(declared, chosen)
+
+
+def find_form(declared: Mapping[str, Column], names: Mapping[str, str | None]) -> str | None:
+    """The form whose columns are read; see `Column`. names: the user's, by the task's."""
+    forms = [column.form for column in declared.values() if column.form is not None]
+    named = [column.form for own, column in declared.items() if column.form is not None and names.get(own)]
+    return next(iter(named + forms), None)
 
 
 def _check_declared(declared: Mapping[str, Column], *, task: str) -> list[str]:

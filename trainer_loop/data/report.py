@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 
 from trainer_loop.data.checks import count_labels, flatten
 from trainer_loop.data.columns import Columns
@@ -40,6 +41,8 @@ def describe_data(
             f"{name}: tokens per row: median {median:.0f}, 95 % within {high:.0f}, longest {split.lengths.max()}; "
             f"{plural(split.num_truncated, 'text')} ({split.num_truncated / num_texts:.1%}) cut at max_length"
         )
+        if untaught := _count_without_targets(split):
+            lines.append(f"{name}: {plural(untaught, 'row')} without a target, which is cut away at max_length")
     texts = columns.of_kind("text")
     for name in tokenised:
         if name != "train" and "train" in splits and texts:
@@ -47,6 +50,19 @@ def describe_data(
             share = duplicates / len(splits[name].rows)
             lines.append(f"{name}: {plural(duplicates, 'row')} ({share:.1%}) with a text that is in train too")
     return lines
+
+
+def _count_without_targets(split: TokenisedSplit) -> int:
+    """Rows whose `labels` are all -100."""
+    if "labels" not in split.rows.column_names:
+        return 0
+    batches = split.rows.select_columns(["labels"]).with_format("arrow").iter(batch_size=_READ_ROWS)
+    found = 0
+    for batch in batches:
+        lists = batch["labels"].combine_chunks()
+        taught = pc.list_parent_indices(lists).filter(pc.not_equal(lists.flatten(), -100))
+        found += len(lists) - pc.count_distinct(taught).as_py()
+    return found
 
 
 def count_duplicates(train: Split, other: Split, texts: Sequence[str]) -> int:

@@ -10,11 +10,19 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from trainer_loop.data.pretrained import load_pretrained
 from trainer_loop.data.wording import enumerate_some
-from trainer_loop.errors import UserError
+from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.host import expand_home
 
 _FRAME = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 _END_OF_TEXT = "<|endoftext|>"
+# A line for each message; the end token stands behind an answer, where the model is to stop.
+_PLAIN_TEMPLATE = """\
+{%- for message in messages %}
+{{- message.role }}: {% if message.role == "assistant" %}{% generation %}{{ message.content }}{{ eos_token }}\
+{% endgeneration %}{% else %}{{ message.content }}{% endif %}{{ "\\n" }}
+{%- endfor %}
+{%- if add_generation_prompt %}assistant:{{ " " }}{% endif %}
+"""
 _VOCABULARY_FILES = re.compile(r"tokenizer\.json|vocab\.(txt|json|bpe)|.*\.(model|tiktoken)|tekken\.json")
 
 
@@ -43,6 +51,20 @@ def load_tokenizer(
 def as_tokenizer(processor: Any) -> Any | None:
     """The processor of a task, if it is a tokenizer."""
     return processor if hasattr(processor, "backend_tokenizer") else None
+
+
+def read_chat_template(name: str) -> str:
+    """A chat template: `plain`, or that of a file. Raises UserError where the file cannot be read."""
+    if name == "plain":
+        return _PLAIN_TEMPLATE
+    path = expand_home(name, place="model.chat_template")
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model.chat_template: {name} cannot be read: {in_one_line(error)}; set it to plain, or to a file with a "
+            "Jinja template"
+        ) from error
 
 
 def train_tokenizer(texts: Iterable[str], *, framed: bool, vocab_size: int, max_length: int) -> PreTrainedTokenizerFast:

@@ -245,6 +245,7 @@ def _encode(
             "that each is from in a column `source`"
         )
     sources = encoded.get("source", range(len(positions)))
+    found |= {index: reason for index, reason in enumerate(encoded.pop("fault", ())) if reason is not None}
     faults.update({positions[sources[index]]: reason for index, reason in found.items()})
     if "label" in rows:  # it follows its row
         encoded.setdefault("label", [rows["label"][source] for source in sources])
@@ -299,6 +300,7 @@ def describe_processor(processor: Any) -> dict[str, Any]:
         "class": type(processor).__qualname__,
         "special_tokens": {name: str(token) for name, token in processor.special_tokens_map.items()},
         "columns": list(processor.model_input_names),
+        "chat_template": processor.chat_template,
         "truncation_side": processor.truncation_side,
     }
 

@@ -108,6 +108,8 @@ _OTHER_NAMES: dict[str, tuple[str, str]] = {
     "max_eval_samples": ("data.limit.validation", ""),
     "max_predict_samples": ("data.limit.test", ""),
     "max_seq_length": ("data.max_length", ""),
+    "generation_max_length": ("evaluate.generate.max_new_tokens", "tokens of the text that is written alone"),
+    "generation_num_beams": ("evaluate.generate.num_beams", ""),
     "block_size": ("data.max_length", ""),
     "text_column_name": ("data.columns", "{text: review}"),
     "text_column_names": ("data.columns", "{text: sentence1, text_pair: sentence2}"),
@@ -244,9 +246,7 @@ _OLD_FIELDS_NOT_NEEDED: dict[str, str] = {
 # Fields of Seq2SeqTrainingArguments, and arguments of the example scripts.
 _OTHER_NAMES_NOT_NEEDED: dict[str, str] = {
     "sortish_sampler": _BY_LENGTH,
-    "predict_with_generate": "evaluation scores targets; python -m trainer_loop.predict generates",
-    "generation_max_length": "see max_new_tokens of python -m trainer_loop.predict",
-    "generation_num_beams": "python -m trainer_loop.predict takes the likeliest token each time",
+    "predict_with_generate": "a task with a target text always writes; metrics compare what is written",
     "generation_config": "it is part of the model, and saved with it",
     "overwrite_cache": "tokenised data is kept by what it was made from",
     "pad_to_max_length": "rows are padded to the longest of their microbatch",

@@ -71,6 +71,8 @@ def assemble_model(
     )
     if new_weights:
         say(f"model: {len(new_weights)} weights are new: {', '.join(new_weights[:6])}")
+    if task.end_tokens:
+        model.generation_config.eos_token_id = task.end_tokens  # type: ignore[union-attr]
     model = model.to(device)
     if plan.attention == "auto" and not plan.compile:
         use_attention(model)

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from trainer_loop.data.images import load_processor, make_processor
-from trainer_loop.data.tokenizer import load_tokenizer, train_tokenizer
+from trainer_loop.data.tokenizer import as_tokenizer, load_tokenizer, read_chat_template, train_tokenizer
 from trainer_loop.errors import Problems, UserError
 from trainer_loop.models.adapters import AdapterPlan, plan_lora, plan_peft
 from trainer_loop.models.config import (
@@ -38,6 +38,7 @@ class ModelPlan:
     name: str | None
     type: str | None
     tokenizer: str | None
+    chat_template: str | None
     vocab_size: int
     from_scratch: bool
     overrides: Mapping[str, Any]
@@ -95,6 +96,24 @@ class ModelPlan:
         Raises:
             UserError: it cannot be loaded, or the section does not say which.
         """
+        processor = self._find_processor(task, config, texts=texts, max_length=max_length, say=say)
+        if self.chat_template is None or processor is None:
+            return processor
+        if as_tokenizer(processor) is None:
+            raise UserError("model.chat_template: the task reads no texts; leave it out")
+        processor.chat_template = read_chat_template(self.chat_template)
+        return processor
+
+    def _find_processor(
+        self,
+        task: Task | None,
+        config: PretrainedConfig | None,
+        *,
+        texts: Callable[[], Iterable[str]] | None,
+        max_length: int,
+        say: Callable[[str], None],
+    ) -> Any | None:
+        """As `load_processor`, without the chat template."""
         if task is not None and task.auto_processor is None and task.auto_model is None:
             return None
         # A model that was given brings its own, wherever it is from.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer_loop.data.columns import RESERVED
+from trainer_loop.data.columns import RESERVED, bind_columns
 from trainer_loop.data.loader import move_batch
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.models.config import find_text_config, without_numbers
@@ -68,8 +68,10 @@ def make_row(task: Task, length: int, *, max_length: int) -> list[dict[str, Any]
     ordinary = [token for token in range(len(tokenizer)) if token not in special]
     text = tokenizer.decode([ordinary[(7 * position + length) % len(ordinary)] for position in range(length)])
     text = text.strip() or "a"
-    values = {"text": text, "words": text.split()}
-    rows = {own: [values[column.kind]] for own, column in task.columns.items() if not column.target | column.optional}
+    chat = [{"role": role, "content": text} for role in ("user", "assistant")]
+    values = {"text": text, "words": text.split(), "conversation": chat}
+    read = bind_columns(task.columns, {}, task=type(task).__name__).without_targets().names
+    rows = {own: [values[task.columns[own].kind]] for own in read}
     encoded = task.encode(rows, max_length=max_length)
     columns = {name: values for name, values in encoded.items() if name not in RESERVED}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)][:1]

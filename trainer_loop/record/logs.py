@@ -132,9 +132,13 @@ class MetricLog:
         self._kept: str | None = None  # what the file is to hold before them, where it could not be rewritten
         self._has_warned = False  # that the disk refuses, since it last did not
 
-    def append(self, values: Values) -> None:
+    def append(self, values: Mapping[str, Any]) -> None:
+        """Add a row of numbers, and perhaps of lists of samples."""
         # JSON has no nan or inf, and pandas reads null as nan.
-        row = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        row = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
         self._unwritten.append(json.dumps(row) + "\n")
         self._write()
 

@@ -11,6 +11,8 @@ import numpy as np
 from trainer_loop.errors import UserError
 from trainer_loop.record.run_dir import explain_disk_error, find_remedy, write_text
 
+Sample = dict[str, str | None]  # `prediction` and `reference`
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -24,6 +26,13 @@ class Scores:
     rows: Sequence[int]  # [N] numbers of the encoded rows; of merged rows those of the first
     predictions: np.ndarray
     references: np.ndarray
+
+    def take_texts(self, number: int) -> list[Sample]:
+        """The first texts that were written, each with its first reference; none if no texts are compared."""
+        rows = zip(self.predictions[:number], self.references, strict=False)
+        return [
+            {"prediction": text, "reference": known[0] if known else None} for text, known in rows if type(text) is str
+        ]
 
 
 def write_predictions(

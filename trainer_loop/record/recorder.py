@@ -1,18 +1,24 @@
 """Metrics of a run: summed up beside training, written to metrics.jsonl, the trackers and the console."""
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 
 from accelerate import Accelerator
 from torch import Tensor
 
 from trainer_loop.data.loader import StepLoader
+from trainer_loop.data.wording import shorten
 from trainer_loop.errors import Diverged, UserError
 from trainer_loop.metrics.meter import Meter, StepReport
 from trainer_loop.parallel.processes import sum_on_hosts
 from trainer_loop.record.logs import Console, MetricLog, Values
+from trainer_loop.record.predictions import Sample
 from trainer_loop.record.state import TrainState
 from trainer_loop.runtime.memory import read_peak_memory
+
+Samples = Mapping[str, Sequence[Sample]]  # by set
+_SHOWN = 200  # characters of a text
 
 
 class Recorder:
@@ -105,13 +111,25 @@ class Recorder:
         self._write(values, step=state.step, epoch=epoch)
         self.console.tell_training({"step": state.step, "epoch": epoch} | values)
 
-    def log_validation(self, metrics: Mapping[str, float], *, step: int, epoch: float) -> None:
-        self._write({f"validation/{name}": value for name, value in metrics.items()}, step=step, epoch=epoch)
-        self.console.tell_evaluation(f"validation at step {step:,}, epoch {epoch:.4g}", metrics)
+    def log_validation(self, metrics: Mapping[str, float], samples: Samples, *, step: int, epoch: float) -> None:
+        title = f"validation at step {step:,}, epoch {epoch:.4g}"
+        self._log_evaluation("validation", title, metrics, samples, step=step, epoch=epoch)
 
-    def log_test(self, metrics: Mapping[str, float], *, step: int, epoch: float) -> None:
-        self._write({f"test/{name}": value for name, value in metrics.items()}, step=step, epoch=epoch)
-        self.console.tell_evaluation("test, with the exported weights", metrics)
+    def log_test(self, metrics: Mapping[str, float], samples: Samples, *, step: int, epoch: float) -> None:
+        title = "test, with the exported weights"
+        self._log_evaluation("test", title, metrics, samples, step=step, epoch=epoch)
+
+    def _log_evaluation(
+        self, split: str, title: str, metrics: Mapping[str, float], samples: Samples, *, step: int, epoch: float
+    ) -> None:
+        """samples: texts of each set, for people."""
+        values = {f"{split}/{name}": value for name, value in metrics.items()}
+        texts = {f"{split}/{name}/samples" if name else f"{split}/samples": of_set for name, of_set in samples.items()}
+        self._write(values, step=step, epoch=epoch, texts=texts)
+        self.console.tell_evaluation(title, metrics)
+        for sample in chain.from_iterable(samples.values()):
+            told = {name: shorten(text, at_most=_SHOWN) for name, text in sample.items() if text is not None}
+            self.console.say("  " + "; ".join(f"{name}: {text}" for name, text in told.items()))
 
     def say_why_stopped(self, state: TrainState, num_steps: int, waited_for: str | None) -> None:
         """A line about a run that ends before its last step. waited_for: the metric that did not get better."""
@@ -138,8 +156,10 @@ class Recorder:
         if state.skipped_steps:
             self.console.warn(f"{state.skipped_steps:,} steps were not finite and were skipped")
 
-    def _write(self, values: Values, *, step: int, epoch: float) -> None:
+    def _write(
+        self, values: Values, *, step: int, epoch: float, texts: Mapping[str, Sequence[Sample]] | None = None
+    ) -> None:
         if self.accelerator.is_main_process:
-            self.metric_log.append({"step": step, "epoch": epoch} | dict(values))
+            self.metric_log.append({"step": step, "epoch": epoch, **values, **(texts or {})})
         if self.accelerator.trackers:
             self.accelerator.log(dict(values), step=step)

@@ -27,6 +27,10 @@ _KINDS = {
     "image": "an image: a path, a data URI, or bytes",
     "spans": 'parts of a text: `{"text": [...], "answer_start": [...]}`',
     "any": "any value",
+    "conversation": 'a list of messages, `{"role": ..., "content": ...}`; the last one is of the assistant',
+    "prompt": "a text of the user, or a list of messages",
+    "answer": "a text of the assistant, or a list of messages",
+    "tools": "a list of JSON schemas of functions, or the same as a JSON text",
 }
 
 
@@ -52,6 +56,7 @@ def _describe_use(column: Column) -> str:
     parts = ["what the model learns to predict" if column.target else "what the model reads"]
     parts += [f"one for each of `{column.per}`"] if column.per else []
     parts += ["optional"] if column.optional else []
+    parts += [f"in rows that have `{column.form}`"] if column.form else []
     return ", ".join(parts)
 
 

@@ -10,7 +10,8 @@ from trainer_loop.components import choose
 from trainer_loop.errors import UserError
 from trainer_loop.tasks.task import Task
 
-_NO_TASKS = ("describe", "find", "losses", "merge", "plan", "task")  # files of this folder that hold none
+# Files of this folder that hold none.
+_NO_TASKS = ("chat_template", "describe", "find", "generation", "language_model", "losses", "merge", "plan", "task")
 
 
 def list_tasks() -> list[str]:
@@ -41,12 +42,12 @@ def find_by_architecture(architecture: str, problem_type: str | None) -> str | N
 
     problem_type: in the model's config. None, and any that is not known, stand for one label.
     """
-    found = {}
+    found: dict[str | None, str] = {}
     for name in list_tasks():
         task = load_task(name)
         known = getattr(transformers, task.auto_model)._model_mapping._model_mapping if task.auto_model else {}
         if any(architecture in ([made] if isinstance(made, str) else made) for made in known.values()):
-            found[task.problem_type] = name
+            found.setdefault(task.problem_type, name)
     return found.get(problem_type) or found.get("single_label_classification") or next(iter(found.values()), None)
 
 

@@ -9,21 +9,15 @@ from torch import Tensor, nn
 
 from trainer_loop.data.columns import Column
 from trainer_loop.errors import UserError
-from trainer_loop.ops.output_head import NoOutputHead, OutputHead, find_output_head
-from trainer_loop.tasks.causal_lm import (
-    describe_loss,
-    first_tokens,
-    join_and_cut,
-    negative_log_likelihood,
-    sum_over_rows,
-)
+from trainer_loop.tasks.causal_lm import join_and_cut
+from trainer_loop.tasks.language_model import LanguageModel
 from trainer_loop.tasks.losses import cross_entropy
-from trainer_loop.tasks.task import Batch, Rows, Task
+from trainer_loop.tasks.task import Batch, Rows
 
 _MASKED, _KEPT = 0.8, 0.1  # shares of the chosen tokens; the rest is replaced (BERT, arXiv 1810.04805)
 
 
-class MaskedLM(Task):
+class MaskedLM(LanguageModel):
     """Texts are joined and cut into chunks of `data.max_length` tokens; a target is a token that is hidden.
 
     Of the tokens that are chosen, 80 % are replaced by the mask token, 10 % by a random one, and 10 % stay. In training
@@ -37,17 +31,9 @@ class MaskedLM(Task):
     """
 
     auto_model = "AutoModelForMaskedLM"
-    auto_processor = "AutoTokenizer"
     columns: ClassVar[Mapping[str, Column]] = {"text": Column("text", blank=True)}  # a running text has blank lines
     pad: ClassVar[Mapping[str, int]] = {"labels": -100, "word": -1, "row_targets": 0}
-    metrics = ("perplexity",)
-    outputs: ClassVar[Mapping[str, str] | None] = {
-        "predictions": "negative_log_likelihood",
-        "references": "num_targets",
-    }
     pipeline_tag = "fill-mask"
-    can_pack = True
-    rows_at_head = False
     draws = True
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"text": "The ferry crosses the bay twice a day."},
@@ -66,10 +52,10 @@ class MaskedLM(Task):
     ):
         if not 0 < mask_probability < 1:
             raise UserError(f"task.args.mask_probability: {mask_probability}: it must lie between 0 and 1")
+        super().__init__(loss_function=loss_function)
         self.mask_probability = mask_probability
         self.whole_words = whole_words
         self.join_texts = join_texts
-        self.loss_function = loss_function
 
     def bind(self, processor: Any, **others: Any) -> None:
         """See `Task.bind`. Raises UserError if the tokenizer has no mask token."""
@@ -133,10 +119,11 @@ class MaskedLM(Task):
         targets = tuple(sum(label != -100 for label in row["labels"]) for row in hidden)
         return super().collate(hidden) | {"row_targets": targets}
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        head, outputs = self._run(model, batch)
-        positions, targets = _find_targets(batch)
-        return head.loss(outputs[positions], targets, self.loss_function)
+    def find_targets(self, batch: Batch) -> tuple[Tensor, Tensor, Sequence[int]]:
+        """The hidden tokens; every other has no target."""
+        labels, lengths = batch["labels"].flatten(), batch["row_targets"]
+        positions = torch.nonzero_static(labels != -100, size=sum(lengths))[:, 0]  # does not wait for a device
+        return positions, labels[positions], lengths
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """What perplexity needs: `predictions` `[B]` summed negative log likelihoods, `references` `[B]` targets.
@@ -144,7 +131,7 @@ class MaskedLM(Task):
         Of texts with mask tokens instead: the likeliest `tokens` `[M]` of each row, and their `probabilities`.
         """
         if "labels" in batch:
-            return self.loss_and_predict(model, batch)[1]
+            return super().predict(model, batch)
         head, outputs = self._run(model, batch)
         is_mask = batch["input_ids"] == self.tokenizer.mask_token_id
         best = [logits.softmax(dim=-1).max(dim=-1) for _, logits in head.chunks(outputs[is_mask.flatten()])]
@@ -152,21 +139,10 @@ class MaskedLM(Task):
         tokens, probabilities = torch.cat([part.indices for part in best]), torch.cat([part.values for part in best])
         return {"tokens": list(tokens.split(counts)), "probabilities": list(probabilities.split(counts))}
 
-    def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        head, outputs = self._run(model, batch)
-        positions, targets = _find_targets(batch)
-        losses, nll = [], []
-        for tokens, logits in head.chunks(outputs[positions]):
-            losses.append(self.loss_function(logits, targets[tokens]))
-            nll.append(negative_log_likelihood(logits, targets[tokens]))
-        counts = torch.tensor(batch["row_targets"], device=targets.device)
-        sums = sum_over_rows(nll, batch["row_targets"])
-        return torch.stack(losses).sum(), {"predictions": sums, "references": counts}
-
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         """`tokens` for the mask tokens of the text and their `probabilities`; without any, `loss` and `perplexity`."""
         if "tokens" not in outputs:
-            return describe_loss(outputs)
+            return super().decode(outputs, row)
         tokens = [self.tokenizer.decode([token]).strip() for token in outputs["tokens"].tolist()]
         return {"tokens": tokens, "probabilities": outputs["probabilities"].tolist()}
 
@@ -198,22 +174,3 @@ class MaskedLM(Task):
         shown = np.where(how < _MASKED, self.tokenizer.mask_token_id, np.where(how < _MASKED + _KEPT, ids, others))
         labels = np.where(is_chosen, ids, -100)
         return {"input_ids": np.where(is_chosen, shown, ids).tolist(), "labels": labels.tolist()}
-
-    def _run(self, model: nn.Module, batch: Batch) -> tuple[OutputHead | NoOutputHead, Tensor]:
-        """The head, and what it makes logits of, for every token: `[B * T, ...]`."""
-        inputs = self.model_inputs(batch)
-        head = find_output_head(model, lambda forward: _forward(forward, first_tokens(inputs)))
-        with head.handing_on():
-            return head, _forward(model, inputs).flatten(0, 1)
-
-
-def _forward(model: Callable[..., Any], inputs: Batch) -> Tensor:
-    """What stands for the logits, `[B, T, ...]`."""
-    return model(**inputs).logits  # type: ignore[no-any-return]
-
-
-def _find_targets(batch: Batch) -> tuple[Tensor, Tensor]:
-    """The positions of the targets among all tokens of the batch, and the targets, `[N]`."""
-    labels = batch["labels"].flatten()
-    positions = torch.nonzero_static(labels != -100, size=sum(batch["row_targets"]))[:, 0]  # does not wait for a device
-    return positions, labels[positions]

@@ -1,29 +1,28 @@
 """A text that is written for another: translations, summaries."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from trainer_loop.components import refuse_less
 from trainer_loop.data.columns import Column
+from trainer_loop.tasks.generation import cut_at_end
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import Batch, Rows, Task
 
-_LEAST = {"max_target_length": 2, "max_new_tokens": 2, "num_beams": 1}
 _LENGTH = 128  # where it is not given
 
 
 class Seq2Seq(Task):
     """A row is a source and the target that the model writes for it; a target of the loss is a token of it.
 
-    Metrics compare the texts that the model writes, from its likeliest tokens, with the targets.
+    Metrics compare the texts that the model writes, see `evaluate.generate`, with the targets.
 
     loss_function: `(logits [N, V], tokens [N]) -> sum over tokens, []`; a token of -100 is no target.
     prefix: stands before each source, such as `summarize: `.
     max_target_length: the most tokens of a target in training; None: 128, or as many as the model has positions.
-    max_new_tokens: the most tokens that are written; None likewise.
-    num_beams: how many continuations are followed at once; 1 takes the likeliest token each time.
     """
 
     auto_model = "AutoModelForSeq2SeqLM"
@@ -34,6 +33,7 @@ class Seq2Seq(Task):
     peft_type = "SEQ_2_SEQ_LM"
     pipeline_tag = "text2text-generation"
     is_tried = False
+    generates = True
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"source": "one two", "target": "two one"},
         {"source": "a b c d", "target": "d c b a"},
@@ -45,17 +45,12 @@ class Seq2Seq(Task):
         *,
         prefix: str = "",
         max_target_length: int | None = None,
-        max_new_tokens: int | None = None,
-        num_beams: int = 1,
         loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     ):
         self.max_target_length = _LENGTH if max_target_length is None else max_target_length
-        self.max_new_tokens = _LENGTH if max_new_tokens is None else max_new_tokens
-        numbers = {"max_target_length": self.max_target_length, "max_new_tokens": self.max_new_tokens}
-        refuse_less(numbers | {"num_beams": num_beams}, _LEAST, place="task.args")
-        self._given = {"max_target_length": max_target_length, "max_new_tokens": max_new_tokens}
+        refuse_less({"max_target_length": self.max_target_length}, {"max_target_length": 2}, place="task.args")
+        self._given = max_target_length
         self.prefix = prefix
-        self.num_beams = num_beams
         self.loss_function = loss_function
 
     def settings(self) -> dict[str, Any]:
@@ -64,13 +59,17 @@ class Seq2Seq(Task):
     def fit_positions(self, positions: int | None) -> list[str]:
         if positions is None:
             return []
-        for name, given in self._given.items():
-            if given is None:
-                setattr(self, name, min(_LENGTH, positions))
+        if self._given is None:
+            self.max_target_length = min(_LENGTH, positions)
+        self.generation = replace(self.generation, positions=positions)
+        given = {
+            "task.args.max_target_length": self._given,
+            "evaluate.generate.max_new_tokens": self.generation.max_new_tokens,
+        }
         return [
-            f"task.args.{name}: {given} is more than the {positions} positions of the model; set it to {positions}"
-            for name, given in self._given.items()
-            if given is not None and given > positions
+            f"{key}: {value} is more than the {positions} positions of the model; set it to {positions}"
+            for key, value in given.items()
+            if value is not None and value > positions
         ]
 
     def logits_per_token(self, model_config: Any) -> int | None:
@@ -97,17 +96,14 @@ class Seq2Seq(Task):
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, list[Tensor]]:
         """`tokens` that the model writes for each source."""
-        written = model.generate(  # type: ignore[operator]
-            **self.model_inputs(batch), max_new_tokens=self.max_new_tokens, num_beams=self.num_beams, do_sample=False
-        )
+        written = self.generation.write(model, self.model_inputs(batch))
         return {"tokens": list(written[:, 1:])}  # behind the token that begins a text
 
     def merge(self, parts: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, Any]:
         """The text that the model writes as `predictions`, and the target in a list as `references`."""
         (part,) = parts
-        tokens = part["tokens"].tolist()
-        end = self.tokenizer.eos_token_id
-        text = self.tokenizer.decode(tokens[: tokens.index(end)] if end in tokens else tokens, skip_special_tokens=True)
+        tokens = cut_at_end(part["tokens"].tolist(), {self.tokenizer.eos_token_id})
+        text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return {"predictions": text.strip(), **({"references": [row["target"]]} if "target" in row else {})}
 
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:

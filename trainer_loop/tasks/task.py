@@ -11,6 +11,7 @@ from torch.utils.data import default_collate
 
 from trainer_loop.data.columns import RESERVED, Column
 from trainer_loop.errors import UserError
+from trainer_loop.tasks.generation import Generation
 
 Batch = dict[str, Any]
 Rows = Mapping[str, Sequence[Any]]  # columns of equal length
@@ -41,6 +42,7 @@ class Task(ABC):
         padding_sides: Sides that the task accepts. The first one that does not change the model's answers is used.
         reads_end: The heads of encoder-decoder models look for the end token of each row.
         continues: One text is answered with its continuation.
+        generates: The task writes texts, by its `generation`.
         draws: `collate` chooses at random. Each of its rows then has a seed as `draw`: in training a function of the
             run's seed, the step and the row, and in an evaluation of the row.
         is_tried: The model answers rows that `encode` makes of the inputs, and is tried on a few made-up ones first.
@@ -61,6 +63,7 @@ class Task(ABC):
     padding_sides: ClassVar[tuple[str, ...]] = ("right",)
     reads_end: ClassVar[bool] = False
     continues: ClassVar[bool] = False
+    generates: ClassVar[bool] = False
     draws: ClassVar[bool] = False
     is_tried: ClassVar[bool] = True
     problem_type: ClassVar[str | None] = None
@@ -72,12 +75,17 @@ class Task(ABC):
     label_names: Sequence[str] | None = None
     packs: bool = False
     padding_side: str = "right"
+    generation: Generation = Generation()  # from the section `evaluate.generate`
     _end: tuple[int, int, int] | None = None  # the end token, how many a text has, and a pair
 
     @property
     def tokenizer(self) -> Any:
         """The processor of a task on texts."""
         return self.processor
+
+    def list_outputs(self) -> Mapping[str, str] | None:
+        """What metrics can compare, `outputs` unless it depends on the arguments of the task."""
+        return self.outputs
 
     @property
     def tunes(self) -> bool:
@@ -102,6 +110,11 @@ class Task(ABC):
     def example_texts(self) -> Sequence[str]:
         """Texts that the command for a prediction shows, for the columns that are read."""
         return ("I am super delighted.", "I am delighted.")
+
+    @property
+    def end_tokens(self) -> list[int]:
+        """The tokens that end what the model writes; the exported model stops at them. Empty: those that it has."""
+        return []
 
     @property
     def has_tokens(self) -> bool:
@@ -165,12 +178,13 @@ class Task(ABC):
         By default the texts are tokenised; a task without a tokenizer gets its rows as they are.
 
         Returns:
-            Columns of equal length. These names have a meaning, and no model sees the last three of them:
+            Columns of equal length. These names have a meaning, and no model sees the last four of them:
             `label`: the class id of each row, which is that of its raw row if missing; a batch has it as `labels`.
             `length`: the tokens of each row; if missing, those of `input_ids`, else 1.
             `source`: the position in `rows` that each row begins in, ascending; needed if there are more or fewer rows
             than given.
             `truncated`: true for a row that was cut.
+            `fault`: why a row cannot be encoded, None if it can.
         """
         if self.processor is None:
             if clash := sorted(rows.keys() & set(RESERVED)):
@@ -325,7 +339,9 @@ def pack_rows(rows: list[dict[str, Any]]) -> Batch:
     lengths = [len(row["input_ids"]) for row in rows]
     batch: Batch = {
         name: torch.tensor([list(chain.from_iterable(row[name] for row in rows))])
-        for name in rows[0]
+        if isinstance(values, (list, tuple))
+        else torch.tensor([row[name] for row in rows])
+        for name, values in rows[0].items()
         if name != "label"
     }
     batch["position_ids"] = torch.cat([torch.arange(length) for length in lengths])[None]

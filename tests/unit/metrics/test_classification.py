@@ -195,7 +195,7 @@ while not other.exists() and time.monotonic() < limit:
     time.sleep(0.01)
 assert other.exists()
 print(accuracy.compute({"predictions": np.array([0, 1]), "references": np.array([1, 1])})["accuracy"])
-print(perplexity.compute({"predictions": np.array([0.0]), "references": np.array([3])})["perplexity"])
+print(perplexity.compute({"negative_log_likelihoods": np.zeros(1), "num_targets": np.array([3])})["perplexity"])
 """
 
 

@@ -315,7 +315,7 @@ def test_what_is_right_has_no_problems(lab: str) -> None:
         {"name": f"{lab}.Answers", "args": {"answer": 1}},
         {"name": f"{lab}.share", "args": {"of": 2}},
         f"{lab}.areas",
-        "rouge",
+        "meteor",
         "evaluate-metric/rouge",
         {"name": "accuracy", "args": {"normalize": False}, "key": "hits"},
     ]
@@ -382,7 +382,7 @@ def test_all_problems_come_at_once() -> None:
     ("entries", "key"),
     [
         (["f1", "glue/mrpc"], "f1"),
-        (["rouge", "rouge"], "rouge"),
+        (["meteor", "meteor"], "meteor"),
         ([{"name": "f1", "key": "score"}, {"name": "recall", "key": "score"}], "score"),
         (
             [{"name": "f1", "args": {"average": None}}, {"name": "f1", "args": {"average": None, "labels": [1, 0]}}],
@@ -407,7 +407,7 @@ def test_reported_keys_are_those_that_computing_gives() -> None:
     ]
     results = compute_metrics(load_metrics(entries, num_labels=2), pair([0, 1, 1], [0, 1, 0]))
     assert reported_keys(entries, num_labels=2) == list(results)
-    assert reported_keys([*entries, "rouge"], num_labels=2) is None
+    assert reported_keys([*entries, "meteor"], num_labels=2) is None
 
 
 # ---- metrics from elsewhere
@@ -503,7 +503,7 @@ def test_a_hub_that_says_nothing_is_given_up_on(monkeypatch: pytest.MonkeyPatch)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and never answers
         point_hub_at(f"http://127.0.0.1:{silent.getsockname()[1]}", monkeypatch)
         started = time.monotonic()
-        problems = problems_of(load_metrics, ["rouge", "someone/theirs", "accuracy"], num_labels=2)
+        problems = problems_of(load_metrics, ["meteor", "someone/theirs", "accuracy"], num_labels=2)
     assert time.monotonic() - started < 3
     assert [problem.partition(": ")[0] for problem in problems] == ["evaluate.metrics[0]", "evaluate.metrics[1]"]
     assert all("does not answer" in problem and "accuracy, f1" in problem for problem in problems)
@@ -515,9 +515,9 @@ def test_offline_fails_at_once_and_asks_nobody(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     started = time.monotonic()
-    (problem,) = problems_of(load_metrics, ["rouge"], num_labels=2)
+    (problem,) = problems_of(load_metrics, ["meteor"], num_labels=2)
     assert time.monotonic() - started < 2
-    assert "'rouge' cannot be loaded" in problem
+    assert "'meteor' cannot be loaded" in problem
     assert "HF_HUB_OFFLINE" in problem
     assert "accuracy, f1" in problem
 

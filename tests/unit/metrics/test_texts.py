@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF
 
+from trainer_loop.metrics.shipped.summaries import rouge
 from trainer_loop.metrics.shipped.texts import answer_f1, exact_match
 from trainer_loop.metrics.shipped.translation import chrf, sacrebleu
 
@@ -53,6 +55,16 @@ def test_translations_are_scored_as_sacrebleu_does():
     assert (
         chrf(predictions, references, word_order=2) == CHRF(word_order=2).corpus_score(list(predictions), streams).score
     )
+
+
+def test_summaries_are_scored_as_rouge_score_does_by_the_best_reference():
+    predictions = np.array(["the cat sat.\nit slept", "running"], dtype=object)
+    scores = rouge(predictions, lists(["no cat", "the cat sat.\nit sleeps"], ["runs"]))
+    scorer = RougeScorer(["rouge1", "rougeLsum"])
+    own = scorer.score("the cat sat.\nit sleeps", predictions[0])
+    assert scores["rouge1"] == pytest.approx(own["rouge1"].fmeasure / 2)
+    assert scores["rougeLsum"] == pytest.approx(own["rougeLsum"].fmeasure / 2)
+    assert rouge(predictions[1:], lists(["runs"]), use_stemmer=True)["rouge1"] == 1.0
 
 
 def test_a_row_without_references_has_the_empty_text():

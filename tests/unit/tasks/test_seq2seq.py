@@ -16,6 +16,7 @@ from transformers import (
 
 from trainer_loop import Predictor, UserError
 from trainer_loop.data.tokenizer import train_tokenizer
+from trainer_loop.tasks.generation import Generation
 from trainer_loop.tasks.seq2seq import Seq2Seq
 
 ROWS = {"source": ["one two three", "four"], "target": ["three two one", "a text that is somewhat longer"]}
@@ -65,10 +66,10 @@ def test_each_target_ends_with_the_end_token_and_is_never_too_long():
 def test_texts_are_no_longer_than_the_positions_of_the_model():
     task = make_task(max_target_length=40)
     assert task.fit_positions(None) == []
-    assert (task.max_target_length, task.max_new_tokens) == (40, 128)
+    assert (task.max_target_length, task.generation.length) == (40, 128)
     told = "task.args.max_target_length: 40 is more than the 32 positions of the model; set it to 32"
     assert task.fit_positions(32) == [told]
-    assert task.max_new_tokens == 32
+    assert task.generation.length == 32
     assert task.fit_positions(40) == []
 
 
@@ -77,9 +78,17 @@ def test_a_model_that_was_trained_with_a_longer_length_is_loaded_and_answers():
     end = tokenizer.eos_token_id
     ids = {"pad_token_id": end, "eos_token_id": end, "bos_token_id": end, "decoder_start_token_id": end}
     model = BartForConditionalGeneration(BartConfig(vocab_size=300, max_position_embeddings=32, **OF_BART, **ids))
-    arguments = {"max_target_length": 128, "max_new_tokens": 5}
+    arguments = {"max_target_length": 128}
     columns = {"source": "source", "target": "target"}
-    predictor = Predictor(model, tokenizer, task="seq2seq", max_length=16, columns=columns, arguments=arguments)
+    predictor = Predictor(
+        model,
+        tokenizer,
+        task="seq2seq",
+        max_length=16,
+        columns=columns,
+        arguments=arguments,
+        evaluation={"generate": {"max_new_tokens": 5}},
+    )
     assert isinstance(predictor.predict(["one two"])[0]["text"], str)
 
 
@@ -110,7 +119,8 @@ def test_a_target_that_ends_with_a_language_gets_no_second_end():
     assert [ids[-2:] for ids in task.encode(ROWS, max_length=32)["labels"]] == [[end, 5], [end, 5]]
 
 
-@pytest.mark.parametrize("wrong", [{"num_beams": 0}, {"max_new_tokens": 0}, {"max_target_length": 1}])
-def test_arguments_out_of_range_are_refused(wrong: dict[str, int]):
-    with pytest.raises(UserError, match=rf"task.args.{next(iter(wrong))}: "):
-        Seq2Seq(**wrong)
+def test_arguments_out_of_range_are_refused():
+    with pytest.raises(UserError, match=r"task.args.max_target_length: "):
+        Seq2Seq(max_target_length=1)
+    with pytest.raises(UserError, match=r"evaluate.generate.num_beams: "):
+        Generation(num_beams=0)

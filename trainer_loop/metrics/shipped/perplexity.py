@@ -8,17 +8,17 @@ import math
 from trainer_loop.metrics.values import NegativeLogLikelihoods, SmallerIsBetter, TargetCounts
 
 
-def perplexity(predictions: NegativeLogLikelihoods, references: TargetCounts) -> SmallerIsBetter:
+def perplexity(negative_log_likelihoods: NegativeLogLikelihoods, num_targets: TargetCounts) -> SmallerIsBetter:
     """exp of the mean negative log likelihood of a target, over all targets of all rows; up to 709 nats.
 
     Args:
-        predictions: the negative log likelihood of each row, summed over its targets, in nats, `[N]`.
-        references: how many targets each row has, `[N]`.
+        negative_log_likelihoods: of each row, summed over its targets, in nats, `[N]`.
+        num_targets: how many targets each row has, `[N]`.
     """
-    num_targets = int(references.sum())
-    if num_targets == 0:
+    count = int(num_targets.sum())
+    if count == 0:
         raise ValueError("perplexity needs a target and the rows have none")
-    mean = math.fsum(predictions.tolist()) / num_targets  # fsum: the order of the rows does not change a digit
+    mean = math.fsum(negative_log_likelihoods.tolist()) / count  # fsum: the order of the rows does not change a digit
     try:
         return math.exp(mean)
     except OverflowError:

@@ -1,0 +1,221 @@
+"""The answers of an assistant in conversations."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from trainer_loop.components import refuse_others
+from trainer_loop.data.columns import Column
+from trainer_loop.data.messages import Message, read_messages, read_tools
+from trainer_loop.errors import UserError
+from trainer_loop.tasks.chat_template import ChatTemplate, EncodedChat, Spans, TemplateFault
+from trainer_loop.tasks.generation import cut_at_end, pad_on_the_left
+from trainer_loop.tasks.language_model import LANGUAGE_MODEL_OUTPUTS, LanguageModel
+from trainer_loop.tasks.losses import cross_entropy
+from trainer_loop.tasks.task import Batch, Rows
+
+
+class Chat(LanguageModel):
+    """A row is a conversation, `messages`, or a `prompt` with its `completion`; targets are the tokens of the answers.
+
+    The chat template of the tokenizer writes the conversation; `model.chat_template` names another one. An answer ends
+    with the token by which the model stops. With `evaluate.generate.max_new_tokens`, evaluations also write an answer
+    to each row, which metrics on texts compare with the last answer of the row.
+
+    train_on: answers that are learned: `all` of a conversation, or only its `last`.
+    spans: how answers are found: by the `marks` of the template, `{% generation %}`; by writing the `prefixes` of the
+        conversation; `auto`: by marks if the template has them, which are then compared with the other way.
+    loss_function: `(logits [N, V], tokens [N]) -> sum over tokens, []`.
+    """
+
+    auto_model = "AutoModelForCausalLM"
+    columns: ClassVar[Mapping[str, Column]] = {
+        "messages": Column("conversation", form="messages"),
+        "prompt": Column("prompt", form="prompt"),
+        "context": Column("text", form="prompt", optional=True, blank=True),
+        "completion": Column("answer", form="prompt", target=True),
+        "tools": Column("tools", optional=True),
+    }
+    pad: ClassVar[Mapping[str, int]] = {"labels": -100, "row_targets": 0, "prompt_length": 0}
+    peft_type = "CAUSAL_LM"
+    pipeline_tag = "text-generation"
+    generates = True
+    example: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {
+            "messages": [
+                {"role": "system", "content": "Answer in a word."},
+                {"role": "user", "content": "How often does the ferry go?"},
+                {"role": "assistant", "content": "Twice."},
+            ]
+        },
+        {
+            "messages": [
+                {"role": "user", "content": "Is the bay wide?"},
+                {"role": "assistant", "content": "Yes."},
+                {"role": "user", "content": "Does it freeze?"},
+                {"role": "assistant", "content": "In winter, most years."},
+            ]
+        },
+        {
+            "messages": [
+                {"role": "user", "content": "Who walks across?"},
+                {"role": "assistant", "content": "Those who miss the ferry."},
+            ]
+        },
+    )
+
+    def __init__(
+        self,
+        *,
+        train_on: Literal["all", "last"] = "all",
+        spans: Spans = "auto",
+        loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    ):
+        super().__init__(loss_function=loss_function)
+        self._positions: int | None = None
+        allowed = {"train_on": ("all", "last"), "spans": get_args(Spans)}
+        refuse_others({"train_on": train_on, "spans": spans}, allowed, place="task.args")
+        self.train_on = train_on
+        self.spans = spans
+
+    def bind(self, processor: Any, **others: Any) -> None:
+        """See `Task.bind`. Raises UserError if the tokenizer has no chat template, or one without the marks wanted."""
+        super().bind(processor, **others)
+        if not processor.chat_template:
+            raise UserError(
+                "model.chat_template: null: the tokenizer has none; set it to plain, or to a file with a template"
+            )
+        self._template = ChatTemplate(processor, self.spans)
+        if self.spans == "marks" and not self._template.has_marks:
+            raise UserError("task.args.spans: marks: the chat template has no {% generation %}; set it to prefixes")
+        if self.packs and self.generation.max_new_tokens is not None:
+            raise UserError(
+                "evaluate.generate.max_new_tokens: a model of packed rows writes no texts; set it to null, or "
+                "model.packing=false"
+            )
+        self._ends = self._template.find_ends()
+
+    def settings(self) -> dict[str, Any]:
+        return {"train_on": self.train_on, "spans": self.spans}
+
+    def list_outputs(self) -> Mapping[str, str]:
+        """With texts that are written, metrics on texts fit too."""
+        written = {"predictions": "text", "references": "texts"} if self._writes_in_evaluation else {}
+        return {**LANGUAGE_MODEL_OUTPUTS, **written}
+
+    @property
+    def example_texts(self) -> Sequence[str]:
+        return ("How often does the ferry go?",)
+
+    def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
+        """The tokens of each conversation, cut at `max_length`; `labels` are those of answers, else -100.
+
+        `prompt_length` is how many tokens stand before the last answer. A conversation that does not end with an answer
+        has the header of one behind it.
+        """
+        names = ("input_ids", "labels", "prompt_length", "truncated", "fault")
+        columns: dict[str, list[Any]] = {name: [] for name in names}
+        for number, (messages, tools) in enumerate(_read_conversations(rows)):
+            fault = None
+            try:
+                chat = self._template.encode(messages, tools, only_last=self.train_on == "last", compares=number == 0)
+            except TemplateFault as error:
+                chat, fault = EncodedChat([], [], 0), str(error)
+            labels = [token if is_one else -100 for token, is_one in zip(chat.ids, chat.is_answer, strict=True)]
+            columns["input_ids"].append(chat.ids[:max_length])
+            columns["labels"].append([-100, *labels[1:max_length]])  # nothing stands before the first token
+            columns["prompt_length"].append(min(chat.prompt_length, max_length))
+            columns["truncated"].append(len(chat.ids) > max_length)
+            columns["fault"].append(fault)
+        return columns
+
+    def collate(self, rows: list[dict[str, Any]]) -> Batch:
+        """`row_targets` is how many targets each row has."""
+        targets = tuple(sum(label != -100 for label in row["labels"]) for row in rows)
+        return super().collate(rows) | {"row_targets": targets}
+
+    def find_targets(self, batch: Batch) -> tuple[Tensor, Tensor, Sequence[int]]:
+        """The tokens that come before one of an answer."""
+        labels, lengths = batch["labels"].flatten().roll(-1), batch["row_targets"]
+        positions = torch.nonzero_static(labels != -100, size=sum(lengths))[:, 0]  # does not wait for a device
+        return positions, labels[positions], lengths
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """The outputs of `loss_and_predict`, and the `tokens` of an answer to each row."""
+        outputs = self.loss_and_predict(model, batch)[1]
+        return outputs if "tokens" in outputs or self.packs else outputs | {"tokens": self._write(model, batch)}
+
+    def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        loss, outputs = super().loss_and_predict(model, batch)
+        return loss, outputs | ({"tokens": self._write(model, batch)} if self._writes_in_evaluation else {})
+
+    def merge(self, parts: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, Any]:
+        """The text of the answer as `predictions`, and the last answer of the row in a list as `references`."""
+        (part,) = parts
+        if not self._writes_in_evaluation and "tokens" not in part:
+            return dict(part)
+        outputs = {name: value for name, value in part.items() if name != "tokens"}
+        answer = self.tokenizer.decode(cut_at_end(part["tokens"].tolist(), self._ends), skip_special_tokens=True)
+        known = _read_answer(row)
+        return outputs | {"predictions": answer.strip(), "references": [] if known is None else [known]}
+
+    def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+        """`text`: the answer that the model writes; and of the answers of the row `loss` and `perplexity`."""
+        is_written = isinstance(outputs["predictions"], str)
+        return {"text": outputs["predictions"]} if is_written else super().decode(outputs, row)
+
+    def fit_positions(self, positions: int | None) -> list[str]:
+        self._positions = positions
+        self.generation = replace(self.generation, positions=None if positions is None else positions // 2)
+        given = self.generation.max_new_tokens
+        if positions is None or given is None or given < positions:
+            return []
+        return [f"evaluate.generate.max_new_tokens: {given}: it must be below {positions}, the positions of the model"]
+
+    @property
+    def end_tokens(self) -> list[int]:
+        return sorted(self._ends)
+
+    @property
+    def _writes_in_evaluation(self) -> bool:
+        return self.generation.max_new_tokens is not None
+
+    def _write(self, model: nn.Module, batch: Batch) -> list[Tensor]:
+        """The tokens of an answer to what stands before the last one of each row, of at most as many as fit."""
+        room = None if self._positions is None else self._positions - self.generation.length
+        lengths = batch["prompt_length"].tolist()
+        ids = [row[:length] for row, length in zip(batch["input_ids"].tolist(), lengths, strict=True)]
+        inputs = pad_on_the_left(
+            [row[-room:] if room else row for row in ids],
+            fill=self.tokenizer.pad_token_id,
+            device=batch["input_ids"].device,
+        )
+        written = self.generation.write(model, inputs, pad=self.tokenizer.pad_token_id, ends=self.end_tokens)
+        return list(written[:, inputs["input_ids"].shape[1] :])
+
+
+def _read_conversations(rows: Rows) -> Iterator[tuple[list[Message], Any]]:
+    """The messages of each row, and its tools."""
+    names = list(rows)
+    for values in zip(*rows.values(), strict=True):
+        row = dict(zip(names, values, strict=True))
+        tools = read_tools(row["tools"]) if "tools" in row else None
+        answer = read_messages(row["completion"], role="assistant") if "completion" in row else []
+        if "messages" in row:
+            yield read_messages(row["messages"], role="user"), tools
+            continue
+        prompt = read_messages(row["prompt"], role="user")
+        if row.get("context"):
+            prompt[-1] = {**prompt[-1], "content": f"{prompt[-1]['content']}\n\n{row['context']}"}
+        yield prompt + answer, tools
+
+
+def _read_answer(row: Mapping[str, Any]) -> str | None:
+    """The last answer of a raw row; None if it has none."""
+    value = row.get("messages", row.get("completion"))
+    messages = [] if value is None else read_messages(value, role="user" if "messages" in row else "assistant")
+    is_answer = bool(messages) and messages[-1]["role"] == "assistant"
+    return str(messages[-1].get("content", "")) if is_answer else None
