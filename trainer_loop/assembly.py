@@ -3,6 +3,8 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ from trainer_loop.description import fingerprint_own_code
 from trainer_loop.engine import Engine
 from trainer_loop.errors import UserError, under
 from trainer_loop.evaluation import Evaluator
-from trainer_loop.loaders import ConfiguredData, make_train_loader
+from trainer_loop.loaders import ConfiguredData, make_evaluation_loader, make_train_loader
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.load import load_metrics
 from trainer_loop.models.assemble import assemble_model, make_plain_model
@@ -45,6 +47,7 @@ from trainer_loop.record.logs import Console, MetricLog
 from trainer_loop.record.recorder import Recorder
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.trackers import is_own
+from trainer_loop.references import add_references
 from trainer_loop.runtime.compiler import compile_model
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.quiet import quieten_libraries
@@ -126,6 +129,8 @@ def build(
         allow_unused=config.train.unused_parameters == "allow" or drops_layers(plan.inputs.model_config),
         preemption=preemption or Preemption(),
     )
+    if plan.task.refers:
+        plan = _add_references(config, plan, engine, console, train_loader)
     data = ConfiguredData(config, plan, accelerator, console, train_loader)
     return plan.loop_class(
         task=plan.task,
@@ -190,6 +195,24 @@ def _make_model(
         say=console.say,
         warn=console.warn,
     )
+
+
+def _add_references(
+    config: Config, plan: RunPlan, engine: Engine, console: Console, train_loader: TrainLoader | StreamLoader
+) -> RunPlan:
+    """The plan, and the loader of training rows, with what the task wants to know from the model of now."""
+    assert isinstance(train_loader, TrainLoader), "a task that refers streams no rows"
+    splits = add_references(
+        plan.inputs.splits,
+        plan.task,
+        engine.bare_model,
+        engine.accelerator,
+        make_loader=partial(make_evaluation_loader, config, plan, engine.accelerator),
+        cache_dir=config.data.cache_dir,
+        say=console.say,
+    )
+    train_loader.rows = splits["train"].rows
+    return replace(plan, inputs=replace(plan.inputs, splits=splits))
 
 
 def _make_evaluator(config: Config, plan: RunPlan, engine: Engine, console: Console) -> Evaluator:

@@ -62,7 +62,7 @@ def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -
     )
 
 
-def _make_evaluation_loader(
+def make_evaluation_loader(
     config: Config,
     plan: RunPlan,
     accelerator: Accelerator,
@@ -104,7 +104,7 @@ class ConfiguredData(RunData):
             split, part = parse_set(name)
             if split != "train":
                 workers = _num_workers(config, accelerator)
-                loaders[split][part] = _make_evaluation_loader(config, plan, accelerator, rows, num_workers=workers)
+                loaders[split][part] = make_evaluation_loader(config, plan, accelerator, rows, num_workers=workers)
         super().__init__(train_loader, validation=loaders["validation"], test=loaders["test"])
         self._config, self._plan, self._accelerator, self._console = config, plan, accelerator, console
 
@@ -116,7 +116,7 @@ class ConfiguredData(RunData):
             )
         else:
             split = take_rows(rows, name="rows", place="rows")
-        loader = _make_evaluation_loader(self._config, self._plan, self._accelerator, split, labelled=labelled)
+        loader = make_evaluation_loader(self._config, self._plan, self._accelerator, split, labelled=labelled)
         loader.kept = kept
         return loader
 

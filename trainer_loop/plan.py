@@ -229,6 +229,11 @@ def _plan_task(config: Config, overrides: Overrides, loss: LossPlan | None, foun
         if not task.generates and config.evaluate.generate != GenerateConfig():
             name = _name_task(config, overrides)
             found.lines.append(f"evaluate.generate: the task {name} writes no texts; remove it")
+    if task is not None and task.refers and config.data.streaming:
+        name = _name_task(config, overrides)
+        found.lines.append(
+            f"data.streaming: the task {name} compares each row with the model before the first update; set it to false"
+        )
     if task is not None and config.model.packing and not task.can_pack:
         name = _name_task(config, overrides)
         found.lines.append(f"model.packing: the task {name} knows no packed batches; set model.packing=false")

@@ -238,7 +238,7 @@ class Predictor:
         problems = Problems()
         parts = [problems.collect("", self._encode, given, numbers, origin_of) for given, numbers in (known, unknown)]
         problems.refuse()
-        has_targets = len(known[1]) > 0
+        has_targets = len(known[1]) > 0 and not self.task.refers
         loss_function, notes = self._find_loss() if has_targets else (None, [])
         if loss_function is not None:
             self.task.loss_function = loss_function  # type: ignore[attr-defined]

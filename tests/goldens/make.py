@@ -57,6 +57,10 @@ OF_EXAMPLES = {  # config, its splits, and what takes the place of its model
         ("train", "validation", "test"),
         (T5, "model.overrides={num_layers: 1, num_decoder_layers: 1}", "evaluate.generate.max_new_tokens=8"),
     ),
+    "preference": (
+        ("train", "validation"),
+        (GPT2, "model.lora.merge=true", "data.max_length=64", "model.chat_template=plain"),
+    ),
     "chat": (("train",), (GPT2, "model.lora.merge=true", "data.max_length=64", "model.chat_template=plain")),
     "images": (("train", "test"), (VIT, "model.overrides={num_hidden_layers: 1, num_attention_heads: 2}")),
 }

@@ -25,6 +25,7 @@ from trainer_loop.predictor import Predictor, find_columns, guess_task
 from trainer_loop.record.export import ExportRecord
 from trainer_loop.record.logs import format_value
 from trainer_loop.record.run_dir import RunDir, explain_disk_error
+from trainer_loop.tasks.find import load_task
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def prepare_file(file: str, request: Request, model_dir: Path, record: ExportRec
     problems = unfit + _check_output(request, output, files)
     try:
         table = read_whole(files, text_format=TextFormat(request.delimiter, request.quoting, request.encoding))
-        label = _find_label_column(request, table, columns)
+        label = None if load_task(task).refers else _find_label_column(request, table, columns)
         read = columns.without_targets()
         inputs, kept, notes = _settle_rows(table, read, missing=request.missing)
         if label is not None and columns.label_role is None:

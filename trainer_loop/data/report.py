@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer_loop.data.checks import count_labels, flatten
@@ -59,9 +60,12 @@ def _count_without_targets(split: TokenisedSplit) -> int:
     batches = split.rows.select_columns(["labels"]).with_format("arrow").iter(batch_size=_READ_ROWS)
     found = 0
     for batch in batches:
-        lists = batch["labels"].combine_chunks()
-        taught = pc.list_parent_indices(lists).filter(pc.not_equal(lists.flatten(), -100))
-        found += len(lists) - pc.count_distinct(taught).as_py()
+        labels = batch["labels"].combine_chunks()
+        parents = np.arange(len(labels))  # the row that each element is from
+        values = labels
+        while pa.types.is_list(values.type) or pa.types.is_large_list(values.type):
+            parents, values = parents[np.asarray(pc.list_parent_indices(values))], values.flatten()
+        found += len(labels) - len(np.unique(parents[np.asarray(pc.not_equal(values, -100))]))
     return found
 
 

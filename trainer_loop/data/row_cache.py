@@ -27,12 +27,12 @@ def load_or_make(folder: Path, make: Callable[[str], None]) -> datasets.Dataset:
     all, and is made again where its size or time tell that it is not as it was written. Raises OSError where it
     cannot be written.
     """
-    rows = _load(folder)
+    rows = load_rows(folder)
     if rows is not None:
         return rows
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
-        rows = _load(folder)  # another process may have been first
+        rows = load_rows(folder)  # another process may have been first
         return _make(folder, make) if rows is None else rows
 
 
@@ -72,7 +72,7 @@ def _put(partial: Path, folder: Path) -> datasets.Dataset:
     try:
         partial.replace(folder)
     except OSError:  # something is there: damaged rows, or those of another host, which may have mapped them already
-        rows = _load(folder)
+        rows = load_rows(folder)
         if rows is not None:
             return rows
         if not folder.exists():
@@ -89,8 +89,8 @@ def _move_away(folder: Path, abandoned: Path) -> None:
         os.utime(abandoned)
 
 
-def _load(folder: Path) -> datasets.Dataset | None:
-    """The rows, or None where there are none or the file is not as it was written."""
+def load_rows(folder: Path) -> datasets.Dataset | None:
+    """The rows kept in `folder`, or None where there are none or the file is not as it was written."""
     try:
         facts = parse_json((folder / _FACTS).read_bytes())
         if facts["written"] != _written(folder) and facts["digest"] != digest_file(folder / _ROWS):

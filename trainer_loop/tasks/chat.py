@@ -101,7 +101,7 @@ class Chat(LanguageModel):
     def settings(self) -> dict[str, Any]:
         return {"train_on": self.train_on, "spans": self.spans}
 
-    def list_outputs(self) -> Mapping[str, str]:
+    def list_outputs(self) -> Mapping[str, str] | None:
         """With texts that are written, metrics on texts fit too."""
         written = {"predictions": "text", "references": "texts"} if self._writes_in_evaluation else {}
         return {**LANGUAGE_MODEL_OUTPUTS, **written}

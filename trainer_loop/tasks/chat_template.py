@@ -128,8 +128,8 @@ class ChatTemplate:
     ) -> Iterator[tuple[int, int]]:
         """numbers: of the messages that are answers. text: the whole conversation, with its tokens."""
         for number in numbers:
-            before = self._render(messages[:number], tools, asks=True) if number else ""
             whole = self._render(messages[: number + 1], tools) if number + 1 < len(messages) else text
+            before = self._render(messages[:number], tools, asks=True) if number else self._find_header(messages, whole)
             if not whole.startswith(before) or not text.startswith(whole):
                 raise TemplateFault(
                     f"has an answer, message {number + 1}, that the chat template writes otherwise where the "
@@ -139,6 +139,12 @@ class ChatTemplate:
             inside = [place for place, (a, b) in enumerate(offsets) if a < len(whole) and b > max(len(before), a)]
             if inside:
                 yield self._cut(ids, inside[0], inside[-1] + 1)
+
+    def _find_header(self, messages: Sequence[Message], whole: str) -> str:
+        """What stands before an answer that begins a conversation. whole: the text of that message."""
+        first = messages[:1]
+        header = self._render(first, None, asks=True).removeprefix(self._render(first, None))
+        return whole[: whole.index(header) + len(header)] if header in whole else ""
 
     def _cut(self, ids: Sequence[int], start: int, end: int) -> tuple[int, int]:
         """An answer without what the template writes behind the token that ends it, such as a line break."""

@@ -45,6 +45,7 @@ class Task(ABC):
         generates: The task writes texts, by its `generation`.
         draws: `collate` chooses at random. Each of its rows then has a seed as `draw`: in training a function of the
             run's seed, the step and the row, and in an evaluation of the row.
+        refers: The task compares the model with what it was before the first update, see `refer`.
         is_tried: The model answers rows that `encode` makes of the inputs, and is tried on a few made-up ones first.
         problem_type: transformers' name for what the head learns, by which its pipelines answer.
         pipeline_tag: The hub's name for what the model does.
@@ -65,6 +66,7 @@ class Task(ABC):
     continues: ClassVar[bool] = False
     generates: ClassVar[bool] = False
     draws: ClassVar[bool] = False
+    refers: ClassVar[bool] = False
     is_tried: ClassVar[bool] = True
     problem_type: ClassVar[str | None] = None
     pipeline_tag: ClassVar[str | None] = None
@@ -281,6 +283,13 @@ class Task(ABC):
     def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Both of the above; a task that can share one forward pass between them overrides it."""
         return self.loss(model, batch), self.predict(model, batch)
+
+    def refer(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What a task that `refers` wants to know of each row from the model before the first update, `[B, K]`.
+
+        `collate` then gets it as a list, the column `reference` of the row.
+        """
+        raise NotImplementedError
 
     def merge(self, parts: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, Any]:
         """What metrics compare of one raw row, from what `predict` returned for the rows that `encode` made of it.

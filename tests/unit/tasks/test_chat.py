@@ -28,6 +28,7 @@ LONG = [
     {"role": "assistant", "content": "In winter, most years."},
 ]
 CONVERSATIONS = [SHORT, LONG]
+GREETING = {"role": "assistant", "content": "Yes?"}
 
 PLAIN = read_chat_template("plain")
 CHATML = """\
@@ -107,6 +108,14 @@ def make_model(task: Chat, *, positions: int = 128) -> GPT2LMHeadModel:
 def test_targets_are_the_answers_and_the_token_that_ends_each(template: str, end: str):
     answers = read_answers(make_task(template), LONG[1:])
     assert answers == [f"Yes.{end}", f"In winter, most years.{end}"]
+
+
+@pytest.mark.parametrize("template", [PLAIN, CHATML, MARKED])
+@pytest.mark.parametrize("spans", ["auto", "prefixes"])
+def test_an_answer_that_begins_a_conversation_is_learned_without_its_header(template: str, spans: Any):
+    (greeting, answer) = read_answers(make_task(template, spans=spans), [GREETING, *SHORT])
+    assert greeting.startswith("Yes?<|")
+    assert answer.startswith("Yes.<|")
 
 
 def test_an_answer_without_a_header_is_found():

@@ -1,0 +1,175 @@
+"""The better of two answers."""
+
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from trainer_loop.components import refuse_others
+from trainer_loop.data.columns import Column
+from trainer_loop.data.messages import Message, read_messages
+from trainer_loop.errors import UserError
+from trainer_loop.tasks.chat import Chat
+from trainer_loop.tasks.task import Batch, Rows
+
+_ANSWERS = ("chosen", "rejected", "chosen_messages", "rejected_messages")
+
+LossType = Literal["sigmoid", "hinge", "ipo"]
+
+
+class Preference(Chat):
+    """A row is a prompt with two answers, of which one was chosen; a target is a row. Direct Preference Optimization.
+
+    The model learns to find the chosen answer likelier than the rejected one, compared with the model before the first
+    update (Rafailov et al. 2023, arXiv 2305.18290). In place of a prompt and its answers, a row may have two whole
+    conversations, `chosen_messages` and `rejected_messages`.
+
+    beta: how strongly the model is held to what it was; larger is stronger.
+    loss_type: `sigmoid` (DPO), `hinge` (SLiC, arXiv 2305.10425), or `ipo` (arXiv 2310.12036), which compares means over
+        the tokens of an answer.
+    label_smoothing: the probability that a choice is wrong, for `sigmoid` (arXiv 2310.12036, cDPO).
+    """
+
+    columns: ClassVar[Mapping[str, Column]] = {
+        "prompt": Column("prompt", form="prompt"),
+        "chosen": Column("answer", form="prompt", target=True),
+        "rejected": Column("answer", form="prompt", target=True),
+        "chosen_messages": Column("conversation", form="chosen_messages", target=True),
+        "rejected_messages": Column("conversation", form="chosen_messages", target=True),
+    }
+    pad: ClassVar[Mapping[str, int]] = {**Chat.pad, "reference": 0}
+    metrics = ("accuracy",)
+    outputs: ClassVar[Mapping[str, str] | None] = {"predictions": "class", "references": "class"}
+    can_pack = False
+    generates = False
+    refers = True
+    is_tried = False  # a row is two sequences
+    example: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {
+            "prompt": "How often does the ferry go?",
+            "chosen": "Twice a day, but for the weeks when the bay is frozen.",
+            "rejected": "Often.",
+        },
+        {"prompt": "Is the bay wide?", "chosen": "Yes.", "rejected": "It is what it is."},
+        {"prompt": "Does it freeze?", "chosen": "In winter, most years.", "rejected": "No idea, ask somebody else."},
+    )
+
+    def __init__(self, *, beta: float = 0.1, loss_type: LossType = "sigmoid", label_smoothing: float = 0.0):
+        super().__init__(train_on="last")
+        refuse_others({"loss_type": loss_type}, {"loss_type": get_args(LossType)}, place="task.args")
+        if not beta > 0:
+            raise UserError(f"task.args.beta: {beta}: it must be above 0")
+        if not 0 <= label_smoothing < 0.5 or (label_smoothing and loss_type != "sigmoid"):
+            raise UserError(
+                f"task.args.label_smoothing: {label_smoothing}: it must be at least 0 and below 0.5, and 0 for "
+                "other losses than sigmoid"
+            )
+        self.beta = beta
+        self.loss_type = loss_type
+        self.label_smoothing = label_smoothing
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "loss_type": self.loss_type}
+
+    def list_outputs(self) -> Mapping[str, str] | None:
+        return self.outputs
+
+    def logits_per_token(self, model_config: Any) -> int | None:
+        """The vocabulary: the logits of all answers are held at once."""
+        return int(model_config.vocab_size)
+
+    def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
+        """For each row its two conversations, `[2][T]`, the chosen one first; of a row to predict one, `[1][T]`."""
+        answers = [own for own in _ANSWERS if own in rows]
+        prompts: list[list[Message]] = [[]] * len(next(iter(rows.values())))
+        if "prompt" in rows:
+            prompts = [read_messages(prompt, role="user") for prompt in rows["prompt"]]
+        conversations = [
+            [prompt + read_messages(rows[own][number], role="assistant") for own in answers] or [prompt]
+            for number, prompt in enumerate(prompts)
+        ]
+        encoded = super().encode({"messages": list(chain.from_iterable(conversations))}, max_length=max_length)
+        width = max(len(answers), 1)
+        columns: dict[str, list[Any]] = {
+            name: [values[start : start + width] for start in range(0, len(values), width)]
+            for name, values in encoded.items()
+        }
+        columns["length"] = [width * max(map(len, row)) for row in columns["input_ids"]]
+        columns["truncated"] = [any(row) for row in columns["truncated"]]
+        faults = [next((fault for fault in row if fault is not None), None) for row in columns["fault"]]
+        columns["fault"] = [
+            fault or _find_fault(conversation) for fault, conversation in zip(faults, conversations, strict=True)
+        ]
+        return columns
+
+    def collate(self, rows: list[dict[str, Any]]) -> Batch:
+        """The conversations of all rows, `[2 B, T]`, and the `reference` of each row, `[B, 2]`."""
+        names = ("input_ids", "labels", "prompt_length")
+        sequences = [
+            {name: row[name][place] for name in names} for row in rows for place in range(len(row["input_ids"]))
+        ]
+        reference = {"reference": torch.tensor([row["reference"] for row in rows])} if "reference" in rows[0] else {}
+        return super().collate(sequences) | reference
+
+    def count(self, batch: Batch) -> int:
+        return len(batch["row_targets"]) // 2
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self._sum_loss(self._compare(model, batch))
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """The `tokens` of an answer to each prompt."""
+        return {"tokens": self._write(model, batch)}
+
+    def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        """`predictions` `[B]` are 1 where the chosen answer is preferred, `margins` `[B]` by how much."""
+        margins = self._compare(model, batch)
+        preferred = (margins > 0).long()
+        return self._sum_loss(margins), {
+            "predictions": preferred,
+            "references": torch.ones_like(preferred),
+            "margins": margins,
+        }
+
+    def refer(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The log probability of both answers, `[B, 2]`, in nats; for `ipo` of a token."""
+        head, outputs = self._run(model, batch)
+        positions, targets, lengths = self.find_targets(batch)
+        nll = [
+            F.cross_entropy(logits, targets[tokens], reduction="none")
+            for tokens, logits in head.chunks(outputs[positions])
+        ]
+        sums = torch.stack([row.sum() for row in torch.cat(nll).split(list(lengths))])
+        if self.loss_type == "ipo":
+            sums = sums / torch.tensor([max(length, 1) for length in lengths], device=sums.device)
+        return -sums.view(-1, 2)
+
+    def _compare(self, model: nn.Module, batch: Batch) -> Tensor:
+        """By how much the chosen answer is likelier than the rejected one, more than it was before, in nats `[B]`."""
+        if "reference" not in batch:
+            raise UserError(
+                "the task preference compares rows with the model before the first update, so it can evaluate the rows "
+                "of data.validation and data.test alone"
+            )
+        chosen, rejected = self.refer(model, batch).unbind(dim=1)
+        before, before_rejected = batch["reference"].to(chosen.dtype).unbind(dim=1)
+        return (chosen - before) - (rejected - before_rejected)
+
+    def _sum_loss(self, margins: Tensor) -> Tensor:
+        if self.loss_type == "ipo":
+            return (margins - 1 / (2 * self.beta)).square().sum()
+        if self.loss_type == "hinge":
+            return (1 - self.beta * margins).relu().sum()
+        flipped = self.label_smoothing
+        losses = (1 - flipped) * F.logsigmoid(self.beta * margins) + flipped * F.logsigmoid(-self.beta * margins)
+        return -losses.sum()
+
+
+def _find_fault(conversation: Sequence[Sequence[Mapping[str, Any]]]) -> str | None:
+    """What a template accepts all the same: an answer to nothing."""
+    if all(message["role"] == "assistant" for message in conversation[0]):
+        return "has an answer and no prompt; put it before the answer"
+    return None
