@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from typing import Any
 
@@ -12,6 +12,7 @@ from trainer_loop.data.messages import find_fault_of_messages, find_fault_of_too
 from trainer_loop.data.values import is_encodable
 from trainer_loop.data.wording import enumerate_some, shorten
 
+KINDS_OF_TEXTS: tuple[Kind, ...] = ("text", "words", "choices", "conversation", "prompt", "answer")
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 
 
@@ -44,6 +45,21 @@ def find_fault(value: Any, kind: Kind, per: Any) -> str | None:
             return find_fault_of_tools(value)
         case _:
             return None
+
+
+def list_texts(value: Any) -> Iterator[str]:
+    """Every text of a value of `KINDS_OF_TEXTS`: of messages their contents, of choices not the labels.
+
+    >>> list(list_texts([{"role": "user", "content": "Hello"}])), list(list_texts({"text": ["a", "b"], "label": ["A"]}))
+    (['Hello'], ['a', 'b'])
+    """
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from list_texts(value.get("content", value.get("text")))
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from list_texts(one)
 
 
 def read_choices(value: Any) -> list[str]:

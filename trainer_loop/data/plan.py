@@ -7,6 +7,7 @@ from typing import Any
 
 from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.data.checks import check_splits
+from trainer_loop.data.column_values import KINDS_OF_TEXTS, list_texts
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.files import find_files, is_file_spec, read_files
 from trainer_loop.data.given_rows import as_dataset, take_rows
@@ -44,11 +45,11 @@ class DataPlan:
 
     def iterate_texts(self) -> Iterator[str]:
         """Every text of the training split, one after the other, without holding all of them."""
-        names = self.columns.of_kind("text", "words")
+        names = self.columns.of_kind(*KINDS_OF_TEXTS)
         for batch in self.splits["train"].rows.select_columns(names).iter(batch_size=1000):
             for name in names:
                 for value in batch[name]:
-                    yield from [value] if isinstance(value, str) else value
+                    yield from list_texts(value)
 
     def encode(
         self, task: Encoder, tokenizer: Any, *, counts_stream: bool, say: Say

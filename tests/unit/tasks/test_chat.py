@@ -394,3 +394,10 @@ def test_a_packed_run_writes_no_texts(tmp_path: Path):
     rows = [{"messages": SHORT}] * 3
     with pytest.raises(UserError, match=r"evaluate.generate.max_new_tokens: a model of packed rows writes no texts"):
         build_run(tmp_path, rows, "model.packing=true", "evaluate.generate.max_new_tokens=4")
+
+
+def test_a_tokenizer_can_be_trained_on_conversations(tmp_path: Path):
+    loop, _ = build_run(tmp_path, [{"messages": LONG}] * 3, "model.tokenizer=train", "model.vocab_size=300")
+    loop.fit()
+    exported = PreTrainedTokenizerFast.from_pretrained(tmp_path / "run" / "model")
+    assert len(exported("freeze")["input_ids"]) < len("freeze")
