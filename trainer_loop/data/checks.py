@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer_loop.data.arrow_types import as_rows
-from trainer_loop.data.column_values import find_fault
+from trainer_loop.data.column_values import find_fault, is_hole
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.labels import LabelNames, RawLabel, describe_kind, name_labels
 from trainer_loop.data.missing import HIDDEN, Test, find_rows, is_blank, is_hidden, is_unlabelled, read_column
@@ -100,6 +100,7 @@ def _check_values_of(split: Split, columns: Columns, own: str) -> list[str]:
     other = None if column.per is None else columns.names.get(column.per)
     rows = split.rows.select_columns([name] if other in (None, name) else [name, other])
     faults: dict[int, str] = {}
+    are_holes = False
     for start in range(0, len(rows), _READ_ROWS):
         batch = rows.with_format(None)[start : start + _READ_ROWS]
         beside = [None] * len(batch[name]) if other is None else batch.get(other, [None] * len(batch[name]))
@@ -107,11 +108,12 @@ def _check_values_of(split: Split, columns: Columns, own: str) -> list[str]:
             fault = "is null" if value is None else find_fault(value, column.kind, per)
             if fault is not None:
                 faults[row] = fault
+                are_holes |= is_hole(value, column.kind)
     if not faults:
         return []
     shown = enumerate_some([split.origins.place(row) for row in list(faults)[:_SHOWN]], total=len(faults))
     first = next(iter(faults.values()))
-    remedy = _FILL if first == "is null" else "correct or remove the row"
+    remedy = _FILL if are_holes else "correct or remove the row"
     return [f"data.{split.name}: column {name!r} {first} in {plural(len(faults), 'row')}: {shown}; {remedy}"]
 
 

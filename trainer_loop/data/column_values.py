@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer_loop.data import images
 from trainer_loop.data.columns import Kind
-from trainer_loop.data.messages import find_fault_of_messages, find_fault_of_tools
+from trainer_loop.data.messages import find_fault_of_messages, find_fault_of_tools, lacks_answer
 from trainer_loop.data.values import is_encodable
 from trainer_loop.data.wording import enumerate_some, shorten
 
@@ -45,6 +45,11 @@ def find_fault(value: Any, kind: Kind, per: Any) -> str | None:
             return find_fault_of_tools(value)
         case _:
             return None
+
+
+def is_hole(value: Any, kind: Kind) -> bool:
+    """Whether a value is missing: null, or a conversation without its last answer."""
+    return value is None or (kind == "conversation" and lacks_answer(value))
 
 
 def list_texts(value: Any) -> Iterator[str]:

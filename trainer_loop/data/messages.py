@@ -45,6 +45,13 @@ def find_fault_of_messages(value: Any, kind: Literal["conversation", "prompt", "
     return None
 
 
+def lacks_answer(value: Any) -> bool:
+    """Whether a conversation ends before the assistant answers."""
+    last = value[-1] if isinstance(value, (list, tuple)) and value else None
+    role = last.get("role") if isinstance(last, Mapping) else None
+    return role in ROLES and role != "assistant"
+
+
 def find_fault_of_tools(value: Any) -> str | None:
     """What is wrong with a value of the kind `tools`, as the rest of a sentence; None: nothing."""
     try:

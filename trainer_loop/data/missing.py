@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer_loop.data.arrow_types import as_rows, plain_array, whole_numbers
-from trainer_loop.data.columns import Columns
+from trainer_loop.data.column_values import is_hole
+from trainer_loop.data.columns import Columns, Kind
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.images import fingerprint_files, list_paths
 from trainer_loop.data.shards import Shard
@@ -34,12 +35,12 @@ class Holes:
     """What counts as missing: any value that is null, and blank texts and hidden labels.
 
     texts: columns of texts and of numbers, and whether a blank text counts in each. label: the column of single labels,
-    if there is one. others: all other columns that are read.
+    if there is one. others: all other columns that are read, and their kinds; a conversation lacks its last answer.
     """
 
     texts: Mapping[str, bool]
     label: str | None = None
-    others: Sequence[str] = ()
+    others: Mapping[str, Kind] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, columns: Columns, *, missing: str = "refuse") -> "Holes":
@@ -51,7 +52,11 @@ class Holes:
             if column.kind in ("text", "number")  # which may be written as a text
         }
         label = columns.single_label
-        return cls(texts, label, [name for name in columns.all if name not in texts and name != label])
+        return cls(
+            texts,
+            label,
+            {name: column.kind for name, column in kinds.items() if name not in texts and name != label},
+        )
 
     @property
     def columns(self) -> list[str]:
@@ -71,7 +76,7 @@ class Holes:
         lacking = [name for name in self.texts if self.in_text(name, values.get(name))]
         if self.label is not None and self.in_label(values.get(self.label), are_classes=are_classes):
             lacking.append(self.label)
-        return lacking + [name for name in self.others if values.get(name) is None]
+        return lacking + [name for name, kind in self.others.items() if is_hole(values.get(name), kind)]
 
     def find(self, rows: datasets.Dataset) -> dict[str, Mask]:
         """`[N]` which rows lack what, by column; of the columns that are there."""
@@ -79,6 +84,8 @@ class Holes:
         for name in self.columns:
             if name in rows.column_names:
                 test = is_unlabelled if name == self.label else _is_blank if self.texts.get(name) else pc.is_null
+                if self.others.get(name) == "conversation":
+                    test = _lacks_answer
                 found[name] = find_rows(rows, name, test)
                 if name == self.label and isinstance(rows.features[name], datasets.ClassLabel):
                     found[name] |= find_rows(rows, name, is_hidden)
@@ -189,6 +196,10 @@ def _is_blank(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return is_unlabelled(column)
     return pc.fill_null(is_blank(column), True)
+
+
+def _lacks_answer(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array([is_hole(value, "conversation") for value in column.to_pylist()], pa.bool_())])
 
 
 def is_blank(column: pa.ChunkedArray) -> pa.ChunkedArray:

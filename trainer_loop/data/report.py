@@ -1,6 +1,7 @@
 """What is told about the data before training."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
@@ -8,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer_loop.data.checks import count_labels, flatten
+from trainer_loop.data.column_values import KINDS_OF_TEXTS, list_texts
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.labels import LabelNames, RawLabel
 from trainer_loop.data.split import Split
@@ -44,7 +46,7 @@ def describe_data(
         )
         if untaught := _count_without_targets(split):
             lines.append(f"{name}: {plural(untaught, 'row')} without a target, which is cut away at max_length")
-    texts = columns.of_kind("text")
+    texts = columns.of_kind(*KINDS_OF_TEXTS)
     for name in tokenised:
         if name != "train" and "train" in splits and texts:
             duplicates = count_duplicates(splits["train"], splits[name], texts)
@@ -94,6 +96,7 @@ def _hash_texts(split: Split, columns: Sequence[str]) -> npt.NDArray[np.int64]:
     """A number for the text of every row that is not blank; the texts themselves are held a few at a time."""
     hashes = [np.empty(0, dtype=np.int64)]
     for batch in split.rows.select_columns(list(columns)).with_format("arrow").iter(batch_size=_READ_ROWS):
-        texts = zip(*(batch[column].to_pylist() for column in columns), strict=True)
+        values = zip(*(batch[column].to_pylist() for column in columns), strict=True)
+        texts = (tuple(chain.from_iterable(map(list_texts, row))) for row in values)
         hashes.append(np.array([hash(row) for row in texts if any(text.strip() for text in row)], dtype=np.int64))
     return np.concatenate(hashes)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from trainer_loop.data.column_values import find_fault
+from trainer_loop.data.column_values import find_fault, is_hole
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.labels import LabelNames, RawLabel
 from trainer_loop.data.missing import HIDDEN, Holes, describe_dropped, has_classes
@@ -124,6 +124,7 @@ class RowStream:
                 value = ""
             if (problem := self._find_fault(own, value, values)) is not None:
                 more = ", or set data.missing=drop (or empty)" if kind == "text" and problem in _HOLES else ""
+                more = ", or set data.missing=drop" if kind != "text" and is_hole(value, kind) else more
                 raise UserError(f"data.train: column {name!r} {problem} in {place}; correct or remove the row{more}")
             checked[own] = [self._find_class(one, shard, place) for one in value or ()] if kind == "classes" else value
         return Row(checked, place)

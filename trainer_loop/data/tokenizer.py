@@ -15,14 +15,16 @@ from trainer_loop.runtime.host import expand_home
 
 _FRAME = {"pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
 _END_OF_TEXT = "<|endoftext|>"
-# A line for each message; the end token stands behind an answer, where the model is to stop.
+# The end token stands behind an answer, where the model is to stop. A header ends with a line break, so that the tokens
+# before an answer are the same whether it follows or not.
 _PLAIN_TEMPLATE = """\
+{%- if bos_token %}{{ bos_token }}{% endif %}
 {%- for message in messages %}
-{{- message.role }}: {% if message.role == "assistant" %}{% generation %}{{ message.content }}{{ eos_token }}\
-{% endgeneration %}{% else %}{{ message.content }}{% endif %}{{ "\\n" }}
+{{- message.role + ":\\n" }}
+{%- if message.role == "assistant" %}{% generation %}{{ message.content + eos_token }}{% endgeneration %}
+{%- else %}{{ message.content }}{% endif %}{{ "\\n" }}
 {%- endfor %}
-{%- if add_generation_prompt %}assistant:{{ " " }}{% endif %}
-"""
+{%- if add_generation_prompt %}{{ "assistant:\\n" }}{% endif %}"""
 _VOCABULARY_FILES = re.compile(r"tokenizer\.json|vocab\.(txt|json|bpe)|.*\.(model|tiktoken)|tekken\.json")
 
 

@@ -179,7 +179,7 @@ def test_rows_of_all_forms_become_the_same_conversation():
     ):
         assert task.encode(rows, max_length=64) == expected
     with_context = task.encode({"prompt": ["Look:"], "context": ["A bay."], "completion": ["Yes."]}, max_length=64)
-    assert "user: Look:\n\nA bay.\n" in task.tokenizer.decode(with_context["input_ids"][0])
+    assert "user:\nLook:\n\nA bay.\n" in task.tokenizer.decode(with_context["input_ids"][0])
 
 
 def test_the_columns_of_one_form_are_read():

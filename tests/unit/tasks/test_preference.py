@@ -51,7 +51,7 @@ def score_answer(model: GPT2LMHeadModel, row: dict[str, Any], answer: str) -> tu
     said = [*asked, {"role": "assistant", "content": row[answer]}]
     prompt = TOKENIZER.apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
     ids = TOKENIZER.apply_chat_template(said, return_dict=False)
-    end = ids.index(TOKENIZER.eos_token_id) + 1
+    end = ids.index(TOKENIZER.eos_token_id, len(prompt)) + 1
     logits = model(input_ids=torch.tensor([ids[:end]])).logits[0].log_softmax(dim=-1)
     tokens = range(len(prompt), end)
     return sum(float(logits[place - 1, ids[place]].detach()) for place in tokens), len(tokens)

@@ -1,0 +1,145 @@
+"""`python -m trainer_loop.data config=imdb.yaml rows=20 html=page.html`: the data as the model sees it.
+
+No weights are loaded. Rows are shown token by token, with special tokens, what is learned, padding, and what was cut
+off; and their lengths, labels, duplicates within and across splits, and where each row stands in the files.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from trainer_loop.errors import UserError, refuse
+from trainer_loop.runtime.host import prepare_environment
+from trainer_loop.runtime.quiet import quieten_libraries, quieten_loggers
+from trainer_loop.runtime.streams import put_out, report, safe_streams
+
+if TYPE_CHECKING:  # importing them takes seconds
+    from trainer_loop.config.fields import Config
+    from trainer_loop.view.page import View
+
+USAGE = """\
+python -m trainer_loop.data config=imdb.yaml [rows=20] [html=page.html] [near=0.8] [key=value ...]
+
+  config=, key=value  as for python -m trainer_loop.run
+  rows=               rows that are shown of each split, default 5 (20 on a page); spread evenly
+  html=               write a page to this file, which needs nothing else to be read
+  near=               also find rows whose texts are nearly the same: the share of them that is alike, such as 0.8;
+                      needs pip install datasketch
+"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command asks for. arguments: those that are for the config."""
+
+    arguments: Sequence[str]
+    rows: int
+    html: Path | None
+    near: float | None
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(arguments):
+        put_out(f"{USAGE}\n{__doc__}")
+        return 0
+    prepare_environment()
+    quieten_loggers()
+    with safe_streams():
+        try:
+            _show(read_request(arguments))
+        except UserError as error:
+            report(error)
+            return error.exit_code
+    return 0
+
+
+def read_request(arguments: Sequence[str]) -> Request:
+    """Raises UserError with all that is wrong with the keys of this command."""
+    own = {"rows": "", "html": "", "near": ""}
+    others = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if equals and name in own:
+            own[name] = value
+        else:
+            others.append(argument)
+    problems = []
+    if own["rows"] and not (own["rows"].isdecimal() and int(own["rows"]) > 0):
+        problems.append(f"rows={own['rows']}: it must be a whole number from 1")
+    near = _read_share(own["near"])
+    if own["near"] and near is None:
+        problems.append(f"near={own['near']}: it must be a number above 0 and below 1, such as 0.8")
+    html = Path(own["html"]).expanduser() if own["html"] else None
+    if html is not None and (html.is_dir() or not html.parent.is_dir()):
+        problems.append(f"html={html}: it must be a file in a folder that is there")
+    refuse(problems)
+    return Request(others, int(own["rows"] or (20 if html else 5)), html, near)
+
+
+def _read_share(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if 0 < number < 1 else None
+
+
+def _show(request: Request) -> None:
+    from trainer_loop.config.load import read_config, split_arguments
+
+    name, overrides, _ = split_arguments(request.arguments)
+    reading = read_config(name, overrides)
+    if reading.key_problems:
+        raise UserError(reading.problems)
+    quieten_libraries()
+    view = _view(reading.config, reading.conflicts, request)
+
+    from trainer_loop.view.page import write_page, write_text
+
+    if request.html is None:
+        put_out(write_text(view, colours=sys.stdout.isatty()) + "\n")
+        return
+    try:
+        request.html.write_text(write_page(view), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"html={request.html} cannot be written: {error.strerror}; name another file") from error
+    put_out(f"written to {request.html}\n")
+
+
+def _view(config: "Config", problems: Sequence[str], request: Request) -> "View":
+    """Everything that is shown. Raises UserError with all that is wrong with config and data."""
+    from trainer_loop.plan import Overrides, plan_run
+    from trainer_loop.record.logs import Console
+    from trainer_loop.view.duplicates import find_duplicates
+    from trainer_loop.view.page import View
+    from trainer_loop.view.rows import choose_rows, view_rows
+
+    if config.data.streaming:  # the first rows of a stream are enough to be looked at
+        raise UserError("data.streaming: a stream is not looked at; set data.streaming=false data.limit.train=1000")
+
+    class Listener(Console):
+        """Keeps what it says."""
+
+        def say(self, line: str = "") -> None:
+            lines.append(line)
+            super().say(line)
+
+    lines: list[str] = []
+    console = Listener(enabled=True)
+    plan = plan_run(config, Overrides(), problems=problems, console=console)
+    inputs = plan.inputs
+    if inputs.data is None:
+        raise UserError(f"task.name: {config.task.name}: it takes rows as they are, of which there is nothing to show")
+    found = find_duplicates(inputs.data.splits, inputs.data.columns, near=None)
+    if request.near is not None:
+        found += find_duplicates(inputs.data.splits, inputs.data.columns, near=request.near)
+    rows = {
+        name: view_rows(split, plan.task, choose_rows(len(split.rows), request.rows), label_names=inputs.label_names)
+        for name, split in inputs.splits.items()
+    }
+    lengths = {name: split.lengths for name, split in inputs.splits.items() if plan.task.has_tokens}
+    return View(f"Data of {config.run_dir}", lines, lengths, found, rows)

@@ -1,0 +1,117 @@
+"""Rows that occur twice, within a split and in two splits: exactly, and nearly by MinHash."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations_with_replacement
+from typing import Any, Protocol
+
+from trainer_loop.data.column_values import KINDS_OF_TEXTS, list_texts
+from trainer_loop.data.columns import Columns
+from trainer_loop.data.split import Split
+from trainer_loop.errors import UserError
+
+_PERMUTATIONS = 128
+_SHINGLE = 5  # characters
+_READ_ROWS = 1000  # at a time
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Rows of `second` whose texts a row of `first` has too, or an earlier row if both are one split.
+
+    pairs: the first few, by their origins.
+    """
+
+    first: str
+    second: str
+    count: int
+    pairs: list[tuple[str, str]]
+
+
+class _Index(Protocol):
+    """Finds rows of a split."""
+
+    def find(self, text: str, *, before: int | None) -> int | None:
+        """The first row that has this text, None if there is none. before: the number of a row that it precedes."""
+
+
+def find_duplicates(
+    splits: Mapping[str, Split], columns: Columns, *, near: float | None, shown: int = 5
+) -> list[Duplicates]:
+    """Of each pair of splits, those that have any.
+
+    Args:
+        splits: Raw rows.
+        columns: The columns that are read; their texts are compared, without case and runs of spaces.
+        near: None: rows with the same texts. Else rows whose sets of five characters overlap by this share or more
+            (Jaccard similarity, estimated by MinHash).
+        shown: Pairs that are listed.
+
+    Raises:
+        UserError: `near` needs the package datasketch.
+    """
+    texts = {name: list(_read_texts(split, columns)) for name, split in splits.items()}
+    indices: dict[str, _Index] = {
+        name: _ExactIndex(own) if near is None else _NearIndex(own, near) for name, own in texts.items()
+    }
+    found = []
+    for first, second in combinations_with_replacement(texts, 2):
+        pairs = [
+            (one, number)
+            for number, text in enumerate(texts[second])
+            if text and (one := indices[first].find(text, before=number if first == second else None)) is not None
+        ]
+        if pairs:
+            origins, others = splits[first].origins, splits[second].origins
+            places = [(origins.place(one), others.place(number)) for one, number in pairs[:shown]]
+            found.append(Duplicates(first, second, len(pairs), places))
+    return found
+
+
+class _ExactIndex:
+    def __init__(self, texts: Sequence[str]):
+        self._first: dict[str, int] = {}
+        for number, text in enumerate(texts):
+            self._first.setdefault(text, number)
+
+    def find(self, text: str, *, before: int | None) -> int | None:
+        number = self._first.get(text)
+        return None if number is None or (before is not None and number >= before) else number
+
+
+class _NearIndex:
+    def __init__(self, texts: Sequence[str], threshold: float):
+        try:
+            from datasketch import MinHashLSH
+        except ImportError as error:
+            raise UserError(f"near={threshold} needs the package datasketch: pip install datasketch") from error
+        self._threshold = threshold
+        self._hashes = [_hash(text) for text in texts]
+        self._lsh = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS)
+        for number, text in enumerate(texts):
+            if text:
+                self._lsh.insert(number, self._hashes[number])
+
+    def find(self, text: str, *, before: int | None) -> int | None:
+        asked = _hash(text)
+        likely = sorted(number for number in self._lsh.query(asked) if before is None or number < before)
+        return next((number for number in likely if self._hashes[number].jaccard(asked) >= self._threshold), None)
+
+
+def _hash(text: str) -> Any:
+    from datasketch import MinHash
+
+    hashed = MinHash(num_perm=_PERMUTATIONS)
+    hashed.update_batch({text[place : place + _SHINGLE].encode() for place in range(max(len(text) - _SHINGLE, 0) + 1)})
+    return hashed
+
+
+def _read_texts(split: Split, columns: Columns) -> Iterator[str]:
+    """The texts of each row as one, without case and runs of spaces."""
+    names = columns.of_kind(*KINDS_OF_TEXTS)
+    if not names:
+        return
+    for batch in split.rows.select_columns(names).with_format(None).iter(batch_size=_READ_ROWS):
+        for values in zip(*(batch[name] for name in names), strict=True):
+            texts = (" ".join(list_texts(value)) for value in values)
+            yield "\n".join(" ".join(text.casefold().split()) for text in texts).strip()
