@@ -129,14 +129,15 @@ def build(
         allow_unused=config.train.unused_parameters == "allow" or drops_layers(plan.inputs.model_config),
         preemption=preemption or Preemption(),
     )
+    evaluator = _make_evaluator(config, plan, engine, console)
     if plan.task.refers:
-        plan = _add_references(config, plan, engine, console, train_loader)
+        plan = _add_references(config, plan, evaluator, console, train_loader)
     data = ConfiguredData(config, plan, accelerator, console, train_loader)
     return plan.loop_class(
         task=plan.task,
         engine=engine,
         data=data,
-        evaluator=_make_evaluator(config, plan, engine, console),
+        evaluator=evaluator,
         checkpointer=_make_checkpointer(config, plan.task, engine, console, run_facts=run_facts, own_code=own_code),
         record=Recorder(
             accelerator=accelerator, console=console, metric_log=MetricLog(run_dir.metrics, warn=console.warn)
@@ -198,16 +199,14 @@ def _make_model(
 
 
 def _add_references(
-    config: Config, plan: RunPlan, engine: Engine, console: Console, train_loader: TrainLoader | StreamLoader
+    config: Config, plan: RunPlan, evaluator: Evaluator, console: Console, train_loader: TrainLoader | StreamLoader
 ) -> RunPlan:
     """The plan, and the loader of training rows, with what the task wants to know from the model of now."""
     assert isinstance(train_loader, TrainLoader), "a task that refers streams no rows"
     splits = add_references(
         plan.inputs.splits,
-        plan.task,
-        engine.bare_model,
-        engine.accelerator,
-        make_loader=partial(make_evaluation_loader, config, plan, engine.accelerator),
+        evaluator,
+        make_loader=partial(make_evaluation_loader, config, plan, evaluator.accelerator),
         cache_dir=config.data.cache_dir,
         say=console.say,
     )

@@ -138,6 +138,20 @@ class Evaluator:
         kept = loader.kept
         return predicted if kept is None else {name: kept.spread(output) for name, output in predicted.items()}
 
+    @torch.no_grad()
+    def refer(self, loader: EvaluationLoader) -> np.ndarray:
+        """What the task wants to know of each row from the model as it is, `[N, K]`, on every process."""
+        columns: dict[str, list[Any]] = {}
+        with self._evaluating():
+            for microbatch in self.console.follow(loader, total=len(loader), doing="computing references"):
+                for part, values in self._in_parts(loader, microbatch, self.task.refer):
+                    columns.setdefault(_NUMBERS, []).append(torch.tensor(part.rows))
+                    columns.setdefault("values", []).append(values.cpu().double())
+        gathered = gather_columns(self.accelerator, columns)
+        in_order: np.ndarray = gathered["values"][np.argsort(gathered[_NUMBERS], kind="stable")]
+        assert len(in_order) == loader.num_rows, f"{len(in_order)} of {loader.num_rows} rows have a reference"
+        return in_order
+
     def _merge(
         self, columns: dict[str, np.ndarray], loader: EvaluationLoader
     ) -> tuple[dict[str, np.ndarray], Sequence[int]]:

@@ -111,6 +111,8 @@ class Predictor:
 
     def _choose_padding_side(self) -> None:
         rows = make_rows(self.task, self.model, max_length=self.max_length)
+        if not rows:
+            return
         if not can_answer(self.model, self.task, rows[:1]):
             rows = make_rows(self.task, self.model, max_length=self.max_length, lengths=LONGER)
         self.task.use_padding(try_padding(self.model, self.task, rows).side)
@@ -211,7 +213,8 @@ class Predictor:
         return [
             own
             for own, column in self.task.columns.items()
-            if not column.target and (column.form is None or own in self.columns)
+            if own in self.columns or (column.kind == "text" and column.form is None)
+            if not column.target
         ]
 
     @torch.no_grad()
@@ -234,6 +237,7 @@ class Predictor:
             UserError: the model cannot answer some of the rows.
         """
         num_rows = len(next(iter(rows.values())))
+        self._refuse_faults(rows, origin_of)
         known, unknown = self._separate(rows, labels, num_rows)
         problems = Problems()
         parts = [problems.collect("", self._encode, given, numbers, origin_of) for given, numbers in (known, unknown)]
@@ -260,6 +264,19 @@ class Predictor:
         mean_loss = {} if loss_function is None else {"loss": loss_sum / max(num_targets, 1)}
         metrics, more = self._compute_metrics(compared)
         return Predictions(predicted, mean_loss | metrics | {"rows": len(known[1])}, notes + more)
+
+    def _refuse_faults(self, rows: Rows, origin_of: Callable[[int], str]) -> None:
+        """Raise UserError where a value is no conversation; values of other kinds are checked where they are read."""
+        columns = Columns(self.task.columns, {}).without_targets().declared
+        kinds = {own: columns[own].kind for own in rows if columns[own].kind in ("prompt", "answer", "tools")}
+        refuse(
+            [
+                f"{origin_of(number)}: {own} {fault}"
+                for own, kind in kinds.items()
+                for number, value in enumerate(rows[own])
+                if (fault := find_fault(value, kind, None)) is not None
+            ]
+        )
 
     def _separate(
         self, rows: Rows, labels: Sequence[int | list[int] | None] | None, num_rows: int
@@ -423,6 +440,8 @@ def _read_arguments(record: ExportRecord | None, task_class: type[Task], *, plac
     """`task.args` of the run that trained the model. Raises UserError where the task does not take them."""
     told = {} if record is None else record.plan.get("task.args")
     arguments = dict(told) if isinstance(told, Mapping) else {}
+    if task_class.generates:  # of a version in which these were arguments of the task
+        arguments = {name: value for name, value in arguments.items() if name not in ("max_new_tokens", "num_beams")}
     given = ("loss_function",)  # which a model directory must not choose
     refuse(check_arguments(task_class, arguments, place=f"{place}: task.args", given=given))
     return arguments

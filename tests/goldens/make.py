@@ -36,6 +36,7 @@ CAUSAL = (NO_HUB, "data.train=TRAIN", "data.validation=VALIDATION", "data.test=V
 IMDB = (NO_HUB, "data.train=TRAIN", "data.validation=VALIDATION", "data.max_length=64", "model.name=MODEL")
 TAGS = (NO_HUB, "data.config=null", *(f"data.{split}=TAGGED" for split in ("train", "validation", "test")))
 T5 = "model={name: null, type: t5, tokenizer: MODEL, overrides: {d_model: 16, d_kv: 8, d_ff: 16, num_heads: 2}}"
+OF_CHATS = ("data.max_length=64", "model={tokenizer: train, vocab_size: 300, chat_template: plain}")
 VIT = "model={name: null, type: vit, overrides: {image_size: 8, patch_size: 4, hidden_size: 16, intermediate_size: 16}}"
 PROMPTS = [
     {"prompt": "Is the bay wide?", "context": "", "completion": "Yes."},
@@ -59,9 +60,22 @@ OF_EXAMPLES = {  # config, its splits, and what takes the place of its model
     ),
     "preference": (
         ("train", "validation"),
-        (GPT2, "model.lora.merge=true", "data.max_length=64", "model.chat_template=plain"),
+        (
+            GPT2,
+            "model.lora.merge=true",
+            "data.max_length=64",
+            "model={tokenizer: train, vocab_size: 300, chat_template: plain}",
+        ),
     ),
-    "chat": (("train",), (GPT2, "model.lora.merge=true", "data.max_length=64", "model.chat_template=plain")),
+    "chat": (
+        ("train",),
+        (
+            GPT2,
+            "model.lora.merge=true",
+            "data.max_length=64",
+            "model={tokenizer: train, vocab_size: 300, chat_template: plain}",
+        ),
+    ),
     "images": (("train", "test"), (VIT, "model.overrides={num_hidden_layers: 1, num_attention_heads: 2}")),
 }
 STREAM = (

@@ -40,9 +40,19 @@ def find_fault_of_messages(value: Any, kind: Literal["conversation", "prompt", "
         if (fault := _find_fault_of_message(message)) is not None:
             return f"has a message, number {number} of {len(value)}, that {fault}"
     last = value[-1]["role"]
+    others = [message["role"] for message in value if message["role"] not in ("assistant", "tool")]
+    if kind == "answer" and others:
+        return f"has a message of the {others[0]}, which belongs to the prompt; name a column of answers alone"
     if kind != "prompt" and last != "assistant":
         return f"ends in a message of the {last}; the last one must be of the assistant"
     return None
+
+
+def read_text(content: Any) -> str:
+    """The text of a message: its content, or the texts of its parts, one after the other."""
+    if isinstance(content, (list, tuple)):
+        return "".join(part["text"] for part in content if isinstance(part.get("text"), str))
+    return content if isinstance(content, str) else ""
 
 
 def lacks_answer(value: Any) -> bool:

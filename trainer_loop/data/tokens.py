@@ -280,7 +280,7 @@ def _make_key(split: Split, encoding: Encoding) -> str:
         if label_names is None
         else [label_names.names, [[repr(raw), id] for raw, id in label_names.ids.items()]],
         "tokenizer": None if tokenizer is None else describe_processor(tokenizer),
-        "task": [f"{type(task).__module__}.{type(task).__qualname__}", _read_code(task), task.settings()],
+        "task": [f"{type(task).__module__}.{type(task).__qualname__}", read_code(task), task.settings()],
         "max_length": encoding.max_length,
         "texts_per_call": _TEXTS_PER_CALL,
     }
@@ -305,7 +305,7 @@ def describe_processor(processor: Any) -> dict[str, Any]:
     }
 
 
-def _read_code(task: Encoder) -> list[str]:
+def read_code(task: Encoder) -> list[str]:
     """The source of the task's class and its bases: who edits `encode` must not be given the tokens of before."""
     code: list[str] = []
     for kind in type(task).__mro__:

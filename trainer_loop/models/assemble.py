@@ -72,7 +72,7 @@ def assemble_model(
     if new_weights:
         say(f"model: {len(new_weights)} weights are new: {', '.join(new_weights[:6])}")
     if task.end_tokens:
-        model.generation_config.eos_token_id = task.end_tokens  # type: ignore[union-attr]
+        _add_end_tokens(model, task.end_tokens)
     model = model.to(device)
     if plan.attention == "auto" and not plan.compile:
         use_attention(model)
@@ -84,9 +84,9 @@ def assemble_model(
     reach = Reach()
     if task.is_tried and any(map(is_shipped, type(task).__mro__)):  # what another task asks of its model is not known
         rows = _choose_rows(model, task, lengths, max_length=max_length)
-        if not plan.packing:
+        if rows and not plan.packing:
             _choose_padding_side(model, task, rows, warn=warn if pads else None)
-        if not _has_own_loss(task):  # which may reach more than the logits do
+        if rows and not _has_own_loss(task):  # which may reach more than the logits do
             longest = max_length if lengths is None else int(lengths.max())
             reach = _find_reach(model, task, rows, longest=longest, max_length=max_length)
             if (line := freeze_unused(model, reach, new_weights=new_weights)) is not None:
@@ -110,6 +110,13 @@ def assemble_model(
     return adapted, [f"base_model.model.{name}" if name else "base_model.model" for name in reach.calls]
 
 
+def _add_end_tokens(model: Any, tokens: Sequence[int]) -> None:
+    """Let a model stop at these tokens too, here and where its export is loaded."""
+    own = model.generation_config.eos_token_id
+    known = [] if own is None else [own] if isinstance(own, int) else list(own)
+    model.generation_config.eos_token_id = sorted({*known, *tokens})
+
+
 def make_plain_model(dotted: str, overrides: Mapping[str, Any], *, seed: int) -> nn.Module:
     """A model that is not of transformers, made by what is at a dotted path; its weights are a function of the seed."""
     factory: Any = locate(dotted, place="model.type")
@@ -123,7 +130,7 @@ def make_plain_model(dotted: str, overrides: Mapping[str, Any], *, seed: int) ->
 def _choose_rows(model: nn.Module, task: Task, lengths: np.ndarray | None, *, max_length: int) -> list[dict[str, Any]]:
     """Made-up rows to try the model on: short ones, or, where it cannot answer those, some as long as the data has."""
     rows = make_rows(task, model, max_length=max_length)
-    if lengths is None or can_answer(model, task, rows[:1]):
+    if not rows or lengths is None or can_answer(model, task, rows[:1]):
         return rows
     ordered = np.sort(lengths)
     special = task.tokenizer.num_special_tokens_to_add()

@@ -101,6 +101,8 @@ class ModelPlan:
             return processor
         if as_tokenizer(processor) is None:
             raise UserError("model.chat_template: the task reads no texts; leave it out")
+        if self.chat_template == "plain" and processor.eos_token is None:
+            raise UserError("model.chat_template: plain: the tokenizer has no end token; choose another tokenizer")
         processor.chat_template = read_chat_template(self.chat_template)
         return processor
 

@@ -73,6 +73,8 @@ def make_row(task: Task, length: int, *, max_length: int) -> list[dict[str, Any]
     read = bind_columns(task.columns, {}, task=type(task).__name__).without_targets().names
     rows = {own: [values[task.columns[own].kind]] for own in read}
     encoded = task.encode(rows, max_length=max_length)
+    if any(encoded.get("fault", ())):  # a chat template may take other conversations only
+        return []
     columns = {name: values for name, values in encoded.items() if name not in RESERVED}
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)][:1]
 

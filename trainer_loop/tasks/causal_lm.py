@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trainer_loop.data.columns import Column
 from trainer_loop.errors import UserError
-from trainer_loop.tasks.language_model import LanguageModel
+from trainer_loop.tasks.language_model import LanguageModel, call_decoder
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import Batch, Rows
 
@@ -72,7 +72,7 @@ class CausalLM(LanguageModel):
         return None, targets.flatten(), targets.shape[1]
 
     def forward(self, model: Callable[..., Any], inputs: Batch) -> Tensor:
-        return model(**inputs, use_cache=False).logits  # type: ignore[no-any-return]
+        return call_decoder(model, inputs)
 
 
 def join_and_cut(rows: Sequence[Sequence[Any]], length: int) -> tuple[list[list[Any]], list[int]]:

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from trainer_loop.components import refuse_others
 from trainer_loop.data.columns import Column
-from trainer_loop.data.messages import Message, read_messages, read_tools
+from trainer_loop.data.messages import Message, read_messages, read_text, read_tools
 from trainer_loop.errors import UserError
 from trainer_loop.tasks.chat_template import ChatTemplate, EncodedChat, Spans, TemplateFault
 from trainer_loop.tasks.generation import cut_at_end, pad_on_the_left
-from trainer_loop.tasks.language_model import LANGUAGE_MODEL_OUTPUTS, LanguageModel
+from trainer_loop.tasks.language_model import LANGUAGE_MODEL_OUTPUTS, LanguageModel, call_decoder
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import Batch, Rows
 
@@ -39,7 +39,7 @@ class Chat(LanguageModel):
         "completion": Column("answer", form="prompt", target=True),
         "tools": Column("tools", optional=True),
     }
-    pad: ClassVar[Mapping[str, int]] = {"labels": -100, "row_targets": 0, "prompt_length": 0}
+    pad: ClassVar[Mapping[str, int]] = {"labels": -100, "row_targets": 0, "prompt": 0, "prompts": 0}
     peft_type = "CAUSAL_LM"
     pipeline_tag = "text-generation"
     generates = True
@@ -96,7 +96,13 @@ class Chat(LanguageModel):
                 "evaluate.generate.max_new_tokens: a model of packed rows writes no texts; set it to null, or "
                 "model.packing=false"
             )
-        self._ends = self._template.find_ends()
+        ends = self._template.find_ends()
+        if ends is None:
+            raise UserError(
+                "model.chat_template: the template ends an answer with no special token, so the model would not learn "
+                "to stop; name a file with one that does, such as {{ eos_token }} behind an answer"
+            )
+        self._ends = ends
 
     def settings(self) -> dict[str, Any]:
         return {"train_on": self.train_on, "spans": self.spans}
@@ -113,29 +119,40 @@ class Chat(LanguageModel):
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """The tokens of each conversation, cut at `max_length`; `labels` are those of answers, else -100.
 
-        `prompt_length` is how many tokens stand before the last answer. A conversation that does not end with an answer
-        has the header of one behind it.
+        `prompt` is what a model answers to: the tokens before the last answer, at most the last `max_length` of them. A
+        conversation that does not end with an answer has the header of one behind it.
         """
-        names = ("input_ids", "labels", "prompt_length", "truncated", "fault")
+        names = ("input_ids", "labels", "prompt", "truncated", "fault")
         columns: dict[str, list[Any]] = {name: [] for name in names}
-        for number, (messages, tools) in enumerate(_read_conversations(rows)):
-            fault = None
-            try:
-                chat = self._template.encode(messages, tools, only_last=self.train_on == "last", compares=number == 0)
-            except TemplateFault as error:
-                chat, fault = EncodedChat([], [], 0), str(error)
+        for number, row in enumerate(_iterate(rows)):
+            chat, fault = self._encode_row(row, compares=number == 0)
             labels = [token if is_one else -100 for token, is_one in zip(chat.ids, chat.is_answer, strict=True)]
             columns["input_ids"].append(chat.ids[:max_length])
             columns["labels"].append([-100, *labels[1:max_length]])  # nothing stands before the first token
-            columns["prompt_length"].append(min(chat.prompt_length, max_length))
+            columns["prompt"].append(chat.ids[: chat.prompt_length][-max_length:])
             columns["truncated"].append(len(chat.ids) > max_length)
             columns["fault"].append(fault)
         return columns
 
+    def _encode_row(self, row: Mapping[str, Any], *, compares: bool) -> tuple[EncodedChat, str | None]:
+        """The tokens, and why there are none. compares: see `ChatTemplate.encode`."""
+        try:
+            messages = _read_conversation(row)
+            tools = read_tools(row["tools"]) if "tools" in row else None
+            chat = self._template.encode(messages, tools, only_last=self.train_on == "last", compares=compares)
+        except TemplateFault as error:
+            return EncodedChat([], [], 0), str(error)
+        return chat, None
+
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
-        """`row_targets` is how many targets each row has."""
+        """`row_targets` is how many targets each row has; `prompts` are the tokens that the model answers to."""
+        prompts = tuple(row["prompt"] for row in rows if "prompt" in row)
         targets = tuple(sum(label != -100 for label in row["labels"]) for row in rows)
-        return super().collate(rows) | {"row_targets": targets}
+        batch = super().collate([{name: row[name] for name in ("input_ids", "labels")} for row in rows])
+        return {**batch, "row_targets": targets, "prompts": prompts}
+
+    def forward(self, model: Callable[..., Any], inputs: Batch) -> Tensor:
+        return call_decoder(model, inputs)
 
     def find_targets(self, batch: Batch) -> tuple[Tensor, Tensor, Sequence[int]]:
         """The tokens that come before one of an answer."""
@@ -186,31 +203,28 @@ class Chat(LanguageModel):
     def _write(self, model: nn.Module, batch: Batch) -> list[Tensor]:
         """The tokens of an answer to what stands before the last one of each row, of at most as many as fit."""
         room = None if self._positions is None else self._positions - self.generation.length
-        lengths = batch["prompt_length"].tolist()
-        ids = [row[:length] for row, length in zip(batch["input_ids"].tolist(), lengths, strict=True)]
-        inputs = pad_on_the_left(
-            [row[-room:] if room else row for row in ids],
-            fill=self.tokenizer.pad_token_id,
-            device=batch["input_ids"].device,
-        )
-        written = self.generation.write(model, inputs, pad=self.tokenizer.pad_token_id, ends=self.end_tokens)
+        prompts = [row[-room:] if room else row for row in batch["prompts"]]
+        pad = self.tokenizer.pad_token_id
+        inputs = pad_on_the_left(prompts, fill=pad, device=batch["input_ids"].device)
+        written = self.generation.write(model, inputs, pad=pad)
         return list(written[:, inputs["input_ids"].shape[1] :])
 
 
-def _read_conversations(rows: Rows) -> Iterator[tuple[list[Message], Any]]:
-    """The messages of each row, and its tools."""
+def _iterate(rows: Rows) -> Iterator[dict[str, Any]]:
     names = list(rows)
-    for values in zip(*rows.values(), strict=True):
-        row = dict(zip(names, values, strict=True))
-        tools = read_tools(row["tools"]) if "tools" in row else None
-        answer = read_messages(row["completion"], role="assistant") if "completion" in row else []
-        if "messages" in row:
-            yield read_messages(row["messages"], role="user"), tools
-            continue
-        prompt = read_messages(row["prompt"], role="user")
-        if row.get("context"):
-            prompt[-1] = {**prompt[-1], "content": f"{prompt[-1]['content']}\n\n{row['context']}"}
-        yield prompt + answer, tools
+    return (dict(zip(names, values, strict=True)) for values in zip(*rows.values(), strict=True))
+
+
+def _read_conversation(row: Mapping[str, Any]) -> list[Message]:
+    """The messages of a row of either form. Raises TemplateFault where its context belongs nowhere."""
+    if "messages" in row:
+        return read_messages(row["messages"], role="user")
+    prompt = read_messages(row["prompt"], role="user")
+    if row.get("context"):
+        if prompt[-1]["role"] != "user":
+            raise TemplateFault("has a context, and a prompt that ends with no message of the user")
+        prompt[-1] = {**prompt[-1], "content": f"{read_text(prompt[-1].get('content'))}\n\n{row['context']}"}
+    return prompt + (read_messages(row["completion"], role="assistant") if "completion" in row else [])
 
 
 def _read_answer(row: Mapping[str, Any]) -> str | None:
@@ -218,4 +232,4 @@ def _read_answer(row: Mapping[str, Any]) -> str | None:
     value = row.get("messages", row.get("completion"))
     messages = [] if value is None else read_messages(value, role="user" if "messages" in row else "assistant")
     is_answer = bool(messages) and messages[-1]["role"] == "assistant"
-    return str(messages[-1].get("content", "")) if is_answer else None
+    return read_text(messages[-1].get("content")) if is_answer else None

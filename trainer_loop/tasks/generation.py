@@ -34,20 +34,16 @@ class Generation:
         """The most tokens of a text."""
         return self.max_new_tokens or min(_LENGTH, self.positions or _LENGTH)
 
-    def write(
-        self, model: nn.Module, inputs: dict[str, Any], *, pad: int | None = None, ends: list[int] | None = None
-    ) -> Tensor:
+    def write(self, model: nn.Module, inputs: dict[str, Any], *, pad: int | None = None) -> Tensor:
         """What the `generate` of a model of transformers returns, `[B, T]`.
 
         Args:
             model: The model.
             inputs: What it reads.
             pad: The token behind the end of a text; None: that of the model.
-            ends: The tokens that end a text; None: those of the model.
         """
         given: dict[str, Any] = {"length_penalty": self.length_penalty} if self.num_beams > 1 else {}
         given |= {} if pad is None else {"pad_token_id": pad}
-        given |= {} if ends is None else {"eos_token_id": ends}
         # What the generation config of a model says of sampling would be warned of.
         quiet = {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         written: Tensor = model.generate(  # type: ignore[operator]

@@ -93,6 +93,11 @@ class LanguageModel(Task):
             return head, self.forward(model, inputs).flatten(0, 1)
 
 
+def call_decoder(model: Callable[..., Any], inputs: Batch) -> Tensor:
+    """What stands for the logits of a decoder, `[B, T, ...]`; it keeps no keys and values to go on with."""
+    return model(**inputs, use_cache=False).logits  # type: ignore[no-any-return]
+
+
 def _first_tokens(inputs: Batch) -> Batch:
     """The first few tokens of the first row of what a model is called with."""
     if "row_lengths" in inputs:

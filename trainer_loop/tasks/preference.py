@@ -1,7 +1,7 @@
 """The better of two answers."""
 
+import json
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -15,7 +15,8 @@ from trainer_loop.errors import UserError
 from trainer_loop.tasks.chat import Chat
 from trainer_loop.tasks.task import Batch, Rows
 
-_ANSWERS = ("chosen", "rejected", "chosen_messages", "rejected_messages")
+# The columns of answers, and whose a text in one of them is: a conversation to predict may be a text of the user.
+_ANSWERS = {"chosen": "assistant", "rejected": "assistant", "chosen_messages": "user", "rejected_messages": "user"}
 
 LossType = Literal["sigmoid", "hinge", "ipo"]
 
@@ -37,7 +38,7 @@ class Preference(Chat):
         "prompt": Column("prompt", form="prompt"),
         "chosen": Column("answer", form="prompt", target=True),
         "rejected": Column("answer", form="prompt", target=True),
-        "chosen_messages": Column("conversation", form="chosen_messages", target=True),
+        "chosen_messages": Column("conversation", form="chosen_messages"),
         "rejected_messages": Column("conversation", form="chosen_messages", target=True),
     }
     pad: ClassVar[Mapping[str, int]] = {**Chat.pad, "reference": 0}
@@ -88,31 +89,36 @@ class Preference(Chat):
         if "prompt" in rows:
             prompts = [read_messages(prompt, role="user") for prompt in rows["prompt"]]
         conversations = [
-            [prompt + read_messages(rows[own][number], role="assistant") for own in answers] or [prompt]
+            [prompt + read_messages(rows[own][number], role=_ANSWERS[own]) for own in answers] or [prompt]
             for number, prompt in enumerate(prompts)
         ]
-        encoded = super().encode({"messages": list(chain.from_iterable(conversations))}, max_length=max_length)
-        width = max(len(answers), 1)
-        columns: dict[str, list[Any]] = {
-            name: [values[start : start + width] for start in range(0, len(values), width)]
-            for name, values in encoded.items()
-        }
-        columns["length"] = [width * max(map(len, row)) for row in columns["input_ids"]]
-        columns["truncated"] = [any(row) for row in columns["truncated"]]
-        faults = [next((fault for fault in row if fault is not None), None) for row in columns["fault"]]
-        columns["fault"] = [
-            fault or _find_fault(conversation) for fault, conversation in zip(faults, conversations, strict=True)
-        ]
+        names = ("input_ids", "labels", "prompt", "length", "truncated", "fault")
+        columns: dict[str, list[Any]] = {name: [] for name in names}
+        for number, own in enumerate(conversations):
+            made = [self._encode_row({"messages": messages}, compares=number == 0) for messages in own]
+            chats, faults = [chat for chat, _ in made], [fault for _, fault in made if fault is not None]
+            longest = max(len(chat.ids) for chat in chats)
+            # The beginning of the prompt is cut off, of both alike, for the answers must be compared.
+            cut = max(0, min(longest - max_length, *(chat.prompt_length - 1 for chat in chats)))
+            ids = [chat.ids[cut : cut + max_length] for chat in chats]
+            learned = [chat.is_answer[cut : cut + max_length] for chat in chats]
+            columns["input_ids"].append(ids)
+            columns["labels"].append([_label(*pair) for pair in zip(ids, learned, strict=True)])
+            columns["prompt"].append(chats[0].ids[: chats[0].prompt_length][-max_length:])
+            columns["length"].append(len(ids) * max(map(len, ids)))
+            columns["truncated"].append(longest > max_length)
+            columns["fault"].append(next(iter(faults), None) or _find_fault(own))
         return columns
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
         """The conversations of all rows, `[2 B, T]`, and the `reference` of each row, `[B, 2]`."""
-        names = ("input_ids", "labels", "prompt_length")
+        names = ("input_ids", "labels")
         sequences = [
             {name: row[name][place] for name in names} for row in rows for place in range(len(row["input_ids"]))
         ]
+        batch = super().collate(sequences) | {"prompts": tuple(row["prompt"] for row in rows)}
         reference = {"reference": torch.tensor([row["reference"] for row in rows])} if "reference" in rows[0] else {}
-        return super().collate(sequences) | reference
+        return batch | reference
 
     def count(self, batch: Batch) -> int:
         return len(batch["row_targets"]) // 2
@@ -168,8 +174,16 @@ class Preference(Chat):
         return -losses.sum()
 
 
-def _find_fault(conversation: Sequence[Sequence[Mapping[str, Any]]]) -> str | None:
-    """What a template accepts all the same: an answer to nothing."""
-    if all(message["role"] == "assistant" for message in conversation[0]):
+def _label(ids: Sequence[int], is_answer: Sequence[bool]) -> list[int]:
+    """The tokens of answers, else -100; nothing stands before the first token."""
+    labels = [token if is_one else -100 for token, is_one in zip(ids, is_answer, strict=True)]
+    return [-100, *labels[1:]]
+
+
+def _find_fault(conversations: Sequence[Sequence[Message]]) -> str | None:
+    """What a template accepts all the same: answers to nothing, or to unlike prompts."""
+    if all(message["role"] == "assistant" for message in conversations[0]):
         return "has an answer and no prompt; put it before the answer"
+    if len({json.dumps(messages[:-1], sort_keys=True) for messages in conversations}) > 1:
+        return "has two conversations that differ before their last messages; both answers need the same prompt"
     return None

@@ -60,6 +60,15 @@ SILENT = "{%- for message in messages if message.role == 'user' %}{{ message.con
 TOOLS = "{%- if tools %}{{ tools | tojson }}{% endif %}" + CHATML
 
 
+# The end token of the tokenizer stands behind a conversation that asks for nothing.
+ENDED = CHATML + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+ENDLESS = CHATML.replace("<|im_end|>", "")
+SPACED = """\
+{%- for message in messages %}{{ message.role + ': ' + message.content + eos_token + '\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"""
+DATED = "{{ strftime_now('%d %b %Y') }}" + CHATML
+
+
 def make_tokenizer(template: str | None) -> PreTrainedTokenizerFast:
     texts = [message["content"] for messages in CONVERSATIONS for message in messages]
     tokenizer = train_tokenizer(texts, framed=False, vocab_size=300, max_length=256)
@@ -90,7 +99,7 @@ def read_answers(task: Chat, conversation: list[dict[str, Any]]) -> list[str]:
 
 def make_batch(task: Chat, conversations: list[Any]) -> dict[str, Any]:
     encoded = task.encode({"messages": conversations}, max_length=128)
-    names = ("input_ids", "labels", "prompt_length")
+    names = ("input_ids", "labels", "prompt")
     return task.collate([dict(zip(names, row, strict=True)) for row in zip(*(encoded[n] for n in names), strict=True)])
 
 
@@ -116,6 +125,64 @@ def test_an_answer_that_begins_a_conversation_is_learned_without_its_header(temp
     (greeting, answer) = read_answers(make_task(template, spans=spans), [GREETING, *SHORT])
     assert greeting.startswith("Yes?<|")
     assert answer.startswith("Yes.<|")
+
+
+def test_the_end_of_a_conversation_is_no_part_of_an_answer():
+    assert read_answers(make_task(ENDED), LONG) == ["Yes.<|im_end|>", "In winter, most years.<|im_end|>"]
+    assert read_answers(make_task(ENDED, train_on="last"), LONG) == ["In winter, most years.<|im_end|>"]
+
+
+def test_a_template_by_which_no_model_would_stop_is_refused():
+    with pytest.raises(UserError, match=r"model.chat_template: the template ends an answer with no special token"):
+        make_task(ENDLESS)
+
+
+def test_a_header_whose_tokens_depend_on_what_follows_is_a_fault():
+    tokenizer = train_tokenizer(["a Yes. Yes. Yes. Yes. Yes."] * 9, framed=False, vocab_size=300, max_length=256)
+    tokenizer.chat_template = SPACED
+    task = Chat()
+    task.bind(tokenizer)
+    (fault,) = task.encode({"messages": [SHORT]}, max_length=512)["fault"]
+    assert fault is not None
+    assert "has an answer whose header ends in other tokens" in fault
+    tokenizer.chat_template = PLAIN
+    task.bind(tokenizer)
+    assert task.encode({"messages": [SHORT]}, max_length=512)["fault"] == [None]
+
+
+def test_tokens_do_not_depend_on_the_day():
+    ids = make_task(DATED).encode({"messages": [SHORT]}, max_length=512)["input_ids"][0]
+    assert make_task(DATED).tokenizer.decode(ids).startswith("26 Jul 2024<|im_start|>")
+
+
+def test_a_long_prompt_is_answered_by_its_end():
+    task = make_task()
+    asked = [{"role": "user", "content": "wide " * 90}]
+    encoded = task.encode({"messages": [[*asked, SHORT[1]], asked]}, max_length=32)
+    for prompt in encoded["prompt"]:
+        assert len(prompt) == 32
+        assert task.tokenizer.decode(prompt).endswith("\nassistant:\n")
+
+
+def test_content_in_parts_is_its_texts():
+    parts = [{"type": "text", "text": "Is the bay"}, {"type": "text", "text": " wide?"}]
+    task = make_task()
+    rows = {"prompt": [[{"role": "user", "content": parts}]], "context": ["Look."], "completion": ["Yes."]}
+    ids = task.encode(rows, max_length=256)["input_ids"][0]
+    assert "user:\nIs the bay wide?\n\nLook.\n" in task.tokenizer.decode(ids)
+    merged = {"tokens": torch.tensor([5]).numpy()}
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]}
+    assert task.merge([merged], {"messages": [SHORT[0], answer]})["references"] == ["Yes."]
+
+
+@pytest.mark.parametrize("template", ["{{ 1 // 0 }}", "{{ messages[9].content }}", "{{ 'a' + 1 }}", "{% if %}"])
+def test_a_template_that_fails_is_a_fault_of_the_row(template: str):
+    task = make_task(PLAIN)
+    task.tokenizer.chat_template = template
+    task.bind(task.tokenizer)
+    (fault,) = task.encode({"messages": [SHORT]}, max_length=64)["fault"]
+    assert fault is not None
+    assert "is refused by the chat template: " in fault
 
 
 def test_an_answer_without_a_header_is_found():
@@ -146,11 +213,10 @@ WAYS = ("marks", "prefixes")
 def test_what_stands_before_the_last_answer_is_the_prompt(template: str):
     task = make_task(template, train_on="last")
     encoded = task.encode({"messages": [LONG, LONG[:-1]]}, max_length=512)
-    (whole, asked), (before, all_of_it) = encoded["input_ids"], encoded["prompt_length"]
-    assert all_of_it == len(asked)
+    (whole, asked), (before, all_of_it) = encoded["input_ids"], encoded["prompt"]
+    assert all_of_it == asked
     assert encoded["labels"][1] == [-100] * len(asked)
-    if template is not INSTRUCT:  # whose answers begin with a space that belongs to their first token
-        assert whole[:before] == asked
+    assert whole[: len(before)] == before == asked
 
 
 @pytest.mark.parametrize(
@@ -283,7 +349,8 @@ def test_a_written_answer_ends_before_the_token_that_ends_it():
         ("conversation", ["Hello"], "number 1 of 1, that is 'Hello'"),
         ("prompt", "", "is empty"),
         ("prompt", 3, "holds no list of messages"),
-        ("answer", SHORT[:1], "ends in a message of the user"),
+        ("answer", SHORT, "has a message of the user, which belongs to the prompt"),
+        ("answer", [SHORT[1], {"role": "tool", "content": "3"}], "ends in a message of the tool"),
         ("tools", "[", "is no JSON"),
         ("tools", ["a"], "holds no list of JSON schemas"),
     ],
@@ -401,3 +468,35 @@ def test_a_tokenizer_can_be_trained_on_conversations(tmp_path: Path):
     loop.fit()
     exported = PreTrainedTokenizerFast.from_pretrained(tmp_path / "run" / "model")
     assert len(exported("freeze")["input_ids"]) < len("freeze")
+
+
+def test_what_is_no_conversation_is_refused_by_a_predictor_too(tmp_path: Path):
+    loop, _ = build_run(tmp_path, [{"messages": SHORT}] * 3)
+    loop.fit()
+    predictor = Predictor.load(tmp_path / "run" / "model")
+    with pytest.raises(UserError, match=r"text 1: messages has no messages"):
+        predictor.predict_rows({"messages": [[]]})
+    with pytest.raises(UserError, match=r"the model reads messages, and no second text"):
+        predictor.predict(["a"], ["b"])
+
+
+def test_a_model_keeps_the_tokens_that_it_stopped_at(tmp_path: Path):
+    path = tmp_path / "own.jinja"
+    path.write_text(CHATML)
+    model = make_model(make_task(CHATML))
+    model.generation_config.eos_token_id = [7, 9]
+    model.save_pretrained(tmp_path / "own")
+    named = f"model={{name: {tmp_path / 'own'}, type: null, overrides: {{n_embd: 16, n_layer: 2, n_positions: 128}}}}"
+    loop, _ = build_run(tmp_path, [{"messages": SHORT}] * 3, f"model.chat_template={path}", named)
+    loop.fit()
+    exported = GPT2LMHeadModel.from_pretrained(tmp_path / "run" / "model")
+    assert exported.generation_config.eos_token_id == sorted({7, 9, *loop.task.end_tokens})
+
+
+def test_a_template_that_takes_no_made_up_row_is_trained_with(tmp_path: Path):
+    path = tmp_path / "own.jinja"
+    path.write_text(
+        "{{ raise_exception('a system message is needed') if messages[0].role != 'system' else '' }}" + CHATML
+    )
+    loop, _ = build_run(tmp_path, [{"messages": LONG}] * 3, f"model.chat_template={path}")
+    loop.fit()

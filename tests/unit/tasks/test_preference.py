@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def encode(task: Preference, rows: list[dict[str, Any]], *, max_length: int = 12
 
 def make_batch(task: Preference, rows: list[dict[str, Any]], reference: list[list[float]] | None = None) -> Any:
     encoded = encode(task, rows)
-    names = ("input_ids", "labels", "prompt_length")
+    names = ("input_ids", "labels", "prompt")
     made = [dict(zip(names, row, strict=True)) for row in zip(*(encoded[name] for name in names), strict=True)]
     if reference is not None:
         made = [{**row, "reference": values} for row, values in zip(made, reference, strict=True)]
@@ -125,6 +126,9 @@ def test_whole_conversations_are_the_same_rows():
     assert encode(task, [whole]) == encode(task, ROWS[:1])
     alone = {f"{name}_messages": [{"role": "assistant", "content": ROWS[0][name]}] for name in ANSWERS}
     assert encode(task, [alone])["fault"] == ["has an answer and no prompt; put it before the answer"]
+    whole["rejected_messages"] = [{"role": "user", "content": "Why?"}, whole["rejected_messages"][-1]]
+    (fault,) = encode(task, [whole])["fault"]
+    assert "has two conversations that differ before their last messages" in fault
 
 
 ANSWERS = ("chosen", "rejected")
@@ -133,7 +137,7 @@ ANSWERS = ("chosen", "rejected")
 def test_a_row_without_answers_is_a_prompt():
     encoded = encode(make_task(), [{"prompt": "Is the bay wide?"}])
     assert [len(row) for row in encoded["input_ids"]] == [1]
-    assert encoded["prompt_length"] == [[len(encoded["input_ids"][0][0])]]
+    assert encoded["prompt"] == [encoded["input_ids"][0][0]]
 
 
 @pytest.mark.parametrize(
@@ -150,10 +154,10 @@ def test_wrong_arguments_are_refused(arguments: dict[str, Any], told: str):
         Preference(**arguments)
 
 
-def make_run(folder: Path, *overrides: str) -> tuple[TrainingLoop, list[str]]:
+def make_run(folder: Path, *overrides: str, rows: Sequence[Any] = ROWS) -> tuple[TrainingLoop, list[str]]:
     """A run, and the lines of its console."""
     TOKENIZER.save_pretrained(folder / "tokenizer")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines: list[str] = []
     console = Console(enabled=True)
     console.say = lines.append  # type: ignore[method-assign]
@@ -203,6 +207,52 @@ def test_what_the_model_was_is_read_again_and_of_another_model_computed_again(tm
     assert any("before the first update" in line for line in other)
     _, longer = make_run(tmp_path, "data.max_length=20")
     assert any("before the first update" in line for line in longer)
+
+
+def test_a_model_that_computes_otherwise_is_another_model(tmp_path: Path):
+    make_run(tmp_path)
+    _, other = make_run(tmp_path, "model.overrides.layer_norm_epsilon=0.5")
+    assert any("before the first update" in line for line in other)
+
+
+def test_the_beginning_of_a_long_prompt_is_cut_off_and_answers_stay():
+    task = make_task()
+    row = {"prompt": "wide " * 90, "chosen": "Yes.", "rejected": "It is what it is."}
+    (pair,) = encode(task, [row], max_length=40)["input_ids"]
+    assert max(map(len, pair)) == 40
+    texts = [task.tokenizer.decode(ids) for ids in pair]
+    assert texts[0].endswith("\nassistant:\nYes.<|endoftext|>\n")
+    assert texts[1].endswith("\nassistant:\nIt is what it is.<|endoftext|>\n")
+    (learned,) = encode(task, [row], max_length=40)["labels"]
+    assert [sum(label != -100 for label in labels) for labels in learned] == [
+        len(task.tokenizer(row[name])["input_ids"]) + 1 for name in ANSWERS
+    ]
+
+
+def test_rows_with_answers_are_answered_too(tmp_path: Path):
+    loop, _ = make_run(tmp_path)
+    predictor = Predictor(
+        loop.bare_model, TOKENIZER, task="preference", max_length=96, columns={name: name for name in ROWS[0]}
+    )
+    predictor.write_at_most(4)
+    asked = {"prompt": [row["prompt"] for row in ROWS]}
+    whole = {name: [row[name] for row in ROWS] for name in ROWS[0]}
+    assert predictor.predict_rows(whole).rows == predictor.predict_rows(asked).rows
+
+
+def test_a_model_of_whole_conversations_answers_one(tmp_path: Path):
+    asked = [{"role": "user", "content": ROWS[0]["prompt"]}]
+    rows = [
+        {f"{name}_messages": [*asked, {"role": "assistant", "content": ROWS[0][name]}] for name in ANSWERS}
+        for _ in range(3)
+    ]
+    columns = "data.columns={chosen_messages: chosen_messages, rejected_messages: rejected_messages}"
+    loop, _ = make_run(tmp_path, columns, rows=rows)
+    loop.fit()
+    predictor = Predictor.load(tmp_path / "run" / "model")
+    predictor.write_at_most(4)
+    (answer,) = predictor.predict([ROWS[0]["prompt"]])
+    assert predictor.predict_rows({"chosen_messages": [asked]}).rows == [answer]
 
 
 def test_rows_of_later_cannot_be_compared(tmp_path: Path):
