@@ -67,6 +67,7 @@ def _describe_batches(loader: StepLoader, *, num_steps: int, process_index: int)
     return [
         f"rows: {len(plan.lengths):,}, {plan.batch_size:,} per step; {plan.steps_per_epoch:,} steps per epoch, "
         f"{num_steps:,} in all",
+        *([] if plan.mixture is None else [plan.mixture.describe()]),
         f"microbatches per step and process: {min(microbatches)} to {max(microbatches)} ({budget}); "
         f"padding {padding:.1%}",
     ]

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
@@ -12,6 +13,7 @@ from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.cut import Limits
 from trainer_loop.data.given_rows import take_rows
 from trainer_loop.data.loader import EvaluationLoader, StepLoader, TrainLoader
+from trainer_loop.data.mixture import Mixture
 from trainer_loop.data.run_data import RunData
 from trainer_loop.data.stream import StreamLoader
 from trainer_loop.data.tokens import TokenisedSplit
@@ -54,12 +56,27 @@ def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -
     train = plan.inputs.splits["train"]
     window = (config.batch.window or _WINDOW) if config.batch.order == "window" else None  # None: a plain shuffle
     return TrainLoader(
-        BatchPlan(train.lengths, limits, batch_size=batch_size, seed=config.seed, window=window),
+        BatchPlan(
+            train.lengths,
+            limits,
+            batch_size=batch_size,
+            seed=config.seed,
+            window=window,
+            mixture=_make_mixture(config, train),
+        ),
         train.rows,
         num_workers=_num_workers(config, accelerator),
         origin_of=train.origins.place,
         **process,
     )
+
+
+def _make_mixture(config: Config, train: TokenisedSplit) -> Mixture | None:
+    if not config.data.mixture:
+        return None
+    names = [str(entry["name"]) for entry in config.data.mixture]
+    weights = [float(entry["weight"]) for entry in config.data.mixture]
+    return Mixture(names, weights, np.asarray(train.origins.sources)[train.origins.origin])
 
 
 def make_evaluation_loader(

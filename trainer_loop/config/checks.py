@@ -42,7 +42,8 @@ def missing_parts(config: Config) -> dict[str, str]:
             "neither model.name nor model.type is given; set model.name to a hub id or a local directory, "
             "or model.type to build a new model, such as bert, or begin with a shipped file: config=quickstart.yaml"
         )
-    if config.data.name is None and ("data.train", config.data.train) == _TRAIN_BY_DEFAULT:
+    names_no_rows = ("data.train", config.data.train) == _TRAIN_BY_DEFAULT and not config.data.mixture
+    if config.data.name is None and names_no_rows:
         missing["train"] = (
             "data.train is 'train', the name of a split, but data.name is null; "
             "set data.name to a hub id, or data.train to a file such as train.csv"
@@ -113,6 +114,16 @@ def _adapter_conflicts(config: Config) -> Iterator[Conflict]:
 def _data_conflicts(config: Config) -> Iterator[Conflict]:
     data = config.data
     yield from _exclusive(config, "data.validation", "data.validation_fraction")
+    if data.mixture and ("data.train", data.train) != _TRAIN_BY_DEFAULT and data.train is not None:
+        yield (
+            ("data.mixture", "data.train"),
+            f"data.mixture and data.train ({shown(data.train)}) are both given; set data.train to null",
+        )
+    if data.mixture and data.streaming:
+        yield (
+            ("data.mixture", "data.streaming"),
+            "data.mixture is drawn by the numbers of its rows, which a stream does not have; set data.streaming=false",
+        )
     if data.name is not None:
         return
     sets = name_sets("data.validation", data.validation) | name_sets("data.test", data.test)

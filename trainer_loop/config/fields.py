@@ -192,6 +192,13 @@ class DataConfig:
     validation_fraction: float | None = key(
         None, "cut this share of train off for validation, stratified by label", above=0, below=1
     )
+    mixture: list[Any] = key(
+        [],
+        "in place of train: sources drawn by weight, [{name: a, train: a.csv, weight: 0.7}, {name: b, train: b.csv, "
+        "weight: 0.3}]; each may have columns, and dataset and config in place of data.name and data.config",
+        kind="mixture",
+        on_resume="refused",
+    )
     streaming: bool = key(
         False,
         "true: read train row by row, never holding it in memory; validation and test are read as ever",

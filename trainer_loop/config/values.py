@@ -294,6 +294,42 @@ def _group_fault(entry: object) -> str | None:
     return f"{wrong[0]} of {entry['match']} is {shown(entry[wrong[0]])}, not a number of at least 0" if wrong else None
 
 
+def _source(node: Node) -> object:
+    if not isinstance(node, MappingNode):
+        return plain(node)
+    read = {"weight": _number, "columns": _columns, "train": _splits}
+    return {key.value: read.get(key.value, _text)(value) for key, value in node.value}
+
+
+def _source_fault(entry: object) -> str | None:
+    if not isinstance(entry, dict):
+        return f"{shown(entry)} is not a mapping; write {{name: ..., train: {entry}, weight: 0.5}}"
+    known = ("name", "train", "weight", "columns", "dataset", "config")
+    unknown = [part for part in entry if part not in known]
+    if unknown:
+        return f"{unknown[0]} is not {_listed(known)}"
+    if _text_fault(entry.get("name")) is not None:
+        return f"{shown(entry)} has no name"
+    if _splits_fault(entry.get("train")) is not None:
+        return f"{entry['name']} has no train, its files or the split of its dataset"
+    if not _is_number(entry.get("weight"), at_least=0) or not entry["weight"]:
+        return f"weight of {entry['name']} is {shown(entry.get('weight'))}, not a number above 0"
+    if (wrong := _columns_fault(entry.get("columns", {}))) is not None:
+        return f"columns of {entry['name']}: {wrong or 'not a mapping'}"
+    others = [part for part in ("dataset", "config") if part in entry and _text_fault(entry[part]) is not None]
+    return f"{others[0]} of {entry['name']} is {shown(entry[others[0]])}, not a text" if others else None
+
+
+def _mixture_fault(value: object) -> str | None:
+    if (fault := _fault_of_each(_source_fault)(value)) is not None or not isinstance(value, list) or not value:
+        return fault
+    names = [entry["name"] for entry in value]
+    twice = [name for name in names if names.count(name) > 1]
+    if len(names) == 1:
+        return f"{names[0]} alone is no mixture; set data.train"
+    return f"{twice[0]} is the name of two sources" if twice else None
+
+
 KINDS: dict[str, Kind] = {
     "text": Kind("a text", _text, _text_fault),
     "true_or_false": Kind("true or false", _truth, lambda value: None if isinstance(value, bool) else ""),
@@ -316,5 +352,6 @@ KINDS: dict[str, Kind] = {
     "auto_or_positive": Kind("auto or a whole number of at least 1", _integer, _whole_fault("auto", at_least=1)),
     "interval": Kind("epoch, never, a number of steps, or below 1 a share of an epoch", _integer, _interval_fault),
     "groups": Kind("a list of {match, lr, weight_decay, unfreeze_at}", _list_of(_group), _fault_of_each(_group_fault)),
+    "mixture": Kind("a list of {name, train, weight, columns, dataset, config}", _list_of(_source), _mixture_fault),
     "metrics": Kind("a list of names or of {name, args, key}", _list_of(_metric), _fault_of_each(_metric_fault)),
 }

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from trainer_loop.data.cut import Limits, cut_batches, deal
+from trainer_loop.data.mixture import Mixture
 from trainer_loop.runtime.randomness import derive_seed
 
 Rows = list[int]
@@ -66,6 +67,7 @@ class BatchPlan:
     lengths: tokens of each row, `[N]`. limits: what a microbatch may hold, and how many processes share an update.
     batch_size: rows of one update over all processes.
     window: batches whose rows are sorted by length among each other; None: batches are a plain shuffle.
+    mixture: draws the rows of an epoch; None: each row once.
 
     >>> plan = BatchPlan([30, 4, 28, 5, 6, 31, 7, 29], Limits(max_tokens=64), batch_size=4, seed=0)
     >>> plan.steps_per_epoch
@@ -82,12 +84,14 @@ class BatchPlan:
         batch_size: int,
         seed: int,
         window: int | None = None,
+        mixture: Mixture | None = None,
     ):
         assert len(lengths) > 0 and batch_size > 0 and limits.num_processes > 0
         self.lengths = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
         self.batch_size = batch_size
         self.seed = seed
         self.window = window
+        self.mixture = mixture
         self.limits = limits
         self._order: tuple[int, np.ndarray] | None = None  # of the epoch asked for last
         self._block: _Block | None = None  # the steps around the one asked for last
@@ -147,9 +151,12 @@ class BatchPlan:
         return StepPlan(step, self.epoch_of(step), shares)
 
     def _order_rows(self, epoch: int) -> np.ndarray:
-        """All rows in the order in which the epoch takes them, `[N]`."""
+        """The rows of an epoch, in the order in which it takes them, `[N]`."""
         if self._order is None or self._order[0] != epoch:
-            order = _generator(self.seed, "order", epoch).permutation(len(self.lengths))
+            if self.mixture is not None:
+                order = self.mixture.draw(seed=self.seed, epoch=epoch)
+            else:
+                order = _generator(self.seed, "order", epoch).permutation(len(self.lengths))
             if self.window is not None:
                 self._sort_in_windows(order, self.window, epoch)
             self._order = epoch, order

@@ -1,7 +1,7 @@
 """The door through which all data comes in: hub data sets, files, and functions of the user's own."""
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,13 +18,15 @@ from trainer_loop.data.given_rows import as_dataset, read_dicts
 from trainer_loop.data.hub import load_hub_splits
 from trainer_loop.data.hub_stream import stream_hub_splits
 from trainer_loop.data.missing import Holes, settle_missing, with_plain_columns
+from trainer_loop.data.mixture import read_sources
 from trainer_loop.data.prepare import cut_validation, limit_splits
 from trainer_loop.data.progress import progress_bars
 from trainer_loop.data.shards import ShardedSplit
 from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.stream_head import read_head
 from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
-from trainer_loop.errors import Problems, UserError, under
+from trainer_loop.data.wording import enumerate_names
+from trainer_loop.errors import Problems, UserError, refuse, under
 
 _SPLITS = ("train", "validation", "test")
 _HASHED_ROWS = 10_000  # at a time
@@ -64,6 +66,7 @@ class DataSection:
     max_length: int = 512
     num_workers: int | str = 0  # changes how rows are loaded, not which
     cache_dir: str | None = None
+    mixture: Sequence[Mapping[str, Any]] = ()
 
 
 def read_splits(
@@ -78,7 +81,7 @@ def read_splits(
     specs = {**name_sets("validation", section.validation), **name_sets("test", section.test)}
     problems = Problems()
     if not section.streaming:
-        specs = {"train": train} | specs
+        specs = ({} if section.mixture else {"train": train}) | specs
         problems.lines += _check_keys(section)
     on_hub = {split: spec for split, spec in specs.items() if name is not None and _is_hub_spec(spec)}
     streamed: ShardedSplit | None = None
@@ -101,6 +104,9 @@ def read_splits(
     problems.lines += wrong
     read_whole = {split: rows for split, rows in read.items() if rows is not None} | found
     splits = _settle(read_whole, section, problems, say)
+    if section.mixture:
+        mixed = problems.collect("", _read_mixture, section, say)
+        splits |= {} if mixed is None else {"train": mixed}
     if not section.streaming and fraction is not None and 0 < fraction < 1 and section.validation is None:
         _cut_validation(splits, fraction, section, problems)
     in_order = sorted(splits, key=lambda split: _SPLITS.index(parse_set(split)[0]))
@@ -111,10 +117,35 @@ def read_splits(
     return splits, streamed, problems.lines
 
 
+def _read_mixture(section: DataSection, say: Say) -> Split:
+    """The training rows of several sources, each read as the training rows of a run of its own."""
+
+    def read(entry: Mapping[str, Any], columns: Columns) -> Split:
+        alone = DataSection(
+            train=entry["train"],
+            columns=columns,
+            seed=section.seed,
+            name=entry.get("dataset"),
+            config=entry.get("config"),
+            files=section.files,
+            missing=section.missing,
+        )
+        splits, _, problems = read_splits(alone, say=lambda line: say(f"{entry['name']}: {line}"))
+        refuse(problems)
+        train = splits["train"]
+        there = list(train.columns or train.rows.column_names)
+        if missing := [f"{name!r} for {own}" for own, name in columns.names.items() if name not in there]:
+            told = f"no column {', '.join(missing)}; it has {enumerate_names(there)}: set its columns"
+            raise UserError(f"data.train: {told}")
+        return train
+
+    return read_sources(section.mixture, section.columns, read)
+
+
 def _check_keys(section: DataSection) -> list[str]:
     problems: list[str] = []
     fraction = section.validation_fraction
-    if section.train is None:
+    if section.train is None and not section.mixture:
         problems.append("data.train=null: a split, a file or a dotted path is needed")
     if fraction is not None and section.validation is not None:
         problems.append("data.validation and data.validation_fraction are both given; set one to null")

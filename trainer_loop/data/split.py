@@ -18,11 +18,13 @@ class Origins:
 
     names: one per origin, with the noun that its numbers count, such as `reviews.csv row` or `notes.txt line`.
     origin: `[N]` position in `names` of every row. number: `[N]` row or line number of every row, from 1.
+    sources: of a mixture the number of the source that each of `names` belongs to.
     """
 
     names: Sequence[str]
     origin: npt.NDArray[np.int32]
     number: Indices
+    sources: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         assert len(self.origin) == len(self.number), "every row has an origin and a number"
@@ -50,7 +52,7 @@ class Origins:
 
     def select(self, rows: Indices) -> "Origins":
         """The places of these rows, in this order."""
-        return Origins(self.names, self.origin[rows], self.number[rows])
+        return Origins(self.names, self.origin[rows], self.number[rows], self.sources)
 
 
 @dataclass(frozen=True)

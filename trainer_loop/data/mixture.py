@@ -1,0 +1,144 @@
+"""Training rows of several sources, drawn by weights: a pure function of (seed, epoch)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import datasets
+import numpy as np
+
+from trainer_loop.data.columns import Columns
+from trainer_loop.data.fingerprint import digest
+from trainer_loop.data.split import Indices, Origins, Split
+from trainer_loop.data.wording import enumerate_some
+from trainer_loop.errors import UserError
+from trainer_loop.runtime.randomness import derive_seed
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """How an epoch is drawn from rows of several sources; it has as many rows as there are.
+
+    A source is gone through again and again, in a new order each time, by its share of each epoch. So within a source
+    no row is drawn twice more often than another.
+
+    names: of the sources. weights: of the sources, in any unit. sources: `[N]` number of the source of each row.
+    """
+
+    names: Sequence[str]
+    weights: Sequence[float]
+    sources: Indices
+
+    @property
+    def counts(self) -> list[int]:
+        """Rows of each source in an epoch."""
+        exact = np.array(self.weights, dtype=np.float64) / sum(self.weights) * len(self.sources)
+        counts = np.floor(exact).astype(np.int64)
+        by_remainder = np.argsort(counts - exact, kind="stable")
+        counts[by_remainder[: len(self.sources) - int(counts.sum())]] += 1
+        return counts.tolist()  # type: ignore[no-any-return]
+
+    def draw(self, *, seed: int, epoch: int) -> Indices:
+        """`[N]` the rows of an epoch, in their order."""
+        drawn = [
+            _go_through(np.flatnonzero(self.sources == number), epoch * count, count, seed, self.names[number])
+            for number, count in enumerate(self.counts)
+        ]
+        order = np.random.Generator(np.random.Philox(derive_seed(seed, "order", epoch))).permutation(len(self.sources))
+        return np.concatenate(drawn)[order]
+
+    def describe(self) -> str:
+        """A line for a person."""
+        parts = []
+        for number, (name, count) in enumerate(zip(self.names, self.counts, strict=True)):
+            there = int((self.sources == number).sum())
+            share = count / len(self.sources)
+            parts.append(f"{name} {share:.1%} = {count:,} rows an epoch of {there:,} (each {count / there:.2f} times)")
+        return f"mixture: {'; '.join(parts)}"
+
+
+def _go_through(rows: Indices, start: int, count: int, seed: int, name: str) -> Indices:
+    """`[count]` of the rows, from the place `start` on of an endless sequence of shuffled passes over them."""
+    parts, place = [np.empty(0, dtype=np.int64)], start
+    while place < start + count:
+        number, begin = divmod(place, len(rows))
+        generator = np.random.Generator(np.random.Philox(derive_seed(seed, "mixture", name, number)))
+        part = rows[generator.permutation(len(rows))][begin : begin + start + count - place]
+        parts.append(part)
+        place += len(part)
+    return np.concatenate(parts)
+
+
+def join_sources(splits: Mapping[str, Split], columns: Mapping[str, Columns], into: Columns) -> Split:
+    """The training rows of all sources as one split, which knows of each row its source.
+
+    Args:
+        splits: The rows of each source.
+        columns: The user's columns of each source, by the task's.
+        into: The names that they get.
+
+    Raises:
+        UserError: Their columns are of unlike types.
+    """
+    tables: dict[str, datasets.Dataset] = {}
+    for name, split in splits.items():
+        renamed = {columns[name].names[own]: other for own, other in into.names.items()}
+        rows = split.rows.select_columns([one for one in renamed if one in split.rows.column_names])
+        moved = {one: other for one, other in renamed.items() if one != other and one in rows.column_names}
+        tables[name] = rows.rename_columns(moved) if moved else rows
+    first, *others = tables
+    for name in others:
+        tables[name] = _cast(tables[name], tables[first].features, name=name, first=first)
+    origins = Origins.join([split.origins for split in splits.values()])
+    sources = np.repeat(np.arange(len(splits)), [len(split.origins.names) for split in splits.values()])
+    return Split(
+        "train",
+        datasets.concatenate_datasets(list(tables.values())),
+        replace(origins, sources=sources.tolist()),
+        digest(*(f"{name} {split.fingerprint}".encode() for name, split in splits.items())),
+    )
+
+
+def _cast(rows: datasets.Dataset, wanted: datasets.Features, *, name: str, first: str) -> datasets.Dataset:
+    """The rows with the types of the first source."""
+    if missing := [column for column in wanted if column not in rows.column_names]:
+        raise UserError(f"data.mixture: {name} has no column {missing[0]!r}, which {first} has; name it in its columns")
+    unlike = [column for column in wanted if _find_kind(rows.features[column]) != _find_kind(wanted[column])]
+    if unlike:
+        kinds = (f"{column!r} is {rows.features[column]} in {name}, {wanted[column]} in {first}" for column in unlike)
+        raise UserError(f"data.mixture: columns of unlike types: {'; '.join(kinds)}; write them alike")
+    return rows.select_columns(list(wanted)).cast(wanted)
+
+
+def _find_kind(feature: Any) -> str:
+    """What a type is for; those of one kind differ in their width."""
+    if not isinstance(feature, datasets.Value):
+        return repr(feature)
+    dtype = str(feature.dtype)
+    return next((kind for kind in ("string", "uint", "int", "float") if kind in dtype), dtype)
+
+
+def read_sources(
+    mixture: Sequence[Mapping[str, Any]],
+    columns: Columns,
+    read: Callable[[Mapping[str, Any], Columns], Split],
+) -> Split:
+    """Read each source by `read`, and join them. Raises UserError with what is wrong with any of them."""
+    splits, own, problems = dict[str, Split](), dict[str, Columns](), list[str]()
+    for entry in mixture:
+        name = str(entry["name"])
+        own[name] = Columns(columns.declared, {**columns.names, **entry.get("columns", {})})
+        try:
+            splits[name] = read(entry, own[name])
+        except UserError as error:
+            problems += [line.replace("data.train", f"data.mixture: {name}: train") for line in error.problems]
+    if unknown := [
+        f"data.mixture: {name}: columns: {enumerate_some(sorted(wrong))}: none of the columns that are read "
+        f"({', '.join(columns.names)})"
+        for name, of_source in own.items()
+        if (wrong := of_source.names.keys() - columns.names.keys())
+    ]:
+        problems += unknown
+    if problems:
+        raise UserError(problems)
+    return join_sources(splits, own, columns)
