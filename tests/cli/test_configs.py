@@ -14,17 +14,25 @@ README = CONFIGS.parent / "README.md"
 NAMES = sorted(path.name for path in CONFIGS.glob("*.yaml"))
 
 
+PROMPTS = [
+    {"prompt": "Is the bay wide?", "context": "", "completion": "Yes."},
+    {"prompt": "Count the ferries:", "context": "one, two", "completion": "There are two."},
+]
+
+
 def stand_in(name: str, tmp_path: Path, tiny_model: Path) -> list[str]:
     """Overrides that put the task's example rows, and a tiny model, in place of what is on the hub."""
     config = yaml.safe_load((CONFIGS / name).read_text())
     data, task = config["data"], load_task(config["task"]["name"])
-    columns = {own: own for own in task.example[0]} | data.get("columns", {})
-    rows = [{theirs: row.get(own, row[next(iter(row))]) for own, theirs in columns.items()} for row in task.example]
+    example = PROMPTS if name == "chat.yaml" else task.example
+    columns = {own: own for own in example[0]} | data.get("columns", {})
+    rows = [{theirs: row.get(own, row[next(iter(row))]) for own, theirs in columns.items()} for row in example]
     file = tmp_path / "stand_in.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows * 15))
     splits = [split for split in ("train", "validation", "test") if split in data]
     overrides = ["data.name=null", *(f"data.{split}={file}" for split in splits)]
-    own_models = {"causal_lm": ("gpt2", "n_layer"), "seq2seq": ("t5", "num_layers")}
+    own_models = dict.fromkeys(("causal_lm", "chat", "preference"), ("gpt2", "n_layer"))
+    own_models["seq2seq"] = ("t5", "num_layers")
     if config["task"]["name"] == "image_classification":
         overrides += ["model={name: null, type: vit, overrides: {num_hidden_layers: 1, hidden_size: 24}}"]
     elif config["task"]["name"] in own_models:
@@ -33,6 +41,8 @@ def stand_in(name: str, tmp_path: Path, tiny_model: Path) -> list[str]:
             f"model={{name: null, type: {model_type}, tokenizer: train, vocab_size: 300}}",
             f"model.overrides={{{layers}: 1}}",
         ]
+        if config["task"]["name"] in ("chat", "preference"):
+            overrides += ["model.chat_template=plain", "model.lora.merge=true"]
     else:
         overrides += [f"model.name={tiny_model}", "data.max_length=64"]
     return overrides

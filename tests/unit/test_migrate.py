@@ -333,6 +333,44 @@ EACH = [
         {"model_name_or_path": "m", "max_seq_length": 128, "text_column_name": "review"},
         {"data.max_length": 128, "data.columns": {"text": "review"}},
     ),
+    # The arguments of example scripts, by which their tasks are known.
+    (
+        {"doc_stride": 64, "version_2_with_negative": True, "max_answer_length": 20},
+        {
+            "task.name": "question_answering",
+            "task.args": {"stride": 64, "null_answers": True, "max_answer_tokens": 20},
+        },
+    ),
+    (
+        {"source_prefix": "summarize: ", "text_column": "article", "summary_column": "highlights", "num_beams": 4},
+        {
+            "task.name": "seq2seq",
+            "task.args": {"prefix": "summarize: "},
+            "data.columns": {"source": "article", "target": "highlights"},
+            "evaluate.generate.num_beams": 4,
+        },
+    ),
+    (
+        {"mlm_probability": 0.2, "line_by_line": True, "max_seq_length": 128},
+        {
+            "task.name": "masked_lm",
+            "task.args": {"mask_probability": 0.2, "join_texts": False},
+            "data.max_length": 128,
+        },
+    ),
+    ({"block_size": 128}, {"task.name": "causal_lm", "data.max_length": 128}),
+    ({"do_regression": True}, {"task.name": "sequence_regression"}),
+    (
+        {"image_column_name": "img"},
+        {
+            "task.name": "image_classification",
+            "data.columns": {"image": "img"},
+        },
+    ),
+    (
+        {"lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.1},
+        {"model.lora.r": 8, "model.lora.alpha": 16, "model.lora.dropout": 0.1},
+    ),
 ]
 
 

@@ -69,6 +69,22 @@ RENAMED = {
 _SWITCHES = {"adafactor": ("optim", "adafactor"), "evaluate_during_training": ("eval_strategy", "steps")}
 
 
+# Tasks, by arguments that only their example scripts have -> the argument of the task, where it has one.
+_SCRIPTS: dict[str, dict[str, str | None]] = {
+    "sequence_regression": {"do_regression": None},
+    "question_answering": {
+        "doc_stride": "stride",
+        "max_answer_length": "max_answer_tokens",
+        "version_2_with_negative": "null_answers",
+        "null_score_diff_threshold": "null_threshold",
+    },
+    "seq2seq": {"source_prefix": "prefix", "max_target_length": "max_target_length", "summary_column": None},
+    "masked_lm": {"mlm_probability": "mask_probability", "line_by_line": "join_texts"},
+    "causal_lm": {"block_size": None},
+    "image_classification": {"image_column_name": None, "train_val_split": None},
+}
+
+
 class Arguments:
     """What was given, under the names of today, over the defaults of TrainingArguments."""
 
@@ -177,9 +193,32 @@ def _model(a: Arguments) -> Iterator[Setting | Note]:
 
 
 def _columns(a: Arguments) -> Iterator[Setting | Note]:
-    own = {"text_column_name": "text", "label_column_name": "label"}
+    own = {
+        "text_column_name": "text",
+        "label_column_name": "label",
+        "text_column": "source",
+        "summary_column": "target",
+        "image_column_name": "image",
+    }
     if given := a.changed(*own):
         yield Setting("data.columns", {own[name]: a[name] for name in given}, given)
+
+
+def _task(a: Arguments) -> Iterator[Setting | Note]:
+    """The task whose script has such arguments, and its own arguments."""
+    for task, names in _SCRIPTS.items():
+        given = a.changed(*names)
+        args = {argument: a[name] for name in given if (argument := names[name]) is not None}
+        if "join_texts" in args:
+            args["join_texts"] = not args["join_texts"]
+        if given:
+            yield Setting("task.name", task, given)
+        for name in given:  # which have a key of their own besides
+            key, difference = TRANSLATIONS[name]
+            if names[name] is None and not difference:
+                yield Setting(key, a[name], (name,))
+        if args:
+            yield Setting("task.args", args, tuple(name for name in given if names[name] is not None))
 
 
 def _batch(a: Arguments) -> Iterator[Setting | Note]:
@@ -378,5 +417,19 @@ def _hub(a: Arguments) -> Iterator[Setting | Note]:
 _TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 
 _GROUPS: tuple[Callable[[Arguments], Iterator[Setting | Note]], ...] = (
-    *(_run, _model, _columns, _batch, _length, _numbers, _optimizer, _schedule, _evaluation, _checkpoints, _log, _hub),
+    *(
+        _run,
+        _task,
+        _model,
+        _columns,
+        _batch,
+        _length,
+        _numbers,
+        _optimizer,
+        _schedule,
+        _evaluation,
+        _checkpoints,
+        _log,
+        _hub,
+    ),
 )
