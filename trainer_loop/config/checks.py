@@ -114,10 +114,10 @@ def _adapter_conflicts(config: Config) -> Iterator[Conflict]:
 def _data_conflicts(config: Config) -> Iterator[Conflict]:
     data = config.data
     yield from _exclusive(config, "data.validation", "data.validation_fraction")
-    if data.mixture and ("data.train", data.train) != _TRAIN_BY_DEFAULT and data.train is not None:
+    if data.mixture and ("data.train", data.train) != _TRAIN_BY_DEFAULT:
         yield (
             ("data.mixture", "data.train"),
-            f"data.mixture and data.train ({shown(data.train)}) are both given; set data.train to null",
+            f"data.mixture and data.train ({shown(data.train)}) are both given; leave data.train out",
         )
     if data.mixture and data.streaming:
         yield (

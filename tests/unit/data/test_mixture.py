@@ -138,7 +138,7 @@ def test_a_mixture_that_is_written_wrong_is_refused(mixture: str, told: str):
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("data.train=a.csv", "data.mixture and data.train .* are both given; set data.train to null"),
+        ("data.train=a.csv", "data.mixture and data.train .* are both given; leave data.train out"),
         ("data.streaming=true", "data.mixture is drawn by the numbers of its rows, which a stream does not have"),
     ],
 )
