@@ -38,6 +38,7 @@ bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.memory $(TEXTS)
 	$(BIN)/python -m benchmarks.scaling $(TEXTS)
 	$(BIN)/python -m benchmarks.fine_tune $(TEXTS)
+	$(BIN)/python -m benchmarks.tasks
 	$(BIN)/python -m benchmarks.fine_tune $(TEXTS) --attention-dropout
 	$(if $(DATA),$(BIN)/python -m benchmarks.fine_tune $(TEXTS) --until-accuracy 0.85 --rows 4800 --held-out 2000)
 	$(BIN)/python -m benchmarks.evaluation $(TEXTS)

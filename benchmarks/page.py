@@ -17,6 +17,7 @@ _HERE = Path(__file__).parent
 # Module -> names of its results, in the order of the page.
 _RESULTS_OF = {
     "fine_tune": ("fine_tune", "fine_tune_attention_dropout", "fine_tune_until_accuracy"),
+    "tasks": ("tasks",),
     "step_profile": ("step_profile",),
     "loop_overhead": ("loop_overhead",),
     "padding": ("padding",),
