@@ -31,7 +31,7 @@ def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -
         accelerator.num_processes,
         max_tokens=_token_budget(config.batch.max_tokens, plan, accelerator.device, training=True),
         per_device=config.batch.per_device,
-        microbatch_tokens=choose_microbatch_tokens(accelerator.device.type),
+        microbatch_tokens=choose_microbatch_tokens(accelerator.device.type, precision=accelerator.mixed_precision),
         packed=config.model.packing,
     )
     batch_size = _batch_size(config, accelerator.num_processes)
@@ -93,7 +93,7 @@ def make_evaluation_loader(
         accelerator.num_processes if labelled else 1,
         max_tokens=_token_budget(config.evaluate.max_tokens, plan, accelerator.device, training=False),
         per_device=config.evaluate.per_device or _rows_judged_at_once(config, plan, accelerator),
-        microbatch_tokens=choose_microbatch_tokens(accelerator.device.type),
+        microbatch_tokens=choose_microbatch_tokens(accelerator.device.type, precision=accelerator.mixed_precision),
         packed=config.model.packing,
     )
     return EvaluationLoader(

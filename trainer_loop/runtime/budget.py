@@ -7,6 +7,7 @@ _EVALUATION_TOKENS = {"cpu": 4096, "cuda": 32768}
 # time of tens of tokens. On a GPU, starting them takes ten milliseconds or more; a full card computes thousands of
 # tokens in this time.
 _MICROBATCH_TOKENS = {"cpu": 64, "cuda": 4096}
+_MICROBATCH_TOKENS_IN_BF16 = {"cpu": 256}  # oneDNN compiles its kernels in bf16 for each new shape
 _MOST_LOGITS = 2**29  # if the logits of all tokens are held at once: 2 GiB for each copy in fp32
 
 
@@ -20,6 +21,7 @@ def choose_token_budget(device_type: str, *, training: bool, logits_per_token: i
     return budget if logits_per_token is None else min(budget, _MOST_LOGITS // logits_per_token)
 
 
-def choose_microbatch_tokens(device_type: str) -> int:
-    """The cost of one more microbatch on this type of device, in padded tokens."""
-    return _MICROBATCH_TOKENS.get(device_type, _MICROBATCH_TOKENS["cuda"])
+def choose_microbatch_tokens(device_type: str, *, precision: str = "no") -> int:
+    """The cost of one more microbatch on this type of device, in padded tokens. precision: as in `train.precision`."""
+    costs = _MICROBATCH_TOKENS | (_MICROBATCH_TOKENS_IN_BF16 if precision == "bf16" else {})
+    return costs.get(device_type, costs["cuda"])
