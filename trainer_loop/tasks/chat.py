@@ -1,5 +1,6 @@
 """The answers of an assistant in conversations."""
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, get_args
@@ -8,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from trainer_loop.components import refuse_others
+from trainer_loop.data import messages
 from trainer_loop.data.columns import Column
+from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.messages import Message, read_messages, read_text, read_tools
 from trainer_loop.errors import UserError
+from trainer_loop.tasks import chat_template
 from trainer_loop.tasks.chat_template import ChatTemplate, EncodedChat, Spans, TemplateFault
 from trainer_loop.tasks.generation import cut_at_end, pad_on_the_left
 from trainer_loop.tasks.language_model import LANGUAGE_MODEL_OUTPUTS, LanguageModel, call_decoder
@@ -105,7 +109,8 @@ class Chat(LanguageModel):
         self._ends = ends
 
     def settings(self) -> dict[str, Any]:
-        return {"train_on": self.train_on, "spans": self.spans}
+        code = [inspect.getsource(module) for module in (chat_template, messages)]  # which `encode` depends on
+        return {"train_on": self.train_on, "spans": self.spans, "code": digest("".join(code).encode())}
 
     def list_outputs(self) -> Mapping[str, str] | None:
         """With texts that are written, metrics on texts fit too."""
@@ -137,9 +142,9 @@ class Chat(LanguageModel):
     def _encode_row(self, row: Mapping[str, Any], *, compares: bool) -> tuple[EncodedChat, str | None]:
         """The tokens, and why there are none. compares: see `ChatTemplate.encode`."""
         try:
-            messages = _read_conversation(row)
+            conversation = _read_conversation(row)
             tools = read_tools(row["tools"]) if "tools" in row else None
-            chat = self._template.encode(messages, tools, only_last=self.train_on == "last", compares=compares)
+            chat = self._template.encode(conversation, tools, only_last=self.train_on == "last", compares=compares)
         except TemplateFault as error:
             return EncodedChat([], [], 0), str(error)
         return chat, None
@@ -230,6 +235,6 @@ def _read_conversation(row: Mapping[str, Any]) -> list[Message]:
 def _read_answer(row: Mapping[str, Any]) -> str | None:
     """The last answer of a raw row; None if it has none."""
     value = row.get("messages", row.get("completion"))
-    messages = [] if value is None else read_messages(value, role="user" if "messages" in row else "assistant")
-    is_answer = bool(messages) and messages[-1]["role"] == "assistant"
-    return read_text(messages[-1].get("content")) if is_answer else None
+    said = [] if value is None else read_messages(value, role="user" if "messages" in row else "assistant")
+    is_answer = bool(said) and said[-1]["role"] == "assistant"
+    return read_text(said[-1].get("content")) if is_answer else None

@@ -15,6 +15,7 @@ from trainer_loop.tasks.task import Batch, Task
 
 _WHOLE = 1_000_000  # tokens, of a row that is encoded without a limit
 _SHOWN_OF_CUT = 50  # tokens
+_SHOWN_AS_TOKENS = ("input_ids", "attention_mask", "token_type_ids", "prompt", "draw", "word")
 _SHOWN_TOGETHER = 4  # rows that are padded as one batch
 
 
@@ -145,7 +146,7 @@ def _list_facts(row: Mapping[str, Any], label_names: Sequence[str] | None, task:
     """The columns beside the tokens; texts that are written are decoded."""
     facts = {}
     for name, value in row.items():
-        if name in ("input_ids", "attention_mask", "token_type_ids", "draw", "word") or isinstance(value, bytes):
+        if name in _SHOWN_AS_TOKENS or isinstance(value, bytes):
             continue
         if name == "label" and label_names is not None and isinstance(value, int):
             facts[name] = label_names[value]
