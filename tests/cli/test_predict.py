@@ -350,3 +350,16 @@ def test_a_language_model_of_somebody_else_is_compared_with_no_column(capfd, tmp
     assert code == 0, err
     assert "compared with" not in out
     assert (tmp_path / "out.csv").read_text().startswith("text,label,loss,perplexity\n")
+
+
+def test_the_printed_command_names_the_columns_that_a_chat_reads(tmp_path, command):
+    rows = '{"messages": [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]}\n'
+    (tmp_path / "chats.jsonl").write_text(rows * 3)
+    sizes = "{n_embd: 16, n_layer: 1, n_head: 2}"
+    model = f"{{type: gpt2, tokenizer: train, vocab_size: 300, chat_template: plain, overrides: {sizes}}}"
+    words = ["task.name=chat", f"model={model}", f"data.train={tmp_path / 'chats.jsonl'}", "data.max_length=32"]
+    ended = command(*words, "train={epochs: null, steps: 1}", f"run_dir={tmp_path / 'run'}")
+    assert ended.code == 0, ended.err
+    told = ended.out.rpartition("trainer_loop.predict ")[2]
+    assert told.startswith(f'model={tmp_path / "run"} messages="')
+    assert "prompt=" not in told

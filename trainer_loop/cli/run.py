@@ -20,7 +20,11 @@ from trainer_loop.runtime.preempt import Preemption, catch_signals
 from trainer_loop.runtime.quiet import quieten_loggers
 from trainer_loop.runtime.streams import report, safe_streams
 
-_EXAMPLES = {"image": "photo.jpg", "choices": "this | that"}  # of columns that hold no text, in the printed command
+_EXAMPLES = {
+    "image": "photo.jpg",
+    "choices": "this | that",
+    "tools": "[]",
+}  # of columns that hold no text, in the printed command
 _SECONDS_FOR_PROCESS_0 = 10.0  # a launcher ends the others well within, on a busy machine too
 _SECONDS_WHERE_IT_IS_LOST = 3.0  # process 0 may be on another machine, whose launcher cannot end this one
 _PROCESSES = "trainer_loop.parallel.processes"  # a module that imports torch; until then there is no process group
@@ -218,14 +222,14 @@ def _tell_scripts_how_it_ends(claim: RunLock) -> "Iterator[list[TrainState]]":
 
 
 def _tell_how_to_predict(config: "Config", loop: "TrainingLoop") -> None:
+    from trainer_loop.data.columns import bind_columns
     from trainer_loop.record.hub_access import push_command
     from trainer_loop.tasks.find import list_tasks, load_task
 
     loop.console.say(f"model: {RunDir(config.run_dir).model}")
     if config.task.name in list_tasks():  # predict knows no others
         declared = load_task(config.task.name).columns
-        read = [own for own, column in declared.items() if not column.target]
-        texts = [own for own in read if not declared[own].optional or own in config.data.columns]
+        texts = bind_columns(declared, config.data.columns, task=config.task.name).without_targets().names
         sentences = cycle(loop.task.example_texts)
         given = " ".join(
             f'{"text" if kind == "words" else own}="{_EXAMPLES.get(kind) or next(sentences)}"'
