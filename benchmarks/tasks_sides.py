@@ -123,7 +123,7 @@ def _describe(watch: Watch, counter: _Counter, loop: TrainingLoop) -> dict[str, 
 
 
 def _as_trainer_rows(task: str, rows: datasets.Dataset) -> datasets.Dataset:
-    """The columns that the model of transformers takes; `length` groups rows."""
+    """The columns that the model of transformers takes."""
     names = {"spans": {"start": "start_positions", "end": "end_positions"}}.get(task, {"labels": "labels"})
     kept = {name: name for name in ("input_ids", "token_type_ids") if name in rows.column_names} | names
     made = rows.select_columns(list(kept)).rename_columns({old: new for old, new in kept.items() if old != new})

@@ -20,11 +20,8 @@ from trainer_loop.runtime.preempt import Preemption, catch_signals
 from trainer_loop.runtime.quiet import quieten_loggers
 from trainer_loop.runtime.streams import report, safe_streams
 
-_EXAMPLES = {
-    "image": "photo.jpg",
-    "choices": "this | that",
-    "tools": "[]",
-}  # of columns that hold no text, in the printed command
+# Of columns that hold no text, in the printed command.
+_EXAMPLES = {"image": "photo.jpg", "choices": "this | that", "tools": "[]"}
 _SECONDS_FOR_PROCESS_0 = 10.0  # a launcher ends the others well within, on a busy machine too
 _SECONDS_WHERE_IT_IS_LOST = 3.0  # process 0 may be on another machine, whose launcher cannot end this one
 _PROCESSES = "trainer_loop.parallel.processes"  # a module that imports torch; until then there is no process group

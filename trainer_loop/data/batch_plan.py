@@ -15,7 +15,7 @@ import numpy as np
 
 from trainer_loop.data.cut import Limits, cut_batches, deal
 from trainer_loop.data.mixture import Mixture
-from trainer_loop.runtime.randomness import derive_seed
+from trainer_loop.runtime.randomness import derive_seed, permute
 
 Rows = list[int]
 
@@ -156,7 +156,7 @@ class BatchPlan:
             if self.mixture is not None:
                 order = self.mixture.draw(seed=self.seed, epoch=epoch)
             else:
-                order = _generator(self.seed, "order", epoch).permutation(len(self.lengths))
+                order = permute(len(self.lengths), self.seed, "order", epoch)
             if self.window is not None:
                 self._sort_in_windows(order, self.window, epoch)
             self._order = epoch, order

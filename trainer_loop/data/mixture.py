@@ -12,7 +12,7 @@ from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.split import Indices, Origins, Split
 from trainer_loop.data.wording import enumerate_some
 from trainer_loop.errors import UserError
-from trainer_loop.runtime.randomness import derive_seed
+from trainer_loop.runtime.randomness import permute
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +44,7 @@ class Mixture:
             _go_through(np.flatnonzero(self.sources == number), epoch * count, count, seed, self.names[number])
             for number, count in enumerate(self.counts)
         ]
-        order = np.random.Generator(np.random.Philox(derive_seed(seed, "order", epoch))).permutation(len(self.sources))
-        return np.concatenate(drawn)[order]
+        return np.concatenate(drawn)[permute(len(self.sources), seed, "order", epoch)]
 
     def describe(self) -> str:
         """A line for a person."""
@@ -62,8 +61,7 @@ def _go_through(rows: Indices, start: int, count: int, seed: int, name: str) -> 
     parts, place = [np.empty(0, dtype=np.int64)], start
     while place < start + count:
         number, begin = divmod(place, len(rows))
-        generator = np.random.Generator(np.random.Philox(derive_seed(seed, "mixture", name, number)))
-        part = rows[generator.permutation(len(rows))][begin : begin + start + count - place]
+        part = rows[permute(len(rows), seed, "mixture", name, number)][begin : begin + start + count - place]
         parts.append(part)
         place += len(part)
     return np.concatenate(parts)

@@ -6,8 +6,6 @@ from decimal import Decimal
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
 from trainer_loop.data.column_values import find_fault, is_hole
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.labels import LabelNames, RawLabel
@@ -16,7 +14,7 @@ from trainer_loop.data.shards import Mark, Reading, Shard, Values
 from trainer_loop.data.values import is_encodable, read_field
 from trainer_loop.data.wording import did_you_mean, enumerate_some, shorten
 from trainer_loop.errors import UserError
-from trainer_loop.runtime.randomness import derive_seed
+from trainer_loop.runtime.randomness import permute
 
 _IS_NULL, _IS_EMPTY = _HOLES = ("is null", "is empty")
 
@@ -182,8 +180,3 @@ class ChunkStream:
             for number, chunk in enumerate(self.encode(group)[used:], start=used + 1):
                 yield chunk, {"texts": begin, "used": number}
             begin, used = texts.mark(), 0
-
-
-def permute(count: int, *seed: int | str) -> np.ndarray:
-    """`[count]` the numbers below it in an order that is a hash of the seed's parts."""
-    return np.random.Generator(np.random.Philox(derive_seed(*seed))).permutation(count)

@@ -21,11 +21,11 @@ import torch
 from trainer_loop.data.batch_plan import Rows, cut_batch, halve_dearest
 from trainer_loop.data.cut import Limits
 from trainer_loop.data.loader import Collate, Count, Microbatch, StepBatch, add_draws, count_epochs
-from trainer_loop.data.row_stream import Row, Stream, permute
+from trainer_loop.data.row_stream import Row, Stream
 from trainer_loop.data.shards import Mark
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.plain_json import check_fields, is_count
-from trainer_loop.runtime.randomness import seed_everything
+from trainer_loop.runtime.randomness import permute, seed_everything
 
 _STEPS_AHEAD = 4  # read and tokenised while the loop trains
 _STEPS_REMEMBERED = 10_000  # whose rows can still be named

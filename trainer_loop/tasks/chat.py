@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from trainer_loop.components import refuse_others
@@ -17,7 +16,13 @@ from trainer_loop.errors import UserError
 from trainer_loop.tasks import chat_template
 from trainer_loop.tasks.chat_template import ChatTemplate, EncodedChat, Spans, TemplateFault
 from trainer_loop.tasks.generation import cut_at_end, pad_on_the_left
-from trainer_loop.tasks.language_model import LANGUAGE_MODEL_OUTPUTS, LanguageModel, call_decoder
+from trainer_loop.tasks.language_model import (
+    LANGUAGE_MODEL_OUTPUTS,
+    LanguageModel,
+    call_decoder,
+    count_labels,
+    select_targets,
+)
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import Batch, Rows
 
@@ -131,9 +136,8 @@ class Chat(LanguageModel):
         columns: dict[str, list[Any]] = {name: [] for name in names}
         for number, row in enumerate(_iterate(rows)):
             chat, fault = self._encode_row(row, compares=number == 0)
-            labels = [token if is_one else -100 for token, is_one in zip(chat.ids, chat.is_answer, strict=True)]
             columns["input_ids"].append(chat.ids[:max_length])
-            columns["labels"].append([-100, *labels[1:max_length]])  # nothing stands before the first token
+            columns["labels"].append(label_answers(chat.ids[:max_length], chat.is_answer[:max_length]))
             columns["prompt"].append(chat.ids[: chat.prompt_length][-max_length:])
             columns["truncated"].append(len(chat.ids) > max_length)
             columns["fault"].append(fault)
@@ -152,18 +156,15 @@ class Chat(LanguageModel):
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
         """`row_targets` is how many targets each row has; `prompts` are the tokens that the model answers to."""
         prompts = tuple(row["prompt"] for row in rows if "prompt" in row)
-        targets = tuple(sum(label != -100 for label in row["labels"]) for row in rows)
         batch = super().collate([{name: row[name] for name in ("input_ids", "labels")} for row in rows])
-        return {**batch, "row_targets": targets, "prompts": prompts}
+        return {**batch, "row_targets": count_labels(rows), "prompts": prompts}
 
     def forward(self, model: Callable[..., Any], inputs: Batch) -> Tensor:
         return call_decoder(model, inputs)
 
     def find_targets(self, batch: Batch) -> tuple[Tensor, Tensor, Sequence[int]]:
         """The tokens that come before one of an answer."""
-        labels, lengths = batch["labels"].flatten().roll(-1), batch["row_targets"]
-        positions = torch.nonzero_static(labels != -100, size=sum(lengths))[:, 0]  # does not wait for a device
-        return positions, labels[positions], lengths
+        return select_targets(batch["labels"].flatten().roll(-1), batch["row_targets"])
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """The outputs of `loss_and_predict`, and the `tokens` of an answer to each row."""
@@ -213,6 +214,12 @@ class Chat(LanguageModel):
         inputs = pad_on_the_left(prompts, fill=pad, device=batch["input_ids"].device)
         written = self.generation.write(model, inputs, pad=pad)
         return list(written[:, inputs["input_ids"].shape[1] :])
+
+
+def label_answers(ids: Sequence[int], is_answer: Sequence[bool]) -> list[int]:
+    """The tokens of answers, else -100; nothing stands before the first token."""
+    labels = [token if is_one else -100 for token, is_one in zip(ids, is_answer, strict=True)]
+    return [-100, *labels[1:]]
 
 
 def _iterate(rows: Rows) -> Iterator[dict[str, Any]]:

@@ -93,6 +93,17 @@ class LanguageModel(Task):
             return head, self.forward(model, inputs).flatten(0, 1)
 
 
+def count_labels(rows: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    """How many `labels` each row has that are targets."""
+    return tuple(sum(label != -100 for label in row["labels"]) for row in rows)
+
+
+def select_targets(labels: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tensor, Sequence[int]]:
+    """What `find_targets` returns, from labels `[B * T]` and how many of each row are targets."""
+    positions = torch.nonzero_static(labels != -100, size=sum(lengths))[:, 0]  # does not wait for a device
+    return positions, labels[positions], lengths
+
+
 def call_decoder(model: Callable[..., Any], inputs: Batch) -> Tensor:
     """What stands for the logits of a decoder, `[B, T, ...]`; it keeps no keys and values to go on with."""
     return model(**inputs, use_cache=False).logits  # type: ignore[no-any-return]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from trainer_loop.data.columns import Column
 from trainer_loop.errors import UserError
 from trainer_loop.tasks.causal_lm import join_and_cut
-from trainer_loop.tasks.language_model import LanguageModel
+from trainer_loop.tasks.language_model import LanguageModel, count_labels, select_targets
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import Batch, Rows
 
@@ -116,14 +116,11 @@ class MaskedLM(LanguageModel):
         if "word" not in rows[0]:
             return super().collate(rows)
         hidden = [self._hide(row) for row in rows]
-        targets = tuple(sum(label != -100 for label in row["labels"]) for row in hidden)
-        return super().collate(hidden) | {"row_targets": targets}
+        return super().collate(hidden) | {"row_targets": count_labels(hidden)}
 
     def find_targets(self, batch: Batch) -> tuple[Tensor, Tensor, Sequence[int]]:
         """The hidden tokens; every other has no target."""
-        labels, lengths = batch["labels"].flatten(), batch["row_targets"]
-        positions = torch.nonzero_static(labels != -100, size=sum(lengths))[:, 0]  # does not wait for a device
-        return positions, labels[positions], lengths
+        return select_targets(batch["labels"].flatten(), batch["row_targets"])
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
         """What perplexity needs: `predictions` `[B]` summed negative log likelihoods, `references` `[B]` targets.

@@ -12,7 +12,7 @@ from trainer_loop.components import refuse_others
 from trainer_loop.data.columns import Column
 from trainer_loop.data.messages import Message, read_messages
 from trainer_loop.errors import UserError
-from trainer_loop.tasks.chat import Chat
+from trainer_loop.tasks.chat import Chat, label_answers
 from trainer_loop.tasks.task import Batch, Rows
 
 # The columns of answers, and whose a text in one of them is: a conversation to predict may be a text of the user.
@@ -103,7 +103,7 @@ class Preference(Chat):
             ids = [chat.ids[cut : cut + max_length] for chat in chats]
             learned = [chat.is_answer[cut : cut + max_length] for chat in chats]
             columns["input_ids"].append(ids)
-            columns["labels"].append([_label(*pair) for pair in zip(ids, learned, strict=True)])
+            columns["labels"].append([label_answers(*pair) for pair in zip(ids, learned, strict=True)])
             columns["prompt"].append(chats[0].ids[: chats[0].prompt_length][-max_length:])
             columns["length"].append(len(ids) * max(map(len, ids)))
             columns["truncated"].append(longest > max_length)
@@ -172,12 +172,6 @@ class Preference(Chat):
         flipped = self.label_smoothing
         losses = (1 - flipped) * F.logsigmoid(self.beta * margins) + flipped * F.logsigmoid(-self.beta * margins)
         return -losses.sum()
-
-
-def _label(ids: Sequence[int], is_answer: Sequence[bool]) -> list[int]:
-    """The tokens of answers, else -100; nothing stands before the first token."""
-    labels = [token if is_one else -100 for token, is_one in zip(ids, is_answer, strict=True)]
-    return [-100, *labels[1:]]
 
 
 def _find_fault(conversations: Sequence[Sequence[Message]]) -> str | None:

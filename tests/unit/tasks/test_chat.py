@@ -499,4 +499,4 @@ def test_a_template_that_takes_no_made_up_row_is_trained_with(tmp_path: Path):
         "{{ raise_exception('a system message is needed') if messages[0].role != 'system' else '' }}" + CHATML
     )
     loop, _ = build_run(tmp_path, [{"messages": LONG}] * 3, f"model.chat_template={path}")
-    loop.fit()
+    assert loop.fit().step == 2
