@@ -178,6 +178,7 @@ def make_loop(
     model: nn.Module,
     num_steps: int,
     batch_size: int = 8,
+    weights: np.ndarray | None = None,
     layout: Layout | None = None,
     optimizer: str | Callable[[list[dict[str, Any]]], torch.optim.Optimizer] = "sgd",
     lr: float = 0.1,
@@ -200,7 +201,8 @@ def make_loop(
 ) -> RecordingLoop:
     """A loop over made-up rows. Called by every process of a group.
 
-    averaged_weights: also a function that makes them of the model. options: of `LoopOptions`.
+    weights: `[N]` factors of the losses of the rows. averaged_weights: also a function that makes them of the model.
+    options: of `LoopOptions`.
     """
     layout = layout or Layout()
     evaluation_layout = evaluation_layout or Layout()
@@ -217,6 +219,7 @@ def make_loop(
         ),
         batch_size=batch_size,
         seed=seed,
+        groups=None if weights is None else np.unique(weights, return_inverse=True)[1],
     )
     classes = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
     groups = [group.for_optimizer() for group in make_groups(model, lr=lr, weight_decay=weight_decay)]
@@ -263,6 +266,7 @@ def make_loop(
         count=task.count,
         device=accelerator.device,
         process_index=accelerator.process_index,
+        weights=weights,
     )
     evaluator = Evaluator(
         accelerator=accelerator,

@@ -12,13 +12,16 @@ import traceback
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any, TypeVar, cast
+from types import ModuleType, NoneType, UnionType
+from typing import Any, TypeVar, cast, get_args
 
 from trainer_loop.errors import UserError, displayed, refuse, suggest
 from trainer_loop.search_path import insert_after_installed, is_installed
 
 _T = TypeVar("_T")
+
+# Types of values in a config that annotations name, and what users call them.
+_PLAIN_TYPES = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", NoneType: "null"}
 
 
 def refuse_less(values: Mapping[str, int], least: Mapping[str, int], *, place: str) -> None:
@@ -206,7 +209,24 @@ def check_parameters(
             problems.append(
                 f"{place}.{argument}: {name} has no argument {argument}; {takes}{suggest(argument, allowed)}"
             )
+    problems += [
+        f"{place}.{parameter.name}: {fault}"
+        for parameter in by_keyword
+        if parameter.name in arguments and parameter.name in allowed
+        if (fault := _explain_type(arguments[parameter.name], parameter.annotation)) is not None
+    ]
     for parameter in by_keyword:
         if parameter.default is parameter.empty and parameter.name not in {*arguments, *given}:
             problems.append(f"{place}: {name} needs an argument {parameter.name}; set {place}.{parameter.name}")
     return problems
+
+
+def _explain_type(value: object, annotation: Any) -> str | None:
+    """Why a value of a config is none of an annotation's plain types; None: it is, or the annotation has others."""
+    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    if not all(isinstance(kind, type) and kind in _PLAIN_TYPES for kind in kinds):
+        return None
+    if any(type(value) is kind or (kind is float and type(value) is int) for kind in kinds):
+        return None
+    shown = "null" if value is None else repr(value)
+    return f"{shown} is not {' or '.join(_PLAIN_TYPES[kind] for kind in kinds)}"

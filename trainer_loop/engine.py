@@ -57,12 +57,15 @@ class Engine:
 
     # ------------------------------------------------------------------------------------- one pass over an update
 
-    def count_targets(self, step_batch: StepBatch) -> int:
-        """Targets of the whole update over all processes. Whether any process was asked to stop travels along."""
+    def count_targets(self, step_batch: StepBatch) -> float:
+        """Targets of the whole update over all processes, each times the weight of its row.
+
+        Whether any process was asked to stop travels along.
+        """
         mine = sum(microbatch.num_targets for microbatch in step_batch.microbatches)
         targets, requests = sum_on_hosts(self.accelerator, [mine, self.preemption.requested])
         self.stop_requested = requests > 0
-        return max(int(targets), 1)
+        return targets or 1
 
     def begin_step(self, step: int) -> Tensor:
         """Seed all generators for this process's part of step `step` (from 0); returns a zero for the losses, `[]`."""
@@ -205,7 +208,7 @@ class Engine:
         self,
         step_batch: StepBatch,
         loss_sum: Tensor,
-        num_targets: int,
+        num_targets: float,
         gradients: Gradients,
         *,
         skipped: bool,

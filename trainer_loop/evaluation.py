@@ -70,7 +70,7 @@ class Evaluator:
         seed_everything(self.seed, "evaluate", self.accelerator.process_index)
         loss_sum = zero_sum(self.accelerator.device)
         judged: dict[str, list[Any]] = {}
-        num_targets = 0
+        num_targets = 0.0
         stopped = False
         with self._evaluating(), watch_for(self.accelerator, _PREEMPTED) as is_told_to_stop:
             for microbatch in self.console.follow(loader, total=len(loader), doing="evaluating"):

@@ -54,6 +54,7 @@ def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -
             **process,
         )
     train = plan.inputs.splits["train"]
+    weights = _find_weights(config, train)
     window = (config.batch.window or _WINDOW) if config.batch.order == "window" else None  # None: a plain shuffle
     return TrainLoader(
         BatchPlan(
@@ -62,21 +63,43 @@ def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -
             batch_size=batch_size,
             seed=config.seed,
             window=window,
-            mixture=_make_mixture(config, train),
+            mixture=_make_mixture(config, plan, train),
+            groups=None if weights is None else np.unique(weights, return_inverse=True)[1],
         ),
         train.rows,
         num_workers=_num_workers(config, accelerator),
+        weights=weights,
         origin_of=train.origins.place,
         **process,
     )
 
 
-def _make_mixture(config: Config, train: TokenisedSplit) -> Mixture | None:
+def _make_mixture(config: Config, plan: RunPlan, train: TokenisedSplit) -> Mixture | None:
+    """How the rows of an epoch are drawn; None: each once."""
+    if config.data.sampling == "balanced":
+        labels, names = np.asarray(train.rows["label"]), plan.inputs.label_names
+        assert names is not None, "the task has labels"
+        present, numbers = np.unique(labels, return_inverse=True)
+        return Mixture([names[label] for label in present], [1.0] * len(present), numbers, title="balanced classes")
     if not config.data.mixture:
         return None
     names = [str(entry["name"]) for entry in config.data.mixture]
     weights = [float(entry["weight"]) for entry in config.data.mixture]
-    return Mixture(names, weights, np.asarray(train.origins.sources)[train.origins.origin])
+    return Mixture(names, weights, _find_sources(train))
+
+
+def _find_sources(train: TokenisedSplit) -> np.ndarray:
+    """`[N]` the number of the source of each row of a mixture."""
+    return np.asarray(train.origins.sources)[train.origins.origin]
+
+
+def _find_weights(config: Config, train: TokenisedSplit) -> np.ndarray | None:
+    """`[N]` the factors of the losses of the rows; None: 1 for each."""
+    of_sources = np.array([float(entry.get("loss_weight", 1)) for entry in config.data.mixture])
+    weights = np.ones(len(train.lengths)) if train.weights is None else train.weights
+    if config.data.mixture:
+        weights = weights * of_sources[_find_sources(train)]
+    return None if (weights == 1).all() else weights
 
 
 def make_evaluation_loader(

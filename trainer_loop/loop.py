@@ -69,7 +69,7 @@ class TrainingLoop:
         self.clear_gradients()
         return self.report_step(step_batch, loss_sum, num_targets, gradients, skipped=skipped)
 
-    def accumulate_gradients(self, step_batch: StepBatch, num_targets: int) -> Tensor | None:
+    def accumulate_gradients(self, step_batch: StepBatch, num_targets: float) -> Tensor | None:
         """Forward and backward over all microbatches; the sum of their losses on this process, `[]`.
 
         None, on every process, where one of them ran out of memory; there are no gradients then.
@@ -98,10 +98,10 @@ class TrainingLoop:
         if (wrong := explain_wrong_loss(loss)) is not None:
             own = type(self).loss_sum is not TrainingLoop.loss_sum
             raise UserError(f"{locate_source(type(self).loss_sum if own else type(self.task).loss)} {wrong}")
-        return loss * 0.0 if microbatch.is_dummy else loss
+        return loss if microbatch.weight == 1.0 else loss * microbatch.weight
 
     def report_step(
-        self, step_batch: StepBatch, loss_sum: Tensor, num_targets: int, gradients: Gradients, *, skipped: bool = False
+        self, step_batch: StepBatch, loss_sum: Tensor, num_targets: float, gradients: Gradients, skipped: bool = False
     ) -> StepReport:
         """Move the schedule on, and say what was done. loss_sum: over the targets of this process, `[]`."""
         self._is_dummy = False
@@ -110,8 +110,8 @@ class TrainingLoop:
 
     # ---------------------------------------------------------------------------- for a step of your own to call
 
-    def count_targets(self, step_batch: StepBatch) -> int:
-        """Targets of the whole update, over all processes: what the loss is divided by."""
+    def count_targets(self, step_batch: StepBatch) -> float:
+        """Targets of the whole update, over all processes, by the weights of the rows: what the loss is divided by."""
         return self.engine.count_targets(step_batch)
 
     def clip_gradients(self, step: int) -> Gradients:

@@ -148,7 +148,10 @@ class ConfiguredOutput(RunOutput):
         return {
             "values": [raw for raw, _ in by_id],
             "metrics": self.plan.metrics,
-            "loss": {"name": self.config.loss.name, "args": self.config.loss.args},
+            "loss": {
+                "name": self.config.loss.name,
+                "args": {} if self.plan.loss is None else self.plan.loss.function.args,
+            },
             "generate": vars(self.config.evaluate.generate),
         }
 

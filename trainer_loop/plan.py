@@ -52,7 +52,10 @@ from trainer_loop.tasks.task import Task
 _SPLITS = ("train", "validation", "test")
 _SET_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _SMALLER_IS_BETTER = {"loss", *(key for metric in SHIPPED.values() for key in metric.smaller_is_better)}
-_OF_COLUMNS = ("data.streaming", "data.missing", "data.label_names", "data.max_length")
+_OF_COLUMNS = (
+    *("data.streaming", "data.missing", "data.label_names", "data.max_length"),
+    *("data.weight", "data.sampling", "data.split_by"),
+)
 _OF_AUTO_MODELS = (
     *("model.tokenizer", "model.vocab_size", "model.from_scratch", "model.attention", "model.quantize"),
     *("model.neftune_alpha", "model.gradient_checkpointing", "model.lora.r", "model.peft.name"),
@@ -119,6 +122,7 @@ class RunPlan:
     optimizer: OptimizerPlan
     scheduler: SchedulerPlan
     inputs: Inputs
+    loss: LossPlan | None = None  # None: the task's own
 
 
 def plan_run(config: Config, overrides: Overrides, *, problems: Sequence[str] = (), console: Console) -> RunPlan:
@@ -159,7 +163,7 @@ def plan_run(config: Config, overrides: Overrides, *, problems: Sequence[str] = 
     )
     found.refuse()
     assert loop_class and precision and task and optimizer and scheduler and inputs
-    return RunPlan(loop_class, precision, task, list_metrics(config, task), model, optimizer, scheduler, inputs)
+    return RunPlan(loop_class, precision, task, list_metrics(config, task), model, optimizer, scheduler, inputs, loss)
 
 
 def find_loop_class(name: str | None, args: Mapping[str, Any]) -> type[TrainingLoop]:
@@ -337,6 +341,8 @@ def _plan_inputs(
             splits = take_splits(section, given=overrides.rows, problems=found)
     labels = None if data is None else data.labels
     label_names = None if labels is None else labels.names
+    if loss is not None:
+        found.collect("loss.", _weigh_classes, loss, data)
     if task is not None:
         _check_metrics(config, overrides, task, label_names, found)
         _check_unused(config, overrides, task, found)
@@ -364,6 +370,19 @@ def _plan_inputs(
     task.bind(processor, label_names=label_names, packs=config.model.packing, end_token=end_token)
     splits, stream = data.encode(task, processor, counts_stream=config.train.steps is None, say=console.say)
     return Inputs(splits, stream, labels, data, processor, model_config)
+
+
+def _weigh_classes(loss: LossPlan, data: DataPlan | None) -> None:
+    """Compute the arguments of the loss that are `auto`. Raises UserError where the training rows do not tell."""
+    waiting = loss.function.needs_counts
+    if not waiting or (data is not None and data.labels is None and data.columns.label is not None):
+        return  # that no classes were found is said already
+    counts = None if data is None else data.count_classes()
+    if counts is None:
+        told = "auto: there are no classes in memory that could be counted; write a list of numbers"
+        raise UserError([f"args.{name}: {told}" for name in waiting])
+    assert data is not None, "classes were counted"
+    loss.function.weigh_classes(counts, len(data.splits["train"].rows))
 
 
 def _fit_model(
@@ -420,7 +439,8 @@ def _fit_model(
 
 def _check_loss(loss: LossPlan, task: Task, num_classes: int) -> None:
     loss.check_fits(task.problem_type)
-    loss.check_sum(*make_up_outputs(task.problem_type, num_classes))
+    if not loss.function.needs_counts:  # else what it needs is missing, and that is told
+        loss.check_sum(*make_up_outputs(task.problem_type, num_classes))
 
 
 def _check_unused(config: Config, overrides: Overrides, task: Task, found: Problems) -> None:
@@ -429,6 +449,10 @@ def _check_unused(config: Config, overrides: Overrides, task: Task, found: Probl
     unused = [] if task.columns else [(key, "takes rows as they are") for key in _OF_COLUMNS]
     if task.columns and all(column.kind not in ("class", "classes") for column in task.columns.values()):
         unused.append(("data.label_names", "has no classes"))
+    if task.columns and all(column.kind != "class" for column in task.columns.values()):
+        unused.append(("data.sampling", "has no single class a row"))
+    if type(task).encode_alone is not Task.encode_alone:
+        unused.append(("data.weight", "joins texts to rows, which then have no weight of their own"))
     own = ("model.tokenizer", "model.trust_remote_code") if task.auto_processor else ()
     of_models = [] if task.auto_model else [key for key in _OF_AUTO_MODELS if key not in own]
     unused += [(key, "has a model that is not of transformers") for key in of_models]

@@ -29,6 +29,8 @@ IDLE = {"num_rows": 49}
 OPTIONS = {"frozen_steps": 3, "max_grad_value": 0.01, "max_tokens": 64}
 BLANK = {"task": "causal_lm", "num_rows": 20, "batch_size": 2, "num_steps": 20, "blank_every": 2}
 
+WEIGHTED = {"weighted": True}
+
 SPARING = replace(LONG, sparing=True, max_tokens=64, num_rows=49)
 
 
@@ -37,6 +39,7 @@ def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     scenarios = [replace(base, **cut) for base in BASES.values() for cut in [{}, *CUTS.values(), IDLE]]
     scenarios += [replace(base, **BLANK) for base in BASES.values() if base.task == "causal_lm"]
     scenarios += [replace(base, **OPTIONS) for base in BASES.values()]
+    scenarios += [replace(base, **WEIGHTED, **cut) for base in BASES.values() for cut in [{}, CUTS["packed"]]]
     scenarios += [SPARING]
     return run_in_group(scenarios, tmp_path_factory.mktemp("two"))
 
@@ -83,6 +86,19 @@ def test_freezing_and_clipping_by_value_do_not_depend_on_it_either(
     assert_equal(one, on_two[scenario.name])
     plain = run_here(BASES[base], tmp_path)
     assert (one.weights - plain.weights).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_weights_of_rows_count_alike_in_every_cut_and_on_two_processes(
+    base: str, on_two: dict[str, Outcome], tmp_path: Path
+):
+    scenario = replace(BASES[base], **WEIGHTED)
+    one = run_here(scenario, tmp_path)
+    for cut in ("one row", "budget 64", "packed"):
+        assert_equal(one, run_here(replace(scenario, **CUTS[cut]), tmp_path))
+    assert_equal(one, on_two[scenario.name])
+    assert_equal(one, on_two[replace(scenario, **CUTS["packed"]).name])
+    assert (one.weights - run_here(BASES[base], tmp_path).weights).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("base", BASES)

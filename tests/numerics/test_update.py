@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -35,6 +36,22 @@ def weights_at(loop, step):
     from safetensors.torch import load_file
 
     return load_file(loop.checkpointer.run_dir.checkpoint(step) / "model.safetensors")
+
+
+def test_a_weight_enters_the_sum_of_the_loss_and_the_count_of_targets(tmp_path):
+    """On a plain model of one update: sum of w x loss over sum of w x targets, and its gradient."""
+    rows, weights = tiny.make_rows(8), np.array([0.0, 0.5, 1.0, 2.0, 3.5, 1.0, 0.25, 4.0])
+    task, model = tiny.make_task("sequence_classification"), tiny.make_bert().double()
+    loop = tiny.make_loop(tmp_path, rows=rows, weights=weights, task=task, model=model, num_steps=1)
+    reference = tiny.make_bert().double()
+    losses = torch.stack([task.loss(reference, task.collate([row])) for row in rows])
+    factors = torch.from_numpy(weights)
+    loss = (losses * factors).sum() / factors.sum()
+    loss.backward()
+    loop.fit()
+    norm = torch.cat([parameter.grad.flatten() for parameter in reference.parameters()]).norm()
+    assert loop.recording.losses[0] == pytest.approx(loss.item(), abs=1e-12)
+    assert loop.recording.grad_norms[0] == pytest.approx(norm.item(), abs=1e-12)
 
 
 def test_what_is_frozen_until_a_step_is_as_if_it_had_no_gradient_before(tmp_path):

@@ -119,6 +119,16 @@ def _data_conflicts(config: Config) -> Iterator[Conflict]:
             ("data.mixture", "data.train"),
             f"data.mixture and data.train ({shown(data.train)}) are both given; leave data.train out",
         )
+    if data.split_by is not None and data.validation_fraction is None:
+        yield (
+            ("data.split_by", "data.validation_fraction"),
+            f"data.split_by={data.split_by} says how validation rows are cut off; set data.validation_fraction",
+        )
+    if data.sampling == "balanced" and data.mixture:
+        yield (
+            ("data.sampling", "data.mixture"),
+            "data.sampling=balanced and data.mixture each say how the rows of an epoch are drawn; leave one out",
+        )
     if data.mixture and data.streaming:
         yield (
             ("data.mixture", "data.streaming"),
@@ -152,6 +162,8 @@ def _stream_conflicts(config: Config) -> Iterator[Conflict]:
         reasons["data.limit.train"] = "no sample of a stream can be drawn; set train.steps instead"
     if data.num_workers not in ("auto", 0):
         reasons["data.num_workers"] = "a stream is read ahead by a thread of its own; leave data.num_workers out"
+    if data.sampling == "balanced":
+        reasons["data.sampling"] = "the classes of a stream are not counted; set data.sampling=shuffle"
     if config.batch.order == "window":
         reasons["batch.order"] = "the rows of a stream are not known before they are read; set batch.order=shuffle"
     if config.model.tokenizer == "train":

@@ -192,11 +192,30 @@ class DataConfig:
     validation_fraction: float | None = key(
         None, "cut this share of train off for validation, stratified by label", above=0, below=1
     )
+    split_by: str | None = key(
+        None,
+        "a column of train, such as the author: rows with one value stay together when validation_fraction is cut off, "
+        "instead of a split by label",
+    )
     mixture: list[Any] = key(
         [],
         "in place of train: sources drawn by weight, [{name: a, train: a.csv, weight: 0.7}, {name: b, train: b.csv, "
-        "weight: 0.3}]; each may have columns, and dataset and config in place of data.name and data.config",
+        "weight: 0.3}]; each may have columns, dataset and config in place of data.name and data.config, and "
+        "loss_weight, a factor of its rows' loss",
         kind="mixture",
+        on_resume="refused",
+    )
+    weight: str | None = key(
+        None,
+        "a column of train: the factor of each row's loss, at least 0; it enters the sum of the loss and the count of "
+        "targets that divides it. Evaluation counts all rows alike; null: so does training",
+        on_resume="refused",
+    )
+    sampling: str = key(
+        "shuffle",
+        "shuffle: an epoch has each row of train once; balanced: it draws as many rows from each class, the rows of "
+        "rare classes several times and those of common ones by turns",
+        allowed=("shuffle", "balanced"),
         on_resume="refused",
     )
     streaming: bool = key(

@@ -297,14 +297,14 @@ def _group_fault(entry: object) -> str | None:
 def _source(node: Node) -> object:
     if not isinstance(node, MappingNode):
         return plain(node)
-    read = {"weight": _number, "columns": _columns, "train": _splits}
+    read = {"weight": _number, "loss_weight": _number, "columns": _columns, "train": _splits}
     return {key.value: read.get(key.value, _text)(value) for key, value in node.value}
 
 
 def _source_fault(entry: object) -> str | None:
     if not isinstance(entry, dict):
         return f"{shown(entry)} is not a mapping; write {{name: ..., train: {entry}, weight: 0.5}}"
-    known = ("name", "train", "weight", "columns", "dataset", "config")
+    known = ("name", "train", "weight", "loss_weight", "columns", "dataset", "config")
     unknown = [part for part in entry if part not in known]
     if unknown:
         return f"{unknown[0]} is not {_listed(known)}"
@@ -314,6 +314,8 @@ def _source_fault(entry: object) -> str | None:
         return f"{entry['name']} has no train, its files or the split of its dataset"
     if not _is_number(entry.get("weight"), at_least=0) or not entry["weight"]:
         return f"weight of {entry['name']} is {shown(entry.get('weight'))}, not a number above 0"
+    if not _is_number(entry.get("loss_weight", 1), at_least=0):
+        return f"loss_weight of {entry['name']} is {shown(entry['loss_weight'])}, not a number of at least 0"
     if (wrong := _columns_fault(entry.get("columns", {}))) is not None:
         return f"columns of {entry['name']}: {wrong or 'not a mapping'}"
     others = [part for part in ("dataset", "config") if part in entry and _text_fault(entry[part]) is not None]
@@ -352,6 +354,8 @@ KINDS: dict[str, Kind] = {
     "auto_or_positive": Kind("auto or a whole number of at least 1", _integer, _whole_fault("auto", at_least=1)),
     "interval": Kind("epoch, never, a number of steps, or below 1 a share of an epoch", _integer, _interval_fault),
     "groups": Kind("a list of {match, lr, weight_decay, unfreeze_at}", _list_of(_group), _fault_of_each(_group_fault)),
-    "mixture": Kind("a list of {name, train, weight, columns, dataset, config}", _list_of(_source), _mixture_fault),
+    "mixture": Kind(
+        "a list of {name, train, weight, loss_weight, columns, dataset, config}", _list_of(_source), _mixture_fault
+    ),
     "metrics": Kind("a list of names or of {name, args, key}", _list_of(_metric), _fault_of_each(_metric_fault)),
 }

@@ -68,6 +68,7 @@ class BatchPlan:
     batch_size: rows of one update over all processes.
     window: batches whose rows are sorted by length among each other; None: batches are a plain shuffle.
     mixture: draws the rows of an epoch; None: each row once.
+    groups: `[N]` a number for each row; rows of unlike groups share no microbatch. None: any rows may.
 
     >>> plan = BatchPlan([30, 4, 28, 5, 6, 31, 7, 29], Limits(max_tokens=64), batch_size=4, seed=0)
     >>> plan.steps_per_epoch
@@ -85,6 +86,7 @@ class BatchPlan:
         seed: int,
         window: int | None = None,
         mixture: Mixture | None = None,
+        groups: np.ndarray | None = None,
     ):
         assert len(lengths) > 0 and batch_size > 0 and limits.num_processes > 0
         self.lengths = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
@@ -92,6 +94,7 @@ class BatchPlan:
         self.seed = seed
         self.window = window
         self.mixture = mixture
+        self.groups = groups
         self.limits = limits
         self._order: tuple[int, np.ndarray] | None = None  # of the epoch asked for last
         self._block: _Block | None = None  # the steps around the one asked for last
@@ -142,7 +145,8 @@ class BatchPlan:
         for column, batch in enumerate(batches):
             rows[: len(batch), column] = batch
             lengths[: len(batch), column] = self.lengths[batch]
-        cut = cut_batches(lengths, self.limits)
+        groups = None if self.groups is None else np.where(lengths > 0, self.groups[rows], 0)
+        cut = cut_batches(lengths, self.limits, groups=groups)
         return _Block(steps, np.take_along_axis(rows.T, cut.order, axis=1), cut.microbatches)
 
     def _read(self, block: "_Block", step: int) -> StepPlan:
@@ -200,12 +204,16 @@ def _read_shares(rows: np.ndarray, microbatches: np.ndarray, num_processes: int)
     return [Share(mine, *counts) for mine, counts in zip(dealt, sums, strict=True)]
 
 
-def cut_batch(rows: Rows, lengths: Sequence[int] | np.ndarray, limits: Limits) -> list[list[Rows]]:
+def cut_batch(
+    rows: Rows, lengths: Sequence[int] | np.ndarray, limits: Limits, *, groups: np.ndarray | None = None
+) -> list[list[Rows]]:
     """Cut the rows of one batch into microbatches and deal them, as `BatchPlan` does: `[process][microbatch][row]`.
 
-    lengths: tokens of these rows, at least 1 each. With fewer rows than processes some get none.
+    lengths: tokens of these rows, at least 1 each. groups: of these rows, see `BatchPlan`. With fewer rows than
+    processes some get none.
     """
-    cut = cut_batches(np.asarray(lengths, dtype=np.int64)[:, None], limits)
+    of_rows = None if groups is None else groups[:, None]
+    cut = cut_batches(np.asarray(lengths, dtype=np.int64)[:, None], limits, groups=of_rows)
     shares = _read_shares(np.asarray(rows)[cut.order[0]], cut.microbatches[0], limits.num_processes)
     return [share.microbatches for share in shares]
 

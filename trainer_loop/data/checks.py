@@ -28,6 +28,7 @@ def check_splits(
     splits: Mapping[str, Split],
     *,
     columns: Columns,
+    train_columns: Columns | None = None,
     label_names: object,
     is_streamed: bool = False,
     missing: str = "refuse",
@@ -36,6 +37,7 @@ def check_splits(
     """Check raw splits -> problems, warnings, and the classes (None without a label, or where they cannot be told).
 
     label_names: as in the config: None, a list of names, or a map from names to raw values; see `name_labels`.
+    train_columns: those of the training rows, where they have more.
     is_streamed: the training rows are the first of a stream, which cannot tell all labels.
     missing: what became of rows with holes before; with `empty`, an empty text is as good as any.
     known: the classes where they were found already: of rows that are judged by a model that was trained.
@@ -43,16 +45,17 @@ def check_splits(
     """
     problems: list[str] = []
     warnings: list[str] = []
-    for split in splits.values():
-        for own, name in columns.names.items():
-            column = columns.declared[own]
+    for split_name, split in splits.items():
+        read = train_columns if split_name == "train" and train_columns is not None else columns
+        for own, name in read.names.items():
+            column = read.declared[own]
             if name not in split.rows.column_names:
                 problems.append(_explain_missing(split, own=own, column=name))
             elif column.kind == "text":
                 may_be_empty = column.blank or missing == "empty"
                 problems += _check_texts(split, name, may_be_empty=may_be_empty, is_optional=column.optional)
             elif column.kind != "class":
-                problems += _check_values_of(split, columns, own)
+                problems += _check_values_of(split, read, own)
     label = columns.label
     if label is None:
         return problems, warnings, None
@@ -91,7 +94,8 @@ def count_labels(split: Split, label: str) -> Counter[RawLabel]:
 def _explain_missing(split: Split, *, own: str, column: str) -> str:
     present = list(split.columns or split.rows.column_names)
     there = f"{enumerate_names(present)}{did_you_mean(column, present)}"
-    return f"data.columns.{own}={column}: data.{split.name} has no such column; it has {there}"
+    key = own if own.startswith("data.") else f"data.columns.{own}"
+    return f"{key}={column}: data.{split.name} has no such column; it has {there}"
 
 
 def _check_values_of(split: Split, columns: Columns, own: str) -> list[str]:

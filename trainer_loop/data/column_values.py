@@ -27,8 +27,8 @@ def find_fault(value: Any, kind: Kind, per: Any) -> str | None:
     match kind:
         case "words":
             return _find_fault_of_texts(value, "word")
-        case "number":
-            return _find_fault_of_number(value)
+        case "number" | "weight":
+            return _find_fault_of_number(value, at_least=0.0 if kind == "weight" else -math.inf)
         case "choices":
             return _find_fault_of_choices(value)
         case "choice":
@@ -118,11 +118,13 @@ def read_number(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float, str, Decimal)) else None
 
 
-def _find_fault_of_number(value: Any) -> str | None:
+def _find_fault_of_number(value: Any, *, at_least: float) -> str | None:
     number = read_number(value)
     if number is None:
         return f"holds {shorten(value)}, which is no number"
-    return None if math.isfinite(number) else f"holds {number}, which is not finite"
+    if not math.isfinite(number):
+        return f"holds {number}, which is not finite"
+    return None if number >= at_least else f"holds {number:g}, which is below {at_least:g}"
 
 
 def _find_fault_of_choice(value: Any, choices: Any) -> str | None:

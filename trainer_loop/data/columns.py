@@ -14,6 +14,7 @@ Kind = Literal[
     "class",
     "classes",
     "number",
+    "weight",
     "choices",
     "choice",
     "spans",
@@ -33,13 +34,14 @@ class Column:
     Attributes:
         kind: what a row holds in it:
             `text`: one text. `words`: a list of texts. `class`: one label of a fixed set. `classes`: a list of such
-            labels, one for each element of the column `per`. `number`: a finite number. `choices`: a list of two texts
-            or more, also as `{"text": [...], "label": [...]}`. `choice`: one of those of the column `per`, see
-            `find_choice`. `spans`: parts of the text of the column `per`, as `{"text": [...], "answer_start": [...]}`,
-            perhaps none. `image`: a path, a data URI, or bytes. `any`: any value, which is not checked.
-            `conversation`: a list of messages, `{"role": ..., "content": ...}`, the last of the assistant. `prompt`: a
-            text of the user, or a list of messages. `answer`: a text of the assistant, or a list of messages, the last
-            of the assistant. `tools`: a list of JSON schemas of functions, perhaps none.
+            labels, one for each element of the column `per`. `number`: a finite number. `weight`: one that is not
+            negative. `choices`: a list of two texts or more, also as `{"text": [...], "label": [...]}`. `choice`: one
+            of those of the column `per`, see `find_choice`. `spans`: parts of the text of the column `per`, as
+            `{"text": [...], "answer_start": [...]}`, perhaps none. `image`: a path, a data URI, or bytes. `any`: any
+            value, which is not checked. `conversation`: a list of messages, `{"role": ..., "content": ...}`, the last
+            of the assistant. `prompt`: a text of the user, or a list of messages. `answer`: a text of the assistant,
+            or a list of messages, the last of the assistant. `tools`: a list of JSON schemas of functions, perhaps
+            none.
         optional: The task reads it only if `data.columns` names it.
         target: What the model learns to predict; rows without it can be predicted.
         blank: A text may be empty.
@@ -58,6 +60,10 @@ class Column:
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
             raise UserError(f"Column: kind is {self.kind!r}; allowed: {', '.join(get_args(Kind))}")
+
+
+WEIGHT, GROUP = "data.weight", "data.split_by"  # columns of the training rows that the config names and no task reads
+_BESIDE = {WEIGHT: Column("weight"), GROUP: Column("any")}
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,11 @@ class Columns:
     def single_label(self) -> str | None:
         """The user's name of the column of classes, where a row has one class; None if it is not read."""
         return None if self.has_class_lists else self.label
+
+    def beside(self, *, weight: str | None, group: str | None) -> "Columns":
+        """These, and the columns of `data.weight` and `data.split_by`, where there are such."""
+        named = {own: name for own, name in ((WEIGHT, weight), (GROUP, group)) if name is not None}
+        return Columns({**self.declared, **_BESIDE}, {**self.names, **named}) if named else self
 
     def without_targets(self) -> "Columns":
         """The columns of rows that are to be predicted: a conversation need not have its last answer."""

@@ -35,19 +35,28 @@ class Cut:
     microbatches: np.ndarray
 
 
-def cut_batches(lengths: np.ndarray, limits: Limits) -> Cut:
-    """Cut and deal batches. lengths: tokens of their rows, `[B, S]`; 0 where a batch has no more rows."""
-    order = np.argsort(-lengths, axis=0, kind="stable")
+def cut_batches(lengths: np.ndarray, limits: Limits, *, groups: np.ndarray | None = None) -> Cut:
+    """Cut and deal batches.
+
+    lengths: tokens of their rows, `[B, S]`; 0 where a batch has no more rows. groups: a number for each row, `[B, S]`;
+    a microbatch has rows of one group only.
+    """
+    order, group_ends = np.argsort(-lengths, axis=0, kind="stable"), None
+    if groups is not None:
+        groups = np.where(lengths > 0, groups, groups.max() + 1)  # rows that are not there stay the last ones
+        order = np.lexsort((-lengths, groups), axis=0)
+        group_ends = _find_group_ends(np.take_along_axis(groups, order, axis=0))
     lengths = np.take_along_axis(lengths, order, axis=0)
-    if limits.packed:
+    if limits.packed and group_ends is None:
         bins = _pack(lengths, limits)
         by_bin = np.argsort(bins, axis=0, kind="stable")
         order, lengths, bins = (np.take_along_axis(array, by_bin, axis=0) for array in (order, lengths, bins))
         begins, stops = _find_runs(bins)
     elif limits.num_processes == 1:
-        begins, stops = _cut_cheapest(lengths, _find_ends(lengths, limits), _overhead(lengths, limits))
+        ends = _find_ends(lengths, limits, group_ends=group_ends)
+        begins, stops = _cut_cheapest(lengths, ends, _overhead(lengths, limits))
     else:
-        begins, stops = _cut_evenly(lengths, limits)
+        begins, stops = _cut_evenly(lengths, limits, group_ends)
     tokens, padded_tokens = _count_tokens(lengths, begins, stops, packed=limits.packed)
     costs = _add_overhead(padded_tokens, lengths, limits)
     dearest_first = np.argsort(-costs, axis=0, kind="stable")
@@ -60,23 +69,39 @@ def cut_batches(lengths: np.ndarray, limits: Limits) -> Cut:
     return Cut(np.ascontiguousarray(order.T), np.ascontiguousarray(microbatches.transpose(2, 1, 0)))
 
 
+def _find_group_ends(groups: np.ndarray) -> np.ndarray:
+    """Where the group of each row ends, `[B, S]`. groups: `[B, S]`, ascending."""
+    num_rows = len(groups)
+    is_last = np.ones(groups.shape, dtype=np.bool_)
+    is_last[:-1] = groups[1:] != groups[:-1]
+    ends = np.where(is_last, np.arange(1, num_rows + 1)[:, None], num_rows)
+    return np.minimum.accumulate(ends[::-1], axis=0)[::-1]
+
+
 def _find_ends(
-    lengths: np.ndarray, limits: Limits, *, most_tokens: int | np.ndarray = _NEVER, most_rows: int | np.ndarray = _NEVER
+    lengths: np.ndarray,
+    limits: Limits,
+    *,
+    most_tokens: int | np.ndarray = _NEVER,
+    most_rows: int | np.ndarray = _NEVER,
+    group_ends: np.ndarray | None = None,
 ) -> np.ndarray:
     """Where a microbatch that begins at each row must stop, `[B, S]`. A single row is never too much.
 
-    lengths: `[B, S]`, descending, then 0. most_tokens, most_rows: of a microbatch, `[S]`, below the limits.
+    lengths: `[B, S]`, descending in each group, then 0. most_tokens, most_rows: of a microbatch, `[S]`, below the
+    limits. group_ends: where the group of each row ends, `[B, S]`; None: all rows are of one group.
     """
     most_tokens = np.minimum(most_tokens, limits.max_tokens or _NEVER)
     most_rows = np.minimum(most_rows, limits.per_device or len(lengths))
     sizes = np.minimum(most_tokens // np.maximum(lengths, 1), most_rows)
-    return np.arange(len(lengths))[:, None] + np.maximum(sizes, 1)
+    ends = np.arange(len(lengths))[:, None] + np.maximum(sizes, 1)
+    return ends if group_ends is None else np.minimum(ends, group_ends)
 
 
 def _cut_cheapest(lengths: np.ndarray, ends: np.ndarray, overhead: int) -> tuple[np.ndarray, np.ndarray]:
     """Begins and stops `[M, S]` of the cut whose padded tokens, and `overhead` for each microbatch, are least.
 
-    lengths: `[B, S]`, descending, then 0. ends: see `_find_ends`.
+    lengths: `[B, S]`, descending up to each of the ends, then 0. ends: see `_find_ends`.
     """
     num_rows, num_batches = lengths.shape
     # Ends ascend, so the microbatches that may still grow by a row are the last ones: those from `first` on.
@@ -109,7 +134,7 @@ def _trace_back(begin_of: np.ndarray, num_rows: np.ndarray) -> tuple[np.ndarray,
     return np.stack(begins), np.stack(stops[:-1])
 
 
-def _cut_evenly(lengths: np.ndarray, limits: Limits) -> tuple[np.ndarray, np.ndarray]:
+def _cut_evenly(lengths: np.ndarray, limits: Limits, group_ends: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Begins and stops `[M, S]`: of some cuts into ever smaller microbatches the one whose busiest process does least.
 
     No process is idle while there are rows for it.
@@ -121,10 +146,11 @@ def _cut_evenly(lengths: np.ndarray, limits: Limits) -> tuple[np.ndarray, np.nda
     most_tokens = np.concatenate([*((even_part * part).astype(np.int64) for part in _PARTS), no_limit])
     most_rows = np.concatenate([*[no_limit] * len(_PARTS), np.maximum(num_rows // limits.num_processes, 1)])
     lengths, num_rows = np.tile(lengths, len(_PARTS) + 1), np.tile(num_rows, len(_PARTS) + 1)
-    ends = _find_ends(lengths, limits, most_tokens=most_tokens, most_rows=most_rows)
+    group_ends = None if group_ends is None else np.tile(group_ends, len(_PARTS) + 1)
+    ends = _find_ends(lengths, limits, most_tokens=most_tokens, most_rows=most_rows, group_ends=group_ends)
     begins, stops = _cut_cheapest(lengths, ends, _overhead(lengths, limits))
 
-    _, padded_tokens = _count_tokens(lengths, begins, stops, packed=False)
+    _, padded_tokens = _count_tokens(lengths, begins, stops, packed=limits.packed)
     costs = -np.sort(-_add_overhead(padded_tokens, lengths, limits), axis=0)
     _, work = deal(costs, limits.num_processes)
     is_idle = (stops > begins).sum(axis=0) < np.minimum(num_rows, limits.num_processes)

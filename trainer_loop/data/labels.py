@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import datasets
+import numpy as np
+import numpy.typing as npt
 
 from trainer_loop.data.wording import enumerate_some, shorten
 from trainer_loop.errors import UserError, refuse
@@ -19,6 +21,13 @@ class LabelNames:
 
     names: list[str]
     ids: dict[RawLabel, int]
+
+    def count(self, found: Mapping[RawLabel, int]) -> npt.NDArray[np.int64]:
+        """How many rows have each class, `[C]`. found: how many have each raw label."""
+        counts = np.zeros(len(self.names), dtype=np.int64)
+        for value, number in found.items():
+            counts[self.ids[value]] += number
+        return counts
 
 
 def describe_kind(rows: datasets.Dataset, label: str) -> str:

@@ -37,8 +37,9 @@ class Microbatch:
 
     rows: Rows  # indices into the split; of a stream numbers in the epoch
     batch: Batch  # what the task sees, on the device
-    num_targets: int  # counted on the host, so that the device is not waited for
-    is_dummy: bool = False  # stands in for an idle process so that it joins the reduction; its loss counts nothing
+    num_targets: float  # times the weight; counted on the host, so that the device is not waited for
+    is_dummy: bool = False  # stands in for an idle process so that it joins the reduction
+    weight: float = 1.0  # of all its rows, see `data.weight`; that of a dummy is 0
 
     def pin_memory(self) -> "Microbatch":
         """Called by DataLoader where copies to the device are to overlap."""
@@ -132,6 +133,11 @@ def add_draws(rows: Sequence[Mapping[str, Any]], numbers: Rows, *seed: int | str
     return [{**row, "draw": derive_seed(*seed, number)} for row, number in zip(rows, numbers, strict=True)]
 
 
+def weigh(microbatch: Microbatch, weight: float) -> Microbatch:
+    """The microbatch whose rows all have this weight: it enters both the sum of the loss and the count of targets."""
+    return replace(microbatch, num_targets=microbatch.num_targets * weight, weight=weight)
+
+
 @dataclass(frozen=True)
 class _Collator(Dataset[Microbatch]):
     """Reads rows and makes a microbatch of them, on the CPU; an index is an array of row indices.
@@ -158,12 +164,14 @@ class _Collator(Dataset[Microbatch]):
 class TrainLoader(Dataset[StepBatch]):
     """The updates of this process, from any step on, with their batches on `device`; see `StepLoader`.
 
-    Item k is update k, collated on the CPU. origin_of: row index -> where that row stands in the user's data.
+    Item k is update k, collated on the CPU. weights: `[N]` of the rows, alike in each of the plan's groups; None: 1.
+    origin_of: row index -> where that row stands in the user's data.
     """
 
     plan: BatchPlan
     rows: RowSource
     _: KW_ONLY
+    weights: np.ndarray | None = None
     collate: Collate
     count: Count
     device: torch.device
@@ -186,12 +194,13 @@ class TrainLoader(Dataset[StepBatch]):
         )
 
     def _make(self, rows: Rows, step: int) -> Microbatch:
-        return _Collator(self.rows, self.collate, self.count, self.draws).make(rows, self.plan.seed, "collate", step)
+        made = _Collator(self.rows, self.collate, self.count, self.draws).make(rows, self.plan.seed, "collate", step)
+        return made if self.weights is None else weigh(made, float(self.weights[rows[0]]))
 
     def _make_dummy(self, step: int) -> Microbatch:
         rows = self.plan.batch(step)
         shortest = int(rows[self.plan.lengths[rows].argmin()])
-        return replace(self._make([shortest], step), num_targets=0, is_dummy=True)
+        return replace(weigh(self._make([shortest], step), 0.0), is_dummy=True)
 
     @property
     def steps_per_epoch(self) -> int:

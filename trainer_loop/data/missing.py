@@ -24,6 +24,7 @@ from trainer_loop.errors import UserError
 
 POLICIES = ("refuse", "drop", "empty")
 _READ_ROWS = 10_000  # at a time
+_NUMBERS = ("number", "weight")  # kinds
 HIDDEN = -1  # the class that datasets gives to rows whose label is kept secret
 
 Mask = npt.NDArray[np.bool_]
@@ -47,9 +48,9 @@ class Holes:
         """The holes of these columns. missing: with `empty`, blank texts are as good as any."""
         kinds = {name: columns.declared[own] for own, name in columns.names.items()}
         texts = {
-            name: column.kind == "number" or (missing != "empty" and not column.blank)
+            name: column.kind in _NUMBERS or (missing != "empty" and not column.blank)
             for name, column in kinds.items()
-            if column.kind in ("text", "number")  # which may be written as a text
+            if column.kind in ("text", *_NUMBERS)  # which may be written as texts
         }
         label = columns.single_label
         return cls(

@@ -23,11 +23,13 @@ class Mixture:
     no row is drawn twice more often than another.
 
     names: of the sources. weights: of the sources, in any unit. sources: `[N]` number of the source of each row.
+    title: what the sources together are called.
     """
 
     names: Sequence[str]
     weights: Sequence[float]
     sources: Indices
+    title: str = "mixture"
 
     @property
     def counts(self) -> list[int]:
@@ -53,7 +55,7 @@ class Mixture:
             there = int((self.sources == number).sum())
             share = count / len(self.sources)
             parts.append(f"{name} {share:.1%} = {count:,} rows an epoch of {there:,} (each {count / there:.2f} times)")
-        return f"mixture: {'; '.join(parts)}"
+        return f"{self.title}: {'; '.join(parts)}"
 
 
 def _go_through(rows: Indices, start: int, count: int, seed: int, name: str) -> Indices:

@@ -5,8 +5,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from trainer_loop.config.named_sets import name_sets, parse_set
-from trainer_loop.data.checks import check_splits
+from trainer_loop.data.checks import check_splits, count_labels, flatten
 from trainer_loop.data.column_values import KINDS_OF_TEXTS, list_texts
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.files import find_files, is_file_spec, read_files
@@ -43,6 +45,14 @@ class DataPlan:
     def columns(self) -> Columns:
         return self.section.columns
 
+    def count_classes(self) -> np.ndarray | None:
+        """How many rows of the training split have each class, `[C]`; None without classes, or for a stream."""
+        if self.labels is None or self.columns.label is None or self.streamed is not None:
+            return None
+        train = self.splits["train"]
+        raw = flatten(train, self.columns.label) if self.columns.has_class_lists else train
+        return self.labels.count(count_labels(raw, self.columns.label))
+
     def iterate_texts(self) -> Iterator[str]:
         """Every text of the training split, one after the other, without holding all of them."""
         names = self.columns.of_kind(*KINDS_OF_TEXTS)
@@ -78,8 +88,12 @@ class DataPlan:
                 shuffle_rows=self.section.shuffle_rows,
                 seed=self.section.seed,
                 missing=self.section.missing,
+                train_columns=self.section.train_columns,
             )
-        encoded = {name: tokenise_split(split, encoding) for name, split in splits.items()}
+        encoded = {
+            name: tokenise_split(split, encoding, weight=self.section.weight if name == "train" else None)
+            for name, split in splits.items()
+        }
         for line in describe_data(encoded, splits=splits, columns=self.columns, label_names=self.labels):
             say(line)
         return encoded, stream
@@ -130,6 +144,7 @@ def plan_data(
         wrong, warnings, labels = check_splits(
             splits,
             columns=section.columns,
+            train_columns=section.train_columns,
             label_names=section.label_names,
             is_streamed=section.streaming,
             missing=section.missing,
@@ -152,9 +167,10 @@ def _put_given(section: DataSection, given: Mapping[str, Any], problems: Problem
     specs = {"train": section.train, "validation": section.validation, "test": section.test}
     are_good = True
     for name, rows in given.items():
-        table = problems.collect("", as_dataset, rows, place=f"rows[{name!r}]", columns=section.columns.all)
-        are_good &= table is not None
         split, part = parse_set(name)
+        columns = section.columns_of(split).all
+        table = problems.collect("", as_dataset, rows, place=f"rows[{name!r}]", columns=columns)
+        are_good &= table is not None
         named = specs[split] if isinstance(specs[split], Mapping) else {}
         specs[split] = {**named, part: table} if part else table
     return dataclasses.replace(section, **specs) if are_good else None

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from trainer_loop.config.named_sets import parse_set
 from trainer_loop.data.split import Indices, Split
 from trainer_loop.data.tokens import TokenisedSplit
+from trainer_loop.errors import UserError
 from trainer_loop.runtime.randomness import derive_seed
 from trainer_loop.runtime.shares import take_share
 
@@ -19,14 +20,27 @@ _Split = TypeVar("_Split", Split, TokenisedSplit)
 _CLASS_TYPES = ("int", "uint", "bool", "string", "large_string")  # of a column whose values can name classes
 
 
-def cut_validation(train: _Split, *, fraction: float, label: str | None, seed: int) -> tuple[_Split, _Split]:
+def cut_validation(
+    train: _Split, *, fraction: float, label: str | None, group: str | None = None, seed: int
+) -> tuple[_Split, _Split]:
     """Train -> (train, validation); the rows of both keep their order.
 
-    The label, where there is one of a few classes, has the same shares in both, see `choose_stratified`.
+    The label, where there is one of a few classes, has the same shares in both, see `choose_stratified`. With a column
+    `group`, whole groups are chosen instead, see `choose_groups`.
     The same rows on every process and machine: they follow from the number of rows, the labels and the seed.
+
+    Raises:
+        UserError: All rows are of one group.
     """
     keys = draw_keys(len(train.rows), seed, "validation_fraction")
-    chosen = choose_stratified(find_classes(train.rows, label), fraction=fraction, keys=keys)
+    if group is None:
+        chosen = choose_stratified(find_classes(train.rows, label), fraction=fraction, keys=keys)
+    else:
+        groups = number_values(train.rows, group)
+        if groups.max() == 0:
+            value = train.rows[0][group]
+            raise UserError(f"data.split_by={group}: all rows of data.train are of one group, {value!r}; name another")
+        chosen = choose_groups(groups, fraction=fraction, keys=keys)
     validation = train.select(np.flatnonzero(chosen))
     return train.select(np.flatnonzero(~chosen)), dataclasses.replace(validation, name="validation")
 
@@ -53,11 +67,37 @@ def find_classes(rows: Any, label: str | None) -> Indices:
     is_class = isinstance(feature, datasets.ClassLabel) or (
         isinstance(feature, datasets.Value) and feature.dtype.startswith(_CLASS_TYPES)
     )
-    if not is_class:
+    if label is None or not is_class:
         return np.zeros(len(rows), dtype=np.int64)
-    column = rows.select_columns([label]).with_format("arrow")[:][label]
-    encoded = pc.dictionary_encode(column, null_encoding="encode").combine_chunks()
-    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    return number_values(rows, label)
+
+
+def number_values(rows: datasets.Dataset, column: str) -> Indices:
+    """`[N]` a number for the value of each row, from 0; equal values have one number."""
+    values = rows.select_columns([column]).with_format("arrow")[:][column]
+    encoded = pc.dictionary_encode(values, null_encoding="encode").combine_chunks()
+    return encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)  # type: ignore[no-any-return]
+
+
+def choose_groups(groups: Indices, *, fraction: float, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """`[N]` which rows are chosen: about `fraction` of them, whole groups, at least one and not all.
+
+    groups: `[N]` integers from 0. keys: `[N]` random; groups are taken in the order of their smallest key, and one is
+    left out where the share is met better without it.
+    """
+    first_keys = np.full(groups.max() + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
+    np.minimum.at(first_keys, groups, keys)
+    sizes = np.bincount(groups)
+    wanted, taken, chosen = take_share(fraction, len(groups)), 0, []
+    for group in np.argsort(first_keys, kind="stable").tolist():
+        if abs(taken + sizes[group] - wanted) < abs(taken - wanted):
+            chosen.append(group)
+            taken += int(sizes[group])
+    if not chosen:
+        chosen = [int(sizes.argmin())]
+    if len(chosen) == len(sizes):
+        chosen.remove(int(sizes.argmin()))
+    return np.isin(groups, chosen)
 
 
 def choose_stratified(classes: Indices, *, fraction: float, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

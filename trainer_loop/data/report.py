@@ -79,9 +79,7 @@ def count_duplicates(train: Split, other: Split, texts: Sequence[str]) -> int:
 
 def _describe_labels(found: Mapping[RawLabel, int], label_names: LabelNames) -> str:
     """found: how many rows have each raw label."""
-    counts = np.zeros(len(label_names.names), dtype=np.int64)
-    for value, number in found.items():
-        counts[label_names.ids[value]] += number
+    counts = label_names.count(found)
     common_first = np.argsort(-counts, kind="stable") if len(counts) > _LABELS_SHOWN else np.arange(len(counts))
     shown = [
         f"{label_names.names[label]} {counts[label]:,} ({counts[label] / counts.sum():.1%})"

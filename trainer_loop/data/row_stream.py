@@ -6,8 +6,8 @@ from decimal import Decimal
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
-from trainer_loop.data.column_values import find_fault, is_hole
-from trainer_loop.data.columns import Columns
+from trainer_loop.data.column_values import find_fault, is_hole, read_number
+from trainer_loop.data.columns import GROUP, WEIGHT, Columns
 from trainer_loop.data.labels import LabelNames, RawLabel
 from trainer_loop.data.missing import HIDDEN, Holes, describe_dropped, has_classes
 from trainer_loop.data.shards import Mark, Reading, Shard, Values
@@ -23,12 +23,13 @@ class Row(NamedTuple):
     """A row, and where it stands in the user's data.
 
     values: by the names of the task's columns, labels as class ids; once encoded, what the model sees. length: once
-    encoded, its tokens.
+    encoded, its tokens. weight: the factor of its loss.
     """
 
     values: dict[str, Any]
     place: str
     length: int = 0
+    weight: float = 1.0
 
 
 class Stream(Protocol):
@@ -125,7 +126,10 @@ class RowStream:
                 more = ", or set data.missing=drop" if kind != "text" and is_hole(value, kind) else more
                 raise UserError(f"data.train: column {name!r} {problem} in {place}; correct or remove the row{more}")
             checked[own] = [self._find_class(one, shard, place) for one in value or ()] if kind == "classes" else value
-        return Row(checked, place)
+        checked.pop(GROUP, None)
+        weight = read_number(checked.pop(WEIGHT, 1.0))
+        assert weight is not None, "it was checked"
+        return Row(checked, place, weight=weight)
 
     def _find_fault(self, own: str, value: Any, values: Values) -> str | None:
         name, column = self.columns.names[own], self.columns.declared[own]

@@ -67,6 +67,17 @@ class DataSection:
     num_workers: int | str = 0  # changes how rows are loaded, not which
     cache_dir: str | None = None
     mixture: Sequence[Mapping[str, Any]] = ()
+    weight: str | None = None
+    sampling: str = "shuffle"  # changes the order of the rows, not which are read
+    split_by: str | None = None
+
+    @property
+    def train_columns(self) -> Columns:
+        """The columns that are read of the training rows."""
+        return self.columns.beside(weight=self.weight, group=self.split_by)
+
+    def columns_of(self, split: str) -> Columns:
+        return self.train_columns if split == "train" else self.columns
 
 
 def read_splits(
@@ -94,7 +105,7 @@ def read_splits(
         }
         if section.streaming and name is not None and _is_hub_spec(train):
             streamed, found, wrong = stream_hub_splits(
-                name, config=section.config, train=train, specs=on_hub, columns=section.columns.all
+                name, config=section.config, train=train, specs=on_hub, columns=section.train_columns.all
             )
         else:
             if section.streaming:
@@ -112,7 +123,7 @@ def read_splits(
     in_order = sorted(splits, key=lambda split: _SPLITS.index(parse_set(split)[0]))
     splits = limit_splits({split: splits[split] for split in in_order}, section.limit, seed=section.seed)
     if streamed is not None:
-        head = problems.collect("", read_head, streamed, columns=section.columns, missing=section.missing)
+        head = problems.collect("", read_head, streamed, columns=section.train_columns, missing=section.missing)
         splits = ({} if head is None else {"train": head}) | splits
     return splits, streamed, problems.lines
 
@@ -139,7 +150,7 @@ def _read_mixture(section: DataSection, say: Say) -> Split:
             raise UserError(f"data.train: {told}")
         return train
 
-    return read_sources(section.mixture, section.columns, read)
+    return read_sources(section.mixture, section.train_columns, read)
 
 
 def _check_keys(section: DataSection) -> list[str]:
@@ -158,8 +169,9 @@ def _settle(splits: Mapping[str, Split], section: DataSection, problems: Problem
     """The splits with their columns in plain types and without the rows that are dropped."""
     settled: dict[str, Split] = {}
     for name, split in splits.items():
-        plain = with_plain_columns(split, section.columns)
-        made = problems.collect("", settle_missing, plain, Holes.of(section.columns), missing=section.missing)
+        columns = section.columns_of(name)
+        plain = with_plain_columns(split, columns)
+        made = problems.collect("", settle_missing, plain, Holes.of(columns), missing=section.missing)
         if made is not None:
             settled[name], told = made
             for line in told:
@@ -173,8 +185,11 @@ def _cut_validation(splits: dict[str, Split], fraction: float, section: DataSect
     if len(splits["train"].rows) < 2:
         problems.lines.append("data.validation_fraction: data.train has 1 row, which cannot be divided")
         return
+    train, group = splits["train"], section.split_by
+    if group is not None and group not in train.rows.column_names:
+        return  # the check of the rows tells
     splits["train"], splits["validation"] = cut_validation(
-        splits["train"], fraction=fraction, label=section.columns.single_label, seed=section.seed
+        train, fraction=fraction, label=section.columns.single_label, group=group, seed=section.seed
     )
 
 
@@ -229,7 +244,7 @@ def _open_stream(section: DataSection) -> ShardedSplit:
             "write the rows to a file, or set data.streaming=false"
         )
     files = find_files(specs, key="data.train")
-    return open_files(files, columns=section.columns.all, text_format=section.files)
+    return open_files(files, columns=section.train_columns.all, text_format=section.files)
 
 
 def _check_spec(spec: Any, *, key: str) -> list[str]:
@@ -242,13 +257,14 @@ def _check_spec(spec: Any, *, key: str) -> list[str]:
 
 def _read_local(spec: Any, split: str, section: DataSection) -> Split:
     """The rows of files or of a dotted path, or rows that were given. Raises UserError."""
+    columns = section.columns_of(split)
     if isinstance(spec, (datasets.Dataset, NamedRows)):
-        return given_split(spec, name=split, columns=section.columns)
+        return given_split(spec, name=split, columns=columns)
     key = f"data.{split}"
     specs = _check_spec(spec, key=key)
     if not isinstance(spec, str) or is_file_spec(spec, hub=False):
         files = find_files(specs, key=key)
-        return read_files(files, split=split, columns=section.columns, text_format=section.files)
+        return read_files(files, split=split, columns=columns, text_format=section.files)
     if "." not in spec:
         raise UserError(
             f"{key}={spec}: neither a file ({', '.join(EXTENSIONS)}) nor a dotted path such as my_lab.data.train; "
@@ -256,10 +272,10 @@ def _read_local(spec: Any, split: str, section: DataSection) -> Split:
         )
     place = f"{key}={spec}"
     returned = call_rows_function(spec, split=split, seed=section.seed)
-    rows = _as_dataset(returned, place=place, dotted=spec, wanted=section.columns.all)
+    rows = _as_dataset(returned, place=place, dotted=spec, wanted=columns.all)
     if not len(rows.rows):
         raise UserError(f"{place} returned no rows")
-    return _make_split(split, rows, place=spec, columns=section.columns)
+    return _make_split(split, rows, place=spec, columns=columns)
 
 
 def _as_dataset(returned: Any, *, place: str, dotted: str, wanted: Collection[str]) -> NamedRows:

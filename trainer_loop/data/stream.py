@@ -16,11 +16,12 @@ from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from itertools import islice
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from trainer_loop.data.batch_plan import Rows, cut_batch, halve_dearest
 from trainer_loop.data.cut import Limits
-from trainer_loop.data.loader import Collate, Count, Microbatch, StepBatch, add_draws, count_epochs
+from trainer_loop.data.loader import Collate, Count, Microbatch, StepBatch, add_draws, count_epochs, weigh
 from trainer_loop.data.row_stream import Row, Stream
 from trainer_loop.data.shards import Mark
 from trainer_loop.errors import UserError
@@ -179,7 +180,7 @@ class StreamLoader:
     def dummy_microbatch(self, step: int) -> Microbatch:
         prepared = self._get_current(step)
         shortest = min(range(len(prepared.mine)), key=_lengths(prepared.mine).__getitem__)
-        return self._collate(prepared, [shortest], step, is_dummy=True)
+        return self._make_dummy(prepared, [shortest], step)
 
     def cut_smaller(self, step: int) -> StepBatch | None:
         """Every process encodes the rows of all, this once, and so comes to the same size without communication."""
@@ -188,7 +189,7 @@ class StreamLoader:
         lengths = _lengths(rows)
         num_processes = self.limits.num_processes
         dealt = [range(process, len(rows), num_processes) for process in range(num_processes)]
-        cut = [self._cut(list(mine), lengths) for mine in dealt if mine]
+        cut = [self._cut(list(mine), rows) for mine in dealt if mine]
         half = halve_dearest(cut, lengths, packed=self.limits.packed)
         if half is None:
             return None
@@ -247,9 +248,9 @@ class StreamLoader:
         seed_everything(self.seed, "collate", step, self.process_index)
         if prepared.is_idle:
             # The reduction of gradients waits for every process: an idle one goes through the motions with one row.
-            return StepBatch(step, [self._collate(prepared, [0], step, is_dummy=True)], 0, 0, 0)
+            return StepBatch(step, [self._make_dummy(prepared, [0], step)], 0, 0, 0)
         lengths = _lengths(prepared.mine)
-        cut = self._cut(list(range(len(lengths))), lengths)
+        cut = self._cut(list(range(len(lengths))), prepared.mine)
         return StepBatch(
             step=step,
             microbatches=[self._collate(prepared, rows, step) for rows in cut],
@@ -258,19 +259,25 @@ class StreamLoader:
             num_padded_tokens=sum(lengths) if self.limits.packed else sum(len(rows) * lengths[rows[0]] for rows in cut),
         )
 
-    def _cut(self, rows: Rows, lengths: Sequence[int]) -> list[Rows]:
-        """The rows of one process, cut into its microbatches."""
-        (cut,) = cut_batch(rows, [lengths[row] for row in rows], replace(self.limits, num_processes=1))
+    def _cut(self, numbers: Rows, rows: Sequence[Row]) -> list[Rows]:
+        """The rows of one process, by their numbers in `rows`, cut into its microbatches."""
+        chosen = [rows[number] for number in numbers]
+        weights = np.array([row.weight for row in chosen])
+        groups = None if (weights == weights[0]).all() else np.unique(weights, return_inverse=True)[1]
+        (cut,) = cut_batch(numbers, _lengths(chosen), replace(self.limits, num_processes=1), groups=groups)
         return cut
 
-    def _collate(self, prepared: _Prepared, rows: Rows, step: int, *, is_dummy: bool = False) -> Microbatch:
-        values, numbers = [prepared.mine[row].values for row in rows], [prepared.numbers[row] for row in rows]
+    def _collate(self, prepared: _Prepared, rows: Rows, step: int) -> Microbatch:
+        chosen, numbers = [prepared.mine[row] for row in rows], [prepared.numbers[row] for row in rows]
+        values = [row.values for row in chosen]
         batch = self.collate(add_draws(values, numbers, self.seed, "collate", step) if self.draws else values)
-        num_targets = 0 if is_dummy else self.count(batch)
-        microbatch = Microbatch(numbers, batch, num_targets, is_dummy=is_dummy)
+        microbatch = weigh(Microbatch(numbers, batch, self.count(batch)), chosen[0].weight)
         if self.device.type == "cuda":
             microbatch.pin_memory()
         return microbatch.to(self.device)
+
+    def _make_dummy(self, prepared: _Prepared, rows: Rows, step: int) -> Microbatch:
+        return replace(weigh(self._collate(prepared, rows, step), 0.0), is_dummy=True)
 
 
 def _lengths(rows: Sequence[Row]) -> list[int]:

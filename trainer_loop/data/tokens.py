@@ -19,6 +19,7 @@ import tokenizers
 import transformers
 from torch.utils.data import Subset
 
+from trainer_loop.data.column_values import read_number
 from trainer_loop.data.columns import RESERVED, Columns
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.labels import LabelNames
@@ -75,6 +76,7 @@ class TokenisedSplit:
     origins: where every row, or the text that a chunk begins in, stands in the user's data.
     fingerprint: of the raw rows: changes when the content or the choice of rows does.
     raw: the raw rows; None for a task that takes rows as they are.
+    weights: `[N]` factors of the losses of the rows; None: 1 for each.
     """
 
     name: str
@@ -84,6 +86,7 @@ class TokenisedSplit:
     origins: Origins
     fingerprint: str
     raw: RawRows | None = None
+    weights: npt.NDArray[np.float64] | None = None
 
     def select(self, rows: Indices) -> "TokenisedSplit":
         """These rows, in this order, of a task that takes rows as they are."""
@@ -118,8 +121,10 @@ class Encoding:
         assert (self.columns.label is None) == (self.label_names is None), "a label needs its names"
 
 
-def tokenise_split(split: Split, encoding: Encoding) -> TokenisedSplit:
+def tokenise_split(split: Split, encoding: Encoding, *, weight: str | None = None) -> TokenisedSplit:
     """Tokenise a checked split by `task.encode`, or take it from the cache.
+
+    weight: the column of the weights of the rows.
 
     Of the processes that share `cache_dir` one does the work and the others wait for it. Raises UserError where the
     cache cannot be written or no tokens come out.
@@ -177,7 +182,14 @@ def tokenise_split(split: Split, encoding: Encoding) -> TokenisedSplit:
         if error in task_errors:
             raise
         raise UserError(f"data.cache_dir={folder.parent} cannot be used: {in_one_line(error)}; name another") from error
-    return _unpack(split, rows, columns)
+    tokenised = _unpack(split, rows, columns)
+    if weight is None:
+        return tokenised
+    weights = np.array([read_number(value) for value in split.rows.with_format(None)[weight]], dtype=np.float64)
+    if not weights.any():
+        raise UserError(f"data.weight={weight}: all rows of data.{split.name} weigh 0; at least one must weigh more")
+    assert tokenised.raw is not None, "its rows were encoded"
+    return replace(tokenised, weights=weights[tokenised.raw.sources])
 
 
 @dataclass(frozen=True)
@@ -202,7 +214,9 @@ class RowEncoder:
             raise UserError([f"{rows[number].place}: {reason}" for number, reason in faults.items()])
         given = {name: column for name, column in columns.items() if name not in RESERVED}
         return [
-            Row({name: column[number] for name, column in given.items()}, rows[source].place, columns["length"][number])
+            rows[source]._replace(
+                values={name: column[number] for name, column in given.items()}, length=columns["length"][number]
+            )
             for number, source in enumerate(sources)
         ]
 

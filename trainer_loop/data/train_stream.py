@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow.compute as pc
 
+from trainer_loop.data.columns import Columns
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.report import describe_data
 from trainer_loop.data.row_stream import ChunkStream, Row, RowStream, Stream
@@ -45,14 +46,15 @@ def prepare_stream(
     shuffle_rows: int,
     seed: int,
     missing: str = "refuse",
+    train_columns: Columns,
 ) -> TrainStream:
     """Describe a training split by its first rows, and count it where epochs are to be known.
 
-    head: its first rows, judged. missing: see `settle_missing`. Raises UserError where rows cannot be counted, or
-    not be trained on.
+    head: its first rows, judged. missing: see `settle_missing`. train_columns: those that are read of a row. Raises
+    UserError where rows cannot be counted, or not be trained on.
     """
     columns, label_names, say = encoding.columns, encoding.label_names, encoding.say
-    texts = RowStream(split.shards, seed=seed, columns=columns, label_names=label_names, missing=missing, say=say)
+    texts = RowStream(split.shards, seed=seed, columns=train_columns, label_names=label_names, missing=missing, say=say)
     encode = RowEncoder(encoding.task, max_length=encoding.max_length)
     changes_number = encode.changes_number(_first_row(texts))
     if changes_number and is_counted:

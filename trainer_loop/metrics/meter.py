@@ -25,7 +25,7 @@ class StepReport:
 
     step: int  # from 1: updates done after this one
     loss_sum: Tensor  # [] over the targets of this process
-    num_targets: int  # over all processes
+    num_targets: float  # over all processes, each by the weight of its row
     gradients: Gradients
     lr: float
     num_rows: int  # rows and tokens: of this process
@@ -113,7 +113,7 @@ class Meter:
             if self._has_diverged(report, loss, grad_norm):
                 bad = torch.isfinite(report.gradients.norms).logical_not().nonzero()
                 parameter = report.gradients.names[int(bad[0])] if len(bad) else None
-                return NonFinite(report.step, loss / max(report.num_targets, 1), grad_norm, parameter)
+                return NonFinite(report.step, loss / report.num_targets, grad_norm, parameter)
             if report.skipped:
                 self._sums["skipped"] += 1
                 continue

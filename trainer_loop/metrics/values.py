@@ -35,4 +35,5 @@ TextsOfRow: TypeAlias = Annotated[np.ndarray, Values("texts")]  # [N] lists of t
 
 SmallerIsBetter: TypeAlias = Annotated[float, "smaller is better"]  # a result, such as an error
 
+ClassNumber: TypeAlias = Annotated[int, "is checked with the names of the classes"]  # an argument
 Average: TypeAlias = Literal["binary", "micro", "macro", "weighted"]  # how scores of several classes become one

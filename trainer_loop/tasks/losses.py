@@ -17,9 +17,9 @@ def cross_entropy(
     """Negative log likelihood in nats, summed over the targets that are not -100, `[]`.
 
     logits: `[N, C]`, computed in float32 or wider. targets: `[N]`, class indices.
-    label_smoothing: the share of each target that is spread over all classes. class_weights: C factors, one a class;
-    the loop divides the sum by the number of targets, where torch's mean divides it by the sum of their weights
-    (docs/customise.md has an example with both figures).
+    label_smoothing: the share of each target that is spread over all classes. class_weights: C factors, one a class, in
+    a config also `auto`, see docs/customise.md; the loop divides the sum by the number of targets, where torch's mean
+    divides it by the sum of their weights.
 
     >>> cross_entropy(torch.zeros(3, 4), torch.tensor([0, 2, -100]))  # two targets of log 4 each
     tensor(2.7726)

@@ -1,12 +1,12 @@
 """The sections `task` and `loss`: which task is learnt, and by which loss."""
 
-import functools
 import inspect
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,13 +21,48 @@ _TARGETS: dict[str | None, str] = {"regression": "numbers", "multi_label_classif
 _COMPARES = {"mse": "numbers", "l1": "numbers", "huber": "numbers", "binary_cross_entropy": "labels"}
 
 
+# Weights of classes that `auto` computes from how many of the N training rows have each of the C classes.
+_AUTO: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "class_weights": lambda counts, num_rows: counts.sum() / (len(counts) * counts),
+    "pos_weight": lambda counts, num_rows: (num_rows - counts) / counts,
+}
+
+
+@dataclass(eq=False)
+class BoundLoss:
+    """A loss function with its arguments; `class_weights: auto` and `pos_weight: auto` wait for `weigh_classes`."""
+
+    function: Callable[..., Tensor]
+    args: dict[str, Any]
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return self.function(logits, targets, **self.args)
+
+    @property
+    def needs_counts(self) -> list[str]:
+        """The arguments that wait."""
+        return [name for name in _AUTO if self.args.get(name) == "auto"]
+
+    def weigh_classes(self, counts: np.ndarray, num_rows: int) -> None:
+        """Compute the arguments that wait, so that every class counts as much as the others.
+
+        Args:
+            counts: How often each class is there in training, `[C]`; a class that is not there gets the weight 1.
+            num_rows: Training rows.
+        """
+        for name in self.needs_counts:
+            weights = np.ones(len(counts))
+            weights[counts > 0] = _AUTO[name](counts[counts > 0], num_rows)
+            self.args[name] = weights.tolist()
+
+
 @dataclass(frozen=True)
 class LossPlan:
     """A loss that the config names. function: `(logits [N, C], targets [N]) -> sum over targets, []`."""
 
     key: str  # of the section `loss`, and its value
     name: str
-    function: Callable[[Tensor, Tensor], Tensor]
+    function: "BoundLoss"
 
     def check_fits(self, problem_type: str | None) -> None:
         """Raise UserError where a loss of the package has targets of another kind than the task.
@@ -108,7 +143,7 @@ def plan_loss(*, name: str | None, args: Mapping[str, Any], own: str = "cross_en
         passed = []
     refuse(check_arguments(function, args, place="args", given=passed))
     key = f"name: {name}" if name is not None else f"args: {own}"
-    return LossPlan(key, name or own, functools.partial(function, **args))
+    return LossPlan(key, name or own, BoundLoss(function, dict(args)))
 
 
 def plan_task(*, name: str, args: Mapping[str, Any], loss: LossPlan | None) -> Task:

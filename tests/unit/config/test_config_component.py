@@ -163,3 +163,25 @@ def test_classes_partials_and_open_signatures_are_judged():
 def test_a_function_whose_signature_cannot_be_told_has_no_problems():
     assert check_arguments(dict, {"a": 1}, place="loss.args", given=[]) == []
     assert check_arguments(type("NoSignature", (), {"__signature__": 3}), {"a": 1}, place="loss.args", given=[]) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "fault"),
+    [
+        (None, "args.prefix: null is not a text"),
+        (3, "args.prefix: 3 is not a text"),
+        ("", None),
+    ],
+)
+def test_an_argument_of_another_type_than_its_annotation_is_refused(value, fault):
+    def translate(*, prefix: str, limit: float | None = None, any_value: list[int] | None = None) -> None: ...
+
+    found = check_arguments(translate, {"prefix": value, "limit": 1, "any_value": "x"}, place="args", given=[])
+    assert found == ([] if fault is None else [fault])
+
+
+def test_true_is_no_number():
+    def shuffle(*, seed: int | None) -> None: ...
+
+    (problem,) = check_arguments(shuffle, {"seed": True}, place="args", given=[])
+    assert problem == "args.seed: True is not a whole number or null"

@@ -272,3 +272,32 @@ def test_the_batch_of_leftover_rows_stays_the_last_of_a_windowed_epoch():
     assert [len(plan.batch(step)) for step in range(5)] == [10, 10, 10, 10, 7]
     assert plan.batch(4).tolist() == shuffled.batch(4).tolist()
     assert plan.batch(0).tolist() != plan.batch(5).tolist()
+
+
+@given(lengths_of_rows, cuts, st.data())
+def test_rows_of_unlike_groups_share_no_microbatch(lengths, cut, data):
+    groups = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(lengths), max_size=len(lengths))))
+    dealt = cut_batch(list(range(len(lengths))), lengths, Limits(**cut), groups=groups)
+    assert sorted(flatten(dealt)) == list(range(len(lengths)))
+    microbatches = [microbatch for process in dealt for microbatch in process]
+    assert all(len(set(groups[microbatch])) == 1 for microbatch in microbatches)
+    assert all(microbatch == sorted(microbatch, key=lambda row: -lengths[row]) for microbatch in microbatches)
+    limit, most = cut["max_tokens"], cut["per_device"]
+    for microbatch in microbatches:
+        if len(microbatch) > 1:
+            assert limit is None or cost(microbatch, lengths) <= limit
+            assert most is None or len(microbatch) <= most
+    if len(lengths) >= cut["num_processes"]:
+        assert all(dealt)
+
+
+@given(lengths_of_rows, st.integers(1, 40), windows, cuts)
+def test_groups_do_not_change_batches(lengths, batch_size, window, cut):
+    groups = np.arange(len(lengths)) % 3
+    plan = BatchPlan(lengths, Limits(**cut), batch_size=batch_size, seed=1, window=window, groups=groups)
+    plain = BatchPlan(lengths, batch_size=batch_size, seed=1, window=window)
+    for step in range(plan.steps_per_epoch):
+        rows = flatten(plan.step(step).microbatches)
+        assert sorted(rows) == sorted(flatten(plain.step(step).microbatches))
+        for microbatch in (microbatch for process in plan.step(step).microbatches for microbatch in process):
+            assert len(set(groups[microbatch])) == 1

@@ -311,7 +311,7 @@ def test_an_optional_column_is_read_where_it_is_named_and_null_takes_a_name_back
 def test_a_column_has_one_of_the_known_kinds():
     with pytest.raises(
         UserError,
-        match="Column: kind is 'label'; allowed: text, words, class, classes, number, choices, choice, spans, image",
+        match="Column: kind is 'label'; allowed: text, words, class, classes, number, weight, choices, choice, spans",
     ):
         Column("label")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trainer_loop.metrics.values import Average, ClassNumbers
+from trainer_loop.metrics.values import Average, ClassNumber, ClassNumbers
 
 _UNDEFINED = 0.0  # the score of a class that is neither predicted nor there, as scikit-learn has it with a warning
 
@@ -32,7 +32,7 @@ def f1(
     references: ClassNumbers,
     *,
     labels: Sequence[int] | None = None,
-    pos_label: int = 1,
+    pos_label: ClassNumber = 1,
     average: Average | None = "binary",
     sample_weight: Sequence[float] | None = None,
 ) -> float | list[float]:
@@ -47,7 +47,7 @@ def precision(
     references: ClassNumbers,
     *,
     labels: Sequence[int] | None = None,
-    pos_label: int = 1,
+    pos_label: ClassNumber = 1,
     average: Average | None = "binary",
     sample_weight: Sequence[float] | None = None,
     zero_division: float | str = "warn",
@@ -65,7 +65,7 @@ def recall(
     references: ClassNumbers,
     *,
     labels: Sequence[int] | None = None,
-    pos_label: int = 1,
+    pos_label: ClassNumber = 1,
     average: Average | None = "binary",
     sample_weight: Sequence[float] | None = None,
     zero_division: float | str = "warn",
@@ -94,7 +94,7 @@ def _score_classes(
     predictions: ClassNumbers,
     references: ClassNumbers,
     labels: Sequence[int] | None,
-    pos_label: int,
+    pos_label: ClassNumber,
     average: Average | None,
     sample_weight: Sequence[float] | None,
     zero_division: float | str,
