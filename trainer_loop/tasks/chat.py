@@ -124,7 +124,7 @@ class Chat(LanguageModel):
 
     @property
     def example_texts(self) -> Sequence[str]:
-        return ("How often does the ferry go?",)
+        return ("How often does the ferry go?", "The ferries of the bay, and their times.")
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """The tokens of each conversation, cut at `max_length`; `labels` are those of answers, else -100.
