@@ -58,6 +58,7 @@ class Outcome:
     rows: list[list[list[int]]]  # [process][step][row]
     microbatches: list[list[int]]  # [process][step]
     evaluation: dict[str, float]
+    logged: list[dict[str, float]]  # in training, by a task that logs
 
 
 def run_here(scenario: Scenario, directory: Path) -> Outcome:
@@ -104,7 +105,7 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
             [(scenario.frozen_steps, list(model.get_input_embeddings().parameters()))] if scenario.frozen_steps else []
         ),
         max_grad_value=scenario.max_grad_value,
-        metrics=load_metrics(names if scenario.task == "sequence_classification" else ["perplexity"], num_labels=3),
+        metrics=load_metrics(["perplexity"] if scenario.task == "causal_lm" else names, num_labels=3),
     )
     loop.fit()
     evaluation = loop.evaluate(loop.data.validation[""]) if loop.data.validation else {}
@@ -115,6 +116,7 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         rows=gather_object([loop.recording.rows]),
         microbatches=gather_object([loop.recording.microbatches]),
         evaluation=evaluation,
+        logged=loop.recording.logged,
     )
 
 

@@ -112,6 +112,19 @@ class SparingTask(SequenceClassification):
         return self.loss_function(logits, batch["labels"])
 
 
+class LoggingTask(SequenceClassification):
+    """Logs the mean square of the logits of each row, and of the rows with an even token first, which may be none."""
+
+    extra_metrics = ("square", "square_of_even")
+
+    def _logits(self, model, batch):
+        logits = super()._logits(model, batch)
+        squares, is_even = logits.square().mean(dim=-1), batch["input_ids"][:, 0] % 2 == 0
+        self.log_metric("square", squares.sum(), count=len(squares))
+        self.log_metric("square_of_even", squares[is_even].sum(), count=int(is_even.sum()))
+        return logits
+
+
 @dataclass
 class Layout:
     """How an update is cut; law 1 says that none of it matters."""
@@ -130,6 +143,7 @@ class Recording:
     grad_norms: list[float] = field(default_factory=list)
     rows: list[list[int]] = field(default_factory=list)
     microbatches: list[int] = field(default_factory=list)
+    logged: list[dict[str, float]] = field(default_factory=list)  # by `LoggingTask`, of every training row
 
 
 class RecordingLoop(TrainingLoop):
@@ -157,6 +171,7 @@ class RecordingLog(MetricLog):
         if "grad_norm" in values:
             self.recording.losses.append(values["loss"])
             self.recording.grad_norms.append(values["grad_norm"])
+            self.recording.logged.append({name: values[name] for name in LoggingTask.extra_metrics if name in values})
 
 
 class Exported(RunOutput):
@@ -310,7 +325,8 @@ def forget_accelerator() -> None:
 
 
 def make_task(name: str) -> Task:
-    return {"sequence_classification": SequenceClassification, "causal_lm": CausalLM}[name]()
+    classes = {"sequence_classification": SequenceClassification, "causal_lm": CausalLM, "logging": LoggingTask}
+    return classes[name]()
 
 
 def make_model_plan(**section: Any) -> ModelPlan:
@@ -320,4 +336,4 @@ def make_model_plan(**section: Any) -> ModelPlan:
 
 
 def make_model(name: str, **options: Any) -> nn.Module:
-    return {"sequence_classification": make_bert, "causal_lm": make_gpt2}[name](**options)
+    return {"causal_lm": make_gpt2}.get(name, make_bert)(**options)

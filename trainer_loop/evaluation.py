@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from trainer_loop.components import locate_source
 from trainer_loop.data.loader import EvaluationLoader, Microbatch
 from trainer_loop.errors import Preempted, UserError
+from trainer_loop.metrics.logged import LoggedMetrics
 from trainer_loop.metrics.meter import zero_sum
 from trainer_loop.metrics.named_metric import COLUMNS, NamedMetric, compute_metrics
 from trainer_loop.parallel.processes import (
@@ -68,7 +69,7 @@ class Evaluator:
         tunes: the task may choose something, such as a threshold, by these rows.
         """
         seed_everything(self.seed, "evaluate", self.accelerator.process_index)
-        loss_sum = zero_sum(self.accelerator.device)
+        loss_sum, logged = zero_sum(self.accelerator.device), LoggedMetrics(self.task.extra_metrics)
         judged: dict[str, list[Any]] = {}
         num_targets = 0.0
         stopped = False
@@ -76,8 +77,10 @@ class Evaluator:
             for microbatch in self.console.follow(loader, total=len(loader), doing="evaluating"):
                 if stopped := self._is_stopping(is_told_to_stop):
                     break
-                for part, (loss, outputs) in self._in_parts(loader, microbatch, self.task.loss_and_predict):
+                for part, (loss, outputs, parts_of_loss) in self._in_parts(loader, microbatch, self._judge):
                     loss_sum += loss
+                    for name, (value, count) in parts_of_loss.items():
+                        logged.add(name, value, count=count)
                     num_targets += part.num_targets
                     judged.setdefault(_NUMBERS, []).append(torch.tensor(part.rows))
                     if not self.task.merges:
@@ -85,7 +88,8 @@ class Evaluator:
                     for name in outputs if self.task.merges else self._wanted:
                         judged.setdefault(name, []).append(outputs[name])
 
-        total, targets, any_stopped = sum_on_hosts(self.accelerator, [float(loss_sum), num_targets, stopped])
+        sums = [float(loss_sum), num_targets, stopped, *logged.take_numbers()]
+        total, targets, any_stopped, *numbers_logged = sum_on_hosts(self.accelerator, sums)
         if any_stopped:
             raise Preempted("preempted in the middle of an evaluation")
         gathered = gather_columns(self.accelerator, judged)
@@ -94,7 +98,9 @@ class Evaluator:
         columns, numbers = self._merge({name: column[order] for name, column in gathered.items()}, loader)
         self._refuse_missing(columns)
         columns = self.task.tune(columns) if tunes else columns
-        values = {"loss": total / max(targets, 1), **compute_metrics(self.metrics, columns), "rows": len(numbers)}
+        means = logged.compute_means(numbers_logged)
+        metrics = compute_metrics(self.metrics, columns, taken=means)
+        values = {"loss": total / max(targets, 1), **metrics, **means, "rows": len(numbers)}
         # What follows from them must follow on every process, also where a metric draws at random.
         return Scores(broadcast(self.accelerator, values), numbers, columns["predictions"], columns["references"])
 
@@ -151,6 +157,13 @@ class Evaluator:
         in_order: np.ndarray = gathered["values"][np.argsort(gathered[_NUMBERS], kind="stable")]
         assert len(in_order) == loader.num_rows, f"{len(in_order)} of {loader.num_rows} rows have a reference"
         return in_order
+
+    def _judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any], dict[str, tuple[Tensor, int]]]:
+        """The loss and the outputs of a batch, and what the task logs: of a pass that fails, nothing."""
+        logged = LoggedMetrics(self.task.extra_metrics)
+        with self.task.logging_to(logged.add):
+            loss, outputs = self.task.loss_and_predict(model, batch)
+        return loss, outputs, logged.take()
 
     def _merge(
         self, columns: dict[str, np.ndarray], loader: EvaluationLoader

@@ -51,7 +51,7 @@ class TrainingLoop:
         self.accelerator, self.console, self.preemption = engine.accelerator, record.console, engine.preemption
         self.model, self.bare_model = engine.model, engine.bare_model  # with and without DDP's wrapper
         self.optimizer, self.scheduler = engine.optimizer, engine.scheduler
-        record.declare_metrics(self.extra_metrics)
+        record.declare_metrics((*self.extra_metrics, *task.extra_metrics))
         self._is_dummy = False  # the current microbatch counts nothing
         self._weights_are_meant = False  # they were restored or trained, or a warning said that they are not
 
@@ -61,8 +61,7 @@ class TrainingLoop:
         while (loss_sum := self.accumulate_gradients(step_batch, num_targets)) is None:
             step_batch = self.cut_smaller(step_batch.step)  # some process ran out of memory
         gradients = self.clip_gradients(step_batch.step)
-        skipped = self.options.skip_nonfinite and self.engine.is_nonfinite_anywhere(loss_sum, gradients.norm)
-        if skipped:
+        if skipped := self.options.skip_nonfinite and self.engine.is_nonfinite_anywhere(loss_sum, gradients.norm):
             self.engine.skip_update()
         else:
             self.engine.update_weights()  # the optimizer, then the average of the weights
@@ -94,7 +93,8 @@ class TrainingLoop:
 
     def _compute_loss(self, microbatch: Microbatch) -> Tensor:
         self._is_dummy = microbatch.is_dummy
-        loss = self.loss_sum(microbatch.batch)
+        with self.task.logging_to(self.log_metric):
+            loss = self.loss_sum(microbatch.batch)
         if (wrong := explain_wrong_loss(loss)) is not None:
             own = type(self).loss_sum is not TrainingLoop.loss_sum
             raise UserError(f"{locate_source(type(self).loss_sum if own else type(self.task).loss)} {wrong}")

@@ -34,6 +34,7 @@ from trainer_loop.data.wording import did_you_mean
 from trainer_loop.errors import Problems, UserError, refuse
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.load import check_metrics, reported_keys
+from trainer_loop.metrics.logged import check_names
 from trainer_loop.metrics.shipped import SHIPPED
 from trainer_loop.models.config import count_outputs, find_text_config
 from trainer_loop.models.plan import ModelPlan, plan_model
@@ -498,9 +499,13 @@ def _check_metrics(
         trust_remote_code=config.model.trust_remote_code,
     )
     keys = reported_keys(entries, num_labels=num_labels)
+    owner = f"the task {_name_task(config, overrides)}"
+    if wrong := check_names(task.extra_metrics, owner=owner, reported=keys or ()):
+        found.lines += wrong
+        return
     if keys is None:
         return
-    reported = [*keys, "loss"]
+    reported = [*keys, "loss", *task.extra_metrics]
     sets = _validation_sets(config, overrides)
     all_reported = [f"{name}/{metric}" for name in sets for metric in reported] or reported
     found.lines += [

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from trainer_loop.assembly import build
 from trainer_loop.components import locate_source
 from trainer_loop.config.fields import Config
+from trainer_loop.metrics.logged import LoggedMetrics
 from trainer_loop.record.logs import Console
 from trainer_loop.tasks.losses import explain_wrong_loss
 from trainer_loop.tasks.task import Task
@@ -50,6 +51,7 @@ def assert_layout_invariant(task: Task, rows: Sequence[Mapping[str, Any]], *, mo
         f"{judge.place('count')} gives {judge.count(listed)} for all rows and {sum(counts)} for them one by one; it "
         "must count the targets that the loss sums over, without padding"
     )
+    judge.compare_logged(listed)
     judge.compare_gradients(listed)
     judge.compare_predictions(listed)
 
@@ -132,6 +134,23 @@ class _Judge:
         counted = self.task.count(self._collate(rows))
         assert isinstance(counted, int), f"{self.place('count')} returns a {type(counted).__name__}; it must be an int"
         return counted
+
+    def compare_logged(self, rows: list[dict[str, Any]]) -> None:
+        """What the loss logs is a sum and a count, as the loss itself."""
+        alone, together = self._log([[row] for row in rows]), self._log([rows])
+        for name, number in together.items():
+            assert _is_close(number, alone[name]), (
+                f"{self.place('loss')} logs {name} of {number:.6g} for all rows and {alone[name]:.6g} for them one by "
+                "one; pass log_metric a sum, and as `count` how many numbers it is a sum of"
+            )
+
+    def _log(self, batches: list[list[dict[str, Any]]]) -> dict[str, float]:
+        """The means of what the loss logs."""
+        logged = LoggedMetrics(self.task.extra_metrics)
+        with self.task.logging_to(logged.add):
+            for rows in batches:
+                self.task.loss(self.model, self._collate(rows))
+        return logged.compute_means(logged.take_numbers())
 
     def compare_gradients(self, rows: list[dict[str, Any]]) -> None:
         """The same sum may have other gradients, where something was detached."""

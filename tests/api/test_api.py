@@ -671,7 +671,7 @@ def test_what_a_loop_notes_is_a_mean_since_the_row_before(settings, tmp_path, mo
 def test_names_that_a_loop_notes_are_checked(settings, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     loop = build(follow(settings))
-    with pytest.raises(UserError, match="distanc is none of the loop's extra_metrics: distance; add it"):
+    with pytest.raises(UserError, match="distanc is none of extra_metrics: distance; add it"):
         loop.log_metric("distanc", torch.zeros(()))
     tiny.forget_accelerator()
     monkeypatch.setattr(Follower, "extra_metrics", ("loss",))

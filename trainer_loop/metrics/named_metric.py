@@ -1,7 +1,7 @@
 """A metric that was loaded: computing it, and the names its results are reported under."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,13 +62,18 @@ def describe_missing(place: str, name: str, missing: Sequence[str], outputs: Ite
     return f"{place}: {name} asks for {', '.join(missing)}, and the task gives {', '.join(outputs)}"
 
 
-def compute_metrics(metrics: Sequence[NamedMetric], outputs: Mapping[str, Any]) -> dict[str, float]:
-    """The results of all metrics in one dict. Raise UserError where a key is reported twice or is the loop's own."""
+def compute_metrics(
+    metrics: Sequence[NamedMetric], outputs: Mapping[str, Any], *, taken: Collection[str] = ()
+) -> dict[str, float]:
+    """The results of all metrics in one dict. Raise UserError where a key is reported twice or is the loop's own.
+
+    taken: names that the evaluation has for something else.
+    """
     results: dict[str, float] = {}
     problems = []
     for metric in metrics:
         for name, value in metric.compute(outputs).items():
-            if name in results or name in RESERVED:
+            if name in results or name in RESERVED or name in taken:
                 problems.append(f"{metric.place}: {metric.name} reports {name}, which is taken; set its key")
             results[name] = value
     refuse(problems)

@@ -51,6 +51,11 @@ class OutputHead:
         for rows in _split(hidden, self.linear.out_features):
             yield rows, _compute_logits(hidden[rows], self.linear.weight, self.linear.bias, self.dtype)
 
+    def try_loss(self, loss_function: LossFunction) -> None:
+        """Call a loss function on two made-up tokens, unless it was tried before: what it is decides about `loss`."""
+        if torch.is_grad_enabled() and self.dtype != torch.float16:
+            self._depends_on_logits_alone(loss_function)
+
     def loss(self, hidden: Tensor, targets: Tensor, loss_function: LossFunction) -> Tensor:
         """Compute a loss chunk by chunk; the result is differentiable.
 
@@ -99,6 +104,9 @@ class NoOutputHead:
     def chunks(self, logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """All logits `[N, V]` in one chunk."""
         yield slice(None), logits
+
+    def try_loss(self, loss_function: LossFunction) -> None:
+        """Does nothing."""
 
     def loss(self, logits: Tensor, targets: Tensor, loss_function: LossFunction) -> Tensor:
         """The loss of all logits `[N, V]` at once."""

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from trainer_loop.data.loader import StepLoader
 from trainer_loop.data.wording import shorten
-from trainer_loop.errors import Diverged, UserError
+from trainer_loop.errors import Diverged
+from trainer_loop.metrics.logged import LoggedMetrics
 from trainer_loop.metrics.meter import Meter, StepReport
 from trainer_loop.parallel.processes import sum_on_hosts
 from trainer_loop.record.logs import Console, MetricLog, Values
@@ -35,7 +36,7 @@ class Recorder:
             sum_over_processes=lambda values: sum_on_hosts(accelerator, values),
             scaled_gradients=accelerator.scaler is not None,
         )
-        self._step_metrics: dict[str, tuple[Tensor, int]] = {}  # logged in the current step: sum and count
+        self._step_metrics = LoggedMetrics(self.meter.extra_metrics)  # what was logged in the current step
         self._mark = 0.0  # when the clock of the training steps was last read
 
     def declare_metrics(self, names: Iterable[str]) -> None:
@@ -61,19 +62,11 @@ class Recorder:
 
     def log_metric(self, name: str, value: Tensor, *, count: int) -> None:
         """Add to a metric of the current step. value: `[]`, a sum over `count`; it stays on its device."""
-        if name not in self.meter.extra_metrics:
-            declared = ", ".join(self.meter.extra_metrics) or "none"
-            raise UserError(
-                f"log_metric: {name} is none of the loop's extra_metrics: {declared}; add it there, or in "
-                "__init__ with self.record.declare_metrics"
-            )
-        total, so_far = self._step_metrics.get(name, (0.0, 0))
-        self._step_metrics[name] = (value.detach() + total, so_far + count)
+        self._step_metrics.add(name, value, count=count)
 
     def take_step_metrics(self) -> Mapping[str, tuple[Tensor, int]]:
         """What was logged since this was called last; call it to drop that, too."""
-        taken, self._step_metrics = self._step_metrics, {}
-        return taken
+        return self._step_metrics.take()
 
     def add(self, report: StepReport) -> None:
         self.meter.add(report)

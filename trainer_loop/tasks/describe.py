@@ -36,11 +36,13 @@ _KINDS = {
 
 def describe_task(task: type[Task]) -> list[str]:
     """Lines of Markdown: the docstring, the model, the columns, the metrics and an example."""
+    metrics, logged = (", ".join(f"`{name}`" for name in names) for names in (task.metrics, task.extra_metrics))
+    besides = f" Logged besides: {logged}." if logged else ""
     rows = [f"| `{own}` | {_KINDS[column.kind]} | {_describe_use(column)} |" for own, column in task.columns.items()]
     return [
         *inspect.cleandoc(task.__doc__ or "").splitlines(),
         "",
-        f"Model: `{task.auto_model}`. Metrics by default: {', '.join(f'`{metric}`' for metric in task.metrics)}.",
+        f"Model: `{task.auto_model}`. Metrics by default: {metrics}.{besides}",
         "",
         "| column | what a row holds | use |",
         "|---|---|---|",

@@ -54,6 +54,8 @@ class LanguageModel(Task):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         head, outputs = self._run(model, batch)
         positions, targets, _ = self.find_targets(batch)
+        with self.logging_to(None):  # of made-up tokens
+            head.try_loss(self.loss_function)
         return head.loss(outputs if positions is None else outputs[positions], targets, self.loss_function)
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:

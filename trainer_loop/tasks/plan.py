@@ -1,5 +1,6 @@
 """The sections `task` and `loss`: which task is learnt, and by which loss."""
 
+import functools
 import inspect
 import traceback
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from trainer_loop.components import check_arguments, choose
 from trainer_loop.errors import UserError, in_one_line, refuse
+from trainer_loop.metrics.logged import LogMetric, check_names, explain_wrong_value
 from trainer_loop.tasks.find import find_task
 from trainer_loop.tasks.losses import LOSSES, explain_wrong_loss
 from trainer_loop.tasks.task import Task
@@ -19,8 +21,6 @@ from trainer_loop.tasks.task import Task
 # What targets are, by the problem type of a task, and what a loss of the package compares; class numbers elsewhere.
 _TARGETS: dict[str | None, str] = {"regression": "numbers", "multi_label_classification": "labels"}
 _COMPARES = {"mse": "numbers", "l1": "numbers", "huber": "numbers", "binary_cross_entropy": "labels"}
-
-
 # Weights of classes that `auto` computes from how many of the N training rows have each of the C classes.
 _AUTO: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "class_weights": lambda counts, num_rows: counts.sum() / (len(counts) * counts),
@@ -35,8 +35,9 @@ class BoundLoss:
     function: Callable[..., Tensor]
     args: dict[str, Any]
 
-    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        return self.function(logits, targets, **self.args)
+    def __call__(self, logits: Tensor, targets: Tensor, *, log_metric: LogMetric | None = None) -> Tensor:
+        logged = {} if log_metric is None else {"log_metric": log_metric}
+        return self.function(logits, targets, **self.args, **logged)
 
     @property
     def needs_counts(self) -> list[str]:
@@ -62,7 +63,12 @@ class LossPlan:
 
     key: str  # of the section `loss`, and its value
     name: str
-    function: "BoundLoss"
+    function: BoundLoss
+    extra_metrics: tuple[str, ...] = ()  # names that it logs, by an argument `log_metric`; empty: it has none
+
+    def bind(self, log_metric: LogMetric) -> Callable[[Tensor, Tensor], Tensor]:
+        """The function of logits and targets alone. log_metric: what it logs parts of the loss by."""
+        return functools.partial(self.function, log_metric=log_metric) if self.extra_metrics else self.function
 
     def check_fits(self, problem_type: str | None) -> None:
         """Raise UserError where a loss of the package has targets of another kind than the task.
@@ -81,9 +87,11 @@ class LossPlan:
             targets: Of these rows, `[N, ...]`.
         """
         outputs = outputs.requires_grad_()
+        logged: dict[str, Tensor] = {}
+        function = self.bind(lambda name, value, *, count=1: logged.update({name: value}))
         try:
-            once = self.function(outputs, targets)
-            twice = self.function(torch.cat([outputs, outputs]), torch.cat([targets, targets]))
+            once = function(outputs, targets)
+            twice = function(torch.cat([outputs, outputs]), torch.cat([targets, targets]))
         except Exception as error:  # the user's code may raise anything, and the error says where
             frame = traceback.extract_tb(error.__traceback__)[-1]
             raise UserError(
@@ -93,6 +101,15 @@ class LossPlan:
             ) from error
         if (wrong := explain_wrong_loss(once)) is not None:
             raise UserError(f"{self.key} {wrong}")
+        names = ", ".join(self.extra_metrics)
+        refuse(
+            [f"{self.key} logs {name}; its extra_metrics are {names}" for name in logged.keys() - {*self.extra_metrics}]
+            + [
+                f"{self.key} logs {name}, which {bad}"
+                for name, value in logged.items()
+                if (bad := explain_wrong_value(value))
+            ]
+        )
         if not torch.isfinite(once):
             raise UserError(
                 f"{self.key} is {once.item()} for logits between -9 and 9; is something divided by 0, or a log of 0?"
@@ -138,25 +155,38 @@ def plan_loss(*, name: str | None, args: Mapping[str, Any], own: str = "cross_en
         raise UserError(f"name: {name} is no function (logits, targets) -> sum")
     # The first two parameters are what the task passes, whatever they are called.
     try:
-        passed = list(inspect.signature(function).parameters)[:2]
+        parameters = list(inspect.signature(function).parameters)
     except ValueError:  # a built-in that does not say: calling it will
-        passed = []
-    refuse(check_arguments(function, args, place="args", given=passed))
+        parameters = []
     key = f"name: {name}" if name is not None else f"args: {own}"
-    return LossPlan(key, name or own, BoundLoss(function, dict(args)))
+    extra_metrics = getattr(function, "extra_metrics", ())
+    problems = check_names(extra_metrics, owner=key)
+    if bool(extra_metrics) != ("log_metric" in parameters):
+        problems.append(
+            f"{key}: a loss that logs has a parameter log_metric, and an attribute extra_metrics with the names: "
+            f"{name}.extra_metrics = ('penalty',); it has only one of them"
+        )
+    refuse(problems + check_arguments(function, args, place="args", given=[*parameters[:2], "log_metric"]))
+    return LossPlan(key, name or own, BoundLoss(function, dict(args)), tuple(extra_metrics))
 
 
 def plan_task(*, name: str, args: Mapping[str, Any], loss: LossPlan | None) -> Task:
     """Check the section `task` and make the task. loss: in the place of the task's own. Raises UserError."""
     task_class: Any = find_task(name, place="task.name")
     problems = check_arguments(task_class, args, place="task.args", given=("loss_function",))
+
+    def log_metric(name: str, value: Tensor, *, count: int = 1) -> None:
+        task.log_metric(name, value, count=count)  # of the task that is made last
+
     arguments = dict(args)
     if loss is not None:
-        arguments["loss_function"] = loss.function
+        arguments["loss_function"] = loss.bind(log_metric)
         if "loss_function" not in inspect.signature(task_class).parameters:
             problems.append(
                 f"loss: the task {name} computes its own, and takes no loss_function; remove loss.name and loss.args"
             )
     refuse(problems)
     task: Task = task_class(**arguments)
+    if loss is not None:
+        task.extra_metrics = (*task.extra_metrics, *loss.extra_metrics)
     return task

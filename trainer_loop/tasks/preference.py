@@ -26,7 +26,8 @@ class Preference(Chat):
 
     The model learns to find the chosen answer likelier than the rejected one, compared with the model before the first
     update (Rafailov et al. 2023, arXiv 2305.18290). In place of a prompt and its answers, a row may have two whole
-    conversations, `chosen_messages` and `rejected_messages`.
+    conversations, `chosen_messages` and `rejected_messages`. The reward of an answer is `beta` times the growth of its
+    log probability; the means of both rewards and of their margin are logged in training and in evaluation.
 
     beta: how strongly the model is held to what it was; larger is stronger.
     loss_type: `sigmoid` (DPO), `hinge` (SLiC, arXiv 2305.10425), or `ipo` (arXiv 2310.12036), which compares means over
@@ -43,6 +44,7 @@ class Preference(Chat):
     }
     pad: ClassVar[Mapping[str, int]] = {**Chat.pad, "reference": 0}
     metrics = ("accuracy",)
+    extra_metrics = ("rewards/chosen", "rewards/rejected", "rewards/margins")
     outputs: ClassVar[Mapping[str, str] | None] = {"predictions": "class", "references": "class"}
     can_pack = False
     generates = False
@@ -160,9 +162,12 @@ class Preference(Chat):
                 "the task preference compares rows with the model before the first update, so it can evaluate the rows "
                 "of data.validation and data.test alone"
             )
-        chosen, rejected = self.refer(model, batch).unbind(dim=1)
-        before, before_rejected = batch["reference"].to(chosen.dtype).unbind(dim=1)
-        return (chosen - before) - (rejected - before_rejected)
+        now = self.refer(model, batch)
+        chosen, rejected = (now - batch["reference"].to(now.dtype)).unbind(dim=1)
+        margins = chosen - rejected
+        for name, values in zip(self.extra_metrics, (chosen, rejected, margins), strict=True):
+            self.log_metric(name, self.beta * values.sum(), count=len(values))
+        return margins
 
     def _sum_loss(self, margins: Tensor) -> Tensor:
         if self.loss_type == "ipo":

@@ -1,7 +1,8 @@
 """`Task`: one class says what a row is, how it is encoded and batched, what its loss is and what is predicted."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, chain
 from typing import Any, ClassVar
 
@@ -11,6 +12,7 @@ from torch.utils.data import default_collate
 
 from trainer_loop.data.columns import RESERVED, Column
 from trainer_loop.errors import UserError
+from trainer_loop.metrics.logged import LogMetric
 from trainer_loop.tasks.generation import Generation
 
 Batch = dict[str, Any]
@@ -34,6 +36,7 @@ class Task(ABC):
         columns: What the task reads of a raw row. `data.columns` maps these names to the user's.
         pad: Columns of the batch that are for the task alone, and what they are padded with.
         metrics: Metrics that are computed if `evaluate.metrics` is empty.
+        extra_metrics: Names of the numbers that `loss` and `loss_and_predict` pass to `log_metric`.
         outputs: Kinds of what `predict` returns, or `merge` if the task has one, by name: a shipped metric compares the
             same kinds, see metrics/values.py. None: the kinds are not known, and any metric may be named.
         peft_type: peft's name for the task, so that others can load an adapter without trainer_loop.
@@ -57,6 +60,7 @@ class Task(ABC):
     columns: ClassVar[Mapping[str, Column]] = {}
     pad: ClassVar[Mapping[str, int]] = {"labels": -100}
     metrics: ClassVar[tuple[str, ...]] = ()
+    extra_metrics: tuple[str, ...] = ()
     outputs: ClassVar[Mapping[str, str] | None] = None
     peft_type: ClassVar[str | None] = None
     can_pack: ClassVar[bool] = False
@@ -78,6 +82,7 @@ class Task(ABC):
     packs: bool = False
     padding_side: str = "right"
     generation: Generation = Generation()  # from the section `evaluate.generate`
+    _log: LogMetric | None = None  # where `log_metric` puts its numbers at present; None: nowhere
     _end: tuple[int, int, int] | None = None  # the end token, how many a text has, and a pair
 
     @property
@@ -282,7 +287,32 @@ class Task(ABC):
 
     def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """Both of the above; a task that can share one forward pass between them overrides it."""
-        return self.loss(model, batch), self.predict(model, batch)
+        loss = self.loss(model, batch)
+        with self.logging_to(None):  # what both compute is logged once
+            return loss, self.predict(model, batch)
+
+    def log_metric(self, name: str, value: Tensor, *, count: int = 1) -> None:
+        """Log a part of the loss, or another number beside it, from `loss` or `loss_and_predict`.
+
+        metrics.jsonl gets its mean: in training since the row before, in an evaluation over all rows of the set.
+        Whoever calls the task outside of a run logs nothing.
+
+        Args:
+            name: In `extra_metrics`, so that all processes know it.
+            value: A sum over `count` rows or targets, `[]`; it stays on its device.
+            count: How many these are, 0 if the batch has none of them.
+        """
+        if self._log is not None:
+            self._log(name, value, count=count)
+
+    @contextmanager
+    def logging_to(self, log: LogMetric | None) -> Iterator[None]:
+        """Let `log_metric` pass its numbers to `log` until the block ends; None: they are dropped."""
+        before, self._log = self._log, log
+        try:
+            yield
+        finally:
+            self._log = before
 
     def refer(self, model: nn.Module, batch: Batch) -> Tensor:
         """What a task that `refers` wants to know of each row from the model before the first update, `[B, K]`.

@@ -95,6 +95,11 @@ def test_each_loss_is_that_of_its_formula(loss_type: Any, smoothing: float):
     expected = compute_expected(model, loss_type, beta=0.3, smoothing=smoothing)
     loss, outputs = task.loss_and_predict(model, batch)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+    logged: dict[str, float] = {}
+    with task.logging_to(lambda name, value, *, count=1: logged.update({name: value.item() / count})):
+        task.loss(model, batch)
+    assert logged["rewards/margins"] == pytest.approx(0.3 * outputs["margins"].mean().item(), rel=1e-5)
+    assert logged["rewards/chosen"] - logged["rewards/rejected"] == pytest.approx(logged["rewards/margins"], abs=1e-5)
     assert task.loss(model, batch).item() == loss.item()
     assert outputs["predictions"].tolist() == (outputs["margins"] > 0).long().tolist()
 
@@ -188,7 +193,7 @@ def read_validation(folder: Path) -> list[dict[str, float]]:
 
 @pytest.mark.parametrize("adapter", ["model.lora.r=null", "model.lora={r: 4, merge: true}"])
 def test_a_run_begins_at_no_preference_and_learns_the_chosen_answers(adapter: str, tmp_path: Path):
-    loop, lines = make_run(tmp_path, adapter)
+    loop, lines = make_run(tmp_path, adapter, "checkpoint.best=rewards/margins")
     assert (
         sum("computing what the model before the first update answers to 3 rows" in line for line in lines) == 1
     )  # of both splits, which are one file
@@ -197,6 +202,19 @@ def test_a_run_begins_at_no_preference_and_learns_the_chosen_answers(adapter: st
     assert first["validation/loss"] == pytest.approx(math.log(2), rel=1e-5)
     assert last["validation/accuracy"] == 1.0
     assert last["validation/loss"] < 0.3
+    assert [first[f"validation/rewards/{name}"] for name in ("chosen", "rejected", "margins")] == [0, 0, 0]
+    logged = [
+        row for row in map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) if "lr" in row
+    ]
+    for row, place in ((last, "validation/rewards"), (logged[-1], "rewards")):
+        chosen, rejected, margin = (row[f"{place}/{name}"] for name in ("chosen", "rejected", "margins"))
+        assert margin == pytest.approx(chosen - rejected, rel=1e-5) and margin > 1
+
+
+def test_names_of_what_is_logged_are_no_names_of_metrics(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(Preference, "extra_metrics", ("accuracy", "chosen", "margins"))
+    with pytest.raises(UserError, match="the task preference: extra_metrics: accuracy is the name of another metric"):
+        make_run(tmp_path)
 
 
 def test_what_the_model_was_is_read_again_and_of_another_model_computed_again(tmp_path: Path):
