@@ -212,7 +212,7 @@ class Engine:
         gradients: Gradients,
         *,
         skipped: bool,
-        logged: Mapping[str, tuple[Tensor, int]],
+        logged: Mapping[str, tuple[Tensor, float]],
     ) -> StepReport:
         """Move the schedule on, and say what the update did.
 

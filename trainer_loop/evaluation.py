@@ -158,7 +158,7 @@ class Evaluator:
         assert len(in_order) == loader.num_rows, f"{len(in_order)} of {loader.num_rows} rows have a reference"
         return in_order
 
-    def _judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any], dict[str, tuple[Tensor, int]]]:
+    def _judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any], dict[str, tuple[Tensor, float]]]:
         """The loss and the outputs of a batch, and what the task logs: of a pass that fails, nothing."""
         logged = LoggedMetrics(self.task.extra_metrics)
         with self.task.logging_to(logged.add):

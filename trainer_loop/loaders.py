@@ -54,7 +54,8 @@ def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -
             **process,
         )
     train = plan.inputs.splits["train"]
-    weights = _find_weights(config, train)
+    mixture, weights = _make_mixture(config, plan, train), _find_weights(config, train)
+    sources = [str(entry["name"]) for entry in config.data.mixture]
     window = (config.batch.window or _WINDOW) if config.batch.order == "window" else None  # None: a plain shuffle
     return TrainLoader(
         BatchPlan(
@@ -63,12 +64,13 @@ def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -
             batch_size=batch_size,
             seed=config.seed,
             window=window,
-            mixture=_make_mixture(config, plan, train),
-            groups=None if weights is None else np.unique(weights, return_inverse=True)[1],
+            mixture=mixture,
+            groups=_group_rows(mixture if sources else None, weights),
         ),
         train.rows,
         num_workers=_num_workers(config, accelerator),
         weights=weights,
+        sources=sources,
         origin_of=train.origins.place,
         **process,
     )
@@ -86,6 +88,12 @@ def _make_mixture(config: Config, plan: RunPlan, train: TokenisedSplit) -> Mixtu
     names = [str(entry["name"]) for entry in config.data.mixture]
     weights = [float(entry["weight"]) for entry in config.data.mixture]
     return Mixture(names, weights, _find_sources(train))
+
+
+def _group_rows(mixture: Mixture | None, weights: np.ndarray | None) -> np.ndarray | None:
+    """`[N]` a number for each row: rows of one source and one weight have the same; None: all rows."""
+    given = ([] if mixture is None else [mixture.sources]) + ([] if weights is None else [weights])
+    return np.unique(np.stack(given, axis=1), axis=0, return_inverse=True)[1] if given else None
 
 
 def _find_sources(train: TokenisedSplit) -> np.ndarray:

@@ -6,11 +6,10 @@ from typing import Any, NoReturn
 import numpy as np
 from torch import Tensor, nn
 
-from trainer_loop.components import locate_source
 from trainer_loop.data.loader import EvaluationLoader, Microbatch, StepBatch
 from trainer_loop.data.run_data import Loaders, RunData
 from trainer_loop.engine import Engine
-from trainer_loop.errors import Preempted, UserError
+from trainer_loop.errors import Preempted
 from trainer_loop.evaluation import Evaluator, Metrics
 from trainer_loop.metrics.meter import Gradients, StepReport
 from trainer_loop.options import LoopOptions
@@ -21,7 +20,7 @@ from trainer_loop.record.run_output import RunOutput
 from trainer_loop.record.state import TrainState
 from trainer_loop.resume import is_evaluation_pending, restore_run, take_weights_to_export, warn_of_checkpoints
 from trainer_loop.selection import is_out_of_patience, judge
-from trainer_loop.tasks.losses import explain_wrong_loss
+from trainer_loop.tasks.losses import refuse_wrong_loss
 from trainer_loop.tasks.task import Batch, Task
 
 
@@ -51,7 +50,7 @@ class TrainingLoop:
         self.accelerator, self.console, self.preemption = engine.accelerator, record.console, engine.preemption
         self.model, self.bare_model = engine.model, engine.bare_model  # with and without DDP's wrapper
         self.optimizer, self.scheduler = engine.optimizer, engine.scheduler
-        record.declare_metrics((*self.extra_metrics, *task.extra_metrics))
+        record.declare_metrics((*self.extra_metrics, *task.extra_metrics), sources=data.train.sources)
         self._is_dummy = False  # the current microbatch counts nothing
         self._weights_are_meant = False  # they were restored or trained, or a warning said that they are not
 
@@ -95,10 +94,11 @@ class TrainingLoop:
         self._is_dummy = microbatch.is_dummy
         with self.task.logging_to(self.log_metric):
             loss = self.loss_sum(microbatch.batch)
-        if (wrong := explain_wrong_loss(loss)) is not None:
-            own = type(self).loss_sum is not TrainingLoop.loss_sum
-            raise UserError(f"{locate_source(type(self).loss_sum if own else type(self.task).loss)} {wrong}")
-        return loss if microbatch.weight == 1.0 else loss * microbatch.weight
+        own = type(self).loss_sum is not TrainingLoop.loss_sum
+        refuse_wrong_loss(loss, of=type(self).loss_sum if own else type(self.task).loss)
+        loss = loss if microbatch.weight == 1.0 else loss * microbatch.weight
+        self.record.log_source(microbatch, loss)
+        return loss
 
     def report_step(
         self, step_batch: StepBatch, loss_sum: Tensor, num_targets: float, gradients: Gradients, skipped: bool = False
@@ -132,7 +132,7 @@ class TrainingLoop:
         self.console.warn(self.data.describe_cut(step))
         return step_batch
 
-    def log_metric(self, name: str, value: Tensor, *, count: int = 1) -> None:
+    def log_metric(self, name: str, value: Tensor, *, count: float = 1) -> None:
         """Log a number of this step: metrics.jsonl gets its mean since the row before, over all processes.
 
         name: in the class's `extra_metrics`, or given to `self.record.declare_metrics` where it depends on the model.

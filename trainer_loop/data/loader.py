@@ -40,6 +40,8 @@ class Microbatch:
     num_targets: float  # times the weight; counted on the host, so that the device is not waited for
     is_dummy: bool = False  # stands in for an idle process so that it joins the reduction
     weight: float = 1.0  # of all its rows, see `data.weight`; that of a dummy is 0
+    source: str | None = None  # of all its rows, where there is a mixture
+    num_tokens: int = 0  # without padding, where a source is named
 
     def pin_memory(self) -> "Microbatch":
         """Called by DataLoader where copies to the device are to overlap."""
@@ -76,6 +78,10 @@ class StepBatch:
 
 class StepLoader(Protocol):
     """What the training loop asks for its batches."""
+
+    @property
+    def sources(self) -> Sequence[str]:
+        """Names of the sources that the rows are drawn from by weight; empty where there is one."""
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -164,7 +170,8 @@ class _Collator(Dataset[Microbatch]):
 class TrainLoader(Dataset[StepBatch]):
     """The updates of this process, from any step on, with their batches on `device`; see `StepLoader`.
 
-    Item k is update k, collated on the CPU. weights: `[N]` of the rows, alike in each of the plan's groups; None: 1.
+    Item k is update k, collated on the CPU. weights: `[N]` of the rows; None: 1. sources: names of the sources of the
+    plan's mixture, where each is logged. Rows of one group of the plan have one weight and one source.
     origin_of: row index -> where that row stands in the user's data.
     """
 
@@ -172,6 +179,7 @@ class TrainLoader(Dataset[StepBatch]):
     rows: RowSource
     _: KW_ONLY
     weights: np.ndarray | None = None
+    sources: Sequence[str] = ()
     collate: Collate
     count: Count
     device: torch.device
@@ -195,6 +203,10 @@ class TrainLoader(Dataset[StepBatch]):
 
     def _make(self, rows: Rows, step: int) -> Microbatch:
         made = _Collator(self.rows, self.collate, self.count, self.draws).make(rows, self.plan.seed, "collate", step)
+        if self.sources:
+            assert self.plan.mixture is not None, "it has sources"
+            source = self.sources[self.plan.mixture.sources[rows[0]]]
+            made = replace(made, source=source, num_tokens=int(self.plan.lengths[rows].sum()))
         return made if self.weights is None else weigh(made, float(self.weights[rows[0]]))
 
     def _make_dummy(self, step: int) -> Microbatch:

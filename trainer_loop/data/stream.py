@@ -143,6 +143,10 @@ class StreamLoader:
     _begins: dict[int, Position] = field(default_factory=dict, init=False)  # of the updates that were had
 
     @property
+    def sources(self) -> Sequence[str]:
+        return ()
+
+    @property
     def steps_per_epoch(self) -> int | None:
         return None if self.num_rows is None else math.ceil(self.num_rows / self.batch_size)
 

@@ -13,7 +13,7 @@ from trainer_loop.metrics.named_metric import RESERVED
 class LogMetric(Protocol):
     """What takes a number that is logged. value: `[]`, a sum over `count`."""
 
-    def __call__(self, name: str, value: Tensor, *, count: int = 1) -> None: ...
+    def __call__(self, name: str, value: Tensor, *, count: float = 1) -> None: ...
 
 
 class LoggedMetrics:
@@ -24,9 +24,9 @@ class LoggedMetrics:
 
     def __init__(self, names: Sequence[str]):
         self.names = names
-        self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._sums: dict[str, tuple[Tensor, float]] = {}
 
-    def add(self, name: str, value: Tensor, *, count: int = 1) -> None:
+    def add(self, name: str, value: Tensor, *, count: float = 1) -> None:
         """Add to a metric. Raises UserError where the name is not declared, or the value is not one number."""
         if name not in self.names:
             raise UserError(
@@ -38,7 +38,7 @@ class LoggedMetrics:
         total, so_far = self._sums.get(name) or (zero_sum(value.device), 0)
         self._sums[name] = (total + value.detach(), so_far + count)
 
-    def take(self) -> dict[str, tuple[Tensor, int]]:
+    def take(self) -> dict[str, tuple[Tensor, float]]:
         """Sum `[]` and count of each name since this was called last; of those that were logged."""
         taken, self._sums = self._sums, {}
         return taken

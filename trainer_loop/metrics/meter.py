@@ -33,7 +33,7 @@ class StepReport:
     num_padded_tokens: int
     wait_seconds: float
     skipped: bool = False  # not finite, and left out as the user wishes
-    extra_metrics: Mapping[str, tuple[Tensor, int]] = field(default_factory=dict)  # sum and count of what was logged
+    extra_metrics: Mapping[str, tuple[Tensor, float]] = field(default_factory=dict)  # sum and count of what was logged
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from trainer_loop.data.loader import StepLoader
+from trainer_loop.data.loader import Microbatch, StepLoader
 from trainer_loop.data.wording import shorten
 from trainer_loop.errors import Diverged
 from trainer_loop.metrics.logged import LoggedMetrics
@@ -37,11 +38,17 @@ class Recorder:
             scaled_gradients=accelerator.scaler is not None,
         )
         self._step_metrics = LoggedMetrics(self.meter.extra_metrics)  # what was logged in the current step
+        self._sources: tuple[str, ...] = ()
         self._mark = 0.0  # when the clock of the training steps was last read
 
-    def declare_metrics(self, names: Iterable[str]) -> None:
-        """Names for `log_metric`, before the first step and the same on all processes; UserError for names in use."""
-        self.meter.declare(list(names))
+    def declare_metrics(self, names: Iterable[str], *, sources: Sequence[str] = ()) -> None:
+        """Names for `log_metric`, before the first step and the same on all processes; UserError for names in use.
+
+        sources: of a mixture; each has a loss, and its shares of rows and tokens, in every training row.
+        """
+        self._sources = (*self._sources, *sources)
+        of_sources = [f"{name}/{metric}" for name in sources for metric in ("loss", "row_share", "token_share")]
+        self.meter.declare([*names, *of_sources])
 
     def begin(self, state: TrainState, *, num_steps: int, evaluation_pending: bool) -> None:
         """Go on at `state`: metrics that the run is going to log again are dropped."""
@@ -60,11 +67,21 @@ class Recorder:
 
     # ---------------------------------------------------------------------------------------------------- in a step
 
-    def log_metric(self, name: str, value: Tensor, *, count: int) -> None:
+    def log_metric(self, name: str, value: Tensor, *, count: float) -> None:
         """Add to a metric of the current step. value: `[]`, a sum over `count`; it stays on its device."""
         self._step_metrics.add(name, value, count=count)
 
-    def take_step_metrics(self) -> Mapping[str, tuple[Tensor, int]]:
+    def log_source(self, microbatch: Microbatch, loss: Tensor) -> None:
+        """Add a microbatch of the current step to the metrics of its source, if it has one. loss: `[]`, its sum."""
+        if microbatch.source is None or microbatch.is_dummy:
+            return
+        self.log_metric(f"{microbatch.source}/loss", loss, count=microbatch.num_targets)
+        for name in self._sources:
+            is_of_it = torch.tensor(float(name == microbatch.source))
+            self.log_metric(f"{name}/row_share", is_of_it * len(microbatch.rows), count=len(microbatch.rows))
+            self.log_metric(f"{name}/token_share", is_of_it * microbatch.num_tokens, count=microbatch.num_tokens)
+
+    def take_step_metrics(self) -> Mapping[str, tuple[Tensor, float]]:
         """What was logged since this was called last; call it to drop that, too."""
         return self._step_metrics.take()
 

@@ -5,10 +5,14 @@ A loss of your own has the same form; name it in the config: `loss: {name: my_la
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from trainer_loop.components import locate_source
+from trainer_loop.errors import UserError
 
 
 def cross_entropy(
@@ -76,6 +80,12 @@ def explain_wrong_loss(loss: object) -> str | None:
     if not loss.requires_grad:
         return "returns a number that depends on nothing that learns; is something detached, or all frozen?"
     return None
+
+
+def refuse_wrong_loss(loss: object, *, of: Callable[..., Any]) -> None:
+    """Raise UserError where what a loss returned is no one number to learn from. of: what returned it."""
+    if (wrong := explain_wrong_loss(loss)) is not None:
+        raise UserError(f"{locate_source(of)} {wrong}")
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {

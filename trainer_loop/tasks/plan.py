@@ -175,7 +175,7 @@ def plan_task(*, name: str, args: Mapping[str, Any], loss: LossPlan | None) -> T
     task_class: Any = find_task(name, place="task.name")
     problems = check_arguments(task_class, args, place="task.args", given=("loss_function",))
 
-    def log_metric(name: str, value: Tensor, *, count: int = 1) -> None:
+    def log_metric(name: str, value: Tensor, *, count: float = 1) -> None:
         task.log_metric(name, value, count=count)  # of the task that is made last
 
     arguments = dict(args)

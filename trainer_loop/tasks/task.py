@@ -291,7 +291,7 @@ class Task(ABC):
         with self.logging_to(None):  # what both compute is logged once
             return loss, self.predict(model, batch)
 
-    def log_metric(self, name: str, value: Tensor, *, count: int = 1) -> None:
+    def log_metric(self, name: str, value: Tensor, *, count: float = 1) -> None:
         """Log a part of the loss, or another number beside it, from `loss` or `loss_and_predict`.
 
         metrics.jsonl gets its mean: in training since the row before, in an evaluation over all rows of the set.

@@ -113,6 +113,19 @@ def test_a_run_draws_its_sources_by_weight_each_with_its_own_columns(tmp_path: P
     loop.fit()
 
 
+def test_each_source_has_its_loss_and_its_shares_of_rows_and_tokens_in_the_log(tmp_path: Path):
+    loop = make_loop(make_config(tmp_path, "log.every=3"))
+    loop.fit()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    logged = [row for row in rows if "praise/loss" in row]
+    assert len(logged) == 2 and all("lr" in row for row in logged)
+    for row in logged:  # of one epoch each
+        assert row["praise/row_share"] == pytest.approx(14 / 18) and row["blame/row_share"] == pytest.approx(4 / 18)
+        assert row["praise/token_share"] + row["blame/token_share"] == pytest.approx(1)
+        mean = row["praise/loss"] * 14 / 18 + row["blame/loss"] * 4 / 18
+        assert row["loss"] == pytest.approx(mean, abs=1e-6)
+
+
 def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path):
     assert_resumes_exactly(make_config(tmp_path), steps=6)
 
