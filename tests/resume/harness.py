@@ -60,6 +60,10 @@ CASES = {
         "optimizer.groups=[{match: '*.pooler.*', lr: 1e-3, unfreeze_at: 9}]",
         "optimizer.freeze=[bert.embeddings.token_type_embeddings.weight]",
     ),
+    "mixture": (
+        "data.mixture=[{name: one, train: TRAIN, weight: 0.7}, {name: two, train: VALIDATION, weight: 0.3, "
+        "loss_weight: 0.5}]",
+    ),
     "lora": ("model.lora={r: 2, dropout: 0.1}", "train.max_grad_value=0.01"),
 }
 
@@ -353,9 +357,13 @@ class Bench:
 
     def run(self, directory: Path, *options: str, num_processes: int = 1) -> Run:
         """A run that is not started yet."""
+        options = tuple(
+            option.replace("TRAIN", str(self.train)).replace("VALIDATION", str(self.validation)) for option in options
+        )
+        is_mixed = any(option.startswith("data.mixture=") for option in options)
         arguments = (
             f"model.name={self.model}",
-            f"data.train={self.train}",
+            f"data.train={'train' if is_mixed else self.train}",
             f"data.validation={self.validation}",
             f"data.cache_dir={self.directory / 'cache'}",
             *BASE,

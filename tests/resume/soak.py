@@ -26,6 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--minutes", type=float, default=60.0, help="no run is begun after these")
+    parser.add_argument("--cases", nargs="*", default=list(CASES), help="of the harness; all if none is named")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -33,7 +34,7 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="soak-"))
     dice = random.Random(options.seed)
     kills = runs = mismatches = 0
-    kinds = list(itertools.product(CASES, (1, 2)))
+    kinds = list(itertools.product(options.cases, (1, 2)))
     bench = Bench.make(directory / "bench")
     for number, (case, num_processes) in enumerate(itertools.cycle(kinds)):
         if kills >= options.kills or time.monotonic() - began > 60 * options.minutes:

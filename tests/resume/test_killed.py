@@ -59,7 +59,7 @@ def test_killed_once(place, bench, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[pytest.mark.slow] if case in TOGETHER else []) for case in CASES]
+    "case", [pytest.param(case, marks=[pytest.mark.slow] if case in (*TOGETHER, "mixture") else []) for case in CASES]
 )
 def test_killed_again_and_again_with(case, bench, tmp_path):
     whole = bench.whole(*CASES[case])
