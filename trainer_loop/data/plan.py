@@ -90,8 +90,11 @@ class DataPlan:
                 missing=self.section.missing,
                 train_columns=self.section.train_columns,
             )
+        evaluating = dataclasses.replace(encoding, evaluates=True)
         encoded = {
-            name: tokenise_split(split, encoding, weight=self.section.weight if name == "train" else None)
+            name: tokenise_split(split, encoding, weight=self.section.weight)
+            if name == "train"
+            else tokenise_split(split, evaluating)
             for name, split in splits.items()
         }
         for line in describe_data(encoded, splits=splits, columns=self.columns, label_names=self.labels):
@@ -120,7 +123,9 @@ class DataPlan:
             say(line)
         kept = split.origins.number - 1 if len(split.rows) < len(named.rows) else None  # numbers count from 1
         labels = None if columns.label is None else self.labels
-        encoding = Encoding(task, tokenizer, columns, labels, self.section.max_length, self.section.cache_dir)
+        encoding = Encoding(
+            task, tokenizer, columns, labels, self.section.max_length, self.section.cache_dir, evaluates=True
+        )
         return tokenise_split(split, encoding), None if kept is None else KeptRows(kept, len(named.rows))
 
 

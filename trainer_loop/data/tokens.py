@@ -45,6 +45,8 @@ class Encoder(Protocol):
 
     def encode(self, rows: Mapping[str, Sequence[Any]], *, max_length: int) -> dict[str, list[Any]]: ...
 
+    def encode_for_evaluation(self, rows: Mapping[str, Sequence[Any]], *, max_length: int) -> dict[str, list[Any]]: ...
+
     def settings(self) -> dict[str, Any]: ...
 
     def find_faults(self, encoded: Mapping[str, Sequence[Any]], *, are_pairs: bool) -> dict[int, str]: ...
@@ -106,6 +108,7 @@ class Encoding:
 
     label_names: the classes, if a column holds labels. cache_dir: None: $TRAINER_LOOP_CACHE, or ~/.cache/trainer_loop.
     show_progress: a bar on the terminal; else `say` is told in one line each that the work begins and that it is done.
+    evaluates: the rows are not trained on.
     """
 
     task: Encoder
@@ -116,6 +119,7 @@ class Encoding:
     cache_dir: str | Path | None = None
     show_progress: bool = False
     say: Callable[[str], None] = lambda line: None
+    evaluates: bool = False
 
     def __post_init__(self) -> None:
         assert (self.columns.label is None) == (self.label_names is None), "a label needs its names"
@@ -142,7 +146,9 @@ def tokenise_split(split: Split, encoding: Encoding, *, weight: str | None = Non
             for own, name in columns.names.items()
         }
         try:
-            encoded = _encode(task, rows, positions, max_length=encoding.max_length, faults=faults)
+            encoded = _encode(
+                task, rows, positions, max_length=encoding.max_length, faults=faults, evaluates=encoding.evaluates
+            )
         except OSError as error:
             task_errors.append(error)
             raise
@@ -242,6 +248,7 @@ def _encode(
     *,
     max_length: int,
     faults: dict[int, str],
+    evaluates: bool = False,
 ) -> dict[str, list[Any]]:
     """The task's columns, and of every row its `length` and its `source`, the row of the split it is from.
 
@@ -249,7 +256,8 @@ def _encode(
 
     Texts that the model could not answer are put into `faults`, by their positions.
     """
-    encoded = dict(task.encode(rows, max_length=max_length))
+    encode = task.encode_for_evaluation if evaluates else task.encode
+    encoded = dict(encode(rows, max_length=max_length))
     found = task.find_faults(encoded, are_pairs="text_pair" in rows)
     num_encoded = len(next(iter(encoded.values())))
     lengths = encoded.get("length") or [len(ids) for ids in encoded.get("input_ids", ())] or [1] * num_encoded
@@ -297,6 +305,7 @@ def _make_key(split: Split, encoding: Encoding) -> str:
         "task": [f"{type(task).__module__}.{type(task).__qualname__}", read_code(task), task.settings()],
         "max_length": encoding.max_length,
         "texts_per_call": _TEXTS_PER_CALL,
+        "evaluates": encoding.evaluates,
     }
     return digest(json.dumps(parts, sort_keys=True).encode())
 

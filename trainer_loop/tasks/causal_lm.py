@@ -4,8 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
+from trainer_loop.components import refuse_less
 from trainer_loop.data.columns import Column
 from trainer_loop.errors import UserError
 from trainer_loop.tasks.language_model import LanguageModel, call_decoder
@@ -18,10 +20,14 @@ class CausalLM(LanguageModel):
 
     loss_function: `(logits [N, V], next tokens [N]) -> sum over tokens, []`.
     append_eos: end every text with the tokenizer's end token; false where a text is only a line of a longer one.
+    stride: evaluations read windows of `max_length` tokens that begin every so many tokens, and score in each the
+        tokens that no window before it has: each token once, and with more context than in a chunk. Perplexity is
+        lower, and takes `max_length / stride` times as long. null: chunks, as in training.
     """
 
     auto_model = "AutoModelForCausalLM"
     columns: ClassVar[Mapping[str, Column]] = {"text": Column("text", blank=True)}  # a running text has blank lines
+    pad: ClassVar[Mapping[str, int]] = {"labels": -100, "context": 0}
     peft_type = "CAUSAL_LM"
     pipeline_tag = "text-generation"
     continues = True
@@ -32,56 +38,96 @@ class CausalLM(LanguageModel):
         {"text": "Nobody has fallen in for years."},
     )
 
-    def __init__(self, *, append_eos: bool = True, loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy):
+    def __init__(
+        self,
+        *,
+        append_eos: bool = True,
+        stride: int | None = None,
+        loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    ):
         super().__init__(loss_function=loss_function)
+        if stride is not None:
+            refuse_less({"stride": stride}, {"stride": 1}, place="task.args")
         self.append_eos = append_eos
+        self.stride = stride
 
     def settings(self) -> dict[str, Any]:
-        return {"append_eos": self.append_eos}
+        return {"append_eos": self.append_eos, "stride": self.stride}
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """Chunks of `max_length` tokens; the last chunk of these texts is shorter, and nothing is dropped.
 
         `source` is the position of the text that a chunk begins in.
         """
+        chunks, sources = join_and_cut(self._tokenise(rows), max_length)
+        return {"input_ids": chunks, "source": sources}
+
+    def encode_for_evaluation(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
+        """Chunks, or windows if there is a `stride`; `context` is how many tokens of a window are no targets."""
+        if self.stride is None:
+            return self.encode(rows, max_length=max_length)
+        if self.stride >= max_length:
+            raise UserError(
+                f"task.args.stride: {self.stride}: it must be below data.max_length, {max_length}, so that each window "
+                "begins with tokens that are scored already; null reads chunks"
+            )
+        windows, sources = join_and_cut(self._tokenise(rows), max_length, stride=self.stride)
+        context = [max_length - self.stride if number else 1 for number in range(len(windows))]
+        return {"input_ids": windows, "context": context, "source": sources}
+
+    def _tokenise(self, rows: Rows) -> list[list[int]]:
+        """The tokens of each text, with its end token."""
         end = [self.tokenizer.eos_token_id] if self.append_eos and self.tokenizer.eos_token_id is not None else []
         tokenised = self.tokenizer(list(rows["text"]), return_attention_mask=False, verbose=False)["input_ids"]
-        chunks, sources = join_and_cut([ids + end for ids in tokenised], max_length)
-        return {"input_ids": chunks, "source": sources}
+        return [ids + end for ids in tokenised]
 
     def encode_alone(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """One row for each text, without an end token, cut at `max_length` tokens."""
         return super().encode(rows, max_length=max_length)
 
     def count(self, batch: Batch) -> int:
+        context = batch.get("context", 1)  # the first token of a row has nothing before it
         if "row_lengths" in batch:
-            return sum(batch["row_lengths"]) - len(batch["row_lengths"])
+            return int((torch.tensor(batch["row_lengths"]) - context).sum())
         mask = batch["attention_mask"]
         if (mask[:, 1:] > mask[:, :-1]).any():
             raise UserError("a batch for a language model has tokens after padding; let collate pad on the right")
-        return int((mask.sum(dim=1) - 1).clamp(min=0).sum())
+        return int((mask.sum(dim=1) - context).clamp(min=0).sum())
 
     def find_targets(self, batch: Batch) -> tuple[None, Tensor, Sequence[int] | int]:
-        """The token that comes next after each; none after the last one of a row, and for padding."""
-        targets = batch["input_ids"].roll(-1, dims=1)
+        """The token that comes next after each; none after the last one of a row, in its context, and for padding."""
+        targets, context = batch["input_ids"].roll(-1, dims=1), batch.get("context")
         if "row_ends" in batch:
             targets[0, batch["row_ends"][1:].long() - 1] = -100
+            if context is not None:
+                of_tokens = context.repeat_interleave(batch["row_ends"].diff(), output_size=targets.shape[1])
+                targets[0].masked_fill_(batch["position_ids"][0] < of_tokens - 1, -100)
             return None, targets.flatten(), batch["row_lengths"]
         targets[:, -1] = -100
         targets[:, :-1].masked_fill_(batch["attention_mask"][:, 1:] == 0, -100)
+        if context is not None:
+            positions = torch.arange(targets.shape[1], device=targets.device)
+            targets.masked_fill_(positions < context[:, None] - 1, -100)
         return None, targets.flatten(), targets.shape[1]
 
     def forward(self, model: Callable[..., Any], inputs: Batch) -> Tensor:
         return call_decoder(model, inputs)
 
 
-def join_and_cut(rows: Sequence[Sequence[Any]], length: int) -> tuple[list[list[Any]], list[int]]:
+def join_and_cut(
+    rows: Sequence[Sequence[Any]], length: int, *, stride: int | None = None
+) -> tuple[list[list[Any]], list[int]]:
     """Chunks of so many elements of all rows, one row after the other, and the row that each chunk begins in.
+
+    stride: a chunk begins every so many elements, until one has the last; None: where the one before ends.
 
     >>> join_and_cut([[1, 2], [], [3, 4, 5]], 3)
     ([[1, 2, 3], [4, 5]], [0, 2])
+    >>> join_and_cut([[1, 2], [], [3, 4, 5]], 3, stride=1)
+    ([[1, 2, 3], [2, 3, 4], [3, 4, 5]], [0, 0, 2])
     """
     stream = list(chain.from_iterable(rows))
     sources = list(chain.from_iterable([number] * len(row) for number, row in enumerate(rows)))
-    starts = range(0, len(stream), length)
+    overlap = 0 if stride is None else length - stride
+    starts = range(0, max(len(stream) - overlap, min(len(stream), 1)), stride or length)
     return [stream[start : start + length] for start in starts], [sources[start] for start in starts]

@@ -209,8 +209,12 @@ class Task(ABC):
         """Encode rows to predict, each by itself; for a task whose `encode` joins rows."""
         return self.encode(rows, max_length=max_length)
 
+    def encode_for_evaluation(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
+        """Encode the rows of validation and test sets; for a task that reads them otherwise than in training."""
+        return self.encode(rows, max_length=max_length)
+
     def settings(self) -> dict[str, Any]:
-        """What else of the task changes the results of `encode` and `find_faults`; part of the cache's key."""
+        """What else of the task changes the results of encoding and of `find_faults`; part of the cache's key."""
         return {} if self._end is None else {"end": list(self._end)}
 
     def find_faults(self, encoded: Mapping[str, Sequence[Any]], *, are_pairs: bool) -> dict[int, str]:
