@@ -359,6 +359,14 @@ EACH = [
         },
     ),
     ({"block_size": 128}, {"task.name": "causal_lm", "data.max_length": 128}),
+    (
+        {"fim_rate": 0.9, "fim_middle_token": "<M>", "block_size": 128},
+        {
+            "task.name": "causal_lm",
+            "task.args": {"fim": {"rate": 0.9, "middle_token": "<M>"}},
+            "data.max_length": 128,
+        },
+    ),
     ({"do_regression": True}, {"task.name": "sequence_regression"}),
     (
         {"image_column_name": "img"},

@@ -26,7 +26,7 @@ def test_its_configs_are_shipped():
 
 def test_its_commands_make_configs():
     commands = read_commands()
-    assert len(commands) == 5
+    assert len(commands) == 6
     for name, *overrides in commands:
         config = load_config(name.removeprefix("config="), overrides)
         assert load_task(config.task.name).columns.keys() >= config.data.columns.keys()

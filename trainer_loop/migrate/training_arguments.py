@@ -69,7 +69,8 @@ RENAMED = {
 _SWITCHES = {"adafactor": ("optim", "adafactor"), "evaluate_during_training": ("eval_strategy", "steps")}
 
 
-# Tasks, by arguments that only their example scripts have -> the argument of the task, where it has one.
+# Tasks, by arguments that only their example scripts have -> the argument of the task, where it has one; `fim.rate` is
+# the entry `rate` of the argument `fim`.
 _SCRIPTS: dict[str, dict[str, str | None]] = {
     "sequence_regression": {"do_regression": None},
     "question_answering": {
@@ -80,7 +81,14 @@ _SCRIPTS: dict[str, dict[str, str | None]] = {
     },
     "seq2seq": {"source_prefix": "prefix", "max_target_length": "max_target_length", "summary_column": None},
     "masked_lm": {"mlm_probability": "mask_probability", "line_by_line": "join_texts"},
-    "causal_lm": {"block_size": None},
+    "causal_lm": {
+        "block_size": None,
+        "fim_rate": "fim.rate",
+        "fim_spm_rate": "fim.spm_rate",
+        "fim_prefix_token": "fim.prefix_token",
+        "fim_suffix_token": "fim.suffix_token",
+        "fim_middle_token": "fim.middle_token",
+    },
     "image_classification": {"image_column_name": None, "train_val_split": None},
 }
 
@@ -208,7 +216,13 @@ def _task(a: Arguments) -> Iterator[Setting | Note]:
     """The task whose script has such arguments, and its own arguments."""
     for task, names in _SCRIPTS.items():
         given = a.changed(*names)
-        args = {argument: a[name] for name in given if (argument := names[name]) is not None}
+        args: dict[str, Any] = {}
+        for name in given:
+            argument, _, entry = (names[name] or "").partition(".")
+            if entry:
+                args.setdefault(argument, {})[entry] = a[name]
+            elif argument:
+                args[argument] = a[name]
         if "join_texts" in args:
             args["join_texts"] = not args["join_texts"]
         if given:

@@ -10,6 +10,7 @@ from torch import Tensor
 from trainer_loop.components import refuse_less
 from trainer_loop.data.columns import Column
 from trainer_loop.errors import UserError
+from trainer_loop.tasks.fill_in_the_middle import read_settings, split_texts
 from trainer_loop.tasks.language_model import LanguageModel, call_decoder
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import Batch, Rows
@@ -23,6 +24,11 @@ class CausalLM(LanguageModel):
     stride: evaluations read windows of `max_length` tokens that begin every so many tokens, and score in each the
         tokens that no window before it has: each token once, and with more context than in a chunk. Perplexity is
         lower, and takes `max_length / stride` times as long. null: chunks, as in training.
+    fim: fill in the middle (arXiv 2207.14255), `{rate: 0.5, spm_rate: 0.5}`: in training each text of a chunk is with
+        probability `rate` split at two tokens that are new at each step, and its middle written last, behind
+        `prefix_token`, `suffix_token` and `middle_token`, by default `<fim_prefix>`, `<fim_suffix>`, `<fim_middle>`;
+        of these `spm_rate` have the suffix first. A text keeps its length: its suffix loses as many tokens, or its
+        prefix. With `append_eos: false` a chunk is one text. Evaluations read texts as they are.
     """
 
     auto_model = "AutoModelForCausalLM"
@@ -43,6 +49,7 @@ class CausalLM(LanguageModel):
         *,
         append_eos: bool = True,
         stride: int | None = None,
+        fim: Mapping[str, Any] | None = None,
         loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     ):
         super().__init__(loss_function=loss_function)
@@ -50,9 +57,16 @@ class CausalLM(LanguageModel):
             refuse_less({"stride": stride}, {"stride": 1}, place="task.args")
         self.append_eos = append_eos
         self.stride = stride
+        self.fim = None if fim is None else read_settings(fim)
+        self.draws = fim is not None
+
+    def bind(self, processor: Any, **others: Any) -> None:
+        """See `Task.bind`. Raises UserError if the tokenizer lacks a token of `fim`."""
+        super().bind(processor, **others)
+        self._fim_ids = None if self.fim is None else self.fim.find_ids(processor)
 
     def settings(self) -> dict[str, Any]:
-        return {"append_eos": self.append_eos, "stride": self.stride}
+        return {"append_eos": self.append_eos, "stride": self.stride, "fim": self.fim is not None}
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """Chunks of `max_length` tokens; the last chunk of these texts is shorter, and nothing is dropped.
@@ -65,7 +79,8 @@ class CausalLM(LanguageModel):
     def encode_for_evaluation(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """Chunks, or windows if there is a `stride`; `context` is how many tokens of a window are no targets."""
         if self.stride is None:
-            return self.encode(rows, max_length=max_length)
+            chunks = self.encode(rows, max_length=max_length)
+            return chunks if self.fim is None else chunks | {"context": [1] * len(chunks["source"])}
         if self.stride >= max_length:
             raise UserError(
                 f"task.args.stride: {self.stride}: it must be below data.max_length, {max_length}, so that each window "
@@ -84,6 +99,17 @@ class CausalLM(LanguageModel):
     def encode_alone(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """One row for each text, without an end token, cut at `max_length` tokens."""
         return super().encode(rows, max_length=max_length)
+
+    def collate(self, rows: list[dict[str, Any]]) -> Batch:
+        """With `fim`, rows of training have texts whose middle is last; those of an evaluation have a `context`."""
+        if self.fim is not None and "draw" in rows[0] and "context" not in rows[0]:
+            rows = [{**row, "input_ids": self._split_texts(row)} for row in rows]
+        return super().collate(rows)
+
+    def _split_texts(self, row: Mapping[str, Any]) -> list[int]:
+        assert self.fim is not None and self._fim_ids is not None, "bind finds the tokens"
+        begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id if self.append_eos else None
+        return split_texts(row["input_ids"], row["draw"], fim=self.fim, tokens=self._fim_ids, begin=begin, end=end)
 
     def count(self, batch: Batch) -> int:
         context = batch.get("context", 1)  # the first token of a row has nothing before it

@@ -11,7 +11,10 @@ from trainer_loop.errors import UserError
 from trainer_loop.tasks.task import Task
 
 # Files of this folder that hold none.
-_NO_TASKS = ("chat_template", "describe", "find", "generation", "language_model", "losses", "merge", "plan", "task")
+_NO_TASKS = (
+    *("chat_template", "describe", "fill_in_the_middle", "find", "generation", "language_model", "losses", "merge"),
+    *("plan", "task"),
+)
 
 
 def list_tasks() -> list[str]:

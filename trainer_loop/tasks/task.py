@@ -69,7 +69,7 @@ class Task(ABC):
     reads_end: ClassVar[bool] = False
     continues: ClassVar[bool] = False
     generates: ClassVar[bool] = False
-    draws: ClassVar[bool] = False
+    draws: bool = False
     refers: ClassVar[bool] = False
     is_tried: ClassVar[bool] = True
     problem_type: ClassVar[str | None] = None

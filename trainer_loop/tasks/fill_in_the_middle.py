@@ -1,0 +1,121 @@
+"""Fill in the middle: a text is split in three, and its middle is moved to the end, where the model learns to write it.
+
+See Bavarian et al. 2022, Efficient training of language models to fill in the middle, arXiv 2207.14255.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, pairwise
+from typing import Any
+
+import numpy as np
+
+from trainer_loop.components import check_arguments
+from trainer_loop.errors import UserError, refuse
+
+_NUM_TOKENS = 3  # that a text gets besides
+
+
+@dataclass(frozen=True)
+class FillInTheMiddle:
+    """How often, and by which tokens.
+
+    rate: the probability that a text is split. spm_rate: of these, the share that is written suffix first.
+    """
+
+    rate: float = 0.5
+    spm_rate: float = 0.5
+    prefix_token: str = "<fim_prefix>"
+    suffix_token: str = "<fim_suffix>"
+    middle_token: str = "<fim_middle>"
+
+    @property
+    def tokens(self) -> tuple[str, str, str]:
+        return self.prefix_token, self.suffix_token, self.middle_token
+
+    def find_ids(self, tokenizer: Any) -> tuple[int, int, int]:
+        """The ids of the three tokens. Raises UserError where the tokenizer lacks one."""
+        vocabulary = tokenizer.get_vocab()
+        if missing := [token for token in self.tokens if token not in vocabulary]:
+            raise UserError(
+                f"task.args.fim: the tokenizer has no token {', '.join(missing)}; name its own by prefix_token, "
+                "suffix_token and middle_token, or add these to the tokenizer in the folder of the model: "
+                f"tokenizer.add_tokens({missing})"
+            )
+        prefix, suffix, middle = (vocabulary[token] for token in self.tokens)
+        return prefix, suffix, middle
+
+
+def read_settings(settings: Mapping[str, Any]) -> FillInTheMiddle:
+    """Check `task.args.fim`. Raises UserError with everything that is wrong with it."""
+    if not isinstance(settings, Mapping):
+        raise UserError(f"task.args.fim: {settings}: it is a mapping, such as {{rate: 0.5, spm_rate: 0.5}}, or null")
+    refuse(check_arguments(FillInTheMiddle, settings, place="task.args.fim", given=()))
+    fim = FillInTheMiddle(**settings)
+    problems = [
+        f"task.args.fim.{name}: {value}: it must be a number from 0 to 1"
+        for name, value in {"rate": fim.rate, "spm_rate": fim.spm_rate}.items()
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1
+    ]
+    if fim.rate == 0:
+        problems.append("task.args.fim.rate: 0: no text would be split; set task.args.fim to null")
+    if len(set(fim.tokens)) < len(fim.tokens):
+        problems.append(f"task.args.fim: {', '.join(map(str, fim.tokens))}: these must be three tokens")
+    refuse(problems)
+    return fim
+
+
+def split_texts(
+    ids: Sequence[int],
+    draw: int,
+    *,
+    fim: FillInTheMiddle,
+    tokens: tuple[int, int, int],
+    begin: int | None,
+    end: int | None,
+) -> list[int]:
+    """A chunk of texts, each of which is with probability `rate` written with its middle last.
+
+    Args:
+        ids: The chunk.
+        draw: A seed. The same gives the same.
+        tokens: The ids of the tokens of `fim`.
+        begin: The token that a text may begin with, where it stays. None: there is none.
+        end: The token that ends a text, where it stays. None: the chunk is one text.
+
+    Returns:
+        As many tokens as there were.
+    """
+    draws = np.random.Generator(np.random.Philox(draw))
+    ends = [place + 1 for place, token in enumerate(ids) if token == end]
+    bounds = [0, *ends, len(ids)]
+    texts = (list(ids[start:stop]) for start, stop in pairwise(bounds))
+    return list(chain.from_iterable(_write(text, draws, fim, tokens, begin=begin, end=end) for text in texts))
+
+
+def _write(
+    text: list[int],
+    draws: np.random.Generator,
+    fim: FillInTheMiddle,
+    tokens: tuple[int, int, int],
+    *,
+    begin: int | None,
+    end: int | None,
+) -> list[int]:
+    first, last = int(text[:1] == [begin]), len(text) - int(text[-1:] == [end])
+    inner = text[first:last]
+    is_split = draws.random() < fim.rate
+    start, stop = sorted(draws.integers(0, len(inner) + 1, size=2).tolist())
+    is_suffix_first = draws.random() < fim.spm_rate
+    # The three tokens take the place of the last ones of the suffix, else of the first ones of the prefix.
+    kept = max(stop, len(inner) - _NUM_TOKENS)
+    skipped = _NUM_TOKENS - (len(inner) - kept)
+    if not is_split or skipped > start:
+        return text
+    before, between, after = inner[skipped:start], inner[start:stop], inner[stop:kept]
+    prefix, suffix, middle = tokens
+    if is_suffix_first:
+        written = [prefix, suffix, *after, middle, *before, *between]
+    else:
+        written = [prefix, *before, suffix, *after, middle, *between]
+    return [*text[:first], *written, *text[last:]]
