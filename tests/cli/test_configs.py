@@ -31,7 +31,7 @@ def stand_in(name: str, tmp_path: Path, tiny_model: Path) -> list[str]:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows * 15))
     splits = [split for split in ("train", "validation", "test") if split in data]
     overrides = ["data.name=null", *(f"data.{split}={file}" for split in splits)]
-    own_models = dict.fromkeys(("causal_lm", "chat", "preference"), ("gpt2", "n_layer"))
+    own_models = dict.fromkeys(("causal_lm", "chat", "preference", "reward_model"), ("gpt2", "n_layer"))
     own_models["seq2seq"] = ("t5", "num_layers")
     if config["task"]["name"] == "image_classification":
         overrides += ["model={name: null, type: vit, overrides: {num_hidden_layers: 1, hidden_size: 24}}"]
@@ -41,7 +41,7 @@ def stand_in(name: str, tmp_path: Path, tiny_model: Path) -> list[str]:
             f"model={{name: null, type: {model_type}, tokenizer: train, vocab_size: 300}}",
             f"model.overrides={{{layers}: 1}}",
         ]
-        if config["task"]["name"] in ("chat", "preference"):
+        if config["task"]["name"] in ("chat", "preference", "reward_model"):
             overrides += ["model.chat_template=plain", "model.lora.merge=true"]
     else:
         overrides += [f"model.name={tiny_model}", "data.max_length=64"]

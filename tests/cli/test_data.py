@@ -23,10 +23,10 @@ def make_arguments(folder: Path, task: str, rows: list[Any], *more: str) -> list
     texts = [str(row) for row in rows]
     model: dict[str, Any] = {"type": TYPES.get(str(kind.auto_model), "bert")}
     if kind.auto_processor == "AutoTokenizer":
-        tokenizer = train_tokenizer(texts, framed=not kind().writes, vocab_size=300, max_length=64)
+        tokenizer = train_tokenizer(texts, framed=kind().frames_texts, vocab_size=300, max_length=64)
         tokenizer.save_pretrained(folder / "tokenizer")
         model["tokenizer"] = str(folder / "tokenizer")
-    if task in ("chat", "preference"):
+    if task in ("chat", "preference", "reward_model"):
         model["chat_template"] = "plain"
     if model["type"] == "vit":
         model["overrides"] = {"image_size": 8, "patch_size": 4}

@@ -67,6 +67,10 @@ OF_EXAMPLES = {  # config, its splits, and what takes the place of its model
             "model={tokenizer: train, vocab_size: 300, chat_template: plain}",
         ),
     ),
+    "reward": (
+        ("train", "validation"),
+        (GPT2, "model.lora.merge=true", *OF_CHATS),
+    ),
     "chat": (
         ("train",),
         (

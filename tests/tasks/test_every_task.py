@@ -60,11 +60,11 @@ def make_config(folder: Path, name: str, *overrides: str, dropout: bool = False,
     texts = [str(value) for row in task.example for value in row.values()]
     tokenizer = folder / "tokenizer" if task.auto_processor == "AutoTokenizer" else None
     if prepares and tokenizer is not None:
-        train_tokenizer(texts, framed=not task().writes, vocab_size=300, max_length=32).save_pretrained(tokenizer)
+        train_tokenizer(texts, framed=task().frames_texts, vocab_size=300, max_length=32).save_pretrained(tokenizer)
     own = {"bert": SIZES, "vit": {"num_attention_heads": 2, "intermediate_size": 16}}.get(kind, {})
     sizes = sizes | own | ({} if dropout else NO_DROPOUT[kind])
     model = {"type": kind, "overrides": sizes} | ({} if tokenizer is None else {"tokenizer": str(tokenizer)})
-    model |= {"chat_template": "plain"} if name in ("chat", "preference") else {}
+    model |= {"chat_template": "plain"} if name in ("chat", "preference", "reward_model") else {}
     return load_config(
         None,
         [

@@ -1,7 +1,7 @@
 """Conversations: what is wrong with one, and the form that chat templates read."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from trainer_loop.data.values import is_encodable
@@ -10,6 +10,8 @@ from trainer_loop.data.wording import enumerate_names, shorten
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 Message = dict[str, Any]
+# The columns of answers, and whose a text in one of them is: a conversation to predict may be a text of the user.
+_ANSWERS = {"chosen": "assistant", "rejected": "assistant", "chosen_messages": "user", "rejected_messages": "user"}
 
 
 def read_messages(value: Any, *, role: str) -> list[Message]:
@@ -53,6 +55,27 @@ def read_text(content: Any) -> str:
     if isinstance(content, (list, tuple)):
         return "".join(part["text"] for part in content if isinstance(part.get("text"), str))
     return content if isinstance(content, str) else ""
+
+
+def read_pairs(rows: Mapping[str, Sequence[Any]]) -> list[list[list[Message]]]:
+    """The two conversations of each row, the chosen one first; one of a row without answers, or with one."""
+    answers = [own for own in _ANSWERS if own in rows]
+    prompts: list[list[Message]] = [[]] * len(next(iter(rows.values())))
+    if "prompt" in rows:
+        prompts = [read_messages(prompt, role="user") for prompt in rows["prompt"]]
+    return [
+        [prompt + read_messages(rows[own][number], role=_ANSWERS[own]) for own in answers] or [prompt]
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+def find_fault_of_pair(conversations: Sequence[Sequence[Message]]) -> str | None:
+    """What a template accepts all the same: answers to nothing, or to unlike prompts."""
+    if all(message["role"] == "assistant" for message in conversations[0]):
+        return "has an answer and no prompt; put it before the answer"
+    if len({json.dumps(messages[:-1], sort_keys=True) for messages in conversations}) > 1:
+        return "has two conversations that differ before their last messages; both answers need the same prompt"
+    return None
 
 
 def lacks_answer(value: Any) -> bool:

@@ -129,7 +129,7 @@ class ModelPlan:
         if self.tokenizer == "train":
             if task is None or texts is None:
                 return None
-            return train_tokenizer(texts(), framed=not task.writes, vocab_size=self.vocab_size, max_length=max_length)
+            return train_tokenizer(texts(), framed=task.frames_texts, vocab_size=self.vocab_size, max_length=max_length)
         if name:
             return load_tokenizer(find_model(name), trust_remote_code=self.trust_remote_code, say=say)
         if self.given is not None:

@@ -1,6 +1,5 @@
 """The answers of an assistant in conversations."""
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, Literal, get_args
@@ -8,13 +7,16 @@ from typing import Any, ClassVar, Literal, get_args
 from torch import Tensor, nn
 
 from trainer_loop.components import refuse_others
-from trainer_loop.data import messages
 from trainer_loop.data.columns import Column
-from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.messages import Message, read_messages, read_text, read_tools
 from trainer_loop.errors import UserError
-from trainer_loop.tasks import chat_template
-from trainer_loop.tasks.chat_template import ChatTemplate, EncodedChat, Spans, TemplateFault
+from trainer_loop.tasks.chat_template import (
+    ChatTemplate,
+    EncodedChat,
+    Spans,
+    TemplateFault,
+    read_code_of_conversations,
+)
 from trainer_loop.tasks.generation import cut_at_end, pad_on_the_left
 from trainer_loop.tasks.language_model import (
     LANGUAGE_MODEL_OUTPUTS,
@@ -93,11 +95,7 @@ class Chat(LanguageModel):
     def bind(self, processor: Any, **others: Any) -> None:
         """See `Task.bind`. Raises UserError if the tokenizer has no chat template, or one without the marks wanted."""
         super().bind(processor, **others)
-        if not processor.chat_template:
-            raise UserError(
-                "model.chat_template: null: the tokenizer has none; set it to plain, or to a file with a template"
-            )
-        self._template = ChatTemplate(processor, self.spans)
+        self._template = ChatTemplate.of(processor, self.spans)
         if self.spans == "marks" and not self._template.has_marks:
             raise UserError("task.args.spans: marks: the chat template has no {% generation %}; set it to prefixes")
         if self.packs and self.generation.max_new_tokens is not None:
@@ -114,8 +112,7 @@ class Chat(LanguageModel):
         self._ends = ends
 
     def settings(self) -> dict[str, Any]:
-        code = [inspect.getsource(module) for module in (chat_template, messages)]  # which `encode` depends on
-        return {"train_on": self.train_on, "spans": self.spans, "code": digest("".join(code).encode())}
+        return {"train_on": self.train_on, "spans": self.spans, "code": read_code_of_conversations()}
 
     def list_outputs(self) -> Mapping[str, str] | None:
         """With texts that are written, metrics on texts fit too."""

@@ -5,7 +5,9 @@ the beginnings of the conversation: an answer is what the conversation up to it 
 the header of an answer behind that.
 """
 
+import inspect
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,9 +15,11 @@ from typing import Any, Literal
 
 import jinja2
 
+from trainer_loop.data import messages as messages_module
+from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.messages import Message, read_text
 from trainer_loop.data.wording import shorten
-from trainer_loop.errors import in_one_line
+from trainer_loop.errors import UserError, in_one_line
 
 Spans = Literal["auto", "marks", "prefixes"]
 
@@ -63,7 +67,16 @@ class ChatTemplate:
     """The template of a tokenizer. spans: how answers are found; auto: by the marks of the template, if it has any."""
 
     tokenizer: Any
-    spans: Spans
+    spans: Spans = "auto"
+
+    @classmethod
+    def of(cls, tokenizer: Any, spans: Spans = "auto") -> "ChatTemplate":
+        """The template of a tokenizer. Raises UserError if it has none."""
+        if not tokenizer.chat_template:
+            raise UserError(
+                "model.chat_template: null: the tokenizer has none; set it to plain, or to a file with a template"
+            )
+        return cls(tokenizer, spans)
 
     @cached_property
     def has_marks(self) -> bool:
@@ -93,6 +106,10 @@ class ChatTemplate:
             return ends
         last = next(token for token, is_one in zip(chat.ids[::-1], chat.is_answer[::-1], strict=True) if is_one)
         return ends | {last} if last in self._special else None
+
+    def write(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens of a whole conversation. Raises TemplateFault if the template refuses it."""
+        return self._tokenise(self._render(messages, None))
 
     def encode(self, messages: Sequence[Message], tools: Any, *, only_last: bool, compares: bool) -> EncodedChat:
         """The tokens of a conversation; one that does not end with an answer gets the header of one.
@@ -231,6 +248,12 @@ class ChatTemplate:
             f"one, {shorten(own)}; end the header with a line break or a special token, or set task.args.spans to "
             "marks or to prefixes"
         )
+
+
+def read_code_of_conversations() -> str:
+    """A checksum of the code that makes tokens of conversations, for the keys of their cache."""
+    code = [inspect.getsource(module) for module in (sys.modules[__name__], messages_module)]
+    return digest("".join(code).encode())
 
 
 def _list_runs(marks: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -43,11 +43,15 @@ def load_task(name: str) -> type[Task]:
 def find_by_architecture(architecture: str, problem_type: str | None) -> str | None:
     """The name of the task whose class of transformers loads models of this architecture; of several, see below.
 
+    No task on conversations, for which a model that was not exported here may have no chat template.
+
     problem_type: in the model's config. None, and any that is not known, stand for one label.
     """
     found: dict[str | None, str] = {}
     for name in list_tasks():
         task = load_task(name)
+        if any(column.form for column in task.columns.values()):
+            continue
         known = getattr(transformers, task.auto_model)._model_mapping._model_mapping if task.auto_model else {}
         if any(architecture in ([made] if isinstance(made, str) else made) for made in known.values()):
             found.setdefault(task.problem_type, name)

@@ -1,6 +1,5 @@
 """The better of two answers."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
@@ -10,13 +9,10 @@ from torch import Tensor, nn
 
 from trainer_loop.components import refuse_others
 from trainer_loop.data.columns import Column
-from trainer_loop.data.messages import Message, read_messages
+from trainer_loop.data.messages import find_fault_of_pair, read_pairs
 from trainer_loop.errors import UserError
 from trainer_loop.tasks.chat import Chat, label_answers
 from trainer_loop.tasks.task import Batch, Rows
-
-# The columns of answers, and whose a text in one of them is: a conversation to predict may be a text of the user.
-_ANSWERS = {"chosen": "assistant", "rejected": "assistant", "chosen_messages": "user", "rejected_messages": "user"}
 
 LossType = Literal["sigmoid", "hinge", "ipo"]
 
@@ -86,17 +82,9 @@ class Preference(Chat):
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """For each row its two conversations, `[2][T]`, the chosen one first; of a row to predict one, `[1][T]`."""
-        answers = [own for own in _ANSWERS if own in rows]
-        prompts: list[list[Message]] = [[]] * len(next(iter(rows.values())))
-        if "prompt" in rows:
-            prompts = [read_messages(prompt, role="user") for prompt in rows["prompt"]]
-        conversations = [
-            [prompt + read_messages(rows[own][number], role=_ANSWERS[own]) for own in answers] or [prompt]
-            for number, prompt in enumerate(prompts)
-        ]
         names = ("input_ids", "labels", "prompt", "length", "truncated", "fault")
         columns: dict[str, list[Any]] = {name: [] for name in names}
-        for number, own in enumerate(conversations):
+        for number, own in enumerate(read_pairs(rows)):
             made = [self._encode_row({"messages": messages}, compares=number == 0) for messages in own]
             chats, faults = [chat for chat, _ in made], [fault for _, fault in made if fault is not None]
             longest = max(len(chat.ids) for chat in chats)
@@ -109,7 +97,7 @@ class Preference(Chat):
             columns["prompt"].append(chats[0].ids[: chats[0].prompt_length][-max_length:])
             columns["length"].append(len(ids) * max(map(len, ids)))
             columns["truncated"].append(longest > max_length)
-            columns["fault"].append(next(iter(faults), None) or _find_fault(own))
+            columns["fault"].append(next(iter(faults), None) or find_fault_of_pair(own))
         return columns
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
@@ -177,12 +165,3 @@ class Preference(Chat):
         flipped = self.label_smoothing
         losses = (1 - flipped) * F.logsigmoid(self.beta * margins) + flipped * F.logsigmoid(-self.beta * margins)
         return -losses.sum()
-
-
-def _find_fault(conversations: Sequence[Sequence[Message]]) -> str | None:
-    """What a template accepts all the same: answers to nothing, or to unlike prompts."""
-    if all(message["role"] == "assistant" for message in conversations[0]):
-        return "has an answer and no prompt; put it before the answer"
-    if len({json.dumps(messages[:-1], sort_keys=True) for messages in conversations}) > 1:
-        return "has two conversations that differ before their last messages; both answers need the same prompt"
-    return None

@@ -130,8 +130,13 @@ class Task(ABC):
 
     @property
     def writes(self) -> bool:
-        """Whether the model writes texts: a tokenizer that is trained for it has an end token, and frames no text."""
+        """Whether the model writes texts."""
         return self.auto_model in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
+
+    @property
+    def frames_texts(self) -> bool:
+        """Whether a tokenizer that is trained for the task puts special tokens around a text, and has no end token."""
+        return not self.writes
 
     def bind(
         self,

@@ -1,0 +1,139 @@
+"""One number for a conversation: how good its answer is."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from trainer_loop.data.columns import Column
+from trainer_loop.data.messages import find_fault_of_pair, read_pairs
+from trainer_loop.errors import UserError
+from trainer_loop.tasks.chat_template import ChatTemplate, TemplateFault, read_code_of_conversations
+from trainer_loop.tasks.losses import cross_entropy
+from trainer_loop.tasks.preference import Preference
+from trainer_loop.tasks.task import Batch, Rows, Task
+
+
+class RewardModel(Task):
+    """A row is a prompt with two answers, of which one was chosen; a target is a row. The model gives each a number.
+
+    The loss is that of Bradley and Terry: the negative log of the sigmoid of the reward of the chosen answer minus that
+    of the rejected one. The chat template writes the conversations; a longer one than `data.max_length` loses its
+    beginning, both of a row the same number of tokens. In place of a prompt and its answers, a row may have two whole
+    conversations, `chosen_messages` and `rejected_messages`. `predict` scores one conversation, or a prompt with an
+    answer as `chosen`. The means of both rewards and of their margin are logged.
+
+    center_rewards_coefficient: how strongly the sum of both rewards of a row is held near 0 (arXiv 2312.09244), such as
+        0.01; 0: not at all, since the loss depends on their difference alone.
+    """
+
+    auto_model = "AutoModelForSequenceClassification"
+    auto_processor = "AutoTokenizer"
+    columns: ClassVar[Mapping[str, Column]] = {
+        "prompt": Column("prompt", form="prompt"),
+        "chosen": Column("answer", form="prompt"),
+        "rejected": Column("answer", form="prompt", target=True),
+        "chosen_messages": Column("conversation", form="chosen_messages"),
+        "rejected_messages": Column("conversation", form="chosen_messages", target=True),
+    }
+    pad: ClassVar[Mapping[str, int]] = {"num_conversations": 0}
+    metrics = ("accuracy",)
+    extra_metrics = ("rewards/chosen", "rewards/rejected", "rewards/margins")
+    outputs: ClassVar[Mapping[str, str] | None] = {"predictions": "class", "references": "class"}
+    peft_type = "SEQ_CLS"
+    problem_type = "regression"
+    pipeline_tag = "text-classification"
+    is_tried = False  # a row is two sequences
+    example: ClassVar[Sequence[Mapping[str, Any]]] = Preference.example
+
+    def __init__(self, *, center_rewards_coefficient: float = 0.0):
+        if not center_rewards_coefficient >= 0:
+            raise UserError(
+                f"task.args.center_rewards_coefficient: {center_rewards_coefficient}: it must be at least 0"
+            )
+        self.center_rewards_coefficient = center_rewards_coefficient
+        self.loss_function = cross_entropy  # of the rewards `[N, 2]`, of which the first is the right choice
+
+    def bind(self, processor: Any, **others: Any) -> None:
+        """See `Task.bind`. Raises UserError if the tokenizer has no chat template."""
+        super().bind(processor, **others)
+        self._template = ChatTemplate.of(processor)
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "code": read_code_of_conversations()}
+
+    @property
+    def frames_texts(self) -> bool:
+        """The chat template writes the special tokens."""
+        return False
+
+    @property
+    def example_texts(self) -> Sequence[str]:
+        return ("How often does the ferry go?", "Twice a day.")
+
+    def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
+        """For each row its two conversations, `[2][T]`, the chosen one first; of a row to predict one, `[1][T]`."""
+        names = ("input_ids", "length", "truncated", "fault")
+        columns: dict[str, list[Any]] = {name: [] for name in names}
+        for conversations in read_pairs(rows):
+            try:
+                whole = [self._template.write(messages) for messages in conversations]
+                fault = find_fault_of_pair(conversations) if len(conversations) > 1 else None
+            except TemplateFault as error:
+                whole, fault = [[]], str(error)
+            shortest, longest = min(map(len, whole)), max(map(len, whole))
+            cut = max(0, min(longest - max_length, shortest - 1))
+            ids = [tokens[cut : cut + max_length] for tokens in whole]
+            columns["input_ids"].append(ids)
+            columns["length"].append(len(ids) * max(map(len, ids)))
+            columns["truncated"].append(longest > max_length)
+            columns["fault"].append(fault)
+        return columns
+
+    def collate(self, rows: list[dict[str, Any]]) -> Batch:
+        """The conversations of all rows, `[2 B, T]`, and `num_conversations`, how many each row has."""
+        batch = super().collate([{"input_ids": ids} for row in rows for ids in row["input_ids"]])
+        return {**batch, "num_conversations": len(rows[0]["input_ids"])}
+
+    def count(self, batch: Batch) -> int:
+        return len(batch["input_ids"]) // int(batch["num_conversations"])
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self._sum_loss(self._score(model, batch))
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        """`rewards` `[B]` of the only conversation of each row, or of the chosen one.
+
+        Of rows with two, `predictions` `[B]` are 1 where the chosen one has the larger reward, `margins` `[B]` by how
+        much.
+        """
+        return self._make_outputs(self._score(model, batch))
+
+    def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        rewards = self._score(model, batch)
+        return self._sum_loss(rewards), self._make_outputs(rewards)
+
+    def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+        """`reward`: the number."""
+        return {"reward": float(outputs["rewards"])}
+
+    def _score(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The rewards `[B, 2]`, the chosen one first, or `[B, 1]`."""
+        rewards: Tensor = model(**self.model_inputs(batch)).logits[:, 0]
+        return rewards.to(torch.promote_types(rewards.dtype, torch.float32)).view(-1, batch["num_conversations"])
+
+    def _sum_loss(self, rewards: Tensor) -> Tensor:
+        chosen, rejected = rewards.unbind(dim=1)
+        for name, values in zip(self.extra_metrics, (chosen, rejected, chosen - rejected), strict=True):
+            self.log_metric(name, values.sum(), count=len(values))
+        first = torch.zeros(len(rewards), dtype=torch.long, device=rewards.device)
+        return self.loss_function(rewards, first) + self.center_rewards_coefficient * rewards.sum(dim=1).square().sum()
+
+    def _make_outputs(self, rewards: Tensor) -> dict[str, Any]:
+        outputs = {"rewards": rewards[:, 0]}
+        if rewards.shape[1] == 1:
+            return outputs
+        margins = rewards[:, 0] - rewards[:, 1]
+        preferred = (margins > 0).long()
+        return {**outputs, "predictions": preferred, "references": torch.ones_like(preferred), "margins": margins}
