@@ -168,8 +168,8 @@ def test_names_and_values_are_checked():
     assert check_names("penalty", owner="here") == [
         "here: extra_metrics is 'penalty'; it is a tuple of names, such as ('penalty',)"
     ]
-    problems = check_names(("loss", "rows", "accuracy", "mine"), owner="here", reported=["accuracy"])
-    assert [line.split()[2] for line in problems] == ["loss", "rows", "accuracy"]
+    problems = check_names(("loss", "rows", "accuracy", "test/mine", "mine"), owner="here", reported=["accuracy"])
+    assert [line.split()[2] for line in problems] == ["loss", "rows", "accuracy", "test/mine"]
 
 
 class Mean(tiny.LoggingTask):

@@ -72,5 +72,7 @@ def check_names(names: object, *, owner: str, reported: Iterable[str] = ()) -> l
         return [f"{owner}: extra_metrics is {names!r}; it is a tuple of names, such as ('penalty',)"]
     taken = {*LOGGED, *RESERVED, *reported}
     return [
-        f"{owner}: extra_metrics: {name} is the name of another metric; rename it" for name in names if name in taken
+        f"{owner}: extra_metrics: {name} is the name of another metric; rename it"
+        for name in names
+        if name in taken or name.startswith(("validation/", "test/"))
     ]
