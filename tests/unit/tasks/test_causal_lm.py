@@ -225,7 +225,8 @@ def test_rows_of_training_are_split_anew_and_those_of_evaluations_and_prediction
     [
         (True, "task.args.fim: True: it is a mapping"),
         ({"rat": 1}, "task.args.fim.rat: .* has no argument rat; it takes rate, .*; did you mean rate"),
-        ({"rate": 1.5, "spm_rate": "x"}, "task.args.fim.rate: 1.5: it must be a number from 0 to 1"),
+        ({"rate": 1.5, "spm_rate": 0.1}, "task.args.fim.rate: 1.5: it must be a number from 0 to 1"),
+        ({"spm_rate": "x"}, "task.args.fim.spm_rate: .x. is not a number"),
         ({"rate": 0}, "task.args.fim.rate: 0: no text would be split; set task.args.fim to null"),
         ({"suffix_token": "<fim_prefix>"}, "these must be three tokens"),
     ],
