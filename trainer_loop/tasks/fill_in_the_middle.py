@@ -55,7 +55,7 @@ def read_settings(settings: Mapping[str, Any]) -> FillInTheMiddle:
     problems = [
         f"task.args.fim.{name}: {value}: it must be a number from 0 to 1"
         for name, value in {"rate": fim.rate, "spm_rate": fim.spm_rate}.items()
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1
+        if not 0 <= value <= 1
     ]
     if fim.rate == 0:
         problems.append("task.args.fim.rate: 0: no text would be split; set task.args.fim to null")
