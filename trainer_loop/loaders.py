@@ -19,7 +19,7 @@ from trainer_loop.data.stream import StreamLoader
 from trainer_loop.data.tokens import TokenisedSplit
 from trainer_loop.plan import RunPlan
 from trainer_loop.record.logs import Console
-from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
+from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_shape_steps, choose_token_budget
 
 _WORKERS_BESIDE_A_GPU = 2
 _WINDOW = 32  # batches whose rows are sorted together where the config names no number
@@ -31,8 +31,7 @@ def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -
         accelerator.num_processes,
         max_tokens=_token_budget(config.batch.max_tokens, plan, accelerator.device, training=True),
         per_device=config.batch.per_device,
-        microbatch_tokens=choose_microbatch_tokens(accelerator.device.type, precision=accelerator.mixed_precision),
-        packed=config.model.packing,
+        **_choose_shapes(config, plan, accelerator),
     )
     batch_size = _batch_size(config, accelerator.num_processes)
     process: dict[str, Any] = {
@@ -74,6 +73,21 @@ def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -
         origin_of=train.origins.place,
         **process,
     )
+
+
+def _choose_shapes(config: Config, plan: RunPlan, accelerator: Accelerator) -> dict[str, Any]:
+    """The fields of `Limits` that depend on the device, and on whether rows are packed; the task then pads alike."""
+    device_type, precision = accelerator.device.type, accelerator.mixed_precision
+    width_step, row_step = choose_shape_steps(device_type, precision=precision) if plan.task.may_widen else (1, 1)
+    if width_step > 1:
+        plan.task.use_widths(width_step, longest=config.data.max_length)
+    return {
+        "microbatch_tokens": choose_microbatch_tokens(device_type, precision=precision),
+        "packed": config.model.packing,
+        "width_step": width_step,
+        "longest": config.data.max_length,
+        "row_step": row_step,
+    }
 
 
 def _make_mixture(config: Config, plan: RunPlan, train: TokenisedSplit) -> Mixture | None:
@@ -124,8 +138,7 @@ def make_evaluation_loader(
         accelerator.num_processes if labelled else 1,
         max_tokens=_token_budget(config.evaluate.max_tokens, plan, accelerator.device, training=False),
         per_device=config.evaluate.per_device or _rows_judged_at_once(config, plan, accelerator),
-        microbatch_tokens=choose_microbatch_tokens(accelerator.device.type, precision=accelerator.mixed_precision),
-        packed=config.model.packing,
+        **_choose_shapes(config, plan, accelerator),
     )
     return EvaluationLoader(
         split.rows,

@@ -254,27 +254,29 @@ def _cut_many(lengths: np.ndarray, limits: Limits) -> list[list[np.ndarray]]:
     """
     order = np.argsort(-lengths, kind="stable")
     ordered = lengths[order]
+    widths = limits.pad(ordered)
     ascending = -ordered
     total = ordered.cumsum()
     budget, most_rows = limits.max_tokens or int(total[-1]) * len(order), limits.per_device or len(order)
     microbatches: list[np.ndarray] = []
     start = 0
     while start < len(order):
-        width, before = int(ordered[start]), int(total[start] - ordered[start])
+        width, before = int(widths[start]), int(total[start] - ordered[start])
         if limits.packed:
             fitting, num_alike = int(np.searchsorted(total, before + budget, "right")) - start, 1
         else:
-            shorter = (width - 1) // _STEP * _STEP
+            shorter = (int(ordered[start]) - 1) // _STEP * _STEP
             fitting, num_alike = budget // width, int(np.searchsorted(ascending, -shorter)) - start
         size = max(1, min(fitting, most_rows))
         count = max(1, num_alike // size)
         stop = min(start + count * size, len(order))
-        if ordered[stop - 1] == width:  # neighbours are read faster
+        if ordered[stop - 1] == ordered[start]:  # neighbours are read faster
             microbatches += [order[first : min(first + size, stop)] for first in range(start, stop, size)]
         else:
             microbatches += [order[first:stop:count] for first in range(start, start + count)]
         start = stop
-    costs = [int(lengths[rows].sum() if limits.packed else lengths[rows[0]] * len(rows)) for rows in microbatches]
+    padded = limits.pad(lengths)
+    costs = [int(lengths[rows].sum() if limits.packed else padded[rows[0]] * len(rows)) for rows in microbatches]
     dearest_first = np.argsort([-cost for cost in costs], kind="stable")
     owners, _ = deal(np.array(costs)[dearest_first, None], limits.num_processes)
     dealt: list[list[np.ndarray]] = [[] for _ in range(limits.num_processes)]

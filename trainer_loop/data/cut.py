@@ -23,6 +23,16 @@ class Limits:
     per_device: int | None = None  # rows of one at most. None: no limit
     microbatch_tokens: int | None = None  # what one more costs, in tokens. None: as few as the limits allow
     packed: bool = False  # its rows stand one after the other, and none is padded
+    width_step: int = 1  # tokens: one that is not packed is as wide as the next multiple
+    longest: int = 0  # but no wider than this because of it, and its longest row
+    row_step: int = 1  # where it costs little, its rows are a multiple of this
+
+    def pad(self, lengths: np.ndarray) -> np.ndarray:
+        """How wide a microbatch is whose longest row has so many tokens, of each of the lengths."""
+        if self.packed or self.width_step == 1:
+            return lengths
+        rounded = -(-lengths // self.width_step) * self.width_step
+        return np.minimum(rounded, np.maximum(lengths, self.longest))
 
 
 @dataclass(frozen=True)
@@ -47,18 +57,20 @@ def cut_batches(lengths: np.ndarray, limits: Limits, *, groups: np.ndarray | Non
         order = np.lexsort((-lengths, groups), axis=0)
         group_ends = _find_group_ends(np.take_along_axis(groups, order, axis=0))
     lengths = np.take_along_axis(lengths, order, axis=0)
+    widths = limits.pad(lengths)
     if limits.packed and group_ends is None:
         bins = _pack(lengths, limits)
         by_bin = np.argsort(bins, axis=0, kind="stable")
         order, lengths, bins = (np.take_along_axis(array, by_bin, axis=0) for array in (order, lengths, bins))
         begins, stops = _find_runs(bins)
     elif limits.num_processes == 1:
-        ends = _find_ends(lengths, limits, group_ends=group_ends)
-        begins, stops = _cut_cheapest(lengths, ends, _overhead(lengths, limits))
+        ends = _find_ends(widths, limits, group_ends=group_ends)
+        begins, stops = _cut_cheapest(widths, ends, _overhead(widths, limits), row_step=limits.row_step)
     else:
-        begins, stops = _cut_evenly(lengths, limits, group_ends)
-    tokens, padded_tokens = _count_tokens(lengths, begins, stops, packed=limits.packed)
-    costs = _add_overhead(padded_tokens, lengths, limits)
+        begins, stops = _cut_evenly(widths, limits, group_ends)
+    tokens = _count_tokens(lengths, begins, stops)
+    padded_tokens = tokens if limits.packed else _count_padded_tokens(widths, begins, stops)
+    costs = _add_overhead(padded_tokens, widths, limits)
     dearest_first = np.argsort(-costs, axis=0, kind="stable")
     costs, begins, stops, tokens, padded_tokens = (
         np.take_along_axis(array, dearest_first, axis=0) for array in (costs, begins, stops, tokens, padded_tokens)
@@ -98,8 +110,12 @@ def _find_ends(
     return ends if group_ends is None else np.minimum(ends, group_ends)
 
 
-def _cut_cheapest(lengths: np.ndarray, ends: np.ndarray, overhead: int) -> tuple[np.ndarray, np.ndarray]:
+def _cut_cheapest(
+    lengths: np.ndarray, ends: np.ndarray, overhead: int, *, row_step: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Begins and stops `[M, S]` of the cut whose padded tokens, and `overhead` for each microbatch, are least.
+
+    A microbatch that begins at no multiple of `row_step` costs the overhead twice.
 
     lengths: `[B, S]`, descending up to each of the ends, then 0. ends: see `_find_ends`.
     """
@@ -114,7 +130,7 @@ def _cut_cheapest(lengths: np.ndarray, ends: np.ndarray, overhead: int) -> tuple
     begin_of = np.empty_like(lengths)  # [i]: of the last microbatch in the cheapest cut of the rows up to i
     cheapest = np.zeros(num_batches, dtype=np.int64)
     for row in range(num_rows):
-        grown[row] = cheapest + (overhead * scale + row)
+        grown[row] = cheapest + (overhead * (1 if row % row_step == 0 else 2) * scale + row)
         growing = slice(first[row], row + 1)
         grown[growing] += scaled[growing]
         np.copyto(grown[growing], _NEVER, where=ends[growing] <= row)
@@ -148,9 +164,10 @@ def _cut_evenly(lengths: np.ndarray, limits: Limits, group_ends: np.ndarray | No
     lengths, num_rows = np.tile(lengths, len(_PARTS) + 1), np.tile(num_rows, len(_PARTS) + 1)
     group_ends = None if group_ends is None else np.tile(group_ends, len(_PARTS) + 1)
     ends = _find_ends(lengths, limits, most_tokens=most_tokens, most_rows=most_rows, group_ends=group_ends)
-    begins, stops = _cut_cheapest(lengths, ends, _overhead(lengths, limits))
+    begins, stops = _cut_cheapest(lengths, ends, _overhead(lengths, limits), row_step=limits.row_step)
 
-    _, padded_tokens = _count_tokens(lengths, begins, stops, packed=limits.packed)
+    count = _count_tokens if limits.packed else _count_padded_tokens
+    padded_tokens = count(lengths, begins, stops)
     costs = -np.sort(-_add_overhead(padded_tokens, lengths, limits), axis=0)
     _, work = deal(costs, limits.num_processes)
     is_idle = (stops > begins).sum(axis=0) < np.minimum(num_rows, limits.num_processes)
@@ -209,17 +226,18 @@ def deal(
     return owners, work % _NEVER
 
 
-def _count_tokens(
-    lengths: np.ndarray, begins: np.ndarray, stops: np.ndarray, *, packed: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens of each microbatch without and with padding, both `[M, S]`."""
+def _count_tokens(lengths: np.ndarray, begins: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """Tokens of each microbatch without padding, `[M, S]`."""
     before = np.zeros((len(lengths) + 1, lengths.shape[1]), dtype=np.int64)
     lengths.cumsum(axis=0, out=before[1:])
-    tokens = np.take_along_axis(before, stops, axis=0) - np.take_along_axis(before, begins, axis=0)
-    if packed:
-        return tokens, tokens
-    widths = np.take_along_axis(lengths, np.minimum(begins, len(lengths) - 1), axis=0)
-    return tokens, widths * (stops - begins)
+    tokens: np.ndarray = np.take_along_axis(before, stops, axis=0) - np.take_along_axis(before, begins, axis=0)
+    return tokens
+
+
+def _count_padded_tokens(widths: np.ndarray, begins: np.ndarray, stops: np.ndarray) -> np.ndarray:
+    """Tokens of each microbatch with padding, `[M, S]`: all its rows are as wide as the first."""
+    first: np.ndarray = np.take_along_axis(widths, np.minimum(begins, len(widths) - 1), axis=0)
+    return first * (stops - begins)
 
 
 def _add_overhead(padded_tokens: np.ndarray, lengths: np.ndarray, limits: Limits) -> np.ndarray:

@@ -254,13 +254,14 @@ class StreamLoader:
             # The reduction of gradients waits for every process: an idle one goes through the motions with one row.
             return StepBatch(step, [self._make_dummy(prepared, [0], step)], 0, 0, 0)
         lengths = _lengths(prepared.mine)
+        widths = self.limits.pad(np.array(lengths)).tolist()
         cut = self._cut(list(range(len(lengths))), prepared.mine)
         return StepBatch(
             step=step,
             microbatches=[self._collate(prepared, rows, step) for rows in cut],
             num_rows=len(lengths),
             num_tokens=sum(lengths),
-            num_padded_tokens=sum(lengths) if self.limits.packed else sum(len(rows) * lengths[rows[0]] for rows in cut),
+            num_padded_tokens=sum(lengths) if self.limits.packed else sum(len(rows) * widths[rows[0]] for rows in cut),
         )
 
     def _cut(self, numbers: Rows, rows: Sequence[Row]) -> list[Rows]:

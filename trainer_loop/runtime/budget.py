@@ -7,7 +7,9 @@ _EVALUATION_TOKENS = {"cpu": 4096, "cuda": 32768}
 # time of tens of tokens. On a GPU, starting them takes ten milliseconds or more; a full card computes thousands of
 # tokens in this time.
 _MICROBATCH_TOKENS = {"cpu": 64, "cuda": 4096}
-_MICROBATCH_TOKENS_IN_BF16 = {"cpu": 256}  # oneDNN compiles its kernels in bf16 for each new shape
+# oneDNN compiles its kernels in bf16 for each new shape, which takes as long as hundreds of tokens.
+_MICROBATCH_TOKENS_IN_BF16 = {"cpu": 256}
+_SHAPE_STEPS_IN_BF16 = {"cpu": (16, 8)}
 _MOST_LOGITS = 2**29  # if the logits of all tokens are held at once: 2 GiB for each copy in fp32
 
 
@@ -19,6 +21,14 @@ def choose_token_budget(device_type: str, *, training: bool, logits_per_token: i
     tokens = _TRAINING_TOKENS if training else _EVALUATION_TOKENS
     budget = tokens.get(device_type, tokens["cuda"])
     return budget if logits_per_token is None else min(budget, _MOST_LOGITS // logits_per_token)
+
+
+def choose_shape_steps(device_type: str, *, precision: str = "no") -> tuple[int, int]:
+    """Tokens and rows whose multiples the shapes of microbatches are, so that they recur; (1, 1): any shapes.
+
+    precision: as in `train.precision`.
+    """
+    return _SHAPE_STEPS_IN_BF16.get(device_type, (1, 1)) if precision == "bf16" else (1, 1)
 
 
 def choose_microbatch_tokens(device_type: str, *, precision: str = "no") -> int:

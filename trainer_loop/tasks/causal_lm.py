@@ -32,6 +32,7 @@ class CausalLM(LanguageModel):
     """
 
     auto_model = "AutoModelForCausalLM"
+    of_tokens = ()
     columns: ClassVar[Mapping[str, Column]] = {"text": Column("text", blank=True)}  # a running text has blank lines
     pad: ClassVar[Mapping[str, int]] = {"labels": -100, "context": 0}
     peft_type = "CAUSAL_LM"

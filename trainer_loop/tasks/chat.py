@@ -43,6 +43,7 @@ class Chat(LanguageModel):
     """
 
     auto_model = "AutoModelForCausalLM"
+    of_tokens = ("labels",)
     columns: ClassVar[Mapping[str, Column]] = {
         "messages": Column("conversation", form="messages"),
         "prompt": Column("prompt", form="prompt"),

@@ -31,6 +31,7 @@ class MaskedLM(LanguageModel):
     """
 
     auto_model = "AutoModelForMaskedLM"
+    of_tokens = ("labels",)
     columns: ClassVar[Mapping[str, Column]] = {"text": Column("text", blank=True)}  # a running text has blank lines
     pad: ClassVar[Mapping[str, int]] = {"labels": -100, "word": -1, "row_targets": 0}
     pipeline_tag = "fill-mask"

@@ -25,6 +25,7 @@ class MultiLabelClassification(SequenceClassification):
     loss_function: `(logits [N, C], targets [N, C]) -> sum over rows and labels, []`; a target is 1 or 0.
     """
 
+    of_tokens = ()
     columns: ClassVar[Mapping[str, Column]] = {
         "text": Column("text"),
         "text_pair": Column("text", optional=True),

@@ -23,6 +23,7 @@ class MultipleChoice(Task):
 
     auto_model = "AutoModelForMultipleChoice"
     auto_processor = "AutoTokenizer"
+    of_tokens = ()
     columns: ClassVar[Mapping[str, Column]] = {
         "question": Column("text"),
         "choices": Column("choices"),

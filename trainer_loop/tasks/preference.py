@@ -31,6 +31,7 @@ class Preference(Chat):
     label_smoothing: the probability that a choice is wrong, for `sigmoid` (arXiv 2310.12036, cDPO).
     """
 
+    of_tokens = ("labels",)
     columns: ClassVar[Mapping[str, Column]] = {
         "prompt": Column("prompt", form="prompt"),
         "chosen": Column("answer", form="prompt", target=True),

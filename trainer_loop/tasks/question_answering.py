@@ -35,6 +35,7 @@ class QuestionAnswering(Task):
 
     auto_model = "AutoModelForQuestionAnswering"
     auto_processor = "AutoTokenizer"
+    of_tokens = ("char_start", "char_end")
     columns: ClassVar[Mapping[str, Column]] = {
         "question": Column("text"),
         "context": Column("text"),

@@ -30,6 +30,7 @@ class RewardModel(Task):
 
     auto_model = "AutoModelForSequenceClassification"
     auto_processor = "AutoTokenizer"
+    of_tokens = ()
     columns: ClassVar[Mapping[str, Column]] = {
         "prompt": Column("prompt", form="prompt"),
         "chosen": Column("answer", form="prompt"),

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from trainer_loop.components import refuse_less
 from trainer_loop.data.columns import Column
@@ -27,6 +28,7 @@ class Seq2Seq(Task):
 
     auto_model = "AutoModelForSeq2SeqLM"
     auto_processor = "AutoTokenizer"
+    of_tokens = ()
     columns: ClassVar[Mapping[str, Column]] = {"source": Column("text"), "target": Column("text", target=True)}
     metrics = ("exact_match",)
     outputs: ClassVar[Mapping[str, str] | None] = {"predictions": "text", "references": "texts"}
@@ -85,6 +87,15 @@ class Seq2Seq(Task):
             pairs = zip(columns["input_ids"], columns["labels"], strict=True)
             columns["length"] = [len(source) + len(target) for source, target in pairs]
         return columns
+
+    def collate(self, rows: list[dict[str, Any]]) -> Batch:
+        """Sources and targets, each as wide as it must be, `[B, T]` and `[B, U]`."""
+        batch = super().collate(rows)
+        if "labels" in batch:
+            tokens = batch["labels"].shape[1]
+            more = self.widen(tokens, longest=self.max_target_length) - tokens
+            batch["labels"] = functional.pad(batch["labels"], (0, more), value=-100)
+        return batch
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         labels = batch["labels"]

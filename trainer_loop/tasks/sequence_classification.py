@@ -18,6 +18,7 @@ class SequenceClassification(Task):
 
     auto_model = "AutoModelForSequenceClassification"
     auto_processor = "AutoTokenizer"
+    of_tokens = ()
     columns: ClassVar[Mapping[str, Column]] = {
         "text": Column("text"),
         "text_pair": Column("text", optional=True),

@@ -19,6 +19,7 @@ class SequenceRegression(SequenceClassification):
     loss_function: `(predictions [N], numbers [N]) -> sum over rows, []`.
     """
 
+    of_tokens = ()
     columns: ClassVar[Mapping[str, Column]] = {
         "text": Column("text"),
         "text_pair": Column("text", optional=True),

@@ -35,6 +35,8 @@ class Task(ABC):
         auto_processor: AutoTokenizer if rows are tokens, AutoImageProcessor if they are images, else None.
         columns: What the task reads of a raw row. `data.columns` maps these names to the user's.
         pad: Columns of the batch that are for the task alone, and what they are padded with.
+        of_tokens: Columns of the batch, beside the tokenizer's, that have a number for each token. None: that is not
+            known, and a batch is never wider than its longest row; see `may_widen`.
         metrics: Metrics that are computed if `evaluate.metrics` is empty.
         extra_metrics: Names of the numbers that `loss` and `loss_and_predict` pass to `log_metric`.
         outputs: Kinds of what `predict` returns, or `merge` if the task has one, by name: a shipped metric compares the
@@ -59,6 +61,7 @@ class Task(ABC):
     auto_processor: ClassVar[str | None] = None
     columns: ClassVar[Mapping[str, Column]] = {}
     pad: ClassVar[Mapping[str, int]] = {"labels": -100}
+    of_tokens: ClassVar[tuple[str, ...] | None] = None
     metrics: ClassVar[tuple[str, ...]] = ()
     extra_metrics: tuple[str, ...] = ()
     outputs: ClassVar[Mapping[str, str] | None] = None
@@ -82,6 +85,8 @@ class Task(ABC):
     packs: bool = False
     padding_side: str = "right"
     generation: Generation = Generation()  # from the section `evaluate.generate`
+    _width_step: int = 1  # tokens, see `use_widths`
+    _longest: int = 0
     _log: LogMetric | None = None  # where `log_metric` puts its numbers at present; None: nowhere
     _end: tuple[int, int, int] | None = None  # the end token, how many a text has, and a pair
 
@@ -171,6 +176,28 @@ class Task(ABC):
         """
         return []
 
+    def use_widths(self, step: int, *, longest: int) -> None:
+        """Make batches as wide as the next multiple of `step` tokens, but no wider than `longest` because of it."""
+        assert self.may_widen, "columns that must be as wide are known"
+        self._width_step, self._longest = step, longest
+
+    @property
+    def may_widen(self) -> bool:
+        """Whether a batch may be wider than its longest row: it is known which columns then are.
+
+        Not if a subclass has an `encode` or a `collate` of its own, and does not say `of_tokens` again.
+        """
+        said, *others = (
+            next(kind for kind in type(self).__mro__ if name in vars(kind))
+            for name in ("of_tokens", "encode", "collate")
+        )
+        return self.of_tokens is not None and all(issubclass(said, other) for other in others)
+
+    def widen(self, tokens: int, *, longest: int) -> int:
+        """How wide a batch is whose longest row has so many tokens: the next multiple, but at most `longest` for it."""
+        rounded = -(-tokens // self._width_step) * self._width_step
+        return min(rounded, max(tokens, longest))
+
     def use_padding(self, side: str) -> None:
         """Pad on this side from now on. If the task accepts both, whoever loads the exported tokenizer does so too."""
         self.padding_side = side
@@ -251,20 +278,30 @@ class Task(ABC):
             batch = pack_rows(rows)
             if "label" in rows[0]:
                 fill = self.pad.get("labels", 0)
-                batch["labels"] = pad_lists([row["label"] for row in rows], fill=fill, width=0, side="right")
+                batch["labels"] = pad_lists([row["label"] for row in rows], fill=fill)
             return batch
-        own, batch = set(), {}
+        own, batch, tokens, width = set(), {}, 0, 0
         if self.has_tokens:
             own = {*self.tokenizer.model_input_names, "special_tokens_mask"} - self.pad.keys()
             features = [{name: value for name, value in row.items() if name in own} for row in rows]
-            batch = dict(self.tokenizer.pad(features, return_tensors="pt", padding_side=self.padding_side))
-        width = batch["input_ids"].shape[1] if self.has_tokens else 0
+            tokens = max(len(row["input_ids"]) for row in rows)
+            width = self.widen(tokens, longest=self._longest)
+            side = self.padding_side
+            padded = self.tokenizer.pad(
+                features, "max_length", max_length=width, return_tensors="pt", padding_side=side
+            )
+            batch = dict(padded)
         for name in (name for name in rows[0] if name not in own):
             values = [row[name] for row in rows]
             name = "labels" if name == "label" else name
             is_numbers = isinstance(values[0], (int, float, list))
             fill = self.pad.get(name, 0)
-            batch[name] = pad_lists(values, fill=fill, width=width, side=self.padding_side) if is_numbers else values
+            if not is_numbers:
+                batch[name] = values
+                continue
+            at_least = width if name in (self.of_tokens or ()) else 0
+            side = self.padding_side if max(map(_length, values)) == tokens else "right"
+            batch[name] = pad_lists(values, fill=fill, at_least=at_least, side=side)
         return batch
 
     def model_inputs(self, batch: Batch) -> Batch:
@@ -398,17 +435,17 @@ def pack_rows(rows: list[dict[str, Any]]) -> Batch:
     return batch
 
 
-def pad_lists(values: Sequence[Any], *, fill: int, width: int, side: str) -> Tensor:
-    """Numbers as `[B]`; lists as `[B, L]`, padded with `fill`.
-
-    Lists that are as long as the `width` of the tokens are padded on their `side`, others on the right.
-    """
+def pad_lists(values: Sequence[Any], *, fill: int, at_least: int = 0, side: str = "right") -> Tensor:
+    """Numbers as `[B]`; lists as `[B, L]`, padded on their `side` with `fill`, L the longest and `at_least` so many."""
     if not isinstance(values[0], (list, tuple)):
         return torch.tensor(values)
-    longest = max(map(len, values))
-    on_left = side == "left" and longest == width
+    longest = max(*map(len, values), at_least)
     padded = []
     for value in values:
         filling = [fill] * (longest - len(value))
-        padded.append([*filling, *value] if on_left else [*value, *filling])
+        padded.append([*filling, *value] if side == "left" else [*value, *filling])
     return torch.tensor(padded, dtype=None if longest else torch.long)  # of an empty list torch would make floats
+
+
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, (list, tuple)) else 0

@@ -22,6 +22,7 @@ class TokenClassification(Task):
 
     auto_model = "AutoModelForTokenClassification"
     auto_processor = "AutoTokenizer"
+    of_tokens = ("labels", "word")
     columns: ClassVar[Mapping[str, Column]] = {
         "words": Column("words"),
         "tags": Column("classes", target=True, per="words"),

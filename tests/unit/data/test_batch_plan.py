@@ -1,6 +1,7 @@
 """The batch plan: pure, so its laws are tested for any lengths, budgets and processes."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -301,3 +302,31 @@ def test_groups_do_not_change_batches(lengths, batch_size, window, cut):
         assert sorted(rows) == sorted(flatten(plain.step(step).microbatches))
         for microbatch in (microbatch for process in plan.step(step).microbatches for microbatch in process):
             assert len(set(groups[microbatch])) == 1
+
+
+@given(lengths_of_rows, cuts, st.sampled_from([8, 16]), st.integers(0, 700))
+def test_widths_are_multiples_that_no_longest_row_is_cut_by(lengths, cut, step, longest):
+    limits = Limits(**(cut | {"packed": False}), width_step=step, longest=longest, row_step=4)
+    widths = limits.pad(np.array(lengths)).tolist()
+    assert all(width >= length for width, length in zip(widths, lengths, strict=True))
+    assert all(
+        width % step == 0 or width == max(length, longest) for width, length in zip(widths, lengths, strict=True)
+    )
+    dealt = cut_batch(list(range(len(lengths))), lengths, limits)
+    assert sorted(flatten(dealt)) == list(range(len(lengths)))
+    for microbatch in (microbatch for process in dealt for microbatch in process if len(microbatch) > 1):
+        assert cut["max_tokens"] is None or widths[microbatch[0]] * len(microbatch) <= cut["max_tokens"]
+
+
+def test_few_shapes_recur_where_each_new_one_costs_much():
+    lengths = np.random.default_rng(0).integers(5, 120, 2048)
+    limits = Limits(max_tokens=2048, microbatch_tokens=256)
+    shapes, padded = {}, {}
+    for name, chosen in {"any": limits, "few": replace(limits, width_step=16, longest=128, row_step=8)}.items():
+        plan = BatchPlan(lengths, chosen, batch_size=32, seed=0)
+        shares = [plan.step(step).shares[0] for step in range(plan.steps_per_epoch)]
+        widths = chosen.pad(plan.lengths)
+        shapes[name] = {(len(rows), int(widths[rows[0]])) for share in shares for rows in share.microbatches}
+        padded[name] = sum(share.num_padded_tokens for share in shares)
+    assert padded["few"] < 1.15 * padded["any"]
+    assert len(shapes["few"]) < len(shapes["any"]) / 3
