@@ -328,5 +328,5 @@ def test_few_shapes_recur_where_each_new_one_costs_much():
         widths = chosen.pad(plan.lengths)
         shapes[name] = {(len(rows), int(widths[rows[0]])) for share in shares for rows in share.microbatches}
         padded[name] = sum(share.num_padded_tokens for share in shares)
-    assert padded["few"] < 1.15 * padded["any"]
+    assert padded["few"] < 1.25 * padded["any"]
     assert len(shapes["few"]) < len(shapes["any"]) / 3
