@@ -131,7 +131,7 @@ def _data_conflicts(config: Config) -> Iterator[Conflict]:
         if (name, split) == _TRAIN_BY_DEFAULT:
             continue  # see missing_parts
         for word in split if isinstance(split, list) else [split]:
-            if word is not None and re.fullmatch(r"[A-Za-z0-9_-]+", word):
+            if word is not None and re.fullmatch(r"[A-Za-z0-9_-]+", word) and not os.path.isdir(word):  # noqa: PTH112
                 yield (
                     (".".join(name.split(".")[:2]), "data.name"),
                     f"{name} is {shown(word)}, the name of a split, but data.name is null; "

@@ -174,7 +174,8 @@ class DataConfig:
     config: str | None = key(None, "the data set's configuration on the hub, such as mrpc")
     train: Any = key(
         "train",
-        "split, file, glob or list of them (.csv .tsv .json .jsonl .parquet .arrow .feather .txt), or a dotted path",
+        "split, file, glob or list of them (.csv .tsv .json .jsonl .parquet .arrow .feather .txt), a folder that "
+        "save_to_disk wrote, a folder of images in folders named by class, or a dotted path",
         kind="splits",
     )
     validation: Any = key(

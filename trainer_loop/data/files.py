@@ -14,6 +14,7 @@ from trainer_loop.data.arrow_files import keep_converted
 from trainer_loop.data.arrow_types import make_dataset
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.fingerprint import check_unchanged, digest, digest_file
+from trainer_loop.data.folders import find_saved_files
 from trainer_loop.data.formats.arrow import map_arrow
 from trainer_loop.data.formats.by_suffix import EXTENSIONS, open_file, read_each
 from trainer_loop.data.formats.parquet import map_parquet
@@ -41,24 +42,25 @@ _OTHER_EXTENSIONS = (
 
 
 def is_file_spec(spec: str, *, hub: bool) -> bool:
-    """Whether a spec means files. With a hub data set, brackets are a slice of a split: train[:1000].
+    """Whether a spec means files or a folder. With a hub data set, brackets are a slice of a split: train[:1000].
 
-    Where there is none, a file that exists is meant, whatever it is called.
+    Where there is none, a file or folder that exists is meant, whatever it is called.
     """
     wild = "*?" if hub else "*?["
     is_spelled_so = spec.lower().endswith((*EXTENSIONS, *_OTHER_EXTENSIONS)) or "/" in spec or os.sep in spec
-    return is_spelled_so or any(sign in spec for sign in wild) or (not hub and os.path.isfile(spec))  # noqa: PTH113
+    return is_spelled_so or any(sign in spec for sign in wild) or (not hub and os.path.exists(spec))  # noqa: PTH110
 
 
-def find_files(specs: Sequence[str], *, key: str) -> list[str]:
+def find_files(specs: Sequence[str], *, key: str, split: str | None = None) -> list[str]:
     """The files that paths and globs stand for; those of one glob are in the order of their names.
 
-    key: the config key that errors name. Raises UserError with all that is wrong.
+    key: the config key that errors name. split: also those of folders that `save_to_disk` wrote, of a `DatasetDict`
+    those of this split. Raises UserError with all that is wrong.
     """
     problems = Problems()
     files: list[str] = []
     for spec in specs:
-        files += problems.collect(f"{key}={spec}: ", _find, spec) or []
+        files += problems.collect(f"{key}={spec}: ", _find, spec, split) or []
     resolved = [os.path.realpath(file) for file in files]
     twice = sorted({file for file, path in zip(files, resolved, strict=True) if resolved.count(path) > 1})
     if twice:
@@ -98,18 +100,21 @@ def read_files(
     return Split(split, joined, Origins.join(origins), fingerprint, names)
 
 
-def _find(spec: str) -> list[str]:
+def _find(spec: str, split: str | None) -> list[str]:
     path = expand_home(spec)
     try:
-        return _look_for(path, spec)
+        return _look_for(path, spec, split)
     except UserError:
         raise
     except (OSError, ValueError) as error:  # a name that the system refuses
         raise UserError(f"no file can have this name: {in_one_line(error, at_most=100)}") from error
 
 
-def _look_for(path: Path, spec: str) -> list[str]:
+def _look_for(path: Path, spec: str, split: str | None) -> list[str]:
     if path.is_dir():
+        saved = None if split is None else find_saved_files(path, split=split)
+        if saved is not None:
+            return saved
         kinds = sorted({entry.suffix.lower() for entry in path.iterdir()} & set(EXTENSIONS))
         example = Path(spec) / f"*{(kinds or EXTENSIONS)[0]}"
         raise UserError(f"this is a folder; give the files in it, such as {example}")

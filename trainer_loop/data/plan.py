@@ -9,7 +9,7 @@ from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.data.checks import check_splits
 from trainer_loop.data.column_values import KINDS_OF_TEXTS, list_texts
 from trainer_loop.data.columns import Columns
-from trainer_loop.data.files import find_files, is_file_spec, read_files
+from trainer_loop.data.files import is_file_spec
 from trainer_loop.data.given_rows import as_dataset, take_rows
 from trainer_loop.data.hub import load_hub_splits
 from trainer_loop.data.labels import LabelNames
@@ -18,7 +18,7 @@ from trainer_loop.data.missing import Holes, settle_missing
 from trainer_loop.data.prepare import cut_validation, limit_splits
 from trainer_loop.data.report import describe_data
 from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.source import DataSection, Say, call_rows_function, given_split, read_splits
+from trainer_loop.data.source import DataSection, Say, call_rows_function, given_split, read_paths, read_splits
 from trainer_loop.data.split import Split
 from trainer_loop.data.tokens import Encoder, Encoding, TokenisedSplit, tokenise_split
 from trainer_loop.data.train_stream import TrainStream, prepare_stream
@@ -196,6 +196,7 @@ def _take_split(spec: Any, split: str, section: DataSection) -> TokenisedSplit:
         refuse(problems)
         read = found[split]
     else:
-        paths = find_files([spec] if isinstance(spec, str) else list(spec), key=f"data.{split}")
-        read = read_files(paths, split=split, columns=None, text_format=section.files)
+        read = read_paths(
+            [spec] if isinstance(spec, str) else list(spec), split=split, columns=None, text_format=section.files
+        )
     return take_rows(read.rows, name=split, place=split, origins=read.origins, fingerprint=read.fingerprint)

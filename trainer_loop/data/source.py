@@ -14,6 +14,7 @@ from trainer_loop.data.columns import Columns
 from trainer_loop.data.file_shards import open_files
 from trainer_loop.data.files import EXTENSIONS, NamedRows, find_files, is_file_spec, read_files
 from trainer_loop.data.fingerprint import digest
+from trainer_loop.data.folders import is_image_folder, read_image_folder
 from trainer_loop.data.given_rows import as_dataset, read_dicts
 from trainer_loop.data.hub import load_hub_splits
 from trainer_loop.data.hub_stream import stream_hub_splits
@@ -40,7 +41,8 @@ class DataSection:
 
     A split is named by
       - the name of a split of the hub data set `name`, or a slice of one (`train[:1000]`);
-      - a file, a glob, or a list of them: whatever has a known extension, a slash or a `*` or `?`;
+      - a file, a glob, a folder that `save_to_disk` wrote, or a list of them: whatever has a known extension, a slash
+        or a `*` or `?`, or is there; or a folder of images in folders, see `read_image_folder`;
       - where `name` is None, else, the dotted path of a function without required parameters (`seed` is handed in
         where it has one) that returns a datasets.Dataset or an iterable of dicts;
       - rows that were made in Python, see `as_dataset`.
@@ -228,7 +230,9 @@ def _open_stream(section: DataSection) -> ShardedSplit:
             f"data.train={spec}: only files and hub splits are streamed, and this is neither; "
             "write the rows to a file, or set data.streaming=false"
         )
-    files = find_files(specs, key="data.train")
+    if len(specs) == 1 and is_image_folder(specs[0]):
+        raise UserError(f"data.train={specs[0]}: a folder of images is not streamed; set data.streaming=false")
+    files = find_files(specs, key="data.train", split="train")
     return open_files(files, columns=section.columns.all, text_format=section.files)
 
 
@@ -247,8 +251,7 @@ def _read_local(spec: Any, split: str, section: DataSection) -> Split:
     key = f"data.{split}"
     specs = _check_spec(spec, key=key)
     if not isinstance(spec, str) or is_file_spec(spec, hub=False):
-        files = find_files(specs, key=key)
-        return read_files(files, split=split, columns=section.columns, text_format=section.files)
+        return read_paths(specs, split=split, columns=section.columns, text_format=section.files)
     if "." not in spec:
         raise UserError(
             f"{key}={spec}: neither a file ({', '.join(EXTENSIONS)}) nor a dotted path such as my_lab.data.train; "
@@ -260,6 +263,19 @@ def _read_local(spec: Any, split: str, section: DataSection) -> Split:
     if not len(rows.rows):
         raise UserError(f"{place} returned no rows")
     return _make_split(split, rows, place=spec, columns=section.columns)
+
+
+def read_paths(specs: Sequence[str], *, split: str, columns: Columns | None, text_format: TextFormat) -> Split:
+    """The rows of files, of folders that `save_to_disk` wrote, or of a folder of images. Raises UserError.
+
+    columns: see `read_files`.
+    """
+    key = f"data.{split}"
+    with under(f"{key}={specs[0]}: "):
+        if len(specs) == 1 and is_image_folder(specs[0]):
+            return read_image_folder(specs[0], split=split)
+    files = find_files(specs, key=key, split=parse_set(split)[0])
+    return read_files(files, split=split, columns=columns, text_format=text_format)
 
 
 def _as_dataset(returned: Any, *, place: str, dotted: str, wanted: Collection[str]) -> NamedRows:
