@@ -20,7 +20,7 @@ from trainer_loop.components import check_arguments, check_parameters, locate
 from trainer_loop.config.checks import missing_parts
 from trainer_loop.config.fields import Config, GenerateConfig
 from trainer_loop.config.load import values_of
-from trainer_loop.config.named_sets import parse_set
+from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.config.schema import KEYS
 from trainer_loop.data.columns import bind_columns
 from trainer_loop.data.labels import LabelNames
@@ -282,8 +282,8 @@ def _followed_metrics(config: Config) -> dict[str, str]:
 
 def _validation_sets(config: Config, overrides: Overrides) -> list[str]:
     """Those that have names."""
-    named = list(config.data.validation) if isinstance(config.data.validation, dict) else []
-    return named + [name for name in overrides.validation_sets if name]
+    named = [parse_set(name)[1] for name in name_sets("validation", config.data.validation)]
+    return [name for name in named if name] + [name for name in overrides.validation_sets if name]
 
 
 def _check_hub(config: Config, console: Console, found: Problems) -> None:

@@ -175,7 +175,8 @@ class DataConfig:
     train: Any = key(
         "train",
         "split, file, glob or list of them (.csv .tsv .json .jsonl .parquet .arrow .feather .txt), a folder that "
-        "save_to_disk wrote, a folder of images in folders named by class, or a dotted path",
+        "save_to_disk wrote, a folder of images in folders named by class, a dotted path, or a query of a database, "
+        "{sql: select text, label from reviews, connection: reviews.db}",
         kind="splits",
     )
     validation: Any = key(

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer_loop.config.named_sets import name_sets, parse_set
+from trainer_loop.config.named_sets import is_query, name_sets, parse_set
 from trainer_loop.data.checks import check_splits
 from trainer_loop.data.column_values import KINDS_OF_TEXTS, list_texts
 from trainer_loop.data.columns import Columns
@@ -18,7 +18,7 @@ from trainer_loop.data.missing import Holes, settle_missing
 from trainer_loop.data.prepare import cut_validation, limit_splits
 from trainer_loop.data.report import describe_data
 from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.source import DataSection, Say, call_rows_function, given_split, read_paths, read_splits
+from trainer_loop.data.source import DataSection, Say, call_rows_function, given_split, read_source, read_splits
 from trainer_loop.data.split import Split
 from trainer_loop.data.tokens import Encoder, Encoding, TokenisedSplit, tokenise_split
 from trainer_loop.data.train_stream import TrainStream, prepare_stream
@@ -155,7 +155,7 @@ def _put_given(section: DataSection, given: Mapping[str, Any], problems: Problem
         table = problems.collect("", as_dataset, rows, place=f"rows[{name!r}]", columns=section.columns.all)
         are_good &= table is not None
         split, part = parse_set(name)
-        named = specs[split] if isinstance(specs[split], Mapping) else {}
+        named = specs[split] if isinstance(specs[split], Mapping) and not is_query(specs[split]) else {}
         specs[split] = {**named, part: table} if part else table
     return dataclasses.replace(section, **specs) if are_good else None
 
@@ -196,7 +196,5 @@ def _take_split(spec: Any, split: str, section: DataSection) -> TokenisedSplit:
         refuse(problems)
         read = found[split]
     else:
-        read = read_paths(
-            [spec] if isinstance(spec, str) else list(spec), split=split, columns=None, text_format=section.files
-        )
+        read = read_source(spec, split=split, columns=None, text_format=section.files)
     return take_rows(read.rows, name=split, place=split, origins=read.origins, fingerprint=read.fingerprint)

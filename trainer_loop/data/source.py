@@ -9,8 +9,9 @@ import datasets
 import pyarrow as pa
 
 from trainer_loop.components import locate
-from trainer_loop.config.named_sets import name_sets, parse_set
+from trainer_loop.config.named_sets import is_query, name_sets, parse_set
 from trainer_loop.data.columns import Columns
+from trainer_loop.data.database import name_database, read_query
 from trainer_loop.data.file_shards import open_files
 from trainer_loop.data.files import EXTENSIONS, NamedRows, find_files, is_file_spec, read_files
 from trainer_loop.data.fingerprint import digest
@@ -43,6 +44,7 @@ class DataSection:
       - the name of a split of the hub data set `name`, or a slice of one (`train[:1000]`);
       - a file, a glob, a folder that `save_to_disk` wrote, or a list of them: whatever has a known extension, a slash
         or a `*` or `?`, or is there; or a folder of images in folders, see `read_image_folder`;
+      - a query of a database, `{"sql": ..., "connection": ...}`, see `read_query`;
       - where `name` is None, else, the dotted path of a function without required parameters (`seed` is handed in
         where it has one) that returns a datasets.Dataset or an iterable of dicts;
       - rows that were made in Python, see `as_dataset`.
@@ -193,10 +195,11 @@ def given_split(given: NamedRows | datasets.Dataset, *, name: str, columns: Colu
     return _make_split(name, NamedRows(rows, names), place=name, columns=columns)
 
 
-def _make_split(name: str, rows: NamedRows, *, place: str, columns: Columns) -> Split:
+def _make_split(name: str, rows: NamedRows, *, place: str, columns: Columns | None) -> Split:
     """Of rows that no file holds; the fingerprint is of what is in the columns that are read."""
     read, names = rows
-    split = with_plain_columns(Split(name, read, Origins.of(f"{place} row", len(read)), "", names), columns)
+    split = Split(name, read, Origins.of(f"{place} row", len(read)), "", names)
+    split = split if columns is None else with_plain_columns(split, columns)
     return replace(split, fingerprint=_digest_rows(split.rows))
 
 
@@ -249,9 +252,10 @@ def _read_local(spec: Any, split: str, section: DataSection) -> Split:
     if isinstance(spec, (datasets.Dataset, NamedRows)):
         return given_split(spec, name=split, columns=section.columns)
     key = f"data.{split}"
-    specs = _check_spec(spec, key=key)
+    if not is_query(spec):
+        _check_spec(spec, key=key)
     if not isinstance(spec, str) or is_file_spec(spec, hub=False):
-        return read_paths(specs, split=split, columns=section.columns, text_format=section.files)
+        return read_source(spec, split=split, columns=section.columns, text_format=section.files)
     if "." not in spec:
         raise UserError(
             f"{key}={spec}: neither a file ({', '.join(EXTENSIONS)}) nor a dotted path such as my_lab.data.train; "
@@ -265,12 +269,17 @@ def _read_local(spec: Any, split: str, section: DataSection) -> Split:
     return _make_split(split, rows, place=spec, columns=section.columns)
 
 
-def read_paths(specs: Sequence[str], *, split: str, columns: Columns | None, text_format: TextFormat) -> Split:
-    """The rows of files, of folders that `save_to_disk` wrote, or of a folder of images. Raises UserError.
+def read_source(spec: Any, *, split: str, columns: Columns | None, text_format: TextFormat) -> Split:
+    """The rows of a query, of files, of folders that `save_to_disk` wrote, or of a folder of images. Raises UserError.
 
     columns: see `read_files`.
     """
     key = f"data.{split}"
+    if is_query(spec):
+        with under(f"{key}: "):
+            rows = read_query(**spec, columns=None if columns is None else columns.all)
+        return _make_split(split, rows, place=name_database(spec["connection"]), columns=columns)
+    specs = [spec] if isinstance(spec, str) else list(spec)
     with under(f"{key}={specs[0]}: "):
         if len(specs) == 1 and is_image_folder(specs[0]):
             return read_image_folder(specs[0], split=split)
