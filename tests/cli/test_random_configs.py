@@ -43,6 +43,8 @@ VALUES: dict[str, list[Any]] = {
     "data.validation": ["trainer_loop.quickstart.reviews.validation", "", "nothing.csv"],
     "data.test": ["", "trainer_loop.quickstart.reviews.validation"],
     "data.mixture": ["[]", "[{name: a, train: nothing.csv, weight: 1}, {name: b, train: nothing.csv, weight: 1}]"],
+    "data.filter": ["", "builtins.bool", "builtins.nothing"],
+    "data.map": ["", "builtins.dict"],
     "data.name": [""],
     "data.config": [""],
     "data.columns": ["{}", "{text: label}", "{text_pair: text}", "{label: text}", "{label: nothing}", "{no: text}"],

@@ -197,9 +197,20 @@ class DataConfig:
     mixture: list[Any] = key(
         [],
         "in place of train: sources drawn by weight, [{name: a, train: a.csv, weight: 0.7}, {name: b, train: b.csv, "
-        "weight: 0.3}]; each may have columns, and dataset and config in place of data.name and data.config",
+        "weight: 0.3}]; each may have columns, filter and map of its own, and dataset and config in place of data.name "
+        "and data.config",
         kind="mixture",
         on_resume="refused",
+    )
+    filter: str | None = key(
+        None,
+        "dotted path of a function of a row, a dict of all its columns: rows of any split for which it returns False "
+        "are left out",
+    )
+    map: str | None = key(
+        None,
+        "dotted path of a function of a row that data.filter keeps: it returns a dict of the columns that are new or "
+        "changed",
     )
     streaming: bool = key(
         False,

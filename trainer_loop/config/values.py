@@ -315,13 +315,16 @@ def _source(node: Node) -> object:
     return {key.value: read.get(key.value, _text)(value) for key, value in node.value}
 
 
+_TEXTS_OF_SOURCE = ("dataset", "config", "filter", "map")
+_PARTS_OF_SOURCE = ("name", "train", "weight", "columns", *_TEXTS_OF_SOURCE)
+
+
 def _source_fault(entry: object) -> str | None:
     if not isinstance(entry, dict):
         return f"{shown(entry)} is not a mapping; write {{name: ..., train: {entry}, weight: 0.5}}"
-    known = ("name", "train", "weight", "columns", "dataset", "config")
-    unknown = [part for part in entry if part not in known]
+    unknown = [part for part in entry if part not in _PARTS_OF_SOURCE]
     if unknown:
-        return f"{unknown[0]} is not {_listed(known)}"
+        return f"{unknown[0]} is not {_listed(_PARTS_OF_SOURCE)}"
     if _text_fault(entry.get("name")) is not None:
         return f"{shown(entry)} has no name"
     if (wrong := _splits_fault(entry.get("train"))) is not None:
@@ -330,7 +333,7 @@ def _source_fault(entry: object) -> str | None:
         return f"weight of {entry['name']} is {shown(entry.get('weight'))}, not a number above 0"
     if (wrong := _columns_fault(entry.get("columns", {}))) is not None:
         return f"columns of {entry['name']}: {wrong or 'not a mapping'}"
-    others = [part for part in ("dataset", "config") if part in entry and _text_fault(entry[part]) is not None]
+    others = [part for part in _TEXTS_OF_SOURCE if part in entry and _text_fault(entry[part]) is not None]
     return f"{others[0]} of {entry['name']} is {shown(entry[others[0]])}, not a text" if others else None
 
 
@@ -368,6 +371,6 @@ KINDS: dict[str, Kind] = {
     "auto_or_positive": Kind("auto or a whole number of at least 1", _integer, _whole_fault("auto", at_least=1)),
     "interval": Kind("epoch, never, a number of steps, or below 1 a share of an epoch", _integer, _interval_fault),
     "groups": Kind("a list of {match, lr, weight_decay, unfreeze_at}", _list_of(_group), _fault_of_each(_group_fault)),
-    "mixture": Kind("a list of {name, train, weight, columns, dataset, config}", _list_of(_source), _mixture_fault),
+    "mixture": Kind(f"a list of {{{', '.join(_PARTS_OF_SOURCE)}}}", _list_of(_source), _mixture_fault),
     "metrics": Kind("a list of names or of {name, args, key}", _list_of(_metric), _fault_of_each(_metric_fault)),
 }

@@ -1,9 +1,10 @@
 """Files: what a spec stands for, and reading files of any known kind into one split."""
 
+import contextlib
 import glob
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +14,12 @@ import pyarrow as pa
 from trainer_loop.data.arrow_files import keep_converted
 from trainer_loop.data.arrow_types import make_dataset
 from trainer_loop.data.columns import Columns
-from trainer_loop.data.fingerprint import check_unchanged, digest, digest_file
+from trainer_loop.data.fingerprint import check_unchanged, digest, digest_file, digest_rows
 from trainer_loop.data.folders import find_saved_files
 from trainer_loop.data.formats.arrow import map_arrow
 from trainer_loop.data.formats.by_suffix import EXTENSIONS, open_file, read_each
 from trainer_loop.data.formats.parquet import map_parquet
+from trainer_loop.data.row_functions import RowFunctions
 from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.tables import read_table
 from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
@@ -75,19 +77,21 @@ def read_files(
     split: str,
     columns: Columns | None,
     text_format: TextFormat = DEFAULT_FORMAT,
+    functions: RowFunctions | None = None,
 ) -> Split:
     """The rows of all files, one file after the other; other columns than those of the task are not read.
 
-    columns: None for all; one whose type is not known, or not alike in all files, is then refused. Raises UserError
-    with the problems of all files.
+    columns: None for all; one whose type is not known, or not alike in all files, is then refused. functions: what is
+    done to each row, with all its columns, before. Raises UserError with the problems of all files.
     """
+    if functions is not None:
+        assert columns is not None, "functions are for tasks that declare columns"
+        return _read_changed(files, split=split, columns=columns, text_format=text_format, functions=functions)
 
     def read_one(file: str) -> tuple[NamedRows, Origins, str]:
-        before, content = _stamp(file), digest_file(Path(file))
-        rows, places = _read_file(file, content=content, columns=columns, text_format=text_format)
-        if _stamp(file) != before:
-            check_unchanged(file, content)
-        return rows, places, content
+        content = digest_file(Path(file))
+        with _unchanged(file, content):
+            return *_read_file(file, content=content, columns=columns, text_format=text_format), content
 
     parts, origins, contents = zip(*read_each(files, read_one), strict=True)
     wanted = set.intersection(*(set(part.names) for part in parts)) if columns is None else set(columns.all)
@@ -98,6 +102,35 @@ def read_files(
     ]
     fingerprint = digest(*(kind.encode() for kind in kinds))
     return Split(split, joined, Origins.join(origins), fingerprint, names)
+
+
+def _read_changed(
+    files: Sequence[str], *, split: str, columns: Columns, text_format: TextFormat, functions: RowFunctions
+) -> Split:
+    """As `read_files`; the fingerprint is that of the rows, for they depend on code, too."""
+
+    def read_one(file: str) -> Split:
+        with _unchanged(file, digest_file(Path(file))):
+            shard = open_file(file, columns=None, text_format=text_format)
+            return read_table(functions.over(shard, columns=columns.all), columns=columns.all).as_split(columns)
+
+    read = list(zip(files, read_each(files, read_one), strict=True))
+    kept = [(file, part) for file, part in read if len(part.rows)]
+    if not kept:
+        raise UserError(functions.explain_nothing(split))
+    named = [file for file, _ in kept]
+    parts = [NamedRows(part.rows, part.columns) for _, part in kept]
+    joined, names = join_rows(parts, files=named, contents=named, wanted=set(columns.all))
+    return Split(split, joined, Origins.join([part.origins for _, part in kept]), digest_rows(joined), names)
+
+
+@contextlib.contextmanager
+def _unchanged(path: str, content: str) -> Iterator[None]:
+    """Raises UserError where a file is written while it is read. content: a hash of its bytes."""
+    before = _stamp(path)
+    yield
+    if _stamp(path) != before:
+        check_unchanged(path, content)
 
 
 def _find(spec: str, split: str | None) -> list[str]:

@@ -14,11 +14,12 @@ from trainer_loop.data.given_rows import as_dataset, take_rows
 from trainer_loop.data.hub import load_hub_splits
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.loader import KeptRows
+from trainer_loop.data.local_rows import call_rows_function, given_split, read_source
 from trainer_loop.data.missing import Holes, settle_missing
 from trainer_loop.data.prepare import cut_validation, limit_splits
 from trainer_loop.data.report import describe_data
 from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.source import DataSection, Say, call_rows_function, given_split, read_source, read_splits
+from trainer_loop.data.source import DataSection, Say, read_splits
 from trainer_loop.data.split import Split
 from trainer_loop.data.tokens import Encoder, Encoding, TokenisedSplit, tokenise_split
 from trainer_loop.data.train_stream import TrainStream, prepare_stream
@@ -151,8 +152,9 @@ def _put_given(section: DataSection, given: Mapping[str, Any], problems: Problem
     """Put rows that were made in Python in the place of what the config names; None where some cannot be read."""
     specs = {"train": section.train, "validation": section.validation, "test": section.test}
     are_good = True
+    wanted = None if section.filter or section.map else section.columns.all  # functions are given all columns
     for name, rows in given.items():
-        table = problems.collect("", as_dataset, rows, place=f"rows[{name!r}]", columns=section.columns.all)
+        table = problems.collect("", as_dataset, rows, place=f"rows[{name!r}]", columns=wanted)
         are_good &= table is not None
         split, part = parse_set(name)
         named = specs[split] if isinstance(specs[split], Mapping) and not is_query(specs[split]) else {}
