@@ -52,7 +52,10 @@ from trainer_loop.tasks.task import Task
 _SPLITS = ("train", "validation", "test")
 _SET_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _SMALLER_IS_BETTER = {"loss", *(key for metric in SHIPPED.values() for key in metric.smaller_is_better)}
-_OF_COLUMNS = (*("data.streaming", "data.missing", "data.label_names", "data.max_length", "data.filter", "data.map"),)
+_OF_COLUMNS = (
+    *("data.streaming", "data.missing", "data.label_names", "data.max_length", "data.filter", "data.map"),
+    "data.deduplicate",
+)
 _OF_AUTO_MODELS = (
     *("model.tokenizer", "model.vocab_size", "model.from_scratch", "model.attention", "model.quantize"),
     *("model.neftune_alpha", "model.gradient_checkpointing", "model.lora.r", "model.peft.name"),

@@ -231,6 +231,11 @@ class DataConfig:
         "counted; empty: a text that is null is the empty text, a label must be there",
         allowed=("refuse", "drop", "empty"),
     )
+    deduplicate: bool = key(
+        False,
+        "true: leave out rows of train with the inputs of an earlier row, or of a row of validation or test, but for "
+        "case and spaces in texts, whatever their labels are",
+    )
     limit: LimitConfig = section(LimitConfig)
     columns: dict[str, Any] = key(
         {},

@@ -8,6 +8,7 @@ from typing import Any
 
 from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.data.columns import Columns
+from trainer_loop.data.duplicates import drop_duplicates
 from trainer_loop.data.file_shards import open_files
 from trainer_loop.data.files import NamedRows, find_files, is_file_spec
 from trainer_loop.data.folders import is_image_folder
@@ -46,6 +47,7 @@ class DataSection:
     validation, test: one of these, or several by name; those are the splits `validation.matched` and the like.
     filter, map: dotted paths of functions of a row, see `RowFunctions`; they are given all columns, of all splits.
     files: how text files are written. missing: see `settle_missing`. columns: bound to the task, see `bind_columns`.
+    deduplicate: see `drop_duplicates`; before a part is cut off for validation.
     `validation_fraction` of the training rows become the validation split; after that `limit` samples each split.
     """
 
@@ -69,6 +71,7 @@ class DataSection:
     mixture: Sequence[Mapping[str, Any]] = ()
     filter: str | None = None
     map: str | None = None
+    deduplicate: bool = False
 
 
 def read_splits(
@@ -124,6 +127,8 @@ def read_splits(
     if section.mixture:
         mixed = problems.collect("", _read_mixture, section, say)
         splits |= {} if mixed is None else {"train": mixed}
+    if section.deduplicate and "train" in splits and not problems:
+        splits |= problems.collect("", _drop_duplicates, splits, section.columns, say) or {}
     if not section.streaming and fraction is not None and 0 < fraction < 1 and section.validation is None:
         _cut_validation(splits, fraction, section, problems)
     in_order = sorted(splits, key=lambda split: _SPLITS.index(parse_set(split)[0]))
@@ -184,6 +189,13 @@ def _settle(splits: Mapping[str, Split], section: DataSection, problems: Problem
             for line in told:
                 say(f"{name}: {line}")
     return settled
+
+
+def _drop_duplicates(splits: Mapping[str, Split], columns: Columns, say: Say) -> dict[str, Split]:
+    train, told = drop_duplicates(splits, columns)
+    for line in told:
+        say(f"train: {line}")
+    return {"train": train}
 
 
 def _cut_validation(splits: dict[str, Split], fraction: float, section: DataSection, problems: Problems) -> None:
