@@ -197,6 +197,8 @@ def _named_splits_fault(value: object) -> str | None:
 def _splits_fault(value: object) -> str | None:
     if isinstance(value, dict):
         return _query_fault(value)
+    if isinstance(value, str) and "://" in value:
+        return "an address is no file; a database is read by a query, {sql: ..., connection: ...}"
     return None if isinstance(value, str) and value else _texts_fault(value or None)
 
 

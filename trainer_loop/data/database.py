@@ -16,6 +16,7 @@ from trainer_loop.runtime.host import expand_home
 
 _SQLITE = "sqlite:///"
 _HOST = re.compile(r"[^/:]*(:\d+)?(/|$)")
+_LONGEST_MESSAGE = 300
 _SHORTEST_PART = 3  # of an address, that is looked for in an error message
 
 
@@ -99,7 +100,7 @@ def _run_sqlalchemy(connection: str, sql: str) -> Iterator[tuple[list[str], Iter
         if isinstance(error, UserError):
             raise
         cause = getattr(error, "orig", None) or error  # the words of the database, without the query
-        told = _without_parts(in_one_line(cause), connection)
+        told = _without_parts(in_one_line(cause, at_most=10_000), connection)[:_LONGEST_MESSAGE]
         raise UserError(f"{name}: the query failed: {told}; correct its sql or its connection") from None
 
 

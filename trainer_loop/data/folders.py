@@ -10,6 +10,7 @@ from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 from trainer_loop.data.arrow_types import make_dataset
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.split import Origins, Split
+from trainer_loop.data.values import is_encodable
 from trainer_loop.data.wording import enumerate_some
 from trainer_loop.errors import Problems, UserError, in_one_line
 from trainer_loop.runtime.host import expand_home
@@ -77,6 +78,8 @@ def read_image_folder(spec: str, *, split: str) -> Split:
             "there are images beside the folders of the classes; put each into the folder of its class, or give a .csv "
             "file of paths and labels"
         )
+    if not is_encodable(str(folder)) or not all(is_encodable(path.name) for path in folder.iterdir()):
+        problems.lines.append("it has folders whose names are no UTF-8; rename them")
     read = {path: problems.collect("", _list_images, path) for path in _list_folder(folder) if path.is_dir()}
     problems.refuse()
     images = {path.name: paths for path, paths in read.items() if paths is not None}
@@ -86,9 +89,7 @@ def read_image_folder(spec: str, *, split: str) -> Split:
         split,
         make_dataset(columns, list(columns), len(labels)),
         Origins.join([Origins.of(f"{folder / name} image", len(paths)) for name, paths in images.items()]),
-        digest(
-            *(f"{label} {path}".encode(errors="surrogateescape") for path, label in zip(*columns.values(), strict=True))
-        ),
+        digest(*(f"{label} {path}".encode() for path, label in zip(*columns.values(), strict=True))),
         list(columns),
     )
 
@@ -102,6 +103,8 @@ def _list_images(folder: Path) -> list[str]:
             f"{folder} has folders in it ({enumerate_some(folders)}); the folder of a class holds images alone: if its "
             f"folders are the classes, name {folder}"
         )
+    if unnamed := [repr(path.name) for path in inside if not is_encodable(path.name)]:
+        raise UserError(f"{folder} has names that are no UTF-8: {enumerate_some(unnamed)}; rename them")
     others = [path.name for path in inside if not _is_image(path) and path.name.lower() not in _OF_FILE_MANAGERS]
     if others:
         raise UserError(f"{folder} has files that are no images: {enumerate_some(others)}; put them elsewhere")

@@ -72,7 +72,7 @@ class RowFunctions:
                 if len(made):
                     yield made
             if mark is None:
-                self.on_end(shard.name, num_read, num_kept)
+                self.on_end(shard.title, num_read, num_kept)
 
         count = shard.count if self.keep is None else None
         return replace(shard, batches=read, count=count, is_filtered=self.keep is not None)
@@ -190,8 +190,15 @@ def _leave_out_equal(new: Mapping[str, Any], before: Values) -> dict[str, Any]:
     return {
         name: value
         for name, value in new.items()
-        if name not in before or type(value) is not type(before[name]) or value != before[name]
+        if name not in before or type(value) is not type(before[name]) or not _are_equal(value, before[name])
     }
+
+
+def _are_equal(value: Any, other: Any) -> bool:
+    try:
+        return bool(value == other)
+    except ValueError:  # of arrays of numpy in a list
+        return False
 
 
 def _read_code(function: Function | None) -> str:

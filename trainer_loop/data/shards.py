@@ -117,6 +117,12 @@ class Shard:
     whole_only: str | None = None
     is_filtered: bool = False
 
+    @property
+    def title(self) -> str:
+        """What it is called: `a.csv`, or `lab/set[train] shard 1 of 3`."""
+        part, _, _ = self.noun.rpartition(", ")
+        return f"{self.name} {part}".rstrip()
+
     def place(self, number: int) -> str:
         """Where a row stands in the user's data."""
         return f"{self.name} {self.noun} {number}"

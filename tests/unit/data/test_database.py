@@ -185,6 +185,12 @@ def test_a_connection_from_the_environment_keeps_its_source(monkeypatch: pytest.
     assert "connection: ${oc.env:MY_DATABASE}" in spell_config(config)
 
 
+def test_an_address_in_the_place_of_a_file_is_refused_without_its_password():
+    with pytest.raises(UserError, match="an address is no file; a database is read by a query") as caught:
+        load_config(None, ["model.type=bert", f"data.train={ADDRESS}"])
+    assert PASSWORD not in str(caught.value)
+
+
 @pytest.mark.parametrize("key", ["data.train", "data.test"])
 def test_an_error_about_a_query_does_not_show_a_password(key: str):
     with pytest.raises(UserError) as caught:

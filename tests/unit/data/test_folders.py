@@ -145,6 +145,15 @@ def test_what_does_not_fit_a_folder_of_images_is_told_at_once(folder: Path):
     assert problems == ["data.train=photos/test: a folder of images is not streamed; set data.streaming=false"]
 
 
+def test_names_that_are_no_utf8_are_told(folder: Path):
+    make_photos("photos")
+    Path("photos/cat/0.png").rename("photos/cat/\udcff.png")
+    (problem,) = load(train="photos/", columns=OF_IMAGES)[1]
+    assert "photos/cat has names that are no UTF-8: '\\udcff.png'; rename them" in problem
+    Path("photos/cat").rename("photos/\udcfe")
+    assert "it has folders whose names are no UTF-8; rename them" in load(train="photos/", columns=OF_IMAGES)[1][0]
+
+
 def test_other_folders_are_refused_as_before(folder: Path):
     Path("data").mkdir()
     Path("data/a.csv").write_text("text,label\na,1\n")

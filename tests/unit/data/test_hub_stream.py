@@ -167,6 +167,7 @@ def test_functions_are_given_all_columns_of_a_hub_data_set(folder: Path):
     rows = [(row.values, row.place) for row in as_stream(opened).read(0)]
     assert len(rows) == 4080
     assert sorted(values["text"] for values, _ in rows) == sorted(f"{n}: text {n}" for n in range(5100) if n % 5)
+    assert opened.shards[0].title == "lab/set[train] shard 1 of 3"
     reader = as_stream(opened).read(0)
     before = [row.values for row in islice(reader, 1500)]
     after = [row.values for row in as_stream(opened).read(0, json.loads(json.dumps(reader.mark())))]

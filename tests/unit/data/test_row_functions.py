@@ -286,11 +286,18 @@ def test_values_of_numpy_and_images_of_pil_may_be_returned(folder: Path):
     Path("arrays.py").write_text(
         "import numpy as np\ndef keep(row): return np.bool_(True)\n"
         "def change(row): return {'label': np.int64(row['stars']), 'text': np.str_(row['body'])}\n"
+        "def nested(row): return {'words': [np.array([1, 2])]}\n"
     )
     splits, _, problems, _ = load(train="a.parquet", filter="arrays.keep", map="arrays.change")
     assert problems == []
     assert list(splits["train"].rows["label"]) == [row["stars"] for row in ROWS]
     assert np.array(splits["train"].rows["text"]).tolist() == [row["body"] for row in ROWS]
+    rows = [{"words": [[1, 2]], "label": 1}, {"words": [[2, 1]], "label": 0}]
+    pa.parquet.write_table(pa.Table.from_pylist(rows), "nested.parquet")
+    columns = Columns({"words": Column("any")}, {"words": "words"})
+    splits, _, problems, _ = load(train="nested.parquet", map="arrays.nested", columns=columns)
+    assert problems == []
+    assert list(splits["train"].rows["words"]) == [[[1, 2]], [[1, 2]]]
 
 
 # ------------------------------------------------------------------------------------------------------ a whole run
