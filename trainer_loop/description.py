@@ -14,7 +14,10 @@ from trainer_loop.optim.schedules import SchedulerPlan
 
 _PUSHES = {"end": "the end", "checkpoint": "each checkpoint and at the end", "never": "your command"}
 _STEPS_LOOKED_AT = 200  # of an epoch, to tell how it is cut
-_NAMES_OF_CODE = ("task.name", "model.type", "loop.name", "loss.name", "optimizer.name", "scheduler.name")
+_NAMES_OF_CODE = (
+    *("task.name", "model.type", "loop.name", "loss.name", "optimizer.name", "scheduler.name"),
+    *("data.filter", "data.map"),
+)
 
 
 def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:

@@ -20,7 +20,7 @@ from trainer_loop.components import check_arguments, check_parameters, locate
 from trainer_loop.config.checks import missing_parts
 from trainer_loop.config.fields import Config, GenerateConfig
 from trainer_loop.config.load import values_of
-from trainer_loop.config.named_sets import parse_set
+from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.config.schema import KEYS
 from trainer_loop.data.columns import bind_columns
 from trainer_loop.data.labels import LabelNames
@@ -54,8 +54,8 @@ _SPLITS = ("train", "validation", "test")
 _SET_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _SMALLER_IS_BETTER = {"loss", *(key for metric in SHIPPED.values() for key in metric.smaller_is_better)}
 _OF_COLUMNS = (
-    *("data.streaming", "data.missing", "data.label_names", "data.max_length"),
-    *("data.weight", "data.sampling", "data.split_by"),
+    *("data.streaming", "data.missing", "data.label_names", "data.max_length", "data.filter", "data.map"),
+    *("data.deduplicate", "data.weight", "data.sampling", "data.split_by"),
 )
 _OF_AUTO_MODELS = (
     *("model.tokenizer", "model.vocab_size", "model.from_scratch", "model.attention", "model.quantize"),
@@ -287,8 +287,8 @@ def _followed_metrics(config: Config) -> dict[str, str]:
 
 def _validation_sets(config: Config, overrides: Overrides) -> list[str]:
     """Those that have names."""
-    named = list(config.data.validation) if isinstance(config.data.validation, dict) else []
-    return named + [name for name in overrides.validation_sets if name]
+    named = [parse_set(name)[1] for name in name_sets("validation", config.data.validation)]
+    return [name for name in named if name] + [name for name in overrides.validation_sets if name]
 
 
 def _check_hub(config: Config, console: Console, found: Problems) -> None:

@@ -45,6 +45,8 @@ VALUES: dict[str, list[Any]] = {
     "data.mixture": ["[]", "[{name: a, train: nothing.csv, weight: 1}, {name: b, train: nothing.csv, weight: 1}]"],
     "data.weight": ["label", "no_such_column"],
     "data.split_by": ["text", "no_such_column"],
+    "data.filter": ["", "builtins.bool", "builtins.nothing"],
+    "data.map": ["", "builtins.dict"],
     "data.name": [""],
     "data.config": [""],
     "data.columns": ["{}", "{text: label}", "{text_pair: text}", "{label: text}", "{label: nothing}", "{no: text}"],

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from trainer_loop.config.fields import Config
-from trainer_loop.config.named_sets import name_sets
+from trainer_loop.config.named_sets import is_query, name_sets
 from trainer_loop.config.schema import KEYS, MUST_NOT_CHANGE, value_of
 from trainer_loop.config.values import shown
 from trainer_loop.errors import suggest
@@ -141,7 +141,7 @@ def _data_conflicts(config: Config) -> Iterator[Conflict]:
         if (name, split) == _TRAIN_BY_DEFAULT:
             continue  # see missing_parts
         for word in split if isinstance(split, list) else [split]:
-            if word is not None and re.fullmatch(r"[A-Za-z0-9_-]+", word):
+            if isinstance(word, str) and re.fullmatch(r"[A-Za-z0-9_-]+", word) and not os.path.isdir(word):  # noqa: PTH112
                 yield (
                     (".".join(name.split(".")[:2]), "data.name"),
                     f"{name} is {shown(word)}, the name of a split, but data.name is null; "
@@ -154,6 +154,10 @@ def _stream_conflicts(config: Config) -> Iterator[Conflict]:
     if not data.streaming:
         return
     reasons: dict[str, str] = {}
+    if is_query(data.train):
+        reasons["data.train"] = "a database is not streamed; set data.streaming=false, or write its rows to a file"
+    if data.deduplicate:
+        reasons["data.deduplicate"] = "the rows of a stream are not known before they are read; leave it out"
     if data.validation_fraction is not None:
         reasons["data.validation_fraction"] = (
             "no part of a stream can be cut off; set data.validation to files or a split of their own"
@@ -303,7 +307,7 @@ def unusable_paths(config: Config) -> Iterator[Conflict]:
     metrics = [entry if isinstance(entry, str) else entry.get("name") for entry in config.evaluate.metrics]
     named: dict[str, Any] = {name: value_of(config, name) for name in _PATHS}
     for name, value in (named | {"evaluate.metrics": metrics, "data.train": data.train} | sets).items():
-        for path in value if isinstance(value, list) else [value]:
+        for path in value if isinstance(value, list) else [] if is_query(value) else [value]:
             spelled = str(path).encode(errors="replace")
             if count_longest_name(path) > LONGEST_NAME or len(str(path)) > _LONGEST_PATH:
                 yield (

@@ -174,7 +174,9 @@ class DataConfig:
     config: str | None = key(None, "the data set's configuration on the hub, such as mrpc")
     train: Any = key(
         "train",
-        "split, file, glob or list of them (.csv .tsv .json .jsonl .parquet .arrow .feather .txt), or a dotted path",
+        "split, file, glob or list of them (.csv .tsv .json .jsonl .parquet .arrow .feather .txt), a folder that "
+        "save_to_disk wrote, a folder of images in folders named by class, a dotted path, or a query of a database, "
+        "{sql: select text, label from reviews, connection: reviews.db}",
         kind="splits",
     )
     validation: Any = key(
@@ -200,8 +202,8 @@ class DataConfig:
     mixture: list[Any] = key(
         [],
         "in place of train: sources drawn by weight, [{name: a, train: a.csv, weight: 0.7}, {name: b, train: b.csv, "
-        "weight: 0.3}]; each may have columns, dataset and config in place of data.name and data.config, and "
-        "loss_weight, a factor of its rows' loss",
+        "weight: 0.3}]; each may have columns, filter and map of its own, dataset and config in place of data.name and "
+        "data.config, and loss_weight, a factor of its rows' loss",
         kind="mixture",
         on_resume="refused",
     )
@@ -217,6 +219,16 @@ class DataConfig:
         "rare classes several times and those of common ones by turns",
         allowed=("shuffle", "balanced"),
         on_resume="refused",
+    )
+    filter: str | None = key(
+        None,
+        "dotted path of a function of a row, a dict of all its columns: rows of any split for which it returns False "
+        "are left out",
+    )
+    map: str | None = key(
+        None,
+        "dotted path of a function of a row that data.filter keeps: it returns a dict of the columns that are new or "
+        "changed",
     )
     streaming: bool = key(
         False,
@@ -236,6 +248,11 @@ class DataConfig:
         "rows without a text or a label. refuse: they are named and nothing is trained; drop: they are left out and "
         "counted; empty: a text that is null is the empty text, a label must be there",
         allowed=("refuse", "drop", "empty"),
+    )
+    deduplicate: bool = key(
+        False,
+        "true: leave out rows of train with the inputs of an earlier row, or of a row of validation or test, but for "
+        "case and spaces in texts, whatever their labels are",
     )
     limit: LimitConfig = section(LimitConfig)
     columns: dict[str, Any] = key(

@@ -20,7 +20,7 @@ from trainer_loop.config.fields import Config
 from trainer_loop.config.find import find_config
 from trainer_loop.config.interpolation import Interpolations
 from trainer_loop.config.schema import KEYS, SECTIONS, value_of
-from trainer_loop.config.secrets import FromEnvironment, find_secrets, name_sources
+from trainer_loop.config.secrets import FromEnvironment, find_connections, find_secrets, name_sources
 from trainer_loop.config.sources import COMMAND_LINE, Entry, Layer, command_line_layer, file_layers
 from trainer_loop.config.values import expects, judge, shown
 from trainer_loop.config.yaml_core import dump
@@ -32,6 +32,7 @@ DEFAULT_CONFIG = "quickstart.yaml"
 # A key -> the key that excludes it, and its value when neither of them is given.
 _FALLBACKS: dict[str, tuple[str, Any]] = {"batch.size": ("batch.accumulate", 32), "train.epochs": ("train.steps", 3.0)}
 
+_QUERIED = ("splits", "named_splits", "mixture")  # kinds of keys that may hold a query of a database
 _HEAD = "# Every key of this run; the same run again: config=<this file>\n"
 _T = TypeVar("_T")
 
@@ -174,13 +175,16 @@ def spell_config(config: Config) -> str:
 
 
 def _without_secrets(value: Any, name: str) -> Any:
-    """The value of a key or section as plain values; secrets are looked for in mappings of free names."""
+    """The value of a key or section as plain values; secrets are looked for in free mappings and in queries."""
     if dataclasses.is_dataclass(value):
         return {
             field.name: _without_secrets(getattr(value, field.name), f"{name}.{field.name}".removeprefix("."))
             for field in dataclasses.fields(value)
         }
-    return find_secrets(value, name) if KEYS[name].kind == "mapping" else value
+    kind = KEYS[name].kind
+    return (
+        find_secrets(value, name) if kind == "mapping" else find_connections(value, name) if kind in _QUERIED else value
+    )
 
 
 def escaped(value: Any) -> Any:

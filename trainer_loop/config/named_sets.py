@@ -3,12 +3,19 @@
 from collections.abc import Mapping
 from typing import Any
 
+QUERY = ("sql", "connection")  # of a database; no set has one of these names
+
 
 def name_sets(split: str, spec: Any) -> dict[str, Any]:
     """`{validation: spec}`, or where the spec names several sets `{validation.matched: ..., ...}`; none for None."""
-    if isinstance(spec, Mapping):
+    if isinstance(spec, Mapping) and not is_query(spec):
         return {f"{split}.{name}": one for name, one in spec.items()}
     return {} if spec is None else {split: spec}
+
+
+def is_query(spec: Any) -> bool:
+    """Whether a spec is a query of a database: `{sql: ..., connection: ...}`."""
+    return isinstance(spec, Mapping) and any(part in spec for part in QUERY)
 
 
 def parse_set(name: str) -> tuple[str, str]:

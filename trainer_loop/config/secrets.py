@@ -35,6 +35,8 @@ _SECRET_TEXT = re.compile(
     r"://[^/\s@]+@|\b(?:hf|api_org|hf_oauth|ghp|gho|github_pat)_[A-Za-z0-9_]{16,}"
     r"|\b(?:[Bb]earer|[Bb]asic|[Tt]oken)\s+[\w.~+/=-]{8,}|(?i:\b(?:password|pwd|accountkey)=[^;\s]+)"
 )
+# The address of a database with a user, options, or something else than a number in the place of its port.
+_HOLDS_OPTIONS = re.compile(r"(?!sqlite:///)[\w+]+://(.*[@?]|[^/]*:(?!\d+(/|$)))")
 _LONG_NUMBER = 10**6  # smaller ones are ids of tokens
 _PAIR = re.compile(r"""(?P<key>[\w-]+)(?P<between>["']?\s*[:=]\s*)(?P<value>"[^"]*"|'[^']*'|[^\s,{}\[\]]+)""")
 
@@ -67,12 +69,35 @@ def is_secret(name: str, value: object) -> bool:
         return before not in _OF_A_TEXT_TOKEN and not (isinstance(value, int | float) and abs(value) < _LONG_NUMBER)
     if not isinstance(value, str):
         return False
+    if last == "connection" and _HOLDS_OPTIONS.match(value):
+        return True
     return name.lower() in ("key", "keys") or _SECRET_TEXT.search(value) is not None
 
 
 def is_from_environment(value: object) -> bool:
     """Whether a value names a variable, as in `${oc.env:NAME}`, and so holds nothing itself."""
     return isinstance(value, str) and _NAMES_ALONE.fullmatch(value) is not None
+
+
+def find_connections(value: Any, path: str) -> Any:
+    """As `find_secrets`, in queries of databases alone: `{sql: ..., connection: ...}` at any depth."""
+    if isinstance(value, list):
+        return [find_connections(item, f"{path}.{at}") for at, item in enumerate(value)]
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        key: find_secrets(item, f"{path}.{key}") if key == "connection" else find_connections(item, f"{path}.{key}")
+        for key, item in value.items()
+    }
+
+
+def mask_values(value: Any, name: str = "") -> Any:
+    """The value with `***` in the place of every secret, for a message."""
+    if isinstance(value, Mapping):
+        return {key: mask_values(item, str(key)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [mask_values(item, name) for item in value]
+    return MASK if isinstance(value, str) and is_secret(name, value) else value
 
 
 def find_secrets(value: Any, path: str) -> Any:
@@ -118,8 +143,9 @@ def mask_arguments(arguments: Sequence[str]) -> list[str]:
         elif equals and is_secret(name.rpartition(".")[2], value) and not is_from_environment(value):
             masked.append(f"{name}={MASK}")
         else:
-            is_tree = equals and value[:1] in ("{", "[") and not name.startswith(("data.", "evaluate."))
-            masked.append(f"{name}={_mask_yaml(value)}" if is_tree else argument)
+            is_tree = equals and value[:1] in ("{", "[")
+            only = "connection" if name.startswith(("data.", "evaluate.")) else None  # other names are the user's
+            masked.append(f"{name}={_mask_yaml(value, only=only)}" if is_tree else argument)
     return masked
 
 
@@ -133,22 +159,28 @@ def mask_text(text: str) -> str:
     return _SECRET_TEXT.sub(MASK, _PAIR.sub(mask, text))
 
 
-def _mask_yaml(text: str) -> str:
+def _mask_yaml(text: str, *, only: str | None) -> str:
+    """only: the name of the values that may be secrets; None: all."""
     node, faults = compose(text)
     if faults:
         return mask_text(text)
-    marks = {(secret.start_mark.index, secret.end_mark.index) for secret in _secret_nodes(node, "", below_secret=False)}
+    found = _secret_nodes(node, "", below_secret=False, only=only)
+    marks = {(secret.start_mark.index, secret.end_mark.index) for secret in found}
     for start, end in sorted(marks, reverse=True):
         text = text[:start] + MASK + text[end:]
     return text
 
 
-def _secret_nodes(node: Node | None, name: str, *, below_secret: bool) -> list[ScalarNode]:
+def _secret_nodes(node: Node | None, name: str, *, below_secret: bool, only: str | None) -> list[ScalarNode]:
     if isinstance(node, ScalarNode):
-        secret = below_secret or is_secret(name, node.value)
+        secret = (below_secret or is_secret(name, node.value)) and only in (None, name)
         return [node] if secret and node.tag != NULL and not is_from_environment(node.value) else []
     if isinstance(node, MappingNode):
         within = below_secret or is_secret(name, "")
-        return [found for key, item in node.value for found in _secret_nodes(item, str(key.value), below_secret=within)]
+        return [
+            found
+            for key, item in node.value
+            for found in _secret_nodes(item, str(key.value), below_secret=within, only=only)
+        ]
     items = node.value if node is not None else []
-    return [found for item in items for found in _secret_nodes(item, name, below_secret=below_secret)]
+    return [found for item in items for found in _secret_nodes(item, name, below_secret=below_secret, only=only)]

@@ -146,7 +146,7 @@ def command_line_layer(arguments: Sequence[str]) -> Layer:
 def _argument_node(name: str, text: str) -> tuple[Node | None, list[str]]:
     kind = KEYS[name].kind if name in KEYS else ""
     brackets = text[0] + text[-1] if len(text) > 1 else ""
-    as_yaml = {"text": (), "texts": ("[]",), "splits": ("[]",)}.get(kind, ("[]", "{}", '""', "''"))
+    as_yaml = {"text": (), "texts": ("[]",), "splits": ("[]", "{}")}.get(kind, ("[]", "{}", '""', "''"))
     if brackets not in as_yaml:
         return ScalarNode(core_tag(text), text), []
     node, faults = compose(text)

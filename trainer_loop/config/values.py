@@ -8,7 +8,9 @@ from difflib import get_close_matches
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
+from trainer_loop.config.named_sets import QUERY, is_query
 from trainer_loop.config.schema import Key
+from trainer_loop.config.secrets import mask_values
 from trainer_loop.config.yaml_core import NULL, plain, texts_in
 
 _LARGEST = 2**62  # torch and NumPy count in 64 bits
@@ -91,7 +93,7 @@ def shown(value: object) -> str:
     """A value in a message: as it is written in YAML, texts in quotes, cut where it is long."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value)
+    text = repr(mask_values(value))
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -168,30 +170,44 @@ def _texts_fault(value: object) -> str | None:
 
 
 def _splits(node: Node) -> object:
+    if isinstance(node, MappingNode):
+        return {key.value: _text(value) for key, value in node.value}
     return _texts(node) if isinstance(node, SequenceNode) else _text(node)
 
 
 def _named_splits(node: Node) -> object:
-    if not isinstance(node, MappingNode):
+    if not isinstance(node, MappingNode) or is_query(_splits(node)):
         return _splits(node)
     return {key.value: _splits(value) for key, value in node.value}
 
 
 def _named_splits_fault(value: object) -> str | None:
-    if not isinstance(value, dict):
+    if not isinstance(value, dict) or is_query(value):
         return _splits_fault(value)
     if not value:
         return ""
     for name, split in value.items():
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", str(name)):
             return f"{shown(name)} is no name: up to 100 letters, digits, _ and - make one"
-        if _splits_fault(split) is not None:
-            return f"{name} is {shown(split)}, not a text or a list of texts"
+        if (fault := _splits_fault(split)) is not None:
+            return f"{name} is {shown(split)}, " + (fault or "not a text or a list of texts")
     return None
 
 
 def _splits_fault(value: object) -> str | None:
+    if isinstance(value, dict):
+        return _query_fault(value)
+    if isinstance(value, str) and "://" in value:
+        return "an address is no file; a database is read by a query, {sql: ..., connection: ...}"
     return None if isinstance(value, str) and value else _texts_fault(value or None)
+
+
+def _query_fault(value: dict[str, object]) -> str | None:
+    unknown = [part for part in value if part not in QUERY]
+    if unknown:
+        return f"{unknown[0]} is not {_listed(QUERY)}"
+    missing = [part for part in QUERY if _text_fault(value.get(part)) is not None]
+    return f"{missing[0]} is missing" if missing else None
 
 
 def _label_names(node: Node) -> object:
@@ -301,24 +317,27 @@ def _source(node: Node) -> object:
     return {key.value: read.get(key.value, _text)(value) for key, value in node.value}
 
 
+_TEXTS_OF_SOURCE = ("dataset", "config", "filter", "map")
+_PARTS_OF_SOURCE = ("name", "train", "weight", "loss_weight", "columns", *_TEXTS_OF_SOURCE)
+
+
 def _source_fault(entry: object) -> str | None:
     if not isinstance(entry, dict):
         return f"{shown(entry)} is not a mapping; write {{name: ..., train: {entry}, weight: 0.5}}"
-    known = ("name", "train", "weight", "loss_weight", "columns", "dataset", "config")
-    unknown = [part for part in entry if part not in known]
+    unknown = [part for part in entry if part not in _PARTS_OF_SOURCE]
     if unknown:
-        return f"{unknown[0]} is not {_listed(known)}"
+        return f"{unknown[0]} is not {_listed(_PARTS_OF_SOURCE)}"
     if _text_fault(entry.get("name")) is not None:
         return f"{shown(entry)} has no name"
-    if _splits_fault(entry.get("train")) is not None:
-        return f"{entry['name']} has no train, its files or the split of its dataset"
+    if (wrong := _splits_fault(entry.get("train"))) is not None:
+        return f"train of {entry['name']}: {wrong}" if wrong else f"{entry['name']} has no train, {_ITS_ROWS}"
     if not _is_number(entry.get("weight"), at_least=0) or not entry["weight"]:
         return f"weight of {entry['name']} is {shown(entry.get('weight'))}, not a number above 0"
     if not _is_number(entry.get("loss_weight", 1), at_least=0):
         return f"loss_weight of {entry['name']} is {shown(entry['loss_weight'])}, not a number of at least 0"
     if (wrong := _columns_fault(entry.get("columns", {}))) is not None:
         return f"columns of {entry['name']}: {wrong or 'not a mapping'}"
-    others = [part for part in ("dataset", "config") if part in entry and _text_fault(entry[part]) is not None]
+    others = [part for part in _TEXTS_OF_SOURCE if part in entry and _text_fault(entry[part]) is not None]
     return f"{others[0]} of {entry['name']} is {shown(entry[others[0]])}, not a text" if others else None
 
 
@@ -332,6 +351,8 @@ def _mixture_fault(value: object) -> str | None:
     return f"{twice[0]} is the name of two sources" if twice else None
 
 
+_ITS_ROWS = "its files or the split of its dataset"
+_SPLITS = "a text, a list of texts, or {sql, connection}"
 KINDS: dict[str, Kind] = {
     "text": Kind("a text", _text, _text_fault),
     "true_or_false": Kind("true or false", _truth, lambda value: None if isinstance(value, bool) else ""),
@@ -339,9 +360,9 @@ KINDS: dict[str, Kind] = {
     "number": Kind("a number", _number, lambda value: None if _is_number(value) else ""),
     "mapping": Kind("a mapping", _mapping, lambda value: None if isinstance(value, dict) else ""),
     "texts": Kind("a list of texts", _texts, _texts_fault),
-    "splits": Kind("a text or a list of texts", _splits, _splits_fault),
+    "splits": Kind(_SPLITS, _splits, _splits_fault),
     "named_splits": Kind(
-        "a text, a list of texts, or a mapping from the name of a set to one of these",
+        "a text, a list of texts, {sql, connection}, or a mapping from the name of a set to one of these",
         _named_splits,
         _named_splits_fault,
     ),
@@ -354,8 +375,6 @@ KINDS: dict[str, Kind] = {
     "auto_or_positive": Kind("auto or a whole number of at least 1", _integer, _whole_fault("auto", at_least=1)),
     "interval": Kind("epoch, never, a number of steps, or below 1 a share of an epoch", _integer, _interval_fault),
     "groups": Kind("a list of {match, lr, weight_decay, unfreeze_at}", _list_of(_group), _fault_of_each(_group_fault)),
-    "mixture": Kind(
-        "a list of {name, train, weight, loss_weight, columns, dataset, config}", _list_of(_source), _mixture_fault
-    ),
+    "mixture": Kind(f"a list of {{{', '.join(_PARTS_OF_SOURCE)}}}", _list_of(_source), _mixture_fault),
     "metrics": Kind("a list of names or of {name, args, key}", _list_of(_metric), _fault_of_each(_metric_fault)),
 }

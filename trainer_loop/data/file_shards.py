@@ -13,6 +13,7 @@ import pyarrow as pa
 from trainer_loop.data.arrow_files import as_held, find_features
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.formats.by_suffix import open_file, read_each
+from trainer_loop.data.row_functions import RowFunctions
 from trainer_loop.data.shards import Batch, Mark, Shard, ShardedSplit
 from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
 from trainer_loop.errors import UserError
@@ -21,18 +22,29 @@ _HASHED_BYTES = 1 << 20  # of every file; all of them would take as long as read
 
 
 def open_files(
-    files: Sequence[str], *, columns: Sequence[str], text_format: TextFormat = DEFAULT_FORMAT
+    files: Sequence[str],
+    *,
+    columns: Sequence[str],
+    text_format: TextFormat = DEFAULT_FORMAT,
+    functions: RowFunctions | None = None,
 ) -> ShardedSplit:
-    """Files, one after the other. columns: those that are read. Raises UserError with the problems of all files."""
-    shards = read_each(files, partial(_open_file, columns=columns, text_format=text_format))
+    """Files, one after the other. Raises UserError with the problems of all files.
+
+    columns: those that are read. functions: what is done to each row, with all its columns, before.
+    """
+    shards = read_each(files, partial(_open_file, columns=columns, text_format=text_format, functions=functions))
     parts = [f"{_digest_head(file)} {text_format.fingerprint(file)}".rstrip() for file in files]
     fingerprint = digest(*(part.encode() for part in parts))
-    return ShardedSplit(shards, files[0] if len(files) == 1 else f"{len(files):,} files", fingerprint)
+    split = ShardedSplit(shards, files[0] if len(files) == 1 else f"{len(files):,} files", fingerprint)
+    return split if functions is None else functions.mark_stream(split)
 
 
-def _open_file(path: str, *, columns: Collection[str], text_format: TextFormat) -> Shard:
+def _open_file(
+    path: str, *, columns: Collection[str], text_format: TextFormat, functions: RowFunctions | None
+) -> Shard:
     """A file of any known kind, with these columns in types that rows can hold."""
-    shard = open_file(path, columns=columns, text_format=text_format)
+    shard = open_file(path, columns=None if functions is not None else columns, text_format=text_format)
+    shard = shard if functions is None else functions.over(shard, columns=columns)
     if shard.whole_only is not None:
         raise UserError(shard.whole_only)
     if shard.schema is None:

@@ -1,9 +1,10 @@
 """Files: what a spec stands for, and reading files of any known kind into one split."""
 
+import contextlib
 import glob
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +14,12 @@ import pyarrow as pa
 from trainer_loop.data.arrow_files import keep_converted
 from trainer_loop.data.arrow_types import make_dataset
 from trainer_loop.data.columns import Columns
-from trainer_loop.data.fingerprint import check_unchanged, digest, digest_file
+from trainer_loop.data.fingerprint import check_unchanged, digest, digest_file, digest_rows
+from trainer_loop.data.folders import find_saved_files
 from trainer_loop.data.formats.arrow import map_arrow
 from trainer_loop.data.formats.by_suffix import EXTENSIONS, open_file, read_each
 from trainer_loop.data.formats.parquet import map_parquet
+from trainer_loop.data.row_functions import RowFunctions
 from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.tables import read_table
 from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
@@ -41,24 +44,25 @@ _OTHER_EXTENSIONS = (
 
 
 def is_file_spec(spec: str, *, hub: bool) -> bool:
-    """Whether a spec means files. With a hub data set, brackets are a slice of a split: train[:1000].
+    """Whether a spec means files or a folder. With a hub data set, brackets are a slice of a split: train[:1000].
 
-    Where there is none, a file that exists is meant, whatever it is called.
+    Where there is none, a file or folder that exists is meant, whatever it is called.
     """
     wild = "*?" if hub else "*?["
     is_spelled_so = spec.lower().endswith((*EXTENSIONS, *_OTHER_EXTENSIONS)) or "/" in spec or os.sep in spec
-    return is_spelled_so or any(sign in spec for sign in wild) or (not hub and os.path.isfile(spec))  # noqa: PTH113
+    return is_spelled_so or any(sign in spec for sign in wild) or (not hub and os.path.exists(spec))  # noqa: PTH110
 
 
-def find_files(specs: Sequence[str], *, key: str) -> list[str]:
+def find_files(specs: Sequence[str], *, key: str, split: str | None = None) -> list[str]:
     """The files that paths and globs stand for; those of one glob are in the order of their names.
 
-    key: the config key that errors name. Raises UserError with all that is wrong.
+    key: the config key that errors name. split: also those of folders that `save_to_disk` wrote, of a `DatasetDict`
+    those of this split. Raises UserError with all that is wrong.
     """
     problems = Problems()
     files: list[str] = []
     for spec in specs:
-        files += problems.collect(f"{key}={spec}: ", _find, spec) or []
+        files += problems.collect(f"{key}={spec}: ", _find, spec, split) or []
     resolved = [os.path.realpath(file) for file in files]
     twice = sorted({file for file, path in zip(files, resolved, strict=True) if resolved.count(path) > 1})
     if twice:
@@ -73,19 +77,21 @@ def read_files(
     split: str,
     columns: Columns | None,
     text_format: TextFormat = DEFAULT_FORMAT,
+    functions: RowFunctions | None = None,
 ) -> Split:
     """The rows of all files, one file after the other; other columns than those of the task are not read.
 
-    columns: None for all; one whose type is not known, or not alike in all files, is then refused. Raises UserError
-    with the problems of all files.
+    columns: None for all; one whose type is not known, or not alike in all files, is then refused. functions: what is
+    done to each row, with all its columns, before. Raises UserError with the problems of all files.
     """
+    if functions is not None:
+        assert columns is not None, "functions are for tasks that declare columns"
+        return _read_changed(files, split=split, columns=columns, text_format=text_format, functions=functions)
 
     def read_one(file: str) -> tuple[NamedRows, Origins, str]:
-        before, content = _stamp(file), digest_file(Path(file))
-        rows, places = _read_file(file, content=content, columns=columns, text_format=text_format)
-        if _stamp(file) != before:
-            check_unchanged(file, content)
-        return rows, places, content
+        content = digest_file(Path(file))
+        with _unchanged(file, content):
+            return *_read_file(file, content=content, columns=columns, text_format=text_format), content
 
     parts, origins, contents = zip(*read_each(files, read_one), strict=True)
     wanted = set.intersection(*(set(part.names) for part in parts)) if columns is None else set(columns.all)
@@ -98,18 +104,50 @@ def read_files(
     return Split(split, joined, Origins.join(origins), fingerprint, names)
 
 
-def _find(spec: str) -> list[str]:
+def _read_changed(
+    files: Sequence[str], *, split: str, columns: Columns, text_format: TextFormat, functions: RowFunctions
+) -> Split:
+    """As `read_files`; the fingerprint is that of the rows, for they depend on code, too."""
+
+    def read_one(file: str) -> Split:
+        with _unchanged(file, digest_file(Path(file))):
+            shard = open_file(file, columns=None, text_format=text_format)
+            return read_table(functions.over(shard, columns=columns.all), columns=columns.all).as_split(columns)
+
+    read = list(zip(files, read_each(files, read_one), strict=True))
+    kept = [(file, part) for file, part in read if len(part.rows)]
+    if not kept:
+        raise UserError(functions.explain_nothing(split))
+    named = [file for file, _ in kept]
+    parts = [NamedRows(part.rows, part.columns) for _, part in kept]
+    joined, names = join_rows(parts, files=named, contents=named, wanted=set(columns.all))
+    return Split(split, joined, Origins.join([part.origins for _, part in kept]), digest_rows(joined), names)
+
+
+@contextlib.contextmanager
+def _unchanged(path: str, content: str) -> Iterator[None]:
+    """Raises UserError where a file is written while it is read. content: a hash of its bytes."""
+    before = _stamp(path)
+    yield
+    if _stamp(path) != before:
+        check_unchanged(path, content)
+
+
+def _find(spec: str, split: str | None) -> list[str]:
     path = expand_home(spec)
     try:
-        return _look_for(path, spec)
+        return _look_for(path, spec, split)
     except UserError:
         raise
     except (OSError, ValueError) as error:  # a name that the system refuses
         raise UserError(f"no file can have this name: {in_one_line(error, at_most=100)}") from error
 
 
-def _look_for(path: Path, spec: str) -> list[str]:
+def _look_for(path: Path, spec: str, split: str | None) -> list[str]:
     if path.is_dir():
+        saved = None if split is None else find_saved_files(path, split=split)
+        if saved is not None:
+            return saved
         kinds = sorted({entry.suffix.lower() for entry in path.iterdir()} & set(EXTENSIONS))
         example = Path(spec) / f"*{(kinds or EXTENSIONS)[0]}"
         raise UserError(f"this is a folder; give the files in it, such as {example}")

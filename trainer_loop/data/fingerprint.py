@@ -3,9 +3,13 @@
 import hashlib
 from pathlib import Path
 
+import datasets
+import pyarrow as pa
+
 from trainer_loop.errors import UserError, in_one_line
 
 _READ_BYTES = 1 << 20
+_HASHED_ROWS = 10_000  # at a time
 
 
 def digest(*parts: bytes) -> str:
@@ -24,6 +28,19 @@ def digest_file(path: Path) -> str:
         while chunk := file.read(_READ_BYTES):
             hasher.update(chunk)
     return hasher.hexdigest()
+
+
+def digest_rows(rows: datasets.Dataset) -> str:
+    """A hash of the content of a data set, and of its types."""
+    batches = rows.with_format("arrow").iter(batch_size=_HASHED_ROWS)
+    return digest(str(rows.features).encode(), *(_serialise(batch) for batch in batches))
+
+
+def _serialise(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    return bytes(sink.getvalue())
 
 
 def check_unchanged(path: str, content: str) -> None:

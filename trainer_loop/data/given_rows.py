@@ -13,7 +13,7 @@ from trainer_loop.data.arrow_files import find_features, hold, telling_damage
 from trainer_loop.data.arrow_types import as_rows, make_dataset
 from trainer_loop.data.files import NamedRows
 from trainer_loop.data.fingerprint import digest
-from trainer_loop.data.images import spell_image
+from trainer_loop.data.images import as_plain
 from trainer_loop.data.loader import RowSource
 from trainer_loop.data.split import Origins
 from trainer_loop.data.tokens import TokenisedSplit
@@ -100,16 +100,9 @@ def read_dicts(rows: Sequence[Any], *, place: str, columns: Collection[str] | No
     read = [name for name in names if columns is None or name in columns]
     if not read:
         return NamedRows(make_dataset({}, names, len(rows)), names)
-    listed = {name: [_as_plain(values.get(keys[name])) for values in rows] for name in read}
+    listed = {name: [as_plain(values.get(keys[name])) for values in rows] for name in read}
     table = pa.table(make_arrays(listed, wanted=columns or (), place=place_of))
     return _hold(table, names, place=place, columns=columns)
-
-
-def _as_plain(value: Any) -> Any:
-    """What a scalar of numpy or torch, or an image of PIL, stands for."""
-    if type(value).__module__.startswith("PIL."):
-        return spell_image(value)
-    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def take_rows(

@@ -14,12 +14,12 @@ from trainer_loop.errors import UserError, in_one_line
 
 
 def stream_hub_splits(
-    name: str, *, config: str | None, train: str, specs: Mapping[str, str], columns: Collection[str]
+    name: str, *, config: str | None, train: str, specs: Mapping[str, str], columns: Collection[str] | None
 ) -> tuple[ShardedSplit | None, dict[str, Split], list[str]]:
     """Splits of a hub data set -> the one to train on, the others read into memory, and what is wrong.
 
     train: its name there. specs: our names of the others -> their names there; they are streamed once, because
-    datasets would download all splits to give one of them. columns: those that train is read for.
+    datasets would download all splits to give one of them. columns: those that train is read for; None: all.
     """
     split: ShardedSplit | None = None
     others: dict[str, Split] = {}
@@ -43,7 +43,11 @@ def stream_hub_splits(
 
 
 def _open(
-    title: str, builder: datasets.DatasetBuilder, rows: datasets.IterableDataset, split: str, columns: Collection[str]
+    title: str,
+    builder: datasets.DatasetBuilder,
+    rows: datasets.IterableDataset,
+    split: str,
+    columns: Collection[str] | None,
 ) -> ShardedSplit:
     total = rows.num_shards
     shards = [
@@ -77,7 +81,7 @@ def _digest(builder: datasets.DatasetBuilder, title: str) -> str:
 
 
 def _read_shard(
-    rows: datasets.IterableDataset, title: str, columns: Collection[str], mark: Mark | None
+    rows: datasets.IterableDataset, title: str, columns: Collection[str] | None, mark: Mark | None
 ) -> Iterator[Batch]:
     """The data set tells its state between batches only: at every row that would cost more than the row."""
     rows = rows.with_format("arrow")
@@ -86,7 +90,7 @@ def _read_shard(
         rows.load_state_dict(state)
     try:
         for table in rows.iter(batch_size=BATCH_ROWS):
-            wanted = [name for name in table.column_names if name in columns]
+            wanted = [name for name in table.column_names if columns is None or name in columns]
             rest = table.select(wanted).slice(used)
             ends = [(row + count, state, used + count) for count in range(1, len(rest) + 1)]
             read = rest if rows.features is not None else rest.to_pylist()

@@ -95,6 +95,13 @@ def spell_image(image: Any) -> dict[str, Any]:
     return {"bytes": datasets.features.image.image_to_bytes(image), "path": None}
 
 
+def as_plain(value: Any) -> Any:
+    """What a scalar of numpy or torch, or an image of PIL, stands for."""
+    if type(value).__module__.startswith("PIL."):
+        return spell_image(value)
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
+
+
 def list_paths(column: pa.ChunkedArray) -> list[str | None]:
     """The paths in a column of images, without reading the bytes of images that are in it; None for these."""
     if pa.types.is_struct(column.type) and {"bytes", "path"} <= {field.name for field in column.type}:

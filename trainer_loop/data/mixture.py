@@ -118,6 +118,13 @@ def _find_kind(feature: Any) -> str:
     return next((kind for kind in ("string", "uint", "int", "float") if kind in dtype), dtype)
 
 
+def _name_source(problem: str, entry: Mapping[str, Any]) -> str:
+    """A problem with the training rows as one with those of a source."""
+    for key in ("train", *(key for key in ("filter", "map") if key in entry)):
+        problem = problem.replace(f"data.{key}", f"data.mixture: {entry['name']}: {key}")
+    return problem
+
+
 def read_sources(
     mixture: Sequence[Mapping[str, Any]],
     columns: Columns,
@@ -131,7 +138,7 @@ def read_sources(
         try:
             splits[name] = read(entry, own[name])
         except UserError as error:
-            problems += [line.replace("data.train", f"data.mixture: {name}: train") for line in error.problems]
+            problems += [_name_source(line, entry) for line in error.problems]
     if unknown := [
         f"data.mixture: {name}: columns: {enumerate_some(sorted(wrong))}: none of the columns that are read "
         f"({', '.join(columns.names)})"

@@ -7,20 +7,21 @@ from typing import Any
 
 import numpy as np
 
-from trainer_loop.config.named_sets import name_sets, parse_set
+from trainer_loop.config.named_sets import is_query, name_sets, parse_set
 from trainer_loop.data.checks import check_splits, count_labels, flatten
 from trainer_loop.data.column_values import KINDS_OF_TEXTS, list_texts
 from trainer_loop.data.columns import Columns
-from trainer_loop.data.files import find_files, is_file_spec, read_files
+from trainer_loop.data.files import is_file_spec
 from trainer_loop.data.given_rows import as_dataset, take_rows
 from trainer_loop.data.hub import load_hub_splits
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.loader import KeptRows
+from trainer_loop.data.local_rows import call_rows_function, given_split, read_source
 from trainer_loop.data.missing import Holes, settle_missing
 from trainer_loop.data.prepare import cut_validation, limit_splits
 from trainer_loop.data.report import describe_data
 from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.source import DataSection, Say, call_rows_function, given_split, read_splits
+from trainer_loop.data.source import DataSection, Say, read_splits
 from trainer_loop.data.split import Split
 from trainer_loop.data.tokens import Encoder, Encoding, TokenisedSplit, tokenise_split
 from trainer_loop.data.train_stream import TrainStream, prepare_stream
@@ -173,10 +174,10 @@ def _put_given(section: DataSection, given: Mapping[str, Any], problems: Problem
     are_good = True
     for name, rows in given.items():
         split, part = parse_set(name)
-        columns = section.columns_of(split).all
+        columns = None if section.filter or section.map else section.columns_of(split).all  # functions are given all
         table = problems.collect("", as_dataset, rows, place=f"rows[{name!r}]", columns=columns)
         are_good &= table is not None
-        named = specs[split] if isinstance(specs[split], Mapping) else {}
+        named = specs[split] if isinstance(specs[split], Mapping) and not is_query(specs[split]) else {}
         specs[split] = {**named, part: table} if part else table
     return dataclasses.replace(section, **specs) if are_good else None
 
@@ -217,6 +218,5 @@ def _take_split(spec: Any, split: str, section: DataSection) -> TokenisedSplit:
         refuse(problems)
         read = found[split]
     else:
-        paths = find_files([spec] if isinstance(spec, str) else list(spec), key=f"data.{split}")
-        read = read_files(paths, split=split, columns=None, text_format=section.files)
+        read = read_source(spec, split=split, columns=None, text_format=section.files)
     return take_rows(read.rows, name=split, place=split, origins=read.origins, fingerprint=read.fingerprint)

@@ -143,7 +143,7 @@ class RowStream:
         return _IS_NULL if self._holes.in_text(name, value) else f"holds no text but {shorten(value)}"
 
     def _find_class(self, raw: Any, shard: Shard, place: str) -> int:
-        value = read_field(raw, self._label_kind) if shard.has_fields and raw is not None else raw
+        value = read_field(raw, self._label_kind) if shard.has_fields and isinstance(raw, str) else raw
         if self._label_kind is int and isinstance(value, (float, Decimal)) and float(value).is_integer():
             value = int(value)  # of a library that has no integers with holes
         if type(value) is self._label_kind and value in self._ids:  # 1, 1.0 and true are one key to a dict

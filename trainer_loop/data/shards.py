@@ -3,13 +3,14 @@
 In memory all batches of a file are joined, see `tables.py`; in a stream its rows are taken as they come.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import datasets
 import pyarrow as pa
 
+from trainer_loop.data.arrow_types import plain_array
 from trainer_loop.errors import UserError, in_one_line
 
 BATCH_ROWS = 1000
@@ -36,12 +37,14 @@ class Batch:
     Python values. Of JSON the objects themselves, for only all values of a column tell its type.
     ends: the place behind each row, which begins with its number, or that of its line, from 1. names: of the parts of a
     place, in a mark. faults: why a row cannot be read, by its position in the batch; its values mean nothing.
+    changed: what `data.map` returned for each row, in place of its values; empty where there is no such function.
     """
 
     rows: Rows
     ends: Sequence[tuple[Any, ...]]
     names: tuple[str, ...]
     faults: Mapping[int, UserError] = field(default_factory=dict)
+    changed: Sequence[Values] = ()
 
     def __len__(self) -> int:
         return len(self.ends)
@@ -55,7 +58,20 @@ class Batch:
         rows = self.rows
         kept: Rows = {name: column[:count] for name, column in rows.items()} if isinstance(rows, dict) else rows[:count]
         faults = {row: fault for row, fault in self.faults.items() if row < count}
-        return Batch(kept, self.ends[:count], self.names, faults)
+        return Batch(kept, self.ends[:count], self.names, faults, self.changed[:count])
+
+    def take(self, numbers: Sequence[int], columns: Collection[str]) -> "Batch":
+        """The rows at these positions, in some of their columns; JSON keeps all. Without their faults."""
+        rows = self.rows
+        ends = [self.ends[number] for number in numbers]
+        if isinstance(rows, pa.Table):
+            present = [name for name in rows.column_names if name in columns] or rows.column_names[:1]
+            plain = {name: plain_array(rows.column(name)).take(pa.array(numbers, pa.int64())) for name in present}
+            return Batch(pa.table(plain).replace_schema_metadata(rows.schema.metadata), ends, self.names)
+        if isinstance(rows, dict):
+            present = [name for name in rows if name in columns] or list(rows)[:1]
+            return Batch({name: [rows[name][number] for number in numbers] for name in present}, ends, self.names)
+        return Batch([rows[number] for number in numbers], ends, self.names)
 
     def mark(self, row: int) -> Mark:
         """Where the row begins that follows this one."""
@@ -63,6 +79,12 @@ class Batch:
 
     def values(self) -> Sequence[Values]:
         """The rows as Python values."""
+        values = self._values()
+        if not self.changed:
+            return values
+        return [{**before, **new} for before, new in zip(values, self.changed, strict=True)]
+
+    def _values(self) -> Sequence[Values]:
         if isinstance(self.rows, pa.Table):
             values = self.rows.to_pylist()
         elif isinstance(self.rows, dict):
@@ -80,7 +102,7 @@ class Shard:
     quicker way than reading them. schema: of the columns that are read, as they are stored; None where only the values
     tell the types. features: the types that a stream reads them in. names: of all columns; None where only the rows
     tell. has_fields: its values are texts that may stand for something else. no_rows: what is wrong where it has none.
-    whole_only: why it cannot be streamed, if it cannot.
+    whole_only: why it cannot be streamed, if it cannot. is_filtered: it has the rows alone that `data.filter` keeps.
     """
 
     name: str
@@ -93,6 +115,13 @@ class Shard:
     has_fields: bool = False
     no_rows: str = "has no rows"
     whole_only: str | None = None
+    is_filtered: bool = False
+
+    @property
+    def title(self) -> str:
+        """What it is called: `a.csv`, or `lab/set[train] shard 1 of 3`."""
+        part, _, _ = self.noun.rpartition(", ")
+        return f"{self.name} {part}".rstrip()
 
     def place(self, number: int) -> str:
         """Where a row stands in the user's data."""

@@ -1,35 +1,33 @@
 """The door through which all data comes in: hub data sets, files, and functions of the user's own."""
 
-import inspect
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-import datasets
-import pyarrow as pa
-
-from trainer_loop.components import locate
 from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.data.columns import Columns
+from trainer_loop.data.duplicates import drop_duplicates
 from trainer_loop.data.file_shards import open_files
-from trainer_loop.data.files import EXTENSIONS, NamedRows, find_files, is_file_spec, read_files
-from trainer_loop.data.fingerprint import digest
-from trainer_loop.data.given_rows import as_dataset, read_dicts
+from trainer_loop.data.files import NamedRows, find_files, is_file_spec
+from trainer_loop.data.folders import is_image_folder
 from trainer_loop.data.hub import load_hub_splits
 from trainer_loop.data.hub_stream import stream_hub_splits
+from trainer_loop.data.local_rows import check_spec, read_local
 from trainer_loop.data.missing import Holes, settle_missing, with_plain_columns
 from trainer_loop.data.mixture import read_sources
 from trainer_loop.data.prepare import cut_validation, limit_splits
 from trainer_loop.data.progress import progress_bars
+from trainer_loop.data.row_functions import Kept, RowFunctions, load_functions
 from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.split import Origins, Split
+from trainer_loop.data.split import Split
 from trainer_loop.data.stream_head import read_head
 from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
 from trainer_loop.data.wording import enumerate_names
-from trainer_loop.errors import Problems, UserError, refuse, under
+from trainer_loop.errors import Problems, UserError, refuse
 
 _SPLITS = ("train", "validation", "test")
-_HASHED_ROWS = 10_000  # at a time
 
 Say = Callable[[str], None]
 
@@ -40,12 +38,16 @@ class DataSection:
 
     A split is named by
       - the name of a split of the hub data set `name`, or a slice of one (`train[:1000]`);
-      - a file, a glob, or a list of them: whatever has a known extension, a slash or a `*` or `?`;
+      - a file, a glob, a folder that `save_to_disk` wrote, or a list of them: whatever has a known extension, a slash
+        or a `*` or `?`, or is there; or a folder of images in folders, see `read_image_folder`;
+      - a query of a database, `{"sql": ..., "connection": ...}`, see `read_query`;
       - where `name` is None, else, the dotted path of a function without required parameters (`seed` is handed in
         where it has one) that returns a datasets.Dataset or an iterable of dicts;
       - rows that were made in Python, see `as_dataset`.
     validation, test: one of these, or several by name; those are the splits `validation.matched` and the like.
+    filter, map: dotted paths of functions of a row, see `RowFunctions`; they are given all columns, of all splits.
     files: how text files are written. missing: see `settle_missing`. columns: bound to the task, see `bind_columns`.
+    deduplicate: see `drop_duplicates`; before a part is cut off for validation.
     `validation_fraction` of the training rows become the validation split; after that `limit` samples each split.
     """
 
@@ -70,6 +72,9 @@ class DataSection:
     weight: str | None = None
     sampling: str = "shuffle"  # changes the order of the rows, not which are read
     split_by: str | None = None
+    filter: str | None = None
+    map: str | None = None
+    deduplicate: bool = False
 
     @property
     def train_columns(self) -> Columns:
@@ -91,6 +96,9 @@ def read_splits(
     name, train, fraction = section.name, section.train, section.validation_fraction
     specs = {**name_sets("validation", section.validation), **name_sets("test", section.test)}
     problems = Problems()
+    functions = problems.collect("", load_functions, section.filter, section.map)
+    if problems:
+        return {}, None, problems.lines
     if not section.streaming:
         specs = ({} if section.mixture else {"train": train}) | specs
         problems.lines += _check_keys(section)
@@ -99,25 +107,39 @@ def read_splits(
     found, wrong = dict[str, Split](), list[str]()
     with progress_bars(shown=show_progress):
         read = {
-            split: problems.collect("", _read_local, spec, split, section)
+            split: problems.collect("", _read_local, spec, split, section, functions, say)
             for split, spec in specs.items()
             if spec is not None and split not in on_hub
         }
         if section.streaming and name is not None and _is_hub_spec(train):
             streamed, found, wrong = stream_hub_splits(
-                name, config=section.config, train=train, specs=on_hub, columns=section.train_columns.all
+                name,
+                config=section.config,
+                train=train,
+                specs=on_hub,
+                columns=None if functions else section.train_columns.all,
             )
+            if streamed is not None and functions is not None:
+                streamed = _telling(functions, say).over_stream(streamed, columns=section.train_columns.all)
         else:
             if section.streaming:
-                streamed = problems.collect("", _open_stream, section)
+                streamed = problems.collect("", _open_stream, section, functions and _telling(functions, say))
             if name is not None and on_hub:
                 found, wrong = load_hub_splits(name, config=section.config, specs=on_hub)
     problems.lines += wrong
+    if functions is not None:
+        changed = {
+            split: problems.collect("", _change_split, rows, section.columns_of(split), functions, say)
+            for split, rows in found.items()
+        }
+        found = {split: rows for split, rows in changed.items() if rows is not None}
     read_whole = {split: rows for split, rows in read.items() if rows is not None} | found
     splits = _settle(read_whole, section, problems, say)
     if section.mixture:
         mixed = problems.collect("", _read_mixture, section, say)
         splits |= {} if mixed is None else {"train": mixed}
+    if section.deduplicate and "train" in splits and not problems:
+        splits |= problems.collect("", _drop_duplicates, splits, section.columns, say) or {}
     if not section.streaming and fraction is not None and 0 < fraction < 1 and section.validation is None:
         _cut_validation(splits, fraction, section, problems)
     in_order = sorted(splits, key=lambda split: _SPLITS.index(parse_set(split)[0]))
@@ -140,6 +162,8 @@ def _read_mixture(section: DataSection, say: Say) -> Split:
             config=entry.get("config"),
             files=section.files,
             missing=section.missing,
+            filter=entry.get("filter", section.filter),
+            map=entry.get("map", section.map),
         )
         splits, _, problems = read_splits(alone, say=lambda line: say(f"{entry['name']}: {line}"))
         refuse(problems)
@@ -179,6 +203,13 @@ def _settle(splits: Mapping[str, Split], section: DataSection, problems: Problem
     return settled
 
 
+def _drop_duplicates(splits: Mapping[str, Split], columns: Columns, say: Say) -> dict[str, Split]:
+    train, told = drop_duplicates(splits, columns)
+    for line in told:
+        say(f"train: {line}")
+    return {"train": train}
+
+
 def _cut_validation(splits: dict[str, Split], fraction: float, section: DataSection, problems: Problems) -> None:
     if "train" not in splits:
         return
@@ -198,111 +229,54 @@ def _is_hub_spec(spec: Any) -> bool:
     return isinstance(spec, str) and not is_file_spec(spec, hub=True)
 
 
-def given_split(given: NamedRows | datasets.Dataset, *, name: str, columns: Columns) -> Split:
-    """Rows that were made in Python. Raises UserError where there is none."""
-    rows, names = given if isinstance(given, NamedRows) else (given, given.column_names)
-    if not len(rows):
-        raise UserError(f"data.{name}: no rows were given")
-    return _make_split(name, NamedRows(rows, names), place=name, columns=columns)
-
-
-def _make_split(name: str, rows: NamedRows, *, place: str, columns: Columns) -> Split:
-    """Of rows that no file holds; the fingerprint is of what is in the columns that are read."""
-    read, names = rows
-    split = with_plain_columns(Split(name, read, Origins.of(f"{place} row", len(read)), "", names), columns)
-    return replace(split, fingerprint=_digest_rows(split.rows))
-
-
-def call_rows_function(spec: str, *, split: str, seed: int) -> Any:
-    """What the user's function at a dotted path returns, as it is. Raises UserError where there is none."""
-    found: Any = locate(spec, place=f"data.{split}")
-    place = f"data.{split}={spec}"
-    if not callable(found):
-        raise UserError(f"{place} is no function but a {type(found).__name__}; it must be a function that returns rows")
-    parameters = inspect.signature(found).parameters.values()
-    required = [
-        parameter.name
-        for parameter in parameters
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        and parameter.name != "seed"
-    ]
-    if required:
-        raise UserError(f"{place} needs {', '.join(required)}; it may have no required parameter but seed")
-    takes_seed = any(parameter.name == "seed" for parameter in parameters)
-    return found(seed=seed) if takes_seed else found()
-
-
-def _open_stream(section: DataSection) -> ShardedSplit:
+def _open_stream(section: DataSection, functions: RowFunctions | None) -> ShardedSplit:
     spec = section.train
     if isinstance(spec, NamedRows):
         raise UserError("data.streaming=true: rows that were made in Python are not streamed; set data.streaming=false")
-    specs = _check_spec(spec, key="data.train")
+    specs = check_spec(spec, key="data.train")
     if isinstance(spec, str) and not is_file_spec(spec, hub=False):
         raise UserError(
             f"data.train={spec}: only files and hub splits are streamed, and this is neither; "
             "write the rows to a file, or set data.streaming=false"
         )
-    files = find_files(specs, key="data.train")
-    return open_files(files, columns=section.train_columns.all, text_format=section.files)
+    if len(specs) == 1 and is_image_folder(specs[0]):
+        raise UserError(f"data.train={specs[0]}: a folder of images is not streamed; set data.streaming=false")
+    files = find_files(specs, key="data.train", split="train")
+    return open_files(files, columns=section.train_columns.all, text_format=section.files, functions=functions)
 
 
-def _check_spec(spec: Any, *, key: str) -> list[str]:
-    """The files, globs or names that a spec consists of."""
-    specs = [spec] if isinstance(spec, str) else list(spec) if isinstance(spec, Iterable) else [spec]
-    if not specs or not all(isinstance(one, str) and one for one in specs):
-        raise UserError(f"{key}={spec!r}: it must be a text, or a list of files and globs that is not empty")
-    return specs
+def _telling(functions: RowFunctions, say: Say) -> RowFunctions:
+    """The same functions; of each file of a stream it is told once how many rows were kept."""
+    told: set[str] = set()
+
+    def tell(file: str, read: int, kept: int) -> None:
+        if functions.filter is not None and file not in told:
+            told.add(file)
+            say(f"train: {Kept(read, kept).describe(file)}")
+
+    return replace(functions, on_end=tell)
 
 
-def _read_local(spec: Any, split: str, section: DataSection) -> Split:
-    """The rows of files or of a dotted path, or rows that were given. Raises UserError."""
+def _change_split(rows: Split, columns: Columns, functions: RowFunctions, say: Say) -> Split:
+    """Rows with all their columns, as the functions make them."""
+    with _counting(functions, rows.name, say) as counted:
+        return counted.over_split(rows, columns=columns)
+
+
+@contextlib.contextmanager
+def _counting(functions: RowFunctions, split: str, say: Say) -> Iterator[RowFunctions]:
+    """Inside, the rows of all files of a split are counted; then it is told how many were kept."""
+    counts = Kept()
+    yield replace(functions, on_end=counts.add)
+    if functions.filter is not None:
+        say(f"{split}: {counts.describe()}")
+
+
+def _read_local(spec: Any, split: str, section: DataSection, functions: RowFunctions | None, say: Say) -> Split:
+    """The rows of files, of a query or of a dotted path, or rows that were given. Raises UserError."""
     columns = section.columns_of(split)
-    if isinstance(spec, (datasets.Dataset, NamedRows)):
-        return given_split(spec, name=split, columns=columns)
-    key = f"data.{split}"
-    specs = _check_spec(spec, key=key)
-    if not isinstance(spec, str) or is_file_spec(spec, hub=False):
-        files = find_files(specs, key=key)
-        return read_files(files, split=split, columns=columns, text_format=section.files)
-    if "." not in spec:
-        raise UserError(
-            f"{key}={spec}: neither a file ({', '.join(EXTENSIONS)}) nor a dotted path such as my_lab.data.train; "
-            "for a split of a hub data set give data.name too"
-        )
-    place = f"{key}={spec}"
-    returned = call_rows_function(spec, split=split, seed=section.seed)
-    rows = _as_dataset(returned, place=place, dotted=spec, wanted=columns.all)
-    if not len(rows.rows):
-        raise UserError(f"{place} returned no rows")
-    return _make_split(split, rows, place=spec, columns=columns)
-
-
-def _as_dataset(returned: Any, *, place: str, dotted: str, wanted: Collection[str]) -> NamedRows:
-    if isinstance(returned, datasets.Dataset) or hasattr(returned, "__arrow_c_stream__"):
-        return as_dataset(returned, place=place, columns=wanted)
-    is_rows = isinstance(returned, Iterable) and not isinstance(
-        returned, (str, bytes, Mapping, datasets.IterableDataset)
-    )
-    if not is_rows:
-        raise UserError(
-            f"{place} returned a {type(returned).__name__}; it must return a datasets.Dataset or an iterable of dicts"
-        )
-    rows = list(returned)
-    if not rows:
-        raise UserError(f"{place} returned no rows")
-    with under(f"{place}: "):
-        return read_dicts(rows, place=dotted, columns=wanted)
-
-
-def _digest_rows(rows: datasets.Dataset) -> str:
-    """A hash of the content: a function's name says nothing about what it returns."""
-    batches = rows.with_format("arrow").iter(batch_size=_HASHED_ROWS)
-    return digest(str(rows.features).encode(), *(_serialise(batch) for batch in batches))
-
-
-def _serialise(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
-    return bytes(sink.getvalue())
+    read = partial(read_local, spec, split=split, columns=columns, text_format=section.files, seed=section.seed)
+    if functions is None:
+        return read(functions=None)
+    with _counting(functions, split, say) as counted:
+        return read(functions=counted)

@@ -38,11 +38,13 @@ def read_head(split: ShardedSplit, *, columns: Columns, missing: str) -> Split:
         batches, kept = first
         if batches:
             read.append((shard, batches))
-        elif split.is_local:
+        elif split.is_local and not shard.is_filtered:
             problems.lines.append(f"{shard.name} has no rows")
         num_rows += kept
     if not read and not problems:
-        problems.lines.append(f"data.train: {split.title} has no rows")
+        is_filtered = any(shard.is_filtered for shard in split.shards)
+        left = "no rows that data.filter keeps" if is_filtered else "no rows"
+        problems.lines.append(f"data.train: {split.title} has {left}")
     problems.refuse()
     return _join(read, split, columns, missing)
 
@@ -84,6 +86,10 @@ def _join(read: Sequence[tuple[Shard, Sequence[Batch]]], split: ShardedSplit, co
 def _type_labels(tables: Sequence[WholeTable], arrays: Sequence[dict[str, pa.Array]], label: str) -> None:
     """The labels of .csv and .tsv files as what all of them stand for: integers, true/false or texts."""
     chosen = [made for table, made in zip(tables, arrays, strict=True) if table.has_fields and label in made]
+    if not all(
+        pa.types.is_string(made[label].type) or pa.types.is_null(made[label].type) for made in chosen
+    ):  # data.map
+        return
     typed = infer_label([value for made in chosen for value in made[label].to_pylist()])
     start = 0
     for made in chosen:

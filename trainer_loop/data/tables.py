@@ -1,5 +1,6 @@
 """Files with all their rows in memory: the batches of each, joined."""
 
+import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from trainer_loop.data.missing import with_plain_columns
 from trainer_loop.data.shards import Batch, Shard, Values, read_batches
 from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.text_format import TextFormat
-from trainer_loop.data.values import infer_label, make_arrays
+from trainer_loop.data.values import are_fields, infer_label, make_arrays
 from trainer_loop.data.wording import enumerate_some
 from trainer_loop.errors import Problems, UserError
 
+_NOTED = b"huggingface"  # the part of a schema's metadata that datasets writes
 _SHOWN = 5  # faults of rows that are told in full
 
 Column: TypeAlias = list[Any] | pa.ChunkedArray  # of JSON the values themselves: Arrow has no type for some
@@ -47,9 +49,11 @@ class WholeTable:
         lists = {name: column for name, column in self.columns.items() if isinstance(column, list)}
         made: dict[str, Any] = make_arrays(lists, wanted=wanted, place=self.origins.place)
         for name, column in self.columns.items():
+            is_field = self.has_fields and name == label
             if isinstance(column, pa.ChunkedArray):
-                is_field = self.has_fields and name == label
                 made[name] = infer_label(column.to_pylist()) if is_field else column
+            elif is_field and are_fields(column):
+                made[name] = infer_label(column)
         return {name: made[name] for name in self.columns}
 
     def as_split(self, columns: Columns) -> Split:
@@ -68,9 +72,12 @@ class WholeTable:
 
 
 def read_table(shard: Shard, *, columns: Collection[str] | None) -> WholeTable:
-    """All rows of a file. columns: those that are read; None for all. Raises UserError with what is wrong with them."""
+    """All rows of a file. columns: those that are read; None for all. Raises UserError with what is wrong with them.
+
+    Only of a file that `data.filter` was applied to there may be none.
+    """
     table = join_batches(shard, read_batches(shard), columns=columns)
-    if not len(table):
+    if not len(table) and not shard.is_filtered:
         raise UserError(f"{shard.name} {shard.no_rows}")
     return table
 
@@ -79,10 +86,12 @@ def join_batches(shard: Shard, batches: Iterable[Batch], *, columns: Collection[
     """The rows of batches of one file. Raises UserError with what is wrong with them."""
     tables: list[pa.Table] = []
     objects: list[Values] = []
+    changed: list[Values] = []
     numbers = [np.zeros(0, dtype=np.int64)]
     faults: list[UserError] = []
     for batch in batches:
         faults += batch.faults.values()
+        changed += batch.changed
         numbers.append(np.asarray(batch.numbers, dtype=np.int64))
         if isinstance(batch.rows, pa.Table):
             tables.append(batch.rows)
@@ -98,11 +107,34 @@ def join_batches(shard: Shard, batches: Iterable[Batch], *, columns: Collection[
     if not tables:
         names = list(dict.fromkeys(name for values in objects for name in values))
         read = [name for name in names if columns is None or name in columns]
-        return WholeTable({name: [values.get(name) for values in objects] for name in read}, names, origins, False)
+        listed = {name: [values.get(name) for values in objects] for name in read}
+        return _put_changes(WholeTable(listed, names, origins, False), changed)
     table = pa.concat_tables(tables)
     names = list(shard.names() if shard.names is not None else table.column_names)
     made: dict[str, Column] = dict(zip(table.column_names, table.columns, strict=True))
-    return WholeTable(made, names, origins, shard.has_fields, table.schema.metadata)
+    return _put_changes(WholeTable(made, names, origins, shard.has_fields, table.schema.metadata), changed)
+
+
+def _put_changes(table: WholeTable, changed: Sequence[Values]) -> WholeTable:
+    """The table with what `data.map` returned for each row. A column that it changed has the type of its new values."""
+    if not changed:
+        return table
+    columns = dict(table.columns)
+    names = list(dict.fromkeys(name for new in changed for name in new))
+    for name in names:
+        column = columns.get(name, [None] * len(table))
+        before = column if isinstance(column, list) else column.to_pylist()
+        columns[name] = [new.get(name, value) for new, value in zip(changed, before, strict=True)]
+    metadata = _forget_types(table.metadata, names) if table.metadata else None
+    return WholeTable(columns, list(dict.fromkeys([*table.names, *names])), table.origins, table.has_fields, metadata)
+
+
+def _forget_types(metadata: Mapping[bytes, bytes], names: Sequence[str]) -> dict[bytes, bytes]:
+    """What datasets noted beside the types, without these columns."""
+    noted = json.loads(metadata.get(_NOTED, b"{}"))
+    for name in names:
+        noted.get("info", {}).get("features", {}).pop(name, None)
+    return {**metadata, _NOTED: json.dumps(noted).encode()} if noted else dict(metadata)
 
 
 def read_whole(files: Sequence[str], *, text_format: TextFormat) -> WholeTable:

@@ -66,6 +66,11 @@ def is_encodable(text: str) -> bool:
     return True
 
 
+def are_fields(values: Sequence[Any]) -> bool:
+    """Whether all values are texts or null, as in a file of texts; `data.map` may have put others in their place."""
+    return all(value is None or isinstance(value, str) for value in values)
+
+
 def infer_label(values: Sequence[str | None]) -> pa.Array:
     """Integers, true/false or numbers where all values are, else the texts as they are."""
     distinct = {value for value in values if value is not None}

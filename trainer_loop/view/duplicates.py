@@ -1,18 +1,17 @@
 """Rows that occur twice, within a split and in two splits: exactly, and nearly by MinHash."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from typing import Any, Protocol
 
-from trainer_loop.data.column_values import KINDS_OF_TEXTS, list_texts
 from trainer_loop.data.columns import Columns
+from trainer_loop.data.duplicates import read_texts
 from trainer_loop.data.split import Split
 from trainer_loop.errors import UserError
 
 _PERMUTATIONS = 128
 _SHINGLE = 5  # characters
-_READ_ROWS = 1000  # at a time
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def find_duplicates(
     Raises:
         UserError: `near` needs the package datasketch.
     """
-    texts = {name: list(_read_texts(split, columns)) for name, split in splits.items()}
+    texts = {name: list(read_texts(split, columns)) for name, split in splits.items()}
     indices: dict[str, _Index] = {
         name: _ExactIndex(own) if near is None else _NearIndex(own, near) for name, own in texts.items()
     }
@@ -104,14 +103,3 @@ def _hash(text: str) -> Any:
     hashed = MinHash(num_perm=_PERMUTATIONS)
     hashed.update_batch({text[place : place + _SHINGLE].encode() for place in range(max(len(text) - _SHINGLE, 0) + 1)})
     return hashed
-
-
-def _read_texts(split: Split, columns: Columns) -> Iterator[str]:
-    """The texts of each row as one, without case and runs of spaces."""
-    names = columns.of_kind(*KINDS_OF_TEXTS)
-    if not names:
-        return
-    for batch in split.rows.select_columns(names).with_format(None).iter(batch_size=_READ_ROWS):
-        for values in zip(*(batch[name] for name in names), strict=True):
-            texts = (" ".join(list_texts(value)) for value in values)
-            yield "\n".join(" ".join(text.casefold().split()) for text in texts).strip()

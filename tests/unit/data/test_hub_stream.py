@@ -147,3 +147,28 @@ def test_files_may_be_streamed_beside_the_splits_of_a_data_set(monkeypatch: pyte
     assert problems == []
     assert [len(splits[name].rows) for name in ("train", "test")] == [1, 4]
     assert opened.title == "mine.csv"
+
+
+@pytest.mark.usefixtures("hub")
+def test_functions_are_given_all_columns_of_a_hub_data_set(folder: Path):
+    Path("hub_rows.py").write_text(
+        "def keep(row): return row['n'] % 5 > 0\ndef change(row): return {'text': f\"{row['n']}: {row['text']}\"}\n"
+    )
+    given = {"filter": "hub_rows.keep", "map": "hub_rows.change"}
+    splits, opened, problems = open_hub(test="test", **given)
+    assert problems == []
+    assert [dict(row) for row in splits["test"].rows] == [
+        {"text": f"{n}: text {n}", "label": n % 2} for n in range(1, 5)
+    ]
+    assert splits["test"].origins.place(0) == "lab/set[test] row 2"
+    assert opened is not None
+    assert opened.num_rows is None
+    assert splits["train"].rows.features["label"].names == ["even", "odd"]
+    rows = [(row.values, row.place) for row in as_stream(opened).read(0)]
+    assert len(rows) == 4080
+    assert sorted(values["text"] for values, _ in rows) == sorted(f"{n}: text {n}" for n in range(5100) if n % 5)
+    assert opened.shards[0].title == "lab/set[train] shard 1 of 3"
+    reader = as_stream(opened).read(0)
+    before = [row.values for row in islice(reader, 1500)]
+    after = [row.values for row in as_stream(opened).read(0, json.loads(json.dumps(reader.mark())))]
+    assert before + after == [values for values, _ in rows]

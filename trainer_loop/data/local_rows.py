@@ -1,0 +1,135 @@
+"""The rows of a split that no hub has: of files, folders, queries, functions of the user's own, and rows in memory."""
+
+import inspect
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import datasets
+
+from trainer_loop.components import locate
+from trainer_loop.config.named_sets import is_query, parse_set
+from trainer_loop.data.columns import Columns
+from trainer_loop.data.database import name_database, read_query
+from trainer_loop.data.files import EXTENSIONS, NamedRows, find_files, is_file_spec, read_files
+from trainer_loop.data.fingerprint import digest_rows
+from trainer_loop.data.folders import is_image_folder, read_image_folder
+from trainer_loop.data.given_rows import as_dataset, read_dicts
+from trainer_loop.data.missing import with_plain_columns
+from trainer_loop.data.row_functions import RowFunctions
+from trainer_loop.data.split import Origins, Split
+from trainer_loop.data.text_format import TextFormat
+from trainer_loop.errors import UserError, under
+
+
+def read_local(
+    spec: Any, *, split: str, columns: Columns, text_format: TextFormat, seed: int, functions: RowFunctions | None
+) -> Split:
+    """The rows of files, of a query or of a dotted path, or rows that were given. Raises UserError.
+
+    functions: what is done to each row, with all its columns, before.
+    """
+    key = f"data.{split}"
+    if isinstance(spec, (datasets.Dataset, NamedRows)):
+        read = given_split(spec, name=split, columns=columns if functions is None else None)
+        return read if functions is None else functions.over_split(read, columns=columns)
+    if not is_query(spec):
+        check_spec(spec, key=key)
+    if not isinstance(spec, str) or is_file_spec(spec, hub=False):
+        return read_source(spec, split=split, columns=columns, text_format=text_format, functions=functions)
+    if "." not in spec:
+        raise UserError(
+            f"{key}={spec}: neither a file ({', '.join(EXTENSIONS)}) nor a dotted path such as my_lab.data.train; "
+            "for a split of a hub data set give data.name too"
+        )
+    place = f"{key}={spec}"
+    returned = call_rows_function(spec, split=split, seed=seed)
+    rows = _as_dataset(returned, place=place, dotted=spec, wanted=columns.all if functions is None else None)
+    if not len(rows.rows):
+        raise UserError(f"{place} returned no rows")
+    read = _make_split(split, rows, place=spec, columns=columns if functions is None else None)
+    return read if functions is None else functions.over_split(read, columns=columns)
+
+
+def read_source(
+    spec: Any, *, split: str, columns: Columns | None, text_format: TextFormat, functions: RowFunctions | None = None
+) -> Split:
+    """The rows of a query, of files, of folders that `save_to_disk` wrote, or of a folder of images. Raises UserError.
+
+    columns, functions: see `read_files`.
+    """
+    key = f"data.{split}"
+    if is_query(spec):
+        wanted = columns if functions is None else None
+        with under(f"{key}: "):
+            rows = read_query(**spec, columns=None if wanted is None else wanted.all)
+        read = _make_split(split, rows, place=name_database(spec["connection"]), columns=wanted)
+        return read if functions is None or columns is None else functions.over_split(read, columns=columns)
+    specs = [spec] if isinstance(spec, str) else list(spec)
+    with under(f"{key}={specs[0]}: "):
+        images = read_image_folder(specs[0], split=split) if len(specs) == 1 and is_image_folder(specs[0]) else None
+    if images is not None:
+        return images if functions is None or columns is None else functions.over_split(images, columns=columns)
+    files = find_files(specs, key=key, split=parse_set(split)[0])
+    return read_files(files, split=split, columns=columns, text_format=text_format, functions=functions)
+
+
+def check_spec(spec: Any, *, key: str) -> list[str]:
+    """The files, globs or names that a spec consists of."""
+    specs = [spec] if isinstance(spec, str) else list(spec) if isinstance(spec, Iterable) else [spec]
+    if not specs or not all(isinstance(one, str) and one for one in specs):
+        raise UserError(f"{key}={spec!r}: it must be a text, or a list of files and globs that is not empty")
+    return specs
+
+
+def given_split(given: NamedRows | datasets.Dataset, *, name: str, columns: Columns | None) -> Split:
+    """Rows that were made in Python. columns: None for all. Raises UserError where there is none."""
+    rows, names = given if isinstance(given, NamedRows) else (given, given.column_names)
+    if not len(rows):
+        raise UserError(f"data.{name}: no rows were given")
+    return _make_split(name, NamedRows(rows, names), place=name, columns=columns)
+
+
+def _make_split(name: str, rows: NamedRows, *, place: str, columns: Columns | None) -> Split:
+    """Of rows that no file holds; the fingerprint is of what is in the columns that are read."""
+    read, names = rows
+    split = Split(name, read, Origins.of(f"{place} row", len(read)), "", names)
+    split = split if columns is None else with_plain_columns(split, columns)
+    return replace(split, fingerprint=digest_rows(split.rows))
+
+
+def call_rows_function(spec: str, *, split: str, seed: int) -> Any:
+    """What the user's function at a dotted path returns, as it is. Raises UserError where there is none."""
+    found: Any = locate(spec, place=f"data.{split}")
+    place = f"data.{split}={spec}"
+    if not callable(found):
+        raise UserError(f"{place} is no function but a {type(found).__name__}; it must be a function that returns rows")
+    parameters = inspect.signature(found).parameters.values()
+    required = [
+        parameter.name
+        for parameter in parameters
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        and parameter.name != "seed"
+    ]
+    if required:
+        raise UserError(f"{place} needs {', '.join(required)}; it may have no required parameter but seed")
+    takes_seed = any(parameter.name == "seed" for parameter in parameters)
+    return found(seed=seed) if takes_seed else found()
+
+
+def _as_dataset(returned: Any, *, place: str, dotted: str, wanted: Collection[str] | None) -> NamedRows:
+    if isinstance(returned, datasets.Dataset) or hasattr(returned, "__arrow_c_stream__"):
+        return as_dataset(returned, place=place, columns=wanted)
+    is_rows = isinstance(returned, Iterable) and not isinstance(
+        returned, (str, bytes, Mapping, datasets.IterableDataset)
+    )
+    if not is_rows:
+        raise UserError(
+            f"{place} returned a {type(returned).__name__}; it must return a datasets.Dataset or an iterable of dicts"
+        )
+    rows = list(returned)
+    if not rows:
+        raise UserError(f"{place} returned no rows")
+    with under(f"{place}: "):
+        return read_dicts(rows, place=dotted, columns=wanted)
