@@ -473,7 +473,8 @@ def _check_metrics(
         label_names=label_names,
         trust_remote_code=config.model.trust_remote_code,
     )
-    keys = reported_keys(entries, num_labels=num_labels)
+    has_classes = any(column.kind in ("class", "classes") for column in task.columns.values())
+    keys = reported_keys(entries, num_labels=num_labels, label_names=label_names if label_names or has_classes else ())
     if keys is None:
         return
     reported = [*keys, "loss"]

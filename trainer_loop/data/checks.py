@@ -15,6 +15,7 @@ from trainer_loop.data.columns import Columns
 from trainer_loop.data.labels import LabelNames, RawLabel, describe_kind, name_labels
 from trainer_loop.data.missing import HIDDEN, Test, find_rows, is_blank, is_hidden, is_unlabelled, read_column
 from trainer_loop.data.split import Split
+from trainer_loop.data.tags import warn_of_stray_tags
 from trainer_loop.data.wording import did_you_mean, enumerate_names, enumerate_some, plural, shorten
 from trainer_loop.errors import UserError
 
@@ -64,6 +65,8 @@ def check_splits(
     label_problems, label_warnings, names = _check_labels(
         labelled, label=label, label_names=label_names, is_streamed=is_streamed, known=known
     )
+    if columns.has_word_tags and names is not None and not label_problems:
+        label_warnings += [line for split in splits.values() for line in warn_of_stray_tags(split, label, names)]
     return problems + label_problems, warnings + label_warnings, names
 
 

@@ -97,6 +97,11 @@ class Columns:
         return any(self.declared[own].kind == "classes" for own in self.names)
 
     @property
+    def has_word_tags(self) -> bool:
+        """Whether a row has a label for each of its words."""
+        return any(self.declared[own].kind == "classes" and self.declared[own].per is not None for own in self.names)
+
+    @property
     def single_label(self) -> str | None:
         """The user's name of the column of classes, where a row has one class; None if it is not read."""
         return None if self.has_class_lists else self.label

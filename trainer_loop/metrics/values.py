@@ -4,6 +4,7 @@ A task declares the same kinds in `outputs`, such as `{"predictions": "class", "
 fits a task if the task gives every output that the metric asks for, and each is of the kind that the metric compares.
 """
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
@@ -17,6 +18,30 @@ class Values:
     kind: str  # what a task calls such values in its `outputs`
     dtype: type[np.generic] | None = None  # of the column, then `[N]`, a number a row; None: it stays as it is
     num_classes: int | None = None  # the only number of classes that the metric is defined for; None: any number
+
+
+@dataclass(frozen=True)
+class InParts:
+    """A result over everything, and of each part by its name, reported as `entity_f1` and `entity_f1/PER`.
+
+    whole: None for a result that has parts alone.
+    """
+
+    whole: float | None
+    parts: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class PartsOf:
+    """What the parts of a result `InParts` are called.
+
+    name_parts: from the names of the classes to those of the parts. argument: the argument of the metric that asks for
+    parts; None: there always are some. has_whole: there is a result over everything, too.
+    """
+
+    name_parts: Callable[[Sequence[str]], Sequence[str]]
+    argument: str | None = None
+    has_whole: bool = True
 
 
 ClassNumbers: TypeAlias = Annotated[np.ndarray, Values("class", np.int64)]

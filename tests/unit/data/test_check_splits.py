@@ -341,3 +341,28 @@ def test_labels_of_words_are_the_classes_and_strangers_have_their_row():
     assert problem.startswith(
         "data.validation: column 'tags' has an unknown label in 1 row: validation.csv row 2 ('B-Y')"
     )
+
+
+def check_tags(*rows: list[str]) -> list[str]:
+    words = [["w"] * len(row) for row in rows]
+    columns = bind_columns(TokenClassification.columns, {}, task="token_classification")
+    problems, warnings, _ = check(make_split("train", words=words, tags=list(rows)), columns=columns)
+    assert problems == []
+    return warnings
+
+
+def test_a_tag_that_goes_on_with_an_entity_that_did_not_begin_is_told_once():
+    assert check_tags(["O", "B-PER", "I-PER"], ["B-PER", "B-LOC", "I-LOC", "I-LOC"]) == []
+    (warning,) = check_tags(["B-PER", "I-PER"], ["O", "I-PER", "O", "I-LOC"], ["I-LOC", "B-LOC", "I-PER"])
+    assert warning == (
+        "data.train: 4 tags in 2 rows go on with an entity that did not begin, the first is I-PER in train.csv row 2; "
+        "an entity begins with B-, and metrics let one begin there too"
+    )
+    assert check_tags(["B-LOC", "E-LOC", "S-LOC", "O", "B-LOC", "I-LOC", "E-LOC"], ["O"]) == []
+    (warning,) = check_tags(["B-LOC", "E-LOC", "E-LOC", "S-LOC"])
+    assert "1 tag in 1 row goes on" in warning
+
+
+@pytest.mark.parametrize("tags", [["I-PER", "O", "I-LOC"], ["NOUN", "VERB", "NOUN"], ["B-PER", "X-PER", "I-PER"]])
+def test_tags_of_another_scheme_go_on_with_nothing(tags: list[str]):
+    assert check_tags(tags, tags[::-1]) == []
