@@ -7,7 +7,8 @@ from decimal import Decimal
 from typing import Any
 
 from trainer_loop.data import images
-from trainer_loop.data.columns import Kind
+from trainer_loop.data.columns import JoinedKind, Kind
+from trainer_loop.data.joined_columns import find_fault_of_flags, lacks_part
 from trainer_loop.data.messages import find_fault_of_messages, find_fault_of_tools, lacks_answer
 from trainer_loop.data.values import is_encodable
 from trainer_loop.data.wording import enumerate_some, shorten
@@ -16,7 +17,7 @@ KINDS_OF_TEXTS: tuple[Kind, ...] = ("text", "words", "choices", "conversation", 
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 
 
-def find_fault(value: Any, kind: Kind, per: Any) -> str | None:
+def find_fault(value: Any, kind: Kind | JoinedKind, per: Any) -> str | None:
     """What is wrong with a value that is not null, as the rest of a sentence; None: nothing.
 
     Args:
@@ -35,6 +36,8 @@ def find_fault(value: Any, kind: Kind, per: Any) -> str | None:
             return _find_fault_of_choice(value, per)
         case "classes":
             return _find_fault_of_list(value, per)
+        case "joined_classes":
+            return find_fault_of_flags(value)
         case "spans":
             return _find_fault_of_spans(value, per)
         case "image":
@@ -47,8 +50,10 @@ def find_fault(value: Any, kind: Kind, per: Any) -> str | None:
             return None
 
 
-def is_hole(value: Any, kind: Kind) -> bool:
-    """Whether a value is missing: null, or a conversation without its last answer."""
+def is_hole(value: Any, kind: Kind | JoinedKind) -> bool:
+    """Whether a value is missing: null, a conversation without its last answer, or a joined column without a part."""
+    if kind == "joined_classes":
+        return lacks_part(value)
     return value is None or (kind == "conversation" and lacks_answer(value))
 
 

@@ -88,7 +88,7 @@ def read_files(
         return rows, places, content
 
     parts, origins, contents = zip(*read_each(files, read_one), strict=True)
-    wanted = set.intersection(*(set(part.names) for part in parts)) if columns is None else set(columns.all)
+    wanted = set.intersection(*(set(part.names) for part in parts)) if columns is None else set(columns.stored)
     joined, names = join_rows(parts, files=files, contents=contents, wanted=wanted)
     kinds = [
         f"{Path(file).suffix.lower()} {content} {text_format.fingerprint(file)}".rstrip()
@@ -148,7 +148,7 @@ def _read_file(
     path: str, *, content: str, columns: Columns | None, text_format: TextFormat
 ) -> tuple["NamedRows", Origins]:
     """content: a hash of its bytes."""
-    wanted = None if columns is None else columns.all
+    wanted = None if columns is None else columns.stored
     shard = open_file(path, columns=wanted, text_format=text_format)
     match Path(path).suffix.lower():
         case ".parquet":

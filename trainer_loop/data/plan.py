@@ -12,6 +12,7 @@ from trainer_loop.data.columns import Columns
 from trainer_loop.data.files import find_files, is_file_spec, read_files
 from trainer_loop.data.given_rows import as_dataset, take_rows
 from trainer_loop.data.hub import load_hub_splits
+from trainer_loop.data.joined_columns import name_labels_of_rows
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.loader import KeptRows
 from trainer_loop.data.missing import Holes, settle_missing
@@ -92,7 +93,7 @@ class DataPlan:
         labelled: they have labels; else these are left out. Raises UserError with everything that is wrong with them.
         """
         columns = self.columns if labelled else self.columns.without_targets()
-        table = as_dataset(rows, place="rows", columns=columns.all)
+        table = as_dataset(rows, place="rows", columns=columns.stored)
         named = given_split(table, name="rows", columns=columns)
         try:
             split, lines = settle_missing(named, Holes.of(columns), missing=self.section.missing)
@@ -107,6 +108,7 @@ class DataPlan:
         kept = split.origins.number - 1 if len(split.rows) < len(named.rows) else None  # numbers count from 1
         labels = None if columns.label is None else self.labels
         encoding = Encoding(task, tokenizer, columns, labels, self.section.max_length, self.section.cache_dir)
+        split = name_labels_of_rows(split, columns)
         return tokenise_split(split, encoding), None if kept is None else KeptRows(kept, len(named.rows))
 
 
@@ -144,6 +146,8 @@ def plan_data(
         problems.lines += wrong
         for warning in warnings:
             warn(warning)
+        if not problems:
+            splits = {name: name_labels_of_rows(split, section.columns) for name, split in splits.items()}
     return DataPlan(section, splits, streamed, labels, show_progress)
 
 
@@ -152,7 +156,7 @@ def _put_given(section: DataSection, given: Mapping[str, Any], problems: Problem
     specs = {"train": section.train, "validation": section.validation, "test": section.test}
     are_good = True
     for name, rows in given.items():
-        table = problems.collect("", as_dataset, rows, place=f"rows[{name!r}]", columns=section.columns.all)
+        table = problems.collect("", as_dataset, rows, place=f"rows[{name!r}]", columns=section.columns.stored)
         are_good &= table is not None
         split, part = parse_set(name)
         named = specs[split] if isinstance(specs[split], Mapping) else {}

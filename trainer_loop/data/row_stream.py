@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from trainer_loop.data.column_values import find_fault, is_hole
 from trainer_loop.data.columns import Columns
+from trainer_loop.data.joined_columns import join_values, list_flagged
 from trainer_loop.data.labels import LabelNames, RawLabel
 from trainer_loop.data.missing import HIDDEN, Holes, describe_dropped, has_classes
 from trainer_loop.data.shards import Mark, Reading, Shard, Values
@@ -91,7 +92,8 @@ class RowStream:
         """The rows of a reader of a shard that can be trained on. is_whole: it reads from the first row on."""
         are_classes = has_classes(shard, self._label)
         dropped = dict.fromkeys(self.columns.all, 0)
-        for values, number in reader:
+        for read, number in reader:
+            values = join_values(read, self.columns.joined) if self.columns.joined else read
             if self.missing == "drop" and (lacking := self._holes.columns_of(values, are_classes=are_classes)):
                 dropped[lacking[0]] += 1
                 self._announce(shard.place(number), lacking[0])
@@ -114,7 +116,8 @@ class RowStream:
         place = shard.place(number)
         checked: dict[str, Any] = {}
         for own, name in self.columns.names.items():
-            value, kind = values.get(name), self.columns.declared[own].kind
+            kind = self.columns.kind_of(own)
+            value: Any = values.get(name)
             if kind == "class":
                 checked[own] = self._find_class(value, shard, place)
                 continue
@@ -124,14 +127,16 @@ class RowStream:
                 more = ", or set data.missing=drop (or empty)" if kind == "text" and problem in _HOLES else ""
                 more = ", or set data.missing=drop" if kind != "text" and is_hole(value, kind) else more
                 raise UserError(f"data.train: column {name!r} {problem} in {place}; correct or remove the row{more}")
-            checked[own] = [self._find_class(one, shard, place) for one in value or ()] if kind == "classes" else value
+            if kind == "joined_classes":
+                value = list_flagged(value)
+            checked[own] = [self._find_class(one, shard, place) for one in value] if "classes" in kind else value
         return Row(checked, place)
 
     def _find_fault(self, own: str, value: Any, values: Values) -> str | None:
         name, column = self.columns.names[own], self.columns.declared[own]
         if column.kind != "text":
             beside = None if column.per is None else values.get(self.columns.names.get(column.per, ""))
-            return _IS_NULL if value is None else find_fault(value, column.kind, beside)
+            return _IS_NULL if value is None else find_fault(value, self.columns.kind_of(own), beside)
         if isinstance(value, str):
             if not value.isascii() and not is_encodable(value):
                 return "holds half of a surrogate pair, which is no character,"

@@ -94,7 +94,7 @@ def read_splits(
         }
         if section.streaming and name is not None and _is_hub_spec(train):
             streamed, found, wrong = stream_hub_splits(
-                name, config=section.config, train=train, specs=on_hub, columns=section.columns.all
+                name, config=section.config, train=train, specs=on_hub, columns=section.columns.stored
             )
         else:
             if section.streaming:
@@ -134,7 +134,8 @@ def _read_mixture(section: DataSection, say: Say) -> Split:
         refuse(problems)
         train = splits["train"]
         there = list(train.columns or train.rows.column_names)
-        if missing := [f"{name!r} for {own}" for own, name in columns.names.items() if name not in there]:
+        stored = {part: own for own, name in columns.names.items() for part in columns.joined.get(name, [name])}
+        if missing := [f"{name!r} for {own}" for name, own in stored.items() if name not in there]:
             told = f"no column {', '.join(missing)}; it has {enumerate_names(there)}: set its columns"
             raise UserError(f"data.train: {told}")
         return train
@@ -229,7 +230,7 @@ def _open_stream(section: DataSection) -> ShardedSplit:
             "write the rows to a file, or set data.streaming=false"
         )
     files = find_files(specs, key="data.train")
-    return open_files(files, columns=section.columns.all, text_format=section.files)
+    return open_files(files, columns=section.columns.stored, text_format=section.files)
 
 
 def _check_spec(spec: Any, *, key: str) -> list[str]:
@@ -256,7 +257,7 @@ def _read_local(spec: Any, split: str, section: DataSection) -> Split:
         )
     place = f"{key}={spec}"
     returned = call_rows_function(spec, split=split, seed=section.seed)
-    rows = _as_dataset(returned, place=place, dotted=spec, wanted=section.columns.all)
+    rows = _as_dataset(returned, place=place, dotted=spec, wanted=section.columns.stored)
     if not len(rows.rows):
         raise UserError(f"{place} returned no rows")
     return _make_split(split, rows, place=spec, columns=section.columns)
