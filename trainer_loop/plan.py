@@ -100,7 +100,8 @@ class Inputs:
 
     @property
     def label_names(self) -> list[str] | None:
-        return None if self.labels is None else self.labels.names
+        """The names of the classes, or of several numbers."""
+        return None if self.data is None else self.data.output_names
 
     @property
     def has_validation(self) -> bool:
@@ -151,7 +152,7 @@ def plan_run(config: Config, overrides: Overrides, *, problems: Sequence[str] = 
     model = plan_model(ModelPlan(**(vars(config.model) | sections), given=overrides.model), found)
     if scheduler is not None:
         _check_what_it_follows(config, scheduler, overrides, found)
-    _check_metric_signs(config, found)
+    _check_metric_signs(config, overrides, found)
     found.lines += check_trackers(config.log.trackers, config.log.tracker_args)
     _check_hub(config, console, found)
     inputs = _plan_inputs(
@@ -262,12 +263,13 @@ def _check_what_it_follows(config: Config, scheduler: SchedulerPlan, overrides: 
         )
 
 
-def _check_metric_signs(config: Config, found: Problems) -> None:
-    found.lines += [
-        f"{key}: {metric} would pick the largest {metric}; smaller is better: write -{metric}"
-        for key, metric in _followed_metrics(config).items()
-        if metric.rpartition("/")[2] in _SMALLER_IS_BETTER and not metric.startswith("-")
-    ]
+def _check_metric_signs(config: Config, overrides: Overrides, found: Problems) -> None:
+    sets = _validation_sets(config, overrides)
+    for key, metric in _followed_metrics(config).items():
+        first, *rest = metric.split("/")  # of mse/valence the first part names the metric, of matched/mse the second
+        name = rest[0] if first in sets and rest else first
+        if name in _SMALLER_IS_BETTER or metric.rpartition("/")[2] in _SMALLER_IS_BETTER:
+            found.lines.append(f"{key}: {metric} would pick the largest {metric}; smaller is better: write -{metric}")
 
 
 def _followed_metrics(config: Config) -> dict[str, str]:
@@ -336,9 +338,9 @@ def _plan_inputs(
         else:
             splits = take_splits(section, given=overrides.rows, problems=found)
     labels = None if data is None else data.labels
-    label_names = None if labels is None else labels.names
+    label_names, num_numbers = (None, None) if data is None else (data.output_names, data.num_numbers)
     if task is not None:
-        _check_metrics(config, overrides, task, label_names, found)
+        _check_metrics(config, overrides, task, label_names, found, num_numbers=num_numbers)
         _check_unused(config, overrides, task, found)
     if task is not None and task.auto_model is not None and not task.columns:
         found.lines.append(
@@ -377,7 +379,7 @@ def _fit_model(
     data: DataPlan | None,
 ) -> tuple[PretrainedConfig | None, Any | None]:
     """The config of a model of transformers, fitted to data and processor, and the processor."""
-    label_names = None if data is None or data.labels is None else data.labels.names
+    label_names = None if data is None else data.output_names
     model_config = found.collect("", model.load_config)
     processor, longest = None, config.data.max_length
     if model_config is not None or model.has_foreign_processor:
@@ -393,9 +395,11 @@ def _fit_model(
         )
     num_outputs = None if label_names is None else len(label_names)
     if task is not None and task.problem_type == "regression":
-        num_outputs = 1
+        reads_several = any(column.kind == "numbers" for column in task.columns.values())
+        num_outputs = 1 if not reads_several else None if data is None else data.num_numbers
     if model_config is not None and num_outputs is not None:
-        found.collect("", model.check_outputs, model_config, num_outputs)
+        are_numbers = task is not None and task.problem_type == "regression"
+        found.collect("", model.check_outputs, model_config, num_outputs, are_numbers=are_numbers)
     tokenizer = as_tokenizer(processor)
     if task is not None and model_config is not None and processor is not None:
         lines = found.collect(
@@ -412,7 +416,7 @@ def _fit_model(
         )
         for line in lines or ():
             console.say(line)
-    num_classes = count_outputs(model_config, tokenizer) if label_names is None else len(label_names)
+    num_classes = count_outputs(model_config, tokenizer) if num_outputs is None else num_outputs
     if loss is not None and task is not None and num_classes is not None:
         found.collect("loss.", _check_loss, loss, task, num_classes)
     return model_config, processor
@@ -461,9 +465,18 @@ def list_metrics(config: Config, task: Task) -> Entries:
 
 
 def _check_metrics(
-    config: Config, overrides: Overrides, task: Task, label_names: Sequence[str] | None, found: Problems
+    config: Config,
+    overrides: Overrides,
+    task: Task,
+    label_names: Sequence[str] | None,
+    found: Problems,
+    *,
+    num_numbers: int | None,
 ) -> None:
-    """Metrics that cannot be computed, and metrics that something follows and no evaluation has."""
+    """Metrics that cannot be computed, and metrics that something follows and no evaluation has.
+
+    label_names, num_numbers: None also where they could not be found.
+    """
     entries = list_metrics(config, task)
     num_labels = None if label_names is None else len(label_names)
     found.lines += check_metrics(

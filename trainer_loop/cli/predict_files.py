@@ -16,6 +16,7 @@ from trainer_loop.data.files import find_files
 from trainer_loop.data.joined_columns import find_fault_of_flags, list_flagged
 from trainer_loop.data.known_labels import read_known_labels
 from trainer_loop.data.missing import Holes, settle_missing
+from trainer_loop.data.number_columns import check_numbers, count_numbers
 from trainer_loop.data.split import Split
 from trainer_loop.data.tables import WholeTable, read_whole
 from trainer_loop.data.text_format import TextFormat
@@ -80,6 +81,7 @@ def predict_file(predictor: Predictor, job: FileJob) -> list[str]:
     """Predict the rows and write them; returns lines for a person. Raises UserError where the disk refuses."""
     rows = {own: list(job.inputs.rows[name]) for own, name in job.columns.names.items()}
     labels, label_notes = _read_labels(predictor, job)
+    label_notes += _leave_out_numbers(rows, predictor, job)
     predictions = predictor.predict_rows(
         rows,
         labels=None if labels is None else [labels[number] for number in job.kept],
@@ -101,6 +103,16 @@ def predict_file(predictor: Predictor, job: FileJob) -> list[str]:
         lines.append(f"compared with column {job.label!r}:")
         lines += [f"  {name:<{width}}  {format_value(value)}" for name, value in predictions.metrics.items()]
     return [*lines, *label_notes, *predictions.notes]
+
+
+def _leave_out_numbers(rows: dict[str, list[Any]], predictor: Predictor, job: FileJob) -> list[str]:
+    """Take numbers away that the model does not predict as many of in a row, and say so."""
+    name, predicted = job.columns.numbers, len(predictor.label_names)
+    own = next((own for own in rows if job.columns.names[own] == name), None)
+    if own is None or not rows[own] or count_numbers(rows[own][0]) == predicted:
+        return []
+    found = plural(count_numbers(rows.pop(own)[0]), "number")
+    return [f"no metrics: column {name!r} has {found} in each row, and the model predicts {predicted}"]
 
 
 def _name_columns(request: Request, columns: Columns) -> tuple[Columns, list[str]]:
@@ -156,6 +168,7 @@ def _with_targets(
     """The columns, rows and notes with targets that are compared as they are, if these are in order in all rows."""
     try:
         labelled, also_kept, _ = _settle_rows(table, columns, missing=missing)
+        refuse(check_numbers({"train": labelled}, columns)[0])
     except UserError as error:
         return (
             columns.without_targets(),

@@ -14,6 +14,7 @@ Kind = Literal[
     "class",
     "classes",
     "number",
+    "numbers",
     "choices",
     "choice",
     "spans",
@@ -24,7 +25,9 @@ Kind = Literal[
     "answer",
     "tools",
 ]
-JoinedKind = Literal["joined_classes"]  # several of the user's columns that are read as one, see joined_columns.py
+JoinedKind = Literal[
+    "joined_classes", "joined_numbers"
+]  # several of the user's columns that are read as one, see joined_columns.py
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,11 @@ class Column:
         kind: what a row holds in it:
             `text`: one text. `words`: a list of texts. `class`: one label of a fixed set. `classes`: a list of such
             labels, one for each element of the column `per` if there is one, else also a column of 0 and 1 for each
-            label of the set, see joined_columns.py. `number`: a finite number. `choices`: a list of two texts
-            or more, also as `{"text": [...], "label": [...]}`. `choice`: one of those of the column `per`, see
-            `find_choice`. `spans`: parts of the text of the column `per`, as `{"text": [...], "answer_start": [...]}`,
-            perhaps none. `image`: a path, a data URI, or bytes. `any`: any value, which is not checked.
+            label of the set, see joined_columns.py. `number`: a finite number. `numbers`: a number, or several, as a
+            list of the same length in each row or as a column for each. `choices`: a list of two texts or more, also as
+            `{"text": [...], "label": [...]}`. `choice`: one of those of the column `per`, see `find_choice`. `spans`:
+            parts of the text of the column `per`, as `{"text": [...], "answer_start": [...]}`, perhaps none. `image`: a
+            path, a data URI, or bytes. `any`: any value, which is not checked.
             `conversation`: a list of messages, `{"role": ..., "content": ...}`, the last of the assistant. `prompt`: a
             text of the user, or a list of messages. `answer`: a text of the assistant, or a list of messages, the last
             of the assistant. `tools`: a list of JSON schemas of functions, perhaps none.
@@ -60,7 +64,7 @@ class Column:
     @property
     def may_be_joined(self) -> bool:
         """Whether several of the user's columns may be read as this one."""
-        return self.kind == "classes" and self.per is None
+        return self.kind == "numbers" or (self.kind == "classes" and self.per is None)
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -110,7 +114,14 @@ class Columns:
     def kind_of(self, own: str) -> Kind | JoinedKind:
         """What a row holds in a column of the task."""
         kind = self.declared[own].kind
-        return "joined_classes" if kind == "classes" and self.names[own] in self.joined else kind
+        if self.names[own] not in self.joined:
+            return kind
+        return "joined_numbers" if kind == "numbers" else "joined_classes"
+
+    @property
+    def numbers(self) -> str | None:
+        """The user's name of the column of one number or several; None if it is not read."""
+        return next((name for own, name in self.names.items() if self.declared[own].kind == "numbers"), None)
 
     @property
     def label_role(self) -> str | None:

@@ -1,7 +1,7 @@
-"""Several columns that are read as one: a column for each label of a row, as in files of toxic comments.
+"""Several columns that are read as one: a column for each label of a row, as in files of toxic comments, or number.
 
-The joined column holds `{"toxic": 1, "obscene": 0}`, values as they stand in the file, until they are checked; then the
-list of the labels of the row, `["toxic"]`.
+The joined column holds `{"toxic": 1, "obscene": 0}`, values as they stand in the file. Of labels it has, once they are
+checked, the list of those of the row, `["toxic"]`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,15 +41,20 @@ def join_values(values: Mapping[str, Any], joined: Mapping[str, Sequence[str]]) 
     return {**values, **{name: {part: values.get(part) for part in parts} for name, parts in joined.items()}}
 
 
+def is_nothing(value: Any) -> bool:
+    """Whether a value is missing: null, NaN, or a blank text."""
+    return value is None or is_nan(value) or (isinstance(value, str) and not value.strip())
+
+
 def lacks_part(value: Mapping[str, Any]) -> bool:
     """Whether a joined value has nothing in one of its columns."""
-    return any(_is_nothing(part) for part in value.values())
+    return any(is_nothing(part) for part in value.values())
 
 
 def find_fault_of_flags(value: Mapping[str, Any]) -> str | None:
     """What is wrong with a joined value that says of each label whether the row has it; None: nothing."""
     for name, flag in value.items():
-        if _is_nothing(flag):
+        if is_nothing(flag):
             return f"has nothing in {name!r}"
         if _read_flag(flag) is None:
             return f"has {shorten(flag)} in {name!r}, which is none of 0, 1, true and false,"
@@ -81,10 +86,6 @@ def _with_column(table: pa.Table, name: str, column: pa.Array, features: Mapping
     made = table.append_column(name, column)
     typed = datasets.Features.from_arrow_schema(pa.schema(made.schema)) | dict(features)
     return as_rows(made.replace_schema_metadata(datasets.Features(typed).arrow_schema.metadata))
-
-
-def _is_nothing(value: Any) -> bool:
-    return value is None or is_nan(value) or (isinstance(value, str) and not value.strip())
 
 
 def _read_flag(value: Any) -> bool | None:

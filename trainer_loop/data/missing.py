@@ -26,7 +26,7 @@ from trainer_loop.errors import UserError
 
 POLICIES = ("refuse", "drop", "empty")
 _READ_ROWS = 10_000  # at a time
-_NESTED = ("conversation", "joined_classes")  # kinds whose values may have a hole inside
+_NESTED = ("conversation", "joined_classes", "joined_numbers")  # kinds whose values may have a hole inside
 HIDDEN = -1  # the class that datasets gives to rows whose label is kept secret
 
 Mask = npt.NDArray[np.bool_]
@@ -50,9 +50,9 @@ class Holes:
         """The holes of these columns. missing: with `empty`, blank texts are as good as any."""
         kinds = {name: columns.declared[own] for own, name in columns.names.items()}
         texts = {
-            name: column.kind == "number" or (missing != "empty" and not column.blank)
+            name: column.kind != "text" or (missing != "empty" and not column.blank)
             for name, column in kinds.items()
-            if column.kind in ("text", "number")  # which may be written as a text
+            if column.kind in ("text", "number", "numbers") and name not in columns.joined  # a number may be a text
         }
         label = columns.single_label
         return cls(

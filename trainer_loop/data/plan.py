@@ -16,6 +16,7 @@ from trainer_loop.data.joined_columns import name_labels_of_rows
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.loader import KeptRows
 from trainer_loop.data.missing import Holes, settle_missing
+from trainer_loop.data.number_columns import check_numbers, name_numbers
 from trainer_loop.data.prepare import cut_validation, limit_splits
 from trainer_loop.data.report import describe_data
 from trainer_loop.data.shards import ShardedSplit
@@ -31,7 +32,8 @@ class DataPlan:
     """Splits that were read and checked.
 
     splits: raw rows by split. streamed: the training split where it is streamed; `splits` then holds its first rows.
-    labels: the classes; None without a label, or where they could not be found.
+    labels: the classes; None without a label, or where they could not be found. num_numbers: that each row has to
+    predict; None if it has none.
     """
 
     section: DataSection
@@ -39,6 +41,12 @@ class DataPlan:
     streamed: ShardedSplit | None
     labels: LabelNames | None
     show_progress: bool
+    num_numbers: int | None = None
+
+    @property
+    def output_names(self) -> list[str] | None:
+        """The names of the classes, or of several numbers; None if there are none."""
+        return name_numbers(self.columns, self.num_numbers) if self.labels is None else self.labels.names
 
     @property
     def columns(self) -> Columns:
@@ -68,6 +76,7 @@ class DataPlan:
             self.section.cache_dir,
             self.show_progress,
             say,
+            self.num_numbers,
         )
         splits, stream = dict(self.splits), None
         if self.streamed is not None:
@@ -101,6 +110,7 @@ class DataPlan:
                 {"rows": split}, columns=columns, label_names=None, missing=self.section.missing, known=self.labels
             )
             refuse(problems)
+            refuse(check_numbers({"rows": split}, columns, expected=self.num_numbers)[0])
         except UserError as error:
             raise UserError([problem.replace("data.rows", "rows") for problem in error.problems]) from error
         for line in lines:
@@ -125,6 +135,8 @@ def plan_data(
     splits: dict[str, Split] = {}
     streamed: ShardedSplit | None = None
     labels: LabelNames | None = None
+    num_numbers: int | None = None
+    known = len(problems.lines)
     put = _put_given(section, given, problems)
     if put is not None:
         splits, streamed, wrong = read_splits(put, show_progress=show_progress, say=say)
@@ -137,18 +149,20 @@ def plan_data(
             missing=section.missing,
         )
         if section.validation_fraction is not None:  # both were one file: what is wrong with all of it is told once
-            known = set(wrong)
+            all_wrong = set(wrong)
             wrong = [
                 line
                 for line in wrong
-                if "data.validation" not in line or line.replace("data.validation", "data.train") not in known
+                if "data.validation" not in line or line.replace("data.validation", "data.train") not in all_wrong
             ]
         problems.lines += wrong
         for warning in warnings:
             warn(warning)
-        if not problems:
+        if len(problems.lines) == known:
+            wrong, num_numbers = check_numbers(splits, section.columns)
+            problems.lines += wrong
             splits = {name: name_labels_of_rows(split, section.columns) for name, split in splits.items()}
-    return DataPlan(section, splits, streamed, labels, show_progress)
+    return DataPlan(section, splits, streamed, labels, show_progress, num_numbers)
 
 
 def _put_given(section: DataSection, given: Mapping[str, Any], problems: Problems) -> DataSection | None:

@@ -11,9 +11,10 @@ from trainer_loop.data.columns import Columns
 from trainer_loop.data.joined_columns import join_values, list_flagged
 from trainer_loop.data.labels import LabelNames, RawLabel
 from trainer_loop.data.missing import HIDDEN, Holes, describe_dropped, has_classes
+from trainer_loop.data.number_columns import count_numbers
 from trainer_loop.data.shards import Mark, Reading, Shard, Values
 from trainer_loop.data.values import is_encodable, read_field
-from trainer_loop.data.wording import did_you_mean, enumerate_some, shorten
+from trainer_loop.data.wording import did_you_mean, enumerate_some, plural, shorten
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.randomness import permute
 
@@ -44,8 +45,9 @@ class Stream(Protocol):
 class RowStream:
     """The raw rows of all shards, whose order is another one in every epoch and a hash of seed and epoch.
 
-    label_names: the classes, if a column holds labels. missing: what becomes of a row with holes, see
-    `settle_missing`; one that is dropped is no row of the epoch, and `say` is told of them.
+    label_names: the classes, if a column holds labels. num_numbers: that each row has to predict, if any. missing: what
+    becomes of a row with holes, see `settle_missing`; one that is dropped is no row of the epoch, and `say` is told of
+    them.
     A row that cannot be trained on is a UserError with its place.
     """
 
@@ -54,6 +56,7 @@ class RowStream:
     seed: int
     columns: Columns
     label_names: LabelNames | None
+    num_numbers: int | None = None
     missing: str = "refuse"
     say: Callable[[str], None] = lambda line: None
 
@@ -136,7 +139,10 @@ class RowStream:
         name, column = self.columns.names[own], self.columns.declared[own]
         if column.kind != "text":
             beside = None if column.per is None else values.get(self.columns.names.get(column.per, ""))
-            return _IS_NULL if value is None else find_fault(value, self.columns.kind_of(own), beside)
+            fault = _IS_NULL if value is None else find_fault(value, self.columns.kind_of(own), beside)
+            if fault is None and column.kind == "numbers" and count_numbers(value) != self.num_numbers:
+                return f"has {plural(count_numbers(value), 'number')} where the first row has {self.num_numbers}"
+            return fault
         if isinstance(value, str):
             if not value.isascii() and not is_encodable(value):
                 return "holds half of a surrogate pair, which is no character,"

@@ -113,6 +113,7 @@ class Encoding:
     cache_dir: str | Path | None = None
     show_progress: bool = False
     say: Callable[[str], None] = lambda line: None
+    num_numbers: int | None = None  # that each row of a stream has to predict
 
     def __post_init__(self) -> None:
         assert (self.columns.label is None) == (self.label_names is None), "a label needs its names"

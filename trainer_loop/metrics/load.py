@@ -129,7 +129,8 @@ def _parse(entries: Sequence[Entry], *, num_labels: int | None) -> list[_ParsedE
 
 def _check_label_names(entry: _ParsedEntry, names: Sequence[str]) -> list[str]:
     """Names that are numbers say nothing to a metric that reads names, such as one of entities."""
-    reads_names = entry.shipped is not None and entry.shipped.reads_names
+    reads_names = entry.shipped is not None and any(of.kind == "tags" for of in entry.shipped.columns.values())
+    reads_names &= entry.shipped is not None and entry.shipped.reads_names
     if not reads_names or "label_names" in entry.arguments or not names or not all(map(str.isdecimal, names)):
         return []
     return [

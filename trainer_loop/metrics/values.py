@@ -48,7 +48,7 @@ ClassNumbers: TypeAlias = Annotated[np.ndarray, Values("class", np.int64)]
 ClassNumbersOfTwo: TypeAlias = Annotated[np.ndarray, Values("class", np.int64, num_classes=2)]
 NegativeLogLikelihoods: TypeAlias = Annotated[np.ndarray, Values("negative_log_likelihood", np.float64)]  # in nats
 TargetCounts: TypeAlias = Annotated[np.ndarray, Values("num_targets", np.int64)]
-Numbers: TypeAlias = Annotated[np.ndarray, Values("number", np.float64)]  # [N]
+Numbers: TypeAlias = Annotated[np.ndarray, Values("number")]  # [N], or [N, K] for several a row
 Tags: TypeAlias = Annotated[np.ndarray, Values("tags")]  # [N] arrays of class numbers, one for each word
 
 Probabilities: TypeAlias = Annotated[np.ndarray, Values("probabilities")]  # [N, C]
@@ -58,6 +58,7 @@ LabelProbabilities: TypeAlias = Annotated[np.ndarray, Values("label_probabilitie
 Texts: TypeAlias = Annotated[np.ndarray, Values("text")]  # [N]
 TextsOfRow: TypeAlias = Annotated[np.ndarray, Values("texts")]  # [N] lists of texts, such as all right answers
 
-SmallerIsBetter: TypeAlias = Annotated[float, "smaller is better"]  # a result, such as an error
+SMALLER_IS_BETTER = "smaller is better"
+SmallerIsBetter: TypeAlias = Annotated[float, SMALLER_IS_BETTER]  # a result, such as an error
 
 Average: TypeAlias = Literal["binary", "micro", "macro", "weighted"]  # how scores of several classes become one

@@ -13,8 +13,11 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, pipeline
 
 from trainer_loop import Predictor, UserError, build, load_config, losses
+from trainer_loop.cli.predict_arguments import Request
+from trainer_loop.cli.predict_files import predict_file, prepare_file
 from trainer_loop.data.tokenizer import train_tokenizer
 from trainer_loop.metrics.load import load_metrics
+from trainer_loop.predictor import read_record
 from trainer_loop.record.logs import Console
 from trainer_loop.tasks.sequence_regression import SequenceRegression
 
@@ -122,7 +125,9 @@ def test_the_exported_model_answers_alike_through_the_pipeline(tmp_path: Path):
         ("many", "holds 'many', which is no number"),
         ("1e999", "holds inf, which is not finite"),
         (True, "holds True, which is no number"),
-        ([1.0], "holds [1.0], which is no number"),
+        ([[1.0]], "holds [1.0], which is no number"),
+        ([], "has no numbers"),
+        ({"a": 1.0}, "holds {'a': 1.0}, which is no number"),
         (None, "null"),
     ],
 )
@@ -183,3 +188,120 @@ def test_a_model_that_was_given_must_have_one_output(tmp_path: Path):
     config = make_config(tmp_path, ROWS)
     with pytest.raises(UserError, match="has 2 outputs, and a number is predicted"):
         build(config, model=make_model(num_labels=2), console=Console(enabled=False))
+
+
+# ---- several numbers a row
+
+SEVERAL = [[4.5, 20.0], [1.0, 35.0], [5.0, 10.0], [0.0, 40.0]]
+AS_LISTS = [{"text": text, "label": numbers} for text, numbers in zip(TEXTS, SEVERAL, strict=True)]
+QUIET = Console(enabled=False)
+
+
+def read_validation(run_dir: Path) -> dict[str, float]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return next(row for row in rows if "validation/loss" in row)
+
+
+def write_columns(path: Path, rows: list[list[Any]]) -> list[str]:
+    """A CSV file with a column for each number, and the keys that read it."""
+    lines = [f'"{text}",{numbers[1]},{numbers[0]}\n' for text, numbers in zip(TEXTS, rows, strict=True)]
+    path.write_text("body,arousal,valence\n" + "".join(lines))
+    return [f"data.train={path}", f"data.validation={path}", "data.columns={text: body, label: [valence, arousal]}"]
+
+
+@pytest.mark.parametrize("streaming", ["true", "false"])
+def test_several_numbers_are_a_list_or_a_column_for_each(streaming: str, tmp_path: Path):
+    of_csv = write_columns(tmp_path / "rated.csv", SEVERAL)
+    metrics = "evaluate.metrics=[pearson, spearman, mse, mae, r2]"
+    found = []
+    for name, overrides in (("csv", of_csv), ("jsonl", [])):
+        given = [f"data.streaming={streaming}", f"run_dir={tmp_path / name}", metrics, *overrides]
+        loop = build(make_config(tmp_path, AS_LISTS, *given), console=QUIET)
+        loop.fit()
+        found.append(read_validation(tmp_path / name))
+        assert loop.task.count(next(iter(loop.data.validation[""])).batch) % 2 == 0
+    csv, jsonl = found
+    assert csv["validation/loss"] == jsonl["validation/loss"]
+    for metric in ("pearson", "spearman", "mse", "mae", "r2"):
+        parts = [csv[f"validation/{metric}/{name}"] for name in ("valence", "arousal")]
+        assert parts == [jsonl[f"validation/{metric}/{name}"] for name in ("0", "1")]
+        assert csv[f"validation/{metric}"] == pytest.approx(np.mean(parts))
+    assert csv["validation/loss"] == pytest.approx(csv["validation/mse"], rel=1e-5)  # a target is a number of a row
+
+
+def test_the_loss_of_several_numbers_is_summed_over_rows_and_numbers():
+    task, model = make_task(), make_model(num_labels=2, problem_type="regression").double()
+    task.bind(TOKENIZER, label_names=["valence", "arousal"])
+    encoded = task.encode({"text": TEXTS, "label": SEVERAL}, max_length=32)
+    encoded.pop("truncated")
+    batch = task.collate([dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)])
+    head = model(**task.model_inputs(batch), labels=batch["labels"].double())
+    assert task.loss(model, batch).item() == pytest.approx(8 * head.loss.item(), rel=1e-6)
+    assert task.count(batch) == 8
+    outputs = task.predict(model, batch)
+    assert outputs["references"].tolist() == SEVERAL
+    assert task.decode({"predictions": np.array([1.5, 2.5])}, {}) == {"values": {"valence": 1.5, "arousal": 2.5}}
+
+
+def test_an_exported_model_predicts_several_numbers_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    best = ["evaluate.metrics=[mae, pearson]", "checkpoint.best=-mae/arousal", "loss.name=huber"]
+    build(make_config(tmp_path, ROWS, *write_columns(tmp_path / "rated.csv", SEVERAL), *best), console=QUIET).fit()
+    model_dir, validation = tmp_path / "run" / "model", read_validation(tmp_path / "run")
+    record = read_record(model_dir)
+    predictor = Predictor.load(model_dir)
+    request = Request(model=str(model_dir), file="rated.csv", output="out.jsonl")
+    lines = predict_file(predictor, prepare_file("rated.csv", request, model_dir, record))
+    told = dict(line.split() for line in lines if line.startswith("  "))
+    expected = {name.removeprefix("validation/"): value for name, value in validation.items() if "validation/" in name}
+    assert {name: float(value) for name, value in told.items()} == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["values"].keys() for row in written] == 4 * [{"valence", "arousal"}]
+    (tmp_path / "one.csv").write_text("body,label\ngood,3\n")
+    request = Request(model=str(model_dir), file="one.csv", label_column="label", output="one.jsonl")
+    lines = predict_file(predictor, prepare_file("one.csv", request, model_dir, record))
+    assert "no metrics: column 'label' has 1 number in each row, and the model predicts 2" in lines
+
+
+@pytest.mark.parametrize("streaming", ["true", "false"])
+def test_each_row_has_as_many_numbers(streaming: str, tmp_path: Path):
+    rows = [*AS_LISTS[:3], {"text": "Never.", "label": [1.0, 2.0, 3.0]}]
+    with pytest.raises(UserError) as refused:
+        build(make_config(tmp_path, rows, f"data.streaming={streaming}"), console=QUIET)
+    problem = next(line for line in refused.value.problems if line.startswith("data.train"))
+    assert problem == (
+        f"data.train: column 'label' has 3 numbers in {tmp_path}/rows.jsonl line 4, and 2 in the first training row; "
+        "each row needs as many"
+    )
+
+
+def test_a_late_row_of_a_stream_with_other_numbers_is_told(tmp_path: Path):
+    rows = [*AS_LISTS * 260, {"text": "Never.", "label": [1.0]}]
+    config = make_config(tmp_path, rows, "data.streaming=true", "data.validation=null", "evaluate.every=never",
+                         "batch.size=1041")  # fmt: skip
+    loop = build(config, console=QUIET)
+    with pytest.raises(UserError, match=r"has 1 number where the first row has 2 in .*rows.jsonl line 1041"):
+        loop.fit()
+
+
+def test_what_is_wrong_with_one_of_several_columns_is_told_with_its_name(tmp_path: Path):
+    for value, told in (("many", "holds 'many', which is no number, in 'arousal', in 1 row"), ("", "has nothing in")):
+        keys = write_columns(tmp_path / "rated.csv", [*SEVERAL[:3], [1.0, value]])
+        with pytest.raises(UserError) as refused:
+            build(make_config(tmp_path, ROWS, *keys), console=QUIET)
+        assert told in refused.value.problems[0] and "rated.csv row 4" in refused.value.problems[0]
+    loop = build(make_config(tmp_path, ROWS, *keys, "data.missing=drop"), console=QUIET)
+    assert len(loop.data.train.rows) == 3  # type: ignore[attr-defined]
+
+
+def test_a_model_or_a_metric_that_does_not_fit_several_numbers_is_refused(tmp_path: Path):
+    config = make_config(tmp_path, AS_LISTS, "checkpoint.best=pearson/2")
+    with pytest.raises(UserError) as refused:
+        build(config, model=make_model(num_labels=3), console=QUIET)
+    assert refused.value.problems == [
+        "checkpoint.best: pearson/2 is not reported; evaluations have: pearson, pearson/0, pearson/1, spearman, "
+        "spearman/0, spearman/1, loss",
+        "model: the one that was given has 3 outputs, and 2 numbers are predicted",
+    ]
+    with pytest.raises(UserError, match=r"checkpoint\.best: mse/0 would pick the largest mse/0; smaller is better"):
+        build(make_config(tmp_path, AS_LISTS, "checkpoint.best=mse/0", "evaluate.metrics=[mse]"), console=QUIET)

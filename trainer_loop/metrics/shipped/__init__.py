@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints, is_typeddict
 
-from trainer_loop.metrics.values import PartsOf, SmallerIsBetter, Values
+from trainer_loop.metrics.values import SMALLER_IS_BETTER, PartsOf, Values
 
 BENCHMARKS = ("glue", "super_glue", "indic_glue", "xtreme_s")  # on the hub too, their metrics are glue/mrpc, ...
 
@@ -95,7 +95,7 @@ def _describe(name: str, function: Callable[..., Any], *, package: str | None) -
     required = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
     assert list(columns) == required, f"metric {name}: each of {required} needs a type of metrics/values.py"
     results = get_type_hints(returned, include_extras=True) if is_typeddict(returned) else {name: returned}
-    smaller = [key for key, hint in results.items() if hint == SmallerIsBetter]
+    smaller = [key for key, hint in results.items() if SMALLER_IS_BETTER in get_args(hint)]
     parts = {key: note for key, hint in results.items() for note in get_args(hint) if isinstance(note, PartsOf)}
     always = [key for key in results if key not in parts or parts[key].has_whole]
     return ShippedMetric(name, function, columns, always, smaller, package, parts)
