@@ -248,7 +248,7 @@ def _make_checkpointer(
         keep_last=config.checkpoint.keep_last,
         background=config.checkpoint.background,
     )
-    if task.tunes:
+    if task.keeps_state:
         checkpointer.register_for_checkpoint("task", task)
     return checkpointer
 

@@ -24,6 +24,7 @@ from trainer_loop.config.named_sets import parse_set
 from trainer_loop.config.schema import KEYS
 from trainer_loop.data.columns import bind_columns
 from trainer_loop.data.labels import LabelNames
+from trainer_loop.data.number_columns import list_numbers
 from trainer_loop.data.plan import DataPlan, plan_data, take_splits
 from trainer_loop.data.source import DataSection
 from trainer_loop.data.text_format import TextFormat
@@ -235,6 +236,11 @@ def _plan_task(config: Config, overrides: Overrides, loss: LossPlan | None, foun
         found.lines.append(
             f"data.streaming: the task {name} compares each row with the model before the first update; set it to false"
         )
+    if task is not None and task.scales and config.data.streaming:
+        found.lines.append(
+            "task.args.scale: true: a stream is not searched for the mean of its numbers; write it, {mean: 3.2, std: "
+            "1.1}, or set data.streaming=false"
+        )
     if task is not None and config.model.packing and not task.can_pack:
         name = _name_task(config, overrides)
         found.lines.append(f"model.packing: the task {name} knows no packed batches; set model.packing=false")
@@ -364,6 +370,8 @@ def _plan_inputs(
     is_encoder_decoder = model_config is not None and model_config.is_encoder_decoder
     end_token = find_text_config(model_config).eos_token_id if is_encoder_decoder else None
     task.bind(processor, label_names=label_names, packs=config.model.packing, end_token=end_token)
+    if task.scales:
+        task.scale_by(list_numbers(data.splits["train"], data.columns))
     splits, stream = data.encode(task, processor, counts_stream=config.train.steps is None, say=console.say)
     return Inputs(splits, stream, labels, data, processor, model_config)
 

@@ -35,9 +35,9 @@ class FileJob:
     """Rows to predict, found good before the model loads.
 
     inputs: what the model reads, without the rows that are not predicted. columns: those of the inputs, with a target
-    that is compared as it is. kept: `[N]` numbers of the rows that are,
-    from 0. label: the column that predictions are compared with. label_parts: the columns that it is joined of, if it
-    is. ready: the table as it is going to be written.
+    that is compared as it is. kept: `[N]` numbers of the rows that are, from 0. label: the column that predictions are
+    compared with. label_parts: the columns that it is joined of, if it is. ready: the table as it is going to be
+    written.
     """
 
     request: Request

@@ -58,6 +58,6 @@ def name_numbers(columns: Columns, count: int | None) -> list[str] | None:
 
 def list_numbers(split: Split, columns: Columns) -> npt.NDArray[np.float64]:
     """The numbers of all rows, `[N]`, or `[N, K]` if a row has several."""
-    assert columns.numbers is not None
+    assert columns.numbers is not None, "a task that scales reads a column of the kind numbers"
     parts = read_column(split.rows, columns.numbers)
     return np.array([read_numbers(value) for part in parts for value in part.to_pylist()], dtype=np.float64)

@@ -19,7 +19,8 @@ from trainer_loop.data.tokenizer import train_tokenizer
 from trainer_loop.metrics.load import load_metrics
 from trainer_loop.predictor import read_record
 from trainer_loop.record.logs import Console
-from trainer_loop.tasks.sequence_regression import SequenceRegression
+from trainer_loop.tasks.sequence_regression import SequenceRegression, find_scale
+from trainer_loop.testing import assert_resumes_exactly
 
 TEXTS = ["A delight from the first page to the last.", "It broke.", "I would buy it again, and again.", "Never."]
 TOKENIZER = train_tokenizer(TEXTS, framed=True, vocab_size=300, max_length=64)
@@ -305,3 +306,128 @@ def test_a_model_or_a_metric_that_does_not_fit_several_numbers_is_refused(tmp_pa
     ]
     with pytest.raises(UserError, match=r"checkpoint\.best: mse/0 would pick the largest mse/0; smaller is better"):
         build(make_config(tmp_path, AS_LISTS, "checkpoint.best=mse/0", "evaluate.metrics=[mse]"), console=QUIET)
+
+
+# ---- numbers in units of their standard deviation
+
+
+def read_weights(loop: Any) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in loop.bare_model.named_parameters()}
+
+
+@pytest.mark.parametrize("rows", [ROWS, AS_LISTS])
+def test_it_learns_as_on_numbers_that_were_scaled_by_hand(rows: list[dict[str, Any]], tmp_path: Path):
+    numbers = np.array([row["label"] for row in rows])
+    mean, std = numbers.mean(axis=0), numbers.std(axis=0)
+    by_hand = [
+        {"text": row["text"], "label": ((number - mean) / std).tolist()}
+        for row, number in zip(rows, numbers, strict=True)
+    ]
+    loops, told = [], []
+    for name, given, overrides in (
+        ("hand", by_hand, []),
+        ("scale", rows, ["task.args={scale: true}", "evaluate.metrics=[mae, pearson, spearman]"]),
+    ):
+        config = make_config(tmp_path, given, f"run_dir={tmp_path / name}", "optimizer.lr=1e-2", *overrides)
+        loops.append(build(config, console=QUIET))
+        loops[-1].fit()
+        told.append(read_validation(tmp_path / name))
+    hand, scaled = loops
+    other = read_weights(scaled)
+    for name, weight in read_weights(hand).items():
+        torch.testing.assert_close(other[name], weight, rtol=1e-6, atol=1e-7)
+    predicted = [loop.predict([{"text": text} for text in TEXTS])["predictions"] for loop in loops]
+    np.testing.assert_allclose(predicted[1], predicted[0] * std + mean, rtol=1e-5)
+    assert told[1]["validation/loss"] == pytest.approx(told[0]["validation/loss"], rel=1e-5)  # in units of the scale
+    assert told[1]["validation/pearson"] == pytest.approx(told[0]["validation/pearson"], rel=1e-4)
+    assert told[1]["validation/mae"] == pytest.approx(np.abs(predicted[1] - numbers).mean(axis=0).mean(), rel=1e-5)
+
+
+def test_an_update_on_scaled_numbers_does_not_depend_on_how_it_is_cut(tmp_path: Path):
+    weights = []
+    for number, cut in enumerate(("batch.max_tokens=null", "batch.per_device=1", "model.packing=true")):
+        given = ["task.args={scale: true}", "batch.size=4", "optimizer={name: sgd, lr: 0.1}", cut]
+        given += ["model.overrides={hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}"]
+        loop = build(make_config(tmp_path, AS_LISTS, f"run_dir={tmp_path / str(number)}", *given), console=QUIET)
+        loop.fit()
+        weights.append(read_weights(loop))
+    for other in weights[1:]:
+        for name, weight in weights[0].items():
+            torch.testing.assert_close(other[name], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_the_scale_is_exported_and_predict_undoes_it(tmp_path: Path):
+    loop = build(make_config(tmp_path, AS_LISTS, "task.args={scale: true}"), console=QUIET)
+    loop.fit()
+    record = read_record(tmp_path / "run" / "model")
+    expected = find_scale(np.array(SEVERAL))
+    assert record is not None
+    assert record.plan["task.args"] == {"scale": {"mean": expected.mean, "std": expected.std}}
+    told = Predictor.load(tmp_path / "run" / "model").predict_rows({"text": TEXTS, "label": SEVERAL})
+    here = loop.predict([{"text": text} for text in TEXTS])["predictions"]
+    np.testing.assert_allclose([list(row["values"].values()) for row in told.rows], here, rtol=1e-5)
+    validation = read_validation(tmp_path / "run")
+    assert told.metrics is not None
+    for name in ("loss", "pearson", "spearman/1"):
+        assert told.metrics[name] == pytest.approx(validation[f"validation/{name}"], rel=1e-4, abs=1e-6)
+
+
+def test_a_scaled_run_resumes_exactly_and_keeps_its_scale(tmp_path: Path):
+    scaled = (tmp_path, ROWS, "task.args={scale: true}", "checkpoint.every=1")
+    assert_resumes_exactly(make_config(*scaled, f"run_dir={tmp_path / 'exact'}"), steps=4)
+    loop = build(make_config(*scaled), console=QUIET)
+    loop.fit()
+    changed = make_config(tmp_path, ROWS[:3], *scaled[2:], "train.steps=3", "resume_anyway=[data, tokens]")
+    again = build(changed, console=QUIET)
+    assert again.task.tuned != loop.task.tuned
+    again.restore()
+    assert again.task.tuned == loop.task.tuned  # what the weights were trained by
+
+
+def test_a_stream_is_scaled_by_what_is_written_down(tmp_path: Path):
+    with pytest.raises(UserError, match=r"task\.args\.scale: true: a stream is not searched for the mean"):
+        build(make_config(tmp_path, ROWS, "task.args={scale: true}", "data.streaming=true"), console=QUIET)
+    scale = find_scale(np.array([row["label"] for row in ROWS]))
+    written = f"task.args={{scale: {{mean: {scale.mean[0]}, std: {scale.std[0]}}}}}"
+    losses = []
+    for name, overrides in (("memory", ["task.args={scale: true}"]), ("stream", [written, "data.streaming=true"])):
+        build(make_config(tmp_path, ROWS, f"run_dir={tmp_path / name}", *overrides), console=QUIET).fit()
+        losses.append(read_validation(tmp_path / name)["validation/loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [1, "yes", None, {}, {"mean": 1}, {"mean": 1, "std": 0}, {"mean": [1, 2], "std": [1]}, {"mean": [], "std": []},
+     {"mean": True, "std": 1}, {"mean": 1, "std": math.inf}, {"mean": 1, "std": 1, "max": 3}],
+)  # fmt: skip
+def test_a_scale_that_is_none_is_refused(scale: Any):
+    with pytest.raises(UserError, match=r"task\.args\.scale: .*: it must be true, false, or \{mean: 3\.2, std: 1\.1\}"):
+        SequenceRegression(scale=scale)
+
+
+def test_a_scale_that_does_not_fit_the_rows_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"task\.args\.scale: it is for 1 numbers, and a row has 2"):
+        build(make_config(tmp_path, AS_LISTS, "task.args={scale: {mean: 1, std: 2}}"), console=QUIET)
+    rows = [{"text": text, "label": [number, 3]} for text, (number, _) in zip(TEXTS, SEVERAL, strict=True)]
+    with pytest.raises(UserError, match=r"the training rows of 1 have the mean 3\.0 and the standard deviation 0\.0"):
+        build(make_config(tmp_path, rows, "task.args={scale: true}"), console=QUIET)
+
+
+def test_the_scale_does_not_depend_on_the_order_of_the_rows():
+    numbers = np.random.default_rng(0).normal(1e6, 1e-3, 999)
+    assert find_scale(numbers) == find_scale(numbers[::-1])
+    assert find_scale(np.array([1e16, 1.0, -1e16])).mean == [1 / 3]
+
+
+def test_far_from_zero_scaled_numbers_are_exact():
+    task = make_task(scale={"mean": 1e8, "std": 1.0})
+    encoded = task.encode({"text": TEXTS, "label": [1e8 + 1, 1e8 + 2, 1e8, 1e8 - 1]}, max_length=32)
+    encoded.pop("truncated")
+    batch = task.collate([dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)])
+    assert batch["scaled"].tolist() == [1.0, 2.0, 0.0, -1.0]
+    assert batch["scaled"].dtype == torch.float32
+    outputs = task.predict(make_model(num_labels=1), batch)
+    assert outputs["references"].tolist() == [1e8 + 1, 1e8 + 2, 1e8, 1e8 - 1]
+    assert len(set(outputs["predictions"].tolist())) == 4
+    assert "scaled" not in task.model_inputs(batch)
