@@ -67,6 +67,7 @@ def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -
         train.rows,
         num_workers=_num_workers(config, accelerator),
         origin_of=train.origins.place,
+        mixes=plan.task.mixes,
         **process,
     )
 

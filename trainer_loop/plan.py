@@ -241,6 +241,11 @@ def _plan_task(config: Config, overrides: Overrides, loss: LossPlan | None, foun
             "task.args.scale: true: a stream is not searched for the mean of its numbers; write it, {mean: 3.2, std: "
             "1.1}, or set data.streaming=false"
         )
+    if task is not None and task.mixes and config.data.streaming:
+        name = _name_task(config, overrides)
+        found.lines.append(
+            f"data.streaming: the task {name} mixes each row with any other, and a stream holds few; set it to false"
+        )
     if task is not None and config.model.packing and not task.can_pack:
         name = _name_task(config, overrides)
         found.lines.append(f"model.packing: the task {name} knows no packed batches; set model.packing=false")

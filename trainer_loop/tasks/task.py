@@ -106,6 +106,15 @@ class Task(ABC):
         return False
 
     @property
+    def mixes(self) -> bool:
+        """Whether `collate` mixes each row in training with another.
+
+        A row then has that training row as `partner`, by a function of the run's seed, the step and the row, and a seed
+        of the step as `mixing`.
+        """
+        return False
+
+    @property
     def keeps_state(self) -> bool:
         """Whether a checkpoint holds something of the task."""
         return self.tunes
