@@ -72,7 +72,8 @@ def check_splits(
         labelled, label=label, label_names=label_names, is_streamed=is_streamed, known=known
     )
     if columns.has_word_tags and names is not None and not label_problems:
-        label_warnings += [line for split in splits.values() for line in warn_of_stray_tags(split, label, names)]
+        for name, split in splits.items():
+            label_warnings += warn_of_stray_tags(split, label, names, is_head=is_streamed and name == "train")
     return problems + label_problems, warnings + label_warnings, names
 
 

@@ -25,9 +25,8 @@ Kind = Literal[
     "answer",
     "tools",
 ]
-JoinedKind = Literal[
-    "joined_classes", "joined_numbers"
-]  # several of the user's columns that are read as one, see joined_columns.py
+# Several of the user's columns that are read as one, see joined_columns.py.
+JoinedKind = Literal["joined_classes", "joined_numbers"]
 
 
 @dataclass(frozen=True)
@@ -120,8 +119,9 @@ class Columns:
 
     @property
     def numbers(self) -> str | None:
-        """The user's name of the column of one number or several; None if it is not read."""
-        return next((name for own, name in self.names.items() if self.declared[own].kind == "numbers"), None)
+        """The user's name of the target of one number or several; None if it is not read."""
+        targets = {name: self.declared[own] for own, name in self.names.items() if self.declared[own].target}
+        return next((name for name, column in targets.items() if column.kind == "numbers"), None)
 
     @property
     def label_role(self) -> str | None:
@@ -155,7 +155,7 @@ class Columns:
             own: replace(column, kind="prompt") if column.kind == "conversation" else column
             for own, column in self.declared.items()
         }
-        return Columns(declared, inputs)  # none of which is joined
+        return Columns(declared, inputs, self.joined)
 
 
 def bind_columns(

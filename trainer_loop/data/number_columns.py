@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import datasets
 import numpy as np
 import numpy.typing as npt
 
@@ -33,20 +34,27 @@ def check_numbers(
     if name is None:
         return [], None
     if expected is None:
-        if "train" not in splits:
+        if "train" not in splits or not len(splits["train"].rows):
             return [], None
         expected = count_numbers(splits["train"].rows[0][name])
     problems = []
     for split in splits.values():
-        counts = [count_numbers(value) for part in read_column(split.rows, name) for value in part.to_pylist()]
-        wrong = np.flatnonzero(np.array(counts) != expected)
+        counts = _count_each(split, name)
+        wrong = np.flatnonzero(counts != expected)
         if len(wrong):
-            found, place = plural(counts[wrong[0]], "number"), split.origins.place(int(wrong[0]))
+            found, place = plural(int(counts[wrong[0]]), "number"), split.origins.place(int(wrong[0]))
             problems.append(
                 f"data.{split.name}: column {name!r} has {found} in {place}, and {expected} in the first training row; "
                 "each row needs as many"
             )
     return problems, expected
+
+
+def _count_each(split: Split, name: str) -> npt.NDArray[np.int64]:
+    """`[N]` numbers of each row."""
+    if isinstance(split.rows.features[name], datasets.Value):
+        return np.ones(len(split.rows), dtype=np.int64)
+    return np.array([count_numbers(value) for part in read_column(split.rows, name) for value in part.to_pylist()])
 
 
 def name_numbers(columns: Columns, count: int | None) -> list[str] | None:

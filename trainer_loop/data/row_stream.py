@@ -63,6 +63,7 @@ class RowStream:
     def __post_init__(self) -> None:
         assert (self.columns.label is None) == (self.label_names is None), "a label needs its names"
         self._label = self.columns.label
+        self._kinds = {own: self.columns.kind_of(own) for own in self.columns.names}
         self._ids: dict[RawLabel, int] = {} if self.label_names is None else self.label_names.ids
         self._label_kind = type(next(iter(self._ids), None))
         self._holes = Holes.of(self.columns, missing=self.missing)
@@ -119,7 +120,7 @@ class RowStream:
         place = shard.place(number)
         checked: dict[str, Any] = {}
         for own, name in self.columns.names.items():
-            kind = self.columns.kind_of(own)
+            kind = self._kinds[own]
             value: Any = values.get(name)
             if kind == "class":
                 checked[own] = self._find_class(value, shard, place)
@@ -139,8 +140,8 @@ class RowStream:
         name, column = self.columns.names[own], self.columns.declared[own]
         if column.kind != "text":
             beside = None if column.per is None else values.get(self.columns.names.get(column.per, ""))
-            fault = _IS_NULL if value is None else find_fault(value, self.columns.kind_of(own), beside)
-            if fault is None and column.kind == "numbers" and count_numbers(value) != self.num_numbers:
+            fault = _IS_NULL if value is None else find_fault(value, self._kinds[own], beside)
+            if fault is None and name == self.columns.numbers and count_numbers(value) != self.num_numbers:
                 return f"has {plural(count_numbers(value), 'number')} where the first row has {self.num_numbers}"
             return fault
         if isinstance(value, str):

@@ -13,10 +13,10 @@ _OPEN = {"B", "I"}  # an entity may go on behind them
 _GOES_ON = {"I", "E", "L"}
 
 
-def warn_of_stray_tags(split: Split, column: str, names: LabelNames) -> list[str]:
+def warn_of_stray_tags(split: Split, column: str, names: LabelNames, *, is_head: bool = False) -> list[str]:
     """A line about tags that go on with an entity which has not begun, if the tags have the prefix B; or nothing.
 
-    split: rows whose tags were found good. column: a list of tags for each row.
+    split: rows whose tags were found good. column: a list of tags for each row. is_head: there are more rows.
     """
     parts = [name.partition("-") for name in names.names]
     prefixes = {prefix for prefix, _, _ in parts} - {"O"}
@@ -37,8 +37,9 @@ def warn_of_stray_tags(split: Split, column: str, names: LabelNames) -> list[str
         return []
     first = int(is_stray.argmax())
     count, tag, place = int(is_stray.sum()), names.names[ids[first]], split.origins.place(rows[first])
+    of = f" of the first {len(lists):,}" if is_head else ""
     return [
-        f"data.{split.name}: {plural(count, 'tag')} in {plural(len(np.unique(rows[is_stray])), 'row')} "
+        f"data.{split.name}: {plural(count, 'tag')} in {plural(len(np.unique(rows[is_stray])), 'row')}{of} "
         f"{'goes' if count == 1 else 'go'} on with an entity that did not begin, the first is {tag} in {place}; an "
         "entity begins with B-, and metrics let one begin there too"
     ]

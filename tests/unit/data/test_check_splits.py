@@ -311,7 +311,7 @@ def test_an_optional_column_is_read_where_it_is_named_and_null_takes_a_name_back
 def test_a_column_has_one_of_the_known_kinds():
     with pytest.raises(
         UserError,
-        match="Column: kind is 'label'; allowed: text, words, class, classes, number, choices, choice, spans, image",
+        match="Column: kind is 'label'; allowed: text, words, class, classes, number, numbers, choices, choice, spans",
     ):
         Column("label")
 
@@ -343,10 +343,10 @@ def test_labels_of_words_are_the_classes_and_strangers_have_their_row():
     )
 
 
-def check_tags(*rows: list[str]) -> list[str]:
+def check_tags(*rows: list[str], **given: Any) -> list[str]:
     words = [["w"] * len(row) for row in rows]
     columns = bind_columns(TokenClassification.columns, {}, task="token_classification")
-    problems, warnings, _ = check(make_split("train", words=words, tags=list(rows)), columns=columns)
+    problems, warnings, _ = check(make_split("train", words=words, tags=list(rows)), columns=columns, **given)
     assert problems == []
     return warnings
 
@@ -361,6 +361,8 @@ def test_a_tag_that_goes_on_with_an_entity_that_did_not_begin_is_told_once():
     assert check_tags(["B-LOC", "E-LOC", "S-LOC", "O", "B-LOC", "I-LOC", "E-LOC"], ["O"]) == []
     (warning,) = check_tags(["B-LOC", "E-LOC", "E-LOC", "S-LOC"])
     assert "1 tag in 1 row goes on" in warning
+    of_stream = check_tags(["O", "I-X"], ["B-X"], is_streamed=True, label_names=["O", "B-X", "I-X"])
+    assert of_stream[0].startswith("data.train: 1 tag in 1 row of the first 2 goes on")
 
 
 @pytest.mark.parametrize("tags", [["I-PER", "O", "I-LOC"], ["NOUN", "VERB", "NOUN"], ["B-PER", "X-PER", "I-PER"]])
