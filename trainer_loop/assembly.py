@@ -248,7 +248,7 @@ def _make_checkpointer(
         keep_last=config.checkpoint.keep_last,
         background=config.checkpoint.background,
     )
-    if task.tunes:
+    if task.keeps_state:
         checkpointer.register_for_checkpoint("task", task)
     return checkpointer
 
@@ -328,7 +328,7 @@ def _describe_run(config: Config, plan: RunPlan, loader: TrainLoader | StreamLoa
         data, batch_size = f"{len(train.rows)} rows {train.fingerprint}", loader.plan.batch_size
         told = None if plan.inputs.processor is None else describe_processor(plan.inputs.processor)
         tokens = digest(loader.plan.lengths.tobytes(), json.dumps(told, sort_keys=True).encode())
-    columns = {} if plan.inputs.data is None else dict(plan.inputs.data.columns.names)
+    columns = {} if plan.inputs.data is None else plan.inputs.data.columns.given
     # The exported record names the task itself, and columns are the same whether they are named or not.
     values = public_values(config) | {"task.name": config.task.name, "data.columns": columns}
     return {

@@ -71,6 +71,7 @@ def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -
         weights=weights,
         sources=sources,
         origin_of=train.origins.place,
+        mixes=plan.task.mixes,
         **process,
     )
 

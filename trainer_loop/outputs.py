@@ -126,7 +126,7 @@ class ConfiguredOutput(RunOutput):
         data = self.plan.inputs.data
         return ExportRecord(
             task=self.facts["task.name"],
-            columns={} if data is None else dict(data.columns.names),
+            columns={} if data is None else data.columns.given,
             max_length=config.data.max_length if self.plan.task.has_tokens else None,
             step=state.best_step or state.step,
             num_steps=self.num_steps,

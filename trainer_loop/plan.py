@@ -24,6 +24,7 @@ from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.config.schema import KEYS
 from trainer_loop.data.columns import bind_columns
 from trainer_loop.data.labels import LabelNames
+from trainer_loop.data.number_columns import list_numbers
 from trainer_loop.data.plan import DataPlan, plan_data, take_splits
 from trainer_loop.data.source import DataSection
 from trainer_loop.data.text_format import TextFormat
@@ -104,7 +105,8 @@ class Inputs:
 
     @property
     def label_names(self) -> list[str] | None:
-        return None if self.labels is None else self.labels.names
+        """The names of the classes, or of several numbers."""
+        return None if self.data is None else self.data.output_names
 
     @property
     def has_validation(self) -> bool:
@@ -156,7 +158,7 @@ def plan_run(config: Config, overrides: Overrides, *, problems: Sequence[str] = 
     model = plan_model(ModelPlan(**(vars(config.model) | sections), given=overrides.model), found)
     if scheduler is not None:
         _check_what_it_follows(config, scheduler, overrides, found)
-    _check_metric_signs(config, found)
+    _check_metric_signs(config, overrides, found)
     found.lines += check_trackers(config.log.trackers, config.log.tracker_args)
     _check_hub(config, console, found)
     inputs = _plan_inputs(
@@ -239,6 +241,16 @@ def _plan_task(config: Config, overrides: Overrides, loss: LossPlan | None, foun
         found.lines.append(
             f"data.streaming: the task {name} compares each row with the model before the first update; set it to false"
         )
+    if task is not None and task.scales and config.data.streaming:
+        found.lines.append(
+            "task.args.scale: true: a stream is not searched for the mean of its numbers; write it, {mean: 3.2, std: "
+            "1.1}, or set data.streaming=false"
+        )
+    if task is not None and task.mixes and config.data.streaming:
+        name = _name_task(config, overrides)
+        found.lines.append(
+            f"data.streaming: the task {name} mixes each row with any other, and a stream holds few; set it to false"
+        )
     if task is not None and config.model.packing and not task.can_pack:
         name = _name_task(config, overrides)
         found.lines.append(f"model.packing: the task {name} knows no packed batches; set model.packing=false")
@@ -267,12 +279,13 @@ def _check_what_it_follows(config: Config, scheduler: SchedulerPlan, overrides: 
         )
 
 
-def _check_metric_signs(config: Config, found: Problems) -> None:
-    found.lines += [
-        f"{key}: {metric} would pick the largest {metric}; smaller is better: write -{metric}"
-        for key, metric in _followed_metrics(config).items()
-        if metric.rpartition("/")[2] in _SMALLER_IS_BETTER and not metric.startswith("-")
-    ]
+def _check_metric_signs(config: Config, overrides: Overrides, found: Problems) -> None:
+    sets = _validation_sets(config, overrides)
+    for key, metric in _followed_metrics(config).items():
+        first, *rest = metric.split("/")  # of mse/valence the first part names the metric, of matched/mse the second
+        name = rest[0] if first in sets and rest else first
+        if name in _SMALLER_IS_BETTER or metric.rpartition("/")[2] in _SMALLER_IS_BETTER:
+            found.lines.append(f"{key}: {metric} would pick the largest {metric}; smaller is better: write -{metric}")
 
 
 def _followed_metrics(config: Config) -> dict[str, str]:
@@ -341,11 +354,11 @@ def _plan_inputs(
         else:
             splits = take_splits(section, given=overrides.rows, problems=found)
     labels = None if data is None else data.labels
-    label_names = None if labels is None else labels.names
+    label_names, num_numbers = (None, None) if data is None else (data.output_names, data.num_numbers)
     if loss is not None:
         found.collect("loss.", _weigh_classes, loss, data)
     if task is not None:
-        _check_metrics(config, overrides, task, label_names, found)
+        _check_metrics(config, overrides, task, label_names, found, num_numbers=num_numbers)
         _check_unused(config, overrides, task, found)
     if task is not None and task.auto_model is not None and not task.columns:
         found.lines.append(
@@ -369,6 +382,8 @@ def _plan_inputs(
     is_encoder_decoder = model_config is not None and model_config.is_encoder_decoder
     end_token = find_text_config(model_config).eos_token_id if is_encoder_decoder else None
     task.bind(processor, label_names=label_names, packs=config.model.packing, end_token=end_token)
+    if task.scales:
+        task.scale_by(list_numbers(data.splits["train"], data.columns))
     splits, stream = data.encode(task, processor, counts_stream=config.train.steps is None, say=console.say)
     return Inputs(splits, stream, labels, data, processor, model_config)
 
@@ -397,7 +412,7 @@ def _fit_model(
     data: DataPlan | None,
 ) -> tuple[PretrainedConfig | None, Any | None]:
     """The config of a model of transformers, fitted to data and processor, and the processor."""
-    label_names = None if data is None or data.labels is None else data.labels.names
+    label_names = None if data is None else data.output_names
     model_config = found.collect("", model.load_config)
     processor, longest = None, config.data.max_length
     if model_config is not None or model.has_foreign_processor:
@@ -413,9 +428,11 @@ def _fit_model(
         )
     num_outputs = None if label_names is None else len(label_names)
     if task is not None and task.problem_type == "regression":
-        num_outputs = 1
+        reads_several = any(column.kind == "numbers" for column in task.columns.values())
+        num_outputs = 1 if not reads_several else None if data is None else data.num_numbers
     if model_config is not None and num_outputs is not None:
-        found.collect("", model.check_outputs, model_config, num_outputs)
+        are_numbers = task is not None and task.problem_type == "regression"
+        found.collect("", model.check_outputs, model_config, num_outputs, are_numbers=are_numbers)
     tokenizer = as_tokenizer(processor)
     if task is not None and model_config is not None and processor is not None:
         lines = found.collect(
@@ -432,7 +449,7 @@ def _fit_model(
         )
         for line in lines or ():
             console.say(line)
-    num_classes = count_outputs(model_config, tokenizer) if label_names is None else len(label_names)
+    num_classes = count_outputs(model_config, tokenizer) if num_outputs is None else num_outputs
     if loss is not None and task is not None and num_classes is not None:
         found.collect("loss.", _check_loss, loss, task, num_classes)
     return model_config, processor
@@ -486,9 +503,18 @@ def list_metrics(config: Config, task: Task) -> Entries:
 
 
 def _check_metrics(
-    config: Config, overrides: Overrides, task: Task, label_names: Sequence[str] | None, found: Problems
+    config: Config,
+    overrides: Overrides,
+    task: Task,
+    label_names: Sequence[str] | None,
+    found: Problems,
+    *,
+    num_numbers: int | None,
 ) -> None:
-    """Metrics that cannot be computed, and metrics that something follows and no evaluation has."""
+    """Metrics that cannot be computed, and metrics that something follows and no evaluation has.
+
+    label_names, num_numbers: None also where they could not be found.
+    """
     entries = list_metrics(config, task)
     num_labels = None if label_names is None else len(label_names)
     found.lines += check_metrics(
@@ -498,7 +524,8 @@ def _check_metrics(
         label_names=label_names,
         trust_remote_code=config.model.trust_remote_code,
     )
-    keys = reported_keys(entries, num_labels=num_labels)
+    has_classes = any(column.kind in ("class", "classes") for column in task.columns.values())
+    keys = reported_keys(entries, num_labels=num_labels, label_names=label_names if label_names or has_classes else ())
     owner = f"the task {_name_task(config, overrides)}"
     if wrong := check_names(task.extra_metrics, owner=owner, reported=keys or ()):
         found.lines += wrong

@@ -83,11 +83,12 @@ def _describe_data(config: Config, plan: RunPlan) -> Iterator[str]:
     if plan.inputs.stream is not None:
         rows = "rows" if plan.inputs.stream.num_rows is None else plural(plan.inputs.stream.num_rows, "row")
         yield f"train: {rows} of a stream, {config.data.name or 'files'}"
+    classes = None if plan.inputs.labels is None else plan.inputs.labels.names
     for name, split in plan.inputs.splits.items():
         sources = dict.fromkeys(_name_source(config, name, place) for place in split.origins.names)
         yield (
             f"{' '.join(filter(None, parse_set(name)))}: {plural(len(split.rows), 'row')} of "
-            f"{enumerate_some(list(sources), at_most=3)}{_describe_labels(split, plan.inputs.label_names)}"
+            f"{enumerate_some(list(sources), at_most=3)}{_describe_labels(split, classes)}"
         )
 
 

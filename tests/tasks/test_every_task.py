@@ -247,6 +247,7 @@ def test_a_row_without_one_of_its_values_is_refused_with_its_place(name: str, st
     ("name", "arguments"),
     [
         ("seq2seq", {"prefix": "reverse: ", "max_target_length": 3}),
+        ("token_classification", {"pieces": "all"}),
         ("question_answering", {"null_answers": True, "null_threshold": -1000.0, "max_answer_tokens": 2}),
     ],
 )

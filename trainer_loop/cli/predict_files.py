@@ -13,8 +13,10 @@ from trainer_loop.cli.predict_arguments import Request
 from trainer_loop.data.checks import check_splits
 from trainer_loop.data.columns import Column, Columns, find_form
 from trainer_loop.data.files import find_files
+from trainer_loop.data.joined_columns import find_fault_of_flags, list_flagged
 from trainer_loop.data.known_labels import read_known_labels
 from trainer_loop.data.missing import Holes, settle_missing
+from trainer_loop.data.number_columns import check_numbers, count_numbers
 from trainer_loop.data.split import Split
 from trainer_loop.data.tables import WholeTable, read_whole
 from trainer_loop.data.text_format import TextFormat
@@ -33,8 +35,9 @@ class FileJob:
     """Rows to predict, found good before the model loads.
 
     inputs: what the model reads, without the rows that are not predicted. columns: those of the inputs, with a target
-    that is compared as it is. kept: `[N]` numbers of the rows that are,
-    from 0. label: the column that predictions are compared with. ready: the table as it is going to be written.
+    that is compared as it is. kept: `[N]` numbers of the rows that are, from 0. label: the column that predictions are
+    compared with. label_parts: the columns that it is joined of, if it is. ready: the table as it is going to be
+    written.
     """
 
     request: Request
@@ -43,6 +46,7 @@ class FileJob:
     columns: Columns
     kept: Sequence[int]
     label: str | None
+    label_parts: Sequence[str]
     ready: ReadyTable
     output: Path
     notes: Sequence[str]
@@ -69,13 +73,15 @@ def prepare_file(file: str, request: Request, model_dir: Path, record: ExportRec
     except UserError as error:
         raise UserError([*problems, *(_reword(problem, columns) for problem in error.problems)]) from error
     refuse(problems)
-    return FileJob(request, table, inputs, read, kept, label, ready, output, notes)
+    label_parts = columns.joined.get(label or "", ())
+    return FileJob(request, table, inputs, read, kept, label, label_parts, ready, output, notes)
 
 
 def predict_file(predictor: Predictor, job: FileJob) -> list[str]:
     """Predict the rows and write them; returns lines for a person. Raises UserError where the disk refuses."""
     rows = {own: list(job.inputs.rows[name]) for own, name in job.columns.names.items()}
     labels, label_notes = _read_labels(predictor, job)
+    label_notes += _leave_out_numbers(rows, predictor, job)
     predictions = predictor.predict_rows(
         rows,
         labels=None if labels is None else [labels[number] for number in job.kept],
@@ -99,6 +105,16 @@ def predict_file(predictor: Predictor, job: FileJob) -> list[str]:
     return [*lines, *label_notes, *predictions.notes]
 
 
+def _leave_out_numbers(rows: dict[str, list[Any]], predictor: Predictor, job: FileJob) -> list[str]:
+    """Take numbers away that the model does not predict as many of in a row, and say so."""
+    name, predicted = job.columns.numbers, len(predictor.label_names)
+    own = next((own for own in rows if job.columns.names[own] == name), None)
+    if own is None or not rows[own] or count_numbers(rows[own][0]) == predicted:
+        return []
+    found = plural(count_numbers(rows.pop(own)[0]), "number")
+    return [f"no metrics: column {name!r} has {found} in each row, and the model predicts {predicted}"]
+
+
 def _name_columns(request: Request, columns: Columns) -> tuple[Columns, list[str]]:
     """The columns of the file: those of the training data, unless the command names others; and what does not fit."""
     keys = _list_keys(columns)
@@ -106,7 +122,7 @@ def _name_columns(request: Request, columns: Columns) -> tuple[Columns, list[str
     given = {key: name for key, name in asked.items() if name is not None}
     problems = [f"{key}={given[key]}: this model reads no such column; remove it" for key in given.keys() - keys]
     named = {own: given[key] for key, own in keys.items() if key in given}
-    return Columns(columns.declared, {**columns.names, **named}), problems
+    return Columns.of(columns.declared, {**columns.given, **named}), problems
 
 
 def _list_keys(columns: Columns) -> dict[str, str]:
@@ -142,7 +158,8 @@ def _find_label_column(request: Request, table: WholeTable, columns: Columns) ->
             f"{did_you_mean(request.label_column, names)}"
         )
     targets = [name for own, name in columns.names.items() if columns.declared[own].target]
-    return targets[0] if request.metrics and targets and set(targets) <= set(names) else None
+    stored = [part for target in targets for part in columns.joined.get(target, [target])]
+    return targets[0] if request.metrics and targets and set(stored) <= set(names) else None
 
 
 def _with_targets(
@@ -151,6 +168,7 @@ def _with_targets(
     """The columns, rows and notes with targets that are compared as they are, if these are in order in all rows."""
     try:
         labelled, also_kept, _ = _settle_rows(table, columns, missing=missing)
+        refuse(check_numbers({"train": labelled}, columns)[0])
     except UserError as error:
         return (
             columns.without_targets(),
@@ -181,28 +199,36 @@ def _read_labels(predictor: Predictor, job: FileJob) -> tuple[list[Any] | None, 
 def _read_label_lists(predictor: Predictor, job: FileJob) -> tuple[list[list[int] | None], list[str]]:
     """The classes of every row, or of its words; None where one of them is not known, or their number is another."""
     per = job.columns.declared[str(job.columns.label_role)].per
-    given = list(job.table.columns[str(job.label)])
-    words = given if per is None else list(job.table.columns[job.columns.names[per]])
+    given = _read_joined(job) if job.label_parts else list(job.table.columns[str(job.label)])
+    words = None if per is None else list(job.table.columns[job.columns.names[per]])
     ids: dict[tuple[type, Any], int] = {(str, name): number for number, name in enumerate(predictor.label_names)}
     for number, value in enumerate(predictor.label_values):
         if isinstance(value, (str, int)):
             ids.setdefault((type(value), value), number)
     found: list[list[int] | None] = []
-    for value, tags, row in zip(given, map(_as_list, given), map(_as_list, words), strict=True):
-        known = [ids.get((type(tag), tag)) if isinstance(tag, (str, int)) else None for tag in tags]
-        fits = _is_list(value) and len(known) == len(row) and None not in known
+    for row, tags in enumerate(map(_list_labels, given)):
+        known = [ids.get((type(tag), tag)) if isinstance(tag, (str, int)) else None for tag in tags or ()]
+        fits = tags is not None and None not in known
+        if words is not None:
+            fits &= len(known) == len(_list_labels(words[row]) or ())
         found.append([tag for tag in known if tag is not None] if fits else None)
     left_out = sum(tags is None for tags in found)
     notes = [f"{plural(left_out, 'row')} without known labels in column {job.label!r}: left out of the metrics"]
     return found, notes if left_out else []
 
 
-def _as_list(value: Any) -> list[Any]:
-    return list(_as_python(value)) if _is_list(value) else []
+def _read_joined(job: FileJob) -> list[dict[str, Any]]:
+    """The values of the columns that the label is joined of, row by row."""
+    parts = [map(_as_python, job.table.columns[part]) for part in job.label_parts]
+    return [dict(zip(job.label_parts, values, strict=True)) for values in zip(*parts, strict=True)]
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(_as_python(value), (list, tuple))
+def _list_labels(value: Any) -> list[Any] | None:
+    """The elements of a list, or the labels that a joined value marks; None: it is no such value."""
+    value = _as_python(value)
+    if isinstance(value, Mapping):
+        return None if find_fault_of_flags(value) else list_flagged(value)
+    return list(value) if isinstance(value, (list, tuple)) else None
 
 
 def _as_python(value: Any) -> Any:

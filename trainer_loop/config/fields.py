@@ -258,7 +258,7 @@ class DataConfig:
     columns: dict[str, Any] = key(
         {},
         "the task's columns and yours: {text: sentence1, text_pair: sentence2, label: label}; one that is left out has "
-        "the task's own name",
+        "the task's own name; a list names a column for each label (of 0 and 1) or number: {label: [toxic, obscene]}",
         kind="columns",
         on_resume="refused",
     )

@@ -228,16 +228,18 @@ def _label_names_fault(value: object) -> str | None:
 
 
 def _columns(node: Node) -> object:
-    return {key.value: _text(value) for key, value in node.value} if isinstance(node, MappingNode) else plain(node)
+    return {key.value: _splits(value) for key, value in node.value} if isinstance(node, MappingNode) else plain(node)
 
 
 def _columns_fault(value: object) -> str | None:
     if not isinstance(value, dict):
         return ""
-    wrong = next(
-        (name for name, column in value.items() if column is not None and _text_fault(column) is not None), None
-    )
-    return None if wrong is None else f"{wrong} is {shown(value[wrong])}, not the name of a column"
+    for name, column in value.items():
+        if column is not None and _splits_fault(column) is not None:
+            return f"{name} is {shown(column)}, not the name of a column"
+        if isinstance(column, list) and len(set(column)) < len(column):
+            return f"{name} has a column twice"
+    return None
 
 
 def spell_delimiter(value: object) -> object:

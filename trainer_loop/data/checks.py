@@ -12,9 +12,11 @@ import pyarrow.compute as pc
 from trainer_loop.data.arrow_types import as_rows
 from trainer_loop.data.column_values import find_fault, is_hole
 from trainer_loop.data.columns import Columns
+from trainer_loop.data.joined_columns import name_labels_of_rows
 from trainer_loop.data.labels import LabelNames, RawLabel, describe_kind, name_labels
 from trainer_loop.data.missing import HIDDEN, Test, find_rows, is_blank, is_hidden, is_unlabelled, read_column
 from trainer_loop.data.split import Split
+from trainer_loop.data.tags import warn_of_stray_tags
 from trainer_loop.data.wording import did_you_mean, enumerate_names, enumerate_some, plural, shorten
 from trainer_loop.errors import UserError
 
@@ -50,7 +52,7 @@ def check_splits(
         for own, name in read.names.items():
             column = read.declared[own]
             if name not in split.rows.column_names:
-                problems.append(_explain_missing(split, own=own, column=name))
+                problems += _explain_missing(split, own=own, columns=columns.joined.get(name, [name]))
             elif column.kind == "text":
                 may_be_empty = column.blank or missing == "empty"
                 problems += _check_texts(split, name, may_be_empty=may_be_empty, is_optional=column.optional)
@@ -60,13 +62,21 @@ def check_splits(
     if label is None:
         return problems, warnings, None
     labelled = {name: split for name, split in splits.items() if label in split.rows.column_names}
+    if label in columns.joined:
+        if label_names is not None:
+            problems.append("data.label_names: the columns that data.columns names are the labels; set it to null")
+        label_names = columns.joined[label]
     if columns.has_class_lists:
         if problems:
             return problems, warnings, known
+        labelled = {name: name_labels_of_rows(split, columns) for name, split in labelled.items()}
         labelled = {name: flatten(split, label) for name, split in labelled.items()}
     label_problems, label_warnings, names = _check_labels(
         labelled, label=label, label_names=label_names, is_streamed=is_streamed, known=known
     )
+    if columns.has_word_tags and names is not None and not label_problems:
+        for name, split in splits.items():
+            label_warnings += warn_of_stray_tags(split, label, names, is_head=is_streamed and name == "train")
     return problems + label_problems, warnings + label_warnings, names
 
 
@@ -91,16 +101,21 @@ def count_labels(split: Split, label: str) -> Counter[RawLabel]:
     return counts
 
 
-def _explain_missing(split: Split, *, own: str, column: str) -> str:
+def _explain_missing(split: Split, *, own: str, columns: Sequence[str]) -> list[str]:
     present = list(split.columns or split.rows.column_names)
-    there = f"{enumerate_names(present)}{did_you_mean(column, present)}"
     key = own if own.startswith("data.") else f"data.columns.{own}"
-    return f"{key}={column}: data.{split.name} has no such column; it has {there}"
+    return [
+        f"{key}={column}: data.{split.name} has no such column; it has {enumerate_names(present)}"
+        f"{did_you_mean(column, present)}"
+        for column in columns
+        if column not in present or len(columns) == 1
+    ]
 
 
 def _check_values_of(split: Split, columns: Columns, own: str) -> list[str]:
     """Values of all kinds but texts and single labels: looked at one by one."""
     name, column = columns.names[own], columns.declared[own]
+    kind = columns.kind_of(own)
     other = None if column.per is None else columns.names.get(column.per)
     rows = split.rows.select_columns([name] if other in (None, name) else [name, other])
     faults: dict[int, str] = {}
@@ -109,10 +124,10 @@ def _check_values_of(split: Split, columns: Columns, own: str) -> list[str]:
         batch = rows.with_format(None)[start : start + _READ_ROWS]
         beside = [None] * len(batch[name]) if other is None else batch.get(other, [None] * len(batch[name]))
         for row, (value, per) in enumerate(zip(batch[name], beside, strict=True), start):
-            fault = "is null" if value is None else find_fault(value, column.kind, per)
+            fault = "is null" if value is None else find_fault(value, kind, per)
             if fault is not None:
                 faults[row] = fault
-                are_holes |= is_hole(value, column.kind)
+                are_holes |= is_hole(value, kind)
     if not faults:
         return []
     shown = enumerate_some([split.origins.place(row) for row in list(faults)[:_SHOWN]], total=len(faults))

@@ -7,7 +7,8 @@ from decimal import Decimal
 from typing import Any
 
 from trainer_loop.data import images
-from trainer_loop.data.columns import Kind
+from trainer_loop.data.columns import JoinedKind, Kind
+from trainer_loop.data.joined_columns import find_fault_of_flags, is_nothing, lacks_part
 from trainer_loop.data.messages import find_fault_of_messages, find_fault_of_tools, lacks_answer
 from trainer_loop.data.values import is_encodable
 from trainer_loop.data.wording import enumerate_some, shorten
@@ -16,7 +17,7 @@ KINDS_OF_TEXTS: tuple[Kind, ...] = ("text", "words", "choices", "conversation", 
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 
 
-def find_fault(value: Any, kind: Kind, per: Any) -> str | None:
+def find_fault(value: Any, kind: Kind | JoinedKind, per: Any) -> str | None:
     """What is wrong with a value that is not null, as the rest of a sentence; None: nothing.
 
     Args:
@@ -29,12 +30,18 @@ def find_fault(value: Any, kind: Kind, per: Any) -> str | None:
             return _find_fault_of_texts(value, "word")
         case "number" | "weight":
             return _find_fault_of_number(value, at_least=0.0 if kind == "weight" else -math.inf)
+        case "numbers":
+            return _find_fault_of_numbers(value)
+        case "joined_numbers":
+            return _find_fault_of_parts(value)
         case "choices":
             return _find_fault_of_choices(value)
         case "choice":
             return _find_fault_of_choice(value, per)
         case "classes":
             return _find_fault_of_list(value, per)
+        case "joined_classes":
+            return find_fault_of_flags(value)
         case "spans":
             return _find_fault_of_spans(value, per)
         case "image":
@@ -47,8 +54,10 @@ def find_fault(value: Any, kind: Kind, per: Any) -> str | None:
             return None
 
 
-def is_hole(value: Any, kind: Kind) -> bool:
-    """Whether a value is missing: null, or a conversation without its last answer."""
+def is_hole(value: Any, kind: Kind | JoinedKind) -> bool:
+    """Whether a value is missing: null, a conversation without its last answer, or a joined column without a part."""
+    if kind in ("joined_classes", "joined_numbers"):
+        return lacks_part(value)
     return value is None or (kind == "conversation" and lacks_answer(value))
 
 
@@ -118,7 +127,37 @@ def read_number(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float, str, Decimal)) else None
 
 
-def _find_fault_of_number(value: Any, *, at_least: float) -> str | None:
+def read_numbers(value: Any) -> float | list[float] | None:
+    """A value of the kind `numbers` without a fault: the only number, or a list of several.
+
+    >>> read_numbers("4.5"), read_numbers([1, 2]), read_numbers({"valence": "1", "arousal": 2})
+    (4.5, [1.0, 2.0], [1.0, 2.0])
+    """
+    if not isinstance(value, (list, tuple, Mapping)):
+        return read_number(value)
+    numbers = [read_number(part) or 0.0 for part in (value.values() if isinstance(value, Mapping) else value)]
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+def _find_fault_of_numbers(value: Any) -> str | None:
+    if not isinstance(value, (list, tuple)):
+        return _find_fault_of_number(value)
+    if not value:
+        return "has no numbers"
+    return next((fault for fault in map(_find_fault_of_number, value) if fault is not None), None)
+
+
+def _find_fault_of_parts(value: Mapping[str, Any]) -> str | None:
+    """Of a joined value, each part of which is a number."""
+    for name, part in value.items():
+        if is_nothing(part):
+            return f"has nothing in {name!r}"
+        if (fault := _find_fault_of_number(part)) is not None:
+            return f"{fault}, in {name!r},"
+    return None
+
+
+def _find_fault_of_number(value: Any, *, at_least: float = -math.inf) -> str | None:
     number = read_number(value)
     if number is None:
         return f"holds {shorten(value)}, which is no number"

@@ -94,7 +94,7 @@ def read_files(
             return *_read_file(file, content=content, columns=columns, text_format=text_format), content
 
     parts, origins, contents = zip(*read_each(files, read_one), strict=True)
-    wanted = set.intersection(*(set(part.names) for part in parts)) if columns is None else set(columns.all)
+    wanted = set.intersection(*(set(part.names) for part in parts)) if columns is None else set(columns.stored)
     joined, names = join_rows(parts, files=files, contents=contents, wanted=wanted)
     kinds = [
         f"{Path(file).suffix.lower()} {content} {text_format.fingerprint(file)}".rstrip()
@@ -112,7 +112,7 @@ def _read_changed(
     def read_one(file: str) -> Split:
         with _unchanged(file, digest_file(Path(file))):
             shard = open_file(file, columns=None, text_format=text_format)
-            return read_table(functions.over(shard, columns=columns.all), columns=columns.all).as_split(columns)
+            return read_table(functions.over(shard, columns=columns.stored), columns=columns.stored).as_split(columns)
 
     read = list(zip(files, read_each(files, read_one), strict=True))
     kept = [(file, part) for file, part in read if len(part.rows)]
@@ -120,7 +120,7 @@ def _read_changed(
         raise UserError(functions.explain_nothing(split))
     named = [file for file, _ in kept]
     parts = [NamedRows(part.rows, part.columns) for _, part in kept]
-    joined, names = join_rows(parts, files=named, contents=named, wanted=set(columns.all))
+    joined, names = join_rows(parts, files=named, contents=named, wanted=set(columns.stored))
     return Split(split, joined, Origins.join([part.origins for _, part in kept]), digest_rows(joined), names)
 
 
@@ -186,7 +186,7 @@ def _read_file(
     path: str, *, content: str, columns: Columns | None, text_format: TextFormat
 ) -> tuple["NamedRows", Origins]:
     """content: a hash of its bytes."""
-    wanted = None if columns is None else columns.all
+    wanted = None if columns is None else columns.stored
     shard = open_file(path, columns=wanted, text_format=text_format)
     match Path(path).suffix.lower():
         case ".parquet":

@@ -144,22 +144,36 @@ def weigh(microbatch: Microbatch, weight: float) -> Microbatch:
     return replace(microbatch, num_targets=microbatch.num_targets * weight, weight=weight)
 
 
+def add_partners(
+    rows: Sequence[Mapping[str, Any]], numbers: Rows, source: RowSource, *seed: int | str
+) -> list[dict[str, Any]]:
+    """The rows, each with a row of the source to be mixed with, and with one seed for all; see `Task.mixes`.
+
+    Neither depends on the other rows, so the mixture is the same in every microbatch and process.
+    """
+    partners = read_rows(source, [derive_seed(*seed, "partner", number) % len(source) for number in numbers])
+    mixing = derive_seed(*seed, "mixing")
+    return [{**row, "partner": partner, "mixing": mixing} for row, partner in zip(rows, partners, strict=True)]
+
+
 @dataclass(frozen=True)
 class _Collator(Dataset[Microbatch]):
     """Reads rows and makes a microbatch of them, on the CPU; an index is an array of row indices.
 
-    draws: `collate` chooses at random, by the `draw` of each row.
+    draws: `collate` chooses at random, by the `draw` of each row. mixes: it mixes the rows of a training step.
     """
 
     source: RowSource
     collate: Collate
     count: Count
     draws: bool
+    mixes: bool = False
 
     def make(self, rows: Rows, *seed: int | str) -> Microbatch:
         """seed: what the draws depend on beside the row; nothing in an evaluation, which is the same each time."""
         read = read_rows(self.source, rows)
-        batch = self.collate(add_draws(read, rows, *seed) if self.draws else read)
+        read = add_draws(read, rows, *seed) if self.draws else read
+        batch = self.collate(add_partners(read, rows, self.source, *seed) if self.mixes else read)
         return Microbatch(rows, batch, self.count(batch))
 
     def __getitem__(self, rows: np.ndarray) -> Microbatch:
@@ -186,6 +200,7 @@ class TrainLoader(Dataset[StepBatch]):
     process_index: int = 0
     num_workers: int = 0
     draws: bool = False
+    mixes: bool = False
     origin_of: Callable[[int], str] = str
 
     def __getitem__(self, step: int) -> StepBatch:
@@ -202,7 +217,8 @@ class TrainLoader(Dataset[StepBatch]):
         )
 
     def _make(self, rows: Rows, step: int) -> Microbatch:
-        made = _Collator(self.rows, self.collate, self.count, self.draws).make(rows, self.plan.seed, "collate", step)
+        collator = _Collator(self.rows, self.collate, self.count, self.draws, self.mixes)
+        made = collator.make(rows, self.plan.seed, "collate", step)
         if self.sources:
             assert self.plan.mixture is not None, "it has sources"
             source = self.sources[self.plan.mixture.sources[rows[0]]]

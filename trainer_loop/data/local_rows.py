@@ -44,7 +44,7 @@ def read_local(
         )
     place = f"{key}={spec}"
     returned = call_rows_function(spec, split=split, seed=seed)
-    rows = _as_dataset(returned, place=place, dotted=spec, wanted=columns.all if functions is None else None)
+    rows = _as_dataset(returned, place=place, dotted=spec, wanted=columns.stored if functions is None else None)
     if not len(rows.rows):
         raise UserError(f"{place} returned no rows")
     read = _make_split(split, rows, place=spec, columns=columns if functions is None else None)
@@ -62,7 +62,7 @@ def read_source(
     if is_query(spec):
         wanted = columns if functions is None else None
         with under(f"{key}: "):
-            rows = read_query(**spec, columns=None if wanted is None else wanted.all)
+            rows = read_query(**spec, columns=None if wanted is None else wanted.stored)
         read = _make_split(split, rows, place=name_database(spec["connection"]), columns=wanted)
         return read if functions is None or columns is None else functions.over_split(read, columns=columns)
     specs = [spec] if isinstance(spec, str) else list(spec)

@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import datasets
@@ -13,9 +14,10 @@ import pyarrow.compute as pc
 
 from trainer_loop.data.arrow_types import as_rows, plain_array, whole_numbers
 from trainer_loop.data.column_values import is_hole
-from trainer_loop.data.columns import Columns, Kind
+from trainer_loop.data.columns import Columns, JoinedKind, Kind
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.images import fingerprint_files, list_paths
+from trainer_loop.data.joined_columns import join_columns
 from trainer_loop.data.shards import Shard
 from trainer_loop.data.split import Split
 from trainer_loop.data.values import is_nan
@@ -24,7 +26,8 @@ from trainer_loop.errors import UserError
 
 POLICIES = ("refuse", "drop", "empty")
 _READ_ROWS = 10_000  # at a time
-_NUMBERS = ("number", "weight")  # kinds
+_NUMBERS = ("number", "numbers", "weight")  # kinds
+_NESTED = ("conversation", "joined_classes", "joined_numbers")  # kinds whose values may have a hole inside
 HIDDEN = -1  # the class that datasets gives to rows whose label is kept secret
 
 Mask = npt.NDArray[np.bool_]
@@ -41,22 +44,22 @@ class Holes:
 
     texts: Mapping[str, bool]
     label: str | None = None
-    others: Mapping[str, Kind] = dataclasses.field(default_factory=dict)
+    others: Mapping[str, Kind | JoinedKind] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, columns: Columns, *, missing: str = "refuse") -> "Holes":
         """The holes of these columns. missing: with `empty`, blank texts are as good as any."""
         kinds = {name: columns.declared[own] for own, name in columns.names.items()}
         texts = {
-            name: column.kind in _NUMBERS or (missing != "empty" and not column.blank)
+            name: column.kind != "text" or (missing != "empty" and not column.blank)
             for name, column in kinds.items()
-            if column.kind in ("text", *_NUMBERS)  # which may be written as texts
+            if column.kind in ("text", *_NUMBERS) and name not in columns.joined  # a number may be a text
         }
         label = columns.single_label
         return cls(
             texts,
             label,
-            {name: column.kind for name, column in kinds.items() if name not in texts and name != label},
+            {name: columns.kind_of(own) for own, name in columns.names.items() if name not in texts and name != label},
         )
 
     @property
@@ -85,8 +88,8 @@ class Holes:
         for name in self.columns:
             if name in rows.column_names:
                 test = is_unlabelled if name == self.label else _is_blank if self.texts.get(name) else pc.is_null
-                if self.others.get(name) == "conversation":
-                    test = _lacks_answer
+                if self.others.get(name) in _NESTED:
+                    test = partial(_are_holes, kind=self.others[name])
                 found[name] = find_rows(rows, name, test)
                 if name == self.label and isinstance(rows.features[name], datasets.ClassLabel):
                     found[name] |= find_rows(rows, name, is_hidden)
@@ -148,7 +151,8 @@ def with_plain_columns(split: Split, columns: Columns) -> Split:
     for name in columns.of_kind("image"):
         if isinstance(rows.features.get(name), datasets.Image):
             rows = rows.cast_column(name, datasets.Image(decode=False))
-    present = [name for name in rows.column_names if name in columns.all]
+    rows = join_columns(rows, columns.joined)
+    present = [name for name in rows.column_names if name in {*columns.all, *columns.stored}]
     present = present or rows.column_names[:1]  # which stands in for their number
     if len(present) < len(rows.column_names):
         rows = rows.select_columns(present)
@@ -199,8 +203,8 @@ def _is_blank(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return pc.fill_null(is_blank(column), True)
 
 
-def _lacks_answer(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pa.chunked_array([pa.array([is_hole(value, "conversation") for value in column.to_pylist()], pa.bool_())])
+def _are_holes(column: pa.ChunkedArray, *, kind: Kind | JoinedKind) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.array([is_hole(value, kind) for value in column.to_pylist()], pa.bool_())])
 
 
 def is_blank(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -134,7 +134,7 @@ def read_sources(
     splits, own, problems = dict[str, Split](), dict[str, Columns](), list[str]()
     for entry in mixture:
         name = str(entry["name"])
-        own[name] = Columns(columns.declared, {**columns.names, **entry.get("columns", {})})
+        own[name] = Columns.of(columns.declared, {**columns.given, **entry.get("columns", {})})
         try:
             splits[name] = read(entry, own[name])
         except UserError as error:

@@ -14,10 +14,12 @@ from trainer_loop.data.columns import Columns
 from trainer_loop.data.files import is_file_spec
 from trainer_loop.data.given_rows import as_dataset, take_rows
 from trainer_loop.data.hub import load_hub_splits
+from trainer_loop.data.joined_columns import name_labels_of_rows
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.loader import KeptRows
 from trainer_loop.data.local_rows import call_rows_function, given_split, read_source
 from trainer_loop.data.missing import Holes, settle_missing
+from trainer_loop.data.number_columns import check_numbers, name_numbers
 from trainer_loop.data.prepare import cut_validation, limit_splits
 from trainer_loop.data.report import describe_data
 from trainer_loop.data.shards import ShardedSplit
@@ -33,7 +35,8 @@ class DataPlan:
     """Splits that were read and checked.
 
     splits: raw rows by split. streamed: the training split where it is streamed; `splits` then holds its first rows.
-    labels: the classes; None without a label, or where they could not be found.
+    labels: the classes; None without a label, or where they could not be found. num_numbers: that each row has to
+    predict; None if it has none.
     """
 
     section: DataSection
@@ -41,6 +44,12 @@ class DataPlan:
     streamed: ShardedSplit | None
     labels: LabelNames | None
     show_progress: bool
+    num_numbers: int | None = None
+
+    @property
+    def output_names(self) -> list[str] | None:
+        """The names of the classes, or of several numbers; None if there are none."""
+        return name_numbers(self.columns, self.num_numbers) if self.labels is None else self.labels.names
 
     @property
     def columns(self) -> Columns:
@@ -78,6 +87,7 @@ class DataPlan:
             self.section.cache_dir,
             self.show_progress,
             say,
+            num_numbers=self.num_numbers,
         )
         splits, stream = dict(self.splits), None
         if self.streamed is not None:
@@ -110,7 +120,7 @@ class DataPlan:
         labelled: they have labels; else these are left out. Raises UserError with everything that is wrong with them.
         """
         columns = self.columns if labelled else self.columns.without_targets()
-        table = as_dataset(rows, place="rows", columns=columns.all)
+        table = as_dataset(rows, place="rows", columns=columns.stored)
         named = given_split(table, name="rows", columns=columns)
         try:
             split, lines = settle_missing(named, Holes.of(columns), missing=self.section.missing)
@@ -118,6 +128,7 @@ class DataPlan:
                 {"rows": split}, columns=columns, label_names=None, missing=self.section.missing, known=self.labels
             )
             refuse(problems)
+            refuse(check_numbers({"rows": split}, columns, expected=self.num_numbers)[0])
         except UserError as error:
             raise UserError([problem.replace("data.rows", "rows") for problem in error.problems]) from error
         for line in lines:
@@ -127,6 +138,7 @@ class DataPlan:
         encoding = Encoding(
             task, tokenizer, columns, labels, self.section.max_length, self.section.cache_dir, evaluates=True
         )
+        split = name_labels_of_rows(split, columns)
         return tokenise_split(split, encoding), None if kept is None else KeptRows(kept, len(named.rows))
 
 
@@ -143,6 +155,8 @@ def plan_data(
     splits: dict[str, Split] = {}
     streamed: ShardedSplit | None = None
     labels: LabelNames | None = None
+    num_numbers: int | None = None
+    known = len(problems.lines)
     put = _put_given(section, given, problems)
     if put is not None:
         splits, streamed, wrong = read_splits(put, show_progress=show_progress, say=say)
@@ -156,16 +170,20 @@ def plan_data(
             missing=section.missing,
         )
         if section.validation_fraction is not None:  # both were one file: what is wrong with all of it is told once
-            known = set(wrong)
+            all_wrong = set(wrong)
             wrong = [
                 line
                 for line in wrong
-                if "data.validation" not in line or line.replace("data.validation", "data.train") not in known
+                if "data.validation" not in line or line.replace("data.validation", "data.train") not in all_wrong
             ]
         problems.lines += wrong
         for warning in warnings:
             warn(warning)
-    return DataPlan(section, splits, streamed, labels, show_progress)
+        if len(problems.lines) == known:
+            wrong, num_numbers = check_numbers(splits, section.columns)
+            problems.lines += wrong
+            splits = {name: name_labels_of_rows(split, section.columns) for name, split in splits.items()}
+    return DataPlan(section, splits, streamed, labels, show_progress, num_numbers)
 
 
 def _put_given(section: DataSection, given: Mapping[str, Any], problems: Problems) -> DataSection | None:
@@ -174,7 +192,7 @@ def _put_given(section: DataSection, given: Mapping[str, Any], problems: Problem
     are_good = True
     for name, rows in given.items():
         split, part = parse_set(name)
-        columns = None if section.filter or section.map else section.columns_of(split).all  # functions are given all
+        columns = None if section.filter or section.map else section.columns_of(split).stored  # functions are given all
         table = problems.collect("", as_dataset, rows, place=f"rows[{name!r}]", columns=columns)
         are_good &= table is not None
         named = specs[split] if isinstance(specs[split], Mapping) and not is_query(specs[split]) else {}

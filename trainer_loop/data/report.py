@@ -12,6 +12,7 @@ from trainer_loop.data.checks import count_labels, flatten
 from trainer_loop.data.column_values import KINDS_OF_TEXTS, list_texts
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.labels import LabelNames, RawLabel
+from trainer_loop.data.missing import find_rows
 from trainer_loop.data.split import Split
 from trainer_loop.data.tokens import TokenisedSplit
 from trainer_loop.data.wording import plural
@@ -36,6 +37,8 @@ def describe_data(
         if label_names is not None and columns.label is not None:
             raw = flatten(splits[name], columns.label) if columns.has_class_lists else splits[name]
             labels = f"; labels: {_describe_labels(count_labels(raw, columns.label), label_names)}"
+            if columns.has_class_lists and not columns.has_word_tags:
+                labels += _describe_unlabelled(splits[name], columns.label)
         lines.append(f"{name}: {plural(len(split.rows), 'row')}{chunks}{labels}")
         if "input_ids" not in split.rows.column_names:
             continue
@@ -88,6 +91,12 @@ def _describe_labels(found: Mapping[RawLabel, int], label_names: LabelNames) -> 
     rest = counts[common_first[_LABELS_SHOWN:]]
     more = f" and {len(rest)} more with {rest.min():,} to {rest.max():,} rows" if len(rest) else ""
     return ", ".join(shown) + more
+
+
+def _describe_unlabelled(split: Split, column: str) -> str:
+    """How many rows have an empty list of labels."""
+    number = int(find_rows(split.rows, column, lambda lists: pc.equal(pc.list_value_length(lists), 0)).sum())
+    return f"; {plural(number, 'row')} ({number / len(split.rows):.1%}) without a label" if number else ""
 
 
 def _hash_texts(split: Split, columns: Sequence[str]) -> npt.NDArray[np.int64]:

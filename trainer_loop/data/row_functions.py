@@ -102,7 +102,7 @@ class RowFunctions:
             return split.origins.place(number - 1)
 
         shard = Shard(split.name, "row", read, names=lambda: list(split.rows.column_names))
-        made = read_table(self.over(shard, columns=columns.all, place=place), columns=columns.all)
+        made = read_table(self.over(shard, columns=columns.stored, place=place), columns=columns.stored)
         if not len(made):
             raise UserError(self.explain_nothing(split.name))
         rows = replace(made, origins=split.origins.select(made.origins.number - 1)).as_split(columns)

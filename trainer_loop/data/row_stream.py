@@ -8,11 +8,13 @@ from typing import Any, NamedTuple, Protocol
 
 from trainer_loop.data.column_values import find_fault, is_hole, read_number
 from trainer_loop.data.columns import GROUP, WEIGHT, Columns
+from trainer_loop.data.joined_columns import join_values, list_flagged
 from trainer_loop.data.labels import LabelNames, RawLabel
 from trainer_loop.data.missing import HIDDEN, Holes, describe_dropped, has_classes
+from trainer_loop.data.number_columns import count_numbers
 from trainer_loop.data.shards import Mark, Reading, Shard, Values
 from trainer_loop.data.values import is_encodable, read_field
-from trainer_loop.data.wording import did_you_mean, enumerate_some, shorten
+from trainer_loop.data.wording import did_you_mean, enumerate_some, plural, shorten
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.randomness import permute
 
@@ -44,8 +46,9 @@ class Stream(Protocol):
 class RowStream:
     """The raw rows of all shards, whose order is another one in every epoch and a hash of seed and epoch.
 
-    label_names: the classes, if a column holds labels. missing: what becomes of a row with holes, see
-    `settle_missing`; one that is dropped is no row of the epoch, and `say` is told of them.
+    label_names: the classes, if a column holds labels. num_numbers: that each row has to predict, if any. missing: what
+    becomes of a row with holes, see `settle_missing`; one that is dropped is no row of the epoch, and `say` is told of
+    them.
     A row that cannot be trained on is a UserError with its place.
     """
 
@@ -54,12 +57,14 @@ class RowStream:
     seed: int
     columns: Columns
     label_names: LabelNames | None
+    num_numbers: int | None = None
     missing: str = "refuse"
     say: Callable[[str], None] = lambda line: None
 
     def __post_init__(self) -> None:
         assert (self.columns.label is None) == (self.label_names is None), "a label needs its names"
         self._label = self.columns.label
+        self._kinds = {own: self.columns.kind_of(own) for own in self.columns.names}
         self._ids: dict[RawLabel, int] = {} if self.label_names is None else self.label_names.ids
         self._label_kind = type(next(iter(self._ids), None))
         self._holes = Holes.of(self.columns, missing=self.missing)
@@ -92,7 +97,8 @@ class RowStream:
         """The rows of a reader of a shard that can be trained on. is_whole: it reads from the first row on."""
         are_classes = has_classes(shard, self._label)
         dropped = dict.fromkeys(self.columns.all, 0)
-        for values, number in reader:
+        for read, number in reader:
+            values = join_values(read, self.columns.joined) if self.columns.joined else read
             if self.missing == "drop" and (lacking := self._holes.columns_of(values, are_classes=are_classes)):
                 dropped[lacking[0]] += 1
                 self._announce(shard.place(number), lacking[0])
@@ -115,7 +121,8 @@ class RowStream:
         place = shard.place(number)
         checked: dict[str, Any] = {}
         for own, name in self.columns.names.items():
-            value, kind = values.get(name), self.columns.declared[own].kind
+            kind = self._kinds[own]
+            value: Any = values.get(name)
             if kind == "class":
                 checked[own] = self._find_class(value, shard, place)
                 continue
@@ -125,7 +132,9 @@ class RowStream:
                 more = ", or set data.missing=drop (or empty)" if kind == "text" and problem in _HOLES else ""
                 more = ", or set data.missing=drop" if kind != "text" and is_hole(value, kind) else more
                 raise UserError(f"data.train: column {name!r} {problem} in {place}; correct or remove the row{more}")
-            checked[own] = [self._find_class(one, shard, place) for one in value or ()] if kind == "classes" else value
+            if kind == "joined_classes":
+                value = list_flagged(value)
+            checked[own] = [self._find_class(one, shard, place) for one in value] if "classes" in kind else value
         checked.pop(GROUP, None)
         weight = read_number(checked.pop(WEIGHT, 1.0))
         assert weight is not None, "it was checked"
@@ -135,7 +144,10 @@ class RowStream:
         name, column = self.columns.names[own], self.columns.declared[own]
         if column.kind != "text":
             beside = None if column.per is None else values.get(self.columns.names.get(column.per, ""))
-            return _IS_NULL if value is None else find_fault(value, column.kind, beside)
+            fault = _IS_NULL if value is None else find_fault(value, self._kinds[own], beside)
+            if fault is None and name == self.columns.numbers and count_numbers(value) != self.num_numbers:
+                return f"has {plural(count_numbers(value), 'number')} where the first row has {self.num_numbers}"
+            return fault
         if isinstance(value, str):
             if not value.isascii() and not is_encodable(value):
                 return "holds half of a surrogate pair, which is no character,"

@@ -117,10 +117,10 @@ def read_splits(
                 config=section.config,
                 train=train,
                 specs=on_hub,
-                columns=None if functions else section.train_columns.all,
+                columns=None if functions else section.train_columns.stored,
             )
             if streamed is not None and functions is not None:
-                streamed = _telling(functions, say).over_stream(streamed, columns=section.train_columns.all)
+                streamed = _telling(functions, say).over_stream(streamed, columns=section.train_columns.stored)
         else:
             if section.streaming:
                 streamed = problems.collect("", _open_stream, section, functions and _telling(functions, say))
@@ -169,7 +169,8 @@ def _read_mixture(section: DataSection, say: Say) -> Split:
         refuse(problems)
         train = splits["train"]
         there = list(train.columns or train.rows.column_names)
-        if missing := [f"{name!r} for {own}" for own, name in columns.names.items() if name not in there]:
+        stored = {part: own for own, name in columns.names.items() for part in columns.joined.get(name, [name])}
+        if missing := [f"{name!r} for {own}" for name, own in stored.items() if name not in there]:
             told = f"no column {', '.join(missing)}; it has {enumerate_names(there)}: set its columns"
             raise UserError(f"data.train: {told}")
         return train
@@ -242,7 +243,7 @@ def _open_stream(section: DataSection, functions: RowFunctions | None) -> Sharde
     if len(specs) == 1 and is_image_folder(specs[0]):
         raise UserError(f"data.train={specs[0]}: a folder of images is not streamed; set data.streaming=false")
     files = find_files(specs, key="data.train", split="train")
-    return open_files(files, columns=section.train_columns.all, text_format=section.files, functions=functions)
+    return open_files(files, columns=section.train_columns.stored, text_format=section.files, functions=functions)
 
 
 def _telling(functions: RowFunctions, say: Say) -> RowFunctions:

@@ -8,6 +8,7 @@ import pyarrow as pa
 from trainer_loop.data.arrow_types import make_dataset
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.files import NamedRows, join_rows
+from trainer_loop.data.joined_columns import join_values
 from trainer_loop.data.missing import Holes, has_classes, settle_missing, with_plain_columns
 from trainer_loop.data.shards import BATCH_ROWS, Batch, Shard, ShardedSplit, read_batches
 from trainer_loop.data.split import Origins, Split
@@ -32,7 +33,7 @@ def read_head(split: ShardedSplit, *, columns: Columns, missing: str) -> Split:
         if num_rows >= HEAD_ROWS and not split.is_local:
             break
         wanted = max(HEAD_ROWS - num_rows, 1)
-        first = problems.collect("", _read_first, shard, wanted, holes if missing == "drop" else None)
+        first = problems.collect("", _read_first, shard, wanted, columns, holes if missing == "drop" else None)
         if first is None:
             continue
         batches, kept = first
@@ -49,7 +50,7 @@ def read_head(split: ShardedSplit, *, columns: Columns, missing: str) -> Split:
     return _join(read, split, columns, missing)
 
 
-def _read_first(shard: Shard, most: int, holes: Holes | None) -> tuple[list[Batch], int]:
+def _read_first(shard: Shard, most: int, columns: Columns, holes: Holes | None) -> tuple[list[Batch], int]:
     """As many rows as there are up to `most` without holes, and how many those are."""
     read: list[Batch] = []
     num_rows = kept = 0
@@ -58,6 +59,7 @@ def _read_first(shard: Shard, most: int, holes: Holes | None) -> tuple[list[Batc
             if row in batch.faults:
                 raise batch.faults[row]
             num_rows += 1
+            values = join_values(values, columns.joined)
             kept += holes is None or not holes.columns_of(values, are_classes=has_classes(shard, holes.label))
             if kept == most or num_rows == _MOST_ROWS_READ:
                 return [*read, batch.first(row + 1)], kept
@@ -66,7 +68,7 @@ def _read_first(shard: Shard, most: int, holes: Holes | None) -> tuple[list[Batc
 
 
 def _join(read: Sequence[tuple[Shard, Sequence[Batch]]], split: ShardedSplit, columns: Columns, missing: str) -> Split:
-    label, wanted = columns.label, columns.all
+    label, wanted = columns.label, columns.stored
     tables = [join_batches(shard, batches, columns=wanted).select(wanted) for shard, batches in read]
     arrays = [table.as_arrays(wanted=wanted, label=None) for table in tables]
     if label is not None:

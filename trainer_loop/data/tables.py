@@ -58,10 +58,10 @@ class WholeTable:
 
     def as_split(self, columns: Columns) -> Split:
         """Some columns as rows of a data set. Raises UserError where their values are of several kinds."""
-        present = [name for name in self.columns if name in columns.all]
-        arrays = self.select(present).as_arrays(wanted=columns.all, label=columns.label)
+        present = [name for name in self.columns if name in columns.stored]
+        arrays = self.select(present).as_arrays(wanted=columns.stored, label=columns.label)
         made = pa.table(arrays).replace_schema_metadata(self.metadata)
-        features = find_features(made.schema, path="the file", wanted=columns.all)
+        features = find_features(made.schema, path="the file", wanted=columns.stored)
         rows = as_rows(hold(made, features)) if features else make_dataset({}, self.names, len(self))
         return with_plain_columns(Split("train", rows, self.origins, "", self.names), columns)
 

@@ -120,6 +120,7 @@ class Encoding:
     show_progress: bool = False
     say: Callable[[str], None] = lambda line: None
     evaluates: bool = False
+    num_numbers: int | None = None  # that each row of a stream has to predict
 
     def __post_init__(self) -> None:
         assert (self.columns.label is None) == (self.label_names is None), "a label needs its names"

@@ -54,7 +54,15 @@ def prepare_stream(
     UserError where rows cannot be counted, or not be trained on.
     """
     columns, label_names, say = encoding.columns, encoding.label_names, encoding.say
-    texts = RowStream(split.shards, seed=seed, columns=train_columns, label_names=label_names, missing=missing, say=say)
+    texts = RowStream(
+        split.shards,
+        seed=seed,
+        columns=train_columns,
+        label_names=label_names,
+        num_numbers=encoding.num_numbers,
+        missing=missing,
+        say=say,
+    )
     encode = RowEncoder(encoding.task, max_length=encoding.max_length)
     changes_number = encode.changes_number(_first_row(texts))
     if changes_number and is_counted:

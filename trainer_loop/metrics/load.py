@@ -68,7 +68,7 @@ def load_metrics(
     """
     parsed, problems = _parse(entries, num_labels=num_labels), Problems()
     for entry in parsed:
-        if entry.shipped is not None and "label_names" in inspect.signature(entry.shipped.function).parameters:
+        if entry.shipped is not None and entry.shipped.reads_names:
             entry.arguments.setdefault("label_names", label_names)
     no_hub = evaluate_modules.why_no_hub() if any(_is_hub_name(entry.name) for entry in parsed) else None
     metrics = [problems.collect("", _load, entry, no_hub=no_hub) for entry in parsed]
@@ -76,16 +76,20 @@ def load_metrics(
     return [metric for metric in metrics if metric is not None]
 
 
-def reported_keys(entries: Sequence[Entry], *, num_labels: int | None) -> list[str] | None:
+def reported_keys(
+    entries: Sequence[Entry], *, num_labels: int | None, label_names: Sequence[str] | None = None
+) -> list[str] | None:
     """The keys that the metrics will report.
 
     None when one of them is not shipped, so that only computing it tells, or when it reports one score a class and the
-    classes are not known.
+    classes are not known. label_names: their names; empty where there are no classes.
     """
     parsed = _parse(entries, num_labels=num_labels)
     if any(entry.shipped is None or (entry.per_class and not entry.arguments.get("labels")) for entry in parsed):
         return None
-    return [name for entry in parsed for name in _expected_keys(entry)]
+    if label_names is None and any(entry.shipped and entry.shipped.asks_for_parts(entry.arguments) for entry in parsed):
+        return None
+    return [name for entry in parsed for name in _expected_keys(entry, label_names or ())]
 
 
 # ---- entries and names
@@ -125,7 +129,8 @@ def _parse(entries: Sequence[Entry], *, num_labels: int | None) -> list[_ParsedE
 
 def _check_label_names(entry: _ParsedEntry, names: Sequence[str]) -> list[str]:
     """Names that are numbers say nothing to a metric that reads names, such as one of entities."""
-    reads_names = entry.shipped is not None and "label_names" in inspect.signature(entry.shipped.function).parameters
+    reads_names = entry.shipped is not None and any(of.kind == "tags" for of in entry.shipped.columns.values())
+    reads_names &= entry.shipped is not None and entry.shipped.reads_names
     if not reads_names or "label_names" in entry.arguments or not names or not all(map(str.isdecimal, names)):
         return []
     return [
@@ -213,7 +218,7 @@ def _key_problems(entries: Sequence[_ParsedEntry]) -> list[str]:
     first: dict[str, _ParsedEntry] = {}
     problems = []
     for entry in entries:
-        for name in _expected_keys(entry):
+        for name in _expected_keys(entry, ()):
             if name in RESERVED:
                 problems.append(f"{entry.place}: {name} is a key of the loop itself; choose another key")
             elif name in first:
@@ -226,9 +231,15 @@ def _key_problems(entries: Sequence[_ParsedEntry]) -> list[str]:
     return problems
 
 
-def _expected_keys(entry: _ParsedEntry) -> list[str]:
+def _expected_keys(entry: _ParsedEntry, label_names: Sequence[str]) -> list[str]:
     """What the entry will report; of a metric that is not shipped, its own name stands for all its results."""
-    names = name_results([entry.name] if entry.shipped is None else list(entry.shipped.results), entry.key)
+    given = entry.arguments.get("label_names")
+    label_names = [str(name) for name in given] if isinstance(given, list) else label_names
+    results = (
+        {entry.name: [entry.name]} if entry.shipped is None else entry.shipped.list_keys(entry.arguments, label_names)
+    )
+    renamed = dict(zip(results, name_results(list(results), entry.key), strict=True))
+    names = [renamed[result] + key.removeprefix(result) for result, keys in results.items() for key in keys]
     labels = entry.arguments.get("labels")
     if entry.per_class and isinstance(labels, list) and len(labels) > 1:
         return [f"{name}/{label}" for name in names for label in labels]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from trainer_loop.errors import UserError, in_one_line, refuse
+from trainer_loop.metrics.values import InParts
 
 RESERVED = ("loss", "rows")  # keys of an evaluation that are the loop's own
 COLUMNS = ("predictions", "references")  # what every metric of evaluate's form compares
@@ -31,7 +32,8 @@ class NamedMetric:
         """Compare what a task gives, arrays `[N]` or `[N, ...]` by name; every result is a finite float.
 
         A list becomes `f1/0`, `f1/1`, ..., numbered by the argument `labels` where there is one; a dict becomes
-        `PER/f1`, .... `key` replaces the name of an only result, and goes before the names of several.
+        `PER/f1`, ..., and a result `InParts` `entity_f1`, `entity_f1/PER`, .... `key` replaces the name of an only
+        result, and goes before the names of several.
 
         Raise UserError when a column is missing, when there are no rows, when the columns do not fit each other or the
         metric, and when a result is not a finite number.
@@ -89,7 +91,12 @@ def name_results(names: list[str], key: str | None) -> list[str]:
 
 def _flatten(name: str, value: Any, *, labels: Sequence[Any] | None) -> Iterator[tuple[str, Any]]:
     """(name, scalar) of a scalar, a list or array of any depth, or a dict of such; `labels` number a list."""
-    if isinstance(value, Mapping):
+    parts: list[tuple[Any, Any]]
+    if isinstance(value, InParts):
+        if value.whole is not None:
+            yield name, value.whole
+        parts = list(value.parts.items())
+    elif isinstance(value, Mapping):
         parts = list(value.items())
     elif isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) > 0:
         numbers = labels if labels is not None and len(labels) == len(value) else range(len(value))

@@ -170,16 +170,17 @@ def check_given_overrides(
         problem_type: of the task.
     """
     problems = []
-    if problem_type == "regression" and overrides.get("num_labels") not in (None, 1):
+    if problem_type == "regression" and label_names is None and overrides.get("num_labels") not in (None, 1):
         problems.append(
             f"model.overrides.num_labels: {overrides['num_labels']}, but one number is predicted; leave it out"
         )
     if label_names is not None:
         if overrides.get("num_labels") not in (None, len(label_names)):
-            problems.append(
-                f"model.overrides.num_labels: {overrides['num_labels']}, but the data has {len(label_names)} classes, "
-                "which decide; leave it out, and name classes that have no rows in data.label_names"
-            )
+            has = f"the data has {len(label_names)} classes, which decide; leave it out, and name classes that have no "
+            has += "rows in data.label_names"
+            if problem_type == "regression":
+                has = f"{len(label_names)} numbers are predicted; leave it out"
+            problems.append(f"model.overrides.num_labels: {overrides['num_labels']}, but {has}")
         problems += [
             f"model.overrides.{name}: the classes are named by the data; leave it out, and see data.label_names"
             for name in ("id2label", "label2id")

@@ -210,10 +210,14 @@ class ModelPlan:
         problems.refuse()
         return lines
 
-    def check_outputs(self, config: PretrainedConfig, num_outputs: int) -> None:
-        """Raise UserError where a model that was given has another number of outputs than there are classes."""
+    def check_outputs(self, config: PretrainedConfig, num_outputs: int, *, are_numbers: bool) -> None:
+        """Raise UserError where a model that was given has another number of outputs than there are classes.
+
+        are_numbers: it predicts numbers, and no classes.
+        """
         if self.given is not None and config.num_labels != num_outputs:
-            needs = "a number is predicted" if num_outputs == 1 else f"the data has {num_outputs} classes"
+            needs = f"{num_outputs} numbers are predicted" if are_numbers else f"the data has {num_outputs} classes"
+            needs = "a number is predicted" if are_numbers and num_outputs == 1 else needs
             raise UserError(f"model: the one that was given has {config.num_labels} outputs, and {needs}")
 
     def _check_files(self, config: PretrainedConfig, task: Task, problems: Problems) -> None:

@@ -32,7 +32,8 @@ class ExportRecord:
     """What prediction needs to know about the model, in addition to the files of transformers."""
 
     task: str  # name or dotted path
-    columns: dict[str, str]  # the task's columns -> those of the training data; empty: the task takes rows as they are
+    # The task's columns -> those of the training data, as `data.columns`; empty: the task takes rows as they are.
+    columns: dict[str, str | list[str]]
     max_length: int | None
     step: int  # of the exported weights
     num_steps: int  # of the finished run

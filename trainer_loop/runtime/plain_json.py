@@ -45,6 +45,8 @@ def _fits(value: object, hint: Any) -> bool:
         return any(_fits(value, option) for option in get_args(hint))
     if origin is dict:
         return isinstance(value, dict) and all(_fits(item, get_args(hint)[1]) for item in value.values())
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, get_args(hint)[0]) for item in value)
     if isinstance(value, bool) or hint is bool:
         return hint is bool and isinstance(value, bool)
     if hint is int:

@@ -19,6 +19,7 @@ shows how to write a task of your own.
 _KINDS = {
     "text": "a text",
     "number": "a number",
+    "numbers": "a number, or a list of as many numbers in each row",
     "choices": 'a list of texts, or `{"text": [...], "label": [...]}`',
     "words": "a list of words",
     "class": "one label: a whole number, a text, true or false",

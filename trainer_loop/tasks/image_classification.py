@@ -1,12 +1,17 @@
 """One class for each image."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
 from trainer_loop.data import images
 from trainer_loop.data.columns import Column
+from trainer_loop.errors import UserError
+from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 from trainer_loop.tasks.task import Batch, Rows
 
@@ -19,12 +24,16 @@ class ImageClassification(SequenceClassification):
     An image is a path, a data URI (`data:image/png;base64,...`), or bytes, also as `datasets` has them. Images are
     decoded batch by batch: a path is read at each pass over the rows.
 
+    mixup: alpha of mixup (Zhang et al. 2018, arXiv 1710.09412), such as 0.2: in training each image is mixed with
+        another training image, and its loss is that of both labels, by a share that is drawn once a step from
+        Beta(alpha, alpha); null: images stay as they are.
     loss_function: `(logits [N, C], labels [N]) -> sum over rows, []`.
     """
 
     auto_model = "AutoModelForImageClassification"
     auto_processor = "AutoImageProcessor"
     columns: ClassVar[Mapping[str, Column]] = {"image": Column("image"), "label": Column("class", target=True)}
+    pad: ClassVar[Mapping[str, int]] = {"labels": -100, "partner_labels": -100, "share": 0}
     peft_type = None  # peft knows no such task
     pipeline_tag = "image-classification"
     can_pack = False
@@ -47,6 +56,19 @@ class ImageClassification(SequenceClassification):
         },
     )
 
+    def __init__(
+        self, *, mixup: float | None = None, loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+    ):
+        is_number = isinstance(mixup, (int, float)) and not isinstance(mixup, bool)
+        if mixup is not None and not (is_number and 0 < mixup < math.inf):
+            raise UserError(f"task.args.mixup: {mixup}: it must be a number above 0, such as 0.2, or null")
+        super().__init__(loss_function=loss_function)
+        self.mixup = mixup
+
+    @property
+    def mixes(self) -> bool:
+        return self.mixup is not None
+
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """The bytes of each image, or its path."""
         sources = [images.read_source(value) for value in rows["image"]]
@@ -59,7 +81,28 @@ class ImageClassification(SequenceClassification):
         return {row: fault for row, fault in faults.items() if fault is not None}
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
-        """`pixel_values` `[B, 3, H, W]`, and `labels` `[B]` if they are known."""
+        """`pixel_values` `[B, 3, H, W]`, and `labels` `[B]` if they are known.
+
+        Of mixed rows also `partner_labels` `[B]`, and `share`, the weight of each row in its mixture, `[B]`.
+        """
+        batch = self._stack(rows)
+        if self.mixup is None or "partner" not in rows[0]:
+            return batch
+        partners = self._stack([row["partner"] for row in rows])
+        share = np.random.Generator(np.random.Philox(rows[0]["mixing"])).beta(self.mixup, self.mixup)
+        batch["pixel_values"] = share * batch["pixel_values"] + (1 - share) * partners["pixel_values"]
+        return batch | {"partner_labels": partners["labels"], "share": torch.full((len(rows),), share)}
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        if "partner_labels" not in batch:
+            return super().loss(model, batch)
+        logits, share = self._logits(model, batch), batch["share"][0]  # which is that of all rows of the step
+        return share * self.loss_function(logits, batch["labels"]) + (1 - share) * self.loss_function(
+            logits, batch["partner_labels"]
+        )
+
+    def _stack(self, rows: list[dict[str, Any]]) -> Batch:
+        """The images of some rows, and their labels."""
         decoded = [images.decode(row["content"], row["path"]) for row in rows]
         batch: Batch = dict(self.processor(images=decoded, return_tensors="pt"))
         return batch | ({"labels": torch.tensor([row["label"] for row in rows])} if "label" in rows[0] else {})

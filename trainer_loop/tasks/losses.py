@@ -46,19 +46,19 @@ def binary_cross_entropy(logits: Tensor, targets: Tensor, *, pos_weight: Sequenc
 
 
 def mse(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Squared errors, summed, `[]`. predictions, targets: numbers `[N]`."""
+    """Squared errors, summed, `[]`. predictions, targets: numbers `[N]`, or `[N, K]`."""
     return F.mse_loss(predictions, targets.to(predictions.dtype), reduction="sum")
 
 
 def l1(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Absolute errors, summed, `[]`. predictions, targets: numbers `[N]`."""
+    """Absolute errors, summed, `[]`. predictions, targets: numbers `[N]`, or `[N, K]`."""
     return F.l1_loss(predictions, targets.to(predictions.dtype), reduction="sum")
 
 
 def huber(predictions: Tensor, targets: Tensor, *, delta: float = 1.0) -> Tensor:
     """Half the squared errors up to `delta`, and beyond it `delta` times the absolute ones, summed, `[]`.
 
-    predictions, targets: numbers `[N]`. See Huber, Robust Estimation of a Location Parameter (1964).
+    predictions, targets: numbers `[N]`, or `[N, K]`. See Huber, Robust Estimation of a Location Parameter (1964).
     """
     return F.huber_loss(predictions, targets.to(predictions.dtype), reduction="sum", delta=delta)
 

@@ -20,6 +20,9 @@ _UNTUNED = 0.5
 class MultiLabelClassification(SequenceClassification):
     """A row is a text (or a pair of texts) with a list of labels, perhaps none; a target is one label of one row.
 
+    A row may also have a column for each label, with 0 or 1, or true or false: list them, as in
+    `data.columns={label: [toxic, obscene, threat]}`. Their names are those of the labels, in this order.
+
     threshold: a label is predicted if its probability is above it; `tuned` for the one with the best F1 over all labels
         of the validation rows.
     loss_function: `(logits [N, C], targets [N, C]) -> sum over rows and labels, []`; a target is 1 or 0.

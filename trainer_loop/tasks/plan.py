@@ -124,12 +124,12 @@ class LossPlan:
 def make_up_outputs(problem_type: str | None, num_classes: int) -> tuple[Tensor, Tensor]:
     """Outputs of four rows between -1 and 1, and targets, as a loss function takes them.
 
-    problem_type: see `Task`.
+    problem_type: see `Task`. num_classes: or numbers of a row.
     """
-    width = 1 if problem_type == "regression" else num_classes
-    outputs = torch.linspace(-9, 9, 4 * width).sin().view(4, width)
+    outputs = torch.linspace(-9, 9, 4 * num_classes).sin().view(4, num_classes)
     if problem_type == "regression":
-        return outputs[:, 0], torch.tensor([0.0, 1.0, 1.0, 0.0])
+        targets = (outputs > 0).float()
+        return (outputs, targets) if num_classes > 1 else (outputs[:, 0], targets[:, 0])
     targets = torch.tensor([0, 1, 1, 0])
     return outputs, (outputs > 0).float() if problem_type == "multi_label_classification" else targets
 

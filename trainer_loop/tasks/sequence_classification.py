@@ -47,7 +47,7 @@ class SequenceClassification(Task):
         self.loss_function = loss_function
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self.loss_function(self._logits(model, batch), batch["labels"])
+        return self.loss_function(self._logits(model, batch), self._targets(batch))
 
     def count(self, batch: Batch) -> int:
         return len(batch["labels"])
@@ -58,7 +58,7 @@ class SequenceClassification(Task):
 
     def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         logits = self._logits(model, batch)
-        return self.loss_function(logits, batch["labels"]), self._make_outputs(logits, batch)
+        return self.loss_function(logits, self._targets(batch)), self._make_outputs(logits, batch)
 
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         """`label`, and the `probability` of it."""
@@ -70,6 +70,11 @@ class SequenceClassification(Task):
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
         # Labels stay outside: most heads would turn them into a mean over the microbatch.
         return model(**self.model_inputs(batch)).logits
+
+    def _targets(self, batch: Batch) -> Tensor:
+        """What the loss compares the logits with."""
+        targets: Tensor = batch["labels"]
+        return targets
 
     def _make_outputs(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         outputs = {"predictions": logits.argmax(dim=-1), "probabilities": logits.softmax(dim=-1)}

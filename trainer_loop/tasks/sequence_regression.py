@@ -1,30 +1,50 @@
-"""One number for one text, or for a pair of texts."""
+"""One number, or several, for one text, or for a pair of texts."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer_loop.data.column_values import read_number
+from trainer_loop.data.column_values import read_numbers
 from trainer_loop.data.columns import Column
+from trainer_loop.errors import UserError
 from trainer_loop.tasks.losses import mse
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 from trainer_loop.tasks.task import Batch, Rows
 
 
-class SequenceRegression(SequenceClassification):
-    """A row is a text (or a pair of texts) with a number; the target is the row.
+@dataclass(frozen=True)
+class Scale:
+    """The mean and the standard deviation of each number of a row."""
 
-    loss_function: `(predictions [N], numbers [N]) -> sum over rows, []`.
+    mean: list[float]
+    std: list[float]
+
+
+class SequenceRegression(SequenceClassification):
+    """A row is a text (or a pair of texts) with a number, or with several; a target is one number of one row.
+
+    Several numbers of a row are a list of the same length in each, or a column for each: list these, as in
+    `data.columns={label: [valence, arousal]}`. Metrics are reported for each number and as their mean.
+
+    scale: true: learn `(number - mean) / standard deviation`, by the training rows. The loss is in these units, and so
+        is what transformers makes of the exported model alone; predictions and metrics are in yours. For a stream,
+        which is not searched for them, write `{mean: 3.2, std: 1.1}`, with lists for several numbers.
+    loss_function: `(predictions [N], numbers [N]) -> sum over rows, []`; of several numbers, both are `[N, K]`, and the
+        sum is over rows and numbers.
     """
 
     of_tokens = ()
     columns: ClassVar[Mapping[str, Column]] = {
         "text": Column("text"),
         "text_pair": Column("text", optional=True),
-        "label": Column("number", target=True),
+        "label": Column("numbers", target=True),
     }
+    pad: ClassVar[Mapping[str, int]] = {"labels": -100, "scaled": 0}
     metrics = ("pearson", "spearman")
     outputs: ClassVar[Mapping[str, str] | None] = {"predictions": "number", "references": "number"}
     problem_type = "regression"
@@ -35,24 +55,135 @@ class SequenceRegression(SequenceClassification):
         {"text": "Never.", "label": 0},
     )
 
-    def __init__(self, *, loss_function: Callable[[Tensor, Tensor], Tensor] = mse):
+    def __init__(
+        self,
+        *,
+        scale: bool | Mapping[str, Any] = False,
+        loss_function: Callable[[Tensor, Tensor], Tensor] = mse,
+    ):
         super().__init__(loss_function=loss_function)
+        self._scales = scale is True
+        self._scale = None if isinstance(scale, bool) else read_scale(scale)
+
+    def bind(self, processor: Any, **others: Any) -> None:
+        """See `Task.bind`. Raises UserError if the scale is that of another number of numbers."""
+        super().bind(processor, **others)
+        count = max(len(self.label_names or ()), 1)
+        if self._scale is not None and not self._scales and len(self._scale.mean) != count:
+            raise UserError(f"task.args.scale: it is for {len(self._scale.mean)} numbers, and a row has {count}")
+
+    @property
+    def scales(self) -> bool:
+        return self._scales
+
+    @property
+    def keeps_state(self) -> bool:
+        return self._scales or self._scale is not None
+
+    @property
+    def tuned(self) -> dict[str, Any]:
+        return {} if self._scale is None else {"scale": asdict(self._scale)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._scale = read_scale(state["scale"])
+
+    def scale_by(self, numbers: np.ndarray) -> None:
+        """Raises UserError if a number is the same in all rows."""
+        self._scale = find_scale(numbers)
+        for place, (mean, std) in enumerate(zip(self._scale.mean, self._scale.std, strict=True)):
+            if not 0 < std < math.inf:
+                name = f" of {self.label_names[place]}" if numbers.ndim == 2 and self.label_names else ""
+                raise UserError(
+                    f"task.args.scale: true: the training rows{name} have the mean {mean} and the standard deviation "
+                    f"{std}, by which nothing can be divided; set it to false"
+                )
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         encoded = super().encode(rows, max_length=max_length)
-        return encoded | ({"label": [read_number(number) for number in rows["label"]]} if "label" in rows else {})
+        return encoded | ({"label": [read_numbers(value) for value in rows["label"]]} if "label" in rows else {})
+
+    def collate(self, rows: list[dict[str, Any]]) -> Batch:
+        """As `Task.collate`; with a scale `scaled` has the labels in its units, and the labels are float64."""
+        batch = super().collate(rows)
+        if self._scale is not None and "label" in rows[0]:
+            numbers = np.array([row["label"] for row in rows], dtype=np.float64)
+            mean, std = self._shift(numbers.ndim)
+            batch["scaled"] = torch.tensor((numbers - mean) / std, dtype=batch["labels"].dtype)
+            batch["labels"] = torch.tensor(numbers, dtype=_find_widest_type())
+        return batch
+
+    def count(self, batch: Batch) -> int:
+        """Numbers, of all rows."""
+        return int(batch["labels"].numel())
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """`predictions` `[B]`; `references` `[B]` where the numbers are known."""
+        """`predictions` `[B]`, or `[B, K]` for several numbers; `references` likewise where they are known."""
         return super().predict(model, batch)
 
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-        """`value`: the number."""
-        return {"value": float(outputs["predictions"])}
+        """`value`: the number; or `values`: several by their names."""
+        if outputs["predictions"].ndim == 0:
+            return {"value": float(outputs["predictions"])}
+        assert self.label_names is not None, "the task is bound to the names of several numbers"
+        return {"values": dict(zip(self.label_names, outputs["predictions"].tolist(), strict=True))}
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits = super()._logits(model, batch)[:, 0]
+        logits = super()._logits(model, batch)
+        logits = logits[:, 0] if logits.shape[1] == 1 else logits
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
+    def _targets(self, batch: Batch) -> Tensor:
+        targets: Tensor = batch["labels" if self._scale is None else "scaled"]
+        return targets
+
     def _make_outputs(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        if self._scale is not None:
+            logits = logits.to(_find_widest_type())  # numbers may be far from zero
+            mean, std = (logits.new_tensor(part) for part in self._shift(logits.ndim))
+            logits = logits * std + mean
         return {"predictions": logits} | ({"references": batch["labels"]} if "labels" in batch else {})
+
+    def _shift(self, ndim: int) -> tuple[Any, Any]:
+        """Mean and standard deviation, of the only number `[]`, or `[K]`. ndim: of a batch of numbers."""
+        assert self._scale is not None
+        mean, std = self._scale.mean, self._scale.std
+        return (mean[0], std[0]) if ndim == 1 else (mean, std)
+
+
+def _find_widest_type() -> torch.dtype:
+    """float64, which the GPU of a Mac does not have."""
+    return torch.float32 if torch.backends.mps.is_available() else torch.float64
+
+
+def find_scale(numbers: np.ndarray) -> Scale:
+    """The mean and the standard deviation (over N, not N - 1) of each column, from sums that are rounded once.
+
+    So they do not depend on the machine, nor on the order of the rows. numbers: `[N]` or `[N, K]`.
+
+    >>> find_scale(np.array([[1.0, 0.0], [3.0, 10.0]]))
+    Scale(mean=[2.0, 5.0], std=[1.0, 5.0])
+    """
+    columns = numbers.reshape(len(numbers), -1).T
+    means = [math.fsum(column) / len(column) for column in columns]
+    stds = [
+        math.sqrt(math.fsum((column - mean) ** 2) / len(column)) for column, mean in zip(columns, means, strict=True)
+    ]
+    return Scale(means, stds)
+
+
+def read_scale(value: Any) -> Scale:
+    """A scale that was written down. Raises UserError where it is none."""
+    parts = dict(value) if isinstance(value, Mapping) else {}
+    lists = {name: list(part) if isinstance(part, (list, tuple)) else [part] for name, part in parts.items()}
+    are_numbers = all(
+        isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+        for numbers in lists.values()
+        for number in numbers
+    )
+    is_scale = lists.keys() == {"mean", "std"} and len(lists["mean"]) == len(lists["std"]) > 0 and are_numbers
+    if not is_scale or min(lists["std"]) <= 0:
+        raise UserError(
+            f"task.args.scale: {value}: it must be true, false, or {{mean: 3.2, std: 1.1}} with std above 0, and with "
+            "lists for several numbers"
+        )
+    return Scale([float(number) for number in lists["mean"]], [float(number) for number in lists["std"]])

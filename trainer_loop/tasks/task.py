@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from itertools import accumulate, chain
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
@@ -106,11 +107,30 @@ class Task(ABC):
 
     @property
     def tuned(self) -> dict[str, Any]:
-        """Arguments of the task as `tune` chose them; an exported model has these. Empty before the first choice."""
+        """Arguments of the task as `tune` or `scale_by` chose them; an exported model has these. Empty before that."""
         return {}
 
+    @property
+    def scales(self) -> bool:
+        """Whether the task wants the numbers of all training rows before the first; see `scale_by`."""
+        return False
+
+    @property
+    def mixes(self) -> bool:
+        """Whether `collate` mixes each row in training with another.
+
+        A row then has that training row as `partner`, by a function of the run's seed, the step and the row, and a seed
+        of the step as `mixing`.
+        """
+        return False
+
+    @property
+    def keeps_state(self) -> bool:
+        """Whether a checkpoint holds something of the task."""
+        return self.tunes
+
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of a task that `tunes`."""
+        """What a checkpoint holds of a task that `keeps_state`."""
         return self.tuned
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -197,6 +217,10 @@ class Task(ABC):
         """How wide a batch is whose longest row has so many tokens: the next multiple, but at most `longest` for it."""
         rounded = -(-tokens // self._width_step) * self._width_step
         return min(rounded, max(tokens, longest))
+
+    def scale_by(self, numbers: np.ndarray) -> None:
+        """Take what the task `scales` by from the numbers of all training rows, `[N]`, or `[N, K]` for several."""
+        raise NotImplementedError
 
     def use_padding(self, side: str) -> None:
         """Pad on this side from now on. If the task accepts both, whoever loads the exported tokenizer does so too."""

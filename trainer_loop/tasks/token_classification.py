@@ -2,22 +2,24 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from trainer_loop.components import refuse_others
 from trainer_loop.data.columns import Column
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import Batch, Rows, Task
 
 
 class TokenClassification(Task):
-    """A row is a list of words with one tag for each; a target is a word.
+    """A row is a list of words with one tag for each; a target is a word, or a token of it, see `pieces`.
 
-    The first token of a word stands for the word. Words behind `data.max_length` tokens, and words of which the
-    tokenizer makes no token, are neither trained on nor predicted.
+    The first token of a word stands for the word: what is predicted there is the tag of the word. Words behind
+    `data.max_length` tokens, and words of which the tokenizer makes no token, are neither trained on nor predicted.
 
-    loss_function: `(logits [N, C], tags [N]) -> sum over words, []`; a tag of -100 is no target.
+    pieces: which tokens of a word are targets: the `first`, or `all`, each with the tag of the word.
+    loss_function: `(logits [N, C], tags [N]) -> sum over targets, []`; a tag of -100 is no target.
     """
 
     auto_model = "AutoModelForTokenClassification"
@@ -45,22 +47,36 @@ class TokenClassification(Task):
         },
     )
 
-    def __init__(self, *, loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy):
+    def __init__(
+        self,
+        *,
+        pieces: Literal["first", "all"] = "first",
+        loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    ):
+        refuse_others({"pieces": pieces}, {"pieces": ("first", "all")}, place="task.args")
+        self.pieces = pieces
         self.loss_function = loss_function
 
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "pieces": self.pieces}
+
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
-        """The tokens of all words; `labels` has the tag of a word at its first token, and -100 at all others."""
+        """The tokens of all words; `labels` has the tag of a word at its targets, and -100 at all other tokens.
+
+        `word` has the number of the word that begins at a token, else -1.
+        """
         space = " " if _needs_space(self.tokenizer) else ""  # as between words of a running text
         words = [[*row[:1], *(space + word for word in row[1:])] for row in map(list, rows["words"])]
         encoded = self.tokenizer(
             words, is_split_into_words=True, truncation=True, max_length=max_length, return_attention_mask=False
         )
-        begun = [_find_words(encoded.word_ids(row)) for row in range(len(words))]
-        columns = {**encoded, "word": begun}
+        word_ids = [encoded.word_ids(row) for row in range(len(words))]
+        columns = {**encoded, "word": [_find_beginnings(row) for row in word_ids]}
         if "tags" in rows:
+            targets = columns["word"] if self.pieces == "first" else word_ids
             columns["labels"] = [
-                [-100 if word < 0 else tags[word] for word in numbers]
-                for numbers, tags in zip(begun, rows["tags"], strict=True)
+                [-100 if word is None or word < 0 else tags[word] for word in numbers]
+                for numbers, tags in zip(targets, rows["tags"], strict=True)
             ]
         return {**columns, "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings]}
 
@@ -102,7 +118,7 @@ class TokenClassification(Task):
         return {name: list(tensors) for name, tensors in outputs.items()}
 
 
-def _find_words(word_ids: Sequence[int | None]) -> list[int]:
+def _find_beginnings(word_ids: Sequence[int | None]) -> list[int]:
     """The number of the word that begins at each token; -1 for other tokens. word_ids: the word of each token."""
     before = [None, *word_ids]
     return [-1 if word is None or word == last else word for word, last in zip(word_ids, before, strict=False)]

@@ -109,7 +109,7 @@ def _find_targets(task: Task, batch: Batch, label_names: Sequence[str] | None) -
         _, following, _ = task.find_targets(batch)
         before = (following.view(ids.shape) != -100).tolist()
         return [[None, *("" if is_one else None for is_one in row[:-1])] for row in before]
-    if not isinstance(labels, Tensor) or labels.shape != ids.shape:
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != ids.shape:
         return [[None] * ids.shape[1]] * len(ids)
     return [
         [_name_target(task, label, token, label_names) for label, token in zip(own, row, strict=True)]

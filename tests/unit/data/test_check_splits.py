@@ -311,7 +311,7 @@ def test_an_optional_column_is_read_where_it_is_named_and_null_takes_a_name_back
 def test_a_column_has_one_of_the_known_kinds():
     with pytest.raises(
         UserError,
-        match="Column: kind is 'label'; allowed: text, words, class, classes, number, weight, choices, choice, spans",
+        match="Column: kind is 'label'; allowed: text, words, class, classes, number, numbers, weight, choices, choice",
     ):
         Column("label")
 
@@ -341,3 +341,30 @@ def test_labels_of_words_are_the_classes_and_strangers_have_their_row():
     assert problem.startswith(
         "data.validation: column 'tags' has an unknown label in 1 row: validation.csv row 2 ('B-Y')"
     )
+
+
+def check_tags(*rows: list[str], **given: Any) -> list[str]:
+    words = [["w"] * len(row) for row in rows]
+    columns = bind_columns(TokenClassification.columns, {}, task="token_classification")
+    problems, warnings, _ = check(make_split("train", words=words, tags=list(rows)), columns=columns, **given)
+    assert problems == []
+    return warnings
+
+
+def test_a_tag_that_goes_on_with_an_entity_that_did_not_begin_is_told_once():
+    assert check_tags(["O", "B-PER", "I-PER"], ["B-PER", "B-LOC", "I-LOC", "I-LOC"]) == []
+    (warning,) = check_tags(["B-PER", "I-PER"], ["O", "I-PER", "O", "I-LOC"], ["I-LOC", "B-LOC", "I-PER"])
+    assert warning == (
+        "data.train: 4 tags in 2 rows go on with an entity that did not begin, the first is I-PER in train.csv row 2; "
+        "an entity begins with B-, and metrics let one begin there too"
+    )
+    assert check_tags(["B-LOC", "E-LOC", "S-LOC", "O", "B-LOC", "I-LOC", "E-LOC"], ["O"]) == []
+    (warning,) = check_tags(["B-LOC", "E-LOC", "E-LOC", "S-LOC"])
+    assert "1 tag in 1 row goes on" in warning
+    of_stream = check_tags(["O", "I-X"], ["B-X"], is_streamed=True, label_names=["O", "B-X", "I-X"])
+    assert of_stream[0].startswith("data.train: 1 tag in 1 row of the first 2 goes on")
+
+
+@pytest.mark.parametrize("tags", [["I-PER", "O", "I-LOC"], ["NOUN", "VERB", "NOUN"], ["B-PER", "X-PER", "I-PER"]])
+def test_tags_of_another_scheme_go_on_with_nothing(tags: list[str]):
+    assert check_tags(tags, tags[::-1]) == []

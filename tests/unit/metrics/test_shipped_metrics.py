@@ -162,6 +162,8 @@ def make_values(kind: str) -> np.ndarray:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_metric_fits_a_task_and_reports_the_keys_it_says(name: str) -> None:
     assert [task for task, made in TASKS.items() if SHIPPED[name].fits(made.outputs or {})]
-    (metric,) = load_metrics([name], num_labels=2, label_names=["O", "B-PER"])
+    names = ["O", "B-PER"] if name == "entity_f1" else []
+    (metric,) = load_metrics([name], num_labels=2, label_names=names)
     columns = {column: make_values(values.kind) for column, values in SHIPPED[name].columns.items()}
-    assert list(metric.compute(columns)) == list(SHIPPED[name].results) == reported_keys([name], num_labels=2)
+    keys = list(metric.compute(columns))
+    assert keys == list(SHIPPED[name].results) == reported_keys([name], num_labels=2, label_names=names)

@@ -17,6 +17,7 @@ class Facts:
     rate: float = 0.0
     figures: dict[str, float] = field(default_factory=dict)
     anything: dict[str, Any] | None = None
+    columns: dict[str, str | list[str]] = field(default_factory=dict)
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,7 @@ def test_what_is_no_json_is_a_value_error_however_it_is_not(text):
     [
         {"step": 0},
         {"step": 1, "name": None, "rate": 2, "figures": {"loss": 0.5, "rows": 3}, "anything": {"a": [1, {}]}},
+        {"step": 1, "columns": {"text": "body", "label": ["a", "b"]}},
         {"step": 1, "anything": None, "rate": float("nan")},
     ],
 )
@@ -54,6 +56,7 @@ def test_what_was_written_is_taken(values):
         ({"step": 1, "rate": None}, "rate is None"),
         ({"step": 1, "figures": []}, "figures is []"),
         ({"step": 1, "figures": {"loss": "low"}}, "figures is {'loss': 'low'}"),
+        ({"step": 1, "columns": {"a": ["b", 3]}}, "columns is {'a': ['b', 3]}"),
         ({"step": 1, "anything": "x" * 99}, "anything is 'xxxx"),
         ({f"key {n}": n for n in range(9)}, "key 0 is unknown, key 1 is unknown, key 2 is unknown, key 3"),
     ],

@@ -222,3 +222,75 @@ def test_the_processor_of_a_new_model_makes_images_of_its_size(kind: str):
     pixels = processor(images=[white], return_tensors="pt")["pixel_values"]
     assert pixels.shape == (1, 3, 32, 32)
     assert (pixels == pixels[..., :1, :1]).all()  # the image fills it
+
+
+# ---- mixup
+
+MIXED = ("task.args={mixup: 0.4}", "train.steps=3", "optimizer={name: sgd, lr: 0.5}")
+NO_DROPOUT = "model.overrides={hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}"
+
+
+def test_an_update_on_mixed_images_does_not_depend_on_how_it_is_cut(tmp_path: Path):
+    rows = {"train": make_rows("bytes", tmp_path) * 3}
+    weights = []
+    for number, cut in enumerate(("batch.per_device=null", "batch.per_device=1", "batch.per_device=3")):
+        given = (*MIXED, NO_DROPOUT, "batch.size=5", cut, f"run_dir={tmp_path / str(number)}")
+        loop = make_loop(tmp_path, *given, rows=rows)
+        loop.fit()
+        weights.append([weight.detach().clone() for weight in loop.bare_model.parameters()])
+    for other in weights[1:]:
+        for one, same in zip(weights[0], other, strict=True):
+            torch.testing.assert_close(same, one, rtol=1e-5, atol=1e-6)
+
+
+def test_each_row_is_mixed_with_a_training_row_by_the_share_of_the_step(tmp_path: Path):
+    loop = make_loop(tmp_path, *MIXED, rows={"train": make_rows("bytes", tmp_path)})
+    plain = make_loop(tmp_path, rows={"train": make_rows("bytes", tmp_path)})
+    pixels = {int(label): image for label, image in zip([0, 0, 1, 1], read_pixels(plain), strict=True)}
+    shares = []
+    for step in loop.data.train.steps(start=0, stop=3):
+        (batch,) = (microbatch.batch for microbatch in step.microbatches)
+        (share,) = set(batch["share"].tolist())
+        shares.append(share)
+        for image, label, partner in zip(
+            batch["pixel_values"], batch["labels"].tolist(), batch["partner_labels"].tolist(), strict=True
+        ):
+            torch.testing.assert_close(image, share * pixels[label] + (1 - share) * pixels[partner])
+        logits = loop.model(pixel_values=batch["pixel_values"]).logits.log_softmax(-1)
+        by_hand = -sum(
+            share * row[label] + (1 - share) * row[partner]
+            for row, label, partner in zip(logits, batch["labels"], batch["partner_labels"], strict=True)
+        )
+        torch.testing.assert_close(loop.task.loss(loop.bare_model.eval(), batch), by_hand)
+        assert loop.task.count(batch) == 4
+    assert len(set(shares)) == 3 and all(0 <= share <= 1 for share in shares)
+
+
+def test_an_evaluation_mixes_nothing_and_a_step_is_mixed_alike_each_time(tmp_path: Path):
+    rows = make_rows("bytes", tmp_path)
+    validated = (*MIXED, "evaluate.every=3")
+    loop = make_loop(tmp_path, *validated, rows={"train": rows, "validation": rows})
+    (microbatch,) = loop.data.validation[""]
+    assert "share" not in microbatch.batch
+    again = make_loop(tmp_path, *validated, rows={"train": rows, "validation": rows})
+    batches = [
+        microbatch.batch
+        for each in (loop, again)
+        for step in each.data.train.steps(start=2 if each is loop else 0, stop=3)
+        for microbatch in step.microbatches
+    ]
+    assert batches[0]["pixel_values"].equal(batches[-1]["pixel_values"])
+    assert not batches[0]["pixel_values"].equal(batches[1]["pixel_values"])
+
+
+@pytest.mark.parametrize("mixup", [0, -1, True, "much", float("nan"), float("inf")])
+def test_a_mixup_that_is_none_is_refused(mixup: Any):
+    with pytest.raises(UserError, match=r"task\.args\.mixup: .*: it must be a number above 0, such as 0\.2, or null"):
+        ImageClassification(mixup=mixup)
+
+
+def test_a_stream_mixes_nothing(tmp_path: Path):
+    with pytest.raises(
+        UserError, match=r"data\.streaming: the task image_classification mixes each row with any other"
+    ):
+        make_loop(tmp_path, *MIXED, "data.streaming=true", "data.train=rows.jsonl")

@@ -148,10 +148,12 @@ def test_rows_whose_labels_are_not_known_are_not_compared(trained: Path):
 
 @pytest.mark.parametrize(
     ("value", "told"),
-    [("joy", "label"), (["joy", None], "has a label that is null"), (None, "is null")],
+    [("joy", "label"), (["joy", None], "has a label that is null"), ({"joy": 1}, "holds no list"), (None, "is null")],
 )
 def test_what_is_no_list_of_labels_is_refused_with_its_place(value: Any, told: str, tmp_path: Path):
-    rows = [*ROWS, {"text": "Never.", "label": value}] if value != "joy" else [row | {"label": "joy"} for row in ROWS]
+    rows = [row | {"label": value} for row in ROWS]
+    if value is None or isinstance(value, list):
+        rows = [*ROWS, {"text": "Never.", "label": value}]
     with pytest.raises(UserError) as refused:
         build(make_config(tmp_path, rows), console=Console(enabled=False))
     assert any(told in line and "rows.jsonl line" in line for line in refused.value.problems), refused.value.problems

@@ -13,10 +13,14 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, pipeline
 
 from trainer_loop import Predictor, UserError, build, load_config, losses
+from trainer_loop.cli.predict_arguments import Request
+from trainer_loop.cli.predict_files import predict_file, prepare_file
 from trainer_loop.data.tokenizer import train_tokenizer
 from trainer_loop.metrics.load import load_metrics
+from trainer_loop.predictor import read_record
 from trainer_loop.record.logs import Console
-from trainer_loop.tasks.sequence_regression import SequenceRegression
+from trainer_loop.tasks.sequence_regression import SequenceRegression, find_scale
+from trainer_loop.testing import assert_resumes_exactly
 
 TEXTS = ["A delight from the first page to the last.", "It broke.", "I would buy it again, and again.", "Never."]
 TOKENIZER = train_tokenizer(TEXTS, framed=True, vocab_size=300, max_length=64)
@@ -122,7 +126,9 @@ def test_the_exported_model_answers_alike_through_the_pipeline(tmp_path: Path):
         ("many", "holds 'many', which is no number"),
         ("1e999", "holds inf, which is not finite"),
         (True, "holds True, which is no number"),
-        ([1.0], "holds [1.0], which is no number"),
+        ([[1.0]], "holds [1.0], which is no number"),
+        ([], "has no numbers"),
+        ({"a": 1.0}, "holds {'a': 1.0}, which is no number"),
         (None, "null"),
     ],
 )
@@ -183,3 +189,245 @@ def test_a_model_that_was_given_must_have_one_output(tmp_path: Path):
     config = make_config(tmp_path, ROWS)
     with pytest.raises(UserError, match="has 2 outputs, and a number is predicted"):
         build(config, model=make_model(num_labels=2), console=Console(enabled=False))
+
+
+# ---- several numbers a row
+
+SEVERAL = [[4.5, 20.0], [1.0, 35.0], [5.0, 10.0], [0.0, 40.0]]
+AS_LISTS = [{"text": text, "label": numbers} for text, numbers in zip(TEXTS, SEVERAL, strict=True)]
+QUIET = Console(enabled=False)
+
+
+def read_validation(run_dir: Path) -> dict[str, float]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return next(row for row in rows if "validation/loss" in row)
+
+
+def write_columns(path: Path, rows: list[list[Any]]) -> list[str]:
+    """A CSV file with a column for each number, and the keys that read it."""
+    lines = [f'"{text}",{numbers[1]},{numbers[0]}\n' for text, numbers in zip(TEXTS, rows, strict=True)]
+    path.write_text("body,arousal,valence\n" + "".join(lines))
+    return [f"data.train={path}", f"data.validation={path}", "data.columns={text: body, label: [valence, arousal]}"]
+
+
+@pytest.mark.parametrize("streaming", ["true", "false"])
+def test_several_numbers_are_a_list_or_a_column_for_each(streaming: str, tmp_path: Path):
+    of_csv = write_columns(tmp_path / "rated.csv", SEVERAL)
+    metrics = "evaluate.metrics=[pearson, spearman, mse, mae, r2]"
+    found = []
+    for name, overrides in (("csv", of_csv), ("jsonl", [])):
+        given = [f"data.streaming={streaming}", f"run_dir={tmp_path / name}", metrics, *overrides]
+        loop = build(make_config(tmp_path, AS_LISTS, *given), console=QUIET)
+        loop.fit()
+        found.append(read_validation(tmp_path / name))
+        assert loop.task.count(next(iter(loop.data.validation[""])).batch) % 2 == 0
+    csv, jsonl = found
+    assert csv["validation/loss"] == jsonl["validation/loss"]
+    for metric in ("pearson", "spearman", "mse", "mae", "r2"):
+        parts = [csv[f"validation/{metric}/{name}"] for name in ("valence", "arousal")]
+        assert parts == [jsonl[f"validation/{metric}/{name}"] for name in ("0", "1")]
+        assert csv[f"validation/{metric}"] == pytest.approx(np.mean(parts))
+    assert csv["validation/loss"] == pytest.approx(csv["validation/mse"], rel=1e-5)  # a target is a number of a row
+
+
+def test_the_loss_of_several_numbers_is_summed_over_rows_and_numbers():
+    task, model = make_task(), make_model(num_labels=2, problem_type="regression").double()
+    task.bind(TOKENIZER, label_names=["valence", "arousal"])
+    encoded = task.encode({"text": TEXTS, "label": SEVERAL}, max_length=32)
+    encoded.pop("truncated")
+    batch = task.collate([dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)])
+    head = model(**task.model_inputs(batch), labels=batch["labels"].double())
+    assert task.loss(model, batch).item() == pytest.approx(8 * head.loss.item(), rel=1e-6)
+    assert task.count(batch) == 8
+    outputs = task.predict(model, batch)
+    assert outputs["references"].tolist() == SEVERAL
+    assert task.decode({"predictions": np.array([1.5, 2.5])}, {}) == {"values": {"valence": 1.5, "arousal": 2.5}}
+
+
+def test_an_exported_model_predicts_several_numbers_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    best = ["evaluate.metrics=[mae, pearson]", "checkpoint.best=-mae/arousal", "loss.name=huber"]
+    build(make_config(tmp_path, ROWS, *write_columns(tmp_path / "rated.csv", SEVERAL), *best), console=QUIET).fit()
+    model_dir, validation = tmp_path / "run" / "model", read_validation(tmp_path / "run")
+    record = read_record(model_dir)
+    predictor = Predictor.load(model_dir)
+    request = Request(model=str(model_dir), file="rated.csv", output="out.jsonl")
+    lines = predict_file(predictor, prepare_file("rated.csv", request, model_dir, record))
+    told = dict(line.split() for line in lines if line.startswith("  "))
+    expected = {name.removeprefix("validation/"): value for name, value in validation.items() if "validation/" in name}
+    assert {name: float(value) for name, value in told.items()} == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["values"].keys() for row in written] == 4 * [{"valence", "arousal"}]
+    (tmp_path / "one.csv").write_text("body,label\ngood,3\n")
+    request = Request(model=str(model_dir), file="one.csv", label_column="label", output="one.jsonl")
+    lines = predict_file(predictor, prepare_file("one.csv", request, model_dir, record))
+    assert "no metrics: column 'label' has 1 number in each row, and the model predicts 2" in lines
+
+
+@pytest.mark.parametrize("streaming", ["true", "false"])
+def test_each_row_has_as_many_numbers(streaming: str, tmp_path: Path):
+    rows = [*AS_LISTS[:3], {"text": "Never.", "label": [1.0, 2.0, 3.0]}]
+    with pytest.raises(UserError) as refused:
+        build(make_config(tmp_path, rows, f"data.streaming={streaming}"), console=QUIET)
+    problem = next(line for line in refused.value.problems if line.startswith("data.train"))
+    assert problem == (
+        f"data.train: column 'label' has 3 numbers in {tmp_path}/rows.jsonl line 4, and 2 in the first training row; "
+        "each row needs as many"
+    )
+
+
+def test_a_late_row_of_a_stream_with_other_numbers_is_told(tmp_path: Path):
+    rows = [*AS_LISTS * 260, {"text": "Never.", "label": [1.0]}]
+    config = make_config(tmp_path, rows, "data.streaming=true", "data.validation=null", "evaluate.every=never",
+                         "batch.size=1041")  # fmt: skip
+    loop = build(config, console=QUIET)
+    with pytest.raises(UserError, match=r"has 1 number where the first row has 2 in .*rows.jsonl line 1041"):
+        loop.fit()
+
+
+def test_what_is_wrong_with_one_of_several_columns_is_told_with_its_name(tmp_path: Path):
+    for value, told in (("many", "holds 'many', which is no number, in 'arousal', in 1 row"), ("", "has nothing in")):
+        keys = write_columns(tmp_path / "rated.csv", [*SEVERAL[:3], [1.0, value]])
+        with pytest.raises(UserError) as refused:
+            build(make_config(tmp_path, ROWS, *keys), console=QUIET)
+        assert told in refused.value.problems[0] and "rated.csv row 4" in refused.value.problems[0]
+    loop = build(make_config(tmp_path, ROWS, *keys, "data.missing=drop"), console=QUIET)
+    assert len(loop.data.train.rows) == 3  # type: ignore[attr-defined]
+
+
+def test_a_model_or_a_metric_that_does_not_fit_several_numbers_is_refused(tmp_path: Path):
+    config = make_config(tmp_path, AS_LISTS, "checkpoint.best=pearson/2")
+    with pytest.raises(UserError) as refused:
+        build(config, model=make_model(num_labels=3), console=QUIET)
+    assert refused.value.problems == [
+        "checkpoint.best: pearson/2 is not reported; evaluations have: pearson, pearson/0, pearson/1, spearman, "
+        "spearman/0, spearman/1, loss",
+        "model: the one that was given has 3 outputs, and 2 numbers are predicted",
+    ]
+    with pytest.raises(UserError, match=r"checkpoint\.best: mse/0 would pick the largest mse/0; smaller is better"):
+        build(make_config(tmp_path, AS_LISTS, "checkpoint.best=mse/0", "evaluate.metrics=[mse]"), console=QUIET)
+
+
+# ---- numbers in units of their standard deviation
+
+
+def read_weights(loop: Any) -> dict[str, torch.Tensor]:
+    return {name: weight.detach().clone() for name, weight in loop.bare_model.named_parameters()}
+
+
+@pytest.mark.parametrize("rows", [ROWS, AS_LISTS])
+def test_it_learns_as_on_numbers_that_were_scaled_by_hand(rows: list[dict[str, Any]], tmp_path: Path):
+    numbers = np.array([row["label"] for row in rows])
+    mean, std = numbers.mean(axis=0), numbers.std(axis=0)
+    by_hand = [
+        {"text": row["text"], "label": ((number - mean) / std).tolist()}
+        for row, number in zip(rows, numbers, strict=True)
+    ]
+    loops, told = [], []
+    for name, given, overrides in (
+        ("hand", by_hand, []),
+        ("scale", rows, ["task.args={scale: true}", "evaluate.metrics=[mae, pearson, spearman]"]),
+    ):
+        config = make_config(tmp_path, given, f"run_dir={tmp_path / name}", "optimizer.lr=1e-2", *overrides)
+        loops.append(build(config, console=QUIET))
+        loops[-1].fit()
+        told.append(read_validation(tmp_path / name))
+    hand, scaled = loops
+    other = read_weights(scaled)
+    for name, weight in read_weights(hand).items():
+        torch.testing.assert_close(other[name], weight, rtol=1e-6, atol=1e-7)
+    predicted = [loop.predict([{"text": text} for text in TEXTS])["predictions"] for loop in loops]
+    np.testing.assert_allclose(predicted[1], predicted[0] * std + mean, rtol=1e-5)
+    assert told[1]["validation/loss"] == pytest.approx(told[0]["validation/loss"], rel=1e-5)  # in units of the scale
+    assert told[1]["validation/pearson"] == pytest.approx(told[0]["validation/pearson"], rel=1e-4)
+    assert told[1]["validation/mae"] == pytest.approx(np.abs(predicted[1] - numbers).mean(axis=0).mean(), rel=1e-5)
+
+
+def test_an_update_on_scaled_numbers_does_not_depend_on_how_it_is_cut(tmp_path: Path):
+    weights = []
+    for number, cut in enumerate(("batch.max_tokens=null", "batch.per_device=1", "model.packing=true")):
+        given = ["task.args={scale: true}", "batch.size=4", "optimizer={name: sgd, lr: 0.1}", cut]
+        given += ["model.overrides={hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}"]
+        loop = build(make_config(tmp_path, AS_LISTS, f"run_dir={tmp_path / str(number)}", *given), console=QUIET)
+        loop.fit()
+        weights.append(read_weights(loop))
+    for other in weights[1:]:
+        for name, weight in weights[0].items():
+            torch.testing.assert_close(other[name], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_the_scale_is_exported_and_predict_undoes_it(tmp_path: Path):
+    loop = build(make_config(tmp_path, AS_LISTS, "task.args={scale: true}"), console=QUIET)
+    loop.fit()
+    record = read_record(tmp_path / "run" / "model")
+    expected = find_scale(np.array(SEVERAL))
+    assert record is not None
+    assert record.plan["task.args"] == {"scale": {"mean": expected.mean, "std": expected.std}}
+    told = Predictor.load(tmp_path / "run" / "model").predict_rows({"text": TEXTS, "label": SEVERAL})
+    here = loop.predict([{"text": text} for text in TEXTS])["predictions"]
+    np.testing.assert_allclose([list(row["values"].values()) for row in told.rows], here, rtol=1e-5)
+    validation = read_validation(tmp_path / "run")
+    assert told.metrics is not None
+    for name in ("loss", "pearson", "spearman/1"):
+        assert told.metrics[name] == pytest.approx(validation[f"validation/{name}"], rel=1e-4, abs=1e-6)
+
+
+def test_a_scaled_run_resumes_exactly_and_keeps_its_scale(tmp_path: Path):
+    scaled = (tmp_path, ROWS, "task.args={scale: true}", "checkpoint.every=1")
+    assert_resumes_exactly(make_config(*scaled, f"run_dir={tmp_path / 'exact'}"), steps=4)
+    loop = build(make_config(*scaled), console=QUIET)
+    loop.fit()
+    changed = make_config(tmp_path, ROWS[:3], *scaled[2:], "train.steps=3", "resume_anyway=[data, tokens]")
+    again = build(changed, console=QUIET)
+    assert again.task.tuned != loop.task.tuned
+    again.restore()
+    assert again.task.tuned == loop.task.tuned  # what the weights were trained by
+
+
+def test_a_stream_is_scaled_by_what_is_written_down(tmp_path: Path):
+    with pytest.raises(UserError, match=r"task\.args\.scale: true: a stream is not searched for the mean"):
+        build(make_config(tmp_path, ROWS, "task.args={scale: true}", "data.streaming=true"), console=QUIET)
+    scale = find_scale(np.array([row["label"] for row in ROWS]))
+    written = f"task.args={{scale: {{mean: {scale.mean[0]}, std: {scale.std[0]}}}}}"
+    losses = []
+    for name, overrides in (("memory", ["task.args={scale: true}"]), ("stream", [written, "data.streaming=true"])):
+        build(make_config(tmp_path, ROWS, f"run_dir={tmp_path / name}", *overrides), console=QUIET).fit()
+        losses.append(read_validation(tmp_path / name)["validation/loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [1, "yes", None, {}, {"mean": 1}, {"mean": 1, "std": 0}, {"mean": [1, 2], "std": [1]}, {"mean": [], "std": []},
+     {"mean": True, "std": 1}, {"mean": 1, "std": math.inf}, {"mean": 1, "std": 1, "max": 3}],
+)  # fmt: skip
+def test_a_scale_that_is_none_is_refused(scale: Any):
+    with pytest.raises(UserError, match=r"task\.args\.scale: .*: it must be true, false, or \{mean: 3\.2, std: 1\.1\}"):
+        SequenceRegression(scale=scale)
+
+
+def test_a_scale_that_does_not_fit_the_rows_is_refused(tmp_path: Path):
+    with pytest.raises(UserError, match=r"task\.args\.scale: it is for 1 numbers, and a row has 2"):
+        build(make_config(tmp_path, AS_LISTS, "task.args={scale: {mean: 1, std: 2}}"), console=QUIET)
+    rows = [{"text": text, "label": [number, 3]} for text, (number, _) in zip(TEXTS, SEVERAL, strict=True)]
+    with pytest.raises(UserError, match=r"the training rows of 1 have the mean 3\.0 and the standard deviation 0\.0"):
+        build(make_config(tmp_path, rows, "task.args={scale: true}"), console=QUIET)
+
+
+def test_the_scale_does_not_depend_on_the_order_of_the_rows():
+    numbers = np.random.default_rng(0).normal(1e6, 1e-3, 999)
+    assert find_scale(numbers) == find_scale(numbers[::-1])
+    assert find_scale(np.array([1e16, 1.0, -1e16])).mean == [1 / 3]
+
+
+def test_far_from_zero_scaled_numbers_are_exact():
+    task = make_task(scale={"mean": 1e8, "std": 1.0})
+    encoded = task.encode({"text": TEXTS, "label": [1e8 + 1, 1e8 + 2, 1e8, 1e8 - 1]}, max_length=32)
+    encoded.pop("truncated")
+    batch = task.collate([dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True)])
+    assert batch["scaled"].tolist() == [1.0, 2.0, 0.0, -1.0]
+    assert batch["scaled"].dtype == torch.float32
+    outputs = task.predict(make_model(num_labels=1), batch)
+    assert outputs["references"].tolist() == [1e8 + 1, 1e8 + 2, 1e8, 1e8 - 1]
+    assert len(set(outputs["predictions"].tolist())) == 4
+    assert "scaled" not in task.model_inputs(batch)

@@ -8,7 +8,8 @@ name too: `mrpc` in glue.py is `glue/mrpc`. All else follows from the signature:
 - Parameters with a default are the `args` of an entry. `average`, which comes with `labels`, says how the scores of
   several classes become one; `average=None` returns the list of them.
 - The function returns a number, which is reported under the name of the metric, or a TypedDict of numbers, whose keys
-  are reported. A result of type `SmallerIsBetter` is refused as what `checkpoint.best` maximises.
+  are reported. A result of type `SmallerIsBetter` is refused as what `checkpoint.best` maximises. A result `InParts`
+  has other results beside it; `Annotated[InParts, PartsOf(...)]` says what they are called.
 
 `PACKAGE` in a file names a package that trainer_loop does not require and that the metrics of the file import. The
 functions import their libraries themselves, because a config is checked before anything is computed.
@@ -18,11 +19,11 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints, is_typeddict
 
-from trainer_loop.metrics.values import SmallerIsBetter, Values
+from trainer_loop.metrics.values import SMALLER_IS_BETTER, PartsOf, Values
 
 BENCHMARKS = ("glue", "super_glue", "indic_glue", "xtreme_s")  # on the hub too, their metrics are glue/mrpc, ...
 
@@ -34,9 +35,15 @@ class ShippedMetric:
     name: str
     function: Callable[..., Any]
     columns: Mapping[str, Values]  # the outputs that it compares
-    results: Sequence[str]  # the keys that it reports
+    results: Sequence[str]  # the keys that it reports in any case
     smaller_is_better: Sequence[str]  # those of them that are the better, the smaller they are
     package: str | None = None  # to be installed beside the packages that trainer_loop requires
+    parts: Mapping[str, PartsOf] = field(default_factory=dict)  # of the results that may have any
+
+    @property
+    def reads_names(self) -> bool:
+        """Whether it is given the names of the classes."""
+        return "label_names" in inspect.signature(self.function).parameters
 
     @property
     def has_average(self) -> bool:
@@ -47,6 +54,17 @@ class ShippedMetric:
     def num_classes(self) -> int | None:
         """The only number of classes that it is defined for, where there is one."""
         return next((values.num_classes for values in self.columns.values() if values.num_classes is not None), None)
+
+    def asks_for_parts(self, arguments: Mapping[str, Any]) -> bool:
+        """Whether it reports parts if it computes with these arguments."""
+        return any(of.argument is None or bool(arguments.get(of.argument)) for of in self.parts.values())
+
+    def list_keys(self, arguments: Mapping[str, Any], label_names: Sequence[str]) -> dict[str, list[str]]:
+        """The keys of each result and of its parts. label_names: of the classes."""
+        keys = {result: [result] if result in self.results else [] for result in [*self.results, *self.parts]}
+        for result, of in self.parts.items() if self.asks_for_parts(arguments) else ():
+            keys[result] += [f"{result}/{part}" for part in of.name_parts(label_names)]
+        return keys
 
     def fits(self, outputs: Mapping[str, str]) -> bool:
         """Whether a task gives what it compares. outputs: the kinds of the task's outputs by their names."""
@@ -77,8 +95,10 @@ def _describe(name: str, function: Callable[..., Any], *, package: str | None) -
     required = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
     assert list(columns) == required, f"metric {name}: each of {required} needs a type of metrics/values.py"
     results = get_type_hints(returned, include_extras=True) if is_typeddict(returned) else {name: returned}
-    smaller = [key for key, hint in results.items() if hint == SmallerIsBetter]
-    return ShippedMetric(name, function, columns, list(results), smaller, package)
+    smaller = [key for key, hint in results.items() if SMALLER_IS_BETTER in get_args(hint)]
+    parts = {key: note for key, hint in results.items() for note in get_args(hint) if isinstance(note, PartsOf)}
+    always = [key for key in results if key not in parts or parts[key].has_whole]
+    return ShippedMetric(name, function, columns, always, smaller, package, parts)
 
 
 SHIPPED = find_metrics(__name__, __path__)

@@ -1,8 +1,9 @@
 """What the GLUE benchmark (arXiv 1804.07461) reports on its data sets, where that is more than one metric."""
 
+from collections.abc import Sequence
 from typing import TypedDict
 
-from trainer_loop.metrics.shipped.regression import pearson, spearman
+from trainer_loop.metrics.shipped.regression import Score, pearson, spearman
 from trainer_loop.metrics.values import ClassNumbersOfTwo, Numbers
 
 
@@ -16,13 +17,16 @@ class AccuracyAndF1(TypedDict):
 class PearsonAndSpearman(TypedDict):
     """Both metrics of STS-B."""
 
-    pearson: float
-    spearmanr: float
+    pearson: Score
+    spearmanr: Score
 
 
-def stsb(predictions: Numbers, references: Numbers) -> PearsonAndSpearman:
+def stsb(predictions: Numbers, references: Numbers, *, label_names: Sequence[str] | None = None) -> PearsonAndSpearman:
     """The correlation of predictions and references, and of their ranks."""
-    return {"pearson": pearson(predictions, references), "spearmanr": spearman(predictions, references)}
+    return {
+        "pearson": pearson(predictions, references, label_names=label_names),
+        "spearmanr": spearman(predictions, references, label_names=label_names),
+    }
 
 
 def mrpc(predictions: ClassNumbersOfTwo, references: ClassNumbersOfTwo) -> AccuracyAndF1:
