@@ -6,6 +6,7 @@ from trainer_loop.components import fingerprint_own, locate
 from trainer_loop.config.fields import Config
 from trainer_loop.config.load import values_of
 from trainer_loop.data.loader import StepLoader, TrainLoader
+from trainer_loop.data.mixed_stream import MixedStream
 from trainer_loop.data.stream import StreamLoader
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.models.loading import count_weights
@@ -60,6 +61,7 @@ def _describe_batches(loader: StepLoader, *, num_steps: int, process_index: int)
         epoch = "" if loader.steps_per_epoch is None else f"{loader.steps_per_epoch:,} steps per epoch, "
         return [
             f"rows: {rows}, {loader.batch_size:,} per step; {epoch}{num_steps:,} steps in all",
+            *([loader.stream.describe()] if isinstance(loader.stream, MixedStream) else []),
             f"microbatches: {budget}",
         ]
     assert isinstance(loader, TrainLoader)

@@ -41,6 +41,7 @@ def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -
         "device": accelerator.device,
         "process_index": accelerator.process_index,
     }
+    sources = [str(entry["name"]) for entry in config.data.mixture]
     if plan.inputs.stream is not None:
         return StreamLoader(
             plan.inputs.stream.rows,
@@ -50,11 +51,11 @@ def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -
             shuffle_rows=config.data.shuffle_rows,
             seed=config.seed,
             num_rows=plan.inputs.stream.num_rows,
+            sources=sources,
             **process,
         )
     train = plan.inputs.splits["train"]
     mixture, weights = _make_mixture(config, plan, train), _find_weights(config, train)
-    sources = [str(entry["name"]) for entry in config.data.mixture]
     window = (config.batch.window or _WINDOW) if config.batch.order == "window" else None  # None: a plain shuffle
     return TrainLoader(
         BatchPlan(

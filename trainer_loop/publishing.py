@@ -14,6 +14,7 @@ from trainer_loop.config.load import values_of
 from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.config.schema import KEYS
 from trainer_loop.config.secrets import name_sources
+from trainer_loop.data.mixed_stream import MixedStream
 from trainer_loop.data.tokens import TokenisedSplit
 from trainer_loop.data.wording import enumerate_some, plural
 from trainer_loop.models.config import find_model
@@ -82,7 +83,8 @@ def _find_base(config: Config, overrides: Overrides, *, is_adapter: bool) -> Bas
 def _describe_data(config: Config, plan: RunPlan) -> Iterator[str]:
     if plan.inputs.stream is not None:
         rows = "rows" if plan.inputs.stream.num_rows is None else plural(plan.inputs.stream.num_rows, "row")
-        yield f"train: {rows} of a stream, {config.data.name or 'files'}"
+        mixed, origin = plan.inputs.stream.rows, config.data.name or "files"
+        yield f"train: {rows} of a stream, {mixed.describe() if isinstance(mixed, MixedStream) else origin}"
     classes = None if plan.inputs.labels is None else plan.inputs.labels.names
     for name, split in plan.inputs.splits.items():
         sources = dict.fromkeys(_name_source(config, name, place) for place in split.origins.names)

@@ -129,11 +129,6 @@ def _data_conflicts(config: Config) -> Iterator[Conflict]:
             ("data.sampling", "data.mixture"),
             "data.sampling=balanced and data.mixture each say how the rows of an epoch are drawn; leave one out",
         )
-    if data.mixture and data.streaming:
-        yield (
-            ("data.mixture", "data.streaming"),
-            "data.mixture is drawn by the numbers of its rows, which a stream does not have; set data.streaming=false",
-        )
     if data.name is not None:
         return
     sets = name_sets("data.validation", data.validation) | name_sets("data.test", data.test)
@@ -177,6 +172,13 @@ def _stream_conflicts(config: Config) -> Iterator[Conflict]:
         )
     for name, reason in reasons.items():
         yield (name, "data.streaming"), f"{name} is {shown(value_of(config, name))}, but {reason}"
+    if data.mixture and train.steps is None:
+        yield (
+            ("train.steps", "data.mixture", "data.streaming"),
+            "train.steps is null, but a data.mixture that is streamed has no epochs that end; set train.steps, and "
+            "evaluate.every and checkpoint.every to numbers of steps",
+        )
+    counted = "" if data.mixture else ", or set train.epochs in place of train.steps: then they are counted"
     for name, every, is_used in (
         ("evaluate.every", config.evaluate.every, data.validation is not None),
         ("checkpoint.every", config.checkpoint.every, True),
@@ -185,7 +187,7 @@ def _stream_conflicts(config: Config) -> Iterator[Conflict]:
             yield (
                 (name, "train.steps", "data.streaming"),
                 f"{name} is {shown(every)}, but with train.steps nobody counts the rows of a stream; set {name} to a "
-                "number of steps, or set train.epochs in place of train.steps: then they are counted",
+                f"number of steps{counted}",
             )
 
 

@@ -232,7 +232,8 @@ class DataConfig:
     )
     streaming: bool = key(
         False,
-        "true: read train row by row, never holding it in memory; validation and test are read as ever",
+        "true: read train, or each source of mixture, row by row, never holding it in memory; validation and test are "
+        "read as ever. A mixture then needs train.steps",
         on_resume="refused",
     )
     shuffle_rows: int = key(

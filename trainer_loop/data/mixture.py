@@ -1,8 +1,9 @@
 """Training rows of several sources, drawn by weights: a pure function of (seed, epoch)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import datasets
 import numpy as np
@@ -11,8 +12,10 @@ from trainer_loop.data.columns import Columns
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.split import Indices, Origins, Split
 from trainer_loop.data.wording import enumerate_some
-from trainer_loop.errors import UserError
+from trainer_loop.errors import UserError, refuse
 from trainer_loop.runtime.randomness import permute
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,34 +121,53 @@ def _find_kind(feature: Any) -> str:
     return next((kind for kind in ("string", "uint", "int", "float") if kind in dtype), dtype)
 
 
-def _name_source(problem: str, entry: Mapping[str, Any]) -> str:
-    """A problem with the training rows as one with those of a source."""
-    for key in ("train", *(key for key in ("filter", "map") if key in entry)):
-        problem = problem.replace(f"data.{key}", f"data.mixture: {entry['name']}: {key}")
-    return problem
-
-
 def read_sources(
-    mixture: Sequence[Mapping[str, Any]],
-    columns: Columns,
-    read: Callable[[Mapping[str, Any], Columns], Split],
-) -> Split:
-    """Read each source by `read`, and join them. Raises UserError with what is wrong with any of them."""
-    splits, own, problems = dict[str, Split](), dict[str, Columns](), list[str]()
+    mixture: Sequence[Mapping[str, Any]], columns: Columns, read: Callable[[Mapping[str, Any], Columns], _T]
+) -> tuple[dict[str, _T], dict[str, Columns]]:
+    """What `read` makes of each source, and the user's columns of each, by the names of the sources.
+
+    Raises UserError with what is wrong with any of them.
+    """
+    made, own, problems = dict[str, _T](), dict[str, Columns](), list[str]()
     for entry in mixture:
-        name = str(entry["name"])
-        own[name] = Columns.of(columns.declared, {**columns.given, **entry.get("columns", {})})
+        name, names = str(entry["name"]), entry.get("columns", {})
+        if unknown := sorted(names.keys() - columns.names.keys()):
+            problems.append(
+                f"data.mixture: {name}: columns: {enumerate_some(unknown)}: none of the columns that are read "
+                f"({', '.join(columns.names)})"
+            )
+            continue
+        own[name] = Columns.of(columns.declared, {**columns.given, **names})
         try:
-            splits[name] = read(entry, own[name])
+            with naming_source(name):
+                made[name] = read(entry, own[name])
         except UserError as error:
-            problems += [_name_source(line, entry) for line in error.problems]
-    if unknown := [
-        f"data.mixture: {name}: columns: {enumerate_some(sorted(wrong))}: none of the columns that are read "
-        f"({', '.join(columns.names)})"
-        for name, of_source in own.items()
-        if (wrong := of_source.names.keys() - columns.names.keys())
-    ]:
-        problems += unknown
-    if problems:
-        raise UserError(problems)
-    return join_sources(splits, own, columns)
+            problems += [_name_own_functions(line, entry) for line in error.problems]
+    refuse(problems)
+    return made, own
+
+
+def _name_own_functions(line: str, entry: Mapping[str, Any]) -> str:
+    """A line about a source that has a filter or map of its own, by which name they stand there."""
+    for key in ("filter", "map"):
+        line = line.replace(f"data.{key}", key) if key in entry else line
+    return line
+
+
+@contextmanager
+def naming_source(name: str) -> Iterator[None]:
+    """Let the problems of a `UserError` that the block raises name this source, whose rows they call data.train."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError([name_source(line, name) for line in error.problems]) from error
+
+
+def name_source(line: str, name: str) -> str:
+    """A line about the training rows as one about those of a source.
+
+    >>> name_source("data.train: 3 rows", "talk"), name_source("a.csv has no rows", "talk")
+    ('data.mixture: talk: train: 3 rows', 'data.mixture: talk: a.csv has no rows')
+    """
+    named = line.replace("data.train", f"data.mixture: {name}: train")
+    return named if named != line else f"data.mixture: {name}: {line}"

@@ -1,7 +1,7 @@
 """The section `data`: every split is read and checked, then encoded."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +19,20 @@ from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.loader import KeptRows
 from trainer_loop.data.local_rows import call_rows_function, given_split, read_source
 from trainer_loop.data.missing import Holes, settle_missing
+from trainer_loop.data.mixed_stream import StreamedSource
+from trainer_loop.data.mixture import name_source
 from trainer_loop.data.number_columns import check_numbers, name_numbers
 from trainer_loop.data.prepare import cut_validation, limit_splits
 from trainer_loop.data.report import describe_data
 from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.source import DataSection, Say, read_splits
+from trainer_loop.data.source import DataSection, Say, open_sources, read_splits
 from trainer_loop.data.split import Split
 from trainer_loop.data.tokens import Encoder, Encoding, TokenisedSplit, tokenise_split
-from trainer_loop.data.train_stream import TrainStream, prepare_stream
+from trainer_loop.data.train_stream import TrainStream, prepare_mixture, prepare_stream
+from trainer_loop.data.wording import enumerate_some
 from trainer_loop.errors import Problems, UserError, refuse
+
+_LABELS_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class DataPlan:
     """Splits that were read and checked.
 
     splits: raw rows by split. streamed: the training split where it is streamed; `splits` then holds its first rows.
+    sources: those of a mixture that is streamed; `splits` then holds no training rows.
     labels: the classes; None without a label, or where they could not be found. num_numbers: that each row has to
     predict; None if it has none.
     """
@@ -44,6 +50,7 @@ class DataPlan:
     streamed: ShardedSplit | None
     labels: LabelNames | None
     show_progress: bool
+    sources: Sequence[StreamedSource] = ()
     num_numbers: int | None = None
 
     @property
@@ -57,7 +64,7 @@ class DataPlan:
 
     def count_classes(self) -> np.ndarray | None:
         """How many rows of the training split have each class, `[C]`; None without classes, or for a stream."""
-        if self.labels is None or self.columns.label is None or self.streamed is not None:
+        if self.labels is None or self.columns.label is None or self.streamed is not None or self.sources:
             return None
         train = self.splits["train"]
         raw = flatten(train, self.columns.label) if self.columns.has_class_lists else train
@@ -89,17 +96,25 @@ class DataPlan:
             say,
             num_numbers=self.num_numbers,
         )
-        splits, stream = dict(self.splits), None
-        if self.streamed is not None:
+        splits, stream, section = dict(self.splits), None, self.section
+        if self.sources:
+            stream = prepare_mixture(
+                self.sources,
+                encoding,
+                shuffle_rows=section.shuffle_rows,
+                seed=section.seed,
+                missing=section.missing,
+            )
+        elif self.streamed is not None:
             stream = prepare_stream(
                 self.streamed,
                 splits.pop("train"),
                 encoding,
                 is_counted=counts_stream,
-                shuffle_rows=self.section.shuffle_rows,
-                seed=self.section.seed,
-                missing=self.section.missing,
-                train_columns=self.section.train_columns,
+                shuffle_rows=section.shuffle_rows,
+                seed=section.seed,
+                missing=section.missing,
+                train_columns=section.train_columns,
             )
         evaluating = dataclasses.replace(encoding, evaluates=True)
         encoded = {
@@ -154,6 +169,7 @@ def plan_data(
     """
     splits: dict[str, Split] = {}
     streamed: ShardedSplit | None = None
+    sources: Sequence[StreamedSource] = ()
     labels: LabelNames | None = None
     num_numbers: int | None = None
     known = len(problems.lines)
@@ -161,6 +177,9 @@ def plan_data(
     if put is not None:
         splits, streamed, wrong = read_splits(put, show_progress=show_progress, say=say)
         problems.lines += wrong
+        if section.mixture and section.streaming:
+            sources = problems.collect("", open_sources, put) or ()
+            labels = _check_sources(sources, put, warn=warn, problems=problems)
         wrong, warnings, labels = check_splits(
             splits,
             columns=section.columns,
@@ -168,6 +187,7 @@ def plan_data(
             label_names=section.label_names,
             is_streamed=section.streaming,
             missing=section.missing,
+            known=labels,
         )
         if section.validation_fraction is not None:  # both were one file: what is wrong with all of it is told once
             all_wrong = set(wrong)
@@ -183,13 +203,69 @@ def plan_data(
             wrong, num_numbers = check_numbers(splits, section.columns)
             problems.lines += wrong
             splits = {name: name_labels_of_rows(split, section.columns) for name, split in splits.items()}
-    return DataPlan(section, splits, streamed, labels, show_progress, num_numbers)
+            wrong, sources, of_sources = _settle_numbers(sources)
+            problems.lines += wrong
+            num_numbers = of_sources if sources else num_numbers
+    return DataPlan(section, splits, streamed, labels, show_progress, sources, num_numbers)
+
+
+def _settle_numbers(sources: Sequence[StreamedSource]) -> tuple[list[str], list[StreamedSource], int | None]:
+    """Sources whose first rows name their labels; how many numbers a row of theirs has to predict; what is wrong."""
+    problems, settled, counts = list[str](), list[StreamedSource](), dict[str, int | None]()
+    for source in sources:
+        wrong, counts[source.name] = check_numbers({"train": source.head}, source.columns)
+        problems += [name_source(line, source.name) for line in wrong]
+        settled.append(dataclasses.replace(source, head=name_labels_of_rows(source.head, source.columns)))
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} {number}" for name, number in counts.items())
+        problems.append(f"data.mixture: sources have unlike many numbers a row: {told}; write them alike")
+    return problems, settled, next(iter(counts.values()), None)
+
+
+def _check_sources(
+    sources: Sequence[StreamedSource], section: DataSection, *, warn: Say, problems: Problems
+) -> LabelNames | None:
+    """Check the first rows of each source of a mixture; the classes, which must be the same in all of them.
+
+    What is wrong is added to `problems`. Returns None without a label, or where the classes could not be found.
+    """
+    found: dict[str, LabelNames] = {}
+    for source in sources:
+        wrong, warnings, labels = check_splits(
+            {"train": source.head},
+            columns=source.columns,
+            label_names=section.label_names,
+            is_streamed=True,
+            missing=section.missing,
+        )
+        problems.lines += [name_source(line, source.name) for line in wrong]
+        for warning in warnings:
+            warn(name_source(warning, source.name))
+        if labels is not None:
+            found[source.name] = labels
+    first = next(iter(found), "")
+    for name, labels in found.items():
+        here, there = _spell(labels), _spell(found[first])
+        if here != there:
+            problems.lines.append(
+                f"data.mixture: the labels of {name} stand for {enumerate_some(here, at_most=_LABELS_SHOWN)}, those of "
+                f"{first} for {enumerate_some(there, at_most=_LABELS_SHOWN)}; write them alike"
+            )
+    return found.get(first)
+
+
+def _spell(labels: LabelNames) -> list[str]:
+    """`["'good' = good", "'bad' = bad"]`: what stands in the data, and the classes."""
+    by_id = sorted(labels.ids.items(), key=lambda pair: pair[1])
+    return [f"{raw!r} = {labels.names[number]}" for raw, number in by_id]
 
 
 def _put_given(section: DataSection, given: Mapping[str, Any], problems: Problems) -> DataSection | None:
     """Put rows that were made in Python in the place of what the config names; None where some cannot be read."""
     specs = {"train": section.train, "validation": section.validation, "test": section.test}
     are_good = True
+    if "train" in given and section.mixture:
+        problems.lines.append("data.mixture: training rows are given, which would take its place; set it to []")
     for name, rows in given.items():
         split, part = parse_set(name)
         columns = None if section.filter or section.map else section.columns_of(split).stored  # functions are given all

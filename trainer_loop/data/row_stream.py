@@ -25,13 +25,14 @@ class Row(NamedTuple):
     """A row, and where it stands in the user's data.
 
     values: by the names of the task's columns, labels as class ids; once encoded, what the model sees. length: once
-    encoded, its tokens. weight: the factor of its loss.
+    encoded, its tokens. weight: the factor of its loss. source: the name of its source, where there is a mixture.
     """
 
     values: dict[str, Any]
     place: str
     length: int = 0
     weight: float = 1.0
+    source: str | None = None
 
 
 class Stream(Protocol):

@@ -16,7 +16,8 @@ from trainer_loop.data.hub import load_hub_splits
 from trainer_loop.data.hub_stream import stream_hub_splits
 from trainer_loop.data.local_rows import check_spec, read_local
 from trainer_loop.data.missing import Holes, settle_missing, with_plain_columns
-from trainer_loop.data.mixture import read_sources
+from trainer_loop.data.mixed_stream import StreamedSource
+from trainer_loop.data.mixture import join_sources, read_sources
 from trainer_loop.data.prepare import cut_validation, limit_splits
 from trainer_loop.data.progress import progress_bars
 from trainer_loop.data.row_functions import Kept, RowFunctions, load_functions
@@ -90,8 +91,8 @@ def read_splits(
 ) -> tuple[dict[str, Split], ShardedSplit | None, list[str]]:
     """Every split that was asked for, as raw rows -> those that could be read; train where it is streamed; problems.
 
-    A training split that is streamed is a hub split or files, and only its first rows are read. `say` is told what was
-    dropped, in lines for a person.
+    A training split that is streamed is a hub split or files, and only its first rows are read. A mixture that is
+    streamed is not read here, see `open_sources`. `say` is told what was dropped, in lines for a person.
     """
     name, train, fraction = section.name, section.train, section.validation_fraction
     specs = {**name_sets("validation", section.validation), **name_sets("test", section.test)}
@@ -111,7 +112,8 @@ def read_splits(
             for split, spec in specs.items()
             if spec is not None and split not in on_hub
         }
-        if section.streaming and name is not None and _is_hub_spec(train):
+        streams_train = section.streaming and not section.mixture
+        if streams_train and name is not None and _is_hub_spec(train):
             streamed, found, wrong = stream_hub_splits(
                 name,
                 config=section.config,
@@ -122,7 +124,7 @@ def read_splits(
             if streamed is not None and functions is not None:
                 streamed = _telling(functions, say).over_stream(streamed, columns=section.train_columns.stored)
         else:
-            if section.streaming:
+            if streams_train:
                 streamed = problems.collect("", _open_stream, section, functions and _telling(functions, say))
             if name is not None and on_hub:
                 found, wrong = load_hub_splits(name, config=section.config, specs=on_hub)
@@ -135,7 +137,7 @@ def read_splits(
         found = {split: rows for split, rows in changed.items() if rows is not None}
     read_whole = {split: rows for split, rows in read.items() if rows is not None} | found
     splits = _settle(read_whole, section, problems, say)
-    if section.mixture:
+    if section.mixture and not section.streaming:
         mixed = problems.collect("", _read_mixture, section, say)
         splits |= {} if mixed is None else {"train": mixed}
     if section.deduplicate and "train" in splits and not problems:
@@ -151,31 +153,51 @@ def read_splits(
 
 
 def _read_mixture(section: DataSection, say: Say) -> Split:
-    """The training rows of several sources, each read as the training rows of a run of its own."""
+    """The training rows of several sources, joined."""
 
     def read(entry: Mapping[str, Any], columns: Columns) -> Split:
-        alone = DataSection(
-            train=entry["train"],
-            columns=columns,
-            seed=section.seed,
-            name=entry.get("dataset"),
-            config=entry.get("config"),
-            files=section.files,
-            missing=section.missing,
-            filter=entry.get("filter", section.filter),
-            map=entry.get("map", section.map),
-        )
-        splits, _, problems = read_splits(alone, say=lambda line: say(f"{entry['name']}: {line}"))
-        refuse(problems)
-        train = splits["train"]
-        there = list(train.columns or train.rows.column_names)
-        stored = {part: own for own, name in columns.names.items() for part in columns.joined.get(name, [name])}
-        if missing := [f"{name!r} for {own}" for name, own in stored.items() if name not in there]:
-            told = f"no column {', '.join(missing)}; it has {enumerate_names(there)}: set its columns"
-            raise UserError(f"data.train: {told}")
-        return train
+        return _read_source(section, entry, columns, say)[0]
 
-    return read_sources(section.mixture, section.train_columns, read)
+    return join_sources(*read_sources(section.mixture, section.train_columns, read), section.train_columns)
+
+
+def open_sources(section: DataSection) -> list[StreamedSource]:
+    """The sources of a mixture that is streamed, of which the first rows are read. Raises UserError."""
+
+    def read(entry: Mapping[str, Any], columns: Columns) -> StreamedSource:
+        head, split = _read_source(section, entry, columns)
+        assert split is not None, "it is streamed"
+        loss_weight = float(entry.get("loss_weight", 1))
+        return StreamedSource(str(entry["name"]), float(entry["weight"]), loss_weight, split, head, columns)
+
+    return list(read_sources(section.mixture, section.train_columns, read)[0].values())
+
+
+def _read_source(
+    section: DataSection, entry: Mapping[str, Any], columns: Columns, say: Say = lambda line: None
+) -> tuple[Split, ShardedSplit | None]:
+    """The training rows of a source, read as those of a run of its own; see `read_splits`. Raises UserError."""
+    alone = DataSection(
+        train=entry["train"],
+        columns=columns,
+        seed=section.seed,
+        name=entry.get("dataset"),
+        config=entry.get("config"),
+        streaming=section.streaming,
+        files=section.files,
+        missing=section.missing,
+        filter=entry.get("filter", section.filter),
+        map=entry.get("map", section.map),
+    )
+    splits, streamed, problems = read_splits(alone, say=lambda line: say(f"{entry['name']}: {line}"))
+    refuse(problems)
+    train = splits["train"]
+    there = list(train.columns or train.rows.column_names)
+    stored = {part: own for own, name in columns.names.items() for part in columns.joined.get(name, [name])}
+    if missing := [f"{name!r} for {own}" for name, own in stored.items() if name not in there]:
+        told = f"no column {', '.join(missing)}; it has {enumerate_names(there)}: set its columns"
+        raise UserError(f"data.train: {told}")
+    return train, streamed
 
 
 def _check_keys(section: DataSection) -> list[str]:

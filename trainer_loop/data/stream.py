@@ -122,6 +122,7 @@ class StreamLoader:
     """The updates of this process, made from a stream; see `StepLoader`.
 
     encode: raw rows of the stream -> as many rows as the model sees them. num_rows: of one epoch; None: not counted.
+    sources: of a mixture; rows of unlike sources or weights share no microbatch.
     """
 
     stream: Stream
@@ -137,14 +138,11 @@ class StreamLoader:
     process_index: int = 0
     draws: bool = False
     num_rows: int | None = None
+    sources: Sequence[str] = ()
     _step: int = field(default=0, init=False)  # of the update that the loop is going to ask for
     _position: Position = field(default=Position(), init=False)  # where that begins
     _current: _Prepared | None = field(default=None, init=False)  # the update that the loop has
     _begins: dict[int, Position] = field(default_factory=dict, init=False)  # of the updates that were had
-
-    @property
-    def sources(self) -> Sequence[str]:
-        return ()
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -267,22 +265,29 @@ class StreamLoader:
     def _cut(self, numbers: Rows, rows: Sequence[Row]) -> list[Rows]:
         """The rows of one process, by their numbers in `rows`, cut into its microbatches."""
         chosen = [rows[number] for number in numbers]
-        weights = np.array([row.weight for row in chosen])
-        groups = None if (weights == weights[0]).all() else np.unique(weights, return_inverse=True)[1]
-        (cut,) = cut_batch(numbers, _lengths(chosen), replace(self.limits, num_processes=1), groups=groups)
+        (cut,) = cut_batch(numbers, _lengths(chosen), replace(self.limits, num_processes=1), groups=_group(chosen))
         return cut
 
     def _collate(self, prepared: _Prepared, rows: Rows, step: int) -> Microbatch:
         chosen, numbers = [prepared.mine[row] for row in rows], [prepared.numbers[row] for row in rows]
         values = [row.values for row in chosen]
         batch = self.collate(add_draws(values, numbers, self.seed, "collate", step) if self.draws else values)
-        microbatch = weigh(Microbatch(numbers, batch, self.count(batch)), chosen[0].weight)
+        first, num_tokens = chosen[0], sum(_lengths(chosen))
+        microbatch = Microbatch(numbers, batch, self.count(batch), source=first.source, num_tokens=num_tokens)
+        microbatch = weigh(microbatch, first.weight)
         if self.device.type == "cuda":
             microbatch.pin_memory()
         return microbatch.to(self.device)
 
     def _make_dummy(self, prepared: _Prepared, rows: Rows, step: int) -> Microbatch:
         return replace(weigh(self._collate(prepared, rows, step), 0.0), is_dummy=True)
+
+
+def _group(rows: Sequence[Row]) -> np.ndarray | None:
+    """`[N]` a number for each row: rows of one source and one weight have the same; None: all rows."""
+    kinds = [(row.source or "", row.weight) for row in rows]
+    numbers = {kind: number for number, kind in enumerate(sorted(set(kinds)))}
+    return None if len(numbers) == 1 else np.array([numbers[kind] for kind in kinds])
 
 
 def _lengths(rows: Sequence[Row]) -> list[int]:

@@ -11,6 +11,8 @@ import pyarrow.compute as pc
 
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.fingerprint import digest
+from trainer_loop.data.mixed_stream import MixedStream, StreamedSource
+from trainer_loop.data.mixture import naming_source
 from trainer_loop.data.report import describe_data
 from trainer_loop.data.row_stream import ChunkStream, Row, RowStream, Stream
 from trainer_loop.data.shards import ShardedSplit
@@ -18,6 +20,7 @@ from trainer_loop.data.split import Split
 from trainer_loop.data.tokens import Encoding, RowEncoder, TokenisedSplit, tokenise_split
 from trainer_loop.data.wording import plural
 from trainer_loop.errors import UserError
+from trainer_loop.runtime.randomness import derive_seed
 
 _HEAD = "train, first rows"  # as the split is called in lines for a person
 
@@ -53,7 +56,7 @@ def prepare_stream(
     head: its first rows, judged. missing: see `settle_missing`. train_columns: those that are read of a row. Raises
     UserError where rows cannot be counted, or not be trained on.
     """
-    columns, label_names, say = encoding.columns, encoding.label_names, encoding.say
+    label_names, say = encoding.label_names, encoding.say
     texts = RowStream(
         split.shards,
         seed=seed,
@@ -71,21 +74,85 @@ def prepare_stream(
             "tokenised twice; "
             "set train.steps, and evaluate.every and checkpoint.every to numbers of steps"
         )
-    tokenised = tokenise_split(dataclasses.replace(head, name=_HEAD), encoding)
     # Where rows may be dropped, the description of the data set does not tell how many are left.
     described = None if missing == "drop" else split.num_rows
     num_rows = (described or _count(split, texts, say)) if is_counted else None
     counted = "not counted" if num_rows is None else f"{plural(num_rows, 'row')} an epoch"
     say(f"train: {split.title}, streamed, {counted}; shuffled within {plural(shuffle_rows, 'row')}")
-    for line in describe_data({_HEAD: tokenised}, splits={_HEAD: head}, columns=columns, label_names=label_names):
-        say(line)
+    tokens = _describe_head(head, encoding)
     return TrainStream(
         rows=ChunkStream(texts, encode, num_texts=encode.texts_per_call) if changes_number else texts,
         encode=list if changes_number else encode,
         num_rows=num_rows,
         fingerprint=_fingerprint(split, missing),
-        tokens=_digest_tokens(tokenised, encoding.max_length),
+        tokens=tokens,
     )
+
+
+def prepare_mixture(
+    sources: Sequence[StreamedSource], encoding: Encoding, *, shuffle_rows: int, seed: int, missing: str = "refuse"
+) -> TrainStream:
+    """Describe the sources of a mixture by their first rows, and mix what the model sees as their rows.
+
+    The texts of a task that joins them are joined within each source. missing: see `settle_missing`. Raises UserError
+    where a source has no row to train on.
+    """
+    # One for all sources: its lock keeps two threads apart.
+    encode = RowEncoder(encoding.task, max_length=encoding.max_length)
+    texts: dict[str, RowStream] = {}
+    tokens: list[str] = []
+    changes_number = False
+    for source in sources:
+        own = _encoding_of(source, encoding)
+        texts[source.name] = RowStream(
+            source.split.shards,
+            seed=derive_seed(seed, "mixture", source.name),
+            columns=source.columns,
+            label_names=encoding.label_names,
+            num_numbers=encoding.num_numbers,
+            missing=missing,
+            say=own.say,
+        )
+        with naming_source(source.name):
+            changes_number |= encode.changes_number(_first_row(texts[source.name]))
+            own.say(f"train: {source.split.title}")
+            tokens.append(_describe_head(source.head, own))
+    mixed = MixedStream(
+        {name: ChunkStream(stream, encode, num_texts=encode.texts_per_call) for name, stream in texts.items()}
+        if changes_number
+        else texts,
+        weights=[source.weight for source in sources],
+        loss_weights=[source.loss_weight for source in sources],
+        seed=seed,
+    )
+    encoding.say(f"train: {mixed.describe()}; streamed, shuffled within {plural(shuffle_rows, 'row')}")
+    return TrainStream(
+        rows=mixed,
+        encode=list if changes_number else encode,
+        num_rows=None,
+        fingerprint=digest(*(f"{source.name} {_fingerprint(source.split, missing)}".encode() for source in sources)),
+        tokens=digest(*(part.encode() for part in tokens)),
+    )
+
+
+def _encoding_of(source: StreamedSource, encoding: Encoding) -> Encoding:
+    """How the rows of a source are encoded: by its own names of the task's columns."""
+    names = {own: source.columns.names[own] for own in encoding.columns.names}
+    return dataclasses.replace(
+        encoding,
+        columns=Columns(encoding.columns.declared, names),
+        say=lambda line: encoding.say(f"{source.name}: {line}"),
+    )
+
+
+def _describe_head(head: Split, encoding: Encoding) -> str:
+    """Describe the first rows of a stream; a hash of what they become."""
+    tokenised = tokenise_split(dataclasses.replace(head, name=_HEAD), encoding)
+    for line in describe_data(
+        {_HEAD: tokenised}, splits={_HEAD: head}, columns=encoding.columns, label_names=encoding.label_names
+    ):
+        encoding.say(line)
+    return _digest_tokens(tokenised, encoding.max_length)
 
 
 def _fingerprint(split: ShardedSplit, missing: str) -> str:

@@ -43,7 +43,7 @@ def encode(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         length = len(row.values["text"].split())
         ids = list(range(1, 1 + length))
-        encoded.append(Row({"input_ids": ids, "label": row.values["label"]}, row.place, length))
+        encoded.append(row._replace(values={"input_ids": ids, "label": row.values["label"]}, length=length))
     return encoded
 
 

@@ -152,12 +152,19 @@ def test_a_mixture_that_is_written_wrong_is_refused(mixture: str, told: str):
     ("override", "told"),
     [
         ("data.train=a.csv", "data.mixture and data.train .* are both given; leave data.train out"),
-        ("data.streaming=true", "data.mixture is drawn by the numbers of its rows, which a stream does not have"),
+        ("data.sampling=balanced", "data.sampling=balanced and data.mixture each say how the rows of an epoch"),
     ],
 )
 def test_keys_that_do_not_go_with_a_mixture_are_refused(override: str, told: str, tmp_path: Path):
     with pytest.raises(UserError, match=told):
         make_loop(make_config(tmp_path, override))
+
+
+def test_columns_that_the_task_does_not_read_are_refused(tmp_path: Path):
+    config = make_config(tmp_path)
+    config.data.mixture[1]["columns"]["txt"] = "review"
+    with pytest.raises(UserError, match=r"data.mixture: blame: columns: txt: none of the columns that are read \(text"):
+        make_loop(config)
 
 
 def test_sources_without_their_columns_or_of_unlike_types_are_refused(tmp_path: Path):

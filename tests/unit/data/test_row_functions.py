@@ -276,7 +276,7 @@ def test_sources_of_a_mixture_may_have_functions_of_their_own(lab: str, folder: 
     assert said == ["a: train: 24 of 30 rows were kept by data.filter"]
     mixture[1]["map"] = f"{lab}.nothing"
     (first, *_) = load(mixture=mixture, map=f"{lab}.join")[2]
-    assert first.startswith(f"b.jsonl line 1: data.mixture: b: map={lab}.nothing returned None")
+    assert first.startswith(f"data.mixture: b: b.jsonl line 1: map={lab}.nothing returned None")
     with pytest.raises(UserError, match=r"filter of a is \[3\], not a text"):
         load_config(None, ["model.type=bert", "data.mixture=[{name: a, train: a.csv, weight: 1, filter: [3]}]"])
 
