@@ -194,7 +194,8 @@ def bind_columns(
     ]
     form = find_form(declared, given)
     problems += [
-        f"data.columns.{own}={name}: a row has these columns, or those of {form}; remove the one or the other"
+        f"data.columns.{own}={name}: a row has these columns, or those of {form}; "
+        f"take it back with data.columns.{own}=null, or leave the others out"
         for own, name in given.items()
         if name and own in declared and declared[own].form not in (None, form)
     ]
