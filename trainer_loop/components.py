@@ -6,6 +6,7 @@ A dotted path runs the modules on it. So do model.trust_remote_code and metric s
 import importlib
 import importlib.util
 import inspect
+import numbers
 import pkgutil
 import sys
 import traceback
@@ -213,7 +214,7 @@ def check_parameters(
         f"{place}.{parameter.name}: {fault}"
         for parameter in by_keyword
         if parameter.name in arguments and parameter.name in allowed
-        if (fault := _explain_type(arguments[parameter.name], parameter.annotation)) is not None
+        if (fault := _explain_type(arguments[parameter.name], parameter)) is not None
     ]
     for parameter in by_keyword:
         if parameter.default is parameter.empty and parameter.name not in {*arguments, *given}:
@@ -221,12 +222,24 @@ def check_parameters(
     return problems
 
 
-def _explain_type(value: object, annotation: Any) -> str | None:
-    """Why a value of a config is none of an annotation's plain types; None: it is, or the annotation has others."""
+def _explain_type(value: object, parameter: inspect.Parameter) -> str | None:
+    """Why a value of a config is none of an annotation's plain types; None: it is, or the annotation has others.
+
+    A value of the type of the default is right, whatever the annotation says.
+    """
+    annotation = parameter.annotation
     kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
     if not all(isinstance(kind, type) and kind in _PLAIN_TYPES for kind in kinds):
         return None
-    if any(type(value) is kind or (kind is float and type(value) is int) for kind in kinds):
+    if type(value) is type(parameter.default) or any(_is_of(value, kind) for kind in kinds):
         return None
     shown = "null" if value is None else repr(value)
     return f"{shown} is not {' or '.join(_PLAIN_TYPES[kind] for kind in kinds)}"
+
+
+def _is_of(value: object, kind: type) -> bool:
+    """Whether a value has a plain type; a whole number is a number too, and neither is true or false."""
+    if isinstance(value, bool):
+        return kind is bool
+    wider = {int: numbers.Integral, float: numbers.Real}
+    return isinstance(value, wider.get(kind, kind))

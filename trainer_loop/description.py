@@ -1,5 +1,6 @@
 """What is going to happen, in lines for a person."""
 
+import numpy as np
 import torch
 
 from trainer_loop.components import fingerprint_own, locate
@@ -54,6 +55,11 @@ def _describe_optimizer(config: Config, loop: TrainingLoop) -> list[str]:
     return ["groups of parameters:", *(f"  {line}" for line in table), f"schedule: {curve}"]
 
 
+def _describe_weights(weights: np.ndarray) -> str:
+    span = f"from {weights.min():g} to {weights.max():g}, mean {weights.mean():.4g}"
+    return f"weights of rows: {len(np.unique(weights)):,} distinct ones {span}"
+
+
 def _describe_batches(loader: StepLoader, *, num_steps: int, process_index: int) -> list[str]:
     budget = "no limit" if loader.max_tokens is None else f"at most {loader.max_tokens:,} padded tokens"
     if isinstance(loader, StreamLoader):
@@ -73,6 +79,7 @@ def _describe_batches(loader: StepLoader, *, num_steps: int, process_index: int)
         f"rows: {len(plan.lengths):,}, {plan.batch_size:,} per step; {plan.steps_per_epoch:,} steps per epoch, "
         f"{num_steps:,} in all",
         *([] if plan.mixture is None else [plan.mixture.describe()]),
+        *([] if loader.weights is None else [_describe_weights(loader.weights)]),
         f"microbatches per step and process: {min(microbatches)} to {max(microbatches)} ({budget}); "
         f"padding {padding:.1%}",
     ]

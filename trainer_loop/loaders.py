@@ -17,6 +17,7 @@ from trainer_loop.data.mixture import Mixture
 from trainer_loop.data.run_data import RunData
 from trainer_loop.data.stream import StreamLoader
 from trainer_loop.data.tokens import TokenisedSplit
+from trainer_loop.errors import UserError
 from trainer_loop.plan import RunPlan
 from trainer_loop.record.logs import Console
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_shape_steps, choose_token_budget
@@ -123,6 +124,8 @@ def _find_weights(config: Config, train: TokenisedSplit) -> np.ndarray | None:
     weights = np.ones(len(train.lengths)) if train.weights is None else train.weights
     if config.data.mixture:
         weights = weights * of_sources[_find_sources(train)]
+    if not weights.any():
+        raise UserError("data.mixture: all rows have a weight of 0, by loss_weight and data.weight; one must have more")
     return None if (weights == 1).all() else weights
 
 

@@ -51,7 +51,7 @@ class TrainingLoop:
         self.model, self.bare_model = engine.model, engine.bare_model  # with and without DDP's wrapper
         self.optimizer, self.scheduler = engine.optimizer, engine.scheduler
         record.declare_metrics((*self.extra_metrics, *task.extra_metrics), sources=data.train.sources)
-        self._is_dummy = False  # the current microbatch counts nothing
+        self._weight = 1.0  # of the current microbatch
         self._weights_are_meant = False  # they were restored or trained, or a warning said that they are not
 
     def train_step(self, step_batch: StepBatch) -> StepReport:
@@ -91,7 +91,7 @@ class TrainingLoop:
         return self.task.loss(self.model, batch)
 
     def _compute_loss(self, microbatch: Microbatch) -> Tensor:
-        self._is_dummy = microbatch.is_dummy
+        self._weight = microbatch.weight
         with self.task.logging_to(self.log_metric):
             loss = self.loss_sum(microbatch.batch)
         own = type(self).loss_sum is not TrainingLoop.loss_sum
@@ -104,7 +104,7 @@ class TrainingLoop:
         self, step_batch: StepBatch, loss_sum: Tensor, num_targets: float, gradients: Gradients, skipped: bool = False
     ) -> StepReport:
         """Move the schedule on, and say what was done. loss_sum: over the targets of this process, `[]`."""
-        self._is_dummy = False
+        self._weight = 1.0
         logged = self.record.take_step_metrics()
         return self.engine.report_step(step_batch, loss_sum, num_targets, gradients, skipped=skipped, logged=logged)
 
@@ -138,8 +138,8 @@ class TrainingLoop:
         name: in the class's `extra_metrics`, or given to `self.record.declare_metrics` where it depends on the model.
         value: `[]`, a sum over `count`; it stays on its device.
         """
-        if not self._is_dummy:
-            self.record.log_metric(name, value, count=count)
+        if self._weight:
+            self.record.log_metric(name, value * self._weight, count=count * self._weight)
 
     def register_for_checkpoint(self, name: str, part: Stateful) -> None:
         """Let each checkpoint hold what a subclass keeps besides: a module, an optimizer, a queue."""

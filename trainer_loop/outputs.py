@@ -1,6 +1,7 @@
 """What a run writes as its config says, besides checkpoints and metrics: its description, predictions, the model."""
 
 import copy
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -115,6 +116,8 @@ class ConfiguredOutput(RunOutput):
         if not self.accelerator.is_main_process:
             return
         record, adapter = self._describe_export(state), self.plan.model.adapter
+        if record.tuned:
+            self.console.say(f"task.args, as the run chose them: {json.dumps(record.tuned)}")
         if adapter is not None:
             model = adapter.merge_into(model)
         card = describe_model(self.config, self.plan, self.overrides, record)
@@ -134,9 +137,9 @@ class ConfiguredOutput(RunOutput):
             plan={
                 **self.facts,
                 **{name: value for name, value in public_values(config).items() if name in _TUNED},
-                "task.args": {**self.facts["task.args"], **self.plan.task.tuned},
             },
             evaluation=self._describe_evaluation(),
+            tuned=self.plan.task.tuned,
         )
 
     def _describe_evaluation(self) -> dict[str, Any] | None:

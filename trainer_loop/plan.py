@@ -251,6 +251,22 @@ def _plan_task(config: Config, overrides: Overrides, loss: LossPlan | None, foun
         found.lines.append(
             f"data.streaming: the task {name} mixes each row with any other, and a stream holds few; set it to false"
         )
+    if (
+        task is not None
+        and task.mixes
+        and (
+            drawn := [
+                f"data.{key}"
+                for key in ("weight", "mixture", "sampling")
+                if getattr(config.data, key) != KEYS[f"data.{key}"].default
+            ]
+        )
+    ):
+        name = _name_task(config, overrides)
+        found.lines.append(f"{drawn[0]}: the task {name} mixes each row with any other, all alike; leave one out")
+    if config.data.sampling == "balanced" and loss is not None and loss.function.needs_counts:
+        name = loss.function.needs_counts[0]
+        found.lines.append(f"loss.args.{name}: auto: data.sampling=balanced draws all classes alike; leave one out")
     if task is not None and config.model.packing and not task.can_pack:
         name = _name_task(config, overrides)
         found.lines.append(f"model.packing: the task {name} knows no packed batches; set model.packing=false")
@@ -469,7 +485,7 @@ def _check_unused(config: Config, overrides: Overrides, task: Task, found: Probl
         unused.append(("data.label_names", "has no classes"))
     if task.columns and all(column.kind != "class" for column in task.columns.values()):
         unused.append(("data.sampling", "has no single class a row"))
-    if type(task).encode_alone is not Task.encode_alone:
+    if task.joins_texts:
         unused.append(("data.weight", "joins texts to rows, which then have no weight of their own"))
     own = ("model.tokenizer", "model.trust_remote_code") if task.auto_processor else ()
     of_models = [] if task.auto_model else [key for key in _OF_AUTO_MODELS if key not in own]

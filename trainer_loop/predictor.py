@@ -193,6 +193,10 @@ class Predictor:
         """
         given = [texts] if pairs is None else [texts, pairs]
         inputs = self.inputs
+        if isinstance(texts, (str, Mapping)) or any(isinstance(text, Mapping) for text in texts):
+            raise UserError(
+                f"predict takes a list of texts; for columns by name call predict_rows({{{inputs[0]!r}: [...]}})"
+            )
         if len(given) > len(inputs):
             raise UserError(f"the model reads {', '.join(inputs)}, and no second text; see `predict_rows`")
         rows: dict[str, list[Any]] = dict(zip(inputs, map(list, given), strict=False))
@@ -439,7 +443,7 @@ def _read(columns: Mapping[str, Any], number: int) -> dict[str, Any]:
 def _read_arguments(record: ExportRecord | None, task_class: type[Task], *, place: str) -> dict[str, Any]:
     """`task.args` of the run that trained the model. Raises UserError where the task does not take them."""
     told = {} if record is None else record.plan.get("task.args")
-    arguments = dict(told) if isinstance(told, Mapping) else {}
+    arguments = {**(told if isinstance(told, Mapping) else {}), **({} if record is None else record.tuned)}
     if task_class.generates:  # of a version in which these were arguments of the task
         arguments = {name: value for name, value in arguments.items() if name not in ("max_new_tokens", "num_beams")}
     given = ("loss_function",)  # which a model directory must not choose

@@ -86,7 +86,7 @@ def test_dummies_and_predictions_log_nothing(tmp_path: Path):
     loop, _ = run(tmp_path, tiny.LoggingTask())
     (step_batch,) = loop.data.train.steps(start=0, stop=1)
     microbatch = step_batch.microbatches[0]
-    loop._compute_loss(replace(microbatch, is_dummy=True))
+    loop._compute_loss(replace(microbatch, is_dummy=True, weight=0.0))
     loop.evaluator.predict(loop.data.validation[""])
     loop.evaluate(loop.data.validation[""])
     assert loop.record.take_step_metrics() == {}

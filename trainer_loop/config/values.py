@@ -331,6 +331,10 @@ def _source_fault(entry: object) -> str | None:
         return f"{unknown[0]} is not {_listed(_PARTS_OF_SOURCE)}"
     if _text_fault(entry.get("name")) is not None:
         return f"{shown(entry)} has no name"
+    if "/" in entry["name"] or entry["name"] in ("train", "validation", "test"):
+        return (
+            f"{entry['name']} names a split, or has a slash, and its loss is logged as NAME/loss; choose another name"
+        )
     if (wrong := _splits_fault(entry.get("train"))) is not None:
         return f"train of {entry['name']}: {wrong}" if wrong else f"{entry['name']} has no train, {_ITS_ROWS}"
     if not _is_number(entry.get("weight"), at_least=0) or not entry["weight"]:

@@ -104,6 +104,11 @@ class BatchPlan:
         """Updates of one epoch; the last one holds what rows are left."""
         return math.ceil(len(self.lengths) / self.batch_size)
 
+    @property
+    def widths(self) -> np.ndarray:
+        """`[N]` how wide a microbatch is whose longest row is this one."""
+        return self.limits.pad(self.lengths)
+
     def with_budget(self, max_tokens: int) -> "BatchPlan":
         """The same updates, cut into microbatches of at most so many padded tokens."""
         plan = copy.copy(self)

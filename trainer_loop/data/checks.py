@@ -118,22 +118,22 @@ def _check_values_of(split: Split, columns: Columns, own: str) -> list[str]:
     kind = columns.kind_of(own)
     other = None if column.per is None else columns.names.get(column.per)
     rows = split.rows.select_columns([name] if other in (None, name) else [name, other])
-    faults: dict[int, str] = {}
-    are_holes = False
+    faults: dict[bool, dict[int, str]] = {True: {}, False: {}}  # of values that are missing, and of others
     for start in range(0, len(rows), _READ_ROWS):
         batch = rows.with_format(None)[start : start + _READ_ROWS]
         beside = [None] * len(batch[name]) if other is None else batch.get(other, [None] * len(batch[name]))
         for row, (value, per) in enumerate(zip(batch[name], beside, strict=True), start):
             fault = "is null" if value is None else find_fault(value, kind, per)
             if fault is not None:
-                faults[row] = fault
-                are_holes |= is_hole(value, kind)
-    if not faults:
-        return []
-    shown = enumerate_some([split.origins.place(row) for row in list(faults)[:_SHOWN]], total=len(faults))
-    first = next(iter(faults.values()))
-    remedy = _FILL if are_holes else "correct or remove the row"
-    return [f"data.{split.name}: column {name!r} {first} in {plural(len(faults), 'row')}: {shown}; {remedy}"]
+                faults[is_hole(value, kind)][row] = fault
+    problems = []
+    for are_holes, found in faults.items():
+        if found:
+            shown = enumerate_some([split.origins.place(row) for row in list(found)[:_SHOWN]], total=len(found))
+            where = f"{next(iter(found.values()))} in {plural(len(found), 'row')}: {shown}"
+            remedy = _FILL if are_holes else "correct or remove the row"
+            problems.append(f"data.{split.name}: column {name!r} {where}; {remedy}")
+    return problems
 
 
 def _check_texts(split: Split, column: str, *, may_be_empty: bool, is_optional: bool) -> list[str]:

@@ -157,7 +157,7 @@ class Columns:
     def beside(self, *, weight: str | None, group: str | None) -> "Columns":
         """These, and the columns of `data.weight` and `data.split_by`, where there are such."""
         named = {own: name for own, name in ((WEIGHT, weight), (GROUP, group)) if name is not None}
-        return Columns({**self.declared, **_BESIDE}, {**self.names, **named}, self.joined) if named else self
+        return Columns({**_BESIDE, **self.declared}, {**named, **self.names}, self.joined) if named else self
 
     def without_targets(self) -> "Columns":
         """The columns of rows that are to be predicted: a conversation need not have its last answer."""

@@ -35,14 +35,15 @@ def normalise(texts: Iterator[str]) -> str:
     >>> normalise(iter(["A  good\\nbook ", "IT is"]))
     'a good book\\nit is'
     """
-    return "\n".join(" ".join(text.casefold().split()) for text in texts).strip()
+    joined = "\n".join(" ".join(text.casefold().split()) for text in texts)
+    return joined if joined.strip() else ""
 
 
 def drop_duplicates(splits: Mapping[str, Split], columns: Columns) -> tuple[Split, list[str]]:
     """The training rows without those whose inputs an earlier one has too, or a row of another split.
 
-    Texts are compared as by `read_texts`, those of answers too; images by their bytes, all else by their values. Labels
-    and numbers that are learned are not compared. A row without a text is kept.
+    Texts are compared as by `read_texts`, and in conversations those of answers too; images by their bytes, all else by
+    their values. Labels, numbers and texts that are learned are not compared. A row without a text is kept.
 
     Args:
         splits: The raw rows, `train` among them; their columns need not be good.
@@ -58,7 +59,7 @@ def drop_duplicates(splits: Mapping[str, Split], columns: Columns) -> tuple[Spli
     compared = {
         own: name
         for own, name in columns.names.items()
-        if not columns.declared[own].target or columns.declared[own].kind in KINDS_OF_TEXTS
+        if not columns.declared[own].target or columns.declared[own].kind in ("answer", "conversation")
     }
     inputs = Columns(columns.declared, compared)
     seen: dict[str, str] = {}
@@ -102,4 +103,4 @@ def _spell(value: Any, kind: Kind) -> str:
     if kind == "image" and find_fault(value, kind, None) is None:
         content, path = read_source(value)
         return digest(content or Path(path).read_bytes())
-    return " ".join(list_texts(value)) if kind in KINDS_OF_TEXTS else repr(value)
+    return " \0 ".join(list_texts(value)) if kind in KINDS_OF_TEXTS else repr(value)

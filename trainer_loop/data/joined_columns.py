@@ -4,7 +4,7 @@ The joined column holds `{"toxic": 1, "obscene": 0}`, values as they stand in th
 checked, the list of those of the row, `["toxic"]`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,10 +20,12 @@ from trainer_loop.data.wording import shorten
 _FLAGS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 
 
-def join_columns(rows: datasets.Dataset, joined: Mapping[str, Sequence[str]]) -> datasets.Dataset:
+def join_columns(
+    rows: datasets.Dataset, joined: Mapping[str, Sequence[str]], *, kept: Collection[str] = ()
+) -> datasets.Dataset:
     """The rows with the joined columns in the place of their parts; one of which a part is missing is left out.
 
-    joined: the names of the parts, by the names of the joined columns.
+    joined: the names of the parts, by the names of the joined columns. kept: parts that are read by themselves, too.
     """
     for name, parts in joined.items():
         is_joined = name in rows.column_names and isinstance(rows.features[name], dict)
@@ -31,7 +33,7 @@ def join_columns(rows: datasets.Dataset, joined: Mapping[str, Sequence[str]]) ->
             continue
         table: pa.Table = rows.with_format("arrow")[:]
         column = pa.StructArray.from_arrays([table[part].combine_chunks() for part in parts], names=list(parts))
-        others = {other: feature for other, feature in rows.features.items() if other not in parts}
+        others = {other: feature for other, feature in rows.features.items() if other not in parts or other in kept}
         rows = _with_column(table.select(list(others)), name, column, others)
     return rows
 

@@ -257,7 +257,7 @@ class TrainLoader(Dataset[StepBatch]):
         return self._make_dummy(step).to(self.device)
 
     def cut_smaller(self, step: int) -> StepBatch | None:
-        half = halve_dearest(self.plan.step(step).microbatches, self.plan.lengths, packed=self.plan.limits.packed)
+        half = halve_dearest(self.plan.step(step).microbatches, self.plan.widths, packed=self.plan.limits.packed)
         if half is None:
             return None
         self.limit_tokens(half)

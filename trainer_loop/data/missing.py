@@ -66,6 +66,13 @@ class Holes:
     def columns(self) -> list[str]:
         return list(dict.fromkeys([*self.texts, *([] if self.label is None else [self.label]), *self.others]))
 
+    def name_holes(self, counts: Mapping[str, int]) -> dict[str, int]:
+        """What the rows lack that have a hole in a column, for a person. counts: rows, by column."""
+        return {
+            f"an answer at the end of {name!r}" if self.others.get(name) == "conversation" else repr(name): count
+            for name, count in counts.items()
+        }
+
     def in_text(self, name: str, value: object) -> bool:
         """As `find` does it, for one value."""
         if isinstance(value, str):
@@ -125,17 +132,20 @@ def settle_missing(split: Split, holes: Holes, *, missing: str) -> tuple[Split, 
         gone |= mask
     if not gone.any():
         return split, []
-    told = [line for file, dropped in counts.items() for line in describe_dropped(file, dropped)]
+    told = [line for file, dropped in counts.items() for line in describe_dropped(file, holes.name_holes(dropped))]
     if gone.all():
         raise UserError(f"data.{split.name}: no row is left; {'; '.join(told)} (data.missing=drop)")
     return split.select(np.flatnonzero(~gone)), told
 
 
 def describe_dropped(file: str, counts: Mapping[str, int]) -> list[str]:
-    """`reviews.csv: 12 rows without 'text', 9 without 'label' were dropped`, or nothing. counts: by column."""
-    lacking = [(column, number) for column, number in counts.items() if number]
-    parts = [f"{number:,} without {column!r}" for column, number in lacking[1:]]
-    parts = [f"{plural(number, 'row')} without {column!r}" for column, number in lacking[:1]] + parts
+    """`reviews.csv: 12 rows without 'text', 9 without 'label' were dropped`, or nothing.
+
+    counts: by what is missing, see `Holes.name_holes`.
+    """
+    lacking = [(hole, number) for hole, number in counts.items() if number]
+    parts = [f"{number:,} without {hole}" for hole, number in lacking[1:]]
+    parts = [f"{plural(number, 'row')} without {hole}" for hole, number in lacking[:1]] + parts
     were = "was" if sum(counts.values()) == 1 else "were"
     return [f"{file}: {', '.join(parts)} {were} dropped"] if parts else []
 
@@ -151,7 +161,7 @@ def with_plain_columns(split: Split, columns: Columns) -> Split:
     for name in columns.of_kind("image"):
         if isinstance(rows.features.get(name), datasets.Image):
             rows = rows.cast_column(name, datasets.Image(decode=False))
-    rows = join_columns(rows, columns.joined)
+    rows = join_columns(rows, columns.joined, kept=columns.names.values())
     present = [name for name in rows.column_names if name in {*columns.all, *columns.stored}]
     present = present or rows.column_names[:1]  # which stands in for their number
     if len(present) < len(rows.column_names):

@@ -134,7 +134,7 @@ def read_sources(
         if unknown := sorted(names.keys() - columns.names.keys()):
             problems.append(
                 f"data.mixture: {name}: columns: {enumerate_some(unknown)}: none of the columns that are read "
-                f"({', '.join(columns.names)})"
+                f"({', '.join(columns.names)}); all sources have the same ones: a map of its own can make them"
             )
             continue
         own[name] = Columns.of(columns.declared, {**columns.given, **names})

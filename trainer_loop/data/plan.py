@@ -1,8 +1,10 @@
 """The section `data`: every split is read and checked, then encoded."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -63,12 +65,21 @@ class DataPlan:
         return self.section.columns
 
     def count_classes(self) -> np.ndarray | None:
-        """How many rows of the training split have each class, `[C]`; None without classes, or for a stream."""
+        """How many rows of the training split have each class, `[C]`; None without classes, or for a stream.
+
+        Of words, how many have it.
+        """
         if self.labels is None or self.columns.label is None or self.streamed is not None or self.sources:
             return None
         train = self.splits["train"]
-        raw = flatten(train, self.columns.label) if self.columns.has_class_lists else train
-        return self.labels.count(count_labels(raw, self.columns.label))
+        label = self.columns.label
+        if not self.columns.has_class_lists:
+            return self.labels.count(count_labels(train, label))
+        assert self.columns.label_role is not None, "it has labels"
+        if self.columns.declared[self.columns.label_role].per is not None:
+            return self.labels.count(count_labels(flatten(train, label), label))
+        rows = train.rows.with_format(None)[label]
+        return self.labels.count(Counter(chain.from_iterable(set(labels or ()) for labels in rows)))
 
     def iterate_texts(self) -> Iterator[str]:
         """Every text of the training split, one after the other, without holding all of them."""

@@ -36,6 +36,8 @@ def cut_validation(
     if group is None:
         chosen = choose_stratified(find_classes(train.rows, label), fraction=fraction, keys=keys)
     else:
+        if not isinstance(train.rows.features[group], (datasets.Value, datasets.ClassLabel)):
+            raise UserError(f"data.split_by={group}: the column holds lists or objects; name one of texts or numbers")
         groups = number_values(train.rows, group)
         if groups.max() == 0:
             value = train.rows[0][group]

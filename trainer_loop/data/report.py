@@ -36,7 +36,8 @@ def describe_data(
         labels = ""
         if label_names is not None and columns.label is not None:
             raw = flatten(splits[name], columns.label) if columns.has_class_lists else splits[name]
-            labels = f"; labels: {_describe_labels(count_labels(raw, columns.label), label_names)}"
+            total = len(splits[name].rows if not columns.has_word_tags else raw.rows)
+            labels = f"; labels: {_describe_labels(count_labels(raw, columns.label), label_names, total=total)}"
             if columns.has_class_lists and not columns.has_word_tags:
                 labels += _describe_unlabelled(splits[name], columns.label)
         lines.append(f"{name}: {plural(len(split.rows), 'row')}{chunks}{labels}")
@@ -80,12 +81,12 @@ def count_duplicates(train: Split, other: Split, texts: Sequence[str]) -> int:
     return int(np.isin(asked, known).sum())
 
 
-def _describe_labels(found: Mapping[RawLabel, int], label_names: LabelNames) -> str:
-    """found: how many rows have each raw label."""
+def _describe_labels(found: Mapping[RawLabel, int], label_names: LabelNames, *, total: int) -> str:
+    """found: how many rows or words have each raw label. total: rows or words."""
     counts = label_names.count(found)
     common_first = np.argsort(-counts, kind="stable") if len(counts) > _LABELS_SHOWN else np.arange(len(counts))
     shown = [
-        f"{label_names.names[label]} {counts[label]:,} ({counts[label] / counts.sum():.1%})"
+        f"{label_names.names[label]} {counts[label]:,} ({counts[label] / total:.1%})"
         for label in common_first[:_LABELS_SHOWN]
     ]
     rest = counts[common_first[_LABELS_SHOWN:]]

@@ -1,5 +1,6 @@
 """Functions of the user on raw rows: `data.filter` keeps some of them, `data.map` gives them new columns."""
 
+import copy
 import inspect
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -179,7 +180,7 @@ def _load(dotted: str | None, key: str) -> Function | None:
 
 def _call(function: Function, values: Values, name: str) -> Any:
     try:
-        return function(dict(values))
+        return function(copy.deepcopy(dict(values)))  # what it changes in place is no result
     except Exception as error:
         told = describe_own_line(error) or f"{type(error).__name__}: {in_one_line(error)}"
         raise UserError(f"{name} failed: {told}") from error

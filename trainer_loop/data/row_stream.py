@@ -107,7 +107,7 @@ class RowStream:
                 yield self._check(values, shard, number)
         if is_whole and (shard.name, shard.noun) not in self._counted:
             self._counted.add((shard.name, shard.noun))
-            for line in describe_dropped(shard.name, dropped):
+            for line in describe_dropped(shard.name, self._holes.name_holes(dropped)):
                 self.say(f"train: {line}")
 
     def _announce(self, place: str, column: str) -> None:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.duplicates import drop_duplicates
@@ -149,7 +151,20 @@ def read_splits(
     if streamed is not None:
         head = problems.collect("", read_head, streamed, columns=section.train_columns, missing=section.missing)
         splits = ({} if head is None else {"train": head}) | splits
+    elif section.mixture and "train" in splits:
+        problems.lines += _find_lost_sources(splits["train"], section)
     return splits, streamed, problems.lines
+
+
+def _find_lost_sources(train: Split, section: DataSection) -> list[str]:
+    """Sources of a mixture of which no row is left when validation rows are cut off, and data.limit is met."""
+    left = {train.origins.sources[origin] for origin in np.unique(train.origins.origin).tolist()}
+    return [
+        f"data.mixture: {entry['name']}: no training row is left of it; see data.validation_fraction, "
+        "data.split_by and data.limit.train"
+        for number, entry in enumerate(section.mixture)
+        if number not in left
+    ]
 
 
 def _read_mixture(section: DataSection, say: Say) -> Split:
@@ -242,9 +257,17 @@ def _cut_validation(splits: dict[str, Split], fraction: float, section: DataSect
     train, group = splits["train"], section.split_by
     if group is not None and group not in train.rows.column_names:
         return  # the check of the rows tells
-    splits["train"], splits["validation"] = cut_validation(
-        train, fraction=fraction, label=section.columns.single_label, group=group, seed=section.seed
+    cut = problems.collect(
+        "",
+        cut_validation,
+        train,
+        fraction=fraction,
+        label=section.columns.single_label,
+        group=group,
+        seed=section.seed,
     )
+    if cut is not None:
+        splits["train"], splits["validation"] = cut
 
 
 def _is_hub_spec(spec: Any) -> bool:

@@ -192,7 +192,7 @@ class StreamLoader:
         num_processes = self.limits.num_processes
         dealt = [range(process, len(rows), num_processes) for process in range(num_processes)]
         cut = [self._cut(list(mine), rows) for mine in dealt if mine]
-        half = halve_dearest(cut, lengths, packed=self.limits.packed)
+        half = halve_dearest(cut, self.limits.pad(np.array(lengths)), packed=self.limits.packed)
         if half is None:
             return None
         self.limit_tokens(half)

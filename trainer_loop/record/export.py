@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,9 @@ class ExportRecord:
     # How the run was evaluated: `values` (of the column of labels, by class), `metrics` and `loss` (as in the config).
     # None if the task has no target column.
     evaluation: dict[str, Any] | None = None
+    tuned: dict[str, Any] = field(
+        default_factory=dict
+    )  # arguments of the task as the run chose them, such as a threshold
 
     @classmethod
     def read(cls, model_dir: Path) -> "ExportRecord | None":

@@ -1,6 +1,7 @@
 """Metrics of a run: summed up beside training, written to metrics.jsonl, the trackers and the console."""
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 
@@ -39,6 +40,7 @@ class Recorder:
         )
         self._step_metrics = LoggedMetrics(self.meter.extra_metrics)  # what was logged in the current step
         self._sources: tuple[str, ...] = ()
+        self._rows_of, self._tokens_of = Counter[str](), Counter[str]()  # of the current step, by source
         self._mark = 0.0  # when the clock of the training steps was last read
 
     def declare_metrics(self, names: Iterable[str], *, sources: Sequence[str] = ()) -> None:
@@ -76,13 +78,16 @@ class Recorder:
         if microbatch.source is None or microbatch.is_dummy:
             return
         self.log_metric(f"{microbatch.source}/loss", loss, count=microbatch.num_targets)
-        for name in self._sources:
-            is_of_it = torch.tensor(float(name == microbatch.source))
-            self.log_metric(f"{name}/row_share", is_of_it * len(microbatch.rows), count=len(microbatch.rows))
-            self.log_metric(f"{name}/token_share", is_of_it * microbatch.num_tokens, count=microbatch.num_tokens)
+        self._rows_of[microbatch.source] += len(microbatch.rows)
+        self._tokens_of[microbatch.source] += microbatch.num_tokens
 
     def take_step_metrics(self) -> Mapping[str, tuple[Tensor, float]]:
         """What was logged since this was called last; call it to drop that, too."""
+        for metric, counts in (("row_share", self._rows_of), ("token_share", self._tokens_of)):
+            total = counts.total()
+            for name in self._sources if total else ():
+                self.log_metric(f"{name}/{metric}", torch.tensor(float(counts[name])), count=total)
+            counts.clear()
         return self._step_metrics.take()
 
     def add(self, report: StepReport) -> None:
@@ -114,7 +119,7 @@ class Recorder:
         sums = self.meter.state_dict()
         state.rows_seen += int(sums["rows"])
         state.tokens_seen += int(sums["tokens"])
-        state.targets_seen += int(sums["targets"])
+        state.targets_seen += sums["targets"]
         state.skipped_steps += int(sums["skipped"])
         state.train_seconds += sums["seconds"]
         self.meter.clear()
@@ -155,7 +160,7 @@ class Recorder:
             "train_seconds": state.train_seconds,
             "rows_seen": state.rows_seen,
             "tokens_seen": state.tokens_seen,
-            "targets_seen": state.targets_seen,
+            "targets_seen": round(state.targets_seen),
             "peak_memory_bytes": read_peak_memory(self.accelerator.device),
         }
         self._write(totals, step=state.step, epoch=epoch)

@@ -17,7 +17,7 @@ class TrainState:
     num_steps: int = 0  # of the whole run, as it was planned
     rows_seen: int = 0  # training rows, over all processes; these three as of the last training row of the log
     tokens_seen: int = 0  # without padding
-    targets_seen: int = 0
+    targets_seen: float = 0
     train_seconds: float = 0.0  # inside training steps: without evaluation and saving
     skipped_steps: int = 0  # whose loss or gradient was not finite
     schedule_step: int | None = None  # updates that the schedule followed; None: all of them, as in older versions

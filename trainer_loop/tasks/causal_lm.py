@@ -69,6 +69,10 @@ class CausalLM(LanguageModel):
     def settings(self) -> dict[str, Any]:
         return {"append_eos": self.append_eos, "stride": self.stride, "fim": self.fim is not None}
 
+    @property
+    def joins_texts(self) -> bool:
+        return True
+
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """Chunks of `max_length` tokens; the last chunk of these texts is shorter, and nothing is dropped.
 

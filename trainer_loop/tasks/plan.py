@@ -1,10 +1,9 @@
 """The sections `task` and `loss`: which task is learnt, and by which loss."""
 
-import functools
 import inspect
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -34,9 +33,10 @@ class BoundLoss:
 
     function: Callable[..., Tensor]
     args: dict[str, Any]
+    log_metric: LogMetric | None = None  # that the function logs parts of the loss by, if it takes one
 
-    def __call__(self, logits: Tensor, targets: Tensor, *, log_metric: LogMetric | None = None) -> Tensor:
-        logged = {} if log_metric is None else {"log_metric": log_metric}
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        logged = {} if self.log_metric is None else {"log_metric": self.log_metric}
         return self.function(logits, targets, **self.args, **logged)
 
     @property
@@ -48,12 +48,14 @@ class BoundLoss:
         """Compute the arguments that wait, so that every class counts as much as the others.
 
         Args:
-            counts: How often each class is there in training, `[C]`; a class that is not there gets the weight 1.
+            counts: How often each class is there in training, `[C]`; one that no row has, or every row, gets the weight
+                1.
             num_rows: Training rows.
         """
         for name in self.needs_counts:
             weights = np.ones(len(counts))
-            weights[counts > 0] = _AUTO[name](counts[counts > 0], num_rows)
+            found = _AUTO[name](counts[counts > 0], num_rows)
+            weights[counts > 0] = np.where(found > 0, found, 1)
             self.args[name] = weights.tolist()
 
 
@@ -65,10 +67,6 @@ class LossPlan:
     name: str
     function: BoundLoss
     extra_metrics: tuple[str, ...] = ()  # names that it logs, by an argument `log_metric`; empty: it has none
-
-    def bind(self, log_metric: LogMetric) -> Callable[[Tensor, Tensor], Tensor]:
-        """The function of logits and targets alone. log_metric: what it logs parts of the loss by."""
-        return functools.partial(self.function, log_metric=log_metric) if self.extra_metrics else self.function
 
     def check_fits(self, problem_type: str | None) -> None:
         """Raise UserError where a loss of the package has targets of another kind than the task.
@@ -88,7 +86,9 @@ class LossPlan:
         """
         outputs = outputs.requires_grad_()
         logged: dict[str, Tensor] = {}
-        function = self.bind(lambda name, value, *, count=1: logged.update({name: value}))
+        function = self.function
+        if self.extra_metrics:
+            function = replace(function, log_metric=lambda name, value, *, count=1: logged.update({name: value}))
         try:
             once = function(outputs, targets)
             twice = function(torch.cat([outputs, outputs]), torch.cat([targets, targets]))
@@ -174,13 +174,9 @@ def plan_task(*, name: str, args: Mapping[str, Any], loss: LossPlan | None) -> T
     """Check the section `task` and make the task. loss: in the place of the task's own. Raises UserError."""
     task_class: Any = find_task(name, place="task.name")
     problems = check_arguments(task_class, args, place="task.args", given=("loss_function",))
-
-    def log_metric(name: str, value: Tensor, *, count: float = 1) -> None:
-        task.log_metric(name, value, count=count)  # of the task that is made last
-
     arguments = dict(args)
     if loss is not None:
-        arguments["loss_function"] = loss.bind(log_metric)
+        arguments["loss_function"] = loss.function
         if "loss_function" not in inspect.signature(task_class).parameters:
             problems.append(
                 f"loss: the task {name} computes its own, and takes no loss_function; remove loss.name and loss.args"
@@ -189,4 +185,5 @@ def plan_task(*, name: str, args: Mapping[str, Any], loss: LossPlan | None) -> T
     task: Task = task_class(**arguments)
     if loss is not None:
         task.extra_metrics = (*task.extra_metrics, *loss.extra_metrics)
+        loss.function.log_metric = task.log_metric if loss.extra_metrics else None
     return task

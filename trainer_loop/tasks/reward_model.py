@@ -20,7 +20,7 @@ class RewardModel(Task):
 
     The loss is that of Bradley and Terry: the negative log of the sigmoid of the reward of the chosen answer minus that
     of the rejected one. The chat template writes the conversations; a longer one than `data.max_length` loses its
-    beginning, both of a row the same number of tokens. In place of a prompt and its answers, a row may have two whole
+    beginning, as it does when it is scored alone. In place of a prompt and its answers, a row may have two whole
     conversations, `chosen_messages` and `rejected_messages`. `predict` scores one conversation, or a prompt with an
     answer as `chosen`. The means of both rewards and of their margin are logged.
 
@@ -83,12 +83,10 @@ class RewardModel(Task):
                 fault = find_fault_of_pair(conversations) if len(conversations) > 1 else None
             except TemplateFault as error:
                 whole, fault = [[]], str(error)
-            shortest, longest = min(map(len, whole)), max(map(len, whole))
-            cut = max(0, min(longest - max_length, shortest - 1))
-            ids = [tokens[cut : cut + max_length] for tokens in whole]
+            ids = [tokens[-max_length:] for tokens in whole]
             columns["input_ids"].append(ids)
             columns["length"].append(len(ids) * max(map(len, ids)))
-            columns["truncated"].append(longest > max_length)
+            columns["truncated"].append(max(map(len, whole)) > max_length)
             columns["fault"].append(fault)
         return columns
 

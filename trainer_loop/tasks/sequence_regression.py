@@ -166,7 +166,8 @@ def find_scale(numbers: np.ndarray) -> Scale:
     columns = numbers.reshape(len(numbers), -1).T
     means = [math.fsum(column) / len(column) for column in columns]
     stds = [
-        math.sqrt(math.fsum((column - mean) ** 2) / len(column)) for column, mean in zip(columns, means, strict=True)
+        0.0 if column.min() == column.max() else math.sqrt(math.fsum((column - mean) ** 2) / len(column))
+        for column, mean in zip(columns, means, strict=True)
     ]
     return Scale(means, stds)
 

@@ -116,6 +116,11 @@ class Task(ABC):
         return False
 
     @property
+    def joins_texts(self) -> bool:
+        """Whether `encode` makes rows of several texts, which have no weight of their own."""
+        return False
+
+    @property
     def mixes(self) -> bool:
         """Whether `collate` mixes each row in training with another.
 

@@ -48,7 +48,7 @@ def test_it_is_refused_with_the_remedy(streaming: str, tmp_path: Path):
 @pytest.mark.parametrize("streaming", ["true", "false"])
 def test_it_is_dropped_and_counted(streaming: str, tmp_path: Path):
     lines = build_run(tmp_path, [WHOLE, OPEN, WHOLE], f"data.streaming={streaming}", "data.missing=drop")
-    assert any("1 row without 'messages' was dropped" in line for line in lines)
+    assert any("1 row without an answer at the end of 'messages' was dropped" in line for line in lines)
 
 
 @pytest.mark.parametrize("streaming", ["true", "false"])

@@ -139,6 +139,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path):
         ("[{name: a, weight: 1}, {name: b, train: b.csv, weight: 1}]", "a has no train"),
         ("[{train: a.csv, weight: 1}, {name: b, train: b.csv, weight: 1}]", "has no name"),
         ("[{name: a, train: a.csv, weight: 1, rows: 3}, {name: b, train: b.csv, weight: 1}]", "rows is not name"),
+        ("[{name: test, train: a.csv, weight: 1}, {name: b, train: b.csv, weight: 1}]", "test names a split"),
         ("[a.csv, b.csv]", "'a.csv' is not a mapping; write {name: ..., train: a.csv, weight: 0.5}"),
     ],
 )

@@ -57,7 +57,7 @@ def weigh_rows(train: StepLoader) -> dict[str, float]:
     for step_batch in train.steps(start=0, stop=4):
         places = {place.rpartition(" ")[2]: place for place in train.origins(step_batch.step)}
         for microbatch in step_batch.microbatches:
-            assert microbatch.num_targets == len(microbatch.rows) * microbatch.weight
+            assert microbatch.num_targets == microbatch.batch["labels"].numel() * microbatch.weight
             found |= {places[str(row + 1)]: microbatch.weight for row in microbatch.rows}
     return found
 
@@ -231,3 +231,53 @@ def test_a_weight_of_positives_is_the_ratio_of_negatives_to_them():
 def test_class_weights_of_a_stream_are_refused(streamed: list[str], tmp_path: Path):
     with pytest.raises(UserError, match=r"loss.args.class_weights: auto: there are no classes in memory"):
         make_loop(make_config(tmp_path, *streamed, "loss.args={class_weights: auto}"))
+
+
+def test_weights_of_positives_count_the_rows_that_have_a_label(tmp_path: Path):
+    rows = [{"text": f"row {number}", "label": ["a", "a"] if number % 4 else ["a", "b"]} for number in range(8)]
+    overrides = ["task.name=multi_label_classification", "loss.args={pos_weight: auto}"]
+    loss = make_loop(make_config(tmp_path, *overrides, rows=rows, name="a.jsonl")).task.loss_function
+    assert isinstance(loss, BoundLoss) and loss.args == {"pos_weight": [1.0, 3.0]}  # every row has the first
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["data.sampling=balanced", "loss.args={class_weights: auto}"], "draws all classes alike; leave one out"),
+        (["data.split_by=parts", "data.validation_fraction=0.2"], "data.split_by=parts: the column holds lists"),
+    ],
+)
+def test_what_would_count_twice_or_cannot_be_compared_is_refused(overrides: list[str], told: str, tmp_path: Path):
+    rows = [{**row, "parts": [1, 2]} for row in ROWS]
+    with pytest.raises(UserError, match=told):
+        make_loop(make_config(tmp_path, *overrides, rows=rows, name="a.jsonl"))
+
+
+def test_a_row_without_a_text_is_dropped_where_its_text_is_the_group_too(tmp_path: Path):
+    rows = [{**row, "text": "" if number == 3 else row["text"]} for number, row in enumerate(ROWS)]
+    overrides = ["data.split_by=text", "data.validation_fraction=0.2", "data.missing=drop"]
+    data = make_loop(make_config(tmp_path, *overrides, rows=rows)).data
+    assert data.train.plan.lengths.size + data.validation[""].num_rows == 23
+
+
+def test_a_source_of_which_no_row_is_left_and_sources_that_all_weigh_nothing_are_refused(tmp_path: Path):
+    def mix(**more: Any) -> str:
+        parts = {"one": ROWS[:20], "two": ROWS[20:22]}
+        sources = [
+            {"name": name, "train": str(write(tmp_path / f"{name}.csv", rows)), "weight": 1, **more}
+            for name, rows in parts.items()
+        ]
+        return f"data.mixture={json.dumps(sources)}"
+
+    for overrides, told in (
+        ([mix(), "data.limit.train=2"], "data.mixture: two: no training row is left of it"),
+        ([mix(loss_weight=0)], "data.mixture: all rows have a weight of 0"),
+    ):
+        with pytest.raises(UserError, match=told):
+            make_loop(make_config(tmp_path, "data.train=train", *overrides))
+
+
+def test_a_column_may_be_a_label_and_the_weight(tmp_path: Path):
+    rows = [{"text": row["text"], "good": 1, "bad": number % 2} for number, row in enumerate(ROWS)]
+    overrides = ["task.name=multi_label_classification", "data.columns={label: [good, bad]}", "data.weight=bad"]
+    assert set(weigh_rows(make_loop(make_config(tmp_path, *overrides, rows=rows)).data.train).values()) == {0.0, 1.0}

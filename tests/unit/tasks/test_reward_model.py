@@ -89,14 +89,12 @@ def test_an_answer_alone_a_whole_conversation_and_a_text_are_scored():
     assert "Is the bay wide?" in TOKENIZER.decode(text["input_ids"][0])
 
 
-def test_long_conversations_lose_their_beginning_both_alike():
+def test_a_long_conversation_loses_its_beginning_as_it_does_alone():
     task = make_task()
     row = {"prompt": "wide " * 90, "chosen": "Yes.", "rejected": "It is what it is."}
     (whole,), (cut,) = (encode(task, [row], max_length=length) for length in (1000, 40))
     assert max(map(len, cut["input_ids"])) == 40
-    lost = [len(ids) - len(kept) for ids, kept in zip(whole["input_ids"], cut["input_ids"], strict=True)]
-    assert lost[0] == lost[1] > 0
-    assert [ids[lost[0] :] for ids in whole["input_ids"]] == cut["input_ids"]
+    assert [ids[-40:] for ids in whole["input_ids"]] == cut["input_ids"]
     columns = {name: [value] for name, value in (row | {"rejected": "It is so. " * 50}).items()}
     assert all(1 <= len(ids) <= 40 for ids in task.encode(columns, max_length=40)["input_ids"][0])
 

@@ -15,6 +15,7 @@ from transformers import BertConfig, BertForSequenceClassification, pipeline
 from trainer_loop import Predictor, UserError, build, load_config, losses
 from trainer_loop.cli.predict_arguments import Request
 from trainer_loop.cli.predict_files import predict_file, prepare_file
+from trainer_loop.cli.run import _is_complete
 from trainer_loop.data.tokenizer import train_tokenizer
 from trainer_loop.metrics.load import load_metrics
 from trainer_loop.predictor import read_record
@@ -362,7 +363,7 @@ def test_the_scale_is_exported_and_predict_undoes_it(tmp_path: Path):
     record = read_record(tmp_path / "run" / "model")
     expected = find_scale(np.array(SEVERAL))
     assert record is not None
-    assert record.plan["task.args"] == {"scale": {"mean": expected.mean, "std": expected.std}}
+    assert record.tuned == {"scale": {"mean": expected.mean, "std": expected.std}}
     told = Predictor.load(tmp_path / "run" / "model").predict_rows({"text": TEXTS, "label": SEVERAL})
     here = loop.predict([{"text": text} for text in TEXTS])["predictions"]
     np.testing.assert_allclose([list(row["values"].values()) for row in told.rows], here, rtol=1e-5)
@@ -431,3 +432,16 @@ def test_far_from_zero_scaled_numbers_are_exact():
     assert outputs["references"].tolist() == [1e8 + 1, 1e8 + 2, 1e8, 1e8 - 1]
     assert len(set(outputs["predictions"].tolist())) == 4
     assert "scaled" not in task.model_inputs(batch)
+
+
+def test_a_finished_run_with_a_scale_is_known_as_its_own(tmp_path: Path):
+    config = make_config(tmp_path, AS_LISTS, "task.args={scale: true}")
+    build(config, console=QUIET).fit()
+    assert _is_complete(config, build(config, console=QUIET))
+
+
+@pytest.mark.parametrize("given", ["a text", {"text": ["a text"]}, [{"text": "a text"}]])
+def test_a_predictor_takes_a_list_of_texts(given: Any, tmp_path: Path):
+    build(make_config(tmp_path, AS_LISTS), console=QUIET).fit()
+    with pytest.raises(UserError, match="predict takes a list of texts; for columns by name call predict_rows"):
+        Predictor.load(tmp_path / "run" / "model").predict(given)
