@@ -253,7 +253,7 @@ class DataConfig:
     deduplicate: bool = key(
         False,
         "true: leave out rows of train with the inputs of an earlier row, or of a row of validation or test, but for "
-        "case and spaces in texts, whatever their labels are",
+        "case and spaces in texts, whatever their labels are; in conversations answers are compared too",
     )
     limit: LimitConfig = section(LimitConfig)
     columns: dict[str, Any] = key(
