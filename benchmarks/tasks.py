@@ -5,10 +5,11 @@
 
 Rows are made up, with the spread of lengths of real ones, and models are small and begin with random weights: the same
 for both sides. Every side runs in a process of its own and trains the same tokens once, in batches of the same size,
-with the same fused AdamW, learning rate, schedule, clipping and precision. The peer is Trainer at its best settings:
-batches grouped by length; for chat it is SFTTrainer of TRL, if that is installed (`pip install trl`). Both sides get
-the rows as trainer_loop encodes them, so tokenising is in neither time. The loss at the end is that of held-out rows,
-computed by trainer_loop for both models. Trainer takes the rows in another order, so the losses may differ by a tenth.
+with the same fused AdamW, learning rate, schedule, clipping and precision. Both sides group rows by length
+(`batch.order=window`, `train_sampling_strategy`). The peer is Trainer; for chat it is SFTTrainer of TRL, if that is
+installed (`pip install trl`). Both sides get the rows as trainer_loop encodes them, so tokenising is in neither time.
+The loss at the end is that of held-out rows, computed by trainer_loop for both models. Trainer takes the rows in
+another order, so the losses may differ by a tenth.
 """
 
 import sys

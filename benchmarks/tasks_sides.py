@@ -48,6 +48,7 @@ class Work:
             f"data.validation={self.folder / 'held_out.jsonl'}",
             f"data.max_length={MAX_LENGTH}",
             f"batch.size={self.batch_size}",
+            "batch.order=window",  # as Trainer groups rows by length
             "train={epochs: 1}",
             f"optimizer={{name: adamw, lr: {_LEARNING_RATE}, weight_decay: 0.01}}",
             "scheduler={name: linear, warmup: 0.1}",
