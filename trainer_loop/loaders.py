@@ -104,7 +104,7 @@ def _make_mixture(config: Config, plan: RunPlan, train: TokenisedSplit) -> Mixtu
         return None
     names = [str(entry["name"]) for entry in config.data.mixture]
     weights = [float(entry["weight"]) for entry in config.data.mixture]
-    return Mixture(names, weights, _find_sources(train))
+    return Mixture(names, weights, train.origins.source_of_rows)
 
 
 def _group_rows(mixture: Mixture | None, weights: np.ndarray | None) -> np.ndarray | None:
@@ -113,17 +113,12 @@ def _group_rows(mixture: Mixture | None, weights: np.ndarray | None) -> np.ndarr
     return np.unique(np.stack(given, axis=1), axis=0, return_inverse=True)[1] if given else None
 
 
-def _find_sources(train: TokenisedSplit) -> np.ndarray:
-    """`[N]` the number of the source of each row of a mixture."""
-    return np.asarray(train.origins.sources)[train.origins.origin]
-
-
 def _find_weights(config: Config, train: TokenisedSplit) -> np.ndarray | None:
     """`[N]` the factors of the losses of the rows; None: 1 for each."""
     of_sources = np.array([float(entry.get("loss_weight", 1)) for entry in config.data.mixture])
     weights = np.ones(len(train.lengths)) if train.weights is None else train.weights
     if config.data.mixture:
-        weights = weights * of_sources[_find_sources(train)]
+        weights = weights * of_sources[train.origins.source_of_rows]
     if not weights.any():
         raise UserError("data.mixture: all rows have a weight of 0, by loss_weight and data.weight; one must have more")
     return None if (weights == 1).all() else weights

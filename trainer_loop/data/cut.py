@@ -14,6 +14,15 @@ _NEVER = 2**62  # the cost of a microbatch that breaks a limit, and of a cut tha
 _PARTS = (1.5, 1.3, 1.2, 1.1, 1.0, 0.75, 0.5, 0.375, 0.25)
 
 
+def widen(lengths: np.ndarray, *, step: int, longest: int) -> np.ndarray:
+    """How wide a batch is whose longest row has so many tokens: the next multiple, but at most `longest` for it.
+
+    >>> widen(np.array([5, 18, 23]), step=16, longest=20).tolist()
+    [16, 20, 23]
+    """
+    return np.minimum(-(-lengths // step) * step, np.maximum(lengths, longest))
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a microbatch may hold, what one more of them costs, and how many processes share them."""
@@ -31,8 +40,7 @@ class Limits:
         """How wide a microbatch is whose longest row has so many tokens, of each of the lengths."""
         if self.packed or self.width_step == 1:
             return lengths
-        rounded = -(-lengths // self.width_step) * self.width_step
-        return np.minimum(rounded, np.maximum(lengths, self.longest))
+        return widen(lengths, step=self.width_step, longest=self.longest)
 
 
 @dataclass(frozen=True)

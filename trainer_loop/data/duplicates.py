@@ -79,8 +79,7 @@ def drop_duplicates(splits: Mapping[str, Split], columns: Columns) -> tuple[Spli
     parts = [f"{plural(dropped[name], 'row')} that {_NAMES.get(name, f'{name} has')}" for name in sorted(dropped)]
     told = f"{', '.join(parts)} too {'was' if dropped.total() == 1 else 'were'} dropped (data.deduplicate)"
     left = train.select(np.array(kept, dtype=np.int64))
-    sources = train.origins.sources or [0] * len(train.origins.names)
-    if {sources[origin] for origin in left.origins.origin} != {sources[origin] for origin in train.origins.origin}:
+    if len(np.unique(left.origins.source_of_rows)) < len(np.unique(train.origins.source_of_rows)):
         raise UserError(f"data.train: no row is left of it, or of one of its sources; {told}")
     return left, [told]
 

@@ -144,6 +144,11 @@ def weigh(microbatch: Microbatch, weight: float) -> Microbatch:
     return replace(microbatch, num_targets=microbatch.num_targets * weight, weight=weight)
 
 
+def as_dummy(microbatch: Microbatch) -> Microbatch:
+    """The microbatch in the place of one that a process does not have; it counts nothing."""
+    return replace(weigh(microbatch, 0.0), is_dummy=True)
+
+
 def add_partners(
     rows: Sequence[Mapping[str, Any]], numbers: Rows, source: RowSource, *seed: int | str
 ) -> list[dict[str, Any]]:
@@ -228,7 +233,7 @@ class TrainLoader(Dataset[StepBatch]):
     def _make_dummy(self, step: int) -> Microbatch:
         rows = self.plan.batch(step)
         shortest = int(rows[self.plan.lengths[rows].argmin()])
-        return replace(weigh(self._make([shortest], step), 0.0), is_dummy=True)
+        return as_dummy(self._make([shortest], step))
 
     @property
     def steps_per_epoch(self) -> int:

@@ -158,7 +158,7 @@ def read_splits(
 
 def _find_lost_sources(train: Split, section: DataSection) -> list[str]:
     """Sources of a mixture of which no row is left when validation rows are cut off, and data.limit is met."""
-    left = {train.origins.sources[origin] for origin in np.unique(train.origins.origin).tolist()}
+    left = set(np.unique(train.origins.source_of_rows).tolist())
     return [
         f"data.mixture: {entry['name']}: no training row is left of it; see data.validation_fraction, "
         "data.split_by and data.limit.train"

@@ -46,6 +46,11 @@ class Origins:
     def __len__(self) -> int:
         return len(self.number)
 
+    @property
+    def source_of_rows(self) -> Indices:
+        """`[N]` the number of the source of a mixture that each row is from; 0 where there is no mixture."""
+        return np.asarray(self.sources or [0] * len(self.names), dtype=np.int64)[self.origin]
+
     def place(self, row: int) -> str:
         """Where this row (counted from 0) stands in the user's data."""
         return f"{self.names[self.origin[row]]} {self.number[row]}"

@@ -21,7 +21,7 @@ import torch
 
 from trainer_loop.data.batch_plan import Rows, cut_batch, halve_dearest
 from trainer_loop.data.cut import Limits
-from trainer_loop.data.loader import Collate, Count, Microbatch, StepBatch, add_draws, count_epochs, weigh
+from trainer_loop.data.loader import Collate, Count, Microbatch, StepBatch, add_draws, as_dummy, count_epochs, weigh
 from trainer_loop.data.row_stream import Row, Stream
 from trainer_loop.data.shards import Mark
 from trainer_loop.errors import UserError
@@ -280,7 +280,7 @@ class StreamLoader:
         return microbatch.to(self.device)
 
     def _make_dummy(self, prepared: _Prepared, rows: Rows, step: int) -> Microbatch:
-        return replace(weigh(self._collate(prepared, rows, step), 0.0), is_dummy=True)
+        return as_dummy(self._collate(prepared, rows, step))
 
 
 def _group(rows: Sequence[Row]) -> np.ndarray | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from trainer_loop.data.columns import RESERVED, Column
+from trainer_loop.data.cut import widen
 from trainer_loop.errors import UserError
 from trainer_loop.metrics.logged import LogMetric
 from trainer_loop.tasks.generation import Generation
@@ -219,9 +220,8 @@ class Task(ABC):
         return self.of_tokens is not None and all(issubclass(said, other) for other in others)
 
     def widen(self, tokens: int, *, longest: int) -> int:
-        """How wide a batch is whose longest row has so many tokens: the next multiple, but at most `longest` for it."""
-        rounded = -(-tokens // self._width_step) * self._width_step
-        return min(rounded, max(tokens, longest))
+        """How wide a batch is whose longest row has so many tokens; see `use_widths`."""
+        return int(widen(np.array(tokens), step=self._width_step, longest=longest))
 
     def scale_by(self, numbers: np.ndarray) -> None:
         """Take what the task `scales` by from the numbers of all training rows, `[N]`, or `[N, K]` for several."""
