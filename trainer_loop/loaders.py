@@ -34,6 +34,8 @@ def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -
         per_device=config.batch.per_device,
         **_choose_shapes(config, plan, accelerator),
     )
+    if limits.width_step > 1:  # rows of every split are padded alike
+        plan.task.use_widths(limits.width_step, longest=limits.longest)
     batch_size = _batch_size(config, accelerator.num_processes)
     process: dict[str, Any] = {
         "collate": plan.task.collate,
@@ -79,11 +81,9 @@ def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -
 
 
 def _choose_shapes(config: Config, plan: RunPlan, accelerator: Accelerator) -> dict[str, Any]:
-    """The fields of `Limits` that depend on the device, and on whether rows are packed; the task then pads alike."""
+    """The fields of `Limits` that depend on the device, the task, and whether rows are packed."""
     device_type, precision = accelerator.device.type, accelerator.mixed_precision
     width_step, row_step = choose_shape_steps(device_type, precision=precision) if plan.task.may_widen else (1, 1)
-    if width_step > 1:
-        plan.task.use_widths(width_step, longest=config.data.max_length)
     return {
         "microbatch_tokens": choose_microbatch_tokens(device_type, precision=precision),
         "packed": config.model.packing,

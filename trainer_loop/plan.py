@@ -8,7 +8,7 @@ made.
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -223,54 +223,42 @@ def _plan_task(config: Config, overrides: Overrides, loss: LossPlan | None, foun
             for key, value in unused.items()
             if value
         ]
-    has_validation = config.data.validation is not None or config.data.validation_fraction is not None
-    if task is not None and task.tunes and not has_validation and not overrides.validation_sets:
-        found.lines.append(
-            f"task.args: {dict(config.task.args)}: there are no validation rows to choose by; set data.validation or "
-            "data.validation_fraction"
-        )
+    if config.data.sampling == "balanced" and loss is not None and loss.function.needs_counts:
+        name = loss.function.needs_counts[0]
+        found.lines.append(f"loss.args.{name}: auto: data.sampling=balanced draws all classes alike; leave one out")
     if task is not None:
         task.generation = Generation(
             **{name: value for name, value in vars(config.evaluate.generate).items() if name != "samples"}
         )
-        if not task.generates and config.evaluate.generate != GenerateConfig():
-            name = _name_task(config, overrides)
-            found.lines.append(f"evaluate.generate: the task {name} writes no texts; remove it")
-    if task is not None and task.refers and config.data.streaming:
-        name = _name_task(config, overrides)
-        found.lines.append(
-            f"data.streaming: the task {name} compares each row with the model before the first update; set it to false"
+        found.lines += _find_what_does_not_suit(task, config, overrides)
+    return task
+
+
+def _find_what_does_not_suit(task: Task, config: Config, overrides: Overrides) -> Iterator[str]:
+    """Problems of keys that ask for what the task cannot do."""
+    data, name = config.data, f"the task {_name_task(config, overrides)}"
+    has_validation = data.validation is not None or data.validation_fraction is not None
+    if task.tunes and not has_validation and not overrides.validation_sets:
+        yield (
+            f"task.args: {dict(config.task.args)}: there are no validation rows to choose by; set data.validation or "
+            "data.validation_fraction"
         )
-    if task is not None and task.scales and config.data.streaming:
-        found.lines.append(
+    if not task.generates and config.evaluate.generate != GenerateConfig():
+        yield f"evaluate.generate: {name} writes no texts; remove it"
+    if task.refers and data.streaming:
+        yield f"data.streaming: {name} compares each row with the model before the first update; set it to false"
+    if task.scales and data.streaming:
+        yield (
             "task.args.scale: true: a stream is not searched for the mean of its numbers; write it, {mean: 3.2, std: "
             "1.1}, or set data.streaming=false"
         )
-    if task is not None and task.mixes and config.data.streaming:
-        name = _name_task(config, overrides)
-        found.lines.append(
-            f"data.streaming: the task {name} mixes each row with any other, and a stream holds few; set it to false"
-        )
-    if (
-        task is not None
-        and task.mixes
-        and (
-            drawn := [
-                f"data.{key}"
-                for key in ("weight", "mixture", "sampling")
-                if getattr(config.data, key) != KEYS[f"data.{key}"].default
-            ]
-        )
-    ):
-        name = _name_task(config, overrides)
-        found.lines.append(f"{drawn[0]}: the task {name} mixes each row with any other, all alike; leave one out")
-    if config.data.sampling == "balanced" and loss is not None and loss.function.needs_counts:
-        name = loss.function.needs_counts[0]
-        found.lines.append(f"loss.args.{name}: auto: data.sampling=balanced draws all classes alike; leave one out")
-    if task is not None and config.model.packing and not task.can_pack:
-        name = _name_task(config, overrides)
-        found.lines.append(f"model.packing: the task {name} knows no packed batches; set model.packing=false")
-    return task
+    if task.mixes and data.streaming:
+        yield f"data.streaming: {name} mixes each row with any other, and a stream holds few; set it to false"
+    drawing = ("data.weight", "data.mixture", "data.sampling")
+    if task.mixes and (drawn := [key for key in drawing if values_of(config)[key] != KEYS[key].default]):
+        yield f"{drawn[0]}: {name} mixes each row with any other, all alike; leave one out"
+    if config.model.packing and not task.can_pack:
+        yield f"model.packing: {name} knows no packed batches; set model.packing=false"
 
 
 def _name_task(config: Config, overrides: Overrides) -> str:
