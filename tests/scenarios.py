@@ -14,7 +14,9 @@ import tiny
 import torch
 
 from trainer_loop.metrics.load import load_metrics
+from trainer_loop.optim.ema import Ema
 from trainer_loop.parallel.processes import make_accelerator
+from trainer_loop.parallel.sharding import gather
 from trainer_loop.runtime.compiler import compile_model
 
 
@@ -43,6 +45,10 @@ class Scenario:
     frozen_steps: int = 0  # the embeddings do not move before
     max_grad_value: float | None = None
     weighted: bool = False  # each row's loss has one of four factors
+    shard: str = "none"  # none, zero2 or full
+    replicas: int = 1  # copies of a sharded model
+    lora: bool = False
+    ema: float | None = None
     sparing: bool = False  # one parameter is used by some rows only, another by none
 
     @property
@@ -83,6 +89,12 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
     model = model.to(getattr(torch, scenario.dtype))
     if scenario.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if scenario.lora:
+        from peft import LoraConfig, get_peft_model
+
+        torch.manual_seed(0)
+        model = get_peft_model(model, LoraConfig(r=2, target_modules=["query", "c_attn"], init_lora_weights=False))
+        model = model.to(getattr(torch, scenario.dtype))
     if scenario.backend:
         compile_model(model, backend=scenario.backend)
     names = ["accuracy", {"name": "f1", "args": {"average": "macro"}}]
@@ -92,6 +104,9 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         weights=np.array([0.5, 1.0, 2.0, 0.0])[np.arange(len(rows)) * 7 % 11 % 4] if scenario.weighted else None,
         task=tiny.SparingTask() if scenario.sparing else tiny.make_task(scenario.task),
         allow_unused=scenario.sparing,
+        shard=scenario.shard,
+        replicas=scenario.replicas,
+        averaged_weights=None if scenario.ema is None else lambda made: Ema(made, decay=scenario.ema),
         accelerator=make_accelerator(precision=scenario.precision),
         model=model,
         num_steps=scenario.num_steps,
@@ -101,9 +116,7 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         lr=scenario.lr,
         validation_rows=validation,
         evaluation_layout=tiny.Layout(per_device=scenario.evaluation_per_device),
-        frozen_until=(
-            [(scenario.frozen_steps, list(model.get_input_embeddings().parameters()))] if scenario.frozen_steps else []
-        ),
+        frozen_until=lambda learns: [(scenario.frozen_steps, list(learns.get_input_embeddings().parameters()))],
         max_grad_value=scenario.max_grad_value,
         metrics=load_metrics(["perplexity"] if scenario.task == "causal_lm" else names, num_labels=3),
     )
@@ -112,7 +125,9 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
     return Outcome(
         losses=loop.recording.losses,
         grad_norms=loop.recording.grad_norms,
-        weights=torch.cat([parameter.detach().double().flatten() for parameter in loop.bare_model.parameters()]),
+        weights=torch.cat(
+            [weight.double().flatten() for weight in gather(list(loop.bare_model.parameters()), keeps=True)]
+        ).detach(),
         rows=gather_object([loop.recording.rows]),
         microbatches=gather_object([loop.recording.microbatches]),
         evaluation=evaluation,

@@ -27,6 +27,7 @@ from trainer_loop.models.plan import ModelPlan
 from trainer_loop.optim.groups import ParameterGroup, make_groups
 from trainer_loop.options import LoopOptions
 from trainer_loop.parallel.processes import make_accelerator
+from trainer_loop.parallel.sharding import prepare, shard_model
 from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.logs import Console, MetricLog
 from trainer_loop.record.recorder import Recorder
@@ -208,15 +209,18 @@ def make_loop(
     log_every: int = 1,
     loop_class: type[RecordingLoop] = RecordingLoop,
     loop_args: dict[str, Any] | None = None,
-    frozen_until: Sequence[tuple[int, Sequence[nn.Parameter]]] = (),
+    frozen_until: Callable[[nn.Module], Sequence[tuple[int, Sequence[nn.Parameter]]]] = lambda model: (),
     averaged_weights: Any = None,
     allow_unused: bool = False,
+    shard: str = "none",
+    replicas: int = 1,
     output: RunOutput | None = None,
     **options: Any,
 ) -> RecordingLoop:
     """A loop over made-up rows. Called by every process of a group.
 
-    weights: `[N]` factors of the losses of the rows. averaged_weights: also a function that makes them of the model.
+    weights: `[N]` factors of the losses of the rows. frozen_until: called with the model that learns.
+    averaged_weights: also a function that makes them of the model.
     options: of `LoopOptions`.
     """
     layout = layout or Layout()
@@ -225,6 +229,9 @@ def make_loop(
     task.bind(tokenizer or make_tokenizer(), packs=layout.packed)
     if layout.packed:
         use_packing(model, rows_at_head=task.rows_at_head)
+    sharded = None
+    if shard != "none":
+        sharded = shard_model(model, device=accelerator.device, gathers_once=shard == "zero2", num_replicas=replicas)
     directory = RunDir(run_dir)
     directory.root.mkdir(parents=True, exist_ok=True)
     plan = BatchPlan(
@@ -242,7 +249,7 @@ def make_loop(
     scheduler = (schedule or (lambda made: torch.optim.lr_scheduler.LambdaLR(made, lambda step: 1.0)))(torch_optimizer)
     if callable(averaged_weights):
         averaged_weights = averaged_weights(model)
-    model, prepared = accelerator.prepare(model, torch_optimizer)
+    model, prepared = prepare(accelerator, model, torch_optimizer)
     console = Console(enabled=False)
     validation = {}
     if validation_rows is not None:
@@ -262,7 +269,7 @@ def make_loop(
         )
     frozen = [
         ParameterGroup("", {str(index): parameter for index, parameter in enumerate(parameters)}, lr, 0.0, until, False)
-        for until, parameters in frozen_until
+        for until, parameters in frozen_until(model)
     ]
     engine = Engine(
         accelerator=accelerator,
@@ -273,6 +280,7 @@ def make_loop(
         groups=frozen,
         averaged_weights=averaged_weights,
         allow_unused=allow_unused,
+        sharded=sharded,
     )
     train = TrainLoader(
         plan,
@@ -282,6 +290,7 @@ def make_loop(
         device=accelerator.device,
         process_index=accelerator.process_index,
         weights=weights,
+        even=shard == "full",
     )
     evaluator = Evaluator(
         accelerator=accelerator,
@@ -289,6 +298,7 @@ def make_loop(
         model=engine.bare_model,
         metrics=metrics,
         averaged_weights=averaged_weights,
+        sharded=sharded,
         seed=seed,
         console=console,
         preemption=engine.preemption,
@@ -300,6 +310,7 @@ def make_loop(
         console=console,
         run_facts={"rows": len(rows), "batch_size": batch_size, "seed": seed},
         averaged_weights=averaged_weights,
+        is_sharded=sharded is not None,
     )
     recording = Recording()
     log = RecordingLog(directory.metrics, recording)

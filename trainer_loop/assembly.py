@@ -41,6 +41,7 @@ from trainer_loop.parallel.processes import (
     make_accelerator,
     process_index_from_environment,
 )
+from trainer_loop.parallel.sharding import ShardedModel, check_optimizer, prepare, shard_model
 from trainer_loop.plan import Overrides, RunPlan, name_splits, plan_run
 from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.logs import Console, MetricLog
@@ -55,6 +56,7 @@ from trainer_loop.runtime.shares import take_share
 from trainer_loop.tasks.task import Task
 
 _COMPUTE_TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_REDUCE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _OF_A_MODEL_MADE_HERE = ("model.overrides", "model.from_scratch", "model.attention", "model.gradient_checkpointing")
 _OF_AN_OPTIMIZER_MADE_HERE = (
     *("optimizer.name", "optimizer.lr", "optimizer.weight_decay", "optimizer.args", "optimizer.layer_decay"),
@@ -103,6 +105,7 @@ def build(
     num_steps = config.train.steps or math.ceil(take_share(config.train.epochs or 0, steps_per_epoch or 0))
 
     model, calls = _make_model(config, plan, accelerator, console)
+    sharded = _shard_model(plan, model, accelerator)
     with under("optimizer."):
         groups = plan.optimizer.group(model, num_steps=num_steps, calls=calls)
     torch_optimizer = optimizer(model) if optimizer is not None else plan.optimizer.make(groups, accelerator.device)
@@ -115,7 +118,9 @@ def build(
         raise UserError(
             f"scheduler.name: {config.scheduler.name} follows an evaluation; set evaluate.every and data.validation"
         )
-    prepared_model, prepared_optimizer = accelerator.prepare(model, torch_optimizer)
+    if sharded is not None:
+        check_optimizer(torch_optimizer)
+    prepared_model, prepared_optimizer = prepare(accelerator, model, torch_optimizer)
     # From here on every process has the weights of process 0.
     averaged_weights = _make_averaged_weights(config, model, torch_optimizer)
     engine = Engine(
@@ -126,6 +131,7 @@ def build(
         seed=config.seed,
         groups=groups,
         averaged_weights=averaged_weights,
+        sharded=sharded,
         allow_unused=config.train.unused_parameters == "allow" or drops_layers(plan.inputs.model_config),
         preemption=preemption or Preemption(),
     )
@@ -198,6 +204,23 @@ def _make_model(
     )
 
 
+def _shard_model(plan: RunPlan, model: nn.Module, accelerator: Accelerator) -> ShardedModel | None:
+    """Spread the model over the processes, in place, where the config says so and there are several."""
+    sharding, compute_type = plan.sharding, _COMPUTE_TYPES[accelerator.mixed_precision]
+    if not sharding.is_sharded or accelerator.num_processes == 1:
+        return None
+    return shard_model(
+        model,
+        device=accelerator.device,
+        gathers_once=sharding.gathers_once,
+        num_replicas=sharding.num_replicas,
+        layers=list(sharding.layers) or None,
+        # Autocast would keep a copy of all weights in 16 bits until the backward pass: let these travel instead.
+        compute_dtype=None if sharding.gathers_once or compute_type == torch.float32 else compute_type,
+        reduce_dtype=_REDUCE_TYPES[sharding.reduce_dtype],
+    )
+
+
 def _add_references(
     config: Config, plan: RunPlan, evaluator: Evaluator, console: Console, train_loader: TrainLoader | StreamLoader
 ) -> RunPlan:
@@ -224,6 +247,7 @@ def _make_evaluator(config: Config, plan: RunPlan, engine: Engine, console: Cons
             plan.metrics, num_labels=None if label_names is None else len(label_names), label_names=label_names
         ),
         averaged_weights=engine.averaged_weights,
+        sharded=engine.sharded,
         seed=config.seed,
         console=console,
         preemption=engine.preemption,
@@ -245,6 +269,7 @@ def _make_checkpointer(
         replanned=[*own_code, *(name for name, key in KEYS.items() if key.on_resume == "planned anew")],
         resume_anyway=config.resume_anyway,
         averaged_weights=engine.averaged_weights,
+        is_sharded=engine.sharded is not None,
         keep_last=config.checkpoint.keep_last,
         background=config.checkpoint.background,
     )

@@ -36,6 +36,7 @@ def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
         + (", compiled" if config.model.compile else ""),
         f"hardware: {accelerator.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}, "
         f"{torch.get_num_threads()} threads per process",
+        *_describe_sharding(loop),
         *_describe_batches(loop.data.train, num_steps=options.num_steps, process_index=accelerator.process_index),
         f"optimizer: {config.optimizer.name}, learning rate {config.optimizer.lr:g}, {config.scheduler.name} with "
         f"{warmup}",
@@ -43,6 +44,19 @@ def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
         *([f"hub: {config.hub.push}, at {_PUSHES[config.hub.every]}"] if config.hub.push is not None else []),
         *(f"{name}: {told}" for name, told in fingerprint_own_code(config).items()),
         *(_describe_optimizer(config, loop) if config.dry_run else []),
+    ]
+
+
+def _describe_sharding(loop: TrainingLoop) -> list[str]:
+    sharded = loop.engine.sharded
+    if sharded is None:
+        return []
+    replicas, parts = sharded.mesh.shape
+    copies = f", {replicas} copies" if replicas > 1 else ""
+    when = "once a step" if sharded.gathers_once else "before each use"
+    return [
+        f"sharding: each weight in {parts} parts{copies}; {sharded.num_layers} layers and the rest of the model are "
+        f"gathered {when}"
     ]
 
 

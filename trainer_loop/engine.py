@@ -16,6 +16,7 @@ from trainer_loop.metrics.meter import Gradients, StepReport, zero_sum
 from trainer_loop.optim.groups import ParameterGroup
 from trainer_loop.optim.schedules import follows_metric
 from trainer_loop.parallel.processes import average_gradients, is_reduction_complete, sum_on_hosts
+from trainer_loop.parallel.sharding import ShardedModel, local_part
 from trainer_loop.record.checkpoint import AveragedWeights
 from trainer_loop.runtime.memory import is_out_of_memory, release_memory
 from trainer_loop.runtime.preempt import Preemption
@@ -34,6 +35,7 @@ class Engine:
     seed: int
     groups: Sequence[ParameterGroup] = ()  # of the optimizer; one does not learn before its `unfreeze_at`
     averaged_weights: AveragedWeights | None = None  # evaluated and exported in place of the weights
+    sharded: ShardedModel | None = None  # the model, where it is spread over the processes
     allow_unused: bool = False  # parameters may get no gradient; else that is an error before the first update
     preemption: Preemption = field(default_factory=Preemption)
 
@@ -80,22 +82,30 @@ class Engine:
         """
         self._is_reducing = self._is_out_of_memory = False
         try:
-            # Within it, what autocast makes of the weights in one microbatch serves the others too.
-            with torch.autocast(self.accelerator.device.type, enabled=False):
+            with self._keeping_cast_weights():
                 yield
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if self._is_reducing:
+            if self._is_reducing or self.sharded is not None:
+                exchanged = "gradients were" if self.sharded is None else "the processes"
                 raise UserError(
-                    f"step {step + 1}: process {self.accelerator.process_index} ran out of memory while gradients were "
+                    f"step {step + 1}: process {self.accelerator.process_index} ran out of memory while {exchanged} "
                     f"exchanged, at {max_tokens or 'no limit of'} padded tokens a microbatch; set a smaller "
                     "batch.max_tokens: the run goes on from its last checkpoint"
                 ) from error
             self._is_out_of_memory = True
 
+    def _keeping_cast_weights(self) -> AbstractContextManager[Any]:
+        """Within it, what autocast makes of the weights in one microbatch serves the others too."""
+        if self.sharded is not None and not self.sharded.gathers_once:
+            return nullcontext()  # they would be the whole model
+        return torch.autocast(self.accelerator.device.type, enabled=False)
+
     def synchronising(self, is_last: bool) -> AbstractContextManager[Any]:
         """Around one microbatch: gradients travel between processes once, in the backward pass of the last one."""
+        if self.sharded is not None:
+            return self.sharded.synchronising(is_last)
         self._synchronises = is_last and not self.allow_unused
         return nullcontext() if self._synchronises else self.accelerator.no_sync(self.model)
 
@@ -173,13 +183,15 @@ class Engine:
         for group in self.groups:
             for parameter in group.parameters.values() if step < group.unfreeze_at else ():
                 parameter.grad = None
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        gradients = [local_part(parameter.grad) for parameter in self.parameters if parameter.grad is not None]
         names: Sequence[str] = self.names
         if len(gradients) < len(names):
             named = zip(names, self.parameters, strict=True)
             names = [name for name, parameter in named if parameter.grad is not None]
         # One norm a parameter, all in one call: the total comes from them, and a bad one can be named later.
         norms = torch.stack(torch._foreach_norm(gradients))
+        if self.sharded is not None:
+            norms = self.sharded.add_up_norms(norms)
         norm = torch.linalg.vector_norm(norms)
         if max_norm is not None:
             torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
@@ -252,6 +264,7 @@ class Engine:
 
         A process that had no rows takes part with zeros.
         """
+        assert self.sharded is None, "a step of one's own was refused"
         if self.accelerator.num_processes == 1:
             return
         for parameter in parameters:

@@ -24,6 +24,7 @@ from trainer_loop.parallel.processes import (
     sum_on_hosts,
     watch_for,
 )
+from trainer_loop.parallel.sharding import ShardedModel
 from trainer_loop.record.checkpoint import AveragedWeights
 from trainer_loop.record.logs import Console
 from trainer_loop.record.predictions import Sample, Scores
@@ -49,6 +50,7 @@ class Evaluator:
     model: nn.Module  # not wrapped for data parallelism, for the processes have unlike numbers of batches
     metrics: Sequence[NamedMetric]
     averaged_weights: AveragedWeights | None  # of the model, scored in place of its weights
+    sharded: ShardedModel | None = None  # the model, where it is spread over the processes
     seed: int
     console: Console
     preemption: Preemption
@@ -214,7 +216,10 @@ class Evaluator:
         was_training = self.model.training
         self.model.eval()
         try:
-            with nullcontext() if self.averaged_weights is None else self.averaged_weights.in_place():
+            with (
+                nullcontext() if self.averaged_weights is None else self.averaged_weights.in_place(),
+                nullcontext() if self.sharded is None else self.sharded.gathered(),
+            ):
                 yield
         finally:
             self.model.train(was_training)

@@ -14,6 +14,7 @@ from trainer_loop.config.fields import Config
 from trainer_loop.config.load import flatten, public_values, spell_config
 from trainer_loop.config.schema import KEYS
 from trainer_loop.errors import UserError
+from trainer_loop.parallel.sharding import gather_weights
 from trainer_loop.plan import Overrides, RunPlan
 from trainer_loop.publishing import describe_model
 from trainer_loop.record.checkpoint import AveragedWeights
@@ -113,6 +114,7 @@ class ConfiguredOutput(RunOutput):
             )
 
     def export(self, model: nn.Module, state: TrainState) -> None:
+        weights = gather_weights(model, keeps=self.accelerator.is_main_process)
         if not self.accelerator.is_main_process:
             return
         record, adapter = self._describe_export(state), self.plan.model.adapter
@@ -121,7 +123,7 @@ class ConfiguredOutput(RunOutput):
         if adapter is not None:
             model = adapter.merge_into(model)
         card = describe_model(self.config, self.plan, self.overrides, record)
-        export_model(self.run_dir, model, self.plan.inputs.processor, record, card=card)
+        export_model(self.run_dir, model, self.plan.inputs.processor, record, card=card, weights=weights)
 
     def _describe_export(self, state: TrainState) -> ExportRecord:
         """What the model that is exported in this state says about itself."""

@@ -41,6 +41,7 @@ from trainer_loop.models.config import count_outputs, find_text_config
 from trainer_loop.models.plan import ModelPlan, plan_model
 from trainer_loop.optim.optimizers import OptimizerPlan
 from trainer_loop.optim.schedules import SchedulerPlan
+from trainer_loop.parallel.plan import ShardingPlan, changes_the_step
 from trainer_loop.parallel.processes import choose_precision, process_index_from_environment
 from trainer_loop.record.hub_access import check_access, push_command
 from trainer_loop.record.logs import Console
@@ -125,6 +126,7 @@ class RunPlan:
     optimizer: OptimizerPlan
     scheduler: SchedulerPlan
     inputs: Inputs
+    sharding: ShardingPlan
     loss: LossPlan | None = None  # None: the task's own
 
 
@@ -136,6 +138,13 @@ def plan_run(config: Config, overrides: Overrides, *, problems: Sequence[str] = 
     found = Problems(problems)
     loop_class = found.collect("", find_loop_class, config.loop.name, config.loop.args)
     precision = found.collect("", choose_precision, config.train.precision)
+    sharding = found.collect(
+        "",
+        ShardingPlan(**vars(config.parallel)).check,
+        values_of(config),
+        precision=precision,
+        has_own_step=loop_class is not None and changes_the_step(loop_class, TrainingLoop),
+    )
     if config.model.compile:
         found.collect("", check_compiler, "cuda" if torch.cuda.is_available() else "cpu")
     named = overrides.task or Problems().collect("", find_task, config.task.name, place="")
@@ -165,8 +174,9 @@ def plan_run(config: Config, overrides: Overrides, *, problems: Sequence[str] = 
         config, overrides, console, found, task=task, loss=loss, model=model, has_rows="train" not in missing
     )
     found.refuse()
-    assert loop_class and precision and task and optimizer and scheduler and inputs
-    return RunPlan(loop_class, precision, task, list_metrics(config, task), model, optimizer, scheduler, inputs, loss)
+    assert loop_class and precision and task and optimizer and scheduler and inputs and sharding
+    metrics = list_metrics(config, task)
+    return RunPlan(loop_class, precision, task, metrics, model, optimizer, scheduler, inputs, sharding, loss)
 
 
 def find_loop_class(name: str | None, args: Mapping[str, Any]) -> type[TrainingLoop]:

@@ -23,6 +23,7 @@ from trainer_loop.data.wording import plural
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.evaluation import Evaluator
 from trainer_loop.parallel.processes import sum_on_hosts
+from trainer_loop.parallel.sharding import SHARDED_CLASS, gather_tensor
 from trainer_loop.runtime.host import expand_home
 
 COLUMN = "reference"
@@ -94,8 +95,8 @@ def _digest_model(model: nn.Module) -> str:
     configs = [getattr(model, "config", None), *getattr(model, "peft_config", {}).values()]
     for config in configs:
         hasher.update(json.dumps(config.to_dict(), sort_keys=True, default=str).encode() if config is not None else b"")
-    hasher.update(str(model).encode())
+    hasher.update(str(model).replace(SHARDED_CLASS, "").encode())  # the same model, sharded or not
     for name, tensor in model.state_dict().items():
         hasher.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        hasher.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        hasher.update(gather_tensor(tensor.detach()).cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()

@@ -75,6 +75,8 @@ VALUES: dict[str, list[Any]] = {
     "train.patience_metric": ["", "accuracy", "-loss", "nothing"],
     "train.threads": ["auto", 1],
     "train.max_time_minutes": ["", 30],
+    "parallel.replicate": [1, "auto", 3],
+    "parallel.layers": ["[]", "[BertLayer]"],
     "loss.name": ["", "torch.nn.functional.cross_entropy", "nothing.here"],
     "loss.args": ["{}", "{label_smoothing: 0.1}", "{class_weights: [1.0, 2.0]}"],
     "loop.name": [""],

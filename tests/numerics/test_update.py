@@ -14,8 +14,6 @@ from trainer_loop.tasks.task import pack_rows
 
 def train(directory, *, num_steps=6, optimizer="adamw", lr=0.01, **options):
     model = tiny.make_bert()
-    if callable(options.get("frozen_until")):
-        options["frozen_until"] = options["frozen_until"](model)
     loop = tiny.make_loop(
         directory,
         rows=tiny.make_rows(64),

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from trainer_loop.tasks.find import list_tasks, load_task
 from trainer_loop.testing import assert_resumes_exactly
 
 # A small model for each class of transformers that a task names.
+SHARDS = ("none", "zero2", "full")
 MODELS = {
     "AutoModelForSequenceClassification": ("bert", {"hidden_size": 16, "num_hidden_layers": 2}),
     "AutoModelForTokenClassification": ("bert", {"hidden_size": 16, "num_hidden_layers": 2}),
@@ -127,20 +129,20 @@ def test_two_processes_make_the_updates_of_one(tmp_path: Path):
         f"import sys; sys.path[:0] = {folders!r}\nimport test_every_task; test_every_task.train_all_of(sys.argv[1])\n"
     )
     for name in list_tasks():
-        for number in ("1", "2"):
-            (tmp_path / number / name).mkdir(parents=True)
-            make_config(tmp_path / number / name, name)
+        for layout in ("one", *SHARDS):
+            (tmp_path / layout / name).mkdir(parents=True)
+            make_config(tmp_path / layout / name, name)
     with (tmp_path / "output.txt").open("w") as output:
         processes = [
             fork_server.start(
-                [str(script), str(tmp_path / "2")], cwd=tmp_path, env=os.environ | rank, stdout=output, stderr=output
+                [str(script), str(tmp_path)], cwd=tmp_path, env=os.environ | rank, stdout=output, stderr=output
             )
             for rank in make_ranks(2)
         ]
-    train_all_of(str(tmp_path / "1"))
+    train_all_in(tmp_path / "one")
     assert [process.wait(timeout=300) for process in processes] == [0, 0], (tmp_path / "output.txt").read_text()
-    for name in list_tasks():
-        runs = [tmp_path / number / name / "run" for number in ("1", "2")]
+    for name, layout in product(list_tasks(), SHARDS):
+        runs = [tmp_path / number / name / "run" for number in ("one", layout)]
         one, two = (load_file(run / "model" / "model.safetensors") for run in runs)
         for key, weight in one.items():
             torch.testing.assert_close(two[key], weight, rtol=1e-5, atol=1e-6)
@@ -151,11 +153,15 @@ def test_two_processes_make_the_updates_of_one(tmp_path: Path):
 
 
 def train_all_of(folder: str) -> None:
-    """Train every task on the rows and with the tokenizer in its folder."""
+    """Train every task in each sharding, on the rows and with the tokenizer in its folder."""
+    for shard in SHARDS:
+        train_all_in(Path(folder) / shard, f"parallel.shard={shard}")
+    torch.distributed.destroy_process_group()
+
+
+def train_all_in(folder: Path, *overrides: str) -> None:
     for name in list_tasks():
-        train(make_config(Path(folder) / name, name, prepares=False))
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+        train(make_config(folder / name, name, *overrides, prepares=False))
 
 
 def test_a_stream_trains_the_rows_that_are_trained_in_memory(name: str, tmp_path: Path):

@@ -499,6 +499,31 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """How the model is spread over the processes."""
+
+    shard: str = key(
+        "none",
+        "none: every process holds the whole model; zero2: each holds a part of the optimizer state, and weights are "
+        "gathered once a step; full: weights are gathered layer by layer, which takes least memory",
+        allowed=("none", "zero2", "full"),
+    )
+    replicate: Any = key(
+        1,
+        "groups of processes that hold a copy of a sharded model each; must divide their number; auto: one a machine",
+        kind="auto_or_positive",
+    )
+    layers: list[str] = key(
+        [],
+        "class names of the modules whose weights are gathered together, such as [LlamaDecoderLayer]; empty: those "
+        "that the model names, in _no_split_modules",
+    )
+    reduce_dtype: str = key(
+        "fp32", "in which gradients are added up; bf16 halves what travels and rounds", allowed=("fp32", "bf16")
+    )
+
+
+@dataclass(frozen=True)
 class LoopConfig:
     """What a step does."""
 
@@ -564,6 +589,7 @@ class Config:
     data: DataConfig = section(DataConfig, on_resume="by content")
     batch: BatchConfig = section(BatchConfig)
     train: TrainConfig = section(TrainConfig, on_resume="planned anew")
+    parallel: ParallelConfig = section(ParallelConfig)
     loss: LossConfig = section(LossConfig, on_resume="refused")
     loop: LoopConfig = section(LoopConfig, on_resume="refused")
     optimizer: OptimizerConfig = section(OptimizerConfig, on_resume="refused")

@@ -18,6 +18,7 @@ from trainer_loop.models.config import (
     use_padding_token,
     without_borrowed_padding,
 )
+from trainer_loop.parallel.sharding import gather_tensor
 from trainer_loop.runtime.hub import offline_unless_reachable
 from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.randomness import seed_everything
@@ -173,7 +174,7 @@ def describe_frozen(model: nn.Module) -> str | None:
         return None
     value = 0
     for name, weight in frozen:
-        some = weight.detach().flatten()[:: max(1, weight.numel() // _NUMBERS_OF_A_WEIGHT)]
+        some = gather_tensor(weight.detach()).flatten()[:: max(1, weight.numel() // _NUMBERS_OF_A_WEIGHT)]
         numbers = some.contiguous().view(torch.uint8).cpu().numpy().tobytes()
         value = zlib.crc32(numbers, zlib.crc32(name.encode(), value))
     return f"{len(frozen)} weights {value:08x}"

@@ -120,7 +120,7 @@ def find_output_head(model: nn.Module, run: Callable[[Forward], Tensor]) -> Outp
     """The head of a model, which may be wrapped for data parallelism. The result is kept for each model.
 
     Args:
-        run: calls the given forward pass on a few tokens and returns its logits or what replaces them, `[B, T, ...]`.
+        run: calls the given model on a few tokens and returns its logits or what replaces them, `[B, T, ...]`.
     """
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     if bare not in _FOUND:
@@ -139,7 +139,7 @@ def _look_for_head(model: nn.Module, run: Callable[[Forward], Tensor]) -> Output
         layer.forward = made_up  # type: ignore[method-assign]
         try:
             with torch.no_grad(), evaluating(model):
-                returned = run(model.forward)
+                returned = run(model)
         except RuntimeError as error:  # the code behind the head needs another shape
             if is_out_of_memory(error):
                 raise

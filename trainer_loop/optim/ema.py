@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from trainer_loop.parallel.sharding import copy_into, exchange, local_part
+
 
 class Ema:
     """The exponential moving average of the trainable parameters.
@@ -23,20 +25,21 @@ class Ema:
     @torch.no_grad()
     def update(self) -> None:
         """Add the weights after one update to the average."""
-        weights = [_widen(weight) for weight in self._weights.values()]
-        torch._foreach_lerp_(list(self._averages.values()), weights, 1 - self.decay)
+        weights = [_widen(local_part(weight)) for weight in self._weights.values()]
+        averages = [local_part(average) for average in self._averages.values()]
+        torch._foreach_lerp_(averages, weights, 1 - self.decay)
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
         """Use the averaged weights as the weights of the model until the block ends."""
-        trained = {name: weight.data for name, weight in self._weights.items()}
+        trained = {}
         for name, weight in self._weights.items():
-            weight.data = self._averages[name].to(weight.dtype)
+            trained[name] = exchange(weight, self._averages[name].to(weight.dtype))
         try:
             yield
         finally:
             for name, weight in self._weights.items():
-                weight.data = trained[name]
+                exchange(weight, trained[name])
 
     @torch.no_grad()
     def copy_to_model(self, averaged_weights: Mapping[str, Tensor] | None = None) -> None:
@@ -46,9 +49,11 @@ class Ema:
         for name, weight in self._weights.items():
             weight.copy_(self._averages[name])
 
+    @torch.no_grad()
     def restart(self) -> None:
         """Restart the average at the current weights of the model."""
-        self.load_state_dict(self._weights)
+        for name, average in self._averages.items():
+            average.copy_(self._weights[name])
 
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged weights by the names of the parameters."""
@@ -58,7 +63,7 @@ class Ema:
     def load_state_dict(self, averaged_weights: Mapping[str, Tensor]) -> None:
         """Load averaged weights; KeyError or RuntimeError where they belong to another model."""
         for name, average in self._averages.items():
-            average.copy_(averaged_weights[name])
+            copy_into(average, averaged_weights[name])
 
 
 def _widen(tensor: Tensor) -> Tensor:

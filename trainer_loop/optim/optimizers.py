@@ -16,6 +16,7 @@ from trainer_loop.optim.groups import GroupRule, ParameterGroup, check_patterns,
 from trainer_loop.optim.muon import MuonWithAdamW
 from trainer_loop.optim.schedule_free import is_schedule_free
 from trainer_loop.optim.schedules import count_steps
+from trainer_loop.parallel.sharding import FUSED_ON_PARTS, is_spread
 
 OptimizerFactory = Callable[..., Optimizer]
 
@@ -154,8 +155,13 @@ class OptimizerPlan:
             "fused" in inspect.signature(find_optimizer(self.name)).parameters
             and not ({"foreach", "capturable", "differentiable"} & set(self.args))
             and device.type in ("cpu", "cuda", "xpu", "mps")
-            and all(parameter.is_floating_point() for group in groups for parameter in group.parameters.values())
+            and all(parameter.is_floating_point() for parameter in _list_parameters(groups))
+            and (find_optimizer(self.name) in FUSED_ON_PARTS or not any(map(is_spread, _list_parameters(groups))))
         )
+
+
+def _list_parameters(groups: Sequence[ParameterGroup]) -> list[nn.Parameter]:
+    return [parameter for group in groups for parameter in group.parameters.values()]
 
 
 def find_optimizer(name: str) -> OptimizerFactory:

@@ -24,6 +24,7 @@ from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages
 from trainer_loop.parallel.processes import broadcast, on_process_0, sum_on_hosts
+from trainer_loop.parallel.sharding import copy_into, gather, spread_state
 from trainer_loop.record.checkpoint_choice import choose_checkpoint, find_stranger, is_in
 from trainer_loop.record.checkpoint_files import (
     AVERAGES,
@@ -93,6 +94,7 @@ class Checkpointer:
     resume_anyway: Sequence[str] = ()  # names in `run_facts` that may differ
     averaged_weights: AveragedWeights | None = None
     keep_last: int = 2
+    is_sharded: bool = False  # the model is spread over the processes
     background: bool = False  # write beside training, from a copy of the state in host memory
 
     def __post_init__(self) -> None:
@@ -116,6 +118,7 @@ class Checkpointer:
 
     def save(self, state: TrainState) -> None:
         """Save a checkpoint. All processes call this and none waits. What the disk refuses is reported; see `fault`."""
+        gathered = self._gather_snapshot(state) if self.is_sharded else None
         if not self.accelerator.is_main_process:
             return
         self._join()
@@ -125,10 +128,11 @@ class Checkpointer:
             if self._seals.get(state.step, "") == read_seal(target):
                 return  # these very weights: loaded at the start, or saved at this step; metrics are evaluated again
             self.console.warn(set_aside(target, fault="it was not saved by this run"))
-        snapshot = self._take_snapshot(state)
+        snapshot = self._take_snapshot(state) if gathered is None else gathered
         if self.background:
+            copied = self._host_memory.copy(snapshot) if gathered is None else gathered
             executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-            self._saving = executor.submit(self._write, self._host_memory.copy(snapshot), target)
+            self._saving = executor.submit(self._write, copied, target)
             executor.shutdown(wait=False)  # its thread ends with this save
         else:
             self._write(snapshot, target)
@@ -210,6 +214,12 @@ class Checkpointer:
         if self._kept:
             snapshot[KEPT] = {name: part.state_dict() for name, part in self._kept.items()}
         return snapshot | {STATE: state.state_dict()}
+
+    def _gather_snapshot(self, state: TrainState) -> Snapshot | None:
+        """A copy of the state of everything, on process 0. All processes take part."""
+        is_kept = self.accelerator.is_main_process
+        snapshot = gather(self._take_snapshot(state), keeps=is_kept)
+        return self._host_memory.copy(snapshot) if is_kept and self.background else snapshot
 
     def _write(self, snapshot: Snapshot, target: Path) -> None:
         """Sets `fault` to what the disk refused, to None where the checkpoint is complete."""
@@ -337,7 +347,7 @@ class Checkpointer:
         path = self.run_dir.checkpoint(step)
         if fault := on_process_0(self.accelerator, lambda: find_fault(path) or find_stranger(path, self.run)):
             return f"{path}: {fault}"
-        load_model(model, path / WEIGHTS, strict=False)  # its names are those of the newest, which fitted
+        self._load_weights(model, path)  # its names are those of the newest, which fitted
         if self.averaged_weights is not None and (path / AVERAGES).exists():
             self.averaged_weights.copy_to_model(load_file(path / AVERAGES))
         return None
@@ -365,9 +375,11 @@ class Checkpointer:
         model, scaler = self.accelerator.unwrap_model(self.accelerator._models[0]), self.accelerator.scaler
         try:
             _check_names(path, model)
-            load_model(model, path / WEIGHTS, strict=False)
+            self._load_weights(model, path)
             if "optimizer.name" not in self.changes:  # the state of another one means nothing to this one
-                self.accelerator._optimizers[0].load_state_dict(load(path / OPTIMIZER, map_location="cpu"))
+                optimizer = self.accelerator._optimizers[0]
+                saved = load(path / OPTIMIZER, map_location="cpu")
+                optimizer.load_state_dict(spread_state(saved, optimizer) if self.is_sharded else saved)
             if "scheduler.name" not in self.changes:
                 self.scheduler.load_state_dict(torch.load(path / SCHEDULER, weights_only=True))
             if scaler is not None and (path / SCALER).exists():
@@ -387,6 +399,14 @@ class Checkpointer:
                 f"{path} does not fit this model and optimizer: {in_one_line(error)}; "
                 "choose another run_dir or give the config it was made with"
             ) from error
+
+    def _load_weights(self, model: nn.Module, path: Path) -> None:
+        if not self.is_sharded:
+            load_model(model, path / WEIGHTS, strict=False)
+            return
+        with safe_open(path / WEIGHTS, framework="pt") as file:
+            for name, tensor in select_saved(model).items():
+                copy_into(tensor, file.get_slice(name))
 
     def _load_kept(self, path: Path) -> None:
         saved = torch.load(path / KEPT, weights_only=True) if (path / KEPT).exists() else {}

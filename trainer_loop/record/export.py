@@ -73,12 +73,23 @@ def _rename_columns(record: dict[str, Any]) -> dict[str, Any]:
     return record | {"columns": {own: name for own, name in named.items() if name is not None}}
 
 
-def export_model(run_dir: RunDir, model: nn.Module, processor: Any, record: ExportRecord, *, card: str) -> None:
-    """Write model/ under a temporary name and rename it; an existing model is replaced. Only process 0 calls this."""
+def export_model(
+    run_dir: RunDir,
+    model: nn.Module,
+    processor: Any,
+    record: ExportRecord,
+    *,
+    card: str,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write model/ under a temporary name and rename it; an existing model is replaced. Only process 0 calls this.
+
+    weights: of a sharded model, see `gather_weights`; None: those of the model.
+    """
     target = run_dir.model
     temporary = target.with_name(".model.tmp")
     try:
-        write_files(temporary, model, processor, record, card=card)
+        write_files(temporary, model, processor, record, card=card, weights=weights)
         flush([*temporary.iterdir(), temporary])
         _replace(target, temporary)
     except Exception as error:  # tokenizers raises no more precise error

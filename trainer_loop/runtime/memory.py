@@ -5,6 +5,7 @@ import resource
 import sys
 
 import torch
+from torch.distributed.tensor import DTensor
 
 # Texts of errors that are not an OutOfMemoryError: from the host's allocator, the driver, cuBLAS and Apple's MPS.
 _OTHER_WORDS = (
@@ -35,4 +36,5 @@ def release_memory() -> None:
 
 def place_in_memory(tensor: torch.Tensor) -> tuple[int, ...]:
     """Where a tensor lies, and its shape: the same for all names of tied weights."""
-    return (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), *tensor.shape)
+    part = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return (part.untyped_storage().data_ptr(), part.storage_offset(), *tensor.shape)

@@ -1,0 +1,104 @@
+"""The section `parallel` of a config: what it asks for, and what does not go with it."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from trainer_loop.errors import refuse
+
+# Keys and their values that a sharded model excludes, each with the remedy.
+_EXCLUDED: dict[str, tuple[Any, str]] = {
+    "model.compile": (True, "set it to false"),
+    "model.lora.merge": (True, "set it to false, and merge the exported adapter with peft"),
+    "model.peft.merge": (True, "set it to false, and merge the exported adapter with peft"),
+    "train.unused_parameters": ("allow", "freeze the parameters that get no gradient: optimizer.freeze"),
+    "hub.every": ("checkpoint", "set it to end"),
+}
+
+
+@dataclass(frozen=True)
+class ShardingPlan:
+    """A `parallel` section; the fields are its keys."""
+
+    shard: str = "none"
+    replicate: int | str = 1
+    layers: Sequence[str] = ()
+    reduce_dtype: str = "fp32"
+
+    @property
+    def is_sharded(self) -> bool:
+        return self.shard != "none"
+
+    @property
+    def gathers_once(self) -> bool:
+        """Whether weights stay gathered, and gradients whole, for all microbatches of a step."""
+        return self.shard == "zero2"
+
+    @property
+    def num_replicas(self) -> int:
+        """Groups of processes that hold a copy of the model each."""
+        return _count_machines() if self.replicate == "auto" else int(self.replicate)
+
+    def check(self, values: Mapping[str, Any], *, precision: str | None, has_own_step: bool) -> "ShardingPlan":
+        """Return the plan. Raises UserError with all that is wrong with the section, or does not go with it.
+
+        Args:
+            values: every key of the config.
+            precision: no, bf16 or fp16; None if that is not known.
+            has_own_step: the loop is a subclass that changes the step itself.
+        """
+        problems = list(self._find_conflicts(values, precision, has_own_step) if self.is_sharded else self._find_idle())
+        num_processes = count_processes()
+        if self.is_sharded and num_processes % self.num_replicas:
+            problems.append(
+                f"parallel.replicate: {self.num_replicas} groups cannot share {num_processes} processes evenly; "
+                f"allowed here: {', '.join(str(n) for n in range(1, num_processes + 1) if num_processes % n == 0)}"
+            )
+        refuse(problems)
+        return self
+
+    def _find_conflicts(self, values: Mapping[str, Any], precision: str | None, has_own_step: bool) -> Iterator[str]:
+        for key, (excluded, remedy) in _EXCLUDED.items():
+            if values[key] == excluded:
+                yield f"{key}: {values[key]}: not with parallel.shard={self.shard}; {remedy}"
+        if values["model.quantize"] is not None:
+            yield f"model.quantize: {values['model.quantize']}: not with parallel.shard={self.shard}; set it to null"
+        if values["data.streaming"] and not self.gathers_once:
+            yield (
+                "data.streaming: true: not with parallel.shard=full, where every process must know how often the "
+                "others run the model; set parallel.shard=zero2"
+            )
+        if precision == "fp16":
+            yield f"train.precision: fp16: not with parallel.shard={self.shard}; allowed: bf16, no"
+        if has_own_step:
+            yield (
+                f"loop.name: {values['loop.name']} changes the step itself, and parallel.shard={self.shard} needs the "
+                "step of TrainingLoop; override loss_sum, or set parallel.shard=none"
+            )
+
+    def _find_idle(self) -> Iterator[str]:
+        """Keys that say something about shards where there are none."""
+        idle: dict[str, tuple[Any, Any]] = {
+            "replicate": (self.replicate, 1),
+            "layers": (list(self.layers), []),
+            "reduce_dtype": (self.reduce_dtype, "fp32"),
+        }
+        for key, (value, default) in idle.items():
+            if value != default:
+                yield f"parallel.{key}: {value}: parallel.shard is none; set it to zero2 or full, or leave this key out"
+
+
+def count_processes() -> int:
+    """Processes of this run, as the launcher says."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def _count_machines() -> int:
+    return max(1, count_processes() // int(os.environ.get("LOCAL_WORLD_SIZE", count_processes())))
+
+
+def changes_the_step(loop_class: type, base: type) -> bool:
+    """Whether a subclass of the loop overrides what exchanges gradients."""
+    names = ("train_step", "accumulate_gradients")
+    return any(getattr(loop_class, name) is not getattr(base, name) for name in names)

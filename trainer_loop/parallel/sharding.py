@@ -1,0 +1,287 @@
+"""The model spread over the processes: each holds a part of the weights, gradients and optimizer state.
+
+torch's `fully_shard` (FSDP2) does the work. A parameter becomes a DTensor, of which this process has some rows. Before
+a layer runs, its weights are gathered from all processes; after its backward pass each process keeps its part of the
+sum of the gradients.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.optim import Optimizer
+
+from trainer_loop.errors import UserError
+from trainer_loop.runtime.memory import place_in_memory
+
+SHARDED_CLASS = "FSDP"  # what `fully_shard` puts before the name of a class
+# They change each number of a parameter by its own gradient.
+EXACT_OPTIMIZERS = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD, torch.optim.Adagrad, torch.optim.RMSprop)
+FUSED_ON_PARTS = (torch.optim.AdamW, torch.optim.Adam)  # of the others torch has no fused kernel for DTensors
+_REPLICAS, _PARTS = "replicas", "parts"  # dimensions of the mesh
+
+
+@dataclass(eq=False)
+class ShardedModel:
+    """A model whose parameters are spread over the processes; every process has one of these.
+
+    Args:
+        model: after `fully_shard`.
+        mesh: 2-dimensional: processes of one row hold the parts of one copy.
+        gathers_once: weights stay gathered, and gradients whole, from the first microbatch of a step to the last.
+        num_layers: modules that are gathered each for itself; the rest of the model is one more.
+    """
+
+    model: FSDPModule
+    mesh: DeviceMesh
+    gathers_once: bool
+    num_layers: int
+
+    def synchronising(self, is_last: bool) -> AbstractContextManager[None]:
+        """Around one microbatch. All processes call it equally often, unless `gathers_once`."""
+        if self.gathers_once:
+            self.model.set_requires_gradient_sync(is_last)
+            self.model.set_reshard_after_backward(is_last)
+        return nullcontext()
+
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """The whole model on every process until the block ends, in which processes need not run alike.
+
+        All processes enter it together. The weights must stay as they are in it.
+        """
+        modules = list(self._modules())
+        for module in modules:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+        try:
+            yield
+        finally:
+            for module in modules:
+                module.set_reshard_after_forward(self._frees(module), recurse=False)
+                module.reshard()
+
+    def add_up_norms(self, norms: Tensor) -> Tensor:
+        """L2 norms of whole tensors `[P]`, from those of the parts of this process."""
+        squares = norms.square()
+        dist.all_reduce(squares, group=self.mesh.get_group(_PARTS))
+        return squares.sqrt()
+
+    def prepare_for_training(self) -> None:
+        for module in self._modules():
+            module.set_reshard_after_forward(self._frees(module), recurse=False)
+
+    def _frees(self, module: nn.Module) -> bool:
+        """Whether the weights of a module are freed between its forward and its backward pass."""
+        return not self.gathers_once and module is not self.model
+
+    def _modules(self) -> Iterator[Any]:
+        assert isinstance(self.model, nn.Module)
+        yield from (module for module in self.model.modules() if isinstance(module, FSDPModule))
+
+
+def shard_model(
+    model: nn.Module,
+    *,
+    device: torch.device,
+    gathers_once: bool,
+    num_replicas: int = 1,
+    layers: Sequence[str] | None = None,
+    compute_dtype: torch.dtype | None = None,
+    reduce_dtype: torch.dtype = torch.float32,
+) -> ShardedModel:
+    """Spread a model over all processes, in place. Call it before the optimizer is made.
+
+    Args:
+        gathers_once: see `ShardedModel`.
+        num_replicas: groups of processes that hold a copy of the model each; must divide the number of processes.
+        layers: names of the classes of modules that are gathered each for itself; None: those that the model names.
+        compute_dtype: of gathered weights; None: their own.
+        reduce_dtype: in which gradients are added up; those of float64 stay as they are.
+    """
+    num_processes = dist.get_world_size()
+    assert num_processes % num_replicas == 0, "it was checked"
+    _share_state(model)
+    mesh = init_device_mesh(
+        device.type, (num_replicas, num_processes // num_replicas), mesh_dim_names=(_REPLICAS, _PARTS)
+    )
+    is_wide = any(parameter.dtype == torch.float64 for parameter in model.parameters())
+    policy = MixedPrecisionPolicy(compute_dtype, None if is_wide else reduce_dtype, cast_forward_inputs=False)
+    chosen = find_layers(model, layers)
+    # Where there is one copy, a mesh of one dimension saves the second reduction.
+    used = mesh if num_replicas > 1 else mesh[_PARTS]
+    for layer in chosen:
+        fully_shard(layer, mesh=used, mp_policy=policy)
+    fully_shard(model, mesh=used, mp_policy=policy)
+    sharded = ShardedModel(model, mesh, gathers_once, len(chosen))  # type: ignore[arg-type] # it is an FSDPModule now
+    sharded.prepare_for_training()
+    return sharded
+
+
+def prepare(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Any]:
+    """The model and the optimizer as accelerate prepares them: for data parallelism, unless the model is sharded."""
+    if isinstance(model, FSDPModule):
+        return accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare_optimizer(optimizer)
+    return accelerator.prepare(model, optimizer)  # type: ignore[no-any-return]
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Raise UserError for an optimizer that is not known to make the same update of parts as of whole parameters."""
+    if type(optimizer) not in EXACT_OPTIMIZERS:
+        known = ", ".join(kind.__name__ for kind in EXACT_OPTIMIZERS)
+        raise UserError(
+            f"parallel.shard: a {type(optimizer).__name__} may need whole parameters; allowed with shards: {known}"
+        )
+    if optimizer.defaults.get("fused") and type(optimizer) not in FUSED_ON_PARTS:
+        raise UserError(f"optimizer.args.fused: true: not for a {type(optimizer).__name__} with shards; leave it out")
+
+
+def find_layers(model: nn.Module, names: Sequence[str] | None = None) -> list[nn.Module]:
+    """The modules of these classes, inner ones first; None: of the classes that the model says must not be split.
+
+    A module that shares a parameter with the rest of the model is left out: tied weights are gathered together.
+    """
+    if names is None:
+        names = list(
+            chain.from_iterable(getattr(module, "_no_split_modules", None) or () for module in model.modules())
+        )
+    chosen = [module for module in model.modules() if type(module).__name__ in names and module is not model]
+    uses: dict[nn.Parameter, int] = {}
+    for _, parameter in model.named_parameters(remove_duplicate=False):
+        uses[parameter] = uses.get(parameter, 0) + 1
+    return [module for module in reversed(chosen) if not _shares_parameters(module, uses)]
+
+
+def _shares_parameters(module: nn.Module, uses: Mapping[nn.Parameter, int]) -> bool:
+    own: dict[nn.Parameter, int] = {}
+    for _, parameter in module.named_parameters(remove_duplicate=False):
+        own[parameter] = own.get(parameter, 0) + 1
+    return not own or any(uses[parameter] > count for parameter, count in own.items())
+
+
+def _share_state(model: nn.Module) -> None:
+    """Give every process the parameters and buffers of process 0."""
+    for tensor in chain(model.parameters(), model.buffers()):
+        dist.broadcast(tensor.detach(), src=0)
+
+
+# ---------------------------------------------------------------------------------------------- tensors and their parts
+
+
+class Whole(Protocol):
+    """A tensor, or a tensor of a file that is read in parts."""
+
+    def __getitem__(self, place: Any) -> Tensor: ...
+
+
+def is_spread(tensor: Tensor) -> bool:
+    """Whether the processes have parts of it."""
+    return isinstance(tensor, DTensor)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """The part that this process has of a tensor; they share memory. Of a plain tensor: all of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def take_part(whole: Whole, like: DTensor) -> Tensor:
+    """The part of a whole tensor that this process has of `like`."""
+    shape, begins = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
+    place = tuple(slice(begin, begin + size) for begin, size in zip(begins, shape, strict=True))
+    return whole[place]
+
+
+@torch.no_grad()
+def copy_into(target: Tensor, whole: Whole) -> None:
+    """Set a tensor, or the part that this process has of it, to what it is in a whole one."""
+    local_part(target).copy_(take_part(whole, target) if isinstance(target, DTensor) else whole[...])
+
+
+def as_part(whole: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, spread over the processes as `like` is; itself where that is a plain tensor."""
+    if not isinstance(like, DTensor):
+        return whole
+    part = take_part(whole, like).to(like.to_local().device, copy=True)
+    return DTensor.from_local(
+        part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
+@torch.no_grad()
+def exchange(weight: nn.Parameter, values: Tensor) -> Tensor:
+    """Give a parameter other values, spread alike; returns those that it had."""
+    before = weight.detach()
+    if isinstance(weight, DTensor):  # what `fully_shard` gathers is not what `data` would be set to
+        before = before.clone()
+        weight.copy_(values)
+    else:
+        before, weight.data = weight.data, values
+    return before
+
+
+def spread_state(state: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
+    """The whole state of an optimizer, with tensors of the shapes of their parameters spread as those are."""
+    parameters = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
+    return {
+        **state,
+        "state": {
+            number: {
+                name: as_part(value, parameters[number])
+                if isinstance(value, Tensor) and value.shape == parameters[number].shape
+                else value
+                for name, value in of_parameter.items()
+            }
+            for number, of_parameter in state["state"].items()
+        },
+    }
+
+
+def gather_weights(model: nn.Module, *, keeps: bool) -> dict[str, Tensor] | None:
+    """All weights and buffers of a sharded model, in host memory; tied ones stay one tensor. None for another model.
+
+    All processes call this. keeps: this process wants them.
+    """
+    if not isinstance(model, FSDPModule):
+        return None
+    gathered: dict[tuple[int, ...], Any] = {}
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, Tensor):
+            place = place_in_memory(tensor)
+            if place not in gathered:
+                gathered[place] = gather(tensor, keeps=keeps)
+            tensor = gathered[place]
+        weights[name] = tensor
+    return weights
+
+
+def gather_tensor(tensor: Tensor) -> Tensor:
+    """The whole of a tensor, on every process; all of them call this. A plain tensor is whole."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gather(value: Any, *, keeps: bool) -> Any:
+    """A copy of a state, with the whole of each tensor that is spread over the processes, in host memory.
+
+    All processes call this with states of the same structure. keeps: this process wants the answer; the others get
+    None in the place of such a tensor.
+    """
+    if isinstance(value, DTensor):
+        whole = gather_tensor(value.detach())
+        return whole.to("cpu", copy=True) if keeps else None
+    if isinstance(value, Mapping):
+        return {name: gather(item, keeps=keeps) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)([gather(item, keeps=keeps) for item in value])
+    return value
