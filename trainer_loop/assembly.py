@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from trainer_loop.components import full_name
-from trainer_loop.config.fields import Config
+from trainer_loop.config.fields import Config, ParallelConfig
 from trainer_loop.config.load import public_values, values_of
 from trainer_loop.config.schema import KEYS
 from trainer_loop.data.fingerprint import digest
@@ -36,6 +36,7 @@ from trainer_loop.optim.schedule_free import ScheduleFreeAverages, is_schedule_f
 from trainer_loop.optim.schedules import follows_metric
 from trainer_loop.options import LoopOptions
 from trainer_loop.outputs import ConfiguredOutput
+from trainer_loop.parallel.accelerate_file import take_over_fsdp
 from trainer_loop.parallel.processes import (
     assert_same_on_all_processes,
     make_accelerator,
@@ -86,6 +87,7 @@ def build(
     """
     quieten_libraries()
     console = console or Console(enabled=process_index_from_environment() == 0)
+    config = _take_over_accelerate_file(config, console)
     overrides = Overrides(task, model, name_splits(rows))
     plan = plan_run(config, overrides, problems=problems, console=console)
     run_dir = RunDir(config.run_dir)
@@ -166,6 +168,18 @@ def build(
         ),
         **config.loop.args,
     )
+
+
+def _take_over_accelerate_file(config: Config, console: Console) -> Config:
+    """The config with the sharding of an FSDP file of accelerate, where it has none of its own."""
+    translated = take_over_fsdp()
+    if translated is None:
+        return config
+    if config.parallel != ParallelConfig():
+        console.say("accelerate's FSDP file is not heeded: the section parallel says how the model is sharded")
+        return config
+    console.say(translated.notice)
+    return replace(config, parallel=ParallelConfig(**translated.values))
 
 
 # ------------------------------------------------------------------------------------------------ parts of the loop

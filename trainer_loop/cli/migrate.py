@@ -105,13 +105,17 @@ def _unfit_values(given: Mapping[str, Any], fields: Mapping[str, Any], hints: Ma
         is_unset = value is None if name in RENAMED else today in fields and value == fields[today].default
         if name not in TRANSLATIONS or today not in fields or is_unset:
             continue
-        choices, kinds = _choices(hints[today]), _kinds(hints[today])
+        choices, kinds = _choices(hints[today]), [*_kinds(hints[today]), *_WRITTEN_TYPES.get(today, ())]
         if today == "optim":
             choices = sorted({*choices, *OPTIMIZERS})
         if choices and value not in choices:
             yield f"{name} is {shown(value)}; allowed: {', '.join(choices)}{suggest(str(value), choices)}"
         elif not choices and type(value) not in kinds and not (type(value) is int and float in kinds):
             yield f"{name} is {shown(value)}; allowed: {' or '.join(_WORDS[kind] for kind in kinds)}"
+
+
+# Types that TrainingArguments accept and write, beside those that they declare.
+_WRITTEN_TYPES: dict[str, tuple[type, ...]] = {"fsdp": (bool, list)}
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

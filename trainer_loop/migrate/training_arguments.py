@@ -270,6 +270,65 @@ def _numbers(a: Arguments) -> Iterator[Setting | Note]:
         yield Setting("train.timeout_minutes", a["ddp_timeout"] / 60, ("ddp_timeout",))
 
 
+# Words of the argument `fsdp` that name a strategy; without one it is full_shard.
+_FSDP_STRATEGIES: dict[str, dict[str, object]] = {
+    "no_shard": {"shard": "none"},
+    "shard_grad_op": {"shard": "zero2"},
+    "hybrid_shard_zero2": {"shard": "zero2", "replicate": "auto"},
+    "hybrid_shard": {"shard": "full", "replicate": "auto"},
+    "full_shard": {"shard": "full"},
+}
+_DEEPSPEED_STAGES = {0: "none", 1: "zero2", 2: "zero2", 3: "full"}
+
+
+def _sharding(a: Arguments) -> Iterator[Setting | Note]:
+    if names := a.changed("fsdp"):
+        words = str(a["fsdp"]).replace("[", " ").replace("]", " ").replace(",", " ").replace("'", " ").split()
+        chosen = next((name for name in _FSDP_STRATEGIES if name in words), "full_shard")
+        config = _read_mapping(a, "fsdp_config") if isinstance(a["fsdp_config"], dict) else {}
+        values = dict(_FSDP_STRATEGIES[chosen])
+        if config.get("reshard_after_forward") is False:
+            values["shard"] = "zero2"
+        yield from (Setting(f"parallel.{key}", value, names) for key, value in values.items())
+        if "offload" in words:
+            yield Note("fsdp", "weights are not kept in host memory; parallel.shard=full and model.lora take least")
+    for name in a.changed("fsdp_config", "fsdp_transformer_layer_cls_to_wrap") if not a.changed("fsdp") else ():
+        yield Note(name, "Trainer does not read it without fsdp either")
+    if a.changed("fsdp") and (names := a.changed("fsdp_config", "fsdp_transformer_layer_cls_to_wrap")):
+        yield from _fsdp_config(a, names)
+    if a.changed("deepspeed"):
+        yield from _deepspeed(a)
+
+
+def _fsdp_config(a: Arguments, names: tuple[str, ...]) -> Iterator[Setting | Note]:
+    config = a["fsdp_config"]
+    if isinstance(config, str):
+        yield Note("fsdp_config", f"the file {config} was not read; parallel.layers names the layers")
+        config = {}
+    config = {str(name).removeprefix("fsdp_"): value for name, value in (config or {}).items()}
+    layers = config.get("transformer_layer_cls_to_wrap") or a["fsdp_transformer_layer_cls_to_wrap"]
+    if layers:
+        yield Setting("parallel.layers", [layers] if isinstance(layers, str) else list(layers), names)
+    if config.get("activation_checkpointing"):
+        yield Setting("model.gradient_checkpointing", True, ("fsdp_config",))
+
+
+def _deepspeed(a: Arguments) -> Iterator[Setting | Note]:
+    config = a["deepspeed"]
+    if not isinstance(config, dict):
+        yield Note(
+            "deepspeed", f"{shown(config)} was not read; set parallel.shard to zero2 for stages 1 and 2, full for 3"
+        )
+        return
+    zero = config.get("zero_optimization") or {}
+    stage = zero.get("stage", 0)
+    if stage not in _DEEPSPEED_STAGES:
+        raise UserError(f"deepspeed: zero_optimization.stage is {shown(stage)}; allowed: 0, 1, 2, 3")
+    yield Setting("parallel.shard", _DEEPSPEED_STAGES[stage], ("deepspeed",))
+    if any(str(name).startswith("offload") and value for name, value in zero.items()):
+        yield Note("deepspeed", "weights are not kept in host memory; parallel.shard=full and model.lora take least")
+
+
 def _optimizer(a: Arguments) -> Iterator[Setting | Note]:
     yield Setting("optimizer.weight_decay", a["weight_decay"], a.changed("weight_decay"))
     chosen = OPTIMIZERS.get(a["optim"])
@@ -439,6 +498,7 @@ _GROUPS: tuple[Callable[[Arguments], Iterator[Setting | Note]], ...] = (
         _batch,
         _length,
         _numbers,
+        _sharding,
         _optimizer,
         _schedule,
         _evaluation,

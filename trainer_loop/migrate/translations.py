@@ -42,6 +42,10 @@ _FIELDS: dict[str, tuple[str, str]] = {
     "max_grad_norm": ("train.max_grad_norm", "null instead of 0"),
     "ddp_timeout": ("train.timeout_minutes", "minutes instead of seconds"),
     "label_smoothing_factor": ("loss.args", "{label_smoothing: 0.1}"),
+    # sharding
+    "fsdp": ("parallel.shard", "full, or zero2 for shard_grad_op"),
+    "fsdp_config": ("parallel.layers", "a list of class names"),
+    "deepspeed": ("parallel.shard", "zero2 for stages 1 and 2, full for stage 3"),
     # optimizer
     "learning_rate": ("optimizer.lr", ""),
     "weight_decay": ("optimizer.weight_decay", ""),
@@ -89,6 +93,8 @@ _OLD_FIELDS: dict[str, tuple[str, str]] = {
     "evaluate_during_training": ("evaluate.every", "epoch, never or a number of steps"),
     "per_gpu_eval_batch_size": ("evaluate.per_device", ""),
     "push_to_hub_model_id": ("hub.push", "me/imdb-bert, or imdb-bert in your own namespace"),
+    "sharded_ddp": ("parallel.shard", "zero2, or full for zero_dp_3"),
+    "fsdp_transformer_layer_cls_to_wrap": ("parallel.layers", "a list of class names"),
     "push_to_hub_organization": ("hub.push", "my-lab/imdb-bert"),
 }
 
@@ -160,7 +166,7 @@ _OTHER_NAMES: dict[str, tuple[str, str]] = {
 
 TRANSLATIONS: dict[str, tuple[str, str]] = {**_FIELDS, **_OLD_FIELDS, **_OTHER_NAMES}
 
-_NOT_SHARDED = "each process holds the whole model; model.lora and model.gradient_checkpointing save memory"
+_ONE_WAY_TO_SHARD = "parallel.shard spreads a model over the processes; there is no tensor parallelism"
 _BY_LENGTH = "microbatches are cut by length anyway; batch.order=window makes whole batches of like length"
 _DATA_PARALLEL = "the loop sets up DistributedDataParallel itself"
 _TOKEN = "a token does not belong in a file: set HF_TOKEN, or run hf auth login"
@@ -229,10 +235,7 @@ _FIELDS_NOT_NEEDED: dict[str, str] = {
     "use_cpu": "devices are chosen by accelerate: accelerate launch --cpu",
     "local_rank": "processes are started by accelerate launch",
     "accelerator_config": "each row is trained and scored once, in an order made from the seed",
-    "parallelism_config": _NOT_SHARDED,
-    "deepspeed": _NOT_SHARDED,
-    "fsdp": _NOT_SHARDED,
-    "fsdp_config": _NOT_SHARDED,
+    "parallelism_config": _ONE_WAY_TO_SHARD,
     "ddp_backend": "accelerate chooses it by the device",
     "ddp_find_unused_parameters": _DATA_PARALLEL,
     "ddp_bucket_cap_mb": _DATA_PARALLEL,
@@ -259,11 +262,9 @@ _OLD_FIELDS_NOT_NEEDED: dict[str, str] = {
     "use_legacy_prediction_loop": "there is one way to evaluate",
     "past_index": "no model's output of one batch goes into the next",
     "ray_scope": "hyperparameters are searched by a script around the command",
-    "mp_parameters": _NOT_SHARDED,
-    "sharded_ddp": _NOT_SHARDED,
+    "mp_parameters": _ONE_WAY_TO_SHARD,
     "xpu_backend": "accelerate chooses it by the device",
-    "fsdp_min_num_params": _NOT_SHARDED,
-    "fsdp_transformer_layer_cls_to_wrap": _NOT_SHARDED,
+    "fsdp_min_num_params": "the model, or parallel.layers, names the layers that are gathered one by one",
     "tpu_num_cores": "devices are chosen by accelerate",
     "tpu_metrics_debug": "devices are chosen by accelerate",
     "push_to_hub_token": _TOKEN,

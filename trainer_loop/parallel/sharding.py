@@ -118,6 +118,7 @@ def shard_model(
     )
     is_wide = any(parameter.dtype == torch.float64 for parameter in model.parameters())
     policy = MixedPrecisionPolicy(compute_dtype, None if is_wide else reduce_dtype, cast_forward_inputs=False)
+    _check_layers(model, layers or ())
     chosen = find_layers(model, layers)
     # Where there is one copy, a mesh of one dimension saves the second reduction.
     used = mesh if num_replicas > 1 else mesh[_PARTS]
@@ -145,6 +146,14 @@ def check_optimizer(optimizer: Optimizer) -> None:
         )
     if optimizer.defaults.get("fused") and type(optimizer) not in FUSED_ON_PARTS:
         raise UserError(f"optimizer.args.fused: true: not for a {type(optimizer).__name__} with shards; leave it out")
+
+
+def _check_layers(model: nn.Module, names: Sequence[str]) -> None:
+    known = dict.fromkeys(type(module).__name__ for module in model.modules())
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(
+            f"parallel.layers: {', '.join(unknown)}: the model has no such module; its classes are {', '.join(known)}"
+        )
 
 
 def find_layers(model: nn.Module, names: Sequence[str] | None = None) -> list[nn.Module]:

@@ -1,0 +1,145 @@
+"""The section `parallel`: what it excludes, what an accelerate file comes to, and which modules are layers."""
+
+import pytest
+from torch import nn
+from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
+
+from trainer_loop import TrainingLoop, UserError, load_config
+from trainer_loop.config.load import values_of
+from trainer_loop.parallel.accelerate_file import translate_fsdp
+from trainer_loop.parallel.plan import ShardingPlan, changes_the_step
+from trainer_loop.parallel.sharding import find_layers
+
+SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 9}
+
+
+def find_problems(*overrides: str, precision: str = "no", has_own_step: bool = False) -> list[str]:
+    config = load_config(None, ["model.name=m", "data.train=a.csv", "data.validation=b.csv", *overrides])
+    try:
+        ShardingPlan(**vars(config.parallel)).check(values_of(config), precision=precision, has_own_step=has_own_step)
+    except UserError as error:
+        return error.problems
+    return []
+
+
+@pytest.mark.parametrize("how", ["zero2", "full"])
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.compile=true", "model.compile: True: not with parallel.shard={how}; set it to false"),
+        ("model.quantize=4bit", "model.quantize: 4bit: not with parallel.shard={how}; set it to null"),
+        ("hub={push: me/it, every: checkpoint}", "hub.every: checkpoint: not with parallel.shard={how}; set it to end"),
+    ],
+)
+def test_keys_that_do_not_go_with_shards_are_refused_with_the_remedy(how: str, override: str, told: str):
+    assert find_problems(override) == []
+    assert find_problems(override, f"parallel.shard={how}") == [told.format(how=how)]
+
+
+def test_a_stream_goes_with_zero2_alone():
+    assert find_problems("data.streaming=true", "parallel.shard=zero2") == []
+    (told,) = find_problems("data.streaming=true", "parallel.shard=full")
+    assert told.startswith("data.streaming: true: not with parallel.shard=full") and "zero2" in told
+
+
+def test_fp16_and_a_step_of_ones_own_are_refused():
+    told = find_problems("parallel.shard=full", "loop.name=my.Loop", precision="fp16", has_own_step=True)
+    assert [line.partition(":")[0] for line in told] == ["train.precision", "loop.name"]
+
+
+def test_keys_of_shards_are_refused_where_there_are_none():
+    told = find_problems("parallel={replicate: 2, layers: [BertLayer], reduce_dtype: bf16}")
+    assert [line.partition(":")[0] for line in told] == [
+        f"parallel.{key}" for key in ("replicate", "layers", "reduce_dtype")
+    ]
+
+
+def test_copies_must_share_the_processes_evenly(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert find_problems("parallel={shard: full, replicate: 4}") == []
+    (told,) = find_problems("parallel={shard: full, replicate: 3}")
+    assert told.startswith("parallel.replicate: 3 groups cannot share 8 processes") and told.endswith("1, 2, 4, 8")
+    assert ShardingPlan("full", "auto").num_replicas == 2
+
+
+def test_a_loop_that_overrides_the_loss_alone_keeps_the_step():
+    class OwnLoss(TrainingLoop):
+        def loss_sum(self, batch):
+            return super().loss_sum(batch)
+
+    class OwnStep(TrainingLoop):
+        def train_step(self, step_batch):
+            return super().train_step(step_batch)
+
+    assert not changes_the_step(OwnLoss, TrainingLoop)
+    assert changes_the_step(OwnStep, TrainingLoop)
+
+
+# --- files of accelerate
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ({"FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}, {"shard": "full"}),
+        ({"FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false"}, {"shard": "zero2"}),
+        ({"FSDP_VERSION": "1", "FSDP_SHARDING_STRATEGY": "SHARD_GRAD_OP"}, {"shard": "zero2"}),
+        ({"FSDP_SHARDING_STRATEGY": "4"}, {"shard": "full", "replicate": "auto"}),
+        (
+            {"FSDP_TRANSFORMER_CLS_TO_WRAP": "T5Block, BertLayer"},
+            {"shard": "full", "layers": ["T5Block", "BertLayer"]},
+        ),
+    ],
+)
+def test_an_fsdp_file_becomes_keys(given: dict[str, str], meant: dict[str, object]):
+    translated = translate_fsdp({"ACCELERATE_USE_FSDP": "true", **given})
+    assert translated is not None
+    assert translated.values == meant
+    assert all(f"parallel.{key}=" in translated.notice for key in meant)
+    assert "counterpart" not in translated.notice
+
+
+def test_what_has_no_counterpart_is_named():
+    translated = translate_fsdp(
+        {"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "true", "FSDP_ACTIVATION_CHECKPOINTING": "true"}
+    )
+    assert translated is not None
+    assert translated.notice == (
+        "accelerate's FSDP file means parallel.shard=full; FSDP_ACTIVATION_CHECKPOINTING=true is "
+        "model.gradient_checkpointing=true here; without counterpart: FSDP_OFFLOAD_PARAMS=true"
+    )
+
+
+def test_other_files_are_left_alone_and_deepspeed_is_refused_with_the_key():
+    assert translate_fsdp({"ACCELERATE_USE_FSDP": "false", "FSDP_VERSION": "2"}) is None
+    with pytest.raises(UserError, match=r"parallel.shard=zero2 for its stages 1 and 2"):
+        translate_fsdp({"ACCELERATE_USE_DEEPSPEED": "true"})
+    with pytest.raises(UserError, match="FSDP_SHARDING_STRATEGY is HALF_SHARD; allowed: FULL_SHARD"):
+        translate_fsdp({"ACCELERATE_USE_FSDP": "true", "FSDP_SHARDING_STRATEGY": "half_shard"})
+
+
+# --- layers
+
+
+def name_layers(model: nn.Module, names: list[str] | None = None) -> list[str]:
+    layers = find_layers(model, names)
+    return [name for name, module in model.named_modules() if any(module is layer for layer in layers)]
+
+
+def test_layers_are_those_that_the_model_names():
+    model = BertForSequenceClassification(BertConfig(**SIZES))
+    encoder = [f"bert.encoder.layer.{number}" for number in range(2)]
+    assert name_layers(model) == ["bert.embeddings", *encoder]
+    assert name_layers(model, ["BertLayer"]) == encoder
+    assert name_layers(nn.Linear(2, 2)) == []
+
+
+def test_a_layer_whose_weight_is_tied_to_another_is_left_to_the_whole():
+    assert name_layers(BertForMaskedLM(BertConfig(**SIZES))) == [f"bert.encoder.layer.{number}" for number in range(2)]
+
+
+def test_inner_layers_come_first():
+    model = BertForSequenceClassification(BertConfig(**SIZES))
+    layers = find_layers(model, ["BertLayer", "BertAttention"])
+    assert [type(layer).__name__ for layer in layers] == ["BertAttention", "BertLayer"] * 2

@@ -1,0 +1,91 @@
+"""An accelerate file that asks for FSDP, in the keys of the section `parallel`."""
+
+import functools
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainer_loop.errors import UserError
+
+_USES_FSDP, _USES_DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
+_STRATEGIES = {
+    "FULL_SHARD": {"shard": "full"},
+    "SHARD_GRAD_OP": {"shard": "zero2"},
+    "NO_SHARD": {"shard": "none"},
+    "HYBRID_SHARD": {"shard": "full", "replicate": "auto"},
+    "HYBRID_SHARD_ZERO2": {"shard": "zero2", "replicate": "auto"},
+}
+# Variables that mean something without a counterpart here where they have this value.
+_WITHOUT_COUNTERPART = {
+    "FSDP_OFFLOAD_PARAMS": "true",
+    "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "true",
+    "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
+}
+_REMEDIES = {"FSDP_ACTIVATION_CHECKPOINTING": ("true", "model.gradient_checkpointing=true")}
+
+
+@dataclass(frozen=True)
+class TranslatedFile:
+    """Values of the section `parallel`, and a line that says what became of the file."""
+
+    values: dict[str, Any]
+    notice: str
+
+
+@functools.cache
+def take_over_fsdp() -> TranslatedFile | None:
+    """Translate what `accelerate launch` passes on, and keep accelerate from doing it too; None if it is no FSDP.
+
+    Raises UserError where DeepSpeed was asked for.
+    """
+    translated = translate_fsdp(os.environ)
+    if translated is not None:
+        os.environ[_USES_FSDP] = "false"
+    return translated
+
+
+def translate_fsdp(environment: Mapping[str, str]) -> TranslatedFile | None:
+    """The same without a trace; environment: variables of `accelerate launch`."""
+    if environment.get(_USES_DEEPSPEED, "").lower() == "true":
+        raise UserError(
+            "accelerate was told to use DeepSpeed, which has a training loop of its own; launch with --multi_gpu, and "
+            "set parallel.shard=zero2 for its stages 1 and 2, or parallel.shard=full for stage 3"
+        )
+    if environment.get(_USES_FSDP, "").lower() != "true":
+        return None
+    values = _find_strategy(environment)
+    if layers := environment.get("FSDP_TRANSFORMER_CLS_TO_WRAP"):
+        values["layers"] = [name.strip() for name in layers.split(",")]
+    told = " ".join(f"parallel.{key}={_spell(value)}" for key, value in values.items())
+    lost = [f"{name}={value}" for name, value in _WITHOUT_COUNTERPART.items() if environment.get(name) == value]
+    remedies = [
+        f"{name}={value} is {key} here" for name, (value, key) in _REMEDIES.items() if environment.get(name) == value
+    ]
+    notice = "; ".join(
+        [
+            f"accelerate's FSDP file means {told}",
+            *remedies,
+            *([f"without counterpart: {', '.join(lost)}"] if lost else []),
+        ]
+    )
+    return TranslatedFile(values, notice)
+
+
+def _find_strategy(environment: Mapping[str, str]) -> dict[str, Any]:
+    if environment.get("FSDP_VERSION", "1") == "2":
+        reshards = environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
+        return {"shard": "full" if reshards else "zero2"}
+    given = environment.get("FSDP_SHARDING_STRATEGY", "FULL_SHARD").upper()
+    numbered = dict(zip("12345", _STRATEGIES, strict=True))
+    name = numbered.get(given, given)
+    if name not in _STRATEGIES:
+        raise UserError(
+            f"FSDP_SHARDING_STRATEGY is {given}; allowed: {', '.join(_STRATEGIES)}; set fsdp_sharding_strategy in the "
+            "file of accelerate, or parallel.shard"
+        )
+    return dict(_STRATEGIES[name])
+
+
+def _spell(value: Any) -> str:
+    return f"[{', '.join(value)}]" if isinstance(value, list) else str(value)
