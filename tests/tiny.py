@@ -231,7 +231,14 @@ def make_loop(
         use_packing(model, rows_at_head=task.rows_at_head)
     sharded = None
     if shard != "none":
-        sharded = shard_model(model, device=accelerator.device, gathers_once=shard == "zero2", num_replicas=replicas)
+        is_lowered = shard == "full" and accelerator.mixed_precision == "bf16"
+        sharded = shard_model(
+            model,
+            device=accelerator.device,
+            gathers_once=shard == "zero2",
+            num_replicas=replicas,
+            compute_dtype=torch.bfloat16 if is_lowered else None,
+        )
     directory = RunDir(run_dir)
     directory.root.mkdir(parents=True, exist_ok=True)
     plan = BatchPlan(
@@ -269,7 +276,7 @@ def make_loop(
         )
     frozen = [
         ParameterGroup("", {str(index): parameter for index, parameter in enumerate(parameters)}, lr, 0.0, until, False)
-        for until, parameters in frozen_until(model)
+        for until, parameters in frozen_until(accelerator.unwrap_model(model))
     ]
     engine = Engine(
         accelerator=accelerator,

@@ -97,9 +97,13 @@ class Engine:
             self._is_out_of_memory = True
 
     def _keeping_cast_weights(self) -> AbstractContextManager[Any]:
-        """Within it, what autocast makes of the weights in one microbatch serves the others too."""
-        if self.sharded is not None and not self.sharded.gathers_once:
-            return nullcontext()  # they would be the whole model
+        """Within it, what autocast makes of the weights in one microbatch serves the others too.
+
+        Not for a sharded model: their gradients would come through nodes of the first microbatch, which autograd visits
+        last, after the gradients of the layer were exchanged.
+        """
+        if self.sharded is not None:
+            return nullcontext()
         return torch.autocast(self.accelerator.device.type, enabled=False)
 
     def synchronising(self, is_last: bool) -> AbstractContextManager[Any]:

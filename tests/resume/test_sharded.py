@@ -71,6 +71,13 @@ def assert_close_weights(run: Run, other: Run) -> None:
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5)
 
 
+def test_an_fsdp_file_of_accelerate_makes_the_updates_of_its_keys(bench, tmp_path):
+    run = bench.run(tmp_path, num_processes=2)
+    told = run.finish(ACCELERATE_USE_FSDP="true", FSDP_VERSION="2", FSDP_TRANSFORMER_CLS_TO_WRAP="BertLayer")
+    assert "accelerate's FSDP file means parallel.shard=full parallel.layers=[BertLayer]" in told
+    assert_same(run, bench.whole("parallel={shard: full, layers: [BertLayer]}", num_processes=2))
+
+
 def test_a_process_that_is_gone_is_named(bench, tmp_path):
     run = bench.run(tmp_path, "parallel.shard=full", num_processes=2)
     ended = run.kill_at("step:5", rank=1, together=False)
