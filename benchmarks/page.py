@@ -25,6 +25,7 @@ _RESULTS_OF = {
     "startup": ("startup",),
     "memory": ("memory",),
     "scaling": ("scaling",),
+    "sharding": ("sharding",),
     "checkpoint": ("checkpoint",),
     "gpu": ("gpu",),
 }

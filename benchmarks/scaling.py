@@ -61,7 +61,7 @@ def run_side(**wanted: Any) -> dict[str, Any]:
     """Train in this process; returns seconds, updates, rows and tokens of all processes, and the held-out loss."""
     from benchmarks.scaling_sides import train
 
-    _keep_to_one_core()
+    keep_to_one_core()
     return train(wanted)
 
 
@@ -69,7 +69,7 @@ def count_reductions(**wanted: Any) -> dict[str, float]:
     """The average number of reductions over the processes in a step of this run."""
     from benchmarks.scaling_sides import count
 
-    _keep_to_one_core()
+    keep_to_one_core()
     return count(wanted)
 
 
@@ -77,7 +77,7 @@ def time_reduction(*, num_bytes: int) -> float:
     """Seconds of one sum of `num_bytes` bytes over the processes."""
     from benchmarks.scaling_sides import time_all_reduce
 
-    _keep_to_one_core()
+    keep_to_one_core()
     return time_all_reduce(num_bytes)
 
 
@@ -104,13 +104,17 @@ class _Runs:
         return {**files_of(self._place), **self._sizes, "folder": folder, "max_tokens": max_tokens}
 
     def _start(self, function: str, num_processes: int, arguments: Mapping[str, Any]) -> Any:
-        launch = ["accelerate.commands.launch", "--config_file", str(_CONFIG), "--main_process_port", "0"]
-        launcher = [] if num_processes == 1 else [*launch, "--num_processes", str(num_processes)]
-        environment = {**self._place.environment, "OMP_NUM_THREADS": "1"}
-        return call(f"benchmarks.scaling:{function}", arguments, launcher=launcher, environment=environment)
+        return launch(f"benchmarks.scaling:{function}", self._place, num_processes, arguments)
 
 
-def _keep_to_one_core() -> None:
+def launch(function: str, place: Workplace, num_processes: int, arguments: Mapping[str, Any]) -> Any:
+    """What a function of a module returns on process 0 of so many."""
+    words = ["accelerate.commands.launch", "--config_file", str(_CONFIG), "--main_process_port", "0"]
+    launcher = [] if num_processes == 1 else [*words, "--num_processes", str(num_processes)]
+    return call(function, arguments, launcher=launcher, environment={**place.environment, "OMP_NUM_THREADS": "1"})
+
+
+def keep_to_one_core() -> None:
     if hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(0, {cores[int(os.environ.get("RANK", 0)) % len(cores)]})

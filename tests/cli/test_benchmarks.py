@@ -16,6 +16,7 @@ COMMANDS = {
     "startup": ("--rows", "16", "--batch-size", "8", *TEXTS),
     "memory": ("--rows", "40", "--held-out", "8", "--steps", "1", "--times", "1", *TEXTS),
     "scaling": ("--rows", "16", "--held-out", "8", "--batch-size", "8", "--budgets", "64", *TEXTS),
+    "sharding": ("--rows", "16", "--held-out", "8", "--batch-size", "8", *TEXTS),
     "checkpoint": (),
     "gpu": ("--tiny", "--batch-size", "4", "--steps", "4", "--warm", "1", "--curve-steps", "10"),
 }
