@@ -57,6 +57,11 @@ class Generation:
         return written
 
 
+def count_vocabulary(model_config: Any) -> int:
+    """The tokens that a model chooses from when it writes; of an encoder with a decoder, those of the decoder."""
+    return int(model_config.get_text_config(decoder=True).vocab_size)
+
+
 def cut_at_end(tokens: list[int], ends: set[int]) -> list[int]:
     """The tokens before the first one that ends a text.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trainer_loop.ops.attention import padded_on_the_right
 from trainer_loop.ops.output_head import NoOutputHead, OutputHead, find_output_head
+from trainer_loop.tasks.generation import count_vocabulary
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import Batch, Task
 
@@ -40,7 +41,7 @@ class LanguageModel(Task):
     def logits_per_token(self, model_config: Any) -> int | None:
         """The vocabulary, where the model does more with its logits than an `OutputHead` can."""
         changed = any(getattr(model_config, field, None) not in (None, 1) for field in _BEHIND_THE_HEAD)
-        return model_config.vocab_size if changed else None
+        return count_vocabulary(model_config) if changed else None
 
     @abstractmethod
     def find_targets(self, batch: Batch) -> tuple[Tensor | None, Tensor, Sequence[int] | int]:

@@ -12,6 +12,7 @@ from trainer_loop.data.columns import Column
 from trainer_loop.data.messages import find_fault_of_pair, read_pairs
 from trainer_loop.errors import UserError
 from trainer_loop.tasks.chat import Chat, label_answers
+from trainer_loop.tasks.generation import count_vocabulary
 from trainer_loop.tasks.task import Batch, Rows
 
 LossType = Literal["sigmoid", "hinge", "ipo"]
@@ -79,7 +80,7 @@ class Preference(Chat):
 
     def logits_per_token(self, model_config: Any) -> int | None:
         """The vocabulary: the logits of all answers are held at once."""
-        return int(model_config.vocab_size)
+        return count_vocabulary(model_config)
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """For each row its two conversations, `[2][T]`, the chosen one first; of a row to predict one, `[1][T]`."""

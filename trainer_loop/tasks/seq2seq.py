@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from trainer_loop.components import refuse_less
 from trainer_loop.data.columns import Column
-from trainer_loop.tasks.generation import cut_at_end
+from trainer_loop.tasks.generation import count_vocabulary, cut_at_end
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import Batch, Rows, Task
 
@@ -75,7 +75,7 @@ class Seq2Seq(Task):
         ]
 
     def logits_per_token(self, model_config: Any) -> int | None:
-        return int(model_config.vocab_size)
+        return count_vocabulary(model_config)
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """The tokens of the source, and those of the target as `labels`; the length of a row is that of both."""

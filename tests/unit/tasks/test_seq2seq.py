@@ -8,6 +8,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    BertConfig,
+    EncoderDecoderConfig,
     M2M100Config,
     M2M100ForConditionalGeneration,
     T5Config,
@@ -54,6 +56,12 @@ def test_the_loss_is_the_sum_of_that_of_the_head(kind: Any):
     mean = model(**batch).loss
     assert task.loss(model, batch).item() == pytest.approx(mean.item() * task.count(batch), rel=1e-6)
     assert task.count(batch) == int((batch["labels"] != -100).sum())
+
+
+def test_logits_are_those_of_the_decoder_where_it_has_a_vocabulary_of_its_own():
+    encoder, decoder = BertConfig(vocab_size=40), BertConfig(vocab_size=50, is_decoder=True)
+    assert make_task().logits_per_token(EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)) == 50
+    assert make_task().logits_per_token(T5Config(vocab_size=60)) == 60
 
 
 def test_each_target_ends_with_the_end_token_and_is_never_too_long():
