@@ -22,6 +22,7 @@ from transformers import (
 
 from trainer_loop.cli.predict import main
 from trainer_loop.cli.run import main as train
+from trainer_loop.errors import printable
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +188,55 @@ def test_a_language_model_continues_a_text_and_scores_a_file(command, tmp_path, 
     assert scored[0]["perplexity"] == pytest.approx(math.exp(scored[0]["loss"]))
 
 
+def test_a_language_model_continues_the_texts_of_a_file(capfd, tmp_path, tiny_model):
+    model = save_language_model(tiny_model, tmp_path / "lm")
+    texts = ["a good film", "bad", "the lamp is great", "a bad film", "good"]
+    (tmp_path / "texts.csv").write_text("".join(f"{text}\n" for text in ["text", *texts]))
+    command = [f"model={model}", "max_new_tokens=3", "num_beams=2"]
+    arguments = [*command, f"file={tmp_path / 'texts.csv'}", f"output={tmp_path / 'out.jsonl'}"]
+    code, _, err = predict(capfd, *arguments)
+    assert code == 0, err
+    written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert list(written[0]) == ["text", "loss", "perplexity", "continuation"]
+    assert any(row["continuation"] for row in written)
+    for text, row in zip(texts, written, strict=True):
+        assert row["text"] == text
+        assert predict(capfd, *command, f"text={text}")[1] == f"{text}{row['continuation']}\n"
+
+    code, _, err = predict(capfd, *arguments[:1], *arguments[3:], "max_new_tokens=62", "overwrite=true")
+    assert code == 2
+    assert re.search(r"texts.csv row 3: max_new_tokens=62: the text has \d tokens, and the model has 64 positions", err)
+
+
+def test_a_model_that_writes_for_a_file_keeps_to_the_length_that_is_asked(command, tmp_path, capfd):
+    rows = "".join(f"{text},{text[::-1]}\n" for text in ("one two three", "four five six seven", "eight nine ten"))
+    (tmp_path / "rows.csv").write_text(f"source,target\n{rows}")
+    sizes = "{d_model: 16, d_kv: 8, d_ff: 16, num_layers: 1, num_heads: 2}"
+    words = ["task.name=seq2seq", f"model={{type: t5, tokenizer: train, vocab_size: 300, overrides: {sizes}}}"]
+    words += [
+        f"data.train={tmp_path / 'rows.csv'}",
+        "data.max_length=32",
+        "train.steps=1",
+        f"run_dir={tmp_path / 'run'}",
+    ]
+    ended = command(*words)
+    assert ended.code == 0, ended.err
+    (tmp_path / "new.csv").write_text("source\none two\nthree\n")
+    lengths = {}
+    for number in (2, 9):
+        output = tmp_path / f"{number}.jsonl"
+        asked = [f"file={tmp_path / 'new.csv'}", f"output={output}", f"max_new_tokens={number}", "num_beams=2"]
+        code, _, err = predict(capfd, f"model={tmp_path / 'run'}", *asked)
+        assert code == 0, err
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
+        texts = [json.loads(line)["text"] for line in output.read_text().splitlines()]
+        lengths[number] = [len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in texts]
+        for row, text in zip(("one two", "three"), texts, strict=True):
+            out = predict(capfd, f"model={tmp_path / 'run'}", f"source={row}", *asked[2:])[1]
+            assert out == f"text={printable(text)}\n"
+    assert max(lengths[2]) <= 2 < max(lengths[9])
+
+
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
@@ -245,6 +295,9 @@ def test_keys_that_would_do_nothing_are_refused(run, capfd):
         (["file=x.csv", "text_pair=y"], "goes with text="),
         (["text=x", "text_pair=y"], "text_pair= is given, and this model reads text="),
         (["text=x", "max_new_tokens=3"], "writes nothing"),
+        (["file=x.csv", "num_beams=3"], "num_beams= is given, but a model of the task sequence_classification writes"),
+        (["text=x", "num_beams=many"], "num_beams=many: it must be a whole number from 1"),
+        (["text=x", "length_penalty=nan"], "length_penalty=nan: it must be a number"),
     ):
         code, _, err = predict(capfd, f"model={run}", *extra)
         assert code == 2
@@ -339,11 +392,18 @@ def test_a_tagger_of_somebody_else_tags_the_words_of_a_text_and_of_a_file(tiny_m
     assert "text_column=words: the file has no such column; it has tokens, ner" in err
 
 
-def test_a_language_model_of_somebody_else_is_compared_with_no_column(capfd, tmp_path, tiny_model):
+def save_language_model(tiny_model: Path, directory: Path) -> Path:
+    """A language model as somebody else would save it, whose weights are drawn at random."""
+    torch.manual_seed(3)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     config = GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64)
-    GPT2LMHeadModel(config).save_pretrained(tmp_path / "lm")
-    tokenizer.save_pretrained(tmp_path / "lm")
+    GPT2LMHeadModel(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def test_a_language_model_of_somebody_else_is_compared_with_no_column(capfd, tmp_path, tiny_model):
+    save_language_model(tiny_model, tmp_path / "lm")
     (tmp_path / "rows.csv").write_text("text,label\na good film,0\na bad film,1\n")
     arguments = [f"model={tmp_path / 'lm'}", f"file={tmp_path / 'rows.csv'}", f"output={tmp_path / 'out.csv'}"]
     code, out, err = predict(capfd, *arguments)

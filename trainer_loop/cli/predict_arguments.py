@@ -1,6 +1,7 @@
 """The arguments of `python -m trainer_loop.predict`."""
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from trainer_loop.cli.arguments import split_arguments
 from trainer_loop.config.values import explain_delimiter, explain_encoding, shown, spell_delimiter
+from trainer_loop.data.column_values import read_number
 from trainer_loop.errors import refuse
 
 USAGE = """\
@@ -33,7 +35,10 @@ python -m trainer_loop.predict model=runs/imdb file=new_reviews.csv output=judge
   delimiter=       between the fields of a .csv or .tsv file: one character, or tab
   quoting=         auto, double or none, see data.files.quoting in docs/config.md
   encoding=        of a text file, such as windows-1252; default: UTF-8
-  max_new_tokens=  how far a causal LM continues a text, default 64; how much a seq2seq model writes
+  max_new_tokens=  tokens that a causal LM writes behind a text, default 64 (a file gets them as the column
+                   continuation), or that a model of another task writes at most
+  num_beams=, length_penalty=, no_repeat_ngram_size=
+                   how it writes, see evaluate.generate in docs/config.md; default: as the run evaluated it
   trust_remote_code=true   lets Python code that came with the model run
 
 Columns keep their names, values and order; what is predicted stands behind them. A column without a name is called
@@ -52,6 +57,8 @@ _OF_FILES = (
     *("output", "overwrite", "text_column", "pair_column", "label_column", "metrics", "missing"),
     *("delimiter", "quoting", "encoding"),
 )
+_LEAST = {"max_new_tokens": 1, "num_beams": 1, "no_repeat_ngram_size": 0}
+_OF_GENERATION = (*_LEAST, "length_penalty")
 _SURE = 0.75  # how like a key another one must be to be taken for a mistake
 
 
@@ -73,7 +80,15 @@ class Request:
     quoting: str = "auto"
     encoding: str | None = None
     max_new_tokens: int | None = None
+    num_beams: int | None = None
+    length_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
     trust_remote_code: bool = False
+
+    @property
+    def generation(self) -> dict[str, float]:
+        """How texts are to be written, as far as the command says it."""
+        return {name: getattr(self, name) for name in _OF_GENERATION if getattr(self, name) is not None}
 
 
 def read_arguments(arguments: list[str]) -> Request:
@@ -89,8 +104,6 @@ def read_arguments(arguments: list[str]) -> Request:
     problems += [f"{name}= is empty" for name, value in row.items() if not value.strip()]
     problems += [f"{name}= goes with file=, not with {next(iter(row))}=" for name in _OF_FILES if row and name in given]
     problems += [f"{name}= goes with text=, not with file=" for name in row if "file" in given]
-    if "file" in given and "max_new_tokens" in given:
-        problems.append("max_new_tokens= goes with text=, not with file=")
     problems += _read_values(given)
     refuse(problems)
     return Request(row=row, **given)
@@ -99,11 +112,17 @@ def read_arguments(arguments: list[str]) -> Request:
 def _read_values(given: dict[str, Any]) -> list[str]:
     """Makes of texts what they stand for; returns what is wrong with them."""
     problems = []
-    if "max_new_tokens" in given:
-        if given["max_new_tokens"].isdecimal() and int(given["max_new_tokens"]) > 0:
-            given["max_new_tokens"] = int(given["max_new_tokens"])
-        else:
-            problems.append(f"max_new_tokens={given['max_new_tokens']}: it must be a whole number from 1")
+    for name, least in _LEAST.items():
+        if name in given:
+            if given[name].isdecimal() and int(given[name]) >= least:
+                given[name] = int(given[name])
+            else:
+                problems.append(f"{name}={given[name]}: it must be a whole number from {least}")
+    if "length_penalty" in given:
+        penalty = read_number(given["length_penalty"])
+        if penalty is None or not math.isfinite(penalty):
+            problems.append(f"length_penalty={given['length_penalty']}: it must be a number, such as 1.5")
+        given["length_penalty"] = penalty
     for name, choices in _CHOICES.items():
         if name in given:
             if given[name] not in choices:

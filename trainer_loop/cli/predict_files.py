@@ -23,7 +23,7 @@ from trainer_loop.data.text_format import TextFormat
 from trainer_loop.data.wording import did_you_mean, enumerate_names, plural
 from trainer_loop.data.write_files import SUFFIXES, ReadyTable, write_whole
 from trainer_loop.errors import UserError, in_one_line, refuse
-from trainer_loop.predictor import Predictor, find_columns, guess_task
+from trainer_loop.predictor import Predictor, check_writes, find_columns, find_task_of
 from trainer_loop.record.export import ExportRecord
 from trainer_loop.record.logs import format_value
 from trainer_loop.record.run_dir import RunDir, explain_disk_error
@@ -54,15 +54,13 @@ class FileJob:
 
 def prepare_file(file: str, request: Request, model_dir: Path, record: ExportRecord | None) -> FileJob:
     """Raises UserError with all that is wrong with the file, its columns and where they are to go."""
-    try:
-        task = record.task if record is not None else guess_task(model_dir)
-    except OSError as error:
-        raise UserError(f"model={model_dir} cannot be loaded: {in_one_line(error)}") from error
+    task = find_task_of(model_dir, record)
     columns, unfit = _name_columns(request, find_columns(record, task))
-    files = find_files([file], key="file")
     output = Path(request.output).expanduser() if request.output else _default_output(model_dir, Path(file))
-    problems = unfit + _check_output(request, output, files)
+    problems = [*unfit, *check_writes(task, request.generation)]
     try:
+        files = find_files([file], key="file")
+        problems += _check_output(request, output, files)
         table = read_whole(files, text_format=TextFormat(request.delimiter, request.quoting, request.encoding))
         label = None if load_task(task).refers else _find_label_column(request, table, columns)
         read = columns.without_targets()
@@ -87,10 +85,15 @@ def predict_file(predictor: Predictor, job: FileJob) -> list[str]:
         labels=None if labels is None else [labels[number] for number in job.kept],
         origin_of=job.inputs.origins.place,
     )
+    predicted = predictions.rows
+    if predictor.task.continues and job.request.generation:
+        (texts,) = (rows[own] for own in predictor.inputs)
+        written = predictor.continue_texts(texts, origin_of=job.inputs.origins.place)
+        predicted = [{**row, "continuation": text} for row, text in zip(predicted, written, strict=True)]
     lines: list[str] = []
-    for name in predictions.rows[0]:
+    for name in predicted[0]:
         values: list[Any] = [None] * len(job.table)
-        for number, row in zip(job.kept, predictions.rows, strict=True):
+        for number, row in zip(job.kept, predicted, strict=True):
             values[number] = row[name]
         column = _free_column(name, job.table.columns)
         job.ready.add(column, values)
