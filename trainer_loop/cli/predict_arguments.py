@@ -1,13 +1,17 @@
 """The arguments of `python -m trainer_loop.predict`."""
 
 import difflib
+import glob
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from trainer_loop.cli.arguments import split_arguments
+from trainer_loop.config.secrets import mask_text
+from trainer_loop.config.sources import read_argument
 from trainer_loop.config.values import explain_delimiter, explain_encoding, shown, spell_delimiter
 from trainer_loop.data.column_values import read_number
 from trainer_loop.errors import refuse
@@ -22,7 +26,10 @@ python -m trainer_loop.predict model=runs/imdb file=new_reviews.csv output=judge
   text_pair=       its second text, where the model was trained on pairs
   NAME=            a column of the task, such as question= and context=, where its columns have other names; a list of
                    texts stands between bars, as in choices="milk | honey"
-  file=            instead of text: rows to predict (.csv .tsv .json .jsonl .parquet .arrow .feather .txt)
+  file=            instead of text: rows to predict, as in data.train (.csv .tsv .json .jsonl .parquet .arrow .feather
+                   .txt): a file, a glob, a list [a.csv,b.csv], a folder that save_to_disk wrote, or a query of a
+                   database, "{sql: select text from reviews, connection: reviews.db}"; for a model of images also a
+                   folder of images, or a glob of them, as in image=photos/
   output=          where they go (.csv .tsv .json .jsonl .parquet); default: a new file in predictions/ of the run
   overwrite=true   replaces a file that output= names
   text_column=     column of the text in the file, or of what else the model reads first; default: the one the model
@@ -68,7 +75,7 @@ class Request:
 
     model: str
     row: Mapping[str, str] = field(default_factory=dict)  # a row to predict, by the task's columns
-    file: str | None = None
+    file: Any = None  # a text, a list of texts, or a query, as `data.train`
     output: str | None = None
     overwrite: bool = False
     text_column: str | None = None
@@ -99,6 +106,8 @@ def read_arguments(arguments: list[str]) -> Request:
     pairs, problems = split_arguments(arguments, [*options, *columns])
     given: dict[str, Any] = dict(pairs)
     row = {name: given.pop(name) for name in dict.fromkeys(columns)}
+    if "file" not in given and _names_several_images(row):
+        given["file"] = row.pop("image")
     if bool(row) == ("file" in given):
         problems.append('give either text="..." or file=new_rows.csv')
     problems += [f"{name}= is empty" for name, value in row.items() if not value.strip()]
@@ -109,9 +118,19 @@ def read_arguments(arguments: list[str]) -> Request:
     return Request(row=row, **given)
 
 
+def _names_several_images(row: Mapping[str, str]) -> bool:
+    """Whether a row is a folder of images or a glob of them, and so several rows."""
+    value = row.get("image", "")
+    return len(row) == 1 and (os.path.isdir(value) or (glob.has_magic(value) and not os.path.lexists(value)))  # noqa: PTH112 - of a name that no folder can have it is false
+
+
 def _read_values(given: dict[str, Any]) -> list[str]:
     """Makes of texts what they stand for; returns what is wrong with them."""
     problems = []
+    if "file" in given:
+        text = given["file"]
+        given["file"], faults = read_argument("data.train", text)
+        problems += [f"file={mask_text(text)}: {fault}" for fault in faults]
     for name, least in _LEAST.items():
         if name in given:
             if given[name].isdecimal() and int(given[name]) >= least:
