@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +40,7 @@ from trainer_loop.tasks.merge import merge_outputs
 from trainer_loop.tasks.plan import name_own_loss
 from trainer_loop.tasks.task import Batch, Rows, Task
 
+_POSITIONS = ("text", "text_pair")  # names of the first two columns of any model
 _ROWS = 32  # without tokens, that are predicted at a time
 
 
@@ -221,6 +222,26 @@ class Predictor:
             if not column.target
         ]
 
+    def match_columns(self, given: Collection[str]) -> dict[str, str | None]:
+        """The task's name of each column that is given; None for one that it does not have.
+
+        A column may be given by the task's name, by the name that it had in the training data, or, the first and the
+        second that the model reads, as `text` and `text_pair`. Where a name means several, it is that of the task if
+        all of them can be, else that of the training data.
+        """
+        own = dict(zip(_POSITIONS, self.inputs, strict=False)) | {name: name for name in self.task.columns}
+        trained = own | {name: own for own, name in self.columns.items() if own in self.task.columns}
+        meant = {own.get(name) for name in given}
+        names = own if None not in meant and len(meant) == len(given) else trained
+        return {name: names.get(name) for name in given}
+
+    def _name_own(self, rows: Rows) -> Rows:
+        """The rows by the task's names of their columns."""
+        names = self.match_columns(rows)
+        reads = ", ".join(self.inputs)
+        refuse([f"rows[{name!r}]: the model reads {reads}; remove it" for name, own in names.items() if own is None])
+        return {str(own): rows[name] for name, own in names.items()}
+
     @torch.no_grad()
     def predict_rows(
         self,
@@ -232,14 +253,15 @@ class Predictor:
         """Predictions, and how they compare with labels as the run that trained the model compares them.
 
         Args:
-            rows: the task's columns by their own names. Predictions are compared with a target that is no class, such
-                as the text to write, if the rows have it.
+            rows: the columns by the task's names, or by those of the training data. Predictions are compared with a
+                target that is no class, such as the text to write, if the rows have it.
             labels: the class of every row, or the classes of its words; None where they are not known; None: of no row.
             origin_of: what errors call a row, by its number from 0.
 
         Raises:
-            UserError: the model cannot answer some of the rows.
+            UserError: the model cannot answer some of the rows, or reads no such column.
         """
+        rows = self._name_own(rows)
         num_rows = len(next(iter(rows.values())))
         self._refuse_faults(rows, origin_of)
         known, unknown = self._separate(rows, labels, num_rows)

@@ -20,6 +20,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
+from trainer_loop import Predictor, UserError
 from trainer_loop.cli.predict import main
 from trainer_loop.cli.run import main as train
 from trainer_loop.errors import printable
@@ -143,9 +144,17 @@ def test_pairs_are_predicted_by_both_texts(command, arguments, tmp_path, capfd):
     assert predict(capfd, f"model={run}", f"file={same_first}")[0] == 0
     good, awful = pd.read_csv(run / "predictions" / "same.csv")["probability"]
     assert good != awful
-    code, out, _ = predict(capfd, f"model={run}", "text=lamp", "text_pair=awful")
-    assert code == 0
-    assert f"probability={awful:.4f}" in out
+    for names in (("text", "text_pair"), ("first", "second"), ("text", "second")):
+        code, out, _ = predict(capfd, f"model={run}", f"{names[0]}=lamp", f"{names[1]}=awful")
+        assert code == 0
+        assert f"probability={awful:.4f}" in out
+    code, _, err = predict(capfd, f"model={run}", "text=lamp", "first=lamp", "second=awful")
+    assert (code, "text= and first= name one column; leave one out" in err) == (2, True)
+    rows = {"first": ["lamp"], "second": ["awful"]}
+    predictor = Predictor.load(run / "model")
+    assert predictor.predict_rows(rows).rows[0]["probability"] == pytest.approx(awful, abs=1e-6)
+    with pytest.raises(UserError, match=r"rows\['third'\]: the model reads text, text_pair; remove it"):
+        predictor.predict_rows({**rows, "third": ["x"]})
 
 
 def test_a_language_model_continues_a_text_and_scores_a_file(command, tmp_path, capfd):
@@ -410,6 +419,39 @@ def test_a_language_model_of_somebody_else_is_compared_with_no_column(capfd, tmp
     assert code == 0, err
     assert "compared with" not in out
     assert (tmp_path / "out.csv").read_text().startswith("text,label,loss,perplexity\n")
+
+
+@pytest.mark.parametrize("columns", ["{messages: dialog}", "{prompt: question, completion: answer, context: prompt}"])
+def test_a_chat_takes_the_column_names_of_its_training_data(columns, tmp_path, command, capfd):
+    chat = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi"}]
+    row = {"dialog": chat, "question": "Hello", "answer": "Hi", "prompt": "It is noon."}
+    (tmp_path / "chats.jsonl").write_text((json.dumps(row) + "\n") * 3)
+    sizes = "{n_embd: 16, n_layer: 1, n_head: 2}"
+    model = f"{{type: gpt2, tokenizer: train, vocab_size: 300, chat_template: plain, overrides: {sizes}}}"
+    words = ["task.name=chat", f"model={model}", f"data.train={tmp_path / 'chats.jsonl'}", f"data.columns={columns}"]
+    ended = command(*words, "data.max_length=32", "train={epochs: null, steps: 1}", f"run_dir={tmp_path / 'run'}")
+    assert ended.code == 0, ended.err
+    arguments = [f"model={tmp_path / 'run'}", "max_new_tokens=3"]
+    has_dialog = "dialog" in columns
+    given = ["dialog=Hello"] if has_dialog else ["question=Hello", "prompt=It is noon."]
+    by_task = ["messages=Hello"] if has_dialog else ["prompt=Hello", "context=It is noon."]
+    code, out, err = predict(capfd, *arguments, *given)
+    assert code == 0, err
+    assert predict(capfd, *arguments, *by_task)[1] == out
+    file = tmp_path / "new.jsonl"
+    file.write_text(json.dumps({"dialog": chat[:1], "question": "Hello", "prompt": "It is noon."}) + "\n")
+    code, _, err = predict(capfd, *arguments, f"file={file}", f"output={tmp_path / 'out.jsonl'}")
+    assert code == 0, err
+    assert f"text={printable(json.loads((tmp_path / 'out.jsonl').read_text())['text'])}\n" == out
+
+    code, _, err = predict(capfd, *arguments, "dialogue=Hello")
+    assert code == 2
+    if has_dialog:
+        assert "dialogue= is given, and this model reads messages= or dialog=; did you mean 'dialog'?" in err
+    else:
+        assert (
+            'context= is missing: this model reads prompt= or question=, context= or prompt=; add context="..."' in err
+        )
 
 
 def test_the_printed_command_names_the_columns_that_a_chat_reads(tmp_path, command):

@@ -89,19 +89,28 @@ def _print_one(predictor: "Predictor", request: Request) -> None:
 
 
 def _name_columns(given: Mapping[str, str], predictor: "Predictor") -> dict[str, str]:
-    """The row by the task's columns, in their order: `text` and `text_pair` are the first and the second."""
+    """The row by the task's columns, in their order; see `Predictor.match_columns`."""
     reads = [name for name in predictor.inputs if name in predictor.columns]
-    names = dict(zip(("text", "text_pair"), reads, strict=False))
-    row = {names.get(name, name): value for name, value in given.items()}
-    told = f"this model reads {', '.join(f'{name}=' for name in reads)}"
+    names = predictor.match_columns(given)
+    spelled = [_spell_names(name, predictor.columns[name]) for name in reads]
+    told = f"this model reads {', '.join(spelled)}"
+    known = [*reads, *(predictor.columns[name] for name in reads)]
     problems = [
-        f"{name}= is given, and {told}{did_you_mean(name, reads)}"
-        for name in given
-        if names.get(name, name) not in reads
+        f"{name}= is given, and {told}{did_you_mean(name, known)}" for name, own in names.items() if own not in reads
     ]
-    problems += [f'{name}= is missing: {told}; add {name}="..."' for name in reads if name not in row]
+    problems += [f'{own}= is missing: {told}; add {own}="..."' for own in reads if own not in names.values()]
+    problems += [
+        f"{' and '.join(f'{name}=' for name in twice)} name one column; leave one out"
+        for own in reads
+        if len(twice := [name for name in given if names[name] == own]) > 1
+    ]
     refuse(problems)
-    return {name: row[name] for name in reads}
+    by_own = {names[name]: value for name, value in given.items()}
+    return {name: by_own[name] for name in reads}
+
+
+def _spell_names(own: str, trained: str) -> str:
+    return f"{own}=" if own == trained else f"{own}= or {trained}="
 
 
 def _show(value: Any) -> str:
