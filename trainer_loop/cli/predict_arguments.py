@@ -48,9 +48,9 @@ python -m trainer_loop.predict model=runs/imdb file=new_reviews.csv output=judge
                    how it writes, see evaluate.generate in docs/config.md; default: as the run evaluated it
   trust_remote_code=true   lets Python code that came with the model run
 
-Columns keep their names, values and order; what is predicted stands behind them. A column without a name is called
-column_1 by its place; a blank line is no row. JSON and .csv files have dates and times by ISO 8601, decimals as
-texts, bytes in base64, and .csv files nested values as JSON."""
+Columns keep their names, values and order; what is predicted stands behind them, in the columns that docs/tasks.md
+lists for each task. A column without a name is called column_1 by its place; a blank line is no row. JSON and .csv
+files have dates and times by ISO 8601, decimals as texts, bytes in base64, and .csv files nested values as JSON."""
 
 _SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _CHOICES = {
