@@ -120,7 +120,7 @@ def read_arguments(arguments: list[str]) -> Request:
 
 def _names_several_images(row: Mapping[str, str]) -> bool:
     """Whether a row is a folder of images or a glob of them, and so several rows."""
-    value = row.get("image", "")
+    value = os.path.expanduser(row.get("image", ""))  # noqa: PTH111 - of a user who is not there it is as it was
     return len(row) == 1 and (os.path.isdir(value) or (glob.has_magic(value) and not os.path.lexists(value)))  # noqa: PTH112 - of a name that no folder can have it is false
 
 
