@@ -69,7 +69,8 @@ def _describe_optimizer(config: Config, loop: TrainingLoop) -> list[str]:
     return ["groups of parameters:", *(f"  {line}" for line in table), f"schedule: {curve}"]
 
 
-def _describe_weights(weights: np.ndarray) -> str:
+def describe_weights(weights: np.ndarray) -> str:
+    """A line for a person. weights: `[N]` factors of the losses of the rows."""
     span = f"from {weights.min():g} to {weights.max():g}, mean {weights.mean():.4g}"
     return f"weights of rows: {len(np.unique(weights)):,} distinct ones {span}"
 
@@ -93,7 +94,7 @@ def _describe_batches(loader: StepLoader, *, num_steps: int, process_index: int)
         f"rows: {len(plan.lengths):,}, {plan.batch_size:,} per step; {plan.steps_per_epoch:,} steps per epoch, "
         f"{num_steps:,} in all",
         *([] if plan.mixture is None else [plan.mixture.describe()]),
-        *([] if loader.weights is None else [_describe_weights(loader.weights)]),
+        *([] if loader.weights is None else [describe_weights(loader.weights)]),
         f"microbatches per step and process: {min(microbatches)} to {max(microbatches)} ({budget}); "
         f"padding {padding:.1%}",
     ]

@@ -58,7 +58,7 @@ def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -
             **process,
         )
     train = plan.inputs.splits["train"]
-    mixture, weights = _make_mixture(config, plan, train), _find_weights(config, train)
+    mixture, weights = make_mixture(config, plan, train), find_weights(config, train)
     window = (config.batch.window or _WINDOW) if config.batch.order == "window" else None  # None: a plain shuffle
     return TrainLoader(
         BatchPlan(
@@ -94,7 +94,7 @@ def _choose_shapes(config: Config, plan: RunPlan, accelerator: Accelerator) -> d
     }
 
 
-def _make_mixture(config: Config, plan: RunPlan, train: TokenisedSplit) -> Mixture | None:
+def make_mixture(config: Config, plan: RunPlan, train: TokenisedSplit) -> Mixture | None:
     """How the rows of an epoch are drawn; None: each once."""
     if config.data.sampling == "balanced":
         labels, names = np.asarray(train.rows["label"]), plan.inputs.label_names
@@ -114,7 +114,7 @@ def _group_rows(mixture: Mixture | None, weights: np.ndarray | None) -> np.ndarr
     return np.unique(np.stack(given, axis=1), axis=0, return_inverse=True)[1] if given else None
 
 
-def _find_weights(config: Config, train: TokenisedSplit) -> np.ndarray | None:
+def find_weights(config: Config, train: TokenisedSplit) -> np.ndarray | None:
     """`[N]` the factors of the losses of the rows; None: 1 for each."""
     of_sources = np.array([float(entry.get("loss_weight", 1)) for entry in config.data.mixture])
     weights = np.ones(len(train.lengths)) if train.weights is None else train.weights

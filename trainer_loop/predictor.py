@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +32,7 @@ from trainer_loop.record.export import ExportRecord
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.quiet import quieten_libraries
+from trainer_loop.tasks.continuation import continue_texts
 from trainer_loop.tasks.find import find_by_architecture, list_tasks, load_task
 from trainer_loop.tasks.generation import Generation
 from trainer_loop.tasks.losses import LOSSES
@@ -39,7 +40,7 @@ from trainer_loop.tasks.merge import merge_outputs
 from trainer_loop.tasks.plan import name_own_loss
 from trainer_loop.tasks.task import Batch, Rows, Task
 
-_CONTINUATION = 64  # tokens, where it is not said
+_POSITIONS = ("text", "text_pair")  # names of the first two columns of any model
 _ROWS = 32  # without tokens, that are predicted at a time
 
 
@@ -141,7 +142,7 @@ class Predictor:
         record = read_record(model_dir)
         trusting: dict[str, Any] = {"trust_remote_code": trust_remote_code}  # left out, transformers would ask
         try:
-            task = record.task if record is not None else guess_task(model_dir)
+            task = find_task_of(model_dir, record)
             if model_dir.is_dir() and not is_adapter(model_dir) and (faults := check_weight_files(model_dir)):
                 raise UserError(faults)
             task_class = load_task(task)
@@ -221,6 +222,26 @@ class Predictor:
             if not column.target
         ]
 
+    def match_columns(self, given: Collection[str]) -> dict[str, str | None]:
+        """The task's name of each column that is given; None for one that it does not have.
+
+        A column may be given by the task's name, by the name that it had in the training data, or, the first and the
+        second that the model reads, as `text` and `text_pair`. Where a name means several, it is that of the task if
+        all of them can be, else that of the training data.
+        """
+        own = dict(zip(_POSITIONS, self.inputs, strict=False)) | {name: name for name in self.task.columns}
+        trained = own | {name: own for own, name in self.columns.items() if own in self.task.columns}
+        meant = {own.get(name) for name in given}
+        names = own if None not in meant and len(meant) == len(given) else trained
+        return {name: names.get(name) for name in given}
+
+    def _name_own(self, rows: Rows) -> Rows:
+        """The rows by the task's names of their columns."""
+        names = self.match_columns(rows)
+        reads = ", ".join(self.inputs)
+        refuse([f"rows[{name!r}]: the model reads {reads}; remove it" for name, own in names.items() if own is None])
+        return {str(own): rows[name] for name, own in names.items()}
+
     @torch.no_grad()
     def predict_rows(
         self,
@@ -232,14 +253,15 @@ class Predictor:
         """Predictions, and how they compare with labels as the run that trained the model compares them.
 
         Args:
-            rows: the task's columns by their own names. Predictions are compared with a target that is no class, such
-                as the text to write, if the rows have it.
+            rows: the columns by the task's names, or by those of the training data. Predictions are compared with a
+                target that is no class, such as the text to write, if the rows have it.
             labels: the class of every row, or the classes of its words; None where they are not known; None: of no row.
             origin_of: what errors call a row, by its number from 0.
 
         Raises:
-            UserError: the model cannot answer some of the rows.
+            UserError: the model cannot answer some of the rows, or reads no such column.
         """
+        rows = self._name_own(rows)
         num_rows = len(next(iter(rows.values())))
         self._refuse_faults(rows, origin_of)
         known, unknown = self._separate(rows, labels, num_rows)
@@ -388,33 +410,60 @@ class Predictor:
             return {}, notes + [f"no metrics: {problem}" for problem in error.problems]
 
     def write_at_most(self, max_new_tokens: int) -> None:
-        """Limit the texts of a seq2seq model. Raises UserError where the model has fewer positions."""
-        self.task.generation = replace(self.task.generation, max_new_tokens=max_new_tokens)
-        refuse([line.replace("evaluate.generate.", "") for line in self._fit_positions()])
+        """Limit the texts that the model writes. Raises UserError where the model has fewer positions."""
+        self.use_generation({"max_new_tokens": max_new_tokens})
 
-    @torch.no_grad()
-    def generate(self, text: str, *, max_new_tokens: int | None = None) -> str:
-        """A text and its likeliest continuation, greedily.
+    def use_generation(self, options: Mapping[str, Any]) -> None:
+        """Change how texts are written.
 
         Args:
-            max_new_tokens: None: 64, or as many as the model has positions behind the text.
+            options: Fields of `evaluate.generate`, see docs/config.md; the others stay as the model was evaluated.
 
         Raises:
-            UserError: there are not so many positions.
+            UserError: The model has fewer positions, or an option has no effect.
         """
-        inputs = self.processor(text, return_tensors="pt", return_token_type_ids=False).to(self.device)
-        num_given, positions = inputs["input_ids"].shape[1], count_tabled_positions(self.model)
-        left = _CONTINUATION if positions is None else positions - num_given
-        if positions is not None and left < (max_new_tokens or 1):
-            raise UserError(
-                f"max_new_tokens={max_new_tokens or 1}: the text has {num_given} tokens, and the model has {positions} "
-                f"positions for both; {'give a shorter text' if left < 1 else f'at most {left} are left'}"
-            )
-        number = max_new_tokens or min(_CONTINUATION, left)
-        output = self.model.generate(**inputs, max_new_tokens=number, do_sample=False)  # type: ignore[operator]
-        ids = output[0].tolist()
-        given, whole = (str(self.processor.decode(part, skip_special_tokens=True)) for part in (ids[:num_given], ids))
-        return join_continuation(text, given, whole)
+        self.task.generation = replace(self.task.generation, **options)
+        if "length_penalty" in options and self.task.generation.num_beams == 1:
+            raise UserError("length_penalty: only a beam search compares texts of unlike lengths; add num_beams=4")
+        refuse([line.replace("evaluate.generate.", "") for line in self._fit_positions()])
+
+    def generate(self, text: str, *, max_new_tokens: int | None = None) -> str:
+        """A text and its likeliest continuation.
+
+        Args:
+            max_new_tokens: None: that of `use_generation`, else 64, or as many as the model has positions behind the
+                text.
+
+        Raises:
+            UserError: There are not so many positions, or the text has no tokens.
+        """
+        generation = replace(self.task.generation, max_new_tokens=max_new_tokens or self.task.generation.max_new_tokens)
+        positions = count_tabled_positions(self.model)
+        (continued,) = continue_texts(self.model, self.processor, [text], generation=generation, positions=positions)
+        if continued is None:
+            raise UserError("the text has no tokens, and a model continues no empty text; give it one")
+        return continued
+
+    def continue_texts(
+        self, texts: Sequence[str], *, origin_of: Callable[[int], str] = lambda number: f"text {number + 1}"
+    ) -> list[str | None]:
+        """What the model writes behind each text, see `use_generation`; None for a text without tokens.
+
+        Args:
+            origin_of: What errors call a text, by its number from 0.
+
+        Raises:
+            UserError: There are not enough positions for some of them.
+        """
+        continued = continue_texts(
+            self.model,
+            self.processor,
+            texts,
+            generation=self.task.generation,
+            positions=count_tabled_positions(self.model),
+            origin_of=origin_of,
+        )
+        return [whole and whole.removeprefix(text) for text, whole in zip(texts, continued, strict=True)]
 
     def _cut(self, lengths: Sequence[int]) -> list[list[int]]:
         """The numbers of the rows of each forward pass. lengths: the tokens of each row."""
@@ -480,18 +529,19 @@ def find_columns(record: ExportRecord | None, task: str) -> Columns:
     return bind_columns(load_task(task).columns, record.columns if record is not None else {}, task=task)
 
 
-def join_continuation(text: str, given: str, whole: str) -> str:
-    """A text as it was written, and what a model wrote behind it.
+def find_task_of(model_dir: Path, record: ExportRecord | None) -> str:
+    """The task of a model: of its record, else by its architecture. Raises UserError for a damaged config."""
+    try:
+        return record.task if record is not None else guess_task(model_dir)
+    except OSError as error:
+        raise UserError(f"model={model_dir} cannot be loaded: {in_one_line(error)}") from error
 
-    given, whole: what the tokenizer makes of the tokens of the text alone, and with those behind it. Decoded by
-    themselves, these would lack the space that begins them.
-    """
-    if not whole.startswith(given):  # the first token behind the text changes how its end is written
-        return whole
-    continuation = whole[len(given) :]
-    if text.endswith(" ") and continuation[:1] == " " and continuation[:2] != "  ":
-        continuation = continuation[1:]  # the space before a word, which was typed already
-    return text + continuation
+
+def check_writes(task: str, options: Iterable[str]) -> list[str]:
+    """What is wrong with options of `Predictor.use_generation` for a model of this task."""
+    if load_task(task)().writes:
+        return []
+    return [f"{name}= is given, but a model of the task {task} writes nothing; remove it" for name in options]
 
 
 def guess_task(model_dir: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a researcher tests a task, a loss and a config with.
+"""Checks for tests of your own tasks, losses and configs.
 
 def test_mine():
     assert_layout_invariant(Mine(), rows, model=make_tiny_model())
@@ -33,40 +33,53 @@ _TOLERANCE = 1e-6
 
 
 def assert_layout_invariant(task: Task, rows: Sequence[Mapping[str, Any]], *, model: nn.Module) -> None:
-    """The update does not depend on which rows share a microbatch; raises AssertionError that says what does.
+    """Check that an update does not depend on which rows share a microbatch.
 
-    task: bound to its tokenizer, where it has one. rows: encoded, as `collate` takes them, three or more, and of unlike
-    lengths where they have any. model: small; it is copied to float64, and its dropout switched off.
+    Loss, count of targets, logged numbers, gradients and predictions of all rows are compared with those of each row
+    alone.
+
+    Args:
+        task: The task. If it has a tokenizer, call its `bind` first.
+        rows: Three or more encoded rows, as `collate` takes them. If they are sequences, their lengths must differ.
+        model: A small model. The check uses a copy in float64 without dropout.
+
+    Raises:
+        AssertionError: The update depends on it. The message names the method and the likely mistake.
     """
-    assert len(rows) >= 3, f"{len(rows)} rows were given; three or more are needed, of unlike lengths"
-    judge = _Judge(task, copy.deepcopy(model).double().eval())
+    assert len(rows) >= 3, f"{len(rows)} rows were given; give three or more, of different lengths"
+    checker = _Checker(task, copy.deepcopy(model).double().eval())
     listed = [dict(row) for row in rows]
-    alone = [judge.loss([row]) for row in listed]
-    together = judge.loss(listed)
-    counts = [judge.count([row]) for row in listed]
+    alone = [checker.loss([row]) for row in listed]
+    together = checker.loss(listed)
+    counts = [checker.count([row]) for row in listed]
     total = sum(alone)
     if not _is_close(together, total):
-        raise AssertionError(f"{judge.place('loss')} {_explain_loss(judge, listed, alone, together)}")
-    assert judge.count(listed) == sum(counts), (
-        f"{judge.place('count')} gives {judge.count(listed)} for all rows and {sum(counts)} for them one by one; it "
-        "must count the targets that the loss sums over, without padding"
+        raise AssertionError(f"{checker.place('loss')} {_explain_loss(checker, listed, alone, together)}")
+    assert checker.count(listed) == sum(counts), (
+        f"{checker.place('count')} returns {checker.count(listed)} for all rows together, and {sum(counts)} is the sum "
+        "over the rows one by one; it must count the targets that the loss sums over, without padding"
     )
     if task.extra_metrics:
-        judge.compare_logged(listed)
-    judge.compare_gradients(listed)
-    judge.compare_predictions(listed)
+        checker.compare_logged(listed)
+    checker.compare_gradients(listed)
+    checker.compare_predictions(listed)
 
 
 def assert_resumes_exactly(config: Config, *, steps: int = 6) -> None:
-    """A run that stops after half of so many steps and is built again ends with the same bits as one that does not.
+    """Check that a run that is stopped and resumed ends with the same weights, bit for bit, as an uninterrupted run.
 
-    run_dir of the config must not exist; two run directories are made beside it and removed. Raises AssertionError that
-    names the first weight that differs.
+    Args:
+        config: The config of the run. Its `run_dir` must not exist; the check creates two run directories beside it and
+            removes them.
+        steps: The number of steps of both runs; one of them is stopped after half of these.
+
+    Raises:
+        AssertionError: A weight differs. The message names the first one.
     """
     root = Path(config.run_dir)
-    assert not root.exists(), f"run_dir {root} exists; give one that does not"
+    assert not root.exists(), f"run_dir {root} exists; name a directory that does not exist"
     half = steps // 2
-    assert half >= 1, f"{steps} steps were given; two or more are needed"
+    assert half >= 1, f"steps is {steps}; it must be two or more"
     short = dataclasses.replace(
         config,
         train=dataclasses.replace(config.train, epochs=None, steps=steps, patience=None),
@@ -86,17 +99,20 @@ def assert_resumes_exactly(config: Config, *, steps: int = 6) -> None:
         shutil.rmtree(parted, ignore_errors=True)
     for name, weight in wanted.items():
         assert torch.equal(found[name], weight), (
-            f"{name} differs by {(found[name] - weight).abs().max():.2g} after {steps} steps where the run was stopped "
-            f"at step {half}: something the loss depends on is neither a function of the step nor in the checkpoint"
+            f"{name} differs by {(found[name] - weight).abs().max():.2g} after {steps} steps if the run is stopped at "
+            f"step {half}: the loss depends on something that is neither a function of the step nor in the checkpoint"
         )
 
 
 class _Stopped(Exception):
-    """The run is left without a word, as by a kill."""
+    """Ends a run without any cleanup, as SIGKILL does."""
 
 
 def _train(config: Config, *, stop_after: int | None = None) -> dict[str, Tensor]:
-    """The weights after a run, or after so many of its steps; the process is as if nothing had run before."""
+    """Run the config in a fresh state of accelerate, and return the weights at the end.
+
+    stop_after: End the run after the checkpoint of this step; None: train to the end.
+    """
     gc.collect()
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
@@ -115,14 +131,15 @@ def _train(config: Config, *, stop_after: int | None = None) -> dict[str, Tensor
     return {name: weight.detach().clone() for name, weight in loop.bare_model.named_parameters()}
 
 
-class _Judge:
-    """A task at work on one batch after the other."""
+class _Checker:
+    """Calls the methods of a task on batches of rows, and checks what they return."""
 
     def __init__(self, task: Task, model: nn.Module):
         self.task = task
         self.model = model
 
     def place(self, method: str) -> str:
+        """The file and line of a method of the task."""
         return locate_source(getattr(type(self.task), method))
 
     def loss(self, rows: list[dict[str, Any]]) -> float:
@@ -137,16 +154,16 @@ class _Judge:
         return counted
 
     def compare_logged(self, rows: list[dict[str, Any]]) -> None:
-        """What the loss logs is a sum and a count, as the loss itself."""
+        """Check that the logged means are the same for all rows together and for the rows one by one."""
         alone, together = self._log([[row] for row in rows]), self._log([rows])
         for name, number in together.items():
             assert _is_close(number, alone[name]), (
-                f"{self.place('loss')} logs {name} of {number:.6g} for all rows and {alone[name]:.6g} for them one by "
-                "one; pass log_metric a sum, and as `count` how many numbers it is a sum of"
+                f"{self.place('loss')} logs {name}={number:.6g} for all rows together and {alone[name]:.6g} for the "
+                "rows one by one; pass a sum to log_metric, and as `count` the number of its summands"
             )
 
     def _log(self, batches: list[list[dict[str, Any]]]) -> dict[str, float]:
-        """The means of what the loss logs."""
+        """The mean of each number that the loss logs."""
         logged = LoggedMetrics(self.task.extra_metrics)
         with self.task.logging_to(logged.add):
             for rows in batches:
@@ -154,15 +171,16 @@ class _Judge:
         return logged.compute_means(logged.take_numbers())
 
     def compare_gradients(self, rows: list[dict[str, Any]]) -> None:
-        """The same sum may have other gradients, where something was detached."""
+        """Check the gradients, which can differ although the loss does not, if the loss detaches a tensor."""
         together = self._gradients([rows])
         for name, gradient in self._gradients([[row] for row in rows]).items():
             assert _is_close(gradient, together[name], scale=float(together[name].abs().max())), (
-                f"{self.place('loss')} has another gradient of {name} for all rows than for them one by one; its value "
-                "is the same: something that depends on the other rows is detached"
+                f"{self.place('loss')} returns the same value for all rows together and for the rows one by one, but "
+                f"the gradient of {name} differs: the loss detaches a tensor that depends on other rows"
             )
 
     def compare_predictions(self, rows: list[dict[str, Any]]) -> None:
+        """Check that the prediction of each row is the same alone and among the others."""
         with torch.no_grad():
             together = self.task.predict(self.model, self._collate(rows))
             for name, outputs in together.items():
@@ -171,8 +189,8 @@ class _Judge:
                 for number, row in enumerate(rows):
                     alone = self.task.predict(self.model, self._collate([row]))[name][0]
                     assert _is_close(outputs[number], alone), (
-                        f"{place} of row {number} is {_show(alone)} alone and {_show(outputs[number])} among the "
-                        "others; it must not depend on padding or on other rows"
+                        f"{place} of row {number} is {_show(alone)} if the row is alone and {_show(outputs[number])} "
+                        "among the others; it must not depend on padding or on other rows"
                     )
 
     def _gradients(self, batches: list[list[dict[str, Any]]]) -> dict[str, Tensor]:
@@ -182,7 +200,7 @@ class _Judge:
         return {name: weight.grad.clone() for name, weight in self.model.named_parameters() if weight.grad is not None}
 
     def _collate(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """A batch in double precision, of copies: a collate may change what it is given."""
+        """Make a float64 batch of copies of the rows, because `collate` may change its argument."""
         batch = self.task.collate([dict(row) for row in rows])
         return {
             name: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
@@ -190,25 +208,27 @@ class _Judge:
         }
 
 
-def _explain_loss(judge: _Judge, rows: list[dict[str, Any]], alone: list[float], together: float) -> str:
-    """Why the loss of all rows is not the sum of their own."""
+def _explain_loss(checker: _Checker, rows: list[dict[str, Any]], alone: list[float], together: float) -> str:
+    """Why the loss of all rows together is not the sum of the losses of the rows."""
     total, mean = sum(alone), sum(alone) / len(alone)
-    told = f"gives {together:.6g} for all rows and {total:.6g} for them one by one"
-    targets = sum(judge.count([row]) for row in rows)
-    if _is_close(judge.loss(rows + rows), together):
-        by_target = sum(loss * judge.count([row]) for loss, row in zip(alone, rows, strict=True)) / max(targets, 1)
+    told = f"returns {together:.6g} for all rows together, and the sum over the rows one by one is {total:.6g}"
+    targets = sum(checker.count([row]) for row in rows)
+    if _is_close(checker.loss(rows + rows), together):
+        by_target = sum(loss * checker.count([row]) for loss, row in zip(alone, rows, strict=True)) / max(targets, 1)
         if _is_close(together, mean) or _is_close(together, by_target):
-            return f"{told}: it is a mean; return the sum (reduction='sum'), for the loop alone divides"
-        return f"{told}, and as much for all rows twice: it divides by something; return the sum"
+            return f"{told}: it is a mean; return the sum (reduction='sum'), because the loop divides"
+        return f"{told}. It returns the same value if each row is given twice: it divides by something; return the sum"
     for one, other in pairwise(rows):
         alike = _cut_alike(one, other)
-        if not _is_close(judge.loss(alike), sum(judge.loss([row]) for row in alike)):
-            return f"{told}: what it gives for a row depends on the other rows of its microbatch"
-    return f"{told}, and the right sum for rows of one length: it counts padding, or lets rows see it; mask it"
+        if not _is_close(checker.loss(alike), sum(checker.loss([row]) for row in alike)):
+            return f"{told}: the loss of a row depends on the other rows of its microbatch"
+    return (
+        f"{told}. For rows of equal length it returns the right sum: it includes padding, or lets rows see it; mask it"
+    )
 
 
 def _cut_alike(one: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:
-    """Two rows of one length, among which nothing is padded."""
+    """Both rows, cut to equal length, so that neither is padded."""
     if "input_ids" not in one:
         return [one, other]
     length = min(len(one["input_ids"]), len(other["input_ids"]))

@@ -1,6 +1,7 @@
 """`python -m trainer_loop.data`: rows token by token, duplicates, the page, and what is wrong with its arguments."""
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,82 @@ def test_tags_stand_beside_their_words(tmp_path: Path, capfd: pytest.CaptureFixt
     shown = show(capfd, make_arguments(tmp_path, "token_classification", rows, "data.max_length=32"))
     assert "→B-PER»" in shown
     assert "→O»" in shown
+
+
+LABELS = [["joy", "anger"], [], ["anger"]]
+FLAGS = [{"joy": 1, "anger": 1}, {"joy": 0, "anger": 0}, {"joy": 0, "anger": 1}]
+
+
+@pytest.mark.parametrize("has_columns", [False, True])
+def test_several_labels_of_a_row_are_shown_by_name(
+    has_columns: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    labels = FLAGS if has_columns else [{"label": own} for own in LABELS]
+    rows = [{"text": f"text {number}"} | own for number, own in enumerate(labels)]
+    order = "data.columns.label=[joy,anger]" if has_columns else "data.label_names=[joy,anger]"
+    shown = show(capfd, make_arguments(tmp_path, "multi_label_classification", rows, "data.max_length=16", order))
+    assert re.findall(r"  label: (.*)", shown) == ["joy, anger", "none", "anger"]
+
+
+def test_several_numbers_of_a_row_are_shown_by_name(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    rows = [{"text": "one", "calm": 1, "glad": 2.5}, {"text": "two", "calm": 0, "glad": 1}]
+    columns = "data.columns.label=[calm,glad]"
+    shown = show(capfd, make_arguments(tmp_path, "sequence_regression", rows, "data.max_length=16", columns))
+    assert re.findall(r"  label: (.*)", shown) == ["calm 1.0, glad 2.5", "calm 0.0, glad 1.0"]
+
+
+def test_rows_of_a_mixture_are_shown_with_source_weight_and_number_of_draws(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    rows = [{"text": f"text {number}", "label": "ab"[number % 2], "trust": 0.5} for number in range(6)]
+    arguments = make_arguments(tmp_path, "sequence_classification", rows, "data.max_length=16", "data.weight=trust")
+    more = tmp_path / "more.jsonl"
+    more.write_text("".join(json.dumps({"text": f"more {one}", "label": one, "trust": 2.0}) + "\n" for one in "ab"))
+    sources = [
+        {"name": "first", "train": str(tmp_path / "rows.jsonl"), "weight": 1},
+        {"name": "second", "train": str(more), "weight": 1, "loss_weight": 3},
+    ]
+    arguments = [argument for argument in arguments if not argument.startswith("data.train=")]
+    shown = show(capfd, [*arguments, f"data.mixture={json.dumps(sources)}", f"data.validation={more}", "rows=2"])
+    facts = {}
+    for place, source, weight, times in re.findall(
+        r"train: (.*)\n.*\n  label: .\n  source: (.*)\n  weight of its loss: (.*)\n  drawn: (.*) times an epoch", shown
+    ):
+        facts[place] = (source, weight, times)
+    assert facts == {
+        f"{tmp_path}/rows.jsonl line 1": ("first", "0.5", "0.67"),
+        f"{more} line 2": ("second", "6", "2.00"),
+    }
+    assert "mixture: first 50.0% = 4 rows an epoch of 6 (each 0.67 times); second 50.0%" in shown
+    assert "weights of rows: 2 distinct ones from 0.5 to 6, mean 1.875" in shown
+    assert "source" not in shown[shown.index(f"validation: {more} line 1") :]
+
+
+def test_rows_of_balanced_classes_are_shown_with_their_number_of_draws(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    rows = [{"text": f"text {number}", "label": "b" if number else "a"} for number in range(4)]
+    arguments = make_arguments(tmp_path, "sequence_classification", rows, "data.max_length=16")
+    shown = show(capfd, [*arguments, "data.sampling=balanced", "rows=2"])
+    assert re.findall(r"  label: (.)\n  drawn: (.*) times an epoch", shown) == [("a", "2.00"), ("b", "0.67")]
+
+
+def test_the_page_says_how_many_rows_were_left_out_of_each_split(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    rows = [{"text": f"text {number % 4}", "label": "ab"[number % 2]} for number in range(8)]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "filter_of_page.py").write_text("def keep(row):\n    return row['text'] != 'text 3'\n")
+    arguments = make_arguments(tmp_path, "sequence_classification", rows, "data.max_length=16", "html=page.html")
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"text": "text 3", "label": "a"}\n{"text": "text 2", "label": "a"}\n')
+    show(capfd, [*arguments, f"data.validation={other}", "data={filter: filter_of_page.keep, deduplicate: true}"])
+    lines = re.findall(r"<li>(.*)</li>", Path("page.html").read_text())
+    assert {
+        "train: 6 of 8 rows were kept by data.filter, 2 left out",
+        "validation: 1 of 2 rows were kept by data.filter, 1 left out",
+        "train: 2 rows that an earlier one has, 2 rows that validation has too were dropped (data.deduplicate)",
+    } <= set(lines)
 
 
 TEXTS = ["the ferry crosses the bay twice a day", "Nobody  has fallen in for years", "nobody has fallen in for years"]

@@ -1,4 +1,4 @@
-"""A model to the hub: at the end of a run, beside it, and by a command of its own, against a stand-in for the hub."""
+"""Tests of pushing a model to the hub: during a run, at its end, and by `trainer_loop.push`, against a fake hub."""
 
 import os
 import re
@@ -27,21 +27,21 @@ OF_A_MODEL = {
 }
 
 
-def store(repo: Repo, directory: Path) -> Path:
-    """What is on the hub, as files here."""
+def write_files(repo: Repo, directory: Path) -> Path:
+    """Write the files of a repository into a directory."""
     for name, content in repo.files.items():
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         (directory / name).write_bytes(content)
     return directory
 
 
-def named(repo: Repo) -> set[str]:
+def list_names(repo: Repo) -> set[str]:
     return set(repo.files) - {".gitattributes"}
 
 
 @pytest.fixture
 def push(tmp_path, monkeypatch, capfd):
-    """The command in this process -> exit code, stdout, stderr."""
+    """Run the command in this process; returns exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> tuple[int, str, str]:
@@ -53,20 +53,22 @@ def push(tmp_path, monkeypatch, capfd):
 
 
 @pytest.fixture
-def apart(tmp_path):
-    """A stand-in for commands in processes of their own, and the environment that leads them there."""
+def hub_for_subprocesses(tmp_path):
+    """A fake hub for subprocesses, and the environment variables that make them use it."""
     with serve() as hub:
         environment = {
             "HF_ENDPOINT": hub.endpoint,
             "HF_HUB_OFFLINE": "0",
             "HF_TOKEN": TOKEN,
-            "HF_HUB_DISABLE_XET": "1",  # the stand-in speaks LFS
+            "HF_HUB_DISABLE_XET": "1",  # the fake hub speaks LFS
         }
         yield hub, {**os.environ, **environment}
 
 
-def test_the_whole_conversation_of_one_run(apart, subprocess_command, arguments, tmp_path):
-    hub, environment = apart
+def test_all_requests_of_a_run_and_the_files_that_it_pushes(
+    hub_for_subprocesses, subprocess_command, arguments, tmp_path
+):
+    hub, environment = hub_for_subprocesses
     ended = subprocess_command(
         *arguments, "hub.push=imdb-bert", f"data.test={tmp_path / 'reviews.csv'}", environment=environment
     )
@@ -93,13 +95,13 @@ def test_the_whole_conversation_of_one_run(apart, subprocess_command, arguments,
     ]
     repo = hub.model("me/imdb-bert")
     assert repo.private and repo.large == {"model.safetensors"}
-    assert named(repo) == OF_A_MODEL and len(repo.commits) == 1
+    assert list_names(repo) == OF_A_MODEL and len(repo.commits) == 1
     run = tmp_path / "run"
     for name in OF_A_MODEL - {"config.yaml"}:
         assert repo.files[name] == (run / "model" / name).read_bytes(), name
     assert repo.files["config.yaml"] == (run / "config.yaml").read_bytes()
 
-    there = store(repo, tmp_path / "there")
+    there = write_files(repo, tmp_path / "there")
     ours, theirs = (AutoModelForSequenceClassification.from_pretrained(path) for path in (run / "model", there))
     tokens = torch.tensor([[2, 7, 9, 3]])
     assert torch.equal(ours(tokens).logits, theirs(tokens).logits)
@@ -126,23 +128,23 @@ def test_the_whole_conversation_of_one_run(apart, subprocess_command, arguments,
 # --- before training
 
 
-def test_what_is_wrong_with_the_hub_is_told_with_all_other_problems_before_the_model_loads(
+def test_problems_with_the_hub_are_reported_with_all_others_before_the_model_loads(
     command, arguments, hub, tmp_path, monkeypatch
 ):
     monkeypatch.delenv("HF_TOKEN")
     ended = command(*arguments, "hub.push=me/a b", "optimizer.name=adamx", "data.columns.text=nothing")
     assert ended.code == 2 and ended.out == ""
-    for told in (
+    for message in (
         "optimizer.name is 'adamx'",
         "data.columns.text=nothing",
         "is no name of a repository",
         "there is no token",
     ):
-        assert sum(told in problem for problem in ended.problems) == 1, told
+        assert sum(message in problem for problem in ended.problems) == 1, message
     assert not (tmp_path / "run").exists() and hub.repos == {}
 
 
-def test_a_dry_run_asks_and_creates_nothing(command, arguments, hub):
+def test_a_dry_run_checks_access_and_creates_nothing(command, arguments, hub):
     ended = command(*arguments, "hub.push=me/imdb", "dry_run=true")
     assert ended.code == 0, ended.err
     assert hub.count("auth-check") == 1 and hub.count("POST") == 0
@@ -153,12 +155,12 @@ def test_a_dry_run_asks_and_creates_nothing(command, arguments, hub):
     assert "may not write to it" in ended.problems[0]
 
 
-def test_without_network_a_run_that_would_push_is_refused_with_the_way_to_push_later(command, arguments, tmp_path):
+def test_a_run_that_would_push_offline_is_refused_with_the_command_to_push_later(command, arguments, tmp_path):
     ended = command(*arguments, "hub.push=me/imdb")
     assert ended.code == 2
-    (told,) = ended.problems
+    (message,) = ended.problems
     later = f"python -m trainer_loop.push model={tmp_path / 'run'} repo=me/imdb"
-    assert "HF_HUB_OFFLINE is set" in told and told.endswith(later) and "hub.every=never" in told
+    assert "HF_HUB_OFFLINE is set" in message and message.endswith(later) and "hub.every=never" in message
     ended = command(*arguments, "hub.push=me/imdb", "hub.every=never")
     assert ended.code == 0, ended.err
     assert ended.out.splitlines()[-1] == f"push: {later}"
@@ -167,7 +169,7 @@ def test_without_network_a_run_that_would_push_is_refused_with_the_way_to_push_l
 
 
 @pytest.mark.parametrize(
-    ("keys", "told"),
+    ("keys", "message"),
     [
         (["hub.every=checkpoint"], "hub.push is null"),
         (["hub.push=x", "hub.every=checkpoint", "checkpoint.every=never"], "checkpoint.every is never"),
@@ -175,10 +177,10 @@ def test_without_network_a_run_that_would_push_is_refused_with_the_way_to_push_l
         (["hub.push=x", "hub.every=sometimes"], "allowed: end, checkpoint or never"),
     ],
 )
-def test_hub_keys_that_contradict_others(command, arguments, keys, told):
+def test_hub_keys_that_contradict_other_keys_are_refused(command, arguments, keys, message):
     ended = command(*arguments, *keys)
     assert ended.code == 2
-    assert any(told in problem for problem in ended.problems)
+    assert any(message in problem for problem in ended.problems)
 
 
 # --- at the end
@@ -194,7 +196,7 @@ def test_hub_keys_that_contradict_others(command, arguments, keys, told):
     ],
     ids=["cut", "403", "500", "401"],
 )
-def test_a_push_that_fails_costs_a_warning_with_the_command_that_repeats_it(
+def test_a_failed_push_at_the_end_is_a_warning_with_the_command_to_repeat_it(
     command, push, arguments, hub, fault, tmp_path
 ):
     hub.faults.append(fault)
@@ -210,13 +212,13 @@ def test_a_push_that_fails_costs_a_warning_with_the_command_that_repeats_it(
     hub.faults.clear()
     code, out, err = push(*again.split()[3:])
     assert (code, err) == (0, "") and "hub: pushed" in out
-    assert named(hub.model("me/imdb")) == OF_A_MODEL
+    assert list_names(hub.model("me/imdb")) == OF_A_MODEL
 
 
-def test_a_run_that_is_complete_is_pushed_where_it_was_not(command, arguments, hub):
+def test_running_a_complete_run_again_pushes_a_model_that_was_not_pushed(command, arguments, hub):
     hub.faults.append(Fault("/commit/", 403))
     assert command(*arguments, "hub.push=imdb").code == 0
-    assert named(hub.model("me/imdb")) == set()
+    assert list_names(hub.model("me/imdb")) == set()
     hub.faults.clear()
     ended = command(*arguments, "hub.push=imdb")
     assert ended.code == 0 and "is complete" in ended.out
@@ -225,7 +227,7 @@ def test_a_run_that_is_complete_is_pushed_where_it_was_not(command, arguments, h
     assert f"hub: {hub.endpoint}/me/imdb is up to date" in ended.out
 
 
-def test_secrets_of_the_config_and_the_environment_stay_here(command, arguments, hub, monkeypatch, tmp_path):
+def test_no_secret_of_config_or_environment_is_pushed(command, arguments, hub, monkeypatch, tmp_path):
     monkeypatch.setenv("SOME_API_KEY", "0123456789abcdef")
     ended = command(
         *arguments,
@@ -235,38 +237,38 @@ def test_secrets_of_the_config_and_the_environment_stay_here(command, arguments,
     )
     assert ended.code == 0, ended.err
     repo = hub.model("me/imdb")
-    assert not repo.private and named(repo) == OF_A_MODEL
+    assert not repo.private and list_names(repo) == OF_A_MODEL
     for name, content in repo.files.items():
         assert b"0123456789abcdef" not in content and TOKEN.encode() not in content, name
     assert b"***" in repo.files["config.yaml"]
 
 
-def test_an_adapter_is_pushed_alone_and_its_model_takes_its_place_later(command, push, arguments, hub, tmp_path):
+def test_an_adapter_is_pushed_without_its_base_and_a_merged_model_replaces_it(command, push, arguments, hub, tmp_path):
     pytest.importorskip("peft")
     ended = command(*arguments, "hub.push=imdb", "model.lora.r=2", "hub.every=checkpoint", "checkpoint.every=4")
     assert (ended.code, ended.err) == (0, "")
     repo = hub.model("me/imdb")
-    assert {"adapter_config.json", "adapter_model.safetensors"} <= named(repo)
-    assert "model.safetensors" not in named(repo)
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= list_names(repo)
+    assert "model.safetensors" not in list_names(repo)
     front = yaml.safe_load(repo.files["README.md"].decode().split("---\n")[1])
     assert front["library_name"] == "peft" and front["tags"] == ["trainer_loop", "lora"]
     assert repo.messages == ["Upload the weights of step 4", "Upload the trained model"]
     first, last = (
         set(load_file(path / "adapter_model.safetensors"))
-        for path in (store(repo, tmp_path / "there"), tmp_path / "run" / "model")
+        for path in (write_files(repo, tmp_path / "there"), tmp_path / "run" / "model")
     )
     assert first == last
 
     merged = command(*arguments, "hub.push=imdb", "model.lora={r: 2, merge: true}", f"run_dir={tmp_path / 'merged'}")
     assert merged.code == 0, merged.err
     assert "removed there: adapter_config.json, adapter_model.safetensors" in merged.out
-    assert named(repo) == OF_A_MODEL
+    assert list_names(repo) == OF_A_MODEL
 
 
-# --- beside training
+# --- during training
 
 
-def test_the_weights_of_each_checkpoint_are_pushed_and_the_best_at_the_end(command, arguments, hub, tmp_path):
+def test_weights_of_checkpoints_are_pushed_during_training_and_the_best_at_the_end(command, arguments, hub, tmp_path):
     seen: dict[str, dict[str, bytes]] = {}
     take = hub.take_fault
 
@@ -295,11 +297,11 @@ def test_the_weights_of_each_checkpoint_are_pushed_and_the_best_at_the_end(comma
         assert set(files) - {".gitattributes"} == OF_A_MODEL
         card = files["README.md"].decode()
         assert f"those of step {step} of 8" in card
-        assert ("| validation | accuracy |" in card) <= (step == 4), "figures of other weights"
+        assert ("| validation | accuracy |" in card) <= (step == 4), "the card has metrics of other weights"
     assert not (tmp_path / "run" / ".push").exists()
 
 
-def test_pushes_that_fail_beside_training_are_one_warning(command, arguments, hub, tmp_path):
+def test_failed_pushes_during_training_are_one_warning(command, arguments, hub, tmp_path):
     hub.faults.append(Fault("/commit/", 403))
     ended = command(*arguments, "hub.push=imdb", "hub.every=checkpoint", "checkpoint.every=1", "checkpoint.keep_last=1")
     assert (ended.code, ended.err) == (0, "")
@@ -313,8 +315,8 @@ def find_newest_step(run: Path) -> int:
     return max(int(path.name[5:]) for path in (run / "checkpoints").glob("step-*[0-9]"))
 
 
-def test_a_run_that_is_stopped_while_an_upload_hangs_ends_at_once(apart, arguments, tmp_path):
-    hub, environment = apart
+def test_a_signal_ends_a_run_within_seconds_while_an_upload_hangs(hub_for_subprocesses, arguments, tmp_path):
+    hub, environment = hub_for_subprocesses
     hub.faults.append(Fault("PUT /lfs", seconds=600))
     keys = ("hub.push=imdb", "hub.every=checkpoint", "checkpoint.every=1", "train.epochs=100000", "log.every=1000")
     run = subprocess.Popen(
@@ -340,8 +342,10 @@ def test_a_run_that_is_stopped_while_an_upload_hangs_ends_at_once(apart, argumen
         run.kill()
     assert run.returncode == 75, out + err
     assert err == "" and "a push to the hub was cut off" in out
-    assert time.monotonic() - began < 30, "5 seconds for the push, and what a busy machine needs to end a process"
-    assert named(hub.model("me/imdb")) == set()
+    assert time.monotonic() - began < 30, (
+        "a push may take 5 more seconds; the rest is for a busy machine to end the process"
+    )
+    assert list_names(hub.model("me/imdb")) == set()
 
 
 # --- the command
@@ -349,7 +353,7 @@ def test_a_run_that_is_stopped_while_an_upload_hangs_ends_at_once(apart, argumen
 
 @pytest.fixture(scope="module")
 def finished(tiny_model, tmp_path_factory):
-    """A run directory that a run has left."""
+    """The directory of a finished run."""
     from made_up import make_reviews, write_csv
 
     directory = tmp_path_factory.mktemp("finished")
@@ -369,11 +373,11 @@ def test_the_command_pushes_a_run(push, hub, run_dir, model):
     code, out, err = push(f"model={model}", "repo=me/imdb", "message=First try")
     assert (code, err) == (0, "") and f"to {hub.endpoint}/me/imdb" in out
     repo = hub.model("me/imdb")
-    assert named(repo) == OF_A_MODEL and repo.messages == ["First try"]
+    assert list_names(repo) == OF_A_MODEL and repo.messages == ["First try"]
     assert not repo.private, "as the run's config says"
 
 
-def test_private_may_be_said_on_the_command_line(push, hub, run_dir):
+def test_private_on_the_command_line_overrides_the_config(push, hub, run_dir):
     assert push("model=imdb", "repo=me/imdb", "private=true")[0] == 0
     assert hub.model("me/imdb").private
 
@@ -389,7 +393,7 @@ def test_the_command_pushes_only_what_changed(push, hub, run_dir):
     assert hub.count("PUT") == 0
 
 
-def test_a_model_that_was_made_elsewhere_is_pushed_without_what_training_left(push, hub, tiny_model, tmp_path):
+def test_a_model_of_another_program_is_pushed_without_its_training_files(push, hub, tiny_model, tmp_path):
     folder = shutil.copytree(tiny_model, tmp_path / "elsewhere")
     for name in ("optimizer.pt", "training_args.bin", "train.csv"):
         (folder / name).write_text("x")
@@ -397,7 +401,13 @@ def test_a_model_that_was_made_elsewhere_is_pushed_without_what_training_left(pu
     assert (code, err) == (0, "")
     assert "left out: optimizer.pt, train.csv, training_args.bin" in out
     repo = hub.model("me/else")
-    assert named(repo) == {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
+    assert list_names(repo) == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "README.md",
+    }
     assert repo.private
     assert "library_name: transformers" in repo.files["README.md"].decode()
     repo.files["README.md"] = b"---\nlicense: mit\n---\nwritten on the hub"
@@ -426,7 +436,7 @@ def make_checkpoint(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (make_nothing, "neither a run directory with model/ nor a model"),
         (make_unfinished, "this run has no model/ yet"),
@@ -436,16 +446,16 @@ def make_checkpoint(path: Path) -> None:
         (lambda path: None, "no such directory"),
     ],
 )
-def test_what_is_no_model_is_told_in_a_line(push, hub, tmp_path, make, told):
+def test_a_path_that_is_no_model_is_reported_in_one_line(push, hub, tmp_path, make, message):
     make(tmp_path / "it")
     code, out, err = push("model=it", "repo=me/x")
     assert (code, out) == (2, "")
-    assert told in err and len(err.splitlines()) == 1
+    assert message in err and len(err.splitlines()) == 1
     assert hub.calls == []
 
 
 @pytest.mark.parametrize("name", ["a" * 256, "b/" + "a" * 300 + "/c", "\u00fc" * 128])
-def test_a_name_too_long_for_a_disk_is_told_in_a_line(push, name):
+def test_a_name_too_long_for_a_file_system_is_reported_in_one_line(push, name):
     code, out, err = push(f"model={name}", "repo=me/x")
     assert (code, out) == (2, "")
     assert re.search(r"^error: model: .*\.\.\.: no file has a name of (256|300) bytes$", err.strip())
@@ -459,20 +469,20 @@ def test_a_name_too_long_for_a_disk_is_told_in_a_line(push, name):
         (["model=", "private=maybe"], ["model=: it has no value", "allowed: true, false"]),
     ],
 )
-def test_arguments_that_are_wrong_are_told_all_at_once(push, arguments, problems):
+def test_all_wrong_arguments_are_reported_at_once(push, arguments, problems):
     code, _, err = push(*arguments)
     assert code == 2
     assert len(err.splitlines()) == len(problems)
     assert all(problem in line for problem, line in zip(problems, err.splitlines(), strict=True))
 
 
-def test_a_run_that_names_no_repository_needs_one(push, run_dir):
+def test_a_run_without_a_repository_in_its_config_needs_repo(push, run_dir):
     code, _, err = push("model=imdb")
     assert code == 2 and err.startswith("error: repo= is missing")
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
         (Fault("whoami", 401), "the token is not valid"),
         (Fault("auth-check", 403), "may not write to it"),
@@ -480,19 +490,19 @@ def test_a_run_that_names_no_repository_needs_one(push, run_dir):
         (Fault("PUT /lfs", cut_after=10), "Error while uploading 'model.safetensors'"),
     ],
 )
-def test_a_push_by_command_that_fails_is_one_line_and_exit_code_2(push, hub, run_dir, fault, told):
+def test_a_failed_command_prints_one_line_and_exits_with_2(push, hub, run_dir, fault, message):
     hub.faults.append(fault)
     code, out, err = push("model=imdb", "repo=imdb")
     assert (code, out) == (2, "")
-    assert told in err and len(err.splitlines()) == 1 and TOKEN not in err
+    assert message in err and len(err.splitlines()) == 1 and TOKEN not in err
 
 
-def test_without_network_the_command_says_so(push, run_dir):
+def test_the_command_reports_that_it_is_offline(push, run_dir):
     code, _, err = push("model=imdb", "repo=me/imdb")
     assert code == 2 and "HF_HUB_OFFLINE is set" in err
 
 
-def test_a_card_with_front_matter_that_the_hub_refuses_is_told(push, hub, run_dir):
+def test_front_matter_that_the_hub_refuses_is_reported(push, hub, run_dir):
     card = run_dir / "model" / "README.md"
     card.write_text("---\nlicense: [mit]\n---\n# x\n")
     code, _, err = push("model=imdb", "repo=me/imdb")
@@ -505,14 +515,14 @@ def test_a_card_with_front_matter_that_the_hub_refuses_is_told(push, hub, run_di
     [b"", b"hub: {push: [", b"\xff\xfe", b"[1]", b"[" * 500],
     ids=["empty", "cut", "no text", "list", "deep"],
 )
-def test_a_run_whose_config_is_damaged_is_told_in_one_line(push, hub, run_dir, garbage):
+def test_a_damaged_config_of_a_run_is_reported_in_one_line(push, hub, run_dir, garbage):
     (run_dir / "config.yaml").write_bytes(garbage)
     code, _, err = push("model=imdb", "repo=me/imdb")
     assert code == 2 and len(err.splitlines()) == 1 and "config.yaml cannot be read" in err
     assert hub.repos == {}
 
 
-def test_ctrl_c_ends_it_without_a_traceback(push, hub, run_dir, monkeypatch):
+def test_ctrl_c_ends_the_command_without_a_traceback(push, hub, run_dir, monkeypatch):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
@@ -539,6 +549,6 @@ def test_a_plain_model_trained_from_python_is_pushed(hub, tmp_path, monkeypatch)
     config = load_config(str(root / "examples" / "table" / "config.yaml"), keys)
     build(config).fit()
     repo = hub.model("me/plain")
-    assert named(repo) == {"model.safetensors", "README.md", "trainer_loop.json", "config.yaml"}
+    assert list_names(repo) == {"model.safetensors", "README.md", "trainer_loop.json", "config.yaml"}
     front = yaml.safe_load(repo.files["README.md"].decode().split("---\n")[1])
     assert front == {"library_name": "pytorch", "metrics": ["accuracy"], "tags": ["trainer_loop"]}

@@ -196,6 +196,14 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(name: str, tmp_path: Pat
     assert_resumes_exactly(make_config(tmp_path, name, "optimizer.name=adamw", dropout=True), steps=4)
 
 
+# Columns that are predicted of other rows than the examples, or on demand.
+PREDICTED_OTHERWISE = {
+    "causal_lm": {"continuation"},
+    "chat": {"loss", "perplexity"},
+    "sequence_regression": {"values"},
+}
+
+
 def test_what_it_exports_predicts_the_same(name: str, tmp_path: Path):
     loop = train(make_config(tmp_path, name))
     model_dir = tmp_path / "run" / "model"
@@ -215,6 +223,7 @@ def test_what_it_exports_predicts_the_same(name: str, tmp_path: Path):
             assert one.keys() == other.keys()
             for key, value in one.items():
                 assert value == (pytest.approx(other[key], rel=1e-4) if isinstance(value, float) else other[key])
+    assert set(task.predicted) == set(there[0]) | PREDICTED_OTHERWISE.get(name, set())
     json.dumps(there)
     _, told = getattr(transformers, str(task.auto_model)).from_pretrained(model_dir, output_loading_info=True)
     assert not told["missing_keys"]

@@ -4,6 +4,8 @@ import csv
 import errno
 import json
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,10 @@ import pyarrow.parquet
 import pytest
 from arrow_columns import CASES
 from columns import make_columns
+from PIL import Image
 
 from trainer_loop import UserError
-from trainer_loop.cli.predict_arguments import Request
+from trainer_loop.cli.predict_arguments import Request, read_arguments
 from trainer_loop.cli.predict_files import predict_file, prepare_file
 from trainer_loop.data import write_files
 from trainer_loop.data.files import read_files
@@ -36,7 +39,8 @@ class Stub:
     label_values = ("n", "p")
 
     def predict_rows(self, rows, *, labels=None, origin_of=None):
-        self.texts, self.pairs, self.labels = rows["text"], rows.get("text_pair"), labels
+        self.texts = rows["text" if "text" in rows else "image"]
+        self.pairs, self.labels, self.places = rows.get("text_pair"), labels, origin_of
         return Predictions([{"label": "pos", "probability": 0.5} for _ in self.texts], None, [])
 
 
@@ -56,14 +60,14 @@ def make_record(**fields: Any) -> ExportRecord:
     return ExportRecord(**{**known, "num_steps": 1, "metrics": {}, "plan": {}, **fields})
 
 
-def run(file: str, *, record: ExportRecord | None = None, **options: Any) -> tuple[Stub, list[str]]:
+def run(file: Any, *, record: ExportRecord | None = None, **options: Any) -> tuple[Stub, list[str]]:
     """Predict a file -> the stub, and the lines for a person."""
     stub = Stub()
     job = prepare_file(file, Request("run", **options), Path("run/model"), record or make_record())
     return stub, predict_file(stub, job)
 
 
-def problems_of(file: str, **options: Any) -> list[str]:
+def problems_of(file: Any, **options: Any) -> list[str]:
     with pytest.raises(UserError) as caught:
         run(file, **options)
     assert all("\n" not in problem for problem in caught.value.problems)
@@ -406,3 +410,126 @@ def test_a_column_without_a_name_takes_none_that_is_there(folder: Path):
     run("in.csv", output="out.jsonl")
     written = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
     assert [(row["column_1_"], row["column_1"], row["text"]) for row in written] == [("0", "A", "x"), ("1", "B", "y")]
+
+
+# ------------------------------------------------------------------------------ images, queries, and saved data sets
+
+
+OF_IMAGES = make_record(task="image_classification", columns={"image": "photo", "label": "label"}, max_length=None)
+
+
+def make_images(*paths: str) -> None:
+    for path in paths:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path)
+
+
+def test_each_image_of_a_folder_is_a_row_of_its_path(folder: Path):
+    make_images("photos/b.png", "photos/a.jpg", "photos/.hidden.png")
+    stub, lines = run("photos/", record=OF_IMAGES)
+    assert stub.texts == ["photos/a.jpg", "photos/b.png"]
+    assert stub.places(1) == "photos/ image 2"
+    assert lines[0] == "2 rows written to run/predictions/photos.csv"
+    assert read_output("run/predictions/photos.csv") == [
+        {"photo": f"photos/{name}", "label": "pos", "probability": "0.5"} for name in ("a.jpg", "b.png")
+    ]
+
+
+def test_folders_in_a_folder_of_images_are_labels_to_compare_with(folder: Path):
+    make_images("photos/neg/1.png", "photos/pos/1.png", "photos/pos/2.png")
+    stub, _ = run("photos", record=OF_IMAGES, output="out.jsonl")
+    assert stub.labels == [0, 1, 1]
+    assert read_output("out.jsonl")[1] == {
+        "photo": "photos/pos/1.png",
+        "label": "pos",
+        "predicted_label": "pos",
+        "probability": 0.5,
+    }
+
+
+@pytest.mark.parametrize("file", ["photos/*.png", ["photos/2.png", "photos/1.png"]])
+def test_images_are_named_by_a_glob_or_a_list(folder: Path, file: Any):
+    make_images("photos/1.png", "photos/2.png", "photos/3.jpg")
+    stub, _ = run(file, record=OF_IMAGES)
+    assert stub.texts == (["photos/1.png", "photos/2.png"] if isinstance(file, str) else file)
+    assert len(read_output("run/predictions/predictions.csv")) == 2
+
+
+def test_a_folder_that_holds_more_than_images_is_refused(folder: Path):
+    make_images("photos/1.png", "photos/cat/1.png")
+    (told,) = problems_of("photos", record=OF_IMAGES)
+    assert told == "file=photos: there are images beside folders (cat); name one of the folders"
+    make_images("flat/1.png")
+    Path("flat/notes.txt").touch()
+    (told,) = problems_of("flat", record=OF_IMAGES)
+    assert told == "file=flat: flat has files that are no images: notes.txt; put them elsewhere"
+    told = problems_of("photos/cat", output="out.xlsx", num_beams=2)
+    assert told == [
+        "num_beams= is given, but a model of the task sequence_classification writes nothing; remove it",
+        "file=photos/cat: it names images, and this model reads text; give a file of rows",
+    ]
+
+
+def test_image_may_name_a_folder_or_a_glob(folder: Path):
+    make_images("photos/1.png", "one[1].png")
+    for value in ("photos", "photos/", "photos/*.png"):
+        request = read_arguments(["model=run", f"image={value}", "output=out.csv"])
+        assert (request.file, request.row) == (value, {})
+    assert read_arguments(["model=run", "image=one[1].png"]).row == {"image": "one[1].png"}
+    with pytest.raises(UserError, match="output= goes with file=, not with image="):
+        read_arguments(["model=run", "image=photos/1.png", "output=out.csv"])
+
+
+def test_the_rows_of_a_query_are_predicted(folder: Path):
+    with closing(sqlite3.connect("reviews.db")) as database, database:
+        database.execute("create table reviews (id integer, body text, stars text)")
+        database.executemany("insert into reviews values (?, ?, ?)", [(1, "good", "p"), (2, "bad", "n"), (3, "", "p")])
+    query = "{sql: 'select id, body as text, stars as label from reviews order by id desc', connection: reviews.db}"
+    request = read_arguments(["model=run", f"file={query}", "missing=drop"])
+    stub, lines = run(request.file, missing="drop")
+    assert (stub.texts, stub.labels, stub.places(0)) == (["bad", "good"], [0, 1], "reviews.db row 2")
+    assert "3 rows written to run/predictions/predictions.csv" in lines
+    written = read_output("run/predictions/predictions.csv")
+    assert [(row["id"], row["text"], row["predicted_label"]) for row in written] == [
+        ("3", "", ""),
+        ("2", "bad", "pos"),
+        ("1", "good", "pos"),
+    ]
+    (told,) = problems_of({"sql": "select stares from reviews", "connection": "reviews.db"})
+    assert told.startswith("file: reviews.db: the query failed: no such column: stares")
+    (told,) = problems_of({"sql": "select body from reviews", "connection": "reviews.db"})
+    assert told == "text_column=text: the file has no such column; it has body"
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("{sql: select 1}", "file={sql: select 1}: connection is missing"),
+        (
+            "{sql: select 1, conection: 'postgresql://me:hunter2@db.lab/reviews'}",
+            "file={sql: select 1, conection: ***}: conection is not sql or connection",
+        ),
+        ("[a.csv, {b: c}]", "file=[a.csv, {b: c}]: it must be a text, a list of texts, or {sql, connection}"),
+        ("", "file=: it must be a text, a list of texts, or {sql, connection}"),
+    ],
+)
+def test_a_file_that_is_no_text_list_or_query_is_refused(file: str, told: str):
+    with pytest.raises(UserError) as caught:
+        read_arguments(["model=run", f"file={file}"])
+    assert told in caught.value.problems
+
+
+def test_several_files_and_saved_data_sets_are_read(folder: Path):
+    for name, text in (("a", "one"), ("b", "two")):
+        Path(f"{name}.csv").write_text(f"text,id\n{text},{name}\n")
+    stub, _ = run(read_arguments(["model=run", "file=[b.csv,a.csv]"]).file, output="out.csv")
+    assert stub.texts == ["two", "one"]
+    rows = datasets.Dataset.from_dict({"text": ["one", "two", "three"], "id": [3, 2, 1]})
+    rows.select([2, 0]).save_to_disk("saved")
+    stub, _ = run("saved", output="saved.parquet")
+    assert stub.texts == ["three", "one"]
+    assert [row["id"] for row in read_output("saved.parquet")] == [1, 3]
+    datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk("both")
+    (told,) = problems_of("both")
+    assert "none is called predict; name one of them, such as both/t" in told
+    assert run("both/test")[1][0] == "3 rows written to run/predictions/test.csv"

@@ -90,15 +90,15 @@ def test_what_is_shipped_passes(name):
 @pytest.mark.parametrize(
     ("task", "wanted"),
     [
-        (Mean(), r"Mean\.loss \(.*test_testing\.py:\d+\) gives .* it is a mean; return the sum"),
-        (Padded(), r"Padded\.loss .* it counts padding, or lets rows see it"),
-        (PerToken(), r"PerToken\.loss .* it counts padding"),
+        (Mean(), r"Mean\.loss \(.*test_testing\.py:\d+\) returns .* it is a mean; return the sum"),
+        (Padded(), r"Padded\.loss .* it includes padding, or lets rows see it"),
+        (PerToken(), r"PerToken\.loss .* it includes padding"),
         (Neighbours(), r"Neighbours\.loss .* depends on the other rows of its microbatch"),
-        (Wrong(), r"Wrong\.count \(.*\) gives \d+ for all rows and \d+ for them one by one"),
+        (Wrong(), r"Wrong\.count \(.*\) returns \d+ for all rows together, and \d+ is the sum"),
         (Shaped(), r"Shaped\.loss .* returns a tensor of shape \[1\]"),
         (Detached(), r"Detached\.loss .* depends on nothing that learns"),
-        (Guesses(), r"Guesses\.predict .*: predictions of row \d is .* alone and .* among the others"),
-        (HalfDetached(), r"HalfDetached\.loss .* has another gradient of .* its value is the same"),
+        (Guesses(), r"Guesses\.predict .*: predictions of row \d is .* if the row is alone and .* among the others"),
+        (HalfDetached(), r"HalfDetached\.loss .* returns the same value .* but the gradient of .* differs"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Task) else "",
 )

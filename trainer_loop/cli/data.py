@@ -1,7 +1,8 @@
 """`python -m trainer_loop.data config=imdb.yaml rows=20 html=page.html`: the data as the model sees it.
 
 No weights are loaded. Rows are shown token by token, with special tokens, what is learned, padding, and what was cut
-off; and their lengths, labels, duplicates within and across splits, and where each row stands in the files.
+off; and their lengths, labels, weights and sources, duplicates within and across splits, and where each row stands in
+the files.
 """
 
 import sys
@@ -112,8 +113,11 @@ def _show(request: Request) -> None:
 
 def _view(config: "Config", problems: Sequence[str], request: Request) -> "View":
     """Everything that is shown. Raises UserError with all that is wrong with config and data."""
+    from trainer_loop.description import describe_weights
+    from trainer_loop.loaders import find_weights, make_mixture
     from trainer_loop.plan import Overrides, plan_run
     from trainer_loop.record.logs import Console
+    from trainer_loop.view.draws import Draws
     from trainer_loop.view.duplicates import find_duplicates
     from trainer_loop.view.page import View
     from trainer_loop.view.rows import choose_rows, view_rows
@@ -134,11 +138,26 @@ def _view(config: "Config", problems: Sequence[str], request: Request) -> "View"
     inputs = plan.inputs
     if inputs.data is None:
         raise UserError(f"task.name: {config.task.name}: it takes rows as they are, of which there is nothing to show")
+    train = inputs.splits["train"]
+    mixture, weights = make_mixture(config, plan, train), find_weights(config, train)
+    if mixture is not None:
+        console.say(mixture.describe())
+    if weights is not None:
+        console.say(describe_weights(weights))
+    sources = [str(entry["name"]) for entry in config.data.mixture]
+    draws = {name: Draws(split, sources) for name, split in inputs.splits.items()}
+    draws["train"] = Draws(train, sources, mixture, weights)
     found = find_duplicates(inputs.data.splits, inputs.data.columns, near=None)
     if request.near is not None:
         found += find_duplicates(inputs.data.splits, inputs.data.columns, near=request.near)
     rows = {
-        name: view_rows(split, plan.task, choose_rows(len(split.rows), request.rows), label_names=inputs.label_names)
+        name: view_rows(
+            split,
+            plan.task,
+            choose_rows(len(split.rows), request.rows),
+            label_names=inputs.label_names,
+            more_facts=draws[name].describe,
+        )
         for name, split in inputs.splits.items()
     }
     lengths = {name: split.lengths for name, split in inputs.splits.items() if plan.task.has_tokens}

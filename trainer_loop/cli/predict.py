@@ -1,7 +1,8 @@
 """`python -m trainer_loop.predict model=runs/imdb text="..."`: new rows through an exported model.
 
 One text prints its prediction, such as a label and its probability (a causal LM: its continuation). A file is written
-again with the same rows, in the same order, plus what is predicted (a causal LM: loss and perplexity of each text).
+again with the same rows, in the same order, plus what is predicted (a causal LM: loss and perplexity of each text, and
+with max_new_tokens= its continuation).
 """
 
 import re
@@ -45,23 +46,32 @@ def _predict(request: Request) -> None:
     model_dir = find_model(request.model, marks=["config.json"], otherwise=none)
     quieten_libraries()
 
-    from trainer_loop.predictor import Predictor, read_record  # torch and transformers: seconds
+    from trainer_loop.predictor import check_writes, find_task_of, read_record  # torch and transformers: seconds
 
     record = read_record(model_dir)
     if request.file is not None:
         _predict_file(request.file, request, model_dir, record)
     else:
-        _print_one(Predictor.load(model_dir, trust_remote_code=request.trust_remote_code), request)
+        refuse(check_writes(find_task_of(model_dir, record), request.generation))
+        _print_one(_load(model_dir, request), request)
+
+
+def _load(model_dir: Path, request: Request) -> "Predictor":
+    """The model, which writes texts as the command says."""
+    from trainer_loop.predictor import Predictor
+
+    predictor = Predictor.load(model_dir, trust_remote_code=request.trust_remote_code)
+    predictor.use_generation(request.generation)
+    return predictor
 
 
 def _predict_file(file: str, request: Request, model_dir: Path, record: "ExportRecord | None") -> None:
     """The file is read and found good before the model loads."""
     from trainer_loop.cli.predict_files import predict_file, prepare_file
-    from trainer_loop.predictor import Predictor
 
     job = prepare_file(file, request, model_dir, record)
     console = SafeStream(sys.stdout)  # the result is the file
-    for line in predict_file(Predictor.load(model_dir, trust_remote_code=request.trust_remote_code), job):
+    for line in predict_file(_load(model_dir, request), job):
         print(line, file=console, flush=True)
     if console.fault is not None:
         print(f"warning: standard output cannot be written: {console.fault}", file=SafeStream(sys.stderr))
@@ -71,31 +81,36 @@ def _predict_file(file: str, request: Request, model_dir: Path, record: "ExportR
 def _print_one(predictor: "Predictor", request: Request) -> None:
     row = _name_columns(request.row, predictor)
     if predictor.task.continues:
-        continued = predictor.generate(row["text"], max_new_tokens=request.max_new_tokens)
+        continued = predictor.generate(row["text"])
         put_out(_CONTROL.sub(lambda found: repr(found.group())[1:-1], continued) + "\n")
         return
-    if request.max_new_tokens is not None:
-        if not predictor.task.writes:
-            raise UserError("max_new_tokens= is given, but this model writes nothing")
-        predictor.write_at_most(request.max_new_tokens)
     (predicted,) = predictor.predict(*([value] for value in row.values()))
     put_out(" ".join(f"{name}={_show(value)}" for name, value in predicted.items()) + "\n")
 
 
 def _name_columns(given: Mapping[str, str], predictor: "Predictor") -> dict[str, str]:
-    """The row by the task's columns, in their order: `text` and `text_pair` are the first and the second."""
+    """The row by the task's columns, in their order; see `Predictor.match_columns`."""
     reads = [name for name in predictor.inputs if name in predictor.columns]
-    names = dict(zip(("text", "text_pair"), reads, strict=False))
-    row = {names.get(name, name): value for name, value in given.items()}
-    told = f"this model reads {', '.join(f'{name}=' for name in reads)}"
+    names = predictor.match_columns(given)
+    spelled = [_spell_names(name, predictor.columns[name]) for name in reads]
+    told = f"this model reads {', '.join(spelled)}"
+    known = [*reads, *(predictor.columns[name] for name in reads)]
     problems = [
-        f"{name}= is given, and {told}{did_you_mean(name, reads)}"
-        for name in given
-        if names.get(name, name) not in reads
+        f"{name}= is given, and {told}{did_you_mean(name, known)}" for name, own in names.items() if own not in reads
     ]
-    problems += [f'{name}= is missing: {told}; add {name}="..."' for name in reads if name not in row]
+    problems += [f'{own}= is missing: {told}; add {own}="..."' for own in reads if own not in names.values()]
+    problems += [
+        f"{' and '.join(f'{name}=' for name in twice)} name one column; leave one out"
+        for own in reads
+        if len(twice := [name for name in given if names[name] == own]) > 1
+    ]
     refuse(problems)
-    return {name: row[name] for name in reads}
+    by_own = {names[name]: value for name, value in given.items()}
+    return {name: by_own[name] for name in reads}
+
+
+def _spell_names(own: str, trained: str) -> str:
+    return f"{own}=" if own == trained else f"{own}= or {trained}="
 
 
 def _show(value: Any) -> str:

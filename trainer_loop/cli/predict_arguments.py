@@ -1,13 +1,19 @@
 """The arguments of `python -m trainer_loop.predict`."""
 
 import difflib
+import glob
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from trainer_loop.cli.arguments import split_arguments
+from trainer_loop.config.secrets import mask_text
+from trainer_loop.config.sources import read_argument
 from trainer_loop.config.values import explain_delimiter, explain_encoding, shown, spell_delimiter
+from trainer_loop.data.column_values import read_number
 from trainer_loop.errors import refuse
 
 USAGE = """\
@@ -18,9 +24,12 @@ python -m trainer_loop.predict model=runs/imdb file=new_reviews.csv output=judge
   model=           a run directory, or the directory of a model that transformers can load
   text=            a text to predict; a model that tags words takes what stands between spaces
   text_pair=       its second text, where the model was trained on pairs
-  NAME=            a column of the task, such as question= and context=, where its columns have other names; a list of
-                   texts stands between bars, as in choices="milk | honey"
-  file=            instead of text: rows to predict (.csv .tsv .json .jsonl .parquet .arrow .feather .txt)
+  NAME=            a column by the task's name, such as question= and context=, or by its name in the training data; a
+                   list of texts stands between bars, as in choices="milk | honey"
+  file=            instead of text: rows to predict, as in data.train (.csv .tsv .json .jsonl .parquet .arrow .feather
+                   .txt): a file, a glob, a list [a.csv,b.csv], a folder that save_to_disk wrote, or a query of a
+                   database, "{sql: select text from reviews, connection: reviews.db}"; for a model of images also a
+                   folder of images, or a glob of them, as in image=photos/
   output=          where they go (.csv .tsv .json .jsonl .parquet); default: a new file in predictions/ of the run
   overwrite=true   replaces a file that output= names
   text_column=     column of the text in the file, or of what else the model reads first; default: the one the model
@@ -33,12 +42,15 @@ python -m trainer_loop.predict model=runs/imdb file=new_reviews.csv output=judge
   delimiter=       between the fields of a .csv or .tsv file: one character, or tab
   quoting=         auto, double or none, see data.files.quoting in docs/config.md
   encoding=        of a text file, such as windows-1252; default: UTF-8
-  max_new_tokens=  how far a causal LM continues a text, default 64; how much a seq2seq model writes
+  max_new_tokens=  tokens that a causal LM writes behind a text, default 64 (a file gets them as the column
+                   continuation), or that a model of another task writes at most
+  num_beams=, length_penalty=, no_repeat_ngram_size=
+                   how it writes, see evaluate.generate in docs/config.md; default: as the run evaluated it
   trust_remote_code=true   lets Python code that came with the model run
 
-Columns keep their names, values and order; what is predicted stands behind them. A column without a name is called
-column_1 by its place; a blank line is no row. JSON and .csv files have dates and times by ISO 8601, decimals as
-texts, bytes in base64, and .csv files nested values as JSON."""
+Columns keep their names, values and order; what is predicted stands behind them, in the columns that docs/tasks.md
+lists for each task. A column without a name is called column_1 by its place; a blank line is no row. JSON and .csv
+files have dates and times by ISO 8601, decimals as texts, bytes in base64, and .csv files nested values as JSON."""
 
 _SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 _CHOICES = {
@@ -52,6 +64,8 @@ _OF_FILES = (
     *("output", "overwrite", "text_column", "pair_column", "label_column", "metrics", "missing"),
     *("delimiter", "quoting", "encoding"),
 )
+_LEAST = {"max_new_tokens": 1, "num_beams": 1, "no_repeat_ngram_size": 0}
+_OF_GENERATION = (*_LEAST, "length_penalty")
 _SURE = 0.75  # how like a key another one must be to be taken for a mistake
 
 
@@ -61,7 +75,7 @@ class Request:
 
     model: str
     row: Mapping[str, str] = field(default_factory=dict)  # a row to predict, by the task's columns
-    file: str | None = None
+    file: Any = None  # a text, a list of texts, or a query, as `data.train`
     output: str | None = None
     overwrite: bool = False
     text_column: str | None = None
@@ -73,7 +87,15 @@ class Request:
     quoting: str = "auto"
     encoding: str | None = None
     max_new_tokens: int | None = None
+    num_beams: int | None = None
+    length_penalty: float | None = None
+    no_repeat_ngram_size: int | None = None
     trust_remote_code: bool = False
+
+    @property
+    def generation(self) -> dict[str, float]:
+        """How texts are to be written, as far as the command says it."""
+        return {name: getattr(self, name) for name in _OF_GENERATION if getattr(self, name) is not None}
 
 
 def read_arguments(arguments: list[str]) -> Request:
@@ -84,26 +106,42 @@ def read_arguments(arguments: list[str]) -> Request:
     pairs, problems = split_arguments(arguments, [*options, *columns])
     given: dict[str, Any] = dict(pairs)
     row = {name: given.pop(name) for name in dict.fromkeys(columns)}
+    if "file" not in given and _names_several_images(row):
+        given["file"] = row.pop("image")
     if bool(row) == ("file" in given):
         problems.append('give either text="..." or file=new_rows.csv')
     problems += [f"{name}= is empty" for name, value in row.items() if not value.strip()]
     problems += [f"{name}= goes with file=, not with {next(iter(row))}=" for name in _OF_FILES if row and name in given]
     problems += [f"{name}= goes with text=, not with file=" for name in row if "file" in given]
-    if "file" in given and "max_new_tokens" in given:
-        problems.append("max_new_tokens= goes with text=, not with file=")
     problems += _read_values(given)
     refuse(problems)
     return Request(row=row, **given)
 
 
+def _names_several_images(row: Mapping[str, str]) -> bool:
+    """Whether a row is a folder of images or a glob of them, and so several rows."""
+    value = os.path.expanduser(row.get("image", ""))  # noqa: PTH111 - of a user who is not there it is as it was
+    return len(row) == 1 and (os.path.isdir(value) or (glob.has_magic(value) and not os.path.lexists(value)))  # noqa: PTH112 - of a name that no folder can have it is false
+
+
 def _read_values(given: dict[str, Any]) -> list[str]:
     """Makes of texts what they stand for; returns what is wrong with them."""
     problems = []
-    if "max_new_tokens" in given:
-        if given["max_new_tokens"].isdecimal() and int(given["max_new_tokens"]) > 0:
-            given["max_new_tokens"] = int(given["max_new_tokens"])
-        else:
-            problems.append(f"max_new_tokens={given['max_new_tokens']}: it must be a whole number from 1")
+    if "file" in given:
+        text = given["file"]
+        given["file"], faults = read_argument("data.train", text)
+        problems += [f"file={mask_text(text)}: {fault}" for fault in faults]
+    for name, least in _LEAST.items():
+        if name in given:
+            if given[name].isdecimal() and int(given[name]) >= least:
+                given[name] = int(given[name])
+            else:
+                problems.append(f"{name}={given[name]}: it must be a whole number from {least}")
+    if "length_penalty" in given:
+        penalty = read_number(given["length_penalty"])
+        if penalty is None or not math.isfinite(penalty):
+            problems.append(f"length_penalty={given['length_penalty']}: it must be a number, such as 1.5")
+        given["length_penalty"] = penalty
     for name, choices in _CHOICES.items():
         if name in given:
             if given[name] not in choices:

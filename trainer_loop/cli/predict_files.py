@@ -12,18 +12,18 @@ import numpy as np
 from trainer_loop.cli.predict_arguments import Request
 from trainer_loop.data.checks import check_splits
 from trainer_loop.data.columns import Column, Columns, find_form
-from trainer_loop.data.files import find_files
 from trainer_loop.data.joined_columns import find_fault_of_flags, list_flagged
 from trainer_loop.data.known_labels import read_known_labels
 from trainer_loop.data.missing import Holes, settle_missing
 from trainer_loop.data.number_columns import check_numbers, count_numbers
 from trainer_loop.data.split import Split
-from trainer_loop.data.tables import WholeTable, read_whole
+from trainer_loop.data.tables import WholeTable
 from trainer_loop.data.text_format import TextFormat
+from trainer_loop.data.whole_rows import find_whole, read_whole_rows
 from trainer_loop.data.wording import did_you_mean, enumerate_names, plural
 from trainer_loop.data.write_files import SUFFIXES, ReadyTable, write_whole
 from trainer_loop.errors import UserError, in_one_line, refuse
-from trainer_loop.predictor import Predictor, find_columns, guess_task
+from trainer_loop.predictor import Predictor, check_writes, find_columns, find_task_of
 from trainer_loop.record.export import ExportRecord
 from trainer_loop.record.logs import format_value
 from trainer_loop.record.run_dir import RunDir, explain_disk_error
@@ -52,18 +52,20 @@ class FileJob:
     notes: Sequence[str]
 
 
-def prepare_file(file: str, request: Request, model_dir: Path, record: ExportRecord | None) -> FileJob:
-    """Raises UserError with all that is wrong with the file, its columns and where they are to go."""
-    try:
-        task = record.task if record is not None else guess_task(model_dir)
-    except OSError as error:
-        raise UserError(f"model={model_dir} cannot be loaded: {in_one_line(error)}") from error
+def prepare_file(file: Any, request: Request, model_dir: Path, record: ExportRecord | None) -> FileJob:
+    """Raises UserError with all that is wrong with the file, its columns and where they are to go.
+
+    file: as `Request.file`.
+    """
+    task = find_task_of(model_dir, record)
     columns, unfit = _name_columns(request, find_columns(record, task))
-    files = find_files([file], key="file")
-    output = Path(request.output).expanduser() if request.output else _default_output(model_dir, Path(file))
-    problems = unfit + _check_output(request, output, files)
+    output = Path(request.output).expanduser() if request.output else _default_output(model_dir, file)
+    problems = [*unfit, *check_writes(task, request.generation)]
     try:
-        table = read_whole(files, text_format=TextFormat(request.delimiter, request.quoting, request.encoding))
+        files = find_whole(file)
+        problems += _check_output(request, output, files)
+        text_format = TextFormat(request.delimiter, request.quoting, request.encoding)
+        table = read_whole_rows(file, files, columns=columns, text_format=text_format)
         label = None if load_task(task).refers else _find_label_column(request, table, columns)
         read = columns.without_targets()
         inputs, kept, notes = _settle_rows(table, read, missing=request.missing)
@@ -87,10 +89,15 @@ def predict_file(predictor: Predictor, job: FileJob) -> list[str]:
         labels=None if labels is None else [labels[number] for number in job.kept],
         origin_of=job.inputs.origins.place,
     )
+    predicted = predictions.rows
+    if predictor.task.continues and job.request.generation:
+        (texts,) = (rows[own] for own in predictor.inputs)
+        written = predictor.continue_texts(texts, origin_of=job.inputs.origins.place)
+        predicted = [{**row, "continuation": text} for row, text in zip(predicted, written, strict=True)]
     lines: list[str] = []
-    for name in predictions.rows[0]:
+    for name in predicted[0]:
         values: list[Any] = [None] * len(job.table)
-        for number, row in zip(job.kept, predictions.rows, strict=True):
+        for number, row in zip(job.kept, predicted, strict=True):
             values[number] = row[name]
         column = _free_column(name, job.table.columns)
         job.ready.add(column, values)
@@ -261,11 +268,13 @@ def _reword(problem: str, columns: Columns) -> str:
 # ------------------------------------------------------------------------------------------------------ the output
 
 
-def _default_output(model_dir: Path, file: Path) -> Path:
-    suffix = file.suffix.lower() if file.suffix.lower() in SUFFIXES else ".csv"
+def _default_output(model_dir: Path, spec: Any) -> Path:
+    """A file called as the file or folder that is read. spec: see `prepare_file`."""
     run_dir = RunDir(model_dir.parent)
     directory = run_dir.predictions if model_dir == run_dir.model else Path("predictions")
-    stem = file.stem if file.is_file() else "predictions"  # a glob names no file
+    file = Path(spec if isinstance(spec, str) else "predictions")
+    suffix = file.suffix.lower() if file.suffix.lower() in SUFFIXES else ".csv"
+    stem = file.stem if file.is_file() else file.resolve().name if file.is_dir() else "predictions"  # a glob, a query
     return directory / f"{stem}{suffix}"
 
 

@@ -9,7 +9,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from trainer_loop.config.find import find_config
 from trainer_loop.config.schema import KEYS, SECTIONS, keys_of
 from trainer_loop.config.secrets import mask_arguments
-from trainer_loop.config.values import judge_as_given, read, shown
+from trainer_loop.config.values import KINDS, judge_as_given, read, shown
 from trainer_loop.config.yaml_core import MAP, NULL, STR, compose, core_tag, plain
 from trainer_loop.errors import UserError, displayed, under
 from trainer_loop.migrate.translations import describe_unknown
@@ -141,6 +141,20 @@ def command_line_layer(arguments: Sequence[str]) -> Layer:
         if value is not None and not problems:
             _add_entries(layer, _nested(name, value), prefix="", place_of=lambda key: COMMAND_LINE)
     return layer
+
+
+def read_argument(name: str, text: str) -> tuple[object, list[str]]:
+    """The value that a text on the command line is for a key of the config, and what is wrong with it.
+
+    >>> read_argument("data.train", "[a.csv, b.csv]"), read_argument("data.train", "{sql: select 1}")[1]
+    ((['a.csv', 'b.csv'], []), ['connection is missing'])
+    """
+    node, problems = _argument_node(name, text)
+    if node is None or problems:
+        return None, problems or ["it is empty"]
+    value, kind = read(node, KEYS[name]), KINDS[KEYS[name].kind]
+    fault = kind.fault(value)
+    return value, [] if fault is None else [fault or f"it must be {kind.words}"]
 
 
 def _argument_node(name: str, text: str) -> tuple[Node | None, list[str]]:

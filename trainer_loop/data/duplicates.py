@@ -75,7 +75,7 @@ def drop_duplicates(splits: Mapping[str, Split], columns: Columns) -> tuple[Spli
             kept.append(number)
             seen[key] = "train"
     if not dropped:
-        return train, []
+        return train, ["no row was dropped (data.deduplicate)"]
     parts = [f"{plural(dropped[name], 'row')} that {_NAMES.get(name, f'{name} has')}" for name in sorted(dropped)]
     told = f"{', '.join(parts)} too {'was' if dropped.total() == 1 else 'were'} dropped (data.deduplicate)"
     left = train.select(np.array(kept, dtype=np.int64))

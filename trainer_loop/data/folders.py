@@ -1,7 +1,8 @@
 """Folders as splits: what `save_to_disk` of datasets wrote, and images in folders that are named by their class."""
 
+import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,41 @@ def read_image_folder(spec: str, *, split: str) -> Split:
         digest(*(f"{label} {path}".encode() for path, label in zip(*columns.values(), strict=True))),
         list(columns),
     )
+
+
+def list_image_files(specs: Sequence[str]) -> list[str] | None:
+    """The images that paths and globs name, those of a glob in the order of their names; None: some name no images."""
+    found: list[str] = []
+    for spec in specs:
+        path = str(expand_home(spec))
+        named = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else [path]  # noqa: PTH207 - as files.py
+        if not named or not all(_is_image(Path(one)) for one in named):
+            return None
+        found += named
+    return found
+
+
+def read_images(specs: Sequence[str], *, split: str) -> Split:
+    """A row for each image to predict: `image`, its path.
+
+    Args:
+        specs: Images and globs of them; or one folder, of images alone, or of folders as in `read_image_folder`, by
+            which images have a `label` too.
+        split: The name of the split.
+
+    Raises:
+        UserError: A folder holds something else.
+    """
+    images = list_image_files(specs)
+    if images is None:
+        folder = expand_home(specs[0])
+        if not any(map(_is_image, folder.iterdir())):
+            return read_image_folder(specs[0], split=split)
+        if folders := [path.name for path in _list_folder(folder) if path.is_dir()]:
+            raise UserError(f"there are images beside folders ({enumerate_some(folders)}); name one of the folders")
+        images = _list_images(folder)
+    origins = Origins.of(f"{specs[0]} image" if len(specs) == 1 else "image", len(images))
+    return Split(split, make_dataset({"image": images}, ["image"], len(images)), origins, "")
 
 
 def _list_images(folder: Path) -> list[str]:

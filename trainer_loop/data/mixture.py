@@ -51,13 +51,17 @@ class Mixture:
         ]
         return np.concatenate(drawn)[permute(len(self.sources), seed, "order", epoch)]
 
+    def count_draws(self, source: int) -> float:
+        """How often each row of a source is drawn in an epoch, on average."""
+        return self.counts[source] / int((self.sources == source).sum())
+
     def describe(self) -> str:
         """A line for a person."""
         parts = []
         for number, (name, count) in enumerate(zip(self.names, self.counts, strict=True)):
             there = int((self.sources == number).sum())
-            share = count / len(self.sources)
-            parts.append(f"{name} {share:.1%} = {count:,} rows an epoch of {there:,} (each {count / there:.2f} times)")
+            share, times = count / len(self.sources), self.count_draws(number)
+            parts.append(f"{name} {share:.1%} = {count:,} rows an epoch of {there:,} (each {times:.2f} times)")
         return f"{self.title}: {'; '.join(parts)}"
 
 

@@ -35,8 +35,10 @@ class Kept:
         self.kept += kept
 
     def describe(self, file: str = "") -> str:
-        """`90 of 100 rows were kept by data.filter`."""
-        return f"{self.kept:,} of {plural(self.read, 'row')}{f' of {file}' * bool(file)} were kept by data.filter"
+        """`90 of 100 rows were kept by data.filter, 10 left out`."""
+        of_file = f" of {file}" if file else ""
+        left_out = self.read - self.kept
+        return f"{self.kept:,} of {plural(self.read, 'row')}{of_file} were kept by data.filter, {left_out:,} left out"
 
 
 @dataclass(frozen=True)

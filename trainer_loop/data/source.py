@@ -140,7 +140,8 @@ def read_splits(
     read_whole = {split: rows for split, rows in read.items() if rows is not None} | found
     splits = _settle(read_whole, section, problems, say)
     if section.mixture and not section.streaming:
-        mixed = problems.collect("", _read_mixture, section, say)
+        with progress_bars(shown=show_progress):
+            mixed = problems.collect("", _read_mixture, section, say)
         splits |= {} if mixed is None else {"train": mixed}
     if section.deduplicate and "train" in splits and not problems:
         splits |= problems.collect("", _drop_duplicates, splits, section.columns, say) or {}

@@ -38,6 +38,11 @@ class CausalLM(LanguageModel):
     peft_type = "CAUSAL_LM"
     pipeline_tag = "text-generation"
     continues = True
+    predicted: ClassVar[Mapping[str, str]] = {
+        "loss": "the mean loss of the text, in nats a token; null for a text of one token",
+        "perplexity": "its exponential",
+        "continuation": "what the model writes behind the text, with `max_new_tokens=` or `num_beams=`",
+    }
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"text": "The ferry crosses the bay twice a day."},
         {"text": "In winter, when the ice is thick, people walk across instead."},

@@ -55,6 +55,12 @@ class Chat(LanguageModel):
     peft_type = "CAUSAL_LM"
     pipeline_tag = "text-generation"
     generates = True
+    predicted: ClassVar[Mapping[str, str]] = {
+        "text": "the answer that the model writes",
+        "loss": "in place of `text`, if the file has the column `completion` and neither the command nor the run sets "
+        "`max_new_tokens`: its mean loss, in nats a token",
+        "perplexity": "the exponential of `loss`",
+    }
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {
             "messages": [

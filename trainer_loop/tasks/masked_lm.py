@@ -36,6 +36,10 @@ class MaskedLM(LanguageModel):
     pad: ClassVar[Mapping[str, int]] = {"labels": -100, "word": -1, "row_targets": 0}
     pipeline_tag = "fill-mask"
     draws = True
+    predicted: ClassVar[Mapping[str, str]] = {
+        "tokens": "the likeliest token for each mask token of the text",
+        "probabilities": "the probability of each of these",
+    }
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"text": "The ferry crosses the bay twice a day."},
         {"text": "In winter, when the ice is thick, people walk across instead."},

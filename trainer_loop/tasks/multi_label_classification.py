@@ -42,6 +42,10 @@ class MultiLabelClassification(SequenceClassification):
         "references": "label_set",
     }
     problem_type = "multi_label_classification"
+    predicted: ClassVar[Mapping[str, str]] = {
+        "labels": "the labels whose probability is above the threshold",
+        "probabilities": "the probability of each label, by its name",
+    }
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"text": "A delight from the first page to the last.", "label": ["joy", "admiration"]},
         {"text": "It broke after a week.", "label": ["anger"]},

@@ -33,6 +33,11 @@ class MultipleChoice(Task):
     metrics = ("accuracy",)
     outputs: ClassVar[Mapping[str, str] | None] = {"predictions": "class", "references": "class"}
     is_tried = False  # its model reads several texts a row
+    predicted: ClassVar[Mapping[str, str]] = {
+        "answer": "the number of the likeliest choice, from 0",
+        "choice": "its text",
+        "probability": "its probability",
+    }
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"question": "Ice is", "choices": ["frozen water", "burnt wood", "a kind of stone"], "answer": "A"},
         {"question": "What do bees make?", "choices": ["milk", "honey"], "answer": "B"},

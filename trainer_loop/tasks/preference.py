@@ -48,6 +48,7 @@ class Preference(Chat):
     generates = False
     refers = True
     is_tried = False  # a row is two sequences
+    predicted: ClassVar[Mapping[str, str]] = {"text": "the answer that the model writes"}
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {
             "prompt": "How often does the ferry go?",

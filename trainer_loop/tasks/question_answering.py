@@ -51,6 +51,11 @@ class QuestionAnswering(Task):
     }
     peft_type = "QUESTION_ANS"
     pipeline_tag = "question-answering"
+    predicted: ClassVar[Mapping[str, str]] = {
+        "answer": "the part of the context that answers the question; empty if there is no answer",
+        "start": "the number of its first character in the context, from 0; -1 if there is no answer",
+        "score": "by how much its two logits together are above those of no answer",
+    }
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {
             "question": "Where did she live?",

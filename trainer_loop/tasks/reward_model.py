@@ -46,6 +46,7 @@ class RewardModel(Task):
     problem_type = "regression"
     pipeline_tag = "text-classification"
     is_tried = False  # a row is two sequences
+    predicted: ClassVar[Mapping[str, str]] = {"reward": "the reward of the conversation"}
     example: ClassVar[Sequence[Mapping[str, Any]]] = Preference.example
 
     def __init__(self, *, center_rewards_coefficient: float = 0.0):

@@ -36,6 +36,7 @@ class Seq2Seq(Task):
     pipeline_tag = "text2text-generation"
     is_tried = False
     generates = True
+    predicted: ClassVar[Mapping[str, str]] = {"text": "the text that the model writes"}
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"source": "one two", "target": "two one"},
         {"source": "a b c d", "target": "d c b a"},

@@ -36,6 +36,7 @@ class SequenceClassification(Task):
     can_pack = True
     padding_sides: ClassVar[tuple[str, ...]] = ("right", "left")  # some heads read the last position
     reads_end = True
+    predicted: ClassVar[Mapping[str, str]] = {"label": "the likeliest label", "probability": "its probability"}
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"text": "A delight from the first page to the last.", "label": "positive"},
         {"text": "It broke after a week.", "label": "negative"},

@@ -48,6 +48,10 @@ class SequenceRegression(SequenceClassification):
     metrics = ("pearson", "spearman")
     outputs: ClassVar[Mapping[str, str] | None] = {"predictions": "number", "references": "number"}
     problem_type = "regression"
+    predicted: ClassVar[Mapping[str, str]] = {
+        "value": "the number, if the model predicts one",
+        "values": "the numbers by their names, if it predicts several",
+    }
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"text": "A delight from the first page to the last.", "label": 4.8},
         {"text": "It broke after a week.", "label": 1.5},

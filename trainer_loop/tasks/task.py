@@ -56,6 +56,7 @@ class Task(ABC):
         is_tried: The model answers rows that `encode` makes of the inputs, and is tried on a few made-up ones first.
         problem_type: transformers' name for what the head learns, by which its pipelines answer.
         pipeline_tag: The hub's name for what the model does.
+        predicted: What each column holds that `decode` makes of rows to predict, for docs.
         example: A few raw rows, for docs and for tests.
     """
 
@@ -79,6 +80,7 @@ class Task(ABC):
     is_tried: ClassVar[bool] = True
     problem_type: ClassVar[str | None] = None
     pipeline_tag: ClassVar[str | None] = None
+    predicted: ClassVar[Mapping[str, str]] = {}
     example: ClassVar[Sequence[Mapping[str, Any]]] = ()
 
     # `bind` sets these.

@@ -34,6 +34,9 @@ class TokenClassification(Task):
     outputs: ClassVar[Mapping[str, str] | None] = {"predictions": "tags", "references": "tags", "words": "word_numbers"}
     peft_type = "TOKEN_CLS"
     pipeline_tag = "token-classification"
+    predicted: ClassVar[Mapping[str, str]] = {
+        "tags": "a tag for each word; null for a word that the model did not read",
+    }
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {
             "words": ["Ada", "Lovelace", "lived", "in", "London", "."],

@@ -1,7 +1,7 @@
 """Rows as the model sees them: token by token, with special tokens, targets, padding, and what was cut."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,7 +54,12 @@ def choose_rows(count: int, number: int) -> list[int]:
 
 
 def view_rows(
-    split: TokenisedSplit, task: Task, numbers: Sequence[int], *, label_names: Sequence[str] | None
+    split: TokenisedSplit,
+    task: Task,
+    numbers: Sequence[int],
+    *,
+    label_names: Sequence[str] | None,
+    more_facts: Callable[[int], Mapping[str, str]] = lambda number: {},
 ) -> list[ViewedRow]:
     """The encoded rows of these numbers, padded a few together.
 
@@ -62,7 +67,8 @@ def view_rows(
         split: The split.
         task: A task that was given its processor.
         numbers: Of the rows, from 0.
-        label_names: Of the classes.
+        label_names: Of the classes, or of several numbers.
+        more_facts: What else is shown of the row of this number, by name.
     """
     padding = copy.copy(task)
     padding.packs = False
@@ -79,7 +85,7 @@ def view_rows(
             cut = _find_cut(split, task, number, rows[place])
             if own and cut:
                 own = [*own[:-1], own[-1] + cut]
-            facts = _list_facts(rows[place], label_names, task)
+            facts = _list_facts(rows[place], label_names, task) | dict(more_facts(number))
             viewed.append(ViewedRow(split.origins.place(number), own, facts))
     return viewed
 
@@ -148,14 +154,28 @@ def _list_facts(row: Mapping[str, Any], label_names: Sequence[str] | None, task:
     for name, value in row.items():
         if name in _SHOWN_AS_TOKENS or isinstance(value, bytes):
             continue
-        if name == "label" and label_names is not None and isinstance(value, int):
-            facts[name] = label_names[value]
+        if name == "label" and label_names is not None and isinstance(value, (int, list)):
+            facts[name] = _name_label(value, label_names)
         elif name == "labels" and task.has_tokens and label_names is None and _are_tokens(value):
             if len(value) != len(row["input_ids"]):  # else they are shown beside the tokens
                 facts["target"] = task.tokenizer.decode([token for token in value if token != -100])
         elif not (isinstance(value, list) and len(value) == len(row.get("input_ids", ()))):
             facts[name] = str(value) if len(str(value)) <= 200 else f"{str(value)[:200]}..."
     return facts
+
+
+def _name_label(value: Any, label_names: Sequence[str]) -> str:
+    """One class, any number of classes, or several numbers, by their names.
+
+    >>> names = ["joy", "anger"]
+    >>> _name_label(1, names), _name_label([0, 1], names), _name_label([], names), _name_label([0.5, 2.0], names)
+    ('anger', 'joy, anger', 'none', 'joy 0.5, anger 2.0')
+    """
+    if not isinstance(value, list):
+        return label_names[value]
+    if any(isinstance(number, float) for number in value):
+        return ", ".join(f"{name} {number}" for name, number in zip(label_names, value, strict=True))
+    return ", ".join(label_names[number] for number in value) or "none"
 
 
 def _are_tokens(value: Any) -> bool:

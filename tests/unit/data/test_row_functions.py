@@ -115,7 +115,7 @@ def test_memory_and_stream_have_the_same_rows_places_and_types(lab: str, path: s
     heads, streamed, wrong, _ = load(**given, streaming=True)
     assert problems == wrong == []
     split, wanted = splits["train"], [row for row in ROWS if row["stars"] != 3]
-    assert said == ["train: 24 of 30 rows were kept by data.filter"]
+    assert said == ["train: 24 of 30 rows were kept by data.filter, 6 left out"]
     assert list(split.rows["text"]) == [
         f"{row['title']}: {row['body']}" if function in ("join", "whole") else row["body"] for row in wanted
     ]
@@ -163,7 +163,8 @@ def test_rows_of_every_other_source_are_changed_too(lab: str, folder: Path):
     assert [list(split.rows["text"]) for split in splits.values()] == [list(splits["train"].rows["text"])] * 3
     assert [split.origins.place(3) for split in splits.values()] == ["a.db row 5", "own_rows.make row 5", "test row 5"]
     assert splits["test"].rows.features["label"].names == ["neg", "pos"]
-    assert said == [f"{name}: 24 of 30 rows were kept by data.filter" for name in ("train", "validation", "test")]
+    told = "24 of 30 rows were kept by data.filter, 6 left out"
+    assert said == [f"{name}: {told}" for name in ("train", "validation", "test")]
 
 
 def test_a_folder_of_images_can_be_filtered_by_path_and_label(lab: str, folder: Path):
@@ -273,7 +274,7 @@ def test_sources_of_a_mixture_may_have_functions_of_their_own(lab: str, folder: 
     assert problems == []
     rows = splits["train"].rows
     assert (rows[0]["text"], rows[24]["text"], len(rows)) == ("title 0: text 0", "text 0", 54)
-    assert said == ["a: train: 24 of 30 rows were kept by data.filter"]
+    assert said == ["a: train: 24 of 30 rows were kept by data.filter, 6 left out"]
     mixture[1]["map"] = f"{lab}.nothing"
     (first, *_) = load(mixture=mixture, map=f"{lab}.join")[2]
     assert first.startswith(f"data.mixture: b: b.jsonl line 1: map={lab}.nothing returned None")

@@ -1,6 +1,8 @@
 """Images: every form that a row may have, and images that cannot be read."""
 
 import base64
+import csv
+import re
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from PIL import Image
 from transformers import AutoConfig, ViTImageProcessorPil
 
 from trainer_loop import TrainingLoop, UserError, build, load_config
+from trainer_loop.cli.predict import main as predict
 from trainer_loop.data import images
 from trainer_loop.record.logs import Console
 from trainer_loop.tasks.image_classification import ImageClassification
@@ -187,6 +190,24 @@ def test_a_run_does_not_go_on_with_other_images(tmp_path: Path):
     Image.fromarray(noise).save(rows[1]["image"])
     with pytest.raises(UserError, match="data"):
         make_loop(tmp_path, "train.steps=2", rows={"train": rows}).fit()
+
+
+def test_a_folder_of_images_is_predicted_as_each_of_them_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    make_loop(tmp_path, rows={"train": make_rows("path", tmp_path)}).fit()
+    for name in ("blue", "red"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        make_image(name).save(tmp_path / "photos" / name / "1.png")
+    model = f"model={tmp_path / 'run'}"
+    assert predict([model, f"image={tmp_path / 'photos'}"]) == 0
+    out = capfd.readouterr().out
+    assert re.search(r"accuracy +[0-9.]+\n +rows +2\n", out), "the folders are labels"
+    with (tmp_path / "run" / "predictions" / "photos.csv").open() as file:
+        written = list(csv.DictReader(file))
+    assert [row["image"] for row in written] == [str(tmp_path / f"photos/{name}/1.png") for name in ("blue", "red")]
+    for row in written:
+        assert predict([model, f"image={row['image']}"]) == 0
+        alone = f"label={row['predicted_label']} probability={float(row['probability']):.4f}\n"
+        assert capfd.readouterr().out == alone
 
 
 def test_an_image_processor_that_is_not_there_is_told_as_a_tokenizer_is(tmp_path: Path):
