@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
@@ -120,7 +121,7 @@ def find_output_head(model: nn.Module, run: Callable[[Forward], Tensor]) -> Outp
     """The head of a model, which may be wrapped for data parallelism. The result is kept for each model.
 
     Args:
-        run: calls the given model on a few tokens and returns its logits or what replaces them, `[B, T, ...]`.
+        run: calls the given forward pass on a few tokens and returns its logits or what replaces them, `[B, T, ...]`.
     """
     bare = model.module if isinstance(model, DistributedDataParallel) else model
     if bare not in _FOUND:
@@ -134,12 +135,13 @@ def _look_for_head(model: nn.Module, run: Callable[[Forward], Tensor]) -> Output
     layer = find() if callable(find) else None
     if type(layer) is not nn.Linear or "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks:
         return NoOutputHead()
+    call = model if isinstance(model, FSDPModule) else model.forward  # only its hooks gather the weights
     for width in (layer.in_features, layer.out_features):  # hidden states pass through unchanged, and so do logits
         made_up = _MadeUp(width)
         layer.forward = made_up  # type: ignore[method-assign]
         try:
             with torch.no_grad(), evaluating(model):
-                returned = run(model)
+                returned = run(call)
         except RuntimeError as error:  # the code behind the head needs another shape
             if is_out_of_memory(error):
                 raise
