@@ -66,6 +66,11 @@ CASES = {
     ),
     "lora": ("model.lora={r: 2, dropout: 0.1}", "train.max_grad_value=0.01"),
 }
+# On several processes, which hold parts of the model.
+SHARDED = {
+    "zero2": ("parallel.shard=zero2", "checkpoint.background=true"),
+    "full": ("parallel.shard=full", "ema.decay=0.9"),
+}
 
 
 # ------------------------------------------------------------------------------------------------------- processes

@@ -3,7 +3,8 @@
     make soak
     PYTHONPATH=tests python tests/resume/soak.py --kills 50 --seed 7
 
-Over one process and two, with every option case of the harness in turn. What went wrong is kept, and told.
+Over one process and two, or two and four that hold parts of
+the model, with every option case of the harness in turn. What went wrong is kept, and told.
 """
 
 import argparse
@@ -16,17 +17,18 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import CASES, Bench, Run, assert_same, kill_at_random
+from harness import CASES, SHARDED, Bench, Run, assert_same, kill_at_random
 
 KILLS_PER_RUN = 12
 EPOCHS = "train.epochs=6"
+ALL = CASES | SHARDED
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--minutes", type=float, default=60.0, help="no run is begun after these")
-    parser.add_argument("--cases", nargs="*", default=list(CASES), help="of the harness; all if none is named")
+    parser.add_argument("--cases", nargs="*", default=list(ALL), help="of the harness; all if none is named")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     options = parser.parse_args()
     os.environ["HF_HUB_OFFLINE"] = "1"
@@ -34,12 +36,12 @@ def main() -> int:
     directory = Path(tempfile.mkdtemp(prefix="soak-"))
     dice = random.Random(options.seed)
     kills = runs = mismatches = 0
-    kinds = list(itertools.product(options.cases, (1, 2)))
+    kinds = [(case, number) for case in options.cases for number in ((2, 4) if case in SHARDED else (1, 2))]
     bench = Bench.make(directory / "bench")
     for number, (case, num_processes) in enumerate(itertools.cycle(kinds)):
         if kills >= options.kills or time.monotonic() - began > 60 * options.minutes:
             break
-        run = bench.run(directory / f"run-{number}", *CASES[case], EPOCHS, num_processes=num_processes)
+        run = bench.run(directory / f"run-{number}", *ALL[case], EPOCHS, num_processes=num_processes)
         runs += 1
         killed, problem = torment(run, bench, dice, wanted=min(KILLS_PER_RUN, options.kills - kills))
         kills += killed

@@ -2,16 +2,12 @@
 
 import pytest
 import torch
-from harness import NO_DROPOUT, Run, assert_same
+from harness import NO_DROPOUT, SHARDED, Run, assert_same
 from safetensors.torch import load_file
 from test_lost_processes import assert_told
 from test_num_processes import NUM_ROWS, STEPS, read_rows
 
 EXACT = (NO_DROPOUT, "train.epochs=3", "optimizer={name: adamw, lr: 3e-3}", "evaluate.every=6", "log.every=1")
-SHARDED = {
-    "zero2": ("parallel.shard=zero2", "checkpoint.background=true"),
-    "full": ("parallel.shard=full", "ema.decay=0.9"),
-}
 
 
 @pytest.mark.parametrize("place", ["step:9", "half_checkpoint:6"])

@@ -378,7 +378,7 @@ class Checkpointer:
             self._load_weights(model, path)
             if "optimizer.name" not in self.changes:  # the state of another one means nothing to this one
                 optimizer = self.accelerator._optimizers[0]
-                saved = load(path / OPTIMIZER, map_location="cpu")
+                saved = load(path / OPTIMIZER, map_location="cpu", mmap=self.is_sharded)  # of parts, parts are read
                 optimizer.load_state_dict(spread_state(saved, optimizer) if self.is_sharded else saved)
             if "scheduler.name" not in self.changes:
                 self.scheduler.load_state_dict(torch.load(path / SCHEDULER, weights_only=True))
