@@ -88,7 +88,7 @@ def build(
     quieten_libraries()
     console = console or Console(enabled=process_index_from_environment() == 0)
     config = _take_over_accelerate_file(config, console)
-    overrides = Overrides(task, model, name_splits(rows))
+    overrides = Overrides(task, model, name_splits(rows), has_optimizer=optimizer is not None)
     plan = plan_run(config, overrides, problems=problems, console=console)
     run_dir = RunDir(config.run_dir)
     accelerator = make_accelerator(

@@ -273,7 +273,9 @@ class TrainingLoop:
         try:
             return self.evaluator.score_sets(sets, output, tunes=output is None)
         except Exception as error:
-            if saves:
+            if saves and (
+                self.engine.sharded is None or isinstance(error, Preempted)
+            ):  # parts are saved by all together
                 self._save(state)
             if isinstance(error, Preempted):
                 self._leave(state)

@@ -39,10 +39,11 @@ from trainer_loop.metrics.logged import check_names
 from trainer_loop.metrics.shipped import SHIPPED
 from trainer_loop.models.config import count_outputs, find_text_config
 from trainer_loop.models.plan import ModelPlan, plan_model
-from trainer_loop.optim.optimizers import OptimizerPlan
+from trainer_loop.optim.optimizers import OptimizerPlan, find_optimizer
 from trainer_loop.optim.schedules import SchedulerPlan
 from trainer_loop.parallel.plan import ShardingPlan, changes_the_step
 from trainer_loop.parallel.processes import choose_precision, process_index_from_environment
+from trainer_loop.parallel.sharding import check_optimizer_class
 from trainer_loop.record.hub_access import check_access, push_command
 from trainer_loop.record.logs import Console
 from trainer_loop.record.trackers import check_trackers
@@ -73,11 +74,13 @@ class Overrides:
     """What was made in Python and takes the place of what the config names.
 
     rows: by split, `train`, `validation`, `test`, or one of several sets, `test.hard`.
+    has_optimizer: one is made in Python.
     """
 
     task: Task | None = None
     model: nn.Module | None = None
     rows: Mapping[str, Any] = field(default_factory=dict)
+    has_optimizer: bool = False
 
     @property
     def validation_sets(self) -> list[str]:
@@ -162,6 +165,8 @@ def plan_run(config: Config, overrides: Overrides, *, problems: Sequence[str] = 
         found.lines.append(
             f"ema.decay: {config.ema.decay}: {optimizer.name} keeps an average of the weights itself; set it to null"
         )
+    if optimizer is not None and sharding is not None and sharding.is_sharded and not overrides.has_optimizer:
+        found.collect("", check_optimizer_class, find_optimizer(optimizer.name))
     scheduler = found.collect("scheduler.", SchedulerPlan(**vars(config.scheduler)).check)
     sections = {"lora": vars(config.model.lora), "peft": vars(config.model.peft)}
     model = plan_model(ModelPlan(**(vars(config.model) | sections), given=overrides.model), found)

@@ -137,13 +137,17 @@ def prepare(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) ->
     return accelerator.prepare(model, optimizer)  # type: ignore[no-any-return]
 
 
-def check_optimizer(optimizer: Optimizer) -> None:
+def check_optimizer_class(kind: Any) -> None:
     """Raise UserError for an optimizer that is not known to make the same update of parts as of whole parameters."""
-    if type(optimizer) not in EXACT_OPTIMIZERS:
-        known = ", ".join(kind.__name__ for kind in EXACT_OPTIMIZERS)
-        raise UserError(
-            f"parallel.shard: a {type(optimizer).__name__} may need whole parameters; allowed with shards: {known}"
-        )
+    if kind not in EXACT_OPTIMIZERS:
+        known = ", ".join(exact.__name__ for exact in EXACT_OPTIMIZERS)
+        name = getattr(kind, "__name__", kind)
+        raise UserError(f"parallel.shard: {name} may need whole parameters; optimizers allowed with shards: {known}")
+
+
+def check_optimizer(optimizer: Optimizer) -> None:
+    """Raise UserError for an optimizer that cannot update parts of parameters."""
+    check_optimizer_class(type(optimizer))
     if optimizer.defaults.get("fused") and type(optimizer) not in FUSED_ON_PARTS:
         raise UserError(f"optimizer.args.fused: true: not for a {type(optimizer).__name__} with shards; leave it out")
 

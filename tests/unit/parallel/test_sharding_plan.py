@@ -4,11 +4,12 @@ import pytest
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
-from trainer_loop import TrainingLoop, UserError, load_config
+from trainer_loop import TrainingLoop, UserError, build, load_config
 from trainer_loop.config.load import values_of
 from trainer_loop.parallel.accelerate_file import translate_fsdp
 from trainer_loop.parallel.plan import ShardingPlan, changes_the_step
 from trainer_loop.parallel.sharding import find_layers
+from trainer_loop.record.logs import Console
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 9}
 
@@ -143,3 +144,23 @@ def test_inner_layers_come_first():
     model = BertForSequenceClassification(BertConfig(**SIZES))
     layers = find_layers(model, ["BertLayer", "BertAttention"])
     assert [type(layer).__name__ for layer in layers] == ["BertAttention", "BertLayer"] * 2
+
+
+def test_an_optimizer_that_may_need_whole_matrices_is_refused_before_the_model_loads(tmp_path):
+    rows = [{"text": f"row {number}", "label": number % 2} for number in range(8)]
+    config = load_config(
+        None,
+        [
+            "model.type=bert",
+            "model.tokenizer=train",
+            "parallel.shard=full",
+            "optimizer.name=muon",
+            f"run_dir={tmp_path}",
+        ],
+    )
+    with pytest.raises(UserError) as refused:
+        build(config, rows={"train": rows}, console=Console(enabled=False))
+    assert refused.value.problems == [
+        "parallel.shard: MuonWithAdamW may need whole parameters; optimizers allowed with shards: AdamW, Adam, SGD, "
+        "Adagrad, RMSprop"
+    ]
