@@ -10,6 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer_loop.data.arrow_types import as_rows
+from trainer_loop.data.class_warnings import (
+    warn_of_spellings,
+    warn_of_streamed_classes,
+    warn_of_training_classes,
+    warn_of_unscored_classes,
+)
 from trainer_loop.data.column_values import find_fault, is_hole
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.joined_columns import name_labels_of_rows
@@ -172,7 +178,7 @@ def _check_labels(
         if known is not None and not _check_kind(split, label=label, train=None):
             problems += _check_known(split, label=label, known=known)
     if known is not None:
-        return problems, [], known
+        return problems, [] if problems else _warn_of_unscored(splits, label, known), known
     train = splits.get("train")
     if train is not None and not len(train.rows):
         return [*problems, f"data.train: no row has a label in column {label!r}; at least one must"], [], None
@@ -200,8 +206,19 @@ def _check_labels(
             problems += _check_values(split, label=label, names=names, given=label_names)
     if problems and not counts:
         return problems, [], names  # that no class has rows is said already
-    warnings = _warn_of_stream(train, counts) if is_streamed else _warn_of_classes(counts, names)
-    return problems, warnings + _warn_of_spellings(names), names
+    warnings = (
+        warn_of_streamed_classes(counts, num_rows=len(train.rows))
+        if is_streamed
+        else warn_of_training_classes(counts, names)
+    )
+    if not problems:
+        warnings += _warn_of_unscored(splits, label, names)
+    return problems, warnings + warn_of_spellings(names), names
+
+
+def _warn_of_unscored(splits: Mapping[str, Split], label: str, names: LabelNames) -> list[str]:
+    scored = {name: count_labels(split, label) for name, split in splits.items() if name != "train"}
+    return warn_of_unscored_classes(scored, names)
 
 
 def _check_hidden(split: Split, label: str) -> list[str]:
@@ -287,37 +304,6 @@ def _check_values(split: Split, *, label: str, names: LabelNames, given: object)
     elif all(isinstance(value, str) for value in unknown):
         remedy += did_you_mean(str(unknown[0]), map(str, names.ids))
     return [f"data.{split.name}: column {label!r} has an unknown label in {found}; labels {wanted} {allowed}: {remedy}"]
-
-
-def _warn_of_classes(counts: Mapping[RawLabel, int], names: LabelNames) -> list[str]:
-    warnings: list[str] = []
-    present = [names.names[names.ids[value]] for value in counts if value in names.ids]
-    if len(present) == 1:
-        warnings.append(f"data.train has one class only ({present[0]}): a model learns nothing from it")
-    elif absent := [name for name in names.names if name not in present]:
-        warnings.append(f"data.train has no rows of these classes: {enumerate_some(absent, at_most=10)}")
-    return warnings
-
-
-def _warn_of_stream(head: Split, counts: Mapping[RawLabel, int]) -> list[str]:
-    if len(counts) > 1 or len(head.rows) == 1:
-        return []
-    return [
-        f"data.train: the first {plural(len(head.rows), 'row')} are of one class; a stream is shuffled within "
-        "data.shuffle_rows rows only, so where it is sorted by label shuffle its files, or raise data.shuffle_rows"
-    ]
-
-
-def _warn_of_spellings(names: LabelNames) -> list[str]:
-    warnings: list[str] = []
-    alike: dict[str, list[str]] = {}
-    for name in names.names:
-        alike.setdefault(name.strip().casefold(), []).append(name)
-    for spellings in alike.values():
-        if len(spellings) > 1:
-            shown = enumerate_some([repr(name) for name in spellings])
-            warnings.append(f"these labels differ in capitals or spaces only and are taken as unlike classes: {shown}")
-    return warnings
 
 
 def _describe_rows(split: Split, column: str, test: Test, *, values: bool = False) -> str:

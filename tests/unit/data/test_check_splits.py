@@ -1,3 +1,4 @@
+import dataclasses
 import time
 from typing import Any
 
@@ -28,6 +29,7 @@ def check(*splits: Split, **given: Any) -> tuple[list[str], list[str], LabelName
     return check_splits({split.name: split for split in splits}, **arguments)
 
 
+LETTERS = {"text": list("abcdefg"), "label": list("abcdefg")}
 GOOD = {"text": ["good", "bad", "fine"], "label": ["pos", "neg", "pos"]}
 
 
@@ -183,6 +185,33 @@ def test_named_classes_without_rows_are_a_warning():
     problems, warnings, _ = check(make_split("train", **GOOD), label_names=["neg", "neutral", "pos"])
     assert problems == []
     assert warnings == ["data.train has no rows of these classes: neutral"]
+
+
+def test_classes_that_no_evaluation_scores_are_told_in_one_line():
+    train = make_split("train", text=list("abcdefgh"), label=list("abcdefgh"))
+    some, none = make_split("validation.one", text=["a", "b"], label=["c", "a"]), make_split("test", **LETTERS)
+    problems, warnings, _ = check(train, some, none)
+    assert problems == []
+    assert warnings == [
+        "data.validation.one has no rows of 6 of 8 classes: b, d, e, f, g and 1 more; data.test has no rows of 1 of 8 "
+        "classes: h: its metrics say nothing of them, and a mean over classes (macro) counts them as 0 or leaves them "
+        "out"
+    ]
+    assert check(train, dataclasses.replace(train, name="validation"))[1] == []
+
+
+def test_classes_that_no_evaluation_scores_are_told_of_a_stream_of_words_and_of_named_classes():
+    feature = datasets.ClassLabel(names=["neg", "pos"])
+    train = make_split("train", feature, text=["a", "b"], label=[0, 1])
+    other = make_split("validation", feature, text=["a"], label=[1])
+    (warning,) = check(train, other, is_streamed=True)[1]
+    assert warning.startswith("data.validation has no rows of 1 of 2 classes: neg: ")
+    (warning,) = check(other, known=LabelNames(["neg", "pos"], {0: 0, 1: 1}))[1]
+    assert warning.startswith("data.validation has no rows of 1 of 2 classes: neg: ")
+    columns = bind_columns(TokenClassification.columns, {}, task="token_classification")
+    train = make_split("train", words=[["a", "b"], ["c"]], tags=[["O", "B-X"], ["O"]])
+    (warning,) = check(train, make_split("test", words=[["a"]], tags=[["O"]]), columns=columns)[1]
+    assert warning.startswith("data.test has no rows of 1 of 2 classes: B-X: ")
 
 
 def test_labels_that_differ_in_capitals_or_spaces_are_a_warning():
