@@ -50,7 +50,8 @@ class DataSection:
     validation, test: one of these, or several by name; those are the splits `validation.matched` and the like.
     filter, map: dotted paths of functions of a row, see `RowFunctions`; they are given all columns, of all splits.
     files: how text files are written. missing: see `settle_missing`. columns: bound to the task, see `bind_columns`.
-    deduplicate: see `drop_duplicates`; before a part is cut off for validation.
+    deduplicate: see `drop_duplicates`; before a part is cut off for validation. mixture: its sources, as in the config;
+    each reads its rows by its own filter, map, columns and deduplicate, where it has them.
     `validation_fraction` of the training rows become the validation split; after that `limit` samples each split.
     """
 
@@ -142,8 +143,8 @@ def read_splits(
     if section.mixture and not section.streaming:
         mixed = problems.collect("", _read_mixture, section, say)
         splits |= {} if mixed is None else {"train": mixed}
-    if section.deduplicate and "train" in splits and not problems:
-        splits |= problems.collect("", _drop_duplicates, splits, section.columns, say) or {}
+    if "train" in splits and not problems:
+        splits |= problems.collect("", _drop_duplicates, splits, section, say) or {}
     if not section.streaming and fraction is not None and 0 < fraction < 1 and section.validation is None:
         _cut_validation(splits, fraction, section, problems)
     in_order = sorted(splits, key=lambda split: _SPLITS.index(parse_set(split)[0]))
@@ -241,8 +242,13 @@ def _settle(splits: Mapping[str, Split], section: DataSection, problems: Problem
     return settled
 
 
-def _drop_duplicates(splits: Mapping[str, Split], columns: Columns, say: Say) -> dict[str, Split]:
-    train, told = drop_duplicates(splits, columns)
+def _drop_duplicates(splits: Mapping[str, Split], section: DataSection, say: Say) -> dict[str, Split]:
+    """The training rows without those that are duplicates; a source of a mixture may have its own deduplicate."""
+    asked = [entry.get("deduplicate", section.deduplicate) for entry in section.mixture] or [section.deduplicate]
+    if not any(asked):
+        return {}
+    whole = [number for number, is_asked in enumerate(asked) if not is_asked]
+    train, told = drop_duplicates(splits, section.columns, whole=whole)
     for line in told:
         say(f"train: {line}")
     return {"train": train}

@@ -286,6 +286,15 @@ def test_a_row_has_the_weight_of_its_column_times_that_of_its_source(tmp_path: P
     assert weights == {("praise", 0.5), ("praise", 1.5), ("blame", 0.5)}
 
 
+def test_the_rows_of_a_source_may_have_no_weights(tmp_path: Path):
+    config = make_config(tmp_path, "data.weight=trust")
+    config.data.mixture[1]["columns"]["data.weight"] = None
+    write(tmp_path / "blame.jsonl", [{"review": "w20", "stars": "bad"}] * 6)
+    train = make_loop(config).data.train
+    weights = {(m.source, m.weight) for step in train.steps(start=0, stop=8) for m in step.microbatches}
+    assert weights == {("praise", 0.5), ("praise", 1.5), ("blame", 0.5)}
+
+
 def test_a_language_model_joins_the_texts_of_one_source_only(tmp_path: Path):
     for name, first in (("low", 0), ("high", 20)):
         rows = [{"text": " ".join(f"w{first + (n + k) % 9}" for k in range(n % 4 + 1))} for n in range(30)]

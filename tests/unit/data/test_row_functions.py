@@ -23,7 +23,7 @@ from trainer_loop.data.columns import Columns
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.row_stream import RowStream
 from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.source import DataSection, read_splits
+from trainer_loop.data.source import DataSection, open_sources, read_splits
 from trainer_loop.data.split import Split
 from trainer_loop.record.logs import Console
 from trainer_loop.testing import assert_resumes_exactly
@@ -277,8 +277,23 @@ def test_sources_of_a_mixture_may_have_functions_of_their_own(lab: str, folder: 
     mixture[1]["map"] = f"{lab}.nothing"
     (first, *_) = load(mixture=mixture, map=f"{lab}.join")[2]
     assert first.startswith(f"data.mixture: b: b.jsonl line 1: map={lab}.nothing returned None")
-    with pytest.raises(UserError, match=r"filter of a is \[3\], not a text"):
+    with pytest.raises(UserError, match=r"filter of a is \[3\], not a text or null"):
         load_config(None, ["model.type=bert", "data.mixture=[{name: a, train: a.csv, weight: 1, filter: [3]}]"])
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_source_of_a_mixture_may_switch_the_functions_of_all_off(is_streamed: bool, lab: str, folder: Path):
+    write("a.csv")
+    write("b.csv", [row | {"stars": 3} for row in ROWS])
+    sources = "[{name: a, weight: 1, train: a.csv}, {name: b, weight: 1, train: b.csv, filter: null, map: null}]"
+    config = load_config(None, ["model.type=bert", f"data.mixture={sources}", "run_dir=run"])
+    given = {"train": None, "columns": make_columns("body"), "seed": 1, "streaming": is_streamed}
+    section = DataSection(**given, mixture=config.data.mixture, filter=f"{lab}.keep", map=f"{lab}.few")
+    if is_streamed:
+        own, bare = ([values["body"] for values, _ in s.split.shards[0].read()] for s in open_sources(section))
+        assert (len(own), bare) == (24, [row["body"] for row in ROWS])
+    else:
+        assert list(read_splits(section)[0]["train"].rows["body"])[24:] == [row["body"] for row in ROWS]
 
 
 def test_values_of_numpy_and_images_of_pil_may_be_returned(folder: Path):

@@ -173,6 +173,33 @@ def test_a_loss_weight_is_a_factor_of_the_rows_of_its_source(tmp_path: Path):
             assert factors == {microbatch.weight}
 
 
+def test_a_source_may_have_no_weights_of_rows(tmp_path: Path):
+    bare = [{key: value for key, value in row.items() if key != "trust"} for row in ROWS[10:]]
+    mixture = [
+        {"name": "one", "train": str(write(tmp_path / "one.csv", ROWS[:10])), "weight": 1},
+        {
+            "name": "two",
+            "train": str(write(tmp_path / "two.csv", bare)),
+            "weight": 1,
+            "loss_weight": None,
+            "columns": {"data.weight": None, "text": None},
+        },
+    ]
+    weights = [ROWS[row]["trust"] for row in range(10)], [1.0] * len(bare)
+    for sources, wanted in ((mixture, [*weights[0], *weights[1]]), (mixture[::-1], [*weights[1], *weights[0]])):
+        options = [f"data.mixture={json.dumps(sources)}", "data.train=train", "data.weight=trust"]
+        found = {
+            (row, microbatch.weight)
+            for step_batch in make_loop(make_config(tmp_path, *options)).data.train.steps(start=0, stop=8)
+            for microbatch in step_batch.microbatches
+            for row in microbatch.rows
+        }
+        assert found == set(enumerate(wanted))
+    options[-1] = "data.weight=label"
+    with pytest.raises(UserError, match=r"data.mixture: two: columns: data.weight: null: all sources have this column"):
+        make_loop(make_config(tmp_path, *options))
+
+
 GROUPS = st.lists(st.integers(0, 9), min_size=2, max_size=60).filter(lambda groups: len(set(groups)) > 1)
 
 
