@@ -1,7 +1,7 @@
 """Everything that can be wrong with rows that could be read, found in all splits at once and without a model."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -41,6 +41,7 @@ def check_splits(
     is_streamed: bool = False,
     missing: str = "refuse",
     known: LabelNames | None = None,
+    cuts: Sequence[str] = (),
 ) -> tuple[list[str], list[str], LabelNames | None]:
     """Check raw splits -> problems, warnings, and the classes (None without a label, or where they cannot be told).
 
@@ -49,6 +50,7 @@ def check_splits(
     is_streamed: the training rows are the first of a stream, which cannot tell all labels.
     missing: what became of rows with holes before; with `empty`, an empty text is as good as any.
     known: the classes where they were found already: of rows that are judged by a model that was trained.
+    cuts: the keys by which training rows were moved or left out, with their values.
     Works on some of the splits too, where the others could not be read.
     """
     problems: list[str] = []
@@ -78,7 +80,13 @@ def check_splits(
         labelled = {name: name_labels_of_rows(split, columns) for name, split in labelled.items()}
         labelled = {name: flatten(split, label) for name, split in labelled.items()}
     label_problems, label_warnings, names = _check_labels(
-        labelled, label=label, label_names=label_names, is_streamed=is_streamed, known=known
+        labelled,
+        label=label,
+        label_names=label_names,
+        is_streamed=is_streamed,
+        known=known,
+        former=_find_former_labels(splits["train"], columns) if cuts and "train" in labelled else frozenset(),
+        cuts=cuts,
     )
     if columns.has_word_tags and names is not None and not label_problems:
         for name, split in splits.items():
@@ -105,6 +113,14 @@ def count_labels(split: Split, label: str) -> Counter[RawLabel]:
         for counted in pc.value_counts(column.drop_null()).to_pylist():
             counts[counted["values"]] += counted["counts"]
     return counts
+
+
+def _find_former_labels(train: Split, columns: Columns) -> Collection[RawLabel]:
+    """The labels of the training rows before some were moved or left out; of label columns none, for they name all."""
+    before, label = train.before, columns.label
+    if before is None or label is None or label in columns.joined or label not in before.rows.column_names:
+        return frozenset()
+    return frozenset(count_labels(flatten(before, label) if columns.has_class_lists else before, label))
 
 
 def _explain_missing(split: Split, *, own: str, columns: Sequence[str]) -> list[str]:
@@ -167,8 +183,16 @@ def _check_texts(split: Split, column: str, *, may_be_empty: bool, is_optional: 
 
 
 def _check_labels(
-    splits: Mapping[str, Split], *, label: str, label_names: object, is_streamed: bool, known: LabelNames | None
+    splits: Mapping[str, Split],
+    *,
+    label: str,
+    label_names: object,
+    is_streamed: bool,
+    known: LabelNames | None,
+    former: Collection[RawLabel],
+    cuts: Sequence[str],
 ) -> tuple[list[str], list[str], LabelNames | None]:
+    """former: labels that the training rows had before `cuts`; see `check_splits`."""
     problems: list[str] = []
     for split in splits.values():
         if found := _describe_rows(split, label, is_unlabelled):
@@ -203,7 +227,9 @@ def _check_labels(
         return problems + error.problems, [], None
     for split in splits.values():
         if not _check_kind(split, label=label, train=train):
-            problems += _check_values(split, label=label, names=names, given=label_names)
+            lost = [] if label_names is not None else [value for value in former if value not in names.ids]
+            problems += _check_values(split, label=label, names=names, given=label_names, lost=lost)
+            problems += _check_lost(split, label=label, lost=lost, cuts=cuts)
     if problems and not counts:
         return problems, [], names  # that no class has rows is said already
     warnings = (
@@ -288,13 +314,16 @@ def _check_known(split: Split, *, label: str, known: LabelNames) -> list[str]:
     return _check_values(split, label=label, names=known, given=None)
 
 
-def _check_values(split: Split, *, label: str, names: LabelNames, given: object) -> list[str]:
+def _check_values(
+    split: Split, *, label: str, names: LabelNames, given: object, lost: Collection[RawLabel] = ()
+) -> list[str]:
+    """Labels that are no class. lost: those that are told elsewhere, see `_check_lost`."""
     are_classes = isinstance(split.rows.features[label], datasets.ClassLabel)
-    seen = count_labels(split, label)
-    unknown = [value for value in seen if value not in names.ids and not (are_classes and value == HIDDEN)]
+    allowed_too = {HIDDEN, *lost} if are_classes else set(lost)
+    unknown = [value for value in count_labels(split, label) if value not in names.ids and value not in allowed_too]
     if not unknown:
         return []
-    found = _describe_rows(split, label, lambda column: pc.is_in(column, pa.array(unknown, column.type)), values=True)
+    found = _describe_labelled(split, label, unknown)
     allowed = enumerate_some([shorten(value) for value in names.ids], at_most=10)
     named = given is not None or isinstance(split.rows.features[label], datasets.ClassLabel)
     wanted = "may be" if named else "in data.train are"
@@ -304,6 +333,23 @@ def _check_values(split: Split, *, label: str, names: LabelNames, given: object)
     elif all(isinstance(value, str) for value in unknown):
         remedy += did_you_mean(str(unknown[0]), map(str, names.ids))
     return [f"data.{split.name}: column {label!r} has an unknown label in {found}; labels {wanted} {allowed}: {remedy}"]
+
+
+def _check_lost(split: Split, *, label: str, lost: Collection[RawLabel], cuts: Sequence[str]) -> list[str]:
+    """Labels that training rows had until all of these were moved or left out."""
+    found = [value for value in count_labels(split, label) if value in lost] if lost else []
+    if not found:
+        return []
+    return [
+        f"data.{split.name}: column {label!r} has a label without a training row in "
+        f"{_describe_labelled(split, label, found)}; data.train had some, and {', '.join(cuts)} moved or left out all "
+        "of them: change this or the seed, or name all classes in data.label_names"
+    ]
+
+
+def _describe_labelled(split: Split, label: str, values: Sequence[RawLabel]) -> str:
+    """`3 rows: reviews.csv row 4 ('good'), ...` for the rows with one of these labels."""
+    return _describe_rows(split, label, lambda column: pc.is_in(column, pa.array(values, column.type)), values=True)
 
 
 def _describe_rows(split: Split, column: str, test: Test, *, values: bool = False) -> str:

@@ -85,6 +85,18 @@ class DataSection:
         """The columns that are read of the training rows."""
         return self.columns.beside(weight=self.weight, group=self.split_by)
 
+    @property
+    def cuts(self) -> list[str]:
+        """The keys by which training rows are moved to another split or left out, with their values."""
+        given = {
+            "data.validation_fraction": self.validation_fraction,
+            "data.split_by": self.split_by,
+            "data.limit.train": self.limit.get("train"),
+            "data.deduplicate": "true" if self.deduplicate else None,
+            "data.missing": "drop" if self.missing == "drop" else None,
+        }
+        return [f"{key}={value}" for key, value in given.items() if value is not None]
+
     def columns_of(self, split: str) -> Columns:
         return self.train_columns if split == "train" else self.columns
 

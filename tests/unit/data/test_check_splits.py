@@ -106,6 +106,28 @@ def test_labels_unseen_in_train_are_told_with_rows_and_values():
     assert names is not None
 
 
+@pytest.mark.parametrize("labels", [["neg", "pos", "rare"], [3, 5, 9]])
+def test_labels_that_train_lost_are_told_apart_from_those_that_it_never_had(labels: list[Any]):
+    train = make_split("train", text=["a", "b", "c"], label=labels).select(np.array([0, 1]))
+    other = make_split("test", text=["a", "b"], label=[labels[2], type(labels[0])(77)])
+    problems, _, _ = check(train, other, cuts=["data.limit.train=2"])
+    unknown, lost = problems
+    assert f"has an unknown label in 1 row: test.csv row 2 ({other.rows[1]['label']!r})" in unknown
+    assert lost == (
+        f"data.test: column 'label' has a label without a training row in 1 row: test.csv row 1 ({labels[2]!r}); "
+        "data.train had some, and data.limit.train=2 moved or left out all of them: change this or the seed, or name "
+        "all classes in data.label_names"
+    )
+
+
+def test_tags_that_train_lost_are_told_too():
+    columns = bind_columns(TokenClassification.columns, {}, task="token_classification")
+    train = make_split("train", words=[["a", "b"], ["c"]], tags=[["O", "B-X"], ["O"]]).select(np.array([1]))
+    other = make_split("validation", words=[["a"]], tags=[["B-X"]])
+    (problem,), _, _ = check(train, other, columns=columns, cuts=["data.limit.train=1"])
+    assert "column 'tags' has a label without a training row in 1 row: validation.csv row 1 ('B-X')" in problem
+
+
 def test_labels_outside_the_names_are_told_in_every_split():
     splits = make_split("train", **GOOD), make_split("validation", **GOOD)
     problems, _, _ = check(*splits, label_names=["neg", "neutral"])

@@ -227,6 +227,22 @@ def test_the_rows_of_an_author_are_in_one_split(tmp_path: Path):
     assert len(trained) == 4
 
 
+def test_a_class_that_is_cut_off_with_its_group_is_told_with_what_cut_it_off(tmp_path: Path):
+    rows = [{**row, "author": "one", "label": "rare"} if number < 3 else row for number, row in enumerate(ROWS)]
+    overrides = ["data.split_by=author", "data.validation_fraction=0.1", "seed=17"]
+    with pytest.raises(UserError) as refused:
+        make_loop(make_config(tmp_path, *overrides, rows=rows))
+    place = tmp_path / "a.csv"
+    assert refused.value.problems == [
+        f"data.validation: column 'label' has a label without a training row in 3 rows: {place} row 1 ('rare'), "
+        f"{place} row 2 ('rare'), {place} row 3 ('rare'); data.train had some, and data.validation_fraction=0.1, "
+        "data.split_by=author moved or left out all of them: change this or the seed, or name all classes in "
+        "data.label_names"
+    ]
+    loop = make_loop(make_config(tmp_path, *overrides, "data.label_names=[bad, good, rare]", rows=rows))
+    assert loop.data.validation[""].num_rows == 3
+
+
 def test_all_rows_of_one_group_are_refused(tmp_path: Path):
     rows = [dict(row, author="all") for row in ROWS]
     overrides = ["data.split_by=author", "data.validation_fraction=0.2"]
