@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import sys
 import textwrap
 from contextlib import closing
 from itertools import islice
@@ -21,10 +22,12 @@ from PIL import Image
 from trainer_loop import Column, Predictor, UserError, build, load_config
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.labels import LabelNames
+from trainer_loop.data.row_functions import RowFunctions, load_functions
 from trainer_loop.data.row_stream import RowStream
 from trainer_loop.data.shards import ShardedSplit
 from trainer_loop.data.source import DataSection, open_sources, read_splits
 from trainer_loop.data.split import Split
+from trainer_loop.own_files import find_own_files
 from trainer_loop.record.logs import Console
 from trainer_loop.testing import assert_resumes_exactly
 
@@ -260,6 +263,55 @@ def test_the_fingerprint_follows_the_rows_in_memory_and_the_code_of_a_stream(lab
     assert commented[1] != before[1]
     Path("third_lab.py").write_text(FUNCTIONS.replace("}: {", "}; {"))
     assert fingerprints("third_lab")[0] != before[0]
+
+
+def test_the_fingerprint_of_a_stream_follows_the_files_that_a_function_imports(lab: str):
+    helpers = {
+        "cleaning.py": "from lists import spam\ndef clean(text): return text.lower()\n",
+        "lists/__init__.py": "from . import words\n",
+        "lists/spam.py": "SPAM = ['buy']\n",
+        "lists/words.py": "import json, numpy.linalg\n",
+        "later.py": "import lab_of_helpers\n",
+    }
+    Path("lists").mkdir()
+    for name, text in helpers.items():
+        Path(name).write_text(text)
+    Path("unused.py").write_text("")
+    Path("lab_of_helpers.py").write_text(
+        "import cleaning\nfrom torch.nn import Module\ndef keep(row):\n    from later import x\n    return True\n"
+    )
+    functions = RowFunctions("lab_of_helpers.keep", None, load_functions(f"{lab}.keep", None).keep, None)
+    assert set(find_own_files(["lab_of_helpers.keep"])) == {
+        *("cleaning", "lab_of_helpers", "later", "lists", "lists.spam", "lists.words")
+    }
+    before = functions.fingerprint()
+    Path("unused.py").write_text("# changed\n")
+    assert functions.fingerprint() == before
+    for name, text in helpers.items():
+        Path(name).write_text(f"{text}# changed\n")
+        assert functions.fingerprint() != before, name
+        Path(name).write_text(text)
+    assert functions.fingerprint() == before
+
+
+def test_a_change_in_a_file_that_a_function_imports_changes_the_rows_in_memory_and_the_fingerprint_of_a_stream(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(str(folder))
+    Path("rows_lab.py").write_text("import spelling_lab\ndef spell(row): return {'body': spelling_lab.of(row['body'])}")
+    fingerprints = []
+    for method in ("upper", "capitalize", "capitalize"):
+        Path("spelling_lab.py").write_text(f"def of(text): return text.{method}()\n")
+        for name in ("rows_lab", "spelling_lab"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        given = {"train": write("a.jsonl"), "map": "rows_lab.spell", "columns": make_columns("body")}
+        opened = load(**given, streaming=True)[1]
+        assert opened is not None
+        rows = load(**given)[0]["train"]
+        assert rows.rows[0]["body"] == getattr("text 0", method)()
+        fingerprints.append((rows.fingerprint, opened.fingerprint))
+    assert fingerprints[1] == fingerprints[2]
+    assert fingerprints[0][0] != fingerprints[1][0] and fingerprints[0][1] != fingerprints[1][1]
 
 
 def test_sources_of_a_mixture_may_have_functions_of_their_own(lab: str, folder: Path):
