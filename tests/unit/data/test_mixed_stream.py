@@ -268,6 +268,8 @@ def test_a_run_streams_its_sources_by_weight_each_with_its_own_columns_and_logs_
     assert abs(origins["praise-a.jsonl"] - 21) <= 4  # 7 of 12 rows
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any("validation/accuracy" in row for row in rows)
+    assert not any("epoch" in row for row in rows)
+    assert console.lines.count("validation at step 8") == 1
     (row,) = [row for row in rows if "praise/loss" in row]
     assert (row["praise/row_share"], row["blame/row_share"]) == (0.75, 0.25)
     assert (row["praise/token_share"], row["blame/token_share"]) == (pytest.approx(72 / 84), pytest.approx(12 / 84))
