@@ -525,6 +525,7 @@ def _check_metrics(
         entries,
         num_labels=num_labels,
         outputs=task.list_outputs(),
+        written=task.written_outputs,
         label_names=label_names,
         trust_remote_code=config.model.trust_remote_code,
     )

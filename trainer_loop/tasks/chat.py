@@ -19,7 +19,6 @@ from trainer_loop.tasks.chat_template import (
 )
 from trainer_loop.tasks.generation import cut_at_end, pad_on_the_left
 from trainer_loop.tasks.language_model import (
-    LANGUAGE_MODEL_OUTPUTS,
     LanguageModel,
     call_decoder,
     count_labels,
@@ -55,6 +54,7 @@ class Chat(LanguageModel):
     peft_type = "CAUSAL_LM"
     pipeline_tag = "text-generation"
     generates = True
+    written_outputs: ClassVar[Mapping[str, str]] = {"predictions": "text", "references": "texts"}
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {
             "messages": [
@@ -114,11 +114,6 @@ class Chat(LanguageModel):
 
     def settings(self) -> dict[str, Any]:
         return {"train_on": self.train_on, "spans": self.spans, "code": read_code_of_conversations()}
-
-    def list_outputs(self) -> Mapping[str, str] | None:
-        """With texts that are written, metrics on texts fit too."""
-        written = {"predictions": "text", "references": "texts"} if self._writes_in_evaluation else {}
-        return {**LANGUAGE_MODEL_OUTPUTS, **written}
 
     @property
     def example_texts(self) -> Sequence[str]:
