@@ -227,7 +227,8 @@ def _check_labels(
         return problems + error.problems, [], None
     for split in splits.values():
         if not _check_kind(split, label=label, train=train):
-            lost = [] if label_names is not None else [value for value in former if value not in names.ids]
+            is_named = label_names is not None or isinstance(train.rows.features[label], datasets.ClassLabel)
+            lost = [] if is_named else [value for value in former if value not in names.ids]
             problems += _check_values(split, label=label, names=names, given=label_names, lost=lost)
             problems += _check_lost(split, label=label, lost=lost, cuts=cuts)
     if problems and not counts:

@@ -86,13 +86,18 @@ class DataSection:
         return self.columns.beside(weight=self.weight, group=self.split_by)
 
     @property
+    def deduplicated_sources(self) -> list[bool]:
+        """Whether duplicates are left out, of each source of the mixture, or of the only one."""
+        return [entry.get("deduplicate", self.deduplicate) for entry in self.mixture] or [self.deduplicate]
+
+    @property
     def cuts(self) -> list[str]:
         """The keys by which training rows are moved to another split or left out, with their values."""
         given = {
             "data.validation_fraction": self.validation_fraction,
             "data.split_by": self.split_by,
             "data.limit.train": self.limit.get("train"),
-            "data.deduplicate": "true" if self.deduplicate else None,
+            "data.deduplicate": "true" if any(self.deduplicated_sources) else None,
             "data.missing": "drop" if self.missing == "drop" else None,
         }
         return [f"{key}={value}" for key, value in given.items() if value is not None]
@@ -275,10 +280,9 @@ def _settle(splits: Mapping[str, Split], section: DataSection, problems: Problem
 
 def _drop_duplicates(splits: Mapping[str, Split], section: DataSection, say: Say) -> dict[str, Split]:
     """The training rows without those that are duplicates; a source of a mixture may have its own deduplicate."""
-    asked = [entry.get("deduplicate", section.deduplicate) for entry in section.mixture] or [section.deduplicate]
-    if not any(asked):
+    if not any(section.deduplicated_sources):
         return {}
-    whole = [number for number, is_asked in enumerate(asked) if not is_asked]
+    whole = [number for number, is_asked in enumerate(section.deduplicated_sources) if not is_asked]
     train, told = drop_duplicates(splits, section.columns, whole=whole)
     for line in told:
         say(f"train: {line}")

@@ -120,6 +120,13 @@ def test_labels_that_train_lost_are_told_apart_from_those_that_it_never_had(labe
     )
 
 
+def test_hidden_labels_are_not_told_as_lost():
+    feature = datasets.ClassLabel(names=["neg", "pos"])
+    train = make_split("train", feature, text=["a", "b", "c"], label=[0, 1, -1]).select(np.array([0, 1]))
+    (problem,), _, _ = check(train, make_split("test", feature, text=["a"], label=[-1]), cuts=["data.missing=drop"])
+    assert "stands for a label that is kept secret" in problem
+
+
 def test_tags_that_train_lost_are_told_too():
     columns = bind_columns(TokenClassification.columns, {}, task="token_classification")
     train = make_split("train", words=[["a", "b"], ["c"]], tags=[["O", "B-X"], ["O"]]).select(np.array([1]))
