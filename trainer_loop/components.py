@@ -17,6 +17,7 @@ from types import ModuleType, NoneType, UnionType
 from typing import Any, TypeVar, cast, get_args
 
 from trainer_loop.errors import UserError, displayed, refuse, suggest
+from trainer_loop.own_files import is_own
 from trainer_loop.search_path import insert_after_installed, is_installed
 
 _T = TypeVar("_T")
@@ -113,7 +114,7 @@ def fingerprint_own(found: object) -> str | None:
         file, source = inspect.getsourcefile(found), inspect.getsource(found)  # type: ignore[arg-type] # told by it
     except (TypeError, OSError):
         return None
-    if file is None or not _is_own(file):
+    if file is None or not is_own(file):
         return None
     return f"{Path(file).name} {zlib.crc32(source.encode()):08x}"
 
@@ -121,7 +122,7 @@ def fingerprint_own(found: object) -> str | None:
 def describe_own_line(error: BaseException) -> str | None:
     """The innermost line of code that nobody installed and that is none of ours, and the error; None without one."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if Path(frame.filename).is_file() and _is_own(frame.filename):
+        if Path(frame.filename).is_file() and is_own(frame.filename):
             told = str(error).strip().partition("\n")[0]
             return f"{displayed(frame.filename)}:{frame.lineno}: {type(error).__name__}: {told}"
     return None
@@ -152,11 +153,6 @@ def _import_failure(error: BaseException, *, dotted: str, place: str) -> str:
         where, said = (f"{displayed(own[-1].filename)}:{own[-1].lineno}: " if own else ""), str(error)
     first_line = said.strip().partition("\n")[0]
     return f"{place}: {dotted} cannot be imported: {where}{type(error).__name__}: {first_line}"
-
-
-def _is_own(file: str) -> bool:
-    """Whether a file is the user's: neither installed, nor of this package."""
-    return not is_installed(file) and not Path(file).is_relative_to(Path(__file__).parents[1])
 
 
 def _module_names(directories: Iterable[str]) -> list[str]:

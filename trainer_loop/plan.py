@@ -269,9 +269,9 @@ def _find_what_does_not_suit(task: Task, config: Config, overrides: Overrides) -
         )
     if task.mixes and data.streaming:
         yield f"data.streaming: {name} mixes each row with any other, and a stream holds few; set it to false"
-    drawing = ("data.weight", "data.mixture", "data.sampling")
-    if task.mixes and (drawn := [key for key in drawing if values_of(config)[key] != KEYS[key].default]):
-        yield f"{drawn[0]}: {name} mixes each row with any other, all alike; leave one out"
+    for key in ("data.weight", "data.mixture", "data.sampling") if task.mixes else ():
+        if values_of(config)[key] != KEYS[key].default:
+            yield f"{key}: {name} mixes each row with any other, all alike; leave one out"
     if config.model.packing and not task.can_pack:
         yield f"model.packing: {name} knows no packed batches; set model.packing=false"
 
@@ -540,6 +540,7 @@ def _check_metrics(
         entries,
         num_labels=num_labels,
         outputs=task.list_outputs(),
+        written=task.written_outputs,
         label_names=label_names,
         trust_remote_code=config.model.trust_remote_code,
     )

@@ -19,6 +19,7 @@ from trainer_loop.data.columns import RESERVED, Columns, bind_columns
 from trainer_loop.data.cut import Limits
 from trainer_loop.data.images import load_processor
 from trainer_loop.data.loader import move_batch
+from trainer_loop.data.tokens import encode_rows
 from trainer_loop.errors import Problems, UserError, in_one_line, refuse
 from trainer_loop.metrics.load import check_metrics, load_metrics
 from trainer_loop.metrics.named_metric import compute_metrics
@@ -325,17 +326,11 @@ class Predictor:
         """
         if not numbers:
             return _Part(rows, numbers, [], [], [])
-        columns = dict(self.task.encode_alone(rows, max_length=self.max_length))
-        num_encoded = len(next(iter(columns.values())))
-        sources = list(columns.get("source", range(num_encoded)))
-        if "label" in rows:
-            columns.setdefault("label", [rows["label"][source] for source in sources])
-        lengths = columns.get("length") or [len(ids) for ids in columns.get("input_ids", ())] or [1] * num_encoded
-        faults = {place: reason for place, reason in enumerate(columns.get("fault", ())) if reason is not None}
-        columns = {name: values for name, values in columns.items() if name not in RESERVED}
-        if faults := faults | self.task.find_faults(columns, are_pairs="text_pair" in rows):
-            raise UserError([f"{origin_of(numbers[sources[place]])} {reason}" for place, reason in faults.items()])
-        return _Part(rows, numbers, [_read(columns, place) for place in range(num_encoded)], sources, lengths)
+        encoded, faults = encode_rows(self.task, self.task.encode_alone, rows, max_length=self.max_length)
+        lengths, sources = encoded["length"], encoded["source"]
+        refuse([f"{origin_of(numbers[sources[place]])} {reason}" for place, reason in faults.items()])
+        columns = {name: values for name, values in encoded.items() if name not in RESERVED}
+        return _Part(rows, numbers, [_read(columns, place) for place in range(len(lengths))], sources, lengths)
 
     def _run(
         self, part: _Part, origin_of: Callable[[int], str], *, counts: bool, judges: bool

@@ -1,4 +1,4 @@
-"""What the command does, from Python: with parts that were made by hand, on rows that are held in hand."""
+"""`build` from Python: given models, tasks, optimizers, in-memory rows, custom loops and trackers."""
 
 import copy
 import dataclasses
@@ -77,7 +77,7 @@ def make_table(count: int, *, seed: int = 0) -> dict[str, list]:
 
 
 class Reviews(torch.utils.data.Dataset):
-    """Not iterable: found by number alone."""
+    """A map-style dataset: rows are read by index, and it cannot be iterated."""
 
     def __init__(self, table: dict[str, list]):
         self.table = table
@@ -104,7 +104,7 @@ def weights_of(loop):
     return {name: weight.detach().clone() for name, weight in loop.bare_model.named_parameters()}
 
 
-def test_a_config_and_a_loop_are_all_it_takes_and_leave_what_the_command_leaves(settings, tmp_path):
+def test_build_and_fit_write_the_same_run_directory_as_the_command(settings, tmp_path):
     file = write_csv(tmp_path / "train.csv", make_reviews(40))
     config = load_config(None, [*settings, f"data.train={file}", "data.validation_fraction=0.2"])
     loop = build(config)
@@ -118,7 +118,7 @@ def test_a_config_and_a_loop_are_all_it_takes_and_leave_what_the_command_leaves(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_rows_of_every_form_train_the_same_weights(form, settings, tmp_path):
+def test_every_type_of_rows_gives_the_same_weights(form, settings, tmp_path):
     def train(rows, run_dir):
         tiny.forget_accelerator()
         config = dataclasses.replace(load_config(None, settings), run_dir=str(run_dir))
@@ -135,7 +135,7 @@ def test_rows_of_every_form_train_the_same_weights(form, settings, tmp_path):
     assert row["validation/some/rows"] == 24
 
 
-def test_rows_in_hand_are_evaluated_and_predicted_in_their_order(settings):
+def test_in_memory_rows_are_evaluated_and_predicted_in_their_order(settings):
     loop = build(load_config(None, settings), rows={"train": make_rows(40)})
     loop.fit()
     table = make_table(30, seed=5)
@@ -154,7 +154,7 @@ def make_rows(count: int, *, seed: int = 0) -> datasets.Dataset:
     return datasets.Dataset.from_dict(make_table(count, seed=seed))
 
 
-def test_a_model_and_an_optimizer_made_by_hand_are_those_that_train(settings, model_dir):
+def test_a_given_model_and_a_given_optimizer_are_the_ones_that_are_trained(settings, model_dir):
     config = load_config(None, [*settings, "model.name=", f"model.tokenizer={model_dir}", "scheduler.name=constant"])
     model = make_model(300)
     start = model.classifier.weight.detach().clone()
@@ -183,7 +183,7 @@ def test_a_model_and_an_optimizer_made_by_hand_are_those_that_train(settings, mo
         (pd.DataFrame({"text": ["a", None], "label": [0, 1]}), "train row 2"),
     ],
 )
-def test_rows_that_are_none_are_told(rows, wanted, settings):
+def test_values_that_are_not_rows_are_refused(rows, wanted, settings):
     with pytest.raises(UserError) as caught:
         build(load_config(None, settings), rows={"train": rows})
     (problem,) = caught.value.problems
@@ -201,14 +201,14 @@ def test_rows_that_are_none_are_told(rows, wanted, settings):
         ({"validation": [], "validation.hard": []}, "rows has 'validation' and 'validation.hard'"),
     ],
 )
-def test_rows_under_a_name_that_is_no_split_are_told(rows, wanted, settings):
+def test_names_that_are_not_splits_are_refused(rows, wanted, settings):
     with pytest.raises(UserError) as caught:
         build(load_config(None, settings), rows=rows)
     (problem,) = caught.value.problems
     assert wanted in problem
 
 
-def test_sets_that_are_given_take_the_place_of_a_file_without_a_name(settings):
+def test_given_validation_sets_replace_the_validation_file_of_the_config(settings):
     loop = build(
         load_config(None, [*settings, "data.validation=none.csv"]),
         rows={"train": make_rows(24), "validation.hard": make_rows(8, seed=1)},
@@ -216,12 +216,12 @@ def test_sets_that_are_given_take_the_place_of_a_file_without_a_name(settings):
     assert list(loop.data.validation) == ["hard"]
 
 
-def test_what_the_config_lacks_and_nobody_gave_is_told(settings):
+def test_missing_training_rows_are_reported(settings):
     with pytest.raises(UserError, match=r"data\.train is 'train', the name of a split"):
         build(load_config(None, settings))
 
 
-def test_labels_that_were_not_trained_are_told(settings):
+def test_rows_that_do_not_fit_the_trained_model_are_refused(settings):
     loop = build(load_config(None, settings), rows={"train": make_rows(24)})
     remedy = "fill it in or remove the row, or set data.missing=drop"
     for rows, told in (
@@ -251,7 +251,7 @@ def test_labels_that_were_not_trained_are_told(settings):
         loop.predict([{"text": "a"}, {"text": None}])
 
 
-def test_rows_with_holes_are_dropped_where_the_config_says_so(settings, capfd):
+def test_rows_with_missing_values_are_dropped_with_missing_drop(settings, capfd):
     table = make_table(30)
     holes = [{"text": None, "label": "negative"}, {"text": "a film", "label": float("nan")}]
     rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
@@ -273,7 +273,7 @@ def test_rows_with_holes_are_dropped_where_the_config_says_so(settings, capfd):
 
 
 class Regression(Task):
-    """A number from four numbers."""
+    """Predicts one number from four."""
 
     def loss(self, model, batch):
         return (model(batch["x"]) - batch["y"]).square().sum()
@@ -330,7 +330,7 @@ def test_any_module_trains_on_any_rows_and_is_exported_as_safetensors(tmp_path):
     assert not (tmp_path / "run" / "model" / "tokenizer.json").exists()
 
 
-def test_keys_for_texts_are_refused_by_a_task_that_takes_rows_as_they_are(tmp_path):
+def test_a_task_without_columns_refuses_keys_for_texts(tmp_path):
     words = [
         "train={steps: 2, precision: no}",
         f"run_dir={tmp_path / 'run'}",
@@ -345,7 +345,7 @@ def test_keys_for_texts_are_refused_by_a_task_that_takes_rows_as_they_are(tmp_pa
     assert len(refused.value.problems) == 4
 
 
-def test_validation_rows_that_are_given_and_a_share_to_cut_exclude_each_other(tmp_path):
+def test_given_validation_rows_and_validation_fraction_exclude_each_other(tmp_path):
     words = ["train={steps: 2, precision: no}", f"run_dir={tmp_path / 'run'}", "data.validation_fraction=0.2"]
     with pytest.raises(UserError, match=r"data.validation_fraction: 0.2: validation rows are given; set it to null"):
         build(
@@ -356,13 +356,13 @@ def test_validation_rows_that_are_given_and_a_share_to_cut_exclude_each_other(tm
         )
 
 
-def test_a_task_that_is_given_has_its_loss_and_arguments(tmp_path):
+def test_a_given_task_refuses_loss_arguments_of_the_config(tmp_path):
     words = ["train={steps: 2, precision: no}", f"run_dir={tmp_path / 'run'}", "loss.args.label_smoothing=0.1"]
     with pytest.raises(UserError, match=r"loss.args: .* the task that was given, a Regression, has its own; remove it"):
         build(load_config(None, words), task=Regression(), model=Linear(), rows={"train": Points(20)})
 
 
-def test_a_task_that_computes_its_own_loss_takes_none_from_the_config(tmp_path, monkeypatch):
+def test_a_task_with_its_own_loss_refuses_loss_arguments(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
     config = load_config(
         str(Path(__file__).parents[2] / "examples/table/config.yaml"), ["loss.args.label_smoothing=0.1"]
@@ -377,7 +377,7 @@ class Shaken(Points):
         return row | {"x": row["x"] + 0.01 * torch.randn(4)}
 
 
-def test_rows_that_are_changed_at_random_when_they_are_read_go_on_too(tmp_path):
+def test_a_run_resumes_exactly_with_rows_that_are_augmented_at_random(tmp_path):
     words = ["train={steps: 6, precision: no}", f"run_dir={tmp_path / 'run'}", "batch.size=4", "checkpoint.every=3"]
 
     def run(*more: str) -> torch.Tensor:
@@ -395,7 +395,7 @@ def test_rows_that_are_changed_at_random_when_they_are_read_go_on_too(tmp_path):
     assert torch.equal(whole, parted)
 
 
-def test_keys_that_a_given_part_decides_itself_are_told(tmp_path, capsys):
+def test_keys_that_a_given_optimizer_ignores_are_reported(tmp_path, capsys):
     words = ["train={steps: 2, precision: no}", f"run_dir={tmp_path / 'run'}", "optimizer.lr=0.5"]
     loop = build(
         load_config(None, words),
@@ -409,7 +409,7 @@ def test_keys_that_a_given_part_decides_itself_are_told(tmp_path, capsys):
     assert loop.checkpointer.run_facts["task.name"].endswith("Regression")
 
 
-def test_rows_without_labels_are_predicted_by_the_example_too(tmp_path, monkeypatch):
+def test_the_table_example_predicts_rows_without_labels(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2])
     words = ["train={steps: 2, precision: no, epochs: null}", f"run_dir={tmp_path / 'run'}", "checkpoint.best="]
     loop = build(load_config(str(Path(__file__).parents[2] / "examples/table/config.yaml"), words))
@@ -425,13 +425,13 @@ def test_rows_without_labels_are_predicted_by_the_example_too(tmp_path, monkeypa
         ("optimizer.groups=[{match: head.*, lr: 1.0}]", "optimizer.groups[0]: head.* matches no parameter"),
     ],
 )
-def test_patterns_are_judged_on_a_model_without_transformers_too(words, wanted, tmp_path):
+def test_parameter_patterns_are_checked_on_any_module(words, wanted, tmp_path):
     config = load_config(None, ["train={steps: 2, precision: no}", f"run_dir={tmp_path / 'run'}", words])
     with pytest.raises(UserError, match=re.escape(wanted)):
         build(config, task=Regression(), model=Linear(), rows={"train": Points(9)})
 
 
-def test_samples_and_parts_of_rows_are_drawn_by_the_seed(tmp_path):
+def test_limits_and_validation_rows_are_drawn_by_the_seed(tmp_path):
     settings = ["batch.size=8", "train={steps: 2, precision: no}", f"run_dir={tmp_path / 'run'}"]
     settings += ["data={validation_fraction: 0.25, limit: {train: 40}}", "evaluate.every=1"]
     loop = build(load_config(None, settings), task=Regression(), model=Linear(), rows={"train": Points(100)})
@@ -443,7 +443,7 @@ def test_samples_and_parts_of_rows_are_drawn_by_the_seed(tmp_path):
     assert again.data.train.origins(0) == first
 
 
-def test_rows_without_tokens_are_judged_as_many_at_once_as_training_takes(tmp_path):
+def test_an_evaluation_of_rows_without_tokens_uses_the_microbatch_size_of_training(tmp_path):
     words = ["batch.size=8", "train={steps: 1, precision: no}", f"run_dir={tmp_path / 'run'}"]
     for more, wanted in (((), 3), (("batch.per_device=4",), 5), (("evaluate.per_device=10",), 2)):
         tiny.forget_accelerator()
@@ -452,9 +452,9 @@ def test_rows_without_tokens_are_judged_as_many_at_once_as_training_takes(tmp_pa
         assert len(loop.data.validation[""]) == wanted
 
 
-def test_code_of_few_shapes_is_kept_for_texts_and_of_all_for_other_rows(settings, tmp_path, monkeypatch):
+def test_the_cache_of_compiled_kernels_is_limited_for_texts_only(settings, tmp_path, monkeypatch):
     name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
-    monkeypatch.setenv(name, "")  # so that it is taken away again
+    monkeypatch.setenv(name, "")  # so that monkeypatch restores it
     del os.environ[name]
     others = ["batch.size=8", "train={steps: 1, precision: no}", f"run_dir={tmp_path / 'other'}"]
     build(load_config(None, others), task=Regression(), model=Linear(), rows={"train": Points(16)})
@@ -464,7 +464,7 @@ def test_code_of_few_shapes_is_kept_for_texts_and_of_all_for_other_rows(settings
     assert os.environ[name] == "128"
 
 
-def test_an_average_of_its_own_is_refused_beside_another(tmp_path):
+def test_ema_is_refused_with_an_optimizer_that_averages_weights_itself(tmp_path):
     config = load_config(None, ["ema.decay=0.9", "train={steps: 1, precision: no}", f"run_dir={tmp_path / 'run'}"])
     with pytest.raises(UserError, match=r"ema\.decay: a AdamWScheduleFree keeps an average of the weights itself"):
         build(
@@ -486,16 +486,16 @@ def test_an_average_of_its_own_is_refused_beside_another(tmp_path):
         (iter(()), "rows['train'] has no rows"),
     ],
 )
-def test_rows_of_another_form_are_told_to_a_task_of_any_kind(rows, wanted, tmp_path):
+def test_a_task_without_columns_refuses_values_that_are_not_rows(rows, wanted, tmp_path):
     with pytest.raises(UserError) as caught:
         build(load_config(None, [f"run_dir={tmp_path}"]), task=Regression(), model=Linear(), rows={"train": rows})
     assert any(wanted in problem for problem in caught.value.problems), caught.value.problems
 
 
-# ---------------------------------------------------------------------------------------------- what was given is used
+# -------------------------------------------------------------------------------------------- given models and states
 
 
-def test_a_model_that_was_given_brings_its_own_tokenizer(settings, tmp_path):
+def test_a_given_model_uses_its_own_tokenizer(settings, tmp_path):
     other = tmp_path / "other"
     tokenizer = train_tokenizer([text for text, _ in make_reviews(300)], framed=False, vocab_size=320, max_length=64)
     tokenizer.save_pretrained(other)
@@ -507,14 +507,14 @@ def test_a_model_that_was_given_brings_its_own_tokenizer(settings, tmp_path):
     assert list(tokenizer(text)["input_ids"]) in [list(row) for row in rows]
 
 
-def test_a_model_with_another_number_of_outputs_is_told(settings):
+def test_a_model_with_another_number_of_outputs_is_refused(settings):
     model = make_model(300)
     model.config.num_labels = 5
     with pytest.raises(UserError, match="the one that was given has 5 outputs, and the data has 2 classes"):
         build(load_config(None, settings), model=model, rows={"train": make_rows(24)})
 
 
-def test_weights_that_were_not_taken_up_are_told(settings, capfd):
+def test_evaluating_without_restoring_the_checkpoint_warns_once(settings, capfd):
     rows = {"train": make_rows(24)}
     build(load_config(None, [*settings, "checkpoint.every=1"]), rows=rows).fit()
     tiny.forget_accelerator()
@@ -528,14 +528,14 @@ def test_weights_that_were_not_taken_up_are_told(settings, capfd):
     assert "begins with" not in capfd.readouterr().out
 
 
-def test_a_run_from_a_state_that_was_given_is_not_told_that_its_weights_are_others(settings, capfd):
+def test_a_run_that_started_from_a_given_state_does_not_warn_about_its_weights(settings, capfd):
     loop = build(load_config(None, [*settings, "checkpoint.every=1"]), rows={"train": make_rows(24)})
     loop.fit(TrainState(num_steps=loop.options.num_steps))
     loop.evaluate(make_rows(8))
     assert "begins with" not in capfd.readouterr().out
 
 
-def test_one_process_makes_loops_of_unlike_precision(settings, tmp_path):
+def test_one_process_can_build_loops_of_different_precisions(settings, tmp_path):
     rows = {"train": make_rows(24)}
     for number, precision in enumerate(("no", "bf16", "no")):
         config = load_config(None, [*settings, f"train.precision={precision}", f"run_dir={tmp_path / str(number)}"])
@@ -544,8 +544,8 @@ def test_one_process_makes_loops_of_unlike_precision(settings, tmp_path):
         loop.fit()
 
 
-def test_a_model_is_left_as_it_is_judged(settings):
-    """Whoever calls it after a run, or before one, gets no dropout that he did not ask for."""
+def test_an_evaluation_restores_the_mode_of_the_model(settings):
+    """A caller gets the mode, training or evaluation, that the model had before."""
     loop = build(load_config(None, settings), rows={"train": make_rows(24)})
     before = loop.bare_model.training
     loop.evaluate(make_rows(8))
@@ -554,11 +554,11 @@ def test_a_model_is_left_as_it_is_judged(settings):
     assert not loop.bare_model.training
 
 
-# ----------------------------------------------------------------------------------------------- memory, while judging
+# ------------------------------------------------------------------------------------------------ evaluation and memory
 
 
 class Greedy(SequenceClassification):
-    """Runs out of memory with more than three rows, or with any."""
+    """Runs out of memory in an evaluation with more than `most` rows."""
 
     most = 3
 
@@ -568,7 +568,7 @@ class Greedy(SequenceClassification):
         return super()._logits(model, batch)
 
 
-def test_an_evaluation_that_does_not_fit_goes_on_in_halves(settings, capfd):
+def test_an_evaluation_that_runs_out_of_memory_halves_its_microbatches(settings, capfd):
     rows = {"train": make_rows(24)}
     wanted = build(load_config(None, settings), rows=rows)
     figures, said = wanted.evaluate(make_rows(21)), wanted.predict(make_rows(21))
@@ -594,17 +594,17 @@ class Mute(SequenceClassification):
         return self.loss(model, batch), self.predict(model, batch)
 
 
-def test_a_task_that_gives_no_references_is_told(settings):
+def test_an_evaluation_without_references_is_refused(settings):
     loop = build(load_config(None, settings), task=Mute(), rows={"train": make_rows(24)})
     with pytest.raises(UserError, match=r"test_api\.py:\d+.* returns predictions; an evaluation needs references too"):
         loop.evaluate(make_rows(8))
 
 
-# ------------------------------------------------------------------------------------------ a loop with more of its own
+# --------------------------------------------------------------------------------------------------------- custom loops
 
 
 class Follower(TrainingLoop):
-    """Learns from a slowly moving average of itself, which a checkpoint must hold."""
+    """Trains the model towards a moving average of its weights, which the checkpoint must contain."""
 
     extra_metrics = ("distance",)
 
@@ -632,14 +632,14 @@ def follow(settings, *options):
     return load_config(None, [*settings, f"data.train={table}", "train.epochs=2", name, *options])
 
 
-def test_what_a_loop_keeps_is_in_its_checkpoints(settings, monkeypatch):
+def test_what_a_loop_registers_is_in_its_checkpoints(settings, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     assert_resumes_exactly(follow(settings))
     with pytest.raises(AssertionError, match="nor in the checkpoint"):
         assert_resumes_exactly(follow(settings, "loop.args.keeps=false"))
 
 
-def test_a_checkpoint_of_a_loop_that_kept_something_else_is_refused(settings, monkeypatch):
+def test_a_checkpoint_of_a_loop_that_registered_other_objects_is_refused(settings, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     build(follow(settings, "checkpoint.every=2")).fit()
     tiny.forget_accelerator()
@@ -647,15 +647,14 @@ def test_a_checkpoint_of_a_loop_that_kept_something_else_is_refused(settings, mo
         build(follow(settings, "loop.args.keeps=false", "resume_anyway=[loop.args]")).restore()
 
 
-def test_what_a_loop_notes_is_a_mean_since_the_row_before(settings, tmp_path, monkeypatch):
-    """Over the targets: as if each microbatch's sum had been kept."""
+def test_a_logged_metric_is_the_mean_over_the_targets_since_the_last_row(settings, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    noted = []
+    logged = []
     loop = build(follow(settings, "log.every=2", "batch.max_tokens=40"))
     log_metric = loop.log_metric
 
     def remember(name, value, *, count):
-        noted.append((float(value.detach()), count))
+        logged.append((float(value.detach()), count))
         log_metric(name, value, count=count)
 
     loop.log_metric = remember
@@ -663,12 +662,12 @@ def test_what_a_loop_notes_is_a_mean_since_the_row_before(settings, tmp_path, mo
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     told = [row["distance"] for row in rows if "distance" in row]
     assert len(told) == 3
-    assert sum(count for _, count in noted) == 48
-    total = sum(value for value, _ in noted)
+    assert sum(count for _, count in logged) == 48
+    total = sum(value for value, _ in logged)
     assert sum(told) * 16 == pytest.approx(total, rel=1e-5)
 
 
-def test_names_that_a_loop_notes_are_checked(settings, monkeypatch):
+def test_names_of_logged_metrics_are_checked(settings, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     loop = build(follow(settings))
     with pytest.raises(UserError, match="distanc is none of extra_metrics: distance; add it"):
@@ -680,7 +679,7 @@ def test_names_that_a_loop_notes_are_checked(settings, monkeypatch):
 
 
 class GradientNorms(TrainingLoop):
-    """As docs/customise.md has it."""
+    """The same code as in docs/customise.md."""
 
     def __init__(self, *, every=50, **parts):
         super().__init__(**parts)
@@ -695,10 +694,10 @@ class GradientNorms(TrainingLoop):
         return gradients
 
 
-def test_names_of_what_is_logged_may_depend_on_the_model(settings, tmp_path, monkeypatch):
+def test_names_of_logged_metrics_may_depend_on_the_model(settings, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     page = (Path(__file__).parents[2] / "docs" / "customise.md").read_text()
-    source = inspect.getsource(GradientNorms).replace('    """As docs/customise.md has it."""\n\n', "")
+    source = inspect.getsource(GradientNorms).replace('    """The same code as in docs/customise.md."""\n\n', "")
     assert source in page
     name = f"loop={{name: {GradientNorms.__module__}.GradientNorms, args: {{every: 2}}}}"
     loop = build(load_config(None, [*settings, name, "log.every=1"]), rows={"train": make_rows(24)})
@@ -748,18 +747,20 @@ def _tell(kind, what):
 
 @pytest.fixture
 def wandb(tmp_path, monkeypatch):
-    """A tracker that notes all it is told, in told.jsonl."""
+    """A fake wandb that writes every call to told.jsonl."""
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "wandb.py").write_text(_WANDB)
     monkeypatch.syspath_prepend(str(tmp_path / "lib"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    monkeypatch.setattr(tracking, "_available_trackers", [tracking.LoggerType.WANDB])  # as seen when it was imported
+    monkeypatch.setattr(
+        tracking, "_available_trackers", [tracking.LoggerType.WANDB]
+    )  # a list that accelerate made when it was imported
     return importlib.import_module("wandb")
 
 
 @pytest.mark.parametrize("fails_in", ["init", "config", "log", "finish"])
-def test_a_tracker_that_fails_costs_one_warning_and_the_run_is_the_same(
+def test_a_failing_tracker_causes_one_warning_and_does_not_change_the_run(
     fails_in, settings, wandb, monkeypatch, tmp_path
 ):
     monkeypatch.setattr(wandb, "FAILS_IN", fails_in)
@@ -773,7 +774,7 @@ def test_a_tracker_that_fails_costs_one_warning_and_the_run_is_the_same(
     assert [row["step"] for row in rows] == [1, 2, 3, 3]
 
 
-def test_a_secret_reaches_the_tracker_it_is_for_and_stands_nowhere(settings, wandb, monkeypatch, tmp_path):
+def test_a_secret_reaches_its_tracker_and_is_written_to_no_file(settings, wandb, monkeypatch, tmp_path):
     monkeypatch.setenv("MY_TOKEN", "s3cr3t-of-mine")
     words = ["log={trackers: [wandb], tracker_args: {wandb: {token: '${oc.env:MY_TOKEN}', api_key: s3cr3t-literal}}}"]
     monkeypatch.setattr(sys, "argv", ["run.py", *words])
@@ -790,11 +791,11 @@ def test_a_secret_reaches_the_tracker_it_is_for_and_stands_nowhere(settings, wan
     assert not [path for path in files if b"s3cr3t" in path.read_bytes()]
     log = (tmp_path / "run" / "train.log").read_text()
     assert "resumed at step 3 of 6" in log
-    assert "log.tracker_args" not in log, "it has not changed"
+    assert "log.tracker_args" not in log, "the value has not changed"
     assert "api_key: ${oc.env:WANDB_API_KEY}" in (tmp_path / "run" / "config.yaml").read_text()
 
 
-def test_trackers_are_told_project_run_and_every_row(settings, wandb, tmp_path):
+def test_trackers_receive_project_run_and_every_row(settings, wandb, tmp_path):
     words = ["log={every: 1, trackers: [wandb], project: spoons, tracker_args: {wandb: {tags: [baseline]}}}"]
     loop = build(load_config(None, [*settings, *words]), rows={"train": make_rows(24)})
     loop.fit()
@@ -829,7 +830,7 @@ class Lines(GeneralTracker):
 """
 
 
-def test_a_tracker_of_ones_own_is_named_by_its_path_and_the_config_can_be_used_again(settings, monkeypatch, tmp_path):
+def test_a_custom_tracker_is_named_by_its_dotted_path_and_the_saved_config_works_again(settings, monkeypatch, tmp_path):
     (tmp_path / "line_lab.py").write_text(_LINES)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MY_KEY", "s3cr3t-of-mine")
@@ -850,7 +851,7 @@ def test_a_tracker_of_ones_own_is_named_by_its_path_and_the_config_can_be_used_a
 
 
 class Quadrants(Task):
-    """Columns are declared, and the model is any nn.Module."""
+    """A task that declares columns, for any nn.Module."""
 
     columns: ClassVar = {"point": Column("any"), "label": Column("class", target=True)}
 
@@ -862,7 +863,7 @@ class Quadrants(Task):
 
 
 @pytest.mark.parametrize("streaming", ["false", "true"])
-def test_a_task_on_a_model_of_ones_own_may_declare_columns(tmp_path, streaming):
+def test_a_task_with_a_custom_model_may_declare_columns(tmp_path, streaming):
     rows = [{"x": [x, y], "quadrant": f"{x > 0}{y > 0}"} for x in (-1.0, 2.0) for y in (-2.0, 1.0)] * 6
     (tmp_path / "points.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = load_config(

@@ -1,4 +1,4 @@
-"""The command under `accelerate launch`: two processes on the CPU, and the traps that lie there."""
+"""The command under `accelerate launch`, and on two CPU processes without a launcher."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def launch(*arguments: str, directory: Path, options: tuple[str, ...], environme
 
 
 def start_two(*command: str, directory: Path) -> list[fork_server.Process]:
-    """The same on two processes without a launcher, which leaves the end of each to itself."""
+    """Start two processes without a launcher: a launcher would end both as soon as one fails."""
     processes = []
     for rank, environment in enumerate(make_ranks(2)):
         environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
@@ -49,7 +49,7 @@ def start_two(*command: str, directory: Path) -> list[fork_server.Process]:
 
 
 def run_two(*command: str, directory: Path) -> list[tuple[int, str]]:
-    """The exit code of each, and what it told."""
+    """Run two processes to their end; the exit code and the output of each."""
     codes = [process.wait(300) for process in start_two(*command, directory=directory)]
     return [(code, (directory / f"{rank}.txt").read_text()) for rank, code in enumerate(codes)]
 
@@ -60,7 +60,7 @@ TWO_BY_FLAGS = ("--multi_gpu", "--num_processes", "2")
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory) -> list[str]:
-    """A run from scratch, without a pretrained model, dropout off: the same on any number of processes."""
+    """Arguments of a run of a new model without dropout, which gives the same on any number of processes."""
     directory = tmp_path_factory.mktemp("launch")
     train = write_csv(directory / "train.csv", make_reviews(61))
     validation = write_csv(directory / "validation.csv", make_reviews(37, seed=3))
@@ -82,14 +82,14 @@ def arguments(tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def its_hub():
-    """Where the run on two processes pushes to."""
+    """The hub that the run on two processes pushes to."""
     with serve() as hub:
         yield hub
 
 
 @pytest.fixture(scope="module")
 def on_two(arguments, tmp_path_factory, its_hub) -> Path:
-    """The run on two processes; its tokenising is done by them, too, and it pushes its checkpoints."""
+    """A finished run on two processes that tokenised its texts and pushed its checkpoints."""
     directory = tmp_path_factory.mktemp("two")
     environment = {
         "HF_ENDPOINT": its_hub.endpoint,
@@ -102,7 +102,7 @@ def on_two(arguments, tmp_path_factory, its_hub) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 x cpu" in done.stdout
     for once in ("train: tokenising 61 texts", "rows: 61, 8 per step", "predict: python -m"):
-        assert done.stdout.count(once) <= 1, "the other process speaks too"
+        assert done.stdout.count(once) <= 1, "process 1 prints too"
     assert "Warning" not in done.stderr
     return directory / "run"
 
@@ -119,7 +119,7 @@ def rows_of(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_two_processes_train_to_the_same_weights_and_figures_as_one(on_one, on_two):
+def test_two_processes_give_the_same_weights_and_metrics_as_one(on_one, on_two):
     for name, tensor in load_file(on_one / "model" / "model.safetensors").items():
         other = load_file(on_two / "model" / "model.safetensors")[name]
         assert (tensor - other).abs().max() < 1e-6, name
@@ -138,7 +138,7 @@ def test_two_processes_train_to_the_same_weights_and_figures_as_one(on_one, on_t
         assert {name: two[name] for name in shared} == pytest.approx({name: one[name] for name in shared}, abs=1e-6)
 
 
-def test_what_two_processes_saved_is_loaded_by_one(on_two, arguments, tmp_path):
+def test_one_process_resumes_a_checkpoint_of_two(on_two, arguments, tmp_path):
     checkpoint = on_two / "checkpoints" / "step-00000015"
     done = fork_server.run([*RUN, *arguments, "run_dir=run", f"resume={checkpoint}"], cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -148,13 +148,13 @@ def test_what_two_processes_saved_is_loaded_by_one(on_two, arguments, tmp_path):
         assert (tensor - other).abs().max() < 1e-6, name
 
 
-def test_a_user_error_is_told_once_by_two_processes_and_nothing_hangs(arguments, tmp_path):
+def test_two_processes_report_a_user_error_once_and_exit(arguments, tmp_path):
     done = launch(*arguments, "run_dir=run", "data.columns.text=txt", directory=tmp_path, options=TWO_BY_FLAGS)
     assert done.returncode != 0
     assert done.stderr.count("error: data.columns.text=txt: data.train has no such column") == 1
 
 
-def test_rows_that_differ_between_the_processes_are_refused(arguments, tmp_path):
+def test_different_rows_on_two_processes_are_refused(arguments, tmp_path):
     (tmp_path / "lab.py").write_text(
         "import os\n"
         "def rows():\n"
@@ -166,7 +166,7 @@ def test_rows_that_differ_between_the_processes_are_refused(arguments, tmp_path)
     assert any("the data or the config of process 1 is not that of process 0" in told for _, told in ended)
 
 
-def test_an_error_of_one_process_alone_is_told_with_its_number(arguments, tmp_path):
+def test_an_error_on_one_process_only_is_reported_with_its_number(arguments, tmp_path):
     write_csv(tmp_path / "only_0.csv", make_reviews(20))
     script = (
         "import os, sys\n"
@@ -177,13 +177,13 @@ def test_an_error_of_one_process_alone_is_told_with_its_number(arguments, tmp_pa
     (tmp_path / "start.py").write_text(script)
     first, second = start_two("start.py", *arguments, directory=tmp_path)
     code = second.wait(300)
-    first.kill()  # as a launcher does; it waits for the other
+    first.kill()  # as a launcher does; it waits for process 1
     assert code == 2
     assert "process 1: error: data.train=missing.csv: there is no such file" in (tmp_path / "1.txt").read_text()
 
 
-def test_processes_that_would_each_train_alone_are_refused(arguments, tmp_path):
-    """A launcher that says WORLD_SIZE=2 to a process that accelerate takes for the only one."""
+def test_processes_without_a_process_group_are_refused(arguments, tmp_path):
+    """WORLD_SIZE is 2, but accelerate makes no process group, so each process would train by itself."""
     (tmp_path / "start.py").write_text(PRETEND_ALONE)
     done = fork_server.run(
         ["start.py", *arguments, "run_dir=run"], cwd=tmp_path, env=os.environ | {"WORLD_SIZE": "2"}, timeout=300
@@ -242,25 +242,25 @@ def run_rows(directory: Path, *more: str) -> list[tuple[int, str]]:
     return run_two(*RUN, *arguments, directory=directory)
 
 
-def test_all_processes_judge_with_the_same_running_means(tmp_path):
+def test_all_processes_evaluate_with_the_same_running_means(tmp_path):
     for code, told in run_rows(tmp_path, "data.validation=lab.rows", "evaluate.every=2", "checkpoint.every=never"):
         assert code == 0, told
     told = [set((tmp_path / f"means-{rank}.txt").read_text().splitlines()) for rank in (0, 1)]
     assert told[0] == told[1]
-    assert len(told[0]) == 2, "one set of means at each of two evaluations"
+    assert len(told[0]) == 2, "two evaluations, one set of means each"
     means = load_file(tmp_path / "run" / "model" / "model.safetensors")["norm.running_mean"].tolist()
     assert any(line.startswith(str(means)) for line in told[0])
 
 
-def test_a_parameter_that_the_last_microbatch_does_not_use_is_told(tmp_path):
-    """Its gradient stays each process's own: the processes would part."""
+def test_a_parameter_that_the_last_microbatch_does_not_use_is_reported(tmp_path):
+    """DDP would not reduce its gradient, so the weights of the processes would diverge."""
     for code, told in run_rows(tmp_path, "model.overrides={heads: 2}", "seed=1"):
         assert code != 0
         assert "let every microbatch use all parameters" in told or "parameters get no gradient" in told
         assert "Expected to have finished reduction" not in told
 
 
-def test_process_0_alone_asks_the_hub_and_pushes(on_two, its_hub):
+def test_only_process_0_calls_the_hub(on_two, its_hub):
     assert its_hub.count("auth-check") == 1 and its_hub.count("repos/create") == 1
     repo = its_hub.model("me/imdb")
     assert repo.messages[-1] == "Upload the trained model"

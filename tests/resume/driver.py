@@ -226,7 +226,7 @@ def _at_tokenising(fault: _Fault, _which: int) -> None:
     """Inside the lock on the cache."""
     from trainer_loop.data import tokens
 
-    _hook(tokens, "_encode", before=lambda *_, **__: fault.happen())
+    _hook(tokens, "encode_rows", before=lambda *_, **__: fault.happen())
 
 
 def _at_worker(fault: _Fault, _which: int) -> None:

@@ -153,6 +153,8 @@ def _stream_conflicts(config: Config) -> Iterator[Conflict]:
         reasons["data.train"] = "a database is not streamed; set data.streaming=false, or write its rows to a file"
     if data.deduplicate:
         reasons["data.deduplicate"] = "the rows of a stream are not known before they are read; leave it out"
+    if any(entry.get("deduplicate") for entry in data.mixture):
+        reasons["data.mixture"] = "the rows of a stream are not known before they are read; leave deduplicate out"
     if data.validation_fraction is not None:
         reasons["data.validation_fraction"] = (
             "no part of a stream can be cut off; set data.validation to files or a split of their own"

@@ -202,8 +202,8 @@ class DataConfig:
     mixture: list[Any] = key(
         [],
         "in place of train: sources drawn by weight, [{name: a, train: a.csv, weight: 0.7}, {name: b, train: b.csv, "
-        "weight: 0.3}]; each may have columns, filter and map of its own, dataset and config in place of data.name and "
-        "data.config, and loss_weight, a factor of its rows' loss",
+        "weight: 0.3}]; each may have columns, filter, map and deduplicate of its own (filter: null for none), dataset "
+        "and config in place of data.name and data.config, and loss_weight, a factor of its rows' loss",
         kind="mixture",
         on_resume="refused",
     )

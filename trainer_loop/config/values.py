@@ -315,12 +315,25 @@ def _group_fault(entry: object) -> str | None:
 def _source(node: Node) -> object:
     if not isinstance(node, MappingNode):
         return plain(node)
-    read = {"weight": _number, "loss_weight": _number, "columns": _columns, "train": _splits}
-    return {key.value: read.get(key.value, _text)(value) for key, value in node.value}
+    read = {"weight": _number, "loss_weight": _number, "columns": _columns, "train": _splits, "deduplicate": _truth}
+    parts = {key.value: read.get(key.value, _text)(value) for key, value in node.value}
+    return {part: value for part, value in parts.items() if value is not None or part not in _LEFT_OUT_BY_NULL}
 
 
-_TEXTS_OF_SOURCE = ("dataset", "config", "filter", "map")
-_PARTS_OF_SOURCE = ("name", "train", "weight", "loss_weight", "columns", *_TEXTS_OF_SOURCE)
+def _text_or_null_fault(value: object) -> str | None:
+    return None if value is None else _text_fault(value)
+
+
+_LEFT_OUT_BY_NULL = ("dataset", "config", "columns", "loss_weight")
+_MORE_OF_SOURCE: dict[str, tuple[Callable[[object], str | None], str]] = {
+    "loss_weight": (lambda value: None if _is_number(value, at_least=0) else "", "a number of at least 0"),
+    "dataset": (_text_fault, "a text"),
+    "config": (_text_fault, "a text"),
+    "filter": (_text_or_null_fault, "a text or null"),  # null: the source has none, though data.filter names one
+    "map": (_text_or_null_fault, "a text or null"),
+    "deduplicate": (lambda value: None if isinstance(value, bool) else "", "true or false"),
+}
+_PARTS_OF_SOURCE = ("name", "train", "weight", "columns", *_MORE_OF_SOURCE)
 
 
 def _source_fault(entry: object) -> str | None:
@@ -339,12 +352,12 @@ def _source_fault(entry: object) -> str | None:
         return f"train of {entry['name']}: {wrong}" if wrong else f"{entry['name']} has no train, {_ITS_ROWS}"
     if not _is_number(entry.get("weight"), at_least=0) or not entry["weight"]:
         return f"weight of {entry['name']} is {shown(entry.get('weight'))}, not a number above 0"
-    if not _is_number(entry.get("loss_weight", 1), at_least=0):
-        return f"loss_weight of {entry['name']} is {shown(entry['loss_weight'])}, not a number of at least 0"
     if (wrong := _columns_fault(entry.get("columns", {}))) is not None:
         return f"columns of {entry['name']}: {wrong or 'not a mapping'}"
-    others = [part for part in _TEXTS_OF_SOURCE if part in entry and _text_fault(entry[part]) is not None]
-    return f"{others[0]} of {entry['name']} is {shown(entry[others[0]])}, not a text" if others else None
+    for part, (find_fault, allowed) in _MORE_OF_SOURCE.items():
+        if part in entry and find_fault(entry[part]) is not None:
+            return f"{part} of {entry['name']} is {shown(entry[part])}, not {allowed}"
+    return None
 
 
 def _mixture_fault(value: object) -> str | None:

@@ -1,7 +1,7 @@
 """Everything that can be wrong with rows that could be read, found in all splits at once and without a model."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -10,6 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer_loop.data.arrow_types import as_rows
+from trainer_loop.data.class_warnings import (
+    warn_of_spellings,
+    warn_of_streamed_classes,
+    warn_of_training_classes,
+    warn_of_unscored_classes,
+)
 from trainer_loop.data.column_values import find_fault, is_hole
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.joined_columns import name_labels_of_rows
@@ -35,6 +41,7 @@ def check_splits(
     is_streamed: bool = False,
     missing: str = "refuse",
     known: LabelNames | None = None,
+    cuts: Sequence[str] = (),
 ) -> tuple[list[str], list[str], LabelNames | None]:
     """Check raw splits -> problems, warnings, and the classes (None without a label, or where they cannot be told).
 
@@ -43,6 +50,7 @@ def check_splits(
     is_streamed: the training rows are the first of a stream, which cannot tell all labels.
     missing: what became of rows with holes before; with `empty`, an empty text is as good as any.
     known: the classes where they were found already: of rows that are judged by a model that was trained.
+    cuts: the keys by which training rows were moved or left out, with their values.
     Works on some of the splits too, where the others could not be read.
     """
     problems: list[str] = []
@@ -72,7 +80,13 @@ def check_splits(
         labelled = {name: name_labels_of_rows(split, columns) for name, split in labelled.items()}
         labelled = {name: flatten(split, label) for name, split in labelled.items()}
     label_problems, label_warnings, names = _check_labels(
-        labelled, label=label, label_names=label_names, is_streamed=is_streamed, known=known
+        labelled,
+        label=label,
+        label_names=label_names,
+        is_streamed=is_streamed,
+        known=known,
+        former=_find_former_labels(splits["train"], columns) if cuts and "train" in labelled else frozenset(),
+        cuts=cuts,
     )
     if columns.has_word_tags and names is not None and not label_problems:
         for name, split in splits.items():
@@ -99,6 +113,14 @@ def count_labels(split: Split, label: str) -> Counter[RawLabel]:
         for counted in pc.value_counts(column.drop_null()).to_pylist():
             counts[counted["values"]] += counted["counts"]
     return counts
+
+
+def _find_former_labels(train: Split, columns: Columns) -> Collection[RawLabel]:
+    """The labels of the training rows before some were moved or left out; of label columns none, for they name all."""
+    before, label = train.before, columns.label
+    if before is None or label is None or label in columns.joined or label not in before.rows.column_names:
+        return frozenset()
+    return frozenset(count_labels(flatten(before, label) if columns.has_class_lists else before, label))
 
 
 def _explain_missing(split: Split, *, own: str, columns: Sequence[str]) -> list[str]:
@@ -161,8 +183,16 @@ def _check_texts(split: Split, column: str, *, may_be_empty: bool, is_optional: 
 
 
 def _check_labels(
-    splits: Mapping[str, Split], *, label: str, label_names: object, is_streamed: bool, known: LabelNames | None
+    splits: Mapping[str, Split],
+    *,
+    label: str,
+    label_names: object,
+    is_streamed: bool,
+    known: LabelNames | None,
+    former: Collection[RawLabel],
+    cuts: Sequence[str],
 ) -> tuple[list[str], list[str], LabelNames | None]:
+    """former: labels that the training rows had before `cuts`; see `check_splits`."""
     problems: list[str] = []
     for split in splits.values():
         if found := _describe_rows(split, label, is_unlabelled):
@@ -172,7 +202,7 @@ def _check_labels(
         if known is not None and not _check_kind(split, label=label, train=None):
             problems += _check_known(split, label=label, known=known)
     if known is not None:
-        return problems, [], known
+        return problems, [] if problems else _warn_of_unscored(splits, label, known), known
     train = splits.get("train")
     if train is not None and not len(train.rows):
         return [*problems, f"data.train: no row has a label in column {label!r}; at least one must"], [], None
@@ -197,11 +227,25 @@ def _check_labels(
         return problems + error.problems, [], None
     for split in splits.values():
         if not _check_kind(split, label=label, train=train):
-            problems += _check_values(split, label=label, names=names, given=label_names)
+            is_named = label_names is not None or isinstance(train.rows.features[label], datasets.ClassLabel)
+            lost = [] if is_named else [value for value in former if value not in names.ids]
+            problems += _check_values(split, label=label, names=names, given=label_names, lost=lost)
+            problems += _check_lost(split, label=label, lost=lost, cuts=cuts)
     if problems and not counts:
         return problems, [], names  # that no class has rows is said already
-    warnings = _warn_of_stream(train, counts) if is_streamed else _warn_of_classes(counts, names)
-    return problems, warnings + _warn_of_spellings(names), names
+    warnings = (
+        warn_of_streamed_classes(counts, num_rows=len(train.rows))
+        if is_streamed
+        else warn_of_training_classes(counts, names)
+    )
+    if not problems:
+        warnings += _warn_of_unscored(splits, label, names)
+    return problems, warnings + warn_of_spellings(names), names
+
+
+def _warn_of_unscored(splits: Mapping[str, Split], label: str, names: LabelNames) -> list[str]:
+    scored = {name: count_labels(split, label) for name, split in splits.items() if name != "train"}
+    return warn_of_unscored_classes(scored, names)
 
 
 def _check_hidden(split: Split, label: str) -> list[str]:
@@ -271,13 +315,16 @@ def _check_known(split: Split, *, label: str, known: LabelNames) -> list[str]:
     return _check_values(split, label=label, names=known, given=None)
 
 
-def _check_values(split: Split, *, label: str, names: LabelNames, given: object) -> list[str]:
+def _check_values(
+    split: Split, *, label: str, names: LabelNames, given: object, lost: Collection[RawLabel] = ()
+) -> list[str]:
+    """Labels that are no class. lost: those that are told elsewhere, see `_check_lost`."""
     are_classes = isinstance(split.rows.features[label], datasets.ClassLabel)
-    seen = count_labels(split, label)
-    unknown = [value for value in seen if value not in names.ids and not (are_classes and value == HIDDEN)]
+    allowed_too = {HIDDEN, *lost} if are_classes else set(lost)
+    unknown = [value for value in count_labels(split, label) if value not in names.ids and value not in allowed_too]
     if not unknown:
         return []
-    found = _describe_rows(split, label, lambda column: pc.is_in(column, pa.array(unknown, column.type)), values=True)
+    found = _describe_labelled(split, label, unknown)
     allowed = enumerate_some([shorten(value) for value in names.ids], at_most=10)
     named = given is not None or isinstance(split.rows.features[label], datasets.ClassLabel)
     wanted = "may be" if named else "in data.train are"
@@ -289,35 +336,21 @@ def _check_values(split: Split, *, label: str, names: LabelNames, given: object)
     return [f"data.{split.name}: column {label!r} has an unknown label in {found}; labels {wanted} {allowed}: {remedy}"]
 
 
-def _warn_of_classes(counts: Mapping[RawLabel, int], names: LabelNames) -> list[str]:
-    warnings: list[str] = []
-    present = [names.names[names.ids[value]] for value in counts if value in names.ids]
-    if len(present) == 1:
-        warnings.append(f"data.train has one class only ({present[0]}): a model learns nothing from it")
-    elif absent := [name for name in names.names if name not in present]:
-        warnings.append(f"data.train has no rows of these classes: {enumerate_some(absent, at_most=10)}")
-    return warnings
-
-
-def _warn_of_stream(head: Split, counts: Mapping[RawLabel, int]) -> list[str]:
-    if len(counts) > 1 or len(head.rows) == 1:
+def _check_lost(split: Split, *, label: str, lost: Collection[RawLabel], cuts: Sequence[str]) -> list[str]:
+    """Labels that training rows had until all of these were moved or left out."""
+    found = [value for value in count_labels(split, label) if value in lost] if lost else []
+    if not found:
         return []
     return [
-        f"data.train: the first {plural(len(head.rows), 'row')} are of one class; a stream is shuffled within "
-        "data.shuffle_rows rows only, so where it is sorted by label shuffle its files, or raise data.shuffle_rows"
+        f"data.{split.name}: column {label!r} has a label without a training row in "
+        f"{_describe_labelled(split, label, found)}; data.train had some, and {', '.join(cuts)} moved or left out all "
+        "of them: change this or the seed, or name all classes in data.label_names"
     ]
 
 
-def _warn_of_spellings(names: LabelNames) -> list[str]:
-    warnings: list[str] = []
-    alike: dict[str, list[str]] = {}
-    for name in names.names:
-        alike.setdefault(name.strip().casefold(), []).append(name)
-    for spellings in alike.values():
-        if len(spellings) > 1:
-            shown = enumerate_some([repr(name) for name in spellings])
-            warnings.append(f"these labels differ in capitals or spaces only and are taken as unlike classes: {shown}")
-    return warnings
+def _describe_labelled(split: Split, label: str, values: Sequence[RawLabel]) -> str:
+    """`3 rows: reviews.csv row 4 ('good'), ...` for the rows with one of these labels."""
+    return _describe_rows(split, label, lambda column: pc.is_in(column, pa.array(values, column.type)), values=True)
 
 
 def _describe_rows(split: Split, column: str, test: Test, *, values: bool = False) -> str:

@@ -1,7 +1,7 @@
 """Rows that are the same for a model: what they are compared by, and training rows that are left out for it."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,9 @@ def normalise(texts: Iterator[str]) -> str:
     return joined if joined.strip() else ""
 
 
-def drop_duplicates(splits: Mapping[str, Split], columns: Columns) -> tuple[Split, list[str]]:
+def drop_duplicates(
+    splits: Mapping[str, Split], columns: Columns, *, whole: Collection[int] = ()
+) -> tuple[Split, list[str]]:
     """The training rows without those whose inputs an earlier one has too, or a row of another split.
 
     Texts are compared as by `read_texts`, and in conversations those of answers too; images by their bytes, all else by
@@ -48,6 +50,7 @@ def drop_duplicates(splits: Mapping[str, Split], columns: Columns) -> tuple[Spli
     Args:
         splits: The raw rows, `train` among them; their columns need not be good.
         columns: The columns that are read.
+        whole: The numbers of the sources of a mixture of which every row is kept.
 
     Returns:
         The rows, and lines for a person on what was dropped.
@@ -68,8 +71,9 @@ def drop_duplicates(splits: Mapping[str, Split], columns: Columns) -> tuple[Spli
             seen |= {key: name for key in _read_keys(split, inputs) if key}
     kept: list[int] = []
     dropped: Counter[str] = Counter()
+    is_kept = np.isin(train.origins.source_of_rows, list(whole))
     for number, key in enumerate(_read_keys(train, inputs)):
-        if key and key in seen:
+        if key and key in seen and not is_kept[number]:
             dropped[seen[key]] += 1
         else:
             kept.append(number)

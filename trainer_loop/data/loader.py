@@ -90,8 +90,8 @@ class StepLoader(Protocol):
     def steps(self, *, start: int, stop: int) -> Iterator[StepBatch]:
         """Updates start, start + 1, ..., stop - 1."""
 
-    def count_epochs(self, step: int) -> float:
-        """Passes over the rows that `step` updates make."""
+    def count_epochs(self, step: int) -> float | None:
+        """Passes over the rows that `step` updates make; None where the rows have no epochs."""
 
     def origins(self, step: int) -> list[str]:
         """Where the rows of update `step` (from 0) stand in the user's data."""

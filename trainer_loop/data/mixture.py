@@ -7,8 +7,9 @@ from typing import Any, TypeVar
 
 import datasets
 import numpy as np
+import pyarrow as pa
 
-from trainer_loop.data.columns import Columns
+from trainer_loop.data.columns import GROUP, WEIGHT, Columns
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.split import Indices, Origins, Split
 from trainer_loop.data.wording import enumerate_some
@@ -89,10 +90,12 @@ def join_sources(splits: Mapping[str, Split], columns: Mapping[str, Columns], in
     """
     tables: dict[str, datasets.Dataset] = {}
     for name, split in splits.items():
-        renamed = {columns[name].names[own]: other for own, other in into.names.items()}
+        own_names = columns[name].names
+        renamed = {own_names[own]: other for own, other in into.names.items() if own in own_names}
         rows = split.rows.select_columns([one for one in renamed if one in split.rows.column_names])
         moved = {one: other for one, other in renamed.items() if one != other and one in rows.column_names}
         tables[name] = rows.rename_columns(moved) if moved else rows
+    tables = _weigh_equally(tables, into)
     first, *others = tables
     for name in others:
         tables[name] = _cast(tables[name], tables[first].features, name=name, first=first)
@@ -104,6 +107,19 @@ def join_sources(splits: Mapping[str, Split], columns: Mapping[str, Columns], in
         replace(origins, sources=sources.tolist()),
         digest(*(f"{name} {split.fingerprint}".encode() for name, split in splits.items())),
     )
+
+
+def _weigh_equally(tables: Mapping[str, datasets.Dataset], into: Columns) -> dict[str, datasets.Dataset]:
+    """Rows of sources without the column of `data.weight`, with a weight of 1."""
+    weight = into.names.get(WEIGHT)
+    types = [rows.features[weight] for rows in tables.values() if weight in rows.column_names]
+    feature = types[0] if types else datasets.Value("float64")
+    return {
+        name: rows
+        if weight is None or weight in rows.column_names
+        else rows.add_column(weight, pa.array([1] * len(rows)).cast(feature.pa_type), feature=feature)
+        for name, rows in tables.items()
+    }
 
 
 def _cast(rows: datasets.Dataset, wanted: datasets.Features, *, name: str, first: str) -> datasets.Dataset:
@@ -134,21 +150,36 @@ def read_sources(
     """
     made, own, problems = dict[str, _T](), dict[str, Columns](), list[str]()
     for entry in mixture:
-        name, names = str(entry["name"]), entry.get("columns", {})
-        if unknown := sorted(names.keys() - columns.names.keys()):
-            problems.append(
-                f"data.mixture: {name}: columns: {enumerate_some(unknown)}: none of the columns that are read "
-                f"({', '.join(columns.names)}); all sources have the same ones: a map of its own can make them"
-            )
-            continue
-        own[name] = Columns.of(columns.declared, {**columns.given, **names})
+        name = str(entry["name"])
         try:
             with naming_source(name):
+                own[name] = _bind_own_columns(entry.get("columns", {}), columns)
                 made[name] = read(entry, own[name])
         except UserError as error:
             problems += [_name_own_functions(line, entry) for line in error.problems]
     refuse(problems)
     return made, own
+
+
+def _bind_own_columns(names: Mapping[str, Any], columns: Columns) -> Columns:
+    """The user's columns of a source. names: its `columns`. Raises UserError.
+
+    null stands for the task's own name; for `data.weight`, it says that the rows have no weights.
+    """
+    if unknown := sorted(names.keys() - columns.names.keys()):
+        raise UserError(
+            f"columns: {enumerate_some(unknown)}: none of the columns that are read ({', '.join(columns.names)}); all "
+            "sources have the same ones: a map of its own can make them"
+        )
+    nulls = {own for own, name in names.items() if name is None}
+    optional = [own for own, column in columns.declared.items() if column.optional]
+    has_own_weight = list(columns.names.values()).count(columns.names.get(WEIGHT, "")) == 1
+    needed = sorted(nulls & {GROUP, *optional, *([] if has_own_weight else [WEIGHT])})
+    refuse([f"columns: {own}: null: all sources have this column; a map of its own can make it" for own in needed])
+    given = {**columns.given, **{own: own if name is None else name for own, name in names.items()}}
+    if WEIGHT in nulls:
+        del given[WEIGHT]
+    return Columns.of(columns.declared, given)
 
 
 def _name_own_functions(line: str, entry: Mapping[str, Any]) -> str:

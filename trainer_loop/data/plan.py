@@ -199,6 +199,7 @@ def plan_data(
             is_streamed=section.streaming,
             missing=section.missing,
             known=labels,
+            cuts=section.cuts,
         )
         if section.validation_fraction is not None:  # both were one file: what is wrong with all of it is told once
             all_wrong = set(wrong)

@@ -12,13 +12,14 @@ import pyarrow as pa
 
 from trainer_loop.components import describe_own_line, locate
 from trainer_loop.data.columns import Columns
-from trainer_loop.data.fingerprint import digest, digest_rows
+from trainer_loop.data.fingerprint import digest, digest_file, digest_rows
 from trainer_loop.data.images import as_plain
 from trainer_loop.data.shards import BATCH_ROWS, Batch, Mark, Shard, ShardedSplit, Values
 from trainer_loop.data.split import Split
 from trainer_loop.data.tables import read_table
 from trainer_loop.data.wording import plural, shorten
 from trainer_loop.errors import Problems, UserError, in_one_line
+from trainer_loop.own_files import find_own_files
 
 Function = Callable[[dict[str, Any]], Any]
 
@@ -56,8 +57,12 @@ class RowFunctions:
     on_end: Callable[[str, int, int], None] = field(default=lambda file, read, kept: None)
 
     def fingerprint(self) -> str:
-        """Of the code: of the whole files in which the functions are, for they may call others."""
+        """Of the code: of the whole files in which the functions are, and of the user's files that these import."""
         parts = [str(self.filter), _read_code(self.keep), str(self.map), _read_code(self.change)]
+        read = [getattr(function, "__module__", None) for function in (self.keep, self.change)]
+        files = find_own_files(name for name in (self.filter, self.map, *read) if name is not None)
+        for name, file in files.items():
+            parts += [name, digest_file(file)] if name not in read else []
         return digest(*(part.encode(errors="replace") for part in parts))
 
     def over(self, shard: Shard, *, columns: Collection[str], place: Callable[[int], str] | None = None) -> Shard:

@@ -50,7 +50,8 @@ class DataSection:
     validation, test: one of these, or several by name; those are the splits `validation.matched` and the like.
     filter, map: dotted paths of functions of a row, see `RowFunctions`; they are given all columns, of all splits.
     files: how text files are written. missing: see `settle_missing`. columns: bound to the task, see `bind_columns`.
-    deduplicate: see `drop_duplicates`; before a part is cut off for validation.
+    deduplicate: see `drop_duplicates`; before a part is cut off for validation. mixture: its sources, as in the config;
+    each reads its rows by its own filter, map, columns and deduplicate, where it has them.
     `validation_fraction` of the training rows become the validation split; after that `limit` samples each split.
     """
 
@@ -84,6 +85,23 @@ class DataSection:
         """The columns that are read of the training rows."""
         return self.columns.beside(weight=self.weight, group=self.split_by)
 
+    @property
+    def deduplicated_sources(self) -> list[bool]:
+        """Whether duplicates are left out, of each source of the mixture, or of the only one."""
+        return [entry.get("deduplicate", self.deduplicate) for entry in self.mixture] or [self.deduplicate]
+
+    @property
+    def cuts(self) -> list[str]:
+        """The keys by which training rows are moved to another split or left out, with their values."""
+        given = {
+            "data.validation_fraction": self.validation_fraction,
+            "data.split_by": self.split_by,
+            "data.limit.train": self.limit.get("train"),
+            "data.deduplicate": "true" if any(self.deduplicated_sources) else None,
+            "data.missing": "drop" if self.missing == "drop" else None,
+        }
+        return [f"{key}={value}" for key, value in given.items() if value is not None]
+
     def columns_of(self, split: str) -> Columns:
         return self.train_columns if split == "train" else self.columns
 
@@ -96,65 +114,84 @@ def read_splits(
     A training split that is streamed is a hub split or files, and only its first rows are read. A mixture that is
     streamed is not read here, see `open_sources`. `say` is told what was dropped, in lines for a person.
     """
-    name, train, fraction = section.name, section.train, section.validation_fraction
-    specs = {**name_sets("validation", section.validation), **name_sets("test", section.test)}
     problems = Problems()
     functions = problems.collect("", load_functions, section.filter, section.map)
     if problems:
         return {}, None, problems.lines
     if not section.streaming:
-        specs = ({} if section.mixture else {"train": train}) | specs
         problems.lines += _check_keys(section)
-    on_hub = {split: spec for split, spec in specs.items() if name is not None and _is_hub_spec(spec)}
-    streamed: ShardedSplit | None = None
-    found, wrong = dict[str, Split](), list[str]()
+    read, streamed = _read(section, functions, problems, show_progress=show_progress, say=say)
+    splits = _settle(read, section, problems, say)
+    if section.mixture and not section.streaming:
+        with progress_bars(shown=show_progress):
+            mixed = problems.collect("", _read_mixture, section, say)
+        splits |= {} if mixed is None else {"train": mixed}
+    splits = _cut(splits, section, problems, say)
+    if streamed is not None:
+        head = problems.collect("", read_head, streamed, columns=section.train_columns, missing=section.missing)
+        splits = ({} if head is None else {"train": head}) | splits
+    return splits, streamed, problems.lines
+
+
+def _read(
+    section: DataSection, functions: RowFunctions | None, problems: Problems, *, show_progress: bool, say: Say
+) -> tuple[dict[str, Split], ShardedSplit | None]:
+    """The rows of each split as they stand in the data; train where it is streamed. A mixture is not read here."""
+    specs = {**name_sets("validation", section.validation), **name_sets("test", section.test)}
+    streams_train = section.streaming and not section.mixture
+    if not section.streaming and not section.mixture:
+        specs = {"train": section.train} | specs
+    on_hub = {split: spec for split, spec in specs.items() if section.name is not None and _is_hub_spec(spec)}
     with progress_bars(shown=show_progress):
         read = {
             split: problems.collect("", _read_local, spec, split, section, functions, say)
             for split, spec in specs.items()
             if spec is not None and split not in on_hub
         }
-        streams_train = section.streaming and not section.mixture
-        if streams_train and name is not None and _is_hub_spec(train):
-            streamed, found, wrong = stream_hub_splits(
-                name,
-                config=section.config,
-                train=train,
-                specs=on_hub,
-                columns=None if functions else section.train_columns.stored,
-            )
-            if streamed is not None and functions is not None:
-                streamed = _telling(functions, say).over_stream(streamed, columns=section.train_columns.stored)
+        if streams_train and section.name is not None and _is_hub_spec(section.train):
+            streamed, found, wrong = _stream_from_hub(section, section.name, on_hub, functions, say)
         else:
-            if streams_train:
-                streamed = problems.collect("", _open_stream, section, functions and _telling(functions, say))
-            if name is not None and on_hub:
-                found, wrong = load_hub_splits(name, config=section.config, specs=on_hub)
+            telling = None if functions is None else _telling(functions, say)
+            streamed = problems.collect("", _open_stream, section, telling) if streams_train else None
+            found, wrong = dict[str, Split](), list[str]()
+            if section.name is not None and on_hub:
+                found, wrong = load_hub_splits(section.name, config=section.config, specs=on_hub)
     problems.lines += wrong
     if functions is not None:
-        changed = {
+        read |= {
             split: problems.collect("", _change_split, rows, section.columns_of(split), functions, say)
             for split, rows in found.items()
         }
-        found = {split: rows for split, rows in changed.items() if rows is not None}
-    read_whole = {split: rows for split, rows in read.items() if rows is not None} | found
-    splits = _settle(read_whole, section, problems, say)
-    if section.mixture and not section.streaming:
-        with progress_bars(shown=show_progress):
-            mixed = problems.collect("", _read_mixture, section, say)
-        splits |= {} if mixed is None else {"train": mixed}
-    if section.deduplicate and "train" in splits and not problems:
-        splits |= problems.collect("", _drop_duplicates, splits, section.columns, say) or {}
+    else:
+        read |= found
+    return {split: rows for split, rows in read.items() if rows is not None}, streamed
+
+
+def _stream_from_hub(
+    section: DataSection, name: str, specs: Mapping[str, Any], functions: RowFunctions | None, say: Say
+) -> tuple[ShardedSplit | None, dict[str, Split], list[str]]:
+    """The training split of the hub data set `name`, streamed, the other splits of it in memory, and problems."""
+    columns = section.train_columns.stored
+    streamed, found, problems = stream_hub_splits(
+        name, config=section.config, train=section.train, specs=specs, columns=None if functions else columns
+    )
+    if streamed is not None and functions is not None:
+        streamed = _telling(functions, say).over_stream(streamed, columns=columns)
+    return streamed, found, problems
+
+
+def _cut(splits: dict[str, Split], section: DataSection, problems: Problems, say: Say) -> dict[str, Split]:
+    """The rows that are used: without duplicates, with a part of train as validation, and at most `limit`; in order."""
+    fraction = section.validation_fraction
+    if "train" in splits and not problems:
+        splits = splits | (problems.collect("", _drop_duplicates, splits, section, say) or {})
     if not section.streaming and fraction is not None and 0 < fraction < 1 and section.validation is None:
-        _cut_validation(splits, fraction, section, problems)
+        splits = splits | _cut_validation(splits, fraction, section, problems)
     in_order = sorted(splits, key=lambda split: _SPLITS.index(parse_set(split)[0]))
     splits = limit_splits({split: splits[split] for split in in_order}, section.limit, seed=section.seed)
-    if streamed is not None:
-        head = problems.collect("", read_head, streamed, columns=section.train_columns, missing=section.missing)
-        splits = ({} if head is None else {"train": head}) | splits
-    elif section.mixture and "train" in splits:
+    if section.mixture and "train" in splits:
         problems.lines += _find_lost_sources(splits["train"], section)
-    return splits, streamed, problems.lines
+    return splits
 
 
 def _find_lost_sources(train: Split, section: DataSection) -> list[str]:
@@ -242,22 +279,29 @@ def _settle(splits: Mapping[str, Split], section: DataSection, problems: Problem
     return settled
 
 
-def _drop_duplicates(splits: Mapping[str, Split], columns: Columns, say: Say) -> dict[str, Split]:
-    train, told = drop_duplicates(splits, columns)
+def _drop_duplicates(splits: Mapping[str, Split], section: DataSection, say: Say) -> dict[str, Split]:
+    """The training rows without those that are duplicates; a source of a mixture may have its own deduplicate."""
+    if not any(section.deduplicated_sources):
+        return {}
+    whole = [number for number, is_asked in enumerate(section.deduplicated_sources) if not is_asked]
+    train, told = drop_duplicates(splits, section.columns, whole=whole)
     for line in told:
         say(f"train: {line}")
     return {"train": train}
 
 
-def _cut_validation(splits: dict[str, Split], fraction: float, section: DataSection, problems: Problems) -> None:
+def _cut_validation(
+    splits: Mapping[str, Split], fraction: float, section: DataSection, problems: Problems
+) -> dict[str, Split]:
+    """Train and the part of it that is cut off, by name; nothing where that cannot be done."""
     if "train" not in splits:
-        return
+        return {}
     if len(splits["train"].rows) < 2:
         problems.lines.append("data.validation_fraction: data.train has 1 row, which cannot be divided")
-        return
+        return {}
     train, group = splits["train"], section.split_by
     if group is not None and group not in train.rows.column_names:
-        return  # the check of the rows tells
+        return {}  # the check of the rows tells
     cut = problems.collect(
         "",
         cut_validation,
@@ -267,8 +311,7 @@ def _cut_validation(splits: dict[str, Split], fraction: float, section: DataSect
         group=group,
         seed=section.seed,
     )
-    if cut is not None:
-        splits["train"], splits["validation"] = cut
+    return {} if cut is None else {"train": cut[0], "validation": cut[1]}
 
 
 def _is_hub_spec(spec: Any) -> bool:

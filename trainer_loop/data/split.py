@@ -1,7 +1,7 @@
 """The rows of one split, and where each of them stands in the user's data."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import datasets
 import numpy as np
@@ -65,7 +65,7 @@ class Split:
     """The raw rows of one split.
 
     rows: the columns that were read. fingerprint: changes when the content or the choice of rows does. columns: names
-    of all columns that there are; where it is empty, all were read.
+    of all columns that there are; where it is empty, all were read. before: all rows, where these were selected.
     """
 
     name: str
@@ -73,8 +73,10 @@ class Split:
     origins: Origins
     fingerprint: str
     columns: Sequence[str] = ()
+    before: "Split | None" = field(default=None, compare=False, repr=False)
 
     def select(self, rows: Indices) -> "Split":
         """These rows, in this order."""
         fingerprint = digest(self.fingerprint.encode(), rows.tobytes())
-        return Split(self.name, self.rows.select(rows), self.origins.select(rows), fingerprint, self.columns)
+        selected, origins = self.rows.select(rows), self.origins.select(rows)
+        return Split(self.name, selected, origins, fingerprint, self.columns, before=self.before or self)

@@ -168,8 +168,10 @@ class StreamLoader:
                 step_batch.wait_seconds = time.perf_counter() - asked
                 yield step_batch
 
-    def count_epochs(self, step: int) -> float:
-        """Of a stream whose rows were not counted: the passes that are over."""
+    def count_epochs(self, step: int) -> float | None:
+        """Of a stream whose rows were not counted: the passes that are over. A mixture has no epochs."""
+        if self.sources:
+            return None
         if self.num_rows is None:
             return float(self._position.epoch)
         return count_epochs(step, num_rows=self.num_rows, batch_size=self.batch_size)

@@ -29,7 +29,7 @@ from trainer_loop.data.row_stream import Row
 from trainer_loop.data.split import Indices, Origins, Split
 from trainer_loop.data.tokenizer import as_tokenizer
 from trainer_loop.data.wording import enumerate_some, plural
-from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.runtime.host import expand_home
 
 _FORMAT = 2  # of what is kept on disk; with a new number, nothing kept before is found
@@ -138,6 +138,7 @@ def tokenise_split(split: Split, encoding: Encoding, *, weight: str | None = Non
     label_ids = None if encoding.label_names is None else encoding.label_names.ids
     has_tokens = as_tokenizer(encoding.tokenizer) is not None
     verb, doing, noun = ("tokenise", "tokenising", "text") if has_tokens else ("encode", "encoding", "row")
+    encode_texts = task.encode_for_evaluation if encoding.evaluates else task.encode
     task_errors: list[OSError] = []  # which are not the cache's
     faults: dict[int, str] = {}  # rows that the model could not answer
 
@@ -147,12 +148,12 @@ def tokenise_split(split: Split, encoding: Encoding, *, weight: str | None = Non
             for own, name in columns.names.items()
         }
         try:
-            encoded = _encode(
-                task, rows, positions, max_length=encoding.max_length, faults=faults, evaluates=encoding.evaluates
-            )
+            encoded, found = encode_rows(task, encode_texts, rows, max_length=encoding.max_length)
         except OSError as error:
             task_errors.append(error)
             raise
+        faults.update({positions[encoded["source"][place]]: reason for place, reason in found.items()})
+        encoded["source"] = [positions[source] for source in encoded["source"]]
         if columns.has_class_lists and "label" in encoded:  # of empty lists alone no type can be told
             encoded["label"] = [np.array(labels, dtype=np.int64) for labels in encoded["label"]]
         return encoded
@@ -213,12 +214,9 @@ class RowEncoder:
 
     def __call__(self, rows: Sequence[Row]) -> list[Row]:
         with self._lock, _rust_threads():
-            faults: dict[int, str] = {}
-            numbers = range(len(rows))
-            columns = _encode(self.task, _join(rows), numbers, max_length=self.max_length, faults=faults)
+            columns, faults = encode_rows(self.task, self.task.encode, _join(rows), max_length=self.max_length)
             sources = columns["source"]
-        if faults:
-            raise UserError([f"{rows[number].place}: {reason}" for number, reason in faults.items()])
+        refuse([f"{rows[sources[place]].place}: {reason}" for place, reason in faults.items()])
         given = {name: column for name, column in columns.items() if name not in RESERVED}
         return [
             rows[source]._replace(
@@ -242,37 +240,37 @@ def _number_labels(labels: Sequence[Any], ids: Mapping[Any, int] | None) -> list
     return [[ids[one] for one in label] if isinstance(label, list) else ids[label] for label in labels]
 
 
-def _encode(
+def encode_rows(
     task: Encoder,
+    encode: Callable[..., Mapping[str, list[Any]]],
     rows: Mapping[str, Sequence[Any]],
-    positions: Sequence[int],
     *,
     max_length: int,
-    faults: dict[int, str],
-    evaluates: bool = False,
-) -> dict[str, list[Any]]:
-    """The task's columns, and of every row its `length` and its `source`, the row of the split it is from.
+) -> tuple[dict[str, list[Any]], dict[int, str]]:
+    """What a task makes of raw rows, and why the model could not answer some of it.
 
-    A row that a task gives no length has that of its `input_ids`, else 1.
+    Args:
+        encode: One of the task's, see `Task.encode`.
 
-    Texts that the model could not answer are put into `faults`, by their positions.
+    Returns:
+        The columns of `encode`, always with `length`, `source` (the number of the raw row) and the label, where there
+        is one; a row without a length has that of its `input_ids`, else 1. And by the number of the encoded row, what
+        `encode` says in its column `fault`, or `find_faults` does.
     """
-    encode = task.encode_for_evaluation if evaluates else task.encode
     encoded = dict(encode(rows, max_length=max_length))
-    found = task.find_faults(encoded, are_pairs="text_pair" in rows)
-    num_encoded = len(next(iter(encoded.values())))
+    faults = task.find_faults(encoded, are_pairs="text_pair" in rows)
+    num_rows, num_encoded = (len(next(iter(columns.values()))) for columns in (rows, encoded))
+    faults |= {place: reason for place, reason in enumerate(encoded.pop("fault", ())) if reason is not None}
     lengths = encoded.get("length") or [len(ids) for ids in encoded.get("input_ids", ())] or [1] * num_encoded
-    if "source" not in encoded and num_encoded != len(positions):
+    if "source" not in encoded and num_encoded != num_rows:
         raise UserError(
-            f"task {type(task).__name__}: encode gave {num_encoded} rows for {len(positions)}; it must name the row "
-            "that each is from in a column `source`"
+            f"task {type(task).__name__}: encode gave {num_encoded} rows for {num_rows}; it must name the row that "
+            "each is from in a column `source`"
         )
-    sources = encoded.get("source", range(len(positions)))
-    found |= {index: reason for index, reason in enumerate(encoded.pop("fault", ())) if reason is not None}
-    faults.update({positions[sources[index]]: reason for index, reason in found.items()})
+    sources = list(encoded.get("source", range(num_rows)))
     if "label" in rows:  # it follows its row
         encoded.setdefault("label", [rows["label"][source] for source in sources])
-    return {**encoded, "length": lengths, "source": [positions[source] for source in sources]}
+    return {**encoded, "length": lengths, "source": sources}, faults
 
 
 def _unpack(split: Split, rows: datasets.Dataset, read: Columns) -> TokenisedSplit:

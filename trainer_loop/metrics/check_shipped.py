@@ -17,8 +17,14 @@ def check_shipped(
     place: str,
     num_labels: int | None,
     outputs: Mapping[str, str] | None,
+    written: Mapping[str, str],
 ) -> list[str]:
     """All problems, one line each. place: the config key of the entry; for the others see `check_metrics`."""
+    if outputs is not None and not metric.fits(outputs) and metric.fits({**outputs, **written}):
+        return [
+            f"{place}: {metric.name} compares texts that the model writes, and without a length it writes none in an "
+            "evaluation; set evaluate.generate.max_new_tokens, such as 64"
+        ]
     if outputs is not None and not metric.fits(outputs):
         fitting = ", ".join(other.name for other in SHIPPED.values() if other.fits(outputs)) or "none"
         return [f"{place}: {metric.name} does not fit this task; those that do: {fitting}"]

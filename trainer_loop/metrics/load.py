@@ -15,6 +15,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from trainer_loop.components import check_arguments, locate
@@ -37,6 +38,7 @@ def check_metrics(
     *,
     num_labels: int | None,
     outputs: Mapping[str, str] | None = None,
+    written: Mapping[str, str] = MappingProxyType({}),
     label_names: Sequence[str] | None = None,
     trust_remote_code: bool = False,
 ) -> list[str]:
@@ -45,12 +47,13 @@ def check_metrics(
     Args:
         num_labels: classes of the task; None when it has none or they are not known.
         outputs: kinds of what the task's `predict` gives, by name; None when they are not known.
+        written: kinds of what it gives besides where `evaluate.generate.max_new_tokens` is set.
         label_names: names of the classes, as far as they are known.
         trust_remote_code: code of anybody's on the hub may run, and not only that of evaluate's makers.
     """
     problems, known = Problems(), []
     for entry in _parse(entries, num_labels=num_labels):
-        found = problems.collect("", _check_entry, entry, num_labels=num_labels, outputs=outputs)
+        found = problems.collect("", _check_entry, entry, num_labels=num_labels, outputs=outputs, written=written)
         if found is not None:
             found += _check_label_names(entry, label_names or ())
             problems.lines += found if trust_remote_code else found + _foreign_code_problems(entry)
@@ -155,11 +158,15 @@ def _is_hub_name(name: str) -> bool:
 # ---- checks
 
 
-def _check_entry(entry: _ParsedEntry, *, num_labels: int | None, outputs: Mapping[str, str] | None) -> list[str]:
+def _check_entry(
+    entry: _ParsedEntry, *, num_labels: int | None, outputs: Mapping[str, str] | None, written: Mapping[str, str]
+) -> list[str]:
     """Whether the name can be a metric's (UserError if not), and whether arguments, outputs and classes fit it."""
     place = entry.place
     if entry.shipped is not None:
-        return check_shipped(entry.shipped, entry.arguments, place=place, num_labels=num_labels, outputs=outputs)
+        return check_shipped(
+            entry.shipped, entry.arguments, place=place, num_labels=num_labels, outputs=outputs, written=written
+        )
     if _is_dotted(entry.name):
         found = locate(entry.name, place=place)
         if inspect.isfunction(found):

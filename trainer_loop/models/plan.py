@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from trainer_loop.data.images import load_processor, make_processor
-from trainer_loop.data.tokenizer import as_tokenizer, load_tokenizer, read_chat_template, train_tokenizer
+from trainer_loop.data.tokenizer import load_tokenizer, read_chat_template, train_tokenizer
 from trainer_loop.errors import Problems, UserError
 from trainer_loop.models.adapters import AdapterPlan, plan_lora, plan_peft
 from trainer_loop.models.config import (
@@ -96,31 +96,13 @@ class ModelPlan:
         Raises:
             UserError: it cannot be loaded, or the section does not say which.
         """
-        processor = self._find_processor(task, config, texts=texts, max_length=max_length, say=say)
-        if self.chat_template is None or processor is None:
-            return processor
-        if as_tokenizer(processor) is None:
-            raise UserError("model.chat_template: the task reads no texts; leave it out")
-        if self.chat_template == "plain" and processor.eos_token is None:
-            raise UserError("model.chat_template: plain: the tokenizer has no end token; choose another tokenizer")
-        processor.chat_template = read_chat_template(self.chat_template)
-        return processor
-
-    def _find_processor(
-        self,
-        task: Task | None,
-        config: PretrainedConfig | None,
-        *,
-        texts: Callable[[], Iterable[str]] | None,
-        max_length: int,
-        say: Callable[[str], None],
-    ) -> Any | None:
-        """As `load_processor`, without the chat template."""
         if task is not None and task.auto_processor is None and task.auto_model is None:
             return None
         # A model that was given brings its own, wherever it is from.
         name = self.tokenizer or getattr(self.given, "name_or_path", None) or self.name
         if task is not None and task.auto_processor == "AutoImageProcessor":
+            if self.chat_template is not None:
+                raise UserError("model.chat_template: the task reads no texts; leave it out")
             if name == "train":
                 raise UserError("model.tokenizer: train: a task on images has no tokenizer; leave it out")
             if name:
@@ -129,17 +111,25 @@ class ModelPlan:
         if self.tokenizer == "train":
             if task is None or texts is None:
                 return None
-            return train_tokenizer(texts(), framed=task.frames_texts, vocab_size=self.vocab_size, max_length=max_length)
-        if name:
-            return load_tokenizer(find_model(name), trust_remote_code=self.trust_remote_code, say=say)
-        if self.given is not None:
+            tokenizer = train_tokenizer(
+                texts(), framed=task.frames_texts, vocab_size=self.vocab_size, max_length=max_length
+            )
+        elif name:
+            tokenizer = load_tokenizer(find_model(name), trust_remote_code=self.trust_remote_code, say=say)
+        elif self.given is not None:
             raise UserError("model.tokenizer: the model that was given does not say where its tokenizer is; set it")
-        if self.type is not None:
+        elif self.type is not None:
             raise UserError(
                 f"model.tokenizer: model.type is {self.type!r}, which brings no tokenizer; set model.tokenizer to a "
                 "hub id, a local directory or train"
             )
-        return None  # that no model is named is among the problems already
+        else:
+            return None  # that no model is named is among the problems already
+        if self.chat_template == "plain" and tokenizer.eos_token is None:
+            raise UserError("model.chat_template: plain: the tokenizer has no end token; choose another tokenizer")
+        if self.chat_template is not None:
+            tokenizer.chat_template = read_chat_template(self.chat_template)
+        return tokenizer
 
     def fit(
         self,

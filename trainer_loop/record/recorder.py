@@ -113,7 +113,7 @@ class Recorder:
         """Sums since the last training row, for a checkpoint; call `flush` first."""
         return self.meter.state_dict()
 
-    def log_training(self, state: TrainState, *, epoch: float) -> None:
+    def log_training(self, state: TrainState, *, epoch: float | None) -> None:
         """One row of the updates since the last one; `state` gets their totals."""
         values = self.meter.read()
         sums = self.meter.state_dict()
@@ -124,18 +124,18 @@ class Recorder:
         state.train_seconds += sums["seconds"]
         self.meter.clear()
         self._write(values, step=state.step, epoch=epoch)
-        self.console.tell_training({"step": state.step, "epoch": epoch} | values)
+        self.console.tell_training(_name_place(state.step, epoch) | values)
 
-    def log_validation(self, metrics: Mapping[str, float], samples: Samples, *, step: int, epoch: float) -> None:
-        title = f"validation at step {step:,}, epoch {epoch:.4g}"
+    def log_validation(self, metrics: Mapping[str, float], samples: Samples, *, step: int, epoch: float | None) -> None:
+        title = f"validation at step {step:,}" + ("" if epoch is None else f", epoch {epoch:.4g}")
         self._log_evaluation("validation", title, metrics, samples, step=step, epoch=epoch)
 
-    def log_test(self, metrics: Mapping[str, float], samples: Samples, *, step: int, epoch: float) -> None:
+    def log_test(self, metrics: Mapping[str, float], samples: Samples, *, step: int, epoch: float | None) -> None:
         title = "test, with the exported weights"
         self._log_evaluation("test", title, metrics, samples, step=step, epoch=epoch)
 
     def _log_evaluation(
-        self, split: str, title: str, metrics: Mapping[str, float], samples: Samples, *, step: int, epoch: float
+        self, split: str, title: str, metrics: Mapping[str, float], samples: Samples, *, step: int, epoch: float | None
     ) -> None:
         """samples: texts of each set, for people."""
         values = {f"{split}/{name}": value for name, value in metrics.items()}
@@ -154,7 +154,7 @@ class Recorder:
                 f"without a better {waited_for}"
             )
 
-    def log_totals(self, state: TrainState, *, epoch: float) -> None:
+    def log_totals(self, state: TrainState, *, epoch: float | None) -> None:
         """The last row of a run, and a line about it."""
         totals = {
             "train_seconds": state.train_seconds,
@@ -172,9 +172,14 @@ class Recorder:
             self.console.warn(f"{state.skipped_steps:,} steps were not finite and were skipped")
 
     def _write(
-        self, values: Values, *, step: int, epoch: float, texts: Mapping[str, Sequence[Sample]] | None = None
+        self, values: Values, *, step: int, epoch: float | None, texts: Mapping[str, Sequence[Sample]] | None = None
     ) -> None:
         if self.accelerator.is_main_process:
-            self.metric_log.append({"step": step, "epoch": epoch, **values, **(texts or {})})
+            self.metric_log.append({**_name_place(step, epoch), **values, **(texts or {})})
         if self.accelerator.trackers:
             self.accelerator.log(dict(values), step=step)
+
+
+def _name_place(step: int, epoch: float | None) -> dict[str, float]:
+    """How far a run is; without `epoch` where its rows have no epochs."""
+    return {"step": step} if epoch is None else {"step": step, "epoch": epoch}

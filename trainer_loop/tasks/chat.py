@@ -19,7 +19,6 @@ from trainer_loop.tasks.chat_template import (
 )
 from trainer_loop.tasks.generation import cut_at_end, pad_on_the_left
 from trainer_loop.tasks.language_model import (
-    LANGUAGE_MODEL_OUTPUTS,
     LanguageModel,
     call_decoder,
     count_labels,
@@ -61,6 +60,7 @@ class Chat(LanguageModel):
         "`max_new_tokens`: its mean loss, in nats a token",
         "perplexity": "the exponential of `loss`",
     }
+    written_outputs: ClassVar[Mapping[str, str]] = {"predictions": "text", "references": "texts"}
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {
             "messages": [
@@ -121,11 +121,6 @@ class Chat(LanguageModel):
     def settings(self) -> dict[str, Any]:
         return {"train_on": self.train_on, "spans": self.spans, "code": read_code_of_conversations()}
 
-    def list_outputs(self) -> Mapping[str, str] | None:
-        """With texts that are written, metrics on texts fit too."""
-        written = {"predictions": "text", "references": "texts"} if self._writes_in_evaluation else {}
-        return {**LANGUAGE_MODEL_OUTPUTS, **written}
-
     @property
     def example_texts(self) -> Sequence[str]:
         return ("How often does the ferry go?", "The ferries of the bay, and their times.")
@@ -150,9 +145,9 @@ class Chat(LanguageModel):
     def _encode_row(self, row: Mapping[str, Any], *, compares: bool) -> tuple[EncodedChat, str | None]:
         """The tokens, and why there are none. compares: see `ChatTemplate.encode`."""
         try:
-            conversation = _read_conversation(row)
+            prompt, answer = _read_row(row)
             tools = read_tools(row["tools"]) if "tools" in row else None
-            chat = self._template.encode(conversation, tools, only_last=self.train_on == "last", compares=compares)
+            chat = self._template.encode(prompt + answer, tools, only_last=self.train_on == "last", compares=compares)
         except TemplateFault as error:
             return EncodedChat([], [], 0), str(error)
         return chat, None
@@ -186,8 +181,8 @@ class Chat(LanguageModel):
             return dict(part)
         outputs = {name: value for name, value in part.items() if name != "tokens"}
         answer = self.tokenizer.decode(cut_at_end(part["tokens"].tolist(), self._ends), skip_special_tokens=True)
-        known = _read_answer(row)
-        return outputs | {"predictions": answer.strip(), "references": [] if known is None else [known]}
+        known = [read_text(message.get("content")) for message in _read_row(row)[1][-1:]]
+        return outputs | {"predictions": answer.strip(), "references": known}
 
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         """`text`: the answer that the model writes; and of the answers of the row `loss` and `perplexity`."""
@@ -231,21 +226,18 @@ def _iterate(rows: Rows) -> Iterator[dict[str, Any]]:
     return (dict(zip(names, values, strict=True)) for values in zip(*rows.values(), strict=True))
 
 
-def _read_conversation(row: Mapping[str, Any]) -> list[Message]:
-    """The messages of a row of either form. Raises TemplateFault where its context belongs nowhere."""
+def _read_row(row: Mapping[str, Any]) -> tuple[list[Message], list[Message]]:
+    """The messages before the answer of a row of either form, and those of the answer; none of what it has not.
+
+    Raises TemplateFault where its context belongs nowhere.
+    """
     if "messages" in row:
-        return read_messages(row["messages"], role="user")
-    prompt = read_messages(row["prompt"], role="user")
+        messages = read_messages(row["messages"], role="user")
+        end = len(messages) - (messages[-1]["role"] == "assistant")
+        return messages[:end], messages[end:]
+    prompt = read_messages(row.get("prompt", []), role="user")
     if row.get("context"):
         if prompt[-1]["role"] != "user":
             raise TemplateFault("has a context, and a prompt that ends with no message of the user")
         prompt[-1] = {**prompt[-1], "content": f"{read_text(prompt[-1].get('content'))}\n\n{row['context']}"}
-    return prompt + (read_messages(row["completion"], role="assistant") if "completion" in row else [])
-
-
-def _read_answer(row: Mapping[str, Any]) -> str | None:
-    """The last answer of a raw row; None if it has none."""
-    value = row.get("messages", row.get("completion"))
-    said = [] if value is None else read_messages(value, role="user" if "messages" in row else "assistant")
-    is_answer = bool(said) and said[-1]["role"] == "assistant"
-    return read_text(said[-1].get("content")) if is_answer else None
+    return prompt, read_messages(row["completion"], role="assistant") if "completion" in row else []

@@ -59,8 +59,7 @@ class ImageClassification(SequenceClassification):
     def __init__(
         self, *, mixup: float | None = None, loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy
     ):
-        is_number = isinstance(mixup, (int, float)) and not isinstance(mixup, bool)
-        if mixup is not None and not (is_number and 0 < mixup < math.inf):
+        if mixup is not None and not 0 < mixup < math.inf:
             raise UserError(f"task.args.mixup: {mixup}: it must be a number above 0, such as 0.2, or null")
         super().__init__(loss_function=loss_function)
         self.mixup = mixup

@@ -46,6 +46,7 @@ class Preference(Chat):
     outputs: ClassVar[Mapping[str, str] | None] = {"predictions": "class", "references": "class"}
     can_pack = False
     generates = False
+    written_outputs: ClassVar[Mapping[str, str]] = {}
     refers = True
     is_tried = False  # a row is two sequences
     predicted: ClassVar[Mapping[str, str]] = {"text": "the answer that the model writes"}
@@ -75,9 +76,6 @@ class Preference(Chat):
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "loss_type": self.loss_type}
-
-    def list_outputs(self) -> Mapping[str, str] | None:
-        return self.outputs
 
     def logits_per_token(self, model_config: Any) -> int | None:
         """The vocabulary: the logits of all answers are held at once."""

@@ -43,6 +43,7 @@ class Task(ABC):
         extra_metrics: Names of the numbers that `loss` and `loss_and_predict` pass to `log_metric`.
         outputs: Kinds of what `predict` returns, or `merge` if the task has one, by name: a shipped metric compares the
             same kinds, see metrics/values.py. None: the kinds are not known, and any metric may be named.
+        written_outputs: Kinds of outputs that come beside these where `evaluate.generate.max_new_tokens` is set.
         peft_type: peft's name for the task, so that others can load an adapter without trainer_loop.
         can_pack: `loss`, `count` and `predict` accept batches of `pack_rows`.
         rows_at_head: The model's head sees one row at a time; false: each token by itself.
@@ -68,6 +69,7 @@ class Task(ABC):
     metrics: ClassVar[tuple[str, ...]] = ()
     extra_metrics: tuple[str, ...] = ()
     outputs: ClassVar[Mapping[str, str] | None] = None
+    written_outputs: ClassVar[Mapping[str, str]] = {}
     peft_type: ClassVar[str | None] = None
     can_pack: ClassVar[bool] = False
     rows_at_head: ClassVar[bool] = True
@@ -100,8 +102,10 @@ class Task(ABC):
         return self.processor
 
     def list_outputs(self) -> Mapping[str, str] | None:
-        """What metrics can compare, `outputs` unless it depends on the arguments of the task."""
-        return self.outputs
+        """What metrics can compare: `outputs`, and `written_outputs` where an evaluation writes these."""
+        if self.outputs is None or self.generation.max_new_tokens is None:
+            return self.outputs
+        return {**self.outputs, **self.written_outputs}
 
     @property
     def tunes(self) -> bool:

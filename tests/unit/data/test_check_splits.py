@@ -1,3 +1,4 @@
+import dataclasses
 import time
 from typing import Any
 
@@ -28,6 +29,7 @@ def check(*splits: Split, **given: Any) -> tuple[list[str], list[str], LabelName
     return check_splits({split.name: split for split in splits}, **arguments)
 
 
+LETTERS = {"text": list("abcdefg"), "label": list("abcdefg")}
 GOOD = {"text": ["good", "bad", "fine"], "label": ["pos", "neg", "pos"]}
 
 
@@ -102,6 +104,35 @@ def test_labels_unseen_in_train_are_told_with_rows_and_values():
         "remove the rows; did you mean 'pos'?"
     ]
     assert names is not None
+
+
+@pytest.mark.parametrize("labels", [["neg", "pos", "rare"], [3, 5, 9]])
+def test_labels_that_train_lost_are_told_apart_from_those_that_it_never_had(labels: list[Any]):
+    train = make_split("train", text=["a", "b", "c"], label=labels).select(np.array([0, 1]))
+    other = make_split("test", text=["a", "b"], label=[labels[2], type(labels[0])(77)])
+    problems, _, _ = check(train, other, cuts=["data.limit.train=2"])
+    unknown, lost = problems
+    assert f"has an unknown label in 1 row: test.csv row 2 ({other.rows[1]['label']!r})" in unknown
+    assert lost == (
+        f"data.test: column 'label' has a label without a training row in 1 row: test.csv row 1 ({labels[2]!r}); "
+        "data.train had some, and data.limit.train=2 moved or left out all of them: change this or the seed, or name "
+        "all classes in data.label_names"
+    )
+
+
+def test_hidden_labels_are_not_told_as_lost():
+    feature = datasets.ClassLabel(names=["neg", "pos"])
+    train = make_split("train", feature, text=["a", "b", "c"], label=[0, 1, -1]).select(np.array([0, 1]))
+    (problem,), _, _ = check(train, make_split("test", feature, text=["a"], label=[-1]), cuts=["data.missing=drop"])
+    assert "stands for a label that is kept secret" in problem
+
+
+def test_tags_that_train_lost_are_told_too():
+    columns = bind_columns(TokenClassification.columns, {}, task="token_classification")
+    train = make_split("train", words=[["a", "b"], ["c"]], tags=[["O", "B-X"], ["O"]]).select(np.array([1]))
+    other = make_split("validation", words=[["a"]], tags=[["B-X"]])
+    (problem,), _, _ = check(train, other, columns=columns, cuts=["data.limit.train=1"])
+    assert "column 'tags' has a label without a training row in 1 row: validation.csv row 1 ('B-X')" in problem
 
 
 def test_labels_outside_the_names_are_told_in_every_split():
@@ -183,6 +214,33 @@ def test_named_classes_without_rows_are_a_warning():
     problems, warnings, _ = check(make_split("train", **GOOD), label_names=["neg", "neutral", "pos"])
     assert problems == []
     assert warnings == ["data.train has no rows of these classes: neutral"]
+
+
+def test_classes_that_no_evaluation_scores_are_told_in_one_line():
+    train = make_split("train", text=list("abcdefgh"), label=list("abcdefgh"))
+    some, none = make_split("validation.one", text=["a", "b"], label=["c", "a"]), make_split("test", **LETTERS)
+    problems, warnings, _ = check(train, some, none)
+    assert problems == []
+    assert warnings == [
+        "data.validation.one has no rows of 6 of 8 classes: b, d, e, f, g and 1 more; data.test has no rows of 1 of 8 "
+        "classes: h: its metrics say nothing of them, and a mean over classes (macro) counts them as 0 or leaves them "
+        "out"
+    ]
+    assert check(train, dataclasses.replace(train, name="validation"))[1] == []
+
+
+def test_classes_that_no_evaluation_scores_are_told_of_a_stream_of_words_and_of_named_classes():
+    feature = datasets.ClassLabel(names=["neg", "pos"])
+    train = make_split("train", feature, text=["a", "b"], label=[0, 1])
+    other = make_split("validation", feature, text=["a"], label=[1])
+    (warning,) = check(train, other, is_streamed=True)[1]
+    assert warning.startswith("data.validation has no rows of 1 of 2 classes: neg: ")
+    (warning,) = check(other, known=LabelNames(["neg", "pos"], {0: 0, 1: 1}))[1]
+    assert warning.startswith("data.validation has no rows of 1 of 2 classes: neg: ")
+    columns = bind_columns(TokenClassification.columns, {}, task="token_classification")
+    train = make_split("train", words=[["a", "b"], ["c"]], tags=[["O", "B-X"], ["O"]])
+    (warning,) = check(train, make_split("test", words=[["a"]], tags=[["O"]]), columns=columns)[1]
+    assert warning.startswith("data.test has no rows of 1 of 2 classes: B-X: ")
 
 
 def test_labels_that_differ_in_capitals_or_spaces_are_a_warning():

@@ -84,6 +84,27 @@ def test_a_source_of_a_mixture_may_not_be_emptied(folder: Path):
     ]
 
 
+def test_a_source_of_a_mixture_may_have_its_own_deduplicate(folder: Path):
+    Path("same.csv").write_text("text,label\none,1\nfour,1\nONE,1\n")
+    mixture = [{"name": name, "weight": 1, "train": f"{name}.csv"} for name in ("train", "same")]
+
+    def texts(deduplicate: bool) -> list[str]:
+        given = {"train": None, "mixture": mixture, "deduplicate": deduplicate}
+        return list(load("one", "two", "two", **given)[0]["train"].rows["text"])
+
+    assert texts(True) == ["one", "two", "four"]
+    mixture[1]["deduplicate"] = False
+    assert texts(True) == ["one", "two", "one", "four", "ONE"]
+    assert texts(False) == ["one", "two", "two", "one", "four", "ONE"]
+    mixture[0]["deduplicate"] = True
+    assert texts(False) == ["one", "two", "one", "four", "ONE"]
+    mixture[:] = mixture[::-1]  # rows that are kept are earlier ones too
+    assert texts(False) == ["one", "four", "ONE", "two"]
+    written = "[{name: a, weight: 1, train: a.csv, deduplicate: true}, {name: b, weight: 1, train: b.csv}]"
+    with pytest.raises(UserError, match="rows of a stream are not known before they are read; leave deduplicate out"):
+        load_config(None, ["model.type=bert", f"data.mixture={written}", "data.streaming=true", "train.steps=1"])
+
+
 def test_images_are_compared_by_their_bytes(folder: Path):
     for name, colour in (("cat/0", "red"), ("cat/1", "blue"), ("dog/0", "red")):
         Path("photos", name).parent.mkdir(parents=True, exist_ok=True)

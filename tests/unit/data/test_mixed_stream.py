@@ -268,6 +268,8 @@ def test_a_run_streams_its_sources_by_weight_each_with_its_own_columns_and_logs_
     assert abs(origins["praise-a.jsonl"] - 21) <= 4  # 7 of 12 rows
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert any("validation/accuracy" in row for row in rows)
+    assert not any("epoch" in row for row in rows)
+    assert console.lines.count("validation at step 8") == 1
     (row,) = [row for row in rows if "praise/loss" in row]
     assert (row["praise/row_share"], row["blame/row_share"]) == (0.75, 0.25)
     assert (row["praise/token_share"], row["blame/token_share"]) == (pytest.approx(72 / 84), pytest.approx(12 / 84))
@@ -283,6 +285,15 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path):
 def test_a_row_has_the_weight_of_its_column_times_that_of_its_source(tmp_path: Path):
     loop = make_loop(make_config(tmp_path, "data.weight=trust"))
     weights = {(m.source, m.weight) for step in loop.data.train.steps(start=0, stop=8) for m in step.microbatches}
+    assert weights == {("praise", 0.5), ("praise", 1.5), ("blame", 0.5)}
+
+
+def test_the_rows_of_a_source_may_have_no_weights(tmp_path: Path):
+    config = make_config(tmp_path, "data.weight=trust")
+    config.data.mixture[1]["columns"]["data.weight"] = None
+    write(tmp_path / "blame.jsonl", [{"review": "w20", "stars": "bad"}] * 6)
+    train = make_loop(config).data.train
+    weights = {(m.source, m.weight) for step in train.steps(start=0, stop=8) for m in step.microbatches}
     assert weights == {("praise", 0.5), ("praise", 1.5), ("blame", 0.5)}
 
 

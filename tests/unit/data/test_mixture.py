@@ -139,6 +139,10 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path):
         ("[{name: a, weight: 1}, {name: b, train: b.csv, weight: 1}]", "a has no train"),
         ("[{train: a.csv, weight: 1}, {name: b, train: b.csv, weight: 1}]", "has no name"),
         ("[{name: a, train: a.csv, weight: 1, rows: 3}, {name: b, train: b.csv, weight: 1}]", "rows is not name"),
+        (
+            "[{name: a, train: a.csv, weight: 1, deduplicate: maybe}, {name: b, train: b.csv, weight: 1}]",
+            "deduplicate of a is 'maybe', not true or false",
+        ),
         ("[{name: test, train: a.csv, weight: 1}, {name: b, train: b.csv, weight: 1}]", "test names a split"),
         ("[a.csv, b.csv]", "'a.csv' is not a mapping; write {name: ..., train: a.csv, weight: 0.5}"),
     ],
@@ -165,6 +169,22 @@ def test_columns_that_the_task_does_not_read_are_refused(tmp_path: Path):
     config = make_config(tmp_path)
     config.data.mixture[1]["columns"]["txt"] = "review"
     with pytest.raises(UserError, match=r"data.mixture: blame: columns: txt: none of the columns that are read \(text"):
+        make_loop(config)
+
+
+def test_a_null_of_a_source_stands_for_what_it_has_where_nothing_is_written(tmp_path: Path):
+    sources = "[{name: a, train: a.csv, weight: 1, dataset: null, config: null, columns: null, loss_weight: null}, "
+    sources += "{name: b, train: b.csv, weight: 1}]"
+    config = load_config(None, ["model.type=bert", f"data.mixture={sources}", "run_dir=run"])
+    assert config.data.mixture[0] == {"name": "a", "train": "a.csv", "weight": 1}
+    config = make_config(tmp_path, "data.columns.text=review")
+    config.data.mixture[0]["columns"] = {"text": None}
+    make_loop(config)
+    config = make_config(tmp_path, "data.columns.text_pair=review")
+    config.data.mixture[0]["columns"] = {"text_pair": None}
+    with pytest.raises(
+        UserError, match=r"data.mixture: praise: columns: text_pair: null: all sources have this column"
+    ):
         make_loop(config)
 
 

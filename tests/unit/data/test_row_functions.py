@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import sys
 import textwrap
 from contextlib import closing
 from itertools import islice
@@ -21,10 +22,12 @@ from PIL import Image
 from trainer_loop import Column, Predictor, UserError, build, load_config
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.labels import LabelNames
+from trainer_loop.data.row_functions import RowFunctions, load_functions
 from trainer_loop.data.row_stream import RowStream
 from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.source import DataSection, read_splits
+from trainer_loop.data.source import DataSection, open_sources, read_splits
 from trainer_loop.data.split import Split
+from trainer_loop.own_files import find_own_files
 from trainer_loop.record.logs import Console
 from trainer_loop.testing import assert_resumes_exactly
 
@@ -263,6 +266,55 @@ def test_the_fingerprint_follows_the_rows_in_memory_and_the_code_of_a_stream(lab
     assert fingerprints("third_lab")[0] != before[0]
 
 
+def test_the_fingerprint_of_a_stream_follows_the_files_that_a_function_imports(lab: str):
+    helpers = {
+        "cleaning.py": "from lists import spam\ndef clean(text): return text.lower()\n",
+        "lists/__init__.py": "from . import words\n",
+        "lists/spam.py": "SPAM = ['buy']\n",
+        "lists/words.py": "import json, numpy.linalg\n",
+        "later.py": "import lab_of_helpers\n",
+    }
+    Path("lists").mkdir()
+    for name, text in helpers.items():
+        Path(name).write_text(text)
+    Path("unused.py").write_text("")
+    Path("lab_of_helpers.py").write_text(
+        "import cleaning\nfrom torch.nn import Module\ndef keep(row):\n    from later import x\n    return True\n"
+    )
+    functions = RowFunctions("lab_of_helpers.keep", None, load_functions(f"{lab}.keep", None).keep, None)
+    assert set(find_own_files(["lab_of_helpers.keep"])) == {
+        *("cleaning", "lab_of_helpers", "later", "lists", "lists.spam", "lists.words")
+    }
+    before = functions.fingerprint()
+    Path("unused.py").write_text("# changed\n")
+    assert functions.fingerprint() == before
+    for name, text in helpers.items():
+        Path(name).write_text(f"{text}# changed\n")
+        assert functions.fingerprint() != before, name
+        Path(name).write_text(text)
+    assert functions.fingerprint() == before
+
+
+def test_a_change_in_a_file_that_a_function_imports_changes_the_rows_in_memory_and_the_fingerprint_of_a_stream(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(str(folder))
+    Path("rows_lab.py").write_text("import spelling_lab\ndef spell(row): return {'body': spelling_lab.of(row['body'])}")
+    fingerprints = []
+    for method in ("upper", "capitalize", "capitalize"):
+        Path("spelling_lab.py").write_text(f"def of(text): return text.{method}()\n")
+        for name in ("rows_lab", "spelling_lab"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        given = {"train": write("a.jsonl"), "map": "rows_lab.spell", "columns": make_columns("body")}
+        opened = load(**given, streaming=True)[1]
+        assert opened is not None
+        rows = load(**given)[0]["train"]
+        assert rows.rows[0]["body"] == getattr("text 0", method)()
+        fingerprints.append((rows.fingerprint, opened.fingerprint))
+    assert fingerprints[1] == fingerprints[2]
+    assert fingerprints[0][0] != fingerprints[1][0] and fingerprints[0][1] != fingerprints[1][1]
+
+
 def test_sources_of_a_mixture_may_have_functions_of_their_own(lab: str, folder: Path):
     write("a.csv")
     write("b.jsonl")
@@ -278,8 +330,23 @@ def test_sources_of_a_mixture_may_have_functions_of_their_own(lab: str, folder: 
     mixture[1]["map"] = f"{lab}.nothing"
     (first, *_) = load(mixture=mixture, map=f"{lab}.join")[2]
     assert first.startswith(f"data.mixture: b: b.jsonl line 1: map={lab}.nothing returned None")
-    with pytest.raises(UserError, match=r"filter of a is \[3\], not a text"):
+    with pytest.raises(UserError, match=r"filter of a is \[3\], not a text or null"):
         load_config(None, ["model.type=bert", "data.mixture=[{name: a, train: a.csv, weight: 1, filter: [3]}]"])
+
+
+@pytest.mark.parametrize("is_streamed", [False, True])
+def test_a_source_of_a_mixture_may_switch_the_functions_of_all_off(is_streamed: bool, lab: str, folder: Path):
+    write("a.csv")
+    write("b.csv", [row | {"stars": 3} for row in ROWS])
+    sources = "[{name: a, weight: 1, train: a.csv}, {name: b, weight: 1, train: b.csv, filter: null, map: null}]"
+    config = load_config(None, ["model.type=bert", f"data.mixture={sources}", "run_dir=run"])
+    given = {"train": None, "columns": make_columns("body"), "seed": 1, "streaming": is_streamed}
+    section = DataSection(**given, mixture=config.data.mixture, filter=f"{lab}.keep", map=f"{lab}.few")
+    if is_streamed:
+        own, bare = ([values["body"] for values, _ in s.split.shards[0].read()] for s in open_sources(section))
+        assert (len(own), bare) == (24, [row["body"] for row in ROWS])
+    else:
+        assert list(read_splits(section)[0]["train"].rows["body"])[24:] == [row["body"] for row in ROWS]
 
 
 def test_values_of_numpy_and_images_of_pil_may_be_returned(folder: Path):

@@ -173,6 +173,33 @@ def test_a_loss_weight_is_a_factor_of_the_rows_of_its_source(tmp_path: Path):
             assert factors == {microbatch.weight}
 
 
+def test_a_source_may_have_no_weights_of_rows(tmp_path: Path):
+    bare = [{key: value for key, value in row.items() if key != "trust"} for row in ROWS[10:]]
+    mixture = [
+        {"name": "one", "train": str(write(tmp_path / "one.csv", ROWS[:10])), "weight": 1},
+        {
+            "name": "two",
+            "train": str(write(tmp_path / "two.csv", bare)),
+            "weight": 1,
+            "loss_weight": None,
+            "columns": {"data.weight": None, "text": None},
+        },
+    ]
+    weights = [ROWS[row]["trust"] for row in range(10)], [1.0] * len(bare)
+    for sources, wanted in ((mixture, [*weights[0], *weights[1]]), (mixture[::-1], [*weights[1], *weights[0]])):
+        options = [f"data.mixture={json.dumps(sources)}", "data.train=train", "data.weight=trust"]
+        found = {
+            (row, microbatch.weight)
+            for step_batch in make_loop(make_config(tmp_path, *options)).data.train.steps(start=0, stop=8)
+            for microbatch in step_batch.microbatches
+            for row in microbatch.rows
+        }
+        assert found == set(enumerate(wanted))
+    options[-1] = "data.weight=label"
+    with pytest.raises(UserError, match=r"data.mixture: two: columns: data.weight: null: all sources have this column"):
+        make_loop(make_config(tmp_path, *options))
+
+
 GROUPS = st.lists(st.integers(0, 9), min_size=2, max_size=60).filter(lambda groups: len(set(groups)) > 1)
 
 
@@ -198,6 +225,22 @@ def test_the_rows_of_an_author_are_in_one_split(tmp_path: Path):
         ROWS[int(place.rpartition(" ")[2]) - 1]["author"] for step in range(4) for place in data.train.origins(step)
     }
     assert len(trained) == 4
+
+
+def test_a_class_that_is_cut_off_with_its_group_is_told_with_what_cut_it_off(tmp_path: Path):
+    rows = [{**row, "author": "one", "label": "rare"} if number < 3 else row for number, row in enumerate(ROWS)]
+    overrides = ["data.split_by=author", "data.validation_fraction=0.1", "seed=17"]
+    with pytest.raises(UserError) as refused:
+        make_loop(make_config(tmp_path, *overrides, rows=rows))
+    place = tmp_path / "a.csv"
+    assert refused.value.problems == [
+        f"data.validation: column 'label' has a label without a training row in 3 rows: {place} row 1 ('rare'), "
+        f"{place} row 2 ('rare'), {place} row 3 ('rare'); data.train had some, and data.validation_fraction=0.1, "
+        "data.split_by=author moved or left out all of them: change this or the seed, or name all classes in "
+        "data.label_names"
+    ]
+    loop = make_loop(make_config(tmp_path, *overrides, "data.label_names=[bad, good, rare]", rows=rows))
+    assert loop.data.validation[""].num_rows == 3
 
 
 def test_all_rows_of_one_group_are_refused(tmp_path: Path):

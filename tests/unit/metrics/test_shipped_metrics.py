@@ -13,7 +13,9 @@ from trainer_loop.metrics.load import check_metrics, load_metrics, reported_keys
 from trainer_loop.metrics.named_metric import compute_metrics
 from trainer_loop.metrics.shipped import SHIPPED, ShippedMetric, find_metrics
 from trainer_loop.tasks.causal_lm import CausalLM
+from trainer_loop.tasks.chat import Chat
 from trainer_loop.tasks.find import list_tasks, load_task
+from trainer_loop.tasks.generation import Generation
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 
 TASKS = {name: load_task(name) for name in list_tasks()}
@@ -123,6 +125,22 @@ def test_a_metric_fits_a_task_that_gives_what_it_compares(outputs: dict[str, str
     refused = [problem for problem in problems if "does not fit this task" in problem]
     assert len(refused) == len(SHIPPED) - len(fitting)
     assert all(problem.endswith(f"those that do: {', '.join(fitting) or 'none'}") for problem in refused)
+
+
+def test_metrics_on_texts_name_what_makes_a_chat_write_them() -> None:
+    task = Chat()
+    names = [name for name, metric in SHIPPED.items() if any("text" in of.kind for of in metric.columns.values())]
+    assert {"rouge", "sacrebleu", "chrf", "exact_match", "answer_f1"} <= set(names)
+    given = {"num_labels": None, "written": task.written_outputs}
+    assert check_metrics(names, outputs=task.list_outputs(), **given) == [
+        f"evaluate.metrics[{index}]: {name} compares texts that the model writes, and without a length it writes none "
+        "in an evaluation; set evaluate.generate.max_new_tokens, such as 64"
+        for index, name in enumerate(names)
+    ]
+    (other,) = check_metrics(["accuracy"], outputs=task.list_outputs(), **given)
+    assert other.endswith("accuracy does not fit this task; those that do: perplexity")
+    task.generation = Generation(max_new_tokens=8)
+    assert not any("compares texts" in line for line in check_metrics(names, outputs=task.list_outputs(), **given))
 
 
 def test_of_these_smaller_is_better_and_of_no_other() -> None:

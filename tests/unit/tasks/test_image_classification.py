@@ -304,10 +304,27 @@ def test_an_evaluation_mixes_nothing_and_a_step_is_mixed_alike_each_time(tmp_pat
     assert not batches[0]["pixel_values"].equal(batches[1]["pixel_values"])
 
 
-@pytest.mark.parametrize("mixup", [0, -1, True, "much", float("nan"), float("inf")])
-def test_a_mixup_that_is_none_is_refused(mixup: Any):
+@pytest.mark.parametrize("mixup", [0, -1, float("nan"), float("inf")])
+def test_a_mixup_that_is_not_above_0_or_not_finite_is_refused(mixup: float):
     with pytest.raises(UserError, match=r"task\.args\.mixup: .*: it must be a number above 0, such as 0\.2, or null"):
         ImageClassification(mixup=mixup)
+
+
+@pytest.mark.parametrize("mixup", ["true", "much"])
+def test_a_mixup_that_is_no_number_is_refused(mixup: str, tmp_path: Path):
+    with pytest.raises(UserError, match=rf"(?i)task\.args\.mixup: '?{mixup}'? is not a number or null"):
+        make_loop(tmp_path, f"task.args={{mixup: {mixup}}}", rows={"train": make_rows("bytes", tmp_path)})
+
+
+def test_mixup_is_refused_with_keys_that_weigh_or_draw_rows(tmp_path: Path):
+    rows = {"train": make_rows("bytes", tmp_path)}
+    sources = "[{name: a, train: a.jsonl, weight: 1}, {name: b, train: b.jsonl, weight: 1}]"
+    told = "the task image_classification mixes each row with any other, all alike; leave one out"
+    for keys in (["data.weight=trust", "data.sampling=balanced"], [f"data.mixture={sources}"]):
+        with pytest.raises(UserError) as refused:
+            make_loop(tmp_path, *MIXED, *keys, rows=rows)
+        names = [key.partition("=")[0] for key in keys]
+        assert [line for line in refused.value.problems if told in line] == [f"{name}: {told}" for name in names]
 
 
 def test_a_stream_mixes_nothing(tmp_path: Path):

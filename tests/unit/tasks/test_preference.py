@@ -9,16 +9,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from answer_pairs import configure_run, make_tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from trainer_loop import Predictor, TrainingLoop, UserError, build, load_config
-from trainer_loop.data.tokenizer import read_chat_template, train_tokenizer
+from trainer_loop import Predictor, TrainingLoop, UserError, build
 from trainer_loop.record.logs import Console
 from trainer_loop.tasks.preference import Preference
 
 ROWS = [dict(row) for row in Preference.example]
-TOKENIZER = train_tokenizer([str(row) for row in ROWS], framed=False, vocab_size=300, max_length=256)
-TOKENIZER.chat_template = read_chat_template("plain")
+TOKENIZER = make_tokenizer(ROWS)
 
 
 def make_task(**arguments: Any) -> Preference:
@@ -161,28 +160,11 @@ def test_wrong_arguments_are_refused(arguments: dict[str, Any], told: str):
 
 def make_run(folder: Path, *overrides: str, rows: Sequence[Any] = ROWS) -> tuple[TrainingLoop, list[str]]:
     """A run, and the lines of its console."""
-    TOKENIZER.save_pretrained(folder / "tokenizer")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     lines: list[str] = []
     console = Console(enabled=True)
     console.say = lines.append  # type: ignore[method-assign]
-    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 96}
-    config = load_config(
-        None,
-        [
-            "task={name: preference, args: {beta: 1.0}}",
-            f"model={json.dumps({'type': 'gpt2', 'overrides': sizes, 'tokenizer': str(folder / 'tokenizer')})}",
-            f"data={json.dumps({split: str(folder / 'rows.jsonl') for split in ('train', 'validation')})}",
-            f"data.cache_dir={folder / 'cache'}",
-            "data.max_length=96",
-            "batch.size=3",
-            "train={steps: 20, precision: no, threads: 1}",
-            "optimizer={name: adamw, lr: 1e-2}",
-            "evaluate={every: 20, at_start: true}",
-            f"run_dir={folder / 'run'}",
-            *overrides,
-        ],
-    )
+    task = ("task={name: preference, args: {beta: 1.0}}", "evaluate={every: 20, at_start: true}")
+    config = configure_run(folder, *task, *overrides, rows=rows, tokenizer=TOKENIZER)
     return build(config, console=console), lines
 
 

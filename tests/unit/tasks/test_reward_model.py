@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from answer_pairs import configure_run, make_tokenizer
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2ForSequenceClassification
 
-from trainer_loop import Predictor, TrainingLoop, UserError, build, load_config
-from trainer_loop.data.tokenizer import read_chat_template, train_tokenizer
+from trainer_loop import Predictor, TrainingLoop, UserError, build
+from trainer_loop.data.tokenizer import train_tokenizer
 from trainer_loop.record.logs import Console
 from trainer_loop.tasks.find import find_by_architecture
 from trainer_loop.tasks.reward_model import RewardModel
@@ -19,8 +20,7 @@ from trainer_loop.testing import assert_layout_invariant
 
 ROWS = [dict(row) for row in RewardModel.example]
 ANSWERS = ("chosen", "rejected")
-TOKENIZER = train_tokenizer([str(row) for row in ROWS], framed=False, vocab_size=300, max_length=256)
-TOKENIZER.chat_template = read_chat_template("plain")
+TOKENIZER = make_tokenizer(ROWS)
 
 
 def make_task(**arguments: Any) -> RewardModel:
@@ -119,26 +119,8 @@ def test_a_model_of_one_number_from_elsewhere_is_taken_for_a_regression():
 
 
 def make_run(folder: Path, *overrides: str) -> TrainingLoop:
-    TOKENIZER.save_pretrained(folder / "tokenizer")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 96}
-    config = load_config(
-        None,
-        [
-            "task.name=reward_model",
-            f"model={json.dumps({'type': 'gpt2', 'overrides': sizes, 'tokenizer': str(folder / 'tokenizer')})}",
-            f"data={json.dumps({split: str(folder / 'rows.jsonl') for split in ('train', 'validation')})}",
-            f"data.cache_dir={folder / 'cache'}",
-            "data.max_length=96",
-            "batch.size=3",
-            "train={steps: 20, precision: no, threads: 1}",
-            "optimizer={name: adamw, lr: 1e-2}",
-            "evaluate={every: 10, at_start: true}",
-            "checkpoint.best=rewards/margins",
-            f"run_dir={folder / 'run'}",
-            *overrides,
-        ],
-    )
+    arguments = ("task.name=reward_model", "evaluate={every: 10, at_start: true}", "checkpoint.best=rewards/margins")
+    config = configure_run(folder, *arguments, *overrides, rows=ROWS, tokenizer=TOKENIZER)
     return build(config, console=Console(enabled=False))
 
 

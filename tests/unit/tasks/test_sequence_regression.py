@@ -1,4 +1,4 @@
-"""Numbers for texts: the loss of the head, other losses, what pipelines answer, bad numbers, models of others."""
+"""sequence_regression: losses, metrics, export, bad labels, several numbers a row, scaled numbers."""
 
 import json
 import math
@@ -86,7 +86,7 @@ def test_losses_are_sums_over_the_numbers(loss: Any, expected: float):
     assert loss(torch.tensor([1.0, 2.0]), torch.tensor([1.5, 0.0])).item() == pytest.approx(expected)
 
 
-def test_metrics_of_numbers():
+def test_regression_metrics_follow_their_formulas():
     outputs = {"predictions": np.array([1.0, 2.0, 3.0, 5.0]), "references": np.array([1.0, 3.0, 2.0, 5.0])}
     entries = ["pearson", "spearman", "mse", "mae", "r2"]
     found: dict[str, float] = {}
@@ -99,13 +99,13 @@ def test_metrics_of_numbers():
     )
 
 
-def test_a_constant_prediction_correlates_with_nothing():
+def test_the_correlation_of_a_constant_prediction_is_zero():
     outputs = {"predictions": np.full(4, 2.5), "references": np.array([1.0, 3.0, 2.0, 5.0])}
     (metric,) = load_metrics([{"name": "glue/stsb"}], num_labels=None)
     assert metric.compute(outputs) == {"pearson": 0.0, "spearmanr": 0.0}
 
 
-def test_the_exported_model_answers_alike_through_the_pipeline(tmp_path: Path):
+def test_the_exported_model_and_a_pipeline_predict_the_same(tmp_path: Path):
     build(make_config(tmp_path, ROWS, "loss.name=huber"), console=Console(enabled=False)).fit()
     model_dir = tmp_path / "run" / "model"
     predictor = Predictor.load(model_dir)
@@ -122,7 +122,7 @@ def test_the_exported_model_answers_alike_through_the_pipeline(tmp_path: Path):
 @pytest.mark.parametrize(
     ("number", "told"),
     [
-        (float("nan"), "null"),  # as files of JSON are read
+        (float("nan"), "null"),  # NaN in a JSON file is read as null
         (float("inf"), "holds inf, which is not finite"),
         ("many", "holds 'many', which is no number"),
         ("1e999", "holds inf, which is not finite"),
@@ -134,9 +134,9 @@ def test_the_exported_model_answers_alike_through_the_pipeline(tmp_path: Path):
     ],
 )
 @pytest.mark.parametrize("streaming", ["true", "false"])
-def test_what_is_no_number_is_refused_with_its_place(number: Any, told: str, streaming: str, tmp_path: Path):
+def test_a_label_that_is_not_a_number_is_refused_with_its_row(number: Any, told: str, streaming: str, tmp_path: Path):
     rows = [{"text": text, "label": number} for text in TEXTS]
-    if number is None or isinstance(number, float):  # one among good ones
+    if number is None or isinstance(number, float):  # one bad row after three good ones
         rows = [*ROWS[:3], {"text": "Never.", "label": number}]
     config = make_config(tmp_path, rows, f"data.streaming={streaming}")
     with pytest.raises(UserError) as refused:
@@ -145,7 +145,7 @@ def test_what_is_no_number_is_refused_with_its_place(number: Any, told: str, str
 
 
 @pytest.mark.parametrize("streaming", ["true", "false"])
-def test_numbers_of_a_csv_file_are_texts(streaming: str, tmp_path: Path):
+def test_a_csv_file_gives_the_same_numbers_as_a_json_file(streaming: str, tmp_path: Path):
     path = tmp_path / "rated.csv"
     path.write_text("text,stars\n" + "".join(f'"{row["text"]}",{row["label"]}\n' for row in ROWS))
     of_csv = [f"data.train={path}", f"data.validation={path}", "data.columns.label=stars"]
@@ -160,7 +160,7 @@ def test_numbers_of_a_csv_file_are_texts(streaming: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("hole", ["", " ", "nan"])
-def test_a_row_without_its_number_is_dropped(hole: str, tmp_path: Path):
+def test_a_row_without_a_number_is_dropped_with_missing_drop(hole: str, tmp_path: Path):
     path = tmp_path / "rated.csv"
     path.write_text(f"text,label\nGood,4.5\nBad,{hole}\nWorse,1\n")
     if hole == "nan":
@@ -173,20 +173,20 @@ def test_a_row_without_its_number_is_dropped(hole: str, tmp_path: Path):
     assert len(loop.data.train.rows) == 2  # type: ignore[attr-defined]
 
 
-def test_a_loss_on_classes_is_refused(tmp_path: Path):
+def test_a_classification_loss_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"loss\.name: cross_entropy does not fit .* those that do: mse, l1, huber"):
         build(make_config(tmp_path, ROWS, "loss.name=cross_entropy"), console=Console(enabled=False))
 
 
 @pytest.mark.parametrize("is_told", [True, False])
-def test_a_model_of_somebody_else_that_predicts_numbers_is_known_by_its_config(is_told: bool, tmp_path: Path):
+def test_a_regression_model_of_another_source_is_recognised_by_its_config(is_told: bool, tmp_path: Path):
     make_model(num_labels=1, **({"problem_type": "regression"} if is_told else {})).save_pretrained(tmp_path)
     TOKENIZER.save_pretrained(tmp_path)
     (row,) = Predictor.load(tmp_path).predict(["Never."])
     assert row.keys() == {"value"}
 
 
-def test_a_model_that_was_given_must_have_one_output(tmp_path: Path):
+def test_a_given_model_with_two_outputs_is_refused(tmp_path: Path):
     config = make_config(tmp_path, ROWS)
     with pytest.raises(UserError, match="has 2 outputs, and a number is predicted"):
         build(config, model=make_model(num_labels=2), console=Console(enabled=False))
@@ -205,14 +205,14 @@ def read_validation(run_dir: Path) -> dict[str, float]:
 
 
 def write_columns(path: Path, rows: list[list[Any]]) -> list[str]:
-    """A CSV file with a column for each number, and the keys that read it."""
+    """Write a CSV file with one column for each number; return the config keys that read it."""
     lines = [f'"{text}",{numbers[1]},{numbers[0]}\n' for text, numbers in zip(TEXTS, rows, strict=True)]
     path.write_text("body,arousal,valence\n" + "".join(lines))
     return [f"data.train={path}", f"data.validation={path}", "data.columns={text: body, label: [valence, arousal]}"]
 
 
 @pytest.mark.parametrize("streaming", ["true", "false"])
-def test_several_numbers_are_a_list_or_a_column_for_each(streaming: str, tmp_path: Path):
+def test_several_numbers_are_read_from_a_list_or_from_one_column_each(streaming: str, tmp_path: Path):
     of_csv = write_columns(tmp_path / "rated.csv", SEVERAL)
     metrics = "evaluate.metrics=[pearson, spearman, mse, mae, r2]"
     found = []
@@ -228,7 +228,7 @@ def test_several_numbers_are_a_list_or_a_column_for_each(streaming: str, tmp_pat
         parts = [csv[f"validation/{metric}/{name}"] for name in ("valence", "arousal")]
         assert parts == [jsonl[f"validation/{metric}/{name}"] for name in ("0", "1")]
         assert csv[f"validation/{metric}"] == pytest.approx(np.mean(parts))
-    assert csv["validation/loss"] == pytest.approx(csv["validation/mse"], rel=1e-5)  # a target is a number of a row
+    assert csv["validation/loss"] == pytest.approx(csv["validation/mse"], rel=1e-5)  # each number of a row is a target
 
 
 def test_the_loss_of_several_numbers_is_summed_over_rows_and_numbers():
@@ -266,7 +266,7 @@ def test_an_exported_model_predicts_several_numbers_by_their_names(tmp_path: Pat
 
 
 @pytest.mark.parametrize("streaming", ["true", "false"])
-def test_each_row_has_as_many_numbers(streaming: str, tmp_path: Path):
+def test_rows_with_different_counts_of_numbers_are_refused(streaming: str, tmp_path: Path):
     rows = [*AS_LISTS[:3], {"text": "Never.", "label": [1.0, 2.0, 3.0]}]
     with pytest.raises(UserError) as refused:
         build(make_config(tmp_path, rows, f"data.streaming={streaming}"), console=QUIET)
@@ -277,7 +277,7 @@ def test_each_row_has_as_many_numbers(streaming: str, tmp_path: Path):
     )
 
 
-def test_a_late_row_of_a_stream_with_other_numbers_is_told(tmp_path: Path):
+def test_a_late_row_of_a_stream_with_another_count_of_numbers_is_refused(tmp_path: Path):
     rows = [*AS_LISTS * 260, {"text": "Never.", "label": [1.0]}]
     config = make_config(tmp_path, rows, "data.streaming=true", "data.validation=null", "evaluate.every=never",
                          "batch.size=1041")  # fmt: skip
@@ -286,7 +286,7 @@ def test_a_late_row_of_a_stream_with_other_numbers_is_told(tmp_path: Path):
         loop.fit()
 
 
-def test_what_is_wrong_with_one_of_several_columns_is_told_with_its_name(tmp_path: Path):
+def test_a_bad_value_in_one_of_several_columns_is_reported_with_the_column(tmp_path: Path):
     for value, told in (("many", "holds 'many', which is no number, in 'arousal', in 1 row"), ("", "has nothing in")):
         keys = write_columns(tmp_path / "rated.csv", [*SEVERAL[:3], [1.0, value]])
         with pytest.raises(UserError) as refused:
@@ -317,7 +317,7 @@ def read_weights(loop: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("rows", [ROWS, AS_LISTS])
-def test_it_learns_as_on_numbers_that_were_scaled_by_hand(rows: list[dict[str, Any]], tmp_path: Path):
+def test_training_with_scale_equals_training_on_numbers_scaled_by_hand(rows: list[dict[str, Any]], tmp_path: Path):
     numbers = np.array([row["label"] for row in rows])
     mean, std = numbers.mean(axis=0), numbers.std(axis=0)
     by_hand = [
@@ -382,10 +382,10 @@ def test_a_scaled_run_resumes_exactly_and_keeps_its_scale(tmp_path: Path):
     again = build(changed, console=QUIET)
     assert again.task.tuned != loop.task.tuned
     again.restore()
-    assert again.task.tuned == loop.task.tuned  # what the weights were trained by
+    assert again.task.tuned == loop.task.tuned  # the scale of the rows that the weights were trained on
 
 
-def test_a_stream_is_scaled_by_what_is_written_down(tmp_path: Path):
+def test_a_stream_needs_a_mean_and_a_standard_deviation_in_the_config(tmp_path: Path):
     with pytest.raises(UserError, match=r"task\.args\.scale: true: a stream is not searched for the mean"):
         build(make_config(tmp_path, ROWS, "task.args={scale: true}", "data.streaming=true"), console=QUIET)
     scale = find_scale(np.array([row["label"] for row in ROWS]))
@@ -402,7 +402,7 @@ def test_a_stream_is_scaled_by_what_is_written_down(tmp_path: Path):
     [1, "yes", None, {}, {"mean": 1}, {"mean": 1, "std": 0}, {"mean": [1, 2], "std": [1]}, {"mean": [], "std": []},
      {"mean": True, "std": 1}, {"mean": 1, "std": math.inf}, {"mean": 1, "std": 1, "max": 3}],
 )  # fmt: skip
-def test_a_scale_that_is_none_is_refused(scale: Any):
+def test_an_invalid_scale_is_refused(scale: Any):
     with pytest.raises(UserError, match=r"task\.args\.scale: .*: it must be true, false, or \{mean: 3\.2, std: 1\.1\}"):
         SequenceRegression(scale=scale)
 
@@ -421,7 +421,7 @@ def test_the_scale_does_not_depend_on_the_order_of_the_rows():
     assert find_scale(np.array([1e16, 1.0, -1e16])).mean == [1 / 3]
 
 
-def test_far_from_zero_scaled_numbers_are_exact():
+def test_scaling_numbers_far_from_zero_loses_no_digits():
     task = make_task(scale={"mean": 1e8, "std": 1.0})
     encoded = task.encode({"text": TEXTS, "label": [1e8 + 1, 1e8 + 2, 1e8, 1e8 - 1]}, max_length=32)
     encoded.pop("truncated")
@@ -434,7 +434,7 @@ def test_far_from_zero_scaled_numbers_are_exact():
     assert "scaled" not in task.model_inputs(batch)
 
 
-def test_a_finished_run_with_a_scale_is_known_as_its_own(tmp_path: Path):
+def test_a_finished_run_with_a_scale_is_recognised_as_complete(tmp_path: Path):
     config = make_config(tmp_path, AS_LISTS, "task.args={scale: true}")
     build(config, console=QUIET).fit()
     assert _is_complete(config, build(config, console=QUIET))
