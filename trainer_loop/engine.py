@@ -187,7 +187,9 @@ class Engine:
         for group in self.groups:
             for parameter in group.parameters.values() if step < group.unfreeze_at else ():
                 parameter.grad = None
-        gradients = [local_part(parameter.grad) for parameter in self.parameters if parameter.grad is not None]
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if self.sharded is not None:
+            gradients = [local_part(gradient) for gradient in gradients]
         names: Sequence[str] = self.names
         if len(gradients) < len(names):
             named = zip(names, self.parameters, strict=True)
