@@ -258,7 +258,10 @@ def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
     for name in _MODULES:
         importlib.import_module(name)
-    sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("bert")  # makes a large table
+    # What every start would make anew: a large table, the defaults of a config, patterns to read versions with.
+    sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("bert")
+    sys.modules["trainer_loop.config.load"].read_config(None, [])
+    sys.modules["trainer_loop.record.run_dir"].package_versions()
     request = serve(channel)
     if request is None:
         return
