@@ -256,8 +256,11 @@ def end(error: BaseException | None) -> None:
 
 def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
-    for name in _MODULES:
-        importlib.import_module(name)
+    from trainer_loop.runtime.imports import importing_torch
+
+    with importing_torch():
+        for name in _MODULES:
+            importlib.import_module(name)
     # What every start would make anew: a large table, the defaults of a config, patterns to read versions with.
     sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("bert")
     sys.modules["trainer_loop.config.load"].read_config(None, [])
