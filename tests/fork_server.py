@@ -39,7 +39,8 @@ torch.utils.serialization
 # Variables that nothing reads at import. Where any other differs, the process is forked from another server.
 _READ_LATE = {
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
-    *("TRAINER_LOOP_CACHE", "PYTEST_CURRENT_TEST"),
+    *("TRAINER_LOOP_CACHE", "PYTEST_CURRENT_TEST", "TOKENIZERS_PARALLELISM", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"),
+    *("KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK"),  # sklearn sets them, for another OpenMP than torch's
     *("FAULT", "FAULT_AT", "FAULT_RANK", "FAULT_ONCE", "RECORD", "START", "CLAIM_SECONDS"),  # of resume/driver.py
 }
 _LARGEST_REQUEST = 1 << 17  # bytes
