@@ -7,6 +7,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# Images often set this; then every process would compile torch and transformers anew, which takes longer than to run them.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: quickstart test test-slow soak bench check format docs clean
 
 quickstart: .venv/installed

@@ -1,9 +1,11 @@
 """What all tests share: no network, a cache of their own, and a fresh accelerate state for each test."""
 
+import gc
 import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 
 # Nothing is read from or left in the caches of whoever runs the tests. Libraries read these names when they are
@@ -25,6 +27,17 @@ settings.register_profile("no deadline", deadline=None)  # a busy machine is no 
 settings.load_profile("no deadline")
 
 sys.path.insert(0, str(Path(__file__).parent))  # tests import each other's makers: tiny, scenarios
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Modules and tests stay until the end: no collection of garbage shall look through them, now or later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_unconfigure() -> None:

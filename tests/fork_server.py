@@ -39,7 +39,8 @@ torch.utils.serialization
 # Variables that nothing reads at import. Where any other differs, the process is forked from another server.
 _READ_LATE = {
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
-    *("TRAINER_LOOP_CACHE", "PYTEST_CURRENT_TEST"),
+    *("TRAINER_LOOP_CACHE", "PYTEST_CURRENT_TEST", "TOKENIZERS_PARALLELISM", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"),
+    *("KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK"),  # sklearn sets them, for another OpenMP than torch's
     *("FAULT", "FAULT_AT", "FAULT_RANK", "FAULT_ONCE", "RECORD", "START", "CLAIM_SECONDS"),  # of resume/driver.py
 }
 _LARGEST_REQUEST = 1 << 17  # bytes
@@ -256,9 +257,15 @@ def end(error: BaseException | None) -> None:
 
 def main() -> None:
     channel = socket.socket(fileno=int(sys.argv[1]))
-    for name in _MODULES:
-        importlib.import_module(name)
-    sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("bert")  # makes a large table
+    from trainer_loop.runtime.imports import importing_torch
+
+    with importing_torch():
+        for name in _MODULES:
+            importlib.import_module(name)
+    # What every start would make anew: a large table, the defaults of a config, patterns to read versions with.
+    sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("bert")
+    sys.modules["trainer_loop.config.load"].read_config(None, [])
+    sys.modules["trainer_loop.record.run_dir"].package_versions()
     request = serve(channel)
     if request is None:
         return

@@ -68,8 +68,7 @@ def test_wrong_keys_are_how_the_command_ended(command, arguments, tmp_path):
     assert (status["ended"], status["exit_code"]) == ("error", 2)
 
 
-def test_conflicts_components_and_data_are_all_told_at_once(subprocess_command, tiny_model, tmp_path):
-    """In a process of its own, as a user sees it."""
+def test_conflicts_components_and_data_are_all_told_at_once(command, tiny_model, tmp_path):
     write_csv(tmp_path / "train.csv", [*ROWS, ("", "positive"), ("good", "")])
     (tmp_path / "own.yaml").write_text(
         f"model: {{name: {tiny_model}}}\n"
@@ -79,7 +78,7 @@ def test_conflicts_components_and_data_are_all_told_at_once(subprocess_command, 
         "evaluate: {metrics: [acuracy]}\n"
         "data: {train: train.csv, validation_fraction: 0.2, max_length: 32}\n"
     )
-    ended = subprocess_command("config=own.yaml")
+    ended = command("config=own.yaml")
     assert_refused(
         ended,
         "own.yaml:2: batch.accumulate is 2, which counts microbatches of batch.per_device rows",

@@ -47,7 +47,7 @@ def test_it_prints_where_the_model_lies_and_the_command_that_predicts(quickstart
     assert model == "model: runs/quickstart/model"
     command = predict.removeprefix("predict: ")
     done = subprocess.run(command, shell=True, cwd=run.parents[1], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     labels = [done.stdout.partition(" ")[0]]
     for text in ("I am not happy.", "I am very unhappy with this phone."):
         _, *words = shlex.split(command.replace('"I am super delighted."', shlex.quote(text)))

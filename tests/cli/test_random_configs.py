@@ -31,7 +31,12 @@ VALUES: dict[str, list[Any]] = {
     "model.tokenizer": ["train", "", "nowhere"],
     "model.chat_template": ["", "plain", "nowhere.jinja"],
     "model.vocab_size": [300, 1000],
-    "model.overrides": ["{}", "{hidden_size: 32}", "{num_labels: 2}", "{hidden_size: 30, num_attention_heads: 4}"],
+    "model.overrides": [
+        "{num_hidden_layers: 1}",
+        "{hidden_size: 32}",
+        "{num_labels: 2}",
+        "{hidden_size: 30, num_attention_heads: 4}",
+    ],
     "model.attention": ["auto", "sdpa", "eager", "flash_attention_2", "no_such"],
     "model.lora.r": [2, ""],
     "model.lora.target_modules": ["[]", "[query]", "[nothing]"],

@@ -112,13 +112,16 @@ class Machine:
         return [*enter, "env", f"--chdir={self.directory}", *map(str, command)]
 
 
-def wait_until(condition: Callable[[], Any], what: str, *, output: Path | None = None, seconds: float = 300) -> None:
+def wait_until(
+    condition: Callable[[], Any], what: str, *, output: Path | None = None, seconds: float = 300, every: float = 0.05
+) -> None:
+    """Ask every so many seconds whether it is so; fail after `seconds`, with what was told until then."""
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
             told = output.read_text() if output is not None and output.exists() else ""
             pytest.fail(f"waited {seconds:g} seconds in vain for: {what}\n{told}")
-        time.sleep(0.05)
+        time.sleep(every)
 
 
 def count_steps(run: Path) -> int:

@@ -79,7 +79,8 @@ class Slurm:
         return self.show("JobState") not in ("PENDING", "RUNNING", "COMPLETING")
 
     def wait_until(self, condition: Callable[[], bool], what: str) -> None:
-        wait_until(lambda: condition() or self.has_ended(), what, output=self.output)
+        # Each look starts a program of Slurm, whose controller then has less time for the job.
+        wait_until(lambda: condition() or self.has_ended(), what, output=self.output, every=0.5)
         assert condition(), self.output.read_text()
 
 
@@ -100,7 +101,7 @@ def slurm(directory: Path, switch_on: Callable[..., Machine]) -> Slurm:
         lambda: machine.run("sinfo", "--noheader", "--format=%T %D").split() == ["idle", "2"],
         "two idle nodes",
         output=state / "slurmctld.log",
-        seconds=300,
+        every=0.5,
     )
     return Slurm(machine)
 

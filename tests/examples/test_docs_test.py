@@ -1,9 +1,9 @@
 """The test that docs/customise.md hands to a reader passes for the loss of the README."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+import fork_server
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,8 +22,6 @@ def test_the_test_of_a_loss_in_the_docs_passes(tmp_path: Path):
     (tmp_path / "my_lab").mkdir()
     (tmp_path / "my_lab" / "losses.py").write_text(loss)
     (tmp_path / "my_lab" / "test_losses.py").write_text(code)
-    ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "my_lab"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    ended = fork_server.run(["-m", "pytest", "-q", "my_lab"], cwd=tmp_path)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "2 passed" in ended.stdout

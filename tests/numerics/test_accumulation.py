@@ -1,16 +1,19 @@
 """Law 1 for every kind of model in docs/parity.md: the gradient of one update does not depend on its microbatches."""
 
 import functools
+import json
+import os
 from pathlib import Path
 
+import fork_server
 import pytest
 import torch
+from scenarios import make_ranks
 
-from benchmarks.fresh_process import call
 from benchmarks.parity_models import MODELS, make_rows
 from benchmarks.parity_sides import ROWS, ROWS_TOGETHER, Gradient, compare_gradients, make_plan, measure_ours
 
-TWO = Path(__file__).parents[2] / "launch/accelerate/cpu_2.yaml"
+ROOT = Path(__file__).parents[2]
 CUTS = {"as many rows in each": {"per_device": ROWS_TOGETHER}, "a budget of tokens": {"max_tokens": 90}}
 
 
@@ -38,14 +41,21 @@ def test_the_cuts_are_those_that_were_meant():
     assert [len(rows) for rows in make_plan(rows).step(0).microbatches[0]] == [ROWS]
 
 
-def test_the_gradient_of_two_processes_is_that_of_one():
-    launch = ["accelerate.commands.launch", "--config_file", str(TWO), "--main_process_port", "0"]
-    measured = call(
-        "benchmarks.parity_sides:measure_in_group",
-        {"names": list(MODELS), "num_processes": 2},
-        launcher=launch,
-        environment={"OMP_NUM_THREADS": "1"},
+def test_the_gradient_of_two_processes_is_that_of_one(tmp_path: Path):
+    script, result, output = tmp_path / "measure.py", tmp_path / "result.json", tmp_path / "output.txt"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom benchmarks.fresh_process import main; main()\n"
     )
+    call = ["benchmarks.parity_sides:measure_in_group", json.dumps({"names": list(MODELS), "num_processes": 2})]
+    with output.open("w") as told:
+        processes = [
+            fork_server.start(
+                [str(script), *call, str(result)], cwd=tmp_path, env=os.environ | rank, stdout=told, stderr=told
+            )
+            for rank in make_ranks(2)
+        ]
+    assert [process.wait(300) for process in processes] == [0, 0], output.read_text()
+    measured = json.loads(result.read_text())
     assert list(measured) == list(MODELS)
     for name, gradient in measured.items():
         whole = in_one_microbatch(name)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from trainer_loop.errors import UserError, refuse
 from trainer_loop.runtime.host import prepare_environment
+from trainer_loop.runtime.imports import importing_torch
 from trainer_loop.runtime.quiet import quieten_libraries, quieten_loggers
 from trainer_loop.runtime.streams import put_out, report, safe_streams
 
@@ -113,9 +114,10 @@ def _show(request: Request) -> None:
 
 def _view(config: "Config", problems: Sequence[str], request: Request) -> "View":
     """Everything that is shown. Raises UserError with all that is wrong with config and data."""
-    from trainer_loop.description import describe_weights
-    from trainer_loop.loaders import find_weights, make_mixture
-    from trainer_loop.plan import Overrides, plan_run
+    with importing_torch():  # seconds
+        from trainer_loop.description import describe_weights
+        from trainer_loop.loaders import find_weights, make_mixture
+        from trainer_loop.plan import Overrides, plan_run
     from trainer_loop.record.logs import Console
     from trainer_loop.view.draws import Draws
     from trainer_loop.view.duplicates import find_duplicates

@@ -15,6 +15,7 @@ from trainer_loop.cli.arguments import find_model
 from trainer_loop.cli.predict_arguments import USAGE, Request, read_arguments
 from trainer_loop.data.wording import did_you_mean
 from trainer_loop.errors import UserError, printable, refuse
+from trainer_loop.runtime.imports import importing_torch
 from trainer_loop.runtime.quiet import quieten_libraries, quieten_loggers
 from trainer_loop.runtime.streams import SafeStream, drop_unwritten, fill_standard_descriptors, put_out, report
 
@@ -44,9 +45,9 @@ def main(argv: list[str] | None = None) -> int:
 def _predict(request: Request) -> None:
     none = "neither a run directory with model/ nor a model with config.json"
     model_dir = find_model(request.model, marks=["config.json"], otherwise=none)
-    quieten_libraries()
-
-    from trainer_loop.predictor import check_writes, find_task_of, read_record  # torch and transformers: seconds
+    with importing_torch():  # seconds
+        quieten_libraries()
+        from trainer_loop.predictor import check_writes, find_task_of, read_record
 
     record = read_record(model_dir)
     if request.file is not None:

@@ -16,6 +16,7 @@ from trainer_loop.errors import Diverged, Preempted, ProcessLost, UserError, dis
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.run_lock import RunDirInUse, RunLock
 from trainer_loop.runtime.host import prepare_environment, process_index_from_environment
+from trainer_loop.runtime.imports import importing_torch
 from trainer_loop.runtime.preempt import Preemption, catch_signals
 from trainer_loop.runtime.quiet import quieten_loggers
 from trainer_loop.runtime.streams import report, safe_streams
@@ -95,9 +96,10 @@ def _train(
     config: "Config", problems: list[str], *, preemption: Preemption, claim: RunLock, state_so_far: "list[TrainState]"
 ) -> None:
     """Build, restore and fit; puts the state that `fit` advances into `state_so_far`."""
-    from trainer_loop.assembly import build  # torch and transformers: seconds
-    from trainer_loop.description import describe_plan
-    from trainer_loop.parallel.processes import on_process_0
+    with importing_torch():  # seconds
+        from trainer_loop.assembly import build
+        from trainer_loop.description import describe_plan
+        from trainer_loop.parallel.processes import on_process_0
 
     loop = build(config, problems=problems, preemption=preemption)
     for line in describe_plan(config, loop):
