@@ -51,6 +51,8 @@ class Engine:
         )
         self.schedule_step = 0  # updates that the schedule followed: those that changed the weights
         self.stop_requested = False  # by any process: the same answer on all of them; see `count_targets`
+        if self.sharded is not None:
+            self.sharded.watch_gradients()
         self._gradients_are_checked = self.allow_unused  # every trainable parameter has got one once
         # Of the current pass over the microbatches:
         self._synchronises = False  # this backward pass adds gradients up over the processes
@@ -129,6 +131,8 @@ class Engine:
         `loader` are for a process that must join the reduction of the others with a dummy microbatch.
         """
         failed = self._is_out_of_memory
+        if self.sharded is not None:
+            self._drop_unused_gradients(self.sharded.used)
         if not failed and (self._is_reducing or not self._gradients_are_checked):
             self._refuse_missing_gradients(step)
         if failed and self.accelerator.num_processes > 1 and not self.allow_unused:
@@ -139,9 +143,20 @@ class Engine:
             self.clear_gradients()
             release_memory()
             return None
-        if self.allow_unused:
+        if self.allow_unused and self.sharded is None:
             average_gradients(self.accelerator, self.parameters)
         return loss_sum
+
+    def _drop_unused_gradients(self, used: set[str]) -> None:
+        """Let parameters that no process used have no gradient, as without shards, where FSDP gave them zeros."""
+        unused = [name not in used for name in self.names]
+        used.clear()
+        if not sum_on_hosts(self.accelerator, [sum(unused)])[0]:
+            return
+        counts = sum_on_hosts(self.accelerator, unused)
+        for parameter, count in zip(self.parameters, counts, strict=True):
+            if count == self.accelerator.num_processes:
+                parameter.grad = None
 
     def _join_reduction(self, step: int, loss_of: Callable[[Microbatch], Tensor], loader: StepLoader) -> None:
         """Take part in the reduction of gradients in which the other processes wait for this one."""

@@ -37,7 +37,7 @@ from trainer_loop.loop import TrainingLoop
 from trainer_loop.metrics.load import check_metrics, reported_keys
 from trainer_loop.metrics.logged import check_names
 from trainer_loop.metrics.shipped import SHIPPED
-from trainer_loop.models.config import count_outputs, find_text_config
+from trainer_loop.models.config import count_outputs, drops_layers, find_text_config
 from trainer_loop.models.plan import ModelPlan, plan_model
 from trainer_loop.optim.optimizers import OptimizerPlan, find_optimizer
 from trainer_loop.optim.schedules import SchedulerPlan
@@ -178,6 +178,11 @@ def plan_run(config: Config, overrides: Overrides, *, problems: Sequence[str] = 
     inputs = _plan_inputs(
         config, overrides, console, found, task=task, loss=loss, model=model, has_rows="train" not in missing
     )
+    if sharding is not None and sharding.is_sharded and inputs is not None and drops_layers(inputs.model_config):
+        found.lines.append(
+            f"parallel.shard: {sharding.shard}: this model skips layers at random, each process others, and their "
+            "weights are gathered by all together; set its layerdrop to 0 in model.overrides"
+        )
     found.refuse()
     assert loop_class and precision and task and optimizer and scheduler and inputs and sharding
     metrics = list_metrics(config, task)

@@ -5,14 +5,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer_loop.errors import refuse
+import torch
+from torch.distributed.fsdp import FSDPModule
+
+from trainer_loop.errors import UserError, refuse
 
 # Keys and their values that a sharded model excludes, each with the remedy.
 _EXCLUDED: dict[str, tuple[Any, str]] = {
     "model.compile": (True, "set it to false"),
     "model.lora.merge": (True, "set it to false, and merge the exported adapter with peft"),
     "model.peft.merge": (True, "set it to false, and merge the exported adapter with peft"),
-    "train.unused_parameters": ("allow", "freeze the parameters that get no gradient: optimizer.freeze"),
     "hub.every": ("checkpoint", "set it to end"),
 }
 
@@ -48,6 +50,8 @@ class ShardingPlan:
             precision: no, bf16 or fp16; None if that is not known.
             has_own_step: the loop is a subclass that changes the step itself.
         """
+        if self.is_sharded and not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
+            raise UserError(f"parallel.shard: {self.shard}: torch {torch.__version__} is too old; install torch 2.13")
         problems = list(self._find_conflicts(values, precision, has_own_step) if self.is_sharded else self._find_idle())
         num_processes = count_processes()
         if self.is_sharded and num_processes % self.num_replicas:

@@ -8,7 +8,7 @@ sum of the gradients.
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Protocol
 
@@ -47,6 +47,7 @@ class ShardedModel:
     mesh: DeviceMesh
     gathers_once: bool
     num_layers: int
+    used: set[str] = field(default_factory=set)  # names of parameters that got a gradient in this step, on this process
 
     def synchronising(self, is_last: bool) -> AbstractContextManager[None]:
         """Around one microbatch. All processes call it equally often, unless `gathers_once`."""
@@ -54,6 +55,14 @@ class ShardedModel:
             self.model.set_requires_gradient_sync(is_last)
             self.model.set_reshard_after_backward(is_last)
         return nullcontext()
+
+    def watch_gradients(self) -> None:
+        """From now on, `used` has the parameters that get a gradient. Call it when it is settled which ones learn."""
+        assert isinstance(self.model, nn.Module)
+        with self.gathered():
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad:
+                    parameter.register_post_accumulate_grad_hook(lambda _, name=name: self.used.add(name))  # type: ignore[misc]
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
@@ -127,6 +136,8 @@ def shard_model(
     fully_shard(model, mesh=used, mp_policy=policy)
     sharded = ShardedModel(model, mesh, gathers_once, len(chosen))  # type: ignore[arg-type] # it is an FSDPModule now
     sharded.prepare_for_training()
+    # A process whose rows do not use a parameter gives zeros, or the gradients of others would be taken for its own.
+    sharded.model.set_reduce_scatter_unused_params(True)
     return sharded
 
 

@@ -118,10 +118,10 @@ class Checkpointer:
 
     def save(self, state: TrainState) -> None:
         """Save a checkpoint. All processes call this and none waits. What the disk refuses is reported; see `fault`."""
+        self._join()  # the copy that a save beside training still writes must not change
         gathered = self._gather_snapshot(state) if self.is_sharded else None
         if not self.accelerator.is_main_process:
             return
-        self._join()
         self.ensure_own_directory()
         target = self.run_dir.checkpoint(state.step)
         if os.path.lexists(target):
