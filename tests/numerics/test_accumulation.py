@@ -47,11 +47,10 @@ def test_the_gradient_of_two_processes_is_that_of_one(tmp_path: Path):
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\nfrom benchmarks.fresh_process import main; main()\n"
     )
     call = ["benchmarks.parity_sides:measure_in_group", json.dumps({"names": list(MODELS), "num_processes": 2})]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
     with output.open("w") as told:
         processes = [
-            fork_server.start(
-                [str(script), *call, str(result)], cwd=tmp_path, env=os.environ | rank, stdout=told, stderr=told
-            )
+            fork_server.start([str(script), *call, str(result)], cwd=tmp_path, env=env | rank, stdout=told, stderr=told)
             for rank in make_ranks(2)
         ]
     assert [process.wait(300) for process in processes] == [0, 0], output.read_text()
