@@ -107,7 +107,7 @@ def build(
     num_steps = config.train.steps or math.ceil(take_share(config.train.epochs or 0, steps_per_epoch or 0))
 
     model, calls = _make_model(config, plan, accelerator, console)
-    sharded = _shard_model(plan, model, accelerator)
+    sharded = _shard_model(plan, model, accelerator, console)
     with under("optimizer."):
         groups = plan.optimizer.group(model, num_steps=num_steps, calls=calls)
     torch_optimizer = optimizer(model) if optimizer is not None else plan.optimizer.make(groups, accelerator.device)
@@ -218,12 +218,12 @@ def _make_model(
     )
 
 
-def _shard_model(plan: RunPlan, model: nn.Module, accelerator: Accelerator) -> ShardedModel | None:
+def _shard_model(plan: RunPlan, model: nn.Module, accelerator: Accelerator, console: Console) -> ShardedModel | None:
     """Spread the model over the processes, in place, where the config says so and there are several."""
     sharding, compute_type = plan.sharding, _COMPUTE_TYPES[accelerator.mixed_precision]
     if not sharding.is_sharded or accelerator.num_processes == 1:
         return None
-    return shard_model(
+    sharded = shard_model(
         model,
         device=accelerator.device,
         gathers_once=sharding.gathers_once,
@@ -233,6 +233,12 @@ def _shard_model(plan: RunPlan, model: nn.Module, accelerator: Accelerator) -> S
         compute_dtype=None if sharding.gathers_once or compute_type == torch.float32 else compute_type,
         reduce_dtype=_REDUCE_TYPES[sharding.reduce_dtype],
     )
+    if not sharding.gathers_once and sharded.num_layers == 0:
+        console.warn(
+            "parallel.shard: full: the model names no layers, so all its weights are gathered at once; name their "
+            "classes in parallel.layers"
+        )
+    return sharded
 
 
 def _add_references(

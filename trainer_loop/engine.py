@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from trainer_loop.data.loader import Microbatch, StepBatch, StepLoader
-from trainer_loop.errors import UserError
+from trainer_loop.errors import Preempted, UserError
 from trainer_loop.metrics.meter import Gradients, StepReport, zero_sum
 from trainer_loop.optim.groups import ParameterGroup
 from trainer_loop.optim.schedules import follows_metric
@@ -279,6 +279,10 @@ class Engine:
         if follows_metric(self.scheduler):
             found = find_metric(metrics, metric, place="scheduler.metric")
             self.scheduler.step(found)  # type: ignore[arg-type] # its metric
+
+    def can_save_after(self, error: Exception) -> bool:
+        """Whether a checkpoint can be saved: parts are, by all processes, if all of them have the error: Preempted."""
+        return self.sharded is None or isinstance(error, Preempted)
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Add their gradients up over all processes, for a step that calls `bare_model` instead of `model`.

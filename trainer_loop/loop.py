@@ -200,7 +200,7 @@ class TrainingLoop:
     def predict(self, rows: Any) -> dict[str, np.ndarray]:
         """What the task predicts of each row, in the order of the rows: its outputs `[N, ...]` by their names.
 
-        rows: as `build` takes them; they need no labels. Every process goes through all of them. With
+        rows: as `build` takes them; they need no labels. All processes call this, with all of them. With
         `data.missing=drop` a row without a text has NaN, -1 for integers, None for lists, or false for truth values.
         """
         return self.evaluator.predict(self._load_rows(rows, labelled=False))
@@ -273,9 +273,7 @@ class TrainingLoop:
         try:
             return self.evaluator.score_sets(sets, output, tunes=output is None)
         except Exception as error:
-            if saves and (
-                self.engine.sharded is None or isinstance(error, Preempted)
-            ):  # parts are saved by all together
+            if saves and self.engine.can_save_after(error):
                 self._save(state)
             if isinstance(error, Preempted):
                 self._leave(state)

@@ -519,7 +519,10 @@ class ParallelConfig:
         "that the model names, in _no_split_modules",
     )
     reduce_dtype: str = key(
-        "fp32", "in which gradients are added up; bf16 halves what travels and rounds", allowed=("fp32", "bf16")
+        "fp32",
+        "in which gradients are added up; bf16 halves what travels and rounds",
+        allowed=("fp32", "bf16"),
+        on_resume="planned anew",
     )
 
 

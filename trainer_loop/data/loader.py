@@ -216,7 +216,7 @@ class TrainLoader(Dataset[StepBatch]):
         seed_everything(self.plan.seed, "collate", step, self.process_index)
         # The reduction of gradients waits for every process: an idle one goes through the motions with one row.
         passes = max(len(other.microbatches) for other in shares) if self.even else 1
-        dummies = [self._make_dummy(step)] * (passes - len(share.microbatches))
+        dummies = [self._make_dummy(step) for _ in range(passes - len(share.microbatches))]
         return StepBatch(
             step=step,
             microbatches=[self._make(rows, step) for rows in share.microbatches] + dummies,

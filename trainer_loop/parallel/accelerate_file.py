@@ -55,12 +55,12 @@ def translate_fsdp(environment: Mapping[str, str]) -> TranslatedFile | None:
     if environment.get(_USES_FSDP, "").lower() != "true":
         return None
     values = _find_strategy(environment)
-    if layers := environment.get("FSDP_TRANSFORMER_CLS_TO_WRAP"):
+    if (layers := environment.get("FSDP_TRANSFORMER_CLS_TO_WRAP")) and values["shard"] != "none":
         values["layers"] = [name.strip() for name in layers.split(",")]
     told = " ".join(f"parallel.{key}={_spell(value)}" for key, value in values.items())
     lost = [f"{name}={value}" for name, value in _WITHOUT_COUNTERPART.items() if environment.get(name) == value]
     remedies = [
-        f"{name}={value} is {key} here" for name, (value, key) in _REMEDIES.items() if environment.get(name) == value
+        f"set {key} for {name}={value}" for name, (value, key) in _REMEDIES.items() if environment.get(name) == value
     ]
     notice = "; ".join(
         [

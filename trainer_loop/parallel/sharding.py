@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.optim import Optimizer
 
-from trainer_loop.errors import UserError
+from trainer_loop.errors import UserError, refuse
 from trainer_loop.runtime.memory import place_in_memory
 
 SHARDED_CLASS = "FSDP"  # what `fully_shard` puts before the name of a class
@@ -59,6 +59,8 @@ class ShardedModel:
     def watch_gradients(self) -> None:
         """From now on, `used` has the parameters that get a gradient. Call it when it is settled which ones learn."""
         assert isinstance(self.model, nn.Module)
+        # The first module that runs would become the root, and a model that writes runs its encoder first.
+        fully_shard.state(self.model)._lazy_init()  # type: ignore[attr-defined]
         with self.gathered():
             for name, parameter in self.model.named_parameters():
                 if parameter.requires_grad:
@@ -83,9 +85,9 @@ class ShardedModel:
 
     def add_up_norms(self, norms: Tensor) -> Tensor:
         """L2 norms of whole tensors `[P]`, from those of the parts of this process."""
-        squares = norms.square()
+        squares = norms.double().square()
         dist.all_reduce(squares, group=self.mesh.get_group(_PARTS))
-        return squares.sqrt()
+        return squares.sqrt().to(norms.dtype)
 
     def prepare_for_training(self) -> None:
         for module in self._modules():
@@ -121,6 +123,9 @@ def shard_model(
     """
     num_processes = dist.get_world_size()
     assert num_processes % num_replicas == 0, "it was checked"
+    _check_parameters(model)
+    if not gathers_once:
+        _refuse_batch_norm(model)
     _share_state(model)
     mesh = init_device_mesh(
         device.type, (num_replicas, num_processes // num_replicas), mesh_dim_names=(_REPLICAS, _PARTS)
@@ -161,6 +166,37 @@ def check_optimizer(optimizer: Optimizer) -> None:
     check_optimizer_class(type(optimizer))
     if optimizer.defaults.get("fused") and type(optimizer) not in FUSED_ON_PARTS:
         raise UserError(f"optimizer.args.fused: true: not for a {type(optimizer).__name__} with shards; leave it out")
+
+
+def _check_parameters(model: nn.Module) -> None:
+    """Raise UserError for parameters that cannot be spread."""
+    problems = []
+    dtypes: dict[torch.dtype, str] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 0:
+            problems.append(f"parallel.shard: {name} is a single number; give it the shape [1], or set it to none")
+        elif parameter.numel() == 0:
+            problems.append(f"parallel.shard: {name} has no numbers; remove it from the model, or set it to none")
+        elif not parameter.is_contiguous():
+            problems.append(f"parallel.shard: {name} is not contiguous in memory; make it so, or set it to none")
+        if parameter.requires_grad:
+            dtypes.setdefault(parameter.dtype, name)
+    if len(dtypes) > 1:
+        told = ", ".join(f"{name} is {dtype}" for dtype, name in dtypes.items())
+        problems.append(
+            f"parallel.shard: parameters that learn have several types: {told}; give them one, or set it to none"
+        )
+    refuse(problems)
+
+
+def _refuse_batch_norm(model: nn.Module) -> None:
+    """Raise UserError for layers that would average rows that count nothing."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise UserError(
+                f"parallel.shard: full: {name} is a {type(module).__name__}, and processes with less to do run it on "
+                "rows that count nothing; set parallel.shard=zero2"
+            )
 
 
 def _check_layers(model: nn.Module, names: Sequence[str]) -> None:
@@ -284,7 +320,7 @@ def gather_weights(model: nn.Module, *, keeps: bool) -> dict[str, Tensor] | None
         if isinstance(tensor, Tensor):
             place = place_in_memory(tensor)
             if place not in gathered:
-                gathered[place] = gather(tensor, keeps=keeps)
+                gathered[place] = gather(tensor.contiguous(), keeps=keeps)  # safetensors takes no other
             tensor = gathered[place]
         weights[name] = tensor
     return weights

@@ -405,8 +405,9 @@ class Checkpointer:
             load_model(model, path / WEIGHTS, strict=False)
             return
         with safe_open(path / WEIGHTS, framework="pt") as file:
-            for name, tensor in select_saved(model).items():
-                copy_into(tensor, file.get_slice(name))
+            tensors = model.state_dict()
+            for name in select_saved(model):
+                copy_into(tensors[name], file.get_slice(name))
 
     def _load_kept(self, path: Path) -> None:
         saved = torch.load(path / KEPT, weights_only=True) if (path / KEPT).exists() else {}

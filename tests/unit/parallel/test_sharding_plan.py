@@ -1,6 +1,7 @@
 """The section `parallel`: what it excludes, what an accelerate file comes to, and which modules are layers."""
 
 import pytest
+import torch
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, BertForSequenceClassification
 
@@ -8,7 +9,7 @@ from trainer_loop import TrainingLoop, UserError, build, load_config
 from trainer_loop.config.load import values_of
 from trainer_loop.parallel.accelerate_file import translate_fsdp
 from trainer_loop.parallel.plan import ShardingPlan, changes_the_step
-from trainer_loop.parallel.sharding import find_layers
+from trainer_loop.parallel.sharding import _check_parameters, _refuse_batch_norm, find_layers
 from trainer_loop.record.logs import Console
 
 SIZES = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 9}
@@ -88,6 +89,10 @@ def test_a_loop_that_overrides_the_loss_alone_keeps_the_step():
         ({"FSDP_VERSION": "1", "FSDP_SHARDING_STRATEGY": "SHARD_GRAD_OP"}, {"shard": "zero2"}),
         ({"FSDP_SHARDING_STRATEGY": "4"}, {"shard": "full", "replicate": "auto"}),
         (
+            {"FSDP_SHARDING_STRATEGY": "NO_SHARD", "FSDP_TRANSFORMER_CLS_TO_WRAP": "T5Block"},
+            {"shard": "none"},
+        ),
+        (
             {"FSDP_TRANSFORMER_CLS_TO_WRAP": "T5Block, BertLayer"},
             {"shard": "full", "layers": ["T5Block", "BertLayer"]},
         ),
@@ -107,8 +112,9 @@ def test_what_has_no_counterpart_is_named():
     )
     assert translated is not None
     assert translated.notice == (
-        "accelerate's FSDP file means parallel.shard=full; FSDP_ACTIVATION_CHECKPOINTING=true is "
-        "model.gradient_checkpointing=true here; without counterpart: FSDP_OFFLOAD_PARAMS=true"
+        "accelerate's FSDP file means parallel.shard=full; set "
+        "model.gradient_checkpointing=true for FSDP_ACTIVATION_CHECKPOINTING=true; without counterpart: "
+        "FSDP_OFFLOAD_PARAMS=true"
     )
 
 
@@ -164,3 +170,25 @@ def test_an_optimizer_that_may_need_whole_matrices_is_refused_before_the_model_l
         "parallel.shard: MuonWithAdamW may need whole parameters; optimizers allowed with shards: AdamW, Adam, SGD, "
         "Adagrad, RMSprop"
     ]
+
+
+# --- models that cannot be spread
+
+
+def test_parameters_that_cannot_be_spread_are_named_all_at_once():
+    model = nn.Module()
+    model.scale = nn.Parameter(torch.tensor(1.0))
+    model.none = nn.Parameter(torch.empty(0, 2))
+    model.turned = nn.Parameter(torch.zeros(2, 3).T)
+    model.half = nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
+    with pytest.raises(UserError) as refused:
+        _check_parameters(model)
+    assert [line.split()[1] for line in refused.value.problems] == ["scale", "none", "turned", "parameters"]
+    assert "scale is torch.float32, half is torch.bfloat16" in refused.value.problems[-1]
+    _check_parameters(BertForSequenceClassification(BertConfig(**SIZES)))
+
+
+def test_batch_norm_is_refused_where_dummies_fill_up():
+    with pytest.raises(UserError, match=r"full: 1 is a BatchNorm1d, .+; set parallel\.shard=zero2"):
+        _refuse_batch_norm(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+    _refuse_batch_norm(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))

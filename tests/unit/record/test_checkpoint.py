@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import time
 import zlib
 from pathlib import Path
 
@@ -165,6 +166,30 @@ def test_a_save_beside_training_holds_what_was_there_when_it_began(loop, tmp_pat
         for name, content in files.items():
             if not name.startswith("random_states"):
                 assert (foreground / name).read_bytes() == content, name
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_a_save_waits_for_the_one_that_is_still_written(is_sharded, loop, tmp_path, monkeypatch):
+    loop.fit()
+    loop.checkpointer.background, loop.checkpointer.is_sharded = True, is_sharded
+    write = loop.checkpointer._write_files
+
+    def write_slowly(snapshot, directory):
+        time.sleep(0.3)
+        write(snapshot, directory)
+
+    monkeypatch.setattr(loop.checkpointer, "_write_files", write_slowly)
+    expected = {}
+    for step in (5, 6):
+        with torch.no_grad():
+            for parameter in loop.engine.parameters:
+                parameter.add_(1.0)
+        expected[step] = loop.engine.parameters[0].detach().clone()
+        loop.checkpointer.save(TrainState(step=step))
+    loop.checkpointer.finish()
+    for step, weight in expected.items():
+        saved = load_file(RunDir(tmp_path / "run").checkpoint(step) / "model.safetensors")
+        assert torch.equal(saved[loop.engine.names[0]], weight), step
 
 
 def test_model_optimizer_schedule_and_state_come_back_as_they_were(loop, tmp_path):
