@@ -188,5 +188,5 @@ def test_a_mean_is_found():
     for task in (right, wrong):
         task.bind(tiny.make_tokenizer())
     assert_layout_invariant(right, ROWS[:4], model=tiny.make_bert())
-    with pytest.raises(AssertionError, match=r"loss .*logs square of .* pass log_metric a sum, and as `count`"):
+    with pytest.raises(AssertionError, match=r"loss .*logs square=.* pass a sum to log_metric, and as `count`"):
         assert_layout_invariant(wrong, ROWS[:4], model=tiny.make_bert())

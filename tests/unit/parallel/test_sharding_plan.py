@@ -180,11 +180,11 @@ def test_parameters_that_cannot_be_spread_are_named_all_at_once():
     model.scale = nn.Parameter(torch.tensor(1.0))
     model.none = nn.Parameter(torch.empty(0, 2))
     model.turned = nn.Parameter(torch.zeros(2, 3).T)
-    model.half = nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
+    model.narrow = nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
     with pytest.raises(UserError) as refused:
         _check_parameters(model)
     assert [line.split()[1] for line in refused.value.problems] == ["scale", "none", "turned", "parameters"]
-    assert "scale is torch.float32, half is torch.bfloat16" in refused.value.problems[-1]
+    assert "scale is torch.float32, narrow is torch.bfloat16" in refused.value.problems[-1]
     _check_parameters(BertForSequenceClassification(BertConfig(**SIZES)))
 
 
