@@ -22,4 +22,4 @@ def test_a_later_one_changes_nothing(monkeypatch: pytest.MonkeyPatch):
     frozen = gc.get_freeze_count()
     with importing_torch():
         assert gc.isenabled()
-    assert gc.get_freeze_count() == frozen
+    assert gc.get_freeze_count() <= frozen  # what is frozen may still be freed
