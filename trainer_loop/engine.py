@@ -130,9 +130,12 @@ class Engine:
         Call it after `catching_out_of_memory`, whose handler holds on to the memory of the failed pass. `loss_of` and
         `loader` are for a process that must join the reduction of the others with a dummy microbatch.
         """
-        failed = self._is_out_of_memory
-        if self.sharded is not None:
+        if self.sharded is not None:  # running out of memory has ended the run
             self._drop_unused_gradients(self.sharded.used)
+            if not self._gradients_are_checked:
+                self._refuse_missing_gradients(step)
+            return loss_sum
+        failed = self._is_out_of_memory
         if not failed and (self._is_reducing or not self._gradients_are_checked):
             self._refuse_missing_gradients(step)
         if failed and self.accelerator.num_processes > 1 and not self.allow_unused:
@@ -143,7 +146,7 @@ class Engine:
             self.clear_gradients()
             release_memory()
             return None
-        if self.allow_unused and self.sharded is None:
+        if self.allow_unused:
             average_gradients(self.accelerator, self.parameters)
         return loss_sum
 

@@ -19,6 +19,7 @@ from trainer_loop.config.yaml_core import core_tag, plain
 from trainer_loop.errors import Problems, UserError
 from trainer_loop.migrate.trainer_optimizers import ADAMW, ADEMAMIX_TAKES, OPTIMIZERS
 from trainer_loop.migrate.translations import NOT_NEEDED, TRANSLATIONS, with_note
+from trainer_loop.parallel.accelerate_file import FSDP_STRATEGIES
 
 
 class Setting(NamedTuple):
@@ -270,24 +271,15 @@ def _numbers(a: Arguments) -> Iterator[Setting | Note]:
         yield Setting("train.timeout_minutes", a["ddp_timeout"] / 60, ("ddp_timeout",))
 
 
-# Words of the argument `fsdp` that name a strategy; without one it is full_shard.
-_FSDP_STRATEGIES: dict[str, dict[str, object]] = {
-    "no_shard": {"shard": "none"},
-    "shard_grad_op": {"shard": "zero2"},
-    "hybrid_shard_zero2": {"shard": "zero2", "replicate": "auto"},
-    "hybrid_shard": {"shard": "full", "replicate": "auto"},
-    "full_shard": {"shard": "full"},
-}
 _DEEPSPEED_STAGES = {0: "none", 1: "zero2", 2: "zero2", 3: "full"}
 
 
 def _sharding(a: Arguments) -> Iterator[Setting | Note]:
     if names := a.changed("fsdp"):
         words = str(a["fsdp"]).replace("[", " ").replace("]", " ").replace(",", " ").replace("'", " ").split()
-        chosen = next((name for name in _FSDP_STRATEGIES if name in words), "full_shard")
-        config = _read_mapping(a, "fsdp_config") if isinstance(a["fsdp_config"], dict) else {}
-        values = dict(_FSDP_STRATEGIES[chosen])
-        if config.get("reshard_after_forward") is False:
+        chosen = next((word.upper() for word in words if word.upper() in FSDP_STRATEGIES), "FULL_SHARD")
+        values = dict(FSDP_STRATEGIES[chosen])
+        if _read_fsdp_config(a).get("reshard_after_forward") is False:
             values["shard"] = "zero2"
         yield from (Setting(f"parallel.{key}", value, names) for key, value in values.items())
         if "offload" in words:
@@ -301,16 +293,20 @@ def _sharding(a: Arguments) -> Iterator[Setting | Note]:
 
 
 def _fsdp_config(a: Arguments, names: tuple[str, ...]) -> Iterator[Setting | Note]:
-    config = a["fsdp_config"]
-    if isinstance(config, str):
-        yield Note("fsdp_config", f"the file {config} was not read; parallel.layers names the layers")
-        config = {}
-    config = {str(name).removeprefix("fsdp_"): value for name, value in (config or {}).items()}
+    if isinstance(a["fsdp_config"], str):
+        yield Note("fsdp_config", f"the file {a['fsdp_config']} was not read; parallel.layers names the layers")
+    config = _read_fsdp_config(a)
     layers = config.get("transformer_layer_cls_to_wrap") or a["fsdp_transformer_layer_cls_to_wrap"]
     if layers:
         yield Setting("parallel.layers", [layers] if isinstance(layers, str) else list(layers), names)
     if config.get("activation_checkpointing"):
         yield Setting("model.gradient_checkpointing", True, ("fsdp_config",))
+
+
+def _read_fsdp_config(a: Arguments) -> dict[str, Any]:
+    """Its entries without the prefix that older versions have; none where it names a file."""
+    config = a["fsdp_config"] if isinstance(a["fsdp_config"], dict) else {}
+    return {str(name).removeprefix("fsdp_"): value for name, value in config.items()}
 
 
 def _deepspeed(a: Arguments) -> Iterator[Setting | Note]:

@@ -9,7 +9,8 @@ from typing import Any
 from trainer_loop.errors import UserError
 
 _USES_FSDP, _USES_DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
-_STRATEGIES = {
+# FSDP's names of its strategies -> values of the section `parallel`.
+FSDP_STRATEGIES: dict[str, dict[str, Any]] = {
     "FULL_SHARD": {"shard": "full"},
     "SHARD_GRAD_OP": {"shard": "zero2"},
     "NO_SHARD": {"shard": "none"},
@@ -77,14 +78,14 @@ def _find_strategy(environment: Mapping[str, str]) -> dict[str, Any]:
         reshards = environment.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() == "true"
         return {"shard": "full" if reshards else "zero2"}
     given = environment.get("FSDP_SHARDING_STRATEGY", "FULL_SHARD").upper()
-    numbered = dict(zip("12345", _STRATEGIES, strict=True))
+    numbered = dict(zip("12345", FSDP_STRATEGIES, strict=True))
     name = numbered.get(given, given)
-    if name not in _STRATEGIES:
+    if name not in FSDP_STRATEGIES:
         raise UserError(
-            f"FSDP_SHARDING_STRATEGY is {given}; allowed: {', '.join(_STRATEGIES)}; set fsdp_sharding_strategy in the "
-            "file of accelerate, or parallel.shard"
+            f"FSDP_SHARDING_STRATEGY is {given}; allowed: {', '.join(FSDP_STRATEGIES)}; set fsdp_sharding_strategy "
+            "in the file of accelerate, or parallel.shard"
         )
-    return dict(_STRATEGIES[name])
+    return dict(FSDP_STRATEGIES[name])
 
 
 def _spell(value: Any) -> str:
