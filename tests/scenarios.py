@@ -16,7 +16,7 @@ import torch
 from trainer_loop.metrics.load import load_metrics
 from trainer_loop.optim.ema import Ema
 from trainer_loop.parallel.processes import make_accelerator
-from trainer_loop.parallel.sharding import gather
+from trainer_loop.parallel.sharding import gather_tensor
 from trainer_loop.runtime.compiler import compile_model
 
 
@@ -126,7 +126,7 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         losses=loop.recording.losses,
         grad_norms=loop.recording.grad_norms,
         weights=torch.cat(
-            [weight.double().flatten() for weight in gather(list(loop.bare_model.parameters()), keeps=True)]
+            [weight.double().flatten() for weight in map(gather_tensor, loop.bare_model.parameters())]
         ).detach(),
         rows=gather_object([loop.recording.rows]),
         microbatches=gather_object([loop.recording.microbatches]),

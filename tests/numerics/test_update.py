@@ -25,7 +25,7 @@ def train(directory, *, num_steps=6, optimizer="adamw", lr=0.01, **options):
         checkpoint_every=1,
         **options,
     )
-    loop.checkpointer.keep_last = 100
+    loop.checkpointer._writer.keep_last = 100
     loop.fit()
     return loop
 

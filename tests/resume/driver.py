@@ -149,12 +149,38 @@ def _at_evaluation(fault: _Fault, number: int) -> None:
 
 def _at_half_checkpoint(fault: _Fault, step: int) -> None:
     """Weights and optimizer of the checkpoint are written, beside; the rest is not."""
-    from trainer_loop.record import checkpoint
+    from trainer_loop.record import checkpoint_writer
 
     def is_it(path: Path, _value: Any) -> bool:
         return path.name == "state.json" and f"{step:08d}" in path.parent.name
 
-    _hook(checkpoint, "write_json", before=lambda path, value: is_it(path, value) and fault.happen())
+    _hook(checkpoint_writer, "write_json", before=lambda path, value: is_it(path, value) and fault.happen())
+
+
+def _at_part(fault: _Fault, step: int) -> None:
+    """The checkpoint has no tensors of this process yet."""
+    from trainer_loop.record import checkpoint_writer
+
+    def is_it(file: Path) -> bool:
+        return f"{step:08d}" in file.parent.name
+
+    _hook(checkpoint_writer, "save_file", before=lambda _, file, **__: is_it(file) and fault.happen())
+
+
+def _at_unsealed(fault: _Fault, step: int) -> None:
+    """All files of the checkpoint are written; its manifest is not."""
+    from trainer_loop.record import checkpoint_writer
+
+    _hook(checkpoint_writer, "seal", before=lambda manifest: manifest["step"] == step and fault.happen())
+
+
+def _at_unnamed(fault: _Fault, step: int) -> None:
+    """The checkpoint is complete and has not its name yet."""
+    from trainer_loop.record import checkpoint_writer
+
+    _hook(
+        checkpoint_writer.os, "replace", before=lambda _, new: Path(new).name == f"step-{step:08d}" and fault.happen()
+    )
 
 
 def _at_latest(fault: _Fault, step: int) -> None:
@@ -169,15 +195,15 @@ def _at_best(fault: _Fault, step: int) -> None:
 
 def _at_rotation(fault: _Fault, step: int) -> None:
     """After the save of `step`, when the first file of the oldest checkpoint is gone."""
-    from trainer_loop.record.checkpoint import Checkpointer
+    from trainer_loop.record.checkpoint_writer import CheckpointWriter
 
     rotating = False
 
-    def begin(_checkpointer: Checkpointer, state: dict[str, Any]) -> None:
+    def begin(_writer: CheckpointWriter, target: Path, **_: Any) -> None:
         nonlocal rotating
-        rotating = state["step"] == step
+        rotating = target.name == f"step-{step:08d}"
 
-    _hook(Checkpointer, "_rotate", before=begin)
+    _hook(CheckpointWriter, "_clear_up", before=begin)
     _hook(os, "unlink", after=lambda *_, **__: rotating and fault.happen())
 
 
@@ -267,12 +293,12 @@ PLACES: dict[str, Callable[[_Fault, int], None]] = {
 
 
 def _before_link(fault: _Fault, name: str, step: int) -> None:
-    from trainer_loop.record import checkpoint
+    from trainer_loop.record import checkpoint_writer
 
     def is_it(link: Path, target: Path) -> bool:
         return link.name == name and target.name.endswith(f"{step:08d}")
 
-    _hook(checkpoint, "point", before=lambda link, target: is_it(link, target) and fault.happen())
+    _hook(checkpoint_writer, "point", before=lambda link, target: is_it(link, target) and fault.happen())
 
 
 def _number_steps() -> None:

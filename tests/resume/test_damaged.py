@@ -1,10 +1,15 @@
 """A checkpoint that is not as it was written is named with what is wrong, set aside, and the one before is used."""
 
+import io
 import shutil
 from pathlib import Path
 
 import pytest
-from harness import Bench, Run, assert_same
+from harness import SHARDED, Bench, Run, assert_same
+
+from trainer_loop.record.checkpoint_choice import choose_checkpoint
+from trainer_loop.record.logs import Console
+from trainer_loop.record.run_dir import RunDir
 
 OPTIONS = ("ema.decay=0.9", "checkpoint.keep_last=3")
 FILES = [
@@ -15,6 +20,10 @@ FILES = [
     "scheduler.bin",
     "state.json",
 ]
+
+
+PARTS = ["part-00001-of-00002.safetensors", "part-00002-of-00002.safetensors"]
+SHARDED_FILES = ["manifest.json", "optimizer.bin", *PARTS, "parts.json", "scheduler.bin", "state.json"]
 
 
 def truncate(file: Path) -> None:
@@ -63,6 +72,38 @@ def test_each_file_of_the_newest(file, damage, killed, bench, tmp_path):
     assert "resumed at step 14 of 16" in ended.out
     shutil.rmtree(newest.with_name("step-00000016.damaged"))
     assert_same(run, whole)
+
+
+@pytest.fixture(scope="module")
+def killed_with_shards(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same of two processes, each of which has written its part."""
+    run = bench.run(tmp_path_factory.mktemp("killed_with_shards"), *SHARDED["full"], num_processes=2)
+    run.kill_at("half_export")
+    assert sorted(file.name for file in (run.path / "checkpoints" / "step-00000016").iterdir()) == SHARDED_FILES
+    return run
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", SHARDED_FILES)
+def test_each_file_of_the_newest_that_several_processes_wrote(file, damage, killed_with_shards, tmp_path):
+    shutil.copytree(killed_with_shards.path, tmp_path / "run", symlinks=True)
+    inflict, what = DAMAGES[damage]
+    checkpoints = tmp_path / "run" / "checkpoints"
+    inflict(checkpoints / "step-00000016" / file)
+    told = io.StringIO()
+    chosen = choose_checkpoint(RunDir(tmp_path / "run"), "auto", Console(stream=told))
+    assert chosen == checkpoints / "step-00000014"
+    what = "manifest.json is missing or damaged" if file == "manifest.json" else what.format(file=file)
+    assert told.getvalue().startswith(f"warning: {checkpoints / 'step-00000016'}: {what}")
+
+
+def test_a_run_of_shards_goes_on_from_the_one_before(killed_with_shards, bench, tmp_path):
+    run = bench.run(tmp_path, *SHARDED["full"], num_processes=2)
+    shutil.copytree(killed_with_shards.path, run.path, symlinks=True)
+    flip(run.path / "checkpoints" / "step-00000016" / PARTS[1])
+    assert "resumed at step 14 of 16" in run.finish()
+    shutil.rmtree(run.path / "checkpoints" / "step-00000016.damaged")
+    assert_same(run, bench.whole(*SHARDED["full"], num_processes=2))
 
 
 def test_the_newest_that_is_the_best_too(bench, tmp_path):

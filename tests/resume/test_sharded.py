@@ -2,20 +2,30 @@
 
 import pytest
 import torch
-from harness import NO_DROPOUT, SHARDED, Run, assert_same
+from harness import NO_DROPOUT, SHARDED, Process, Run, assert_same
 from safetensors.torch import load_file
+from scenarios import make_ranks
 from test_lost_processes import assert_told
 from test_num_processes import NUM_ROWS, STEPS, read_rows
 
 EXACT = (NO_DROPOUT, "train.epochs=3", "optimizer={name: adamw, lr: 3e-3}", "evaluate.every=6", "log.every=1")
 
 
-@pytest.mark.parametrize("place", ["step:9", "half_checkpoint:6"])
-@pytest.mark.parametrize("how", SHARDED)
-def test_a_killed_run_ends_with_the_same_bits(how, place, bench, tmp_path):
+@pytest.mark.parametrize(
+    ("how", "place", "rank"),
+    [
+        ("zero2", "step:9", 1),
+        ("zero2", "part:6", 1),
+        ("zero2", "unsealed:6", 0),
+        ("full", "half_checkpoint:6", 0),
+        ("full", "part:8", 0),
+        ("full", "unnamed:6", 0),
+    ],
+)
+def test_a_killed_run_ends_with_the_same_bits(how, place, rank, bench, tmp_path):
     options = SHARDED[how]
     run = bench.run(tmp_path, *options, num_processes=2)
-    run.kill_at(place, rank=0 if "checkpoint" in place else 1)
+    run.kill_at(place, rank=rank)
     assert "resumed at step" in run.finish()
     assert_same(run, bench.whole(*options, num_processes=2))
 
@@ -80,3 +90,17 @@ def test_a_process_that_is_gone_is_named(bench, tmp_path):
     assert_told(ended[0], survivor=0, silent="process 1")
     run.finish()
     assert_same(run, bench.whole("parallel.shard=full", num_processes=2))
+
+
+def test_a_disk_that_the_processes_do_not_share_is_refused_before_training(bench, tmp_path):
+    run = bench.run(tmp_path / "0", "parallel.shard=full", num_processes=2)
+    (tmp_path / "1" / "run").mkdir(parents=True)
+    started = [
+        Process.start([*run.arguments, "run_dir=run"], directory=tmp_path / rank["RANK"], environment=rank)
+        for rank in make_ranks(2)
+    ]
+    for ended in [process.wait() for process in started]:
+        assert ended.code == 2, ended.told()
+        (problem,) = ended.problems
+        assert problem.startswith("run_dir: run: 1 of 2 processes do not see what process 0 writes there")
+    assert not list(run.path.glob(".seen-by-all*"))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from trainer_loop.parallel.sharding import copy_into, exchange, local_part
+from trainer_loop.parallel.sharding import Whole, copy_into, exchange, local_part
 
 
 class Ema:
@@ -42,7 +42,7 @@ class Ema:
                 exchange(weight, trained[name])
 
     @torch.no_grad()
-    def copy_to_model(self, averaged_weights: Mapping[str, Tensor] | None = None) -> None:
+    def copy_to_model(self, averaged_weights: Mapping[str, Whole] | None = None) -> None:
         """Replace the weights of the model by the averaged weights, or by those that are given, for good."""
         if averaged_weights is not None:
             self.load_state_dict(averaged_weights)
@@ -60,8 +60,8 @@ class Ema:
         return dict(self._averages)
 
     @torch.no_grad()
-    def load_state_dict(self, averaged_weights: Mapping[str, Tensor]) -> None:
-        """Load averaged weights; KeyError or RuntimeError where they belong to another model."""
+    def load_state_dict(self, averaged_weights: Mapping[str, Whole]) -> None:
+        """Load averaged weights; KeyError or ValueError where they belong to another model."""
         for name, average in self._averages.items():
             copy_into(average, averaged_weights[name])
 

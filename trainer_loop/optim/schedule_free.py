@@ -4,8 +4,9 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from trainer_loop.parallel.sharding import Whole, copy_into
 
 
 def is_schedule_free(optimizer: Any) -> bool:
@@ -44,7 +45,7 @@ class ScheduleFreeAverages:
             self._optimizer.train()
             self._set(trained)
 
-    def copy_to_model(self, averaged_weights: Mapping[str, Tensor] | None = None) -> None:
+    def copy_to_model(self, averaged_weights: Mapping[str, Whole] | None = None) -> None:
         """Replace the weights of the model by the averaged weights, or by those that are given, for good."""
         self._for_good = True
         if averaged_weights is None:
@@ -52,17 +53,16 @@ class ScheduleFreeAverages:
         else:
             self._set(averaged_weights)
 
-    @torch.no_grad()
-    def _set(self, weights: Mapping[str, Tensor]) -> None:
+    def _set(self, weights: Mapping[str, Whole]) -> None:
         for name, weight in self._weights.items():
-            weight.copy_(weights[name])
+            copy_into(weight, weights[name])
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of the averaged weights by the names of the parameters."""
         with self.in_place():
             return {name: weight.detach().clone() for name, weight in self._weights.items()}
 
-    def load_state_dict(self, averaged_weights: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, averaged_weights: Mapping[str, Whole]) -> None:
         """Does nothing: the averages follow from the weights and the optimizer state."""
 
     def restart(self) -> None:

@@ -143,6 +143,23 @@ def sum_on_hosts(accelerator: Accelerator, values: Sequence[float]) -> list[floa
     return summed.tolist()  # type: ignore[no-any-return]
 
 
+def make_gather(accelerator: Accelerator) -> Callable[[Any], list[Any]]:
+    """A function that returns the values of all processes, on each of them. A thread may call it beside training.
+
+    All processes call this; the function has a group of processes of its own.
+    """
+    if accelerator.num_processes == 1:
+        return lambda value: [value]
+    group = dist.new_group(backend="gloo", timeout=accelerator.init_handler.timeout)
+
+    def gather(value: Any) -> list[Any]:
+        values: list[Any] = [None] * accelerator.num_processes
+        dist.all_gather_object(values, value, group=group)
+        return values
+
+    return gather
+
+
 @functools.cache
 def _host_group(timeout: timedelta) -> "dist.ProcessGroup | None":
     """A gloo group of all processes; None means the default group, if that already uses gloo."""

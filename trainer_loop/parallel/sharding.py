@@ -240,14 +240,33 @@ def _share_state(model: nn.Module) -> None:
 
 
 class Whole(Protocol):
-    """A tensor, or a tensor of a file that is read in parts."""
+    """A tensor, or a tensor of files that is read in parts."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
 
     def __getitem__(self, place: Any) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which part of every tensor a process has."""
+
+    index: int
+    num_parts: int
+    is_copy: bool  # another process has the same part, and comes first
 
 
 def is_spread(tensor: Tensor) -> bool:
     """Whether the processes have parts of it."""
     return isinstance(tensor, DTensor)
+
+
+def find_place(tensor: DTensor) -> Place:
+    """Which part of a tensor this process has, where its rows are shared out as `fully_shard` does it."""
+    *copies, index = tensor.device_mesh.get_coordinate() or ()
+    assert tensor.placements[-1].is_shard(0), "rows are shared out over the last dimension of the mesh"
+    return Place(index, tensor.device_mesh.size(-1), is_copy=any(copies))
 
 
 def local_part(tensor: Tensor) -> Tensor:
@@ -264,14 +283,16 @@ def take_part(whole: Whole, like: DTensor) -> Tensor:
 
 @torch.no_grad()
 def copy_into(target: Tensor, whole: Whole) -> None:
-    """Set a tensor, or the part that this process has of it, to what it is in a whole one."""
+    """Set a tensor, or the part that this process has of it, to what it is in a whole one of the same shape."""
+    if whole.shape != target.shape:
+        raise ValueError(f"a tensor of shape {list(whole.shape)} is given, and one of {list(target.shape)} is needed")
     local_part(target).copy_(take_part(whole, target) if isinstance(target, DTensor) else whole[...])
 
 
-def as_part(whole: Tensor, like: Tensor) -> Tensor:
+def as_part(whole: Whole, like: Tensor) -> Tensor:
     """A whole tensor, spread over the processes as `like` is; itself where that is a plain tensor."""
     if not isinstance(like, DTensor):
-        return whole
+        return whole if isinstance(whole, Tensor) else whole[...].clone()
     part = take_part(whole, like).to(like.to_local().device, copy=True)
     return DTensor.from_local(
         part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
@@ -298,7 +319,7 @@ def spread_state(state: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
         "state": {
             number: {
                 name: as_part(value, parameters[number])
-                if isinstance(value, Tensor) and value.shape == parameters[number].shape
+                if getattr(value, "shape", None) == parameters[number].shape
                 else value
                 for name, value in of_parameter.items()
             }
@@ -320,7 +341,8 @@ def gather_weights(model: nn.Module, *, keeps: bool) -> dict[str, Tensor] | None
         if isinstance(tensor, Tensor):
             place = place_in_memory(tensor)
             if place not in gathered:
-                gathered[place] = gather(tensor.contiguous(), keeps=keeps)  # safetensors takes no other
+                whole = gather_tensor(tensor.detach().contiguous())  # safetensors takes no other
+                gathered[place] = whole.to("cpu", copy=True) if keeps else None
             tensor = gathered[place]
         weights[name] = tensor
     return weights
@@ -329,19 +351,3 @@ def gather_weights(model: nn.Module, *, keeps: bool) -> dict[str, Tensor] | None
 def gather_tensor(tensor: Tensor) -> Tensor:
     """The whole of a tensor, on every process; all of them call this. A plain tensor is whole."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def gather(value: Any, *, keeps: bool) -> Any:
-    """A copy of a state, with the whole of each tensor that is spread over the processes, in host memory.
-
-    All processes call this with states of the same structure. keeps: this process wants the answer; the others get
-    None in the place of such a tensor.
-    """
-    if isinstance(value, DTensor):
-        whole = gather_tensor(value.detach())
-        return whole.to("cpu", copy=True) if keeps else None
-    if isinstance(value, Mapping):
-        return {name: gather(item, keeps=keeps) for name, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)([gather(item, keeps=keeps) for item in value])
-    return value

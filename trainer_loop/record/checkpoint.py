@@ -1,30 +1,26 @@
 """Checkpoints: written beside, flushed, renamed, verified before they are loaded."""
 
 import contextlib
-import errno
 import os
-import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Protocol
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import load
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, load_model, save_file
+from safetensors import SafetensorError
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages
-from trainer_loop.parallel.processes import broadcast, on_process_0, sum_on_hosts
-from trainer_loop.parallel.sharding import copy_into, gather, spread_state
+from trainer_loop.parallel.processes import broadcast, make_gather, on_process_0, sum_on_hosts
+from trainer_loop.parallel.sharding import copy_into, spread_state
 from trainer_loop.record.checkpoint_choice import choose_checkpoint, find_stranger, is_in
 from trainer_loop.record.checkpoint_files import (
     AVERAGES,
@@ -35,26 +31,21 @@ from trainer_loop.record.checkpoint_files import (
     SCHEDULER,
     STATE,
     WEIGHTS,
-    compute_checksum,
     find_changes,
     find_fault,
     list_checkpoints,
-    point,
     read_seal,
-    seal,
     set_aside,
 )
+from trainer_loop.record.checkpoint_parts import CheckpointReader, StoredTensor, split_snapshot
+from trainer_loop.record.checkpoint_writer import CheckpointWriter
 from trainer_loop.record.logs import Console
 from trainer_loop.record.run_dir import (
     RunDir,
-    explain_disk_error,
-    flush,
-    is_disk_error,
     package_versions,
     read_identity,
     read_json_object,
     remove,
-    write_json,
 )
 from trainer_loop.record.run_lock import RunDirInUse
 from trainer_loop.record.snapshot import HostMemory, Snapshot, select_saved
@@ -63,7 +54,6 @@ from trainer_loop.runtime.memory import is_out_of_memory
 
 AveragedWeights = Ema | ScheduleFreeAverages  # evaluated and exported in place of the weights
 
-_ROOM = 1.05  # times the last checkpoint's size must be free
 # What torch, safetensors and optimizers raise for files that are not what they expect.
 _UNFIT = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, UnpicklingError, SafetensorError)
 
@@ -78,7 +68,9 @@ class Stateful(Protocol):
 
 @dataclass(eq=False, repr=False)
 class Checkpointer:
-    """Saves and loads the checkpoints of one run. Process 0 writes; all processes load.
+    """Saves and loads the checkpoints of one run. All processes load.
+
+    Process 0 writes; where the model is spread over the processes, each writes its part.
 
     Parameters that do not learn are not saved: they are those the model began with, which the run facts identify.
     """
@@ -104,10 +96,15 @@ class Checkpointer:
         self._failing = False
         self._saving: Future[None] | None = None
         self._host_memory = HostMemory()  # for the snapshots that are written beside training
-        self._bytes = 0  # of the last checkpoint
         self._kept: dict[str, Stateful] = {}
         self._seals: dict[int, str | None] = {}  # step -> seal of the checkpoint that this process saved or loaded
-        self._links_left: set[str] = set()  # names of links that a folder keeps from being made
+        self._writer = CheckpointWriter(
+            self.run_dir,
+            self.console,
+            gather=make_gather(self.accelerator) if self.is_sharded else lambda value: [value],
+            is_main_process=self.accelerator.is_main_process,
+            keep_last=self.keep_last,
+        )
 
     def register_for_checkpoint(self, name: str, part: Stateful) -> None:
         """From now on `part` is saved and restored too, by this name."""
@@ -117,26 +114,35 @@ class Checkpointer:
     # ------------------------------------------------------------------------------------------------------ saving
 
     def save(self, state: TrainState) -> None:
-        """Save a checkpoint. All processes call this and none waits. What the disk refuses is reported; see `fault`."""
+        """Save a checkpoint. All processes call this. What the disk refuses is reported; see `fault`.
+
+        Without shards no process waits for another.
+        """
         self._join()  # the copy that a save beside training still writes must not change
-        gathered = self._gather_snapshot(state) if self.is_sharded else None
-        if not self.accelerator.is_main_process:
+        is_wanted = self.accelerator.is_main_process and self._make_way(state.step)
+        if not (broadcast(self.accelerator, is_wanted) if self.is_sharded else is_wanted):
             return
-        self.ensure_own_directory()
-        target = self.run_dir.checkpoint(state.step)
-        if os.path.lexists(target):
-            if self._seals.get(state.step, "") == read_seal(target):
-                return  # these very weights: loaded at the start, or saved at this step; metrics are evaluated again
-            self.console.warn(set_aside(target, fault="it was not saved by this run"))
-        snapshot = self._take_snapshot(state) if gathered is None else gathered
+        files = self._take_snapshot(state)
+        if self.is_sharded:
+            files = split_snapshot(files)
         if self.background:
-            copied = self._host_memory.copy(snapshot) if gathered is None else gathered
             executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-            self._saving = executor.submit(self._write, copied, target)
+            self._saving = executor.submit(self._write, self._host_memory.copy(files), deepcopy(state))
             executor.shutdown(wait=False)  # its thread ends with this save
         else:
-            self._write(snapshot, target)
+            self._write(files, state)
             self._tell()
+
+    def _make_way(self, step: int) -> bool:
+        """Whether this step is to be saved; what has the name of its checkpoint, and is another, is set aside."""
+        self.ensure_own_directory()
+        target = self.run_dir.checkpoint(step)
+        if not os.path.lexists(target):
+            return True
+        if self._seals.get(step, "") == read_seal(target):
+            return False  # these very weights: loaded at the start, or saved at this step; metrics are evaluated again
+        self.console.warn(set_aside(target, fault="it was not saved by this run"))
+        return True
 
     def check(self) -> None:
         """Raise or tell what went wrong in a save beside training, once it is over; costs nothing else."""
@@ -153,7 +159,7 @@ class Checkpointer:
         self._join()
         saved = self.run_dir.checkpoint(step).is_dir()
         if self.accelerator.is_main_process and saved:
-            self._link("best", self.run_dir.checkpoint(step))
+            self._writer.link("best", self.run_dir.checkpoint(step))
         return bool(broadcast(self.accelerator, saved))
 
     def ensure_own_directory(self) -> None:
@@ -175,14 +181,6 @@ class Checkpointer:
         saved = list_checkpoints(self.run_dir)
         failed = "" if self.fault is None else "the last save failed; "
         return failed + (f"saved in {saved[-1]}" if saved else "nothing is saved")
-
-    def _link(self, name: str, target: Path) -> None:
-        """Let a link mean a checkpoint. Links are for people: one that cannot be made ends nothing."""
-        link = self.run_dir.checkpoints / name
-        with contextlib.suppress(OSError):  # a disk that is full or read-only
-            if not point(link, target) and name not in self._links_left:
-                self._links_left.add(name)
-                self.console.warn(f"{link} is a folder and stays as it is; it does not mean {target.name}")
 
     def _join(self) -> None:
         if self._saving is not None:
@@ -215,89 +213,24 @@ class Checkpointer:
             snapshot[KEPT] = {name: part.state_dict() for name, part in self._kept.items()}
         return snapshot | {STATE: state.state_dict()}
 
-    def _gather_snapshot(self, state: TrainState) -> Snapshot | None:
-        """A copy of the state of everything, on process 0. All processes take part."""
-        is_kept = self.accelerator.is_main_process
-        snapshot = gather(self._take_snapshot(state), keeps=is_kept)
-        return self._host_memory.copy(snapshot) if is_kept and self.background else snapshot
-
-    def _write(self, snapshot: Snapshot, target: Path) -> None:
+    def _write(self, files: Snapshot, state: TrainState) -> None:
         """Sets `fault` to what the disk refused, to None where the checkpoint is complete."""
-        temporary, state = target.with_name(f".{target.name}.tmp"), snapshot[STATE]
-        self.fault = None
-        try:
-            self.run_dir.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._remove_left_overs()
-            self._ensure_room()
-            temporary.mkdir()
-            self._write_files(snapshot, temporary)
-            flush([*temporary.iterdir(), temporary])
-            os.replace(temporary, target)
-            flush([target.parent])
-        except (OSError, SafetensorError, RuntimeError) as error:
-            if not is_disk_error(error) and temporary.is_dir():  # where it was removed, torch has words of its own
-                raise
-            shutil.rmtree(temporary, ignore_errors=True)
-            saved = list_checkpoints(self.run_dir)
-            kept = f"the newest is {saved[-1].name}" if saved else "there is none yet"
-            self.fault = (
-                f"the checkpoint of step {state['step']:,} could not be saved: "
-                f"{explain_disk_error(error, self.run_dir.checkpoints)}; {kept}"
-            )
-        else:
-            self._link("latest", target)
-            if state["best_step"] == state["step"]:
-                self._link("best", target)
-            with contextlib.suppress(OSError):  # one that cannot be removed is tried again after the next save
-                flush([target.parent])
-                self._rotate(state)
-
-    def _remove_left_overs(self) -> None:
-        """What a run that was killed in the middle of a save has left."""
-        for left_over in self.run_dir.checkpoints.glob(".step-*.tmp"):
-            remove(left_over)
-
-    def _write_files(self, snapshot: Snapshot, directory: Path) -> None:
-        for name, content in snapshot.items():
-            if name == STATE:
-                write_json(directory / name, content)
-            elif name in (WEIGHTS, AVERAGES):
-                save_file(content, directory / name, metadata={"format": "pt"} if name == WEIGHTS else None)
-            else:
-                torch.save(content, directory / name)
-        step = snapshot[STATE]["step"]
-        files: dict[str, dict[str, Any]] = {
-            file.name: {"bytes": file.stat().st_size, "crc32": compute_checksum(file)}
-            for file in sorted(directory.iterdir())
-        }
-        self._bytes = sum(file["bytes"] for file in files.values())
-        manifest = {
+        facts = {
             "run": self.run,
-            "step": step,
+            "step": state.step,
             "num_processes": self.accelerator.num_processes,
             "plan": self.run_facts,
             "config": self.config,
             "versions": package_versions(),
-            "files": files,
         }
-        (directory / MANIFEST).write_text(seal(manifest), encoding="utf-8")
-        self._seals[step] = read_seal(directory)
-
-    def _ensure_room(self) -> None:
-        """Raises OSError where less is free than the last checkpoint took: half a checkpoint fills the disk for all."""
-        free = shutil.disk_usage(self.run_dir.checkpoints).free
-        if free < self._bytes * _ROOM:
-            raise OSError(
-                errno.ENOSPC, f"{free / 2**20:,.0f} MB are free and the last one took {self._bytes / 2**20:,.0f} MB"
-            )
-
-    def _rotate(self, state: Mapping[str, Any]) -> None:
-        """Only after a complete save: keep the newest `keep_last`, and the best."""
-        for path in list_checkpoints(self.run_dir)[: -self.keep_last]:
-            if state["best_step"] is None or path != self.run_dir.checkpoint(state["best_step"]):
-                doomed = path.with_name(f".{path.name}.tmp")  # a kill in the middle must not leave half a checkpoint
-                os.replace(path, doomed)
-                remove(doomed)
+        saved = self._writer.write(files, step=state.step, best_step=state.best_step, facts=facts)
+        self.fault = None
+        if saved.fault is None:
+            self._seals[state.step] = saved.seal
+        else:
+            newest = list_checkpoints(self.run_dir)[-1:]
+            kept = f"the newest is {newest[0].name}" if newest else "there is none yet"
+            self.fault = f"the checkpoint of step {state.step:,} could not be saved: {saved.fault}; {kept}"
 
     # ----------------------------------------------------------------------------------------------------- loading
 
@@ -306,6 +239,8 @@ class Checkpointer:
 
         Called by all processes; see `choose_checkpoint`. Raises UserError also for a checkpoint of another run.
         """
+        if self.is_sharded:
+            self._check_shared_disk()
         path = on_process_0(self.accelerator, lambda: choose_checkpoint(self.run_dir, resume, self.console))
         if path is None:
             return None
@@ -332,7 +267,7 @@ class Checkpointer:
             state.forget_best()
         if is_own and self.accelerator.is_main_process:
             self._tidy_up(path, state)
-        self._bytes = sum(file["bytes"] for file in manifest["files"].values())
+        self._writer.num_bytes = sum(file["bytes"] for file in manifest["files"].values())
         saved_by = manifest["num_processes"]
         if saved_by != self.accelerator.num_processes:
             self.console.say(
@@ -347,10 +282,29 @@ class Checkpointer:
         path = self.run_dir.checkpoint(step)
         if fault := on_process_0(self.accelerator, lambda: find_fault(path) or find_stranger(path, self.run)):
             return f"{path}: {fault}"
-        self._load_weights(model, path)  # its names are those of the newest, which fitted
-        if self.averaged_weights is not None and (path / AVERAGES).exists():
-            self.averaged_weights.copy_to_model(load_file(path / AVERAGES))
+        reader = CheckpointReader(path)
+        _load_weights(reader.tensors(WEIGHTS), model)  # its names are those of the newest, which fitted
+        averages = reader.tensors(AVERAGES)
+        if self.averaged_weights is not None and averages:
+            self.averaged_weights.copy_to_model(averages)
         return None
+
+    def _check_shared_disk(self) -> None:
+        """Raise UserError where a process does not see what process 0 writes: it would write its part elsewhere."""
+        mark = self.run_dir.root / f".seen-by-all-{self.run}"
+        if self.accelerator.is_main_process:
+            with contextlib.suppress(OSError):  # a disk that is full or read-only, of which a save tells
+                mark.touch()
+        mark, is_there = broadcast(self.accelerator, (mark, mark.exists()))
+        num_blind = int(sum_on_hosts(self.accelerator, [is_there and not mark.exists()])[0])
+        if self.accelerator.is_main_process:
+            remove(mark)
+        if num_blind:
+            raise UserError(
+                f"run_dir: {self.run_dir.root}: {num_blind} of {self.accelerator.num_processes} processes do not see "
+                "what process 0 writes there, and each writes its part of a checkpoint; choose a directory on a file "
+                "system that all machines share"
+            )
 
     def _compare(self, path: Path, manifest: Mapping[str, Any]) -> None:
         """Tell every key that changed and what follows from it. Raises UserError where it must not change."""
@@ -374,22 +328,25 @@ class Checkpointer:
         """Load every file of a verified checkpoint. Raises UserError where one does not fit this run."""
         model, scaler = self.accelerator.unwrap_model(self.accelerator._models[0]), self.accelerator.scaler
         try:
-            _check_names(path, model)
-            self._load_weights(model, path)
+            reader = CheckpointReader(path)
+            _check_weights(reader.tensors(WEIGHTS), model)
+            _load_weights(reader.tensors(WEIGHTS), model)
             if "optimizer.name" not in self.changes:  # the state of another one means nothing to this one
                 optimizer = self.accelerator._optimizers[0]
-                saved = load(path / OPTIMIZER, map_location="cpu", mmap=self.is_sharded)  # of parts, parts are read
-                optimizer.load_state_dict(spread_state(saved, optimizer) if self.is_sharded else saved)
+                saved = reader.load(OPTIMIZER, mmap=self.is_sharded)
+                is_spread = self.is_sharded or reader.has_parts
+                optimizer.load_state_dict(spread_state(saved, optimizer) if is_spread else saved)
             if "scheduler.name" not in self.changes:
-                self.scheduler.load_state_dict(torch.load(path / SCHEDULER, weights_only=True))
+                self.scheduler.load_state_dict(reader.load(SCHEDULER))
             if scaler is not None and (path / SCALER).exists():
-                scaler.load_state_dict(torch.load(path / SCALER, weights_only=True))
-            if self.averaged_weights is not None and (path / AVERAGES).exists():
-                self.averaged_weights.load_state_dict(load_file(path / AVERAGES))
+                scaler.load_state_dict(reader.load(SCALER))
+            averages = reader.tensors(AVERAGES)
+            if self.averaged_weights is not None and averages:
+                self.averaged_weights.load_state_dict(averages)
             elif self.averaged_weights is not None:
                 self.averaged_weights.restart()
                 self.console.warn(f"{path} has no averaged weights: the average begins at its weights")
-            self._load_kept(path)
+            self._load_kept(reader.load_whole(KEPT) if (path / KEPT).exists() else {})
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or in_one_line(error)}") from error
         except _UNFIT as error:
@@ -400,17 +357,7 @@ class Checkpointer:
                 "choose another run_dir or give the config it was made with"
             ) from error
 
-    def _load_weights(self, model: nn.Module, path: Path) -> None:
-        if not self.is_sharded:
-            load_model(model, path / WEIGHTS, strict=False)
-            return
-        with safe_open(path / WEIGHTS, framework="pt") as file:
-            tensors = model.state_dict()
-            for name in select_saved(model):
-                copy_into(tensors[name], file.get_slice(name))
-
-    def _load_kept(self, path: Path) -> None:
-        saved = torch.load(path / KEPT, weights_only=True) if (path / KEPT).exists() else {}
+    def _load_kept(self, saved: Mapping[str, Any]) -> None:
         if unlike := sorted(set(saved) ^ set(self._kept)):
             raise ValueError(f"{', '.join(unlike)} is kept by one of the two, the run that saved it and this one")
         for name, part in self._kept.items():
@@ -418,20 +365,27 @@ class Checkpointer:
 
     def _tidy_up(self, path: Path, state: TrainState) -> None:
         """Mend the links and remove what a kill in the middle of a save, or a checkpoint set aside, has left behind."""
-        self._link("latest", path)
+        self._writer.link("latest", path)
         if state.best_step is not None:
-            self._link("best", self.run_dir.checkpoint(state.best_step))
+            self._writer.link("best", self.run_dir.checkpoint(state.best_step))
         with contextlib.suppress(OSError):  # a disk that is read-only
-            self._remove_left_overs()
-            self._rotate(state.state_dict())
+            self._writer.remove_left_overs()
+            self._writer.rotate(state.best_step)
 
 
-def _check_names(path: Path, model: nn.Module) -> None:
+def _check_weights(stored: Mapping[str, StoredTensor], model: nn.Module) -> None:
     """Raises ValueError where a checkpoint has not the weights that this model wants of it."""
-    wanted = set(select_saved(model))
-    with safe_open(path / WEIGHTS, framework="pt") as file:
-        saved = set(file.keys())
-    if missing := sorted(wanted - saved):
+    wanted = select_saved(model)
+    if missing := sorted(wanted.keys() - stored.keys()):
         raise ValueError(f"it has no weights {', '.join(missing[:3])}")
-    if surplus := sorted(saved - wanted):
+    if surplus := sorted(stored.keys() - wanted.keys()):
         raise ValueError(f"the model has no weights {', '.join(surplus[:3])} that learn")
+    for name, tensor in wanted.items():
+        if stored[name].shape != tensor.shape:
+            raise ValueError(f"{name} has the shape {list(stored[name].shape)}, in the model {list(tensor.shape)}")
+
+
+def _load_weights(stored: Mapping[str, StoredTensor], model: nn.Module) -> None:
+    tensors = model.state_dict()
+    for name in select_saved(model):
+        copy_into(tensors[name], stored[name])

@@ -5,7 +5,8 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,17 @@ SCHEDULER = "scheduler.bin"
 SCALER = "scaler.bin"
 AVERAGES = "averages.safetensors"
 KEPT = "kept.bin"  # further state of a custom loop
-_ALWAYS = {WEIGHTS, OPTIMIZER, SCHEDULER, STATE}
-_LOADED = {*_ALWAYS, SCALER, AVERAGES, KEPT}
+INDEX = "parts.json"  # of the files that hold the parts of tensors, see checkpoint_parts.py
+_ALWAYS = {OPTIMIZER, SCHEDULER, STATE}
+_LOADED = {*_ALWAYS, WEIGHTS, SCALER, AVERAGES, KEPT, INDEX}
+_PART = re.compile(r"part-([0-9]{5})-of-([0-9]{5})\.safetensors")
 _NAME = re.compile(r"step-([0-9]+)")
 _DAMAGED = ".damaged"
+
+
+def part_name(index: int, num_parts: int) -> str:
+    """The file of a part of all tensors that are spread over the processes. index: from 0."""
+    return f"part-{index + 1:05d}-of-{num_parts:05d}.safetensors"
 
 
 def list_checkpoints(run_dir: RunDir) -> list[Path]:
@@ -79,17 +87,30 @@ def find_fault(path: Path) -> str | None:
 
 
 def _find_wrong_file(path: Path, files: Mapping[str, "_File"]) -> str | None:
-    unlisted = {file.name for file in path.iterdir() if file.name in _LOADED} - files.keys()
-    if unlisted or not files.keys() >= _ALWAYS or any(Path(name).name != name for name in files):
+    present = {file.name for file in path.iterdir()}
+    unlisted = {name for name in present if name in _LOADED or _PART.fullmatch(name)} - files.keys()
+    if unlisted or not files.keys() >= _name_needed(files) or any(Path(name).name != name for name in files):
         return f"{MANIFEST} does not list what a checkpoint consists of"
-    for name, expected in files.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != expected.bytes:
-            return f"{name} has {file.stat().st_size} bytes instead of {expected.bytes}"
-        if compute_checksum(file) != expected.crc32:
-            return f"{name} was altered: its checksum differs"
+    with ThreadPoolExecutor() as threads:  # checksums are computed beside each other
+        faults = threads.map(lambda name: _find_wrong_content(path / name, files[name]), files)
+        return next(filter(None, faults), None)
+
+
+def _name_needed(files: Iterable[str]) -> set[str]:
+    """The files that a checkpoint with these files cannot do without."""
+    counts = [int(match[2]) for name in files if (match := _PART.fullmatch(name))]
+    if not counts:
+        return {*_ALWAYS, WEIGHTS}
+    return {*_ALWAYS, INDEX, *(part_name(index, max(counts)) for index in range(max(counts)))}
+
+
+def _find_wrong_content(file: Path, expected: "_File") -> str | None:
+    if not file.is_file():
+        return f"{file.name} is missing"
+    if file.stat().st_size != expected.bytes:
+        return f"{file.name} has {file.stat().st_size} bytes instead of {expected.bytes}"
+    if compute_checksum(file) != expected.crc32:
+        return f"{file.name} was altered: its checksum differs"
     return None
 
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from trainer_loop import UserError
-from trainer_loop.record import checkpoint
+from trainer_loop.record import checkpoint, checkpoint_writer
 from trainer_loop.record.checkpoint_files import find_fault, list_checkpoints, read_run, seal
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.run_lock import RunDirInUse
@@ -107,7 +107,7 @@ def test_what_the_disk_refuses_is_told_once_and_leaves_the_one_before(loop, tmp_
         Path(file).touch()
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", refuse)
+    monkeypatch.setattr(checkpoint_writer, "save_file", refuse)
     loop.checkpointer.save(TrainState(step=2))
     loop.checkpointer.finish()
     run_dir = RunDir(tmp_path / "run")
@@ -130,8 +130,8 @@ def test_too_little_room_is_told_before_anything_is_written(loop, tmp_path, monk
     told = []
     monkeypatch.setattr(loop.console, "warn", told.append)
     loop.checkpointer.save(TrainState(step=1))
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    monkeypatch.setattr(checkpoint, "save_file", lambda *_, **__: pytest.fail("written all the same"))
+    monkeypatch.setattr(checkpoint_writer.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(checkpoint_writer, "save_file", lambda *_, **__: pytest.fail("written all the same"))
     loop.checkpointer.save(TrainState(step=2))
     assert "0 MB are free and the last one took" in told[0]
 
@@ -168,17 +168,16 @@ def test_a_save_beside_training_holds_what_was_there_when_it_began(loop, tmp_pat
                 assert (foreground / name).read_bytes() == content, name
 
 
-@pytest.mark.parametrize("is_sharded", [False, True])
-def test_a_save_waits_for_the_one_that_is_still_written(is_sharded, loop, tmp_path, monkeypatch):
+def test_a_save_waits_for_the_one_that_is_still_written(loop, tmp_path, monkeypatch):
     loop.fit()
-    loop.checkpointer.background, loop.checkpointer.is_sharded = True, is_sharded
-    write = loop.checkpointer._write_files
+    loop.checkpointer.background = True
+    write = checkpoint_writer.save_file
 
-    def write_slowly(snapshot, directory):
+    def write_slowly(tensors, file, **options):
         time.sleep(0.3)
-        write(snapshot, directory)
+        write(tensors, file, **options)
 
-    monkeypatch.setattr(loop.checkpointer, "_write_files", write_slowly)
+    monkeypatch.setattr(checkpoint_writer, "save_file", write_slowly)
     expected = {}
     for step in (5, 6):
         with torch.no_grad():
@@ -250,7 +249,7 @@ def test_the_loss_scaler_of_fp16_comes_back_as_it_was(loop):
 
 
 def test_rotation_keeps_the_newest_and_the_best_and_what_was_set_aside(loop, tmp_path):
-    loop.checkpointer.keep_last = 1
+    loop.checkpointer._writer.keep_last = 1
     run_dir = RunDir(tmp_path / "run")
     loop.checkpointer.save(TrainState(step=6, best_step=6))
     loop.checkpointer.save(TrainState(step=8, best_step=6))
@@ -613,7 +612,7 @@ def test_what_is_removed_while_a_save_is_under_way_costs_a_warning_and_the_next_
     saved, moment, removed, background, monkeypatch
 ):
     loop, run_dir = saved
-    work = getattr(checkpoint, moment)
+    work = getattr(checkpoint_writer, moment)
 
     def remove_first(*args, **options):
         monkeypatch.undo()
@@ -621,7 +620,7 @@ def test_what_is_removed_while_a_save_is_under_way_costs_a_warning_and_the_next_
         shutil.rmtree({"checkpoints": half.parent, "the checkpoint": half, "the run directory": run_dir.root}[removed])
         return work(*args, **options)
 
-    monkeypatch.setattr(checkpoint, moment, remove_first)
+    monkeypatch.setattr(checkpoint_writer, moment, remove_first)
     loop.checkpointer.background = background
     loop.checkpointer.save(TrainState(step=6))
     loop.checkpointer.finish()
