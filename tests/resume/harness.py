@@ -299,7 +299,7 @@ class Outcome:
             checkpoint={
                 file.name: _read(file)
                 for file in sorted(newest.iterdir())
-                if file.name.startswith(("model", "optimizer", "scheduler", "averages"))
+                if file.name.startswith(("model", "optimizer", "scheduler", "averages", "part"))
             }
             | {"state": {name: value for name, value in state.items() if name not in _TIMES_OF_STATE}},
             listed={
@@ -417,12 +417,14 @@ def make_model(directory: Path) -> Path:
 
 
 def kill_at_random(run: Run, dice: random.Random, *, seconds: float) -> bool:
-    """Start the run, and kill all its processes within so many seconds of the begin of training, or before, or at some
-    change to a file. False where it had ended by then.
+    """Start the run, and kill one or all of its processes within so many seconds of the begin of training, or before,
+    or at some change to a file. False where it had ended by then.
     """
+    victims: list[Process] | None = None
     if dice.random() < 0.3:
-        run.start(FAULT_AT=f"file:{dice.randint(1, 60)}", FAULT_RANK="0")
-        run.processes[0].wait()
+        rank = dice.randrange(run.num_processes)
+        run.start(FAULT_AT=f"file:{dice.randint(1, 60 if rank == 0 else 12)}", FAULT_RANK=str(rank))
+        run.processes[rank].wait()
     else:
         mark = run.directory / "training"
         mark.unlink(missing_ok=True)
@@ -430,9 +432,9 @@ def kill_at_random(run: Run, dice: random.Random, *, seconds: float) -> bool:
         if dice.random() < 0.8:
             wait_until(lambda: mark.exists() or not run.processes[0].is_running(), what="training begins")
         time.sleep(dice.uniform(0, seconds))  # the moment is what is random
-    processes = list(run.processes)
-    dice.shuffle(processes)
-    for process in processes:
+        if mark.exists() and dice.random() < 0.3:
+            victims = [dice.choice(run.processes)]  # the others notice that it is gone
+    for process in victims or dice.sample(run.processes, len(run.processes)):
         process.kill()
         time.sleep(dice.choice([0.0, 0.0, 0.01]))
     ended = run.wait()
