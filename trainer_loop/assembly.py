@@ -16,7 +16,7 @@ from trainer_loop.components import full_name
 from trainer_loop.config.fields import Config, ParallelConfig
 from trainer_loop.config.load import public_values, values_of
 from trainer_loop.config.schema import KEYS
-from trainer_loop.data.fingerprint import digest
+from trainer_loop.data.fingerprint import digest_joined
 from trainer_loop.data.loader import TrainLoader
 from trainer_loop.data.stream import StreamLoader
 from trainer_loop.data.tokens import describe_processor
@@ -372,7 +372,8 @@ def _describe_run(config: Config, plan: RunPlan, loader: TrainLoader | StreamLoa
         train = plan.inputs.splits["train"]
         data, batch_size = f"{len(train.rows)} rows {train.fingerprint}", loader.plan.batch_size
         told = None if plan.inputs.processor is None else describe_processor(plan.inputs.processor)
-        tokens = digest(loader.plan.lengths.tobytes(), json.dumps(told, sort_keys=True).encode())
+        pieces = (part.tobytes() for part in loader.plan.all_tokens())
+        tokens = digest_joined(pieces, 8 * len(train.lengths), json.dumps(told, sort_keys=True).encode())
     columns = {} if plan.inputs.data is None else plan.inputs.data.columns.given
     # The exported record names the task itself, and columns are the same whether they are named or not.
     values = public_values(config) | {"task.name": config.task.name, "data.columns": columns}

@@ -8,19 +8,20 @@ free.
 
 import copy
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from trainer_loop.data.cut import Limits, cut_batches, deal
 from trainer_loop.data.mixture import Mixture
-from trainer_loop.runtime.randomness import derive_seed, permute
+from trainer_loop.data.permutation import MANY_ROWS, Order, shuffle
+from trainer_loop.runtime.randomness import derive_seed
 
 Rows = list[int]
 
 _PLANNED_ROWS = 65_536  # cut together: enough that the cost of calling NumPy is shared by many steps
-_MANY_ROWS = 1024  # from which on a cut row by row gains nothing over one that fills each microbatch
+_FILLED_ROWS = 1024  # from which on a cut row by row gains nothing over one that fills each microbatch
 _NO_LIMITS = Limits()
 _STEP = 8  # tokens, to whose multiples lengths are rounded up to find those that are nearly the same
 
@@ -64,7 +65,10 @@ class StepPlan:
 class BatchPlan:
     """All updates of a run, found by index: `plan.step(k)` costs the same for every k.
 
-    lengths: tokens of each row, `[N]`. limits: what a microbatch may hold, and how many processes share an update.
+    Up to `MANY_ROWS` rows the order of an epoch is an array. Of more rows it is computed as far as a step needs it.
+
+    lengths: tokens of each row, `[N]`; it may be mapped from a file, and is not copied. limits: what a microbatch may
+    hold, and how many processes share an update.
     batch_size: rows of one update over all processes.
     window: batches whose rows are sorted by length among each other; None: batches are a plain shuffle.
     mixture: draws the rows of an epoch; None: each row once.
@@ -89,14 +93,14 @@ class BatchPlan:
         groups: np.ndarray | None = None,
     ):
         assert len(lengths) > 0 and batch_size > 0 and limits.num_processes > 0
-        self.lengths = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
+        self.lengths = np.asarray(lengths)
         self.batch_size = batch_size
         self.seed = seed
         self.window = window
         self.mixture = mixture
         self.groups = groups
         self.limits = limits
-        self._order: tuple[int, np.ndarray] | None = None  # of the epoch asked for last
+        self._order: tuple[int, Order] | None = None  # of the epoch asked for last
         self._block: _Block | None = None  # the steps around the one asked for last
 
     @property
@@ -104,10 +108,20 @@ class BatchPlan:
         """Updates of one epoch; the last one holds what rows are left."""
         return math.ceil(len(self.lengths) / self.batch_size)
 
-    @property
-    def widths(self) -> np.ndarray:
-        """`[N]` how wide a microbatch is whose longest row is this one."""
-        return self.limits.pad(self.lengths)
+    def count_tokens(self, rows: np.ndarray | Rows | slice) -> np.ndarray:
+        """Tokens of these rows, `[n]`, at least 1 each."""
+        counted: np.ndarray = np.maximum(self.lengths[rows], 1).astype(np.int64)
+        return counted
+
+    def all_tokens(self) -> Iterator[np.ndarray]:
+        """Tokens of all rows, a part at a time."""
+        for start in range(0, len(self.lengths), _PLANNED_ROWS):
+            yield self.count_tokens(slice(start, start + _PLANNED_ROWS))
+
+    def widths(self, step: int) -> dict[int, int]:
+        """How wide a microbatch is whose longest row is this one, for each row of update `step`."""
+        rows = self.batch(step)
+        return dict(zip(rows.tolist(), self.limits.pad(self.count_tokens(rows)).tolist(), strict=True))
 
     def with_budget(self, max_tokens: int) -> "BatchPlan":
         """The same updates, cut into microbatches of at most so many padded tokens."""
@@ -149,7 +163,7 @@ class BatchPlan:
         lengths = np.zeros_like(rows)
         for column, batch in enumerate(batches):
             rows[: len(batch), column] = batch
-            lengths[: len(batch), column] = self.lengths[batch]
+            lengths[: len(batch), column] = self.count_tokens(batch)
         groups = None if self.groups is None else np.where(lengths > 0, self.groups[rows], 0)
         cut = cut_batches(lengths, self.limits, groups=groups)
         return _Block(steps, np.take_along_axis(rows.T, cut.order, axis=1), cut.microbatches)
@@ -159,30 +173,62 @@ class BatchPlan:
         shares = _read_shares(block.rows[place], block.microbatches[place], self.limits.num_processes)
         return StepPlan(step, self.epoch_of(step), shares)
 
-    def _order_rows(self, epoch: int) -> np.ndarray:
+    def _order_rows(self, epoch: int) -> Order:
         """The rows of an epoch, in the order in which it takes them, `[N]`."""
         if self._order is None or self._order[0] != epoch:
             if self.mixture is not None:
                 order = self.mixture.draw(seed=self.seed, epoch=epoch)
             else:
-                order = permute(len(self.lengths), self.seed, "order", epoch)
+                order = shuffle(len(self.lengths), self.seed, "order", epoch)
             if self.window is not None:
-                self._sort_in_windows(order, self.window, epoch)
+                order = self._sort_in_windows(order, self.window, epoch)
             self._order = epoch, order
         return self._order[1]
 
-    def _sort_in_windows(self, order: np.ndarray, window: int, epoch: int) -> None:
+    def _sort_in_windows(self, order: Order, window: int, epoch: int) -> Order:
         """Sort the rows of `window` consecutive batches by length, and shuffle the batches that come of it.
 
         Batches then hold rows of like length: less padding, but no longer a plain sample of the data. The last batch
         of an epoch, where it is not full, stays one.
         """
+        size, full = window * self.batch_size, len(self.lengths) // self.batch_size * self.batch_size
+        if len(self.lengths) > MANY_ROWS:
+            return _Windows(order, size, full, self._sort_window, (self.seed, "window", epoch))
+        assert isinstance(order, np.ndarray), "an order of few rows is an array"
         generator = _generator(self.seed, "window", epoch)
-        full = len(order) // self.batch_size * self.batch_size
-        for start in range(0, full, window * self.batch_size):
-            rows = order[start : min(start + window * self.batch_size, full)]
-            batches = rows[np.argsort(self.lengths[rows], kind="stable")].reshape(-1, self.batch_size)
-            rows[:] = generator.permutation(batches).ravel()
+        for start in range(0, full, size):
+            window_rows = slice(start, min(start + size, full))
+            order[window_rows] = self._sort_window(order[window_rows], generator)
+        return order
+
+    def _sort_window(self, rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        batches = rows[np.argsort(self.count_tokens(rows), kind="stable")].reshape(-1, self.batch_size)
+        sorted_rows: np.ndarray = generator.permutation(batches).ravel()
+        return sorted_rows
+
+
+@dataclass
+class _Windows:
+    """An order whose windows are sorted when a batch of them is asked for; the last one is kept.
+
+    rows: before. size: rows of a window. full: where the batch begins that is not full. seed: parts of it.
+    """
+
+    rows: Order
+    size: int
+    full: int
+    sort: Callable[[np.ndarray, np.random.Generator], np.ndarray]
+    seed: tuple[int | str, ...]
+    _sorted: tuple[int, np.ndarray] | None = field(default=None, init=False)  # where the last one begins, its rows
+
+    def __getitem__(self, batch: slice) -> np.ndarray:
+        if batch.start >= self.full:
+            return self.rows[batch]
+        start = batch.start // self.size * self.size
+        if self._sorted is None or self._sorted[0] != start:
+            rows = self.rows[start : min(start + self.size, self.full)]
+            self._sorted = start, self.sort(rows, _generator(*self.seed, start))
+        return self._sorted[1][batch.start - start : batch.stop - start]
 
 
 @dataclass(frozen=True)
@@ -224,7 +270,7 @@ def cut_batch(
 
 
 def halve_dearest(
-    microbatches: list[list[Rows]], lengths: Sequence[int] | np.ndarray, *, packed: bool = False
+    microbatches: list[list[Rows]], lengths: Sequence[int] | Mapping[int, int] | np.ndarray, *, packed: bool = False
 ) -> int | None:
     """Padded tokens that cut the dearest microbatch of an update in two; None where each has one row.
 
@@ -245,7 +291,7 @@ def cut_evaluation(lengths: Sequence[int] | np.ndarray, limits: Limits) -> list[
     The rows of a microbatch are an array: of a large set they take a fourth of the memory that numbers of Python take.
     """
     lengths = np.maximum(np.asarray(lengths, dtype=np.int64), 1)
-    if len(lengths) > _MANY_ROWS:
+    if len(lengths) > _FILLED_ROWS:
         return _cut_many(lengths, limits)
     dealt = cut_batch(list(range(len(lengths))), lengths, limits)
     return [[np.array(rows) for rows in microbatches] for microbatches in dealt]

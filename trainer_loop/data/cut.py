@@ -5,6 +5,8 @@ cheapest cut is found exactly, by dynamic programming over the rows of all batch
 batches S stand in the last dimension of every array: one step of that programme is one pass over adjacent numbers.
 """
 
+import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +14,11 @@ import numpy as np
 _NEVER = 2**62  # the cost of a microbatch that breaks a limit, and of a cut that leaves a process idle
 # What a microbatch may cost, in even parts of the work of a batch, where several processes share that.
 _PARTS = (1.5, 1.3, 1.2, 1.1, 1.0, 0.75, 0.5, 0.375, 0.25)
+# From so many processes on each gets equally many microbatches: some would have one more after a cut by parts, and the
+# others wait, or go through dummy microbatches.
+_MANY_PROCESSES = 8
+_EXACTNESS = 256  # how many times smaller than the dearest microbatch the difference from the least possible one is
+_SHARES_A_BATCH = 16  # from which on batches are dealt one after the other
 
 
 def widen(lengths: np.ndarray, *, step: int, longest: int) -> np.ndarray:
@@ -74,8 +81,10 @@ def cut_batches(lengths: np.ndarray, limits: Limits, *, groups: np.ndarray | Non
     elif limits.num_processes == 1:
         ends = _find_ends(widths, limits, group_ends=group_ends)
         begins, stops = _cut_cheapest(widths, ends, _overhead(widths, limits), row_step=limits.row_step)
-    else:
+    elif limits.num_processes < _MANY_PROCESSES:
         begins, stops = _cut_evenly(widths, limits, group_ends)
+    else:
+        begins, stops = _cut_equally(widths, limits, group_ends)
     tokens = _count_tokens(lengths, begins, stops)
     padded_tokens = tokens if limits.packed else _count_padded_tokens(widths, begins, stops)
     costs = _add_overhead(padded_tokens, widths, limits)
@@ -83,7 +92,10 @@ def cut_batches(lengths: np.ndarray, limits: Limits, *, groups: np.ndarray | Non
     costs, begins, stops, tokens, padded_tokens = (
         np.take_along_axis(array, dearest_first, axis=0) for array in (costs, begins, stops, tokens, padded_tokens)
     )
-    owners, _ = deal(costs, limits.num_processes)
+    most_items = None
+    if limits.num_processes >= _MANY_PROCESSES:
+        most_items = -(-(stops > begins).sum(axis=0) // limits.num_processes)
+    owners, _ = deal(costs, limits.num_processes, most_items=most_items)
     microbatches = np.stack([begins, stops, owners, tokens, padded_tokens])
     # From here on each batch is read for itself.
     return Cut(np.ascontiguousarray(order.T), np.ascontiguousarray(microbatches.transpose(2, 1, 0)))
@@ -184,6 +196,70 @@ def _cut_evenly(lengths: np.ndarray, limits: Limits, group_ends: np.ndarray | No
     return begins[:, chosen], stops[:, chosen]
 
 
+def _cut_equally(widths: np.ndarray, limits: Limits, group_ends: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Begins and stops `[M, S]` of the cut into as few microbatches as the limits allow, the same number a process.
+
+    Of these cuts it is one whose dearest microbatch costs least, nearly.
+    """
+    num_rows = (widths > 0).sum(axis=0).tolist()
+    ends = [
+        _cut_batch_equally(
+            widths[:count, batch].tolist(), limits, None if group_ends is None else group_ends[:count, batch].tolist()
+        )
+        for batch, count in enumerate(num_rows)
+    ]
+    stops = np.zeros((max(map(len, ends)), len(ends)), dtype=np.int64)
+    begins = np.zeros_like(stops)
+    for batch, of_batch in enumerate(ends):
+        stops[: len(of_batch), batch] = of_batch
+        begins[: len(of_batch), batch] = [0, *of_batch[:-1]]
+    return begins, stops
+
+
+def _cut_batch_equally(widths: Sequence[int], limits: Limits, group_ends: Sequence[int] | None) -> list[int]:
+    """Where the microbatches of one batch end; see `_cut_equally`. widths: of its rows, descending in each group."""
+    num_rows = len(widths)
+    most_rows = limits.per_device or num_rows
+
+    def fill(most_tokens: int) -> list[int]:
+        ends, begin = [], 0
+        while begin < num_rows:
+            end = begin + max(min(most_tokens // widths[begin], most_rows), 1)
+            begin = min(end, num_rows if group_ends is None else group_ends[begin])
+            ends.append(begin)
+        return ends
+
+    most = min(limits.max_tokens or _NEVER, max(widths) * num_rows)
+    ends = fill(most)
+    wanted = min(-(-len(ends) // limits.num_processes) * limits.num_processes, num_rows)
+    least = sum(widths) // wanted
+    while most - least > least // _EXACTNESS + 1:  # the fewer tokens a microbatch may have, the more there are
+        middle = (least + most) // 2
+        filled = fill(middle)
+        if len(filled) <= wanted:
+            ends, most = filled, middle
+        else:
+            least = middle
+    return _halve_dearest_until(wanted, ends, widths)
+
+
+def _halve_dearest_until(wanted: int, ends: list[int], widths: Sequence[int]) -> list[int]:
+    """The ends of as many microbatches as are wanted, made by cutting the dearest one in two again and again."""
+    begins = [0, *ends[:-1]]
+    heap = [(-widths[begin] * (end - begin), begin, end) for begin, end in zip(begins, ends, strict=True)]
+    heap = [one for one in heap if one[2] - one[1] > 1]
+    heapq.heapify(heap)
+    ends = list(ends)
+    while len(ends) < wanted:
+        _, begin, end = heapq.heappop(heap)
+        middle = (begin + end) // 2
+        ends.append(middle)
+        for first, last in ((begin, middle), (middle, end)):
+            if last - first > 1:
+                heapq.heappush(heap, (-widths[first] * (last - first), first, last))
+    return sorted(ends)
+
+
 def _pack(lengths: np.ndarray, limits: Limits) -> np.ndarray:
     """The microbatch of every row, `[B, S]`: rows stand in it one after the other, and none is padded.
 
@@ -205,20 +281,25 @@ def _pack(lengths: np.ndarray, limits: Limits) -> np.ndarray:
 
 def _find_runs(bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Begins and stops `[M, S]` of the runs of 0, 1, ... in ascending `bins`, `[B, S]`; B is no run."""
+    num_batches = bins.shape[1]
     num_runs = bins.max(where=bins < len(bins), initial=0) + 1
-    sizes = np.stack([(bins == run).sum(axis=0) for run in range(num_runs)])
+    of_batch = bins * num_batches + np.arange(num_batches)
+    sizes = np.bincount(of_batch[bins < len(bins)], minlength=num_runs * num_batches).reshape(num_runs, num_batches)
     stops = sizes.cumsum(axis=0)
     return stops - sizes, stops
 
 
 def deal(
-    costs: np.ndarray, num_shares: int | np.ndarray, *, most_items: int | None = None
+    costs: np.ndarray, num_shares: int | np.ndarray, *, most_items: int | np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Give every item, dearest first, to the share with the least work so far: its number `[M, S]`, the work `[K, S]`.
 
-    costs: `[M, S]`, descending. num_shares: K, or as many as each batch has, `[S]`. most_items: of one share.
+    costs: `[M, S]`, descending. num_shares: K, or as many as each batch has, `[S]`. most_items: of one share,
+    in all batches or in each, `[S]`. Who gets an item that costs 0 means nothing.
     """
     num_items, num_batches = costs.shape
+    if np.max(num_shares) > _SHARES_A_BATCH * num_batches:
+        return _deal_one_by_one(costs, num_shares, most_items=most_items)
     numbers = np.arange(np.max(num_shares))[:, None]
     work = np.where(numbers < num_shares, np.zeros((1, num_batches), dtype=np.int64), _NEVER)
     items = np.zeros_like(work)
@@ -232,6 +313,30 @@ def deal(
             items[chosen] += 1
             work[chosen] += np.where(items[chosen] == most_items, _NEVER, 0)
     return owners, work % _NEVER
+
+
+def _deal_one_by_one(
+    costs: np.ndarray, num_shares: int | np.ndarray, *, most_items: int | np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `deal`, batch by batch: quicker where there are many shares and few batches."""
+    num_batches = costs.shape[1]
+    owners = np.zeros_like(costs)
+    work = np.zeros((int(np.max(num_shares)), num_batches), dtype=np.int64)
+    counts = np.broadcast_to(num_shares, num_batches).tolist()
+    limits = np.broadcast_to(len(costs) if most_items is None else most_items, num_batches).tolist()
+    for batch, (count, limit) in enumerate(zip(counts, limits, strict=True)):
+        shares = [(0, share, 0) for share in range(count)]  # their work, number and items; the least one first
+        dealt, done_by = list[int](), [0] * count
+        for cost in costs[: np.count_nonzero(costs[:, batch]), batch].tolist():
+            done, share, items = shares[0]
+            dealt.append(share)
+            done_by[share] = done + cost
+            if items + 1 == limit:
+                heapq.heappop(shares)
+            else:
+                heapq.heapreplace(shares, (done + cost, share, items + 1))
+        owners[: len(dealt), batch], work[:count, batch] = dealt, done_by
+    return owners, work
 
 
 def _count_tokens(lengths: np.ndarray, begins: np.ndarray, stops: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Hashes of content: what a cache is keyed by."""
 
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
@@ -14,10 +15,20 @@ _HASHED_ROWS = 10_000  # at a time
 
 def digest(*parts: bytes) -> str:
     """One hash of several byte strings; where one ends and the next begins matters."""
+    return _digest((len(part), [part]) for part in parts)
+
+
+def digest_joined(pieces: Iterable[bytes], num_bytes: int, *parts: bytes) -> str:
+    """As `digest` of the pieces, joined to so many bytes, and of the parts; the pieces are not held together."""
+    return _digest([(num_bytes, pieces), *((len(part), [part]) for part in parts)])
+
+
+def _digest(parts: Iterable[tuple[int, Iterable[bytes]]]) -> str:
     hasher = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        hasher.update(len(part).to_bytes(8, "big"))
-        hasher.update(part)
+    for num_bytes, pieces in parts:
+        hasher.update(num_bytes.to_bytes(8, "big"))
+        for piece in pieces:
+            hasher.update(piece)
     return hasher.hexdigest()
 
 

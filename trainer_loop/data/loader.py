@@ -231,12 +231,12 @@ class TrainLoader(Dataset[StepBatch]):
         if self.sources:
             assert self.plan.mixture is not None, "it has sources"
             source = self.sources[self.plan.mixture.sources[rows[0]]]
-            made = replace(made, source=source, num_tokens=int(self.plan.lengths[rows].sum()))
+            made = replace(made, source=source, num_tokens=int(self.plan.count_tokens(rows).sum()))
         return made if self.weights is None else weigh(made, float(self.weights[rows[0]]))
 
     def _make_dummy(self, step: int) -> Microbatch:
         rows = self.plan.batch(step)
-        shortest = int(rows[self.plan.lengths[rows].argmin()])
+        shortest = int(rows[self.plan.count_tokens(rows).argmin()])
         return as_dummy(self._make([shortest], step))
 
     @property
@@ -266,7 +266,8 @@ class TrainLoader(Dataset[StepBatch]):
         return self._make_dummy(step).to(self.device)
 
     def cut_smaller(self, step: int) -> StepBatch | None:
-        half = halve_dearest(self.plan.step(step).microbatches, self.plan.widths, packed=self.plan.limits.packed)
+        planned = self.plan.step(step).microbatches
+        half = halve_dearest(planned, self.plan.widths(step), packed=self.plan.limits.packed)
         if half is None:
             return None
         self.limit_tokens(half)

@@ -1,5 +1,6 @@
 """Training rows of several sources, drawn by weights: a pure function of (seed, epoch)."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import pyarrow as pa
 
 from trainer_loop.data.columns import GROUP, WEIGHT, Columns
 from trainer_loop.data.fingerprint import digest
+from trainer_loop.data.permutation import MANY_ROWS, Order, Permutation
 from trainer_loop.data.split import Indices, Origins, Split
 from trainer_loop.data.wording import enumerate_some
 from trainer_loop.errors import UserError, refuse
@@ -44,13 +46,21 @@ class Mixture:
         counts[by_remainder[: len(self.sources) - int(counts.sum())]] += 1
         return counts.tolist()  # type: ignore[no-any-return]
 
-    def draw(self, *, seed: int, epoch: int) -> Indices:
+    def draw(self, *, seed: int, epoch: int) -> Order:
         """`[N]` the rows of an epoch, in their order."""
+        if len(self.sources) > MANY_ROWS:
+            return _Drawn(self, seed, epoch)
         drawn = [
             _go_through(np.flatnonzero(self.sources == number), epoch * count, count, seed, self.names[number])
             for number, count in enumerate(self.counts)
         ]
         return np.concatenate(drawn)[permute(len(self.sources), seed, "order", epoch)]
+
+    @functools.cached_property
+    def rows_by_source(self) -> list[Indices]:
+        """The rows of each source."""
+        sizes = np.bincount(self.sources, minlength=len(self.names))
+        return np.split(np.argsort(self.sources, kind="stable"), np.cumsum(sizes)[:-1])
 
     def count_draws(self, source: int) -> float:
         """How often each row of a source is drawn in an epoch, on average."""
@@ -64,6 +74,34 @@ class Mixture:
             share, times = count / len(self.sources), self.count_draws(number)
             parts.append(f"{name} {share:.1%} = {count:,} rows an epoch of {there:,} (each {times:.2f} times)")
         return f"{self.title}: {'; '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """The rows of an epoch of a mixture, each found when it is asked for."""
+
+    mixture: Mixture
+    seed: int
+    epoch: int
+
+    def __getitem__(self, places: slice) -> Indices:
+        drawn = Permutation(len(self.mixture.sources), self.seed, "order", self.epoch)[places]
+        counts = self.mixture.counts
+        ends = np.cumsum(counts)
+        rows = np.empty_like(drawn)
+        for number, (count, end) in enumerate(zip(counts, ends.tolist(), strict=True)):
+            mine = (end - count <= drawn) & (drawn < end)
+            rows[mine] = self._find(number, self.epoch * count + drawn[mine] - (end - count))
+        return rows
+
+    def _find(self, source: int, places: Indices) -> Indices:
+        """The rows at these places of an endless sequence of shuffled passes over the rows of a source."""
+        name, of_source = self.mixture.names[source], self.mixture.rows_by_source[source]
+        passes, places = np.divmod(places, len(of_source))
+        for number in np.unique(passes).tolist():
+            mine = passes == number
+            places[mine] = Permutation(len(of_source), self.seed, "mixture", name, number)[places[mine]]
+        return of_source[places]
 
 
 def _go_through(rows: Indices, start: int, count: int, seed: int, name: str) -> Indices:

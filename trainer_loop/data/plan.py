@@ -159,7 +159,7 @@ class DataPlan:
             raise UserError([problem.replace("data.rows", "rows") for problem in error.problems]) from error
         for line in lines:
             say(line)
-        kept = split.origins.number - 1 if len(split.rows) < len(named.rows) else None  # numbers count from 1
+        kept = split.origins.numbers - 1 if len(split.rows) < len(named.rows) else None  # numbers count from 1
         labels = None if columns.label is None else self.labels
         encoding = Encoding(
             task, tokenizer, columns, labels, self.section.max_length, self.section.cache_dir, evaluates=True

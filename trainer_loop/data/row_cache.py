@@ -23,6 +23,8 @@ _ABANDONED_SECONDS = 3600  # since anything was written to what is not whole
 def load_or_make(folder: Path, make: Callable[[str], None]) -> datasets.Dataset:
     """The rows kept in `folder`, mapped into memory; `make(path)` writes them to an Arrow file where there are none.
 
+    It may write arrays beside them, in files that end in .npy.
+
     Of the processes that ask at one time, one makes them and the others wait. What is kept appears whole or not at
     all, and is made again where its size or time tell that it is not as it was written. Raises OSError where it
     cannot be written.
@@ -50,9 +52,10 @@ def _make(folder: Path, make: Callable[[str], None]) -> datasets.Dataset:
     partial.mkdir()
     try:
         make(str(partial / _ROWS))
-        with (partial / _ROWS).open("rb+") as file:
-            os.fsync(file.fileno())
-        facts = {"digest": digest_file(partial / _ROWS), "written": _written(partial)}
+        for path in _list_files(partial):
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        facts = {"digest": _digest(partial), "written": _written(partial)}
         (partial / _FACTS).write_text(json.dumps(facts))
         return _put(partial, folder)
     finally:
@@ -93,14 +96,22 @@ def load_rows(folder: Path) -> datasets.Dataset | None:
     """The rows kept in `folder`, or None where there are none or the file is not as it was written."""
     try:
         facts = parse_json((folder / _FACTS).read_bytes())
-        if facts["written"] != _written(folder) and facts["digest"] != digest_file(folder / _ROWS):
+        if facts["written"] != _written(folder) and facts["digest"] != _digest(folder):
             return None
         return datasets.Dataset.from_file(str(folder / _ROWS))
     except (OSError, ValueError, KeyError, TypeError):  # missing, cut short, or not what we wrote
         return None
 
 
+def _list_files(folder: Path) -> list[Path]:
+    return [folder / _ROWS, *sorted(folder.glob("*.npy"))]
+
+
+def _digest(folder: Path) -> str:
+    return "".join(map(digest_file, _list_files(folder)))
+
+
 def _written(folder: Path) -> list[int]:
-    """Size and time of the rows: where these are as they were, the rows need not be read to be trusted."""
-    facts = (folder / _ROWS).stat()
-    return [facts.st_size, facts.st_mtime_ns]
+    """Sizes and times of the files: where these are as they were, the rows need not be read to be trusted."""
+    facts = [path.stat() for path in _list_files(folder)]
+    return [number for one in facts for number in (one.st_size, one.st_mtime_ns)]

@@ -113,7 +113,7 @@ class RowFunctions:
         made = read_table(self.over(shard, columns=columns.stored, place=place), columns=columns.stored)
         if not len(made):
             raise UserError(self.explain_nothing(split.name))
-        rows = replace(made, origins=split.origins.select(made.origins.number - 1)).as_split(columns)
+        rows = replace(made, origins=split.origins.select(made.origins.numbers - 1)).as_split(columns)
         return replace(rows, name=split.name, fingerprint=digest_rows(rows.rows))
 
     def explain_nothing(self, split: str) -> str:

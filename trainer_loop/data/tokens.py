@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 import datasets
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 import tokenizers
 import transformers
 from torch.utils.data import Subset
@@ -32,8 +33,9 @@ from trainer_loop.data.wording import enumerate_some, plural
 from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.runtime.host import expand_home
 
-_FORMAT = 2  # of what is kept on disk; with a new number, nothing kept before is found
+_FORMAT = 3  # of what is kept on disk; with a new number, nothing kept before is found
 _TEXTS_PER_CALL = 1000  # fixed: a task that joins texts into chunks cuts them at these seams
+_NUMBERS = {"length": np.int32, "source": np.int64}  # columns that are kept as arrays too, to be mapped
 _RAW = "raw "  # before the names of the user's columns: map gives a new column the type of an old one of its name
 
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
@@ -74,7 +76,7 @@ class TokenisedSplit:
     """The rows of one split as the model sees them.
 
     rows: what the task encodes, such as `input_ids` and `label`; or whatever a task takes as it is, of length 1 each.
-    lengths: `[N]` tokens of every row. num_truncated: texts that were cut at max_length.
+    lengths: `[N]` tokens of every row, mapped from the cache. num_truncated: texts that were cut at max_length.
     origins: where every row, or the text that a chunk begins in, stands in the user's data.
     fingerprint: of the raw rows: changes when the content or the choice of rows does.
     raw: the raw rows; None for a task that takes rows as they are.
@@ -178,6 +180,8 @@ def tokenise_split(split: Split, encoding: Encoding, *, weight: str | None = Non
         if faults:
             shown = enumerate_some([split.origins.place(row) for row in faults])
             raise UserError(f"data.{split.name}: {plural(len(faults), 'row')}: {shown}: {next(iter(faults.values()))}")
+        if len(rows):
+            _write_numbers(rows, Path(path).parent)
         if not show_progress:
             say(f"{split.name}: {plural(len(rows), 'row')} {verb}d in {time.perf_counter() - began:.1f} s")
 
@@ -190,7 +194,7 @@ def tokenise_split(split: Split, encoding: Encoding, *, weight: str | None = Non
         if error in task_errors:
             raise
         raise UserError(f"data.cache_dir={folder.parent} cannot be used: {in_one_line(error)}; name another") from error
-    tokenised = _unpack(split, rows, columns)
+    tokenised = _unpack(split, rows, columns, folder)
     if weight is None:
         return tokenised
     weights = np.array([read_number(value) for value in split.rows.with_format(None)[weight]], dtype=np.float64)
@@ -273,16 +277,26 @@ def encode_rows(
     return {**encoded, "length": lengths, "source": sources}, faults
 
 
-def _unpack(split: Split, rows: datasets.Dataset, read: Columns) -> TokenisedSplit:
+def _write_numbers(rows: datasets.Dataset, folder: Path) -> None:
+    for name, dtype in _NUMBERS.items():
+        numbers = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", dtype, (len(rows),))
+        start = 0
+        for chunk in rows.data.column(name).chunks:  # a copy of the whole column might not fit into memory
+            numbers[start : start + len(chunk)] = chunk.to_numpy()
+            start += len(chunk)
+        numbers.flush()
+
+
+def _unpack(split: Split, rows: datasets.Dataset, read: Columns, folder: Path) -> TokenisedSplit:
     if not len(rows):
         raise UserError(f"data.{split.name}: its texts have no tokens")
-    columns = {name: rows.data.column(name).to_numpy() for name in RESERVED if name in rows.column_names}
-    sources = columns["source"].astype(np.int64)
+    lengths, sources = (np.asarray(np.load(folder / f"{name}.npy", mmap_mode="r")) for name in _NUMBERS)
+    has_truncated = "truncated" in rows.column_names
     return TokenisedSplit(
         name=split.name,
-        rows=rows.remove_columns(list(columns)),
-        lengths=columns["length"].astype(np.int32),
-        num_truncated=int(columns["truncated"].sum()) if "truncated" in columns else 0,
+        rows=rows.remove_columns([name for name in RESERVED if name in rows.column_names]),
+        lengths=lengths,
+        num_truncated=pc.sum(rows.data.column("truncated")).as_py() if has_truncated else 0,
         origins=split.origins.select(sources),
         fingerprint=split.fingerprint,
         raw=RawRows(split.rows.select_columns(read.all).with_format(None), read, sources),

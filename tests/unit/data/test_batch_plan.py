@@ -1,6 +1,7 @@
 """The batch plan: pure, so its laws are tested for any lengths, budgets and processes."""
 
 import itertools
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer_loop.data.batch_plan import BatchPlan, cut_batch, cut_evaluation, halve_dearest
-from trainer_loop.data.cut import Limits
+from trainer_loop.data.cut import Limits, _deal_one_by_one, deal
 
 lengths_of_rows = st.lists(st.integers(1, 600), min_size=1, max_size=80)
 budgets = st.one_of(st.none(), st.integers(1, 4096))
@@ -330,3 +331,72 @@ def test_few_shapes_recur_where_each_new_one_costs_much():
         padded[name] = sum(share.num_padded_tokens for share in shares)
     assert padded["few"] < 1.25 * padded["any"]
     assert len(shapes["few"]) < len(shapes["any"]) / 3
+
+
+def find_dearest_of_best(lengths, *, most_microbatches, max_tokens, per_device):
+    """What the dearest microbatch costs in the best of all cuts into at most so many, tried one by one."""
+    lengths = sorted(lengths, reverse=True)
+    best = [[0] * (most_microbatches + 1)]  # [stop][microbatches]
+    for stop in range(1, len(lengths) + 1):
+        best.append([math.inf])
+        for count in range(1, most_microbatches + 1):
+            begins = [begin for begin in range(stop) if stop - begin <= (per_device or 99)]
+            costs = {begin: lengths[begin] * (stop - begin) for begin in begins}
+            allowed = [begin for begin in begins if stop - begin == 1 or costs[begin] <= (max_tokens or math.inf)]
+            best[stop].append(min(max(best[begin][count - 1], costs[begin]) for begin in allowed))
+    return best[-1][-1]
+
+
+many_processes = st.integers(8, 40)
+lengths_of_many = st.lists(st.integers(1, 600), min_size=1, max_size=200)
+
+
+@given(lengths_of_many, many_processes, cuts, st.booleans(), st.data())
+def test_many_processes_get_equally_many_microbatches(lengths, num_processes, cut, has_groups, data):
+    limits = Limits(**(cut | {"num_processes": num_processes, "packed": False}))
+    groups = np.array(data.draw(st.lists(st.integers(0, 2), min_size=len(lengths), max_size=len(lengths))))
+    dealt = cut_batch(list(range(len(lengths))), lengths, limits, groups=groups if has_groups else None)
+    assert sorted(flatten(dealt)) == list(range(len(lengths)))
+    numbers = [len(microbatches) for microbatches in dealt]
+    whole = -(-sum(numbers) // num_processes)
+    assert max(numbers) == whole
+    assert sum(numbers) == min(whole * num_processes, len(lengths))
+    for microbatch in (microbatch for microbatches in dealt for microbatch in microbatches):
+        assert lengths[microbatch[0]] == max(lengths[row] for row in microbatch)
+        assert len(set(groups[microbatch])) == 1 or not has_groups
+        if len(microbatch) > 1:
+            assert cut["max_tokens"] is None or cost(microbatch, lengths) <= cut["max_tokens"]
+            assert cut["per_device"] is None or len(microbatch) <= cut["per_device"]
+
+
+@given(st.lists(st.integers(1, 600), min_size=8, max_size=40), budgets, row_limits)
+def test_the_dearest_microbatch_of_many_processes_costs_least(lengths, max_tokens, per_device):
+    dealt = cut_batch(list(range(len(lengths))), lengths, Limits(8, max_tokens=max_tokens, per_device=per_device))
+    costs = [cost(microbatch, lengths) for microbatches in dealt for microbatch in microbatches]
+    least = find_dearest_of_best(lengths, most_microbatches=len(costs), max_tokens=max_tokens, per_device=per_device)
+    assert least <= max(costs) <= least * (1 + 1 / 128) + 1
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_thousand_processes_get_even_work_and_no_dummies(packed):
+    lengths = np.random.default_rng(0).integers(20, 512, 65_536)
+    limits = Limits(1024, max_tokens=16_384, microbatch_tokens=4096, packed=packed)
+    (shares,) = [BatchPlan(lengths, limits, batch_size=32_768, seed=0).step(0).shares]
+    assert {len(share.microbatches) for share in shares} == {1}
+    work = np.array([share.num_padded_tokens for share in shares])
+    assert work.max() / work.mean() < 1.05
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 12), st.booleans())
+def test_dealing_one_batch_after_the_other_gives_the_same(costs, num_shares, has_limit):
+    ordered = -np.sort(-np.array([costs, costs[::-1], [cost // 2 for cost in costs]]).T, axis=0)
+    counts = np.array([num_shares, max(num_shares // 2, 1), num_shares])
+    most_items = -(-(ordered > 0).sum(axis=0) // counts) if has_limit else None
+    owners, work = deal(ordered, counts, most_items=most_items)
+    others, other_work = _deal_one_by_one(ordered, counts, most_items=most_items)
+    assert np.array_equal(work, other_work)
+    assert np.array_equal(owners[ordered > 0], others[ordered > 0])
+    if has_limit:
+        for batch, most in enumerate(most_items.tolist()):
+            given = owners[ordered[:, batch] > 0, batch]
+            assert np.bincount(given, minlength=1).max() <= most

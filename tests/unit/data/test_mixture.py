@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from trainer_loop import TrainingLoop, UserError, build, load_config
 from trainer_loop.config.fields import Config
+from trainer_loop.data import batch_plan, mixture
 from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.cut import Limits
 from trainer_loop.data.loader import TrainLoader
@@ -126,7 +127,13 @@ def test_each_source_has_its_loss_and_its_shares_of_rows_and_tokens_in_the_log(t
         assert row["loss"] == pytest.approx(mean, abs=1e-6)
 
 
-def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path):
+@pytest.mark.parametrize("limit", [None, 0])
+def test_a_run_that_was_stopped_ends_with_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None
+):
+    if limit is not None:  # as where there are too many rows for an array
+        for module in (batch_plan, mixture):
+            monkeypatch.setattr(module, "MANY_ROWS", limit)
     assert_resumes_exactly(make_config(tmp_path), steps=6)
 
 

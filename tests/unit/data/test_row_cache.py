@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import filelock
+import numpy as np
 import pytest
 
 from trainer_loop.data import row_cache
@@ -24,6 +25,7 @@ class Maker:
         self.calls += 1
         rows = datasets.Dataset.from_dict({"ids": [[1], [2, 3], []]})
         rows.map(lambda row: row, cache_file_name=path, load_from_cache_file=False)
+        np.save(Path(path).with_name("length.npy"), np.array([1, 2, 0]))
 
 
 def test_rows_are_made_once_and_mapped_from_the_disk(tmp_path: Path):
@@ -59,7 +61,7 @@ def folder(path: Path) -> None:
     path.mkdir()
 
 
-@pytest.mark.parametrize("file", ["rows.arrow", "facts.json"])
+@pytest.mark.parametrize("file", ["rows.arrow", "length.npy", "facts.json"])
 @pytest.mark.parametrize("damage", [Path.unlink, empty, cut_short, no_json, other_type, deep, folder])
 def test_damaged_rows_are_made_again(tmp_path: Path, file: str, damage: Callable[[Path], None]):
     make = Maker()
@@ -70,10 +72,11 @@ def test_damaged_rows_are_made_again(tmp_path: Path, file: str, damage: Callable
     assert make.calls == 2
 
 
-def test_rows_with_one_wrong_bit_are_made_again(tmp_path: Path):
+@pytest.mark.parametrize("file", ["rows.arrow", "length.npy"])
+def test_rows_with_one_wrong_bit_are_made_again(tmp_path: Path, file: str):
     make = Maker()
     load_or_make(tmp_path / "key", make)
-    rows = tmp_path / "key" / "rows.arrow"
+    rows = tmp_path / "key" / file
     content = bytearray(rows.read_bytes())
     content[len(content) // 2] ^= 1
     rows.write_bytes(content)

@@ -82,6 +82,7 @@ def test_rows_are_what_the_tokenizer_gives_and_labels_are_ids(tokenizer: Any, tm
     assert set(split.rows.column_names) == {"input_ids", "token_type_ids", "label"}
     assert split.lengths.tolist() == [len(row["input_ids"]) for row in expected]
     assert split.lengths.dtype == np.int32
+    assert isinstance(split.lengths.base, np.memmap)
     assert split.num_truncated == sum(len(tokenizer(text)["input_ids"]) > 6 for text in TEXTS) > 0
     assert split.origins.place(2) == "a.csv row 3"
 
