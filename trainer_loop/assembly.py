@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -37,10 +38,12 @@ from trainer_loop.optim.schedules import follows_metric
 from trainer_loop.options import LoopOptions
 from trainer_loop.outputs import ConfiguredOutput
 from trainer_loop.parallel.accelerate_file import take_over_fsdp
+from trainer_loop.parallel.on_demand import MemoryOnDemand
 from trainer_loop.parallel.processes import (
     assert_same_on_all_processes,
     make_accelerator,
     process_index_from_environment,
+    send_from,
 )
 from trainer_loop.parallel.sharding import ShardedModel, check_optimizer, prepare, shard_model
 from trainer_loop.plan import Overrides, RunPlan, name_splits, plan_run
@@ -106,8 +109,10 @@ def build(
     steps_per_epoch = train_loader.steps_per_epoch
     num_steps = config.train.steps or math.ceil(take_share(config.train.epochs or 0, steps_per_epoch or 0))
 
-    model, calls = _make_model(config, plan, accelerator, console)
-    sharded = _shard_model(plan, model, accelerator, console)
+    memory = _choose_memory(plan, accelerator, console)
+    with memory or nullcontext():
+        model, calls = _make_model(config, plan, accelerator, console)
+    sharded = _shard_model(plan, model, accelerator, console, memory)
     with under("optimizer."):
         groups = plan.optimizer.group(model, num_steps=num_steps, calls=calls)
     torch_optimizer = optimizer(model) if optimizer is not None else plan.optimizer.make(groups, accelerator.device)
@@ -218,8 +223,26 @@ def _make_model(
     )
 
 
-def _shard_model(plan: RunPlan, model: nn.Module, accelerator: Accelerator, console: Console) -> ShardedModel | None:
-    """Spread the model over the processes, in place, where the config says so and there are several."""
+def _choose_memory(plan: RunPlan, accelerator: Accelerator, console: Console) -> MemoryOnDemand | None:
+    """What the model is made with so that it never takes the memory of all its weights; None where it may."""
+    num_parts = accelerator.num_processes // plan.sharding.num_replicas
+    if not plan.sharding.is_sharded or num_parts == 1 or plan.model.given is not None:
+        return None
+    if plan.task.auto_model is None or plan.model.trust_remote_code:
+        console.say("model: each process holds all of it in host memory until it is sharded, because own code makes it")
+        return None
+    return MemoryOnDemand(
+        index=accelerator.process_index % num_parts, num_parts=num_parts, send=partial(send_from, accelerator)
+    )
+
+
+def _shard_model(
+    plan: RunPlan, model: nn.Module, accelerator: Accelerator, console: Console, memory: MemoryOnDemand | None
+) -> ShardedModel | None:
+    """Spread the model over the processes, in place, where the config says so and there are several.
+
+    memory: what the model was made with.
+    """
     sharding, compute_type = plan.sharding, _COMPUTE_TYPES[accelerator.mixed_precision]
     if not sharding.is_sharded or accelerator.num_processes == 1:
         return None
@@ -232,7 +255,10 @@ def _shard_model(plan: RunPlan, model: nn.Module, accelerator: Accelerator, cons
         # Autocast would keep a copy of all weights in 16 bits until the backward pass: let these travel instead.
         compute_dtype=None if sharding.gathers_once or compute_type == torch.float32 else compute_type,
         reduce_dtype=_REDUCE_TYPES[sharding.reduce_dtype],
+        memory=memory,
     )
+    if memory is not None:
+        assert_same_on_all_processes(accelerator, memory.checksum, what="the model's weight files")
     if not sharding.gathers_once and sharded.num_layers == 0:
         console.warn(
             "parallel.shard: full: the model names no layers, so all its weights are gathered at once; name their "

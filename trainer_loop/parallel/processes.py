@@ -175,6 +175,12 @@ def broadcast(accelerator: Accelerator, value: Any) -> Any:
     return broadcast_object_list([value])[0]
 
 
+def send_from(accelerator: Accelerator, tensor: Tensor, process: int) -> None:
+    """Give a tensor on any device the values that it has on one process. All processes must call this."""
+    group = _host_group(accelerator.init_handler.timeout) if tensor.device.type == "cpu" else None
+    dist.broadcast(tensor, src=process, group=group)
+
+
 def on_process_0(accelerator: Accelerator, work: Callable[[], _T]) -> _T:
     """The result of `work`, which runs on process 0 only, on every process; a UserError is raised on every process."""
     value: Any = None

@@ -23,6 +23,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.optim import Optimizer
 
 from trainer_loop.errors import UserError, refuse
+from trainer_loop.parallel.on_demand import MemoryOnDemand
 from trainer_loop.runtime.memory import place_in_memory
 
 SHARDED_CLASS = "FSDP"  # what `fully_shard` puts before the name of a class
@@ -111,10 +112,12 @@ def shard_model(
     layers: Sequence[str] | None = None,
     compute_dtype: torch.dtype | None = None,
     reduce_dtype: torch.dtype = torch.float32,
+    memory: MemoryOnDemand | None = None,
 ) -> ShardedModel:
     """Spread a model over all processes, in place. Call it before the optimizer is made.
 
     Args:
+        memory: what the model was made with, if it has none for its weights.
         gathers_once: see `ShardedModel`.
         num_replicas: groups of processes that hold a copy of the model each; must divide the number of processes.
         layers: names of the classes of modules that are gathered each for itself; None: those that the model names.
@@ -126,7 +129,9 @@ def shard_model(
     _check_parameters(model)
     if not gathers_once:
         _refuse_batch_norm(model)
-    _share_state(model)
+    parts = None if memory is None else memory.take_parts(model)
+    for tensor in chain(model.buffers(), () if parts is not None else model.parameters()):
+        dist.broadcast(tensor.detach(), src=0)
     mesh = init_device_mesh(
         device.type, (num_replicas, num_processes // num_replicas), mesh_dim_names=(_REPLICAS, _PARTS)
     )
@@ -139,6 +144,8 @@ def shard_model(
     for layer in chosen:
         fully_shard(layer, mesh=used, mp_policy=policy)
     fully_shard(model, mesh=used, mp_policy=policy)
+    if parts is not None:
+        _set_parts(model, parts)
     sharded = ShardedModel(model, mesh, gathers_once, len(chosen))  # type: ignore[arg-type] # it is an FSDPModule now
     sharded.prepare_for_training()
     # A process whose rows do not use a parameter gives zeros, or the gradients of others would be taken for its own.
@@ -230,10 +237,18 @@ def _shares_parameters(module: nn.Module, uses: Mapping[nn.Parameter, int]) -> b
     return not own or any(uses[parameter] > count for parameter, count in own.items())
 
 
-def _share_state(model: nn.Module) -> None:
-    """Give every process the parameters and buffers of process 0."""
-    for tensor in chain(model.parameters(), model.buffers()):
-        dist.broadcast(tensor.detach(), src=0)
+def _set_parts(model: nn.Module, parts: dict[str, Tensor]) -> None:
+    """Give a sharded model without memory its weights. parts: this process's part of each by its name."""
+    filled: dict[nn.Parameter, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        part = parts.pop(name)
+        assert isinstance(parameter, DTensor)
+        assert part.shape == parameter.to_local().shape, name
+        filled[parameter] = nn.Parameter(_as_whole(part, parameter), parameter.requires_grad)
+    for module in model.modules():
+        for name, own in module._parameters.items():
+            if own is not None:
+                module._parameters[name] = filled[own]
 
 
 # ---------------------------------------------------------------------------------------------- tensors and their parts
@@ -293,7 +308,11 @@ def as_part(whole: Whole, like: Tensor) -> Tensor:
     """A whole tensor, spread over the processes as `like` is; itself where that is a plain tensor."""
     if not isinstance(like, DTensor):
         return whole if isinstance(whole, Tensor) else whole[...].clone()
-    part = take_part(whole, like).to(like.to_local().device, copy=True)
+    return _as_whole(take_part(whole, like).to(like.to_local().device, copy=True), like)
+
+
+def _as_whole(part: Tensor, like: DTensor) -> DTensor:
+    """A tensor that is spread as `like` is, of which this process has this part."""
     return DTensor.from_local(
         part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )
