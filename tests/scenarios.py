@@ -16,7 +16,7 @@ import torch
 from trainer_loop.metrics.load import load_metrics
 from trainer_loop.optim.ema import Ema
 from trainer_loop.parallel.processes import make_accelerator
-from trainer_loop.parallel.sharding import gather
+from trainer_loop.parallel.sharding import gather, local_part
 from trainer_loop.runtime.compiler import compile_model
 
 
@@ -65,6 +65,7 @@ class Outcome:
     microbatches: list[list[int]]  # [process][step]
     evaluation: dict[str, float]
     logged: list[dict[str, float]]  # in training, by a task that logs
+    held: list[int]  # bytes of weights, gradients and optimizer state on this process, before the last update
 
 
 def run_here(scenario: Scenario, directory: Path) -> Outcome:
@@ -120,6 +121,17 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         max_grad_value=scenario.max_grad_value,
         metrics=load_metrics(["perplexity"] if scenario.task == "causal_lm" else names, num_labels=3),
     )
+    held: list[int] = []
+    clip = loop.clip_gradients
+
+    def count_held(step: int) -> Any:
+        weights = list(loop.bare_model.parameters())
+        state = [value for of_weight in loop.optimizer.state.values() for value in of_weight.values()]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        held[:] = [sum(local_part(tensor).nbytes for tensor in tensors) for tensors in (weights, gradients, state)]
+        return clip(step)
+
+    loop.clip_gradients = count_held
     loop.fit()
     evaluation = loop.evaluate(loop.data.validation[""]) if loop.data.validation else {}
     return Outcome(
@@ -132,6 +144,7 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         microbatches=gather_object([loop.recording.microbatches]),
         evaluation=evaluation,
         logged=loop.recording.logged,
+        held=held,
     )
 
 

@@ -19,6 +19,7 @@ from trainer_loop.parallel.processes import average_gradients, is_reduction_comp
 from trainer_loop.parallel.sharding import ShardedModel, local_part
 from trainer_loop.record.checkpoint import AveragedWeights
 from trainer_loop.runtime.memory import is_out_of_memory, release_memory
+from trainer_loop.runtime.outline import Outline
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.randomness import seed_everything
 from trainer_loop.selection import find_metric
@@ -38,6 +39,7 @@ class Engine:
     sharded: ShardedModel | None = None  # the model, where it is spread over the processes
     allow_unused: bool = False  # parameters may get no gradient; else that is an error before the first update
     preemption: Preemption = field(default_factory=Preemption)
+    outline: Outline | None = None  # of a dry run: the model before it was prepared, without numbers
 
     def __post_init__(self) -> None:
         # accelerate's wrapper looks for a package on the disk at every step, and is needed for the loss scaler alone.

@@ -4,8 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from scenarios import Outcome, Scenario, run_here, run_in_group
+
+from trainer_loop.memory_report import split
+from trainer_loop.parallel.memory_plan import plan_full, plan_zero2
+from trainer_loop.runtime.outline import measure_update, outline_model
 
 BASE = Scenario(batch_size=16, longest=60, num_steps=6, num_validation_rows=21, evaluation_per_device=2, max_tokens=128)
 CASES = {
@@ -65,6 +70,17 @@ def assert_equal(one: Outcome, other: Outcome) -> None:
     torch.testing.assert_close(torch.tensor(other.grad_norms), torch.tensor(one.grad_norms), **close)
     torch.testing.assert_close(other.weights, one.weights, **close)
     assert other.evaluation == pytest.approx(one.evaluation, rel=1e-6)
+
+
+@pytest.mark.parametrize("how", SHARDS)
+def test_the_memory_plan_is_what_process_0_holds(how: str, on_two: dict[str, Outcome]):
+    outline = outline_model(tiny.make_bert().double(), torch.device("cpu"))
+    outline.optimizer = torch.optim.AdamW(outline.model.parameters())
+    measure_update(outline)
+    options = {"num_parts": 2, "accumulates": True, "reduce_dtype": torch.float32}
+    held = split(outline)
+    plan = plan_zero2(held, **options) if how == "zero2" else plan_full(held, **options, cast_to=None)
+    assert [plan.weights, plan.gradients, plan.optimizer] == on_two[shard(BASE, how).name].held
 
 
 def test_in_bf16_the_weights_stay_in_float32_and_no_gradient_is_lost(on_two: dict[str, Outcome]):
