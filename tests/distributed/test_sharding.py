@@ -30,6 +30,7 @@ CASES = {
 }
 SHARDS = ("zero2", "full")
 IN_COPIES = ("classification", "idle", "no targets", "packed", "EMA")  # on two copies of two parts each
+TIGHT = {place: replace(BASE, tight=place) for place in ("forward", "backward")}
 IN_BF16 = replace(BASE, dtype="float32", precision="bf16")
 
 
@@ -40,6 +41,7 @@ def shard(scenario: Scenario, how: str, *, replicas: int = 1) -> Scenario:
 @pytest.fixture(scope="session")
 def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     scenarios = [shard(case, how) for case in CASES.values() for how in SHARDS]
+    scenarios += [shard(case, how) for case in TIGHT.values() for how in SHARDS]
     scenarios += [shard(IN_BF16, how) for how in ("none", *SHARDS)]
     return run_in_group(scenarios, tmp_path_factory.mktemp("sharded"))
 
@@ -47,6 +49,7 @@ def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
 @pytest.fixture(scope="session")
 def on_four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     scenarios = [shard(CASES[case], how, replicas=2) for case in IN_COPIES for how in SHARDS]
+    scenarios += [shard(TIGHT["backward"], "full", replicas=2)]
     return run_in_group(scenarios, tmp_path_factory.mktemp("copies"), num_processes=4)
 
 
@@ -62,6 +65,21 @@ def test_two_copies_of_a_sharded_model_make_the_updates_of_one_process(
     case: str, how: str, on_four: dict[str, Outcome], tmp_path: Path
 ):
     assert_equal(run_here(CASES[case], tmp_path), on_four[shard(CASES[case], how, replicas=2).name])
+
+
+@pytest.mark.parametrize("how", SHARDS)
+@pytest.mark.parametrize("place", TIGHT)
+def test_all_cut_smaller_before_the_first_step_where_one_runs_out_of_memory(
+    place: str, how: str, on_two: dict[str, Outcome], tmp_path: Path
+):
+    outcome = on_two[shard(TIGHT[place], how).name]
+    assert sum(map(sum, outcome.microbatches)) > sum(map(sum, on_two[shard(BASE, how).name].microbatches))
+    assert_equal(run_here(BASE, tmp_path), outcome)
+
+
+def test_copies_of_a_sharded_model_cut_smaller_too(on_four: dict[str, Outcome], tmp_path: Path):
+    outcome = on_four[shard(TIGHT["backward"], "full", replicas=2).name]
+    assert_equal(run_here(BASE, tmp_path), outcome)
 
 
 def assert_equal(one: Outcome, other: Outcome) -> None:

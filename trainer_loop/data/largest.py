@@ -25,8 +25,10 @@ class Largest:
 def find_largest(plan: BatchPlan) -> Largest:
     """Look through the steps of the first epoch, or of a long one through some, and at the longest row.
 
-    >>> find_largest(BatchPlan([9, 9, 9, 9, 20], batch_size=4, seed=0)).microbatches
-    [[0, 1, 3, 2], [4]]
+    >>> from trainer_loop.data.cut import Limits
+    >>> plan = BatchPlan([5] * 8 + [20], Limits(max_tokens=40), batch_size=9, seed=0)
+    >>> [plan.lengths[rows].tolist() for rows in find_largest(plan).microbatches]
+    [[5, 5, 5, 5, 5, 5, 5, 5], [20]]
     """
     shares = [share for step in plan.sample(max(1, _MOST_ROWS // plan.batch_size)) for share in step.shares]
     microbatches = [rows for share in shares for rows in share.microbatches]

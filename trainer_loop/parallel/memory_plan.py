@@ -7,10 +7,15 @@ shapes alone measures them, see `runtime/outline.py`.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from trainer_loop.parallel.sharding import local_part
+from trainer_loop.runtime.outline import Outline, measure_update
 
 
 @dataclass(frozen=True)
@@ -156,3 +161,19 @@ def count_one(tensor: Tensor, num_parts: int = 1, dtype: torch.dtype | None = No
     """Bytes of one tensor, see `count_bytes`."""
     rows, *others = tensor.shape or (1,)
     return math.ceil(rows / num_parts) * math.prod(others) * (dtype or tensor.dtype).itemsize
+
+
+def count_missing_state(optimizer: Optimizer) -> int:
+    """Bytes of the state that the first update of an optimizer will make on this process."""
+    if optimizer.state:
+        return 0
+    outline, kind = Outline(nn.Module()), cast(Any, type(optimizer))
+    with outline.fakes:
+        groups = [
+            {**group, "params": [nn.Parameter(torch.empty_like(local_part(weight))) for weight in group["params"]]}
+            for group in optimizer.param_groups
+        ]
+    outline.model = nn.ParameterList(chain.from_iterable(group["params"] for group in groups))
+    outline.optimizer = kind(groups)
+    measure_update(outline)
+    return sum(value.nbytes for value in outline.state)
