@@ -16,7 +16,7 @@ import torch
 from trainer_loop.metrics.load import load_metrics
 from trainer_loop.optim.ema import Ema
 from trainer_loop.parallel.processes import make_accelerator
-from trainer_loop.parallel.sharding import gather_tensor
+from trainer_loop.parallel.sharding import gather_tensor, local_part
 from trainer_loop.runtime.compiler import compile_model
 
 
@@ -49,6 +49,7 @@ class Scenario:
     replicas: int = 1  # copies of a sharded model
     lora: bool = False
     ema: float | None = None
+    tight: str | None = None  # process 1 runs out of memory with more than 64 tokens, in this pass: forward, backward
     sparing: bool = False  # one parameter is used by some rows only, another by none
 
     @property
@@ -65,6 +66,7 @@ class Outcome:
     microbatches: list[list[int]]  # [process][step]
     evaluation: dict[str, float]
     logged: list[dict[str, float]]  # in training, by a task that logs
+    held: list[int]  # bytes of weights, gradients and optimizer state on this process, before the last update
 
 
 def run_here(scenario: Scenario, directory: Path) -> Outcome:
@@ -102,7 +104,7 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         directory / scenario.name,
         rows=rows,
         weights=np.array([0.5, 1.0, 2.0, 0.0])[np.arange(len(rows)) * 7 % 11 % 4] if scenario.weighted else None,
-        task=tiny.SparingTask() if scenario.sparing else tiny.make_task(scenario.task),
+        task=make_task(scenario),
         allow_unused=scenario.sparing,
         shard=scenario.shard,
         replicas=scenario.replicas,
@@ -120,6 +122,17 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         max_grad_value=scenario.max_grad_value,
         metrics=load_metrics(["perplexity"] if scenario.task == "causal_lm" else names, num_labels=3),
     )
+    held: list[int] = []
+    clip = loop.clip_gradients
+
+    def count_held(step: int) -> Any:
+        weights = list(loop.bare_model.parameters())
+        state = [value for of_weight in loop.optimizer.state.values() for value in of_weight.values()]
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        held[:] = [sum(local_part(tensor).nbytes for tensor in tensors) for tensors in (weights, gradients, state)]
+        return clip(step)
+
+    loop.clip_gradients = count_held
     loop.fit()
     evaluation = loop.evaluate(loop.data.validation[""]) if loop.data.validation else {}
     return Outcome(
@@ -132,7 +145,14 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         microbatches=gather_object([loop.recording.microbatches]),
         evaluation=evaluation,
         logged=loop.recording.logged,
+        held=held,
     )
+
+
+def make_task(scenario: Scenario) -> tiny.Task:
+    if scenario.tight is not None:
+        return tiny.TightTask(64, scenario.tight)
+    return tiny.SparingTask() if scenario.sparing else tiny.make_task(scenario.task)
 
 
 def run_in_group(scenarios: list[Scenario], directory: Path, *, num_processes: int = 2) -> dict[str, Outcome]:

@@ -1,6 +1,7 @@
 """Tiny models, made-up rows and a loop over them: what the tests of the loop share."""
 
 import copy
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,6 +112,30 @@ class SparingTask(SequenceClassification):
             bare = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
             logits = logits + chosen[:, None] * bare.sometimes.weight[:, 0]
         return self.loss_function(logits, batch["labels"])
+
+
+class TightTask(SequenceClassification):
+    """Process 1 runs out of memory with more than so many padded tokens, in the `place` pass of the first layer."""
+
+    def __init__(self, tokens: int, place: str):
+        super().__init__()
+        self.tokens, self.place = tokens, place
+
+    def loss(self, model, batch):
+        def run_out(*_):
+            raise torch.OutOfMemoryError("made up")
+
+        def run_out_later(layer, inputs, output):
+            (output if isinstance(output, torch.Tensor) else output[0]).register_hook(run_out)
+
+        if int(os.environ.get("RANK", 0)) == 0 or batch["input_ids"].numel() <= self.tokens:
+            return super().loss(model, batch)
+        hook = run_out if self.place == "forward" else run_out_later
+        handle = model.bert.encoder.layer[0].register_forward_hook(hook)
+        try:
+            return super().loss(model, batch)
+        finally:
+            handle.remove()
 
 
 class LoggingTask(SequenceClassification):

@@ -23,7 +23,7 @@ from trainer_loop.data.stream import StreamLoader
 from trainer_loop.data.tokens import describe_processor
 from trainer_loop.description import fingerprint_own_code
 from trainer_loop.engine import Engine
-from trainer_loop.errors import UserError, under
+from trainer_loop.errors import UserError, in_one_line, under
 from trainer_loop.evaluation import Evaluator
 from trainer_loop.loaders import ConfiguredData, make_evaluation_loader, make_train_loader
 from trainer_loop.loop import TrainingLoop
@@ -54,13 +54,13 @@ from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.trackers import is_own
 from trainer_loop.references import add_references
 from trainer_loop.runtime.compiler import compile_model
+from trainer_loop.runtime.outline import Outline, outline_model
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.quiet import quieten_libraries
 from trainer_loop.runtime.shares import take_share
 from trainer_loop.tasks.task import Task
 
 _COMPUTE_TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_REDUCE_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _OF_A_MODEL_MADE_HERE = ("model.overrides", "model.from_scratch", "model.attention", "model.gradient_checkpointing")
 _OF_AN_OPTIMIZER_MADE_HERE = (
     *("optimizer.name", "optimizer.lr", "optimizer.weight_decay", "optimizer.args", "optimizer.layer_decay"),
@@ -112,10 +112,15 @@ def build(
     memory = _choose_memory(plan, accelerator, console)
     with memory or nullcontext():
         model, calls = _make_model(config, plan, accelerator, console)
+
+    def let_learn(learner: nn.Module) -> tuple[list[ParameterGroup], Optimizer]:
+        with under("optimizer."):
+            groups = plan.optimizer.group(learner, num_steps=num_steps, calls=calls)
+        return groups, plan.optimizer.make(groups, accelerator.device) if optimizer is None else optimizer(learner)
+
+    outline = _outline(config, model, accelerator, let_learn, console) if config.dry_run else None
     sharded = _shard_model(plan, model, accelerator, console, memory)
-    with under("optimizer."):
-        groups = plan.optimizer.group(model, num_steps=num_steps, calls=calls)
-    torch_optimizer = optimizer(model) if optimizer is not None else plan.optimizer.make(groups, accelerator.device)
+    groups, torch_optimizer = let_learn(model)
     _warn_of_unheeded(config, console, given_model=overrides.model is not None, given_optimizer=optimizer is not None)
     run_facts |= _describe_what_learns(model, groups)
     run_facts |= {} if optimizer is None else {"optimizer.name": full_name(type(torch_optimizer))}
@@ -141,6 +146,7 @@ def build(
         sharded=sharded,
         allow_unused=config.train.unused_parameters == "allow" or drops_layers(plan.inputs.model_config),
         preemption=preemption or Preemption(),
+        outline=outline,
     )
     evaluator = _make_evaluator(config, plan, engine, console)
     if plan.task.refers:
@@ -223,6 +229,26 @@ def _make_model(
     )
 
 
+def _outline(
+    config: Config,
+    model: nn.Module,
+    accelerator: Accelerator,
+    let_learn: Callable[[nn.Module], tuple[list[ParameterGroup], Optimizer]],
+    console: Console,
+) -> Outline | None:
+    """The model, its optimizer and the averages without numbers, for the memory plan of a dry run."""
+    try:
+        outline = outline_model(model, accelerator.device)
+    except Exception as error:  # noqa: BLE001 # anything may stand in a model, also what cannot be copied
+        console.warn(f"memory of a step unknown: a {type(model).__name__} cannot be copied: {in_one_line(error)}")
+        return None
+    _, outline.optimizer = let_learn(outline.model)
+    averages = _make_averaged_weights(config, outline.model, outline.optimizer)
+    outline.averages = list(averages.state_dict().values()) if isinstance(averages, Ema) else []
+    outline.model = accelerator.prepare_model(outline.model, device_placement=False, evaluation_mode=True)
+    return outline
+
+
 def _choose_memory(plan: RunPlan, accelerator: Accelerator, console: Console) -> MemoryOnDemand | None:
     """What the model is made with so that it never takes the memory of all its weights; None where it may."""
     num_parts = accelerator.num_processes // plan.sharding.num_replicas
@@ -254,7 +280,7 @@ def _shard_model(
         layers=list(sharding.layers) or None,
         # Autocast would keep a copy of all weights in 16 bits until the backward pass: let these travel instead.
         compute_dtype=None if sharding.gathers_once or compute_type == torch.float32 else compute_type,
-        reduce_dtype=_REDUCE_TYPES[sharding.reduce_dtype],
+        reduce_dtype=sharding.gradient_type,
         memory=memory,
     )
     if memory is not None:

@@ -10,9 +10,11 @@ from trainer_loop.data.loader import StepLoader, TrainLoader
 from trainer_loop.data.mixed_stream import MixedStream
 from trainer_loop.data.stream import StreamLoader
 from trainer_loop.loop import TrainingLoop
+from trainer_loop.memory_report import describe_memory
 from trainer_loop.models.loading import count_weights
 from trainer_loop.optim.groups import describe_groups
 from trainer_loop.optim.schedules import SchedulerPlan
+from trainer_loop.parallel.plan import ShardingPlan
 
 _PUSHES = {"end": "the end", "checkpoint": "each checkpoint and at the end", "never": "your command"}
 _STEPS_LOOKED_AT = 200  # of an epoch, to tell how it is cut
@@ -26,7 +28,7 @@ def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
     """What is going to happen, in lines for a person."""
     accelerator = loop.accelerator
     trained, total = count_weights(loop.bare_model)
-    options = loop.options
+    options, outline = loop.options, loop.engine.outline
     warmup = SchedulerPlan(**vars(config.scheduler)).describe_warmup(options.num_steps)
     evaluation = "none" if options.evaluate_every is None else f"every {options.evaluate_every:,} steps"
     saving = "never" if options.checkpoint_every is None else f"every {options.checkpoint_every:,} steps"
@@ -44,6 +46,7 @@ def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
         *([f"hub: {config.hub.push}, at {_PUSHES[config.hub.every]}"] if config.hub.push is not None else []),
         *(f"{name}: {told}" for name, told in fingerprint_own_code(config).items()),
         *(_describe_optimizer(config, loop) if config.dry_run else []),
+        *([] if outline is None else describe_memory(loop, outline, ShardingPlan(**vars(config.parallel)))),
     ]
 
 

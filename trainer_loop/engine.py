@@ -11,16 +11,20 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from trainer_loop.data.loader import Microbatch, StepBatch, StepLoader
+from trainer_loop.data.run_data import RunData
 from trainer_loop.errors import Preempted, UserError
+from trainer_loop.largest_shape import cut_until_it_fits, leaving_modules_alone
 from trainer_loop.metrics.meter import Gradients, StepReport, zero_sum
 from trainer_loop.optim.groups import ParameterGroup
 from trainer_loop.optim.schedules import follows_metric
-from trainer_loop.parallel.processes import average_gradients, is_reduction_complete, sum_on_hosts
+from trainer_loop.parallel.memory_plan import count_missing_state
+from trainer_loop.parallel.processes import announce_fault, average_gradients, is_reduction_complete, sum_on_hosts
 from trainer_loop.parallel.sharding import ShardedModel, local_part
 from trainer_loop.record.checkpoint import AveragedWeights
 from trainer_loop.runtime.memory import is_out_of_memory, release_memory
+from trainer_loop.runtime.outline import Outline
 from trainer_loop.runtime.preempt import Preemption
-from trainer_loop.runtime.randomness import seed_everything
+from trainer_loop.runtime.randomness import keeping_random_state, seed_everything
 from trainer_loop.selection import find_metric
 
 
@@ -38,6 +42,7 @@ class Engine:
     sharded: ShardedModel | None = None  # the model, where it is spread over the processes
     allow_unused: bool = False  # parameters may get no gradient; else that is an error before the first update
     preemption: Preemption = field(default_factory=Preemption)
+    outline: Outline | None = None  # of a dry run: the model before it was prepared, without numbers
 
     def __post_init__(self) -> None:
         # accelerate's wrapper looks for a package on the disk at every step, and is needed for the loss scaler alone.
@@ -58,6 +63,30 @@ class Engine:
         self._synchronises = False  # this backward pass adds gradients up over the processes
         self._is_reducing = False  # it has begun, on several processes
         self._is_out_of_memory = False
+
+    def begin_training(
+        self, data: RunData, *, loss_of: Callable[[Microbatch], Tensor], warn: Callable[[str], None]
+    ) -> None:
+        """Let the model learn from now on. A sharded one runs its largest microbatches first: see largest_shape.py."""
+        self.model.train()
+        if self.sharded is None:
+            return
+        sharded, optimizer = self.sharded, getattr(self.optimizer, "optimizer", self.optimizer)
+
+        def run_passes(microbatch: Microbatch, times: int) -> None:
+            # What the first update adds.
+            state = torch.empty(count_missing_state(optimizer), dtype=torch.uint8, device=self.accelerator.device)
+            try:
+                with sharded.alone():
+                    for number in range(1, times + 1):
+                        with sharded.synchronising(number == times):
+                            self.backward(loss_of(microbatch), 1.0)
+            finally:
+                del state
+                self.clear_gradients()
+
+        with keeping_random_state(), leaving_modules_alone(self.bare_model):
+            cut_until_it_fits(data, accelerator=self.accelerator, run_passes=run_passes, warn=warn)
 
     # ------------------------------------------------------------------------------------- one pass over an update
 
@@ -91,11 +120,13 @@ class Engine:
                 raise
             if self._is_reducing or self.sharded is not None:
                 exchanged = "gradients were" if self.sharded is None else "the processes"
-                raise UserError(
+                fault = (
                     f"step {step + 1}: process {self.accelerator.process_index} ran out of memory while {exchanged} "
                     f"exchanged, at {max_tokens or 'no limit of'} padded tokens a microbatch; set a smaller "
                     "batch.max_tokens: the run goes on from its last checkpoint"
-                ) from error
+                )
+                announce_fault(self.accelerator, fault)
+                raise UserError(fault) from error
             self._is_out_of_memory = True
 
     def _keeping_cast_weights(self) -> AbstractContextManager[Any]:

@@ -222,7 +222,7 @@ class TrainingLoop:
             self._evaluate_and_select(state)
         # Not before: a start that only finishes an evaluation would never get further, however often it is made.
         self.preemption.defer_signals(max_minutes=self.options.max_minutes)
-        self.model.train()
+        self.engine.begin_training(self.data, loss_of=self._compute_loss, warn=self.console.warn)
         self.record.restart_clock()
         return state
 

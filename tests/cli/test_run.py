@@ -118,7 +118,14 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(command, arguments, tmp_pat
     before = sorted(tmp_path.rglob("*"))
     ended = command(*arguments, "dry_run=true")
     assert ended.code == 0
-    for told in ("train: 60 rows", "median", "rows: 60, 8 per step; 8 steps per epoch", "padding", "precision no"):
+    for told in (
+        "train: 60 rows",
+        "median",
+        "rows: 60, 8 per step; 8 steps per epoch",
+        "padding",
+        "precision no",
+        "memory of a process",
+    ):
         assert told in ended.out
     assert sorted(tmp_path.rglob("*")) == before  # the token cache lies elsewhere, and is told of
     assert "nothing written but caches of rows and tokens" in ended.out

@@ -4,8 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from scenarios import Outcome, Scenario, run_here, run_in_group
+
+from trainer_loop.memory_report import split
+from trainer_loop.parallel.memory_plan import plan_full, plan_zero2
+from trainer_loop.runtime.outline import measure_update, outline_model
 
 BASE = Scenario(batch_size=16, longest=60, num_steps=6, num_validation_rows=21, evaluation_per_device=2, max_tokens=128)
 CASES = {
@@ -25,6 +30,7 @@ CASES = {
 }
 SHARDS = ("zero2", "full")
 IN_COPIES = ("classification", "idle", "no targets", "packed", "EMA")  # on two copies of two parts each
+TIGHT = {place: replace(BASE, tight=place) for place in ("forward", "backward")}
 IN_BF16 = replace(BASE, dtype="float32", precision="bf16")
 
 
@@ -35,6 +41,7 @@ def shard(scenario: Scenario, how: str, *, replicas: int = 1) -> Scenario:
 @pytest.fixture(scope="session")
 def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     scenarios = [shard(case, how) for case in CASES.values() for how in SHARDS]
+    scenarios += [shard(case, how) for case in TIGHT.values() for how in SHARDS]
     scenarios += [shard(IN_BF16, how) for how in ("none", *SHARDS)]
     return run_in_group(scenarios, tmp_path_factory.mktemp("sharded"))
 
@@ -42,6 +49,7 @@ def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
 @pytest.fixture(scope="session")
 def on_four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     scenarios = [shard(CASES[case], how, replicas=2) for case in IN_COPIES for how in SHARDS]
+    scenarios += [shard(TIGHT["backward"], "full", replicas=2)]
     return run_in_group(scenarios, tmp_path_factory.mktemp("copies"), num_processes=4)
 
 
@@ -59,12 +67,38 @@ def test_two_copies_of_a_sharded_model_make_the_updates_of_one_process(
     assert_equal(run_here(CASES[case], tmp_path), on_four[shard(CASES[case], how, replicas=2).name])
 
 
+@pytest.mark.parametrize("how", SHARDS)
+@pytest.mark.parametrize("place", TIGHT)
+def test_all_cut_smaller_before_the_first_step_where_one_runs_out_of_memory(
+    place: str, how: str, on_two: dict[str, Outcome], tmp_path: Path
+):
+    outcome = on_two[shard(TIGHT[place], how).name]
+    assert sum(map(sum, outcome.microbatches)) > sum(map(sum, on_two[shard(BASE, how).name].microbatches))
+    assert_equal(run_here(BASE, tmp_path), outcome)
+
+
+def test_copies_of_a_sharded_model_cut_smaller_too(on_four: dict[str, Outcome], tmp_path: Path):
+    outcome = on_four[shard(TIGHT["backward"], "full", replicas=2).name]
+    assert_equal(run_here(BASE, tmp_path), outcome)
+
+
 def assert_equal(one: Outcome, other: Outcome) -> None:
     close = {"rtol": 1e-6, "atol": 1e-6}
     torch.testing.assert_close(torch.tensor(other.losses), torch.tensor(one.losses), **close)
     torch.testing.assert_close(torch.tensor(other.grad_norms), torch.tensor(one.grad_norms), **close)
     torch.testing.assert_close(other.weights, one.weights, **close)
     assert other.evaluation == pytest.approx(one.evaluation, rel=1e-6)
+
+
+@pytest.mark.parametrize("how", SHARDS)
+def test_the_memory_plan_is_what_process_0_holds(how: str, on_two: dict[str, Outcome]):
+    outline = outline_model(tiny.make_bert().double(), torch.device("cpu"))
+    outline.optimizer = torch.optim.AdamW(outline.model.parameters())
+    measure_update(outline)
+    options = {"num_parts": 2, "accumulates": True, "reduce_dtype": torch.float32}
+    held = split(outline)
+    plan = plan_zero2(held, **options) if how == "zero2" else plan_full(held, **options, cast_to=None)
+    assert [plan.weights, plan.gradients, plan.optimizer] == on_two[shard(BASE, how).name].held
 
 
 def test_in_bf16_the_weights_stay_in_float32_and_no_gradient_is_lost(on_two: dict[str, Outcome]):

@@ -21,17 +21,18 @@ from trainer_loop.tasks.sequence_classification import SequenceClassification
 
 class Task(SequenceClassification):
     '''Runs out of memory with more than `rows` rows in a training microbatch, on process `rank` (None: on all), but
-    for its first few; before its forward pass, or after it.
+    for its first few; before its forward pass, or after it. With any number after its `last` call.
     The loss is no number for the text with a word that the tokenizer does not know.'''
 
-    def __init__(self, rows=None, rank=None, first=0, late=False):
+    def __init__(self, rows=None, rank=None, first=0, late=False, last=None):
         super().__init__()
-        self.rows, self.rank, self.first, self.late = rows, rank, first, late
+        self.rows, self.rank, self.first, self.late, self.last = rows, rank, first, late, last
 
     def loss(self, model, batch):
         self.first -= 1
         mine = self.rank in (None, int(os.environ.get("RANK", 0))) and self.first < 0
         too_many = self.rows is not None and mine and len(batch["labels"]) > self.rows
+        too_many = too_many or (self.last is not None and mine and -self.first > self.last)
         if too_many and not self.late:
             raise torch.OutOfMemoryError("made up")
         loss = super().loss(model, batch)
@@ -120,6 +121,20 @@ def test_a_process_on_which_not_even_one_row_fits_ends_with_the_remedy(bench, tm
     assert "error: step 1: process 1 ran out of memory with one row, the shortest of the step; lower" in lines[0]
     assert "Traceback" not in second.err
     assert first.code in (2, 4), first.told()
+
+
+def test_a_sharded_run_meets_it_before_its_first_step_and_later_ends_everywhere_with_the_key(bench, tmp_path):
+    options = ("batch.max_tokens=null", "parallel.shard=full", "log.every=1")
+    run = make_run(bench, tmp_path, *options, num_processes=2, rows=2, rank=1, last=30)
+    ended = run.run()
+    cuts = [line for line in ended[0].warnings if "the largest microbatch, do not fit into memory" in line]
+    assert cuts
+    assert run.rows(), ended[0].told()
+    for process in ended:
+        assert process.code == 2, process.told()
+        (problem,) = process.problems
+        assert "process 1 ran out of memory while the processes exchanged" in problem
+        assert "set a smaller batch.max_tokens" in problem
 
 
 @pytest.fixture(scope="module")

@@ -586,7 +586,7 @@ class Config:
     resume_anyway: list[str] = key(
         [], "keys that may differ from the checkpoint although updates depend on them, such as batch.size"
     )
-    dry_run: bool = key(False, "true: check everything, print the plan, stop")
+    dry_run: bool = key(False, "true: check everything, print the plan and the memory of a step, stop")
     task: TaskConfig = section(TaskConfig, on_resume="refused")
     model: ModelConfig = section(ModelConfig, on_resume="refused")
     data: DataConfig = section(DataConfig, on_resume="by content")

@@ -118,9 +118,9 @@ class BatchPlan:
         for start in range(0, len(self.lengths), _PLANNED_ROWS):
             yield self.count_tokens(slice(start, start + _PLANNED_ROWS))
 
-    def widths(self, step: int) -> dict[int, int]:
-        """How wide a microbatch is whose longest row is this one, for each row of update `step`."""
-        rows = self.batch(step)
+    def widths(self, rows: np.ndarray | Rows) -> dict[int, int]:
+        """How wide a microbatch is whose longest row is this one, for each of these rows."""
+        rows = np.asarray(rows)
         return dict(zip(rows.tolist(), self.limits.pad(self.count_tokens(rows)).tolist(), strict=True))
 
     def with_budget(self, max_tokens: int) -> "BatchPlan":

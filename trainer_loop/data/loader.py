@@ -219,13 +219,13 @@ class TrainLoader(Dataset[StepBatch]):
         dummies = [self._make_dummy(step) for _ in range(passes - len(share.microbatches))]
         return StepBatch(
             step=step,
-            microbatches=[self._make(rows, step) for rows in share.microbatches] + dummies,
+            microbatches=[self.make_microbatch(rows, step) for rows in share.microbatches] + dummies,
             num_rows=share.num_rows,
             num_tokens=share.num_tokens,
             num_padded_tokens=share.num_padded_tokens,
         )
 
-    def _make(self, rows: Rows, step: int) -> Microbatch:
+    def make_microbatch(self, rows: Rows, step: int) -> Microbatch:
         collator = _Collator(self.rows, self.collate, self.count, self.draws, self.mixes)
         made = collator.make(rows, self.plan.seed, "collate", step)
         if self.sources:
@@ -237,7 +237,7 @@ class TrainLoader(Dataset[StepBatch]):
     def _make_dummy(self, step: int) -> Microbatch:
         rows = self.plan.batch(step)
         shortest = int(rows[self.plan.count_tokens(rows).argmin()])
-        return as_dummy(self._make([shortest], step))
+        return as_dummy(self.make_microbatch([shortest], step))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -267,7 +267,7 @@ class TrainLoader(Dataset[StepBatch]):
 
     def cut_smaller(self, step: int) -> StepBatch | None:
         planned = self.plan.step(step).microbatches
-        half = halve_dearest(planned, self.plan.widths(step), packed=self.plan.limits.packed)
+        half = halve_dearest(planned, self.plan.widths(self.plan.batch(step)), packed=self.plan.limits.packed)
         if half is None:
             return None
         self.limit_tokens(half)

@@ -42,6 +42,11 @@ class ShardingPlan:
         """Groups of processes that hold a copy of the model each."""
         return _count_machines() if self.replicate == "auto" else int(self.replicate)
 
+    @property
+    def gradient_type(self) -> torch.dtype:
+        """In which gradients are added up over processes."""
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[self.reduce_dtype]
+
     def check(self, values: Mapping[str, Any], *, precision: str | None, has_own_step: bool) -> "ShardingPlan":
         """Return the plan. Raises UserError with all that is wrong with the section, or does not go with it.
 

@@ -287,6 +287,12 @@ def announce(accelerator: Accelerator, notice: str) -> None:
         dist.distributed_c10d._get_default_store().set(notice, "1")
 
 
+def announce_fault(accelerator: Accelerator, fault: str) -> None:
+    """Publish why this process ends, so that the others, which wait for it in an exchange, say the same."""
+    if accelerator.num_processes > 1:
+        dist.distributed_c10d._get_default_store().set(_FAULT, fault)
+
+
 @contextlib.contextmanager
 def watch_for(accelerator: Accelerator, notice: str) -> Iterator[Callable[[], bool]]:
     """Yield a function that says, at once, whether any process has published this notice.
@@ -314,10 +320,11 @@ def watch_for(accelerator: Accelerator, notice: str) -> Iterator[Callable[[], bo
         thread.join(1.0)
 
 
-def find_lost_processes(error: BaseException) -> ProcessLost | None:
+def find_lost_processes(error: BaseException) -> UserError | None:
     """The error to report if `error` means that another process is gone; None for any other error.
 
-    Every running process announces itself in the store. The report names those that do not within a few seconds.
+    It is the fault that this process announced. Else every running process announces itself in the store, and the
+    report names those that do not within a few seconds.
     """
     if not dist.is_available() or not dist.is_initialized():
         return None
@@ -325,22 +332,26 @@ def find_lost_processes(error: BaseException) -> ProcessLost | None:
     of_gloo = isinstance(error, RuntimeError) and _GLOO.match(told) is not None
     if not of_gloo and not isinstance(error, dist.DistError):
         return None
-    answers: list[str] = []
+    answers: list[str | UserError] = []
     asking = threading.Thread(target=lambda: answers.append(_find_silent()), daemon=True)
     asking.start()
     asking.join(_SECONDS_TO_ANSWER + 1)  # a request to the store has no timeout if its machine cannot be reached
     who = answers[0] if answers else _STORE_LOST
+    if isinstance(who, UserError):
+        return who
     cause = told.rpartition("] ")[2] if told.startswith("[") else told  # gloo's begin with a position in its C++ code
     short = in_one_line(RuntimeError(cause), at_most=120)
     return ProcessLost(f"{who} ({short}); the same command goes on from the last checkpoint")
 
 
-def _find_silent() -> str:
-    """The processes that do not announce within a few seconds that they still run, as text."""
+def _find_silent() -> str | UserError:
+    """The processes that do not announce within a few seconds that they still run, as text; or the announced fault."""
     try:
         store, num_processes = dist.distributed_c10d._get_default_store(), dist.get_world_size()
         store.set(f"running/{dist.get_rank()}", "1")
         time.sleep(_SECONDS_TO_ANSWER)
+        if store.check([_FAULT]):
+            return UserError(store.get(_FAULT).decode())
         silent = [str(rank) for rank in range(num_processes) if not store.check([f"running/{rank}"])]
     except RuntimeError:
         return _STORE_LOST
@@ -349,6 +360,7 @@ def _find_silent() -> str:
 
 _GLOO = re.compile(r"\[[^\]]*gloo/[^\]]*\]|Gloo connectFullMesh")  # start of gloo's connection errors
 _SECONDS_TO_ANSWER = 3.0
+_FAULT = "fault"
 _STORE_LOST = "process 0, or its machine, no longer answers"  # process 0, or the launcher beside it, runs the store
 
 

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.optim import Optimizer
@@ -84,6 +85,32 @@ class ShardedModel:
                 module.set_reshard_after_forward(self._frees(module), recurse=False)
                 module.reshard()
 
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Passes in this block take the memory that they always take, and wait for no process; gradients are garbage.
+
+        They may fail at any point.
+        """
+        modules = list(self._modules())
+        for module in modules:
+            module.set_custom_all_gather(_NoAllGather())
+            module.set_custom_reduce_scatter(_NoReduceScatter())
+        self.model.set_requires_all_reduce(False)
+        try:
+            yield
+        finally:
+            self.model.reset_iter_state()
+            self.model.set_requires_all_reduce(True)
+            for module in modules:
+                for group in fully_shard.state(module)._fsdp_param_groups:  # type: ignore[attr-defined]
+                    for parameter in group.fsdp_params:  # what waited for its exchange is not reset
+                        parameter.unsharded_accumulated_grad = None
+                        if hasattr(parameter, "_unsharded_param"):  # it was gathered once
+                            parameter._unsharded_param.grad = None
+                module.set_custom_all_gather(DefaultAllGather())
+                module.set_custom_reduce_scatter(DefaultReduceScatter())
+            self.used.clear()
+
     def add_up_norms(self, norms: Tensor) -> Tensor:
         """L2 norms of whole tensors `[P]`, from those of the parts of this process."""
         squares = norms.double().square()
@@ -101,6 +128,26 @@ class ShardedModel:
     def _modules(self) -> Iterator[Any]:
         assert isinstance(self.model, nn.Module)
         yield from (module for module in self.model.modules() if isinstance(module, FSDPModule))
+
+
+class _NoAllGather(DefaultAllGather):
+    """Takes the part of this process for those of the others."""
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
+    ) -> None:
+        for part in output_tensor.chunk(group.size()):
+            if part.data_ptr() != input_tensor.data_ptr():  # it lies in the output already
+                part.copy_(input_tensor)
+
+
+class _NoReduceScatter(DefaultReduceScatter):
+    """Takes some gradient of this process for the sum."""
+
+    def __call__(  # type: ignore[override] # there is nothing to wait for
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
+    ) -> None:
+        output_tensor.copy_(input_tensor[: len(output_tensor)])
 
 
 def shard_model(

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer_loop.runtime.randomness import derive_seed, seed_everything
+from trainer_loop.runtime.randomness import derive_seed, keeping_random_state, seed_everything
 
 parts = st.lists(st.one_of(st.integers(), st.text()), min_size=1, max_size=4)
 
@@ -33,3 +33,16 @@ def test_all_generators_follow():
     assert draw() != first
     seed_everything(1, "step", 2)
     assert draw() == first
+
+
+def test_generators_are_as_they_were():
+    def draw() -> tuple[float, float, float]:
+        return random.random(), numpy.random.rand(), torch.rand(1).item()
+
+    seed_everything("any")
+    expected = draw()
+    seed_everything("any")
+    with keeping_random_state():
+        draw()
+        seed_everything("other")
+    assert draw() == expected

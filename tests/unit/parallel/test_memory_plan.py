@@ -1,0 +1,85 @@
+"""The memory plan of a step, and what a dry run says of it."""
+
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from trainer_loop.memory_report import describe_memory
+from trainer_loop.parallel.memory_plan import Held, count_bytes, plan_full, plan_whole, plan_zero2
+from trainer_loop.parallel.plan import ShardingPlan
+from trainer_loop.runtime.outline import outline_model
+from trainer_loop.tasks.sequence_classification import SequenceClassification
+
+TWO_LAYERS = [[torch.nn.Parameter(torch.empty(8, 10))], [torch.nn.Parameter(torch.empty(8, 5))]]
+REST = [torch.nn.Parameter(torch.empty(3, 10)), torch.nn.Parameter(torch.empty(7), requires_grad=False)]
+HELD = Held(TWO_LAYERS, REST, [torch.empty(8, 10), torch.tensor(0.0)], [])
+SHARDED = {"num_parts": 2, "reduce_dtype": torch.float32, "activations": 10_000}
+
+
+def test_a_part_has_the_rows_of_process_0():
+    assert count_bytes([torch.empty(3, 10)], 2) == 2 * 10 * 4
+    assert count_bytes([torch.empty(3, 10)], 2, padded=True) == 4 * 10 * 4
+    assert count_bytes([torch.empty(1)], 8) == 4
+    assert count_bytes([torch.tensor(0.0)], 8) == 4
+    assert count_bytes([torch.empty(3, 10)], 2, dtype=torch.bfloat16) == 2 * 10 * 2
+
+
+@pytest.mark.parametrize("accumulates", [True, False])
+def test_without_shards_gradients_that_are_added_up_lie_beside_the_buckets(accumulates: bool):
+    gradients = (80 + 40 + 30) * 4
+    kept = gradients + 7 * 4 + 80 * 4 + 4
+    alone, two = (
+        plan_whole(HELD, num_processes=count, accumulates=accumulates, activations=10_000) for count in (1, 2)
+    )
+    assert alone.peak == kept + 10_000 + accumulates * gradients
+    assert two.peak == alone.peak + gradients
+
+
+def test_zero2_has_whole_weights_and_gradients_in_a_step():
+    plan = plan_zero2(HELD, accumulates=True, **SHARDED)
+    assert (plan.weights, plan.gradients, plan.optimizer) == ((40 + 20 + 20 + 4) * 4, (40 + 20 + 20) * 4, 41 * 4)
+    assert plan.gathered == (80 + 40 + 40 + 8) * 4
+    assert plan.waiting == (80 + 40 + 30) * 4
+    assert plan.peak == plan.weights + plan.optimizer + plan.gathered + plan.waiting + 10_000
+
+
+def test_full_has_the_weights_of_two_layers_and_the_rest():
+    plan = plan_full(HELD, accumulates=True, cast_to=torch.bfloat16, **SHARDED)
+    assert plan.gathered == (2 * 80 + 40 + 8) * 2
+    assert plan.waiting == plan.gradients == (40 + 20 + 20) * 4
+
+
+# ------------------------------------------------------------------------------------------------------ in a dry run
+
+
+def describe(directory: Path, task: SequenceClassification, **options: str) -> list[str]:
+    model = tiny.make_bert()
+    outline = outline_model(model, torch.device("cpu"))
+    outline.optimizer = torch.optim.AdamW(outline.model.parameters(), **options)
+    loop = tiny.make_loop(directory, rows=tiny.make_rows(32), task=task, model=model, num_steps=1)
+    return describe_memory(loop, outline, ShardingPlan())
+
+
+def test_a_dry_run_shows_each_way_to_spread_the_model(tmp_path: Path):
+    title, header, *table = describe(tmp_path, SequenceClassification())
+    assert title == "memory of a process, with a microbatch of 8 rows, 192 tokens with padding:"
+    assert header.split("  ")[1] == "MB" and header.endswith("full, 8 processes")
+    assert [line.split("  ")[1] for line in table] == [
+        *("weights", "optimizer state", "gradients", "gathered weights", "activations", "exchange buffers"),
+        "at once, at most",
+    ]
+
+
+def test_what_cannot_run_without_numbers_is_unknown_with_the_reason(tmp_path: Path):
+    class Curious(SequenceClassification):
+        def loss(self, model, batch):
+            loss = super().loss(model, batch)
+            return loss if loss.item() > 0 else -loss
+
+    lines = describe(tmp_path, Curious())
+    (row,) = (line for line in lines if line.startswith("  activations"))
+    assert row.split()[1:] == ["unknown"] * 3
+    (told,) = (line for line in lines if line.startswith("activations unknown"))
+    assert "DataDependentOutputException" in told

@@ -1,0 +1,181 @@
+"""The memory of a step, for each way to spread the model over the processes: a table for a person."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainer_loop.data.largest import find_largest
+from trainer_loop.data.loader import Microbatch, StepLoader, TrainLoader
+from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.loop import TrainingLoop
+from trainer_loop.parallel.memory_plan import Held, MemoryPlan, plan_full, plan_whole, plan_zero2
+from trainer_loop.parallel.plan import ShardingPlan
+from trainer_loop.parallel.sharding import check_optimizer_class, find_layers
+from trainer_loop.runtime.outline import Outline, measure_pass, measure_update
+from trainer_loop.tasks.task import Batch
+
+_PROCESSES = 8  # of the columns with shards, where there is one
+_ROWS: dict[str, Callable[[MemoryPlan], int | None]] = {
+    "weights": lambda plan: plan.weights,
+    "optimizer state": lambda plan: plan.optimizer,
+    "average of the weights": lambda plan: plan.averages,
+    "gradients": lambda plan: max(plan.gradients, plan.waiting),
+    "gathered weights": lambda plan: plan.gathered,
+    "activations": lambda plan: plan.activations,
+    "exchange buffers": lambda plan: plan.exchange,
+    "at once, at most": lambda plan: plan.peak,
+}
+
+
+def describe_memory(loop: TrainingLoop, outline: Outline, sharding: ShardingPlan) -> list[str]:
+    """The table, in lines. The largest microbatches are run in shapes alone, with a copy of the model without numbers.
+
+    A run on one process is shown beside shards on eight.
+    """
+    microbatches, accumulates = _find_largest(loop.data.train)
+    rehearsal = _Rehearsal(loop, outline, [microbatch.batch for microbatch in microbatches])
+    plans = _plan(rehearsal, sharding, accumulates=accumulates)
+    told = " and ".join(map(_describe, microbatches))
+    return [
+        f"memory of a process, with a microbatch of {told}:",
+        *(f"  {line}" for line in draw_table(plans)),
+        *rehearsal.notes,
+        *_compare_with_device(plans, loop.accelerator.device),
+    ]
+
+
+def _find_largest(loader: StepLoader) -> tuple[list[Microbatch], bool]:
+    """The largest microbatches, of a stream that of the first step, and whether steps have several."""
+    if isinstance(loader, TrainLoader):
+        largest = find_largest(loader.plan)
+        made = [loader.make_microbatch(rows, 0).to(loader.device) for rows in largest.microbatches]
+        return made, largest.accumulates
+    with closing(loader.steps(start=0, stop=1)) as steps:  # type: ignore[type-var] # it is a generator
+        microbatches = next(steps).microbatches
+    return [max(microbatches, key=lambda microbatch: _count_tokens(microbatch) or 0)], len(microbatches) > 1
+
+
+def _count_tokens(microbatch: Microbatch) -> int | None:
+    tokens = microbatch.batch.get("input_ids")
+    return tokens.numel() if isinstance(tokens, Tensor) else None
+
+
+def _describe(microbatch: Microbatch) -> str:
+    tokens = _count_tokens(microbatch)
+    return f"{len(microbatch.rows):,} rows" + ("" if tokens is None else f", {tokens:,} tokens with padding")
+
+
+@dataclass
+class _Rehearsal:
+    """Passes and updates of an outline, of which some may not run. notes: what a person should know of it."""
+
+    loop: TrainingLoop
+    outline: Outline
+    batches: Sequence[Batch]
+    notes: list[str] = field(default_factory=list)
+
+    def measure_update(self) -> int | None:
+        return self._try("optimizer state", lambda: measure_update(self.outline))
+
+    def measure_passes(self, *, has_gradients: bool) -> int | None:
+        """Bytes of the largest pass."""
+
+        def run() -> int:
+            with self.loop.task.logging_to(None):
+                return max(map(measure, self.batches))
+
+        def measure(batch: Batch) -> int:
+            return measure_pass(self.outline, partial(self._loss_of, batch), has_gradients=has_gradients)
+
+        return self._try("activations", run)
+
+    def _loss_of(self, batch: Batch) -> Tensor:
+        loop, before = self.loop, (self.loop.model, self.loop.bare_model)
+        loop.model = loop.bare_model = self.outline.model
+        try:
+            return loop.loss_sum(batch)
+        finally:
+            loop.model, loop.bare_model = before
+
+    def _try(self, what: str, measure: Callable[[], int]) -> int | None:
+        try:
+            return measure()
+        except Exception as error:  # noqa: BLE001 # the code of a model may look at numbers, and anything comes of that
+            note = f"{what} unknown: {type(error).__name__}: {in_one_line(error, at_most=120)}"
+            self.notes += [] if note in self.notes else [note]
+            return None
+
+
+def _plan(rehearsal: _Rehearsal, sharding: ShardingPlan, *, accumulates: bool) -> dict[str, MemoryPlan]:
+    """The plan of each column of the table, by its title."""
+    outline, accelerator = rehearsal.outline, rehearsal.loop.accelerator
+    num_processes = accelerator.num_processes
+    update = rehearsal.measure_update()
+    held = split(outline, sharding.layers, knows_state=update is not None)
+    adds_up = accumulates or num_processes > 1
+    activations = rehearsal.measure_passes(has_gradients=adds_up)
+    whole = plan_whole(
+        held, num_processes=num_processes, accumulates=accumulates, activations=activations, update=update or 0
+    )
+    plans = {_name("none", num_processes): whole}
+    try:
+        check_optimizer_class(type(outline.optimizer))
+    except UserError as error:
+        rehearsal.notes += error.problems
+        return plans
+    launched = _PROCESSES if num_processes == 1 else num_processes
+    common: dict[str, Any] = {
+        "num_parts": launched // (sharding.num_replicas if num_processes > 1 else 1),
+        "accumulates": accumulates,
+        "reduce_dtype": sharding.gradient_type,
+        "update": update or 0,
+    }
+    if not adds_up:
+        activations = rehearsal.measure_passes(has_gradients=True)
+    plans[_name("zero2", launched)] = plan_zero2(held, **common, activations=activations)
+    cast_to = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
+    full = plan_full(held, **common, cast_to=cast_to)
+    if cast_to is not None:
+        outline.cast_weights(cast_to)
+        activations = rehearsal.measure_passes(has_gradients=True)
+    plans[_name("full", launched)] = replace(full, activations=activations)
+    return plans
+
+
+def _name(shard: str, num_processes: int) -> str:
+    return f"{shard}, {num_processes:,} process" + ("es" if num_processes > 1 else "")
+
+
+def split(outline: Outline, layers: Sequence[str] = (), *, knows_state: bool = True) -> Held:
+    """What the model and its optimizer hold, by what is gathered at once. layers: see `find_layers`."""
+    groups, seen = [], set()
+    for module in find_layers(outline.model, list(layers) or None):
+        groups.append([weight for weight in module.parameters() if weight not in seen])
+        seen.update(groups[-1])
+    rest = [weight for weight in outline.model.parameters() if weight not in seen]
+    return Held(groups, rest, outline.state if knows_state else None, outline.averages)
+
+
+def draw_table(plans: Mapping[str, MemoryPlan]) -> list[str]:
+    """Lines of a table of bytes, one column a plan; rows that are zero everywhere are left out."""
+    unit, scale = ("GB", 1e9) if max(plan.peak for plan in plans.values()) >= 1e9 else ("MB", 1e6)
+    lines = [f"{unit:<24}" + "".join(f"{name:>22}" for name in plans)]
+    for row, read in _ROWS.items():
+        values = [read(plan) for plan in plans.values()]
+        if any(value != 0 for value in values):
+            cells = ("unknown" if value is None else f"{value / scale:,.2f}" for value in values)
+            lines.append(f"{row:<24}" + "".join(f"{cell:>22}" for cell in cells))
+    return lines
+
+
+def _compare_with_device(plans: Mapping[str, MemoryPlan], device: torch.device) -> list[str]:
+    if device.type != "cuda":
+        return []
+    size = torch.cuda.get_device_properties(device).total_memory
+    told = "; ".join(f"{name}: {'fits' if plan.peak < size else 'does not fit'}" for name, plan in plans.items())
+    return [f"memory of the device: {size / 1e9:,.1f} GB; {told}"]

@@ -1,0 +1,179 @@
+"""How much memory a step takes on a process, for each way to spread the model over the processes.
+
+Bytes of weights, gradients, optimizer state and exchange follow from shapes. Those of activations are given: a pass in
+shapes alone measures them, see `runtime/outline.py`.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from trainer_loop.parallel.sharding import local_part
+from trainer_loop.runtime.outline import Outline, measure_update
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a process holds without shards, as tensors of any kind that have a shape and a type.
+
+    Args:
+        layers: weights that are gathered at once, of each layer.
+        rest: the other weights of the model, which are gathered at once too.
+        state: of the optimizer; None: unknown.
+        averages: of the weights.
+    """
+
+    layers: Sequence[Sequence[Tensor]]
+    rest: Sequence[Tensor]
+    state: Sequence[Tensor] | None = ()
+    averages: Sequence[Tensor] = ()
+
+    @property
+    def weights(self) -> list[Tensor]:
+        return [weight for group in (*self.layers, self.rest) for weight in group]
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on a process, by what they are for. None: unknown."""
+
+    weights: int  # that the process keeps, as the optimizer state and the averages
+    optimizer: int | None
+    averages: int
+    gradients: int  # at the update
+    waiting: int = 0  # gradients of earlier microbatches, where the activations take most
+    gathered: int = 0  # weights that other processes keep, in a pass
+    activations: int | None = 0
+    exchange: int = 0  # gradients and buffers on their way, at the end of a backward pass
+    update: int = 0  # made in the update
+
+    @property
+    def peak(self) -> int:
+        """The most that is held at once, without what is unknown."""
+        kept = self.weights + (self.optimizer or 0) + self.averages
+        in_pass = self.waiting + self.gathered + (self.activations or 0)
+        return kept + max(in_pass, self.gradients + self.gathered + self.exchange, self.gradients + self.update)
+
+
+def plan_whole(
+    held: Held, *, num_processes: int, accumulates: bool, activations: int | None = 0, update: int = 0
+) -> MemoryPlan:
+    """Every process has the whole model. accumulates: some steps have several microbatches on a process."""
+    kept = _keep(held)
+    # DistributedDataParallel keeps buckets, in which gradients lie; those that are added up lie beside them first.
+    buckets = kept["gradients"] if num_processes > 1 else 0
+    return MemoryPlan(
+        **kept,
+        waiting=kept["gradients"] + buckets if accumulates else buckets,
+        exchange=buckets if accumulates else 0,
+        activations=activations,
+        update=update,
+    )
+
+
+def plan_zero2(
+    held: Held,
+    *,
+    num_parts: int,
+    accumulates: bool,
+    reduce_dtype: torch.dtype,
+    activations: int | None = 0,
+    update: int = 0,
+) -> MemoryPlan:
+    """Every process has a part of everything, and in a step the whole weights and gradients."""
+    buffer = count_bytes(_largest(held), num_parts, dtype=reduce_dtype, padded=True)
+    return MemoryPlan(
+        **_keep(held, num_parts),
+        waiting=count_bytes(_learning(held.weights), dtype=reduce_dtype) if accumulates else 0,
+        gathered=count_bytes(held.weights, num_parts, padded=True),
+        exchange=count_bytes(_learning(held.rest)) + buffer,
+        activations=activations,
+        update=update // num_parts,
+    )
+
+
+def plan_full(
+    held: Held,
+    *,
+    num_parts: int,
+    accumulates: bool,
+    cast_to: torch.dtype | None,
+    reduce_dtype: torch.dtype,
+    activations: int | None = 0,
+    update: int = 0,
+) -> MemoryPlan:
+    """Every process has a part of everything, and in a pass the weights of two layers and of the rest.
+
+    cast_to: type of the gathered weights; None: their own.
+    """
+    kept = _keep(held, num_parts)
+    layer = count_bytes(max(held.layers, key=count_bytes, default=()), num_parts, dtype=cast_to, padded=True)
+    buffer = count_bytes(_largest(held), num_parts, dtype=reduce_dtype, padded=True)
+    return MemoryPlan(
+        **kept,
+        waiting=kept["gradients"] if accumulates else 0,
+        gathered=2 * layer + count_bytes(held.rest, num_parts, dtype=cast_to, padded=True),
+        exchange=count_bytes(_learning(held.rest), dtype=cast_to) + buffer,
+        activations=activations,
+        update=update // num_parts,
+    )
+
+
+def _keep(held: Held, num_parts: int = 1) -> dict[str, Any]:
+    return {
+        "weights": count_bytes(held.weights, num_parts),
+        "optimizer": None if held.state is None else count_bytes(held.state, num_parts),
+        "averages": count_bytes(held.averages, num_parts),
+        "gradients": count_bytes(_learning(held.weights), num_parts),
+    }
+
+
+def _learning(weights: Iterable[Tensor]) -> list[Tensor]:
+    return [weight for weight in weights if weight.requires_grad]
+
+
+def _largest(held: Held) -> Sequence[Tensor]:
+    """The weights that learn of the group that has most of them."""
+    return max(map(_learning, (*held.layers, held.rest)), key=count_bytes)
+
+
+def count_bytes(
+    tensors: Iterable[Tensor], num_parts: int = 1, *, dtype: torch.dtype | None = None, padded: bool = False
+) -> int:
+    """Bytes of tensors, or of the parts that process 0 has of them, which are the largest.
+
+    Args:
+        num_parts: parts into which the first dimension of each tensor is divided; a single number is whole everywhere.
+        dtype: their type while they are counted; None: their own.
+        padded: count all parts, each as long as the first.
+    """
+    times = num_parts if padded else 1
+    return sum(count_one(tensor, num_parts, dtype) * times for tensor in tensors)
+
+
+def count_one(tensor: Tensor, num_parts: int = 1, dtype: torch.dtype | None = None) -> int:
+    """Bytes of one tensor, see `count_bytes`."""
+    rows, *others = tensor.shape or (1,)
+    return math.ceil(rows / num_parts) * math.prod(others) * (dtype or tensor.dtype).itemsize
+
+
+def count_missing_state(optimizer: Optimizer) -> int:
+    """Bytes of the state that the first update of an optimizer will make on this process."""
+    if optimizer.state:
+        return 0
+    outline, kind = Outline(nn.Module()), cast(Any, type(optimizer))
+    with outline.fakes:
+        groups = [
+            {**group, "params": [nn.Parameter(torch.empty_like(local_part(weight))) for weight in group["params"]]}
+            for group in optimizer.param_groups
+        ]
+    outline.model = nn.ParameterList(chain.from_iterable(group["params"] for group in groups))
+    outline.optimizer = kind(groups)
+    measure_update(outline)
+    return sum(value.nbytes for value in outline.state)
