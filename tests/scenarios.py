@@ -50,6 +50,7 @@ class Scenario:
     lora: bool = False
     ema: float | None = None
     sparing: bool = False  # one parameter is used by some rows only, another by none
+    streamed: bool = False
 
     @property
     def name(self) -> str:
@@ -106,6 +107,7 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         allow_unused=scenario.sparing,
         shard=scenario.shard,
         replicas=scenario.replicas,
+        streamed=scenario.streamed,
         averaged_weights=None if scenario.ema is None else lambda made: Ema(made, decay=scenario.ema),
         accelerator=make_accelerator(precision=scenario.precision),
         model=model,

@@ -68,11 +68,6 @@ class ShardingPlan:
                 yield f"{key}: {values[key]}: not with parallel.shard={self.shard}; {remedy}"
         if values["model.quantize"] is not None:
             yield f"model.quantize: {values['model.quantize']}: not with parallel.shard={self.shard}; set it to null"
-        if values["data.streaming"] and not self.gathers_once:
-            yield (
-                "data.streaming: true: not with parallel.shard=full, where every process must know how often the "
-                "others run the model; set parallel.shard=zero2"
-            )
         if precision == "fp16":
             yield f"train.precision: fp16: not with parallel.shard={self.shard}; allowed: bf16, no"
         if has_own_step:

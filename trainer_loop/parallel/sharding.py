@@ -50,7 +50,7 @@ class ShardedModel:
     used: set[str] = field(default_factory=set)  # names of parameters that got a gradient in this step, on this process
 
     def synchronising(self, is_last: bool) -> AbstractContextManager[None]:
-        """Around one microbatch. All processes call it equally often, unless `gathers_once`."""
+        """Around one microbatch. All processes have equally many in a step, unless `gathers_once`."""
         if self.gathers_once:
             self.model.set_requires_gradient_sync(is_last)
             self.model.set_reshard_after_backward(is_last)

@@ -38,12 +38,6 @@ def test_keys_that_do_not_go_with_shards_are_refused_with_the_remedy(how: str, o
     assert find_problems(override, f"parallel.shard={how}") == [told.format(how=how)]
 
 
-def test_a_stream_goes_with_zero2_alone():
-    assert find_problems("data.streaming=true", "parallel.shard=zero2") == []
-    (told,) = find_problems("data.streaming=true", "parallel.shard=full")
-    assert told.startswith("data.streaming: true: not with parallel.shard=full") and "zero2" in told
-
-
 def test_fp16_and_a_step_of_ones_own_are_refused():
     told = find_problems("parallel.shard=full", "loop.name=my.Loop", precision="fp16", has_own_step=True)
     assert [line.partition(":")[0] for line in told] == ["train.precision", "loop.name"]
