@@ -14,7 +14,7 @@ from trainer_loop.config.fields import Config
 from trainer_loop.config.load import flatten, public_values, spell_config
 from trainer_loop.config.schema import KEYS
 from trainer_loop.errors import UserError
-from trainer_loop.parallel.sharding import gather_weights
+from trainer_loop.parallel.sharding import copy_whole, gather_weights
 from trainer_loop.plan import Overrides, RunPlan
 from trainer_loop.publishing import describe_model
 from trainer_loop.record.checkpoint import AveragedWeights
@@ -120,6 +120,8 @@ class ConfiguredOutput(RunOutput):
         record, adapter = self._describe_export(state), self.plan.model.adapter
         if record.tuned:
             self.console.say(f"task.args, as the run chose them: {json.dumps(record.tuned)}")
+        if adapter is not None and adapter.merge and weights is not None:
+            model, weights = copy_whole(model, weights), None
         if adapter is not None:
             model = adapter.merge_into(model)
         card = describe_model(self.config, self.plan, self.overrides, record)

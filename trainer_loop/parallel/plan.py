@@ -13,8 +13,6 @@ from trainer_loop.errors import UserError, refuse
 # Keys and their values that a sharded model excludes, each with the remedy.
 _EXCLUDED: dict[str, tuple[Any, str]] = {
     "model.compile": (True, "set it to false"),
-    "model.lora.merge": (True, "set it to false, and merge the exported adapter with peft"),
-    "model.peft.merge": (True, "set it to false, and merge the exported adapter with peft"),
     "hub.every": ("checkpoint", "set it to end"),
 }
 

@@ -8,6 +8,7 @@ sum of the gradients.
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Protocol
@@ -324,6 +325,26 @@ def gather_weights(model: nn.Module, *, keeps: bool) -> dict[str, Tensor] | None
             tensor = gathered[place]
         weights[name] = tensor
     return weights
+
+
+def copy_whole(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a sharded model that is not sharded and has these weights, see `gather_weights`. It cannot be run."""
+    modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    sharded_classes = [type(module) for module in modules]
+    known: dict[int, Any] = {
+        id(parameter): nn.Parameter(weights[name], requires_grad=False)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+    for module in modules:  # the hooks of the copy stay tied to what the model has
+        state = fully_shard.state(module)  # type: ignore[attr-defined]
+        known[id(state)] = state
+    try:
+        for module in modules:
+            module.__class__ = type(module).__bases__[1]  # that of `fully_shard` refuses to be copied
+        return deepcopy(model, known)
+    finally:
+        for module, sharded_class in zip(modules, sharded_classes, strict=True):
+            module.__class__ = sharded_class
 
 
 def gather_tensor(tensor: Tensor) -> Tensor:
