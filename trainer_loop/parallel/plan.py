@@ -13,7 +13,6 @@ from trainer_loop.errors import UserError, refuse
 # Keys and their values that a sharded model excludes, each with the remedy.
 _EXCLUDED: dict[str, tuple[Any, str]] = {
     "model.compile": (True, "set it to false"),
-    "hub.every": ("checkpoint", "set it to end"),
 }
 
 

@@ -24,7 +24,6 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.optim import Optimizer
 
 from trainer_loop.errors import UserError, refuse
-from trainer_loop.runtime.memory import place_in_memory
 
 SHARDED_CLASS = "FSDP"  # what `fully_shard` puts before the name of a class
 # They change each number of a parameter by its own gradient.
@@ -246,6 +245,11 @@ class Whole(Protocol):
     def __getitem__(self, place: Any) -> Tensor: ...
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the processes have parts of its weights."""
+    return isinstance(model, FSDPModule)
+
+
 def is_spread(tensor: Tensor) -> bool:
     """Whether the processes have parts of it."""
     return isinstance(tensor, DTensor)
@@ -308,27 +312,8 @@ def spread_state(state: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
     }
 
 
-def gather_weights(model: nn.Module, *, keeps: bool) -> dict[str, Tensor] | None:
-    """All weights and buffers of a sharded model, in host memory; tied ones stay one tensor. None for another model.
-
-    All processes call this. keeps: this process wants them.
-    """
-    if not isinstance(model, FSDPModule):
-        return None
-    gathered: dict[tuple[int, ...], Any] = {}
-    weights = {}
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, Tensor):
-            place = place_in_memory(tensor)
-            if place not in gathered:
-                gathered[place] = gather(tensor.contiguous(), keeps=keeps)  # safetensors takes no other
-            tensor = gathered[place]
-        weights[name] = tensor
-    return weights
-
-
 def copy_whole(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of a sharded model that is not sharded and has these weights, see `gather_weights`. It cannot be run."""
+    """A copy of a sharded model that is not sharded and has these weights, by name. It cannot be run."""
     modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
     sharded_classes = [type(module) for module in modules]
     known: dict[int, Any] = {

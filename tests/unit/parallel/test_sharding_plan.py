@@ -30,7 +30,6 @@ def find_problems(*overrides: str, precision: str = "no", has_own_step: bool = F
     [
         ("model.compile=true", "model.compile: True: not with parallel.shard={how}; set it to false"),
         ("model.quantize=4bit", "model.quantize: 4bit: not with parallel.shard={how}; set it to null"),
-        ("hub={push: me/it, every: checkpoint}", "hub.every: checkpoint: not with parallel.shard={how}; set it to end"),
     ],
 )
 def test_keys_that_do_not_go_with_shards_are_refused_with_the_remedy(how: str, override: str, told: str):
