@@ -51,6 +51,7 @@ class Scenario:
     ema: float | None = None
     tight: str | None = None  # process 1 runs out of memory with more than 64 tokens, in this pass: forward, backward
     sparing: bool = False  # one parameter is used by some rows only, another by none
+    streamed: bool = False
 
     @property
     def name(self) -> str:
@@ -108,6 +109,7 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         allow_unused=scenario.sparing,
         shard=scenario.shard,
         replicas=scenario.replicas,
+        streamed=scenario.streamed,
         averaged_weights=None if scenario.ema is None else lambda made: Ema(made, decay=scenario.ema),
         accelerator=make_accelerator(precision=scenario.precision),
         model=model,

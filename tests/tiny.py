@@ -19,7 +19,10 @@ from trainer_loop.config.fields import ModelConfig
 from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.cut import Limits
 from trainer_loop.data.loader import EvaluationLoader, TrainLoader
+from trainer_loop.data.row_stream import Row
 from trainer_loop.data.run_data import RunData
+from trainer_loop.data.shards import Mark, Reading
+from trainer_loop.data.stream import StreamLoader
 from trainer_loop.engine import Engine
 from trainer_loop.evaluation import Evaluator
 from trainer_loop.metrics.named_metric import NamedMetric
@@ -200,6 +203,19 @@ class RecordingLog(MetricLog):
             self.recording.logged.append({name: values[name] for name in LoggingTask.extra_metrics if name in values})
 
 
+@dataclass
+class ListStream:
+    """A stream of rows that are encoded already; its marks are numbers of rows."""
+
+    rows: Sequence[dict[str, Any]]
+
+    def read(self, epoch: int, mark: Mark | None = None) -> Reading[Row]:
+        start = mark or {"row": 0}
+        numbers = range(start["row"], len(self.rows))
+        encoded = (Row(self.rows[number], f"row {number}", len(self.rows[number]["input_ids"])) for number in numbers)
+        return Reading(((row, {"row": number + 1}) for number, row in zip(numbers, encoded, strict=True)), start)
+
+
 class Exported(RunOutput):
     """What a run exported, in memory."""
 
@@ -239,6 +255,7 @@ def make_loop(
     allow_unused: bool = False,
     shard: str = "none",
     replicas: int = 1,
+    streamed: bool = False,
     output: RunOutput | None = None,
     **options: Any,
 ) -> RecordingLoop:
@@ -314,16 +331,17 @@ def make_loop(
         allow_unused=allow_unused,
         sharded=sharded,
     )
-    train = TrainLoader(
-        plan,
-        rows,
-        collate=task.collate,
-        count=task.count,
-        device=accelerator.device,
-        process_index=accelerator.process_index,
-        weights=weights,
-        even=shard == "full",
-    )
+    process: dict[str, Any] = {
+        "collate": task.collate,
+        "count": task.count,
+        "device": accelerator.device,
+        "process_index": accelerator.process_index,
+    }
+    train: TrainLoader | StreamLoader = TrainLoader(plan, rows, weights=weights, **process)
+    if streamed:
+        train = StreamLoader(
+            ListStream(rows), plan.limits, encode=list, batch_size=batch_size, shuffle_rows=20, seed=seed, **process
+        )
     evaluator = Evaluator(
         accelerator=accelerator,
         task=task,

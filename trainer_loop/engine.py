@@ -90,13 +90,21 @@ class Engine:
 
     # ------------------------------------------------------------------------------------- one pass over an update
 
-    def count_targets(self, step_batch: StepBatch) -> float:
+    def count_targets(self, step_batch: StepBatch, loader: StepLoader) -> float:
         """Targets of the whole update over all processes, each times the weight of its row.
 
-        Whether any process was asked to stop travels along.
+        Whether any process was asked to stop travels along, and, where all must run the model equally often, how many
+        microbatches each has: dummies fill up to the largest number.
         """
-        mine = sum(microbatch.num_targets for microbatch in step_batch.microbatches)
-        targets, requests = sum_on_hosts(self.accelerator, [mine, self.preemption.requested])
+        microbatches = step_batch.microbatches
+        mine = sum(microbatch.num_targets for microbatch in microbatches)
+        passes = [0.0] * self.accelerator.num_processes
+        passes[self.accelerator.process_index] = len(microbatches)
+        runs_evenly = self.sharded is not None and not self.sharded.gathers_once
+        told = [mine, self.preemption.requested, *(passes if runs_evenly else ())]
+        targets, requests, *passes = sum_on_hosts(self.accelerator, told)
+        while len(microbatches) < max(passes, default=0):
+            microbatches.append(loader.dummy_microbatch(step_batch.step))
         self.stop_requested = requests > 0
         return targets or 1
 

@@ -76,7 +76,6 @@ def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -
         sources=sources,
         origin_of=train.origins.place,
         mixes=plan.task.mixes,
-        even=plan.sharding.is_sharded and not plan.sharding.gathers_once,
         **process,
     )
 

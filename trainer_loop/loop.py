@@ -112,7 +112,7 @@ class TrainingLoop:
 
     def count_targets(self, step_batch: StepBatch) -> float:
         """Targets of the whole update, over all processes, by the weights of the rows: what the loss is divided by."""
-        return self.engine.count_targets(step_batch)
+        return self.engine.count_targets(step_batch, self.data.train)
 
     def clip_gradients(self, step: int) -> Gradients:
         """Clip as the options say, without what is frozen at step `step` (from 0); returns the norms before."""

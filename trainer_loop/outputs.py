@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from trainer_loop.config.fields import Config
 from trainer_loop.config.load import flatten, public_values, spell_config
 from trainer_loop.config.schema import KEYS
 from trainer_loop.errors import UserError
-from trainer_loop.parallel.sharding import gather_weights
+from trainer_loop.parallel.sharding import copy_whole, is_sharded
 from trainer_loop.plan import Overrides, RunPlan
 from trainer_loop.publishing import describe_model
 from trainer_loop.record.checkpoint import AveragedWeights
@@ -60,7 +60,6 @@ class ConfiguredOutput(RunOutput):
             self._processor = copy.deepcopy(self.plan.inputs.processor)
             self.publisher = Publisher(
                 self._push,
-                snapshot=self._take_snapshot if hub.every == "checkpoint" else None,
                 model=self.run_dir.model,
                 scratch=self.run_dir.root / _SCRATCH,
                 console=self.console,
@@ -114,12 +113,14 @@ class ConfiguredOutput(RunOutput):
             )
 
     def export(self, model: nn.Module, state: TrainState) -> None:
-        weights = gather_weights(model, keeps=self.accelerator.is_main_process)
+        weights = copy_weights(model, keeps=self.accelerator.is_main_process) if is_sharded(model) else None
         if not self.accelerator.is_main_process:
             return
         record, adapter = self._describe_export(state), self.plan.model.adapter
         if record.tuned:
             self.console.say(f"task.args, as the run chose them: {json.dumps(record.tuned)}")
+        if adapter is not None and adapter.merge and weights is not None:
+            model, weights = copy_whole(model, weights), None
         if adapter is not None:
             model = adapter.merge_into(model)
         card = describe_model(self.config, self.plan, self.overrides, record)
@@ -165,16 +166,23 @@ class ConfiguredOutput(RunOutput):
         return push_files(files, str(hub.push), private=hub.private, message=f"Upload {what}")
 
     def _take_snapshot(
-        self, model: nn.Module, state: TrainState, averaged_weights: AveragedWeights | None
+        self, model: nn.Module, state: TrainState, weights: Mapping[str, Tensor]
     ) -> Callable[[Path], None]:
         record, processor = self._describe_export(_without_other_metrics(state)), self._processor
         card = describe_model(self.config, self.plan, self.overrides, record)
-        weights = copy_weights(model, None if averaged_weights is None else averaged_weights.state_dict())
         return lambda folder: write_files(folder, model, processor, record, card=card, weights=weights)
 
     def offer_weights(self, model: nn.Module, state: TrainState, averaged_weights: AveragedWeights | None) -> None:
+        if self.config.hub.every != "checkpoint":
+            return
+
+        def copy_trained() -> dict[str, Tensor]:
+            averages = None if averaged_weights is None else averaged_weights.state_dict()
+            return copy_weights(model, averages, keeps=self.publisher is not None)
+
+        gathered = copy_trained() if is_sharded(model) else None  # by all processes, of which none may leave it
         if self.publisher is not None:
-            self.publisher.offer(model, state, averaged_weights)
+            self.publisher.offer(state.step, lambda: self._take_snapshot(model, state, gathered or copy_trained()))
 
     def leave(self) -> None:
         if self.publisher is not None:

@@ -25,11 +25,12 @@ CASES = {
     "weighted": replace(BASE, weighted=True),
     "packed": replace(BASE, packed=True),
     "LoRA": replace(BASE, lora=True),
+    "streamed": replace(BASE, num_rows=49, streamed=True),
     "EMA": replace(BASE, ema=0.5),
     "parameters that some rows use": replace(BASE, sparing=True, max_tokens=64, num_rows=49, num_validation_rows=0),
 }
 SHARDS = ("zero2", "full")
-IN_COPIES = ("classification", "idle", "no targets", "packed", "EMA")  # on two copies of two parts each
+IN_COPIES = ("classification", "idle", "streamed", "no targets", "packed", "EMA")  # on two copies of two parts each
 TIGHT = {place: replace(BASE, tight=place) for place in ("forward", "backward")}
 IN_BF16 = replace(BASE, dtype="float32", precision="bf16")
 

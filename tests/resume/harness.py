@@ -69,7 +69,9 @@ CASES = {
 # On several processes, which hold parts of the model.
 SHARDED = {
     "zero2": ("parallel.shard=zero2", "checkpoint.background=true"),
-    "full": ("parallel.shard=full", "ema.decay=0.9"),
+    "full": (
+        *("parallel.shard=full", "ema.decay=0.9", "data.streaming=true", "data.label_names=[negative, positive]"),
+    ),
 }
 
 

@@ -207,19 +207,16 @@ class TrainLoader(Dataset[StepBatch]):
     draws: bool = False
     mixes: bool = False
     origin_of: Callable[[int], str] = str
-    even: bool = False  # every process makes as many passes in a step as the one that needs most: dummies fill up
 
     def __getitem__(self, step: int) -> StepBatch:
-        shares = self.plan.step(step).shares
-        share = shares[self.process_index]
+        share = self.plan.step(step).shares[self.process_index]
         # A collate that augments at random must do the same when the step is repeated.
         seed_everything(self.plan.seed, "collate", step, self.process_index)
         # The reduction of gradients waits for every process: an idle one goes through the motions with one row.
-        passes = max(len(other.microbatches) for other in shares) if self.even else 1
-        dummies = [self._make_dummy(step) for _ in range(passes - len(share.microbatches))]
+        microbatches = [self.make_microbatch(rows, step) for rows in share.microbatches] or [self._make_dummy(step)]
         return StepBatch(
             step=step,
-            microbatches=[self.make_microbatch(rows, step) for rows in share.microbatches] + dummies,
+            microbatches=microbatches,
             num_rows=share.num_rows,
             num_tokens=share.num_tokens,
             num_padded_tokens=share.num_padded_tokens,

@@ -13,9 +13,6 @@ from trainer_loop.errors import UserError, refuse
 # Keys and their values that a sharded model excludes, each with the remedy.
 _EXCLUDED: dict[str, tuple[Any, str]] = {
     "model.compile": (True, "set it to false"),
-    "model.lora.merge": (True, "set it to false, and merge the exported adapter with peft"),
-    "model.peft.merge": (True, "set it to false, and merge the exported adapter with peft"),
-    "hub.every": ("checkpoint", "set it to end"),
 }
 
 
@@ -73,11 +70,6 @@ class ShardingPlan:
                 yield f"{key}: {values[key]}: not with parallel.shard={self.shard}; {remedy}"
         if values["model.quantize"] is not None:
             yield f"model.quantize: {values['model.quantize']}: not with parallel.shard={self.shard}; set it to null"
-        if values["data.streaming"] and not self.gathers_once:
-            yield (
-                "data.streaming: true: not with parallel.shard=full, where every process must know how often the "
-                "others run the model; set parallel.shard=zero2"
-            )
         if precision == "fp16":
             yield f"train.precision: fp16: not with parallel.shard={self.shard}; allowed: bf16, no"
         if has_own_step:

@@ -8,6 +8,7 @@ sum of the gradients.
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any, Protocol
@@ -25,7 +26,6 @@ from torch.optim import Optimizer
 
 from trainer_loop.errors import UserError, refuse
 from trainer_loop.parallel.on_demand import MemoryOnDemand
-from trainer_loop.runtime.memory import place_in_memory
 
 SHARDED_CLASS = "FSDP"  # what `fully_shard` puts before the name of a class
 # They change each number of a parameter by its own gradient.
@@ -52,7 +52,7 @@ class ShardedModel:
     used: set[str] = field(default_factory=set)  # names of parameters that got a gradient in this step, on this process
 
     def synchronising(self, is_last: bool) -> AbstractContextManager[None]:
-        """Around one microbatch. All processes call it equally often, unless `gathers_once`."""
+        """Around one microbatch. All processes have equally many in a step, unless `gathers_once`."""
         if self.gathers_once:
             self.model.set_requires_gradient_sync(is_last)
             self.model.set_reshard_after_backward(is_last)
@@ -319,6 +319,11 @@ class Place:
     is_copy: bool  # another process has the same part, and comes first
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the processes have parts of its weights."""
+    return isinstance(model, FSDPModule)
+
+
 def is_spread(tensor: Tensor) -> bool:
     """Whether the processes have parts of it."""
     return isinstance(tensor, DTensor)
@@ -394,24 +399,24 @@ def spread_state(state: Mapping[str, Any], optimizer: Any) -> dict[str, Any]:
     }
 
 
-def gather_weights(model: nn.Module, *, keeps: bool) -> dict[str, Tensor] | None:
-    """All weights and buffers of a sharded model, in host memory; tied ones stay one tensor. None for another model.
-
-    All processes call this. keeps: this process wants them.
-    """
-    if not isinstance(model, FSDPModule):
-        return None
-    gathered: dict[tuple[int, ...], Any] = {}
-    weights = {}
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, Tensor):
-            place = place_in_memory(tensor)
-            if place not in gathered:
-                whole = gather_tensor(tensor.detach().contiguous())  # safetensors takes no other
-                gathered[place] = whole.to("cpu", copy=True) if keeps else None
-            tensor = gathered[place]
-        weights[name] = tensor
-    return weights
+def copy_whole(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of a sharded model that is not sharded and has these weights, by name. It cannot be run."""
+    modules = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    sharded_classes = [type(module) for module in modules]
+    known: dict[int, Any] = {
+        id(parameter): nn.Parameter(weights[name], requires_grad=False)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+    for module in modules:  # the hooks of the copy stay tied to what the model has
+        state = fully_shard.state(module)  # type: ignore[attr-defined]
+        known[id(state)] = state
+    try:
+        for module in modules:
+            module.__class__ = type(module).__bases__[1]  # that of `fully_shard` refuses to be copied
+        return deepcopy(model, known)
+    finally:
+        for module, sharded_class in zip(modules, sharded_classes, strict=True):
+            module.__class__ = sharded_class
 
 
 def gather_tensor(tensor: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from trainer_loop.data.tokenizer import as_tokenizer
 from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.parallel.sharding import gather_tensor, is_spread
 from trainer_loop.record.run_dir import (
     EXPORT_RECORD,
     RunDir,
@@ -84,7 +85,7 @@ def export_model(
 ) -> None:
     """Write model/ under a temporary name and rename it; an existing model is replaced. Only process 0 calls this.
 
-    weights: of a sharded model, see `gather_weights`; None: those of the model.
+    weights: a copy from `copy_weights`, of a sharded model; None: those of the model.
     """
     target = run_dir.model
     temporary = target.with_name(".model.tmp")
@@ -137,19 +138,26 @@ def write_files(
 
 
 @torch.no_grad()
-def copy_weights(model: nn.Module, averaged_weights: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The state of a model in training, with `averaged_weights` by name; what may change is copied to host memory."""
+def copy_weights(
+    model: nn.Module, averaged_weights: Mapping[str, Tensor] | None = None, *, keeps: bool = True
+) -> dict[str, Any]:
+    """The state of a model in training, with `averaged_weights` by name.
+
+    What may change, and the whole of what is spread over the processes, is copied to host memory. Where there are such
+    weights, all processes call this. keeps: this process wants the copies; the others get None in their place.
+    """
     averaged_weights = averaged_weights or {}
-    copies: dict[tuple[int, ...], Tensor] = {}  # tied weights remain one tensor
+    copies: dict[tuple[int, ...], Tensor | None] = {}  # tied weights remain one tensor
     weights = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if not isinstance(tensor, Tensor) or (isinstance(tensor, nn.Parameter) and not tensor.requires_grad):
+        is_frozen = isinstance(tensor, nn.Parameter) and not tensor.requires_grad
+        if not isinstance(tensor, Tensor) or (is_frozen and not is_spread(tensor)):
             weights[name] = tensor
             continue
         place = place_in_memory(tensor)
         if place not in copies:
-            source = averaged_weights.get(name, tensor).detach()
-            copies[place] = source.to("cpu", tensor.dtype, copy=True).contiguous()
+            whole = gather_tensor(averaged_weights.get(name, tensor).detach())
+            copies[place] = whole.to("cpu", tensor.dtype, copy=True).contiguous() if keeps else None
         weights[name] = copies[place]
     return weights
 

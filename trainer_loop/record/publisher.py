@@ -9,13 +9,9 @@ from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
-from torch import nn
-
-from trainer_loop.record.checkpoint import AveragedWeights
 from trainer_loop.record.hub_access import explain_failure, status_of
 from trainer_loop.record.hub_push import Pushed
 from trainer_loop.record.logs import Console
-from trainer_loop.record.state import TrainState
 
 _SECONDS_TO_LEAVE = 5.0  # for a running push when the run is asked to stop
 _SECONDS_BETWEEN_LOOKS = 0.1
@@ -39,9 +35,6 @@ class Publisher:
 
     push: Callable[[Path, str], Pushed]  # pushes a folder; its second argument says in words what is pushed
     _: KW_ONLY
-    # Copies the weights of a model in training (or the averaged weights) and returns a function that writes the copy
-    # into a folder. None: nothing is pushed before the end.
-    snapshot: Callable[[nn.Module, TrainState, AveragedWeights | None], Callable[[Path], None]] | None
     model: Path  # the folder of the exported model
     scratch: Path  # a folder for pushes during training; it is removed afterwards
     console: Console  # gets the messages about pushes, only from the thread of the run
@@ -56,14 +49,15 @@ class Publisher:
         self._failed: set[tuple[type, int | None]] = set()  # kinds of failures that were reported
         self._fault: Exception | None = None  # error of the push of the exported model
 
-    def offer(self, model: nn.Module, state: TrainState, averaged_weights: AveragedWeights | None) -> None:
-        """Push the weights of this step during training. It replaces weights of earlier steps that still wait."""
+    def offer(self, step: int, snapshot: Callable[[], Callable[[Path], None]]) -> None:
+        """Push the weights of this step during training. They replace those of earlier steps that still wait.
+
+        snapshot: copies the weights and returns a function that writes the copy into a folder.
+        """
         self.tell()
-        if self.snapshot is None:
-            return
-        what = f"the weights of step {state.step:,}"
+        what = f"the weights of step {step:,}"
         try:
-            write = self.snapshot(model, state, averaged_weights)
+            write = snapshot()
         except Exception as error:  # noqa: BLE001 - a failed copy, such as without memory, must not end the training
             self._warn_once(error, what)
             return

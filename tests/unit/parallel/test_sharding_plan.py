@@ -30,18 +30,11 @@ def find_problems(*overrides: str, precision: str = "no", has_own_step: bool = F
     [
         ("model.compile=true", "model.compile: True: not with parallel.shard={how}; set it to false"),
         ("model.quantize=4bit", "model.quantize: 4bit: not with parallel.shard={how}; set it to null"),
-        ("hub={push: me/it, every: checkpoint}", "hub.every: checkpoint: not with parallel.shard={how}; set it to end"),
     ],
 )
 def test_keys_that_do_not_go_with_shards_are_refused_with_the_remedy(how: str, override: str, told: str):
     assert find_problems(override) == []
     assert find_problems(override, f"parallel.shard={how}") == [told.format(how=how)]
-
-
-def test_a_stream_goes_with_zero2_alone():
-    assert find_problems("data.streaming=true", "parallel.shard=zero2") == []
-    (told,) = find_problems("data.streaming=true", "parallel.shard=full")
-    assert told.startswith("data.streaming: true: not with parallel.shard=full") and "zero2" in told
 
 
 def test_fp16_and_a_step_of_ones_own_are_refused():

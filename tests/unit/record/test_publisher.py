@@ -19,7 +19,6 @@ from trainer_loop.record.export import copy_weights, write_files
 from trainer_loop.record.hub_push import Pushed
 from trainer_loop.record.logs import Console
 from trainer_loop.record.publisher import Publisher
-from trainer_loop.record.state import TrainState
 
 
 class Uploads:
@@ -58,18 +57,8 @@ def publisher(tmp_path, uploads, told):
     model.mkdir()
     (model / "weights").write_text("the best")
 
-    def snapshot(model, state, averaged_weights):
-        weights = str(model)
-
-        def write(folder: Path) -> None:
-            folder.mkdir()
-            (folder / "weights").write_text(weights)
-
-        return write
-
     return Publisher(
         uploads,
-        snapshot=snapshot,
         model=model,
         scratch=tmp_path / ".push",
         console=Console(stream=told),
@@ -82,7 +71,11 @@ def never() -> bool:
 
 
 def offer(publisher: Publisher, step: int) -> None:
-    publisher.offer(f"weights of {step}", TrainState(step=step), None)  # type: ignore[arg-type]
+    def write(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "weights").write_text(f"weights of {step}")
+
+    publisher.offer(step, lambda: write)
 
 
 def test_the_newest_is_pushed_after_the_one_under_way_and_the_model_last(publisher, uploads, told, tmp_path):
@@ -159,8 +152,7 @@ def test_a_run_that_is_asked_to_stop_waits_for_a_push_a_few_seconds_and_drops_th
 
 
 def test_a_copy_that_cannot_be_made_does_not_end_the_training(publisher, uploads, told):
-    publisher.snapshot = lambda model, state, averaged_weights: [][0]
-    offer(publisher, 1)
+    publisher.offer(1, lambda: [][0])
     uploads.may_go.set()
     publisher.finish(is_stopped=never)
     assert "the weights of step 1 were not pushed" in told.getvalue()
@@ -175,7 +167,6 @@ def test_the_process_ends_with_its_own_code_while_a_snapshot_is_written(tmp_path
         from trainer_loop.record.hub_push import Pushed
         from trainer_loop.record.logs import Console
         from trainer_loop.record.publisher import Publisher
-        from trainer_loop.record.state import TrainState
 
         def write(folder):
             print("writing", flush=True)
@@ -185,10 +176,10 @@ def test_the_process_ends_with_its_own_code_while_a_snapshot_is_written(tmp_path
             print("written", flush=True)
 
         publisher = Publisher(
-            lambda folder, what: time.sleep(60), snapshot=lambda *_: write, model=Path("m"), scratch=Path("s"),
+            lambda folder, what: time.sleep(60), model=Path("m"), scratch=Path("s"),
             console=Console(), again="",
         )
-        publisher.offer(None, TrainState(step=1), None)
+        publisher.offer(1, lambda: write)
         time.sleep(0.2)
         sys.exit(75)
     """
