@@ -16,7 +16,8 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 from trainer_loop import build, load_config
 from trainer_loop.config.fields import Config
 from trainer_loop.parallel.on_demand import MemoryOnDemand
-from trainer_loop.parallel.sharding import gather_weights, local_part
+from trainer_loop.parallel.sharding import local_part
+from trainer_loop.record.export import copy_weights
 from trainer_loop.record.logs import Console
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 5, "num_attention_heads": 2}
@@ -144,7 +145,7 @@ def make_all() -> None:
         peak = 0
         loop = build(configure(root, case, "parallel.shard=full"))
         model = loop.bare_model
-        weights = gather_weights(model, keeps=True)
+        weights = copy_weights(model, keeps=True)
         assert isinstance(model, nn.Module)
         sizes = [weight.numel() * 4 for weight in model.parameters()]
         assert sum(local_part(weight).numel() * 4 for weight in model.parameters()) <= 0.6 * sum(sizes)
