@@ -239,13 +239,13 @@ def _outline(
     """The model, its optimizer and the averages without numbers, for the memory plan of a dry run."""
     try:
         outline = outline_model(model, accelerator.device)
-    except Exception as error:  # noqa: BLE001 # anything may stand in a model, also what cannot be copied
-        console.warn(f"memory of a step unknown: a {type(model).__name__} cannot be copied: {in_one_line(error)}")
+        _, outline.optimizer = let_learn(outline.model)
+        averages = _make_averaged_weights(config, outline.model, outline.optimizer)
+        outline.averages = list(averages.state_dict().values()) if isinstance(averages, Ema) else []
+        outline.model = accelerator.prepare_model(outline.model, device_placement=False, evaluation_mode=True)
+    except Exception as error:  # noqa: BLE001 # of a model that cannot be copied, or of an optimizer that wants numbers
+        console.warn(f"memory of a step unknown: {type(error).__name__}: {in_one_line(error, at_most=120)}")
         return None
-    _, outline.optimizer = let_learn(outline.model)
-    averages = _make_averaged_weights(config, outline.model, outline.optimizer)
-    outline.averages = list(averages.state_dict().values()) if isinstance(averages, Ema) else []
-    outline.model = accelerator.prepare_model(outline.model, device_placement=False, evaluation_mode=True)
     return outline
 
 

@@ -57,6 +57,7 @@ def test_the_configs_that_the_readme_names_are_there():
 def test_config_passes_a_dry_run_on_stand_in_data(name, command, tmp_path, tiny_model):
     ended = command(f"config={CONFIGS / name}", "dry_run=true", *stand_in(name, tmp_path, tiny_model))
     assert ended.code == 0, ended.err
+    assert "unknown:" not in ended.out, "of the memory of a step"
     assert "dry run: everything is in order" in ended.out
 
 
