@@ -26,6 +26,7 @@ _RESULTS_OF = {
     "memory": ("memory",),
     "scaling": ("scaling",),
     "sharding": ("sharding",),
+    "at_scale": ("at_scale",),
     "checkpoint": ("checkpoint",),
     "gpu": ("gpu",),
 }

@@ -116,9 +116,11 @@ def _group_rows(mixture: Mixture | None, weights: np.ndarray | None) -> np.ndarr
 def find_weights(config: Config, train: TokenisedSplit) -> np.ndarray | None:
     """`[N]` the factors of the losses of the rows; None: 1 for each."""
     of_sources = np.array([float(entry.get("loss_weight", 1)) for entry in config.data.mixture])
-    weights = np.ones(len(train.lengths)) if train.weights is None else train.weights
-    if config.data.mixture:
-        weights = weights * of_sources[train.origins.source_of_rows]
+    weights = train.weights
+    if (of_sources != 1).any():
+        weights = of_sources[train.origins.source_of_rows] * (1 if weights is None else weights)
+    if weights is None:
+        return None
     if not weights.any():
         raise UserError("data.mixture: all rows have a weight of 0, by loss_weight and data.weight; one must have more")
     return None if (weights == 1).all() else weights

@@ -17,6 +17,7 @@ COMMANDS = {
     "memory": ("--rows", "40", "--held-out", "8", "--steps", "1", "--times", "1", *TEXTS),
     "scaling": ("--rows", "16", "--held-out", "8", "--batch-size", "8", "--budgets", "64", *TEXTS),
     "sharding": ("--rows", "16", "--held-out", "8", "--batch-size", "8", *TEXTS),
+    "at_scale": ("--processes", "2", "16", "--plan-rows", "100", "20000"),
     "checkpoint": (),
     "gpu": ("--tiny", "--batch-size", "4", "--steps", "4", "--warm", "1", "--curve-steps", "10"),
 }

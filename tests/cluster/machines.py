@@ -104,6 +104,8 @@ class Machine:
         return done.stdout
 
     def switch_off(self) -> None:
+        if self._init.returncode is not None:  # it is off
+            return
         os.kill(self.pid, signal.SIGKILL)  # the first process inside; it ends when all others have
         self._init.communicate()
 
