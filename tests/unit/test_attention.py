@@ -13,7 +13,7 @@ from transformers.masking_utils import bidirectional_mask_function
 
 from trainer_loop.ops import attention, cpu_kernels
 from trainer_loop.ops.attention import ATTENTION, attend, describe_attention_dropout, make_mask, use_attention
-from trainer_loop.ops.cpu_kernels import CpuDropout, use_cpu_modules
+from trainer_loop.ops.cpu_kernels import CpuDropout, is_faster_on_cpu, use_cpu_modules
 
 ROWS, HEADS, LENGTH, WIDTH = 5, 4, 45, 16
 FILLED_UP = 64  # the keys of that length in bf16
@@ -49,7 +49,10 @@ def padding_mask(*, causal: bool, on_the_left: bool = False) -> Tensor:
 
 
 def run_ours(inputs: list[Tensor], grad: Tensor, layer: nn.Module, mask: Tensor | None, **options: Any) -> list[Tensor]:
-    attended, _ = attend(layer, *inputs, mask, **options)
+    query, key, value, *bias = inputs
+    if bias:
+        options["position_bias"] = bias[0].permute(2, 0, 1)[None]
+    attended, _ = attend(layer, query, key, value, mask, **options)
     transposed = attended.grad_fn.next_functions[0][0]
     assert "CpuAttention" in str(transposed.next_functions), "torch's attention was taken"
     return [attended.detach(), *torch.autograd.grad(attended, inputs, grad)]
@@ -57,8 +60,12 @@ def run_ours(inputs: list[Tensor], grad: Tensor, layer: nn.Module, mask: Tensor 
 
 def run_exactly(inputs: list[Tensor], grad: Tensor, mask: Tensor | None, *, causal: bool, scale: float | None = None):
     wide = [tensor.detach().float().requires_grad_() for tensor in inputs]
+    query, key, value, *bias = wide
+    if bias:
+        by_head = bias[0].permute(2, 0, 1)[None]
+        mask = by_head if mask is None else torch.where(mask, by_head, -torch.inf)
     attended = F.scaled_dot_product_attention(
-        *wide, attn_mask=mask, is_causal=causal and mask is None, scale=scale, enable_gqa=True
+        query, key, value, attn_mask=mask, is_causal=causal and mask is None, scale=scale, enable_gqa=True
     ).transpose(1, 2)
     return [attended.detach(), *torch.autograd.grad(attended, wide, grad.float())]
 
@@ -88,6 +95,30 @@ def test_any_mask_hides_what_it_says(mask: Tensor):
     inputs, grad = make_inputs(torch.bfloat16)
     exact = run_exactly(inputs, grad, mask, causal=False)
     assert_near(run_ours(inputs, grad, Layer(), mask), exact, within=0.02)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_bias_of_positions_is_added_and_learns(causal: bool, padded: bool):
+    inputs, grad = make_inputs(torch.bfloat16)
+    bias = torch.randn(LENGTH, LENGTH, HEADS).requires_grad_()  # as an embedding returns it
+    mask = padding_mask(causal=causal) if padded else None
+    ours = run_ours([*inputs, bias], grad, Layer(causal), mask)
+    hidden = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril() if causal and not padded else mask
+    assert_near(ours, run_exactly([*inputs, bias], grad, hidden, causal=False), within=0.02)
+
+
+@pytest.mark.parametrize("keys", [2, 20, LENGTH + 10])
+def test_keys_of_another_text_are_attended_to(keys: int):
+    (query, *_), grad = make_inputs(torch.bfloat16)
+    (_, key, value), _ = make_inputs(torch.bfloat16, length=keys)
+    mask = (torch.arange(keys) < torch.tensor([keys, keys, 3, 2, 1])[:, None])[:, None, None].expand(-1, 1, LENGTH, -1)
+    for given in (None, mask):
+        ours = run_ours([query, key, value], grad, Layer(), given)
+        assert_near(ours, run_exactly([query, key, value], grad, given, causal=False), within=0.02)
+    zeros = torch.zeros(1, HEADS, LENGTH, keys)
+    again = attend(Layer(), query, key, value, mask, position_bias=zeros)[0]
+    assert torch.equal(again, ours[0]), "T5 passes zeros where it has no bias"
 
 
 @pytest.mark.parametrize("length", [2, 11, 12, 31, 32, 33, 43, 44, 63, 64, 65])
@@ -125,12 +156,15 @@ def test_dropout_drops_probabilities_and_scales_the_rest(dtype: torch.dtype, mon
 
     monkeypatch.setattr(cpu_kernels, "_draw", draw)
     inputs, grad = make_inputs(dtype)
+    if dtype == torch.bfloat16:
+        inputs.append(torch.randn(LENGTH, LENGTH, HEADS).requires_grad_())
     ours = run_ours(inputs, grad, Layer(), padding_mask(causal=False), dropout=0.25)
     assert not len(left[0])
 
     wide = [tensor.detach().float().requires_grad_() for tensor in inputs]
-    query, key, value = wide
-    scores = (query @ key.transpose(-1, -2) * WIDTH**-0.5).masked_fill(~padding_mask(causal=False), float("-inf"))
+    query, key, value, *bias = wide
+    scores = query @ key.transpose(-1, -2) * WIDTH**-0.5 + (bias[0].permute(2, 0, 1) if bias else 0)
+    scores = scores.masked_fill(~padding_mask(causal=False), float("-inf"))
     attended = ((scores.softmax(-1) * (drawn[..., :LENGTH] >= 2**13) / 0.75) @ value).transpose(1, 2)
     exact = [attended.detach(), *torch.autograd.grad(attended, wide, grad.float())]
     assert_near(ours, exact, within=1e-5 if dtype == torch.float32 else 0.02)
@@ -141,6 +175,15 @@ def test_fp32_without_dropout_and_float64_are_left_to_torch():
         inputs, _ = make_inputs(dtype)
         attended, _ = attend(Layer(), *inputs, None)
         assert torch.equal(attended, F.scaled_dot_product_attention(*inputs).transpose(1, 2))
+
+
+def test_fp32_with_a_bias_or_keys_of_another_text_is_left_to_torch():
+    (query, key, value), _ = make_inputs(torch.float32)
+    bias = torch.randn(1, HEADS, LENGTH, LENGTH)
+    attended, _ = attend(Layer(), query, key, value, None, position_bias=bias, dropout=0.0)
+    assert torch.equal(attended, F.scaled_dot_product_attention(query, key, value, attn_mask=bias).transpose(1, 2))
+    assert not is_faster_on_cpu(query, key, value, None, bias, causal=False, dropout=0.1)
+    assert not is_faster_on_cpu(query, key[:, :, :20], value[:, :, :20], None, None, causal=False, dropout=0.1)
 
 
 def test_values_of_another_width_are_left_to_torch():

@@ -23,7 +23,7 @@ ATTENTION = "trainer_loop"  # its name among transformers' attention implementat
 # Names of attention dropout in transformers' configs.
 _DROPOUT_FIELDS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop", "attn_dropout")
 _READ_WITHOUT_WAITING = ("cpu",)  # devices where a mask can be read without waiting, to see whether there is padding
-_NOT_FOR_US = ("position_bias", "softcap", "cache", "s_aux")  # arguments that only transformers' function handles
+_NOT_FOR_US = ("softcap", "cache", "s_aux")  # arguments that only transformers' function handles
 
 _padded_on_the_right: ContextVar[bool] = ContextVar("padded_on_the_right", default=False)
 
@@ -50,32 +50,47 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
     **others: Any,  # transformers passes all keyword arguments of its models
 ) -> tuple[Tensor, None]:
     """Attention of queries over keys and values.
 
     Args:
         module: the attention module that calls this function.
-        query: `[B, H, T, D]`. `key` and `value` are `[B, K, T, D]`; K divides H.
-        attention_mask: `[B or 1, 1, T, T]`, true where a query may attend to a key; None for all keys.
+        query: `[B, H, T, D]`. `key` and `value` are `[B, K, S, D]`; K divides H.
+        attention_mask: `[B or 1, 1, T, S]`, true where a query may attend to a key; None for all keys.
         dropout: dropout of the probabilities.
         scaling: factor of the scores; None for `D ** -0.5`.
         is_causal: whether a query attends only to itself and earlier keys; None takes the value of the module.
+        position_bias: `[1, H, T, S]`, added to the scores.
 
     Returns:
         The attention `[B, T, H, D]`, and None in the place of attention weights.
     """
     query, key, value = cast_as_autocast(query, key, value)
     is_plain = not any(others.get(name) is not None for name in _NOT_FOR_US)
-    if not is_plain or not is_faster_on_cpu(query, key, value, attention_mask, dropout=dropout):
-        return sdpa_attention_forward(  # type: ignore[no-any-return]
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal, **others
-        )
     causal = attention_mask is None and takes_causal(module, is_causal)
+    if not is_plain or not is_faster_on_cpu(
+        query, key, value, attention_mask, position_bias, causal=causal, dropout=dropout
+    ):
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=dropout,
+            scaling=scaling,
+            is_causal=is_causal,
+            position_bias=position_bias,
+            **others,
+        )
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     repeats = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, repeats), repeat_kv(value, repeats)
-    attended = CpuAttention.apply(query, key, value, attention_mask, causal, scale, dropout)
+    if position_bias is not None and not position_bias.requires_grad and not bool(position_bias.any()):
+        position_bias = None  # T5 passes zeros where it has none
+    attended = CpuAttention.apply(query, key, value, attention_mask, position_bias, causal, scale, dropout)
     return attended.transpose(1, 2).contiguous(), None
 
 
@@ -138,6 +153,6 @@ def describe_attention_dropout(model: PreTrainedModel, *, max_length: int) -> st
     if field is None:
         return None
     heads = getattr(model.config, "num_attention_heads", 1)
-    ours = model.config._attn_implementation == ATTENTION and fits_on_cpu(heads, max_length, bytes_each=2)
+    ours = model.config._attn_implementation == ATTENTION and fits_on_cpu(heads, max_length**2, bytes_each=2)
     cost = "up to a fifth of the speed" if ours else "about half of the speed: torch has no fast attention with it"
     return f"attention dropout {getattr(model.config, field):g} costs {cost}; model.overrides.{field}=0.0 leaves it out"

@@ -1,9 +1,9 @@
 """Faster CPU versions of operations that are slow in torch: attention in bf16, dropout, gradients of embeddings.
 
-torch's flash attention for CPUs is no faster in bf16 than in fp32, and does not support dropout. With dropout, torch
-computes whole matrices of scores in fp32 and draws a random number for each score, which takes six nanoseconds. Here,
-scores are in bf16, a few megabytes at a time, with 16 random bits each. This takes a third to a fifth of the time for
-the lengths of most texts.
+torch's flash attention for CPUs is no faster in bf16 than in fp32, and does not support dropout or a bias that learns.
+With these, torch computes whole matrices of scores in fp32, and for dropout it draws a random number for each score,
+which takes six nanoseconds. Here, scores are in bf16, a few megabytes at a time, with 16 random bits each. This takes a
+third to a fifth of the time for the lengths of most texts.
 
 torch's gradient of an embedding is as large as the whole vocabulary; a microbatch contains a few hundred different
 words.
@@ -57,26 +57,33 @@ class CpuEmbedding(nn.Embedding):
         return embedded
 
 
-def is_faster_on_cpu(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, dropout: float) -> bool:
+def is_faster_on_cpu(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, bias: Tensor | None, *, causal: bool, dropout: float
+) -> bool:
     """Whether `CpuAttention` supports these tensors and is faster than torch."""
-    _, heads, length, _ = query.shape
+    rows, heads, num_queries, width = query.shape
+    num_keys = key.shape[2]
+    is_plain = bias is None and num_queries == num_keys
+    gains_in_fp32 = dropout > 0 and is_plain  # of a bias, or keys of another text, little is gained
     return (
         query.device.type == "cpu"
         and not torch.compiler.is_compiling()
-        and (query.dtype == torch.bfloat16 or (query.dtype == torch.float32 and dropout > 0))
+        and (query.dtype == torch.bfloat16 or (query.dtype == torch.float32 and gains_in_fp32))
         and dropout < 1
         and query.dtype == key.dtype == value.dtype
-        and length > 1
+        and num_queries > 1
         and key.shape == value.shape
-        and key.shape[2:] == query.shape[2:]
+        and key.shape[::3] == (rows, width)
+        and (num_queries == num_keys or not causal)
         and (mask is None or mask.dtype == torch.bool)
-        and fits_on_cpu(heads, length, bytes_each=query.element_size())
+        and (bias is None or bias.shape == (1, heads, num_queries, num_keys))
+        and fits_on_cpu(heads, num_queries * num_keys, bytes_each=query.element_size())
     )
 
 
-def fits_on_cpu(heads: int, length: int, *, bytes_each: int) -> bool:
-    """Whether the scores of a row fit into the memory for which `CpuAttention` is faster."""
-    return heads * length**2 * bytes_each <= _MOST_BYTES_A_ROW
+def fits_on_cpu(heads: int, scores: int, *, bytes_each: int) -> bool:
+    """Whether the scores of all heads of a row fit into the memory for which `CpuAttention` is faster."""
+    return heads * scores * bytes_each <= _MOST_BYTES_A_ROW
 
 
 class _Embedding(torch.autograd.Function):
@@ -105,11 +112,12 @@ class _Embedding(torch.autograd.Function):
 
 
 class CpuAttention(torch.autograd.Function):
-    """softmax(scale * Q K^T) V, `[B, H, T, D]` like query, key and value, with dropout of the probabilities.
+    """softmax(scale * Q K^T + bias) V, `[B, H, T, D]` like query, with dropout of the probabilities.
 
-    `mask` `[B or 1, 1, T, T]` is true where a query may attend to a key; None for all keys. With `causal`, a query
-    attends only to itself and earlier keys, and the mask must be None. The probabilities are kept for the backward
-    pass, a dropped one with a negative sign: both the value and the drop mask are needed.
+    `key` and `value` are `[B, H, K, D]`. `mask` `[B or 1, 1, T, K]` is true where a query may attend to a key; None for
+    all keys. `bias` is `[1, H, T, K]`. With `causal`, a query attends only to itself and earlier keys, K is T, and the
+    mask must be None. The probabilities are kept for the backward pass, a dropped one with a negative sign: both the
+    value and the drop mask are needed.
     """
 
     @staticmethod
@@ -119,16 +127,19 @@ class CpuAttention(torch.autograd.Function):
         key: Tensor,
         value: Tensor,
         mask: Tensor | None,
+        bias: Tensor | None,
         causal: bool,
         scale: float,
         dropout: float,
     ) -> Tensor:
         rows, heads, length, width = query.shape
+        num_keys = key.shape[2]
         query = query.reshape(rows * heads, length, width)
         key, value = _pad_keys(key), _pad_keys(value)
         if causal:
-            mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril_()
+            mask = torch.ones(1, 1, length, num_keys, dtype=torch.bool).tril_()
         hidden = None if mask is None else _find_hidden(mask, query.dtype)
+        added = None if bias is None else bias.to(query.dtype, memory_format=torch.contiguous_format)
         step = heads * max(1, _BYTES_AT_A_TIME // (heads * length * key.shape[1] * query.element_size()))
         attended = torch.empty_like(query)
         kept: list[Tensor] = []
@@ -139,9 +150,11 @@ class CpuAttention(torch.autograd.Function):
                 part = slice(start, start + step)
                 scores = query.new_empty(len(query[part]), length, key.shape[1])
                 _multiply(query[part], key[part].transpose(1, 2), scale, out=scores)
-                scores[..., length:] = -torch.inf
+                scores[..., num_keys:] = -torch.inf
+                if added is not None:
+                    scores.view(-1, heads, length, key.shape[1])[..., :num_keys].add_(added)
                 if hidden is not None:
-                    _hide(scores[..., :length], hidden, heads, part)
+                    _hide(scores[..., :num_keys], hidden, heads, part)
                 probabilities = torch.softmax(scores, dim=-1)
                 if level:
                     _turn_sign_of_dropped(probabilities, level)
@@ -154,19 +167,21 @@ class CpuAttention(torch.autograd.Function):
                 attended.mul_(1 / (1 - share))
         if learns:
             ctx.save_for_backward(query, key, value, attended if share else None, *kept)
-            ctx.settings = scale, share, step, (rows, heads, length, width)
+            ctx.settings = scale, share, step, (rows, heads, length, width), num_keys
+            ctx.bias_type = bias.dtype if bias is not None and ctx.needs_input_grad[4] else None
         return attended.view(rows, heads, length, width)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, attended, *kept = ctx.saved_tensors
-        scale, share, step, shape = ctx.settings
+        scale, share, step, shape, num_keys = ctx.settings
         rows, heads, length, width = shape
         grad = grad.reshape(query.shape)
         # Sums over keys of probability times gradient; dropped probabilities contribute nothing.
         of_rows = None if attended is None else (grad * attended).sum(dim=-1, keepdim=True)
         grad_query, grad_key, grad_value = (torch.empty_like(tensor) for tensor in (query, key, value))
+        grad_bias = None if ctx.bias_type is None else torch.zeros(heads, length, key.shape[1])
         for start, probabilities in zip(range(0, len(query), step), kept, strict=True):
             part = slice(start, start + step)
             grad_scores = torch.bmm(grad[part], value[part].transpose(1, 2))
@@ -179,8 +194,11 @@ class CpuAttention(torch.autograd.Function):
                 grad_scores = torch._softmax_backward_data(grad_scores, probabilities, -1, probabilities.dtype)
             _multiply(grad_scores, key[part], scale, out=grad_query[part])
             _multiply(grad_scores.transpose(1, 2), query[part], scale, out=grad_key[part])
-        grad_key, grad_value = (grad.view(rows, heads, -1, width)[:, :, :length] for grad in (grad_key, grad_value))
-        return grad_query.view(shape), grad_key, grad_value, None, None, None, None
+            if grad_bias is not None:
+                grad_bias += grad_scores.view(-1, *grad_bias.shape).sum(dim=0, dtype=grad_bias.dtype)
+        grad_key, grad_value = (grad.view(rows, heads, -1, width)[:, :, :num_keys] for grad in (grad_key, grad_value))
+        grad_bias = None if grad_bias is None else grad_bias[None, ..., :num_keys].to(ctx.bias_type)
+        return grad_query.view(shape), grad_key, grad_value, None, grad_bias, None, None, None
 
 
 def _pad_keys(keys: Tensor) -> Tensor:
@@ -201,7 +219,7 @@ def _multiply(left: Tensor, right: Tensor, scale: float, *, out: Tensor) -> None
 
 
 def _find_hidden(mask: Tensor, dtype: torch.dtype) -> list[int] | Tensor:
-    """For each row the first hidden key; or, for other masks, a tensor to add to the scores `[..., T, T]`."""
+    """For each row the first hidden key; or, for other masks, a tensor to add to the scores `[..., T, K]`."""
     keys = mask[:, 0, 0]
     same_for_all_queries = mask.stride(2) == 0
     if same_for_all_queries and not bool((keys[:, 1:] & ~keys[:, :-1]).any()):
@@ -211,7 +229,7 @@ def _find_hidden(mask: Tensor, dtype: torch.dtype) -> list[int] | Tensor:
 
 
 def _hide(scores: Tensor, hidden: list[int] | Tensor, heads: int, part: slice) -> None:
-    """Set scores `[rows * H, T, T]` that the mask hides to the lowest value. Filling a part is faster than adding."""
+    """Set scores `[rows * H, T, K]` that the mask hides to the lowest value. Filling a part is faster than adding."""
     by_row = scores.view(-1, heads, *scores.shape[1:])
     if len(hidden) > 1:
         first = part.start // heads
