@@ -17,7 +17,7 @@ from trainer_loop.metrics.load import load_metrics
 from trainer_loop.optim.ema import Ema
 from trainer_loop.parallel.processes import make_accelerator
 from trainer_loop.parallel.sharding import gather
-from trainer_loop.runtime.compiler import compile_model
+from trainer_loop.runtime.compiler import compile_layers, compile_model
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Outcome:
     microbatches: list[list[int]]  # [process][step]
     evaluation: dict[str, float]
     logged: list[dict[str, float]]  # in training, by a task that logs
+    num_graphs: int  # that were compiled
 
 
 def run_here(scenario: Scenario, directory: Path) -> Outcome:
@@ -97,7 +98,10 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         model = get_peft_model(model, LoraConfig(r=2, target_modules=["query", "c_attn"], init_lora_weights=False))
         model = model.to(getattr(torch, scenario.dtype))
     if scenario.backend:
-        compile_model(model, backend=scenario.backend)
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        if scenario.shard == "none":
+            compile_model(model, backend=scenario.backend)
     names = ["accuracy", {"name": "f1", "args": {"average": "macro"}}]
     loop = tiny.make_loop(
         directory / scenario.name,
@@ -122,6 +126,8 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         max_grad_value=scenario.max_grad_value,
         metrics=load_metrics(["perplexity"] if scenario.task == "causal_lm" else names, num_labels=3),
     )
+    if scenario.backend and loop.engine.sharded is not None:
+        compile_layers(loop.engine.sharded.innermost, backend=scenario.backend)
     loop.fit()
     evaluation = loop.evaluate(loop.data.validation[""]) if loop.data.validation else {}
     return Outcome(
@@ -134,6 +140,7 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         microbatches=gather_object([loop.recording.microbatches]),
         evaluation=evaluation,
         logged=loop.recording.logged,
+        num_graphs=torch._dynamo.utils.counters["stats"]["unique_graphs"] if scenario.backend else 0,
     )
 
 

@@ -10,11 +10,6 @@ from torch.distributed.fsdp import FSDPModule
 
 from trainer_loop.errors import UserError, refuse
 
-# Keys and their values that a sharded model excludes, each with the remedy.
-_EXCLUDED: dict[str, tuple[Any, str]] = {
-    "model.compile": (True, "set it to false"),
-}
-
 
 @dataclass(frozen=True)
 class ShardingPlan:
@@ -60,9 +55,6 @@ class ShardingPlan:
         return self
 
     def _find_conflicts(self, values: Mapping[str, Any], precision: str | None, has_own_step: bool) -> Iterator[str]:
-        for key, (excluded, remedy) in _EXCLUDED.items():
-            if values[key] == excluded:
-                yield f"{key}: {values[key]}: not with parallel.shard={self.shard}; {remedy}"
         if values["model.quantize"] is not None:
             yield f"model.quantize: {values['model.quantize']}: not with parallel.shard={self.shard}; set it to null"
         if precision == "fp16":

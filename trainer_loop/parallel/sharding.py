@@ -83,6 +83,15 @@ class ShardedModel:
                 module.set_reshard_after_forward(self._frees(module), recurse=False)
                 module.reshard()
 
+    @property
+    def innermost(self) -> list[nn.Module]:
+        """The modules that are gathered each for itself and have none in them that is: the layers, if there are any."""
+        return [
+            module
+            for module in self._modules()
+            if not any(isinstance(inner, FSDPModule) for inner in module.modules() if inner is not module)
+        ]
+
     def add_up_norms(self, norms: Tensor) -> Tensor:
         """L2 norms of whole tensors `[P]`, from those of the parts of this process."""
         squares = norms.double().square()

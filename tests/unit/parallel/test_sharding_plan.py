@@ -24,17 +24,10 @@ def find_problems(*overrides: str, precision: str = "no", has_own_step: bool = F
     return []
 
 
-@pytest.mark.parametrize("how", ["zero2", "full"])
-@pytest.mark.parametrize(
-    ("override", "told"),
-    [
-        ("model.compile=true", "model.compile: True: not with parallel.shard={how}; set it to false"),
-        ("model.quantize=4bit", "model.quantize: 4bit: not with parallel.shard={how}; set it to null"),
-    ],
-)
-def test_keys_that_do_not_go_with_shards_are_refused_with_the_remedy(how: str, override: str, told: str):
-    assert find_problems(override) == []
-    assert find_problems(override, f"parallel.shard={how}") == [told.format(how=how)]
+def test_weights_in_4_bits_do_not_go_with_shards():
+    assert find_problems("model.quantize=4bit") == []
+    (told,) = find_problems("model.quantize=4bit", "parallel.shard=zero2")
+    assert told == "model.quantize: 4bit: not with parallel.shard=zero2; set it to null"
 
 
 def test_fp16_and_a_step_of_ones_own_are_refused():
