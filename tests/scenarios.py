@@ -51,6 +51,7 @@ class Scenario:
     ema: float | None = None
     sparing: bool = False  # one parameter is used by some rows only, another by none
     streamed: bool = False
+    loss_scale: float = 2.0**16  # of fp16, at first
 
     @property
     def name(self) -> str:
@@ -67,6 +68,7 @@ class Outcome:
     evaluation: dict[str, float]
     logged: list[dict[str, float]]  # in training, by a task that logs
     num_graphs: int  # that were compiled
+    num_updates: int  # that changed the weights
 
 
 def run_here(scenario: Scenario, directory: Path) -> Outcome:
@@ -102,6 +104,11 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         torch._dynamo.utils.counters.clear()
         if scenario.shard == "none":
             compile_model(model, backend=scenario.backend)
+    accelerator = make_accelerator(precision="no" if scenario.precision == "fp16" else scenario.precision)
+    if scenario.precision == "fp16":  # accelerate refuses it on a CPU
+        scaler = accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scenario.loss_scale)
+        accelerator.unscale_gradients = lambda optimizer: scaler.unscale_(optimizer.optimizer)
+        model.forward = torch.autocast("cpu", torch.float16)(model.forward)
     names = ["accuracy", {"name": "f1", "args": {"average": "macro"}}]
     loop = tiny.make_loop(
         directory / scenario.name,
@@ -113,7 +120,8 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         replicas=scenario.replicas,
         streamed=scenario.streamed,
         averaged_weights=None if scenario.ema is None else lambda made: Ema(made, decay=scenario.ema),
-        accelerator=make_accelerator(precision=scenario.precision),
+        accelerator=accelerator,
+        compute_dtype={"bf16": torch.bfloat16, "fp16": torch.float16}.get(scenario.precision),
         model=model,
         num_steps=scenario.num_steps,
         batch_size=scenario.batch_size,
@@ -141,6 +149,7 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         evaluation=evaluation,
         logged=loop.recording.logged,
         num_graphs=torch._dynamo.utils.counters["stats"]["unique_graphs"] if scenario.backend else 0,
+        num_updates=loop.engine.schedule_step,
     )
 
 

@@ -230,6 +230,7 @@ def make_loop(
     allow_unused: bool = False,
     shard: str = "none",
     replicas: int = 1,
+    compute_dtype: torch.dtype | None = None,
     streamed: bool = False,
     output: RunOutput | None = None,
     **options: Any,
@@ -237,7 +238,7 @@ def make_loop(
     """A loop over made-up rows. Called by every process of a group.
 
     weights: `[N]` factors of the losses of the rows. frozen_until: called with the model that learns.
-    averaged_weights: also a function that makes them of the model.
+    averaged_weights: also a function that makes them of the model. compute_dtype: of weights that are sharded in full.
     options: of `LoopOptions`.
     """
     layout = layout or Layout()
@@ -248,13 +249,12 @@ def make_loop(
         use_packing(model, rows_at_head=task.rows_at_head)
     sharded = None
     if shard != "none":
-        is_lowered = shard == "full" and accelerator.mixed_precision == "bf16"
         sharded = shard_model(
             model,
             device=accelerator.device,
             gathers_once=shard == "zero2",
             num_replicas=replicas,
-            compute_dtype=torch.bfloat16 if is_lowered else None,
+            compute_dtype=compute_dtype if shard == "full" else None,
         )
     directory = RunDir(run_dir)
     directory.root.mkdir(parents=True, exist_ok=True)

@@ -54,11 +54,11 @@ def test_on_two_processes(case: str, tmp_path: Path):
 
 @pytest.mark.slow
 def test_layers_of_sharded_models(tmp_path: Path):
-    """Graphs: of the layers, and of embeddings where they are one; for one row and more; in training and evaluation."""
+    """Two kinds of layers need up to eight graphs each, as a model does, not one for each shape and layer."""
     group = run_in_group([replace(compiled(CASES[case]), shard=how) for how, case in SHARDED.items()], tmp_path)
     for how, case in SHARDED.items():
         outcome = group[replace(compiled(CASES[case]), shard=how).name]
-        assert 0 < outcome.num_graphs <= 8
+        assert 0 < outcome.num_graphs <= 16
         assert_close(run_here(CASES[case], tmp_path), outcome, tolerance=1e-5)
 
 
