@@ -51,6 +51,7 @@ class Scenario:
     ema: float | None = None
     sparing: bool = False  # one parameter is used by some rows only, another by none
     streamed: bool = False
+    model: str | None = None  # see `tiny.make_model`; None: one for the task, whose dropout may be set
     loss_scale: float = 2.0**16  # of fp16, at first
 
     @property
@@ -87,7 +88,9 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
     validation = None
     if scenario.num_validation_rows:
         validation = tiny.make_rows(scenario.num_validation_rows, seed=99, labelled=scenario.task != "causal_lm")
-    model = tiny.make_model(scenario.task, dropout=scenario.dropout)
+    model = (
+        tiny.make_model(scenario.model) if scenario.model else tiny.make_model(scenario.task, dropout=scenario.dropout)
+    )
     if scenario.sparing:
         model.sometimes, model.never = torch.nn.Linear(1, 3, bias=False), torch.nn.Linear(2, 2)
     model = model.to(getattr(torch, scenario.dtype))

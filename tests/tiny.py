@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from trainer_loop import Task, TrainingLoop
 from trainer_loop.config.fields import ModelConfig
@@ -100,6 +109,23 @@ def make_gpt2(*, seed: int = 0, dropout: float = 0.0) -> nn.Module:
             attn_pdrop=dropout,
             bos_token_id=1,
             eos_token_id=1,
+        )
+    )
+
+
+def make_llama(*, tied: bool = False, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            tie_word_embeddings=tied,
+            pad_token_id=0,
         )
     )
 
@@ -372,4 +398,5 @@ def make_model_plan(**section: Any) -> ModelPlan:
 
 
 def make_model(name: str, **options: Any) -> nn.Module:
-    return {"causal_lm": make_gpt2}.get(name, make_bert)(**options)
+    makers = {"causal_lm": make_gpt2, "llama": make_llama, "tied llama": partial(make_llama, tied=True)}
+    return makers.get(name, make_bert)(**options)

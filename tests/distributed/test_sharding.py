@@ -12,6 +12,8 @@ CASES = {
     "classification": BASE,
     "float32, SGD": replace(BASE, dtype="float32", optimizer="sgd", lr=0.1),
     "causal LM": replace(BASE, task="causal_lm"),
+    "Llama": replace(BASE, task="causal_lm", model="llama"),
+    "Llama, tied embeddings": replace(BASE, task="causal_lm", model="tied llama"),
     "one microbatch": replace(BASE, max_tokens=None),
     "idle": replace(BASE, num_rows=49),
     "no targets": replace(BASE, task="causal_lm", num_rows=20, batch_size=2, num_steps=20, blank_every=2),
