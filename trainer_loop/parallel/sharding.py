@@ -79,8 +79,8 @@ class ShardedModel:
         try:
             yield
         finally:
+            self.prepare_for_training()
             for module in modules:
-                module.set_reshard_after_forward(self._frees(module), recurse=False)
                 module.reshard()
 
     @property
@@ -99,12 +99,9 @@ class ShardedModel:
         return squares.sqrt().to(norms.dtype)
 
     def prepare_for_training(self) -> None:
+        """Let each module free its weights between its forward and its backward pass, where that is asked for."""
         for module in self._modules():
-            module.set_reshard_after_forward(self._frees(module), recurse=False)
-
-    def _frees(self, module: nn.Module) -> bool:
-        """Whether the weights of a module are freed between its forward and its backward pass."""
-        return not self.gathers_once and module is not self.model
+            module.set_reshard_after_forward(not self.gathers_once and module is not self.model, recurse=False)
 
     def _modules(self) -> Iterator[Any]:
         assert isinstance(self.model, nn.Module)
