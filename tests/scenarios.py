@@ -17,7 +17,7 @@ from trainer_loop.metrics.load import load_metrics
 from trainer_loop.optim.ema import Ema
 from trainer_loop.parallel.processes import make_accelerator
 from trainer_loop.parallel.sharding import gather_tensor, local_part
-from trainer_loop.runtime.compiler import compile_model
+from trainer_loop.runtime.compiler import compile_layers, compile_model
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Scenario:
     tight: str | None = None  # process 1 runs out of memory with more than 64 tokens, in this pass: forward, backward
     sparing: bool = False  # one parameter is used by some rows only, another by none
     streamed: bool = False
+    model: str | None = None  # see `tiny.make_model`; None: one for the task, whose dropout may be set
+    loss_scale: float = 2.0**16  # of fp16, at first
 
     @property
     def name(self) -> str:
@@ -68,6 +70,8 @@ class Outcome:
     evaluation: dict[str, float]
     logged: list[dict[str, float]]  # in training, by a task that logs
     held: list[int]  # bytes of weights, gradients and optimizer state on this process, before the last update
+    num_graphs: int  # that were compiled
+    num_updates: int  # that changed the weights
 
 
 def run_here(scenario: Scenario, directory: Path) -> Outcome:
@@ -86,7 +90,9 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
     validation = None
     if scenario.num_validation_rows:
         validation = tiny.make_rows(scenario.num_validation_rows, seed=99, labelled=scenario.task != "causal_lm")
-    model = tiny.make_model(scenario.task, dropout=scenario.dropout)
+    model = (
+        tiny.make_model(scenario.model) if scenario.model else tiny.make_model(scenario.task, dropout=scenario.dropout)
+    )
     if scenario.sparing:
         model.sometimes, model.never = torch.nn.Linear(1, 3, bias=False), torch.nn.Linear(2, 2)
     model = model.to(getattr(torch, scenario.dtype))
@@ -99,7 +105,15 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         model = get_peft_model(model, LoraConfig(r=2, target_modules=["query", "c_attn"], init_lora_weights=False))
         model = model.to(getattr(torch, scenario.dtype))
     if scenario.backend:
-        compile_model(model, backend=scenario.backend)
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        if scenario.shard == "none":
+            compile_model(model, backend=scenario.backend)
+    accelerator = make_accelerator(precision="no" if scenario.precision == "fp16" else scenario.precision)
+    if scenario.precision == "fp16":  # accelerate refuses it on a CPU
+        scaler = accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scenario.loss_scale)
+        accelerator.unscale_gradients = lambda optimizer: scaler.unscale_(optimizer.optimizer)
+        model.forward = torch.autocast("cpu", torch.float16)(model.forward)
     names = ["accuracy", {"name": "f1", "args": {"average": "macro"}}]
     loop = tiny.make_loop(
         directory / scenario.name,
@@ -111,7 +125,8 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         replicas=scenario.replicas,
         streamed=scenario.streamed,
         averaged_weights=None if scenario.ema is None else lambda made: Ema(made, decay=scenario.ema),
-        accelerator=make_accelerator(precision=scenario.precision),
+        accelerator=accelerator,
+        compute_dtype={"bf16": torch.bfloat16, "fp16": torch.float16}.get(scenario.precision),
         model=model,
         num_steps=scenario.num_steps,
         batch_size=scenario.batch_size,
@@ -135,6 +150,8 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         return clip(step)
 
     loop.clip_gradients = count_held
+    if scenario.backend and loop.engine.sharded is not None:
+        compile_layers(loop.engine.sharded.innermost, backend=scenario.backend)
     loop.fit()
     evaluation = loop.evaluate(loop.data.validation[""]) if loop.data.validation else {}
     return Outcome(
@@ -148,6 +165,8 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         evaluation=evaluation,
         logged=loop.recording.logged,
         held=held,
+        num_graphs=torch._dynamo.utils.counters["stats"]["unique_graphs"] if scenario.backend else 0,
+        num_updates=loop.engine.schedule_step,
     )
 
 

@@ -4,6 +4,7 @@ import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,15 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from trainer_loop import Task, TrainingLoop
 from trainer_loop.config.fields import ModelConfig
@@ -101,6 +110,23 @@ def make_gpt2(*, seed: int = 0, dropout: float = 0.0) -> nn.Module:
             attn_pdrop=dropout,
             bos_token_id=1,
             eos_token_id=1,
+        )
+    )
+
+
+def make_llama(*, tied: bool = False, seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            tie_word_embeddings=tied,
+            pad_token_id=0,
         )
     )
 
@@ -255,6 +281,7 @@ def make_loop(
     allow_unused: bool = False,
     shard: str = "none",
     replicas: int = 1,
+    compute_dtype: torch.dtype | None = None,
     streamed: bool = False,
     output: RunOutput | None = None,
     **options: Any,
@@ -262,7 +289,7 @@ def make_loop(
     """A loop over made-up rows. Called by every process of a group.
 
     weights: `[N]` factors of the losses of the rows. frozen_until: called with the model that learns.
-    averaged_weights: also a function that makes them of the model.
+    averaged_weights: also a function that makes them of the model. compute_dtype: of weights that are sharded in full.
     options: of `LoopOptions`.
     """
     layout = layout or Layout()
@@ -273,13 +300,12 @@ def make_loop(
         use_packing(model, rows_at_head=task.rows_at_head)
     sharded = None
     if shard != "none":
-        is_lowered = shard == "full" and accelerator.mixed_precision == "bf16"
         sharded = shard_model(
             model,
             device=accelerator.device,
             gathers_once=shard == "zero2",
             num_replicas=replicas,
-            compute_dtype=torch.bfloat16 if is_lowered else None,
+            compute_dtype=compute_dtype if shard == "full" else None,
         )
     directory = RunDir(run_dir)
     directory.root.mkdir(parents=True, exist_ok=True)
@@ -397,4 +423,5 @@ def make_model_plan(**section: Any) -> ModelPlan:
 
 
 def make_model(name: str, **options: Any) -> nn.Module:
-    return {"causal_lm": make_gpt2}.get(name, make_bert)(**options)
+    makers = {"causal_lm": make_gpt2, "llama": make_llama, "tied llama": partial(make_llama, tied=True)}
+    return makers.get(name, make_bert)(**options)

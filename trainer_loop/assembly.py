@@ -53,7 +53,7 @@ from trainer_loop.record.recorder import Recorder
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.trackers import is_own
 from trainer_loop.references import add_references
-from trainer_loop.runtime.compiler import compile_model
+from trainer_loop.runtime.compiler import compile_layers, compile_model
 from trainer_loop.runtime.outline import Outline, outline_model
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.quiet import quieten_libraries
@@ -203,13 +203,13 @@ def _make_model(
 
     The names are empty where they are not known.
     """
-    inputs = plan.inputs
+    inputs, compiles = plan.inputs, config.model.compile and not _is_spread(plan, accelerator)
     if plan.task.auto_model is None:
         model = plan.model.given
         if model is None:
             model = make_plain_model(str(config.model.type), config.model.overrides, seed=config.seed)
         model = model.to(accelerator.device)
-        if config.model.compile:
+        if compiles:
             compile_model(model)
         return model, ()
     assert inputs.model_config is not None
@@ -224,6 +224,7 @@ def _make_model(
         max_length=config.data.max_length,
         lengths=None if inputs.stream is not None else inputs.splits["train"].lengths,
         pads=(config.batch.per_device, config.evaluate.per_device) != (1, 1),
+        compiles=compiles,
         say=console.say,
         warn=console.warn,
     )
@@ -262,6 +263,10 @@ def _choose_memory(plan: RunPlan, accelerator: Accelerator, console: Console) ->
     )
 
 
+def _is_spread(plan: RunPlan, accelerator: Accelerator) -> bool:
+    return plan.sharding.is_sharded and accelerator.num_processes > 1
+
+
 def _shard_model(
     plan: RunPlan, model: nn.Module, accelerator: Accelerator, console: Console, memory: MemoryOnDemand | None
 ) -> ShardedModel | None:
@@ -270,7 +275,7 @@ def _shard_model(
     memory: what the model was made with.
     """
     sharding, compute_type = plan.sharding, _COMPUTE_TYPES[accelerator.mixed_precision]
-    if not sharding.is_sharded or accelerator.num_processes == 1:
+    if not _is_spread(plan, accelerator):
         return None
     sharded = shard_model(
         model,
@@ -290,6 +295,8 @@ def _shard_model(
             "parallel.shard: full: the model names no layers, so all its weights are gathered at once; name their "
             "classes in parallel.layers"
         )
+    if plan.model.compile:
+        compile_layers(sharded.innermost)
     return sharded
 
 

@@ -55,6 +55,7 @@ class Engine:
             strict=True,
         )
         self.schedule_step = 0  # updates that the schedule followed: those that changed the weights
+        self._has_overflowed = False  # the loss scaler left the last update out
         self.stop_requested = False  # by any process: the same answer on all of them; see `count_targets`
         if self.sharded is not None:
             self.sharded.watch_gradients()
@@ -275,7 +276,11 @@ class Engine:
 
     def update_weights(self) -> None:
         """One step of the optimizer, and of the average of the weights."""
+        scaler = self.accelerator.scaler
+        scale = 0.0 if scaler is None else scaler.get_scale()
         self.optimizer.step()
+        # A fused optimizer leaves an update out on the device, which accelerate does not notice.
+        self._has_overflowed = scaler is not None and scaler.get_scale() < scale
         if self.averaged_weights is not None:
             self.averaged_weights.update()
 
@@ -298,7 +303,7 @@ class Engine:
         """
         lr = float(self.scheduler.get_last_lr()[0])
         has_overflowed = self.accelerator.scaler is not None and bool(self.optimizer.step_was_skipped)
-        if not skipped and not has_overflowed:
+        if not skipped and not has_overflowed and not self._has_overflowed:
             self.schedule_step += 1
             if not follows_metric(self.scheduler):
                 self.scheduler.step()

@@ -145,7 +145,6 @@ def plan_run(config: Config, overrides: Overrides, *, problems: Sequence[str] = 
         "",
         ShardingPlan(**vars(config.parallel)).check,
         values_of(config),
-        precision=precision,
         has_own_step=loop_class is not None and changes_the_step(loop_class, TrainingLoop),
     )
     if config.model.compile:

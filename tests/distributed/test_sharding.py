@@ -17,6 +17,8 @@ CASES = {
     "classification": BASE,
     "float32, SGD": replace(BASE, dtype="float32", optimizer="sgd", lr=0.1),
     "causal LM": replace(BASE, task="causal_lm"),
+    "Llama": replace(BASE, task="causal_lm", model="llama"),
+    "Llama, tied embeddings": replace(BASE, task="causal_lm", model="tied llama"),
     "one microbatch": replace(BASE, max_tokens=None),
     "idle": replace(BASE, num_rows=49),
     "no targets": replace(BASE, task="causal_lm", num_rows=20, batch_size=2, num_steps=20, blank_every=2),
@@ -33,6 +35,7 @@ SHARDS = ("zero2", "full")
 IN_COPIES = ("classification", "idle", "streamed", "no targets", "packed", "EMA")  # on two copies of two parts each
 TIGHT = {place: replace(BASE, tight=place) for place in ("forward", "backward")}
 IN_BF16 = replace(BASE, dtype="float32", precision="bf16")
+IN_FP16 = replace(BASE, dtype="float32", precision="fp16", loss_scale=2.0**22, num_steps=10, num_validation_rows=0)
 
 
 def shard(scenario: Scenario, how: str, *, replicas: int = 1) -> Scenario:
@@ -44,6 +47,7 @@ def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     scenarios = [shard(case, how) for case in CASES.values() for how in SHARDS]
     scenarios += [shard(case, how) for case in TIGHT.values() for how in SHARDS]
     scenarios += [shard(IN_BF16, how) for how in ("none", *SHARDS)]
+    scenarios += [shard(IN_FP16, how) for how in ("none", *SHARDS)]
     return run_in_group(scenarios, tmp_path_factory.mktemp("sharded"))
 
 
@@ -112,3 +116,11 @@ def test_in_bf16_the_weights_stay_in_float32_and_no_gradient_is_lost(on_two: dic
     assert full.losses != plain.losses
     for outcome in (plain, zero2, full):
         assert (outcome.weights.bfloat16().double() - outcome.weights).abs().max() > 1e-6
+
+
+def test_in_fp16_all_parts_skip_the_updates_in_which_a_gradient_overflows_anywhere(on_two: dict[str, Outcome]):
+    plain, zero2, full = (on_two[shard(IN_FP16, how).name] for how in ("none", *SHARDS))
+    assert 0 < plain.num_updates < IN_FP16.num_steps
+    assert zero2.num_updates == full.num_updates == plain.num_updates
+    assert torch.equal(zero2.weights, plain.weights)
+    assert full.losses == pytest.approx(plain.losses, rel=1e-3)

@@ -23,6 +23,7 @@ CASES = {
 IN_BF16 = replace(BASE, task="causal_lm", precision="bf16")
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in CASES]
 ON_TWO = (SLOW[0], SLOW[-1])
+SHARDED = {"full": "causal LM, gradient checkpointing", "zero2": "classification"}
 BACKEND = "aot_eager"  # everything of torch.compile but the code of the kernels, which takes minutes to make
 
 
@@ -49,6 +50,16 @@ def test_on_two_processes(case: str, tmp_path: Path):
     outcome = run_in_group([compiled(scenario)], tmp_path)[compiled(scenario).name]
     assert [process[3] for process in outcome.microbatches] == [1, 0]
     assert_close(run_here(scenario, tmp_path), outcome, tolerance=1e-5)
+
+
+@pytest.mark.slow
+def test_layers_of_sharded_models(tmp_path: Path):
+    """Two kinds of layers need up to eight graphs each, as a model does, not one for each shape and layer."""
+    group = run_in_group([replace(compiled(CASES[case]), shard=how) for how, case in SHARDED.items()], tmp_path)
+    for how, case in SHARDED.items():
+        outcome = group[replace(compiled(CASES[case]), shard=how).name]
+        assert 0 < outcome.num_graphs <= 16
+        assert_close(run_here(CASES[case], tmp_path), outcome, tolerance=1e-5)
 
 
 @pytest.mark.slow

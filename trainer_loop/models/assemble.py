@@ -50,6 +50,7 @@ def assemble_model(
     max_length: int,
     lengths: np.ndarray | None,
     pads: bool,
+    compiles: bool,
     say: Say,
     warn: Say,
 ) -> tuple[nn.Module, Sequence[str]]:
@@ -59,6 +60,7 @@ def assemble_model(
         compute_type: what matrices are multiplied in.
         lengths: `[N]` tokens of the training rows; None: they are streamed.
         pads: some batches hold more than one row.
+        compiles: the whole model is compiled; layers of a sharded one are later, as `plan` says.
         say, warn: for lines about what was found out.
 
     Raises:
@@ -91,7 +93,7 @@ def assemble_model(
             reach = _find_reach(model, task, rows, longest=longest, max_length=max_length)
             if (line := freeze_unused(model, reach, new_weights=new_weights)) is not None:
                 say(line)
-    if plan.compile:
+    if compiles:
         compile_model(model)
     if plan.packing:
         use_packing(model, rows_at_head=task.rows_at_head)

@@ -10,11 +10,6 @@ from torch.distributed.fsdp import FSDPModule
 
 from trainer_loop.errors import UserError, refuse
 
-# Keys and their values that a sharded model excludes, each with the remedy.
-_EXCLUDED: dict[str, tuple[Any, str]] = {
-    "model.compile": (True, "set it to false"),
-}
-
 
 @dataclass(frozen=True)
 class ShardingPlan:
@@ -44,17 +39,16 @@ class ShardingPlan:
         """In which gradients are added up over processes."""
         return {"fp32": torch.float32, "bf16": torch.bfloat16}[self.reduce_dtype]
 
-    def check(self, values: Mapping[str, Any], *, precision: str | None, has_own_step: bool) -> "ShardingPlan":
+    def check(self, values: Mapping[str, Any], *, has_own_step: bool) -> "ShardingPlan":
         """Return the plan. Raises UserError with all that is wrong with the section, or does not go with it.
 
         Args:
             values: every key of the config.
-            precision: no, bf16 or fp16; None if that is not known.
             has_own_step: the loop is a subclass that changes the step itself.
         """
         if self.is_sharded and not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
             raise UserError(f"parallel.shard: {self.shard}: torch {torch.__version__} is too old; install torch 2.13")
-        problems = list(self._find_conflicts(values, precision, has_own_step) if self.is_sharded else self._find_idle())
+        problems = list(self._find_conflicts(values, has_own_step) if self.is_sharded else self._find_idle())
         num_processes = count_processes()
         if self.is_sharded and num_processes % self.num_replicas:
             problems.append(
@@ -64,14 +58,9 @@ class ShardingPlan:
         refuse(problems)
         return self
 
-    def _find_conflicts(self, values: Mapping[str, Any], precision: str | None, has_own_step: bool) -> Iterator[str]:
-        for key, (excluded, remedy) in _EXCLUDED.items():
-            if values[key] == excluded:
-                yield f"{key}: {values[key]}: not with parallel.shard={self.shard}; {remedy}"
+    def _find_conflicts(self, values: Mapping[str, Any], has_own_step: bool) -> Iterator[str]:
         if values["model.quantize"] is not None:
             yield f"model.quantize: {values['model.quantize']}: not with parallel.shard={self.shard}; set it to null"
-        if precision == "fp16":
-            yield f"train.precision: fp16: not with parallel.shard={self.shard}; allowed: bf16, no"
         if has_own_step:
             yield (
                 f"loop.name: {values['loop.name']} changes the step itself, and parallel.shard={self.shard} needs the "

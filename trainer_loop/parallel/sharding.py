@@ -81,8 +81,8 @@ class ShardedModel:
         try:
             yield
         finally:
+            self.prepare_for_training()
             for module in modules:
-                module.set_reshard_after_forward(self._frees(module), recurse=False)
                 module.reshard()
 
     @contextlib.contextmanager
@@ -111,6 +111,15 @@ class ShardedModel:
                 module.set_custom_reduce_scatter(DefaultReduceScatter())
             self.used.clear()
 
+    @property
+    def innermost(self) -> list[nn.Module]:
+        """The modules that are gathered each for itself and have none in them that is: the layers, if there are any."""
+        return [
+            module
+            for module in self._modules()
+            if not any(isinstance(inner, FSDPModule) for inner in module.modules() if inner is not module)
+        ]
+
     def add_up_norms(self, norms: Tensor) -> Tensor:
         """L2 norms of whole tensors `[P]`, from those of the parts of this process."""
         squares = norms.double().square()
@@ -118,12 +127,9 @@ class ShardedModel:
         return squares.sqrt().to(norms.dtype)
 
     def prepare_for_training(self) -> None:
+        """Let each module free its weights between its forward and its backward pass, where that is asked for."""
         for module in self._modules():
-            module.set_reshard_after_forward(self._frees(module), recurse=False)
-
-    def _frees(self, module: nn.Module) -> bool:
-        """Whether the weights of a module are freed between its forward and its backward pass."""
-        return not self.gathers_once and module is not self.model
+            module.set_reshard_after_forward(not self.gathers_once and module is not self.model, recurse=False)
 
     def _modules(self) -> Iterator[Any]:
         assert isinstance(self.model, nn.Module)

@@ -1,14 +1,16 @@
 """torch.compile for a model whose input shapes change at every step."""
 
+import functools
 import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from trainer_loop.errors import UserError
@@ -40,25 +42,45 @@ def check_compiler(device_type: str) -> None:
 
 def compile_model(model: nn.Module, *, backend: str | Callable[..., Any] = "inductor") -> None:
     """Compile the forward pass in place, for any rows and width. The model raises UserError for too many graphs."""
-    import torch._dynamo
+    _configure([model])
+    model.compile(dynamic=True, backend=backend)
+    model._compiled_call_impl = _refuse_many_graphs(model._compiled_call_impl, type(model).__name__, _MOST_GRAPHS)
+
+
+def compile_layers(layers: Sequence[nn.Module], *, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Likewise for each of these layers of a sharded model. The hooks that gather their weights are not compiled.
+
+    Layers of a class share their graphs, unless these depend on numbers that the layers have, such as their positions.
+    """
+    _configure(layers)
+    for layer in layers:
+        compiled = torch.compile(layer.forward, dynamic=True, backend=backend)
+        layer.forward = _refuse_many_graphs(compiled, type(layer).__name__, _MOST_GRAPHS * len(layers))
+
+
+def _configure(models: Sequence[nn.Module]) -> None:
+    import torch._dynamo  # it takes a second
 
     settings = torch._dynamo.config
-    settings.recompile_limit = _MOST_GRAPHS
+    settings.recompile_limit = _MOST_GRAPHS * len(models)
+    settings.accumulated_recompile_limit = max(settings.accumulated_recompile_limit, settings.recompile_limit)
     settings.fail_on_recompile_limit_hit = True  # otherwise torch continues without compiling and does not report it
     settings.specialize_float = True  # numbers in the model's code are constants; only shapes vary
-    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+    if any(getattr(module, "gradient_checkpointing", False) for model in models for module in model.modules()):
         settings.optimize_ddp = False  # DDP's buckets cannot split a region that is recomputed
-    model.compile(dynamic=True, backend=backend)
-    compiled = model._compiled_call_impl
-    assert compiled is not None
 
+
+def _refuse_many_graphs(compiled: Any, name: str, most: int) -> Callable[..., Any]:
+    import torch._dynamo
+
+    @functools.wraps(compiled)
     def call(*arguments: Any, **keywords: Any) -> Any:
         try:
             return compiled(*arguments, **keywords)
         except torch._dynamo.exc.FailOnRecompileLimitHit as error:
             raise UserError(
-                f"model.compile: {type(model).__name__} was compiled {_MOST_GRAPHS} times and needs to be again; the "
+                f"model.compile: {name} was compiled {most} times and needs to be again; the "
                 "warning of torch above names what changes from batch to batch; set model.compile=false"
             ) from error
 
-    model._compiled_call_impl = call
+    return call

@@ -6,7 +6,7 @@ import torch
 
 from trainer_loop import UserError
 from trainer_loop.runtime import compiler
-from trainer_loop.runtime.compiler import check_compiler, compile_model
+from trainer_loop.runtime.compiler import check_compiler, compile_layers, compile_model
 
 
 class CountingBackend:
@@ -74,6 +74,29 @@ def test_a_model_that_needs_ever_more_graphs_is_told_of_and_not_run_uncompiled(m
     with pytest.raises(UserError, match=r"Whimsical was compiled 3 times.*set model.compile=false"):
         model(torch.ones(4, 2))
     assert "self.mood" in caplog.text
+
+
+@pytest.mark.usefixtures("own_dynamo")
+def test_layers_share_their_graphs_and_have_as_many_as_models_if_they_differ(monkeypatch):
+    class Layer(torch.nn.Linear):
+        position = 0
+
+        def forward(self, input):
+            return super().forward(input) + self.position
+
+    monkeypatch.setattr(compiler, "_MOST_GRAPHS", 2)
+    alike, unlike = ([Layer(2, 2) for _ in range(3)] for _ in range(2))
+    for position, layer in enumerate(unlike):
+        layer.position = position
+    for layers, num_graphs in ((alike, 1), (unlike, 3)):
+        torch._dynamo.reset()
+        backend = CountingBackend()
+        compile_layers(layers, backend=backend)
+        for layer in layers:
+            for num_rows in (4, 5, 9):
+                rows = torch.ones(num_rows, 2)
+                torch.testing.assert_close(layer(rows), rows @ layer.weight.T + layer.bias + layer.position)
+        assert backend.num_graphs == num_graphs
 
 
 def test_a_machine_without_a_compiler_is_told_what_to_install(monkeypatch, tmp_path):
