@@ -109,45 +109,19 @@ def build(
     steps_per_epoch = train_loader.steps_per_epoch
     num_steps = config.train.steps or math.ceil(take_share(config.train.epochs or 0, steps_per_epoch or 0))
 
-    memory = _choose_memory(plan, accelerator, console)
-    with memory or nullcontext():
-        model, calls = _make_model(config, plan, accelerator, console)
-
-    def let_learn(learner: nn.Module) -> tuple[list[ParameterGroup], Optimizer]:
-        with under("optimizer."):
-            groups = plan.optimizer.group(learner, num_steps=num_steps, calls=calls)
-        return groups, plan.optimizer.make(groups, accelerator.device) if optimizer is None else optimizer(learner)
-
-    outline = _outline(config, model, accelerator, let_learn, console) if config.dry_run else None
-    sharded = _shard_model(plan, model, accelerator, console, memory)
-    groups, torch_optimizer = let_learn(model)
-    _warn_of_unheeded(config, console, given_model=overrides.model is not None, given_optimizer=optimizer is not None)
-    run_facts |= _describe_what_learns(model, groups)
-    run_facts |= {} if optimizer is None else {"optimizer.name": full_name(type(torch_optimizer))}
-    run_facts |= {} if task is None else {"task.name": full_name(type(task))}
-    scheduler = plan.scheduler.make(torch_optimizer, num_steps=num_steps)
-    if follows_metric(scheduler) and (config.evaluate.every == "never" or not plan.inputs.has_validation):
-        raise UserError(
-            f"scheduler.name: {config.scheduler.name} follows an evaluation; set evaluate.every and data.validation"
-        )
-    if sharded is not None:
-        check_optimizer(torch_optimizer)
-    prepared_model, prepared_optimizer = prepare(accelerator, model, torch_optimizer)
-    # From here on every process has the weights of process 0.
-    averaged_weights = _make_averaged_weights(config, model, torch_optimizer)
-    engine = Engine(
-        accelerator=accelerator,
-        model=prepared_model,
-        optimizer=prepared_optimizer,
-        scheduler=scheduler,
-        seed=config.seed,
-        groups=groups,
-        averaged_weights=averaged_weights,
-        sharded=sharded,
-        allow_unused=config.train.unused_parameters == "allow" or drops_layers(plan.inputs.model_config),
+    engine = _make_engine(
+        config,
+        plan,
+        accelerator,
+        console,
+        num_steps=num_steps,
+        make_optimizer=optimizer,
         preemption=preemption or Preemption(),
-        outline=outline,
     )
+    _warn_of_unheeded(config, console, given_model=model is not None, given_optimizer=optimizer is not None)
+    run_facts |= _describe_what_learns(engine.bare_model, engine.groups)
+    run_facts |= {} if optimizer is None else {"optimizer.name": full_name(type(engine.scheduler.optimizer))}
+    run_facts |= {} if task is None else {"task.name": full_name(type(task))}
     evaluator = _make_evaluator(config, plan, engine, console)
     if plan.task.refers:
         plan = _add_references(config, plan, evaluator, console, train_loader)
@@ -194,6 +168,55 @@ def _take_over_accelerate_file(config: Config, console: Console) -> Config:
 
 
 # ------------------------------------------------------------------------------------------------ parts of the loop
+
+
+def _make_engine(
+    config: Config,
+    plan: RunPlan,
+    accelerator: Accelerator,
+    console: Console,
+    *,
+    num_steps: int,
+    make_optimizer: Callable[[nn.Module], Optimizer] | None,
+    preemption: Preemption,
+) -> Engine:
+    """The model, what it learns with, and how it runs on the devices. make_optimizer: None for that of the config."""
+    memory = _choose_memory(plan, accelerator, console)
+    with memory or nullcontext():
+        model, calls = _make_model(config, plan, accelerator, console)
+
+    def let_learn(learner: nn.Module) -> tuple[list[ParameterGroup], Optimizer]:
+        with under("optimizer."):
+            groups = plan.optimizer.group(learner, num_steps=num_steps, calls=calls)
+        if make_optimizer is not None:
+            return groups, make_optimizer(learner)
+        return groups, plan.optimizer.make(groups, accelerator.device)
+
+    outline = _outline(config, model, accelerator, let_learn, console) if config.dry_run else None
+    sharded = _shard_model(plan, model, accelerator, console, memory)
+    groups, optimizer = let_learn(model)
+    scheduler = plan.scheduler.make(optimizer, num_steps=num_steps)
+    if follows_metric(scheduler) and (config.evaluate.every == "never" or not plan.inputs.has_validation):
+        raise UserError(
+            f"scheduler.name: {config.scheduler.name} follows an evaluation; set evaluate.every and data.validation"
+        )
+    if sharded is not None:
+        check_optimizer(optimizer)
+    prepared_model, prepared_optimizer = prepare(accelerator, model, optimizer)
+    # From here on every process has the weights of process 0.
+    return Engine(
+        accelerator=accelerator,
+        model=prepared_model,
+        optimizer=prepared_optimizer,
+        scheduler=scheduler,
+        seed=config.seed,
+        groups=groups,
+        averaged_weights=_make_averaged_weights(config, model, optimizer),
+        sharded=sharded,
+        allow_unused=config.train.unused_parameters == "allow" or drops_layers(plan.inputs.model_config),
+        preemption=preemption,
+        outline=outline,
+    )
 
 
 def _make_model(
