@@ -54,6 +54,7 @@ from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.trackers import is_own
 from trainer_loop.references import add_references
 from trainer_loop.runtime.compiler import compile_model
+from trainer_loop.runtime.host import keep_freed_memory, return_freed_memory
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.quiet import quieten_libraries
 from trainer_loop.runtime.shares import take_share
@@ -113,6 +114,8 @@ def build(
     with memory or nullcontext():
         model, calls = _make_model(config, plan, accelerator, console)
     sharded = _shard_model(plan, model, accelerator, console, memory)
+    if memory is not None and accelerator.device.type == "cpu":
+        keep_freed_memory()
     with under("optimizer."):
         groups = plan.optimizer.group(model, num_steps=num_steps, calls=calls)
     torch_optimizer = optimizer(model) if optimizer is not None else plan.optimizer.make(groups, accelerator.device)
@@ -229,8 +232,12 @@ def _choose_memory(plan: RunPlan, accelerator: Accelerator, console: Console) ->
     if not plan.sharding.is_sharded or num_parts == 1 or plan.model.given is not None:
         return None
     if plan.task.auto_model is None or plan.model.trust_remote_code:
-        console.say("model: each process holds all of it in host memory until it is sharded, because own code makes it")
+        console.say(
+            "model: code that is not of transformers makes it, so each process holds all of it in host memory until it "
+            "is sharded"
+        )
         return None
+    return_freed_memory()
     return MemoryOnDemand(
         index=accelerator.process_index % num_parts, num_parts=num_parts, send=partial(send_from, accelerator)
     )
