@@ -89,6 +89,8 @@ class MemoryOnDemand(TorchDispatchMode):
                 if weight not in self._here:
                     self._fill(weight)
                 del self._here[weight], self._weights[buffer.untyped_storage()._cdata]
+        for weight in list(self._here):
+            self._free(weight)
         parts = {}
         empty: dict[nn.Parameter, nn.Parameter] = {}
         for name, parameter in model.named_parameters():
@@ -212,6 +214,7 @@ class MemoryOnDemand(TorchDispatchMode):
         weight.whole.untyped_storage().resize_(weight.whole.nbytes)
         self._here[weight] = None
         if not counts:
+            weight.part = None
             return
         if weight.source is None:
             self._join(weight)
