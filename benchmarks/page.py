@@ -26,6 +26,7 @@ _RESULTS_OF = {
     "memory": ("memory",),
     "scaling": ("scaling",),
     "sharding": ("sharding",),
+    "loading": ("loading",),
     "checkpoint": ("checkpoint",),
     "gpu": ("gpu",),
 }
