@@ -42,6 +42,7 @@ bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.scaling $(TEXTS)
 	$(BIN)/python -m benchmarks.sharding $(TEXTS)
 	$(BIN)/python -m benchmarks.at_scale
+	$(BIN)/python -m benchmarks.loading
 	$(BIN)/python -m benchmarks.fine_tune $(TEXTS)
 	$(BIN)/python -m benchmarks.tasks
 	$(BIN)/python -m benchmarks.fine_tune $(TEXTS) --attention-dropout

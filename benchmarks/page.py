@@ -27,6 +27,7 @@ _RESULTS_OF = {
     "scaling": ("scaling",),
     "sharding": ("sharding",),
     "at_scale": ("at_scale",),
+    "loading": ("loading",),
     "checkpoint": ("checkpoint",),
     "gpu": ("gpu",),
 }

@@ -54,6 +54,7 @@ from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.trackers import is_own
 from trainer_loop.references import add_references
 from trainer_loop.runtime.compiler import compile_layers, compile_model
+from trainer_loop.runtime.host import keep_freed_memory, return_freed_memory
 from trainer_loop.runtime.outline import Outline, outline_model
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.quiet import quieten_libraries
@@ -194,6 +195,8 @@ def _make_engine(
 
     outline = _outline(config, model, accelerator, let_learn, console) if config.dry_run else None
     sharded = _shard_model(plan, model, accelerator, console, memory)
+    if memory is not None and accelerator.device.type == "cpu":
+        keep_freed_memory()
     groups, optimizer = let_learn(model)
     scheduler = plan.scheduler.make(optimizer, num_steps=num_steps)
     if follows_metric(scheduler) and (config.evaluate.every == "never" or not plan.inputs.has_validation):
@@ -279,8 +282,12 @@ def _choose_memory(plan: RunPlan, accelerator: Accelerator, console: Console) ->
     if not plan.sharding.is_sharded or num_parts == 1 or plan.model.given is not None:
         return None
     if plan.task.auto_model is None or plan.model.trust_remote_code:
-        console.say("model: each process holds all of it in host memory until it is sharded, because own code makes it")
+        console.say(
+            "model: code that is not of transformers makes it, so each process holds all of it in host memory until it "
+            "is sharded"
+        )
         return None
+    return_freed_memory()
     return MemoryOnDemand(
         index=accelerator.process_index % num_parts, num_parts=num_parts, send=partial(send_from, accelerator)
     )

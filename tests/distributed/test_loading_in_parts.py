@@ -100,7 +100,7 @@ def test_a_process_has_memory_for_its_part_and_a_layer(case: str, folder: Path):
 
 
 def test_a_model_of_own_code_is_made_whole_and_the_run_says_so(folder: Path):
-    told = "each process holds all of it in host memory until it is sharded, because own code makes it"
+    told = "each process holds all of it in host memory until it is sharded"
     assert (folder / "output.txt").read_text().count(told) == 1
     assert torch.load(folder / "own code.pt", weights_only=True)["peak"] == 0
 

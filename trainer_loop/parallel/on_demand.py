@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 _ONE_AT_A_TIME = "HF_DEACTIVATE_ASYNC_LOAD"  # transformers' threads would cast all weights in advance
+_HALF = (torch.bfloat16, torch.float16)
 _NUM_SAMPLED = 1024  # numbers of each loaded weight, for its checksum
 _aten = torch.ops.aten
 _OVERWRITES = (
@@ -34,8 +35,8 @@ _OVERWRITES = (
 class _Weight:
     """A tensor whose memory comes and goes.
 
-    whole: without memory unless the weight is among those that are here. source: what it is a copy of; None if it was
-    written to. part: of this process, where there is neither memory nor source.
+    whole: has no memory while the weight is not here. source: what it is a copy of; None after it was written to. part:
+    that of this process, while there is neither memory nor a source.
     """
 
     whole: Tensor
@@ -88,6 +89,8 @@ class MemoryOnDemand(TorchDispatchMode):
                 if weight not in self._here:
                     self._fill(weight)
                 del self._here[weight], self._weights[buffer.untyped_storage()._cdata]
+        for weight in list(self._here):
+            self._free(weight)
         parts = {}
         empty: dict[nn.Parameter, nn.Parameter] = {}
         for name, parameter in model.named_parameters():
@@ -145,16 +148,23 @@ class MemoryOnDemand(TorchDispatchMode):
         """Whether a tensor is a weight that is cast while it is loaded, or moved to another device."""
         if not _has_memory(tensor) or tensor.ndim == 0 or not tensor.is_contiguous():
             return False
-        device = options.get("device")
-        moves = device is not None and torch.device(device).type not in (tensor.device.type, "meta")
-        is_loaded = not tensor.untyped_storage().resizable()
-        return (is_loaded or self._find(tensor) is not None) if moves else is_loaded and type(tensor) is Tensor
+        device = torch.device(options.get("device") or tensor.device)
+        moves = device != tensor.device and device.type != "meta"
+        is_of_file = (
+            not tensor.untyped_storage().resizable()
+        )  # or of an array: these are neither of 16 bits nor parameters
+        if moves:
+            return isinstance(tensor, nn.Parameter) and (is_of_file or self._find(tensor) is not None)
+        return is_of_file and tensor.dtype in _HALF and not isinstance(tensor, nn.Parameter)
 
     def _copy_later(self, source: Tensor, options: dict[str, Any]) -> Tensor:
         """A copy without memory, which is made when it is used."""
+        device = torch.device(options.get("device") or source.device)
+        if device.type == source.device.type == "cpu" and options.get("dtype") in (None, source.dtype):
+            return source.detach()  # from cpu to cpu:0
         whole = torch.empty_like(source, dtype=options.get("dtype"), device=options.get("device"))
         whole.untyped_storage().resize_(0)
-        return self._add(_Weight(whole.data, source)).whole
+        return self._add(_Weight(whole.data, source.detach())).whole
 
     # -------------------------------------------------------------------------------------------- memory and numbers
 
@@ -204,6 +214,7 @@ class MemoryOnDemand(TorchDispatchMode):
         weight.whole.untyped_storage().resize_(weight.whole.nbytes)
         self._here[weight] = None
         if not counts:
+            weight.part = None
             return
         if weight.source is None:
             self._join(weight)

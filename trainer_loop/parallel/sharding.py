@@ -63,10 +63,13 @@ class ShardedModel:
         assert isinstance(self.model, nn.Module)
         # The first module that runs would become the root, and a model that writes runs its encoder first.
         fully_shard.state(self.model)._lazy_init()  # type: ignore[attr-defined]
-        with self.gathered():
-            for name, parameter in self.model.named_parameters():
-                if parameter.requires_grad:
+        names: dict[nn.Module, str] = {module: name for name, module in self.model.named_modules()}
+        for module in self._modules():
+            module.unshard()
+            for name, parameter in module.named_parameters(prefix=names[module]):
+                if parameter.requires_grad and not isinstance(parameter, DTensor):  # those of other modules are parts
                     parameter.register_post_accumulate_grad_hook(lambda _, name=name: self.used.add(name))  # type: ignore[misc]
+            module.reshard()
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:

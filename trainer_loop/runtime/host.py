@@ -9,6 +9,7 @@ from trainer_loop.errors import UserError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # the largest that glibc accepts
+_SMALLEST_MMAP_THRESHOLD = 2**20  # bytes of a tensor
 _NEVER = 2**31 - 1
 
 
@@ -47,12 +48,23 @@ def expect_many_shapes() -> None:
 
 def keep_freed_memory() -> None:
     """Let the allocator keep freed memory. Otherwise each step gets the same pages from the kernel and clears them."""
+    _set_thresholds(_LARGEST_MMAP_THRESHOLD, _NEVER)
+
+
+def return_freed_memory() -> None:
+    """Let the allocator return the memory of freed tensors of a megabyte or more to the kernel at once."""
+    _set_thresholds(_SMALLEST_MMAP_THRESHOLD, _SMALLEST_MMAP_THRESHOLD)
+
+
+def _set_thresholds(mmap: int, trim: int) -> None:
     if not sys.platform.startswith("linux"):
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, musl has not
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
-        mallopt(_M_TRIM_THRESHOLD, _NEVER)
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc has it, musl has not
+        libc.mallopt(_M_MMAP_THRESHOLD, mmap)
+        libc.mallopt(_M_TRIM_THRESHOLD, trim)
+        if trim != _NEVER:
+            libc.malloc_trim(0)
 
 
 def choose_threads(setting: int | str) -> int | None:
