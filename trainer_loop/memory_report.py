@@ -16,7 +16,7 @@ from trainer_loop.loop import TrainingLoop
 from trainer_loop.parallel.memory_plan import Held, MemoryPlan, plan_full, plan_whole, plan_zero2
 from trainer_loop.parallel.plan import ShardingPlan
 from trainer_loop.parallel.sharding import check_optimizer_class, find_layers
-from trainer_loop.runtime.outline import Outline, measure_pass, measure_update
+from trainer_loop.runtime.outline import Outline, measure_pass, measure_update, name_device
 from trainer_loop.tasks.task import Batch
 
 _PROCESSES = 8  # of the columns with shards, where there is one
@@ -38,7 +38,8 @@ def describe_memory(loop: TrainingLoop, outline: Outline, sharding: ShardingPlan
     A run on one process is shown beside shards on eight.
     """
     microbatches, accumulates = _find_largest(loop.data.train)
-    rehearsal = _Rehearsal(loop, outline, [microbatch.batch for microbatch in microbatches])
+    device = name_device(loop.accelerator.device)
+    rehearsal = _Rehearsal(loop, outline, [microbatch.to(device).batch for microbatch in microbatches])
     plans = _plan(rehearsal, sharding, accumulates=accumulates)
     told = " and ".join(map(_describe, microbatches))
     return [
@@ -53,8 +54,7 @@ def _find_largest(loader: StepLoader) -> tuple[list[Microbatch], bool]:
     """The largest microbatches, of a stream that of the first step, and whether steps have several."""
     if isinstance(loader, TrainLoader):
         largest = find_largest(loader.plan)
-        made = [loader.make_microbatch(rows, 0).to(loader.device) for rows in largest.microbatches]
-        return made, largest.accumulates
+        return [loader.make_microbatch(rows, 0) for rows in largest.microbatches], largest.accumulates
     with closing(loader.steps(start=0, stop=1)) as steps:  # type: ignore[type-var] # it is a generator
         microbatches = next(steps).microbatches
     return [max(microbatches, key=lambda microbatch: _count_tokens(microbatch) or 0)], len(microbatches) > 1

@@ -1,4 +1,4 @@
-"""What sharded runs export."""
+"""What sharded runs export, and what a dry run tells of them."""
 
 import os
 from dataclasses import dataclass
@@ -15,6 +15,8 @@ from safetensors.torch import load, load_file
 from scenarios import make_ranks
 
 from trainer_loop import build, load_config
+from trainer_loop.memory_report import describe_memory
+from trainer_loop.parallel.plan import ShardingPlan
 from trainer_loop.record.checkpoint_parts import CheckpointReader
 from trainer_loop.record.logs import Console
 
@@ -80,6 +82,11 @@ def main(folder: str, endpoint: str) -> None:
     constants.ENDPOINT, constants.HF_HUB_OFFLINE, constants.HF_HUB_DISABLE_XET = endpoint, False, True
     for name in RUNS:
         run(name, Path(folder))
+    words = [*BASE, "parallel.shard=full", f"run_dir={folder}/dry", f"data.cache_dir={folder}/cache", "dry_run=true"]
+    loop = build(load_config(None, words), rows={"train": ROWS}, console=Console(enabled=False))
+    (Path(folder) / f"memory-{os.environ['RANK']}.txt").write_text(
+        "\n".join(describe_memory(loop, loop.engine.outline, ShardingPlan(shard="full")))
+    )
     torch.distributed.destroy_process_group()
 
 
@@ -90,6 +97,13 @@ def test_an_adapter_is_merged_as_on_one_process_and_the_loop_still_predicts(on_t
     torch.testing.assert_close(two, one, rtol=0, atol=1e-6)
     here, there = (np.load(folder / "merged.npy") for folder in (tmp_path, on_two.folder))
     np.testing.assert_allclose(there, here, atol=1e-6)
+
+
+def test_a_dry_run_knows_the_memory_of_a_step_on_every_process(on_two: Outcome):
+    for rank in range(2):
+        told = (on_two.folder / f"memory-{rank}.txt").read_text()
+        assert "full, 2 processes" in told
+        assert "unknown" not in told, told
 
 
 def test_the_averages_of_checkpoints_are_pushed_during_training(on_two: Outcome):

@@ -47,17 +47,22 @@ class Outline:
 
 def outline_model(model: nn.Module, device: torch.device) -> Outline:
     """A copy of a model, in training, whose floating-point weights and buffers are fake tensors on `device`."""
-    outline = Outline(model)
+    outline, device = Outline(model), name_device(device)
     memo: dict[int, Any] = {}  # what `deepcopy` takes in the place of each tensor
     with outline.fakes:
         for tensor in chain(model.parameters(), model.buffers()):
-            memo[id(tensor)] = tensor
+            memo[id(tensor)] = tensor.to(device)
             if tensor.is_floating_point():
                 fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
                 is_weight = isinstance(tensor, nn.Parameter)
                 memo[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if is_weight else fake
     outline.model = copy.deepcopy(model, memo).train()
     return outline
+
+
+def name_device(device: torch.device) -> torch.device:
+    """The device of fake tensors: to them, cpu and cpu:0 are two."""
+    return torch.device("cpu") if device.type == "cpu" else device
 
 
 def measure_pass(outline: Outline, loss_of: Callable[[], Tensor], *, has_gradients: bool) -> int:
