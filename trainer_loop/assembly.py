@@ -306,6 +306,8 @@ def _shard_model(
     """
     sharding, compute_type = plan.sharding, _COMPUTE_TYPES[accelerator.mixed_precision]
     if not _is_spread(plan, accelerator):
+        if sharding.is_sharded:
+            console.warn(f"parallel.shard: {sharding.shard}: this is one process, so it holds the whole model")
         return None
     sharded = shard_model(
         model,
