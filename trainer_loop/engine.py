@@ -42,6 +42,7 @@ class Engine:
     sharded: ShardedModel | None = None  # the model, where it is spread over the processes
     allow_unused: bool = False  # parameters may get no gradient; else that is an error before the first update
     preemption: Preemption = field(default_factory=Preemption)
+    tries_largest: bool = True  # a sharded run tries its largest microbatches before it begins
     outline: Outline | None = None  # of a dry run: the model before it was prepared, without numbers
 
     def __post_init__(self) -> None:
@@ -70,7 +71,7 @@ class Engine:
     ) -> None:
         """Let the model learn from now on. A sharded one runs its largest microbatches first: see largest_shape.py."""
         self.model.train()
-        if self.sharded is None:
+        if self.sharded is None or not self.tries_largest:
             return
         sharded, optimizer = self.sharded, getattr(self.optimizer, "optimizer", self.optimizer)
 

@@ -78,17 +78,17 @@ def _runs_out(train: TrainLoader, rows: Rows, run_passes: RunPasses, *, times: i
 
 @contextmanager
 def leaving_modules_alone(model: nn.Module) -> Iterator[None]:
-    """Give modules their buffers back at the end, and their attributes that are numbers, as they were."""
+    """Give modules their buffers and their other attributes back at the end, as they were.
+
+    What lies inside an attribute, such as the entries of a list, stays as it is then.
+    """
     buffers = [
         (module._buffers, name, buffer, buffer.clone())
         for module in model.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    numbers = [
-        (vars(module), {name: value for name, value in vars(module).items() if isinstance(value, (int, float))})
-        for module in model.modules()
-    ]
+    attributes = [(vars(module), dict(vars(module))) for module in model.modules()]
     try:
         yield
     finally:
@@ -96,5 +96,6 @@ def leaving_modules_alone(model: nn.Module) -> Iterator[None]:
             for held, name, buffer, before in buffers:
                 held[name] = buffer
                 buffer.copy_(before)
-        for attributes, values in numbers:
-            attributes.update(values)
+        for now, then in attributes:
+            now.clear()
+            now.update(then)

@@ -62,6 +62,8 @@ def test_modules_are_as_they_were():
         model(torch.randn(4, 3))
         model[1].longest = 9
         model[1].register_buffer("running_var", torch.ones(7))
+        model[1].kept, model[0].forward = torch.ones(2), None
     assert model[1].longest == 5
+    assert not hasattr(model[1], "kept") and model[0].forward is not None
     assert model[1].running_var is held
     torch.testing.assert_close(dict(model.named_buffers()), before)

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 
 _ONE_AT_A_TIME = "HF_DEACTIVATE_ASYNC_LOAD"  # transformers' threads would cast all weights in advance
 _HALF = (torch.bfloat16, torch.float16)
-_NUM_SAMPLED = 1024  # numbers of each loaded weight, for its checksum
+_NUM_SAMPLED = 1024  # numbers of each loaded weight at its begin and its end, for a checksum
 _aten = torch.ops.aten
 _OVERWRITES = (
     *(_aten.normal_.default, _aten.uniform_.default, _aten.zero_.default, _aten.copy_.default),
@@ -264,7 +264,10 @@ class MemoryOnDemand(TorchDispatchMode):
             return checksum if weight.source is None else self._sample(weight.source, checksum)
         if tensor.untyped_storage().resizable():
             return checksum
-        return zlib.crc32(tensor.flatten()[:_NUM_SAMPLED].view(torch.uint8).numpy().tobytes(), checksum)
+        numbers = tensor.flatten()
+        for some in (numbers[:_NUM_SAMPLED], numbers[-_NUM_SAMPLED:]):
+            checksum = zlib.crc32(some.view(torch.uint8).numpy().tobytes(), checksum)
+        return checksum
 
 
 def _has_memory(tensor: Tensor) -> bool:

@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages
-from trainer_loop.parallel.processes import broadcast, make_gather, on_process_0, sum_on_hosts
+from trainer_loop.parallel.processes import announce_fault, broadcast, make_gather, on_process_0, sum_on_hosts
 from trainer_loop.parallel.sharding import copy_into, spread_state
 from trainer_loop.record.checkpoint_choice import choose_checkpoint, find_stranger, is_in
 from trainer_loop.record.checkpoint_files import (
@@ -35,6 +35,7 @@ from trainer_loop.record.checkpoint_files import (
     find_fault,
     list_checkpoints,
     read_seal,
+    refuse_stranger,
     set_aside,
 )
 from trainer_loop.record.checkpoint_parts import CheckpointReader, StoredTensor, split_snapshot
@@ -43,11 +44,9 @@ from trainer_loop.record.logs import Console
 from trainer_loop.record.run_dir import (
     RunDir,
     package_versions,
-    read_identity,
     read_json_object,
     remove,
 )
-from trainer_loop.record.run_lock import RunDirInUse
 from trainer_loop.record.snapshot import HostMemory, Snapshot, select_saved
 from trainer_loop.record.state import TrainState
 from trainer_loop.runtime.memory import is_out_of_memory
@@ -119,8 +118,11 @@ class Checkpointer:
         Without shards no process waits for another.
         """
         self._join()  # the copy that a save beside training still writes must not change
-        is_wanted = self.accelerator.is_main_process and self._make_way(state.step)
-        if not (broadcast(self.accelerator, is_wanted) if self.is_sharded else is_wanted):
+        if self.is_sharded:
+            is_wanted = on_process_0(self.accelerator, lambda: self._make_way(state.step))
+        else:
+            is_wanted = self.accelerator.is_main_process and self._make_way(state.step)
+        if not is_wanted:
             return
         files = self._take_snapshot(state)
         if self.is_sharded:
@@ -164,11 +166,8 @@ class Checkpointer:
 
     def ensure_own_directory(self) -> None:
         """Raise RunDirInUse on process 0 where another run wrote its identity into environment.json when it began."""
-        if self.accelerator.is_main_process and read_identity(self.run_dir) not in (None, self.run):
-            raise RunDirInUse(
-                f"run_dir: another run has begun in {self.run_dir.root}, and this one ends without writing there; "
-                "give each a run_dir of its own"
-            )
+        if self.accelerator.is_main_process:
+            refuse_stranger(self.run_dir, self.run)
 
     def end_run(self) -> None:
         """Before the model is exported: a warning where the last checkpoint is missing. Raises RunDirInUse."""
@@ -282,23 +281,32 @@ class Checkpointer:
         path = self.run_dir.checkpoint(step)
         if fault := on_process_0(self.accelerator, lambda: find_fault(path) or find_stranger(path, self.run)):
             return f"{path}: {fault}"
-        reader = CheckpointReader(path)
-        _load_weights(reader.tensors(WEIGHTS), model)  # its names are those of the newest, which fitted
-        averages = reader.tensors(AVERAGES)
-        if self.averaged_weights is not None and averages:
-            self.averaged_weights.copy_to_model(averages)
+        try:
+            reader = CheckpointReader(path)
+            _load_weights(reader.tensors(WEIGHTS), model)  # its names are those of the newest, which fitted
+            averages = reader.tensors(AVERAGES)
+            if self.averaged_weights is not None and averages:
+                self.averaged_weights.copy_to_model(averages)
+        except (OSError, SafetensorError) as error:  # it was there a moment ago
+            told = f"{path} cannot be read: {in_one_line(error)}; the same command goes on from the last checkpoint"
+            announce_fault(self.accelerator, told)
+            raise UserError(told) from error
         return None
 
     def _check_shared_disk(self) -> None:
         """Raise UserError where a process does not see what process 0 writes: it would write its part elsewhere."""
-        mark = self.run_dir.root / f".seen-by-all-{self.run}"
-        if self.accelerator.is_main_process:
+
+        def write_mark() -> str:
+            self.run_dir.make()
+            mark = self.run_dir.root / f".seen-by-all-{self.run}"
             with contextlib.suppress(OSError):  # a disk that is full or read-only, of which a save tells
                 mark.touch()
-        mark, is_there = broadcast(self.accelerator, (mark, mark.exists()))
-        num_blind = int(sum_on_hosts(self.accelerator, [is_there and not mark.exists()])[0])
-        if self.accelerator.is_main_process:
-            remove(mark)
+            return mark.name if mark.exists() else ""
+
+        name = on_process_0(self.accelerator, write_mark)
+        num_blind = int(sum_on_hosts(self.accelerator, [bool(name) and not (self.run_dir.root / name).exists()])[0])
+        if name and self.accelerator.is_main_process:
+            remove(self.run_dir.root / name)
         if num_blind:
             raise UserError(
                 f"run_dir: {self.run_dir.root}: {num_blind} of {self.accelerator.num_processes} processes do not see "
@@ -370,7 +378,7 @@ class Checkpointer:
             self._writer.link("best", self.run_dir.checkpoint(state.best_step))
         with contextlib.suppress(OSError):  # a disk that is read-only
             self._writer.remove_left_overs()
-            self._writer.rotate(state.best_step)
+            self._writer.rotate(self.run, state.best_step)
 
 
 def _check_weights(stored: Mapping[str, StoredTensor], model: nn.Module) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from trainer_loop.config.secrets import find_secrets, name_sources
 from trainer_loop.errors import in_one_line
-from trainer_loop.record.run_dir import RunDir, checkpoint_name, read_json_object, remove
+from trainer_loop.record.run_dir import RunDir, checkpoint_name, read_identity, read_json_object, remove
+from trainer_loop.record.run_lock import RunDirInUse
 from trainer_loop.record.state import TrainState
 from trainer_loop.runtime.plain_json import check_fields, parse_json
 
@@ -154,6 +155,15 @@ def read_run(path: Path) -> str | None:
     except (OSError, ValueError):
         return None
     return run if isinstance(run, str) else None
+
+
+def refuse_stranger(run_dir: RunDir, run: str) -> None:
+    """Raise RunDirInUse where another run wrote its identity into environment.json when it began."""
+    if read_identity(run_dir) not in (None, run):
+        raise RunDirInUse(
+            f"run_dir: another run has begun in {run_dir.root}, and this one ends without writing there; "
+            "give each a run_dir of its own"
+        )
 
 
 def read_seal(path: Path) -> str | None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from trainer_loop import UserError
 from trainer_loop.record import checkpoint, checkpoint_writer
 from trainer_loop.record.checkpoint_files import find_fault, list_checkpoints, read_run, seal
-from trainer_loop.record.run_dir import RunDir
+from trainer_loop.record.run_dir import RunDir, write_json
 from trainer_loop.record.run_lock import RunDirInUse
 from trainer_loop.record.snapshot import HostMemory
 from trainer_loop.record.state import TrainState
@@ -557,6 +557,32 @@ def test_a_run_in_whose_directory_another_has_begun_ends_without_writing_there(s
     assert sorted(path.name for path in run_dir.checkpoints.iterdir()) == before
 
 
+def test_a_run_that_begins_during_a_save_keeps_its_directory(loop, tmp_path, monkeypatch):
+    """The save of the first run is given up where it would get its name, and removes nothing of the second."""
+    run_dir = RunDir(tmp_path / "run")
+    loop.checkpointer.save(TrainState(step=2))
+    begin = checkpoint_writer.seal
+
+    def begin_other(manifest):
+        write_json(run_dir.environment, {"run": "another"})
+        return begin(manifest)
+
+    monkeypatch.setattr(checkpoint_writer, "seal", begin_other)
+    with pytest.raises(RunDirInUse, match="another run has begun in"):
+        loop.checkpointer.save(TrainState(step=4))
+    assert [path.name for path in list_checkpoints(run_dir)] == ["step-00000002"]
+
+
+def test_rotation_leaves_the_checkpoints_of_another_run(loop, tmp_path):
+    run_dir = RunDir(tmp_path / "run")
+    own, loop.checkpointer.run = loop.checkpointer.run, "another"
+    loop.checkpointer.save(TrainState(step=1))
+    loop.checkpointer.run, loop.checkpointer._writer.keep_last = own, 1
+    for step in (2, 3):
+        loop.checkpointer.save(TrainState(step=step))
+    assert [path.name for path in list_checkpoints(run_dir)] == ["step-00000001", "step-00000003"]
+
+
 # ---------------------------------------------------------------------------------------------------- links, removals
 
 IN_THE_WAY = {
@@ -616,7 +642,7 @@ def test_what_is_removed_while_a_save_is_under_way_costs_a_warning_and_the_next_
 
     def remove_first(*args, **options):
         monkeypatch.undo()
-        half = run_dir.checkpoints / ".step-00000006.tmp"
+        (half,) = run_dir.checkpoints.glob(".step-00000006-*.tmp")
         shutil.rmtree({"checkpoints": half.parent, "the checkpoint": half, "the run directory": run_dir.root}[removed])
         return work(*args, **options)
 
