@@ -199,7 +199,7 @@ def _at_rotation(fault: _Fault, step: int) -> None:
 
     rotating = False
 
-    def begin(_writer: CheckpointWriter, target: Path, **_: Any) -> None:
+    def begin(_writer: CheckpointWriter, target: Path, *_: Any, **__: Any) -> None:
         nonlocal rotating
         rotating = target.name == f"step-{step:08d}"
 
