@@ -422,9 +422,9 @@ def kill_at_random(run: Run, dice: random.Random, *, seconds: float) -> bool:
     """Start the run, and kill one or all of its processes within so many seconds of the begin of training, or before,
     or at some change to a file. False where it had ended by then.
     """
-    victims: list[Process] | None = None
+    is_alone, only_one = run.num_processes == 1, False
     if dice.random() < 0.3:
-        rank = dice.randrange(run.num_processes)
+        rank = 0 if is_alone else dice.randrange(run.num_processes)
         run.start(FAULT_AT=f"file:{dice.randint(1, 60 if rank == 0 else 12)}", FAULT_RANK=str(rank))
         run.processes[rank].wait()
     else:
@@ -434,9 +434,10 @@ def kill_at_random(run: Run, dice: random.Random, *, seconds: float) -> bool:
         if dice.random() < 0.8:
             wait_until(lambda: mark.exists() or not run.processes[0].is_running(), what="training begins")
         time.sleep(dice.uniform(0, seconds))  # the moment is what is random
-        if mark.exists() and dice.random() < 0.3:
-            victims = [dice.choice(run.processes)]  # the others notice that it is gone
-    for process in victims or dice.sample(run.processes, len(run.processes)):
+        only_one = not is_alone and mark.exists() and dice.random() < 0.3  # the others notice that it is gone
+    processes = list(run.processes)
+    dice.shuffle(processes)
+    for process in processes[:1] if only_one else processes:
         process.kill()
         time.sleep(dice.choice([0.0, 0.0, 0.01]))
     ended = run.wait()
