@@ -218,19 +218,8 @@ def _make_engine(
         sharded=sharded,
         allow_unused=config.train.unused_parameters == "allow" or drops_layers(plan.inputs.model_config),
         preemption=preemption,
-        tries_largest=not _runs_own_code(plan),
+        tries_largest=not plan.task.keeps_state or type(plan.task).__module__.startswith("trainer_loop."),
         outline=outline,
-    )
-
-
-def _runs_own_code(plan: RunPlan) -> bool:
-    """Whether a pass over a microbatch runs code of the user, which may keep what it saw."""
-    return (
-        plan.loop_class.loss_sum is not TrainingLoop.loss_sum
-        or not type(plan.task).__module__.startswith("trainer_loop.")
-        or plan.model.given is not None
-        or plan.task.auto_model is None
-        or plan.model.trust_remote_code
     )
 
 

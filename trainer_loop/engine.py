@@ -42,7 +42,7 @@ class Engine:
     sharded: ShardedModel | None = None  # the model, where it is spread over the processes
     allow_unused: bool = False  # parameters may get no gradient; else that is an error before the first update
     preemption: Preemption = field(default_factory=Preemption)
-    tries_largest: bool = True  # a sharded run tries its largest microbatches before it begins
+    tries_largest: bool = True  # a sharded run tries its largest microbatches first; false: passes change a state
     outline: Outline | None = None  # of a dry run: the model before it was prepared, without numbers
 
     def __post_init__(self) -> None:

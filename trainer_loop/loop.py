@@ -52,7 +52,7 @@ class TrainingLoop:
         self.optimizer, self.scheduler = engine.optimizer, engine.scheduler
         record.declare_metrics((*self.extra_metrics, *task.extra_metrics), sources=data.train.sources)
         self._weight = 1.0  # of the current microbatch
-        self._weights_are_meant = False  # they were restored or trained, or a warning said that they are not
+        self._weights_meant = False  # they were restored or trained, or a warning said that they are not
 
     def train_step(self, step_batch: StepBatch) -> StepReport:
         """One update, and the only place where weights change."""
@@ -144,6 +144,7 @@ class TrainingLoop:
     def register_for_checkpoint(self, name: str, part: Stateful) -> None:
         """Let each checkpoint hold what a subclass keeps besides: a module, an optimizer, a queue."""
         self.checkpointer.register_for_checkpoint(name, part)
+        self.engine.tries_largest = False  # a pass may change it
 
     # -------------------------------------------------------------------------------------------------- the run
 
@@ -186,7 +187,7 @@ class TrainingLoop:
 
     def restore(self) -> TrainState:
         """Where the run stands: at the checkpoint that `options.resume` names, or at its beginning."""
-        self._weights_are_meant = True
+        self._weights_meant = True
         return restore_run(self.checkpointer, self.engine, self.data, self.options, self.console)
 
     def evaluate(self, rows: EvaluationLoader | Any) -> Metrics:
@@ -206,14 +207,13 @@ class TrainingLoop:
         return self.evaluator.predict(self._load_rows(rows, labelled=False))
 
     def _load_rows(self, rows: Any, *, labelled: bool) -> EvaluationLoader:
-        if not self._weights_are_meant:
-            self._weights_are_meant = warn_of_checkpoints(self.checkpointer.run_dir, self.console)
+        self._weights_meant = self._weights_meant or warn_of_checkpoints(self.checkpointer.run_dir, self.console)
         return rows if isinstance(rows, EvaluationLoader) else self.data.load_rows(rows, labelled=labelled)
 
     # ------------------------------------------------------------------------------------- what surrounds the steps
 
     def _begin(self, state: TrainState) -> TrainState:
-        self._weights_are_meant = True
+        self._weights_meant = True
         self.output.begin_run(self.checkpointer.run)
         self.preemption.defer_signals()
         pending = is_evaluation_pending(state, self.options)
