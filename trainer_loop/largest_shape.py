@@ -96,6 +96,6 @@ def leaving_modules_alone(model: nn.Module) -> Iterator[None]:
             for held, name, buffer, before in buffers:
                 held[name] = buffer
                 buffer.copy_(before)
-        for now, then in attributes:
-            now.clear()
-            now.update(then)
+        for held_attributes, values in attributes:
+            held_attributes.clear()
+            held_attributes.update(values)

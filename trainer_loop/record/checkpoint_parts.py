@@ -17,6 +17,7 @@ from accelerate.utils import load
 from safetensors import safe_open
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map
 
 from trainer_loop.parallel.sharding import find_place, local_part
 from trainer_loop.record.checkpoint_files import AVERAGES, INDEX, WEIGHTS, part_name
@@ -115,35 +116,24 @@ class CheckpointReader:
         mmap: the tensors of the file are read when they are used; each must be copied.
         """
         state = load(self._path / file, map_location="cpu", mmap=mmap)
-        return self._join(state) if self.has_parts else state
+        if not self.has_parts:
+            return state
+        return tree_map(
+            lambda leaf: self._spread[leaf[_STANDS_FOR]] if _is_reference(leaf) else leaf, state, is_leaf=_is_reference
+        )
 
     def load_whole(self, file: str) -> Any:
         """The state in a file, with all of each tensor."""
-        return _read_all(self.load(file)) if self.has_parts else self.load(file)
+        return tree_map(lambda leaf: leaf[...].clone() if isinstance(leaf, StoredTensor) else leaf, self.load(file))
 
     def _opener(self, file: str) -> Any:
         """Opens a file of tensors at its first use: of a thousand parts, a process needs two or three."""
         return functools.cache(lambda: safe_open(self._path / file, framework="pt"))
-
-    def _join(self, value: Any) -> Any:
-        if isinstance(value, dict):
-            if value.keys() == {_STANDS_FOR}:
-                return self._spread[value[_STANDS_FOR]]
-            return {key: self._join(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)([self._join(item) for item in value])
-        return value
 
 
 def _in_one_file(name: str, opener: Any) -> StoredTensor:
     return StoredTensor(name, tuple(opener().get_slice(name).get_shape()), [opener])
 
 
-def _read_all(value: Any) -> Any:
-    if isinstance(value, StoredTensor):
-        return value[...].clone()
-    if isinstance(value, dict):
-        return {key: _read_all(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)([_read_all(item) for item in value])
-    return value
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {_STANDS_FOR}
