@@ -47,6 +47,8 @@ class Scenario:
     weighted: bool = False  # each row's loss has one of four factors
     shard: str = "none"  # none, zero2 or full
     replicas: int = 1  # copies of a sharded model
+    exchange: str = "microbatch"  # as the keys of the section parallel
+    offload: str = "none"
     lora: bool = False
     ema: float | None = None
     tight: str | None = None  # process 1 runs out of memory with more than 64 tokens, in this pass: forward, backward
@@ -123,6 +125,8 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         allow_unused=scenario.sparing,
         shard=scenario.shard,
         replicas=scenario.replicas,
+        exchange=scenario.exchange,
+        offload=scenario.offload,
         streamed=scenario.streamed,
         averaged_weights=None if scenario.ema is None else lambda made: Ema(made, decay=scenario.ema),
         accelerator=accelerator,

@@ -78,12 +78,12 @@ def make_rows(
     return rows
 
 
-def make_bert(*, seed: int = 0, dropout: float = 0.0) -> nn.Module:
+def make_bert(*, seed: int = 0, dropout: float = 0.0, hidden_size: int = 16) -> nn.Module:
     torch.manual_seed(seed)
     return BertForSequenceClassification(
         BertConfig(
             vocab_size=VOCABULARY,
-            hidden_size=16,
+            hidden_size=hidden_size,
             num_hidden_layers=2,
             num_attention_heads=2,
             intermediate_size=32,
@@ -281,6 +281,8 @@ def make_loop(
     allow_unused: bool = False,
     shard: str = "none",
     replicas: int = 1,
+    exchange: str = "microbatch",
+    offload: str = "none",
     compute_dtype: torch.dtype | None = None,
     streamed: bool = False,
     output: RunOutput | None = None,
@@ -304,6 +306,8 @@ def make_loop(
             model,
             device=accelerator.device,
             gathers_once=shard == "zero2",
+            reduces_once=exchange == "step",
+            offloads=offload == "weights",
             num_replicas=replicas,
             compute_dtype=compute_dtype if shard == "full" else None,
         )

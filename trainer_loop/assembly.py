@@ -102,6 +102,7 @@ def build(
         project_dir=str(run_dir.root),
         timeout_minutes=config.train.timeout_minutes,
         threads=config.train.threads,
+        updates_on_host=plan.sharding.offloads,
     )
     train_loader = make_train_loader(config, plan, accelerator)
     run_facts = _describe_run(config, plan, train_loader)
@@ -191,7 +192,7 @@ def _make_engine(
             groups = plan.optimizer.group(learner, num_steps=num_steps, calls=calls)
         if make_optimizer is not None:
             return groups, make_optimizer(learner)
-        return groups, plan.optimizer.make(groups, accelerator.device)
+        return groups, plan.optimizer.make(groups)
 
     outline = _outline(config, model, accelerator, let_learn, console) if config.dry_run else None
     sharded = _shard_model(plan, model, accelerator, console, memory)
@@ -314,6 +315,8 @@ def _shard_model(
         model,
         device=accelerator.device,
         gathers_once=sharding.gathers_once,
+        reduces_once=sharding.reduces_once,
+        offloads=sharding.offloads,
         num_replicas=sharding.num_replicas,
         layers=list(sharding.layers) or None,
         # Autocast would keep a copy of all weights in 16 bits until the backward pass: let these travel instead.
@@ -328,6 +331,8 @@ def _shard_model(
             "parallel.shard: full: the model names no layers, so all its weights are gathered at once; name their "
             "classes in parallel.layers"
         )
+    if sharding.offloads and accelerator.device.type == "cpu":
+        console.warn("parallel.offload: weights: no effect on CPUs, whose memory is host memory")
     if plan.model.compile:
         compile_layers(sharded.innermost)
     return sharded

@@ -57,9 +57,11 @@ def _describe_sharding(loop: TrainingLoop) -> list[str]:
     replicas, parts = sharded.mesh.shape
     copies = f", {replicas} copies" if replicas > 1 else ""
     when = "once a step" if sharded.gathers_once else "before each use"
+    added = "once a step" if sharded.reduces_once else "after each microbatch"
+    waiting = "; what a process keeps lies in host memory" if sharded.offloads else ""
     return [
         f"sharding: each weight in {parts} parts{copies}; {sharded.num_layers} layers and the rest of the model are "
-        f"gathered {when}"
+        f"gathered {when}; gradients are added up {added}{waiting}"
     ]
 
 

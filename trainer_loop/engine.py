@@ -77,7 +77,7 @@ class Engine:
 
         def run_passes(microbatch: Microbatch, times: int) -> None:
             # What the first update adds.
-            state = torch.empty(count_missing_state(optimizer), dtype=torch.uint8, device=self.accelerator.device)
+            state = torch.empty(count_missing_state(optimizer), dtype=torch.uint8, device=self.parameters[0].device)
             try:
                 with sharded.alone():
                     for number in range(1, times + 1):

@@ -13,7 +13,7 @@ from trainer_loop.data.largest import find_largest
 from trainer_loop.data.loader import Microbatch, StepLoader, TrainLoader
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.loop import TrainingLoop
-from trainer_loop.parallel.memory_plan import Held, MemoryPlan, plan_full, plan_whole, plan_zero2
+from trainer_loop.parallel.memory_plan import Held, MemoryPlan, offload, plan_full, plan_whole, plan_zero2
 from trainer_loop.parallel.plan import ShardingPlan
 from trainer_loop.parallel.sharding import check_optimizer_class, find_layers
 from trainer_loop.runtime.outline import Outline, measure_pass, measure_update, name_device
@@ -29,6 +29,7 @@ _ROWS: dict[str, Callable[[MemoryPlan], int | None]] = {
     "activations": lambda plan: plan.activations,
     "exchange buffers": lambda plan: plan.exchange,
     "at once, at most": lambda plan: plan.peak,
+    "host memory": lambda plan: plan.host,
 }
 
 
@@ -137,13 +138,24 @@ def _plan(rehearsal: _Rehearsal, sharding: ShardingPlan, *, accumulates: bool) -
     }
     if not adds_up:
         activations = rehearsal.measure_passes(has_gradients=True)
-    plans[_name("zero2", launched)] = plan_zero2(held, **common, activations=activations)
+    zero2 = plan_zero2(held, **common, activations=activations)
     cast_to = torch.bfloat16 if accelerator.mixed_precision == "bf16" else None
-    full = plan_full(held, **common, cast_to=cast_to)
+    full, full_once = (
+        plan_full(held, **common, cast_to=cast_to, keeps_gradients=keeps, activations=activations)
+        for keeps in (False, True)
+    )
     if cast_to is not None:
-        outline.cast_weights(cast_to)
+        outline.cast_weights(cast_to)  # those of `held` too
         activations = rehearsal.measure_passes(has_gradients=True)
-    plans[_name("full", launched)] = replace(full, activations=activations)
+        full, full_once = (replace(plan, activations=activations) for plan in (full, full_once))
+    if sharding.offloads:
+        zero2, full_once = (offload(plan, keeps_gradients=True) for plan in (zero2, full_once))
+        full = offload(full, keeps_gradients=False)
+    plans |= {_name("zero2", launched): zero2, _name("full", launched): full}
+    if accumulates:
+        plans["full, exchange=step"] = full_once
+    if not sharding.offloads:
+        plans["full, offload=weights"] = offload(full, keeps_gradients=False)
     return plans
 
 
@@ -164,12 +176,13 @@ def split(outline: Outline, layers: Sequence[str] = (), *, knows_state: bool = T
 def draw_table(plans: Mapping[str, MemoryPlan]) -> list[str]:
     """Lines of a table of bytes, one column a plan; rows that are zero everywhere are left out."""
     unit, scale = ("GB", 1e9) if max(plan.peak for plan in plans.values()) >= 1e9 else ("MB", 1e6)
-    lines = [f"{unit:<24}" + "".join(f"{name:>22}" for name in plans)]
+    kinds, notes = zip(*(name.split(", ") for name in plans), strict=True)
+    lines = [f"{first:<24}" + "".join(f"{text:>17}" for text in texts) for first, texts in ((unit, kinds), ("", notes))]
     for row, read in _ROWS.items():
         values = [read(plan) for plan in plans.values()]
         if any(value != 0 for value in values):
             cells = ("unknown" if value is None else f"{value / scale:,.2f}" for value in values)
-            lines.append(f"{row:<24}" + "".join(f"{cell:>22}" for cell in cells))
+            lines.append(f"{row:<24}" + "".join(f"{cell:>17}" for cell in cells))
     return lines
 
 

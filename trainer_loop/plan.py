@@ -144,7 +144,7 @@ def plan_run(config: Config, overrides: Overrides, *, problems: Sequence[str] = 
     sharding = found.collect(
         "",
         ShardingPlan(**vars(config.parallel)).check,
-        values_of(config),
+        values_of(config) | {"train.precision": precision},
         has_own_step=loop_class is not None and changes_the_step(loop_class, TrainingLoop),
     )
     if config.model.compile:

@@ -33,8 +33,16 @@ CASES = {
 }
 SHARDS = ("zero2", "full")
 IN_COPIES = ("classification", "idle", "streamed", "no targets", "packed", "EMA")  # on two copies of two parts each
+WAITING = {  # gradients until the end of a step, or what a process keeps in host memory
+    "whole gradients": replace(BASE, shard="full", exchange="step"),
+    "whole gradients, idle": replace(CASES["idle"], shard="full", exchange="step"),
+    "whole gradients, EMA, offloaded": replace(CASES["EMA"], shard="full", exchange="step", offload="weights"),
+    "zero2, offloaded": replace(BASE, shard="zero2", offload="weights"),
+    "full, offloaded": replace(CASES["frozen, clipped by value"], shard="full", offload="weights"),
+}
 TIGHT = {place: replace(BASE, tight=place) for place in ("forward", "backward")}
 IN_BF16 = replace(BASE, dtype="float32", precision="bf16")
+BF16_ONCE = replace(IN_BF16, shard="full", exchange="step")
 IN_FP16 = replace(BASE, dtype="float32", precision="fp16", loss_scale=2.0**22, num_steps=10, num_validation_rows=0)
 
 
@@ -46,7 +54,8 @@ def shard(scenario: Scenario, how: str, *, replicas: int = 1) -> Scenario:
 def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     scenarios = [shard(case, how) for case in CASES.values() for how in SHARDS]
     scenarios += [shard(case, how) for case in TIGHT.values() for how in SHARDS]
-    scenarios += [shard(IN_BF16, how) for how in ("none", *SHARDS)]
+    scenarios += [shard(IN_BF16, how) for how in ("none", *SHARDS)] + [BF16_ONCE]
+    scenarios += WAITING.values()
     scenarios += [shard(IN_FP16, how) for how in ("none", *SHARDS)]
     return run_in_group(scenarios, tmp_path_factory.mktemp("sharded"))
 
@@ -70,6 +79,14 @@ def test_two_copies_of_a_sharded_model_make_the_updates_of_one_process(
     case: str, how: str, on_four: dict[str, Outcome], tmp_path: Path
 ):
     assert_equal(run_here(CASES[case], tmp_path), on_four[shard(CASES[case], how, replicas=2).name])
+
+
+@pytest.mark.parametrize("case", WAITING)
+def test_the_update_does_not_depend_on_where_and_how_long_gradients_wait(
+    case: str, on_two: dict[str, Outcome], tmp_path: Path
+):
+    alone = replace(WAITING[case], shard="none", exchange="microbatch", offload="none")
+    assert_equal(run_here(alone, tmp_path), on_two[WAITING[case].name])
 
 
 @pytest.mark.parametrize("how", SHARDS)
@@ -114,7 +131,9 @@ def test_in_bf16_the_weights_stay_in_float32_and_no_gradient_is_lost(on_two: dic
     assert zero2.losses == plain.losses
     assert full.losses == pytest.approx(plain.losses, rel=1e-3)  # weights are rounded before they are gathered
     assert full.losses != plain.losses
-    for outcome in (plain, zero2, full):
+    once = on_two[BF16_ONCE.name]
+    assert once.losses == pytest.approx(full.losses, rel=1e-5)  # gradients that wait are added up in float32
+    for outcome in (plain, zero2, full, once):
         assert (outcome.weights.bfloat16().double() - outcome.weights).abs().max() > 1e-6
 
 

@@ -395,6 +395,11 @@ EACH = [
     ({"deepspeed": {"zero_optimization": {"stage": 2}}}, {"parallel.shard": "zero2"}),
     ({"deepspeed": {"zero_optimization": {"stage": 3}}}, {"parallel.shard": "full"}),
     (
+        {"deepspeed": {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}},
+        {"parallel.shard": "full", "parallel.offload": "weights"},
+    ),
+    ({"fsdp": "full_shard offload"}, {"parallel.shard": "full", "parallel.offload": "weights"}),
+    (
         {"lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.1},
         {"model.lora.r": 8, "model.lora.alpha": 16, "model.lora.dropout": 0.1},
     ),
@@ -500,14 +505,9 @@ def test_every_schedule_is_a_schedule_here():
         ({"do_predict": True, "do_train": True}, {"do_predict": "data.test", "do_train": "always trains"}),
         ({"learning_rate": 1e-3, "max_norm": 0.5, "max_grad_norm": 2}, {"max_norm": "2 already, by max_grad_norm"}),
         ({"predict_with_generate": True}, {"predict_with_generate": "always writes"}),
-        ({"fsdp": "full_shard offload"}, {"fsdp": "not kept in host memory"}),
         ({"fsdp_config": {"min_num_params": 100}}, {"fsdp_config": "without fsdp"}),
         ({"fsdp": True, "fsdp_config": "fsdp.json"}, {"fsdp_config": "fsdp.json was not read"}),
         ({"deepspeed": "ds.json"}, {"deepspeed": "'ds.json' was not read; set parallel.shard"}),
-        (
-            {"deepspeed": {"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}},
-            {"deepspeed": "not kept in host memory"},
-        ),
     ],
 )
 def test_what_has_no_key_is_told_with_the_reason(arguments, said, noted):

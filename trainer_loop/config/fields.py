@@ -524,6 +524,19 @@ class ParallelConfig:
         allowed=("fp32", "bf16"),
         on_resume="planned anew",
     )
+    exchange: str = key(
+        "microbatch",
+        "under full, when gradients are added up: after each microbatch, or once a step, for which every process keeps "
+        "whole gradients",
+        allowed=("microbatch", "step"),
+        on_resume="planned anew",
+    )
+    offload: str = key(
+        "none",
+        "weights: weights, gradients and optimizer state wait in host memory, where the CPU updates them",
+        allowed=("none", "weights"),
+        on_resume="planned anew",
+    )
 
 
 @dataclass(frozen=True)

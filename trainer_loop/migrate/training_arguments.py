@@ -282,8 +282,8 @@ def _sharding(a: Arguments) -> Iterator[Setting | Note]:
         if _read_fsdp_config(a).get("reshard_after_forward") is False:
             values["shard"] = "zero2"
         yield from (Setting(f"parallel.{key}", value, names) for key, value in values.items())
-        if "offload" in words:
-            yield Note("fsdp", "weights are not kept in host memory; parallel.shard=full and model.lora take least")
+        if "offload" in words and values["shard"] != "none":
+            yield Setting("parallel.offload", "weights", names)
     for name in a.changed("fsdp_config", "fsdp_transformer_layer_cls_to_wrap") if not a.changed("fsdp") else ():
         yield Note(name, "Trainer does not read it without fsdp either")
     if a.changed("fsdp") and (names := a.changed("fsdp_config", "fsdp_transformer_layer_cls_to_wrap")):
@@ -321,8 +321,10 @@ def _deepspeed(a: Arguments) -> Iterator[Setting | Note]:
     if stage not in _DEEPSPEED_STAGES:
         raise UserError(f"deepspeed: zero_optimization.stage is {shown(stage)}; allowed: 0, 1, 2, 3")
     yield Setting("parallel.shard", _DEEPSPEED_STAGES[stage], ("deepspeed",))
-    if any(str(name).startswith("offload") and value for name, value in zero.items()):
-        yield Note("deepspeed", "weights are not kept in host memory; parallel.shard=full and model.lora take least")
+    if _DEEPSPEED_STAGES[stage] != "none" and any(
+        str(name).startswith("offload") and value for name, value in zero.items()
+    ):
+        yield Setting("parallel.offload", "weights", ("deepspeed",))
 
 
 def _optimizer(a: Arguments) -> Iterator[Setting | Note]:

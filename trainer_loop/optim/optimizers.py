@@ -128,8 +128,8 @@ class OptimizerPlan:
         _refuse_idle(made, num_steps)
         return made
 
-    def make(self, groups: Sequence[ParameterGroup], device: torch.device) -> Optimizer:
-        """Make the optimizer over the groups; it is fused on devices where torch supports this.
+    def make(self, groups: Sequence[ParameterGroup]) -> Optimizer:
+        """Make the optimizer over the groups; it is fused where torch supports this for the devices of the weights.
 
         Raises:
             UserError: the optimizer rejects its arguments.
@@ -139,7 +139,7 @@ class OptimizerPlan:
             for group, options in zip(groups, given, strict=True):
                 options["is_hidden_matrix"] = group.is_hidden_matrix
         arguments = {"lr": self.lr, **self.args}
-        if "fused" not in self.args and self._can_fuse(groups, device):
+        if "fused" not in self.args and self._can_fuse(groups):
             arguments["fused"] = True
         try:
             made = find_optimizer(self.name)(given, **arguments)
@@ -150,13 +150,14 @@ class OptimizerPlan:
         made.defaults.setdefault("lr", self.lr)
         return made
 
-    def _can_fuse(self, groups: Sequence[ParameterGroup], device: torch.device) -> bool:
+    def _can_fuse(self, groups: Sequence[ParameterGroup]) -> bool:
+        parameters = _list_parameters(groups)
         return (
             "fused" in inspect.signature(find_optimizer(self.name)).parameters
             and not ({"foreach", "capturable", "differentiable"} & set(self.args))
-            and device.type in ("cpu", "cuda", "xpu", "mps")
-            and all(parameter.is_floating_point() for parameter in _list_parameters(groups))
-            and (find_optimizer(self.name) in FUSED_ON_PARTS or not any(map(is_spread, _list_parameters(groups))))
+            and all(parameter.device.type in ("cpu", "cuda", "xpu", "mps") for parameter in parameters)
+            and all(parameter.is_floating_point() for parameter in parameters)
+            and (find_optimizer(self.name) in FUSED_ON_PARTS or not any(map(is_spread, parameters)))
         )
 
 

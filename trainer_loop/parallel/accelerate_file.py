@@ -19,7 +19,6 @@ FSDP_STRATEGIES: dict[str, dict[str, Any]] = {
 }
 # Variables that mean something without a counterpart here where they have this value.
 _WITHOUT_COUNTERPART = {
-    "FSDP_OFFLOAD_PARAMS": "true",
     "FSDP_ACTIVATION_CHECKPOINTING_OFFLOAD": "true",
     "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
 }
@@ -58,6 +57,8 @@ def translate_fsdp(environment: Mapping[str, str]) -> TranslatedFile | None:
     values = _find_strategy(environment)
     if (layers := environment.get("FSDP_TRANSFORMER_CLS_TO_WRAP")) and values["shard"] != "none":
         values["layers"] = [name.strip() for name in layers.split(",")]
+    if environment.get("FSDP_OFFLOAD_PARAMS") == "true" and values["shard"] != "none":
+        values["offload"] = "weights"
     told = " ".join(f"parallel.{key}={_spell(value)}" for key, value in values.items())
     lost = [f"{name}={value}" for name, value in _WITHOUT_COUNTERPART.items() if environment.get(name) == value]
     remedies = [

@@ -6,7 +6,7 @@ shapes alone measures them, see `runtime/outline.py`.
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, cast
 
@@ -52,6 +52,7 @@ class MemoryPlan:
     activations: int | None = 0
     exchange: int = 0  # gradients and buffers on their way, at the end of a backward pass
     update: int = 0  # made in the update
+    host: int = 0  # kept in host memory; all others are on the device
 
     @property
     def peak(self) -> int:
@@ -105,23 +106,45 @@ def plan_full(
     accumulates: bool,
     cast_to: torch.dtype | None,
     reduce_dtype: torch.dtype,
+    keeps_gradients: bool = False,
     activations: int | None = 0,
     update: int = 0,
 ) -> MemoryPlan:
     """Every process has a part of everything, and in a pass the weights of two layers and of the rest.
 
-    cast_to: type of the gathered weights; None: their own.
+    Args:
+        cast_to: type of the gathered weights; None: their own.
+        keeps_gradients: they are whole until the last microbatch of a step.
     """
     kept = _keep(held, num_parts)
+    earlier = count_bytes(_learning(held.weights), dtype=reduce_dtype) if keeps_gradients else kept["gradients"]
     layer = count_bytes(max(held.layers, key=count_bytes, default=()), num_parts, dtype=cast_to, padded=True)
     buffer = count_bytes(_largest(held), num_parts, dtype=reduce_dtype, padded=True)
     return MemoryPlan(
         **kept,
-        waiting=kept["gradients"] if accumulates else 0,
+        waiting=earlier if accumulates else 0,
         gathered=2 * layer + count_bytes(held.rest, num_parts, dtype=cast_to, padded=True),
         exchange=count_bytes(_learning(held.rest), dtype=cast_to) + buffer,
         activations=activations,
         update=update // num_parts,
+    )
+
+
+def offload(plan: MemoryPlan, *, keeps_gradients: bool) -> MemoryPlan:
+    """The same where host memory has what a process keeps.
+
+    keeps_gradients: they are whole, and on the device, until the last microbatch of a step.
+    """
+    kept = plan.weights + (plan.optimizer or 0) + plan.averages + plan.gradients + plan.update
+    return replace(
+        plan,
+        weights=0,
+        optimizer=None if plan.optimizer is None else 0,
+        averages=0,
+        gradients=0,
+        waiting=plan.waiting if keeps_gradients else 0,
+        update=0,
+        host=kept,
     )
 
 

@@ -79,8 +79,8 @@ class MemoryOnDemand(TorchDispatchMode):
         for leave in self._exits:
             leave()
 
-    def take_parts(self, model: nn.Module) -> dict[str, Tensor]:
-        """This process's part of each parameter by its name, tied ones once.
+    def take_parts(self, model: nn.Module, *, to: torch.device) -> dict[str, Tensor]:
+        """This process's part of each parameter by its name, on this device, tied ones once.
 
         Call it after the block. The parameters are on the meta device afterwards.
         """
@@ -95,7 +95,7 @@ class MemoryOnDemand(TorchDispatchMode):
         empty: dict[nn.Parameter, nn.Parameter] = {}
         for name, parameter in model.named_parameters():
             self.checksum = self._sample(parameter.data, self.checksum)
-            parts[name] = self._take_part(parameter.data)
+            parts[name] = self._take_part(parameter.data).to(to)
             empty[parameter] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
             weight = self._find(parameter)
             if weight in self._here:

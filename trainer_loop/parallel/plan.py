@@ -19,6 +19,8 @@ class ShardingPlan:
     replicate: int | str = 1
     layers: Sequence[str] = ()
     reduce_dtype: str = "fp32"
+    exchange: str = "microbatch"
+    offload: str = "none"
 
     @property
     def is_sharded(self) -> bool:
@@ -26,8 +28,18 @@ class ShardingPlan:
 
     @property
     def gathers_once(self) -> bool:
-        """Whether weights stay gathered, and gradients whole, for all microbatches of a step."""
+        """Whether weights stay gathered for all microbatches of a step."""
         return self.shard == "zero2"
+
+    @property
+    def reduces_once(self) -> bool:
+        """Whether gradients are added up over the processes once a step, and are whole until then."""
+        return self.exchange == "step"
+
+    @property
+    def offloads(self) -> bool:
+        """Whether weights, gradients and optimizer state wait in host memory."""
+        return self.offload == "weights"
 
     @property
     def num_replicas(self) -> int:
@@ -43,7 +55,7 @@ class ShardingPlan:
         """Return the plan. Raises UserError with all that is wrong with the section, or does not go with it.
 
         Args:
-            values: every key of the config.
+            values: every key of the config; train.precision is not auto.
             has_own_step: the loop is a subclass that changes the step itself.
         """
         if self.is_sharded and not hasattr(FSDPModule, "set_reduce_scatter_unused_params"):
@@ -67,12 +79,19 @@ class ShardingPlan:
                 "step of TrainingLoop; override loss_sum, or set parallel.shard=none"
             )
 
+        if self.gathers_once and self.exchange != "microbatch":
+            yield "parallel.exchange: step: zero2 adds gradients up once a step in any case; leave it out"
+        if self.offloads and values["train.precision"] == "fp16":
+            yield "parallel.offload: weights: not with train.precision=fp16; set train.precision=bf16 or no"
+
     def _find_idle(self) -> Iterator[str]:
         """Keys that say something about shards where there are none."""
         idle: dict[str, tuple[Any, Any]] = {
             "replicate": (self.replicate, 1),
             "layers": (list(self.layers), []),
             "reduce_dtype": (self.reduce_dtype, "fp32"),
+            "exchange": (self.exchange, "microbatch"),
+            "offload": (self.offload, "none"),
         }
         for key, (value, default) in idle.items():
             if value != default:

@@ -62,6 +62,7 @@ def make_accelerator(
     project_dir: str | None = None,
     timeout_minutes: float = 30.0,
     threads: int | str = "auto",
+    updates_on_host: bool = False,
 ) -> Accelerator:
     """Make the Accelerator of this process. It joins the process group if a launcher started several processes.
 
@@ -72,7 +73,8 @@ def make_accelerator(
         tf32: whether a GPU may use TF32 for fp32 matrix products.
         project_dir: directory of the trackers' files.
         timeout_minutes: how long a process waits for the others.
-        threads: of a CPU process, see `choose_threads`.
+        threads: of a process that computes on the CPU, see `choose_threads`.
+        updates_on_host: the CPU updates the weights, whatever the device is.
     """
     if AcceleratorState._shared_state.get("_mixed_precision", precision) != precision:
         AcceleratorState._reset_state()  # one precision for a Python process, but a notebook makes many loops
@@ -106,8 +108,8 @@ def make_accelerator(
         )
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-        if (count := choose_threads(threads)) is not None:
-            torch.set_num_threads(count)
+    if (accelerator.device.type == "cpu" or updates_on_host) and (count := choose_threads(threads)) is not None:
+        torch.set_num_threads(count)
     return accelerator
 
 

@@ -18,9 +18,10 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather, DefaultReduceScatter
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.optim import Optimizer
 
@@ -41,20 +42,25 @@ class ShardedModel:
     Args:
         model: after `fully_shard`.
         mesh: 2-dimensional: processes of one row hold the parts of one copy.
-        gathers_once: weights stay gathered, and gradients whole, from the first microbatch of a step to the last.
+        gathers_once: weights stay gathered from the first microbatch of a step to the last.
+        reduces_once: gradients are added up in the last microbatch of a step, and are whole until then.
+        offloads: what this process keeps lies in host memory.
         num_layers: modules that are gathered each for itself; the rest of the model is one more.
     """
 
     model: FSDPModule
     mesh: DeviceMesh
     gathers_once: bool
+    reduces_once: bool
+    offloads: bool
     num_layers: int
     used: set[str] = field(default_factory=set)  # names of parameters that got a gradient in this step, on this process
 
     def synchronising(self, is_last: bool) -> AbstractContextManager[None]:
         """Around one microbatch. All processes have equally many in a step, unless `gathers_once`."""
-        if self.gathers_once:
+        if self.reduces_once:
             self.model.set_requires_gradient_sync(is_last)
+        if self.gathers_once:
             self.model.set_reshard_after_backward(is_last)
         return nullcontext()
 
@@ -125,9 +131,9 @@ class ShardedModel:
 
     def add_up_norms(self, norms: Tensor) -> Tensor:
         """L2 norms of whole tensors `[P]`, from those of the parts of this process."""
-        squares = norms.double().square()
+        squares = norms.double().square().to(self.mesh.device_type)
         dist.all_reduce(squares, group=self.mesh.get_group(_PARTS))
-        return squares.sqrt().to(norms.dtype)
+        return squares.sqrt().to(norms)
 
     def prepare_for_training(self) -> None:
         """Let each module free its weights between its forward and its backward pass, where that is asked for."""
@@ -164,6 +170,8 @@ def shard_model(
     *,
     device: torch.device,
     gathers_once: bool,
+    reduces_once: bool = False,
+    offloads: bool = False,
     num_replicas: int = 1,
     layers: Sequence[str] | None = None,
     compute_dtype: torch.dtype | None = None,
@@ -174,7 +182,8 @@ def shard_model(
 
     Args:
         memory: what the model was made with, if it has none for its weights.
-        gathers_once: see `ShardedModel`.
+        gathers_once, reduces_once: see `ShardedModel`; the first brings the second.
+        offloads: what this process keeps lies in host memory; weights are on the device while they are gathered.
         num_replicas: groups of processes that hold a copy of the model each; must divide the number of processes.
         layers: names of the classes of modules that are gathered each for itself; None: those that the model names.
         compute_dtype: of gathered weights; None: their own.
@@ -185,7 +194,7 @@ def shard_model(
     _check_parameters(model)
     if not gathers_once:
         _refuse_batch_norm(model)
-    parts = None if memory is None else memory.take_parts(model)
+    parts = None if memory is None else memory.take_parts(model, to=torch.device("cpu") if offloads else device)
     for tensor in chain(model.buffers(), () if parts is not None else model.parameters()):
         dist.broadcast(tensor.detach(), src=0)
     mesh = init_device_mesh(
@@ -197,12 +206,12 @@ def shard_model(
     chosen = find_layers(model, layers)
     # Where there is one copy, a mesh of one dimension saves the second reduction.
     used = mesh if num_replicas > 1 else mesh[_PARTS]
-    for layer in chosen:
-        fully_shard(layer, mesh=used, mp_policy=policy)
-    fully_shard(model, mesh=used, mp_policy=policy)
+    place = CPUOffloadPolicy(pin_memory=device.type != "cpu") if offloads else OffloadPolicy()
+    for module in (*chosen, model):
+        fully_shard(module, mesh=used, mp_policy=policy, offload_policy=place)
     if parts is not None:
         _set_parts(model, parts)
-    sharded = ShardedModel(model, mesh, gathers_once, len(chosen))  # type: ignore[arg-type] # it is an FSDPModule now
+    sharded = ShardedModel(model, mesh, gathers_once, gathers_once or reduces_once, offloads, len(chosen))  # type: ignore[arg-type] # it is an FSDPModule now
     sharded.prepare_for_training()
     # A process whose rows do not use a parameter gives zeros, or the gradients of others would be taken for its own.
     sharded.model.set_reduce_scatter_unused_params(True)
@@ -212,7 +221,10 @@ def shard_model(
 def prepare(accelerator: Accelerator, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Any]:
     """The model and the optimizer as accelerate prepares them: for data parallelism, unless the model is sharded."""
     if isinstance(model, FSDPModule):
-        return accelerator.prepare_model(model, evaluation_mode=True), accelerator.prepare_optimizer(optimizer)
+        return (
+            accelerator.prepare_model(model, device_placement=False, evaluation_mode=True),
+            accelerator.prepare_optimizer(optimizer, device_placement=False),
+        )
     return accelerator.prepare(model, optimizer)  # type: ignore[no-any-return]
 
 
@@ -373,10 +385,9 @@ def as_part(whole: Whole, like: Tensor) -> Tensor:
 
 
 def _as_whole(part: Tensor, like: DTensor) -> DTensor:
-    """A tensor that is spread as `like` is, of which this process has this part."""
-    return DTensor.from_local(
-        part, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
-    )
+    """A tensor that is spread as `like` is, of which this process has this part, on any device."""
+    meta = TensorMeta(like.shape, like.stride(), part.dtype)
+    return DTensor(part, DTensorSpec(like.device_mesh, like.placements, meta), requires_grad=False)  # type: ignore[call-arg]
 
 
 @torch.no_grad()
@@ -429,5 +440,7 @@ def copy_whole(model: nn.Module, weights: Mapping[str, Tensor]) -> nn.Module:
 
 
 def gather_tensor(tensor: Tensor) -> Tensor:
-    """The whole of a tensor, on every process; all of them call this. A plain tensor is whole."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """The whole of a tensor, on the device of every process; all of them call this. A plain tensor is whole."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    return _as_whole(tensor.to_local().to(tensor.device_mesh.device_type), tensor).full_tensor()

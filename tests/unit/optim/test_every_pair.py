@@ -101,7 +101,7 @@ def test_a_run_is_that_of_the_libraries(name, schedule):
     def ours(groups):
         plan = OptimizerPlan(name, LR)
         assert plan.takes_hidden_matrices_apart == (name == "muon")
-        return plan.make(groups, torch.device("cpu"))
+        return plan.make(groups)
 
     def our_schedule(optimizer):
         return SchedulerPlan(schedule, WARMUP, NEEDED.get(schedule, {}), "-loss").make(optimizer, num_steps=STEPS)
@@ -131,8 +131,8 @@ def test_a_schedule_is_the_same_over_an_optimizer_that_notes_no_defaults(name, s
     model = tiny.make_bert()
     groups = make_groups(model, lr=LR, weight_decay=0.1)
     if name == "muon":
-        other = OptimizerPlan("muon", LR).make(groups, torch.device("cpu"))
+        other = OptimizerPlan("muon", LR).make(groups)
     else:
         other = WithoutDefaults([group.for_optimizer() for group in groups])
-    plain = OptimizerPlan("sgd", LR).make(groups, torch.device("cpu"))
+    plain = OptimizerPlan("sgd", LR).make(groups)
     assert read(other) == read(plain)

@@ -7,8 +7,9 @@ import tiny
 import torch
 
 from trainer_loop.memory_report import describe_memory
-from trainer_loop.parallel.memory_plan import Held, count_bytes, plan_full, plan_whole, plan_zero2
+from trainer_loop.parallel.memory_plan import Held, count_bytes, offload, plan_full, plan_whole, plan_zero2
 from trainer_loop.parallel.plan import ShardingPlan
+from trainer_loop.parallel.processes import make_accelerator
 from trainer_loop.runtime.outline import outline_model
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 
@@ -51,25 +52,54 @@ def test_full_has_the_weights_of_two_layers_and_the_rest():
     assert plan.waiting == plan.gradients == (40 + 20 + 20) * 4
 
 
+def test_full_may_keep_whole_gradients_until_the_end_of_a_step():
+    plan = plan_full(HELD, accumulates=True, cast_to=torch.bfloat16, keeps_gradients=True, **SHARDED)
+    assert plan.waiting == (80 + 40 + 30) * 4
+    assert plan.gradients == (40 + 20 + 20) * 4
+
+
+@pytest.mark.parametrize("keeps_gradients", [True, False])
+def test_what_is_kept_moves_to_host_memory(keeps_gradients: bool):
+    on_device = plan_full(HELD, accumulates=True, cast_to=None, keeps_gradients=keeps_gradients, update=80, **SHARDED)
+    plan = offload(on_device, keeps_gradients=keeps_gradients)
+    kept = on_device.weights + (on_device.optimizer or 0) + on_device.gradients
+    assert plan.host == kept + 40  # the update makes something there too
+    waiting = (80 + 40 + 30) * 4 if keeps_gradients else 0
+    assert plan.peak == waiting + on_device.gathered + 10_000
+
+
 # ------------------------------------------------------------------------------------------------------ in a dry run
 
 
-def describe(directory: Path, task: SequenceClassification, **options: str) -> list[str]:
-    model = tiny.make_bert()
+def describe(
+    directory: Path, task: SequenceClassification, *, precision: str = "no", hidden_size: int = 16
+) -> list[str]:
+    model = tiny.make_bert(hidden_size=hidden_size)
     outline = outline_model(model, torch.device("cpu"))
-    outline.optimizer = torch.optim.AdamW(outline.model.parameters(), **options)
-    loop = tiny.make_loop(directory, rows=tiny.make_rows(32), task=task, model=model, num_steps=1)
+    outline.optimizer = torch.optim.AdamW(outline.model.parameters())
+    accelerator = make_accelerator(precision=precision)
+    loop = tiny.make_loop(
+        directory, rows=tiny.make_rows(32), task=task, model=model, num_steps=1, accelerator=accelerator
+    )
     return describe_memory(loop, outline, ShardingPlan())
 
 
 def test_a_dry_run_shows_each_way_to_spread_the_model(tmp_path: Path):
-    title, header, *table = describe(tmp_path, SequenceClassification())
+    title, header, below, *table = describe(tmp_path, SequenceClassification())
     assert title == "memory of a process, with a microbatch of 8 rows, 192 tokens with padding:"
-    assert header.split("  ")[1] == "MB" and header.endswith("full, 8 processes")
+    assert header.split() == ["MB", "none", "zero2", "full", "full"]
+    assert below.split("  ")[-2:] == ["8 processes", "offload=weights"]
     assert [line.split("  ")[1] for line in table] == [
         *("weights", "optimizer state", "gradients", "gathered weights", "activations", "exchange buffers"),
-        "at once, at most",
+        *("at once, at most", "host memory"),
     ]
+
+
+def test_weights_that_are_gathered_in_bf16_are_kept_in_fp32(tmp_path: Path):
+    rows = describe(tmp_path, SequenceClassification(), precision="bf16", hidden_size=128)
+    kept = {line.split("  ")[1]: line.split()[-4:] for line in rows[3:]}
+    assert kept["weights"][1] == kept["weights"][2] != "0.00"
+    assert float(kept["gathered weights"][2]) < float(kept["gathered weights"][1])
 
 
 def test_what_cannot_run_without_numbers_is_unknown_with_the_reason(tmp_path: Path):
@@ -80,6 +110,6 @@ def test_what_cannot_run_without_numbers_is_unknown_with_the_reason(tmp_path: Pa
 
     lines = describe(tmp_path, Curious())
     (row,) = (line for line in lines if line.startswith("  activations"))
-    assert row.split()[1:] == ["unknown"] * 3
+    assert row.split()[1:] == ["unknown"] * 4
     (told,) = (line for line in lines if line.startswith("activations unknown"))
     assert "DataDependentOutputException" in told

@@ -36,10 +36,27 @@ def test_a_step_of_ones_own_is_refused():
 
 
 def test_keys_of_shards_are_refused_where_there_are_none():
-    told = find_problems("parallel={replicate: 2, layers: [BertLayer], reduce_dtype: bf16}")
-    assert [line.partition(":")[0] for line in told] == [
-        f"parallel.{key}" for key in ("replicate", "layers", "reduce_dtype")
-    ]
+    idle = {
+        "replicate": 2,
+        "layers": "[BertLayer]",
+        "reduce_dtype": "bf16",
+        "exchange": "step",
+        "offload": "weights",
+    }
+    told = find_problems(*(f"parallel.{key}={value}" for key, value in idle.items()))
+    assert [line.partition(":")[0] for line in told] == [f"parallel.{key}" for key in idle]
+
+
+def test_zero2_has_one_time_to_exchange_gradients():
+    assert find_problems("parallel={shard: full, exchange: step}") == []
+    (told,) = find_problems("parallel={shard: zero2, exchange: step}")
+    assert told.startswith("parallel.exchange: step: zero2 adds gradients up once a step in any case")
+
+
+def test_a_loss_scaler_does_not_go_with_weights_in_host_memory():
+    assert find_problems("parallel={shard: full, offload: weights}", "train.precision=bf16") == []
+    (told,) = find_problems("parallel={shard: full, offload: weights}", "train.precision=fp16")
+    assert told == "parallel.offload: weights: not with train.precision=fp16; set train.precision=bf16 or no"
 
 
 def test_copies_must_share_the_processes_evenly(monkeypatch: pytest.MonkeyPatch):
@@ -82,6 +99,7 @@ def test_a_loop_that_overrides_the_loss_alone_keeps_the_step():
             {"FSDP_TRANSFORMER_CLS_TO_WRAP": "T5Block, BertLayer"},
             {"shard": "full", "layers": ["T5Block", "BertLayer"]},
         ),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, {"shard": "full", "offload": "weights"}),
     ],
 )
 def test_an_fsdp_file_becomes_keys(given: dict[str, str], meant: dict[str, object]):
@@ -94,13 +112,17 @@ def test_an_fsdp_file_becomes_keys(given: dict[str, str], meant: dict[str, objec
 
 def test_what_has_no_counterpart_is_named():
     translated = translate_fsdp(
-        {"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "true", "FSDP_ACTIVATION_CHECKPOINTING": "true"}
+        {
+            "ACCELERATE_USE_FSDP": "true",
+            "FSDP_AUTO_WRAP_POLICY": "SIZE_BASED_WRAP",
+            "FSDP_ACTIVATION_CHECKPOINTING": "true",
+        }
     )
     assert translated is not None
     assert translated.notice == (
         "accelerate's FSDP file means parallel.shard=full; set "
         "model.gradient_checkpointing=true for FSDP_ACTIVATION_CHECKPOINTING=true; without counterpart: "
-        "FSDP_OFFLOAD_PARAMS=true"
+        "FSDP_AUTO_WRAP_POLICY=SIZE_BASED_WRAP"
     )
 
 
