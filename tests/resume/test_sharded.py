@@ -37,8 +37,8 @@ def test_a_run_goes_on_with_any_sharding(bench, tmp_path):
     run = bench.run(tmp_path / "run", *EXACT)
     record = {"RECORD": str(run.directory / "rows")}
     legs = [
-        ("step:4", 4, ("parallel.shard=full",)),
-        ("step:9", 2, ("parallel.shard=zero2",)),
+        ("step:4", 4, ("parallel={shard: full, exchange: step}",)),
+        ("step:9", 2, ("parallel={shard: zero2, offload: weights}",)),
         ("step:15", 1, ()),
     ]
     for start, (place, num_processes, options) in enumerate(legs, start=1):
