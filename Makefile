@@ -21,7 +21,7 @@ test: .venv/installed-dev
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # What takes minutes and is not part of `make test`: every adapter on every architecture, every optimizer with every
-# schedule, benchmarks on tiny sizes, kernels that are compiled on the spot.
+# schedule, every task on copies of a sharded model, benchmarks on tiny sizes, kernels that are compiled on the spot.
 test-slow: .venv/installed-dev .venv/installed-bench
 	$(BIN)/python -m pytest -m slow
 

@@ -1,6 +1,5 @@
 """The processes of the benchmark `sharding`."""
 
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pandas
 from torch import Tensor
 
+from benchmarks.measure import time_of
 from benchmarks.our_run import imdb_words
 from benchmarks.watch import Watch
 from trainer_loop import TrainingLoop
@@ -18,9 +18,10 @@ from trainer_loop.record.run_dir import RunDir
 
 
 def train(wanted: dict[str, Any]) -> dict[str, Any]:
-    """Train one epoch. All processes must call this; the result of process 0 counts."""
+    """Train one epoch, save, and load what was saved. All processes must call this; the result of process 0 counts."""
     shard = wanted.pop("shard")
-    watch, held, saves = Watch(), {}, []
+    watch, held = Watch(), {}
+    checkpoint: dict[str, float] = {}
     train_step, clip, save = TrainingLoop.train_step, TrainingLoop.clip_gradients, Checkpointer.save
     loops: list[TrainingLoop] = []
 
@@ -39,9 +40,13 @@ def train(wanted: dict[str, Any]) -> dict[str, Any]:
         return clip(loop, step)
 
     def timed(checkpointer: Checkpointer, state: Any) -> None:
-        began = time.perf_counter()
-        save(checkpointer, state)
-        saves.append(time.perf_counter() - began)
+        wait = checkpointer.accelerator.wait_for_everyone
+        wait()
+        saving = time_of(lambda: save(checkpointer, state))
+        wait()
+        if not checkpoint:  # the end of the run saves the same step, which is there already
+            loading = time_of(lambda: checkpointer.load("auto"))  # what the run goes on with
+            checkpoint.update(save_seconds=saving, load_seconds=loading)
 
     TrainingLoop.train_step, TrainingLoop.clip_gradients = watched, counted  # type: ignore[method-assign]
     Checkpointer.save = timed  # type: ignore[method-assign]
@@ -55,7 +60,7 @@ def train(wanted: dict[str, Any]) -> dict[str, Any]:
         **{name: getattr(watch, name) for name in names},
         **held,
         "parameters": sum(parameter.numel() for parameter in loops[0].bare_model.parameters()),
-        "save_seconds": saves[0],
+        **checkpoint,
         "loss": float(rows["validation/loss"].dropna().iloc[-1]),
     }
 

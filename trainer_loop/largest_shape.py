@@ -59,8 +59,8 @@ def _find_too_large(train: TrainLoader, accelerator: Accelerator, run_passes: Ru
     for rows in largest.microbatches:
         # The second pass of a step has the gradients of the first beside it.
         failed = _runs_out(train, rows, run_passes, times=2 if largest.accumulates else 1)
-        release_memory()
         if sum_on_hosts(accelerator, [failed])[0]:
+            release_memory()
             return rows
     return None
 

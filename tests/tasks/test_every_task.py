@@ -25,8 +25,12 @@ from trainer_loop.record.logs import Console
 from trainer_loop.tasks.find import list_tasks, load_task
 from trainer_loop.testing import assert_resumes_exactly
 
+# By the number of processes: layouts, and what the config says of them.
+LAYOUTS: dict[int, dict[str, list[str]]] = {
+    2: {"two": [], "zero2": ["parallel.shard=zero2"], "full": ["parallel.shard=full"]},
+    4: {"copies": ["parallel.shard=full", "parallel.replicate=2"]},
+}
 # A small model for each class of transformers that a task names.
-SHARDS = ("none", "zero2", "full")
 MODELS = {
     "AutoModelForSequenceClassification": ("bert", {"hidden_size": 16, "num_hidden_layers": 2}),
     "AutoModelForTokenClassification": ("bert", {"hidden_size": 16, "num_hidden_layers": 2}),
@@ -122,40 +126,38 @@ def test_an_update_does_not_depend_on_how_it_is_cut(name: str, tmp_path: Path):
             torch.testing.assert_close(other_weights[key], weight, rtol=1e-5, atol=1e-6)
 
 
-def test_two_processes_make_the_updates_of_one(tmp_path: Path):
+# make test has two copies of a sharded model in tests/distributed; with every task they take a minute of CPU time.
+@pytest.mark.parametrize("num_processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_several_processes_make_the_updates_of_one(num_processes: int, tmp_path: Path):
+    layouts = ["one", *LAYOUTS[num_processes]]
+    for name, layout in product(list_tasks(), layouts):
+        (tmp_path / layout / name).mkdir(parents=True)
+        make_config(tmp_path / layout / name, name)
     script = tmp_path / "train.py"
-    folders = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
-    script.write_text(
-        f"import sys; sys.path[:0] = {folders!r}\nimport test_every_task; test_every_task.train_all_of(sys.argv[1])\n"
-    )
-    for name in list_tasks():
-        for layout in ("one", *SHARDS):
-            (tmp_path / layout / name).mkdir(parents=True)
-            make_config(tmp_path / layout / name, name)
+    paths = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+    script.write_text(f"import sys; sys.path[:0] = {paths!r}\nimport test_every_task as own; own.train_layouts()\n")
     with (tmp_path / "output.txt").open("w") as output:
         processes = [
-            fork_server.start(
-                [str(script), str(tmp_path)], cwd=tmp_path, env=os.environ | rank, stdout=output, stderr=output
-            )
-            for rank in make_ranks(2)
+            fork_server.start([str(script)], cwd=tmp_path, env=os.environ | rank, stdout=output, stderr=output)
+            for rank in make_ranks(num_processes)
         ]
     train_all_in(tmp_path / "one")
-    assert [process.wait(timeout=300) for process in processes] == [0, 0], (tmp_path / "output.txt").read_text()
-    for name, layout in product(list_tasks(), SHARDS):
+    ends = [process.wait(timeout=300) for process in processes]
+    assert ends == [0] * num_processes, (tmp_path / "output.txt").read_text()
+    for name, layout in product(list_tasks(), layouts[1:]):
         runs = [tmp_path / number / name / "run" for number in ("one", layout)]
-        one, two = (load_file(run / "model" / "model.safetensors") for run in runs)
+        one, other = (load_file(run / "model" / "model.safetensors") for run in runs)
         for key, weight in one.items():
-            torch.testing.assert_close(two[key], weight, rtol=1e-5, atol=1e-6)
-        rows, others = map(read_metrics, runs)
-        for row, other in zip(rows, others, strict=True):
+            torch.testing.assert_close(other[key], weight, rtol=1e-5, atol=1e-6)
+        for row, other_row in zip(*map(read_metrics, runs), strict=True):
             figures = {key: value for key, value in row.items() if "loss" in key or "f1" in key or "accuracy" in key}
-            assert {key: other[key] for key in figures} == pytest.approx(figures, rel=1e-5)
+            assert {key: other_row[key] for key in figures} == pytest.approx(figures, rel=1e-5)
 
 
-def train_all_of(folder: str) -> None:
-    """Train every task in each sharding, on the rows and with the tokenizer in its folder."""
-    for shard in SHARDS:
-        train_all_in(Path(folder) / shard, f"parallel.shard={shard}")
+def train_layouts() -> None:
+    """Train every task in each layout of this group of processes, in folders of the current directory."""
+    for layout, overrides in LAYOUTS[int(os.environ["WORLD_SIZE"])].items():
+        train_all_in(Path(layout).resolve(), *overrides)
     torch.distributed.destroy_process_group()
 
 

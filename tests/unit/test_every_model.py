@@ -167,6 +167,10 @@ def test_a_head_that_reads_the_last_position_is_padded_on_the_left():
     assert (trial.side, trial.is_harmless) == ("left", True)
 
 
+def test_a_layer_whose_output_is_changed_in_place_takes_part():
+    assert not try_out(make_model("roc_bert")).idle
+
+
 @pytest.mark.parametrize("model_type", TYPES)
 def test_a_row_may_have_as_many_tokens_as_there_are_positions(model_type: str):
     zoo.skip_unless_small(model_type, CLASSIFIER)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from trainer_loop.data.columns import RESERVED, bind_columns
 from trainer_loop.data.loader import move_batch
@@ -179,23 +180,40 @@ def find_reach(model: nn.Module, batch: Mapping[str, Any]) -> Reach:
     batch: a few rows as input of the model.
     """
     linear = {name: module for name, module in model.named_modules() if isinstance(module, LINEAR_LAYERS)}
-    calls: dict[str, list[Any]] = {}
-    with _recording(model, calls), _answering(model), torch.enable_grad():
+    recorded: dict[str, list[Any]] = {}
+    with _recording(model, recorded), _answering(model), torch.enable_grad():
         answer = read_answer(model(**batch))
-    outputs = {name: [output for output in calls.get(name, ()) if _is_filled(output)] for name in linear}
-    outputs = {name: tensors for name, tensors in outputs.items() if tensors}
+    # Not earlier: a model may change an output in place.
+    calls = {name: [_Output.of(output) for output in recorded.pop(name)] for name in list(recorded)}
+    outputs = {name: [output for output in calls.get(name, ()) if output.is_filled] for name in linear}
+    outputs = {name: filled for name, filled in outputs.items() if filled}
     idle = {name for name, count in _flows(answer, outputs).items() if not count} | _find_detached(model, outputs)
     called = {without_numbers(name) for name in outputs}
     idle |= {name for name in linear if name not in outputs and without_numbers(name) not in called}
-    idle |= {name for name in linear if any(not isinstance(output, Tensor) for output in calls.get(name, ()))}
+    idle |= {name for name in linear if any(not output.is_tensor for output in calls.get(name, ()))}
     return Reach(tuple(calls), _find_unused(model, answer, calls), frozenset(idle))
 
 
-def _is_filled(output: Any) -> bool:
-    return isinstance(output, Tensor) and output.numel() > 0
+@dataclass(frozen=True)
+class _Output:
+    """An output of a module without its numbers, so that the backward pass can free them.
+
+    edge: where its gradient arrives in the graph; None if it needs none.
+    """
+
+    is_tensor: bool
+    is_filled: bool
+    edge: GradientEdge | None
+
+    @classmethod
+    def of(cls, output: Any) -> "_Output":
+        if not isinstance(output, Tensor):
+            return cls(is_tensor=False, is_filled=False, edge=None)
+        edge = get_gradient_edge(output) if output.requires_grad else None
+        return cls(is_tensor=True, is_filled=output.numel() > 0, edge=edge)
 
 
-def _find_unused(model: nn.Module, answer: Tensor, calls: Mapping[str, Sequence[Any]]) -> frozenset[str]:
+def _find_unused(model: nn.Module, answer: Tensor, calls: Mapping[str, Sequence[_Output]]) -> frozenset[str]:
     """Parameters outside the graph of the answer, as far as the graph shows.
 
     A function that computes its own gradients, such as a reversible layer, hides the parameters that it uses. So a
@@ -207,7 +225,7 @@ def _find_unused(model: nn.Module, answer: Tensor, calls: Mapping[str, Sequence[
     reached = {name for name, parameter in named.items() if id(parameter) in used or not parameter.requires_grad}
     siblings = {without_numbers(name) for name in reached}
     seen = {module for name in reached for module in modules_above(name)}
-    seen |= {name for name, outputs in calls.items() if any(_is_filled(out) and out.requires_grad for out in outputs)}
+    seen |= {name for name, outputs in calls.items() if any(out.is_filled and out.edge for out in outputs)}
     return frozenset(
         name
         for name in named.keys() - reached
@@ -273,23 +291,23 @@ def _recording(model: nn.Module, calls: dict[str, list[Any]]) -> Iterator[None]:
             handle.remove()
 
 
-def _find_detached(model: nn.Module, outputs: Mapping[str, Sequence[Tensor]]) -> set[str]:
+def _find_detached(model: nn.Module, outputs: Mapping[str, Sequence[_Output]]) -> set[str]:
     """Layers that run without gradients, such as one that only selects the keys of attention.
 
     None, if this is true for the whole body: a reversible model computes its own gradients.
     """
-    seen = {name for name, tensors in outputs.items() if any(tensor.requires_grad for tensor in tensors)}
+    seen = {name for name, of_one in outputs.items() if any(output.edge for output in of_one)}
     of_body = "" if model.base_model is model else f"{model.base_model_prefix}."
     return set(outputs) - seen if any(name.startswith(of_body) for name in seen) else set()
 
 
-def _flows(answer: Tensor, outputs: Mapping[str, Sequence[Tensor]]) -> dict[str, int]:
+def _flows(answer: Tensor, outputs: Mapping[str, Sequence[_Output]]) -> dict[str, int]:
     """For each name, the number of nonzero gradients that the answer sends back to the outputs."""
-    flat = [(name, tensor) for name, tensors in outputs.items() for tensor in tensors if tensor.requires_grad]
+    flat = [(name, output.edge) for name, of_one in outputs.items() for output in of_one if output.edge]
     # Different weights, because the sum of all logits may be constant.
     weights = torch.linspace(1, 7, math.prod(answer.shape), device=answer.device, dtype=answer.dtype).sin()
     gradients = torch.autograd.grad(
-        answer.flatten() @ weights, [tensor for _, tensor in flat], allow_unused=True, materialize_grads=False
+        answer.flatten() @ weights, [edge for _, edge in flat], allow_unused=True, materialize_grads=False
     )
     counts: dict[str, int] = {}  # excludes layers hidden from autograd, as in a reversible model
     for (name, _), gradient in zip(flat, gradients, strict=True):

@@ -2,13 +2,13 @@
 
 transformers and peft make, load, initialise and try a model as on one process, with the same operations and random
 numbers. Meanwhile a weight has memory for all of its numbers only from when an operation of torch uses them until
-others need the room. What was loaded is then read from its file again. Of what was made here each process keeps its
+the next one uses others. What was loaded is then read from its file again. Of what was made here each process keeps its
 part, and the processes send each other their parts.
 """
 
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from torch.nn.modules.module import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from trainer_loop.runtime.host import return_pages
 
 _ONE_AT_A_TIME = "HF_DEACTIVATE_ASYNC_LOAD"  # transformers' threads would cast all weights in advance
 _HALF = (torch.bfloat16, torch.float16)
@@ -58,8 +60,7 @@ class MemoryOnDemand(TorchDispatchMode):
         super().__init__()
         self._index, self._num_parts, self._send = index, num_parts, send
         self._weights: dict[int, _Weight] = {}  # by their storages
-        self._here: dict[_Weight, None] = {}  # those with memory, the one that was used last at the end
-        self._largest = 0  # bytes of a weight
+        self._here: set[_Weight] = set()  # those with memory
         self._exits: list[Callable[[], Any]] = []
         self.checksum = 0  # of the files whose parts were taken: all processes must have the same
 
@@ -88,9 +89,9 @@ class MemoryOnDemand(TorchDispatchMode):
             if (weight := self._find(buffer)) is not None:
                 if weight not in self._here:
                     self._fill(weight)
-                del self._here[weight], self._weights[buffer.untyped_storage()._cdata]
-        for weight in list(self._here):
-            self._free(weight)
+                self._here.remove(weight)
+                del self._weights[buffer.untyped_storage()._cdata]
+        self._make_room()
         parts = {}
         empty: dict[nn.Parameter, nn.Parameter] = {}
         for name, parameter in model.named_parameters():
@@ -133,11 +134,10 @@ class MemoryOnDemand(TorchDispatchMode):
             return
         storage = whole.untyped_storage()
         if storage.resizable() and storage.nbytes() == whole.nbytes:
-            self._make_room(whole.nbytes)
-            self._here[self._add(_Weight(whole))] = None
+            self._make_room()
+            self._here.add(self._add(_Weight(whole)))
 
     def _add(self, weight: _Weight) -> _Weight:
-        self._largest = max(self._largest, weight.whole.nbytes)
         self._weights[weight.whole.untyped_storage()._cdata] = weight
         return weight
 
@@ -185,34 +185,30 @@ class MemoryOnDemand(TorchDispatchMode):
                 needs[weight] = needs.get(weight, False) or not is_lost
         missing = {weight: counts for weight, counts in needs.items() if weight not in self._here}
         if missing:
-            self._make_room(sum(weight.whole.nbytes for weight in missing), keep=needs)
+            self._make_room(keep=needs)
         for weight, counts in missing.items():
             self._fill(weight, counts=counts)
-        for weight in needs:
-            self._here[weight] = self._here.pop(weight, None)
         for weight in written:
             weight.source = None
 
-    def _make_room(self, num_bytes: int, *, keep: dict[_Weight, bool] | None = None) -> None:
-        """Free weights until those that are here and so many bytes are no more than the largest one."""
-        held = sum(weight.whole.nbytes for weight in self._here)
-        for weight in list(self._here):
-            if held + num_bytes <= max(self._largest, num_bytes):
-                break
-            if not keep or weight not in keep:
-                held -= weight.whole.nbytes
-                self._free(weight)
+    def _make_room(self, *, keep: Collection[_Weight] = ()) -> None:
+        """Free the weights that are here, except those to keep."""
+        for weight in self._here.difference(keep):
+            self._free(weight)
 
     def _free(self, weight: _Weight) -> None:
         if weight.source is None:
+            for index, part in enumerate(self._cuts(weight.whole)):
+                if index != self._index and part.device.type == "cpu":  # or a copy would add to the whole
+                    return_pages(part.data_ptr(), part.nbytes)
             weight.part = self._cut(weight.whole).clone()
         weight.whole.untyped_storage().resize_(0)
-        del self._here[weight]
+        self._here.remove(weight)
 
     def _fill(self, weight: _Weight, *, counts: bool = True) -> None:
         """Give a weight its memory and, if they count, its numbers."""
         weight.whole.untyped_storage().resize_(weight.whole.nbytes)
-        self._here[weight] = None
+        self._here.add(weight)
         if not counts:
             weight.part = None
             return

@@ -1,6 +1,7 @@
 """Settings of the host: the rank, threads, and how torch gets memory and returns it."""
 
 import ctypes
+import mmap
 import os
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from trainer_loop.errors import UserError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt
 _LARGEST_MMAP_THRESHOLD = 32 * 2**20  # the largest that glibc accepts
-_SMALLEST_MMAP_THRESHOLD = 2**20  # bytes of a tensor
+_SMALLEST_MMAP_THRESHOLD = 2**17  # bytes of a tensor
 _NEVER = 2**31 - 1
 
 
@@ -52,8 +53,21 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Let the allocator return the memory of freed tensors of a megabyte or more to the kernel at once."""
+    """Let the allocator return the memory of freed tensors of 128 KB or more to the kernel at once."""
     _set_thresholds(_SMALLEST_MMAP_THRESHOLD, _SMALLEST_MMAP_THRESHOLD)
+
+
+def return_pages(address: int, num_bytes: int) -> None:
+    """Return the pages in a part of memory to the kernel, where it is Linux; their content is lost.
+
+    They must be the process's own. The address stays valid, and pages come back, as zeros, where it is used.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    begin = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = (address + num_bytes) // mmap.PAGESIZE * mmap.PAGESIZE - begin
+    if size > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
 
 
 def _set_thresholds(mmap: int, trim: int) -> None:

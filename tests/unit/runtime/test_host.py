@@ -1,12 +1,15 @@
+import mmap
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from trainer_loop import UserError
 from trainer_loop.runtime import host
-from trainer_loop.runtime.host import choose_threads, expand_home, expect_many_shapes, prepare_environment
+from trainer_loop.runtime.host import choose_threads, expand_home, expect_many_shapes, prepare_environment, return_pages
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +110,23 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     assert faults["keep"] <= 10
     if faults["as it is"] == 0:
         pytest.skip("this kernel does not count page faults")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only its kernel takes pages back at once")
+def test_pages_that_are_returned_take_no_memory_and_what_lies_beside_them_stays():
+    numbers = torch.ones(8 * 2**20)
+    before = read_own_memory()
+    return_pages(numbers[1:-1].data_ptr(), numbers[1:-1].nbytes)
+    assert before - read_own_memory() > 30 * 2**20
+    assert numbers[0] == numbers[-1] == 1
+    assert numbers.sum() <= 2 * mmap.PAGESIZE / numbers.itemsize
+    return_pages(numbers[1:].data_ptr(), 8)  # less than a page
+    assert numbers[-1] == 1
+
+
+def read_own_memory() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) * 1024
 
 
 @pytest.mark.parametrize("path", ["~nobody_of_this_name/a", "~nobody_of_this_name"])
