@@ -19,6 +19,7 @@ from trainer_loop.data.columns import RESERVED, Columns, bind_columns
 from trainer_loop.data.cut import Limits
 from trainer_loop.data.images import load_processor
 from trainer_loop.data.loader import move_batch
+from trainer_loop.data.messages import read_spelled
 from trainer_loop.data.tokens import encode_rows
 from trainer_loop.errors import Problems, UserError, in_one_line, refuse
 from trainer_loop.metrics.load import check_metrics, load_metrics
@@ -189,8 +190,8 @@ class Predictor:
         A text is cut at `max_length` tokens; a causal LM has nothing to say (None) of a text of one token.
 
         Args:
-            texts: The first column that the model reads. Words of a list are what stands between spaces, and texts of
-                a list what stands between bars, as in `milk | honey`.
+            texts: The first column that the model reads. Words are what stands between spaces, choices what stands
+                between bars, as in `milk | honey`, and messages a text of the user, or a list of them as JSON.
             pairs: The second column.
         """
         given = [texts] if pairs is None else [texts, pairs]
@@ -210,6 +211,11 @@ class Predictor:
                 rows[own] = [[part.strip() for part in text.split("|")] for text in rows[own]]
                 faults = [find_fault(value, kind, None) for value in rows[own]]
                 problems.lines += [f"{own} {fault}; separate them by |, as in a | b" for fault in faults if fault]
+            elif kind in ("conversation", "prompt", "answer"):
+                rows[own] = [
+                    problems.collect(f"{own}: ", read_spelled, text) if isinstance(text, str) else text
+                    for text in rows[own]
+                ]
         problems.refuse()
         return self.predict_rows(rows).rows
 

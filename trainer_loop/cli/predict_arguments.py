@@ -24,8 +24,9 @@ python -m trainer_loop.predict model=runs/imdb file=new_reviews.csv output=judge
   model=           a run directory, or the directory of a model that transformers can load
   text=            a text to predict; a model that tags words takes what stands between spaces
   text_pair=       its second text, where the model was trained on pairs
-  NAME=            a column by the task's name, such as question= and context=, or by its name in the training data; a
-                   list of texts stands between bars, as in choices="milk | honey"
+  NAME=            a column by the task's name, such as question= and context=, or by its name in the training data;
+                   words stand between spaces, choices between bars, as in choices="milk | honey"; messages are a
+                   text of the user, or a list as JSON: messages='[{"role": "user", "content": "Hi"}, ...]'
   file=            instead of text: rows to predict, as in data.train (.csv .tsv .json .jsonl .parquet .arrow .feather
                    .txt): a file, a glob, a list [a.csv,b.csv], a folder that save_to_disk wrote, or a query of a
                    database, "{sql: select text from reviews, connection: reviews.db}"; for a model of images also a

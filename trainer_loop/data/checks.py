@@ -1,5 +1,6 @@
 """Everything that can be wrong with rows that could be read, found in all splits at once and without a model."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -29,6 +30,7 @@ from trainer_loop.errors import UserError
 _SHOWN = 5  # rows named per problem
 _READ_ROWS = 1000  # at a time
 _FILL = "fill it in or remove the row, or set data.missing=drop"
+_VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|-?\d[\d.]*")  # in the text of a fault
 _NAMING_KINDS = ("classes", "integers", "texts", "true/false")
 
 
@@ -139,23 +141,40 @@ def _check_values_of(split: Split, columns: Columns, own: str) -> list[str]:
     name, column = columns.names[own], columns.declared[own]
     kind = columns.kind_of(own)
     other = None if column.per is None else columns.names.get(column.per)
-    rows = split.rows.select_columns([name] if other in (None, name) else [name, other])
+    rows = split.rows.select_columns([each for each in dict.fromkeys((name, other)) if each in split.rows.column_names])
     faults: dict[bool, dict[int, str]] = {True: {}, False: {}}  # of values that are missing, and of others
     for start in range(0, len(rows), _READ_ROWS):
         batch = rows.with_format(None)[start : start + _READ_ROWS]
-        beside = [None] * len(batch[name]) if other is None else batch.get(other, [None] * len(batch[name]))
+        beside = batch.get(other, [None] * len(batch[name]))
         for row, (value, per) in enumerate(zip(batch[name], beside, strict=True), start):
             fault = "is null" if value is None else find_fault(value, kind, per)
             if fault is not None:
                 faults[is_hole(value, kind)][row] = fault
-    problems = []
-    for are_holes, found in faults.items():
-        if found:
-            shown = enumerate_some([split.origins.place(row) for row in list(found)[:_SHOWN]], total=len(found))
-            where = f"{next(iter(found.values()))} in {plural(len(found), 'row')}: {shown}"
-            remedy = _FILL if are_holes else "correct or remove the row"
-            problems.append(f"data.{split.name}: column {name!r} {where}; {remedy}")
-    return problems
+    return [
+        f"data.{split.name}: column {name!r} {told}; {_FILL if are_holes else 'correct or remove the row'}"
+        for are_holes, found in faults.items()
+        for told in _tell_by_kind(found, split)
+    ]
+
+
+def _tell_by_kind(faults: Mapping[int, str], split: Split) -> list[str]:
+    """A text for all rows with faults that differ in values alone. faults: of the rows, by their numbers."""
+    kinds: dict[str, list[int]] = {}
+    for row, fault in faults.items():
+        kinds.setdefault(_VALUES.sub("", fault), []).append(row)
+    told = []
+    for rows in kinds.values():
+        same = [row for row in rows if faults[row] == faults[rows[0]]]
+        others = [row for row in rows if faults[row] != faults[rows[0]]]
+        more = f"; others of the kind in {_list_rows(others, split)}" if others else ""
+        told.append(f"{faults[rows[0]]} in {_list_rows(same, split)}{more}")
+    return told
+
+
+def _list_rows(rows: Sequence[int], split: Split) -> str:
+    """`3 rows: reviews.csv row 4, ...`."""
+    shown = [split.origins.place(row) for row in rows[:_SHOWN]]
+    return f"{plural(len(rows), 'row')}: {enumerate_some(shown, total=len(rows))}"
 
 
 def _check_texts(split: Split, column: str, *, may_be_empty: bool, is_optional: bool) -> list[str]:

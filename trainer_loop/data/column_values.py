@@ -193,7 +193,7 @@ def _find_fault_of_texts(value: Any, noun: str, *, at_least: int = 1) -> str | N
     if not isinstance(value, (list, tuple)):
         return f"holds no list of {noun}s but {shorten(value)}"
     if len(value) < at_least:
-        return f"has no {noun}s" if at_least == 1 else f"has {len(value)} {noun}s; it needs {at_least}"
+        return f"has no {noun}s" if at_least == 1 else f"has {len(value)} {noun}s where it needs {at_least}"
     wrong = next((text for text in value if not isinstance(text, str) or not text or text.isspace()), noun)
     if not isinstance(wrong, str):
         return f"holds {shorten(wrong)} among its {noun}s, which is no text"

@@ -1,14 +1,18 @@
 """Conversations: what is wrong with one, and the form that chat templates read."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from trainer_loop.data.values import is_encodable
 from trainer_loop.data.wording import enumerate_names, shorten
+from trainer_loop.errors import UserError
+from trainer_loop.runtime.plain_json import parse_json
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
+_SPELLED = re.compile(r"\s*\[\s*\{\s*\"")
 Message = dict[str, Any]
 # The columns of answers, and whose a text in one of them is: a conversation to predict may be a text of the user.
 _ANSWERS = {"chosen": "assistant", "rejected": "assistant", "chosen_messages": "user", "rejected_messages": "user"}
@@ -22,6 +26,24 @@ def read_messages(value: Any, *, role: str) -> list[Message]:
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     return [_without_nulls(message) for message in value]
+
+
+def read_spelled(text: str) -> str | list[Message]:
+    """A text of a user, or the messages of which it is the JSON.
+
+    Raises UserError where it begins as messages do and is none.
+
+    >>> read_spelled("[sic]"), read_spelled('[{"role": "user", "content": "Hi"}]')
+    ('[sic]', [{'role': 'user', 'content': 'Hi'}])
+    """
+    if not _SPELLED.match(text):
+        return text
+    try:
+        return list(parse_json(text))
+    except ValueError as error:
+        raise UserError(
+            f"it begins like a list of messages and is no JSON ({error}); names and texts stand in double quotes"
+        ) from error
 
 
 def read_tools(value: Any) -> list[dict[str, Any]] | None:
@@ -46,7 +68,7 @@ def find_fault_of_messages(value: Any, kind: Literal["conversation", "prompt", "
     if kind == "answer" and others:
         return f"has a message of the {others[0]}, which belongs to the prompt; name a column of answers alone"
     if kind != "prompt" and last != "assistant":
-        return f"ends in a message of the {last}; the last one must be of the assistant"
+        return f"ends in a message of the {last}, not of the assistant,"
     return None
 
 

@@ -24,7 +24,8 @@ class Preference(Chat):
     The model learns to find the chosen answer likelier than the rejected one, compared with the model before the first
     update (Rafailov et al. 2023, arXiv 2305.18290). In place of a prompt and its answers, a row may have two whole
     conversations, `chosen_messages` and `rejected_messages`. The reward of an answer is `beta` times the growth of its
-    log probability; the means of both rewards and of their margin are logged in training and in evaluation.
+    log probability; the means of both rewards and of their margin are logged in training and in evaluation. The tokens
+    of a row are those of both conversations.
 
     beta: how strongly the model is held to what it was; larger is stronger.
     loss_type: `sigmoid` (DPO), `hinge` (SLiC, arXiv 2305.10425), or `ipo` (arXiv 2310.12036), which compares means over

@@ -22,7 +22,8 @@ class RewardModel(Task):
     of the rejected one. The chat template writes the conversations; a longer one than `data.max_length` loses its
     beginning, as it does when it is scored alone. In place of a prompt and its answers, a row may have two whole
     conversations, `chosen_messages` and `rejected_messages`. `predict` scores one conversation, or a prompt with an
-    answer as `chosen`. The means of both rewards and of their margin are logged.
+    answer as `chosen`. The means of both rewards and of their margin are logged. The tokens of a row are those of both
+    conversations.
 
     center_rewards_coefficient: how strongly the sum of both rewards of a row is held near 0 (arXiv 2312.09244), such as
         0.01; 0: not at all, since the loss depends on their difference alone.

@@ -390,6 +390,26 @@ def test_words_and_their_labels_are_checked(words, tags, told):
     assert any(told in problem for problem in problems), problems
 
 
+@pytest.mark.parametrize("wrong", ["words", "tags"])
+def test_a_column_that_is_not_there_is_told_also_where_another_belongs_to_it(wrong: str):
+    columns = bind_columns(TokenClassification.columns, {wrong: "sentence"}, task="token_classification")
+    problems, _, _ = check(make_split("train", words=[["a"]], tags=[["O"]]), columns=columns)
+    assert problems == [f"data.columns.{wrong}=sentence: data.train has no such column; it has words, tags"]
+
+
+def test_rows_with_unlike_faults_are_told_apart():
+    columns = bind_columns(TokenClassification.columns, {}, task="token_classification")
+    words = [["a", "b"], ["c"], [], ["d", "e"], ["f", "g"], [""]]
+    tags = [[0], [0, 1], [], [0], [0, 0], [1]]
+    problems, _, _ = check(make_split("train", words=words, tags=tags), columns=columns)
+    assert problems == [
+        "data.train: column 'words' has no words in 1 row: train.csv row 3; correct or remove the row",
+        "data.train: column 'words' has an empty word in 1 row: train.csv row 6; correct or remove the row",
+        "data.train: column 'tags' has 1 labels for 2 words in 2 rows: train.csv row 1, train.csv row 4; others of the "
+        "kind in 1 row: train.csv row 2; correct or remove the row",
+    ]
+
+
 def test_labels_of_words_are_the_classes_and_strangers_have_their_row():
     columns = bind_columns(TokenClassification.columns, {}, task="token_classification")
     train = make_split("train", words=[["a", "b"], ["c"]], tags=[["O", "B-X"], ["O"]])

@@ -140,8 +140,9 @@ def test_a_file_of_such_columns_is_scored_by_predict(tmp_path: Path, monkeypatch
 def test_what_is_wrong_with_a_value_is_told_with_file_row_and_column(tmp_path: Path):
     write(tmp_path / "train.csv", [*ROWS, ("fine", [0, 2, 0]), ("good", [0, 0, "yes"])])
     assert refuse(tmp_path, "train.csv", LISTED, "data.validation=null", "evaluate.every=never") == [
-        "data.train: column 'toxic, obscene, threat' has '2' in 'obscene', which is none of 0, 1, true and false, in 2 "
-        f"rows: {tmp_path}/train.csv row 9, {tmp_path}/train.csv row 10; correct or remove the row"
+        "data.train: column 'toxic, obscene, threat' has '2' in 'obscene', which is none of 0, 1, true and false, in 1 "
+        f"row: {tmp_path}/train.csv row 9; others of the kind in 1 row: {tmp_path}/train.csv row 10; correct or remove "
+        "the row"
     ]
     write(tmp_path / "holes.csv", [*ROWS, ("fine", [0, "", 0])])
     for streaming in ("false", "true"):

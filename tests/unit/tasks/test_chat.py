@@ -337,7 +337,7 @@ def test_a_written_answer_ends_before_the_token_that_ends_it():
     [
         ("conversation", "Hello", "holds no list of messages"),
         ("conversation", [], "has no messages"),
-        ("conversation", SHORT[:1], "ends in a message of the user; the last one must be of the assistant"),
+        ("conversation", SHORT[:1], "ends in a message of the user, not of the assistant,"),
         ("conversation", [{"content": "a"}], "number 1 of 1, that has no role; it has content"),
         ("conversation", [{"from": "human", "value": "a"}], "that has no role; it has from, value"),
         ("conversation", [{"role": "bot", "content": "a"}], "has the role 'bot'; allowed: system, developer, user"),
@@ -431,6 +431,12 @@ def test_an_exported_model_answers_as_a_pipeline_does(tmp_path: Path):
     chat = pipeline("text-generation", model=str(model_dir))
     (written,) = chat([SHORT[:1]], max_new_tokens=6, do_sample=False)
     assert written[0]["generated_text"][-1]["content"].strip() == answer["text"]
+    going_on = [*SHORT, {"role": "user", "content": "Is it wide?"}]
+    (answer,) = predictor.predict([json.dumps(going_on)])
+    assert [answer] == predictor.predict_rows({"messages": [going_on]}).rows
+    with pytest.raises(UserError, match=r"^messages: it begins like a list of messages and is no JSON \(Expecting"):
+        predictor.predict(['[{"role": "user", "content": Hello}]'])
+    assert predictor.predict(["[INST] Is the bay wide?"])
 
 
 def test_a_run_without_a_template_is_refused_with_the_remedy(tmp_path: Path):

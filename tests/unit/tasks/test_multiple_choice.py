@@ -153,7 +153,7 @@ def test_a_model_with_a_head_of_classes_gets_one_for_choices(tmp_path: Path):
     [
         ({"answer": "2"}, "'answer' holds '2', which is none of the 2 choices"),
         ({"answer": "C"}, "'answer' holds 'C', which is none of the 2 choices"),
-        ({"choices": ["milk"]}, "'choices' has 1 choices; it needs 2"),
+        ({"choices": ["milk"]}, "'choices' has 1 choices where it needs 2"),
         ({"choices": ["milk", ""]}, "'choices' has an empty choice"),
         ({"choices": ["milk", None]}, "'choices' holds None among its choices"),
         ({"choices": {"text": ["milk", "honey"], "label": ["A"]}}, "'choices' has 2 texts and 1 labels"),
