@@ -101,9 +101,7 @@ class ShardedModel:
         They may fail at any point.
         """
         modules = list(self._modules())
-        for module in modules:
-            module.set_custom_all_gather(_NoAllGather())
-            module.set_custom_reduce_scatter(_NoReduceScatter())
+        self._exchange_by(_NoAllGather(), _NoReduceScatter())
         self.model.set_requires_all_reduce(False)
         try:
             yield
@@ -116,8 +114,7 @@ class ShardedModel:
                         parameter.unsharded_accumulated_grad = None
                         if hasattr(parameter, "_unsharded_param"):  # it was gathered once
                             parameter._unsharded_param.grad = None
-                module.set_custom_all_gather(DefaultAllGather())
-                module.set_custom_reduce_scatter(DefaultReduceScatter())
+            self.prepare_for_training()
             self.used.clear()
 
     @property
@@ -137,12 +134,45 @@ class ShardedModel:
 
     def prepare_for_training(self) -> None:
         """Let each module free its weights between its forward and its backward pass, where that is asked for."""
+        if self.mesh.device_type == "cpu":
+            self._exchange_by(_GlooAllGather(), _GlooReduceScatter())
+        else:
+            self._exchange_by(DefaultAllGather(), DefaultReduceScatter())
         for module in self._modules():
             module.set_reshard_after_forward(not self.gathers_once and module is not self.model, recurse=False)
+
+    def _exchange_by(self, all_gather: DefaultAllGather, reduce_scatter: DefaultReduceScatter) -> None:
+        for module in self._modules():
+            module.set_custom_all_gather(all_gather)
+            module.set_custom_reduce_scatter(reduce_scatter)
 
     def _modules(self) -> Iterator[Any]:
         assert isinstance(self.model, nn.Module)
         yield from (module for module in self.model.modules() if isinstance(module, FSDPModule))
+
+
+class _GlooAllGather(DefaultAllGather):
+    """Sends each part to where it belongs. torch has gloo gather into a copy, which costs more than the exchange."""
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
+    ) -> None:
+        parts = output_tensor.chunk(group.size())
+        if parts[group.rank()].data_ptr() != input_tensor.data_ptr():  # it lies in the output already
+            parts[group.rank()].copy_(input_tensor)
+        works = [dist.broadcast(part, group=group, group_src=index, async_op=True) for index, part in enumerate(parts)]
+        for work in works:
+            work.wait()
+
+
+class _GlooReduceScatter(DefaultReduceScatter):
+    """Adds up in place, and keeps the part of this process. torch has gloo add up a copy."""
+
+    def __call__(  # type: ignore[override] # there is nothing to wait for
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, op: Any, async_op: bool = False
+    ) -> None:
+        dist.all_reduce(input_tensor, op=op, group=group)
+        output_tensor.copy_(input_tensor.chunk(group.size())[group.rank()])
 
 
 class _NoAllGather(DefaultAllGather):
