@@ -17,6 +17,7 @@ from trainer_loop.components import full_name
 from trainer_loop.config.fields import Config, ParallelConfig
 from trainer_loop.config.load import public_values, values_of
 from trainer_loop.config.schema import KEYS
+from trainer_loop.config.values import parse_steps
 from trainer_loop.data.fingerprint import digest_joined
 from trainer_loop.data.loader import TrainLoader
 from trainer_loop.data.stream import StreamLoader
@@ -57,6 +58,7 @@ from trainer_loop.runtime.compiler import compile_layers, compile_model
 from trainer_loop.runtime.host import keep_freed_memory, return_freed_memory
 from trainer_loop.runtime.outline import Outline, outline_model
 from trainer_loop.runtime.preempt import Preemption
+from trainer_loop.runtime.profiler import StepProfiler
 from trainer_loop.runtime.quiet import quieten_libraries
 from trainer_loop.runtime.shares import take_share
 from trainer_loop.tasks.task import Task
@@ -110,6 +112,7 @@ def build(
     steps_per_epoch = train_loader.steps_per_epoch
     num_steps = config.train.steps or math.ceil(take_share(config.train.epochs or 0, steps_per_epoch or 0))
 
+    profiler = _make_profiler(config, accelerator, console, num_steps=num_steps)
     engine = _make_engine(
         config,
         plan,
@@ -119,6 +122,7 @@ def build(
         make_optimizer=optimizer,
         preemption=preemption or Preemption(),
     )
+    engine.profiler = profiler
     _warn_of_unheeded(config, console, given_model=model is not None, given_optimizer=optimizer is not None)
     run_facts |= _describe_what_learns(engine.bare_model, engine.groups)
     run_facts |= {} if optimizer is None else {"optimizer.name": full_name(type(engine.scheduler.optimizer))}
@@ -347,6 +351,25 @@ def _add_references(
     )
     train_loader.rows = splits["train"].rows
     return replace(plan, inputs=replace(plan.inputs, splits=splits))
+
+
+def _make_profiler(
+    config: Config, accelerator: Accelerator, console: Console, *, num_steps: int
+) -> StepProfiler | None:
+    """What traces the steps of `log.profile`."""
+    if config.log.profile is None:
+        return None
+    first, last = parse_steps(config.log.profile)
+    if last > num_steps:
+        raise UserError(f"log.profile: {config.log.profile} ends after the run, which has {num_steps:,} steps")
+    return StepProfiler(
+        first,
+        last,
+        folder=RunDir(config.run_dir).profile,
+        process_index=accelerator.process_index,
+        say=console.say,
+        warn=console.warn,
+    )
 
 
 def _make_evaluator(config: Config, plan: RunPlan, engine: Engine, console: Console) -> Evaluator:
