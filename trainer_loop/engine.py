@@ -44,7 +44,7 @@ class Engine:
     allow_unused: bool = False  # parameters may get no gradient; else that is an error before the first update
     preemption: Preemption = field(default_factory=Preemption)
     tries_largest: bool = True  # a sharded run tries its largest microbatches first; false: passes change a state
-    outline: Outline | None = None  # of a dry run: the model before it was prepared, without numbers
+    outline: Outline | None = None  # the model before it was prepared, without numbers, for who wants to know its needs
     profiler: StepProfiler | None = None  # of some steps
 
     def __post_init__(self) -> None:

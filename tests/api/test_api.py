@@ -28,9 +28,9 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 from wordpiece import make_wordpiece
 
-from trainer_loop import Column, Task, TrainingLoop, UserError, build, load_config
+from trainer_loop import Column, Task, TrainingLoop, UserError, assembly, build, load_config
 from trainer_loop.data.tokenizer import train_tokenizer
-from trainer_loop.record.logs import Console
+from trainer_loop.record.logs import Console, read_metrics
 from trainer_loop.record.state import TrainState
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 from trainer_loop.testing import assert_resumes_exactly
@@ -711,6 +711,46 @@ def test_names_of_logged_metrics_may_depend_on_the_model(settings, tmp_path, mon
         assert set(norms) == (names if row["step"] % 2 else set())
         if norms:
             assert math.hypot(*norms.values()) == pytest.approx(row["grad_norm"], rel=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------ use of the device
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_device_of_a_known_rate_gets_its_share_and_no_other_weights(settings, streaming, monkeypatch, tmp_path):
+    write_csv(tmp_path / "train.csv", make_reviews(24))
+    words = [*settings, f"data.train={tmp_path / 'train.csv'}", "data.label_names=[negative, positive]", "log.every=1"]
+    words.append(f"data.streaming={streaming}")
+    plain = build(load_config(None, words))
+    plain.fit()
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert all("tokens_per_second_per_device" in row and row["peak_memory_bytes"] > 1e6 for row in rows[:3])
+    assert not any("mfu" in row or "flops_per_token" in row for row in rows)
+    monkeypatch.setattr(assembly, "_find_peak_rate", lambda *_, **__: 1e12)
+    tiny.forget_accelerator()
+    loop = build(load_config(None, [*words, f"run_dir={tmp_path / 'known'}"]))
+    assert loop.engine.outline is None
+    loop.fit()
+    assert all(torch.equal(weight, weights_of(plain)[name]) for name, weight in weights_of(loop).items())
+    *rows, totals = read_metrics(tmp_path / "known" / "metrics.jsonl")
+    flops = totals["flops_per_token"]
+    width, inner, labels = 16, 32, 2
+
+    def count(tokens: int) -> float:  # of a row of so many tokens, a token
+        of_layer = 4 * width**2 + 2 * width * inner + 2 * tokens * width
+        return 6 * (of_layer + (width**2 + width * labels) / tokens)
+
+    assert any(flops == pytest.approx(count(tokens), rel=1e-6) for tokens in range(1, 33))
+    for row in rows:
+        assert row["mfu"] == pytest.approx(row["tokens_per_second_per_device"] * flops / 1e12)
+
+
+def test_a_task_whose_passes_change_it_is_not_counted(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(assembly, "_find_peak_rate", lambda *_, **__: 1e12)
+    monkeypatch.setattr(Regression, "keeps_state", True)
+    config = load_config(None, ["train={steps: 2, precision: no}", f"run_dir={tmp_path / 'run'}"])
+    build(config, task=Regression(), model=Linear(), rows={"train": Points(8)})
+    assert "model FLOPs unknown: a pass may change what the task or the loop keeps" in capfd.readouterr().out
 
 
 # --------------------------------------------------------------------------------------------------------- trackers
