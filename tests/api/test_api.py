@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -768,6 +769,8 @@ class _Config:
 class _Run:
     def log(self, values, step):
         _tell("log", {"step": step, **values})
+    def save(self, file, base_path, policy):
+        _tell("save", [file, policy])
     def finish(self):
         _tell("finish", None)
 
@@ -837,12 +840,28 @@ def test_a_secret_reaches_its_tracker_and_is_written_to_no_file(settings, wandb,
 
 def test_trackers_receive_project_run_and_every_row(settings, wandb, tmp_path):
     words = ["log={every: 1, trackers: [wandb], project: spoons, tracker_args: {wandb: {tags: [baseline]}}}"]
+    words += ["checkpoint.every=1", "scheduler={name: constant, warmup: 0}"]
     loop = build(load_config(None, [*settings, *words]), rows={"train": make_rows(24)})
     loop.fit()
     loop.accelerator.end_training()
     told = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text().splitlines()]
-    assert told[0] == ["init", {"project": "spoons", "name": "run", "tags": ["baseline"]}]
+    run = json.loads((tmp_path / "run" / "environment.json").read_text())["run"]
+    begun = {"project": "spoons", "name": "run", "id": run, "resume": "allow", "tags": ["baseline"]}
+    assert told[0] == ["init", begun]
     assert [what["step"] for kind, what in told if kind == "log"] == [1, 2, 3, 3]
+    # What was done after the checkpoint is done again, by the same run, and not sent again.
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000003")
+    shutil.rmtree(tmp_path / "run" / "model")
+    (tmp_path / "run" / "report.html").write_text("<html>")
+    (tmp_path / "told.jsonl").unlink()
+    tiny.forget_accelerator()
+    loop = build(load_config(None, [*settings, *words, "train.epochs=2"]), rows={"train": make_rows(24)})
+    loop.fit()
+    loop.accelerator.end_training()
+    told = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text().splitlines()]
+    assert told[0] == ["init", begun]
+    assert [what["step"] for kind, what in told if kind == "log"] == [4, 5, 6, 6]
+    assert [what for kind, what in told if kind == "save"] == [[str(tmp_path / "run" / "report.html"), "now"]]
     with pytest.raises(UserError, match=r"log\.tracker_args\.wandb: it is not among log\.trackers"):
         build(load_config(None, [*settings, "log.tracker_args={wandb: {}}"]), rows={"train": make_rows(24)})
 

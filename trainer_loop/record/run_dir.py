@@ -57,6 +57,7 @@ class RunDir:
         self.model = self.root / "model"
         self.predictions = self.root / "predictions"
         self.profile = self.root / "profile"
+        self.report = self.root / "report.html"
 
     def exists(self) -> bool:
         """Whether the run directory exists."""
