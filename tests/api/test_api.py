@@ -767,6 +767,7 @@ class _Config:
         _tell("config", values)
 
 class _Run:
+    offline = False
     def log(self, values, step):
         _tell("log", {"step": step, **values})
     def save(self, file, base_path, policy):
@@ -838,7 +839,9 @@ def test_a_secret_reaches_its_tracker_and_is_written_to_no_file(settings, wandb,
     assert "api_key: ${oc.env:WANDB_API_KEY}" in (tmp_path / "run" / "config.yaml").read_text()
 
 
-def test_trackers_receive_project_run_and_every_row(settings, wandb, tmp_path):
+@pytest.mark.parametrize("offline", [True, False])
+def test_trackers_receive_project_run_and_every_row(settings, wandb, offline, monkeypatch, tmp_path):
+    monkeypatch.setattr(wandb._Run, "offline", offline)
     words = ["log={every: 1, trackers: [wandb], project: spoons, tracker_args: {wandb: {tags: [baseline]}}}"]
     words += ["checkpoint.every=1", "scheduler={name: constant, warmup: 0}"]
     loop = build(load_config(None, [*settings, *words]), rows={"train": make_rows(24)})
@@ -849,7 +852,7 @@ def test_trackers_receive_project_run_and_every_row(settings, wandb, tmp_path):
     begun = {"project": "spoons", "name": "run", "id": run, "resume": "allow", "tags": ["baseline"]}
     assert told[0] == ["init", begun]
     assert [what["step"] for kind, what in told if kind == "log"] == [1, 2, 3, 3]
-    # What was done after the checkpoint is done again, by the same run, and not sent again.
+    # What was done after the checkpoint is done again, by the same run. Online, W&B itself leaves out what it has.
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000003")
     shutil.rmtree(tmp_path / "run" / "model")
     (tmp_path / "run" / "report.html").write_text("<html>")
@@ -860,7 +863,7 @@ def test_trackers_receive_project_run_and_every_row(settings, wandb, tmp_path):
     loop.accelerator.end_training()
     told = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text().splitlines()]
     assert told[0] == ["init", begun]
-    assert [what["step"] for kind, what in told if kind == "log"] == [4, 5, 6, 6]
+    assert [what["step"] for kind, what in told if kind == "log"] == [*([] if offline else [3]), 4, 5, 6, 6]
     assert [what for kind, what in told if kind == "save"] == [[str(tmp_path / "run" / "report.html"), "now"]]
     with pytest.raises(UserError, match=r"log\.tracker_args\.wandb: it is not among log\.trackers"):
         build(load_config(None, [*settings, "log.tracker_args={wandb: {}}"]), rows={"train": make_rows(24)})

@@ -113,16 +113,23 @@ def start_trackers(
     asked = list(accelerator.log_with)
     for tracker in [*asked, *dict.fromkeys(own)]:
         name = tracker.name if isinstance(tracker, GeneralTracker) else str(tracker)
-        guard = TrackerGuard(name, warn, logged=logged, files=run.files)
-        if guard.attempt(_start, accelerator, tracker, run, dict(arguments.get(name, {}))):
+        guard = TrackerGuard(name, warn, files=run.files)
+        if guard.attempt(_start, guard, accelerator, tracker, run, dict(arguments.get(name, {})), logged):
             guard.guarded = accelerator.trackers[0]
             started.append(guard)
     accelerator.log_with, accelerator.trackers = asked, started
 
 
-def _start(accelerator: Accelerator, tracker: Any, run: TrackedRun, arguments: dict[str, Any]) -> None:
+def _start(
+    guard: "TrackerGuard",
+    accelerator: Accelerator,
+    tracker: Any,
+    run: TrackedRun,
+    arguments: dict[str, Any],
+    logged: "LoggedRows",
+) -> None:
     """Start one tracker; it is then the only one that the accelerator has."""
-    name = str(tracker)
+    name, found = guard.name, {}
     if isinstance(tracker, str) and is_own(tracker):
         given = {"run_name": run.project, "logging_dir": accelerator.logging_dir, "run_id": run.identity}
         maker = _find_own(tracker)
@@ -132,45 +139,49 @@ def _start(accelerator: Accelerator, tracker: Any, run: TrackedRun, arguments: d
         if not isinstance(tracker, GeneralTracker):
             raise TypeError(f"it returned {tracker!r}; a tracker derives from accelerate.tracking.GeneralTracker")
     elif not isinstance(tracker, GeneralTracker):
-        arguments = _identify(name, run) | arguments
+        found = _find_in_mlflow(run.identity) if name == "mlflow" and run.is_resumed else {}
+        arguments = _name_run(name, run) | found | arguments
     accelerator.log_with, accelerator.trackers = [tracker], []
     # MLflow refuses other parameters for a run that goes on, and TensorBoard would show a run of their own for them.
-    is_stored = run.is_resumed and (name == "tensorboard" or "run_id" in arguments)
+    is_stored = bool(found) or (name == "tensorboard" and run.is_resumed)
     accelerator.init_trackers(
         run.project, config=None if is_stored else dict(run.config), init_kwargs={name: arguments}
     )
+    (tracker,) = accelerator.trackers
     if name == "mlflow":
         import mlflow
 
         mlflow.set_tag(_TAG, run.identity)
+    # Online, W&B leaves out the steps that it has, and gets those that were lost on the way. Others begin a new run.
+    has_rows = getattr(tracker.tracker, "offline", True) if name == "wandb" else name in ("tensorboard", "trackio")
+    if has_rows or found or is_own(name):
+        guard.logged = logged
 
 
-def _identify(name: str, run: TrackedRun) -> dict[str, Any]:
-    """Arguments by which a tracker that accelerate knows calls a run, and finds it again."""
+def _name_run(name: str, run: TrackedRun) -> dict[str, Any]:
+    """Arguments by which a tracker that accelerate knows calls a run, and some find it again."""
     match name:
         case "wandb":
             return {"name": run.name, "id": run.identity, "resume": "allow"}
         case "trackio":  # it finds runs by their names alone
             return {"name": f"{run.name}-{run.identity[:8]}", "resume": "allow"}
+        case "tensorboard":  # what another run left in the directory is not shown
+            return {} if run.is_resumed else {"purge_step": 0}
         case "mlflow":
-            return {"run_name": run.name} | (_find_in_mlflow(run.identity) if run.is_resumed else {})
-        case "tensorboard" if not run.is_resumed:
-            return {"purge_step": 0}  # what another run left in this directory is not shown
+            return {"run_name": run.name}
+        case "clearml":
+            return {"task_name": run.name}
         case "swanlab":
             return {"experiment_name": run.name}
     return {}
 
 
-def _find_in_mlflow(identity: str) -> dict[str, str]:
+def _find_in_mlflow(identity: str) -> dict[str, Any]:
     import mlflow
 
-    found = mlflow.search_runs(
-        filter_string=f"tags.`{_TAG}` = '{identity}'",
-        search_all_experiments=True,
-        max_results=1,
-        output_format="list",
-    )
-    return {"run_id": found[0].info.run_id} if found else {}
+    wanted = f"tags.`{_TAG}` = '{identity}'"
+    runs = mlflow.search_runs(filter_string=wanted, search_all_experiments=True, max_results=1, output_format="list")
+    return {"run_id": runs[0].info.run_id} if runs else {}
 
 
 class LoggedRows:
@@ -198,9 +209,10 @@ def _has_values(row: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
 
 def _is_same(written: Any, value: Any) -> bool:
     """written: as metrics.jsonl has it, where null stands for what is not finite."""
-    if written is None or not isinstance(value, (int, float)):
-        return written is None and isinstance(value, float) and not math.isfinite(value)
-    return math.isclose(written, value, rel_tol=_SAME)
+    if written is None:
+        return isinstance(value, float) and not math.isfinite(value)
+    are_numbers = isinstance(written, (int, float)) and isinstance(value, (int, float))
+    return are_numbers and math.isclose(written, value, rel_tol=_SAME)
 
 
 def _upload(tracker: GeneralTracker, file: Path) -> None:
@@ -223,16 +235,20 @@ class TrackerGuard:
 
     name: str
     warn: Callable[[str], None]
-    logged: LoggedRows
     files: Sequence[Path] = ()
     guarded: Any = None
+    logged: LoggedRows | None = None  # what it has, where it would show it twice
     _has_warned = False
     _failures = 0  # in a row
 
     def log(self, values: Mapping[str, Any], step: int | None = None, **options: Any) -> None:
         """Log values, unless the tracker has them, or failed too often in a row."""
-        if self._failures < _FAILURES and not self.logged.have(values, step):
-            self.attempt(self.guarded.log, values, step=step, **options)
+        if self._failures < _FAILURES:
+            self.attempt(self._send, values, step, **options)
+
+    def _send(self, values: Mapping[str, Any], step: int | None, **options: Any) -> None:
+        if self.logged is None or not self.logged.have(values, step):
+            self.guarded.log(values, step=step, **options)
 
     def finish(self) -> None:
         """Upload the files that are there, and close the tracker."""

@@ -214,6 +214,7 @@ def test_arguments_of_a_tracker_that_is_not_named_are_a_problem(lab):
         ({"loss": math.nan}, 20, False),
         ({"validation/loss": math.nan}, 20, True),
         ({"validation/loss": 1.0}, 20, False),
+        ({"validation/samples": 1.0}, 20, False),
         ({"loss": 0.5}, 10, False),
     ],
 )
