@@ -7,6 +7,7 @@ its trackers, and what it does again is not sent again.
 
 import inspect
 import math
+import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -159,8 +160,13 @@ def _start(
 
 
 def _name_run(name: str, run: TrackedRun) -> dict[str, Any]:
-    """Arguments by which a tracker that accelerate knows calls a run, and some find it again."""
+    """Arguments by which a tracker that accelerate knows calls a run, and some find it again.
+
+    A name or an identity from the environment stays: agents of sweeps set one.
+    """
     match name:
+        case "wandb" if "WANDB_RUN_ID" in os.environ:
+            return {"name": run.name}
         case "wandb":
             return {"name": run.name, "id": run.identity, "resume": "allow"}
         case "trackio":  # it finds runs by their names alone
@@ -169,7 +175,7 @@ def _name_run(name: str, run: TrackedRun) -> dict[str, Any]:
             return {} if run.is_resumed else {"purge_step": 0}
         case "mlflow":
             return {"run_name": run.name}
-        case "clearml":
+        case "clearml" if "CLEARML_TASK" not in os.environ:
             return {"task_name": run.name}
         case "swanlab":
             return {"experiment_name": run.name}

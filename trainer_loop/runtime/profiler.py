@@ -39,6 +39,7 @@ class StepProfiler:
 
     def begin_step(self, step: int) -> None:
         """Call it at the beginning of each step."""
+        self.end_step(step - 1)  # of a loop of one's own that does not say so
         if not self.first <= step <= self.last:
             return
         if self._profile is None:

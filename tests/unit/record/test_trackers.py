@@ -9,7 +9,7 @@ import pytest
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
-from trainer_loop.record.trackers import LoggedRows, TrackedRun, check_trackers, start_trackers
+from trainer_loop.record.trackers import LoggedRows, TrackedRun, _name_run, check_trackers, start_trackers
 
 LINES = {"tracker_lab.Lines": {"file": "lines.jsonl"}}
 RUN = TrackedRun("p", "imdb", "0123456789abcdef", config={"lr": 1.0})
@@ -240,3 +240,11 @@ def test_a_resumed_run_sends_what_is_new_and_uploads_its_files(lab):
     accelerator.end_training()
     told = [["config", {"lr": 1.0}], ["log", {"loss": 4.0}, 4], ["file", "<html>"], ["finish"]]
     assert read_lines(lab / "lines.jsonl")[1:] == told
+
+
+def test_names_from_the_environment_stay(monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "of-a-sweep")
+    monkeypatch.setenv("CLEARML_TASK", "mine")
+    assert (_name_run("wandb", RUN), _name_run("clearml", RUN)) == ({"name": "imdb"}, {})
+    monkeypatch.delenv("WANDB_RUN_ID")
+    assert _name_run("wandb", RUN) == {"name": "imdb", "id": RUN.identity, "resume": "allow"}

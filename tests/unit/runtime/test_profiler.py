@@ -55,6 +55,15 @@ def test_a_run_that_goes_on_among_its_steps_traces_those_that_it_makes(tmp_path)
     assert [span for span in read_spans(tmp_path / "profile") if span.startswith("step")] == ["step 3", "step 4"]
 
 
+def test_a_loop_that_does_not_say_when_a_step_ends_has_a_trace(tmp_path):
+    said: list[str] = []
+    profiler = make_profiler(tmp_path, 2, 3, said)
+    for step in range(1, 6):
+        profiler.begin_step(step)
+    assert [span for span in read_spans(tmp_path) if span.startswith("step")] == ["step 2", "step 3"]
+    assert len(said) == 1
+
+
 def test_a_disk_that_refuses_costs_a_warning(tmp_path):
     (tmp_path / "profile").write_text("in the way")
     said: list[str] = []
