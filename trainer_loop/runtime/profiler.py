@@ -43,7 +43,7 @@ class StepProfiler:
         if not self.first <= step <= self.last:
             return
         if self._profile is None:
-            self._profile = profile(record_shapes=True, profile_memory=True)
+            self._profile = profile(record_shapes=True)
             self._profile.start()
             # torch crashes where a process ends with a profiler that was not stopped.
             self._stop = weakref.finalize(self, self._profile.stop)
