@@ -21,8 +21,9 @@ test: .venv/installed-dev
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # What takes minutes and is not part of `make test`: every adapter on every architecture, every optimizer with every
-# schedule, every task on copies of a sharded model, benchmarks on tiny sizes, kernels that are compiled on the spot.
-test-slow: .venv/installed-dev .venv/installed-bench
+# schedule, every task on copies of a sharded model, benchmarks on tiny sizes, kernels that are compiled on the spot, the
+# stores of trackers.
+test-slow: .venv/installed-dev .venv/installed-bench .venv/installed-trackers
 	$(BIN)/python -m pytest -m slow
 
 # 300 random kills, half an hour; not part of `make test`. make soak SOAK="--kills 50 --seed 7"
@@ -79,6 +80,11 @@ clean:
 .venv/installed-dev: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
+	touch .venv/installed $@
+
+.venv/installed-trackers: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[trackers]'
 	touch .venv/installed $@
 
 .venv/installed-bench: pyproject.toml

@@ -17,6 +17,7 @@ from trainer_loop.components import full_name
 from trainer_loop.config.fields import Config, ParallelConfig
 from trainer_loop.config.load import public_values, values_of
 from trainer_loop.config.schema import KEYS
+from trainer_loop.config.values import parse_steps
 from trainer_loop.data.fingerprint import digest_joined
 from trainer_loop.data.loader import TrainLoader
 from trainer_loop.data.stream import StreamLoader
@@ -27,6 +28,7 @@ from trainer_loop.errors import UserError, in_one_line, under
 from trainer_loop.evaluation import Evaluator
 from trainer_loop.loaders import ConfiguredData, make_evaluation_loader, make_train_loader
 from trainer_loop.loop import TrainingLoop
+from trainer_loop.memory_report import count_flops_per_token
 from trainer_loop.metrics.load import load_metrics
 from trainer_loop.models.assemble import assemble_model, make_plain_model
 from trainer_loop.models.config import drops_layers
@@ -56,7 +58,9 @@ from trainer_loop.references import add_references
 from trainer_loop.runtime.compiler import compile_layers, compile_model
 from trainer_loop.runtime.host import keep_freed_memory, return_freed_memory
 from trainer_loop.runtime.outline import Outline, outline_model
+from trainer_loop.runtime.peak_rates import find_peak_rate
 from trainer_loop.runtime.preempt import Preemption
+from trainer_loop.runtime.profiler import StepProfiler
 from trainer_loop.runtime.quiet import quieten_libraries
 from trainer_loop.runtime.shares import take_share
 from trainer_loop.tasks.task import Task
@@ -111,6 +115,7 @@ def build(
     steps_per_epoch = train_loader.steps_per_epoch
     num_steps = config.train.steps or math.ceil(take_share(config.train.epochs or 0, steps_per_epoch or 0))
 
+    profiler = _make_profiler(config, accelerator, console, num_steps=num_steps)
     engine = _make_engine(
         config,
         plan,
@@ -120,6 +125,7 @@ def build(
         make_optimizer=optimizer,
         preemption=preemption or Preemption(),
     )
+    engine.profiler = profiler
     _warn_of_unheeded(config, console, given_model=model is not None, given_optimizer=optimizer is not None)
     run_facts |= _describe_what_learns(engine.bare_model, engine.groups)
     run_facts |= {} if optimizer is None else {"optimizer.name": full_name(type(engine.scheduler.optimizer))}
@@ -128,7 +134,7 @@ def build(
     if plan.task.refers:
         plan = _add_references(config, plan, evaluator, console, train_loader)
     data = ConfiguredData(config, plan, accelerator, console, train_loader)
-    return plan.loop_class(
+    loop: TrainingLoop = plan.loop_class(
         task=plan.task,
         engine=engine,
         data=data,
@@ -155,6 +161,9 @@ def build(
         ),
         **config.loop.args,
     )
+    if not config.dry_run:
+        _log_mfu(loop, tf32=config.train.tf32)
+    return loop
 
 
 def _take_over_accelerate_file(config: Config, console: Console) -> Config:
@@ -194,7 +203,11 @@ def _make_engine(
             return groups, make_optimizer(learner)
         return groups, plan.optimizer.make(groups)
 
-    outline = _outline(config, model, accelerator, let_learn, console) if config.dry_run else None
+    outline = None
+    if config.dry_run:
+        outline = _outline(config, model, accelerator, console, let_learn)
+    elif _find_peak_rate(accelerator, model, tf32=config.train.tf32) is not None:
+        outline = _outline(config, model, accelerator, console)
     sharded = _shard_model(plan, model, accelerator, console, memory)
     if memory is not None and accelerator.device.type == "cpu":
         keep_freed_memory()
@@ -262,20 +275,45 @@ def _outline(
     config: Config,
     model: nn.Module,
     accelerator: Accelerator,
-    let_learn: Callable[[nn.Module], tuple[list[ParameterGroup], Optimizer]],
     console: Console,
+    let_learn: Callable[[nn.Module], tuple[list[ParameterGroup], Optimizer]] | None = None,
 ) -> Outline | None:
-    """The model, its optimizer and the averages without numbers, for the memory plan of a dry run."""
+    """The model without numbers, and for the memory plan of a dry run, which has `let_learn`, what learns with it."""
     try:
         outline = outline_model(model, accelerator.device)
-        _, outline.optimizer = let_learn(outline.model)
-        averages = _make_averaged_weights(config, outline.model, outline.optimizer)
-        outline.averages = list(averages.state_dict().values()) if isinstance(averages, Ema) else []
+        if let_learn is not None:
+            _, outline.optimizer = let_learn(outline.model)
+            averages = _make_averaged_weights(config, outline.model, outline.optimizer)
+            outline.averages = list(averages.state_dict().values()) if isinstance(averages, Ema) else []
         outline.model = accelerator.prepare_model(outline.model, device_placement=False, evaluation_mode=True)
+        accelerator._models.pop()  # it is not the one that is trained
     except Exception as error:  # noqa: BLE001 # of a model that cannot be copied, or of an optimizer that wants numbers
-        console.warn(f"memory of a step unknown: {type(error).__name__}: {in_one_line(error, at_most=120)}")
+        unknown = "model FLOPs" if let_learn is None else "memory of a step"
+        console.warn(f"{unknown} unknown: {type(error).__name__}: {in_one_line(error, at_most=120)}")
         return None
     return outline
+
+
+def _find_peak_rate(accelerator: Accelerator, model: nn.Module, *, tf32: bool) -> float | None:
+    """Operations that the device can do in a second in the type that the model computes in; None: not known."""
+    if accelerator.device.type != "cuda":
+        return None
+    dtype = _COMPUTE_TYPES[accelerator.mixed_precision]
+    if dtype == torch.float32:
+        dtype = next((weight.dtype for weight in model.parameters()), dtype)
+    return find_peak_rate(torch.cuda.get_device_name(accelerator.device), dtype, tf32=tf32)
+
+
+def _log_mfu(loop: TrainingLoop, *, tf32: bool) -> None:
+    """Let a run log `mfu` whose device has a known rate: the loop has an outline then, and needs it no more."""
+    outline, loop.engine.outline = loop.engine.outline, None
+    if outline is None:
+        return
+    flops_per_token, told = count_flops_per_token(loop, outline)
+    loop.console.say(told)
+    peak_rate = _find_peak_rate(loop.accelerator, outline.model, tf32=tf32)
+    if flops_per_token is not None and peak_rate is not None:
+        loop.record.log_mfu(flops_per_token, peak_rate=peak_rate)
 
 
 def _choose_memory(plan: RunPlan, accelerator: Accelerator, console: Console) -> MemoryOnDemand | None:
@@ -352,6 +390,25 @@ def _add_references(
     )
     train_loader.rows = splits["train"].rows
     return replace(plan, inputs=replace(plan.inputs, splits=splits))
+
+
+def _make_profiler(
+    config: Config, accelerator: Accelerator, console: Console, *, num_steps: int
+) -> StepProfiler | None:
+    """What traces the steps of `log.profile`."""
+    if config.log.profile is None:
+        return None
+    first, last = parse_steps(config.log.profile)
+    if last > num_steps:
+        raise UserError(f"log.profile: {config.log.profile} ends after the run, which has {num_steps:,} steps")
+    return StepProfiler(
+        first,
+        last,
+        folder=RunDir(config.run_dir).profile,
+        process_index=accelerator.process_index,
+        say=console.say,
+        warn=console.warn,
+    )
 
 
 def _make_evaluator(config: Config, plan: RunPlan, engine: Engine, console: Console) -> Evaluator:

@@ -10,11 +10,12 @@ from trainer_loop.data.loader import StepLoader, TrainLoader
 from trainer_loop.data.mixed_stream import MixedStream
 from trainer_loop.data.stream import StreamLoader
 from trainer_loop.loop import TrainingLoop
-from trainer_loop.memory_report import describe_memory
+from trainer_loop.memory_report import count_flops_per_token, describe_memory
 from trainer_loop.models.loading import count_weights
 from trainer_loop.optim.groups import describe_groups
 from trainer_loop.optim.schedules import SchedulerPlan
 from trainer_loop.parallel.plan import ShardingPlan
+from trainer_loop.runtime.outline import Outline
 
 _PUSHES = {"end": "the end", "checkpoint": "each checkpoint and at the end", "never": "your command"}
 _STEPS_LOOKED_AT = 200  # of an epoch, to tell how it is cut
@@ -46,8 +47,14 @@ def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
         *([f"hub: {config.hub.push}, at {_PUSHES[config.hub.every]}"] if config.hub.push is not None else []),
         *(f"{name}: {told}" for name, told in fingerprint_own_code(config).items()),
         *(_describe_optimizer(config, loop) if config.dry_run else []),
-        *([] if outline is None else describe_memory(loop, outline, ShardingPlan(**vars(config.parallel)))),
+        *([] if outline is None else _describe_needs(config, loop, outline)),
     ]
+
+
+def _describe_needs(config: Config, loop: TrainingLoop, outline: Outline) -> list[str]:
+    """What the run asks of a device."""
+    _, flops = count_flops_per_token(loop, outline)
+    return [*describe_memory(loop, outline, ShardingPlan(**vars(config.parallel))), flops]
 
 
 def _describe_sharding(loop: TrainingLoop) -> list[str]:

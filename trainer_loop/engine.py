@@ -24,6 +24,7 @@ from trainer_loop.record.checkpoint import AveragedWeights
 from trainer_loop.runtime.memory import is_out_of_memory, release_memory
 from trainer_loop.runtime.outline import Outline
 from trainer_loop.runtime.preempt import Preemption
+from trainer_loop.runtime.profiler import StepProfiler
 from trainer_loop.runtime.randomness import keeping_random_state, seed_everything
 from trainer_loop.selection import find_metric
 
@@ -43,7 +44,8 @@ class Engine:
     allow_unused: bool = False  # parameters may get no gradient; else that is an error before the first update
     preemption: Preemption = field(default_factory=Preemption)
     tries_largest: bool = True  # a sharded run tries its largest microbatches first; false: passes change a state
-    outline: Outline | None = None  # of a dry run: the model before it was prepared, without numbers
+    outline: Outline | None = None  # the model before it was prepared, without numbers, for who wants to know its needs
+    profiler: StepProfiler | None = None  # of some steps
 
     def __post_init__(self) -> None:
         # accelerate's wrapper looks for a package on the disk at every step, and is needed for the loss scaler alone.
@@ -98,6 +100,8 @@ class Engine:
         Whether any process was asked to stop travels along, and, where all must run the model equally often, how many
         microbatches each has: dummies fill up to the largest number.
         """
+        if self.profiler is not None:
+            self.profiler.begin_step(step_batch.step + 1)
         microbatches = step_batch.microbatches
         mine = sum(microbatch.num_targets for microbatch in microbatches)
         passes = [0.0] * self.accelerator.num_processes
@@ -308,6 +312,8 @@ class Engine:
             self.schedule_step += 1
             if not follows_metric(self.scheduler):
                 self.scheduler.step()
+        if self.profiler is not None:
+            self.profiler.end_step(step_batch.step + 1)
         return StepReport(
             step=step_batch.step + 1,
             loss_sum=loss_sum,

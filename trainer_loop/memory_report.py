@@ -1,4 +1,4 @@
-"""The memory of a step, for each way to spread the model over the processes: a table for a person."""
+"""What a step asks of a device, found in shapes alone: a table of its memory for a person, and its computations."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -11,12 +11,14 @@ from torch import Tensor
 
 from trainer_loop.data.largest import find_largest
 from trainer_loop.data.loader import Microbatch, StepLoader, TrainLoader
+from trainer_loop.data.typical import take_typical
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.parallel.memory_plan import Held, MemoryPlan, offload, plan_full, plan_whole, plan_zero2
 from trainer_loop.parallel.plan import ShardingPlan
 from trainer_loop.parallel.sharding import check_optimizer_class, find_layers
-from trainer_loop.runtime.outline import Outline, measure_pass, measure_update, name_device
+from trainer_loop.runtime.outline import Outline, count_flops, measure_pass, measure_update, name_device
+from trainer_loop.runtime.randomness import keeping_random_state
 from trainer_loop.tasks.task import Batch
 
 _PROCESSES = 8  # of the columns with shards, where there is one
@@ -49,6 +51,26 @@ def describe_memory(loop: TrainingLoop, outline: Outline, sharding: ShardingPlan
         *rehearsal.notes,
         *_compare_with_device(plans, loop.accelerator.device),
     ]
+
+
+def count_flops_per_token(loop: TrainingLoop, outline: Outline) -> tuple[float | None, str]:
+    """Floating-point operations of the model a token, forward and backward, and a line about it for a person.
+
+    The backward pass counts twice the forward pass. Padding, and what is computed again to save memory, do not count.
+    None: not known.
+    """
+    if not loop.engine.tries_largest:
+        return None, "model FLOPs unknown: a pass may change what the task or the loop keeps"
+    if not all(weight.is_floating_point() for weight in outline.model.parameters()):
+        return None, "model FLOPs unknown: nothing counts those of quantized weights"
+    with keeping_random_state():
+        microbatch, num_tokens = take_typical(loop.data.train)
+        rehearsal = _Rehearsal(loop, outline, [microbatch.to(name_device(loop.accelerator.device)).batch])
+        forward = rehearsal.count_flops()
+    if forward is None:
+        return None, rehearsal.notes[0]
+    per_token = 3 * forward / num_tokens
+    return per_token, f"model FLOPs: {per_token:.4g} a token, forward and backward"
 
 
 def _find_largest(loader: StepLoader) -> tuple[list[Microbatch], bool]:
@@ -94,6 +116,15 @@ class _Rehearsal:
             return measure_pass(self.outline, partial(self._loss_of, batch), has_gradients=has_gradients)
 
         return self._try("activations", run)
+
+    def count_flops(self) -> int | None:
+        """Floating-point operations of the forward pass of all batches."""
+
+        def run() -> int:
+            with self.loop.task.logging_to(None):
+                return sum(count_flops(self.outline, partial(self._loss_of, batch)) for batch in self.batches)
+
+        return self._try("model FLOPs", run)
 
     def _loss_of(self, batch: Batch) -> Tensor:
         loop, before = self.loop, (self.loop.model, self.loop.bare_model)

@@ -21,21 +21,26 @@ from trainer_loop.record.checkpoint import AveragedWeights
 from trainer_loop.record.export import ExportRecord, copy_weights, export_model, write_files
 from trainer_loop.record.hub_access import push_command
 from trainer_loop.record.hub_push import Pushed, gather_run, push_files
-from trainer_loop.record.logs import Console
+from trainer_loop.record.logs import Console, read_metrics
 from trainer_loop.record.predictions import Scores, write_predictions
 from trainer_loop.record.publisher import Publisher
-from trainer_loop.record.run_dir import RunDir, describe_environment, describe_refusal, write_json, write_text
+from trainer_loop.record.run_dir import (
+    RunDir,
+    describe_environment,
+    describe_refusal,
+    read_identity,
+    write_json,
+    write_text,
+)
 from trainer_loop.record.run_output import RunOutput
 from trainer_loop.record.state import TrainState
-from trainer_loop.record.trackers import is_own, start_trackers
+from trainer_loop.record.trackers import TrackedRun, is_own, start_trackers
 from trainer_loop.runtime.preempt import Preemption
 
 # Keys that may change on resume but not on a run that is complete, where they would have no effect; see `run`.
 _LENGTH = ("train.epochs", "train.steps")
 _TUNED = [name for name, key in KEYS.items() if key.on_resume == "planned anew" and name not in _LENGTH]
 _SCRATCH = ".push"  # in the run directory, for pushes during training
-# The argument by which a tracker calls a run.
-_NAME_OF_RUN = {"wandb": "name", "trackio": "name", "mlflow": "run_name", "swanlab": "experiment_name"}
 
 
 @dataclass(eq=False, repr=False)
@@ -67,11 +72,12 @@ class ConfiguredOutput(RunOutput):
             )
 
     def begin_run(self, run: str) -> None:
+        is_resumed = read_identity(self.run_dir) == run
         if self.accelerator.is_main_process:
             self._write_description(run)
             self.console.keep_in(self.run_dir.log)
-        if self.config.log.trackers:
-            self._start_trackers()
+            if self.config.log.trackers:
+                self._start_trackers(run, is_resumed=is_resumed)
 
     def _write_description(self, run: str) -> None:
         self.run_dir.make()
@@ -89,19 +95,30 @@ class ConfiguredOutput(RunOutput):
         except OSError as error:
             raise UserError(f"run_dir: {describe_refusal(error, path)}") from error
 
-    def _start_trackers(self) -> None:
+    def _start_trackers(self, run: str, *, is_resumed: bool) -> None:
         log = self.config.log
-        arguments = {tracker: dict(log.tracker_args.get(tracker) or {}) for tracker in log.trackers}
-        for tracker in _NAME_OF_RUN.keys() & arguments.keys():
-            arguments[tracker].setdefault(_NAME_OF_RUN[tracker], self.run_dir.root.name)
+        tracked = TrackedRun(
+            project=log.project,
+            name=self.run_dir.root.name,
+            identity=run,
+            config=flatten(self.config),
+            is_resumed=is_resumed,
+            logged=self._read_logged() if is_resumed else (),
+            files=[self.run_dir.report],
+        )
         start_trackers(
             self.accelerator,
+            tracked,
             own=[name for name in log.trackers if is_own(name)],
-            project=log.project,
-            config=flatten(self.config),
-            arguments=arguments,
+            arguments={tracker: log.tracker_args.get(tracker) or {} for tracker in log.trackers},
             warn=self.console.warn,
         )
+
+    def _read_logged(self) -> list[dict[str, Any]]:
+        try:
+            return read_metrics(self.run_dir.metrics)
+        except OSError:  # whoever writes it will tell
+            return []
 
     def write_predictions(self, name: str, scores: Scores) -> None:
         if self.accelerator.is_main_process:

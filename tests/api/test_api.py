@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -28,9 +29,9 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 from wordpiece import make_wordpiece
 
-from trainer_loop import Column, Task, TrainingLoop, UserError, build, load_config
+from trainer_loop import Column, Task, TrainingLoop, UserError, assembly, build, load_config
 from trainer_loop.data.tokenizer import train_tokenizer
-from trainer_loop.record.logs import Console
+from trainer_loop.record.logs import Console, read_metrics
 from trainer_loop.record.state import TrainState
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 from trainer_loop.testing import assert_resumes_exactly
@@ -713,6 +714,46 @@ def test_names_of_logged_metrics_may_depend_on_the_model(settings, tmp_path, mon
             assert math.hypot(*norms.values()) == pytest.approx(row["grad_norm"], rel=1e-5)
 
 
+# ------------------------------------------------------------------------------------------------ use of the device
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_device_of_a_known_rate_gets_its_share_and_no_other_weights(settings, streaming, monkeypatch, tmp_path):
+    write_csv(tmp_path / "train.csv", make_reviews(24))
+    words = [*settings, f"data.train={tmp_path / 'train.csv'}", "data.label_names=[negative, positive]", "log.every=1"]
+    words.append(f"data.streaming={streaming}")
+    plain = build(load_config(None, words))
+    plain.fit()
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert all("tokens_per_second_per_device" in row and row["peak_memory_bytes"] > 1e6 for row in rows[:3])
+    assert not any("mfu" in row or "flops_per_token" in row for row in rows)
+    monkeypatch.setattr(assembly, "_find_peak_rate", lambda *_, **__: 1e12)
+    tiny.forget_accelerator()
+    loop = build(load_config(None, [*words, f"run_dir={tmp_path / 'known'}"]))
+    assert loop.engine.outline is None
+    loop.fit()
+    assert all(torch.equal(weight, weights_of(plain)[name]) for name, weight in weights_of(loop).items())
+    *rows, totals = read_metrics(tmp_path / "known" / "metrics.jsonl")
+    flops = totals["flops_per_token"]
+    width, inner, labels = 16, 32, 2
+
+    def count(tokens: int) -> float:  # of a row of so many tokens, a token
+        of_layer = 4 * width**2 + 2 * width * inner + 2 * tokens * width
+        return 6 * (of_layer + (width**2 + width * labels) / tokens)
+
+    assert any(flops == pytest.approx(count(tokens), rel=1e-6) for tokens in range(1, 33))
+    for row in rows:
+        assert row["mfu"] == pytest.approx(row["tokens_per_second_per_device"] * flops / 1e12)
+
+
+def test_a_task_whose_passes_change_it_is_not_counted(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(assembly, "_find_peak_rate", lambda *_, **__: 1e12)
+    monkeypatch.setattr(Regression, "keeps_state", True)
+    config = load_config(None, ["train={steps: 2, precision: no}", f"run_dir={tmp_path / 'run'}"])
+    build(config, task=Regression(), model=Linear(), rows={"train": Points(8)})
+    assert "model FLOPs unknown: a pass may change what the task or the loop keeps" in capfd.readouterr().out
+
+
 # --------------------------------------------------------------------------------------------------------- trackers
 
 _WANDB = """
@@ -726,8 +767,11 @@ class _Config:
         _tell("config", values)
 
 class _Run:
+    offline = False
     def log(self, values, step):
         _tell("log", {"step": step, **values})
+    def save(self, file, base_path, policy):
+        _tell("save", [file, policy])
     def finish(self):
         _tell("finish", None)
 
@@ -795,14 +839,32 @@ def test_a_secret_reaches_its_tracker_and_is_written_to_no_file(settings, wandb,
     assert "api_key: ${oc.env:WANDB_API_KEY}" in (tmp_path / "run" / "config.yaml").read_text()
 
 
-def test_trackers_receive_project_run_and_every_row(settings, wandb, tmp_path):
+@pytest.mark.parametrize("offline", [True, False])
+def test_trackers_receive_project_run_and_every_row(settings, wandb, offline, monkeypatch, tmp_path):
+    monkeypatch.setattr(wandb._Run, "offline", offline)
     words = ["log={every: 1, trackers: [wandb], project: spoons, tracker_args: {wandb: {tags: [baseline]}}}"]
+    words += ["checkpoint.every=1", "scheduler={name: constant, warmup: 0}"]
     loop = build(load_config(None, [*settings, *words]), rows={"train": make_rows(24)})
     loop.fit()
     loop.accelerator.end_training()
     told = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text().splitlines()]
-    assert told[0] == ["init", {"project": "spoons", "name": "run", "tags": ["baseline"]}]
+    run = json.loads((tmp_path / "run" / "environment.json").read_text())["run"]
+    begun = {"project": "spoons", "name": "run", "id": run, "resume": "allow", "tags": ["baseline"]}
+    assert told[0] == ["init", begun]
     assert [what["step"] for kind, what in told if kind == "log"] == [1, 2, 3, 3]
+    # What was done after the checkpoint is done again, by the same run. Online, W&B itself leaves out what it has.
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000003")
+    shutil.rmtree(tmp_path / "run" / "model")
+    (tmp_path / "run" / "report.html").write_text("<html>")
+    (tmp_path / "told.jsonl").unlink()
+    tiny.forget_accelerator()
+    loop = build(load_config(None, [*settings, *words, "train.epochs=2"]), rows={"train": make_rows(24)})
+    loop.fit()
+    loop.accelerator.end_training()
+    told = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text().splitlines()]
+    assert told[0] == ["init", begun]
+    assert [what["step"] for kind, what in told if kind == "log"] == [*([] if offline else [3]), 4, 5, 6, 6]
+    assert [what for kind, what in told if kind == "save"] == [[str(tmp_path / "run" / "report.html"), "now"]]
     with pytest.raises(UserError, match=r"log\.tracker_args\.wandb: it is not among log\.trackers"):
         build(load_config(None, [*settings, "log.tracker_args={wandb: {}}"]), rows={"train": make_rows(24)})
 

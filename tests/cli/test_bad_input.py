@@ -195,6 +195,7 @@ def test_a_hub_that_cannot_be_reached_is_told_at_once_with_the_offline_way(comma
         (["train={patience: 1, patience_metric: f1}"], ["train.patience_metric: f1 is not reported"]),
         (["train={patience: 1, patience_metric: loss}"], ["train.patience_metric", "smaller is better: write -loss"]),
         (["log.trackers=[no_tracker]"], ["log.trackers", "no_tracker"]),
+        (["log.profile=2-99"], ["log.profile: 2-99 ends after the run, which has "]),
         (["train.precision=fp16"], ["fp16 needs a GPU"]),
         (["batch.accumulate=2"], ["batch.accumulate"]),
         (["--lr", "3"], ["optimizer.lr=3"]),

@@ -98,6 +98,7 @@ VALUES: dict[str, list[Any]] = {
     "scheduler.metric": ["", "accuracy", "-loss"],
     "resume": ["auto", "never", "nowhere"],
     "resume_anyway": ["[]", "[batch.size]", "[nothing]"],
+    "log.profile": ["", "1-2", "2-99", "3-1"],
     "log.trackers": ["[]", "[tensorboard]", "[nothing]"],
     "log.project": ["trainer_loop"],
     "log.tracker_args": ["{}", "{wandb: {}}"],

@@ -43,6 +43,9 @@ def test_the_metric_log_is_read_by_pandas_and_its_last_row_holds_the_totals(comm
     training = log[log["loss"].notna()]
     assert training["step"].tolist() == [3, 4, 6, 8]
     assert training[sorted(TRAINING_COLUMNS)].notna().all(axis=None)
+    assert training["tokens_per_second_per_device"].equals(training["tokens_per_second"])
+    assert (training["peak_memory_bytes"] > 1e6).all()
+    assert "mfu" not in log
     assert training["padding"].between(0, 1).all()
     assert training["data_wait"].between(0, 1).all()
     evaluated = log[log["validation/loss"].notna()]

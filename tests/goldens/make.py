@@ -22,7 +22,6 @@ ROOT = TESTS.parent
 GOLDENS = Path(__file__).with_name("goldens.json")
 sys.path[:0] = [str(TESTS), str(ROOT)]
 
-CLOCKS = ("rows_per_second", "tokens_per_second", "data_wait", "train_seconds", "peak_memory_bytes")
 SHORT = (
     "train={epochs: null, steps: 6, precision: no, threads: 1}",
     "data.limit={train: 60, validation: 20}",
@@ -224,11 +223,13 @@ def describe(run_dir: Path) -> dict[str, Any]:
     import torch
     from safetensors.torch import load_file
 
+    from trainer_loop.record.logs import OF_THE_MACHINE
+
     checkpoint = run_dir / "checkpoints" / "step-00000006"
     weights = load_file(checkpoint / "model.safetensors")
     optimizer = torch.load(checkpoint / "optimizer.bin", weights_only=True)
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    metrics = [{key: value for key, value in row.items() if key not in CLOCKS} for row in rows]
+    metrics = [{key: value for key, value in row.items() if key not in OF_THE_MACHINE} for row in rows]
     return {
         "weights": checksum(flatten(weights)),
         "optimizer": checksum(flatten(optimizer)),

@@ -22,13 +22,13 @@ from made_up import make_reviews, write_csv
 from scenarios import make_ranks
 
 from trainer_loop.record.checkpoint_files import find_fault, list_checkpoints
+from trainer_loop.record.logs import OF_THE_MACHINE
 from trainer_loop.record.run_dir import RunDir
 
 HERE = Path(__file__).parent
 KILLED = -signal.SIGKILL
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}  # another number of threads, other rounding
 _TIMEOUT = 300.0
-_TIMES = {"rows_per_second", "tokens_per_second", "data_wait", "train_seconds", "peak_memory_bytes"}
 _TIMES_OF_STATE = {"train_seconds", "interval"}
 
 # Three to six microbatches a step, eight steps an epoch; saved, evaluated and logged at steps of their own.
@@ -274,7 +274,7 @@ class Run:
     def rows(self) -> list[dict[str, Any]]:
         """metrics.jsonl without what a clock decides."""
         rows = [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
-        return [{name: value for name, value in row.items() if name not in _TIMES} for row in rows]
+        return [{name: value for name, value in row.items() if name not in OF_THE_MACHINE} for row in rows]
 
     def remember(self) -> "Outcome":
         return Outcome.read(self)

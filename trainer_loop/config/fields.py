@@ -557,6 +557,12 @@ class LogConfig:
         unit="steps",
         at_least=1,
     )
+    profile: str | None = key(
+        None,
+        "steps that torch.profiler traces: profile/ in the run directory gets trace-0.json of process 0 and so on, and "
+        "operators.txt, the dearest operators; null: none",
+        kind="steps",
+    )
     trackers: list[str] = key(
         [],
         "trackers that accelerate knows and that are installed, tensorboard, wandb, ..., or dotted paths of your own",

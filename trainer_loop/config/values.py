@@ -16,6 +16,8 @@ from trainer_loop.config.yaml_core import NULL, plain, texts_in
 _LARGEST = 2**62  # torch and NumPy count in 64 bits
 _TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _WHOLE = re.compile(r"[-+]?[0-9](?:_?[0-9]){0,99}")
+_STEPS = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
+_MOST_STEPS = 100  # of a range
 _DECIMAL = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 
 
@@ -272,6 +274,23 @@ def _interval_fault(value: object) -> str | None:
     return "write never" if is_off else ""
 
 
+def parse_steps(value: str) -> tuple[int, int]:
+    """The first and the last step of a range that was found good: `20-25` -> (20, 25)."""
+    first, _, last = value.partition("-")
+    return int(first), int(last)
+
+
+def _steps_fault(value: object) -> str | None:
+    if not isinstance(value, str) or not _STEPS.fullmatch(value):
+        return ""
+    first, last = parse_steps(value)
+    if first < 1:
+        return "the first step is 1"
+    if last < first:
+        return "it ends before it begins"
+    return "nothing opens a trace that long" if last - first >= _MOST_STEPS else None
+
+
 def _metric(node: Node) -> object:
     if not isinstance(node, MappingNode):
         return _text(node)
@@ -393,6 +412,7 @@ KINDS: dict[str, Kind] = {
     "auto_or_count": Kind("auto or a whole number of at least 0", _integer, _whole_fault("auto", at_least=0)),
     "auto_or_positive": Kind("auto or a whole number of at least 1", _integer, _whole_fault("auto", at_least=1)),
     "interval": Kind("epoch, never, a number of steps, or below 1 a share of an epoch", _integer, _interval_fault),
+    "steps": Kind(f"a range of at most {_MOST_STEPS} steps, such as 20-25", _text, _steps_fault),
     "groups": Kind("a list of {match, lr, weight_decay, unfreeze_at}", _list_of(_group), _fault_of_each(_group_fault)),
     "mixture": Kind(f"a list of {{{', '.join(_PARTS_OF_SOURCE)}}}", _list_of(_source), _mixture_fault),
     "metrics": Kind("a list of names or of {name, args, key}", _list_of(_metric), _fault_of_each(_metric_fault)),

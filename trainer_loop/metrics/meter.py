@@ -59,7 +59,7 @@ _MOST_IN_A_ROW = 50  # not finite: by then a loss scaler has halved its scale to
 _NOTHING_YET = {"grad_norm": math.nan, "lr": math.nan, "bad_in_a_row": 0.0}  # of the last update
 LOGGED = (
     *("loss", "grad_norm", "lr", "rows_per_second", "tokens_per_second", "padding", "data_wait", "skipped_steps"),
-    *("step", "epoch"),
+    *("step", "epoch", "tokens_per_second_per_device", "mfu", "peak_memory_bytes"),
 )  # metrics of every training row
 _COUNTS = ("rows", "tokens", "padded_tokens")  # of each process, added up when they are flushed
 _SUMS = ("loss", "targets", *_COUNTS, "skipped", "wait_seconds", "seconds")

@@ -19,6 +19,10 @@ from trainer_loop.runtime.plain_json import is_count, parse_json
 from trainer_loop.runtime.streams import SafeStream
 
 Values = Mapping[str, float | int]
+OF_THE_MACHINE = (  # metrics that no two runs have the same
+    *("rows_per_second", "tokens_per_second", "tokens_per_second_per_device", "mfu", "data_wait", "peak_memory_bytes"),
+    "train_seconds",
+)
 _T = TypeVar("_T")
 
 _SECONDS_BETWEEN_LINES = 30.0

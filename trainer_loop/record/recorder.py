@@ -1,5 +1,6 @@
 """Metrics of a run: summed up beside training, written to metrics.jsonl, the trackers and the console."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,6 +43,8 @@ class Recorder:
         self._sources: tuple[str, ...] = ()
         self._rows_of, self._tokens_of = Counter[str](), Counter[str]()  # of the current step, by source
         self._mark = 0.0  # when the clock of the training steps was last read
+        self._flops_per_token: float | None = None
+        self._peak_rate = math.inf
 
     def declare_metrics(self, names: Iterable[str], *, sources: Sequence[str] = ()) -> None:
         """Names for `log_metric`, before the first step and the same on all processes; UserError for names in use.
@@ -51,6 +54,10 @@ class Recorder:
         self._sources = (*self._sources, *sources)
         of_sources = [f"{name}/{metric}" for name in sources for metric in ("loss", "row_share", "token_share")]
         self.meter.declare([*names, *of_sources])
+
+    def log_mfu(self, flops_per_token: float, *, peak_rate: float) -> None:
+        """Log what share of the device's `peak_rate`, operations a second, the tokens of the model take."""
+        self._flops_per_token, self._peak_rate = flops_per_token, peak_rate
 
     def begin(self, state: TrainState, *, num_steps: int, evaluation_pending: bool) -> None:
         """Go on at `state`: metrics that the run is going to log again are dropped."""
@@ -116,6 +123,13 @@ class Recorder:
     def log_training(self, state: TrainState, *, epoch: float | None) -> None:
         """One row of the updates since the last one; `state` gets their totals."""
         values = self.meter.read()
+        rate = values["tokens_per_second"] / self.accelerator.num_processes
+        if self._flops_per_token is not None:
+            values["mfu"] = rate * self._flops_per_token / self._peak_rate
+        of_devices = {
+            "tokens_per_second_per_device": rate,
+            "peak_memory_bytes": read_peak_memory(self.accelerator.device),
+        }
         sums = self.meter.state_dict()
         state.rows_seen += int(sums["rows"])
         state.tokens_seen += int(sums["tokens"])
@@ -123,7 +137,7 @@ class Recorder:
         state.skipped_steps += int(sums["skipped"])
         state.train_seconds += sums["seconds"]
         self.meter.clear()
-        self._write(values, step=state.step, epoch=epoch)
+        self._write(values | of_devices, step=state.step, epoch=epoch)
         self.console.tell_training(_name_place(state.step, epoch) | values)
 
     def log_validation(self, metrics: Mapping[str, float], samples: Samples, *, step: int, epoch: float | None) -> None:
@@ -163,6 +177,8 @@ class Recorder:
             "targets_seen": round(state.targets_seen),
             "peak_memory_bytes": read_peak_memory(self.accelerator.device),
         }
+        if self._flops_per_token is not None:
+            totals["flops_per_token"] = self._flops_per_token
         self._write(totals, step=state.step, epoch=epoch)
         rate = state.rows_seen / max(state.train_seconds, 1e-9)
         self.console.say(

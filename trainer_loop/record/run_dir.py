@@ -56,6 +56,8 @@ class RunDir:
         self.checkpoints = self.root / "checkpoints"
         self.model = self.root / "model"
         self.predictions = self.root / "predictions"
+        self.profile = self.root / "profile"
+        self.report = self.root / "report.html"
 
     def exists(self) -> bool:
         """Whether the run directory exists."""
@@ -76,7 +78,7 @@ class RunDir:
     def check(self) -> None:
         """Raise UserError if a folder is in the place of a file, or a file in the place of a folder."""
         files = (self.lock, self.config, self.environment, self.status, self.metrics, self.log)
-        folders = (self.checkpoints, self.model, self.predictions)
+        folders = (self.checkpoints, self.model, self.predictions, self.profile)
         wrong = [(path, "a folder, in the place of a file") for path in files if path.is_dir()]
         wrong += [(path, "a file, in the place of a folder") for path in folders if path.is_file()]
         refuse([f"run_dir: {path} is {what}; rename it" for path, what in wrong])

@@ -1,12 +1,17 @@
 """Trackers only show a run: one that fails costs a warning, and the run goes on.
 
 A tracker is known to accelerate by its name, or it is one's own: the dotted path of a class derived from
-`accelerate.tracking.GeneralTracker`, or of a function that makes such a tracker.
+`accelerate.tracking.GeneralTracker`, or of a function that makes such a tracker. A run that goes on is the same run to
+its trackers, and what it does again is not sent again.
 """
 
 import inspect
+import math
+import os
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -14,9 +19,12 @@ from accelerate.tracking import GeneralTracker, get_available_trackers
 
 from trainer_loop.components import check_arguments, locate
 from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.record.logs import OF_THE_MACHINE
 
 _FAILURES = 3  # in a row, after which a tracker is left alone: each may have waited for a network
-_GIVEN = ("run_name", "logging_dir")  # passed to a tracker of one's own that has them; accelerate's own have them too
+_GIVEN = ("run_name", "logging_dir", "run_id")  # passed to a tracker of one's own that has them
+_TAG = "trainer_loop.run"  # of a run of MLflow, whose identities are its own
+_SAME = 1e-2  # relative: what differs by less was computed again, perhaps on other processes
 _REQUIRED = ("name", "requires_logging_directory", "tracker")  # attributes without which accelerate refuses a tracker
 
 
@@ -74,45 +82,157 @@ def _find_own(dotted: str) -> Callable[..., Any]:
     )
 
 
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run as its trackers know it."""
+
+    project: str
+    name: str = ""
+    identity: str = ""  # the same each time that the run is started
+    config: Mapping[str, Any] = field(default_factory=dict)  # shown by the trackers
+    is_resumed: bool = False  # it was started before
+    logged: Sequence[Mapping[str, Any]] = ()  # the rows that were logged then
+    files: Sequence[Path] = ()  # uploaded at the end, where they are there
+
+
 def start_trackers(
     accelerator: Accelerator,
+    run: TrackedRun,
     *,
     own: Sequence[str] = (),
-    project: str,
-    config: Mapping[str, Any],
     arguments: Mapping[str, Mapping[str, Any]],
     warn: Callable[[str], None],
 ) -> None:
     """Start the trackers that the accelerator was made with, and those of one's own, each by itself.
 
-    own: dotted paths. config: shown by the trackers. arguments: of each tracker, by its name. warn: called once for
-    each tracker that fails, at its start or later.
+    own: dotted paths. arguments: of each tracker, by its name. warn: called once for each tracker that fails, at its
+    start or later.
     """
     if not accelerator.is_main_process:
         return  # accelerate gives trackers only to process 0
-    started = []
+    started, logged = [], LoggedRows(run.logged)
     asked = list(accelerator.log_with)
     for tracker in [*asked, *dict.fromkeys(own)]:
-        guard = TrackerGuard(tracker.name if isinstance(tracker, GeneralTracker) else str(tracker), warn)
-        if guard.attempt(_start, accelerator, tracker, project, config, arguments):
+        name = tracker.name if isinstance(tracker, GeneralTracker) else str(tracker)
+        guard = TrackerGuard(name, warn, files=run.files)
+        if guard.attempt(_start, guard, accelerator, tracker, run, dict(arguments.get(name, {})), logged):
             guard.guarded = accelerator.trackers[0]
             started.append(guard)
     accelerator.log_with, accelerator.trackers = asked, started
 
 
 def _start(
-    accelerator: Accelerator, tracker: Any, project: str, config: Mapping[str, Any], arguments: Mapping[str, Any]
+    guard: "TrackerGuard",
+    accelerator: Accelerator,
+    tracker: Any,
+    run: TrackedRun,
+    arguments: dict[str, Any],
+    logged: "LoggedRows",
 ) -> None:
     """Start one tracker; it is then the only one that the accelerator has."""
+    name, found = guard.name, {}
     if isinstance(tracker, str) and is_own(tracker):
-        maker, given = _find_own(tracker), {"run_name": project, "logging_dir": accelerator.logging_dir}
+        given = {"run_name": run.project, "logging_dir": accelerator.logging_dir, "run_id": run.identity}
+        maker = _find_own(tracker)
         parameters = inspect.signature(maker).parameters
         given = {name: value for name, value in given.items() if name in parameters}
-        tracker = maker(**given, **arguments.get(tracker, {}))
+        tracker = maker(**given, **arguments)
         if not isinstance(tracker, GeneralTracker):
             raise TypeError(f"it returned {tracker!r}; a tracker derives from accelerate.tracking.GeneralTracker")
+    elif not isinstance(tracker, GeneralTracker):
+        found = _find_in_mlflow(run.identity) if name == "mlflow" and run.is_resumed else {}
+        arguments = _name_run(name, run) | found | arguments
     accelerator.log_with, accelerator.trackers = [tracker], []
-    accelerator.init_trackers(project, config=dict(config), init_kwargs=dict(arguments))
+    # MLflow refuses other parameters for a run that goes on, and TensorBoard would show a run of their own for them.
+    is_stored = bool(found) or (name == "tensorboard" and run.is_resumed)
+    accelerator.init_trackers(
+        run.project, config=None if is_stored else dict(run.config), init_kwargs={name: arguments}
+    )
+    (tracker,) = accelerator.trackers
+    if name == "mlflow":
+        import mlflow
+
+        mlflow.set_tag(_TAG, run.identity)
+    # Online, W&B leaves out the steps that it has, and gets those that were lost on the way. Others begin a new run.
+    has_rows = getattr(tracker.tracker, "offline", True) if name == "wandb" else name in ("tensorboard", "trackio")
+    if has_rows or found or is_own(name):
+        guard.logged = logged
+
+
+def _name_run(name: str, run: TrackedRun) -> dict[str, Any]:
+    """Arguments by which a tracker that accelerate knows calls a run, and some find it again.
+
+    A name or an identity from the environment stays: agents of sweeps set one.
+    """
+    match name:
+        case "wandb" if "WANDB_RUN_ID" in os.environ:
+            return {"name": run.name}
+        case "wandb":
+            return {"name": run.name, "id": run.identity, "resume": "allow"}
+        case "trackio":  # it finds runs by their names alone
+            return {"name": f"{run.name}-{run.identity[:8]}", "resume": "allow"}
+        case "tensorboard":  # what another run left in the directory is not shown
+            return {} if run.is_resumed else {"purge_step": 0}
+        case "mlflow":
+            return {"run_name": run.name}
+        case "clearml" if "CLEARML_TASK" not in os.environ:
+            return {"task_name": run.name}
+        case "swanlab":
+            return {"experiment_name": run.name}
+    return {}
+
+
+def _find_in_mlflow(identity: str) -> dict[str, Any]:
+    import mlflow
+
+    wanted = f"tags.`{_TAG}` = '{identity}'"
+    runs = mlflow.search_runs(filter_string=wanted, search_all_experiments=True, max_results=1, output_format="list")
+    return {"run_id": runs[0].info.run_id} if runs else {}
+
+
+class LoggedRows:
+    """The rows that trackers got before this start. rows: each with its `step`."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]):
+        self._of_step: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
+        for row in rows:
+            self._of_step[row["step"]].append(row)
+        self._last = max(self._of_step, default=-1)
+
+    def have(self, values: Mapping[str, Any], step: int | None) -> bool:
+        """Whether a row has these very values, but for those that tell of the machine."""
+        if step is None or step > self._last:
+            self._of_step.clear()  # steps only go up
+            return False
+        return any(_has_values(row, values) for row in self._of_step.get(step, ()))
+
+
+def _has_values(row: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    return all(
+        name in row and _is_same(row[name], value) for name, value in values.items() if name not in OF_THE_MACHINE
+    )
+
+
+def _is_same(written: Any, value: Any) -> bool:
+    """written: as metrics.jsonl has it, where null stands for what is not finite."""
+    if written is None:
+        return isinstance(value, float) and not math.isfinite(value)
+    are_numbers = isinstance(written, (int, float)) and isinstance(value, (int, float))
+    return are_numbers and math.isclose(written, value, rel_tol=_SAME)
+
+
+def _upload(tracker: GeneralTracker, file: Path) -> None:
+    """Give a tracker a file, if it keeps any."""
+    if hasattr(tracker, "log_artifact"):  # MLflow's, or one's own
+        tracker.log_artifact(str(file))
+    elif tracker.name == "wandb":
+        tracker.tracker.save(str(file), base_path=str(file.parent), policy="now")
+    elif tracker.name == "trackio":
+        tracker.tracker.log_artifact(file, type="report")
+    elif tracker.name == "clearml":
+        tracker.tracker.upload_artifact(file.name, artifact_object=str(file))
+    elif tracker.name == "comet_ml":
+        tracker.tracker.log_asset(str(file))
 
 
 @dataclass(eq=False)
@@ -121,16 +241,26 @@ class TrackerGuard:
 
     name: str
     warn: Callable[[str], None]
+    files: Sequence[Path] = ()
     guarded: Any = None
+    logged: LoggedRows | None = None  # what it has, where it would show it twice
     _has_warned = False
     _failures = 0  # in a row
 
     def log(self, values: Mapping[str, Any], step: int | None = None, **options: Any) -> None:
-        """Log values, unless the tracker failed too often in a row."""
+        """Log values, unless the tracker has them, or failed too often in a row."""
         if self._failures < _FAILURES:
-            self.attempt(self.guarded.log, values, step=step, **options)
+            self.attempt(self._send, values, step, **options)
+
+    def _send(self, values: Mapping[str, Any], step: int | None, **options: Any) -> None:
+        if self.logged is None or not self.logged.have(values, step):
+            self.guarded.log(values, step=step, **options)
 
     def finish(self) -> None:
+        """Upload the files that are there, and close the tracker."""
+        for file in self.files:
+            if self._failures < _FAILURES and file.is_file():
+                self.attempt(_upload, self.guarded, file)
         self.attempt(self.guarded.finish)
 
     def attempt(self, function: Callable[..., Any], *args: Any, **options: Any) -> bool:

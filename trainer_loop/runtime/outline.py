@@ -18,8 +18,14 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 _MOST_NUMBERS = 2**20  # of a constant that is made for real, so that it is known
+_NOT_COUNTED = {  # by torch's counter, which knows the attention of GPUs
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda query, key, value, *_, **__: sdpa_flop_count(
+        query, key, value
+    ),
+}
 
 
 @dataclass(eq=False)
@@ -81,6 +87,21 @@ def measure_pass(outline: Outline, loss_of: Callable[[], Tensor], *, has_gradien
     with Watch(outline.fakes) as watch, torch.autocast(device_type, enabled=False):
         loss_of().backward()
     return watch.peak
+
+
+def count_flops(outline: Outline, loss_of: Callable[[], Tensor]) -> int:
+    """Floating-point operations of the matrix products and convolutions of a forward pass.
+
+    A multiplication and an addition are two.
+
+    Args:
+        loss_of: calls the model of the outline.
+    """
+    with Watch(outline.fakes), torch.no_grad():
+        loss_of()  # what is done once, such as looking for the head, does not count
+        with FlopCounterMode(display=False, custom_mapping=_NOT_COUNTED) as counter:
+            loss_of()
+    return int(counter.get_total_flops())
 
 
 def measure_update(outline: Outline) -> int:

@@ -1,6 +1,7 @@
 """A tracker that fails costs one warning, whenever it fails, and no other tracker."""
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import pytest
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
-from trainer_loop.record.trackers import check_trackers, start_trackers
+from trainer_loop.record.trackers import LoggedRows, TrackedRun, _name_run, check_trackers, start_trackers
+
+LINES = {"tracker_lab.Lines": {"file": "lines.jsonl"}}
+RUN = TrackedRun("p", "imdb", "0123456789abcdef", config={"lr": 1.0})
 
 LAB = """
 import json
@@ -24,12 +28,12 @@ class Bare(GeneralTracker):
 
 
 class Lines(Bare):
-    def __init__(self, run_name, logging_dir, *, file, fails=False):
+    def __init__(self, run_name, logging_dir, *, file, run_id="", fails=False):
         super().__init__()
         if fails:
             raise OSError(28, "No space left on device")
         self.file = Path(logging_dir) / file
-        self.tell("made", run_name)
+        self.tell("made", run_name, run_id)
 
     def tell(self, *what):
         with self.file.open("a") as file:
@@ -40,6 +44,9 @@ class Lines(Bare):
 
     def log(self, values, step=None):
         self.tell("log", values, step)
+
+    def log_artifact(self, file):
+        self.tell("file", Path(file).read_text())
 
     def finish(self):
         self.tell("finish")
@@ -100,7 +107,7 @@ METHODS = ["start", "store_init_configuration", "log", "finish"]
 def test_it_fails_alone_and_once_for_the_reader(fails_in, error):
     faulty, sound = Tracker("faulty", fails_in, error), Tracker("sound", "", error)
     accelerator, warnings = Accelerator(cpu=True, log_with=[faulty, sound]), []
-    start_trackers(accelerator, project="p", config={"lr": 1.0}, arguments={}, warn=warnings.append)
+    start_trackers(accelerator, RUN, arguments={}, warn=warnings.append)
     for step in range(6):
         accelerator.log({"loss": 1.0}, step=step)
     accelerator.end_training()
@@ -114,7 +121,7 @@ def test_it_fails_alone_and_once_for_the_reader(fails_in, error):
 def test_whoever_asks_accelerate_for_a_tracker_gets_what_he_got_before():
     sound = Tracker("sound", "", RuntimeError())
     accelerator = Accelerator(cpu=True, log_with=[sound])
-    start_trackers(accelerator, project="p", config={}, arguments={}, warn=pytest.fail)
+    start_trackers(accelerator, RUN, arguments={}, warn=pytest.fail)
     assert accelerator.get_tracker("sound", unwrap=True) == "its own run"
     assert accelerator.get_tracker("sound").calls == ["start", "store_init_configuration"]
 
@@ -138,12 +145,12 @@ def test_one_of_ones_own_is_made_with_its_arguments_and_those_it_asks_for(lab):
     assert check_trackers(own, arguments) == []
     sound = Tracker("sound", "", RuntimeError())
     accelerator = Accelerator(cpu=True, log_with=[sound], project_dir=str(lab))
-    start_trackers(accelerator, own=own, project="p", config={"lr": 1.0}, arguments=arguments, warn=pytest.fail)
+    start_trackers(accelerator, RUN, own=own, arguments=arguments, warn=pytest.fail)
     accelerator.log({"loss": 2.0}, step=3)
     accelerator.end_training()
     told = [["config", {"lr": 1.0}], ["log", {"loss": 2.0}, 3], ["finish"]]
-    assert read_lines(lab / "lines.jsonl") == [["made", "p"], *told]
-    assert read_lines(lab / "made.jsonl") == [["made", "of make"], *told]
+    assert read_lines(lab / "lines.jsonl") == [["made", "p", "0123456789abcdef"], *told]
+    assert read_lines(lab / "made.jsonl") == [["made", "of make", ""], *told]
     assert sound.calls == ["start", "store_init_configuration", "log", "finish"]
     assert accelerator.get_tracker("tracker_lab.Lines").file == lab / "lines.jsonl"
 
@@ -153,14 +160,14 @@ def test_one_of_ones_own_that_cannot_be_made_costs_a_warning_and_no_other_tracke
     arguments = {"tracker_lab.Lines": {"file": "lines.jsonl", "fails": True}}
     assert check_trackers(own, arguments) == []
     accelerator, warnings = Accelerator(cpu=True, project_dir=str(lab)), []
-    start_trackers(accelerator, own=own, project="p", config={}, arguments=arguments, warn=warnings.append)
+    start_trackers(accelerator, RUN, own=own, arguments=arguments, warn=warnings.append)
     accelerator.log({"loss": 2.0}, step=3)
     accelerator.end_training()
     assert [warning.partition(";")[0] for warning in warnings] == [
         "tracker tracker_lab.Lines failed: OSError: [Errno 28] No space left on device",
         "tracker tracker_lab.make_nothing failed: TypeError: it returned None",
     ]
-    assert read_lines(lab / "made.jsonl")[1:] == [["config", {}], ["log", {"loss": 2.0}, 3], ["finish"]]
+    assert read_lines(lab / "made.jsonl")[1:] == [["config", {"lr": 1.0}], ["log", {"loss": 2.0}, 3], ["finish"]]
 
 
 @pytest.mark.parametrize(
@@ -195,3 +202,49 @@ def test_arguments_of_a_tracker_that_is_not_named_are_a_problem(lab):
         "log.tracker_args.wandb: it is not among log.trackers; add it there",
         "log.tracker_args.tracker_lab: it is not among log.trackers; write log.tracker_args={tracker_lab.make: {...}}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("values", "step", "wanted"),
+    [
+        ({"loss": 0.5, "lr": 0.1, "rows_per_second": 99.0}, 20, True),  # how fast it was does not matter
+        ({"loss": 0.5004, "lr": 0.1}, 20, True),  # on other processes
+        ({"loss": 0.5, "lr": 0.2}, 20, False),
+        ({"loss": 0.5, "z": 1.0}, 20, False),
+        ({"loss": math.nan}, 20, False),
+        ({"validation/loss": math.nan}, 20, True),
+        ({"validation/loss": 1.0}, 20, False),
+        ({"validation/samples": 1.0}, 20, False),
+        ({"loss": 0.5}, 10, False),
+    ],
+)
+def test_a_row_that_was_logged_before_is_known(values, step, wanted):
+    rows = [{"step": 20, "epoch": 1.0, "loss": 0.5, "lr": 0.1, "rows_per_second": 5.0}]
+    rows += [{"step": 20, "validation/loss": None, "validation/samples": [{"text": "x"}]}]
+    assert LoggedRows(rows).have(values, step) is wanted
+
+
+def test_a_resumed_run_sends_what_is_new_and_uploads_its_files(lab):
+    (lab / "report.html").write_text("<html>")
+    run = TrackedRun(
+        "p",
+        config={"lr": 1.0},
+        is_resumed=True,
+        logged=[{"step": step, "loss": float(step)} for step in (1, 2, 3)],
+        files=[lab / "report.html", lab / "none.html"],
+    )
+    accelerator = Accelerator(cpu=True, project_dir=str(lab))
+    start_trackers(accelerator, run, own=["tracker_lab.Lines", "tracker_lab.Bare"], arguments=LINES, warn=pytest.fail)
+    for step in (2, 3, 4):
+        accelerator.log({"loss": float(step)}, step=step)
+    accelerator.end_training()
+    told = [["config", {"lr": 1.0}], ["log", {"loss": 4.0}, 4], ["file", "<html>"], ["finish"]]
+    assert read_lines(lab / "lines.jsonl")[1:] == told
+
+
+def test_names_from_the_environment_stay(monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "of-a-sweep")
+    monkeypatch.setenv("CLEARML_TASK", "mine")
+    assert (_name_run("wandb", RUN), _name_run("clearml", RUN)) == ({"name": "imdb"}, {})
+    monkeypatch.delenv("WANDB_RUN_ID")
+    assert _name_run("wandb", RUN) == {"name": "imdb", "id": RUN.identity, "resume": "allow"}

@@ -7,7 +7,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from trainer_loop.ops.attention import use_attention
 from trainer_loop.ops.cpu_kernels import use_cpu_modules
-from trainer_loop.runtime.outline import Watch, measure_pass, measure_update, outline_model
+from trainer_loop.runtime.outline import Watch, count_flops, measure_pass, measure_update, outline_model
 
 CPU = torch.device("cpu")
 TASKS = ("sequence_classification", "causal_lm")
@@ -79,6 +79,25 @@ def test_the_model_stays_as_it_is_and_nothing_has_numbers():
     assert all(weight.grad is None for weight in passes.model.parameters())
     with pytest.raises(RuntimeError):
         passes.outline.model.classifier.weight.tolist()
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpoints": True}, {"precision": "bf16"}, {"dropout": 0.1}], ids=str)
+def test_operations_are_those_of_the_matrix_products_of_a_forward_pass(options: dict):
+    passes = Passes("sequence_classification", **options)
+    rows, tokens = passes.batch["input_ids"].shape
+    width, inner, layers, labels = 16, 32, 2, 3
+    of_layer = 4 * tokens * width**2 + 2 * tokens * width * inner + 2 * tokens**2 * width
+    wanted = 2 * rows * (layers * of_layer + width**2 + width * labels)
+    assert count_flops(passes.outline, lambda: passes.loss_of(passes.outline.model)) == wanted
+
+
+def test_what_looks_for_the_head_of_a_language_model_is_not_counted():
+    passes = Passes("causal_lm")
+    first, second = (count_flops(passes.outline, lambda: passes.loss_of(passes.outline.model)) for _ in range(2))
+    rows, tokens = passes.batch["input_ids"].shape
+    head = 2 * rows * (tokens - 1) * 16 * tiny.VOCABULARY
+    assert first == second
+    assert first > head
 
 
 @pytest.mark.parametrize(
