@@ -102,7 +102,8 @@ def _train(
         from trainer_loop.parallel.processes import on_process_0
 
     loop = build(config, problems=problems, preemption=preemption)
-    for line in describe_plan(config, loop):
+    loop.output.plan_lines = describe_plan(config, loop)
+    for line in loop.output.plan_lines:
         loop.console.say(line)
     if config.dry_run:
         loop.console.say(
@@ -125,6 +126,9 @@ def _train(
             loop.fit(state_so_far[0])
         except Preempted as stop:
             loop.console.say(str(stop))
+            raise
+        except Diverged:
+            loop.output.write_report("diverged")
             raise
         except UserError:
             raise

@@ -55,7 +55,9 @@ class RunDir:
         self.lock = self.root / ".lock"  # see `RunLock`
         self.checkpoints = self.root / "checkpoints"
         self.model = self.root / "model"
-        self.predictions = self.root / "predictions"
+        self.predictions = self.root / "predictions"  # of test sets; those of validation sets in a folder in it
+        self.report = self.root / "report.html"
+        self.report_facts = self.root / "report.json"
 
     def exists(self) -> bool:
         """Whether the run directory exists."""
@@ -75,7 +77,8 @@ class RunDir:
 
     def check(self) -> None:
         """Raise UserError if a folder is in the place of a file, or a file in the place of a folder."""
-        files = (self.lock, self.config, self.environment, self.status, self.metrics, self.log)
+        files = [self.lock, self.config, self.environment, self.status, self.metrics, self.log]
+        files += [self.report, self.report_facts]
         folders = (self.checkpoints, self.model, self.predictions)
         wrong = [(path, "a folder, in the place of a file") for path in files if path.is_dir()]
         wrong += [(path, "a file, in the place of a folder") for path in folders if path.is_file()]

@@ -1,0 +1,204 @@
+"""What a run directory holds, for a report: whatever is not there is empty, also in a directory of an older version."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer_loop.config.named_sets import name_sets, parse_set
+from trainer_loop.config.schema import KEYS, SECTIONS
+from trainer_loop.config.yaml_core import compose, plain
+from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.metrics.load import load_metrics
+from trainer_loop.metrics.named_metric import NamedMetric
+from trainer_loop.metrics.shipped import SHIPPED
+from trainer_loop.record.checkpoint_files import list_checkpoints, named_step
+from trainer_loop.record.export import ExportRecord
+from trainer_loop.record.logs import read_metrics
+from trainer_loop.record.report_facts import read_facts
+from trainer_loop.record.run_dir import RunDir, read_json_object
+from trainer_loop.report.rows import ScoredRows, read_rows
+from trainer_loop.tasks.find import list_tasks, load_task
+from trainer_loop.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """step: of it. size: bytes. marks: `latest`, `best`."""
+
+    step: int
+    size: int
+    marks: Sequence[str]
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run, as its files tell it.
+
+    config: every key, by its dotted name, as config.yaml has it. metrics: the rows of metrics.jsonl. facts: those of
+    report.json. export: what the exported model says of itself. sets: rows of the sets that were scored, by names such
+    as `test.hard`. warnings: what the run warned of. notes: files that could not be read.
+    """
+
+    run_dir: RunDir
+    config_text: str
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    status: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]
+    facts: Mapping[str, Any]
+    export: ExportRecord | None
+    sets: Mapping[str, ScoredRows]
+    checkpoints: Sequence[Checkpoint]
+    warnings: Sequence[str]
+    notes: Sequence[str]
+
+    @property
+    def task(self) -> str:
+        """The name of the task, or its dotted path."""
+        return str(self.facts.get("task") or self.config.get("task.name") or "")
+
+    @property
+    def task_class(self) -> type[Task] | None:
+        """Of a task that is shipped. A path that a config names is not imported for a report."""
+        return load_task(self.task) if self.task in list_tasks() else None
+
+    def name_parts(self, split: str) -> list[str]:
+        """The names of the sets of a split; empty if it has only one."""
+        sets = {*name_sets(split, self.config.get(f"data.{split}")), *self.facts.get("sets", {})}
+        return [part for of, part in map(parse_set, sorted(sets)) if part and of == split]
+
+    def list_figures(self, split: str) -> dict[str, dict[str, float]]:
+        """The metrics of the exported weights on the sets of a split, by their names such as `validation.hard`.
+
+        Where nothing was exported, they are those of the last evaluation.
+        """
+        rows = [row for row in self.metrics if any(name.startswith(f"{split}/") for name in row)]
+        known = [row for row in rows if self.export is not None and row["step"] == self.export.step]
+        last = (known if split == "validation" and known else rows)[-1:]
+        named = self.name_parts(split)
+        figures: dict[str, dict[str, float]] = {}
+        for name, value in (pair for row in last for pair in row.items() if pair[0].startswith(f"{split}/")):
+            metric = name.removeprefix(f"{split}/")
+            part = next((part for part in named if metric.startswith(f"{part}/")), "")
+            if not metric.endswith("samples"):
+                of_set = figures.setdefault(f"{split}.{part}" if part else split, {})
+                of_set[metric.removeprefix(f"{part}/") if part else metric] = value
+        return figures
+
+    def load_metrics(self, rows: ScoredRows) -> list[NamedMetric]:
+        """Those of the run that are shipped and that can be computed again from its rows."""
+        declared = () if self.task_class is None else self.task_class.metrics
+        entries = self.facts.get("metrics") or self.config.get("evaluate.metrics") or list(declared)
+        names = {entry if isinstance(entry, str) else entry["name"]: entry for entry in entries}
+        shipped = [entry for name, entry in names.items() if name in SHIPPED]
+        try:
+            return load_metrics(shipped, num_labels=len(rows.names) or None, label_names=rows.names or None)
+        except UserError:  # a package that is not installed here
+            return []
+
+
+def read_run(root: Path) -> RunFiles:
+    """Raises UserError if this is not the directory of a run."""
+    run_dir = RunDir(root)
+    notes: list[str] = []
+    if not run_dir.exists() or not (run_dir.config.is_file() or run_dir.metrics.is_file()):
+        there = "holds neither config.yaml nor metrics.jsonl" if run_dir.exists() else "is no directory"
+        raise UserError(f"{root} {there}; name the run_dir of a run, such as runs/imdb")
+    text = _read_text(run_dir.config, notes)
+    facts = read_facts(run_dir.report_facts)
+    try:
+        export = ExportRecord.read(run_dir.model)
+    except UserError as error:
+        export = None
+        notes += error.problems
+    log = _read_text(run_dir.log, notes)
+    run = RunFiles(
+        run_dir=run_dir,
+        config_text=text,
+        config=_flatten(_parse(text)),
+        environment=_read_json(run_dir.environment, notes),
+        status=_read_json(run_dir.status, notes),
+        metrics=_read_metrics(run_dir.metrics, notes),
+        facts=facts,
+        export=export,
+        sets={},
+        checkpoints=_list_checkpoints(run_dir),
+        warnings=list(
+            dict.fromkeys(line.partition(" warning: ")[2] for line in log.splitlines() if " warning: " in line)
+        ),
+        notes=notes,
+    )
+    kinds = facts.get("outputs") or (run.task_class and run.task_class.outputs) or {}
+    names = facts.get("label_names") or (export.plan.get("data.label_names") if export is not None else None)
+    files = {name: root / of_set["file"] for name, of_set in facts.get("sets", {}).items()}
+    for path in sorted(run_dir.predictions.glob("*.jsonl")):
+        files.setdefault("test" if path.stem == "test" else f"test.{path.stem}", path)
+    sets: dict[str, ScoredRows] = {}
+    for name, path in files.items() if kinds else ():
+        try:
+            sets[name] = read_rows(path, kinds, names)
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            notes.append(f"{path} is left out: {in_one_line(error)}")
+    return RunFiles(**(vars(run) | {"sets": sets}))
+
+
+def _read_text(path: Path, notes: list[str]) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        notes.append(f"{path} cannot be read: {error.strerror}")
+        return ""
+
+
+def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
+    try:
+        return read_json_object(path)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        notes.append(f"{path} cannot be read: {in_one_line(error)}")
+        return {}
+
+
+def _read_metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    try:
+        return read_metrics(path)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        notes.append(f"{path} cannot be read: {error.strerror}")
+        return []
+
+
+def _parse(text: str) -> Any:
+    """The keys as they are written: what stands for a secret is not read from the environment."""
+    node, _ = compose(text)
+    return {} if node is None else plain(node)
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Every key of the config by its dotted name; mappings of the user's own stay whole."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items() if isinstance(tree, dict) else ():
+        path = f"{prefix}{name}"
+        if path in SECTIONS and path not in KEYS:
+            flat |= _flatten(value, f"{path}.")
+        else:
+            flat[path] = value
+    return flat
+
+
+def _list_checkpoints(run_dir: RunDir) -> list[Checkpoint]:
+    links = {name: run_dir.checkpoints / name for name in ("latest", "best")}
+    targets = {name: link.readlink().name for name, link in links.items() if link.is_symlink()}
+    return [
+        Checkpoint(
+            named_step(path) or 0,
+            sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
+            [name for name, target in targets.items() if target == path.name],
+        )
+        for path in list_checkpoints(run_dir)
+    ]
