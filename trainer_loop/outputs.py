@@ -126,30 +126,32 @@ class ConfiguredOutput(RunOutput):
 
     def write_predictions(self, name: str, scores: Scores) -> None:
         if self.accelerator.is_main_process:
-            path = self.run_dir.predictions / f"{name or 'test'}.jsonl"
-            self._write_rows(f"test.{name}" if name else "test", scores, path, step=None)
+            self._write_rows(f"test.{name}" if name else "test", scores, step=None)
 
     def write_validation(self, scores: Mapping[str, Scores], *, step: int) -> None:
         for name, of_set in scores.items() if self.reports else ():
-            path = self.run_dir.predictions / "validation" / f"{name or 'validation'}.jsonl"
             try:
-                self._write_rows(f"validation.{name}" if name else "validation", of_set, path, step=step)
+                self._write_rows(f"validation.{name}" if name else "validation", of_set, step=step)
             except UserError as error:  # the report lacks them, and nothing else does
                 self.console.warn(str(error))
 
-    def _write_rows(self, name: str, scores: Scores, path: Path, *, step: int | None) -> None:
+    def _write_rows(self, name: str, scores: Scores, *, step: int | None) -> None:
         """The predictions of the set `name`, and for the report the rows among them that are the worst."""
         split, task = self.plan.inputs.splits[name], self.plan.task
         if task.has_tokens:
-            tokens = np.add.reduceat(split.lengths, scores.rows) if len(scores.rows) else split.lengths
+            tokens = np.add.reduceat(split.lengths, scores.rows)
             scores = replace(scores, details={**scores.details, "tokens": tokens})
-        write_predictions(path, scores, origin_of=split.origins.place, label_names=self.plan.inputs.label_names)
+        write_predictions(
+            self.run_dir.predictions_of(name),
+            scores,
+            origin_of=split.origins.place,
+            label_names=self.plan.inputs.label_names,
+        )
         if self.reports:
             kinds = task.list_outputs() or {}
             worst = find_worst(kinds, scores.predictions, scores.references, scores.details)
             spelled = [{"row": row, "inputs": spell_row(split, scores.rows[row], task)} for row in worst]
-            file = str(path.relative_to(self.run_dir.root))
-            self.report_facts.add_set(name, {"step": step, "file": file, "worst": spelled})
+            self.report_facts.add_set(name, {"step": step, "worst": spelled})
 
     def write_report(self, ended: str) -> None:
         if not self.reports or not self.report_facts.values:

@@ -72,7 +72,7 @@ def read_facts(path: Path) -> dict[str, Any]:
         values = read_json_object(path)
         starts, sets, seconds = values.get("starts", []), values.get("sets", {}), values.get("seconds", {})
         is_whole = all({"time", "step", "ended"} <= start.keys() for start in starts)
-        is_whole &= all({"step", "file", "worst"} <= of_set.keys() for of_set in sets.values())
+        is_whole &= all({"step", "worst"} <= of_set.keys() for of_set in sets.values())
         is_whole &= all(isinstance(value, (int, float)) for value in seconds.values())
     except (OSError, ValueError, AttributeError, TypeError):
         return {}

@@ -105,9 +105,7 @@ def _tabulate_confusions(names: Sequence[str], classes: np.ndarray, table: np.nd
         for name, line in zip(shown, table, strict=True)
     ]
     which = "" if len(names) == len(classes) else f", of the {len(classes)} labels that are confused most"
-    return Table(
-        f"Confusion matrix: a line for each label, a column for each prediction{which}", ["label", *heads], rows
-    )
+    return Table(f"Confusion matrix: labels by line, predictions by column{which}", ["label", *heads], rows)
 
 
 def _calibrate(rows: ScoredRows) -> Iterator[Block]:
@@ -155,9 +153,8 @@ def _group(rows: ScoredRows, errors: Errors) -> Iterator[Block]:
     if tokens is not None and len(edges := np.unique(np.percentile(tokens, np.linspace(0, 100, _LENGTHS + 1)))) > 2:
         edges = np.unique(np.ceil(edges))
         numbers = np.searchsorted(edges[1:-1], tokens, side="left")
-        names = [
-            f"{low:.0f} to {high:.0f}" for low, high in zip([edges[0], *(edges[1:-1] + 1)], edges[1:], strict=True)
-        ]
+        spans = zip([edges[0], *(edges[1:-1] + 1)], edges[1:], strict=True)
+        names = [f"{low:.0f}" if low == high else f"{low:.0f} to {high:.0f}" for low, high in spans]
         yield _tabulate_groups("By length", "tokens", names, numbers, errors)
     sources, numbers = np.unique(rows.sources, return_inverse=True)
     if 1 < len(sources) <= _SOURCES:
@@ -173,13 +170,16 @@ def _tabulate_groups(title: str, head: str, names: Sequence[str], numbers: np.nd
         f"{title}: {errors.title}",
         (head, "rows", "error"),
         [
-            (name, int(rows.sum()), number(f"{errors.of(rows):.4g}", share=errors.of(rows) / largest))
+            (name, int(rows.sum()), number(f"{errors.of(rows):.4f}", share=errors.of(rows) / largest))
             for name, rows in filled
         ],
     )
 
 
 def _show_row(rows: ScoredRows, row: int, inputs: Mapping[str, str]) -> Card:
+    words = inputs.get("words", "").split(" ")
+    if rows.kind == "tags" and len(words) == len(rows.references[row]):
+        return Card(rows.places[row], inputs, {"wrong": _list_wrong_tags(rows, row, words)})
     predicted, right = _OUTPUTS.get(rows.kind or "", ("predicted", "label"))
     outputs = {
         predicted: _spell_output(rows, rows.predictions[row]),
@@ -190,6 +190,14 @@ def _show_row(rows: ScoredRows, row: int, inputs: Mapping[str, str]) -> Card:
     if rows.kind == "text":
         return Card(rows.places[row], {**inputs, **outputs}, facts)
     return Card(rows.places[row], inputs, {**outputs, **facts})
+
+
+def _list_wrong_tags(rows: ScoredRows, row: int, words: Sequence[str]) -> str:
+    """`York: B-LOC, not I-LOC`."""
+    tags = zip(words, rows.predictions[row].tolist(), rows.references[row].tolist(), strict=True)
+    names = dict(enumerate(rows.names))
+    wrong = [(word, names.get(tag, "?"), names[known]) for word, tag, known in tags if tag != known and known >= 0]
+    return "; ".join(f"{word}: {tag}, not {known}" for word, tag, known in wrong)
 
 
 def _spell_output(rows: ScoredRows, value: Any) -> str:

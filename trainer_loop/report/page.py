@@ -16,11 +16,12 @@ class Cell:
     """A cell that is more than a text or a number. share: length of a bar, or depth of a shade, from 0 to 1."""
 
     text: str
-    kind: str  # text, number, bar, shade, code
+    kind: str  # classes of style.css: number, bar, shade, code, or text, which may be long and wide
     share: float = 0.0
     title: str = ""
 
 
+_LONG_WORD = 24  # characters; it may be broken anywhere
 Row = Sequence[str | float | Cell | None]
 
 
@@ -104,7 +105,8 @@ def as_cell(value: str | float | Cell | None) -> Cell:
     if isinstance(value, Cell):
         return value
     if isinstance(value, str):
-        return Cell(value, "text")
+        is_long = max(map(len, value.split()), default=0) > _LONG_WORD
+        return Cell(value, " ".join(["text"] + ["long"] * is_long + ["wide"] * (len(value) > _LONG_WORD)))
     return Cell("" if value is None else f"{value:,}" if isinstance(value, int) else spell(value), "number")
 
 

@@ -20,7 +20,6 @@ WORST = 50
 _SHOWN = 1000  # characters of a value
 _THUMBNAIL = 96  # pixels
 _DETAILS = ("probability", "reference_probability", "tokens")
-_NOT_OURS = ("place", "prediction", "reference", *_DETAILS)
 
 
 def find_worst(
@@ -131,20 +130,23 @@ def read_rows(path: Path, kinds: Mapping[str, str], names: Sequence[str] | None)
     Raises:
         ValueError: The file is none of these.
     """
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    kind = kinds.get("predictions")
-    values = [[row[name] for row in rows] for name in ("prediction", "reference")]
-    is_class = kind in ("class", "tags", "label_set")
-    if is_class and names is None:
-        found = {value for column in values for value in _list_texts(column)}
-        names = sorted(found)
+    columns: dict[str, list[Any]] = {name: [] for name in ("place", "prediction", "reference", *_DETAILS)}
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            for name in columns.keys() & row.keys():
+                columns[name].append(row[name])
+    kind, values = kinds.get("predictions"), (columns["prediction"], columns["reference"])
+    count = len(columns["place"])
+    if not count or any(len(column) not in (0, count) for column in columns.values()):
+        raise ValueError("it has no rows, or some that lack a value")
+    if names is None and kind in ("class", "tags", "label_set"):
+        names = sorted({value for column in values for value in _list_texts(column)})
     ids = {name: number for number, name in enumerate(names or ())}
     predictions, references = (_as_column(column, kind, ids) for column in values)
-    if predictions.shape[:1] != (len(rows),) or not rows:
-        raise ValueError("it has no rows")
-    details = {name: np.array([row[name] for row in rows], dtype=float) for name in _DETAILS if name in rows[0]}
-    shown = [str(name) for name in names or range(_count(predictions, references) if kind == "class" else 0)]
-    return ScoredRows(kinds, [str(row["place"]) for row in rows], predictions, references, details, shown)
+    details = {name: np.array(columns[name], dtype=float) for name in _DETAILS if columns[name]}
+    shown = list(map(str, names or ()))
+    return ScoredRows(kinds, columns["place"], predictions, references, details, shown)
 
 
 def _as_column(values: Sequence[Any], kind: str | None, ids: Mapping[str, int]) -> np.ndarray:
@@ -163,10 +165,6 @@ def _as_column(values: Sequence[Any], kind: str | None, ids: Mapping[str, int]) 
     if kind == "text" or kind is None:
         return np.fromiter(values, dtype=object, count=len(values))
     return np.array(values, dtype=float)
-
-
-def _count(*columns: np.ndarray) -> int:
-    return 1 + max(int(column.max(initial=0)) for column in columns)
 
 
 def _list_texts(values: Sequence[Any]) -> list[str]:

@@ -1,9 +1,10 @@
 """What a run directory holds, for a report: whatever is not there is empty, also in a directory of an older version."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.config.schema import KEYS, SECTIONS
@@ -20,6 +21,9 @@ from trainer_loop.record.run_dir import RunDir, read_json_object
 from trainer_loop.report.rows import ScoredRows, read_rows
 from trainer_loop.tasks.find import list_tasks, load_task
 from trainer_loop.tasks.task import Task
+
+_T = TypeVar("_T")
+_WARNING = " warning: "  # in a line of train.log
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,8 @@ class RunFiles:
     config: every key, by its dotted name, as config.yaml has it. metrics: the rows of metrics.jsonl. facts: those of
     report.json. export: what the exported model says of itself. sets: rows of the sets that were scored, by names such
     as `test.hard`. warnings: what the run warned of. notes: files that could not be read.
+
+    task: its name, or its dotted path. task_class: of a task that is shipped; no code that a config names is imported.
     """
 
     run_dir: RunDir
@@ -48,20 +54,12 @@ class RunFiles:
     metrics: Sequence[Mapping[str, Any]]
     facts: Mapping[str, Any]
     export: ExportRecord | None
+    task: str
+    task_class: type[Task] | None
     sets: Mapping[str, ScoredRows]
     checkpoints: Sequence[Checkpoint]
     warnings: Sequence[str]
     notes: Sequence[str]
-
-    @property
-    def task(self) -> str:
-        """The name of the task, or its dotted path."""
-        return str(self.facts.get("task") or self.config.get("task.name") or "")
-
-    @property
-    def task_class(self) -> type[Task] | None:
-        """Of a task that is shipped. A path that a config names is not imported for a report."""
-        return load_task(self.task) if self.task in list_tasks() else None
 
     def name_parts(self, split: str) -> list[str]:
         """The names of the sets of a split; empty if it has only one."""
@@ -100,77 +98,51 @@ class RunFiles:
 
 def read_run(root: Path) -> RunFiles:
     """Raises UserError if this is not the directory of a run."""
-    run_dir = RunDir(root)
-    notes: list[str] = []
+    run_dir, notes = RunDir(root), list[str]()
     if not run_dir.exists() or not (run_dir.config.is_file() or run_dir.metrics.is_file()):
         there = "holds neither config.yaml nor metrics.jsonl" if run_dir.exists() else "is no directory"
         raise UserError(f"{root} {there}; name the run_dir of a run, such as runs/imdb")
-    text = _read_text(run_dir.config, notes)
-    facts = read_facts(run_dir.report_facts)
-    try:
-        export = ExportRecord.read(run_dir.model)
-    except UserError as error:
-        export = None
-        notes += error.problems
-    log = _read_text(run_dir.log, notes)
-    run = RunFiles(
-        run_dir=run_dir,
-        config_text=text,
-        config=_flatten(_parse(text)),
-        environment=_read_json(run_dir.environment, notes),
-        status=_read_json(run_dir.status, notes),
-        metrics=_read_metrics(run_dir.metrics, notes),
-        facts=facts,
-        export=export,
-        sets={},
-        checkpoints=_list_checkpoints(run_dir),
-        warnings=list(
-            dict.fromkeys(line.partition(" warning: ")[2] for line in log.splitlines() if " warning: " in line)
-        ),
-        notes=notes,
-    )
-    kinds = facts.get("outputs") or (run.task_class and run.task_class.outputs) or {}
-    names = facts.get("label_names") or (export.plan.get("data.label_names") if export is not None else None)
-    files = {name: root / of_set["file"] for name, of_set in facts.get("sets", {}).items()}
-    for path in sorted(run_dir.predictions.glob("*.jsonl")):
-        files.setdefault("test" if path.stem == "test" else f"test.{path.stem}", path)
-    sets: dict[str, ScoredRows] = {}
-    for name, path in files.items() if kinds else ():
+
+    def read(path: Path, how: Callable[[Path], _T], otherwise: _T) -> _T:
         try:
-            sets[name] = read_rows(path, kinds, names)
+            return how(path)
+        except FileNotFoundError:
+            return otherwise
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             notes.append(f"{path} is left out: {in_one_line(error)}")
-    return RunFiles(**(vars(run) | {"sets": sets}))
+            return otherwise
+
+    text, log = (read(path, _read_text, "") for path in (run_dir.config, run_dir.log))
+    config, facts = _flatten(_parse(text)), read_facts(run_dir.report_facts)
+    export = read(run_dir.model, ExportRecord.read, None)
+    task = str(facts.get("task") or config.get("task.name") or "")
+    task_class = load_task(task) if task in list_tasks() else None
+    kinds = facts.get("outputs") or (task_class and task_class.outputs) or {}
+    names = facts.get("label_names") or (None if export is None else export.plan.get("data.label_names"))
+    files = run_dir.list_predictions() if kinds else {}
+    if facts:  # others are of weights that a resumed run has not come to yet
+        files = {name: path for name, path in files.items() if name in facts.get("sets", {})}
+    sets = {name: read(path, partial(read_rows, kinds=kinds, names=names), None) for name, path in files.items()}
+    return RunFiles(
+        run_dir=run_dir,
+        config_text=text,
+        config=config,
+        environment=read(run_dir.environment, read_json_object, {}),
+        status=read(run_dir.status, read_json_object, {}),
+        metrics=read(run_dir.metrics, read_metrics, []),
+        facts=facts,
+        export=export,
+        task=task,
+        task_class=task_class,
+        sets={name: rows for name, rows in sets.items() if rows is not None},
+        checkpoints=_list_checkpoints(run_dir),
+        warnings=list(dict.fromkeys(line.partition(_WARNING)[2] for line in log.splitlines() if _WARNING in line)),
+        notes=notes,
+    )
 
 
-def _read_text(path: Path, notes: list[str]) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        notes.append(f"{path} cannot be read: {error.strerror}")
-        return ""
-
-
-def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
-    try:
-        return read_json_object(path)
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        notes.append(f"{path} cannot be read: {in_one_line(error)}")
-        return {}
-
-
-def _read_metrics(path: Path, notes: list[str]) -> list[dict[str, Any]]:
-    try:
-        return read_metrics(path)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        notes.append(f"{path} cannot be read: {error.strerror}")
-        return []
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
 
 
 def _parse(text: str) -> Any:

@@ -14,12 +14,12 @@ def test_a_resumed_run_adds_up_its_seconds_and_drops_what_it_scores_again(tmp_pa
     path = tmp_path / "report.json"
     first = make(path)
     first.begin("run", step=0, task="a")
-    first.add_set("validation", {"step": 4, "file": "a", "worst": []})
-    first.add_set("validation.hard", {"step": 2, "file": "b", "worst": []})
+    first.add_set("validation", {"step": 4, "worst": []})
+    first.add_set("validation.hard", {"step": 2, "worst": []})
     first.end("preempted", {"preparation": 1.0, "evaluation": 2.0})
     again = make(path)
     again.begin("run", step=3, task="a")
-    again.add_set("test", {"step": None, "file": "c", "worst": []})
+    again.add_set("test", {"step": None, "worst": []})
     assert set(read_facts(path)["sets"]) == {"validation.hard", "test"}
     again.end("finished", {"preparation": 0.5, "export": 1.0})
     facts = read_facts(path)

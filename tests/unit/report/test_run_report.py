@@ -84,7 +84,7 @@ def make_run(
         "label_names": names,
         "starts": starts,
         "seconds": {"preparation": 3.0},
-        "sets": {"test": {"step": None, "file": "predictions/test.jsonl", "worst": worst}},
+        "sets": {"test": {"step": None, "worst": worst}},
     }
     (run / "report.json").write_text(json.dumps(facts))
     return run
@@ -207,7 +207,7 @@ def damage(run: Path) -> None:
     [
         (keep_only_metrics, "Learning rate", "By label"),
         (drop_facts, "By label", "Starts"),
-        (damage, "environment.json cannot be read", "By label"),
+        (damage, "environment.json is left out", "By label"),
     ],
 )
 def test_what_is_not_there_or_damaged_is_left_out(
