@@ -76,8 +76,10 @@ class ConfiguredOutput(RunOutput):
 
     def begin_run(self, run: str, *, step: int) -> None:
         self.stopwatch.begin_run()
+        if self.accelerator.is_main_process:
+            self._write_description(run)
+            self.console.keep_in(self.run_dir.log)
         if self.reports:
-            self.run_dir.make()
             self.report_facts.begin(
                 run,
                 step=step,
@@ -88,9 +90,6 @@ class ConfiguredOutput(RunOutput):
                 plan=list(self.plan_lines),
                 data={name: facts.as_json() for name, facts in self.plan.inputs.facts.items()},
             )
-        if self.accelerator.is_main_process:
-            self._write_description(run)
-            self.console.keep_in(self.run_dir.log)
         if self.config.log.trackers:
             self._start_trackers()
 
@@ -154,9 +153,10 @@ class ConfiguredOutput(RunOutput):
             self.report_facts.add_set(name, {"step": step, "worst": spelled})
 
     def write_report(self, ended: str) -> None:
-        if not self.reports or not self.report_facts.values:
+        if not self.reports:
             return
-        self.report_facts.end(ended, self.stopwatch.seconds)
+        if self.report_facts.values:  # else this command trained nothing
+            self.report_facts.end(ended, self.stopwatch.seconds)
         root = self.run_dir.root
         try:
             write_report(root)

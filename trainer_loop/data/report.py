@@ -66,11 +66,12 @@ class SplitFacts:
         """All of it, with a histogram in the place of the lengths."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.lengths is not None:
-            counts, edges = np.histogram(self.lengths, bins=_BINS)
-            median, high = np.percentile(self.lengths, [50, 95]).tolist()
+            low, high = int(self.lengths.min()), int(self.lengths.max()) + 1
+            counts, edges = np.histogram(self.lengths, bins=min(_BINS, high - low), range=(low, high))
+            median, most = np.percentile(self.lengths, [50, 95]).tolist()
             values["lengths"] = {
                 "median": median,
-                "p95": high,
+                "p95": most,
                 "longest": int(self.lengths.max()),
                 "edges": edges.tolist(),
                 "counts": counts.tolist(),

@@ -113,7 +113,11 @@ class Drawing:
 
 def draw_histogram(title: str, values: np.ndarray, unit: str, *, limits: Point | None = None) -> Chart:
     """How many of the values, `[N]`, lie in each of 20 parts of their range, or of `limits`."""
-    return draw_bars(title, *np.histogram(values[np.isfinite(values)], bins=_BARS, range=limits), unit, limits=limits)
+    values, bars = values[np.isfinite(values)], _BARS
+    if values.dtype.kind == "i" and len(values):  # no bar is narrower than 1
+        limits = (float(values.min()), float(values.max()) + 1)
+        bars = min(bars, int(limits[1] - limits[0]))
+    return draw_bars(title, *np.histogram(values, bins=bars, range=limits), unit, limits=limits)
 
 
 def draw_bars(

@@ -14,6 +14,7 @@ _DRAWS = 2000  # of a metric that is a mean over rows
 _FEWER_DRAWS = 100  # of any other, which is computed anew for each: scikit-learn takes milliseconds
 _ROWS_TO_COMPUTE = 2_000_000  # in all draws of these
 _LEAST_DRAWS = 50
+_ROWS_TO_DRAW = 100_000_000  # in all draws of a mean: a second
 _MOST_ROW_VALUES = 20_000  # to compute one by one
 _SAMPLE = 25  # rows, on which a metric shows whether it is a mean over rows
 _FEW_VALUES = 64
@@ -51,11 +52,12 @@ def find_intervals(
 
 
 def draw_means(values: np.ndarray, generator: np.random.Generator, *, draws: int = _DRAWS) -> np.ndarray:
-    """The means of `draws` samples of N of the values `[N]`, drawn with replacement."""
+    """The means of about `draws` samples of N of the values `[N]`, drawn with replacement."""
     distinct, counts = np.unique(values, return_counts=True)
     if len(distinct) <= _FEW_VALUES:  # as many of each value as a multinomial draw says: the same, and fast
         drawn: np.ndarray = generator.multinomial(len(values), counts / len(values), size=draws) @ distinct
         return drawn / len(values)
+    draws = min(draws, max(_FEWER_DRAWS, _ROWS_TO_DRAW // len(values)))
     return np.array([values[generator.integers(0, len(values), len(values))].mean() for _ in range(draws)])
 
 

@@ -35,12 +35,8 @@ def describe_mistakes(rows: ScoredRows, worst: Sequence[Mapping[str, Any]]) -> l
     blocks += _group(rows, errors)
     cards = [_show_row(rows, int(one["row"]), one["inputs"]) for one in worst if int(one["row"]) < len(rows.places)]
     if cards:
-        note = {"class": "the least probable right labels first" if "reference_probability" in rows.details else ""}
-        blocks.append(
-            Cards(
-                f"The {plural(len(cards), 'row')} that the model gets most wrong", cards, note.get(rows.kind or "", "")
-            )
-        )
+        note = "the least probable right labels first" if "reference_probability" in rows.details else ""
+        blocks.append(Cards(f"The {plural(len(cards), 'row')} that the model gets most wrong", cards, note))
     return blocks
 
 

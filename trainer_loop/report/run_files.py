@@ -13,7 +13,6 @@ from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.metrics.load import load_metrics
 from trainer_loop.metrics.named_metric import NamedMetric
 from trainer_loop.metrics.shipped import SHIPPED
-from trainer_loop.record.checkpoint_files import list_checkpoints, named_step
 from trainer_loop.record.export import ExportRecord
 from trainer_loop.record.logs import read_metrics
 from trainer_loop.record.report_facts import read_facts
@@ -24,15 +23,6 @@ from trainer_loop.tasks.task import Task
 
 _T = TypeVar("_T")
 _WARNING = " warning: "  # in a line of train.log
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """step: of it. size: bytes. marks: `latest`, `best`."""
-
-    step: int
-    size: int
-    marks: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -57,7 +47,6 @@ class RunFiles:
     task: str
     task_class: type[Task] | None
     sets: Mapping[str, ScoredRows]
-    checkpoints: Sequence[Checkpoint]
     warnings: Sequence[str]
     notes: Sequence[str]
 
@@ -135,7 +124,6 @@ def read_run(root: Path) -> RunFiles:
         task=task,
         task_class=task_class,
         sets={name: rows for name, rows in sets.items() if rows is not None},
-        checkpoints=_list_checkpoints(run_dir),
         warnings=list(dict.fromkeys(line.partition(_WARNING)[2] for line in log.splitlines() if _WARNING in line)),
         notes=notes,
     )
@@ -161,16 +149,3 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
         else:
             flat[path] = value
     return flat
-
-
-def _list_checkpoints(run_dir: RunDir) -> list[Checkpoint]:
-    links = {name: run_dir.checkpoints / name for name in ("latest", "best")}
-    targets = {name: link.readlink().name for name, link in links.items() if link.is_symlink()}
-    return [
-        Checkpoint(
-            named_step(path) or 0,
-            sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
-            [name for name, target in targets.items() if target == path.name],
-        )
-        for path in list_checkpoints(run_dir)
-    ]

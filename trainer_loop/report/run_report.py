@@ -10,6 +10,7 @@ from typing import Any
 from trainer_loop.config.named_sets import parse_set
 from trainer_loop.config.schema import KEYS
 from trainer_loop.data.wording import plural
+from trainer_loop.record.checkpoint_files import list_checkpoints
 from trainer_loop.record.run_dir import write_text
 from trainer_loop.report.charts import draw_bars
 from trainer_loop.report.curves import draw_curves
@@ -67,7 +68,7 @@ def _summarise(run: RunFiles, figures: Mapping[str, Any], intervals: Mapping[str
     planned = None if run.export is None else run.export.num_steps
     values = {
         "status": _ENDINGS.get(ended, ended),
-        "task": run.task,
+        "task": run.task.replace("_", " "),
         "model": run.config.get("model.name") or run.config.get("model.type"),
         "steps": f"{max(steps):,}" + (f" of {planned:,}" if planned not in (None, max(steps)) else "")
         if steps
@@ -172,12 +173,18 @@ def _describe_run(run: RunFiles) -> Iterator[Block]:
         counts = {name: f"{totals[name]:,}" for name in ("rows_seen", "tokens_seen", "targets_seen") if name in totals}
         values = {name.replace("_", " "): value for name, value in counts.items()}
         yield Facts(values | {"peak memory of process 0": _spell_bytes(totals["peak_memory_bytes"])})
-    if run.checkpoints:
-        yield Table(
-            "Checkpoints",
-            ("step", "size", "marks"),
-            [(f"{one.step:,}", number(_spell_bytes(one.size)), ", ".join(one.marks)) for one in run.checkpoints],
+    links = {name: run.run_dir.checkpoints / name for name in ("latest", "best")}
+    marked = {name: link.resolve().name for name, link in links.items()}
+    checkpoints: list[Row] = [
+        (
+            path.name,
+            number(_spell_bytes(sum(file.stat().st_size for file in path.rglob("*") if file.is_file()))),
+            ", ".join(name for name, target in marked.items() if target == path.name),
         )
+        for path in list_checkpoints(run.run_dir)
+    ]
+    if checkpoints:
+        yield Table("Checkpoints", ("checkpoint", "size", "marks"), checkpoints)
     if environment := dict(run.environment):
         command = environment.pop("command", [])
         versions = environment.pop("versions", {})

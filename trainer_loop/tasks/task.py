@@ -405,7 +405,7 @@ class Task(ABC):
             outputs: What `predict` or `loss_and_predict` returned for a batch, with references.
         """
         kinds, probabilities = self.list_outputs() or {}, outputs.get("probabilities")
-        if kinds.get("predictions") != "class" or probabilities is None:
+        if kinds.get("predictions") != "class" or probabilities is None or getattr(probabilities, "ndim", 2) != 2:
             return {}
         return {
             "probability": _take(probabilities, outputs["predictions"]),
