@@ -2,7 +2,8 @@
 
 import copy
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,10 +130,9 @@ class ConfiguredOutput(RunOutput):
 
     def write_validation(self, scores: Mapping[str, Scores], *, step: int) -> None:
         for name, of_set in scores.items() if self.reports else ():
-            try:
-                self._write_rows(f"validation.{name}" if name else "validation", of_set, step=step)
-            except UserError as error:  # the report lacks them, and nothing else does
-                self.console.warn(str(error))
+            name = f"validation.{name}" if name else "validation"
+            with self._only_warning(f"the report lacks the rows of {name}"):
+                self._write_rows(name, of_set, step=step)
 
     def _write_rows(self, name: str, scores: Scores, *, step: int | None) -> None:
         """The predictions of the set `name`, and for the report the rows among them that are the worst."""
@@ -140,17 +140,14 @@ class ConfiguredOutput(RunOutput):
         if task.has_tokens:
             tokens = np.add.reduceat(split.lengths, scores.rows)
             scores = replace(scores, details={**scores.details, "tokens": tokens})
-        write_predictions(
-            self.run_dir.predictions_of(name),
-            scores,
-            origin_of=split.origins.place,
-            label_names=self.plan.inputs.label_names,
-        )
+        path, names = self.run_dir.predictions_of(name), self.plan.inputs.label_names
+        write_predictions(path, scores, origin_of=split.origins.place, label_names=names)
         if self.reports:
-            kinds = task.list_outputs() or {}
-            worst = find_worst(kinds, scores.predictions, scores.references, scores.details)
-            spelled = [{"row": row, "inputs": spell_row(split, scores.rows[row], task)} for row in worst]
-            self.report_facts.add_set(name, {"step": step, "worst": spelled})
+            with self._only_warning(f"the report lacks the worst rows of {name}"):
+                kinds = task.list_outputs() or {}
+                worst = find_worst(kinds, scores.predictions, scores.references, scores.details)
+                spelled = [{"row": row, "inputs": spell_row(split, scores.rows[row], task)} for row in worst]
+                self.report_facts.add_set(name, {"step": step, "worst": spelled})
 
     def write_report(self, ended: str) -> None:
         if not self.reports:
@@ -158,13 +155,17 @@ class ConfiguredOutput(RunOutput):
         if self.report_facts.values:  # else this command trained nothing
             self.report_facts.end(ended, self.stopwatch.seconds)
         root = self.run_dir.root
-        try:
+        again = f"python -m trainer_loop.report {root} tries again"
+        with self._only_warning(f"{self.run_dir.report} was not written ({again})"):
             write_report(root)
-        except Exception as error:  # noqa: BLE001 # all of the run is saved, and must not be lost for its description
-            told = f"{type(error).__name__}: {in_one_line(error)}"
-            self.console.warn(
-                f"{self.run_dir.report} was not written: {told}; python -m trainer_loop.report {root} tries again"
-            )
+
+    @contextmanager
+    def _only_warning(self, what: str) -> Iterator[None]:
+        """Whatever is wrong with a report is told, and the run goes on. what: follows from it."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 # the code of a task may have its part in it
+            self.console.warn(f"{what}: {type(error).__name__}: {in_one_line(error)}")
 
     def export(self, model: nn.Module, state: TrainState) -> None:
         with self.stopwatch.measuring("export"):

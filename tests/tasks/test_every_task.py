@@ -258,11 +258,16 @@ def test_a_report_that_cannot_be_written_costs_a_warning(tmp_path: Path, monkeyp
     def fail(root: Path) -> None:
         raise RuntimeError("no page today")
 
+    def fail_too(*arguments: Any) -> None:
+        raise RuntimeError("nor rows")
+
     monkeypatch.setattr("trainer_loop.outputs.write_report", fail)
+    monkeypatch.setattr("trainer_loop.outputs.find_worst", fail_too)
     said = StringIO()
     build(make_config(tmp_path, "sequence_classification"), console=Console(stream=said)).fit()
-    told = "report.html was not written: RuntimeError: no page today; python -m trainer_loop.report"
-    assert told in said.getvalue()
+    again = f"python -m trainer_loop.report {tmp_path / 'run'} tries again"
+    assert f"report.html was not written ({again}): RuntimeError: no page today" in said.getvalue()
+    assert "warning: the report lacks the worst rows of validation: RuntimeError: nor rows" in said.getvalue()
     assert (tmp_path / "run" / "model" / "config.json").is_file()
 
 

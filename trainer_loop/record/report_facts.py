@@ -5,6 +5,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from trainer_loop.errors import in_one_line
 from trainer_loop.record.run_dir import describe_refusal, read_json_object, write_json
 
 FORMAT = 1  # of the file
@@ -60,9 +61,14 @@ class ReportFacts:
         try:
             write_json(self.path, self.values)
             self._has_warned = False
-        except OSError as error:
+        except (OSError, TypeError, ValueError) as error:  # a metric of the user's may have arguments of any kind
             if not self._has_warned:
-                self.warn(f"{describe_refusal(error, self.path)}; the run goes on without it")
+                told = (
+                    describe_refusal(error, self.path)
+                    if isinstance(error, OSError)
+                    else f"{self.path}: {in_one_line(error)}"
+                )
+                self.warn(f"{told}; the run goes on without it")
             self._has_warned = True
 
 
