@@ -246,7 +246,10 @@ def test_its_metrics_and_predictions_are_written(name: str, tmp_path: Path):
     assert len(scored) == 1
     assert all(f"test/{key}" in scored[0] for metric in load_task(name).metrics for key in SHIPPED[metric].results)
     lines = (tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()
-    assert {"place", "prediction", "reference"} <= json.loads(lines[0]).keys()
+    row = json.loads(lines[0])
+    assert {"place", "prediction", "reference"} <= row.keys()
+    if (load_task(name).outputs or {}).get("probabilities") == "probabilities":
+        assert 0 < row["reference_probability"] <= row["probability"] < 1
     page = (tmp_path / "run" / "report.html").read_text()
     assert all(f"Mistakes: {split}" in page for split in ("test", "validation"))
     assert "Left out of this report" not in page

@@ -78,7 +78,9 @@ def _to_json(value: Any, names: Sequence[str] | None) -> Any:
 
 
 def _round(value: float) -> float | None:
-    """Six digits; JSON has no nan."""
+    """Six digits of a fraction; JSON has no nan."""
+    if isinstance(value, int):
+        return value
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 

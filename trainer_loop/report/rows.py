@@ -95,7 +95,7 @@ class ScoredRows:
     @property
     def sources(self) -> list[str]:
         """The file, or what else it is of, of each row."""
-        return [place.rpartition(" ")[0] for place in self.places]
+        return [place.rsplit(" ", 2)[0] for place in self.places]  # `reviews.csv` of `reviews.csv row 17`
 
     @property
     def columns(self) -> dict[str, np.ndarray]:

@@ -184,6 +184,7 @@ def test_each_kind_of_prediction_is_read_as_it_was_and_shown(
         for one, known in zip(own, other, strict=True):
             are_tags = outputs["predictions"] == "tags"
             assert np.array_equal(one, np.maximum(known, -1) if are_tags else known)  # of a tag that is no target -1
+    assert read.details["tokens"].tolist() == list(range(len(predictions)))
     assert told in Page(write_report(run)).text
 
 
