@@ -53,7 +53,8 @@ class Chart:
         return f"{self.title} by {self.x_title}. " + " ".join(map(_describe, self.series))
 
     def draw(self) -> "Drawing":
-        finite = [point for one in self.series for point in one.points if all(map(math.isfinite, point))]
+        points = [[(_tame(x), _tame(y)) for x, y in one.points] for one in self.series]
+        finite = [point for own in points for point in own if all(map(math.isfinite, point))]
         if not finite:
             return Drawing()
         grows_from_zero = any(one.style == "bars" for one in self.series)
@@ -65,14 +66,12 @@ class Chart:
             return _LEFT + (point[0] - x_low) * x_scale, HEIGHT - _BOTTOM - (point[1] - y_low) * y_scale
 
         shapes = []
-        for number, one in enumerate(self.series):
+        for number, (one, own) in enumerate(zip(self.series, points, strict=True)):
             if one.style == "bars":
-                shapes.append(
-                    Shape(number, one.style, _outline([place(point) for point in one.points], place((0, 0))[1]))
-                )
+                shapes.append(Shape(number, one.style, _outline([place(point) for point in own], place((0, 0))[1])))
                 continue
-            pieces = [[place(point) for point in piece] for piece in _split(thin_out(one.points))]
-            has_dots = one.style == "dots" or (one.style == "line" and len(one.points) <= _FEW_POINTS)
+            pieces = [[place(point) for point in piece] for piece in _split(thin_out(own))]
+            has_dots = one.style == "dots" or (one.style == "line" and len(own) <= _FEW_POINTS)
             dots = [point for piece in pieces for point in piece if has_dots or len(piece) == 1]
             path = "" if one.style == "dots" else " ".join(_join(piece) for piece in pieces if len(piece) > 1)
             shapes.append(Shape(number, one.style, path, [(round(x, 1), round(y, 1)) for x, y in dots]))
@@ -174,6 +173,11 @@ def thin_out(points: Sequence[Point]) -> list[Point]:
         if len(finite) < len(part):
             kept.append((part[-1][0], math.nan))
     return kept
+
+
+def _tame(value: float) -> float:
+    """Numbers whose differences and shares can be computed: tiny ones are 0, giants are not finite."""
+    return 0.0 if abs(value) < 1e-200 else value if abs(value) < 1e200 else math.nan
 
 
 def _height(point: Point) -> float:

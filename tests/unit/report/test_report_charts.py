@@ -26,6 +26,8 @@ def test_everything_lies_within_the_figure():
 
 def test_charts_without_a_number_or_with_one_are_drawn():
     assert Chart("loss", "step", [Series("a", [(1, math.inf)])]).draw().shapes == ()
+    odd = Chart("loss", "step", [Series("a", [(1, 1e308), (2, -1e308), (3, 1e-320), (4, 0.0)])]).draw()
+    assert len(odd.shapes[0].dots) == 2
     one = Chart("loss", "step", [Series("a", [(5, 0.0)])]).draw()
     assert [text for _, text in one.x_ticks] == ["3", "4", "5", "6", "7"]
     assert draw_bars("tokens", [0, 0], [3.0, 3.5, 4.0], "tokens").draw().shapes[0].path == ""
