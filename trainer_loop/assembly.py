@@ -63,6 +63,7 @@ from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.profiler import StepProfiler
 from trainer_loop.runtime.quiet import quieten_libraries
 from trainer_loop.runtime.shares import take_share
+from trainer_loop.runtime.stopwatch import Stopwatch
 from trainer_loop.tasks.task import Task
 
 _COMPUTE_TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -93,6 +94,7 @@ def build(
     problems: what is already known to be wrong with the config. Raises UserError with these and all others: the whole
     config and all data are judged before the model loads.
     """
+    stopwatch = Stopwatch()
     quieten_libraries()
     console = console or Console(enabled=process_index_from_environment() == 0)
     config = _take_over_accelerate_file(config, console)
@@ -130,7 +132,7 @@ def build(
     run_facts |= _describe_what_learns(engine.bare_model, engine.groups)
     run_facts |= {} if optimizer is None else {"optimizer.name": full_name(type(engine.scheduler.optimizer))}
     run_facts |= {} if task is None else {"task.name": full_name(type(task))}
-    evaluator = _make_evaluator(config, plan, engine, console)
+    evaluator = _make_evaluator(config, plan, engine, console, stopwatch)
     if plan.task.refers:
         plan = _add_references(config, plan, evaluator, console, train_loader)
     data = ConfiguredData(config, plan, accelerator, console, train_loader)
@@ -139,7 +141,9 @@ def build(
         engine=engine,
         data=data,
         evaluator=evaluator,
-        checkpointer=_make_checkpointer(config, plan.task, engine, console, run_facts=run_facts, own_code=own_code),
+        checkpointer=_make_checkpointer(
+            config, plan.task, engine, console, run_facts=run_facts, own_code=own_code, stopwatch=stopwatch
+        ),
         record=Recorder(
             accelerator=accelerator, console=console, metric_log=MetricLog(run_dir.metrics, warn=console.warn)
         ),
@@ -151,6 +155,7 @@ def build(
             console=console,
             facts=run_facts | own_code,
             num_steps=num_steps,
+            stopwatch=stopwatch,
         ),
         options=_choose_options(
             config,
@@ -411,7 +416,7 @@ def _make_profiler(
     )
 
 
-def _make_evaluator(config: Config, plan: RunPlan, engine: Engine, console: Console) -> Evaluator:
+def _make_evaluator(config: Config, plan: RunPlan, engine: Engine, console: Console, stopwatch: Stopwatch) -> Evaluator:
     label_names = plan.inputs.label_names
     return Evaluator(
         accelerator=engine.accelerator,
@@ -426,11 +431,19 @@ def _make_evaluator(config: Config, plan: RunPlan, engine: Engine, console: Cons
         console=console,
         preemption=engine.preemption,
         num_samples=config.evaluate.generate.samples,
+        stopwatch=stopwatch,
     )
 
 
 def _make_checkpointer(
-    config: Config, task: Task, engine: Engine, console: Console, *, run_facts: dict[str, Any], own_code: dict[str, str]
+    config: Config,
+    task: Task,
+    engine: Engine,
+    console: Console,
+    *,
+    run_facts: dict[str, Any],
+    own_code: dict[str, str],
+    stopwatch: Stopwatch,
 ) -> Checkpointer:
     """run_facts: what decides the updates. own_code: checksums of the user's code."""
     checkpointer = Checkpointer(
@@ -446,6 +459,7 @@ def _make_checkpointer(
         is_sharded=engine.sharded is not None,
         keep_last=config.checkpoint.keep_last,
         background=config.checkpoint.background,
+        stopwatch=stopwatch,
     )
     if task.keeps_state:
         checkpointer.register_for_checkpoint("task", task)

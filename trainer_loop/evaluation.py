@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
@@ -32,6 +32,7 @@ from trainer_loop.record.run_output import RunOutput
 from trainer_loop.runtime.memory import is_out_of_memory, release_memory
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.randomness import seed_everything
+from trainer_loop.runtime.stopwatch import Stopwatch
 from trainer_loop.tasks.merge import merge_outputs
 from trainer_loop.tasks.task import Batch, Task
 
@@ -39,6 +40,7 @@ Metrics = dict[str, float]  # of an evaluation, by their names
 _Answer = TypeVar("_Answer")
 _PREEMPTED = "preempted"  # the notice that tells the other processes in the middle of an evaluation
 _NUMBERS = "numbers of the rows"  # a column beside the outputs of the task
+_DETAIL = "detail: "  # before the names of what `Task.rate_rows` returns
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -55,9 +57,11 @@ class Evaluator:
     console: Console
     preemption: Preemption
     num_samples: int = 0  # texts of each set that are kept as samples
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def __post_init__(self) -> None:
         self.samples: dict[str, list[Sample]] = {}  # of the sets that were scored last
+        self.scores: dict[str, Scores] = {}  # of the validation sets, as they were scored last
         # Outputs of the task that are kept of every row; whatever else it predicts is not.
         tuned_by = self.task.list_outputs() or () if self.task.tunes else ()
         compared = [name for metric in self.metrics for name in metric.columns]
@@ -85,10 +89,9 @@ class Evaluator:
                         logged.add(name, value, count=count)
                     num_targets += part.num_targets
                     judged.setdefault(_NUMBERS, []).append(torch.tensor(part.rows))
-                    if not self.task.merges:
-                        self._refuse_missing(outputs)
-                    for name in outputs if self.task.merges else self._wanted:
-                        judged.setdefault(name, []).append(outputs[name])
+                    kept = outputs if self.task.merges else self._select(outputs)
+                    for name, values in kept.items():
+                        judged.setdefault(name, []).append(values)
 
         sums = [float(loss_sum), num_targets, stopped, *logged.take_numbers()]
         total, targets, any_stopped, *numbers_logged = sum_on_hosts(self.accelerator, sums)
@@ -97,14 +100,22 @@ class Evaluator:
         gathered = gather_columns(self.accelerator, judged)
         order = np.argsort(gathered.pop(_NUMBERS), kind="stable")
         assert len(order) == loader.num_rows, f"{len(order)} rows were scored of {loader.num_rows}"
-        columns, numbers = self._merge({name: column[order] for name, column in gathered.items()}, loader)
+        ordered = {name: column[order] for name, column in gathered.items()}
+        details = {name: ordered.pop(name) for name in list(ordered) if name.startswith(_DETAIL)}
+        columns, numbers = self._merge(ordered, loader)
         self._refuse_missing(columns)
         columns = self.task.tune(columns) if tunes else columns
         means = logged.compute_means(numbers_logged)
         metrics = compute_metrics(self.metrics, columns, taken=means)
         values = {"loss": total / max(targets, 1), **metrics, **means, "rows": len(numbers)}
         # What follows from them must follow on every process, also where a metric draws at random.
-        return Scores(broadcast(self.accelerator, values), numbers, columns["predictions"], columns["references"])
+        return Scores(
+            broadcast(self.accelerator, values),
+            numbers,
+            columns["predictions"],
+            columns["references"],
+            {name.removeprefix(_DETAIL): column for name, column in details.items()},
+        )
 
     def score_sets(
         self, loaders: Mapping[str, EvaluationLoader], output: RunOutput | None = None, *, tunes: bool = False
@@ -114,13 +125,16 @@ class Evaluator:
         output: gets the predictions of each. tunes: the task may choose something by the rows of the first set.
         """
         metrics: Metrics = {}
-        self.samples = {}
+        self.samples, self.scores = {}, {}
         for number, (name, loader) in enumerate(loaders.items()):
-            scores = self.score(loader, tunes=tunes and number == 0)
+            with self.stopwatch.measuring("evaluation"):
+                scores = self.score(loader, tunes=tunes and number == 0)
             metrics |= {f"{name}/{metric}" if name else metric: value for metric, value in scores.metrics.items()}
             if self.task.generates and self.num_samples:
                 self.samples[name] = scores.take_texts(self.num_samples)
-            if output is not None:
+            if output is None:
+                self.scores[name] = scores
+            else:
                 output.write_predictions(name, scores)
         return metrics
 
@@ -176,6 +190,12 @@ class Evaluator:
         if loader.raw is None:
             raise UserError(f"{locate_source(type(self.task).merge)} needs raw rows: let the task declare its columns")
         return merge_outputs(self.task, columns, sources=loader.raw.sources.tolist(), read=loader.raw.read)
+
+    def _select(self, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """What is kept of the outputs of a task that does not merge them, and how sure it is of each row."""
+        self._refuse_missing(outputs)
+        rated = self.task.rate_rows(outputs)
+        return {name: outputs[name] for name in self._wanted} | {_DETAIL + name: rated[name] for name in rated}
 
     def _refuse_missing(self, outputs: Mapping[str, Any]) -> None:
         if missing := [name for name in self._wanted if name not in outputs]:

@@ -151,8 +151,7 @@ class TrainingLoop:
     def fit(self, state: TrainState | None = None) -> TrainState:
         """Train from `state` (None: what `restore` finds) up to the last step; returns the state at the end.
 
-        Raises Diverged when the loss or a gradient is not finite, the last checkpoint then stays as it was, and
-        Preempted when any process was asked to stop, after a checkpoint was saved.
+        Raises Diverged when the loss or a gradient is not finite, and Preempted, after a save, when asked to stop.
         """
         state = self._begin(self.restore() if state is None else state)
         options, train = self.options, self.data.train
@@ -193,8 +192,7 @@ class TrainingLoop:
     def evaluate(self, rows: EvaluationLoader | Any) -> Metrics:
         """Mean loss over all targets, the metrics over all rows, and the number of rows scored: each row once.
 
-        rows: a loader, or rows as `build` takes them, with their labels. Raises Preempted on every process where one
-        was asked to stop before it was through.
+        rows: a loader, or rows as `build` takes them, with their labels. Raises Preempted if any process is to stop.
         """
         return self.evaluator.score(self._load_rows(rows, labelled=True)).metrics
 
@@ -214,7 +212,7 @@ class TrainingLoop:
 
     def _begin(self, state: TrainState) -> TrainState:
         self._weights_meant = True
-        self.output.begin_run(self.checkpointer.run)
+        self.output.begin_run(self.checkpointer.run, step=state.step)
         self.preemption.defer_signals()
         pending = is_evaluation_pending(state, self.options)
         self.record.begin(state, num_steps=self.options.num_steps, evaluation_pending=pending)
@@ -252,6 +250,8 @@ class TrainingLoop:
             self._select(state, metrics)
         elif self.options.best is None:
             state.metrics = metrics
+        if state.metrics is metrics:  # of the weights that would be exported
+            self.output.write_validation(self.evaluator.scores, step=state.step)
 
     def _select(self, state: TrainState, metrics: Metrics) -> None:
         """Keep the weights of this step where they are the best so far, and count evaluations for early stopping."""

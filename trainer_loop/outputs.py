@@ -2,18 +2,20 @@
 
 import copy
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from trainer_loop.config.fields import Config
 from trainer_loop.config.load import flatten, public_values, spell_config
 from trainer_loop.config.schema import KEYS
-from trainer_loop.errors import UserError
+from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.parallel.sharding import copy_whole, is_sharded
 from trainer_loop.plan import Overrides, RunPlan
 from trainer_loop.publishing import describe_model
@@ -24,6 +26,7 @@ from trainer_loop.record.hub_push import Pushed, gather_run, push_files
 from trainer_loop.record.logs import Console, read_metrics
 from trainer_loop.record.predictions import Scores, write_predictions
 from trainer_loop.record.publisher import Publisher
+from trainer_loop.record.report_facts import ReportFacts
 from trainer_loop.record.run_dir import (
     RunDir,
     describe_environment,
@@ -35,7 +38,10 @@ from trainer_loop.record.run_dir import (
 from trainer_loop.record.run_output import RunOutput
 from trainer_loop.record.state import TrainState
 from trainer_loop.record.trackers import TrackedRun, is_own, start_trackers
+from trainer_loop.report.rows import find_worst, spell_row
+from trainer_loop.report.run_report import write_report
 from trainer_loop.runtime.preempt import Preemption
+from trainer_loop.runtime.stopwatch import Stopwatch
 
 # Keys that may change on resume but not on a run that is complete, where they would have no effect; see `run`.
 _LENGTH = ("train.epochs", "train.steps")
@@ -55,9 +61,12 @@ class ConfiguredOutput(RunOutput):
     console: Console
     facts: Mapping[str, Any]  # what decides the updates, as plain JSON; the exported model has it
     num_steps: int  # of the whole run
+    stopwatch: Stopwatch
 
     def __post_init__(self) -> None:
         self.run_dir = RunDir(self.config.run_dir)
+        self.report_facts = ReportFacts(self.run_dir.report_facts, warn=self.console.warn)
+        self.reports = self.config.report and self.accelerator.is_main_process
         self.publisher = None
         hub = self.config.hub
         if hub.push is not None and hub.every != "never" and self.accelerator.is_main_process:
@@ -71,13 +80,25 @@ class ConfiguredOutput(RunOutput):
                 again=push_command(self.config.run_dir, hub.push),
             )
 
-    def begin_run(self, run: str) -> None:
+    def begin_run(self, run: str, *, step: int) -> None:
+        self.stopwatch.begin_run()
         is_resumed = read_identity(self.run_dir) == run
         if self.accelerator.is_main_process:
             self._write_description(run)
             self.console.keep_in(self.run_dir.log)
             if self.config.log.trackers:
                 self._start_trackers(run, is_resumed=is_resumed)
+        if self.reports:
+            self.report_facts.begin(
+                run,
+                step=step,
+                task=self.facts["task.name"],
+                outputs=self.plan.task.list_outputs(),
+                label_names=self.plan.inputs.label_names,
+                metrics=self.plan.metrics,
+                plan=list(self.plan_lines),
+                data={name: facts.as_json() for name, facts in self.plan.inputs.facts.items()},
+            )
 
     def _write_description(self, run: str) -> None:
         self.run_dir.make()
@@ -122,14 +143,53 @@ class ConfiguredOutput(RunOutput):
 
     def write_predictions(self, name: str, scores: Scores) -> None:
         if self.accelerator.is_main_process:
-            write_predictions(
-                self.run_dir.predictions / f"{name or 'test'}.jsonl",
-                scores,
-                origin_of=self.plan.inputs.splits[f"test.{name}" if name else "test"].origins.place,
-                label_names=self.plan.inputs.label_names,
-            )
+            self._write_rows(f"test.{name}" if name else "test", scores, step=None)
+
+    def write_validation(self, scores: Mapping[str, Scores], *, step: int) -> None:
+        for name, of_set in scores.items() if self.reports else ():
+            name = f"validation.{name}" if name else "validation"
+            with self._only_warning(f"the report lacks the rows of {name}"):
+                self._write_rows(name, of_set, step=step)
+
+    def _write_rows(self, name: str, scores: Scores, *, step: int | None) -> None:
+        """The predictions of the set `name`, and for the report the rows among them that are the worst."""
+        split, task = self.plan.inputs.splits[name], self.plan.task
+        if task.has_tokens:
+            tokens = np.add.reduceat(split.lengths, scores.rows)
+            scores = replace(scores, details={**scores.details, "tokens": tokens})
+        path, names = self.run_dir.predictions_of(name), self.plan.inputs.label_names
+        write_predictions(path, scores, origin_of=split.origins.place, label_names=names)
+        if self.reports:
+            with self._only_warning(f"the report lacks the worst rows of {name}"):
+                kinds = task.list_outputs() or {}
+                worst = find_worst(kinds, scores.predictions, scores.references, scores.details)
+                spelled = [{"row": row, "inputs": spell_row(split, scores.rows[row], task)} for row in worst]
+                self.report_facts.add_set(name, {"step": step, "worst": spelled})
+
+    def write_report(self, ended: str) -> None:
+        if not self.reports:
+            return
+        if self.report_facts.values:  # else this command trained nothing
+            self.report_facts.end(ended, self.stopwatch.seconds)
+        root = self.run_dir.root
+        again = f"python -m trainer_loop.report {root} tries again"
+        with self._only_warning(f"{self.run_dir.report} was not written ({again})"):
+            write_report(root)
+
+    @contextmanager
+    def _only_warning(self, what: str) -> Iterator[None]:
+        """Whatever is wrong with a report is told, and the run goes on. what: follows from it."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 # the code of a task may have its part in it
+            self.console.warn(f"{what}: {type(error).__name__}: {in_one_line(error)}")
 
     def export(self, model: nn.Module, state: TrainState) -> None:
+        with self.stopwatch.measuring("export"):
+            self._export(model, state)
+        self.write_report("finished")
+
+    def _export(self, model: nn.Module, state: TrainState) -> None:
         weights = copy_weights(model, keeps=self.accelerator.is_main_process) if is_sharded(model) else None
         if not self.accelerator.is_main_process:
             return
@@ -202,6 +262,7 @@ class ConfiguredOutput(RunOutput):
             self.publisher.offer(state.step, lambda: self._take_snapshot(model, state, gathered or copy_trained()))
 
     def leave(self) -> None:
+        self.write_report("preempted")
         if self.publisher is not None:
             self.publisher.leave()
 

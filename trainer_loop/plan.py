@@ -26,6 +26,7 @@ from trainer_loop.data.columns import bind_columns
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.number_columns import list_numbers
 from trainer_loop.data.plan import DataPlan, plan_data, take_splits
+from trainer_loop.data.report import SplitFacts
 from trainer_loop.data.source import DataSection
 from trainer_loop.data.text_format import TextFormat
 from trainer_loop.data.tokenizer import as_tokenizer
@@ -92,7 +93,7 @@ class Overrides:
 class Inputs:
     """The rows as the model reads them.
 
-    splits: without `train` where it is streamed. data: None for a task that takes rows as they are.
+    splits: without `train` where it is streamed. data: None for a task that takes rows as they are. facts: of splits.
     """
 
     splits: Mapping[str, TokenisedSplit]
@@ -101,6 +102,7 @@ class Inputs:
     data: DataPlan | None = None
     processor: Any | None = None
     model_config: PretrainedConfig | None = None
+    facts: Mapping[str, SplitFacts] = field(default_factory=dict)
 
     @property
     def tokenizer(self) -> Any | None:
@@ -407,8 +409,8 @@ def _plan_inputs(
     task.bind(processor, label_names=label_names, packs=config.model.packing, end_token=end_token)
     if task.scales:
         task.scale_by(list_numbers(data.splits["train"], data.columns))
-    splits, stream = data.encode(task, processor, counts_stream=config.train.steps is None, say=console.say)
-    return Inputs(splits, stream, labels, data, processor, model_config)
+    splits, stream, facts = data.encode(task, processor, counts_stream=config.train.steps is None, say=console.say)
+    return Inputs(splits, stream, labels, data, processor, model_config, facts)
 
 
 def _weigh_classes(loss: LossPlan, data: DataPlan | None) -> None:

@@ -27,6 +27,9 @@ def test_a_run_leaves_its_config_log_metrics_checkpoints_and_model(command, argu
         ".lock",
         "checkpoints",
         "model",
+        "predictions",
+        "report.html",
+        "report.json",
     }
     assert json.loads((run / "environment.json").read_text())["num_processes"] == 1
     assert "2 steps per epoch" not in ended.out

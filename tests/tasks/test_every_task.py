@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
+from io import StringIO
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -247,7 +248,38 @@ def test_its_metrics_and_predictions_are_written(name: str, tmp_path: Path):
     assert len(scored) == 1
     assert all(f"test/{key}" in scored[0] for metric in load_task(name).metrics for key in SHIPPED[metric].results)
     lines = (tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()
-    assert {"place", "prediction", "reference"} == json.loads(lines[0]).keys()
+    row = json.loads(lines[0])
+    assert {"place", "prediction", "reference"} <= row.keys()
+    if (load_task(name).outputs or {}).get("probabilities") == "probabilities":
+        assert 0 < row["reference_probability"] <= row["probability"] < 1
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert all(f"Mistakes: {split}" in page for split in ("test", "validation"))
+    assert "Left out of this report" not in page
+    facts = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert all(row["inputs"] for of_set in facts["sets"].values() for row in of_set["worst"])
+
+
+def test_a_report_that_cannot_be_written_costs_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(root: Path) -> None:
+        raise RuntimeError("no page today")
+
+    def fail_too(*arguments: Any) -> None:
+        raise RuntimeError("nor rows")
+
+    monkeypatch.setattr("trainer_loop.outputs.write_report", fail)
+    monkeypatch.setattr("trainer_loop.outputs.find_worst", fail_too)
+    said = StringIO()
+    build(make_config(tmp_path, "sequence_classification"), console=Console(stream=said)).fit()
+    again = f"python -m trainer_loop.report {tmp_path / 'run'} tries again"
+    assert f"report.html was not written ({again}): RuntimeError: no page today" in said.getvalue()
+    assert "warning: the report lacks the worst rows of validation: RuntimeError: nor rows" in said.getvalue()
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+
+
+def test_a_run_without_a_report_leaves_nothing_for_one(tmp_path: Path):
+    train(make_config(tmp_path, "sequence_classification", "report=false"))
+    assert not list((tmp_path / "run").glob("report*"))
+    assert [path.name for path in (tmp_path / "run" / "predictions").iterdir()] == ["test.jsonl"]
 
 
 @pytest.mark.parametrize("streaming", ["true", "false"])

@@ -102,7 +102,8 @@ def _train(
         from trainer_loop.parallel.processes import on_process_0
 
     loop = build(config, problems=problems, preemption=preemption)
-    for line in describe_plan(config, loop):
+    loop.output.plan_lines = describe_plan(config, loop)
+    for line in loop.output.plan_lines:
         loop.console.say(line)
     if config.dry_run:
         loop.console.say(
@@ -118,6 +119,7 @@ def _train(
         loop.output.publish(preemption)  # what a run that was killed in its push has left undone
         if not claim.run_dir.status.exists():  # killed after its export
             claim.end("finished", exit_code=0, step=loop.options.num_steps)
+            loop.output.write_report("finished")
     else:
         state_so_far.append(loop.restore())
         on_process_0(loop.accelerator, claim.begin)
@@ -125,6 +127,9 @@ def _train(
             loop.fit(state_so_far[0])
         except Preempted as stop:
             loop.console.say(str(stop))
+            raise
+        except Diverged:
+            loop.output.write_report("diverged")
             raise
         except UserError:
             raise
@@ -225,7 +230,10 @@ def _tell_how_to_predict(config: "Config", loop: "TrainingLoop") -> None:
     from trainer_loop.record.hub_access import push_command
     from trainer_loop.tasks.find import list_tasks, load_task
 
-    loop.console.say(f"model: {RunDir(config.run_dir).model}")
+    run_dir = RunDir(config.run_dir)
+    if run_dir.report.is_file():
+        loop.console.say(f"report: {run_dir.report}")
+    loop.console.say(f"model: {run_dir.model}")
     if config.task.name in list_tasks():  # predict knows no others
         declared = load_task(config.task.name).columns
         texts = bind_columns(declared, config.data.columns, task=config.task.name).without_targets().names

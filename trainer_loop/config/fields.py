@@ -606,6 +606,9 @@ class Config:
         [], "keys that may differ from the checkpoint although updates depend on them, such as batch.size"
     )
     dry_run: bool = key(False, "true: check everything, print the plan and the memory of a step, stop")
+    report: bool = key(
+        True, "true: write report.html at the end: curves, metrics, mistakes, data; python -m trainer_loop.report, too"
+    )
     task: TaskConfig = section(TaskConfig, on_resume="refused")
     model: ModelConfig = section(ModelConfig, on_resume="refused")
     data: DataConfig = section(DataConfig, on_resume="by content")

@@ -25,7 +25,7 @@ from trainer_loop.data.mixed_stream import StreamedSource
 from trainer_loop.data.mixture import name_source
 from trainer_loop.data.number_columns import check_numbers, name_numbers
 from trainer_loop.data.prepare import cut_validation, limit_splits
-from trainer_loop.data.report import describe_data
+from trainer_loop.data.report import SplitFacts, describe_data, measure_data
 from trainer_loop.data.shards import ShardedSplit
 from trainer_loop.data.source import DataSection, Say, open_sources, read_splits
 from trainer_loop.data.split import Split
@@ -91,8 +91,8 @@ class DataPlan:
 
     def encode(
         self, task: Encoder, tokenizer: Any, *, counts_stream: bool, say: Say
-    ) -> tuple[dict[str, TokenisedSplit], TrainStream | None]:
-        """The rows as the model reads them, and a report of the data; of a stream, of its first rows.
+    ) -> tuple[dict[str, TokenisedSplit], TrainStream | None, dict[str, SplitFacts]]:
+        """The rows as the model reads them, and what is known of them; of a stream its first rows are described.
 
         counts_stream: the rows of a streamed split are counted, because its epochs are.
         """
@@ -134,9 +134,10 @@ class DataPlan:
             else tokenise_split(split, evaluating)
             for name, split in splits.items()
         }
-        for line in describe_data(encoded, splits=splits, columns=self.columns, label_names=self.labels):
+        facts = measure_data(encoded, splits=splits, columns=self.columns, label_names=self.labels)
+        for line in describe_data(facts):
             say(line)
-        return encoded, stream
+        return encoded, stream, facts
 
     def encode_rows(
         self, rows: Any, task: Encoder, tokenizer: Any, *, labelled: bool, say: Say

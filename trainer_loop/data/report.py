@@ -1,7 +1,9 @@
-"""What is told about the data before training."""
+"""What is found out about the data before training."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from itertools import chain
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,52 +13,128 @@ import pyarrow.compute as pc
 from trainer_loop.data.checks import count_labels, flatten
 from trainer_loop.data.column_values import KINDS_OF_TEXTS, list_texts
 from trainer_loop.data.columns import Columns
-from trainer_loop.data.labels import LabelNames, RawLabel
+from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.missing import find_rows
 from trainer_loop.data.split import Split
 from trainer_loop.data.tokens import TokenisedSplit
 from trainer_loop.data.wording import plural
 
 _LABELS_SHOWN = 10
+_BINS = 20  # of the histogram of lengths
 _READ_ROWS = 10_000  # at a time
 
 
-def describe_data(
+@dataclass(frozen=True)
+class SplitFacts:
+    """What is known of the rows of a split.
+
+    rows: as the model sees them. texts: those that they are made of. labels: how many rows, or words, have each class,
+    by its name; None without classes. labelled: rows, or words, that could have one. unlabelled: rows whose list of
+    labels is empty; None where rows have no lists. lengths: `[N]` tokens of each row; None where rows are no tokens.
+    truncated: texts that were cut. without_targets: rows whose targets were all cut away. repeated: rows whose texts an
+    earlier row of the split has too. in_train: rows whose texts a training row has; both None where nobody looked.
+    """
+
+    rows: int
+    texts: int
+    labels: Mapping[str, int] | None = None
+    labelled: int = 0
+    unlabelled: int | None = None
+    lengths: npt.NDArray[np.int32] | None = None
+    truncated: int = 0
+    without_targets: int = 0
+    repeated: int | None = None
+    in_train: int | None = None
+
+    def describe(self, name: str) -> Iterator[str]:
+        """Lines for a person about the split of this name."""
+        chunks = "" if self.rows == self.texts else f" of {plural(self.texts, 'text')}"
+        labels = "" if self.labels is None else f"; labels: {_describe_labels(self.labels, total=self.labelled)}"
+        if self.unlabelled:
+            labels += f"; {plural(self.unlabelled, 'row')} ({self.unlabelled / self.texts:.1%}) without a label"
+        yield f"{name}: {plural(self.rows, 'row')}{chunks}{labels}"
+        if self.lengths is not None:
+            median, high = np.percentile(self.lengths, [50, 95])
+            yield (
+                f"{name}: tokens per row: median {median:.0f}, 95 % within {high:.0f}, longest {self.lengths.max()}; "
+                f"{plural(self.truncated, 'text')} ({self.truncated / self.texts:.1%}) cut at max_length"
+            )
+        if self.without_targets:
+            yield (f"{name}: {plural(self.without_targets, 'row')} without a target, which is cut away at max_length")
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, with a histogram in the place of the lengths."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.lengths is not None:
+            low, high = int(self.lengths.min()), int(self.lengths.max()) + 1
+            counts, edges = np.histogram(self.lengths, bins=min(_BINS, high - low), range=(low, high))
+            median, most = np.percentile(self.lengths, [50, 95]).tolist()
+            values["lengths"] = {
+                "median": median,
+                "p95": most,
+                "longest": int(self.lengths.max()),
+                "edges": edges.tolist(),
+                "counts": counts.tolist(),
+            }
+        return values
+
+
+def measure_data(
     tokenised: Mapping[str, TokenisedSplit],
     *,
     splits: Mapping[str, Split],
     columns: Columns,
     label_names: LabelNames | None,
-) -> list[str]:
-    """Lines for a person: rows, labels and their shares, token lengths, texts cut short, and texts seen in training."""
-    lines: list[str] = []
-    for name, split in tokenised.items():
-        num_texts = len(splits[name].rows)
-        chunks = "" if len(split.rows) == num_texts else f" of {plural(num_texts, 'text')}"
-        labels = ""
-        if label_names is not None and columns.label is not None:
-            raw = flatten(splits[name], columns.label) if columns.has_class_lists else splits[name]
-            total = len(splits[name].rows if not columns.has_word_tags else raw.rows)
-            labels = f"; labels: {_describe_labels(count_labels(raw, columns.label), label_names, total=total)}"
-            if columns.has_class_lists and not columns.has_word_tags:
-                labels += _describe_unlabelled(splits[name], columns.label)
-        lines.append(f"{name}: {plural(len(split.rows), 'row')}{chunks}{labels}")
-        if "input_ids" not in split.rows.column_names:
-            continue
-        median, high = np.percentile(split.lengths, [50, 95])
-        lines.append(
-            f"{name}: tokens per row: median {median:.0f}, 95 % within {high:.0f}, longest {split.lengths.max()}; "
-            f"{plural(split.num_truncated, 'text')} ({split.num_truncated / num_texts:.1%}) cut at max_length"
-        )
-        if untaught := _count_without_targets(split):
-            lines.append(f"{name}: {plural(untaught, 'row')} without a target, which is cut away at max_length")
+) -> dict[str, SplitFacts]:
+    """Rows, labels, token lengths, texts cut short, texts seen in training and repeated ones, by split."""
     texts = columns.of_kind(*KINDS_OF_TEXTS)
-    for name in tokenised:
-        if name != "train" and "train" in splits and texts:
-            duplicates = count_duplicates(splits["train"], splits[name], texts)
-            share = duplicates / len(splits[name].rows)
-            lines.append(f"{name}: {plural(duplicates, 'row')} ({share:.1%}) with a text that is in train too")
+    compares = bool(texts) and "train" in splits and len(tokenised) > 1
+    hashes = {name: _hash_texts(splits[name], texts) for name in tokenised} if compares else {}
+    facts = {}
+    for name, split in tokenised.items():
+        labels: dict[str, Any] = {}
+        if label_names is not None and columns.label is not None:
+            labels = _measure_labels(splits[name], columns, label_names)
+        has_tokens = "input_ids" in split.rows.column_names
+        found = hashes.get(name)
+        facts[name] = SplitFacts(
+            rows=len(split.rows),
+            texts=len(splits[name].rows),
+            **labels,
+            lengths=split.lengths if has_tokens else None,
+            truncated=split.num_truncated,
+            without_targets=_count_without_targets(split) if has_tokens else 0,
+            repeated=None if found is None else len(found) - len(np.unique(found)),
+            in_train=None if found is None or name == "train" else int(np.isin(found, hashes["train"]).sum()),
+        )
+    return facts
+
+
+def describe_data(facts: Mapping[str, SplitFacts]) -> list[str]:
+    """Lines for a person. facts: by split."""
+    lines = [line for name, of_split in facts.items() for line in of_split.describe(name)]
+    for name, of_split in facts.items():
+        if (seen := of_split.in_train) is not None:
+            lines.append(
+                f"{name}: {plural(seen, 'row')} ({seen / of_split.texts:.1%}) with a text that is in train too"
+            )
     return lines
+
+
+def _measure_labels(split: Split, columns: Columns, label_names: LabelNames) -> dict[str, Any]:
+    """The fields of `SplitFacts` about labels."""
+    assert columns.label is not None, "there are labels"
+    raw = flatten(split, columns.label) if columns.has_class_lists else split
+    counts = label_names.count(count_labels(raw, columns.label)).tolist()
+    unlabelled = None
+    if columns.has_class_lists and not columns.has_word_tags:
+        are_empty = find_rows(split.rows, columns.label, lambda lists: pc.equal(pc.list_value_length(lists), 0))
+        unlabelled = int(are_empty.sum())
+    return {
+        "labels": dict(zip(label_names.names, counts, strict=True)),
+        "labelled": len(raw.rows if columns.has_word_tags else split.rows),
+        "unlabelled": unlabelled,
+    }
 
 
 def _count_without_targets(split: TokenisedSplit) -> int:
@@ -75,29 +153,13 @@ def _count_without_targets(split: TokenisedSplit) -> int:
     return found
 
 
-def count_duplicates(train: Split, other: Split, texts: Sequence[str]) -> int:
-    """Rows of `other` whose texts are also in `train`, character for character; blank ones are not counted."""
-    known, asked = (_hash_texts(split, texts) for split in (train, other))
-    return int(np.isin(asked, known).sum())
-
-
-def _describe_labels(found: Mapping[RawLabel, int], label_names: LabelNames, *, total: int) -> str:
-    """found: how many rows or words have each raw label. total: rows or words."""
-    counts = label_names.count(found)
-    common_first = np.argsort(-counts, kind="stable") if len(counts) > _LABELS_SHOWN else np.arange(len(counts))
-    shown = [
-        f"{label_names.names[label]} {counts[label]:,} ({counts[label] / total:.1%})"
-        for label in common_first[:_LABELS_SHOWN]
-    ]
-    rest = counts[common_first[_LABELS_SHOWN:]]
-    more = f" and {len(rest)} more with {rest.min():,} to {rest.max():,} rows" if len(rest) else ""
+def _describe_labels(counts: Mapping[str, int], *, total: int) -> str:
+    """counts: rows or words of each class. total: rows or words."""
+    common_first = sorted(counts, key=lambda name: -counts[name]) if len(counts) > _LABELS_SHOWN else list(counts)
+    shown = [f"{name} {counts[name]:,} ({counts[name] / total:.1%})" for name in common_first[:_LABELS_SHOWN]]
+    rest = [counts[name] for name in common_first[_LABELS_SHOWN:]]
+    more = f" and {len(rest)} more with {min(rest):,} to {max(rest):,} rows" if rest else ""
     return ", ".join(shown) + more
-
-
-def _describe_unlabelled(split: Split, column: str) -> str:
-    """How many rows have an empty list of labels."""
-    number = int(find_rows(split.rows, column, lambda lists: pc.equal(pc.list_value_length(lists), 0)).sum())
-    return f"; {plural(number, 'row')} ({number / len(split.rows):.1%}) without a label" if number else ""
 
 
 def _hash_texts(split: Split, columns: Sequence[str]) -> npt.NDArray[np.int64]:

@@ -13,7 +13,7 @@ from trainer_loop.data.columns import Columns
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.mixed_stream import MixedStream, StreamedSource
 from trainer_loop.data.mixture import naming_source
-from trainer_loop.data.report import describe_data
+from trainer_loop.data.report import describe_data, measure_data
 from trainer_loop.data.row_stream import ChunkStream, Row, RowStream, Stream
 from trainer_loop.data.shards import ShardedSplit
 from trainer_loop.data.split import Split
@@ -148,9 +148,10 @@ def _encoding_of(source: StreamedSource, encoding: Encoding) -> Encoding:
 def _describe_head(head: Split, encoding: Encoding) -> str:
     """Describe the first rows of a stream; a hash of what they become."""
     tokenised = tokenise_split(dataclasses.replace(head, name=_HEAD), encoding)
-    for line in describe_data(
+    facts = measure_data(
         {_HEAD: tokenised}, splits={_HEAD: head}, columns=encoding.columns, label_names=encoding.label_names
-    ):
+    )
+    for line in describe_data(facts):
         encoding.say(line)
     return _digest_tokens(tokenised, encoding.max_length)
 

@@ -50,6 +50,7 @@ from trainer_loop.record.run_dir import (
 from trainer_loop.record.snapshot import HostMemory, Snapshot, select_saved
 from trainer_loop.record.state import TrainState
 from trainer_loop.runtime.memory import is_out_of_memory
+from trainer_loop.runtime.stopwatch import Stopwatch
 
 AveragedWeights = Ema | ScheduleFreeAverages  # evaluated and exported in place of the weights
 
@@ -87,6 +88,7 @@ class Checkpointer:
     keep_last: int = 2
     is_sharded: bool = False  # the model is spread over the processes
     background: bool = False  # write beside training, from a copy of the state in host memory
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def __post_init__(self) -> None:
         self.run = uuid.uuid4().hex[:16]  # which run this is: every checkpoint tells whose it is
@@ -117,6 +119,10 @@ class Checkpointer:
 
         Without shards no process waits for another.
         """
+        with self.stopwatch.measuring("checkpoints"):
+            self._save(state)
+
+    def _save(self, state: TrainState) -> None:
         self._join()  # the copy that a save beside training still writes must not change
         if self.is_sharded:
             is_wanted = on_process_0(self.accelerator, lambda: self._make_way(state.step))

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from trainer_loop.config.named_sets import parse_set
 from trainer_loop.config.secrets import mask_arguments
 from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.runtime.plain_json import parse_json
@@ -55,9 +56,10 @@ class RunDir:
         self.lock = self.root / ".lock"  # see `RunLock`
         self.checkpoints = self.root / "checkpoints"
         self.model = self.root / "model"
-        self.predictions = self.root / "predictions"
+        self.predictions = self.root / "predictions"  # of test sets; those of validation sets in a folder in it
         self.profile = self.root / "profile"
         self.report = self.root / "report.html"
+        self.report_facts = self.root / "report.json"
 
     def exists(self) -> bool:
         """Whether the run directory exists."""
@@ -77,11 +79,24 @@ class RunDir:
 
     def check(self) -> None:
         """Raise UserError if a folder is in the place of a file, or a file in the place of a folder."""
-        files = (self.lock, self.config, self.environment, self.status, self.metrics, self.log)
+        files = [self.lock, self.config, self.environment, self.status, self.metrics, self.log]
+        files += [self.report, self.report_facts]
         folders = (self.checkpoints, self.model, self.predictions, self.profile)
         wrong = [(path, "a folder, in the place of a file") for path in files if path.is_dir()]
         wrong += [(path, "a file, in the place of a folder") for path in folders if path.is_file()]
         refuse([f"run_dir: {path} is {what}; rename it" for path, what in wrong])
+
+    def predictions_of(self, name: str) -> Path:
+        """The predictions of a set, by its name, such as `test`, `test.hard` or `validation`."""
+        split, part = parse_set(name)
+        folder = self.predictions if split == "test" else self.predictions / split
+        return folder / f"{part or split}.jsonl"
+
+    def list_predictions(self) -> dict[str, Path]:
+        """The files of predictions that are there, by the names of their sets."""
+        of_tests, others = sorted(self.predictions.glob("*.jsonl")), sorted(self.predictions.glob("*/*.jsonl"))
+        found = [("test", path) for path in of_tests] + [(path.parent.name, path) for path in others]
+        return {split if path.stem == split else f"{split}.{path.stem}": path for split, path in found}
 
     def checkpoint(self, step: int) -> Path:
         """The directory of the checkpoint of a step."""

@@ -395,6 +395,23 @@ class Task(ABC):
         finally:
             self._log = before
 
+    def rate_rows(self, outputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """How sure the model is of each row, `[B]` by name, for predictions and the report.
+
+        By default, where `outputs` has classes and their `probabilities`: the `probability` of the predicted class, and
+        the `reference_probability`, that of the right one.
+
+        Args:
+            outputs: What `predict` or `loss_and_predict` returned for a batch, with references.
+        """
+        kinds, probabilities = self.list_outputs() or {}, outputs.get("probabilities")
+        if kinds.get("predictions") != "class" or probabilities is None or getattr(probabilities, "ndim", 2) != 2:
+            return {}
+        return {
+            "probability": _take(probabilities, outputs["predictions"]),
+            "reference_probability": _take(probabilities, outputs["references"]),
+        }
+
     def refer(self, model: nn.Module, batch: Batch) -> Tensor:
         """What a task that `refers` wants to know of each row from the model before the first update, `[B, K]`.
 
@@ -480,6 +497,13 @@ def pad_lists(values: Sequence[Any], *, fill: int, at_least: int = 0, side: str 
         filling = [fill] * (longest - len(value))
         padded.append([*filling, *value] if side == "left" else [*value, *filling])
     return torch.tensor(padded, dtype=None if longest else torch.long)  # of an empty list torch would make floats
+
+
+def _take(probabilities: Tensor | Sequence[Tensor], classes: Tensor) -> Tensor:
+    """Of each row that of its class, `[B]`. probabilities: `[B, C]`, or a list of B tensors. classes: `[B]`."""
+    if isinstance(probabilities, Tensor):
+        return probabilities.gather(1, classes[:, None].clamp(0, probabilities.shape[1] - 1))[:, 0]
+    return torch.stack([row[number] for row, number in zip(probabilities, classes.tolist(), strict=True)])
 
 
 def _length(value: Any) -> int:

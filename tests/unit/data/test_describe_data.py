@@ -6,7 +6,7 @@ import pytest
 from columns import make_columns
 
 from trainer_loop.data.labels import LabelNames
-from trainer_loop.data.report import count_duplicates, describe_data
+from trainer_loop.data.report import describe_data, measure_data
 from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.tokens import TokenisedSplit
 
@@ -22,12 +22,16 @@ def tokenised(name: str, lengths: list[int], num_truncated: int = 0, **columns: 
     return TokenisedSplit(name, rows, np.array(lengths, dtype=np.int32), num_truncated, origins, fingerprint="")
 
 
+def describe(tokenised: dict[str, TokenisedSplit], **others: Any) -> list[str]:
+    return describe_data(measure_data(tokenised, **others))
+
+
 def test_the_report_of_a_classification():
     splits = {
         "train": make_split("train", text=["a", "b", "c", "d"], label=["neg", "pos", "pos", "pos"]),
         "validation": make_split("validation", text=["b", "x", "b"], label=["neg", "neg", "pos"]),
     }
-    lines = describe_data(
+    lines = describe(
         {
             "train": tokenised("train", [3, 5, 9, 20], num_truncated=1),
             "validation": tokenised("validation", [4, 4, 4]),
@@ -44,7 +48,7 @@ def test_the_report_of_a_classification():
 
 
 def test_the_report_of_chunks():
-    lines = describe_data(
+    lines = describe(
         {"train": tokenised("train", [128, 128])},
         splits={"train": make_split("train", text=["a"] * 5)}, columns=make_columns(label=None), label_names=None,
     )  # fmt: skip
@@ -54,7 +58,7 @@ def test_the_report_of_chunks():
 def test_of_many_labels_the_most_common_are_named():
     names = LabelNames([f"l{n}" for n in range(12)], {n: n for n in range(12)})
     labels = [label for label in range(12) for _ in range(label + 1)]
-    (line, _) = describe_data(
+    (line, _) = describe(
         {"train": tokenised("train", [1] * len(labels))},
         splits={"train": make_split("train", text=["a"] * len(labels), label=labels)},
         columns=make_columns(), label_names=names,
@@ -79,4 +83,9 @@ def test_of_many_labels_the_most_common_are_named():
 def test_duplicates_are_the_same_character_for_character(
     train: dict[str, list[str]], other: dict[str, list[str]], duplicates: int
 ):
-    assert count_duplicates(make_split("train", **train), make_split("validation", **other), list(train)) == duplicates
+    columns = make_columns(label=None, text_pair="pair") if "pair" in train else make_columns(label=None)
+    splits = {"train": make_split("train", **train), "validation": make_split("validation", **other)}
+    encoded = {name: tokenised(name, [1] * len(split.rows)) for name, split in splits.items()}
+    facts = measure_data(encoded, splits=splits, columns=columns, label_names=None)
+    assert facts["validation"].in_train == duplicates
+    assert facts["train"].in_train is None

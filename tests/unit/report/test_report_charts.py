@@ -1,0 +1,61 @@
+"""Where lines, ticks and marks of a chart lie."""
+
+import math
+
+from trainer_loop.report.charts import Chart, Series, draw_bars, thin_out
+from trainer_loop.report.curves import draw_curves
+
+
+def test_a_gap_divides_a_line_and_a_lone_point_is_a_dot():
+    drawn = Chart("loss", "step", [Series("a", [(1, 1.0), (2, 2.0), (3, math.nan), (4, 1.0)])]).draw()
+    (shape,) = drawn.shapes
+    assert shape.path.count("M") == 1
+    assert len(shape.dots) == 3
+
+
+def test_everything_lies_within_the_figure():
+    points = [(step, math.sin(step) * 1e-7 - 3) for step in range(1000)]
+    drawn = Chart("loss", "step", [Series("a", points)], marks=[0, 500, 2000]).draw()
+    pairs = [pair.split(",") for pair in drawn.shapes[0].path.removeprefix("M").split(" ")]
+    assert all(drawn.left <= float(x) <= drawn.right and drawn.top <= float(y) <= drawn.bottom for x, y in pairs)
+    assert all(drawn.left <= x <= drawn.right for x, _ in drawn.x_ticks)
+    assert len(drawn.x_ticks) >= 3
+    assert len(drawn.y_ticks) >= 2
+    assert len(drawn.marks) == 2
+
+
+def test_charts_without_a_number_or_with_one_are_drawn():
+    assert Chart("loss", "step", [Series("a", [(1, math.inf)])]).draw().shapes == ()
+    odd = Chart("loss", "step", [Series("a", [(1, 1e308), (2, -1e308), (3, 1e-320), (4, 0.0)])]).draw()
+    assert len(odd.shapes[0].dots) == 2
+    one = Chart("loss", "step", [Series("a", [(5, 0.0)])]).draw()
+    assert [text for _, text in one.x_ticks] == ["3", "4", "5", "6", "7"]
+    assert draw_bars("tokens", [0, 0], [3.0, 3.5, 4.0], "tokens").draw().shapes[0].path == ""
+
+
+def test_of_many_points_peaks_and_gaps_are_kept():
+    points = [(step, float(step % 10)) for step in range(10_000)]
+    points[5003] = (5003, 1e6)
+    points[7001] = (7001, math.nan)
+    kept = thin_out(points)
+    assert len(kept) < 400
+    assert (5003, 1e6) in kept
+    assert any(math.isnan(y) for _, y in kept)
+    assert [x for x, _ in kept] == sorted(x for x, _ in kept)
+
+
+def test_metrics_of_training_and_validation_share_a_chart():
+    rows = [
+        {"step": 1, "loss": 2.0, "lr": 0.1, "tokens_per_second": 9.0, "rows_per_second": 1.0, "a/loss": 1.0},
+        {"step": 2, "loss": None, "lr": 0.1, "tokens_per_second": 9.0, "rows_per_second": 1.0, "rewards/chosen": 1},
+        {"step": 2, "validation/hard/loss": 1.0, "validation/hard/f1/PER": 0.5, "validation/hard/rows": 3},
+        {"step": 2, "validation/hard/samples": [{"prediction": "a"}], "test/hard/f1": 0.5},
+        {"step": 2, "train_seconds": 3.0, "peak_memory_bytes": 5},
+    ]
+    charts = {chart.title: chart for chart in draw_curves(rows, sets=["hard"], marks=[1])}
+    assert list(charts) == ["Loss", "Learning rate", "Tokens a second", "rewards", "f1"]
+    assert [one.name for one in charts["Loss"].series] == ["training", "a", "validation hard"]
+    assert charts["Loss"].note == "gaps: not a finite number"
+    assert charts["Loss"].description.startswith("Loss by step. training: 1 point, first 2, last 2, from 2 to 2.")
+    assert [one.name for one in charts["f1"].series] == ["validation hard PER"]
+    assert charts["f1"].marks == [1]

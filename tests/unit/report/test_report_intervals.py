@@ -1,0 +1,70 @@
+"""Bootstrap intervals: those of scipy, and their coverage of a known truth."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from trainer_loop.metrics.load import load_metrics
+from trainer_loop.report.intervals import draw_means, find_intervals
+
+
+def find(name: str, predictions: np.ndarray, references: np.ndarray, seed: int = 0):
+    metrics = load_metrics([name], num_labels=2)
+    return find_intervals(metrics, {"predictions": predictions, "references": references}, seed=seed)
+
+
+def test_they_are_those_of_scipy():
+    generator = np.random.default_rng(1)
+    references = generator.integers(0, 2, 300)
+    predictions = np.where(generator.uniform(size=300) < 0.8, references, 1 - references)
+    found = find("accuracy", predictions, references)["accuracy"]
+    right = (predictions == references).astype(float)
+    expected = stats.bootstrap((right,), np.mean, method="percentile", rng=2).confidence_interval
+    assert found.value == right.mean()
+    assert (found.low, found.high) == pytest.approx(tuple(expected), abs=0.008)
+
+
+def test_a_metric_that_is_no_mean_over_rows_is_computed_anew():
+    generator = np.random.default_rng(1)
+    references = generator.integers(0, 2, 200)
+    predictions = np.where(generator.uniform(size=200) < 0.7, references, 1 - references)
+    found = find("f1", predictions, references)["f1"]
+    rows = (predictions, references)
+    expected = stats.bootstrap(
+        rows, lambda p, r: 2 * (p & r).sum() / (p.sum() + r.sum()), paired=True, vectorized=False, n_resamples=999,
+        method="percentile", rng=2,
+    ).confidence_interval  # fmt: skip
+    assert (found.low, found.high) == pytest.approx(tuple(expected), abs=0.03)
+
+
+def test_rows_of_texts_are_compared_each_once():
+    texts = np.array(["a", "b", "c", "d"], dtype=object)
+    known = np.fromiter([["a"], ["b"], ["x"], ["d"]], dtype=object, count=4)
+    found = find("exact_match", texts, known)["exact_match"]
+    assert found.value == 0.75
+    assert (found.low, found.high) == (0.25, 1.0)
+
+
+def test_of_100_intervals_about_95_hold_the_truth():
+    generator = np.random.default_rng(3)
+    held = 0
+    for seed in range(200):
+        predictions = (generator.uniform(size=150) < 0.7).astype(np.int64)
+        found = find("accuracy", predictions, np.ones(150, dtype=np.int64), seed=seed)["accuracy"]
+        held += found.low <= 0.7 <= found.high
+    assert 0.90 <= held / 200 <= 0.985
+
+
+def test_numbers_of_many_values_are_drawn_like_those_of_few():
+    values = np.random.default_rng(4).normal(size=400)
+    low, high = np.percentile(draw_means(values, np.random.default_rng(0), draws=1000), [2.5, 97.5])
+    half = 1.96 * values.std() / 20
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
+
+
+def test_the_same_seed_gives_the_same_interval_and_what_cannot_be_computed_has_none():
+    rows = np.arange(40) % 2, np.arange(40) % 3 % 2
+    assert find("f1", *rows, seed=5) == find("f1", *rows, seed=5)
+    assert find("mae", np.ones(0), np.ones(0)) == {}
+    metrics = load_metrics(["accuracy"], num_labels=2)
+    assert find_intervals(metrics, {"predictions": rows[0]}) == {}

@@ -1,0 +1,85 @@
+"""report.json: what a run knows and its other files do not hold; the report is made of it and of them."""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from trainer_loop.errors import in_one_line
+from trainer_loop.record.run_dir import describe_refusal, read_json_object, write_json
+
+FORMAT = 1  # of the file
+
+
+class ReportFacts:
+    """The facts of one run, over all of its starts; nothing depends on them, so whatever is wrong costs a warning.
+
+    values: `run`, `starts` (each with its `time`, its `step`, and how it `ended`), `seconds` by part, `sets` (the
+    validation and test sets that were scored last, by their names), and what the run adds.
+    """
+
+    def __init__(self, path: Path, *, warn: Callable[[str], None]):
+        self.path = path
+        self.warn = warn
+        self.values: dict[str, Any] = {}
+        self._before: Mapping[str, float] = {}  # seconds of the starts before this one
+        self._has_warned = False
+
+    def begin(self, run: str, *, step: int, **facts: Any) -> None:
+        """Go on with the facts of this run after `step` updates, or begin them."""
+        before = read_facts(self.path)
+        if before.get("run") != run:
+            before = {}
+        start = {"time": datetime.now().isoformat(timespec="seconds"), "step": step, "ended": None}
+        sets = before.get("sets", {}).items()
+        self.values = {
+            "format": FORMAT,
+            "run": run,
+            "starts": [*before.get("starts", []), start],
+            "sets": {name: of_set for name, of_set in sets if of_set["step"] is not None and of_set["step"] <= step},
+            "seconds": before.get("seconds", {}),
+            **facts,
+        }
+        self._before = self.values["seconds"]
+        self._write()
+
+    def add_set(self, name: str, facts: Mapping[str, Any]) -> None:
+        """What is known of a set that was scored. name: validation, test.hard."""
+        self.values["sets"][name] = facts
+        self._write()
+
+    def end(self, ended: str, seconds: Mapping[str, float]) -> None:
+        """How this start of the run ended, and the seconds of it, by part."""
+        self.values["starts"][-1]["ended"] = ended
+        parts = dict.fromkeys([*self._before, *seconds])
+        self.values["seconds"] = {
+            part: round(self._before.get(part, 0.0) + seconds.get(part, 0.0), 3) for part in parts
+        }
+        self._write()
+
+    def _write(self) -> None:
+        try:
+            write_json(self.path, self.values)
+            self._has_warned = False
+        except (OSError, TypeError, ValueError) as error:  # a metric of the user's may have arguments of any kind
+            if not self._has_warned:
+                told = (
+                    describe_refusal(error, self.path)
+                    if isinstance(error, OSError)
+                    else f"{self.path}: {in_one_line(error)}"
+                )
+                self.warn(f"{told}; the run goes on without it")
+            self._has_warned = True
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """The facts of a run; empty where there are none, or none that this version reads."""
+    try:
+        values = read_json_object(path)
+        starts, sets, seconds = values.get("starts", []), values.get("sets", {}), values.get("seconds", {})
+        is_whole = all({"time", "step", "ended"} <= start.keys() for start in starts)
+        is_whole &= all({"step", "worst"} <= of_set.keys() for of_set in sets.values())
+        is_whole &= all(isinstance(value, (int, float)) for value in seconds.values())
+    except (OSError, ValueError, AttributeError, TypeError):
+        return {}
+    return values if is_whole and values.get("format") == FORMAT else {}

@@ -1,0 +1,228 @@
+"""Curves and histograms as inline SVG: where each line, tick and mark lies; page.html.j2 draws them.
+
+Text stays text and colours are those of the page, so a chart follows its light and dark theme and is small.
+"""
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from trainer_loop.data.wording import plural
+
+Point = tuple[float, float]
+
+WIDTH, HEIGHT = 360, 200
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 10, 8, 34
+_FEW_POINTS = 20  # each has a dot on the line
+_BARS = 20
+_MOST_POINTS = 300  # of a line; of more the smallest and the largest of each stretch are drawn
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line, set of dots, or histogram.
+
+    points: for `bars` the left edge and the height of each, and at last the right edge with any height. A value that is
+    not finite leaves a gap.
+    """
+
+    name: str
+    points: Sequence[Point]
+    style: Literal["line", "dots", "dashed", "bars"] = "line"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure. marks: where something happened, in units of x. note: a line below the title."""
+
+    title: str
+    x_title: str
+    series: Sequence[Series]
+    marks: Sequence[float] = ()
+    note: str = ""
+    x_range: Point | None = None
+    y_range: Point | None = None
+
+    @property
+    def description(self) -> str:
+        """What a reader who does not see the figure is told."""
+        return f"{self.title} by {self.x_title}. " + " ".join(map(_describe, self.series))
+
+    def draw(self) -> "Drawing":
+        points = [[(_tame(x), _tame(y)) for x, y in one.points] for one in self.series]
+        finite = [point for own in points for point in own if all(map(math.isfinite, point))]
+        if not finite:
+            return Drawing()
+        grows_from_zero = any(one.style == "bars" for one in self.series)
+        x_low, x_high = self.x_range or _widen([x for x, _ in finite])
+        y_low, y_high = self.y_range or _widen([y for _, y in finite] + [0.0] * grows_from_zero)
+        x_scale, y_scale = (WIDTH - _LEFT - _RIGHT) / (x_high - x_low), (HEIGHT - _TOP - _BOTTOM) / (y_high - y_low)
+
+        def place(point: Point) -> Point:
+            return _LEFT + (point[0] - x_low) * x_scale, HEIGHT - _BOTTOM - (point[1] - y_low) * y_scale
+
+        shapes = []
+        for number, (one, own) in enumerate(zip(self.series, points, strict=True)):
+            if one.style == "bars":
+                shapes.append(Shape(number, one.style, _outline([place(point) for point in own], place((0, 0))[1])))
+                continue
+            pieces = [[place(point) for point in piece] for piece in _split(thin_out(own))]
+            has_dots = one.style == "dots" or (one.style == "line" and len(own) <= _FEW_POINTS)
+            dots = [point for piece in pieces for point in piece if has_dots or len(piece) == 1]
+            path = "" if one.style == "dots" else " ".join(_join(piece) for piece in pieces if len(piece) > 1)
+            shapes.append(Shape(number, one.style, path, [(round(x, 1), round(y, 1)) for x, y in dots]))
+        are_whole = all(float(x).is_integer() for x, _ in finite)
+        x_ticks = [x for x in choose_ticks(x_low, x_high, 5) if x.is_integer() or not are_whole]
+        return Drawing(
+            x_ticks=[(round(place((x, y_low))[0], 1), spell(x)) for x in x_ticks],
+            y_ticks=[(round(place((x_low, y))[1], 1), spell(y)) for y in choose_ticks(y_low, y_high, 4)],
+            marks=[round(place((x, y_low))[0], 1) for x in self.marks if x_low <= x <= x_high],
+            shapes=shapes,
+        )
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A series in pixels. number: of its colour. path: of SVG."""
+
+    number: int
+    style: str
+    path: str
+    dots: Sequence[Point] = ()
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A chart in pixels; ticks are their places and texts."""
+
+    x_ticks: Sequence[tuple[float, str]] = ()
+    y_ticks: Sequence[tuple[float, str]] = ()
+    marks: Sequence[float] = ()
+    shapes: Sequence[Shape] = ()
+    left: int = _LEFT
+    right: int = WIDTH - _RIGHT
+    top: int = _TOP
+    bottom: int = HEIGHT - _BOTTOM
+    size: Point = field(default=(WIDTH, HEIGHT))
+
+
+def draw_histogram(title: str, values: np.ndarray, unit: str, *, limits: Point | None = None) -> Chart:
+    """How many of the values, `[N]`, lie in each of 20 parts of their range, or of `limits`."""
+    values, bars = values[np.isfinite(values)], _BARS
+    if values.dtype.kind == "i" and len(values):  # no bar is narrower than 1
+        limits = (float(values.min()), float(values.max()) + 1)
+        bars = min(bars, int(limits[1] - limits[0]))
+    return draw_bars(title, *np.histogram(values, bins=bars, range=limits), unit, limits=limits)
+
+
+def draw_bars(
+    title: str,
+    counts: Sequence[int] | np.ndarray,
+    edges: Sequence[float] | np.ndarray,
+    unit: str,
+    *,
+    limits: Point | None = None,
+) -> Chart:
+    """counts: `[B]`. edges: `[B + 1]` of the bars."""
+    points = [(float(edge), float(count)) for edge, count in zip(edges, [*counts, 0], strict=True)]
+    return Chart(title, unit, [Series("rows", points, "bars")], x_range=limits)
+
+
+def choose_ticks(low: float, high: float, count: int) -> list[float]:
+    """About `count` round numbers from `low` to `high`.
+
+    >>> choose_ticks(0.03, 0.97, 4)
+    [0.25, 0.5, 0.75]
+    """
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [float(f"{number * step:.10g}") for number in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def spell(value: float) -> str:
+    """A number on an axis, or in a table, in few characters.
+
+    >>> [spell(value) for value in (0, 12000, 2500000, 1e-5, 0.25, 3)]
+    ['0', '12k', '2.5M', '1e-5', '0.25', '3']
+    """
+    size = abs(value)
+    if size >= 1e15 or 0 < size < 1e-3:
+        return f"{value:.3g}".replace("e-0", "e-").replace("e+", "e")
+    if size >= 1e6:
+        return f"{value / 1e6:.4g}M"
+    return f"{value / 1e3:.4g}k" if size >= 1e4 else f"{value:.4g}"
+
+
+def thin_out(points: Sequence[Point]) -> list[Point]:
+    """At most about `_MOST_POINTS` of them; no peak and no gap is lost."""
+    if len(points) <= _MOST_POINTS:
+        return list(points)
+    kept: list[Point] = []
+    stretch = math.ceil(2 * len(points) / _MOST_POINTS)
+    for start in range(0, len(points), stretch):
+        part = points[start : start + stretch]
+        finite = [point for point in part if math.isfinite(point[1])]
+        ends = {min(finite, key=_height), max(finite, key=_height)} if finite else set()
+        kept += sorted(ends)
+        if len(finite) < len(part):
+            kept.append((part[-1][0], math.nan))
+    return kept
+
+
+def _tame(value: float) -> float:
+    """Numbers whose differences and shares can be computed: tiny ones are 0, giants are not finite."""
+    return 0.0 if abs(value) < 1e-200 else value if abs(value) < 1e200 else math.nan
+
+
+def _height(point: Point) -> float:
+    return point[1]
+
+
+def _widen(values: Sequence[float]) -> Point:
+    """The range of some values; around a single one there is room."""
+    low, high = min(values), max(values)
+    if high - low <= 1e-12 * max(abs(low), abs(high)):
+        room = abs(low) / 2 or 0.5
+        return low - room, high + room
+    return low, high
+
+
+def _split(points: Iterable[Point]) -> list[list[Point]]:
+    """The stretches between gaps."""
+    pieces: list[list[Point]] = [[]]
+    for point in points:
+        if all(map(math.isfinite, point)):
+            pieces[-1].append(point)
+        elif pieces[-1]:
+            pieces.append([])
+    return [piece for piece in pieces if piece]
+
+
+def _join(points: Sequence[Point]) -> str:
+    return "M" + " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+
+
+def _outline(points: Sequence[Point], base: float) -> str:
+    """The bars of a histogram as one shape."""
+    bars = [
+        f"M{x:.1f},{base:.1f}V{y:.1f}H{following[0]:.1f}V{base:.1f}"
+        for (x, y), following in itertools.pairwise(points)
+        if base - y > 0.05
+    ]
+    return "".join(bars)
+
+
+def _describe(series: Series) -> str:
+    values = [y for _, y in series.points if math.isfinite(y)]
+    if not values:
+        return f"{series.name}: no number."
+    first, last, low, high = map(spell, (values[0], values[-1], min(values), max(values)))
+    if series.style == "bars":
+        return f"{series.name}: {plural(len(values) - 1, 'bar')}, the highest {high}."
+    return f"{series.name}: {plural(len(values), 'point')}, first {first}, last {last}, from {low} to {high}."

@@ -1,0 +1,77 @@
+"""Charts of metrics.jsonl: training and validation over the steps, with the places where the run went on again."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from trainer_loop.report.charts import Chart, Point, Series
+
+_TITLES = {
+    "loss": "Loss",
+    "lr": "Learning rate",
+    "grad_norm": "Gradient norm",
+    "tokens_per_second": "Tokens a second",
+    "rows_per_second": "Rows a second",
+    "padding": "Padding, share of all tokens",
+    "data_wait": "Waiting for data, share of the time",
+    "skipped_steps": "Skipped steps",
+}
+_FIRST = ("loss", "lr", "grad_norm", "tokens_per_second", "rows_per_second", "padding", "data_wait")
+_OF_SOURCES = ("loss", "row_share", "token_share")  # metrics of each source of a mixture
+_LEFT_OUT = ("step", "epoch")
+_TOTALS = "train_seconds"  # of the last row, which belongs to no step
+_MOST_SERIES = 8
+
+
+def draw_curves(
+    rows: Sequence[Mapping[str, Any]], *, sets: Collection[str] = (), marks: Sequence[float] = ()
+) -> list[Chart]:
+    """A chart for each metric of training, with that of validation beside it, and for each of validation alone.
+
+    Args:
+        rows: Of metrics.jsonl. A number that is null was not finite, and leaves a gap.
+        sets: Names of the validation sets, if they have some.
+        marks: Steps at which the run was started again.
+    """
+    has_tokens = any(row.get("tokens_per_second") != row.get("rows_per_second") for row in rows)
+    left_out = [*_LEFT_OUT, *(["rows_per_second"] if has_tokens else ["tokens_per_second", "padding"])]
+    lines: dict[str, dict[str, list[Point]]] = {}  # by chart, by name of the line
+    for row in rows:
+        if _TOTALS in row:
+            continue
+        for name, value in row.items():
+            if name in left_out or name.startswith("test/") or isinstance(value, (list, str)):
+                continue
+            chart, line = _place(name, sets)
+            if chart != "rows":
+                lines.setdefault(chart, {}).setdefault(line, []).append((row["step"], _as_number(value)))
+    order = sorted(lines, key=lambda chart: _FIRST.index(chart) if chart in _FIRST else len(_FIRST))
+    return [_make_chart(chart, lines[chart], marks) for chart in order]
+
+
+def _place(name: str, sets: Collection[str]) -> tuple[str, str]:
+    """The chart that a metric belongs to, and its line there. sets: names of validation sets."""
+    split, _, metric = name.partition("/")
+    if split == "validation":
+        part, _, rest = metric.partition("/")
+        of_set, metric = (part, rest) if part in sets else ("", metric)
+        base, _, part = metric.partition("/")
+        return base, " ".join(filter(None, (split, of_set, part)))
+    source, _, metric = name.rpartition("/")
+    if source and metric in _OF_SOURCES:
+        return ("loss" if metric == "loss" else f"{metric} of sources"), source
+    base, _, part = name.partition("/")
+    return base, part or "training"
+
+
+def _make_chart(name: str, lines: Mapping[str, Sequence[Point]], marks: Sequence[float]) -> Chart:
+    shown = list(lines)[:_MOST_SERIES]
+    more = len(lines) - len(shown)
+    has_gap = any(not math.isfinite(y) for line in shown for _, y in lines[line])
+    note = [f"{more} more are left out"] * (more > 0) + ["gaps: not a finite number"] * has_gap
+    series = [Series(line, lines[line]) for line in shown]
+    return Chart(_TITLES.get(name, name.replace("_", " ")), "step", series, marks=marks, note="; ".join(note))
+
+
+def _as_number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.nan

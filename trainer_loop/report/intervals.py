@@ -1,0 +1,130 @@
+"""Bootstrap intervals of metrics (Efron 1979): how far a metric would move if other rows of the kind were drawn."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer_loop.errors import UserError
+from trainer_loop.metrics.named_metric import NamedMetric
+
+LEVEL = 0.95
+_DRAWS = 2000  # of a metric that is a mean over rows
+_FEWER_DRAWS = 100  # of any other, which is computed anew for each: scikit-learn takes milliseconds
+_ROWS_TO_COMPUTE = 2_000_000  # in all draws of these
+_LEAST_DRAWS = 50
+_ROWS_TO_DRAW = 100_000_000  # in all draws of a mean: a second
+_MOST_ROW_VALUES = 20_000  # to compute one by one
+_SAMPLE = 25  # rows, on which a metric shows whether it is a mean over rows
+_FEW_VALUES = 64
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A metric, and the limits between which `LEVEL` of the draws lie."""
+
+    value: float
+    low: float
+    high: float
+
+
+def find_intervals(
+    metrics: Sequence[NamedMetric], columns: Mapping[str, np.ndarray], *, seed: int = 0
+) -> dict[str, Interval]:
+    """The percentile intervals of all results of some metrics, by their names.
+
+    A result that cannot be computed, or not for most draws, has none.
+
+    Args:
+        columns: Outputs of the task by name, `[N, ...]` each; metrics that compare others are left out.
+        seed: The intervals are a function of it and of the columns.
+    """
+    found: dict[str, Interval] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of draws for which a score is not defined
+        for metric in metrics:
+            if metric.columns.keys() <= columns.keys():
+                read = {name: columns[name] for name in metric.columns}
+                generator = np.random.default_rng(seed)
+                found |= _find_intervals_of(metric, read, generator)
+    return found
+
+
+def draw_means(values: np.ndarray, generator: np.random.Generator, *, draws: int = _DRAWS) -> np.ndarray:
+    """The means of about `draws` samples of N of the values `[N]`, drawn with replacement."""
+    distinct, counts = np.unique(values, return_counts=True)
+    if len(distinct) <= _FEW_VALUES:  # as many of each value as a multinomial draw says: the same, and fast
+        drawn: np.ndarray = generator.multinomial(len(values), counts / len(values), size=draws) @ distinct
+        return drawn / len(values)
+    draws = min(draws, max(_FEWER_DRAWS, _ROWS_TO_DRAW // len(values)))
+    return np.array([values[generator.integers(0, len(values), len(values))].mean() for _ in range(draws)])
+
+
+def _find_intervals_of(
+    metric: NamedMetric, columns: Mapping[str, np.ndarray], generator: np.random.Generator
+) -> dict[str, Interval]:
+    whole = _compute(metric, columns, slice(None))
+    if whole is None:
+        return {}
+    of_rows = _find_row_values(metric, columns, whole)
+    if of_rows is not None:
+        drawn = {name: draw_means(values, generator) for name, values in of_rows.items()}
+    else:
+        drawn = _draw_anew(metric, columns, generator)
+    limits = [50 - 50 * LEVEL, 50 + 50 * LEVEL]
+    return {
+        name: Interval(whole[name], *np.percentile(drawn[name], limits).tolist()) for name in whole if name in drawn
+    }
+
+
+def _draw_anew(
+    metric: NamedMetric, columns: Mapping[str, np.ndarray], generator: np.random.Generator
+) -> dict[str, np.ndarray]:
+    count = len(next(iter(columns.values())))
+    draws = min(_FEWER_DRAWS, max(_LEAST_DRAWS, _ROWS_TO_COMPUTE // count))
+    results = [_compute(metric, columns, generator.integers(0, count, count)) for _ in range(draws)]
+    known = [result for result in results if result is not None]
+    if len(known) < 0.9 * draws:
+        return {}
+    names = set.intersection(*(set(result) for result in known))
+    return {name: np.array([result[name] for result in known]) for name in names}
+
+
+def _find_row_values(
+    metric: NamedMetric, columns: Mapping[str, np.ndarray], whole: Mapping[str, float]
+) -> dict[str, np.ndarray] | None:
+    """Values of the rows, `[N]`, whose means the results are; None where they are no such means."""
+    count = len(next(iter(columns.values())))
+    groups = np.arange(count)  # rows with the same values have the same result
+    if all(column.ndim == 1 and column.dtype != object for column in columns.values()):
+        table = np.stack([column.astype(np.float64) for column in columns.values()], axis=1)
+        _, firsts, groups = np.unique(table, axis=0, return_index=True, return_inverse=True)
+        groups = firsts[groups.ravel()]
+    few = groups[:_SAMPLE]
+    of_few = _compute(metric, columns, few)
+    if of_few is None or _compute_each(metric, columns, few, of_few) is None or len(set(groups)) > _MOST_ROW_VALUES:
+        return None
+    return _compute_each(metric, columns, groups, whole)
+
+
+def _compute_each(
+    metric: NamedMetric, columns: Mapping[str, np.ndarray], rows: np.ndarray, expected: Mapping[str, float]
+) -> dict[str, np.ndarray] | None:
+    """The results of each row; None unless their means are those that are expected."""
+    known = {row: _compute(metric, columns, np.array([row])) for row in dict.fromkeys(rows.tolist())}
+    if any(result is None or result.keys() != expected.keys() for result in known.values()):
+        return None
+    values = {name: np.array([(known[row] or {})[name] for row in rows.tolist()]) for name in expected}
+    are_means = all(np.isclose(values[name].mean(), expected[name], rtol=1e-9, atol=1e-12) for name in expected)
+    return values if are_means else None
+
+
+def _compute(
+    metric: NamedMetric, columns: Mapping[str, np.ndarray], rows: slice | np.ndarray
+) -> dict[str, float] | None:
+    """The results for some rows; None where there are none."""
+    try:
+        return metric.compute({name: column[rows] for name, column in columns.items()})
+    except UserError:  # such as a correlation of equal numbers
+        return None

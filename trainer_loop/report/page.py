@@ -1,0 +1,140 @@
+"""Pages that stand alone: sections of blocks, written by page.html.j2 with the style of style.css."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from trainer_loop.report.charts import Chart, spell
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell that is more than a text or a number. share: length of a bar, or depth of a shade, from 0 to 1."""
+
+    text: str
+    kind: str  # classes of style.css: number, bar, shade, code, or text, which may be long and wide
+    share: float = 0.0
+    title: str = ""
+
+
+_LONG_WORD = 24  # characters; it may be broken anywhere
+Row = Sequence[str | float | Cell | None]
+
+
+@dataclass(frozen=True)
+class Table:
+    """heads: of the columns. rows: the first cell of each is its head. folded: it is shown when it is asked for."""
+
+    caption: str
+    heads: Sequence[str | Cell]
+    rows: Sequence[Row]
+    note: str = ""
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Sentences, one below the other. title: what they are; empty: that of the section."""
+
+    lines: Sequence[str]
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and values, side by side."""
+
+    values: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Charts:
+    """Figures, side by side."""
+
+    charts: Sequence[Chart]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A row of the data.
+
+    head: where it stands. texts: by name; a data URI of an image is shown as one. sequences: of tokens, each with its
+    `text`, a `kind`, and a `target` or None.
+    """
+
+    head: str
+    texts: Mapping[str, str]
+    facts: Mapping[str, str] = field(default_factory=dict)
+    sequences: Sequence[Sequence[Any]] = ()
+
+
+@dataclass(frozen=True)
+class Cards:
+    """Rows of the data. title: empty: that of the section."""
+
+    title: str
+    cards: Sequence[Card]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Code:
+    """A text as it stands in a file, shown when it is asked for."""
+
+    title: str
+    text: str
+
+
+Block = Table | Lines | Facts | Charts | Cards | Code
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page; without blocks it is left out."""
+
+    title: str
+    blocks: Sequence[Block]
+
+
+def as_cell(value: str | float | Cell | None) -> Cell:
+    """None is an empty number."""
+    if isinstance(value, Cell):
+        return value
+    if isinstance(value, str):
+        is_long = max(map(len, value.split()), default=0) > _LONG_WORD
+        return Cell(value, " ".join(["text"] + ["long"] * is_long + ["wide"] * (len(value) > _LONG_WORD)))
+    return Cell("" if value is None else f"{value:,}" if isinstance(value, int) else spell(value), "number")
+
+
+def number(text: object, *, share: float | None = None) -> Cell:
+    """A cell with a number, perhaps with a bar."""
+    return Cell(str(text), "number") if share is None else Cell(str(text), "bar", min(max(share, 0.0), 1.0))
+
+
+def write_page(title: str, sections: Sequence[Section], *, subtitle: str = "") -> str:
+    """The page, without scripts and without anything that is loaded from elsewhere. All texts are escaped."""
+    shown = [section for section in sections if section.blocks]
+    return _load_template().render(title=title, subtitle=subtitle, sections=shown, style=read_style())
+
+
+@functools.cache
+def read_style() -> str:
+    return Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+
+
+@functools.cache
+def _load_template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.tests["kind_of"] = lambda block, name: type(block).__name__ == name
+    environment.filters["cell"] = as_cell
+    return environment.get_template("page.html.j2")

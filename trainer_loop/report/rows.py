@@ -1,0 +1,172 @@
+"""The rows of a set that was scored: which are the worst, how they are spelled, and reading them again."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainer_loop.data import images
+from trainer_loop.data.tokens import TokenisedSplit
+from trainer_loop.errors import UserError
+from trainer_loop.report.scores import Errors, measure_errors
+from trainer_loop.tasks.task import Task
+
+WORST = 50
+_SHOWN = 1000  # characters of a value
+_THUMBNAIL = 96  # pixels
+_DETAILS = ("probability", "reference_probability", "tokens")
+
+
+def find_worst(
+    kinds: Mapping[str, str], predictions: np.ndarray, references: np.ndarray, details: Mapping[str, np.ndarray]
+) -> list[int]:
+    """The numbers of the rows that are wrong, the worst first, at most `WORST`; of rows that are alike the first."""
+    errors = measure_errors(kinds.get("predictions"), predictions, references, details) if len(predictions) else None
+    if errors is None:
+        return []
+    return [row for row in np.argsort(-errors.rank, kind="stable").tolist() if errors.amounts[row] > 0][:WORST]
+
+
+def spell_row(split: TokenisedSplit, number: int, task: Task) -> dict[str, str]:
+    """What the model reads of an encoded row, by the task's columns, as texts; an image as a small data URI."""
+    if split.raw is None:
+        return {}
+    if task.joins_texts:  # the raw row is the one that it begins in
+        return {"text": _shorten(task.tokenizer.decode(split.rows[int(number)]["input_ids"]))}
+    row = split.raw.read(int(split.raw.sources[number]))
+    read = {name: value for name, value in row.items() if not task.columns[name].target and value is not None}
+    return {name: _spell(value, task.columns[name].kind) for name, value in read.items()}
+
+
+def _spell(value: Any, kind: str) -> str:
+    if kind == "image":
+        return _make_thumbnail(value)
+    if kind == "words":
+        return _shorten(" ".join(value))
+    if isinstance(value, list) and value and isinstance(value[0], Mapping) and "role" in value[0]:
+        return _shorten("\n".join(f"{message['role']}: {message.get('content')}" for message in value))
+    if kind == "choices":
+        texts = value["text"] if isinstance(value, Mapping) else value
+        return _shorten("\n".join(f"{place}. {text}" for place, text in enumerate(texts)))
+    return _shorten(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ... and {len(text) - _SHOWN:,} more characters"
+
+
+def _make_thumbnail(value: Any) -> str:
+    """A data URI of a small image; the empty text where the image cannot be read any more."""
+    try:
+        image = images.decode(*images.read_source(value))
+    except (UserError, ValueError):
+        return ""
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    content = BytesIO()
+    image.save(content, "PNG" if max(image.size) < _THUMBNAIL // 2 else "JPEG", quality=80)
+    mime = "png" if content.getvalue().startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{mime};base64,{base64.b64encode(content.getvalue()).decode()}"
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """Rows of a file of predictions, as `Scores` had them.
+
+    kinds: of the task's outputs. predictions, references: `[N, ...]`. details: `[N]` numbers by name. names: of the
+    classes.
+    """
+
+    kinds: Mapping[str, str]
+    places: Sequence[str]
+    predictions: np.ndarray
+    references: np.ndarray
+    details: Mapping[str, np.ndarray]
+    names: Sequence[str]
+
+    @property
+    def kind(self) -> str | None:
+        return self.kinds.get("predictions")
+
+    @property
+    def sources(self) -> list[str]:
+        """The file, or what else it is of, of each row."""
+        return [place.rsplit(" ", 2)[0] for place in self.places]  # `reviews.csv` of `reviews.csv row 17`
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """What metrics can compare: outputs of the task by name."""
+        known = {"predictions": self.predictions, "references": self.references}
+        by_kind = {self.kinds.get(name): column for name, column in known.items()}
+        return known | {
+            name: by_kind[kind] for name, kind in self.kinds.items() if kind in by_kind and name not in known
+        }
+
+    def measure_errors(self) -> Errors | None:
+        return measure_errors(self.kind, self.predictions, self.references, self.details)
+
+    def flatten(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Predicted and right classes, `[M]`: of rows, or of words; None where each has none or several."""
+        if self.kind == "class":
+            return self.predictions, self.references
+        if self.kind != "tags":
+            return None
+        pairs = [np.concatenate(list(column)) for column in (self.predictions, self.references)]
+        is_known = pairs[1] >= 0
+        return pairs[0][is_known], pairs[1][is_known]
+
+
+def read_rows(path: Path, kinds: Mapping[str, str], names: Sequence[str] | None) -> ScoredRows:
+    """Read a file that `write_predictions` wrote.
+
+    Args:
+        kinds: Of the task's outputs.
+        names: Of the classes; None: those of the file, in alphabetical order.
+
+    Raises:
+        ValueError: The file is none of these.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in ("place", "prediction", "reference", *_DETAILS)}
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            row = json.loads(line)
+            for name in columns.keys() & row.keys():
+                columns[name].append(row[name])
+    kind, values = kinds.get("predictions"), (columns["prediction"], columns["reference"])
+    count = len(columns["place"])
+    if not count or any(len(column) not in (0, count) for column in columns.values()):
+        raise ValueError("it has no rows, or some that lack a value")
+    if names is None and kind in ("class", "tags", "label_set"):
+        names = sorted({value for column in values for value in _list_texts(column)})
+    ids = {name: number for number, name in enumerate(names or ())}
+    predictions, references = (_as_column(column, kind, ids) for column in values)
+    details = {name: np.array(columns[name], dtype=float) for name in _DETAILS if columns[name]}
+    shown = list(map(str, names or ()))
+    return ScoredRows(kinds, columns["place"], predictions, references, details, shown)
+
+
+def _as_column(values: Sequence[Any], kind: str | None, ids: Mapping[str, int]) -> np.ndarray:
+    if kind == "class":
+        return np.array([ids[value] if isinstance(value, str) else value for value in values], dtype=np.int64)
+    if kind == "label_set":
+        table = np.zeros((len(values), len(ids)), dtype=bool)
+        for row, labels in enumerate(values):
+            table[row, [ids[label] for label in labels]] = True
+        return table
+    if kind == "tags":
+        lists = [
+            np.array([-1 if tag is None else ids.get(tag, tag) for tag in tags], dtype=np.int64) for tags in values
+        ]
+        return np.fromiter(lists, dtype=object, count=len(lists))
+    if kind == "text" or kind is None:
+        return np.fromiter(values, dtype=object, count=len(values))
+    return np.array(values, dtype=float)
+
+
+def _list_texts(values: Sequence[Any]) -> list[str]:
+    nested = [value if isinstance(value, list) else [value] for value in values]
+    return [value for own in nested for value in own if isinstance(value, str)]

@@ -1,0 +1,151 @@
+"""What a run directory holds, for a report: whatever is not there is empty, also in a directory of an older version."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from trainer_loop.config.named_sets import name_sets, parse_set
+from trainer_loop.config.schema import KEYS, SECTIONS
+from trainer_loop.config.yaml_core import compose, plain
+from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.metrics.load import load_metrics
+from trainer_loop.metrics.named_metric import NamedMetric
+from trainer_loop.metrics.shipped import SHIPPED
+from trainer_loop.record.export import ExportRecord
+from trainer_loop.record.logs import read_metrics
+from trainer_loop.record.report_facts import read_facts
+from trainer_loop.record.run_dir import RunDir, read_json_object
+from trainer_loop.report.rows import ScoredRows, read_rows
+from trainer_loop.tasks.find import list_tasks, load_task
+from trainer_loop.tasks.task import Task
+
+_T = TypeVar("_T")
+_WARNING = " warning: "  # in a line of train.log
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run, as its files tell it.
+
+    config: every key, by its dotted name, as config.yaml has it. metrics: the rows of metrics.jsonl. facts: those of
+    report.json. export: what the exported model says of itself. sets: rows of the sets that were scored, by names such
+    as `test.hard`. warnings: what the run warned of. notes: files that could not be read.
+
+    task: its name, or its dotted path. task_class: of a task that is shipped; no code that a config names is imported.
+    """
+
+    run_dir: RunDir
+    config_text: str
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    status: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]
+    facts: Mapping[str, Any]
+    export: ExportRecord | None
+    task: str
+    task_class: type[Task] | None
+    sets: Mapping[str, ScoredRows]
+    warnings: Sequence[str]
+    notes: Sequence[str]
+
+    def name_parts(self, split: str) -> list[str]:
+        """The names of the sets of a split; empty if it has only one."""
+        sets = {*name_sets(split, self.config.get(f"data.{split}")), *self.facts.get("sets", {})}
+        return [part for of, part in map(parse_set, sorted(sets)) if part and of == split]
+
+    def list_figures(self, split: str) -> dict[str, dict[str, float]]:
+        """The metrics of the exported weights on the sets of a split, by their names such as `validation.hard`.
+
+        Where nothing was exported, they are those of the last evaluation.
+        """
+        rows = [row for row in self.metrics if any(name.startswith(f"{split}/") for name in row)]
+        known = [row for row in rows if self.export is not None and row["step"] == self.export.step]
+        last = (known if split == "validation" and known else rows)[-1:]
+        named = self.name_parts(split)
+        figures: dict[str, dict[str, float]] = {}
+        for name, value in (pair for row in last for pair in row.items() if pair[0].startswith(f"{split}/")):
+            metric = name.removeprefix(f"{split}/")
+            part = next((part for part in named if metric.startswith(f"{part}/")), "")
+            if not metric.endswith("samples"):
+                of_set = figures.setdefault(f"{split}.{part}" if part else split, {})
+                of_set[metric.removeprefix(f"{part}/") if part else metric] = value
+        return figures
+
+    def load_metrics(self, rows: ScoredRows) -> list[NamedMetric]:
+        """Those of the run that are shipped and that can be computed again from its rows."""
+        declared = () if self.task_class is None else self.task_class.metrics
+        entries = self.facts.get("metrics") or self.config.get("evaluate.metrics") or list(declared)
+        names = {entry if isinstance(entry, str) else entry["name"]: entry for entry in entries}
+        shipped = [entry for name, entry in names.items() if name in SHIPPED]
+        try:
+            return load_metrics(shipped, num_labels=len(rows.names) or None, label_names=rows.names or None)
+        except UserError:  # a package that is not installed here
+            return []
+
+
+def read_run(root: Path) -> RunFiles:
+    """Raises UserError if this is not the directory of a run."""
+    run_dir, notes = RunDir(root), list[str]()
+    if not run_dir.exists() or not (run_dir.config.is_file() or run_dir.metrics.is_file()):
+        there = "holds neither config.yaml nor metrics.jsonl" if run_dir.exists() else "is no directory"
+        raise UserError(f"{root} {there}; name the run_dir of a run, such as runs/imdb")
+
+    def read(path: Path, how: Callable[[Path], _T], otherwise: _T) -> _T:
+        try:
+            return how(path)
+        except FileNotFoundError:
+            return otherwise
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            notes.append(f"{path} is left out: {in_one_line(error)}")
+            return otherwise
+
+    text, log = (read(path, _read_text, "") for path in (run_dir.config, run_dir.log))
+    config, facts = _flatten(_parse(text)), read_facts(run_dir.report_facts)
+    export = read(run_dir.model, ExportRecord.read, None)
+    task = str(facts.get("task") or config.get("task.name") or "")
+    task_class = load_task(task) if task in list_tasks() else None
+    kinds = facts.get("outputs") or (task_class and task_class.outputs) or {}
+    names = facts.get("label_names") or (None if export is None else export.plan.get("data.label_names"))
+    files = run_dir.list_predictions() if kinds else {}
+    if facts:  # others are of weights that a resumed run has not come to yet
+        files = {name: path for name, path in files.items() if name in facts.get("sets", {})}
+    sets = {name: read(path, partial(read_rows, kinds=kinds, names=names), None) for name, path in files.items()}
+    return RunFiles(
+        run_dir=run_dir,
+        config_text=text,
+        config=config,
+        environment=read(run_dir.environment, read_json_object, {}),
+        status=read(run_dir.status, read_json_object, {}),
+        metrics=read(run_dir.metrics, read_metrics, []),
+        facts=facts,
+        export=export,
+        task=task,
+        task_class=task_class,
+        sets={name: rows for name, rows in sets.items() if rows is not None},
+        warnings=list(dict.fromkeys(line.partition(_WARNING)[2] for line in log.splitlines() if _WARNING in line)),
+        notes=notes,
+    )
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _parse(text: str) -> Any:
+    """The keys as they are written: what stands for a secret is not read from the environment."""
+    node, _ = compose(text)
+    return {} if node is None else plain(node)
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Every key of the config by its dotted name; mappings of the user's own stay whole."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items() if isinstance(tree, dict) else ():
+        path = f"{prefix}{name}"
+        if path in SECTIONS and path not in KEYS:
+            flat |= _flatten(value, f"{path}.")
+        else:
+            flat[path] = value
+    return flat

@@ -1,0 +1,243 @@
+"""report.html of a run directory: what the run was, how it went, and what its model gets wrong."""
+
+import itertools
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from trainer_loop.config.named_sets import parse_set
+from trainer_loop.config.schema import KEYS
+from trainer_loop.data.wording import plural
+from trainer_loop.record.checkpoint_files import list_checkpoints
+from trainer_loop.record.run_dir import write_text
+from trainer_loop.report.charts import draw_bars
+from trainer_loop.report.curves import draw_curves
+from trainer_loop.report.intervals import LEVEL, Interval, find_intervals
+from trainer_loop.report.mistakes import describe_mistakes
+from trainer_loop.report.page import Block, Cell, Charts, Code, Facts, Lines, Row, Section, Table, number, write_page
+from trainer_loop.report.run_files import RunFiles, read_run
+
+_MOST_LABELS = 30  # of the table of the data, before it is folded
+_MOST_WARNINGS = 50
+_SAME = 1e-6  # relative difference of a metric that was logged and of one that is computed again
+_ENDINGS = {None: "running, or killed", "error": "ended by an error"}
+
+
+def write_report(root: Path) -> Path:
+    """Write report.html into a run directory; returns its path.
+
+    Raises UserError if this is not the directory of a run, OSError where the file cannot be written.
+    """
+    run = read_run(root)
+    path = run.run_dir.report
+    write_text(path, make_report(run))
+    return path
+
+
+def make_report(run: RunFiles) -> str:
+    """The page."""
+    intervals = {
+        name: find_intervals(run.load_metrics(rows), rows.columns, seed=int(run.config.get("seed") or 0))
+        for name, rows in run.sets.items()
+    }
+    figures = {**run.list_figures("test"), **run.list_figures("validation")}
+    worst = {name: of_set.get("worst", []) for name, of_set in run.facts.get("sets", {}).items()}
+    sections = [
+        Section("Summary", list(_summarise(run, figures, intervals))),
+        Section("Curves", list(_draw(run))),
+        Section("Metrics", list(_tabulate_metrics(figures, intervals))),
+        *(
+            Section(f"Mistakes: {_title(name)}", describe_mistakes(run.sets[name], worst.get(name, [])))
+            for name in sorted(run.sets, key=lambda name: (not name.startswith("test"), name))
+        ),
+        Section("Data", list(_describe_data(run.facts.get("data", {})))),
+        Section("Run", list(_describe_run(run))),
+        Section("Config", list(_describe_config(run))),
+        Section("Warnings", [Lines(run.warnings[-_MOST_WARNINGS:])] if run.warnings else []),
+        Section("Left out of this report", [Lines(run.notes)] if run.notes else []),
+    ]
+    return write_page(run.run_dir.root.resolve().name, sections, subtitle=f"Report of the run {run.run_dir.root}")
+
+
+def _summarise(run: RunFiles, figures: Mapping[str, Any], intervals: Mapping[str, Any]) -> Iterator[Block]:
+    steps = [row["step"] for row in run.metrics]
+    starts = run.facts.get("starts", [])
+    ended = (starts[-1]["ended"] if starts else None) or run.status.get("ended")
+    planned = None if run.export is None else run.export.num_steps
+    values = {
+        "status": _ENDINGS.get(ended, ended),
+        "task": run.task.replace("_", " "),
+        "model": run.config.get("model.name") or run.config.get("model.type"),
+        "steps": f"{max(steps):,}" + (f" of {planned:,}" if planned not in (None, max(steps)) else "")
+        if steps
+        else None,
+        "step of the exported weights": None if run.export is None else f"{run.export.step:,}",
+    }
+    for name in sorted(figures, key=lambda name: not name.startswith("test")):
+        for metric, value in figures[name].items():
+            if metric != "rows" and "/" not in metric and len(values) < 12:
+                found = _match(value, intervals.get(name, {}).get(metric))
+                spread = "" if found is None else f" ({found.low:.4g} to {found.high:.4g})"
+                values[f"{_title(name)} {metric}"] = _spell_metric(value) + spread
+    totals = _find_totals(run)
+    if totals:
+        values["time of training"] = _spell_seconds(totals["train_seconds"])
+        values["peak memory"] = _spell_bytes(totals["peak_memory_bytes"])
+    yield Facts({name: str(value) for name, value in values.items() if value})
+
+
+def _draw(run: RunFiles) -> Iterator[Block]:
+    marks = [start["step"] for start in run.facts.get("starts", [])[1:]]
+    if charts := draw_curves(run.metrics, sets=run.name_parts("validation"), marks=marks):
+        yield Charts(charts)
+    if marks:
+        starts = run.facts["starts"]
+        pairs = itertools.pairwise(starts)
+        told = [
+            f"step {after['step']:,}: resumed on {after['time'].replace('T', ' at ')}, after the run was "
+            f"{before['ended'] or 'killed'}"
+            for before, after in pairs
+        ]
+        yield Lines(told, "Starts")
+
+
+def _tabulate_metrics(
+    figures: Mapping[str, Mapping[str, Any]], intervals: Mapping[str, Mapping[str, Interval]]
+) -> Iterator[Block]:
+    rows: list[Row] = []
+    for name, of_set in figures.items():
+        for metric, value in of_set.items():
+            found = _match(value, intervals.get(name, {}).get(metric))
+            spread = None if found is None else number(f"{found.low:.4f} to {found.high:.4f}")
+            if metric != "rows":
+                rows.append((_title(name), metric, number(_spell_metric(value)), spread, of_set.get("rows")))
+    if rows:
+        note = "Intervals are percentiles of the metric over rows drawn anew with replacement (bootstrap)."
+        heads = ("set", "metric", "value", f"{LEVEL:.0%} interval", "rows")
+        yield Table("Metrics of the exported weights", heads, rows, note=note if any(intervals.values()) else "")
+
+
+def _match(value: Any, found: Interval | None) -> Interval | None:
+    """The interval, if it is of this value: the rows may be of other weights."""
+    is_same = found is not None and value is not None and abs(found.value - value) <= _SAME * max(abs(value), 1)
+    return found if is_same else None
+
+
+def _describe_data(data: Mapping[str, Mapping[str, Any]]) -> Iterator[Block]:
+    if not data:
+        return
+    lengths = {name: facts["lengths"] for name, facts in data.items() if facts.get("lengths")}
+    heads = ("rows", "texts", "median tokens", "95 % within", "longest", "cut short", "repeated", "also in train")
+    rows: list[Row] = []
+    for name, facts in data.items():
+        of_lengths = [lengths.get(name, {}).get(key) for key in ("median", "p95", "longest")]
+        counts = [facts["truncated"] if name in lengths else None, facts.get("repeated"), facts.get("in_train")]
+        shares = [None if one is None else number(f"{one:,} ({one / max(facts['texts'], 1):.1%})") for one in counts]
+        rows.append((_title(name), facts["rows"], facts["texts"], *of_lengths, *shares))
+    yield Table("Rows", ("split", *heads), rows)
+    labelled = {name: facts for name, facts in data.items() if facts.get("labels")}
+    if labelled:
+        labels = list(next(iter(labelled.values()))["labels"])
+        yield Table(
+            "Labels",
+            ("label", *map(_title, labelled)),
+            [(label, *(_share_of_label(facts, label) for facts in labelled.values())) for label in labels],
+            folded=len(labels) > _MOST_LABELS,
+        )
+    if lengths:
+        bars = [(f"Tokens of a row: {_title(name)}", of["counts"], of["edges"]) for name, of in lengths.items()]
+        yield Charts([draw_bars(*of_split, "tokens") for of_split in bars])
+
+
+def _share_of_label(facts: Mapping[str, Any], label: str) -> Cell:
+    count, total = facts["labels"].get(label, 0), max(facts["labelled"], 1)
+    return number(f"{count:,} ({count / total:.1%})", share=count / total)
+
+
+def _describe_run(run: RunFiles) -> Iterator[Block]:
+    if plan := run.facts.get("plan"):
+        yield Lines(plan, "Plan")
+    seconds = dict(run.facts.get("seconds", {}))
+    if totals := _find_totals(run):
+        seconds["training steps"] = totals["train_seconds"]
+    if seconds:
+        longest = max(max(seconds.values()), 1e-9)
+        yield Table(
+            "Time by part",
+            ("part", "time"),
+            [(part, number(_spell_seconds(value), share=value / longest)) for part, value in seconds.items()],
+        )
+    if totals:
+        counts = {name: f"{totals[name]:,}" for name in ("rows_seen", "tokens_seen", "targets_seen") if name in totals}
+        values = {name.replace("_", " "): value for name, value in counts.items()}
+        yield Facts(values | {"peak memory of process 0": _spell_bytes(totals["peak_memory_bytes"])})
+    links = {name: run.run_dir.checkpoints / name for name in ("latest", "best")}
+    marked = {name: link.resolve().name for name, link in links.items()}
+    checkpoints: list[Row] = [
+        (
+            path.name,
+            number(_spell_bytes(sum(file.stat().st_size for file in path.rglob("*") if file.is_file()))),
+            ", ".join(name for name, target in marked.items() if target == path.name),
+        )
+        for path in list_checkpoints(run.run_dir)
+    ]
+    if checkpoints:
+        yield Table("Checkpoints", ("checkpoint", "size", "marks"), checkpoints)
+    if environment := dict(run.environment):
+        command = environment.pop("command", [])
+        versions = environment.pop("versions", {})
+        values = {"command": shlex.join(map(str, command)), **environment, **versions}
+        yield Table(
+            "Environment",
+            ("what", "value"),
+            [(name.replace("_", " "), str(value)) for name, value in values.items() if value],
+        )
+
+
+def _describe_config(run: RunFiles) -> Iterator[Block]:
+    changed = [name for name, value in run.config.items() if name not in KEYS or value != KEYS[name].default]
+    if changed:
+        yield Table(
+            f"{plural(len(changed), 'key')} with other values than their defaults",
+            ("key", "value", "default", "meaning"),
+            [_describe_key(name, run.config[name]) for name in changed],
+        )
+    if run.config_text:
+        yield Code("config.yaml, every key", run.config_text)
+
+
+def _describe_key(name: str, value: Any) -> Row:
+    known = KEYS.get(name)
+    default, comment = ("", "") if known is None else (_spell_value(known.default), known.comment)
+    return (name, Cell(_spell_value(value), "code"), Cell(default, "code"), comment)
+
+
+def _spell_value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _find_totals(run: RunFiles) -> Mapping[str, Any]:
+    """The last row of a run that was finished; empty before that."""
+    return next((row for row in reversed(run.metrics) if "train_seconds" in row), {})
+
+
+def _title(name: str) -> str:
+    """`test hard` of `test.hard`."""
+    return " ".join(filter(None, parse_set(name)))
+
+
+def _spell_metric(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.5g}"
+
+
+def _spell_seconds(seconds: float) -> str:
+    """`1 h 2 min`, `3 min 20 s`, `4.2 s`."""
+    if seconds >= 3600:
+        return f"{int(seconds // 3600):,} h {int(seconds % 3600 // 60)} min"
+    return f"{int(seconds // 60)} min {int(seconds % 60)} s" if seconds >= 60 else f"{seconds:.1f} s"
+
+
+def _spell_bytes(count: int) -> str:
+    return f"{count / 2**30:,.2f} GB" if count >= 2**30 else f"{count / 2**20:,.1f} MB"

@@ -1,0 +1,138 @@
+"""What the predictions of a set tell, beside its metrics: by class, by confidence, by group of rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainer_loop.metrics.shipped.texts import answer_f1
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """Of each of C classes: how many are of it, how many were predicted, and how many of these rightly, `[C]` each."""
+
+    there: np.ndarray
+    predicted: np.ndarray
+    right: np.ndarray
+
+    @property
+    def precision(self) -> np.ndarray:
+        """`[C]`; 0 for a class that is never predicted."""
+        return self.right / np.maximum(self.predicted, 1)
+
+    @property
+    def recall(self) -> np.ndarray:
+        """`[C]`; 0 for a class that is not there."""
+        return self.right / np.maximum(self.there, 1)
+
+    @property
+    def f1(self) -> np.ndarray:
+        """`[C]`."""
+        return 2 * self.right / np.maximum(self.there + self.predicted, 1)
+
+
+def score_classes(predictions: np.ndarray, references: np.ndarray, num_classes: int) -> ClassScores:
+    """predictions, references: `[N]` numbers of classes, or `[N, C]` truth values for sets of classes."""
+    if predictions.ndim == 2:
+        both = predictions & references
+        return ClassScores(references.sum(axis=0), predictions.sum(axis=0), both.sum(axis=0))
+    counted = (references, predictions, references[predictions == references])
+    return ClassScores(*(np.bincount(numbers, minlength=num_classes) for numbers in counted))
+
+
+def count_confusions(predictions: np.ndarray, references: np.ndarray) -> list[tuple[int, int, int]]:
+    """(the right class, the predicted one, how often), the most frequent confusion first. Both: `[N]`."""
+    wrong = predictions != references
+    pairs, counts = np.unique(np.stack([references[wrong], predictions[wrong]], axis=1), axis=0, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return [
+        (int(right), int(predicted), int(count))
+        for (right, predicted), count in zip(pairs[order], counts[order], strict=True)
+    ]
+
+
+def confuse(predictions: np.ndarray, references: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """How often each of K classes, `[K]`, was predicted as each: `[K, K + 1]`, the last column for all others."""
+    place = np.full(max(int(predictions.max()), int(references.max()), int(classes.max())) + 1, len(classes))
+    place[classes] = np.arange(len(classes))
+    table = np.zeros((len(classes) + 1, len(classes) + 1), dtype=np.int64)
+    np.add.at(table, (place[references], place[predictions]), 1)
+    return table[:-1]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Rows by the probability of what is predicted, in bins of the same width: `[B]` each; nan in empty bins.
+
+    error: the mean difference of both, weighted by rows (expected calibration error, Naeini et al. 2015).
+    """
+
+    edges: np.ndarray  # [B + 1]
+    rows: np.ndarray
+    confidence: np.ndarray  # the mean probability
+    accuracy: np.ndarray
+    error: float
+
+
+def calibrate(probability: np.ndarray, is_right: np.ndarray, *, bins: int = 10) -> Calibration:
+    """probability: `[N]` of what is predicted. is_right: `[N]`."""
+    edges = np.linspace(0, 1, bins + 1)
+    numbers = np.clip(np.ceil(probability * bins).astype(int) - 1, 0, bins - 1)  # the upper edge belongs to a bin
+    rows, confidence, right = (
+        np.bincount(numbers, weights=weights, minlength=bins) for weights in (None, probability, is_right)
+    )
+    with np.errstate(invalid="ignore"):
+        means, shares = confidence / rows, right / rows
+    error = float(np.abs(confidence - right).sum() / len(probability))
+    return Calibration(edges, rows.astype(int), means, shares, error)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How wrong rows are: the sum of `amounts` over rows by that of `counts` is the error of any group of them.
+
+    title: what it is. amounts, counts: `[N]`. rank: `[N]`, the larger, the worse is a row.
+    """
+
+    title: str
+    amounts: np.ndarray
+    counts: np.ndarray
+    rank: np.ndarray
+
+    def of(self, rows: np.ndarray) -> float:
+        """The error of some rows, which `rows` selects."""
+        return float(self.amounts[rows].sum() / max(self.counts[rows].sum(), 1e-12))
+
+
+def measure_errors(
+    kind: str | None, predictions: np.ndarray, references: np.ndarray, details: Mapping[str, np.ndarray]
+) -> Errors | None:
+    """By the kind of the predictions, see metrics/values.py; None where it is not known how to compare them."""
+    ones = np.ones(len(predictions))
+    if kind == "class":
+        wrong = (predictions != references).astype(float)
+        known = details.get("reference_probability")
+        return Errors("share of errors", wrong, ones, wrong if known is None else -known)
+    if kind == "tags":
+        wrong = np.array(
+            [float(((of != to) & (to >= 0)).sum()) for of, to in zip(predictions, references, strict=True)]
+        )
+        words = np.array([float((to >= 0).sum()) for to in references])
+        return Errors("share of wrong tags", wrong, words, wrong)
+    if kind == "label_set":
+        wrong = (predictions != references).sum(axis=1)
+        return Errors("share of rows that are not all right", (wrong > 0).astype(float), ones, wrong)
+    if kind == "number":
+        distance = np.abs(predictions - references).reshape(len(predictions), -1)
+        scale = np.maximum(references.reshape(len(references), -1).std(axis=0), 1e-12)
+        return Errors("mean absolute error", distance.mean(axis=1), ones, (distance / scale).mean(axis=1))
+    if kind == "text":
+        pairs = zip(predictions, references, strict=True)
+        missed = np.array(
+            [1 - answer_f1(np.array([text]), np.array([known], dtype=object))["answer_f1"] for text, known in pairs]
+        )
+        return Errors("share of words that differ (1 - F1)", missed, ones, missed)
+    if kind == "negative_log_likelihood":
+        return Errors("loss a target, in nats", predictions, references, predictions / np.maximum(references, 1))
+    return None
