@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("optuna")
 
-from trainer_loop.cli.search import main, read_request
+from trainer_loop.cli.search import main, read_plan
 from trainer_loop.search.study import Study
 
 STAND_IN = [sys.executable, "-S", "-E", str(Path(__file__).with_name("stand_in.py"))]
@@ -46,22 +46,11 @@ def wait(pid: int) -> int:
 
 
 def rows_of(directory: Path, *arguments: str) -> list[tuple]:
-    request = read_request([*BASE, f"search.dir={directory}", *arguments])
-    study = Study(
-        request.url,
-        request.name,
-        space=request.plan.space,
-        maximize=request.plan.maximize,
-        settings=request.describe_settings(),
-        sampler=request.sampler,
-        pruner=request.pruner,
-        seed=request.seed,
-        directory=directory,
-    )
+    study = Study(read_plan([*BASE, f"search.dir={directory}", *arguments]))
     return [(row.number, dict(row.values), row.value, row.result.get("ended")) for row in study.list_rows()]
 
 
-TRIALS = "search.trials=14"
+TRIALS = "search.trials=12"
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +74,12 @@ def test_a_search_that_is_killed_or_stopped_ten_times_is_the_same(undisturbed: P
     assert "Traceback" not in told
     assert wait(fork(directory, SPACE, TRIALS)) == 0
     rows = rows_of(directory, SPACE)
-    assert [row[0] for row in rows] == list(range(14))
+    assert [row[0] for row in rows] == list(range(12))
     assert {row[3] for row in rows} == {"finished", "pruned"}
     assert rows == rows_of(undisturbed, SPACE)
     best, expected = ((folder / "best.yaml").read_text() for folder in (directory, undisturbed))
     assert best.replace(str(directory), "") == expected.replace(str(undisturbed), "")
-    assert len(list(directory.glob("trial-*"))) == 14
+    assert len(list(directory.glob("trial-*"))) == 12
 
 
 def test_two_processes_share_the_trials_and_take_over_those_of_one_that_is_killed(undisturbed: Path, tmp_path: Path):
@@ -101,10 +90,10 @@ def test_two_processes_share_the_trials_and_take_over_those_of_one_that_is_kille
     assert wait(first) == -signal.SIGKILL
     assert wait(second) == 0, directory.with_suffix(".txt").read_text()
     rows = rows_of(directory, SPACE)
-    assert [row[0] for row in rows] == list(range(14))
+    assert [row[0] for row in rows] == list(range(12))
     assert None not in {row[3] for row in rows}
-    starts = [len((directory / f"trial-{number:04}" / "starts").read_text()) for number in range(14)]
-    assert sum(starts) <= 15  # the one that was killed may have been started twice
+    starts = [len((directory / f"trial-{number:04}" / "starts").read_text()) for number in range(12)]
+    assert sum(starts) <= 13  # the one that was killed may have been started twice
 
 
 def test_how_a_trial_ends_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
@@ -134,6 +123,10 @@ def test_values_that_are_refused_are_a_result_and_where_all_are_the_search_ends(
     assert "trial 0: refused: command line: batch.size is 16; too many" in told.out
     assert "best: trial 1" in told.out
     arguments[-1] += "-2"
+    monkeypatch.setenv("STAND_IN_REFUSES", "search.metric")
+    assert search("search.space={optimizer.lr: [1e-4], batch.size: [8]}", *arguments) == 2
+    assert capsys.readouterr().err == "error: search.metric: accuracy is not reported; evaluations have: f1, loss\n"
+    monkeypatch.delenv("STAND_IN_REFUSES")
     assert search("search.space={optimizer.lr: [1e-4, 1e-3, 1e-2, 1e-1], batch.size: [16]}", *arguments) == 2
     assert "error: search.space: the first 3 trials were refused; see the lines above" in capsys.readouterr().err
 

@@ -6,8 +6,7 @@ the same command, also on several machines, share the work.
 """
 
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 from trainer_loop.config.checks import has_validation
 from trainer_loop.config.fields import Config
@@ -50,31 +49,6 @@ _PREFIX = "search."
 _COMPARED = ("evaluate.", "checkpoint.best", "data.validation", "data.limit.validation", "train.patience")
 
 
-@dataclass(frozen=True)
-class Request:
-    """What the command line asks for. config, overrides: as of the run. url: of the storage."""
-
-    plan: Plan
-    config: Config
-    url: str
-    name: str
-    sampler: str
-    pruner: str
-    seed: int
-
-    def describe_settings(self) -> dict[str, object]:
-        """What all processes that work on one study, one after the other or at once, must agree on."""
-        plan, values = self.plan, public_values(self.config)
-        kept = {key: value for key, value in values.items() if _is_compared(key) and key not in plan.space}
-        own = {"space": str(dict(plan.space)), "metric": plan.metric, "seeds": plan.seeds, "folds": plan.folds}
-        own |= {"sampler": self.sampler, "seed": self.seed}
-        return {**kept, **{_PREFIX + name: value for name, value in own.items()}}
-
-
-def _is_compared(key: str) -> bool:
-    return KEYS[key].on_resume != "free" or key.startswith(_COMPARED)
-
-
 def main(argv: list[str] | None = None, *, command: Sequence[str] | None = None, poll_seconds: float = 0.2) -> int:
     """Run the command line; returns the exit code. command: what trains a trial, in tests."""
     arguments = sys.argv[1:] if argv is None else argv
@@ -83,9 +57,9 @@ def main(argv: list[str] | None = None, *, command: Sequence[str] | None = None,
         return 0
     with safe_streams(), catch_signals() as preemption:
         try:
-            request = read_request(arguments, command)
+            plan = read_plan(arguments, command)
             preemption.defer_signals()
-            _search(request, lambda: preemption.requested, poll_seconds)
+            _search(plan, lambda: preemption.requested, poll_seconds)
         except UserError as error:
             report(error)
             return error.exit_code
@@ -95,7 +69,7 @@ def main(argv: list[str] | None = None, *, command: Sequence[str] | None = None,
     return 0
 
 
-def _search(request: Request, stops: Callable[[], bool], poll_seconds: float) -> None:
+def _search(plan: Plan, stops: Callable[[], bool], poll_seconds: float) -> None:
     try:
         from trainer_loop.search.study import Study
         from trainer_loop.search.worker import Worker
@@ -103,19 +77,7 @@ def _search(request: Request, stops: Callable[[], bool], poll_seconds: float) ->
         if error.name not in ("optuna", "sqlalchemy"):
             raise
         raise UserError("a search needs optuna: pip install -e '.[search]'") from error
-    plan = request.plan
-    study = Study(
-        request.url,
-        request.name,
-        space=plan.space,
-        maximize=plan.maximize,
-        settings=request.describe_settings(),
-        sampler=request.sampler,
-        pruner=request.pruner,
-        seed=request.seed,
-        directory=plan.directory,
-    )
-    worker = Worker(plan, study, stops=stops, say=_say, poll_seconds=poll_seconds)
+    worker = Worker(plan, Study(plan), stops=stops, say=_say, poll_seconds=poll_seconds)
     worker.work()
     for line in worker.describe():
         _say(line)
@@ -125,7 +87,7 @@ def _say(line: str) -> None:
     print(printable(line), flush=True)
 
 
-def read_request(arguments: Sequence[str], command: Sequence[str] | None = None) -> Request:
+def read_plan(arguments: Sequence[str], command: Sequence[str] | None = None) -> Plan:
     """Raises UserError with all that is wrong with the arguments, the space and the config."""
     own: dict[str, str] = {}
     others, problems = [], []
@@ -160,27 +122,34 @@ def read_request(arguments: Sequence[str], command: Sequence[str] | None = None)
             problems += error.problems
     refuse(list(dict.fromkeys(problems)))
     directory = expand_home(own.get("dir", f"{config.run_dir}-search"), place="search.dir")
-    push = [] if config.hub.push is None else ["hub.every=never"]  # trials do not replace each other there
-    plan = Plan(
+    return Plan(
         config=path,
-        overrides=[*overrides, *push, "resume=auto"],
+        overrides=overrides,
         space=space,
         metric=own["metric"],
         trials=counts["trials"] or (20 if space else 1),
         seeds=counts["seeds"],
         folds=counts["folds"],
         directory=directory,
+        settings=_describe_settings(config, space, {**own, **counts}),
         command=command or command_of(own.get("launch", "")),
-    )
-    return Request(
-        plan,
-        config,
         url=own.get("storage", f"sqlite:///{directory.absolute() / 'study.db'}"),
         name=own.get("name", directory.absolute().name),
         sampler=own.get("sampler", "tpe"),
         pruner=own.get("pruner", "median"),
         seed=counts["seed"] or 0,
     )
+
+
+def _describe_settings(config: Config, space: Space, own: Mapping[str, object]) -> dict[str, object]:
+    """What all processes that work on one study, one after the other or at once, must agree on."""
+    kept = {
+        key: value
+        for key, value in public_values(config).items()
+        if (KEYS[key].on_resume != "free" or key.startswith(_COMPARED)) and key not in space
+    }
+    searched = {_PREFIX + name: own.get(name) for name in ("metric", "seeds", "folds", "sampler", "seed")}
+    return {**kept, **searched, _PREFIX + "space": str(dict(space))}
 
 
 def _read_count(name: str, own: dict[str, str], problems: list[str]) -> int | None:

@@ -2,16 +2,22 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from trainer_loop.search.space import Space
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is searched. config, overrides: of the run, without `run_dir`. metric: with its sign, as checkpoint.best."""
+    """What is searched.
+
+    config, overrides: of the run, without `run_dir`. metric: with its sign, as checkpoint.best. settings: what must be
+    the same for all trials. command: that trains a config. url, name: of the study in the storage. sampler, pruner,
+    seed: as in the keys of the search.
+    """
 
     config: str | None
     overrides: Sequence[str]
@@ -21,7 +27,13 @@ class Plan:
     seeds: int | None
     folds: int | None
     directory: Path
-    command: Sequence[str]  # that trains a config
+    settings: Mapping[str, Any]
+    command: Sequence[str]
+    url: str
+    name: str
+    sampler: str
+    pruner: str
+    seed: int
 
     @property
     def metric_name(self) -> str:
@@ -36,9 +48,9 @@ class Plan:
         return list_runs(self.seeds, self.folds)
 
     def spell(self, values: Sequence[str], more: Sequence[str]) -> list[str]:
-        """The command of a run. values: as `key=value`."""
+        """The command of a run. values: as `key=value`. Trials do not replace each other on the hub."""
         config = [] if self.config is None else [f"config={self.config}"]
-        return [*self.command, *config, *self.overrides, *values, *more]
+        return [*self.command, *config, *self.overrides, "resume=auto", "hub.every=never", *values, *more]
 
 
 def command_of(launch: str) -> list[str]:

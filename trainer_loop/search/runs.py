@@ -23,7 +23,7 @@ _PR_SET_PDEATHSIG = 1
 _TRIES = 3  # starts in a row that get no further
 _OUTPUT = "output.txt"  # in a run directory: what its processes have printed
 _ASKED = "the search was asked to stop; its trial has saved, and the same command goes on"
-_OUT_OF_MEMORY = ("out of memory", "OutOfMemory", "can't allocate memory")
+_OUT_OF_MEMORY = ("out of memory", "MemoryError", "can't allocate memory")
 
 Report = Callable[[int, float], bool]  # (number of the evaluation, from 1, its value) -> whether the run is stopped
 

@@ -3,12 +3,13 @@
 import contextlib
 import fcntl
 import inspect
+import json
 import time
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import IO, Any
 
 import optuna
@@ -21,8 +22,9 @@ from trainer_loop.config.secrets import mask_text
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.record.run_lock import try_to_lock
 from trainer_loop.runtime.randomness import derive_seed
+from trainer_loop.search.plan import Plan
 from trainer_loop.search.runs import Ending
-from trainer_loop.search.space import Choices, Range, Space, list_grid
+from trainer_loop.search.space import Choices, Range, list_grid
 
 _DIRECTORY, _VALUES, _RESULT, _SETTINGS = "directory", "values", "result", "settings"
 _SECONDS_TO_WAIT = 60  # for another process that writes to SQLite
@@ -68,23 +70,11 @@ class Study:
     """
 
     @_naming_the_storage()
-    def __init__(
-        self,
-        url: str,
-        name: str,
-        *,
-        space: Space,
-        maximize: bool,
-        settings: Mapping[str, Any],
-        sampler: str,
-        pruner: str,
-        seed: int,
-        directory: Path,
-    ):
-        """Open it, or make it. settings: what must be the same for all its trials. Raises UserError."""
-        self.space, self._sampler, self._seed = space, sampler, seed
-        self._distributions = {key: _make_distribution(parameter) for key, parameter in space.items()}
-        self._locks = directory / ".locks"
+    def __init__(self, plan: Plan):
+        """Open it, or make it. Raises UserError."""
+        self._plan = plan
+        self._distributions = {key: _make_distribution(parameter) for key, parameter in plan.space.items()}
+        self._locks = plan.directory / ".locks"
         self._make_sampler(0)  # told at once where it cannot be made
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
@@ -92,23 +82,23 @@ class Study:
         except OSError as error:
             raise UserError(f"search.dir: {self._locks} cannot be made: {error.strerror}") from error
         with self._alone():
-            self._storage = _open_storage(url)
+            self._storage = _open_storage(plan.url)
             self._study = optuna.create_study(
                 storage=self._storage,
-                study_name=name,
-                direction="maximize" if maximize else "minimize",
-                pruner=_make_pruner(pruner),
+                study_name=plan.name,
+                direction="maximize" if plan.maximize else "minimize",
+                pruner=_make_pruner(plan.pruner),
                 load_if_exists=True,
             )
-            self._id = self._storage.get_study_id_from_name(name)
+            self._id = self._storage.get_study_id_from_name(plan.name)
             self._directory = self._read_identity()
-            self._check_settings(name, settings)
+            self._check_settings()
 
     # ------------------------------------------------------------------------------------------------- which trial
 
     @_naming_the_storage()
-    def take(self, wanted: int) -> Taken | None:
-        """A trial that nobody works on any more, else a new one while there are fewer than `wanted`; else None."""
+    def take(self) -> Taken | None:
+        """A trial that nobody works on any more, else a new one while trials are left; else None."""
         with self._alone():
             trials = self._study.get_trials(deepcopy=False)
             for trial in trials:
@@ -116,7 +106,7 @@ class Study:
                     lock = self._lock(trial.number)
                     if lock is not None:
                         return self._prepare(trial, lock)
-            if len(trials) >= wanted:
+            if len(trials) >= self._plan.trials:
                 return None
             template = optuna.trial.create_trial(
                 state=TrialState.RUNNING, user_attrs={_DIRECTORY: self._directory}, system_attrs={}
@@ -147,8 +137,8 @@ class Study:
 
     def _draw(self, trial: FrozenTrial) -> dict[str, Any]:
         """The values of a trial: a function of the seed, its number, and the trials that have ended."""
-        if self._sampler == "grid":
-            grid = list_grid(self.space)
+        if self._plan.sampler == "grid":
+            grid = list_grid(self._plan.space)
             return grid[trial.number % len(grid)]
         sampler = self._study.sampler = self._make_sampler(trial.number)
         sampler.before_trial(self._study, trial)
@@ -160,18 +150,16 @@ class Study:
         return {name: values[name] for name in self._distributions}
 
     def _make_sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        if self._sampler == "grid":
-            list_grid(self.space)
-            return optuna.samplers.RandomSampler()  # is not asked
-        kinds = {"tpe": optuna.samplers.TPESampler, "random": optuna.samplers.RandomSampler, "grid": None}
-        make: Any = choose(self._sampler, kinds, place="search.sampler")
-        seed = derive_seed(self._seed, "trial", number) % 2**32
+        name, random = self._plan.sampler, optuna.samplers.RandomSampler
+        kinds = {"tpe": optuna.samplers.TPESampler, "random": random, "grid": random}  # nobody asks that of a grid
+        make: Any = choose(name, kinds, place="search.sampler")
+        seed = derive_seed(self._plan.seed, "trial", number) % 2**32
         try:
             made = make(**({"seed": seed} if "seed" in inspect.signature(make).parameters else {}))
         except Exception as error:  # of a class of the user's own
-            raise UserError(f"search.sampler: {self._sampler} cannot be made: {in_one_line(error)}") from error
+            raise UserError(f"search.sampler: {name} cannot be made: {in_one_line(error)}") from error
         if not isinstance(made, optuna.samplers.BaseSampler):
-            raise UserError(f"search.sampler: {self._sampler} makes a {type(made).__name__}, not a sampler of optuna")
+            raise UserError(f"search.sampler: {name} makes a {type(made).__name__}, not a sampler of optuna")
         return made
 
     # --------------------------------------------------------------------------------------------- how a trial goes
@@ -194,6 +182,14 @@ class Study:
         taken.lock.close()
 
     @_naming_the_storage()
+    def withdraw(self, taken: Taken) -> None:
+        """Forget the study if nothing but this trial is in it, so that it can be begun otherwise."""
+        with self._alone():
+            if len(self._study.get_trials(deepcopy=False)) == 1:
+                self._storage.delete_study(self._id)
+        taken.lock.close()
+
+    @_naming_the_storage()
     def list_rows(self) -> list[Row]:
         """All trials in their order."""
         return [
@@ -208,22 +204,24 @@ class Study:
 
     def weigh_keys(self) -> dict[str, float]:
         """The importance of each key, from 0 to 1, the largest first; see optuna.importance."""
-        return dict(optuna.importance.get_param_importances(self._study))
+        with warnings.catch_warnings():  # that all trials are equal is seen in the table
+            warnings.simplefilter("ignore")
+            return dict(optuna.importance.get_param_importances(self._study))
 
     # ------------------------------------------------------------------------------------------- storage and locks
 
-    def _check_settings(self, name: str, settings: Mapping[str, Any]) -> None:
-        before = self._study.user_attrs.get(_SETTINGS)
+    def _check_settings(self) -> None:
+        before, settings = self._study.user_attrs.get(_SETTINGS), json.loads(json.dumps(self._plan.settings))
         if before is None:
-            self._study.set_user_attr(_SETTINGS, dict(settings))
+            self._study.set_user_attr(_SETTINGS, settings)
             return
         keys = dict.fromkeys([*before, *settings])
         changed = [key for key in keys if before.get(key) != settings.get(key)]
         if changed:
             told = ", ".join(f"{key} was {before.get(key)!r}, is {settings.get(key)!r}" for key in changed[:5])
             raise UserError(
-                f"search.name: the study {name} was begun otherwise ({told}); give the command as it was, or choose "
-                "another search.dir"
+                f"search.name: the study {self._plan.name} was begun otherwise ({told}); give the command as it was, "
+                "or choose another search.dir"
             )
 
     def _read_identity(self) -> str:

@@ -40,7 +40,7 @@ class Worker:
         checked = any(row.result.get("ended") not in (None, "refused") for row in self.study.list_rows())
         while True:
             self._leave_if_asked()
-            taken = self.study.take(self.plan.trials)
+            taken = self.study.take()
             if taken is None:
                 if not self.study.is_busy():
                     return
@@ -82,6 +82,7 @@ class Worker:
     def _refuse(self, taken: Taken, problems: Sequence[str]) -> None:
         """A trial whose values are refused is a result; a config that is refused with any values ends the search."""
         if not any(key in problem for problem in problems for key in self.plan.space):
+            self.study.withdraw(taken)
             raise UserError(problems)
         self._finish(taken, {}, Ending("refused", problems[0]))
         rows = self.study.list_rows()
