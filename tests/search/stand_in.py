@@ -36,7 +36,7 @@ def main() -> int:
         for number in range(EVALUATIONS):
             value = (number + 1) / EVALUATIONS - 0.1 * (math.log10(lr) + 4) ** 2 - size / 1000 + seed / 100
             if number >= done:
-                time.sleep(0.01)
+                time.sleep(0.03)
                 with metrics.open("a") as file:
                     file.write(json.dumps({"step": 10 * (number + 1), "validation/accuracy": value}) + "\n")
         if problem == "diverged":
