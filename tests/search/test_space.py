@@ -95,3 +95,13 @@ def test_the_spread_is_the_standard_deviation_of_a_sample():
     mean, spread = average([0.1, 0.2, 0.6])
     assert mean == pytest.approx(0.3)
     assert spread == pytest.approx(0.2645751311)
+
+
+def test_a_space_may_be_a_file_whose_faults_have_their_lines(tmp_path):
+    file = tmp_path / "space.yaml"
+    file.write_text("optimizer:\n  lr: {low: 1e-5, high: 1e-3, log: true}\nbatch.size: [16, 32]\n")
+    assert read_space(str(file)) == ({"optimizer.lr": Range(1e-5, 1e-3, True), "batch.size": Choices((16, 32))}, [])
+    file.write_text("batch.size: [16, 32]\nbatch.size: [8]\n")
+    assert read_space(str(file))[1] == [
+        f"search.space: {file}:2: batch.size is given twice, on lines 1 and 2; remove one of them"
+    ]

@@ -76,14 +76,15 @@ def read_space(text: str) -> tuple[dict[str, Range | Choices], list[str]]:
     >>> read_space("{optimizer.lr: {low: 1e-5, high: 1e-3, log: true}, batch.size: [16, 32]}")[0]
     {'optimizer.lr': Range(low=1e-05, high=0.001, log=True, step=None), 'batch.size': Choices(values=(16, 32))}
     """
-    if not text.startswith("{"):
+    file = None if text.startswith("{") else text
+    if file is not None:
         try:
-            text = Path(text).read_text(encoding="utf-8")
+            text = Path(file).read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
-            return {}, [f"search.space: {shown(text)} is neither a mapping nor a file that can be read: {reason}"]
+            return {}, [f"search.space: {shown(file)} is neither a mapping nor a file that can be read: {reason}"]
     node, faults = compose(text)
-    problems = [f"search.space: {fault.problem}" for fault in faults]
+    problems = [f"search.space: {f'{file}:{fault.line}: ' if file else ''}{fault.problem}" for fault in faults]
     if not isinstance(node, MappingNode) and not faults:
         problems.append("search.space: it names no key; such as {optimizer.lr: {low: 1e-5, high: 1e-3, log: true}}")
     space: dict[str, Range | Choices] = {}
