@@ -22,8 +22,8 @@ test: .venv/installed-dev
 
 # What takes minutes and is not part of `make test`: every adapter on every architecture, every optimizer with every
 # schedule, every task on copies of a sharded model, benchmarks on tiny sizes, kernels that are compiled on the spot, the
-# stores of trackers.
-test-slow: .venv/installed-dev .venv/installed-bench .venv/installed-trackers
+# stores of trackers and studies.
+test-slow: .venv/installed-dev .venv/installed-bench .venv/installed-stores
 	$(BIN)/python -m pytest -m slow
 
 # 300 random kills, half an hour; not part of `make test`. make soak SOAK="--kills 50 --seed 7"
@@ -82,9 +82,9 @@ clean:
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
 	touch .venv/installed $@
 
-.venv/installed-trackers: pyproject.toml
+.venv/installed-stores: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-compile --editable '.[trackers]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[trackers,postgresql]'
 	touch .venv/installed $@
 
 .venv/installed-bench: pyproject.toml

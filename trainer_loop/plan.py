@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from trainer_loop.components import check_arguments, check_parameters, locate
-from trainer_loop.config.checks import missing_parts
+from trainer_loop.config.checks import has_validation, missing_parts
 from trainer_loop.config.fields import Config, GenerateConfig
 from trainer_loop.config.load import values_of
 from trainer_loop.config.named_sets import name_sets, parse_set
@@ -258,8 +258,7 @@ def _plan_task(config: Config, overrides: Overrides, loss: LossPlan | None, foun
 def _find_what_does_not_suit(task: Task, config: Config, overrides: Overrides) -> Iterator[str]:
     """Problems of keys that ask for what the task cannot do."""
     data, name = config.data, f"the task {_name_task(config, overrides)}"
-    has_validation = data.validation is not None or data.validation_fraction is not None
-    if task.tunes and not has_validation and not overrides.validation_sets:
+    if task.tunes and not has_validation(config) and not overrides.validation_sets:
         yield (
             f"task.args: {dict(config.task.args)}: there are no validation rows to choose by; set data.validation or "
             "data.validation_fraction"
@@ -294,7 +293,7 @@ def _check_what_it_follows(config: Config, scheduler: SchedulerPlan, overrides: 
     followed = "the validation loss" if metric is None else metric.removeprefix("-")
     if config.evaluate.every == "never":
         found.lines.append(f"scheduler.name: {name} follows {followed}; set evaluate.every")
-    elif config.data.validation is None and config.data.validation_fraction is None and not overrides.validation_sets:
+    elif not has_validation(config) and not overrides.validation_sets:
         found.lines.append(
             f"scheduler.name: {name} follows {followed}; set data.validation or data.validation_fraction"
         )

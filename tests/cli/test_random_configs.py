@@ -50,6 +50,7 @@ VALUES: dict[str, list[Any]] = {
     "data.mixture": ["[]", "[{name: a, train: nothing.csv, weight: 1}, {name: b, train: nothing.csv, weight: 1}]"],
     "data.weight": ["label", "no_such_column"],
     "data.split_by": ["text", "no_such_column"],
+    "data.fold": ["", "2/5", "1/1"],
     "data.filter": ["", "builtins.bool", "builtins.nothing"],
     "data.map": ["", "builtins.dict"],
     "data.name": [""],

@@ -34,6 +34,12 @@ def conflicts(config: Config) -> Iterator[Conflict]:
     yield from _machine_conflicts(config)
 
 
+def has_validation(config: Config) -> bool:
+    """Whether the config names validation rows, or a part of train that becomes them."""
+    data = config.data
+    return any(part is not None for part in (data.validation, data.validation_fraction, data.fold))
+
+
 def missing_parts(config: Config) -> dict[str, str]:
     """What the config does not name and a run cannot be without, unless it is given in Python: part -> the problem."""
     missing = {}
@@ -48,7 +54,7 @@ def missing_parts(config: Config) -> dict[str, str]:
             "data.train is 'train', the name of a split, but data.name is null; "
             "set data.name to a hub id, or data.train to a file such as train.csv"
         )
-    if config.data.validation is None and config.data.validation_fraction is None:
+    if not has_validation(config):
         followed = {"checkpoint.best": config.checkpoint.best, "train.patience_metric": config.train.patience_metric}
         for name, metric in followed.items():
             if metric is not None and "validation" not in missing:
@@ -114,15 +120,18 @@ def _adapter_conflicts(config: Config) -> Iterator[Conflict]:
 def _data_conflicts(config: Config) -> Iterator[Conflict]:
     data = config.data
     yield from _exclusive(config, "data.validation", "data.validation_fraction")
+    yield from _exclusive(config, "data.validation", "data.fold")
+    yield from _exclusive(config, "data.validation_fraction", "data.fold")
     if data.mixture and ("data.train", data.train) != _TRAIN_BY_DEFAULT:
         yield (
             ("data.mixture", "data.train"),
             f"data.mixture and data.train ({shown(data.train)}) are both given; leave data.train out",
         )
-    if data.split_by is not None and data.validation_fraction is None:
+    if data.split_by is not None and data.validation_fraction is None and data.fold is None:
         yield (
             ("data.split_by", "data.validation_fraction"),
-            f"data.split_by={data.split_by} says how validation rows are cut off; set data.validation_fraction",
+            f"data.split_by={data.split_by} says how validation rows are cut off; set data.validation_fraction or "
+            "data.fold",
         )
     if data.sampling == "balanced" and data.mixture:
         yield (
@@ -155,10 +164,9 @@ def _stream_conflicts(config: Config) -> Iterator[Conflict]:
         reasons["data.deduplicate"] = "the rows of a stream are not known before they are read; leave it out"
     if any(entry.get("deduplicate") for entry in data.mixture):
         reasons["data.mixture"] = "the rows of a stream are not known before they are read; leave deduplicate out"
-    if data.validation_fraction is not None:
-        reasons["data.validation_fraction"] = (
-            "no part of a stream can be cut off; set data.validation to files or a split of their own"
-        )
+    for name in ("data.validation_fraction", "data.fold"):
+        if value_of(config, name) is not None:
+            reasons[name] = "no part of a stream can be cut off; set data.validation to files or a split of their own"
     if data.limit.train is not None:
         reasons["data.limit.train"] = "no sample of a stream can be drawn; set train.steps instead"
     if data.num_workers not in ("auto", 0):

@@ -194,10 +194,15 @@ class DataConfig:
     validation_fraction: float | None = key(
         None, "cut this share of train off for validation, stratified by label", above=0, below=1
     )
+    fold: str | None = key(
+        None,
+        "2/5: validate on part 2 of 5 of train and learn from the others; each row is in one part, stratified by label",
+        kind="fold",
+    )
     split_by: str | None = key(
         None,
-        "a column of train, such as the author: rows with one value stay together when validation_fraction is cut off, "
-        "instead of a split by label",
+        "a column of train, such as the author: rows with one value stay together when validation_fraction or fold is "
+        "cut off, instead of a split by label",
     )
     mixture: list[Any] = key(
         [],

@@ -1,4 +1,4 @@
-"""A split that is several sets by name."""
+"""A split that is several sets by name, or a part of another."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -26,3 +26,13 @@ def parse_set(name: str) -> tuple[str, str]:
     """
     split, _, part = name.partition(".")
     return split, part
+
+
+def read_fold(value: str) -> tuple[int, int]:
+    """Of `data.fold` the number of the part, from 1, and how many parts there are.
+
+    >>> read_fold("2/5")
+    (2, 5)
+    """
+    part, parts = value.split("/")
+    return int(part), int(parts)

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from trainer_loop.config.named_sets import QUERY, is_query
+from trainer_loop.config.named_sets import QUERY, is_query, read_fold
 from trainer_loop.config.schema import Key
 from trainer_loop.config.secrets import mask_values
 from trainer_loop.config.yaml_core import NULL, plain, texts_in
@@ -18,6 +18,7 @@ _TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "
 _WHOLE = re.compile(r"[-+]?[0-9](?:_?[0-9]){0,99}")
 _STEPS = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
 _MOST_STEPS = 100  # of a range
+_FOLD = re.compile(r"[1-9][0-9]{0,5}/[1-9][0-9]{0,5}")
 _DECIMAL = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 
 
@@ -267,6 +268,13 @@ def explain_encoding(value: object) -> str | None:
     return None if kept else "Python knows no encoding of this name; some are utf-8, utf-16, windows-1252, gb18030"
 
 
+def _fold_fault(value: object) -> str | None:
+    if not isinstance(value, str) or not _FOLD.fullmatch(value):
+        return ""
+    part, parts = read_fold(value)
+    return None if part <= parts and parts > 1 else f"there is no part {part} of {parts} parts"
+
+
 def _interval_fault(value: object) -> str | None:
     if value in ("epoch", "never") or _is_whole(value, at_least=1) or (isinstance(value, float) and 0 < value < 1):
         return None
@@ -411,6 +419,7 @@ KINDS: dict[str, Kind] = {
     "token_limit": Kind("auto or a whole number of at least 1", _integer, _whole_fault("auto", at_least=1)),
     "auto_or_count": Kind("auto or a whole number of at least 0", _integer, _whole_fault("auto", at_least=0)),
     "auto_or_positive": Kind("auto or a whole number of at least 1", _integer, _whole_fault("auto", at_least=1)),
+    "fold": Kind("a part of several, such as 2/5", _text, _fold_fault),
     "interval": Kind("epoch, never, a number of steps, or below 1 a share of an epoch", _integer, _interval_fault),
     "steps": Kind(f"a range of at most {_MOST_STEPS} steps, such as 20-25", _text, _steps_fault),
     "groups": Kind("a list of {match, lr, weight_decay, unfreeze_at}", _list_of(_group), _fault_of_each(_group_fault)),

@@ -202,7 +202,7 @@ def plan_data(
             known=labels,
             cuts=section.cuts,
         )
-        if section.validation_fraction is not None:  # both were one file: what is wrong with all of it is told once
+        if section.cuts_validation:  # both were one file: what is wrong with all of it is told once
             all_wrong = set(wrong)
             wrong = [
                 line
@@ -291,10 +291,12 @@ def _put_given(section: DataSection, given: Mapping[str, Any], problems: Problem
 
 def take_splits(section: DataSection, *, given: Mapping[str, Any], problems: Problems) -> dict[str, TokenisedSplit]:
     """The splits of a task that takes rows as they are. What is wrong is added to `problems`."""
-    fraction, seed = section.validation_fraction, section.seed
+    fraction, fold, seed = section.validation_fraction, section.fold, section.seed
     sets = [name for name in given if parse_set(name)[0] == "validation"]
     if fraction is not None and sets:
         problems.lines.append(f"data.validation_fraction: {fraction}: validation rows are given; set it to null")
+    if fold is not None and sets:
+        problems.lines.append(f"data.fold: {fold}: validation rows are given; set it to null")
     specs = {"train": section.train, **name_sets("validation", section.validation), **name_sets("test", section.test)}
     splits: dict[str, TokenisedSplit] = {}
     for split, rows in (specs | dict(given)).items():
@@ -307,10 +309,9 @@ def take_splits(section: DataSection, *, given: Mapping[str, Any], problems: Pro
             splits[split] = taken
     if problems:
         return {}
-    if fraction is not None:
-        splits["train"], splits["validation"] = cut_validation(
-            splits["train"], fraction=fraction, label=None, seed=seed
-        )
+    if section.cuts_validation:
+        cut = problems.collect("", cut_validation, splits["train"], fraction=fraction, fold=fold, label=None, seed=seed)
+        splits |= {} if cut is None else {"train": cut[0], "validation": cut[1]}
     return limit_splits(splits, section.limit, seed=seed)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
 
-from trainer_loop.config.named_sets import parse_set
+from trainer_loop.config.named_sets import parse_set, read_fold
 from trainer_loop.data.split import Indices, Split
 from trainer_loop.data.tokens import TokenisedSplit
 from trainer_loop.errors import UserError
@@ -21,30 +21,49 @@ _CLASS_TYPES = ("int", "uint", "bool", "string", "large_string")  # of a column 
 
 
 def cut_validation(
-    train: _Split, *, fraction: float, label: str | None, group: str | None = None, seed: int
+    train: _Split,
+    *,
+    fraction: float | None,
+    fold: str | None = None,
+    label: str | None,
+    group: str | None = None,
+    seed: int,
 ) -> tuple[_Split, _Split]:
     """Train -> (train, validation); the rows of both keep their order.
 
-    The label, where there is one of a few classes, has the same shares in both, see `choose_stratified`. With a column
-    `group`, whole groups are chosen instead, see `choose_groups`.
+    The label, where there is one of a few classes, has the same shares in both, see `choose_stratified` and
+    `deal_rows`. With a column `group`, whole groups are chosen instead, see `choose_groups` and `deal_groups`.
     The same rows on every process and machine: they follow from the number of rows, the labels and the seed.
 
+    Args:
+        fraction: Of the rows, that become validation rows.
+        fold: Instead of it the part that does, `2/5`.
+
     Raises:
-        UserError: All rows are of one group.
+        UserError: All rows are of one group, or there are fewer rows or groups than parts.
     """
-    keys = draw_keys(len(train.rows), seed, "validation_fraction")
-    if group is None:
-        chosen = choose_stratified(find_classes(train.rows, label), fraction=fraction, keys=keys)
+    keys = draw_keys(len(train.rows), seed, "validation_fraction" if fold is None else "fold")
+    groups = None if group is None else _number_groups(train.rows, group)
+    classes = find_classes(train.rows, label)
+    if fold is not None:
+        chosen = _choose_fold(classes, groups, fold, keys)
+    elif groups is not None:
+        chosen = choose_groups(groups, fraction=fraction or 0.0, keys=keys)
     else:
-        if not isinstance(train.rows.features[group], (datasets.Value, datasets.ClassLabel)):
-            raise UserError(f"data.split_by={group}: the column holds lists or objects; name one of texts or numbers")
-        groups = number_values(train.rows, group)
-        if groups.max() == 0:
-            value = train.rows[0][group]
-            raise UserError(f"data.split_by={group}: all rows of data.train are of one group, {value!r}; name another")
-        chosen = choose_groups(groups, fraction=fraction, keys=keys)
+        chosen = choose_stratified(classes, fraction=fraction or 0.0, keys=keys)
     validation = train.select(np.flatnonzero(chosen))
     return train.select(np.flatnonzero(~chosen)), dataclasses.replace(validation, name="validation")
+
+
+def _number_groups(rows: datasets.Dataset, group: str) -> Indices:
+    """`[N]` a number for the group of each row, from 0. Raises UserError where the column names no groups, or one."""
+    if not isinstance(rows.features[group], (datasets.Value, datasets.ClassLabel)):
+        raise UserError(f"data.split_by={group}: the column holds lists or objects; name one of texts or numbers")
+    groups = number_values(rows, group)
+    if groups.max() == 0:
+        value = rows[0][group]
+        raise UserError(f"data.split_by={group}: all rows of data.train are of one group, {value!r}; name another")
+    return groups
 
 
 def limit_rows(split: _Split, *, limit: int | None, seed: int) -> _Split:
@@ -87,9 +106,7 @@ def choose_groups(groups: Indices, *, fraction: float, keys: npt.NDArray[np.uint
     groups: `[N]` integers from 0. keys: `[N]` random; groups are taken in the order of their smallest key, and one is
     left out where the share is met better without it.
     """
-    first_keys = np.full(groups.max() + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
-    np.minimum.at(first_keys, groups, keys)
-    sizes = np.bincount(groups)
+    first_keys, sizes = _find_first_keys(groups, keys), np.bincount(groups)
     wanted, taken, chosen = take_share(fraction, len(groups)), 0, []
     for group in np.argsort(first_keys, kind="stable").tolist():
         if abs(taken + sizes[group] - wanted) < abs(taken - wanted):
@@ -100,6 +117,48 @@ def choose_groups(groups: Indices, *, fraction: float, keys: npt.NDArray[np.uint
     if len(chosen) == len(sizes):
         chosen.remove(int(sizes.argmin()))
     return np.isin(groups, chosen)
+
+
+def _choose_fold(
+    classes: Indices, groups: Indices | None, fold: str, keys: npt.NDArray[np.uint64]
+) -> npt.NDArray[np.bool_]:
+    """`[N]` which rows are of the part `fold`. Raises UserError where there are too few rows or groups."""
+    part, parts = read_fold(fold)
+    count, what = (len(keys), "rows") if groups is None else (int(groups.max()) + 1, "groups by data.split_by")
+    if count < parts:
+        raise UserError(f"data.fold={fold}: data.train has {count:,} {what}; ask for at most so many parts")
+    dealt = deal_rows(classes, parts, keys) if groups is None else deal_groups(groups, parts, keys)
+    return dealt == part - 1  # type: ignore[no-any-return]
+
+
+def deal_rows(classes: Indices, parts: int, keys: npt.NDArray[np.uint64]) -> Indices:
+    """`[N]` the part of every row, from 0: parts differ by one row at most, as do the shares of each class in them.
+
+    classes: `[N]` integers. keys: `[N]` random; rows are dealt in turn, class by class, within a class by key.
+    """
+    dealt = np.empty(len(classes), dtype=np.int64)
+    dealt[np.lexsort((keys, classes))] = np.arange(len(classes)) % parts
+    return dealt
+
+
+def deal_groups(groups: Indices, parts: int, keys: npt.NDArray[np.uint64]) -> Indices:
+    """`[N]` the part of every row, from 0: whole groups, the largest first, each to the part with the fewest rows.
+
+    groups: `[N]` integers from 0. keys: `[N]` random; groups of one size are dealt in the order of their smallest key.
+    """
+    first_keys, sizes = _find_first_keys(groups, keys), np.bincount(groups)
+    part_of, filled = np.empty(len(sizes), dtype=np.int64), np.zeros(parts, dtype=np.int64)
+    for group in np.lexsort((first_keys, -sizes)).tolist():
+        part_of[group] = filled.argmin()
+        filled[part_of[group]] += sizes[group]
+    return part_of[groups]
+
+
+def _find_first_keys(groups: Indices, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The smallest key of each group."""
+    first_keys = np.full(groups.max() + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
+    np.minimum.at(first_keys, groups, keys)
+    return first_keys
 
 
 def choose_stratified(classes: Indices, *, fraction: float, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

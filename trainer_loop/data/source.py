@@ -52,7 +52,8 @@ class DataSection:
     files: how text files are written. missing: see `settle_missing`. columns: bound to the task, see `bind_columns`.
     deduplicate: see `drop_duplicates`; before a part is cut off for validation. mixture: its sources, as in the config;
     each reads its rows by its own filter, map, columns and deduplicate, where it has them.
-    `validation_fraction` of the training rows become the validation split; after that `limit` samples each split.
+    `validation_fraction` of the training rows, or the part `fold`, become the validation split; after that `limit`
+    samples each split.
     """
 
     train: Any
@@ -63,6 +64,7 @@ class DataSection:
     name: str | None = None
     config: str | None = None
     validation_fraction: float | None = None
+    fold: str | None = None
     streaming: bool = False
     shuffle_rows: int = 1
     files: TextFormat = DEFAULT_FORMAT
@@ -91,10 +93,17 @@ class DataSection:
         return [entry.get("deduplicate", self.deduplicate) for entry in self.mixture] or [self.deduplicate]
 
     @property
+    def cuts_validation(self) -> bool:
+        """Whether a part of the training rows becomes the validation split."""
+        fraction = self.validation_fraction
+        return self.fold is not None or (fraction is not None and 0 < fraction < 1)
+
+    @property
     def cuts(self) -> list[str]:
         """The keys by which training rows are moved to another split or left out, with their values."""
         given = {
             "data.validation_fraction": self.validation_fraction,
+            "data.fold": self.fold,
             "data.split_by": self.split_by,
             "data.limit.train": self.limit.get("train"),
             "data.deduplicate": "true" if any(self.deduplicated_sources) else None,
@@ -182,11 +191,10 @@ def _stream_from_hub(
 
 def _cut(splits: dict[str, Split], section: DataSection, problems: Problems, say: Say) -> dict[str, Split]:
     """The rows that are used: without duplicates, with a part of train as validation, and at most `limit`; in order."""
-    fraction = section.validation_fraction
     if "train" in splits and not problems:
         splits = splits | (problems.collect("", _drop_duplicates, splits, section, say) or {})
-    if not section.streaming and fraction is not None and 0 < fraction < 1 and section.validation is None:
-        splits = splits | _cut_validation(splits, fraction, section, problems)
+    if not section.streaming and section.cuts_validation and section.validation is None:
+        splits = splits | _cut_validation(splits, section, problems)
     in_order = sorted(splits, key=lambda split: _SPLITS.index(parse_set(split)[0]))
     splits = limit_splits({split: splits[split] for split in in_order}, section.limit, seed=section.seed)
     if section.mixture and "train" in splits:
@@ -260,6 +268,8 @@ def _check_keys(section: DataSection) -> list[str]:
         problems.append("data.train=null: a split, a file or a dotted path is needed")
     if fraction is not None and section.validation is not None:
         problems.append("data.validation and data.validation_fraction are both given; set one to null")
+    if section.fold is not None and section.validation is not None:
+        problems.append("data.validation and data.fold are both given; set one to null")
     if fraction is not None and not 0 < fraction < 1:
         problems.append(f"data.validation_fraction={fraction}: it must lie between 0 and 1; null for none")
     return problems
@@ -290,13 +300,11 @@ def _drop_duplicates(splits: Mapping[str, Split], section: DataSection, say: Say
     return {"train": train}
 
 
-def _cut_validation(
-    splits: Mapping[str, Split], fraction: float, section: DataSection, problems: Problems
-) -> dict[str, Split]:
+def _cut_validation(splits: Mapping[str, Split], section: DataSection, problems: Problems) -> dict[str, Split]:
     """Train and the part of it that is cut off, by name; nothing where that cannot be done."""
     if "train" not in splits:
         return {}
-    if len(splits["train"].rows) < 2:
+    if len(splits["train"].rows) < 2 and section.fold is None:
         problems.lines.append("data.validation_fraction: data.train has 1 row, which cannot be divided")
         return {}
     train, group = splits["train"], section.split_by
@@ -306,7 +314,8 @@ def _cut_validation(
         "",
         cut_validation,
         train,
-        fraction=fraction,
+        fraction=section.validation_fraction,
+        fold=section.fold,
         label=section.columns.single_label,
         group=group,
         seed=section.seed,

@@ -47,7 +47,7 @@ class RunLock:
 
     def _try(self, lock: IO[bytes], *, until: float) -> None:
         """Keep the open lock file if nobody else holds it. until: when waiting for the holder ends."""
-        if not _try_to_lock(lock):
+        if not try_to_lock(lock):
             lock.seek(0)
             holder = lock.read(200).decode(errors="replace").strip() or "another process"
             lock.close()
@@ -117,7 +117,7 @@ def _is_at(file: IO[bytes], path: Path) -> bool:
     return False
 
 
-def _try_to_lock(file: IO[bytes]) -> bool:
+def try_to_lock(file: IO[bytes]) -> bool:
     """Take a POSIX record lock: the kernel releases it with the process, and forked workers do not inherit it."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

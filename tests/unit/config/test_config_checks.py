@@ -60,6 +60,16 @@ def test_what_only_python_could_still_give_is_no_contradiction(overrides, missin
             "set data.validation=null or data.validation_fraction=null",
         ),
         (
+            ["data.validation_fraction=0.1", "data.fold=1/5"],
+            "data.validation_fraction is 0.1 and data.fold is '1/5'",
+            "set data.validation_fraction=null or data.fold=null",
+        ),
+        (
+            ["data.streaming=true", "data.fold=1/5"],
+            "data.fold is '1/5', but no part of a stream can be cut off",
+            "set data.validation to files or a split",
+        ),
+        (
             ["data.train=training"],
             "data.train is 'training', the name of a split, but data.name is null",
             "data.name to a hub",
@@ -185,6 +195,7 @@ def test_a_contradiction_names_the_keys_their_values_and_the_remedy(overrides, v
         ["scheduler.warmup=1"],
         ["scheduler.warmup=100"],
         ["checkpoint.best=-loss", "data.validation_fraction=0.1", "evaluate.every=10"],
+        ["checkpoint.best=-loss", "data.fold=2/5", "data.split_by=author"],
         ["evaluate.every=never", "checkpoint.every=never"],
         ["data.streaming=true", "data.validation=b.csv"],
         ["data.streaming=true", "train.steps=5", "checkpoint.every=never"],

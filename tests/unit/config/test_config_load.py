@@ -178,6 +178,8 @@ def _value(config, key):
         ("data.cache_dir", "None", "write null for no value"),
         ("data.validation_fraction", "0", "a number above 0 and below 1 or null"),
         ("data.validation_fraction", "1", "a number above 0 and below 1 or null"),
+        ("data.fold", "0/5", "a part of several, such as 2/5 or null"),
+        ("data.fold", "6/5", "a part of several, such as 2/5 or null; there is no part 6 of 5 parts"),
         ("data.train", "null", "a text, a list of texts, or {sql, connection}; leave the key out"),
         ("data.train", "[]", "a text, a list of texts, or {sql, connection}"),
         ("data.train", "[a, [b]]", "a text, a list of texts, or {sql, connection}"),

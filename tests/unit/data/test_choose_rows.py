@@ -6,7 +6,15 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from trainer_loop.data.prepare import choose_stratified, cut_validation, find_classes, limit_rows
+from trainer_loop import UserError
+from trainer_loop.data.prepare import (
+    choose_stratified,
+    cut_validation,
+    deal_groups,
+    deal_rows,
+    find_classes,
+    limit_rows,
+)
 from trainer_loop.data.split import Origins, Split
 
 CLASSES = st.lists(st.integers(0, 4), min_size=2, max_size=60).map(np.array)
@@ -118,3 +126,51 @@ def test_every_row_is_sampled_equally_often():
 def test_a_limit_that_is_not_reached_changes_nothing():
     split = make_split([0, 1])
     assert limit_rows(split, limit=2, seed=1) is split
+
+
+@given(classes=CLASSES, parts=st.integers(2, 7), seed=st.integers(0, 2**32))
+def test_each_row_is_in_one_fold_and_folds_have_equal_shares_of_each_class(classes, parts: int, seed: int):
+    keys = np.random.default_rng(seed).integers(0, 2**63, len(classes), dtype=np.uint64)
+    dealt = deal_rows(classes, parts, keys)
+    assert set(dealt.tolist()) <= set(range(parts))
+    for rows in (np.ones(len(classes), dtype=bool), *(classes == kind for kind in set(classes.tolist()))):
+        counts = np.bincount(dealt[rows], minlength=parts)
+        assert counts.max() - counts.min() <= 1
+
+
+@given(groups=st.lists(st.integers(0, 9), min_size=1, max_size=60), parts=st.integers(2, 5), seed=st.integers(0, 2**32))
+def test_folds_by_group_keep_groups_whole_and_are_as_even_as_these_allow(groups, parts: int, seed: int):
+    numbers = np.unique(groups, return_inverse=True)[1]
+    keys = np.random.default_rng(seed).integers(0, 2**63, len(numbers), dtype=np.uint64)
+    dealt = deal_groups(numbers, parts, keys)
+    assert all(len(set(dealt[numbers == group].tolist())) == 1 for group in set(numbers.tolist()))
+    counts = np.bincount(dealt, minlength=parts)
+    assert counts.max() - counts.min() <= np.bincount(numbers).max()
+    if numbers.max() + 1 >= parts:
+        assert counts.min() > 0
+
+
+@pytest.mark.parametrize("group", [None, "row"])
+def test_folds_share_the_training_rows_among_themselves(group: str | None):
+    split = make_split(["a", "b", "b"] * 10)
+    cuts = [
+        cut_validation(split, fraction=None, fold=f"{part}/4", label="label", group=group, seed=3)
+        for part in (1, 2, 3, 4)
+    ]
+    assert sorted(row for _, validation in cuts for row in rows_of(validation)) == list(range(30))
+    for train, validation in cuts:
+        assert sorted(rows_of(train) + rows_of(validation)) == list(range(30))
+        assert (train.name, validation.name) == ("train", "validation")
+    assert len({validation.fingerprint for _, validation in cuts}) == 4
+    again = cut_validation(split, fraction=None, fold="2/4", label="label", group=group, seed=3)[1]
+    other = cut_validation(split, fraction=None, fold="2/4", label="label", group=group, seed=4)[1]
+    assert rows_of(again) == rows_of(cuts[1][1]) != rows_of(other)
+    if group is None:  # as it was when this was written
+        assert rows_of(again) == [4, 5, 6, 7, 18, 22, 24, 26]
+
+
+def test_more_folds_than_rows_or_groups_are_refused():
+    with pytest.raises(UserError, match=r"data\.fold=1/4: data\.train has 3 rows; ask for at most so many parts"):
+        cut_validation(make_split(["a", "b", "b"]), fraction=None, fold="1/4", label="label", seed=3)
+    with pytest.raises(UserError, match=r"data\.fold=1/3: data\.train has 2 groups by data\.split_by"):
+        cut_validation(make_split(["a", "b"] * 9), fraction=None, fold="1/3", label=None, group="label", seed=3)

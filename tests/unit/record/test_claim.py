@@ -114,7 +114,7 @@ def test_a_lock_that_is_no_longer_in_its_place_keeps_nobody_out(other, tmp_path,
 
 
 def test_a_lock_that_was_removed_between_opening_and_locking_is_no_lock(tmp_path, monkeypatch):
-    try_to_lock, calls = claim._try_to_lock, []
+    try_to_lock, calls = claim.try_to_lock, []
 
     def remove_first(file):
         calls.append(file)
@@ -122,7 +122,7 @@ def test_a_lock_that_was_removed_between_opening_and_locking_is_no_lock(tmp_path
             (tmp_path / ".lock").unlink()
         return try_to_lock(file)
 
-    monkeypatch.setattr(claim, "_try_to_lock", remove_first)
+    monkeypatch.setattr(claim, "try_to_lock", remove_first)
     mine = RunLock(RunDir(tmp_path), enabled=True)
     mine.acquire()
     assert len(calls) == 2

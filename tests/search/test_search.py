@@ -1,0 +1,227 @@
+"""Searches whose trials are stand-ins for training, so that they take milliseconds."""
+
+import os
+import random
+import re
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("optuna")
+
+from trainer_loop.cli.search import main, read_plan
+from trainer_loop.search.study import Study
+
+STAND_IN = [sys.executable, "-S", "-E", str(Path(__file__).with_name("stand_in.py"))]
+BASE = ["model.type=bert", "data.train=a.csv", "data.validation_fraction=0.1", "search.metric=accuracy"]
+SPACE = "search.space={optimizer.lr: {low: 1e-6, high: 1e-2, log: true}, batch.size: [8, 16, 32]}"
+
+
+def search(*arguments: str) -> int:
+    return main([*BASE, *arguments], command=STAND_IN, poll_seconds=0.005)
+
+
+def fork(directory: Path, *arguments: str, log: Path | None = None) -> int:
+    """The search in a process of its own, which is a fork of this one; its process id."""
+    pid = os.fork()
+    if pid == 0:
+        out = os.open(log or directory.with_suffix(".txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        code = 1
+        try:
+            code = search(f"search.dir={directory}", *arguments)
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    return pid
+
+
+def wait(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def wait_for(word: str, log: Path, times: int = 1) -> None:
+    """Wait until a search has told this word so many times, or its end."""
+    told = ""
+    while told.count(word) < times and not any(end in told for end in ("best:", "error:", "Traceback")):
+        time.sleep(0.002)
+        told = log.read_text() if log.exists() else ""
+
+
+def rows_of(directory: Path, *arguments: str) -> list[tuple]:
+    study = Study(read_plan([*BASE, f"search.dir={directory}", *arguments]))
+    return [(row.number, dict(row.values), row.value, row.result.get("ended")) for row in study.list_rows()]
+
+
+TRIALS = "search.trials=12"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Searched in this process, so that its forks have all modules."""
+    directory = tmp_path_factory.mktemp("searches") / "undisturbed"
+    assert search(f"search.dir={directory}", SPACE, TRIALS) == 0
+    return directory
+
+
+def test_a_search_that_is_killed_or_stopped_ten_times_is_the_same(undisturbed: Path, tmp_path: Path):
+    directory, generator, codes = tmp_path / "stopped", random.Random(2), []
+    for number in [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT] * 2:
+        log = tmp_path / f"{len(codes)}.txt"
+        pid = fork(directory, SPACE, TRIALS, log=log)
+        wait_for("evaluation", log)
+        time.sleep(generator.uniform(0.0, 0.15))
+        os.kill(pid, number)
+        codes.append(wait(pid))
+    told = "".join(log.read_text() for log in tmp_path.glob("*.txt"))
+    assert set(codes) <= {-signal.SIGKILL, 75, 0}, told
+    assert codes.count(-signal.SIGKILL) >= 4
+    assert "Traceback" not in told
+    assert wait(fork(directory, SPACE, TRIALS)) == 0
+    rows = rows_of(directory, SPACE)
+    assert [row[0] for row in rows] == list(range(12))
+    assert {row[3] for row in rows} == {"finished", "pruned"}
+    assert rows == rows_of(undisturbed, SPACE)
+    best, expected = ((folder / "best.yaml").read_text() for folder in (directory, undisturbed))
+    assert best.replace(str(directory), "") == expected.replace(str(undisturbed), "")
+    starts = [len((trial / "starts").read_text()) for trial in directory.glob("trial-*")]
+    assert len(starts) == 12
+    assert sum(starts) > 12  # some were killed while they ran, and taken up again
+
+
+def test_two_processes_share_the_trials_and_take_over_those_of_one_that_is_killed(undisturbed: Path, tmp_path: Path):
+    directory = tmp_path / "shared"
+    logs = [tmp_path / "first.txt", tmp_path / "second.txt"]
+    first, second = (fork(directory, SPACE, TRIALS, log=log) for log in logs)
+    for log in logs:
+        wait_for("evaluation 1", log, times=2)
+    os.kill(first, signal.SIGKILL)
+    assert wait(first) == -signal.SIGKILL
+    assert wait(second) == 0, logs[1].read_text()
+    rows = rows_of(directory, SPACE)
+    assert [row[0] for row in rows] == list(range(12))
+    assert None not in {row[3] for row in rows}
+    mine, others = (re.findall(r"^trial (\d+): optimizer", log.read_text(), re.MULTILINE) for log in logs)
+    assert len(mine) >= 2
+    assert set(mine) & set(others) <= {mine[-1]}  # the trial of the one that was killed
+
+
+def test_how_a_trial_ends_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setenv("STAND_IN_16", "diverged")
+    monkeypatch.setenv("STAND_IN_32", "out of memory")
+    arguments = ["search.space={optimizer.lr: [1e-3, 1e-4], batch.size: [8, 16, 32]}", "search.sampler=grid"]
+    arguments += [f"search.dir={tmp_path / 'found'}", "search.pruner=none"]
+    assert search(*arguments) == 0
+    told = capsys.readouterr().out
+    rows = [line.split() for line in told.splitlines() if line.strip()[:1] in ("*", *"012345") and "0.00" in line]
+    assert [row[-1] for row in rows if "finished" in row] == ["finished", "finished"]
+    assert "diverged: step 30: the loss is nan" in told
+    assert "out of memory: step 30: out of memory with one row a microbatch" in told
+    assert "best: trial 3, accuracy 0.992" in told
+    best = (tmp_path / "found" / "best.yaml").read_text()
+    assert "\n  lr: 0.0001\n" in best
+    assert f"run_dir: {tmp_path / 'found' / 'best'}" in best
+    assert search(*arguments) == 0
+    assert capsys.readouterr().out.splitlines()[-9:] == told.splitlines()[-9:]
+
+
+def test_values_that_are_refused_are_a_result_and_where_all_are_the_search_ends(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("STAND_IN_16", "refused")
+    arguments = ["search.sampler=grid", f"search.dir={tmp_path / 'found'}"]
+    assert search("search.space={optimizer.lr: [1e-4], batch.size: [16, 8]}", *arguments) == 0
+    told = capsys.readouterr()
+    assert "trial 0: refused: command line: batch.size is 16; too many" in told.out
+    assert "best: trial 1" in told.out
+    arguments[-1] += "-2"
+    monkeypatch.setenv("STAND_IN_REFUSES", "search.metric")
+    assert search("search.space={optimizer.lr: [1e-4], batch.size: [8]}", *arguments) == 2
+    assert capsys.readouterr().err == "error: search.metric: accuracy is not reported; evaluations have: f1, loss\n"
+    monkeypatch.delenv("STAND_IN_REFUSES")
+    assert search("search.space={optimizer.lr: [1e-4, 1e-3, 1e-2, 1e-1], batch.size: [16]}", *arguments) == 2
+    assert "error: search.space: the first 3 trials were refused; see the lines above" in capsys.readouterr().err
+
+
+def test_several_seeds_and_folds_are_runs_of_one_trial(tmp_path, capsys):
+    directory = tmp_path / "found"
+    arguments = ["search.space={optimizer.lr: [1e-4, 1e-3], batch.size: [8]}", "search.sampler=grid"]
+    assert search(*arguments, "search.seeds=3", "search.folds=2", f"search.dir={directory}") == 0
+    runs = sorted(str(path.parent.relative_to(directory)) for path in directory.rglob("status.json"))
+    assert len(runs) == 12
+    assert runs[:2] == ["trial-0000/seed-1/fold-1", "trial-0000/seed-1/fold-2"]
+    told = capsys.readouterr().out
+    assert "spread" in told
+    assert "  seed-3/fold-2  1.022" in told
+    ((_, _, value, _), _) = rows_of(directory, *arguments, "search.seeds=3", "search.folds=2")
+    assert value == pytest.approx(1 - 0.008 + 0.02)
+
+
+def test_another_space_in_the_same_directory_is_refused(undisturbed: Path, capsys):
+    assert search(f"search.dir={undisturbed}", SPACE.replace("8, ", "4, ")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: search.name: the study undisturbed was begun otherwise (search.space was")
+    assert search(f"search.dir={undisturbed}", SPACE, "optimizer.weight_decay=0.5") == 2
+    assert "(optimizer.weight_decay was 0.01, is 0.5)" in capsys.readouterr().err
+    assert search(f"search.dir={undisturbed}", SPACE, "log.every=5", "search.trials=16") == 0
+    told = capsys.readouterr().out
+    assert "importance of each key" in told
+    assert len(rows_of(undisturbed, SPACE)) == 16
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], ["search.space= is missing: such as {optimizer.lr"]),
+        ([SPACE, "search.trails=3"], ["search.trails: there is no such key; did you mean search.trials?"]),
+        ([SPACE, "search.trials=0", "search.metric=-"], ["search.trials=0: it must be", "search.metric= is missing"]),
+        (
+            ["search.space={optimizer.rl: [1]}"],
+            ["search.space: there is no key optimizer.rl; did you mean optimizer.lr"],
+        ),
+        (
+            ["search.space={optimizer.lr: {low: 1, high: 1}, batch.size: {low: 0.5, high: 2}, seed: {hihg: 2}}"],
+            [
+                "search.space: optimizer.lr: low is 1.0 and high is 1.0; low must be below high",
+                "search.space: batch.size: low is 0.5; it must be a whole number",
+                "search.space: seed: hihg is none of low, high, log, step; did you mean high?",
+            ],
+        ),
+        (
+            ["search.space={optimizer.lr: {low: -1, high: 1}, optimizer.name: [adam, 7], train.precision: [no, bf61]}"],
+            [
+                "search.space: optimizer.lr is -1.0; allowed: a number of at least 0",
+                "search.space: train.precision is 'bf61'; allowed: auto, no, bf16 or fp16; did you mean bf16?",
+            ],
+        ),
+        (
+            ["search.space={optimizer.lr: {low: 0, high: 1, log: true}}"],
+            ["search.space: optimizer.lr: low is 0.0; with"],
+        ),
+        (
+            ["search.space={optimizer.lr: {low: 0, high: 1}}", "search.sampler=grid"],
+            ["search.space: optimizer.lr: search"],
+        ),
+        ([SPACE, "evaluate.every=never"], ["search.metric=accuracy: evaluate.every is never; set it to epoch"]),
+        ([SPACE, "data.validation_fraction="], ["search.metric=accuracy: there are no validation rows; set data.val"]),
+        (["search.space={seed: [1, 2]}", "search.seeds=2"], ["search.space: seed is set by search.seeds; leave one"]),
+        ([SPACE, "train.epohcs=1"], ["command line: there is no key train.epohcs; did you mean train.epochs or"]),
+        (
+            ["search.space=nowhere.yaml"],
+            ["search.space: 'nowhere.yaml' is neither a mapping nor a file that can be read"],
+        ),
+        (["search.space={run_dir: [a]}"], ["search.space: run_dir is set by the search itself; leave it out"]),
+        ([SPACE, "search.sampler=tpee"], ["search.sampler is 'tpee'; allowed: grid, random, tpe, or a dotted path"]),
+        ([SPACE, "search.storage=nosuch://x"], ["search.storage cannot be opened"]),
+    ],
+)
+def test_what_is_wrong_is_told_at_once(arguments: Sequence[str], told: Sequence[str], tmp_path: Path, capsys):
+    assert search(*arguments, f"search.dir={tmp_path / 'found'}") == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(told), lines
+    for line, expected in zip(lines, told, strict=True):
+        assert line.startswith(f"error: {expected}"), line

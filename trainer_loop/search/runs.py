@@ -1,0 +1,249 @@
+"""One run of a trial: the process that trains it, its evaluations as they come, and how it ended."""
+
+import contextlib
+import ctypes
+import functools
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from trainer_loop.errors import Diverged, Preempted, ProcessLost, UserError
+from trainer_loop.record.logs import read_metrics
+from trainer_loop.record.run_dir import EXPORT_RECORD, RunDir, describe_refusal, read_json_object
+from trainer_loop.record.run_lock import try_to_lock
+
+_PR_SET_PDEATHSIG = 1
+_TRIES = 3  # starts in a row that get no further
+_OUTPUT = "output.txt"  # in a run directory: what its processes have printed
+_ASKED = "the search was asked to stop; its trial has saved, and the same command goes on"
+_OUT_OF_MEMORY = ("out of memory", "MemoryError", "can't allocate memory")
+
+Report = Callable[[int, float], bool]  # (number of the evaluation, from 1, its value) -> whether the run is stopped
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a run ended: `finished`, `pruned`, `diverged`, `out of memory`, `refused` or `error`.
+
+    value: of the metric, of the model that was exported. step: the last. seconds: that its processes ran here.
+    """
+
+    how: str
+    reason: str = ""
+    value: float | None = None
+    step: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a run is watched by. stops: whether the search is to stop. say: gets lines for a person."""
+
+    metric: str  # its name without a sign
+    report: Report
+    stops: Callable[[], bool]
+    say: Callable[[str], None]
+    poll_seconds: float = 0.2
+
+
+def drive(command: Sequence[str], root: Path, watch: Watch) -> Ending:
+    """Start a run, and again where it was preempted or lost a process, until it has ended.
+
+    Raises Preempted where the search is to stop; the run has then saved.
+    """
+    run_dir, evaluations, seconds, tries, newest = RunDir(root), _Evaluations(root, watch), 0.0, 0, -1
+    while True:
+        _wait_until_free(run_dir, watch)
+        started = time.monotonic()
+        code = _run_once(command, run_dir, evaluations, watch)
+        seconds += time.monotonic() - started
+        step = _count_steps(run_dir)
+        if code is None or evaluations.check():  # also where it ended before it was looked at: it must not depend on it
+            return Ending("pruned", f"at evaluation {evaluations.seen}", evaluations.last, step, seconds)
+        ending = read_ending(run_dir, code, watch.metric)
+        if ending is not None:
+            return replace(ending, step=step, seconds=seconds)
+        if watch.stops():
+            raise Preempted(_ASKED)
+        tries, newest = (1 if step > newest else tries + 1), max(step, newest)
+        if tries > _TRIES:
+            told = _last_line(run_dir) or f"exit code {code}"
+            return Ending("error", f"started {tries} times in vain: {told}", step=step, seconds=seconds)
+        watch.say(f"{root}: ended with exit code {code}; started again")
+
+
+def _run_once(command: Sequence[str], run_dir: RunDir, evaluations: "_Evaluations", watch: Watch) -> int | None:
+    """The exit code of the process; None where it was stopped for its evaluations."""
+    try:
+        run_dir.make()
+        run_dir.status.unlink(missing_ok=True)
+        output = (run_dir.root / _OUTPUT).open("w", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"search.dir: {describe_refusal(error, run_dir.root)}") from error
+    with output:
+        process = start_process(command, output)
+    try:
+        while process.poll() is None and not watch.stops():
+            if evaluations.check():
+                return None
+            time.sleep(watch.poll_seconds)
+        return stop(process)
+    finally:
+        stop(process)  # also where an evaluation could not be stored
+
+
+def start_process(command: Sequence[str], output: Any) -> "subprocess.Popen[bytes]":
+    """Start a command in a session of its own: the terminal signals the search alone, and this the run.
+
+    Where this process is killed, the command is asked to stop. Raises UserError where it cannot be started.
+    """
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=functools.partial(_end_with, os.getpid(), _libc()),
+        )
+    except OSError as error:
+        raise UserError(f"search.launch: {command[0]} cannot be started: {error.strerror}") from error
+
+
+@functools.cache
+def _libc() -> Any:
+    return ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _end_with(parent: int, libc: Any) -> None:
+    """SIGTERM to this process when its parent ends."""
+    if libc is not None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it has ended already
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def stop(process: "subprocess.Popen[bytes]") -> int:
+    """Ask a command and all that it has started to save and end; its exit code. One that has ended stays as it is."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)  # a launcher may not pass it on
+    return process.wait()
+
+
+def _wait_until_free(run_dir: RunDir, watch: Watch) -> None:
+    """Wait for a run that outlived its search."""
+    told = False
+    while not watch.stops():
+        try:
+            with run_dir.lock.open("a+b") as file:
+                if try_to_lock(file):
+                    return
+                holder = file.seek(0) or file.read(200).decode(errors="replace").strip()
+        except OSError:  # there is no such directory yet
+            return
+        if not told:
+            watch.say(f"{run_dir.root}: waiting for {holder or 'another process'}, which is saving")
+            told = True
+        time.sleep(watch.poll_seconds)
+    raise Preempted(_ASKED)
+
+
+class _Evaluations:
+    """The evaluations in metrics.jsonl, each reported once by this process, in their order."""
+
+    def __init__(self, root: Path, watch: Watch):
+        self._path, self._watch = RunDir(root).metrics, watch
+        self._size = -1
+        self.seen = 0
+        self.last: float | None = None
+
+    def check(self) -> bool:
+        """Report what is new; whether the run is to be stopped."""
+        try:
+            size = self._path.stat().st_size
+            if size == self._size:
+                return False
+            rows = read_metrics(self._path)
+        except OSError:
+            return False
+        self._size = size
+        name = f"validation/{self._watch.metric}"
+        values = [row[name] for row in rows if name in row]
+        for value in values[self.seen :]:
+            self.seen += 1
+            self.last = math.nan if value is None else float(value)
+            if self._watch.report(self.seen, self.last):
+                return True
+        return False
+
+
+def read_ending(run_dir: RunDir, code: int, metric: str) -> Ending | None:
+    """How a run ended that is not to be started again; None: the same command goes on.
+
+    A launcher may end with another code than its processes, so that of status.json counts where there is one.
+    """
+    status = _read_status(run_dir)
+    code = status.get("exit_code", code)
+    if code == 0:
+        value = _read_value(run_dir, metric)
+        if value is None or not math.isfinite(value):
+            return Ending("diverged", f"its {metric} is {'missing' if value is None else value}")
+        return Ending("finished", value=value)
+    told = _last_line(run_dir)
+    if code in (Preempted.exit_code, ProcessLost.exit_code, 130) or code < 0:
+        return None
+    if "is in use by" in told or (not status and code != UserError.exit_code):
+        return None  # another process works there, or process 0 was killed
+    if any(sign in told for sign in _OUT_OF_MEMORY):
+        return Ending("out of memory", told)
+    how = {UserError.exit_code: "refused", Diverged.exit_code: "diverged"}.get(code, "error")
+    return Ending(how, told)
+
+
+def _read_status(run_dir: RunDir) -> dict[str, Any]:
+    try:
+        return read_json_object(run_dir.status)
+    except (OSError, ValueError):
+        return {}
+
+
+def _read_value(run_dir: RunDir, metric: str) -> float | None:
+    """The metric of the model that was exported: of the best step by checkpoint.best, else of the last evaluation."""
+    try:
+        value = read_json_object(run_dir.model / EXPORT_RECORD)["metrics"].get(metric)
+    except (OSError, ValueError, LookupError):
+        return None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _count_steps(run_dir: RunDir) -> int:
+    """Steps that were done, as far as they are known."""
+    try:
+        steps = [row["step"] for row in read_metrics(run_dir.metrics)]
+    except OSError:
+        steps = []
+    return max([*steps, _read_status(run_dir).get("step") or 0])
+
+
+def read_problems(text: str) -> list[str]:
+    """The problems that a command has told, without `error: `."""
+    return [line.partition("error: ")[2] for line in text.splitlines() if line.startswith(("error: ", "process "))]
+
+
+def _last_line(run_dir: RunDir) -> str:
+    """The first problem that was told, else the last line."""
+    try:
+        text = (run_dir.root / _OUTPUT).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    problems = [problem for problem in read_problems(text) if problem]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return (problems or lines[-1:] or [""])[0]

@@ -1,0 +1,285 @@
+"""The trials of a search in optuna's storage, shared by all processes that work on it."""
+
+import contextlib
+import fcntl
+import inspect
+import json
+import time
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import IO, Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.exc import SQLAlchemyError
+
+from trainer_loop.components import choose
+from trainer_loop.config.secrets import mask_text
+from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.record.run_lock import try_to_lock
+from trainer_loop.runtime.randomness import derive_seed
+from trainer_loop.search.plan import Plan
+from trainer_loop.search.runs import Ending
+from trainer_loop.search.space import Choices, Range, list_grid
+
+_DIRECTORY, _VALUES, _RESULT, _SETTINGS = "directory", "values", "result", "settings"
+_SECONDS_TO_WAIT = 60  # for another process that writes to SQLite
+_TRIES = 3  # to open a storage, whose tables another process may be making
+_INFORMS = ("pruned", "diverged", "out of memory", "refused")  # endings that a sampler learns from
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A trial that this process works on. values: of the keys of the space. lock: kept until the process ends."""
+
+    number: int
+    values: Mapping[str, Any]
+    frozen: FrozenTrial
+    lock: IO[bytes]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A trial as it is shown. result: of `finish`; empty while it runs. value: None where it did not finish."""
+
+    number: int
+    values: Mapping[str, Any]
+    value: float | None
+    result: Mapping[str, Any]
+
+
+@contextlib.contextmanager
+def _naming_the_storage() -> Iterator[None]:
+    """Tell in one line what the database refuses."""
+    try:
+        yield
+    except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
+        told = mask_text(in_one_line(error.__cause__ or error))
+        raise UserError(f"search.storage: {told}; give the same command again") from error
+
+
+class Study:
+    """A study of optuna, and which of its trials which process works on.
+
+    A process holds a POSIX lock on the file of its trial, which the kernel releases when the process ends. Trials that
+    are running and not locked are taken up again, with their values, by any process of the same directory.
+    """
+
+    @_naming_the_storage()
+    def __init__(self, plan: Plan):
+        """Open it, or make it. Raises UserError."""
+        self._plan = plan
+        self._distributions = {key: _make_distribution(parameter) for key, parameter in plan.space.items()}
+        self._locks = plan.directory / ".locks"
+        self._make_sampler(0)  # told at once where it cannot be made
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        try:
+            self._locks.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"search.dir: {self._locks} cannot be made: {error.strerror}") from error
+        with self._alone():
+            self._storage = _open_storage(plan.url)
+            self._study = optuna.create_study(
+                storage=self._storage,
+                study_name=plan.name,
+                direction="maximize" if plan.maximize else "minimize",
+                pruner=_make_pruner(plan.pruner),
+                load_if_exists=True,
+            )
+            self._id = self._storage.get_study_id_from_name(plan.name)
+            self._directory = self._read_identity()
+            self._check_settings()
+
+    # ------------------------------------------------------------------------------------------------- which trial
+
+    @_naming_the_storage()
+    def take(self) -> Taken | None:
+        """A trial that nobody works on any more, else a new one while trials are left; else None."""
+        with self._alone():
+            trials = self._study.get_trials(deepcopy=False)
+            for trial in trials:
+                if trial.state == TrialState.RUNNING and trial.user_attrs.get(_DIRECTORY) == self._directory:
+                    lock = self._lock(trial.number)
+                    if lock is not None:
+                        return self._prepare(trial, lock)
+            if len(trials) >= self._plan.trials:
+                return None
+            template = optuna.trial.create_trial(
+                state=TrialState.RUNNING, user_attrs={_DIRECTORY: self._directory}, system_attrs={}
+            )
+            template.datetime_start = datetime.now()
+            trial = self._storage.get_trial(self._storage.create_new_trial(self._id, template))
+            lock = self._lock(trial.number)
+            assert lock is not None, "its number is new"
+            return self._prepare(trial, lock)
+
+    @_naming_the_storage()
+    def is_busy(self) -> bool:
+        """Whether other processes of this directory work on trials."""
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return any(trial.user_attrs.get(_DIRECTORY) == self._directory for trial in trials)
+
+    def _prepare(self, trial: FrozenTrial, lock: IO[bytes]) -> Taken:
+        """Draw the values of a trial and store all of them at once, if that was not done."""
+        values = trial.user_attrs.get(_VALUES)
+        if values is None:
+            values = self._draw(trial)
+            self._storage.set_trial_user_attr(trial._trial_id, _VALUES, values)
+        for name, distribution in self._distributions.items():
+            if name not in trial.params:
+                internal = distribution.to_internal_repr(values[name])
+                self._storage.set_trial_param(trial._trial_id, name, internal, distribution)
+        return Taken(trial.number, values, self._storage.get_trial(trial._trial_id), lock)
+
+    def _draw(self, trial: FrozenTrial) -> dict[str, Any]:
+        """The values of a trial: a function of the seed, its number, and the trials that have ended."""
+        if self._plan.sampler == "grid":
+            grid = list_grid(self._plan.space)
+            return grid[trial.number % len(grid)]
+        sampler = self._study.sampler = self._make_sampler(trial.number)
+        sampler.before_trial(self._study, trial)
+        together = sampler.infer_relative_search_space(self._study, trial)
+        values = sampler.sample_relative(self._study, trial, together)
+        for name, distribution in self._distributions.items():
+            if name not in values:
+                values[name] = sampler.sample_independent(self._study, trial, name, distribution)
+        return {name: values[name] for name in self._distributions}
+
+    def _make_sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        name, random = self._plan.sampler, optuna.samplers.RandomSampler
+        kinds = {"tpe": optuna.samplers.TPESampler, "random": random, "grid": random}  # nobody asks that of a grid
+        make: Any = choose(name, kinds, place="search.sampler")
+        seed = derive_seed(self._plan.seed, "trial", number) % 2**32
+        try:
+            made = make(**({"seed": seed} if "seed" in inspect.signature(make).parameters else {}))
+        except Exception as error:  # of a class of the user's own
+            raise UserError(f"search.sampler: {name} cannot be made: {in_one_line(error)}") from error
+        if not isinstance(made, optuna.samplers.BaseSampler):
+            raise UserError(f"search.sampler: {name} makes a {type(made).__name__}, not a sampler of optuna")
+        return made
+
+    # --------------------------------------------------------------------------------------------- how a trial goes
+
+    @_naming_the_storage()
+    def report(self, taken: Taken, number: int, value: float) -> bool:
+        """Store an evaluation of a trial; whether the trial is to be stopped. What is stored twice changes nothing."""
+        self._storage.set_trial_intermediate_value(taken.frozen._trial_id, number, value)
+        return self._study.pruner.prune(self._study, self._storage.get_trial(taken.frozen._trial_id))
+
+    @_naming_the_storage()
+    def finish(self, taken: Taken, ending: Ending, result: Mapping[str, Any]) -> None:
+        """Store how a trial ended. result: what the table shows of it."""
+        self._storage.set_trial_user_attr(taken.frozen._trial_id, _RESULT, dict(result))
+        state = TrialState.COMPLETE if ending.how == "finished" else TrialState.FAIL
+        if ending.how in _INFORMS:
+            state = TrialState.PRUNED
+        value = ending.value if state == TrialState.COMPLETE else None
+        self._study.tell(taken.number, value, state=state, skip_if_finished=True)
+        taken.lock.close()
+
+    @_naming_the_storage()
+    def withdraw(self, taken: Taken) -> None:
+        """Forget the study if nothing but this trial is in it, so that it can be begun otherwise."""
+        with self._alone():
+            if len(self._study.get_trials(deepcopy=False)) == 1:
+                self._storage.delete_study(self._id)
+        taken.lock.close()
+
+    @_naming_the_storage()
+    def list_rows(self) -> list[Row]:
+        """All trials in their order."""
+        return [
+            Row(
+                trial.number,
+                trial.user_attrs.get(_VALUES, {}),
+                trial.value if trial.state == TrialState.COMPLETE else None,
+                trial.user_attrs.get(_RESULT, {}) if trial.state.is_finished() else {},
+            )
+            for trial in self._study.get_trials(deepcopy=False)
+        ]
+
+    def weigh_keys(self) -> dict[str, float]:
+        """The importance of each key, from 0 to 1, the largest first; see optuna.importance."""
+        with warnings.catch_warnings():  # that all trials are equal is seen in the table
+            warnings.simplefilter("ignore")
+            return dict(optuna.importance.get_param_importances(self._study))
+
+    # ------------------------------------------------------------------------------------------- storage and locks
+
+    def _check_settings(self) -> None:
+        before, settings = self._study.user_attrs.get(_SETTINGS), json.loads(json.dumps(self._plan.settings))
+        if before is None:
+            self._study.set_user_attr(_SETTINGS, settings)
+            return
+        keys = dict.fromkeys([*before, *settings])
+        changed = [key for key in keys if before.get(key) != settings.get(key)]
+        if changed:
+            told = ", ".join(f"{key} was {before.get(key)!r}, is {settings.get(key)!r}" for key in changed[:5])
+            raise UserError(
+                f"search.name: the study {self._plan.name} was begun otherwise ({told}); give the command as it was, "
+                "or choose another search.dir"
+            )
+
+    def _read_identity(self) -> str:
+        """The identity of the directory, by which its trials are known in a storage that others use too."""
+        path = self._locks / "identity"
+        if not path.exists():
+            path.write_text(uuid.uuid4().hex)
+        return path.read_text()
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Inside, no other process of this directory takes a trial."""
+        with (self._locks / "study").open("a+b") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.lockf(file, fcntl.LOCK_EX)
+            yield
+
+    def _lock(self, number: int) -> IO[bytes] | None:
+        """The lock of a trial; None where another process holds it."""
+        file = (self._locks / f"trial-{number:04}").open("a+b")
+        if try_to_lock(file):
+            return file
+        file.close()
+        return None
+
+
+def _open_storage(url: str) -> optuna.storages.RDBStorage:
+    arguments = {"connect_args": {"timeout": _SECONDS_TO_WAIT}} if url.startswith("sqlite") else {}
+    for tries in range(1, _TRIES + 1):
+        try:
+            return optuna.storages.RDBStorage(url, engine_kwargs=arguments)
+        except ImportError as error:
+            raise UserError(
+                f"search.storage: the driver of this database is not installed: {in_one_line(error.__cause__ or error)}"
+            ) from error
+        except (SQLAlchemyError, RuntimeError) as error:
+            if tries == _TRIES:
+                raise UserError(f"search.storage cannot be opened: {mask_text(in_one_line(error))}") from error
+            time.sleep(tries)
+    raise AssertionError("not reached")
+
+
+def _make_distribution(parameter: Range | Choices) -> BaseDistribution:
+    if isinstance(parameter, Choices):
+        return CategoricalDistribution(parameter.values)
+    if parameter.is_whole:
+        low, high = int(parameter.low), int(parameter.high)
+        return IntDistribution(low, high, log=parameter.log, step=int(parameter.step or 1))
+    return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
+
+
+def _make_pruner(name: str) -> optuna.pruners.BasePruner:
+    kinds = {"median": optuna.pruners.MedianPruner, "none": optuna.pruners.NopPruner}
+    make: Any = choose(name, kinds, place="search.pruner")
+    try:
+        made = make()
+    except Exception as error:  # of a class of the user's own
+        raise UserError(f"search.pruner: {name} cannot be made without arguments: {in_one_line(error)}") from error
+    if not isinstance(made, optuna.pruners.BasePruner):
+        raise UserError(f"search.pruner: {name} makes a {type(made).__name__}, not a pruner of optuna")
+    return made

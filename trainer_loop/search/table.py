@@ -1,0 +1,81 @@
+"""What a search found, as lines for a person."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+from trainer_loop.search.study import Row
+
+_LONGEST = 60  # characters of how a trial ended
+
+
+def find_best(rows: Sequence[Row], *, maximize: bool) -> Row | None:
+    """The finished trial with the best value, the first of several."""
+    finished = [row for row in rows if row.value is not None]
+    if not finished:
+        return None
+    return max(finished, key=lambda row: ((row.value or 0.0) if maximize else -(row.value or 0.0), -row.number))
+
+
+def average(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean, and the standard deviation of a sample; None where there is one value.
+
+    >>> average([1.0, 3.0]), average([2.0])
+    ((2.0, 1.4142135623730951), (2.0, None))
+    """
+    return math.fsum(values) / len(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def describe_trials(rows: Sequence[Row], metric: str, keys: Sequence[str], *, best: Row | None) -> list[str]:
+    """A table of all trials. metric: its name without a sign. keys: of the space."""
+    has_spread = any(row.result.get("spread") is not None for row in rows)
+    heads = ["", "trial", metric, *(["spread"] if has_spread else []), *keys, "steps", "minutes", "ended"]
+    lines = [heads]
+    for row in rows:
+        result = row.result
+        value = row.value if row.value is not None else result.get("value")
+        spread = [_spell(result.get("spread"))] if has_spread else []
+        ended = ": ".join(part for part in (result.get("ended", "running"), result.get("reason", "")) if part)
+        lines.append(
+            [
+                "*" if best is not None and row.number == best.number else "",
+                str(row.number),
+                _spell(value),
+                *spread,
+                *(_spell(row.values.get(key)) for key in keys),
+                f"{result.get('steps', 0):,}",
+                f"{result.get('seconds', 0.0) / 60:.1f}",
+                ended if len(ended) <= _LONGEST else ended[: _LONGEST - 3] + "...",
+            ]
+        )
+    return align(lines)
+
+
+def describe_runs(row: Row, metric: str) -> list[str]:
+    """The runs of a trial that has several: of its seeds, of its folds, or of both."""
+    runs: Mapping[str, float] = row.result.get("runs", {})
+    if len(runs) < 2:
+        return []
+    lines = align([["run", metric], *([name, _spell(value)] for name, value in runs.items())])
+    return [f"trial {row.number}, run by run", *(f"  {line}" for line in lines)]
+
+
+def describe_importance(importance: Mapping[str, float]) -> list[str]:
+    """A line for each key, the most important first."""
+    lines = align([[key, f"{share:.0%}", "#" * round(20 * share)] for key, share in importance.items()])
+    return ["importance of each key", *(f"  {line}" for line in lines)]
+
+
+def align(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Columns of one width each; those of numbers to the right, the last one to the left."""
+    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
+    return [
+        "  ".join([*(cell.rjust(width) for cell, width in zip(line, widths[:-1], strict=False)), line[-1]]).rstrip()
+        for line in lines
+    ]
+
+
+def _spell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "" if value is None else str(value)

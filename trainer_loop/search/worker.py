@@ -1,0 +1,163 @@
+"""A process that works on a study: it takes trials, trains them one after the other, and reports them."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from trainer_loop.config.checks import has_validation
+from trainer_loop.config.load import read_config, spell_config
+from trainer_loop.errors import Preempted, UserError
+from trainer_loop.record.run_dir import describe_refusal, write_text
+from trainer_loop.search.plan import Plan
+from trainer_loop.search.runs import Ending, Watch, drive, read_problems, start_process, stop
+from trainer_loop.search.space import spell_values
+from trainer_loop.search.study import Row, Study, Taken
+from trainer_loop.search.table import (
+    average,
+    describe_importance,
+    describe_runs,
+    describe_trials,
+    find_best,
+)
+
+_FEWEST_FOR_IMPORTANCE = 10
+_FIRST = 3  # trials; where all are refused, the config is at fault
+
+
+class Worker:
+    """Works on the trials of a study until there are none left."""
+
+    def __init__(
+        self, plan: Plan, study: Study, *, stops: Callable[[], bool], say: Callable[[str], None], poll_seconds: float
+    ):
+        self.plan, self.study, self.stops, self.say = plan, study, stops, say
+        self.poll_seconds = poll_seconds
+
+    def work(self) -> None:
+        """Train what there is to train. Raises Preempted where it is to stop, UserError where no trial can be run."""
+        checked = any(row.result.get("ended") not in (None, "refused") for row in self.study.list_rows())
+        while True:
+            self._leave_if_asked()
+            taken = self.study.take()
+            if taken is None:
+                if not self.study.is_busy():
+                    return
+                time.sleep(self.poll_seconds)  # another process may be killed: then its trial is taken up here
+                continue
+            self.say(f"trial {taken.number}: {' '.join(spell_values(self.plan.space, taken.values))}".rstrip(": "))
+            problems = [] if checked else self._try_dry_run(taken)
+            if problems:
+                self._refuse(taken, problems)
+            else:
+                checked = True
+                self._train(taken)
+
+    def _leave_if_asked(self) -> None:
+        if self.stops():
+            raise Preempted("the search was asked to stop; the same command goes on")
+
+    def _try_dry_run(self, taken: Taken) -> list[str]:
+        """What is wrong with config, data or metric, before anything is trained."""
+        self.say(f"trial {taken.number}: checked by a dry run first")
+        watched = ["dry_run=true", "train.patience=1", f"train.patience_metric={self.plan.metric}"]
+        name, more = next(iter(self.plan.runs.items()))
+        command = self.plan.spell(
+            spell_values(self.plan.space, taken.values), [*more, f"run_dir={self._root(taken) / name}", *watched]
+        )
+        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
+            process = start_process(command, output)
+            while process.poll() is None and not self.stops():
+                time.sleep(self.poll_seconds)
+            stop(process)
+            self._leave_if_asked()
+            output.seek(0)
+            text = output.read()
+        if process.returncode == 0:
+            return []
+        problems = read_problems(text) or text.strip().splitlines()[-1:] or [f"exit code {process.returncode}"]
+        return [problem.replace("train.patience_metric", "search.metric") for problem in problems]
+
+    def _refuse(self, taken: Taken, problems: Sequence[str]) -> None:
+        """A trial whose values are refused is a result; a config that is refused with any values ends the search."""
+        if not any(key in problem for problem in problems for key in self.plan.space):
+            self.study.withdraw(taken)
+            raise UserError(problems)
+        self._finish(taken, {}, Ending("refused", problems[0]))
+        rows = self.study.list_rows()
+        if len(rows) >= min(_FIRST, self.plan.trials) and all(row.result.get("ended") == "refused" for row in rows):
+            raise UserError(
+                [*problems, f"search.space: the first {len(rows)} trials were refused; see the lines above"]
+            )
+
+    def _root(self, taken: Taken) -> Path:
+        return self.plan.directory / f"trial-{taken.number:04}"
+
+    def _train(self, taken: Taken) -> None:
+        endings: dict[str, Ending] = {}
+        for position, (name, more) in enumerate(self.plan.runs.items()):
+            root = self._root(taken) / name
+            command = self.plan.spell(spell_values(self.plan.space, taken.values), [*more, f"run_dir={root}"])
+
+            def report(number: int, value: float, name: str = name, is_first: bool = position == 0) -> bool:
+                self.say(
+                    f"trial {taken.number}: {f'{name} ' if name else ''}evaluation {number}: "
+                    f"{self.plan.metric_name} {value:.4g}"
+                )
+                return is_first and self.study.report(taken, number, value)
+
+            watch = Watch(self.plan.metric_name, report, self.stops, self.say, self.poll_seconds)
+            ending = endings[name] = drive(command, root, watch)
+            if ending.how != "finished":
+                break
+        self._finish(taken, endings, list(endings.values())[-1])
+
+    def _finish(self, taken: Taken, endings: dict[str, Ending], last: Ending) -> None:
+        values = [ending.value for ending in endings.values() if ending.value is not None]
+        mean, spread = average(values) if values else (None, None)
+        ending = Ending(last.how, last.reason, mean)
+        result: dict[str, Any] = {
+            "ended": last.how,
+            "reason": last.reason,
+            "value": mean,
+            "spread": spread,
+            "steps": sum(one.step for one in endings.values()),
+            "seconds": sum(one.seconds for one in endings.values()),
+            "runs": {name: one.value for name, one in endings.items() if name},
+        }
+        self.study.finish(taken, ending, result)
+        told = "" if mean is None else f", {self.plan.metric_name} {mean:.4g}"
+        self.say(f"trial {taken.number}: {last.how}{told}{f': {last.reason}' if last.reason else ''}")
+
+    def describe(self) -> list[str]:
+        """The table of the trials, the best of them, and the importance of the keys; writes `best.yaml`."""
+        plan, rows = self.plan, self.study.list_rows()
+        best = find_best(rows, maximize=plan.maximize)
+        lines = ["", *describe_trials(rows, plan.metric_name, list(plan.space), best=best), ""]
+        if best is None:
+            return [*lines, "no trial has finished"]
+        if len(plan.space) > 1 and sum(row.value is not None for row in rows) >= _FEWEST_FOR_IMPORTANCE:
+            lines += [*describe_importance(self.study.weigh_keys()), ""]
+        lines += [*runs, ""] if (runs := describe_runs(best, plan.metric_name)) else []
+        lines.append(
+            f"best: trial {best.number}, {plan.metric_name} {best.value:.6g}: {plan.directory}/trial-{best.number:04}"
+        )
+        return [*lines, f"its config, to be run by config=: {self._write_best(best)}"]
+
+    def _write_best(self, best: Row) -> Path:
+        plan, path = self.plan, self.plan.directory / "best.yaml"
+        values = spell_values(plan.space, best.values)
+        overrides = [*plan.overrides, *values, f"run_dir={plan.directory / 'best'}"]
+        config = read_config(plan.config, overrides).config
+        if not has_validation(config):  # it was cut off for each fold; this one learns from all rows
+            overrides += ["checkpoint.best=", "train.patience=", "train.patience_metric=", "data.split_by="]
+            config = read_config(plan.config, overrides).config
+        head = f"# Trial {best.number} of {plan.directory}, {plan.metric_name} {best.value:.6g}: {' '.join(values)}\n"
+        text = head + spell_config(config)
+        try:
+            if not path.exists() or path.read_text(encoding="utf-8") != text:
+                write_text(path, text)
+        except OSError as error:
+            raise UserError(f"search.dir: {describe_refusal(error, path)}") from error
+        return path
