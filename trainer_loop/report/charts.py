@@ -148,12 +148,13 @@ def choose_ticks(low: float, high: float, count: int) -> list[float]:
 def spell(value: float) -> str:
     """A number on an axis, or in a table, in few characters.
 
-    >>> [spell(value) for value in (0, 12000, 2500000, 1e-5, 0.25, 3)]
-    ['0', '12k', '2.5M', '1e-5', '0.25', '3']
+    >>> [spell(value) for value in (0, 12000, 2500000, 7.5e-4, 0.25, 3)]
+    ['0', '12k', '2.5M', '7.5e-4', '0.25', '3']
     """
     size = abs(value)
     if size >= 1e15 or 0 < size < 1e-3:
-        return f"{value:.3g}".replace("e-0", "e-").replace("e+", "e")
+        digits, _, power = f"{value:.2e}".partition("e")
+        return f"{digits.rstrip('0').rstrip('.')}e{int(power)}"
     if size >= 1e6:
         return f"{value / 1e6:.4g}M"
     return f"{value / 1e3:.4g}k" if size >= 1e4 else f"{value:.4g}"

@@ -49,6 +49,19 @@ def draw_curves(
     return [_make_chart(chart, lines[chart], marks) for chart in order]
 
 
+def overlay_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Chart]:
+    """A chart for each metric, with a line for each run. runs: rows of metrics.jsonl by the name of the run."""
+    lines: dict[str, dict[str, list[Point]]] = {}  # by metric, by run
+    for run, rows in runs.items():
+        for row in rows:
+            for name, value in row.items() if _TOTALS not in row else ():
+                if name not in _LEFT_OUT and not isinstance(value, (list, str)) and not name.endswith("/rows"):
+                    lines.setdefault(name, {}).setdefault(run, []).append((row["step"], _as_number(value)))
+    charted = {name: of_runs for name, of_runs in lines.items() if not name.startswith("test/")}
+    first = [name for name in charted if "loss" in name]
+    return [_make_chart(name, charted[name], ()) for name in dict.fromkeys([*first, *charted])]
+
+
 def _place(name: str, sets: Collection[str]) -> tuple[str, str]:
     """The chart that a metric belongs to, and its line there. sets: names of validation sets."""
     split, _, metric = name.partition("/")

@@ -178,8 +178,8 @@ def _show_row(rows: ScoredRows, row: int, inputs: Mapping[str, str]) -> Card:
         return Card(rows.places[row], inputs, {"wrong": _list_wrong_tags(rows, row, words)})
     predicted, right = _OUTPUTS.get(rows.kind or "", ("predicted", "label"))
     outputs = {
-        predicted: _spell_output(rows, rows.predictions[row]),
-        right: _spell_output(rows, rows.references[row]),
+        predicted: spell_output(rows, rows.predictions[row]),
+        right: spell_output(rows, rows.references[row]),
     }
     numbers = {title: float(rows.details[name][row]) for name, title in _DETAILS.items() if name in rows.details}
     facts = {title: spell(round(value, 4)) for title, value in numbers.items() if math.isfinite(value)}
@@ -196,7 +196,8 @@ def _list_wrong_tags(rows: ScoredRows, row: int, words: Sequence[str]) -> str:
     return "; ".join(f"{word}: {tag}, not {known}" for word, tag, known in wrong)
 
 
-def _spell_output(rows: ScoredRows, value: Any) -> str:
+def spell_output(rows: ScoredRows, value: Any) -> str:
+    """A prediction, or a reference, for a person."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):

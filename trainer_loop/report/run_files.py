@@ -50,6 +50,11 @@ class RunFiles:
     warnings: Sequence[str]
     notes: Sequence[str]
 
+    @property
+    def totals(self) -> Mapping[str, Any]:
+        """The last row of a run that was finished; empty before that."""
+        return next((row for row in reversed(self.metrics) if "train_seconds" in row), {})
+
     def name_parts(self, split: str) -> list[str]:
         """The names of the sets of a split; empty if it has only one."""
         sets = {*name_sets(split, self.config.get(f"data.{split}")), *self.facts.get("sets", {})}

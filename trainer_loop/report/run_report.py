@@ -7,7 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from trainer_loop.config.named_sets import parse_set
 from trainer_loop.config.schema import KEYS
 from trainer_loop.data.wording import plural
 from trainer_loop.record.checkpoint_files import list_checkpoints
@@ -18,6 +17,7 @@ from trainer_loop.report.intervals import LEVEL, Interval, find_intervals
 from trainer_loop.report.mistakes import describe_mistakes
 from trainer_loop.report.page import Block, Cell, Charts, Code, Facts, Lines, Row, Section, Table, number, write_page
 from trainer_loop.report.run_files import RunFiles, read_run
+from trainer_loop.report.wording import spell_bytes, spell_metric, spell_seconds, title_of
 
 _MOST_LABELS = 30  # of the table of the data, before it is folded
 _MOST_WARNINGS = 50
@@ -49,7 +49,7 @@ def make_report(run: RunFiles) -> str:
         Section("Curves", list(_draw(run))),
         Section("Metrics", list(_tabulate_metrics(figures, intervals))),
         *(
-            Section(f"Mistakes: {_title(name)}", describe_mistakes(run.sets[name], worst.get(name, [])))
+            Section(f"Mistakes: {title_of(name)}", describe_mistakes(run.sets[name], worst.get(name, [])))
             for name in sorted(run.sets, key=lambda name: (not name.startswith("test"), name))
         ),
         Section("Data", list(_describe_data(run.facts.get("data", {})))),
@@ -80,11 +80,11 @@ def _summarise(run: RunFiles, figures: Mapping[str, Any], intervals: Mapping[str
             if metric != "rows" and "/" not in metric and len(values) < 12:
                 found = _match(value, intervals.get(name, {}).get(metric))
                 spread = "" if found is None else f" ({found.low:.4g} to {found.high:.4g})"
-                values[f"{_title(name)} {metric}"] = _spell_metric(value) + spread
-    totals = _find_totals(run)
+                values[f"{title_of(name)} {metric}"] = spell_metric(value) + spread
+    totals = run.totals
     if totals:
-        values["time of training"] = _spell_seconds(totals["train_seconds"])
-        values["peak memory"] = _spell_bytes(totals["peak_memory_bytes"])
+        values["time of training"] = spell_seconds(totals["train_seconds"])
+        values["peak memory"] = spell_bytes(totals["peak_memory_bytes"])
     yield Facts({name: str(value) for name, value in values.items() if value})
 
 
@@ -112,7 +112,7 @@ def _tabulate_metrics(
             found = _match(value, intervals.get(name, {}).get(metric))
             spread = None if found is None else number(f"{found.low:.4f} to {found.high:.4f}")
             if metric != "rows":
-                rows.append((_title(name), metric, number(_spell_metric(value)), spread, of_set.get("rows")))
+                rows.append((title_of(name), metric, number(spell_metric(value)), spread, of_set.get("rows")))
     if rows:
         note = "Intervals are percentiles of the metric over rows drawn anew with replacement (bootstrap)."
         heads = ("set", "metric", "value", f"{LEVEL:.0%} interval", "rows")
@@ -135,19 +135,19 @@ def _describe_data(data: Mapping[str, Mapping[str, Any]]) -> Iterator[Block]:
         of_lengths = [lengths.get(name, {}).get(key) for key in ("median", "p95", "longest")]
         counts = [facts["truncated"] if name in lengths else None, facts.get("repeated"), facts.get("in_train")]
         shares = [None if one is None else number(f"{one:,} ({one / max(facts['texts'], 1):.1%})") for one in counts]
-        rows.append((_title(name), facts["rows"], facts["texts"], *of_lengths, *shares))
+        rows.append((title_of(name), facts["rows"], facts["texts"], *of_lengths, *shares))
     yield Table("Rows", ("split", *heads), rows)
     labelled = {name: facts for name, facts in data.items() if facts.get("labels")}
     if labelled:
         labels = list(next(iter(labelled.values()))["labels"])
         yield Table(
             "Labels",
-            ("label", *map(_title, labelled)),
+            ("label", *map(title_of, labelled)),
             [(label, *(_share_of_label(facts, label) for facts in labelled.values())) for label in labels],
             folded=len(labels) > _MOST_LABELS,
         )
     if lengths:
-        bars = [(f"Tokens of a row: {_title(name)}", of["counts"], of["edges"]) for name, of in lengths.items()]
+        bars = [(f"Tokens of a row: {title_of(name)}", of["counts"], of["edges"]) for name, of in lengths.items()]
         yield Charts([draw_bars(*of_split, "tokens") for of_split in bars])
 
 
@@ -160,25 +160,25 @@ def _describe_run(run: RunFiles) -> Iterator[Block]:
     if plan := run.facts.get("plan"):
         yield Lines(plan, "Plan")
     seconds = dict(run.facts.get("seconds", {}))
-    if totals := _find_totals(run):
+    if totals := run.totals:
         seconds["training steps"] = totals["train_seconds"]
     if seconds:
         longest = max(max(seconds.values()), 1e-9)
         yield Table(
             "Time by part",
             ("part", "time"),
-            [(part, number(_spell_seconds(value), share=value / longest)) for part, value in seconds.items()],
+            [(part, number(spell_seconds(value), share=value / longest)) for part, value in seconds.items()],
         )
     if totals:
         counts = {name: f"{totals[name]:,}" for name in ("rows_seen", "tokens_seen", "targets_seen") if name in totals}
         values = {name.replace("_", " "): value for name, value in counts.items()}
-        yield Facts(values | {"peak memory of process 0": _spell_bytes(totals["peak_memory_bytes"])})
+        yield Facts(values | {"peak memory of process 0": spell_bytes(totals["peak_memory_bytes"])})
     links = {name: run.run_dir.checkpoints / name for name in ("latest", "best")}
     marked = {name: link.resolve().name for name, link in links.items()}
     checkpoints: list[Row] = [
         (
             path.name,
-            number(_spell_bytes(sum(file.stat().st_size for file in path.rglob("*") if file.is_file()))),
+            number(spell_bytes(sum(file.stat().st_size for file in path.rglob("*") if file.is_file()))),
             ", ".join(name for name, target in marked.items() if target == path.name),
         )
         for path in list_checkpoints(run.run_dir)
@@ -216,28 +216,3 @@ def _describe_key(name: str, value: Any) -> Row:
 
 def _spell_value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-
-
-def _find_totals(run: RunFiles) -> Mapping[str, Any]:
-    """The last row of a run that was finished; empty before that."""
-    return next((row for row in reversed(run.metrics) if "train_seconds" in row), {})
-
-
-def _title(name: str) -> str:
-    """`test hard` of `test.hard`."""
-    return " ".join(filter(None, parse_set(name)))
-
-
-def _spell_metric(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.5g}"
-
-
-def _spell_seconds(seconds: float) -> str:
-    """`1 h 2 min`, `3 min 20 s`, `4.2 s`."""
-    if seconds >= 3600:
-        return f"{int(seconds // 3600):,} h {int(seconds % 3600 // 60)} min"
-    return f"{int(seconds // 60)} min {int(seconds % 60)} s" if seconds >= 60 else f"{seconds:.1f} s"
-
-
-def _spell_bytes(count: int) -> str:
-    return f"{count / 2**30:,.2f} GB" if count >= 2**30 else f"{count / 2**20:,.1f} MB"

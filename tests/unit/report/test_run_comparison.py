@@ -1,0 +1,137 @@
+"""Runs beside each other: tests of the same rows against what is known of them, and the page."""
+
+import itertools
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_run_report import OF_CLASSES, Page, make_run
+
+from trainer_loop.cli.compare import main
+from trainer_loop.config.load import load_config, spell_config
+from trainer_loop.record.predictions import Scores
+from trainer_loop.report.paired import adjust, compare_rows, have_same_rows
+from trainer_loop.report.rows import ScoredRows
+
+OF_NUMBERS = {"predictions": "number", "references": "number"}
+
+
+def make_rows(kinds: dict[str, str], predictions: Any, references: Any) -> ScoredRows:
+    places = [f"a.csv row {number}" for number in range(len(references))]
+    return ScoredRows(kinds, places, np.asarray(predictions), np.asarray(references), {}, [])
+
+
+@pytest.mark.parametrize(("first_only", "second_only"), [(3, 12), (0, 1), (0, 0), (40, 40), (1, 9)])
+def test_classes_are_compared_by_mcnemars_exact_test(first_only: int, second_only: int):
+    count = first_only + second_only
+    references = np.zeros(count + 50, dtype=int)
+    first, second = references.copy(), references.copy()
+    second[:first_only] = 1
+    first[first_only:count] = 1
+    first[-5:] = second[-5:] = 1  # both are wrong
+    found = compare_rows(make_rows(OF_CLASSES, first, references), make_rows(OF_CLASSES, second, references))
+    assert found is not None
+    tail = sum(comb(count, number) for number in range(min(first_only, second_only) + 1)) / 2**count
+    assert found.p_value == pytest.approx(min(1.0, 2 * tail))
+    assert found.test == "McNemar's exact test"
+    assert found.errors == pytest.approx(((second_only + 5) / (count + 50), (first_only + 5) / (count + 50)))
+    assert list(found.first_only) == list(range(first_only))
+    assert list(found.second_only) == list(range(first_only, count))
+    assert found.low <= found.errors[1] - found.errors[0] <= found.high
+
+
+def test_numbers_are_compared_by_all_signs_of_their_differences():
+    references = np.zeros(8)
+    first, second = np.array([1, 2, 3, 1, 5, 2, 1, 1.0]), np.array([0.5, 1, 3.5, 0.2, 2, 1.9, 1, 0.3])
+    found = compare_rows(make_rows(OF_NUMBERS, first, references), make_rows(OF_NUMBERS, second, references))
+    differences = (second - first)[second != first]
+    sums = [sum(signs * differences) for signs in itertools.product((1, -1), repeat=len(differences))]
+    assert found is not None
+    assert found.p_value == pytest.approx(np.mean(np.abs(sums) >= abs(differences.sum()) - 1e-12))
+    assert found.first_only[0] == 2
+    assert found.second_only[0] == 4
+
+
+def test_equal_models_are_found_unlike_as_often_as_the_level_says():
+    generator = np.random.default_rng(1)
+    references = np.zeros(200)
+    p_values, covered = [], 0
+    for _ in range(200):
+        first, second = generator.normal(size=(2, 200))
+        found = compare_rows(make_rows(OF_NUMBERS, first, references), make_rows(OF_NUMBERS, second, references))
+        assert found is not None
+        p_values.append(found.p_value)
+        covered += found.low <= 0 <= found.high
+    assert 0.01 <= np.mean(np.array(p_values) < 0.05) <= 0.10
+    assert 0.90 <= covered / 200 <= 0.99
+
+
+def test_p_values_of_several_comparisons_are_adjusted_as_holm_does():
+    assert adjust([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
+    assert adjust([0.7, 0.6]) == [1.0, 1.0]
+    assert adjust([]) == []
+
+
+def test_other_rows_or_other_labels_are_not_compared():
+    rows = make_rows(OF_CLASSES, [0, 1], [0, 0])
+    assert have_same_rows(rows, make_rows(OF_CLASSES, [1, 1], [0, 0]))
+    assert not have_same_rows(rows, make_rows(OF_CLASSES, [1, 1], [0, 1]))
+    assert not have_same_rows(rows, make_rows(OF_CLASSES, [1], [0]))
+
+
+def make_runs(folder: Path) -> list[str]:
+    """Two repeats of one config, and one of another, which is better; the last one has other rows."""
+    generator = np.random.default_rng(0)
+    references = generator.integers(0, 2, 120)
+    runs = []
+    for name, seed, lr, errors in (("a1", 1, 0.5, 40), ("a2", 2, 0.5, 30), ("b", 1, 0.1, 5), ("c", 1, 0.2, 5)):
+        predictions = references.copy()
+        predictions[:errors] = 1 - predictions[:errors]
+        count = 119 if name == "c" else 120
+        accuracy = float((predictions == references).mean())
+        scores = Scores(
+            {"accuracy": accuracy, "rows": count}, range(count), predictions[:count], references[:count], {}
+        )
+        (folder / name).mkdir()
+        texts = [f"text <b>{number}</b>" for number in range(errors)]
+        run = make_run(folder / name, scores, names=["no", "yes"], outputs=OF_CLASSES, texts=texts)
+        run = run.rename(folder / f"run_{name}")
+        overrides = [f"optimizer.lr={lr}", f"seed={seed}", f"run_dir={run}"]
+        (run / "config.yaml").write_text(spell_config(load_config(None, overrides)))
+        runs.append(str(run))
+    return runs
+
+
+def test_repeats_are_one_column_and_other_configs_are_tested_on_the_same_rows(tmp_path: Path, capsys):
+    page = tmp_path / "compare.html"
+    assert main([*make_runs(tmp_path), f"html={page}"]) == 0
+    out = capsys.readouterr().out
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "key run_a1 and 1 more run_b run_c" in lines
+    assert "optimizer.lr 0.5 0.1 0.2" in lines
+    assert "run_a1 and 1 more 1, 2" in lines
+    assert any(line.startswith("test accuracy 0.70833 ± 0.058926 (2 runs) 0.95833") for line in lines)
+    assert any(
+        line.startswith("test: run_a1 and run_b share of errors 0.3333 0.0417 -0.3750 to -0.2") for line in lines
+    )
+    shown = Page(page).text
+    for told in ("run_b is better on 35 rows", "text <b>7</b>", "test: the rows of run_a1 and run_c are not the same"):
+        assert told in shown, told
+    assert "run_a1 is better" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["{run}"], "name two run directories or more"),
+        (["{run}", "{run}/../run_b"], "a run directory is named twice"),
+        (["{run}", "{folder}/nothing"], "nothing is no directory"),
+        (["{run}", "{run}", "html=/nowhere/page.html"], "html=/nowhere/page.html: it must be a file in a folder"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(arguments: list[str], told: str, tmp_path: Path, capsys):
+    run = make_runs(tmp_path)[2]
+    assert main([argument.format(run=run, folder=tmp_path) for argument in arguments]) == 2
+    assert told in capsys.readouterr().err

@@ -1,0 +1,63 @@
+"""`python -m trainer_loop.compare runs/a runs/b`: runs beside each other, as tables and as a page.
+
+Keys that differ, metrics, time and memory, curves; where predictions are of the same rows, whether the difference is
+more than chance, and the rows on which the runs disagree. Runs that differ only in their seed are one column, with
+mean and standard deviation.
+"""
+
+import sys
+from pathlib import Path
+
+from trainer_loop.errors import UserError
+from trainer_loop.record.run_dir import describe_refusal, write_text
+from trainer_loop.runtime.host import prepare_environment
+from trainer_loop.runtime.imports import importing_torch
+from trainer_loop.runtime.quiet import quieten_loggers
+from trainer_loop.runtime.streams import put_out, report, safe_streams
+
+_USAGE = """\
+python -m trainer_loop.compare RUN_DIRECTORY RUN_DIRECTORY ... [html=compare.html]
+
+  html=   the page to write, default compare.html in this folder"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print the tables and write the page; returns the exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if {"-h", "--help"} & set(arguments):
+        put_out(f"{_USAGE}\n\n{__doc__}\n")
+        return 0
+    prepare_environment()
+    quieten_loggers()
+    with safe_streams():
+        try:
+            _compare(*_read_arguments(arguments))
+        except UserError as error:
+            report(error)
+            return error.exit_code
+    return 0
+
+
+def _read_arguments(arguments: list[str]) -> tuple[list[Path], Path]:
+    pages = [argument.removeprefix("html=") for argument in arguments if argument.startswith("html=")]
+    roots = [Path(argument).expanduser() for argument in arguments if not argument.startswith("html=")]
+    if len(pages) > 1 or "" in pages:
+        raise UserError("html= is given once, with the name of a file, such as html=compare.html")
+    page = Path(pages[0] if pages else "compare.html").expanduser()
+    if page.is_dir() or not page.absolute().parent.is_dir():
+        raise UserError(f"html={page}: it must be a file in a folder that is there")
+    return roots, page
+
+
+def _compare(roots: list[Path], page: Path) -> None:
+    with importing_torch():  # seconds
+        from trainer_loop.report.run_comparison import compare_runs, draw_table
+
+    tables, text = compare_runs(roots)
+    for table in tables:
+        put_out("\n".join(draw_table(table)) + "\n\n")
+    try:
+        write_text(page, text)
+    except OSError as error:
+        raise UserError(f"html: {describe_refusal(error, page)}") from error
+    put_out(f"written to {page}\n")

@@ -1,0 +1,267 @@
+"""Several runs beside each other: their keys, metrics, curves, and the rows on which they disagree."""
+
+import itertools
+import json
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer_loop.errors import UserError
+from trainer_loop.report.curves import overlay_curves
+from trainer_loop.report.intervals import LEVEL
+from trainer_loop.report.mistakes import spell_output
+from trainer_loop.report.page import Block, Card, Cards, Cell, Charts, Lines, Row, Section, Table, write_page
+from trainer_loop.report.paired import PairedTest, adjust, compare_rows, have_same_rows
+from trainer_loop.report.run_files import RunFiles, read_run
+from trainer_loop.report.wording import spell_bytes, spell_metric, spell_seconds, title_of
+
+_OF_A_COPY = ("run_dir", "seed")  # runs that differ in nothing else are repeats of one config
+_MOST_ROWS = 50
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one config, which differ in their seeds. names: of the runs, short."""
+
+    names: Sequence[str]
+    runs: Sequence[RunFiles]
+
+    @property
+    def name(self) -> str:
+        return self.names[0] if len(self.names) == 1 else f"{self.names[0]} and {len(self.names) - 1} more"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The first run beside another one, on the rows of one set. p_value: adjusted for the number of comparisons."""
+
+    set_name: str
+    names: tuple[str, str]
+    runs: tuple[RunFiles, RunFiles]
+    result: PairedTest
+    p_value: float
+
+
+def compare_runs(roots: Sequence[Path]) -> tuple[list[Table], str]:
+    """The tables for the console, and the page. Raises UserError where these are not two runs or more."""
+    if len(roots) < 2:
+        raise UserError("name two run directories or more, such as runs/a runs/b")
+    runs = [read_run(root) for root in roots]
+    groups = _group(dict(zip(_name_runs(roots), runs, strict=True)))
+    comparisons, notes = _compare_pairs(groups)
+    tables = [
+        *_tabulate_keys(groups),
+        *_tabulate_figures(groups),
+        *_tabulate_comparisons(comparisons),
+    ]
+    curves = overlay_curves({name: run.metrics for group in groups for name, run in _named(group)})
+    sections = [
+        Section("Comparison", [*tables, *([Lines(notes)] if notes else [])]),
+        Section("Curves", [Charts(curves)] if curves else []),
+        *(Section(_title_of_comparison(one), list(_list_disagreements(one))) for one in comparisons),
+    ]
+    title = " and ".join(group.name for group in groups)
+    return tables, write_page(title, sections, subtitle=f"Comparison of {len(runs)} runs")
+
+
+def _name_runs(roots: Sequence[Path]) -> list[str]:
+    """The names of the directories, with as much of their paths as tells them apart."""
+    parts = [root.resolve().parts for root in roots]
+    if len(set(parts)) < len(parts):
+        raise UserError("a run directory is named twice; name each once")
+    depth = next(
+        (depth for depth in range(1, max(map(len, parts))) if len({each[-depth:] for each in parts}) == len(parts)),
+        max(map(len, parts)),
+    )
+    return ["/".join(each[-depth:]) for each in parts]
+
+
+def _group(runs: Mapping[str, RunFiles]) -> list[Group]:
+    groups: dict[str, list[str]] = {}
+    for name, run in runs.items():
+        keys = {key: value for key, value in run.config.items() if key not in _OF_A_COPY}
+        groups.setdefault(json.dumps(keys, sort_keys=True, default=str) if keys else name, []).append(name)
+    return [Group(names, [runs[name] for name in names]) for names in groups.values()]
+
+
+def _named(group: Group) -> Iterator[tuple[str, RunFiles]]:
+    return zip(group.names, group.runs, strict=True)
+
+
+# ----------------------------------------------------------------------------------------------------------- tables
+
+
+def _tabulate_keys(groups: Sequence[Group]) -> Iterator[Table]:
+    """The keys that differ between the groups, and the seeds of repeats."""
+    if len(groups) > 1:
+        configs = [group.runs[0].config for group in groups]
+        names = [name for name in dict.fromkeys(itertools.chain(*configs)) if name not in _OF_A_COPY]
+        rows: list[Row] = [
+            (name, *(Cell(_spell(config.get(name)), "code") for config in configs))
+            for name in names
+            if len({_spell(config.get(name)) for config in configs}) > 1
+        ]
+        if rows:
+            yield Table("Keys that differ", ("key", *(group.name for group in groups)), rows)
+    repeats = [(group.name, ", ".join(map(_name_seed, group.runs))) for group in groups if len(group.runs) > 1]
+    if repeats:
+        yield Table("Repeats", ("runs", "seeds"), repeats)
+
+
+def _spell(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _name_seed(run: RunFiles) -> str:
+    return str(run.config.get("seed"))
+
+
+def _tabulate_figures(groups: Sequence[Group]) -> Iterator[Table]:
+    """Metrics of the exported weights, and what they took; of repeats the mean and the standard deviation."""
+    figures = {
+        id(run): {
+            f"{title_of(of_set)} {metric}": value
+            for split in ("test", "validation")
+            for of_set, values in run.list_figures(split).items()
+            for metric, value in values.items()
+            if metric != "rows"
+        }
+        for group in groups
+        for run in group.runs
+    }
+    costs = {id(run): _count_costs(run.totals) for group in groups for run in group.runs}
+    yield from _tabulate("Metrics of the exported weights", groups, figures, lambda _: spell_metric)
+    yield from _tabulate("What it took", groups, costs, _COSTS.__getitem__)
+
+
+def _tabulate(
+    caption: str,
+    groups: Sequence[Group],
+    values: Mapping[int, Mapping[str, Any]],
+    find_spelling: Callable[[str], Callable[[float], str]],
+) -> Iterator[Table]:
+    """values: of each run, by the `id` of the run, by name."""
+    names = dict.fromkeys(itertools.chain(*values.values()))
+
+    def spell_cell(group: Group, name: str) -> Cell | None:
+        return _spell_mean([values[id(run)].get(name) for run in group.runs], find_spelling(name))
+
+    rows: list[Row] = [(name, *(spell_cell(group, name) for group in groups)) for name in names]
+    if rows:
+        yield Table(caption, ("", *(group.name for group in groups)), rows)
+
+
+_COSTS: dict[str, Callable[[float], str]] = {
+    "time of training": spell_seconds,
+    "steps": lambda count: f"{round(count):,}",
+    "tokens": lambda count: f"{round(count):,}",
+    "peak memory of process 0": lambda count: spell_bytes(round(count)),
+}
+
+
+def _count_costs(totals: Mapping[str, Any]) -> dict[str, float]:
+    named = dict(zip(_COSTS, ("train_seconds", "step", "tokens_seen", "peak_memory_bytes"), strict=True))
+    return {name: totals[key] for name, key in named.items() if key in totals}
+
+
+def _spell_mean(values: Sequence[float | None], spell_one: Callable[[float], str]) -> Cell | None:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    if len(known) == 1:
+        return Cell(spell_one(known[0]), "number")
+    spread = f"{spell_one(statistics.mean(known))} ± {spell_one(statistics.stdev(known))}"
+    return Cell(f"{spread} ({len(known)} runs)", "number")
+
+
+# ------------------------------------------------------------------------------------------------------- the same rows
+
+
+def _compare_pairs(groups: Sequence[Group]) -> tuple[list[Comparison], list[str]]:
+    """The first run of the first group beside that of each other group, on each set; and what cannot be compared."""
+    first, *others = ((group.names[0], group.runs[0]) for group in groups)
+    results: list[tuple[str, str, RunFiles, PairedTest]] = []
+    notes = []
+    for name, run in others:
+        for set_name in first[1].sets.keys() & run.sets.keys():
+            rows = first[1].sets[set_name], run.sets[set_name]
+            if not have_same_rows(*rows):
+                notes.append(f"{title_of(set_name)}: the rows of {first[0]} and {name} are not the same")
+            elif (result := compare_rows(*rows)) is not None:
+                results.append((set_name, name, run, result))
+    adjusted = adjust([result.p_value for *_, result in results])
+    comparisons = [
+        Comparison(set_name, (first[0], name), (first[1], run), result, p_value)
+        for (set_name, name, run, result), p_value in zip(results, adjusted, strict=True)
+    ]
+    return sorted(comparisons, key=lambda one: (not one.set_name.startswith("test"), one.set_name)), sorted(notes)
+
+
+def _tabulate_comparisons(comparisons: Sequence[Comparison]) -> Iterator[Table]:
+    if not comparisons:
+        return
+    rows: list[Row] = [
+        (
+            _title_of_comparison(one),
+            one.result.error,
+            *(Cell(f"{error:.4f}", "number") for error in one.result.errors),
+            Cell(f"{one.result.low:+.4f} to {one.result.high:+.4f}", "number"),
+            Cell(f"{one.p_value:.2g}", "number"),
+            one.result.test,
+        )
+        for one in comparisons
+    ]
+    heads = ("rows", "error", "first", "second", f"{LEVEL:.0%} interval of the difference", "p", "test")
+    note = "p: the probability of such a difference, or a larger one, between models that are equally good."
+    if len(comparisons) > 1:
+        note += f" It is adjusted for {len(comparisons)} comparisons (Holm)."
+    yield Table("On the same rows", heads, rows, note=note)
+
+
+def _title_of_comparison(one: Comparison) -> str:
+    return f"{title_of(one.set_name)}: {one.names[0]} and {one.names[1]}"
+
+
+def _list_disagreements(one: Comparison) -> Iterator[Block]:
+    """The rows that one model gets right, or less wrong, and the other does not."""
+    for better, rows in zip(one.names, (one.result.first_only, one.result.second_only), strict=True):
+        cards = [_show_row(one, row) for row in rows[:_MOST_ROWS]]
+        if cards:
+            shown = f"the clearest {_MOST_ROWS} are shown" if len(rows) > _MOST_ROWS else ""
+            yield Cards(f"{better} is better on {len(rows):,} rows", cards, shown)
+
+
+def _show_row(one: Comparison, row: int) -> Card:
+    of_runs = [run.sets[one.set_name] for run in one.runs]
+    outputs = {name: spell_output(rows, rows.predictions[row]) for name, rows in zip(one.names, of_runs, strict=True)}
+    known = spell_output(of_runs[0], of_runs[0].references[row])
+    return Card(of_runs[0].places[row], _find_inputs(one, row), {**outputs, "in the data": known})
+
+
+def _find_inputs(one: Comparison, row: int) -> dict[str, str]:
+    """What the models read, where the row is one of the worst of either."""
+    for run in one.runs:
+        for bad in run.facts.get("sets", {}).get(one.set_name, {}).get("worst", []):
+            if bad["row"] == row:
+                return dict(bad["inputs"])
+    return {}
+
+
+# --------------------------------------------------------------------------------------------------------- on a console
+
+
+def draw_table(table: Table) -> list[str]:
+    """The lines of a table of texts and numbers."""
+    rows = [[_as_text(cell) for cell in row] for row in (table.heads, *table.rows)]
+    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [f"{table.caption}:"]
+    for head, *cells in rows:
+        aligned = [cell.rjust(width) for cell, width in zip(cells, others, strict=True)]
+        lines.append("  ".join(["", head.ljust(first), *aligned]).rstrip())
+    return [*lines, *([f"  {table.note}"] if table.note else [])]
+
+
+def _as_text(cell: Any) -> str:
+    return cell.text if isinstance(cell, Cell) else "" if cell is None else str(cell)

@@ -1,0 +1,23 @@
+"""How numbers and names are spelled in reports."""
+
+from trainer_loop.config.named_sets import parse_set
+
+
+def title_of(name: str) -> str:
+    """`test hard` of `test.hard`."""
+    return " ".join(filter(None, parse_set(name)))
+
+
+def spell_metric(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.5g}"
+
+
+def spell_seconds(seconds: float) -> str:
+    """`1 h 2 min`, `3 min 20 s`, `4.2 s`."""
+    if seconds >= 3600:
+        return f"{int(seconds // 3600):,} h {int(seconds % 3600 // 60)} min"
+    return f"{int(seconds // 60)} min {int(seconds % 60)} s" if seconds >= 60 else f"{seconds:.1f} s"
+
+
+def spell_bytes(count: int) -> str:
+    return f"{count / 2**30:,.2f} GB" if count >= 2**30 else f"{count / 2**20:,.1f} MB"
