@@ -122,7 +122,15 @@ def test_loading_reads_parts_of_the_files_and_exchanges_nothing(
     memory = MemoryOnDemand(index=2, num_parts=3, send=pytest.fail)
     with memory:
         model = AutoModelForSequenceClassification.from_pretrained(folder / name, dtype=torch.float32, num_labels=3)
-    parts = memory.take_parts(model)
+    take, taken = MemoryOnDemand._take_part, []
+
+    def noted(memory: MemoryOnDemand, tensor: torch.Tensor) -> torch.Tensor:
+        taken.append(take(memory, tensor))
+        return taken[-1]
+
+    monkeypatch.setattr(MemoryOnDemand, "_take_part", noted)
+    parts = memory.take_parts(model, to=torch.device("cpu", 0))
+    assert {id(part) for part in parts.values()} <= set(map(id, taken)), "a part was copied, and held twice"
     assert set(filled) <= {None}, "a weight that was loaded was read in full"
     assert memory.checksum
     for key, weight in whole.named_parameters():

@@ -96,7 +96,8 @@ class MemoryOnDemand(TorchDispatchMode):
         empty: dict[nn.Parameter, nn.Parameter] = {}
         for name, parameter in model.named_parameters():
             self.checksum = self._sample(parameter.data, self.checksum)
-            parts[name] = self._take_part(parameter.data).to(to)
+            part = self._take_part(parameter.data)
+            parts[name] = part if part.device.type == to.type else part.to(to)  # cpu:0 would be a copy of cpu
             empty[parameter] = nn.Parameter(torch.empty_like(parameter, device="meta"), parameter.requires_grad)
             weight = self._find(parameter)
             if weight in self._here:
