@@ -82,12 +82,13 @@ def load_side(*, model: str, train: str, folder: str, words: list[str]) -> dict[
     import torch
     from accelerate.utils import gather_object
 
-    import trainer_loop.assembly as assembly
+    import trainer_loop.engine_assembly as engine_assembly
     import trainer_loop.models.assemble as assemble
     from benchmarks.peak_memory import PeakMemory
+    from trainer_loop.assembly import build
     from trainer_loop.config.load import load_config
 
-    begin, make, shard = assembly._make_model, assemble.make_model, assembly._shard_model
+    begin, make, shard = engine_assembly._make_model, assemble.make_model, engine_assembly._shard_model
     memory = PeakMemory()
     before = made = began = seconds = 0.0
 
@@ -110,10 +111,10 @@ def load_side(*, model: str, train: str, folder: str, words: list[str]) -> dict[
         memory.__exit__()
         return sharded
 
-    assembly._make_model, assemble.make_model, assembly._shard_model = first, then, last
+    engine_assembly._make_model, assemble.make_model, engine_assembly._shard_model = first, then, last
     files = [f"model.name={model}", f"data.train={train}", f"run_dir={folder}"]
     given = ["task.name=sequence_classification", "data.max_length=64", "train={steps: 1, precision: no}"]
-    loop = assembly.build(load_config(None, [*files, *given, *words]))
+    loop = build(load_config(None, [*files, *given, *words]))
     parameters = list(loop.bare_model.parameters())
     return {
         "bytes": max(gather_object([memory.of_its_own - before])),

@@ -3,13 +3,10 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import torch
-from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
@@ -17,37 +14,27 @@ from trainer_loop.components import full_name
 from trainer_loop.config.fields import Config, ParallelConfig
 from trainer_loop.config.load import public_values, values_of
 from trainer_loop.config.schema import KEYS
-from trainer_loop.config.values import parse_steps
 from trainer_loop.data.fingerprint import digest_joined
 from trainer_loop.data.loader import TrainLoader
 from trainer_loop.data.stream import StreamLoader
 from trainer_loop.data.tokens import describe_processor
 from trainer_loop.description import fingerprint_own_code
 from trainer_loop.engine import Engine
-from trainer_loop.errors import UserError, in_one_line, under
+from trainer_loop.engine_assembly import log_mfu, make_engine
 from trainer_loop.evaluation import Evaluator
 from trainer_loop.loaders import ConfiguredData, make_evaluation_loader, make_train_loader
 from trainer_loop.loop import TrainingLoop
-from trainer_loop.memory_report import count_flops_per_token
 from trainer_loop.metrics.load import load_metrics
-from trainer_loop.models.assemble import assemble_model, make_plain_model
-from trainer_loop.models.config import drops_layers
 from trainer_loop.models.loading import describe_frozen
-from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.groups import ParameterGroup
-from trainer_loop.optim.schedule_free import ScheduleFreeAverages, is_schedule_free
-from trainer_loop.optim.schedules import follows_metric
 from trainer_loop.options import LoopOptions
 from trainer_loop.outputs import ConfiguredOutput
 from trainer_loop.parallel.accelerate_file import take_over_fsdp
-from trainer_loop.parallel.on_demand import MemoryOnDemand
 from trainer_loop.parallel.processes import (
     assert_same_on_all_processes,
     make_accelerator,
     process_index_from_environment,
-    send_from,
 )
-from trainer_loop.parallel.sharding import ShardedModel, check_optimizer, prepare, shard_model
 from trainer_loop.plan import Overrides, RunPlan, name_splits, plan_run
 from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.logs import Console, MetricLog
@@ -55,18 +42,12 @@ from trainer_loop.record.recorder import Recorder
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.trackers import is_own
 from trainer_loop.references import add_references
-from trainer_loop.runtime.compiler import compile_layers, compile_model
-from trainer_loop.runtime.host import keep_freed_memory, return_freed_memory
-from trainer_loop.runtime.outline import Outline, outline_model
-from trainer_loop.runtime.peak_rates import find_peak_rate
 from trainer_loop.runtime.preempt import Preemption
-from trainer_loop.runtime.profiler import StepProfiler
 from trainer_loop.runtime.quiet import quieten_libraries
 from trainer_loop.runtime.shares import take_share
 from trainer_loop.runtime.stopwatch import Stopwatch
 from trainer_loop.tasks.task import Task
 
-_COMPUTE_TYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _OF_A_MODEL_MADE_HERE = ("model.overrides", "model.from_scratch", "model.attention", "model.gradient_checkpointing")
 _OF_AN_OPTIMIZER_MADE_HERE = (
     *("optimizer.name", "optimizer.lr", "optimizer.weight_decay", "optimizer.args", "optimizer.layer_decay"),
@@ -117,8 +98,7 @@ def build(
     steps_per_epoch = train_loader.steps_per_epoch
     num_steps = config.train.steps or math.ceil(take_share(config.train.epochs or 0, steps_per_epoch or 0))
 
-    profiler = _make_profiler(config, accelerator, console, num_steps=num_steps)
-    engine = _make_engine(
+    engine = make_engine(
         config,
         plan,
         accelerator,
@@ -127,7 +107,6 @@ def build(
         make_optimizer=optimizer,
         preemption=preemption or Preemption(),
     )
-    engine.profiler = profiler
     _warn_of_unheeded(config, console, given_model=model is not None, given_optimizer=optimizer is not None)
     run_facts |= _describe_what_learns(engine.bare_model, engine.groups)
     run_facts |= {} if optimizer is None else {"optimizer.name": full_name(type(engine.scheduler.optimizer))}
@@ -167,7 +146,7 @@ def build(
         **config.loop.args,
     )
     if not config.dry_run:
-        _log_mfu(loop, tf32=config.train.tf32)
+        log_mfu(loop, tf32=config.train.tf32)
     return loop
 
 
@@ -186,201 +165,6 @@ def _take_over_accelerate_file(config: Config, console: Console) -> Config:
 # ------------------------------------------------------------------------------------------------ parts of the loop
 
 
-def _make_engine(
-    config: Config,
-    plan: RunPlan,
-    accelerator: Accelerator,
-    console: Console,
-    *,
-    num_steps: int,
-    make_optimizer: Callable[[nn.Module], Optimizer] | None,
-    preemption: Preemption,
-) -> Engine:
-    """The model, what it learns with, and how it runs on the devices. make_optimizer: None for that of the config."""
-    memory = _choose_memory(plan, accelerator, console)
-    with memory or nullcontext():
-        model, calls = _make_model(config, plan, accelerator, console)
-
-    def let_learn(learner: nn.Module) -> tuple[list[ParameterGroup], Optimizer]:
-        with under("optimizer."):
-            groups = plan.optimizer.group(learner, num_steps=num_steps, calls=calls)
-        if make_optimizer is not None:
-            return groups, make_optimizer(learner)
-        return groups, plan.optimizer.make(groups)
-
-    outline = None
-    if config.dry_run:
-        outline = _outline(config, model, accelerator, console, let_learn)
-    elif _find_peak_rate(accelerator, model, tf32=config.train.tf32) is not None:
-        outline = _outline(config, model, accelerator, console)
-    sharded = _shard_model(plan, model, accelerator, console, memory)
-    if memory is not None and accelerator.device.type == "cpu":
-        keep_freed_memory()
-    groups, optimizer = let_learn(model)
-    scheduler = plan.scheduler.make(optimizer, num_steps=num_steps)
-    if follows_metric(scheduler) and (config.evaluate.every == "never" or not plan.inputs.has_validation):
-        raise UserError(
-            f"scheduler.name: {config.scheduler.name} follows an evaluation; set evaluate.every and data.validation"
-        )
-    if sharded is not None:
-        check_optimizer(optimizer)
-    prepared_model, prepared_optimizer = prepare(accelerator, model, optimizer)
-    # From here on every process has the weights of process 0.
-    return Engine(
-        accelerator=accelerator,
-        model=prepared_model,
-        optimizer=prepared_optimizer,
-        scheduler=scheduler,
-        seed=config.seed,
-        groups=groups,
-        averaged_weights=_make_averaged_weights(config, model, optimizer),
-        sharded=sharded,
-        allow_unused=config.train.unused_parameters == "allow" or drops_layers(plan.inputs.model_config),
-        preemption=preemption,
-        tries_largest=not plan.task.keeps_state or type(plan.task).__module__.startswith("trainer_loop."),
-        outline=outline,
-    )
-
-
-def _make_model(
-    config: Config, plan: RunPlan, accelerator: Accelerator, console: Console
-) -> tuple[nn.Module, Sequence[str]]:
-    """The model on its device, before accelerate prepares it, and the names of its modules in the order of their calls.
-
-    The names are empty where they are not known.
-    """
-    inputs, compiles = plan.inputs, config.model.compile and not _is_spread(plan, accelerator)
-    if plan.task.auto_model is None:
-        model = plan.model.given
-        if model is None:
-            model = make_plain_model(str(config.model.type), config.model.overrides, seed=config.seed)
-        model = model.to(accelerator.device)
-        if compiles:
-            compile_model(model)
-        return model, ()
-    assert inputs.model_config is not None
-    return assemble_model(
-        plan.model,
-        inputs.model_config,
-        task=plan.task,
-        tokenizer=inputs.tokenizer,
-        device=accelerator.device,
-        compute_type=_COMPUTE_TYPES[accelerator.mixed_precision],
-        seed=config.seed,
-        max_length=config.data.max_length,
-        lengths=None if inputs.stream is not None else inputs.splits["train"].lengths,
-        pads=(config.batch.per_device, config.evaluate.per_device) != (1, 1),
-        compiles=compiles,
-        say=console.say,
-        warn=console.warn,
-    )
-
-
-def _outline(
-    config: Config,
-    model: nn.Module,
-    accelerator: Accelerator,
-    console: Console,
-    let_learn: Callable[[nn.Module], tuple[list[ParameterGroup], Optimizer]] | None = None,
-) -> Outline | None:
-    """The model without numbers, and for the memory plan of a dry run, which has `let_learn`, what learns with it."""
-    try:
-        outline = outline_model(model, accelerator.device)
-        if let_learn is not None:
-            _, outline.optimizer = let_learn(outline.model)
-            averages = _make_averaged_weights(config, outline.model, outline.optimizer)
-            outline.averages = list(averages.state_dict().values()) if isinstance(averages, Ema) else []
-        outline.model = accelerator.prepare_model(outline.model, device_placement=False, evaluation_mode=True)
-        accelerator._models.pop()  # it is not the one that is trained
-    except Exception as error:  # noqa: BLE001 # of a model that cannot be copied, or of an optimizer that wants numbers
-        unknown = "model FLOPs" if let_learn is None else "memory of a step"
-        console.warn(f"{unknown} unknown: {type(error).__name__}: {in_one_line(error, at_most=120)}")
-        return None
-    return outline
-
-
-def _find_peak_rate(accelerator: Accelerator, model: nn.Module, *, tf32: bool) -> float | None:
-    """Operations that the device can do in a second in the type that the model computes in; None: not known."""
-    if accelerator.device.type != "cuda":
-        return None
-    dtype = _COMPUTE_TYPES[accelerator.mixed_precision]
-    if dtype == torch.float32:
-        dtype = next((weight.dtype for weight in model.parameters()), dtype)
-    return find_peak_rate(torch.cuda.get_device_name(accelerator.device), dtype, tf32=tf32)
-
-
-def _log_mfu(loop: TrainingLoop, *, tf32: bool) -> None:
-    """Let a run log `mfu` whose device has a known rate: the loop has an outline then, and needs it no more."""
-    outline, loop.engine.outline = loop.engine.outline, None
-    if outline is None:
-        return
-    flops_per_token, told = count_flops_per_token(loop, outline)
-    loop.console.say(told)
-    peak_rate = _find_peak_rate(loop.accelerator, outline.model, tf32=tf32)
-    if flops_per_token is not None and peak_rate is not None:
-        loop.record.log_mfu(flops_per_token, peak_rate=peak_rate)
-
-
-def _choose_memory(plan: RunPlan, accelerator: Accelerator, console: Console) -> MemoryOnDemand | None:
-    """What the model is made with so that it never takes the memory of all its weights; None where it may."""
-    num_parts = accelerator.num_processes // plan.sharding.num_replicas
-    if not plan.sharding.is_sharded or num_parts == 1 or plan.model.given is not None:
-        return None
-    if plan.task.auto_model is None or plan.model.trust_remote_code:
-        console.say(
-            "model: code that is not of transformers makes it, so each process holds all of it in host memory until it "
-            "is sharded"
-        )
-        return None
-    return_freed_memory()
-    return MemoryOnDemand(
-        index=accelerator.process_index % num_parts, num_parts=num_parts, send=partial(send_from, accelerator)
-    )
-
-
-def _is_spread(plan: RunPlan, accelerator: Accelerator) -> bool:
-    return plan.sharding.is_sharded and accelerator.num_processes > 1
-
-
-def _shard_model(
-    plan: RunPlan, model: nn.Module, accelerator: Accelerator, console: Console, memory: MemoryOnDemand | None
-) -> ShardedModel | None:
-    """Spread the model over the processes, in place, where the config says so and there are several.
-
-    memory: what the model was made with.
-    """
-    sharding, compute_type = plan.sharding, _COMPUTE_TYPES[accelerator.mixed_precision]
-    if not _is_spread(plan, accelerator):
-        if sharding.is_sharded:
-            console.warn(f"parallel.shard: {sharding.shard}: this is one process, so it holds the whole model")
-        return None
-    sharded = shard_model(
-        model,
-        device=accelerator.device,
-        gathers_once=sharding.gathers_once,
-        reduces_once=sharding.reduces_once,
-        offloads=sharding.offloads,
-        num_replicas=sharding.num_replicas,
-        layers=list(sharding.layers) or None,
-        # Autocast would keep a copy of all weights in 16 bits until the backward pass: let these travel instead.
-        compute_dtype=None if sharding.gathers_once or compute_type == torch.float32 else compute_type,
-        reduce_dtype=sharding.gradient_type,
-        memory=memory,
-    )
-    if memory is not None:
-        assert_same_on_all_processes(accelerator, memory.checksum, what="the model's weight files")
-    if not sharding.gathers_once and sharded.num_layers == 0:
-        console.warn(
-            "parallel.shard: full: the model names no layers, so all its weights are gathered at once; name their "
-            "classes in parallel.layers"
-        )
-    if sharding.offloads and accelerator.device.type == "cpu":
-        console.warn("parallel.offload: weights: no effect on CPUs, whose memory is host memory")
-    if plan.model.compile:
-        compile_layers(sharded.innermost)
-    return sharded
-
-
 def _add_references(
     config: Config, plan: RunPlan, evaluator: Evaluator, console: Console, train_loader: TrainLoader | StreamLoader
 ) -> RunPlan:
@@ -395,25 +179,6 @@ def _add_references(
     )
     train_loader.rows = splits["train"].rows
     return replace(plan, inputs=replace(plan.inputs, splits=splits))
-
-
-def _make_profiler(
-    config: Config, accelerator: Accelerator, console: Console, *, num_steps: int
-) -> StepProfiler | None:
-    """What traces the steps of `log.profile`."""
-    if config.log.profile is None:
-        return None
-    first, last = parse_steps(config.log.profile)
-    if last > num_steps:
-        raise UserError(f"log.profile: {config.log.profile} ends after the run, which has {num_steps:,} steps")
-    return StepProfiler(
-        first,
-        last,
-        folder=RunDir(config.run_dir).profile,
-        process_index=accelerator.process_index,
-        say=console.say,
-        warn=console.warn,
-    )
 
 
 def _make_evaluator(config: Config, plan: RunPlan, engine: Engine, console: Console, stopwatch: Stopwatch) -> Evaluator:
@@ -504,17 +269,6 @@ def _warn_of_unheeded(config: Config, console: Console, *, given_model: bool, gi
         unheeded = [name for name in names if is_given and values[name] != KEYS[name].default]
         if unheeded:
             console.warn(f"{', '.join(unheeded)}: not heeded, for the {part} was given and is taken as it is")
-
-
-def _make_averaged_weights(config: Config, model: nn.Module, optimizer: Optimizer) -> Ema | ScheduleFreeAverages | None:
-    """What is evaluated and exported in the place of the weights."""
-    if is_schedule_free(optimizer):
-        if config.ema.decay is not None:
-            raise UserError(
-                f"ema.decay: a {type(optimizer).__name__} keeps an average of the weights itself; set it to null"
-            )
-        return ScheduleFreeAverages(model, optimizer)
-    return None if config.ema.decay is None else Ema(model, decay=config.ema.decay)
 
 
 def _interval(setting: Any, steps_per_epoch: int | None) -> int | None:

@@ -39,7 +39,7 @@ def assert_survived(ended: Ended, run: Run, *, code: int) -> str:
 
 
 def test_a_disk_with_room_for_the_model_and_for_no_checkpoint(small_disk, bench, tmp_path):
-    run = bench.run(tmp_path, "checkpoint.best=null")
+    run = bench.run(tmp_path, "checkpoint.best=null", "report=false")
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - 120_000))
     (ended,) = run.run()

@@ -97,7 +97,7 @@ def count_flops(outline: Outline, loss_of: Callable[[], Tensor]) -> int:
     Args:
         loss_of: calls the model of the outline.
     """
-    with Watch(outline.fakes), torch.no_grad():
+    with Watch(outline.fakes):
         loss_of()  # what is done once, such as looking for the head, does not count
         with FlopCounterMode(display=False, custom_mapping=_NOT_COUNTED) as counter:
             loss_of()

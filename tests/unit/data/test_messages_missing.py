@@ -40,7 +40,7 @@ def build_run(folder: Path, rows: list[Any], *overrides: str) -> list[str]:
 
 @pytest.mark.parametrize("streaming", ["true", "false"])
 def test_it_is_refused_with_the_remedy(streaming: str, tmp_path: Path):
-    told = r"'messages' ends in a message of the user; .*rows\.jsonl line 2; .*data\.missing=drop"
+    told = r"'messages' ends in a message of the user, not of the assistant, .*rows\.jsonl line 2; .*data\.missing=drop"
     with pytest.raises(UserError, match=told):
         build_run(tmp_path, [WHOLE, OPEN], f"data.streaming={streaming}")
 

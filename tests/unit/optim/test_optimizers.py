@@ -14,13 +14,11 @@ from trainer_loop.optim.groups import make_groups
 from trainer_loop.optim.optimizers import OPTIMIZERS, OptimizerPlan
 from trainer_loop.optim.schedule_free import is_schedule_free
 
-CPU = torch.device("cpu")
-
 
 def make(model, name, *, lr=0.1, weight_decay=0.01, args=None):
     plan = OptimizerPlan(name, lr, args=args or {})
     apart = plan.takes_hidden_matrices_apart
-    return plan.make(make_groups(model, lr=lr, weight_decay=weight_decay, hidden_matrices_apart=apart), CPU)
+    return plan.make(make_groups(model, lr=lr, weight_decay=weight_decay, hidden_matrices_apart=apart))
 
 
 @pytest.mark.parametrize("name", [*OPTIMIZERS, "torch.optim.RAdam"])
