@@ -21,6 +21,7 @@ from trainer_loop.runtime.outline import Outline, count_flops, measure_pass, mea
 from trainer_loop.runtime.randomness import keeping_random_state
 from trainer_loop.tasks.task import Batch
 
+_MOST_FROZEN = 0.01  # share of the weights, such as those of a pooler that nothing uses
 _PROCESSES = 8  # of the columns with shards, where there is one
 _ROWS: dict[str, Callable[[MemoryPlan], int | None]] = {
     "weights": lambda plan: plan.weights,
@@ -63,6 +64,11 @@ def count_flops_per_token(loop: TrainingLoop, outline: Outline) -> tuple[float |
         return None, "model FLOPs unknown: a pass may change what the task or the loop keeps"
     if not all(weight.is_floating_point() for weight in outline.model.parameters()):
         return None, "model FLOPs unknown: nothing counts those of quantized weights"
+    sizes = {weight: weight.numel() for weight in loop.bare_model.parameters()}
+    if sum(size for weight, size in sizes.items() if not weight.requires_grad) > _MOST_FROZEN * sum(sizes.values()):
+        return None, "model FLOPs are not counted: some weights are frozen, and take less in the backward pass"
+    if type(loop).loss_sum is not TrainingLoop.loss_sum:
+        return None, "model FLOPs are not counted: the loop has a loss of its own"
     with keeping_random_state():
         microbatch, num_tokens = take_typical(loop.data.train)
         rehearsal = _Rehearsal(loop, outline, [microbatch.to(name_device(loop.accelerator.device)).batch])

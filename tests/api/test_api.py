@@ -29,7 +29,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 from wordpiece import make_wordpiece
 
-from trainer_loop import Column, Task, TrainingLoop, UserError, assembly, build, load_config
+from trainer_loop import Column, Task, TrainingLoop, UserError, build, engine_assembly, load_config
 from trainer_loop.data.tokenizer import train_tokenizer
 from trainer_loop.record.logs import Console, read_metrics
 from trainer_loop.record.state import TrainState
@@ -727,7 +727,7 @@ def test_a_device_of_a_known_rate_gets_its_share_and_no_other_weights(settings, 
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert all("tokens_per_second_per_device" in row and row["peak_memory_bytes"] > 1e6 for row in rows[:3])
     assert not any("mfu" in row or "flops_per_token" in row for row in rows)
-    monkeypatch.setattr(assembly, "_find_peak_rate", lambda *_, **__: 1e12)
+    monkeypatch.setattr(engine_assembly, "_find_peak_rate", lambda *_, **__: 1e12)
     tiny.forget_accelerator()
     loop = build(load_config(None, [*words, f"run_dir={tmp_path / 'known'}"]))
     assert loop.engine.outline is None
@@ -747,11 +747,30 @@ def test_a_device_of_a_known_rate_gets_its_share_and_no_other_weights(settings, 
 
 
 def test_a_task_whose_passes_change_it_is_not_counted(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(assembly, "_find_peak_rate", lambda *_, **__: 1e12)
+    monkeypatch.setattr(engine_assembly, "_find_peak_rate", lambda *_, **__: 1e12)
     monkeypatch.setattr(Regression, "keeps_state", True)
     config = load_config(None, ["train={steps: 2, precision: no}", f"run_dir={tmp_path / 'run'}"])
     build(config, task=Regression(), model=Linear(), rows={"train": Points(8)})
     assert "model FLOPs unknown: a pass may change what the task or the loop keeps" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("optimizer.freeze=[bert.embeddings.*]", "some weights are frozen"),
+        (f"loop.name={__name__}.OwnLoss", "the loop has a loss of its own"),
+    ],
+)
+def test_a_pass_whose_work_is_not_known_is_not_counted(word, told, settings, monkeypatch, capfd, tmp_path):
+    monkeypatch.setattr(engine_assembly, "_find_peak_rate", lambda *_, **__: 1e12)
+    write_csv(tmp_path / "train.csv", make_reviews(24))
+    build(load_config(None, [*settings, f"data.train={tmp_path / 'train.csv'}", word]))
+    assert f"model FLOPs are not counted: {told}" in capfd.readouterr().out
+
+
+class OwnLoss(TrainingLoop):
+    def loss_sum(self, batch):
+        return super().loss_sum(batch)
 
 
 # --------------------------------------------------------------------------------------------------------- trackers

@@ -46,6 +46,12 @@ BF16_ONCE = replace(IN_BF16, shard="full", exchange="step")
 IN_FP16 = replace(BASE, dtype="float32", precision="fp16", loss_scale=2.0**22, num_steps=10, num_validation_rows=0)
 
 
+TIGHT_IN_COPIES = {  # copies exchange gradients in the last microbatch of a step
+    "zero2": replace(TIGHT["backward"], shard="zero2", replicas=2),
+    "whole gradients": replace(TIGHT["backward"], shard="full", replicas=2, exchange="step"),
+}
+
+
 def shard(scenario: Scenario, how: str, *, replicas: int = 1) -> Scenario:
     return replace(scenario, shard=how, replicas=replicas)
 
@@ -63,7 +69,7 @@ def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
 @pytest.fixture(scope="session")
 def on_four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     scenarios = [shard(CASES[case], how, replicas=2) for case in IN_COPIES for how in SHARDS]
-    scenarios += [shard(TIGHT["backward"], "full", replicas=2)]
+    scenarios += [shard(TIGHT["backward"], "full", replicas=2), *TIGHT_IN_COPIES.values()]
     return run_in_group(scenarios, tmp_path_factory.mktemp("copies"), num_processes=4)
 
 
@@ -100,8 +106,9 @@ def test_all_cut_smaller_before_the_first_step_where_one_runs_out_of_memory(
 
 
 def test_copies_of_a_sharded_model_cut_smaller_too(on_four: dict[str, Outcome], tmp_path: Path):
-    outcome = on_four[shard(TIGHT["backward"], "full", replicas=2).name]
-    assert_equal(run_here(BASE, tmp_path), outcome)
+    alone = run_here(BASE, tmp_path)
+    for case in (shard(TIGHT["backward"], "full", replicas=2), *TIGHT_IN_COPIES.values()):
+        assert_equal(alone, on_four[case.name])
 
 
 def assert_equal(one: Outcome, other: Outcome) -> None:

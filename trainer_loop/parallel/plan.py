@@ -81,6 +81,11 @@ class ShardingPlan:
 
         if self.gathers_once and self.exchange != "microbatch":
             yield "parallel.exchange: step: zero2 adds gradients up once a step in any case; leave it out"
+        elif self.reduces_once and self.reduce_dtype != "fp32":
+            yield (
+                f"parallel.reduce_dtype: {self.reduce_dtype}: with parallel.exchange=step microbatches would be added "
+                "up in it, too; set it to fp32"
+            )
         if self.offloads and values["train.precision"] == "fp16":
             yield "parallel.offload: weights: not with train.precision=fp16; set train.precision=bf16 or no"
 

@@ -54,12 +54,15 @@ class ShardedModel:
     reduces_once: bool
     offloads: bool
     num_layers: int
+    is_alone: bool = False  # no process waits for another, see `alone`
     used: set[str] = field(default_factory=set)  # names of parameters that got a gradient in this step, on this process
 
     def synchronising(self, is_last: bool) -> AbstractContextManager[None]:
         """Around one microbatch. All processes have equally many in a step, unless `gathers_once`."""
         if self.reduces_once:
             self.model.set_requires_gradient_sync(is_last)
+        if self.is_alone:  # which the line above has reset
+            self.model.set_requires_all_reduce(False)
         if self.gathers_once:
             self.model.set_reshard_after_backward(is_last)
         return nullcontext()
@@ -87,6 +90,8 @@ class ShardedModel:
         for module in modules:
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()
+        if self.offloads and self.mesh.device_type != "cpu":  # before host memory may change that is still being copied
+            torch.accelerator.synchronize()
         try:
             yield
         finally:
@@ -102,10 +107,12 @@ class ShardedModel:
         """
         modules = list(self._modules())
         self._exchange_by(_NoAllGather(), _NoReduceScatter())
+        self.is_alone = True
         self.model.set_requires_all_reduce(False)
         try:
             yield
         finally:
+            self.is_alone = False
             self.model.reset_iter_state()
             self.model.set_requires_all_reduce(True)
             for module in modules:

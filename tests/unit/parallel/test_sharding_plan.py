@@ -53,6 +53,11 @@ def test_zero2_has_one_time_to_exchange_gradients():
     assert told.startswith("parallel.exchange: step: zero2 adds gradients up once a step in any case")
 
 
+def test_gradients_that_wait_are_added_up_in_float32():
+    (told,) = find_problems("parallel={shard: full, exchange: step, reduce_dtype: bf16}")
+    assert told.startswith("parallel.reduce_dtype: bf16: with parallel.exchange=step microbatches would be added up")
+
+
 def test_a_loss_scaler_does_not_go_with_weights_in_host_memory():
     assert find_problems("parallel={shard: full, offload: weights}", "train.precision=bf16") == []
     (told,) = find_problems("parallel={shard: full, offload: weights}", "train.precision=fp16")
