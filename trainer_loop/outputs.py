@@ -82,8 +82,8 @@ class ConfiguredOutput(RunOutput):
 
     def begin_run(self, run: str, *, step: int) -> None:
         self.stopwatch.begin_run()
-        is_resumed = read_identity(self.run_dir) == run
         if self.accelerator.is_main_process:
+            is_resumed = read_identity(self.run_dir) == run  # before its description is written again
             self._write_description(run)
             self.console.keep_in(self.run_dir.log)
             if self.config.log.trackers:

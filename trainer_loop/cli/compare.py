@@ -5,15 +5,13 @@ more than chance, and the rows on which the runs disagree. Runs that differ only
 mean and standard deviation.
 """
 
-import sys
 from pathlib import Path
 
+from trainer_loop.cli.command import run_command
 from trainer_loop.errors import UserError
 from trainer_loop.record.run_dir import describe_refusal, write_text
-from trainer_loop.runtime.host import prepare_environment
 from trainer_loop.runtime.imports import importing_torch
-from trainer_loop.runtime.quiet import quieten_loggers
-from trainer_loop.runtime.streams import put_out, report, safe_streams
+from trainer_loop.runtime.streams import put_out
 
 _USAGE = """\
 python -m trainer_loop.compare RUN_DIRECTORY RUN_DIRECTORY ... [html=compare.html]
@@ -23,19 +21,7 @@ python -m trainer_loop.compare RUN_DIRECTORY RUN_DIRECTORY ... [html=compare.htm
 
 def main(argv: list[str] | None = None) -> int:
     """Print the tables and write the page; returns the exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(arguments):
-        put_out(f"{_USAGE}\n\n{__doc__}\n")
-        return 0
-    prepare_environment()
-    quieten_loggers()
-    with safe_streams():
-        try:
-            _compare(*_read_arguments(arguments))
-        except UserError as error:
-            report(error)
-            return error.exit_code
-    return 0
+    return run_command(argv, f"{_USAGE}\n\n{__doc__}\n", lambda arguments: _compare(*_read_arguments(arguments)))
 
 
 def _read_arguments(arguments: list[str]) -> tuple[list[Path], Path]:

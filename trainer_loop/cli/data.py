@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer_loop.cli.command import run_command
 from trainer_loop.errors import UserError, refuse
-from trainer_loop.runtime.host import prepare_environment
 from trainer_loop.runtime.imports import importing_torch
-from trainer_loop.runtime.quiet import quieten_libraries, quieten_loggers
-from trainer_loop.runtime.streams import put_out, report, safe_streams
+from trainer_loop.runtime.quiet import quieten_libraries
+from trainer_loop.runtime.streams import put_out
 
 if TYPE_CHECKING:  # importing them takes seconds
     from trainer_loop.config.fields import Config
@@ -44,19 +44,7 @@ class Request:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(arguments):
-        put_out(f"{USAGE}\n{__doc__}")
-        return 0
-    prepare_environment()
-    quieten_loggers()
-    with safe_streams():
-        try:
-            _show(read_request(arguments))
-        except UserError as error:
-            report(error)
-            return error.exit_code
-    return 0
+    return run_command(argv, f"{USAGE}\n{__doc__}", lambda arguments: _show(read_request(arguments)))
 
 
 def read_request(arguments: Sequence[str]) -> Request:

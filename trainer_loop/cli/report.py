@@ -4,36 +4,26 @@ It is made of the files in the run directory, also while the run is under way, a
 is not there is left out.
 """
 
-import sys
 from pathlib import Path
 
+from trainer_loop.cli.command import run_command
 from trainer_loop.errors import UserError
 from trainer_loop.record.run_dir import RunDir, describe_refusal
-from trainer_loop.runtime.host import prepare_environment
 from trainer_loop.runtime.imports import importing_torch
-from trainer_loop.runtime.quiet import quieten_loggers
-from trainer_loop.runtime.streams import put_out, report, safe_streams
+from trainer_loop.runtime.streams import put_out
 
 _USAGE = "python -m trainer_loop.report RUN_DIRECTORY"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Write the page; returns the exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(arguments):
-        put_out(f"{_USAGE}\n\n{__doc__}\n")
-        return 0
-    prepare_environment()
-    quieten_loggers()
-    with safe_streams():
-        try:
-            if len(arguments) != 1:
-                raise UserError(f"{len(arguments)} arguments were given; the form is: {_USAGE}")
-            put_out(f"written to {_write(Path(arguments[0].removeprefix('run_dir=')).expanduser())}\n")
-        except UserError as error:
-            report(error)
-            return error.exit_code
-    return 0
+    return run_command(argv, f"{_USAGE}\n\n{__doc__}\n", _report)
+
+
+def _report(arguments: list[str]) -> None:
+    if len(arguments) != 1:
+        raise UserError(f"{len(arguments)} arguments were given; the form is: {_USAGE}")
+    put_out(f"written to {_write(Path(arguments[0].removeprefix('run_dir=')).expanduser())}\n")
 
 
 def _write(root: Path) -> Path:

@@ -15,7 +15,7 @@ from trainer_loop.report.mistakes import spell_output
 from trainer_loop.report.page import Block, Card, Cards, Cell, Charts, Lines, Row, Section, Table, write_page
 from trainer_loop.report.paired import PairedTest, adjust, compare_rows, have_same_rows
 from trainer_loop.report.run_files import RunFiles, read_run
-from trainer_loop.report.wording import spell_bytes, spell_metric, spell_seconds, title_of
+from trainer_loop.report.wording import spell_bytes, spell_metric, spell_seconds, spell_value, title_of
 
 _OF_A_COPY = ("run_dir", "seed")  # runs that differ in nothing else are repeats of one config
 _MOST_ROWS = 50
@@ -99,19 +99,15 @@ def _tabulate_keys(groups: Sequence[Group]) -> Iterator[Table]:
         configs = [group.runs[0].config for group in groups]
         names = [name for name in dict.fromkeys(itertools.chain(*configs)) if name not in _OF_A_COPY]
         rows: list[Row] = [
-            (name, *(Cell(_spell(config.get(name)), "code") for config in configs))
+            (name, *(Cell(spell_value(config.get(name)), "code") for config in configs))
             for name in names
-            if len({_spell(config.get(name)) for config in configs}) > 1
+            if len({spell_value(config.get(name)) for config in configs}) > 1
         ]
         if rows:
             yield Table("Keys that differ", ("key", *(group.name for group in groups)), rows)
     repeats = [(group.name, ", ".join(map(_name_seed, group.runs))) for group in groups if len(group.runs) > 1]
     if repeats:
         yield Table("Repeats", ("runs", "seeds"), repeats)
-
-
-def _spell(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _name_seed(run: RunFiles) -> str:

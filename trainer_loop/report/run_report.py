@@ -1,7 +1,6 @@
 """report.html of a run directory: what the run was, how it went, and what its model gets wrong."""
 
 import itertools
-import json
 import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from trainer_loop.report.intervals import LEVEL, Interval, find_intervals
 from trainer_loop.report.mistakes import describe_mistakes
 from trainer_loop.report.page import Block, Cell, Charts, Code, Facts, Lines, Row, Section, Table, number, write_page
 from trainer_loop.report.run_files import RunFiles, read_run
-from trainer_loop.report.wording import spell_bytes, spell_metric, spell_seconds, title_of
+from trainer_loop.report.wording import spell_bytes, spell_metric, spell_seconds, spell_value, title_of
 
 _MOST_LABELS = 30  # of the table of the data, before it is folded
 _MOST_WARNINGS = 50
@@ -210,9 +209,5 @@ def _describe_config(run: RunFiles) -> Iterator[Block]:
 
 def _describe_key(name: str, value: Any) -> Row:
     known = KEYS.get(name)
-    default, comment = ("", "") if known is None else (_spell_value(known.default), known.comment)
-    return (name, Cell(_spell_value(value), "code"), Cell(default, "code"), comment)
-
-
-def _spell_value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    default, comment = ("", "") if known is None else (spell_value(known.default), known.comment)
+    return (name, Cell(spell_value(value), "code"), Cell(default, "code"), comment)

@@ -1,5 +1,8 @@
 """How numbers and names are spelled in reports."""
 
+import json
+from typing import Any
+
 from trainer_loop.config.named_sets import parse_set
 
 
@@ -21,3 +24,8 @@ def spell_seconds(seconds: float) -> str:
 
 def spell_bytes(count: int) -> str:
     return f"{count / 2**30:,.2f} GB" if count >= 2**30 else f"{count / 2**20:,.1f} MB"
+
+
+def spell_value(value: Any) -> str:
+    """The value of a key of the config."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
