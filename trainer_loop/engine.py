@@ -75,11 +75,11 @@ class Engine:
         self.model.train()
         if self.sharded is None or not self.tries_largest:
             return
-        sharded, optimizer = self.sharded, getattr(self.optimizer, "optimizer", self.optimizer)
+        sharded, missing = self.sharded, count_missing_state(getattr(self.optimizer, "optimizer", self.optimizer))
 
         def run_passes(microbatch: Microbatch, times: int) -> None:
             # What the first update adds.
-            state = torch.empty(count_missing_state(optimizer), dtype=torch.uint8, device=self.parameters[0].device)
+            state = torch.empty(missing, dtype=torch.uint8, device=self.parameters[0].device)
             try:
                 with sharded.alone():
                     for number in range(1, times + 1):

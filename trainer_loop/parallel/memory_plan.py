@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from trainer_loop.parallel.sharding import local_part
-from trainer_loop.runtime.outline import Outline, measure_update
+from trainer_loop.runtime.outline import Outline, update
 
 
 @dataclass(frozen=True)
@@ -198,5 +198,5 @@ def count_missing_state(optimizer: Optimizer) -> int:
         ]
     outline.model = nn.ParameterList(chain.from_iterable(group["params"] for group in groups))
     outline.optimizer = kind(groups)
-    measure_update(outline)
+    update(outline)
     return sum(value.nbytes for value in outline.state)
