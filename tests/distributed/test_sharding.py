@@ -43,6 +43,7 @@ WAITING = {  # gradients until the end of a step, or what a process keeps in hos
 TIGHT = {place: replace(BASE, tight=place) for place in ("forward", "backward")}
 IN_BF16 = replace(BASE, dtype="float32", precision="bf16")
 BF16_ONCE = replace(IN_BF16, shard="full", exchange="step")
+SPARING_IN_BF16 = replace(CASES["parameters that some rows use"], dtype="float32", precision="bf16")
 IN_FP16 = replace(BASE, dtype="float32", precision="fp16", loss_scale=2.0**22, num_steps=10, num_validation_rows=0)
 
 
@@ -61,6 +62,7 @@ def on_two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     scenarios = [shard(case, how) for case in CASES.values() for how in SHARDS]
     scenarios += [shard(case, how) for case in TIGHT.values() for how in SHARDS]
     scenarios += [shard(IN_BF16, how) for how in ("none", *SHARDS)] + [BF16_ONCE]
+    scenarios += [shard(SPARING_IN_BF16, "none"), replace(shard(SPARING_IN_BF16, "full"), exchange="step")]
     scenarios += WAITING.values()
     scenarios += [shard(IN_FP16, how) for how in ("none", *SHARDS)]
     return run_in_group(scenarios, tmp_path_factory.mktemp("sharded"))
@@ -142,6 +144,12 @@ def test_in_bf16_the_weights_stay_in_float32_and_no_gradient_is_lost(on_two: dic
     assert once.losses == pytest.approx(full.losses, rel=1e-5)  # gradients that wait are added up in float32
     for outcome in (plain, zero2, full, once):
         assert (outcome.weights.bfloat16().double() - outcome.weights).abs().max() > 1e-6
+
+
+def test_gradients_that_first_come_in_the_last_microbatch_join_those_that_wait_in_float32(on_two: dict[str, Outcome]):
+    plain, full = on_two[SPARING_IN_BF16.name], on_two[replace(SPARING_IN_BF16, shard="full", exchange="step").name]
+    assert full.losses == pytest.approx(plain.losses, rel=1e-3)
+    assert full.grad_norms == pytest.approx(plain.grad_norms, rel=1e-2)
 
 
 def test_in_fp16_all_parts_skip_the_updates_in_which_a_gradient_overflows_anywhere(on_two: dict[str, Outcome]):

@@ -61,11 +61,27 @@ class ShardedModel:
         """Around one microbatch. All processes have equally many in a step, unless `gathers_once`."""
         if self.reduces_once:
             self.model.set_requires_gradient_sync(is_last)
+            if is_last:
+                self._let_gradients_wait_alike()
         if self.is_alone:  # which the line above has reset
             self.model.set_requires_all_reduce(False)
         if self.gathers_once:
             self.model.set_reshard_after_backward(is_last)
         return nullcontext()
+
+    def _let_gradients_wait_alike(self) -> None:
+        """Where some gradients of an exchange wait in the type in which they are added up, let zeros wait for the rest.
+
+        One that first comes in the last microbatch would have the type of the weights, and an exchange has one type.
+        """
+        for module in self._modules():
+            for group in fully_shard.state(module)._fsdp_param_groups:  # type: ignore[attr-defined]
+                learning = [parameter for parameter in group.fsdp_params if parameter.sharded_param.requires_grad]
+                waiting = [parameter.unsharded_accumulated_grad for parameter in learning]
+                like = next((gradient for gradient in waiting if gradient is not None), None)
+                for parameter in learning:
+                    if like is not None and parameter.unsharded_accumulated_grad is None:
+                        parameter.unsharded_accumulated_grad = like.new_zeros(parameter._orig_size)
 
     def watch_gradients(self) -> None:
         """From now on, `used` has the parameters that get a gradient. Call it when it is settled which ones learn."""
@@ -424,7 +440,7 @@ def as_part(whole: Whole, like: Tensor) -> Tensor:
 def _as_whole(part: Tensor, like: DTensor) -> DTensor:
     """A tensor that is spread as `like` is, of which this process has this part, on any device."""
     meta = TensorMeta(like.shape, like.stride(), part.dtype)
-    return DTensor(part, DTensorSpec(like.device_mesh, like.placements, meta), requires_grad=False)  # type: ignore[call-arg]
+    return DTensor(part.detach(), DTensorSpec(like.device_mesh, like.placements, meta), requires_grad=False)  # type: ignore[call-arg]
 
 
 @torch.no_grad()
