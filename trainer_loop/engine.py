@@ -286,7 +286,7 @@ class Engine:
         self.optimizer.step()
         # A fused optimizer leaves an update out on the device, which accelerate does not notice.
         self._has_overflowed = scaler is not None and scaler.get_scale() < scale
-        if self.averaged_weights is not None:
+        if self.averaged_weights is not None and not self._has_overflowed:
             self.averaged_weights.update()
 
     def report_step(
@@ -307,8 +307,7 @@ class Engine:
         logged: sum and count of each extra metric.
         """
         lr = float(self.scheduler.get_last_lr()[0])
-        has_overflowed = self.accelerator.scaler is not None and bool(self.optimizer.step_was_skipped)
-        if not skipped and not has_overflowed and not self._has_overflowed:
+        if not skipped and not self._has_overflowed:
             self.schedule_step += 1
             if not follows_metric(self.scheduler):
                 self.scheduler.step()

@@ -3,8 +3,8 @@
     make soak
     PYTHONPATH=tests python tests/resume/soak.py --kills 50 --seed 7
 
-Over one process and two, or two and four that hold parts of
-the model, with every option case of the harness in turn. What went wrong is kept, and told.
+Over one process and two, or two and four that hold parts of the model, with every option case of the harness in turn.
+What went wrong is kept, and told.
 """
 
 import argparse

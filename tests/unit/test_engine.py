@@ -9,6 +9,7 @@ import torch
 from torch.optim.lr_scheduler import LambdaLR
 
 from trainer_loop import UserError
+from trainer_loop.optim.ema import Ema
 from trainer_loop.parallel.processes import make_accelerator
 from trainer_loop.record.state import TrainState
 from trainer_loop.tasks.sequence_classification import SequenceClassification
@@ -114,13 +115,21 @@ def test_a_checkpoint_of_an_older_version_has_a_schedule_that_followed_every_ste
     assert loop.engine.schedule_step == 2
 
 
+class CountingEma(Ema):
+    num_updates = 0
+
+    def update(self):
+        super().update()
+        self.num_updates += 1
+
+
 class Steep(SequenceClassification):
     def loss(self, model, batch):
         return super().loss(model, batch) * 2**6
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_the_learning_rate_stands_still_where_gradients_overflow(fused, tmp_path):
+def test_the_learning_rate_and_the_average_stand_still_where_gradients_overflow(fused, tmp_path):
     """As in fp16 on a GPU; here with a scale that float32 cannot hold."""
     accelerator = make_accelerator(precision="no")
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
@@ -133,6 +142,7 @@ def test_the_learning_rate_stands_still_where_gradients_overflow(fused, tmp_path
         optimizer=lambda groups: torch.optim.SGD(groups, fused=fused),
         lr=1e-3,
         max_grad_norm=None,
+        averaged_weights=lambda model: CountingEma(model, decay=0.5),
     )
     start = {name: weight.detach().clone() for name, weight in loop.bare_model.named_parameters()}
     overflowed = []
@@ -148,6 +158,6 @@ def test_the_learning_rate_stands_still_where_gradients_overflow(fused, tmp_path
     state = loop.fit()
     assert overflowed[0], "the scale falls until the gradients fit"
     assert not all(overflowed)
-    assert state.schedule_step == 12 - sum(overflowed)
+    assert state.schedule_step == loop.engine.averaged_weights.num_updates == 12 - sum(overflowed)
     moved = [1 + overflowed[:step].count(False) for step in range(12)]
     assert rates_of(tmp_path) == pytest.approx([1e-3 / number for number in moved])
