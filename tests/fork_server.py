@@ -33,7 +33,7 @@ _MODULES = """
 trainer_loop.cli.run trainer_loop.cli.predict trainer_loop.assembly trainer_loop.description trainer_loop.predictor
 trainer_loop.tasks.sequence_classification trainer_loop.tasks.causal_lm trainer_loop.tasks.token_classification
 transformers.models.bert.modeling_bert transformers.optimization peft sklearn.metrics torch.profiler
-torch.utils.serialization trainer_loop.report.run_report
+torch.utils.serialization trainer_loop.report.run_report trainer_loop.quickstart.reviews
 """.split()  # noqa: SIM905
 
 # Variables that nothing reads at import. Where any other differs, the process is forked from another server.
@@ -263,11 +263,12 @@ def main() -> None:
         for name in _MODULES:
             importlib.import_module(name)
     # What every start would make anew: a large table, the defaults of a config, patterns to read versions with, the
-    # template of the report.
+    # template of the report, the reviews of the quickstart and of the examples.
     sys.modules["transformers.conversion_mapping"].get_checkpoint_conversion_mapping("bert")
     sys.modules["trainer_loop.config.load"].read_config(None, [])
     sys.modules["trainer_loop.record.run_dir"].package_versions()
     sys.modules["trainer_loop.report.page"].write_page("", [])
+    sys.modules["trainer_loop.quickstart.reviews"].train()
     request = serve(channel)
     if request is None:
         return

@@ -14,9 +14,10 @@ complaint, and their structure decides: a bag-of-words classifier gets about sev
 reviews follow patterns that never occur in the training reviews; all their words do.
 """
 
+import functools
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
@@ -210,21 +211,27 @@ _VALIDATION_PATTERNS = _Patterns(  # the same conjunctions elsewhere
 
 def train() -> list[dict[str, str]]:
     """10,000 rows with the columns `text` and `label` ("negative" or "positive", in turn); the same on every call."""
-    return _write_reviews(NUM_TRAIN_ROWS, patterns=_TRAIN_PATTERNS, seed=1)
+    return _as_rows(_write_reviews(NUM_TRAIN_ROWS, patterns=_TRAIN_PATTERNS, seed=1))
 
 
 def validation() -> list[dict[str, str]]:
     """1,000 rows like those of `train`, in patterns that `train` never uses."""
-    return _write_reviews(NUM_VALIDATION_ROWS, patterns=_VALIDATION_PATTERNS, seed=2)
+    return _as_rows(_write_reviews(NUM_VALIDATION_ROWS, patterns=_VALIDATION_PATTERNS, seed=2))
 
 
-def _write_reviews(num_rows: int, *, patterns: _Patterns, seed: int) -> list[dict[str, str]]:
+def _as_rows(labels: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"text": text, "label": label} for text, label in labels.items()]
+
+
+@functools.cache
+def _write_reviews(num_rows: int, *, patterns: _Patterns, seed: int) -> Mapping[str, str]:
+    """text -> label"""
     rng = random.Random(seed)
-    labels: dict[str, str] = {}  # text -> label; a text that comes up again is not added again
+    labels: dict[str, str] = {}  # a text that comes up again is not added again
     while len(labels) < num_rows:
         happy = len(labels) % 2 == 1
         labels.setdefault(_write_review(rng, patterns, happy=happy), "positive" if happy else "negative")
-    return [{"text": text, "label": label} for text, label in labels.items()]
+    return labels
 
 
 def _write_review(rng: random.Random, patterns: _Patterns, *, happy: bool) -> str:
