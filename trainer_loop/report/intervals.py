@@ -16,7 +16,7 @@ _ROWS_TO_COMPUTE = 2_000_000  # in all draws of these
 _LEAST_DRAWS = 50
 _ROWS_TO_DRAW = 100_000_000  # in all draws of a mean: a second
 _MOST_ROW_VALUES = 20_000  # to compute one by one
-_SAMPLE = 25  # rows, on which a metric shows whether it is a mean over rows
+_SAMPLES, _SAMPLE = 5, 25  # of rows, on which a metric shows whether it is a mean over rows
 _FEW_VALUES = 64
 
 
@@ -37,14 +37,15 @@ def find_intervals(
     A result that cannot be computed, or not for most draws, has none.
 
     Args:
-        columns: Outputs of the task by name, `[N, ...]` each; metrics that compare others are left out.
+        columns: Outputs of the task by name, `[N, ...]` each; metrics that compare others are left out, and all
+            metrics of a single row.
         seed: The intervals are a function of it and of the columns.
     """
     found: dict[str, Interval] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of draws for which a score is not defined
         for metric in metrics:
-            if metric.columns.keys() <= columns.keys():
+            if metric.columns.keys() <= columns.keys() and len(columns["predictions"]) > 1:
                 read = {name: columns[name] for name in metric.columns}
                 generator = np.random.default_rng(seed)
                 found |= _find_intervals_of(metric, read, generator)
@@ -101,11 +102,13 @@ def _find_row_values(
         table = np.stack([column.astype(np.float64) for column in columns.values()], axis=1)
         _, firsts, groups = np.unique(table, axis=0, return_index=True, return_inverse=True)
         groups = firsts[groups.ravel()]
-    few = groups[:_SAMPLE]
-    of_few = _compute(metric, columns, few)
-    if of_few is None or _compute_each(metric, columns, few, of_few) is None or len(set(groups)) > _MOST_ROW_VALUES:
-        return None
-    return _compute_each(metric, columns, groups, whole)
+    # Several, drawn at random: a correlation is 0 for each row, and so it can be for some rows together.
+    draws = np.random.default_rng(0).integers(0, count, (_SAMPLES, min(_SAMPLE, count)))
+    for few in groups[draws]:
+        of_few = _compute(metric, columns, few)
+        if of_few is None or _compute_each(metric, columns, few, of_few) is None:
+            return None
+    return None if len(set(groups)) > _MOST_ROW_VALUES else _compute_each(metric, columns, groups, whole)
 
 
 def _compute_each(

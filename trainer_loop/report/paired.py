@@ -53,16 +53,19 @@ def compare_rows(first: ScoredRows, second: ScoredRows) -> PairedTest | None:
     if one is None or other is None:
         return None
     differences = other.amounts - one.amounts
-    per_count = 1 / max(float(one.counts.mean()), 1e-12)  # of rows to what the error is a share of, such as words
-    draws = draw_means(differences, np.random.default_rng(_SEED)) * per_count
-    low, high = np.percentile(draws, [50 - 50 * LEVEL, 50 + 50 * LEVEL]).tolist()
     everything = np.arange(len(differences))
+    errors = one.of(everything), other.of(everything)
+    # An error is a share of words, or of tokens, of which each draw has another number. What a row adds to the
+    # difference beyond its share is drawn, as for any ratio of means (linearised, Davison and Hinkley 1997).
+    difference, count = errors[1] - errors[0], max(float(one.counts.mean()), 1e-12)
+    draws = difference + draw_means(differences - difference * one.counts, np.random.default_rng(_SEED)) / count
+    low, high = np.percentile(draws, [50 - 50 * LEVEL, 50 + 50 * LEVEL]).tolist()
     is_class = first.kind == "class"
     p_value = _mcnemar(differences) if is_class else _test_signs(differences)
     by_size = np.argsort(-np.abs(differences), kind="stable")
     return PairedTest(
         error=one.title,
-        errors=(one.of(everything), other.of(everything)),
+        errors=errors,
         low=low,
         high=high,
         p_value=p_value,

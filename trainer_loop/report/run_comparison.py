@@ -166,10 +166,10 @@ def _spell_mean(values: Sequence[float | None], spell_one: Callable[[float], str
     known = [value for value in values if value is not None]
     if not known:
         return None
-    if len(known) == 1:
-        return Cell(spell_one(known[0]), "number")
-    spread = f"{spell_one(statistics.mean(known))} ± {spell_one(statistics.stdev(known))}"
-    return Cell(f"{spread} ({len(known)} runs)", "number")
+    spread = f" ± {spell_one(statistics.stdev(known))}" if len(known) > 1 else ""
+    which = "" if len(known) == len(values) else f"{len(known)} of "  # others did not end, or not with a number
+    of_runs = f" ({which}{len(values)} runs)" if len(values) > 1 else ""
+    return Cell(f"{spell_one(statistics.mean(known))}{spread}{of_runs}", "number")
 
 
 # ------------------------------------------------------------------------------------------------------- the same rows

@@ -82,8 +82,7 @@ class RunFiles:
         """Those of the run that are shipped and that can be computed again from its rows."""
         declared = () if self.task_class is None else self.task_class.metrics
         entries = self.facts.get("metrics") or self.config.get("evaluate.metrics") or list(declared)
-        names = {entry if isinstance(entry, str) else entry["name"]: entry for entry in entries}
-        shipped = [entry for name, entry in names.items() if name in SHIPPED]
+        shipped = [entry for entry in entries if (entry if isinstance(entry, str) else entry["name"]) in SHIPPED]
         try:
             return load_metrics(shipped, num_labels=len(rows.names) or None, label_names=rows.names or None)
         except UserError:  # a package that is not installed here

@@ -68,3 +68,15 @@ def test_the_same_seed_gives_the_same_interval_and_what_cannot_be_computed_has_n
     assert find("mae", np.ones(0), np.ones(0)) == {}
     metrics = load_metrics(["accuracy"], num_labels=2)
     assert find_intervals(metrics, {"predictions": rows[0]}) == {}
+
+
+@pytest.mark.parametrize("name", ["matthews_correlation", "pearson"])
+def test_a_metric_that_is_zero_for_one_row_and_for_all_is_no_mean_over_rows(name: str):
+    found = find(name, np.array([0, 0, 1, 1] * 5), np.array([0, 1, 0, 1] * 5))[name]
+    assert found.value == pytest.approx(0)
+    assert found.low < -0.2
+    assert found.high > 0.2
+
+
+def test_one_row_says_nothing_of_others():
+    assert find("accuracy", np.ones(1, dtype=np.int64), np.ones(1, dtype=np.int64)) == {}

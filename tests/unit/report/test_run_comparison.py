@@ -54,6 +54,14 @@ def test_numbers_are_compared_by_all_signs_of_their_differences():
     assert found.second_only[0] == 4
 
 
+def test_a_loss_that_is_larger_by_the_same_amount_a_token_has_no_spread():
+    counts = np.random.default_rng(0).integers(1, 500, 60)
+    first, of_tokens = counts * 2.0, {"predictions": "negative_log_likelihood", "references": "num_targets"}
+    found = compare_rows(make_rows(of_tokens, first, counts), make_rows(of_tokens, first + 0.1 * counts, counts))
+    assert found is not None
+    assert (found.low, found.high) == pytest.approx((0.1, 0.1))
+
+
 def test_equal_models_are_found_unlike_as_often_as_the_level_says():
     generator = np.random.default_rng(1)
     references = np.zeros(40)
@@ -120,6 +128,16 @@ def test_repeats_are_one_column_and_other_configs_are_tested_on_the_same_rows(tm
     for told in ("run_b is better on 35 rows", "text <b>7</b>", "test: the rows of run_a1 and run_c are not the same"):
         assert told in shown, told
     assert "run_a1 is better" not in shown
+
+
+def test_a_mean_says_how_many_of_the_repeats_have_a_number(tmp_path: Path, capsys):
+    first, second, other, _ = map(Path, make_runs(tmp_path))
+    metrics = first / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace('"test/accuracy": 0.6', '"test/accuracy": null, "was": 0.6'))
+    assert main([str(first), str(second), str(other), f"html={tmp_path / 'compare.html'}"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "test accuracy 0.75 (1 of 2 runs) 0.95833" in out
+    assert "1 min 10 s ± 0.0 s (2 runs)" in out
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from trainer_loop.config.load import load_config, spell_config
 from trainer_loop.record.predictions import Scores, write_predictions
 from trainer_loop.record.report_facts import FORMAT
 from trainer_loop.report.rows import read_rows
+from trainer_loop.report.run_files import read_run
 from trainer_loop.report.run_report import write_report
 
 GENERATOR = np.random.default_rng(0)
@@ -186,6 +187,16 @@ def test_each_kind_of_prediction_is_read_as_it_was_and_shown(
             assert np.array_equal(one, np.maximum(known, -1) if are_tags else known)  # of a tag that is no target -1
     assert read.details["tokens"].tolist() == list(range(len(predictions)))
     assert told in Page(write_report(run)).text
+
+
+def test_two_entries_of_one_metric_have_their_own_intervals(tmp_path: Path):
+    run = make_run(tmp_path, score_classes(60, 3), names=["a", "b", "c"], outputs=OF_CLASSES)
+    facts = json.loads((run / "report.json").read_text())
+    averages = ("macro", "micro")
+    facts["metrics"] = [{"name": "f1", "key": name, "args": {"average": name}} for name in averages]
+    (run / "report.json").write_text(json.dumps(facts))
+    read = read_run(run)
+    assert [metric.key for metric in read.load_metrics(read.sets["test"])] == ["macro", "micro"]
 
 
 def keep_only_metrics(run: Path) -> None:
