@@ -32,6 +32,7 @@ from trainer_loop.record.run_dir import (
     describe_environment,
     describe_refusal,
     read_identity,
+    remove,
     write_json,
     write_text,
 )
@@ -99,6 +100,8 @@ class ConfiguredOutput(RunOutput):
                 plan=list(self.plan_lines),
                 data={name: facts.as_json() for name, facts in self.plan.inputs.facts.items()},
             )
+        elif self.accelerator.is_main_process:
+            remove(self.run_dir.report_facts)  # of an earlier start; soon it would tell of other weights
 
     def _write_description(self, run: str) -> None:
         self.run_dir.make()
@@ -125,7 +128,7 @@ class ConfiguredOutput(RunOutput):
             config=flatten(self.config),
             is_resumed=is_resumed,
             logged=self._read_logged() if is_resumed else (),
-            files=[self.run_dir.report],
+            files=[self.run_dir.report] if self.config.report else [],
         )
         start_trackers(
             self.accelerator,

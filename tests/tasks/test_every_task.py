@@ -277,6 +277,8 @@ def test_a_report_that_cannot_be_written_costs_a_warning(tmp_path: Path, monkeyp
 
 
 def test_a_run_without_a_report_leaves_nothing_for_one(tmp_path: Path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "report.json").write_text("{}")  # of an earlier start; soon it would tell of other weights
     train(make_config(tmp_path, "sequence_classification", "report=false"))
     assert not list((tmp_path / "run").glob("report*"))
     assert [path.name for path in (tmp_path / "run" / "predictions").iterdir()] == ["test.jsonl"]

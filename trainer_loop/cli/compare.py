@@ -43,7 +43,7 @@ def _compare(roots: list[Path], page: Path) -> None:
     for table in tables:
         put_out("\n".join(draw_table(table)) + "\n\n")
     try:
-        write_text(page, text)
+        write_text(page, text, shared=True)
     except OSError as error:
         raise UserError(f"html: {describe_refusal(error, page)}") from error
     put_out(f"written to {page}\n")

@@ -231,7 +231,7 @@ def _tell_how_to_predict(config: "Config", loop: "TrainingLoop") -> None:
     from trainer_loop.tasks.find import list_tasks, load_task
 
     run_dir = RunDir(config.run_dir)
-    if run_dir.report.is_file():
+    if config.report and run_dir.report.is_file():
         loop.console.say(f"report: {run_dir.report}")
     loop.console.say(f"model: {run_dir.model}")
     if config.task.name in list_tasks():  # predict knows no others

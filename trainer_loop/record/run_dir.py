@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 import sys
+import uuid
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -121,9 +122,12 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a temporary file and rename it, so that a reader never sees a partial file."""
-    temporary = path.with_name(f".{path.name}.tmp")
+def write_text(path: Path, text: str, *, shared: bool = False) -> None:
+    """Write a temporary file and rename it, so that a reader never sees a partial file.
+
+    shared: other processes may write this file at the same time. A kill may then leave the temporary file.
+    """
+    temporary = path.with_name(f".{path.name}{f'-{uuid.uuid4().hex[:8]}' if shared else ''}.tmp")
     try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)

@@ -118,7 +118,8 @@ def number(text: object, *, share: float | None = None) -> Cell:
 def write_page(title: str, sections: Sequence[Section], *, subtitle: str = "") -> str:
     """The page, without scripts and without anything that is loaded from elsewhere. All texts are escaped."""
     shown = [section for section in sections if section.blocks]
-    return _load_template().render(title=title, subtitle=subtitle, sections=shown, style=read_style())
+    page = _load_template().render(title=title, subtitle=subtitle, sections=shown, style=read_style())
+    return page.encode("utf-8", "replace").decode()  # the name of a folder may be no UTF-8
 
 
 @functools.cache

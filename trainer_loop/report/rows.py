@@ -120,15 +120,18 @@ class ScoredRows:
         return pairs[0][is_known], pairs[1][is_known]
 
 
-def read_rows(path: Path, kinds: Mapping[str, str], names: Sequence[str] | None) -> ScoredRows:
+def read_rows(
+    path: Path, kinds: Mapping[str, str], names: Sequence[str] | None, *, count: float | None = None
+) -> ScoredRows:
     """Read a file that `write_predictions` wrote.
 
     Args:
         kinds: Of the task's outputs.
         names: Of the classes; None: those of the file, in alphabetical order.
+        count: How many rows were scored; None: it is not known.
 
     Raises:
-        ValueError: The file is none of these.
+        ValueError: The file is none of these, or not whole.
     """
     columns: dict[str, list[Any]] = {name: [] for name in ("place", "prediction", "reference", *_DETAILS)}
     with path.open(encoding="utf-8") as file:
@@ -137,9 +140,11 @@ def read_rows(path: Path, kinds: Mapping[str, str], names: Sequence[str] | None)
             for name in columns.keys() & row.keys():
                 columns[name].append(row[name])
     kind, values = kinds.get("predictions"), (columns["prediction"], columns["reference"])
-    count = len(columns["place"])
-    if not count or any(len(column) not in (0, count) for column in columns.values()):
+    found = len(columns["place"])
+    if not found or any(len(column) not in (0, found) for column in columns.values()):
         raise ValueError("it has no rows, or some that lack a value")
+    if count not in (None, found):
+        raise ValueError(f"it has {found:,} rows, and {count:,} were scored")
     if names is None and kind in ("class", "tags", "label_set"):
         names = sorted({value for column in values for value in _list_texts(column)})
     ids = {name: number for number, name in enumerate(names or ())}

@@ -128,7 +128,8 @@ def _tabulate_figures(groups: Sequence[Group]) -> Iterator[Table]:
         for run in group.runs
     }
     costs = {id(run): _count_costs(run.totals) for group in groups for run in group.runs}
-    yield from _tabulate("Metrics of the exported weights", groups, figures, lambda _: spell_metric)
+    titles = dict.fromkeys(run.title_of_figures for group in groups for run in group.runs)
+    yield from _tabulate(" / ".join(titles), groups, figures, lambda _: spell_metric)
     yield from _tabulate("What it took", groups, costs, _COSTS.__getitem__)
 
 

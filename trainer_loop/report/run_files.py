@@ -1,7 +1,7 @@
 """What a run directory holds, for a report: whatever is not there is empty, also in a directory of an older version."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,13 +60,26 @@ class RunFiles:
         sets = {*name_sets(split, self.config.get(f"data.{split}")), *self.facts.get("sets", {})}
         return [part for of, part in map(parse_set, sorted(sets)) if part and of == split]
 
-    def list_figures(self, split: str) -> dict[str, dict[str, float]]:
-        """The metrics of the exported weights on the sets of a split, by their names such as `validation.hard`.
+    @property
+    def _evaluated(self) -> int:
+        """The step of the weights that the report describes: exported, or to be exported if the run ended now."""
+        steps = [of_set["step"] or 0 for of_set in self.facts.get("sets", {}).values()]
+        return max([*steps, 0 if self.export is None else self.export.step], default=0)
 
-        Where nothing was exported, they are those of the last evaluation.
+    @property
+    def title_of_figures(self) -> str:
+        """What `list_figures` returns: a run that is under way may have exported others before."""
+        is_exported = self.export is not None and self._evaluated == self.export.step
+        return "Metrics of the exported weights" if is_exported else "Metrics so far"
+
+    def list_figures(self, split: str) -> dict[str, dict[str, float]]:
+        """The metrics on the sets of a split, by their names such as `validation.hard`.
+
+        They are those of the weights that are exported, or would be if the run ended now, where that is known; else of
+        the last evaluation.
         """
         rows = [row for row in self.metrics if any(name.startswith(f"{split}/") for name in row)]
-        known = [row for row in rows if self.export is not None and row["step"] == self.export.step]
+        known = [row for row in rows if row["step"] == self._evaluated]
         last = (known if split == "validation" and known else rows)[-1:]
         named = self.name_parts(split)
         figures: dict[str, dict[str, float]] = {}
@@ -101,7 +114,7 @@ def read_run(root: Path) -> RunFiles:
             return how(path)
         except FileNotFoundError:
             return otherwise
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             notes.append(f"{path} is left out: {in_one_line(error)}")
             return otherwise
 
@@ -112,11 +125,7 @@ def read_run(root: Path) -> RunFiles:
     task_class = load_task(task) if task in list_tasks() else None
     kinds = facts.get("outputs") or (task_class and task_class.outputs) or {}
     names = facts.get("label_names") or (None if export is None else export.plan.get("data.label_names"))
-    files = run_dir.list_predictions() if kinds else {}
-    if facts:  # others are of weights that a resumed run has not come to yet
-        files = {name: path for name, path in files.items() if name in facts.get("sets", {})}
-    sets = {name: read(path, partial(read_rows, kinds=kinds, names=names), None) for name, path in files.items()}
-    return RunFiles(
+    run = RunFiles(
         run_dir=run_dir,
         config_text=text,
         config=config,
@@ -127,10 +136,19 @@ def read_run(root: Path) -> RunFiles:
         export=export,
         task=task,
         task_class=task_class,
-        sets={name: rows for name, rows in sets.items() if rows is not None},
+        sets={},
         warnings=list(dict.fromkeys(line.partition(_WARNING)[2] for line in log.splitlines() if _WARNING in line)),
         notes=notes,
     )
+    figures = {**run.list_figures("test"), **run.list_figures("validation")}
+    # Others are of weights that a resumed run has not come to yet; without facts, that is not known of validation sets.
+    shown = facts.get("sets", {}) if facts else run.list_figures("test")
+    sets = {
+        name: read(path, partial(read_rows, kinds=kinds, names=names, count=figures.get(name, {}).get("rows")), None)
+        for name, path in (run_dir.list_predictions() if kinds else {}).items()
+        if name in shown
+    }
+    return replace(run, sets={name: rows for name, rows in sets.items() if rows is not None})
 
 
 def _read_text(path: Path) -> str:

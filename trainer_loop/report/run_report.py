@@ -31,7 +31,7 @@ def write_report(root: Path) -> Path:
     """
     run = read_run(root)
     path = run.run_dir.report
-    write_text(path, make_report(run))
+    write_text(path, make_report(run), shared=True)
     return path
 
 
@@ -46,7 +46,7 @@ def make_report(run: RunFiles) -> str:
     sections = [
         Section("Summary", list(_summarise(run, figures, intervals))),
         Section("Curves", list(_draw(run))),
-        Section("Metrics", list(_tabulate_metrics(figures, intervals))),
+        Section("Metrics", list(_tabulate_metrics(run.title_of_figures, figures, intervals))),
         *(
             Section(f"Mistakes: {title_of(name)}", describe_mistakes(run.sets[name], worst.get(name, [])))
             for name in sorted(run.sets, key=lambda name: (not name.startswith("test"), name))
@@ -69,7 +69,7 @@ def _summarise(run: RunFiles, figures: Mapping[str, Any], intervals: Mapping[str
         "status": _ENDINGS.get(ended, ended),
         "task": run.task.replace("_", " "),
         "model": run.config.get("model.name") or run.config.get("model.type"),
-        "steps": f"{max(steps):,}" + (f" of {planned:,}" if planned not in (None, max(steps)) else "")
+        "steps": f"{max(steps):,}" + (f" of {planned:,}" if planned is not None and planned > max(steps) else "")
         if steps
         else None,
         "step of the exported weights": None if run.export is None else f"{run.export.step:,}",
@@ -103,7 +103,7 @@ def _draw(run: RunFiles) -> Iterator[Block]:
 
 
 def _tabulate_metrics(
-    figures: Mapping[str, Mapping[str, Any]], intervals: Mapping[str, Mapping[str, Interval]]
+    title: str, figures: Mapping[str, Mapping[str, Any]], intervals: Mapping[str, Mapping[str, Interval]]
 ) -> Iterator[Block]:
     rows: list[Row] = []
     for name, of_set in figures.items():
@@ -115,7 +115,7 @@ def _tabulate_metrics(
     if rows:
         note = "Intervals are percentiles of the metric over rows drawn anew with replacement (bootstrap)."
         heads = ("set", "metric", "value", f"{LEVEL:.0%} interval", "rows")
-        yield Table("Metrics of the exported weights", heads, rows, note=note if any(intervals.values()) else "")
+        yield Table(title, heads, rows, note=note if any(intervals.values()) else "")
 
 
 def _match(value: Any, found: Interval | None) -> Interval | None:
@@ -177,7 +177,7 @@ def _describe_run(run: RunFiles) -> Iterator[Block]:
     checkpoints: list[Row] = [
         (
             path.name,
-            number(spell_bytes(sum(file.stat().st_size for file in path.rglob("*") if file.is_file()))),
+            number(_spell_size(path)),
             ", ".join(name for name, target in marked.items() if target == path.name),
         )
         for path in list_checkpoints(run.run_dir)
@@ -193,6 +193,14 @@ def _describe_run(run: RunFiles) -> Iterator[Block]:
             ("what", "value"),
             [(name.replace("_", " "), str(value)) for name, value in values.items() if value],
         )
+
+
+def _spell_size(folder: Path) -> str:
+    """The bytes of its files; nothing where a run that is under way removes it meanwhile."""
+    try:
+        return spell_bytes(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
+    except FileNotFoundError:
+        return ""
 
 
 def _describe_config(run: RunFiles) -> Iterator[Block]:

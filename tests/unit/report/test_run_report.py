@@ -1,6 +1,7 @@
 """report.html of run directories that are made here, file by file."""
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -177,7 +178,9 @@ def test_each_kind_of_prediction_is_read_as_it_was_and_shown(
         return np.array(values)
 
     columns = as_column(predictions), as_column(references)
-    scores = Scores({"rows": 3}, range(len(predictions)), *columns, {"tokens": np.arange(len(predictions))})
+    scores = Scores(
+        {"rows": len(predictions)}, range(len(predictions)), *columns, {"tokens": np.arange(len(predictions))}
+    )
     run = make_run(tmp_path, scores, names=names, outputs=outputs, texts=["first", "second"])
     read = read_rows(run / "predictions" / "test.jsonl", outputs, names)
     for own, other in zip((read.predictions, read.references), columns, strict=True):
@@ -232,6 +235,22 @@ def test_what_is_not_there_or_damaged_is_left_out(
     assert missing not in text
 
 
+def test_two_commands_that_write_one_page_at_once_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    run = make_run(tmp_path, score_classes(40, 3), names=["a", "b", "c"], outputs=OF_CLASSES)
+    replace, others = os.replace, [write_report]
+
+    def come_between(source: Path, target: Path) -> None:
+        if others:
+            others.pop()(run)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", come_between)
+    write_report(run)
+    assert not others
+    assert sorted(path.name for path in run.glob("*report*")) == ["report.html", "report.json"]
+    assert not list(run.glob(".*"))
+
+
 def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     run = make_run(tmp_path, score_classes(40, 3), names=["a", "b", "c"], outputs=OF_CLASSES)
     assert main([str(run)]) == 0
@@ -239,6 +258,10 @@ def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     assert main([str(tmp_path)]) == 2
     assert "holds neither config.yaml nor metrics.jsonl" in capfd.readouterr().err
     assert main([]) == 2
+    odd = run.rename(tmp_path / os.fsdecode(b"\xff"))  # a name that is no UTF-8
+    assert main([str(odd)]) == 0
+    odd.rename(run)
+    capfd.readouterr()
     with pytest.raises(UserError, match="is no directory"):
         write_report(tmp_path / "nowhere")
     (run / "report.html").unlink()
