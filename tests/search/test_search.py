@@ -13,6 +13,8 @@ import pytest
 
 pytest.importorskip("optuna")
 
+import optuna
+
 from trainer_loop.cli.search import main, read_plan
 from trainer_loop.search.study import Study
 
@@ -214,6 +216,7 @@ def test_another_space_in_the_same_directory_is_refused(undisturbed: Path, capsy
             ["search.space=nowhere.yaml"],
             ["search.space: 'nowhere.yaml' is neither a mapping nor a file that can be read"],
         ),
+        ([SPACE, "dry_run=true"], ["dry_run: the first trial is checked by a dry run in any case; leave it out"]),
         (["search.space={run_dir: [a]}"], ["search.space: run_dir is set by the search itself; leave it out"]),
         ([SPACE, "search.sampler=tpee"], ["search.sampler is 'tpee'; allowed: grid, random, tpe, or a dotted path"]),
         ([SPACE, "search.storage=nosuch://x"], ["search.storage cannot be opened"]),
@@ -225,3 +228,33 @@ def test_what_is_wrong_is_told_at_once(arguments: Sequence[str], told: Sequence[
     assert len(lines) == len(told), lines
     for line, expected in zip(lines, told, strict=True):
         assert line.startswith(f"error: {expected}"), line
+
+
+@pytest.mark.parametrize("weight", [1, 0])
+def test_importance_is_the_share_of_the_differences_between_trials(weight: int, tmp_path: Path):
+    study = Study(read_plan([*BASE, f"search.dir={tmp_path / 'found'}", SPACE]))
+    kinds = {
+        "optimizer.lr": optuna.distributions.FloatDistribution(1e-6, 1e-2, log=True),
+        "batch.size": optuna.distributions.CategoricalDistribution([8, 16, 32]),
+    }
+    generator, trials = random.Random(0), []
+    for place in range(24):  # most near the best rate, as a sampler would have it
+        power, size = -4 + generator.gauss(0, 0.01 if place > 4 else 1), generator.choice([8, 16, 32])
+        params = {"optimizer.lr": 10**power, "batch.size": size}
+        value = -weight * ((power + 4) ** 2 + size / 1000)
+        trials.append(optuna.create_trial(params=params, distributions=kinds, value=value))
+    optuna.load_study(study_name="found", storage=f"sqlite:///{tmp_path / 'found' / 'study.db'}").add_trials(trials)
+    weights = study.weigh_keys()
+    if weight:
+        assert weights["optimizer.lr"] > 0.9
+    else:
+        assert weights == {"optimizer.lr": 0, "batch.size": 0}
+
+
+def test_the_best_trial_of_another_directory_is_not_looked_for_in_this_one(tmp_path: Path, capsys):
+    arguments = [SPACE, "search.trials=2", f"search.storage=sqlite:///{tmp_path / 'study.db'}", "search.name=one"]
+    assert search(*arguments, f"search.dir={tmp_path / 'first'}") == 0
+    assert search(*arguments, f"search.dir={tmp_path / 'second'}") == 0
+    first, second = (out.split("best: ")[1] for out in capsys.readouterr().out.split("its config")[:2])
+    assert str(tmp_path / "first") in first
+    assert second.rstrip().endswith("in the directory of another search")

@@ -167,6 +167,8 @@ def _check_together(own: dict[str, str], counts: dict[str, int | None], space: S
     problems, seeds, folds = [], counts["seeds"], counts["folds"]
     if "space" not in own and seeds is None and folds is None:
         problems.append("search.space= is missing: such as {optimizer.lr: {low: 1e-5, high: 1e-3, log: true}}")
+    if config.dry_run:
+        problems.append("dry_run: the first trial is checked by a dry run in any case; leave it out")
     if "space" not in own and (counts["trials"] or 1) > 1:
         problems.append("search.trials: without search.space all trials would be the same; leave it out")
     metric = own.get("metric", "")

@@ -140,10 +140,12 @@ class Worker:
         if len(plan.space) > 1 and sum(row.value is not None for row in rows) >= _FEWEST_FOR_IMPORTANCE:
             lines += [*describe_importance(self.study.weigh_keys()), ""]
         lines += [*runs, ""] if (runs := describe_runs(best, plan.metric_name)) else []
-        lines.append(
-            f"best: trial {best.number}, {plan.metric_name} {best.value:.6g}: {plan.directory}/trial-{best.number:04}"
-        )
+        lines.append(f"best: trial {best.number}, {plan.metric_name} {best.value:.6g}: {self._name_place(best)}")
         return [*lines, f"its config, to be run by config=: {self._write_best(best)}"]
+
+    def _name_place(self, best: Row) -> str:
+        root = self.plan.directory / f"trial-{best.number:04}"
+        return str(root) if root.is_dir() else "in the directory of another search"
 
     def _write_best(self, best: Row) -> Path:
         plan, path = self.plan, self.plan.directory / "best.yaml"
