@@ -19,6 +19,7 @@ from trainer_loop.parallel.plan import ShardingPlan
 from trainer_loop.parallel.sharding import check_optimizer_class, find_layers
 from trainer_loop.runtime.outline import Outline, count_flops, measure_pass, measure_update, name_device
 from trainer_loop.runtime.randomness import keeping_random_state
+from trainer_loop.runtime.text_table import align
 from trainer_loop.tasks.task import Batch
 
 _MOST_FROZEN = 0.01  # share of the weights, such as those of a pooler that nothing uses
@@ -214,13 +215,12 @@ def draw_table(plans: Mapping[str, MemoryPlan]) -> list[str]:
     """Lines of a table of bytes, one column a plan; rows that are zero everywhere are left out."""
     unit, scale = ("GB", 1e9) if max(plan.peak for plan in plans.values()) >= 1e9 else ("MB", 1e6)
     kinds, notes = zip(*(name.split(", ") for name in plans), strict=True)
-    lines = [f"{first:<24}" + "".join(f"{text:>17}" for text in texts) for first, texts in ((unit, kinds), ("", notes))]
+    rows = [(unit, *kinds), ("", *notes)]
     for row, read in _ROWS.items():
         values = [read(plan) for plan in plans.values()]
         if any(value != 0 for value in values):
-            cells = ("unknown" if value is None else f"{value / scale:,.2f}" for value in values)
-            lines.append(f"{row:<24}" + "".join(f"{cell:>17}" for cell in cells))
-    return lines
+            rows.append((row, *("unknown" if value is None else f"{value / scale:,.2f}" for value in values)))
+    return align(rows)
 
 
 def _compare_with_device(plans: Mapping[str, MemoryPlan], device: torch.device) -> list[str]:

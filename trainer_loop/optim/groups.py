@@ -10,6 +10,7 @@ from torch import nn
 
 from trainer_loop.errors import refuse
 from trainer_loop.optim.layers import LINEAR_LAYERS, find_depths
+from trainer_loop.runtime.text_table import align
 
 
 @dataclass(frozen=True)
@@ -145,12 +146,7 @@ def describe_groups(groups: Sequence[ParameterGroup], frozen: Mapping[str, nn.Pa
         rows.append((group.about, f"{_count(group.parameters):,}", *values, next(iter(group.parameters))))
     if frozen:
         rows.append(("frozen", f"{_count(frozen):,}", "-", "-", "never", next(iter(frozen))))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
-    lines = []
-    for about, *numbers, example in rows:
-        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
-        lines.append("  ".join([about.ljust(widths[0]), *cells, example]))
-    return lines
+    return align(rows, left=(0, 5))
 
 
 def _describe(rule: GroupRule, *, depth: int | None, top: int, is_spared: bool) -> str:

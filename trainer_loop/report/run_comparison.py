@@ -16,6 +16,7 @@ from trainer_loop.report.page import Block, Card, Cards, Cell, Charts, Lines, Ro
 from trainer_loop.report.paired import PairedTest, adjust, compare_rows, have_same_rows
 from trainer_loop.report.run_files import RunFiles, read_run
 from trainer_loop.report.wording import spell_bytes, spell_metric, spell_seconds, spell_value, title_of
+from trainer_loop.runtime.text_table import align
 
 _OF_A_COPY = ("run_dir", "seed")  # runs that differ in nothing else are repeats of one config
 _MOST_ROWS = 50
@@ -251,13 +252,8 @@ def _find_inputs(one: Comparison, row: int) -> dict[str, str]:
 
 def draw_table(table: Table) -> list[str]:
     """The lines of a table of texts and numbers."""
-    rows = [[_as_text(cell) for cell in row] for row in (table.heads, *table.rows)]
-    first, *others = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [f"{table.caption}:"]
-    for head, *cells in rows:
-        aligned = [cell.rjust(width) for cell, width in zip(cells, others, strict=True)]
-        lines.append("  ".join(["", head.ljust(first), *aligned]).rstrip())
-    return [*lines, *([f"  {table.note}"] if table.note else [])]
+    lines = align([[_as_text(cell) for cell in row] for row in (table.heads, *table.rows)])
+    return [f"{table.caption}:", *(f"  {line}" for line in [*lines, *([table.note] if table.note else [])])]
 
 
 def _as_text(cell: Any) -> str:

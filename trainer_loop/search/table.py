@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
+from trainer_loop.runtime.text_table import align
 from trainer_loop.search.study import Row
 
 _LONGEST = 60  # characters of how a trial ended
@@ -48,7 +49,7 @@ def describe_trials(rows: Sequence[Row], metric: str, keys: Sequence[str], *, be
                 ended if len(ended) <= _LONGEST else ended[: _LONGEST - 3] + "...",
             ]
         )
-    return align(lines)
+    return align(lines, left=(len(heads) - 1,))
 
 
 def describe_runs(row: Row, metric: str) -> list[str]:
@@ -56,23 +57,14 @@ def describe_runs(row: Row, metric: str) -> list[str]:
     runs: Mapping[str, float] = row.result.get("runs", {})
     if len(runs) < 2:
         return []
-    lines = align([["run", metric], *([name, _spell(value)] for name, value in runs.items())])
+    lines = align([["run", metric], *([name, _spell(value)] for name, value in runs.items())], left=(0, 1))
     return [f"trial {row.number}, run by run", *(f"  {line}" for line in lines)]
 
 
 def describe_importance(importance: Mapping[str, float]) -> list[str]:
     """A line for each key, the most important first."""
-    lines = align([[key, f"{share:.0%}", "#" * round(20 * share)] for key, share in importance.items()])
+    lines = align([[key, f"{share:.0%}", "#" * round(20 * share)] for key, share in importance.items()], left=(0, 2))
     return ["importance of each key", *(f"  {line}" for line in lines)]
-
-
-def align(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of one width each; those of numbers to the right, the last one to the left."""
-    widths = [max(len(line[place]) for line in lines) for place in range(len(lines[0]))]
-    return [
-        "  ".join([*(cell.rjust(width) for cell, width in zip(line, widths[:-1], strict=False)), line[-1]]).rstrip()
-        for line in lines
-    ]
 
 
 def _spell(value: object) -> str:

@@ -132,11 +132,14 @@ def test_repeats_are_one_column_and_other_configs_are_tested_on_the_same_rows(tm
 
 def test_a_mean_says_how_many_of_the_repeats_have_a_number(tmp_path: Path, capsys):
     first, second, other, _ = map(Path, make_runs(tmp_path))
+    config = other / "config.yaml"
+    config.write_text(config.read_text().replace("project: trainer_loop", 'project: "a\\nb"'))
     metrics = first / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"test/accuracy": 0.6', '"test/accuracy": null, "was": 0.6'))
     assert main([str(first), str(second), str(other), f"html={tmp_path / 'compare.html'}"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "test accuracy 0.75 (1 of 2 runs) 0.95833" in out
+    assert "log.project trainer_loop a\\nb" in out  # in one line
     assert "1 min 10 s ± 0.0 s (2 runs)" in out
 
 
