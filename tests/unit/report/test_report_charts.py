@@ -33,6 +33,18 @@ def test_charts_without_a_number_or_with_one_are_drawn():
     assert draw_bars("tokens", [0, 0], [3.0, 3.5, 4.0], "tokens").draw().shapes[0].path == ""
 
 
+def test_an_axis_may_be_by_order_of_magnitude_or_of_names():
+    drawn = Chart("loss", "lr", [Series("a", [(1e-4, 1.0)], "dots")], x_range=(1e-5, 1e-3), x_log=True).draw()
+    assert drawn.x_ticks == [(drawn.left, "1e-5"), (199.0, "1e-4"), (drawn.right, "0.001")]
+    assert drawn.shapes[0].dots[0][0] == 199.0
+    narrow = Chart("loss", "lr", [Series("a", [(3.0, 1.0)], "dots")], x_range=(2, 4), x_log=True).draw()
+    assert [text for _, text in narrow.x_ticks] == ["2", "2.5", "3", "3.5", "4"]
+    named = Chart("loss", "name", [Series("a", [(1, 1.0)] * 1000, "rings")], x_names=["x", "y"]).draw()
+    assert [text for _, text in named.x_ticks] == ["x", "y"]
+    assert {dot[0] for dot in named.shapes[0].dots} == {named.x_ticks[1][0]}
+    assert len(named.shapes[0].dots) == 1000
+
+
 def test_of_many_points_peaks_and_gaps_are_kept():
     points = [(step, float(step % 10)) for step in range(10_000)]
     points[5003] = (5003, 1e6)
