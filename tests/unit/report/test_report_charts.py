@@ -3,7 +3,7 @@
 import math
 
 from trainer_loop.report.charts import Chart, Series, draw_bars, thin_out
-from trainer_loop.report.curves import draw_curves
+from trainer_loop.report.curves import draw_curves, overlay_curves
 
 
 def test_a_gap_divides_a_line_and_a_lone_point_is_a_dot():
@@ -71,3 +71,15 @@ def test_metrics_of_training_and_validation_share_a_chart():
     assert charts["Loss"].description.startswith("Loss by step. training: 1 point, first 2, last 2, from 2 to 2.")
     assert [one.name for one in charts["f1"].series] == ["validation hard PER"]
     assert charts["f1"].marks == [1]
+
+
+def test_a_rate_that_says_what_another_one_says_has_no_chart():
+    rates = {"rows_per_second": 1.0, "tokens_per_second": 9.0, "tokens_per_second_per_device": 9.0, "padding": 0.1}
+    rows = [{"step": 1, **rates}, {"step": 2, **rates}]
+    assert [chart.title for chart in draw_curves(rows)] == ["Tokens a second", "Padding, share of all tokens"]
+    assert [chart.title for chart in overlay_curves({"a": rows})] == ["Tokens a second", "Padding, share of all tokens"]
+    of_two = [{**row, "tokens_per_second_per_device": 4.5} for row in rows]
+    assert [chart.title for chart in draw_curves(of_two)][2] == "Tokens a second and device"
+    assert [chart.title for chart in draw_curves([{**row, "tokens_per_second": 1.0} for row in rows])] == [
+        "Rows a second"
+    ]
