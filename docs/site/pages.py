@@ -57,7 +57,7 @@ def name_page(path: str) -> str:
         return "gallery/index.md"
     if path in _NAMED:
         return _NAMED[path]
-    if f"{path}/README.md" in _NAMED:
+    if f"{path}/README.md" in _NAMED:  # the page of a folder
         return _NAMED[f"{path}/README.md"]
     if path.startswith("docs/") and path.endswith(".md"):
         return path.removeprefix("docs/")
@@ -75,6 +75,7 @@ class Pages:
 
     def add(self, path: str) -> None:
         """Write the page of a path of the repository, and those of all that it links to."""
+        path = f"{path}/README.md" if f"{path}/README.md" in _NAMED else path
         if path in self.written:
             return
         self.written.add(path)

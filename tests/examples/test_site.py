@@ -37,7 +37,10 @@ def test_pages_link_to_pages(tmp_path: Path):
     notebook = (tmp_path / "pages" / "code" / "examples" / "notebook" / "reviews.ipynb.md").read_text()
     assert "~~~~~~python\n" in notebook
     assert (tmp_path / "pages" / "api" / "Task.md").read_text() == "::: trainer_loop.tasks.task.Task\n"
-    assert (tmp_path / "pages" / "benchmarks.md").exists()
+    benchmarks = (tmp_path / "pages" / "benchmarks.md").read_text()
+    assert benchmarks.startswith("# Benchmarks\n")  # though README links to the folder
+    assert "](code/benchmarks/plots/loading.svg)" in benchmarks
+    assert (tmp_path / "pages" / "code" / "benchmarks" / "plots" / "loading.svg").is_file()
 
 
 @pytest.mark.slow
