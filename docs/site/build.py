@@ -4,6 +4,7 @@ It is README, docs/, the public names of trainer_loop from their docstrings, and
 build/site/index.html; no server is needed. Broken links and anchors are errors.
 """
 
+import hashlib
 import os
 import shutil
 import subprocess
@@ -50,15 +51,21 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def _hash_package() -> str:
+    """A checksum of all that a report is made by."""
+    files = [path for path in (ROOT / "trainer_loop").rglob("*") if path.suffix in (".py", ".j2", ".css")]
+    contents = (path.read_bytes() for path in [ROOT / GALLERY, *sorted(files)])
+    return hashlib.sha256(b"\0".join(contents)).hexdigest()
+
+
 def main() -> int:
-    """Build it; returns the exit code. The gallery of an earlier call is kept, as long as its script is the same."""
+    """Build it; returns the exit code. The gallery of an earlier call is kept, as long as the package is the same."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     gallery = ROOT / "build" / "gallery"
-    script = (ROOT / GALLERY).read_bytes()
-    made_by = gallery.with_suffix(".py")
-    if not made_by.is_file() or made_by.read_bytes() != script:
+    made_by, made_of = gallery.with_suffix(".sha256"), _hash_package()
+    if not made_by.is_file() or made_by.read_text() != made_of:
         write_gallery(gallery)
-        made_by.write_bytes(script)
+        made_by.write_text(made_of)
     write_pages(FOLDER, gallery)
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(_CONFIG)]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}).returncode

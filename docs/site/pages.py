@@ -21,10 +21,9 @@ _LINK = re.compile(r"(?<=\]\()([^()\s]+)(?=\))")
 _CODE = re.compile(r"^(`{3,}|~{3,})[^\n]*\n.*?^\1[ \t]*$|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 
 
-def list_sources(root: Path = ROOT) -> list[str]:
+def list_sources() -> list[str]:
     """Paths of all pages that are written by hand, or by `make docs`."""
-    docs = sorted(f"docs/{path.name}" for path in (root / "docs").glob("*.md"))
-    return [*_NAMED, *docs]
+    return [*_NAMED, *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
 
 
 def find_links(text: str) -> Iterator[tuple[str, str]]:
@@ -41,14 +40,14 @@ def list_anchors(text: str) -> set[str]:
     return {spell_anchor(heading) for heading in re.findall(r"^#+ (.+)$", prose, re.MULTILINE)} | {""}
 
 
-def spell_anchor(heading: str, separator: str = "-") -> str:
+def spell_anchor(heading: str) -> str:
     """The anchor of a heading, as GitHub makes it.
 
     >>> spell_anchor("Models that `do not` fit: FSDP")
     'models-that-do-not-fit-fsdp'
     """
     shown = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
-    return re.sub(r"[^\w\- ]", "", shown.strip().lower()).replace(" ", separator)
+    return re.sub(r"[^\w\- ]", "", shown.strip().lower()).replace(" ", "-")
 
 
 def name_page(path: str) -> str:
@@ -111,12 +110,12 @@ class Pages:
 def _show(path: str) -> str:
     """A page of the repository as it stands; of a folder or other file one that shows it."""
     source = ROOT / path
-    if name_page(path) == _NAMED.get(path) or path.startswith("docs/"):
+    if path in list_sources():
         return source.read_text(encoding="utf-8")
     head = f"---\nsearch:\n  exclude: true\n---\n\n# {path}\n\n"
     if source.is_dir():
         names = sorted(one.name for one in source.iterdir() if not one.name.startswith((".", "_")))
-        # links are relative to the folder, as they are in a file of it
+        # links are relative to the folder above, as those of a file are
         return head + "".join(f"- [{name}]({source.name}/{name})\n" for name in names)
     text = source.read_text(encoding="utf-8")
     if source.suffix == ".ipynb":

@@ -135,6 +135,12 @@ def test_how_a_trial_ends_is_a_result(tmp_path: Path, monkeypatch: pytest.Monkey
     assert search(*arguments) == 0
     assert capsys.readouterr().out.splitlines()[-10:] == told.splitlines()[-10:]
     assert (tmp_path / "found" / "search.html").read_text() == page
+    (tmp_path / "found" / "search.html").unlink()
+    (tmp_path / "found" / "search.html").mkdir()
+    assert search(*arguments) == 0
+    told = capsys.readouterr().out
+    assert "best: trial 3" in told
+    assert re.search("^warning: .*search.html", told, re.MULTILINE)
 
 
 def test_values_that_are_refused_are_a_result_and_where_all_are_the_search_ends(tmp_path, monkeypatch, capsys):

@@ -142,7 +142,7 @@ class Worker:
         best = find_best(rows, maximize=plan.maximize)
         lines = ["", *describe_trials(rows, plan.metric_name, list(plan.space), best=best), ""]
         if best is None:
-            return [*lines, "no trial has finished", self._write_page(rows, None)]
+            return [*lines, "no trial has finished", *self._write_page(rows, None)]
         importance: Mapping[str, float] = {}
         if len(plan.space) > 1 and sum(row.value is not None for row in rows) >= _FEWEST_FOR_IMPORTANCE:
             importance = self.study.weigh_keys()
@@ -153,20 +153,21 @@ class Worker:
             *lines,
             f"best: trial {best.number}, {plan.metric_name} {best.value:.6g}: {plan.directory}/trial-{best.number:04}",
             f"its config, to be run by config=: {path}",
-            self._write_page(rows, best, importance, config),
+            *self._write_page(rows, best, importance, config),
         ]
 
     def _write_page(
         self, rows: Sequence[Row], best: Row | None, importance: Mapping[str, float] = {}, config: str = ""
-    ) -> str:
-        """Write search.html; returns a line that says so. No trial is lost where that fails."""
+    ) -> list[str]:
+        """Write search.html; returns a line that says so. Where that fails, a warning does, and the search goes on."""
         path = self.plan.directory / SEARCH_PAGE
         try:
             with self.study.alone():
                 write_text(path, make_page(self.plan, rows, best, importance, config))
         except OSError as error:
-            return f"warning: {describe_refusal(error, path)}"
-        return f"all trials, with charts: {path}"
+            self.say(f"warning: {describe_refusal(error, path)}")
+            return []
+        return [f"all trials, with charts: {path}"]
 
     def _write_best(self, best: Row) -> tuple[Path, str]:
         """The file, and what is in it."""
