@@ -20,6 +20,7 @@ from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.runtime.plain_json import parse_json
 
 EXPORT_RECORD = "trainer_loop.json"  # in model/: the task, the step and the settings of the training
+SEARCH_PAGE = "search.html"  # in the directory of a search: what it found
 
 _PACKAGES = (
     *("trainer_loop", "torch", "accelerate", "transformers", "datasets", "evaluate", "tokenizers", "safetensors"),

@@ -16,7 +16,7 @@ from trainer_loop.metrics.shipped import SHIPPED
 from trainer_loop.record.export import ExportRecord
 from trainer_loop.record.logs import read_metrics
 from trainer_loop.record.report_facts import read_facts
-from trainer_loop.record.run_dir import RunDir, read_json_object
+from trainer_loop.record.run_dir import SEARCH_PAGE, RunDir, read_json_object
 from trainer_loop.report.rows import ScoredRows, read_rows
 from trainer_loop.tasks.find import list_tasks, load_task
 from trainer_loop.tasks.task import Task
@@ -95,6 +95,8 @@ def read_run(root: Path) -> RunFiles:
     run_dir, notes = RunDir(root), list[str]()
     if not run_dir.exists() or not (run_dir.config.is_file() or run_dir.metrics.is_file()):
         there = "holds neither config.yaml nor metrics.jsonl" if run_dir.exists() else "is no directory"
+        if (root / SEARCH_PAGE).is_file():
+            there = f"is of a search, whose page is {SEARCH_PAGE}"
         raise UserError(f"{root} {there}; name the run_dir of a run, such as runs/imdb")
 
     def read(path: Path, how: Callable[[Path], _T], otherwise: _T) -> _T:

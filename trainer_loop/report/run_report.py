@@ -14,7 +14,20 @@ from trainer_loop.report.charts import draw_bars
 from trainer_loop.report.curves import draw_curves
 from trainer_loop.report.intervals import LEVEL, Interval, find_intervals
 from trainer_loop.report.mistakes import describe_mistakes
-from trainer_loop.report.page import Block, Cell, Charts, Code, Facts, Lines, Row, Section, Table, number, write_page
+from trainer_loop.report.page import (
+    Block,
+    Cell,
+    Charts,
+    Code,
+    Facts,
+    Lines,
+    Row,
+    Section,
+    Table,
+    code,
+    number,
+    write_page,
+)
 from trainer_loop.report.run_files import RunFiles, read_run
 from trainer_loop.report.wording import spell_bytes, spell_metric, spell_seconds, spell_value, title_of
 
@@ -210,4 +223,4 @@ def _describe_config(run: RunFiles) -> Iterator[Block]:
 def _describe_key(name: str, value: Any) -> Row:
     known = KEYS.get(name)
     default, comment = ("", "") if known is None else (spell_value(known.default), known.comment)
-    return (name, Cell(spell_value(value), "code"), Cell(default, "code"), comment)
+    return (name, code(spell_value(value)), code(default), comment)

@@ -46,11 +46,11 @@ class Page(HTMLParser):
             assert given.get("aria-label") or given["aria-hidden"] == "true"
         if tag in ("h1", "h2", "h3", "h4"):
             self.headings.append(int(tag[1]))
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "wbr"):
             self._open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "wbr"):
             assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
@@ -227,6 +227,9 @@ def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     assert capfd.readouterr().out == f"written to {run / 'report.html'}\n"
     assert main([str(tmp_path)]) == 2
     assert "holds neither config.yaml nor metrics.jsonl" in capfd.readouterr().err
+    (tmp_path / "search.html").touch()
+    assert main([str(tmp_path)]) == 2
+    assert "is of a search, whose page is search.html" in capfd.readouterr().err
     assert main([]) == 2
     with pytest.raises(UserError, match="is no directory"):
         write_report(tmp_path / "nowhere")
