@@ -15,10 +15,11 @@ unexport PYTHONDONTWRITEBYTECODE
 quickstart: .venv/installed
 	$(BIN)/python -m trainer_loop.run config=quickstart.yaml
 
-# Many tests wait for processes that they start: two at a time, where there are two cores. A file's tests stay together,
-# and files run in their order: those that start processes first, so that short ones are left for the end.
+# Many tests wait for processes that they start, so there is one worker more than there are cores. A file's tests stay
+# together, and files run in their order: those that start processes first, so that short ones are left for the end.
+WORKERS := $(shell $(PYTHON) -c "import os; print(min(4, 1 + len(os.sched_getaffinity(0))))")
 test: .venv/installed-dev
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # What takes minutes and is not part of `make test`: every adapter on every architecture, every optimizer with every
 # schedule, every task on copies of a sharded model, benchmarks on tiny sizes, kernels that are compiled on the spot, the
