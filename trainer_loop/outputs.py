@@ -38,7 +38,9 @@ from trainer_loop.record.run_dir import (
 from trainer_loop.record.run_output import RunOutput
 from trainer_loop.record.state import TrainState
 from trainer_loop.record.trackers import TrackedRun, is_own, start_trackers
+from trainer_loop.report.intervals import Interval
 from trainer_loop.report.rows import find_worst, spell_row
+from trainer_loop.report.run_files import read_run
 from trainer_loop.report.run_report import write_report
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.stopwatch import Stopwatch
@@ -200,8 +202,15 @@ class ConfiguredOutput(RunOutput):
             model, weights = copy_whole(model, weights), None
         if adapter is not None:
             model = adapter.merge_into(model)
-        card = describe_model(self.config, self.plan, self.overrides, record)
+        card = describe_model(self.config, self.plan, self.overrides, record, intervals=self._find_intervals())
         export_model(self.run_dir, model, self.plan.inputs.processor, record, card=card, weights=weights)
+
+    def _find_intervals(self) -> dict[str, dict[str, Interval]]:
+        """Of the metrics of all sets; they come from the predictions that are written for the report."""
+        if self.reports:
+            with self._only_warning("the model card lacks intervals of the metrics"):
+                return read_run(self.run_dir.root).find_intervals()
+        return {}
 
     def _describe_export(self, state: TrainState) -> ExportRecord:
         """What the model that is exported in this state says about itself."""

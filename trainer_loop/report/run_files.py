@@ -17,6 +17,7 @@ from trainer_loop.record.export import ExportRecord
 from trainer_loop.record.logs import read_metrics
 from trainer_loop.record.report_facts import read_facts
 from trainer_loop.record.run_dir import RunDir, read_json_object
+from trainer_loop.report.intervals import Interval, find_intervals
 from trainer_loop.report.rows import ScoredRows, read_rows
 from trainer_loop.tasks.find import list_tasks, load_task
 from trainer_loop.tasks.task import Task
@@ -88,6 +89,13 @@ class RunFiles:
             return load_metrics(shipped, num_labels=len(rows.names) or None, label_names=rows.names or None)
         except UserError:  # a package that is not installed here
             return []
+
+    def find_intervals(self) -> dict[str, dict[str, Interval]]:
+        """How far the metrics of each set would move with other rows, by the names of both."""
+        seed = int(self.config.get("seed") or 0)
+        return {
+            name: find_intervals(self.load_metrics(rows), rows.columns, seed=seed) for name, rows in self.sets.items()
+        }
 
 
 def read_run(root: Path) -> RunFiles:

@@ -12,7 +12,7 @@ from trainer_loop.record.checkpoint_files import list_checkpoints
 from trainer_loop.record.run_dir import write_text
 from trainer_loop.report.charts import draw_bars
 from trainer_loop.report.curves import draw_curves
-from trainer_loop.report.intervals import LEVEL, Interval, find_intervals
+from trainer_loop.report.intervals import LEVEL, Interval
 from trainer_loop.report.mistakes import describe_mistakes
 from trainer_loop.report.page import Block, Cell, Charts, Code, Facts, Lines, Row, Section, Table, number, write_page
 from trainer_loop.report.run_files import RunFiles, read_run
@@ -20,7 +20,6 @@ from trainer_loop.report.wording import spell_bytes, spell_metric, spell_seconds
 
 _MOST_LABELS = 30  # of the table of the data, before it is folded
 _MOST_WARNINGS = 50
-_SAME = 1e-6  # relative difference of a metric that was logged and of one that is computed again
 _ENDINGS = {None: "running, or killed", "error": "ended by an error"}
 
 
@@ -37,10 +36,7 @@ def write_report(root: Path) -> Path:
 
 def make_report(run: RunFiles) -> str:
     """The page."""
-    intervals = {
-        name: find_intervals(run.load_metrics(rows), rows.columns, seed=int(run.config.get("seed") or 0))
-        for name, rows in run.sets.items()
-    }
+    intervals = run.find_intervals()
     figures = {**run.list_figures("test"), **run.list_figures("validation")}
     worst = {name: of_set.get("worst", []) for name, of_set in run.facts.get("sets", {}).items()}
     sections = [
@@ -119,9 +115,7 @@ def _tabulate_metrics(
 
 
 def _match(value: Any, found: Interval | None) -> Interval | None:
-    """The interval, if it is of this value: the rows may be of other weights."""
-    is_same = found is not None and value is not None and abs(found.value - value) <= _SAME * max(abs(value), 1)
-    return found if is_same else None
+    return found if found is not None and found.is_of(value) else None
 
 
 def _describe_data(data: Mapping[str, Mapping[str, Any]]) -> Iterator[Block]:
