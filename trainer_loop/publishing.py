@@ -1,6 +1,7 @@
-"""From the config and its checked plan to the model card of a run."""
+"""What goes to the hub with the model of a run: its card, made of config and plan, its report, and its ONNX file."""
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,19 @@ from trainer_loop.data.mixed_stream import MixedStream
 from trainer_loop.data.report import SplitFacts
 from trainer_loop.data.tokens import TokenisedSplit
 from trainer_loop.data.wording import enumerate_some, plural
+from trainer_loop.errors import in_one_line
 from trainer_loop.models.config import find_model
 from trainer_loop.plan import Overrides, RunPlan
 from trainer_loop.record.export import ExportRecord
 from trainer_loop.record.hub_access import is_name
+from trainer_loop.record.hub_push import REPORT, Content
 from trainer_loop.record.logs import read_metrics
 from trainer_loop.record.model_card import BaseModel, CardFacts, Scores, find_base_model, make_card
+from trainer_loop.record.onnx_folder import find_files_to_push
 from trainer_loop.record.run_dir import RunDir, read_json_object
 from trainer_loop.record.secrets import mask_secrets
 from trainer_loop.report.intervals import Interval
+from trainer_loop.report.run_report import make_report_to_share
 from trainer_loop.report.wording import title_of
 
 _ALWAYS_TOLD = (
@@ -93,6 +98,23 @@ def describe_model(
             tags=[adapter.kind] if adapter is not None else [],
         )
     )
+
+
+def gather_beside(run_dir: RunDir, *, with_report: bool) -> tuple[dict[str, Content], list[str]]:
+    """What is pushed beside the model of a run, by path in the repository, and lines about what is left out.
+
+    The report is made anew, without rows of the data. The ONNX model goes along if it is of the same weights.
+    """
+    again = f"python -m trainer_loop.onnx model={shlex.quote(str(run_dir.root))}"
+    found, note = find_files_to_push(run_dir.onnx, run_dir.model, again=again)
+    files, notes = dict[str, Content](found), [note] if note else []
+    if with_report:
+        try:
+            files[REPORT] = make_report_to_share(run_dir.root).encode()
+        except Exception as error:  # noqa: BLE001 # no report is worth a push that fails
+            told = f"{REPORT} is left out: {type(error).__name__}: {in_one_line(error)}"
+            notes.append(told.replace("UserError: ", ""))
+    return files, notes
 
 
 def _find_base(config: Config, overrides: Overrides, *, is_adapter: bool) -> BaseModel | None:

@@ -1,6 +1,6 @@
 """The folder of an ONNX model: which weights it was made of, and what of it is pushed beside these."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,8 @@ from trainer_loop.runtime.plain_json import check_fields
 MODEL = "model.onnx"
 MORE_WEIGHTS = f"{MODEL}.data"  # of a model that one file cannot hold
 RECORD = "onnx.json"
-ON_HUB = "onnx"  # the folder of ONNX models in a repository, where others look for them too
+_PUSHED = (MODEL, MORE_WEIGHTS, RECORD)
+_ON_HUB = "onnx"  # the folder of ONNX models in a repository, where others look for them too
 _WEIGHTS = ("*.safetensors", "*.bin")
 _PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript")
 
@@ -78,8 +79,13 @@ def find_files_to_push(folder: Path, model_dir: Path, *, again: str) -> tuple[di
         return {}, f"{folder} is left out: {in_one_line(error)}; {again} makes it anew"
     if not is_of_model:
         return {}, f"{folder} is left out: it was made of other weights; {again} makes it anew"
-    names = [name for name in (MODEL, MORE_WEIGHTS, RECORD) if (folder / name).is_file()]
-    return {f"{ON_HUB}/{name}": folder / name for name in names}, None
+    return {f"{_ON_HUB}/{name}": folder / name for name in _PUSHED if (folder / name).is_file()}, None
+
+
+def list_names_on_hub(names: Collection[str]) -> list[str]:
+    """Of the files of a repository those that a push put there. An ONNX file of another program's stays."""
+    own = [f"{_ON_HUB}/{name}" for name in _PUSHED]
+    return [name for name in own if name in names] if f"{_ON_HUB}/{RECORD}" in names else []
 
 
 def _hash_weights(model_dir: Path) -> dict[str, str]:

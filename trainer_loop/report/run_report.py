@@ -8,8 +8,10 @@ from typing import Any
 
 from trainer_loop.config.schema import KEYS
 from trainer_loop.data.wording import plural
+from trainer_loop.errors import UserError
 from trainer_loop.record.checkpoint_files import list_checkpoints
 from trainer_loop.record.run_dir import write_text
+from trainer_loop.record.secrets import find_secret
 from trainer_loop.report.charts import draw_bars
 from trainer_loop.report.curves import draw_curves
 from trainer_loop.report.intervals import LEVEL, Interval
@@ -30,12 +32,25 @@ def write_report(root: Path) -> Path:
     """
     run = read_run(root)
     path = run.run_dir.report
-    write_text(path, make_report(run))
+    write_text(path, make_report(run, name=str(root)))
     return path
 
 
-def make_report(run: RunFiles) -> str:
-    """The page."""
+def make_report_to_share(root: Path) -> str:
+    """The page without texts of rows, for people who may not see the data.
+
+    Raises:
+        UserError: This is not the directory of a run, or the page would hold a secret.
+        ValueError: config.yaml is damaged.
+    """
+    page = make_report(read_run(root).without_rows(), name=root.resolve().name)
+    if (found := find_secret(page)) is not None:
+        raise UserError(f"it would hold {found}")
+    return page
+
+
+def make_report(run: RunFiles, *, name: str) -> str:
+    """The page. name: what it calls the run."""
     intervals = run.find_intervals()
     figures = {**run.list_figures("test"), **run.list_figures("validation")}
     worst = {name: of_set.get("worst", []) for name, of_set in run.facts.get("sets", {}).items()}
@@ -53,7 +68,7 @@ def make_report(run: RunFiles) -> str:
         Section("Warnings", [Lines(run.warnings[-_MOST_WARNINGS:])] if run.warnings else []),
         Section("Left out of this report", [Lines(run.notes)] if run.notes else []),
     ]
-    return write_page(run.run_dir.root.resolve().name, sections, subtitle=f"Report of the run {run.run_dir.root}")
+    return write_page(run.run_dir.root.resolve().name, sections, subtitle=f"Report of the run {name}")
 
 
 def _summarise(run: RunFiles, figures: Mapping[str, Any], intervals: Mapping[str, Any]) -> Iterator[Block]:
