@@ -26,7 +26,7 @@ from trainer_loop.record.export import ExportRecord
 from trainer_loop.record.hub_access import is_name
 from trainer_loop.record.hub_push import REPORT, Content
 from trainer_loop.record.logs import read_metrics
-from trainer_loop.record.model_card import BaseModel, CardFacts, Scores, find_base_model, make_card
+from trainer_loop.record.model_card import BaseModel, CardFacts, Scores, as_code, find_base_model, make_card
 from trainer_loop.record.onnx_folder import find_files_to_push
 from trainer_loop.record.run_dir import RunDir, read_json_object
 from trainer_loop.record.secrets import mask_secrets
@@ -46,7 +46,7 @@ _SECTIONS = (
 _NOT_TOLD = (
     *("task.name", "model.name", "data.name", "data.config", "data.train", "data.validation", "data.test"),
     *("data.cache_dir", "data.num_workers", "train.threads", "train.timeout_minutes", "train.precision", "batch.size"),
-    *("checkpoint.every", "checkpoint.keep_last", "checkpoint.keep_every"),
+    *("checkpoint.every", "checkpoint.keep_last", "checkpoint.background"),
 )
 _MOST_LABELS = 10  # told of a split
 _FEW_ROWS = 20  # of a label
@@ -68,7 +68,7 @@ def describe_model(
     names = [entry if isinstance(entry, str) else str(entry["name"]) for entry in plan.metrics]
     reads = None
     if plan.inputs.data is not None:
-        columns = [f"`{name}`" for name in plan.inputs.data.columns.without_targets().all]
+        columns = [as_code(name) for name in plan.inputs.data.columns.without_targets().all]
         reads = f"column {' and '.join(columns)}"
         reads += f", texts cut at {record.max_length} tokens" if plan.task.has_tokens else ""
     intervals = intervals or {}
@@ -175,7 +175,7 @@ def _list_limits(config: Config, plan: RunPlan, scores: Sequence[Scores]) -> Ite
     elif "test" not in scored and config.checkpoint.best is not None:
         yield (
             f"There was no test set, and the validation rows chose the weights (by {config.checkpoint.best}): their "
-            "metrics are better than those of new rows."
+            "metrics may be better than those of new rows."
         )
     yield "Nothing is known about rows of another kind than the data, such as of another subject, language or time."
     for name, facts in plan.inputs.facts.items():

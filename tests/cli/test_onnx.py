@@ -4,7 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -163,7 +163,8 @@ def example_predictor(models: Any, name: str = "bert") -> Predictor:
 class Shifted:
     """The model itself in the place of its ONNX file, but for the answers to some rows."""
 
-    inputs: dict[str, list[str]] = {"input_ids": ["rows", "tokens"]}  # noqa: RUF012
+    inputs: ClassVar[dict[str, list[str]]] = {"input_ids": ["rows", "tokens"]}
+    outputs: ClassVar[dict[str, list[Any]]] = {"logits": ["rows", 3]}
 
     def __init__(self, model: Any, by: float):
         self.model, self.by = model, by
@@ -215,6 +216,20 @@ def test_example_rows_are_of_many_lengths_and_have_a_second_text_where_the_model
     assert rows.keys() == {"text"} and min(lengths) <= 8 and max(lengths) == 64 and len(lengths) > 5
     predictor.columns = {"text": "a", "text_pair": "b"}
     assert make_example_rows(predictor)["text_pair"] == rows["text"][::-1]
+
+
+def test_answers_at_padding_are_not_compared_those_of_classes_are():
+    """Also where a row has as many classes as tokens."""
+    inputs = {"attention_mask": torch.tensor([[1, 1, 1], [1, 1, 0]])}
+    batch = export._Batch(inputs, ["a", "b"])
+    known, other = {"logits": np.zeros((2, 3))}, {"logits": np.array([[0, 0, 0], [0, 1e-3, 2.0]])}
+    assert export._find_largest(known, other, batch, {"logits": ["rows", "tokens"]}) == (1e-3, 1)
+    assert export._find_largest(known, other, batch, {"logits": ["rows", 3]}) == (2.0, 1)
+    infinite = {"logits": np.full((2, 3), -np.inf)}
+    assert export._find_largest(infinite, infinite, batch, {"logits": ["rows", 3]}) == (0.0, 0)
+    assert export._find_largest(known, infinite, batch, {"logits": ["rows", 3]})[0] == math.inf
+    with pytest.raises(UserError, match="the ONNX model answers more, and the model does not"):
+        export._find_largest(known, {"more": np.zeros(2)}, batch, {"more": ["rows"]})
 
 
 # --- what is refused before a model loads

@@ -111,9 +111,10 @@ def _export(request: Request) -> None:
 
 
 def _find_folder(model_dir: Path) -> Path:
-    run_dir = RunDir(model_dir.resolve().parent)
-    is_of_run = run_dir.model == model_dir.resolve() and run_dir.config.is_file()
-    return RunDir(model_dir.parent).onnx if is_of_run else model_dir.with_name(f"{model_dir.resolve().name}-onnx")
+    model = model_dir.resolve()
+    run_dir = RunDir(model.parent)
+    is_of_run = run_dir.model == model and run_dir.config.is_file()
+    return run_dir.onnx if is_of_run else model.with_name(f"{model.name}-onnx")
 
 
 def _check_folder(target: Path) -> list[str]:

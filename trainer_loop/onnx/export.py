@@ -16,7 +16,7 @@ from trainer_loop.errors import UserError, refuse
 from trainer_loop.models.adapters import is_adapter, merge_adapter
 from trainer_loop.onnx.program import Answers, OnnxModel, make_program, write_program
 from trainer_loop.predictor import Predictor
-from trainer_loop.record.export import save_processor
+from trainer_loop.record.export import replace_folder, save_processor
 from trainer_loop.record.onnx_folder import MODEL, OnnxRecord
 from trainer_loop.record.run_dir import EXPORT_RECORD, explain_disk_error, find_remedy, flush, is_disk_error, remove
 from trainer_loop.tasks.find import list_tasks, load_task
@@ -101,16 +101,19 @@ def export_onnx(
         model.config.use_cache = False  # answers alone
     task = predictor.task
     batches = list(_make_batches(task, rows, max_length=predictor.max_length, origin_of=origin_of))
-    axes = _name_axes(task, batches[-1].inputs)
+    largest = max(batches, key=lambda batch: next(iter(batch.inputs.values())).numel()).inputs
     # Twice the rows: torch takes an axis of length 1 for one that is always 1.
-    sample = {name: torch.cat([values, values]) for name, values in batches[-1].inputs.items()}
-    program = make_program(model, sample, axes)
+    sample = {name: torch.cat([values, values]) for name, values in largest.items()}
+    program = make_program(model, sample, _name_axes(task, sample))
     temporary = target.with_name(f".{target.name}.tmp")
     try:
         remove(temporary)
         temporary.mkdir(parents=True)
         write_program(program, temporary / MODEL)
         onnx_model = OnnxModel(temporary / MODEL)
+        if more := onnx_model.inputs.keys() - sample.keys():
+            name = type(model).__name__
+            raise UserError(f"a {name} cannot be written as ONNX: it would read {', '.join(sorted(more))} besides")
         compared = _compare(model, onnx_model, batches)
         if not compared.difference <= tolerance:
             raise UserError(
@@ -125,11 +128,10 @@ def export_onnx(
             model_dir, difference=compared.difference, tolerance=tolerance, rows=compared.rows, inputs=onnx_model.inputs
         ).write(temporary)
         flush([*(path for path in temporary.iterdir() if path.is_file()), temporary])
-        remove(target)
-        temporary.rename(target)
+        replace_folder(target, temporary)
     except Exception as error:
         remove(temporary)
-        if not is_disk_error(error):
+        if isinstance(error, UserError) or not is_disk_error(error):
             raise
         told = explain_disk_error(error, target.parent)
         raise UserError(f"{target} could not be written: {told}; {find_remedy(error)}") from error
@@ -182,26 +184,28 @@ def _compare(model: Any, onnx_model: OnnxModel, batches: Sequence[_Batch]) -> Co
     for batch in batches:
         expected = model(**batch.inputs)
         known = {name: value.numpy() for name, value in expected.items() if isinstance(value, Tensor)}
-        difference, row = _find_largest(known, onnx_model.answer(batch.inputs), batch)
+        difference, row = _find_largest(known, onnx_model.answer(batch.inputs), batch, onnx_model.outputs)
         answered |= set(batch.places)
         if difference > largest:
             largest, place = difference, batch.places[row]
     return Comparison(largest, place, len(answered))
 
 
-def _find_largest(expected: Answers, answers: Answers, batch: _Batch) -> tuple[float, int]:
-    """The largest difference, and the number of its row in the batch."""
+def _find_largest(
+    expected: Answers, answers: Answers, batch: _Batch, outputs: Mapping[str, Sequence[Any]]
+) -> tuple[float, int]:
+    """The largest difference, and the number of its row in the batch. outputs: axes of the answers by name."""
     if missing := answers.keys() - expected.keys():
         raise UserError(f"the ONNX model answers {', '.join(sorted(missing))}, and the model does not")
     largest, row = 0.0, 0
     for name, values in answers.items():
-        known = expected[name]
+        known, by_token = expected[name], outputs[name][1:2] == ["tokens"]
         if known.shape != values.shape:
             return np.inf, 0
         with np.errstate(invalid="ignore"):
             away = np.where(known == values, 0.0, np.abs(known.astype(np.float64) - values))
         away = np.nan_to_num(away, nan=np.inf, posinf=np.inf)
-        if batch.mask is not None and away.shape[: batch.mask.ndim] == batch.mask.shape:  # nobody reads it at padding
+        if batch.mask is not None and by_token:  # nobody reads it at padding
             away[batch.mask.numpy() == 0] = 0.0
         of_rows = away.reshape(len(batch.places), -1).max(axis=1) if len(away) % len(batch.places) == 0 else away.max()
         if np.max(of_rows) > largest:

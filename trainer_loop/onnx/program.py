@@ -30,8 +30,8 @@ def check_packages() -> list[str]:
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     told = f"ONNX needs the packages {', '.join(missing)}: pip install {' '.join(missing)}, or trainer_loop[onnx]"
     problems = [told] if missing else []
-    if not find_spec("transformers.exporters"):
-        problems.append("ONNX needs the exporters of transformers: pip install 'transformers>=5.23'")
+    if not (find_spec("transformers.exporters") and find_spec("transformers.exporters.metadata")):  # 5.20 had others
+        problems.append("ONNX needs a newer exporter of transformers: pip install 'transformers>=5.23'")
     return problems
 
 
@@ -112,7 +112,7 @@ def write_program(program: Any, path: Path) -> None:
 class OnnxModel:
     """A file at work on the CPU.
 
-    inputs: names of what it reads, each with the names of its axes. outputs: names of its answers.
+    inputs: names of what it reads, each with the names or sizes of its axes. outputs: those of its answers.
     """
 
     def __init__(self, path: Path):
@@ -126,13 +126,13 @@ class OnnxModel:
         except Exception as error:  # the errors of ONNX Runtime have no class in common
             raise UserError(f"ONNX Runtime cannot load what was written: {in_one_line(error)}") from error
         self.inputs = {value.name: list(value.shape) for value in self._session.get_inputs()}
-        self.outputs = [value.name for value in self._session.get_outputs()]
+        self.outputs = {value.name: list(value.shape) for value in self._session.get_outputs()}
 
     def answer(self, inputs: Mapping[str, Tensor]) -> Answers:
         """All outputs by name."""
         given = {name: inputs[name].numpy() for name in self.inputs}
         try:
-            values = self._session.run(self.outputs, given)
+            values = self._session.run(list(self.outputs), given)
         except Exception as error:  # as above
             sizes = ", ".join(f"{name} {list(value.shape)}" for name, value in given.items())
             raise UserError(f"ONNX Runtime cannot answer {sizes}: {in_one_line(error)}") from error

@@ -92,7 +92,7 @@ def export_model(
     try:
         write_files(temporary, model, processor, record, card=card, weights=weights)
         flush([*temporary.iterdir(), temporary])
-        _replace(target, temporary)
+        replace_folder(target, temporary)
     except Exception as error:  # tokenizers raises no more precise error
         if not is_disk_error(error):
             raise
@@ -167,8 +167,9 @@ def copy_weights(
     return weights
 
 
-def _replace(target: Path, temporary: Path) -> None:
-    retired = target.with_name(".model.old")
+def replace_folder(target: Path, temporary: Path) -> None:
+    """Give a folder its name; one that has it already is there until then, and goes."""
+    retired = target.with_name(f".{target.name}.old")
     remove(retired)
     if os.path.lexists(target):
         os.replace(target, retired)

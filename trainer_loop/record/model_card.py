@@ -199,10 +199,11 @@ def _spell_interval(interval: tuple[float, float] | None) -> str:
 
 
 def _spell_settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(_as_code(name), _as_code(value)) for name, value in settings.items()]
+    return [(as_code(name), as_code(value)) for name, value in settings.items()]
 
 
-def _as_code(value: Any) -> str:
+def as_code(value: Any) -> str:
+    """The value as Markdown shows code, also in a table."""
     text = " ".join((value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)).split())
     text = _BAR.sub(r"\\|", text)
     return f"`` {text} ``" if "`" in text else f"`{text}`"
