@@ -44,7 +44,8 @@ def make_model(name: str, size: int, pad: int) -> PreTrainedModel:
     bert = BertConfig(**common, **WIDTHS, num_labels=3)
     # As wide as MiniLM is deep and narrow: heads of a few numbers each.
     minilm = common | {"hidden_size": 48, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 192}
-    distilbert = common | {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "num_labels": 3}
+    # One layer: make test traces this one only, and tracing is what takes time.
+    distilbert = common | {"dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 32, "num_labels": 3}
     torch.manual_seed(0)
     model = {
         "bert": lambda: BertForSequenceClassification(bert),
@@ -127,7 +128,7 @@ def check_export(name: str, models: Any, run: Any, tmp_path: Path, *arguments: s
 def test_a_classifier_answers_the_same_for_all_lengths_and_batches(models, run, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:40]))
-    folder = check_export("bert", models, run, tmp_path, f"data={rows}")
+    folder = check_export("distilbert", models, run, tmp_path, f"data={rows}")
     names = {"model.onnx", "onnx.json", "config.json", "tokenizer.json", "tokenizer_config.json"}
     assert {path.name for path in folder.iterdir()} == names
     record = OnnxRecord.read(folder)
@@ -136,11 +137,11 @@ def test_a_classifier_answers_the_same_for_all_lengths_and_batches(models, run, 
     content = (folder / "model.onnx").read_bytes()
     assert b"stack_trace" not in content and str(Path(transformers.__file__).parent).encode() not in content
     onnx_model = transformers.AutoConfig.from_pretrained(folder)
-    assert onnx_model.architectures == ["BertForSequenceClassification"]
+    assert onnx_model.architectures == ["DistilBertForSequenceClassification"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["distilbert", "roberta", "minilm", "tagger", "answers"])
+@pytest.mark.parametrize("name", ["bert", "roberta", "minilm", "tagger", "answers"])
 def test_other_models_answer_the_same(models, run, tmp_path, name):
     check_export(name, models, run, tmp_path)
 
