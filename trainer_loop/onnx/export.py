@@ -120,22 +120,29 @@ def export_onnx(
                 f"the answers of the ONNX model differ by {compared.difference:.2g} ({compared.place}), more than "
                 f"tolerance={tolerance:g}; nothing was written"
             )
-        model.config.save_pretrained(temporary)
-        save_processor(predictor.processor, temporary)
-        if (model_dir / EXPORT_RECORD).is_file():
-            shutil.copyfile(model_dir / EXPORT_RECORD, temporary / EXPORT_RECORD)
-        OnnxRecord.of(
-            model_dir, difference=compared.difference, tolerance=tolerance, rows=compared.rows, inputs=onnx_model.inputs
-        ).write(temporary)
+        _write_beside(temporary, model, predictor.processor, model_dir)
+        difference, answered = compared.difference, compared.rows
+        record = OnnxRecord.of(
+            model_dir, difference=difference, tolerance=tolerance, rows=answered, inputs=onnx_model.inputs
+        )
+        record.write(temporary)
         flush([*(path for path in temporary.iterdir() if path.is_file()), temporary])
         replace_folder(target, temporary)
     except Exception as error:
         remove(temporary)
         if isinstance(error, UserError) or not is_disk_error(error):
             raise
-        told = explain_disk_error(error, target.parent)
-        raise UserError(f"{target} could not be written: {told}; {find_remedy(error)}") from error
+        cause = explain_disk_error(error, target.parent)
+        raise UserError(f"{target} could not be written: {cause}; {find_remedy(error)}") from error
     return compared
+
+
+def _write_beside(folder: Path, model: Any, processor: Any, model_dir: Path) -> None:
+    """What is needed to make rows for the model, and to read its answers."""
+    model.config.save_pretrained(folder)
+    save_processor(processor, folder)
+    if (model_dir / EXPORT_RECORD).is_file():
+        shutil.copyfile(model_dir / EXPORT_RECORD, folder / EXPORT_RECORD)
 
 
 @dataclass(frozen=True)
