@@ -59,6 +59,7 @@ class RunDir:
         self.model = self.root / "model"
         self.predictions = self.root / "predictions"  # of test sets; those of validation sets in a folder in it
         self.profile = self.root / "profile"
+        self.onnx = self.root / "onnx"
         self.report = self.root / "report.html"
         self.report_facts = self.root / "report.json"
 

@@ -15,7 +15,7 @@ from trainer_loop.config.load import load_config, spell_config
 from trainer_loop.record.predictions import Scores, write_predictions
 from trainer_loop.record.report_facts import FORMAT
 from trainer_loop.report.rows import read_rows
-from trainer_loop.report.run_report import write_report
+from trainer_loop.report.run_report import make_report_to_share, write_report
 
 GENERATOR = np.random.default_rng(0)
 OF_CLASSES = {"predictions": "class", "probabilities": "probabilities", "references": "class"}
@@ -186,6 +186,29 @@ def test_each_kind_of_prediction_is_read_as_it_was_and_shown(
             assert np.array_equal(one, np.maximum(known, -1) if are_tags else known)  # of a tag that is no target -1
     assert read.details["tokens"].tolist() == list(range(len(predictions)))
     assert told in Page(write_report(run)).text
+
+
+def test_the_page_to_share_has_no_rows_and_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LAB_TOKEN", "0123456789abcdef")
+    texts = np.array(["wrote this", "and that"], dtype=object)
+    known = np.fromiter([["known one"], ["known two"]], dtype=object, count=2)
+    scores = Scores({"rows": 2, "exact_match": 0.0}, range(2), texts, known, {"tokens": np.arange(2)})
+    outputs = {"predictions": "text", "references": "texts"}
+    run = make_run(tmp_path, scores, names=None, outputs=outputs, texts=["read this", "and that too"])
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("lr: 0.5", "lr: 0123456789abcdef"))
+    (run / "environment.json").write_text(json.dumps({"command": ["x", "token=0123456789abcdef"], "python": "3.11"}))
+    (run / "train.log").write_text("12:00 warning: row 3 reads 'a secret diary'\n")
+    facts = json.loads((run / "report.json").read_text()) | {"plan": ["train: with 0123456789abcdef"]}
+    (run / "report.json").write_text(json.dumps(facts))
+    write_report(run)
+    hidden = ("wrote this", "known two", "read this", "and that too", "a/b.csv", "secret diary", "0123456789abcdef")
+    whole = Page(run / "report.html").text
+    assert all(text in whole for text in hidden)
+    (tmp_path / "shared.html").write_text(make_report_to_share(run))
+    shared = Page(tmp_path / "shared.html").text
+    assert not any(text in shared for text in hidden)
+    for told in ("exact_match", "Mistakes: test", "optimizer.lr", "***", "train: with ***", "3.11", "1 - F1"):
+        assert told in shared, told
 
 
 def keep_only_metrics(run: Path) -> None:
