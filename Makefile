@@ -10,20 +10,21 @@ BIN := .venv/bin
 # Images often set this; then every process would compile torch and transformers anew, which takes longer than to run them.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: quickstart test test-slow soak bench check format docs clean
+.PHONY: quickstart test test-slow soak bench check format docs site clean
 
 quickstart: .venv/installed
 	$(BIN)/python -m trainer_loop.run config=quickstart.yaml
 
-# Many tests wait for processes that they start: two at a time, where there are two cores. A file's tests stay together,
-# and files run in their order: those that start processes first, so that short ones are left for the end.
+# Many tests wait for processes that they start, so there is one worker more than there are cores. A file's tests stay
+# together, and files run in their order: those that start processes first, so that short ones are left for the end.
+WORKERS := $(shell $(PYTHON) -c "import os; print(min(4, 1 + len(os.sched_getaffinity(0))))")
 test: .venv/installed-dev
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # What takes minutes and is not part of `make test`: every adapter on every architecture, every optimizer with every
 # schedule, every task on copies of a sharded model, benchmarks on tiny sizes, kernels that are compiled on the spot, the
-# stores of trackers and studies.
-test-slow: .venv/installed-dev .venv/installed-bench .venv/installed-stores
+# stores of trackers and studies, the docs site.
+test-slow: .venv/installed-dev .venv/installed-bench .venv/installed-stores .venv/installed-site
 	$(BIN)/python -m pytest -m slow
 
 # 300 random kills, half an hour; not part of `make test`. make soak SOAK="--kills 50 --seed 7"
@@ -69,6 +70,10 @@ docs: .venv/installed
 	$(BIN)/python -m trainer_loop.migrate.page
 	$(BIN)/python -m trainer_loop.tasks.describe
 
+# The docs as a site, with the API and a gallery of reports: open build/site/index.html.
+site: .venv/installed-site
+	$(BIN)/python -m docs.site.build
+
 clean:
 	rm -rf .venv
 
@@ -85,6 +90,11 @@ clean:
 .venv/installed-stores: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --no-compile --editable '.[trackers,postgresql]'
+	touch .venv/installed $@
+
+.venv/installed-site: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[site]'
 	touch .venv/installed $@
 
 .venv/installed-bench: pyproject.toml

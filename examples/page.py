@@ -39,7 +39,7 @@ def fill_in(page: str) -> str:
 
 def tell_lengths() -> str:
     """A table of lines of code: of each example here, with transformers.Trainer and with Lightning."""
-    rows = ["| | here: code + config | transformers.Trainer | Lightning |", "|---|---|---|---|"]
+    rows = ["| change | here: code + config | transformers.Trainer | Lightning |", "|---|---|---|---|"]
     for title, folder, file, config_lines in BESIDE:
         ours, *theirs = (
             count_lines((ROOT / "examples" / folder / name).read_text(encoding="utf-8")) for name in (file, *_PEERS)

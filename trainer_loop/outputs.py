@@ -18,11 +18,11 @@ from trainer_loop.config.schema import KEYS
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.parallel.sharding import copy_whole, is_sharded
 from trainer_loop.plan import Overrides, RunPlan
-from trainer_loop.publishing import describe_model
+from trainer_loop.publishing import describe_model, gather_beside
 from trainer_loop.record.checkpoint import AveragedWeights
 from trainer_loop.record.export import ExportRecord, copy_weights, export_model, write_files
 from trainer_loop.record.hub_access import push_command
-from trainer_loop.record.hub_push import Pushed, gather_run, push_files
+from trainer_loop.record.hub_push import Files, Pushed, gather_run, push_files
 from trainer_loop.record.logs import Console, read_metrics
 from trainer_loop.record.predictions import Scores, write_predictions
 from trainer_loop.record.publisher import Publisher
@@ -39,7 +39,9 @@ from trainer_loop.record.run_dir import (
 from trainer_loop.record.run_output import RunOutput
 from trainer_loop.record.state import TrainState
 from trainer_loop.record.trackers import TrackedRun, is_own, start_trackers
+from trainer_loop.report.intervals import Interval
 from trainer_loop.report.rows import find_worst, spell_row
+from trainer_loop.report.run_files import read_run
 from trainer_loop.report.run_report import write_report
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.stopwatch import Stopwatch
@@ -69,6 +71,7 @@ class ConfiguredOutput(RunOutput):
         self.report_facts = ReportFacts(self.run_dir.report_facts, warn=self.console.warn)
         self.reports = self.config.report and self.accelerator.is_main_process
         self.publisher = None
+        self._beside: Files = {}  # what is pushed beside the model, at the end
         hub = self.config.hub
         if hub.push is not None and hub.every != "never" and self.accelerator.is_main_process:
             # Another thread may tokenise a stream with the one of the run, whose settings saving would change.
@@ -203,8 +206,15 @@ class ConfiguredOutput(RunOutput):
             model, weights = copy_whole(model, weights), None
         if adapter is not None:
             model = adapter.merge_into(model)
-        card = describe_model(self.config, self.plan, self.overrides, record)
+        card = describe_model(self.config, self.plan, self.overrides, record, intervals=self._find_intervals())
         export_model(self.run_dir, model, self.plan.inputs.processor, record, card=card, weights=weights)
+
+    def _find_intervals(self) -> dict[str, dict[str, Interval]]:
+        """Of the metrics of all sets; they come from the predictions that are written for the report."""
+        if self.reports:
+            with self._only_warning("the model card lacks intervals of the metrics"):
+                return read_run(self.run_dir.root).find_intervals()
+        return {}
 
     def _describe_export(self, state: TrainState) -> ExportRecord:
         """What the model that is exported in this state says about itself."""
@@ -242,7 +252,8 @@ class ConfiguredOutput(RunOutput):
         }
 
     def _push(self, folder: Path, what: str) -> Pushed:
-        files, hub = gather_run(folder, self.run_dir.config), self.config.hub
+        beside = self._beside if folder == self.run_dir.model else {}
+        files, hub = gather_run(folder, self.run_dir.config, beside), self.config.hub
         return push_files(files, str(hub.push), private=hub.private, message=f"Upload {what}")
 
     def _take_snapshot(
@@ -271,6 +282,9 @@ class ConfiguredOutput(RunOutput):
 
     def publish(self, preemption: Preemption) -> None:
         if self.publisher is not None:
+            self._beside, notes = gather_beside(self.run_dir, with_report=self.reports)
+            for note in notes:
+                self.console.warn(note)
             self.publisher.finish(is_stopped=lambda: preemption.requested)
 
 

@@ -521,7 +521,7 @@ def read_record(model_dir: Path) -> ExportRecord | None:
     record = ExportRecord.read(model_dir)
     if record is not None and record.task not in list_tasks():
         known = ", ".join(list_tasks())
-        raise UserError(f"model={model_dir} was trained for the task {record.task}; predict knows {known}")
+        raise UserError(f"model={model_dir} was trained for the task {record.task}; known here: {known}")
     return record
 
 

@@ -1,6 +1,7 @@
-"""From the config and its checked plan to the model card of a run."""
+"""What goes to the hub with the model of a run: its card, made of config and plan, its report, and its ONNX file."""
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,30 +16,51 @@ from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.config.schema import KEYS
 from trainer_loop.config.secrets import name_sources
 from trainer_loop.data.mixed_stream import MixedStream
+from trainer_loop.data.report import SplitFacts
 from trainer_loop.data.tokens import TokenisedSplit
 from trainer_loop.data.wording import enumerate_some, plural
+from trainer_loop.errors import in_one_line
 from trainer_loop.models.config import find_model
 from trainer_loop.plan import Overrides, RunPlan
 from trainer_loop.record.export import ExportRecord
 from trainer_loop.record.hub_access import is_name
+from trainer_loop.record.hub_push import REPORT, Content
 from trainer_loop.record.logs import read_metrics
-from trainer_loop.record.model_card import BaseModel, CardFacts, Scores, find_base_model, make_card
-from trainer_loop.record.run_dir import RunDir
+from trainer_loop.record.model_card import BaseModel, CardFacts, Scores, as_code, find_base_model, make_card
+from trainer_loop.record.onnx_folder import find_files_to_push
+from trainer_loop.record.run_dir import RunDir, read_json_object
+from trainer_loop.record.secrets import mask_secrets
+from trainer_loop.report.intervals import Interval
+from trainer_loop.report.run_report import make_report_to_share
+from trainer_loop.report.wording import title_of
 
 _ALWAYS_TOLD = (
     *("seed", "train.epochs", "train.steps", "optimizer.name", "optimizer.lr", "optimizer.weight_decay"),
     *("scheduler.name", "scheduler.warmup"),
 )
-_TOLD_WHERE_SET = (
-    *("model.lora.r", "model.lora.alpha", "model.peft.name", "model.quantize", "model.neftune_alpha", "loss.name"),
-    *("train.max_grad_norm", "optimizer.layer_decay", "ema.decay"),
+# Told where they are not the defaults: all that may change the model, but for rows, which stand under "Data".
+_SECTIONS = (
+    *("task", "model", "data", "batch", "train", "optimizer", "scheduler", "loss", "ema", "evaluate", "checkpoint"),
+    *("loop", "parallel"),
+)
+_NOT_TOLD = (
+    *("task.name", "model.name", "data.name", "data.config", "data.train", "data.validation", "data.test"),
+    *("data.cache_dir", "data.num_workers", "train.threads", "train.timeout_minutes", "train.precision", "batch.size"),
+    *("checkpoint.every", "checkpoint.keep_last", "checkpoint.background"),
 )
 _MOST_LABELS = 10  # told of a split
+_FEW_ROWS = 20  # of a label
+_RARE_SHOWN = 5
 _SPLIT = re.compile(r"[\w-]+")  # of the hub; not a slice of one
 
 
-def describe_model(config: Config, plan: RunPlan, overrides: Overrides, record: ExportRecord) -> str:
-    """The model card of the exported model."""
+Intervals = Mapping[str, Mapping[str, Interval]]
+
+
+def describe_model(
+    config: Config, plan: RunPlan, overrides: Overrides, record: ExportRecord, *, intervals: Intervals | None = None
+) -> str:
+    """The model card of the exported model. intervals: of metrics, by set, such as `test.hard`, and by metric."""
     dataset = config.data.name if config.data.name is not None and "train" not in overrides.rows else None
     run_dir = RunDir(config.run_dir)
     adapter = plan.model.adapter
@@ -46,9 +68,14 @@ def describe_model(config: Config, plan: RunPlan, overrides: Overrides, record: 
     names = [entry if isinstance(entry, str) else str(entry["name"]) for entry in plan.metrics]
     reads = None
     if plan.inputs.data is not None:
-        columns = [f"`{name}`" for name in plan.inputs.data.columns.without_targets().all]
+        columns = [as_code(name) for name in plan.inputs.data.columns.without_targets().all]
         reads = f"column {' and '.join(columns)}"
         reads += f", texts cut at {record.max_length} tokens" if plan.task.has_tokens else ""
+    intervals = intervals or {}
+    scores = [
+        *_list_scores(config, overrides, "validation", record.metrics, intervals),
+        *_list_scores(config, overrides, "test", _read_test_figures(run_dir.metrics), intervals),
+    ]
     return make_card(
         CardFacts(
             title=(config.hub.push or run_dir.root.resolve().name).rpartition("/")[2],
@@ -62,15 +89,32 @@ def describe_model(config: Config, plan: RunPlan, overrides: Overrides, record: 
             dataset=dataset if dataset is not None and is_name(dataset) else None,
             dataset_config=config.data.config,
             data=list(_describe_data(config, plan)),
-            scores=[
-                *_list_scores(config, overrides, "validation", record.metrics),
-                *_list_scores(config, overrides, "test", _read_test_figures(run_dir.metrics)),
-            ],
+            scores=scores,
             metric_names=[name.partition("/")[0] for name in names if "." not in name],
             settings=dict(_list_settings(config, plan, record)),
+            environment=_describe_environment(run_dir.environment),
+            limits=list(_list_limits(config, plan, scores)),
+            has_report=config.report,
             tags=[adapter.kind] if adapter is not None else [],
         )
     )
+
+
+def gather_beside(run_dir: RunDir, *, with_report: bool) -> tuple[dict[str, Content], list[str]]:
+    """What is pushed beside the model of a run, by path in the repository, and lines about what is left out.
+
+    The report is made anew, without rows of the data. The ONNX model goes along if it is of the same weights.
+    """
+    again = f"python -m trainer_loop.onnx model={shlex.quote(str(run_dir.root))}"
+    found, note = find_files_to_push(run_dir.onnx, run_dir.model, again=again)
+    files, notes = dict[str, Content](found), [note] if note else []
+    if with_report:
+        try:
+            files[REPORT] = make_report_to_share(run_dir.root).encode()
+        except Exception as error:  # noqa: BLE001 # no report is worth a push that fails
+            told = f"{REPORT} is left out: {type(error).__name__}: {in_one_line(error)}"
+            notes.append(told.replace("UserError: ", ""))
+    return files, notes
 
 
 def _find_base(config: Config, overrides: Overrides, *, is_adapter: bool) -> BaseModel | None:
@@ -89,9 +133,17 @@ def _describe_data(config: Config, plan: RunPlan) -> Iterator[str]:
     for name, split in plan.inputs.splits.items():
         sources = dict.fromkeys(_name_source(config, name, place) for place in split.origins.names)
         yield (
-            f"{' '.join(filter(None, parse_set(name)))}: {plural(len(split.rows), 'row')} of "
+            f"{title_of(name)}: {plural(len(split.rows), 'row')} of "
             f"{enumerate_some(list(sources), at_most=3)}{_describe_labels(split, classes)}"
+            f"{_describe_lengths(plan.inputs.facts.get(name))}"
         )
+
+
+def _describe_lengths(facts: SplitFacts | None) -> str:
+    if facts is None or facts.lengths is None or not len(facts.lengths):
+        return ""
+    median, high = np.percentile(facts.lengths, [50, 95])
+    return f"; tokens per row: median {median:.0f}, 95 % within {high:.0f}, longest {facts.lengths.max():,}"
 
 
 def _name_source(config: Config, split: str, place: str) -> str:
@@ -106,15 +158,56 @@ def _name_source(config: Config, split: str, place: str) -> str:
 def _describe_labels(split: TokenisedSplit, names: Sequence[str] | None) -> str:
     if names is None or "label" not in getattr(split.rows, "column_names", ()):
         return ""
-    if len(names) > _MOST_LABELS:
-        return f"; {len(names)} labels"
     ids = split.rows.data.column("label")
     ids = ids if pa.types.is_integer(ids.type) else pc.list_flatten(ids)  # a row may have several
-    shares = zip(names, np.bincount(ids.to_numpy(), minlength=len(names)) / len(split.rows), strict=True)
-    return "; labels: " + ", ".join(f"{name} {share:.1%}" for name, share in shares)
+    shares = np.bincount(ids.to_numpy(), minlength=len(names)) / len(split.rows)
+    told = [f"{name} {share:.1%}" for name, share in zip(names, shares, strict=True)]
+    if len(names) > _MOST_LABELS:
+        return f"; {len(names)} labels, from {told[int(shares.argmax())]} to {told[int(shares.argmin())]}"
+    return "; labels: " + ", ".join(told)
 
 
-def _list_scores(config: Config, overrides: Overrides, split: str, figures: Mapping[str, float]) -> Iterator[Scores]:
+def _list_limits(config: Config, plan: RunPlan, scores: Sequence[Scores]) -> Iterator[str]:
+    """What is not known of the model, or speaks against it, as far as the run can tell."""
+    scored = {of.title.partition(" ")[0] for of in scores}
+    if not scored:
+        yield "It was not evaluated."
+    elif "test" not in scored and config.checkpoint.best is not None:
+        yield (
+            f"There was no test set, and the validation rows chose the weights (by {config.checkpoint.best}): their "
+            "metrics may be better than those of new rows."
+        )
+    yield "Nothing is known about rows of another kind than the data, such as of another subject, language or time."
+    for name, facts in plan.inputs.facts.items():
+        if facts.truncated:
+            share = facts.truncated / max(facts.texts, 1)
+            yield f"{title_of(name)}: {share:.1%} of the texts were cut; the rest of them is not read."
+        if facts.in_train:
+            share = facts.in_train / max(facts.texts, 1)
+            yield f"{title_of(name)}: {plural(facts.in_train, 'row')} ({share:.1%}) with a text that is in train too."
+    labels = plan.inputs.facts["train"].labels if "train" in plan.inputs.facts else None
+    rare = sorted((count, label) for label, count in (labels or {}).items() if count < _FEW_ROWS)
+    if rare:
+        told = enumerate_some([f"{label} ({count})" for count, label in rare], at_most=_RARE_SHOWN)
+        yield f"Labels with fewer than {_FEW_ROWS} in the training data: {told}."
+    if plan.task.writes:
+        yield "What it writes may be wrong, and may repeat what the training data says."
+    yield f"This is one training run, with seed {config.seed}; another seed gives other weights."
+
+
+def _describe_environment(path: Path) -> dict[str, str]:
+    """What the run was trained with. path: of environment.json; without it there is nothing."""
+    try:
+        found = read_json_object(path)
+    except (OSError, ValueError):
+        return {}
+    values = {name: found.get(name) for name in ("python", "platform", "device", "device_name", "num_processes")}
+    return {name.replace("_", " "): str(value) for name, value in values.items() if value is not None}
+
+
+def _list_scores(
+    config: Config, overrides: Overrides, split: str, figures: Mapping[str, float], intervals: Intervals
+) -> Iterator[Scores]:
     """The figures by their sets; those of an only set have no name before them."""
     specs: dict[str, Any] = name_sets(split, getattr(config.data, split))
     specs |= {name: None for name in overrides.rows if parse_set(name)[0] == split}
@@ -123,8 +216,13 @@ def _list_scores(config: Config, overrides: Overrides, split: str, figures: Mapp
         before = f"{part}/" if part else ""
         own = {name.removeprefix(before): value for name, value in figures.items() if name.startswith(before)}
         is_hub_split = config.data.name is not None and isinstance(spec, str) and _SPLIT.fullmatch(spec)
+        found = {
+            name: (interval.low, interval.high)
+            for name, interval in intervals.get(set_name, {}).items()
+            if interval.is_of(own.get(name))
+        }
         if own:
-            yield Scores(f"{split} {part}".strip(), config.data.name if is_hub_split else None, spec, own)
+            yield Scores(f"{split} {part}".strip(), config.data.name if is_hub_split else None, spec, own, found)
 
 
 def _read_test_figures(metrics: Path) -> dict[str, float]:
@@ -137,9 +235,23 @@ def _read_test_figures(metrics: Path) -> dict[str, float]:
 
 
 def _list_settings(config: Config, plan: RunPlan, record: ExportRecord) -> Iterator[tuple[str, Any]]:
-    values = name_sources(values_of(config), with_digest=False)
+    """What always decides a training, then all other keys that do and that are not their defaults."""
+    values = mask_secrets(name_sources(values_of(config), with_digest=False))
     yield "batch.size", record.plan["batch.size"]
     yield "train.precision", plan.precision
-    for name in (*_ALWAYS_TOLD, *_TOLD_WHERE_SET):
-        if values[name] is not None and (name in _ALWAYS_TOLD or values[name] != KEYS[name].default):
+    for name in _ALWAYS_TOLD:
+        if values[name] is not None:
             yield name, values[name]
+    for name, value in values.items():
+        is_told = name not in (*_ALWAYS_TOLD, *_NOT_TOLD) and name.partition(".")[0] in _SECTIONS
+        if is_told and value is not None and value != KEYS[name].default:
+            yield name, _hide_folders(value)
+
+
+def _hide_folders(value: Any) -> Any:
+    """`bert` of `/home/me/bert`, at any depth: where a file lies here is of no use elsewhere."""
+    if isinstance(value, Mapping):
+        return {name: _hide_folders(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_hide_folders(item) for item in value]
+    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~")) else value

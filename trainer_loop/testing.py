@@ -1,10 +1,12 @@
 """Checks for tests of your own tasks, losses and configs.
 
+```python
 def test_mine():
     assert_layout_invariant(Mine(), rows, model=make_tiny_model())
 
 def test_mine_resumes(tmp_path):
     assert_resumes_exactly(load_config("mine.yaml", [f"run_dir={tmp_path / 'run'}"]))
+```
 """
 
 import contextlib

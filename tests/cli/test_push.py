@@ -1,5 +1,7 @@
 """Tests of pushing a model to the hub: during a run, at its end, and by `trainer_loop.push`, against a fake hub."""
 
+import html
+import json
 import os
 import re
 import shutil
@@ -20,11 +22,13 @@ from trainer_loop import load_config
 from trainer_loop.cli.push import USAGE
 from trainer_loop.cli.push import main as push_main
 from trainer_loop.cli.run import main as run_main
+from trainer_loop.record.onnx_folder import OnnxRecord
 
 OF_A_MODEL = {
     *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
     *("README.md", "trainer_loop.json", "config.yaml"),
 }
+OF_A_RUN = OF_A_MODEL | {"report.html"}
 
 
 def write_files(repo: Repo, directory: Path) -> Path:
@@ -95,8 +99,9 @@ def test_all_requests_of_a_run_and_the_files_that_it_pushes(
     ]
     repo = hub.model("me/imdb-bert")
     assert repo.private and repo.large == {"model.safetensors"}
-    assert list_names(repo) == OF_A_MODEL and len(repo.commits) == 1
+    assert list_names(repo) == OF_A_RUN and len(repo.commits) == 1, ended.out
     run = tmp_path / "run"
+    check_report(repo.files["report.html"].decode(), run)
     for name in OF_A_MODEL - {"config.yaml"}:
         assert repo.files[name] == (run / "model" / name).read_bytes(), name
     assert repo.files["config.yaml"] == (run / "config.yaml").read_bytes()
@@ -107,6 +112,11 @@ def test_all_requests_of_a_run_and_the_files_that_it_pushes(
     assert torch.equal(ours(tokens).logits, theirs(tokens).logits)
     front = yaml.safe_load(repo.files["README.md"].decode().split("---\n")[1])
     assert front["pipeline_tag"] == "text-classification" and front["metrics"] == ["accuracy"]
+    card = repo.files["README.md"].decode()
+    assert re.search(r"\| test \| accuracy \| [\d.]+ \| [\d.]+ to [\d.]+ \|", card)
+    assert all(
+        told in card for told in ("## Limits", "## Environment", "- device: cpu", "| `data.max_length` | `32` |")
+    )
     results = {result["dataset"]["split"]: result["metrics"] for result in front["model-index"][0]["results"]}
     assert set(results) == {"validation", "test"}
     assert results["test"][0]["type"] == "accuracy" and 0 <= results["test"][0]["value"] <= 1
@@ -123,6 +133,17 @@ def test_all_requests_of_a_run_and_the_files_that_it_pushes(
     assert (again.returncode, again.stderr) == (0, "")
     assert again.stdout == f"hub: {hub.endpoint}/me/imdb-bert is up to date\n"
     assert hub.count("PUT") == hub.count("/commit/") == 0
+
+
+def check_report(page: str, run: Path) -> None:
+    """That of a run, but without rows of its data and without folders."""
+    facts = json.loads((run / "report.json").read_text())
+    texts = [row["inputs"]["text"] for of_set in facts["sets"].values() for row in of_set["worst"]]
+    here = (run / "report.html").read_text()
+    assert texts and all(html.escape(text) in here for text in texts)
+    assert not any(html.escape(text) in page for text in texts)
+    assert "Mistakes: validation" in page and "gets most wrong" not in page and "Confusion matrix" in page
+    assert "gets most wrong" in here
 
 
 # --- before training
@@ -212,7 +233,7 @@ def test_a_failed_push_at_the_end_is_a_warning_with_the_command_to_repeat_it(
     hub.faults.clear()
     code, out, err = push(*again.split()[3:])
     assert (code, err) == (0, "") and "hub: pushed" in out
-    assert list_names(hub.model("me/imdb")) == OF_A_MODEL
+    assert list_names(hub.model("me/imdb")) == OF_A_RUN
 
 
 def test_running_a_complete_run_again_pushes_a_model_that_was_not_pushed(command, arguments, hub):
@@ -237,10 +258,10 @@ def test_no_secret_of_config_or_environment_is_pushed(command, arguments, hub, m
     )
     assert ended.code == 0, ended.err
     repo = hub.model("me/imdb")
-    assert not repo.private and list_names(repo) == OF_A_MODEL
+    assert not repo.private and list_names(repo) == OF_A_RUN
     for name, content in repo.files.items():
         assert b"0123456789abcdef" not in content and TOKEN.encode() not in content, name
-    assert b"***" in repo.files["config.yaml"]
+    assert b"***" in repo.files["config.yaml"] and b"***" in repo.files["report.html"]
 
 
 def test_an_adapter_is_pushed_without_its_base_and_a_merged_model_replaces_it(command, push, arguments, hub, tmp_path):
@@ -262,7 +283,25 @@ def test_an_adapter_is_pushed_without_its_base_and_a_merged_model_replaces_it(co
     merged = command(*arguments, "hub.push=imdb", "model.lora={r: 2, merge: true}", f"run_dir={tmp_path / 'merged'}")
     assert merged.code == 0, merged.err
     assert "removed there: adapter_config.json, adapter_model.safetensors" in merged.out
+    assert list_names(repo) == OF_A_RUN
+
+
+def test_a_run_without_a_report_pushes_none_and_removes_that_of_another(command, push, arguments, hub, tmp_path):
+    ended = command(*arguments, "hub.push=imdb", "report=false")
+    assert (ended.code, ended.err) == (0, "")
+    repo = hub.model("me/imdb")
     assert list_names(repo) == OF_A_MODEL
+    assert "report.html" not in repo.files["README.md"].decode()
+    repo.files |= {
+        "report.html": b"of another run",
+        "onnx/model.onnx": b"x",
+        "onnx/onnx.json": b"{}",
+        "mine.html": b"x",
+    }
+    code, out, err = push("model=run")
+    assert (code, err) == (0, "")
+    assert "removed there: onnx/model.onnx, onnx/onnx.json, report.html, from before" in out
+    assert list_names(repo) == OF_A_MODEL | {"mine.html"}
 
 
 # --- during training
@@ -373,8 +412,37 @@ def test_the_command_pushes_a_run(push, hub, run_dir, model):
     code, out, err = push(f"model={model}", "repo=me/imdb", "message=First try")
     assert (code, err) == (0, "") and f"to {hub.endpoint}/me/imdb" in out
     repo = hub.model("me/imdb")
-    assert list_names(repo) == OF_A_MODEL and repo.messages == ["First try"]
+    assert list_names(repo) == OF_A_RUN and repo.messages == ["First try"]
     assert not repo.private, "as the run's config says"
+
+
+def test_an_onnx_model_is_pushed_while_it_is_of_the_weights(push, hub, run_dir):
+    folder = run_dir / "onnx"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(b"program")
+    (folder / "tokenizer.json").write_text("{}")
+    OnnxRecord.of(run_dir / "model", difference=0.0, tolerance=1e-4, rows=3, inputs={}).write(folder)
+    code, _, err = push("model=imdb", "repo=me/imdb")
+    repo = hub.model("me/imdb")
+    assert (code, err) == (0, "") and list_names(repo) == OF_A_RUN | {"onnx/model.onnx", "onnx/onnx.json"}
+    assert repo.files["onnx/model.onnx"] == b"program"
+    (folder / "onnx.json").write_text((folder / "onnx.json").read_text().replace('safetensors": "', 'safetensors": "0'))
+    code, out, _ = push("model=imdb", "repo=me/imdb")
+    assert code == 0 and list_names(repo) == OF_A_RUN
+    again = "python -m trainer_loop.onnx model=imdb makes it anew"
+    assert f"imdb/onnx is left out: it was made of other weights; {again}" in out
+
+
+def test_a_report_is_made_of_what_is_there_now_or_left_out(push, hub, run_dir, monkeypatch):
+    (run_dir / "report.html").write_text("old")
+    assert push("model=imdb", "repo=me/imdb")[0] == 0
+    repo = hub.model("me/imdb")
+    assert b"<title>imdb</title>" in repo.files["report.html"]
+    monkeypatch.setenv("LAB_API_KEY", "A kind of heading")
+    monkeypatch.setattr("trainer_loop.report.run_report.make_report", lambda run, name: "A kind of heading")
+    code, out, err = push("model=imdb", "repo=me/imdb")
+    assert (code, err) == (0, "") and list_names(repo) == OF_A_MODEL
+    assert "report.html is left out: it would hold the value of the environment variable LAB_API_KEY\n" in out
 
 
 def test_private_on_the_command_line_overrides_the_config(push, hub, run_dir):
@@ -549,6 +617,6 @@ def test_a_plain_model_trained_from_python_is_pushed(hub, tmp_path, monkeypatch)
     config = load_config(str(root / "examples" / "table" / "config.yaml"), keys)
     build(config).fit()
     repo = hub.model("me/plain")
-    assert list_names(repo) == {"model.safetensors", "README.md", "trainer_loop.json", "config.yaml"}
+    assert list_names(repo) == {"model.safetensors", "README.md", "trainer_loop.json", "config.yaml", "report.html"}
     front = yaml.safe_load(repo.files["README.md"].decode().split("---\n")[1])
     assert front == {"library_name": "pytorch", "metrics": ["accuracy"], "tags": ["trainer_loop"]}

@@ -16,11 +16,7 @@ def test_the_page_has_every_file_as_it_is():
     assert "```python\n```" not in page
 
 
-def test_its_links_and_examples_exist():
+def test_its_examples_exist():
     page = (ROOT / "docs" / "customise.md").read_text(encoding="utf-8")
-    prose = re.sub(r"```.*?```", "", page, flags=re.DOTALL)
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", prose) if "://" not in link]
-    assert links
-    assert [link for link in links if not (ROOT / "docs" / link).exists()] == []
     for config in re.findall(r"config=(examples/\S+\.yaml)", page):
         assert (ROOT / config).exists()

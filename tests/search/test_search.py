@@ -82,6 +82,7 @@ def test_a_search_that_is_killed_or_stopped_ten_times_is_the_same(undisturbed: P
         os.kill(pid, number)
         codes.append(wait(pid))
     told = "".join(log.read_text() for log in tmp_path.glob("*.txt"))
+    assert "accuracy of each trial" in (directory / "search.html").read_text()  # though it did not come to its end
     assert set(codes) <= {-signal.SIGKILL, 75, 0}, told
     assert codes.count(-signal.SIGKILL) >= 4
     assert "Traceback" not in told
@@ -126,11 +127,22 @@ def test_how_a_trial_ends_is_a_result(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "diverged: step 30: the loss is nan" in told
     assert "out of memory: step 30: out of memory with one row a microbatch" in told
     assert "best: trial 3, accuracy 0.992" in told
+    page = (tmp_path / "found" / "search.html").read_text()
+    assert f"all trials, with charts: {tmp_path / 'found' / 'search.html'}" in told
+    assert "out of memory: step 30: out of memory with one row a microbatch" in page
+    assert "4 trials without a value are left out" in page
     best = (tmp_path / "found" / "best.yaml").read_text()
     assert "\n  lr: 0.0001\n" in best
     assert f"run_dir: {tmp_path / 'found' / 'best'}" in best
     assert search(*arguments) == 0
-    assert capsys.readouterr().out.splitlines()[-9:] == told.splitlines()[-9:]
+    assert capsys.readouterr().out.splitlines()[-10:] == told.splitlines()[-10:]
+    assert (tmp_path / "found" / "search.html").read_text() == page
+    (tmp_path / "found" / "search.html").unlink()
+    (tmp_path / "found" / "search.html").mkdir()
+    assert search(*arguments) == 0
+    told = capsys.readouterr().out
+    assert "best: trial 3" in told
+    assert re.search("^warning: .*search.html", told, re.MULTILINE)
 
 
 def test_values_that_are_refused_are_a_result_and_where_all_are_the_search_ends(tmp_path, monkeypatch, capsys):
@@ -172,6 +184,7 @@ def test_another_space_in_the_same_directory_is_refused(undisturbed: Path, capsy
     assert search(f"search.dir={undisturbed}", SPACE, "log.every=5", "search.trials=16") == 0
     told = capsys.readouterr().out
     assert "importance of each key" in told
+    assert '<th scope="col" class="bar">importance</th>' in (undisturbed / "search.html").read_text()
     assert len(rows_of(undisturbed, SPACE)) == 16
 
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from scenarios import make_ranks
 
 from trainer_loop import Predictor, Task, TrainingLoop, UserError, build, load_config
+from trainer_loop.cli.onnx import main as write_onnx
 from trainer_loop.config.fields import Config
 from trainer_loop.data.columns import bind_columns
 from trainer_loop.data.loader import TrainLoader
@@ -235,6 +236,19 @@ def test_what_it_exports_predicts_the_same(name: str, tmp_path: Path):
     assert not told["missing_keys"]
     assert not told["unexpected_keys"]
     assert not told["mismatched_keys"]
+
+
+@pytest.mark.slow
+def test_what_it_exports_is_written_as_onnx_where_it_writes_no_texts(name: str, tmp_path: Path, capfd):
+    train(make_config(tmp_path, name, "train.steps=1"))
+    code = write_onnx([f"model={tmp_path / 'run'}"])
+    captured = capfd.readouterr()
+    if load_task(name)().writes:
+        assert code == 2 and f"a model of the task {name} writes texts token by token" in captured.err
+    else:
+        assert (code, captured.err) == (0, "") and "answered by both" in captured.out
+        files = {path.name for path in (tmp_path / "run" / "onnx").iterdir()}
+        assert {"model.onnx", "onnx.json", "trainer_loop.json"} <= files
 
 
 def _split(outputs: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:

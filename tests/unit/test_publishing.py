@@ -1,18 +1,32 @@
 """From the config to the facts of a card: sets and their splits on the hub, the base model, where rows come from."""
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 
 from trainer_loop import load_config
-from trainer_loop.plan import Overrides
-from trainer_loop.publishing import _find_base, _list_scores, _name_source
+from trainer_loop.data.report import SplitFacts
+from trainer_loop.plan import Overrides, RunPlan
+from trainer_loop.publishing import _find_base, _list_limits, _list_scores, _list_settings, _name_source
+from trainer_loop.record.export import ExportRecord
 from trainer_loop.record.model_card import BaseModel, Scores
+from trainer_loop.report.intervals import Interval
+from trainer_loop.tasks.find import load_task
 
 FIGURES = {"matched/accuracy": 0.8, "matched/f1/0": 0.7, "other/accuracy": 0.5}
 
 
-def scores_of(keys: list[str], figures: dict[str, float], *, split: str = "validation", rows: tuple[str, ...] = ()):
+def scores_of(
+    keys: list[str],
+    figures: dict[str, float],
+    *,
+    split: str = "validation",
+    rows: tuple[str, ...] = (),
+    intervals: dict[str, dict[str, Interval]] | None = None,
+):
     config = load_config(None, ["model.name=m", *keys])
-    return list(_list_scores(config, Overrides(rows=dict.fromkeys(rows)), split, figures))
+    return list(_list_scores(config, Overrides(rows=dict.fromkeys(rows)), split, figures, intervals or {}))
 
 
 @pytest.mark.parametrize(
@@ -64,6 +78,67 @@ def test_figures_stand_by_their_sets_and_the_splits_of_the_hub(keys, figures, ro
 def test_a_set_of_rows_from_python_takes_its_place(tmp_path):
     scores = scores_of(["data.name=a/b"], {"hard/f1": 1.0}, rows=("validation.hard",))
     assert scores == [Scores("validation hard", None, None, {"f1": 1.0})]
+
+
+def test_an_interval_stands_by_the_metric_that_it_is_of():
+    known = {"accuracy": Interval(0.8, 0.7, 0.9), "f1/0": Interval(0.71, 0.6, 0.8), "mae": Interval(1.0, 0.9, 1.1)}
+    intervals = {"validation.matched": known, "test": {"accuracy": Interval(0.5, 0.4, 0.6)}}
+    keys = ["data.name=a/b", "data.validation={matched: dev_m, other: mine.csv}"]
+    matched, other = scores_of(keys, FIGURES, intervals=intervals)
+    assert matched.intervals == {"accuracy": (0.7, 0.9)}, "that of other weights is left out"
+    assert other.intervals == {}
+
+
+def limits_of(keys: list[str], scores: list[Scores], *, task: str = "sequence_classification", **facts: SplitFacts):
+    config = load_config(None, ["model.name=m", "data.train=x.csv", *keys])
+    plan = SimpleNamespace(inputs=SimpleNamespace(facts=facts), task=load_task(task)())
+    return " ".join(_list_limits(config, cast(RunPlan, plan), scores))
+
+
+def test_limits_are_what_the_run_knows():
+    scores = [Scores("validation matched", None, None, {"accuracy": 0.9})]
+    assert "It was not evaluated." in limits_of([], [])
+    chosen = limits_of(["checkpoint.best=accuracy", "data.validation_fraction=0.1"], scores)
+    assert "the validation rows chose the weights (by accuracy)" in chosen and "not evaluated" not in chosen
+    tested = [*scores, Scores("test", None, None, {"accuracy": 0.9})]
+    assert "chose" not in limits_of(["checkpoint.best=accuracy", "data.validation_fraction=0.1"], tested)
+    train = SplitFacts(rows=100, texts=100, labels={"a": 97, "b": 3}, labelled=100, truncated=25)
+    told = limits_of(["seed=7"], scores, train=train, test=SplitFacts(rows=10, texts=10, in_train=2))
+    assert "train: 25.0% of the texts were cut" in told
+    assert "test: 2 rows (20.0%) with a text that is in train too." in told
+    assert "Labels with fewer than 20 in the training data: b (3)." in told
+    assert "with seed 7" in told and "may be wrong" not in told
+    assert "What it writes may be wrong" in limits_of([], scores, task="seq2seq")
+
+
+def test_all_keys_that_decided_the_training_are_told_without_folders_and_secrets(monkeypatch):
+    monkeypatch.setenv("LAB_API_KEY", "0123456789abcdef")
+    keys = ["model.tokenizer=/home/me/tokenizer", "train.max_grad_norm=0.5", "log.every=7", "data.train=/home/me/x.csv"]
+    keys += [
+        "data.deduplicate=true",
+        "optimizer.args={note: 0123456789abcdef}",
+        "train.threads=2",
+        "batch.max_tokens=99",
+    ]
+    config = load_config(None, ["model.name=m", *keys])
+    record = SimpleNamespace(plan={"batch.size": 32})
+    told = dict(_list_settings(config, cast(RunPlan, SimpleNamespace(precision="bf16")), cast(ExportRecord, record)))
+    assert told == {
+        "batch.size": 32,
+        "train.precision": "bf16",
+        "seed": config.seed,
+        "train.epochs": 3,
+        "optimizer.name": "adamw",
+        "optimizer.lr": config.optimizer.lr,
+        "optimizer.weight_decay": config.optimizer.weight_decay,
+        "scheduler.name": "linear",
+        "scheduler.warmup": config.scheduler.warmup,
+        "model.tokenizer": "tokenizer",
+        "data.deduplicate": True,
+        "batch.max_tokens": 99,
+        "train.max_grad_norm": 0.5,
+        "optimizer.args": {"note": "***"},
+    }
 
 
 @pytest.mark.parametrize(

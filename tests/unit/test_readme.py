@@ -57,12 +57,6 @@ def test_its_make_targets_are_in_the_makefile():
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
 
 
-def test_its_links_lead_somewhere():
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
-    assert len(links) >= 8
-    assert [link for link in links if not (ROOT / link).exists()] == []
-
-
 def test_the_keys_of_its_commands_are_keys():
     overrides = re.findall(r"\s((?:data|model|batch|train|optimizer)\.[\w.]+|dry_run)=", README)
     assert "data.train" in overrides

@@ -3,14 +3,18 @@
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer_loop.cli.arguments import expand_model, find_model, split_arguments
 from trainer_loop.errors import UserError, refuse
 from trainer_loop.record.adapter_config import ADAPTER_CONFIG
 from trainer_loop.record.run_dir import EXPORT_RECORD, RunDir
+from trainer_loop.runtime.imports import importing_torch
 from trainer_loop.runtime.quiet import quieten_loggers
 from trainer_loop.runtime.streams import report, safe_streams
+
+if TYPE_CHECKING:  # importing it takes half a second
+    from trainer_loop.record.hub_push import Files
 
 USAGE = """\
 python -m trainer_loop.push model=runs/imdb repo=me/imdb-bert
@@ -20,9 +24,10 @@ python -m trainer_loop.push model=runs/imdb repo=me/imdb-bert
   private=   true or false: of a new repository; default: the run's hub.private, else true
   message=   of the commit
 
-The model (or adapter), its tokenizer, its card and the run's config.yaml are pushed in one commit; what is there
-already is not uploaded again. States of optimizers, logs, data and pickles stay here. Secrets in the config are masked.
-The token is that of `hf auth login`, or HF_TOKEN; it needs the right to write."""
+The model (or adapter), its tokenizer, its card and the run's config.yaml are pushed in one commit. Where the run has
+them, its report goes along, made anew without rows of the data, and the ONNX model that python -m trainer_loop.onnx
+wrote. What is there already is not uploaded again. States of optimizers, logs, data and pickles stay here. Secrets in
+the config are masked. The token is that of `hf auth login`, or HF_TOKEN; it needs the right to write."""
 
 _STOPPED = 130  # as shells say of Ctrl-C
 
@@ -94,9 +99,12 @@ def _push(request: Request) -> None:
     refuse(problems)
     for note in notes:
         print(f"warning: {note}")
-    files = gather_run(model, None if run_dir is None else run_dir.config)
+    beside, notes = _gather_beside(run_dir)
+    files = gather_run(model, None if run_dir is None else run_dir.config, beside)
     if left_out := select_files(model)[1]:
         print(f"left out: {', '.join(left_out)}")
+    for note in notes:
+        print(note)
     try:
         pushed = push_files(
             files,
@@ -124,6 +132,17 @@ def _find_model(name: str) -> tuple[Path, RunDir | None]:
     run_dir = RunDir(path if model != path else path.resolve().parent)
     is_own = model != path or (run_dir.model == path.resolve() and run_dir.config.is_file())
     return model, run_dir if is_own else None
+
+
+def _gather_beside(run_dir: RunDir | None) -> "tuple[Files, list[str]]":
+    """The report and the ONNX model of a run, as far as it has them, and lines about what is left out."""
+    if run_dir is None or not (run_dir.report.is_file() or run_dir.onnx.is_dir()):
+        return {}, []
+    with importing_torch():  # seconds
+        from trainer_loop.publishing import gather_beside
+
+    quieten_loggers()
+    return gather_beside(run_dir, with_report=run_dir.report.is_file())
 
 
 def _read_hub_keys(run_dir: RunDir | None) -> tuple[str | None, bool]:

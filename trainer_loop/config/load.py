@@ -40,8 +40,9 @@ _T = TypeVar("_T")
 def load_config(path: str | None = None, overrides: Sequence[str] = ()) -> Config:
     """The config of a YAML file and `key=value` overrides; raises UserError with all of its problems.
 
-    >>> load_config("imdb.yaml", ["train.epochs=1"]).train.epochs
-    1.0
+    Examples:
+        >>> load_config("imdb.yaml", ["train.epochs=1"]).train.epochs
+        1.0
     """
     reading = read_config(path, overrides)
     if reading.problems:

@@ -177,15 +177,25 @@ class AdapterPlan:
         Raises:
             UserError: peft cannot merge this adapter.
         """
-        if not self.merge:
-            return model
-        _take_saved_modules(model)
-        try:
-            merged: PreTrainedModel = model.merge_and_unload()  # type: ignore[operator]
-        except (AttributeError, NotImplementedError, ValueError) as error:
-            told = f"this adapter cannot be merged: {in_one_line(error)}; set it to false"
-            raise UserError(f"{self.place}.merge: {told}") from error
-        return merged
+        return merge_adapter(model, place=f"{self.place}.merge", remedy="set it to false") if self.merge else model
+
+
+def merge_adapter(model: nn.Module, *, place: str, remedy: str = "") -> nn.Module:
+    """The model with its adapter merged into it. The adapted model is then used up.
+
+    Args:
+        place: Of the adapter, for errors.
+
+    Raises:
+        UserError: peft cannot merge this adapter.
+    """
+    _take_saved_modules(model)
+    try:
+        merged: PreTrainedModel = model.merge_and_unload()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError, ValueError) as error:
+        told = "; ".join(filter(None, (in_one_line(error), remedy)))
+        raise UserError(f"{place}: this adapter cannot be merged: {told}") from error
+    return merged
 
 
 def plan_lora(

@@ -92,7 +92,7 @@ def export_model(
     try:
         write_files(temporary, model, processor, record, card=card, weights=weights)
         flush([*temporary.iterdir(), temporary])
-        _replace(target, temporary)
+        replace_folder(target, temporary)
     except Exception as error:  # tokenizers raises no more precise error
         if not is_disk_error(error):
             raise
@@ -128,13 +128,18 @@ def write_files(
         once = {id(tensor): name for name, tensor in reversed(list(weights.items()))}  # a file holds each tensor once
         save_file({name: weights[name] for name in once.values()}, directory / "model.safetensors")
     if processor is not None:
-        # These settings depend on the last call, and so on whether this process has tokenised.
-        if as_tokenizer(processor) is not None:
-            processor.backend_tokenizer.no_truncation()
-            processor.backend_tokenizer.no_padding()
-        processor.save_pretrained(directory)
+        save_processor(processor, directory)
     (directory / "README.md").write_text(card, encoding="utf-8")
     write_json(directory / EXPORT_RECORD, vars(record))
+
+
+def save_processor(processor: Any, directory: Path) -> None:
+    """Write the files of a tokenizer or of an image processor."""
+    # These settings depend on the last call, and so on whether this process has tokenised.
+    if as_tokenizer(processor) is not None:
+        processor.backend_tokenizer.no_truncation()
+        processor.backend_tokenizer.no_padding()
+    processor.save_pretrained(directory)
 
 
 @torch.no_grad()
@@ -162,8 +167,9 @@ def copy_weights(
     return weights
 
 
-def _replace(target: Path, temporary: Path) -> None:
-    retired = target.with_name(".model.old")
+def replace_folder(target: Path, temporary: Path) -> None:
+    """Give a folder its name; one that has it already is there until then, and goes."""
+    retired = target.with_name(f".{target.name}.old")
     remove(retired)
     if os.path.lexists(target):
         os.replace(target, retired)

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from trainer_loop.config.yaml_core import compose, dump, plain
 from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.record.hub_access import MISSING, find_repo_id, open_api, retrying, status_of
+from trainer_loop.record.onnx_folder import list_names_on_hub
 from trainer_loop.record.run_dir import EXPORT_RECORD
 from trainer_loop.record.secrets import find_secret, mask_secrets
 from trainer_loop.runtime.plain_json import parse_json
@@ -22,6 +23,7 @@ Content = Path | bytes
 Files = Mapping[str, Content]  # path in the repository -> its content
 
 _CARD = "README.md"
+REPORT = "report.html"
 _CONFIG = "config.yaml"  # of a run
 # Files that transformers, peft and tokenizers save, and usual files beside them. Any other file may be data, a log, a
 # pickle or the state of an optimizer. Folders inside folders stay out too.
@@ -36,7 +38,7 @@ _WEIGHTS = re.compile(
     r"(adapter_)?model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|adapter_(model\.bin|config\.json)"
     r"|pytorch_model(-\d+-of-\d+)?\.bin(\.index\.json)?"
 )
-_BINARY = (".safetensors", ".bin", ".model", ".msgpack", ".h5", ".gguf", ".onnx")
+_BINARY = (".safetensors", ".bin", ".model", ".msgpack", ".h5", ".gguf", ".onnx", ".onnx.data")
 _LARGE = 1_000_000  # bytes; larger files may use large file storage and are uploaded one at a time
 
 
@@ -46,13 +48,13 @@ class Pushed:
 
     url: str  # of the repository
     changed: bool  # false: the repository already had everything
-    removed: Sequence[str]  # weights in another form
+    removed: Sequence[str]  # weights in another form, and what belonged to others
 
     def describe(self, what: str) -> str:
         """The result as a line for the user. what: what was pushed, in words."""
         if not self.changed:
             return f"hub: {self.url} is up to date"
-        removed = f"; removed there: {', '.join(self.removed)}, weights from before" if self.removed else ""
+        removed = f"; removed there: {', '.join(self.removed)}, from before" if self.removed else ""
         return f"hub: pushed {what} to {self.url}{removed}"
 
 
@@ -81,14 +83,18 @@ def _names_code(config: Path) -> bool:
         return False
 
 
-def gather_run(model: Path, config: Path | None) -> dict[str, Content]:
-    """The files to push, with secrets in our own masked. Raises UserError for all that hold others or are damaged."""
+def gather_run(model: Path, config: Path | None, beside: Files | None = None) -> dict[str, Content]:
+    """The files to push, with secrets in our own masked. Raises UserError for all that hold others or are damaged.
+
+    beside: files that do not lie in the folder of the model, such as the report of the run.
+    """
     problems: list[str] = []
     try:
         files, _ = select_files(model)
     except OSError as error:
         raise UserError(f"{model} cannot be read: {error.strerror}") from error
-    for name, path, mask in ((_CONFIG, config, _mask_yaml), (EXPORT_RECORD, model / EXPORT_RECORD, _mask_json)):
+    files |= beside or {}
+    for name, path, mask in ((_CONFIG, config, mask_config), (EXPORT_RECORD, model / EXPORT_RECORD, _mask_json)):
         if path is not None and path.is_file():
             try:
                 files[name] = mask(path.read_text(encoding="utf-8"))
@@ -123,7 +129,8 @@ def push_files(files: Files, repo: str, *, private: bool, message: str, default_
     """Push files in one commit; files that the repository already holds are not uploaded again.
 
     A missing repository is created. Weights in another form are removed, because they would be loaded instead of the
-    new ones. The repository does not change before everything is uploaded. For errors see `explain_failure`.
+    new ones, and with the model of a run the report and the ONNX file of another. The repository does not change before
+    everything is uploaded. For errors see `explain_failure`.
 
     private: whether a new repository is. default_card: README.md if neither the files nor the repository have one.
     """
@@ -154,12 +161,14 @@ def _commit(api: HfApi, repo_id: str, files: Files, *, message: str, default_car
             api.preupload_lfs_files(repo_id, [addition], free_memory=False)
         operations.append(addition)
     stale = sorted(name for name in names - set(files) if _WEIGHTS.fullmatch(name))
+    if EXPORT_RECORD in files:  # they would stand beside the weights of another run
+        stale += sorted({name for name in (REPORT, *list_names_on_hub(names)) if name in names - set(files)})
     operations += [CommitOperationDelete(name) for name in stale]
     commit = api.create_commit(repo_id, operations, commit_message=message)
     return Pushed(f"{api.endpoint}/{repo_id}", changed=commit.oid != there.sha, removed=stale)
 
 
-def _mask_yaml(text: str) -> bytes:
+def mask_config(text: str) -> bytes:
     """The text with its secrets masked; unchanged if it has none. Raises ValueError where it is no mapping in YAML."""
     node, faults = compose(text)
     tree = None if node is None or faults else plain(node)

@@ -3,8 +3,9 @@
 import contextlib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ from trainer_loop.record.run_dir import package_versions
 Relation = Literal["finetune", "adapter"]
 _LOCAL = "local"  # name in model-index of a data set that is not on the hub; a name is required
 _NOT_A_METRIC = ("loss", "rows")  # values that are not metrics of the hub
+_MARKDOWN = re.compile(r"[\\`*<>#~|]|(?<![^\W_])_|_(?![^\W_])|(?<=\])\(")  # what would be shown otherwise
+_BAR = re.compile(r"\\*\|")  # would end a cell
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Scores:
     dataset: str | None  # hub id of its data set; None: not on the hub
     split: str | None  # name of the split on the hub
     figures: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # of some of these, lower and upper end
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,9 @@ class CardFacts:
     scores: Sequence[Scores]
     metric_names: Sequence[str]  # names that evaluate knows
     settings: Mapping[str, Any]  # config keys that decided the training
+    environment: Mapping[str, str] = field(default_factory=dict)  # what the run was trained with
+    limits: Sequence[str] = ()  # sentences about what is not known, or not good
+    has_report: bool = False  # a push takes the report of the run along
     tags: Sequence[str] = ()
 
 
@@ -153,20 +160,64 @@ def _write_body(facts: CardFacts) -> str:
     reads = f" on {facts.reads}" if facts.reads is not None else ""
     base = f" from `{facts.base.name}`" if facts.base is not None and facts.base.name is not None else ""
     versions = ", ".join(f"{name} {number}" for name, number in package_versions().items() if name != "numpy")
-    results = [(of.title, name, f"{value:.6g}") for of in facts.scores for name, value in of.figures.items()]
-    settings = [(f"`{name}`", f"`{value}`") for name, value in facts.settings.items()]
+    environment = {**facts.environment, "versions": versions}
     parts = [
-        f"# {facts.title}",
+        f"# {escape(facts.title)}",
         f"Trained{base} with trainer_loop: task `{facts.task}`{reads}.\n"
         f"The weights are those of step {facts.step:,} of {facts.num_steps:,}.",
-        *(["## Results", _write_table(("set", "metric", "value"), results)] if results else []),
-        *(["## Data", "\n".join(f"- {line}" for line in facts.data)] if facts.data else []),
-        *(["## Training", _write_table(("key", "value"), settings)] if settings else []),
-        f"Versions: {versions}.",
+        *_write_results(facts.scores),
+        *_write_list("## Data", facts.data),
+        *_write_list("## Limits", facts.limits),
+        *(["## Training", _write_table(("key", "value"), _spell_settings(facts.settings))] if facts.settings else []),
+        *_write_list("## Environment", [f"{name}: {value}" for name, value in environment.items()]),
+        *(["Curves, mistakes by class and length, and the whole config are in `report.html`."] * facts.has_report),
     ]
     return "\n\n".join(parts) + "\n"
 
 
+def _write_results(scores: Sequence[Scores]) -> list[str]:
+    """A table of all metrics, with the intervals that are known."""
+    heads = ["set", "metric", "value", "95 % interval"]
+    rows = [
+        [escape(of.title), escape(name), f"{value:.6g}", _spell_interval(of.intervals.get(name))]
+        for of in scores
+        for name, value in of.figures.items()
+    ]
+    if not rows:
+        return []
+    if not any(of.intervals for of in scores):
+        return ["## Results", _write_table(heads[:3], [row[:3] for row in rows])]
+    note = (
+        "Intervals are bootstrap percentiles: how a metric would move with other rows of the same kind. They say "
+        "nothing about another seed of the training."
+    )
+    return ["## Results", _write_table(heads, rows), note]
+
+
+def _spell_interval(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"
+
+
+def _spell_settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(as_code(name), as_code(value)) for name, value in settings.items()]
+
+
+def as_code(value: Any) -> str:
+    """The value as Markdown shows code, also in a table."""
+    text = " ".join((value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)).split())
+    text = _BAR.sub(r"\\|", text)
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
+
+
+def escape(text: str) -> str:
+    """The text as Markdown shows it: no emphasis, link, tag or line of its own."""
+    return _MARKDOWN.sub(r"\\\g<0>", " ".join(text.split()))
+
+
+def _write_list(title: str, lines: Sequence[str]) -> list[str]:
+    return [title, "\n".join(f"- {escape(line)}" for line in lines)] if lines else []
+
+
 def _write_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

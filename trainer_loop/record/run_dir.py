@@ -21,6 +21,7 @@ from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.runtime.plain_json import parse_json
 
 EXPORT_RECORD = "trainer_loop.json"  # in model/: the task, the step and the settings of the training
+SEARCH_PAGE = "search.html"  # in the directory of a search: what it found
 
 _PACKAGES = (
     *("trainer_loop", "torch", "accelerate", "transformers", "datasets", "evaluate", "tokenizers", "safetensors"),
@@ -59,6 +60,7 @@ class RunDir:
         self.model = self.root / "model"
         self.predictions = self.root / "predictions"  # of test sets; those of validation sets in a folder in it
         self.profile = self.root / "profile"
+        self.onnx = self.root / "onnx"
         self.report = self.root / "report.html"
         self.report_facts = self.root / "report.json"
 

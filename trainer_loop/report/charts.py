@@ -19,12 +19,13 @@ WIDTH, HEIGHT = 360, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 10, 8, 34
 _FEW_POINTS = 20  # each has a dot on the line
 _BARS = 20
+_MOST_NAMES = 7  # below the axis
 _MOST_POINTS = 300  # of a line; of more the smallest and the largest of each stretch are drawn
 
 
 @dataclass(frozen=True)
 class Series:
-    """One line, set of dots, or histogram.
+    """One line, set of dots or rings, or histogram.
 
     points: for `bars` the left edge and the height of each, and at last the right edge with any height. A value that is
     not finite leaves a gap.
@@ -32,12 +33,16 @@ class Series:
 
     name: str
     points: Sequence[Point]
-    style: Literal["line", "dots", "dashed", "bars"] = "line"
+    style: Literal["line", "dots", "rings", "dashed", "bars"] = "line"
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure. marks: where something happened, in units of x. note: a line below the title."""
+    """A figure.
+
+    marks: where something happened, in units of x. note: a line below the title. x_log: x by order of magnitude.
+    x_names: of x = 0, 1, ...
+    """
 
     title: str
     x_title: str
@@ -46,6 +51,8 @@ class Chart:
     note: str = ""
     x_range: Point | None = None
     y_range: Point | None = None
+    x_log: bool = False
+    x_names: Sequence[str] = ()
 
     @property
     def description(self) -> str:
@@ -53,12 +60,12 @@ class Chart:
         return f"{self.title} by {self.x_title}. " + " ".join(map(_describe, self.series))
 
     def draw(self) -> "Drawing":
-        points = [[(_tame(x), _tame(y)) for x, y in one.points] for one in self.series]
+        points = [[(self._place_x(x), _tame(y)) for x, y in one.points] for one in self.series]
         finite = [point for own in points for point in own if all(map(math.isfinite, point))]
         if not finite:
             return Drawing()
         grows_from_zero = any(one.style == "bars" for one in self.series)
-        x_low, x_high = self.x_range or _widen([x for x, _ in finite])
+        x_low, x_high = self._find_x_range([x for x, _ in finite])
         y_low, y_high = self.y_range or _widen([y for _, y in finite] + [0.0] * grows_from_zero)
         x_scale, y_scale = (WIDTH - _LEFT - _RIGHT) / (x_high - x_low), (HEIGHT - _TOP - _BOTTOM) / (y_high - y_low)
 
@@ -70,19 +77,40 @@ class Chart:
             if one.style == "bars":
                 shapes.append(Shape(number, one.style, _outline([place(point) for point in own], place((0, 0))[1])))
                 continue
-            pieces = [[place(point) for point in piece] for piece in _split(thin_out(own))]
-            has_dots = one.style == "dots" or (one.style == "line" and len(own) <= _FEW_POINTS)
+            are_apart = one.style in ("dots", "rings")
+            pieces = [[place(point) for point in piece] for piece in _split(own if are_apart else thin_out(own))]
+            has_dots = are_apart or (one.style == "line" and len(own) <= _FEW_POINTS)
             dots = [point for piece in pieces for point in piece if has_dots or len(piece) == 1]
-            path = "" if one.style == "dots" else " ".join(_join(piece) for piece in pieces if len(piece) > 1)
+            path = "" if are_apart else " ".join(_join(piece) for piece in pieces if len(piece) > 1)
             shapes.append(Shape(number, one.style, path, [(round(x, 1), round(y, 1)) for x, y in dots]))
-        are_whole = all(float(x).is_integer() for x, _ in finite)
-        x_ticks = [x for x in choose_ticks(x_low, x_high, 5) if x.is_integer() or not are_whole]
+        x_ticks = self._choose_x_ticks(x_low, x_high, [x for x, _ in finite])
         return Drawing(
-            x_ticks=[(round(place((x, y_low))[0], 1), spell(x)) for x in x_ticks],
+            x_ticks=[(round(place((x, y_low))[0], 1), name) for x, name in x_ticks],
             y_ticks=[(round(place((x_low, y))[1], 1), spell(y)) for y in choose_ticks(y_low, y_high, 4)],
             marks=[round(place((x, y_low))[0], 1) for x in self.marks if x_low <= x <= x_high],
             shapes=shapes,
         )
+
+    def _place_x(self, x: float) -> float:
+        return math.log10(x) if self.x_log else _tame(x)
+
+    def _find_x_range(self, values: Sequence[float]) -> Point:
+        if self.x_names:
+            return -0.5, len(self.x_names) - 0.5
+        if self.x_range is None:
+            return _widen(values)
+        low, high = map(self._place_x, self.x_range)
+        return low, high
+
+    def _choose_x_ticks(self, low: float, high: float, values: Sequence[float]) -> list[tuple[float, str]]:
+        """Places of x, and their texts."""
+        if self.x_names:
+            rest = max(1, math.ceil(len(self.x_names) / _MOST_NAMES))
+            return [(float(place), name) for place, name in enumerate(self.x_names)][::rest]
+        if self.x_log:
+            return [(math.log10(x), spell(x)) for x in choose_log_ticks(low, high)]
+        are_whole = all(float(x).is_integer() for x in values)
+        return [(x, spell(x)) for x in choose_ticks(low, high, 5) if x.is_integer() or not are_whole]
 
 
 @dataclass(frozen=True)
@@ -143,6 +171,22 @@ def choose_ticks(low: float, high: float, count: int) -> list[float]:
     step = next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
     return [float(f"{number * step:.10g}") for number in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def choose_log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten between 10**low and 10**high; in a narrow range also other round numbers.
+
+    >>> choose_log_ticks(-5, -3), choose_log_ticks(0.9, 1.9)
+    ([1e-05, 0.0001, 0.001], [10.0, 20.0, 50.0])
+    """
+    powers = range(math.floor(low), math.floor(high) + 1)
+    if high - low < 0.7:
+        return choose_ticks(10**low, 10**high, 4)
+    if high - low < 2:
+        ticks = [float(f"{factor}e{power}") for power in powers for factor in (1, 2, 5)]
+    else:
+        ticks = [float(f"1e{power}") for power in powers][:: math.ceil(len(powers) / _MOST_NAMES)]
+    return [tick for tick in ticks if low - 1e-9 <= math.log10(tick) <= high + 1e-9]
 
 
 def spell(value: float) -> str:

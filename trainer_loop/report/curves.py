@@ -15,10 +15,14 @@ _TITLES = {
     "padding": "Padding, share of all tokens",
     "data_wait": "Waiting for data, share of the time",
     "skipped_steps": "Skipped steps",
+    "tokens_per_second_per_device": "Tokens a second and device",
+    "mfu": "Model FLOPs, share of the peak (mfu)",
+    "peak_memory_bytes": "Peak memory, in bytes",
 }
 _FIRST = ("loss", "lr", "grad_norm", "tokens_per_second", "rows_per_second", "padding", "data_wait")
 _OF_SOURCES = ("loss", "row_share", "token_share")  # metrics of each source of a mixture
 _LEFT_OUT = ("step", "epoch")
+_OF_DEVICES = "tokens_per_second_per_device"
 _TOTALS = "train_seconds"  # of the last row, which belongs to no step
 _MOST_SERIES = 8
 
@@ -33,8 +37,7 @@ def draw_curves(
         sets: Names of the validation sets, if they have some.
         marks: Steps at which the run was started again.
     """
-    has_tokens = any(row.get("tokens_per_second") != row.get("rows_per_second") for row in rows)
-    left_out = [*_LEFT_OUT, *(["rows_per_second"] if has_tokens else ["tokens_per_second", "padding"])]
+    left_out = _leave_out(rows)
     lines: dict[str, dict[str, list[Point]]] = {}  # by chart, by name of the line
     for row in rows:
         if _TOTALS in row:
@@ -51,15 +54,27 @@ def draw_curves(
 
 def overlay_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Chart]:
     """A chart for each metric, with a line for each run. runs: rows of metrics.jsonl by the name of the run."""
+    left_out = _leave_out([row for rows in runs.values() for row in rows])
     lines: dict[str, dict[str, list[Point]]] = {}  # by metric, by run
     for run, rows in runs.items():
         for row in rows:
             for name, value in row.items() if _TOTALS not in row else ():
-                if name not in _LEFT_OUT and not isinstance(value, (list, str)) and not name.endswith("/rows"):
+                if name not in left_out and not isinstance(value, (list, str)) and not name.endswith("/rows"):
                     lines.setdefault(name, {}).setdefault(run, []).append((row["step"], _as_number(value)))
     charted = {name: of_runs for name, of_runs in lines.items() if not name.startswith("test/")}
     first = [name for name in charted if "loss" in name]
     return [_make_chart(name, charted[name], ()) for name in dict.fromkeys([*first, *charted])]
+
+
+def _leave_out(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of metrics that have no chart, because they are no metrics or say what another one says."""
+
+    def differ(one: str, other: str) -> bool:
+        return any(row.get(one) != row.get(other) for row in rows)
+
+    if not differ("tokens_per_second", "rows_per_second"):
+        return [*_LEFT_OUT, "tokens_per_second", _OF_DEVICES, "padding"]
+    return [*_LEFT_OUT, "rows_per_second", *([] if differ(_OF_DEVICES, "tokens_per_second") else [_OF_DEVICES])]
 
 
 def _place(name: str, sets: Collection[str]) -> tuple[str, str]:

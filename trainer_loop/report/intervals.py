@@ -20,6 +20,9 @@ _SAMPLES, _SAMPLE = 5, 25  # of rows, on which a metric shows whether it is a me
 _FEW_VALUES = 64
 
 
+_SAME = 1e-6  # relative difference of a metric that was logged and of one that is computed again
+
+
 @dataclass(frozen=True)
 class Interval:
     """A metric, and the limits between which `LEVEL` of the draws lie."""
@@ -27,6 +30,10 @@ class Interval:
     value: float
     low: float
     high: float
+
+    def is_of(self, value: float | None) -> bool:
+        """Whether it is of this value of the metric: the rows may be of other weights."""
+        return value is not None and abs(self.value - value) <= _SAME * max(abs(value), 1)
 
 
 def find_intervals(

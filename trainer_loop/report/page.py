@@ -1,24 +1,30 @@
 """Pages that stand alone: sections of blocks, written by page.html.j2 with the style of style.css."""
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup, escape
 
 from trainer_loop.report.charts import Chart, spell
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell that is more than a text or a number. share: length of a bar, or depth of a shade, from 0 to 1."""
+    """A cell that is more than a text or a number.
+
+    share: length of a bar, or depth of a shade, from 0 to 1. link: where the text leads to.
+    """
 
     text: str
     kind: str  # classes of style.css: number, bar, shade, code, or text, which may be long and wide
     share: float = 0.0
     title: str = ""
+    link: str = ""
 
 
 _LONG_WORD = 24  # characters; it may be broken anywhere
@@ -110,6 +116,11 @@ def as_cell(value: str | float | Cell | None) -> Cell:
     return Cell("" if value is None else f"{value:,}" if isinstance(value, int) else spell(value), "number")
 
 
+def code(text: str) -> Cell:
+    """A cell with a key, or a value, as it is written in a config."""
+    return Cell(text, "code wide" if len(text) > _LONG_WORD else "code")
+
+
 def number(text: object, *, share: float | None = None) -> Cell:
     """A cell with a number, perhaps with a bar."""
     return Cell(str(text), "number") if share is None else Cell(str(text), "bar", min(max(share, 0.0), 1.0))
@@ -120,6 +131,11 @@ def write_page(title: str, sections: Sequence[Section], *, subtitle: str = "") -
     shown = [section for section in sections if section.blocks]
     page = _load_template().render(title=title, subtitle=subtitle, sections=shown, style=read_style())
     return page.encode("utf-8", "replace").decode()  # the name of a folder may be no UTF-8
+
+
+def _make_breakable(text: str) -> Markup:
+    """A name of several parts that may be broken between them."""
+    return Markup(re.sub(r"([._])(?=[A-Za-z])", r"\1<wbr>", str(escape(text))))
 
 
 @functools.cache
@@ -138,4 +154,5 @@ def _load_template() -> jinja2.Template:
     )
     environment.tests["kind_of"] = lambda block, name: type(block).__name__ == name
     environment.filters["cell"] = as_cell
+    environment.filters["breakable"] = _make_breakable
     return environment.get_template("page.html.j2")

@@ -3,7 +3,7 @@
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,13 @@ class ScoredRows:
     def sources(self) -> list[str]:
         """The file, or what else it is of, of each row."""
         return [place.rsplit(" ", 2)[0] for place in self.places]  # `reviews.csv` of `reviews.csv row 17`
+
+    def without_folders(self) -> "ScoredRows":
+        """The same with `reviews.csv row 17` in the place of `/home/me/reviews.csv row 17`."""
+        names = {source: Path(source).name for source in set(self.sources)}
+        ends = [place.removeprefix(source) for place, source in zip(self.places, self.sources, strict=True)]
+        places = [names[source] + end for source, end in zip(self.sources, ends, strict=True)]
+        return replace(self, places=places)
 
     @property
     def columns(self) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from trainer_loop.errors import UserError
 from trainer_loop.report.curves import overlay_curves
 from trainer_loop.report.intervals import LEVEL
 from trainer_loop.report.mistakes import spell_output
-from trainer_loop.report.page import Block, Card, Cards, Cell, Charts, Lines, Row, Section, Table, write_page
+from trainer_loop.report.page import Block, Card, Cards, Cell, Charts, Lines, Row, Section, Table, code, write_page
 from trainer_loop.report.paired import PairedTest, adjust, compare_rows, have_same_rows
 from trainer_loop.report.run_files import RunFiles, read_run
 from trainer_loop.report.wording import spell_bytes, spell_metric, spell_seconds, spell_value, title_of
@@ -100,7 +100,7 @@ def _tabulate_keys(groups: Sequence[Group]) -> Iterator[Table]:
         configs = [group.runs[0].config for group in groups]
         names = [name for name in dict.fromkeys(itertools.chain(*configs)) if name not in _OF_A_COPY]
         rows: list[Row] = [
-            (name, *(Cell(spell_value(config.get(name)), "code") for config in configs))
+            (name, *(code(spell_value(config.get(name))) for config in configs))
             for name in names
             if len({spell_value(config.get(name)) for config in configs}) > 1
         ]

@@ -14,9 +14,12 @@ from trainer_loop.metrics.load import load_metrics
 from trainer_loop.metrics.named_metric import NamedMetric
 from trainer_loop.metrics.shipped import SHIPPED
 from trainer_loop.record.export import ExportRecord
+from trainer_loop.record.hub_push import mask_config
 from trainer_loop.record.logs import read_metrics
 from trainer_loop.record.report_facts import read_facts
-from trainer_loop.record.run_dir import RunDir, read_json_object
+from trainer_loop.record.run_dir import SEARCH_PAGE, RunDir, read_json_object
+from trainer_loop.record.secrets import mask_secrets
+from trainer_loop.report.intervals import Interval, find_intervals
 from trainer_loop.report.rows import ScoredRows, read_rows
 from trainer_loop.tasks.find import list_tasks, load_task
 from trainer_loop.tasks.task import Task
@@ -101,12 +104,40 @@ class RunFiles:
         except UserError:  # a package that is not installed here
             return []
 
+    def without_rows(self) -> "RunFiles":
+        """What may be shown to people who may not see the data: no text of a row, no folder of files, no secret.
+
+        Raises ValueError if config.yaml is damaged.
+        """
+        text = mask_config(self.config_text).decode() if self.config_text else ""
+        sets = {name: {**of_set, "worst": []} for name, of_set in self.facts.get("sets", {}).items()}
+        plan = mask_secrets(self.facts.get("plan", []))
+        return replace(
+            self,
+            config_text=text,
+            config=_flatten(_parse(text)),
+            environment=mask_secrets(self.environment),
+            facts={**self.facts, "sets": sets, "plan": plan} if self.facts else {},
+            sets={name: rows.without_folders() for name, rows in self.sets.items()},
+            warnings=[],  # they may quote rows
+            notes=[],
+        )
+
+    def find_intervals(self) -> dict[str, dict[str, Interval]]:
+        """How far the metrics of each set would move with other rows, by the names of both."""
+        seed = int(self.config.get("seed") or 0)
+        return {
+            name: find_intervals(self.load_metrics(rows), rows.columns, seed=seed) for name, rows in self.sets.items()
+        }
+
 
 def read_run(root: Path) -> RunFiles:
     """Raises UserError if this is not the directory of a run."""
     run_dir, notes = RunDir(root), list[str]()
     if not run_dir.exists() or not (run_dir.config.is_file() or run_dir.metrics.is_file()):
         there = "holds neither config.yaml nor metrics.jsonl" if run_dir.exists() else "is no directory"
+        if (root / SEARCH_PAGE).is_file():
+            there = f"is of a search, whose page is {SEARCH_PAGE}"
         raise UserError(f"{root} {there}; name the run_dir of a run, such as runs/imdb")
 
     def read(path: Path, how: Callable[[Path], _T], otherwise: _T) -> _T:

@@ -8,19 +8,33 @@ from typing import Any
 
 from trainer_loop.config.schema import KEYS
 from trainer_loop.data.wording import plural
+from trainer_loop.errors import UserError
 from trainer_loop.record.checkpoint_files import list_checkpoints
 from trainer_loop.record.run_dir import write_text
+from trainer_loop.record.secrets import find_secret
 from trainer_loop.report.charts import draw_bars
 from trainer_loop.report.curves import draw_curves
-from trainer_loop.report.intervals import LEVEL, Interval, find_intervals
+from trainer_loop.report.intervals import LEVEL, Interval
 from trainer_loop.report.mistakes import describe_mistakes
-from trainer_loop.report.page import Block, Cell, Charts, Code, Facts, Lines, Row, Section, Table, number, write_page
+from trainer_loop.report.page import (
+    Block,
+    Cell,
+    Charts,
+    Code,
+    Facts,
+    Lines,
+    Row,
+    Section,
+    Table,
+    code,
+    number,
+    write_page,
+)
 from trainer_loop.report.run_files import RunFiles, read_run
 from trainer_loop.report.wording import spell_bytes, spell_metric, spell_seconds, spell_value, title_of
 
 _MOST_LABELS = 30  # of the table of the data, before it is folded
 _MOST_WARNINGS = 50
-_SAME = 1e-6  # relative difference of a metric that was logged and of one that is computed again
 _ENDINGS = {None: "running, or killed", "error": "ended by an error"}
 
 
@@ -31,16 +45,26 @@ def write_report(root: Path) -> Path:
     """
     run = read_run(root)
     path = run.run_dir.report
-    write_text(path, make_report(run), shared=True)
+    write_text(path, make_report(run, name=str(root)), shared=True)
     return path
 
 
-def make_report(run: RunFiles) -> str:
-    """The page."""
-    intervals = {
-        name: find_intervals(run.load_metrics(rows), rows.columns, seed=int(run.config.get("seed") or 0))
-        for name, rows in run.sets.items()
-    }
+def make_report_to_share(root: Path) -> str:
+    """The page without texts of rows, for people who may not see the data.
+
+    Raises:
+        UserError: This is not the directory of a run, or the page would hold a secret.
+        ValueError: config.yaml is damaged.
+    """
+    page = make_report(read_run(root).without_rows(), name=root.resolve().name)
+    if (found := find_secret(page)) is not None:
+        raise UserError(f"it would hold {found}")
+    return page
+
+
+def make_report(run: RunFiles, *, name: str) -> str:
+    """The page. name: what it calls the run."""
+    intervals = run.find_intervals()
     figures = {**run.list_figures("test"), **run.list_figures("validation")}
     worst = {name: of_set.get("worst", []) for name, of_set in run.facts.get("sets", {}).items()}
     sections = [
@@ -57,7 +81,7 @@ def make_report(run: RunFiles) -> str:
         Section("Warnings", [Lines(run.warnings[-_MOST_WARNINGS:])] if run.warnings else []),
         Section("Left out of this report", [Lines(run.notes)] if run.notes else []),
     ]
-    return write_page(run.run_dir.root.resolve().name, sections, subtitle=f"Report of the run {run.run_dir.root}")
+    return write_page(run.run_dir.root.resolve().name, sections, subtitle=f"Report of the run {name}")
 
 
 def _summarise(run: RunFiles, figures: Mapping[str, Any], intervals: Mapping[str, Any]) -> Iterator[Block]:
@@ -119,9 +143,7 @@ def _tabulate_metrics(
 
 
 def _match(value: Any, found: Interval | None) -> Interval | None:
-    """The interval, if it is of this value: the rows may be of other weights."""
-    is_same = found is not None and value is not None and abs(found.value - value) <= _SAME * max(abs(value), 1)
-    return found if is_same else None
+    return found if found is not None and found.is_of(value) else None
 
 
 def _describe_data(data: Mapping[str, Mapping[str, Any]]) -> Iterator[Block]:
@@ -218,4 +240,4 @@ def _describe_config(run: RunFiles) -> Iterator[Block]:
 def _describe_key(name: str, value: Any) -> Row:
     known = KEYS.get(name)
     default, comment = ("", "") if known is None else (spell_value(known.default), known.comment)
-    return (name, Cell(spell_value(value), "code"), Cell(default, "code"), comment)
+    return (name, code(spell_value(value)), code(default), comment)

@@ -80,7 +80,7 @@ class Study:
             self._locks.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"search.dir: {self._locks} cannot be made: {error.strerror}") from error
-        with self._alone():
+        with self.alone():
             self._storage = _open_storage(plan.url)
             self._study = optuna.create_study(
                 storage=self._storage,
@@ -98,7 +98,7 @@ class Study:
     @_naming_the_storage()
     def take(self) -> Taken | None:
         """A trial that nobody works on any more, else a new one while trials are left; else None."""
-        with self._alone():
+        with self.alone():
             trials = self._study.get_trials(deepcopy=False)
             for trial in trials:
                 if trial.state == TrialState.RUNNING and trial.user_attrs.get(_DIRECTORY) == self._directory:
@@ -183,7 +183,7 @@ class Study:
     @_naming_the_storage()
     def withdraw(self, taken: Taken) -> None:
         """Forget the study if nothing but this trial is in it, so that it can be begun otherwise."""
-        with self._alone():
+        with self.alone():
             if len(self._study.get_trials(deepcopy=False)) == 1:
                 self._storage.delete_study(self._id)
         taken.lock.close()
@@ -237,8 +237,8 @@ class Study:
         return path.read_text()
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Inside, no other process of this directory takes a trial."""
+    def alone(self) -> Iterator[None]:
+        """Inside, no other process of this directory takes a trial, or writes what was found."""
         with (self._locks / "study").open("a+b") as file:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.lockf(file, fcntl.LOCK_EX)

@@ -35,15 +35,15 @@ def describe_trials(rows: Sequence[Row], metric: str, keys: Sequence[str], *, be
     for row in rows:
         result = row.result
         value = row.value if row.value is not None else result.get("value")
-        spread = [_spell(result.get("spread"))] if has_spread else []
+        spread = [spell_value(result.get("spread"))] if has_spread else []
         ended = ": ".join(part for part in (result.get("ended", "running"), result.get("reason", "")) if part)
         lines.append(
             [
                 "*" if best is not None and row.number == best.number else "",
                 str(row.number),
-                _spell(value),
+                spell_value(value),
                 *spread,
-                *(_spell(row.values.get(key)) for key in keys),
+                *(spell_value(row.values.get(key)) for key in keys),
                 f"{result.get('steps', 0):,}",
                 f"{result.get('seconds', 0.0) / 60:.1f}",
                 ended if len(ended) <= _LONGEST else ended[: _LONGEST - 3] + "...",
@@ -57,7 +57,7 @@ def describe_runs(row: Row, metric: str) -> list[str]:
     runs: Mapping[str, float] = row.result.get("runs", {})
     if len(runs) < 2:
         return []
-    lines = align([["run", metric], *([name, _spell(value)] for name, value in runs.items())], left=(0, 1))
+    lines = align([["run", metric], *([name, spell_value(value)] for name, value in runs.items())], left=(0, 1))
     return [f"trial {row.number}, run by run", *(f"  {line}" for line in lines)]
 
 
@@ -67,7 +67,8 @@ def describe_importance(importance: Mapping[str, float]) -> list[str]:
     return ["importance of each key", *(f"  {line}" for line in lines)]
 
 
-def _spell(value: object) -> str:
+def spell_value(value: object) -> str:
+    """A value of a key, or of the metric, in few characters."""
     if isinstance(value, float):
         return f"{value:.4g}"
     return "" if value is None else str(value)

@@ -2,14 +2,15 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trainer_loop.config.checks import has_validation
 from trainer_loop.config.load import read_config, spell_config
 from trainer_loop.errors import Preempted, UserError
-from trainer_loop.record.run_dir import describe_refusal, write_text
+from trainer_loop.record.run_dir import SEARCH_PAGE, describe_refusal, write_text
+from trainer_loop.search.page import make_page
 from trainer_loop.search.plan import Plan
 from trainer_loop.search.runs import Ending, Watch, drive, read_problems, start_process, stop
 from trainer_loop.search.space import spell_values
@@ -129,25 +130,51 @@ class Worker:
         self.study.finish(taken, ending, result)
         told = "" if mean is None else f", {self.plan.metric_name} {mean:.4g}"
         self.say(f"trial {taken.number}: {last.how}{told}{f': {last.reason}' if last.reason else ''}")
+        rows = self.study.list_rows()
+        self._write_page(rows, find_best(rows, maximize=self.plan.maximize))
 
     def describe(self) -> list[str]:
-        """The table of the trials, the best of them, and the importance of the keys; writes `best.yaml`."""
+        """The table of the trials, the best of them, and the importance of the keys.
+
+        Writes `best.yaml`, and search.html, which has the same and charts.
+        """
         plan, rows = self.plan, self.study.list_rows()
         best = find_best(rows, maximize=plan.maximize)
         lines = ["", *describe_trials(rows, plan.metric_name, list(plan.space), best=best), ""]
         if best is None:
-            return [*lines, "no trial has finished"]
+            return [*lines, "no trial has finished", *self._write_page(rows, None)]
+        importance: Mapping[str, float] = {}
         if len(plan.space) > 1 and sum(row.value is not None for row in rows) >= _FEWEST_FOR_IMPORTANCE:
-            lines += [*describe_importance(self.study.weigh_keys()), ""]
+            importance = self.study.weigh_keys()
+            lines += [*describe_importance(importance), ""]
         lines += [*runs, ""] if (runs := describe_runs(best, plan.metric_name)) else []
-        lines.append(f"best: trial {best.number}, {plan.metric_name} {best.value:.6g}: {self._name_place(best)}")
-        return [*lines, f"its config, to be run by config=: {self._write_best(best)}"]
+        path, config = self._write_best(best)
+        return [
+            *lines,
+            f"best: trial {best.number}, {plan.metric_name} {best.value:.6g}: {self._name_place(best)}",
+            f"its config, to be run by config=: {path}",
+            *self._write_page(rows, best, importance, config),
+        ]
 
     def _name_place(self, best: Row) -> str:
         root = self.plan.directory / f"trial-{best.number:04}"
         return str(root) if root.is_dir() else "in the directory of another search"
 
-    def _write_best(self, best: Row) -> Path:
+    def _write_page(
+        self, rows: Sequence[Row], best: Row | None, importance: Mapping[str, float] = {}, config: str = ""
+    ) -> list[str]:
+        """Write search.html; returns a line that says so. Where that fails, a warning does, and the search goes on."""
+        path = self.plan.directory / SEARCH_PAGE
+        try:
+            with self.study.alone():
+                write_text(path, make_page(self.plan, rows, best, importance, config))
+        except OSError as error:
+            self.say(f"warning: {describe_refusal(error, path)}")
+            return []
+        return [f"all trials, with charts: {path}"]
+
+    def _write_best(self, best: Row) -> tuple[Path, str]:
+        """The file, and what is in it."""
         plan, path = self.plan, self.plan.directory / "best.yaml"
         values = spell_values(plan.space, best.values)
         overrides = [*plan.overrides, *values, f"run_dir={plan.directory / 'best'}"]
@@ -158,8 +185,9 @@ class Worker:
         head = f"# Trial {best.number} of {plan.directory}, {plan.metric_name} {best.value:.6g}: {' '.join(values)}\n"
         text = head + spell_config(config)
         try:
-            if not path.exists() or path.read_text(encoding="utf-8") != text:
-                write_text(path, text)
+            with self.study.alone():
+                if not path.exists() or path.read_text(encoding="utf-8") != text:
+                    write_text(path, text)
         except OSError as error:
             raise UserError(f"search.dir: {describe_refusal(error, path)}") from error
-        return path
+        return path, text

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 from pathlib import Path
 
 from trainer_loop.data.columns import Column
@@ -42,7 +43,7 @@ def describe_task(task: type[Task]) -> list[str]:
     besides = f" Logged besides: {logged}." if logged else ""
     rows = [f"| `{own}` | {_KINDS[column.kind]} | {_describe_use(column)} |" for own, column in task.columns.items()]
     return [
-        *inspect.cleandoc(task.__doc__ or "").splitlines(),
+        *_list_arguments(task),
         "",
         f"Model: `{task.auto_model}`. Metrics by default: {metrics}.{besides}",
         "",
@@ -56,6 +57,13 @@ def describe_task(task: type[Task]) -> list[str]:
         *(["", "| predicted column | what it holds |", "|---|---|"] if task.predicted else []),
         *(f"| `{name}` | {meaning} |" for name, meaning in task.predicted.items()),
     ]
+
+
+def _list_arguments(task: type[Task]) -> list[str]:
+    """The docstring, with its arguments as a list."""
+    names = "|".join(inspect.signature(task).parameters)
+    text = inspect.cleandoc(task.__doc__ or "")
+    return re.sub(rf"^({names}): ", r"- `\1`: ", text, flags=re.MULTILINE).splitlines()
 
 
 def _describe_use(column: Column) -> str:

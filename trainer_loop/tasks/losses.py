@@ -25,8 +25,9 @@ def cross_entropy(
     a config also `auto`, see docs/customise.md; the loop divides the sum by the number of targets, where torch's mean
     divides it by the sum of their weights.
 
-    >>> cross_entropy(torch.zeros(3, 4), torch.tensor([0, 2, -100]))  # two targets of log 4 each
-    tensor(2.7726)
+    Examples:
+        >>> cross_entropy(torch.zeros(3, 4), torch.tensor([0, 2, -100]))  # two targets of log 4 each
+        tensor(2.7726)
     """
     weights = None if class_weights is None else _on_device(tuple(class_weights), logits.device, logits.dtype)
     return F.cross_entropy(

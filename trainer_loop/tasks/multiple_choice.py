@@ -73,6 +73,10 @@ class MultipleChoice(Task):
         labels = {"labels": torch.tensor([row["label"] for row in rows])} if "label" in rows[0] else {}
         return {**super().collate(pairs), **labels, "num_choices": counts}
 
+    def model_inputs(self, batch: Batch) -> Batch:
+        """All pairs as one row, `[1, N, T]`: the model scores each pair by itself."""
+        return {name: values[None] for name, values in super().model_inputs(batch).items()}
+
     def count(self, batch: Batch) -> int:
         return len(batch["num_choices"])
 
@@ -97,8 +101,8 @@ class MultipleChoice(Task):
         return {"answer": best, "choice": read_choices(row["choices"])[best], "probability": probability}
 
     def _logits(self, model: nn.Module, batch: Batch) -> Sequence[Tensor]:
-        """Of each row, `[C]`. The model scores each pair by itself, so it may get all of them as one row."""
-        scores = model(**{name: values[None] for name, values in self.model_inputs(batch).items()}).logits
+        """Of each row, `[C]`."""
+        scores = model(**self.model_inputs(batch)).logits
         return scores.flatten().split(batch["num_choices"])
 
     def _sum_loss(self, logits: Sequence[Tensor], batch: Batch) -> Tensor:

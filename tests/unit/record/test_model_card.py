@@ -156,6 +156,48 @@ def test_what_a_person_reads():
         assert told in text
 
 
+def test_intervals_environment_and_limits_stand_in_the_text_alone():
+    scores = [Scores("test", None, None, {"accuracy": 0.9, "loss": 0.3}, {"accuracy": (0.85, 0.9412345)})]
+    facts = replace(FACTS, scores=scores, environment={"device": "cuda"}, limits=["Never seen."], has_report=True)
+    text = make_card(facts)
+    for told in (
+        "| set | metric | value | 95 % interval |",
+        "| test | accuracy | 0.9 | 0.85 to 0.9412 |",
+        "| test | loss | 0.3 |  |",
+        "bootstrap",
+        "## Limits\n\n- Never seen.",
+        "## Environment\n\n- device: cuda\n- versions: trainer",
+        "`report.html`",
+    ):
+        assert told in text, told
+    assert front_matter_of(facts)["model-index"] == front_matter_of(replace(FACTS, scores=scores))["model-index"]
+    assert "report.html" not in make_card(FACTS) and "interval" not in make_card(FACTS)
+
+
+HOSTILE = "<script>*a*_b_|`c`[x](http://evil.org)\n# d\\"
+
+
+def test_what_data_and_config_say_is_no_markdown():
+    facts = replace(
+        FACTS,
+        data=[f"train: 3 rows; labels: {HOSTILE} 50.0%"],
+        limits=[HOSTILE],
+        settings={"data.filter": HOSTILE},
+        scores=[Scores(HOSTILE, None, None, {"f1/snake_case": 0.5})],
+    )
+    html = commonmark(make_card(facts).split("---\n", 2)[2])
+    assert not any(tag in html for tag in ("<script", "<em", "<strong", "href", "<h1>d"))
+    assert html.count("<h1>") == 1 and html.count("<tr>") == 2 + 2
+    shown = HOSTILE.replace("\n", " ").replace("<", "&lt;").replace(">", "&gt;")
+    assert html.count(shown) == 4, "in two lists and two cells"
+    assert "f1/snake_case" in html
+
+
+def commonmark(text: str) -> str:
+    """As a reader of Markdown with tables shows it."""
+    return str(pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table").render(text))
+
+
 # --- the base model
 
 

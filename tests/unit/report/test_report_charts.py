@@ -3,7 +3,7 @@
 import math
 
 from trainer_loop.report.charts import Chart, Series, draw_bars, thin_out
-from trainer_loop.report.curves import draw_curves
+from trainer_loop.report.curves import draw_curves, overlay_curves
 
 
 def test_a_gap_divides_a_line_and_a_lone_point_is_a_dot():
@@ -33,6 +33,18 @@ def test_charts_without_a_number_or_with_one_are_drawn():
     assert draw_bars("tokens", [0, 0], [3.0, 3.5, 4.0], "tokens").draw().shapes[0].path == ""
 
 
+def test_an_axis_may_be_by_order_of_magnitude_or_of_names():
+    drawn = Chart("loss", "lr", [Series("a", [(1e-4, 1.0)], "dots")], x_range=(1e-5, 1e-3), x_log=True).draw()
+    assert drawn.x_ticks == [(drawn.left, "1e-5"), (199.0, "1e-4"), (drawn.right, "0.001")]
+    assert drawn.shapes[0].dots[0][0] == 199.0
+    narrow = Chart("loss", "lr", [Series("a", [(3.0, 1.0)], "dots")], x_range=(2, 4), x_log=True).draw()
+    assert [text for _, text in narrow.x_ticks] == ["2", "2.5", "3", "3.5", "4"]
+    named = Chart("loss", "name", [Series("a", [(1, 1.0)] * 1000, "rings")], x_names=["x", "y"]).draw()
+    assert [text for _, text in named.x_ticks] == ["x", "y"]
+    assert {dot[0] for dot in named.shapes[0].dots} == {named.x_ticks[1][0]}
+    assert len(named.shapes[0].dots) == 1000
+
+
 def test_of_many_points_peaks_and_gaps_are_kept():
     points = [(step, float(step % 10)) for step in range(10_000)]
     points[5003] = (5003, 1e6)
@@ -59,3 +71,15 @@ def test_metrics_of_training_and_validation_share_a_chart():
     assert charts["Loss"].description.startswith("Loss by step. training: 1 point, first 2, last 2, from 2 to 2.")
     assert [one.name for one in charts["f1"].series] == ["validation hard PER"]
     assert charts["f1"].marks == [1]
+
+
+def test_a_rate_that_says_what_another_one_says_has_no_chart():
+    rates = {"rows_per_second": 1.0, "tokens_per_second": 9.0, "tokens_per_second_per_device": 9.0, "padding": 0.1}
+    rows = [{"step": 1, **rates}, {"step": 2, **rates}]
+    assert [chart.title for chart in draw_curves(rows)] == ["Tokens a second", "Padding, share of all tokens"]
+    assert [chart.title for chart in overlay_curves({"a": rows})] == ["Tokens a second", "Padding, share of all tokens"]
+    of_two = [{**row, "tokens_per_second_per_device": 4.5} for row in rows]
+    assert [chart.title for chart in draw_curves(of_two)][2] == "Tokens a second and device"
+    assert [chart.title for chart in draw_curves([{**row, "tokens_per_second": 1.0} for row in rows])] == [
+        "Rows a second"
+    ]

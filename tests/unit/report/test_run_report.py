@@ -17,7 +17,7 @@ from trainer_loop.record.predictions import Scores, write_predictions
 from trainer_loop.record.report_facts import FORMAT
 from trainer_loop.report.rows import read_rows
 from trainer_loop.report.run_files import read_run
-from trainer_loop.report.run_report import write_report
+from trainer_loop.report.run_report import make_report_to_share, write_report
 
 GENERATOR = np.random.default_rng(0)
 OF_CLASSES = {"predictions": "class", "probabilities": "probabilities", "references": "class"}
@@ -48,11 +48,11 @@ class Page(HTMLParser):
             assert given.get("aria-label") or given["aria-hidden"] == "true"
         if tag in ("h1", "h2", "h3", "h4"):
             self.headings.append(int(tag[1]))
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "wbr"):
             self._open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "wbr"):
             assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
@@ -202,6 +202,29 @@ def test_two_entries_of_one_metric_have_their_own_intervals(tmp_path: Path):
     assert [metric.key for metric in read.load_metrics(read.sets["test"])] == ["macro", "micro"]
 
 
+def test_the_page_to_share_has_no_rows_and_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LAB_TOKEN", "0123456789abcdef")
+    texts = np.array(["wrote this", "and that"], dtype=object)
+    known = np.fromiter([["known one"], ["known two"]], dtype=object, count=2)
+    scores = Scores({"rows": 2, "exact_match": 0.0}, range(2), texts, known, {"tokens": np.arange(2)})
+    outputs = {"predictions": "text", "references": "texts"}
+    run = make_run(tmp_path, scores, names=None, outputs=outputs, texts=["read this", "and that too"])
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace("lr: 0.5", "lr: 0123456789abcdef"))
+    (run / "environment.json").write_text(json.dumps({"command": ["x", "token=0123456789abcdef"], "python": "3.11"}))
+    (run / "train.log").write_text("12:00 warning: row 3 reads 'a secret diary'\n")
+    facts = json.loads((run / "report.json").read_text()) | {"plan": ["train: with 0123456789abcdef"]}
+    (run / "report.json").write_text(json.dumps(facts))
+    write_report(run)
+    hidden = ("wrote this", "known two", "read this", "and that too", "a/b.csv", "secret diary", "0123456789abcdef")
+    whole = Page(run / "report.html").text
+    assert all(text in whole for text in hidden)
+    (tmp_path / "shared.html").write_text(make_report_to_share(run))
+    shared = Page(tmp_path / "shared.html").text
+    assert not any(text in shared for text in hidden)
+    for told in ("exact_match", "Mistakes: test", "optimizer.lr", "***", "train: with ***", "3.11", "1 - F1"):
+        assert told in shared, told
+
+
 def keep_only_metrics(run: Path) -> None:
     for name in ("config.yaml", "report.json", "predictions/test.jsonl"):
         (run / name).unlink()
@@ -257,6 +280,9 @@ def test_the_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     assert capfd.readouterr().out == f"written to {run / 'report.html'}\n"
     assert main([str(tmp_path)]) == 2
     assert "holds neither config.yaml nor metrics.jsonl" in capfd.readouterr().err
+    (tmp_path / "search.html").touch()
+    assert main([str(tmp_path)]) == 2
+    assert "is of a search, whose page is search.html" in capfd.readouterr().err
     assert main([]) == 2
     odd = run.rename(tmp_path / os.fsdecode(b"\xff"))  # a name that is no UTF-8
     assert main([str(odd)]) == 0

@@ -1,0 +1,146 @@
+"""`python -m trainer_loop.onnx model=runs/imdb`: the exported model of a run as ONNX."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer_loop.cli.arguments import find_model, split_arguments
+from trainer_loop.cli.command import run_command
+from trainer_loop.config.sources import read_argument
+from trainer_loop.data.column_values import read_number
+from trainer_loop.data.wording import plural
+from trainer_loop.errors import UserError, displayed, refuse
+from trainer_loop.record.adapter_config import ADAPTER_CONFIG
+from trainer_loop.record.onnx_folder import is_onnx_folder
+from trainer_loop.record.run_dir import RunDir
+from trainer_loop.runtime.imports import importing_torch
+from trainer_loop.runtime.streams import put_out
+
+if TYPE_CHECKING:  # importing them takes seconds
+    from trainer_loop.predictor import Predictor
+    from trainer_loop.record.export import ExportRecord
+    from trainer_loop.tasks.task import Rows
+
+USAGE = """\
+python -m trainer_loop.onnx model=runs/imdb
+python -m trainer_loop.onnx model=runs/imdb data=new_reviews.csv
+
+  model=           a run directory, or the directory of a model or adapter that transformers or peft can load
+  output=          the folder that is written; default: onnx/ in the run directory, else MODEL-onnx beside the model
+  data=            rows that both models answer, as in data.train (.csv .jsonl .parquet ...), with the columns that the
+                   model was trained on; default: example rows of the task, short and long
+  tolerance=       the largest difference between two numbers of the answers, default 0.0001
+  trust_remote_code=true   lets Python code that came with the model run
+
+The folder gets model.onnx, the config, the tokenizer, and onnx.json, which says how it was made. It reads any number of
+rows, and as many tokens as the model. An adapter is merged. The rows are answered one by one and in padded batches, by
+the model and by ONNX Runtime on the CPU, and the folder is written only where all answers agree. A folder that this
+command wrote is replaced, any other stays. It needs pip install onnx onnxruntime onnxscript."""
+
+_TOLERANCE = 1e-4
+_COLUMN_KEY = re.compile(r"\w+_column=(.+?):")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asked for."""
+
+    model: str
+    output: Path | None = None
+    data: Any = None  # a text, a list of texts, or a query, as `data.train`
+    tolerance: float = _TOLERANCE
+    trust_remote_code: bool = False
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return run_command(argv, f"{USAGE}\n", lambda arguments: _export(read_arguments(arguments)))
+
+
+def read_arguments(arguments: list[str]) -> Request:
+    """`key=value` arguments; raises UserError with all that is wrong with them."""
+    pairs, problems = split_arguments(arguments, [field.name for field in fields(Request)])
+    given: dict[str, Any] = {}
+    for name, value in pairs:
+        if not value:
+            problems.append(f"{name}=: it has no value; see --help")
+        elif name == "data":
+            given[name], faults = read_argument("data.train", value)
+            problems += [f"data={value}: {fault}" for fault in faults]
+        elif name == "tolerance":
+            given[name] = read_number(value)
+            if given[name] is None or not 0 < given[name] < math.inf:
+                problems.append(f"tolerance={value}: it must be a number above 0, such as 1e-4")
+        elif name == "trust_remote_code":
+            given[name] = value == "true"
+            if value not in ("true", "false"):
+                problems.append(f"{name}={value}: allowed: true, false")
+        else:
+            given[name] = Path(value).expanduser() if name == "output" else value
+    refuse(problems)
+    return Request(**given)
+
+
+def _export(request: Request) -> None:
+    """Everything is checked before the model loads."""
+    none = f"neither a run directory with model/ nor a model with config.json or {ADAPTER_CONFIG}"
+    model_dir = find_model(request.model, marks=["config.json", ADAPTER_CONFIG], otherwise=none)
+    target = request.output or _find_folder(model_dir)
+    problems = _check_folder(target)
+    with importing_torch():  # seconds
+        from trainer_loop.onnx.export import check_task, export_onnx
+        from trainer_loop.onnx.program import check_packages
+        from trainer_loop.predictor import Predictor, find_task_of, read_record
+        from trainer_loop.runtime.quiet import quieten_libraries
+
+    quieten_libraries()
+    record = read_record(model_dir)
+    refuse([*problems, *check_packages(), *check_task(find_task_of(model_dir, record))])
+    read_rows = _prepare_rows(request, model_dir, record)
+    predictor = Predictor.load(model_dir, trust_remote_code=request.trust_remote_code)
+    rows, origin_of = read_rows(predictor)
+    compared = export_onnx(predictor, model_dir, target, rows=rows, origin_of=origin_of, tolerance=request.tolerance)
+    put_out(
+        f"{plural(compared.rows, 'row')} answered by both: largest difference {compared.difference:.2g}"
+        f"{f' ({compared.place})' if compared.difference else ''}, allowed {request.tolerance:g}\n"
+        f"written to {displayed(target)}\n"
+    )
+
+
+def _find_folder(model_dir: Path) -> Path:
+    model = model_dir.resolve()
+    run_dir = RunDir(model.parent)
+    is_of_run = run_dir.model == model and run_dir.config.is_file()
+    return run_dir.onnx if is_of_run else model.with_name(f"{model.name}-onnx")
+
+
+def _check_folder(target: Path) -> list[str]:
+    if not target.exists() or is_onnx_folder(target) or (target.is_dir() and not any(target.iterdir())):
+        return []
+    return [f"output={target}: it is there, and no folder that this command wrote; name another with output="]
+
+
+def _prepare_rows(
+    request: Request, model_dir: Path, record: "ExportRecord | None"
+) -> "Callable[[Predictor], tuple[Rows, Callable[[int], str]]]":
+    """A function that returns the rows, by the columns of the task, and what errors call them. Files are read now."""
+    if request.data is None:
+        from trainer_loop.onnx.export import make_example_rows
+
+        return lambda predictor: (make_example_rows(predictor), lambda number: f"example row {number + 1}")
+    from trainer_loop.cli import predict_arguments
+    from trainer_loop.cli.predict_files import prepare_file
+
+    asked = predict_arguments.Request(model=request.model, file=request.data, metrics=False)
+    try:
+        job = prepare_file(request.data, asked, model_dir, record)
+    except UserError as error:  # it names keys of predict
+        told = [_COLUMN_KEY.sub(r"column \1:", problem) for problem in error.problems]
+        raise UserError([f"data={request.data}: {problem}" for problem in told]) from error
+    rows = {own: list(job.inputs.rows[name]) for own, name in job.columns.names.items()}
+    if not job.kept:
+        raise UserError(f"data={request.data}: it has no rows")
+    return lambda _: (rows, job.inputs.origins.place)

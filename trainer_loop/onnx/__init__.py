@@ -1,0 +1,1 @@
+"""An exported model as an ONNX file that answers as it does."""

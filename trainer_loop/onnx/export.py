@@ -1,0 +1,220 @@
+"""Writes the ONNX folder of a model, if its answers are those of the model."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer_loop.data.columns import RESERVED, bind_columns
+from trainer_loop.data.tokens import encode_rows
+from trainer_loop.errors import UserError, refuse
+from trainer_loop.models.adapters import is_adapter, merge_adapter
+from trainer_loop.onnx.program import Answers, OnnxModel, make_program, write_program
+from trainer_loop.predictor import Predictor
+from trainer_loop.record.export import replace_folder, save_processor
+from trainer_loop.record.onnx_folder import MODEL, OnnxRecord
+from trainer_loop.record.run_dir import EXPORT_RECORD, explain_disk_error, find_remedy, flush, is_disk_error, remove
+from trainer_loop.tasks.find import list_tasks, load_task
+from trainer_loop.tasks.task import Batch, Rows, Task
+
+_ALONE = 8  # rows that are answered one by one too
+_SIZES = (2, 3, 5, 8, 16)  # rows of the batches, in turn
+_TIMES = (1, 4, 40)  # how often the texts of the example rows are repeated
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far the answers are from those of the model.
+
+    difference: the largest between any two numbers; infinite where one of them is none. place: the row that has it.
+    rows: that were answered.
+    """
+
+    difference: float
+    place: str
+    rows: int
+
+
+def check_task(name: str) -> list[str]:
+    """What keeps a model of this task from being written."""
+    if _can_export(load_task(name)):
+        return []
+    able = ", ".join(other for other in list_tasks() if _can_export(load_task(other)))
+    return [f"a model of the task {name} writes texts token by token, and is not written as ONNX; tasks: {able}"]
+
+
+def _can_export(task: type[Task]) -> bool:
+    return not task().writes
+
+
+def make_example_rows(predictor: Predictor) -> Rows:
+    """The inputs of the example rows of the task, and longer ones that are made of them."""
+    task = predictor.task
+    names = [*bind_columns(task.columns, {}, task=type(task).__name__).without_targets().names]
+    rows = {
+        own: [_repeat(row[own], task.columns[own].kind, times) for times in _TIMES for row in task.example]
+        for own in names
+    }
+    if task.auto_model == "AutoModelForMaskedLM":
+        rows["text"] = [f"{predictor.processor.mask_token} {text}" for text in rows["text"]]
+    if "text_pair" in predictor.columns:
+        rows["text_pair"] = rows["text"][::-1]
+    return rows
+
+
+def _repeat(value: Any, kind: str, times: int) -> Any:
+    if kind == "text":
+        return " ".join([value] * times)
+    return list(value) * times if kind == "words" else value
+
+
+def export_onnx(
+    predictor: Predictor,
+    model_dir: Path,
+    target: Path,
+    *,
+    rows: Rows,
+    origin_of: Callable[[int], str],
+    tolerance: float,
+) -> Comparison:
+    """Write a model, its config and its tokenizer into the folder `target`, under another name until it is compared.
+
+    Args:
+        predictor: The model. An adapter is merged into it, so it is used up.
+        model_dir: The folder that it was loaded from.
+        rows: That both answer, by the columns of the task.
+        origin_of: What errors call a row, by its number from 0.
+        tolerance: The largest difference between two numbers of the answers.
+
+    Raises:
+        UserError: The model cannot be written, or its answers differ; what is in `target` stays as it is.
+    """
+    model: Any = predictor.model.cpu()
+    if is_adapter(model_dir):
+        model = merge_adapter(model, place=f"model={model_dir}")
+    if getattr(model.config, "use_cache", False):
+        model.config.use_cache = False  # answers alone
+    task = predictor.task
+    batches = list(_make_batches(task, rows, max_length=predictor.max_length, origin_of=origin_of))
+    largest = max(batches, key=lambda batch: next(iter(batch.inputs.values())).numel()).inputs
+    # Twice the rows: torch takes an axis of length 1 for one that is always 1.
+    sample = {name: torch.cat([values, values]) for name, values in largest.items()}
+    program = make_program(model, sample, _name_axes(task, sample))
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        remove(temporary)
+        temporary.mkdir(parents=True)
+        write_program(program, temporary / MODEL)
+        onnx_model = OnnxModel(temporary / MODEL)
+        if more := onnx_model.inputs.keys() - sample.keys():
+            name = type(model).__name__
+            raise UserError(f"a {name} cannot be written as ONNX: it would read {', '.join(sorted(more))} besides")
+        compared = _compare(model, onnx_model, batches)
+        if not compared.difference <= tolerance:
+            raise UserError(
+                f"the answers of the ONNX model differ by {compared.difference:.2g} ({compared.place}), more than "
+                f"tolerance={tolerance:g}; nothing was written"
+            )
+        _write_beside(temporary, model, predictor.processor, model_dir)
+        difference, answered = compared.difference, compared.rows
+        record = OnnxRecord.of(
+            model_dir, difference=difference, tolerance=tolerance, rows=answered, inputs=onnx_model.inputs
+        )
+        record.write(temporary)
+        flush([*(path for path in temporary.iterdir() if path.is_file()), temporary])
+        replace_folder(target, temporary)
+    except Exception as error:
+        remove(temporary)
+        if isinstance(error, UserError) or not is_disk_error(error):
+            raise
+        cause = explain_disk_error(error, target.parent)
+        raise UserError(f"{target} could not be written: {cause}; {find_remedy(error)}") from error
+    return compared
+
+
+def _write_beside(folder: Path, model: Any, processor: Any, model_dir: Path) -> None:
+    """What is needed to make rows for the model, and to read its answers."""
+    model.config.save_pretrained(folder)
+    save_processor(processor, folder)
+    if (model_dir / EXPORT_RECORD).is_file():
+        shutil.copyfile(model_dir / EXPORT_RECORD, folder / EXPORT_RECORD)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """What a model is called with, and the places of its rows."""
+
+    inputs: Mapping[str, Tensor]
+    places: Sequence[str]
+
+    @property
+    def mask(self) -> Tensor | None:
+        """`[B, T]`, 0 for padding; None without tokens."""
+        return self.inputs.get("attention_mask")
+
+
+def _make_batches(task: Task, rows: Rows, *, max_length: int, origin_of: Callable[[int], str]) -> Iterator[_Batch]:
+    """All rows in batches of unlike sizes, where shorter ones are padded, and before these the first rows alone."""
+    encoded, faults = encode_rows(task, task.encode_alone, rows, max_length=max_length)
+    sources = encoded["source"]
+    refuse([f"{origin_of(sources[place])} {reason}" for place, reason in faults.items()])
+    columns = {name: values for name, values in encoded.items() if name not in RESERVED}
+    total, start = len(sources), 0
+    spans = [range(place, place + 1) for place in range(min(_ALONE, total))]
+    while start < total:
+        size = _SIZES[len(spans) % len(_SIZES)]
+        spans.append(range(start, min(start + size, total)))
+        start += size
+    for span in spans:
+        batch = task.collate([{name: values[place] for name, values in columns.items()} for place in span])
+        yield _Batch(_read_tensors(task, batch), [origin_of(sources[place]) for place in span])
+
+
+def _read_tensors(task: Task, batch: Batch) -> dict[str, Tensor]:
+    return {name: value for name, value in task.model_inputs(batch).items() if isinstance(value, Tensor)}
+
+
+def _name_axes(task: Task, inputs: Mapping[str, Tensor]) -> tuple[str, ...]:
+    if not task.has_tokens:
+        return ("rows",)
+    return ("rows", "choices", "tokens") if inputs["input_ids"].ndim == 3 else ("rows", "tokens")
+
+
+@torch.no_grad()
+def _compare(model: Any, onnx_model: OnnxModel, batches: Sequence[_Batch]) -> Comparison:
+    largest, place, answered = 0.0, batches[0].places[0], set[str]()
+    for batch in batches:
+        expected = model(**batch.inputs)
+        known = {name: value.numpy() for name, value in expected.items() if isinstance(value, Tensor)}
+        difference, row = _find_largest(known, onnx_model.answer(batch.inputs), batch, onnx_model.outputs)
+        answered |= set(batch.places)
+        if difference > largest:
+            largest, place = difference, batch.places[row]
+    return Comparison(largest, place, len(answered))
+
+
+def _find_largest(
+    expected: Answers, answers: Answers, batch: _Batch, outputs: Mapping[str, Sequence[Any]]
+) -> tuple[float, int]:
+    """The largest difference, and the number of its row in the batch. outputs: axes of the answers by name."""
+    if missing := answers.keys() - expected.keys():
+        raise UserError(f"the ONNX model answers {', '.join(sorted(missing))}, and the model does not")
+    largest, row = 0.0, 0
+    for name, values in answers.items():
+        known, by_token = expected[name], outputs[name][1:2] == ["tokens"]
+        if known.shape != values.shape:
+            return np.inf, 0
+        with np.errstate(invalid="ignore"):
+            away = np.where(known == values, 0.0, np.abs(known.astype(np.float64) - values))
+        away = np.nan_to_num(away, nan=np.inf, posinf=np.inf)
+        if batch.mask is not None and by_token:  # nobody reads it at padding
+            away[batch.mask.numpy() == 0] = 0.0
+        of_rows = away.reshape(len(batch.places), -1).max(axis=1) if len(away) % len(batch.places) == 0 else away.max()
+        if np.max(of_rows) > largest:
+            largest, row = float(np.max(of_rows)), int(np.argmax(of_rows))
+    return largest, row
