@@ -39,9 +39,9 @@ def _compare(roots: list[Path], page: Path) -> None:
     with importing_torch():  # seconds
         from trainer_loop.report.run_comparison import compare_runs, draw_table
 
-    tables, text = compare_runs(roots)
-    for table in tables:
-        put_out("\n".join(draw_table(table)) + "\n\n")
+    tables, notes, text = compare_runs(roots)
+    for lines in [*map(draw_table, tables), *([notes] if notes else [])]:
+        put_out("\n".join(lines) + "\n\n")
     try:
         write_text(page, text, shared=True)
     except OSError as error:

@@ -136,5 +136,5 @@ def _compute(
     """The results for some rows; None where there are none."""
     try:
         return metric.compute({name: column[rows] for name, column in columns.items()})
-    except UserError:  # such as a correlation of equal numbers
+    except (UserError, ImportError):  # such as a score that is not finite; a package that is not installed here
         return None

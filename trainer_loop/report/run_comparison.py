@@ -45,8 +45,11 @@ class Comparison:
     p_value: float
 
 
-def compare_runs(roots: Sequence[Path]) -> tuple[list[Table], str]:
-    """The tables for the console, and the page. Raises UserError where these are not two runs or more."""
+def compare_runs(roots: Sequence[Path]) -> tuple[list[Table], list[str], str]:
+    """The tables for the console, what could not be compared, and the page.
+
+    Raises UserError where these are not two runs or more.
+    """
     if len(roots) < 2:
         raise UserError("name two run directories or more, such as runs/a runs/b")
     runs = [read_run(root) for root in roots]
@@ -64,7 +67,7 @@ def compare_runs(roots: Sequence[Path]) -> tuple[list[Table], str]:
         *(Section(_title_of_comparison(one), list(_list_disagreements(one))) for one in comparisons),
     ]
     title = " and ".join(group.name for group in groups)
-    return tables, write_page(title, sections, subtitle=f"Comparison of {len(runs)} runs")
+    return tables, notes, write_page(title, sections, subtitle=f"Comparison of {len(runs)} runs")
 
 
 def _name_runs(roots: Sequence[Path]) -> list[str]:

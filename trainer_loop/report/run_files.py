@@ -1,5 +1,6 @@
 """What a run directory holds, for a report: whatever is not there is empty, also in a directory of an older version."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -99,10 +100,11 @@ class RunFiles:
         declared = () if self.task_class is None else self.task_class.metrics
         entries = self.facts.get("metrics") or self.config.get("evaluate.metrics") or list(declared)
         shipped = [entry for entry in entries if (entry if isinstance(entry, str) else entry["name"]) in SHIPPED]
-        try:
-            return load_metrics(shipped, num_labels=len(rows.names) or None, label_names=rows.names or None)
-        except UserError:  # a package that is not installed here
-            return []
+        loaded: list[NamedMetric] = []
+        for entry in shipped:
+            with contextlib.suppress(UserError):  # an argument that this version does not know
+                loaded += load_metrics([entry], num_labels=len(rows.names) or None, label_names=rows.names or None)
+        return loaded
 
     def without_rows(self) -> "RunFiles":
         """What may be shown to people who may not see the data: no text of a row, no folder of files, no secret.

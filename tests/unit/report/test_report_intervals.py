@@ -1,5 +1,7 @@
 """Bootstrap intervals: those of scipy, and their coverage of a known truth."""
 
+import sys
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -80,3 +82,10 @@ def test_a_metric_that_is_zero_for_one_row_and_for_all_is_no_mean_over_rows(name
 
 def test_one_row_says_nothing_of_others():
     assert find("accuracy", np.ones(1, dtype=np.int64), np.ones(1, dtype=np.int64)) == {}
+
+
+def test_a_metric_whose_package_is_missing_has_none(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    known = np.fromiter([["a b"], ["c d"]], dtype=object, count=2)
+    columns = {"predictions": np.array(["a b", "c"], dtype=object), "references": known}
+    assert list(find_intervals(load_metrics(["sacrebleu", "exact_match"], num_labels=None), columns)) == ["exact_match"]

@@ -124,6 +124,7 @@ def test_repeats_are_one_column_and_other_configs_are_tested_on_the_same_rows(tm
     assert any(
         line.startswith("test: run_a1 and run_b share of errors 0.3333 0.0417 -0.3750 to -0.2") for line in lines
     )
+    assert "test: the rows of run_a1 and run_c are not the same" in lines
     shown = Page(page).text
     for told in ("run_b is better on 35 rows", "text <b>7</b>", "test: the rows of run_a1 and run_c are not the same"):
         assert told in shown, told
