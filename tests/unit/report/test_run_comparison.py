@@ -54,6 +54,14 @@ def test_numbers_are_compared_by_all_signs_of_their_differences():
     assert found.second_only[0] == 4
 
 
+@pytest.mark.parametrize("differs", [0, 1, 2])
+def test_few_rows_that_differ_say_little(differs: int):
+    second = np.array([1.0] * differs + [0.0] * (5 - differs))
+    found = compare_rows(make_rows(OF_NUMBERS, np.zeros(5), np.zeros(5)), make_rows(OF_NUMBERS, second, np.zeros(5)))
+    assert found is not None
+    assert found.p_value == (0.5 if differs == 2 else 1.0)
+
+
 def test_a_loss_that_is_larger_by_the_same_amount_a_token_has_no_spread():
     counts = np.random.default_rng(0).integers(1, 500, 60)
     first, of_tokens = counts * 2.0, {"predictions": "negative_log_likelihood", "references": "num_targets"}
