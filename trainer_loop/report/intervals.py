@@ -1,5 +1,6 @@
 """Bootstrap intervals of metrics (Efron 1979): how far a metric would move if other rows of the kind were drawn."""
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from trainer_loop.metrics.named_metric import NamedMetric
 LEVEL = 0.95
 _DRAWS = 2000  # of a metric that is a mean over rows
 _FEWER_DRAWS = 100  # of any other, which is computed anew for each: scikit-learn takes milliseconds
-_ROWS_TO_COMPUTE = 2_000_000  # in all draws of these
-_LEAST_DRAWS = 50
+_ROWS_TO_COMPUTE = 2_000_000  # in all draws of these; seconds
+_TEXTS_TO_COMPUTE = 50_000  # where rows are texts or tags; seconds
 _ROWS_TO_DRAW = 100_000_000  # in all draws of a mean: a second
 _MOST_ROW_VALUES = 20_000  # to compute one by one
 _SAMPLES, _SAMPLE = 5, 25  # of rows, on which a metric shows whether it is a mean over rows
@@ -79,7 +80,7 @@ def _find_intervals_of(
     if of_rows is not None:
         drawn = {name: draw_means(values, generator) for name, values in of_rows.items()}
     else:
-        drawn = _draw_anew(metric, columns, generator)
+        drawn = _draw_anew(metric, columns, whole, generator)
     limits = [50 - 50 * LEVEL, 50 + 50 * LEVEL]
     return {
         name: Interval(whole[name], *np.percentile(drawn[name], limits).tolist()) for name in whole if name in drawn
@@ -87,16 +88,26 @@ def _find_intervals_of(
 
 
 def _draw_anew(
-    metric: NamedMetric, columns: Mapping[str, np.ndarray], generator: np.random.Generator
+    metric: NamedMetric,
+    columns: Mapping[str, np.ndarray],
+    whole: Mapping[str, float],
+    generator: np.random.Generator,
 ) -> dict[str, np.ndarray]:
-    count = len(next(iter(columns.values())))
-    draws = min(_FEWER_DRAWS, max(_LEAST_DRAWS, _ROWS_TO_COMPUTE // count))
-    results = [_compute(metric, columns, generator.integers(0, count, count)) for _ in range(draws)]
+    """The results of draws of all rows; of many rows, of fewer of them, whose larger spread is scaled.
+
+    That is the m out of n bootstrap (Bickel, Götze and van Zwet 1997) with the rate of a root.
+    """
+    count, has_texts = len(next(iter(columns.values()))), any(column.dtype == object for column in columns.values())
+    size = min(count, (_TEXTS_TO_COMPUTE if has_texts else _ROWS_TO_COMPUTE) // _FEWER_DRAWS)
+    results = [_compute(metric, columns, generator.integers(0, count, size)) for _ in range(_FEWER_DRAWS)]
     known = [result for result in results if result is not None]
-    if len(known) < 0.9 * draws:
+    if len(known) < 0.9 * _FEWER_DRAWS:
         return {}
-    names = set.intersection(*(set(result) for result in known))
-    return {name: np.array([result[name] for result in known]) for name in names}
+    names = set.intersection(*(set(result) for result in known)) & whole.keys()
+    drawn = {name: np.array([result[name] for result in known]) for name in names}
+    if size == count:
+        return drawn
+    return {name: whole[name] + (own - own.mean()) * math.sqrt(size / count) for name, own in drawn.items()}
 
 
 def _find_row_values(

@@ -89,3 +89,14 @@ def test_a_metric_whose_package_is_missing_has_none(monkeypatch: pytest.MonkeyPa
     known = np.fromiter([["a b"], ["c d"]], dtype=object, count=2)
     columns = {"predictions": np.array(["a b", "c"], dtype=object), "references": known}
     assert list(find_intervals(load_metrics(["sacrebleu", "exact_match"], num_labels=None), columns)) == ["exact_match"]
+
+
+def test_of_many_rows_fewer_are_drawn_and_the_interval_is_as_wide(monkeypatch: pytest.MonkeyPatch):
+    generator = np.random.default_rng(5)
+    references = generator.integers(0, 2, 4000)
+    rows = np.where(generator.uniform(size=4000) < 0.7, references, 1 - references), references
+    whole = find("f1", *rows)["f1"]
+    monkeypatch.setattr("trainer_loop.report.intervals._ROWS_TO_COMPUTE", 40_000)
+    few = find("f1", *rows)["f1"]
+    assert few.low < few.value == whole.value < few.high
+    assert few.high - few.low == pytest.approx(whole.high - whole.low, rel=0.25)
