@@ -39,7 +39,7 @@ from trainer_loop.record.run_dir import (
 from trainer_loop.record.run_output import RunOutput
 from trainer_loop.record.state import TrainState
 from trainer_loop.record.trackers import TrackedRun, is_own, start_trackers
-from trainer_loop.report.intervals import Interval
+from trainer_loop.report.intervals import Intervals
 from trainer_loop.report.rows import find_worst, spell_row
 from trainer_loop.report.run_files import read_run
 from trainer_loop.report.run_report import write_report
@@ -71,6 +71,7 @@ class ConfiguredOutput(RunOutput):
         self.report_facts = ReportFacts(self.run_dir.report_facts, warn=self.console.warn)
         self.reports = self.config.report and self.accelerator.is_main_process
         self.publisher = None
+        self._intervals: Intervals | None = None  # of the exported weights; they take seconds
         self._beside: Files = {}  # what is pushed beside the model, at the end
         hub = self.config.hub
         if hub.push is not None and hub.every != "never" and self.accelerator.is_main_process:
@@ -180,7 +181,7 @@ class ConfiguredOutput(RunOutput):
         root = self.run_dir.root
         again = f"python -m trainer_loop.report {root} tries again"
         with self._only_warning(f"{self.run_dir.report} was not written ({again})"):
-            write_report(root)
+            write_report(root, self._intervals if ended == "finished" else None)
 
     @contextmanager
     def _only_warning(self, what: str) -> Iterator[None]:
@@ -209,12 +210,12 @@ class ConfiguredOutput(RunOutput):
         card = describe_model(self.config, self.plan, self.overrides, record, intervals=self._find_intervals())
         export_model(self.run_dir, model, self.plan.inputs.processor, record, card=card, weights=weights)
 
-    def _find_intervals(self) -> dict[str, dict[str, Interval]]:
+    def _find_intervals(self) -> Intervals:
         """Of the metrics of all sets; they come from the predictions that are written for the report."""
         if self.reports:
             with self._only_warning("the model card lacks intervals of the metrics"):
-                return read_run(self.run_dir.root).find_intervals()
-        return {}
+                self._intervals = read_run(self.run_dir.root).find_intervals()
+        return self._intervals or {}
 
     def _describe_export(self, state: TrainState) -> ExportRecord:
         """What the model that is exported in this state says about itself."""

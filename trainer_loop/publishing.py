@@ -30,7 +30,7 @@ from trainer_loop.record.model_card import BaseModel, CardFacts, Scores, as_code
 from trainer_loop.record.onnx_folder import find_files_to_push
 from trainer_loop.record.run_dir import RunDir, read_json_object
 from trainer_loop.record.secrets import mask_secrets
-from trainer_loop.report.intervals import Interval
+from trainer_loop.report.intervals import Intervals
 from trainer_loop.report.run_report import make_report_to_share
 from trainer_loop.report.wording import title_of
 
@@ -52,9 +52,6 @@ _MOST_LABELS = 10  # told of a split
 _FEW_ROWS = 20  # of a label
 _RARE_SHOWN = 5
 _SPLIT = re.compile(r"[\w-]+")  # of the hub; not a slice of one
-
-
-Intervals = Mapping[str, Mapping[str, Interval]]
 
 
 def describe_model(

@@ -274,7 +274,7 @@ def test_its_metrics_and_predictions_are_written(name: str, tmp_path: Path):
 
 
 def test_a_report_that_cannot_be_written_costs_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def fail(root: Path) -> None:
+    def fail(*arguments: Any) -> None:
         raise RuntimeError("no page today")
 
     def fail_too(*arguments: Any) -> None:

@@ -37,6 +37,9 @@ class Interval:
         return value is not None and abs(self.value - value) <= _SAME * max(abs(value), 1)
 
 
+Intervals = Mapping[str, Mapping[str, Interval]]  # by the name of a set, such as `test.hard`, and of a metric
+
+
 def find_intervals(
     metrics: Sequence[NamedMetric], columns: Mapping[str, np.ndarray], *, seed: int = 0
 ) -> dict[str, Interval]:

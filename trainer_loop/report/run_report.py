@@ -14,7 +14,7 @@ from trainer_loop.record.run_dir import write_text
 from trainer_loop.record.secrets import find_secret
 from trainer_loop.report.charts import draw_bars
 from trainer_loop.report.curves import draw_curves
-from trainer_loop.report.intervals import LEVEL, Interval
+from trainer_loop.report.intervals import LEVEL, Interval, Intervals
 from trainer_loop.report.mistakes import describe_mistakes
 from trainer_loop.report.page import (
     Block,
@@ -38,14 +38,14 @@ _MOST_WARNINGS = 50
 _ENDINGS = {None: "running, or killed", "error": "ended by an error"}
 
 
-def write_report(root: Path) -> Path:
-    """Write report.html into a run directory; returns its path.
+def write_report(root: Path, intervals: Intervals | None = None) -> Path:
+    """Write report.html into a run directory; returns its path. intervals: of its metrics, where they are known.
 
     Raises UserError if this is not the directory of a run, OSError where the file cannot be written.
     """
     run = read_run(root)
     path = run.run_dir.report
-    write_text(path, make_report(run, name=str(root)), shared=True)
+    write_text(path, make_report(run, name=str(root), intervals=intervals), shared=True)
     return path
 
 
@@ -62,9 +62,9 @@ def make_report_to_share(root: Path) -> str:
     return page
 
 
-def make_report(run: RunFiles, *, name: str) -> str:
-    """The page. name: what it calls the run."""
-    intervals = run.find_intervals()
+def make_report(run: RunFiles, *, name: str, intervals: Intervals | None = None) -> str:
+    """The page. name: what it calls the run. intervals: of its metrics; None: they are computed."""
+    intervals = run.find_intervals() if intervals is None else intervals
     figures = {**run.list_figures("test"), **run.list_figures("validation")}
     worst = {name: of_set.get("worst", []) for name, of_set in run.facts.get("sets", {}).items()}
     sections = [
