@@ -25,7 +25,7 @@ from wordpiece import make_wordpiece
 
 from docs.site.pages import ROOT, list_sources
 from trainer_loop import build, load_config
-from trainer_loop.cli import compare, data, predict_arguments, push, search
+from trainer_loop.cli import compare, data, onnx, predict_arguments, push, search
 from trainer_loop.config.load import read_config, split_arguments
 from trainer_loop.record.logs import read_metrics
 from trainer_loop.search.space import read_space
@@ -55,6 +55,7 @@ RUN = {
     "mixture:": "unit/test_readme.py",
     "assert_layout_invariant(loop.task": "examples/test_docs_test.py",
     "class GradientNorms(": "api/test_api.py",
+    "onnxruntime.InferenceSession(": "cli/test_onnx.py",
 }
 
 
@@ -210,6 +211,7 @@ READERS: dict[str, Callable[[list[str]], object]] = {
     "predict": predict_arguments.read_arguments,
     "push": lambda arguments: arguments == ["--help"] or push._read_arguments(arguments),
     "compare": compare._read_arguments,
+    "onnx": lambda arguments: arguments == ["--help"] or onnx.read_arguments(arguments),
     "report": lambda arguments: len(arguments) == 1,
     "checkpoints": lambda arguments: len(arguments) == 1,
     "migrate": lambda arguments: arguments[1:] == [">", "imdb.yaml"],
