@@ -22,7 +22,7 @@ test: .venv/installed-dev
 
 # What takes minutes and is not part of `make test`: every adapter on every architecture, every optimizer with every
 # schedule, every task on copies of a sharded model, benchmarks on tiny sizes, kernels that are compiled on the spot, the
-# stores of trackers and studies.
+# stores of trackers and studies, requests to the service of every task that nobody thought of.
 test-slow: .venv/installed-dev .venv/installed-bench .venv/installed-stores
 	$(BIN)/python -m pytest -m slow
 
@@ -84,7 +84,7 @@ clean:
 
 .venv/installed-stores: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-compile --editable '.[trackers,postgresql]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[fuzz,trackers,postgresql]'
 	touch .venv/installed $@
 
 .venv/installed-bench: pyproject.toml
