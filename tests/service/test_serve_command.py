@@ -82,7 +82,9 @@ def test_the_command_answers_until_a_signal_and_then_finishes_what_it_accepted(m
         (["model=nowhere"], "model=nowhere: no such directory"),
         (["model=here", "prot=1"], "unknown key prot"),
         (["model=here", "port=70000", "max_rows=0"], "max_rows=0: it must be a whole number from 1"),
-        (["model=here", "port=70000"], "port=70000: it must be at most 65535"),
+        (["model=here", "port=70000"], "port=70000: it must be at most 65,535"),
+        (["model=here", "batch_ms=20000"], "batch_ms=20000: it must be at most 10,000"),
+        (["model=here", "host="], "host= is empty; leave it out"),
         (["model=here", "port=many"], "port=many: it must be a whole number from 0"),
     ],
 )

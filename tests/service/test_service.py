@@ -113,6 +113,30 @@ def test_rows_may_have_the_names_of_the_training_data_and_be_texts_alone(serve: 
     assert answers[0] == answers[1] == answers[2]
 
 
+def test_every_column_that_the_model_was_trained_on_is_read(serve: Callable[..., TestClient]):
+    predictor = make_predictor("chat")
+    predictor.columns = {"prompt": "ask", "context": "context", "tools": "tools"}
+    client = serve(predictor, max_list_length=9)
+    row = {"ask": "How often?", "context": "", "tools": [{"name": "ferry", "of": {"type": "object"}}]}
+    assert client.post("/predict", json={"rows": [row]}).json()["predictions"][0].keys() == {"text"}
+    for name, value, message in (
+        ("ask", [{"role": "pilot", "content": "Hi"}], "has the role 'pilot'; allowed: system"),
+        ("ask", [{"role": "user", "content": "Hi"}] * 10, "10 elements; allowed: 9"),
+        ("ask", None, "no list of messages"),
+        ("context", None, "must be a text"),
+        ("tools", '[{"name": "ferry"}]', "must be a list of JSON schemas"),
+        ("tools", None, "must be a list of JSON schemas"),
+        ("tools", ["ferry"], "no list of JSON schemas"),
+        ("tools", [{"a": [[1e999]]}], "no finite number"),
+        ("tools", [{"\ud800": 1}], "surrogate"),
+    ):
+        body = json.dumps({"rows": [row | {name: value}]}).replace("Infinity", "1e999")
+        answer = client.post("/predict", content=body, headers={"content-type": "application/json"})
+        (error,) = errors_of(answer, 422)
+        assert error["place"].startswith(f"rows[0].{name}")
+        assert message in error["message"]
+
+
 def test_a_language_model_continues_where_the_command_says_how(serve: Callable[..., TestClient]):
     predictor = make_predictor("causal_lm")
     texts = ["The ferry crosses", "", "Nobody"]

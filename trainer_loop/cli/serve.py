@@ -39,7 +39,7 @@ python -m trainer_loop.serve model=runs/imdb port=8000
 
 {_TOKEN} in the environment: requests must then bear this token. See docs/serve.md.
 """
-_LAST_PORT = 65535
+_MOST = {"port": 65_535, "max_seconds": 86_400, "batch_ms": 10_000}
 _LEAST = {"port": 0, **{field.name: 1 for field in fields(ServiceLimits)}, "batch_ms": 0}
 
 
@@ -64,8 +64,13 @@ def _read_arguments(arguments: list[str]) -> _Options:
     pairs, problems = split_arguments(arguments, [*of_model, "host", *_LEAST])
     given: dict[str, Any] = dict(pairs)
     problems += [*read_values(given), *read_whole(given, _LEAST)]
-    if isinstance(given.get("port"), int) and given["port"] > _LAST_PORT:
-        problems.append(f"port={given['port']}: it must be at most {_LAST_PORT}")
+    problems += [
+        f"{name}={given[name]}: it must be at most {most:,}"
+        for name, most in _MOST.items()
+        if isinstance(given.get(name), int) and given[name] > most
+    ]
+    if "host" in given and not given["host"]:
+        problems.append("host= is empty; leave it out, or write host=0.0.0.0 for every network")
     token = os.environ.get(_TOKEN)
     if token is not None and (not token.isascii() or not token.isprintable() or not token.strip()):
         problems.append(f"{_TOKEN}: it must be ASCII letters, digits and signs; unset it, or set another")

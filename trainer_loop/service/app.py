@@ -65,7 +65,7 @@ class Service:
     Args:
         predictor: The model. From now on, only the thread of the service may call it.
         limits: What is accepted.
-        generation: Whether a model that continues texts does so; else it only gives their loss.
+        continues: Whether a model that continues texts does so; else it only gives their loss.
     """
 
     def __init__(self, predictor: Predictor, limits: ServiceLimits, *, continues: bool = False):
@@ -94,6 +94,7 @@ class Service:
         predicted = self.predictor.predict_rows(columns, origin_of=names.__getitem__, before_pass=before_pass).rows
         if not self._continues:
             return predicted
+        before_pass()
         (texts,) = columns.values()
         written = self.predictor.continue_texts(texts, origin_of=names.__getitem__)
         return [{**row, "continuation": text} for row, text in zip(predicted, written, strict=True)]
@@ -110,7 +111,7 @@ class Service:
                 raise Refusal.of(408, "body", None, told) from error
             except ClientDisconnect as error:
                 raise Refusal.of(_NOBODY_WAITS, "body", None, "the client left") from error
-            rows = self.reader.read(body)
+            rows = await asyncio.to_thread(self.reader.read, body)  # megabytes must not hold up other requests
             job = Job(rows, [f"rows[{number}]" for number in range(len(rows))])
             self._batcher.submit(job)
             return await self._wait(job, request, until=began + self.limits.max_seconds)
@@ -174,14 +175,13 @@ def make_app(service: Service, *, token: str | None = None) -> FastAPI:
         service: What answers.
         token: Requests for predictions and metrics must bear it; None: none need one.
     """
-    predictor, task = service.predictor, service.predictor.task
+    task = service.predictor.task
     app: FastAPI = FastAPIOffline(
         title="trainer_loop",
         version=package_versions()["trainer_loop"],
         redoc_url=None,
         swagger_ui_parameters={"validatorUrl": None},  # which is an address in the internet
     )
-
     guards = [Depends(HTTPBearer(auto_error=False))] if token else []  # OpenAPI then says so
 
     @app.post(
@@ -189,7 +189,7 @@ def make_app(service: Service, *, token: str | None = None) -> FastAPI:
         summary="Predict rows",
         responses=describe_answers(task.predicted),
         openapi_extra={
-            "requestBody": describe_request(service.reader.columns, predictor.columns, task, service.limits),
+            "requestBody": describe_request(service.reader.columns, service.predictor.columns, task, service.limits)
         },
         dependencies=guards,
     )

@@ -21,10 +21,10 @@ class ServiceLimits:
 
     max_body_bytes: int = 4 * 2**20
     max_rows: int = 256
-    max_text_length: int = 100_000
+    max_text_length: int = 20_000
     max_list_length: int = 1000
-    max_pixels: int = 50_000_000
+    max_pixels: int = 16_000_000
     max_queue: int = 100
     max_seconds: int = 30
-    batch_rows: int = 64
+    batch_rows: int = 32
     batch_ms: int = 5

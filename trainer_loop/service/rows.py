@@ -18,6 +18,7 @@ from trainer_loop.service.limits import ServiceLimits
 MOST_FAULTS = 20  # that are told of a request
 _DEEPEST = 32  # lists and objects inside each other
 _TOO_DEEP = f"it is nested more than {_DEEPEST} levels deep"
+_LONGEST_NAME = 100  # of a column, that is compared with others
 _DATA_URI = "data:image/"
 
 
@@ -132,8 +133,8 @@ class RowReader:
             raise Refusal.of(422, place, value, "it must be a text")
         if column.kind == "text" and not column.blank and (not value or value.isspace()):
             raise Refusal.of(422, place, value, "it is empty; leave the row out")
-        if value is None or (column.kind == "tools" and isinstance(value, str)):
-            raise Refusal.of(422, place, value, "it must be a list")
+        if column.kind == "tools" and not isinstance(value, list):
+            raise Refusal.of(422, place, value, "it must be a list of JSON schemas")
         if (fault := find_fault(value, column.kind, None)) is not None:
             raise Refusal.of(422, place, value, f"it {fault}")
         return value
@@ -176,7 +177,7 @@ class RowReader:
         return None
 
     def _guess(self, name: str) -> str:
-        return did_you_mean(name, [*self.columns, *self._predictor.columns.values()])
+        return did_you_mean(name[:_LONGEST_NAME], [*self.columns, *self._predictor.columns.values()])
 
     @property
     def _named(self) -> str:

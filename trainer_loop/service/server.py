@@ -17,9 +17,7 @@ from trainer_loop.service.app import Service
 def bind(host: str, port: int) -> socket.socket:
     """A socket that is bound and does not listen yet. Raises UserError where the address is not to be had."""
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
     except (OSError, UnicodeError) as error:
         raise UserError(f"host={host}: it is no address of this machine: {error}") from error
