@@ -49,6 +49,7 @@ bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.fine_tune $(TEXTS) --attention-dropout
 	$(if $(DATA),$(BIN)/python -m benchmarks.fine_tune $(TEXTS) --until-accuracy 0.85 --rows 4800 --held-out 2000)
 	$(BIN)/python -m benchmarks.evaluation $(TEXTS)
+	$(BIN)/python -m benchmarks.serving $(TEXTS)
 	$(BIN)/python -m benchmarks.step_profile $(TEXTS)
 	$(BIN)/python -m benchmarks.gpu || test $$? -eq 2  # 2: there is no GPU
 	$(BIN)/python -m benchmarks.parity

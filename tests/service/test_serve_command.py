@@ -104,9 +104,10 @@ def test_what_is_wrong_with_its_surroundings(
     assert "host=no.such.host.invalid: it is no address of this machine" in capfd.readouterr().err
     assert serve.main([f"model={model_dir}", "max_new_tokens=4"]) == 2
     assert "max_new_tokens= is given, but a model of the task sequence_classification" in capfd.readouterr().err
-    monkeypatch.setenv("TRAINER_LOOP_TOKEN", "")
-    assert serve.main([f"model={model_dir}"]) == 2
-    assert "TRAINER_LOOP_TOKEN: it must be ASCII" in capfd.readouterr().err
+    for token in ("", "two words", "t\u00f6ken"):
+        monkeypatch.setenv("TRAINER_LOOP_TOKEN", token)
+        assert serve.main([f"model={model_dir}"]) == 2
+        assert "TRAINER_LOOP_TOKEN: it must be ASCII" in capfd.readouterr().err
 
 
 def test_it_says_so_where_anybody_may_ask(

@@ -72,7 +72,7 @@ def _read_arguments(arguments: list[str]) -> _Options:
     if "host" in given and not given["host"]:
         problems.append("host= is empty; leave it out, or write host=0.0.0.0 for every network")
     token = os.environ.get(_TOKEN)
-    if token is not None and (not token.isascii() or not token.isprintable() or not token.strip()):
+    if token is not None and not (token.isascii() and token.isprintable() and token and " " not in token):
         problems.append(f"{_TOKEN}: it must be ASCII letters, digits and signs; unset it, or set another")
     refuse(problems)
     request = Request(**{name: given[name] for name in of_model if name in given})
@@ -84,10 +84,10 @@ def _serve(options: _Options) -> None:
     """All that can be wrong is found before the model loads."""
     none = "neither a run directory with model/ nor a model with config.json"
     model_dir = find_model(options.request.model, marks=["config.json"], otherwise=none)
-    expect_many_shapes()
     with importing_torch():  # seconds
         quieten_libraries()
         from trainer_loop.predictor import check_writes, find_task_of, read_record
+        from trainer_loop.tasks.find import load_task
 
         try:
             from trainer_loop.service.app import Service, make_app
@@ -96,7 +96,10 @@ def _serve(options: _Options) -> None:
             if error.name not in ("fastapi", "fastapi_offline", "prometheus_client", "uvicorn"):
                 raise
             raise UserError(f"serving needs the package {error.name}: pip install -e '.[serve]'") from error
-    refuse(check_writes(find_task_of(model_dir, read_record(model_dir)), options.request.generation))
+    task = find_task_of(model_dir, read_record(model_dir))
+    refuse(check_writes(task, options.request.generation))
+    if load_task(task)().has_tokens:
+        expect_many_shapes()
     bound = bind(options.host, options.port)
     if is_public(bound) and options.token is None:
         told = f"anybody who reaches {options.host} may send requests; set {_TOKEN}, or leave host= out"
