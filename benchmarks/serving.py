@@ -68,7 +68,9 @@ def main(argv: list[str] | None = None) -> int:
         sides = {name: lambda name=name: _measure(place, name, lengths, options) for name in _SIDES}
         outcomes = take_turns(sides, rounds=options.rounds)
         memory = _watch_memory(place, lengths[f"of {_SHORT} words"], options)
-        settings = place.described | {name: getattr(options, name) for name in ("clients", "seconds", "rounds")}
+        settings = place.described | {
+            name: getattr(options, name) for name in ("clients", "seconds", "memory_seconds", "rounds")
+        }
     comparisons = []
     for length in lengths:
         loads = {side: [outcome[length] for outcome in each] for side, each in outcomes.items()}
