@@ -23,7 +23,7 @@ test: .venv/installed-dev
 
 # What takes minutes and is not part of `make test`: every adapter on every architecture, every optimizer with every
 # schedule, every task on copies of a sharded model, benchmarks on tiny sizes, kernels that are compiled on the spot, the
-# stores of trackers and studies, the docs site.
+# stores of trackers and studies, the docs site, requests to the service of every task that nobody thought of.
 test-slow: .venv/installed-dev .venv/installed-bench .venv/installed-stores .venv/installed-site
 	$(BIN)/python -m pytest -m slow
 
@@ -50,6 +50,7 @@ bench: .venv/installed-bench
 	$(BIN)/python -m benchmarks.fine_tune $(TEXTS) --attention-dropout
 	$(if $(DATA),$(BIN)/python -m benchmarks.fine_tune $(TEXTS) --until-accuracy 0.85 --rows 4800 --held-out 2000)
 	$(BIN)/python -m benchmarks.evaluation $(TEXTS)
+	$(BIN)/python -m benchmarks.serving $(TEXTS)
 	$(BIN)/python -m benchmarks.step_profile $(TEXTS)
 	$(BIN)/python -m benchmarks.gpu || test $$? -eq 2  # 2: there is no GPU
 	$(BIN)/python -m benchmarks.parity
@@ -89,7 +90,7 @@ clean:
 
 .venv/installed-stores: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-compile --editable '.[trackers,postgresql]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[fuzz,trackers,postgresql]'
 	touch .venv/installed $@
 
 .venv/installed-site: pyproject.toml

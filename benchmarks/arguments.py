@@ -15,16 +15,20 @@ def make_parser(document: str | None, *, rounds: int) -> argparse.ArgumentParser
     return parser
 
 
-def add_texts(parser: argparse.ArgumentParser, *, rows: int, held_out: int | None, max_length: int = 512) -> None:
+def add_texts(
+    parser: argparse.ArgumentParser, *, rows: int, held_out: int | None, max_length: int | None = 512
+) -> None:
     """Add the arguments of a benchmark on real or made-up texts.
 
     Args:
         held_out: default number of held-out rows; None for no such argument.
+        max_length: default number of tokens of a text; None likewise.
     """
     add_size(parser, "--rows", rows, "training rows")
     if held_out is not None:
         add_size(parser, "--held-out", held_out, "rows that are scored and not trained on")
-    add_size(parser, "--max-length", max_length, "tokens at which a text is cut")
+    if max_length is not None:
+        add_size(parser, "--max-length", max_length, "tokens at which a text is cut")
     parser.add_argument(
         "--data", type=Path, help="folder of train.parquet and test.parquet, text and label; else made up"
     )

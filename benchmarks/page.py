@@ -22,6 +22,7 @@ _RESULTS_OF = {
     "loop_overhead": ("loop_overhead",),
     "padding": ("padding",),
     "evaluation": ("evaluation",),
+    "serving": ("serving",),
     "startup": ("startup",),
     "memory": ("memory",),
     "scaling": ("scaling",),

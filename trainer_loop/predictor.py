@@ -202,22 +202,30 @@ class Predictor:
             )
         if len(given) > len(inputs):
             raise UserError(f"the model reads {', '.join(inputs)}, and no second text; see `predict_rows`")
-        rows: dict[str, list[Any]] = dict(zip(inputs, map(list, given), strict=False))
+        rows: dict[str, list[Any]] = {}
         problems = Problems()
-        for own in rows:
-            if (kind := self.task.columns[own].kind) == "words":
-                rows[own] = [text.split() for text in rows[own]]
-            elif kind == "choices":
-                rows[own] = [[part.strip() for part in text.split("|")] for text in rows[own]]
-                faults = [find_fault(value, kind, None) for value in rows[own]]
-                problems.lines += [f"{own} {fault}; separate them by |, as in a | b" for fault in faults if fault]
-            elif kind in ("conversation", "prompt", "answer"):
-                rows[own] = [
-                    problems.collect(f"{own}: ", read_spelled, text) if isinstance(text, str) else text
-                    for text in rows[own]
-                ]
+        for own, column in zip(inputs, given, strict=False):
+            rows[own] = [
+                problems.collect(f"{own}: ", self.read_text, own, text) if isinstance(text, str) else text
+                for text in column
+            ]
         problems.refuse()
         return self.predict_rows(rows).rows
+
+    def read_text(self, own: str, text: str) -> Any:
+        """The value of a column that a text stands for, see `predict`.
+
+        own: the task's name of the column. Raises UserError where it stands for none.
+        """
+        kind = self.task.columns[own].kind
+        if kind == "words":
+            return text.split()
+        if kind == "choices":
+            choices = [part.strip() for part in text.split("|")]
+            if (fault := find_fault(choices, kind, None)) is not None:
+                raise UserError(f"{fault}; separate them by |, as in a | b")
+            return choices
+        return read_spelled(text) if kind in ("conversation", "prompt", "answer") else text
 
     @property
     def inputs(self) -> list[str]:
@@ -228,6 +236,11 @@ class Predictor:
             if own in self.columns or (column.kind == "text" and column.form is None)
             if not column.target
         ]
+
+    @property
+    def reads(self) -> list[str]:
+        """Those of `inputs` that the model was trained on: every row to predict has them."""
+        return [own for own in self.inputs if own in self.columns]
 
     def match_columns(self, given: Collection[str]) -> dict[str, str | None]:
         """The task's name of each column that is given; None for one that it does not have.
@@ -256,6 +269,7 @@ class Predictor:
         *,
         labels: Sequence[int | list[int] | None] | None = None,
         origin_of: Callable[[int], str] = lambda number: f"text {number + 1}",
+        before_pass: Callable[[], None] = lambda: None,
     ) -> Predictions:
         """Predictions, and how they compare with labels as the run that trained the model compares them.
 
@@ -264,6 +278,7 @@ class Predictor:
                 target that is no class, such as the text to write, if the rows have it.
             labels: the class of every row, or the classes of its words; None where they are not known; None: of no row.
             origin_of: what errors call a row, by its number from 0.
+            before_pass: called before each forward pass; what it raises ends the work.
 
         Raises:
             UserError: the model cannot answer some of the rows, or reads no such column.
@@ -286,7 +301,7 @@ class Predictor:
             if part is None or not part.numbers:
                 continue
             columns, loss, count = self._run(
-                part, origin_of, counts=is_judged, judges=is_judged and bool(loss_function)
+                part, origin_of, before_pass, counts=is_judged, judges=is_judged and bool(loss_function)
             )
             for place, number in enumerate(part.numbers):
                 predicted[number] = self.task.decode(_read(columns, place), _read(rows, number))
@@ -339,13 +354,20 @@ class Predictor:
         return _Part(rows, numbers, [_read(columns, place) for place in range(len(lengths))], sources, lengths)
 
     def _run(
-        self, part: _Part, origin_of: Callable[[int], str], *, counts: bool, judges: bool
+        self,
+        part: _Part,
+        origin_of: Callable[[int], str],
+        before_pass: Callable[[], None],
+        *,
+        counts: bool,
+        judges: bool,
     ) -> tuple[dict[str, np.ndarray], float, int]:
         """The outputs of these rows by name, the sum of their losses if `judges`, and their targets if `counts`."""
         outputs_of: dict[str, list[Any]] = {}
         order: list[int] = []
         loss_sum, num_targets = 0.0, 0
         for places in self._cut(part.lengths):
+            before_pass()
             batch = self.task.collate([part.encoded[place] for place in places])
             num_targets += self.task.count(batch) if counts else 0
             origin = origin_of(part.numbers[part.sources[places[0]]])

@@ -13,6 +13,7 @@ COMMANDS = {
     "fine_tune": ("--rows", "16", "--held-out", "8", "--batch-size", "8", *TEXTS),
     "padding": ("--rows", "200", *TEXTS),
     "evaluation": ("--rows", "16", "--held-out", "20", "--batch-size", "8", *TEXTS),
+    "serving": ("--rows", "16", "--clients", "4", "--seconds", "1", "--memory-seconds", "4"),
     "startup": ("--rows", "16", "--batch-size", "8", *TEXTS),
     "memory": ("--rows", "40", "--held-out", "8", "--steps", "1", "--times", "1", *TEXTS),
     "scaling": ("--rows", "16", "--held-out", "8", "--batch-size", "8", "--budgets", "64", *TEXTS),
@@ -26,6 +27,7 @@ SIDES = {
     "loop_overhead": ("bare PyTorch", "trainer_loop", "accelerate", "transformers.Trainer"),
     "fine_tune": ("trainer_loop", "bare PyTorch", "Trainer, tutorial", "Trainer, best"),
     "evaluation": ("trainer_loop", "Trainer, tutorial", "Trainer, best"),
+    "serving": ("trainer_loop", "one request at a time", "one client"),
 }
 
 
@@ -37,7 +39,7 @@ QUICK = ("padding", "checkpoint")  # the others take minutes: `make test-slow`
 )
 def test_a_benchmark_runs_on_tiny_sizes(name: str, tmp_path: Path, tiny_model: Path):
     command = [*COMMANDS[name], "--rounds", "1", "--results", str(tmp_path)]
-    if "--max-length" in command and name != "memory":
+    if name == "serving" or ("--max-length" in command and name != "memory"):
         command += ["--model", str(tiny_model)]
     code = importlib.import_module(f"benchmarks.{name}").main(command)
     assert not code

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,6 +35,7 @@ from trainer_loop.onnx.export import Comparison, export_onnx, make_example_rows
 from trainer_loop.record.onnx_folder import OnnxRecord, find_files_to_push
 from trainer_loop.tasks.find import list_tasks, load_task
 
+ROOT = Path(__file__).parents[2]
 TEXTS = [text for text, _ in make_reviews(300)]
 WIDTHS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -136,8 +138,12 @@ def test_a_classifier_answers_the_same_for_all_lengths_and_batches(models, run, 
     assert record.inputs == {name: ["rows", "tokens"] for name in ("input_ids", "attention_mask", "token_type_ids")}
     content = (folder / "model.onnx").read_bytes()
     assert b"stack_trace" not in content and str(Path(transformers.__file__).parent).encode() not in content
-    onnx_model = transformers.AutoConfig.from_pretrained(folder)
-    assert onnx_model.architectures == ["DistilBertForSequenceClassification"]
+    assert transformers.AutoConfig.from_pretrained(folder).architectures == ["DistilBertForSequenceClassification"]
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(import onnxruntime.*?)```", page, re.DOTALL)
+    names = {}
+    exec(code.replace("runs/imdb/onnx", str(folder)), names)
+    assert names["logits"].shape == (2, 3)
 
 
 @pytest.mark.slow

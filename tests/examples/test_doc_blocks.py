@@ -25,7 +25,7 @@ from wordpiece import make_wordpiece
 
 from docs.site.pages import ROOT, list_sources
 from trainer_loop import build, load_config
-from trainer_loop.cli import compare, data, predict_arguments, push, search
+from trainer_loop.cli import compare, data, onnx, predict_arguments, push, search, serve
 from trainer_loop.config.load import read_config, split_arguments
 from trainer_loop.record.logs import read_metrics
 from trainer_loop.search.space import read_space
@@ -55,6 +55,7 @@ RUN = {
     "mixture:": "unit/test_readme.py",
     "assert_layout_invariant(loop.task": "examples/test_docs_test.py",
     "class GradientNorms(": "api/test_api.py",
+    "onnxruntime.InferenceSession(": "cli/test_onnx.py",
 }
 
 
@@ -93,7 +94,8 @@ def test_every_block_of_code_is_run_or_says_why_not():
     assert {text for text in RUN if not any(text in block.text for block in code)} == set()
     for source in RUN.values():
         assert source in globals() or (ROOT / "tests" / source).is_file(), source
-    assert {block.language for block in BLOCKS} == {"python", "yaml", "bash", "json", ""}  # json: made by describe
+    others = {"json", "nginx", ""}  # json: made by describe
+    assert {block.language for block in BLOCKS} == {"python", "yaml", "bash", *others}
 
 
 def test_functions_of_the_pages_are_used_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -210,11 +212,13 @@ READERS: dict[str, Callable[[list[str]], object]] = {
     "predict": predict_arguments.read_arguments,
     "push": lambda arguments: arguments == ["--help"] or push._read_arguments(arguments),
     "compare": compare._read_arguments,
+    "serve": serve._read_arguments,
+    "onnx": lambda arguments: arguments == ["--help"] or onnx.read_arguments(arguments),
     "report": lambda arguments: len(arguments) == 1,
     "checkpoints": lambda arguments: len(arguments) == 1,
     "migrate": lambda arguments: arguments[1:] == [">", "imdb.yaml"],
 }
-OF_OTHERS = ("pip", "hf", "sbatch", "squeue", "tail", "python3", "make")
+OF_OTHERS = ("pip", "curl", "export", "hf", "sbatch", "squeue", "tail", "python3", "make")
 
 
 @pytest.mark.parametrize("page", [page for page in list_sources() if any(list_commands(page))])

@@ -1,8 +1,9 @@
 """`key=value` arguments of the commands beside `run`, whose keys are few and no config."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from trainer_loop.config.checks import LONGEST_NAME, count_longest_name
 from trainer_loop.errors import UserError
@@ -26,6 +27,18 @@ def split_arguments(arguments: Sequence[str], names: Sequence[str]) -> tuple[lis
     if not any(name == "model" for name, _ in pairs):
         problems.append("model= is missing: a run directory such as model=runs/imdb, or the directory of a model")
     return pairs, problems
+
+
+def read_whole(given: dict[str, Any], least: Mapping[str, int]) -> list[str]:
+    """Make whole numbers of those texts in `given` that `least` names; returns what is wrong with them."""
+    problems = []
+    for name in (name for name in least if name in given):
+        text = given[name]
+        if text.isdecimal() and int(text) >= least[name]:
+            given[name] = int(text)
+        else:
+            problems.append(f"{name}={text}: it must be a whole number from {least[name]}")
+    return problems
 
 
 def expand_model(name: str) -> Path:

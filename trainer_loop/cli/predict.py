@@ -54,10 +54,10 @@ def _predict(request: Request) -> None:
         _predict_file(request.file, request, model_dir, record)
     else:
         refuse(check_writes(find_task_of(model_dir, record), request.generation))
-        _print_one(_load(model_dir, request), request)
+        _print_one(load_predictor(model_dir, request), request)
 
 
-def _load(model_dir: Path, request: Request) -> "Predictor":
+def load_predictor(model_dir: Path, request: Request) -> "Predictor":
     """The model, which writes texts as the command says."""
     from trainer_loop.predictor import Predictor
 
@@ -72,7 +72,7 @@ def _predict_file(file: str, request: Request, model_dir: Path, record: "ExportR
 
     job = prepare_file(file, request, model_dir, record)
     console = SafeStream(sys.stdout)  # the result is the file
-    for line in predict_file(_load(model_dir, request), job):
+    for line in predict_file(load_predictor(model_dir, request), job):
         print(line, file=console, flush=True)
     if console.fault is not None:
         print(f"warning: standard output cannot be written: {console.fault}", file=SafeStream(sys.stderr))
@@ -91,7 +91,7 @@ def _print_one(predictor: "Predictor", request: Request) -> None:
 
 def _name_columns(given: Mapping[str, str], predictor: "Predictor") -> dict[str, str]:
     """The row by the task's columns, in their order; see `Predictor.match_columns`."""
-    reads = [name for name in predictor.inputs if name in predictor.columns]
+    reads = predictor.reads
     names = predictor.match_columns(given)
     spelled = [_spell_names(name, predictor.columns[name]) for name in reads]
     told = f"this model reads {', '.join(spelled)}"

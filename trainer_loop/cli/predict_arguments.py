@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from trainer_loop.cli.arguments import split_arguments
+from trainer_loop.cli.arguments import read_whole, split_arguments
 from trainer_loop.config.secrets import mask_text
 from trainer_loop.config.sources import read_argument
 from trainer_loop.config.values import explain_delimiter, explain_encoding, shown, spell_delimiter
@@ -66,7 +66,7 @@ _OF_FILES = (
     *("delimiter", "quoting", "encoding"),
 )
 _LEAST = {"max_new_tokens": 1, "num_beams": 1, "no_repeat_ngram_size": 0}
-_OF_GENERATION = (*_LEAST, "length_penalty")
+OF_GENERATION = (*_LEAST, "length_penalty")
 _SURE = 0.75  # how like a key another one must be to be taken for a mistake
 
 
@@ -96,7 +96,7 @@ class Request:
     @property
     def generation(self) -> dict[str, float]:
         """How texts are to be written, as far as the command says it."""
-        return {name: getattr(self, name) for name in _OF_GENERATION if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in OF_GENERATION if getattr(self, name) is not None}
 
 
 def read_arguments(arguments: list[str]) -> Request:
@@ -114,7 +114,7 @@ def read_arguments(arguments: list[str]) -> Request:
     problems += [f"{name}= is empty" for name, value in row.items() if not value.strip()]
     problems += [f"{name}= goes with file=, not with {next(iter(row))}=" for name in _OF_FILES if row and name in given]
     problems += [f"{name}= goes with text=, not with file=" for name in row if "file" in given]
-    problems += _read_values(given)
+    problems += read_values(given)
     refuse(problems)
     return Request(row=row, **given)
 
@@ -125,19 +125,14 @@ def _names_several_images(row: Mapping[str, str]) -> bool:
     return len(row) == 1 and (os.path.isdir(value) or (glob.has_magic(value) and not os.path.lexists(value)))  # noqa: PTH112 - of a name that no folder can have it is false
 
 
-def _read_values(given: dict[str, Any]) -> list[str]:
+def read_values(given: dict[str, Any]) -> list[str]:
     """Makes of texts what they stand for; returns what is wrong with them."""
     problems = []
     if "file" in given:
         text = given["file"]
         given["file"], faults = read_argument("data.train", text)
         problems += [f"file={mask_text(text)}: {fault}" for fault in faults]
-    for name, least in _LEAST.items():
-        if name in given:
-            if given[name].isdecimal() and int(given[name]) >= least:
-                given[name] = int(given[name])
-            else:
-                problems.append(f"{name}={given[name]}: it must be a whole number from {least}")
+    problems += read_whole(given, _LEAST)
     if "length_penalty" in given:
         penalty = read_number(given["length_penalty"])
         if penalty is None or not math.isfinite(penalty):

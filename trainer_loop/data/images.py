@@ -1,7 +1,6 @@
 """Images: read from a path, a data URI or bytes, and the processor that makes pixels of them."""
 
 import base64
-import binascii
 from collections.abc import Iterable, Mapping
 from io import BytesIO
 from pathlib import Path
@@ -21,6 +20,7 @@ from trainer_loop.errors import UserError, in_one_line
 
 _DATA_URI = "data:image/"
 _UNBOUNDED = ("I", "F")  # modes of PIL with 32 bits a value
+_FORMATS_OF_STRANGERS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")  # Pillow starts other programs for some of the others
 _BACKEND = "pil"  # the same pixels on every machine, whatever else is installed
 
 
@@ -38,7 +38,7 @@ def read_source(value: Any) -> tuple[bytes, str]:
     if isinstance(value, str) and value.startswith(_DATA_URI):
         try:
             value = base64.b64decode(value.partition(";base64,")[2], validate=True)
-        except binascii.Error as error:
+        except ValueError as error:
             raise ValueError(f"holds a data URI that is no base64: {shorten(value)}") from error
         if not value:
             raise ValueError("holds a data URI without base64 behind `;base64,`")
@@ -70,6 +70,20 @@ def explain_fault(content: bytes, path: str, *, decodes: bool) -> str | None:
         return f"has {shorten(path) if path else 'bytes'} for an image, which is of no kind that Pillow knows"
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         return f"has an image that cannot be read: {in_one_line(error)}"
+    return None
+
+
+def explain_fault_of_strangers(content: bytes, *, max_pixels: int) -> str | None:
+    """Why an image of an unknown sender is not decoded, as the rest of a sentence; None: it may be."""
+    from PIL import Image
+
+    try:
+        with Image.open(BytesIO(content), formats=_FORMATS_OF_STRANGERS) as image:
+            width, height = image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return f"holds bytes that are no image; allowed: {', '.join(_FORMATS_OF_STRANGERS)}"
+    if width * height > max_pixels:
+        return f"has {width * height:,} pixels ({width} x {height}); allowed: {max_pixels:,}"
     return None
 
 

@@ -108,7 +108,10 @@ class CausalLM(LanguageModel):
 
     def encode_alone(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """One row for each text, without an end token, cut at `max_length` tokens."""
-        return super().encode(rows, max_length=max_length)
+        encoded = super().encode(rows, max_length=max_length)
+        # A model does not run on rows without tokens. One of a single token has no target either.
+        read = [name for name in self.tokenizer.model_input_names if name in encoded]
+        return encoded | {name: [ids or [0] for ids in encoded[name]] for name in read}
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
         """With `fim`, rows of training have texts whose middle is last; those of an evaluation have a `context`."""

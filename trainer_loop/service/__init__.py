@@ -1,0 +1,1 @@
+"""An exported model behind an address: `python -m trainer_loop.serve`."""

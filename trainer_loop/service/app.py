@@ -1,0 +1,285 @@
+"""The service as an ASGI application: POST /predict, GET /health, GET /metrics and a page at /docs."""
+
+import asyncio
+import hmac
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.security import HTTPBearer
+from fastapi_offline import FastAPIOffline
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from trainer_loop.data.wording import shorten
+from trainer_loop.errors import UserError
+from trainer_loop.predictor import Predictor
+from trainer_loop.record.run_dir import package_versions
+from trainer_loop.runtime.memory import is_out_of_memory
+from trainer_loop.service.batcher import Batcher, Job, Row
+from trainer_loop.service.description import describe_answers, describe_request
+from trainer_loop.service.limits import ServiceLimits
+from trainer_loop.service.rows import MOST_FAULTS, Fault, Refusal, RowReader
+
+_RETRY = {"retry-after": "1"}
+_NOBODY_WAITS = 499  # what nginx calls a request whose client is gone; only metrics have it
+
+
+class Metrics:
+    """What Prometheus reads of one service."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        given: dict[str, Any] = {"namespace": "trainer_loop", "registry": self.registry}
+        self.requests = Counter("requests", "answers to POST /predict", ["status"], **given)
+        self.seconds = Histogram("request_seconds", "from the first byte of a request to its answer", **given)
+        self.open = Gauge("requests_open", "requests that are read, wait or are predicted", **given)
+        self.rows = Histogram(
+            "batch_rows", "rows that were predicted together", buckets=[2**power for power in range(11)], **given
+        )
+        self.batch_seconds = Histogram("batch_seconds", "to predict these rows", **given)
+
+    def report_batch(self, rows: int, seconds: float) -> None:
+        """Add a batch that was predicted."""
+        self.rows.observe(rows)
+        self.batch_seconds.observe(seconds)
+
+
+class Service:
+    """A model, and the requests that it answers.
+
+    Args:
+        predictor: The model. From now on, only the thread of the service may call it.
+        limits: What is accepted.
+        continues: Whether a model that continues texts does so; else it only gives their loss.
+    """
+
+    def __init__(self, predictor: Predictor, limits: ServiceLimits, *, continues: bool = False):
+        self.predictor = predictor
+        self.limits = limits
+        self.metrics = Metrics()
+        self.is_stopping = False  # no new request is accepted
+        self.num_open = 0
+        self.reader = RowReader(predictor, limits)
+        self._continues = continues and predictor.task.continues
+        self._batcher = Batcher(
+            self._predict,
+            batch_rows=limits.batch_rows,
+            seconds=limits.batch_ms / 1000,
+            report=self.metrics.report_batch,
+        )
+
+    def close(self) -> None:
+        """Answer what waits, and end the thread of the model."""
+        self._batcher.close()
+
+    def _predict(
+        self, rows: Sequence[Row], names: Sequence[str], before_pass: Callable[[], None]
+    ) -> list[dict[str, Any]]:
+        columns = {own: [row[own] for row in rows] for own in self.reader.columns}
+        predicted = self.predictor.predict_rows(columns, origin_of=names.__getitem__, before_pass=before_pass).rows
+        if not self._continues:
+            return predicted
+        before_pass()
+        (texts,) = columns.values()
+        written = self.predictor.continue_texts(texts, origin_of=names.__getitem__)
+        return [{**row, "continuation": text} for row, text in zip(predicted, written, strict=True)]
+
+    async def answer(self, request: Request) -> list[dict[str, Any]]:
+        """The predictions for the rows of a request. Raises Refusal."""
+        began = time.monotonic()
+        with self._opening():
+            _check_type(request)
+            try:
+                body = await asyncio.wait_for(self._read_body(request), self.limits.max_seconds)
+            except asyncio.TimeoutError as error:
+                told = f"it must arrive within {self.limits.max_seconds} seconds"
+                raise Refusal.of(408, "body", None, told) from error
+            except ClientDisconnect as error:
+                raise Refusal.of(_NOBODY_WAITS, "body", None, "the client left") from error
+            rows = await asyncio.to_thread(self.reader.read, body)  # megabytes must not hold up other requests
+            job = Job(rows, [f"rows[{number}]" for number in range(len(rows))])
+            self._batcher.submit(job)
+            return await self._wait(job, request, until=began + self.limits.max_seconds)
+
+    @contextmanager
+    def _opening(self) -> Iterator[None]:
+        if self.is_stopping:
+            raise Refusal.of(503, "service", None, "it is stopping and accepts no new requests")
+        if self.num_open >= self.limits.max_queue:
+            told = f"{self.num_open:,} requests wait already; allowed: {self.limits.max_queue:,}; try again later"
+            raise Refusal.of(429, "service", None, told)
+        self.num_open += 1
+        try:
+            yield
+        finally:
+            self.num_open -= 1
+
+    async def _read_body(self, request: Request) -> bytes:
+        """Raises Refusal where there are too many bytes; these are read and dropped, so that the client reads why."""
+        most, body, count = self.limits.max_body_bytes, bytearray(), 0
+        waits = "expect" in request.headers  # the client sends the body only if it is asked to
+        told = int(length) if (length := request.headers.get("content-length", "")).isdecimal() else 0
+        if not (waits and told > most):
+            async for part in request.stream():
+                count += len(part)
+                body += part if count <= most else b""
+        if max(count, told) > most:
+            raise Refusal(413, [Fault("body", f"{max(count, told):,} bytes", f"allowed: {most:,} bytes")])
+        return bytes(body)
+
+    async def _wait(self, job: Job, request: Request, *, until: float) -> list[dict[str, Any]]:
+        """The answer to a job, unless the client leaves before or the time is over."""
+        answer = asyncio.wrap_future(job.answer)
+        gone = asyncio.ensure_future(_wait_until_gone(request))
+        either: set[asyncio.Future[Any]] = {answer, gone}
+        try:
+            await asyncio.wait(either, timeout=until - time.monotonic(), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            if not answer.done():
+                job.abandon()
+                answer.cancel()
+        if answer.cancelled():
+            status = _NOBODY_WAITS if gone.done() and not gone.cancelled() else 503
+            raise Refusal.of(status, "service", None, f"there was no answer within {self.limits.max_seconds} seconds")
+        try:
+            return answer.result()
+        except UserError as error:
+            raise Refusal(422, [_read_fault(problem) for problem in error.problems[:MOST_FAULTS]]) from error
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            told = "the memory is too small for these rows; send fewer, or shorter ones"
+            raise Refusal.of(503, "rows", None, told) from error
+
+
+def make_app(service: Service, *, token: str | None = None) -> FastAPI:
+    """The application.
+
+    Args:
+        service: What answers.
+        token: Requests for predictions and metrics must bear it; None: none need one.
+    """
+    task = service.predictor.task
+    app: FastAPI = FastAPIOffline(
+        title="trainer_loop",
+        version=package_versions()["trainer_loop"],
+        redoc_url=None,
+        swagger_ui_parameters={"validatorUrl": None},  # which is an address in the internet
+    )
+    guards = [Depends(HTTPBearer(auto_error=False))] if token else []  # OpenAPI then says so
+
+    @app.post(
+        "/predict",
+        summary="Predict rows",
+        responses=describe_answers(task.predicted),
+        openapi_extra={
+            "requestBody": describe_request(service.reader.columns, service.predictor.columns, task, service.limits)
+        },
+        dependencies=guards,
+    )
+    async def predict(request: Request) -> Response:
+        began, status = time.monotonic(), 500
+        try:
+            _check_token(request, token)
+            predictions = await service.answer(request)
+            status = 200
+            return _as_json(200, {"predictions": predictions})
+        except Refusal as refusal:
+            status = refusal.status
+            return _refuse(refusal)
+        finally:
+            service.metrics.requests.labels(status).inc()
+            service.metrics.seconds.observe(time.monotonic() - began)
+
+    @app.get("/health", summary="200 if requests are accepted, 503 if the service is stopping")
+    async def health() -> Response:
+        status = "stopping" if service.is_stopping else "ok"
+        return _as_json(503 if service.is_stopping else 200, {"status": status})
+
+    @app.get("/metrics", summary="Figures for Prometheus, as text", dependencies=guards)
+    async def metrics(request: Request) -> Response:
+        _check_token(request, token)
+        service.metrics.open.set(service.num_open)
+        return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.exception_handler(Refusal)
+    async def tell_refusal(request: Request, refusal: Refusal) -> Response:
+        return _refuse(refusal)
+
+    @app.exception_handler(HTTPException)
+    async def tell_routes(request: Request, error: HTTPException) -> Response:
+        allowed = "there are POST /predict, GET /health, GET /metrics and GET /docs"
+        fault = Fault("address", f"{request.method} {shorten(request.url.path)}", allowed)
+        return _refuse(Refusal(error.status_code, [fault]), headers=error.headers)
+
+    @app.exception_handler(Exception)
+    async def tell_bug(request: Request, error: Exception) -> Response:
+        told = "this is a bug of the service; its log says more"
+        return _refuse(Refusal.of(500, "service", type(error).__name__, told))
+
+    return app
+
+
+def _check_token(request: Request, token: str | None) -> None:
+    if token is None:
+        return
+    given = next((value for name, value in request.scope["headers"] if name == b"authorization"), b"")
+    scheme, _, word = bytes(given).partition(b" ")
+    if scheme.lower() != b"bearer" or not hmac.compare_digest(word.strip(), token.encode()):
+        raise Refusal.of(401, "header authorization", None, 'it must be "Bearer TOKEN", with the token of the service')
+
+
+def _check_type(request: Request) -> None:
+    """A page of another origin cannot send this type without asking; see CORS."""
+    given = request.headers.get("content-type", "")
+    if given.partition(";")[0].strip().lower() != "application/json":
+        raise Refusal.of(415, "header content-type", given, "it must be application/json")
+
+
+async def _wait_until_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _read_fault(problem: str) -> Fault:
+    """A problem that the predictor found, which begins with the place of the row."""
+    place, _, message = problem.partition(" ") if problem.startswith("rows[") else ("rows", "", problem)
+    return Fault(place.rstrip(":"), None, message)
+
+
+def _refuse(refusal: Refusal, *, headers: Mapping[str, str] | None = None) -> Response:
+    told = [{"place": fault.place, "value": fault.value, "message": fault.message} for fault in refusal.faults]
+    given = dict(headers or {})
+    given |= {429: _RETRY, 503: _RETRY, 401: {"www-authenticate": "Bearer"}}.get(refusal.status, {})
+    given |= {"connection": "close"} if refusal.status in (401, 408, 413, 415, 429) else {}  # the body may be unread
+    return _as_json(refusal.status, {"errors": told}, headers=given)
+
+
+def _as_json(status: int, content: Any, *, headers: Mapping[str, str] | None = None) -> Response:
+    text = json.dumps(_without_nans(content), ensure_ascii=False, allow_nan=False)
+    return Response(text, status, headers, media_type="application/json")
+
+
+def _without_nans(value: Any) -> Any:
+    """As predictions are written to files: what is no finite number is null."""
+    if isinstance(value, dict):
+        return {name: _without_nans(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nans(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,200 @@
+"""The body of a request, read and checked: every value is of the kind that its column holds, and within the limits."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from trainer_loop.data import images
+from trainer_loop.data.column_values import find_fault
+from trainer_loop.data.columns import Column, Columns
+from trainer_loop.data.values import is_encodable
+from trainer_loop.data.wording import did_you_mean, enumerate_names, shorten
+from trainer_loop.errors import UserError, in_one_line
+from trainer_loop.predictor import Predictor
+from trainer_loop.service.limits import ServiceLimits
+
+MOST_FAULTS = 20  # that are told of a request
+_DEEPEST = 32  # lists and objects inside each other
+_TOO_DEEP = f"it is nested more than {_DEEPEST} levels deep"
+_LONGEST_NAME = 100  # of a column, that is compared with others
+_DATA_URI = "data:image/"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with a request: where, what stands there as text, and what was allowed, in a sentence."""
+
+    place: str
+    value: str | None
+    message: str
+
+
+class Refusal(Exception):
+    """A request that is not answered, with the status of HTTP that says so."""
+
+    def __init__(self, status: int, faults: Sequence[Fault]):
+        super().__init__(faults[0].message)
+        self.status = status
+        self.faults = list(faults)
+
+    @classmethod
+    def of(cls, status: int, place: str, value: Any, message: str) -> "Refusal":
+        """A refusal for one reason. value: None where there is none to show."""
+        return cls(status, [Fault(place, None if value is None else shorten(value), message)])
+
+
+class RowReader:
+    """Reads requests for a model.
+
+    Attributes:
+        columns: The columns that every row has, by the task's names.
+    """
+
+    def __init__(self, predictor: Predictor, limits: ServiceLimits):
+        self._predictor = predictor
+        self._limits = limits
+        declared = Columns(predictor.task.columns, {}).without_targets().declared
+        self.columns: dict[str, Column] = {own: declared[own] for own in predictor.reads}
+
+    def read(self, body: bytes) -> list[dict[str, Any]]:
+        """The rows of a request, by the task's columns. Raises Refusal with what is wrong with it."""
+        rows = self._find_rows(_parse(body))
+        read: list[dict[str, Any]] = []
+        faults: list[Fault] = []
+        for number, row in enumerate(rows):
+            try:
+                read.append(self._read_row(row, f"rows[{number}]"))
+            except Refusal as refusal:
+                faults += refusal.faults
+            if len(faults) >= MOST_FAULTS:
+                break
+        if faults:
+            raise Refusal(422, faults[:MOST_FAULTS])
+        return read
+
+    def _find_rows(self, request: Any) -> list[Any]:
+        if not isinstance(request, dict) or list(request) != ["rows"]:
+            raise Refusal.of(422, "body", request, 'it must be {"rows": [...]}, and nothing else')
+        rows = request["rows"]
+        if not isinstance(rows, list) or not 1 <= len(rows) <= self._limits.max_rows:
+            found = f"{len(rows):,} rows" if isinstance(rows, list) else shorten(rows)
+            raise Refusal(422, [Fault("rows", found, f"it must be a list of 1 to {self._limits.max_rows:,} rows")])
+        return rows
+
+    def _read_row(self, row: Any, place: str) -> dict[str, Any]:
+        if isinstance(row, str):
+            return self._read_text(row, place)
+        if not isinstance(row, dict):
+            raise Refusal.of(422, place, row, f"it must be an object with {self._named}, or a text")
+        names = self._predictor.match_columns(row)
+        unknown = [name for name, own in names.items() if own not in self.columns]
+        faults = [
+            Fault(place, shorten(name), f"the model reads {self._named}, and no such column{self._guess(name)}")
+            for name in unknown[:MOST_FAULTS]
+        ]
+        faults += [
+            Fault(f"{place}.{own}", None, f"it is missing: the model reads {self._named}")
+            for own in self.columns
+            if own not in names.values()
+        ]
+        known = {name: own for name, own in names.items() if own in self.columns}
+        if len(set(known.values())) < len(known):
+            faults.append(Fault(place, enumerate_names(list(known)), "two of them name the same column; leave one out"))
+        values = {}
+        for name, own in known.items():
+            try:
+                values[str(own)] = self._read_value(row[name], self.columns[str(own)], f"{place}.{name}")
+            except Refusal as refusal:
+                faults += refusal.faults
+        if faults:
+            raise Refusal(422, faults)
+        return {own: values[own] for own in self.columns}
+
+    def _read_text(self, text: str, place: str) -> dict[str, Any]:
+        """A row of one column, of which `predict` also reads a text."""
+        if len(self.columns) > 1:
+            raise Refusal.of(422, place, text, f"it must be an object with {self._named}")
+        ((own, column),) = self.columns.items()
+        try:
+            value = self._predictor.read_text(own, text)
+        except UserError as error:
+            raise Refusal.of(422, place, text, in_one_line(error)) from error
+        return {own: self._read_value(value, column, place)}
+
+    def _read_value(self, value: Any, column: Column, place: str) -> Any:
+        if column.kind == "image":
+            return self._read_image(value, place)
+        if (found := self._find_fault_inside(value)) is not None:
+            inner, message = found
+            raise Refusal.of(422, f"{place}{inner}", None, message)
+        if column.kind == "text" and not isinstance(value, str):
+            raise Refusal.of(422, place, value, "it must be a text")
+        if column.kind == "text" and not column.blank and (not value or value.isspace()):
+            raise Refusal.of(422, place, value, "it is empty; leave the row out")
+        if column.kind == "tools" and not isinstance(value, list):
+            raise Refusal.of(422, place, value, "it must be a list of JSON schemas")
+        if (fault := find_fault(value, column.kind, None)) is not None:
+            raise Refusal.of(422, place, value, f"it {fault}")
+        return value
+
+    def _read_image(self, value: Any, place: str) -> bytes:
+        """The bytes of a data URI. A path or an address would let anybody read the files of this machine."""
+        if not isinstance(value, str) or not value.startswith(_DATA_URI):
+            allowed = "data:image/png;base64,iVBORw0K..."
+            raise Refusal.of(422, place, value, f"it must be a data URI, such as {allowed}; no files are read here")
+        try:
+            content, _ = images.read_source(value)
+            fault = images.explain_fault_of_strangers(content, max_pixels=self._limits.max_pixels)
+        except ValueError as error:
+            fault = str(error)
+        if fault is not None:
+            raise Refusal.of(422, place, value, f"it {fault}")
+        return content
+
+    def _find_fault_inside(self, value: Any) -> tuple[str, str] | None:
+        """What is wrong with a value, whatever its kind: the place inside it, and the message."""
+        most_letters, most_elements = self._limits.max_text_length, self._limits.max_list_length
+        parts: list[tuple[str, Any, int]] = [("", value, 0)]
+        while parts:
+            place, part, depth = parts.pop()
+            if depth > _DEEPEST:
+                return "", _TOO_DEEP
+            if isinstance(part, str):
+                if len(part) > most_letters:
+                    return place, f"it has {len(part):,} characters; allowed: {most_letters:,}"
+                if not is_encodable(part):
+                    return place, "it holds half of a surrogate pair, which is no character"
+            elif isinstance(part, float) and not math.isfinite(part):
+                return place, "it is no finite number"
+            elif isinstance(part, (list, dict)):
+                if len(part) > most_elements:
+                    return place, f"it has {len(part):,} elements; allowed: {most_elements:,}"
+                keyed = part.items() if isinstance(part, dict) else enumerate(part)
+                parts += [(f"{place}[{shorten(key)}]", one, depth + 1) for key, one in keyed]
+                parts += [(place, key, depth) for key in part if isinstance(part, dict)]
+        return None
+
+    def _guess(self, name: str) -> str:
+        return did_you_mean(name[:_LONGEST_NAME], [*self.columns, *self._predictor.columns.values()])
+
+    @property
+    def _named(self) -> str:
+        """The columns, by their names in the training data."""
+        return enumerate_names([self._predictor.columns[own] for own in self.columns])
+
+
+def _parse(body: bytes) -> Any:
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise Refusal.of(400, "body", None, f"byte {error.start:,} is not UTF-8") from error
+    except RecursionError as error:
+        raise Refusal.of(400, "body", None, _TOO_DEEP) from error
+    except ValueError as error:
+        raise Refusal.of(400, "body", None, f"it is no JSON: {in_one_line(error)}") from error
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
