@@ -65,7 +65,7 @@ class RunFiles:
         return [part for of, part in map(parse_set, sorted(sets)) if part and of == split]
 
     @property
-    def _evaluated(self) -> int:
+    def evaluated_step(self) -> int:
         """The step of the weights that the report describes: exported, or to be exported if the run ended now."""
         steps = [of_set["step"] or 0 for of_set in self.facts.get("sets", {}).values()]
         return max([*steps, 0 if self.export is None else self.export.step], default=0)
@@ -73,7 +73,7 @@ class RunFiles:
     @property
     def title_of_figures(self) -> str:
         """What `list_figures` returns: a run that is under way may have exported others before."""
-        is_exported = self.export is not None and self._evaluated == self.export.step
+        is_exported = self.export is not None and self.evaluated_step == self.export.step
         return "Metrics of the exported weights" if is_exported else "Metrics so far"
 
     def list_figures(self, split: str) -> dict[str, dict[str, float]]:
@@ -83,7 +83,7 @@ class RunFiles:
         the last evaluation.
         """
         rows = [row for row in self.metrics if any(name.startswith(f"{split}/") for name in row)]
-        known = [row for row in rows if row["step"] == self._evaluated]
+        known = [row for row in rows if row["step"] == self.evaluated_step]
         last = (known if split == "validation" and known else rows)[-1:]
         named = self.name_parts(split)
         figures: dict[str, dict[str, float]] = {}
@@ -175,7 +175,11 @@ def read_run(root: Path) -> RunFiles:
     )
     figures = {**run.list_figures("test"), **run.list_figures("validation")}
     # Others are of weights that a resumed run has not come to yet; without facts, that is not known of validation sets.
-    shown = facts.get("sets", {}) if facts else run.list_figures("test")
+    # Predictions that could not be written are those of an evaluation before.
+    scored = {row["step"] for row in run.metrics if any(name.startswith("validation/") for name in row)}
+    steps = {name: of_set["step"] for name, of_set in facts.get("sets", {}).items()}
+    last = (None, run.evaluated_step) if run.evaluated_step in scored else steps.values()
+    shown = [name for name, step in steps.items() if step in last] if facts else run.list_figures("test")
     sets = {
         name: read(path, partial(read_rows, kinds=kinds, names=names, count=figures.get(name, {}).get("rows")), None)
         for name, path in (run_dir.list_predictions() if kinds else {}).items()

@@ -54,6 +54,15 @@ def test_metrics_are_those_of_the_predictions(
     assert title in Page(write_report(run)).text
 
 
+@pytest.mark.parametrize(("exported", "scored", "is_shown"), [(1, 1, True), (2, 1, False), (3, 2, True)])
+def test_predictions_of_other_weights_are_left_out(exported: int, scored: int, is_shown: bool, tmp_path: Path):
+    run = evaluate(tmp_path, exported=exported, scored=scored)
+    (run / "predictions" / "validation").mkdir()
+    rows = (run / "predictions" / "test.jsonl").read_text()
+    (run / "predictions" / "validation" / "validation.jsonl").write_text(rows)
+    assert list(read_run(run).sets) == ["validation"] * is_shown
+
+
 def test_predictions_that_were_cut_off_are_left_out(tmp_path: Path):
     run = make_run(tmp_path, score_classes(40, 3), names=["a", "b", "c"], outputs=OF_CLASSES)
     path = run / "predictions" / "test.jsonl"
