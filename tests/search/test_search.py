@@ -181,7 +181,7 @@ def test_another_space_in_the_same_directory_is_refused(undisturbed: Path, capsy
     assert line.startswith("error: search.name: the study undisturbed was begun otherwise (search.space was")
     assert search(f"search.dir={undisturbed}", SPACE, "optimizer.weight_decay=0.5") == 2
     assert "(optimizer.weight_decay was 0.01, is 0.5)" in capsys.readouterr().err
-    assert search(f"search.dir={undisturbed}", SPACE, "log.every=5", "search.trials=16") == 0
+    assert search(f"search.dir={undisturbed}", SPACE, "log.every=5", "search.trials=16", "search.seed=0") == 0
     told = capsys.readouterr().out
     assert "importance of each key" in told
     assert '<th scope="col" class="bar">importance</th>' in (undisturbed / "search.html").read_text()

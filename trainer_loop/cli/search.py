@@ -6,7 +6,7 @@ the same command, also on several machines, share the work.
 """
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from trainer_loop.config.checks import has_validation
 from trainer_loop.config.fields import Config
@@ -122,6 +122,9 @@ def read_plan(arguments: Sequence[str], command: Sequence[str] | None = None) ->
             problems += error.problems
     refuse(list(dict.fromkeys(problems)))
     directory = expand_home(own.get("dir", f"{config.run_dir}-search"), place="search.dir")
+    sampler, seed = own.get("sampler", "tpe"), counts["seed"] or 0
+    agreed = {"metric": own["metric"], "seeds": counts["seeds"], "folds": counts["folds"], "sampler": sampler}
+    agreed |= {"seed": seed, "space": str(dict(space))}
     return Plan(
         config=path,
         overrides=overrides,
@@ -131,25 +134,23 @@ def read_plan(arguments: Sequence[str], command: Sequence[str] | None = None) ->
         seeds=counts["seeds"],
         folds=counts["folds"],
         directory=directory,
-        settings=_describe_settings(config, space, {**own, **counts}),
+        settings=_list_kept(config, space) | {_PREFIX + name: value for name, value in agreed.items()},
         command=command or command_of(own.get("launch", "")),
         url=own.get("storage", f"sqlite:///{directory.absolute() / 'study.db'}"),
         name=own.get("name", directory.absolute().name),
-        sampler=own.get("sampler", "tpe"),
+        sampler=sampler,
         pruner=own.get("pruner", "median"),
-        seed=counts["seed"] or 0,
+        seed=seed,
     )
 
 
-def _describe_settings(config: Config, space: Space, own: Mapping[str, object]) -> dict[str, object]:
-    """What all processes that work on one study, one after the other or at once, must agree on."""
-    kept = {
+def _list_kept(config: Config, space: Space) -> dict[str, object]:
+    """The keys of the runs that must be the same for all processes that ever work on one study."""
+    return {
         key: value
         for key, value in public_values(config).items()
         if (KEYS[key].on_resume != "free" or key.startswith(_COMPARED)) and key not in space
     }
-    searched = {_PREFIX + name: own.get(name) for name in ("metric", "seeds", "folds", "sampler", "seed")}
-    return {**kept, **searched, _PREFIX + "space": str(dict(space))}
 
 
 def _read_count(name: str, own: dict[str, str], problems: list[str]) -> int | None:
