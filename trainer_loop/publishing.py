@@ -46,7 +46,7 @@ _SECTIONS = (
 _NOT_TOLD = (
     *("task.name", "model.name", "data.name", "data.config", "data.train", "data.validation", "data.test"),
     *("data.cache_dir", "data.num_workers", "train.threads", "train.timeout_minutes", "train.precision", "batch.size"),
-    *("checkpoint.every", "checkpoint.keep_last", "checkpoint.background"),
+    *("train.max_time_minutes", "checkpoint.every", "checkpoint.keep_last", "checkpoint.background"),
 )
 _MOST_LABELS = 10  # told of a split
 _FEW_ROWS = 20  # of a label

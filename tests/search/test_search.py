@@ -6,8 +6,10 @@ import re
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ pytest.importorskip("optuna")
 import optuna
 
 from trainer_loop.cli.search import main, read_plan
+from trainer_loop.search.runs import Ending
 from trainer_loop.search.study import Study
 
 STAND_IN = [sys.executable, "-S", "-E", str(Path(__file__).with_name("stand_in.py"))]
@@ -38,8 +41,11 @@ def fork(directory: Path, *arguments: str, log: Path | None = None) -> int:
         code = 1
         try:
             code = search(f"search.dir={directory}", *arguments)
+        except BaseException:  # noqa: BLE001 - as the interpreter does it
+            traceback.print_exc()
         finally:
             sys.stdout.flush()
+            sys.stderr.flush()
             os._exit(code)
     return pid
 
@@ -113,6 +119,24 @@ def test_two_processes_share_the_trials_and_take_over_those_of_one_that_is_kille
     mine, others = (re.findall(r"^trial (\d+): optimizer", log.read_text(), re.MULTILINE) for log in logs)
     assert len(mine) >= 2
     assert set(mine) & set(others) <= {mine[-1]}  # the trial of the one that was killed
+
+
+def test_a_trial_that_ends_while_another_process_looks_for_one_is_not_taken_again(tmp_path: Path):
+    plan = read_plan([*BASE, f"search.dir={tmp_path}", SPACE])
+    mine, other = Study(plan), Study(plan)
+    taken = mine.take()
+    assert taken is not None
+    lock = other._lock
+
+    def lock_late(number: int) -> Any:
+        if number == taken.number:
+            mine.finish(taken, Ending("finished", value=0.5), {"ended": "finished"})
+        return lock(number)
+
+    other._lock = lock_late
+    next_one = other.take()
+    assert next_one is not None
+    assert next_one.number == taken.number + 1
 
 
 def test_how_a_trial_ends_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):

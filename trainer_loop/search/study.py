@@ -103,8 +103,12 @@ class Study:
             for trial in trials:
                 if trial.state == TrialState.RUNNING and trial.user_attrs.get(_DIRECTORY) == self._directory:
                     lock = self._lock(trial.number)
-                    if lock is not None:
+                    if lock is None:
+                        continue
+                    trial = self._storage.get_trial(trial._trial_id)
+                    if trial.state == TrialState.RUNNING:
                         return self._prepare(trial, lock)
+                    lock.close()  # it has ended since the trials were read
             if len(trials) >= self._plan.trials:
                 return None
             template = optuna.trial.create_trial(

@@ -117,7 +117,7 @@ def test_a_row_that_was_cut_is_told_and_its_length_is_that_of_all_pairs():
 def test_choices_that_are_not_separated_are_refused(choices: str):
     columns = {"question": "question", "choices": "choices"}
     predictor = Predictor(make_model(), TOKENIZER, task="multiple_choice", max_length=32, columns=columns)
-    with pytest.raises(UserError, match=r"choices has .*; separate them by \|"):
+    with pytest.raises(UserError, match=r"choices: has .*; separate them by \|"):
         predictor.predict(["What do bees make?"], [choices])
 
 
