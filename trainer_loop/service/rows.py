@@ -177,7 +177,8 @@ class RowReader:
         return None
 
     def _guess(self, name: str) -> str:
-        return did_you_mean(name[:_LONGEST_NAME], [*self.columns, *self._predictor.columns.values()])
+        trained_on = self._predictor.columns
+        return did_you_mean(name[:_LONGEST_NAME], [*self.columns, *(trained_on.get(own, own) for own in self.columns)])
 
     @property
     def _named(self) -> str:
