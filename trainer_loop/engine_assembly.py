@@ -22,10 +22,7 @@ from trainer_loop.optim.groups import ParameterGroup
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages, is_schedule_free
 from trainer_loop.optim.schedules import follows_metric
 from trainer_loop.parallel.on_demand import MemoryOnDemand
-from trainer_loop.parallel.processes import (
-    assert_same_on_all_processes,
-    send_from,
-)
+from trainer_loop.parallel.processes import assert_same_on_all_processes, send_from
 from trainer_loop.parallel.sharding import ShardedModel, check_optimizer, prepare, shard_model
 from trainer_loop.plan import RunPlan
 from trainer_loop.record.logs import Console

@@ -283,7 +283,7 @@ class ConfiguredOutput(RunOutput):
 
     def publish(self, preemption: Preemption) -> None:
         if self.publisher is not None:
-            self._beside, notes = gather_beside(self.run_dir, with_report=self.reports)
+            self._beside, notes = gather_beside(self.run_dir, with_report=self.reports, intervals=self._intervals)
             for note in notes:
                 self.console.warn(note)
             self.publisher.finish(is_stopped=lambda: preemption.requested)

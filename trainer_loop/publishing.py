@@ -97,17 +97,20 @@ def describe_model(
     )
 
 
-def gather_beside(run_dir: RunDir, *, with_report: bool) -> tuple[dict[str, Content], list[str]]:
+def gather_beside(
+    run_dir: RunDir, *, with_report: bool, intervals: Intervals | None = None
+) -> tuple[dict[str, Content], list[str]]:
     """What is pushed beside the model of a run, by path in the repository, and lines about what is left out.
 
     The report is made anew, without rows of the data. The ONNX model goes along if it is of the same weights.
+    intervals: of the metrics in the report; None: they are computed.
     """
     again = f"python -m trainer_loop.onnx model={shlex.quote(str(run_dir.root))}"
     found, note = find_files_to_push(run_dir.onnx, run_dir.model, again=again)
     files, notes = dict[str, Content](found), [note] if note else []
     if with_report:
         try:
-            files[REPORT] = make_report_to_share(run_dir.root).encode()
+            files[REPORT] = make_report_to_share(run_dir.root, intervals).encode()
         except Exception as error:  # noqa: BLE001 # no report is worth a push that fails
             told = f"{REPORT} is left out: {type(error).__name__}: {in_one_line(error)}"
             notes.append(told.replace("UserError: ", ""))

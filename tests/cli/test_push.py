@@ -439,7 +439,7 @@ def test_a_report_is_made_of_what_is_there_now_or_left_out(push, hub, run_dir, m
     repo = hub.model("me/imdb")
     assert b"<title>imdb</title>" in repo.files["report.html"]
     monkeypatch.setenv("LAB_API_KEY", "A kind of heading")
-    monkeypatch.setattr("trainer_loop.report.run_report.make_report", lambda run, name: "A kind of heading")
+    monkeypatch.setattr("trainer_loop.report.run_report.make_report", lambda run, name, intervals: "A kind of heading")
     code, out, err = push("model=imdb", "repo=me/imdb")
     assert (code, err) == (0, "") and list_names(repo) == OF_A_MODEL
     assert "report.html is left out: it would hold the value of the environment variable LAB_API_KEY\n" in out

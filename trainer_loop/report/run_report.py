@@ -49,14 +49,14 @@ def write_report(root: Path, intervals: Intervals | None = None) -> Path:
     return path
 
 
-def make_report_to_share(root: Path) -> str:
-    """The page without texts of rows, for people who may not see the data.
+def make_report_to_share(root: Path, intervals: Intervals | None = None) -> str:
+    """The page without texts of rows, for people who may not see the data. intervals: as `write_report` takes them.
 
     Raises:
         UserError: This is not the directory of a run, or the page would hold a secret.
         ValueError: config.yaml is damaged.
     """
-    page = make_report(read_run(root).without_rows(), name=root.resolve().name)
+    page = make_report(read_run(root).without_rows(), name=root.resolve().name, intervals=intervals)
     if (found := find_secret(page)) is not None:
         raise UserError(f"it would hold {found}")
     return page
