@@ -29,6 +29,25 @@ def split_arguments(arguments: Sequence[str], names: Sequence[str]) -> tuple[lis
     return pairs, problems
 
 
+def keep_filled(pairs: Sequence[tuple[str, str]]) -> tuple[dict[str, Any], list[str]]:
+    """The arguments that have a value, by their names, and what is wrong with the others."""
+    return (
+        {name: value for name, value in pairs if value},
+        [f"{name}=: it has no value; see --help" for name, value in pairs if not value],
+    )
+
+
+def read_choices(given: dict[str, Any], choices: Mapping[str, Sequence[str]]) -> list[str]:
+    """Check those texts in `given` that `choices` names; `true` and `false` become booleans. Returns what is wrong."""
+    problems = []
+    for name, allowed in choices.items():
+        if name in given:
+            if given[name] not in allowed:
+                problems.append(f"{name}={given[name]}: allowed: {', '.join(allowed)}")
+            given[name] = given[name] == "true" if "true" in allowed else given[name]
+    return problems
+
+
 def read_whole(given: dict[str, Any], least: Mapping[str, int]) -> list[str]:
     """Make whole numbers of those texts in `given` that `least` names; returns what is wrong with them."""
     problems = []

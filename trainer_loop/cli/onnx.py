@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer_loop.cli.arguments import find_model, split_arguments
+from trainer_loop.cli.arguments import find_model, keep_filled, read_choices, split_arguments
 from trainer_loop.cli.command import run_command
 from trainer_loop.config.sources import read_argument
 from trainer_loop.data.column_values import read_number
@@ -63,23 +63,18 @@ def main(argv: list[str] | None = None) -> int:
 def read_arguments(arguments: list[str]) -> Request:
     """`key=value` arguments; raises UserError with all that is wrong with them."""
     pairs, problems = split_arguments(arguments, [field.name for field in fields(Request)])
-    given: dict[str, Any] = {}
-    for name, value in pairs:
-        if not value:
-            problems.append(f"{name}=: it has no value; see --help")
-        elif name == "data":
-            given[name], faults = read_argument("data.train", value)
-            problems += [f"data={value}: {fault}" for fault in faults]
-        elif name == "tolerance":
-            given[name] = read_number(value)
-            if given[name] is None or not 0 < given[name] < math.inf:
-                problems.append(f"tolerance={value}: it must be a number above 0, such as 1e-4")
-        elif name == "trust_remote_code":
-            given[name] = value == "true"
-            if value not in ("true", "false"):
-                problems.append(f"{name}={value}: allowed: true, false")
-        else:
-            given[name] = Path(value).expanduser() if name == "output" else value
+    given, empty = keep_filled(pairs)
+    problems += empty
+    if (text := given.get("data")) is not None:
+        given["data"], faults = read_argument("data.train", text)
+        problems += [f"data={text}: {fault}" for fault in faults]
+    if (text := given.get("tolerance")) is not None:
+        given["tolerance"] = read_number(text)
+        if given["tolerance"] is None or not 0 < given["tolerance"] < math.inf:
+            problems.append(f"tolerance={text}: it must be a number above 0, such as 1e-4")
+    problems += read_choices(given, {"trust_remote_code": ("true", "false")})
+    if "output" in given:
+        given["output"] = Path(given["output"]).expanduser()
     refuse(problems)
     return Request(**given)
 

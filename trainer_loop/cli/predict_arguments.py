@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from trainer_loop.cli.arguments import read_whole, split_arguments
+from trainer_loop.cli.arguments import read_choices, read_whole, split_arguments
 from trainer_loop.config.secrets import mask_text
 from trainer_loop.config.sources import read_argument
 from trainer_loop.config.values import explain_delimiter, explain_encoding, shown, spell_delimiter
@@ -138,11 +138,7 @@ def read_values(given: dict[str, Any]) -> list[str]:
         if penalty is None or not math.isfinite(penalty):
             problems.append(f"length_penalty={given['length_penalty']}: it must be a number, such as 1.5")
         given["length_penalty"] = penalty
-    for name, choices in _CHOICES.items():
-        if name in given:
-            if given[name] not in choices:
-                problems.append(f"{name}={given[name]}: allowed: {', '.join(choices)}")
-            given[name] = given[name] == "true" if "true" in choices else given[name]
+    problems += read_choices(given, _CHOICES)
     if "delimiter" in given:
         given["delimiter"] = spell_delimiter(given["delimiter"])
         if (fault := explain_delimiter(given["delimiter"])) is not None:

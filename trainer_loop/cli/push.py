@@ -3,9 +3,9 @@
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from trainer_loop.cli.arguments import expand_model, find_model, split_arguments
+from trainer_loop.cli.arguments import expand_model, find_model, keep_filled, read_choices, split_arguments
 from trainer_loop.errors import UserError, refuse
 from trainer_loop.record.adapter_config import ADAPTER_CONFIG
 from trainer_loop.record.run_dir import EXPORT_RECORD, RunDir
@@ -63,15 +63,8 @@ def main(argv: list[str] | None = None) -> int:
 def _read_arguments(arguments: list[str]) -> Request:
     """`key=value` arguments; raises UserError with all that is wrong with them."""
     pairs, problems = split_arguments(arguments, [field.name for field in fields(Request)])
-    given: dict[str, Any] = {}
-    for name, value in pairs:
-        if not value:
-            problems.append(f"{name}=: it has no value; see --help")
-        elif name == "private" and value not in ("true", "false"):
-            problems.append(f"{name}={value}: allowed: true, false")
-        else:
-            given[name] = value == "true" if name == "private" else value
-    refuse(problems)
+    given, empty = keep_filled(pairs)
+    refuse([*problems, *empty, *read_choices(given, {"private": ("true", "false")})])
     return Request(**given)
 
 
