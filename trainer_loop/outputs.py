@@ -127,7 +127,7 @@ class ConfiguredOutput(RunOutput):
         log = self.config.log
         tracked = TrackedRun(
             project=log.project,
-            name=self.run_dir.root.name,
+            name=log.name or self.run_dir.root.absolute().name,
             identity=run,
             config=flatten(self.config),
             is_resumed=is_resumed,

@@ -102,6 +102,7 @@ VALUES: dict[str, list[Any]] = {
     "log.profile": ["", "1-2", "2-99", "3-1"],
     "log.trackers": ["[]", "[tensorboard]", "[nothing]"],
     "log.project": ["trainer_loop"],
+    "log.name": ["", "first"],
     "log.tracker_args": ["{}", "{wandb: {}}"],
 }
 LEFT_ALONE = ("run_dir", "hub.push", "dry_run", "train.epochs", "train.steps", "train.precision")

@@ -19,6 +19,7 @@ def test_the_test_of_a_loss_in_the_docs_passes(tmp_path: Path):
         for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
         if "def focal" in block
     )
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")  # or pytest looks for its settings in the folders above
     (tmp_path / "my_lab").mkdir()
     (tmp_path / "my_lab" / "losses.py").write_text(loss)
     (tmp_path / "my_lab" / "test_losses.py").write_text(code)

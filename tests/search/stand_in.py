@@ -15,7 +15,7 @@ EVALUATIONS = 3
 def main() -> int:
     given = dict(argument.split("=", 1) for argument in sys.argv[1:])
     lr, size, seed = float(given["optimizer.lr"]), int(given["batch.size"]), int(given.get("seed", 0))
-    problem = os.environ.get(f"STAND_IN_{size}", "")
+    problem = os.environ.get(f"STAND_IN_{size}", "") if seed == int(os.environ.get("STAND_IN_SEED", seed)) else ""
     if problem == "refused":
         print(f"error: command line: batch.size is {size}; too many")
         return 2
@@ -29,6 +29,7 @@ def main() -> int:
     with (root / ".lock").open("a") as lock:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the search waits for the one before
         signal.signal(signal.SIGTERM, lambda *_: end(root, "preempted", 75))
+        (root / "name").write_text(given["log.name"])
         metrics, started = root / "metrics.jsonl", root / "starts"
         started.write_text(started.read_text() + "x" if started.exists() else "x")
         done = len(metrics.read_text().splitlines()) if metrics.exists() else 0

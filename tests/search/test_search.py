@@ -192,11 +192,27 @@ def test_several_seeds_and_folds_are_runs_of_one_trial(tmp_path, capsys):
     runs = sorted(str(path.parent.relative_to(directory)) for path in directory.rglob("status.json"))
     assert len(runs) == 12
     assert runs[:2] == ["trial-0000/seed-1/fold-1", "trial-0000/seed-1/fold-2"]
+    assert (directory / runs[0] / "name").read_text() == "found-trial-0000-seed-1-fold-1"  # at the trackers
     told = capsys.readouterr().out
     assert "spread" in told
     assert "  seed-3/fold-2  1.022" in told
     ((_, _, value, _), _) = rows_of(directory, *arguments, "search.seeds=3", "search.folds=2")
     assert value == pytest.approx(1 - 0.008 + 0.02)
+
+
+def test_the_mean_of_some_runs_is_not_the_value_of_a_trial(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("STAND_IN_16", "out of memory")
+    monkeypatch.setenv("STAND_IN_SEED", "2")
+    arguments = ["search.space={optimizer.lr: [1e-4], batch.size: [8, 16]}", "search.sampler=grid", "search.seeds=3"]
+    assert search(*arguments, f"search.dir={tmp_path / 'found'}") == 0
+    told = capsys.readouterr().out
+    first, second = rows_of(tmp_path / "found", *arguments)
+    assert first[2:] == (pytest.approx(0.992 + 0.02), "finished")
+    assert second[2:] == (None, "out of memory")
+    assert "trial 1: out of memory: step 30" in told
+    assert "importance of each key: shown from 10 finished trials on (so far 1)" in told
+    page = (tmp_path / "found" / "search.html").read_text()
+    assert "Importance of each key: shown from 10 finished trials on (so far 1)." in page
 
 
 def test_another_space_in_the_same_directory_is_refused(undisturbed: Path, capsys):

@@ -197,15 +197,16 @@ def test_many_values_there_and_back(tmp_path, written, noted):
         "checkpoint.best": "-loss",
         "log.every": 25,
         "log.trackers": ["tensorboard"],
+        "log.name": "mine",
     }
-    assert {"run_name", "data_seed", "eval_delay", "use_cpu"} <= noted(arguments).keys()
+    assert {"data_seed", "eval_delay", "use_cpu"} <= noted(arguments).keys()
 
 
 BESIDE = {"hub.every": "checkpoint"}
 
 # A value other than the default for each field that has a key, with what it needs beside it, and what comes of it.
 EACH = [
-    ({"run_name": "a", "output_dir": "a"}, {"run_dir": "a"}),
+    ({"run_name": "a"}, {"log.name": "a"}),
     ({"data_seed": 3, "seed": 3}, {"seed": 3}),
     ({"torch_compile": True}, {"model.compile": True}),
     ({"torch_compile_mode": "max-autotune"}, {"model.compile": True}),

@@ -572,7 +572,8 @@ class LogConfig:
         [],
         "trackers that accelerate knows and that are installed, tensorboard, wandb, ..., or dotted paths of your own",
     )
-    project: str = key("trainer_loop", "what trackers call the project; the last part of run_dir names the run")
+    project: str = key("trainer_loop", "what trackers call the project")
+    name: str | None = key(None, "what trackers call the run; null: the last part of run_dir")
     tracker_args: dict[str, Any] = key(
         {}, "arguments of the trackers, by their names: {wandb: {entity: my_lab, tags: [baseline]}}"
     )

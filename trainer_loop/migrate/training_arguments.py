@@ -185,8 +185,6 @@ def _one_per_key(settings: list[Setting], notes: list[Note]) -> list[Setting]:
 
 
 def _run(a: Arguments) -> Iterator[Setting | Note]:
-    if a.changed("run_name") and a["run_name"] == a["output_dir"]:  # older versions wrote it so
-        yield Setting("run_dir", a["output_dir"], a.changed("output_dir", "run_name"))
     if a.changed("data_seed"):
         if a["data_seed"] == a["seed"]:
             yield Setting("seed", a["seed"], a.changed("seed", "data_seed"))

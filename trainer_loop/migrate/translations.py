@@ -12,7 +12,7 @@ from trainer_loop.config.schema import KEYS, SECTIONS
 # Fields of TrainingArguments -> the key here, then what differs; where that is empty, the value is taken as it is.
 _FIELDS: dict[str, tuple[str, str]] = {
     "output_dir": ("run_dir", ""),
-    "run_name": ("run_dir", "its last part names the run"),
+    "run_name": ("log.name", ""),
     "project": ("log.project", ""),
     "seed": ("seed", ""),
     "data_seed": ("seed", "one seed for everything random"),

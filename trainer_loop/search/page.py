@@ -12,7 +12,7 @@ from trainer_loop.report.wording import spell_seconds
 from trainer_loop.search.plan import Plan
 from trainer_loop.search.space import Choices, Range
 from trainer_loop.search.study import Row
-from trainer_loop.search.table import spell_value
+from trainer_loop.search.table import FEWEST_FOR_IMPORTANCE, count_finished, explain_importance, spell_value
 
 _FOLDED = 100  # trials of a table, from which on it is folded
 _CHOICE = 14  # characters of a choice below its dots
@@ -53,7 +53,11 @@ def _summarise(
     yield Facts({**values, "trials": f"{len(rows)} of {plan.trials}", **counts, **(settings if plan.space else {})})
     if plan.space:
         heads = ["key", "searched", *(["best"] if best else []), *(["importance"] if importance else [])]
-        note = "Importance: the share of the differences between finished trials that comes from this key (fANOVA)."
+        note = ""
+        if importance:
+            note = "Importance: the share of the differences between finished trials that comes from this key (fANOVA)."
+        elif len(plan.space) > 1 and count_finished(rows) < FEWEST_FOR_IMPORTANCE:
+            note = f"{explain_importance(rows).capitalize()}."
         order = [*importance, *(key for key in plan.space if key not in importance)]
         yield Table(
             "Keys",
@@ -71,7 +75,7 @@ def _summarise(
                 )
                 for key in order
             ],
-            note=note if importance else "",
+            note=note,
         )
     if config:
         yield Code("best.yaml, a config with the best values", config)

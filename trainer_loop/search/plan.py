@@ -47,10 +47,16 @@ class Plan:
     def runs(self) -> dict[str, list[str]]:
         return list_runs(self.seeds, self.folds)
 
-    def spell(self, values: Sequence[str], more: Sequence[str]) -> list[str]:
-        """The command of a run. values: as `key=value`. Trials do not replace each other on the hub."""
+    def spell(self, values: Sequence[str], run: Path, more: Sequence[str]) -> list[str]:
+        """The command of a run.
+
+        values: as `key=value`. run: its directory, by which trackers call it. Trials do not replace each other on the
+        hub.
+        """
         config = [] if self.config is None else [f"config={self.config}"]
-        return [*self.command, *config, *self.overrides, "resume=auto", "hub.every=never", *values, *more]
+        name = "-".join((self.directory.absolute().name, *run.relative_to(self.directory).parts))
+        own = [f"run_dir={run}", f"log.name={name}", "resume=auto", "hub.every=never"]
+        return [*self.command, *config, *self.overrides, *own, *values, *more]
 
 
 def command_of(launch: str) -> list[str]:

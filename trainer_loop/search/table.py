@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from trainer_loop.runtime.text_table import align
 from trainer_loop.search.study import Row
 
+FEWEST_FOR_IMPORTANCE = 10  # finished trials
 _LONGEST = 60  # characters of how a trial ended
 
 
@@ -59,6 +60,17 @@ def describe_runs(row: Row, metric: str) -> list[str]:
         return []
     lines = align([["run", metric], *([name, spell_value(value)] for name, value in runs.items())], left=(0, 1))
     return [f"trial {row.number}, run by run", *(f"  {line}" for line in lines)]
+
+
+def count_finished(rows: Sequence[Row]) -> int:
+    """Trials that have a value of their own: neither stopped, nor failed, nor under way."""
+    return sum(row.value is not None for row in rows)
+
+
+def explain_importance(rows: Sequence[Row]) -> str:
+    """Why the importance of the keys is not shown."""
+    finished = count_finished(rows)
+    return f"importance of each key: shown from {FEWEST_FOR_IMPORTANCE} finished trials on (so far {finished})"
 
 
 def describe_importance(importance: Mapping[str, float]) -> list[str]:

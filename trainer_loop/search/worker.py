@@ -16,14 +16,16 @@ from trainer_loop.search.runs import Ending, Watch, drive, read_problems, start_
 from trainer_loop.search.space import spell_values
 from trainer_loop.search.study import Row, Study, Taken
 from trainer_loop.search.table import (
+    FEWEST_FOR_IMPORTANCE,
     average,
+    count_finished,
     describe_importance,
     describe_runs,
     describe_trials,
+    explain_importance,
     find_best,
 )
 
-_FEWEST_FOR_IMPORTANCE = 10
 _FIRST = 3  # trials; where all are refused, the config is at fault
 
 
@@ -65,7 +67,7 @@ class Worker:
         watched = ["dry_run=true", "train.patience=1", f"train.patience_metric={self.plan.metric}"]
         name, more = next(iter(self.plan.runs.items()))
         command = self.plan.spell(
-            spell_values(self.plan.space, taken.values), [*more, f"run_dir={self._root(taken) / name}", *watched]
+            spell_values(self.plan.space, taken.values), self._root(taken) / name, [*more, *watched]
         )
         with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
             process = start_process(command, output)
@@ -99,7 +101,7 @@ class Worker:
         endings: dict[str, Ending] = {}
         for position, (name, more) in enumerate(self.plan.runs.items()):
             root = self._root(taken) / name
-            command = self.plan.spell(spell_values(self.plan.space, taken.values), [*more, f"run_dir={root}"])
+            command = self.plan.spell(spell_values(self.plan.space, taken.values), root, more)
 
             def report(number: int, value: float, name: str = name, is_first: bool = position == 0) -> bool:
                 self.say(
@@ -115,7 +117,8 @@ class Worker:
         self._finish(taken, endings, list(endings.values())[-1])
 
     def _finish(self, taken: Taken, endings: dict[str, Ending], last: Ending) -> None:
-        values = [ending.value for ending in endings.values() if ending.value is not None]
+        ends = endings.values() if last.how == "finished" else [last]  # the mean of some runs is not that of all
+        values = [ending.value for ending in ends if ending.value is not None]
         mean, spread = average(values) if values else (None, None)
         ending = Ending(last.how, last.reason, mean)
         result: dict[str, Any] = {
@@ -144,9 +147,11 @@ class Worker:
         if best is None:
             return [*lines, "no trial has finished", *self._write_page(rows, None)]
         importance: Mapping[str, float] = {}
-        if len(plan.space) > 1 and sum(row.value is not None for row in rows) >= _FEWEST_FOR_IMPORTANCE:
+        if len(plan.space) > 1 and count_finished(rows) >= FEWEST_FOR_IMPORTANCE:
             importance = self.study.weigh_keys()
             lines += [*describe_importance(importance), ""]
+        elif len(plan.space) > 1:
+            lines += [explain_importance(rows), ""]
         lines += [*runs, ""] if (runs := describe_runs(best, plan.metric_name)) else []
         path, config = self._write_best(best)
         return [
