@@ -81,7 +81,13 @@ class Seq2Seq(Task):
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """The tokens of the source, and those of the target as `labels`; the length of a row is that of both."""
         sources = [self.prefix + source for source in rows["source"]]
-        encoded = self.tokenizer(sources, truncation=True, max_length=max_length, return_attention_mask=False)
+        encoded = self.tokenizer(  # a source is one segment, and `generate` refuses token types where a model has none
+            sources,
+            truncation=True,
+            max_length=max_length,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )
         columns = {**encoded, "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings]}
         if "target" in rows:
             columns["labels"] = self._encode_targets(rows["target"])

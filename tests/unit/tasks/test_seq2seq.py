@@ -108,6 +108,13 @@ def test_a_prefix_stands_before_each_source_and_the_length_counts_both_texts():
     assert encoded["length"] == [len(source) + len(target) for source, target in both]
 
 
+def test_a_model_without_token_types_writes_with_a_tokenizer_that_has_them():
+    task, model = make_task(), T5ForConditionalGeneration(MODELS[T5ForConditionalGeneration]).eval()
+    task.bind(train_tokenizer(ROWS["source"], framed=True, vocab_size=300, max_length=64))
+    model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = 0
+    assert len(task.predict(model, make_batch(task, {"source": ROWS["source"]}))["tokens"]) == 2
+
+
 def test_a_text_stops_at_its_first_end_token():
     task = make_task()
     end = task.tokenizer.eos_token_id
