@@ -128,10 +128,11 @@ def _train(
         except Preempted as stop:
             loop.console.say(str(stop))
             raise
-        except Diverged:
-            loop.output.write_report("diverged")
-            raise
-        except UserError:
+        except UserError as error:
+            for problem in error.problems:
+                loop.console.keep(f"error: {problem}")
+            if isinstance(error, Diverged):
+                loop.output.write_report("diverged")
             raise
         except Exception as error:
             told = describe_own_line(error)

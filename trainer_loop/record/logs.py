@@ -54,15 +54,19 @@ class Console:
         """Show and keep one line; characters that a terminal would act on are spelled out."""
         if not self.enabled:
             return
-        line = printable(line)
-        self._show(line)
-        self._unkept.append(f"{datetime.now().isoformat(timespec='seconds')} {line}\n")
-        self._write_log()
+        self._show(printable(line))
+        self.keep(line)
         if self.stream.fault is not None and "console" not in self._reported:
             self._reported.add("console")
             told = f"the console cannot be written: {self.stream.fault}; the run goes on, and train.log has every line"
             print(f"warning: {told}", file=SafeStream(sys.stderr), flush=True)
             self.warn(told)
+
+    def keep(self, line: str) -> None:
+        """Keep one line that is shown by others."""
+        if self.enabled:
+            self._unkept.append(f"{datetime.now().isoformat(timespec='seconds')} {printable(line)}\n")
+            self._write_log()
 
     def _show(self, line: str) -> None:
         if self._bar is not None:

@@ -1,6 +1,7 @@
 """What a run directory holds, for a report: whatever is not there is empty, also in a directory of an older version."""
 
 import contextlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +27,7 @@ from trainer_loop.tasks.find import list_tasks, load_task
 from trainer_loop.tasks.task import Task
 
 _T = TypeVar("_T")
-_WARNING = " warning: "  # in a line of train.log
+_TOLD = re.compile(r"^\S+ (warning|error): (.*)")  # a line of train.log
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class RunFiles:
 
     config: every key, by its dotted name, as config.yaml has it. metrics: the rows of metrics.jsonl. facts: those of
     report.json. export: what the exported model says of itself. sets: rows of the sets that were scored, by names such
-    as `test.hard`. warnings: what the run warned of. notes: files that could not be read.
+    as `test.hard`. warnings: what the run warned of. error: the last that ended it. notes: files that could not be
+    read.
 
     task: its name, or its dotted path. task_class: of a task that is shipped; no code that a config names is imported.
     """
@@ -52,6 +54,7 @@ class RunFiles:
     task_class: type[Task] | None
     sets: Mapping[str, ScoredRows]
     warnings: Sequence[str]
+    error: str
     notes: Sequence[str]
 
     @property
@@ -121,7 +124,8 @@ class RunFiles:
             environment=mask_secrets(self.environment),
             facts={**self.facts, "sets": sets, "plan": plan} if self.facts else {},
             sets={name: rows.without_folders() for name, rows in self.sets.items()},
-            warnings=[],  # they may quote rows
+            warnings=[],  # they may quote rows, and so may an error
+            error="",
             notes=[],
         )
 
@@ -154,6 +158,7 @@ def read_run(root: Path) -> RunFiles:
     text, log = (read(path, _read_text, "") for path in (run_dir.config, run_dir.log))
     config, facts = _flatten(_parse(text)), read_facts(run_dir.report_facts)
     export = read(run_dir.model, ExportRecord.read, None)
+    told = [match.groups() for match in map(_TOLD.match, log.splitlines()) if match]
     task = str(facts.get("task") or config.get("task.name") or "")
     task_class = load_task(task) if task in list_tasks() else None
     kinds = facts.get("outputs") or (task_class and task_class.outputs) or {}
@@ -170,7 +175,8 @@ def read_run(root: Path) -> RunFiles:
         task=task,
         task_class=task_class,
         sets={},
-        warnings=list(dict.fromkeys(line.partition(_WARNING)[2] for line in log.splitlines() if _WARNING in line)),
+        warnings=list(dict.fromkeys(text for kind, text in told if kind == "warning")),
+        error=next((text for kind, text in reversed(told) if kind == "error"), ""),
         notes=notes,
     )
     figures = {**run.list_figures("test"), **run.list_figures("validation")}

@@ -109,6 +109,8 @@ def _summarise(run: RunFiles, figures: Mapping[str, Any], intervals: Mapping[str
         values["time of training"] = spell_seconds(totals["train_seconds"])
         values["peak memory"] = spell_bytes(totals["peak_memory_bytes"])
     yield Facts({name: str(value) for name, value in values.items() if value})
+    if ended in ("diverged", "error") and run.error:
+        yield Lines([run.error], "Ended by")
 
 
 def _draw(run: RunFiles) -> Iterator[Block]:
