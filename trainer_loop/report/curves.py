@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from trainer_loop.report.charts import Chart, Point, Series
+from trainer_loop.report.wording import is_count
 
 _TITLES = {
     "loss": "Loss",
@@ -46,7 +47,7 @@ def draw_curves(
             if name in left_out or name.startswith("test/") or isinstance(value, (list, str)):
                 continue
             chart, line = _place(name, sets)
-            if chart != "rows":
+            if chart != "rows" and not is_count(chart):
                 lines.setdefault(chart, {}).setdefault(line, []).append((row["step"], _as_number(value)))
     order = sorted(lines, key=lambda chart: _FIRST.index(chart) if chart in _FIRST else len(_FIRST))
     return [_make_chart(chart, lines[chart], marks) for chart in order]

@@ -9,6 +9,7 @@ import numpy as np
 
 from trainer_loop.errors import UserError
 from trainer_loop.metrics.named_metric import NamedMetric
+from trainer_loop.report.wording import is_count
 
 LEVEL = 0.95
 _DRAWS = 2000  # of a metric that is a mean over rows
@@ -45,7 +46,8 @@ def find_intervals(
 ) -> dict[str, Interval]:
     """The percentile intervals of all results of some metrics, by their names.
 
-    A result that cannot be computed, or not for most draws, has none.
+    A result that cannot be computed, or not for most draws, has none; nor has one that is the same for all draws, which
+    is no sign of certainty, nor one that counts what there is in the data.
 
     Args:
         columns: Outputs of the task by name, `[N, ...]` each; metrics that compare others are left out, and all
@@ -85,9 +87,8 @@ def _find_intervals_of(
     else:
         drawn = _draw_anew(metric, columns, whole, generator)
     limits = [50 - 50 * LEVEL, 50 + 50 * LEVEL]
-    return {
-        name: Interval(whole[name], *np.percentile(drawn[name], limits).tolist()) for name in whole if name in drawn
-    }
+    varied = [name for name in whole if name in drawn and np.ptp(drawn[name]) > 0 and not is_count(name)]
+    return {name: Interval(whole[name], *np.percentile(drawn[name], limits).tolist()) for name in varied}
 
 
 def _draw_anew(

@@ -158,8 +158,11 @@ def _describe_data(data: Mapping[str, Mapping[str, Any]]) -> Iterator[Block]:
         of_lengths = [lengths.get(name, {}).get(key) for key in ("median", "p95", "longest")]
         counts = [facts["truncated"] if name in lengths else None, facts.get("repeated"), facts.get("in_train")]
         shares = [None if one is None else number(f"{one:,} ({one / max(facts['texts'], 1):.1%})") for one in counts]
-        rows.append((title_of(name), facts["rows"], facts["texts"], *of_lengths, *shares))
-    yield Table("Rows", ("split", *heads), rows)
+        rows.append((title_of(name), facts["rows"], facts["texts"] if lengths else None, *of_lengths, *shares))
+    columns = zip(("split", *heads), *rows, strict=True)
+    known = [column for column in columns if any(cell is not None for cell in column[1:])]
+    shown_heads, *shown_rows = zip(*known, strict=True)
+    yield Table("Rows", shown_heads, shown_rows)
     labelled = {name: facts for name, facts in data.items() if facts.get("labels")}
     if labelled:
         labels = list(next(iter(labelled.values()))["labels"])

@@ -11,6 +11,11 @@ def title_of(name: str) -> str:
     return " ".join(filter(None, parse_set(name)))
 
 
+def is_count(metric: str) -> bool:
+    """Whether a metric counts what there is in the data, such as the entities of a type."""
+    return metric.partition("/")[0].endswith("support")
+
+
 def spell_metric(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.5g}"
 

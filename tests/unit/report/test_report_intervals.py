@@ -72,6 +72,16 @@ def test_the_same_seed_gives_the_same_interval_and_what_cannot_be_computed_has_n
     assert find_intervals(metrics, {"predictions": rows[0]}) == {}
 
 
+def test_what_no_draw_changes_has_none_and_nor_has_a_count_of_the_data():
+    assert find("accuracy", np.ones(20, dtype=np.int64), np.ones(20, dtype=np.int64)) == {}
+    tags = np.fromiter([np.array([0, 1]), np.array([1, 0]), np.array([0, 0])] * 9, dtype=object, count=27)
+    wrong = np.fromiter([np.array([0, 1]), np.array([0, 0]), np.array([0, 0])] * 9, dtype=object, count=27)
+    metrics = load_metrics([{"name": "entity_f1", "args": {"per_type": True}}], num_labels=2, label_names=["O", "B-X"])
+    found = find_intervals(metrics, {"predictions": wrong, "references": tags})
+    assert "entity_f1/X" in found
+    assert not any("support" in name for name in found)
+
+
 @pytest.mark.parametrize("name", ["matthews_correlation", "pearson"])
 def test_a_metric_that_is_zero_for_one_row_and_for_all_is_no_mean_over_rows(name: str):
     found = find(name, np.array([0, 0, 1, 1] * 5), np.array([0, 1, 0, 1] * 5))[name]

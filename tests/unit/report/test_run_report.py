@@ -15,9 +15,10 @@ from trainer_loop.cli.report import main
 from trainer_loop.config.load import load_config, spell_config
 from trainer_loop.record.predictions import Scores, write_predictions
 from trainer_loop.record.report_facts import FORMAT
+from trainer_loop.report.page import Table
 from trainer_loop.report.rows import read_rows
 from trainer_loop.report.run_files import read_run
-from trainer_loop.report.run_report import make_report_to_share, write_report
+from trainer_loop.report.run_report import _describe_data, make_report_to_share, write_report
 
 GENERATOR = np.random.default_rng(0)
 OF_CLASSES = {"predictions": "class", "probabilities": "probabilities", "references": "class"}
@@ -190,6 +191,12 @@ def test_each_kind_of_prediction_is_read_as_it_was_and_shown(
             assert np.array_equal(one, np.maximum(known, -1) if are_tags else known)  # of a tag that is no target -1
     assert read.details["tokens"].tolist() == list(range(len(predictions)))
     assert told in Page(write_report(run)).text
+
+
+def test_data_without_texts_has_no_columns_of_tokens():
+    (table,) = _describe_data({"train": {"rows": 3, "texts": 3}, "test": {"rows": 2, "texts": 2}})
+    assert isinstance(table, Table)
+    assert (table.heads, table.rows) == (("split", "rows"), [("train", 3), ("test", 2)])
 
 
 def test_two_entries_of_one_metric_have_their_own_intervals(tmp_path: Path):
