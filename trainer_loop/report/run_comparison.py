@@ -105,7 +105,7 @@ def _tabulate_keys(groups: Sequence[Group]) -> Iterator[Table]:
         rows: list[Row] = [
             (name, *(code(spell_value(config.get(name))) for config in configs))
             for name in names
-            if len({spell_value(config.get(name)) for config in configs}) > 1
+            if any(config.get(name) != configs[0].get(name) for config in configs)
         ]
         if rows:
             yield Table("Keys that differ", ("key", *(group.name for group in groups)), rows)

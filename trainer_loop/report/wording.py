@@ -5,6 +5,8 @@ from typing import Any
 
 from trainer_loop.config.named_sets import parse_set
 
+_LONGEST_VALUE = 400  # characters of a value in a table
+
 
 def title_of(name: str) -> str:
     """`test hard` of `test.hard`."""
@@ -32,5 +34,10 @@ def spell_bytes(count: int) -> str:
 
 
 def spell_value(value: Any) -> str:
-    """The value of a key of the config."""
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    """The value of a key of the config; of a long one, how it begins.
+
+    >>> spell_value(["a", None]), spell_value("x" * 500)[397:]
+    ('["a", null]', 'xxx... (500 characters)')
+    """
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}... ({len(text):,} characters)"

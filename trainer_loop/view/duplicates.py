@@ -18,13 +18,14 @@ _SHINGLE = 5  # characters
 class Duplicates:
     """Rows of `second` whose texts a row of `first` has too, or an earlier row if both are one split.
 
-    pairs: the first few, by their origins.
+    pairs: the first few, by their origins. near: the share of a text that is alike at least; None: all of it.
     """
 
     first: str
     second: str
     count: int
     pairs: list[tuple[str, str]]
+    near: float | None = None
 
 
 class _Index(Protocol):
@@ -63,7 +64,7 @@ def find_duplicates(
         if pairs:
             origins, others = splits[first].origins, splits[second].origins
             places = [(origins.place(one), others.place(number)) for one, number in pairs[:shown]]
-            found.append(Duplicates(first, second, len(pairs), places))
+            found.append(Duplicates(first, second, len(pairs), places, near))
     return found
 
 
