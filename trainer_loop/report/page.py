@@ -41,6 +41,9 @@ class Table:
     note: str = ""
     folded: bool = False
 
+    def __post_init__(self) -> None:
+        assert all(self.heads), "a screen reader says the head of each cell"
+
 
 @dataclass(frozen=True)
 class Lines:

@@ -20,6 +20,7 @@ from trainer_loop.runtime.text_table import align
 
 _OF_A_COPY = ("run_dir", "seed")  # runs that differ in nothing else are repeats of one config
 _MOST_ROWS = 50
+_END_OF_VALUE = 20  # characters on a console
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def _tabulate(
 
     rows: list[Row] = [(name, *(spell_cell(group, name) for group in groups)) for name in names]
     if rows:
-        yield Table(caption, ("", *(group.name for group in groups)), rows)
+        yield Table(caption, ("what", *(group.name for group in groups)), rows)
 
 
 _COSTS: dict[str, Callable[[float], str]] = {
@@ -260,4 +261,8 @@ def draw_table(table: Table) -> list[str]:
 
 
 def _as_text(cell: Any) -> str:
-    return cell.text if isinstance(cell, Cell) else "" if cell is None else str(cell)
+    """The text of a cell; of a long value of a key, how it begins and ends."""
+    if not isinstance(cell, Cell):
+        return "" if cell is None else str(cell)
+    is_long = "code" in cell.kind and len(cell.text) > 2 * _END_OF_VALUE + 3
+    return f"{cell.text[:_END_OF_VALUE]}...{cell.text[-_END_OF_VALUE:]}" if is_long else cell.text

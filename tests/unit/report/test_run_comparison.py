@@ -114,7 +114,7 @@ def make_runs(folder: Path) -> list[str]:
         texts = [f"text <b>{number}</b>" for number in range(errors)]
         run = make_run(folder / name, scores, names=["no", "yes"], outputs=OF_CLASSES, texts=texts)
         run = run.rename(folder / f"run_{name}")
-        overrides = [f"optimizer.lr={lr}", f"seed={seed}", f"run_dir={run}"]
+        overrides = [f"optimizer.lr={lr}", f"seed={seed}", f"run_dir={run}", f"data.train={'long/' * 20}{name[0]}.csv"]
         (run / "config.yaml").write_text(spell_config(load_config(None, overrides)))
         runs.append(str(run))
     return runs
@@ -127,6 +127,8 @@ def test_repeats_are_one_column_and_other_configs_are_tested_on_the_same_rows(tm
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert "key run_a1 and 1 more run_b run_c" in lines
     assert "optimizer.lr 0.5 0.1 0.2" in lines
+    begin, end = "long/" * 4, "long/" * 3  # a long value is cut in its middle
+    assert "data.train " + " ".join(f"{begin}...{end}{name}.csv" for name in "abc") in lines
     assert "run_a1 and 1 more 1, 2" in lines
     assert any(line.startswith("test accuracy 0.70833 ± 0.058926 (2 runs) 0.95833") for line in lines)
     assert any(
