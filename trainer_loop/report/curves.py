@@ -63,6 +63,8 @@ def overlay_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Char
                 if name not in left_out and not isinstance(value, (list, str)) and not name.endswith("/rows"):
                     lines.setdefault(name, {}).setdefault(run, []).append((row["step"], _as_number(value)))
     charted = {name: of_runs for name, of_runs in lines.items() if not name.startswith("test/")}
+    if len(runs) <= _MOST_SERIES:  # a run has the same colour in all charts, also where others lack the metric
+        charted = {name: {run: of_runs.get(run, []) for run in runs} for name, of_runs in charted.items()}
     first = [name for name in charted if "loss" in name]
     return [_make_chart(name, charted[name], ()) for name in dict.fromkeys([*first, *charted])]
 

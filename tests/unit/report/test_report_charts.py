@@ -4,6 +4,7 @@ import math
 
 from trainer_loop.report.charts import Chart, Series, draw_bars, thin_out
 from trainer_loop.report.curves import draw_curves, overlay_curves
+from trainer_loop.report.page import Charts, Section, write_page
 
 
 def test_a_gap_divides_a_line_and_a_lone_point_is_a_dot():
@@ -31,6 +32,17 @@ def test_charts_without_a_number_or_with_one_are_drawn():
     one = Chart("loss", "step", [Series("a", [(5, 0.0)])]).draw()
     assert [text for _, text in one.x_ticks] == ["3", "4", "5", "6", "7"]
     assert draw_bars("tokens", [0, 0], [3.0, 3.5, 4.0], "tokens").draw().shapes[0].path == ""
+
+
+def test_a_run_has_the_same_colour_in_all_charts_of_a_comparison():
+    runs = {"a": [{"step": 1, "loss": 1.0}], "b": [{"step": 1, "loss": 2.0, "validation/f1": 0.5}]}
+    loss, f1 = overlay_curves(runs)
+    assert [shape.number for shape in loss.draw().shapes if shape.dots] == [0, 1]
+    assert [shape.number for shape in f1.draw().shapes if shape.dots] == [1]
+    legend = write_page("", [Section("Curves", [Charts([f1])])]).partition('class="legend"')[2]
+    assert "</svg>b</li>" in legend
+    assert "</svg>a</li>" not in legend
+    assert len(overlay_curves({str(number): rows for number in range(9) for rows in [runs["a"]]})[0].series) == 8
 
 
 def test_an_axis_may_be_by_order_of_magnitude_or_of_names():
