@@ -237,6 +237,8 @@ def test_answers_at_padding_are_not_compared_those_of_classes_are():
     assert export._find_largest(known, infinite, batch, {"logits": ["rows", 3]})[0] == math.inf
     with pytest.raises(UserError, match="the ONNX model answers more, and the model does not"):
         export._find_largest(known, {"more": np.zeros(2)}, batch, {"more": ["rows"]})
+    with pytest.raises(UserError, match="the ONNX model does not answer ends, and the model does"):
+        export._find_largest({**known, "ends": np.zeros(2)}, known, batch, {"logits": ["rows", 3]})
 
 
 # --- what is refused before a model loads
@@ -298,10 +300,13 @@ def test_a_folder_is_pushed_beside_the_weights_that_it_was_made_of(models, tmp_p
     folder.mkdir()
     (folder / "model.onnx").write_bytes(b"program")
     (folder / "tokenizer.json").write_text("{}")
-    OnnxRecord.of(model_dir, difference=0.0, tolerance=1e-4, rows=3, inputs={}).write(folder)
+    OnnxRecord.of(folder, model_dir, difference=0.0, tolerance=1e-4, rows=3, inputs={}).write(folder)
     files, note = find_files_to_push(folder, model_dir, again=again)
     assert note is None
     assert files == {"onnx/model.onnx": folder / "model.onnx", "onnx/onnx.json": folder / "onnx.json"}
+    (folder / "model.onnx").write_bytes(b"another")  # such as one that was quantised in its place
+    other = f"{folder} is left out: model.onnx is not the one that was compared; the command makes it anew"
+    assert find_files_to_push(folder, model_dir, again=again) == ({}, other)
     weights = model_dir / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + bytes(4))
     other = f"{folder} is left out: it was made of other weights; the command makes it anew"
@@ -318,6 +323,15 @@ def test_the_folder_of_a_run_lies_in_its_directory(tmp_path):
     (tmp_path / "run" / "config.yaml").write_text("{}")
     assert _find_folder(tmp_path / "run" / "model") == tmp_path / "run" / "onnx"
     assert _find_folder(tmp_path / "other" / "bert") == tmp_path / "other" / "bert-onnx"
+
+
+@pytest.mark.parametrize("output", [".", "..", "../here"])
+def test_the_folder_is_not_the_current_one(models, run, never_loads, monkeypatch, tmp_path, output):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    code, _, err = run(f"model={models('bert')}", f"output={output}")
+    told = f"output={output}: it is the current folder, or holds it; name one in it, such as output=onnx"
+    assert (code, err) == (2, f"error: {told}\n")
 
 
 def test_help_names_every_argument(run):
