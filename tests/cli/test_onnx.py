@@ -29,6 +29,7 @@ from transformers import (
 from wordpiece import make_wordpiece
 
 from trainer_loop import Predictor, UserError
+from trainer_loop.cli import predict
 from trainer_loop.cli.onnx import main
 from trainer_loop.onnx import export
 from trainer_loop.onnx.export import Comparison, export_onnx, make_example_rows
@@ -288,6 +289,22 @@ def test_folders_of_others_packages_and_files_are_checked_together(models, run, 
     code, _, err = run(f"model={models('bert')}", f"output={tmp_path / 'new'}", f"data={tmp_path / 'rows.csv'}")
     told = f"data={tmp_path / 'rows.csv'}: column text: the file has no such column; it has words"
     assert (code, err) == (2, f"error: {told}\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["text=hello"]])
+def test_ctrl_c_leaves_no_traceback_and_no_folder(models, shifted, run, monkeypatch, tmp_path, capfd, arguments):
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    if not arguments:
+        monkeypatch.setattr(export, "replace_folder", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            shifted(tmp_path / "onnx", 0.0)
+        assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(Predictor, "load", interrupt)
+    command = predict.main if arguments else main
+    assert command([f"model={models('bert')}", *arguments]) == 130
+    assert capfd.readouterr().err == "stopped\n"
 
 
 # --- what is pushed

@@ -128,9 +128,9 @@ def export_onnx(
         record.write(temporary)
         flush([*(path for path in temporary.iterdir() if path.is_file()), temporary])
         replace_folder(target, temporary)
-    except Exception as error:
+    except BaseException as error:
         remove(temporary)
-        if isinstance(error, UserError) or not is_disk_error(error):
+        if isinstance(error, UserError) or not isinstance(error, Exception) or not is_disk_error(error):
             raise
         cause = explain_disk_error(error, target.parent)
         raise UserError(f"{target} could not be written: {cause}; {find_remedy(error)}") from error
