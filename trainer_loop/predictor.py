@@ -153,6 +153,7 @@ class Predictor:
                 processor, num_tokens, longest = load_processor(str(model_dir), **trusting), 0, None
             else:
                 processor = transformers.AutoTokenizer.from_pretrained(model_dir, **trusting)
+                processor.pad(processor("a"), padding=False)  # only then may damaged files be found out
                 num_tokens, longest = count_tokens(processor), min(processor.model_max_length, 512)
             if is_adapter(model_dir):
                 model = load_adapted_model(model_dir, model_class=model_class, num_tokens=num_tokens, **trusting)

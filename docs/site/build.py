@@ -51,21 +51,30 @@ def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+def keep_gallery(folder: Path) -> None:
+    """Write the gallery, unless an earlier call has, and the package and the configs have stayed the same."""
+    made_by, made_of = folder.with_suffix(".sha256"), _hash_package()
+    if folder.is_dir() and made_by.is_file() and made_by.read_text() == made_of:
+        return
+    made_by.unlink(missing_ok=True)  # a call that is stopped leaves pages of both
+    shutil.rmtree(folder, ignore_errors=True)
+    write_gallery(folder)
+    made_by.write_text(made_of)
+
+
 def _hash_package() -> str:
     """A checksum of all that a report is made by."""
-    files = [path for path in (ROOT / "trainer_loop").rglob("*") if path.suffix in (".py", ".j2", ".css")]
+    places = [*(ROOT / "trainer_loop").rglob("*"), *(ROOT / "configs").glob("*")]
+    files = [path for path in places if path.suffix in (".py", ".j2", ".css", ".yaml")]
     contents = (path.read_bytes() for path in [ROOT / GALLERY, *sorted(files)])
     return hashlib.sha256(b"\0".join(contents)).hexdigest()
 
 
 def main() -> int:
-    """Build it; returns the exit code. The gallery of an earlier call is kept, as long as the package is the same."""
+    """Build it; returns the exit code."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     gallery = ROOT / "build" / "gallery"
-    made_by, made_of = gallery.with_suffix(".sha256"), _hash_package()
-    if not made_by.is_file() or made_by.read_text() != made_of:
-        write_gallery(gallery)
-        made_by.write_text(made_of)
+    keep_gallery(gallery)
     write_pages(FOLDER, gallery)
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(_CONFIG)]
     return subprocess.run(command, cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}).returncode

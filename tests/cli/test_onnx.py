@@ -29,6 +29,7 @@ from transformers import (
 from wordpiece import make_wordpiece
 
 from trainer_loop import Predictor, UserError
+from trainer_loop.cli import predict
 from trainer_loop.cli.onnx import main
 from trainer_loop.onnx import export
 from trainer_loop.onnx.export import Comparison, export_onnx, make_example_rows
@@ -237,6 +238,8 @@ def test_answers_at_padding_are_not_compared_those_of_classes_are():
     assert export._find_largest(known, infinite, batch, {"logits": ["rows", 3]})[0] == math.inf
     with pytest.raises(UserError, match="the ONNX model answers more, and the model does not"):
         export._find_largest(known, {"more": np.zeros(2)}, batch, {"more": ["rows"]})
+    with pytest.raises(UserError, match="the ONNX model does not answer ends, and the model does"):
+        export._find_largest({**known, "ends": np.zeros(2)}, known, batch, {"logits": ["rows", 3]})
 
 
 # --- what is refused before a model loads
@@ -288,6 +291,22 @@ def test_folders_of_others_packages_and_files_are_checked_together(models, run, 
     assert (code, err) == (2, f"error: {told}\n")
 
 
+@pytest.mark.parametrize("arguments", [[], ["text=hello"]])
+def test_ctrl_c_leaves_no_traceback_and_no_folder(models, shifted, run, monkeypatch, tmp_path, capfd, arguments):
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    if not arguments:
+        monkeypatch.setattr(export, "replace_folder", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            shifted(tmp_path / "onnx", 0.0)
+        assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(Predictor, "load", interrupt)
+    command = predict.main if arguments else main
+    assert command([f"model={models('bert')}", *arguments]) == 130
+    assert capfd.readouterr().err == "stopped\n"
+
+
 # --- what is pushed
 
 
@@ -298,10 +317,13 @@ def test_a_folder_is_pushed_beside_the_weights_that_it_was_made_of(models, tmp_p
     folder.mkdir()
     (folder / "model.onnx").write_bytes(b"program")
     (folder / "tokenizer.json").write_text("{}")
-    OnnxRecord.of(model_dir, difference=0.0, tolerance=1e-4, rows=3, inputs={}).write(folder)
+    OnnxRecord.of(folder, model_dir, difference=0.0, tolerance=1e-4, rows=3, inputs={}).write(folder)
     files, note = find_files_to_push(folder, model_dir, again=again)
     assert note is None
     assert files == {"onnx/model.onnx": folder / "model.onnx", "onnx/onnx.json": folder / "onnx.json"}
+    (folder / "model.onnx").write_bytes(b"another")  # such as one that was quantised in its place
+    other = f"{folder} is left out: model.onnx is not the one that was compared; the command makes it anew"
+    assert find_files_to_push(folder, model_dir, again=again) == ({}, other)
     weights = model_dir / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + bytes(4))
     other = f"{folder} is left out: it was made of other weights; the command makes it anew"
@@ -318,6 +340,15 @@ def test_the_folder_of_a_run_lies_in_its_directory(tmp_path):
     (tmp_path / "run" / "config.yaml").write_text("{}")
     assert _find_folder(tmp_path / "run" / "model") == tmp_path / "run" / "onnx"
     assert _find_folder(tmp_path / "other" / "bert") == tmp_path / "other" / "bert-onnx"
+
+
+@pytest.mark.parametrize("output", [".", "..", "../here"])
+def test_the_folder_is_not_the_current_one(models, run, never_loads, monkeypatch, tmp_path, output):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    code, _, err = run(f"model={models('bert')}", f"output={output}")
+    told = f"output={output}: it is the current folder, or holds it; name one in it, such as output=onnx"
+    assert (code, err) == (2, f"error: {told}\n")
 
 
 def test_help_names_every_argument(run):

@@ -421,7 +421,7 @@ def test_an_onnx_model_is_pushed_while_it_is_of_the_weights(push, hub, run_dir):
     folder.mkdir()
     (folder / "model.onnx").write_bytes(b"program")
     (folder / "tokenizer.json").write_text("{}")
-    OnnxRecord.of(run_dir / "model", difference=0.0, tolerance=1e-4, rows=3, inputs={}).write(folder)
+    OnnxRecord.of(folder, run_dir / "model", difference=0.0, tolerance=1e-4, rows=3, inputs={}).write(folder)
     code, _, err = push("model=imdb", "repo=me/imdb")
     repo = hub.model("me/imdb")
     assert (code, err) == (0, "") and list_names(repo) == OF_A_RUN | {"onnx/model.onnx", "onnx/onnx.json"}

@@ -1,6 +1,7 @@
 """Links of README and docs lead somewhere, and the docs site can be built of them."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,37 @@ def test_pages_link_to_pages(tmp_path: Path):
     assert benchmarks.startswith("# Benchmarks\n")  # though README links to the folder
     assert "](code/benchmarks/plots/loading.svg)" in benchmarks
     assert (tmp_path / "pages" / "code" / "benchmarks" / "plots" / "loading.svg").is_file()
+
+
+def test_the_gallery_is_made_anew_where_package_or_configs_changed_or_it_is_not_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("trainer_loop/loop.py", "configs/imdb.yaml", build.GALLERY):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("one")
+    written, folder = list[Path](), tmp_path / "build" / "gallery"
+
+    def write(target: Path) -> None:
+        written.append(target)
+        target.mkdir(parents=True)
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        (target / f"{len(written)}.html").touch()
+
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    monkeypatch.setattr(build, "write_gallery", write)
+    for name in ("trainer_loop/loop.py", "configs/imdb.yaml"):
+        build.keep_gallery(folder)
+        build.keep_gallery(folder)
+        (tmp_path / name).write_text("two")
+    assert len(written) == 2
+    build.keep_gallery(folder)
+    assert [path.name for path in folder.iterdir()] == ["3.html"]  # no page of a run that there is no more
+    shutil.rmtree(folder)
+    with pytest.raises(KeyboardInterrupt):
+        build.keep_gallery(folder)
+    build.keep_gallery(folder)
+    assert len(written) == 5
 
 
 @pytest.mark.slow

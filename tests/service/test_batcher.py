@@ -1,5 +1,6 @@
 """How jobs are collected, predicted together, and answered."""
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -11,7 +12,7 @@ from trainer_loop.service.batcher import Abandoned, Batcher, Job, Row
 
 
 class Model:
-    """Answers a row with its number. It can be held before its passes, of one row each, and fails at row 13."""
+    """Answers a row with its number. It can be held before its passes, of one row each, and fails at rows 13 and 14."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -27,6 +28,8 @@ class Model:
             self.begun.set()
             assert self.goes_on.wait(10)
             before_pass()
+            if row["number"] == 14:
+                sys.exit("14")
             if row["number"] == 13:
                 raise ValueError(f"{names[-1]} is unlucky")
             self.batches[-1].append(row["number"])
@@ -81,6 +84,16 @@ def test_an_error_is_told_to_the_job_that_it_belongs_to(batcher: Batcher):
     assert (numbers_of(good), numbers_of(other)) == ([1], [3])
     with pytest.raises(ValueError, match=r"rows\[1\] is unlucky"):
         bad.answer.result(timeout=10)
+
+
+def test_what_is_no_exception_does_not_end_the_thread_of_the_model(batcher: Batcher):
+    bad, good, after = job_of(14), job_of(1), job_of(2)
+    submit(batcher, bad, good)
+    with pytest.raises(RuntimeError, match="SystemExit: 14"):
+        bad.answer.result(timeout=10)
+    assert numbers_of(good) == [1]
+    submit(batcher, after)
+    assert numbers_of(after) == [2]
 
 
 def test_a_job_that_is_abandoned_in_the_queue_is_not_predicted(batcher: Batcher, model: Model):

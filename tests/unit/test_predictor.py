@@ -1,5 +1,7 @@
 """How a text and its continuation are joined, for tokenizers that mark spaces in unlike ways."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from trainer_loop import Predictor
+from trainer_loop import Predictor, UserError
 from trainer_loop.data.tokenizer import train_tokenizer
 
 TEXTS = ["once upon a time there was a little bird", "there was, once upon a time, a bird"] * 20
@@ -159,3 +161,14 @@ def test_what_a_model_says_of_its_evaluation_runs_no_code_and_ends_nothing(evalu
     assert list(predictions.metrics) == [*figures, "rows"]
     assert len(predictions.notes) == len(told)
     assert all(note.startswith(start) for note, start in zip(predictions.notes, told, strict=True))
+
+
+@pytest.mark.parametrize("names", ["x", {}, [{}]])
+def test_a_tokenizer_whose_files_were_damaged_is_told_when_it_is_loaded(names: Any, tmp_path: Path):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    BertForSequenceClassification(BertConfig(vocab_size=100, **sizes)).save_pretrained(tmp_path)
+    wordpiece().save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_input_names": names}))
+    with pytest.raises(UserError, match=f"^model={tmp_path} cannot be loaded: "):
+        Predictor.load(tmp_path)

@@ -10,6 +10,8 @@ from trainer_loop.errors import UserError
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.runtime.host import expand_home
 
+_MOST_DIGITS = 19  # of a whole number; Python itself refuses some thousands
+
 
 def split_arguments(arguments: Sequence[str], names: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
     """The names and values of the arguments whose key is one of `names`, and what is wrong with the others."""
@@ -53,10 +55,10 @@ def read_whole(given: dict[str, Any], least: Mapping[str, int]) -> list[str]:
     problems = []
     for name in (name for name in least if name in given):
         text = given[name]
-        if text.isdecimal() and int(text) >= least[name]:
+        if text.isdecimal() and len(text) < _MOST_DIGITS and int(text) >= least[name]:
             given[name] = int(text)
         else:
-            problems.append(f"{name}={text}: it must be a whole number from {least[name]}")
+            problems.append(f"{name}={text[:60]}: it must be a whole number from {least[name]}")
     return problems
 
 

@@ -8,6 +8,8 @@ from trainer_loop.runtime.host import prepare_environment
 from trainer_loop.runtime.quiet import quieten_loggers
 from trainer_loop.runtime.streams import put_out, report, safe_streams
 
+STOPPED = 130  # as shells say of Ctrl-C
+
 
 def run_command(argv: list[str] | None, help_text: str, work: Callable[[list[str]], None]) -> int:
     """Do the work of a command, or print its help; returns the exit code.
@@ -26,4 +28,7 @@ def run_command(argv: list[str] | None, help_text: str, work: Callable[[list[str
         except UserError as error:
             report(error)
             return error.exit_code
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return STOPPED
     return 0

@@ -113,6 +113,8 @@ def _find_folder(model_dir: Path) -> Path:
 
 
 def _check_folder(target: Path) -> list[str]:
+    if Path.cwd().is_relative_to(target.resolve()):  # it would be replaced under the feet of this command
+        return [f"output={target}: it is the current folder, or holds it; name one in it, such as output=onnx"]
     if not target.exists() or is_onnx_folder(target) or (target.is_dir() and not any(target.iterdir())):
         return []
     return [f"output={target}: it is there, and no folder that this command wrote; name another with output="]

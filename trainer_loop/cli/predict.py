@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer_loop.cli.arguments import find_model
+from trainer_loop.cli.command import STOPPED
 from trainer_loop.cli.predict_arguments import USAGE, Request, read_arguments
 from trainer_loop.data.wording import did_you_mean
 from trainer_loop.errors import UserError, printable, refuse
@@ -39,6 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         report(error)
         return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return STOPPED
     return 0
 
 

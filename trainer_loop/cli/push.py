@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer_loop.cli.arguments import expand_model, find_model, keep_filled, read_choices, split_arguments
+from trainer_loop.cli.command import STOPPED
 from trainer_loop.errors import UserError, refuse
 from trainer_loop.record.adapter_config import ADAPTER_CONFIG
 from trainer_loop.record.run_dir import EXPORT_RECORD, RunDir
@@ -28,8 +29,6 @@ The model (or adapter), its tokenizer, its card and the run's config.yaml are pu
 them, its report goes along, made anew without rows of the data, and the ONNX model that python -m trainer_loop.onnx
 wrote. What is there already is not uploaded again. States of optimizers, logs, data and pickles stay here. Secrets in
 the config are masked. The token is that of `hf auth login`, or HF_TOKEN; it needs the right to write."""
-
-_STOPPED = 130  # as shells say of Ctrl-C
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
             return error.exit_code
         except KeyboardInterrupt:
             print("stopped; the same command goes on with what is missing", file=sys.stderr)
-            return _STOPPED
+            return STOPPED
         return 0
 
 

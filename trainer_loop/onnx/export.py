@@ -123,14 +123,14 @@ def export_onnx(
         _write_beside(temporary, model, predictor.processor, model_dir)
         difference, answered = compared.difference, compared.rows
         record = OnnxRecord.of(
-            model_dir, difference=difference, tolerance=tolerance, rows=answered, inputs=onnx_model.inputs
+            temporary, model_dir, difference=difference, tolerance=tolerance, rows=answered, inputs=onnx_model.inputs
         )
         record.write(temporary)
         flush([*(path for path in temporary.iterdir() if path.is_file()), temporary])
         replace_folder(target, temporary)
-    except Exception as error:
+    except BaseException as error:
         remove(temporary)
-        if isinstance(error, UserError) or not is_disk_error(error):
+        if isinstance(error, UserError) or not isinstance(error, Exception) or not is_disk_error(error):
             raise
         cause = explain_disk_error(error, target.parent)
         raise UserError(f"{target} could not be written: {cause}; {find_remedy(error)}") from error
@@ -204,6 +204,8 @@ def _find_largest(
     """The largest difference, and the number of its row in the batch. outputs: axes of the answers by name."""
     if missing := answers.keys() - expected.keys():
         raise UserError(f"the ONNX model answers {', '.join(sorted(missing))}, and the model does not")
+    if missing := expected.keys() - answers.keys():
+        raise UserError(f"the ONNX model does not answer {', '.join(sorted(missing))}, and the model does")
     largest, row = 0.0, 0
     for name, values in answers.items():
         known, by_token = expected[name], outputs[name][1:2] == ["tokens"]

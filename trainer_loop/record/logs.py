@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from trainer_loop.errors import printable
 from trainer_loop.record.run_dir import describe_refusal, write_text
-from trainer_loop.runtime.plain_json import is_count, parse_json
+from trainer_loop.runtime.plain_json import is_count, is_number, parse_json
 from trainer_loop.runtime.streams import SafeStream
 
 Values = Mapping[str, float | int]
@@ -215,11 +215,19 @@ def _read_rows(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], dict[int, 
             row = parse_json(text)
         except ValueError:
             row = None
-        if isinstance(row, dict) and is_count(row.get("step")):
+        if _is_row(row):
             rows.append((text, row))
         elif line.strip() and number <= len(lines):
             others[number] = line
     return rows, others
+
+
+def _is_row(row: object) -> bool:
+    """Whether these are numbers and lists of samples of a step. What is no finite number is null."""
+    if not isinstance(row, dict) or not is_count(row.get("step")):
+        return False
+    figures = [value for name, value in row.items() if not (name.endswith("samples") and isinstance(value, list))]
+    return all(value is None or (is_number(value) and math.isfinite(value)) for value in figures)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -24,11 +24,12 @@ _PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript")
 class OnnxRecord:
     """How an ONNX model was made.
 
-    weights: checksums of the files of the model that it was made of, by name. difference: the largest between both
-    models' answers to `rows` rows. inputs: what it reads, with the names of axes.
+    weights: checksums of the files of the model that it was made of, by name. program: those of its own files.
+    difference: the largest between both models' answers to `rows` rows. inputs: what it reads, with the names of axes.
     """
 
     weights: dict[str, str]
+    program: dict[str, str]
     difference: float
     tolerance: float
     rows: int
@@ -37,11 +38,19 @@ class OnnxRecord:
 
     @classmethod
     def of(
-        cls, model_dir: Path, *, difference: float, tolerance: float, rows: int, inputs: Mapping[str, Sequence[Any]]
+        cls,
+        folder: Path,
+        model_dir: Path,
+        *,
+        difference: float,
+        tolerance: float,
+        rows: int,
+        inputs: Mapping[str, Sequence[Any]],
     ) -> "OnnxRecord":
-        """Of the model in a directory."""
+        """Of the ONNX model in a folder, which was made of the model in a directory."""
         return cls(
             weights=_hash_weights(model_dir),
+            program=_hash_program(folder),
             difference=difference,
             tolerance=tolerance,
             rows=rows,
@@ -74,11 +83,14 @@ def find_files_to_push(folder: Path, model_dir: Path, *, again: str) -> tuple[di
     if not is_onnx_folder(folder):
         return {}, None
     try:
-        is_of_model = OnnxRecord.read(folder).weights == _hash_weights(model_dir)
+        record = OnnxRecord.read(folder)
+        is_of_model, is_whole = record.weights == _hash_weights(model_dir), record.program == _hash_program(folder)
     except (OSError, ValueError) as error:
         return {}, f"{folder} is left out: {in_one_line(error)}; {again} makes it anew"
     if not is_of_model:
         return {}, f"{folder} is left out: it was made of other weights; {again} makes it anew"
+    if not is_whole:
+        return {}, f"{folder} is left out: {MODEL} is not the one that was compared; {again} makes it anew"
     return {f"{_ON_HUB}/{name}": folder / name for name in _PUSHED if (folder / name).is_file()}, None
 
 
@@ -91,3 +103,7 @@ def list_names_on_hub(names: Collection[str]) -> list[str]:
 def _hash_weights(model_dir: Path) -> dict[str, str]:
     files = sorted(path for pattern in _WEIGHTS for path in model_dir.glob(pattern))
     return {path.name: compute_checksum(path) for path in files}
+
+
+def _hash_program(folder: Path) -> dict[str, str]:
+    return {name: compute_checksum(folder / name) for name in (MODEL, MORE_WEIGHTS) if (folder / name).is_file()}

@@ -1,14 +1,75 @@
 """report.json: what a run knows and its other files do not hold; the report is made of it and of them."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from trainer_loop.errors import in_one_line
 from trainer_loop.record.run_dir import describe_refusal, read_json_object, write_json
+from trainer_loop.runtime.plain_json import check_fields
 
 FORMAT = 1  # of the file
+
+
+@dataclass
+class _Start:
+    time: str
+    step: int
+    ended: str | None
+
+
+@dataclass
+class _Row:
+    row: int
+    inputs: dict[str, str]
+
+
+@dataclass
+class _Set:
+    step: int | None
+    worst: list[_Row]
+
+
+@dataclass
+class _Lengths:
+    median: float
+    p95: float
+    longest: int
+    counts: list[int]
+    edges: list[float]
+
+
+@dataclass
+class _Split:
+    rows: int
+    texts: int
+    labels: dict[str, int] | None = None
+    labelled: int = 0
+    unlabelled: int | None = None
+    lengths: _Lengths | None = None
+    truncated: int = 0
+    without_targets: int = 0
+    repeated: int | None = None
+    in_train: int | None = None
+
+
+@dataclass
+class _Facts:
+    """What the file holds, by the types of its values."""
+
+    format: int
+    run: str | None = None
+    starts: list[_Start] = field(default_factory=list)
+    sets: dict[str, _Set] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    task: str | None = None
+    outputs: dict[str, str] | None = None
+    label_names: list[str] | None = None
+    metrics: list[str | dict[str, Any]] | None = None
+    plan: list[str] = field(default_factory=list)
+    data: dict[str, _Split] = field(default_factory=dict)
 
 
 class ReportFacts:
@@ -27,7 +88,10 @@ class ReportFacts:
 
     def begin(self, run: str, *, step: int, **facts: Any) -> None:
         """Go on with the facts of this run after `step` updates, or begin them."""
-        before = read_facts(self.path)
+        try:
+            before = read_facts(self.path)
+        except (OSError, ValueError):
+            before = {}
         if before.get("run") != run:
             before = {}
         start = {"time": datetime.now().isoformat(timespec="seconds"), "step": step, "ended": None}
@@ -73,13 +137,9 @@ class ReportFacts:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The facts of a run; empty where there are none, or none that this version reads."""
-    try:
-        values = read_json_object(path)
-        starts, sets, seconds = values.get("starts", []), values.get("sets", {}), values.get("seconds", {})
-        is_whole = all({"time", "step", "ended"} <= start.keys() for start in starts)
-        is_whole &= all({"step", "worst"} <= of_set.keys() for of_set in sets.values())
-        is_whole &= all(isinstance(value, (int, float)) for value in seconds.values())
-    except (OSError, ValueError, AttributeError, TypeError):
-        return {}
-    return values if is_whole and values.get("format") == FORMAT else {}
+    """The facts of a run. Raises OSError where the file cannot be read, ValueError if this version did not write it."""
+    values = read_json_object(path)
+    if values.get("format") != FORMAT:
+        raise ValueError("it is of another version")
+    check_fields(_Facts, values)
+    return values

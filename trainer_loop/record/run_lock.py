@@ -5,11 +5,13 @@ import fcntl
 import os
 import socket
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from trainer_loop.errors import UserError
 from trainer_loop.record.run_dir import RunDir, describe_refusal, read_json_object, write_json
+from trainer_loop.runtime.plain_json import check_fields
 
 _SECONDS_TO_WAIT = 10.0  # a process that was just asked to stop may still be saving
 
@@ -90,7 +92,7 @@ class RunLock:
             return
         with contextlib.suppress(OSError):  # a full disk was already reported
             try:
-                before = read_json_object(self.run_dir.status)
+                before = read_status(self.run_dir)
             except (OSError, ValueError):  # missing or damaged
                 before = {}
             status = {"ended": ended, "exit_code": exit_code, "step": before.get("step") if step is None else step}
@@ -108,6 +110,22 @@ class RunLock:
                     folder.rmdir()
         self._lock.close()
         self._lock = None
+
+
+@dataclass
+class _Status:
+    """What status.json holds."""
+
+    exit_code: int
+    ended: str = ""
+    step: int | None = None
+
+
+def read_status(run_dir: RunDir) -> dict[str, Any]:
+    """status.json. Raises OSError where it cannot be read, ValueError where `RunLock.end` did not write it."""
+    status = read_json_object(run_dir.status)
+    check_fields(_Status, status)
+    return status
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:

@@ -150,6 +150,8 @@ def read_rows(
     found = len(columns["place"])
     if not found or any(len(column) not in (0, found) for column in columns.values()):
         raise ValueError("it has no rows, or some that lack a value")
+    if not all(isinstance(place, str) for place in columns["place"]):
+        raise ValueError("some rows have a place that is no text")
     if count not in (None, found):
         raise ValueError(f"it has {found:,} rows, and {count:,} were scored")
     if names is None and kind in ("class", "tags", "label_set"):
@@ -163,7 +165,10 @@ def read_rows(
 
 def _as_column(values: Sequence[Any], kind: str | None, ids: Mapping[str, int]) -> np.ndarray:
     if kind == "class":
-        return np.array([ids[value] if isinstance(value, str) else value for value in values], dtype=np.int64)
+        classes = np.array([ids[value] if isinstance(value, str) else value for value in values], dtype=np.int64)
+        if classes.min() < 0 or (ids and classes.max() >= len(ids)):
+            raise ValueError("some rows have a class that is none")
+        return classes
     if kind == "label_set":
         table = np.zeros((len(values), len(ids)), dtype=bool)
         for row, labels in enumerate(values):

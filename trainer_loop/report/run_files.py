@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.config.schema import KEYS, SECTIONS
 from trainer_loop.config.yaml_core import compose, plain
-from trainer_loop.errors import UserError, in_one_line
-from trainer_loop.metrics.load import load_metrics
+from trainer_loop.errors import UserError, in_one_line, refuse
+from trainer_loop.metrics.load import check_metrics, load_metrics
 from trainer_loop.metrics.named_metric import NamedMetric
 from trainer_loop.metrics.shipped import SHIPPED
 from trainer_loop.record.export import ExportRecord
@@ -20,9 +20,11 @@ from trainer_loop.record.hub_push import mask_config
 from trainer_loop.record.logs import read_metrics
 from trainer_loop.record.report_facts import read_facts
 from trainer_loop.record.run_dir import SEARCH_PAGE, RunDir, read_json_object
+from trainer_loop.record.run_lock import read_status
 from trainer_loop.record.secrets import mask_secrets
 from trainer_loop.report.intervals import Interval, find_intervals
 from trainer_loop.report.rows import ScoredRows, read_rows
+from trainer_loop.runtime.plain_json import is_count, is_number
 from trainer_loop.tasks.find import list_tasks, load_task
 from trainer_loop.tasks.task import Task
 
@@ -59,8 +61,9 @@ class RunFiles:
 
     @property
     def totals(self) -> Mapping[str, Any]:
-        """The last row of a run that was finished; empty before that."""
-        return next((row for row in reversed(self.metrics) if "train_seconds" in row), {})
+        """The numbers of the last row of a run that was finished; empty before that."""
+        row: Mapping[str, Any] = next((row for row in reversed(self.metrics) if "train_seconds" in row), {})
+        return {name: value for name, value in row.items() if is_number(value)}
 
     def name_parts(self, split: str) -> list[str]:
         """The names of the sets of a split; empty if it has only one."""
@@ -102,11 +105,12 @@ class RunFiles:
         """Those of the run that are shipped and that can be computed again from its rows."""
         declared = () if self.task_class is None else self.task_class.metrics
         entries = self.facts.get("metrics") or self.config.get("evaluate.metrics") or list(declared)
-        shipped = [entry for entry in entries if (entry if isinstance(entry, str) else entry["name"]) in SHIPPED]
+        given: dict[str, Any] = {"num_labels": len(rows.names) or None, "label_names": rows.names or None}
         loaded: list[NamedMetric] = []
-        for entry in shipped:
+        for entry in filter(_is_shipped, entries if isinstance(entries, list) else []):
             with contextlib.suppress(UserError):  # an argument that this version does not know
-                loaded += load_metrics([entry], num_labels=len(rows.names) or None, label_names=rows.names or None)
+                refuse(check_metrics([entry], **given))
+                loaded += load_metrics([entry], **given)
         return loaded
 
     def without_rows(self) -> "RunFiles":
@@ -131,7 +135,8 @@ class RunFiles:
 
     def find_intervals(self) -> dict[str, dict[str, Interval]]:
         """How far the metrics of each set would move with other rows, by the names of both."""
-        seed = int(self.config.get("seed") or 0)
+        written = self.config.get("seed")
+        seed = written if is_count(written) else 0
         return {
             name: find_intervals(self.load_metrics(rows), rows.columns, seed=seed) for name, rows in self.sets.items()
         }
@@ -151,24 +156,25 @@ def read_run(root: Path) -> RunFiles:
             return how(path)
         except FileNotFoundError:
             return otherwise
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
             notes.append(f"{path} is left out: {in_one_line(error)}")
             return otherwise
 
     text, log = (read(path, _read_text, "") for path in (run_dir.config, run_dir.log))
-    config, facts = _flatten(_parse(text)), read_facts(run_dir.report_facts)
+    config = _flatten(_parse(text))
+    facts: dict[str, Any] = read(run_dir.report_facts, read_facts, {})
     export = read(run_dir.model, ExportRecord.read, None)
     told = [match.groups() for match in map(_TOLD.match, log.splitlines()) if match]
     task = str(facts.get("task") or config.get("task.name") or "")
     task_class = load_task(task) if task in list_tasks() else None
     kinds = facts.get("outputs") or (task_class and task_class.outputs) or {}
-    names = facts.get("label_names") or (None if export is None else export.plan.get("data.label_names"))
+    names = facts.get("label_names") or (None if export is None else _read_names(export))
     run = RunFiles(
         run_dir=run_dir,
         config_text=text,
         config=config,
-        environment=read(run_dir.environment, read_json_object, {}),
-        status=read(run_dir.status, read_json_object, {}),
+        environment=read(run_dir.environment, _read_environment, {}),
+        status=read(run_dir.status, lambda _: read_status(run_dir), {}),
         metrics=read(run_dir.metrics, read_metrics, []),
         facts=facts,
         export=export,
@@ -196,6 +202,29 @@ def read_run(root: Path) -> RunFiles:
 
 def _read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _is_shipped(entry: object) -> bool:
+    """Whether this is a metric of trainer_loop, as `evaluate.metrics` has it."""
+    if isinstance(entry, str):
+        return entry in SHIPPED
+    kinds = {"name": str, "args": dict | None, "key": str | None}
+    if not isinstance(entry, dict) or not all(isinstance(entry.get(name), kind) for name, kind in kinds.items()):
+        return False
+    return entry["name"] in SHIPPED
+
+
+def _read_names(export: ExportRecord) -> list[str] | None:
+    names = export.plan.get("data.label_names")
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+def _read_environment(path: Path) -> dict[str, Any]:
+    values = read_json_object(path)
+    for name, kind in (("command", list), ("versions", dict)):
+        if not isinstance(values.get(name, kind()), kind):
+            raise ValueError(f"{name} is {values[name]!r}")
+    return values
 
 
 def _parse(text: str) -> Any:

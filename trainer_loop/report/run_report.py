@@ -104,10 +104,10 @@ def _summarise(run: RunFiles, figures: Mapping[str, Any], intervals: Mapping[str
                 found = _match(value, intervals.get(name, {}).get(metric))
                 spread = "" if found is None else f" ({found.low:.4g} to {found.high:.4g})"
                 values[f"{title_of(name)} {metric}"] = spell_metric(value) + spread
-    totals = run.totals
-    if totals:
-        values["time of training"] = spell_seconds(totals["train_seconds"])
-        values["peak memory"] = spell_bytes(totals["peak_memory_bytes"])
+    if "train_seconds" in run.totals:
+        values["time of training"] = spell_seconds(run.totals["train_seconds"])
+    if "peak_memory_bytes" in run.totals:
+        values["peak memory"] = spell_bytes(run.totals["peak_memory_bytes"])
     yield Facts({name: str(value) for name, value in values.items() if value})
     if ended in ("diverged", "error") and run.error:
         yield Lines([run.error], "Ended by")
@@ -186,8 +186,8 @@ def _describe_run(run: RunFiles) -> Iterator[Block]:
     if plan := run.facts.get("plan"):
         yield Lines(plan, "Plan")
     seconds = dict(run.facts.get("seconds", {}))
-    if totals := run.totals:
-        seconds["training steps"] = totals["train_seconds"]
+    if "train_seconds" in run.totals:
+        seconds["training steps"] = run.totals["train_seconds"]
     if seconds:
         longest = max(max(seconds.values()), 1e-9)
         yield Table(
@@ -195,10 +195,12 @@ def _describe_run(run: RunFiles) -> Iterator[Block]:
             ("part", "time"),
             [(part, number(spell_seconds(value), share=value / longest)) for part, value in seconds.items()],
         )
+    counts = {name: run.totals[name] for name in ("rows_seen", "tokens_seen", "targets_seen") if name in run.totals}
+    totals = {name.replace("_", " "): f"{value:,}" for name, value in counts.items()}
+    if "peak_memory_bytes" in run.totals:
+        totals["peak memory of process 0"] = spell_bytes(run.totals["peak_memory_bytes"])
     if totals:
-        counts = {name: f"{totals[name]:,}" for name in ("rows_seen", "tokens_seen", "targets_seen") if name in totals}
-        values = {name.replace("_", " "): value for name, value in counts.items()}
-        yield Facts(values | {"peak memory of process 0": spell_bytes(totals["peak_memory_bytes"])})
+        yield Facts(totals)
     links = {name: run.run_dir.checkpoints / name for name in ("latest", "best")}
     marked = {name: link.resolve().name for name, link in links.items()}
     checkpoints: list[Row] = [

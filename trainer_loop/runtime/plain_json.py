@@ -4,7 +4,7 @@ import dataclasses
 import json
 import types
 from collections.abc import Mapping
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeGuard, Union, get_args, get_origin, get_type_hints
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -15,13 +15,25 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("it is nested too deeply") from error
 
 
-def is_count(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether the value is a float, or an integer of 64 bits: a larger one cannot be computed with."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return abs(value) < 2**63
+    return isinstance(value, float)
+
+
+def is_count(value: object) -> TypeGuard[int]:
     """Whether the value is an integer of at least 0."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and is_number(value) and value >= 0
 
 
 def check_fields(kind: type, values: Mapping[str, Any]) -> None:
     """Raise ValueError, in one line, for unknown, missing or ill-typed arguments of a dataclass in `values`."""
+    if wrong := _list_wrong(kind, values):
+        raise ValueError(", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""))
+
+
+def _list_wrong(kind: type, values: Mapping[str, Any]) -> list[str]:
     hints = get_type_hints(kind)
     known = {field.name: field for field in dataclasses.fields(kind)}
     wrong = [f"{name} is unknown" for name in values if name not in known]
@@ -32,8 +44,7 @@ def check_fields(kind: type, values: Mapping[str, Any]) -> None:
         elif not _fits(values[name], hints[name]):
             text = repr(values[name])
             wrong.append(f"{name} is {text if len(text) <= 40 else text[:37] + '...'}")
-    if wrong:
-        raise ValueError(", ".join(wrong[:4]) + (f" and {len(wrong) - 4} more" if len(wrong) > 4 else ""))
+    return wrong
 
 
 def _fits(value: object, hint: Any) -> bool:
@@ -41,6 +52,8 @@ def _fits(value: object, hint: Any) -> bool:
     origin = get_origin(hint)
     if hint is Any:
         return True
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return isinstance(value, dict) and not _list_wrong(hint, value)
     if origin in (Union, types.UnionType):
         return any(_fits(value, option) for option in get_args(hint))
     if origin is dict:
@@ -51,4 +64,4 @@ def _fits(value: object, hint: Any) -> bool:
         return hint is bool and isinstance(value, bool)
     if hint is int:
         return is_count(value)
-    return isinstance(value, (int, float) if hint is float else hint)
+    return is_number(value) if hint is float else isinstance(value, hint)

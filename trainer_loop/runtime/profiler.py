@@ -32,6 +32,7 @@ class StepProfiler:
         warn: Callable[[str], None],
     ):
         self.first, self.last = first, last
+        self._traced_from = first
         self.folder, self.process_index = folder, process_index
         self.say, self.warn = say, warn
         self._profile: profile | None = None
@@ -43,6 +44,7 @@ class StepProfiler:
         if not self.first <= step <= self.last:
             return
         if self._profile is None:
+            self._traced_from = step
             self._profile = profile(record_shapes=True)
             self._profile.start()
             # torch crashes where a process ends with a profiler that was not stopped.
@@ -78,6 +80,6 @@ class StepProfiler:
             self.warn(f"log.profile: {error.filename or trace} cannot be written: {error.strerror}")
             return
         self.say(
-            f"profile of steps {self.first:,} to {self.last:,}: {self.folder}; open {trace.name} at "
+            f"profile of steps {self._traced_from:,} to {self.last:,}: {self.folder}; open {trace.name} at "
             "https://ui.perfetto.dev"
         )

@@ -17,7 +17,8 @@ from typing import Any
 from trainer_loop.errors import Diverged, Preempted, ProcessLost, UserError
 from trainer_loop.record.logs import read_metrics
 from trainer_loop.record.run_dir import EXPORT_RECORD, RunDir, describe_refusal, read_json_object
-from trainer_loop.record.run_lock import try_to_lock
+from trainer_loop.record.run_lock import read_status, try_to_lock
+from trainer_loop.runtime.plain_json import is_number
 
 _PR_SET_PDEATHSIG = 1
 _TRIES = 3  # starts in a row that get no further
@@ -210,7 +211,7 @@ def read_ending(run_dir: RunDir, code: int, metric: str) -> Ending | None:
 
 def _read_status(run_dir: RunDir) -> dict[str, Any]:
     try:
-        return read_json_object(run_dir.status)
+        return read_status(run_dir)
     except (OSError, ValueError):
         return {}
 
@@ -218,10 +219,11 @@ def _read_status(run_dir: RunDir) -> dict[str, Any]:
 def _read_value(run_dir: RunDir, metric: str) -> float | None:
     """The metric of the model that was exported: of the best step by checkpoint.best, else of the last evaluation."""
     try:
-        value = read_json_object(run_dir.model / EXPORT_RECORD)["metrics"].get(metric)
-    except (OSError, ValueError, LookupError):
+        metrics = read_json_object(run_dir.model / EXPORT_RECORD).get("metrics")
+    except (OSError, ValueError):
         return None
-    return float(value) if isinstance(value, int | float) else None
+    value = metrics.get(metric) if isinstance(metrics, dict) else None
+    return float(value) if is_number(value) else None
 
 
 def _count_steps(run_dir: RunDir) -> int:

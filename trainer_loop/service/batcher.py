@@ -108,9 +108,9 @@ class Batcher:
         names = [name for job in jobs for name in job.names]
         try:
             predicted = self._predict(rows, names, check) if rows else []
-        except Exception as error:  # noqa: BLE001 - who made the request is told
+        except BaseException as error:  # noqa: BLE001 - who made the request is told
             if len(jobs) == 1:
-                jobs[0].answer.set_exception(error)
+                jobs[0].answer.set_exception(_as_exception(error))
                 return
             predicted = None
         if predicted is None:  # outside of the handler, which holds the memory of the failed pass
@@ -120,3 +120,12 @@ class Batcher:
         for job in jobs:
             job.answer.set_result(predicted[: len(job.rows)])
             del predicted[: len(job.rows)]
+
+
+def _as_exception(error: BaseException) -> Exception:
+    """What may be raised in the event loop. A panic of tokenizers, or a model's `sys.exit`, is no `Exception`."""
+    if isinstance(error, Exception):
+        return error
+    told = RuntimeError(f"{type(error).__name__}: {error}")
+    told.__cause__ = error
+    return told

@@ -13,6 +13,8 @@ from fastapi import FastAPI
 from trainer_loop.errors import UserError
 from trainer_loop.service.app import Service
 
+_SECONDS_TO_READ = 5  # that clients have for their answers when the last one is made
+
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket that is bound and does not listen yet. Raises UserError where the address is not to be had."""
@@ -26,9 +28,13 @@ def bind(host: str, port: int) -> socket.socket:
         bound.bind(address)
     except OSError as error:
         bound.close()
-        told = f"host={host} port={port} cannot be bound: {error.strerror or error}"
-        raise UserError(f"{told}; choose another port; port=0 takes any that is free") from error
+        raise _explain(error, host, port) from error
     return bound
+
+
+def _explain(error: OSError, host: str, port: int) -> UserError:
+    told = f"host={host} port={port} cannot be bound: {error.strerror or error}"
+    return UserError(f"{told}; choose another port; port=0 takes any that is free")
 
 
 def is_public(bound: socket.socket) -> bool:
@@ -45,14 +51,27 @@ def spell_address(bound: socket.socket) -> str:
 def serve(app: FastAPI, service: Service, bound: socket.socket, *, on_start: Callable[[], None]) -> None:
     """Answer requests until SIGTERM or SIGINT. Then new requests are refused, and those that wait are answered.
 
-    A second signal ends the process at once.
+    A second signal ends the process at once. A client that does not read its answer is not waited for.
 
     Args:
         on_start: Called when the socket listens.
+
+    Raises:
+        UserError: Another process has begun to listen at this address since the socket was bound.
     """
-    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False, lifespan="off")
-    asyncio.run(_Server(config, service, on_start).serve(sockets=[bound]))
-    service.close()
+    config = uvicorn.Config(
+        app,
+        http="h11",  # it has a limit for headers; httptools, which uvicorn prefers, has none
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="off",
+    )
+    try:
+        asyncio.run(_Server(config, service, on_start).serve(sockets=[bound]))
+    finally:
+        service.close()
 
 
 class _Server(uvicorn.Server):
@@ -64,13 +83,26 @@ class _Server(uvicorn.Server):
         self._on_start = on_start
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except OSError as error:
+            assert sockets is not None
+            raise _explain(error, *sockets[0].getsockname()[:2]) from error
         self._on_start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # Not the method of the base: that would send the signal to this process again, whose exit code were not 0.
         self._service.is_stopping = True
-        signal.signal(sig, signal.SIG_DFL)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(_SECONDS_TO_READ, self._leave)
+        await super().shutdown(sockets)
+
+    def _leave(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     async def on_tick(self, counter: int) -> bool:
         return await super().on_tick(counter) or (self._service.is_stopping and self._service.num_open == 0)

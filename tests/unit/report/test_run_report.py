@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from trainer_loop.record.report_facts import FORMAT
 from trainer_loop.report.page import Table
 from trainer_loop.report.rows import read_rows
 from trainer_loop.report.run_files import read_run
-from trainer_loop.report.run_report import _describe_data, make_report_to_share, write_report
+from trainer_loop.report.run_report import _describe_data, make_report, make_report_to_share, write_report
 
 GENERATOR = np.random.default_rng(0)
 OF_CLASSES = {"predictions": "class", "probabilities": "probabilities", "references": "class"}
@@ -263,6 +264,72 @@ def test_what_is_not_there_or_damaged_is_left_out(
     text = Page(write_report(run)).text
     assert there in text
     assert missing not in text
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "told"),
+    [
+        ("status.json", '"finished"', "[]", "ended is []"),
+        ("environment.json", '["x"]', "null", "command is None"),
+        ("report.json", '"worst": [', '"worst": [7, ', "sets is {"),
+        ("report.json", '"inputs": {"text": "one"}', '"inputs": {"text": null}', "sets is {"),
+        ("report.json", '"starts": [', '"starts": [{"step": 1}, ', "starts is [{"),
+        ("report.json", '"preparation": 3.0', f'"preparation": {10**400}', "seconds is {"),
+        ("report.json", '"run": "0"', '"run": "0", "data": {"train": {"rows": "many"}}', "data is {"),
+        ("predictions/test.jsonl", '"place": "a/b.csv row 0"', '"place": null', "a place that is no text"),
+        ("predictions/test.jsonl", '"prediction": "a"', '"prediction": -1', "a class that is none"),
+        ("predictions/test.jsonl", '"prediction": "a"', f'"prediction": {10**40}', "too large"),
+    ],
+)
+def test_a_file_with_values_of_other_types_is_left_out_and_told(
+    name: str, before: str, after: str, told: str, tmp_path: Path
+):
+    run = make_run(tmp_path, score_classes(40, 3), names=["a", "b", "c"], outputs=OF_CLASSES, texts=["one"])
+    (run / "status.json").write_text('{"ended": "finished", "exit_code": 0, "step": 2}')
+    (run / "environment.json").write_text('{"command": ["x"]}')
+    assert read_run(run).notes == []
+    text = (run / name).read_text()
+    assert before in text
+    (run / name).write_text(text.replace(before, after, 1))
+    read = read_run(run)
+    assert len(read.notes) == 1
+    assert read.notes[0].startswith(f"{run / name} is left out: ")
+    assert told in read.notes[0]
+    make_report(read, name="run", intervals={})
+
+
+@pytest.mark.parametrize("value", ["[]", '"low"', "true", "NaN", str(10**400), "{}"])
+def test_a_row_of_figures_with_a_value_that_is_none_is_no_row(value: str, tmp_path: Path):
+    run = make_run(tmp_path, score_classes(40, 3), names=["a", "b", "c"], outputs=OF_CLASSES)
+    whole = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(whole.replace('"loss": 2.0', f'"loss": {value}'))
+    assert len(read_run(run).metrics) == whole.count("\n") - 1
+
+
+def test_what_was_counted_last_is_shown_as_far_as_it_is_known(tmp_path: Path):
+    run = make_run(tmp_path, score_classes(40, 3), names=["a", "b", "c"], outputs=OF_CLASSES)
+    whole = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(whole.replace('"train_seconds": 70.0, "rows_seen": 64', '"train_seconds": null'))
+    page = Page(write_report(run, {})).text
+    assert "2.00 GB" in page
+    assert "time of training" not in page
+
+
+@pytest.mark.parametrize(
+    ("keys", "found"),
+    [
+        ({"seed": "x"}, ["accuracy"]),
+        ({"seed": -1}, ["accuracy"]),
+        ({"evaluate.metrics": ["accuracy", {"name": []}, {"name": "f1", "args": 5}, 7]}, ["accuracy"]),
+        ({"evaluate.metrics": ["accuracy", {"name": "f1", "args": {"colour": 1}}]}, ["accuracy"]),
+        ({"evaluate.metrics": 5}, []),
+    ],
+)
+def test_intervals_are_of_what_can_be_computed(keys: dict[str, Any], found: list[str], tmp_path: Path):
+    run = make_run(tmp_path, score_classes(40, 3), names=["a", "b", "c"], outputs=OF_CLASSES)
+    read = read_run(run)
+    read = replace(read, config={**read.config, "evaluate.metrics": ["accuracy"], **keys})
+    assert list(read.find_intervals()["test"]) == found
 
 
 def test_two_commands_that_write_one_page_at_once_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

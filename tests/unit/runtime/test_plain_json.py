@@ -11,6 +11,12 @@ DEEP = "[" * 100_000 + "]" * 100_000
 
 
 @dataclass
+class Part:
+    name: str
+    size: int | None = None
+
+
+@dataclass
 class Facts:
     step: int
     name: str | None = None
@@ -18,6 +24,7 @@ class Facts:
     figures: dict[str, float] = field(default_factory=dict)
     anything: dict[str, Any] | None = None
     columns: dict[str, str | list[str]] = field(default_factory=dict)
+    parts: list[Part] = field(default_factory=list)
 
 
 @pytest.mark.parametrize(
@@ -35,6 +42,7 @@ def test_what_is_no_json_is_a_value_error_however_it_is_not(text):
         {"step": 1, "name": None, "rate": 2, "figures": {"loss": 0.5, "rows": 3}, "anything": {"a": [1, {}]}},
         {"step": 1, "columns": {"text": "body", "label": ["a", "b"]}},
         {"step": 1, "anything": None, "rate": float("nan")},
+        {"step": 1, "parts": [{"name": "a"}, {"name": "b", "size": 2}]},
     ],
 )
 def test_what_was_written_is_taken(values):
@@ -50,7 +58,11 @@ def test_what_was_written_is_taken(values):
         ({"step": 1.0}, "step is 1.0"),
         ({"step": True}, "step is True"),
         ({"step": "1"}, "step is '1'"),
+        ({"step": 10**30}, "step is 1000"),  # no float, and no size, is so large
+        ({"step": 1, "rate": 10**400}, "rate is 1000"),
         ({"step": 1, "pace": 3}, "pace is unknown"),
+        ({"step": 1, "parts": [{"size": 2}]}, "parts is [{'size': 2}]"),
+        ({"step": 1, "parts": ["a"]}, "parts is ['a']"),
         ({"step": 1, "name": 3}, "name is 3"),
         ({"step": 1, "rate": "fast"}, "rate is 'fast'"),
         ({"step": 1, "rate": None}, "rate is None"),

@@ -51,7 +51,9 @@ def test_it_holds_its_steps_and_changes_no_weight(tmp_path):
 
 def test_a_run_that_goes_on_among_its_steps_traces_those_that_it_makes(tmp_path):
     train(tmp_path / "run", stop=2, checkpoint_every=2)
-    train(tmp_path / "run", make_profiler(tmp_path / "profile", 1, 4, []))
+    said: list[str] = []
+    train(tmp_path / "run", make_profiler(tmp_path / "profile", 1, 4, said))
+    assert said[0].startswith("profile of steps 3 to 4: ")
     assert [span for span in read_spans(tmp_path / "profile") if span.startswith("step")] == ["step 3", "step 4"]
 
 
