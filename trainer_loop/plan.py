@@ -378,11 +378,11 @@ def _plan_inputs(
         else:
             splits = take_splits(section, given=overrides.rows, problems=found)
     labels = None if data is None else data.labels
-    label_names, num_numbers = (None, None) if data is None else (data.output_names, data.num_numbers)
+    label_names = None if data is None else data.output_names
     if loss is not None:
         found.collect("loss.", _weigh_classes, loss, data)
     if task is not None:
-        _check_metrics(config, overrides, task, label_names, found, num_numbers=num_numbers)
+        _check_metrics(config, overrides, task, label_names, found)
         _check_unused(config, overrides, task, found)
     if task is not None and task.auto_model is not None and not task.columns:
         found.lines.append(
@@ -527,17 +527,11 @@ def list_metrics(config: Config, task: Task) -> Entries:
 
 
 def _check_metrics(
-    config: Config,
-    overrides: Overrides,
-    task: Task,
-    label_names: Sequence[str] | None,
-    found: Problems,
-    *,
-    num_numbers: int | None,
+    config: Config, overrides: Overrides, task: Task, label_names: Sequence[str] | None, found: Problems
 ) -> None:
     """Metrics that cannot be computed, and metrics that something follows and no evaluation has.
 
-    label_names, num_numbers: None also where they could not be found.
+    label_names: None also where they could not be found.
     """
     entries = list_metrics(config, task)
     num_labels = None if label_names is None else len(label_names)

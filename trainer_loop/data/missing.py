@@ -24,7 +24,6 @@ from trainer_loop.data.values import is_nan
 from trainer_loop.data.wording import plural
 from trainer_loop.errors import UserError
 
-POLICIES = ("refuse", "drop", "empty")
 _READ_ROWS = 10_000  # at a time
 _NUMBERS = ("number", "numbers", "weight")  # kinds
 _NESTED = ("conversation", "joined_classes", "joined_numbers")  # kinds whose values may have a hole inside

@@ -486,20 +486,6 @@ def _hub(a: Arguments) -> Iterator[Setting | Note]:
 _TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 
 _GROUPS: tuple[Callable[[Arguments], Iterator[Setting | Note]], ...] = (
-    *(
-        _run,
-        _task,
-        _model,
-        _columns,
-        _batch,
-        _length,
-        _numbers,
-        _sharding,
-        _optimizer,
-        _schedule,
-        _evaluation,
-        _checkpoints,
-        _log,
-        _hub,
-    ),
+    *(_run, _task, _model, _columns, _batch, _length, _numbers, _sharding, _optimizer, _schedule, _evaluation),
+    *(_checkpoints, _log, _hub),
 )
