@@ -241,7 +241,7 @@ def fit_model_config(
     if new_vocabulary:
         text.vocab_size = vocab_size or count_tokens(tokenizer)
         text.bos_token_id, text.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-    ends = _as_list(getattr(text, "eos_token_id", None))
+    ends = list_ids(getattr(text, "eos_token_id", None))
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
         told.append(
             f"model: the end token of its config ({', '.join(map(str, ends)) or 'none'}) is not that of the tokenizer, "
@@ -266,7 +266,8 @@ def _text_parts(config: PretrainedConfig) -> list[PretrainedConfig]:
     return [config, *(part for part in inside if hasattr(part, "vocab_size"))]
 
 
-def _as_list(ids: Any) -> list[int]:
+def list_ids(ids: Any) -> list[int]:
+    """The token ids of a field of a config: none, one or several."""
     return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]
 
 
@@ -350,7 +351,7 @@ def without_borrowed_padding(config: PretrainedConfig) -> Iterator[None]:
     borrowing = []
     for part in _text_parts(config):
         own, vocabulary = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
-        borrowed = [*_as_list(getattr(part, "eos_token_id", None)), *_as_list(getattr(part, "bos_token_id", None))]
+        borrowed = [*list_ids(getattr(part, "eos_token_id", None)), *list_ids(getattr(part, "bos_token_id", None))]
         if own is not None and (own in borrowed or (isinstance(vocabulary, int) and own >= vocabulary)):
             borrowing.append((part, own))
             part.pad_token_id = None
