@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trainer_loop.data.arrow_types import as_rows, plain_array, whole_numbers
+from trainer_loop.data.arrow_types import as_typed_rows, plain_array, whole_numbers
 from trainer_loop.data.column_values import is_hole
 from trainer_loop.data.columns import Columns, JoinedKind, Kind
 from trainer_loop.data.fingerprint import digest
@@ -250,6 +250,4 @@ def _replace_columns(rows: datasets.Dataset, made: dict[str, pa.ChunkedArray]) -
     table: pa.Table = rows.with_format("arrow")[:]
     for name, column in made.items():
         table = table.set_column(table.column_names.index(name), name, column)
-    info = {name: feature for name, feature in rows.features.items() if name not in made}
-    typed = datasets.Features.from_arrow_schema(pa.schema(table.schema)) | info
-    return as_rows(table.replace_schema_metadata(datasets.Features(typed).arrow_schema.metadata))
+    return as_typed_rows(table, {name: feature for name, feature in rows.features.items() if name not in made})
