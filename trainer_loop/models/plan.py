@@ -186,12 +186,8 @@ class ModelPlan:
                 needs_end=config.is_encoder_decoder and task.reads_end,
             )
             problems.lines += task.fit_positions(count_tabled_positions(empty))
-        channels = getattr(config, "num_channels", 3) if task.auto_processor == "AutoImageProcessor" else 3
-        if channels != 3:
-            problems.lines.append(
-                f"model: the config has num_channels {channels}, and images are read with 3; choose another model"
-                + ("" if self.name is not None and not self.from_scratch else ", or set model.overrides.num_channels=3")
-            )
+        if task.auto_processor == "AutoImageProcessor":
+            problems.lines += self._check_channels(config)
         if self.adapter is not None:
             empty = problems.collect("", self.adapter.try_on, empty, task_type=task.peft_type, seed=seed)
         if empty is not None and (frozen or groups or self.adapter):
@@ -209,6 +205,16 @@ class ModelPlan:
             needs = f"{num_outputs} numbers are predicted" if are_numbers else f"the data has {num_outputs} classes"
             needs = "a number is predicted" if are_numbers and num_outputs == 1 else needs
             raise UserError(f"model: the one that was given has {config.num_labels} outputs, and {needs}")
+
+    def _check_channels(self, config: PretrainedConfig) -> list[str]:
+        """Whether images are read as the model wants them."""
+        channels = getattr(config, "num_channels", 3)
+        if channels == 3:
+            return []
+        or_else = "" if self.name is not None and not self.from_scratch else ", or set model.overrides.num_channels=3"
+        return [
+            f"model: the config has num_channels {channels}, and images are read with 3; choose another model{or_else}"
+        ]
 
     def _check_files(self, config: PretrainedConfig, task: Task, problems: Problems) -> None:
         """Whether the model's folder has what the task needs, and weights that can be read."""
