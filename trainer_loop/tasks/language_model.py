@@ -72,7 +72,7 @@ class LanguageModel(Task):
         losses, nll = [], []
         for tokens, logits in head.chunks(outputs if positions is None else outputs[positions]):
             losses.append(self.loss_function(logits, targets[tokens]))
-            nll.append(_negative_log_likelihood(logits, targets[tokens]))
+            nll.append(negative_log_likelihood(logits, targets[tokens]))
         counts = torch.stack([row.sum() for row in (targets != -100).split(lengths)])
         sums = _sum_over_rows(nll, lengths)
         compared = {"predictions": sums, "references": counts}
@@ -121,7 +121,7 @@ def _first_tokens(inputs: Batch) -> Batch:
     return {name: values[:1, :4] for name, values in inputs.items()}
 
 
-def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
+def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
     """Of each target, in nats, `[N]`. logits: `[N, V]`. targets: `[N]`; 0 for a target of -100."""
     return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
