@@ -426,9 +426,8 @@ class Predictor:
         )
         try:
             refuse(problems)
-            return compute_metrics(
-                load_metrics(entries, num_labels=num_labels, label_names=self.label_names), columns
-            ), notes
+            metrics = load_metrics(entries, num_labels=num_labels, label_names=self.label_names)
+            return compute_metrics(metrics, columns), notes
         except UserError as error:
             return {}, notes + [f"no metrics: {problem}" for problem in error.problems]
 
