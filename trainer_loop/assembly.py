@@ -94,9 +94,8 @@ def build(
     engine = make_engine(
         config, plan, accelerator, console, num_steps=num_steps, make_optimizer=optimizer, preemption=preemption
     )
-    _warn_of_unheeded(config, console, given_model=model is not None, given_optimizer=optimizer is not None)
-    run_facts |= _describe_what_learns(engine.bare_model, engine.groups)
-    run_facts |= _name_given(task, engine if optimizer is not None else None)
+    _warn_of_unheeded(config, overrides, console)
+    run_facts |= _describe_what_learns(engine.bare_model, engine.groups) | _name_given(overrides, engine)
     evaluator = _make_evaluator(config, plan, engine, console, stopwatch)
     if plan.task.refers:
         plan = _add_references(config, plan, evaluator, console, train_loader)
@@ -252,18 +251,18 @@ def _describe_what_learns(model: nn.Module, groups: Sequence[ParameterGroup]) ->
     return ({"unfreezing": unfreezing} if unfreezing else {}) | ({} if frozen is None else {"frozen_weights": frozen})
 
 
-def _name_given(task: Task | None, engine: Engine | None) -> dict[str, str]:
-    """The names of what was made in Python; None where the config names it. engine: whose optimizer was."""
-    optimizer = {} if engine is None else {"optimizer.name": full_name(type(engine.scheduler.optimizer))}
-    return optimizer if task is None else {**optimizer, "task.name": full_name(type(task))}
+def _name_given(overrides: Overrides, engine: Engine) -> dict[str, str]:
+    """The names of the optimizer and the task that were made in Python."""
+    optimizer = {"optimizer.name": full_name(type(engine.scheduler.optimizer))} if overrides.has_optimizer else {}
+    return optimizer if overrides.task is None else {**optimizer, "task.name": full_name(type(overrides.task))}
 
 
-def _warn_of_unheeded(config: Config, console: Console, *, given_model: bool, given_optimizer: bool) -> None:
+def _warn_of_unheeded(config: Config, overrides: Overrides, console: Console) -> None:
     """Keys that say what a part made in Python decides itself."""
     values = values_of(config)
     for part, is_given, names in (
-        ("model", given_model, _OF_A_MODEL_MADE_HERE),
-        ("optimizer", given_optimizer, _OF_AN_OPTIMIZER_MADE_HERE),
+        ("model", overrides.model is not None, _OF_A_MODEL_MADE_HERE),
+        ("optimizer", overrides.has_optimizer, _OF_AN_OPTIMIZER_MADE_HERE),
     ):
         unheeded = [name for name in names if is_given and values[name] != KEYS[name].default]
         if unheeded:
