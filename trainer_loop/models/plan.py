@@ -173,9 +173,7 @@ class ModelPlan:
             label_names=label_names,
             problem_type=task.problem_type,
         )
-        empty: Any = self.given if self.adapter is None else None
-        if empty is None:
-            empty = make_empty_model(config, model_class=str(task.auto_model), trust_remote_code=self.trust_remote_code)
+        empty = self._make_empty(config, task)
         if tokenizer is not None:
             problems.lines += check_model_config(
                 config,
@@ -195,6 +193,12 @@ class ModelPlan:
             problems.collect("optimizer.", check_patterns, empty, frozen=frozen, rules=rules)
         problems.refuse()
         return lines
+
+    def _make_empty(self, config: PretrainedConfig, task: Task) -> Any:
+        """The model without memory for its weights; one that was given as it is, unless an adapter would change it."""
+        if self.given is not None and self.adapter is None:
+            return self.given
+        return make_empty_model(config, model_class=str(task.auto_model), trust_remote_code=self.trust_remote_code)
 
     def check_outputs(self, config: PretrainedConfig, num_outputs: int, *, are_numbers: bool) -> None:
         """Raise UserError where a model that was given has another number of outputs than there are classes.
