@@ -18,12 +18,7 @@ from trainer_loop.tasks.chat_template import (
     read_code_of_conversations,
 )
 from trainer_loop.tasks.generation import cut_at_end
-from trainer_loop.tasks.language_model import (
-    LanguageModel,
-    call_decoder,
-    count_labels,
-    select_targets,
-)
+from trainer_loop.tasks.language_model import LanguageModel, count_labels, select_targets
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import Batch, Rows, pad_lists
 
@@ -157,9 +152,6 @@ class Chat(LanguageModel):
         prompts = tuple(row["prompt"] for row in rows if "prompt" in row)
         batch = super().collate([{name: row[name] for name in ("input_ids", "labels")} for row in rows])
         return {**batch, "row_targets": count_labels(rows), "prompts": prompts}
-
-    def forward(self, model: Callable[..., Any], inputs: Batch) -> Tensor:
-        return call_decoder(model, inputs)
 
     def find_targets(self, batch: Batch) -> tuple[Tensor, Tensor, Sequence[int]]:
         """The tokens that come before one of an answer."""

@@ -85,8 +85,9 @@ class LanguageModel(Task):
         return {"loss": loss, "perplexity": None if loss is None else math.exp(min(loss, 700.0))}
 
     def forward(self, model: Callable[..., Any], inputs: Batch) -> Tensor:
-        """What stands for the logits, `[B, T, ...]`."""
-        return model(**inputs).logits  # type: ignore[no-any-return]
+        """What stands for the logits, `[B, T, ...]`; a decoder keeps no keys and values to go on with."""
+        options = {"use_cache": False} if self.writes else {}
+        return model(**inputs, **options).logits  # type: ignore[no-any-return]
 
     def _run(self, model: nn.Module, batch: Batch) -> tuple[OutputHead | NoOutputHead, Tensor]:
         """The head, and what it makes logits of, for every token: `[B * T, ...]`."""
@@ -105,11 +106,6 @@ def select_targets(labels: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tens
     """What `find_targets` returns, from labels `[B * T]` and how many of each row are targets."""
     positions = torch.nonzero_static(labels != -100, size=sum(lengths))[:, 0]  # does not wait for a device
     return positions, labels[positions], lengths
-
-
-def call_decoder(model: Callable[..., Any], inputs: Batch) -> Tensor:
-    """What stands for the logits of a decoder, `[B, T, ...]`; it keeps no keys and values to go on with."""
-    return model(**inputs, use_cache=False).logits  # type: ignore[no-any-return]
 
 
 def _first_tokens(inputs: Batch) -> Batch:
