@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
@@ -16,6 +17,7 @@ from trainer_loop.config.load import public_values, values_of
 from trainer_loop.config.schema import KEYS
 from trainer_loop.data.fingerprint import digest_joined
 from trainer_loop.data.loader import TrainLoader
+from trainer_loop.data.run_data import RunData
 from trainer_loop.data.stream import StreamLoader
 from trainer_loop.data.tokens import describe_processor
 from trainer_loop.description import fingerprint_own_code
@@ -81,68 +83,43 @@ def build(
     config = _take_over_accelerate_file(config, console)
     overrides = Overrides(task, model, name_splits(rows), has_optimizer=optimizer is not None)
     plan = plan_run(config, overrides, problems=problems, console=console)
-    run_dir = RunDir(config.run_dir)
-    accelerator = make_accelerator(
-        precision=plan.precision,
-        tf32=config.train.tf32,
-        trackers=[name for name in config.log.trackers if not is_own(name)],
-        project_dir=str(run_dir.root),
-        timeout_minutes=config.train.timeout_minutes,
-        threads=config.train.threads,
-        updates_on_host=plan.sharding.offloads,
-    )
+    accelerator = _make_accelerator(config, plan)
     train_loader = make_train_loader(config, plan, accelerator)
     run_facts = _describe_run(config, plan, train_loader)
     assert_same_on_all_processes(accelerator, run_facts, what="the data or the config")
     own_code = fingerprint_own_code(config)
-    steps_per_epoch = train_loader.steps_per_epoch
-    num_steps = config.train.steps or math.ceil(take_share(config.train.epochs or 0, steps_per_epoch or 0))
+    num_steps = _count_steps(config, train_loader)
 
+    preemption = preemption or Preemption()
     engine = make_engine(
-        config,
-        plan,
-        accelerator,
-        console,
-        num_steps=num_steps,
-        make_optimizer=optimizer,
-        preemption=preemption or Preemption(),
+        config, plan, accelerator, console, num_steps=num_steps, make_optimizer=optimizer, preemption=preemption
     )
-    _warn_of_unheeded(config, console, given_model=model is not None, given_optimizer=optimizer is not None)
-    run_facts |= _describe_what_learns(engine.bare_model, engine.groups)
-    run_facts |= {} if optimizer is None else {"optimizer.name": full_name(type(engine.scheduler.optimizer))}
-    run_facts |= {} if task is None else {"task.name": full_name(type(task))}
+    _warn_of_unheeded(config, overrides, console)
+    run_facts |= _describe_what_learns(engine.bare_model, engine.groups) | _name_given(overrides, engine)
     evaluator = _make_evaluator(config, plan, engine, console, stopwatch)
     if plan.task.refers:
         plan = _add_references(config, plan, evaluator, console, train_loader)
     data = ConfiguredData(config, plan, accelerator, console, train_loader)
+    metric_log = MetricLog(RunDir(config.run_dir).metrics, warn=console.warn)
+    output = ConfiguredOutput(
+        config,
+        plan,
+        overrides,
+        accelerator=accelerator,
+        console=console,
+        facts=run_facts | own_code,
+        num_steps=num_steps,
+        stopwatch=stopwatch,
+    )
     loop: TrainingLoop = plan.loop_class(
         task=plan.task,
         engine=engine,
         data=data,
         evaluator=evaluator,
-        checkpointer=_make_checkpointer(
-            config, plan.task, engine, console, run_facts=run_facts, own_code=own_code, stopwatch=stopwatch
-        ),
-        record=Recorder(
-            accelerator=accelerator, console=console, metric_log=MetricLog(run_dir.metrics, warn=console.warn)
-        ),
-        output=ConfiguredOutput(
-            config,
-            plan,
-            overrides,
-            accelerator=accelerator,
-            console=console,
-            facts=run_facts | own_code,
-            num_steps=num_steps,
-            stopwatch=stopwatch,
-        ),
-        options=_choose_options(
-            config,
-            plan,
-            num_steps=num_steps,
-            steps_per_epoch=steps_per_epoch,
-            has_validation=bool(data.validation),
-        ),
+        checkpointer=_make_checkpointer(config, plan.task, engine, console, stopwatch, run_facts, own_code),
+        record=Recorder(accelerator=accelerator, console=console, metric_log=metric_log),
+        output=output,
+        options=_choose_options(config, plan, data, num_steps=num_steps),
         **config.loop.args,
     )
     if not config.dry_run:
@@ -162,7 +139,24 @@ def _take_over_accelerate_file(config: Config, console: Console) -> Config:
     return replace(config, parallel=ParallelConfig(**translated.values))
 
 
+def _count_steps(config: Config, train_loader: TrainLoader | StreamLoader) -> int:
+    """Updates of the whole run."""
+    return config.train.steps or math.ceil(take_share(config.train.epochs or 0, train_loader.steps_per_epoch or 0))
+
+
 # ------------------------------------------------------------------------------------------------ parts of the loop
+
+
+def _make_accelerator(config: Config, plan: RunPlan) -> Accelerator:
+    return make_accelerator(
+        precision=plan.precision,
+        tf32=config.train.tf32,
+        trackers=[name for name in config.log.trackers if not is_own(name)],
+        project_dir=str(RunDir(config.run_dir).root),
+        timeout_minutes=config.train.timeout_minutes,
+        threads=config.train.threads,
+        updates_on_host=plan.sharding.offloads,
+    )
 
 
 def _add_references(
@@ -205,10 +199,9 @@ def _make_checkpointer(
     task: Task,
     engine: Engine,
     console: Console,
-    *,
+    stopwatch: Stopwatch,
     run_facts: dict[str, Any],
     own_code: dict[str, str],
-    stopwatch: Stopwatch,
 ) -> Checkpointer:
     """run_facts: what decides the updates. own_code: checksums of the user's code."""
     checkpointer = Checkpointer(
@@ -231,9 +224,8 @@ def _make_checkpointer(
     return checkpointer
 
 
-def _choose_options(
-    config: Config, plan: RunPlan, *, num_steps: int, steps_per_epoch: int | None, has_validation: bool
-) -> LoopOptions:
+def _choose_options(config: Config, plan: RunPlan, data: RunData, *, num_steps: int) -> LoopOptions:
+    steps_per_epoch, has_validation = data.train.steps_per_epoch, bool(data.validation)
     return LoopOptions(
         num_steps=num_steps,
         log_every=config.log.every,
@@ -259,12 +251,18 @@ def _describe_what_learns(model: nn.Module, groups: Sequence[ParameterGroup]) ->
     return ({"unfreezing": unfreezing} if unfreezing else {}) | ({} if frozen is None else {"frozen_weights": frozen})
 
 
-def _warn_of_unheeded(config: Config, console: Console, *, given_model: bool, given_optimizer: bool) -> None:
+def _name_given(overrides: Overrides, engine: Engine) -> dict[str, str]:
+    """The names of the optimizer and the task that were made in Python."""
+    optimizer = {"optimizer.name": full_name(type(engine.scheduler.optimizer))} if overrides.has_optimizer else {}
+    return optimizer if overrides.task is None else {**optimizer, "task.name": full_name(type(overrides.task))}
+
+
+def _warn_of_unheeded(config: Config, overrides: Overrides, console: Console) -> None:
     """Keys that say what a part made in Python decides itself."""
     values = values_of(config)
     for part, is_given, names in (
-        ("model", given_model, _OF_A_MODEL_MADE_HERE),
-        ("optimizer", given_optimizer, _OF_AN_OPTIMIZER_MADE_HERE),
+        ("model", overrides.model is not None, _OF_A_MODEL_MADE_HERE),
+        ("optimizer", overrides.has_optimizer, _OF_AN_OPTIMIZER_MADE_HERE),
     ):
         unheeded = [name for name in names if is_given and values[name] != KEYS[name].default]
         if unheeded:

@@ -15,7 +15,7 @@ from trainer_loop.engine import Engine
 from trainer_loop.errors import UserError, in_one_line, under
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.memory_report import count_flops_per_token
-from trainer_loop.models.assemble import assemble_model, make_plain_model
+from trainer_loop.models.assemble import RowsToRead, assemble_model, make_plain_model
 from trainer_loop.models.config import drops_layers
 from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.groups import ParameterGroup
@@ -120,12 +120,13 @@ def _make_model(
         device=accelerator.device,
         compute_type=_COMPUTE_TYPES[accelerator.mixed_precision],
         seed=config.seed,
-        max_length=config.data.max_length,
-        lengths=None if inputs.stream is not None else inputs.splits["train"].lengths,
-        pads=(config.batch.per_device, config.evaluate.per_device) != (1, 1),
+        rows=RowsToRead(
+            max_length=config.data.max_length,
+            lengths=None if inputs.stream is not None else inputs.splits["train"].lengths,
+            pads=(config.batch.per_device, config.evaluate.per_device) != (1, 1),
+        ),
         compiles=compiles,
-        say=console.say,
-        warn=console.warn,
+        console=console,
     )
 
 

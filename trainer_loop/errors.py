@@ -109,8 +109,12 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 def in_one_line(error: BaseException, *, at_most: int = 300) -> str:
     """The message of another library's error, in one line."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= at_most else text[: at_most - 3] + "..."
+    return cut_short(" ".join(str(error).split()) or type(error).__name__, at_most=at_most)
+
+
+def cut_short(text: str, *, at_most: int) -> str:
+    """A text of at most so many characters; one that goes on ends with three dots."""
+    return text if len(text) <= at_most else f"{text[: at_most - 3]}..."
 
 
 def displayed(path: str | Path) -> str:

@@ -22,7 +22,7 @@ from trainer_loop.config.fields import Config, GenerateConfig
 from trainer_loop.config.load import values_of
 from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.config.schema import KEYS
-from trainer_loop.data.columns import bind_columns
+from trainer_loop.data.columns import Columns, bind_columns
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.number_columns import list_numbers
 from trainer_loop.data.plan import DataPlan, plan_data, take_splits
@@ -364,25 +364,13 @@ def _plan_inputs(
     )
     data, splits = None, dict[str, TokenisedSplit]()
     if task and columns and has_rows and are_keys_right:
-        keys = {"files": TextFormat(**vars(config.data.files)), "limit": vars(config.data.limit), "columns": columns}
-        section = DataSection(**(vars(config.data) | keys), seed=config.seed)
-        if task.columns:
-            data = plan_data(
-                section,
-                given=overrides.rows,
-                show_progress=console.on_terminal,
-                say=console.say,
-                warn=console.warn,
-                problems=found,
-            )
-        else:
-            splits = take_splits(section, given=overrides.rows, problems=found)
+        data, splits = _plan_rows(config, overrides, console, found, task=task, columns=columns)
     labels = None if data is None else data.labels
-    label_names, num_numbers = (None, None) if data is None else (data.output_names, data.num_numbers)
+    label_names = None if data is None else data.output_names
     if loss is not None:
         found.collect("loss.", _weigh_classes, loss, data)
     if task is not None:
-        _check_metrics(config, overrides, task, label_names, found, num_numbers=num_numbers)
+        _check_metrics(config, overrides, task, label_names, found)
         _check_unused(config, overrides, task, found)
     if task is not None and task.auto_model is not None and not task.columns:
         found.lines.append(
@@ -391,11 +379,7 @@ def _plan_inputs(
         )
     if task is not None and task.auto_model is None:
         _check_plain_model(config, overrides, found)
-        model_config = None
-        texts = None if data is None or found else data.iterate_texts
-        processor = found.collect(
-            "", model.load_processor, task, None, texts=texts, max_length=config.data.max_length, say=console.say
-        )
+        model_config, processor = None, _load_processor(config, console, found, task, model, None, data)
     else:
         model_config, processor = _fit_model(config, console, found, task=task, loss=loss, model=model, data=data)
     if found:
@@ -410,6 +394,41 @@ def _plan_inputs(
         task.scale_by(list_numbers(data.splits["train"], data.columns))
     splits, stream, facts = data.encode(task, processor, counts_stream=config.train.steps is None, say=console.say)
     return Inputs(splits, stream, labels, data, processor, model_config, facts)
+
+
+def _plan_rows(
+    config: Config, overrides: Overrides, console: Console, found: Problems, *, task: Task, columns: Columns
+) -> tuple[DataPlan | None, dict[str, TokenisedSplit]]:
+    """The rows that a task with columns encodes, and those that another one takes as they are."""
+    keys = {"files": TextFormat(**vars(config.data.files)), "limit": vars(config.data.limit), "columns": columns}
+    section = DataSection(**(vars(config.data) | keys), seed=config.seed)
+    if not task.columns:
+        return None, take_splits(section, given=overrides.rows, problems=found)
+    data = plan_data(
+        section,
+        given=overrides.rows,
+        show_progress=console.on_terminal,
+        say=console.say,
+        warn=console.warn,
+        problems=found,
+    )
+    return data, {}
+
+
+def _load_processor(
+    config: Config,
+    console: Console,
+    found: Problems,
+    task: Task | None,
+    model: ModelPlan,
+    model_config: PretrainedConfig | None,
+    data: DataPlan | None,
+) -> Any | None:
+    """See `ModelPlan.load_processor`. No tokenizer is trained where something is wrong."""
+    texts = None if data is None or found else data.iterate_texts
+    return found.collect(
+        "", model.load_processor, task, model_config, texts=texts, max_length=config.data.max_length, say=console.say
+    )
 
 
 def _weigh_classes(loss: LossPlan, data: DataPlan | None) -> None:
@@ -438,18 +457,9 @@ def _fit_model(
     """The config of a model of transformers, fitted to data and processor, and the processor."""
     label_names = None if data is None else data.output_names
     model_config = found.collect("", model.load_config)
-    processor, longest = None, config.data.max_length
+    processor = None
     if model_config is not None or model.has_foreign_processor:
-        texts = None if data is None or found else data.iterate_texts
-        processor = found.collect(
-            "",
-            model.load_processor,
-            task,
-            model_config,
-            texts=texts,
-            max_length=config.data.max_length,
-            say=console.say,
-        )
+        processor = _load_processor(config, console, found, task, model, model_config, data)
     num_outputs = None if label_names is None else len(label_names)
     if task is not None and task.problem_type == "regression":
         reads_several = any(column.kind == "numbers" for column in task.columns.values())
@@ -466,7 +476,7 @@ def _fit_model(
             task=task,
             tokenizer=tokenizer,
             label_names=label_names,
-            max_length=longest,
+            max_length=config.data.max_length,
             frozen=config.optimizer.freeze,
             groups=config.optimizer.groups,
             seed=config.seed,
@@ -527,17 +537,11 @@ def list_metrics(config: Config, task: Task) -> Entries:
 
 
 def _check_metrics(
-    config: Config,
-    overrides: Overrides,
-    task: Task,
-    label_names: Sequence[str] | None,
-    found: Problems,
-    *,
-    num_numbers: int | None,
+    config: Config, overrides: Overrides, task: Task, label_names: Sequence[str] | None, found: Problems
 ) -> None:
     """Metrics that cannot be computed, and metrics that something follows and no evaluation has.
 
-    label_names, num_numbers: None also where they could not be found.
+    label_names: None also where they could not be found.
     """
     entries = list_metrics(config, task)
     num_labels = None if label_names is None else len(label_names)

@@ -427,15 +427,10 @@ class Predictor:
         )
         try:
             refuse(problems)
-            return compute_metrics(
-                load_metrics(entries, num_labels=num_labels, label_names=self.label_names), columns
-            ), notes
+            metrics = load_metrics(entries, num_labels=num_labels, label_names=self.label_names)
+            return compute_metrics(metrics, columns), notes
         except UserError as error:
             return {}, notes + [f"no metrics: {problem}" for problem in error.problems]
-
-    def write_at_most(self, max_new_tokens: int) -> None:
-        """Limit the texts that the model writes. Raises UserError where the model has fewer positions."""
-        self.use_generation({"max_new_tokens": max_new_tokens})
 
     def use_generation(self, options: Mapping[str, Any]) -> None:
         """Change how texts are written.

@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
@@ -12,6 +11,7 @@ from trainer_loop.config.named_sets import QUERY, is_query, read_fold
 from trainer_loop.config.schema import Key
 from trainer_loop.config.secrets import mask_values
 from trainer_loop.config.yaml_core import NULL, plain, texts_in
+from trainer_loop.errors import cut_short, suggest
 
 _LARGEST = 2**62  # torch and NumPy count in 64 bits
 _TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -69,8 +69,7 @@ def _outside_limits(value: object, key: Key) -> str | None:
     if isinstance(value, int) and abs(value) > _LARGEST:
         return f"whole numbers reach to {_LARGEST:,}"
     if key.allowed and value not in key.allowed:
-        close = get_close_matches(str(value), key.allowed, n=1)
-        return f"did you mean {close[0]}?" if close else ""
+        return suggest(str(value), key.allowed).removeprefix("; ")
     if key.nullable and value == "None":
         return ""  # Python's spelling of null would pass for the name of a column or a model
     if not isinstance(value, (int, float)):
@@ -96,8 +95,7 @@ def shown(value: object) -> str:
     """A value in a message: as it is written in YAML, texts in quotes, cut where it is long."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = repr(mask_values(value))
-    return text if len(text) <= 80 else text[:77] + "..."
+    return cut_short(repr(mask_values(value)), at_most=80)
 
 
 def _is_whole(value: object, *, at_least: int) -> bool:

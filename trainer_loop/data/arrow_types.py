@@ -58,6 +58,12 @@ def as_rows(table: Any) -> datasets.Dataset:
     return datasets.Dataset(table, fingerprint=uuid.uuid4().hex)
 
 
+def as_typed_rows(table: pa.Table, features: Mapping[str, Any]) -> datasets.Dataset:
+    """A table as a data set. features: the types that datasets has for some columns; the others keep those of Arrow."""
+    typed = datasets.Features.from_arrow_schema(pa.schema(table.schema)) | dict(features)
+    return as_rows(table.replace_schema_metadata(datasets.Features(typed).arrow_schema.metadata))
+
+
 def make_dataset(
     arrays: Mapping[str, Any], names: Sequence[str], num_rows: int, metadata: Mapping[bytes, bytes] | None = None
 ) -> datasets.Dataset:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trainer_loop.data.arrow_types import as_rows
+from trainer_loop.data.arrow_types import as_typed_rows
 from trainer_loop.data.class_warnings import (
     warn_of_spellings,
     warn_of_streamed_classes,
@@ -101,8 +101,7 @@ def flatten(split: Split, column: str) -> Split:
     table: pa.Table = split.rows.select_columns([column]).with_format("arrow")[:]
     lists = table[column].combine_chunks()
     feature = split.rows.features[column].feature
-    elements = pa.table({column: lists.flatten()})
-    rows = as_rows(elements.replace_schema_metadata(datasets.Features({column: feature}).arrow_schema.metadata))
+    rows = as_typed_rows(pa.table({column: lists.flatten()}), {column: feature})
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
     origins = split.origins.select(np.repeat(np.arange(len(lists)), lengths))
     return Split(split.name, rows, origins, split.fingerprint, split.columns)
@@ -171,9 +170,13 @@ def _tell_by_kind(faults: Mapping[int, str], split: Split) -> list[str]:
     return told
 
 
-def _list_rows(rows: Sequence[int], split: Split) -> str:
-    """`3 rows: reviews.csv row 4, ...`."""
-    shown = [split.origins.place(row) for row in rows[:_SHOWN]]
+def _list_rows(rows: Sequence[int] | np.ndarray, split: Split, *, values_of: str | None = None) -> str:
+    """`3 rows: reviews.csv row 4, ...`. values_of: a column whose values are shown, too."""
+    shown = [split.origins.place(int(row)) for row in rows[:_SHOWN]]
+    if values_of is not None:
+        shown = [
+            f"{place} ({shorten(split.rows[int(row)][values_of])})" for place, row in zip(shown, rows, strict=False)
+        ]
     return f"{plural(len(rows), 'row')}: {enumerate_some(shown, total=len(rows))}"
 
 
@@ -375,13 +378,7 @@ def _describe_labelled(split: Split, label: str, values: Sequence[RawLabel]) -> 
 def _describe_rows(split: Split, column: str, test: Test, *, values: bool = False) -> str:
     """`3 rows: reviews.csv row 4, ...` for rows whose value passes the test, or nothing; `values` shows them too."""
     rows = np.flatnonzero(find_rows(split.rows, column, test))
-    if not len(rows):
-        return ""
-    shown = [
-        split.origins.place(row) + (f" ({shorten(split.rows[row][column])})" if values else "")
-        for row in rows[:_SHOWN].tolist()
-    ]
-    return f"{plural(len(rows), 'row')}: {enumerate_some(shown, total=len(rows))}"
+    return _list_rows(rows, split, values_of=column if values else None) if len(rows) else ""
 
 
 def _first_value(split: Split, column: str, test: Callable[[Any], bool] = lambda value: True) -> str:

@@ -33,8 +33,6 @@ _JOINED_TYPES = {
     "int64": _INTEGERS,
     "float64": _INTEGERS | {"float16", "float32", "float64"},
 }
-
-
 # Endings of files that are not read. Without them reviews.csv.gz would be a dotted path, and run a file reviews.py.
 _OTHER_EXTENSIONS = (
     *(".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".tar", ".tgz", ".xlsx", ".xls", ".ods", ".docx", ".pdf"),

@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from trainer_loop.data.arrow_types import as_rows
+from trainer_loop.data.arrow_types import as_typed_rows
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.split import Split
 from trainer_loop.data.values import is_nan
@@ -34,7 +34,7 @@ def join_columns(
         table: pa.Table = rows.with_format("arrow")[:]
         column = pa.StructArray.from_arrays([table[part].combine_chunks() for part in parts], names=list(parts))
         others = {other: feature for other, feature in rows.features.items() if other not in parts or other in kept}
-        rows = _with_column(table.select(list(others)), name, column, others)
+        rows = as_typed_rows(table.select(list(others)).append_column(name, column), others)
     return rows
 
 
@@ -80,14 +80,7 @@ def name_labels_of_rows(split: Split, columns: Columns) -> Split:
     table: pa.Table = split.rows.with_format("arrow")[:]
     lists = pa.array([list_flagged(value) for value in table[label].to_pylist()], pa.list_(pa.string()))
     others = {name: feature for name, feature in split.rows.features.items() if name != label}
-    return replace(split, rows=_with_column(table.drop_columns([label]), label, lists, others))
-
-
-def _with_column(table: pa.Table, name: str, column: pa.Array, features: Mapping[str, Any]) -> datasets.Dataset:
-    """features: of the columns that the table has already."""
-    made = table.append_column(name, column)
-    typed = datasets.Features.from_arrow_schema(pa.schema(made.schema)) | dict(features)
-    return as_rows(made.replace_schema_metadata(datasets.Features(typed).arrow_schema.metadata))
+    return replace(split, rows=as_typed_rows(table.drop_columns([label]).append_column(label, lists), others))
 
 
 def _read_flag(value: Any) -> bool | None:

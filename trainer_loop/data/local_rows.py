@@ -29,10 +29,9 @@ def read_local(
 
     functions: what is done to each row, with all its columns, before.
     """
-    key = f"data.{split}"
+    key, wanted = f"data.{split}", columns if functions is None else None  # functions are given all columns
     if isinstance(spec, (datasets.Dataset, NamedRows)):
-        read = given_split(spec, name=split, columns=columns if functions is None else None)
-        return read if functions is None else functions.over_split(read, columns=columns)
+        return _change(given_split(spec, name=split, columns=wanted), functions, columns)
     if not is_query(spec):
         check_spec(spec, key=key)
     if not isinstance(spec, str) or is_file_spec(spec, hub=False):
@@ -44,11 +43,10 @@ def read_local(
         )
     place = f"{key}={spec}"
     returned = call_rows_function(spec, split=split, seed=seed)
-    rows = _as_dataset(returned, place=place, dotted=spec, wanted=columns.stored if functions is None else None)
+    rows = _as_dataset(returned, place=place, dotted=spec, wanted=None if wanted is None else wanted.stored)
     if not len(rows.rows):
         raise UserError(f"{place} returned no rows")
-    read = _make_split(split, rows, place=spec, columns=columns if functions is None else None)
-    return read if functions is None else functions.over_split(read, columns=columns)
+    return _change(_make_split(split, rows, place=spec, columns=wanted), functions, columns)
 
 
 def read_source(
@@ -64,14 +62,22 @@ def read_source(
         with under(f"{key}: "):
             rows = read_query(**spec, columns=None if wanted is None else wanted.stored)
         read = _make_split(split, rows, place=name_database(spec["connection"]), columns=wanted)
-        return read if functions is None or columns is None else functions.over_split(read, columns=columns)
+        return _change(read, functions, columns)
     specs = [spec] if isinstance(spec, str) else list(spec)
     with under(f"{key}={specs[0]}: "):
         images = read_image_folder(specs[0], split=split) if len(specs) == 1 and is_image_folder(specs[0]) else None
     if images is not None:
-        return images if functions is None or columns is None else functions.over_split(images, columns=columns)
+        return _change(images, functions, columns)
     files = find_files(specs, key=key, split=parse_set(split)[0])
     return read_files(files, split=split, columns=columns, text_format=text_format, functions=functions)
+
+
+def _change(rows: Split, functions: RowFunctions | None, columns: Columns | None) -> Split:
+    """What the functions make of rows with all their columns; without functions the rows themselves."""
+    if functions is None:
+        return rows
+    assert columns is not None, "functions are for tasks that declare columns"
+    return functions.over_split(rows, columns=columns)
 
 
 def check_spec(spec: Any, *, key: str) -> list[str]:

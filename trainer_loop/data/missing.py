@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trainer_loop.data.arrow_types import as_rows, plain_array, whole_numbers
+from trainer_loop.data.arrow_types import as_typed_rows, plain_array, whole_numbers
 from trainer_loop.data.column_values import is_hole
 from trainer_loop.data.columns import Columns, JoinedKind, Kind
 from trainer_loop.data.fingerprint import digest
@@ -24,7 +24,6 @@ from trainer_loop.data.values import is_nan
 from trainer_loop.data.wording import plural
 from trainer_loop.errors import UserError
 
-POLICIES = ("refuse", "drop", "empty")
 _READ_ROWS = 10_000  # at a time
 _NUMBERS = ("number", "numbers", "weight")  # kinds
 _NESTED = ("conversation", "joined_classes", "joined_numbers")  # kinds whose values may have a hole inside
@@ -251,6 +250,4 @@ def _replace_columns(rows: datasets.Dataset, made: dict[str, pa.ChunkedArray]) -
     table: pa.Table = rows.with_format("arrow")[:]
     for name, column in made.items():
         table = table.set_column(table.column_names.index(name), name, column)
-    info = {name: feature for name, feature in rows.features.items() if name not in made}
-    typed = datasets.Features.from_arrow_schema(pa.schema(table.schema)) | info
-    return as_rows(table.replace_schema_metadata(datasets.Features(typed).arrow_schema.metadata))
+    return as_typed_rows(table, {name: feature for name, feature in rows.features.items() if name not in made})

@@ -162,8 +162,7 @@ def _weigh_equally(tables: Mapping[str, datasets.Dataset], into: Columns) -> dic
 
 def _cast(rows: datasets.Dataset, wanted: datasets.Features, *, name: str, first: str) -> datasets.Dataset:
     """The rows with the types of the first source."""
-    if missing := [column for column in wanted if column not in rows.column_names]:
-        raise UserError(f"data.mixture: {name} has no column {missing[0]!r}, which {first} has; name it in its columns")
+    assert set(wanted) <= set(rows.column_names), "a source that lacks a column is refused when it is read"
     unlike = [column for column in wanted if _find_kind(rows.features[column]) != _find_kind(wanted[column])]
     if unlike:
         kinds = (f"{column!r} is {rows.features[column]} in {name}, {wanted[column]} in {first}" for column in unlike)

@@ -43,9 +43,6 @@ class Permutation:
         self._masks = np.uint64(2 ** (bits - bits // 2) - 1), np.uint64(2 ** (bits // 2) - 1)  # of the high, low half
         self._keys = [np.uint64(derive_seed(*parts, count, "round", number)) for number in range(_ROUNDS)]
 
-    def __len__(self) -> int:
-        return self._count
-
     def __getitem__(self, places: slice | Indices) -> Indices:
         """The numbers at these places, which must not be negative."""
         if isinstance(places, slice):

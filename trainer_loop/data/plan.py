@@ -96,40 +96,26 @@ class DataPlan:
 
         counts_stream: the rows of a streamed split are counted, because its epochs are.
         """
+        section = self.section
         encoding = Encoding(
             task,
             tokenizer,
-            self.section.columns,
+            section.columns,
             self.labels,
-            self.section.max_length,
-            self.section.cache_dir,
+            section.max_length,
+            section.cache_dir,
             self.show_progress,
             say,
             num_numbers=self.num_numbers,
         )
-        splits, stream, section = dict(self.splits), None, self.section
+        splits, stream = dict(self.splits), None
         if self.sources:
-            stream = prepare_mixture(
-                self.sources,
-                encoding,
-                shuffle_rows=section.shuffle_rows,
-                seed=section.seed,
-                missing=section.missing,
-            )
+            stream = prepare_mixture(self.sources, encoding, section)
         elif self.streamed is not None:
-            stream = prepare_stream(
-                self.streamed,
-                splits.pop("train"),
-                encoding,
-                is_counted=counts_stream,
-                shuffle_rows=section.shuffle_rows,
-                seed=section.seed,
-                missing=section.missing,
-                train_columns=section.train_columns,
-            )
+            stream = prepare_stream(self.streamed, splits.pop("train"), encoding, section, is_counted=counts_stream)
         evaluating = dataclasses.replace(encoding, evaluates=True)
         encoded = {
-            name: tokenise_split(split, encoding, weight=self.section.weight)
+            name: tokenise_split(split, encoding, weight=section.weight)
             if name == "train"
             else tokenise_split(split, evaluating)
             for name, split in splits.items()

@@ -136,67 +136,88 @@ def tokenise_split(split: Split, encoding: Encoding, *, weight: str | None = Non
     Of the processes that share `cache_dir` one does the work and the others wait for it. Raises UserError where the
     cache cannot be written or no tokens come out.
     """
-    task, columns, say, show_progress = encoding.task, encoding.columns, encoding.say, encoding.show_progress
-    label_ids = None if encoding.label_names is None else encoding.label_names.ids
-    has_tokens = as_tokenizer(encoding.tokenizer) is not None
-    verb, doing, noun = ("tokenise", "tokenising", "text") if has_tokens else ("encode", "encoding", "row")
-    encode_texts = task.encode_for_evaluation if encoding.evaluates else task.encode
-    task_errors: list[OSError] = []  # which are not the cache's
-    faults: dict[int, str] = {}  # rows that the model could not answer
-
-    def encode(batch: Mapping[str, list[Any]], positions: Sequence[int]) -> dict[str, list[Any]]:
-        rows = {
-            own: _number_labels(batch[_RAW + name], label_ids) if own == columns.label_role else batch[_RAW + name]
-            for own, name in columns.names.items()
-        }
-        try:
-            encoded, found = encode_rows(task, encode_texts, rows, max_length=encoding.max_length)
-        except OSError as error:
-            task_errors.append(error)
+    key = _make_key(split, encoding)
+    cache = encoding.cache_dir or os.environ.get("TRAINER_LOOP_CACHE") or "~/.cache/trainer_loop"
+    folder = expand_home(cache, place="data.cache_dir") / key
+    maker = _RowMaker(split, encoding, key)
+    try:
+        rows = load_or_make(folder, maker.make)
+    except OSError as error:
+        if error in maker.task_errors:
             raise
-        faults.update({positions[encoded["source"][place]]: reason for place, reason in found.items()})
-        encoded["source"] = [positions[source] for source in encoded["source"]]
-        if columns.has_class_lists and "label" in encoded:  # of empty lists alone no type can be told
-            encoded["label"] = [np.array(labels, dtype=np.int64) for labels in encoded["label"]]
-        return encoded
+        raise UserError(f"data.cache_dir={folder.parent} cannot be used: {in_one_line(error)}; name another") from error
+    tokenised = _unpack(split, rows, encoding.columns, folder)
+    return tokenised if weight is None else _weigh(tokenised, split, weight)
 
-    def make(path: str) -> None:
-        if not show_progress:
+
+@dataclass(frozen=True)
+class _RowMaker:
+    """Encodes the rows of a split, for the cache.
+
+    key: of the rows there. task_errors: of the task itself, which are not the cache's. faults: why the model could not
+    answer some rows, by their numbers.
+    """
+
+    split: Split
+    encoding: Encoding
+    key: str
+    task_errors: list[OSError] = field(default_factory=list, init=False)
+    faults: dict[int, str] = field(default_factory=dict, init=False)
+
+    def make(self, path: str) -> None:
+        """Write the encoded rows to an Arrow file. Raises UserError where the model could not answer some."""
+        split, say = self.split, self.encoding.say
+        has_tokens = as_tokenizer(self.encoding.tokenizer) is not None
+        verb, doing, noun = ("tokenise", "tokenising", "text") if has_tokens else ("encode", "encoding", "row")
+        if not self.encoding.show_progress:
             say(f"{split.name}: {doing} {plural(len(split.rows), noun)}")
         began = time.perf_counter()
-        raw = split.rows.select_columns(columns.all).rename_columns({name: _RAW + name for name in columns.all})
-        with _rust_threads(), progress_bars(shown=show_progress):
+        names = self.encoding.columns.all
+        raw = split.rows.select_columns(names).rename_columns({name: _RAW + name for name in names})
+        with _rust_threads(), progress_bars(shown=self.encoding.show_progress):
             rows = raw.with_format(None).map(
-                encode,
+                self._encode,
                 batched=True,
                 batch_size=_TEXTS_PER_CALL,
                 with_indices=True,
                 remove_columns=raw.column_names,
                 cache_file_name=path,
                 load_from_cache_file=False,
-                new_fingerprint=key,  # of its own it would hash the task and the tokenizer
+                new_fingerprint=self.key,  # of its own it would hash the task and the tokenizer
                 desc=f"{verb} {split.name}",
             )
-        if faults:
-            shown = enumerate_some([split.origins.place(row) for row in faults])
-            raise UserError(f"data.{split.name}: {plural(len(faults), 'row')}: {shown}: {next(iter(faults.values()))}")
+        if self.faults:
+            shown = enumerate_some([split.origins.place(row) for row in self.faults])
+            reason = next(iter(self.faults.values()))
+            raise UserError(f"data.{split.name}: {plural(len(self.faults), 'row')}: {shown}: {reason}")
         if len(rows):
             _write_numbers(rows, Path(path).parent)
-        if not show_progress:
+        if not self.encoding.show_progress:
             say(f"{split.name}: {plural(len(rows), 'row')} {verb}d in {time.perf_counter() - began:.1f} s")
 
-    key = _make_key(split, encoding)
-    cache = encoding.cache_dir or os.environ.get("TRAINER_LOOP_CACHE") or "~/.cache/trainer_loop"
-    folder = expand_home(cache, place="data.cache_dir") / key
-    try:
-        rows = load_or_make(folder, make)
-    except OSError as error:
-        if error in task_errors:
+    def _encode(self, batch: Mapping[str, list[Any]], positions: Sequence[int]) -> dict[str, list[Any]]:
+        """positions: numbers of the rows of the batch."""
+        task, columns, names = self.encoding.task, self.encoding.columns, self.encoding.label_names
+        ids = None if names is None else names.ids
+        rows = {
+            own: _number_labels(batch[_RAW + name], ids) if own == columns.label_role else batch[_RAW + name]
+            for own, name in columns.names.items()
+        }
+        encode = task.encode_for_evaluation if self.encoding.evaluates else task.encode
+        try:
+            encoded, found = encode_rows(task, encode, rows, max_length=self.encoding.max_length)
+        except OSError as error:
+            self.task_errors.append(error)
             raise
-        raise UserError(f"data.cache_dir={folder.parent} cannot be used: {in_one_line(error)}; name another") from error
-    tokenised = _unpack(split, rows, columns, folder)
-    if weight is None:
-        return tokenised
+        self.faults.update({positions[encoded["source"][place]]: reason for place, reason in found.items()})
+        encoded["source"] = [positions[source] for source in encoded["source"]]
+        if columns.has_class_lists and "label" in encoded:  # of empty lists alone no type can be told
+            encoded["label"] = [np.array(labels, dtype=np.int64) for labels in encoded["label"]]
+        return encoded
+
+
+def _weigh(tokenised: TokenisedSplit, split: Split, weight: str) -> TokenisedSplit:
+    """With the weights of the rows, from this column of the raw rows. Raises UserError where all are 0."""
     weights = np.array([read_number(value) for value in split.rows.with_format(None)[weight]], dtype=np.float64)
     if not weights.any():
         raise UserError(f"data.weight={weight}: all rows of data.{split.name} weigh 0; at least one must weigh more")

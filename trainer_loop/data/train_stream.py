@@ -16,6 +16,7 @@ from trainer_loop.data.mixture import naming_source
 from trainer_loop.data.report import describe_data, measure_data
 from trainer_loop.data.row_stream import ChunkStream, Row, RowStream, Stream
 from trainer_loop.data.shards import ShardedSplit
+from trainer_loop.data.source import DataSection
 from trainer_loop.data.split import Split
 from trainer_loop.data.tokens import Encoding, RowEncoder, TokenisedSplit, tokenise_split
 from trainer_loop.data.wording import plural
@@ -41,31 +42,14 @@ class TrainStream:
 
 
 def prepare_stream(
-    split: ShardedSplit,
-    head: Split,
-    encoding: Encoding,
-    *,
-    is_counted: bool,
-    shuffle_rows: int,
-    seed: int,
-    missing: str = "refuse",
-    train_columns: Columns,
+    split: ShardedSplit, head: Split, encoding: Encoding, section: DataSection, *, is_counted: bool
 ) -> TrainStream:
     """Describe a training split by its first rows, and count it where epochs are to be known.
 
-    head: its first rows, judged. missing: see `settle_missing`. train_columns: those that are read of a row. Raises
-    UserError where rows cannot be counted, or not be trained on.
+    head: its first rows, judged. Raises UserError where rows cannot be counted, or not be trained on.
     """
-    label_names, say = encoding.label_names, encoding.say
-    texts = RowStream(
-        split.shards,
-        seed=seed,
-        columns=train_columns,
-        label_names=label_names,
-        num_numbers=encoding.num_numbers,
-        missing=missing,
-        say=say,
-    )
+    say, missing = encoding.say, section.missing
+    texts = _open(split, encoding, columns=section.train_columns, seed=section.seed, missing=missing)
     encode = RowEncoder(encoding.task, max_length=encoding.max_length)
     changes_number = encode.changes_number(_first_row(texts))
     if changes_number and is_counted:
@@ -78,10 +62,10 @@ def prepare_stream(
     described = None if missing == "drop" else split.num_rows
     num_rows = (described or _count(split, texts, say)) if is_counted else None
     counted = "not counted" if num_rows is None else f"{plural(num_rows, 'row')} an epoch"
-    say(f"train: {split.title}, streamed, {counted}; shuffled within {plural(shuffle_rows, 'row')}")
+    say(f"train: {split.title}, streamed, {counted}; shuffled within {plural(section.shuffle_rows, 'row')}")
     tokens = _describe_head(head, encoding)
     return TrainStream(
-        rows=ChunkStream(texts, encode, num_texts=encode.texts_per_call) if changes_number else texts,
+        rows=_join_texts(texts, encode) if changes_number else texts,
         encode=list if changes_number else encode,
         num_rows=num_rows,
         fingerprint=_fingerprint(split, missing),
@@ -89,43 +73,32 @@ def prepare_stream(
     )
 
 
-def prepare_mixture(
-    sources: Sequence[StreamedSource], encoding: Encoding, *, shuffle_rows: int, seed: int, missing: str = "refuse"
-) -> TrainStream:
+def prepare_mixture(sources: Sequence[StreamedSource], encoding: Encoding, section: DataSection) -> TrainStream:
     """Describe the sources of a mixture by their first rows, and mix what the model sees as their rows.
 
-    The texts of a task that joins them are joined within each source. missing: see `settle_missing`. Raises UserError
-    where a source has no row to train on.
+    The texts of a task that joins them are joined within each source. Raises UserError where a source has no row to
+    train on.
     """
+    seed, missing = section.seed, section.missing
     # One for all sources: its lock keeps two threads apart.
     encode = RowEncoder(encoding.task, max_length=encoding.max_length)
     texts: dict[str, RowStream] = {}
     tokens: list[str] = []
     changes_number = False
     for source in sources:
-        own = _encoding_of(source, encoding)
-        texts[source.name] = RowStream(
-            source.split.shards,
-            seed=derive_seed(seed, "mixture", source.name),
-            columns=source.columns,
-            label_names=encoding.label_names,
-            num_numbers=encoding.num_numbers,
-            missing=missing,
-            say=own.say,
-        )
+        own, own_seed = _encoding_of(source, encoding), derive_seed(seed, "mixture", source.name)
+        texts[source.name] = _open(source.split, own, columns=source.columns, seed=own_seed, missing=missing)
         with naming_source(source.name):
             changes_number |= encode.changes_number(_first_row(texts[source.name]))
             own.say(f"train: {source.split.title}")
             tokens.append(_describe_head(source.head, own))
     mixed = MixedStream(
-        {name: ChunkStream(stream, encode, num_texts=encode.texts_per_call) for name, stream in texts.items()}
-        if changes_number
-        else texts,
+        {name: _join_texts(stream, encode) for name, stream in texts.items()} if changes_number else texts,
         weights=[source.weight for source in sources],
         loss_weights=[source.loss_weight for source in sources],
         seed=seed,
     )
-    encoding.say(f"train: {mixed.describe()}; streamed, shuffled within {plural(shuffle_rows, 'row')}")
+    encoding.say(f"train: {mixed.describe()}; streamed, shuffled within {plural(section.shuffle_rows, 'row')}")
     return TrainStream(
         rows=mixed,
         encode=list if changes_number else encode,
@@ -133,6 +106,23 @@ def prepare_mixture(
         fingerprint=digest(*(f"{source.name} {_fingerprint(source.split, missing)}".encode() for source in sources)),
         tokens=digest(*(part.encode() for part in tokens)),
     )
+
+
+def _open(split: ShardedSplit, encoding: Encoding, *, columns: Columns, seed: int, missing: str) -> RowStream:
+    """The raw rows of a split. columns: those that are read of a row."""
+    return RowStream(
+        split.shards,
+        seed=seed,
+        columns=columns,
+        label_names=encoding.label_names,
+        num_numbers=encoding.num_numbers,
+        missing=missing,
+        say=encoding.say,
+    )
+
+
+def _join_texts(texts: RowStream, encode: RowEncoder) -> ChunkStream:
+    return ChunkStream(texts, encode, num_texts=encode.texts_per_call)
 
 
 def _encoding_of(source: StreamedSource, encoding: Encoding) -> Encoding:

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Iterable, Sequence
 
+from trainer_loop.errors import cut_short
+
 _LONGEST_NAME = 60  # of a column, in characters
 
 
@@ -22,7 +24,7 @@ def enumerate_some(items: Sequence[str], *, total: int | None = None, at_most: i
 
 def enumerate_names(names: Sequence[str], *, at_most: int = 10) -> str:
     """Names of columns: `text, label and 49,990 more`; a long one is cut, and control characters are escaped."""
-    shown = [name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..." for name in names[:at_most]]
+    shown = [cut_short(name, at_most=_LONGEST_NAME) for name in names[:at_most]]
     plain = [name if name.isprintable() else repr(name)[1:-1] for name in shown]
     return enumerate_some(plain, total=len(names), at_most=at_most)
 
@@ -38,4 +40,4 @@ def shorten(value: object, *, at_most: int = 60) -> str:
         text = repr(value)
     except RecursionError:
         text = f"a deeply nested {type(value).__name__}"
-    return text if len(text) <= at_most else text[: at_most - 3] + "..."
+    return cut_short(text, at_most=at_most)

@@ -132,9 +132,9 @@ def _parse(entries: Sequence[Entry], *, num_labels: int | None) -> list[_ParsedE
 
 def _check_label_names(entry: _ParsedEntry, names: Sequence[str]) -> list[str]:
     """Names that are numbers say nothing to a metric that reads names, such as one of entities."""
-    reads_names = entry.shipped is not None and any(of.kind == "tags" for of in entry.shipped.columns.values())
-    reads_names &= entry.shipped is not None and entry.shipped.reads_names
-    if not reads_names or "label_names" in entry.arguments or not names or not all(map(str.isdecimal, names)):
+    metric = entry.shipped
+    reads_tags = metric is not None and any(of.kind == "tags" for of in metric.columns.values()) and metric.reads_names
+    if not reads_tags or "label_names" in entry.arguments or not names or not all(map(str.isdecimal, names)):
         return []
     return [
         f"{entry.place}: {entry.name} reads the names of the tags, and these are numbers ({', '.join(names[:3])}, ...)"

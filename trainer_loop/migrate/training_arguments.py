@@ -69,7 +69,6 @@ RENAMED = {
 # Switches of older versions -> the field of today, and its value where they were true.
 _SWITCHES = {"adafactor": ("optim", "adafactor"), "evaluate_during_training": ("eval_strategy", "steps")}
 
-
 # Tasks, by arguments that only their example scripts have -> the argument of the task, where it has one; `fim.rate` is
 # the entry `rate` of the argument `fim`.
 _SCRIPTS: dict[str, dict[str, str | None]] = {
@@ -486,20 +485,6 @@ def _hub(a: Arguments) -> Iterator[Setting | Note]:
 _TRACKERS = ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb")
 
 _GROUPS: tuple[Callable[[Arguments], Iterator[Setting | Note]], ...] = (
-    *(
-        _run,
-        _task,
-        _model,
-        _columns,
-        _batch,
-        _length,
-        _numbers,
-        _sharding,
-        _optimizer,
-        _schedule,
-        _evaluation,
-        _checkpoints,
-        _log,
-        _hub,
-    ),
+    *(_run, _task, _model, _columns, _batch, _length, _numbers, _sharding, _optimizer, _schedule, _evaluation),
+    *(_checkpoints, _log, _hub),
 )

@@ -1,6 +1,7 @@
 """From a `ModelPlan` to the model that learns: made, put on its device, tried on a few rows, given its adapter."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from transformers import PretrainedConfig
 
 from trainer_loop.components import locate
 from trainer_loop.errors import UserError
-from trainer_loop.models.config import count_tokens, find_text_config
+from trainer_loop.models.config import count_tokens, find_text_config, list_ids
 from trainer_loop.models.embedding_noise import use_embedding_noise
 from trainer_loop.models.loading import make_model
 from trainer_loop.models.packing import use_packing
@@ -27,15 +28,32 @@ from trainer_loop.models.trials import (
 )
 from trainer_loop.ops.attention import describe_attention_dropout, use_attention
 from trainer_loop.ops.cpu_kernels import use_cpu_modules
+from trainer_loop.record.logs import Console
 from trainer_loop.runtime.compiler import compile_model
 from trainer_loop.runtime.host import expect_many_shapes
 from trainer_loop.runtime.randomness import seed_everything
 from trainer_loop.tasks.find import is_shipped
 from trainer_loop.tasks.task import Task
 
-Say = Callable[[str], None]
-
 _WAYS_TO_COMPUTE = ("loss", "predict", "loss_and_predict")  # methods of a task that call its model
+
+
+@dataclass(frozen=True)
+class RowsToRead:
+    """What is known of the rows that a model is going to read.
+
+    max_length: tokens of the longest that may come. lengths: `[N]` tokens of the training rows; None: they are
+    streamed. pads: some batches hold more than one row.
+    """
+
+    max_length: int
+    lengths: np.ndarray | None
+    pads: bool
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest training row, as far as they are known."""
+        return self.max_length if self.lengths is None else int(self.lengths.max())
 
 
 def assemble_model(
@@ -47,21 +65,16 @@ def assemble_model(
     device: torch.device,
     compute_type: torch.dtype,
     seed: int,
-    max_length: int,
-    lengths: np.ndarray | None,
-    pads: bool,
+    rows: RowsToRead,
     compiles: bool,
-    say: Say,
-    warn: Say,
+    console: Console,
 ) -> tuple[nn.Module, Sequence[str]]:
     """The model on its device, before accelerate prepares it, and the names of its modules in the order of their calls.
 
     Args:
         compute_type: what matrices are multiplied in.
-        lengths: `[N]` tokens of the training rows; None: they are streamed.
-        pads: some batches hold more than one row.
         compiles: the whole model is compiled; layers of a sharded one are later, as `plan` says.
-        say, warn: for lines about what was found out.
+        console: gets lines about what was found out.
 
     Raises:
         UserError: the model cannot be loaded, or cannot answer rows of the tokenizer.
@@ -72,7 +85,7 @@ def assemble_model(
         plan, config, model_class=str(task.auto_model), num_tokens=num_tokens, compute_type=compute_type, seed=seed
     )
     if new_weights:
-        say(f"model: {len(new_weights)} weights are new: {', '.join(new_weights[:6])}")
+        console.say(f"model: {len(new_weights)} weights are new: {', '.join(new_weights[:6])}")
     if task.end_tokens:
         _add_end_tokens(model, task.end_tokens)
     model = model.to(device)
@@ -81,18 +94,9 @@ def assemble_model(
     if device.type == "cpu":
         expect_many_shapes()
         use_cpu_modules(model)
-        if (cost := describe_attention_dropout(model, max_length=max_length)) is not None:
-            say(cost)
-    reach = Reach()
-    if task.is_tried and any(map(is_shipped, type(task).__mro__)):  # what another task asks of its model is not known
-        rows = _choose_rows(model, task, lengths, max_length=max_length)
-        if rows and not plan.packing:
-            _choose_padding_side(model, task, rows, warn=warn if pads else None)
-        if rows and not _has_own_loss(task):  # which may reach more than the logits do
-            longest = max_length if lengths is None else int(lengths.max())
-            reach = _find_reach(model, task, rows, longest=longest, max_length=max_length)
-            if (line := freeze_unused(model, reach, new_weights=new_weights)) is not None:
-                say(line)
+        if (cost := describe_attention_dropout(model, max_length=rows.max_length)) is not None:
+            console.say(cost)
+    reach = _try_out(model, task, rows, new_weights, console, packs=plan.packing)
     if compiles:
         compile_model(model)
     if plan.packing:
@@ -114,8 +118,7 @@ def assemble_model(
 
 def _add_end_tokens(model: Any, tokens: Sequence[int]) -> None:
     """Let a model stop at these tokens too, here and where its export is loaded."""
-    own = model.generation_config.eos_token_id
-    known = [] if own is None else [own] if isinstance(own, int) else list(own)
+    known = list_ids(model.generation_config.eos_token_id)
     model.generation_config.eos_token_id = sorted({*known, *tokens})
 
 
@@ -129,23 +132,35 @@ def make_plain_model(dotted: str, overrides: Mapping[str, Any], *, seed: int) ->
     return model
 
 
-def _choose_rows(model: nn.Module, task: Task, lengths: np.ndarray | None, *, max_length: int) -> list[dict[str, Any]]:
-    """Made-up rows to try the model on: short ones, or, where it cannot answer those, some as long as the data has."""
-    rows = make_rows(task, model, max_length=max_length)
-    if not rows or lengths is None or can_answer(model, task, rows[:1]):
-        return rows
-    ordered = np.sort(lengths)
+def _try_out(
+    model: nn.Module, task: Task, rows: RowsToRead, new_weights: Collection[str], console: Console, *, packs: bool
+) -> Reach:
+    """Answer made-up rows: the task pads on the best side, and what takes no part is frozen. What takes part."""
+    if not task.is_tried or not any(map(is_shipped, type(task).__mro__)):
+        return Reach()  # what a task asks of its model that is not of the package is not known
+    made_up = _make_up_rows(model, task, rows)
+    if made_up and not packs:
+        trial = try_padding(model, task, made_up)
+        task.use_padding(trial.side)
+        if rows.pads and not trial.is_harmless:
+            console.warn(trial.describe(type(model).__name__))
+    if not made_up or _has_own_loss(task):  # which may reach more than the logits do
+        return Reach()
+    reach = _find_reach(model, task, made_up, rows)
+    if (line := freeze_unused(model, reach, new_weights=new_weights)) is not None:
+        console.say(line)
+    return reach
+
+
+def _make_up_rows(model: nn.Module, task: Task, rows: RowsToRead) -> list[dict[str, Any]]:
+    """Rows to try the model on: short ones, or, where it cannot answer those, some as long as the data has."""
+    made_up = make_rows(task, model, max_length=rows.max_length)
+    if not made_up or rows.lengths is None or can_answer(model, task, made_up[:1]):
+        return made_up
+    ordered = np.sort(rows.lengths)
     special = task.tokenizer.num_special_tokens_to_add()
     own = [max(1, int(ordered[place]) - special) for place in (0, len(ordered) // 2, -1)]
-    return make_rows(task, model, max_length=max_length, lengths=own)
-
-
-def _choose_padding_side(model: nn.Module, task: Task, rows: Sequence[Mapping[str, Any]], *, warn: Say | None) -> None:
-    """Let the task pad on the side that changes answers least; warn where even that changes them."""
-    trial = try_padding(model, task, rows)
-    task.use_padding(trial.side)
-    if warn is not None and not trial.is_harmless:
-        warn(trial.describe(type(model).__name__))
+    return make_rows(task, model, max_length=rows.max_length, lengths=own)
 
 
 def _has_own_loss(task: Task) -> bool:
@@ -153,13 +168,11 @@ def _has_own_loss(task: Task) -> bool:
     return not is_shipped(type(task)) and any(name in vars(type(task)) for name in _WAYS_TO_COMPUTE)
 
 
-def _find_reach(
-    model: nn.Module, task: Task, rows: Sequence[Mapping[str, Any]], *, longest: int, max_length: int
-) -> Reach:
+def _find_reach(model: nn.Module, task: Task, made_up: Sequence[Mapping[str, Any]], rows: RowsToRead) -> Reach:
     """What of the model takes part in its answers, also to a row as long as the longest."""
     device = next(model.parameters()).device
-    reach = find_reach(model, pad_rows(task, rows, device))
+    reach = find_reach(model, pad_rows(task, made_up, device))
     if reach.unused or reach.idle:  # some parts are for long rows only
-        row = make_row(task, longest, max_length=max_length)
+        row = make_row(task, rows.longest, max_length=rows.max_length)
         reach = reach.without(find_reach(model, pad_rows(task, row, device)))
     return reach

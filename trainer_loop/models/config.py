@@ -92,14 +92,7 @@ def load_model_config(
     """
     if name is None:
         assert model_type is not None
-        known = transformers.CONFIG_MAPPING.keys()
-        if model_type not in known:
-            hint = suggest(model_type, known) or "; examples: bert, distilbert, roberta, gpt2, llama"
-            raise UserError(f"model.type: {model_type} is no model type of transformers{hint}")
-        try:
-            config = AutoConfig.for_model(model_type)
-        except (StrictDataclassError, TypeError, ValueError) as error:
-            raise UserError(f"model.type: {model_type} has no config by default: {in_one_line(error)}") from error
+        config = _make_config(model_type)
     else:
         name = find_model(name)
         _refuse_wrong_directory(name)
@@ -108,19 +101,7 @@ def load_model_config(
                 config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
             except Exception as error:  # a file of somebody else's may make transformers raise anything
                 raise UserError(explain_failure(name, error, offline=offline)) from error
-    problems = []
-    for field, value in overrides.items():
-        place, kind = f"model.overrides.{field}", type(config).__name__
-        if not hasattr(config, field):
-            problems.append(f"{place}: {kind} has no such field{suggest(field, config.to_dict())}")
-            continue
-        try:
-            setattr(config, field, value)
-        except (StrictDataclassError, TypeError, ValueError) as error:
-            problems.append(f"{place}: {value!r}: {in_one_line(error)}")
-        except (AttributeError, NotImplementedError):  # a property that transformers computes
-            problems.append(f"{place}: {kind} derives it from other fields")
-    refuse(problems)
+    _override(config, overrides)
     try:
         if name is None and overrides:  # made of them, for it derives fields, such as the layers of a decoder
             renamed = type(config).attribute_map
@@ -135,6 +116,34 @@ def load_model_config(
         part.return_dict = True
         part.output_attentions = False
     return config
+
+
+def _make_config(model_type: str) -> PretrainedConfig:
+    known = transformers.CONFIG_MAPPING.keys()
+    if model_type not in known:
+        hint = suggest(model_type, known) or "; examples: bert, distilbert, roberta, gpt2, llama"
+        raise UserError(f"model.type: {model_type} is no model type of transformers{hint}")
+    try:
+        return AutoConfig.for_model(model_type)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise UserError(f"model.type: {model_type} has no config by default: {in_one_line(error)}") from error
+
+
+def _override(config: PretrainedConfig, overrides: Mapping[str, Any]) -> None:
+    """Change fields of a config. Raises UserError with all that it has not, or that cannot have these values."""
+    problems = []
+    for field, value in overrides.items():
+        place, kind = f"model.overrides.{field}", type(config).__name__
+        if not hasattr(config, field):
+            problems.append(f"{place}: {kind} has no such field{suggest(field, config.to_dict())}")
+            continue
+        try:
+            setattr(config, field, value)
+        except (StrictDataclassError, TypeError, ValueError) as error:
+            problems.append(f"{place}: {value!r}: {in_one_line(error)}")
+        except (AttributeError, NotImplementedError):  # a property that transformers computes
+            problems.append(f"{place}: {kind} derives it from other fields")
+    refuse(problems)
 
 
 def drops_layers(config: PretrainedConfig | None) -> bool:
@@ -241,7 +250,7 @@ def fit_model_config(
     if new_vocabulary:
         text.vocab_size = vocab_size or count_tokens(tokenizer)
         text.bos_token_id, text.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-    ends = _as_list(getattr(text, "eos_token_id", None))
+    ends = list_ids(getattr(text, "eos_token_id", None))
     if tokenizer.eos_token_id is not None and tokenizer.eos_token_id not in ends:
         told.append(
             f"model: the end token of its config ({', '.join(map(str, ends)) or 'none'}) is not that of the tokenizer, "
@@ -266,7 +275,8 @@ def _text_parts(config: PretrainedConfig) -> list[PretrainedConfig]:
     return [config, *(part for part in inside if hasattr(part, "vocab_size"))]
 
 
-def _as_list(ids: Any) -> list[int]:
+def list_ids(ids: Any) -> list[int]:
+    """The token ids of a field of a config: none, one or several."""
     return [] if ids is None else list(ids) if isinstance(ids, (list, tuple)) else [ids]
 
 
@@ -350,7 +360,7 @@ def without_borrowed_padding(config: PretrainedConfig) -> Iterator[None]:
     borrowing = []
     for part in _text_parts(config):
         own, vocabulary = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
-        borrowed = [*_as_list(getattr(part, "eos_token_id", None)), *_as_list(getattr(part, "bos_token_id", None))]
+        borrowed = [*list_ids(getattr(part, "eos_token_id", None)), *list_ids(getattr(part, "bos_token_id", None))]
         if own is not None and (own in borrowed or (isinstance(vocabulary, int) and own >= vocabulary)):
             borrowing.append((part, own))
             part.pad_token_id = None

@@ -53,55 +53,12 @@ def make_model(
     """
     if plan.given is not None:
         return plan.given, []
-    auto_class, attention = getattr(transformers, model_class), plan.attention
-    options: dict[str, Any] = {
-        "attn_implementation": None if attention == "auto" else attention,
-        "dtype": torch.float32,  # otherwise weights saved in half precision would be trained in half precision
-        "trust_remote_code": plan.trust_remote_code,
-    }
     seed_everything(seed, "model")
+    new_weights: list[str] = []
     if plan.name is None or plan.from_scratch:
-        try:
-            with without_borrowed_padding(config):
-                model = auto_class.from_config(config, **options)
-        except Exception as error:  # for a changed config transformers may raise anything
-            if is_out_of_memory(error):
-                raise
-            raise UserError(_explain_building(model_class, attention, error)) from error
-        new_weights: list[str] = []
+        model = _build(plan, config, model_class)
     else:
-        name, is_resized = find_model(plan.name), bool(plan.overrides)
-        if plan.quantize is not None:
-            empty = make_empty_model(config, model_class=model_class, trust_remote_code=plan.trust_remote_code)
-            options |= _in_4_bits(empty, dtype=compute_type)
-        with offline_unless_reachable() as offline, without_borrowed_padding(config):
-            try:
-                model, loaded = auto_class.from_pretrained(
-                    name,
-                    config=config,
-                    ignore_mismatched_sizes=True,  # checked below: a head for other classes starts new
-                    output_loading_info=True,
-                    **options,
-                )
-            except Exception as error:  # for unknown files transformers may raise anything
-                if is_out_of_memory(error):
-                    raise
-                if attention != "auto" and ("attn_implementation" in str(error) or isinstance(error, ImportError)):
-                    raise UserError(_explain_building(model_class, attention, error)) from error
-                raise UserError(explain_failure(name, error, offline=offline)) from error
-        _refuse_foreign_weights(name, model, loaded)
-        if not is_resized:  # overrides may have changed the number of layers
-            _refuse_holes(name, model, set(loaded["missing_keys"]))
-        cause = "model.overrides" if is_resized else "its config.json"
-        # Of a head of classes. That for multiple choice scores one choice at a time.
-        num_outputs = 1 if model_class == "AutoModelForMultipleChoice" else config.num_labels
-        _refuse_mismatched_body(name, loaded["mismatched_keys"], num_outputs=num_outputs, cause=cause)
-        if plan.quantize is not None and not any(hasattr(weight, "quant_state") for weight in model.parameters()):
-            raise UserError(
-                f"model.quantize: in a {type(model).__name__} bitsandbytes finds no matrix to take; set it to null"
-            )
-        stay_in_4_bits(model)
-        new_weights = sorted({*loaded["missing_keys"], *(key for key, _, _ in loaded["mismatched_keys"])})
+        model, new_weights = _load(plan, config, model_class, find_model(plan.name), compute_type=compute_type)
     if num_tokens:
         use_padding_token(model, config)
         grow_embeddings(model, num_tokens)
@@ -112,6 +69,63 @@ def make_model(
             )
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model, new_weights
+
+
+def _build(plan: "ModelPlan", config: PretrainedConfig, model_class: str) -> Any:
+    try:
+        with without_borrowed_padding(config):
+            return getattr(transformers, model_class).from_config(config, **_list_options(plan))
+    except Exception as error:  # for a changed config transformers may raise anything
+        if is_out_of_memory(error):
+            raise
+        raise UserError(_explain_building(model_class, plan.attention, error)) from error
+
+
+def _load(
+    plan: "ModelPlan", config: PretrainedConfig, model_class: str, name: str, *, compute_type: torch.dtype
+) -> tuple[Any, list[str]]:
+    """The model of this name, and the names of the weights that were not loaded."""
+    options, attention, is_resized = _list_options(plan), plan.attention, bool(plan.overrides)
+    if plan.quantize is not None:
+        empty = make_empty_model(config, model_class=model_class, trust_remote_code=plan.trust_remote_code)
+        options |= _in_4_bits(empty, dtype=compute_type)
+    with offline_unless_reachable() as offline, without_borrowed_padding(config):
+        try:
+            model, loaded = getattr(transformers, model_class).from_pretrained(
+                name,
+                config=config,
+                ignore_mismatched_sizes=True,  # checked below: a head for other classes starts new
+                output_loading_info=True,
+                **options,
+            )
+        except Exception as error:  # for unknown files transformers may raise anything
+            if is_out_of_memory(error):
+                raise
+            if attention != "auto" and ("attn_implementation" in str(error) or isinstance(error, ImportError)):
+                raise UserError(_explain_building(model_class, attention, error)) from error
+            raise UserError(explain_failure(name, error, offline=offline)) from error
+    _refuse_foreign_weights(name, model, loaded)
+    if not is_resized:  # overrides may have changed the number of layers
+        _refuse_holes(name, model, set(loaded["missing_keys"]))
+    cause = "model.overrides" if is_resized else "its config.json"
+    # Of a head of classes. That for multiple choice scores one choice at a time.
+    num_outputs = 1 if model_class == "AutoModelForMultipleChoice" else config.num_labels
+    _refuse_mismatched_body(name, loaded["mismatched_keys"], num_outputs=num_outputs, cause=cause)
+    if plan.quantize is not None and not any(hasattr(weight, "quant_state") for weight in model.parameters()):
+        raise UserError(
+            f"model.quantize: in a {type(model).__name__} bitsandbytes finds no matrix to take; set it to null"
+        )
+    stay_in_4_bits(model)
+    return model, sorted({*loaded["missing_keys"], *(key for key, _, _ in loaded["mismatched_keys"])})
+
+
+def _list_options(plan: "ModelPlan") -> dict[str, Any]:
+    """Arguments of transformers, for a model that is built and for one that is loaded."""
+    return {
+        "attn_implementation": None if plan.attention == "auto" else plan.attention,
+        "dtype": torch.float32,  # otherwise weights saved in half precision would be trained in half precision
+        "trust_remote_code": plan.trust_remote_code,
+    }
 
 
 def grow_embeddings(model: nn.Module, num_tokens: int) -> None:

@@ -173,9 +173,7 @@ class ModelPlan:
             label_names=label_names,
             problem_type=task.problem_type,
         )
-        empty: Any = self.given if self.adapter is None else None
-        if empty is None:
-            empty = make_empty_model(config, model_class=str(task.auto_model), trust_remote_code=self.trust_remote_code)
+        empty = self._make_empty(config, task)
         if tokenizer is not None:
             problems.lines += check_model_config(
                 config,
@@ -186,12 +184,8 @@ class ModelPlan:
                 needs_end=config.is_encoder_decoder and task.reads_end,
             )
             problems.lines += task.fit_positions(count_tabled_positions(empty))
-        channels = getattr(config, "num_channels", 3) if task.auto_processor == "AutoImageProcessor" else 3
-        if channels != 3:
-            problems.lines.append(
-                f"model: the config has num_channels {channels}, and images are read with 3; choose another model"
-                + ("" if self.name is not None and not self.from_scratch else ", or set model.overrides.num_channels=3")
-            )
+        if task.auto_processor == "AutoImageProcessor":
+            problems.lines += self._check_channels(config)
         if self.adapter is not None:
             empty = problems.collect("", self.adapter.try_on, empty, task_type=task.peft_type, seed=seed)
         if empty is not None and (frozen or groups or self.adapter):
@@ -199,6 +193,12 @@ class ModelPlan:
             problems.collect("optimizer.", check_patterns, empty, frozen=frozen, rules=rules)
         problems.refuse()
         return lines
+
+    def _make_empty(self, config: PretrainedConfig, task: Task) -> Any:
+        """The model without memory for its weights; one that was given as it is, unless an adapter would change it."""
+        if self.given is not None and self.adapter is None:
+            return self.given
+        return make_empty_model(config, model_class=str(task.auto_model), trust_remote_code=self.trust_remote_code)
 
     def check_outputs(self, config: PretrainedConfig, num_outputs: int, *, are_numbers: bool) -> None:
         """Raise UserError where a model that was given has another number of outputs than there are classes.
@@ -209,6 +209,16 @@ class ModelPlan:
             needs = f"{num_outputs} numbers are predicted" if are_numbers else f"the data has {num_outputs} classes"
             needs = "a number is predicted" if are_numbers and num_outputs == 1 else needs
             raise UserError(f"model: the one that was given has {config.num_labels} outputs, and {needs}")
+
+    def _check_channels(self, config: PretrainedConfig) -> list[str]:
+        """Whether images are read as the model wants them."""
+        channels = getattr(config, "num_channels", 3)
+        if channels == 3:
+            return []
+        or_else = "" if self.name is not None and not self.from_scratch else ", or set model.overrides.num_channels=3"
+        return [
+            f"model: the config has num_channels {channels}, and images are read with 3; choose another model{or_else}"
+        ]
 
     def _check_files(self, config: PretrainedConfig, task: Task, problems: Problems) -> None:
         """Whether the model's folder has what the task needs, and weights that can be read."""

@@ -6,7 +6,7 @@ Text stays text and colours are those of the page, so a chart follows its light 
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -135,7 +135,7 @@ class Drawing:
     right: int = WIDTH - _RIGHT
     top: int = _TOP
     bottom: int = HEIGHT - _BOTTOM
-    size: Point = field(default=(WIDTH, HEIGHT))
+    size: Point = (WIDTH, HEIGHT)
 
 
 def draw_histogram(title: str, values: np.ndarray, unit: str, *, limits: Point | None = None) -> Chart:

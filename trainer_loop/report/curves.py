@@ -1,7 +1,7 @@
 """Charts of metrics.jsonl: training and validation over the steps, with the places where the run went on again."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from trainer_loop.report.charts import Chart, Point, Series
@@ -40,15 +40,10 @@ def draw_curves(
     """
     left_out = _leave_out(rows)
     lines: dict[str, dict[str, list[Point]]] = {}  # by chart, by name of the line
-    for row in rows:
-        if _TOTALS in row:
-            continue
-        for name, value in row.items():
-            if name in left_out or name.startswith("test/") or isinstance(value, (list, str)):
-                continue
-            chart, line = _place(name, sets)
-            if chart != "rows" and not is_count(chart):
-                lines.setdefault(chart, {}).setdefault(line, []).append((row["step"], _as_number(value)))
+    for name, point in _list_points(rows, left_out):
+        chart, line = _place(name, sets)
+        if chart != "rows" and not is_count(chart):
+            lines.setdefault(chart, {}).setdefault(line, []).append(point)
     order = sorted(lines, key=lambda chart: _FIRST.index(chart) if chart in _FIRST else len(_FIRST))
     return [_make_chart(chart, lines[chart], marks) for chart in order]
 
@@ -58,15 +53,21 @@ def overlay_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Char
     left_out = _leave_out([row for rows in runs.values() for row in rows])
     lines: dict[str, dict[str, list[Point]]] = {}  # by metric, by run
     for run, rows in runs.items():
-        for row in rows:
-            for name, value in row.items() if _TOTALS not in row else ():
-                if name not in left_out and not isinstance(value, (list, str)) and not name.endswith("/rows"):
-                    lines.setdefault(name, {}).setdefault(run, []).append((row["step"], _as_number(value)))
-    charted = {name: of_runs for name, of_runs in lines.items() if not name.startswith("test/")}
+        for name, point in _list_points(rows, left_out):
+            if not name.endswith("/rows"):
+                lines.setdefault(name, {}).setdefault(run, []).append(point)
     if len(runs) <= _MOST_SERIES:  # a run has the same colour in all charts, also where others lack the metric
-        charted = {name: {run: of_runs.get(run, []) for run in runs} for name, of_runs in charted.items()}
-    first = [name for name in charted if "loss" in name]
-    return [_make_chart(name, charted[name], ()) for name in dict.fromkeys([*first, *charted])]
+        lines = {name: {run: of_runs.get(run, []) for run in runs} for name, of_runs in lines.items()}
+    first = [name for name in lines if "loss" in name]
+    return [_make_chart(name, lines[name], ()) for name in dict.fromkeys([*first, *lines])]
+
+
+def _list_points(rows: Sequence[Mapping[str, Any]], left_out: Collection[str]) -> Iterator[tuple[str, Point]]:
+    """The name of each metric of each step, and its point; test metrics have one number, and no chart."""
+    for row in rows:
+        for name, value in row.items() if _TOTALS not in row else ():
+            if name not in left_out and not name.startswith("test/") and not isinstance(value, (list, str)):
+                yield name, (row["step"], float(value) if isinstance(value, (int, float)) else math.nan)
 
 
 def _leave_out(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -102,7 +103,3 @@ def _make_chart(name: str, lines: Mapping[str, Sequence[Point]], marks: Sequence
     note = [f"{more} more are left out"] * (more > 0) + ["gaps: not a finite number"] * has_gap
     series = [Series(line, lines[line]) for line in shown]
     return Chart(_TITLES.get(name, name.replace("_", " ")), "step", series, marks=marks, note="; ".join(note))
-
-
-def _as_number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else math.nan

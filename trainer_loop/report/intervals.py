@@ -20,8 +20,6 @@ _ROWS_TO_DRAW = 100_000_000  # in all draws of a mean: a second
 _MOST_ROW_VALUES = 20_000  # to compute one by one
 _SAMPLES, _SAMPLE = 5, 25  # of rows, on which a metric shows whether it is a mean over rows
 _FEW_VALUES = 64
-
-
 _SAME = 1e-6  # relative difference of a metric that was logged and of one that is computed again
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from trainer_loop.data.wording import plural
+from trainer_loop.errors import cut_short
 from trainer_loop.report.charts import Chart, Series, draw_histogram, spell
 from trainer_loop.report.page import Block, Card, Cards, Cell, Charts, Row, Table, number
 from trainer_loop.report.rows import ScoredRows
@@ -92,7 +93,9 @@ def _tabulate_confusions(names: Sequence[str], classes: np.ndarray, table: np.nd
     """table: see `confuse`."""
     shown = [names[place] for place in classes.tolist()]
     has_others = bool(table[:, -1].any())
-    heads = [Cell(_abbreviate(name), "shade", title=name) for name in shown] + [Cell("others", "shade")] * has_others
+    heads = [Cell(cut_short(name, at_most=_NAME), "shade", title=name) for name in shown] + [
+        Cell("others", "shade")
+    ] * has_others
     rows = [
         (
             name,
@@ -214,7 +217,3 @@ def spell_output(rows: ScoredRows, value: Any) -> str:
 
 def _share(value: float) -> Cell:
     return number(f"{value:.3f}", share=float(value))
-
-
-def _abbreviate(name: str) -> str:
-    return name if len(name) <= _NAME else f"{name[: _NAME - 3]}..."

@@ -124,8 +124,7 @@ def _tabulate_figures(groups: Sequence[Group]) -> Iterator[Table]:
     figures = {
         id(run): {
             f"{title_of(of_set)} {metric}": value
-            for split in ("test", "validation")
-            for of_set, values in run.list_figures(split).items()
+            for of_set, values in run.figures.items()
             for metric, value in values.items()
             if metric != "rows"
         }

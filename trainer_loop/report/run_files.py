@@ -101,6 +101,11 @@ class RunFiles:
                 of_set[metric.removeprefix(f"{part}/") if part else metric] = value
         return figures
 
+    @property
+    def figures(self) -> dict[str, dict[str, float]]:
+        """Those of all sets, of test first."""
+        return {**self.list_figures("test"), **self.list_figures("validation")}
+
     def load_metrics(self, rows: ScoredRows) -> list[NamedMetric]:
         """Those of the run that are shipped and that can be computed again from its rows."""
         declared = () if self.task_class is None else self.task_class.metrics
@@ -185,7 +190,7 @@ def read_run(root: Path) -> RunFiles:
         error=next((text for kind, text in reversed(told) if kind == "error"), ""),
         notes=notes,
     )
-    figures = {**run.list_figures("test"), **run.list_figures("validation")}
+    figures = run.figures
     # Others are of weights that a resumed run has not come to yet; without facts, that is not known of validation sets.
     # Predictions that could not be written are those of an evaluation before.
     scored = {row["step"] for row in run.metrics if any(name.startswith("validation/") for name in row)}

@@ -65,7 +65,7 @@ def make_report_to_share(root: Path, intervals: Intervals | None = None) -> str:
 def make_report(run: RunFiles, *, name: str, intervals: Intervals | None = None) -> str:
     """The page. name: what it calls the run. intervals: of its metrics; None: they are computed."""
     intervals = run.find_intervals() if intervals is None else intervals
-    figures = {**run.list_figures("test"), **run.list_figures("validation")}
+    figures = run.figures
     worst = {name: of_set.get("worst", []) for name, of_set in run.facts.get("sets", {}).items()}
     sections = [
         Section("Summary", list(_summarise(run, figures, intervals))),

@@ -7,6 +7,8 @@ import numpy as np
 
 from trainer_loop.metrics.shipped.texts import answer_f1
 
+_BINS = 10  # of probabilities
+
 
 @dataclass(frozen=True)
 class ClassScores:
@@ -75,12 +77,12 @@ class Calibration:
     error: float
 
 
-def calibrate(probability: np.ndarray, is_right: np.ndarray, *, bins: int = 10) -> Calibration:
+def calibrate(probability: np.ndarray, is_right: np.ndarray) -> Calibration:
     """probability: `[N]` of what is predicted. is_right: `[N]`."""
-    edges = np.linspace(0, 1, bins + 1)
-    numbers = np.clip(np.ceil(probability * bins).astype(int) - 1, 0, bins - 1)  # the upper edge belongs to a bin
+    edges = np.linspace(0, 1, _BINS + 1)
+    numbers = np.clip(np.ceil(probability * _BINS).astype(int) - 1, 0, _BINS - 1)  # the upper edge belongs to a bin
     rows, confidence, right = (
-        np.bincount(numbers, weights=weights, minlength=bins) for weights in (None, probability, is_right)
+        np.bincount(numbers, weights=weights, minlength=_BINS) for weights in (None, probability, is_right)
     )
     with np.errstate(invalid="ignore"):
         means, shares = confidence / rows, right / rows

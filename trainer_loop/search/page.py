@@ -9,7 +9,7 @@ from trainer_loop.report.charts import Chart, Point, Series, spell
 from trainer_loop.report.page import Block, Cell, Charts, Code, Facts, Section, Table, code, number, write_page
 from trainer_loop.report.page import Row as TableRow
 from trainer_loop.report.wording import spell_seconds
-from trainer_loop.search.plan import Plan
+from trainer_loop.search.plan import Plan, name_trial
 from trainer_loop.search.space import Choices, Range
 from trainer_loop.search.study import Row
 from trainer_loop.search.table import FEWEST_FOR_IMPORTANCE, count_finished, explain_importance, spell_value
@@ -41,7 +41,7 @@ def make_page(plan: Plan, rows: Sequence[Row], best: Row | None, importance: Map
 def _summarise(
     plan: Plan, rows: Sequence[Row], best: Row | None, importance: Mapping[str, float], config: str
 ) -> Iterator[Block]:
-    endings = [_name_ending(row) for row in rows]
+    endings = [row.ended for row in rows]
     counts = {how: f"{endings.count(how)}" for how in dict.fromkeys(endings)}
     values = {} if best is None or best.value is None else {f"best {plan.metric_name}": spell(best.value)}
     if best is not None:
@@ -52,37 +52,25 @@ def _summarise(
     settings = {"time of all trials": spell_seconds(seconds), "sampler": plan.sampler, "pruner": plan.pruner}
     yield Facts({**values, "trials": f"{len(rows)} of {plan.trials}", **counts, **(settings if plan.space else {})})
     if plan.space:
-        heads = ["key", "searched", *(["best"] if best else []), *(["importance"] if importance else [])]
-        note = ""
-        if importance:
-            note = "Importance: the share of the differences between finished trials that comes from this key (fANOVA)."
-        elif len(plan.space) > 1 and count_finished(rows) < FEWEST_FOR_IMPORTANCE:
-            note = f"{explain_importance(rows).capitalize()}."
-        order = [*importance, *(key for key in plan.space if key not in importance)]
-        yield Table(
-            "Keys",
-            heads,
-            [
-                (
-                    code(key),
-                    code(_spell_space(plan.space[key])),
-                    *([code(spell_value(best.values.get(key)))] if best else []),
-                    *(
-                        [number(f"{importance.get(key, 0.0):.0%}", share=importance.get(key, 0.0))]
-                        if importance
-                        else []
-                    ),
-                )
-                for key in order
-            ],
-            note=note,
-        )
+        yield _tabulate_keys(plan, rows, best, importance)
     if config:
         yield Code("best.yaml, a config with the best values", config)
 
 
-def _name_ending(row: Row) -> str:
-    return str(row.result.get("ended", "running"))
+def _tabulate_keys(plan: Plan, rows: Sequence[Row], best: Row | None, importance: Mapping[str, float]) -> Table:
+    note = ""
+    if importance:
+        note = "Importance: the share of the differences between finished trials that comes from this key (fANOVA)."
+    elif len(plan.space) > 1 and count_finished(rows) < FEWEST_FOR_IMPORTANCE:
+        note = f"{explain_importance(rows).capitalize()}."
+    table: list[TableRow] = []
+    for key in [*importance, *(key for key in plan.space if key not in importance)]:
+        share = importance.get(key, 0.0)
+        of_best = [code(spell_value(best.values.get(key)))] if best else []
+        weight = [number(f"{share:.0%}", share=share)] if importance else []
+        table.append((code(key), code(_spell_space(plan.space[key])), *of_best, *weight))
+    heads = ["key", "searched", *(["best"] if best else []), *(["importance"] if importance else [])]
+    return Table("Keys", heads, table, note=note)
 
 
 def _spell_space(parameter: Range | Choices) -> str:
@@ -97,7 +85,7 @@ def _spell_space(parameter: Range | Choices) -> str:
 
 def _draw(plan: Plan, rows: Sequence[Row]) -> Iterator[Block]:
     """The metric over the trials, and over the values of each key."""
-    known = [row for row in rows if row.value is not None or row.result.get("value") is not None]
+    known = [row for row in rows if row.last_value is not None]
     if len(known) < 2:
         return
     left_out = len(rows) - len(known)
@@ -150,12 +138,11 @@ def _tabulate_trials(plan: Plan, rows: Sequence[Row], best: Row | None) -> Table
     table: list[TableRow] = []
     for row in rows:
         result = row.result
-        value = row.value if row.value is not None else result.get("value")
-        ended = _name_ending(row) + (", best" if best is not None and row.number == best.number else "")
+        ended = row.ended + (", best" if best is not None and row.number == best.number else "")
         table.append(
             (
-                _link(plan, str(row.number), f"trial-{row.number:04}"),
-                value,
+                _link(plan, str(row.number), name_trial(row.number)),
+                row.last_value,
                 *([result.get("spread")] if has_spread else []),
                 *(_show_value(row.values.get(key)) for key in plan.space),
                 int(result.get("steps", 0)),
@@ -178,7 +165,7 @@ def _tabulate_runs(plan: Plan, rows: Sequence[Row], best: Row | None) -> Iterato
         return
     if best is not None:
         of_best: Mapping[str, float | None] = best.result.get("runs", {})
-        root = f"trial-{best.number:04}"
+        root = name_trial(best.number)
         firsts, lasts = (list(dict.fromkeys(parts)) for parts in zip(*map(_split_name, names), strict=True))
         has_both = lasts != [""]
         yield Table(
@@ -200,7 +187,7 @@ def _tabulate_runs(plan: Plan, rows: Sequence[Row], best: Row | None) -> Iterato
             [
                 (
                     str(row.number),
-                    *(_link_value(plan, row.result.get("runs", {}), f"trial-{row.number:04}", name) for name in names),
+                    *(_link_value(plan, row.result.get("runs", {}), name_trial(row.number), name) for name in names),
                 )
                 for row in rows
             ],

@@ -59,6 +59,11 @@ class Plan:
         return [*self.command, *config, *self.overrides, *own, *values, *more]
 
 
+def name_trial(number: int) -> str:
+    """The folder of a trial in the search directory."""
+    return f"trial-{number:04}"
+
+
 def command_of(launch: str) -> list[str]:
     """The command that trains a config. launch: what stands before the name of the module: `accelerate launch -m`."""
     return [*(shlex.split(launch) or [sys.executable, "-m"]), "trainer_loop.run"]

@@ -21,7 +21,7 @@ from trainer_loop.config.secrets import mask_text
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.record.run_lock import try_to_lock
 from trainer_loop.runtime.randomness import derive_seed
-from trainer_loop.search.plan import Plan
+from trainer_loop.search.plan import Plan, name_trial
 from trainer_loop.search.runs import Ending
 from trainer_loop.search.space import Choices, Range, list_grid
 
@@ -49,6 +49,16 @@ class Row:
     values: Mapping[str, Any]
     value: float | None
     result: Mapping[str, Any]
+
+    @property
+    def last_value(self) -> float | None:
+        """Its value, or of one that did not finish that of its last evaluation."""
+        return self.value if self.value is not None else self.result.get("value")
+
+    @property
+    def ended(self) -> str:
+        """How it ended, see `Ending`, or `running`."""
+        return str(self.result.get("ended", "running"))
 
 
 @contextlib.contextmanager
@@ -250,7 +260,7 @@ class Study:
 
     def _lock(self, number: int) -> IO[bytes] | None:
         """The lock of a trial; None where another process holds it."""
-        file = (self._locks / f"trial-{number:04}").open("a+b")
+        file = (self._locks / name_trial(number)).open("a+b")
         if try_to_lock(file):
             return file
         file.close()

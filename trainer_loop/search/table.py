@@ -4,6 +4,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
+from trainer_loop.errors import cut_short
 from trainer_loop.runtime.text_table import align
 from trainer_loop.search.study import Row
 
@@ -35,19 +36,18 @@ def describe_trials(rows: Sequence[Row], metric: str, keys: Sequence[str], *, be
     lines = [heads]
     for row in rows:
         result = row.result
-        value = row.value if row.value is not None else result.get("value")
         spread = [spell_value(result.get("spread"))] if has_spread else []
-        ended = ": ".join(part for part in (result.get("ended", "running"), result.get("reason", "")) if part)
+        ended = ": ".join(filter(None, (row.ended, result.get("reason"))))
         lines.append(
             [
                 "*" if best is not None and row.number == best.number else "",
                 str(row.number),
-                spell_value(value),
+                spell_value(row.last_value),
                 *spread,
                 *(spell_value(row.values.get(key)) for key in keys),
                 f"{result.get('steps', 0):,}",
                 f"{result.get('seconds', 0.0) / 60:.1f}",
-                ended if len(ended) <= _LONGEST else ended[: _LONGEST - 3] + "...",
+                cut_short(ended, at_most=_LONGEST),
             ]
         )
     return align(lines, left=(len(heads) - 1,))

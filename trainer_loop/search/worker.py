@@ -11,7 +11,7 @@ from trainer_loop.config.load import read_config, spell_config
 from trainer_loop.errors import Preempted, UserError
 from trainer_loop.record.run_dir import SEARCH_PAGE, describe_refusal, write_text
 from trainer_loop.search.page import make_page
-from trainer_loop.search.plan import Plan
+from trainer_loop.search.plan import Plan, name_trial
 from trainer_loop.search.runs import Ending, Watch, drive, read_problems, start_process, stop
 from trainer_loop.search.space import spell_values
 from trainer_loop.search.study import Row, Study, Taken
@@ -40,7 +40,7 @@ class Worker:
 
     def work(self) -> None:
         """Train what there is to train. Raises Preempted where it is to stop, UserError where no trial can be run."""
-        checked = any(row.result.get("ended") not in (None, "refused") for row in self.study.list_rows())
+        checked = any(row.ended not in ("running", "refused") for row in self.study.list_rows())
         while True:
             self._leave_if_asked()
             taken = self.study.take()
@@ -89,13 +89,13 @@ class Worker:
             raise UserError(problems)
         self._finish(taken, {}, Ending("refused", problems[0]))
         rows = self.study.list_rows()
-        if len(rows) >= min(_FIRST, self.plan.trials) and all(row.result.get("ended") == "refused" for row in rows):
+        if len(rows) >= min(_FIRST, self.plan.trials) and all(row.ended == "refused" for row in rows):
             raise UserError(
                 [*problems, f"search.space: the first {len(rows)} trials were refused; see the lines above"]
             )
 
     def _root(self, taken: Taken) -> Path:
-        return self.plan.directory / f"trial-{taken.number:04}"
+        return self.plan.directory / name_trial(taken.number)
 
     def _train(self, taken: Taken) -> None:
         endings: dict[str, Ending] = {}
@@ -162,7 +162,7 @@ class Worker:
         ]
 
     def _name_place(self, best: Row) -> str:
-        root = self.plan.directory / f"trial-{best.number:04}"
+        root = self.plan.directory / name_trial(best.number)
         return str(root) if root.is_dir() else "in the directory of another search"
 
     def _write_page(

@@ -11,7 +11,7 @@ from trainer_loop.components import refuse_less
 from trainer_loop.data.columns import Column
 from trainer_loop.errors import UserError
 from trainer_loop.tasks.fill_in_the_middle import read_settings, split_texts
-from trainer_loop.tasks.language_model import LanguageModel, call_decoder
+from trainer_loop.tasks.language_model import LanguageModel
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import Batch, Rows
 
@@ -148,9 +148,6 @@ class CausalLM(LanguageModel):
             positions = torch.arange(targets.shape[1], device=targets.device)
             targets.masked_fill_(positions < context[:, None] - 1, -100)
         return None, targets.flatten(), targets.shape[1]
-
-    def forward(self, model: Callable[..., Any], inputs: Batch) -> Tensor:
-        return call_decoder(model, inputs)
 
 
 def join_and_cut(

@@ -17,15 +17,10 @@ from trainer_loop.tasks.chat_template import (
     TemplateFault,
     read_code_of_conversations,
 )
-from trainer_loop.tasks.generation import cut_at_end, pad_on_the_left
-from trainer_loop.tasks.language_model import (
-    LanguageModel,
-    call_decoder,
-    count_labels,
-    select_targets,
-)
+from trainer_loop.tasks.generation import cut_at_end
+from trainer_loop.tasks.language_model import LanguageModel, count_labels, select_targets
 from trainer_loop.tasks.losses import cross_entropy
-from trainer_loop.tasks.task import Batch, Rows
+from trainer_loop.tasks.task import Batch, Rows, pad_lists
 
 
 class Chat(LanguageModel):
@@ -158,9 +153,6 @@ class Chat(LanguageModel):
         batch = super().collate([{name: row[name] for name in ("input_ids", "labels")} for row in rows])
         return {**batch, "row_targets": count_labels(rows), "prompts": prompts}
 
-    def forward(self, model: Callable[..., Any], inputs: Batch) -> Tensor:
-        return call_decoder(model, inputs)
-
     def find_targets(self, batch: Batch) -> tuple[Tensor, Tensor, Sequence[int]]:
         """The tokens that come before one of an answer."""
         return select_targets(batch["labels"].flatten().roll(-1), batch["row_targets"])
@@ -210,9 +202,11 @@ class Chat(LanguageModel):
         room = None if self._positions is None else self._positions - self.generation.length
         prompts = [row[-room:] if room else row for row in batch["prompts"]]
         pad = self.tokenizer.pad_token_id
-        inputs = pad_on_the_left(prompts, fill=pad, device=batch["input_ids"].device)
+        ids = pad_lists(prompts, fill=pad, side="left").to(batch["input_ids"].device)
+        mask = pad_lists([[1] * len(prompt) for prompt in prompts], fill=0, side="left").to(ids.device)
+        inputs = {"input_ids": ids, "attention_mask": mask}
         written = self.generation.write(model, inputs, pad=pad)
-        return list(written[:, inputs["input_ids"].shape[1] :])
+        return list(written[:, ids.shape[1] :])
 
 
 def label_answers(ids: Sequence[int], is_answer: Sequence[bool]) -> list[int]:

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from trainer_loop.components import refuse_less
@@ -69,14 +68,3 @@ def cut_at_end(tokens: list[int], ends: set[int]) -> list[int]:
     [5, 6]
     """
     return tokens[: next((place for place, token in enumerate(tokens) if token in ends), len(tokens))]
-
-
-def pad_on_the_left(rows: list[list[int]], *, fill: int, device: torch.device) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask` `[B, T]` of rows that a decoder continues."""
-    longest = max(map(len, rows))
-    ids = [[fill] * (longest - len(row)) + row for row in rows]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    return {
-        "input_ids": torch.tensor(ids, dtype=torch.long, device=device),
-        "attention_mask": torch.tensor(mask, dtype=torch.long, device=device),
-    }

@@ -72,7 +72,7 @@ class LanguageModel(Task):
         losses, nll = [], []
         for tokens, logits in head.chunks(outputs if positions is None else outputs[positions]):
             losses.append(self.loss_function(logits, targets[tokens]))
-            nll.append(_negative_log_likelihood(logits, targets[tokens]))
+            nll.append(negative_log_likelihood(logits, targets[tokens]))
         counts = torch.stack([row.sum() for row in (targets != -100).split(lengths)])
         sums = _sum_over_rows(nll, lengths)
         compared = {"predictions": sums, "references": counts}
@@ -85,8 +85,9 @@ class LanguageModel(Task):
         return {"loss": loss, "perplexity": None if loss is None else math.exp(min(loss, 700.0))}
 
     def forward(self, model: Callable[..., Any], inputs: Batch) -> Tensor:
-        """What stands for the logits, `[B, T, ...]`."""
-        return model(**inputs).logits  # type: ignore[no-any-return]
+        """What stands for the logits, `[B, T, ...]`; a decoder keeps no keys and values to go on with."""
+        options = {"use_cache": False} if self.writes else {}
+        return model(**inputs, **options).logits  # type: ignore[no-any-return]
 
     def _run(self, model: nn.Module, batch: Batch) -> tuple[OutputHead | NoOutputHead, Tensor]:
         """The head, and what it makes logits of, for every token: `[B * T, ...]`."""
@@ -107,11 +108,6 @@ def select_targets(labels: Tensor, lengths: Sequence[int]) -> tuple[Tensor, Tens
     return positions, labels[positions], lengths
 
 
-def call_decoder(model: Callable[..., Any], inputs: Batch) -> Tensor:
-    """What stands for the logits of a decoder, `[B, T, ...]`; it keeps no keys and values to go on with."""
-    return model(**inputs, use_cache=False).logits  # type: ignore[no-any-return]
-
-
 def _first_tokens(inputs: Batch) -> Batch:
     """The first few tokens of the first row of what a model is called with."""
     if "row_lengths" in inputs:
@@ -121,7 +117,7 @@ def _first_tokens(inputs: Batch) -> Batch:
     return {name: values[:1, :4] for name, values in inputs.items()}
 
 
-def _negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
+def negative_log_likelihood(logits: Tensor, targets: Tensor) -> Tensor:
     """Of each target, in nats, `[N]`. logits: `[N, V]`. targets: `[N]`; 0 for a target of -100."""
     return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 

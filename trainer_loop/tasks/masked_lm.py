@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trainer_loop.data.columns import Column
 from trainer_loop.errors import UserError
-from trainer_loop.tasks.causal_lm import join_and_cut
+from trainer_loop.tasks.causal_lm import CausalLM, join_and_cut
 from trainer_loop.tasks.language_model import LanguageModel, count_labels, select_targets
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import Batch, Rows
@@ -40,12 +40,7 @@ class MaskedLM(LanguageModel):
         "tokens": "the likeliest token for each mask token of the text",
         "probabilities": "the probability of each of these",
     }
-    example: ClassVar[Sequence[Mapping[str, Any]]] = (
-        {"text": "The ferry crosses the bay twice a day."},
-        {"text": "In winter, when the ice is thick, people walk across instead."},
-        {"text": ""},
-        {"text": "Nobody has fallen in for years."},
-    )
+    example: ClassVar[Sequence[Mapping[str, Any]]] = CausalLM.example
 
     def __init__(
         self,

@@ -69,17 +69,9 @@ class MultiLabelClassification(SequenceClassification):
         assert self.label_names is not None, "the task is bound to the names of its classes"
         return len(batch["labels"]) * len(self.label_names)
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits = self._logits(model, batch)
-        return self.loss_function(logits, _mark(batch["labels"], logits))
-
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """`predictions` `[B, C]`, true for a label of the row, and `probabilities`; `references` `[B, C]` if known."""
         return super().predict(model, batch)
-
-    def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = self._logits(model, batch)
-        return self.loss_function(logits, _mark(batch["labels"], logits)), self._make_outputs(logits, batch)
 
     @property
     def tunes(self) -> bool:
@@ -101,6 +93,9 @@ class MultiLabelClassification(SequenceClassification):
         named = dict(zip(self.label_names, outputs["probabilities"].tolist(), strict=True))
         chosen = zip(self.label_names, outputs["predictions"].tolist(), strict=True)
         return {"labels": [name for name, is_there in chosen if is_there], "probabilities": named}
+
+    def _targets(self, logits: Tensor, batch: Batch) -> Tensor:
+        return _mark(batch["labels"], logits)
 
     def _make_outputs(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         probabilities = logits.sigmoid()

@@ -13,6 +13,7 @@ from trainer_loop.data.messages import find_fault_of_pair, read_pairs
 from trainer_loop.errors import UserError
 from trainer_loop.tasks.chat import Chat, label_answers
 from trainer_loop.tasks.generation import count_vocabulary
+from trainer_loop.tasks.language_model import negative_log_likelihood
 from trainer_loop.tasks.task import Batch, Rows
 
 LossType = Literal["sigmoid", "hinge", "ipo"]
@@ -125,21 +126,13 @@ class Preference(Chat):
     def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
         """`predictions` `[B]` are 1 where the chosen answer is preferred, `margins` `[B]` by how much."""
         margins = self._compare(model, batch)
-        preferred = (margins > 0).long()
-        return self._sum_loss(margins), {
-            "predictions": preferred,
-            "references": torch.ones_like(preferred),
-            "margins": margins,
-        }
+        return self._sum_loss(margins), compare_by(margins)
 
     def refer(self, model: nn.Module, batch: Batch) -> Tensor:
         """The log probability of both answers, `[B, 2]`, in nats; for `ipo` of a token."""
         head, outputs = self._run(model, batch)
         positions, targets, lengths = self.find_targets(batch)
-        nll = [
-            F.cross_entropy(logits, targets[tokens], reduction="none")
-            for tokens, logits in head.chunks(outputs[positions])
-        ]
+        nll = [negative_log_likelihood(logits, targets[tokens]) for tokens, logits in head.chunks(outputs[positions])]
         sums = torch.stack([row.sum() for row in torch.cat(nll).split(list(lengths))])
         if self.loss_type == "ipo":
             sums = sums / torch.tensor([max(length, 1) for length in lengths], device=sums.device)
@@ -167,3 +160,9 @@ class Preference(Chat):
         flipped = self.label_smoothing
         losses = (1 - flipped) * F.logsigmoid(self.beta * margins) + flipped * F.logsigmoid(-self.beta * margins)
         return -losses.sum()
+
+
+def compare_by(margins: Tensor) -> dict[str, Tensor]:
+    """The outputs of rows whose chosen answer is better by so much, `[B]`."""
+    preferred = (margins > 0).long()
+    return {"predictions": preferred, "references": torch.ones_like(preferred), "margins": margins}

@@ -11,7 +11,7 @@ from trainer_loop.data.messages import find_fault_of_pair, read_pairs
 from trainer_loop.errors import UserError
 from trainer_loop.tasks.chat_template import ChatTemplate, TemplateFault, read_code_of_conversations
 from trainer_loop.tasks.losses import cross_entropy
-from trainer_loop.tasks.preference import Preference
+from trainer_loop.tasks.preference import Preference, compare_by
 from trainer_loop.tasks.task import Batch, Rows, Task
 
 
@@ -41,7 +41,7 @@ class RewardModel(Task):
     }
     pad: ClassVar[Mapping[str, int]] = {"num_conversations": 0}
     metrics = ("accuracy",)
-    extra_metrics = ("rewards/chosen", "rewards/rejected", "rewards/margins")
+    extra_metrics = Preference.extra_metrics
     outputs: ClassVar[Mapping[str, str] | None] = {"predictions": "class", "references": "class"}
     peft_type = "SEQ_CLS"
     problem_type = "regression"
@@ -135,6 +135,4 @@ class RewardModel(Task):
         outputs = {"rewards": rewards[:, 0]}
         if rewards.shape[1] == 1:
             return outputs
-        margins = rewards[:, 0] - rewards[:, 1]
-        preferred = (margins > 0).long()
-        return {**outputs, "predictions": preferred, "references": torch.ones_like(preferred), "margins": margins}
+        return {**outputs, **compare_by(rewards[:, 0] - rewards[:, 1])}

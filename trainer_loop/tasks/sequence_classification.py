@@ -48,7 +48,8 @@ class SequenceClassification(Task):
         self.loss_function = loss_function
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self.loss_function(self._logits(model, batch), self._targets(batch))
+        logits = self._logits(model, batch)
+        return self.loss_function(logits, self._targets(logits, batch))
 
     def count(self, batch: Batch) -> int:
         return len(batch["labels"])
@@ -59,7 +60,7 @@ class SequenceClassification(Task):
 
     def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         logits = self._logits(model, batch)
-        return self.loss_function(logits, self._targets(batch)), self._make_outputs(logits, batch)
+        return self.loss_function(logits, self._targets(logits, batch)), self._make_outputs(logits, batch)
 
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         """`label`, and the `probability` of it."""
@@ -72,7 +73,7 @@ class SequenceClassification(Task):
         # Labels stay outside: most heads would turn them into a mean over the microbatch.
         return model(**self.model_inputs(batch)).logits
 
-    def _targets(self, batch: Batch) -> Tensor:
+    def _targets(self, logits: Tensor, batch: Batch) -> Tensor:
         """What the loss compares the logits with."""
         targets: Tensor = batch["labels"]
         return targets

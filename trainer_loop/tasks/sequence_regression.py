@@ -136,7 +136,7 @@ class SequenceRegression(SequenceClassification):
         logits = logits[:, 0] if logits.shape[1] == 1 else logits
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def _targets(self, batch: Batch) -> Tensor:
+    def _targets(self, logits: Tensor, batch: Batch) -> Tensor:
         targets: Tensor = batch["labels" if self._scale is None else "scaled"]
         return targets
 

@@ -426,7 +426,7 @@ def test_an_exported_model_answers_as_a_pipeline_does(tmp_path: Path):
     loop.fit()
     model_dir = tmp_path / "run" / "model"
     predictor = Predictor.load(model_dir)
-    predictor.write_at_most(6)
+    predictor.use_generation({"max_new_tokens": 6})
     (answer,) = predictor.predict(["Is the bay wide?"])
     chat = pipeline("text-generation", model=str(model_dir))
     (written,) = chat([SHORT[:1]], max_new_tokens=6, do_sample=False)

@@ -234,7 +234,7 @@ def test_rows_with_answers_are_answered_too(tmp_path: Path):
     predictor = Predictor(
         loop.bare_model, TOKENIZER, task="preference", max_length=96, columns={name: name for name in ROWS[0]}
     )
-    predictor.write_at_most(4)
+    predictor.use_generation({"max_new_tokens": 4})
     asked = {"prompt": [row["prompt"] for row in ROWS]}
     whole = {name: [row[name] for row in ROWS] for name in ROWS[0]}
     assert predictor.predict_rows(whole).rows == predictor.predict_rows(asked).rows
@@ -250,7 +250,7 @@ def test_a_model_of_whole_conversations_answers_one(tmp_path: Path):
     loop, _ = make_run(tmp_path, columns, rows=rows)
     loop.fit()
     predictor = Predictor.load(tmp_path / "run" / "model")
-    predictor.write_at_most(4)
+    predictor.use_generation({"max_new_tokens": 4})
     (answer,) = predictor.predict([ROWS[0]["prompt"]])
     assert predictor.predict_rows({"chosen_messages": [asked]}).rows == [answer]
 
@@ -265,7 +265,7 @@ def test_an_exported_model_answers(tmp_path: Path):
     loop, _ = make_run(tmp_path)
     loop.fit()
     predictor = Predictor.load(tmp_path / "run" / "model")
-    predictor.write_at_most(6)
+    predictor.use_generation({"max_new_tokens": 6})
     (answer,) = predictor.predict(["Is the bay wide?"])
     assert answer.keys() == {"text"}
 
