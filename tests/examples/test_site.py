@@ -38,6 +38,9 @@ def test_pages_link_to_pages(tmp_path: Path):
     notebook = (tmp_path / "pages" / "code" / "examples" / "notebook" / "reviews.ipynb.md").read_text()
     assert "~~~~~~python\n" in notebook
     assert (tmp_path / "pages" / "api" / "Task.md").read_text() == "::: trainer_loop.tasks.task.Task\n"
+    written = {str(path.relative_to(tmp_path / "pages")) for path in (tmp_path / "pages").rglob("*.md")}
+    in_menu = set(re.findall(r"^ +- .*: (\S+\.md)$", (ROOT / "docs/site/mkdocs.yml").read_text(), re.MULTILINE))
+    assert in_menu == {path for path in written if not path.startswith("code/")}
     benchmarks = (tmp_path / "pages" / "benchmarks.md").read_text()
     assert benchmarks.startswith("# Benchmarks\n")  # though README links to the folder
     assert "](code/benchmarks/plots/loading.svg)" in benchmarks

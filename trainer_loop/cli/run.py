@@ -127,12 +127,14 @@ def _train(
             loop.fit(state_so_far[0])
         except Preempted as stop:
             loop.console.say(str(stop))
+            _tell_report(config, loop)
             raise
         except UserError as error:
             for problem in error.problems:
                 loop.console.keep(f"error: {problem}")
             if isinstance(error, Diverged):
                 loop.output.write_report("diverged")
+                _tell_report(config, loop)
             raise
         except Exception as error:
             told = describe_own_line(error)
@@ -226,14 +228,19 @@ def _tell_scripts_how_it_ends(claim: RunLock) -> "Iterator[list[TrainState]]":
         claim.release()
 
 
+def _tell_report(config: "Config", loop: "TrainingLoop") -> None:
+    path = RunDir(config.run_dir).report
+    if config.report and path.is_file():
+        loop.console.say(f"report: {path}")
+
+
 def _tell_how_to_predict(config: "Config", loop: "TrainingLoop") -> None:
     from trainer_loop.data.columns import bind_columns
     from trainer_loop.record.hub_access import push_command
     from trainer_loop.tasks.find import list_tasks, load_task
 
     run_dir = RunDir(config.run_dir)
-    if config.report and run_dir.report.is_file():
-        loop.console.say(f"report: {run_dir.report}")
+    _tell_report(config, loop)
     loop.console.say(f"model: {run_dir.model}")
     if config.task.name in list_tasks():  # predict knows no others
         declared = load_task(config.task.name).columns

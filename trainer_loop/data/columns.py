@@ -176,8 +176,8 @@ def bind_columns(
 
     Args:
         declared: The columns of the task.
-        given: `data.columns`; null for the task's own name, or for an optional column that is not read. A list names
-            several columns that are read together.
+        given: `data.columns`; null for the task's own name, or for a column that is not read. A list names several
+            columns that are read together.
         task: The name of the task, for errors.
 
     Raises:
@@ -188,9 +188,10 @@ def bind_columns(
     known = list(declared)
     reads = f"the task {task} reads {enumerate_some(known)}" if known else f"the task {task} takes rows as they are"
     problems += [
-        f"data.columns.{own}={shorten(name)}: {reads}{did_you_mean(own, known)}"
+        f"data.columns.{own}={shorten(name)}: {reads}{did_you_mean(own, known)} "
+        f"(data.columns.{own}=null takes back what another config says)"
         for own, name in given.items()
-        if own not in declared
+        if own not in declared and name is not None
     ]
     form = find_form(declared, given)
     problems += [

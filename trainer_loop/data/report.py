@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from trainer_loop.data.checks import count_labels, flatten
 from trainer_loop.data.column_values import KINDS_OF_TEXTS, list_texts
 from trainer_loop.data.columns import Columns
+from trainer_loop.data.histogram import choose_whole_edges
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.missing import find_rows
 from trainer_loop.data.split import Split
@@ -66,8 +67,8 @@ class SplitFacts:
         """All of it, with a histogram in the place of the lengths."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.lengths is not None:
-            low, high = int(self.lengths.min()), int(self.lengths.max()) + 1
-            counts, edges = np.histogram(self.lengths, bins=min(_BINS, high - low), range=(low, high))
+            edges = choose_whole_edges(self.lengths, at_most=_BINS)
+            counts, _ = np.histogram(self.lengths, bins=edges)
             median, most = np.percentile(self.lengths, [50, 95]).tolist()
             values["lengths"] = {
                 "median": median,

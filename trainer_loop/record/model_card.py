@@ -179,9 +179,10 @@ def _write_results(scores: Sequence[Scores]) -> list[str]:
     """A table of all metrics, with the intervals that are known."""
     heads = ["set", "metric", "value", "95 % interval"]
     rows = [
-        [escape(of.title), escape(name), f"{value:.6g}", _spell_interval(of.intervals.get(name))]
+        [_name_set(of), escape(name), f"{value:.6g}", _spell_interval(of.intervals.get(name))]
         for of in scores
         for name, value in of.figures.items()
+        if name != "rows"
     ]
     if not rows:
         return []
@@ -192,6 +193,12 @@ def _write_results(scores: Sequence[Scores]) -> list[str]:
         "nothing about another seed of the training."
     )
     return ["## Results", _write_table(heads, rows), note]
+
+
+def _name_set(of: Scores) -> str:
+    """`test, 1,000 rows`."""
+    rows = of.figures.get("rows")
+    return escape(of.title) if rows is None else f"{escape(of.title)}, {rows:,.0f} rows"
 
 
 def _spell_interval(interval: tuple[float, float] | None) -> str:

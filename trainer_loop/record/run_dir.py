@@ -202,6 +202,15 @@ def read_identity(run_dir: RunDir) -> str | None:
     return run if isinstance(run, str) else None
 
 
+def _name_program() -> list[str]:
+    """As a person gives it: `python -m trainer_loop.run` where that was started, else the path."""
+    package, path = Path(__file__).parents[1], Path(sys.argv[0]).resolve()
+    if not path.is_relative_to(package):
+        return sys.argv[:1]
+    module = ".".join((package.name, *path.relative_to(package).with_suffix("").parts))
+    return ["python", "-m", module.removesuffix(".__main__")]
+
+
 def describe_environment(*, run: str, device: str, num_processes: int, precision: str) -> dict[str, Any]:
     """Identity, versions, hardware and command of this run."""
     import torch
@@ -210,7 +219,7 @@ def describe_environment(*, run: str, device: str, num_processes: int, precision
     name = torch.cuda.get_device_name() if is_gpu else torch.cpu.get_capabilities().get("cpu_name")
     return {
         "run": run,
-        "command": mask_arguments(sys.argv),
+        "command": [*_name_program(), *mask_arguments(sys.argv[1:])],
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": device,

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from trainer_loop.data.histogram import choose_whole_edges
 from trainer_loop.data.wording import plural
 
 Point = tuple[float, float]
@@ -65,8 +66,10 @@ class Chart:
         if not finite:
             return Drawing()
         grows_from_zero = any(one.style == "bars" for one in self.series)
-        x_low, x_high = self._find_x_range([x for x, _ in finite])
-        y_low, y_high = self.y_range or _widen([y for _, y in finite] + [0.0] * grows_from_zero)
+        x_low, x_high = self._find_x_range([*(x for x, _ in finite), *self.marks])
+        heights = [y for _, y in finite]
+        is_flat = max(heights) - min(heights) <= 1e-12 * max(map(abs, heights))  # shown above the zero that it is from
+        y_low, y_high = self.y_range or _widen(heights + [0.0] * (grows_from_zero or is_flat))
         x_scale, y_scale = (WIDTH - _LEFT - _RIGHT) / (x_high - x_low), (HEIGHT - _TOP - _BOTTOM) / (y_high - y_low)
 
         def place(point: Point) -> Point:
@@ -139,12 +142,14 @@ class Drawing:
 
 
 def draw_histogram(title: str, values: np.ndarray, unit: str, *, limits: Point | None = None) -> Chart:
-    """How many of the values, `[N]`, lie in each of 20 parts of their range, or of `limits`."""
-    values, bars = values[np.isfinite(values)], _BARS
-    if values.dtype.kind == "i" and len(values):  # no bar is narrower than 1
-        limits = (float(values.min()), float(values.max()) + 1)
-        bars = min(bars, int(limits[1] - limits[0]))
-    return draw_bars(title, *np.histogram(values, bins=bars, range=limits), unit, limits=limits)
+    """How many of the values, `[N]`, lie in each of about 20 parts of their range, or of `limits`."""
+    values = values[np.isfinite(values)]
+    if values.dtype.kind == "i" and len(values):
+        counts, edges = np.histogram(values, bins=choose_whole_edges(values, at_most=_BARS))
+        limits = (float(edges[0]), float(edges[-1]))
+    else:
+        counts, edges = np.histogram(values, bins=_BARS, range=limits)
+    return draw_bars(title, counts, edges, unit, limits=limits)
 
 
 def draw_bars(
@@ -230,10 +235,12 @@ def _height(point: Point) -> float:
 
 
 def _widen(values: Sequence[float]) -> Point:
-    """The range of some values; around a single one there is room."""
+    """The range of some values; around a single one there is room, and above zero."""
     low, high = min(values), max(values)
+    if low == high == 0:
+        return 0.0, 1.0
     if high - low <= 1e-12 * max(abs(low), abs(high)):
-        room = abs(low) / 2 or 0.5
+        room = abs(low) / 2
         return low - room, high + room
     return low, high
 

@@ -7,6 +7,7 @@ from typing import Any
 from trainer_loop.report.charts import Chart, Point, Series
 from trainer_loop.report.wording import is_count
 
+_MEMORY = "peak_memory_bytes"
 _TITLES = {
     "loss": "Loss",
     "lr": "Learning rate",
@@ -18,7 +19,7 @@ _TITLES = {
     "skipped_steps": "Skipped steps",
     "tokens_per_second_per_device": "Tokens a second and device",
     "mfu": "Model FLOPs, share of the peak (mfu)",
-    "peak_memory_bytes": "Peak memory, in bytes",
+    _MEMORY: "Peak memory, in GB",
 }
 _FIRST = ("loss", "lr", "grad_norm", "tokens_per_second", "rows_per_second", "padding", "data_wait")
 _OF_SOURCES = ("loss", "row_share", "token_share")  # metrics of each source of a mixture
@@ -67,7 +68,8 @@ def _list_points(rows: Sequence[Mapping[str, Any]], left_out: Collection[str]) -
     for row in rows:
         for name, value in row.items() if _TOTALS not in row else ():
             if name not in left_out and not name.startswith("test/") and not isinstance(value, (list, str)):
-                yield name, (row["step"], float(value) if isinstance(value, (int, float)) else math.nan)
+                height = float(value) if isinstance(value, (int, float)) else math.nan
+                yield name, (row["step"], height / 2**30 if name == _MEMORY else height)
 
 
 def _leave_out(rows: Sequence[Mapping[str, Any]]) -> list[str]:

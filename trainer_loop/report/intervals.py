@@ -13,7 +13,7 @@ from trainer_loop.report.wording import is_count
 
 LEVEL = 0.95
 _DRAWS = 2000  # of a metric that is a mean over rows
-_FEWER_DRAWS = 100  # of any other, which is computed anew for each: scikit-learn takes milliseconds
+_FEWER_DRAWS = 100, 400  # of any other, which is computed anew for each: scikit-learn takes milliseconds
 _ROWS_TO_COMPUTE = 2_000_000  # in all draws of these; seconds
 _TEXTS_TO_COMPUTE = 50_000  # where rows are texts or tags; seconds
 _ROWS_TO_DRAW = 100_000_000  # in all draws of a mean: a second
@@ -69,7 +69,7 @@ def draw_means(values: np.ndarray, generator: np.random.Generator, *, draws: int
     if len(distinct) <= _FEW_VALUES:  # as many of each value as a multinomial draw says: the same, and fast
         drawn: np.ndarray = generator.multinomial(len(values), counts / len(values), size=draws) @ distinct
         return drawn / len(values)
-    draws = min(draws, max(_FEWER_DRAWS, _ROWS_TO_DRAW // len(values)))
+    draws = min(draws, max(_FEWER_DRAWS[0], _ROWS_TO_DRAW // len(values)))
     return np.array([values[generator.integers(0, len(values), len(values))].mean() for _ in range(draws)])
 
 
@@ -100,10 +100,12 @@ def _draw_anew(
     That is the m out of n bootstrap (Bickel, Götze and van Zwet 1997) with the rate of a root.
     """
     count, has_texts = len(next(iter(columns.values()))), any(column.dtype == object for column in columns.values())
-    size = min(count, (_TEXTS_TO_COMPUTE if has_texts else _ROWS_TO_COMPUTE) // _FEWER_DRAWS)
-    results = [_compute(metric, columns, generator.integers(0, count, size)) for _ in range(_FEWER_DRAWS)]
+    most = _TEXTS_TO_COMPUTE if has_texts else _ROWS_TO_COMPUTE
+    draws = int(np.clip(most // count, *_FEWER_DRAWS))
+    size = min(count, most // draws)
+    results = [_compute(metric, columns, generator.integers(0, count, size)) for _ in range(draws)]
     known = [result for result in results if result is not None]
-    if len(known) < 0.9 * _FEWER_DRAWS:
+    if len(known) < 0.9 * draws:
         return {}
     names = set.intersection(*(set(result) for result in known)) & whole.keys()
     drawn = {name: np.array([result[name] for result in known]) for name in names}

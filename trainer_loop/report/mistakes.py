@@ -9,7 +9,7 @@ import numpy as np
 from trainer_loop.data.wording import plural
 from trainer_loop.errors import cut_short
 from trainer_loop.report.charts import Chart, Series, draw_histogram, spell
-from trainer_loop.report.page import Block, Card, Cards, Cell, Charts, Row, Table, number
+from trainer_loop.report.page import Block, Card, Cards, Cell, Charts, Lines, Row, Table, number
 from trainer_loop.report.rows import ScoredRows
 from trainer_loop.report.scores import ClassScores, Errors, calibrate, confuse, count_confusions, score_classes
 
@@ -36,8 +36,12 @@ def describe_mistakes(rows: ScoredRows, worst: Sequence[Mapping[str, Any]]) -> l
     blocks += _group(rows, errors)
     cards = [_show_row(rows, int(one["row"]), one["inputs"]) for one in worst if int(one["row"]) < len(rows.places)]
     if cards:
-        note = "the least probable right labels first" if "reference_probability" in rows.details else ""
-        blocks.append(Cards(f"The {plural(len(cards), 'row')} that the model gets most wrong", cards, note))
+        are_all = len(cards) == int((errors.amounts > 0).sum())
+        rows_told = plural(len(cards), "row")
+        title = f"All {rows_told} that are wrong" if are_all else f"The {rows_told} that the model gets most wrong"
+        blocks.append(Cards(title, cards, errors.order))
+    elif not errors.amounts.any():
+        blocks.append(Lines(["The model gets no row wrong."]))
     return blocks
 
 
@@ -79,7 +83,7 @@ def _tabulate_classes(names: Sequence[str], scores: ClassScores, *, of: str) -> 
         (name, *of_class, *map(_share, measured))
         for name, of_class, measured in zip(names, counts, shares, strict=True)
     ]
-    if len(names) <= _MATRIX:
+    if len(names) <= _PAIRS:
         yield Table("By label", heads, rows)
         return
     lowest = [place for place in np.argsort(scores.f1, kind="stable").tolist() if scores.there[place]][:_PAIRS]
@@ -164,7 +168,7 @@ def _tabulate_groups(title: str, head: str, names: Sequence[str], numbers: np.nd
     """numbers: `[N]` of the group of each row."""
     groups = [(name, numbers == place) for place, name in enumerate(names)]
     filled = [(name, rows) for name, rows in groups if rows.any()]
-    largest = max((errors.of(rows) for _, rows in filled), default=0) or 1.0
+    largest = 1.0 if errors.is_share else max((errors.of(rows) for _, rows in filled), default=0) or 1.0
     return Table(
         f"{title}: {errors.title}",
         (head, "rows", "error"),
@@ -185,6 +189,8 @@ def _show_row(rows: ScoredRows, row: int, inputs: Mapping[str, str]) -> Card:
         right: spell_output(rows, rows.references[row]),
     }
     numbers = {title: float(rows.details[name][row]) for name, title in _DETAILS.items() if name in rows.details}
+    if rows.kind == "negative_log_likelihood":
+        numbers = {"a target": float(rows.predictions[row]) / max(float(rows.references[row]), 1), **numbers}
     facts = {title: spell(round(value, 4)) for title, value in numbers.items() if math.isfinite(value)}
     if rows.kind == "text":
         return Card(rows.places[row], {**inputs, **outputs}, facts)

@@ -62,7 +62,8 @@ def compare_rows(first: ScoredRows, second: ScoredRows) -> PairedTest | None:
     low, high = np.percentile(draws, [50 - 50 * LEVEL, 50 + 50 * LEVEL]).tolist()
     is_class = first.kind == "class"
     p_value = _mcnemar(differences) if is_class else _test_signs(differences)
-    by_size = np.argsort(-np.abs(differences), kind="stable")
+    # Of rows of which one is right and one wrong, first those of which the models are most unlike in how sure they are.
+    by_size = np.lexsort((-np.abs(other.rank - one.rank), -np.abs(differences)))
     return PairedTest(
         error=one.title,
         errors=errors,

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from trainer_loop.report.run_files import RunFiles, read_run
 from trainer_loop.report.wording import spell_bytes, spell_metric, spell_seconds, spell_value, title_of
 from trainer_loop.runtime.text_table import align
 
-_OF_A_COPY = ("run_dir", "seed")  # runs that differ in nothing else are repeats of one config
+# Runs that differ in nothing else are repeats of one config: the rest of these says nothing of what is learned.
+_OF_A_COPY = re.compile(r"run_dir|seed|resume(_anyway)?|dry_run|report|(log|hub)\..*|data\.(cache_dir|num_workers)")
 _MOST_ROWS = 50
 _END_OF_VALUE = 20  # characters on a console
 
@@ -54,6 +56,7 @@ def compare_runs(roots: Sequence[Path]) -> tuple[list[Table], list[str], str]:
     if len(roots) < 2:
         raise UserError("name two run directories or more, such as runs/a runs/b")
     runs = [read_run(root) for root in roots]
+    _refuse_copies(roots, runs)
     groups = _group(dict(zip(_name_runs(roots), runs, strict=True)))
     comparisons, notes = _compare_pairs(groups)
     tables = [
@@ -71,6 +74,16 @@ def compare_runs(roots: Sequence[Path]) -> tuple[list[Table], list[str], str]:
     return tables, notes, write_page(title, sections, subtitle=f"Comparison of {len(runs)} runs")
 
 
+def _refuse_copies(roots: Sequence[Path], runs: Sequence[RunFiles]) -> None:
+    places: dict[str, Path] = {}
+    for root, run in zip(roots, runs, strict=True):
+        identity = run.environment.get("run")
+        if identity in places:
+            raise UserError(f"{root} is a copy of {places[identity]}: they are one run, {identity}; name one of them")
+        if identity:
+            places[identity] = root
+
+
 def _name_runs(roots: Sequence[Path]) -> list[str]:
     """The names of the directories, with as much of their paths as tells them apart."""
     parts = [root.resolve().parts for root in roots]
@@ -86,7 +99,7 @@ def _name_runs(roots: Sequence[Path]) -> list[str]:
 def _group(runs: Mapping[str, RunFiles]) -> list[Group]:
     groups: dict[str, list[str]] = {}
     for name, run in runs.items():
-        keys = {key: value for key, value in run.config.items() if key not in _OF_A_COPY}
+        keys = {key: value for key, value in run.config.items() if not _OF_A_COPY.fullmatch(key)}
         groups.setdefault(json.dumps(keys, sort_keys=True, default=str) if keys else name, []).append(name)
     return [Group(names, [runs[name] for name in names]) for names in groups.values()]
 
@@ -99,10 +112,10 @@ def _named(group: Group) -> Iterator[tuple[str, RunFiles]]:
 
 
 def _tabulate_keys(groups: Sequence[Group]) -> Iterator[Table]:
-    """The keys that differ between the groups, and the seeds of repeats."""
+    """The keys that differ between the groups, and the seeds of repeats, which may be scored on unlike rows."""
     if len(groups) > 1:
         configs = [group.runs[0].config for group in groups]
-        names = [name for name in dict.fromkeys(itertools.chain(*configs)) if name not in _OF_A_COPY]
+        names = [name for name in dict.fromkeys(itertools.chain(*configs)) if not _OF_A_COPY.fullmatch(name)]
         rows: list[Row] = [
             (name, *(code(spell_value(config.get(name))) for config in configs))
             for name in names
@@ -112,7 +125,17 @@ def _tabulate_keys(groups: Sequence[Group]) -> Iterator[Table]:
             yield Table("Keys that differ", ("key", *(group.name for group in groups)), rows)
     repeats = [(group.name, ", ".join(map(_name_seed, group.runs))) for group in groups if len(group.runs) > 1]
     if repeats:
-        yield Table("Repeats", ("runs", "seeds"), repeats)
+        unlike = [group.name for group in groups if not _are_scored_alike(group)]
+        note = f"Each seed of {' and of '.join(unlike)} is scored on rows of its own." if unlike else ""
+        yield Table("Repeats", ("runs", "seeds"), repeats, note=note)
+
+
+def _are_scored_alike(group: Group) -> bool:
+    """Whether the runs have the same rows in the sets that they share."""
+    first, *others = group.runs
+    return all(
+        have_same_rows(first.sets[name], run.sets[name]) for run in others for name in first.sets.keys() & run.sets
+    )
 
 
 def _name_seed(run: RunFiles) -> str:
@@ -208,13 +231,14 @@ def _tabulate_comparisons(comparisons: Sequence[Comparison]) -> Iterator[Table]:
             _title_of_comparison(one),
             one.result.error,
             *(Cell(f"{error:.4f}", "number") for error in one.result.errors),
+            Cell(f"{one.result.errors[1] - one.result.errors[0]:+.4f}", "number"),
             Cell(f"{one.result.low:+.4f} to {one.result.high:+.4f}", "number"),
             Cell(f"{one.p_value:.2g}", "number"),
             one.result.test,
         )
         for one in comparisons
     ]
-    heads = ("rows", "error", "first", "second", f"{LEVEL:.0%} interval of the difference", "p", "test")
+    heads = ("rows", "error", "first", "second", "difference", f"{LEVEL:.0%} interval", "p", "test")
     note = "p: the probability of such a difference, or a larger one, between models that are equally good."
     if len(comparisons) > 1:
         note += f" It is adjusted for {len(comparisons)} comparisons (Holm)."

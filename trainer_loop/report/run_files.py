@@ -38,8 +38,8 @@ class RunFiles:
 
     config: every key, by its dotted name, as config.yaml has it. metrics: the rows of metrics.jsonl. facts: those of
     report.json. export: what the exported model says of itself. sets: rows of the sets that were scored, by names such
-    as `test.hard`. warnings: what the run warned of. error: the last that ended it. notes: files that could not be
-    read.
+    as `test.hard`. operators: the table of log.profile. warnings: what the run warned of. error: the last that ended
+    it. notes: files that could not be read.
 
     task: its name, or its dotted path. task_class: of a task that is shipped; no code that a config names is imported.
     """
@@ -55,6 +55,7 @@ class RunFiles:
     task: str
     task_class: type[Task] | None
     sets: Mapping[str, ScoredRows]
+    operators: str
     warnings: Sequence[str]
     error: str
     notes: Sequence[str]
@@ -186,6 +187,7 @@ def read_run(root: Path) -> RunFiles:
         task=task,
         task_class=task_class,
         sets={},
+        operators=read(run_dir.profile / "operators.txt", _read_text, ""),
         warnings=list(dict.fromkeys(text for kind, text in told if kind == "warning")),
         error=next((text for kind, text in reversed(told) if kind == "error"), ""),
         notes=notes,

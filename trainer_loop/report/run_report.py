@@ -9,7 +9,7 @@ from typing import Any
 from trainer_loop.config.schema import KEYS
 from trainer_loop.data.wording import plural
 from trainer_loop.errors import UserError
-from trainer_loop.record.checkpoint_files import list_checkpoints
+from trainer_loop.record.checkpoint_files import list_checkpoints, named_step
 from trainer_loop.record.run_dir import write_text
 from trainer_loop.record.secrets import find_secret
 from trainer_loop.report.charts import draw_bars
@@ -31,7 +31,7 @@ from trainer_loop.report.page import (
     write_page,
 )
 from trainer_loop.report.run_files import RunFiles, read_run
-from trainer_loop.report.wording import spell_bytes, spell_metric, spell_seconds, spell_value, title_of
+from trainer_loop.report.wording import spell_bytes, spell_interval, spell_metric, spell_seconds, spell_value, title_of
 
 _MOST_LABELS = 30  # of the table of the data, before it is folded
 _MOST_WARNINGS = 50
@@ -85,12 +85,14 @@ def make_report(run: RunFiles, *, name: str, intervals: Intervals | None = None)
 
 
 def _summarise(run: RunFiles, figures: Mapping[str, Any], intervals: Mapping[str, Any]) -> Iterator[Block]:
-    steps = [row["step"] for row in run.metrics]
+    saved = map(named_step, list_checkpoints(run.run_dir))
+    steps = [*(row["step"] for row in run.metrics), *(step for step in saved if step is not None)]
     starts = run.facts.get("starts", [])
     ended = (starts[-1]["ended"] if starts else None) or run.status.get("ended")
     planned = None if run.export is None else run.export.num_steps
     values = {
         "status": _ENDINGS.get(ended, ended),
+        "started": _spell_time(starts[0]["time"]) if starts else None,
         "task": run.task.replace("_", " "),
         "model": run.config.get("model.name") or run.config.get("model.type"),
         "steps": f"{max(steps):,}" + (f" of {planned:,}" if planned is not None and planned > max(steps) else "")
@@ -102,7 +104,7 @@ def _summarise(run: RunFiles, figures: Mapping[str, Any], intervals: Mapping[str
         for metric, value in figures[name].items():
             if metric != "rows" and "/" not in metric and len(values) < 12:
                 found = _match(value, intervals.get(name, {}).get(metric))
-                spread = "" if found is None else f" ({found.low:.4g} to {found.high:.4g})"
+                spread = "" if found is None else f" ({spell_interval(found.low, found.high)})"
                 values[f"{title_of(name)} {metric}"] = spell_metric(value) + spread
     if "train_seconds" in run.totals:
         values["time of training"] = spell_seconds(run.totals["train_seconds"])
@@ -113,6 +115,10 @@ def _summarise(run: RunFiles, figures: Mapping[str, Any], intervals: Mapping[str
         yield Lines([run.error], "Ended by")
 
 
+def _spell_time(iso: str) -> str:
+    return iso.replace("T", " at ")
+
+
 def _draw(run: RunFiles) -> Iterator[Block]:
     marks = [start["step"] for start in run.facts.get("starts", [])[1:]]
     if charts := draw_curves(run.metrics, sets=run.name_parts("validation"), marks=marks):
@@ -121,7 +127,7 @@ def _draw(run: RunFiles) -> Iterator[Block]:
         starts = run.facts["starts"]
         pairs = itertools.pairwise(starts)
         told = [
-            f"step {after['step']:,}: resumed on {after['time'].replace('T', ' at ')}, after the run was "
+            f"step {after['step']:,}: resumed on {_spell_time(after['time'])}, after the run was "
             f"{before['ended'] or 'killed'}"
             for before, after in pairs
         ]
@@ -135,7 +141,7 @@ def _tabulate_metrics(
     for name, of_set in figures.items():
         for metric, value in of_set.items():
             found = _match(value, intervals.get(name, {}).get(metric))
-            spread = None if found is None else number(f"{found.low:.4f} to {found.high:.4f}")
+            spread = None if found is None else number(spell_interval(found.low, found.high))
             if metric != "rows":
                 rows.append((title_of(name), metric, number(spell_metric(value)), spread, of_set.get("rows")))
     if rows:
@@ -201,6 +207,8 @@ def _describe_run(run: RunFiles) -> Iterator[Block]:
         totals["peak memory of process 0"] = spell_bytes(run.totals["peak_memory_bytes"])
     if totals:
         yield Facts(totals)
+    if run.operators:
+        yield Code("Operators that took most of the time of the traced steps (log.profile)", run.operators)
     links = {name: run.run_dir.checkpoints / name for name in ("latest", "best")}
     marked = {name: link.resolve().name for name, link in links.items()}
     checkpoints: list[Row] = [

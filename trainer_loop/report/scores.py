@@ -94,13 +94,19 @@ def calibrate(probability: np.ndarray, is_right: np.ndarray) -> Calibration:
 class Errors:
     """How wrong rows are: the sum of `amounts` over rows by that of `counts` is the error of any group of them.
 
-    title: what it is. amounts, counts: `[N]`. rank: `[N]`, the larger, the worse is a row.
+    title: what it is. amounts, counts: `[N]`. rank: `[N]`, the larger, the worse is a row. order: of rows by it.
     """
 
     title: str
     amounts: np.ndarray
     counts: np.ndarray
     rank: np.ndarray
+    order: str
+
+    @property
+    def is_share(self) -> bool:
+        """Whether it lies between 0 and 1."""
+        return self.title.startswith("share")
 
     def of(self, rows: np.ndarray) -> float:
         """The error of some rows, which `rows` selects."""
@@ -115,26 +121,31 @@ def measure_errors(
     if kind == "class":
         wrong = (predictions != references).astype(float)
         known = details.get("reference_probability")
-        return Errors("share of errors", wrong, ones, wrong if known is None else -known)
+        if known is None:
+            return Errors("share of errors", wrong, ones, wrong, "in the order of the data")
+        return Errors("share of errors", wrong, ones, -known, "the least probable right labels first")
     if kind == "tags":
         wrong = np.array(
             [float(((of != to) & (to >= 0)).sum()) for of, to in zip(predictions, references, strict=True)]
         )
         words = np.array([float((to >= 0).sum()) for to in references])
-        return Errors("share of wrong tags", wrong, words, wrong)
+        return Errors("share of wrong tags", wrong, words, wrong, "the most wrong tags first")
     if kind == "label_set":
         wrong = (predictions != references).sum(axis=1)
-        return Errors("share of rows that are not all right", (wrong > 0).astype(float), ones, wrong)
+        title = "share of rows that are not all right"
+        return Errors(title, (wrong > 0).astype(float), ones, wrong, "the most wrong labels first")
     if kind == "number":
         distance = np.abs(predictions - references).reshape(len(predictions), -1)
         scale = np.maximum(references.reshape(len(references), -1).std(axis=0), 1e-12)
-        return Errors("mean absolute error", distance.mean(axis=1), ones, (distance / scale).mean(axis=1))
+        rank = (distance / scale).mean(axis=1)
+        return Errors("mean absolute error", distance.mean(axis=1), ones, rank, "the largest errors first")
     if kind == "text":
         pairs = zip(predictions, references, strict=True)
         missed = np.array(
             [1 - answer_f1(np.array([text]), np.array([known], dtype=object))["answer_f1"] for text, known in pairs]
         )
-        return Errors("share of words that differ (1 - F1)", missed, ones, missed)
+        return Errors("share of words that differ (1 - F1)", missed, ones, missed, "the fewest right words first")
     if kind == "negative_log_likelihood":
-        return Errors("loss a target, in nats", predictions, references, predictions / np.maximum(references, 1))
+        rank = predictions / np.maximum(references, 1)
+        return Errors("loss a target, in nats", predictions, references, rank, "the largest loss a target first")
     return None

@@ -1,6 +1,7 @@
 """How numbers and names are spelled in reports."""
 
 import json
+import math
 from typing import Any
 
 from trainer_loop.config.named_sets import parse_set
@@ -20,6 +21,16 @@ def is_count(metric: str) -> bool:
 
 def spell_metric(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.5g}"
+
+
+def spell_interval(low: float, high: float) -> str:
+    """With two digits of its width.
+
+    >>> spell_interval(0.59381, 0.71829), spell_interval(24.8469, 26.1268), spell_interval(0.0002288, 0.001394)
+    ('0.59 to 0.72', '24.8 to 26.1', '0.0002 to 0.0014')
+    """
+    digits = max(0, 1 - math.floor(math.log10(high - low))) if high > low else 4
+    return f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 def spell_seconds(seconds: float) -> str:

@@ -74,7 +74,10 @@ class StepProfiler:
             if self.process_index == 0:
                 device = done.profiler.use_device if done.profiler is not None else None
                 by = f"self_{device or 'cpu'}_time_total"
-                table = done.key_averages().table(sort_by=by, row_limit=_OPERATORS, max_name_column_width=80)
+                operators = done.key_averages()
+                for step in [one for one in operators if one.key.startswith("step ")]:
+                    operators.remove(step)
+                table = operators.table(sort_by=by, row_limit=_OPERATORS, max_name_column_width=80)
                 (self.folder / "operators.txt").write_text(table, encoding="utf-8")
         except OSError as error:
             self.warn(f"log.profile: {error.filename or trace} cannot be written: {error.strerror}")

@@ -337,7 +337,8 @@ def test_texts_of_another_type_show_the_first_value_that_is_there():
         (
             {"text": Column("text")},
             {"txt": "a"},
-            "data.columns.txt='a': the task mine reads text; did you mean 'text'?",
+            "data.columns.txt='a': the task mine reads text; did you mean 'text'? "
+            "(data.columns.txt=null takes back what another config says)",
         ),
         (
             {"tags": Column("classes", per="wrods")},
@@ -362,6 +363,7 @@ def test_columns_that_do_not_go_together_are_refused(declared, given, told):
 def test_an_optional_column_is_read_where_it_is_named_and_null_takes_a_name_back():
     declared = {"text": Column("text"), "text_pair": Column("text", optional=True)}
     assert bind_columns(declared, {}, task="mine").names == {"text": "text"}
+    assert bind_columns(declared, {"txt": None}, task="mine").names == {"text": "text"}  # as a config below it said
     assert bind_columns(declared, {"text_pair": "b"}, task="mine").names == {"text": "text", "text_pair": "b"}
     assert bind_columns(declared, {"text": None, "text_pair": None}, task="mine").names == {"text": "text"}
 

@@ -2,7 +2,9 @@
 
 import math
 
-from trainer_loop.report.charts import Chart, Series, draw_bars, thin_out
+import numpy as np
+
+from trainer_loop.report.charts import Chart, Series, draw_bars, draw_histogram, thin_out
 from trainer_loop.report.curves import draw_curves, overlay_curves
 from trainer_loop.report.page import Charts, Section, write_page
 
@@ -16,13 +18,17 @@ def test_a_gap_divides_a_line_and_a_lone_point_is_a_dot():
 
 def test_everything_lies_within_the_figure():
     points = [(step, math.sin(step) * 1e-7 - 3) for step in range(1000)]
-    drawn = Chart("loss", "step", [Series("a", points)], marks=[0, 500, 2000]).draw()
+    drawn = Chart("loss", "step", [Series("a", points)], marks=[-100, 500, 2000]).draw()
     pairs = [pair.split(",") for pair in drawn.shapes[0].path.removeprefix("M").split(" ")]
     assert all(drawn.left <= float(x) <= drawn.right and drawn.top <= float(y) <= drawn.bottom for x, y in pairs)
     assert all(drawn.left <= x <= drawn.right for x, _ in drawn.x_ticks)
     assert len(drawn.x_ticks) >= 3
     assert len(drawn.y_ticks) >= 2
-    assert len(drawn.marks) == 2
+    assert drawn.marks[0] == drawn.left  # also those before the first point, or behind the last
+    assert drawn.marks[2] == drawn.right
+    flat = [Chart("f1", "step", [Series("a", [(1, y), (2, y)])]).draw() for y in (0.0, 0.9, -3.0)]
+    ends = [(chart.y_ticks[0][1], chart.y_ticks[-1][1]) for chart in flat]
+    assert ends == [("0", "1"), ("0", "0.75"), ("-3", "0")]
 
 
 def test_charts_without_a_number_or_with_one_are_drawn():
@@ -43,6 +49,14 @@ def test_a_run_has_the_same_colour_in_all_charts_of_a_comparison():
     assert "</svg>b</li>" in legend
     assert "</svg>a</li>" not in legend
     assert len(overlay_curves({str(number): rows for number in range(9) for rows in [runs["a"]]})[0].series) == 8
+
+
+def test_bars_of_whole_numbers_are_of_as_many_numbers_each():
+    values = np.arange(30)
+    (bars,) = draw_histogram("tokens", values, "tokens").series
+    assert [y for _, y in bars.points[:-1]] == [2.0] * 15
+    (few,) = draw_histogram("tokens", np.array([3, 3, 5]), "tokens").series
+    assert few.points == [(3.0, 2.0), (4.0, 0.0), (5.0, 1.0), (6.0, 0.0)]
 
 
 def test_an_axis_may_be_by_order_of_magnitude_or_of_names():

@@ -1,6 +1,7 @@
 """Runs beside each other: tests of the same rows against what is known of them, and the page."""
 
 import itertools
+import json
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,17 @@ def test_classes_are_compared_by_mcnemars_exact_test(first_only: int, second_onl
     assert list(found.first_only) == list(range(first_only))
     assert list(found.second_only) == list(range(first_only, count))
     assert found.low <= found.errors[1] - found.errors[0] <= found.high
+
+
+def test_rows_of_which_the_models_are_most_unlike_sure_come_first():
+    references, second = np.zeros(4, dtype=int), np.array([1, 1, 0, 1])
+    sure = [
+        ScoredRows(OF_CLASSES, ["a", "b", "c", "d"], own, references, {"reference_probability": np.array(sure)}, [])
+        for own, sure in ((references, [0.6, 0.9, 0.9, 0.8]), (second, [0.4, 0.1, 0.6, 0.3]))
+    ]
+    found = compare_rows(*sure)
+    assert found is not None
+    assert list(found.first_only) == [1, 3, 0]
 
 
 def test_numbers_are_compared_by_all_signs_of_their_differences():
@@ -132,7 +144,8 @@ def test_repeats_are_one_column_and_other_configs_are_tested_on_the_same_rows(tm
     assert "run_a1 and 1 more 1, 2" in lines
     assert any(line.startswith("test accuracy 0.70833 ± 0.058926 (2 runs) 0.95833") for line in lines)
     assert any(
-        line.startswith("test: run_a1 and run_b share of errors 0.3333 0.0417 -0.3750 to -0.2") for line in lines
+        line.startswith("test: run_a1 and run_b share of errors 0.3333 0.0417 -0.2917 -0.3750 to -0.2")
+        for line in lines
     )
     assert "test: the rows of run_a1 and run_c are not the same" in lines
     shown = Page(page).text
@@ -144,14 +157,29 @@ def test_repeats_are_one_column_and_other_configs_are_tested_on_the_same_rows(tm
 def test_a_mean_says_how_many_of_the_repeats_have_a_number(tmp_path: Path, capsys):
     first, second, other, _ = map(Path, make_runs(tmp_path))
     config = other / "config.yaml"
-    config.write_text(config.read_text().replace("project: trainer_loop", 'project: "a\\nb"'))
+    config.write_text(config.read_text().replace("weight_decay: 0.01", 'weight_decay: "a\\nb"'))
     metrics = first / "metrics.jsonl"
     metrics.write_text(metrics.read_text().replace('"test/accuracy": 0.6', '"test/accuracy": null, "was": 0.6'))
     assert main([str(first), str(second), str(other), f"html={tmp_path / 'compare.html'}"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "test accuracy 0.75 (1 of 2 runs) 0.95833" in out
-    assert "log.project trainer_loop a\\nb" in out  # in one line
+    assert "optimizer.weight_decay 0.01 a\\nb" in out  # in one line
     assert "1 min 10 s ± 0.0 s (2 runs)" in out
+
+
+def test_a_copy_of_a_run_is_no_other_run_and_repeats_on_unlike_rows_are_named(tmp_path: Path, capsys):
+    first, second, other, _ = map(Path, make_runs(tmp_path))
+    for run, identity in ((first, "1"), (second, "2"), (other, "1")):
+        (run / "environment.json").write_text(json.dumps({"run": identity}))
+    assert main([str(first), str(other)]) == 2
+    assert f"{other} is a copy of {first}: they are one run, 1; name one of them" in capsys.readouterr().err
+    predictions = second / "predictions" / "test.jsonl"
+    predictions.write_text(predictions.read_text().replace("b.csv", "c.csv"))
+    (second / "config.yaml").write_text(
+        (second / "config.yaml").read_text().replace("project: trainer_loop", "project: p")
+    )
+    assert main([str(first), str(second), f"html={tmp_path / 'compare.html'}"]) == 0
+    assert "Each seed of run_a1 and 1 more is scored on rows of its own." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
