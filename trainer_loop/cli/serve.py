@@ -10,7 +10,7 @@ from trainer_loop.cli.command import run_command
 from trainer_loop.cli.predict import load_predictor
 from trainer_loop.cli.predict_arguments import OF_GENERATION, Request, read_values
 from trainer_loop.errors import UserError, refuse
-from trainer_loop.runtime.host import expect_many_shapes, return_freed_memory
+from trainer_loop.runtime.host import expect_many_shapes, keep_freed_memory
 from trainer_loop.runtime.imports import importing_torch
 from trainer_loop.runtime.quiet import quieten_libraries
 from trainer_loop.runtime.streams import put_out
@@ -84,7 +84,7 @@ def _serve(options: _Options) -> None:
     """All that can be wrong is found before the model loads."""
     none = "neither a run directory with model/ nor a model with config.json"
     model_dir = find_model(options.request.model, marks=["config.json"], otherwise=none)
-    return_freed_memory()
+    keep_freed_memory()
     with importing_torch():  # seconds
         quieten_libraries()
         from trainer_loop.predictor import check_writes, find_task_of, read_record

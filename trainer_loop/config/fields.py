@@ -603,7 +603,10 @@ class Config:
 
     run_dir: str = key("runs/run", "directory of everything that the run writes")
     seed: int = key(
-        42, "row order, dropout and new weights depend on it and on the step alone", at_least=0, on_resume="refused"
+        42,
+        "row order, dropout, new weights and what validation_fraction cuts off depend on it and on the step alone",
+        at_least=0,
+        on_resume="refused",
     )
     resume: str = key(
         "auto", "auto: go on if run_dir has a checkpoint; never: refuse if it has one; or a checkpoint's path"

@@ -16,7 +16,7 @@ _LAYERS = [
     "A later file of the list wins over an earlier one, and the file itself over all that it extends. They are looked "
     "for beside the file that names them, then as `config=` is. config.yaml in the run directory holds every key.",
     "No argument at all runs the embedded default, `config=quickstart.yaml`, which needs no network.",
-    "Mappings such as `model.overrides` are merged key by key over the layers; null empties one.",
+    "Mappings such as `model.overrides` are merged key by key over the layers; null for a whole mapping empties it.",
     "Everything else is replaced. An empty value, `key=` or in a file `key:`, is null.",
     "A key that is true or false may also be yes or no, on or off; a text key keeps these words, and 012, as texts.",
     "A whole number may be written 32, 032, 1_000 or 1e3; a number 3, 0.1 or 1e-3.",

@@ -57,6 +57,13 @@ def return_freed_memory() -> None:
     _set_thresholds(_SMALLEST_MMAP_THRESHOLD, _SMALLEST_MMAP_THRESHOLD)
 
 
+def return_free_memory_once() -> None:
+    """Return what is free now to the kernel; memory that is freed later is kept, or returned, as before."""
+    libc = _find_glibc()
+    if libc is not None:
+        libc.malloc_trim(0)
+
+
 def return_pages(address: int, num_bytes: int) -> None:
     """Return the pages in a part of memory to the kernel, where it is Linux; their content is lost.
 
@@ -71,14 +78,18 @@ def return_pages(address: int, num_bytes: int) -> None:
 
 
 def _set_thresholds(mmap: int, trim: int) -> None:
-    if not sys.platform.startswith("linux"):
-        return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc has it, musl has not
+    libc = _find_glibc()
+    if libc is not None:
         libc.mallopt(_M_MMAP_THRESHOLD, mmap)
         libc.mallopt(_M_TRIM_THRESHOLD, trim)
         if trim != _NEVER:
             libc.malloc_trim(0)
+
+
+def _find_glibc() -> ctypes.CDLL | None:
+    """The C library, where it is glibc."""
+    libc = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    return libc if hasattr(libc, "malloc_trim") else None  # musl has none
 
 
 def choose_threads(setting: int | str) -> int | None:

@@ -28,12 +28,14 @@ from trainer_loop.data.wording import shorten
 from trainer_loop.errors import UserError
 from trainer_loop.predictor import Predictor
 from trainer_loop.record.run_dir import package_versions
+from trainer_loop.runtime.host import return_free_memory_once
 from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.service.batcher import Batcher, Job, Row
 from trainer_loop.service.description import describe_answers, describe_request
 from trainer_loop.service.limits import ServiceLimits
 from trainer_loop.service.rows import MOST_FAULTS, Fault, Refusal, RowReader
 
+_SECONDS_OF_KEEPING = 5.0  # of freed memory
 _RETRY = {"retry-after": "1"}
 _NOBODY_WAITS = 499  # what nginx calls a request whose client is gone; only metrics have it
 
@@ -80,8 +82,9 @@ class Service:
             self._predict,
             batch_rows=limits.batch_rows,
             seconds=limits.batch_ms / 1000,
-            report=self.metrics.report_batch,
+            report=self._end_batch,
         )
+        self._returned = time.monotonic()  # when freed memory was returned last
 
     def close(self) -> None:
         """Answer what waits, and end the thread of the model."""
@@ -98,6 +101,13 @@ class Service:
         (texts,) = columns.values()
         written = self.predictor.continue_texts(texts, origin_of=names.__getitem__)
         return [{**row, "continuation": text} for row, text in zip(predicted, written, strict=True)]
+
+    def _end_batch(self, rows: int, seconds: float) -> None:
+        """Texts of other lengths get memory of other sizes; what is kept of all of them would grow for hours."""
+        self.metrics.report_batch(rows, seconds)
+        if time.monotonic() - self._returned > _SECONDS_OF_KEEPING:
+            return_free_memory_once()
+            self._returned = time.monotonic()
 
     async def answer(self, request: Request) -> list[dict[str, Any]]:
         """The predictions for the rows of a request. Raises Refusal."""
