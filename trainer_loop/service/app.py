@@ -35,7 +35,7 @@ from trainer_loop.service.description import describe_answers, describe_request
 from trainer_loop.service.limits import ServiceLimits
 from trainer_loop.service.rows import MOST_FAULTS, Fault, Refusal, RowReader
 
-_SECONDS_OF_KEEPING = 5.0  # of freed memory
+_SECONDS_OF_KEEPING = 2.0  # of freed memory
 _RETRY = {"retry-after": "1"}
 _NOBODY_WAITS = 499  # what nginx calls a request whose client is gone; only metrics have it
 
