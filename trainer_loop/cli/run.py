@@ -126,8 +126,8 @@ def _train(
         try:
             loop.fit(state_so_far[0])
         except Preempted as stop:
-            loop.console.say(str(stop))
             _tell_report(config, loop)
+            loop.console.say(str(stop))
             raise
         except UserError as error:
             for problem in error.problems:
