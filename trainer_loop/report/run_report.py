@@ -2,7 +2,7 @@
 
 import itertools
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -145,9 +145,15 @@ def _tabulate_metrics(
             if metric != "rows":
                 rows.append((title_of(name), metric, number(spell_metric(value)), spread, of_set.get("rows")))
     if rows:
+        columns = zip(("set", "metric", "value", f"{LEVEL:.0%} interval", "rows"), *rows, strict=True)
+        heads, *shown = _without_empty(columns)
         note = "Intervals are percentiles of the metric over rows drawn anew with replacement (bootstrap)."
-        heads = ("set", "metric", "value", f"{LEVEL:.0%} interval", "rows")
-        yield Table(title, heads, rows, note=note if any(intervals.values()) else "")
+        yield Table(title, heads, shown, note=note if any(row[3] is not None for row in rows) else "")
+
+
+def _without_empty(columns: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """The rows of a table of columns, without those that hold nothing below their heads."""
+    return list(zip(*(column for column in columns if any(cell is not None for cell in column[1:])), strict=True))
 
 
 def _match(value: Any, found: Interval | None) -> Interval | None:
@@ -165,9 +171,7 @@ def _describe_data(data: Mapping[str, Mapping[str, Any]]) -> Iterator[Block]:
         counts = [facts["truncated"] if name in lengths else None, facts.get("repeated"), facts.get("in_train")]
         shares = [None if one is None else number(f"{one:,} ({one / max(facts['texts'], 1):.1%})") for one in counts]
         rows.append((title_of(name), facts["rows"], facts["texts"] if lengths else None, *of_lengths, *shares))
-    columns = zip(("split", *heads), *rows, strict=True)
-    known = [column for column in columns if any(cell is not None for cell in column[1:])]
-    shown_heads, *shown_rows = zip(*known, strict=True)
+    shown_heads, *shown_rows = _without_empty(zip(("split", *heads), *rows, strict=True))
     yield Table("Rows", shown_heads, shown_rows)
     labelled = {name: facts for name, facts in data.items() if facts.get("labels")}
     if labelled:
