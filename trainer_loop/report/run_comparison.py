@@ -75,13 +75,11 @@ def compare_runs(roots: Sequence[Path]) -> tuple[list[Table], list[str], str]:
 
 
 def _refuse_copies(roots: Sequence[Path], runs: Sequence[RunFiles]) -> None:
-    places: dict[str, Path] = {}
-    for root, run in zip(roots, runs, strict=True):
+    """One that was copied and went on otherwise has other metrics, and may be compared."""
+    for (root, run), (other, copy) in itertools.combinations(zip(roots, runs, strict=True), 2):
         identity = run.environment.get("run")
-        if identity in places:
-            raise UserError(f"{root} is a copy of {places[identity]}: they are one run, {identity}; name one of them")
-        if identity:
-            places[identity] = root
+        if identity is not None and identity == copy.environment.get("run") and run.metrics == copy.metrics:
+            raise UserError(f"{other} is a copy of {root}: they are one run, {identity}; name one of them")
 
 
 def _name_runs(roots: Sequence[Path]) -> list[str]:

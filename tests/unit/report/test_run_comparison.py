@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from math import comb
 from pathlib import Path
 from typing import Any
@@ -169,10 +170,12 @@ def test_a_mean_says_how_many_of_the_repeats_have_a_number(tmp_path: Path, capsy
 
 def test_a_copy_of_a_run_is_no_other_run_and_repeats_on_unlike_rows_are_named(tmp_path: Path, capsys):
     first, second, other, _ = map(Path, make_runs(tmp_path))
-    for run, identity in ((first, "1"), (second, "2"), (other, "1")):
+    for run, identity in ((first, "1"), (second, "2"), (other, "1")):  # other: a copy of the first that went on
         (run / "environment.json").write_text(json.dumps({"run": identity}))
-    assert main([str(first), str(other)]) == 2
-    assert f"{other} is a copy of {first}: they are one run, 1; name one of them" in capsys.readouterr().err
+    copy = shutil.copytree(first, tmp_path / "copy")
+    assert main([str(first), str(other), str(copy), f"html={tmp_path / 'compare.html'}"]) == 2
+    assert f"{copy} is a copy of {first}: they are one run, 1; name one of them" in capsys.readouterr().err
+    assert main([str(first), str(other), f"html={tmp_path / 'compare.html'}"]) == 0
     predictions = second / "predictions" / "test.jsonl"
     predictions.write_text(predictions.read_text().replace("b.csv", "c.csv"))
     (second / "config.yaml").write_text(
