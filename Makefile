@@ -22,8 +22,8 @@ test: .venv/installed-dev
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # What takes minutes and is not part of `make test`: every adapter on every architecture, every optimizer with every
-# schedule, every task in every way to shard a model, benchmarks on tiny sizes, kernels that are compiled on the spot, the
-# stores of trackers and studies, the docs site, requests to the service of every task that nobody thought of.
+# schedule, every task in every way to shard a model, benchmarks on tiny sizes, kernels that are compiled on the spot,
+# the stores of trackers and studies, the docs site, requests to the service of every task that nobody thought of.
 test-slow: .venv/installed-dev .venv/installed-bench .venv/installed-stores .venv/installed-site
 	$(BIN)/python -m pytest -m slow
 
