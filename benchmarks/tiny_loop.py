@@ -10,14 +10,17 @@ from trainer_loop import TrainingLoop
 from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.record.logs import Console
 from trainer_loop.tasks.losses import cross_entropy
-from trainer_loop.tasks.task import Batch
+from trainer_loop.tasks.task import Batch, Task
 
 
-class TinyTask:
+class TinyTask(Task):
     """A task whose rows are one target each."""
 
     def __init__(self, collate: tiny.Collate):
-        self.collate = collate
+        self._collate = collate
+
+    def collate(self, rows: list[tiny.Row]) -> Batch:
+        return self._collate(rows)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         return cross_entropy(model(batch["features"]).logits, batch["labels"])
