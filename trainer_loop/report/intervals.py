@@ -85,8 +85,9 @@ def _find_intervals_of(
     else:
         drawn = _draw_anew(metric, columns, whole, generator)
     limits = [50 - 50 * LEVEL, 50 + 50 * LEVEL]
-    varied = [name for name in whole if name in drawn and np.ptp(drawn[name]) > 0 and not is_count(name)]
-    return {name: Interval(whole[name], *np.percentile(drawn[name], limits).tolist()) for name in varied}
+    shown = [name for name in whole if name in drawn and not is_count(name)]
+    intervals = {name: Interval(whole[name], *np.percentile(drawn[name], limits).tolist()) for name in shown}
+    return {name: interval for name, interval in intervals.items() if interval.low < interval.high}
 
 
 def _draw_anew(

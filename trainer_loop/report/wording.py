@@ -24,12 +24,12 @@ def spell_metric(value: float | None) -> str:
 
 
 def spell_interval(low: float, high: float) -> str:
-    """With two digits of its width.
+    """With two digits of its width, `low < high`.
 
     >>> spell_interval(0.59381, 0.71829), spell_interval(24.8469, 26.1268), spell_interval(0.0002288, 0.001394)
     ('0.59 to 0.72', '24.8 to 26.1', '0.0002 to 0.0014')
     """
-    digits = max(0, 1 - math.floor(math.log10(high - low))) if high > low else 4
+    digits = max(0, 1 - math.floor(math.log10(high - low)))
     return f"{low:.{digits}f} to {high:.{digits}f}"
 
 

@@ -82,6 +82,11 @@ def test_what_no_draw_changes_has_none_and_nor_has_a_count_of_the_data():
     assert not any("support" in name for name in found)
 
 
+def test_what_few_draws_change_has_none():
+    rows = (np.arange(100) < 4).astype(np.int64)  # two draws of a hundred hold no row of class 1: their F1 is 0
+    assert find("f1", rows, rows) == {}
+
+
 @pytest.mark.parametrize("name", ["matthews_correlation", "pearson"])
 def test_a_metric_that_is_zero_for_one_row_and_for_all_is_no_mean_over_rows(name: str):
     found = find(name, np.array([0, 0, 1, 1] * 5), np.array([0, 1, 0, 1] * 5))[name]
