@@ -54,6 +54,19 @@ def fresh_accelerator_state():
         GradientState._reset_state()
 
 
+@pytest.fixture(autouse=True)
+def forget_modules_of_the_test(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch):
+    """Modules that a test wrote and imported, such as my_lab, are not found by the next test."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    yield
+    folder = str(tmp_path_factory.getbasetemp())
+    for name in set(sys.modules) - before:
+        spec = getattr(sys.modules[name], "__spec__", None)
+        if spec is not None and folder in f"{spec.origin} {spec.submodule_search_locations}":
+            del sys.modules[name]
+
+
 @pytest.fixture
 def own_dynamo():
     """Graphs and settings of torch.compile that no other test sees."""

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,12 +71,9 @@ def arguments(tiny_model: Path, reviews: Path, tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
-def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
-) -> Iterator[Callable[..., Ended]]:
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture) -> Callable[..., Ended]:
     """The command in this process, with tmp_path as the current directory."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
 
     def run(*arguments: str) -> Ended:
         from accelerate.state import AcceleratorState, GradientState
@@ -88,11 +85,7 @@ def command(
         captured = capfd.readouterr()
         return Ended(code, captured.out, captured.err)
 
-    yield run
-    for name, module in list(sys.modules.items()):  # a file of this test's must not be found by the next
-        spec = getattr(module, "__spec__", None)
-        if spec is not None and str(tmp_path) in f"{spec.origin} {spec.submodule_search_locations}":
-            del sys.modules[name]
+    return run
 
 
 @pytest.fixture

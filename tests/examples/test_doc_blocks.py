@@ -113,8 +113,6 @@ def test_no_block_of_code_is_written_so_that_it_is_not_found(page: str):
 def test_functions_of_the_pages_are_used_in_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in [name for name in sys.modules if name.partition(".")[0] == "my_lab"]:
-        monkeypatch.delitem(sys.modules, name)
     Path("my_lab").mkdir()
     files = {"rows": "def keep(row)", "losses": "def z_loss(", "metrics": "def roc_auc(", "trackers": "class Lines("}
     for name, line in files.items():

@@ -14,17 +14,13 @@ def lab(tmp_path, monkeypatch):
     """A current directory with a package my_lab that is not on the path; `lab(name, text)` writes a module into it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(tmp_path))])
-    before = set(sys.modules)
 
     def write(name, text):
         path = tmp_path / "my_lab" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
 
-    yield write
-    for name in set(sys.modules) - before:
-        if name.partition(".")[0] == "my_lab":
-            del sys.modules[name]
+    return write
 
 
 def _problem(dotted, place="loss.name"):

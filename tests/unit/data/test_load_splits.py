@@ -26,8 +26,7 @@ def write_csv(path: str, num_rows: int) -> None:
 def lab(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of a fresh module in the current folder."""
     monkeypatch.syspath_prepend(str(folder))
-    name = f"lab_{abs(hash(str(folder)))}"
-    Path(f"{name}.py").write_text(
+    Path("row_lab.py").write_text(
         textwrap.dedent("""
         from datasets import Dataset, DatasetDict
         def as_dataset(): return Dataset.from_dict({"text": ["a", "b", "c"], "label": [0, 1, 0]}).select([2, 0])
@@ -43,7 +42,7 @@ def lab(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         no_function = 5
         """)
     )
-    return name
+    return "row_lab"
 
 
 def test_files_and_limits_and_a_validation_part(folder: Path):

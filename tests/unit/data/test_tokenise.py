@@ -170,7 +170,7 @@ class Edited(SequenceClassification):
     seen = []
     for number in (1, 2):
         Path("edited_task.py").write_text(code % number)
-        monkeypatch.delitem(sys.modules, "edited_task", raising=False)
+        sys.modules.pop("edited_task", None)
         task = importlib.import_module("edited_task").Edited()
         task.bind(tokenizer)
         seen.append(tokenise(task, folder / "cache").rows[0]["input_ids"])

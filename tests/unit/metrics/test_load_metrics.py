@@ -97,13 +97,12 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A package of the user's in the current directory; its name."""
     (tmp_path / "metric_lab.py").write_text(LAB)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    yield "metric_lab"
-    sys.modules.pop("metric_lab", None)
+    return "metric_lab"
 
 
 def point_hub_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

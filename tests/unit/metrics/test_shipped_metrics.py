@@ -1,7 +1,6 @@
 """A shipped metric is one function in one file: all else that is known of it follows from its signature."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +44,7 @@ def _helper():
 
 
 @pytest.fixture
-def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ShippedMetric]]:
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, ShippedMetric]:
     """Another package of metrics, of one file, whose metrics are among those that are shipped."""
     folder = tmp_path / "more_metrics"
     folder.mkdir()
@@ -55,9 +54,7 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[st
     found = find_metrics("more_metrics", [str(folder)])
     for name, metric in found.items():
         monkeypatch.setitem(SHIPPED, name, metric)
-    yield found
-    for name in ("more_metrics", "more_metrics.distances"):
-        sys.modules.pop(name, None)
+    return found
 
 
 def test_a_new_metric_is_one_function_in_one_file(

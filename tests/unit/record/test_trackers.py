@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import pytest
@@ -131,8 +130,7 @@ def lab(tmp_path, monkeypatch):
     """A module `tracker_lab` of the user's in the current directory."""
     (tmp_path / "tracker_lab.py").write_text(LAB)
     monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    sys.modules.pop("tracker_lab", None)
+    return tmp_path
 
 
 def read_lines(file: Path) -> list:
