@@ -1,9 +1,11 @@
 """The checkpoint of many writers, for the benchmark `at_scale`."""
 
+import contextlib
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -41,25 +43,29 @@ def save_and_read(folder: str, num_writers: int, num_readers: Sequence[int]) -> 
     shapes = {f"{file}/{name}": value.shape for file in (WEIGHTS, AVERAGES) for name, value in model.named_parameters()}
     files = [_make_files(shapes, index, num_writers) for index in range(num_writers)]
     gather = _Gather(num_writers)
-    faults: list[str | None] = []
 
-    def write(index: int) -> None:
+    def write(index: int) -> str | None:
         writer = CheckpointWriter(
             run_dir,
             Console(enabled=False),
             gather=lambda value: gather(index, value),
             is_main_process=index == 0,
         )
-        facts = {"step": _STEP, "num_processes": num_writers, "plan": {}, "config": {}, "versions": {}}
-        faults.append(writer.write(files[index], step=_STEP, best_step=None, facts=facts).fault)
+        facts = {
+            "run": "benchmark",
+            "step": _STEP,
+            "num_processes": num_writers,
+            "plan": {},
+            "config": {},
+            "versions": {},
+        }
+        with gather.ended_by_errors():
+            return writer.write(files[index], step=_STEP, best_step=None, facts=facts).fault
 
-    threads = [threading.Thread(target=write, args=(index,)) for index in range(num_writers)]
-    began = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    saved = time.perf_counter()
+    with ThreadPoolExecutor(num_writers) as threads:
+        began = time.perf_counter()
+        faults = list(threads.map(write, range(num_writers)))
+        saved = time.perf_counter()
     assert faults == [None] * num_writers
     path = run_dir.checkpoint(_STEP)
     fault = find_fault(path)
@@ -129,3 +135,12 @@ class _Gather:
         values = list(self._values)
         self._barrier.wait()
         return values
+
+    @contextlib.contextmanager
+    def ended_by_errors(self) -> Iterator[None]:
+        """No thread waits for one that an error ended."""
+        try:
+            yield
+        except BaseException:
+            self._barrier.abort()
+            raise

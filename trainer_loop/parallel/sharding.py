@@ -157,7 +157,7 @@ class ShardedModel:
 
     def prepare_for_training(self) -> None:
         """Let each module free its weights between its forward and its backward pass, where that is asked for."""
-        if self.mesh.device_type == "cpu":
+        if dist.get_backend(self.mesh.get_group(_PARTS)) == "gloo":
             self._exchange_by(_GlooAllGather(), _GlooReduceScatter())
         else:
             self._exchange_by(DefaultAllGather(), DefaultReduceScatter())
