@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trainer_loop.tasks.find import load_task
+from trainer_loop import load_config
+from trainer_loop.tasks.find import list_tasks, load_task
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 README = CONFIGS.parent / "README.md"
@@ -48,9 +49,14 @@ def stand_in(name: str, tmp_path: Path, tiny_model: Path) -> list[str]:
     return overrides
 
 
-def test_the_configs_that_the_readme_names_are_there():
-    told = re.findall(r"`(\w+)`", README.read_text().split("one of [configs/](configs) (")[1].split(")")[0])
-    assert sorted(f"{name}.yaml" for name in told) == NAMES
+def test_the_readme_has_a_row_for_each_task_with_its_configs():
+    rows = re.findall(r"^\| `(\w+)` \| .* \| (`\w+`(?:, `\w+`)*) \| .* \|$", README.read_text(), re.MULTILINE)
+    named = {task: re.findall(r"\w+", configs) for task, configs in rows}
+    assert list_tasks() == sorted(named)
+    assert sorted(f"{name}.yaml" for names in (*named.values(), ["quickstart"]) for name in names) == NAMES
+    for task, names in named.items():
+        given = ["data.train=a.csv"] if "reviews" in names else []
+        assert {load_config(f"{name}.yaml", given).task.name for name in names} == {task}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "quickstart.yaml"])

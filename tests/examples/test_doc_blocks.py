@@ -53,7 +53,7 @@ RUN = {
     "def train_step(": "unit/test_readme.py",
     "def focal(": "unit/test_readme.py",
     "extends: imdb.yaml": "unit/test_readme.py",
-    "mixture:": "unit/test_readme.py",
+    "mixture:": "test_the_mixture_it_shows_is_read",
     "assert_layout_invariant(loop.task": "examples/test_docs_test.py",
     "class GradientNorms(": "api/test_api.py",
     "onnxruntime.InferenceSession(": "cli/test_onnx.py",
@@ -184,6 +184,12 @@ def test_configs_have_no_problem(line: str, tmp_path: Path):
         path.write_text(text)
         base = [] if "model:" in text else ["model.type=bert", "data.train=a.csv"]
         assert read_config(str(path), base).problems == []
+
+
+def test_the_mixture_it_shows_is_read(tmp_path: Path):
+    (tmp_path / "mixture.yaml").write_text(find_block("mixture:", "docs/data.md"))
+    mixed = load_config(str(tmp_path / "mixture.yaml"), ["task.name=chat", "model.type=gpt2"])
+    assert [entry["weight"] for entry in mixed.data.mixture] == [0.7, 0.3]
 
 
 def test_a_space_has_no_problem():

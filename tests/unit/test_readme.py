@@ -72,11 +72,8 @@ def test_the_configs_it_names_are_shipped():
 
 
 def test_the_config_it_shows_extends_a_shipped_one(tmp_path):
-    text, mixture = blocks("yaml")
+    (text,) = blocks("yaml")
     (tmp_path / "large.yaml").write_text(text)
-    (tmp_path / "mixture.yaml").write_text(mixture)
-    mixed = load_config(str(tmp_path / "mixture.yaml"), ["task.name=chat", "model.type=gpt2"])
-    assert [entry["weight"] for entry in mixed.data.mixture] == [0.7, 0.3]
     large, imdb = load_config(str(tmp_path / "large.yaml")), load_config("imdb.yaml")
     assert (large.model.name, large.optimizer.lr) == ("google-bert/bert-large-uncased", 2e-5)
     assert (large.data, large.model.overrides) == (imdb.data, imdb.model.overrides)
