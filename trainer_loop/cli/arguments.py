@@ -8,7 +8,7 @@ from typing import Any
 
 from trainer_loop.config.checks import LONGEST_NAME, count_longest_name
 from trainer_loop.config.secrets import mask_text
-from trainer_loop.errors import Problems, UserError
+from trainer_loop.errors import Problems, UserError, refuse
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.runtime.host import expand_home
 
@@ -17,11 +17,18 @@ _MOST_SHOWN = 60  # characters of a wrong value
 Reader = Callable[[str], Any]  # returns the value that a text stands for; raises UserError with what it must be
 
 
-def read_arguments(arguments: Sequence[str], readers: Mapping[str, Reader]) -> tuple[dict[str, Any], list[str]]:
-    """The values of `key=value` arguments by their keys, and what is wrong with them: `model=` must be there.
+def read_arguments(arguments: Sequence[str], readers: Mapping[str, Reader]) -> dict[str, Any]:
+    """The values of `key=value` arguments by their keys, of which `model=` must be there.
 
-    readers: of each key that is allowed.
+    readers: of each key that is allowed. Raises UserError with all that is wrong.
     """
+    values, problems = collect_arguments(arguments, readers)
+    refuse(problems)
+    return values
+
+
+def collect_arguments(arguments: Sequence[str], readers: Mapping[str, Reader]) -> tuple[dict[str, Any], list[str]]:
+    """As `read_arguments`, but what is wrong is returned, and the values that are wrong are None."""
     texts: dict[str, str] = {}
     problems = []
     for argument in arguments:

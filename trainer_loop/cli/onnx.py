@@ -39,7 +39,7 @@ the model and by ONNX Runtime on the CPU, and the folder is written only where a
 command wrote is replaced, any other stays. It needs pip install onnx onnxruntime onnxscript."""
 
 _TOLERANCE = 1e-4
-_READERS = {
+READERS = {
     "model": filled,
     "output": lambda text: Path(filled(text)).expanduser(),
     "data": lambda text: read_rows(filled(text)),
@@ -62,14 +62,7 @@ class Request:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return run_command(argv, f"{USAGE}\n", lambda arguments: _export(read_request(arguments)))
-
-
-def read_request(arguments: list[str]) -> Request:
-    """Raises UserError with all that is wrong with the arguments."""
-    given, problems = read_arguments(arguments, _READERS)
-    refuse(problems)
-    return Request(**given)
+    return run_command(argv, f"{USAGE}\n", lambda arguments: _export(Request(**read_arguments(arguments, READERS))))
 
 
 def _export(request: Request) -> None:

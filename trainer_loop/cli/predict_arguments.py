@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer_loop.cli.arguments import Reader, choice, number, read_arguments, truth, whole
+from trainer_loop.cli.arguments import Reader, choice, collect_arguments, number, truth, whole
 from trainer_loop.config.sources import read_argument
 from trainer_loop.config.values import explain_delimiter, explain_encoding, spell_delimiter
 from trainer_loop.errors import UserError, refuse
@@ -92,7 +92,7 @@ def read_request(arguments: list[str]) -> Request:
     """Raises UserError with all that is wrong with the arguments."""
     names = [argument.partition("=")[0] for argument in arguments if "=" in argument]
     columns = [name for name in names if name not in READERS and not difflib.get_close_matches(name, READERS, 1, _SURE)]
-    given, problems = read_arguments(arguments, READERS | dict.fromkeys(columns, str))
+    given, problems = collect_arguments(arguments, READERS | dict.fromkeys(columns, str))
     row = {name: given.pop(name) for name in dict.fromkeys(columns)}
     if "file" not in given and _names_several_images(row):
         given["file"] = read_rows(row.pop("image"))

@@ -28,7 +28,7 @@ The model (or adapter), its tokenizer, its card and the run's config.yaml are pu
 them, its report goes along, made anew without rows of the data, and the ONNX model that python -m trainer_loop.onnx
 wrote. What is there already is not uploaded again. States of optimizers, logs, data and pickles stay here. Secrets in
 the config are masked. The token is that of `hf auth login`, or HF_TOKEN; it needs the right to write."""
-_READERS = {"model": filled, "repo": filled, "private": truth, "message": filled}
+READERS = {"model": filled, "repo": filled, "private": truth, "message": filled}
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,9 @@ def main(argv: list[str] | None = None) -> int:
     return run_command(
         argv,
         f"{USAGE}\n",
-        lambda arguments: _push(read_request(arguments)),
+        lambda arguments: _push(Request(**read_arguments(arguments, READERS))),
         when_stopped="stopped; the same command goes on with what is missing",
     )
-
-
-def read_request(arguments: list[str]) -> Request:
-    """Raises UserError with all that is wrong with the arguments."""
-    given, problems = read_arguments(arguments, _READERS)
-    refuse(problems)
-    return Request(**given)
 
 
 def _push(request: Request) -> None:

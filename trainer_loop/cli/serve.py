@@ -4,7 +4,7 @@ import os
 import sys
 from dataclasses import dataclass, fields
 
-from trainer_loop.cli.arguments import Reader, find_model, read_arguments, whole
+from trainer_loop.cli.arguments import Reader, collect_arguments, find_model, whole
 from trainer_loop.cli.command import run_command
 from trainer_loop.cli.predict import load_predictor
 from trainer_loop.cli.predict_arguments import OF_GENERATION, READERS, Request
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def read_options(arguments: list[str]) -> _Options:
-    given, problems = read_arguments(arguments, _READERS)
+    given, problems = collect_arguments(arguments, _READERS)
     if given.get("host") == "":
         problems.append("host= is empty; leave it out, or write host=0.0.0.0 for every network")
     token = os.environ.get(_TOKEN)
