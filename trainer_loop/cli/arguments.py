@@ -123,11 +123,10 @@ def expand_model(name: str) -> Path:
     return path
 
 
-def find_model(name: str, *, marks: Sequence[str], otherwise: str) -> Path:
+def find_model(name: str, *, marks: Sequence[str] = ("config.json",)) -> Path:
     """The directory of the exported model that `model=name` means: of a run directory its model/.
 
-    marks: files of which a model has at least one. Raises UserError where there is no model; `otherwise` says it of
-    what is neither a run directory nor a model.
+    marks: files of which a model has at least one. Raises UserError where there is no model.
     """
     path = expand_model(name)
     run_dir = RunDir(path)
@@ -140,7 +139,8 @@ def find_model(name: str, *, marks: Sequence[str], otherwise: str) -> Path:
     if is_run:
         raise UserError(f"model={name}: this run has no model/ yet; it is exported when the run ends: start it again")
     if path.is_dir():
-        raise UserError(f"model={name}: {otherwise}")
+        named = " or ".join(marks)
+        raise UserError(f"model={name}: neither a run directory with model/ nor a model with {named}")
     neighbours = [neighbour.name for neighbour in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, neighbours, n=1)
     raise UserError(f"model={name}: no such directory" + (f"; did you mean {path.parent / near[0]}?" if near else ""))

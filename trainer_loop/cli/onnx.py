@@ -67,8 +67,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _export(request: Request) -> None:
     """Everything is checked before the model loads."""
-    none = f"neither a run directory with model/ nor a model with config.json or {ADAPTER_CONFIG}"
-    model_dir = find_model(request.model, marks=["config.json", ADAPTER_CONFIG], otherwise=none)
+    model_dir = find_model(request.model, marks=["config.json", ADAPTER_CONFIG])
     target = request.output or _find_folder(model_dir)
     problems = _check_folder(target)
     with importing_torch():  # seconds

@@ -33,8 +33,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _predict(request: Request) -> None:
-    none = "neither a run directory with model/ nor a model with config.json"
-    model_dir = find_model(request.model, marks=["config.json"], otherwise=none)
+    model_dir = find_model(request.model)
     with importing_torch():  # seconds
         quieten_libraries()
         from trainer_loop.predictor import check_writes, find_task_of, read_record

@@ -102,9 +102,7 @@ def _find_model(name: str) -> tuple[Path, RunDir | None]:
     path = expand_model(name)
     if all((path / part).is_file() for part in ("manifest.json", "state.json")):
         raise UserError(f"model={name} is a checkpoint to go on from, and no model; give the run directory")
-    marks = ("config.json", ADAPTER_CONFIG, EXPORT_RECORD)
-    none = f"neither a run directory with model/ nor a model: there is no {', '.join(marks[:2])} or {marks[2]}"
-    model = find_model(name, marks=marks, otherwise=none)
+    model = find_model(name, marks=["config.json", ADAPTER_CONFIG, EXPORT_RECORD])
     run_dir = RunDir(path if model != path else path.resolve().parent)
     is_own = model != path or (run_dir.model == path.resolve() and run_dir.config.is_file())
     return model, run_dir if is_own else None

@@ -81,8 +81,7 @@ def read_options(arguments: list[str]) -> _Options:
 
 def _serve(options: _Options) -> None:
     """All that can be wrong is found before the model loads."""
-    none = "neither a run directory with model/ nor a model with config.json"
-    model_dir = find_model(options.request.model, marks=["config.json"], otherwise=none)
+    model_dir = find_model(options.request.model)
     keep_freed_memory()
     with importing_torch():  # seconds
         quieten_libraries()
