@@ -139,10 +139,10 @@ def _describe_data(config: Config, plan: RunPlan) -> Iterator[str]:
 
 
 def _describe_lengths(facts: SplitFacts | None) -> str:
-    if facts is None or facts.lengths is None or not len(facts.lengths):
+    if facts is None or facts.lengths is None:
         return ""
-    median, high = np.percentile(facts.lengths, [50, 95])
-    return f"; tokens per row: median {median:.0f}, 95 % within {high:.0f}, longest {facts.lengths.max():,}"
+    of = facts.lengths
+    return f"; tokens per row: median {of.median:.0f}, 95 % within {of.p95:.0f}, longest {of.longest:,}"
 
 
 def _name_source(config: Config, split: str, place: str) -> str:
