@@ -282,12 +282,9 @@ def _describe_run(config: Config, plan: RunPlan, loader: TrainLoader | StreamLoa
     Of data and batches it is what came of the config, not the words that led there: a file may be moved.
     """
     if isinstance(loader, StreamLoader):
-        assert plan.inputs.stream is not None
-        data, tokens, batch_size = (
-            f"a stream {plan.inputs.stream.fingerprint}",
-            plan.inputs.stream.tokens,
-            loader.batch_size,
-        )
+        stream = plan.inputs.stream
+        assert stream is not None
+        data, tokens, batch_size = f"a stream {stream.fingerprint}", stream.tokens, loader.batch_size
     else:
         train = plan.inputs.splits["train"]
         data, batch_size = f"{len(train.rows)} rows {train.fingerprint}", loader.plan.batch_size

@@ -1,10 +1,10 @@
 """The loaders of a run: batches of the training rows, and the sets that are evaluated."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 
 from trainer_loop.config.fields import Config
@@ -28,12 +28,7 @@ _WINDOW = 32  # batches whose rows are sorted together where the config names no
 
 def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -> TrainLoader | StreamLoader:
     """The training rows, in memory or streamed, as the batches of this process."""
-    limits = Limits(
-        accelerator.num_processes,
-        max_tokens=_token_budget(config.batch.max_tokens, plan, accelerator.device, training=True),
-        per_device=config.batch.per_device,
-        **_choose_shapes(config, plan, accelerator),
-    )
+    limits = _choose_limits(config, plan, accelerator, training=True)
     if limits.width_step > 1:  # rows of every split are padded alike
         plan.task.use_widths(limits.width_step, longest=limits.longest)
     batch_size = _batch_size(config, accelerator.num_processes)
@@ -80,17 +75,30 @@ def make_train_loader(config: Config, plan: RunPlan, accelerator: Accelerator) -
     )
 
 
-def _choose_shapes(config: Config, plan: RunPlan, accelerator: Accelerator) -> dict[str, Any]:
-    """The fields of `Limits` that depend on the device, the task, and whether rows are packed."""
-    device_type, precision = accelerator.device.type, accelerator.mixed_precision
-    width_step, row_step = choose_shape_steps(device_type, precision=precision) if plan.task.may_widen else (1, 1)
-    return {
-        "microbatch_tokens": choose_microbatch_tokens(device_type, precision=precision),
-        "packed": config.model.packing,
-        "width_step": width_step,
-        "longest": config.data.max_length,
-        "row_step": row_step,
-    }
+def _choose_limits(config: Config, plan: RunPlan, accelerator: Accelerator, *, training: bool) -> Limits:
+    """How rows are cut into microbatches, in training or in an evaluation."""
+    device_type, precision, task = accelerator.device.type, accelerator.mixed_precision, plan.task
+    section = config.batch if training else config.evaluate
+    max_tokens, per_device = section.max_tokens, section.per_device
+    if max_tokens == "auto" and task.has_tokens:
+        logits_per_token = task.logits_per_token(plan.inputs.model_config)
+        max_tokens = choose_token_budget(device_type, training=training, logits_per_token=logits_per_token)
+    elif max_tokens == "auto":
+        max_tokens = None  # rows without tokens are limited by their number
+    if per_device is None and not training and not task.has_tokens:  # as many as training has in one microbatch
+        num_processes = accelerator.num_processes
+        per_device = config.batch.per_device or math.ceil(_batch_size(config, num_processes) / num_processes)
+    width_step, row_step = choose_shape_steps(device_type, precision=precision) if task.may_widen else (1, 1)
+    return Limits(
+        accelerator.num_processes,
+        max_tokens=max_tokens,
+        per_device=per_device,
+        microbatch_tokens=choose_microbatch_tokens(device_type, precision=precision),
+        packed=config.model.packing,
+        width_step=width_step,
+        longest=config.data.max_length,
+        row_step=row_step,
+    )
 
 
 def make_mixture(config: Config, plan: RunPlan, train: TokenisedSplit) -> Mixture | None:
@@ -136,16 +144,11 @@ def make_evaluation_loader(
     num_workers: int = 0,
 ) -> EvaluationLoader:
     """labelled: its targets are counted, and its rows shared by the processes; else each process has all of them."""
-    limits = Limits(
-        accelerator.num_processes if labelled else 1,
-        max_tokens=_token_budget(config.evaluate.max_tokens, plan, accelerator.device, training=False),
-        per_device=config.evaluate.per_device or _rows_judged_at_once(config, plan, accelerator),
-        **_choose_shapes(config, plan, accelerator),
-    )
+    limits = _choose_limits(config, plan, accelerator, training=False)
     return EvaluationLoader(
         split.rows,
         split.lengths,
-        limits,
+        limits if labelled else replace(limits, num_processes=1),
         collate=plan.task.collate,
         count=plan.task.count if labelled else lambda batch: 0,
         device=accelerator.device,
@@ -192,27 +195,8 @@ def _batch_size(config: Config, num_processes: int) -> int:
     return batch.per_device * batch.accumulate * num_processes
 
 
-def _rows_judged_at_once(config: Config, plan: RunPlan, accelerator: Accelerator) -> int | None:
-    """Rows without tokens have no budget of them: as many as training has in one microbatch. None: a budget says it."""
-    if plan.task.has_tokens:
-        return None
-    return config.batch.per_device or math.ceil(
-        _batch_size(config, accelerator.num_processes) / accelerator.num_processes
-    )
-
-
 def _num_workers(config: Config, accelerator: Accelerator) -> int:
     """Processes that prepare batches: beside a GPU they are ready when it is; on a CPU they would take its cores."""
     if config.data.num_workers != "auto":
         return int(config.data.num_workers)
     return 0 if accelerator.device.type == "cpu" else _WORKERS_BESIDE_A_GPU
-
-
-def _token_budget(setting: Any, plan: RunPlan, device: torch.device, *, training: bool) -> int | None:
-    """Padded tokens of one microbatch at most; None: no limit."""
-    if setting != "auto":
-        return setting  # type: ignore[no-any-return]
-    if not plan.task.has_tokens:
-        return None  # its rows have no tokens: batch.per_device limits them
-    logits_per_token = plan.task.logits_per_token(plan.inputs.model_config)
-    return choose_token_budget(device.type, training=training, logits_per_token=logits_per_token)

@@ -114,24 +114,16 @@ class _Rehearsal:
 
     def measure_passes(self, *, has_gradients: bool) -> int | None:
         """Bytes of the largest pass."""
-
-        def run() -> int:
-            with self.loop.task.logging_to(None):
-                return max(map(measure, self.batches))
-
-        def measure(batch: Batch) -> int:
-            return measure_pass(self.outline, partial(self._loss_of, batch), has_gradients=has_gradients)
-
-        return self._try("activations", run)
+        measure = partial(measure_pass, has_gradients=has_gradients)
+        return self._try("activations", lambda: max(self._measure_each(measure)))
 
     def count_flops(self) -> int | None:
         """Floating-point operations of the forward pass of all batches."""
+        return self._try("model FLOPs", lambda: sum(self._measure_each(count_flops)))
 
-        def run() -> int:
-            with self.loop.task.logging_to(None):
-                return sum(count_flops(self.outline, partial(self._loss_of, batch)) for batch in self.batches)
-
-        return self._try("model FLOPs", run)
+    def _measure_each(self, measure: Callable[[Outline, Callable[[], Tensor]], int]) -> list[int]:
+        with self.loop.task.logging_to(None):
+            return [measure(self.outline, partial(self._loss_of, batch)) for batch in self.batches]
 
     def _loss_of(self, batch: Batch) -> Tensor:
         loop, before = self.loop, (self.loop.model, self.loop.bare_model)

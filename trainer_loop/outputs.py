@@ -4,7 +4,7 @@ import copy
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import KW_ONLY, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +102,7 @@ class ConfiguredOutput(RunOutput):
                 label_names=self.plan.inputs.label_names,
                 metrics=self.plan.metrics,
                 plan=list(self.plan_lines),
-                data={name: facts.as_json() for name, facts in self.plan.inputs.facts.items()},
+                data={name: asdict(facts) for name, facts in self.plan.inputs.facts.items()},
             )
         elif self.accelerator.is_main_process:
             remove(self.run_dir.report_facts)  # of an earlier start; soon it would tell of other weights

@@ -140,54 +140,7 @@ def plan_run(config: Config, overrides: Overrides, *, problems: Sequence[str] = 
 
     problems: what is already known to be wrong. Raises UserError with these and all others, each one line.
     """
-    found = Problems(problems)
-    loop_class = found.collect("", find_loop_class, config.loop.name, config.loop.args)
-    precision = found.collect("", choose_precision, config.train.precision)
-    sharding = found.collect(
-        "",
-        ShardingPlan(**vars(config.parallel)).check,
-        values_of(config) | {"train.precision": precision},
-        has_own_step=loop_class is not None and changes_the_step(loop_class, TrainingLoop),
-    )
-    if config.model.compile:
-        found.collect("", check_compiler, "cuda" if torch.cuda.is_available() else "cpu")
-    named = overrides.task or Problems().collect("", find_task, config.task.name, place="")
-    loss = found.collect("loss.", plan_loss, **vars(config.loss), own=name_own_loss(named))
-    task = _plan_task(config, overrides, loss, found)
-    is_given = {
-        "model": overrides.model is not None,
-        "train": "train" in overrides.rows,
-        "validation": bool(overrides.validation_sets),
-    }
-    missing = {part: problem for part, problem in missing_parts(config).items() if not is_given[part]}
-    found.lines += missing.values()
-    optimizer = found.collect("optimizer.", OptimizerPlan(**vars(config.optimizer)).check)
-    if optimizer is not None and config.ema.decay is not None and optimizer.keeps_averaged_weights:
-        found.lines.append(
-            f"ema.decay: {config.ema.decay}: {optimizer.name} keeps an average of the weights itself; set it to null"
-        )
-    if optimizer is not None and sharding is not None and sharding.is_sharded and not overrides.has_optimizer:
-        found.collect("", check_optimizer_class, find_optimizer(optimizer.name))
-    scheduler = found.collect("scheduler.", SchedulerPlan(**vars(config.scheduler)).check)
-    sections = {"lora": vars(config.model.lora), "peft": vars(config.model.peft)}
-    model = plan_model(ModelPlan(**(vars(config.model) | sections), given=overrides.model), found)
-    if scheduler is not None:
-        _check_what_it_follows(config, scheduler, overrides, found)
-    _check_metric_signs(config, overrides, found)
-    found.lines += check_trackers(config.log.trackers, config.log.tracker_args)
-    _check_hub(config, console, found)
-    inputs = _plan_inputs(
-        config, overrides, console, found, task=task, loss=loss, model=model, has_rows="train" not in missing
-    )
-    if sharding is not None and sharding.is_sharded and inputs is not None and drops_layers(inputs.model_config):
-        found.lines.append(
-            f"parallel.shard: {sharding.shard}: this model skips layers at random, each process others, and their "
-            "weights are gathered by all together; set its layerdrop to 0 in model.overrides"
-        )
-    found.refuse()
-    assert loop_class and precision and task and optimizer and scheduler and inputs and sharding
-    metrics = list_metrics(config, task)
-    return RunPlan(loop_class, precision, task, metrics, model, optimizer, scheduler, inputs, sharding, loss)
+    return _Planner(config, overrides, problems, console).plan()
 
 
 def find_loop_class(name: str | None, args: Mapping[str, Any]) -> type[TrainingLoop]:
@@ -230,205 +183,335 @@ def name_splits(rows: Any) -> dict[str, Any]:
     return dict(rows)
 
 
-# ------------------------------------------------------------------------------------- what concerns several sections
+class _Planner:
+    """Looks at one part of a config after the other; `found` collects what is wrong with any of them.
 
+    task, loss, data: None before they are planned, and where they are wrong themselves: what needs them is then left
+    out.
+    """
 
-def _plan_task(config: Config, overrides: Overrides, loss: LossPlan | None, found: Problems) -> Task | None:
-    task = overrides.task
-    if task is None:
-        task = found.collect("", plan_task, **vars(config.task), loss=loss)
-    else:
-        unused = {"task.args": config.task.args, "loss.name": config.loss.name, "loss.args": config.loss.args}
-        found.lines += [
-            f"{key}: {value}: the task that was given, a {type(task).__name__}, has its own; remove it"
-            for key, value in unused.items()
-            if value
+    def __init__(self, config: Config, overrides: Overrides, problems: Sequence[str], console: Console):
+        self.config, self.overrides, self.console = config, overrides, console
+        self.found = Problems(problems)
+        self.values = values_of(config)
+        self.task: Task | None = None
+        self.loss: LossPlan | None = None
+        self.data: DataPlan | None = None
+        self.task_name = config.task.name if overrides.task is None else type(overrides.task).__name__
+        self.has_validation = has_validation(config) or bool(overrides.validation_sets)
+        named = [parse_set(name)[1] for name in name_sets("validation", config.data.validation)]
+        self.validation_sets = [name for name in [*named, *overrides.validation_sets] if name]  # that have names
+        # The metrics of an evaluation that something follows, by the keys that name them.
+        keys = ("checkpoint.best", "train.patience_metric", "scheduler.metric")
+        self.followed: dict[str, str] = {key: self.values[key] for key in keys if self.values[key] is not None}
+
+    def plan(self) -> RunPlan:
+        """See `plan_run`."""
+        config, overrides, found = self.config, self.overrides, self.found
+        loop_class = found.collect("", find_loop_class, config.loop.name, config.loop.args)
+        precision = found.collect("", choose_precision, config.train.precision)
+        sharding = found.collect(
+            "",
+            ShardingPlan(**vars(config.parallel)).check,
+            self.values | {"train.precision": precision},
+            has_own_step=loop_class is not None and changes_the_step(loop_class, TrainingLoop),
+        )
+        if config.model.compile:
+            found.collect("", check_compiler, "cuda" if torch.cuda.is_available() else "cpu")
+        named = overrides.task or Problems().collect("", find_task, config.task.name, place="")
+        self.loss = found.collect("loss.", plan_loss, **vars(config.loss), own=name_own_loss(named))
+        self.task = self._plan_task()
+        is_given = {
+            "model": overrides.model is not None,
+            "train": "train" in overrides.rows,
+            "validation": bool(overrides.validation_sets),
+        }
+        missing = {part: problem for part, problem in missing_parts(config).items() if not is_given[part]}
+        found.lines += missing.values()
+        optimizer = found.collect("optimizer.", OptimizerPlan(**vars(config.optimizer)).check)
+        if optimizer is not None and config.ema.decay is not None and optimizer.keeps_averaged_weights:
+            found.lines.append(
+                f"ema.decay: {config.ema.decay}: {optimizer.name} keeps an average of the weights itself; set it to "
+                "null"
+            )
+        if optimizer is not None and sharding is not None and sharding.is_sharded and not overrides.has_optimizer:
+            found.collect("", check_optimizer_class, find_optimizer(optimizer.name))
+        scheduler = found.collect("scheduler.", SchedulerPlan(**vars(config.scheduler)).check)
+        sections = {"lora": vars(config.model.lora), "peft": vars(config.model.peft)}
+        model = plan_model(ModelPlan(**(vars(config.model) | sections), given=overrides.model), found)
+        if scheduler is not None and scheduler.needs_metric:
+            self._check_what_it_follows(scheduler)
+        self._check_metric_signs()
+        found.lines += check_trackers(config.log.trackers, config.log.tracker_args)
+        self._check_hub()
+        inputs = self._plan_inputs(model, has_rows="train" not in missing)
+        if sharding is not None and sharding.is_sharded and inputs is not None and drops_layers(inputs.model_config):
+            found.lines.append(
+                f"parallel.shard: {sharding.shard}: this model skips layers at random, each process others, and their "
+                "weights are gathered by all together; set its layerdrop to 0 in model.overrides"
+            )
+        found.refuse()
+        task, metrics = self.task, self._list_metrics()
+        assert loop_class and precision and task and optimizer and scheduler and inputs and sharding
+        return RunPlan(loop_class, precision, task, metrics, model, optimizer, scheduler, inputs, sharding, self.loss)
+
+    # --------------------------------------------------------------------------------- what concerns several sections
+
+    def _plan_task(self) -> Task | None:
+        config, found, task, loss = self.config, self.found, self.overrides.task, self.loss
+        if task is None:
+            task = found.collect("", plan_task, **vars(config.task), loss=loss)
+        else:
+            found.lines += [
+                f"{key}: {self.values[key]}: the task that was given, a {self.task_name}, has its own; remove it"
+                for key in ("task.args", "loss.name", "loss.args")
+                if self.values[key]
+            ]
+        if config.data.sampling == "balanced" and loss is not None and loss.function.needs_counts:
+            name = loss.function.needs_counts[0]
+            found.lines.append(f"loss.args.{name}: auto: data.sampling=balanced draws all classes alike; leave one out")
+        if task is not None:
+            options = {name: value for name, value in vars(config.evaluate.generate).items() if name != "samples"}
+            task.generation = Generation(**options)
+            found.lines += self._find_what_does_not_suit(task)
+        return task
+
+    def _find_what_does_not_suit(self, task: Task) -> Iterator[str]:
+        """Problems of keys that ask for what the task cannot do."""
+        data, name = self.config.data, f"the task {self.task_name}"
+        if task.tunes and not self.has_validation:
+            yield (
+                f"task.args: {dict(self.config.task.args)}: there are no validation rows to choose by; set "
+                "data.validation or data.validation_fraction"
+            )
+        if not task.generates and self.config.evaluate.generate != GenerateConfig():
+            yield f"evaluate.generate: {name} writes no texts; remove it"
+        if task.refers and data.streaming:
+            yield f"data.streaming: {name} compares each row with the model before the first update; set it to false"
+        if task.scales and data.streaming:
+            yield (
+                "task.args.scale: true: a stream is not searched for the mean of its numbers; write it, {mean: 3.2, "
+                "std: 1.1}, or set data.streaming=false"
+            )
+        if task.mixes and data.streaming:
+            yield f"data.streaming: {name} mixes each row with any other, and a stream holds few; set it to false"
+        for key in ("data.weight", "data.mixture", "data.sampling") if task.mixes else ():
+            if self._is_set(key):
+                yield f"{key}: {name} mixes each row with any other, all alike; leave one out"
+        if self.config.model.packing and not task.can_pack:
+            yield f"model.packing: {name} knows no packed batches; set model.packing=false"
+
+    def _is_set(self, key: str) -> bool:
+        """Whether a key has another value than its default."""
+        return bool(self.values[key] != KEYS[key].default)
+
+    def _check_what_it_follows(self, scheduler: SchedulerPlan) -> None:
+        """A schedule that follows evaluations needs them."""
+        name, metric, sets = scheduler.name, scheduler.metric, self.validation_sets
+        followed = "the validation loss" if metric is None else metric.removeprefix("-")
+        if self.config.evaluate.every == "never":
+            self.found.lines.append(f"scheduler.name: {name} follows {followed}; set evaluate.every")
+        elif not self.has_validation:
+            self.found.lines.append(
+                f"scheduler.name: {name} follows {followed}; set data.validation or data.validation_fraction"
+            )
+        elif metric is None and sets:
+            self.found.lines.append(
+                f"scheduler.name: {name} follows one of several sets; set scheduler.metric, such as -{sets[0]}/loss"
+            )
+
+    def _check_metric_signs(self) -> None:
+        for key, metric in self.followed.items():
+            # Of mse/valence the first part names the metric, of matched/mse the second.
+            first, *rest = metric.split("/")
+            name = rest[0] if first in self.validation_sets and rest else first
+            if name in _SMALLER_IS_BETTER or metric.rpartition("/")[2] in _SMALLER_IS_BETTER:
+                self.found.lines.append(
+                    f"{key}: {metric} would pick the largest {metric}; smaller is better: write -{metric}"
+                )
+
+    def _check_hub(self) -> None:
+        """Whether the run may push; process 0 alone asks the hub, which counts such questions."""
+        hub = self.config.hub
+        if hub.push is None or hub.every == "never" or process_index_from_environment() > 0:
+            return
+        command = push_command(self.config.run_dir, hub.push)
+        later = f"set hub.every=never, and push later where there is network: {command}"
+        key = f"hub.push: {hub.push}"
+        problems, notes = check_access(hub.push, private=hub.private, place=key, later=later)
+        self.found.lines += problems
+        for note in notes:
+            self.console.warn(f"{key}: {note}")
+
+    # ------------------------------------------------------------------------------------------ data, model and metrics
+
+    def _plan_inputs(self, model: ModelPlan, *, has_rows: bool) -> Inputs | None:
+        """The rows, and the model that they go with; None if something is wrong. The rest is checked all the same."""
+        config, found, task = self.config, self.found, self.task
+        # Rows are checked even where something else is wrong, but not by keys that are, nor where no data is named.
+        are_keys_right = not any(" data." in line or " task." in line for line in found.lines)
+        columns = task and found.collect("", bind_columns, task.columns, config.data.columns, task=self.task_name)
+        splits: dict[str, TokenisedSplit] = {}
+        if task and columns and has_rows and are_keys_right:
+            splits = self._plan_rows(task, columns)
+        if self.loss is not None:
+            found.collect("loss.", _weigh_classes, self.loss, self.data)
+        if task is not None:
+            self._check_metrics(task)
+            self._check_unused(task)
+        if task is not None and task.auto_model is not None and not task.columns:
+            found.lines.append(
+                f"task.name: {self.task_name} has a model of transformers and declares no columns; declare what it "
+                "reads of a row in `columns`, or let auto_model be None"
+            )
+        if task is not None and task.auto_model is None:
+            self._check_plain_model()
+            model_config, processor = None, self._load_processor(model, None)
+        else:
+            model_config, processor = self._fit_model(model)
+        if found:
+            return None
+        assert task is not None
+        data = self.data
+        if data is None:
+            return Inputs(splits)
+        is_encoder_decoder = model_config is not None and model_config.is_encoder_decoder
+        end_token = find_text_config(model_config).eos_token_id if is_encoder_decoder else None
+        task.bind(processor, label_names=data.output_names, packs=config.model.packing, end_token=end_token)
+        if task.scales:
+            task.scale_by(list_numbers(data.splits["train"], data.columns))
+        say = self.console.say
+        splits, stream, facts = data.encode(task, processor, counts_stream=config.train.steps is None, say=say)
+        return Inputs(splits, stream, data.labels, data, processor, model_config, facts)
+
+    def _plan_rows(self, task: Task, columns: Columns) -> dict[str, TokenisedSplit]:
+        """Plan the rows that a task with columns encodes; return those that another one takes as they are."""
+        config, console = self.config, self.console
+        keys = {"files": TextFormat(**vars(config.data.files)), "limit": vars(config.data.limit), "columns": columns}
+        section = DataSection(**(vars(config.data) | keys), seed=config.seed)
+        if not task.columns:
+            return take_splits(section, given=self.overrides.rows, problems=self.found)
+        self.data = plan_data(
+            section,
+            given=self.overrides.rows,
+            show_progress=console.on_terminal,
+            say=console.say,
+            warn=console.warn,
+            problems=self.found,
+        )
+        return {}
+
+    def _load_processor(self, model: ModelPlan, model_config: PretrainedConfig | None) -> Any | None:
+        """See `ModelPlan.load_processor`. No tokenizer is trained where something is wrong."""
+        texts = None if self.data is None or self.found else self.data.iterate_texts
+        max_length, say = self.config.data.max_length, self.console.say
+        return self.found.collect(
+            "", model.load_processor, self.task, model_config, texts=texts, max_length=max_length, say=say
+        )
+
+    def _fit_model(self, model: ModelPlan) -> tuple[PretrainedConfig | None, Any | None]:
+        """The config of a model of transformers, fitted to data and processor, and the processor."""
+        config, found, task, data = self.config, self.found, self.task, self.data
+        label_names = None if data is None else data.output_names
+        model_config = found.collect("", model.load_config)
+        processor = None
+        if model_config is not None or model.has_foreign_processor:
+            processor = self._load_processor(model, model_config)
+        num_outputs = None if label_names is None else len(label_names)
+        are_numbers = task is not None and task.problem_type == "regression"
+        if task is not None and are_numbers:
+            reads_several = any(column.kind == "numbers" for column in task.columns.values())
+            num_outputs = 1 if not reads_several else None if data is None else data.num_numbers
+        if model_config is not None and num_outputs is not None:
+            found.collect("", model.check_outputs, model_config, num_outputs, are_numbers=are_numbers)
+        tokenizer = as_tokenizer(processor)
+        if task is not None and model_config is not None and processor is not None:
+            lines = found.collect(
+                "",
+                model.fit,
+                model_config,
+                task=task,
+                tokenizer=tokenizer,
+                label_names=label_names,
+                max_length=config.data.max_length,
+                frozen=config.optimizer.freeze,
+                groups=config.optimizer.groups,
+                seed=config.seed,
+            )
+            for line in lines or ():
+                self.console.say(line)
+        num_classes = count_outputs(model_config, tokenizer) if num_outputs is None else num_outputs
+        if self.loss is not None and task is not None and num_classes is not None:
+            found.collect("loss.", _check_loss, self.loss, task, num_classes)
+        return model_config, processor
+
+    def _check_unused(self, task: Task) -> None:
+        """Keys that mean nothing to this task."""
+        unused = [] if task.columns else [(key, "takes rows as they are") for key in _OF_COLUMNS]
+        kinds = [column.kind for column in task.columns.values()]
+        if kinds and not {"class", "classes"} & {*kinds}:
+            unused.append(("data.label_names", "has no classes"))
+        if kinds and "class" not in kinds:
+            unused.append(("data.sampling", "has no single class a row"))
+        if task.joins_texts:
+            unused.append(("data.weight", "joins texts to rows, which then have no weight of their own"))
+        own = ("model.tokenizer", "model.trust_remote_code") if task.auto_processor else ()
+        of_models = [] if task.auto_model else [key for key in _OF_AUTO_MODELS if key not in own]
+        unused += [(key, "has a model that is not of transformers") for key in of_models]
+        self.found.lines += [
+            f"{key}: {self.values[key]}: the task {self.task_name} {reason}; remove it"
+            for key, reason in unused
+            if self._is_set(key)
         ]
-    if config.data.sampling == "balanced" and loss is not None and loss.function.needs_counts:
-        name = loss.function.needs_counts[0]
-        found.lines.append(f"loss.args.{name}: auto: data.sampling=balanced draws all classes alike; leave one out")
-    if task is not None:
-        task.generation = Generation(
-            **{name: value for name, value in vars(config.evaluate.generate).items() if name != "samples"}
+
+    def _check_plain_model(self) -> None:
+        """A model that is any `nn.Module`."""
+        model, found = self.config.model, self.found
+        if self.overrides.model is not None:
+            return
+        if model.type is None or "." not in model.type:
+            found.lines.append(
+                f"model.type: {model.type or model.name}: the model of the task {self.task_name} is the dotted path of "
+                "what makes an nn.Module, with model.overrides for its arguments"
+            )
+            return
+        factory: Any = found.collect("", locate, model.type, place="model.type")
+        if factory is not None:
+            found.lines += check_arguments(factory, model.overrides, place="model.overrides", given=())
+
+    def _list_metrics(self) -> Entries:
+        """The metrics that the config names, else the task's own."""
+        return list(self.config.evaluate.metrics or (self.task.metrics if self.task is not None else ()))
+
+    def _check_metrics(self, task: Task) -> None:
+        """Metrics that cannot be computed, and metrics that something follows and no evaluation has."""
+        entries = self._list_metrics()
+        label_names = None if self.data is None else self.data.output_names  # None also where they were not found
+        num_labels = None if label_names is None else len(label_names)
+        self.found.lines += check_metrics(
+            entries,
+            num_labels=num_labels,
+            outputs=task.list_outputs(),
+            written=task.written_outputs,
+            label_names=label_names,
+            trust_remote_code=self.config.model.trust_remote_code,
         )
-        found.lines += _find_what_does_not_suit(task, config, overrides)
-    return task
-
-
-def _find_what_does_not_suit(task: Task, config: Config, overrides: Overrides) -> Iterator[str]:
-    """Problems of keys that ask for what the task cannot do."""
-    data, name = config.data, f"the task {_name_task(config, overrides)}"
-    if task.tunes and not has_validation(config) and not overrides.validation_sets:
-        yield (
-            f"task.args: {dict(config.task.args)}: there are no validation rows to choose by; set data.validation or "
-            "data.validation_fraction"
+        has_classes = any(column.kind in ("class", "classes") for column in task.columns.values())
+        keys = reported_keys(
+            entries, num_labels=num_labels, label_names=label_names if label_names or has_classes else ()
         )
-    if not task.generates and config.evaluate.generate != GenerateConfig():
-        yield f"evaluate.generate: {name} writes no texts; remove it"
-    if task.refers and data.streaming:
-        yield f"data.streaming: {name} compares each row with the model before the first update; set it to false"
-    if task.scales and data.streaming:
-        yield (
-            "task.args.scale: true: a stream is not searched for the mean of its numbers; write it, {mean: 3.2, std: "
-            "1.1}, or set data.streaming=false"
-        )
-    if task.mixes and data.streaming:
-        yield f"data.streaming: {name} mixes each row with any other, and a stream holds few; set it to false"
-    for key in ("data.weight", "data.mixture", "data.sampling") if task.mixes else ():
-        if values_of(config)[key] != KEYS[key].default:
-            yield f"{key}: {name} mixes each row with any other, all alike; leave one out"
-    if config.model.packing and not task.can_pack:
-        yield f"model.packing: {name} knows no packed batches; set model.packing=false"
-
-
-def _name_task(config: Config, overrides: Overrides) -> str:
-    return config.task.name if overrides.task is None else type(overrides.task).__name__
-
-
-def _check_what_it_follows(config: Config, scheduler: SchedulerPlan, overrides: Overrides, found: Problems) -> None:
-    """A schedule that follows evaluations needs them."""
-    if not scheduler.needs_metric:
-        return
-    name, metric, sets = scheduler.name, scheduler.metric, _validation_sets(config, overrides)
-    followed = "the validation loss" if metric is None else metric.removeprefix("-")
-    if config.evaluate.every == "never":
-        found.lines.append(f"scheduler.name: {name} follows {followed}; set evaluate.every")
-    elif not has_validation(config) and not overrides.validation_sets:
-        found.lines.append(
-            f"scheduler.name: {name} follows {followed}; set data.validation or data.validation_fraction"
-        )
-    elif metric is None and sets:
-        found.lines.append(
-            f"scheduler.name: {name} follows one of several sets; set scheduler.metric, such as -{sets[0]}/loss"
-        )
-
-
-def _check_metric_signs(config: Config, overrides: Overrides, found: Problems) -> None:
-    sets = _validation_sets(config, overrides)
-    for key, metric in _followed_metrics(config).items():
-        first, *rest = metric.split("/")  # of mse/valence the first part names the metric, of matched/mse the second
-        name = rest[0] if first in sets and rest else first
-        if name in _SMALLER_IS_BETTER or metric.rpartition("/")[2] in _SMALLER_IS_BETTER:
-            found.lines.append(f"{key}: {metric} would pick the largest {metric}; smaller is better: write -{metric}")
-
-
-def _followed_metrics(config: Config) -> dict[str, str]:
-    """The metrics of an evaluation that something follows, by the key that names them."""
-    named = {
-        "checkpoint.best": config.checkpoint.best,
-        "train.patience_metric": config.train.patience_metric,
-        "scheduler.metric": config.scheduler.metric,
-    }
-    return {key: metric for key, metric in named.items() if metric is not None}
-
-
-def _validation_sets(config: Config, overrides: Overrides) -> list[str]:
-    """Those that have names."""
-    named = [parse_set(name)[1] for name in name_sets("validation", config.data.validation)]
-    return [name for name in named if name] + [name for name in overrides.validation_sets if name]
-
-
-def _check_hub(config: Config, console: Console, found: Problems) -> None:
-    """Whether the run may push; process 0 alone asks the hub, which counts such questions."""
-    hub = config.hub
-    if hub.push is None or hub.every == "never" or process_index_from_environment() > 0:
-        return
-    later = f"set hub.every=never, and push later where there is network: {push_command(config.run_dir, hub.push)}"
-    key = f"hub.push: {hub.push}"
-    problems, notes = check_access(hub.push, private=hub.private, place=key, later=later)
-    found.lines += problems
-    for note in notes:
-        console.warn(f"{key}: {note}")
-
-
-# ---------------------------------------------------------------------------------------------- data, model and metrics
-
-
-def _plan_inputs(
-    config: Config,
-    overrides: Overrides,
-    console: Console,
-    found: Problems,
-    *,
-    task: Task | None,
-    loss: LossPlan | None,
-    model: ModelPlan,
-    has_rows: bool,
-) -> Inputs | None:
-    """The rows, and the model that they go with; where something is None, because it is wrong itself, the rest as far
-    as it can be checked."""
-    # Rows are checked even where something else is wrong, but not by keys that are, nor where no data is named.
-    are_keys_right = not any(" data." in line or " task." in line for line in found.lines)
-    columns = task and found.collect(
-        "", bind_columns, task.columns, config.data.columns, task=_name_task(config, overrides)
-    )
-    data, splits = None, dict[str, TokenisedSplit]()
-    if task and columns and has_rows and are_keys_right:
-        data, splits = _plan_rows(config, overrides, console, found, task=task, columns=columns)
-    labels = None if data is None else data.labels
-    label_names = None if data is None else data.output_names
-    if loss is not None:
-        found.collect("loss.", _weigh_classes, loss, data)
-    if task is not None:
-        _check_metrics(config, overrides, task, label_names, found)
-        _check_unused(config, overrides, task, found)
-    if task is not None and task.auto_model is not None and not task.columns:
-        found.lines.append(
-            f"task.name: {_name_task(config, overrides)} has a model of transformers and declares no columns; declare "
-            "what it reads of a row in `columns`, or let auto_model be None"
-        )
-    if task is not None and task.auto_model is None:
-        _check_plain_model(config, overrides, found)
-        model_config, processor = None, _load_processor(config, console, found, task, model, None, data)
-    else:
-        model_config, processor = _fit_model(config, console, found, task=task, loss=loss, model=model, data=data)
-    if found:
-        return None
-    assert task is not None
-    if data is None:
-        return Inputs(splits)
-    is_encoder_decoder = model_config is not None and model_config.is_encoder_decoder
-    end_token = find_text_config(model_config).eos_token_id if is_encoder_decoder else None
-    task.bind(processor, label_names=label_names, packs=config.model.packing, end_token=end_token)
-    if task.scales:
-        task.scale_by(list_numbers(data.splits["train"], data.columns))
-    splits, stream, facts = data.encode(task, processor, counts_stream=config.train.steps is None, say=console.say)
-    return Inputs(splits, stream, labels, data, processor, model_config, facts)
-
-
-def _plan_rows(
-    config: Config, overrides: Overrides, console: Console, found: Problems, *, task: Task, columns: Columns
-) -> tuple[DataPlan | None, dict[str, TokenisedSplit]]:
-    """The rows that a task with columns encodes, and those that another one takes as they are."""
-    keys = {"files": TextFormat(**vars(config.data.files)), "limit": vars(config.data.limit), "columns": columns}
-    section = DataSection(**(vars(config.data) | keys), seed=config.seed)
-    if not task.columns:
-        return None, take_splits(section, given=overrides.rows, problems=found)
-    data = plan_data(
-        section,
-        given=overrides.rows,
-        show_progress=console.on_terminal,
-        say=console.say,
-        warn=console.warn,
-        problems=found,
-    )
-    return data, {}
-
-
-def _load_processor(
-    config: Config,
-    console: Console,
-    found: Problems,
-    task: Task | None,
-    model: ModelPlan,
-    model_config: PretrainedConfig | None,
-    data: DataPlan | None,
-) -> Any | None:
-    """See `ModelPlan.load_processor`. No tokenizer is trained where something is wrong."""
-    texts = None if data is None or found else data.iterate_texts
-    return found.collect(
-        "", model.load_processor, task, model_config, texts=texts, max_length=config.data.max_length, say=console.say
-    )
+        if wrong := check_names(task.extra_metrics, owner=f"the task {self.task_name}", reported=keys or ()):
+            self.found.lines += wrong
+            return
+        if keys is None:
+            return
+        reported = [*keys, "loss", *task.extra_metrics]
+        all_reported = [f"{name}/{metric}" for name in self.validation_sets for metric in reported] or reported
+        self.found.lines += [
+            f"{key}: {metric} is not reported; evaluations have: {', '.join(all_reported)}"
+            for key, metric in self.followed.items()
+            if metric.removeprefix("-") not in all_reported
+        ]
 
 
 def _weigh_classes(loss: LossPlan, data: DataPlan | None) -> None:
@@ -444,128 +527,7 @@ def _weigh_classes(loss: LossPlan, data: DataPlan | None) -> None:
     loss.function.weigh_classes(counts, len(data.splits["train"].rows))
 
 
-def _fit_model(
-    config: Config,
-    console: Console,
-    found: Problems,
-    *,
-    task: Task | None,
-    loss: LossPlan | None,
-    model: ModelPlan,
-    data: DataPlan | None,
-) -> tuple[PretrainedConfig | None, Any | None]:
-    """The config of a model of transformers, fitted to data and processor, and the processor."""
-    label_names = None if data is None else data.output_names
-    model_config = found.collect("", model.load_config)
-    processor = None
-    if model_config is not None or model.has_foreign_processor:
-        processor = _load_processor(config, console, found, task, model, model_config, data)
-    num_outputs = None if label_names is None else len(label_names)
-    if task is not None and task.problem_type == "regression":
-        reads_several = any(column.kind == "numbers" for column in task.columns.values())
-        num_outputs = 1 if not reads_several else None if data is None else data.num_numbers
-    if model_config is not None and num_outputs is not None:
-        are_numbers = task is not None and task.problem_type == "regression"
-        found.collect("", model.check_outputs, model_config, num_outputs, are_numbers=are_numbers)
-    tokenizer = as_tokenizer(processor)
-    if task is not None and model_config is not None and processor is not None:
-        lines = found.collect(
-            "",
-            model.fit,
-            model_config,
-            task=task,
-            tokenizer=tokenizer,
-            label_names=label_names,
-            max_length=config.data.max_length,
-            frozen=config.optimizer.freeze,
-            groups=config.optimizer.groups,
-            seed=config.seed,
-        )
-        for line in lines or ():
-            console.say(line)
-    num_classes = count_outputs(model_config, tokenizer) if num_outputs is None else num_outputs
-    if loss is not None and task is not None and num_classes is not None:
-        found.collect("loss.", _check_loss, loss, task, num_classes)
-    return model_config, processor
-
-
 def _check_loss(loss: LossPlan, task: Task, num_classes: int) -> None:
     loss.check_fits(task.problem_type)
     if not loss.function.needs_counts:  # else what it needs is missing, and that is told
         loss.check_sum(*make_up_outputs(task.problem_type, num_classes))
-
-
-def _check_unused(config: Config, overrides: Overrides, task: Task, found: Problems) -> None:
-    """Keys that mean nothing to this task."""
-    name, values = _name_task(config, overrides), values_of(config)
-    unused = [] if task.columns else [(key, "takes rows as they are") for key in _OF_COLUMNS]
-    if task.columns and all(column.kind not in ("class", "classes") for column in task.columns.values()):
-        unused.append(("data.label_names", "has no classes"))
-    if task.columns and all(column.kind != "class" for column in task.columns.values()):
-        unused.append(("data.sampling", "has no single class a row"))
-    if task.joins_texts:
-        unused.append(("data.weight", "joins texts to rows, which then have no weight of their own"))
-    own = ("model.tokenizer", "model.trust_remote_code") if task.auto_processor else ()
-    of_models = [] if task.auto_model else [key for key in _OF_AUTO_MODELS if key not in own]
-    unused += [(key, "has a model that is not of transformers") for key in of_models]
-    found.lines += [
-        f"{key}: {values[key]}: the task {name} {reason}; remove it"
-        for key, reason in unused
-        if values[key] != KEYS[key].default
-    ]
-
-
-def _check_plain_model(config: Config, overrides: Overrides, found: Problems) -> None:
-    """A model that is any `nn.Module`."""
-    model = config.model
-    if overrides.model is not None:
-        return
-    if model.type is None or "." not in model.type:
-        found.lines.append(
-            f"model.type: {model.type or model.name}: the model of the task {_name_task(config, overrides)} is the "
-            "dotted path of what makes an nn.Module, with model.overrides for its arguments"
-        )
-        return
-    factory: Any = found.collect("", locate, model.type, place="model.type")
-    if factory is not None:
-        found.lines += check_arguments(factory, model.overrides, place="model.overrides", given=())
-
-
-def list_metrics(config: Config, task: Task) -> Entries:
-    """The metrics that the config names, else the task's own."""
-    return list(config.evaluate.metrics or task.metrics)
-
-
-def _check_metrics(
-    config: Config, overrides: Overrides, task: Task, label_names: Sequence[str] | None, found: Problems
-) -> None:
-    """Metrics that cannot be computed, and metrics that something follows and no evaluation has.
-
-    label_names: None also where they could not be found.
-    """
-    entries = list_metrics(config, task)
-    num_labels = None if label_names is None else len(label_names)
-    found.lines += check_metrics(
-        entries,
-        num_labels=num_labels,
-        outputs=task.list_outputs(),
-        written=task.written_outputs,
-        label_names=label_names,
-        trust_remote_code=config.model.trust_remote_code,
-    )
-    has_classes = any(column.kind in ("class", "classes") for column in task.columns.values())
-    keys = reported_keys(entries, num_labels=num_labels, label_names=label_names if label_names or has_classes else ())
-    owner = f"the task {_name_task(config, overrides)}"
-    if wrong := check_names(task.extra_metrics, owner=owner, reported=keys or ()):
-        found.lines += wrong
-        return
-    if keys is None:
-        return
-    reported = [*keys, "loss", *task.extra_metrics]
-    sets = _validation_sets(config, overrides)
-    all_reported = [f"{name}/{metric}" for name in sets for metric in reported] or reported
-    found.lines += [
-        f"{key}: {metric} is not reported; evaluations have: {', '.join(all_reported)}"
-        for key, metric in _followed_metrics(config).items()
-        if metric.removeprefix("-") not in all_reported
-    ]

@@ -550,10 +550,18 @@ def find_columns(record: ExportRecord | None, task: str) -> Columns:
 
 def find_task_of(model_dir: Path, record: ExportRecord | None) -> str:
     """The task of a model: of its record, else by its architecture. Raises UserError for a damaged config."""
+    if record is not None:
+        return record.task
     try:
-        return record.task if record is not None else guess_task(model_dir)
+        config, _ = transformers.PretrainedConfig.get_config_dict(model_dir)
     except OSError as error:
         raise UserError(f"model={model_dir} cannot be loaded: {in_one_line(error)}") from error
+    named = config.get("architectures")
+    architecture = str(named[0]) if isinstance(named, list) and named else ""
+    # Without a problem type, transformers takes a head of one output for one that predicts numbers.
+    is_number = len(config.get("id2label") or ()) == 1 or config.get("num_labels") == 1
+    problem_type = config.get("problem_type") or ("regression" if is_number else None)
+    return find_by_architecture(architecture, problem_type) or "sequence_classification"
 
 
 def check_writes(task: str, options: Iterable[str]) -> list[str]:
@@ -561,14 +569,3 @@ def check_writes(task: str, options: Iterable[str]) -> list[str]:
     if load_task(task)().writes:
         return []
     return [f"{name}= is given, but a model of the task {task} writes nothing; remove it" for name in options]
-
-
-def guess_task(model_dir: Path) -> str:
-    """The task of a model that was not exported here, by its architecture. Raises OSError for a damaged config."""
-    config, _ = transformers.PretrainedConfig.get_config_dict(model_dir)
-    named = config.get("architectures")
-    architecture = str(named[0]) if isinstance(named, list) and named else ""
-    # Without a problem type, transformers takes a head of one output for one that predicts numbers.
-    is_number = len(config.get("id2label") or ()) == 1 or config.get("num_labels") == 1
-    problem_type = config.get("problem_type") or ("regression" if is_number else None)
-    return find_by_architecture(architecture, problem_type) or "sequence_classification"

@@ -14,7 +14,7 @@ from trainer_loop.config.fields import Config
 from trainer_loop.config.load import values_of
 from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.config.schema import KEYS
-from trainer_loop.config.secrets import name_sources
+from trainer_loop.config.secrets import mask_secrets, name_sources
 from trainer_loop.data.mixed_stream import MixedStream
 from trainer_loop.data.report import SplitFacts
 from trainer_loop.data.tokens import TokenisedSplit
@@ -29,7 +29,6 @@ from trainer_loop.record.logs import read_metrics
 from trainer_loop.record.model_card import BaseModel, CardFacts, Scores, as_code, find_base_model, make_card
 from trainer_loop.record.onnx_folder import find_files_to_push
 from trainer_loop.record.run_dir import RunDir, read_json_object
-from trainer_loop.record.secrets import mask_secrets
 from trainer_loop.report.intervals import Intervals
 from trainer_loop.report.run_report import make_report_to_share
 from trainer_loop.report.wording import title_of
@@ -140,10 +139,10 @@ def _describe_data(config: Config, plan: RunPlan) -> Iterator[str]:
 
 
 def _describe_lengths(facts: SplitFacts | None) -> str:
-    if facts is None or facts.lengths is None or not len(facts.lengths):
+    if facts is None or facts.lengths is None:
         return ""
-    median, high = np.percentile(facts.lengths, [50, 95])
-    return f"; tokens per row: median {median:.0f}, 95 % within {high:.0f}, longest {facts.lengths.max():,}"
+    of = facts.lengths
+    return f"; tokens per row: median {of.median:.0f}, 95 % within {of.p95:.0f}, longest {of.longest:,}"
 
 
 def _name_source(config: Config, split: str, place: str) -> str:

@@ -48,7 +48,9 @@ def restore_run(
     if state.num_steps != options.num_steps or any(name.startswith(("optimizer.", "scheduler.")) for name in changes):
         args = {name for given in changes.get("optimizer.args", ()) for name in given or ()}
         replan(optimizer, scheduler, groups=planned, args=args, step=engine.schedule_step)
-    is_scored_otherwise = _is_scored_otherwise(changes)
+    # A new average of the weights gives other metrics than before, too.
+    has_new_average = None in changes.get("ema.decay", ())
+    is_scored_otherwise = has_new_average or any(name.startswith(_SCORED_ON) for name in changes)
     if is_scored_otherwise or state.best_by not in (None, options.best):
         state.forget_best()
     if is_scored_otherwise or state.patience_by != options.patience_metric:
@@ -115,8 +117,3 @@ def _check_schedule(scheduler: LRScheduler, state: TrainState, changes: Changes,
             f"cannot become one of {num_steps:,}; give the length the run was begun with, or choose another "
             "run_dir"
         )
-
-
-def _is_scored_otherwise(changes: Changes) -> bool:
-    """Whether evaluations have other metrics than before; a new average of the weights gives others too."""
-    return None in changes.get("ema.decay", ()) or any(name.startswith(_SCORED_ON) for name in changes)

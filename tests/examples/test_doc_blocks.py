@@ -27,6 +27,7 @@ from wordpiece import make_wordpiece
 from docs.site.pages import ROOT, list_sources
 from trainer_loop import build, load_config
 from trainer_loop.cli import compare, data, onnx, predict_arguments, push, search, serve
+from trainer_loop.cli.arguments import read_arguments
 from trainer_loop.config.load import read_config, split_arguments
 from trainer_loop.record.logs import read_metrics
 from trainer_loop.search.space import read_space
@@ -225,11 +226,11 @@ READERS: dict[str, Callable[[list[str]], object]] = {
     "run": read_run,
     "search": read_search,
     "data": data.read_request,
-    "predict": predict_arguments.read_arguments,
-    "push": lambda arguments: arguments == ["--help"] or push._read_arguments(arguments),
+    "predict": predict_arguments.read_request,
+    "push": lambda arguments: arguments == ["--help"] or read_arguments(arguments, push.READERS),
     "compare": compare._read_arguments,
-    "serve": serve._read_arguments,
-    "onnx": lambda arguments: arguments == ["--help"] or onnx.read_arguments(arguments),
+    "serve": serve.read_options,
+    "onnx": lambda arguments: arguments == ["--help"] or read_arguments(arguments, onnx.READERS),
     "report": lambda arguments: len(arguments) == 1,
     "checkpoints": lambda arguments: len(arguments) == 1,
     "migrate": lambda arguments: arguments[1:] == [">", "imdb.yaml"],

@@ -20,7 +20,7 @@ from columns import make_columns
 from PIL import Image
 
 from trainer_loop import UserError
-from trainer_loop.cli.predict_arguments import Request, read_arguments
+from trainer_loop.cli.predict_arguments import Request, read_request
 from trainer_loop.cli.predict_files import predict_file, prepare_file
 from trainer_loop.data import write_files
 from trainer_loop.data.files import read_files
@@ -473,11 +473,11 @@ def test_a_folder_that_holds_more_than_images_is_refused(folder: Path):
 def test_image_may_name_a_folder_or_a_glob(folder: Path):
     make_images("photos/1.png", "one[1].png")
     for value in ("photos", "photos/", "photos/*.png"):
-        request = read_arguments(["model=run", f"image={value}", "output=out.csv"])
+        request = read_request(["model=run", f"image={value}", "output=out.csv"])
         assert (request.file, request.row) == (value, {})
-    assert read_arguments(["model=run", "image=one[1].png"]).row == {"image": "one[1].png"}
+    assert read_request(["model=run", "image=one[1].png"]).row == {"image": "one[1].png"}
     with pytest.raises(UserError, match="output= goes with file=, not with image="):
-        read_arguments(["model=run", "image=photos/1.png", "output=out.csv"])
+        read_request(["model=run", "image=photos/1.png", "output=out.csv"])
 
 
 def test_the_rows_of_a_query_are_predicted(folder: Path):
@@ -485,7 +485,7 @@ def test_the_rows_of_a_query_are_predicted(folder: Path):
         database.execute("create table reviews (id integer, body text, stars text)")
         database.executemany("insert into reviews values (?, ?, ?)", [(1, "good", "p"), (2, "bad", "n"), (3, "", "p")])
     query = "{sql: 'select id, body as text, stars as label from reviews order by id desc', connection: reviews.db}"
-    request = read_arguments(["model=run", f"file={query}", "missing=drop"])
+    request = read_request(["model=run", f"file={query}", "missing=drop"])
     stub, lines = run(request.file, missing="drop")
     assert (stub.texts, stub.labels, stub.places(0)) == (["bad", "good"], [0, 1], "reviews.db row 2")
     assert "3 rows written to run/predictions/predictions.csv" in lines
@@ -515,14 +515,14 @@ def test_the_rows_of_a_query_are_predicted(folder: Path):
 )
 def test_a_file_that_is_no_text_list_or_query_is_refused(file: str, told: str):
     with pytest.raises(UserError) as caught:
-        read_arguments(["model=run", f"file={file}"])
+        read_request(["model=run", f"file={file}"])
     assert told in caught.value.problems
 
 
 def test_several_files_and_saved_data_sets_are_read(folder: Path):
     for name, text in (("a", "one"), ("b", "two")):
         Path(f"{name}.csv").write_text(f"text,id\n{text},{name}\n")
-    stub, _ = run(read_arguments(["model=run", "file=[b.csv,a.csv]"]).file, output="out.csv")
+    stub, _ = run(read_request(["model=run", "file=[b.csv,a.csv]"]).file, output="out.csv")
     assert stub.texts == ["two", "one"]
     rows = datasets.Dataset.from_dict({"text": ["one", "two", "three"], "id": [3, 2, 1]})
     rows.select([2, 0]).save_to_disk("saved")

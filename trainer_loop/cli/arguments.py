@@ -1,65 +1,117 @@
 """`key=value` arguments of the commands beside `run`, whose keys are few and no config."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from trainer_loop.config.checks import LONGEST_NAME, count_longest_name
-from trainer_loop.errors import UserError
+from trainer_loop.config.secrets import mask_text
+from trainer_loop.errors import Problems, UserError, refuse
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.runtime.host import expand_home
 
 _MOST_DIGITS = 19  # of a whole number; Python itself refuses some thousands
+_MOST_SHOWN = 60  # characters of a wrong value
+Reader = Callable[[str], Any]  # returns the value that a text stands for; raises UserError with what it must be
 
 
-def split_arguments(arguments: Sequence[str], names: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
-    """The names and values of the arguments whose key is one of `names`, and what is wrong with the others."""
-    pairs, problems = [], []
+def read_arguments(arguments: Sequence[str], readers: Mapping[str, Reader]) -> dict[str, Any]:
+    """The values of `key=value` arguments by their keys, of which `model=` must be there.
+
+    readers: of each key that is allowed. Raises UserError with all that is wrong.
+    """
+    values, problems = collect_arguments(arguments, readers)
+    refuse(problems)
+    return values
+
+
+def collect_arguments(arguments: Sequence[str], readers: Mapping[str, Reader]) -> tuple[dict[str, Any], list[str]]:
+    """As `read_arguments`, but what is wrong is returned, and the values that are wrong are None."""
+    texts: dict[str, str] = {}
+    problems = []
     for argument in arguments:
-        name, equals, value = argument.partition("=")
+        name, equals, text = argument.partition("=")
         if not equals:
             problems.append(f"{argument}: arguments are key=value, such as model=runs/imdb; see --help")
-        elif name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
+        elif name not in readers:
+            close = difflib.get_close_matches(name, readers, n=1)
             hint = f"; did you mean {close[0]}=?" if close else ""
-            problems.append(f"{argument}: unknown key {name}; allowed: {', '.join(names)}{hint}")
+            problems.append(f"{argument}: unknown key {name}; allowed: {', '.join(readers)}{hint}")
         else:
-            pairs.append((name, value))
-    if not any(name == "model" for name, _ in pairs):
+            texts[name] = text
+    if "model" not in texts:
         problems.append("model= is missing: a run directory such as model=runs/imdb, or the directory of a model")
-    return pairs, problems
+    values, wrong = read_values(texts, readers)
+    return values, [*problems, *wrong]
 
 
-def keep_filled(pairs: Sequence[tuple[str, str]]) -> tuple[dict[str, Any], list[str]]:
-    """The arguments that have a value, by their names, and what is wrong with the others."""
-    return (
-        {name: value for name, value in pairs if value},
-        [f"{name}=: it has no value; see --help" for name, value in pairs if not value],
-    )
+def read_values(texts: Mapping[str, str], readers: Mapping[str, Reader]) -> tuple[dict[str, Any], list[str]]:
+    """What the texts stand for, by their names, and what is wrong with them."""
+    values, problems = {}, Problems()
+    for name, text in texts.items():
+        values[name] = problems.collect(f"{name}={mask_text(text)[:_MOST_SHOWN]}: ", readers[name], text)
+    return values, problems.lines
 
 
-def read_choices(given: dict[str, Any], choices: Mapping[str, Sequence[str]]) -> list[str]:
-    """Check those texts in `given` that `choices` names; `true` and `false` become booleans. Returns what is wrong."""
-    problems = []
-    for name, allowed in choices.items():
-        if name in given:
-            if given[name] not in allowed:
-                problems.append(f"{name}={given[name]}: allowed: {', '.join(allowed)}")
-            given[name] = given[name] == "true" if "true" in allowed else given[name]
-    return problems
+def filled(text: str) -> str:
+    """Reads a text that is not empty."""
+    if not text:
+        raise UserError("it has no value; see --help")
+    return text
 
 
-def read_whole(given: dict[str, Any], least: Mapping[str, int]) -> list[str]:
-    """Make whole numbers of those texts in `given` that `least` names; returns what is wrong with them."""
-    problems = []
-    for name in (name for name in least if name in given):
-        text = given[name]
-        if text.isdecimal() and len(text) < _MOST_DIGITS and int(text) >= least[name]:
-            given[name] = int(text)
-        else:
-            problems.append(f"{name}={text[:60]}: it must be a whole number from {least[name]}")
-    return problems
+def choice(*allowed: str) -> Reader:
+    """Reads one of several words."""
+
+    def read(text: str) -> str:
+        if text not in allowed:
+            raise UserError(f"allowed: {', '.join(allowed)}")
+        return text
+
+    return read
+
+
+def truth(text: str) -> bool:
+    """Reads `true` or `false`."""
+    return choice("true", "false")(text) == "true"
+
+
+def whole(least: int, most: int | None = None) -> Reader:
+    """Reads a whole number within these limits."""
+
+    def read(text: str) -> int:
+        if not (text.isdecimal() and len(text) < _MOST_DIGITS and int(text) >= least):
+            raise UserError(f"it must be a whole number from {least}")
+        if most is not None and int(text) > most:
+            raise UserError(f"it must be at most {most:,}")
+        return int(text)
+
+    return read
+
+
+def number(words: str, *, above: float = -math.inf, below: float = math.inf) -> Reader:
+    """Reads a number between two limits that it must not reach. words: what it must be."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not above < value < below:
+            raise UserError(f"it must be {words}")
+        return value
+
+    return read
+
+
+def output_file(text: str) -> Path:
+    """Reads the name of a file that can be written."""
+    path = Path(text).expanduser()
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise UserError("it must be a file in a folder that is there")
+    return path
 
 
 def expand_model(name: str) -> Path:
@@ -71,11 +123,10 @@ def expand_model(name: str) -> Path:
     return path
 
 
-def find_model(name: str, *, marks: Sequence[str], otherwise: str) -> Path:
+def find_model(name: str, *, marks: Sequence[str] = ("config.json",)) -> Path:
     """The directory of the exported model that `model=name` means: of a run directory its model/.
 
-    marks: files of which a model has at least one. Raises UserError where there is no model; `otherwise` says it of
-    what is neither a run directory nor a model.
+    marks: files of which a model has at least one. Raises UserError where there is no model.
     """
     path = expand_model(name)
     run_dir = RunDir(path)
@@ -88,7 +139,8 @@ def find_model(name: str, *, marks: Sequence[str], otherwise: str) -> Path:
     if is_run:
         raise UserError(f"model={name}: this run has no model/ yet; it is exported when the run ends: start it again")
     if path.is_dir():
-        raise UserError(f"model={name}: {otherwise}")
+        named = " or ".join(marks)
+        raise UserError(f"model={name}: neither a run directory with model/ nor a model with {named}")
     neighbours = [neighbour.name for neighbour in path.parent.iterdir()] if path.parent.is_dir() else []
     near = difflib.get_close_matches(path.name, neighbours, n=1)
     raise UserError(f"model={name}: no such directory" + (f"; did you mean {path.parent / near[0]}?" if near else ""))

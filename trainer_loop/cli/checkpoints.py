@@ -1,32 +1,28 @@
 """`python -m trainer_loop.checkpoints RUN`: every checkpoint of a run, verified: step, size, figures, what is wrong."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from trainer_loop.cli.command import run_command
 from trainer_loop.errors import UserError, printable
 from trainer_loop.record.checkpoint_files import STATE, find_fault, list_checkpoints, list_set_aside
 from trainer_loop.record.logs import read_metrics
 from trainer_loop.record.run_dir import RunDir, read_json_object
-from trainer_loop.runtime.streams import put_out, report
+from trainer_loop.runtime.streams import put_out
 
 _USAGE = "python -m trainer_loop.checkpoints RUN_DIRECTORY"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Print the table; 0 where every checkpoint is complete, 2 where one is not or there is none."""
-    arguments = sys.argv[1:] if argv is None else argv
-    try:
-        if arguments in (["--help"], ["-h"]):
-            put_out(f"{_USAGE}\n\n{__doc__}\n")
-            return 0
-        if len(arguments) != 1:
-            raise UserError(f"{len(arguments)} arguments were given; the form is: {_USAGE}")
-        lines, complete = describe_checkpoints(Path(arguments[0].removeprefix("run_dir=")))
-        put_out("".join(f"{printable(line)}\n" for line in lines))
-    except UserError as error:
-        report(error)
-        return error.exit_code
+    return run_command(argv, f"{_USAGE}\n\n{__doc__}\n", _list, prints_result=True)
+
+
+def _list(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        raise UserError(f"{len(arguments)} arguments were given; the form is: {_USAGE}")
+    lines, complete = describe_checkpoints(Path(arguments[0].removeprefix("run_dir=")))
+    put_out("".join(f"{printable(line)}\n" for line in lines))
     return 0 if complete else UserError.exit_code
 
 

@@ -1,34 +1,46 @@
-"""What the commands that show something share: help, the environment, and how errors end them."""
+"""What the commands beside `run` and `search` share: help, the environment, and how errors end them."""
 
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.host import prepare_environment
 from trainer_loop.runtime.quiet import quieten_loggers
-from trainer_loop.runtime.streams import put_out, report, safe_streams
+from trainer_loop.runtime.streams import fill_standard_descriptors, put_out, report, safe_streams
 
-STOPPED = 130  # as shells say of Ctrl-C
+_STOPPED = 130  # as shells say of Ctrl-C
 
 
-def run_command(argv: list[str] | None, help_text: str, work: Callable[[list[str]], None]) -> int:
+def run_command(
+    argv: list[str] | None,
+    help_text: str,
+    work: Callable[[list[str]], int | None],
+    *,
+    prints_result: bool = False,
+    when_stopped: str = "stopped",
+) -> int:
     """Do the work of a command, or print its help; returns the exit code.
 
-    argv: its arguments; None: those of this process. work: gets them; a UserError of it is told in lines.
+    Args:
+        argv: its arguments; None: those of this process.
+        work: gets them, and returns the exit code; None for 0. A UserError of it is told in lines.
+        prints_result: what it prints is its result, so output that cannot be written is an error.
+        when_stopped: the line that answers Ctrl-C.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(arguments):
-        put_out(help_text)
-        return 0
     prepare_environment()
     quieten_loggers()
-    with safe_streams():
+    fill_standard_descriptors()
+    with nullcontext() if prints_result else safe_streams():
         try:
-            work(arguments)
+            if {"-h", "--help"} & set(arguments):
+                put_out(help_text)
+                return 0
+            return work(arguments) or 0
         except UserError as error:
             report(error)
             return error.exit_code
         except KeyboardInterrupt:
-            print("stopped", file=sys.stderr)
-            return STOPPED
-    return 0
+            print(when_stopped, file=sys.stderr)
+            return _STOPPED

@@ -7,8 +7,9 @@ mean and standard deviation.
 
 from pathlib import Path
 
+from trainer_loop.cli.arguments import output_file
 from trainer_loop.cli.command import run_command
-from trainer_loop.errors import UserError
+from trainer_loop.errors import UserError, under
 from trainer_loop.record.run_dir import describe_refusal, write_text
 from trainer_loop.runtime.imports import importing_torch
 from trainer_loop.runtime.streams import put_out
@@ -29,10 +30,9 @@ def _read_arguments(arguments: list[str]) -> tuple[list[Path], Path]:
     roots = [Path(argument).expanduser() for argument in arguments if not argument.startswith("html=")]
     if len(pages) > 1 or "" in pages:
         raise UserError("html= is given once, with the name of a file, such as html=compare.html")
-    page = Path(pages[0] if pages else "compare.html").expanduser()
-    if page.is_dir() or not page.absolute().parent.is_dir():
-        raise UserError(f"html={page}: it must be a file in a folder that is there")
-    return roots, page
+    page = pages[0] if pages else "compare.html"
+    with under(f"html={page}: "):
+        return roots, output_file(page)
 
 
 def _compare(roots: list[Path], page: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from trainer_loop.cli.arguments import number, output_file, read_values, whole
 from trainer_loop.cli.command import run_command
 from trainer_loop.errors import UserError, refuse
 from trainer_loop.runtime.imports import importing_torch
@@ -30,6 +31,11 @@ python -m trainer_loop.data config=imdb.yaml [rows=20] [html=page.html] [near=0.
   near=               also find rows whose texts are nearly the same: the share of them that is alike, such as 0.8;
                       needs pip install datasketch
 """
+_READERS = {
+    "rows": whole(1),
+    "html": output_file,
+    "near": number("a number above 0 and below 1, such as 0.8", above=0, below=1),
+}
 
 
 @dataclass(frozen=True)
@@ -49,33 +55,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def read_request(arguments: Sequence[str]) -> Request:
     """Raises UserError with all that is wrong with the keys of this command."""
-    own = {"rows": "", "html": "", "near": ""}
-    others = []
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if equals and name in own:
-            own[name] = value
-        else:
-            others.append(argument)
-    problems = []
-    if own["rows"] and not (own["rows"].isdecimal() and int(own["rows"]) > 0):
-        problems.append(f"rows={own['rows']}: it must be a whole number from 1")
-    near = _read_share(own["near"])
-    if own["near"] and near is None:
-        problems.append(f"near={own['near']}: it must be a number above 0 and below 1, such as 0.8")
-    html = Path(own["html"]).expanduser() if own["html"] else None
-    if html is not None and (html.is_dir() or not html.parent.is_dir()):
-        problems.append(f"html={html}: it must be a file in a folder that is there")
+    pairs = [argument.partition("=") for argument in arguments]
+    others = ["".join(pair) for pair in pairs if not (pair[0] in _READERS and pair[1])]
+    given, problems = read_values({name: text for name, _, text in pairs if name in _READERS and text}, _READERS)
     refuse(problems)
-    return Request(others, int(own["rows"] or (20 if html else 5)), html, near)
-
-
-def _read_share(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if 0 < number < 1 else None
+    html = given.get("html")
+    return Request(others, given.get("rows", 20 if html else 5), html, given.get("near"))
 
 
 def _show(request: Request) -> None:

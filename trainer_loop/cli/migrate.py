@@ -2,13 +2,13 @@
 
 import dataclasses
 import json
-import sys
 import types
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from trainer_loop.cli.command import run_command
 from trainer_loop.config.load import escaped
 from trainer_loop.config.schema import KEYS
 from trainer_loop.config.values import judge, shown
@@ -17,7 +17,7 @@ from trainer_loop.errors import UserError, refuse, suggest, under
 from trainer_loop.migrate.trainer_optimizers import OPTIMIZERS
 from trainer_loop.migrate.training_arguments import RENAMED, Arguments, Setting, translate
 from trainer_loop.migrate.translations import NOT_NEEDED, TRANSLATIONS
-from trainer_loop.runtime.streams import put_out, report
+from trainer_loop.runtime.streams import put_out
 
 _USAGE = "python -m trainer_loop.migrate training_args.json > config.yaml"
 
@@ -37,18 +37,13 @@ _HEAD = """\
 
 def main(argv: list[str] | None = None) -> int:
     """Print the config; 0, or 2 where the file cannot be translated."""
-    arguments = sys.argv[1:] if argv is None else argv
-    try:
-        if arguments in (["--help"], ["-h"]):
-            put_out(f"{_USAGE}\n\n{_ABOUT}\n")
-            return 0
-        if len(arguments) != 1:
-            raise UserError(f"{len(arguments)} arguments were given; the form is: {_USAGE}")
-        put_out(migrate(Path(arguments[0])))
-    except UserError as error:
-        report(error)
-        return error.exit_code
-    return 0
+    return run_command(argv, f"{_USAGE}\n\n{_ABOUT}\n", _print_config, prints_result=True)
+
+
+def _print_config(arguments: list[str]) -> None:
+    if len(arguments) != 1:
+        raise UserError(f"{len(arguments)} arguments were given; the form is: {_USAGE}")
+    put_out(migrate(Path(arguments[0])))
 
 
 def migrate(path: Path) -> str:

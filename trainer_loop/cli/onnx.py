@@ -1,16 +1,14 @@
 """`python -m trainer_loop.onnx model=runs/imdb`: the exported model of a run as ONNX."""
 
-import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer_loop.cli.arguments import find_model, keep_filled, read_choices, split_arguments
+from trainer_loop.cli.arguments import filled, find_model, number, read_arguments, truth
 from trainer_loop.cli.command import run_command
-from trainer_loop.config.sources import read_argument
-from trainer_loop.data.column_values import read_number
+from trainer_loop.cli.predict_arguments import read_rows
 from trainer_loop.data.wording import plural
 from trainer_loop.errors import UserError, displayed, refuse
 from trainer_loop.record.adapter_config import ADAPTER_CONFIG
@@ -41,6 +39,13 @@ the model and by ONNX Runtime on the CPU, and the folder is written only where a
 command wrote is replaced, any other stays. It needs pip install onnx onnxruntime onnxscript."""
 
 _TOLERANCE = 1e-4
+READERS = {
+    "model": filled,
+    "output": lambda text: Path(filled(text)).expanduser(),
+    "data": lambda text: read_rows(filled(text)),
+    "tolerance": number("a number above 0, such as 1e-4", above=0),
+    "trust_remote_code": truth,
+}
 _COLUMN_KEY = re.compile(r"\w+_column=(.+?):")
 
 
@@ -57,32 +62,12 @@ class Request:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return run_command(argv, f"{USAGE}\n", lambda arguments: _export(read_arguments(arguments)))
-
-
-def read_arguments(arguments: list[str]) -> Request:
-    """`key=value` arguments; raises UserError with all that is wrong with them."""
-    pairs, problems = split_arguments(arguments, [field.name for field in fields(Request)])
-    given, empty = keep_filled(pairs)
-    problems += empty
-    if (text := given.get("data")) is not None:
-        given["data"], faults = read_argument("data.train", text)
-        problems += [f"data={text}: {fault}" for fault in faults]
-    if (text := given.get("tolerance")) is not None:
-        given["tolerance"] = read_number(text)
-        if given["tolerance"] is None or not 0 < given["tolerance"] < math.inf:
-            problems.append(f"tolerance={text}: it must be a number above 0, such as 1e-4")
-    problems += read_choices(given, {"trust_remote_code": ("true", "false")})
-    if "output" in given:
-        given["output"] = Path(given["output"]).expanduser()
-    refuse(problems)
-    return Request(**given)
+    return run_command(argv, f"{USAGE}\n", lambda arguments: _export(Request(**read_arguments(arguments, READERS))))
 
 
 def _export(request: Request) -> None:
     """Everything is checked before the model loads."""
-    none = f"neither a run directory with model/ nor a model with config.json or {ADAPTER_CONFIG}"
-    model_dir = find_model(request.model, marks=["config.json", ADAPTER_CONFIG], otherwise=none)
+    model_dir = find_model(request.model, marks=["config.json", ADAPTER_CONFIG])
     target = request.output or _find_folder(model_dir)
     problems = _check_folder(target)
     with importing_torch():  # seconds

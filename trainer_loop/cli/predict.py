@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainer_loop.cli.arguments import find_model
-from trainer_loop.cli.command import STOPPED
-from trainer_loop.cli.predict_arguments import USAGE, Request, read_arguments
+from trainer_loop.cli.command import run_command
+from trainer_loop.cli.predict_arguments import USAGE, Request, read_request
 from trainer_loop.data.wording import did_you_mean
-from trainer_loop.errors import UserError, printable, refuse
+from trainer_loop.errors import printable, refuse
 from trainer_loop.runtime.imports import importing_torch
-from trainer_loop.runtime.quiet import quieten_libraries, quieten_loggers
-from trainer_loop.runtime.streams import SafeStream, drop_unwritten, fill_standard_descriptors, put_out, report
+from trainer_loop.runtime.quiet import quieten_libraries
+from trainer_loop.runtime.streams import SafeStream, drop_unwritten, put_out
 
 if TYPE_CHECKING:  # importing them takes seconds
     from trainer_loop.predictor import Predictor
@@ -29,26 +29,11 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal acts 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0
-    fill_standard_descriptors()
-    quieten_loggers()
-    try:
-        _predict(read_arguments(arguments))
-    except UserError as error:
-        report(error)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return STOPPED
-    return 0
+    return run_command(argv, f"{USAGE}\n", lambda arguments: _predict(read_request(arguments)), prints_result=True)
 
 
 def _predict(request: Request) -> None:
-    none = "neither a run directory with model/ nor a model with config.json"
-    model_dir = find_model(request.model, marks=["config.json"], otherwise=none)
+    model_dir = find_model(request.model)
     with importing_torch():  # seconds
         quieten_libraries()
         from trainer_loop.predictor import check_writes, find_task_of, read_record

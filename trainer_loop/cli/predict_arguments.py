@@ -2,19 +2,16 @@
 
 import difflib
 import glob
-import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer_loop.cli.arguments import read_choices, read_whole, split_arguments
-from trainer_loop.config.secrets import mask_text
+from trainer_loop.cli.arguments import Reader, choice, collect_arguments, number, truth, whole
 from trainer_loop.config.sources import read_argument
-from trainer_loop.config.values import explain_delimiter, explain_encoding, shown, spell_delimiter
-from trainer_loop.data.column_values import read_number
-from trainer_loop.errors import refuse
+from trainer_loop.config.values import explain_delimiter, explain_encoding, spell_delimiter
+from trainer_loop.errors import UserError, refuse
 
 USAGE = """\
 python -m trainer_loop.predict model=runs/imdb text="I am super delighted."
@@ -54,19 +51,11 @@ lists for each task. A column without a name is called column_1 by its place; a 
 files have dates and times by ISO 8601, decimals as texts, bytes in base64, and .csv files nested values as JSON."""
 
 _SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
-_CHOICES = {
-    "overwrite": ("true", "false"),
-    "metrics": ("true", "false"),
-    "trust_remote_code": ("true", "false"),
-    "missing": ("refuse", "drop", "empty"),
-    "quoting": ("auto", "double", "none"),
-}
 _OF_FILES = (
     *("output", "overwrite", "text_column", "pair_column", "label_column", "metrics", "missing"),
     *("delimiter", "quoting", "encoding"),
 )
-_LEAST = {"max_new_tokens": 1, "num_beams": 1, "no_repeat_ngram_size": 0}
-OF_GENERATION = (*_LEAST, "length_penalty")
+OF_GENERATION = ("max_new_tokens", "num_beams", "no_repeat_ngram_size", "length_penalty")
 _SURE = 0.75  # how like a key another one must be to be taken for a mistake
 
 
@@ -99,22 +88,23 @@ class Request:
         return {name: getattr(self, name) for name in OF_GENERATION if getattr(self, name) is not None}
 
 
-def read_arguments(arguments: list[str]) -> Request:
-    """`key=value` arguments; raises UserError with all that is wrong with them."""
-    options = [field.name for field in fields(Request) if field.name != "row"]
+def read_request(arguments: list[str]) -> Request:
+    """Raises UserError with all that is wrong with the arguments."""
     names = [argument.partition("=")[0] for argument in arguments if "=" in argument]
-    columns = [name for name in names if name not in options and not difflib.get_close_matches(name, options, 1, _SURE)]
-    pairs, problems = split_arguments(arguments, [*options, *columns])
-    given: dict[str, Any] = dict(pairs)
+    columns = [name for name in names if name not in READERS and not difflib.get_close_matches(name, READERS, 1, _SURE)]
+    given, problems = collect_arguments(arguments, READERS | dict.fromkeys(columns, str))
     row = {name: given.pop(name) for name in dict.fromkeys(columns)}
     if "file" not in given and _names_several_images(row):
-        given["file"] = row.pop("image")
+        given["file"] = read_rows(row.pop("image"))
     if bool(row) == ("file" in given):
         problems.append('give either text="..." or file=new_rows.csv')
     problems += [f"{name}= is empty" for name, value in row.items() if not value.strip()]
     problems += [f"{name}= goes with file=, not with {next(iter(row))}=" for name in _OF_FILES if row and name in given]
     problems += [f"{name}= goes with text=, not with file=" for name in row if "file" in given]
-    problems += read_values(given)
+    if given.get("overwrite") is True and "output" not in given:
+        problems.append("overwrite=true goes with output=; without it a new file is written")
+    if given.get("metrics") is False and "label_column" in given:
+        problems.append("label_column= is for metrics, and metrics=false; remove one of them")
     refuse(problems)
     return Request(row=row, **given)
 
@@ -125,32 +115,44 @@ def _names_several_images(row: Mapping[str, str]) -> bool:
     return len(row) == 1 and (os.path.isdir(value) or (glob.has_magic(value) and not os.path.lexists(value)))  # noqa: PTH112 - of a name that no folder can have it is false
 
 
-def read_values(given: dict[str, Any]) -> list[str]:
-    """Makes of texts what they stand for; returns what is wrong with them."""
-    problems = []
-    if "file" in given:
-        text = given["file"]
-        given["file"], faults = read_argument("data.train", text)
-        problems += [f"file={mask_text(text)}: {fault}" for fault in faults]
-    problems += read_whole(given, _LEAST)
-    if "length_penalty" in given:
-        penalty = read_number(given["length_penalty"])
-        if penalty is None or not math.isfinite(penalty):
-            problems.append(f"length_penalty={given['length_penalty']}: it must be a number, such as 1.5")
-        given["length_penalty"] = penalty
-    problems += read_choices(given, _CHOICES)
-    if "delimiter" in given:
-        given["delimiter"] = spell_delimiter(given["delimiter"])
-        if (fault := explain_delimiter(given["delimiter"])) is not None:
-            told = f"; {fault}" if fault else ""
-            problems.append(f"delimiter={shown(given['delimiter'])}: it must be one character, or tab{told}")
-    if "encoding" in given and (fault := explain_encoding(given["encoding"])) is not None:
-        problems.append(f"encoding={given['encoding']}: {fault or 'name one'}")
-    output = given.get("output")
-    if output is not None and Path(output).suffix.lower() not in _SUFFIXES:
-        problems.append(f"output={output}: the file must end in {', '.join(_SUFFIXES)}")
-    if given.get("overwrite") is True and output is None:
-        problems.append("overwrite=true goes with output=; without it a new file is written")
-    if given.get("metrics") is False and "label_column" in given:
-        problems.append("label_column= is for metrics, and metrics=false; remove one of them")
-    return problems
+def read_rows(text: str) -> Any:
+    """Reads files or a query of a database, as `data.train` has them."""
+    return read_argument("data.train", text)
+
+
+def _read_delimiter(text: str) -> object:
+    delimiter = spell_delimiter(text)
+    if (fault := explain_delimiter(delimiter)) is not None:
+        raise UserError(f"it must be one character, or tab{f'; {fault}' if fault else ''}")
+    return delimiter
+
+
+def _read_encoding(text: str) -> str:
+    if (fault := explain_encoding(text)) is not None:
+        raise UserError(fault or "name one")
+    return text
+
+
+def _read_output(text: str) -> str:
+    if Path(text).suffix.lower() not in _SUFFIXES:
+        raise UserError(f"the file must end in {', '.join(_SUFFIXES)}")
+    return text
+
+
+READERS: dict[str, Reader] = {
+    "model": str,
+    "file": read_rows,
+    "output": _read_output,
+    "overwrite": truth,
+    **dict.fromkeys(("text_column", "pair_column", "label_column"), str),
+    "metrics": truth,
+    "missing": choice("refuse", "drop", "empty"),
+    "delimiter": _read_delimiter,
+    "quoting": choice("auto", "double", "none"),
+    "encoding": _read_encoding,
+    "max_new_tokens": whole(1),
+    "num_beams": whole(1),
+    "length_penalty": number("a number, such as 1.5"),
+    "no_repeat_ngram_size": whole(0),
+    "trust_remote_code": truth,
+}

@@ -1,18 +1,17 @@
 """`python -m trainer_loop.push model=runs/imdb repo=me/imdb-bert`: a trained model to the Hugging Face hub."""
 
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer_loop.cli.arguments import expand_model, find_model, keep_filled, read_choices, split_arguments
-from trainer_loop.cli.command import STOPPED
+from trainer_loop.cli.arguments import expand_model, filled, find_model, read_arguments, truth
+from trainer_loop.cli.command import run_command
 from trainer_loop.errors import UserError, refuse
 from trainer_loop.record.adapter_config import ADAPTER_CONFIG
 from trainer_loop.record.run_dir import EXPORT_RECORD, RunDir
 from trainer_loop.runtime.imports import importing_torch
 from trainer_loop.runtime.quiet import quieten_loggers
-from trainer_loop.runtime.streams import report, safe_streams
 
 if TYPE_CHECKING:  # importing it takes half a second
     from trainer_loop.record.hub_push import Files
@@ -29,6 +28,7 @@ The model (or adapter), its tokenizer, its card and the run's config.yaml are pu
 them, its report goes along, made anew without rows of the data, and the ONNX model that python -m trainer_loop.onnx
 wrote. What is there already is not uploaded again. States of optimizers, logs, data and pickles stay here. Secrets in
 the config are masked. The token is that of `hf auth login`, or HF_TOKEN; it needs the right to write."""
+READERS = {"model": filled, "repo": filled, "private": truth, "message": filled}
 
 
 @dataclass(frozen=True)
@@ -43,28 +43,12 @@ class Request:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
-    if {"-h", "--help"} & set(arguments):
-        print(USAGE)
-        return 0
-    with safe_streams():  # what is pushed is pushed, whether or not it can be told
-        try:
-            _push(_read_arguments(arguments))
-        except UserError as error:
-            report(error)
-            return error.exit_code
-        except KeyboardInterrupt:
-            print("stopped; the same command goes on with what is missing", file=sys.stderr)
-            return STOPPED
-        return 0
-
-
-def _read_arguments(arguments: list[str]) -> Request:
-    """`key=value` arguments; raises UserError with all that is wrong with them."""
-    pairs, problems = split_arguments(arguments, [field.name for field in fields(Request)])
-    given, empty = keep_filled(pairs)
-    refuse([*problems, *empty, *read_choices(given, {"private": ("true", "false")})])
-    return Request(**given)
+    return run_command(
+        argv,
+        f"{USAGE}\n",
+        lambda arguments: _push(Request(**read_arguments(arguments, READERS))),
+        when_stopped="stopped; the same command goes on with what is missing",
+    )
 
 
 def _push(request: Request) -> None:
@@ -118,9 +102,7 @@ def _find_model(name: str) -> tuple[Path, RunDir | None]:
     path = expand_model(name)
     if all((path / part).is_file() for part in ("manifest.json", "state.json")):
         raise UserError(f"model={name} is a checkpoint to go on from, and no model; give the run directory")
-    marks = ("config.json", ADAPTER_CONFIG, EXPORT_RECORD)
-    none = f"neither a run directory with model/ nor a model: there is no {', '.join(marks[:2])} or {marks[2]}"
-    model = find_model(name, marks=marks, otherwise=none)
+    model = find_model(name, marks=["config.json", ADAPTER_CONFIG, EXPORT_RECORD])
     run_dir = RunDir(path if model != path else path.resolve().parent)
     is_own = model != path or (run_dir.model == path.resolve() and run_dir.config.is_file())
     return model, run_dir if is_own else None

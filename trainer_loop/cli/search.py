@@ -8,6 +8,7 @@ the same command, also on several machines, share the work.
 import sys
 from collections.abc import Callable, Sequence
 
+from trainer_loop.cli.arguments import read_values, whole
 from trainer_loop.config.checks import has_validation
 from trainer_loop.config.fields import Config
 from trainer_loop.config.find import find_config
@@ -42,9 +43,11 @@ log: true}, batch.size: [16, 32]}' search.metric=accuracy search.trials=20
   search.name=      of the study in the database, default the name of search.dir
   search.launch=    what starts a trial, such as "accelerate launch --multi_gpu --num_processes 2 -m"
 """
-_COUNTS = {"trials": 1, "seeds": 2, "folds": 2, "seed": 0}  # the least of each
+_COUNTS = ("trials", "seeds", "folds", "seed")
 _NAMES = ("space", "metric", *_COUNTS, "sampler", "pruner", "dir", "storage", "name", "launch")
 _PREFIX = "search."
+_MOST = 999_999_999  # of each of them; generators take no much larger seed
+_READERS = {_PREFIX + name: whole(least, _MOST) for name, least in zip(_COUNTS, (1, 2, 2, 0), strict=True)}
 # Keys that change no update and yet what is compared.
 _COMPARED = ("evaluate.", "checkpoint.best", "data.validation", "data.limit.validation", "train.patience")
 
@@ -102,7 +105,9 @@ def read_plan(arguments: Sequence[str], command: Sequence[str] | None = None) ->
             problems.append(f"{name} has no value; write {name}=...")
         else:
             own[name.removeprefix(_PREFIX)] = value
-    counts = {name: _read_count(name, own, problems) for name in _COUNTS}
+    values, wrong = read_values({_PREFIX + name: own[name] for name in _COUNTS if name in own}, _READERS)
+    counts = {name: values.get(_PREFIX + name) for name in _COUNTS}
+    problems += wrong
     space, wrong = read_space(own["space"]) if "space" in own else ({}, [])
     problems += wrong
     try:
@@ -151,16 +156,6 @@ def _list_kept(config: Config, space: Space) -> dict[str, object]:
         for key, value in public_values(config).items()
         if (KEYS[key].on_resume != "free" or key.startswith(_COMPARED)) and key not in space
     }
-
-
-def _read_count(name: str, own: dict[str, str], problems: list[str]) -> int | None:
-    text, least = own.get(name), _COUNTS[name]
-    if text is None:
-        return None
-    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) >= least):
-        problems.append(f"{_PREFIX}{name}={text}: it must be a whole number from {least}")
-        return None
-    return int(text)
 
 
 def _check_together(own: dict[str, str], counts: dict[str, int | None], space: Space, config: Config) -> list[str]:

@@ -3,12 +3,11 @@
 import os
 import sys
 from dataclasses import dataclass, fields
-from typing import Any
 
-from trainer_loop.cli.arguments import find_model, read_whole, split_arguments
+from trainer_loop.cli.arguments import Reader, collect_arguments, find_model, whole
 from trainer_loop.cli.command import run_command
 from trainer_loop.cli.predict import load_predictor
-from trainer_loop.cli.predict_arguments import OF_GENERATION, Request, read_values
+from trainer_loop.cli.predict_arguments import OF_GENERATION, READERS, Request
 from trainer_loop.errors import UserError, refuse
 from trainer_loop.runtime.host import expect_many_shapes, keep_freed_memory
 from trainer_loop.runtime.imports import importing_torch
@@ -39,8 +38,16 @@ python -m trainer_loop.serve model=runs/imdb port=8000
 
 {_TOKEN} in the environment: requests must then bear this token. See docs/serve.md.
 """
-_MOST = {"port": 65_535, "max_seconds": 86_400, "batch_ms": 10_000}
-_LEAST = {"port": 0, **{field.name: 1 for field in fields(ServiceLimits)}, "batch_ms": 0}
+_OF_MODEL = ("model", *OF_GENERATION, "trust_remote_code")  # how it is loaded, as `predict` does
+_LIMITS = [field.name for field in fields(ServiceLimits)]
+_READERS: dict[str, Reader] = {
+    **{name: READERS[name] for name in _OF_MODEL},
+    "host": str,
+    "port": whole(0, 65_535),
+    **dict.fromkeys(_LIMITS, whole(1)),
+    "max_seconds": whole(1, 86_400),
+    "batch_ms": whole(0, 10_000),
+}
 
 
 @dataclass(frozen=True)
@@ -56,34 +63,25 @@ class _Options:
 
 def main(argv: list[str] | None = None) -> int:
     """Serve until a signal; returns the exit code."""
-    return run_command(argv, _USAGE, lambda arguments: _serve(_read_arguments(arguments)))
+    return run_command(argv, _USAGE, lambda arguments: _serve(read_options(arguments)))
 
 
-def _read_arguments(arguments: list[str]) -> _Options:
-    of_model = ["model", *OF_GENERATION, "trust_remote_code"]
-    pairs, problems = split_arguments(arguments, [*of_model, "host", *_LEAST])
-    given: dict[str, Any] = dict(pairs)
-    problems += [*read_values(given), *read_whole(given, _LEAST)]
-    problems += [
-        f"{name}={given[name]}: it must be at most {most:,}"
-        for name, most in _MOST.items()
-        if isinstance(given.get(name), int) and given[name] > most
-    ]
-    if "host" in given and not given["host"]:
+def read_options(arguments: list[str]) -> _Options:
+    given, problems = collect_arguments(arguments, _READERS)
+    if given.get("host") == "":
         problems.append("host= is empty; leave it out, or write host=0.0.0.0 for every network")
     token = os.environ.get(_TOKEN)
     if token is not None and not (token.isascii() and token.isprintable() and token and " " not in token):
         problems.append(f"{_TOKEN}: it must be ASCII letters, digits and signs; unset it, or set another")
     refuse(problems)
-    request = Request(**{name: given[name] for name in of_model if name in given})
-    limits = ServiceLimits(**{field.name: given[field.name] for field in fields(ServiceLimits) if field.name in given})
+    request = Request(**{name: given[name] for name in _OF_MODEL if name in given})
+    limits = ServiceLimits(**{name: given[name] for name in _LIMITS if name in given})
     return _Options(request, given.get("host", "127.0.0.1"), given.get("port", 8000), limits, token)
 
 
 def _serve(options: _Options) -> None:
     """All that can be wrong is found before the model loads."""
-    none = "neither a run directory with model/ nor a model with config.json"
-    model_dir = find_model(options.request.model, marks=["config.json"], otherwise=none)
+    model_dir = find_model(options.request.model)
     keep_freed_memory()
     with importing_torch():  # seconds
         quieten_libraries()

@@ -2,7 +2,8 @@
 
 # ruff: noqa: RUF009 - key and section make dataclass fields
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 
@@ -16,26 +17,31 @@ def key(
     above: float | None = None,
     below: float | None = None,
     kind: str = "",
-    on_resume: str = "",
 ) -> Any:
     """A config key: its default, what it means in one line, its unit, and the values it may have.
 
-    `kind` names a row of KINDS in values.py, for a key whose values no Python type describes. `on_resume` is what
-    follows when a run goes on with another value: `free` (no update depends on it), `planned anew` (it holds from the
-    checkpoint on), `refused` (but for resume_anyway) or `by content` (refused where other rows come of it); without it
-    the section says it.
+    `kind` names a row of KINDS in values.py, for a key whose values no Python type describes.
     """
     limits = {"at_least": at_least, "above": above, "below": below}
-    metadata = {"comment": comment, "unit": unit, "allowed": allowed, "kind": kind, "on_resume": on_resume, **limits}
+    metadata = {"comment": comment, "unit": unit, "allowed": allowed, "kind": kind, **limits}
     if isinstance(default, (dict, list)):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def section(kind: type, *, on_resume: str = "free") -> Any:
-    """A nested group of keys; its docstring is what `--help` says of it. on_resume: of the keys that do not say it."""
+def section(kind: type, *, on_resume: str = "free", but: Mapping[str, tuple[str, ...]] | None = None) -> Any:
+    """A nested group of keys; its docstring is what `--help` says of it.
+
+    `on_resume` is what follows when a run goes on with another value of one of its keys: `free` (no update depends on
+    it), `planned anew` (it holds from the checkpoint on), `refused` (but for resume_anyway) or `by content` (refused
+    where other rows come of it). `but` lists the keys of which something else follows.
+    """
     text = (kind.__doc__ or "").rstrip(".")
-    return field(default_factory=kind, metadata={"comment": text[:1].lower() + text[1:], "on_resume": on_resume})
+    policies = {one.name: on_resume for one in fields(kind)}
+    for policy, names in (but or {}).items():
+        assert policies.keys() >= {*names}, f"{kind.__name__} has no key {set(names) - policies.keys()}"
+        policies |= dict.fromkeys(names, policy)
+    return field(default_factory=kind, metadata={"comment": text[:1].lower() + text[1:], "on_resume": policies})
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,7 @@ class LoraConfig:
         [], "names of the linear layers that get LoRA, such as [query, value]; empty: all but the head"
     )
     dora: bool = key(False, "true: DoRA, which also learns the magnitude of each row of a matrix")
-    merge: bool = key(
-        False,
-        "true: export the model with the adapter merged into it; false: export the adapter alone",
-        on_resume="free",
-    )
+    merge: bool = key(False, "true: export the model with the adapter merged into it; false: export the adapter alone")
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,7 @@ class PeftConfig:
 
     name: str | None = key(None, "another adapter of the package peft instead of LoRA: ia3, loha, vera, oft, ...")
     args: dict[str, Any] = key({}, "arguments of the config class of that adapter")
-    merge: bool = key(
-        False,
-        "true: export the model with the adapter merged into it; false: export the adapter alone",
-        on_resume="free",
-    )
+    merge: bool = key(False, "true: export the model with the adapter merged into it; false: export the adapter alone")
 
 
 @dataclass(frozen=True)
@@ -102,17 +100,12 @@ class ModelConfig:
         "auto",
         "auto: the fastest on this machine (on a CPU in bf16 it rounds scores as eager does); or one that transformers "
         "knows: sdpa, eager, flash_attention_2, ...",
-        on_resume="free",
     )
     packing: bool = key(
-        False,
-        "true: concatenate rows without padding, each attends to itself; for models whose attention allows it",
-        on_resume="free",
+        False, "true: concatenate rows without padding, each attends to itself; for models whose attention allows it"
     )
     compile: bool = key(
-        False,
-        "true: torch.compile, once for all lengths; the first steps take a minute or more, later ones are faster",
-        on_resume="free",
+        False, "true: torch.compile, once for all lengths; the first steps take a minute or more, later ones are faster"
     )
     quantize: str | None = key(
         None, "4bit: load the weight matrices in 4 bits and freeze them; an adapter is trained", allowed=("4bit",)
@@ -122,25 +115,18 @@ class ModelConfig:
         "NEFTune: uniform noise of at most alpha / sqrt(tokens * width) on the embeddings of training rows, such as 5; "
         "null: none",
         above=0,
-        on_resume="planned anew",
     )
-    gradient_checkpointing: bool = key(
-        False, "true: recompute activations in the backward pass, to save memory", on_resume="free"
-    )
-    lora: LoraConfig = section(LoraConfig, on_resume="refused")
-    peft: PeftConfig = section(PeftConfig, on_resume="refused")
-    trust_remote_code: bool = key(
-        False, "true: allow the Python code that comes with a hub model to run", on_resume="free"
-    )
+    gradient_checkpointing: bool = key(False, "true: recompute activations in the backward pass, to save memory")
+    lora: LoraConfig = section(LoraConfig, on_resume="refused", but={"free": ("merge",)})
+    peft: PeftConfig = section(PeftConfig, on_resume="refused", but={"free": ("merge",)})
+    trust_remote_code: bool = key(False, "true: allow the Python code that comes with a hub model to run")
 
 
 @dataclass(frozen=True)
 class LimitConfig:
     """Fewer rows, to try things out."""
 
-    train: int | None = key(
-        None, "at most this many rows, sampled by seed", unit="rows", at_least=1, on_resume="by content"
-    )
+    train: int | None = key(None, "at most this many rows, sampled by seed", unit="rows", at_least=1)
     validation: int | None = key(None, "at most this many rows, sampled by seed", unit="rows", at_least=1)
     test: int | None = key(None, "at most this many rows, sampled by seed", unit="rows", at_least=1)
 
@@ -183,13 +169,11 @@ class DataConfig:
         None,
         "likewise, or several sets by name: {matched: a.csv, other: b.csv}; null: none, or see validation_fraction",
         kind="named_splits",
-        on_resume="free",
     )
     test: Any = key(
         None,
         "likewise; scored once, at the end, with the exported model, and its predictions kept",
         kind="named_splits",
-        on_resume="free",
     )
     validation_fraction: float | None = key(
         None, "cut this share of train off for validation, stratified by label", above=0, below=1
@@ -210,20 +194,17 @@ class DataConfig:
         "weight: 0.3}]; each may have columns, filter, map and deduplicate of its own (filter: null for none), dataset "
         "and config in place of data.name and data.config, and loss_weight, a factor of its rows' loss",
         kind="mixture",
-        on_resume="refused",
     )
     weight: str | None = key(
         None,
         "a column of train: the factor of each row's loss, at least 0; it enters the sum of the loss and the count of "
         "targets that divides it. Evaluation counts all rows alike; null: so does training",
-        on_resume="refused",
     )
     sampling: str = key(
         "shuffle",
         "shuffle: an epoch has each row of train once; balanced: it draws as many rows from each class, the rows of "
         "rare classes several times and those of common ones by turns",
         allowed=("shuffle", "balanced"),
-        on_resume="refused",
     )
     filter: str | None = key(
         None,
@@ -239,14 +220,12 @@ class DataConfig:
         False,
         "true: read train, or each source of mixture, row by row, never holding it in memory; validation and test are "
         "read as ever. A mixture then needs train.steps",
-        on_resume="refused",
     )
     shuffle_rows: int = key(
         10_000,
         "a stream is shuffled within so many rows, its files among each other; 1: each file in its own order",
         unit="rows",
         at_least=1,
-        on_resume="refused",
     )
     files: FilesConfig = section(FilesConfig, on_resume="by content")
     missing: str = key(
@@ -260,13 +239,12 @@ class DataConfig:
         "true: leave out rows of train with the inputs of an earlier row, or of a row of validation or test, but for "
         "case and spaces in texts, whatever their labels are; in conversations answers are compared too",
     )
-    limit: LimitConfig = section(LimitConfig)
+    limit: LimitConfig = section(LimitConfig, but={"by content": ("train",)})
     columns: dict[str, Any] = key(
         {},
         "the task's columns and yours: {text: sentence1, text_pair: sentence2, label: label}; one that is left out has "
         "the task's own name; a list names a column for each label (of 0 and 1) or number: {label: [toxic, obscene]}",
         kind="columns",
-        on_resume="refused",
     )
     label_names: Any = key(
         None, "[negative, positive], or {negative: 0, positive: 1}; null: found in the data", kind="label_names"
@@ -276,10 +254,9 @@ class DataConfig:
         "auto",
         "processes that prepare batches beside each training process; auto: 2 beside a GPU, none on a CPU",
         kind="auto_or_count",
-        on_resume="free",
     )
     cache_dir: str | None = key(
-        None, "where tokenised data is kept; null: $TRAINER_LOOP_CACHE, or ~/.cache/trainer_loop", on_resume="free"
+        None, "where tokenised data is kept; null: $TRAINER_LOOP_CACHE, or ~/.cache/trainer_loop"
     )
 
 
@@ -288,34 +265,25 @@ class BatchConfig:
     """What one update sees."""
 
     size: int | None = key(
-        None,
-        "rows of one update, over all processes; 32 when accumulate is not given either",
-        unit="rows",
-        at_least=1,
-        on_resume="by content",
+        None, "rows of one update, over all processes; 32 when accumulate is not given either", unit="rows", at_least=1
     )
     per_device: int | None = key(None, "rows of one microbatch at most", unit="rows", at_least=1)
     max_tokens: Any = key(
         "auto", "padded tokens of one microbatch at most; null: no limit", unit="tokens", kind="token_limit"
     )
     accumulate: int | None = key(
-        None,
-        "instead of size: size = per_device * accumulate * number of processes",
-        at_least=1,
-        on_resume="by content",
+        None, "instead of size: size = per_device * accumulate * number of processes", at_least=1
     )
     order: str = key(
         "shuffle",
         "shuffle: batches are random samples; window: of rows of similar length, which pads less and biases them",
         allowed=("shuffle", "window"),
-        on_resume="refused",
     )
     window: int | None = key(
         None,
         "with order=window: how many consecutive shuffled batches are sorted by length together; null: 32",
         unit="batches",
         at_least=1,
-        on_resume="refused",
     )
 
 
@@ -348,28 +316,18 @@ class TrainConfig:
         allowed=("refuse", "allow"),
     )
     patience: int | None = key(
-        None,
-        "stop after this many evaluations without a better train.patience_metric; null: never",
-        at_least=1,
-        on_resume="free",
+        None, "stop after this many evaluations without a better train.patience_metric; null: never", at_least=1
     )
     patience_metric: str | None = key(
-        None,
-        "metric that train.patience follows: accuracy, or -loss where smaller is better; null: checkpoint.best",
-        on_resume="free",
+        None, "metric that train.patience follows: accuracy, or -loss where smaller is better; null: checkpoint.best"
     )
     threads: Any = key(
         "auto",
         "CPU threads of each process; auto: its share of the cores, or OMP_NUM_THREADS unless a launcher set it to 1",
         kind="auto_or_positive",
-        on_resume="free",
     )
     max_time_minutes: float | None = key(
-        None,
-        "save and stop with exit code 75 this long after the start; null: never",
-        unit="minutes",
-        above=0,
-        on_resume="free",
+        None, "save and stop with exit code 75 this long after the start; null: never", unit="minutes", above=0
     )
     timeout_minutes: float = key(
         30.0,
@@ -377,7 +335,6 @@ class TrainConfig:
         unit="minutes",
         above=0,
         below=1e6,
-        on_resume="free",
     )
 
 
@@ -410,12 +367,9 @@ class OptimizerConfig:
         "adamw, adam, sgd, adagrad, rmsprop, adafactor, muon, lion, schedule_free_adamw, adamw_8bit, or the dotted "
         "path of a torch optimizer",
     )
-    lr: float = key(5e-5, "learning rate at its peak", at_least=0, on_resume="planned anew")
+    lr: float = key(5e-5, "learning rate at its peak", at_least=0)
     weight_decay: float = key(
-        0.01,
-        "weight decay, decoupled where the optimizer decouples it; biases and norms have none",
-        at_least=0,
-        on_resume="planned anew",
+        0.01, "weight decay, decoupled where the optimizer decouples it; biases and norms have none", at_least=0
     )
     args: dict[str, Any] = key({}, "further arguments of the optimizer, such as betas")
     layer_decay: float | None = key(
@@ -524,23 +478,18 @@ class ParallelConfig:
         "that the model names, in _no_split_modules",
     )
     reduce_dtype: str = key(
-        "fp32",
-        "in which gradients are added up; bf16 halves what travels and rounds",
-        allowed=("fp32", "bf16"),
-        on_resume="planned anew",
+        "fp32", "in which gradients are added up; bf16 halves what travels and rounds", allowed=("fp32", "bf16")
     )
     exchange: str = key(
         "microbatch",
         "under full, when gradients are added up: after each microbatch, or once a step, for which every process keeps "
         "whole gradients",
         allowed=("microbatch", "step"),
-        on_resume="planned anew",
     )
     offload: str = key(
         "none",
         "weights: weights, gradients and optimizer state wait in host memory, where the CPU updates them",
         allowed=("none", "weights"),
-        on_resume="planned anew",
     )
 
 
@@ -606,7 +555,6 @@ class Config:
         42,
         "row order, dropout, new weights and what validation_fraction cuts off depend on it and on the step alone",
         at_least=0,
-        on_resume="refused",
     )
     resume: str = key(
         "auto", "auto: go on if run_dir has a checkpoint; never: refuse if it has one; or a checkpoint's path"
@@ -619,17 +567,42 @@ class Config:
         True, "true: write report.html at the end: curves, metrics, mistakes, data; python -m trainer_loop.report, too"
     )
     task: TaskConfig = section(TaskConfig, on_resume="refused")
-    model: ModelConfig = section(ModelConfig, on_resume="refused")
-    data: DataConfig = section(DataConfig, on_resume="by content")
-    batch: BatchConfig = section(BatchConfig)
-    train: TrainConfig = section(TrainConfig, on_resume="planned anew")
-    parallel: ParallelConfig = section(ParallelConfig)
+    model: ModelConfig = section(
+        ModelConfig,
+        on_resume="refused",
+        but={
+            "free": ("attention", "packing", "compile", "gradient_checkpointing", "trust_remote_code"),
+            "planned anew": ("neftune_alpha",),
+        },
+    )
+    data: DataConfig = section(
+        DataConfig,
+        on_resume="by content",
+        but={
+            "free": ("validation", "test", "num_workers", "cache_dir"),
+            "refused": ("mixture", "weight", "sampling", "streaming", "shuffle_rows", "columns"),
+        },
+    )
+    batch: BatchConfig = section(
+        BatchConfig, but={"by content": ("size", "accumulate"), "refused": ("order", "window")}
+    )
+    train: TrainConfig = section(
+        TrainConfig,
+        on_resume="planned anew",
+        but={"free": ("patience", "patience_metric", "threads", "max_time_minutes", "timeout_minutes")},
+    )
+    parallel: ParallelConfig = section(ParallelConfig, but={"planned anew": ("reduce_dtype", "exchange", "offload")})
     loss: LossConfig = section(LossConfig, on_resume="refused")
     loop: LoopConfig = section(LoopConfig, on_resume="refused")
-    optimizer: OptimizerConfig = section(OptimizerConfig, on_resume="refused")
+    optimizer: OptimizerConfig = section(
+        OptimizerConfig, on_resume="refused", but={"planned anew": ("lr", "weight_decay")}
+    )
     scheduler: SchedulerConfig = section(SchedulerConfig, on_resume="planned anew")
     ema: EmaConfig = section(EmaConfig, on_resume="planned anew")
     evaluate: EvaluateConfig = section(EvaluateConfig)
     checkpoint: CheckpointConfig = section(CheckpointConfig)
     log: LogConfig = section(LogConfig)
     hub: HubConfig = section(HubConfig)
+
+
+RUN = section(Config, but={"refused": ("seed",)})  # the keys that stand in no section

@@ -2,11 +2,11 @@
 
 import functools
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Any, get_type_hints
 
-from trainer_loop.config.fields import Config
+from trainer_loop.config.fields import RUN, Config
 
 _KIND_OF_TYPE: dict[Any, str] = {str: "text", bool: "true_or_false", int: "integer", float: "number"}
 _KIND_OF_TYPE |= {dict[str, Any]: "mapping", list[str]: "texts"}
@@ -30,7 +30,7 @@ class Key:
     on_resume: str
 
 
-def _walk(kind: type[Any], prefix: str, on_resume: str) -> Iterator[tuple[str, str | Key]]:
+def _walk(kind: type[Any], prefix: str, on_resume: Mapping[str, str]) -> Iterator[tuple[str, str | Key]]:
     """(name, comment) of every section and (name, key) of every key, in the order of fields.py."""
     hints = get_type_hints(kind)
     for field in fields(kind):
@@ -41,13 +41,12 @@ def _walk(kind: type[Any], prefix: str, on_resume: str) -> Iterator[tuple[str, s
             yield from _walk(hints[field.name], name + ".", about["on_resume"])
         else:
             about["kind"] = about["kind"] or _KIND_OF_TYPE[hint]
-            about["on_resume"] = about["on_resume"] or on_resume
             nullable = isinstance(hint, types.UnionType) or field.default is None or about["kind"] == "token_limit"
             default = field.default if field.default_factory is MISSING else field.default_factory()
-            yield name, Key(name=name, nullable=nullable, default=default, **about)
+            yield name, Key(name=name, nullable=nullable, default=default, on_resume=on_resume[field.name], **about)
 
 
-_ENTRIES = dict(_walk(Config, "", "free"))
+_ENTRIES = dict(_walk(Config, "", RUN.metadata["on_resume"]))
 KEYS: dict[str, Key] = {name: entry for name, entry in _ENTRIES.items() if isinstance(entry, Key)}
 SECTIONS: dict[str, str] = {name: entry for name, entry in _ENTRIES.items() if isinstance(entry, str)}
 

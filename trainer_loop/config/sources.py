@@ -143,18 +143,19 @@ def command_line_layer(arguments: Sequence[str]) -> Layer:
     return layer
 
 
-def read_argument(name: str, text: str) -> tuple[object, list[str]]:
-    """The value that a text on the command line is for a key of the config, and what is wrong with it.
+def read_argument(name: str, text: str) -> object:
+    """The value that a text on the command line is for a key of the config. Raises UserError with what is wrong.
 
-    >>> read_argument("data.train", "[a.csv, b.csv]"), read_argument("data.train", "{sql: select 1}")[1]
-    ((['a.csv', 'b.csv'], []), ['connection is missing'])
+    >>> read_argument("data.train", "[a.csv, b.csv]")
+    ['a.csv', 'b.csv']
     """
     node, problems = _argument_node(name, text)
     if node is None or problems:
-        return None, problems or ["it is empty"]
+        raise UserError(problems or "it is empty")
     value, kind = read(node, KEYS[name]), KINDS[KEYS[name].kind]
-    fault = kind.fault(value)
-    return value, [] if fault is None else [fault or f"it must be {kind.words}"]
+    if (fault := kind.fault(value)) is not None:
+        raise UserError(fault or f"it must be {kind.words}")
+    return value
 
 
 def _argument_node(name: str, text: str) -> tuple[Node | None, list[str]]:

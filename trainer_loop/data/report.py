@@ -1,7 +1,7 @@
 """What is found out about the data before training."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -26,22 +26,41 @@ _READ_ROWS = 10_000  # at a time
 
 
 @dataclass(frozen=True)
+class Lengths:
+    """Tokens of the rows of a split; `counts` is a histogram of them between the `edges`."""
+
+    median: float
+    p95: float  # 95 % of the rows have no more
+    longest: int
+    edges: list[float]
+    counts: list[int]
+
+    @classmethod
+    def of(cls, lengths: npt.NDArray[np.int32]) -> "Lengths":
+        """lengths: `[N]` tokens of each row."""
+        edges = choose_whole_edges(lengths, at_most=_BINS)
+        counts, _ = np.histogram(lengths, bins=edges)
+        median, p95 = np.percentile(lengths, [50, 95]).tolist()
+        return cls(median, p95, int(lengths.max()), edges.tolist(), counts.tolist())
+
+
+@dataclass(frozen=True)
 class SplitFacts:
     """What is known of the rows of a split.
 
     rows: as the model sees them. texts: those that they are made of. labels: how many rows, or words, have each class,
     by its name; None without classes. labelled: rows, or words, that could have one. unlabelled: rows whose list of
-    labels is empty; None where rows have no lists. lengths: `[N]` tokens of each row; None where rows are no tokens.
+    labels is empty; None where rows have no lists. lengths: None where rows are no tokens.
     truncated: texts that were cut. without_targets: rows whose targets were all cut away. repeated: rows whose texts an
     earlier row of the split has too. in_train: rows whose texts a training row has; both None where nobody looked.
     """
 
     rows: int
     texts: int
-    labels: Mapping[str, int] | None = None
+    labels: dict[str, int] | None = None
     labelled: int = 0
     unlabelled: int | None = None
-    lengths: npt.NDArray[np.int32] | None = None
+    lengths: Lengths | None = None
     truncated: int = 0
     without_targets: int = 0
     repeated: int | None = None
@@ -55,29 +74,13 @@ class SplitFacts:
             labels += f"; {plural(self.unlabelled, 'row')} ({self.unlabelled / self.texts:.1%}) without a label"
         yield f"{name}: {plural(self.rows, 'row')}{chunks}{labels}"
         if self.lengths is not None:
-            median, high = np.percentile(self.lengths, [50, 95])
+            of = self.lengths
             yield (
-                f"{name}: tokens per row: median {median:.0f}, 95 % within {high:.0f}, longest {self.lengths.max()}; "
+                f"{name}: tokens per row: median {of.median:.0f}, 95 % within {of.p95:.0f}, longest {of.longest}; "
                 f"{plural(self.truncated, 'text')} ({self.truncated / self.texts:.1%}) cut at max_length"
             )
         if self.without_targets:
             yield (f"{name}: {plural(self.without_targets, 'row')} without a target, which is cut away at max_length")
-
-    def as_json(self) -> dict[str, Any]:
-        """All of it, with a histogram in the place of the lengths."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        if self.lengths is not None:
-            edges = choose_whole_edges(self.lengths, at_most=_BINS)
-            counts, _ = np.histogram(self.lengths, bins=edges)
-            median, most = np.percentile(self.lengths, [50, 95]).tolist()
-            values["lengths"] = {
-                "median": median,
-                "p95": most,
-                "longest": int(self.lengths.max()),
-                "edges": edges.tolist(),
-                "counts": counts.tolist(),
-            }
-        return values
 
 
 def measure_data(
@@ -102,7 +105,7 @@ def measure_data(
             rows=len(split.rows),
             texts=len(splits[name].rows),
             **labels,
-            lengths=split.lengths if has_tokens else None,
+            lengths=Lengths.of(split.lengths) if has_tokens else None,
             truncated=split.num_truncated,
             without_targets=_count_without_targets(split) if has_tokens else 0,
             repeated=None if found is None else len(found) - len(np.unique(found)),

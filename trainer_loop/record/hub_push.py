@@ -11,12 +11,12 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 
+from trainer_loop.config.secrets import find_secret, mask_secrets
 from trainer_loop.config.yaml_core import compose, dump, plain
 from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.record.hub_access import MISSING, find_repo_id, open_api, retrying, status_of
 from trainer_loop.record.onnx_folder import list_names_on_hub
 from trainer_loop.record.run_dir import EXPORT_RECORD
-from trainer_loop.record.secrets import find_secret, mask_secrets
 from trainer_loop.runtime.plain_json import parse_json
 
 Content = Path | bytes

@@ -161,6 +161,7 @@ def _write_body(facts: CardFacts) -> str:
     base = f" from `{facts.base.name}`" if facts.base is not None and facts.base.name is not None else ""
     versions = ", ".join(f"{name} {number}" for name, number in package_versions().items() if name != "numpy")
     environment = {**facts.environment, "versions": versions}
+    settings = [(as_code(name), as_code(value)) for name, value in facts.settings.items()]
     parts = [
         f"# {escape(facts.title)}",
         f"Trained{base} with trainer_loop: task `{facts.task}`{reads}.\n"
@@ -168,7 +169,7 @@ def _write_body(facts: CardFacts) -> str:
         *_write_results(facts.scores),
         *_write_list("## Data", facts.data),
         *_write_list("## Limits", facts.limits),
-        *(["## Training", _write_table(("key", "value"), _spell_settings(facts.settings))] if facts.settings else []),
+        *(["## Training", _write_table(("key", "value"), settings)] if facts.settings else []),
         *_write_list("## Environment", [f"{name}: {value}" for name, value in environment.items()]),
         *(["Curves, mistakes by class and length, and the whole config are in `report.html`."] * facts.has_report),
     ]
@@ -203,10 +204,6 @@ def _name_set(of: Scores) -> str:
 
 def _spell_interval(interval: tuple[float, float] | None) -> str:
     return "" if interval is None else f"{interval[0]:.4g} to {interval[1]:.4g}"
-
-
-def _spell_settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
-    return [(as_code(name), as_code(value)) for name, value in settings.items()]
 
 
 def as_code(value: Any) -> str:

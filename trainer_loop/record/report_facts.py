@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from trainer_loop.data.report import SplitFacts
 from trainer_loop.errors import in_one_line
 from trainer_loop.record.run_dir import describe_refusal, read_json_object, write_json
 from trainer_loop.runtime.plain_json import check_fields
@@ -33,29 +34,6 @@ class _Set:
 
 
 @dataclass
-class _Lengths:
-    median: float
-    p95: float
-    longest: int
-    counts: list[int]
-    edges: list[float]
-
-
-@dataclass
-class _Split:
-    rows: int
-    texts: int
-    labels: dict[str, int] | None = None
-    labelled: int = 0
-    unlabelled: int | None = None
-    lengths: _Lengths | None = None
-    truncated: int = 0
-    without_targets: int = 0
-    repeated: int | None = None
-    in_train: int | None = None
-
-
-@dataclass
 class _Facts:
     """What the file holds, by the types of its values."""
 
@@ -69,7 +47,7 @@ class _Facts:
     label_names: list[str] | None = None
     metrics: list[str | dict[str, Any]] | None = None
     plan: list[str] = field(default_factory=list)
-    data: dict[str, _Split] = field(default_factory=dict)
+    data: dict[str, SplitFacts] = field(default_factory=dict)
 
 
 class ReportFacts:

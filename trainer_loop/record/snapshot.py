@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from trainer_loop.runtime.memory import place_in_memory
 
@@ -34,19 +35,15 @@ class HostMemory:
     def copy(self, snapshot: Snapshot) -> Snapshot:
         """A copy, which overwrites the one before."""
         before, self._copies = self._copies, {}
-        return self._copy(snapshot, before)  # type: ignore[no-any-return]
+        return tree_map(  # type: ignore[no-any-return]
+            lambda leaf: self._copy(leaf, before) if isinstance(leaf, Tensor) else deepcopy(leaf), snapshot
+        )
 
-    def _copy(self, value: Any, before: dict[tuple[int, ...], Tensor]) -> Any:
-        if isinstance(value, Tensor):
-            place = place_in_memory(value)  # tied weights stay one tensor, or their file would hold them twice
-            if place not in self._copies:
-                old = before.get(place)
-                if old is None or old.dtype != value.dtype:
-                    old = torch.empty_like(value, device="cpu", memory_format=torch.contiguous_format)
-                self._copies[place] = old.copy_(value.detach())
-            return self._copies[place]
-        if isinstance(value, dict):
-            return {name: self._copy(item, before) for name, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)([self._copy(item, before) for item in value])
-        return deepcopy(value)
+    def _copy(self, tensor: Tensor, before: dict[tuple[int, ...], Tensor]) -> Tensor:
+        place = place_in_memory(tensor)  # tied weights stay one tensor, or their file would hold them twice
+        if place not in self._copies:
+            old = before.get(place)
+            if old is None or old.dtype != tensor.dtype:
+                old = torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format)
+            self._copies[place] = old.copy_(tensor.detach())
+        return self._copies[place]

@@ -204,13 +204,11 @@ class LoggedRows:
         if step is None or step > self._last:
             self._of_step.clear()  # steps only go up
             return False
-        return any(_has_values(row, values) for row in self._of_step.get(step, ()))
-
-
-def _has_values(row: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
-    return all(
-        name in row and _is_same(row[name], value) for name, value in values.items() if name not in OF_THE_MACHINE
-    )
+        compared = {name: value for name, value in values.items() if name not in OF_THE_MACHINE}
+        return any(
+            all(name in row and _is_same(row[name], value) for name, value in compared.items())
+            for row in self._of_step.get(step, ())
+        )
 
 
 def _is_same(written: Any, value: Any) -> bool:

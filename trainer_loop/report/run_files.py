@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.config.schema import KEYS, SECTIONS
+from trainer_loop.config.secrets import mask_secrets
 from trainer_loop.config.yaml_core import compose, plain
 from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.metrics.load import check_metrics, load_metrics
@@ -21,7 +22,6 @@ from trainer_loop.record.logs import read_metrics
 from trainer_loop.record.report_facts import read_facts
 from trainer_loop.record.run_dir import SEARCH_PAGE, RunDir, read_json_object
 from trainer_loop.record.run_lock import read_status
-from trainer_loop.record.secrets import mask_secrets
 from trainer_loop.report.intervals import Interval, find_intervals
 from trainer_loop.report.rows import ScoredRows, read_rows
 from trainer_loop.runtime.plain_json import is_count, is_number

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from trainer_loop.config.schema import KEYS
+from trainer_loop.config.secrets import find_secret
 from trainer_loop.data.wording import plural
 from trainer_loop.errors import UserError
 from trainer_loop.record.checkpoint_files import list_checkpoints, named_step
 from trainer_loop.record.run_dir import write_text
-from trainer_loop.record.secrets import find_secret
 from trainer_loop.report.charts import draw_bars
 from trainer_loop.report.curves import draw_curves
 from trainer_loop.report.intervals import LEVEL, Interval, Intervals

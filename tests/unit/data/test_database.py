@@ -15,12 +15,11 @@ from hypothesis import strategies as st
 from trainer_loop import UserError, build, load_config
 from trainer_loop.cli.run import main
 from trainer_loop.config.load import flatten, public_values, spell_config
-from trainer_loop.config.secrets import is_secret, mask_arguments
+from trainer_loop.config.secrets import is_secret, mask_arguments, mask_secrets
 from trainer_loop.data.database import name_database, read_query
 from trainer_loop.data.source import DataSection, read_splits
 from trainer_loop.data.split import Split
 from trainer_loop.record.logs import Console
-from trainer_loop.record.secrets import mask_secrets
 
 PASSWORD = "hunter2-of-mine"
 ADDRESS = f"postgresql://me:{PASSWORD}@db.lab:5432/reviews?sslmode=require"
