@@ -38,6 +38,7 @@ class CausalLM(LanguageModel):
     peft_type = "CAUSAL_LM"
     pipeline_tag = "text-generation"
     continues = True
+    joins_texts = True
     predicted: ClassVar[Mapping[str, str]] = {
         "loss": "the mean loss of the text, in nats a token; null for a text of one token",
         "perplexity": "its exponential",
@@ -73,10 +74,6 @@ class CausalLM(LanguageModel):
 
     def settings(self) -> dict[str, Any]:
         return {"append_eos": self.append_eos, "stride": self.stride, "fim": self.fim is not None}
-
-    @property
-    def joins_texts(self) -> bool:
-        return True
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """Chunks of `max_length` tokens; the last chunk of these texts is shorter, and nothing is dropped.

@@ -63,10 +63,7 @@ class ImageClassification(SequenceClassification):
             raise UserError(f"task.args.mixup: {mixup}: it must be a number above 0, such as 0.2, or null")
         super().__init__(loss_function=loss_function)
         self.mixup = mixup
-
-    @property
-    def mixes(self) -> bool:
-        return self.mixup is not None
+        self.mixes = mixup is not None
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """The bytes of each image, or its path."""

@@ -62,7 +62,7 @@ class MultiLabelClassification(SequenceClassification):
         if threshold != "tuned" and not (isinstance(threshold, float) and 0 < threshold < 1):
             raise UserError(f"task.args.threshold: {threshold}: it must be a number between 0 and 1, or tuned")
         super().__init__(loss_function=loss_function)
-        self._tunes = threshold == "tuned"
+        self.tunes = self.keeps_state = threshold == "tuned"
         self.threshold = None if isinstance(threshold, str) else threshold  # None until `tune` is called
 
     def count(self, batch: Batch) -> int:
@@ -74,15 +74,11 @@ class MultiLabelClassification(SequenceClassification):
         return super().predict(model, batch)
 
     @property
-    def tunes(self) -> bool:
-        return self._tunes
-
-    @property
     def tuned(self) -> dict[str, Any]:
-        return {"threshold": self.threshold} if self._tunes and self.threshold is not None else {}
+        return {"threshold": self.threshold} if self.tunes and self.threshold is not None else {}
 
     def tune(self, outputs: dict[str, Any]) -> dict[str, Any]:
-        if not self._tunes:
+        if not self.tunes:
             return outputs
         self.threshold = find_threshold(outputs["probabilities"].ravel(), outputs["references"].ravel())
         return outputs | {"predictions": outputs["probabilities"] > self.threshold}

@@ -66,23 +66,16 @@ class SequenceRegression(SequenceClassification):
         loss_function: Callable[[Tensor, Tensor], Tensor] = mse,
     ):
         super().__init__(loss_function=loss_function)
-        self._scales = scale is True
+        self.scales = scale is True
+        self.keeps_state = scale is not False
         self._scale = None if isinstance(scale, bool) else read_scale(scale)
 
     def bind(self, processor: Any, **others: Any) -> None:
         """See `Task.bind`. Raises UserError if the scale is that of another number of numbers."""
         super().bind(processor, **others)
         count = max(len(self.label_names or ()), 1)
-        if self._scale is not None and not self._scales and len(self._scale.mean) != count:
+        if self._scale is not None and not self.scales and len(self._scale.mean) != count:
             raise UserError(f"task.args.scale: it is for {len(self._scale.mean)} numbers, and a row has {count}")
-
-    @property
-    def scales(self) -> bool:
-        return self._scales
-
-    @property
-    def keeps_state(self) -> bool:
-        return self._scales or self._scale is not None
 
     @property
     def tuned(self) -> dict[str, Any]:

@@ -53,6 +53,12 @@ class Task(ABC):
         generates: The task writes texts, by its `generation`.
         draws: `collate` chooses at random. Each of its rows then has a seed as `draw`: in training a function of the
             run's seed, the step and the row, and in an evaluation of the row.
+        mixes: `collate` mixes each row in training with another. A row then has that training row as `partner`, by a
+            function of the run's seed, the step and the row, and a seed of the step as `mixing`.
+        joins_texts: `encode` makes rows of several texts, which have no weight of their own.
+        tunes: The task chooses something by the validation rows, see `tune`.
+        scales: The task wants the numbers of all training rows before the first, see `scale_by`.
+        keeps_state: A checkpoint holds something of the task, see `state_dict`.
         refers: The task compares the model with what it was before the first update, see `refer`.
         is_tried: The model answers rows that `encode` makes of the inputs, and is tried on a few made-up ones first.
         problem_type: transformers' name for what the head learns, by which its pipelines answer.
@@ -78,6 +84,11 @@ class Task(ABC):
     continues: ClassVar[bool] = False
     generates: ClassVar[bool] = False
     draws: bool = False
+    mixes: bool = False
+    joins_texts: bool = False
+    tunes: bool = False
+    scales: bool = False
+    keeps_state: bool = False
     refers: ClassVar[bool] = False
     is_tried: ClassVar[bool] = True
     problem_type: ClassVar[str | None] = None
@@ -108,38 +119,9 @@ class Task(ABC):
         return {**self.outputs, **self.written_outputs}
 
     @property
-    def tunes(self) -> bool:
-        """Whether the task chooses something by the validation rows; see `tune`."""
-        return False
-
-    @property
     def tuned(self) -> dict[str, Any]:
         """Arguments of the task as `tune` or `scale_by` chose them; an exported model has these. Empty before that."""
         return {}
-
-    @property
-    def scales(self) -> bool:
-        """Whether the task wants the numbers of all training rows before the first; see `scale_by`."""
-        return False
-
-    @property
-    def joins_texts(self) -> bool:
-        """Whether `encode` makes rows of several texts, which have no weight of their own."""
-        return False
-
-    @property
-    def mixes(self) -> bool:
-        """Whether `collate` mixes each row in training with another.
-
-        A row then has that training row as `partner`, by a function of the run's seed, the step and the row, and a seed
-        of the step as `mixing`.
-        """
-        return False
-
-    @property
-    def keeps_state(self) -> bool:
-        """Whether a checkpoint holds something of the task."""
-        return self.tunes
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds of a task that `keeps_state`."""
