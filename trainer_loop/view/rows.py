@@ -1,7 +1,7 @@
 """Rows as the model sees them: token by token, with special tokens, targets, padding, and what was cut."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,7 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from trainer_loop.data.loader import add_draws
+from trainer_loop.data.mixture import Mixture
 from trainer_loop.data.tokens import TokenisedSplit
+from trainer_loop.report.page import Card
 from trainer_loop.tasks.language_model import LanguageModel
 from trainer_loop.tasks.task import Batch, Task
 
@@ -32,16 +34,28 @@ class Token:
 
 
 @dataclass(frozen=True)
-class ViewedRow:
-    """An encoded row.
+class DrawnSplit:
+    """Encoded rows, and how they are drawn.
 
-    origin: where the row stands in the user's data. sequences: its tokens; a row of `multiple_choice` has several, and
-    a row without tokens has none. facts: what else the model gets, by name.
+    sources: the names of the sources of a mixture; empty without one. mixture: how an epoch is drawn; None: each row
+    once, or rows that are not trained. weights: `[N]` factors of the losses; None: 1 for each.
     """
 
-    origin: str
-    sequences: list[list[Token]]
-    facts: dict[str, str]
+    split: TokenisedSplit
+    sources: Sequence[str] = ()
+    mixture: Mixture | None = None
+    weights: np.ndarray | None = None
+
+    def describe(self, row: int) -> dict[str, str]:
+        """The source of a row, the weight of its loss, and how often it comes, by name, for a person."""
+        facts = {}
+        if self.split.origins.sources:
+            facts["source"] = self.sources[self.split.origins.source_of_rows[row]]
+        if self.weights is not None:
+            facts["weight of its loss"] = f"{self.weights[row]:g}"
+        if self.mixture is not None:
+            facts["drawn"] = f"{self.mixture.count_draws(self.mixture.sources[row]):.2f} times an epoch"
+        return facts
 
 
 def choose_rows(count: int, number: int) -> list[int]:
@@ -54,25 +68,21 @@ def choose_rows(count: int, number: int) -> list[int]:
 
 
 def view_rows(
-    split: TokenisedSplit,
-    task: Task,
-    numbers: Sequence[int],
-    *,
-    label_names: Sequence[str] | None,
-    more_facts: Callable[[int], Mapping[str, str]] = lambda number: {},
-) -> list[ViewedRow]:
-    """The encoded rows of these numbers, padded a few together.
+    drawn: DrawnSplit, task: Task, numbers: Sequence[int], *, label_names: Sequence[str] | None
+) -> list[Card]:
+    """The encoded rows of these numbers, padded a few together, each with what else the model gets.
+
+    A row of `multiple_choice` has several sequences of tokens, and a row without tokens has none.
 
     Args:
-        split: The split.
+        drawn: The split.
         task: A task that was given its processor.
         numbers: Of the rows, from 0.
         label_names: Of the classes, or of several numbers.
-        more_facts: What else is shown of the row of this number, by name.
     """
-    padding = copy.copy(task)
+    split, padding = drawn.split, copy.copy(task)
     padding.packs = False
-    viewed: list[ViewedRow] = []
+    cards: list[Card] = []
     for start in range(0, len(numbers), _SHOWN_TOGETHER):
         chosen = list(numbers[start : start + _SHOWN_TOGETHER])
         rows = [dict(split.rows[number]) for number in chosen]
@@ -85,9 +95,9 @@ def view_rows(
             cut = _find_cut(split, task, number, rows[place])
             if own and cut:
                 own = [*own[:-1], own[-1] + cut]
-            facts = _list_facts(rows[place], label_names, task) | dict(more_facts(number))
-            viewed.append(ViewedRow(split.origins.place(number), own, facts))
-    return viewed
+            facts = _list_facts(rows[place], label_names, task) | drawn.describe(number)
+            cards.append(Card(split.origins.place(number), {}, facts, own))
+    return cards
 
 
 def _view_sequences(task: Task, batch: Batch, label_names: Sequence[str] | None) -> list[list[Token]]:
