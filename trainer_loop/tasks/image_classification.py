@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer_loop.data import images
 from trainer_loop.data.columns import Column
@@ -89,13 +89,12 @@ class ImageClassification(SequenceClassification):
         batch["pixel_values"] = share * batch["pixel_values"] + (1 - share) * partners["pixel_values"]
         return batch | {"partner_labels": partners["labels"], "share": torch.full((len(rows),), share)}
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def _sum_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        own = super()._sum_loss(logits, batch)
         if "partner_labels" not in batch:
-            return super().loss(model, batch)
-        logits, share = self._logits(model, batch), batch["share"][0]  # which is that of all rows of the step
-        return share * self.loss_function(logits, batch["labels"]) + (1 - share) * self.loss_function(
-            logits, batch["partner_labels"]
-        )
+            return own
+        share = batch["share"][0]  # which is that of all rows of the step
+        return share * own + (1 - share) * self.loss_function(logits, batch["partner_labels"])
 
     def _stack(self, rows: list[dict[str, Any]]) -> Batch:
         """The images of some rows, and their labels."""

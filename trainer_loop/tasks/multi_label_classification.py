@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer_loop.data.columns import Column
 from trainer_loop.errors import UserError
@@ -69,10 +69,6 @@ class MultiLabelClassification(SequenceClassification):
         assert self.label_names is not None, "the task is bound to the names of its classes"
         return len(batch["labels"]) * len(self.label_names)
 
-    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """`predictions` `[B, C]`, true for a label of the row, and `probabilities`; `references` `[B, C]` if known."""
-        return super().predict(model, batch)
-
     @property
     def tuned(self) -> dict[str, Any]:
         return {"threshold": self.threshold} if self.tunes and self.threshold is not None else {}
@@ -94,6 +90,7 @@ class MultiLabelClassification(SequenceClassification):
         return _mark(batch["labels"], logits)
 
     def _make_outputs(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """`predictions` `[B, C]`, true for a label of the row, and `probabilities`; `references` `[B, C]` if known."""
         probabilities = logits.sigmoid()
         threshold = _UNTUNED if self.threshold is None else self.threshold
         outputs = {"predictions": probabilities > threshold, "probabilities": probabilities}

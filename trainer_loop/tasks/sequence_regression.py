@@ -113,10 +113,6 @@ class SequenceRegression(SequenceClassification):
         """Numbers, of all rows."""
         return int(batch["labels"].numel())
 
-    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """`predictions` `[B]`, or `[B, K]` for several numbers; `references` likewise where they are known."""
-        return super().predict(model, batch)
-
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         """`value`: the number; or `values`: several by their names."""
         if outputs["predictions"].ndim == 0:
@@ -134,6 +130,7 @@ class SequenceRegression(SequenceClassification):
         return targets
 
     def _make_outputs(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """`predictions` `[B]`, or `[B, K]` for several numbers; `references` likewise where they are known."""
         if self._scale is not None:
             logits = logits.to(_find_widest_type())  # numbers may be far from zero
             mean, std = (logits.new_tensor(part) for part in self._shift(logits.ndim))

@@ -450,6 +450,35 @@ class Task(ABC):
         return None
 
 
+class OnePassTask(Task):
+    """A task whose loss and predictions follow from the same logits: an evaluation runs the model once for both.
+
+    A subclass implements `_sum_loss` and `_make_outputs`.
+    """
+
+    def _logits(self, model: nn.Module, batch: Batch) -> Any:
+        """What the model answers. Labels stay outside: most heads would turn them into a mean over the microbatch."""
+        return model(**self.model_inputs(batch)).logits
+
+    @abstractmethod
+    def _sum_loss(self, logits: Any, batch: Batch) -> Tensor:
+        """See `Task.loss`."""
+
+    @abstractmethod
+    def _make_outputs(self, logits: Any, batch: Batch) -> dict[str, Any]:
+        """See `Task.predict`."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self._sum_loss(self._logits(model, batch), batch)
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        return self._make_outputs(self._logits(model, batch), batch)
+
+    def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        logits = self._logits(model, batch)
+        return self._sum_loss(logits, batch), self._make_outputs(logits, batch)
+
+
 def pack_rows(rows: list[dict[str, Any]]) -> Batch:
     """Rows laid end to end without padding: their columns and `position_ids` `[1, T]`, T the tokens of all.
 
