@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -33,7 +34,7 @@ from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.service.batcher import Batcher, Job, Row
 from trainer_loop.service.description import describe_answers, describe_request
 from trainer_loop.service.limits import ServiceLimits
-from trainer_loop.service.rows import MOST_FAULTS, Fault, Refusal, RowReader
+from trainer_loop.service.rows import MOST_FAULTS, Fault, Faults, Refusal, RowReader
 
 _SECONDS_OF_KEEPING = 2.0  # of freed memory
 _RETRY = {"retry-after": "1"}
@@ -274,11 +275,10 @@ def _read_fault(problem: str) -> Fault:
 
 
 def _refuse(refusal: Refusal, *, headers: Mapping[str, str] | None = None) -> Response:
-    told = [{"place": fault.place, "value": fault.value, "message": fault.message} for fault in refusal.faults]
     given = dict(headers or {})
     given |= {429: _RETRY, 503: _RETRY, 401: {"www-authenticate": "Bearer"}}.get(refusal.status, {})
     given |= {"connection": "close"} if refusal.status in (401, 408, 413, 415, 429) else {}  # the body may be unread
-    return _as_json(refusal.status, {"errors": told}, headers=given)
+    return _as_json(refusal.status, asdict(Faults(refusal.faults)), headers=given)
 
 
 def _as_json(status: int, content: Any, *, headers: Mapping[str, str] | None = None) -> Response:

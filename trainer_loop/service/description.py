@@ -6,6 +6,7 @@ from typing import Any
 from trainer_loop.data.columns import Column
 from trainer_loop.data.messages import ROLES
 from trainer_loop.service.limits import ServiceLimits
+from trainer_loop.service.rows import Faults
 from trainer_loop.tasks.task import Task
 
 REFUSALS = {
@@ -34,24 +35,6 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
     "prompt": {"anyOf": [_TEXT, _MESSAGES], "description": "a text of the user, or a list of messages"},
     "answer": {"anyOf": [_TEXT, _MESSAGES], "description": "a text of the assistant, or a list of messages"},
     "tools": {"type": "array", "items": {"type": "object"}, "description": "JSON schemas of functions"},
-}
-_ERRORS = {
-    "type": "object",
-    "properties": {
-        "errors": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "place": {"type": "string", "description": "body, rows, or a part of them, such as rows[3].text"},
-                    "value": {"type": ["string", "null"], "description": "what stands there, in short"},
-                    "message": {"type": "string", "description": "what is wrong, and what is allowed"},
-                },
-                "required": ["place", "value", "message"],
-            },
-        }
-    },
-    "required": ["errors"],
 }
 
 
@@ -99,12 +82,11 @@ def describe_answers(predicted: Mapping[str, str]) -> dict[int | str, dict[str, 
         "properties": {"predictions": {"type": "array", "items": row}},
         "required": ["predictions"],
     }
-    described: dict[int | str, dict[str, Any]] = {200: _describe("a prediction for each row, in their order", answer)}
-    return described | {status: _describe(meaning, _ERRORS) for status, meaning in REFUSALS.items()}
-
-
-def _describe(meaning: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {"description": meaning, "content": {"application/json": {"schema": schema}}}
+    told = "a prediction for each row, in their order"
+    described: dict[int | str, dict[str, Any]] = {
+        200: {"description": told, "content": {"application/json": {"schema": answer}}}
+    }
+    return described | {status: {"description": meaning, "model": Faults} for status, meaning in REFUSALS.items()}
 
 
 def _describe_column(column: Column, limits: ServiceLimits) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
+
+from pydantic import Field
 
 from trainer_loop.data import images
 from trainer_loop.data.column_values import find_fault
@@ -24,11 +26,18 @@ _DATA_URI = "data:image/"
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a request: where, what stands there as text, and what was allowed, in a sentence."""
+    """What is wrong with a request."""
 
-    place: str
-    value: str | None
-    message: str
+    place: Annotated[str, Field(description="body, rows, or a part of them, such as rows[3].text")]
+    value: Annotated[str | None, Field(description="what stands there, in short")]
+    message: Annotated[str, Field(description="what is wrong, and what is allowed")]
+
+
+@dataclass(frozen=True)
+class Faults:
+    """The body of an answer that refuses a request."""
+
+    errors: Sequence[Fault]
 
 
 class Refusal(Exception):
