@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, cast
 from trainer_loop.components import check_arguments, locate
 from trainer_loop.errors import Problems, UserError, refuse
 from trainer_loop.metrics import evaluate_modules
-from trainer_loop.metrics.check_shipped import check_shipped
 from trainer_loop.metrics.named_metric import RESERVED, NamedMetric, describe_missing, name_results
 from trainer_loop.metrics.shipped import BENCHMARKS, SHIPPED, ShippedMetric
 
@@ -164,8 +163,8 @@ def _check_entry(
     """Whether the name can be a metric's (UserError if not), and whether arguments, outputs and classes fit it."""
     place = entry.place
     if entry.shipped is not None:
-        return check_shipped(
-            entry.shipped, entry.arguments, place=place, num_labels=num_labels, outputs=outputs, written=written
+        return entry.shipped.check(
+            entry.arguments, place=place, num_labels=num_labels, outputs=outputs, written=written
         )
     if _is_dotted(entry.name):
         found = locate(entry.name, place=place)
