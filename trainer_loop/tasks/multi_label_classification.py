@@ -30,8 +30,7 @@ class MultiLabelClassification(SequenceClassification):
 
     of_tokens = ()
     columns: ClassVar[Mapping[str, Column]] = {
-        "text": Column("text"),
-        "text_pair": Column("text", optional=True),
+        **SequenceClassification.columns,
         "label": Column("classes", target=True),
     }
     pad: ClassVar[Mapping[str, int]] = {"labels": -1}

@@ -40,8 +40,7 @@ class SequenceRegression(SequenceClassification):
 
     of_tokens = ()
     columns: ClassVar[Mapping[str, Column]] = {
-        "text": Column("text"),
-        "text_pair": Column("text", optional=True),
+        **SequenceClassification.columns,
         "label": Column("numbers", target=True),
     }
     pad: ClassVar[Mapping[str, int]] = {"labels": -100, "scaled": 0}
