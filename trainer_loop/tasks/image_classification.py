@@ -66,15 +66,13 @@ class ImageClassification(SequenceClassification):
         self.mixes = mixup is not None
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
-        """The bytes of each image, or its path."""
+        """The bytes of each image, or its path. One that cannot be decoded to the end is a fault."""
         sources = [images.read_source(value) for value in rows["image"]]
-        return {"content": [content for content, _ in sources], "path": [path for _, path in sources]}
-
-    def find_faults(self, encoded: Mapping[str, Sequence[Any]], *, are_pairs: bool) -> dict[int, str]:
-        """Images that cannot be decoded to the end."""
-        sources = enumerate(zip(encoded["content"], encoded["path"], strict=True))
-        faults = {row: images.explain_fault(*source, decodes=True) for row, source in sources}
-        return {row: fault for row, fault in faults.items() if fault is not None}
+        return {
+            "content": [content for content, _ in sources],
+            "path": [path for _, path in sources],
+            "fault": [images.explain_fault(*source, decodes=True) for source in sources],
+        }
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
         """`pixel_values` `[B, 3, H, W]`, and `labels` `[B]` if they are known.

@@ -99,17 +99,10 @@ class MaskedLM(LanguageModel):
 
     def encode_alone(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """One row for each text, cut at `max_length` tokens; no token is hidden but the mask tokens of the text."""
-        return super().encode(rows, max_length=max_length)
-
-    def find_faults(self, encoded: Mapping[str, Sequence[Any]], *, are_pairs: bool) -> dict[int, str]:
-        """Texts that are to be filled in and have no mask token."""
-        mask = self.tokenizer.mask_token
-        texts = () if "word" in encoded else enumerate(encoded["input_ids"])
-        return {
-            number: f"has no {mask} to fill in; write {mask} where a token is missing"
-            for number, ids in texts
-            if self.tokenizer.mask_token_id not in ids
-        }
+        encoded = super().encode(rows, max_length=max_length)
+        mask, token = self.tokenizer.mask_token, self.tokenizer.mask_token_id
+        fault = f"has no {mask} to fill in; write {mask} where a token is missing"
+        return {**encoded, "fault": [None if token in ids else fault for ids in encoded["input_ids"]]}
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
         """`labels` `[B, T]` are the tokens that are hidden, else -100; `row_targets` is how many each row has."""

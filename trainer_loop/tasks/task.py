@@ -240,7 +240,7 @@ class Task(ABC):
             `source`: the position in `rows` that each row begins in, ascending; needed if there are more or fewer rows
             than given.
             `truncated`: true for a row that was cut.
-            `fault`: why a row cannot be encoded, None if it can.
+            `fault`: why the model could not answer a row, as the rest of a sentence; None if it can.
         """
         if self.processor is None:
             if clash := sorted(rows.keys() & set(RESERVED)):
@@ -252,7 +252,15 @@ class Task(ABC):
             raise UserError(f"task {type(self).__name__} reads {len(texts)} columns of texts; let it override `encode`")
         encoded = self.tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
         # The tokenizer knows what it cut off: to tokenise without a limit, and count, would take twice the time.
-        return {**encoded, "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings]}
+        columns = {**encoded, "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings]}
+        if self._end is not None:
+            token, expected = self._end[0], self._end[len(texts)]
+            name = self.tokenizer.convert_ids_to_tokens(token)
+            fault = (
+                f"spells out the end token {name}, which the model's head reads; write it otherwise, or remove the row"
+            )
+            columns["fault"] = [None if ids.count(token) == expected else fault for ids in encoded["input_ids"]]
+        return columns
 
     def encode_alone(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """Encode rows to predict, each by itself; for a task whose `encode` joins rows."""
@@ -263,21 +271,8 @@ class Task(ABC):
         return self.encode(rows, max_length=max_length)
 
     def settings(self) -> dict[str, Any]:
-        """What else of the task changes the results of encoding and of `find_faults`; part of the cache's key."""
+        """What else of the task changes the results of encoding; part of the cache's key."""
         return {} if self._end is None else {"end": list(self._end)}
-
-    def find_faults(self, encoded: Mapping[str, Sequence[Any]], *, are_pairs: bool) -> dict[int, str]:
-        """Rows that the model could not answer: position in `encoded` -> the reason."""
-        if self._end is None:
-            return {}
-        token, one, two = self._end
-        expected = two if are_pairs else one
-        reason = f"spells out the end token {self.tokenizer.convert_ids_to_tokens(token)}, which the model's head reads"
-        return {
-            position: f"{reason}; write it otherwise, or remove the row"
-            for position, ids in enumerate(encoded["input_ids"])
-            if ids.count(token) != expected
-        }
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
         """Encoded rows -> one batch on the CPU.
