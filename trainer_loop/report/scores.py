@@ -47,11 +47,8 @@ def count_confusions(predictions: np.ndarray, references: np.ndarray) -> list[tu
     """(the right class, the predicted one, how often), the most frequent confusion first. Both: `[N]`."""
     wrong = predictions != references
     pairs, counts = np.unique(np.stack([references[wrong], predictions[wrong]], axis=1), axis=0, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    return [
-        (int(right), int(predicted), int(count))
-        for (right, predicted), count in zip(pairs[order], counts[order], strict=True)
-    ]
+    table = np.column_stack([pairs, counts])[np.argsort(-counts, kind="stable")]
+    return [(right, predicted, count) for right, predicted, count in table.tolist()]
 
 
 def confuse(predictions: np.ndarray, references: np.ndarray, classes: np.ndarray) -> np.ndarray:
