@@ -12,8 +12,8 @@ from trainer_loop.tasks.task import Task
 
 # Files of this folder that hold none.
 _NO_TASKS = (
-    *("chat_template", "continuation", "describe", "fill_in_the_middle", "find", "generation", "language_model"),
-    *("losses", "merge", "plan", "task"),
+    *("chat_template", "describe", "fill_in_the_middle", "find", "generation", "language_model", "losses", "merge"),
+    *("plan", "task"),
 )
 
 
