@@ -27,14 +27,18 @@ _END_OF_VALUE = 20  # characters on a console
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one config, which differ in their seeds. names: of the runs, short."""
+    """Runs of one config, which differ in their seeds, by their short names."""
 
-    names: Sequence[str]
-    runs: Sequence[RunFiles]
+    by_name: Mapping[str, RunFiles]
+
+    @property
+    def runs(self) -> list[RunFiles]:
+        return list(self.by_name.values())
 
     @property
     def name(self) -> str:
-        return self.names[0] if len(self.names) == 1 else f"{self.names[0]} and {len(self.names) - 1} more"
+        first, *others = self.by_name
+        return f"{first} and {len(others)} more" if others else first
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def compare_runs(roots: Sequence[Path]) -> tuple[list[Table], list[str], str]:
         *_tabulate_figures(groups),
         *_tabulate_comparisons(comparisons),
     ]
-    curves = overlay_curves({name: run.metrics for group in groups for name, run in _named(group)})
+    curves = overlay_curves({name: run.metrics for group in groups for name, run in group.by_name.items()})
     sections = [
         Section("Comparison", [*tables, *([Lines(notes)] if notes else [])]),
         Section("Curves", [Charts(curves)] if curves else []),
@@ -94,15 +98,11 @@ def _name_runs(roots: Sequence[Path]) -> list[str]:
 
 
 def _group(runs: Mapping[str, RunFiles]) -> list[Group]:
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, dict[str, RunFiles]] = {}
     for name, run in runs.items():
         keys = {key: value for key, value in run.config.items() if not _OF_A_COPY.fullmatch(key)}
-        groups.setdefault(json.dumps(keys, sort_keys=True, default=str) if keys else name, []).append(name)
-    return [Group(names, [runs[name] for name in names]) for names in groups.values()]
-
-
-def _named(group: Group) -> Iterator[tuple[str, RunFiles]]:
-    return zip(group.names, group.runs, strict=True)
+        groups.setdefault(json.dumps(keys, sort_keys=True, default=str) if keys else name, {})[name] = run
+    return list(map(Group, groups.values()))
 
 
 # ----------------------------------------------------------------------------------------------------------- tables
@@ -120,7 +120,8 @@ def _tabulate_keys(groups: Sequence[Group]) -> Iterator[Table]:
         ]
         if rows:
             yield Table("Keys that differ", ("key", *(group.name for group in groups)), rows)
-    repeats = [(group.name, ", ".join(map(_name_seed, group.runs))) for group in groups if len(group.runs) > 1]
+    seeds = {group.name: [str(run.config.get("seed")) for run in group.runs] for group in groups}
+    repeats = [(name, ", ".join(of_runs)) for name, of_runs in seeds.items() if len(of_runs) > 1]
     if repeats:
         unlike = [group.name for group in groups if not _are_scored_alike(group)]
         note = f"Each seed of {' and of '.join(unlike)} is scored on rows of its own." if unlike else ""
@@ -133,10 +134,6 @@ def _are_scored_alike(group: Group) -> bool:
     return all(
         have_same_rows(first.sets[name], run.sets[name]) for run in others for name in first.sets.keys() & run.sets
     )
-
-
-def _name_seed(run: RunFiles) -> str:
-    return str(run.config.get("seed"))
 
 
 def _tabulate_figures(groups: Sequence[Group]) -> Iterator[Table]:
@@ -189,7 +186,7 @@ def _spell_mean(runs: Sequence[Mapping[str, Any]], name: str, spell_one: Callabl
 
 def _compare_pairs(groups: Sequence[Group]) -> tuple[list[Comparison], list[str]]:
     """The first run of the first group beside that of each other group, on each set; and what cannot be compared."""
-    (first_name, first), *others = ((group.names[0], group.runs[0]) for group in groups)
+    (first_name, first), *others = (next(iter(group.by_name.items())) for group in groups)
     comparisons, notes = [], []
     for name, run in others:
         for set_name in first.sets.keys() & run.sets.keys():
