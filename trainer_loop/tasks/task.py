@@ -56,7 +56,7 @@ class Task(ABC):
         mixes: `collate` mixes each row in training with another. A row then has that training row as `partner`, by a
             function of the run's seed, the step and the row, and a seed of the step as `mixing`.
         joins_texts: `encode` makes rows of several texts, which have no weight of their own.
-        tunes: The task chooses something by the validation rows, see `tune`.
+        tunes: The task chooses something by the validation rows, see `tune`; with `keeps_state` a checkpoint holds it.
         scales: The task wants the numbers of all training rows before the first, see `scale_by`.
         keeps_state: A checkpoint holds something of the task, see `state_dict`.
         refers: The task compares the model with what it was before the first update, see `refer`.
