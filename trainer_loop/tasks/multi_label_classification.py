@@ -85,8 +85,8 @@ class MultiLabelClassification(SequenceClassification):
         chosen = zip(self.label_names, outputs["predictions"].tolist(), strict=True)
         return {"labels": [name for name, is_there in chosen if is_there], "probabilities": named}
 
-    def _targets(self, logits: Tensor, batch: Batch) -> Tensor:
-        return _mark(batch["labels"], logits)
+    def _sum_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        return self.loss_function(logits, _mark(batch["labels"], logits))
 
     def _make_outputs(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         """`predictions` `[B, C]`, true for a label of the row, and `probabilities`; `references` `[B, C]` if known."""

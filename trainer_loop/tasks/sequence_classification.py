@@ -58,12 +58,7 @@ class SequenceClassification(OnePassTask):
         return {"label": self.label_names[best], "probability": float(probabilities[best])}
 
     def _sum_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        return self.loss_function(logits, self._targets(logits, batch))
-
-    def _targets(self, logits: Tensor, batch: Batch) -> Tensor:
-        """What the loss compares the logits with."""
-        targets: Tensor = batch["labels"]
-        return targets
+        return self.loss_function(logits, batch["labels"])
 
     def _make_outputs(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         """`predictions` `[B]` class indices, `probabilities` `[B, C]`; `references` `[B]` where labels are known."""

@@ -124,9 +124,8 @@ class SequenceRegression(SequenceClassification):
         logits = logits[:, 0] if logits.shape[1] == 1 else logits
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def _targets(self, logits: Tensor, batch: Batch) -> Tensor:
-        targets: Tensor = batch["labels" if self._scale is None else "scaled"]
-        return targets
+    def _sum_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        return self.loss_function(logits, batch["labels" if self._scale is None else "scaled"])
 
     def _make_outputs(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         """`predictions` `[B]`, or `[B, K]` for several numbers; `references` likewise where they are known."""
