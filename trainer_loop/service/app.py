@@ -180,7 +180,6 @@ def make_app(service: Service, *, token: str | None = None) -> FastAPI:
         service: What answers.
         token: Requests for predictions and metrics must bear it; None: none need one.
     """
-    task = service.predictor.task
     app: FastAPI = FastAPIOffline(
         title="trainer_loop",
         version=package_versions()["trainer_loop"],
@@ -192,10 +191,8 @@ def make_app(service: Service, *, token: str | None = None) -> FastAPI:
     @app.post(
         "/predict",
         summary="Predict rows",
-        responses=describe_answers(task.predicted),
-        openapi_extra={
-            "requestBody": describe_request(service.reader.columns, service.predictor.columns, task, service.limits)
-        },
+        responses=describe_answers(service.predictor.task.predicted),
+        openapi_extra={"requestBody": describe_request(service.reader)},
         dependencies=guards,
     )
     async def predict(request: Request) -> Response:

@@ -6,8 +6,7 @@ from typing import Any
 from trainer_loop.data.columns import Column
 from trainer_loop.data.messages import ROLES
 from trainer_loop.service.limits import ServiceLimits
-from trainer_loop.service.rows import Faults
-from trainer_loop.tasks.task import Task
+from trainer_loop.service.rows import Faults, RowReader
 
 REFUSALS = {
     400: "the body is no JSON in UTF-8, or is nested too deeply",
@@ -38,17 +37,9 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
 }
 
 
-def describe_request(
-    columns: Mapping[str, Column], names: Mapping[str, str], task: Task, limits: ServiceLimits
-) -> dict[str, Any]:
-    """The request body.
-
-    Args:
-        columns: Those that every row has, by the task's names.
-        names: What each of them was called in the training data.
-        task: The task of the model.
-        limits: Those of the service.
-    """
+def describe_request(reader: RowReader) -> dict[str, Any]:
+    """The request body, whose columns are called as in the training data."""
+    columns, names, task, limits = reader.columns, reader.predictor.columns, reader.predictor.task, reader.limits
     row: dict[str, Any] = {
         "type": "object",
         "properties": {names[own]: _describe_column(column, limits) for own, column in columns.items()},
