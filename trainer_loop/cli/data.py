@@ -140,9 +140,7 @@ def _view(config: "Config", problems: Sequence[str], request: Request) -> "View"
     if request.near is not None:
         found += find_duplicates(inputs.data.splits, inputs.data.columns, near=request.near)
     rows = {
-        name: view_rows(
-            drawn[name], plan.task, choose_rows(len(split.rows), request.rows), label_names=inputs.label_names
-        )
+        name: view_rows(drawn[name], plan.task, choose_rows(len(split.rows), request.rows))
         for name, split in inputs.splits.items()
     }
     lengths = {name: split.lengths for name, split in inputs.splits.items() if plan.task.has_tokens}

@@ -67,18 +67,15 @@ def choose_rows(count: int, number: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, min(number, count)).round().astype(int)).tolist()
 
 
-def view_rows(
-    drawn: DrawnSplit, task: Task, numbers: Sequence[int], *, label_names: Sequence[str] | None
-) -> list[Card]:
+def view_rows(drawn: DrawnSplit, task: Task, numbers: Sequence[int]) -> list[Card]:
     """The encoded rows of these numbers, padded a few together, each with what else the model gets.
 
     A row of `multiple_choice` has several sequences of tokens, and a row without tokens has none.
 
     Args:
         drawn: The split.
-        task: A task that was given its processor.
+        task: A task that is bound to its processor.
         numbers: Of the rows, from 0.
-        label_names: Of the classes, or of several numbers.
     """
     split, padding = drawn.split, copy.copy(task)
     padding.packs = False
@@ -88,22 +85,22 @@ def view_rows(
         rows = [dict(split.rows[number]) for number in chosen]
         rows = add_draws(rows, chosen) if task.draws else rows
         batch = padding.collate(rows)
-        sequences = _view_sequences(padding, batch, label_names) if task.has_tokens else []
+        sequences = _view_sequences(padding, batch) if task.has_tokens else []
         each = len(sequences) // len(rows)
         for place, number in enumerate(chosen):
             own = sequences[place * each : (place + 1) * each]
             cut = _find_cut(split, task, number, rows[place])
             if own and cut:
                 own = [*own[:-1], own[-1] + cut]
-            facts = _list_facts(rows[place], label_names, task) | drawn.describe(number)
+            facts = _list_facts(rows[place], task) | drawn.describe(number)
             cards.append(Card(split.origins.place(number), {}, facts, own))
     return cards
 
 
-def _view_sequences(task: Task, batch: Batch, label_names: Sequence[str] | None) -> list[list[Token]]:
+def _view_sequences(task: Task, batch: Batch) -> list[list[Token]]:
     ids = batch["input_ids"].tolist()
     mask = batch["attention_mask"].tolist() if "attention_mask" in batch else [[1] * len(row) for row in ids]
-    targets = _find_targets(task, batch, label_names)
+    targets = _find_targets(task, batch)
     special = set(task.tokenizer.all_special_ids)
     return [
         [
@@ -118,7 +115,7 @@ def _view_sequences(task: Task, batch: Batch, label_names: Sequence[str] | None)
     ]
 
 
-def _find_targets(task: Task, batch: Batch, label_names: Sequence[str] | None) -> list[list[str | None]]:
+def _find_targets(task: Task, batch: Batch) -> list[list[str | None]]:
     """What is learned at each token, `[B][T]`."""
     ids, labels = batch["input_ids"], batch.get("labels")
     if isinstance(task, LanguageModel) and labels is None:
@@ -128,16 +125,16 @@ def _find_targets(task: Task, batch: Batch, label_names: Sequence[str] | None) -
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != ids.shape:
         return [[None] * ids.shape[1]] * len(ids)
     return [
-        [_name_target(task, label, token, label_names) for label, token in zip(own, row, strict=True)]
+        [_name_target(task, label, token) for label, token in zip(own, row, strict=True)]
         for own, row in zip(labels.tolist(), ids.tolist(), strict=True)
     ]
 
 
-def _name_target(task: Task, label: int, token: int, label_names: Sequence[str] | None) -> str | None:
+def _name_target(task: Task, label: int, token: int) -> str | None:
     if label == -100:
         return None
-    if label_names is not None:
-        return label_names[label]
+    if task.label_names is not None:
+        return task.label_names[label]
     return "" if label == token else _spell(task.tokenizer, label)
 
 
@@ -158,15 +155,15 @@ def _find_cut(split: TokenisedSplit, task: Task, number: int, row: Mapping[str, 
     return [*tokens, Token(f"... and {more:,} more tokens", "cut")] if more else tokens
 
 
-def _list_facts(row: Mapping[str, Any], label_names: Sequence[str] | None, task: Task) -> dict[str, str]:
+def _list_facts(row: Mapping[str, Any], task: Task) -> dict[str, str]:
     """The columns beside the tokens; texts that are written are decoded."""
     facts = {}
     for name, value in row.items():
         if name in _SHOWN_AS_TOKENS or isinstance(value, bytes):
             continue
-        if name == "label" and label_names is not None and isinstance(value, (int, list)):
-            facts[name] = _name_label(value, label_names)
-        elif name == "labels" and task.has_tokens and label_names is None and _are_tokens(value):
+        if name == "label" and task.label_names is not None and isinstance(value, (int, list)):
+            facts[name] = _name_label(value, task.label_names)
+        elif name == "labels" and task.has_tokens and task.label_names is None and _are_tokens(value):
             if len(value) != len(row["input_ids"]):  # else they are shown beside the tokens
                 facts["target"] = task.tokenizer.decode([token for token in value if token != -100])
         elif not (isinstance(value, list) and len(value) == len(row.get("input_ids", ()))):
