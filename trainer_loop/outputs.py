@@ -247,7 +247,7 @@ class ConfiguredOutput(RunOutput):
             "metrics": self.plan.metrics,
             "loss": {
                 "name": self.config.loss.name,
-                "args": {} if self.plan.loss is None else self.plan.loss.function.args,
+                "args": {} if self.plan.loss is None else self.plan.loss.args,
             },
             "generate": vars(self.config.evaluate.generate),
         }

@@ -267,8 +267,8 @@ class _Planner:
                 for key in ("task.args", "loss.name", "loss.args")
                 if self.values[key]
             ]
-        if config.data.sampling == "balanced" and loss is not None and loss.function.needs_counts:
-            name = loss.function.needs_counts[0]
+        if config.data.sampling == "balanced" and loss is not None and loss.needs_counts:
+            name = loss.needs_counts[0]
             found.lines.append(f"loss.args.{name}: auto: data.sampling=balanced draws all classes alike; leave one out")
         if task is not None:
             options = {name: value for name, value in vars(config.evaluate.generate).items() if name != "samples"}
@@ -516,7 +516,7 @@ class _Planner:
 
 def _weigh_classes(loss: LossPlan, data: DataPlan | None) -> None:
     """Compute the arguments of the loss that are `auto`. Raises UserError where the training rows do not tell."""
-    waiting = loss.function.needs_counts
+    waiting = loss.needs_counts
     if not waiting or (data is not None and data.labels is None and data.columns.label is not None):
         return  # that no classes were found is said already
     counts = None if data is None else data.count_classes()
@@ -524,10 +524,10 @@ def _weigh_classes(loss: LossPlan, data: DataPlan | None) -> None:
         told = "auto: there are no classes in memory that could be counted; write a list of numbers"
         raise UserError([f"args.{name}: {told}" for name in waiting])
     assert data is not None, "classes were counted"
-    loss.function.weigh_classes(counts, len(data.splits["train"].rows))
+    loss.weigh_classes(counts, len(data.splits["train"].rows))
 
 
 def _check_loss(loss: LossPlan, task: Task, num_classes: int) -> None:
     loss.check_fits(task.problem_type)
-    if not loss.function.needs_counts:  # else what it needs is missing, and that is told
+    if not loss.needs_counts:  # else what it needs is missing, and that is told
         loss.check_sum(*make_up_outputs(task.problem_type, num_classes))

@@ -34,9 +34,8 @@ from trainer_loop.record.export import ExportRecord
 from trainer_loop.runtime.budget import choose_microbatch_tokens, choose_token_budget
 from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.quiet import quieten_libraries
-from trainer_loop.tasks.continuation import continue_texts
 from trainer_loop.tasks.find import find_by_architecture, list_tasks, load_task
-from trainer_loop.tasks.generation import Generation
+from trainer_loop.tasks.generation import Generation, continue_texts
 from trainer_loop.tasks.losses import LOSSES
 from trainer_loop.tasks.merge import merge_outputs
 from trainer_loop.tasks.plan import name_own_loss

@@ -18,7 +18,6 @@ pytest.importorskip("optuna")
 import optuna
 
 from trainer_loop.cli.search import main, read_plan
-from trainer_loop.search.runs import Ending
 from trainer_loop.search.study import Study
 
 STAND_IN = [sys.executable, "-S", "-E", str(Path(__file__).with_name("stand_in.py"))]
@@ -130,7 +129,7 @@ def test_a_trial_that_ends_while_another_process_looks_for_one_is_not_taken_agai
 
     def lock_late(number: int) -> Any:
         if number == taken.number:
-            mine.finish(taken, Ending("finished", value=0.5), {"ended": "finished"})
+            mine.finish(taken, {"ended": "finished", "value": 0.5})
         return lock(number)
 
     other._lock = lock_late

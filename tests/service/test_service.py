@@ -158,7 +158,7 @@ def test_what_is_no_number_is_null(classifier: Predictor, serve: Callable[..., T
     monkeypatch.setattr(classifier.task, "decode", lambda outputs, row: {"a": float("nan"), "b": [float("inf"), 1.5]})
     assert (
         serve(classifier).post("/predict", json={"rows": ROWS[:1]}).text
-        == '{"predictions": [{"a": null, "b": [null, 1.5]}]}'
+        == '{"predictions":[{"a":null,"b":[null,1.5]}]}'
     )
 
 

@@ -92,10 +92,9 @@ def _view(config: "Config", problems: Sequence[str], request: Request) -> "View"
         from trainer_loop.loaders import find_weights, make_mixture
         from trainer_loop.plan import Overrides, plan_run
     from trainer_loop.record.logs import Console
-    from trainer_loop.view.draws import Draws
     from trainer_loop.view.duplicates import find_duplicates
     from trainer_loop.view.page import View
-    from trainer_loop.view.rows import choose_rows, view_rows
+    from trainer_loop.view.rows import DrawnSplit, choose_rows, view_rows
 
     if config.data.streaming:  # the first rows of a stream are enough to be looked at
         raise UserError("data.streaming: a stream is not looked at; set data.streaming=false data.limit.train=1000")
@@ -120,19 +119,13 @@ def _view(config: "Config", problems: Sequence[str], request: Request) -> "View"
     if weights is not None:
         console.say(describe_weights(weights))
     sources = [str(entry["name"]) for entry in config.data.mixture]
-    draws = {name: Draws(split, sources) for name, split in inputs.splits.items()}
-    draws["train"] = Draws(train, sources, mixture, weights)
+    drawn = {name: DrawnSplit(split, sources) for name, split in inputs.splits.items()}
+    drawn["train"] = DrawnSplit(train, sources, mixture, weights)
     found = find_duplicates(inputs.data.splits, inputs.data.columns, near=None)
     if request.near is not None:
         found += find_duplicates(inputs.data.splits, inputs.data.columns, near=request.near)
     rows = {
-        name: view_rows(
-            split,
-            plan.task,
-            choose_rows(len(split.rows), request.rows),
-            label_names=inputs.label_names,
-            more_facts=draws[name].describe,
-        )
+        name: view_rows(drawn[name], plan.task, choose_rows(len(split.rows), request.rows))
         for name, split in inputs.splits.items()
     }
     lengths = {name: split.lengths for name, split in inputs.splits.items() if plan.task.has_tokens}

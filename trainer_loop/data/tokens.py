@@ -51,8 +51,6 @@ class Encoder(Protocol):
 
     def settings(self) -> dict[str, Any]: ...
 
-    def find_faults(self, encoded: Mapping[str, Sequence[Any]], *, are_pairs: bool) -> dict[int, str]: ...
-
 
 @dataclass(frozen=True)
 class RawRows:
@@ -280,12 +278,11 @@ def encode_rows(
     Returns:
         The columns of `encode`, always with `length`, `source` (the number of the raw row) and the label, where there
         is one; a row without a length has that of its `input_ids`, else 1. And by the number of the encoded row, what
-        `encode` says in its column `fault`, or `find_faults` does.
+        `encode` says in its column `fault`.
     """
     encoded = dict(encode(rows, max_length=max_length))
-    faults = task.find_faults(encoded, are_pairs="text_pair" in rows)
     num_rows, num_encoded = (len(next(iter(columns.values()))) for columns in (rows, encoded))
-    faults |= {place: reason for place, reason in enumerate(encoded.pop("fault", ())) if reason is not None}
+    faults = {place: reason for place, reason in enumerate(encoded.pop("fault", ())) if reason is not None}
     lengths = encoded.get("length") or [len(ids) for ids in encoded.get("input_ids", ())] or [1] * num_encoded
     if "source" not in encoded and num_encoded != num_rows:
         raise UserError(

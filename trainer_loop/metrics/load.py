@@ -16,12 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from trainer_loop.components import check_arguments, locate
 from trainer_loop.errors import Problems, UserError, refuse
 from trainer_loop.metrics import evaluate_modules
-from trainer_loop.metrics.check_shipped import check_shipped
 from trainer_loop.metrics.named_metric import RESERVED, NamedMetric, describe_missing, name_results
 from trainer_loop.metrics.shipped import BENCHMARKS, SHIPPED, ShippedMetric
 
@@ -73,7 +72,7 @@ def load_metrics(
     for entry in parsed:
         if entry.shipped is not None and entry.shipped.reads_names:
             entry.arguments.setdefault("label_names", label_names)
-    no_hub = evaluate_modules.why_no_hub() if any(_is_hub_name(entry.name) for entry in parsed) else None
+    no_hub = evaluate_modules.why_no_hub() if any(entry.kind == "hub" for entry in parsed) else None
     metrics = [problems.collect("", _load, entry, no_hub=no_hub) for entry in parsed]
     problems.refuse()
     return [metric for metric in metrics if metric is not None]
@@ -110,6 +109,15 @@ class _ParsedEntry:
         return SHIPPED.get(self.name)
 
     @property
+    def kind(self) -> Literal["shipped", "script", "dotted", "hub"]:
+        """What the name is; one that is nothing else may be known on the hub."""
+        if self.name in SHIPPED:
+            return "shipped"
+        if self.name.endswith(".py") or self.name.startswith((".", "/", "~")):
+            return "script"
+        return "dotted" if "." in self.name and all(part.isidentifier() for part in self.name.split(".")) else "hub"
+
+    @property
     def per_class(self) -> bool:
         """Whether it is a shipped metric that reports one score a class."""
         has_average = self.shipped is not None and self.shipped.has_average
@@ -142,19 +150,6 @@ def _check_label_names(entry: _ParsedEntry, names: Sequence[str]) -> list[str]:
     ]
 
 
-def _is_script(name: str) -> bool:
-    """Whether the name is written as a path."""
-    return name.endswith(".py") or name.startswith((".", "/", "~"))
-
-
-def _is_dotted(name: str) -> bool:
-    return not _is_script(name) and "." in name and all(part.isidentifier() for part in name.split("."))
-
-
-def _is_hub_name(name: str) -> bool:
-    return name not in SHIPPED and not _is_script(name) and not _is_dotted(name)
-
-
 # ---- checks
 
 
@@ -164,15 +159,18 @@ def _check_entry(
     """Whether the name can be a metric's (UserError if not), and whether arguments, outputs and classes fit it."""
     place = entry.place
     if entry.shipped is not None:
-        return check_shipped(
-            entry.shipped, entry.arguments, place=place, num_labels=num_labels, outputs=outputs, written=written
+        return entry.shipped.check(
+            entry.arguments, place=place, num_labels=num_labels, outputs=outputs, written=written
         )
-    if _is_dotted(entry.name):
+    if entry.kind == "dotted":
         found = locate(entry.name, place=place)
-        if inspect.isfunction(found):
-            return _check_function(entry, found, outputs)
-        return evaluate_modules.check_class(found, entry.arguments, name=entry.name, place=place)
-    if _is_script(entry.name):
+        if not inspect.isfunction(found):
+            return evaluate_modules.check_class(found, entry.arguments, name=entry.name, place=place)
+        columns = _columns_of(found, entry)
+        problems = check_arguments(found, entry.arguments, place=f"{place}.args", given=columns)
+        missing = [name for name in columns if outputs is not None and name not in outputs]
+        return problems + ([describe_missing(place, entry.name, missing, outputs or ())] if missing else [])
+    if entry.kind == "script":
         evaluate_modules.find_script(entry.name, place=place)
         return []
     close = difflib.get_close_matches(entry.name.lower(), SHIPPED, n=1, cutoff=0.8)
@@ -181,14 +179,6 @@ def _check_entry(
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", entry.name):
         raise UserError(f"{place}: {entry.name!r} cannot be a metric's name; {_ALLOWED}")
     return []
-
-
-def _check_function(entry: _ParsedEntry, function: Callable[..., Any], outputs: Mapping[str, str] | None) -> list[str]:
-    """The arguments of a function of the user's, and the outputs that it asks for."""
-    columns = _columns_of(function, entry)
-    problems = check_arguments(function, entry.arguments, place=f"{entry.place}.args", given=columns)
-    missing = [name for name in columns if outputs is not None and name not in outputs]
-    return problems + ([describe_missing(entry.place, entry.name, missing, outputs or ())] if missing else [])
 
 
 def _columns_of(function: Callable[..., Any], entry: _ParsedEntry) -> list[str]:
@@ -211,7 +201,7 @@ def _columns_of(function: Callable[..., Any], entry: _ParsedEntry) -> list[str]:
 def _foreign_code_problems(entry: _ParsedEntry) -> list[str]:
     """Of a name on the hub whose code is not that of evaluate's makers, and of one that means a script lying here."""
     place, name = entry.place, entry.name
-    if not _is_hub_name(name):
+    if entry.kind != "hub":
         return []
     if Path(name, f"{Path(name).name}.py").is_file():
         return [f"{place}: a folder {name} lies here; for its script write ./{name}"]
@@ -267,7 +257,7 @@ def _load(entry: _ParsedEntry, *, no_hub: str | None) -> NamedMetric:
     if entry.shipped is not None:
         dtypes = {name: values.dtype for name, values in entry.shipped.columns.items()}
         return NamedMetric(*named, entry.shipped.function, entry.arguments, entry.key, dtypes)
-    if _is_dotted(entry.name):
+    if entry.kind == "dotted":
         found = locate(entry.name, place=entry.place)
         if inspect.isfunction(found):
             columns = _columns_of(found, entry)
@@ -276,7 +266,7 @@ def _load(entry: _ParsedEntry, *, no_hub: str | None) -> NamedMetric:
         module = cast("type[evaluate.Metric]", found)()
         module.keep_in_memory = True
     else:
-        script = evaluate_modules.find_script(entry.name, place=entry.place) if _is_script(entry.name) else None
+        script = evaluate_modules.find_script(entry.name, place=entry.place) if entry.kind == "script" else None
         try:
             module = evaluate_modules.load_module(entry.name, script=script, no_hub=no_hub)
         except UserError as error:

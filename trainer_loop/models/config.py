@@ -152,58 +152,6 @@ def drops_layers(config: PretrainedConfig | None) -> bool:
     return any("layerdrop" in name and isinstance(value, float | int) and value > 0 for name, value in fields.items())
 
 
-def check_model_class(config: PretrainedConfig, *, model_class: str, place: str, trust_remote_code: bool) -> list[str]:
-    """Check that this Auto class has a model for a config; one message for each problem. place: config key."""
-    mapping = getattr(getattr(transformers, model_class), "_model_mapping", None)
-    brings_code = trust_remote_code and model_class in (getattr(config, "auto_map", None) or {})
-    if mapping is None or type(config) in mapping or brings_code:
-        return []
-    return [
-        f"{place} is of type {config.model_type}, for which transformers has no {model_class}; choose another model, "
-        "such as a bert or a roberta"
-    ]
-
-
-def check_given_overrides(
-    overrides: Mapping[str, Any],
-    *,
-    label_names: Sequence[str] | None,
-    tokenizer: Any | None,
-    problem_type: str | None = None,
-) -> list[str]:
-    """Check the overrides for values that the data or the tokenizer decide; one message for each problem.
-
-    Args:
-        label_names: names of the classes, from the data.
-        tokenizer: tokenizer of a new model, which decides its vocabulary.
-        problem_type: of the task.
-    """
-    problems = []
-    if problem_type == "regression" and label_names is None and overrides.get("num_labels") not in (None, 1):
-        problems.append(
-            f"model.overrides.num_labels: {overrides['num_labels']}, but one number is predicted; leave it out"
-        )
-    if label_names is not None:
-        if overrides.get("num_labels") not in (None, len(label_names)):
-            has = f"the data has {len(label_names)} classes, which decide; leave it out, and name classes that have no "
-            has += "rows in data.label_names"
-            if problem_type == "regression":
-                has = f"{len(label_names)} numbers are predicted; leave it out"
-            problems.append(f"model.overrides.num_labels: {overrides['num_labels']}, but {has}")
-        problems += [
-            f"model.overrides.{name}: the classes are named by the data; leave it out, and see data.label_names"
-            for name in ("id2label", "label2id")
-            if name in overrides
-        ]
-    vocab_size = overrides.get("vocab_size")
-    if tokenizer is not None and isinstance(vocab_size, int) and vocab_size < count_tokens(tokenizer):
-        problems.append(
-            f"model.overrides.vocab_size: {vocab_size} is less than the {count_tokens(tokenizer):,} tokens of the "
-            "tokenizer; leave it out, or give more"
-        )
-    return problems
-
-
 def count_outputs(config: PretrainedConfig | None, tokenizer: Any | None) -> int | None:
     """Logits of a language model for each token. There may be more embeddings than tokens."""
     if config is None or tokenizer is None:

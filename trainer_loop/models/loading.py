@@ -75,10 +75,10 @@ def _build(plan: "ModelPlan", config: PretrainedConfig, model_class: str) -> Any
     try:
         with without_borrowed_padding(config):
             return getattr(transformers, model_class).from_config(config, **_list_options(plan))
-    except Exception as error:  # for a changed config transformers may raise anything
-        if is_out_of_memory(error):
+    except Exception as error:  # the config is good, for an empty model was made of it; a kind of attention may not be
+        if plan.attention == "auto" or is_out_of_memory(error):
             raise
-        raise UserError(_explain_building(model_class, plan.attention, error)) from error
+        raise UserError(_explain_attention(plan.attention, error)) from error
 
 
 def _load(
@@ -102,7 +102,7 @@ def _load(
             if is_out_of_memory(error):
                 raise
             if attention != "auto" and ("attn_implementation" in str(error) or isinstance(error, ImportError)):
-                raise UserError(_explain_building(model_class, attention, error)) from error
+                raise UserError(_explain_attention(attention, error)) from error
             raise UserError(explain_failure(name, error, offline=offline)) from error
     _refuse_foreign_weights(name, model, loaded)
     if not is_resized:  # overrides may have changed the number of layers
@@ -243,9 +243,6 @@ def _list_of(parameter: str) -> str | None:
     return None if found is None else found[1]
 
 
-def _explain_building(model_class: str, attention: str, error: Exception) -> str:
-    """Why a model cannot be built, in one line."""
+def _explain_attention(attention: str, error: Exception) -> str:
     told = in_one_line(error, at_most=200)
-    if attention == "auto":
-        return f"model: transformers cannot build this {model_class}: {told}; see model.overrides"
     return f"model.attention: {attention} cannot be used: {told}; set model.attention=auto"

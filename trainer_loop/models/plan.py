@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import transformers
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -14,10 +15,9 @@ from trainer_loop.data.tokenizer import load_tokenizer, read_chat_template, trai
 from trainer_loop.errors import Problems, UserError
 from trainer_loop.models.adapters import AdapterPlan, plan_lora, plan_peft
 from trainer_loop.models.config import (
-    check_given_overrides,
-    check_model_class,
     check_model_config,
     count_tabled_positions,
+    count_tokens,
     find_model,
     fit_model_config,
     load_model_config,
@@ -158,12 +158,7 @@ class ModelPlan:
         problems = Problems()
         if self.given is None:
             self._check_files(config, task, problems)
-        problems.lines += check_given_overrides(
-            self.overrides,
-            label_names=label_names,
-            tokenizer=tokenizer if self.name is None else None,
-            problem_type=task.problem_type,
-        )
+        problems.lines += self._check_overrides(task, tokenizer, label_names)
         problems.refuse()
         lines = fit_model_config(
             config,
@@ -220,12 +215,45 @@ class ModelPlan:
             f"model: the config has num_channels {channels}, and images are read with 3; choose another model{or_else}"
         ]
 
+    def _check_overrides(self, task: Task, tokenizer: Any, label_names: Sequence[str] | None) -> list[str]:
+        """Fields of the config whose values the data or the tokenizer decide."""
+        problems = []
+        num_labels, vocab_size = self.overrides.get("num_labels"), self.overrides.get("vocab_size")
+        is_regression = task.problem_type == "regression"
+        count = len(label_names) if label_names is not None else 1 if is_regression else None
+        if count is not None and num_labels not in (None, count):
+            decides = (
+                f"the data has {count} classes, which decide; leave it out, and name classes that have no rows in "
+            )
+            decides += "data.label_names"
+            if is_regression:
+                numbers = "one number is" if label_names is None else f"{count} numbers are"
+                decides = f"{numbers} predicted; leave it out"
+            problems.append(f"model.overrides.num_labels: {num_labels}, but {decides}")
+        problems += [
+            f"model.overrides.{name}: the classes are named by the data; leave it out, and see data.label_names"
+            for name in ("id2label", "label2id")
+            if label_names is not None and name in self.overrides
+        ]
+        is_new = tokenizer is not None and self.name is None  # its vocabulary is that of the tokenizer
+        if is_new and isinstance(vocab_size, int) and vocab_size < count_tokens(tokenizer):
+            problems.append(
+                f"model.overrides.vocab_size: {vocab_size} is less than the {count_tokens(tokenizer):,} tokens of the "
+                "tokenizer; leave it out, or give more"
+            )
+        return problems
+
     def _check_files(self, config: PretrainedConfig, task: Task, problems: Problems) -> None:
         """Whether the model's folder has what the task needs, and weights that can be read."""
         key = f"model.name: {self.name}" if self.name is not None else f"model.type: {self.type}"
-        problems.lines += check_model_class(
-            config, model_class=str(task.auto_model), place=key, trust_remote_code=self.trust_remote_code
-        )
+        model_class = str(task.auto_model)
+        known = getattr(getattr(transformers, model_class), "_model_mapping", None)
+        brings_code = self.trust_remote_code and model_class in (getattr(config, "auto_map", None) or {})
+        if known is not None and type(config) not in known and not brings_code:
+            problems.lines.append(
+                f"{key} is of type {config.model_type}, for which transformers has no {model_class}; choose another "
+                "model, such as a bert or a roberta"
+            )
         if self.name is None or self.from_scratch:
             return
         folder = Path(find_model(self.name))

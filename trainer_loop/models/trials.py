@@ -13,6 +13,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from trainer_loop.data.columns import RESERVED, bind_columns
 from trainer_loop.data.loader import move_batch
+from trainer_loop.data.wording import enumerate_some
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.models.config import find_text_config, without_numbers
 from trainer_loop.ops.output_head import evaluating, find_leaves
@@ -187,7 +188,7 @@ def find_reach(model: nn.Module, batch: Mapping[str, Any]) -> Reach:
     calls = {name: [_Output.of(output) for output in recorded.pop(name)] for name in list(recorded)}
     outputs = {name: [output for output in calls.get(name, ()) if output.is_filled] for name in linear}
     outputs = {name: filled for name, filled in outputs.items() if filled}
-    idle = {name for name, count in _flows(answer, outputs).items() if not count} | _find_detached(model, outputs)
+    idle = _find_silent(answer, outputs) | _find_detached(model, outputs)
     called = {without_numbers(name) for name in outputs}
     idle |= {name for name in linear if name not in outputs and without_numbers(name) not in called}
     idle |= {name for name in linear if any(not output.is_tensor for output in calls.get(name, ()))}
@@ -245,9 +246,8 @@ def freeze_unused(model: nn.Module, reach: Reach, *, new_weights: Collection[str
     if not frozen:
         return None
     parts = sorted({".".join(name.split(".")[:3]) for name in frozen})
-    shown = ", ".join(parts[:4]) + (f" and {len(parts) - 4} more" if len(parts) > 4 else "")
     take = "1 parameter takes" if len(frozen) == 1 else f"{len(frozen):,} parameters take"
-    return f"model: {take} no part in what this task computes; not trained: {shown}"
+    return f"model: {take} no part in what this task computes; not trained: {enumerate_some(parts, at_most=4)}"
 
 
 def read_answer(outputs: Any) -> Tensor:
@@ -301,15 +301,13 @@ def _find_detached(model: nn.Module, outputs: Mapping[str, Sequence[_Output]]) -
     return set(outputs) - seen if any(name.startswith(of_body) for name in seen) else set()
 
 
-def _flows(answer: Tensor, outputs: Mapping[str, Sequence[_Output]]) -> dict[str, int]:
-    """For each name, the number of nonzero gradients that the answer sends back to the outputs."""
+def _find_silent(answer: Tensor, outputs: Mapping[str, Sequence[_Output]]) -> set[str]:
+    """Layers to whose outputs the answer sends back zeros alone; none that are hidden from autograd."""
     flat = [(name, output.edge) for name, of_one in outputs.items() for output in of_one if output.edge]
     # Different weights, because the sum of all logits may be constant.
     weights = torch.linspace(1, 7, math.prod(answer.shape), device=answer.device, dtype=answer.dtype).sin()
     gradients = torch.autograd.grad(
         answer.flatten() @ weights, [edge for _, edge in flat], allow_unused=True, materialize_grads=False
     )
-    counts: dict[str, int] = {}  # excludes layers hidden from autograd, as in a reversible model
-    for (name, _), gradient in zip(flat, gradients, strict=True):
-        counts[name] = counts.get(name, 0) + (0 if gradient is None else int(gradient.count_nonzero()))
-    return counts
+    heard = {name for (name, _), sent in zip(flat, gradients, strict=True) if sent is not None and bool(sent.any())}
+    return {name for name, _ in flat} - heard

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from trainer_loop.data.wording import enumerate_some
+
 # In the order in which transformers looks for them.
 _WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _OF_ADAPTERS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -65,6 +67,7 @@ def _check_shards(index: Path) -> list[str]:
     if outside := [name for name in names if ".." in Path(name).parts or Path(name).is_absolute()]:
         return [f"{index} names files outside of its folder, such as {outside[0]}; download it again"]
     if missing := [shard.name for shard in shards if not shard.is_file()]:
-        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        return [f"{index.parent} lacks {shown}, which {index.name} names; download it again"]
+        return [
+            f"{index.parent} lacks {enumerate_some(missing, at_most=3)}, which {index.name} names; download it again"
+        ]
     return [problem for shard in shards for problem in find_fault(shard)]

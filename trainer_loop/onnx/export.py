@@ -20,7 +20,7 @@ from trainer_loop.record.export import replace_folder, save_processor
 from trainer_loop.record.onnx_folder import MODEL, OnnxRecord
 from trainer_loop.record.run_dir import EXPORT_RECORD, explain_disk_error, find_remedy, flush, is_disk_error, remove
 from trainer_loop.tasks.find import list_tasks, load_task
-from trainer_loop.tasks.task import Batch, Rows, Task
+from trainer_loop.tasks.task import Rows, Task
 
 _ALONE = 8  # rows that are answered one by one too
 _SIZES = (2, 3, 5, 8, 16)  # rows of the batches, in turn
@@ -152,11 +152,6 @@ class _Batch:
     inputs: Mapping[str, Tensor]
     places: Sequence[str]
 
-    @property
-    def mask(self) -> Tensor | None:
-        """`[B, T]`, 0 for padding; None without tokens."""
-        return self.inputs.get("attention_mask")
-
 
 def _make_batches(task: Task, rows: Rows, *, max_length: int, origin_of: Callable[[int], str]) -> Iterator[_Batch]:
     """All rows in batches of unlike sizes, where shorter ones are padded, and before these the first rows alone."""
@@ -172,11 +167,8 @@ def _make_batches(task: Task, rows: Rows, *, max_length: int, origin_of: Callabl
         start += size
     for span in spans:
         batch = task.collate([{name: values[place] for name, values in columns.items()} for place in span])
-        yield _Batch(_read_tensors(task, batch), [origin_of(sources[place]) for place in span])
-
-
-def _read_tensors(task: Task, batch: Batch) -> dict[str, Tensor]:
-    return {name: value for name, value in task.model_inputs(batch).items() if isinstance(value, Tensor)}
+        inputs = {name: value for name, value in task.model_inputs(batch).items() if isinstance(value, Tensor)}
+        yield _Batch(inputs, [origin_of(sources[place]) for place in span])
 
 
 def _name_axes(task: Task, inputs: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -207,6 +199,7 @@ def _find_largest(
     if missing := expected.keys() - answers.keys():
         raise UserError(f"the ONNX model does not answer {', '.join(sorted(missing))}, and the model does")
     largest, row = 0.0, 0
+    mask = batch.inputs.get("attention_mask")  # [B, T], 0 for padding
     for name, values in answers.items():
         known, by_token = expected[name], outputs[name][1:2] == ["tokens"]
         if known.shape != values.shape:
@@ -214,8 +207,8 @@ def _find_largest(
         with np.errstate(invalid="ignore"):
             away = np.where(known == values, 0.0, np.abs(known.astype(np.float64) - values))
         away = np.nan_to_num(away, nan=np.inf, posinf=np.inf)
-        if batch.mask is not None and by_token:  # nobody reads it at padding
-            away[batch.mask.numpy() == 0] = 0.0
+        if mask is not None and by_token:  # nobody reads it at padding
+            away[mask.numpy() == 0] = 0.0
         of_rows = away.reshape(len(batch.places), -1).max(axis=1) if len(away) % len(batch.places) == 0 else away.max()
         if np.max(of_rows) > largest:
             largest, row = float(np.max(of_rows)), int(np.argmax(of_rows))

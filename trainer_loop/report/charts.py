@@ -218,7 +218,7 @@ def thin_out(points: Sequence[Point]) -> list[Point]:
     for start in range(0, len(points), stretch):
         part = points[start : start + stretch]
         finite = [point for point in part if math.isfinite(point[1])]
-        ends = {min(finite, key=_height), max(finite, key=_height)} if finite else set()
+        ends = {choose(finite, key=lambda point: point[1]) for choose in (min, max)} if finite else set()
         kept += sorted(ends)
         if len(finite) < len(part):
             kept.append((part[-1][0], math.nan))
@@ -228,10 +228,6 @@ def thin_out(points: Sequence[Point]) -> list[Point]:
 def _tame(value: float) -> float:
     """Numbers whose differences and shares can be computed: tiny ones are 0, giants are not finite."""
     return 0.0 if abs(value) < 1e-200 else value if abs(value) < 1e200 else math.nan
-
-
-def _height(point: Point) -> float:
-    return point[1]
 
 
 def _widen(values: Sequence[float]) -> Point:
@@ -247,13 +243,8 @@ def _widen(values: Sequence[float]) -> Point:
 
 def _split(points: Iterable[Point]) -> list[list[Point]]:
     """The stretches between gaps."""
-    pieces: list[list[Point]] = [[]]
-    for point in points:
-        if all(map(math.isfinite, point)):
-            pieces[-1].append(point)
-        elif pieces[-1]:
-            pieces.append([])
-    return [piece for piece in pieces if piece]
+    stretches = itertools.groupby(points, key=lambda point: all(map(math.isfinite, point)))
+    return [list(stretch) for is_finite, stretch in stretches if is_finite]
 
 
 def _join(points: Sequence[Point]) -> str:

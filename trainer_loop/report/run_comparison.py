@@ -27,25 +27,28 @@ _END_OF_VALUE = 20  # characters on a console
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one config, which differ in their seeds. names: of the runs, short."""
+    """Runs of one config, which differ in their seeds, by their short names."""
 
-    names: Sequence[str]
-    runs: Sequence[RunFiles]
+    by_name: Mapping[str, RunFiles]
+
+    @property
+    def runs(self) -> list[RunFiles]:
+        return list(self.by_name.values())
 
     @property
     def name(self) -> str:
-        return self.names[0] if len(self.names) == 1 else f"{self.names[0]} and {len(self.names) - 1} more"
+        first, *others = self.by_name
+        return f"{first} and {len(others)} more" if others else first
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The first run beside another one, on the rows of one set. p_value: adjusted for the number of comparisons."""
+    """The first run beside another one, on the rows of one set."""
 
     set_name: str
     names: tuple[str, str]
     runs: tuple[RunFiles, RunFiles]
     result: PairedTest
-    p_value: float
 
 
 def compare_runs(roots: Sequence[Path]) -> tuple[list[Table], list[str], str]:
@@ -64,7 +67,7 @@ def compare_runs(roots: Sequence[Path]) -> tuple[list[Table], list[str], str]:
         *_tabulate_figures(groups),
         *_tabulate_comparisons(comparisons),
     ]
-    curves = overlay_curves({name: run.metrics for group in groups for name, run in _named(group)})
+    curves = overlay_curves({name: run.metrics for group in groups for name, run in group.by_name.items()})
     sections = [
         Section("Comparison", [*tables, *([Lines(notes)] if notes else [])]),
         Section("Curves", [Charts(curves)] if curves else []),
@@ -95,15 +98,11 @@ def _name_runs(roots: Sequence[Path]) -> list[str]:
 
 
 def _group(runs: Mapping[str, RunFiles]) -> list[Group]:
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, dict[str, RunFiles]] = {}
     for name, run in runs.items():
         keys = {key: value for key, value in run.config.items() if not _OF_A_COPY.fullmatch(key)}
-        groups.setdefault(json.dumps(keys, sort_keys=True, default=str) if keys else name, []).append(name)
-    return [Group(names, [runs[name] for name in names]) for names in groups.values()]
-
-
-def _named(group: Group) -> Iterator[tuple[str, RunFiles]]:
-    return zip(group.names, group.runs, strict=True)
+        groups.setdefault(json.dumps(keys, sort_keys=True, default=str) if keys else name, {})[name] = run
+    return list(map(Group, groups.values()))
 
 
 # ----------------------------------------------------------------------------------------------------------- tables
@@ -121,7 +120,8 @@ def _tabulate_keys(groups: Sequence[Group]) -> Iterator[Table]:
         ]
         if rows:
             yield Table("Keys that differ", ("key", *(group.name for group in groups)), rows)
-    repeats = [(group.name, ", ".join(map(_name_seed, group.runs))) for group in groups if len(group.runs) > 1]
+    seeds = {group.name: [str(run.config.get("seed")) for run in group.runs] for group in groups}
+    repeats = [(name, ", ".join(of_runs)) for name, of_runs in seeds.items() if len(of_runs) > 1]
     if repeats:
         unlike = [group.name for group in groups if not _are_scored_alike(group)]
         note = f"Each seed of {' and of '.join(unlike)} is scored on rows of its own." if unlike else ""
@@ -136,65 +136,48 @@ def _are_scored_alike(group: Group) -> bool:
     )
 
 
-def _name_seed(run: RunFiles) -> str:
-    return str(run.config.get("seed"))
-
-
 def _tabulate_figures(groups: Sequence[Group]) -> Iterator[Table]:
     """Metrics of the exported weights, and what they took; of repeats the mean and the standard deviation."""
-    figures = {
-        id(run): {
-            f"{title_of(of_set)} {metric}": value
-            for of_set, values in run.figures.items()
-            for metric, value in values.items()
-            if metric != "rows"
-        }
-        for group in groups
-        for run in group.runs
-    }
-    costs = {id(run): _count_costs(run.totals) for group in groups for run in group.runs}
     titles = dict.fromkeys(run.title_of_figures for group in groups for run in group.runs)
-    yield from _tabulate(" / ".join(titles), groups, figures, lambda _: spell_metric)
-    yield from _tabulate("What it took", groups, costs, _COSTS.__getitem__)
+    figures = [[_name_figures(run) for run in group.runs] for group in groups]
+    names = dict.fromkeys(itertools.chain(*itertools.chain(*figures)))
+    measured: list[Row] = [(name, *(_spell_mean(of_runs, name, spell_metric) for of_runs in figures)) for name in names]
+    totals = [[run.totals for run in group.runs] for group in groups]
+    costs: list[Row] = [
+        (name, *(_spell_mean(of_runs, key, spell_one) for of_runs in totals))
+        for name, (key, spell_one) in _COSTS.items()
+        if any(key in of_run for of_run in itertools.chain(*totals))
+    ]
+    for caption, rows in ((" / ".join(titles), measured), ("What it took", costs)):
+        if rows:
+            yield Table(caption, ("what", *(group.name for group in groups)), rows)
 
 
-def _tabulate(
-    caption: str,
-    groups: Sequence[Group],
-    values: Mapping[int, Mapping[str, Any]],
-    find_spelling: Callable[[str], Callable[[float], str]],
-) -> Iterator[Table]:
-    """values: of each run, by the `id` of the run, by name."""
-    names = dict.fromkeys(itertools.chain(*values.values()))
-
-    def spell_cell(group: Group, name: str) -> Cell | None:
-        return _spell_mean([values[id(run)].get(name) for run in group.runs], find_spelling(name))
-
-    rows: list[Row] = [(name, *(spell_cell(group, name) for group in groups)) for name in names]
-    if rows:
-        yield Table(caption, ("what", *(group.name for group in groups)), rows)
+def _name_figures(run: RunFiles) -> dict[str, float]:
+    return {
+        f"{title_of(of_set)} {metric}": value
+        for of_set, values in run.figures.items()
+        for metric, value in values.items()
+        if metric != "rows"
+    }
 
 
-_COSTS: dict[str, Callable[[float], str]] = {
-    "time of training": spell_seconds,
-    "steps": lambda count: f"{round(count):,}",
-    "tokens": lambda count: f"{round(count):,}",
-    "peak memory of process 0": lambda count: spell_bytes(round(count)),
-}
+_COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "time of training": ("train_seconds", spell_seconds),
+    "steps": ("step", lambda count: f"{round(count):,}"),
+    "tokens": ("tokens_seen", lambda count: f"{round(count):,}"),
+    "peak memory of process 0": ("peak_memory_bytes", lambda count: spell_bytes(round(count))),
+}  # names of totals, and how they are spelled
 
 
-def _count_costs(totals: Mapping[str, Any]) -> dict[str, float]:
-    named = dict(zip(_COSTS, ("train_seconds", "step", "tokens_seen", "peak_memory_bytes"), strict=True))
-    return {name: totals[key] for name, key in named.items() if key in totals}
-
-
-def _spell_mean(values: Sequence[float | None], spell_one: Callable[[float], str]) -> Cell | None:
-    known = [value for value in values if value is not None]
+def _spell_mean(runs: Sequence[Mapping[str, Any]], name: str, spell_one: Callable[[float], str]) -> Cell | None:
+    """The mean of the numbers that the runs have by this name, and their spread."""
+    known = [run[name] for run in runs if run.get(name) is not None]
     if not known:
         return None
     spread = f" ± {spell_one(statistics.stdev(known))}" if len(known) > 1 else ""
-    which = "" if len(known) == len(values) else f"{len(known)} of "  # others did not end, or not with a number
-    of_runs = f" ({which}{len(values)} runs)" if len(values) > 1 else ""
+    which = "" if len(known) == len(runs) else f"{len(known)} of "  # others did not end, or not with a number
+    of_runs = f" ({which}{len(runs)} runs)" if len(runs) > 1 else ""
     return Cell(f"{spell_one(statistics.mean(known))}{spread}{of_runs}", "number")
 
 
@@ -203,21 +186,15 @@ def _spell_mean(values: Sequence[float | None], spell_one: Callable[[float], str
 
 def _compare_pairs(groups: Sequence[Group]) -> tuple[list[Comparison], list[str]]:
     """The first run of the first group beside that of each other group, on each set; and what cannot be compared."""
-    first, *others = ((group.names[0], group.runs[0]) for group in groups)
-    results: list[tuple[str, str, RunFiles, PairedTest]] = []
-    notes = []
+    (first_name, first), *others = (next(iter(group.by_name.items())) for group in groups)
+    comparisons, notes = [], []
     for name, run in others:
-        for set_name in first[1].sets.keys() & run.sets.keys():
-            rows = first[1].sets[set_name], run.sets[set_name]
+        for set_name in first.sets.keys() & run.sets.keys():
+            rows = first.sets[set_name], run.sets[set_name]
             if not have_same_rows(*rows):
-                notes.append(f"{title_of(set_name)}: the rows of {first[0]} and {name} are not the same")
+                notes.append(f"{title_of(set_name)}: the rows of {first_name} and {name} are not the same")
             elif (result := compare_rows(*rows)) is not None:
-                results.append((set_name, name, run, result))
-    adjusted = adjust([result.p_value for *_, result in results])
-    comparisons = [
-        Comparison(set_name, (first[0], name), (first[1], run), result, p_value)
-        for (set_name, name, run, result), p_value in zip(results, adjusted, strict=True)
-    ]
+                comparisons.append(Comparison(set_name, (first_name, name), (first, run), result))
     return sorted(comparisons, key=lambda one: (not one.set_name.startswith("test"), one.set_name)), sorted(notes)
 
 
@@ -231,10 +208,10 @@ def _tabulate_comparisons(comparisons: Sequence[Comparison]) -> Iterator[Table]:
             *(Cell(f"{error:.4f}", "number") for error in one.result.errors),
             Cell(f"{one.result.errors[1] - one.result.errors[0]:+.4f}", "number"),
             Cell(f"{one.result.low:+.4f} to {one.result.high:+.4f}", "number"),
-            Cell(f"{one.p_value:.2g}", "number"),
+            Cell(f"{p_value:.2g}", "number"),
             one.result.test,
         )
-        for one in comparisons
+        for one, p_value in zip(comparisons, adjust([one.result.p_value for one in comparisons]), strict=True)
     ]
     heads = ("rows", "error", "first", "second", "difference", f"{LEVEL:.0%} interval", "p", "test")
     note = "p: the probability of such a difference, or a larger one, between models that are equally good."

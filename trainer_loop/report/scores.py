@@ -12,46 +12,35 @@ _BINS = 10  # of probabilities
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Of each of C classes: how many are of it, how many were predicted, and how many of these rightly, `[C]` each."""
+    """Of each of C classes, `[C]` each: how many are of it, how many were predicted, and how well.
+
+    precision: 0 for a class that is never predicted. recall: 0 for one that is not there.
+    """
 
     there: np.ndarray
     predicted: np.ndarray
-    right: np.ndarray
-
-    @property
-    def precision(self) -> np.ndarray:
-        """`[C]`; 0 for a class that is never predicted."""
-        return self.right / np.maximum(self.predicted, 1)
-
-    @property
-    def recall(self) -> np.ndarray:
-        """`[C]`; 0 for a class that is not there."""
-        return self.right / np.maximum(self.there, 1)
-
-    @property
-    def f1(self) -> np.ndarray:
-        """`[C]`."""
-        return 2 * self.right / np.maximum(self.there + self.predicted, 1)
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
 
 
 def score_classes(predictions: np.ndarray, references: np.ndarray, num_classes: int) -> ClassScores:
     """predictions, references: `[N]` numbers of classes, or `[N, C]` truth values for sets of classes."""
     if predictions.ndim == 2:
-        both = predictions & references
-        return ClassScores(references.sum(axis=0), predictions.sum(axis=0), both.sum(axis=0))
-    counted = (references, predictions, references[predictions == references])
-    return ClassScores(*(np.bincount(numbers, minlength=num_classes) for numbers in counted))
+        there, predicted, right = (marks.sum(axis=0) for marks in (references, predictions, predictions & references))
+    else:
+        counted = (references, predictions, references[predictions == references])
+        there, predicted, right = (np.bincount(numbers, minlength=num_classes) for numbers in counted)
+    precision, recall = right / np.maximum(predicted, 1), right / np.maximum(there, 1)
+    return ClassScores(there, predicted, precision, recall, 2 * right / np.maximum(there + predicted, 1))
 
 
 def count_confusions(predictions: np.ndarray, references: np.ndarray) -> list[tuple[int, int, int]]:
     """(the right class, the predicted one, how often), the most frequent confusion first. Both: `[N]`."""
     wrong = predictions != references
     pairs, counts = np.unique(np.stack([references[wrong], predictions[wrong]], axis=1), axis=0, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    return [
-        (int(right), int(predicted), int(count))
-        for (right, predicted), count in zip(pairs[order], counts[order], strict=True)
-    ]
+    table = np.column_stack([pairs, counts])[np.argsort(-counts, kind="stable")]
+    return [(right, predicted, count) for right, predicted, count in table.tolist()]
 
 
 def confuse(predictions: np.ndarray, references: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -166,8 +166,10 @@ def _tabulate_runs(plan: Plan, rows: Sequence[Row], best: Row | None) -> Iterato
     if best is not None:
         of_best: Mapping[str, float | None] = best.result.get("runs", {})
         root = name_trial(best.number)
-        firsts, lasts = (list(dict.fromkeys(parts)) for parts in zip(*map(_split_name, names), strict=True))
-        has_both = lasts != [""]
+        firsts, lasts = (
+            list(dict.fromkeys(parts)) for parts in zip(*(name.partition("/")[::2] for name in names), strict=True)
+        )
+        has_both = lasts != [""]  # as in seed-1/fold-2
         yield Table(
             f"Runs of the best trial: {plan.metric_name}",
             ("run", *(lasts if has_both else [plan.metric_name])),
@@ -193,12 +195,6 @@ def _tabulate_runs(plan: Plan, rows: Sequence[Row], best: Row | None) -> Iterato
             ],
             folded=True,
         )
-
-
-def _split_name(name: str) -> tuple[str, str]:
-    """`seed-1` and `fold-2` of `seed-1/fold-2`."""
-    first, _, last = name.partition("/")
-    return first, last
 
 
 def _link_value(plan: Plan, values: Mapping[str, float | None], root: str, name: str) -> Cell:

@@ -22,12 +22,17 @@ from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.record.run_lock import try_to_lock
 from trainer_loop.runtime.randomness import derive_seed
 from trainer_loop.search.plan import Plan, name_trial
-from trainer_loop.search.runs import Ending
 from trainer_loop.search.space import Choices, Range, list_grid
 
 _DIRECTORY, _VALUES, _RESULT, _SETTINGS = "directory", "values", "result", "settings"
 _SECONDS_TO_WAIT = 60  # for another process that writes to SQLite
 _TRIES = 3  # to open a storage, whose tables another process may be making
+_SAMPLERS = {
+    "tpe": optuna.samplers.TPESampler,
+    "random": optuna.samplers.RandomSampler,
+    "grid": optuna.samplers.RandomSampler,  # which nobody asks for values
+}
+_PRUNERS = {"median": optuna.pruners.MedianPruner, "none": optuna.pruners.NopPruner}
 _INFORMS = ("pruned", "diverged", "out of memory", "refused")  # endings that a sampler learns from
 
 
@@ -96,7 +101,7 @@ class Study:
                 storage=self._storage,
                 study_name=plan.name,
                 direction="maximize" if plan.maximize else "minimize",
-                pruner=_make_pruner(plan.pruner),
+                pruner=_make("pruner", plan.pruner, _PRUNERS, optuna.pruners.BasePruner),
                 load_if_exists=True,
             )
             self._id = self._storage.get_study_id_from_name(plan.name)
@@ -163,16 +168,10 @@ class Study:
         return {name: values[name] for name in self._distributions}
 
     def _make_sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        name, random = self._plan.sampler, optuna.samplers.RandomSampler
-        kinds = {"tpe": optuna.samplers.TPESampler, "random": random, "grid": random}  # nobody asks that of a grid
-        make: Any = choose(name, kinds, place="search.sampler")
         seed = derive_seed(self._plan.seed, "trial", number) % 2**32
-        try:
-            made = make(**({"seed": seed} if "seed" in inspect.signature(make).parameters else {}))
-        except Exception as error:  # of a class of the user's own
-            raise UserError(f"search.sampler: {name} cannot be made: {in_one_line(error)}") from error
-        if not isinstance(made, optuna.samplers.BaseSampler):
-            raise UserError(f"search.sampler: {name} makes a {type(made).__name__}, not a sampler of optuna")
+        made: optuna.samplers.BaseSampler = _make(
+            "sampler", self._plan.sampler, _SAMPLERS, optuna.samplers.BaseSampler, seed=seed
+        )
         return made
 
     # --------------------------------------------------------------------------------------------- how a trial goes
@@ -184,13 +183,13 @@ class Study:
         return self._study.pruner.prune(self._study, self._storage.get_trial(taken.frozen._trial_id))
 
     @_naming_the_storage()
-    def finish(self, taken: Taken, ending: Ending, result: Mapping[str, Any]) -> None:
-        """Store how a trial ended. result: what the table shows of it."""
+    def finish(self, taken: Taken, result: Mapping[str, Any]) -> None:
+        """Store how a trial ended. result: what the table shows of it, `ended` and `value` among it."""
         self._storage.set_trial_user_attr(taken.frozen._trial_id, _RESULT, dict(result))
-        state = TrialState.COMPLETE if ending.how == "finished" else TrialState.FAIL
-        if ending.how in _INFORMS:
+        state = TrialState.COMPLETE if result["ended"] == "finished" else TrialState.FAIL
+        if result["ended"] in _INFORMS:
             state = TrialState.PRUNED
-        value = ending.value if state == TrialState.COMPLETE else None
+        value = result["value"] if state == TrialState.COMPLETE else None
         self._study.tell(taken.number, value, state=state, skip_if_finished=True)
         taken.lock.close()
 
@@ -292,13 +291,13 @@ def _make_distribution(parameter: Range | Choices) -> BaseDistribution:
     return FloatDistribution(parameter.low, parameter.high, log=parameter.log, step=parameter.step)
 
 
-def _make_pruner(name: str) -> optuna.pruners.BasePruner:
-    kinds = {"median": optuna.pruners.MedianPruner, "none": optuna.pruners.NopPruner}
-    make: Any = choose(name, kinds, place="search.pruner")
+def _make(what: str, name: str, kinds: Mapping[str, Any], base: type, *, seed: int | None = None) -> Any:
+    """The sampler or pruner of this name, or at this dotted path. seed: for one that takes any."""
+    make: Any = choose(name, kinds, place=f"search.{what}")
     try:
-        made = make()
+        made = make(**({"seed": seed} if "seed" in inspect.signature(make).parameters else {}))
     except Exception as error:  # of a class of the user's own
-        raise UserError(f"search.pruner: {name} cannot be made without arguments: {in_one_line(error)}") from error
-    if not isinstance(made, optuna.pruners.BasePruner):
-        raise UserError(f"search.pruner: {name} makes a {type(made).__name__}, not a pruner of optuna")
+        raise UserError(f"search.{what}: {name} cannot be made without arguments: {in_one_line(error)}") from error
+    if not isinstance(made, base):
+        raise UserError(f"search.{what}: {name} makes a {type(made).__name__}, not a {what} of optuna")
     return made

@@ -120,7 +120,6 @@ class Worker:
         ends = endings.values() if last.how == "finished" else [last]  # the mean of some runs is not that of all
         values = [ending.value for ending in ends if ending.value is not None]
         mean, spread = average(values) if values else (None, None)
-        ending = Ending(last.how, last.reason, mean)
         result: dict[str, Any] = {
             "ended": last.how,
             "reason": last.reason,
@@ -130,7 +129,7 @@ class Worker:
             "seconds": sum(one.seconds for one in endings.values()),
             "runs": {name: one.value for name, one in endings.items() if name},
         }
-        self.study.finish(taken, ending, result)
+        self.study.finish(taken, result)
         told = "" if mean is None else f", {self.plan.metric_name} {mean:.4g}"
         self.say(f"trial {taken.number}: {last.how}{told}{f': {last.reason}' if last.reason else ''}")
         rows = self.study.list_rows()

@@ -2,8 +2,6 @@
 
 import asyncio
 import hmac
-import json
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -33,7 +32,7 @@ from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.service.batcher import Batcher, Job, Row
 from trainer_loop.service.description import describe_answers, describe_request
 from trainer_loop.service.limits import ServiceLimits
-from trainer_loop.service.rows import MOST_FAULTS, Fault, Refusal, RowReader
+from trainer_loop.service.rows import MOST_FAULTS, Fault, Faults, Refusal, RowReader
 
 _SECONDS_OF_KEEPING = 2.0  # of freed memory
 _RETRY = {"retry-after": "1"}
@@ -54,11 +53,6 @@ class Metrics:
             "batch_rows", "rows that were predicted together", buckets=[2**power for power in range(11)], **given
         )
         self.batch_seconds = Histogram("batch_seconds", "to predict these rows", **given)
-
-    def report_batch(self, rows: int, seconds: float) -> None:
-        """Add a batch that was predicted."""
-        self.rows.observe(rows)
-        self.batch_seconds.observe(seconds)
 
 
 class Service:
@@ -104,7 +98,8 @@ class Service:
 
     def _end_batch(self, rows: int, seconds: float) -> None:
         """Texts of other lengths get memory of other sizes; what is kept of all of them would grow for hours."""
-        self.metrics.report_batch(rows, seconds)
+        self.metrics.rows.observe(rows)
+        self.metrics.batch_seconds.observe(seconds)
         if time.monotonic() - self._returned > _SECONDS_OF_KEEPING:
             return_free_memory_once()
             self._returned = time.monotonic()
@@ -185,7 +180,6 @@ def make_app(service: Service, *, token: str | None = None) -> FastAPI:
         service: What answers.
         token: Requests for predictions and metrics must bear it; None: none need one.
     """
-    task = service.predictor.task
     app: FastAPI = FastAPIOffline(
         title="trainer_loop",
         version=package_versions()["trainer_loop"],
@@ -197,10 +191,8 @@ def make_app(service: Service, *, token: str | None = None) -> FastAPI:
     @app.post(
         "/predict",
         summary="Predict rows",
-        responses=describe_answers(task.predicted),
-        openapi_extra={
-            "requestBody": describe_request(service.reader.columns, service.predictor.columns, task, service.limits)
-        },
+        responses=describe_answers(service.predictor.task.predicted),
+        openapi_extra={"requestBody": describe_request(service.reader)},
         dependencies=guards,
     )
     async def predict(request: Request) -> Response:
@@ -274,22 +266,12 @@ def _read_fault(problem: str) -> Fault:
 
 
 def _refuse(refusal: Refusal, *, headers: Mapping[str, str] | None = None) -> Response:
-    told = [{"place": fault.place, "value": fault.value, "message": fault.message} for fault in refusal.faults]
     given = dict(headers or {})
     given |= {429: _RETRY, 503: _RETRY, 401: {"www-authenticate": "Bearer"}}.get(refusal.status, {})
     given |= {"connection": "close"} if refusal.status in (401, 408, 413, 415, 429) else {}  # the body may be unread
-    return _as_json(refusal.status, {"errors": told}, headers=given)
+    return _as_json(refusal.status, Faults(refusal.faults), headers=given)
 
 
 def _as_json(status: int, content: Any, *, headers: Mapping[str, str] | None = None) -> Response:
-    text = json.dumps(_without_nans(content), ensure_ascii=False, allow_nan=False)
-    return Response(text, status, headers, media_type="application/json")
-
-
-def _without_nans(value: Any) -> Any:
     """As predictions are written to files: what is no finite number is null."""
-    if isinstance(value, dict):
-        return {name: _without_nans(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nans(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return Response(to_json(content, inf_nan_mode="null"), status, headers, media_type="application/json")

@@ -6,7 +6,7 @@ from typing import Any
 from trainer_loop.data.columns import Column
 from trainer_loop.data.messages import ROLES
 from trainer_loop.service.limits import ServiceLimits
-from trainer_loop.tasks.task import Task
+from trainer_loop.service.rows import Faults, RowReader
 
 REFUSALS = {
     400: "the body is no JSON in UTF-8, or is nested too deeply",
@@ -35,37 +35,11 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
     "answer": {"anyOf": [_TEXT, _MESSAGES], "description": "a text of the assistant, or a list of messages"},
     "tools": {"type": "array", "items": {"type": "object"}, "description": "JSON schemas of functions"},
 }
-_ERRORS = {
-    "type": "object",
-    "properties": {
-        "errors": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "place": {"type": "string", "description": "body, rows, or a part of them, such as rows[3].text"},
-                    "value": {"type": ["string", "null"], "description": "what stands there, in short"},
-                    "message": {"type": "string", "description": "what is wrong, and what is allowed"},
-                },
-                "required": ["place", "value", "message"],
-            },
-        }
-    },
-    "required": ["errors"],
-}
 
 
-def describe_request(
-    columns: Mapping[str, Column], names: Mapping[str, str], task: Task, limits: ServiceLimits
-) -> dict[str, Any]:
-    """The request body.
-
-    Args:
-        columns: Those that every row has, by the task's names.
-        names: What each of them was called in the training data.
-        task: The task of the model.
-        limits: Those of the service.
-    """
+def describe_request(reader: RowReader) -> dict[str, Any]:
+    """The request body, whose columns are called as in the training data."""
+    columns, names, task, limits = reader.columns, reader.predictor.columns, reader.predictor.task, reader.limits
     row: dict[str, Any] = {
         "type": "object",
         "properties": {names[own]: _describe_column(column, limits) for own, column in columns.items()},
@@ -99,12 +73,11 @@ def describe_answers(predicted: Mapping[str, str]) -> dict[int | str, dict[str, 
         "properties": {"predictions": {"type": "array", "items": row}},
         "required": ["predictions"],
     }
-    described: dict[int | str, dict[str, Any]] = {200: _describe("a prediction for each row, in their order", answer)}
-    return described | {status: _describe(meaning, _ERRORS) for status, meaning in REFUSALS.items()}
-
-
-def _describe(meaning: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {"description": meaning, "content": {"application/json": {"schema": schema}}}
+    told = "a prediction for each row, in their order"
+    described: dict[int | str, dict[str, Any]] = {
+        200: {"description": told, "content": {"application/json": {"schema": answer}}}
+    }
+    return described | {status: {"description": meaning, "model": Faults} for status, meaning in REFUSALS.items()}
 
 
 def _describe_column(column: Column, limits: ServiceLimits) -> dict[str, Any]:

@@ -4,7 +4,9 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
+
+from pydantic import Field
 
 from trainer_loop.data import images
 from trainer_loop.data.column_values import find_fault
@@ -24,11 +26,18 @@ _DATA_URI = "data:image/"
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a request: where, what stands there as text, and what was allowed, in a sentence."""
+    """What is wrong with a request."""
 
-    place: str
-    value: str | None
-    message: str
+    place: Annotated[str, Field(description="body, rows, or a part of them, such as rows[3].text")]
+    value: Annotated[str | None, Field(description="what stands there, in short")]
+    message: Annotated[str, Field(description="what is wrong, and what is allowed")]
+
+
+@dataclass(frozen=True)
+class Faults:
+    """The body of an answer that refuses a request."""
+
+    errors: Sequence[Fault]
 
 
 class Refusal(Exception):
@@ -49,12 +58,14 @@ class RowReader:
     """Reads requests for a model.
 
     Attributes:
+        predictor: The model.
+        limits: What is accepted.
         columns: The columns that every row has, by the task's names.
     """
 
     def __init__(self, predictor: Predictor, limits: ServiceLimits):
-        self._predictor = predictor
-        self._limits = limits
+        self.predictor = predictor
+        self.limits = limits
         declared = Columns(predictor.task.columns, {}).without_targets().declared
         self.columns: dict[str, Column] = {own: declared[own] for own in predictor.reads}
 
@@ -78,9 +89,9 @@ class RowReader:
         if not isinstance(request, dict) or list(request) != ["rows"]:
             raise Refusal.of(422, "body", request, 'it must be {"rows": [...]}, and nothing else')
         rows = request["rows"]
-        if not isinstance(rows, list) or not 1 <= len(rows) <= self._limits.max_rows:
+        if not isinstance(rows, list) or not 1 <= len(rows) <= self.limits.max_rows:
             found = f"{len(rows):,} rows" if isinstance(rows, list) else shorten(rows)
-            raise Refusal(422, [Fault("rows", found, f"it must be a list of 1 to {self._limits.max_rows:,} rows")])
+            raise Refusal(422, [Fault("rows", found, f"it must be a list of 1 to {self.limits.max_rows:,} rows")])
         return rows
 
     def _read_row(self, row: Any, place: str) -> dict[str, Any]:
@@ -88,7 +99,7 @@ class RowReader:
             return self._read_text(row, place)
         if not isinstance(row, dict):
             raise Refusal.of(422, place, row, f"it must be an object with {self._named}, or a text")
-        names = self._predictor.match_columns(row)
+        names = self.predictor.match_columns(row)
         unknown = [name for name, own in names.items() if own not in self.columns]
         faults = [
             Fault(place, shorten(name), f"the model reads {self._named}, and no such column{self._guess(name)}")
@@ -118,7 +129,7 @@ class RowReader:
             raise Refusal.of(422, place, text, f"it must be an object with {self._named}")
         ((own, column),) = self.columns.items()
         try:
-            value = self._predictor.read_text(own, text)
+            value = self.predictor.read_text(own, text)
         except UserError as error:
             raise Refusal.of(422, place, text, in_one_line(error)) from error
         return {own: self._read_value(value, column, place)}
@@ -146,7 +157,7 @@ class RowReader:
             raise Refusal.of(422, place, value, f"it must be a data URI, such as {allowed}; no files are read here")
         try:
             content, _ = images.read_source(value)
-            fault = images.explain_fault_of_strangers(content, max_pixels=self._limits.max_pixels)
+            fault = images.explain_fault_of_strangers(content, max_pixels=self.limits.max_pixels)
         except ValueError as error:
             fault = str(error)
         if fault is not None:
@@ -155,7 +166,7 @@ class RowReader:
 
     def _find_fault_inside(self, value: Any) -> tuple[str, str] | None:
         """What is wrong with a value, whatever its kind: the place inside it, and the message."""
-        most_letters, most_elements = self._limits.max_text_length, self._limits.max_list_length
+        most_letters, most_elements = self.limits.max_text_length, self.limits.max_list_length
         parts: list[tuple[str, Any, int]] = [("", value, 0)]
         while parts:
             place, part, depth = parts.pop()
@@ -177,13 +188,13 @@ class RowReader:
         return None
 
     def _guess(self, name: str) -> str:
-        trained_on = self._predictor.columns
+        trained_on = self.predictor.columns
         return did_you_mean(name[:_LONGEST_NAME], [*self.columns, *(trained_on.get(own, own) for own in self.columns)])
 
     @property
     def _named(self) -> str:
         """The columns, by their names in the training data."""
-        return enumerate_names([self._predictor.columns[own] for own in self.columns])
+        return enumerate_names([self.predictor.columns[own] for own in self.columns])
 
 
 def _parse(body: bytes) -> Any:

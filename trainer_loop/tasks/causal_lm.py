@@ -10,7 +10,7 @@ from torch import Tensor
 from trainer_loop.components import refuse_less
 from trainer_loop.data.columns import Column
 from trainer_loop.errors import UserError
-from trainer_loop.tasks.fill_in_the_middle import read_settings, split_texts
+from trainer_loop.tasks.fill_in_the_middle import TextSplitter, read_settings
 from trainer_loop.tasks.language_model import LanguageModel
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import Batch, Rows
@@ -38,6 +38,7 @@ class CausalLM(LanguageModel):
     peft_type = "CAUSAL_LM"
     pipeline_tag = "text-generation"
     continues = True
+    joins_texts = True
     predicted: ClassVar[Mapping[str, str]] = {
         "loss": "the mean loss of the text, in nats a token; null for a text of one token",
         "perplexity": "its exponential",
@@ -69,14 +70,12 @@ class CausalLM(LanguageModel):
     def bind(self, processor: Any, **others: Any) -> None:
         """See `Task.bind`. Raises UserError if the tokenizer lacks a token of `fim`."""
         super().bind(processor, **others)
-        self._fim_ids = None if self.fim is None else self.fim.find_ids(processor)
+        if self.fim is not None:
+            end = processor.eos_token_id if self.append_eos else None
+            self._splitter = TextSplitter(self.fim, self.fim.find_ids(processor), processor.bos_token_id, end)
 
     def settings(self) -> dict[str, Any]:
         return {"append_eos": self.append_eos, "stride": self.stride, "fim": self.fim is not None}
-
-    @property
-    def joins_texts(self) -> bool:
-        return True
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """Chunks of `max_length` tokens; the last chunk of these texts is shorter, and nothing is dropped.
@@ -116,13 +115,8 @@ class CausalLM(LanguageModel):
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
         """With `fim`, rows of training have texts whose middle is last; those of an evaluation have a `context`."""
         if self.fim is not None and "draw" in rows[0] and "context" not in rows[0]:
-            rows = [{**row, "input_ids": self._split_texts(row)} for row in rows]
+            rows = [{**row, "input_ids": self._splitter.split(row["input_ids"], row["draw"])} for row in rows]
         return super().collate(rows)
-
-    def _split_texts(self, row: Mapping[str, Any]) -> list[int]:
-        assert self.fim is not None and self._fim_ids is not None, "bind finds the tokens"
-        begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id if self.append_eos else None
-        return split_texts(row["input_ids"], row["draw"], fim=self.fim, tokens=self._fim_ids, begin=begin, end=end)
 
     def count(self, batch: Batch) -> int:
         context = batch.get("context", 1)  # the first token of a row has nothing before it

@@ -6,6 +6,7 @@ the header of an answer behind that.
 """
 
 import inspect
+import itertools
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -262,10 +263,7 @@ def _list_runs(marks: Sequence[int]) -> Iterator[tuple[int, int]]:
     >>> list(_list_runs([0, 1, 1, 0, 1]))
     [(1, 3), (4, 5)]
     """
-    start = None
-    for place, mark in enumerate([*marks, 0]):
-        if mark and start is None:
-            start = place
-        elif not mark and start is not None:
-            yield start, place
-            start = None
+    for mark, run in itertools.groupby(range(len(marks)), key=marks.__getitem__):
+        if mark:
+            first, *others = run
+            yield first, first + len(others) + 1

@@ -65,57 +65,49 @@ def read_settings(settings: Mapping[str, Any]) -> FillInTheMiddle:
     return fim
 
 
-def split_texts(
-    ids: Sequence[int],
-    draw: int,
-    *,
-    fim: FillInTheMiddle,
-    tokens: tuple[int, int, int],
-    begin: int | None,
-    end: int | None,
-) -> list[int]:
-    """A chunk of texts, each of which is with probability `rate` written with its middle last.
+@dataclass(frozen=True)
+class TextSplitter:
+    """Splits the texts of a chunk.
 
-    Args:
-        ids: The chunk.
-        draw: A seed. The same gives the same.
-        tokens: The ids of the tokens of `fim`.
-        begin: The token that a text may begin with, where it stays. None: there is none.
-        end: The token that ends a text, where it stays. None: the chunk is one text.
-
-    Returns:
-        As many tokens as there were.
+    tokens: the ids of the tokens of `fim`. begin: the token that a text may begin with, where it stays; None: there is
+    none. end: the token that ends a text, where it stays; None: a chunk is one text.
     """
-    draws = np.random.Generator(np.random.Philox(draw))
-    ends = [place + 1 for place, token in enumerate(ids) if token == end]
-    bounds = [0, *ends, len(ids)]
-    texts = (list(ids[start:stop]) for start, stop in pairwise(bounds))
-    return list(chain.from_iterable(_write(text, draws, fim, tokens, begin=begin, end=end) for text in texts))
 
+    fim: FillInTheMiddle
+    tokens: tuple[int, int, int]
+    begin: int | None
+    end: int | None
 
-def _write(
-    text: list[int],
-    draws: np.random.Generator,
-    fim: FillInTheMiddle,
-    tokens: tuple[int, int, int],
-    *,
-    begin: int | None,
-    end: int | None,
-) -> list[int]:
-    first, last = int(text[:1] == [begin]), len(text) - int(text[-1:] == [end])
-    inner = text[first:last]
-    is_split = draws.random() < fim.rate
-    start, stop = sorted(draws.integers(0, len(inner) + 1, size=2).tolist())
-    is_suffix_first = draws.random() < fim.spm_rate
-    # The three tokens take the place of the last ones of the suffix, else of the first ones of the prefix.
-    kept = max(stop, len(inner) - _NUM_TOKENS)
-    skipped = _NUM_TOKENS - (len(inner) - kept)
-    if not is_split or skipped > start:
-        return text
-    before, between, after = inner[skipped:start], inner[start:stop], inner[stop:kept]
-    prefix, suffix, middle = tokens
-    if is_suffix_first:
-        written = [prefix, suffix, *after, middle, *before, *between]
-    else:
-        written = [prefix, *before, suffix, *after, middle, *between]
-    return [*text[:first], *written, *text[last:]]
+    def split(self, ids: Sequence[int], draw: int) -> list[int]:
+        """A chunk of texts, each of which is with probability `rate` written with its middle last.
+
+        Args:
+            ids: The chunk.
+            draw: A seed. The same gives the same.
+
+        Returns:
+            As many tokens as there were.
+        """
+        draws = np.random.Generator(np.random.Philox(draw))
+        ends = [place + 1 for place, token in enumerate(ids) if token == self.end]
+        texts = (list(ids[start:stop]) for start, stop in pairwise([0, *ends, len(ids)]))
+        return list(chain.from_iterable(self._write(text, draws) for text in texts))
+
+    def _write(self, text: list[int], draws: np.random.Generator) -> list[int]:
+        first, last = int(text[:1] == [self.begin]), len(text) - int(text[-1:] == [self.end])
+        inner = text[first:last]
+        is_split = draws.random() < self.fim.rate
+        start, stop = sorted(draws.integers(0, len(inner) + 1, size=2).tolist())
+        is_suffix_first = draws.random() < self.fim.spm_rate
+        # The three tokens take the place of the last ones of the suffix, else of the first ones of the prefix.
+        kept = max(stop, len(inner) - _NUM_TOKENS)
+        skipped = _NUM_TOKENS - (len(inner) - kept)
+        if not is_split or skipped > start:
+            return text
+        before, between, after = inner[skipped:start], inner[start:stop], inner[stop:kept]
+        prefix, suffix, middle = self.tokens
+        if is_suffix_first:
+            written = [prefix, suffix, *after, middle, *before, *between]
+        else:
+            written = [prefix, *before, suffix, *after, middle, *between]
+        return [*text[:first], *written, *text[last:]]

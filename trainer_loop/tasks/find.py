@@ -12,8 +12,8 @@ from trainer_loop.tasks.task import Task
 
 # Files of this folder that hold none.
 _NO_TASKS = (
-    *("chat_template", "continuation", "describe", "fill_in_the_middle", "find", "generation", "language_model"),
-    *("losses", "merge", "plan", "task"),
+    *("chat_template", "describe", "fill_in_the_middle", "find", "generation", "language_model", "losses", "merge"),
+    *("plan", "task"),
 )
 
 
@@ -25,8 +25,8 @@ def list_tasks() -> list[str]:
 
 def is_shipped(task_class: type) -> bool:
     """Whether a class is one of the tasks that come with the package."""
-    is_task = issubclass(task_class, Task) and task_class is not Task
-    return is_task and task_class.__module__.startswith(f"{trainer_loop.tasks.__name__}.")
+    module = task_class.__module__
+    return issubclass(task_class, Task) and module != Task.__module__ and module.startswith(trainer_loop.tasks.__name__)
 
 
 def load_task(name: str) -> type[Task]:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer_loop.data import images
 from trainer_loop.data.columns import Column
@@ -63,21 +63,16 @@ class ImageClassification(SequenceClassification):
             raise UserError(f"task.args.mixup: {mixup}: it must be a number above 0, such as 0.2, or null")
         super().__init__(loss_function=loss_function)
         self.mixup = mixup
-
-    @property
-    def mixes(self) -> bool:
-        return self.mixup is not None
+        self.mixes = mixup is not None
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
-        """The bytes of each image, or its path."""
+        """The bytes of each image, or its path. One that cannot be decoded to the end is a fault."""
         sources = [images.read_source(value) for value in rows["image"]]
-        return {"content": [content for content, _ in sources], "path": [path for _, path in sources]}
-
-    def find_faults(self, encoded: Mapping[str, Sequence[Any]], *, are_pairs: bool) -> dict[int, str]:
-        """Images that cannot be decoded to the end."""
-        sources = enumerate(zip(encoded["content"], encoded["path"], strict=True))
-        faults = {row: images.explain_fault(*source, decodes=True) for row, source in sources}
-        return {row: fault for row, fault in faults.items() if fault is not None}
+        return {
+            "content": [content for content, _ in sources],
+            "path": [path for _, path in sources],
+            "fault": [images.explain_fault(*source, decodes=True) for source in sources],
+        }
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
         """`pixel_values` `[B, 3, H, W]`, and `labels` `[B]` if they are known.
@@ -92,13 +87,12 @@ class ImageClassification(SequenceClassification):
         batch["pixel_values"] = share * batch["pixel_values"] + (1 - share) * partners["pixel_values"]
         return batch | {"partner_labels": partners["labels"], "share": torch.full((len(rows),), share)}
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+    def _sum_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        own = super()._sum_loss(logits, batch)
         if "partner_labels" not in batch:
-            return super().loss(model, batch)
-        logits, share = self._logits(model, batch), batch["share"][0]  # which is that of all rows of the step
-        return share * self.loss_function(logits, batch["labels"]) + (1 - share) * self.loss_function(
-            logits, batch["partner_labels"]
-        )
+            return own
+        share = batch["share"][0]  # which is that of all rows of the step
+        return share * own + (1 - share) * self.loss_function(logits, batch["partner_labels"])
 
     def _stack(self, rows: list[dict[str, Any]]) -> Batch:
         """The images of some rows, and their labels."""

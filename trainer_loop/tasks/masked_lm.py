@@ -55,7 +55,7 @@ class MaskedLM(LanguageModel):
         super().__init__(loss_function=loss_function)
         self.mask_probability = mask_probability
         self.whole_words = whole_words
-        self._joins_texts = join_texts
+        self.joins_texts = join_texts
 
     def bind(self, processor: Any, **others: Any) -> None:
         """See `Task.bind`. Raises UserError if the tokenizer has no mask token."""
@@ -73,11 +73,7 @@ class MaskedLM(LanguageModel):
         return (f"I am super {self.tokenizer.mask_token}.",)
 
     def settings(self) -> dict[str, Any]:
-        return {"whole_words": self.whole_words, "join_texts": self._joins_texts}
-
-    @property
-    def joins_texts(self) -> bool:
-        return self._joins_texts
+        return {"whole_words": self.whole_words, "join_texts": self.joins_texts}
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """Chunks between the special tokens of a text. `word` is the number of the word of each token, -1 for none."""
@@ -89,7 +85,7 @@ class MaskedLM(LanguageModel):
             list(rows["text"]), add_special_tokens=False, return_attention_mask=False, verbose=False
         )
         texts, words = encoded["input_ids"], self._number_words(encoded)
-        if self._joins_texts:
+        if self.joins_texts:
             (chunks, sources), (words, _) = join_and_cut(texts, room), join_and_cut(words, room)
         else:
             sources = [number for number, ids in enumerate(texts) if ids]
@@ -98,22 +94,15 @@ class MaskedLM(LanguageModel):
             "input_ids": [[*before, *ids, *after] for ids in chunks],
             "word": [[-1] * len(before) + numbers + [-1] * len(after) for numbers in words],
             "source": sources,
-            "truncated": [not self._joins_texts and len(texts[number]) > room for number in sources],
+            "truncated": [not self.joins_texts and len(texts[number]) > room for number in sources],
         }
 
     def encode_alone(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """One row for each text, cut at `max_length` tokens; no token is hidden but the mask tokens of the text."""
-        return super().encode(rows, max_length=max_length)
-
-    def find_faults(self, encoded: Mapping[str, Sequence[Any]], *, are_pairs: bool) -> dict[int, str]:
-        """Texts that are to be filled in and have no mask token."""
-        mask = self.tokenizer.mask_token
-        texts = () if "word" in encoded else enumerate(encoded["input_ids"])
-        return {
-            number: f"has no {mask} to fill in; write {mask} where a token is missing"
-            for number, ids in texts
-            if self.tokenizer.mask_token_id not in ids
-        }
+        encoded = super().encode(rows, max_length=max_length)
+        mask, token = self.tokenizer.mask_token, self.tokenizer.mask_token_id
+        fault = f"has no {mask} to fill in; write {mask} where a token is missing"
+        return {**encoded, "fault": [None if token in ids else fault for ids in encoded["input_ids"]]}
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
         """`labels` `[B, T]` are the tokens that are hidden, else -100; `row_targets` is how many each row has."""

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer_loop.data.columns import Column
 from trainer_loop.errors import UserError
@@ -30,8 +30,7 @@ class MultiLabelClassification(SequenceClassification):
 
     of_tokens = ()
     columns: ClassVar[Mapping[str, Column]] = {
-        "text": Column("text"),
-        "text_pair": Column("text", optional=True),
+        **SequenceClassification.columns,
         "label": Column("classes", target=True),
     }
     pad: ClassVar[Mapping[str, int]] = {"labels": -1}
@@ -62,27 +61,19 @@ class MultiLabelClassification(SequenceClassification):
         if threshold != "tuned" and not (isinstance(threshold, float) and 0 < threshold < 1):
             raise UserError(f"task.args.threshold: {threshold}: it must be a number between 0 and 1, or tuned")
         super().__init__(loss_function=loss_function)
-        self._tunes = threshold == "tuned"
+        self.tunes = threshold == "tuned"
         self.threshold = None if isinstance(threshold, str) else threshold  # None until `tune` is called
 
     def count(self, batch: Batch) -> int:
         assert self.label_names is not None, "the task is bound to the names of its classes"
         return len(batch["labels"]) * len(self.label_names)
 
-    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """`predictions` `[B, C]`, true for a label of the row, and `probabilities`; `references` `[B, C]` if known."""
-        return super().predict(model, batch)
-
-    @property
-    def tunes(self) -> bool:
-        return self._tunes
-
     @property
     def tuned(self) -> dict[str, Any]:
-        return {"threshold": self.threshold} if self._tunes and self.threshold is not None else {}
+        return {"threshold": self.threshold} if self.tunes and self.threshold is not None else {}
 
     def tune(self, outputs: dict[str, Any]) -> dict[str, Any]:
-        if not self._tunes:
+        if not self.tunes:
             return outputs
         self.threshold = find_threshold(outputs["probabilities"].ravel(), outputs["references"].ravel())
         return outputs | {"predictions": outputs["probabilities"] > self.threshold}
@@ -94,10 +85,11 @@ class MultiLabelClassification(SequenceClassification):
         chosen = zip(self.label_names, outputs["predictions"].tolist(), strict=True)
         return {"labels": [name for name, is_there in chosen if is_there], "probabilities": named}
 
-    def _targets(self, logits: Tensor, batch: Batch) -> Tensor:
-        return _mark(batch["labels"], logits)
+    def _sum_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        return self.loss_function(logits, _mark(batch["labels"], logits))
 
     def _make_outputs(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """`predictions` `[B, C]`, true for a label of the row, and `probabilities`; `references` `[B, C]` if known."""
         probabilities = logits.sigmoid()
         threshold = _UNTUNED if self.threshold is None else self.threshold
         outputs = {"predictions": probabilities > threshold, "probabilities": probabilities}

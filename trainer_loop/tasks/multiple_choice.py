@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from trainer_loop.data.column_values import find_choice, read_choices
 from trainer_loop.data.columns import Column
 from trainer_loop.tasks.losses import cross_entropy
-from trainer_loop.tasks.task import Batch, Rows, Task
+from trainer_loop.tasks.task import Batch, OnePassTask, Rows
 
 
-class MultipleChoice(Task):
+class MultipleChoice(OnePassTask):
     """A row is a question with its choices, of which one is right; a target is a row.
 
     The model reads the question with each of the choices as a pair of texts. Rows may have unlike numbers of choices.
@@ -80,20 +80,6 @@ class MultipleChoice(Task):
     def count(self, batch: Batch) -> int:
         return len(batch["num_choices"])
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self._sum_loss(self._logits(model, batch), batch)
-
-    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
-        """`predictions` `[B]`: the numbers of choices, and a list of their `probabilities` for each row `[C]`.
-
-        `references` `[B]` where answers are known.
-        """
-        return _make_outputs(self._logits(model, batch), batch)
-
-    def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        logits = self._logits(model, batch)
-        return self._sum_loss(logits, batch), _make_outputs(logits, batch)
-
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         """`answer`: the number of the choice from 0, its `choice`, and the `probability` of it."""
         best = int(outputs["predictions"])
@@ -102,7 +88,7 @@ class MultipleChoice(Task):
 
     def _logits(self, model: nn.Module, batch: Batch) -> Sequence[Tensor]:
         """Of each row, `[C]`."""
-        scores = model(**self.model_inputs(batch)).logits
+        scores: Tensor = super()._logits(model, batch)
         return scores.flatten().split(batch["num_choices"])
 
     def _sum_loss(self, logits: Sequence[Tensor], batch: Batch) -> Tensor:
@@ -112,13 +98,16 @@ class MultipleChoice(Task):
         rows = zip(logits, batch["labels"].split(1), strict=True)
         return torch.stack([self.loss_function(scores[None], answer) for scores, answer in rows]).sum()
 
+    def _make_outputs(self, logits: Sequence[Tensor], batch: Batch) -> dict[str, Any]:
+        """`predictions` `[B]`: the numbers of choices, and a list of their `probabilities` for each row `[C]`.
 
-def _make_outputs(logits: Sequence[Tensor], batch: Batch) -> dict[str, Any]:
-    outputs: dict[str, Any] = {
-        "predictions": torch.stack([scores.argmax() for scores in logits]),
-        "probabilities": [scores.softmax(dim=0) for scores in logits],
-    }
-    return outputs | ({"references": batch["labels"]} if "labels" in batch else {})
+        `references` `[B]` where answers are known.
+        """
+        outputs: dict[str, Any] = {
+            "predictions": torch.stack([scores.argmax() for scores in logits]),
+            "probabilities": [scores.softmax(dim=0) for scores in logits],
+        }
+        return outputs | ({"references": batch["labels"]} if "labels" in batch else {})
 
 
 def _split(values: Sequence[Any], counts: Sequence[int]) -> list[list[Any]]:

@@ -28,12 +28,18 @@ _AUTO: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 
 
 @dataclass(eq=False)
-class BoundLoss:
-    """A loss function with its arguments; `class_weights: auto` and `pos_weight: auto` wait for `weigh_classes`."""
+class LossPlan:
+    """A loss that the config names, with its arguments: `(logits [N, C], targets [N]) -> sum over targets, []`.
 
+    `class_weights: auto` and `pos_weight: auto` wait for `weigh_classes`.
+    """
+
+    key: str  # of the section `loss`, and its value
+    name: str
     function: Callable[..., Tensor]
     args: dict[str, Any]
-    log_metric: LogMetric | None = None  # that the function logs parts of the loss by, if it takes one
+    extra_metrics: tuple[str, ...] = ()  # names that it logs, by an argument `log_metric`; empty: it has none
+    log_metric: LogMetric | None = None  # of the task that is trained by it
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         logged = {} if self.log_metric is None else {"log_metric": self.log_metric}
@@ -58,16 +64,6 @@ class BoundLoss:
             weights[counts > 0] = np.where(found > 0, found, 1)
             self.args[name] = weights.tolist()
 
-
-@dataclass(frozen=True)
-class LossPlan:
-    """A loss that the config names. function: `(logits [N, C], targets [N]) -> sum over targets, []`."""
-
-    key: str  # of the section `loss`, and its value
-    name: str
-    function: BoundLoss
-    extra_metrics: tuple[str, ...] = ()  # names that it logs, by an argument `log_metric`; empty: it has none
-
     def check_fits(self, problem_type: str | None) -> None:
         """Raise UserError where a loss of the package has targets of another kind than the task.
 
@@ -86,12 +82,12 @@ class LossPlan:
         """
         outputs = outputs.requires_grad_()
         logged: dict[str, Tensor] = {}
-        function = self.function
+        listening = self
         if self.extra_metrics:
-            function = replace(function, log_metric=lambda name, value, *, count=1: logged.update({name: value}))
+            listening = replace(self, log_metric=lambda name, value, *, count=1: logged.update({name: value}))
         try:
-            once = function(outputs, targets)
-            twice = function(torch.cat([outputs, outputs]), torch.cat([targets, targets]))
+            once = listening(outputs, targets)
+            twice = listening(torch.cat([outputs, outputs]), torch.cat([targets, targets]))
         except Exception as error:  # the user's code may raise anything, and the error says where
             frame = traceback.extract_tb(error.__traceback__)[-1]
             raise UserError(
@@ -167,7 +163,7 @@ def plan_loss(*, name: str | None, args: Mapping[str, Any], own: str = "cross_en
             f"{name}.extra_metrics = ('penalty',); it has only one of them"
         )
     refuse(problems + check_arguments(function, args, place="args", given=[*parameters[:2], "log_metric"]))
-    return LossPlan(key, name or own, BoundLoss(function, dict(args)), tuple(extra_metrics))
+    return LossPlan(key, name or own, function, dict(args), tuple(extra_metrics))
 
 
 def plan_task(*, name: str, args: Mapping[str, Any], loss: LossPlan | None) -> Task:
@@ -176,7 +172,7 @@ def plan_task(*, name: str, args: Mapping[str, Any], loss: LossPlan | None) -> T
     problems = check_arguments(task_class, args, place="task.args", given=("loss_function",))
     arguments = dict(args)
     if loss is not None:
-        arguments["loss_function"] = loss.function
+        arguments["loss_function"] = loss
         if "loss_function" not in inspect.signature(task_class).parameters:
             problems.append(
                 f"loss: the task {name} computes its own, and takes no loss_function; remove loss.name and loss.args"
@@ -185,5 +181,5 @@ def plan_task(*, name: str, args: Mapping[str, Any], loss: LossPlan | None) -> T
     task: Task = task_class(**arguments)
     if loss is not None:
         task.extra_metrics = (*task.extra_metrics, *loss.extra_metrics)
-        loss.function.log_metric = task.log_metric if loss.extra_metrics else None
+        loss.log_metric = task.log_metric if loss.extra_metrics else None
     return task

@@ -10,14 +10,14 @@ from trainer_loop.components import refuse_less
 from trainer_loop.data.columns import Column
 from trainer_loop.errors import UserError
 from trainer_loop.tasks.losses import cross_entropy
-from trainer_loop.tasks.task import Batch, Rows, Task
+from trainer_loop.tasks.task import Batch, OnePassTask, Rows
 
 _SHORTEST = 24  # tokens of a window: half of it for the question, a few that frame it, a quarter that windows share
 
 _LEAST = {"stride": 0, "max_answer_tokens": 1}
 
 
-class QuestionAnswering(Task):
+class QuestionAnswering(OnePassTask):
     """A row is a question, a context, and answers that stand in the context; none if the context has no answer.
 
     A context that is longer than `data.max_length` tokens with its question is read in windows that overlap. A target
@@ -128,17 +128,6 @@ class QuestionAnswering(Task):
             windows |= {"start": [start for start, _ in spans], "end": [end for _, end in spans]}
         return windows
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self._sum_loss(*self._logits(model, batch), batch)
-
-    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Of each window its best part from `char_start` to `char_end`, the `score` of it, and that of `none`."""
-        return self._find_best(*self._logits(model, batch), batch)
-
-    def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        starts, ends = self._logits(model, batch)
-        return self._sum_loss(starts, ends, batch), self._find_best(starts, ends, batch)
-
     def merge(self, parts: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, Any]:
         """The best part of all windows as `predictions`, its first character as `start`, and the texts of the answers.
 
@@ -178,21 +167,23 @@ class QuestionAnswering(Task):
         answer = model(**self.model_inputs(batch))
         return answer.start_logits, answer.end_logits
 
-    def _sum_loss(self, starts: Tensor, ends: Tensor, batch: Batch) -> Tensor:
+    def _sum_loss(self, logits: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
         """Padding is no token of a window: the loss of each does not depend on the others of the batch."""
+        starts, ends = logits
         lengths = batch["attention_mask"].sum(dim=1).tolist()
         first, last = batch["start"], batch["end"]
         if min(lengths) == starts.shape[1]:
             return (self.loss_function(starts, first) + self.loss_function(ends, last)) / 2
         losses = [
-            self.loss_function(logits[row : row + 1, :length], positions[row : row + 1])
-            for logits, positions in ((starts, first), (ends, last))
+            self.loss_function(of_tokens[row : row + 1, :length], positions[row : row + 1])
+            for of_tokens, positions in ((starts, first), (ends, last))
             for row, length in enumerate(lengths)
         ]
         return torch.stack(losses).sum() / 2
 
-    def _find_best(self, starts: Tensor, ends: Tensor, batch: Batch) -> dict[str, Tensor]:
-        starts, ends, first = starts.float(), ends.float(), batch["first"][:, None]
+    def _make_outputs(self, logits: tuple[Tensor, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """Of each window its best part from `char_start` to `char_end`, the `score` of it, and that of `none`."""
+        starts, ends, first = logits[0].float(), logits[1].float(), batch["first"][:, None]
         none = (starts.gather(1, first) + ends.gather(1, first))[:, 0]
         outside = batch["char_start"] < 0
         starts, ends = starts.masked_fill(outside, -torch.inf), ends.masked_fill(outside, -torch.inf)

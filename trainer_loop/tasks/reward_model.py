@@ -12,10 +12,10 @@ from trainer_loop.errors import UserError
 from trainer_loop.tasks.chat_template import ChatTemplate, TemplateFault, read_code_of_conversations
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.preference import Preference, compare_by
-from trainer_loop.tasks.task import Batch, Rows, Task
+from trainer_loop.tasks.task import Batch, OnePassTask, Rows
 
 
-class RewardModel(Task):
+class RewardModel(OnePassTask):
     """A row is a prompt with two answers, of which one was chosen; a target is a row. The model gives each a number.
 
     The loss is that of Bradley and Terry: the negative log of the sigmoid of the reward of the chosen answer minus that
@@ -100,39 +100,29 @@ class RewardModel(Task):
     def count(self, batch: Batch) -> int:
         return len(batch["input_ids"]) // int(batch["num_conversations"])
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self._sum_loss(self._score(model, batch))
+    def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+        """`reward`: the number."""
+        return {"reward": float(outputs["rewards"])}
 
-    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The rewards `[B, 2]`, the chosen one first, or `[B, 1]`."""
+        rewards: Tensor = super()._logits(model, batch)[:, 0]
+        return rewards.to(torch.promote_types(rewards.dtype, torch.float32)).view(-1, batch["num_conversations"])
+
+    def _sum_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        chosen, rejected = logits.unbind(dim=1)
+        for name, values in zip(self.extra_metrics, (chosen, rejected, chosen - rejected), strict=True):
+            self.log_metric(name, values.sum(), count=len(values))
+        first = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        return self.loss_function(logits, first) + self.center_rewards_coefficient * logits.sum(dim=1).square().sum()
+
+    def _make_outputs(self, logits: Tensor, batch: Batch) -> dict[str, Any]:
         """`rewards` `[B]` of the only conversation of each row, or of the chosen one.
 
         Of rows with two, `predictions` `[B]` are 1 where the chosen one has the larger reward, `margins` `[B]` by how
         much.
         """
-        return self._make_outputs(self._score(model, batch))
-
-    def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        rewards = self._score(model, batch)
-        return self._sum_loss(rewards), self._make_outputs(rewards)
-
-    def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-        """`reward`: the number."""
-        return {"reward": float(outputs["rewards"])}
-
-    def _score(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The rewards `[B, 2]`, the chosen one first, or `[B, 1]`."""
-        rewards: Tensor = model(**self.model_inputs(batch)).logits[:, 0]
-        return rewards.to(torch.promote_types(rewards.dtype, torch.float32)).view(-1, batch["num_conversations"])
-
-    def _sum_loss(self, rewards: Tensor) -> Tensor:
-        chosen, rejected = rewards.unbind(dim=1)
-        for name, values in zip(self.extra_metrics, (chosen, rejected, chosen - rejected), strict=True):
-            self.log_metric(name, values.sum(), count=len(values))
-        first = torch.zeros(len(rewards), dtype=torch.long, device=rewards.device)
-        return self.loss_function(rewards, first) + self.center_rewards_coefficient * rewards.sum(dim=1).square().sum()
-
-    def _make_outputs(self, rewards: Tensor) -> dict[str, Any]:
-        outputs = {"rewards": rewards[:, 0]}
-        if rewards.shape[1] == 1:
+        outputs = {"rewards": logits[:, 0]}
+        if logits.shape[1] == 1:
             return outputs
-        return {**outputs, **compare_by(rewards[:, 0] - rewards[:, 1])}
+        return {**outputs, **compare_by(logits[:, 0] - logits[:, 1])}

@@ -3,14 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer_loop.data.columns import Column
 from trainer_loop.tasks.losses import cross_entropy
-from trainer_loop.tasks.task import Batch, Task
+from trainer_loop.tasks.task import Batch, OnePassTask
 
 
-class SequenceClassification(Task):
+class SequenceClassification(OnePassTask):
     """A row is a text (or a pair of texts) with one label; the target is the row.
 
     loss_function: `(logits [B, C], labels [B]) -> sum over rows, []`.
@@ -47,20 +47,8 @@ class SequenceClassification(Task):
     def __init__(self, *, loss_function: Callable[[Tensor, Tensor], Tensor] = cross_entropy):
         self.loss_function = loss_function
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        logits = self._logits(model, batch)
-        return self.loss_function(logits, self._targets(logits, batch))
-
     def count(self, batch: Batch) -> int:
         return len(batch["labels"])
-
-    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """`predictions` `[B]` class indices, `probabilities` `[B, C]`; `references` `[B]` where labels are known."""
-        return self._make_outputs(self._logits(model, batch), batch)
-
-    def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = self._logits(model, batch)
-        return self.loss_function(logits, self._targets(logits, batch)), self._make_outputs(logits, batch)
 
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         """`label`, and the `probability` of it."""
@@ -69,15 +57,10 @@ class SequenceClassification(Task):
         best = int(probabilities.argmax())
         return {"label": self.label_names[best], "probability": float(probabilities[best])}
 
-    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        # Labels stay outside: most heads would turn them into a mean over the microbatch.
-        return model(**self.model_inputs(batch)).logits
-
-    def _targets(self, logits: Tensor, batch: Batch) -> Tensor:
-        """What the loss compares the logits with."""
-        targets: Tensor = batch["labels"]
-        return targets
+    def _sum_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        return self.loss_function(logits, batch["labels"])
 
     def _make_outputs(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """`predictions` `[B]` class indices, `probabilities` `[B, C]`; `references` `[B]` where labels are known."""
         outputs = {"predictions": logits.argmax(dim=-1), "probabilities": logits.softmax(dim=-1)}
         return outputs | ({"references": batch["labels"]} if "labels" in batch else {})

@@ -40,8 +40,7 @@ class SequenceRegression(SequenceClassification):
 
     of_tokens = ()
     columns: ClassVar[Mapping[str, Column]] = {
-        "text": Column("text"),
-        "text_pair": Column("text", optional=True),
+        **SequenceClassification.columns,
         "label": Column("numbers", target=True),
     }
     pad: ClassVar[Mapping[str, int]] = {"labels": -100, "scaled": 0}
@@ -66,23 +65,16 @@ class SequenceRegression(SequenceClassification):
         loss_function: Callable[[Tensor, Tensor], Tensor] = mse,
     ):
         super().__init__(loss_function=loss_function)
-        self._scales = scale is True
+        self.scales = scale is True
+        self.keeps_state = scale is not False
         self._scale = None if isinstance(scale, bool) else read_scale(scale)
 
     def bind(self, processor: Any, **others: Any) -> None:
         """See `Task.bind`. Raises UserError if the scale is that of another number of numbers."""
         super().bind(processor, **others)
         count = max(len(self.label_names or ()), 1)
-        if self._scale is not None and not self._scales and len(self._scale.mean) != count:
+        if self._scale is not None and not self.scales and len(self._scale.mean) != count:
             raise UserError(f"task.args.scale: it is for {len(self._scale.mean)} numbers, and a row has {count}")
-
-    @property
-    def scales(self) -> bool:
-        return self._scales
-
-    @property
-    def keeps_state(self) -> bool:
-        return self._scales or self._scale is not None
 
     @property
     def tuned(self) -> dict[str, Any]:
@@ -120,10 +112,6 @@ class SequenceRegression(SequenceClassification):
         """Numbers, of all rows."""
         return int(batch["labels"].numel())
 
-    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """`predictions` `[B]`, or `[B, K]` for several numbers; `references` likewise where they are known."""
-        return super().predict(model, batch)
-
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         """`value`: the number; or `values`: several by their names."""
         if outputs["predictions"].ndim == 0:
@@ -136,11 +124,11 @@ class SequenceRegression(SequenceClassification):
         logits = logits[:, 0] if logits.shape[1] == 1 else logits
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def _targets(self, logits: Tensor, batch: Batch) -> Tensor:
-        targets: Tensor = batch["labels" if self._scale is None else "scaled"]
-        return targets
+    def _sum_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        return self.loss_function(logits, batch["labels" if self._scale is None else "scaled"])
 
     def _make_outputs(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """`predictions` `[B]`, or `[B, K]` for several numbers; `references` likewise where they are known."""
         if self._scale is not None:
             logits = logits.to(_find_widest_type())  # numbers may be far from zero
             mean, std = (logits.new_tensor(part) for part in self._shift(logits.ndim))

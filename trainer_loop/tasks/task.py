@@ -53,6 +53,12 @@ class Task(ABC):
         generates: The task writes texts, by its `generation`.
         draws: `collate` chooses at random. Each of its rows then has a seed as `draw`: in training a function of the
             run's seed, the step and the row, and in an evaluation of the row.
+        mixes: `collate` mixes each row in training with another. A row then has that training row as `partner`, by a
+            function of the run's seed, the step and the row, and a seed of the step as `mixing`.
+        joins_texts: `encode` makes rows of several texts, which have no weight of their own.
+        tunes: The task chooses something by the validation rows, see `tune`. A checkpoint holds it.
+        scales: The task wants the numbers of all training rows before the first, see `scale_by`.
+        keeps_state: A checkpoint holds something else of the task, see `state_dict`.
         refers: The task compares the model with what it was before the first update, see `refer`.
         is_tried: The model answers rows that `encode` makes of the inputs, and is tried on a few made-up ones first.
         problem_type: transformers' name for what the head learns, by which its pipelines answer.
@@ -78,6 +84,11 @@ class Task(ABC):
     continues: ClassVar[bool] = False
     generates: ClassVar[bool] = False
     draws: bool = False
+    mixes: bool = False
+    joins_texts: bool = False
+    tunes: bool = False
+    scales: bool = False
+    keeps_state: bool = False
     refers: ClassVar[bool] = False
     is_tried: ClassVar[bool] = True
     problem_type: ClassVar[str | None] = None
@@ -108,41 +119,12 @@ class Task(ABC):
         return {**self.outputs, **self.written_outputs}
 
     @property
-    def tunes(self) -> bool:
-        """Whether the task chooses something by the validation rows; see `tune`."""
-        return False
-
-    @property
     def tuned(self) -> dict[str, Any]:
         """Arguments of the task as `tune` or `scale_by` chose them; an exported model has these. Empty before that."""
         return {}
 
-    @property
-    def scales(self) -> bool:
-        """Whether the task wants the numbers of all training rows before the first; see `scale_by`."""
-        return False
-
-    @property
-    def joins_texts(self) -> bool:
-        """Whether `encode` makes rows of several texts, which have no weight of their own."""
-        return False
-
-    @property
-    def mixes(self) -> bool:
-        """Whether `collate` mixes each row in training with another.
-
-        A row then has that training row as `partner`, by a function of the run's seed, the step and the row, and a seed
-        of the step as `mixing`.
-        """
-        return False
-
-    @property
-    def keeps_state(self) -> bool:
-        """Whether a checkpoint holds something of the task."""
-        return self.tunes
-
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of a task that `keeps_state`."""
+        """What a checkpoint holds of a task that `tunes` or `keeps_state`."""
         return self.tuned
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -258,7 +240,7 @@ class Task(ABC):
             `source`: the position in `rows` that each row begins in, ascending; needed if there are more or fewer rows
             than given.
             `truncated`: true for a row that was cut.
-            `fault`: why a row cannot be encoded, None if it can.
+            `fault`: why the model could not answer a row, as the rest of a sentence; None if it can.
         """
         if self.processor is None:
             if clash := sorted(rows.keys() & set(RESERVED)):
@@ -270,7 +252,15 @@ class Task(ABC):
             raise UserError(f"task {type(self).__name__} reads {len(texts)} columns of texts; let it override `encode`")
         encoded = self.tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
         # The tokenizer knows what it cut off: to tokenise without a limit, and count, would take twice the time.
-        return {**encoded, "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings]}
+        columns = {**encoded, "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings]}
+        if self._end is not None:
+            token, expected = self._end[0], self._end[len(texts)]
+            name = self.tokenizer.convert_ids_to_tokens(token)
+            fault = (
+                f"spells out the end token {name}, which the model's head reads; write it otherwise, or remove the row"
+            )
+            columns["fault"] = [None if ids.count(token) == expected else fault for ids in encoded["input_ids"]]
+        return columns
 
     def encode_alone(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """Encode rows to predict, each by itself; for a task whose `encode` joins rows."""
@@ -281,21 +271,8 @@ class Task(ABC):
         return self.encode(rows, max_length=max_length)
 
     def settings(self) -> dict[str, Any]:
-        """What else of the task changes the results of encoding and of `find_faults`; part of the cache's key."""
+        """What else of the task changes the results of encoding; part of the cache's key."""
         return {} if self._end is None else {"end": list(self._end)}
-
-    def find_faults(self, encoded: Mapping[str, Sequence[Any]], *, are_pairs: bool) -> dict[int, str]:
-        """Rows that the model could not answer: position in `encoded` -> the reason."""
-        if self._end is None:
-            return {}
-        token, one, two = self._end
-        expected = two if are_pairs else one
-        reason = f"spells out the end token {self.tokenizer.convert_ids_to_tokens(token)}, which the model's head reads"
-        return {
-            position: f"{reason}; write it otherwise, or remove the row"
-            for position, ids in enumerate(encoded["input_ids"])
-            if ids.count(token) != expected
-        }
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
         """Encoded rows -> one batch on the CPU.
@@ -466,6 +443,35 @@ class Task(ABC):
     def logits_per_token(self, model_config: Any) -> int | None:
         """How many logits of each token are held at once, if they, not the activations, fill the memory."""
         return None
+
+
+class OnePassTask(Task):
+    """A task whose loss and predictions follow from the same logits: an evaluation runs the model once for both.
+
+    A subclass implements `_sum_loss` and `_make_outputs`.
+    """
+
+    def _logits(self, model: nn.Module, batch: Batch) -> Any:
+        """What the model answers. Labels stay outside: most heads would turn them into a mean over the microbatch."""
+        return model(**self.model_inputs(batch)).logits
+
+    @abstractmethod
+    def _sum_loss(self, logits: Any, batch: Batch) -> Tensor:
+        """See `Task.loss`."""
+
+    @abstractmethod
+    def _make_outputs(self, logits: Any, batch: Batch) -> dict[str, Any]:
+        """See `Task.predict`."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        return self._sum_loss(self._logits(model, batch), batch)
+
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
+        return self._make_outputs(self._logits(model, batch), batch)
+
+    def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
+        logits = self._logits(model, batch)
+        return self._sum_loss(logits, batch), self._make_outputs(logits, batch)
 
 
 def pack_rows(rows: list[dict[str, Any]]) -> Batch:

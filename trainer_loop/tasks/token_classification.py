@@ -4,15 +4,15 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainer_loop.components import refuse_others
 from trainer_loop.data.columns import Column
 from trainer_loop.tasks.losses import cross_entropy
-from trainer_loop.tasks.task import Batch, Rows, Task
+from trainer_loop.tasks.task import Batch, OnePassTask, Rows
 
 
-class TokenClassification(Task):
+class TokenClassification(OnePassTask):
     """A row is a list of words with one tag for each; a target is a word, or a token of it, see `pieces`.
 
     The first token of a word stands for the word: what is predicted there is the tag of the word. Words behind
@@ -83,20 +83,6 @@ class TokenClassification(Task):
             ]
         return {**columns, "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings]}
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        return self._sum_loss(self._logits(model, batch), batch)
-
-    def predict(self, model: nn.Module, batch: Batch) -> dict[str, list[Tensor]]:
-        """Of each row the tags of its words, `[W]`: `predictions`, and `references` if they are known.
-
-        `words` are the numbers of these words in the row.
-        """
-        return self._make_outputs(self._logits(model, batch), batch)
-
-    def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, list[Tensor]]]:
-        logits = self._logits(model, batch)
-        return self._sum_loss(logits, batch), self._make_outputs(logits, batch)
-
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
         """`tags`: one for each word; None for a word that has no prediction."""
         assert self.label_names is not None, "the task is bound to the names of its classes"
@@ -105,14 +91,15 @@ class TokenClassification(Task):
             tags[word] = self.label_names[index]
         return {"tags": tags}
 
-    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """`[B, T, C]`."""
-        return model(**self.model_inputs(batch)).logits
-
     def _sum_loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """logits: `[B, T, C]`."""
         return self.loss_function(logits.flatten(0, 1), batch["labels"].flatten())
 
     def _make_outputs(self, logits: Tensor, batch: Batch) -> dict[str, list[Tensor]]:
+        """Of each row the tags of its words, `[W]`: `predictions`, and `references` if they are known.
+
+        `words` are the numbers of these words in the row.
+        """
         begins = batch["word"] >= 0
         counts = begins.sum(dim=1).tolist()
         values = {"predictions": logits.argmax(dim=-1), "words": batch["word"]}

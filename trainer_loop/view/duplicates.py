@@ -1,9 +1,9 @@
 """Rows that occur twice, within a split and in two splits: exactly, and nearly by MinHash."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
-from typing import Any, Protocol
+from typing import Any
 
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.duplicates import read_texts
@@ -12,6 +12,8 @@ from trainer_loop.errors import UserError
 
 _PERMUTATIONS = 128
 _SHINGLE = 5  # characters
+
+Find = Callable[[str, int], int | None]  # (text, number of a row) -> the first row before that one that has this text
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,6 @@ class Duplicates:
     count: int
     pairs: list[tuple[str, str]]
     near: float | None = None
-
-
-class _Index(Protocol):
-    """Finds rows of a split."""
-
-    def find(self, text: str, *, before: int | None) -> int | None:
-        """The first row that has this text, None if there is none. before: the number of a row that it precedes."""
 
 
 def find_duplicates(
@@ -51,15 +46,13 @@ def find_duplicates(
         UserError: `near` needs the package datasketch.
     """
     texts = {name: list(read_texts(split, columns)) for name, split in splits.items()}
-    indices: dict[str, _Index] = {
-        name: _ExactIndex(own) if near is None else _NearIndex(own, near) for name, own in texts.items()
-    }
+    finders = {name: _index_equal(own) if near is None else _index_near(own, near) for name, own in texts.items()}
     found = []
     for first, second in combinations_with_replacement(texts, 2):
         pairs = [
             (one, number)
             for number, text in enumerate(texts[second])
-            if text and (one := indices[first].find(text, before=number if first == second else None)) is not None
+            if text and (one := finders[first](text, number if first == second else len(texts[first]))) is not None
         ]
         if pairs:
             origins, others = splits[first].origins, splits[second].origins
@@ -68,34 +61,35 @@ def find_duplicates(
     return found
 
 
-class _ExactIndex:
-    def __init__(self, texts: Sequence[str]):
-        self._first: dict[str, int] = {}
-        for number, text in enumerate(texts):
-            self._first.setdefault(text, number)
+def _index_equal(texts: Sequence[str]) -> Find:
+    first: dict[str, int] = {}
+    for number, text in enumerate(texts):
+        first.setdefault(text, number)
 
-    def find(self, text: str, *, before: int | None) -> int | None:
-        number = self._first.get(text)
-        return None if number is None or (before is not None and number >= before) else number
+    def find(text: str, before: int) -> int | None:
+        number = first.get(text, before)
+        return number if number < before else None
+
+    return find
 
 
-class _NearIndex:
-    def __init__(self, texts: Sequence[str], threshold: float):
-        try:
-            from datasketch import MinHashLSH
-        except ImportError as error:
-            raise UserError(f"near={threshold} needs the package datasketch: pip install datasketch") from error
-        self._threshold = threshold
-        self._hashes = [_hash(text) for text in texts]
-        self._lsh = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS)
-        for number, text in enumerate(texts):
-            if text:
-                self._lsh.insert(number, self._hashes[number])
+def _index_near(texts: Sequence[str], threshold: float) -> Find:
+    try:
+        from datasketch import MinHashLSH
+    except ImportError as error:
+        raise UserError(f"near={threshold} needs the package datasketch: pip install datasketch") from error
+    hashes = [_hash(text) for text in texts]
+    lsh = MinHashLSH(threshold=threshold, num_perm=_PERMUTATIONS)
+    for number, text in enumerate(texts):
+        if text:
+            lsh.insert(number, hashes[number])
 
-    def find(self, text: str, *, before: int | None) -> int | None:
+    def find(text: str, before: int) -> int | None:
         asked = _hash(text)
-        likely = sorted(number for number in self._lsh.query(asked) if before is None or number < before)
-        return next((number for number in likely if self._hashes[number].jaccard(asked) >= self._threshold), None)
+        likely = sorted(number for number in lsh.query(asked) if number < before)
+        return next((number for number in likely if hashes[number].jaccard(asked) >= threshold), None)
+
+    return find
 
 
 def _hash(text: str) -> Any:

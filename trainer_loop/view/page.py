@@ -11,7 +11,7 @@ from trainer_loop.report import page
 from trainer_loop.report.charts import draw_histogram
 from trainer_loop.report.page import Card, Cards, Charts, Lines, Section
 from trainer_loop.view.duplicates import Duplicates
-from trainer_loop.view.rows import Token, ViewedRow
+from trainer_loop.view.rows import Token
 
 _COLOURS = {"special": "\x1b[35m", "padding": "\x1b[2m", "cut": "\x1b[31;9m", "target": "\x1b[32m"}
 _MARKS = {"special": ("", ""), "padding": ("", ""), "cut": ("~~", "~~"), "target": ("«", "»")}
@@ -29,7 +29,7 @@ class View:
     lines: Sequence[str]
     lengths: Mapping[str, np.ndarray]
     duplicates: Sequence[Duplicates]
-    rows: Mapping[str, Sequence[ViewedRow]]
+    rows: Mapping[str, Sequence[Card]]
 
 
 def describe_duplicates(found: Duplicates) -> str:
@@ -45,7 +45,7 @@ def write_text(view: View, *, colours: bool) -> str:
     lines = [describe_duplicates(found) for found in view.duplicates]
     for split, rows in view.rows.items():
         for row in rows:
-            lines += ["", f"{split}: {row.origin}"]
+            lines += ["", f"{split}: {row.head}"]
             lines += ["  " + "|".join(_spell(token, colours=colours) for token in tokens) for tokens in row.sequences]
             lines += [f"  {name}: {value}" for name, value in row.facts.items()]
     return "\n".join(lines)
@@ -61,12 +61,7 @@ def write_page(view: View) -> str:
             Section("Summary", [Lines(view.lines)]),
             Section("Tokens per row", [Charts(charts)] if charts else []),
             Section("Duplicates", [Lines(duplicates or ["None."])]),
-            *(
-                Section(
-                    f"Rows of {split}", [Cards("", [Card(row.origin, {}, row.facts, row.sequences) for row in rows])]
-                )
-                for split, rows in view.rows.items()
-            ),
+            *(Section(f"Rows of {split}", [Cards("", rows)]) for split, rows in view.rows.items()),
         ],
     )
 

@@ -1,7 +1,7 @@
 """Rows as the model sees them: token by token, with special tokens, targets, padding, and what was cut."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,7 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from trainer_loop.data.loader import add_draws
+from trainer_loop.data.mixture import Mixture
 from trainer_loop.data.tokens import TokenisedSplit
+from trainer_loop.report.page import Card
 from trainer_loop.tasks.language_model import LanguageModel
 from trainer_loop.tasks.task import Batch, Task
 
@@ -32,16 +34,28 @@ class Token:
 
 
 @dataclass(frozen=True)
-class ViewedRow:
-    """An encoded row.
+class DrawnSplit:
+    """Encoded rows, and how they are drawn.
 
-    origin: where the row stands in the user's data. sequences: its tokens; a row of `multiple_choice` has several, and
-    a row without tokens has none. facts: what else the model gets, by name.
+    sources: the names of the sources of a mixture; empty without one. mixture: how an epoch is drawn; None: each row
+    once, or rows that are not trained. weights: `[N]` factors of the losses; None: 1 for each.
     """
 
-    origin: str
-    sequences: list[list[Token]]
-    facts: dict[str, str]
+    split: TokenisedSplit
+    sources: Sequence[str] = ()
+    mixture: Mixture | None = None
+    weights: np.ndarray | None = None
+
+    def describe(self, row: int) -> dict[str, str]:
+        """The source of a row, the weight of its loss, and how often it comes, by name, for a person."""
+        facts = {}
+        if self.split.origins.sources:
+            facts["source"] = self.sources[self.split.origins.source_of_rows[row]]
+        if self.weights is not None:
+            facts["weight of its loss"] = f"{self.weights[row]:g}"
+        if self.mixture is not None:
+            facts["drawn"] = f"{self.mixture.count_draws(self.mixture.sources[row]):.2f} times an epoch"
+        return facts
 
 
 def choose_rows(count: int, number: int) -> list[int]:
@@ -53,47 +67,40 @@ def choose_rows(count: int, number: int) -> list[int]:
     return np.unique(np.linspace(0, count - 1, min(number, count)).round().astype(int)).tolist()
 
 
-def view_rows(
-    split: TokenisedSplit,
-    task: Task,
-    numbers: Sequence[int],
-    *,
-    label_names: Sequence[str] | None,
-    more_facts: Callable[[int], Mapping[str, str]] = lambda number: {},
-) -> list[ViewedRow]:
-    """The encoded rows of these numbers, padded a few together.
+def view_rows(drawn: DrawnSplit, task: Task, numbers: Sequence[int]) -> list[Card]:
+    """The encoded rows of these numbers, padded a few together, each with what else the model gets.
+
+    A row of `multiple_choice` has several sequences of tokens, and a row without tokens has none.
 
     Args:
-        split: The split.
-        task: A task that was given its processor.
+        drawn: The split.
+        task: A task that is bound to its processor.
         numbers: Of the rows, from 0.
-        label_names: Of the classes, or of several numbers.
-        more_facts: What else is shown of the row of this number, by name.
     """
-    padding = copy.copy(task)
+    split, padding = drawn.split, copy.copy(task)
     padding.packs = False
-    viewed: list[ViewedRow] = []
+    cards: list[Card] = []
     for start in range(0, len(numbers), _SHOWN_TOGETHER):
         chosen = list(numbers[start : start + _SHOWN_TOGETHER])
         rows = [dict(split.rows[number]) for number in chosen]
         rows = add_draws(rows, chosen) if task.draws else rows
         batch = padding.collate(rows)
-        sequences = _view_sequences(padding, batch, label_names) if task.has_tokens else []
+        sequences = _view_sequences(padding, batch) if task.has_tokens else []
         each = len(sequences) // len(rows)
         for place, number in enumerate(chosen):
             own = sequences[place * each : (place + 1) * each]
             cut = _find_cut(split, task, number, rows[place])
             if own and cut:
                 own = [*own[:-1], own[-1] + cut]
-            facts = _list_facts(rows[place], label_names, task) | dict(more_facts(number))
-            viewed.append(ViewedRow(split.origins.place(number), own, facts))
-    return viewed
+            facts = _list_facts(rows[place], task) | drawn.describe(number)
+            cards.append(Card(split.origins.place(number), {}, facts, own))
+    return cards
 
 
-def _view_sequences(task: Task, batch: Batch, label_names: Sequence[str] | None) -> list[list[Token]]:
+def _view_sequences(task: Task, batch: Batch) -> list[list[Token]]:
     ids = batch["input_ids"].tolist()
     mask = batch["attention_mask"].tolist() if "attention_mask" in batch else [[1] * len(row) for row in ids]
-    targets = _find_targets(task, batch, label_names)
+    targets = _find_targets(task, batch)
     special = set(task.tokenizer.all_special_ids)
     return [
         [
@@ -108,7 +115,7 @@ def _view_sequences(task: Task, batch: Batch, label_names: Sequence[str] | None)
     ]
 
 
-def _find_targets(task: Task, batch: Batch, label_names: Sequence[str] | None) -> list[list[str | None]]:
+def _find_targets(task: Task, batch: Batch) -> list[list[str | None]]:
     """What is learned at each token, `[B][T]`."""
     ids, labels = batch["input_ids"], batch.get("labels")
     if isinstance(task, LanguageModel) and labels is None:
@@ -118,16 +125,16 @@ def _find_targets(task: Task, batch: Batch, label_names: Sequence[str] | None) -
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != ids.shape:
         return [[None] * ids.shape[1]] * len(ids)
     return [
-        [_name_target(task, label, token, label_names) for label, token in zip(own, row, strict=True)]
+        [_name_target(task, label, token) for label, token in zip(own, row, strict=True)]
         for own, row in zip(labels.tolist(), ids.tolist(), strict=True)
     ]
 
 
-def _name_target(task: Task, label: int, token: int, label_names: Sequence[str] | None) -> str | None:
+def _name_target(task: Task, label: int, token: int) -> str | None:
     if label == -100:
         return None
-    if label_names is not None:
-        return label_names[label]
+    if task.label_names is not None:
+        return task.label_names[label]
     return "" if label == token else _spell(task.tokenizer, label)
 
 
@@ -148,15 +155,15 @@ def _find_cut(split: TokenisedSplit, task: Task, number: int, row: Mapping[str, 
     return [*tokens, Token(f"... and {more:,} more tokens", "cut")] if more else tokens
 
 
-def _list_facts(row: Mapping[str, Any], label_names: Sequence[str] | None, task: Task) -> dict[str, str]:
+def _list_facts(row: Mapping[str, Any], task: Task) -> dict[str, str]:
     """The columns beside the tokens; texts that are written are decoded."""
     facts = {}
     for name, value in row.items():
         if name in _SHOWN_AS_TOKENS or isinstance(value, bytes):
             continue
-        if name == "label" and label_names is not None and isinstance(value, (int, list)):
-            facts[name] = _name_label(value, label_names)
-        elif name == "labels" and task.has_tokens and label_names is None and _are_tokens(value):
+        if name == "label" and task.label_names is not None and isinstance(value, (int, list)):
+            facts[name] = _name_label(value, task.label_names)
+        elif name == "labels" and task.has_tokens and task.label_names is None and _are_tokens(value):
             if len(value) != len(row["input_ids"]):  # else they are shown beside the tokens
                 facts["target"] = task.tokenizer.decode([token for token in value if token != -100])
         elif not (isinstance(value, list) and len(value) == len(row.get("input_ids", ()))):

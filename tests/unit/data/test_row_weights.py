@@ -18,7 +18,7 @@ from trainer_loop.data.loader import StepLoader
 from trainer_loop.data.prepare import choose_groups, draw_keys
 from trainer_loop.description import describe_plan
 from trainer_loop.record.logs import Console
-from trainer_loop.tasks.plan import BoundLoss
+from trainer_loop.tasks.plan import LossPlan
 from trainer_loop.testing import assert_resumes_exactly
 
 ROWS = [
@@ -254,7 +254,7 @@ def test_class_weights_are_computed_so_that_every_class_counts_as_much(tmp_path:
     config = make_config(tmp_path, "loss.args={class_weights: auto}", "train.epochs=1")
     loop = make_loop(config)
     loss = loop.task.loss_function
-    assert isinstance(loss, BoundLoss) and loss.args == {"class_weights": [24 / (2 * 6), 24 / (2 * 18)]}
+    assert isinstance(loss, LossPlan) and loss.args == {"class_weights": [24 / (2 * 6), 24 / (2 * 18)]}
     logits = torch.tensor([[2.0, 0.0]] * 3)
     by_hand = torch.nn.functional.cross_entropy(
         logits, torch.tensor([0, 1, 1]), weight=torch.tensor([2.0, 2 / 3]), reduction="sum"
@@ -266,7 +266,7 @@ def test_class_weights_are_computed_so_that_every_class_counts_as_much(tmp_path:
 
 
 def test_a_weight_of_positives_is_the_ratio_of_negatives_to_them():
-    loss = BoundLoss(torch.nn.functional.mse_loss, {"pos_weight": "auto"})
+    loss = LossPlan("name: mse", "mse", torch.nn.functional.mse_loss, {"pos_weight": "auto"})
     loss.weigh_classes(np.array([5, 0, 10]), 20)
     assert loss.args == {"pos_weight": [3.0, 1.0, 1.0]}
 
@@ -280,7 +280,7 @@ def test_weights_of_positives_count_the_rows_that_have_a_label(tmp_path: Path):
     rows = [{"text": f"row {number}", "label": ["a", "a"] if number % 4 else ["a", "b"]} for number in range(8)]
     overrides = ["task.name=multi_label_classification", "loss.args={pos_weight: auto}"]
     loss = make_loop(make_config(tmp_path, *overrides, rows=rows, name="a.jsonl")).task.loss_function
-    assert isinstance(loss, BoundLoss) and loss.args == {"pos_weight": [1.0, 3.0]}  # every row has the first
+    assert isinstance(loss, LossPlan) and loss.args == {"pos_weight": [1.0, 3.0]}  # every row has the first
 
 
 @pytest.mark.parametrize(

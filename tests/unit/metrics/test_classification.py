@@ -24,7 +24,6 @@ PREDICTIONS = np.array([1, 1, 1, 0, 0, 0, 0, 0])
 RANDOM = np.random.default_rng(0)
 MANY_REFERENCES = RANDOM.integers(0, 4, 500)
 MANY_PREDICTIONS = np.where(RANDOM.random(500) < 0.6, MANY_REFERENCES, RANDOM.integers(0, 4, 500))
-WEIGHTS = RANDOM.random(500).tolist()
 
 AVERAGED = [
     ("f1", sklearn_metrics.f1_score),
@@ -78,9 +77,8 @@ def test_without_average_one_score_a_class_is_a_list(name: str, function: Any) -
 
 @pytest.mark.parametrize(("name", "function"), AVERAGED)
 def test_arguments_reach_sklearn(name: str, function: Any) -> None:
-    weights = WEIGHTS[: len(REFERENCES)]
-    result = compute(name, PREDICTIONS, REFERENCES, pos_label=0, sample_weight=weights)
-    assert result == pytest.approx(function(REFERENCES, PREDICTIONS, pos_label=0, sample_weight=weights))
+    result = compute(name, PREDICTIONS, REFERENCES, pos_label=0)
+    assert result == pytest.approx(function(REFERENCES, PREDICTIONS, pos_label=0))
     assert result != pytest.approx(function(REFERENCES, PREDICTIONS))
 
 
@@ -88,9 +86,9 @@ def test_arguments_reach_sklearn(name: str, function: Any) -> None:
     ("name", "function"),
     [("accuracy", sklearn_metrics.accuracy_score), ("matthews_correlation", sklearn_metrics.matthews_corrcoef)],
 )
-def test_sample_weights_count(name: str, function: Any) -> None:
-    value = compute(name, MANY_PREDICTIONS, MANY_REFERENCES, sample_weight=WEIGHTS)
-    assert value == pytest.approx(function(MANY_REFERENCES, MANY_PREDICTIONS, sample_weight=WEIGHTS), abs=1e-12)
+def test_metrics_without_an_average_are_those_of_sklearn(name: str, function: Any) -> None:
+    value = compute(name, MANY_PREDICTIONS, MANY_REFERENCES)
+    assert value == pytest.approx(function(MANY_REFERENCES, MANY_PREDICTIONS), abs=1e-12)
 
 
 def test_accuracy_can_count_instead() -> None:
@@ -140,16 +138,13 @@ def test_a_class_predicted_but_never_seen_counts_as_wrong() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments"),
     [
-        ("accuracy", {"normalize": True, "sample_weight": None}),
-        ("f1", {"labels": None, "pos_label": 1, "average": "binary", "sample_weight": None}),
+        ("accuracy", {"normalize": True}),
+        ("f1", {"labels": None, "pos_label": 1, "average": "binary"}),
         *[
-            (
-                name,
-                {"labels": None, "pos_label": 1, "average": "binary", "sample_weight": None, "zero_division": "warn"},
-            )
+            (name, {"labels": None, "pos_label": 1, "average": "binary", "zero_division": "warn"})
             for name in ("precision", "recall")
         ],
-        ("matthews_correlation", {"sample_weight": None}),
+        ("matthews_correlation", {}),
         ("glue/mrpc", {}),
     ],
 )

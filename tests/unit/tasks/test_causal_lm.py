@@ -15,7 +15,7 @@ from trainer_loop.data.loader import add_draws
 from trainer_loop.data.tokenizer import train_tokenizer
 from trainer_loop.record.logs import Console
 from trainer_loop.tasks.causal_lm import CausalLM
-from trainer_loop.tasks.fill_in_the_middle import FillInTheMiddle, read_settings, split_texts
+from trainer_loop.tasks.fill_in_the_middle import FillInTheMiddle, TextSplitter, read_settings
 
 TEXTS = ["w1 w2 w3 w4 w5 w6 w7", "w8", "w9 w10 w11 w12", "", "w13 w14 w15 w16 w17 w18 w19 w20 w21 w22"]
 
@@ -132,7 +132,7 @@ def split(
     ids: list[int], draw: int, *, begin: int | None = BEGIN, end: int | None = END, **settings: float
 ) -> list[int]:
     tokens = (PREFIX, SUFFIX, MIDDLE)
-    return split_texts(ids, draw, fim=FillInTheMiddle(**settings), tokens=tokens, begin=begin, end=end)
+    return TextSplitter(FillInTheMiddle(**settings), tokens, begin, end).split(ids, draw)
 
 
 def read_back(written: list[int]) -> tuple[str, list[int], list[int], list[int]]:
@@ -251,7 +251,7 @@ def test_a_run_learns_to_fill_in_and_its_export_scores_texts_as_they_are(tmp_pat
     loop = make_run(tmp_path, "task.args={fim: {}, stride: 4}", f"model.tokenizer={tmp_path / 'tokenizer'}")
     loop.fit()
     written = {token for batch in loop.data.train.steps(start=0, stop=3) for token in read_tokens(batch)}
-    assert set(loop.task._fim_ids) <= written
+    assert set(loop.task._splitter.tokens) <= written
     predictor = Predictor.load(tmp_path / "run" / "model")
     (predicted,) = predictor.predict([TEXTS[0]])
     plain = Predictor(loop.bare_model, tokenizer, task="causal_lm", max_length=16, columns={"text": "text"})

@@ -15,7 +15,7 @@ name too: `mrpc` in glue.py is `glue/mrpc`. All else follows from the signature:
 functions import their libraries themselves, because a config is checked before anything is computed.
 """
 
-import importlib
+import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -23,7 +23,8 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Annotated, Any, get_args, get_origin, get_type_hints, is_typeddict
 
-from trainer_loop.metrics.values import SMALLER_IS_BETTER, PartsOf, Values
+from trainer_loop.components import check_arguments
+from trainer_loop.metrics.values import SMALLER_IS_BETTER, Average, PartsOf, Values
 
 BENCHMARKS = ("glue", "super_glue", "indic_glue", "xtreme_s")  # on the hub too, their metrics are glue/mrpc, ...
 
@@ -69,6 +70,67 @@ class ShippedMetric:
     def fits(self, outputs: Mapping[str, str]) -> bool:
         """Whether a task gives what it compares. outputs: the kinds of the task's outputs by their names."""
         return all(outputs.get(name) == values.kind for name, values in self.columns.items())
+
+    def check(
+        self,
+        arguments: Mapping[str, Any],
+        *,
+        place: str,
+        num_labels: int | None,
+        outputs: Mapping[str, str] | None,
+        written: Mapping[str, str],
+    ) -> list[str]:
+        """Whether it can be computed, and fits the task and its classes; all problems, one line each.
+
+        place: the config key of the entry; for the others see `check_metrics`.
+        """
+        if outputs is not None and not self.fits(outputs) and self.fits({**outputs, **written}):
+            return [
+                f"{place}: {self.name} compares texts that the model writes, and without a length it writes none in an "
+                "evaluation; set evaluate.generate.max_new_tokens, such as 64"
+            ]
+        if outputs is not None and not self.fits(outputs):
+            fitting = ", ".join(other.name for other in SHIPPED.values() if other.fits(outputs)) or "none"
+            return [f"{place}: {self.name} does not fit this task; those that do: {fitting}"]
+        problems = check_arguments(self.function, arguments, place=f"{place}.args", given=self.columns)
+        if self.package is not None and importlib.util.find_spec(self.package) is None:
+            problems.append(f"{place}: {self.name} needs the package {self.package}: pip install {self.package}")
+        if self.num_classes is not None and num_labels not in (None, self.num_classes):
+            problems.append(
+                f"{place}: {self.name} is for {self.num_classes} classes and this task has {num_labels}; "
+                "instead set accuracy and {name: f1, args: {average: macro}}"
+            )
+        if self.has_average and not problems:
+            return self._check_average(arguments, place=place, num_labels=num_labels)
+        return problems
+
+    def _check_average(self, arguments: Mapping[str, Any], *, place: str, num_labels: int | None) -> list[str]:
+        """Problems of `average`, and of `labels` and `pos_label` beside it."""
+        average = arguments.get("average", inspect.signature(self.function).parameters["average"].default)
+        if average not in (*get_args(Average), None):
+            return [f"{place}.args.average: {average!r} is unknown; allowed: {', '.join(get_args(Average))}, null"]
+        if average == "binary" and num_labels not in (None, 2):
+            return [
+                f"{place}: {self.name} with average: binary is for 2 classes and this task has {num_labels}; "
+                f"set {{name: {self.name}, args: {{average: macro}}}} (or micro, weighted, null)"
+            ]
+        if average != "binary" and "pos_label" in arguments:
+            return [
+                f"{place}.args.pos_label: only average: binary scores one class, not {average or 'null'}; remove one"
+            ]
+        labels = arguments.get("labels")
+        if not isinstance(labels, list | None):
+            return [f"{place}.args.labels: {labels!r} is no list; set the class numbers, such as labels: [0, 1, 2]"]
+        if num_labels is None:
+            return []
+        classes = {"labels": labels or [], "pos_label": [arguments.get("pos_label", 0)]}
+        return [
+            f"{place}.args.{argument}: {value!r} is not a class number; allowed: 0 to {num_labels - 1}, in the order "
+            "of the label names, which is sorted unless data.label_names says another"
+            for argument, values in classes.items()
+            for value in values
+            if value not in range(num_labels)
+        ]
 
 
 def find_metrics(package: str, folders: Iterable[str]) -> dict[str, ShippedMetric]:

@@ -1,6 +1,7 @@
 """Metrics on class numbers, one a row, most of them computed by scikit-learn.
 
-Result keys, arguments and defaults are those of the metrics of the same name on the hub.
+Result keys, arguments and defaults are those of the metrics of the same name on the hub. There is no `sample_weight`: a
+config would have to name a number for each row of a set.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,18 +14,10 @@ from trainer_loop.metrics.values import Average, ClassNumber, ClassNumbers
 _UNDEFINED = 0.0  # the score of a class that is neither predicted nor there, as scikit-learn has it with a warning
 
 
-def accuracy(
-    predictions: ClassNumbers,
-    references: ClassNumbers,
-    *,
-    normalize: bool = True,
-    sample_weight: Sequence[float] | None = None,
-) -> float:
+def accuracy(predictions: ClassNumbers, references: ClassNumbers, *, normalize: bool = True) -> float:
     """The share of rows whose predicted class is the reference; with normalize=False their number."""
     is_right = predictions == references  # scikit-learn gives the same, and takes a second to import
-    if normalize:
-        return float(np.average(is_right, weights=sample_weight))
-    return float(np.dot(is_right, np.ones(len(is_right)) if sample_weight is None else np.asarray(sample_weight)))
+    return float(is_right.mean() if normalize else is_right.sum())
 
 
 def f1(
@@ -34,12 +27,11 @@ def f1(
     labels: Sequence[int] | None = None,
     pos_label: ClassNumber = 1,
     average: Average | None = "binary",
-    sample_weight: Sequence[float] | None = None,
 ) -> float | list[float]:
     """The harmonic mean of precision and recall: of one class, averaged over classes, or a list of them."""
     from sklearn.metrics import f1_score
 
-    return _score_classes(f1_score, predictions, references, labels, pos_label, average, sample_weight, "warn")
+    return _score_classes(f1_score, predictions, references, labels, pos_label, average, "warn")
 
 
 def precision(
@@ -49,15 +41,12 @@ def precision(
     labels: Sequence[int] | None = None,
     pos_label: ClassNumber = 1,
     average: Average | None = "binary",
-    sample_weight: Sequence[float] | None = None,
     zero_division: float | str = "warn",
 ) -> float | list[float]:
     """The share of rows predicted as a class that are of it: of one class, averaged, or a list of them."""
     from sklearn.metrics import precision_score
 
-    return _score_classes(
-        precision_score, predictions, references, labels, pos_label, average, sample_weight, zero_division
-    )
+    return _score_classes(precision_score, predictions, references, labels, pos_label, average, zero_division)
 
 
 def recall(
@@ -67,26 +56,21 @@ def recall(
     labels: Sequence[int] | None = None,
     pos_label: ClassNumber = 1,
     average: Average | None = "binary",
-    sample_weight: Sequence[float] | None = None,
     zero_division: float | str = "warn",
 ) -> float | list[float]:
     """The share of rows of a class that are predicted as it: of one class, averaged, or a list of them."""
     from sklearn.metrics import recall_score
 
-    return _score_classes(
-        recall_score, predictions, references, labels, pos_label, average, sample_weight, zero_division
-    )
+    return _score_classes(recall_score, predictions, references, labels, pos_label, average, zero_division)
 
 
-def matthews_correlation(
-    predictions: ClassNumbers, references: ClassNumbers, *, sample_weight: Sequence[float] | None = None
-) -> float:
+def matthews_correlation(predictions: ClassNumbers, references: ClassNumbers) -> float:
     """The correlation of predicted and reference classes, from -1 to 1; 0 is what guessing reaches."""
     from sklearn.metrics import matthews_corrcoef
 
     if len(np.union1d(predictions, references)) == 1:  # scikit-learn gives the same, with a warning
         return 0.0
-    return float(matthews_corrcoef(references, predictions, sample_weight=sample_weight))
+    return float(matthews_corrcoef(references, predictions))
 
 
 def _score_classes(
@@ -96,7 +80,6 @@ def _score_classes(
     labels: Sequence[int] | None,
     pos_label: ClassNumber,
     average: Average | None,
-    sample_weight: Sequence[float] | None,
     zero_division: float | str,
 ) -> float | list[float]:
     """A function of scikit-learn that scores each class: one number as a float, one a class as a list."""
@@ -106,7 +89,6 @@ def _score_classes(
         labels=labels,
         pos_label=pos_label if average == "binary" else 1,  # elsewhere it means nothing
         average=average,
-        sample_weight=sample_weight,
         zero_division=_UNDEFINED if zero_division == "warn" else zero_division,
     )
     scores = np.asarray(scored, dtype=float)

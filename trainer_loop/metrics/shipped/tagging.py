@@ -5,7 +5,7 @@ of seqeval in its default mode.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, TypeAlias, TypedDict
 
 import numpy as np
@@ -44,7 +44,10 @@ def entity_f1(
     if label_names is None:
         raise ValueError("it needs the names of the tags; set data.label_names, or label_names in its args")
     names = np.array(label_names, dtype=object)
-    predicted, there = (set(_list_entities(rows, names)) for rows in _drop_unknown(predictions, references))
+    predicted, there = (  # the row, the type, the first word and the word behind the last of each entity
+        {(number, *entity) for number, row in enumerate(rows) for entity in _find_entities(names[row])}
+        for rows in _drop_unknown(predictions, references)
+    )
     num_predicted, num_there, num_right = (
         Counter(kind for _, kind, _, _ in entities) for entities in (predicted, there, predicted & there)
     )
@@ -80,13 +83,6 @@ def _drop_unknown(predictions: Tags, references: Tags) -> tuple[list[np.ndarray]
         [row[kept] for row, kept in zip(rows, known, strict=True)] for rows in (predictions, references)
     )
     return predicted, there
-
-
-def _list_entities(rows: Iterable[np.ndarray], names: np.ndarray) -> Iterable[tuple[int, str, int, int]]:
-    """Row, type, first word and word behind the last of each entity."""
-    for number, row in enumerate(rows):
-        for entity in _find_entities(names[row]):
-            yield number, *entity
 
 
 def _find_entities(tags: Sequence[str]) -> list[tuple[str, int, int]]:
