@@ -12,7 +12,7 @@ from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.duplicates import drop_duplicates
 from trainer_loop.data.file_shards import open_files
-from trainer_loop.data.files import NamedRows, find_files, is_file_spec
+from trainer_loop.data.files import find_files, is_file_spec
 from trainer_loop.data.folders import is_image_folder
 from trainer_loop.data.hub import load_hub_splits
 from trainer_loop.data.hub_stream import stream_hub_splits
@@ -330,7 +330,7 @@ def _is_hub_spec(spec: Any) -> bool:
 
 def _open_stream(section: DataSection, functions: RowFunctions | None) -> ShardedSplit:
     spec = section.train
-    if isinstance(spec, NamedRows):
+    if isinstance(spec, Split):
         raise UserError("data.streaming=true: rows that were made in Python are not streamed; set data.streaming=false")
     specs = check_spec(spec, key="data.train")
     if isinstance(spec, str) and not is_file_spec(spec, hub=False):
