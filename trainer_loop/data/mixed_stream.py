@@ -5,32 +5,15 @@ from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
-from trainer_loop.data.columns import Columns
 from trainer_loop.data.mixture import naming_source
 from trainer_loop.data.row_stream import Row, Stream
-from trainer_loop.data.shards import Mark, Reading, ShardedSplit
-from trainer_loop.data.split import Indices, Split
+from trainer_loop.data.shards import Mark, Reading
+from trainer_loop.data.split import Indices
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.randomness import derive_seed
 
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio
 _DRAWN = 1000  # rows whose sources are found together
-
-
-@dataclass(frozen=True)
-class StreamedSource:
-    """A source of a mixture that is streamed.
-
-    weight: its share of the rows, in any unit. loss_weight: the factor of the loss of its rows. head: its first rows.
-    columns: those that are read of a row, by the source's names.
-    """
-
-    name: str
-    weight: float
-    loss_weight: float
-    split: ShardedSplit
-    head: Split
-    columns: Columns
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,12 @@ from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.loader import KeptRows
 from trainer_loop.data.local_rows import call_rows_function, given_split, read_source
 from trainer_loop.data.missing import Holes, settle_missing
-from trainer_loop.data.mixed_stream import StreamedSource
-from trainer_loop.data.mixture import name_source
+from trainer_loop.data.mixture import Source, name_source
 from trainer_loop.data.number_columns import check_numbers, name_numbers
 from trainer_loop.data.prepare import cut_validation, limit_splits
 from trainer_loop.data.report import SplitFacts, describe_data, measure_data
 from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.source import DataSection, Say, open_sources, read_splits
+from trainer_loop.data.source import DataSection, Say, read_sources, read_splits
 from trainer_loop.data.split import Split
 from trainer_loop.data.tokens import Encoder, Encoding, TokenisedSplit, tokenise_split
 from trainer_loop.data.train_stream import TrainStream, prepare_mixture, prepare_stream
@@ -52,7 +51,7 @@ class DataPlan:
     streamed: ShardedSplit | None
     labels: LabelNames | None
     show_progress: bool
-    sources: Sequence[StreamedSource] = ()
+    sources: Sequence[Source] = ()
     num_numbers: int | None = None
 
     @property
@@ -167,7 +166,7 @@ def plan_data(
     """
     splits: dict[str, Split] = {}
     streamed: ShardedSplit | None = None
-    sources: Sequence[StreamedSource] = ()
+    sources: Sequence[Source] = ()
     labels: LabelNames | None = None
     num_numbers: int | None = None
     known = len(problems.lines)
@@ -176,7 +175,7 @@ def plan_data(
         splits, streamed, wrong = read_splits(put, show_progress=show_progress, say=say)
         problems.lines += wrong
         if section.mixture and section.streaming:
-            sources = problems.collect("", open_sources, put) or ()
+            sources = problems.collect("", read_sources, put) or ()
             labels = _check_sources(sources, put, warn=warn, problems=problems)
         wrong, warnings, labels = check_splits(
             splits,
@@ -208,13 +207,13 @@ def plan_data(
     return DataPlan(section, splits, streamed, labels, show_progress, sources, num_numbers)
 
 
-def _settle_numbers(sources: Sequence[StreamedSource]) -> tuple[list[str], list[StreamedSource], int | None]:
+def _settle_numbers(sources: Sequence[Source]) -> tuple[list[str], list[Source], int | None]:
     """Sources whose first rows name their labels; how many numbers a row of theirs has to predict; what is wrong."""
-    problems, settled, counts = list[str](), list[StreamedSource](), dict[str, int | None]()
+    problems, settled, counts = list[str](), list[Source](), dict[str, int | None]()
     for source in sources:
-        wrong, counts[source.name] = check_numbers({"train": source.head}, source.columns)
+        wrong, counts[source.name] = check_numbers({"train": source.rows}, source.columns)
         problems += [name_source(line, source.name) for line in wrong]
-        settled.append(dataclasses.replace(source, head=name_labels_of_rows(source.head, source.columns)))
+        settled.append(dataclasses.replace(source, rows=name_labels_of_rows(source.rows, source.columns)))
     if len(set(counts.values())) > 1:
         told = ", ".join(f"{name} {number}" for name, number in counts.items())
         problems.append(f"data.mixture: sources have unlike many numbers a row: {told}; write them alike")
@@ -222,7 +221,7 @@ def _settle_numbers(sources: Sequence[StreamedSource]) -> tuple[list[str], list[
 
 
 def _check_sources(
-    sources: Sequence[StreamedSource], section: DataSection, *, warn: Say, problems: Problems
+    sources: Sequence[Source], section: DataSection, *, warn: Say, problems: Problems
 ) -> LabelNames | None:
     """Check the first rows of each source of a mixture; the classes, which must be the same in all of them.
 
@@ -231,7 +230,7 @@ def _check_sources(
     found: dict[str, LabelNames] = {}
     for source in sources:
         wrong, warnings, labels = check_splits(
-            {"train": source.head},
+            {"train": source.rows},
             columns=source.columns,
             label_names=section.label_names,
             is_streamed=True,

@@ -18,8 +18,7 @@ from trainer_loop.data.hub import load_hub_splits
 from trainer_loop.data.hub_stream import stream_hub_splits
 from trainer_loop.data.local_rows import check_spec, read_local
 from trainer_loop.data.missing import Holes, settle_missing, with_plain_columns
-from trainer_loop.data.mixed_stream import StreamedSource
-from trainer_loop.data.mixture import join_sources, read_sources
+from trainer_loop.data.mixture import Source, bind_own_columns, join_sources, name_own_functions, naming_source
 from trainer_loop.data.prepare import cut_validation, limit_splits
 from trainer_loop.data.progress import progress_bars
 from trainer_loop.data.row_functions import Kept, RowFunctions, load_functions
@@ -121,7 +120,7 @@ def read_splits(
     """Every split that was asked for, as raw rows -> those that could be read; train where it is streamed; problems.
 
     A training split that is streamed is a hub split or files, and only its first rows are read. A mixture that is
-    streamed is not read here, see `open_sources`. `say` is told what was dropped, in lines for a person.
+    streamed is not read here, see `read_sources`. `say` is told what was dropped, in lines for a person.
     """
     problems = Problems()
     functions = problems.collect("", load_functions, section.filter, section.map)
@@ -215,29 +214,28 @@ def _find_lost_sources(train: Split, section: DataSection) -> list[str]:
 
 def _read_mixture(section: DataSection, say: Say) -> Split:
     """The training rows of several sources, joined."""
-
-    def read(entry: Mapping[str, Any], columns: Columns) -> Split:
-        return _read_source(section, entry, columns, say)[0]
-
-    return join_sources(*read_sources(section.mixture, section.train_columns, read), section.train_columns)
+    return join_sources(read_sources(section, say=say), section.train_columns)
 
 
-def open_sources(section: DataSection) -> list[StreamedSource]:
-    """The sources of a mixture that is streamed, of which the first rows are read. Raises UserError."""
+def read_sources(section: DataSection, *, say: Say = lambda line: None) -> list[Source]:
+    """The sources of a mixture; of those that are streamed the first rows are read.
 
-    def read(entry: Mapping[str, Any], columns: Columns) -> StreamedSource:
-        head, split = _read_source(section, entry, columns)
-        assert split is not None, "it is streamed"
-        loss_weight = float(entry.get("loss_weight", 1))
-        return StreamedSource(str(entry["name"]), float(entry["weight"]), loss_weight, split, head, columns)
+    Raises UserError with what is wrong with any of them.
+    """
+    sources, problems = list[Source](), list[str]()
+    for entry in section.mixture:
+        try:
+            with naming_source(str(entry["name"])):
+                sources.append(_read_source(section, entry, say))
+        except UserError as error:
+            problems += [name_own_functions(line, entry) for line in error.problems]
+    refuse(problems)
+    return sources
 
-    return list(read_sources(section.mixture, section.train_columns, read)[0].values())
 
-
-def _read_source(
-    section: DataSection, entry: Mapping[str, Any], columns: Columns, say: Say = lambda line: None
-) -> tuple[Split, ShardedSplit | None]:
-    """The training rows of a source, read as those of a run of its own; see `read_splits`. Raises UserError."""
+def _read_source(section: DataSection, entry: Mapping[str, Any], say: Say) -> Source:
+    """Its training rows are read as those of a run of its own; see `read_splits`."""
+    name, columns = str(entry["name"]), bind_own_columns(entry.get("columns", {}), section.train_columns)
     alone = DataSection(
         train=entry["train"],
         columns=columns,
@@ -250,15 +248,15 @@ def _read_source(
         filter=entry.get("filter", section.filter),
         map=entry.get("map", section.map),
     )
-    splits, streamed, problems = read_splits(alone, say=lambda line: say(f"{entry['name']}: {line}"))
+    splits, stream, problems = read_splits(alone, say=lambda line: say(f"{name}: {line}"))
     refuse(problems)
-    train = splits["train"]
-    there = list(train.columns or train.rows.column_names)
+    rows = splits["train"]
+    there = list(rows.columns or rows.rows.column_names)
     stored = {part: own for own, name in columns.names.items() for part in columns.joined.get(name, [name])}
-    if missing := [f"{name!r} for {own}" for name, own in stored.items() if name not in there]:
+    if missing := [f"{part!r} for {own}" for part, own in stored.items() if part not in there]:
         told = f"no column {', '.join(missing)}; it has {enumerate_names(there)}: set its columns"
         raise UserError(f"data.train: {told}")
-    return train, streamed
+    return Source(name, float(entry["weight"]), float(entry.get("loss_weight", 1)), columns, rows, stream)
 
 
 def _check_keys(section: DataSection) -> list[str]:

@@ -25,7 +25,7 @@ from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.row_functions import RowFunctions, load_functions
 from trainer_loop.data.row_stream import RowStream
 from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.source import DataSection, open_sources, read_splits
+from trainer_loop.data.source import DataSection, read_sources, read_splits
 from trainer_loop.data.split import Split
 from trainer_loop.own_files import find_own_files
 from trainer_loop.record.logs import Console
@@ -342,7 +342,8 @@ def test_a_source_of_a_mixture_may_switch_the_functions_of_all_off(is_streamed: 
     given = {"train": None, "columns": make_columns("body"), "seed": 1, "streaming": is_streamed}
     section = DataSection(**given, mixture=config.data.mixture, filter=f"{lab}.keep", map=f"{lab}.few")
     if is_streamed:
-        own, bare = ([values["body"] for values, _ in s.split.shards[0].read()] for s in open_sources(section))
+        shards = [source.stream.shards[0] for source in read_sources(section) if source.stream is not None]
+        own, bare = ([values["body"] for values, _ in shard.read()] for shard in shards)
         assert (len(own), bare) == (24, [row["body"] for row in ROWS])
     else:
         assert list(read_splits(section)[0]["train"].rows["body"])[24:] == [row["body"] for row in ROWS]
