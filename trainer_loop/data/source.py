@@ -14,8 +14,7 @@ from trainer_loop.data.duplicates import drop_duplicates
 from trainer_loop.data.file_shards import open_files
 from trainer_loop.data.files import find_files, is_file_spec
 from trainer_loop.data.folders import is_image_folder
-from trainer_loop.data.hub import load_hub_splits
-from trainer_loop.data.hub_stream import stream_hub_splits
+from trainer_loop.data.hub import load_hub_splits, stream_hub_splits
 from trainer_loop.data.local_rows import check_spec, read_local
 from trainer_loop.data.missing import Holes, settle_missing, with_plain_columns
 from trainer_loop.data.mixture import Source, bind_own_columns, join_sources, name_own_functions, naming_source

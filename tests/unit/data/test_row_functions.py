@@ -21,6 +21,7 @@ from PIL import Image
 
 from trainer_loop import Column, Predictor, UserError, build, load_config
 from trainer_loop.data.columns import Columns
+from trainer_loop.data.given_rows import as_dataset
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.row_functions import RowFunctions, load_functions
 from trainer_loop.data.row_stream import RowStream
@@ -160,7 +161,9 @@ def test_rows_of_every_other_source_are_changed_too(lab: str, folder: Path):
     Path("own_rows.py").write_text(f"def make(): return {ROWS!r}")
     given_rows = datasets.Dataset.from_list(ROWS, features=FEATURES)
     query = {"sql": "select * from rows order by rowid", "connection": "a.db"}
-    splits, _, problems, said = load(**given, train=query, validation="own_rows.make", test=given_rows)
+    splits, _, problems, said = load(
+        **given, train=query, validation="own_rows.make", test=as_dataset(given_rows, place="rows")
+    )
     assert problems == []
     assert [list(split.rows["text"]) for split in splits.values()] == [list(splits["train"].rows["text"])] * 3
     assert [split.origins.place(3) for split in splits.values()] == ["a.db row 5", "own_rows.make row 5", "test row 5"]
