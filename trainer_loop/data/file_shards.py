@@ -44,7 +44,7 @@ def _open_file(
 ) -> Shard:
     """A file of any known kind, with these columns in types that rows can hold."""
     shard = open_file(path, columns=None if functions is not None else columns, text_format=text_format)
-    shard = shard if functions is None else functions.over(shard, columns=columns)
+    shard = shard if functions is None else functions.over_streamed(shard, columns=columns)
     if shard.whole_only is not None:
         raise UserError(shard.whole_only)
     if shard.schema is None:

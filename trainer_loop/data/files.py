@@ -20,7 +20,7 @@ from trainer_loop.data.folders import find_saved_files
 from trainer_loop.data.formats.arrow import map_arrow
 from trainer_loop.data.formats.by_suffix import EXTENSIONS, open_file, read_each
 from trainer_loop.data.formats.parquet import map_parquet
-from trainer_loop.data.row_functions import RowFunctions
+from trainer_loop.data.row_functions import Kept, RowFunctions
 from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.tables import read_table
 from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
@@ -85,6 +85,8 @@ def read_files(
     Raises UserError with the problems of all files.
     """
 
+    counts = Kept()
+
     def read_one(file: str) -> Split:
         content = digest_file(Path(file))
         with _unchanged(file, content):
@@ -92,8 +94,9 @@ def read_files(
                 read = _read_file(file, content=content, columns=columns, text_format=text_format)
             else:
                 assert columns is not None, "functions are for tasks that declare columns"
-                shard = functions.over(open_file(file, columns=None, text_format=text_format), columns=columns.stored)
-                read = read_table(shard, columns=columns.stored).as_split(columns)
+                shard = open_file(file, columns=None, text_format=text_format)
+                changed = functions.over(shard, columns=columns.stored, on_end=counts.add)
+                read = read_table(changed, columns=columns.stored).as_split(columns)
         kind = f"{Path(file).suffix.lower()} {content} {text_format.fingerprint(file)}".rstrip()
         return replace(read, name=file, fingerprint=kind)
 
@@ -103,7 +106,10 @@ def read_files(
         if not parts:
             raise UserError(functions.explain_nothing(split))
     joined = join_files(split, parts, wanted=None if columns is None else columns.stored)
-    return joined if functions is None else replace(joined, fingerprint=digest_rows(joined.rows))
+    if functions is None:
+        return joined
+    functions.tell(split, counts)
+    return replace(joined, fingerprint=digest_rows(joined.rows))
 
 
 @contextlib.contextmanager

@@ -1,9 +1,7 @@
 """The door through which all data comes in: hub data sets, files, and functions of the user's own."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from trainer_loop.data.missing import Holes, settle_missing, with_plain_columns
 from trainer_loop.data.mixture import Source, bind_own_columns, join_sources, name_own_functions, naming_source
 from trainer_loop.data.prepare import cut_validation, limit_splits
 from trainer_loop.data.progress import progress_bars
-from trainer_loop.data.row_functions import Kept, RowFunctions, load_functions
+from trainer_loop.data.row_functions import RowFunctions, load_functions
 from trainer_loop.data.shards import ShardedSplit
 from trainer_loop.data.split import Split
 from trainer_loop.data.stream_head import read_head
@@ -122,12 +120,12 @@ def read_splits(
     streamed is not read here, see `read_sources`. `say` is told what was dropped, in lines for a person.
     """
     problems = Problems()
-    functions = problems.collect("", load_functions, section.filter, section.map)
+    functions = problems.collect("", load_functions, section.filter, section.map, say)
     if problems:
         return {}, None, problems.lines
     if not section.streaming:
         problems.lines += _check_keys(section)
-    read, streamed = _read(section, functions, problems, show_progress=show_progress, say=say)
+    read, streamed = _read(section, functions, problems, show_progress=show_progress)
     splits = _settle(read, section, problems, say)
     if section.mixture and not section.streaming:
         with progress_bars(shown=show_progress):
@@ -141,7 +139,7 @@ def read_splits(
 
 
 def _read(
-    section: DataSection, functions: RowFunctions | None, problems: Problems, *, show_progress: bool, say: Say
+    section: DataSection, functions: RowFunctions | None, problems: Problems, *, show_progress: bool
 ) -> tuple[dict[str, Split], ShardedSplit | None]:
     """The rows of each split as they stand in the data; train where it is streamed. A mixture is not read here."""
     specs = {**name_sets("validation", section.validation), **name_sets("test", section.test)}
@@ -151,22 +149,21 @@ def _read(
     on_hub = {split: spec for split, spec in specs.items() if section.name is not None and _is_hub_spec(spec)}
     with progress_bars(shown=show_progress):
         read = {
-            split: problems.collect("", _read_local, spec, split, section, functions, say)
+            split: problems.collect("", _read_local, spec, split, section, functions)
             for split, spec in specs.items()
             if spec is not None and split not in on_hub
         }
         if streams_train and section.name is not None and _is_hub_spec(section.train):
-            streamed, found, wrong = _stream_from_hub(section, section.name, on_hub, functions, say)
+            streamed, found, wrong = _stream_from_hub(section, section.name, on_hub, functions)
         else:
-            telling = None if functions is None else _telling(functions, say)
-            streamed = problems.collect("", _open_stream, section, telling) if streams_train else None
+            streamed = problems.collect("", _open_stream, section, functions) if streams_train else None
             found, wrong = dict[str, Split](), list[str]()
             if section.name is not None and on_hub:
                 found, wrong = load_hub_splits(section.name, config=section.config, specs=on_hub)
     problems.lines += wrong
     if functions is not None:
         read |= {
-            split: problems.collect("", _change_split, rows, section.columns_of(split), functions, say)
+            split: problems.collect("", functions.over_split, rows, columns=section.columns_of(split))
             for split, rows in found.items()
         }
     else:
@@ -175,7 +172,7 @@ def _read(
 
 
 def _stream_from_hub(
-    section: DataSection, name: str, specs: Mapping[str, Any], functions: RowFunctions | None, say: Say
+    section: DataSection, name: str, specs: Mapping[str, Any], functions: RowFunctions | None
 ) -> tuple[ShardedSplit | None, dict[str, Split], list[str]]:
     """The training split of the hub data set `name`, streamed, the other splits of it in memory, and problems."""
     columns = section.train_columns.stored
@@ -183,7 +180,8 @@ def _stream_from_hub(
         name, config=section.config, train=section.train, specs=specs, columns=None if functions else columns
     )
     if streamed is not None and functions is not None:
-        streamed = _telling(functions, say).over_stream(streamed, columns=columns)
+        shards = [functions.over_streamed(shard, columns=columns) for shard in streamed.shards]
+        streamed = functions.mark_stream(replace(streamed, shards=shards))
     return streamed, found, problems
 
 
@@ -341,38 +339,9 @@ def _open_stream(section: DataSection, functions: RowFunctions | None) -> Sharde
     return open_files(files, columns=section.train_columns.stored, text_format=section.files, functions=functions)
 
 
-def _telling(functions: RowFunctions, say: Say) -> RowFunctions:
-    """The same functions; of each file of a stream it is told once how many rows were kept."""
-    told: set[str] = set()
-
-    def tell(file: str, read: int, kept: int) -> None:
-        if functions.filter is not None and file not in told:
-            told.add(file)
-            say(f"train: {Kept(read, kept).describe(file)}")
-
-    return replace(functions, on_end=tell)
-
-
-def _change_split(rows: Split, columns: Columns, functions: RowFunctions, say: Say) -> Split:
-    """Rows with all their columns, as the functions make them."""
-    with _counting(functions, rows.name, say) as counted:
-        return counted.over_split(rows, columns=columns)
-
-
-@contextlib.contextmanager
-def _counting(functions: RowFunctions, split: str, say: Say) -> Iterator[RowFunctions]:
-    """Inside, the rows of all files of a split are counted; then it is told how many were kept."""
-    counts = Kept()
-    yield replace(functions, on_end=counts.add)
-    if functions.filter is not None:
-        say(f"{split}: {counts.describe()}")
-
-
-def _read_local(spec: Any, split: str, section: DataSection, functions: RowFunctions | None, say: Say) -> Split:
+def _read_local(spec: Any, split: str, section: DataSection, functions: RowFunctions | None) -> Split:
     """The rows of files, of a query or of a dotted path, or rows that were given. Raises UserError."""
-    columns = section.columns_of(split)
-    read = partial(read_local, spec, split=split, columns=columns, text_format=section.files, seed=section.seed)
-    if functions is None:
-        return read(functions=None)
-    with _counting(functions, split, say) as counted:
-        return read(functions=counted)
+    columns, text_format = section.columns_of(split), section.files
+    return read_local(
+        spec, split=split, columns=columns, text_format=text_format, seed=section.seed, functions=functions
+    )

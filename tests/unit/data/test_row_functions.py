@@ -283,7 +283,7 @@ def test_the_fingerprint_of_a_stream_follows_the_files_that_a_function_imports(l
     Path("lab_of_helpers.py").write_text(
         "import cleaning\nfrom torch.nn import Module\ndef keep(row):\n    from later import x\n    return True\n"
     )
-    functions = RowFunctions("lab_of_helpers.keep", None, load_functions(f"{lab}.keep", None).keep, None)
+    functions = RowFunctions("lab_of_helpers.keep", None, load_functions(f"{lab}.keep", None, print).keep, None)
     assert set(find_own_files(["lab_of_helpers.keep"])) == {
         *("cleaning", "lab_of_helpers", "later", "lists", "lists.spam", "lists.words")
     }
