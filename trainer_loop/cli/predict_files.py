@@ -13,7 +13,7 @@ from trainer_loop.cli.predict_arguments import Request
 from trainer_loop.data.checks import check_splits
 from trainer_loop.data.columns import Column, Columns, find_form
 from trainer_loop.data.joined_columns import find_fault_of_flags, list_flagged
-from trainer_loop.data.known_labels import read_known_labels
+from trainer_loop.data.labels import read_known_labels
 from trainer_loop.data.missing import Holes, settle_missing
 from trainer_loop.data.number_columns import check_numbers, count_numbers
 from trainer_loop.data.split import Split

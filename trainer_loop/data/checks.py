@@ -11,19 +11,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer_loop.data.arrow_types import as_typed_rows
-from trainer_loop.data.class_warnings import (
+from trainer_loop.data.column_values import find_fault, is_hole
+from trainer_loop.data.columns import Columns
+from trainer_loop.data.joined_columns import name_labels_of_rows
+from trainer_loop.data.label_warnings import (
     warn_of_spellings,
+    warn_of_stray_tags,
     warn_of_streamed_classes,
     warn_of_training_classes,
     warn_of_unscored_classes,
 )
-from trainer_loop.data.column_values import find_fault, is_hole
-from trainer_loop.data.columns import Columns
-from trainer_loop.data.joined_columns import name_labels_of_rows
 from trainer_loop.data.labels import LabelNames, RawLabel, describe_kind, name_labels
 from trainer_loop.data.missing import HIDDEN, Test, find_rows, is_blank, is_hidden, is_unlabelled, read_column
 from trainer_loop.data.split import Split
-from trainer_loop.data.tags import warn_of_stray_tags
 from trainer_loop.data.wording import did_you_mean, enumerate_names, enumerate_some, plural, shorten
 from trainer_loop.errors import UserError
 

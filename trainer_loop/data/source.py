@@ -9,8 +9,7 @@ import numpy as np
 from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.duplicates import drop_duplicates
-from trainer_loop.data.file_shards import open_files
-from trainer_loop.data.files import find_files, is_file_spec
+from trainer_loop.data.files import find_files, is_file_spec, open_files
 from trainer_loop.data.folders import is_image_folder
 from trainer_loop.data.hub import load_hub_splits, stream_hub_splits
 from trainer_loop.data.local_rows import check_spec, read_local

@@ -11,10 +11,9 @@ import pyarrow.compute as pc
 
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.fingerprint import digest
-from trainer_loop.data.mixed_stream import MixedStream
 from trainer_loop.data.mixture import Source, naming_source
 from trainer_loop.data.report import describe_data, measure_data
-from trainer_loop.data.row_stream import ChunkStream, Row, RowStream, Stream
+from trainer_loop.data.row_stream import ChunkStream, MixedStream, Row, RowStream, Stream
 from trainer_loop.data.shards import ShardedSplit
 from trainer_loop.data.source import DataSection
 from trainer_loop.data.split import Split

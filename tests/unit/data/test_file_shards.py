@@ -13,8 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from trainer_loop import UserError
-from trainer_loop.data.file_shards import open_files
-from trainer_loop.data.files import read_files
+from trainer_loop.data.files import open_files, read_files
 from trainer_loop.data.shards import Shard
 
 COLUMNS = ["text", "label"]

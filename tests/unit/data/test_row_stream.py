@@ -10,8 +10,7 @@ from columns import make_columns
 from streams import LABELS, make_stream
 
 from trainer_loop import UserError
-from trainer_loop.data.file_shards import open_files
-from trainer_loop.data.files import find_files, read_files
+from trainer_loop.data.files import find_files, open_files, read_files
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.row_stream import ChunkStream, RowStream
 from trainer_loop.data.tokenizer import train_tokenizer

@@ -13,8 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainer_loop import UserError
-from trainer_loop.data.file_shards import open_files
-from trainer_loop.data.files import read_files
+from trainer_loop.data.files import open_files, read_files
 from trainer_loop.data.text_format import Lines, TextFormat, suggest_encoding
 
 Rows = list[tuple[str | None, str | None]]
