@@ -15,7 +15,7 @@ from trainer_loop.data.labels import LabelNames, RawLabel
 from trainer_loop.data.missing import HIDDEN, Holes, describe_dropped, has_classes
 from trainer_loop.data.mixture import naming_source
 from trainer_loop.data.number_columns import count_numbers
-from trainer_loop.data.shards import Mark, Reading, Shard, Values
+from trainer_loop.data.shards import Mark, Shard, Values
 from trainer_loop.data.split import Indices
 from trainer_loop.data.values import is_encodable, read_field
 from trainer_loop.data.wording import did_you_mean, enumerate_some, plural, shorten
@@ -31,7 +31,8 @@ class Row(NamedTuple):
     """A row, and where it stands in the user's data.
 
     values: by the names of the task's columns, labels as class ids; once encoded, what the model sees. length: once
-    encoded, its tokens. weight: the factor of its loss. source: the name of its source, where there is a mixture.
+    encoded, its tokens. weight: the factor of its loss. source: the name of its source, where there is a mixture. mark:
+    where the row begins that follows it.
     """
 
     values: dict[str, Any]
@@ -39,12 +40,13 @@ class Row(NamedTuple):
     length: int = 0
     weight: float = 1.0
     source: str | None = None
+    mark: Mark | None = None
 
 
 class Stream(Protocol):
     """Rows that are read from the first to the last, once an epoch."""
 
-    def read(self, epoch: int, mark: Mark | None = None) -> Reading[Row]:
+    def read(self, epoch: int, mark: Mark | None = None) -> Iterator[Row]:
         """The rows of this epoch from a mark on, None for all; the same ones every time."""
         ...
 
@@ -78,40 +80,33 @@ class RowStream:
         self._is_announced = False
         self._counted: set[tuple[str, str]] = set()  # shards whose dropped rows were told
 
-    def read(self, epoch: int, mark: Mark | None = None) -> Reading[Row]:
-        start = mark or {"shard": 0, "from": None}
+    def read(self, epoch: int, mark: Mark | None = None) -> Iterator[Row]:
+        first = 0 if mark is None else mark["shard"]
         order = permute(len(self.shards), self.seed, "shards", epoch)
-        return Reading(self._read([self.shards[index] for index in order], start), start)
-
-    def _read(self, shards: Sequence[Shard], start: Mark) -> Iterator[tuple[Row, Mark]]:
-        for place in range(start["shard"], len(shards)):
-            begin = start["from"] if place == start["shard"] else None
-            reader = shards[place].read(begin)
-            for row in self._read_shard(shards[place], reader, is_whole=begin is None):
-                yield row, {"shard": place, "from": reader.mark()}
+        for place in range(first, len(order)):
+            begin = mark["from"] if mark is not None and place == first else None
+            yield from self._read_shard(self.shards[order[place]], place, begin)
 
     def count_rows(self) -> int:
         """Rows of one epoch; those that nothing but reading tells are read, and checked."""
         must_read = self.missing == "drop"
         return sum(
-            sum(1 for _ in self._read_shard(shard, shard.read(), is_whole=True))
-            if shard.count is None or must_read
-            else shard.count()
+            sum(1 for _ in self._read_shard(shard, 0, None)) if shard.count is None or must_read else shard.count()
             for shard in self.shards
         )
 
-    def _read_shard(self, shard: Shard, reader: Reading[tuple[Values, int]], *, is_whole: bool) -> Iterator[Row]:
-        """The rows of a reader of a shard that can be trained on. is_whole: it reads from the first row on."""
+    def _read_shard(self, shard: Shard, place: int, begin: Mark | None) -> Iterator[Row]:
+        """The rows of a shard that can be trained on. place: of the shard in the epoch. begin: None for all rows."""
         are_classes = has_classes(shard, self._label)
         dropped = dict.fromkeys(self.columns.all, 0)
-        for read, number in reader:
+        for read, number, mark in shard.read(begin):
             values = join_values(read, self.columns.joined) if self.columns.joined else read
             if self.missing == "drop" and (lacking := self._holes.columns_of(values, are_classes=are_classes)):
                 dropped[lacking[0]] += 1
                 self._announce(shard.place(number), lacking[0])
             else:
-                yield self._check(values, shard, number)
-        if is_whole and (shard.name, shard.noun) not in self._counted:
+                yield self._check(values, shard, number, {"shard": place, "from": mark})
+        if begin is None and (shard.name, shard.noun) not in self._counted:
             self._counted.add((shard.name, shard.noun))
             for line in describe_dropped(shard.name, self._holes.name_holes(dropped)):
                 self.say(f"train: {line}")
@@ -124,7 +119,7 @@ class RowStream:
                 "number is told at the end of each file"
             )
 
-    def _check(self, values: Values, shard: Shard, number: int) -> Row:
+    def _check(self, values: Values, shard: Shard, number: int, mark: Mark) -> Row:
         place = shard.place(number)
         checked: dict[str, Any] = {}
         for own, name in self.columns.names.items():
@@ -145,7 +140,7 @@ class RowStream:
         checked.pop(GROUP, None)
         weight = read_number(checked.pop(WEIGHT, 1.0))
         assert weight is not None, "it was checked"
-        return Row(checked, place, weight=weight)
+        return Row(checked, place, weight=weight, mark=mark)
 
     def _find_fault(self, own: str, value: Any, values: Values) -> str | None:
         name, column = self.columns.names[own], self.columns.declared[own]
@@ -192,17 +187,13 @@ class ChunkStream:
     encode: Callable[[Sequence[Row]], list[Row]]
     num_texts: int
 
-    def read(self, epoch: int, mark: Mark | None = None) -> Reading[Row]:
-        texts = self.texts.read(epoch, None if mark is None else mark["texts"])
-        start = mark or {"texts": texts.mark(), "used": 0}
-        return Reading(self._read(texts, start), start)
-
-    def _read(self, texts: Reading[Row], start: Mark) -> Iterator[tuple[Row, Mark]]:
-        rows, begin, used = iter(texts), start["texts"], start["used"]
-        while group := list(islice(rows, self.num_texts)):
+    def read(self, epoch: int, mark: Mark | None = None) -> Iterator[Row]:
+        begin, used = (None, 0) if mark is None else (mark["texts"], mark["used"])
+        texts = self.texts.read(epoch, begin)
+        while group := list(islice(texts, self.num_texts)):
             for number, chunk in enumerate(self.encode(group)[used:], start=used + 1):
-                yield chunk, {"texts": begin, "used": number}
-            begin, used = texts.mark(), 0
+                yield chunk._replace(mark={"texts": begin, "used": number})
+            begin, used = group[-1].mark, 0
 
 
 @dataclass(frozen=True)
@@ -221,16 +212,13 @@ class MixedStream:
     loss_weights: Sequence[float]
     seed: int
 
-    def read(self, epoch: int, mark: Mark | None = None) -> Reading[Row]:
+    def read(self, epoch: int, mark: Mark | None = None) -> Iterator[Row]:
         start = mark or {"drawn": 0, "sources": {}}
         if epoch or "sources" not in start:
             raise UserError(
                 "data.mixture: the checkpoint is of a stream without a mixture, so there is no place in the sources to "
                 "go on from; choose another run_dir"
             )
-        return Reading(self._read(start), start)
-
-    def _read(self, start: Mark) -> Iterator[tuple[Row, Mark]]:
         names, drawn = list(self.streams), start["drawn"]
         places = {name: start["sources"].get(name, {"epoch": 0, "from": None}) for name in names}
         readers = [
@@ -239,21 +227,21 @@ class MixedStream:
         ]
         while True:
             for number in draw_sources(drawn, _DRAWN, weights=self.weights, seed=self.seed).tolist():
-                row, places[names[number]] = next(readers[number])
+                row = next(readers[number])
+                places[names[number]] = row.mark
                 drawn += 1
-                yield row, {"drawn": drawn, "sources": dict(places)}
+                yield row._replace(mark={"drawn": drawn, "sources": dict(places)})
 
-    def _go_through(self, name: str, loss_weight: float, start: Mark) -> Iterator[tuple[Row, Mark]]:
-        """The rows of a source from a place on, without end, each with the place behind it."""
+    def _go_through(self, name: str, loss_weight: float, start: Mark) -> Iterator[Row]:
+        """The rows of a source from a place on, without end."""
         epoch, mark = start["epoch"], start["from"]
         with naming_source(name):
             while True:
-                reading = self.streams[name].read(epoch, mark)
                 is_empty = mark is None
-                for row in reading:
+                for row in self.streams[name].read(epoch, mark):
                     is_empty = False
-                    mixed = row._replace(weight=row.weight * loss_weight, source=name)
-                    yield mixed, {"epoch": epoch, "from": reading.mark()}
+                    place = {"epoch": epoch, "from": row.mark}
+                    yield row._replace(weight=row.weight * loss_weight, source=name, mark=place)
                 if is_empty:
                     raise UserError("data.train has no rows")
                 epoch, mark = epoch + 1, None

@@ -5,7 +5,7 @@ In memory all batches of a file are joined, see `tables.py`; in a stream its row
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import datasets
 import pyarrow as pa
@@ -114,19 +114,16 @@ class Shard:
         """Where a row stands in the user's data."""
         return f"{self.name} {self.noun} {number}"
 
-    def read(self, mark: Mark | None = None) -> "Reading[tuple[Values, int]]":
-        """The rows from a mark on, each with its number in the shard, or that of its line, from 1.
+    def read(self, mark: Mark | None = None) -> Iterator[tuple[Values, int, Mark]]:
+        """The rows from a mark on, each with its number, or that of its line, from 1, and the mark behind it.
 
         A row that cannot be read is a UserError when its turn comes.
         """
-        return Reading(self._read(mark), mark)
-
-    def _read(self, mark: Mark | None) -> "Iterator[tuple[tuple[Values, int], Mark]]":
         for batch in read_batches(self, mark):
             for row, (values, number) in enumerate(zip(batch.values(), batch.numbers, strict=True)):
                 if row in batch.faults:
                     raise batch.faults[row]
-                yield (values, number), batch.mark(row)
+                yield values, number, batch.mark(row)
 
 
 @dataclass(frozen=True)
@@ -142,26 +139,6 @@ class ShardedSplit:
     fingerprint: str
     num_rows: int | None = None
     is_local: bool = True
-
-
-class Reading(Generic[_T]):
-    """What is read one by one, and the mark behind what was given last.
-
-    items: each with the mark behind it. start: the mark before the first.
-    """
-
-    def __init__(self, items: Iterable[tuple[_T, Mark]], start: Mark | None):
-        self._items = items
-        self._mark = start
-
-    def __iter__(self) -> Iterator[_T]:
-        for item, mark in self._items:
-            self._mark = mark
-            yield item
-
-    def mark(self) -> Mark | None:
-        """Where that begins which follows what was given last; None: at the beginning."""
-        return self._mark
 
 
 def read_batches(shard: Shard, mark: Mark | None = None) -> Iterator[Batch]:

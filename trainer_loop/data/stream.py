@@ -69,12 +69,13 @@ def read_batches(
     numbers: Rows = []
     begin = position
     while True:
-        reader = stream.read(position.epoch, position.start)
-        rest = iter(reader)
-        first, used, is_over = position.first, position.used, False
+        rest = stream.read(position.epoch, position.start)
+        first, used, is_over, behind = position.first, position.used, False, position.start
         while not is_over:
-            start = reader.mark()
-            block = list(islice(rest, shuffle_rows))
+            start, block = behind, list[Row]()
+            for row in islice(rest, shuffle_rows):
+                block.append(row._replace(mark=None))  # as many marks would keep Python's garbage collector busy
+                behind = row.mark
             is_over = len(block) < shuffle_rows
             order = permute(len(block), seed, "stream", position.epoch, first).tolist()
             for index in range(used, len(block)):
