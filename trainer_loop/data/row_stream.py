@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
     values: by the names of the task's columns, labels as class ids; once encoded, what the model sees. length: once
     encoded, its tokens. weight: the factor of its loss. source: the name of its source, where there is a mixture. mark:
-    where the row begins that follows it.
+    where the row begins that follows it. number: in the epoch, before the shuffle, once the row is in a batch.
     """
 
     values: dict[str, Any]
@@ -41,6 +41,7 @@ class Row(NamedTuple):
     weight: float = 1.0
     source: str | None = None
     mark: Mark | None = None
+    number: int = 0
 
 
 class Stream(Protocol):
