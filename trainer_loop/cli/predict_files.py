@@ -145,12 +145,11 @@ def _list_keys(columns: Columns) -> dict[str, str]:
 def _settle_rows(table: WholeTable, columns: Columns, *, missing: str) -> tuple[Split, list[int], list[str]]:
     """The rows that are going to be predicted, their numbers, and what is to be said of the others."""
     split = table.as_split(columns)
-    holes = Holes.of(columns)
-    settled, told = settle_missing(split, holes, missing=missing)
+    settled, told = settle_missing(split, columns, missing=missing)
     problems, _, _ = check_splits({"train": settled}, columns=columns, label_names=None, missing=missing)
     refuse(problems)
     gone = np.zeros(len(table), dtype=np.bool_)
-    for mask in holes.find(split.rows).values() if missing == "drop" else ():
+    for mask in Holes.of(columns).find(split.rows).values() if missing == "drop" else ():
         gone |= mask
     notes = [line.replace("dropped", "written without a prediction (missing=drop)") for line in told]
     return settled, np.flatnonzero(~gone).tolist(), notes

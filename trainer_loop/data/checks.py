@@ -21,7 +21,7 @@ from trainer_loop.data.label_warnings import (
     warn_of_training_classes,
     warn_of_unscored_classes,
 )
-from trainer_loop.data.labels import LabelNames, RawLabel, describe_kind, name_labels
+from trainer_loop.data.labels import NAMING_KINDS, LabelNames, RawLabel, describe_kind, name_labels
 from trainer_loop.data.missing import HIDDEN, Test, find_rows, is_blank, is_hidden, is_unlabelled, read_column
 from trainer_loop.data.split import Split
 from trainer_loop.data.wording import did_you_mean, enumerate_names, enumerate_some, plural, shorten
@@ -31,7 +31,6 @@ _SHOWN = 5  # rows named per problem
 _READ_ROWS = 1000  # at a time
 _FILL = "fill it in or remove the row, or set data.missing=drop"
 _VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|-?\d[\d.]*")  # in the text of a fault
-_NAMING_KINDS = ("classes", "integers", "texts", "true/false")
 
 
 def check_splits(
@@ -116,12 +115,18 @@ def count_labels(split: Split, label: str) -> Counter[RawLabel]:
     return counts
 
 
+def count_raw_labels(split: Split, columns: Columns) -> Counter[RawLabel]:
+    """How many rows have each raw label; of lists of labels, how many elements of all rows."""
+    assert columns.label is not None, "there are labels"
+    return count_labels(flatten(split, columns.label) if columns.has_class_lists else split, columns.label)
+
+
 def _find_former_labels(train: Split, columns: Columns) -> Collection[RawLabel]:
     """The labels of the training rows before some were moved or left out; of label columns none, for they name all."""
     before, label = train.before, columns.label
     if before is None or label is None or label in columns.joined or label not in before.rows.column_names:
         return frozenset()
-    return frozenset(count_labels(flatten(before, label) if columns.has_class_lists else before, label))
+    return frozenset(count_raw_labels(before, columns))
 
 
 def _explain_missing(split: Split, *, own: str, columns: Sequence[str]) -> list[str]:
@@ -228,7 +233,7 @@ def _check_labels(
     train = splits.get("train")
     if train is not None and not len(train.rows):
         return [*problems, f"data.train: no row has a label in column {label!r}; at least one must"], [], None
-    if train is None or describe_kind(train.rows, label) not in _NAMING_KINDS:
+    if train is None or describe_kind(train.rows, label) not in NAMING_KINDS:
         return problems, [], None
 
     counts = count_labels(train, label)
@@ -298,14 +303,14 @@ def _check_kind(split: Split, *, label: str, train: Split | None) -> list[str]:
             f"{where} decimal numbers, such as {fraction}; classification needs integers, texts or "
             "true/false: make classes of them (1, not 1.0), or set task.name=sequence_regression, which learns numbers"
         ]
-    if kind not in _NAMING_KINDS:
+    if kind not in NAMING_KINDS:
         return [f"{where} {kind}; it must be one integer, text or true/false per row"]
     if train is None or train is split:
         return []
     of_train = describe_kind(train.rows, label)
     if {kind, of_train} == {"classes"}:
         return _compare_classes(split, label, train.rows.features[label].names)
-    if of_train in _NAMING_KINDS and kind != of_train and not {kind, of_train} <= {"classes", "integers"}:
+    if of_train in NAMING_KINDS and kind != of_train and not {kind, of_train} <= {"classes", "integers"}:
         return [f"{where} {kind}, such as {_first_value(split, label)}, data.train has {of_train}; write them alike"]
     return []
 

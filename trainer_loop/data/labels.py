@@ -15,6 +15,7 @@ from trainer_loop.data.wording import enumerate_some, plural, shorten
 from trainer_loop.errors import UserError, refuse
 
 RawLabel = int | str | bool
+NAMING_KINDS = ("classes", "integers", "texts", "true/false")  # of columns whose values can name classes
 _KEY = "data.label_names"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trainer_loop.config.named_sets import is_query, name_sets, parse_set
-from trainer_loop.data.checks import check_splits, count_labels, flatten
+from trainer_loop.data.checks import check_splits, count_raw_labels
 from trainer_loop.data.column_values import KINDS_OF_TEXTS, list_texts
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.files import is_file_spec
@@ -20,7 +20,7 @@ from trainer_loop.data.joined_columns import name_labels_of_rows
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.loader import KeptRows
 from trainer_loop.data.local_rows import call_rows_function, given_split, read_source
-from trainer_loop.data.missing import Holes, settle_missing
+from trainer_loop.data.missing import settle_missing
 from trainer_loop.data.mixture import Source, name_source
 from trainer_loop.data.number_columns import check_numbers, name_numbers
 from trainer_loop.data.prepare import cut_validation, limit_splits
@@ -71,14 +71,10 @@ class DataPlan:
         if self.labels is None or self.columns.label is None or self.streamed is not None or self.sources:
             return None
         train = self.splits["train"]
-        label = self.columns.label
-        if not self.columns.has_class_lists:
-            return self.labels.count(count_labels(train, label))
-        assert self.columns.label_role is not None, "it has labels"
-        if self.columns.declared[self.columns.label_role].per is not None:
-            return self.labels.count(count_labels(flatten(train, label), label))
-        rows = train.rows.with_format(None)[label]
-        return self.labels.count(Counter(chain.from_iterable(set(labels or ()) for labels in rows)))
+        if self.columns.has_class_lists and not self.columns.has_word_tags:
+            rows = train.rows.with_format(None)[self.columns.label]
+            return self.labels.count(Counter(chain.from_iterable(set(labels or ()) for labels in rows)))
+        return self.labels.count(count_raw_labels(train, self.columns))
 
     def iterate_texts(self) -> Iterator[str]:
         """Every text of the training split, one after the other, without holding all of them."""
@@ -135,7 +131,7 @@ class DataPlan:
         table = as_dataset(rows, place="rows", columns=columns.stored)
         named = given_split(table, name="rows", columns=columns)
         try:
-            split, lines = settle_missing(named, Holes.of(columns), missing=self.section.missing)
+            split, lines = settle_missing(named, columns, missing=self.section.missing)
             problems, _, _ = check_splits(
                 {"rows": split}, columns=columns, label_names=None, missing=self.section.missing, known=self.labels
             )

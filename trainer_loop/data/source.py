@@ -13,7 +13,7 @@ from trainer_loop.data.files import find_files, is_file_spec, open_files
 from trainer_loop.data.folders import is_image_folder
 from trainer_loop.data.hub import load_hub_splits, stream_hub_splits
 from trainer_loop.data.local_rows import check_spec, read_local
-from trainer_loop.data.missing import Holes, settle_missing, with_plain_columns
+from trainer_loop.data.missing import settle_missing, with_plain_columns
 from trainer_loop.data.mixture import Source, bind_own_columns, join_sources, name_own_functions, naming_source
 from trainer_loop.data.prepare import cut_validation, limit_splits
 from trainer_loop.data.progress import progress_bars
@@ -275,7 +275,7 @@ def _settle(splits: Mapping[str, Split], section: DataSection, problems: Problem
     for name, split in splits.items():
         columns = section.columns_of(name)
         plain = with_plain_columns(split, columns)
-        made = problems.collect("", settle_missing, plain, Holes.of(columns), missing=section.missing)
+        made = problems.collect("", settle_missing, plain, columns, missing=section.missing)
         if made is not None:
             settled[name], told = made
             for line in told:

@@ -78,7 +78,7 @@ def _join(read: Sequence[tuple[Shard, Sequence[Batch]]], split: ShardedSplit, co
         for (shard, _), table, made in zip(read, tables, arrays, strict=True)
     ]
     head = with_plain_columns(join_files("train", parts, wanted=wanted), columns)
-    settled, _ = settle_missing(head, Holes.of(columns), missing=missing)
+    settled, _ = settle_missing(head, columns, missing=missing)
     return dataclasses.replace(settled, fingerprint=split.fingerprint)
 
 

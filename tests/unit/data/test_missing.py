@@ -334,7 +334,7 @@ def test_a_bad_row_is_told_though_others_are_dropped(folder: Path):
 def test_rows_keep_their_order_and_their_places(holes: list[bool]):
     rows = datasets.Dataset.from_dict({"text": [None if hole else "a" for hole in holes], "label": [0] * len(holes)})
     split = Split("train", rows, Origins.of("a.csv row", len(holes)), "")
-    kept, told = settle_missing(split, Holes.of(make_columns()), missing="drop")
+    kept, told = settle_missing(split, make_columns(), missing="drop")
     wanted = [number for number, hole in enumerate(holes, start=1) if not hole]
     assert [kept.origins.place(row) for row in range(len(kept.rows))] == [f"a.csv row {number}" for number in wanted]
     assert bool(told) == any(holes)
