@@ -91,7 +91,7 @@ def read_files(
     Raises UserError with the problems of all files.
     """
 
-    counts = Kept()
+    counts: list[Kept] = []
 
     def read_one(file: str) -> Split:
         content = digest_file(Path(file))
@@ -101,7 +101,7 @@ def read_files(
             else:
                 assert columns is not None, "functions are for tasks that declare columns"
                 shard = open_file(file, columns=None, text_format=text_format)
-                changed = functions.over(shard, columns=columns.stored, on_end=counts.add)
+                changed = functions.over(shard, columns=columns.stored, on_end=counts.append)
                 read = read_table(changed, columns=columns.stored).as_split(columns)
         kind = f"{Path(file).suffix.lower()} {content} {text_format.fingerprint(file)}".rstrip()
         return replace(read, name=file, fingerprint=kind)

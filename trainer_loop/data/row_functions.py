@@ -3,9 +3,9 @@
 import copy
 import inspect
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,16 +24,11 @@ from trainer_loop.own_files import find_own_files
 Function = Callable[[dict[str, Any]], Any]
 
 
-@dataclass
-class Kept:
+class Kept(NamedTuple):
     """How many rows were read, and how many of them were kept."""
 
-    read: int = 0
-    kept: int = 0
-
-    def add(self, read: int, kept: int) -> None:
-        self.read += read
-        self.kept += kept
+    read: int
+    kept: int
 
 
 @dataclass(frozen=True)
@@ -64,13 +59,13 @@ class RowFunctions:
         shard: Shard,
         *,
         columns: Collection[str],
-        on_end: Callable[[int, int], None],
+        on_end: Callable[[Kept], None],
         place: Callable[[int], str] | None = None,
     ) -> Shard:
         """A shard with all its columns, as one of the rows that are kept, with new columns.
 
-        columns: of those that the shard has, the ones that are needed further on. on_end: is told its rows, and those
-        that were kept, each time that all of it was read. place: where a row stands, by its number; None: in the shard.
+        columns: of those that the shard has, the ones that are needed further on. on_end: is told how many rows were
+        kept, each time that all of it was read. place: where a row stands, by its number; None: in the shard.
         """
 
         def read(mark: Mark | None) -> Iterator[Batch]:
@@ -81,7 +76,7 @@ class RowFunctions:
                 if len(made):
                     yield made
             if mark is None:
-                on_end(num_read, num_kept)
+                on_end(Kept(num_read, num_kept))
 
         count = shard.count if self.keep is None else None
         return replace(shard, batches=read, count=count, is_filtered=self.keep is not None)
@@ -90,10 +85,10 @@ class RowFunctions:
         """As `over`, of a shard of a stream; it is told once how many of its rows were kept."""
         is_told = False
 
-        def tell(read: int, kept: int) -> None:
+        def tell(counts: Kept) -> None:
             nonlocal is_told
             if not is_told:
-                self.tell("train", Kept(read, kept), of=f" of {shard.title}")
+                self.tell("train", [counts], of=f" of {shard.title}")
             is_told = True
 
         return self.over(shard, columns=columns, on_end=tell)
@@ -118,9 +113,9 @@ class RowFunctions:
         def place(number: int) -> str:
             return split.origins.place(number - 1)
 
-        counts = Kept()
+        counts: list[Kept] = []
         shard = Shard(split.name, "row", read, names=lambda: list(split.rows.column_names))
-        changed = self.over(shard, columns=columns.stored, on_end=counts.add, place=place)
+        changed = self.over(shard, columns=columns.stored, on_end=counts.append, place=place)
         made = read_table(changed, columns=columns.stored)
         if not len(made):
             raise UserError(self.explain_nothing(split.name))
@@ -128,11 +123,12 @@ class RowFunctions:
         rows = replace(made, origins=split.origins.select(made.origins.numbers - 1)).as_split(columns)
         return replace(rows, name=split.name, fingerprint=digest_rows(rows.rows))
 
-    def tell(self, split: str, counts: Kept, *, of: str = "") -> None:
+    def tell(self, split: str, counts: Sequence[Kept], *, of: str = "") -> None:
         """`train: 90 of 100 rows were kept by data.filter, 10 left out`. of: which part of the split it is about."""
         if self.filter is not None:
-            kept, left_out = f"{counts.kept:,} of {plural(counts.read, 'row')}{of}", counts.read - counts.kept
-            self.say(f"{split}: {kept} were kept by data.filter, {left_out:,} left out")
+            read, kept = map(sum, zip(*counts, strict=True))
+            told = f"{kept:,} of {plural(read, 'row')}{of} were kept by data.filter, {read - kept:,} left out"
+            self.say(f"{split}: {told}")
 
     def explain_nothing(self, split: str) -> str:
         """No row of a split was kept."""
