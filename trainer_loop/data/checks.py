@@ -23,6 +23,7 @@ from trainer_loop.data.label_warnings import (
 )
 from trainer_loop.data.labels import NAMING_KINDS, LabelNames, RawLabel, describe_kind, name_labels
 from trainer_loop.data.missing import HIDDEN, Test, find_rows, is_blank, is_hidden, is_unlabelled, read_column
+from trainer_loop.data.number_columns import find_fault_of_count
 from trainer_loop.data.split import Split
 from trainer_loop.data.wording import did_you_mean, enumerate_names, enumerate_some, plural, shorten
 from trainer_loop.errors import UserError
@@ -42,6 +43,7 @@ def check_splits(
     is_streamed: bool = False,
     missing: str = "refuse",
     known: LabelNames | None = None,
+    num_numbers: int | None = None,
     cuts: Sequence[str] = (),
 ) -> tuple[list[str], list[str], LabelNames | None]:
     """Check raw splits -> problems, warnings, and the classes (None without a label, or where they cannot be told).
@@ -51,6 +53,7 @@ def check_splits(
     is_streamed: the training rows are the first of a stream, which cannot tell all labels.
     missing: what became of rows with holes before; with `empty`, an empty text is as good as any.
     known: the classes where they were found already: of rows that are judged by a model that was trained.
+    num_numbers: how many numbers each row has to predict; None: any.
     cuts: the keys by which training rows were moved or left out, with their values.
     Works on some of the splits too, where the others could not be read.
     """
@@ -66,7 +69,7 @@ def check_splits(
                 may_be_empty = column.blank or missing == "empty"
                 problems += _check_texts(split, name, may_be_empty=may_be_empty, is_optional=column.optional)
             elif column.kind != "class":
-                problems += _check_values_of(split, read, own)
+                problems += _check_values_of(split, read, own, num_numbers)
     label = columns.label
     if label is None:
         return problems, warnings, None
@@ -140,18 +143,19 @@ def _explain_missing(split: Split, *, own: str, columns: Sequence[str]) -> list[
     ]
 
 
-def _check_values_of(split: Split, columns: Columns, own: str) -> list[str]:
+def _check_values_of(split: Split, columns: Columns, own: str, num_numbers: int | None) -> list[str]:
     """Values of all kinds but texts and single labels: looked at one by one."""
     name, column = columns.names[own], columns.declared[own]
     kind = columns.kind_of(own)
     other = None if column.per is None else columns.names.get(column.per)
     rows = split.rows.select_columns([each for each in dict.fromkeys((name, other)) if each in split.rows.column_names])
+    count = num_numbers if name == columns.numbers else None
     faults: dict[bool, dict[int, str]] = {True: {}, False: {}}  # of values that are missing, and of others
     for start in range(0, len(rows), _READ_ROWS):
         batch = rows.with_format(None)[start : start + _READ_ROWS]
         beside = batch.get(other, [None] * len(batch[name]))
         for row, (value, per) in enumerate(zip(batch[name], beside, strict=True), start):
-            fault = "is null" if value is None else find_fault(value, kind, per)
+            fault = "is null" if value is None else find_fault(value, kind, per) or find_fault_of_count(value, count)
             if fault is not None:
                 faults[is_hole(value, kind)][row] = fault
     return [

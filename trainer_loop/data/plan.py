@@ -22,7 +22,7 @@ from trainer_loop.data.loader import KeptRows
 from trainer_loop.data.local_rows import call_rows_function, given_split, read_source
 from trainer_loop.data.missing import settle_missing
 from trainer_loop.data.mixture import Source, name_source
-from trainer_loop.data.number_columns import check_numbers, name_numbers
+from trainer_loop.data.number_columns import find_num_numbers, name_numbers
 from trainer_loop.data.prepare import cut_validation, limit_splits
 from trainer_loop.data.report import SplitFacts, describe_data, measure_data
 from trainer_loop.data.shards import ShardedSplit
@@ -133,10 +133,14 @@ class DataPlan:
         try:
             split, lines = settle_missing(named, columns, missing=self.section.missing)
             problems, _, _ = check_splits(
-                {"rows": split}, columns=columns, label_names=None, missing=self.section.missing, known=self.labels
+                {"rows": split},
+                columns=columns,
+                label_names=None,
+                missing=self.section.missing,
+                known=self.labels,
+                num_numbers=self.num_numbers,
             )
             refuse(problems)
-            refuse(check_numbers({"rows": split}, columns, expected=self.num_numbers)[0])
         except UserError as error:
             raise UserError([problem.replace("data.rows", "rows") for problem in error.problems]) from error
         for line in lines:
@@ -172,7 +176,9 @@ def plan_data(
         problems.lines += wrong
         if section.mixture and section.streaming:
             sources = problems.collect("", read_sources, put) or ()
-            labels = _check_sources(sources, put, warn=warn, problems=problems)
+            labels, num_numbers = _check_sources(sources, put, warn=warn, problems=problems)
+        else:
+            num_numbers = find_num_numbers(splits, section.columns)
         wrong, warnings, labels = check_splits(
             splits,
             columns=section.columns,
@@ -181,6 +187,7 @@ def plan_data(
             is_streamed=section.streaming,
             missing=section.missing,
             known=labels,
+            num_numbers=num_numbers,
             cuts=section.cuts,
         )
         if section.cuts_validation:  # both were one file: what is wrong with all of it is told once
@@ -194,49 +201,41 @@ def plan_data(
         for warning in warnings:
             warn(warning)
         if len(problems.lines) == known:
-            wrong, num_numbers = check_numbers(splits, section.columns)
-            problems.lines += wrong
             splits = {name: name_labels_of_rows(split, section.columns) for name, split in splits.items()}
-            wrong, sources, of_sources = _settle_numbers(sources)
-            problems.lines += wrong
-            num_numbers = of_sources if sources else num_numbers
+            sources = [
+                dataclasses.replace(source, rows=name_labels_of_rows(source.rows, source.columns)) for source in sources
+            ]
     return DataPlan(section, splits, streamed, labels, show_progress, sources, num_numbers)
-
-
-def _settle_numbers(sources: Sequence[Source]) -> tuple[list[str], list[Source], int | None]:
-    """Sources whose first rows name their labels; how many numbers a row of theirs has to predict; what is wrong."""
-    problems, settled, counts = list[str](), list[Source](), dict[str, int | None]()
-    for source in sources:
-        wrong, counts[source.name] = check_numbers({"train": source.rows}, source.columns)
-        problems += [name_source(line, source.name) for line in wrong]
-        settled.append(dataclasses.replace(source, rows=name_labels_of_rows(source.rows, source.columns)))
-    if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name} {number}" for name, number in counts.items())
-        problems.append(f"data.mixture: sources have unlike many numbers a row: {told}; write them alike")
-    return problems, settled, next(iter(counts.values()), None)
 
 
 def _check_sources(
     sources: Sequence[Source], section: DataSection, *, warn: Say, problems: Problems
-) -> LabelNames | None:
-    """Check the first rows of each source of a mixture; the classes, which must be the same in all of them.
+) -> tuple[LabelNames | None, int | None]:
+    """Check the first rows of each source of a mixture -> the classes, and how many numbers a row has to predict.
 
-    What is wrong is added to `problems`. Returns None without a label, or where the classes could not be found.
+    Both must be the same in all sources; None where there are none, or they could not be found. What is wrong is added
+    to `problems`.
     """
     found: dict[str, LabelNames] = {}
+    counts: dict[str, int | None] = {}
     for source in sources:
+        counts[source.name] = find_num_numbers({"train": source.rows}, source.columns)
         wrong, warnings, labels = check_splits(
             {"train": source.rows},
             columns=source.columns,
             label_names=section.label_names,
             is_streamed=True,
             missing=section.missing,
+            num_numbers=counts[source.name],
         )
         problems.lines += [name_source(line, source.name) for line in wrong]
         for warning in warnings:
             warn(name_source(warning, source.name))
         if labels is not None:
             found[source.name] = labels
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} {number}" for name, number in counts.items())
+        problems.lines.append(f"data.mixture: sources have unlike many numbers a row: {told}; write them alike")
     first = next(iter(found), "")
     for name, labels in found.items():
         here, there = _spell(labels), _spell(found[first])
@@ -245,7 +244,7 @@ def _check_sources(
                 f"data.mixture: the labels of {name} stand for {enumerate_some(here, at_most=_LABELS_SHOWN)}, those of "
                 f"{first} for {enumerate_some(there, at_most=_LABELS_SHOWN)}; write them alike"
             )
-    return found.get(first)
+    return found.get(first), next(iter(counts.values()), None)
 
 
 def _spell(labels: LabelNames) -> list[str]:

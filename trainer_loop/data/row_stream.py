@@ -14,11 +14,11 @@ from trainer_loop.data.joined_columns import join_values, list_flagged
 from trainer_loop.data.labels import LabelNames, RawLabel
 from trainer_loop.data.missing import HIDDEN, Holes, describe_dropped, has_classes
 from trainer_loop.data.mixture import naming_source
-from trainer_loop.data.number_columns import count_numbers
+from trainer_loop.data.number_columns import find_fault_of_count
 from trainer_loop.data.shards import Mark, Shard, Values
 from trainer_loop.data.split import Indices
 from trainer_loop.data.values import is_encodable, read_field
-from trainer_loop.data.wording import did_you_mean, enumerate_some, plural, shorten
+from trainer_loop.data.wording import did_you_mean, enumerate_some, shorten
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.randomness import derive_seed, permute
 
@@ -147,10 +147,10 @@ class RowStream:
         name, column = self.columns.names[own], self.columns.declared[own]
         if column.kind != "text":
             beside = None if column.per is None else values.get(self.columns.names.get(column.per, ""))
-            fault = _IS_NULL if value is None else find_fault(value, self._kinds[own], beside)
-            if fault is None and name == self.columns.numbers and count_numbers(value) != self.num_numbers:
-                return f"has {plural(count_numbers(value), 'number')} where the first row has {self.num_numbers}"
-            return fault
+            if value is None:
+                return _IS_NULL
+            count = self.num_numbers if name == self.columns.numbers else None
+            return find_fault(value, self._kinds[own], beside) or find_fault_of_count(value, count)
         if isinstance(value, str):
             if not value.isascii() and not is_encodable(value):
                 return "holds half of a surrogate pair, which is no character,"
