@@ -46,7 +46,7 @@ def read_local(
     read = _as_split(returned, place=place, dotted=spec, wanted=None if wanted is None else wanted.stored)
     if not len(read.rows):
         raise UserError(f"{place} returned no rows")
-    return _change(_name(read, split, place=spec, columns=wanted), functions, columns)
+    return _change(_name_rows(read, split, place=spec, columns=wanted), functions, columns)
 
 
 def read_source(
@@ -61,7 +61,7 @@ def read_source(
         wanted = columns if functions is None else None
         with under(f"{key}: "):
             read = read_query(**spec, columns=None if wanted is None else wanted.stored)
-        read = _name(read, split, place=name_database(spec["connection"]), columns=wanted)
+        read = _name_rows(read, split, place=name_database(spec["connection"]), columns=wanted)
         return _change(read, functions, columns)
     specs = [spec] if isinstance(spec, str) else list(spec)
     with under(f"{key}={specs[0]}: "):
@@ -92,10 +92,10 @@ def given_split(given: Split, *, name: str, columns: Columns | None) -> Split:
     """Rows that were made in Python. columns: None for all. Raises UserError where there is none."""
     if not len(given.rows):
         raise UserError(f"data.{name}: no rows were given")
-    return _name(given, name, place=name, columns=columns)
+    return _name_rows(given, name, place=name, columns=columns)
 
 
-def _name(read: Split, name: str, *, place: str, columns: Columns | None) -> Split:
+def _name_rows(read: Split, name: str, *, place: str, columns: Columns | None) -> Split:
     """Rows that no file holds as a split; the fingerprint is of what is in the columns that are read."""
     split = replace(read, name=name, origins=Origins.of(f"{place} row", len(read.rows)))
     split = split if columns is None else with_plain_columns(split, columns)

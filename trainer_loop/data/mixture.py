@@ -119,14 +119,14 @@ class Source:
     """A source of a mixture.
 
     weight: its share of the rows, in any unit. loss_weight: the factor of the loss of its rows. columns: those that are
-    read of a row, by the source's names. rows: all of its rows; of a stream the first ones. stream: if it is streamed.
+    read of a row, by the source's names. split: all of its rows; of a stream the first ones. stream: if it is streamed.
     """
 
     name: str
     weight: float
     loss_weight: float
     columns: Columns
-    rows: Split
+    split: Split
     stream: ShardedSplit | None = None
 
 
@@ -139,20 +139,20 @@ def join_sources(sources: Sequence[Source], into: Columns) -> Split:
     for source in sources:
         own_names = source.columns.names
         renamed = {own_names[own]: other for own, other in into.names.items() if own in own_names}
-        rows = source.rows.rows.select_columns([one for one in renamed if one in source.rows.rows.column_names])
+        rows = source.split.rows.select_columns([one for one in renamed if one in source.split.rows.column_names])
         moved = {one: other for one, other in renamed.items() if one != other and one in rows.column_names}
         tables[source.name] = rows.rename_columns(moved) if moved else rows
     tables = _weigh_equally(tables, into)
     first, *others = tables
     for name in others:
         tables[name] = _cast(tables[name], tables[first].features, name=name, first=first)
-    origins = Origins.join([source.rows.origins for source in sources])
-    numbers = np.repeat(np.arange(len(sources)), [len(source.rows.origins.names) for source in sources])
+    origins = Origins.join([source.split.origins for source in sources])
+    numbers = np.repeat(np.arange(len(sources)), [len(source.split.origins.names) for source in sources])
     return Split(
         "train",
         datasets.concatenate_datasets(list(tables.values())),
         replace(origins, sources=numbers.tolist()),
-        digest(*(f"{source.name} {source.rows.fingerprint}".encode() for source in sources)),
+        digest(*(f"{source.name} {source.split.fingerprint}".encode() for source in sources)),
     )
 
 

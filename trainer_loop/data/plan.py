@@ -203,7 +203,8 @@ def plan_data(
         if len(problems.lines) == known:
             splits = {name: name_labels_of_rows(split, section.columns) for name, split in splits.items()}
             sources = [
-                dataclasses.replace(source, rows=name_labels_of_rows(source.rows, source.columns)) for source in sources
+                dataclasses.replace(source, split=name_labels_of_rows(source.split, source.columns))
+                for source in sources
             ]
     return DataPlan(section, splits, streamed, labels, show_progress, sources, num_numbers)
 
@@ -217,16 +218,17 @@ def _check_sources(
     to `problems`.
     """
     found: dict[str, LabelNames] = {}
-    counts: dict[str, int | None] = {}
+    counts: dict[str, int] = {}
     for source in sources:
-        counts[source.name] = find_num_numbers({"train": source.rows}, source.columns)
+        num_numbers = find_num_numbers({"train": source.split}, source.columns)
+        counts |= {} if num_numbers is None else {source.name: num_numbers}
         wrong, warnings, labels = check_splits(
-            {"train": source.rows},
+            {"train": source.split},
             columns=source.columns,
             label_names=section.label_names,
             is_streamed=True,
             missing=section.missing,
-            num_numbers=counts[source.name],
+            num_numbers=num_numbers,
         )
         problems.lines += [name_source(line, source.name) for line in wrong]
         for warning in warnings:

@@ -246,13 +246,13 @@ def _read_source(section: DataSection, entry: Mapping[str, Any], say: Say) -> So
     )
     splits, stream, problems = read_splits(alone, say=lambda line: say(f"{name}: {line}"))
     refuse(problems)
-    rows = splits["train"]
-    there = list(rows.columns or rows.rows.column_names)
+    train = splits["train"]
+    there = list(train.columns or train.rows.column_names)
     stored = {part: own for own, name in columns.names.items() for part in columns.joined.get(name, [name])}
     if missing := [f"{part!r} for {own}" for part, own in stored.items() if part not in there]:
         told = f"no column {', '.join(missing)}; it has {enumerate_names(there)}: set its columns"
         raise UserError(f"data.train: {told}")
-    return Source(name, float(entry["weight"]), float(entry.get("loss_weight", 1)), columns, rows, stream)
+    return Source(name, float(entry["weight"]), float(entry.get("loss_weight", 1)), columns, train, stream)
 
 
 def _check_keys(section: DataSection) -> list[str]:

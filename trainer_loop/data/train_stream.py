@@ -93,7 +93,7 @@ def prepare_mixture(sources: Sequence[Source], encoding: Encoding, section: Data
         with naming_source(source.name):
             changes_number |= encode.changes_number(_first_row(texts[source.name]))
             own.say(f"train: {source.stream.title}")
-            tokens.append(_describe_head(source.rows, own).encode())
+            tokens.append(_describe_head(source.split, own).encode())
     mixed = MixedStream(
         {name: _join_texts(stream, encode) for name, stream in texts.items()} if changes_number else texts,
         weights=[source.weight for source in sources],
