@@ -222,27 +222,24 @@ class MixedStream:
             )
         names, drawn = list(self.streams), start["drawn"]
         places = {name: start["sources"].get(name, {"epoch": 0, "from": None}) for name in names}
-        readers = [
-            self._go_through(name, loss_weight, places[name])
-            for name, loss_weight in zip(names, self.loss_weights, strict=True)
-        ]
+        readers = [self._go_through(name, places[name]) for name in names]
         while True:
             for number in draw_sources(drawn, _DRAWN, weights=self.weights, seed=self.seed).tolist():
-                row = next(readers[number])
-                places[names[number]] = row.mark
+                name, loss_weight = names[number], self.loss_weights[number]
+                row, places[name] = next(readers[number])
                 drawn += 1
-                yield row._replace(mark={"drawn": drawn, "sources": dict(places)})
+                mark = {"drawn": drawn, "sources": dict(places)}
+                yield row._replace(weight=row.weight * loss_weight, source=name, mark=mark)
 
-    def _go_through(self, name: str, loss_weight: float, start: Mark) -> Iterator[Row]:
-        """The rows of a source from a place on, without end."""
+    def _go_through(self, name: str, start: Mark) -> Iterator[tuple[Row, Mark]]:
+        """The rows of a source from a place on, without end, each with the place behind it."""
         epoch, mark = start["epoch"], start["from"]
         with naming_source(name):
             while True:
                 is_empty = mark is None
                 for row in self.streams[name].read(epoch, mark):
                     is_empty = False
-                    place = {"epoch": epoch, "from": row.mark}
-                    yield row._replace(weight=row.weight * loss_weight, source=name, mark=place)
+                    yield row, {"epoch": epoch, "from": row.mark}
                 if is_empty:
                     raise UserError("data.train has no rows")
                 epoch, mark = epoch + 1, None
