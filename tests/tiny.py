@@ -2,7 +2,7 @@
 
 import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from trainer_loop.data.cut import Limits
 from trainer_loop.data.loader import EvaluationLoader, TrainLoader
 from trainer_loop.data.row_stream import Row
 from trainer_loop.data.run_data import RunData
-from trainer_loop.data.shards import Mark, Reading
+from trainer_loop.data.shards import Mark
 from trainer_loop.data.stream import StreamLoader
 from trainer_loop.engine import Engine
 from trainer_loop.evaluation import Evaluator
@@ -235,11 +235,10 @@ class ListStream:
 
     rows: Sequence[dict[str, Any]]
 
-    def read(self, epoch: int, mark: Mark | None = None) -> Reading[Row]:
-        start = mark or {"row": 0}
-        numbers = range(start["row"], len(self.rows))
-        encoded = (Row(self.rows[number], f"row {number}", len(self.rows[number]["input_ids"])) for number in numbers)
-        return Reading(((row, {"row": number + 1}) for number, row in zip(numbers, encoded, strict=True)), start)
+    def read(self, epoch: int, mark: Mark | None = None) -> Iterator[Row]:
+        for number in range(0 if mark is None else mark["row"], len(self.rows)):
+            length = len(self.rows[number]["input_ids"])
+            yield Row(self.rows[number], f"row {number}", length, mark={"row": number + 1})
 
 
 class Exported(RunOutput):

@@ -11,9 +11,9 @@ from accelerate import Accelerator
 from torch import nn
 
 from trainer_loop.data.batch_plan import Rows, halve_dearest
-from trainer_loop.data.largest import find_largest
 from trainer_loop.data.loader import Microbatch, TrainLoader, as_dummy
 from trainer_loop.data.run_data import RunData
+from trainer_loop.data.sample_microbatches import find_largest
 from trainer_loop.errors import UserError
 from trainer_loop.parallel.processes import sum_on_hosts
 from trainer_loop.runtime.memory import is_out_of_memory, release_memory

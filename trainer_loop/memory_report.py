@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer_loop.data.largest import find_largest
 from trainer_loop.data.loader import Microbatch, StepLoader, TrainLoader
-from trainer_loop.data.typical import take_typical
+from trainer_loop.data.sample_microbatches import find_largest, take_typical
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.loop import TrainingLoop
 from trainer_loop.parallel.memory_plan import Held, MemoryPlan, offload, plan_full, plan_whole, plan_zero2

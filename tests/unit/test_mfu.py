@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from trainer_loop.data.typical import find_typical
+from trainer_loop.data.sample_microbatches import find_typical
 from trainer_loop.runtime.peak_rates import find_peak_rate
 
 HALF = torch.bfloat16

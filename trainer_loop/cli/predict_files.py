@@ -13,9 +13,9 @@ from trainer_loop.cli.predict_arguments import Request
 from trainer_loop.data.checks import check_splits
 from trainer_loop.data.columns import Column, Columns, find_form
 from trainer_loop.data.joined_columns import find_fault_of_flags, list_flagged
-from trainer_loop.data.known_labels import read_known_labels
+from trainer_loop.data.labels import read_known_labels
 from trainer_loop.data.missing import Holes, settle_missing
-from trainer_loop.data.number_columns import check_numbers, count_numbers
+from trainer_loop.data.number_columns import count_numbers, find_num_numbers
 from trainer_loop.data.split import Split
 from trainer_loop.data.tables import WholeTable
 from trainer_loop.data.text_format import TextFormat
@@ -145,12 +145,14 @@ def _list_keys(columns: Columns) -> dict[str, str]:
 def _settle_rows(table: WholeTable, columns: Columns, *, missing: str) -> tuple[Split, list[int], list[str]]:
     """The rows that are going to be predicted, their numbers, and what is to be said of the others."""
     split = table.as_split(columns)
-    holes = Holes.of(columns)
-    settled, told = settle_missing(split, holes, missing=missing)
-    problems, _, _ = check_splits({"train": settled}, columns=columns, label_names=None, missing=missing)
+    settled, told = settle_missing(split, columns, missing=missing)
+    num_numbers = find_num_numbers({"train": settled}, columns)
+    problems, _, _ = check_splits(
+        {"train": settled}, columns=columns, label_names=None, missing=missing, num_numbers=num_numbers
+    )
     refuse(problems)
     gone = np.zeros(len(table), dtype=np.bool_)
-    for mask in holes.find(split.rows).values() if missing == "drop" else ():
+    for mask in Holes.of(columns).find(split.rows).values() if missing == "drop" else ():
         gone |= mask
     notes = [line.replace("dropped", "written without a prediction (missing=drop)") for line in told]
     return settled, np.flatnonzero(~gone).tolist(), notes
@@ -175,7 +177,6 @@ def _with_targets(
     """The columns, rows and notes with targets that are compared as they are, if these are in order in all rows."""
     try:
         labelled, also_kept, _ = _settle_rows(table, columns, missing=missing)
-        refuse(check_numbers({"train": labelled}, columns)[0])
     except UserError as error:
         return (
             columns.without_targets(),

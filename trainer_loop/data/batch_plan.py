@@ -257,16 +257,15 @@ def _read_shares(rows: np.ndarray, microbatches: np.ndarray, num_processes: int)
 
 def cut_batch(
     rows: Rows, lengths: Sequence[int] | np.ndarray, limits: Limits, *, groups: np.ndarray | None = None
-) -> list[list[Rows]]:
-    """Cut the rows of one batch into microbatches and deal them, as `BatchPlan` does: `[process][microbatch][row]`.
+) -> list[Share]:
+    """Cut the rows of one batch into microbatches and deal them to the processes, as `BatchPlan` does.
 
     lengths: tokens of these rows, at least 1 each. groups: of these rows, see `BatchPlan`. With fewer rows than
     processes some get none.
     """
     of_rows = None if groups is None else groups[:, None]
     cut = cut_batches(np.asarray(lengths, dtype=np.int64)[:, None], limits, groups=of_rows)
-    shares = _read_shares(np.asarray(rows)[cut.order[0]], cut.microbatches[0], limits.num_processes)
-    return [share.microbatches for share in shares]
+    return _read_shares(np.asarray(rows)[cut.order[0]], cut.microbatches[0], limits.num_processes)
 
 
 def halve_dearest(
@@ -294,7 +293,7 @@ def cut_evaluation(lengths: Sequence[int] | np.ndarray, limits: Limits) -> list[
     if len(lengths) > _FILLED_ROWS:
         return _cut_many(lengths, limits)
     dealt = cut_batch(list(range(len(lengths))), lengths, limits)
-    return [[np.array(rows) for rows in microbatches] for microbatches in dealt]
+    return [[np.array(rows) for rows in share.microbatches] for share in dealt]
 
 
 def _cut_many(lengths: np.ndarray, limits: Limits) -> list[list[np.ndarray]]:

@@ -11,19 +11,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from trainer_loop.data.arrow_types import as_typed_rows
-from trainer_loop.data.class_warnings import (
+from trainer_loop.data.column_values import find_fault, is_hole
+from trainer_loop.data.columns import Columns
+from trainer_loop.data.joined_columns import name_labels_of_rows
+from trainer_loop.data.label_warnings import (
     warn_of_spellings,
+    warn_of_stray_tags,
     warn_of_streamed_classes,
     warn_of_training_classes,
     warn_of_unscored_classes,
 )
-from trainer_loop.data.column_values import find_fault, is_hole
-from trainer_loop.data.columns import Columns
-from trainer_loop.data.joined_columns import name_labels_of_rows
-from trainer_loop.data.labels import LabelNames, RawLabel, describe_kind, name_labels
+from trainer_loop.data.labels import NAMING_KINDS, LabelNames, RawLabel, describe_kind, name_labels
 from trainer_loop.data.missing import HIDDEN, Test, find_rows, is_blank, is_hidden, is_unlabelled, read_column
+from trainer_loop.data.number_columns import find_fault_of_count
 from trainer_loop.data.split import Split
-from trainer_loop.data.tags import warn_of_stray_tags
 from trainer_loop.data.wording import did_you_mean, enumerate_names, enumerate_some, plural, shorten
 from trainer_loop.errors import UserError
 
@@ -31,7 +32,6 @@ _SHOWN = 5  # rows named per problem
 _READ_ROWS = 1000  # at a time
 _FILL = "fill it in or remove the row, or set data.missing=drop"
 _VALUES = re.compile(r"'[^']*'|\"[^\"]*\"|-?\d[\d.]*")  # in the text of a fault
-_NAMING_KINDS = ("classes", "integers", "texts", "true/false")
 
 
 def check_splits(
@@ -43,6 +43,7 @@ def check_splits(
     is_streamed: bool = False,
     missing: str = "refuse",
     known: LabelNames | None = None,
+    num_numbers: int | None = None,
     cuts: Sequence[str] = (),
 ) -> tuple[list[str], list[str], LabelNames | None]:
     """Check raw splits -> problems, warnings, and the classes (None without a label, or where they cannot be told).
@@ -52,6 +53,7 @@ def check_splits(
     is_streamed: the training rows are the first of a stream, which cannot tell all labels.
     missing: what became of rows with holes before; with `empty`, an empty text is as good as any.
     known: the classes where they were found already: of rows that are judged by a model that was trained.
+    num_numbers: how many numbers each row has to predict; None: any.
     cuts: the keys by which training rows were moved or left out, with their values.
     Works on some of the splits too, where the others could not be read.
     """
@@ -67,7 +69,7 @@ def check_splits(
                 may_be_empty = column.blank or missing == "empty"
                 problems += _check_texts(split, name, may_be_empty=may_be_empty, is_optional=column.optional)
             elif column.kind != "class":
-                problems += _check_values_of(split, read, own)
+                problems += _check_values_of(split, read, own, num_numbers)
     label = columns.label
     if label is None:
         return problems, warnings, None
@@ -116,12 +118,18 @@ def count_labels(split: Split, label: str) -> Counter[RawLabel]:
     return counts
 
 
+def count_raw_labels(split: Split, columns: Columns) -> Counter[RawLabel]:
+    """How many rows have each raw label; of lists of labels, how many elements of all rows."""
+    assert columns.label is not None, "there are labels"
+    return count_labels(flatten(split, columns.label) if columns.has_class_lists else split, columns.label)
+
+
 def _find_former_labels(train: Split, columns: Columns) -> Collection[RawLabel]:
     """The labels of the training rows before some were moved or left out; of label columns none, for they name all."""
     before, label = train.before, columns.label
     if before is None or label is None or label in columns.joined or label not in before.rows.column_names:
         return frozenset()
-    return frozenset(count_labels(flatten(before, label) if columns.has_class_lists else before, label))
+    return frozenset(count_raw_labels(before, columns))
 
 
 def _explain_missing(split: Split, *, own: str, columns: Sequence[str]) -> list[str]:
@@ -135,18 +143,19 @@ def _explain_missing(split: Split, *, own: str, columns: Sequence[str]) -> list[
     ]
 
 
-def _check_values_of(split: Split, columns: Columns, own: str) -> list[str]:
+def _check_values_of(split: Split, columns: Columns, own: str, num_numbers: int | None) -> list[str]:
     """Values of all kinds but texts and single labels: looked at one by one."""
     name, column = columns.names[own], columns.declared[own]
     kind = columns.kind_of(own)
     other = None if column.per is None else columns.names.get(column.per)
     rows = split.rows.select_columns([each for each in dict.fromkeys((name, other)) if each in split.rows.column_names])
+    count = num_numbers if name == columns.numbers else None
     faults: dict[bool, dict[int, str]] = {True: {}, False: {}}  # of values that are missing, and of others
     for start in range(0, len(rows), _READ_ROWS):
         batch = rows.with_format(None)[start : start + _READ_ROWS]
         beside = batch.get(other, [None] * len(batch[name]))
         for row, (value, per) in enumerate(zip(batch[name], beside, strict=True), start):
-            fault = "is null" if value is None else find_fault(value, kind, per)
+            fault = "is null" if value is None else find_fault(value, kind, per) or find_fault_of_count(value, count)
             if fault is not None:
                 faults[is_hole(value, kind)][row] = fault
     return [
@@ -228,7 +237,7 @@ def _check_labels(
     train = splits.get("train")
     if train is not None and not len(train.rows):
         return [*problems, f"data.train: no row has a label in column {label!r}; at least one must"], [], None
-    if train is None or describe_kind(train.rows, label) not in _NAMING_KINDS:
+    if train is None or describe_kind(train.rows, label) not in NAMING_KINDS:
         return problems, [], None
 
     counts = count_labels(train, label)
@@ -298,14 +307,14 @@ def _check_kind(split: Split, *, label: str, train: Split | None) -> list[str]:
             f"{where} decimal numbers, such as {fraction}; classification needs integers, texts or "
             "true/false: make classes of them (1, not 1.0), or set task.name=sequence_regression, which learns numbers"
         ]
-    if kind not in _NAMING_KINDS:
+    if kind not in NAMING_KINDS:
         return [f"{where} {kind}; it must be one integer, text or true/false per row"]
     if train is None or train is split:
         return []
     of_train = describe_kind(train.rows, label)
     if {kind, of_train} == {"classes"}:
         return _compare_classes(split, label, train.rows.features[label].names)
-    if of_train in _NAMING_KINDS and kind != of_train and not {kind, of_train} <= {"classes", "integers"}:
+    if of_train in NAMING_KINDS and kind != of_train and not {kind, of_train} <= {"classes", "integers"}:
         return [f"{where} {kind}, such as {_first_value(split, label)}, data.train has {of_train}; write them alike"]
     return []
 

@@ -4,12 +4,13 @@ import contextlib
 import re
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import unquote
 
 from trainer_loop.config.secrets import MASK, is_secret
-from trainer_loop.data.files import NamedRows
 from trainer_loop.data.given_rows import read_dicts
+from trainer_loop.data.split import Split
 from trainer_loop.data.wording import enumerate_names
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.host import expand_home
@@ -20,7 +21,7 @@ _LONGEST_MESSAGE = 300
 _SHORTEST_PART = 3  # of an address, that is looked for in an error message
 
 
-def read_query(sql: str, connection: str, *, columns: Collection[str] | None) -> NamedRows:
+def read_query(sql: str, connection: str, *, columns: Collection[str] | None) -> Split:
     """The rows that a query returns, in its order.
 
     Args:
@@ -42,7 +43,7 @@ def read_query(sql: str, connection: str, *, columns: Collection[str] | None) ->
         dicts = [{names[place]: row[place] for place in read} for row in rows]
     if not dicts:
         raise UserError(f"{place}: the query returns no rows")
-    return NamedRows(read_dicts(dicts, place=place, columns=columns).rows, names)
+    return replace(read_dicts(dicts, place=place, columns=columns), columns=names)
 
 
 def name_database(connection: str) -> str:

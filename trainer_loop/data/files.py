@@ -1,17 +1,22 @@
-"""Files: what a spec stands for, and reading files of any known kind into one split."""
+"""Files: what a spec stands for, reading files of any known kind into one split, and opening them as a stream.
+
+Text files remember the byte that the next row begins at, so finding it again costs nothing however large the file is.
+"""
 
 import contextlib
 import glob
 import json
 import os
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import datasets
 import pyarrow as pa
 
-from trainer_loop.data.arrow_files import keep_converted
+from trainer_loop.data.arrow_files import as_held, find_features, keep_converted
 from trainer_loop.data.arrow_types import make_dataset
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.fingerprint import check_unchanged, digest, digest_file, digest_rows
@@ -19,7 +24,8 @@ from trainer_loop.data.folders import find_saved_files
 from trainer_loop.data.formats.arrow import map_arrow
 from trainer_loop.data.formats.by_suffix import EXTENSIONS, open_file, read_each
 from trainer_loop.data.formats.parquet import map_parquet
-from trainer_loop.data.row_functions import RowFunctions
+from trainer_loop.data.row_functions import Kept, RowFunctions
+from trainer_loop.data.shards import Batch, Mark, Shard, ShardedSplit
 from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.tables import read_table
 from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
@@ -39,6 +45,7 @@ _OTHER_EXTENSIONS = (
     *(".pkl", ".pickle", ".joblib", ".npy", ".npz", ".h5", ".hdf5", ".sqlite", ".pt", ".pth", ".bin", ".safetensors"),
     *(".py", ".ipynb", ".yaml", ".yml", ".md", ".html", ".xml"),
 )
+_HASHED_BYTES = 1 << 20  # of every file of a stream; all of them would take as long as reading it
 
 
 def is_file_spec(spec: str, *, hub: bool) -> bool:
@@ -80,46 +87,80 @@ def read_files(
     """The rows of all files, one file after the other; other columns than those of the task are not read.
 
     columns: None for all; one whose type is not known, or not alike in all files, is then refused. functions: what is
-    done to each row, with all its columns, before. Raises UserError with the problems of all files.
+    done to each row, with all its columns, before; the fingerprint is then that of the rows, which depend on code, too.
+    Raises UserError with the problems of all files.
     """
-    if functions is not None:
-        assert columns is not None, "functions are for tasks that declare columns"
-        return _read_changed(files, split=split, columns=columns, text_format=text_format, functions=functions)
 
-    def read_one(file: str) -> tuple[NamedRows, Origins, str]:
-        content = digest_file(Path(file))
-        with _unchanged(file, content):
-            return *_read_file(file, content=content, columns=columns, text_format=text_format), content
-
-    parts, origins, contents = zip(*read_each(files, read_one), strict=True)
-    wanted = set.intersection(*(set(part.names) for part in parts)) if columns is None else set(columns.stored)
-    joined, names = join_rows(parts, files=files, contents=contents, wanted=wanted)
-    kinds = [
-        f"{Path(file).suffix.lower()} {content} {text_format.fingerprint(file)}".rstrip()
-        for file, content in zip(files, contents, strict=True)
-    ]
-    fingerprint = digest(*(kind.encode() for kind in kinds))
-    return Split(split, joined, Origins.join(origins), fingerprint, names)
-
-
-def _read_changed(
-    files: Sequence[str], *, split: str, columns: Columns, text_format: TextFormat, functions: RowFunctions
-) -> Split:
-    """As `read_files`; the fingerprint is that of the rows, for they depend on code, too."""
+    counts: list[Kept] = []
 
     def read_one(file: str) -> Split:
-        with _unchanged(file, digest_file(Path(file))):
-            shard = open_file(file, columns=None, text_format=text_format)
-            return read_table(functions.over(shard, columns=columns.stored), columns=columns.stored).as_split(columns)
+        content = digest_file(Path(file))
+        with _unchanged(file, content):
+            if functions is None:
+                read = _read_file(file, content=content, columns=columns, text_format=text_format)
+            else:
+                assert columns is not None, "functions are for tasks that declare columns"
+                shard = open_file(file, columns=None, text_format=text_format)
+                changed = functions.over(shard, columns=columns.stored, on_end=counts.append)
+                read = read_table(changed, columns=columns.stored).as_split(columns)
+        kind = f"{Path(file).suffix.lower()} {content} {text_format.fingerprint(file)}".rstrip()
+        return replace(read, name=file, fingerprint=kind)
 
-    read = list(zip(files, read_each(files, read_one), strict=True))
-    kept = [(file, part) for file, part in read if len(part.rows)]
-    if not kept:
-        raise UserError(functions.explain_nothing(split))
-    named = [file for file, _ in kept]
-    parts = [NamedRows(part.rows, part.columns) for _, part in kept]
-    joined, names = join_rows(parts, files=named, contents=named, wanted=set(columns.stored))
-    return Split(split, joined, Origins.join([part.origins for _, part in kept]), digest_rows(joined), names)
+    parts = read_each(files, read_one)
+    if functions is not None:
+        parts = [part for part in parts if len(part.rows)]
+        if not parts:
+            raise UserError(functions.explain_nothing(split))
+    joined = join_files(split, parts, wanted=None if columns is None else columns.stored)
+    if functions is None:
+        return joined
+    functions.tell(split, counts)
+    return replace(joined, fingerprint=digest_rows(joined.rows))
+
+
+def open_files(
+    files: Sequence[str],
+    *,
+    columns: Sequence[str],
+    text_format: TextFormat = DEFAULT_FORMAT,
+    functions: RowFunctions | None = None,
+) -> ShardedSplit:
+    """Files, one after the other. Raises UserError with the problems of all files.
+
+    columns: those that are read. functions: what is done to each row, with all its columns, before.
+    """
+    shards = read_each(files, partial(_open_file, columns=columns, text_format=text_format, functions=functions))
+    parts = [f"{_digest_head(file)} {text_format.fingerprint(file)}".rstrip() for file in files]
+    fingerprint = digest(*(part.encode() for part in parts))
+    split = ShardedSplit(shards, files[0] if len(files) == 1 else f"{len(files):,} files", fingerprint)
+    return split if functions is None else functions.mark_stream(split)
+
+
+def _open_file(
+    path: str, *, columns: Collection[str], text_format: TextFormat, functions: RowFunctions | None
+) -> Shard:
+    """A file of any known kind, with these columns in types that rows can hold."""
+    shard = open_file(path, columns=None if functions is not None else columns, text_format=text_format)
+    shard = shard if functions is None else functions.over_streamed(shard, columns=columns)
+    if shard.whole_only is not None:
+        raise UserError(shard.whole_only)
+    if shard.schema is None:
+        return shard
+    features = find_features(shard.schema, path=path, wanted=columns)
+
+    def read(mark: Mark | None) -> Iterator[Batch]:
+        for batch in shard.batches(mark):
+            assert isinstance(batch.rows, pa.Table), "a file with a schema has tables"
+            yield replace(batch, rows=as_held(batch.rows, features))
+
+    return replace(shard, batches=read, features=features)
+
+
+def _digest_head(path: str) -> str:
+    """A hash of the kind of a file, its size and its first MiB."""
+    with Path(path).open("rb") as file:
+        head = file.read(_HASHED_BYTES)
+    return digest(Path(path).suffix.lower().encode(), str(Path(path).stat().st_size).encode(), head)
 
 
 @contextlib.contextmanager
@@ -180,9 +221,7 @@ def _describe_folder(path: Path) -> str:
     return did_you_mean(path.name, names) or f"; {folder.absolute()} has {enumerate_some(names)}"
 
 
-def _read_file(
-    path: str, *, content: str, columns: Columns | None, text_format: TextFormat
-) -> tuple["NamedRows", Origins]:
+def _read_file(path: str, *, content: str, columns: Columns | None, text_format: TextFormat) -> Split:
     """content: a hash of its bytes."""
     wanted = None if columns is None else columns.stored
     shard = open_file(path, columns=wanted, text_format=text_format)
@@ -196,10 +235,10 @@ def _read_file(
             if not table.names:
                 raise UserError(f"{table.origins.place(0)} and all rows behind it are objects without names")
             arrays = table.as_arrays(wanted=wanted or (), label=None if columns is None else columns.label)
-            return NamedRows(make_dataset(arrays, table.names, len(table)), table.names), table.origins
+            return Split(path, make_dataset(arrays, table.names, len(table)), table.origins, "", table.names)
     if not len(rows):
         raise UserError(f"{path} has no rows")
-    return NamedRows(rows, names), Origins.of(f"{path} row", len(rows))
+    return Split(path, rows, Origins.of(f"{path} row", len(rows)), "", names)
 
 
 def _stamp(path: str) -> tuple[int, int, int]:
@@ -208,75 +247,67 @@ def _stamp(path: str) -> tuple[int, int, int]:
     return facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
-class NamedRows(NamedTuple):
-    """Rows of one file, and the names of all its columns, of which some were read."""
+def join_files(name: str, parts: Sequence[Split], *, wanted: Collection[str] | None) -> Split:
+    """The rows of files, one after the other, with the columns that all have in types that go together.
 
-    rows: datasets.Dataset
-    names: Sequence[str]
-
-
-def join_rows(
-    parts: Sequence[NamedRows], *, files: Sequence[str], contents: Sequence[str], wanted: Collection[str]
-) -> tuple[datasets.Dataset, list[str]]:
-    """One after the other, with the columns that all have in types that go together; and the names of all columns.
-
-    contents: what tells the rows of one file from others, such as a hash of its bytes. Raises UserError where a wanted
-    column is not among them.
+    name: of the split. parts: the rows of each file, by its name; their fingerprints tell them from others. wanted:
+    None for the columns that all files have. Raises UserError where a wanted column cannot be had.
     """
+    if wanted is None:
+        wanted = set.intersection(*(set(part.columns) for part in parts))
     problems: list[str] = []
     features = datasets.Features()
     types = [part.rows.features for part in parts]  # asked for once: each time it is a copy of all
-    for name in dict.fromkeys(name for part in types for name in part):
+    for column in dict.fromkeys(column for part in types for column in part):
         try:
-            features[name] = _join_feature(name, parts, types, files=files)
+            features[column] = _join_feature(column, parts, types)
         except UserError as error:
-            problems += error.problems if name in wanted else []
+            problems += error.problems if column in wanted else []
     refuse(problems)
-    names = list(dict.fromkeys(name for part in parts for name in part.names))
-    if not features:  # one that stands in for none, and is not in all files
-        return make_dataset({}, names, sum(len(part.rows) for part in parts)), names
-    joined = [
-        _cast(part.rows.select_columns(list(features)), features, path=file, content=content)
-        for part, file, content in zip(parts, files, contents, strict=True)
-    ]
-    return datasets.concatenate_datasets(joined), names
+    names = list(dict.fromkeys(column for part in parts for column in part.columns))
+    if features:
+        rows = datasets.concatenate_datasets([_cast(part, features) for part in parts])
+    else:  # one that stands in for none, and is not in all files
+        rows = make_dataset({}, names, sum(len(part.rows) for part in parts))
+    fingerprint = digest(*(part.fingerprint.encode() for part in parts))
+    return Split(name, rows, Origins.join([part.origins for part in parts]), fingerprint, names)
 
 
-def _cast(rows: datasets.Dataset, features: datasets.Features, *, path: str, content: str) -> datasets.Dataset:
+def _cast(part: Split, features: datasets.Features) -> datasets.Dataset:
     """Where rows are mapped, into the cache: of its own datasets writes beside the file that they are mapped from."""
+    rows = part.rows.select_columns(list(features))
     if rows.features == features:
         return rows
     try:
         if not rows.cache_files:
             return rows.cast(features)
         return keep_converted(
-            path,
-            key=digest(b"cast", content.encode(), json.dumps(features.to_dict()).encode()),
+            part.name,
+            key=digest(b"cast", part.fingerprint.encode(), json.dumps(features.to_dict()).encode()),
             convert=lambda target: rows.cast(features, cache_file_name=target, load_from_cache_file=False),
         )
     except pa.ArrowInvalid as error:
         raise UserError(
-            f"{path} does not go together with the others: {in_one_line(error)}; make them alike"
+            f"{part.name} does not go together with the others: {in_one_line(error)}; make them alike"
         ) from error
 
 
-def _join_feature(
-    name: str, parts: Sequence[NamedRows], types: Sequence[datasets.Features], *, files: Sequence[str]
-) -> Any:
+def _join_feature(column: str, parts: Sequence[Split], types: Sequence[datasets.Features]) -> Any:
     """The type of a column over all files. Raises UserError where a file lacks it or has an unlike type."""
-    problems = [
-        f"{file} has no column {name!r}; it has {enumerate_names(part.names)}{did_you_mean(name, part.names)}"
-        for file, part, present in zip(files, parts, types, strict=True)
-        if name not in present
+    lacking = [
+        f"{part.name} has no column {column!r}; it has {enumerate_names(part.columns)}"
+        f"{did_you_mean(column, part.columns)}"
+        for part, present in zip(parts, types, strict=True)
+        if column not in present
     ]
-    refuse(problems)
-    common = types[0][name]
-    for file, present in zip(files, types, strict=True):
-        joined = _common_feature(common, present[name])
+    refuse(lacking)
+    common = types[0][column]
+    for part, present in zip(parts, types, strict=True):
+        joined = _common_feature(common, present[column])
         if joined is None:
             raise UserError(
-                f"column {name!r} has one type in {files[0]} ({common}) and another in {file} ({present[name]}); make "
-                "them alike"
+                f"column {column!r} has one type in {parts[0].name} ({common}) and another in {part.name} "
+                f"({present[column]}); make them alike"
             )
         common = joined
     return common

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from trainer_loop.data.arrow_files import find_features, hold, telling_damage
 from trainer_loop.data.arrow_types import as_rows, make_dataset
-from trainer_loop.data.files import NamedRows
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.images import as_plain
 from trainer_loop.data.loader import RowSource
-from trainer_loop.data.split import Origins
+from trainer_loop.data.split import Origins, Split
 from trainer_loop.data.tokens import TokenisedSplit
 from trainer_loop.data.values import make_arrays
 from trainer_loop.data.wording import enumerate_some, shorten
@@ -26,13 +25,13 @@ _SHOWN = 5  # rows of the wrong kind that are told in full
 _HASHED_ROWS = 64  # of those that only Python can read
 
 
-def as_dataset(rows: Any, *, place: str, columns: Collection[str] | None = None) -> NamedRows:
+def as_dataset(rows: Any, *, place: str, columns: Collection[str] | None = None) -> Split:
     """Columns of texts and labels: from a datasets.Dataset, a table of pandas, polars or Arrow, or rows that are dicts.
 
     place: how errors call it. columns: those that are read; None: all. Raises UserError for anything else.
     """
     if isinstance(rows, datasets.Dataset):
-        return NamedRows(rows, rows.column_names)
+        return make_split(rows, rows.column_names, place)
     if hasattr(rows, "__arrow_c_stream__") or hasattr(rows, "__arrow_c_array__"):  # pandas, polars and pyarrow have one
         return _read_table(rows, place=place, columns=columns)
     if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, (Iterable, torch.utils.data.Dataset)):
@@ -52,7 +51,7 @@ def as_dataset(rows: Any, *, place: str, columns: Collection[str] | None = None)
     return read_dicts(listed, place=place, columns=columns)
 
 
-def _read_table(rows: Any, *, place: str, columns: Collection[str] | None) -> NamedRows:
+def _read_table(rows: Any, *, place: str, columns: Collection[str] | None) -> Split:
     library = type(rows).__module__.partition(".")[0]
     names: list[str] | None = None
     if library in ("pandas", "polars") and columns is not None:
@@ -60,7 +59,7 @@ def _read_table(rows: Any, *, place: str, columns: Collection[str] | None) -> Na
         names = list(by_name)
         wanted = [by_name[name] for name in names if name in columns]
         if not wanted:
-            return NamedRows(make_dataset({}, names, len(rows)), names)
+            return make_split(make_dataset({}, names, len(rows)), names, place)
         rows = rows[wanted]  # others may hold what Arrow has no type for
     try:
         table = pa.table(rows)
@@ -72,15 +71,20 @@ def _read_table(rows: Any, *, place: str, columns: Collection[str] | None) -> Na
     return _hold(table, names or table.column_names, place=place, columns=columns)
 
 
-def _hold(table: pa.Table, names: list[str], *, place: str, columns: Collection[str] | None) -> NamedRows:
+def _hold(table: pa.Table, names: list[str], *, place: str, columns: Collection[str] | None) -> Split:
     features = find_features(table.schema, path=place, wanted=columns)
     if not features:
-        return NamedRows(make_dataset({}, names, table.num_rows), names)
+        return make_split(make_dataset({}, names, table.num_rows), names, place)
     with telling_damage(place, "Arrow"):
-        return NamedRows(as_rows(hold(table, features)), names)
+        return make_split(as_rows(hold(table, features)), names, place)
 
 
-def read_dicts(rows: Sequence[Any], *, place: str, columns: Collection[str] | None) -> NamedRows:
+def make_split(rows: datasets.Dataset, names: Sequence[str], place: str) -> Split:
+    """Rows without a name and a fingerprint yet. names: of all columns. place: what the rows are counted in."""
+    return Split("", rows, Origins.of(f"{place} row", len(rows)), "", names)
+
+
+def read_dicts(rows: Sequence[Any], *, place: str, columns: Collection[str] | None) -> Split:
     """Columns of rows that are dicts; a key that a row lacks is null there. place: how errors call the rows.
 
     columns: those that are read, NaN as null; None: all, as JSON where their values are of several kinds.
@@ -99,7 +103,7 @@ def read_dicts(rows: Sequence[Any], *, place: str, columns: Collection[str] | No
     names = list(keys)
     read = [name for name in names if columns is None or name in columns]
     if not read:
-        return NamedRows(make_dataset({}, names, len(rows)), names)
+        return make_split(make_dataset({}, names, len(rows)), names, place)
     listed = {name: [as_plain(values.get(keys[name])) for values in rows] for name in read}
     table = pa.table(make_arrays(listed, wanted=columns or (), place=place_of))
     return _hold(table, names, place=place, columns=columns)

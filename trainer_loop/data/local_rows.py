@@ -11,7 +11,7 @@ from trainer_loop.components import locate
 from trainer_loop.config.named_sets import is_query, parse_set
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.database import name_database, read_query
-from trainer_loop.data.files import EXTENSIONS, NamedRows, find_files, is_file_spec, read_files
+from trainer_loop.data.files import EXTENSIONS, find_files, is_file_spec, read_files
 from trainer_loop.data.fingerprint import digest_rows
 from trainer_loop.data.folders import is_image_folder, read_image_folder
 from trainer_loop.data.given_rows import as_dataset, read_dicts
@@ -30,7 +30,7 @@ def read_local(
     functions: what is done to each row, with all its columns, before.
     """
     key, wanted = f"data.{split}", columns if functions is None else None  # functions are given all columns
-    if isinstance(spec, (datasets.Dataset, NamedRows)):
+    if isinstance(spec, Split):
         return _change(given_split(spec, name=split, columns=wanted), functions, columns)
     if not is_query(spec):
         check_spec(spec, key=key)
@@ -43,10 +43,10 @@ def read_local(
         )
     place = f"{key}={spec}"
     returned = call_rows_function(spec, split=split, seed=seed)
-    rows = _as_dataset(returned, place=place, dotted=spec, wanted=None if wanted is None else wanted.stored)
-    if not len(rows.rows):
+    read = _as_split(returned, place=place, dotted=spec, wanted=None if wanted is None else wanted.stored)
+    if not len(read.rows):
         raise UserError(f"{place} returned no rows")
-    return _change(_make_split(split, rows, place=spec, columns=wanted), functions, columns)
+    return _change(_name_rows(read, split, place=spec, columns=wanted), functions, columns)
 
 
 def read_source(
@@ -60,8 +60,8 @@ def read_source(
     if is_query(spec):
         wanted = columns if functions is None else None
         with under(f"{key}: "):
-            rows = read_query(**spec, columns=None if wanted is None else wanted.stored)
-        read = _make_split(split, rows, place=name_database(spec["connection"]), columns=wanted)
+            read = read_query(**spec, columns=None if wanted is None else wanted.stored)
+        read = _name_rows(read, split, place=name_database(spec["connection"]), columns=wanted)
         return _change(read, functions, columns)
     specs = [spec] if isinstance(spec, str) else list(spec)
     with under(f"{key}={specs[0]}: "):
@@ -88,18 +88,16 @@ def check_spec(spec: Any, *, key: str) -> list[str]:
     return specs
 
 
-def given_split(given: NamedRows | datasets.Dataset, *, name: str, columns: Columns | None) -> Split:
+def given_split(given: Split, *, name: str, columns: Columns | None) -> Split:
     """Rows that were made in Python. columns: None for all. Raises UserError where there is none."""
-    rows, names = given if isinstance(given, NamedRows) else (given, given.column_names)
-    if not len(rows):
+    if not len(given.rows):
         raise UserError(f"data.{name}: no rows were given")
-    return _make_split(name, NamedRows(rows, names), place=name, columns=columns)
+    return _name_rows(given, name, place=name, columns=columns)
 
 
-def _make_split(name: str, rows: NamedRows, *, place: str, columns: Columns | None) -> Split:
-    """Of rows that no file holds; the fingerprint is of what is in the columns that are read."""
-    read, names = rows
-    split = Split(name, read, Origins.of(f"{place} row", len(read)), "", names)
+def _name_rows(read: Split, name: str, *, place: str, columns: Columns | None) -> Split:
+    """Rows that no file holds as a split; the fingerprint is of what is in the columns that are read."""
+    split = replace(read, name=name, origins=Origins.of(f"{place} row", len(read.rows)))
     split = split if columns is None else with_plain_columns(split, columns)
     return replace(split, fingerprint=digest_rows(split.rows))
 
@@ -124,7 +122,7 @@ def call_rows_function(spec: str, *, split: str, seed: int) -> Any:
     return found(seed=seed) if takes_seed else found()
 
 
-def _as_dataset(returned: Any, *, place: str, dotted: str, wanted: Collection[str] | None) -> NamedRows:
+def _as_split(returned: Any, *, place: str, dotted: str, wanted: Collection[str] | None) -> Split:
     if isinstance(returned, datasets.Dataset) or hasattr(returned, "__arrow_c_stream__"):
         return as_dataset(returned, place=place, columns=wanted)
     is_rows = isinstance(returned, Iterable) and not isinstance(

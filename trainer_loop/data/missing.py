@@ -107,7 +107,7 @@ def has_classes(shard: Shard, label: str | None) -> bool:
     return shard.features is not None and isinstance(shard.features.get(label), datasets.ClassLabel)
 
 
-def settle_missing(split: Split, holes: Holes, *, missing: str) -> tuple[Split, list[str]]:
+def settle_missing(split: Split, columns: Columns, *, missing: str) -> tuple[Split, list[str]]:
     """The split with its holes as `data.missing` says, and lines for a person on what became of them.
 
     refuse: as it is; the check of the rows tells. drop: without the rows that have holes; those that are left keep
@@ -115,6 +115,7 @@ def settle_missing(split: Split, holes: Holes, *, missing: str) -> tuple[Split, 
     """
     if missing == "refuse":
         return split, []
+    holes = Holes.of(columns)
     found = holes.find(split.rows)
     if missing == "empty":
         texts = [name for name in found if name in holes.texts and _may_be_text(split.rows.features[name])]

@@ -1,10 +1,10 @@
 """Training rows of several sources, drawn by weights: a pure function of (seed, epoch)."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import datasets
 import numpy as np
@@ -13,12 +13,11 @@ import pyarrow as pa
 from trainer_loop.data.columns import GROUP, WEIGHT, Columns
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.permutation import MANY_ROWS, Order, Permutation
+from trainer_loop.data.shards import ShardedSplit
 from trainer_loop.data.split import Indices, Origins, Split
 from trainer_loop.data.wording import enumerate_some
 from trainer_loop.errors import UserError, refuse
 from trainer_loop.runtime.randomness import permute
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,35 +114,45 @@ def _go_through(rows: Indices, start: int, count: int, seed: int, name: str) -> 
     return np.concatenate(parts)
 
 
-def join_sources(splits: Mapping[str, Split], columns: Mapping[str, Columns], into: Columns) -> Split:
+@dataclass(frozen=True)
+class Source:
+    """A source of a mixture.
+
+    weight: its share of the rows, in any unit. loss_weight: the factor of the loss of its rows. columns: those that are
+    read of a row, by the source's names. split: all of its rows; of a stream the first ones. stream: if it is streamed.
+    """
+
+    name: str
+    weight: float
+    loss_weight: float
+    columns: Columns
+    split: Split
+    stream: ShardedSplit | None = None
+
+
+def join_sources(sources: Sequence[Source], into: Columns) -> Split:
     """The training rows of all sources as one split, which knows of each row its source.
 
-    Args:
-        splits: The rows of each source.
-        columns: The user's columns of each source, by the task's.
-        into: The names that they get.
-
-    Raises:
-        UserError: Their columns are of unlike types.
+    into: the columns, by the names that they get. Raises UserError where columns are of unlike types.
     """
     tables: dict[str, datasets.Dataset] = {}
-    for name, split in splits.items():
-        own_names = columns[name].names
+    for source in sources:
+        own_names = source.columns.names
         renamed = {own_names[own]: other for own, other in into.names.items() if own in own_names}
-        rows = split.rows.select_columns([one for one in renamed if one in split.rows.column_names])
+        rows = source.split.rows.select_columns([one for one in renamed if one in source.split.rows.column_names])
         moved = {one: other for one, other in renamed.items() if one != other and one in rows.column_names}
-        tables[name] = rows.rename_columns(moved) if moved else rows
+        tables[source.name] = rows.rename_columns(moved) if moved else rows
     tables = _weigh_equally(tables, into)
     first, *others = tables
     for name in others:
         tables[name] = _cast(tables[name], tables[first].features, name=name, first=first)
-    origins = Origins.join([split.origins for split in splits.values()])
-    sources = np.repeat(np.arange(len(splits)), [len(split.origins.names) for split in splits.values()])
+    origins = Origins.join([source.split.origins for source in sources])
+    numbers = np.repeat(np.arange(len(sources)), [len(source.split.origins.names) for source in sources])
     return Split(
         "train",
         datasets.concatenate_datasets(list(tables.values())),
-        replace(origins, sources=sources.tolist()),
-        digest(*(f"{name} {split.fingerprint}".encode() for name, split in splits.items())),
+        replace(origins, sources=numbers.tolist()),
+        digest(*(f"{source.name} {source.split.fingerprint}".encode() for source in sources)),
     )
 
 
@@ -178,27 +187,7 @@ def _find_kind(feature: Any) -> str:
     return next((kind for kind in ("string", "uint", "int", "float") if kind in dtype), dtype)
 
 
-def read_sources(
-    mixture: Sequence[Mapping[str, Any]], columns: Columns, read: Callable[[Mapping[str, Any], Columns], _T]
-) -> tuple[dict[str, _T], dict[str, Columns]]:
-    """What `read` makes of each source, and the user's columns of each, by the names of the sources.
-
-    Raises UserError with what is wrong with any of them.
-    """
-    made, own, problems = dict[str, _T](), dict[str, Columns](), list[str]()
-    for entry in mixture:
-        name = str(entry["name"])
-        try:
-            with naming_source(name):
-                own[name] = _bind_own_columns(entry.get("columns", {}), columns)
-                made[name] = read(entry, own[name])
-        except UserError as error:
-            problems += [_name_own_functions(line, entry) for line in error.problems]
-    refuse(problems)
-    return made, own
-
-
-def _bind_own_columns(names: Mapping[str, Any], columns: Columns) -> Columns:
+def bind_own_columns(names: Mapping[str, Any], columns: Columns) -> Columns:
     """The user's columns of a source. names: its `columns`. Raises UserError.
 
     null stands for the task's own name; for `data.weight`, it says that the rows have no weights.
@@ -219,7 +208,7 @@ def _bind_own_columns(names: Mapping[str, Any], columns: Columns) -> Columns:
     return Columns.of(columns.declared, given)
 
 
-def _name_own_functions(line: str, entry: Mapping[str, Any]) -> str:
+def name_own_functions(line: str, entry: Mapping[str, Any]) -> str:
     """A line about a source that has a filter or map of its own, by which name they stand there."""
     for key in ("filter", "map"):
         line = line.replace(f"data.{key}", key) if key in entry else line

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import datasets
 import numpy as np
 import numpy.typing as npt
 
@@ -19,42 +18,20 @@ def count_numbers(value: Any) -> int:
     return len(value) if isinstance(value, (list, tuple, Mapping)) else 1
 
 
-def check_numbers(
-    splits: Mapping[str, Split], columns: Columns, *, expected: int | None = None
-) -> tuple[list[str], int | None]:
-    """Check that rows without other faults have as many numbers as the first training row.
-
-    Args:
-        expected: How many there must be; None: as many as in the first training row.
-
-    Returns:
-        Problems, and how many numbers a row has; None if the task reads none, or there is no training row.
-    """
-    name = columns.numbers
-    if name is None:
-        return [], None
-    if expected is None:
-        if "train" not in splits or not len(splits["train"].rows):
-            return [], None
-        expected = count_numbers(splits["train"].rows[0][name])
-    problems = []
-    for split in splits.values():
-        counts = _count_each(split, name)
-        wrong = np.flatnonzero(counts != expected)
-        if len(wrong):
-            found, place = plural(int(counts[wrong[0]]), "number"), split.origins.place(int(wrong[0]))
-            problems.append(
-                f"data.{split.name}: column {name!r} has {found} in {place}, and {expected} in the first training row; "
-                "each row needs as many"
-            )
-    return problems, expected
+def find_num_numbers(splits: Mapping[str, Split], columns: Columns) -> int | None:
+    """How many numbers the first training row has that has some; None if none has, or the task reads none."""
+    name, train = columns.numbers, splits.get("train")
+    if name is None or train is None or name not in train.rows.column_names:
+        return None
+    values = (value for part in read_column(train.rows, name) for value in part.to_pylist() if value is not None)
+    return next((count for count in map(count_numbers, values) if count), None)
 
 
-def _count_each(split: Split, name: str) -> npt.NDArray[np.int64]:
-    """`[N]` numbers of each row."""
-    if isinstance(split.rows.features[name], datasets.Value):
-        return np.ones(len(split.rows), dtype=np.int64)
-    return np.array([count_numbers(value) for part in read_column(split.rows, name) for value in part.to_pylist()])
+def find_fault_of_count(value: Any, expected: int | None) -> str | None:
+    """What is wrong with how many numbers a value has, as the rest of a sentence. expected: None for any."""
+    if expected is None or count_numbers(value) == expected:
+        return None
+    return f"has {plural(count_numbers(value), 'number')} where the first training row has {expected}"
 
 
 def name_numbers(columns: Columns, count: int | None) -> list[str] | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trainer_loop.config.named_sets import is_query, name_sets, parse_set
-from trainer_loop.data.checks import check_splits, count_labels, flatten
+from trainer_loop.data.checks import check_splits, count_raw_labels
 from trainer_loop.data.column_values import KINDS_OF_TEXTS, list_texts
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.files import is_file_spec
@@ -20,14 +20,13 @@ from trainer_loop.data.joined_columns import name_labels_of_rows
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.loader import KeptRows
 from trainer_loop.data.local_rows import call_rows_function, given_split, read_source
-from trainer_loop.data.missing import Holes, settle_missing
-from trainer_loop.data.mixed_stream import StreamedSource
-from trainer_loop.data.mixture import name_source
-from trainer_loop.data.number_columns import check_numbers, name_numbers
+from trainer_loop.data.missing import settle_missing
+from trainer_loop.data.mixture import Source, name_source
+from trainer_loop.data.number_columns import find_num_numbers, name_numbers
 from trainer_loop.data.prepare import cut_validation, limit_splits
 from trainer_loop.data.report import SplitFacts, describe_data, measure_data
 from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.source import DataSection, Say, open_sources, read_splits
+from trainer_loop.data.source import DataSection, Say, read_sources, read_splits
 from trainer_loop.data.split import Split
 from trainer_loop.data.tokens import Encoder, Encoding, TokenisedSplit, tokenise_split
 from trainer_loop.data.train_stream import TrainStream, prepare_mixture, prepare_stream
@@ -52,7 +51,7 @@ class DataPlan:
     streamed: ShardedSplit | None
     labels: LabelNames | None
     show_progress: bool
-    sources: Sequence[StreamedSource] = ()
+    sources: Sequence[Source] = ()
     num_numbers: int | None = None
 
     @property
@@ -72,14 +71,10 @@ class DataPlan:
         if self.labels is None or self.columns.label is None or self.streamed is not None or self.sources:
             return None
         train = self.splits["train"]
-        label = self.columns.label
-        if not self.columns.has_class_lists:
-            return self.labels.count(count_labels(train, label))
-        assert self.columns.label_role is not None, "it has labels"
-        if self.columns.declared[self.columns.label_role].per is not None:
-            return self.labels.count(count_labels(flatten(train, label), label))
-        rows = train.rows.with_format(None)[label]
-        return self.labels.count(Counter(chain.from_iterable(set(labels or ()) for labels in rows)))
+        if self.columns.has_class_lists and not self.columns.has_word_tags:
+            rows = train.rows.with_format(None)[self.columns.label]
+            return self.labels.count(Counter(chain.from_iterable(set(labels or ()) for labels in rows)))
+        return self.labels.count(count_raw_labels(train, self.columns))
 
     def iterate_texts(self) -> Iterator[str]:
         """Every text of the training split, one after the other, without holding all of them."""
@@ -136,12 +131,16 @@ class DataPlan:
         table = as_dataset(rows, place="rows", columns=columns.stored)
         named = given_split(table, name="rows", columns=columns)
         try:
-            split, lines = settle_missing(named, Holes.of(columns), missing=self.section.missing)
+            split, lines = settle_missing(named, columns, missing=self.section.missing)
             problems, _, _ = check_splits(
-                {"rows": split}, columns=columns, label_names=None, missing=self.section.missing, known=self.labels
+                {"rows": split},
+                columns=columns,
+                label_names=None,
+                missing=self.section.missing,
+                known=self.labels,
+                num_numbers=self.num_numbers,
             )
             refuse(problems)
-            refuse(check_numbers({"rows": split}, columns, expected=self.num_numbers)[0])
         except UserError as error:
             raise UserError([problem.replace("data.rows", "rows") for problem in error.problems]) from error
         for line in lines:
@@ -167,7 +166,7 @@ def plan_data(
     """
     splits: dict[str, Split] = {}
     streamed: ShardedSplit | None = None
-    sources: Sequence[StreamedSource] = ()
+    sources: Sequence[Source] = ()
     labels: LabelNames | None = None
     num_numbers: int | None = None
     known = len(problems.lines)
@@ -176,8 +175,10 @@ def plan_data(
         splits, streamed, wrong = read_splits(put, show_progress=show_progress, say=say)
         problems.lines += wrong
         if section.mixture and section.streaming:
-            sources = problems.collect("", open_sources, put) or ()
-            labels = _check_sources(sources, put, warn=warn, problems=problems)
+            sources = problems.collect("", read_sources, put) or ()
+            labels, num_numbers = _check_sources(sources, put, warn=warn, problems=problems)
+        else:
+            num_numbers = find_num_numbers(splits, section.columns)
         wrong, warnings, labels = check_splits(
             splits,
             columns=section.columns,
@@ -186,6 +187,7 @@ def plan_data(
             is_streamed=section.streaming,
             missing=section.missing,
             known=labels,
+            num_numbers=num_numbers,
             cuts=section.cuts,
         )
         if section.cuts_validation:  # both were one file: what is wrong with all of it is told once
@@ -199,49 +201,43 @@ def plan_data(
         for warning in warnings:
             warn(warning)
         if len(problems.lines) == known:
-            wrong, num_numbers = check_numbers(splits, section.columns)
-            problems.lines += wrong
             splits = {name: name_labels_of_rows(split, section.columns) for name, split in splits.items()}
-            wrong, sources, of_sources = _settle_numbers(sources)
-            problems.lines += wrong
-            num_numbers = of_sources if sources else num_numbers
+            sources = [
+                dataclasses.replace(source, split=name_labels_of_rows(source.split, source.columns))
+                for source in sources
+            ]
     return DataPlan(section, splits, streamed, labels, show_progress, sources, num_numbers)
 
 
-def _settle_numbers(sources: Sequence[StreamedSource]) -> tuple[list[str], list[StreamedSource], int | None]:
-    """Sources whose first rows name their labels; how many numbers a row of theirs has to predict; what is wrong."""
-    problems, settled, counts = list[str](), list[StreamedSource](), dict[str, int | None]()
-    for source in sources:
-        wrong, counts[source.name] = check_numbers({"train": source.head}, source.columns)
-        problems += [name_source(line, source.name) for line in wrong]
-        settled.append(dataclasses.replace(source, head=name_labels_of_rows(source.head, source.columns)))
-    if len(set(counts.values())) > 1:
-        told = ", ".join(f"{name} {number}" for name, number in counts.items())
-        problems.append(f"data.mixture: sources have unlike many numbers a row: {told}; write them alike")
-    return problems, settled, next(iter(counts.values()), None)
-
-
 def _check_sources(
-    sources: Sequence[StreamedSource], section: DataSection, *, warn: Say, problems: Problems
-) -> LabelNames | None:
-    """Check the first rows of each source of a mixture; the classes, which must be the same in all of them.
+    sources: Sequence[Source], section: DataSection, *, warn: Say, problems: Problems
+) -> tuple[LabelNames | None, int | None]:
+    """Check the first rows of each source of a mixture -> the classes, and how many numbers a row has to predict.
 
-    What is wrong is added to `problems`. Returns None without a label, or where the classes could not be found.
+    Both must be the same in all sources; None where there are none, or they could not be found. What is wrong is added
+    to `problems`.
     """
     found: dict[str, LabelNames] = {}
+    counts: dict[str, int] = {}
     for source in sources:
+        num_numbers = find_num_numbers({"train": source.split}, source.columns)
+        counts |= {} if num_numbers is None else {source.name: num_numbers}
         wrong, warnings, labels = check_splits(
-            {"train": source.head},
+            {"train": source.split},
             columns=source.columns,
             label_names=section.label_names,
             is_streamed=True,
             missing=section.missing,
+            num_numbers=num_numbers,
         )
         problems.lines += [name_source(line, source.name) for line in wrong]
         for warning in warnings:
             warn(name_source(warning, source.name))
         if labels is not None:
             found[source.name] = labels
+    if len(set(counts.values())) > 1:
+        told = ", ".join(f"{name} {number}" for name, number in counts.items())
+        problems.lines.append(f"data.mixture: sources have unlike many numbers a row: {told}; write them alike")
     first = next(iter(found), "")
     for name, labels in found.items():
         here, there = _spell(labels), _spell(found[first])
@@ -250,7 +246,7 @@ def _check_sources(
                 f"data.mixture: the labels of {name} stand for {enumerate_some(here, at_most=_LABELS_SHOWN)}, those of "
                 f"{first} for {enumerate_some(there, at_most=_LABELS_SHOWN)}; write them alike"
             )
-    return found.get(first)
+    return found.get(first), next(iter(counts.values()), None)
 
 
 def _spell(labels: LabelNames) -> list[str]:

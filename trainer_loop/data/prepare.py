@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from trainer_loop.config.named_sets import parse_set, read_fold
+from trainer_loop.data.labels import NAMING_KINDS, describe_kind
 from trainer_loop.data.split import Indices, Split
 from trainer_loop.data.tokens import TokenisedSplit
 from trainer_loop.errors import UserError
@@ -17,7 +18,6 @@ from trainer_loop.runtime.randomness import derive_seed
 from trainer_loop.runtime.shares import take_share
 
 _Split = TypeVar("_Split", Split, TokenisedSplit)
-_CLASS_TYPES = ("int", "uint", "bool", "string", "large_string")  # of a column whose values can name classes
 
 
 def cut_validation(
@@ -84,11 +84,7 @@ def find_classes(rows: Any, label: str | None) -> Indices:
 
     rows: a datasets.Dataset where there is a label.
     """
-    feature = rows.features.get(label) if label is not None else None
-    is_class = isinstance(feature, datasets.ClassLabel) or (
-        isinstance(feature, datasets.Value) and feature.dtype.startswith(_CLASS_TYPES)
-    )
-    if label is None or not is_class:
+    if label is None or label not in rows.features or describe_kind(rows, label) not in NAMING_KINDS:
         return np.zeros(len(rows), dtype=np.int64)
     return number_values(rows, label)
 

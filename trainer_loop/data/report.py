@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trainer_loop.data.checks import count_labels, flatten
+from trainer_loop.data.checks import count_raw_labels
 from trainer_loop.data.column_values import KINDS_OF_TEXTS, list_texts
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.histogram import choose_whole_edges
@@ -128,15 +128,14 @@ def describe_data(facts: Mapping[str, SplitFacts]) -> list[str]:
 def _measure_labels(split: Split, columns: Columns, label_names: LabelNames) -> dict[str, Any]:
     """The fields of `SplitFacts` about labels."""
     assert columns.label is not None, "there are labels"
-    raw = flatten(split, columns.label) if columns.has_class_lists else split
-    counts = label_names.count(count_labels(raw, columns.label)).tolist()
+    raw = count_raw_labels(split, columns)
     unlabelled = None
     if columns.has_class_lists and not columns.has_word_tags:
         are_empty = find_rows(split.rows, columns.label, lambda lists: pc.equal(pc.list_value_length(lists), 0))
         unlabelled = int(are_empty.sum())
     return {
-        "labels": dict(zip(label_names.names, counts, strict=True)),
-        "labelled": len(raw.rows if columns.has_word_tags else split.rows),
+        "labels": dict(zip(label_names.names, label_names.count(raw).tolist(), strict=True)),
+        "labelled": raw.total() if columns.has_word_tags else len(split.rows),
         "unlabelled": unlabelled,
     }
 

@@ -3,9 +3,9 @@
 import copy
 import inspect
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -24,37 +24,26 @@ from trainer_loop.own_files import find_own_files
 Function = Callable[[dict[str, Any]], Any]
 
 
-@dataclass
-class Kept:
+class Kept(NamedTuple):
     """How many rows were read, and how many of them were kept."""
 
-    read: int = 0
-    kept: int = 0
-
-    def add(self, file: str, read: int, kept: int) -> None:
-        self.read += read
-        self.kept += kept
-
-    def describe(self, file: str = "") -> str:
-        """`90 of 100 rows were kept by data.filter, 10 left out`."""
-        of_file = f" of {file}" if file else ""
-        left_out = self.read - self.kept
-        return f"{self.kept:,} of {plural(self.read, 'row')}{of_file} were kept by data.filter, {left_out:,} left out"
+    read: int
+    kept: int
 
 
 @dataclass(frozen=True)
 class RowFunctions:
     """What is done to each raw row: first `filter` decides whether it is kept, then `map` changes it.
 
-    filter, map: the dotted paths. keep, change: the functions; None for none of these. on_end: is told the name of a
-    file, its rows, and those that were kept, each time that all of it was read.
+    filter, map: the dotted paths. keep, change: the functions; None for none of these. say: is told how many rows were
+    kept, in lines for a person.
     """
 
     filter: str | None
     map: str | None
     keep: Function | None
     change: Function | None
-    on_end: Callable[[str, int, int], None] = field(default=lambda file, read, kept: None)
+    say: Callable[[str], None] = lambda line: None
 
     def fingerprint(self) -> str:
         """Of the code: of the whole files in which the functions are, and of the user's files that these import."""
@@ -65,11 +54,18 @@ class RowFunctions:
             parts += [name, digest_file(file)] if name not in read else []
         return digest(*(part.encode(errors="replace") for part in parts))
 
-    def over(self, shard: Shard, *, columns: Collection[str], place: Callable[[int], str] | None = None) -> Shard:
+    def over(
+        self,
+        shard: Shard,
+        *,
+        columns: Collection[str],
+        on_end: Callable[[Kept], None],
+        place: Callable[[int], str] | None = None,
+    ) -> Shard:
         """A shard with all its columns, as one of the rows that are kept, with new columns.
 
-        columns: of those that the shard has, the ones that are needed further on. place: where a row stands, by its
-        number; None: in the shard.
+        columns: of those that the shard has, the ones that are needed further on. on_end: is told how many rows were
+        kept, each time that all of it was read. place: where a row stands, by its number; None: in the shard.
         """
 
         def read(mark: Mark | None) -> Iterator[Batch]:
@@ -80,17 +76,25 @@ class RowFunctions:
                 if len(made):
                     yield made
             if mark is None:
-                self.on_end(shard.title, num_read, num_kept)
+                on_end(Kept(num_read, num_kept))
 
         count = shard.count if self.keep is None else None
         return replace(shard, batches=read, count=count, is_filtered=self.keep is not None)
 
-    def over_stream(self, split: ShardedSplit, *, columns: Collection[str]) -> ShardedSplit:
-        """As `over`, of all shards."""
-        return self.mark_stream(replace(split, shards=[self.over(shard, columns=columns) for shard in split.shards]))
+    def over_streamed(self, shard: Shard, *, columns: Collection[str]) -> Shard:
+        """As `over`, of a shard of a stream; it is told once how many of its rows were kept."""
+        is_told = False
+
+        def tell(counts: Kept) -> None:
+            nonlocal is_told
+            if not is_told:
+                self.tell("train", [counts], of=f" of {shard.title}")
+            is_told = True
+
+        return self.over(shard, columns=columns, on_end=tell)
 
     def mark_stream(self, split: ShardedSplit) -> ShardedSplit:
-        """A stream whose shards are `over` ones: its rows are other ones than before."""
+        """A stream whose shards are `over_streamed` ones: its rows are other ones than before."""
         fingerprint = digest(split.fingerprint.encode(), self.fingerprint().encode())
         return replace(split, fingerprint=fingerprint, num_rows=split.num_rows if self.keep is None else None)
 
@@ -109,12 +113,22 @@ class RowFunctions:
         def place(number: int) -> str:
             return split.origins.place(number - 1)
 
+        counts: list[Kept] = []
         shard = Shard(split.name, "row", read, names=lambda: list(split.rows.column_names))
-        made = read_table(self.over(shard, columns=columns.stored, place=place), columns=columns.stored)
+        changed = self.over(shard, columns=columns.stored, on_end=counts.append, place=place)
+        made = read_table(changed, columns=columns.stored)
         if not len(made):
             raise UserError(self.explain_nothing(split.name))
+        self.tell(split.name, counts)
         rows = replace(made, origins=split.origins.select(made.origins.numbers - 1)).as_split(columns)
         return replace(rows, name=split.name, fingerprint=digest_rows(rows.rows))
+
+    def tell(self, split: str, counts: Sequence[Kept], *, of: str = "") -> None:
+        """`train: 90 of 100 rows were kept by data.filter, 10 left out`. of: which part of the split it is about."""
+        if self.filter is not None:
+            read, kept = map(sum, zip(*counts, strict=True))
+            told = f"{kept:,} of {plural(read, 'row')}{of} were kept by data.filter, {read - kept:,} left out"
+            self.say(f"{split}: {told}")
 
     def explain_nothing(self, split: str) -> str:
         """No row of a split was kept."""
@@ -159,7 +173,7 @@ class RowFunctions:
         return {name: as_plain(value) for name, value in found.items()}
 
 
-def load_functions(filter: str | None, map: str | None) -> RowFunctions | None:
+def load_functions(filter: str | None, map: str | None, say: Callable[[str], None]) -> RowFunctions | None:
     """The functions at the dotted paths `data.filter` and `data.map`; None where there is none. Raises UserError."""
     if filter is None and map is None:
         return None
@@ -167,7 +181,7 @@ def load_functions(filter: str | None, map: str | None) -> RowFunctions | None:
     keep = problems.collect("", _load, filter, "data.filter")
     change = problems.collect("", _load, map, "data.map")
     problems.refuse()
-    return RowFunctions(filter, map, keep, change)
+    return RowFunctions(filter, map, keep, change, say)
 
 
 def _load(dotted: str | None, key: str) -> Function | None:

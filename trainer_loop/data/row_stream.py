@@ -1,31 +1,38 @@
-"""The training rows of a stream, epoch after epoch, each of them checked when it is read."""
+"""The training rows of a stream, of one source or of a mixture of several, each of them checked when it is read."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from decimal import Decimal
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from trainer_loop.data.column_values import find_fault, is_hole, read_number
 from trainer_loop.data.columns import GROUP, WEIGHT, Columns
 from trainer_loop.data.joined_columns import join_values, list_flagged
 from trainer_loop.data.labels import LabelNames, RawLabel
 from trainer_loop.data.missing import HIDDEN, Holes, describe_dropped, has_classes
-from trainer_loop.data.number_columns import count_numbers
-from trainer_loop.data.shards import Mark, Reading, Shard, Values
+from trainer_loop.data.mixture import naming_source
+from trainer_loop.data.number_columns import find_fault_of_count
+from trainer_loop.data.shards import Mark, Shard, Values
+from trainer_loop.data.split import Indices
 from trainer_loop.data.values import is_encodable, read_field
-from trainer_loop.data.wording import did_you_mean, enumerate_some, plural, shorten
+from trainer_loop.data.wording import did_you_mean, enumerate_some, shorten
 from trainer_loop.errors import UserError
-from trainer_loop.runtime.randomness import permute
+from trainer_loop.runtime.randomness import derive_seed, permute
 
 _IS_NULL, _IS_EMPTY = _HOLES = ("is null", "is empty")
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 divided by the golden ratio
+_DRAWN = 1000  # rows whose sources are found together
 
 
 class Row(NamedTuple):
     """A row, and where it stands in the user's data.
 
     values: by the names of the task's columns, labels as class ids; once encoded, what the model sees. length: once
-    encoded, its tokens. weight: the factor of its loss. source: the name of its source, where there is a mixture.
+    encoded, its tokens. weight: the factor of its loss. source: the name of its source, where there is a mixture. mark:
+    where the row begins that follows it. number: in the epoch, before the shuffle, once the row is in a batch.
     """
 
     values: dict[str, Any]
@@ -33,12 +40,14 @@ class Row(NamedTuple):
     length: int = 0
     weight: float = 1.0
     source: str | None = None
+    mark: Mark | None = None
+    number: int = 0
 
 
 class Stream(Protocol):
     """Rows that are read from the first to the last, once an epoch."""
 
-    def read(self, epoch: int, mark: Mark | None = None) -> Reading[Row]:
+    def read(self, epoch: int, mark: Mark | None = None) -> Iterator[Row]:
         """The rows of this epoch from a mark on, None for all; the same ones every time."""
         ...
 
@@ -72,40 +81,33 @@ class RowStream:
         self._is_announced = False
         self._counted: set[tuple[str, str]] = set()  # shards whose dropped rows were told
 
-    def read(self, epoch: int, mark: Mark | None = None) -> Reading[Row]:
-        start = mark or {"shard": 0, "from": None}
+    def read(self, epoch: int, mark: Mark | None = None) -> Iterator[Row]:
+        first = 0 if mark is None else mark["shard"]
         order = permute(len(self.shards), self.seed, "shards", epoch)
-        return Reading(self._read([self.shards[index] for index in order], start), start)
-
-    def _read(self, shards: Sequence[Shard], start: Mark) -> Iterator[tuple[Row, Mark]]:
-        for place in range(start["shard"], len(shards)):
-            begin = start["from"] if place == start["shard"] else None
-            reader = shards[place].read(begin)
-            for row in self._read_shard(shards[place], reader, is_whole=begin is None):
-                yield row, {"shard": place, "from": reader.mark()}
+        for place in range(first, len(order)):
+            begin = mark["from"] if mark is not None and place == first else None
+            yield from self._read_shard(self.shards[order[place]], place, begin)
 
     def count_rows(self) -> int:
         """Rows of one epoch; those that nothing but reading tells are read, and checked."""
         must_read = self.missing == "drop"
         return sum(
-            sum(1 for _ in self._read_shard(shard, shard.read(), is_whole=True))
-            if shard.count is None or must_read
-            else shard.count()
+            sum(1 for _ in self._read_shard(shard, 0, None)) if shard.count is None or must_read else shard.count()
             for shard in self.shards
         )
 
-    def _read_shard(self, shard: Shard, reader: Reading[tuple[Values, int]], *, is_whole: bool) -> Iterator[Row]:
-        """The rows of a reader of a shard that can be trained on. is_whole: it reads from the first row on."""
+    def _read_shard(self, shard: Shard, place: int, begin: Mark | None) -> Iterator[Row]:
+        """The rows of a shard that can be trained on. place: of the shard in the epoch. begin: None for all rows."""
         are_classes = has_classes(shard, self._label)
         dropped = dict.fromkeys(self.columns.all, 0)
-        for read, number in reader:
+        for read, number, mark in shard.read(begin):
             values = join_values(read, self.columns.joined) if self.columns.joined else read
             if self.missing == "drop" and (lacking := self._holes.columns_of(values, are_classes=are_classes)):
                 dropped[lacking[0]] += 1
                 self._announce(shard.place(number), lacking[0])
             else:
-                yield self._check(values, shard, number)
-        if is_whole and (shard.name, shard.noun) not in self._counted:
+                yield self._check(values, shard, number, {"shard": place, "from": mark})
+        if begin is None and (shard.name, shard.noun) not in self._counted:
             self._counted.add((shard.name, shard.noun))
             for line in describe_dropped(shard.name, self._holes.name_holes(dropped)):
                 self.say(f"train: {line}")
@@ -118,7 +120,7 @@ class RowStream:
                 "number is told at the end of each file"
             )
 
-    def _check(self, values: Values, shard: Shard, number: int) -> Row:
+    def _check(self, values: Values, shard: Shard, number: int, mark: Mark) -> Row:
         place = shard.place(number)
         checked: dict[str, Any] = {}
         for own, name in self.columns.names.items():
@@ -139,16 +141,16 @@ class RowStream:
         checked.pop(GROUP, None)
         weight = read_number(checked.pop(WEIGHT, 1.0))
         assert weight is not None, "it was checked"
-        return Row(checked, place, weight=weight)
+        return Row(checked, place, weight=weight, mark=mark)
 
     def _find_fault(self, own: str, value: Any, values: Values) -> str | None:
         name, column = self.columns.names[own], self.columns.declared[own]
         if column.kind != "text":
             beside = None if column.per is None else values.get(self.columns.names.get(column.per, ""))
-            fault = _IS_NULL if value is None else find_fault(value, self._kinds[own], beside)
-            if fault is None and name == self.columns.numbers and count_numbers(value) != self.num_numbers:
-                return f"has {plural(count_numbers(value), 'number')} where the first row has {self.num_numbers}"
-            return fault
+            if value is None:
+                return _IS_NULL
+            count = self.num_numbers if name == self.columns.numbers else None
+            return find_fault(value, self._kinds[own], beside) or find_fault_of_count(value, count)
         if isinstance(value, str):
             if not value.isascii() and not is_encodable(value):
                 return "holds half of a surrogate pair, which is no character,"
@@ -186,14 +188,82 @@ class ChunkStream:
     encode: Callable[[Sequence[Row]], list[Row]]
     num_texts: int
 
-    def read(self, epoch: int, mark: Mark | None = None) -> Reading[Row]:
-        texts = self.texts.read(epoch, None if mark is None else mark["texts"])
-        start = mark or {"texts": texts.mark(), "used": 0}
-        return Reading(self._read(texts, start), start)
-
-    def _read(self, texts: Reading[Row], start: Mark) -> Iterator[tuple[Row, Mark]]:
-        rows, begin, used = iter(texts), start["texts"], start["used"]
-        while group := list(islice(rows, self.num_texts)):
+    def read(self, epoch: int, mark: Mark | None = None) -> Iterator[Row]:
+        begin, used = (None, 0) if mark is None else (mark["texts"], mark["used"])
+        texts = self.texts.read(epoch, begin)
+        while group := list(islice(texts, self.num_texts)):
             for number, chunk in enumerate(self.encode(group)[used:], start=used + 1):
-                yield chunk, {"texts": begin, "used": number}
-            begin, used = texts.mark(), 0
+                yield chunk._replace(mark={"texts": begin, "used": number})
+            begin, used = group[-1].mark, 0
+
+
+@dataclass(frozen=True)
+class MixedStream:
+    """The rows of several streams, each of which is read again and again, epoch after epoch.
+
+    It has one epoch without an end. A mark holds how many rows were drawn, and the epoch and the mark of each source.
+
+    streams: by the names of the sources. weights: of the sources, in any unit. loss_weights: factors of the weights of
+    their rows.
+    """
+
+    streams: Mapping[str, Stream]
+    _: KW_ONLY
+    weights: Sequence[float]
+    loss_weights: Sequence[float]
+    seed: int
+
+    def read(self, epoch: int, mark: Mark | None = None) -> Iterator[Row]:
+        start = mark or {"drawn": 0, "sources": {}}
+        if epoch or "sources" not in start:
+            raise UserError(
+                "data.mixture: the checkpoint is of a stream without a mixture, so there is no place in the sources to "
+                "go on from; choose another run_dir"
+            )
+        names, drawn = list(self.streams), start["drawn"]
+        places = {name: start["sources"].get(name, {"epoch": 0, "from": None}) for name in names}
+        readers = [self._go_through(name, places[name]) for name in names]
+        while True:
+            for number in draw_sources(drawn, _DRAWN, weights=self.weights, seed=self.seed).tolist():
+                name, loss_weight = names[number], self.loss_weights[number]
+                row, places[name] = next(readers[number])
+                drawn += 1
+                mark = {"drawn": drawn, "sources": dict(places)}
+                yield row._replace(weight=row.weight * loss_weight, source=name, mark=mark)
+
+    def _go_through(self, name: str, start: Mark) -> Iterator[tuple[Row, Mark]]:
+        """The rows of a source from a place on, without end, each with the place behind it."""
+        epoch, mark = start["epoch"], start["from"]
+        with naming_source(name):
+            while True:
+                is_empty = mark is None
+                for row in self.streams[name].read(epoch, mark):
+                    is_empty = False
+                    yield row, {"epoch": epoch, "from": row.mark}
+                if is_empty:
+                    raise UserError("data.train has no rows")
+                epoch, mark = epoch + 1, None
+
+    def describe(self) -> str:
+        """A line for a person."""
+        total = sum(self.weights)
+        shares = [f"{name} {weight / total:.1%}" for name, weight in zip(self.streams, self.weights, strict=True)]
+        return f"mixture: {'; '.join(shares)}"
+
+
+def draw_sources(start: int, count: int, *, weights: Sequence[float], seed: int) -> Indices:
+    """`[count]` the numbers of the sources of the rows `start`, `start + 1`, ... of a mixed stream.
+
+    Row i stands at i times the golden ratio, plus a hash of the seed, modulo 1 (a Weyl sequence), and each source has
+    a part of the interval from 0 to 1 that is as long as its share. The places fill the interval evenly, wherever the
+    sequence is entered: of any 10,000 consecutive rows each source has its share, give or take five rows.
+
+    >>> draw_sources(0, 12, weights=[2, 1], seed=0).tolist()
+    [0, 1, 0, 1, 0, 0, 1, 0, 0, 1, 0, 1]
+    >>> draw_sources(9, 3, weights=[2, 1], seed=0).tolist()
+    [1, 0, 1]
+    """
+    rows = np.arange(start, start + count, dtype=np.uint64)
+    places = rows * np.uint64(_GOLDEN) + np.uint64(2 * derive_seed(seed, "mixture"))  # modulo 2^64: exact for any row
+    ends = np.cumsum(np.asarray(weights, dtype=np.float64) / sum(weights))[:-1]
+    return np.searchsorted(ends, places / 2.0**64, side="right")

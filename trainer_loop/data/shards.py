@@ -5,7 +5,7 @@ In memory all batches of a file are joined, see `tables.py`; in a stream its row
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import datasets
 import pyarrow as pa
@@ -21,8 +21,7 @@ _BATCH_BYTES = 1 << 22  # of a text file, after which a batch ends that has fewe
 Mark = dict[str, Any]  # a place in something that is read from its beginning on, as plain JSON
 Values = Mapping[str, Any]  # of one row, by column
 
-Fields = dict[str, list[str | None]]  # columns of texts
-Rows: TypeAlias = pa.Table | Fields | Sequence[Values]
+Rows: TypeAlias = pa.Table | Sequence[Values]
 
 _T = TypeVar("_T")
 # What a row is read from, or why it cannot be read; and the place behind it, see `Batch.ends`.
@@ -33,7 +32,7 @@ Item = tuple[_T | UserError, tuple[int, ...]]
 class Batch:
     """At most 1,000 consecutive rows.
 
-    rows: an Arrow table, which a file of texts becomes where it is joined; its columns until then, for a stream takes
+    rows: an Arrow table, which a file of texts becomes where it is joined; its values until then, for a stream takes
     Python values. Of JSON the objects themselves, for only all values of a column tell its type.
     ends: the place behind each row, which begins with its number, or that of its line, from 1. names: of the parts of a
     place, in a mark. faults: why a row cannot be read, by its position in the batch; its values mean nothing.
@@ -55,22 +54,17 @@ class Batch:
 
     def first(self, count: int) -> "Batch":
         """The first rows."""
-        rows = self.rows
-        kept: Rows = {name: column[:count] for name, column in rows.items()} if isinstance(rows, dict) else rows[:count]
         faults = {row: fault for row, fault in self.faults.items() if row < count}
-        return Batch(kept, self.ends[:count], self.names, faults, self.changed[:count])
+        return Batch(self.rows[:count], self.ends[:count], self.names, faults, self.changed[:count])
 
     def take(self, numbers: Sequence[int], columns: Collection[str]) -> "Batch":
-        """The rows at these positions, in some of their columns; JSON keeps all. Without their faults."""
+        """The rows at these positions, in some of their columns; Python values keep all. Without their faults."""
         rows = self.rows
         ends = [self.ends[number] for number in numbers]
         if isinstance(rows, pa.Table):
             present = [name for name in rows.column_names if name in columns] or rows.column_names[:1]
             plain = {name: plain_array(rows.column(name)).take(pa.array(numbers, pa.int64())) for name in present}
             return Batch(pa.table(plain).replace_schema_metadata(rows.schema.metadata), ends, self.names)
-        if isinstance(rows, dict):
-            present = [name for name in rows if name in columns] or list(rows)[:1]
-            return Batch({name: [rows[name][number] for number in numbers] for name in present}, ends, self.names)
         return Batch([rows[number] for number in numbers], ends, self.names)
 
     def mark(self, row: int) -> Mark:
@@ -79,19 +73,12 @@ class Batch:
 
     def values(self) -> Sequence[Values]:
         """The rows as Python values."""
-        values = self._values()
+        values = self.rows
+        if isinstance(values, pa.Table):
+            values = values.to_pylist() or [{}] * len(self)  # where no column is read
         if not self.changed:
             return values
         return [{**before, **new} for before, new in zip(values, self.changed, strict=True)]
-
-    def _values(self) -> Sequence[Values]:
-        if isinstance(self.rows, pa.Table):
-            values = self.rows.to_pylist()
-        elif isinstance(self.rows, dict):
-            values = [dict(zip(self.rows, row, strict=True)) for row in zip(*self.rows.values(), strict=True)]
-        else:
-            return self.rows
-        return values or [{}] * len(self)  # where no column is read
 
 
 @dataclass(frozen=True)
@@ -127,19 +114,16 @@ class Shard:
         """Where a row stands in the user's data."""
         return f"{self.name} {self.noun} {number}"
 
-    def read(self, mark: Mark | None = None) -> "Reading[tuple[Values, int]]":
-        """The rows from a mark on, each with its number in the shard, or that of its line, from 1.
+    def read(self, mark: Mark | None = None) -> Iterator[tuple[Values, int, Mark]]:
+        """The rows from a mark on, each with its number, or that of its line, from 1, and the mark behind it.
 
         A row that cannot be read is a UserError when its turn comes.
         """
-        return Reading(self._read(mark), mark)
-
-    def _read(self, mark: Mark | None) -> "Iterator[tuple[tuple[Values, int], Mark]]":
         for batch in read_batches(self, mark):
             for row, (values, number) in enumerate(zip(batch.values(), batch.numbers, strict=True)):
                 if row in batch.faults:
                     raise batch.faults[row]
-                yield (values, number), batch.mark(row)
+                yield values, number, batch.mark(row)
 
 
 @dataclass(frozen=True)
@@ -157,26 +141,6 @@ class ShardedSplit:
     is_local: bool = True
 
 
-class Reading(Generic[_T]):
-    """What is read one by one, and the mark behind what was given last.
-
-    items: each with the mark behind it. start: the mark before the first.
-    """
-
-    def __init__(self, items: Iterable[tuple[_T, Mark]], start: Mark | None):
-        self._items = items
-        self._mark = start
-
-    def __iter__(self) -> Iterator[_T]:
-        for item, mark in self._items:
-            self._mark = mark
-            yield item
-
-    def mark(self) -> Mark | None:
-        """Where that begins which follows what was given last; None: at the beginning."""
-        return self._mark
-
-
 def read_batches(shard: Shard, mark: Mark | None = None) -> Iterator[Batch]:
     """The batches of a shard; what the disk or Arrow refuse becomes a UserError."""
     try:
@@ -186,7 +150,7 @@ def read_batches(shard: Shard, mark: Mark | None = None) -> Iterator[Batch]:
 
 
 def gather(
-    items: Iterable[Item[_T]], make_rows: Callable[[list[_T]], Rows], *, nothing: _T, names: tuple[str, ...]
+    items: Iterable[Item[_T]], make_rows: Callable[[list[_T]], Sequence[Values]], *, nothing: _T, names: tuple[str, ...]
 ) -> Iterator[Batch]:
     """The batches of a text file. What `items` raises comes after its last row.
 

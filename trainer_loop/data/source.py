@@ -1,9 +1,7 @@
 """The door through which all data comes in: hub data sets, files, and functions of the user's own."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,18 +9,15 @@ import numpy as np
 from trainer_loop.config.named_sets import name_sets, parse_set
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.duplicates import drop_duplicates
-from trainer_loop.data.file_shards import open_files
-from trainer_loop.data.files import NamedRows, find_files, is_file_spec
+from trainer_loop.data.files import find_files, is_file_spec, open_files
 from trainer_loop.data.folders import is_image_folder
-from trainer_loop.data.hub import load_hub_splits
-from trainer_loop.data.hub_stream import stream_hub_splits
+from trainer_loop.data.hub import load_hub_splits, stream_hub_splits
 from trainer_loop.data.local_rows import check_spec, read_local
-from trainer_loop.data.missing import Holes, settle_missing, with_plain_columns
-from trainer_loop.data.mixed_stream import StreamedSource
-from trainer_loop.data.mixture import join_sources, read_sources
+from trainer_loop.data.missing import settle_missing, with_plain_columns
+from trainer_loop.data.mixture import Source, bind_own_columns, join_sources, name_own_functions, naming_source
 from trainer_loop.data.prepare import cut_validation, limit_splits
 from trainer_loop.data.progress import progress_bars
-from trainer_loop.data.row_functions import Kept, RowFunctions, load_functions
+from trainer_loop.data.row_functions import RowFunctions, load_functions
 from trainer_loop.data.shards import ShardedSplit
 from trainer_loop.data.split import Split
 from trainer_loop.data.stream_head import read_head
@@ -121,15 +116,15 @@ def read_splits(
     """Every split that was asked for, as raw rows -> those that could be read; train where it is streamed; problems.
 
     A training split that is streamed is a hub split or files, and only its first rows are read. A mixture that is
-    streamed is not read here, see `open_sources`. `say` is told what was dropped, in lines for a person.
+    streamed is not read here, see `read_sources`. `say` is told what was dropped, in lines for a person.
     """
     problems = Problems()
-    functions = problems.collect("", load_functions, section.filter, section.map)
+    functions = problems.collect("", load_functions, section.filter, section.map, say)
     if problems:
         return {}, None, problems.lines
     if not section.streaming:
         problems.lines += _check_keys(section)
-    read, streamed = _read(section, functions, problems, show_progress=show_progress, say=say)
+    read, streamed = _read(section, functions, problems, show_progress=show_progress)
     splits = _settle(read, section, problems, say)
     if section.mixture and not section.streaming:
         with progress_bars(shown=show_progress):
@@ -143,7 +138,7 @@ def read_splits(
 
 
 def _read(
-    section: DataSection, functions: RowFunctions | None, problems: Problems, *, show_progress: bool, say: Say
+    section: DataSection, functions: RowFunctions | None, problems: Problems, *, show_progress: bool
 ) -> tuple[dict[str, Split], ShardedSplit | None]:
     """The rows of each split as they stand in the data; train where it is streamed. A mixture is not read here."""
     specs = {**name_sets("validation", section.validation), **name_sets("test", section.test)}
@@ -153,22 +148,21 @@ def _read(
     on_hub = {split: spec for split, spec in specs.items() if section.name is not None and _is_hub_spec(spec)}
     with progress_bars(shown=show_progress):
         read = {
-            split: problems.collect("", _read_local, spec, split, section, functions, say)
+            split: problems.collect("", _read_local, spec, split, section, functions)
             for split, spec in specs.items()
             if spec is not None and split not in on_hub
         }
         if streams_train and section.name is not None and _is_hub_spec(section.train):
-            streamed, found, wrong = _stream_from_hub(section, section.name, on_hub, functions, say)
+            streamed, found, wrong = _stream_from_hub(section, section.name, on_hub, functions)
         else:
-            telling = None if functions is None else _telling(functions, say)
-            streamed = problems.collect("", _open_stream, section, telling) if streams_train else None
+            streamed = problems.collect("", _open_stream, section, functions) if streams_train else None
             found, wrong = dict[str, Split](), list[str]()
             if section.name is not None and on_hub:
                 found, wrong = load_hub_splits(section.name, config=section.config, specs=on_hub)
     problems.lines += wrong
     if functions is not None:
         read |= {
-            split: problems.collect("", _change_split, rows, section.columns_of(split), functions, say)
+            split: problems.collect("", functions.over_split, rows, columns=section.columns_of(split))
             for split, rows in found.items()
         }
     else:
@@ -177,7 +171,7 @@ def _read(
 
 
 def _stream_from_hub(
-    section: DataSection, name: str, specs: Mapping[str, Any], functions: RowFunctions | None, say: Say
+    section: DataSection, name: str, specs: Mapping[str, Any], functions: RowFunctions | None
 ) -> tuple[ShardedSplit | None, dict[str, Split], list[str]]:
     """The training split of the hub data set `name`, streamed, the other splits of it in memory, and problems."""
     columns = section.train_columns.stored
@@ -185,7 +179,8 @@ def _stream_from_hub(
         name, config=section.config, train=section.train, specs=specs, columns=None if functions else columns
     )
     if streamed is not None and functions is not None:
-        streamed = _telling(functions, say).over_stream(streamed, columns=columns)
+        shards = [functions.over_streamed(shard, columns=columns) for shard in streamed.shards]
+        streamed = functions.mark_stream(replace(streamed, shards=shards))
     return streamed, found, problems
 
 
@@ -215,29 +210,28 @@ def _find_lost_sources(train: Split, section: DataSection) -> list[str]:
 
 def _read_mixture(section: DataSection, say: Say) -> Split:
     """The training rows of several sources, joined."""
-
-    def read(entry: Mapping[str, Any], columns: Columns) -> Split:
-        return _read_source(section, entry, columns, say)[0]
-
-    return join_sources(*read_sources(section.mixture, section.train_columns, read), section.train_columns)
+    return join_sources(read_sources(section, say=say), section.train_columns)
 
 
-def open_sources(section: DataSection) -> list[StreamedSource]:
-    """The sources of a mixture that is streamed, of which the first rows are read. Raises UserError."""
+def read_sources(section: DataSection, *, say: Say = lambda line: None) -> list[Source]:
+    """The sources of a mixture; of those that are streamed the first rows are read.
 
-    def read(entry: Mapping[str, Any], columns: Columns) -> StreamedSource:
-        head, split = _read_source(section, entry, columns)
-        assert split is not None, "it is streamed"
-        loss_weight = float(entry.get("loss_weight", 1))
-        return StreamedSource(str(entry["name"]), float(entry["weight"]), loss_weight, split, head, columns)
+    Raises UserError with what is wrong with any of them.
+    """
+    sources, problems = list[Source](), list[str]()
+    for entry in section.mixture:
+        try:
+            with naming_source(str(entry["name"])):
+                sources.append(_read_source(section, entry, say))
+        except UserError as error:
+            problems += [name_own_functions(line, entry) for line in error.problems]
+    refuse(problems)
+    return sources
 
-    return list(read_sources(section.mixture, section.train_columns, read)[0].values())
 
-
-def _read_source(
-    section: DataSection, entry: Mapping[str, Any], columns: Columns, say: Say = lambda line: None
-) -> tuple[Split, ShardedSplit | None]:
-    """The training rows of a source, read as those of a run of its own; see `read_splits`. Raises UserError."""
+def _read_source(section: DataSection, entry: Mapping[str, Any], say: Say) -> Source:
+    """Its training rows are read as those of a run of its own; see `read_splits`."""
+    name, columns = str(entry["name"]), bind_own_columns(entry.get("columns", {}), section.train_columns)
     alone = DataSection(
         train=entry["train"],
         columns=columns,
@@ -250,15 +244,15 @@ def _read_source(
         filter=entry.get("filter", section.filter),
         map=entry.get("map", section.map),
     )
-    splits, streamed, problems = read_splits(alone, say=lambda line: say(f"{entry['name']}: {line}"))
+    splits, stream, problems = read_splits(alone, say=lambda line: say(f"{name}: {line}"))
     refuse(problems)
     train = splits["train"]
     there = list(train.columns or train.rows.column_names)
     stored = {part: own for own, name in columns.names.items() for part in columns.joined.get(name, [name])}
-    if missing := [f"{name!r} for {own}" for name, own in stored.items() if name not in there]:
+    if missing := [f"{part!r} for {own}" for part, own in stored.items() if part not in there]:
         told = f"no column {', '.join(missing)}; it has {enumerate_names(there)}: set its columns"
         raise UserError(f"data.train: {told}")
-    return train, streamed
+    return Source(name, float(entry["weight"]), float(entry.get("loss_weight", 1)), columns, train, stream)
 
 
 def _check_keys(section: DataSection) -> list[str]:
@@ -281,7 +275,7 @@ def _settle(splits: Mapping[str, Split], section: DataSection, problems: Problem
     for name, split in splits.items():
         columns = section.columns_of(name)
         plain = with_plain_columns(split, columns)
-        made = problems.collect("", settle_missing, plain, Holes.of(columns), missing=section.missing)
+        made = problems.collect("", settle_missing, plain, columns, missing=section.missing)
         if made is not None:
             settled[name], told = made
             for line in told:
@@ -330,7 +324,7 @@ def _is_hub_spec(spec: Any) -> bool:
 
 def _open_stream(section: DataSection, functions: RowFunctions | None) -> ShardedSplit:
     spec = section.train
-    if isinstance(spec, NamedRows):
+    if isinstance(spec, Split):
         raise UserError("data.streaming=true: rows that were made in Python are not streamed; set data.streaming=false")
     specs = check_spec(spec, key="data.train")
     if isinstance(spec, str) and not is_file_spec(spec, hub=False):
@@ -344,38 +338,9 @@ def _open_stream(section: DataSection, functions: RowFunctions | None) -> Sharde
     return open_files(files, columns=section.train_columns.stored, text_format=section.files, functions=functions)
 
 
-def _telling(functions: RowFunctions, say: Say) -> RowFunctions:
-    """The same functions; of each file of a stream it is told once how many rows were kept."""
-    told: set[str] = set()
-
-    def tell(file: str, read: int, kept: int) -> None:
-        if functions.filter is not None and file not in told:
-            told.add(file)
-            say(f"train: {Kept(read, kept).describe(file)}")
-
-    return replace(functions, on_end=tell)
-
-
-def _change_split(rows: Split, columns: Columns, functions: RowFunctions, say: Say) -> Split:
-    """Rows with all their columns, as the functions make them."""
-    with _counting(functions, rows.name, say) as counted:
-        return counted.over_split(rows, columns=columns)
-
-
-@contextlib.contextmanager
-def _counting(functions: RowFunctions, split: str, say: Say) -> Iterator[RowFunctions]:
-    """Inside, the rows of all files of a split are counted; then it is told how many were kept."""
-    counts = Kept()
-    yield replace(functions, on_end=counts.add)
-    if functions.filter is not None:
-        say(f"{split}: {counts.describe()}")
-
-
-def _read_local(spec: Any, split: str, section: DataSection, functions: RowFunctions | None, say: Say) -> Split:
+def _read_local(spec: Any, split: str, section: DataSection, functions: RowFunctions | None) -> Split:
     """The rows of files, of a query or of a dotted path, or rows that were given. Raises UserError."""
-    columns = section.columns_of(split)
-    read = partial(read_local, spec, split=split, columns=columns, text_format=section.files, seed=section.seed)
-    if functions is None:
-        return read(functions=None)
-    with _counting(functions, split, say) as counted:
-        return read(functions=counted)
+    columns, text_format = section.columns_of(split), section.files
+    return read_local(
+        spec, split=split, columns=columns, text_format=text_format, seed=section.seed, functions=functions
+    )

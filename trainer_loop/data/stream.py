@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from trainer_loop.data.batch_plan import Rows, cut_batch, halve_dearest
+from trainer_loop.data.batch_plan import Rows, Share, cut_batch, halve_dearest
 from trainer_loop.data.cut import Limits
 from trainer_loop.data.loader import Collate, Count, Microbatch, StepBatch, add_draws, as_dummy, count_epochs, weigh
 from trainer_loop.data.row_stream import Row, Stream
@@ -50,12 +50,11 @@ class Position:
 
 @dataclass(frozen=True)
 class StreamBatch:
-    """The rows of one update over all processes, and their numbers in the epoch, before the shuffle."""
+    """The rows of one update over all processes."""
 
     begin: Position
     end: Position  # where the next one begins
     rows: list[Row]
-    numbers: Rows
 
 
 def read_batches(
@@ -66,31 +65,31 @@ def read_batches(
     num_rows: of one epoch, where they were counted; raises UserError where other ones come.
     """
     rows: list[Row] = []
-    numbers: Rows = []
     begin = position
     while True:
-        reader = stream.read(position.epoch, position.start)
-        rest = iter(reader)
-        first, used, is_over = position.first, position.used, False
+        rest = stream.read(position.epoch, position.start)
+        first, used, is_over, behind = position.first, position.used, False, position.start
         while not is_over:
-            start = reader.mark()
-            block = list(islice(rest, shuffle_rows))
+            start, block = behind, list[Row]()
+            for row in islice(rest, shuffle_rows):
+                # Without its mark: as many marks would keep Python's garbage collector busy.
+                block.append(row._replace(mark=None, number=first + len(block)))
+                behind = row.mark
             is_over = len(block) < shuffle_rows
             order = permute(len(block), seed, "stream", position.epoch, first).tolist()
             for index in range(used, len(block)):
                 place = Position(position.epoch, first, index, start)
                 if len(rows) == batch_size:
-                    yield StreamBatch(begin, place, rows, numbers)
-                    rows, numbers = [], []
+                    yield StreamBatch(begin, place, rows)
+                    rows = []
                 begin = begin if rows else place
                 rows.append(block[order[index]])
-                numbers.append(first + order[index])
             first, used = first + len(block), 0
         _check_count(first, num_rows, epoch=position.epoch)
         position = Position(position.epoch + 1)
         if rows:
-            yield StreamBatch(begin, position, rows, numbers)
-            rows, numbers = [], []
+            yield StreamBatch(begin, position, rows)
+            rows = []
 
 
 def _check_count(found: int, num_rows: int | None, *, epoch: int) -> None:
@@ -108,12 +107,11 @@ def _check_count(found: int, num_rows: int | None, *, epoch: int) -> None:
 class _Prepared:
     """An update of this process, not cut yet: the cut depends on the token budget, which may change.
 
-    mine: the encoded rows of this process; one row of the batch where it has none. numbers: theirs.
+    mine: the encoded rows of this process; one row of the batch where it has none.
     """
 
     batch: StreamBatch
     mine: list[Row]
-    numbers: Rows
     is_idle: bool
 
 
@@ -182,19 +180,17 @@ class StreamLoader:
         return ["no longer known"] if begin is None else [row.place for row in next(self._read(begin)).rows]
 
     def dummy_microbatch(self, step: int) -> Microbatch:
-        prepared = self._get_current(step)
-        shortest = min(range(len(prepared.mine)), key=_lengths(prepared.mine).__getitem__)
-        return self._make_dummy(prepared, [shortest], step)
+        shortest = min(self._get_current(step).mine, key=lambda row: max(row.length, 1))
+        return as_dummy(self._collate([shortest], step))
 
     def cut_smaller(self, step: int) -> StepBatch | None:
         """Every process encodes the rows of all, this once, and so comes to the same size without communication."""
         prepared = self._get_current(step)
         rows = self.encode(prepared.batch.rows)
-        lengths = _lengths(rows)
         num_processes = self.limits.num_processes
         dealt = [range(process, len(rows), num_processes) for process in range(num_processes)]
-        cut = [self._cut(list(mine), rows) for mine in dealt if mine]
-        half = halve_dearest(cut, self.limits.pad(np.array(lengths)), packed=self.limits.packed)
+        cut = [self._cut(list(mine), rows).microbatches for mine in dealt if mine]
+        half = halve_dearest(cut, self.limits.pad(np.array(_lengths(rows))), packed=self.limits.packed)
         if half is None:
             return None
         self.limit_tokens(half)
@@ -233,15 +229,15 @@ class StreamLoader:
 
     def _prepare(self, position: Position) -> Iterator[_Prepared]:
         for batch in self._read(position):
-            mine = range(self.process_index, len(batch.rows), self.limits.num_processes)
-            chosen = mine or range(1)
-            encoded = self.encode([batch.rows[index] for index in chosen])
+            mine = batch.rows[self.process_index :: self.limits.num_processes]
+            chosen = mine or batch.rows[:1]
+            encoded = self.encode(chosen)
             if len(encoded) != len(chosen):
                 raise UserError(
                     f"the task's encode gave {len(encoded)} rows for {len(chosen)} texts; a task that does not make "
                     "one row of every text must always name the text of each in a column `source`"
                 )
-            yield _Prepared(batch, encoded, [batch.numbers[index] for index in chosen], is_idle=not mine)
+            yield _Prepared(batch, encoded, is_idle=not mine)
 
     def _get_current(self, step: int) -> _Prepared:
         assert self._current is not None and step == self._step - 1, "only the update that was given last is kept"
@@ -252,37 +248,31 @@ class StreamLoader:
         seed_everything(self.seed, "collate", step, self.process_index)
         if prepared.is_idle:
             # The reduction of gradients waits for every process: an idle one goes through the motions with one row.
-            return StepBatch(step, [self._make_dummy(prepared, [0], step)], 0, 0, 0)
-        lengths = _lengths(prepared.mine)
-        widths = self.limits.pad(np.array(lengths)).tolist()
-        cut = self._cut(list(range(len(lengths))), prepared.mine)
+            return StepBatch(step, [as_dummy(self._collate(prepared.mine, step))], 0, 0, 0)
+        share = self._cut(list(range(len(prepared.mine))), prepared.mine)
         return StepBatch(
             step=step,
-            microbatches=[self._collate(prepared, rows, step) for rows in cut],
-            num_rows=len(lengths),
-            num_tokens=sum(lengths),
-            num_padded_tokens=sum(lengths) if self.limits.packed else sum(len(rows) * widths[rows[0]] for rows in cut),
+            microbatches=[self._collate([prepared.mine[place] for place in rows], step) for rows in share.microbatches],
+            num_rows=share.num_rows,
+            num_tokens=share.num_tokens,
+            num_padded_tokens=share.num_padded_tokens,
         )
 
-    def _cut(self, numbers: Rows, rows: Sequence[Row]) -> list[Rows]:
-        """The rows of one process, by their numbers in `rows`, cut into its microbatches."""
+    def _cut(self, numbers: Rows, rows: Sequence[Row]) -> Share:
+        """The rows of one process, by their places in `rows`, cut into its microbatches."""
         chosen = [rows[number] for number in numbers]
-        (cut,) = cut_batch(numbers, _lengths(chosen), replace(self.limits, num_processes=1), groups=_group(chosen))
-        return cut
+        (share,) = cut_batch(numbers, _lengths(chosen), replace(self.limits, num_processes=1), groups=_group(chosen))
+        return share
 
-    def _collate(self, prepared: _Prepared, rows: Rows, step: int) -> Microbatch:
-        chosen, numbers = [prepared.mine[row] for row in rows], [prepared.numbers[row] for row in rows]
-        values = [row.values for row in chosen]
+    def _collate(self, rows: Sequence[Row], step: int) -> Microbatch:
+        values, numbers = [row.values for row in rows], [row.number for row in rows]
         batch = self.collate(add_draws(values, numbers, self.seed, "collate", step) if self.draws else values)
-        first, num_tokens = chosen[0], sum(_lengths(chosen))
+        first, num_tokens = rows[0], sum(_lengths(rows))
         microbatch = Microbatch(numbers, batch, self.count(batch), source=first.source, num_tokens=num_tokens)
         microbatch = weigh(microbatch, first.weight)
         if self.device.type == "cuda":
             microbatch.pin_memory()
         return microbatch.to(self.device)
-
-    def _make_dummy(self, prepared: _Prepared, rows: Rows, step: int) -> Microbatch:
-        return as_dummy(self._collate(prepared, rows, step))
 
 
 def _group(rows: Sequence[Row]) -> np.ndarray | None:

@@ -7,11 +7,11 @@ import pyarrow as pa
 
 from trainer_loop.data.arrow_types import make_dataset
 from trainer_loop.data.columns import Columns
-from trainer_loop.data.files import NamedRows, join_rows
+from trainer_loop.data.files import join_files
 from trainer_loop.data.joined_columns import join_values
 from trainer_loop.data.missing import Holes, has_classes, settle_missing, with_plain_columns
 from trainer_loop.data.shards import BATCH_ROWS, Batch, Shard, ShardedSplit, read_batches
-from trainer_loop.data.split import Origins, Split
+from trainer_loop.data.split import Split
 from trainer_loop.data.tables import WholeTable, join_batches
 from trainer_loop.data.values import infer_label
 from trainer_loop.errors import Problems
@@ -73,15 +73,12 @@ def _join(read: Sequence[tuple[Shard, Sequence[Batch]]], split: ShardedSplit, co
     arrays = [table.as_arrays(wanted=wanted, label=None) for table in tables]
     if label is not None:
         _type_labels(tables, arrays, label)
-    files = [shard.name for shard, _ in read]
     parts = [
-        NamedRows(make_dataset(made, table.names, len(table), table.metadata), table.names)
-        for table, made in zip(tables, arrays, strict=True)
+        Split(shard.name, make_dataset(made, table.names, len(table), table.metadata), table.origins, "", table.names)
+        for (shard, _), table, made in zip(read, tables, arrays, strict=True)
     ]
-    joined, names = join_rows(parts, files=files, contents=files, wanted=wanted)
-    origins = Origins.join([table.origins for table in tables])
-    head = with_plain_columns(Split("train", joined, origins, split.fingerprint, names), columns)
-    settled, _ = settle_missing(head, Holes.of(columns), missing=missing)
+    head = with_plain_columns(join_files("train", parts, wanted=wanted), columns)
+    settled, _ = settle_missing(head, columns, missing=missing)
     return dataclasses.replace(settled, fingerprint=split.fingerprint)
 
 

@@ -95,8 +95,9 @@ def join_batches(shard: Shard, batches: Iterable[Batch], *, columns: Collection[
         numbers.append(np.asarray(batch.numbers, dtype=np.int64))
         if isinstance(batch.rows, pa.Table):
             tables.append(batch.rows)
-        elif isinstance(batch.rows, dict):
-            tables.append(pa.table({name: pa.array(values, pa.string()) for name, values in batch.rows.items()}))
+        elif shard.has_fields:
+            read = [name for name in batch.rows[0] if columns is None or name in columns]
+            tables.append(pa.table({name: pa.array([row[name] for row in batch.rows], pa.string()) for name in read}))
         else:
             objects += batch.rows
     if faults:

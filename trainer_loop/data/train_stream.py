@@ -11,10 +11,9 @@ import pyarrow.compute as pc
 
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.fingerprint import digest
-from trainer_loop.data.mixed_stream import MixedStream, StreamedSource
-from trainer_loop.data.mixture import naming_source
+from trainer_loop.data.mixture import Source, naming_source
 from trainer_loop.data.report import describe_data, measure_data
-from trainer_loop.data.row_stream import ChunkStream, Row, RowStream, Stream
+from trainer_loop.data.row_stream import ChunkStream, MixedStream, Row, RowStream, Stream
 from trainer_loop.data.shards import ShardedSplit
 from trainer_loop.data.source import DataSection
 from trainer_loop.data.split import Split
@@ -73,7 +72,7 @@ def prepare_stream(
     )
 
 
-def prepare_mixture(sources: Sequence[StreamedSource], encoding: Encoding, section: DataSection) -> TrainStream:
+def prepare_mixture(sources: Sequence[Source], encoding: Encoding, section: DataSection) -> TrainStream:
     """Describe the sources of a mixture by their first rows, and mix what the model sees as their rows.
 
     The texts of a task that joins them are joined within each source. Raises UserError where a source has no row to
@@ -83,15 +82,18 @@ def prepare_mixture(sources: Sequence[StreamedSource], encoding: Encoding, secti
     # One for all sources: its lock keeps two threads apart.
     encode = RowEncoder(encoding.task, max_length=encoding.max_length)
     texts: dict[str, RowStream] = {}
-    tokens: list[str] = []
+    fingerprints: list[bytes] = []
+    tokens: list[bytes] = []
     changes_number = False
     for source in sources:
+        assert source.stream is not None, "it is streamed"
         own, own_seed = _encoding_of(source, encoding), derive_seed(seed, "mixture", source.name)
-        texts[source.name] = _open(source.split, own, columns=source.columns, seed=own_seed, missing=missing)
+        texts[source.name] = _open(source.stream, own, columns=source.columns, seed=own_seed, missing=missing)
+        fingerprints.append(f"{source.name} {_fingerprint(source.stream, missing)}".encode())
         with naming_source(source.name):
             changes_number |= encode.changes_number(_first_row(texts[source.name]))
-            own.say(f"train: {source.split.title}")
-            tokens.append(_describe_head(source.head, own))
+            own.say(f"train: {source.stream.title}")
+            tokens.append(_describe_head(source.split, own).encode())
     mixed = MixedStream(
         {name: _join_texts(stream, encode) for name, stream in texts.items()} if changes_number else texts,
         weights=[source.weight for source in sources],
@@ -103,8 +105,8 @@ def prepare_mixture(sources: Sequence[StreamedSource], encoding: Encoding, secti
         rows=mixed,
         encode=list if changes_number else encode,
         num_rows=None,
-        fingerprint=digest(*(f"{source.name} {_fingerprint(source.split, missing)}".encode() for source in sources)),
-        tokens=digest(*(part.encode() for part in tokens)),
+        fingerprint=digest(*fingerprints),
+        tokens=digest(*tokens),
     )
 
 
@@ -125,7 +127,7 @@ def _join_texts(texts: RowStream, encode: RowEncoder) -> ChunkStream:
     return ChunkStream(texts, encode, num_texts=encode.texts_per_call)
 
 
-def _encoding_of(source: StreamedSource, encoding: Encoding) -> Encoding:
+def _encoding_of(source: Source, encoding: Encoding) -> Encoding:
     """How the rows of a source are encoded: by its own names of the task's columns."""
     names = {own: source.columns.names[own] for own in encoding.columns.names}
     return dataclasses.replace(

@@ -4,10 +4,10 @@ from typing import Any
 
 from trainer_loop.config.named_sets import is_query
 from trainer_loop.data.columns import Columns
-from trainer_loop.data.database import name_database, read_query
+from trainer_loop.data.database import read_query
 from trainer_loop.data.files import find_files
 from trainer_loop.data.folders import is_image_folder, list_image_files, read_images
-from trainer_loop.data.split import Origins, Split
+from trainer_loop.data.split import Split
 from trainer_loop.data.tables import WholeTable, read_whole
 from trainer_loop.data.text_format import TextFormat
 from trainer_loop.data.wording import enumerate_names
@@ -41,9 +41,7 @@ def read_whole_rows(spec: Any, files: list[str], *, columns: Columns, text_forma
         return read_whole(files, text_format=text_format)
     if is_query(spec):
         with under(f"{_KEY}: "):
-            rows, names = read_query(**spec, columns=None)
-        place = f"{name_database(spec['connection'])} row"
-        return _as_table(Split(_SPLIT, rows, Origins.of(place, len(rows)), "", names))
+            return _as_table(read_query(**spec, columns=None))
     specs = _list(spec)
     images = columns.of_kind("image")
     with under(f"{_KEY}={specs[0]}: "):

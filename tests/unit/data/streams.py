@@ -1,6 +1,8 @@
 """Shards in memory and a loader over them: what the tests of streams share."""
 
+import json
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -31,6 +33,18 @@ def make_shards(sizes: Sequence[int]) -> list[Shard]:
         return Shard(f"shard{shard}", "row", lambda mark: give_batches(rows, mark))
 
     return [make(shard, size) for shard, size in enumerate(sizes)]
+
+
+def mark_behind(rows: Iterator[Row], count: int) -> Mark | None:
+    """Where the row begins that follows the first ones, as a checkpoint keeps it; None if there are no such rows."""
+    taken = list(islice(rows, count))
+    return json.loads(json.dumps(taken[-1].mark)) if taken else None
+
+
+def mark_in_shard(rows: Iterator[tuple[Values, int, Mark]], count: int) -> Mark | None:
+    """As `mark_behind`, of a shard."""
+    taken = list(islice(rows, count))
+    return json.loads(json.dumps(taken[-1][2])) if taken else None
 
 
 def make_stream(sizes: Sequence[int], *, seed: int = 7) -> RowStream:

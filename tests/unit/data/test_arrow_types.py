@@ -208,7 +208,7 @@ def test_categories_of_pandas_and_columns_with_nan_are_their_values():
     frame["numbers"] = [1.0, 2.0, float("nan")]
     frame["odd"] = [object(), 1, {2}]
     rows = as_dataset(frame, place="rows", columns=COLUMNS)
-    assert rows.names == ["text", "label", "numbers", "odd"]
+    assert rows.columns == ["text", "label", "numbers", "odd"]
     assert read_rows(rows) == (["a"], ["x"])
     rows = as_dataset(frame.rename(columns={"label": "l", "numbers": "label"}), place="rows", columns=COLUMNS)
     assert read_rows(rows) == (["a"], [1])

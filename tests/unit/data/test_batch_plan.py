@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer_loop.data.batch_plan import BatchPlan, cut_batch, cut_evaluation, halve_dearest
+from trainer_loop.data import batch_plan
+from trainer_loop.data.batch_plan import BatchPlan, cut_evaluation, halve_dearest
 from trainer_loop.data.cut import Limits, _deal_one_by_one, deal
 
 lengths_of_rows = st.lists(st.integers(1, 600), min_size=1, max_size=80)
@@ -17,6 +18,11 @@ budgets = st.one_of(st.none(), st.integers(1, 4096))
 row_limits = st.one_of(st.none(), st.integers(1, 20))
 process_counts = st.integers(1, 5)
 overheads = st.one_of(st.none(), st.integers(0, 500))
+
+
+def cut_batch(*batch, **options):
+    """`[process][microbatch][row]`"""
+    return [share.microbatches for share in batch_plan.cut_batch(*batch, **options)]
 
 
 def flatten(dealt):

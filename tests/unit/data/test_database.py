@@ -209,9 +209,9 @@ def test_the_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch):
 def test_other_databases_are_read_by_sqlalchemy(reviews: Path):
     pytest.importorskip("sqlalchemy")
     sql = "select body || ' 5%:x' as text, stars as label from reviews order by id"
-    rows, names = read_query(sql, "sqlite+pysqlite:///reviews.db", columns=["text", "label"])
-    assert names == ["text", "label"]
-    assert rows[3] == {"text": "a good book 3 5%:x", "label": 1}
+    read = read_query(sql, "sqlite+pysqlite:///reviews.db", columns=["text", "label"])
+    assert read.columns == ["text", "label"]
+    assert read.rows[3] == {"text": "a good book 3 5%:x", "label": 1}
     for failing, told in (("selec", "near .selec.: syntax error"), ("create table a (b integer)", "returns no rows")):
         with pytest.raises(UserError, match=told):
             read_query(failing, "sqlite+pysqlite:///reviews.db", columns=None)

@@ -70,7 +70,7 @@ def test_a_saved_data_set_is_streamed_as_its_files_are(folder: Path):
     splits, streamed, problems = read_splits(DataSection(train="saved", streaming=True, **KEYS))
     assert problems == []
     assert streamed is not None
-    read = [dict(values) for shard in streamed.shards for values, _ in shard.read()]
+    read = [dict(values) for shard in streamed.shards for values, *_ in shard.read()]
     assert [row["text"] for row in read] == ROWS["text"]
     assert splits["train"].rows.features["label"].names == ["neg", "pos"]
 

@@ -5,7 +5,7 @@ import pytest
 
 from trainer_loop.data.batch_plan import BatchPlan
 from trainer_loop.data.cut import Limits
-from trainer_loop.data.largest import find_largest
+from trainer_loop.data.sample_microbatches import find_largest
 
 
 @pytest.mark.parametrize("packed", [False, True])

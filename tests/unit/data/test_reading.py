@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 from trainer_loop import UserError
 from trainer_loop.data import shards
-from trainer_loop.data.file_shards import open_files
-from trainer_loop.data.files import read_files
+from trainer_loop.data.files import open_files, read_files
 from trainer_loop.data.formats.by_suffix import open_file
 from trainer_loop.data.tables import read_whole
 from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
@@ -36,7 +35,7 @@ def in_memory(path: str, text_format: TextFormat) -> Rows:
 
 def streamed(path: str, text_format: TextFormat) -> Rows:
     (shard,) = open_files([path], columns=COLUMNS, text_format=text_format).shards
-    return [(values.get("text"), shard.place(number)) for values, number in shard.read()]
+    return [(values.get("text"), shard.place(number)) for values, number, _ in shard.read()]
 
 
 def for_predict(path: str, text_format: TextFormat) -> Rows:
@@ -175,8 +174,8 @@ def test_a_stream_gives_the_rows_before_a_fault_and_in_memory_five_faults_are_to
     head, row, fault = FAULTS[path]
     Path(path).write_text(head + "".join(row(n) for n in range(1500)) + fault * 8)
     (shard,) = open_files([path], columns=COLUMNS).shards
-    reader = iter(shard.read())
-    assert [values["text"] for values, _ in islice(reader, 1500)] == [f"t{n}" for n in range(1500)]
+    reader = shard.read()
+    assert [values["text"] for values, *_ in islice(reader, 1500)] == [f"t{n}" for n in range(1500)]
     with pytest.raises(UserError) as streamed_error:
         next(reader)
     with pytest.raises(UserError) as whole_error:
@@ -226,6 +225,6 @@ def test_files_of_unlike_types_go_together_alike(folder: Path):
     assert list(rows["text"]) == list("abcde")
     assert list(rows["label"]) == [1, 0, 1, 0, 1]
     opened = open_files(files, columns=["text", "label"]).shards
-    assert [values["text"] for shard in opened for values, _ in shard.read()] == list("abcde")
+    assert [values["text"] for shard in opened for values, *_ in shard.read()] == list("abcde")
     table = read_whole(files, text_format=DEFAULT_FORMAT)
     assert [str(label) for label in table.columns["label"]] == ["1", "0", "1", "0", "1"]

@@ -5,7 +5,6 @@ import sqlite3
 import sys
 import textwrap
 from contextlib import closing
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,16 @@ import pytest
 from columns import make_columns
 from made_up import make_reviews, write_csv
 from PIL import Image
+from streams import mark_in_shard
 
 from trainer_loop import Column, Predictor, UserError, build, load_config
 from trainer_loop.data.columns import Columns
+from trainer_loop.data.given_rows import as_dataset
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.row_functions import RowFunctions, load_functions
 from trainer_loop.data.row_stream import RowStream
 from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.source import DataSection, open_sources, read_splits
+from trainer_loop.data.source import DataSection, read_sources, read_splits
 from trainer_loop.data.split import Split
 from trainer_loop.own_files import find_own_files
 from trainer_loop.record.logs import Console
@@ -143,13 +144,11 @@ def test_a_stream_goes_on_behind_any_row_that_was_kept(lab: str, path: str):
     opened = load(train=write(path), filter=f"{lab}.keep", map=f"{lab}.join", streaming=True)[1]
     assert opened is not None
     (shard,) = opened.shards
-    whole = [(dict(values)["text"], number) for values, number in shard.read(None)]
+    whole = [(dict(values)["text"], number) for values, number, _ in shard.read(None)]
     assert len(whole) == 24
     for taken in range(len(whole) + 1):
-        reader = shard.read(None)
-        list(islice(reader, taken))
-        rest = shard.read(json.loads(json.dumps(reader.mark())))
-        assert [(dict(values)["text"], number) for values, number in rest] == whole[taken:]
+        rest = shard.read(mark_in_shard(shard.read(None), taken))
+        assert [(dict(values)["text"], number) for values, number, _ in rest] == whole[taken:]
 
 
 def test_rows_of_every_other_source_are_changed_too(lab: str, folder: Path):
@@ -160,7 +159,9 @@ def test_rows_of_every_other_source_are_changed_too(lab: str, folder: Path):
     Path("own_rows.py").write_text(f"def make(): return {ROWS!r}")
     given_rows = datasets.Dataset.from_list(ROWS, features=FEATURES)
     query = {"sql": "select * from rows order by rowid", "connection": "a.db"}
-    splits, _, problems, said = load(**given, train=query, validation="own_rows.make", test=given_rows)
+    splits, _, problems, said = load(
+        **given, train=query, validation="own_rows.make", test=as_dataset(given_rows, place="rows")
+    )
     assert problems == []
     assert [list(split.rows["text"]) for split in splits.values()] == [list(splits["train"].rows["text"])] * 3
     assert [split.origins.place(3) for split in splits.values()] == ["a.db row 5", "own_rows.make row 5", "test row 5"]
@@ -280,7 +281,7 @@ def test_the_fingerprint_of_a_stream_follows_the_files_that_a_function_imports(l
     Path("lab_of_helpers.py").write_text(
         "import cleaning\nfrom torch.nn import Module\ndef keep(row):\n    from later import x\n    return True\n"
     )
-    functions = RowFunctions("lab_of_helpers.keep", None, load_functions(f"{lab}.keep", None).keep, None)
+    functions = RowFunctions("lab_of_helpers.keep", None, load_functions(f"{lab}.keep", None, print).keep, None)
     assert set(find_own_files(["lab_of_helpers.keep"])) == {
         *("cleaning", "lab_of_helpers", "later", "lists", "lists.spam", "lists.words")
     }
@@ -342,7 +343,8 @@ def test_a_source_of_a_mixture_may_switch_the_functions_of_all_off(is_streamed: 
     given = {"train": None, "columns": make_columns("body"), "seed": 1, "streaming": is_streamed}
     section = DataSection(**given, mixture=config.data.mixture, filter=f"{lab}.keep", map=f"{lab}.few")
     if is_streamed:
-        own, bare = ([values["body"] for values, _ in s.split.shards[0].read()] for s in open_sources(section))
+        shards = [source.stream.shards[0] for source in read_sources(section) if source.stream is not None]
+        own, bare = ([values["body"] for values, *_ in shard.read()] for shard in shards)
         assert (len(own), bare) == (24, [row["body"] for row in ROWS])
     else:
         assert list(read_splits(section)[0]["train"].rows["body"])[24:] == [row["body"] for row in ROWS]

@@ -1,17 +1,15 @@
 """The rows of a stream are judged when they are read, and texts that are joined become the same chunks as elsewhere."""
 
 import json
-from itertools import islice
 from pathlib import Path
 
 import datasets
 import pytest
 from columns import make_columns
-from streams import LABELS, make_stream
+from streams import LABELS, make_stream, mark_behind
 
 from trainer_loop import UserError
-from trainer_loop.data.file_shards import open_files
-from trainer_loop.data.files import find_files, read_files
+from trainer_loop.data.files import find_files, open_files, read_files
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.row_stream import ChunkStream, RowStream
 from trainer_loop.data.tokenizer import train_tokenizer
@@ -152,9 +150,7 @@ def test_joined_texts_become_the_chunks_that_they_become_in_memory(folder: Path,
     assert [place for _, place in rows] == [whole.origins.place(row) for row in range(len(rows))]
 
     for taken in range(len(rows) + 1):
-        reader = chunks.read(0)
-        list(islice(reader, taken))
-        mark = json.loads(json.dumps(reader.mark()))
+        mark = mark_behind(chunks.read(0), taken)
         assert [(row.values, row.place) for row in chunks.read(0, mark)] == rows[taken:]
 
 

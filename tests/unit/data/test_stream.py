@@ -144,17 +144,9 @@ def test_what_is_saved_is_the_step_the_loop_has_reached_and_not_what_was_read_ah
             self.stream = stream
 
         def read(self, epoch, mark=None):
-            reader = self.stream.read(epoch, mark)
-
-            class Reader:
-                mark = reader.mark
-
-                def __iter__(self):
-                    for row in reader:
-                        read.append(row)
-                        yield row
-
-            return Reader()
+            for row in self.stream.read(epoch, mark):
+                read.append(row)
+                yield row
 
     loader = make_loader([], stream=Watched(make_stream([200])), shuffle_rows=4)
     steps = loader.steps(start=0, stop=50)
@@ -185,17 +177,9 @@ def test_going_on_reads_no_more_than_the_block_again_and_encodes_only_what_is_ne
 
     class Stream:
         def read(self, epoch, mark=None):
-            reader = make_stream([1000]).read(epoch, mark)
-
-            class Reader:
-                mark = reader.mark
-
-                def __iter__(self):
-                    for row in reader:
-                        read.append(row.place)
-                        yield row
-
-            return Reader()
+            for row in make_stream([1000]).read(epoch, mark):
+                read.append(row.place)
+                yield row
 
     def watch(rows):
         encoded.extend(row.place for row in rows)

@@ -272,8 +272,8 @@ def test_rows_with_different_counts_of_numbers_are_refused(streaming: str, tmp_p
         build(make_config(tmp_path, rows, f"data.streaming={streaming}"), console=QUIET)
     problem = next(line for line in refused.value.problems if line.startswith("data.train"))
     assert problem == (
-        f"data.train: column 'label' has 3 numbers in {tmp_path}/rows.jsonl line 4, and 2 in the first training row; "
-        "each row needs as many"
+        f"data.train: column 'label' has 3 numbers where the first training row has 2 in 1 row: {tmp_path}/rows.jsonl "
+        "line 4; correct or remove the row"
     )
 
 
@@ -282,7 +282,7 @@ def test_a_late_row_of_a_stream_with_another_count_of_numbers_is_refused(tmp_pat
     config = make_config(tmp_path, rows, "data.streaming=true", "data.validation=null", "evaluate.every=never",
                          "batch.size=1041")  # fmt: skip
     loop = build(config, console=QUIET)
-    with pytest.raises(UserError, match=r"has 1 number where the first row has 2 in .*rows.jsonl line 1041"):
+    with pytest.raises(UserError, match=r"has 1 number where the first training row has 2 in .*rows.jsonl line 1041"):
         loop.fit()
 
 

@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 
-from trainer_loop.data.shards import Batch, Fields, Item, Mark, Shard, gather
+from trainer_loop.data.shards import Batch, Item, Mark, Shard, Values, gather
 from trainer_loop.data.text_format import Lines, TextFormat
 from trainer_loop.data.wording import enumerate_names, enumerate_some, shorten
 from trainer_loop.errors import UserError
@@ -34,8 +34,8 @@ def open_delimited(path: str, *, columns: Collection[str] | None, text_format: T
         records = open_records(mark)
         wanted = {name: place for place, name in enumerate(records.header) if columns is None or name in columns}
 
-        def make_rows(group: Sequence[Record]) -> Fields:
-            return {name: [record[place] or None for record in group] for name, place in wanted.items()}
+        def make_rows(group: Sequence[Record]) -> list[Values]:
+            return [{name: record[place] or None for name, place in wanted.items()} for record in group]
 
         return gather(records, make_rows, nothing=[""] * len(records.header), names=("row", "line", "offset"))
 

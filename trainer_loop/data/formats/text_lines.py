@@ -11,7 +11,9 @@ def open_text_lines(path: str, *, text_format: TextFormat) -> Shard:
 
     def read(mark: Mark | None) -> Iterator[Batch]:
         lines = Lines(path, text_format.encoding, mark)
-        return gather(_read_lines(lines), lambda texts: {"text": texts}, nothing="", names=("line", "offset"))
+        return gather(
+            _read_lines(lines), lambda texts: [{"text": text} for text in texts], nothing="", names=("line", "offset")
+        )
 
     return Shard(path, "line", read, names=lambda: ["text"], has_fields=True, no_rows="is empty")
 
