@@ -154,7 +154,7 @@ def test_predict_gives_the_figures_of_the_run(command, arguments, tmp_path, capf
         (["text=x", "missing=drop"], "missing= goes with file=, not with text="),
         (["file=x.csv", "missing=skip"], "missing=skip: allowed: refuse, drop, empty"),
         (["file=x.csv", "quoting=single"], "quoting=single: allowed: auto, double, none"),
-        (["file=x.csv", "delimiter=::"], "delimiter='::': it must be one character, or tab"),
+        (["file=x.csv", "delimiter=::"], "delimiter=::: it must be one character, or tab"),
         (["file=x.csv", "encoding=latin-one"], "encoding=latin-one: Python knows no encoding of this name"),
         (["file=x.csv", "overwrite=yes"], "overwrite=yes: allowed: true, false"),
         (["file=x.csv", "overwrite=true"], "overwrite=true goes with output="),
