@@ -125,7 +125,8 @@ def _data_conflicts(config: Config) -> Iterator[Conflict]:
     if data.mixture and ("data.train", data.train) != _TRAIN_BY_DEFAULT:
         yield (
             ("data.mixture", "data.train"),
-            f"data.mixture and data.train ({shown(data.train)}) are both given; leave data.train out",
+            f"data.mixture and data.train ({shown(data.train)}) are both given; leave data.train out, or set it to "
+            "its default, train",
         )
     if data.split_by is not None and data.validation_fraction is None and data.fold is None:
         yield (
@@ -166,7 +167,7 @@ def _stream_conflicts(config: Config) -> Iterator[Conflict]:
         reasons["data.mixture"] = "the rows of a stream are not known before they are read; leave deduplicate out"
     for name in ("data.validation_fraction", "data.fold"):
         if value_of(config, name) is not None:
-            reasons[name] = "no part of a stream can be cut off; set data.validation to files or a split of their own"
+            reasons[name] = "no part of a stream can be cut off; set it to null, and data.validation to other rows"
     if data.limit.train is not None:
         reasons["data.limit.train"] = "no sample of a stream can be drawn; set train.steps instead"
     if data.num_workers not in ("auto", 0):

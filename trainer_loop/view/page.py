@@ -36,8 +36,8 @@ def describe_duplicates(found: Duplicates) -> str:
     """A line for a person."""
     where = f"in {found.first}" if found.first != found.second else "above it in the same split"
     shown = "; ".join(f"{other} = {one}" for one, other in found.pairs)
-    alike = "has too" if found.near is None else f"has too or nearly so ({found.near:g} or more of it is alike)"
-    return f"{found.second}: {plural(found.count, 'row')} whose text a row {where} {alike}: {shown}"
+    how = "case and spaces do not count" if found.near is None else f"{found.near:g} or more of it is alike"
+    return f"{found.second}: {plural(found.count, 'row')} whose text a row {where} has too ({how}): {shown}"
 
 
 def write_text(view: View, *, colours: bool) -> str:

@@ -67,7 +67,7 @@ def test_what_only_python_could_still_give_is_no_contradiction(overrides, missin
         (
             ["data.streaming=true", "data.fold=1/5"],
             "data.fold is '1/5', but no part of a stream can be cut off",
-            "set data.validation to files or a split",
+            "set it to null, and data.validation to other rows",
         ),
         (
             ["data.train=training"],
@@ -142,7 +142,7 @@ def test_what_only_python_could_still_give_is_no_contradiction(overrides, missin
         (
             ["data.streaming=true", "data.validation_fraction=0.1"],
             "data.validation_fraction is 0.1, but no part of a stream can be cut off",
-            "set data.validation to files or a split",
+            "set it to null, and data.validation to other rows",
         ),
         (
             ["data.streaming=true", "data.limit.train=10"],
