@@ -31,6 +31,7 @@ from trainer_loop.record.checkpoint_files import (
     SCHEDULER,
     STATE,
     WEIGHTS,
+    describe_changes,
     find_changes,
     find_fault,
     list_checkpoints,
@@ -323,14 +324,17 @@ class Checkpointer:
     def _compare(self, path: Path, manifest: Mapping[str, Any]) -> None:
         """Tell every key that changed and what follows from it. Raises UserError where it must not change."""
         changed = find_changes(manifest["plan"], self.run_facts)
+        in_config = find_changes(manifest["config"], self.config)
+        # What rows there are and what tokens they have is known by hashes; the keys say more.
+        keys = dict.fromkeys(("data", "tokens"), in_config)
         problems = [
-            f"{path} was made by another run ({name} was {old} and is {new}); choose another run_dir, give the config "
-            f"it was made with, or go on all the same with resume_anyway=[{name}]"
-            for name, (old, new) in changed.items()
+            f"{path} was made by another run ({describe_changes({name: both, **keys.get(name, {})})}); choose another "
+            f"run_dir, give the config it was made with, or go on all the same with resume_anyway=[{name}]"
+            for name, both in changed.items()
             if name not in self.resume_anyway
         ]
         refuse(problems)
-        self.changes = changed | find_changes(manifest["config"], self.config)
+        self.changes = changed | in_config
         for name, (old, new) in self.changes.items():
             if name in changed:
                 effect = "going on all the same"
