@@ -60,6 +60,16 @@ def test_wrong_names_and_types_of_keys_are_told_within_a_second(tmp_path):
     assert min(seconds) < 1
 
 
+def test_every_command_tells_its_help_without_what_takes_seconds_to_import():
+    program = (
+        "import importlib, sys\n"
+        "for name in 'checkpoints compare data migrate onnx predict push report run search serve'.split():\n"
+        "    assert importlib.import_module(f'trainer_loop.cli.{name}').main(['--help']) == 0\n"
+        "assert not {'torch', 'transformers', 'datasets', 'pandas', 'pyarrow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True)
+
+
 def test_wrong_keys_are_how_the_command_ended(command, arguments, tmp_path):
     """status.json would tell of the run before, otherwise."""
     assert command(*arguments).code == 0

@@ -8,7 +8,6 @@ from typing import Any
 
 from trainer_loop.config.checks import LONGEST_NAME, count_longest_name
 from trainer_loop.config.secrets import mask_text
-from trainer_loop.data.column_values import read_number
 from trainer_loop.errors import Problems, UserError, refuse
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.runtime.host import expand_home
@@ -96,6 +95,8 @@ def number(words: str, *, above: float = -math.inf, below: float = math.inf) -> 
     """Reads a number between two limits that it must not reach. words: what it must be."""
 
     def read(text: str) -> float:
+        from trainer_loop.data.values import read_number  # Arrow takes a quarter of a second
+
         value = read_number(text)
         if value is None or not above < value < below:
             raise UserError(f"it must be {words}")

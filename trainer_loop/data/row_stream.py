@@ -6,14 +6,14 @@ from decimal import Decimal
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
-from trainer_loop.data.column_values import find_fault, is_hole, read_number
+from trainer_loop.data.column_values import find_fault, is_hole
 from trainer_loop.data.columns import GROUP, WEIGHT, Columns
 from trainer_loop.data.joined_columns import join_values, list_flagged
 from trainer_loop.data.labels import LabelNames, RawLabel
 from trainer_loop.data.missing import HIDDEN, Holes, describe_dropped, has_classes
 from trainer_loop.data.number_columns import count_numbers
 from trainer_loop.data.shards import Mark, Reading, Shard, Values
-from trainer_loop.data.values import is_encodable, read_field
+from trainer_loop.data.values import is_encodable, read_field, read_number
 from trainer_loop.data.wording import did_you_mean, enumerate_some, plural, shorten
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.randomness import permute
