@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer_loop.cli.arguments import Reader, choice, collect_arguments, number, truth, whole
+from trainer_loop.cli.arguments import Reader, choice, collect_arguments, number, read_values, truth, whole
 from trainer_loop.config.sources import read_argument
 from trainer_loop.config.values import explain_delimiter, explain_encoding, spell_delimiter
 from trainer_loop.errors import UserError, refuse
@@ -95,7 +95,9 @@ def read_request(arguments: list[str]) -> Request:
     given, problems = collect_arguments(arguments, READERS | dict.fromkeys(columns, str))
     row = {name: given.pop(name) for name in dict.fromkeys(columns)}
     if "file" not in given and _names_several_images(row):
-        given["file"] = read_rows(row.pop("image"))
+        files, wrong = read_values({"file": row.pop("image")}, READERS)
+        given |= files
+        problems += wrong
     if bool(row) == ("file" in given):
         problems.append('give either text="..." or file=new_rows.csv')
     problems += [f"{name}= is empty" for name, value in row.items() if not value.strip()]
