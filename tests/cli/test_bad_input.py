@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from made_up import make_reviews, write_csv
 
+from trainer_loop.cli.command import run_command
+
 ROOT = Path(__file__).parents[2]
 ROWS = make_reviews(40)
 
@@ -58,6 +60,25 @@ def test_wrong_names_and_types_of_keys_are_told_within_a_second(tmp_path):
         assert done.stderr == "error: command line: there is no key batch.sise; did you mean batch.size?\n"
         seconds.append(float(done.stdout))
     assert min(seconds) < 1
+
+
+def test_every_command_tells_its_help_without_what_takes_seconds_to_import():
+    program = (
+        "import importlib, sys\n"
+        "for name in 'checkpoints compare data migrate onnx predict push report run search serve'.split():\n"
+        "    assert importlib.import_module(f'trainer_loop.cli.{name}').main(['--help']) == 0\n"
+        "assert not {'torch', 'transformers', 'datasets', 'pandas', 'pyarrow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True)
+
+
+@pytest.mark.parametrize("prints_result", [True, False])
+def test_help_that_cannot_be_written_is_an_error_of_every_command(prints_result, monkeypatch, capsys):
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert run_command(["-h"], "help\n", lambda _: 0, prints_result=prints_result) == 2
+    told = "error: standard output cannot be written: No space left on device; send the output elsewhere\n"
+    assert capsys.readouterr().err == told
 
 
 def test_wrong_keys_are_how_the_command_ended(command, arguments, tmp_path):

@@ -254,10 +254,10 @@ def test_max_new_tokens_limits_the_texts_written_for_a_file(command, tmp_path, c
 @pytest.mark.parametrize(
     ("arguments", "wanted"),
     [
-        ([], ["model= is missing", "give either text="]),
+        ([], ["model= is missing", "there is nothing to predict"]),
         (["model=runs/none", "text=x"], ["no such directory"]),
         (["modle=x", "text=x"], ["did you mean model="]),
-        (["model=x", "text=x", "file=y.csv"], ["give either text="]),
+        (["model=x", "text=x", "file=y.csv"], ["text= is a single row, and file= has rows of its own"]),
         (["--text", "x"], ["arguments are key=value"]),
         (["model=x", "file=x.csv", "output=x.xlsx"], ["must end in .csv"]),
     ],
@@ -306,7 +306,7 @@ def test_file_does_not_import_a_dotted_path(run, capfd, tmp_path, monkeypatch):
 def test_arguments_without_an_effect_are_refused(run, capfd):
     for extra, message in (
         (["text=x", "output=x.csv"], "goes with file="),
-        (["file=x.csv", "text_pair=y"], "goes with text="),
+        (["file=x.csv", "text_pair=y"], "text_pair= is a single row"),
         (["text=x", "text_pair=y"], "text_pair= is given, and this model reads text="),
         (["text=x", "max_new_tokens=3"], "writes nothing"),
         (["file=x.csv", "num_beams=3"], "num_beams= is given, but a model of the task sequence_classification writes"),

@@ -18,7 +18,7 @@ pytest.importorskip("optuna")
 import optuna
 
 from trainer_loop.cli.search import main, read_plan
-from trainer_loop.search.study import Study
+from trainer_loop.search.study import Study, _make
 
 STAND_IN = [sys.executable, "-S", "-E", str(Path(__file__).with_name("stand_in.py"))]
 BASE = ["model.type=bert", "data.train=a.csv", "data.validation_fraction=0.1", "search.metric=accuracy"]
@@ -310,3 +310,12 @@ def test_the_best_trial_of_another_directory_is_not_looked_for_in_this_one(tmp_p
     first, second = (out.split("best: ")[1] for out in capsys.readouterr().out.split("its config")[:2])
     assert str(tmp_path / "first") in first
     assert second.rstrip().endswith("in the directory of another search")
+
+
+class Pruner(optuna.pruners.NopPruner):
+    def __init__(self, seed: int = 7):
+        self.seed = seed
+
+
+def test_a_pruner_of_the_users_own_keeps_the_seed_that_it_has():
+    assert _make("pruner", f"{__name__}.Pruner", {}, optuna.pruners.BasePruner).seed == 7

@@ -86,7 +86,7 @@ def test_the_command_answers_until_a_signal_and_then_finishes_what_it_accepted(m
         (["model=here", "batch_ms=20000"], "batch_ms=20000: it must be at most 10,000"),
         (["model=here", "host="], "host= is empty; leave it out"),
         (["model=here", "port=many"], "port=many: it must be a whole number from 0"),
-        (["model=here", f"port={'9' * 5000}"], f"port={'9' * 60}: it must be a whole number from 0"),
+        (["model=here", f"port={'9' * 5000}"], f"port={'9' * 297}...: it must be a whole number from 0"),
     ],
 )
 def test_what_is_wrong_with_its_arguments(words: list[str], told: str, capfd: pytest.CaptureFixture[str]):

@@ -137,6 +137,12 @@ def test_a_config_that_no_model_can_be_built_from_is_told():
         make_empty_model(config, model_class="AutoModelForSequenceClassification")
 
 
+def test_weights_that_cannot_begin_as_the_config_says_are_told(bert_config):
+    bert_config.initializer_range = -1.0
+    with pytest.raises(UserError, match=r"cannot build this .* std -1; see model\.overrides"):
+        make(bert_config)
+
+
 def test_a_model_that_cannot_recompute_its_activations_is_refused(bert_config, monkeypatch):
     from transformers import BertForSequenceClassification
 

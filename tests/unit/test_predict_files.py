@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -478,6 +479,19 @@ def test_image_may_name_a_folder_or_a_glob(folder: Path):
     assert read_request(["model=run", "image=one[1].png"]).row == {"image": "one[1].png"}
     with pytest.raises(UserError, match="output= goes with file=, not with image="):
         read_request(["model=run", "image=photos/1.png", "output=out.csv"])
+    with pytest.raises(UserError) as caught:
+        read_request(["model=run", "image={a*}", "metrics=no"])
+    assert caught.value.problems == ["metrics=no: allowed: true, false", "file={a*}: a* is not sql or connection"]
+
+
+def test_a_refused_argument_is_shown_to_its_end_and_a_long_text_is_read_at_once():
+    output = f"{'a_folder/' * 20}out.xlsx"
+    with pytest.raises(UserError, match=f"output={output}: the file must end in"):
+        read_request(["model=run", "file=rows.csv", f"output={output}"])
+    text = "ACGT" * 30_000
+    began = time.process_time()
+    assert read_request(["model=run", f"text={text}"]).row == {"text": text}
+    assert time.process_time() - began < 1
 
 
 def test_the_rows_of_a_query_are_predicted(folder: Path):

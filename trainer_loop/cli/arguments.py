@@ -8,13 +8,12 @@ from typing import Any
 
 from trainer_loop.config.checks import LONGEST_NAME, count_longest_name
 from trainer_loop.config.secrets import mask_text
-from trainer_loop.data.column_values import read_number
-from trainer_loop.errors import Problems, UserError, refuse
+from trainer_loop.errors import Problems, UserError, cut_short, refuse
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.runtime.host import expand_home
 
 _MOST_DIGITS = 19  # of a whole number; Python itself refuses some thousands
-_MOST_SHOWN = 60  # characters of a wrong value
+_MOST_SHOWN = 300  # characters of a wrong value
 Reader = Callable[[str], Any]  # returns the value that a text stands for; raises UserError with what it must be
 
 
@@ -52,7 +51,8 @@ def read_values(texts: Mapping[str, str], readers: Mapping[str, Reader]) -> tupl
     """What the texts stand for, by their names, and what is wrong with them."""
     values, problems = {}, Problems()
     for name, text in texts.items():
-        values[name] = problems.collect(f"{name}={mask_text(text)[:_MOST_SHOWN]}: ", readers[name], text)
+        shown = cut_short(mask_text(text), at_most=_MOST_SHOWN)
+        values[name] = problems.collect(f"{name}={shown}: ", readers[name], text)
     return values, problems.lines
 
 
@@ -96,6 +96,8 @@ def number(words: str, *, above: float = -math.inf, below: float = math.inf) -> 
     """Reads a number between two limits that it must not reach. words: what it must be."""
 
     def read(text: str) -> float:
+        from trainer_loop.data.values import read_number  # Arrow takes a quarter of a second
+
         value = read_number(text)
         if value is None or not above < value < below:
             raise UserError(f"it must be {words}")

@@ -32,9 +32,10 @@ def run_command(
     prepare_environment()
     quieten_loggers()
     fill_standard_descriptors()
-    with nullcontext() if prints_result else safe_streams():
+    asks_help = bool({"-h", "--help"} & set(arguments))
+    with nullcontext() if prints_result or asks_help else safe_streams():
         try:
-            if {"-h", "--help"} & set(arguments):
+            if asks_help:
                 put_out(help_text)
                 return 0
             return work(arguments) or 0

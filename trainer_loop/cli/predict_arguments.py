@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer_loop.cli.arguments import Reader, choice, collect_arguments, number, truth, whole
+from trainer_loop.cli.arguments import Reader, choice, collect_arguments, number, read_values, truth, whole
 from trainer_loop.config.sources import read_argument
 from trainer_loop.config.values import explain_delimiter, explain_encoding, spell_delimiter
 from trainer_loop.errors import UserError, refuse
@@ -95,12 +95,15 @@ def read_request(arguments: list[str]) -> Request:
     given, problems = collect_arguments(arguments, READERS | dict.fromkeys(columns, str))
     row = {name: given.pop(name) for name in dict.fromkeys(columns)}
     if "file" not in given and _names_several_images(row):
-        given["file"] = read_rows(row.pop("image"))
-    if bool(row) == ("file" in given):
-        problems.append('give either text="..." or file=new_rows.csv')
+        files, wrong = read_values({"file": row.pop("image")}, READERS)
+        given |= files
+        problems += wrong
+    if row and "file" in given:
+        problems.append(f"{next(iter(row))}= is a single row, and file= has rows of its own; give one of them")
+    elif not row and "file" not in given:
+        problems.append('there is nothing to predict; give text="..." or file=new_rows.csv')
     problems += [f"{name}= is empty" for name, value in row.items() if not value.strip()]
     problems += [f"{name}= goes with file=, not with {next(iter(row))}=" for name in _OF_FILES if row and name in given]
-    problems += [f"{name}= goes with text=, not with file=" for name in row if "file" in given]
     if given.get("overwrite") is True and "output" not in given:
         problems.append("overwrite=true goes with output=; without it a new file is written")
     if given.get("metrics") is False and "label_column" in given:

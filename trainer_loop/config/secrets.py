@@ -44,7 +44,7 @@ _FORMS = re.compile(f"{_HUB_TOKEN}|{_PASSWORD_IN_URL.pattern}")
 _SECRET_VARIABLE = re.compile(r"(^|_)(TOKEN|KEY|APIKEY|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIALS?)(_|$)")
 _SHORTEST_IN_TEXT = 12  # shortest value of an environment variable that is searched; a shorter one may be a word
 _LONG_NUMBER = 10**6  # smaller ones are ids of tokens
-_PAIR = re.compile(r"""(?P<key>[\w-]+)(?P<between>["']?\s*[:=]\s*)(?P<value>"[^"]*"|'[^']*'|[^\s,{}\[\]]+)""")
+_PAIR = re.compile(r"""(?<![\w-])(?P<key>[\w-]+)(?P<between>["']?\s*[:=]\s*)(?P<value>"[^"]*"|'[^']*'|[^\s,{}\[\]]+)""")
 
 
 class FromEnvironment(str):

@@ -3,18 +3,16 @@
 import math
 import re
 from collections.abc import Iterator, Mapping
-from decimal import Decimal
 from typing import Any
 
 from trainer_loop.data import images
 from trainer_loop.data.columns import JoinedKind, Kind
 from trainer_loop.data.joined_columns import find_fault_of_flags, is_nothing, lacks_part
 from trainer_loop.data.messages import find_fault_of_messages, find_fault_of_tools, lacks_answer
-from trainer_loop.data.values import is_encodable
+from trainer_loop.data.values import is_encodable, read_number
 from trainer_loop.data.wording import enumerate_some, shorten
 
 KINDS_OF_TEXTS: tuple[Kind, ...] = ("text", "words", "choices", "conversation", "prompt", "answer")
-_NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 
 
 def find_fault(value: Any, kind: Kind | JoinedKind, per: Any) -> str | None:
@@ -114,17 +112,6 @@ def _find_place(value: Any, count: int) -> int | None:
     else:
         place = int(text) if text.isascii() and text.isdigit() else -1
     return place if 0 <= place < count else None
-
-
-def read_number(value: Any) -> float | None:
-    """A value of the kind `number`, also where it is written as a text, as in a CSV file; None if it is no number.
-
-    >>> read_number("4.5"), read_number(3), read_number("many"), read_number(True)
-    (4.5, 3.0, None, None)
-    """
-    if isinstance(value, bool) or (isinstance(value, str) and not _NUMBER.fullmatch(value)):
-        return None
-    return float(value) if isinstance(value, (int, float, str, Decimal)) else None
 
 
 def read_numbers(value: Any) -> float | list[float] | None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from trainer_loop.data.column_values import find_fault, is_hole, read_number
+from trainer_loop.data.column_values import find_fault, is_hole
 from trainer_loop.data.columns import GROUP, WEIGHT, Columns
 from trainer_loop.data.joined_columns import join_values, list_flagged
 from trainer_loop.data.labels import LabelNames, RawLabel
@@ -17,7 +17,7 @@ from trainer_loop.data.mixture import naming_source
 from trainer_loop.data.number_columns import find_fault_of_count
 from trainer_loop.data.shards import Mark, Shard, Values
 from trainer_loop.data.split import Indices
-from trainer_loop.data.values import is_encodable, read_field
+from trainer_loop.data.values import is_encodable, read_field, read_number
 from trainer_loop.data.wording import did_you_mean, enumerate_some, shorten
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.randomness import derive_seed, permute

@@ -20,7 +20,6 @@ import tokenizers
 import transformers
 from torch.utils.data import Subset
 
-from trainer_loop.data.column_values import read_number
 from trainer_loop.data.columns import RESERVED, Columns
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.labels import LabelNames
@@ -29,6 +28,7 @@ from trainer_loop.data.row_cache import load_or_make
 from trainer_loop.data.row_stream import Row
 from trainer_loop.data.split import Indices, Origins, Split
 from trainer_loop.data.tokenizer import as_tokenizer
+from trainer_loop.data.values import read_number
 from trainer_loop.data.wording import enumerate_some, plural
 from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.runtime.host import expand_home

@@ -4,6 +4,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from trainer_loop.errors import refuse
 
 _INTEGER = re.compile(r"[+-]?(0|[1-9]\d{0,17})")  # no leading zeros: 007 is a text
 _DECIMAL = re.compile(r"[+-]?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
+_NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", re.ASCII)
 _BOOLEANS = {"true": True, "false": False}
 
 
@@ -96,3 +98,14 @@ def read_field(field: str, kind: type) -> int | bool | str:
         number = float(field)
         return int(number) if number.is_integer() else field
     return field
+
+
+def read_number(value: Any) -> float | None:
+    """A value of the kind `number`, also where it is written as a text, as in a CSV file; None if it is no number.
+
+    >>> read_number("4.5"), read_number(3), read_number("many"), read_number(True)
+    (4.5, 3.0, None, None)
+    """
+    if isinstance(value, bool) or (isinstance(value, str) and not _NUMBER.fullmatch(value)):
+        return None
+    return float(value) if isinstance(value, (int, float, str, Decimal)) else None

@@ -75,9 +75,14 @@ def _build(plan: "ModelPlan", config: PretrainedConfig, model_class: str) -> Any
     try:
         with without_borrowed_padding(config):
             return getattr(transformers, model_class).from_config(config, **_list_options(plan))
-    except Exception as error:  # the config is good, for an empty model was made of it; a kind of attention may not be
-        if plan.attention == "auto" or is_out_of_memory(error):
+    except Exception as error:  # an empty model was made of the config, whose weights may not begin as it says
+        if is_out_of_memory(error):
             raise
+        if plan.attention == "auto":
+            told = in_one_line(error, at_most=200)
+            raise UserError(
+                f"model: transformers cannot build this {model_class}: {told}; see model.overrides"
+            ) from error
         raise UserError(_explain_attention(plan.attention, error)) from error
 
 

@@ -295,7 +295,8 @@ def _make(what: str, name: str, kinds: Mapping[str, Any], base: type, *, seed: i
     """The sampler or pruner of this name, or at this dotted path. seed: for one that takes any."""
     make: Any = choose(name, kinds, place=f"search.{what}")
     try:
-        made = make(**({"seed": seed} if "seed" in inspect.signature(make).parameters else {}))
+        takes_seed = seed is not None and "seed" in inspect.signature(make).parameters
+        made = make(**({"seed": seed} if takes_seed else {}))
     except Exception as error:  # of a class of the user's own
         raise UserError(f"search.{what}: {name} cannot be made without arguments: {in_one_line(error)}") from error
     if not isinstance(made, base):
