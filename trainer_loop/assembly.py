@@ -219,7 +219,7 @@ def _make_checkpointer(
         background=config.checkpoint.background,
         stopwatch=stopwatch,
     )
-    if task.keeps_state or task.tunes:
+    if task.has_state:
         checkpointer.register_for_checkpoint("task", task)
     return checkpointer
 

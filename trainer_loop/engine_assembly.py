@@ -77,7 +77,6 @@ def make_engine(
     if sharded is not None:
         check_optimizer(optimizer)
     prepared_model, prepared_optimizer = prepare(accelerator, model, optimizer)
-    has_state = plan.task.keeps_state or plan.task.tunes
     # From here on every process has the weights of process 0.
     return Engine(
         accelerator=accelerator,
@@ -90,7 +89,7 @@ def make_engine(
         sharded=sharded,
         allow_unused=config.train.unused_parameters == "allow" or drops_layers(plan.inputs.model_config),
         preemption=preemption,
-        tries_largest=not has_state or type(plan.task).__module__.startswith("trainer_loop."),
+        tries_largest=not plan.task.has_state or type(plan.task).__module__.startswith("trainer_loop."),
         outline=outline,
         profiler=profiler,
     )

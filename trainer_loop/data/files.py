@@ -90,7 +90,6 @@ def read_files(
     done to each row, with all its columns, before; the fingerprint is then that of the rows, which depend on code, too.
     Raises UserError with the problems of all files.
     """
-
     counts: list[Kept] = []
 
     def read_one(file: str) -> Split:
@@ -106,14 +105,14 @@ def read_files(
         kind = f"{Path(file).suffix.lower()} {content} {text_format.fingerprint(file)}".rstrip()
         return replace(read, name=file, fingerprint=kind)
 
+    wanted = None if columns is None else columns.stored
     parts = read_each(files, read_one)
-    if functions is not None:
-        parts = [part for part in parts if len(part.rows)]
-        if not parts:
-            raise UserError(functions.explain_nothing(split))
-    joined = join_files(split, parts, wanted=None if columns is None else columns.stored)
     if functions is None:
-        return joined
+        return join_files(split, parts, wanted=wanted)
+    kept = [part for part in parts if len(part.rows)]
+    if not kept:
+        raise UserError(functions.explain_nothing(split))
+    joined = join_files(split, kept, wanted=wanted)
     functions.tell(split, counts)
     return replace(joined, fingerprint=digest_rows(joined.rows))
 

@@ -123,8 +123,13 @@ class Task(ABC):
         """Arguments of the task as `tune` or `scale_by` chose them; an exported model has these. Empty before that."""
         return {}
 
+    @property
+    def has_state(self) -> bool:
+        """Whether a checkpoint holds something of the task."""
+        return self.tunes or self.keeps_state
+
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of a task that `tunes` or `keeps_state`."""
+        """What a checkpoint holds of a task that `has_state`."""
         return self.tuned
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
