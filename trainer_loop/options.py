@@ -1,11 +1,11 @@
-"""How long a run is, and what happens when: plain values that the loop goes by."""
+"""`LoopOptions`: length of the run, intervals, clipping and early stopping, as plain values."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
 
 class Due(NamedTuple):
-    """What follows an update."""
+    """Actions that follow an update."""
 
     log: bool
     save: bool
@@ -14,25 +14,25 @@ class Due(NamedTuple):
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """The settings of a loop. Intervals are in steps; None: never."""
+    """Settings of a loop. Intervals are in steps; None: never."""
 
-    num_steps: int  # of the whole run
+    num_steps: int  # length of the whole run
     log_every: int = 10
     checkpoint_every: int | None = None
     evaluate_every: int | None = None
     evaluate_at_start: bool = False
     max_grad_norm: float | None = 1.0  # gradients are scaled down to this L2 norm
-    max_grad_value: float | None = None  # then each number is cut to +- this value
-    skip_nonfinite: bool = False  # leave out an update whose loss or gradient is not finite, instead of ending the run
-    best: str | None = None  # metric that picks the exported weights, -metric where smaller is better; None: the last
-    patience: int | None = None  # evaluations without a better one after which the run ends; None: never
-    patience_metric: str | None = None  # metric that patience goes by, likewise; None: `best`
-    plateau_metric: str = "-loss"  # what a schedule that moves by evaluations follows
+    max_grad_value: float | None = None  # then each element is clamped to +- this value
+    skip_nonfinite: bool = False  # skip an update whose loss or gradient is not finite, instead of ending the run
+    best: str | None = None  # metric that selects the exported weights, -metric if smaller is better; None: last ones
+    patience: int | None = None  # the run ends after this many evaluations without improvement; None: never
+    patience_metric: str | None = None  # metric of early stopping, written like `best`; None: the metric `best`
+    plateau_metric: str = "-loss"  # metric that a plateau scheduler follows
     resume: str = "auto"  # auto, never, or the path of a checkpoint
-    max_minutes: float | None = None  # after which the run is saved and ends as preempted; None: never
+    max_minutes: float | None = None  # time limit: the run saves, and ends as preempted; None: no limit
 
     def due(self, step: int) -> Due:
-        """What is due after update `step` (from 1); at the end of the run all is, but for what never is."""
+        """Return what is due after update `step` (from 1). Everything is due after the last one, except what is off."""
         is_last = step == self.num_steps
         evaluate = self.is_due(self.evaluate_every, step, is_last=is_last)
         return Due(

@@ -1,4 +1,4 @@
-"""What a run takes from its checkpoints: at its start, where things may have changed since, and at its end."""
+"""Restores a run from its checkpoints: at the start, where the config may have changed, and at the end."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,23 +17,25 @@ from trainer_loop.record.run_dir import RunDir
 from trainer_loop.record.state import TrainState
 from trainer_loop.selection import find_metric
 
-Changes = Mapping[str, tuple[Any, Any]]  # key -> what it was and what it is
+Changes = Mapping[str, tuple[Any, Any]]  # config key -> its value in the checkpoint, and its value now
 
-_SCORED_ON = ("data.validation", "data.limit.validation", "evaluate.metrics")  # where these change, the best is another
+# If one of these keys changes, metrics before and after the resume cannot be compared.
+_EVALUATION_KEYS = ("data.validation", "data.limit.validation", "evaluate.metrics")
 
 
 def restore_run(
     checkpointer: Checkpointer, engine: Engine, data: RunData, options: LoopOptions, console: Console
 ) -> TrainState:
-    """Restore weights, optimizer, schedule and position in `data` from the checkpoint that `options.resume` names.
+    """Restore weights, optimizer, scheduler and position in `data` from the checkpoint that `options.resume` selects.
 
-    Returns where the run stands: at the checkpoint, or at its beginning where there is none.
+    Returns:
+        The state of the checkpoint, or the initial state if there is none.
 
     Raises:
-        UserError: where the checkpoint is not of this run.
+        UserError: The checkpoint does not fit this run.
     """
     optimizer, scheduler = engine.optimizer, engine.scheduler
-    planned = read_groups(optimizer)
+    planned_groups = read_groups(optimizer)
     state = checkpointer.load(options.resume)
     if state is None:
         return TrainState(num_steps=options.num_steps)
@@ -46,14 +48,14 @@ def restore_run(
         )
     _check_schedule(scheduler, state, changes, options.num_steps)
     if state.num_steps != options.num_steps or any(name.startswith(("optimizer.", "scheduler.")) for name in changes):
-        args = {name for given in changes.get("optimizer.args", ()) for name in given or ()}
-        replan(optimizer, scheduler, groups=planned, args=args, step=engine.schedule_step)
-    # A new average of the weights gives other metrics than before, too.
-    has_new_average = None in changes.get("ema.decay", ())
-    is_scored_otherwise = has_new_average or any(name.startswith(_SCORED_ON) for name in changes)
-    if is_scored_otherwise or state.best_by not in (None, options.best):
+        args = {name for arguments in changes.get("optimizer.args", ()) for name in arguments or ()}
+        replan(optimizer, scheduler, groups=planned_groups, args=args, step=engine.schedule_step)
+    # Metrics of averaged weights cannot be compared with those of the weights themselves.
+    starts_or_ends_average = None in changes.get("ema.decay", ())
+    metrics_changed = starts_or_ends_average or any(name.startswith(_EVALUATION_KEYS) for name in changes)
+    if metrics_changed or state.best_by not in (None, options.best):
         state.forget_best()
-    if is_scored_otherwise or state.patience_by != options.patience_metric:
+    if metrics_changed or state.patience_by != options.patience_metric:
         state.restart_patience()
     if state.max_tokens is not None and "batch.max_tokens" not in changes:
         data.limit_tokens(state.max_tokens)
@@ -64,7 +66,7 @@ def restore_run(
 
 
 def is_evaluation_pending(state: TrainState, options: LoopOptions) -> bool:
-    """Whether the run was saved, or begins, before an evaluation that was due."""
+    """Return whether an evaluation is due at the step of `state` and has not been done."""
     if state.evaluated_step == state.step:
         return False
     if state.step == 0:
@@ -72,12 +74,13 @@ def is_evaluation_pending(state: TrainState, options: LoopOptions) -> bool:
     return options.is_due(options.evaluate_every, state.step, is_last=state.step == state.num_steps)
 
 
-def take_weights_to_export(
+def load_weights_to_export(
     state: TrainState, engine: Engine, checkpointer: Checkpointer, best: str | None, console: Console
 ) -> bool:
-    """Give the model the best weights where there is a best, and the averages where there are averages.
+    """Load the best weights into the model; without them, the averaged weights if the run keeps an average.
 
-    Returns whether it has the weights that the last step left.
+    Returns:
+        Whether the model still has the weights of the last step.
     """
     if state.best_step is not None and state.best_step != state.step:
         fault = checkpointer.load_weights(engine.bare_model, state.best_step)
@@ -92,19 +95,19 @@ def take_weights_to_export(
     return engine.averaged_weights is None
 
 
-def warn_of_checkpoints(run_dir: RunDir, console: Console) -> bool:
-    """Warn where a run directory holds weights that were trained and not restored; returns whether it does."""
-    found = bool(list_checkpoints(run_dir))
-    if found:
+def warn_if_not_restored(run_dir: RunDir, console: Console) -> bool:
+    """Warn that the model was not restored if the run directory has checkpoints; return whether it has."""
+    has_checkpoints = bool(list_checkpoints(run_dir))
+    if has_checkpoints:
         console.warn(
             f"these are the weights that the run begins with; loop.restore() takes those of its newest checkpoint "
             f"in {run_dir.root}, fit() trains"
         )
-    return found
+    return has_checkpoints
 
 
 def _check_schedule(scheduler: LRScheduler, state: TrainState, changes: Changes, num_steps: int) -> None:
-    """Only a schedule that is a function of the step can be changed, or be given another length."""
+    """Refuse changes of a scheduler that is not a pure function of the step."""
     changed = sorted(name for name in changes if name.startswith("scheduler."))
     if changed and not isinstance(scheduler, LambdaLR):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Which weights are the best so far, and when a run has waited long enough for better ones."""
+"""Selection of the best weights, and early stopping: pure functions of the metrics."""
 
 import math
 from collections.abc import Mapping
@@ -11,22 +11,26 @@ from trainer_loop.record.state import TrainState
 
 @dataclass(frozen=True)
 class Comparison:
-    """A metric of an evaluation beside its best value so far."""
+    """One metric of an evaluation, compared with its best value so far."""
 
-    value: float  # negated where smaller is better, so that larger is better
+    value: float  # negated if smaller is better, so that larger is always better
     is_better: bool
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What an evaluation says about the weights it scored; None: no metric was asked for."""
+    """Result of comparing an evaluation with the best earlier ones. None: the run uses no metric for it."""
 
-    best: Comparison | None  # are these the weights to export?
-    patience: Comparison | None  # are they what the run waits for?
+    best: Comparison | None  # by `options.best`, the metric that selects the weights to export
+    patience: Comparison | None  # by the metric of early stopping
 
 
-def judge(metrics: Mapping[str, float], state: TrainState, options: LoopOptions) -> Verdict:
-    """Compare an evaluation with the best ones before it. Raises UserError where it lacks a metric."""
+def compare_with_best(metrics: Mapping[str, float], state: TrainState, options: LoopOptions) -> Verdict:
+    """Compare the metrics of an evaluation with the best values so far.
+
+    Raises:
+        UserError: A metric that the options name is missing.
+    """
     best = None if options.best is None else compare(metrics, options.best, state.best_value, place="checkpoint.best")
     if options.patience_metric is None:
         return Verdict(best, best)
@@ -35,23 +39,23 @@ def judge(metrics: Mapping[str, float], state: TrainState, options: LoopOptions)
 
 
 def compare(metrics: Mapping[str, float], metric: str, best_value: float | None, *, place: str) -> Comparison:
-    """Compare one metric.
+    """Compare one metric with its best value.
 
     Args:
-        metric: `accuracy`, or `-loss` where smaller is better.
-        best_value: the `value` of the best comparison so far; None: there is none.
-        place: the config key that names the metric, for the message.
+        metric: For example `accuracy`, or `-loss` if smaller is better.
+        best_value: The largest `Comparison.value` so far; None: there is none.
+        place: The config key that names the metric, for the error message.
 
     >>> compare({"loss": 0.5}, "-loss", -0.7, place="checkpoint.best")
     Comparison(value=-0.5, is_better=True)
     """
-    found = find_metric(metrics, metric, place=place)
-    value = -found if metric.startswith("-") else found
+    value = find_metric(metrics, metric, place=place)
+    value = -value if metric.startswith("-") else value
     return Comparison(value, math.isfinite(value) and (best_value is None or value > best_value))
 
 
 def find_metric(metrics: Mapping[str, float], metric: str, *, place: str) -> float:
-    """The value of `metric`, with or without its sign. Raises UserError where the evaluation has no such metric."""
+    """Return the value of `metric`, whose leading `-` is ignored. Raises UserError if the evaluation lacks it."""
     name = metric.removeprefix("-")
     if name not in metrics:
         raise UserError(f"{place}: {metric} is not among the metrics of an evaluation: {', '.join(metrics)}")
@@ -59,5 +63,5 @@ def find_metric(metrics: Mapping[str, float], metric: str, *, place: str) -> flo
 
 
 def is_out_of_patience(state: TrainState, patience: int | None) -> bool:
-    """Whether the run ends; patience: evaluations it waits for a better one, None: for ever."""
+    """Return whether the last `patience` evaluations brought no improvement; None: never stop early."""
     return patience is not None and state.evaluations_without_best >= patience

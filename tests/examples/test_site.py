@@ -89,7 +89,7 @@ def test_the_site_is_built_without_a_broken_link_and_loads_nothing_from_elsewher
     for page in pages:
         loaded = re.findall(r'<(?:script|link|img|iframe)[^>]*(?:src|href)="(https?://[^"]*)', page.read_text())
         assert loaded == [], page
-    assert "Forward and backward over all microbatches" in (site / "api" / "TrainingLoop.html").read_text()
+    assert "Run forward and backward over all microbatches" in (site / "api" / "TrainingLoop.html").read_text()
     reports = list((site / "gallery").glob("*.html"))
     assert {page.stem for page in reports} == {"index", "compare", *build.RUNS}
     assert all(page.stat().st_size < 200_000 for page in reports)

@@ -1,4 +1,4 @@
-"""Which weights are the best: what an evaluation says about them."""
+"""Selection of the best weights, and early stopping."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 from trainer_loop import UserError
 from trainer_loop.options import LoopOptions
 from trainer_loop.record.state import TrainState
-from trainer_loop.selection import compare, find_metric, is_out_of_patience, judge
+from trainer_loop.selection import compare, compare_with_best, find_metric, is_out_of_patience
 
 
 @pytest.mark.parametrize(
@@ -44,12 +44,12 @@ def test_patience_counts_evaluations_and_none_waits_for_ever():
 def test_patience_may_go_by_another_metric_than_the_best():
     state = TrainState(best_value=0.7, patience_value=-0.4)
     metrics = {"accuracy": 0.8, "loss": 0.5}
-    both = judge(metrics, state, LoopOptions(num_steps=9, best="accuracy", patience_metric="-loss"))
+    both = compare_with_best(metrics, state, LoopOptions(num_steps=9, best="accuracy", patience_metric="-loss"))
     assert both.best is not None and both.best.is_better
     assert both.patience is not None and not both.patience.is_better
-    one = judge(metrics, state, LoopOptions(num_steps=9, best="accuracy"))
+    one = compare_with_best(metrics, state, LoopOptions(num_steps=9, best="accuracy"))
     assert one.patience == one.best
-    none = judge(metrics, state, LoopOptions(num_steps=9))
+    none = compare_with_best(metrics, state, LoopOptions(num_steps=9))
     assert (none.best, none.patience) == (None, None)
 
 
