@@ -1,4 +1,4 @@
-"""`python -m trainer_loop.migrate training_args.json`: a config from the arguments of transformers.Trainer."""
+"""`python -m trainer_loop.migrate training_args.json`: translates TrainingArguments of transformers into a config."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from trainer_loop.cli.command import run_command
 from trainer_loop.config.load import escaped
 from trainer_loop.config.schema import KEYS
-from trainer_loop.config.values import judge, shown
+from trainer_loop.config.values import check_value, shown
 from trainer_loop.config.yaml_core import dump
 from trainer_loop.errors import UserError, refuse, suggest, under
 from trainer_loop.migrate.trainer_optimizers import OPTIMIZERS
@@ -22,9 +22,9 @@ from trainer_loop.runtime.streams import put_out
 _USAGE = "python -m trainer_loop.migrate training_args.json > config.yaml"
 
 _ABOUT = """\
-The file is what TrainingArguments.to_json_string() gives, or any of its fields written by hand. Printed is a config
-with a line for every key that they decide, and a comment for every field that has no key here, with the reason.
-docs/migrate.md has them all."""
+The file is the output of TrainingArguments.to_json_string(), or a JSON object with some of its fields. The command
+prints a config with a line for every key that the fields decide, and a comment for every field that has no key here,
+with the reason. docs/migrate.md lists all fields."""
 
 _HEAD = """\
 # From {name}, by python -m trainer_loop.migrate. What it does not say, and is still to be set:
@@ -36,7 +36,7 @@ _HEAD = """\
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Print the config; 0, or 2 where the file cannot be translated."""
+    """Print the config. Returns 0, or 2 if the file cannot be translated."""
     return run_command(argv, f"{_USAGE}\n\n{_ABOUT}\n", _print_config, prints_result=True)
 
 
@@ -47,18 +47,18 @@ def _print_config(arguments: list[str]) -> None:
 
 
 def migrate(path: Path) -> str:
-    """A JSON file of TrainingArguments as YAML for `load_config`. Raises UserError with all problems of the file."""
+    """Translate a JSON file of TrainingArguments into YAML. Raises UserError with all problems of the file."""
     given = _read_json(path)
 
-    from transformers import TrainingArguments  # torch: seconds
+    from transformers import TrainingArguments  # imports torch, which takes seconds
 
     fields = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
     with under(f"{path}: "):
-        problems = [*_unknown_names(given, fields), *_unfit_values(given, fields, get_type_hints(TrainingArguments))]
+        problems = [*_unknown_names(given, fields), *_wrong_types(given, fields, get_type_hints(TrainingArguments))]
         refuse(problems)
         settings, notes = translate(Arguments(given, defaults={name: _default(fields[name]) for name in fields}))
         for setting in settings:
-            if problem := judge(setting.value, KEYS[setting.key]):
+            if problem := check_value(setting.value, KEYS[setting.key]):
                 problems.append(f"{', '.join(setting.names)}: {problem}")
         refuse(problems)
     comments = "".join(f"#   {note.name}: {note.text}\n" for note in notes)
@@ -72,8 +72,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; the form is: {_USAGE}") from error
     except json.JSONDecodeError as error:
-        told = "training_args.bin is not read" if path.suffix == ".bin" else "write it with to_json_string()"
-        raise UserError(f"{path}:{error.lineno}:{error.colno}: this is not JSON: {error.msg}; {told}") from error
+        hint = "training_args.bin is not read" if path.suffix == ".bin" else "write it with to_json_string()"
+        raise UserError(f"{path}:{error.lineno}:{error.colno}: this is not JSON: {error.msg}; {hint}") from error
     except (ValueError, RecursionError) as error:
         remedy = "write it with TrainingArguments.to_json_string()"
         raise UserError(f"{path}: this is not JSON: {error}; {remedy}") from error
@@ -93,15 +93,15 @@ def _unknown_names(given: Mapping[str, Any], fields: Mapping[str, Any]) -> Itera
             yield f"{name} is no field of TrainingArguments{suggest(name, known) or '; remove it'}"
 
 
-def _unfit_values(given: Mapping[str, Any], fields: Mapping[str, Any], hints: Mapping[str, Any]) -> Iterable[str]:
-    """Values of another type than their fields have; of a field that has no key here, nothing is asked."""
+def _wrong_types(given: Mapping[str, Any], fields: Mapping[str, Any], hints: Mapping[str, Any]) -> Iterable[str]:
+    """Yield a problem for each value of a wrong type. Fields without a key here are not checked."""
     for name, value in given.items():
-        today = RENAMED.get(name, name)
-        is_unset = value is None if name in RENAMED else today in fields and value == fields[today].default
-        if name not in TRANSLATIONS or today not in fields or is_unset:
+        new_name = RENAMED.get(name, name)
+        is_unset = value is None if name in RENAMED else new_name in fields and value == fields[new_name].default
+        if name not in TRANSLATIONS or new_name not in fields or is_unset:
             continue
-        choices, kinds = _choices(hints[today]), [*_kinds(hints[today]), *_WRITTEN_TYPES.get(today, ())]
-        if today == "optim":
+        choices, kinds = _choices(hints[new_name]), [*_kinds(hints[new_name]), *_WRITTEN_TYPES.get(new_name, ())]
+        if new_name == "optim":
             choices = sorted({*choices, *OPTIMIZERS})
         if choices and value not in choices:
             yield f"{name} is {shown(value)}; allowed: {', '.join(choices)}{suggest(str(value), choices)}"
@@ -109,7 +109,7 @@ def _unfit_values(given: Mapping[str, Any], fields: Mapping[str, Any], hints: Ma
             yield f"{name} is {shown(value)}; allowed: {' or '.join(_WORDS[kind] for kind in kinds)}"
 
 
-# Types that TrainingArguments accept and write, beside those that they declare.
+# Types that TrainingArguments accept and write, but do not declare.
 _WRITTEN_TYPES: dict[str, tuple[type, ...]] = {"fsdp": (bool, list)}
 
 
@@ -118,7 +118,7 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def _choices(hint: Any) -> list[str]:
-    """The words that a field may have, where its type is an enumeration."""
+    """Return the allowed words of a field whose type is an enumeration."""
     kinds = [kind for kind in _alternatives(hint) if isinstance(kind, type) and issubclass(kind, Enum)]
     return [str(member.value) for kind in kinds for member in kind]
 
@@ -135,7 +135,7 @@ _WORDS: dict[Any, str] = {
 
 
 def _kinds(hint: Any) -> list[type]:
-    """The types of JSON values that a field may have."""
+    """Return the types of JSON values that a field accepts."""
     return [kind for kind in (get_origin(part) or part for part in _alternatives(hint)) if kind in _WORDS]
 
 
@@ -144,17 +144,17 @@ def _default(field: Any) -> Any:
 
 
 def _yaml(settings: Iterable[Setting]) -> str:
-    """The keys in their sections, each with the fields it comes from as a comment."""
+    """Write the keys in their sections, each with a comment that names its TrainingArguments fields."""
     lines: list[str] = []
     section: list[str] = []
     for setting in settings:
-        *above, last = setting.key.split(".")
-        for depth, name in enumerate(above):
-            if section[: depth + 1] != above[: depth + 1]:
+        *parents, last = setting.key.split(".")
+        for depth, name in enumerate(parents):
+            if section[: depth + 1] != parents[: depth + 1]:
                 lines.append("  " * depth + f"{name}:")
-        section = above
-        first, *further = dump(escaped({last: setting.value})).splitlines()
+        section = parents
+        first, *rest = dump(escaped({last: setting.value})).splitlines()
         source = ", ".join(setting.names) or "TrainingArguments' default"
-        comment = f"  # {source}" if not further or first.endswith(":") else ""  # not inside a text of several lines
-        lines += ["  " * len(above) + line for line in (first + comment, *further)]
+        comment = f"  # {source}" if not rest or first.endswith(":") else ""  # not inside a multi-line string
+        lines += ["  " * len(parents) + line for line in (first + comment, *rest)]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""What must hold between keys; fields.py says what a single key may be."""
+"""Finds config keys that contradict each other. values.py checks single keys."""
 
 import dataclasses
 import os
@@ -14,14 +14,14 @@ from trainer_loop.errors import suggest
 
 LONGEST_NAME, _LONGEST_PATH = 255, 4000  # bytes, characters
 _PATHS = ("run_dir", "resume", "model.name", "model.tokenizer", "data.name", "data.cache_dir")
-_ALWAYS_ALLOWED, _FOR_EACH_CORE = 64, 4  # workers of a process, and threads
+_ALWAYS_ALLOWED, _PER_CORE = 64, 4  # limits on data.num_workers and train.threads
 _TRAIN_BY_DEFAULT = ("data.train", KEYS["data.train"].default)
-# (the keys a problem is about, the problem); the message names them, their values and the remedy.
+# (keys in conflict, problem). The problem names the keys, their values and the remedy.
 Conflict = tuple[tuple[str, ...], str]
 
 
 def conflicts(config: Config) -> Iterator[Conflict]:
-    """Every pair of keys that contradict each other, and every key that another one calls for."""
+    """Yield every conflict between keys, and every key that is missing because of another one."""
     yield from _model_conflicts(config)
     yield from _adapter_conflicts(config)
     yield from _data_conflicts(config)
@@ -35,13 +35,16 @@ def conflicts(config: Config) -> Iterator[Conflict]:
 
 
 def has_validation(config: Config) -> bool:
-    """Whether the config names validation rows, or a part of train that becomes them."""
+    """Return whether the config names validation rows, or uses a part of train for validation."""
     data = config.data
     return any(part is not None for part in (data.validation, data.validation_fraction, data.fold))
 
 
 def missing_parts(config: Config) -> dict[str, str]:
-    """What the config does not name and a run cannot be without, unless it is given in Python: part -> the problem."""
+    """Return the required parts (model, train, validation) that the config lacks, each with its problem.
+
+    Python code may pass these parts instead.
+    """
     missing = {}
     if config.model.name is None and config.model.type is None:
         missing["model"] = (
@@ -55,8 +58,8 @@ def missing_parts(config: Config) -> dict[str, str]:
             "set data.name to a hub id, or data.train to a file such as train.csv"
         )
     if not has_validation(config):
-        followed = {"checkpoint.best": config.checkpoint.best, "train.patience_metric": config.train.patience_metric}
-        for name, metric in followed.items():
+        metrics = {"checkpoint.best": config.checkpoint.best, "train.patience_metric": config.train.patience_metric}
+        for name, metric in metrics.items():
             if metric is not None and "validation" not in missing:
                 missing["validation"] = (
                     f"{name} is {shown(metric)}, but there is no validation set to measure it on; "
@@ -106,9 +109,9 @@ def _adapter_conflicts(config: Config) -> Iterator[Conflict]:
         for field in dataclasses.fields(settings):
             value = getattr(settings, field.name)
             if value != KEYS[f"model.{section}.{field.name}"].default:
-                other, others_switch = ("peft", peft.name) if section == "lora" else ("lora", lora.r)
+                other, other_switch = ("peft", peft.name) if section == "lora" else ("lora", lora.r)
                 remedy = f"set model.{section}.{'r' if section == 'lora' else 'name'}"
-                if others_switch is not None:
+                if other_switch is not None:
                     remedy = f"this run's adapter is that of model.{other}, which has keys of its own"
                     remedy += f": set model.{other}.merge" if field.name == "merge" else ""
                 yield (
@@ -258,7 +261,7 @@ def _best_conflicts(config: Config) -> Iterator[Conflict]:
 
 
 def _metric_conflicts(config: Config, name: str, *intervals: str) -> Iterator[Conflict]:
-    """intervals: the keys that must not be never where the metric of this name is followed."""
+    """Check the metric of key `name`. The keys `intervals` must not be never if the metric is set."""
     metric = value_of(config, name)
     if metric is None:
         return
@@ -276,8 +279,8 @@ def _metric_conflicts(config: Config, name: str, *intervals: str) -> Iterator[Co
 def _resume_conflicts(config: Config) -> Iterator[Conflict]:
     for name in config.resume_anyway:
         if name not in MUST_NOT_CHANGE:
-            meant = suggest(name, MUST_NOT_CHANGE) or f"; those are {', '.join(MUST_NOT_CHANGE)}"
-            yield ("resume_anyway",), f"resume_anyway: {name} is nothing that a resumed run is refused for{meant}"
+            hint = suggest(name, MUST_NOT_CHANGE) or f"; those are {', '.join(MUST_NOT_CHANGE)}"
+            yield ("resume_anyway",), f"resume_anyway: {name} is nothing that a resumed run is refused for{hint}"
 
 
 def _hub_conflicts(config: Config) -> Iterator[Conflict]:
@@ -314,7 +317,7 @@ def _exclusive(config: Config, first: str, second: str) -> Iterator[Conflict]:
 
 
 def unusable_paths(config: Config) -> Iterator[Conflict]:
-    """Names that no file system takes; nothing that looks for them can go on."""
+    """Yield names that are too long for a file system. Any attempt to open them would fail."""
     data = config.data
     sets = name_sets("data.validation", data.validation) | name_sets("data.test", data.test)
     metrics = [entry if isinstance(entry, str) else entry.get("name") for entry in config.evaluate.metrics]
@@ -331,14 +334,14 @@ def unusable_paths(config: Config) -> Iterator[Conflict]:
 
 
 def count_longest_name(path: object) -> int:
-    """Bytes of the longest file or folder in a path."""
+    """Return the length of the longest file or folder name in a path, in bytes."""
     return max(map(len, str(path).encode(errors="replace").split(b"/")))
 
 
 def _machine_conflicts(config: Config) -> Iterator[Conflict]:
-    """Processes and threads in numbers that no machine of this size has a use for, and that would bring it down."""
+    """Refuse numbers of processes and threads that could overload this machine."""
     cores = os.cpu_count() or 1
-    most = max(_ALWAYS_ALLOWED, _FOR_EACH_CORE * cores)
+    most = max(_ALWAYS_ALLOWED, _PER_CORE * cores)
     for name, number in (("data.num_workers", config.data.num_workers), ("train.threads", config.train.threads)):
         if isinstance(number, int) and number > most:
             yield (

@@ -1,6 +1,6 @@
-"""Every key of the config: its type, default, meaning and unit. `--help` and docs/config.md are made from here."""
+"""Every key of the config: type, default, meaning and unit. `--help` and docs/config.md are generated from it."""
 
-# ruff: noqa: RUF009 - key and section make dataclass fields
+# ruff: noqa: RUF009 - key and section create dataclass fields
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -18,9 +18,11 @@ def key(
     below: float | None = None,
     kind: str = "",
 ) -> Any:
-    """A config key: its default, what it means in one line, its unit, and the values it may have.
+    """Create the field of a config key.
 
-    `kind` names a row of KINDS in values.py, for a key whose values no Python type describes.
+    Args:
+        comment: The meaning of the key in one line.
+        kind: An entry of KINDS in values.py, for a key whose values a Python type cannot describe.
     """
     limits = {"at_least": at_least, "above": above, "below": below}
     metadata = {"comment": comment, "unit": unit, "allowed": allowed, "kind": kind, **limits}
@@ -30,11 +32,13 @@ def key(
 
 
 def section(kind: type, *, on_resume: str = "free", but: Mapping[str, tuple[str, ...]] | None = None) -> Any:
-    """A nested group of keys; its docstring is what `--help` says of it.
+    """Create the field of a nested group of keys. `--help` shows the docstring of `kind`.
 
-    `on_resume` is what follows when a run goes on with another value of one of its keys: `free` (no update depends on
-    it), `planned anew` (it holds from the checkpoint on), `refused` (but for resume_anyway) or `by content` (refused
-    where other rows come of it). `but` lists the keys of which something else follows.
+    Args:
+        on_resume: What happens if a resumed run changes one of the keys: `free` (no update depends on it), `planned
+            anew` (it applies from the checkpoint on), `refused` (unless resume_anyway lists it) or `by content`
+            (refused if the rows change).
+        but: Keys with another policy, by policy.
     """
     text = (kind.__doc__ or "").rstrip(".")
     policies = {one.name: on_resume for one in fields(kind)}
@@ -46,7 +50,7 @@ def section(kind: type, *, on_resume: str = "free", but: Mapping[str, tuple[str,
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """What is learnt."""
+    """The task that the model learns."""
 
     name: str = key("sequence_classification", "a task of docs/tasks.md, or the dotted path of a Task class")
     args: dict[str, Any] = key({}, "arguments of the task")
@@ -68,41 +72,44 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class PeftConfig:
-    """Other adapters."""
+    """Adapters other than LoRA."""
 
-    name: str | None = key(None, "another adapter of the package peft instead of LoRA: ia3, loha, vera, oft, ...")
-    args: dict[str, Any] = key({}, "arguments of the config class of that adapter")
+    name: str | None = key(None, "an adapter of the package peft, instead of LoRA: ia3, loha, vera, oft, ...")
+    args: dict[str, Any] = key({}, "arguments of the adapter's config class")
     merge: bool = key(False, "true: export the model with the adapter merged into it; false: export the adapter alone")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What learns."""
+    """The model."""
 
     name: str | None = key(None, "hub id or local directory")
     type: str | None = key(
-        None, "instead of name: a model type of transformers (bert, gpt2, ...); a new model is built"
+        None, "instead of name: a model type of transformers (bert, gpt2, ...), to build a new model"
     )
     tokenizer: str | None = key(
         None,
         "hub id or local directory of the tokenizer, or of the image processor of a task on images; train: a "
-        "byte-level BPE trained on the train split; null: the model's own",
+        "byte-level BPE trained on the train split; null: that of the model",
     )
     chat_template: str | None = key(
         None,
-        "template of conversations: plain, or a file with a Jinja template; it is exported with the tokenizer; null: "
-        "the tokenizer's own",
+        "chat template: plain, or a file with a Jinja template; it is exported with the tokenizer; null: that of the "
+        "tokenizer",
     )
-    vocab_size: int = key(8000, "size of a tokenizer trained here", unit="tokens", at_least=300, below=1e7)
+    vocab_size: int = key(
+        8000, "vocabulary size of a tokenizer that the run trains", unit="tokens", at_least=300, below=1e7
+    )
     from_scratch: bool = key(False, "true: build the model from its config and load no weights")
-    overrides: dict[str, Any] = key({}, "fields of the model's own config, such as attention_probs_dropout_prob: 0.0")
+    overrides: dict[str, Any] = key({}, "fields of the model's config.json, such as attention_probs_dropout_prob: 0.0")
     attention: str = key(
         "auto",
-        "auto: the fastest on this machine (on a CPU in bf16 it rounds scores as eager does); or one that transformers "
-        "knows: sdpa, eager, flash_attention_2, ...",
+        "auto: the fastest on this machine (on a CPU in bf16 it rounds scores as eager does); or a name of "
+        "transformers: sdpa, eager, flash_attention_2, ...",
     )
     packing: bool = key(
-        False, "true: concatenate rows without padding, each attends to itself; for models whose attention allows it"
+        False,
+        "true: concatenate rows without padding; tokens attend only to their own row; needs a model that supports it",
     )
     compile: bool = key(
         False, "true: torch.compile, once for all lengths; the first steps take a minute or more, later ones are faster"
@@ -112,8 +119,8 @@ class ModelConfig:
     )
     neftune_alpha: float | None = key(
         None,
-        "NEFTune: uniform noise of at most alpha / sqrt(tokens * width) on the embeddings of training rows, such as 5; "
-        "null: none",
+        "NEFTune: add uniform noise of at most alpha / sqrt(tokens * width) to the embeddings of training rows, such "
+        "as 5; null: no noise",
         above=0,
     )
     gradient_checkpointing: bool = key(False, "true: recompute activations in the backward pass, to save memory")
@@ -124,7 +131,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LimitConfig:
-    """Fewer rows, to try things out."""
+    """Limits on the number of rows, for experiments."""
 
     train: int | None = key(None, "at most this many rows, sampled by seed", unit="rows", at_least=1)
     validation: int | None = key(None, "at most this many rows, sampled by seed", unit="rows", at_least=1)
@@ -133,31 +140,31 @@ class LimitConfig:
 
 @dataclass(frozen=True)
 class FilesConfig:
-    """How text files are written."""
+    """The format of text files."""
 
     delimiter: str | None = key(
-        None, "between the fields of .csv and .tsv files; null: a comma in .csv, a tab in .tsv", kind="delimiter"
+        None, "delimiter of fields in .csv and .tsv files; null: a comma in .csv, a tab in .tsv", kind="delimiter"
     )
     quoting: str = key(
         "auto",
-        "double: a field of .csv and .tsv files may stand in double quotes; none: quotes are ordinary characters, as "
-        "in GLUE's files; auto: double, but a file whose quotes seem to be ordinary characters is refused",
+        "double: fields of .csv and .tsv files may be in double quotes; none: quotes are ordinary characters, as in "
+        "GLUE's files; auto: double, but a file whose quotes seem to be ordinary characters is refused",
         allowed=("auto", "double", "none"),
     )
     encoding: str | None = key(
         None,
-        "of .csv, .tsv, .json, .jsonl and .txt files, by a name that Python knows: windows-1252, utf-16, gb18030, ...; "
-        "null: UTF-8",
+        "encoding of .csv, .tsv, .json, .jsonl and .txt files, by its Python name: windows-1252, utf-16, gb18030, "
+        "...; null: UTF-8",
         kind="encoding",
     )
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What it learns from."""
+    """The data."""
 
-    name: str | None = key(None, "hub id of a data set; null when the splits below are files or dotted paths")
-    config: str | None = key(None, "the data set's configuration on the hub, such as mrpc")
+    name: str | None = key(None, "hub id of a data set; null if the splits below are files or dotted paths")
+    config: str | None = key(None, "configuration of the data set on the hub, such as mrpc")
     train: Any = key(
         "train",
         "split, file, glob or list of them (.csv .tsv .json .jsonl .parquet .arrow .feather .txt), a folder that "
@@ -167,121 +174,119 @@ class DataConfig:
     )
     validation: Any = key(
         None,
-        "likewise, or several sets by name: {matched: a.csv, other: b.csv}; null: none, or see validation_fraction",
+        "as train, or several sets by name: {matched: a.csv, other: b.csv}; null: none, or see validation_fraction",
         kind="named_splits",
     )
     test: Any = key(
         None,
-        "likewise; scored once, at the end, with the exported model, and its predictions kept",
+        "as validation; scored once, at the end, with the exported model; its predictions are saved",
         kind="named_splits",
     )
     validation_fraction: float | None = key(
-        None, "cut this share of train off for validation, stratified by label", above=0, below=1
+        None, "use this share of train for validation instead, stratified by label", above=0, below=1
     )
     fold: str | None = key(
         None,
-        "2/5: validate on part 2 of 5 of train and learn from the others; each row is in one part, stratified by label",
+        "2/5: validate on part 2 of 5 of train and train on the others; each row is in one part, stratified by label",
         kind="fold",
     )
     split_by: str | None = key(
         None,
-        "a column of train, such as the author: rows with one value stay together when validation_fraction or fold is "
-        "cut off, instead of a split by label",
+        "a column of train, such as the author: validation_fraction and fold keep rows with the same value together, "
+        "instead of stratifying by label",
     )
     mixture: list[Any] = key(
         [],
-        "in place of train: sources drawn by weight, [{name: a, train: a.csv, weight: 0.7}, {name: b, train: b.csv, "
-        "weight: 0.3}]; each may have columns, filter, map and deduplicate of its own (filter: null for none), dataset "
-        "and config in place of data.name and data.config, and loss_weight, a factor of its rows' loss",
+        "instead of train: sources that are sampled by weight, [{name: a, train: a.csv, weight: 0.7}, {name: b, train: "
+        "b.csv, weight: 0.3}]; a source may set its own columns, filter, map and deduplicate (filter: null for none), "
+        "dataset and config instead of data.name and data.config, and loss_weight, a factor on the loss of its rows",
         kind="mixture",
     )
     weight: str | None = key(
         None,
-        "a column of train: the factor of each row's loss, at least 0; it enters the sum of the loss and the count of "
-        "targets that divides it. Evaluation counts all rows alike; null: so does training",
+        "a column of train with the weight of each row, at least 0; it multiplies the loss of the row, and the number "
+        "of its targets in the denominator. Evaluation ignores it; null: all weights are 1",
     )
     sampling: str = key(
         "shuffle",
-        "shuffle: an epoch has each row of train once; balanced: it draws as many rows from each class, the rows of "
-        "rare classes several times and those of common ones by turns",
+        "shuffle: an epoch has each row of train once; balanced: an epoch draws equally many rows of each class, so "
+        "that rows of rare classes come several times, and rows of common classes take turns",
         allowed=("shuffle", "balanced"),
     )
     filter: str | None = key(
         None,
-        "dotted path of a function of a row, a dict of all its columns: rows of any split for which it returns False "
-        "are left out",
+        "dotted path of a function that takes a row as a dict of all its columns; rows of any split for which it "
+        "returns False are left out",
     )
     map: str | None = key(
         None,
-        "dotted path of a function of a row that data.filter keeps: it returns a dict of the columns that are new or "
-        "changed",
+        "dotted path of a function that takes a row, after data.filter, and returns a dict of new or changed columns",
     )
     streaming: bool = key(
         False,
-        "true: read train, or each source of mixture, row by row, never holding it in memory; validation and test are "
-        "read as ever. A mixture then needs train.steps",
+        "true: read train, or each source of mixture, row by row instead of into memory; validation and test are read "
+        "as usual. A mixture then needs train.steps",
     )
     shuffle_rows: int = key(
         10_000,
-        "a stream is shuffled within so many rows, its files among each other; 1: each file in its own order",
+        "size of the shuffle buffer of a stream, whose files are shuffled, too; 1: each file in its own order",
         unit="rows",
         at_least=1,
     )
     files: FilesConfig = section(FilesConfig, on_resume="by content")
     missing: str = key(
         "refuse",
-        "rows without a text or a label. refuse: they are named and nothing is trained; drop: they are left out and "
-        "counted; empty: a text that is null is the empty text, a label must be there",
+        "rows without a text or a label. refuse: they are reported and nothing is trained; drop: they are left out and "
+        "counted; empty: a missing text becomes the empty text, a missing label is refused",
         allowed=("refuse", "drop", "empty"),
     )
     deduplicate: bool = key(
         False,
-        "true: leave out rows of train with the inputs of an earlier row, or of a row of validation or test, but for "
-        "case and spaces in texts, whatever their labels are; in conversations answers are compared too",
+        "true: leave out rows of train whose inputs equal those of an earlier row, or of a row of validation or test. "
+        "Case, spaces in texts and labels are ignored; in conversations answers are compared, too",
     )
     limit: LimitConfig = section(LimitConfig, but={"by content": ("train",)})
     columns: dict[str, Any] = key(
         {},
-        "the task's columns and yours: {text: sentence1, text_pair: sentence2, label: label}; one that is left out has "
-        "the task's own name; a list names a column for each label (of 0 and 1) or number: {label: [toxic, obscene]}",
+        "maps columns of the task to columns of the data: {text: sentence1, text_pair: sentence2, label: label}; "
+        "default: the same name; a list names a column for each label (0 or 1) or number: {label: [toxic, obscene]}",
         kind="columns",
     )
     label_names: Any = key(
-        None, "[negative, positive], or {negative: 0, positive: 1}; null: found in the data", kind="label_names"
+        None, "[negative, positive], or {negative: 0, positive: 1}; null: taken from the data", kind="label_names"
     )
-    max_length: int = key(512, "longer texts are cut", unit="tokens", at_least=2)
+    max_length: int = key(512, "longer texts are truncated", unit="tokens", at_least=2)
     num_workers: Any = key(
         "auto",
-        "processes that prepare batches beside each training process; auto: 2 beside a GPU, none on a CPU",
+        "worker processes that prepare batches for each training process; auto: 2 with a GPU, none on a CPU",
         kind="auto_or_count",
     )
-    cache_dir: str | None = key(
-        None, "where tokenised data is kept; null: $TRAINER_LOOP_CACHE, or ~/.cache/trainer_loop"
-    )
+    cache_dir: str | None = key(None, "cache of tokenised data; null: $TRAINER_LOOP_CACHE, or ~/.cache/trainer_loop")
 
 
 @dataclass(frozen=True)
 class BatchConfig:
-    """What one update sees."""
+    """The batch of one update."""
 
     size: int | None = key(
-        None, "rows of one update, over all processes; 32 when accumulate is not given either", unit="rows", at_least=1
+        None, "rows of one update, over all processes; 32 unless accumulate is given", unit="rows", at_least=1
     )
-    per_device: int | None = key(None, "rows of one microbatch at most", unit="rows", at_least=1)
+    per_device: int | None = key(None, "maximum rows of a microbatch", unit="rows", at_least=1)
     max_tokens: Any = key(
-        "auto", "padded tokens of one microbatch at most; null: no limit", unit="tokens", kind="token_limit"
+        "auto", "maximum padded tokens of a microbatch; null: no limit", unit="tokens", kind="token_limit"
     )
     accumulate: int | None = key(
         None, "instead of size: size = per_device * accumulate * number of processes", at_least=1
     )
     order: str = key(
         "shuffle",
-        "shuffle: batches are random samples; window: of rows of similar length, which pads less and biases them",
+        "shuffle: batches are random samples; window: batches have rows of similar length, which pads less, but they "
+        "are no random samples",
         allowed=("shuffle", "window"),
     )
     window: int | None = key(
         None,
-        "with order=window: how many consecutive shuffled batches are sorted by length together; null: 32",
+        "with order=window: number of consecutive shuffled batches that are sorted by length together; null: 32",
         unit="batches",
         at_least=1,
     )
@@ -289,37 +294,39 @@ class BatchConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and how exactly."""
+    """Length and precision of training, clipping, and early stopping."""
 
-    epochs: float | None = key(None, "passes over the training rows; 3 when steps is not given either", above=0)
-    steps: int | None = key(None, "instead of epochs: this many updates", unit="steps", at_least=1)
+    epochs: float | None = key(None, "passes over the training rows; 3 unless steps is given", above=0)
+    steps: int | None = key(None, "instead of epochs: number of updates", unit="steps", at_least=1)
     precision: str = key(
         "auto",
-        "auto: bf16 where the hardware has it, else fp16 on a GPU that has it, else no",
+        "mixed precision; auto: bf16 if the hardware supports it, else fp16 if the GPU supports it, else no",
         allowed=("auto", "no", "bf16", "fp16"),
     )
     tf32: bool = key(
-        True, "TF32 for fp32 matrix products on a GPU that has it: 3 digits; matters only where precision is no"
+        True, "TF32 (3 digits) for fp32 matrix products if the GPU supports it; matters only with precision=no"
     )
     max_grad_norm: float | None = key(1.0, "gradients are scaled down to this L2 norm; null: never", above=0)
     max_grad_value: float | None = key(
-        None, "then every value of a gradient is clipped to this magnitude; null: never", above=0
+        None, "then each element of a gradient is clipped to this magnitude; null: never", above=0
     )
     on_nonfinite: str = key(
         "stop",
-        "a loss or gradient that is not finite: stop ends the run, skip makes no update and counts the step",
+        "if the loss or a gradient is not finite, stop ends the run, and skip skips the update and counts the step",
         allowed=("stop", "skip"),
     )
     unused_parameters: str = key(
         "refuse",
-        "a trainable parameter without a gradient: refuse names it before the first update, allow leaves it as it is",
+        "a trainable parameter without a gradient: refuse ends the run before the first update, allow accepts it",
         allowed=("refuse", "allow"),
     )
     patience: int | None = key(
-        None, "stop after this many evaluations without a better train.patience_metric; null: never", at_least=1
+        None,
+        "stop after this many evaluations without an improvement of train.patience_metric; null: never",
+        at_least=1,
     )
     patience_metric: str | None = key(
-        None, "metric that train.patience follows: accuracy, or -loss where smaller is better; null: checkpoint.best"
+        None, "metric of early stopping: accuracy, or -loss if smaller is better; null: that of checkpoint.best"
     )
     threads: Any = key(
         "auto",
@@ -327,11 +334,11 @@ class TrainConfig:
         kind="auto_or_positive",
     )
     max_time_minutes: float | None = key(
-        None, "save and stop with exit code 75 this long after the start; null: never", unit="minutes", above=0
+        None, "save and stop with exit code 75 after this time; null: never", unit="minutes", above=0
     )
     timeout_minutes: float = key(
         30.0,
-        "how long a process waits for the others before it says which are lost",
+        "how long a process waits for the others before it reports them as lost",
         unit="minutes",
         above=0,
         below=1e6,
@@ -340,11 +347,11 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class EmaConfig:
-    """An average of the weights."""
+    """The exponential moving average of the weights."""
 
     decay: float | None = key(
         None,
-        "evaluate and export an exponential moving average of the weights, such as 0.999; null: the weights",
+        "decay of a moving average that is evaluated and exported instead of the weights, such as 0.999; null: none",
         above=0,
         below=1,
     )
@@ -352,196 +359,201 @@ class EmaConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What is minimised."""
+    """The loss."""
 
-    name: str | None = key(None, "null: the task's own; or the dotted path of a function (logits, targets) -> sum")
+    name: str | None = key(
+        None,
+        "a loss of trainer_loop (see --help loss.name), or the dotted path of a function (logits, targets) -> sum; "
+        "null: the loss of the task",
+    )
     args: dict[str, Any] = key({}, "arguments of the loss")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How weights move."""
+    """The optimizer."""
 
     name: str = key(
         "adamw",
         "adamw, adam, sgd, adagrad, rmsprop, adafactor, muon, lion, schedule_free_adamw, adamw_8bit, or the dotted "
         "path of a torch optimizer",
     )
-    lr: float = key(5e-5, "learning rate at its peak", at_least=0)
+    lr: float = key(5e-5, "peak learning rate", at_least=0)
     weight_decay: float = key(
-        0.01, "weight decay, decoupled where the optimizer decouples it; biases and norms have none", at_least=0
+        0.01, "weight decay, decoupled if the optimizer decouples it; biases and norms have none", at_least=0
     )
     args: dict[str, Any] = key({}, "further arguments of the optimizer, such as betas")
     layer_decay: float | None = key(
         None,
-        "the learning rate shrinks by this factor for each layer below the head, such as 0.9; null: it is the same",
+        "layer-wise decay: the learning rate shrinks by this factor for each layer below the head, such as 0.9; null: "
+        "all layers have the same",
         above=0,
         below=1,
     )
     groups: list[Any] = key(
         [],
-        'parameters with settings of their own: [{match: "classifier.*", lr: 1e-3}]; the first match applies',
+        'parameters with other settings, by pattern: [{match: "classifier.*", lr: 1e-3}]; the first match applies',
         kind="groups",
     )
     freeze: list[str] = key([], 'parameters to freeze, by pattern: ["*.embeddings.*", "*.layer.0.*"]')
     unfreeze_every: float | None = key(
         None,
-        "gradual unfreezing: the head is trained first, one more layer below it every so many steps (below 1: share of "
-        "all steps); null: all layers from the first step",
+        "gradual unfreezing: the head is trained first, and one more layer below it after each interval of this many "
+        "steps (below 1: share of all steps); null: all layers from the first step",
         above=0,
     )
 
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """How the learning rate moves."""
+    """The schedule of the learning rate."""
 
     name: str = key(
         "linear",
         "a name of transformers' get_scheduler (linear, cosine, warmup_stable_decay, ...), one_cycle, or a dotted path",
     )
-    warmup: float = key(0.1, "below 1: share of all steps; from 1: steps", at_least=0)
+    warmup: float = key(0.1, "length of the warm-up; below 1: share of all steps; from 1: steps", at_least=0)
     args: dict[str, Any] = key({}, "further arguments of the schedule")
     metric: str | None = key(
         None,
-        "what reduce_lr_on_plateau and greedy follow, as in checkpoint.best: accuracy, or -loss where smaller is "
-        "better; null: -loss",
+        "metric that reduce_lr_on_plateau and greedy follow: accuracy, or -loss if smaller is better; null: -loss",
     )
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """The texts that a model writes, without chance, for metrics that compare texts."""
+    """Text generation, without sampling, for metrics that compare texts."""
 
     max_new_tokens: int | None = key(
         None,
-        "tokens of a text at most; null: a causal model writes nothing in an evaluation, and others at most 128",
+        "maximum length of a text; null: a causal model writes no texts in an evaluation, other models at most 128",
         unit="tokens",
         at_least=1,
     )
-    num_beams: int = key(1, "beams of a beam search; 1: the likeliest token each time", at_least=1)
+    num_beams: int = key(1, "number of beams; 1: greedy search", at_least=1)
     length_penalty: float = key(1.0, "above 0, a beam search prefers longer texts")
-    no_repeat_ngram_size: int = key(0, "no sequence of so many tokens is written twice; 0: any may be", at_least=0)
+    no_repeat_ngram_size: int = key(0, "no n-gram of this many tokens is written twice; 0: no limit", at_least=0)
     samples: int = key(3, "texts of each evaluation that are shown, and written to metrics.jsonl", at_least=0)
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """How the model is evaluated."""
+    """The evaluation of the model."""
 
     every: Any = key("epoch", "when the validation set is scored", kind="interval")
     metrics: list[Any] = key(
         [],
-        "names known to evaluate, dotted paths, or {name: f1, args: {average: macro}}; empty: the task's own",
+        "metrics of docs/logging.md or of the library evaluate, dotted paths, or {name: f1, args: {average: macro}}; "
+        "empty: those of the task",
         kind="metrics",
     )
     generate: GenerateConfig = section(GenerateConfig)
     at_start: bool = key(False, "true: evaluate once before the first step")
-    per_device: int | None = key(None, "rows of one evaluation microbatch at most", unit="rows", at_least=1)
+    per_device: int | None = key(None, "maximum rows of an evaluation microbatch", unit="rows", at_least=1)
     max_tokens: Any = key(
-        "auto", "padded tokens of one evaluation microbatch at most; null: no limit", unit="tokens", kind="token_limit"
+        "auto", "maximum padded tokens of an evaluation microbatch; null: no limit", unit="tokens", kind="token_limit"
     )
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """What is saved to resume from."""
+    """Checkpoints to resume from."""
 
-    every: Any = key("epoch", "the last step is always saved too, unless never", kind="interval")
-    keep_last: int = key(2, "how many of the newest checkpoints are kept, besides the best one", at_least=1)
+    every: Any = key("epoch", "when a checkpoint is saved; the last step is also saved, unless never", kind="interval")
+    keep_last: int = key(2, "number of newest checkpoints to keep, in addition to the best one", at_least=1)
     best: str | None = key(
         None,
-        "metric that picks the model to export: accuracy, or -loss where smaller is better; of several sets one by its "
-        "name: matched/accuracy; null: the last",
+        "metric that selects the model to export: accuracy, or -loss if smaller is better; with several sets one of "
+        "them by name: matched/accuracy; null: the model of the last step",
     )
-    background: bool = key(False, "true: write beside training, from a copy of the state in host memory")
+    background: bool = key(False, "true: write while training continues, from a copy of the state in host memory")
 
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How the model is spread over the processes."""
+    """Sharding of the model over the processes."""
 
     shard: str = key(
         "none",
         "none: every process holds the whole model; zero2: each holds a part of the optimizer state, and weights are "
-        "gathered once a step; full: weights are gathered layer by layer, which takes least memory",
+        "gathered once a step; full: weights are gathered layer by layer, which takes the least memory",
         allowed=("none", "zero2", "full"),
     )
     replicate: Any = key(
         1,
-        "groups of processes that hold a copy of a sharded model each; must divide their number; auto: one a machine",
+        "number of copies of a sharded model, each on its own group of processes; must divide the number of processes; "
+        "auto: one per machine",
         kind="auto_or_positive",
     )
     layers: list[str] = key(
         [],
-        "class names of the modules whose weights are gathered together, such as [LlamaDecoderLayer]; empty: those "
-        "that the model names, in _no_split_modules",
+        "class names of the modules whose weights are gathered together, such as [LlamaDecoderLayer]; empty: the "
+        "model's _no_split_modules",
     )
     reduce_dtype: str = key(
-        "fp32", "in which gradients are added up; bf16 halves what travels and rounds", allowed=("fp32", "bf16")
+        "fp32", "data type in which gradients are summed; bf16 halves the traffic, but rounds", allowed=("fp32", "bf16")
     )
     exchange: str = key(
         "microbatch",
-        "under full, when gradients are added up: after each microbatch, or once a step, for which every process keeps "
-        "whole gradients",
+        "with shard=full, when gradients are summed: after each microbatch, or once a step, for which every process "
+        "keeps whole gradients",
         allowed=("microbatch", "step"),
     )
     offload: str = key(
         "none",
-        "weights: weights, gradients and optimizer state wait in host memory, where the CPU updates them",
+        "weights: keep weights, gradients and optimizer state in host memory, where the CPU updates them",
         allowed=("none", "weights"),
     )
 
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """What a step does."""
+    """The training loop."""
 
-    name: str | None = key(None, "null: TrainingLoop; or the dotted path of a subclass with a step of its own")
+    name: str | None = key(None, "dotted path of a subclass of TrainingLoop, for example with a custom step")
     args: dict[str, Any] = key({}, "arguments that the subclass adds")
 
 
 @dataclass(frozen=True)
 class LogConfig:
-    """What is logged."""
+    """Logging."""
 
     every: int = key(
         10,
-        "steps between two training rows in metrics.jsonl and on the console; evaluations write one too",
+        "steps between two training rows in metrics.jsonl and on the console; evaluations write rows, too",
         unit="steps",
         at_least=1,
     )
     profile: str | None = key(
         None,
         "steps that torch.profiler traces: profile/ in the run directory gets trace-0.json of process 0 and so on, and "
-        "operators.txt, the dearest operators; null: none",
+        "operators.txt with the most expensive operators; null: none",
         kind="steps",
     )
     trackers: list[str] = key(
         [],
-        "trackers that accelerate knows and that are installed, tensorboard, wandb, ..., or dotted paths of your own",
+        "installed trackers that accelerate supports: tensorboard, wandb, ...; or dotted paths of custom trackers",
     )
-    project: str = key("trainer_loop", "what trackers call the project")
-    name: str | None = key(None, "what trackers call the run; null: the last part of run_dir")
+    project: str = key("trainer_loop", "name of the project in trackers")
+    name: str | None = key(None, "name of the run in trackers; null: the last part of run_dir")
     tracker_args: dict[str, Any] = key(
-        {}, "arguments of the trackers, by their names: {wandb: {entity: my_lab, tags: [baseline]}}"
+        {}, "arguments of trackers, by tracker: {wandb: {entity: my_lab, tags: [baseline]}}"
     )
 
 
 @dataclass(frozen=True)
 class HubConfig:
-    """Where the model is published."""
+    """Upload to the Hugging Face hub."""
 
     push: str | None = key(
         None,
-        "push the model to this repository of the Hugging Face hub: me/imdb-bert, or imdb-bert in your own namespace; "
-        "null: nowhere",
+        "repository on the Hugging Face hub: me/imdb-bert, or imdb-bert in your own namespace; null: no upload",
     )
-    private: bool = key(True, "true: a new repository is private; one that is there already stays as it is")
+    private: bool = key(True, "true: create a private repository; an existing one is not changed")
     every: str = key(
         "end",
-        "end: push the exported model; checkpoint: also the weights of each checkpoint, beside training; never: only "
-        "by python -m trainer_loop.push",
+        "end: push the exported model; checkpoint: also push the weights of each checkpoint, while training continues; "
+        "never: only python -m trainer_loop.push pushes",
         allowed=("end", "checkpoint", "never"),
     )
 
@@ -550,21 +562,22 @@ class HubConfig:
 class Config:
     """All keys."""
 
-    run_dir: str = key("runs/run", "directory of everything that the run writes")
+    run_dir: str = key("runs/run", "directory for everything that the run writes")
     seed: int = key(
         42,
-        "row order, dropout, new weights and what validation_fraction cuts off depend on it and on the step alone",
+        "seed of row order, dropout, new weights and validation_fraction, which depend on the seed and the step alone",
         at_least=0,
     )
     resume: str = key(
-        "auto", "auto: go on if run_dir has a checkpoint; never: refuse if it has one; or a checkpoint's path"
+        "auto", "auto: resume if run_dir has a checkpoint; never: refuse if it has one; or the path of a checkpoint"
     )
     resume_anyway: list[str] = key(
         [], "keys that may differ from the checkpoint although updates depend on them, such as batch.size"
     )
-    dry_run: bool = key(False, "true: check everything, print the plan and the memory of a step, stop")
+    dry_run: bool = key(False, "true: check everything, print the plan and the memory of a step, and stop")
     report: bool = key(
-        True, "true: write report.html at the end: curves, metrics, mistakes, data; python -m trainer_loop.report, too"
+        True,
+        "true: write report.html at the end: curves, metrics, mistakes, data; see also python -m trainer_loop.report",
     )
     task: TaskConfig = section(TaskConfig, on_resume="refused")
     model: ModelConfig = section(
@@ -605,4 +618,4 @@ class Config:
     hub: HubConfig = section(HubConfig)
 
 
-RUN = section(Config, but={"refused": ("seed",)})  # the keys that stand in no section
+RUN = section(Config, but={"refused": ("seed",)})  # the keys outside of sections

@@ -1,4 +1,4 @@
-"""Which file a name means: `config=imdb.yaml` on the command line, or `extends: base.yaml` in a file."""
+"""Finds the file of `config=imdb.yaml` on the command line, or of `extends: base.yaml` in a config file."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -8,10 +8,10 @@ from trainer_loop.errors import UserError
 
 
 def find_config(name: str, *, extended_by: Path | None = None) -> Path:
-    """Find the file that `config=name`, or `extends: name` in another file, means.
+    """Find the file of `config=name`, or of `extends: name` in another file.
 
-    It is looked for beside the file that extends it (`extended_by`), then as given, in ./configs, and among the configs
-    that come with the package. Raises UserError where it is not there.
+    Searched in this order: next to the file that extends it (`extended_by`), the name as given, ./configs, and the
+    configs of the package. Raises UserError if there is no such file.
     """
     key = "config=" if extended_by is None else "extends: "
     shipped = shipped_dir()
@@ -19,12 +19,12 @@ def find_config(name: str, *, extended_by: Path | None = None) -> Path:
     directories = [*beside, Path(), Path("configs"), shipped]
     places = list(dict.fromkeys(directory / name for directory in directories))  # one for an absolute path
     try:
-        found = next((place for place in places if place.is_file()), None)
+        file = next((place for place in places if place.is_file()), None)
         run_config = next((place / "config.yaml" for place in places if (place / "config.yaml").is_file()), None)
     except OSError as error:
         raise UserError(f"{key}{shown(name)} cannot be read: {error.strerror}") from error
-    if found is not None:
-        return found
+    if file is not None:
+        return file
     if run_config is not None:
         raise UserError(f"{key}{name} is a directory; write {key}{Path(name) / 'config.yaml'}")
     stems = {path.stem for directory in (*beside, Path("configs"), shipped) for path in directory.glob("*.yaml")}
@@ -37,7 +37,7 @@ def find_config(name: str, *, extended_by: Path | None = None) -> Path:
 
 
 def shipped_dir() -> Path:
-    """`configs/` inside the installed package, or beside the package where it is installed from its sources."""
+    """Return `configs/` of the installed package, or of the source tree if the package is installed from it."""
     package = Path(__file__).parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"

@@ -1,7 +1,7 @@
-r"""`${another.key}` and `${oc.env:NAME}` in the texts of a config: what they may be, how long they get, what they read.
+r"""Checks the interpolations `${another.key}` and `${oc.env:NAME}` in a config, which OmegaConf resolves.
 
-OmegaConf resolves them, and knows more of them: `oc.coerce` imports a module that a text names, and `oc.decode` runs
-whatever a text holds. So only these two are let through.
+OmegaConf also has interpolations that can run code: `oc.coerce` imports a module by name, and `oc.decode` evaluates a
+text. Therefore only these two are allowed.
 """
 
 import functools
@@ -11,22 +11,22 @@ from typing import Any
 
 from trainer_loop.config.secrets import FromEnvironment
 
-Path = tuple[str, ...]  # of a value in the tree of a config: ("log", "tracker_args", "wandb", "tags", "0")
+Path = tuple[str, ...]  # path of a value in the config tree: ("log", "tracker_args", "wandb", "tags", "0")
 
-_LONGEST = 100_000  # characters that the texts of one key may come to
+_LONGEST = 100_000  # maximum total length of the resolved texts of one key, in characters
 _BEGINNING = re.compile(r"(\\*)\$\{\s*([^${}:\s]*)\s*(:?)")
 _KEY = re.compile(r"\.*[^.\[\]]+(?:\.[^.\[\]]+|\[[^.\[\]]+\])*")
 
 
 class Interpolations:
-    """The interpolations in a tree of plain values, as they were written."""
+    """The interpolations in a tree of plain values that is not resolved yet."""
 
     def __init__(self, tree: Mapping[str, Any]):
         self._tree = tree
         self._measured: dict[Path, tuple[int, bool]] = {}
 
     def find_fault(self, value: Any, path: Path) -> str | None:
-        """What is wrong with the interpolations in a value; None leaves the rest to OmegaConf."""
+        """Return what is wrong with the interpolations in a value, or None. OmegaConf checks the rest."""
         for text in _texts(value):
             for name, is_call in _references(text):
                 if is_call and name != "oc.env":
@@ -40,7 +40,7 @@ class Interpolations:
         return None if length <= _LONGEST else f"it would have {length:,} characters, and at most {_LONGEST:,} may be"
 
     def name_sources(self, value: Any, written: Any, path: Path) -> Any:
-        """A resolved value, in which each text that comes from the environment knows how it was written."""
+        """Replace each text of a resolved value that comes from the environment by a `FromEnvironment`."""
         if isinstance(value, dict):
             return {
                 key: self.name_sources(item, _below(written, key), (*path, str(key))) for key, item in value.items()
@@ -52,10 +52,10 @@ class Interpolations:
         return value
 
     def _measure(self, value: Any, path: Path, *, above: tuple[Path, ...]) -> tuple[int, bool]:
-        """How many characters a value comes to, and whether the environment has a part in it."""
+        """Return the resolved length of a value, in characters, and whether it reads environment variables."""
         if path in self._measured:
             return self._measured[path]
-        if path in above:  # OmegaConf finds that it refers to itself
+        if path in above:  # a reference to itself, which OmegaConf reports
             return 0, False
         parts = [(0, False)]
         if isinstance(value, Mapping):
@@ -65,30 +65,30 @@ class Interpolations:
         elif isinstance(value, str):
             parts.append((len(value), False))
             for name, is_call in _references(value):
-                target = _resolve_path(name, path)
-                found = functools.reduce(_below, target, self._tree)
-                parts.append((0, True) if is_call else self._measure(found, target, above=(*above, path)))
-        measured = sum(length for length, _ in parts), any(reads for _, reads in parts)
-        self._measured[path] = measured
-        return measured
+                target_path = _resolve_path(name, path)
+                target = functools.reduce(_below, target_path, self._tree)
+                parts.append((0, True) if is_call else self._measure(target, target_path, above=(*above, path)))
+        total = sum(length for length, _ in parts), any(reads for _, reads in parts)
+        self._measured[path] = total
+        return total
 
 
 def _references(text: str) -> Iterator[tuple[str, bool]]:
-    """What stands after every `${` that is not escaped, and whether a colon follows, which makes it a call."""
+    """Yield the name after every `${` that is not escaped, and whether a colon follows it, which makes it a call."""
     for match in _BEGINNING.finditer(text):
         if len(match[1]) % 2 == 0:
             yield match[2], bool(match[3])
 
 
 def _resolve_path(name: str, path: Path) -> Path:
-    """The path that a reference means: from the top, or where it begins with dots from where it stands."""
+    """Return the path of a reference. A reference with leading dots is relative to `path`."""
     dots = len(name) - len(name.lstrip("."))
     parts = tuple(part for part in re.split(r"[.\[\]]+", name) if part)
     return (*path[: len(path) - dots], *parts) if dots else parts
 
 
 def _below(value: Any, key: Any) -> Any:
-    """What a mapping or list holds there; below a text that stands for a whole mapping, the text for that part."""
+    """Return the item of a mapping or list, or None. If `value` is a reference to a mapping, extend the reference."""
     if isinstance(value, Mapping):
         return value.get(key, next((item for other, item in value.items() if str(other) == key), None))
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""The help text and docs/config.md, both from the comments in fields.py; `python -m trainer_loop.config.reference`."""
+"""Generates the help text and docs/config.md from fields.py. Run `python -m trainer_loop.config.reference`."""
 
 from pathlib import Path
 
@@ -10,41 +10,43 @@ python -m trainer_loop.run [config=FILE.yaml] [key=value ...] [--help [KEY]]
 accelerate launch --multi_gpu --num_processes 2 -m trainer_loop.run config=FILE.yaml key=value"""
 
 _LAYERS = [
-    "Three layers: the defaults below, then the YAML file, then the command line from left to right.",
-    "`config=imdb.yaml` is looked for as given, then in ./configs, then among the configs that come with the package.",
-    "The line `extends: base.yaml` in a file, or `extends: [base.yaml, large.yaml]`, puts other files below this one. "
-    "A later file of the list wins over an earlier one, and the file itself over all that it extends. They are looked "
-    "for beside the file that names them, then as `config=` is. config.yaml in the run directory holds every key.",
-    "No argument at all runs the embedded default, `config=quickstart.yaml`, which needs no network.",
+    "There are three layers: the defaults below, the YAML file, and the command line from left to right. Later layers "
+    "win.",
+    "`config=imdb.yaml` is searched as given, then in ./configs, then among the configs of the package.",
+    "The line `extends: base.yaml` in a file, or `extends: [base.yaml, large.yaml]`, makes other files the layers "
+    "below this one. A later file of the list wins over an earlier one, and the file wins over all files that it "
+    "extends. They are searched next to the file that names them, then as with `config=`. config.yaml in the run "
+    "directory holds every key.",
+    "Without any argument, the embedded default `config=quickstart.yaml` runs, which needs no network.",
     "Mappings such as `model.overrides` are merged key by key over the layers; null for a whole mapping empties it.",
-    "Everything else is replaced. An empty value, `key=` or in a file `key:`, is null.",
+    "All other values are replaced. An empty value, `key=` or in a file `key:`, is null.",
     "A key that is true or false may also be yes or no, on or off; a text key keeps these words, and 012, as texts.",
     "A whole number may be written 32, 032, 1_000 or 1e3; a number 3, 0.1 or 1e-3.",
-    "On the command line a text key takes its value as it stands; elsewhere a list is `[a, b]`, a mapping `{a: 1}`.",
-    "`${run_dir}` stands for the value of another key, `${oc.env:HOME}` for an environment variable.",
-    "No other `${...}` is allowed. `\\${` is a plain `${`, and `???` a value that must still be given.",
-    "What comes from the environment, and what looks like a secret (`api_key`, `token`, `password`, ...), is never "
-    "written down or sent to a tracker: config.yaml in the run directory has `${oc.env:NAME}` in its place.",
+    "On the command line the value of a text key is taken literally; for other keys a list is `[a, b]`, a mapping "
+    "`{a: 1}`.",
+    "`${run_dir}` is replaced by the value of another key, `${oc.env:HOME}` by an environment variable.",
+    "No other `${...}` is allowed. `\\${` is a plain `${`, and `???` marks a value that must still be given.",
+    "Values from the environment, and values that look like secrets (`api_key`, `token`, `password`, ...), are never "
+    "written to files or sent to trackers: config.yaml in the run directory has `${oc.env:NAME}` instead.",
 ]
 
 _ON_RESUME = (
-    "*On resume* says what follows when a run goes on from a checkpoint with another value: `free`, no update depends "
-    "on it (but for rounding and the dropout that is drawn where rows are cut otherwise, and for a schedule that "
-    "follows what is evaluated); `planned anew`, it holds from the checkpoint on; `by content`, refused where other "
-    "rows, labels or batches come of it; `refused`. `resume_anyway` lists what is let through all the same. Every "
-    "change is reported."
+    "*On resume* says what happens if a resumed run changes the key. `free`: no update depends on it, except for "
+    "rounding, for dropout if rows are cut differently, and for a schedule that follows evaluations. `planned anew`: "
+    "the new value applies from the checkpoint on. `by content`: refused if the rows, labels or batches change. "
+    "`refused`: always refused. `resume_anyway` lists keys that may change all the same. Every change is reported."
 )
 
 _EXAMPLES = [
     ("the embedded default", "python -m trainer_loop.run"),
-    ("a file, and one key of it changed", "python -m trainer_loop.run config=imdb.yaml optimizer.lr=3e-5"),
+    ("a file with one key changed", "python -m trainer_loop.run config=imdb.yaml optimizer.lr=3e-5"),
     ("your own files", "python -m trainer_loop.run config=reviews.yaml data.train=mine.csv data.columns.label=stars"),
     (
         "only the first rows",
         "python -m trainer_loop.run config=imdb.yaml data.limit.train=1000 data.limit.validation=500",
     ),
     (
-        "a field of the model's own config",
+        "a field of the model's config.json",
         "python -m trainer_loop.run config=imdb.yaml model.overrides.hidden_dropout_prob=0.0",
     ),
     ("steps instead of the file's epochs", "python -m trainer_loop.run config=imdb.yaml train.epochs= train.steps=500"),
@@ -54,7 +56,7 @@ _EXAMPLES = [
 
 
 def help_text() -> str:
-    """What `--help` prints: the form of the command, the layers, examples, and every key."""
+    """Return the text of `--help`: form of the command, layers, examples, and all keys."""
     form = [f"  {line}" for line in _FORM.splitlines()]
     lines = ["Fine-tune a transformer.", "", *form, "", *_LAYERS, "", "Examples"]
     for about, command in _EXAMPLES:
@@ -65,7 +67,7 @@ def help_text() -> str:
 
 
 def describe_keys(section: str, *, only: str | None = None) -> list[str]:
-    """Two lines for each key of a section, or for one of them."""
+    """Return two lines for each key of a section, or for the key `only`."""
     return [
         line
         for key in keys_of(section)
@@ -75,7 +77,7 @@ def describe_keys(section: str, *, only: str | None = None) -> list[str]:
 
 
 def markdown() -> str:
-    """The text of docs/config.md."""
+    """Return the text of docs/config.md."""
     lines = ["# Config", "", "Generated by `python -m trainer_loop.config.reference`; `--help` prints the same.", ""]
     lines += ["```", *_FORM.splitlines(), "```", "", *(f"- {sentence}" for sentence in [*_LAYERS, _ON_RESUME])]
     lines += ["", "## Examples", ""]
@@ -99,7 +101,7 @@ def _cell(text: str) -> str:
 
 
 def main() -> None:
-    """Write docs/config.md of the source tree that this module is in."""
+    """Write docs/config.md of this source tree."""
     path = Path(__file__).parents[2] / "docs" / "config.md"
     path.write_text(markdown(), encoding="utf-8")
     print(f"{len(KEYS)} keys written to {path}")

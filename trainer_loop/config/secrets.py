@@ -1,4 +1,4 @@
-"""What must not be written down or sent: keys and tokens, and what the config takes from the environment."""
+"""Finds and masks secrets: API keys, tokens, passwords, and values that the config takes from the environment."""
 
 import os
 import re
@@ -18,7 +18,7 @@ _ALWAYS = {
     *("auth", "authorization", "bearer", "jwt", "cookie", "cookies", "webhook", "dsn", "pat", "pass", "userpass"),
     *("accesskey", "accesstoken", "apitoken", "authkey", "authtoken", "secretkey", "privatekey", "passkey"),
 }
-# `key` and `token` have other meanings too: key/value heads, tokens of a text.
+# `key` and `token` also have harmless meanings: key/value heads, tokens of a text.
 _OF_A_KEY = {
     *("api", "access", "account", "app", "auth", "aws", "azure", "client", "encryption", "gcp", "hf", "hub", "licence"),
     *("license", "master", "private", "secret", "service", "session", "shared", "signing", "ssh", "subscription"),
@@ -29,40 +29,40 @@ _OF_A_TEXT_TOKEN = {
     *("bos", "eos", "pad", "unk", "mask", "sep", "cls", "start", "end", "stop", "special", "new", "image", "audio"),
     *("video", "query", "document", "prompt", "response", "label", "separator", "decoder", "max", "min", "num"),
 }
-# Nothing beside it, and no default, which might be a secret; behind it there may be what `name_sources` adds.
+# A single variable without a default, which could be a secret, perhaps with the checksum of `name_sources`.
 _NAMES_ALONE = re.compile(r"\$\{[^,{}]+\}( #[0-9a-f]{8})?")
-# A user with a password in an address, a token in its place, a token of the hub or of GitHub, a header.
+# A user or token in a URL, a token of the hub or of GitHub, an HTTP header, a password in a connection string.
 _SECRET_TEXT = re.compile(
     r"://[^/\s@]+@|\b(?:hf|api_org|hf_oauth|ghp|gho|github_pat)_[A-Za-z0-9_]{16,}"
     r"|\b(?:[Bb]earer|[Bb]asic|[Tt]oken)\s+[\w.~+/=-]{8,}|(?i:\b(?:password|pwd|accountkey)=[^;\s]+)"
 )
-# The address of a database with a user, options, or something else than a number in the place of its port.
+# A database URL with a user, with options, or with a port that is no number.
 _HOLDS_OPTIONS = re.compile(r"(?!sqlite:///)[\w+]+://(.*[@?]|[^/]*:(?!\d+(/|$)))")
 _HUB_TOKEN = r"\b(?:hf|api_org|hf_oauth)_[A-Za-z0-9_]{20,}"
 _PASSWORD_IN_URL = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
 _FORMS = re.compile(f"{_HUB_TOKEN}|{_PASSWORD_IN_URL.pattern}")
 _SECRET_VARIABLE = re.compile(r"(^|_)(TOKEN|KEY|APIKEY|SECRET|PASSW(OR)?D|PASSPHRASE|CREDENTIALS?)(_|$)")
-_SHORTEST_IN_TEXT = 12  # shortest value of an environment variable that is searched; a shorter one may be a word
-_LONG_NUMBER = 10**6  # smaller ones are ids of tokens
+_SHORTEST_IN_TEXT = 12  # shorter values of environment variables are not searched: they may be ordinary words
+_LONG_NUMBER = 10**6  # smaller numbers are token ids
 _PAIR = re.compile(r"""(?<![\w-])(?P<key>[\w-]+)(?P<between>["']?\s*[:=]\s*)(?P<value>"[^"]*"|'[^']*'|[^\s,{}\[\]]+)""")
 
 
 class FromEnvironment(str):
-    """A text that is, or that must come, from the environment; `source` is how a config spells it."""
+    """A text that comes, or must come, from the environment. `source` is its form in a config: `${oc.env:NAME}`."""
 
     source: str
 
     def __new__(cls, value: str, source: str) -> "FromEnvironment":
-        made = super().__new__(cls, value)
-        made.source = source
-        return made
+        text = super().__new__(cls, value)
+        text.source = source
+        return text
 
     def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
         return str(self), self.source
 
 
 def is_secret(name: str, value: object) -> bool:
-    """Whether a value looks like a secret, by the name of its key or by itself."""
+    """Return whether a value looks like a secret, judging by the name of its key and by the value."""
     if value is None or isinstance(value, bool):
         return False
     words = [word.lower() for word in _WORD.findall(name)] or [""]
@@ -81,12 +81,12 @@ def is_secret(name: str, value: object) -> bool:
 
 
 def is_from_environment(value: object) -> bool:
-    """Whether a value names a variable, as in `${oc.env:NAME}`, and so holds nothing itself."""
+    """Return whether a value only names an environment variable, as in `${oc.env:NAME}`."""
     return isinstance(value, str) and _NAMES_ALONE.fullmatch(value) is not None
 
 
 def find_connections(value: Any, path: str) -> Any:
-    """As `find_secrets`, in queries of databases alone: `{sql: ..., connection: ...}` at any depth."""
+    """Do the same as `find_secrets`, only in database queries `{sql: ..., connection: ...}` at any depth."""
     if isinstance(value, list):
         return [find_connections(item, f"{path}.{at}") for at, item in enumerate(value)]
     if not isinstance(value, Mapping):
@@ -98,7 +98,7 @@ def find_connections(value: Any, path: str) -> Any:
 
 
 def mask_values(value: Any, name: str = "") -> Any:
-    """The value with `***` in the place of every secret, for a message."""
+    """Replace every secret in a value by `***`, for a message."""
     if isinstance(value, Mapping):
         return {key: mask_values(item, str(key)) for key, item in value.items()}
     if isinstance(value, list):
@@ -107,7 +107,7 @@ def mask_values(value: Any, name: str = "") -> Any:
 
 
 def find_secrets(value: Any, path: str) -> Any:
-    """The value, in which every secret has become a text from the environment; its path names the variable."""
+    """Replace every secret by a `FromEnvironment`, whose variable is named after the path of the value."""
     return _find(value, path, name=path.rpartition(".")[2], below_secret=False)
 
 
@@ -125,9 +125,10 @@ def _find(value: Any, path: str, *, name: str, below_secret: bool) -> Any:
 
 
 def name_sources(value: Any, *, with_digest: bool) -> Any:
-    """The value with the source of every text from the environment in its place.
+    """Replace every text from the environment by its source.
 
-    with_digest: and with a checksum of the text, by which a change of it is seen.
+    Args:
+        with_digest: Add a checksum of the text, so that a change can be detected.
     """
     if isinstance(value, Mapping):
         return {key: name_sources(item, with_digest=with_digest) for key, item in value.items()}
@@ -139,7 +140,7 @@ def name_sources(value: Any, *, with_digest: bool) -> Any:
 
 
 def mask_arguments(arguments: Sequence[str]) -> list[str]:
-    """A command line without its secrets: `key=value`, `key={a: value}` and `--key value`."""
+    """Mask the secrets of a command line, in the forms `key=value`, `key={a: value}` and `--key value`."""
     masked: list[str] = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
@@ -156,22 +157,22 @@ def mask_arguments(arguments: Sequence[str]) -> list[str]:
 
 
 def mask_text(text: str) -> str:
-    """A text that may be no YAML, without the secrets in it."""
+    """Mask the secrets in any text, which need not be YAML."""
 
-    def mask(found: re.Match[str]) -> str:
-        key, between, value = found["key"], found["between"], found["value"]
-        return f"{key}{between}{MASK}" if is_secret(key, value.strip("\"'")) else found.group()
+    def mask(match: re.Match[str]) -> str:
+        key, between, value = match["key"], match["between"], match["value"]
+        return f"{key}{between}{MASK}" if is_secret(key, value.strip("\"'")) else match.group()
 
     return _SECRET_TEXT.sub(MASK, _PAIR.sub(mask, text))
 
 
 def _mask_yaml(text: str, *, only: str | None) -> str:
-    """only: the name of the values that may be secrets; None: all."""
+    """Mask the secrets in a YAML text. only: name of the keys that may hold secrets; None: all."""
     node, faults = compose(text)
     if faults:
         return mask_text(text)
-    found = _secret_nodes(node, "", below_secret=False, only=only)
-    marks = {(secret.start_mark.index, secret.end_mark.index) for secret in found}
+    secrets = _secret_nodes(node, "", below_secret=False, only=only)
+    marks = {(secret.start_mark.index, secret.end_mark.index) for secret in secrets}
     for start, end in sorted(marks, reverse=True):
         text = text[:start] + MASK + text[end:]
     return text
@@ -179,17 +180,17 @@ def _mask_yaml(text: str, *, only: str | None) -> str:
 
 def _secret_nodes(node: Node | None, name: str, *, below_secret: bool, only: str | None) -> list[ScalarNode]:
     if isinstance(node, ScalarNode):
-        secret = (below_secret or is_secret(name, node.value)) and only in (None, name)
-        return [node] if secret and node.tag != NULL and not is_from_environment(node.value) else []
+        is_hidden = (below_secret or is_secret(name, node.value)) and only in (None, name)
+        return [node] if is_hidden and node.tag != NULL and not is_from_environment(node.value) else []
     if isinstance(node, MappingNode):
         within = below_secret or is_secret(name, "")
         return [
-            found
+            secret
             for key, item in node.value
-            for found in _secret_nodes(item, str(key.value), below_secret=within, only=only)
+            for secret in _secret_nodes(item, str(key.value), below_secret=within, only=only)
         ]
     items = node.value if node is not None else []
-    return [found for item in items for found in _secret_nodes(item, name, below_secret=below_secret, only=only)]
+    return [secret for item in items for secret in _secret_nodes(item, name, below_secret=below_secret, only=only)]
 
 
 def mask_secrets(value: Any, *, key: str = "") -> Any:
@@ -209,13 +210,13 @@ def mask_secrets(value: Any, *, key: str = "") -> Any:
         return MASK
     if not isinstance(value, str):
         return value
-    for secret in [found.group() for found in _FORMS.finditer(value)] + list(_secret_variables().values()):
+    for secret in [match.group() for match in _FORMS.finditer(value)] + list(_secret_variables().values()):
         value = value.replace(secret, MASK)
     return value
 
 
 def find_secret(text: str) -> str | None:
-    """The kind of secret that a text contains, without the secret itself; None if there is none."""
+    """Describe the secret that a text contains, without showing it; None if there is none."""
     if _FORMS.search(text):
         return "text that looks like a token of the hub, or an address with a password"
     for name, secret in _secret_variables().items():
@@ -225,7 +226,7 @@ def find_secret(text: str) -> str | None:
 
 
 def _secret_variables() -> dict[str, str]:
-    """Secret environment variables by name. A path, such as in HF_TOKEN_PATH, is not a secret."""
+    """Return secret environment variables by name. Paths, such as HF_TOKEN_PATH, are not secrets."""
     return {
         name: value
         for name, value in os.environ.items()

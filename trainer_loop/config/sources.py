@@ -1,4 +1,4 @@
-"""What each layer, a YAML file or the command line, says about which keys."""
+"""Reads the layers of a config, YAML files and the command line, into entries of keys."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -9,13 +9,13 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from trainer_loop.config.find import find_config
 from trainer_loop.config.schema import KEYS, SECTIONS, keys_of
 from trainer_loop.config.secrets import mask_arguments
-from trainer_loop.config.values import KINDS, judge_as_given, read, shown
+from trainer_loop.config.values import KINDS, check_unresolved, read, shown
 from trainer_loop.config.yaml_core import MAP, NULL, STR, compose, core_tag, plain
 from trainer_loop.errors import UserError, displayed, under
 from trainer_loop.migrate.translations import describe_unknown
 
 COMMAND_LINE = "command line"
-_EXTENDS = "extends"  # a line of a file, no key of the config
+_EXTENDS = "extends"  # allowed in files; not a key of the config
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,18 @@ class Entry:
 
 @dataclass
 class Layer:
-    """The entries of a layer in their order, and its problems; a key with a problem has no entry."""
+    """The entries of a layer in order, and its problems. A key with a problem has no entry."""
 
     entries: list[Entry] = field(default_factory=list)
-    extends: list[Entry] = field(default_factory=list)  # one for each name of a file
+    extends: list[Entry] = field(default_factory=list)  # one for each extended file
     problems: list[str] = field(default_factory=list)
-    is_readable: bool = True  # false: nothing is known of what it says
+    is_readable: bool = True  # false: its keys are unknown
 
 
 def file_layers(path: Path) -> list[Layer]:
-    """Read a YAML file and the files that it extends, which come before it: a later layer wins.
+    """Read a YAML file and the files that it extends. Extended files come first; later layers win.
 
-    A file that is extended several times has one layer, where it is extended last.
+    A file that is extended several times gives one layer, at its last position.
     """
     layers: dict[Path, Layer] = {}
     _add_file(layers, path, above=())
@@ -48,7 +48,7 @@ def file_layers(path: Path) -> list[Layer]:
 
 
 def _add_file(layers: dict[Path, Layer], path: Path, *, above: tuple[Path, ...]) -> None:
-    """Add the layers of a file and of all that it extends, the one that wins first. above: what extends this file."""
+    """Add the layers of a file and of the files it extends, in reverse order. above: the files that extend this one."""
     layer = layers[path.resolve()] = file_layer(path)
     bases = []
     for entry in layer.extends:
@@ -63,7 +63,7 @@ def _add_file(layers: dict[Path, Layer], path: Path, *, above: tuple[Path, ...])
 
 
 def _find_base(entry: Entry, path: Path, *, above: tuple[Path, ...]) -> Path:
-    """The file that `path` extends by this entry. Raises UserError if it is not there or extends itself."""
+    """Find the file that an `extends` entry names. Raises UserError if it does not exist or extends itself."""
     with under(f"{entry.place}: "):
         base = find_config(str(entry.value), extended_by=path)
     same = next((number for number, file in enumerate(above) if file.resolve() == base.resolve()), None)
@@ -77,7 +77,7 @@ def _find_base(entry: Entry, path: Path, *, above: tuple[Path, ...]) -> Path:
 
 
 def file_layer(path: Path) -> Layer:
-    """Read a YAML file; problems begin with `file:line:`."""
+    """Read a YAML file. Problems start with `file:line:`."""
     name = displayed(path)
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -108,23 +108,23 @@ def file_layer(path: Path) -> Layer:
 
 
 def _take_out_extends(layer: Layer, node: MappingNode, *, place_of: Callable[[Node], str]) -> None:
-    """Move the names of the files that a file extends from its node to its layer."""
+    """Move the entries of `extends` from the node to the layer."""
     for value in [value for key, value in node.value if key.value == _EXTENDS and value.tag != NULL]:
         for item in value.value if isinstance(value, SequenceNode) else [value]:
             if isinstance(item, ScalarNode) and item.tag != NULL and item.value:
                 layer.extends.append(Entry(_EXTENDS, item.value, place_of(item)))
             else:
-                told = f"extends is {shown(plain(value))}; allowed: the name of a file, or a list of such names"
-                layer.problems.append(f"{place_of(item)}: {told}")
+                problem = f"extends is {shown(plain(value))}; allowed: the name of a file, or a list of such names"
+                layer.problems.append(f"{place_of(item)}: {problem}")
                 layer.is_readable = False
     node.value[:] = [(key, value) for key, value in node.value if key.value != _EXTENDS]
 
 
 def command_line_layer(arguments: Sequence[str]) -> Layer:
-    """Read `key=value` arguments, a later one after an earlier one; problems begin with `command line:`.
+    """Read `key=value` arguments in order. Problems start with `command line:`.
 
-    A text key takes its value as it stands; elsewhere `[a, b]`, `{a: 1}` and quotes are read as in a file.
-    An empty value is null, as in a file.
+    The value of a text key is taken literally. For other keys `[a, b]`, `{a: 1}` and quotes are read as in a file. An
+    empty value is null, as in a file.
     """
     layer = Layer()
     for argument in arguments:
@@ -133,8 +133,8 @@ def command_line_layer(arguments: Sequence[str]) -> Layer:
             layer.problems.append(f"{COMMAND_LINE}: {argument} has no value; write {argument}=value")
             continue
         if name == _EXTENDS:
-            told = f"{argument}: extends is a line of a file; write it into the file that config= names"
-            layer.problems.append(f"{COMMAND_LINE}: {told}")
+            problem = f"{argument}: extends is a line of a file; write it into the file that config= names"
+            layer.problems.append(f"{COMMAND_LINE}: {problem}")
             continue
         value, problems = _argument_node(name, text)
         layer.problems += [f"{COMMAND_LINE}: {mask_arguments([argument])[0]}: {problem}" for problem in problems]
@@ -144,7 +144,7 @@ def command_line_layer(arguments: Sequence[str]) -> Layer:
 
 
 def read_argument(name: str, text: str) -> object:
-    """The value that a text on the command line is for a key of the config. Raises UserError with what is wrong.
+    """Parse a text of the command line as the value of a config key. Raises UserError if it is invalid.
 
     >>> read_argument("data.train", "[a.csv, b.csv]")
     ['a.csv', 'b.csv']
@@ -169,18 +169,18 @@ def _argument_node(name: str, text: str) -> tuple[Node | None, list[str]]:
 
 
 def _nested(name: str, value: Node) -> MappingNode:
-    """`a.b` and a value -> `{a: {b: value}}`, as it would stand in a file."""
+    """Return the node `{a: {b: value}}` for the name `a.b`, as in a file."""
     first, dot, rest = name.partition(".")
     return MappingNode(MAP, [(ScalarNode(STR, first), _nested(rest, value) if dot else value)])
 
 
 def _add_entries(layer: Layer, node: MappingNode, *, prefix: str, place_of: Callable[[Node], str]) -> None:
-    """Walk the sections below `prefix` and add every key to the layer, or what is wrong with it."""
+    """Walk the sections below `prefix`, and add the entry or the problem of each key to the layer."""
     for key_node, value_node in node.value:
         name, place = prefix + key_node.value, place_of(key_node)
         if name in KEYS:
             value = read(value_node, KEYS[name])
-            problem = judge_as_given(value, KEYS[name])
+            problem = check_unresolved(value, KEYS[name])
             if problem:
                 layer.problems.append(f"{place}: {problem}")
             else:
@@ -196,7 +196,7 @@ def _add_entries(layer: Layer, node: MappingNode, *, prefix: str, place_of: Call
 
 
 def _leaves(name: str, key: Node, value: Node) -> Iterator[tuple[str, Node]]:
-    """The full names below an unknown key: what stands in an unknown section may be known by its own name."""
+    """Yield the full names of all keys below an unknown key, because a nested name may get a better hint."""
     if isinstance(value, MappingNode) and value.value:
         for key_below, value_below in value.value:
             yield from _leaves(f"{name}.{key_below.value}", key_below, value_below)

@@ -1,4 +1,4 @@
-"""How the value of each kind of key is read, and what it may be."""
+"""Reads and checks the values of config keys, by kind of key."""
 
 import math
 import re
@@ -13,26 +13,26 @@ from trainer_loop.config.secrets import mask_values
 from trainer_loop.config.yaml_core import NULL, plain, texts_in
 from trainer_loop.errors import cut_short, suggest
 
-_LARGEST = 2**62  # torch and NumPy count in 64 bits
-_TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-_WHOLE = re.compile(r"[-+]?[0-9](?:_?[0-9]){0,99}")
+_LARGEST = 2**62  # torch and NumPy use 64-bit integers
+_BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_INTEGER = re.compile(r"[-+]?[0-9](?:_?[0-9]){0,99}")
 _STEPS = re.compile(r"([0-9]{1,18})-([0-9]{1,18})")
-_MOST_STEPS = 100  # of a range
+_MOST_STEPS = 100  # maximum length of a range of steps
 _FOLD = re.compile(r"[1-9][0-9]{0,5}/[1-9][0-9]{0,5}")
 _DECIMAL = re.compile(r"[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?")
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What the keys of one kind have in common."""
+    """How the keys of one kind are read and checked."""
 
-    words: str  # what may be written, for messages and the reference
-    read: Callable[[Node], object]  # a node as this kind means it; what cannot be read so is left as it is
-    fault: Callable[[object], str | None]  # None: fine; else what is wrong, or "" where `words` says enough
+    words: str  # describes allowed values, for messages and the reference
+    read: Callable[[Node], object]  # converts a node; returns values of another kind unchanged
+    fault: Callable[[object], str | None]  # None: valid; else what is wrong, or "" if `words` says enough
 
 
 def read(node: Node, key: Key) -> object:
-    """The value of a YAML node as its key means it; what has `${...}` in it stays a text, to be resolved later."""
+    """Convert a YAML node into the value of its key. A text with `${...}` stays a text until it is resolved."""
     if isinstance(node, ScalarNode) and "${" in node.value:
         return node.value
     if node.tag == NULL:
@@ -40,16 +40,16 @@ def read(node: Node, key: Key) -> object:
     return KINDS[key.kind].read(node)
 
 
-def judge_as_given(value: object, key: Key) -> str | None:
-    """Like `judge`, for a value whose `${...}` are not resolved yet: such a value is judged after that."""
+def check_unresolved(value: object, key: Key) -> str | None:
+    """Do the same as `check_value` for an unresolved value. A value with `${...}` is only checked once resolved."""
     texts = list(texts_in(value))
     if any(text.endswith("???") and not text[:-3].strip("\\") for text in texts):
         return f"{key.name} is {shown(value)}; ??? marks a value that is still missing: give it one"
-    return None if any("${" in text for text in texts) else judge(value, key)
+    return None if any("${" in text for text in texts) else check_value(value, key)
 
 
-def judge(value: object, key: Key) -> str | None:
-    """What is wrong with a value, in one sentence that names the key, the value and what is allowed; or None."""
+def check_value(value: object, key: Key) -> str | None:
+    """Return the problem of a value, in a sentence that names the key, the value and the allowed values; or None."""
     if value is None and key.nullable:
         return None
     fault = KINDS[key.kind].fault(value)
@@ -71,7 +71,7 @@ def _outside_limits(value: object, key: Key) -> str | None:
     if key.allowed and value not in key.allowed:
         return suggest(str(value), key.allowed).removeprefix("; ")
     if key.nullable and value == "None":
-        return ""  # Python's spelling of null would pass for the name of a column or a model
+        return ""  # Python's spelling of null would be taken for the name of a column or a model
     if not isinstance(value, (int, float)):
         return None
     is_low = (key.at_least is not None and value < key.at_least) or (key.above is not None and value <= key.above)
@@ -79,7 +79,7 @@ def _outside_limits(value: object, key: Key) -> str | None:
 
 
 def expects(key: Key) -> str:
-    """What may be written for a key, in words."""
+    """Describe the allowed values of a key."""
     words = _listed(key.allowed) if key.allowed else KINDS[key.kind].words
     limits = (("of at least", key.at_least), ("above", key.above), ("below", key.below))
     ranges = " and ".join(f"{word} {limit:g}" for word, limit in limits if limit is not None)
@@ -92,18 +92,18 @@ def _listed(words: Sequence[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """A value in a message: as it is written in YAML, texts in quotes, cut where it is long."""
+    """Format a value for a message: as in YAML, texts in quotes, long values shortened, secrets masked."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return cut_short(repr(mask_values(value)), at_most=80)
 
 
-def _is_whole(value: object, *, at_least: int) -> bool:
+def _is_integer(value: object, *, at_least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= at_least
 
 
 def _text(node: Node) -> object:
-    """The text as it stands, whatever the core rules make of it; None where it is null."""
+    """Return the literal text of a scalar, or None for null."""
     return node.value if isinstance(node, ScalarNode) and node.tag != NULL else plain(node)
 
 
@@ -113,9 +113,9 @@ def _text_fault(value: object) -> str | None:
     return None if value else "a text is not empty here"
 
 
-def _truth(node: Node) -> object:
+def _boolean(node: Node) -> object:
     value = _text(node)
-    return _TRUTHS.get(value.lower(), value) if isinstance(value, str) else value
+    return _BOOLEANS.get(value.lower(), value) if isinstance(value, str) else value
 
 
 def _integer(node: Node) -> object:
@@ -124,11 +124,11 @@ def _integer(node: Node) -> object:
 
 
 def _number(node: Node) -> object:
-    """012 -> 12, 1_000 -> 1000, 1e3 -> 1000.0; anything else stays the text that it is."""
+    """Convert 012 -> 12, 1_000 -> 1000, 1e3 -> 1000.0; return other values unchanged."""
     value = _text(node)
     if not isinstance(value, str):
         return value
-    if _WHOLE.fullmatch(value):
+    if _INTEGER.fullmatch(value):
         return int(value)
     return float(value) if _DECIMAL.fullmatch(value) else value
 
@@ -138,9 +138,9 @@ def _is_number(value: object, *, at_least: float = -math.inf) -> bool:
     return is_number and math.isfinite(value) and value >= at_least  # type: ignore[arg-type, operator]
 
 
-def _whole_fault(*words: str, at_least: int) -> Callable[[object], str | None]:
-    """The fault of a whole number of at least this, or one of the words."""
-    return lambda value: None if value in words or _is_whole(value, at_least=at_least) else ""
+def _integer_fault(*words: str, at_least: int) -> Callable[[object], str | None]:
+    """Return a check for whole numbers of at least `at_least`, or one of the words."""
+    return lambda value: None if value in words or _is_integer(value, at_least=at_least) else ""
 
 
 def _mapping(node: Node) -> object:
@@ -148,12 +148,12 @@ def _mapping(node: Node) -> object:
 
 
 def _list_of(read_item: Callable[[Node], object]) -> Callable[[Node], object]:
-    """A list as a kind reads each of its items; what stands alone is a list of one."""
+    """Return a reader of lists whose items `read_item` reads. A single value is a list of one item."""
     return lambda node: [read_item(item) for item in (node.value if isinstance(node, SequenceNode) else [node])]
 
 
 def _fault_of_each(item_fault: Callable[[object], str | None]) -> Callable[[object], str | None]:
-    """The first fault of the items of a list."""
+    """Return a check that finds the first fault of the items of a list."""
 
     def find(value: object) -> str | None:
         if not isinstance(value, list):
@@ -244,26 +244,26 @@ def _columns_fault(value: object) -> str | None:
 
 
 def spell_delimiter(value: object) -> object:
-    """A tab is hard to type: it may be written tab, or as a backslash and a t."""
+    """Replace `tab` and `\\t`, which are easier to type, by a tab."""
     return "\t" if value in ("tab", "\\t") else value
 
 
 def explain_delimiter(value: object) -> str | None:
-    """What is wrong with the character between fields of a file; "" where it is none; None: fine."""
+    """Return what is wrong with a delimiter of fields; "" if it is not one character; None if it is valid."""
     if not isinstance(value, str) or len(value) != 1:
         return ""
     return f"{shown(value)} has a meaning of its own" if value in '"\r\n\0' else None
 
 
 def explain_encoding(value: object) -> str | None:
-    """What is wrong with the name of an encoding; None: Python reads and writes lines of text with it."""
+    """Return what is wrong with the name of an encoding; None if Python can read and write text with it."""
     if not isinstance(value, str) or not value:
         return ""
     try:
-        kept = "a\n".encode(value).decode(value) == "a\n"
+        is_known = "a\n".encode(value).decode(value) == "a\n"
     except (LookupError, ValueError):  # UnicodeError is a ValueError
-        kept = False
-    return None if kept else "Python knows no encoding of this name; some are utf-8, utf-16, windows-1252, gb18030"
+        is_known = False
+    return None if is_known else "Python knows no encoding of this name; some are utf-8, utf-16, windows-1252, gb18030"
 
 
 def _fold_fault(value: object) -> str | None:
@@ -274,14 +274,14 @@ def _fold_fault(value: object) -> str | None:
 
 
 def _interval_fault(value: object) -> str | None:
-    if value in ("epoch", "never") or _is_whole(value, at_least=1) or (isinstance(value, float) and 0 < value < 1):
+    if value in ("epoch", "never") or _is_integer(value, at_least=1) or (isinstance(value, float) and 0 < value < 1):
         return None
     is_off = value is False or str(value).lower() in ("no", "off", "false", "none", "0")
     return "write never" if is_off else ""
 
 
 def parse_steps(value: str) -> tuple[int, int]:
-    """The first and the last step of a range that was found good: `20-25` -> (20, 25)."""
+    """Return the first and last step of a valid range: `20-25` -> (20, 25)."""
     first, _, last = value.partition("-")
     return int(first), int(last)
 
@@ -340,25 +340,25 @@ def _group_fault(entry: object) -> str | None:
 def _source(node: Node) -> object:
     if not isinstance(node, MappingNode):
         return plain(node)
-    read = {"weight": _number, "loss_weight": _number, "columns": _columns, "train": _splits, "deduplicate": _truth}
+    read = {"weight": _number, "loss_weight": _number, "columns": _columns, "train": _splits, "deduplicate": _boolean}
     parts = {key.value: read.get(key.value, _text)(value) for key, value in node.value}
-    return {part: value for part, value in parts.items() if value is not None or part not in _LEFT_OUT_BY_NULL}
+    return {part: value for part, value in parts.items() if value is not None or part not in _REMOVED_BY_NULL}
 
 
 def _text_or_null_fault(value: object) -> str | None:
     return None if value is None else _text_fault(value)
 
 
-_LEFT_OUT_BY_NULL = ("dataset", "config", "columns", "loss_weight")
-_MORE_OF_SOURCE: dict[str, tuple[Callable[[object], str | None], str]] = {
+_REMOVED_BY_NULL = ("dataset", "config", "columns", "loss_weight")
+_OPTIONAL_PARTS: dict[str, tuple[Callable[[object], str | None], str]] = {
     "loss_weight": (lambda value: None if _is_number(value, at_least=0) else "", "a number of at least 0"),
     "dataset": (_text_fault, "a text"),
     "config": (_text_fault, "a text"),
-    "filter": (_text_or_null_fault, "a text or null"),  # null: the source has none, though data.filter names one
+    "filter": (_text_or_null_fault, "a text or null"),  # null: data.filter does not apply to this source
     "map": (_text_or_null_fault, "a text or null"),
     "deduplicate": (lambda value: None if isinstance(value, bool) else "", "true or false"),
 }
-_PARTS_OF_SOURCE = ("name", "train", "weight", "columns", *_MORE_OF_SOURCE)
+_PARTS_OF_SOURCE = ("name", "train", "weight", "columns", *_OPTIONAL_PARTS)
 
 
 def _source_fault(entry: object) -> str | None:
@@ -379,7 +379,7 @@ def _source_fault(entry: object) -> str | None:
         return f"weight of {entry['name']} is {shown(entry.get('weight'))}, not a number above 0"
     if (wrong := _columns_fault(entry.get("columns", {}))) is not None:
         return f"columns of {entry['name']}: {wrong or 'not a mapping'}"
-    for part, (find_fault, allowed) in _MORE_OF_SOURCE.items():
+    for part, (find_fault, allowed) in _OPTIONAL_PARTS.items():
         if part in entry and find_fault(entry[part]) is not None:
             return f"{part} of {entry['name']} is {shown(entry[part])}, not {allowed}"
     return None
@@ -399,8 +399,8 @@ _ITS_ROWS = "its files or the split of its dataset"
 _SPLITS = "a text, a list of texts, or {sql, connection}"
 KINDS: dict[str, Kind] = {
     "text": Kind("a text", _text, _text_fault),
-    "true_or_false": Kind("true or false", _truth, lambda value: None if isinstance(value, bool) else ""),
-    "integer": Kind("a whole number", _integer, _whole_fault(at_least=-(10**99))),
+    "true_or_false": Kind("true or false", _boolean, lambda value: None if isinstance(value, bool) else ""),
+    "integer": Kind("a whole number", _integer, _integer_fault(at_least=-(10**99))),
     "number": Kind("a number", _number, lambda value: None if _is_number(value) else ""),
     "mapping": Kind("a mapping", _mapping, lambda value: None if isinstance(value, dict) else ""),
     "texts": Kind("a list of texts", _texts, _texts_fault),
@@ -414,9 +414,9 @@ KINDS: dict[str, Kind] = {
     "columns": Kind("a mapping from columns of the task to columns of the data", _columns, _columns_fault),
     "delimiter": Kind("one character, or tab", lambda node: spell_delimiter(_text(node)), explain_delimiter),
     "encoding": Kind("the name of an encoding", _text, explain_encoding),
-    "token_limit": Kind("auto or a whole number of at least 1", _integer, _whole_fault("auto", at_least=1)),
-    "auto_or_count": Kind("auto or a whole number of at least 0", _integer, _whole_fault("auto", at_least=0)),
-    "auto_or_positive": Kind("auto or a whole number of at least 1", _integer, _whole_fault("auto", at_least=1)),
+    "token_limit": Kind("auto or a whole number of at least 1", _integer, _integer_fault("auto", at_least=1)),
+    "auto_or_count": Kind("auto or a whole number of at least 0", _integer, _integer_fault("auto", at_least=0)),
+    "auto_or_positive": Kind("auto or a whole number of at least 1", _integer, _integer_fault("auto", at_least=1)),
     "fold": Kind("a part of several, such as 2/5", _text, _fold_fault),
     "interval": Kind("epoch, never, a number of steps, or below 1 a share of an epoch", _integer, _interval_fault),
     "steps": Kind(f"a range of at most {_MOST_STEPS} steps, such as 20-25", _text, _steps_fault),

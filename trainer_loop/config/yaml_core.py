@@ -1,6 +1,6 @@
-"""YAML as a person means it: the core rules of YAML 1.2, where only true and false are booleans.
+"""Reads and writes YAML by the core schema of YAML 1.2, in which only true and false are booleans.
 
-PyYAML alone follows YAML 1.1: it reads `no` as false, `012` as 10 and `1e-3` as a text.
+PyYAML follows YAML 1.1: it reads `no` as false, `012` as 10 and `1e-3` as a text.
 """
 
 import re
@@ -14,7 +14,7 @@ NULL, BOOL, INT, FLOAT, STR, SEQ, MAP = (
     f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map")
 )
 
-# The order matters: the first pattern that fits the whole scalar gives its type.
+# The first pattern that matches the whole scalar determines its type.
 _PATTERNS = {
     NULL: re.compile(r"~|null|Null|NULL|"),
     BOOL: re.compile(r"true|True|TRUE|false|False|FALSE"),
@@ -25,7 +25,7 @@ _PATTERNS = {
     ),
 }
 
-# What PyYAML says is about its scanner; what helps is what to change in the file.
+# Fragments of PyYAML's messages, which describe its scanner -> what to change in the file.
 _REMEDIES = {
     "'\\t'": "indent with spaces, not with tabs",
     "mapping values are not allowed": "put a text that holds ': ' in quotes, or check the indentation",
@@ -39,34 +39,34 @@ _REMEDIES = {
 }
 
 _TOO_DEEP = "brackets, indents or aliases are nested too deeply; a config needs a few levels"
-_MOST_REPEATED = 10_000  # values that aliases may stand for
+_MOST_REPEATED = 10_000  # maximum number of values that aliases repeat
 
-# The scanner notices these where the text goes on; they are mended where it began.
+# The scanner reports these at the end of the faulty text; the user must fix its start.
 _NOT_CLOSED = ("expected ',' or", "unexpected end of stream", "could not find expected ':'")
 
 
 def core_tag(text: str) -> str:
-    """The type of an unquoted scalar."""
+    """Return the tag of an unquoted scalar."""
     return next((tag for tag, pattern in _PATTERNS.items() if pattern.fullmatch(text)), STR)
 
 
 class CoreLoader(yaml.SafeLoader):
-    """Composes nodes whose scalars carry the type that the core rules give them."""
+    """Composes nodes whose scalars have the tags of the core schema."""
 
 
 class CoreDumper(yaml.SafeDumper):
-    """Quotes every text that the core rules or those of YAML 1.1 would read as something else."""
+    """Quotes every text that the core schema or YAML 1.1 would not read as a text."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
     def represent_str(self, data: str) -> ScalarNode:
-        """Double quotes escape what the other styles lose, such as the line break U+0085."""
+        """Use double quotes for characters that other styles lose, such as the line break U+0085."""
         return self.represent_scalar(STR, data, style=None if data.isprintable() else '"')
 
 
 CoreDumper.add_representer(str, CoreDumper.represent_str)
-CoreLoader.yaml_implicit_resolvers = {}  # none of those of YAML 1.1
+CoreLoader.yaml_implicit_resolvers = {}  # removes the resolvers of YAML 1.1
 for _tag, _pattern in _PATTERNS.items():
     _whole = re.compile(rf"(?:{_pattern.pattern})\Z")
     CoreLoader.add_implicit_resolver(_tag, _whole, None)
@@ -74,7 +74,7 @@ for _tag, _pattern in _PATTERNS.items():
 
 
 class Fault(NamedTuple):
-    """Something wrong with a text whatever its keys mean; lines and columns count from 1, column 0 is unknown."""
+    """A fault of the YAML text itself. Lines and columns count from 1; column 0 is unknown."""
 
     line: int
     column: int
@@ -82,9 +82,10 @@ class Fault(NamedTuple):
 
 
 def compose(text: str) -> tuple[Node | None, list[Fault]]:
-    """YAML text -> the tree of its nodes and what was wrong with it.
+    """Parse a YAML text.
 
-    After a syntax error there is no tree; any other faulty value has been taken out of it.
+    Returns:
+        The tree of nodes without faulty values, and the faults. After a syntax error the tree is None.
     """
     try:
         root = CoreLoader(text).get_single_node()
@@ -100,18 +101,18 @@ def compose(text: str) -> tuple[Node | None, list[Fault]]:
     document = SequenceNode(SEQ, [root])
     try:
         if _count_repeated(document, seen={}) > _MOST_REPEATED:
-            told = f"aliases stand for more than {_MOST_REPEATED:,} values; write out what is meant"
-            return None, [Fault(1, 0, told)]
-        faults = _take_out_faults(document, above=())
+            problem = f"aliases stand for more than {_MOST_REPEATED:,} values; write out what is meant"
+            return None, [Fault(1, 0, problem)]
+        faults = _remove_faults(document, above=())
     except RecursionError:
         return None, [Fault(1, 0, _TOO_DEEP)]
     return (document.value or [None])[0], faults
 
 
 def _count_repeated(node: Node, *, seen: dict[int, int]) -> int:
-    """How many values stand there again by an alias. seen: by its node, how many values each one holds."""
+    """Count the values that aliases repeat. seen: number of values in each node, by its id."""
     repeated = 0
-    seen[id(node)] = 1  # while it is counted: an alias to it is found to refer to itself
+    seen[id(node)] = 1  # set before the count is complete, in case an alias refers to this node
     entries = [] if isinstance(node, ScalarNode) else node.value
     for child in (child for entry in entries for child in (entry if isinstance(entry, tuple) else (entry,))):
         if id(child) in seen:
@@ -123,19 +124,19 @@ def _count_repeated(node: Node, *, seen: dict[int, int]) -> int:
 
 
 def _syntax_fault(error: yaml.MarkedYAMLError) -> Fault:
-    said = ", ".join(part for part in (error.context, error.problem) if part)
-    began_earlier = error.context_mark and any(fragment in said for fragment in _NOT_CLOSED)
-    mark = error.context_mark if began_earlier else error.problem_mark
-    remedy = next((remedy for fragment, remedy in _REMEDIES.items() if fragment in said), "check the syntax here")
+    message = ", ".join(part for part in (error.context, error.problem) if part)
+    starts_earlier = error.context_mark and any(fragment in message for fragment in _NOT_CLOSED)
+    mark = error.context_mark if starts_earlier else error.problem_mark
+    remedy = next((remedy for fragment, remedy in _REMEDIES.items() if fragment in message), "check the syntax here")
     line, column = (mark.line + 1, mark.column + 1) if mark else (1, 0)
-    return Fault(line, column, f"this is not YAML: {said}; {remedy}")
+    return Fault(line, column, f"this is not YAML: {message}; {remedy}")
 
 
-def _take_out_faults(node: Node, *, above: tuple[Node, ...]) -> list[Fault]:
-    """Remove every faulty entry below a mapping or list, and say what was wrong with each."""
+def _remove_faults(node: Node, *, above: tuple[Node, ...]) -> list[Fault]:
+    """Remove the faulty entries below a mapping or list, and return their faults."""
     faults: list[Fault] = []
     kept: list[Any] = []
-    lines: dict[str, int] = {}  # of the keys met so far
+    lines: dict[str, int] = {}  # line of each key so far
     for entry in node.value:
         key, value = entry if isinstance(node, MappingNode) else (None, entry)
         problem = (_key_problem(key, value, lines) if key else None) or _value_problem(value, above=(*above, node))
@@ -147,7 +148,7 @@ def _take_out_faults(node: Node, *, above: tuple[Node, ...]) -> list[Fault]:
         if key:
             lines[key.value] = line
         if not isinstance(value, ScalarNode):
-            faults += _take_out_faults(value, above=(*above, node))
+            faults += _remove_faults(value, above=(*above, node))
     node.value[:] = kept
     return faults
 
@@ -175,7 +176,7 @@ def _value_problem(value: Node, *, above: tuple[Node, ...]) -> str | None:
 
 
 def plain(node: Node) -> object:
-    """The value of a node by the core rules: dicts, lists, texts, numbers, booleans and None."""
+    """Convert a node into dicts, lists, texts, numbers, booleans and None."""
     if isinstance(node, MappingNode):
         return {plain(key): plain(value) for key, value in node.value}
     if isinstance(node, SequenceNode):
@@ -193,12 +194,12 @@ def plain(node: Node) -> object:
 
 
 def dump(tree: dict[str, object]) -> str:
-    """A tree of plain values -> YAML in block style that `compose` and `plain` turn into an equal tree."""
+    """Write plain values as YAML in block style. `compose` and `plain` read equal values."""
     return yaml.dump(tree, Dumper=CoreDumper, sort_keys=False, allow_unicode=True, width=float("inf"))
 
 
 def texts_in(value: object) -> Iterator[str]:
-    """Every text in a value, those of keys too."""
+    """Yield every text in a value, including the keys of mappings."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from texts_in(key)
