@@ -1,4 +1,4 @@
-"""`key=value` arguments of the commands beside `run`, whose keys are few and no config."""
+"""Reads the `key=value` arguments of the commands that take no config, such as `predict` and `push`."""
 
 import difflib
 import math
@@ -12,15 +12,19 @@ from trainer_loop.errors import Problems, UserError, cut_short, refuse
 from trainer_loop.record.run_dir import RunDir
 from trainer_loop.runtime.host import expand_home
 
-_MOST_DIGITS = 19  # of a whole number; Python itself refuses some thousands
-_MOST_SHOWN = 300  # characters of a wrong value
-Reader = Callable[[str], Any]  # returns the value that a text stands for; raises UserError with what it must be
+_MOST_DIGITS = 19  # digits of a whole number; Python itself refuses some thousands
+_MOST_SHOWN = 300  # characters of a wrong value that a message shows
+Reader = Callable[[str], Any]  # parses a text; raises UserError that says what it must be
 
 
 def read_arguments(arguments: Sequence[str], readers: Mapping[str, Reader]) -> dict[str, Any]:
-    """The values of `key=value` arguments by their keys, of which `model=` must be there.
+    """Return the values of `key=value` arguments by key. `model=` is required.
 
-    readers: of each key that is allowed. Raises UserError with all that is wrong.
+    Args:
+        readers: The parser of each allowed key.
+
+    Raises:
+        UserError: There are problems; the error has all of them.
     """
     values, problems = collect_arguments(arguments, readers)
     refuse(problems)
@@ -28,7 +32,7 @@ def read_arguments(arguments: Sequence[str], readers: Mapping[str, Reader]) -> d
 
 
 def collect_arguments(arguments: Sequence[str], readers: Mapping[str, Reader]) -> tuple[dict[str, Any], list[str]]:
-    """As `read_arguments`, but what is wrong is returned, and the values that are wrong are None."""
+    """Do the same as `read_arguments`, but return the problems. Wrong values are None."""
     texts: dict[str, str] = {}
     problems = []
     for argument in arguments:
@@ -48,7 +52,7 @@ def collect_arguments(arguments: Sequence[str], readers: Mapping[str, Reader]) -
 
 
 def read_values(texts: Mapping[str, str], readers: Mapping[str, Reader]) -> tuple[dict[str, Any], list[str]]:
-    """What the texts stand for, by their names, and what is wrong with them."""
+    """Parse the texts by name. Returns the values, None for wrong ones, and the problems."""
     values, problems = {}, Problems()
     for name, text in texts.items():
         shown = cut_short(mask_text(text), at_most=_MOST_SHOWN)
@@ -56,15 +60,14 @@ def read_values(texts: Mapping[str, str], readers: Mapping[str, Reader]) -> tupl
     return values, problems.lines
 
 
-def filled(text: str) -> str:
-    """Reads a text that is not empty."""
+def nonempty_text(text: str) -> str:
     if not text:
         raise UserError("it has no value; see --help")
     return text
 
 
 def choice(*allowed: str) -> Reader:
-    """Reads one of several words."""
+    """Return a reader of one of several words."""
 
     def read(text: str) -> str:
         if text not in allowed:
@@ -74,13 +77,12 @@ def choice(*allowed: str) -> Reader:
     return read
 
 
-def truth(text: str) -> bool:
-    """Reads `true` or `false`."""
+def true_or_false(text: str) -> bool:
     return choice("true", "false")(text) == "true"
 
 
-def whole(least: int, most: int | None = None) -> Reader:
-    """Reads a whole number within these limits."""
+def whole_number(least: int, most: int | None = None) -> Reader:
+    """Return a reader of whole numbers from `least` to `most`."""
 
     def read(text: str) -> int:
         if not (text.isdecimal() and len(text) < _MOST_DIGITS and int(text) >= least):
@@ -93,10 +95,10 @@ def whole(least: int, most: int | None = None) -> Reader:
 
 
 def number(words: str, *, above: float = -math.inf, below: float = math.inf) -> Reader:
-    """Reads a number between two limits that it must not reach. words: what it must be."""
+    """Return a reader of numbers between two limits, exclusive. words: description of the number for messages."""
 
     def read(text: str) -> float:
-        from trainer_loop.data.values import read_number  # Arrow takes a quarter of a second
+        from trainer_loop.data.values import read_number  # importing Arrow takes a quarter of a second
 
         value = read_number(text)
         if value is None or not above < value < below:
@@ -107,7 +109,7 @@ def number(words: str, *, above: float = -math.inf, below: float = math.inf) -> 
 
 
 def output_file(text: str) -> Path:
-    """Reads the name of a file that can be written."""
+    """Read the path of an output file. Its folder must exist."""
     path = Path(text).expanduser()
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise UserError("it must be a file in a folder that is there")
@@ -115,7 +117,7 @@ def output_file(text: str) -> Path:
 
 
 def expand_model(name: str) -> Path:
-    """The path that `model=name` means. Raises UserError for a name that is too long for any disk."""
+    """Return the path that `model=name` names. Raises UserError if a part of it is too long for a file name."""
     path = expand_home(name, place="model")
     longest = count_longest_name(path)
     if longest > LONGEST_NAME:
@@ -124,9 +126,13 @@ def expand_model(name: str) -> Path:
 
 
 def find_model(name: str, *, marks: Sequence[str] = ("config.json",)) -> Path:
-    """The directory of the exported model that `model=name` means: of a run directory its model/.
+    """Return the model directory that `model=name` names. For a run directory this is its model/.
 
-    marks: files of which a model has at least one. Raises UserError where there is no model.
+    Args:
+        marks: A directory is a model if it has one of these files.
+
+    Raises:
+        UserError: There is no model.
     """
     path = expand_model(name)
     run_dir = RunDir(path)
@@ -134,7 +140,7 @@ def find_model(name: str, *, marks: Sequence[str] = ("config.json",)) -> Path:
     is_run = run_dir.checkpoints.is_dir()
     if in_run:
         return run_dir.model
-    if in_path and not (is_run and run_dir.config.is_file()):  # a run may lie in the folder of another model
+    if in_path and not (is_run and run_dir.config.is_file()):  # a run directory may also hold another model
         return path
     if is_run:
         raise UserError(f"model={name}: this run has no model/ yet; it is exported when the run ends: start it again")

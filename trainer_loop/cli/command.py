@@ -1,4 +1,4 @@
-"""What the commands beside `run` and `search` share: help, the environment, and how errors end them."""
+"""Runs the commands other than `run` and `search`: prints help, prepares the environment, and reports errors."""
 
 import sys
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from trainer_loop.runtime.host import prepare_environment
 from trainer_loop.runtime.quiet import quieten_loggers
 from trainer_loop.runtime.streams import fill_standard_descriptors, put_out, report, safe_streams
 
-_STOPPED = 130  # as shells say of Ctrl-C
+_STOPPED = 130  # exit code of shells after Ctrl-C
 
 
 def run_command(
@@ -20,13 +20,13 @@ def run_command(
     prints_result: bool = False,
     when_stopped: str = "stopped",
 ) -> int:
-    """Do the work of a command, or print its help; returns the exit code.
+    """Run a command, or print its help. Returns the exit code.
 
     Args:
-        argv: its arguments; None: those of this process.
-        work: gets them, and returns the exit code; None for 0. A UserError of it is told in lines.
-        prints_result: what it prints is its result, so output that cannot be written is an error.
-        when_stopped: the line that answers Ctrl-C.
+        argv: The arguments; None: those of this process.
+        work: Takes the arguments, and returns the exit code; None: 0. A UserError is reported line by line.
+        prints_result: The output is the result of the command, so a failure to write it is an error.
+        when_stopped: The line printed after Ctrl-C.
     """
     arguments = sys.argv[1:] if argv is None else argv
     prepare_environment()

@@ -1,8 +1,8 @@
-"""`python -m trainer_loop.compare runs/a runs/b`: runs beside each other, as tables and as a page.
+"""`python -m trainer_loop.compare runs/a runs/b`: compare runs, as tables and as a page.
 
-Keys that differ, metrics, time and memory, curves; where predictions are of the same rows, whether the difference is
-more than chance, and the rows on which the runs disagree. Runs that differ only in their seed are one column, with
-mean and standard deviation.
+Shows keys that differ, metrics, time, memory and curves. If the runs predict the same rows, it also shows whether
+differences are significant, and the rows on which the runs disagree. Runs that differ only in their seed share a
+column, with mean and standard deviation.
 """
 
 from pathlib import Path
@@ -36,7 +36,7 @@ def _read_arguments(arguments: list[str]) -> tuple[list[Path], Path]:
 
 
 def _compare(roots: list[Path], page: Path) -> None:
-    with importing_torch():  # seconds
+    with importing_torch():  # takes seconds
         from trainer_loop.report.run_comparison import compare_runs, draw_table
 
     tables, notes, text = compare_runs(roots)

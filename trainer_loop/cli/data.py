@@ -1,8 +1,7 @@
 """`python -m trainer_loop.data config=imdb.yaml rows=20 html=page.html`: the data as the model sees it.
 
-No weights are loaded. Rows are shown token by token, with special tokens, what is learned, padding, and what was cut
-off; and their lengths, labels, weights and sources, duplicates within and across splits, and where each row stands in
-the files.
+Loads no weights. Shows rows token by token, with special tokens, learned tokens, padding, and text that was cut off.
+Shows lengths, labels, weights and sources, duplicates within and across splits, and the file and line of each row.
 """
 
 import sys
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer_loop.cli.arguments import number, output_file, read_values, whole
+from trainer_loop.cli.arguments import number, output_file, read_values, whole_number
 from trainer_loop.cli.command import run_command
 from trainer_loop.errors import UserError, refuse
 from trainer_loop.runtime.imports import importing_torch
@@ -26,13 +25,12 @@ USAGE = """\
 python -m trainer_loop.data config=imdb.yaml [rows=20] [html=page.html] [near=0.8] [key=value ...]
 
   config=, key=value  as for python -m trainer_loop.run
-  rows=               rows that are shown of each split, default 5 (20 on a page); spread evenly
-  html=               write a page to this file, which needs nothing else to be read
-  near=               also find rows whose texts are nearly the same: the share of them that is alike, such as 0.8;
-                      needs pip install datasketch
+  rows=               number of rows to show of each split, spread evenly; default 5 (20 on a page)
+  html=               write a self-contained page to this file
+  near=               also find rows with similar texts: the least similarity, such as 0.8; needs pip install datasketch
 """
 _READERS = {
-    "rows": whole(1),
+    "rows": whole_number(1),
     "html": output_file,
     "near": number("a number above 0 and below 1, such as 0.8", above=0, below=1),
 }
@@ -40,9 +38,9 @@ _READERS = {
 
 @dataclass(frozen=True)
 class Request:
-    """What the command asks for. arguments: those that are for the config."""
+    """Arguments of the command."""
 
-    arguments: Sequence[str]
+    config_arguments: Sequence[str]
     rows: int
     html: Path | None
     near: float | None
@@ -54,19 +52,19 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def read_request(arguments: Sequence[str]) -> Request:
-    """Raises UserError with all that is wrong with the keys of this command."""
+    """Read the arguments. Raises UserError with all problems of the keys of this command."""
     pairs = [argument.partition("=") for argument in arguments]
-    others = ["".join(pair) for pair in pairs if not (pair[0] in _READERS and pair[1])]
-    given, problems = read_values({name: text for name, _, text in pairs if name in _READERS and text}, _READERS)
+    config_arguments = ["".join(pair) for pair in pairs if not (pair[0] in _READERS and pair[1])]
+    values, problems = read_values({name: text for name, _, text in pairs if name in _READERS and text}, _READERS)
     refuse(problems)
-    html = given.get("html")
-    return Request(others, given.get("rows", 20 if html else 5), html, given.get("near"))
+    html = values.get("html")
+    return Request(config_arguments, values.get("rows", 20 if html else 5), html, values.get("near"))
 
 
 def _show(request: Request) -> None:
     from trainer_loop.config.load import read_config, split_arguments
 
-    name, overrides, _ = split_arguments(request.arguments)
+    name, overrides, _ = split_arguments(request.config_arguments)
     reading = read_config(name, overrides)
     if reading.key_problems:
         raise UserError(reading.problems)
@@ -86,8 +84,8 @@ def _show(request: Request) -> None:
 
 
 def _view(config: "Config", problems: Sequence[str], request: Request) -> "View":
-    """Everything that is shown. Raises UserError with all that is wrong with config and data."""
-    with importing_torch():  # seconds
+    """Collect everything that is shown. Raises UserError with all problems of config and data."""
+    with importing_torch():  # takes seconds
         from trainer_loop.description import describe_weights
         from trainer_loop.loaders import find_weights, make_mixture
         from trainer_loop.plan import Overrides, plan_run
@@ -96,18 +94,18 @@ def _view(config: "Config", problems: Sequence[str], request: Request) -> "View"
     from trainer_loop.view.page import View
     from trainer_loop.view.rows import DrawnSplit, choose_rows, view_rows
 
-    if config.data.streaming:  # the first rows of a stream are enough to be looked at
+    if config.data.streaming:  # the user can view the first rows of the stream instead
         raise UserError("data.streaming: a stream is not looked at; set data.streaming=false data.limit.train=1000")
 
-    class Listener(Console):
-        """Keeps what it says."""
+    class RecordingConsole(Console):
+        """Console that also collects its lines for the page."""
 
         def say(self, line: str = "") -> None:
             lines.append(line)
             super().say(line)
 
     lines: list[str] = []
-    console = Listener(enabled=True)
+    console = RecordingConsole(enabled=True)
     plan = plan_run(config, Overrides(), problems=problems, console=console)
     inputs = plan.inputs
     if inputs.data is None:
@@ -119,14 +117,14 @@ def _view(config: "Config", problems: Sequence[str], request: Request) -> "View"
     if weights is not None:
         console.say(describe_weights(weights))
     sources = [str(entry["name"]) for entry in config.data.mixture]
-    drawn = {name: DrawnSplit(split, sources) for name, split in inputs.splits.items()}
-    drawn["train"] = DrawnSplit(train, sources, mixture, weights)
-    found = find_duplicates(inputs.data.splits, inputs.data.columns, near=None)
+    splits = {name: DrawnSplit(split, sources) for name, split in inputs.splits.items()}
+    splits["train"] = DrawnSplit(train, sources, mixture, weights)
+    duplicates = find_duplicates(inputs.data.splits, inputs.data.columns, near=None)
     if request.near is not None:
-        found += find_duplicates(inputs.data.splits, inputs.data.columns, near=request.near)
+        duplicates += find_duplicates(inputs.data.splits, inputs.data.columns, near=request.near)
     rows = {
-        name: view_rows(drawn[name], plan.task, choose_rows(len(split.rows), request.rows))
+        name: view_rows(splits[name], plan.task, choose_rows(len(split.rows), request.rows))
         for name, split in inputs.splits.items()
     }
     lengths = {name: split.lengths for name, split in inputs.splits.items() if plan.task.has_tokens}
-    return View(f"Data of {config.run_dir}", lines, lengths, found, rows)
+    return View(f"Data of {config.run_dir}", lines, lengths, duplicates, rows)

@@ -1,4 +1,4 @@
-"""`--help KEY`: one key or section of the config, and the names that it may have with their arguments."""
+"""`--help KEY`: describes a key or section of the config, and the names it accepts with their arguments."""
 
 import inspect
 from collections.abc import Callable, Collection, Mapping
@@ -27,7 +27,7 @@ _NAMES: dict[str, tuple[Mapping[str, Any], Collection[str]]] = {
 
 
 def help_about(name: str) -> str:
-    """What is printed for a key, a section or `task.name=NAME`. Raises UserError where there is none of that name."""
+    """Return the help for a key, a section or `task.name=NAME`. Raises UserError for an unknown name."""
     key, _, task = name.partition("=")
     if task:
         return "\n".join(describe_task(find_task(task, place=key))) + "\n"
@@ -38,23 +38,24 @@ def help_about(name: str) -> str:
     section = name.rpartition(".")[0]
     lines = describe_keys(section, only=name)
     if name in _NAMES:
-        table, given = _NAMES[name]
+        table, passed = _NAMES[name]
         lines += ["", f"Names, and the arguments that {section}.args may have:"]
-        lines += [f"  {entry}{_describe_arguments(found, given)}" for entry, found in table.items()]
+        lines += [f"  {entry}{_describe_arguments(component, passed)}" for entry, component in table.items()]
     if name == "evaluate.metrics":
         lines += ["", f"Metrics that need no network: {', '.join(SHIPPED)}"]
     return "\n".join(lines) + "\n"
 
 
-def _describe_arguments(found: Any, given: Collection[str]) -> str:
+def _describe_arguments(component: Any, passed: Collection[str]) -> str:
+    """Describe the arguments of a component, without those in `passed`."""
     try:
-        function = found.load("") if isinstance(found, FromPackage) else found
+        function = component.load("") if isinstance(component, FromPackage) else component
     except UserError:
-        return f": pip install {found.package}"
+        return f": pip install {component.package}"
     arguments = [
         parameter.name if parameter.default is parameter.empty else f"{parameter.name}={_show(parameter.default)}"
         for parameter in inspect.signature(function).parameters.values()
-        if parameter.name not in given
+        if parameter.name not in passed
     ]
     return f"({', '.join(arguments)})"
 

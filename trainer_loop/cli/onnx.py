@@ -1,4 +1,4 @@
-"""`python -m trainer_loop.onnx model=runs/imdb`: the exported model of a run as ONNX."""
+"""`python -m trainer_loop.onnx model=runs/imdb`: converts the exported model of a run to ONNX."""
 
 import re
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainer_loop.cli.arguments import filled, find_model, number, read_arguments, truth
+from trainer_loop.cli.arguments import find_model, nonempty_text, number, read_arguments, true_or_false
 from trainer_loop.cli.command import run_command
 from trainer_loop.cli.predict_arguments import read_rows
 from trainer_loop.data.wording import plural
@@ -27,35 +27,35 @@ python -m trainer_loop.onnx model=runs/imdb
 python -m trainer_loop.onnx model=runs/imdb data=new_reviews.csv
 
   model=           a run directory, or the directory of a model or adapter that transformers or peft can load
-  output=          the folder that is written; default: onnx/ in the run directory, else MODEL-onnx beside the model
-  data=            rows that both models answer, as in data.train (.csv .jsonl .parquet ...), with the columns that the
-                   model was trained on; default: example rows of the task, short and long
-  tolerance=       the largest difference between two numbers of the answers, default 0.0001
+  output=          the folder to write; default: onnx/ in the run directory, else MODEL-onnx beside the model
+  data=            rows on which both models are compared, as in data.train (.csv .jsonl .parquet ...), with the columns
+                   that the model was trained on; default: example rows of the task, short and long
+  tolerance=       the largest allowed difference between two outputs, default 0.0001
   trust_remote_code=true   lets Python code that came with the model run
 
-The folder gets model.onnx, the config, the tokenizer, and onnx.json, which says how it was made. It reads any number of
-rows, and as many tokens as the model. An adapter is merged. The rows are answered one by one and in padded batches, by
-the model and by ONNX Runtime on the CPU, and the folder is written only where all answers agree. A folder that this
-command wrote is replaced, any other stays. It needs pip install onnx onnxruntime onnxscript."""
+The folder gets model.onnx, the config, the tokenizer, and onnx.json, which records how it was made. The ONNX model
+takes any number of rows, and as many tokens as the model. An adapter is merged. The model and ONNX Runtime (on the
+CPU) predict the rows one by one and in padded batches, and the folder is written only if all outputs agree. The command
+replaces a folder only if it wrote it itself. It needs pip install onnx onnxruntime onnxscript."""
 
 _TOLERANCE = 1e-4
 READERS = {
-    "model": filled,
-    "output": lambda text: Path(filled(text)).expanduser(),
-    "data": lambda text: read_rows(filled(text)),
+    "model": nonempty_text,
+    "output": lambda text: Path(nonempty_text(text)).expanduser(),
+    "data": lambda text: read_rows(nonempty_text(text)),
     "tolerance": number("a number above 0, such as 1e-4", above=0),
-    "trust_remote_code": truth,
+    "trust_remote_code": true_or_false,
 }
 _COLUMN_KEY = re.compile(r"\w+_column=(.+?):")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asked for."""
+    """Arguments of the command."""
 
     model: str
     output: Path | None = None
-    data: Any = None  # a text, a list of texts, or a query, as `data.train`
+    data: Any = None  # a file, a list of files, or a query, as in `data.train`
     tolerance: float = _TOLERANCE
     trust_remote_code: bool = False
 
@@ -66,11 +66,11 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _export(request: Request) -> None:
-    """Everything is checked before the model loads."""
+    """Export the model. Everything is checked before the model loads."""
     model_dir = find_model(request.model, marks=["config.json", ADAPTER_CONFIG])
     target = request.output or _find_folder(model_dir)
     problems = _check_folder(target)
-    with importing_torch():  # seconds
+    with importing_torch():  # takes seconds
         from trainer_loop.onnx.export import check_task, export_onnx
         from trainer_loop.onnx.program import check_packages
         from trainer_loop.predictor import Predictor, find_task_of, read_record
@@ -82,10 +82,10 @@ def _export(request: Request) -> None:
     read_rows = _prepare_rows(request, model_dir, record)
     predictor = Predictor.load(model_dir, trust_remote_code=request.trust_remote_code)
     rows, origin_of = read_rows(predictor)
-    compared = export_onnx(predictor, model_dir, target, rows=rows, origin_of=origin_of, tolerance=request.tolerance)
+    comparison = export_onnx(predictor, model_dir, target, rows=rows, origin_of=origin_of, tolerance=request.tolerance)
     put_out(
-        f"{plural(compared.rows, 'row')} answered by both: largest difference {compared.difference:.2g}"
-        f"{f' ({compared.place})' if compared.difference else ''}, allowed {request.tolerance:g}\n"
+        f"{plural(comparison.rows, 'row')} answered by both: largest difference {comparison.difference:.2g}"
+        f"{f' ({comparison.place})' if comparison.difference else ''}, allowed {request.tolerance:g}\n"
         f"written to {displayed(target)}\n"
     )
 
@@ -98,7 +98,7 @@ def _find_folder(model_dir: Path) -> Path:
 
 
 def _check_folder(target: Path) -> list[str]:
-    if Path.cwd().is_relative_to(target.resolve()):  # it would be replaced under the feet of this command
+    if Path.cwd().is_relative_to(target.resolve()):  # replacing it would remove the current directory
         return [f"output={target}: it is the current folder, or holds it; name one in it, such as output=onnx"]
     if not target.exists() or is_onnx_folder(target) or (target.is_dir() and not any(target.iterdir())):
         return []
@@ -108,7 +108,7 @@ def _check_folder(target: Path) -> list[str]:
 def _prepare_rows(
     request: Request, model_dir: Path, record: "ExportRecord | None"
 ) -> "Callable[[Predictor], tuple[Rows, Callable[[int], str]]]":
-    """A function that returns the rows, by the columns of the task, and what errors call them. Files are read now."""
+    """Read the files now; return a function that returns the rows, by the task's columns, and their names in errors."""
     if request.data is None:
         from trainer_loop.onnx.export import make_example_rows
 
@@ -116,12 +116,12 @@ def _prepare_rows(
     from trainer_loop.cli import predict_arguments
     from trainer_loop.cli.predict_files import prepare_file
 
-    asked = predict_arguments.Request(model=request.model, file=request.data, metrics=False)
+    predict_request = predict_arguments.Request(model=request.model, file=request.data, metrics=False)
     try:
-        job = prepare_file(request.data, asked, model_dir, record)
-    except UserError as error:  # it names keys of predict
-        told = [_COLUMN_KEY.sub(r"column \1:", problem) for problem in error.problems]
-        raise UserError([f"data={request.data}: {problem}" for problem in told]) from error
+        job = prepare_file(request.data, predict_request, model_dir, record)
+    except UserError as error:  # its problems name keys of `predict`
+        problems = [_COLUMN_KEY.sub(r"column \1:", problem) for problem in error.problems]
+        raise UserError([f"data={request.data}: {problem}" for problem in problems]) from error
     rows = {own: list(job.inputs.rows[name]) for own, name in job.columns.names.items()}
     if not job.kept:
         raise UserError(f"data={request.data}: it has no rows")

@@ -1,8 +1,8 @@
-"""`python -m trainer_loop.predict model=runs/imdb text="..."`: new rows through an exported model.
+"""`python -m trainer_loop.predict model=runs/imdb text="..."`: predicts new rows with an exported model.
 
-One text prints its prediction, such as a label and its probability (a causal LM: its continuation). A file is written
-again with the same rows, in the same order, plus what is predicted (a causal LM: loss and perplexity of each text, and
-with max_new_tokens= its continuation).
+For a single text the command prints the prediction, such as a label and its probability (a causal LM: the
+continuation). For a file it writes the same rows in the same order, with the predictions as new columns (a causal LM:
+loss and perplexity of each text, and with max_new_tokens= the continuation).
 """
 
 import re
@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # importing them takes seconds
     from trainer_loop.predictor import Predictor
     from trainer_loop.record.export import ExportRecord
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what a terminal acts on instead of showing it
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # control characters, which a terminal would interpret
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _predict(request: Request) -> None:
     model_dir = find_model(request.model)
-    with importing_torch():  # seconds
+    with importing_torch():  # takes seconds
         quieten_libraries()
         from trainer_loop.predictor import check_writes, find_task_of, read_record
 
@@ -47,7 +47,7 @@ def _predict(request: Request) -> None:
 
 
 def load_predictor(model_dir: Path, request: Request) -> "Predictor":
-    """The model, which writes texts as the command says."""
+    """Load the model, with the generation options of the request."""
     from trainer_loop.predictor import Predictor
 
     predictor = Predictor.load(model_dir, trust_remote_code=request.trust_remote_code)
@@ -56,7 +56,7 @@ def load_predictor(model_dir: Path, request: Request) -> "Predictor":
 
 
 def _predict_file(file: str, request: Request, model_dir: Path, record: "ExportRecord | None") -> None:
-    """The file is read and found good before the model loads."""
+    """Predict a file. The file is read and checked before the model loads."""
     from trainer_loop.cli.predict_files import predict_file, prepare_file
 
     job = prepare_file(file, request, model_dir, record)
@@ -71,36 +71,38 @@ def _predict_file(file: str, request: Request, model_dir: Path, record: "ExportR
 def _print_one(predictor: "Predictor", request: Request) -> None:
     row = _name_columns(request.row, predictor)
     if predictor.task.continues:
-        continued = predictor.generate(row["text"])
-        put_out(_CONTROL.sub(lambda found: repr(found.group())[1:-1], continued) + "\n")
+        text = predictor.generate(row["text"])
+        put_out(_CONTROL.sub(lambda match: repr(match.group())[1:-1], text) + "\n")
         return
-    (predicted,) = predictor.predict(*([value] for value in row.values()))
-    put_out(" ".join(f"{name}={_show(value)}" for name, value in predicted.items()) + "\n")
+    (prediction,) = predictor.predict(*([value] for value in row.values()))
+    put_out(" ".join(f"{name}={_show(value)}" for name, value in prediction.items()) + "\n")
 
 
 def _name_columns(given: Mapping[str, str], predictor: "Predictor") -> dict[str, str]:
-    """The row by the task's columns, in their order; see `Predictor.match_columns`."""
+    """Return the row with the task's column names, in the task's order; see `Predictor.match_columns`."""
     reads = predictor.reads
-    names = predictor.match_columns(given)
-    spelled = [_spell_names(name, predictor.columns[name]) for name in reads]
-    told = f"this model reads {', '.join(spelled)}"
-    known = [*reads, *(predictor.columns[name] for name in reads)]
+    matches = predictor.match_columns(given)
+    spelled = [_spell_names(own, predictor.columns[own]) for own in reads]
+    expected = f"this model reads {', '.join(spelled)}"
+    known = [*reads, *(predictor.columns[own] for own in reads)]
     problems = [
-        f"{name}= is given, and {told}{did_you_mean(name, known)}" for name, own in names.items() if own not in reads
+        f"{name}= is given, and {expected}{did_you_mean(name, known)}"
+        for name, own in matches.items()
+        if own not in reads
     ]
-    problems += [f'{own}= is missing: {told}; add {own}="..."' for own in reads if own not in names.values()]
+    problems += [f'{own}= is missing: {expected}; add {own}="..."' for own in reads if own not in matches.values()]
     problems += [
-        f"{' and '.join(f'{name}=' for name in twice)} name one column; leave one out"
+        f"{' and '.join(f'{name}=' for name in names)} name one column; leave one out"
         for own in reads
-        if len(twice := [name for name in given if names[name] == own]) > 1
+        if len(names := [name for name in given if matches[name] == own]) > 1
     ]
     refuse(problems)
-    by_own = {names[name]: value for name, value in given.items()}
-    return {name: by_own[name] for name in reads}
+    values = {matches[name]: value for name, value in given.items()}
+    return {own: values[own] for own in reads}
 
 
-def _spell_names(own: str, trained: str) -> str:
-    return f"{own}=" if own == trained else f"{own}= or {trained}="
+def _spell_names(own: str, data_name: str) -> str:
+    return f"{own}=" if own == data_name else f"{own}= or {data_name}="
 
 
 def _show(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""Files through an exported model: all their rows and columns are written again, with what is predicted behind them."""
+"""Predicts the rows of a file: writes all rows and columns again, with the predictions as new columns."""
 
 import contextlib
 import os
@@ -32,12 +32,15 @@ from trainer_loop.tasks.find import load_task
 
 @dataclass(frozen=True)
 class FileJob:
-    """Rows to predict, found good before the model loads.
+    """Rows to predict, checked before the model loads.
 
-    inputs: what the model reads, without the rows that are not predicted. columns: those of the inputs, with a target
-    that is compared as it is. kept: `[N]` numbers of the rows that are, from 0. label: the column that predictions are
-    compared with. label_parts: the columns that it is joined of, if it is. ready: the table as it is going to be
-    written.
+    Attributes:
+        inputs: The columns that the model reads, without the rows that are not predicted.
+        columns: The columns of `inputs`. They include a target that is compared with predictions as it is.
+        kept: The numbers of the predicted rows in the file, from 0, `[N]`.
+        label: The column that predictions are compared with.
+        label_parts: The columns that are joined to the label, if there are several.
+        ready: The table to write.
     """
 
     request: Request
@@ -53,14 +56,11 @@ class FileJob:
 
 
 def prepare_file(file: Any, request: Request, model_dir: Path, record: ExportRecord | None) -> FileJob:
-    """Raises UserError with all that is wrong with the file, its columns and where they are to go.
-
-    file: as `Request.file`.
-    """
+    """Read and check the file. Raises UserError with all problems of the file, its columns and the output."""
     task = find_task_of(model_dir, record)
-    columns, unfit = _name_columns(request, find_columns(record, task))
+    columns, column_problems = _name_columns(request, find_columns(record, task))
     output = Path(request.output).expanduser() if request.output else _default_output(model_dir, file)
-    problems = [*unfit, *check_writes(task, request.generation)]
+    problems = [*column_problems, *check_writes(task, request.generation)]
     try:
         files = find_whole(file)
         problems += _check_output(request, output, files)
@@ -80,7 +80,7 @@ def prepare_file(file: Any, request: Request, model_dir: Path, record: ExportRec
 
 
 def predict_file(predictor: Predictor, job: FileJob) -> list[str]:
-    """Predict the rows and write them; returns lines for a person. Raises UserError where the disk refuses."""
+    """Predict the rows and write them. Returns lines for the console. Raises UserError if writing fails."""
     rows = {own: list(job.inputs.rows[name]) for own, name in job.columns.names.items()}
     labels, label_notes = _read_labels(predictor, job)
     label_notes += _leave_out_numbers(rows, predictor, job)
@@ -89,15 +89,17 @@ def predict_file(predictor: Predictor, job: FileJob) -> list[str]:
         labels=None if labels is None else [labels[number] for number in job.kept],
         origin_of=job.inputs.origins.place,
     )
-    predicted = predictions.rows
+    predicted_rows = predictions.rows
     if predictor.task.continues and job.request.generation:
         (texts,) = (rows[own] for own in predictor.inputs)
-        written = predictor.continue_texts(texts, origin_of=job.inputs.origins.place)
-        predicted = [{**row, "continuation": text} for row, text in zip(predicted, written, strict=True)]
+        continuations = predictor.continue_texts(texts, origin_of=job.inputs.origins.place)
+        predicted_rows = [
+            {**row, "continuation": text} for row, text in zip(predicted_rows, continuations, strict=True)
+        ]
     lines: list[str] = []
-    for name in predicted[0]:
+    for name in predicted_rows[0]:
         values: list[Any] = [None] * len(job.table)
-        for number, row in zip(job.kept, predicted, strict=True):
+        for number, row in zip(job.kept, predicted_rows, strict=True):
             values[number] = row[name]
         column = _free_column(name, job.table.columns)
         job.ready.add(column, values)
@@ -113,53 +115,53 @@ def predict_file(predictor: Predictor, job: FileJob) -> list[str]:
 
 
 def _leave_out_numbers(rows: dict[str, list[Any]], predictor: Predictor, job: FileJob) -> list[str]:
-    """Take numbers away that the model does not predict as many of in a row, and say so."""
-    name, predicted = job.columns.numbers, len(predictor.label_names)
+    """Remove the target column if its rows have another number of values than the model predicts. Returns a note."""
+    name, num_predicted = job.columns.numbers, len(predictor.label_names)
     own = next((own for own in rows if job.columns.names[own] == name), None)
-    if own is None or not rows[own] or count_numbers(rows[own][0]) == predicted:
+    if own is None or not rows[own] or count_numbers(rows[own][0]) == num_predicted:
         return []
-    found = plural(count_numbers(rows.pop(own)[0]), "number")
-    return [f"no metrics: column {name!r} has {found} in each row, and the model predicts {predicted}"]
+    numbers = plural(count_numbers(rows.pop(own)[0]), "number")
+    return [f"no metrics: column {name!r} has {numbers} in each row, and the model predicts {num_predicted}"]
 
 
 def _name_columns(request: Request, columns: Columns) -> tuple[Columns, list[str]]:
-    """The columns of the file: those of the training data, unless the command names others; and what does not fit."""
+    """Return the columns of the file: those of the training data, unless the request names others. And problems."""
     keys = _list_keys(columns)
-    asked = {key: getattr(request, key) for key in ("text_column", "pair_column", "label_column")}
-    given = {key: name for key, name in asked.items() if name is not None}
-    problems = [f"{key}={given[key]}: this model reads no such column; remove it" for key in given.keys() - keys]
-    named = {own: given[key] for key, own in keys.items() if key in given}
-    return Columns.of(columns.declared, {**columns.given, **named}), problems
+    options = {key: getattr(request, key) for key in ("text_column", "pair_column", "label_column")}
+    names = {key: name for key, name in options.items() if name is not None}
+    problems = [f"{key}={names[key]}: this model reads no such column; remove it" for key in names.keys() - keys]
+    replaced = {own: names[key] for key, own in keys.items() if key in names}
+    return Columns.of(columns.declared, {**columns.given, **replaced}), problems
 
 
 def _list_keys(columns: Columns) -> dict[str, str]:
-    """The keys of this command that name columns, and the column of the task that each of them names."""
+    """Return the keys of the command that name columns, each with the task's name of the column."""
     form = find_form(columns.declared, columns.names)
     readable = {own: column for own, column in columns.declared.items() if column.form in (None, form)}
     inputs = [own for own, column in readable.items() if not column.target]
     targets = [own for own, column in readable.items() if column.target]
-    named = dict(zip(("text_column", "pair_column"), inputs, strict=False))
-    return named | dict(zip(("label_column",), targets, strict=False))
+    input_keys = dict(zip(("text_column", "pair_column"), inputs, strict=False))
+    return input_keys | dict(zip(("label_column",), targets, strict=False))
 
 
 def _settle_rows(table: WholeTable, columns: Columns, *, missing: str) -> tuple[Split, list[int], list[str]]:
-    """The rows that are going to be predicted, their numbers, and what is to be said of the others."""
+    """Apply `missing` and check the rows. Returns the rows to predict, their numbers, and notes on the others."""
     split = table.as_split(columns)
-    settled, told = settle_missing(split, columns, missing=missing)
+    settled, messages = settle_missing(split, columns, missing=missing)
     num_numbers = find_num_numbers({"train": settled}, columns)
     problems, _, _ = check_splits(
         {"train": settled}, columns=columns, label_names=None, missing=missing, num_numbers=num_numbers
     )
     refuse(problems)
-    gone = np.zeros(len(table), dtype=np.bool_)
+    is_dropped = np.zeros(len(table), dtype=np.bool_)
     for mask in Holes.of(columns).find(split.rows).values() if missing == "drop" else ():
-        gone |= mask
-    notes = [line.replace("dropped", "written without a prediction (missing=drop)") for line in told]
-    return settled, np.flatnonzero(~gone).tolist(), notes
+        is_dropped |= mask
+    notes = [line.replace("dropped", "written without a prediction (missing=drop)") for line in messages]
+    return settled, np.flatnonzero(~is_dropped).tolist(), notes
 
 
 def _find_label_column(request: Request, table: WholeTable, columns: Columns) -> str | None:
-    """The column that predictions are compared with; None: none."""
+    """Return the column that predictions are compared with, or None."""
     names = list(table.columns)
     if request.label_column is not None and request.label_column not in names:
         raise UserError(
@@ -174,65 +176,60 @@ def _find_label_column(request: Request, table: WholeTable, columns: Columns) ->
 def _with_targets(
     table: WholeTable, columns: Columns, inputs: Split, kept: list[int], notes: list[str], *, missing: str
 ) -> tuple[Columns, Split, list[str]]:
-    """The columns, rows and notes with targets that are compared as they are, if these are in order in all rows."""
+    """Add targets that are no classes, if all rows have valid ones. Returns columns, rows and notes."""
     try:
-        labelled, also_kept, _ = _settle_rows(table, columns, missing=missing)
+        labelled, labelled_numbers, _ = _settle_rows(table, columns, missing=missing)
     except UserError as error:
-        return (
-            columns.without_targets(),
-            inputs,
-            [*notes, *(f"no metrics: {_reword(it, columns)}" for it in error.problems)],
-        )
-    if also_kept != kept:
-        told = ["no metrics: some rows have no value to compare with"]
-        return columns.without_targets(), inputs, notes + told
+        reasons = [f"no metrics: {_reword(problem, columns)}" for problem in error.problems]
+        return columns.without_targets(), inputs, [*notes, *reasons]
+    if labelled_numbers != kept:
+        return columns.without_targets(), inputs, [*notes, "no metrics: some rows have no value to compare with"]
     return columns, labelled, notes
 
 
 def _read_labels(predictor: Predictor, job: FileJob) -> tuple[list[Any] | None, list[str]]:
-    """The class of every row of the file, where it has any; and what is to be said of them."""
+    """Return the classes of all rows of the file, or None if it has none, and notes."""
     kinds = {column.kind for column in job.columns.declared.values()}
     if job.label is None or kinds.isdisjoint(("class", "classes")):
         return None, []
     if "classes" in kinds:
         return _read_label_lists(predictor, job)
     try:
-        own = {"label": Column("class")}
-        split = job.table.as_split(Columns(own, {"label": job.label}))
+        split = job.table.as_split(Columns({"label": Column("class")}, {"label": job.label}))
         return read_known_labels(split, job.label, names=predictor.label_names, values=predictor.label_values)
-    except UserError as error:  # a column that cannot hold labels keeps nobody from predicting
+    except UserError as error:  # rows can be predicted without labels
         return None, [f"no metrics: {_reword(problem, job.columns)}" for problem in error.problems]
 
 
 def _read_label_lists(predictor: Predictor, job: FileJob) -> tuple[list[list[int] | None], list[str]]:
-    """The classes of every row, or of its words; None where one of them is not known, or their number is another."""
+    """Return the classes of each row, or of its words; None for a row with an unknown class or a wrong number."""
     per = job.columns.declared[str(job.columns.label_role)].per
-    given = _read_joined(job) if job.label_parts else list(job.table.columns[str(job.label)])
+    label_values = _read_joined(job) if job.label_parts else list(job.table.columns[str(job.label)])
     words = None if per is None else list(job.table.columns[job.columns.names[per]])
     ids: dict[tuple[type, Any], int] = {(str, name): number for number, name in enumerate(predictor.label_names)}
     for number, value in enumerate(predictor.label_values):
         if isinstance(value, (str, int)):
             ids.setdefault((type(value), value), number)
-    found: list[list[int] | None] = []
-    for row, tags in enumerate(map(_list_labels, given)):
-        known = [ids.get((type(tag), tag)) if isinstance(tag, (str, int)) else None for tag in tags or ()]
-        fits = tags is not None and None not in known
+    classes: list[list[int] | None] = []
+    for row, tags in enumerate(map(_list_labels, label_values)):
+        row_ids = [ids.get((type(tag), tag)) if isinstance(tag, (str, int)) else None for tag in tags or ()]
+        fits = tags is not None and None not in row_ids
         if words is not None:
-            fits &= len(known) == len(_list_labels(words[row]) or ())
-        found.append([tag for tag in known if tag is not None] if fits else None)
-    left_out = sum(tags is None for tags in found)
+            fits &= len(row_ids) == len(_list_labels(words[row]) or ())
+        classes.append([class_id for class_id in row_ids if class_id is not None] if fits else None)
+    left_out = sum(row_classes is None for row_classes in classes)
     notes = [f"{plural(left_out, 'row')} without known labels in column {job.label!r}: left out of the metrics"]
-    return found, notes if left_out else []
+    return classes, notes if left_out else []
 
 
 def _read_joined(job: FileJob) -> list[dict[str, Any]]:
-    """The values of the columns that the label is joined of, row by row."""
+    """Return the values of the columns that are joined to the label, for each row."""
     parts = [map(_as_python, job.table.columns[part]) for part in job.label_parts]
     return [dict(zip(job.label_parts, values, strict=True)) for values in zip(*parts, strict=True)]
 
 
 def _list_labels(value: Any) -> list[Any] | None:
-    """The elements of a list, or the labels that a joined value marks; None: it is no such value."""
+    """Return the elements of a list, or the labels that a joined value marks; None for any other value."""
     value = _as_python(value)
     if isinstance(value, Mapping):
         return None if find_fault_of_flags(value) else list_flagged(value)
@@ -244,7 +241,7 @@ def _as_python(value: Any) -> Any:
 
 
 def _free_column(name: str, taken: Mapping[str, Any]) -> str:
-    """What is predicted must not take the place of what was given."""
+    """Return a name for a predicted column that the file does not use yet."""
     if name not in taken:
         return name
     column, number = f"predicted_{name}", 2
@@ -254,7 +251,7 @@ def _free_column(name: str, taken: Mapping[str, Any]) -> str:
 
 
 def _reword(problem: str, columns: Columns) -> str:
-    """Problems of data name config keys; here the keys are those of the command."""
+    """Replace config keys in a problem by the keys of this command."""
     for key, here in (
         *((f"data.columns.{own}=", f"{key}=") for key, own in _list_keys(columns).items()),
         ("data.files.", ""),
@@ -270,7 +267,7 @@ def _reword(problem: str, columns: Columns) -> str:
 
 
 def _default_output(model_dir: Path, spec: Any) -> Path:
-    """A file called as the file or folder that is read. spec: see `prepare_file`."""
+    """Return a path named after the file or folder that is read. spec: as `Request.file`."""
     run_dir = RunDir(model_dir.parent)
     directory = run_dir.predictions if model_dir == run_dir.model else Path("predictions")
     file = Path(spec if isinstance(spec, str) else "predictions")
@@ -280,11 +277,11 @@ def _default_output(model_dir: Path, spec: Any) -> Path:
 
 
 def _check_output(request: Request, output: Path, files: Sequence[str]) -> list[str]:
-    """What is there already is not replaced without a word, and what is read never."""
+    """Check that the output can be written. It never replaces the input, and another file only with overwrite=true."""
     name = f"output={request.output or output}"
     try:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            output.lstat()  # no file can have some names
+            output.lstat()  # raises for names that no file can have
         parent = next(path for path in output.absolute().parents if path.exists())
         if not (parent.is_dir() and os.access(parent, os.W_OK)):
             return [f"{name} cannot be written: {parent} is no folder that can be written; choose another"]
@@ -304,7 +301,7 @@ def _check_output(request: Request, output: Path, files: Sequence[str]) -> list[
 
 
 def _write(job: FileJob) -> Path:
-    """Write the rows; returns where. A name that was not asked for is one that no file has."""
+    """Write the rows; return the path. A default name that is taken gets a number."""
     path, number = job.output, 2
     while True:
         try:
@@ -313,7 +310,7 @@ def _write(job: FileJob) -> Path:
         except OSError as error:
             is_taken = isinstance(error, FileExistsError) and path.parent.is_dir()
             if not is_taken or job.request.output is not None:
-                told = "it is there already" if is_taken else explain_disk_error(error, path.parent)
-                raise UserError(f"output={path} cannot be written: {told}; choose another") from error
+                reason = "it is there already" if is_taken else explain_disk_error(error, path.parent)
+                raise UserError(f"output={path} cannot be written: {reason}; choose another") from error
         path = job.output.with_name(f"{job.output.stem}-{number}{job.output.suffix}")
         number += 1

@@ -1,11 +1,11 @@
-"""`python -m trainer_loop.push model=runs/imdb repo=me/imdb-bert`: a trained model to the Hugging Face hub."""
+"""`python -m trainer_loop.push model=runs/imdb repo=me/imdb-bert`: uploads a trained model to the Hugging Face hub."""
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer_loop.cli.arguments import expand_model, filled, find_model, read_arguments, truth
+from trainer_loop.cli.arguments import expand_model, find_model, nonempty_text, read_arguments, true_or_false
 from trainer_loop.cli.command import run_command
 from trainer_loop.errors import UserError, refuse
 from trainer_loop.record.adapter_config import ADAPTER_CONFIG
@@ -21,19 +21,19 @@ python -m trainer_loop.push model=runs/imdb repo=me/imdb-bert
 
   model=     a run directory, or the directory of a model or adapter that transformers or peft can load
   repo=      name of the repository: me/imdb-bert, or imdb-bert in your own namespace; default: the run's hub.push
-  private=   true or false: of a new repository; default: the run's hub.private, else true
-  message=   of the commit
+  private=   true or false: whether a new repository is private; default: the run's hub.private, else true
+  message=   the commit message
 
-The model (or adapter), its tokenizer, its card and the run's config.yaml are pushed in one commit. Where the run has
-them, its report goes along, made anew without rows of the data, and the ONNX model that python -m trainer_loop.onnx
-wrote. What is there already is not uploaded again. States of optimizers, logs, data and pickles stay here. Secrets in
-the config are masked. The token is that of `hf auth login`, or HF_TOKEN; it needs the right to write."""
-READERS = {"model": filled, "repo": filled, "private": truth, "message": filled}
+One commit holds the model (or adapter), its tokenizer, its card and the run's config.yaml. If the run has them, it also
+holds the report, written again without rows of the data, and the ONNX model of python -m trainer_loop.onnx. Files that
+are there already are not uploaded again. Optimizer states, logs, data and pickles are not uploaded. Secrets in the
+config are masked. The token is that of `hf auth login`, or HF_TOKEN; it needs write access."""
+READERS = {"model": nonempty_text, "repo": nonempty_text, "private": true_or_false, "message": nonempty_text}
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asked for."""
+    """Arguments of the command."""
 
     model: str
     repo: str | None = None
@@ -59,14 +59,14 @@ def _push(request: Request) -> None:
     if repo is None:
         raise UserError("repo= is missing: the name of a repository of the hub, such as repo=me/imdb-bert")
 
-    from huggingface_hub.errors import HTTPError  # half a second
+    from huggingface_hub.errors import HTTPError  # takes half a second
     from huggingface_hub.utils import disable_progress_bars
 
     from trainer_loop.record.hub_access import check_access, explain_failure
     from trainer_loop.record.hub_push import gather_run, push_files, select_files
     from trainer_loop.record.model_card import make_short_card
 
-    quieten_loggers()  # not before: huggingface_hub sets its own level when it is imported
+    quieten_loggers()  # after the import, because huggingface_hub sets its log level on import
     if not sys.stderr.isatty():
         disable_progress_bars()
     problems, notes = check_access(
@@ -75,14 +75,14 @@ def _push(request: Request) -> None:
     refuse(problems)
     for note in notes:
         print(f"warning: {note}")
-    beside, notes = _gather_beside(run_dir)
-    files = gather_run(model, None if run_dir is None else run_dir.config, beside)
+    extra_files, notes = _gather_beside(run_dir)
+    files = gather_run(model, None if run_dir is None else run_dir.config, extra_files)
     if left_out := select_files(model)[1]:
         print(f"left out: {', '.join(left_out)}")
     for note in notes:
         print(note)
     try:
-        pushed = push_files(
+        push = push_files(
             files,
             repo,
             private=private,
@@ -94,25 +94,25 @@ def _push(request: Request) -> None:
             f"{request.model} was not pushed: {explain_failure(error)}; the same command tries again, and uploads only "
             "what is missing"
         ) from error
-    print(pushed.describe(str(model)))
+    print(push.describe(str(model)))
 
 
 def _find_model(name: str) -> tuple[Path, RunDir | None]:
-    """The directory of the model, and of the run that exported it, where there was one."""
+    """Return the directory of the model, and the run directory that it belongs to, or None."""
     path = expand_model(name)
     if all((path / part).is_file() for part in ("manifest.json", "state.json")):
         raise UserError(f"model={name} is a checkpoint to go on from, and no model; give the run directory")
     model = find_model(name, marks=["config.json", ADAPTER_CONFIG, EXPORT_RECORD])
     run_dir = RunDir(path if model != path else path.resolve().parent)
-    is_own = model != path or (run_dir.model == path.resolve() and run_dir.config.is_file())
-    return model, run_dir if is_own else None
+    is_of_run = model != path or (run_dir.model == path.resolve() and run_dir.config.is_file())
+    return model, run_dir if is_of_run else None
 
 
 def _gather_beside(run_dir: RunDir | None) -> "tuple[Files, list[str]]":
-    """The report and the ONNX model of a run, as far as it has them, and lines about what is left out."""
+    """Return the report and the ONNX model of a run, if it has them, and notes on what is left out."""
     if run_dir is None or not (run_dir.report.is_file() or run_dir.onnx.is_dir()):
         return {}, []
-    with importing_torch():  # seconds
+    with importing_torch():  # takes seconds
         from trainer_loop.publishing import gather_beside
 
     quieten_loggers()
@@ -120,13 +120,13 @@ def _gather_beside(run_dir: RunDir | None) -> "tuple[Files, list[str]]":
 
 
 def _read_hub_keys(run_dir: RunDir | None) -> tuple[str | None, bool]:
-    """The run's own `hub.push` and `hub.private`."""
+    """Return `hub.push` and `hub.private` of the run's config."""
     if run_dir is None or not run_dir.config.is_file():
         return None, True
     from trainer_loop.config.load import read_config
 
     try:
-        hub = read_config(str(run_dir.config), []).config.hub  # one of another version may have problems: not here
-    except RecursionError:  # it is told of when it is to be pushed
+        hub = read_config(str(run_dir.config), []).config.hub  # problems of other keys do not matter here
+    except RecursionError:  # reported when the config is pushed
         return None, True
     return hub.push, hub.private

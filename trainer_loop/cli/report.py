@@ -1,7 +1,7 @@
-"""`python -m trainer_loop.report runs/imdb`: write report.html of a run, which needs nothing else to be read.
+"""`python -m trainer_loop.report runs/imdb`: write report.html, a self-contained page about a run.
 
-It is made of the files in the run directory, also while the run is under way, and of runs that ended without one. What
-is not there is left out.
+The report is made from the files in the run directory. It can be written while the run is still training, or after a
+run that ended without a report. Parts without data are left out.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ def _report(arguments: list[str]) -> None:
 
 
 def _write(root: Path) -> Path:
-    with importing_torch():  # seconds
+    with importing_torch():  # takes seconds
         from trainer_loop.report.run_report import write_report
 
     try:
