@@ -1,6 +1,7 @@
-"""A name or a dotted path -> the object it means, and its arguments judged before it is called.
+"""Resolves names and dotted paths to objects, and checks their arguments before they are called.
 
-A dotted path runs the modules on it. So do model.trust_remote_code and metric scripts; nothing else in a config does.
+A dotted path imports, and so runs, the modules on it. In a config only dotted paths, `model.trust_remote_code` and
+metric scripts run code.
 """
 
 import importlib
@@ -22,12 +23,12 @@ from trainer_loop.search_path import insert_after_installed, is_installed
 
 _T = TypeVar("_T")
 
-# Types of values in a config that annotations name, and what users call them.
+# Plain types of annotations, and their names in messages.
 _PLAIN_TYPES = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", NoneType: "null"}
 
 
 def refuse_less(values: Mapping[str, int], least: Mapping[str, int], *, place: str) -> None:
-    """Raise UserError with every value, by its name, that is below the least one allowed."""
+    """Raise UserError for all values, by name, that are smaller than `least` allows."""
     problems = [
         f"{place}.{name}: {value}; it must be {least[name]} or more"
         for name, value in values.items()
@@ -37,7 +38,7 @@ def refuse_less(values: Mapping[str, int], least: Mapping[str, int], *, place: s
 
 
 def refuse_others(values: Mapping[str, object], allowed: Mapping[str, Sequence[object]], *, place: str) -> None:
-    """Raise UserError with every value, by its name, that is none of those allowed."""
+    """Raise UserError for all values, by name, that are not among the `allowed` ones."""
     problems = [
         f"{place}.{name}: {value}; it must be {' or '.join(map(str, allowed[name]))}"
         for name, value in values.items()
@@ -47,9 +48,13 @@ def refuse_others(values: Mapping[str, object], allowed: Mapping[str, Sequence[o
 
 
 def choose(name: str, table: Mapping[str, _T], *, place: str) -> _T:
-    """The entry of a table, or the object at a dotted path.
+    """Return the entry of `table`, or the object at a dotted path.
 
-    `place` is the config key the name is from. Raises UserError with the names of the table, or as `locate` does.
+    Args:
+        place: The config key that holds the name, for messages.
+
+    Raises:
+        UserError: The name is not in the table; the message lists those that are. Or `locate` fails.
     """
     if name in table:
         return table[name]
@@ -62,10 +67,14 @@ def choose(name: str, table: Mapping[str, _T], *, place: str) -> _T:
 
 
 def locate(dotted: str, *, place: str) -> object:
-    """Import what a dotted path such as `my_lab.losses.focal` means; the current directory is looked in too.
+    """Import the object at a dotted path such as `my_lab.losses.focal`, also from the current directory.
 
-    `place` is the config key the path is from. Raises UserError with one line when the path has another form, a part
-    of it does not exist, or a file on it fails when it is imported (with the line of the user's own file).
+    Args:
+        place: The config key that holds the path, for messages.
+
+    Raises:
+        UserError: The path is malformed, a part of it does not exist, or a module on it fails on import. The message
+            is one line, and names the failing line of the user's file.
     """
     parts = dotted.split(".")
     if len(parts) < 2 or not all(part.isidentifier() for part in parts):
@@ -73,23 +82,23 @@ def locate(dotted: str, *, place: str) -> object:
     if not {"", str(Path.cwd())} & set(sys.path):
         insert_after_installed(str(Path.cwd()))
     importlib.invalidate_caches()
-    found: object = _import(parts[0], dotted=dotted, place=place)
+    target: object = _import(parts[0], dotted=dotted, place=place)
     for depth, part in enumerate(parts[1:], start=1):
-        found = _member(found, part, path=".".join(parts[:depth]), dotted=dotted, place=place)
-    if isinstance(found, ModuleType):
-        members = {name: getattr(vars(found).get(name), "__module__", "") for name in _public_names(found)}
-        names = ", ".join(name for name, origin in members.items() if origin == found.__name__) or "nothing"
+        target = _member(target, part, path=".".join(parts[:depth]), dotted=dotted, place=place)
+    if isinstance(target, ModuleType):
+        members = {name: getattr(vars(target).get(name), "__module__", "") for name in _public_names(target)}
+        names = ", ".join(name for name, origin in members.items() if origin == target.__name__) or "nothing"
         raise UserError(f"{place}: {dotted} is a module; name what to take from it: {names}")
-    return found
+    return target
 
 
 def _member(owner: object, name: str, *, path: str, dotted: str, place: str) -> object:
-    """An attribute of a module or class, or the submodule of that name."""
+    """Return an attribute of a module or class, or the submodule of that name."""
     try:
         return getattr(owner, name)
     except AttributeError:
-        pass  # perhaps a submodule that nothing has imported yet
-    except Exception as error:  # a module's own __getattr__ may import more
+        pass  # it may be a submodule that is not imported yet
+    except Exception as error:  # the __getattr__ of a module may import more
         raise UserError(_import_failure(error, dotted=dotted, place=place)) from error
     if not isinstance(owner, ModuleType):
         raise UserError(f"{place}: {dotted}: {path} has no {name}{suggest(name, _public_names(owner))}")
@@ -102,16 +111,16 @@ def _member(owner: object, name: str, *, path: str, dotted: str, place: str) -> 
 
 
 def locate_source(function: Callable[..., Any]) -> str:
-    """`Mine.loss (my_lab/tasks.py:12)`: a function, and the line where it begins."""
+    """Return the name and first line of a function: `MyTask.loss (my_lab/tasks.py:12)`."""
     name = getattr(function, "__qualname__", repr(function))
     code = getattr(inspect.unwrap(function), "__code__", None)
     return name if code is None else f"{name} ({displayed(code.co_filename)}:{code.co_firstlineno})"
 
 
-def fingerprint_own(found: object) -> str | None:
-    """The file of a class or function that nobody installed, and a checksum of its source; None for all others."""
+def fingerprint_own(component: object) -> str | None:
+    """Return file name and checksum of the source of the user's class or function; None if it is not the user's."""
     try:
-        file, source = inspect.getsourcefile(found), inspect.getsource(found)  # type: ignore[arg-type] # told by it
+        file, source = inspect.getsourcefile(component), inspect.getsource(component)  # type: ignore[arg-type]
     except (TypeError, OSError):
         return None
     if file is None or not is_own(file):
@@ -120,11 +129,11 @@ def fingerprint_own(found: object) -> str | None:
 
 
 def describe_own_line(error: BaseException) -> str | None:
-    """The innermost line of code that nobody installed and that is none of ours, and the error; None without one."""
+    """Return the innermost line of user code in the traceback, with the error; None if there is no user code in it."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if Path(frame.filename).is_file() and is_own(frame.filename):
-            told = str(error).strip().partition("\n")[0]
-            return f"{displayed(frame.filename)}:{frame.lineno}: {type(error).__name__}: {told}"
+            message = str(error).strip().partition("\n")[0]
+            return f"{displayed(frame.filename)}:{frame.lineno}: {type(error).__name__}: {message}"
     return None
 
 
@@ -134,24 +143,25 @@ def _import(module: str, *, dotted: str, place: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name == module and "." not in module:
             hint = suggest(module, _module_names([str(Path.cwd())]))
-            told = f"there is no module {module}, installed or in the current directory{hint}"
-            raise UserError(f"{place}: {dotted}: {told}") from error
+            reason = f"there is no module {module}, installed or in the current directory{hint}"
+            raise UserError(f"{place}: {dotted}: {reason}") from error
         raise UserError(_import_failure(error, dotted=dotted, place=place)) from error
-    except (Exception, SystemExit) as error:  # whatever a user's file may do when it is imported
+    except (Exception, SystemExit) as error:  # the user's module may raise anything
         raise UserError(_import_failure(error, dotted=dotted, place=place)) from error
 
 
 def _import_failure(error: BaseException, *, dotted: str, place: str) -> str:
-    """What went wrong inside a file on the path: that file, its line, the error."""
+    """Describe an error during import: file, line, type and message."""
     if isinstance(error, SyntaxError) and error.filename:
-        where, said = f"{displayed(error.filename)}:{error.lineno}: ", error.msg
+        where, message = f"{displayed(error.filename)}:{error.lineno}: ", error.msg
     else:
         stack = traceback.extract_tb(error.__traceback__)
         machinery = (__file__, importlib.__file__)
         frames = [at for at in stack if not at.filename.startswith("<frozen ") and at.filename not in machinery]
-        own = [frame for frame in frames if not is_installed(frame.filename)] or frames
-        where, said = (f"{displayed(own[-1].filename)}:{own[-1].lineno}: " if own else ""), str(error)
-    first_line = said.strip().partition("\n")[0]
+        user_frames = [frame for frame in frames if not is_installed(frame.filename)] or frames
+        where = f"{displayed(user_frames[-1].filename)}:{user_frames[-1].lineno}: " if user_frames else ""
+        message = str(error)
+    first_line = message.strip().partition("\n")[0]
     return f"{place}: {dotted} cannot be imported: {where}{type(error).__name__}: {first_line}"
 
 
@@ -164,7 +174,7 @@ def _public_names(owner: object) -> list[str]:
 
 
 def full_name(function: Callable[..., Any]) -> str:
-    """The dotted path of a function or class."""
+    """Return the dotted path of a function or class."""
     module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
     return f"{module}.{name}" if module and name else repr(function)
 
@@ -172,10 +182,13 @@ def full_name(function: Callable[..., Any]) -> str:
 def check_arguments(
     function: Callable[..., Any], arguments: Mapping[str, object], *, place: str, given: Collection[str]
 ) -> list[str]:
-    """Problems of calling `function(**arguments)`, one line each; `place` is the config key of the arguments.
+    """Return the problems of calling `function(**arguments)`, one line each.
 
-    `given` are the names that the caller passes besides; the function need not have them. A function whose
-    signature Python cannot tell, as of some built-ins, has no problems.
+    A function without a readable signature, such as some built-ins, has no problems.
+
+    Args:
+        place: The config key of the arguments, for messages.
+        given: Names of arguments that the caller adds itself. The function need not have them.
     """
     try:
         parameters = list(inspect.signature(function).parameters.values())
@@ -192,7 +205,7 @@ def check_parameters(
     place: str,
     given: Collection[str] = (),
 ) -> list[str]:
-    """As `check_arguments`, of a function called `name` with these parameters."""
+    """Do the same as `check_arguments` for a function `name` with these parameters."""
     parameters = list(parameters)
     by_keyword = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters)
@@ -219,9 +232,9 @@ def check_parameters(
 
 
 def _explain_type(value: object, parameter: inspect.Parameter) -> str | None:
-    """Why a value of a config is none of an annotation's plain types; None: it is, or the annotation has others.
+    """Explain why `value` does not match the annotation; None if it does, or if the annotation is no plain type.
 
-    A value of the type of the default is right, whatever the annotation says.
+    A value that has the type of the default is always accepted.
     """
     annotation = parameter.annotation
     kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
@@ -234,7 +247,7 @@ def _explain_type(value: object, parameter: inspect.Parameter) -> str | None:
 
 
 def _is_of(value: object, kind: type) -> bool:
-    """Whether a value has a plain type; a whole number is a number too, and neither is true or false."""
+    """Return whether a value has a plain type. An int is also a float; a bool is neither."""
     if isinstance(value, bool):
         return kind is bool
     wider = {int: numbers.Integral, float: numbers.Real}

@@ -1,4 +1,4 @@
-"""What is going to happen, in lines for a person."""
+"""Describes a run before it starts, in lines for the console."""
 
 import numpy as np
 import torch
@@ -18,15 +18,15 @@ from trainer_loop.parallel.plan import ShardingPlan
 from trainer_loop.runtime.outline import Outline
 
 _PUSHES = {"end": "the end", "checkpoint": "each checkpoint and at the end", "never": "your command"}
-_STEPS_LOOKED_AT = 200  # of an epoch, to tell how it is cut
-_NAMES_OF_CODE = (
+_SAMPLED_STEPS = 200  # number of steps of an epoch whose microbatches are summarised
+_KEYS_OF_CODE = (
     *("task.name", "model.type", "loop.name", "loss.name", "optimizer.name", "scheduler.name"),
     *("data.filter", "data.map"),
 )
 
 
 def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
-    """What is going to happen, in lines for a person."""
+    """Describe model, hardware, batches, optimizer and schedule of a run."""
     accelerator = loop.accelerator
     trained, total = count_weights(loop.bare_model)
     options, outline = loop.options, loop.engine.outline
@@ -45,14 +45,14 @@ def describe_plan(config: Config, loop: TrainingLoop) -> list[str]:
         f"{warmup}",
         f"evaluation: {evaluation}; checkpoints: {saving}, in {config.run_dir}",
         *([f"hub: {config.hub.push}, at {_PUSHES[config.hub.every]}"] if config.hub.push is not None else []),
-        *(f"{name}: {told}" for name, told in fingerprint_own_code(config).items()),
+        *(f"{key}: {fingerprint}" for key, fingerprint in fingerprint_own_code(config).items()),
         *(_describe_optimizer(config, loop) if config.dry_run else []),
-        *([] if outline is None else _describe_needs(config, loop, outline)),
+        *([] if outline is None else _describe_costs(config, loop, outline)),
     ]
 
 
-def _describe_needs(config: Config, loop: TrainingLoop, outline: Outline) -> list[str]:
-    """What the run asks of a device."""
+def _describe_costs(config: Config, loop: TrainingLoop, outline: Outline) -> list[str]:
+    """Describe the memory of a step, and the floating-point operations for each token."""
     _, flops = count_flops_per_token(loop, outline)
     return [*describe_memory(loop, outline, ShardingPlan(**vars(config.parallel))), flops]
 
@@ -73,7 +73,7 @@ def _describe_sharding(loop: TrainingLoop) -> list[str]:
 
 
 def _describe_optimizer(config: Config, loop: TrainingLoop) -> list[str]:
-    """The table of groups and the curve of the learning rate."""
+    """Return the table of parameter groups and the curve of the learning rate."""
     frozen = {name: weight for name, weight in loop.bare_model.named_parameters() if not weight.requires_grad}
     scheduler = SchedulerPlan(**vars(config.scheduler))
     curve = scheduler.draw(lr=config.optimizer.lr, num_steps=loop.options.num_steps)
@@ -82,7 +82,7 @@ def _describe_optimizer(config: Config, loop: TrainingLoop) -> list[str]:
 
 
 def describe_weights(weights: np.ndarray) -> str:
-    """A line for a person. weights: `[N]` factors of the losses of the rows."""
+    """Summarise row weights, `[N]`, in one line."""
     span = f"from {weights.min():g} to {weights.max():g}, mean {weights.mean():.4g}"
     return f"weights of rows: {len(np.unique(weights)):,} distinct ones {span}"
 
@@ -99,7 +99,7 @@ def _describe_batches(loader: StepLoader, *, num_steps: int, process_index: int)
         ]
     assert isinstance(loader, TrainLoader)
     plan = loader.plan
-    steps = plan.sample(_STEPS_LOOKED_AT)
+    steps = plan.sample(_SAMPLED_STEPS)
     microbatches = [len(step.shares[process_index].microbatches) for step in steps]
     padding = 1 - sum(step.num_tokens for step in steps) / sum(step.num_padded_tokens for step in steps)
     return [
@@ -113,8 +113,8 @@ def _describe_batches(loader: StepLoader, *, num_steps: int, process_index: int)
 
 
 def fingerprint_own_code(config: Config) -> dict[str, str]:
-    """What the user wrote: a checksum by the key that names it, so that a run tells when it was changed."""
+    """Return a checksum of the user's code by the key that names it, so that a resumed run can report changes."""
     values = values_of(config)
-    found = {name: locate(str(values[name]), place=name) for name in _NAMES_OF_CODE if "." in str(values[name])}
-    own = {f"{name} (its code)": fingerprint_own(component) for name, component in found.items()}
-    return {name: told for name, told in own.items() if told is not None}
+    components = {key: locate(str(values[key]), place=key) for key in _KEYS_OF_CODE if "." in str(values[key])}
+    fingerprints = {f"{key} (its code)": fingerprint_own(component) for key, component in components.items()}
+    return {key: fingerprint for key, fingerprint in fingerprints.items() if fingerprint is not None}

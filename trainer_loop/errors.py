@@ -1,14 +1,14 @@
-"""What can end a run, and the exit code each ending has.
+"""Errors that end a run, and their exit codes.
 
 | code | meaning |
 |---|---|
-| 0 | finished, or was already complete |
-| 2 | the user's config or data (`UserError`) |
+| 0 | the run finished, or was already complete |
+| 2 | the config or the data has problems (`UserError`) |
 | 3 | training diverged (`Diverged`) |
-| 4 | another process ended or cannot be reached (`ProcessLost`): the same command goes on |
-| 75 | preempted (`Preempted`): the same command goes on |
-| 130 | a second Ctrl-C: left at once |
-| 1 | a bug: anything else, with its traceback |
+| 4 | another process ended or cannot be reached (`ProcessLost`); the same command resumes |
+| 75 | preempted (`Preempted`); the same command resumes |
+| 130 | a second Ctrl-C ended the run at once |
+| 1 | a bug: any other error, with its traceback |
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,9 +22,9 @@ _T = TypeVar("_T")
 
 
 class UserError(ValueError):
-    """Problems the user can mend; every one is a sentence of one line.
+    """Problems that the user can fix, one line each.
 
-    A problem names the place (file, row, key, step), the value, what was allowed and the remedy.
+    A problem names the place (file, row, key, step), the value, the allowed values and the remedy.
     """
 
     exit_code = 2
@@ -36,13 +36,13 @@ class UserError(ValueError):
 
 
 def refuse(problems: Sequence[str]) -> None:
-    """Raise `UserError` with these problems, if there are any."""
+    """Raise `UserError` if there are problems."""
     if problems:
         raise UserError(problems)
 
 
 class Problems:
-    """Collects what is wrong in several places, so that all of it is reported at once.
+    """Collects problems of several checks, to report them together.
 
     >>> def plan(lr):
     ...     raise UserError(f"lr: {lr} is below 0")
@@ -59,9 +59,10 @@ class Problems:
         return bool(self.lines)
 
     def collect(self, section: str, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T | None:
-        """Return what the function returns; None where it raises `UserError`, whose problems are kept.
+        """Call the function and return its result. If it raises `UserError`, keep the problems and return None.
 
-        section: stands before every problem, such as `optimizer.`.
+        Args:
+            section: Prefix of each problem, such as `optimizer.`.
         """
         try:
             return function(*args, **kwargs)
@@ -70,13 +71,13 @@ class Problems:
             return None
 
     def refuse(self) -> None:
-        """Raise `UserError` with everything that was collected, each line once; do nothing where that is nothing."""
+        """Raise `UserError` with the collected problems, without duplicates, if there are any."""
         refuse(list(dict.fromkeys(self.lines)))
 
 
 @contextmanager
 def under(section: str) -> Iterator[None]:
-    """Put `section`, such as `optimizer.`, before every problem of a `UserError` that the block raises."""
+    """Add the prefix `section`, such as `optimizer.`, to each problem of a `UserError` that the block raises."""
     try:
         yield
     except UserError as error:
@@ -90,40 +91,40 @@ class Diverged(UserError):
 
 
 class ProcessLost(UserError):
-    """A process this one has to work with has ended, or can no longer be reached."""
+    """Another process of the run has ended, or cannot be reached."""
 
     exit_code = 4
 
 
 class Preempted(Exception):
-    """The run was asked to stop, and the same command goes on from its newest checkpoint; says where that is."""
+    """The run was asked to stop. The message names the newest checkpoint, from which the same command resumes."""
 
     exit_code = 75
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean adamw?`: the known name that is nearest to an unknown one; empty if none is near."""
+    """Return a hint such as `; did you mean adamw?` for an unknown name; empty if no known name is similar."""
     near = get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def in_one_line(error: BaseException, *, at_most: int = 300) -> str:
-    """The message of another library's error, in one line."""
+    """Return the message of an error in one line, of at most `at_most` characters."""
     return cut_short(" ".join(str(error).split()) or type(error).__name__, at_most=at_most)
 
 
 def cut_short(text: str, *, at_most: int) -> str:
-    """A text of at most so many characters; one that goes on ends with three dots."""
+    """Shorten a text to at most `at_most` characters. A shortened text ends with three dots."""
     return text if len(text) <= at_most else f"{text[: at_most - 3]}..."
 
 
 def displayed(path: str | Path) -> str:
-    """A path as a person would write it from the current directory."""
+    """Return a path relative to the current directory if it lies inside, else unchanged."""
     return str(Path(path).relative_to(Path.cwd()) if Path(path).is_relative_to(Path.cwd()) else path)
 
 
 def printable(text: str) -> str:
-    """Spell out line breaks, escape sequences and other characters that a terminal would act on instead of showing."""
+    """Escape line breaks and control characters, which a terminal would interpret instead of showing."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

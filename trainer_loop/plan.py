@@ -1,9 +1,9 @@
-"""From the config to a `RunPlan`: every component is looked at once, and every problem is collected.
+"""Checks the config and the data, and turns them into a `RunPlan`. All problems are reported together.
 
-A component offers `plan_x`, whose parameters are the keys of its section. It returns what is needed to make the
-component, or raises `UserError` with all of its problems, whose keys are relative to the section. Where this is the
-section itself, a class has the keys as its fields, and a method `check`. No weights are loaded and no process group is
-made.
+A component offers a function `plan_x`, whose parameters are the keys of its section. It returns a plan that can make
+the component, or raises `UserError` with all problems of the section, under keys relative to it. If the plan has the
+same fields as the section, it is a dataclass with a method `check` instead. Planning loads no weights and creates no
+process group.
 """
 
 import inspect
@@ -57,25 +57,26 @@ from trainer_loop.tasks.task import Task
 _SPLITS = ("train", "validation", "test")
 _SET_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _SMALLER_IS_BETTER = {"loss", *(key for metric in SHIPPED.values() for key in metric.smaller_is_better)}
-_OF_COLUMNS = (
+_KEYS_OF_COLUMNS = (  # these have no effect on a task that takes rows as they are
     *("data.streaming", "data.missing", "data.label_names", "data.max_length", "data.filter", "data.map"),
     *("data.deduplicate", "data.weight", "data.sampling", "data.split_by"),
 )
-_OF_AUTO_MODELS = (
+_KEYS_OF_AUTO_MODELS = (  # these need a model that an auto class of transformers loads
     *("model.tokenizer", "model.vocab_size", "model.from_scratch", "model.attention", "model.quantize"),
     *("model.neftune_alpha", "model.gradient_checkpointing", "model.lora.r", "model.peft.name"),
     "model.trust_remote_code",
 )
 
-Entries = Sequence[str | Mapping[str, Any]]  # of `evaluate.metrics`
+Entries = Sequence[str | Mapping[str, Any]]  # entries of `evaluate.metrics`
 
 
 @dataclass(frozen=True)
 class Overrides:
-    """What was made in Python and takes the place of what the config names.
+    """Objects created in Python that replace those that the config names.
 
-    rows: by split, `train`, `validation`, `test`, or one of several sets, `test.hard`.
-    has_optimizer: one is made in Python.
+    Attributes:
+        rows: Rows by split: `train`, `validation`, `test`, or a named set such as `test.hard`.
+        has_optimizer: The optimizer is created in Python.
     """
 
     task: Task | None = None
@@ -85,15 +86,18 @@ class Overrides:
 
     @property
     def validation_sets(self) -> list[str]:
-        """The names of the validation sets among the rows; that of an only one is the empty text."""
+        """Names of the validation sets in `rows`. A single set without a name is the empty string."""
         return [part for split, part in map(parse_set, self.rows) if split == "validation"]
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """The rows as the model reads them.
+    """Encoded rows of all splits, with processor and model config.
 
-    splits: without `train` where it is streamed. data: None for a task that takes rows as they are. facts: of splits.
+    Attributes:
+        splits: Encoded splits by name, without `train` if it is streamed.
+        data: None for a task that takes rows as they are.
+        facts: Counts and lengths of each split, for the report.
     """
 
     splits: Mapping[str, TokenisedSplit]
@@ -106,12 +110,12 @@ class Inputs:
 
     @property
     def tokenizer(self) -> Any | None:
-        """The processor of a task on tokens; None for another."""
+        """The processor if it is a tokenizer, else None."""
         return as_tokenizer(self.processor)
 
     @property
     def label_names(self) -> list[str] | None:
-        """The names of the classes, or of several numbers."""
+        """Names of the classes, or of the numbers of a regression with several targets."""
         return None if self.data is None else self.data.output_names
 
     @property
@@ -121,7 +125,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class RunPlan:
-    """Everything that was checked and found good. metrics: entries of `evaluate.metrics`."""
+    """Everything that a run is built from, fully checked."""
 
     loop_class: type[TrainingLoop]
     precision: str
@@ -132,39 +136,42 @@ class RunPlan:
     scheduler: SchedulerPlan
     inputs: Inputs
     sharding: ShardingPlan
-    loss: LossPlan | None = None  # None: the task's own
+    loss: LossPlan | None = None  # None: the loss of the task
 
 
 def plan_run(config: Config, overrides: Overrides, *, problems: Sequence[str] = (), console: Console) -> RunPlan:
-    """Look at the whole config and all data.
+    """Check the whole config and all data.
 
-    problems: what is already known to be wrong. Raises UserError with these and all others, each one line.
+    Args:
+        problems: Problems that are already known.
+
+    Raises:
+        UserError: There are problems: the known ones and those found here, one line each.
     """
     return _Planner(config, overrides, problems, console).plan()
 
 
 def find_loop_class(name: str | None, args: Mapping[str, Any]) -> type[TrainingLoop]:
-    """The class of the section `loop`. Raises UserError with everything that is wrong with its name and arguments."""
+    """Return the class that `loop.name` names. Raises UserError with all problems of its name and arguments."""
     if name is None:
         if args:
             raise UserError([f"loop.args.{argument}: TrainingLoop takes none; set loop.name" for argument in args])
         return TrainingLoop
-    found: Any = locate(name, place="loop.name")
-    if not (isinstance(found, type) and issubclass(found, TrainingLoop)):
+    loop_class: Any = locate(name, place="loop.name")
+    if not (isinstance(loop_class, type) and issubclass(loop_class, TrainingLoop)):
         raise UserError(f"loop.name: {name} is no subclass of trainer_loop.loop.TrainingLoop")
-    ours = inspect.signature(TrainingLoop.__init__).parameters
-    own = [
+    inherited = inspect.signature(TrainingLoop.__init__).parameters
+    added = [
         parameter
-        for parameter in inspect.signature(found.__init__).parameters.values()
-        if parameter.name not in ours and parameter.kind is not parameter.VAR_KEYWORD
+        for parameter in inspect.signature(loop_class.__init__).parameters.values()
+        if parameter.name not in inherited and parameter.kind is not parameter.VAR_KEYWORD
     ]
-    if problems := check_parameters(own, args, name=name, place="loop.args"):
-        raise UserError(problems)
-    return found
+    refuse(check_parameters(added, args, name=name, place="loop.args"))
+    return loop_class
 
 
 def name_splits(rows: Any) -> dict[str, Any]:
-    """Rows that were made in Python, by the split whose place they take. Raises UserError where a name is no split."""
+    """Check and return rows that Python code passed, by split. Raises UserError for a name that is no split."""
     if rows is None:
         return {}
     if not isinstance(rows, Mapping):
@@ -184,15 +191,15 @@ def name_splits(rows: Any) -> dict[str, Any]:
 
 
 class _Planner:
-    """Looks at one part of a config after the other; `found` collects what is wrong with any of them.
+    """Checks the parts of a config one by one, and collects their problems in `problems`.
 
-    task, loss, data: None before they are planned, and where they are wrong themselves: what needs them is then left
-    out.
+    `task`, `loss` and `data` are None until they are planned, and stay None if they have problems of their own. Checks
+    that need them are then skipped.
     """
 
     def __init__(self, config: Config, overrides: Overrides, problems: Sequence[str], console: Console):
         self.config, self.overrides, self.console = config, overrides, console
-        self.found = Problems(problems)
+        self.problems = Problems(problems)
         self.values = values_of(config)
         self.task: Task | None = None
         self.loss: LossPlan | None = None
@@ -200,84 +207,86 @@ class _Planner:
         self.task_name = config.task.name if overrides.task is None else type(overrides.task).__name__
         self.has_validation = has_validation(config) or bool(overrides.validation_sets)
         named = [parse_set(name)[1] for name in name_sets("validation", config.data.validation)]
-        self.validation_sets = [name for name in [*named, *overrides.validation_sets] if name]  # that have names
-        # The metrics of an evaluation that something follows, by the keys that name them.
+        self.validation_sets = [name for name in [*named, *overrides.validation_sets] if name]  # sets with a name
+        # Metrics that select weights, end the run or drive the scheduler, by the keys that name them.
         keys = ("checkpoint.best", "train.patience_metric", "scheduler.metric")
-        self.followed: dict[str, str] = {key: self.values[key] for key in keys if self.values[key] is not None}
+        self.followed_metrics: dict[str, str] = {key: self.values[key] for key in keys if self.values[key] is not None}
 
     def plan(self) -> RunPlan:
         """See `plan_run`."""
-        config, overrides, found = self.config, self.overrides, self.found
-        loop_class = found.collect("", find_loop_class, config.loop.name, config.loop.args)
-        precision = found.collect("", choose_precision, config.train.precision)
-        sharding = found.collect(
+        config, overrides, problems = self.config, self.overrides, self.problems
+        loop_class = problems.collect("", find_loop_class, config.loop.name, config.loop.args)
+        precision = problems.collect("", choose_precision, config.train.precision)
+        sharding = problems.collect(
             "",
             ShardingPlan(**vars(config.parallel)).check,
             self.values | {"train.precision": precision},
             has_own_step=loop_class is not None and changes_the_step(loop_class, TrainingLoop),
         )
         if config.model.compile:
-            found.collect("", check_compiler, "cuda" if torch.cuda.is_available() else "cpu")
-        named = overrides.task or Problems().collect("", find_task, config.task.name, place="")
-        self.loss = found.collect("loss.", plan_loss, **vars(config.loss), own=name_own_loss(named))
+            problems.collect("", check_compiler, "cuda" if torch.cuda.is_available() else "cpu")
+        named_task = overrides.task or Problems().collect("", find_task, config.task.name, place="")
+        self.loss = problems.collect("loss.", plan_loss, **vars(config.loss), own=name_own_loss(named_task))
         self.task = self._plan_task()
-        is_given = {
+        is_overridden = {
             "model": overrides.model is not None,
             "train": "train" in overrides.rows,
             "validation": bool(overrides.validation_sets),
         }
-        missing = {part: problem for part, problem in missing_parts(config).items() if not is_given[part]}
-        found.lines += missing.values()
-        optimizer = found.collect("optimizer.", OptimizerPlan(**vars(config.optimizer)).check)
+        missing = {part: problem for part, problem in missing_parts(config).items() if not is_overridden[part]}
+        problems.lines += missing.values()
+        optimizer = problems.collect("optimizer.", OptimizerPlan(**vars(config.optimizer)).check)
         if optimizer is not None and config.ema.decay is not None and optimizer.keeps_averaged_weights:
-            found.lines.append(
+            problems.lines.append(
                 f"ema.decay: {config.ema.decay}: {optimizer.name} keeps an average of the weights itself; set it to "
                 "null"
             )
         if optimizer is not None and sharding is not None and sharding.is_sharded and not overrides.has_optimizer:
-            found.collect("", check_optimizer_class, find_optimizer(optimizer.name))
-        scheduler = found.collect("scheduler.", SchedulerPlan(**vars(config.scheduler)).check)
+            problems.collect("", check_optimizer_class, find_optimizer(optimizer.name))
+        scheduler = problems.collect("scheduler.", SchedulerPlan(**vars(config.scheduler)).check)
         sections = {"lora": vars(config.model.lora), "peft": vars(config.model.peft)}
-        model = plan_model(ModelPlan(**(vars(config.model) | sections), given=overrides.model), found)
+        model = plan_model(ModelPlan(**(vars(config.model) | sections), given=overrides.model), problems)
         if scheduler is not None and scheduler.needs_metric:
-            self._check_what_it_follows(scheduler)
+            self._check_scheduler_metric(scheduler)
         self._check_metric_signs()
-        found.lines += check_trackers(config.log.trackers, config.log.tracker_args)
+        problems.lines += check_trackers(config.log.trackers, config.log.tracker_args)
         self._check_hub()
         inputs = self._plan_inputs(model, has_rows="train" not in missing)
         if sharding is not None and sharding.is_sharded and inputs is not None and drops_layers(inputs.model_config):
-            found.lines.append(
+            problems.lines.append(
                 f"parallel.shard: {sharding.shard}: this model skips layers at random, each process others, and their "
                 "weights are gathered by all together; set its layerdrop to 0 in model.overrides"
             )
-        found.refuse()
+        problems.refuse()
         task, metrics = self.task, self._list_metrics()
         assert loop_class and precision and task and optimizer and scheduler and inputs and sharding
         return RunPlan(loop_class, precision, task, metrics, model, optimizer, scheduler, inputs, sharding, self.loss)
 
-    # --------------------------------------------------------------------------------- what concerns several sections
+    # ------------------------------------------------------------------------------ checks across several sections
 
     def _plan_task(self) -> Task | None:
-        config, found, task, loss = self.config, self.found, self.overrides.task, self.loss
+        config, problems, task, loss = self.config, self.problems, self.overrides.task, self.loss
         if task is None:
-            task = found.collect("", plan_task, **vars(config.task), loss=loss)
+            task = problems.collect("", plan_task, **vars(config.task), loss=loss)
         else:
-            found.lines += [
+            problems.lines += [
                 f"{key}: {self.values[key]}: the task that was given, a {self.task_name}, has its own; remove it"
                 for key in ("task.args", "loss.name", "loss.args")
                 if self.values[key]
             ]
         if config.data.sampling == "balanced" and loss is not None and loss.needs_counts:
             name = loss.needs_counts[0]
-            found.lines.append(f"loss.args.{name}: auto: data.sampling=balanced draws all classes alike; leave one out")
+            problems.lines.append(
+                f"loss.args.{name}: auto: data.sampling=balanced draws all classes alike; leave one out"
+            )
         if task is not None:
             options = {name: value for name, value in vars(config.evaluate.generate).items() if name != "samples"}
             task.generation = Generation(**options)
-            found.lines += self._find_what_does_not_suit(task)
+            problems.lines += self._list_task_conflicts(task)
         return task
 
-    def _find_what_does_not_suit(self, task: Task) -> Iterator[str]:
-        """Problems of keys that ask for what the task cannot do."""
+    def _list_task_conflicts(self, task: Task) -> Iterator[str]:
+        """Yield the problems of keys that ask for something the task cannot do."""
         data, name = self.config.data, f"the task {self.task_name}"
         if task.tunes and not self.has_validation:
             yield (
@@ -302,36 +311,36 @@ class _Planner:
             yield f"model.packing: {name} knows no packed batches; set model.packing=false"
 
     def _is_set(self, key: str) -> bool:
-        """Whether a key has another value than its default."""
+        """Return whether the value of a key differs from its default."""
         return bool(self.values[key] != KEYS[key].default)
 
-    def _check_what_it_follows(self, scheduler: SchedulerPlan) -> None:
-        """A schedule that follows evaluations needs them."""
+    def _check_scheduler_metric(self, scheduler: SchedulerPlan) -> None:
+        """Check that a scheduler that follows a metric gets evaluations that report it."""
         name, metric, sets = scheduler.name, scheduler.metric, self.validation_sets
         followed = "the validation loss" if metric is None else metric.removeprefix("-")
         if self.config.evaluate.every == "never":
-            self.found.lines.append(f"scheduler.name: {name} follows {followed}; set evaluate.every")
+            self.problems.lines.append(f"scheduler.name: {name} follows {followed}; set evaluate.every")
         elif not self.has_validation:
-            self.found.lines.append(
+            self.problems.lines.append(
                 f"scheduler.name: {name} follows {followed}; set data.validation or data.validation_fraction"
             )
         elif metric is None and sets:
-            self.found.lines.append(
+            self.problems.lines.append(
                 f"scheduler.name: {name} follows one of several sets; set scheduler.metric, such as -{sets[0]}/loss"
             )
 
     def _check_metric_signs(self) -> None:
-        for key, metric in self.followed.items():
-            # Of mse/valence the first part names the metric, of matched/mse the second.
+        for key, metric in self.followed_metrics.items():
+            # In mse/valence the first part names the metric; in matched/mse, with the set first, the second does.
             first, *rest = metric.split("/")
             name = rest[0] if first in self.validation_sets and rest else first
             if name in _SMALLER_IS_BETTER or metric.rpartition("/")[2] in _SMALLER_IS_BETTER:
-                self.found.lines.append(
+                self.problems.lines.append(
                     f"{key}: {metric} would pick the largest {metric}; smaller is better: write -{metric}"
                 )
 
     def _check_hub(self) -> None:
-        """Whether the run may push; process 0 alone asks the hub, which counts such questions."""
+        """Check that the run may push. Only process 0 asks the hub, because the hub limits the rate of requests."""
         hub = self.config.hub
         if hub.push is None or hub.every == "never" or process_index_from_environment() > 0:
             return
@@ -339,28 +348,28 @@ class _Planner:
         later = f"set hub.every=never, and push later where there is network: {command}"
         key = f"hub.push: {hub.push}"
         problems, notes = check_access(hub.push, private=hub.private, place=key, later=later)
-        self.found.lines += problems
+        self.problems.lines += problems
         for note in notes:
             self.console.warn(f"{key}: {note}")
 
     # ------------------------------------------------------------------------------------------ data, model and metrics
 
     def _plan_inputs(self, model: ModelPlan, *, has_rows: bool) -> Inputs | None:
-        """The rows, and the model that they go with; None if something is wrong. The rest is checked all the same."""
-        config, found, task = self.config, self.found, self.task
-        # Rows are checked even where something else is wrong, but not by keys that are, nor where no data is named.
-        are_keys_right = not any(" data." in line or " task." in line for line in found.lines)
-        columns = task and found.collect("", bind_columns, task.columns, config.data.columns, task=self.task_name)
+        """Plan the rows and the model config; return None if there are problems. All checks run in any case."""
+        config, problems, task = self.config, self.problems, self.task
+        # Rows are checked even if other sections have problems, but not if the keys of data or task have problems.
+        data_keys_are_valid = not any(" data." in line or " task." in line for line in problems.lines)
+        columns = task and problems.collect("", bind_columns, task.columns, config.data.columns, task=self.task_name)
         splits: dict[str, TokenisedSplit] = {}
-        if task and columns and has_rows and are_keys_right:
+        if task and columns and has_rows and data_keys_are_valid:
             splits = self._plan_rows(task, columns)
         if self.loss is not None:
-            found.collect("loss.", _weigh_classes, self.loss, self.data)
+            problems.collect("loss.", _weigh_classes, self.loss, self.data)
         if task is not None:
             self._check_metrics(task)
             self._check_unused(task)
         if task is not None and task.auto_model is not None and not task.columns:
-            found.lines.append(
+            problems.lines.append(
                 f"task.name: {self.task_name} has a model of transformers and declares no columns; declare what it "
                 "reads of a row in `columns`, or let auto_model be None"
             )
@@ -369,7 +378,7 @@ class _Planner:
             model_config, processor = None, self._load_processor(model, None)
         else:
             model_config, processor = self._fit_model(model)
-        if found:
+        if problems:
             return None
         assert task is not None
         data = self.data
@@ -385,35 +394,35 @@ class _Planner:
         return Inputs(splits, stream, data.labels, data, processor, model_config, facts)
 
     def _plan_rows(self, task: Task, columns: Columns) -> dict[str, TokenisedSplit]:
-        """Plan the rows that a task with columns encodes; return those that another one takes as they are."""
+        """Plan the rows of a task with columns, as `self.data`. For other tasks return the rows as they are."""
         config, console = self.config, self.console
         keys = {"files": TextFormat(**vars(config.data.files)), "limit": vars(config.data.limit), "columns": columns}
         section = DataSection(**(vars(config.data) | keys), seed=config.seed)
         if not task.columns:
-            return take_splits(section, given=self.overrides.rows, problems=self.found)
+            return take_splits(section, given=self.overrides.rows, problems=self.problems)
         self.data = plan_data(
             section,
             given=self.overrides.rows,
             show_progress=console.on_terminal,
             say=console.say,
             warn=console.warn,
-            problems=self.found,
+            problems=self.problems,
         )
         return {}
 
     def _load_processor(self, model: ModelPlan, model_config: PretrainedConfig | None) -> Any | None:
-        """See `ModelPlan.load_processor`. No tokenizer is trained where something is wrong."""
-        texts = None if self.data is None or self.found else self.data.iterate_texts
+        """Call `ModelPlan.load_processor`. If there are problems, it gets no texts and trains no tokenizer."""
+        texts = None if self.data is None or self.problems else self.data.iterate_texts
         max_length, say = self.config.data.max_length, self.console.say
-        return self.found.collect(
+        return self.problems.collect(
             "", model.load_processor, self.task, model_config, texts=texts, max_length=max_length, say=say
         )
 
     def _fit_model(self, model: ModelPlan) -> tuple[PretrainedConfig | None, Any | None]:
-        """The config of a model of transformers, fitted to data and processor, and the processor."""
-        config, found, task, data = self.config, self.found, self.task, self.data
+        """Load the config of a transformers model, fit it to data and processor, and return it with the processor."""
+        config, problems, task, data = self.config, self.problems, self.task, self.data
         label_names = None if data is None else data.output_names
-        model_config = found.collect("", model.load_config)
+        model_config = problems.collect("", model.load_config)
         processor = None
         if model_config is not None or model.has_foreign_processor:
             processor = self._load_processor(model, model_config)
@@ -423,10 +432,10 @@ class _Planner:
             reads_several = any(column.kind == "numbers" for column in task.columns.values())
             num_outputs = 1 if not reads_several else None if data is None else data.num_numbers
         if model_config is not None and num_outputs is not None:
-            found.collect("", model.check_outputs, model_config, num_outputs, are_numbers=are_numbers)
+            problems.collect("", model.check_outputs, model_config, num_outputs, are_numbers=are_numbers)
         tokenizer = as_tokenizer(processor)
         if task is not None and model_config is not None and processor is not None:
-            lines = found.collect(
+            lines = problems.collect(
                 "",
                 model.fit,
                 model_config,
@@ -442,12 +451,12 @@ class _Planner:
                 self.console.say(line)
         num_classes = count_outputs(model_config, tokenizer) if num_outputs is None else num_outputs
         if self.loss is not None and task is not None and num_classes is not None:
-            found.collect("loss.", _check_loss, self.loss, task, num_classes)
+            problems.collect("loss.", _check_loss, self.loss, task, num_classes)
         return model_config, processor
 
     def _check_unused(self, task: Task) -> None:
-        """Keys that mean nothing to this task."""
-        unused = [] if task.columns else [(key, "takes rows as they are") for key in _OF_COLUMNS]
+        """Report keys that have no effect on this task."""
+        unused = [] if task.columns else [(key, "takes rows as they are") for key in _KEYS_OF_COLUMNS]
         kinds = [column.kind for column in task.columns.values()]
         if kinds and not {"class", "classes"} & {*kinds}:
             unused.append(("data.label_names", "has no classes"))
@@ -455,40 +464,40 @@ class _Planner:
             unused.append(("data.sampling", "has no single class a row"))
         if task.joins_texts:
             unused.append(("data.weight", "joins texts to rows, which then have no weight of their own"))
-        own = ("model.tokenizer", "model.trust_remote_code") if task.auto_processor else ()
-        of_models = [] if task.auto_model else [key for key in _OF_AUTO_MODELS if key not in own]
-        unused += [(key, "has a model that is not of transformers") for key in of_models]
-        self.found.lines += [
+        used = ("model.tokenizer", "model.trust_remote_code") if task.auto_processor else ()
+        model_keys = [] if task.auto_model else [key for key in _KEYS_OF_AUTO_MODELS if key not in used]
+        unused += [(key, "has a model that is not of transformers") for key in model_keys]
+        self.problems.lines += [
             f"{key}: {self.values[key]}: the task {self.task_name} {reason}; remove it"
             for key, reason in unused
             if self._is_set(key)
         ]
 
     def _check_plain_model(self) -> None:
-        """A model that is any `nn.Module`."""
-        model, found = self.config.model, self.found
+        """Check the keys of a model that is any `nn.Module`, not one of transformers."""
+        model, problems = self.config.model, self.problems
         if self.overrides.model is not None:
             return
         if model.type is None or "." not in model.type:
-            found.lines.append(
+            problems.lines.append(
                 f"model.type: {model.type or model.name}: the model of the task {self.task_name} is the dotted path of "
                 "what makes an nn.Module, with model.overrides for its arguments"
             )
             return
-        factory: Any = found.collect("", locate, model.type, place="model.type")
+        factory: Any = problems.collect("", locate, model.type, place="model.type")
         if factory is not None:
-            found.lines += check_arguments(factory, model.overrides, place="model.overrides", given=())
+            problems.lines += check_arguments(factory, model.overrides, place="model.overrides", given=())
 
     def _list_metrics(self) -> Entries:
-        """The metrics that the config names, else the task's own."""
+        """Return the metrics that the config names, else those of the task."""
         return list(self.config.evaluate.metrics or (self.task.metrics if self.task is not None else ()))
 
     def _check_metrics(self, task: Task) -> None:
-        """Metrics that cannot be computed, and metrics that something follows and no evaluation has."""
+        """Report metrics that cannot be computed, and followed metrics that no evaluation reports."""
         entries = self._list_metrics()
-        label_names = None if self.data is None else self.data.output_names  # None also where they were not found
+        label_names = None if self.data is None else self.data.output_names  # None also if no classes were found
         num_labels = None if label_names is None else len(label_names)
-        self.found.lines += check_metrics(
+        self.problems.lines += check_metrics(
             entries,
             num_labels=num_labels,
             outputs=task.list_outputs(),
@@ -501,33 +510,33 @@ class _Planner:
             entries, num_labels=num_labels, label_names=label_names if label_names or has_classes else ()
         )
         if wrong := check_names(task.extra_metrics, owner=f"the task {self.task_name}", reported=keys or ()):
-            self.found.lines += wrong
+            self.problems.lines += wrong
             return
         if keys is None:
             return
         reported = [*keys, "loss", *task.extra_metrics]
         all_reported = [f"{name}/{metric}" for name in self.validation_sets for metric in reported] or reported
-        self.found.lines += [
+        self.problems.lines += [
             f"{key}: {metric} is not reported; evaluations have: {', '.join(all_reported)}"
-            for key, metric in self.followed.items()
+            for key, metric in self.followed_metrics.items()
             if metric.removeprefix("-") not in all_reported
         ]
 
 
 def _weigh_classes(loss: LossPlan, data: DataPlan | None) -> None:
-    """Compute the arguments of the loss that are `auto`. Raises UserError where the training rows do not tell."""
-    waiting = loss.needs_counts
-    if not waiting or (data is not None and data.labels is None and data.columns.label is not None):
-        return  # that no classes were found is said already
+    """Compute the loss arguments that are `auto` from class counts. Raises UserError if no classes can be counted."""
+    arguments = loss.needs_counts
+    if not arguments or (data is not None and data.labels is None and data.columns.label is not None):
+        return  # missing classes are already reported
     counts = None if data is None else data.count_classes()
     if counts is None:
-        told = "auto: there are no classes in memory that could be counted; write a list of numbers"
-        raise UserError([f"args.{name}: {told}" for name in waiting])
+        reason = "auto: there are no classes in memory that could be counted; write a list of numbers"
+        raise UserError([f"args.{name}: {reason}" for name in arguments])
     assert data is not None, "classes were counted"
     loss.weigh_classes(counts, len(data.splits["train"].rows))
 
 
 def _check_loss(loss: LossPlan, task: Task, num_classes: int) -> None:
     loss.check_fits(task.problem_type)
-    if not loss.needs_counts:  # else what it needs is missing, and that is told
+    if not loss.needs_counts:  # else the class counts are missing, which is already reported
         loss.check_sum(*make_up_outputs(task.problem_type, num_classes))

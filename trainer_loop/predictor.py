@@ -1,4 +1,4 @@
-"""An exported model at work: rows in, predictions (or a continuation) out."""
+"""`Predictor`: loads an exported model, and predicts rows or continues texts."""
 
 import functools
 import inspect
@@ -41,14 +41,17 @@ from trainer_loop.tasks.merge import merge_outputs
 from trainer_loop.tasks.plan import name_own_loss
 from trainer_loop.tasks.task import Batch, Rows, Task
 
-_POSITIONS = ("text", "text_pair")  # names of the first two columns of any model
-_ROWS = 32  # without tokens, that are predicted at a time
+_ALIASES = ("text", "text_pair")  # accepted names for the first two columns of any model
+_ROWS = 32  # batch size of a task without tokens
 
 
 class Predictions(NamedTuple):
-    """rows: see `Predictor.predict`. metrics: loss, metrics and number of the rows that have labels; None: none has.
+    """Predictions of rows, and their comparison with labels.
 
-    notes: what could not be computed, in lines for a person.
+    Attributes:
+        rows: See `Predictor.predict`.
+        metrics: Loss, metrics and number of the rows that have labels; None: no row has a label.
+        notes: Loss or metrics that could not be computed, one line each.
     """
 
     rows: list[dict[str, Any]]
@@ -57,9 +60,12 @@ class Predictions(NamedTuple):
 
 
 class _Part(NamedTuple):
-    """Some of the rows that are predicted, encoded.
+    """A part of the rows, encoded.
 
-    numbers: of the rows among all. sources: for each encoded row the place of its row in `rows`. lengths: its tokens.
+    Attributes:
+        numbers: The position of each row of `rows` among all rows.
+        sources: For each encoded row the position of its row in `rows`.
+        lengths: The number of tokens of each encoded row.
     """
 
     rows: Rows
@@ -70,11 +76,14 @@ class _Part(NamedTuple):
 
 
 class Predictor:
-    """Predicts rows in batches of like length; results come back in the order of the rows.
+    """Predicts rows in batches of similar length. Results have the order of the rows.
 
-    processor: the tokenizer, or the image processor. max_length: tokens of a row; None for a task without tokens.
-    columns: the task's columns -> those that the model was trained on. arguments: of the task. evaluation: how the run
-    that trained the model evaluated it, see `ExportRecord`.
+    Args:
+        processor: The tokenizer or the image processor.
+        max_length: Maximum number of tokens of a row; None for a task without tokens.
+        columns: The task's columns -> the columns of the training data.
+        arguments: Arguments of the task.
+        evaluation: How the training run evaluated the model, see `ExportRecord`.
     """
 
     def __init__(
@@ -92,16 +101,11 @@ class Predictor:
         self.model = model.to(self.device).eval()
         self.task = load_task(task)(**(arguments or {}))
         config: Any = self.model.config
-        ends = config.is_encoder_decoder
-        self.task.bind(
-            processor,
-            label_names=self.label_names,
-            end_token=find_text_config(config).eos_token_id if ends else None,
-        )
-        # A length that the run was given stays: what the model writes may well end before.
+        end_token = find_text_config(config).eos_token_id if config.is_encoder_decoder else None
+        self.task.bind(processor, label_names=self.label_names, end_token=end_token)
         self.evaluation = evaluation or {}
         self.task.generation = _read_generation(self.evaluation.get("generate"))
-        self._fit_positions()
+        self._fit_positions()  # problems are ignored: a text may end before it needs too many positions
         self.processor = processor
         self.max_length = max_length or 0
         if self.task.is_tried:
@@ -121,27 +125,33 @@ class Predictor:
 
     @property
     def label_names(self) -> list[str]:
-        """Of the classes, in their order."""
+        """The names of the classes, in the order of their ids."""
         config: Any = self.model.config
         return [config.id2label.get(number, f"LABEL_{number}") for number in range(config.num_labels)]
 
     @property
     def label_values(self) -> list[Any]:
-        """What stood in the training data for each class; the numbers of the classes where nobody noted it."""
+        """The value of each class in the training data, or the class ids if the export does not record the values."""
         values = self.evaluation.get("values")
         fits = isinstance(values, list) and len(values) == len(self.label_names)
         return list(values) if fits and values is not None else list(range(len(self.label_names)))
 
     @classmethod
     def load(cls, model_dir: str | Path, *, trust_remote_code: bool = False) -> "Predictor":
-        """A model directory. One that was not exported here has the task of its architecture, else classification.
+        """Load a model directory.
 
-        trust_remote_code: Python code that came with the model may run. Raises UserError where it cannot be loaded.
+        If trainer_loop did not export the model, its architecture decides the task; the default is classification.
+
+        Args:
+            trust_remote_code: Allow Python code of the model directory to run.
+
+        Raises:
+            UserError: The model cannot be loaded.
         """
         quieten_libraries()
         model_dir = Path(model_dir)
         record = read_record(model_dir)
-        trusting: dict[str, Any] = {"trust_remote_code": trust_remote_code}  # left out, transformers would ask
+        trust: dict[str, Any] = {"trust_remote_code": trust_remote_code}  # without a value transformers asks the user
         try:
             task = find_task_of(model_dir, record)
             if model_dir.is_dir() and not is_adapter(model_dir) and (faults := check_weight_files(model_dir)):
@@ -149,22 +159,22 @@ class Predictor:
             task_class = load_task(task)
             model_class = str(task_class.auto_model)
             if task_class.auto_processor == "AutoImageProcessor":
-                processor, num_tokens, longest = load_processor(str(model_dir), **trusting), 0, None
+                processor, num_tokens, longest = load_processor(str(model_dir), **trust), 0, None
             else:
-                processor = transformers.AutoTokenizer.from_pretrained(model_dir, **trusting)
-                processor.pad(processor("a"), padding=False)  # only then may damaged files be found out
+                processor = transformers.AutoTokenizer.from_pretrained(model_dir, **trust)
+                processor.pad(processor("a"), padding=False)  # some damaged files only fail when they are used
                 num_tokens, longest = count_tokens(processor), min(processor.model_max_length, 512)
             if is_adapter(model_dir):
-                model = load_adapted_model(model_dir, model_class=model_class, num_tokens=num_tokens, **trusting)
+                model = load_adapted_model(model_dir, model_class=model_class, num_tokens=num_tokens, **trust)
                 missing = set()
             else:
                 model, loaded = getattr(transformers, model_class).from_pretrained(
-                    model_dir, dtype=torch.float32, output_loading_info=True, **trusting
+                    model_dir, dtype=torch.float32, output_loading_info=True, **trust
                 )
                 missing = loaded["missing_keys"]
         except UserError:
             raise
-        except Exception as error:  # files of somebody else's may make transformers raise anything
+        except Exception as error:  # with damaged or foreign files transformers may raise any error
             if is_out_of_memory(error):
                 raise
             hint = "; trust_remote_code=true lets its code run" if "trust_remote_code" in str(error) else ""
@@ -185,39 +195,44 @@ class Predictor:
         )
 
     def predict(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """One dict a text: `label` and `probability`, or for a causal LM `loss` (nats a token) and `perplexity`.
+        """Predict texts.
 
-        A text is cut at `max_length` tokens; a causal LM has nothing to say (None) of a text of one token.
+        Texts are truncated to `max_length` tokens. For a causal LM a text of one token has None as its loss.
 
         Args:
-            texts: The first column that the model reads. Words are what stands between spaces, choices what stands
-                between bars, as in `milk | honey`, and messages a text of the user, or a list of them as JSON.
-            pairs: The second column.
+            texts: Values of the first column that the model reads. Words are separated by spaces, choices by bars, as
+                in `milk | honey`. A conversation is a user message, or a list of messages as JSON.
+            pairs: Values of the second column.
+
+        Returns:
+            One dict for each text: for example `label` and `probability`, or for a causal LM `loss` (nats per token)
+            and `perplexity`.
         """
-        given = [texts] if pairs is None else [texts, pairs]
+        columns = [texts] if pairs is None else [texts, pairs]
         inputs = self.inputs
         if isinstance(texts, (str, Mapping)) or any(isinstance(text, Mapping) for text in texts):
             raise UserError(
                 f"predict takes a list of texts; for columns by name call predict_rows({{{inputs[0]!r}: [...]}})"
             )
-        if len(given) > len(inputs):
+        if len(columns) > len(inputs):
             raise UserError(f"the model reads {', '.join(inputs)}, and no second text; see `predict_rows`")
         rows: dict[str, list[Any]] = {}
         problems = Problems()
-        for own, column in zip(inputs, given, strict=False):
-            rows[own] = [
-                problems.collect(f"{own}: ", self.read_text, own, text) if isinstance(text, str) else text
+        for name, column in zip(inputs, columns, strict=False):
+            rows[name] = [
+                problems.collect(f"{name}: ", self.read_text, name, text) if isinstance(text, str) else text
                 for text in column
             ]
         problems.refuse()
         return self.predict_rows(rows).rows
 
-    def read_text(self, own: str, text: str) -> Any:
-        """The value of a column that a text stands for, see `predict`.
+    def read_text(self, name: str, text: str) -> Any:
+        """Parse the text of a column, see `predict`. Raises UserError if it cannot be parsed.
 
-        own: the task's name of the column. Raises UserError where it stands for none.
+        Args:
+            name: The task's name of the column.
         """
-        kind = self.task.columns[own].kind
+        kind = self.task.columns[name].kind
         if kind == "words":
             return text.split()
         if kind == "choices":
@@ -229,38 +244,38 @@ class Predictor:
 
     @property
     def inputs(self) -> list[str]:
-        """The task's names of the columns that it predicts from, in their order."""
+        """The columns that the task predicts from, by the task's names and in its order."""
         return [
-            own
-            for own, column in self.task.columns.items()
-            if own in self.columns or (column.kind == "text" and column.form is None)
+            name
+            for name, column in self.task.columns.items()
+            if name in self.columns or (column.kind == "text" and column.form is None)
             if not column.target
         ]
 
     @property
     def reads(self) -> list[str]:
-        """Those of `inputs` that the model was trained on: every row to predict has them."""
-        return [own for own in self.inputs if own in self.columns]
+        """Those of `inputs` that the training data had. Every row to predict must have them."""
+        return [name for name in self.inputs if name in self.columns]
 
-    def match_columns(self, given: Collection[str]) -> dict[str, str | None]:
-        """The task's name of each column that is given; None for one that it does not have.
+    def match_columns(self, names: Collection[str]) -> dict[str, str | None]:
+        """Map column names of a user to the task's names; None for a column that the task does not have.
 
-        A column may be given by the task's name, by the name that it had in the training data, or, the first and the
-        second that the model reads, as `text` and `text_pair`. Where a name means several, it is that of the task if
-        all of them can be, else that of the training data.
+        A name may be the task's name of the column, its name in the training data, or `text` and `text_pair` for the
+        first and second column that the model reads. If all names can be read as names of the task, they are; else
+        names of the training data come first.
         """
-        own = dict(zip(_POSITIONS, self.inputs, strict=False)) | {name: name for name in self.task.columns}
-        trained = own | {name: own for own, name in self.columns.items() if own in self.task.columns}
-        meant = {own.get(name) for name in given}
-        names = own if None not in meant and len(meant) == len(given) else trained
-        return {name: names.get(name) for name in given}
+        by_task = dict(zip(_ALIASES, self.inputs, strict=False)) | {name: name for name in self.task.columns}
+        by_data = by_task | {column: name for name, column in self.columns.items() if name in self.task.columns}
+        matches = {by_task.get(name) for name in names}
+        table = by_task if None not in matches and len(matches) == len(names) else by_data
+        return {name: table.get(name) for name in names}
 
-    def _name_own(self, rows: Rows) -> Rows:
-        """The rows by the task's names of their columns."""
-        names = self.match_columns(rows)
+    def _rename_columns(self, rows: Rows) -> Rows:
+        """Return the rows with the task's names of the columns. Raises UserError for columns that it does not have."""
+        matches = self.match_columns(rows)
         reads = ", ".join(self.inputs)
-        refuse([f"rows[{name!r}]: the model reads {reads}; remove it" for name, own in names.items() if own is None])
-        return {str(own): rows[name] for name, own in names.items()}
+        refuse([f"rows[{name!r}]: the model reads {reads}; remove it" for name, own in matches.items() if own is None])
+        return {str(own): rows[name] for name, own in matches.items()}
 
     @torch.no_grad()
     def predict_rows(
@@ -271,57 +286,61 @@ class Predictor:
         origin_of: Callable[[int], str] = lambda number: f"text {number + 1}",
         before_pass: Callable[[], None] = lambda: None,
     ) -> Predictions:
-        """Predictions, and how they compare with labels as the run that trained the model compares them.
+        """Predict rows, and compute loss and metrics of those with labels, as the training run did.
 
         Args:
-            rows: the columns by the task's names, or by those of the training data. Predictions are compared with a
-                target that is no class, such as the text to write, if the rows have it.
-            labels: the class of every row, or the classes of its words; None where they are not known; None: of no row.
-            origin_of: what errors call a row, by its number from 0.
-            before_pass: called before each forward pass; what it raises ends the work.
+            rows: Columns by the task's names, or by those of the training data. A target that is no class, such as the
+                text to write, is compared with the predictions if the rows have it.
+            labels: The class id of each row, or the class ids of its words. None for a row whose label is unknown, or
+                instead of the list if no label is known.
+            origin_of: Returns the name of a row in error messages, from its number (from 0).
+            before_pass: Called before each forward pass. An exception that it raises ends the prediction.
 
         Raises:
-            UserError: the model cannot answer some of the rows, or reads no such column.
+            UserError: The model cannot answer some of the rows, or does not read a column.
         """
-        rows = self._name_own(rows)
+        rows = self._rename_columns(rows)
         num_rows = len(next(iter(rows.values())))
         self._refuse_faults(rows, origin_of)
-        known, unknown = self._separate(rows, labels, num_rows)
+        labelled, unlabelled = self._separate(rows, labels, num_rows)
         problems = Problems()
-        parts = [problems.collect("", self._encode, given, numbers, origin_of) for given, numbers in (known, unknown)]
+        parts = [
+            problems.collect("", self._encode, part_rows, numbers, origin_of)
+            for part_rows, numbers in (labelled, unlabelled)
+        ]
         problems.refuse()
-        has_targets = len(known[1]) > 0 and not self.task.refers
+        has_targets = len(labelled[1]) > 0 and not self.task.refers
         loss_function, notes = self._find_loss() if has_targets else (None, [])
         if loss_function is not None:
             self.task.loss_function = loss_function  # type: ignore[attr-defined]
-        predicted: list[dict[str, Any]] = [{}] * num_rows
-        compared: Mapping[str, np.ndarray] = {}
+        predictions: list[dict[str, Any]] = [{}] * num_rows
+        scored: Mapping[str, np.ndarray] = {}
         loss_sum, num_targets = 0.0, 0
-        for part, is_judged in zip(parts, (has_targets, False), strict=True):
+        for part, is_scored in zip(parts, (has_targets, False), strict=True):
             if part is None or not part.numbers:
                 continue
-            columns, loss, count = self._run(
-                part, origin_of, before_pass, counts=is_judged, judges=is_judged and bool(loss_function)
+            outputs, loss, count = self._run(
+                part, origin_of, before_pass, counts=is_scored, computes_loss=is_scored and bool(loss_function)
             )
             for place, number in enumerate(part.numbers):
-                predicted[number] = self.task.decode(_read(columns, place), _read(rows, number))
-            if is_judged:
-                compared, loss_sum, num_targets = columns, loss, count
+                predictions[number] = self.task.decode(_read(outputs, place), _read(rows, number))
+            if is_scored:
+                scored, loss_sum, num_targets = outputs, loss, count
         if not has_targets:
-            return Predictions(predicted, None, [])
+            return Predictions(predictions, None, [])
         mean_loss = {} if loss_function is None else {"loss": loss_sum / max(num_targets, 1)}
-        metrics, more = self._compute_metrics(compared)
-        return Predictions(predicted, mean_loss | metrics | {"rows": len(known[1])}, notes + more)
+        metrics, more_notes = self._compute_metrics(scored)
+        return Predictions(predictions, mean_loss | metrics | {"rows": len(labelled[1])}, notes + more_notes)
 
     def _refuse_faults(self, rows: Rows, origin_of: Callable[[int], str]) -> None:
-        """Raise UserError where a value is no conversation; values of other kinds are checked where they are read."""
+        """Raise UserError for values that are no conversation. Other kinds are checked where they are read."""
         columns = Columns(self.task.columns, {}).without_targets().declared
-        kinds = {own: columns[own].kind for own in rows if columns[own].kind in ("prompt", "answer", "tools")}
+        kinds = {name: columns[name].kind for name in rows if columns[name].kind in ("prompt", "answer", "tools")}
         refuse(
             [
-                f"{origin_of(number)}: {own} {fault}"
-                for own, kind in kinds.items()
-                for number, value in enumerate(rows[own])
+                f"{origin_of(number)}: {name} {fault}"
+                for name, kind in kinds.items()
+                for number, value in enumerate(rows[name])
                 if (fault := find_fault(value, kind, None)) is not None
             ]
         )
@@ -329,21 +348,22 @@ class Predictor:
     def _separate(
         self, rows: Rows, labels: Sequence[int | list[int] | None] | None, num_rows: int
     ) -> tuple[tuple[Rows, list[int]], tuple[Rows, list[int]]]:
-        """The rows whose targets are known, and the others; each with their numbers."""
+        """Separate the rows with known targets from the others. Returns the rows and their numbers for both parts."""
         numbers = list(range(num_rows))
-        if any(self.task.columns[own].target for own in rows):
+        if any(self.task.columns[name].target for name in rows):
             return (rows, numbers), ({}, [])
-        own = next((own for own, column in self.task.columns.items() if column.kind in ("class", "classes")), None)
-        given = [None] * num_rows if labels is None or own is None else labels
-        known = [number for number in numbers if given[number] is not None]
-        unknown = [number for number in numbers if given[number] is None]
-        targets = {str(own): [given[number] for number in known]}
+        target = next((name for name, column in self.task.columns.items() if column.kind in ("class", "classes")), None)
+        labels = [None] * num_rows if labels is None or target is None else labels
+        known = [number for number in numbers if labels[number] is not None]
+        unknown = [number for number in numbers if labels[number] is None]
+        targets = {str(target): [labels[number] for number in known]}
         return ({**_select(rows, known), **targets}, known), (_select(rows, unknown), unknown)
 
     def _encode(self, rows: Rows, numbers: list[int], origin_of: Callable[[int], str]) -> _Part:
-        """Encode rows. numbers: what `origin_of` calls them by.
+        """Encode rows. Raises UserError if the model cannot answer some of them.
 
-        Raises UserError if the model cannot answer some.
+        Args:
+            numbers: The number of each row, which `origin_of` takes.
         """
         if not numbers:
             return _Part(rows, numbers, [], [], [])
@@ -360,9 +380,9 @@ class Predictor:
         before_pass: Callable[[], None],
         *,
         counts: bool,
-        judges: bool,
+        computes_loss: bool,
     ) -> tuple[dict[str, np.ndarray], float, int]:
-        """The outputs of these rows by name, the sum of their losses if `judges`, and their targets if `counts`."""
+        """Run the model. Returns outputs by name, the loss sum if `computes_loss`, the target count if `counts`."""
         outputs_of: dict[str, list[Any]] = {}
         order: list[int] = []
         loss_sum, num_targets = 0.0, 0
@@ -371,7 +391,7 @@ class Predictor:
             batch = self.task.collate([part.encoded[place] for place in places])
             num_targets += self.task.count(batch) if counts else 0
             origin = origin_of(part.numbers[part.sources[places[0]]])
-            loss, outputs = self._answer(batch, place=origin, judges=judges)
+            loss, outputs = self._answer(batch, place=origin, computes_loss=computes_loss)
             loss_sum += loss
             order += places
             for name, output in outputs.items():
@@ -383,11 +403,11 @@ class Predictor:
             columns, _ = merge_outputs(self.task, columns, sources=part.sources, read=read)
         return columns, loss_sum, num_targets
 
-    def _answer(self, batch: Batch, *, place: str, judges: bool) -> tuple[float, dict[str, Any]]:
-        """The loss, 0 if it is not asked for, and what is predicted. place: of the first row, for errors."""
+    def _answer(self, batch: Batch, *, place: str, computes_loss: bool) -> tuple[float, dict[str, Any]]:
+        """Return the loss sum (0 without `computes_loss`) and the outputs. place: name of the first row, for errors."""
         batch = move_batch(batch, self.device)
         try:
-            if not judges:
+            if not computes_loss:
                 return 0.0, self.task.predict(self.model, batch)
             loss, outputs = self.task.loss_and_predict(self.model, batch)
             return float(loss), outputs
@@ -398,25 +418,25 @@ class Predictor:
             raise UserError(f"{place}: a {name} cannot answer it: {in_one_line(error)}") from error
 
     def _find_loss(self) -> tuple[Any, list[str]]:
-        """The loss that the run was evaluated by, and what is to be said of it. None: it cannot be had."""
-        told = self.evaluation.get("loss")
-        loss = told if isinstance(told, Mapping) else {}
+        """Return the loss function of the training run, or None if it is not available, and notes about it."""
+        recorded = self.evaluation.get("loss")
+        loss = recorded if isinstance(recorded, Mapping) else {}
         if not loss.get("name") and not loss.get("args"):
-            return self.task.loss_function, []  # type: ignore[attr-defined] # its own
+            return self.task.loss_function, []  # type: ignore[attr-defined] # the task's default
         name, arguments = str(loss.get("name") or name_own_loss(self.task)), loss.get("args") or {}
-        if name not in LOSSES:  # a name in a model directory must not choose what is imported
+        if name not in LOSSES:  # a name in a model directory must not cause an import
             return None, [f"no loss: the model was trained with {name}, which is no loss of trainer_loop"]
-        given = list(inspect.signature(LOSSES[name]).parameters)[:2]
-        problems = check_arguments(LOSSES[name], arguments, place="loss.args", given=given)
+        logits_and_targets = list(inspect.signature(LOSSES[name]).parameters)[:2]
+        problems = check_arguments(LOSSES[name], arguments, place="loss.args", given=logits_and_targets)
         if problems:
             return None, [f"no loss: {problem}" for problem in problems]
         return functools.partial(LOSSES[name], **arguments), []
 
     def _compute_metrics(self, columns: Mapping[str, np.ndarray]) -> tuple[dict[str, float], list[str]]:
-        """The metrics that the run computed, as far as trainer_loop brings them, else those of the task."""
-        told = self.evaluation.get("metrics")
-        is_list = isinstance(told, list) and all(isinstance(entry, (str, Mapping)) for entry in told)
-        entries = list(told) if is_list and told else list(self.task.metrics)
+        """Compute the metrics of the training run, or else of the task. Metrics from elsewhere only get a note."""
+        recorded = self.evaluation.get("metrics")
+        is_list = isinstance(recorded, list) and all(isinstance(entry, (str, Mapping)) for entry in recorded)
+        entries = list(recorded) if is_list and recorded else list(self.task.metrics)
         names = [str(entry if isinstance(entry, str) else entry.get("name")) for entry in entries]
         notes = [f"{name} is not computed: it is no metric of trainer_loop" for name in names if name not in SHIPPED]
         entries = [entry for entry, name in zip(entries, names, strict=True) if name in SHIPPED]
@@ -432,10 +452,10 @@ class Predictor:
             return {}, notes + [f"no metrics: {problem}" for problem in error.problems]
 
     def use_generation(self, options: Mapping[str, Any]) -> None:
-        """Change how texts are written.
+        """Change the options of text generation.
 
         Args:
-            options: Fields of `evaluate.generate`, see docs/config.md; the others stay as the model was evaluated.
+            options: Fields of `evaluate.generate`, see docs/config.md. Other options stay as in the training run.
 
         Raises:
             UserError: The model has fewer positions, or an option has no effect.
@@ -446,14 +466,14 @@ class Predictor:
         refuse([line.replace("evaluate.generate.", "") for line in self._fit_positions()])
 
     def generate(self, text: str, *, max_new_tokens: int | None = None) -> str:
-        """A text and its likeliest continuation.
+        """Return a text followed by its most likely continuation.
 
         Args:
-            max_new_tokens: None: that of `use_generation`, else 64, or as many as the model has positions behind the
-                text.
+            max_new_tokens: None: the value of `use_generation`, else 64, or fewer if the model has fewer positions
+                left.
 
         Raises:
-            UserError: There are not so many positions, or the text has no tokens.
+            UserError: The model has too few positions, or the text has no tokens.
         """
         generation = replace(self.task.generation, max_new_tokens=max_new_tokens or self.task.generation.max_new_tokens)
         positions = count_tabled_positions(self.model)
@@ -465,13 +485,13 @@ class Predictor:
     def continue_texts(
         self, texts: Sequence[str], *, origin_of: Callable[[int], str] = lambda number: f"text {number + 1}"
     ) -> list[str | None]:
-        """What the model writes behind each text, see `use_generation`; None for a text without tokens.
+        """Return the continuation of each text, see `use_generation`; None for a text without tokens.
 
         Args:
-            origin_of: What errors call a text, by its number from 0.
+            origin_of: Returns the name of a text in error messages, from its number (from 0).
 
         Raises:
-            UserError: There are not enough positions for some of them.
+            UserError: The model has too few positions for some of the texts.
         """
         continued = continue_texts(
             self.model,
@@ -484,7 +504,7 @@ class Predictor:
         return [whole and whole.removeprefix(text) for text, whole in zip(texts, continued, strict=True)]
 
     def _cut(self, lengths: Sequence[int]) -> list[list[int]]:
-        """The numbers of the rows of each forward pass. lengths: the tokens of each row."""
+        """Return the positions of the rows of each forward pass. lengths: number of tokens of each row."""
         if not self.task.has_tokens:
             total = len(lengths)
             return [list(range(start, min(start + _ROWS, total))) for start in range(0, total, _ROWS)]
@@ -498,42 +518,41 @@ class Predictor:
 
 
 def _select(rows: Rows, numbers: Sequence[int]) -> dict[str, list[Any]]:
-    """The rows of these numbers."""
     return {name: [column[number] for number in numbers] for name, column in rows.items()}
 
 
 def _read(columns: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """The row of this number."""
+    """Return one row of the columns."""
     return {name: column[number] for name, column in columns.items()}
 
 
 def _read_arguments(record: ExportRecord | None, task_class: type[Task], *, place: str) -> dict[str, Any]:
-    """`task.args` of the run that trained the model. Raises UserError where the task does not take them."""
-    told = {} if record is None else record.plan.get("task.args")
-    arguments = {**(told if isinstance(told, Mapping) else {}), **({} if record is None else record.tuned)}
-    if task_class.generates:  # of a version in which these were arguments of the task
+    """Return `task.args` of the training run. Raises UserError if the task does not take them."""
+    recorded = {} if record is None else record.plan.get("task.args")
+    arguments = {**(recorded if isinstance(recorded, Mapping) else {}), **({} if record is None else record.tuned)}
+    if task_class.generates:  # in older exports these were arguments of the task
         arguments = {name: value for name, value in arguments.items() if name not in ("max_new_tokens", "num_beams")}
-    given = ("loss_function",)  # which a model directory must not choose
-    refuse(check_arguments(task_class, arguments, place=f"{place}: task.args", given=given))
+    reserved = ("loss_function",)  # a model directory must not choose it
+    refuse(check_arguments(task_class, arguments, place=f"{place}: task.args", given=reserved))
     return arguments
 
 
-def _read_generation(told: object) -> Generation:
-    """How the run that trained the model wrote texts."""
-    given = told if isinstance(told, Mapping) else {}
+def _read_generation(recorded: object) -> Generation:
+    """Read the generation options of the training run. Invalid entries are ignored."""
+    options = recorded if isinstance(recorded, Mapping) else {}
     return Generation(
         **{
-            field.name: given[field.name]
+            field.name: options[field.name]
             for field in fields(Generation)
-            if type(given.get(field.name)) in (int, float) and field.name != "positions"
+            if type(options.get(field.name)) in (int, float) and field.name != "positions"
         }
     )
 
 
 def read_record(model_dir: Path) -> ExportRecord | None:
-    """What was noted when the model was exported. Raises UserError where it was trained for a task of somebody's own.
+    """Read the export record of a model directory. Raises UserError if its task is not one of trainer_loop.
 
-    A name in a model directory must not choose what is imported.
+    A custom task is refused because a name in a model directory must not cause an import.
     """
     record = ExportRecord.read(model_dir)
     if record is not None and record.task not in list_tasks():
@@ -543,12 +562,12 @@ def read_record(model_dir: Path) -> ExportRecord | None:
 
 
 def find_columns(record: ExportRecord | None, task: str) -> Columns:
-    """The columns that a model reads; of one that was not exported here, those that its task needs."""
+    """Return the columns that a model reads: those of its record, else those that its task requires."""
     return bind_columns(load_task(task).columns, record.columns if record is not None else {}, task=task)
 
 
 def find_task_of(model_dir: Path, record: ExportRecord | None) -> str:
-    """The task of a model: of its record, else by its architecture. Raises UserError for a damaged config."""
+    """Return the task of a model from its record, else from its architecture. Raises UserError for a damaged config."""
     if record is not None:
         return record.task
     try:
@@ -557,14 +576,14 @@ def find_task_of(model_dir: Path, record: ExportRecord | None) -> str:
         raise UserError(f"model={model_dir} cannot be loaded: {in_one_line(error)}") from error
     named = config.get("architectures")
     architecture = str(named[0]) if isinstance(named, list) and named else ""
-    # Without a problem type, transformers takes a head of one output for one that predicts numbers.
+    # Without a problem type, transformers treats a head with one output as a regression head.
     is_number = len(config.get("id2label") or ()) == 1 or config.get("num_labels") == 1
     problem_type = config.get("problem_type") or ("regression" if is_number else None)
     return find_by_architecture(architecture, problem_type) or "sequence_classification"
 
 
 def check_writes(task: str, options: Iterable[str]) -> list[str]:
-    """What is wrong with options of `Predictor.use_generation` for a model of this task."""
+    """Return the problems of generation options for a task: a task that writes no texts takes none."""
     if load_task(task)().writes:
         return []
     return [f"{name}= is given, but a model of the task {task} writes nothing; remove it" for name in options]

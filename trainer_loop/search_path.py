@@ -1,7 +1,7 @@
-"""Where Python looks for modules: in the current directory only for what the user names, and there last.
+"""Keeps the current directory out of the first place of the import path.
 
-Under `python -m` the current directory comes first. A file there called random.py or evaluate.py, which nobody named,
-would be run in the place of the module of that name; and wandb.py, because a library looks whether it is installed.
+`python -m` puts the current directory first. A file random.py, evaluate.py or wandb.py there would then run instead of
+the standard or installed module, although no config names it.
 """
 
 import os
@@ -9,16 +9,17 @@ import sys
 
 
 def leave_out_current_directory() -> None:
-    """Under `python -m trainer_loop...`, before the command imports anything else; does nothing elsewhere.
+    """Remove the current directory from the import path under `python -m trainer_loop...`; else do nothing.
 
-    Dotted paths are looked up there all the same, see `locate`. What Python itself imports before it comes here cannot
-    be helped (contextlib, functools, runpy and a few more), nor can a current directory that PYTHONPATH names.
+    Call this before any other import. `locate` still finds dotted paths in the current directory. Two cases remain: the
+    modules that Python imports before this one (contextlib, functools, runpy and a few more), and a current directory
+    that PYTHONPATH names.
     """
-    if getattr(sys, "argv", [])[:1] != ["-m"]:  # so it is while Python looks for the module of `-m`
+    if getattr(sys, "argv", [])[:1] != ["-m"]:  # sys.argv[0] is "-m" while Python locates the module to run
         return
     try:
         directory = os.getcwd()  # noqa: PTH109 - pathlib would be imported from there
-    except OSError:  # it was removed
+    except OSError:  # the directory was removed
         return
     if sys.path[:1] != [directory]:
         return
@@ -30,15 +31,15 @@ def leave_out_current_directory() -> None:
 
 
 def insert_after_installed(directory: str) -> None:
-    """After the installed packages, which no file there shall hide, and before checkouts that were added to them."""
+    """Insert a directory into the import path: after installed packages, to hide none, and before editable ones."""
     if directory not in sys.path:
         installed = [index for index, entry in enumerate(sys.path) if entry and is_installed(entry)]
         sys.path.insert(max(installed, default=-1) + 1, directory)
 
 
 def is_installed(file: str) -> bool:
-    """Whether a file belongs to Python or to an installed package, not to the user."""
-    import sysconfig  # not before the current directory has left the first place
+    """Return whether a file belongs to Python or to an installed package."""
+    import sysconfig  # only after the current directory was removed from the first place
     from pathlib import Path
 
     roots = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}

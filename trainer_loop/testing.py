@@ -1,4 +1,4 @@
-"""Checks for tests of your own tasks, losses and configs.
+"""Assertions for tests of custom tasks, losses and configs.
 
 ```python
 def test_mine():
@@ -46,25 +46,25 @@ def assert_layout_invariant(task: Task, rows: Sequence[Mapping[str, Any]], *, mo
         model: A small model. The check uses a copy in float64 without dropout.
 
     Raises:
-        AssertionError: The update depends on it. The message names the method and the likely mistake.
+        AssertionError: The update depends on the layout. The message names the method and the likely mistake.
     """
     assert len(rows) >= 3, f"{len(rows)} rows were given; give three or more, of different lengths"
     checker = _Checker(task, copy.deepcopy(model).double().eval())
-    listed = [dict(row) for row in rows]
-    alone = [checker.loss([row]) for row in listed]
-    together = checker.loss(listed)
-    counts = [checker.count([row]) for row in listed]
+    copies = [dict(row) for row in rows]
+    alone = [checker.loss([row]) for row in copies]
+    together = checker.loss(copies)
+    counts = [checker.count([row]) for row in copies]
     total = sum(alone)
     if not _is_close(together, total):
-        raise AssertionError(f"{checker.place('loss')} {_explain_loss(checker, listed, alone, together)}")
-    assert checker.count(listed) == sum(counts), (
-        f"{checker.place('count')} returns {checker.count(listed)} for all rows together, and {sum(counts)} is the sum "
+        raise AssertionError(f"{checker.place('loss')} {_explain_loss(checker, copies, alone, together)}")
+    assert checker.count(copies) == sum(counts), (
+        f"{checker.place('count')} returns {checker.count(copies)} for all rows together, and {sum(counts)} is the sum "
         "over the rows one by one; it must count the targets that the loss sums over, without padding"
     )
     if task.extra_metrics:
-        checker.compare_logged(listed)
-    checker.compare_gradients(listed)
-    checker.compare_predictions(listed)
+        checker.compare_logged(copies)
+    checker.compare_gradients(copies)
+    checker.compare_predictions(copies)
 
 
 def assert_resumes_exactly(config: Config, *, steps: int = 6) -> None:
@@ -93,16 +93,17 @@ def assert_resumes_exactly(config: Config, *, steps: int = 6) -> None:
     )
     whole, parted = root.with_name(f"{root.name}-whole"), root.with_name(f"{root.name}-parted")
     try:
-        wanted = _train(dataclasses.replace(short, run_dir=str(whole)))
+        expected = _train(dataclasses.replace(short, run_dir=str(whole)))
         _train(dataclasses.replace(short, run_dir=str(parted)), stop_after=half)
-        found = _train(dataclasses.replace(short, run_dir=str(parted)))
+        resumed = _train(dataclasses.replace(short, run_dir=str(parted)))
     finally:
         shutil.rmtree(whole, ignore_errors=True)
         shutil.rmtree(parted, ignore_errors=True)
-    for name, weight in wanted.items():
-        assert torch.equal(found[name], weight), (
-            f"{name} differs by {(found[name] - weight).abs().max():.2g} after {steps} steps if the run is stopped at "
-            f"step {half}: the loss depends on something that is neither a function of the step nor in the checkpoint"
+    for name, weight in expected.items():
+        assert torch.equal(resumed[name], weight), (
+            f"{name} differs by {(resumed[name] - weight).abs().max():.2g} after {steps} steps if the run is stopped "
+            f"at step {half}: the loss depends on something that is neither a function of the step nor in the "
+            "checkpoint"
         )
 
 
@@ -111,9 +112,10 @@ class _Stopped(Exception):
 
 
 def _train(config: Config, *, stop_after: int | None = None) -> dict[str, Tensor]:
-    """Run the config in a fresh state of accelerate, and return the weights at the end.
+    """Run the config in a fresh state of accelerate, and return the final weights.
 
-    stop_after: End the run after the checkpoint of this step; None: train to the end.
+    Args:
+        stop_after: End the run after the checkpoint of this step; None: train to the end.
     """
     gc.collect()
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -141,7 +143,7 @@ class _Checker:
         self.model = model
 
     def place(self, method: str) -> str:
-        """The file and line of a method of the task."""
+        """Return name, file and line of a method of the task."""
         return locate_source(getattr(type(self.task), method))
 
     def loss(self, rows: list[dict[str, Any]]) -> float:
@@ -151,9 +153,9 @@ class _Checker:
         return float(loss.detach())
 
     def count(self, rows: list[dict[str, Any]]) -> int:
-        counted = self.task.count(self._collate(rows))
-        assert isinstance(counted, int), f"{self.place('count')} returns a {type(counted).__name__}; it must be an int"
-        return counted
+        count = self.task.count(self._collate(rows))
+        assert isinstance(count, int), f"{self.place('count')} returns a {type(count).__name__}; it must be an int"
+        return count
 
     def compare_logged(self, rows: list[dict[str, Any]]) -> None:
         """Check that the logged means are the same for all rows together and for the rows one by one."""
@@ -165,7 +167,7 @@ class _Checker:
             )
 
     def _log(self, batches: list[list[dict[str, Any]]]) -> dict[str, float]:
-        """The mean of each number that the loss logs."""
+        """Return the mean of each metric that the loss logs."""
         logged = LoggedMetrics(self.task.extra_metrics)
         with self.task.logging_to(logged.add):
             for rows in batches:
@@ -173,7 +175,7 @@ class _Checker:
         return logged.compute_means(logged.take_numbers())
 
     def compare_gradients(self, rows: list[dict[str, Any]]) -> None:
-        """Check the gradients, which can differ although the loss does not, if the loss detaches a tensor."""
+        """Check the gradients. They can differ although the loss is right, if the loss detaches a tensor."""
         together = self._gradients([rows])
         for name, gradient in self._gradients([[row] for row in rows]).items():
             assert _is_close(gradient, together[name], scale=float(together[name].abs().max())), (
@@ -211,26 +213,26 @@ class _Checker:
 
 
 def _explain_loss(checker: _Checker, rows: list[dict[str, Any]], alone: list[float], together: float) -> str:
-    """Why the loss of all rows together is not the sum of the losses of the rows."""
+    """Explain why the loss of all rows together is not the sum of the losses of the rows."""
     total, mean = sum(alone), sum(alone) / len(alone)
-    told = f"returns {together:.6g} for all rows together, and the sum over the rows one by one is {total:.6g}"
+    sums = f"returns {together:.6g} for all rows together, and the sum over the rows one by one is {total:.6g}"
     targets = sum(checker.count([row]) for row in rows)
     if _is_close(checker.loss(rows + rows), together):
         by_target = sum(loss * checker.count([row]) for loss, row in zip(alone, rows, strict=True)) / max(targets, 1)
         if _is_close(together, mean) or _is_close(together, by_target):
-            return f"{told}: it is a mean; return the sum (reduction='sum'), because the loop divides"
-        return f"{told}. It returns the same value if each row is given twice: it divides by something; return the sum"
+            return f"{sums}: it is a mean; return the sum (reduction='sum'), because the loop divides"
+        return f"{sums}. It returns the same value if each row is given twice: it divides by something; return the sum"
     for one, other in pairwise(rows):
         alike = _cut_alike(one, other)
         if not _is_close(checker.loss(alike), sum(checker.loss([row]) for row in alike)):
-            return f"{told}: the loss of a row depends on the other rows of its microbatch"
+            return f"{sums}: the loss of a row depends on the other rows of its microbatch"
     return (
-        f"{told}. For rows of equal length it returns the right sum: it includes padding, or lets rows see it; mask it"
+        f"{sums}. For rows of equal length it returns the right sum: it includes padding, or lets rows see it; mask it"
     )
 
 
 def _cut_alike(one: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:
-    """Both rows, cut to equal length, so that neither is padded."""
+    """Return both rows cut to equal length, so that neither is padded."""
     if "input_ids" not in one:
         return [one, other]
     length = min(len(one["input_ids"]), len(other["input_ids"]))
