@@ -19,7 +19,7 @@ from trainer_loop.record.recorder import Recorder
 from trainer_loop.record.run_output import RunOutput
 from trainer_loop.record.state import TrainState
 from trainer_loop.resume import is_evaluation_pending, load_weights_to_export, restore_run, warn_if_not_restored
-from trainer_loop.selection import compare_with_best, is_out_of_patience
+from trainer_loop.selection import is_out_of_patience, select
 from trainer_loop.tasks.losses import refuse_wrong_loss
 from trainer_loop.tasks.task import Batch, Task
 
@@ -245,27 +245,19 @@ class TrainingLoop:
         metrics = self._score(self.data.validation, state, save_on_error=state.step > 0)
         state.evaluated_step, epoch = state.step, self.data.train.count_epochs(state.step)
         self.record.log_validation(metrics, self.evaluator.samples, step=state.step, epoch=epoch)
+        previous_best = None
         if state.step > 0:
             self.engine.follow_evaluation(metrics, self.options.plateau_metric)
-            self._select(state, metrics)
+            previous_best = select(state, metrics, self.options)
         elif self.options.best is None:
             state.metrics = metrics
         if state.metrics is metrics:  # these weights would be exported now
+            # Before the save: a run that resumes from it does not evaluate this step again.
             self.output.write_validation(self.evaluator.scores, step=state.step)
-
-    def _select(self, state: TrainState, metrics: Metrics) -> None:
-        """Save the weights of this step if they are the best so far, and count evaluations for early stopping."""
-        best, patience_by = self.options.best, self.options.patience_metric
-        verdict = compare_with_best(metrics, state, self.options)
-        if (patience := verdict.patience) is not None:
-            state.count_evaluation(is_better=patience.is_better, patience_by=patience_by, value=patience.value)
-        if best is None or verdict.best is None:
-            state.metrics = metrics
-        elif verdict.best.is_better:
-            previous = state.take_best(best, verdict.best.value, metrics)
+        if previous_best is not None:
             self._save(state)
             if not self.checkpointer.mark_best(state.step):
-                state.put_back_best(previous)
+                state.put_back_best(previous_best)
                 self.console.warn(f"the weights of step {state.step:,} are the best so far and could not be saved")
 
     def _score(self, sets: Loaders, state: TrainState, save_on_error: bool, output: RunOutput | None = None) -> Metrics:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from trainer_loop.errors import UserError
 from trainer_loop.options import LoopOptions
-from trainer_loop.record.state import TrainState
+from trainer_loop.record.state import Best, TrainState
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,23 @@ class Verdict:
 
     best: Comparison | None  # by `options.best`, the metric that selects the weights to export
     patience: Comparison | None  # by the metric of early stopping
+
+
+def select(state: TrainState, metrics: dict[str, float], options: LoopOptions) -> Best | None:
+    """Update `state` from the metrics of its weights: metrics of the export, best weights, early stopping.
+
+    Returns:
+        The previous best if these weights are better, else None.
+    """
+    verdict = compare_with_best(metrics, state, options)
+    if (patience := verdict.patience) is not None:
+        by = options.patience_metric
+        state.count_evaluation(is_better=patience.is_better, patience_by=by, value=patience.value)
+    if options.best is None or verdict.best is None:
+        state.metrics = metrics
+    elif verdict.best.is_better:
+        return state.take_best(options.best, verdict.best.value, metrics)
+    return None
 
 
 def compare_with_best(metrics: Mapping[str, float], state: TrainState, options: LoopOptions) -> Verdict:

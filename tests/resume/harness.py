@@ -289,6 +289,8 @@ class Outcome:
     checkpoint: dict[str, Any]  # file of the newest -> its content
     listed: dict[str, str]  # checkpoint or link -> where the link points
     status: dict[str, Any]
+    predictions: dict[str, bytes]
+    scored: dict[str, Any]  # of the report: the step and the worst rows of each set
 
     @classmethod
     def read(cls, run: Run) -> "Outcome":
@@ -308,6 +310,8 @@ class Outcome:
                 path.name: str(path.readlink()) if path.is_symlink() else "" for path in sorted(checkpoints.iterdir())
             },
             status=json.loads((run.path / "status.json").read_text()),
+            predictions={path.name: path.read_bytes() for path in sorted((run.path / "predictions").rglob("*.jsonl"))},
+            scored=json.loads((run.path / "report.json").read_text())["sets"],
         )
 
 
@@ -333,13 +337,14 @@ def assert_same(run: Run, whole: Outcome) -> None:
     for row, same in zip(other.rows, whole.rows, strict=False):
         assert row == same, f"{row} instead of {same}"
     assert len(other.rows) == len(whole.rows), f"{len(other.rows)} rows instead of {len(whole.rows)}"
-    for what in ("model", "checkpoint"):
+    for what in ("model", "checkpoint", "predictions"):
         one, two = getattr(whole, what), getattr(other, what)
         assert list(two) == list(one)
         for name, content in one.items():
             assert two[name] == content, f"{what}: {name} differs"
     assert other.listed == whole.listed, f"{other.listed} instead of {whole.listed}"
     assert other.status == whole.status, f"{other.status} instead of {whole.status}"
+    assert other.scored == whole.scored, f"{other.scored} instead of {whole.scored}"
 
 
 @dataclass

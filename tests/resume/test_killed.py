@@ -117,6 +117,15 @@ def test_killed_in_the_rotation_after_which_nothing_is_saved(bench, tmp_path):
     assert_same(run, bench.whole(newest_only))
 
 
+def test_killed_after_the_save_of_the_best_weights_which_holds_that_they_are_evaluated(bench, tmp_path):
+    """The run resumes after the evaluation, so its predictions must be on disk before the save."""
+    seldom = "checkpoint.every=5"  # not at step 12
+    run = bench.run(tmp_path, seldom)
+    run.kill_at("best:12")
+    assert "resumed at step 12" in run.finish()
+    assert_same(run, bench.whole(seldom))
+
+
 def test_the_command_as_it_is_typed(bench, tmp_path):
     """Everything above begins in the crash harness; this does not, and gives the same bits."""
     run = bench.run(tmp_path)
