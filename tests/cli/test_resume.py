@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from trainer_loop import TrainingLoop
 from trainer_loop.record.checkpoint_files import seal
-from trainer_loop.record.logs import OF_THE_MACHINE
+from trainer_loop.record.logs import MACHINE_METRICS
 
 
 class KilledError(BaseException):
@@ -19,7 +19,7 @@ class KilledError(BaseException):
 
 def metric_rows(run: Path) -> list[dict]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in OF_THE_MACHINE} for row in rows]
+    return [{name: value for name, value in row.items() if name not in MACHINE_METRICS} for row in rows]
 
 
 @pytest.mark.parametrize("killed_in_step", [2, 4, 5, 8])

@@ -366,7 +366,7 @@ def test_what_is_kept_comes_back(tmp_path, loop):
     queue.numbers.add_(2)
     loop.fit()
     again = Queue()
-    loop.checkpointer._kept["queue"] = again
+    loop.checkpointer._registered["queue"] = again
     loop.restore()
     assert (again.numbers.tolist(), again.origins) == ([2.0, 2.0, 2.0], [0])
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer_loop.record.checkpoint_files import find_changes, name_as_today
+from trainer_loop.record.checkpoint_files import find_changes, use_current_names
 from trainer_loop.record.export import ExportRecord
 
 BEFORE = {"seed": 1, "data.text": "sentence1", "data.text_pair": "sentence2", "data.label": "label"}
@@ -28,8 +28,8 @@ def test_a_run_goes_on_from_a_checkpoint_of_before_with_the_same_columns(columns
 
 def test_no_name_of_before_is_left_and_values_of_today_stay():
     now = {"seed": 1, "data.columns": {"text": "a"}}
-    assert name_as_today(BEFORE, now).keys() == {"seed", "data.columns"}
-    assert name_as_today(now, now) == now
+    assert use_current_names(BEFORE, now).keys() == {"seed", "data.columns"}
+    assert use_current_names(now, now) == now
 
 
 def test_the_record_of_a_model_of_before_is_read(tmp_path: Path):

@@ -47,7 +47,7 @@ def test_without_a_terminal_there_is_no_bar_and_no_carriage_return():
     console.start_progress(total=10, done=0)
     for _ in range(10):
         console.advance_progress()
-    console.tell_training(ROW)
+    console.show_training(ROW)
     console.stop_progress()
     assert stream.getvalue() == "step=5 epoch=0.5 loss=0.25 rows_per_second=12\n"
 
@@ -57,7 +57,7 @@ def test_on_a_terminal_one_bar_tells_step_loss_rate_and_time_left():
     console = Console(stream=stream)
     console.start_progress(total=10, done=4)
     console.advance_progress()
-    console.tell_training(ROW)
+    console.show_training(ROW)
     console.say("a line above the bar")
     console.stop_progress()
     shown = stream.getvalue()
@@ -70,7 +70,7 @@ def test_on_a_terminal_one_bar_tells_step_loss_rate_and_time_left():
 def test_other_processes_are_silent_and_write_no_log(tmp_path):
     stream = Terminal()
     console = Console(enabled=False, stream=stream)
-    console.keep_in(tmp_path / "train.log")
+    console.log_to(tmp_path / "train.log")
     console.say("hello")
     console.start_progress(total=3, done=0)
     console.advance_progress()
@@ -81,7 +81,7 @@ def test_other_processes_are_silent_and_write_no_log(tmp_path):
 def test_lines_said_before_there_was_a_log_are_kept_too(tmp_path):
     console = Console(stream=io.StringIO())
     console.say("before")
-    console.keep_in(tmp_path / "train.log")
+    console.log_to(tmp_path / "train.log")
     console.warn("after")
     lines = (tmp_path / "train.log").read_text().splitlines()
     assert [line.split(" ", 1)[1] for line in lines] == ["before", "warning: after"]
@@ -107,7 +107,7 @@ def test_on_a_terminal_the_bar_tells_how_far_long_work_is():
 def test_what_a_terminal_would_act_on_is_spelled_out_on_the_console_and_in_the_log(tmp_path):
     stream = io.StringIO()
     console = Console(stream=stream)
-    console.keep_in(tmp_path / "train.log")
+    console.log_to(tmp_path / "train.log")
     console.say("labels: good\n2026-01-01 error: forged, \x1b[2Jgone, \r, \u202egnorw, café")
     wanted = "labels: good\\n2026-01-01 error: forged, \\x1b[2Jgone, \\r, \\u202egnorw, café\n"
     assert stream.getvalue() == wanted
@@ -127,13 +127,13 @@ def test_a_console_that_fails_is_reported_once_in_the_log_and_on_the_other_strea
     other = io.StringIO()
     monkeypatch.setattr(sys, "stderr", other)
     console = Console(stream=Broken())
-    console.keep_in(tmp_path / "train.log")
+    console.log_to(tmp_path / "train.log")
     console.say("first")
     console.start_progress(total=3, done=0)
     for _ in range(3):
         console.advance_progress()
-        console.tell_training(ROW)
-    console.tell_evaluation("validation", {"loss": 0.5})
+        console.show_training(ROW)
+    console.show_evaluation("validation", {"loss": 0.5})
     list(console.follow([1, 2], total=2, doing="evaluating"))
     console.stop_progress()
     lines = [line.split(" ", 1)[1] for line in (tmp_path / "train.log").read_text().splitlines()]
@@ -148,7 +148,7 @@ def test_a_log_that_fails_is_reported_once_on_the_console_and_has_every_line_lat
     stream = io.StringIO()
     console = Console(stream=stream)
     (tmp_path / "train.log").mkdir()
-    console.keep_in(tmp_path / "train.log")
+    console.log_to(tmp_path / "train.log")
     console.say("one")
     console.say("two")
     told = f"warning: {tmp_path / 'train.log'} cannot be written: Is a directory; the run goes on without it"

@@ -143,7 +143,7 @@ def test_one_of_ones_own_is_made_with_its_arguments_and_those_it_asks_for(lab):
     assert check_trackers(own, arguments) == []
     sound = Tracker("sound", "", RuntimeError())
     accelerator = Accelerator(cpu=True, log_with=[sound], project_dir=str(lab))
-    start_trackers(accelerator, RUN, own=own, arguments=arguments, warn=pytest.fail)
+    start_trackers(accelerator, RUN, custom=own, arguments=arguments, warn=pytest.fail)
     accelerator.log({"loss": 2.0}, step=3)
     accelerator.end_training()
     told = [["config", {"lr": 1.0}], ["log", {"loss": 2.0}, 3], ["finish"]]
@@ -158,7 +158,7 @@ def test_one_of_ones_own_that_cannot_be_made_costs_a_warning_and_no_other_tracke
     arguments = {"tracker_lab.Lines": {"file": "lines.jsonl", "fails": True}}
     assert check_trackers(own, arguments) == []
     accelerator, warnings = Accelerator(cpu=True, project_dir=str(lab)), []
-    start_trackers(accelerator, RUN, own=own, arguments=arguments, warn=warnings.append)
+    start_trackers(accelerator, RUN, custom=own, arguments=arguments, warn=warnings.append)
     accelerator.log({"loss": 2.0}, step=3)
     accelerator.end_training()
     assert [warning.partition(";")[0] for warning in warnings] == [
@@ -232,7 +232,9 @@ def test_a_resumed_run_sends_what_is_new_and_uploads_its_files(lab):
         files=[lab / "report.html", lab / "none.html"],
     )
     accelerator = Accelerator(cpu=True, project_dir=str(lab))
-    start_trackers(accelerator, run, own=["tracker_lab.Lines", "tracker_lab.Bare"], arguments=LINES, warn=pytest.fail)
+    start_trackers(
+        accelerator, run, custom=["tracker_lab.Lines", "tracker_lab.Bare"], arguments=LINES, warn=pytest.fail
+    )
     for step in (2, 3, 4):
         accelerator.log({"loss": float(step)}, step=step)
     accelerator.end_training()
