@@ -50,7 +50,7 @@ def test_metrics_are_those_of_the_predictions(
     exported: int | None, scored: int | None, accuracy: float, title: str, tmp_path: Path
 ):
     run = evaluate(tmp_path, exported=exported, scored=scored)
-    assert read_run(run).list_figures("validation")["validation"]["accuracy"] == accuracy
+    assert read_run(run).list_metrics("validation")["validation"]["accuracy"] == accuracy
     assert title in Page(write_report(run)).text
 
 
