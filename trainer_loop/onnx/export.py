@@ -33,7 +33,7 @@ class Comparison:
 
     difference: float  # infinite if one of two numbers is not finite
     place: str  # of the row with this difference
-    rows: int  # number of comparison rows
+    rows: int  # number of compared rows
 
 
 def check_task(name: str) -> list[str]:
@@ -78,7 +78,7 @@ def export_onnx(
     origin_of: Callable[[int], str],
     tolerance: float,
 ) -> Comparison:
-    """Write a model, its config and its tokenizer into the folder `target`, after the outputs are comparison.
+    """Write a model, its config and its tokenizer into the folder `target`, after the outputs are compared.
 
     Args:
         predictor: The model. It cannot be used afterwards, because an adapter is merged into it.

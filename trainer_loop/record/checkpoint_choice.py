@@ -33,7 +33,7 @@ def choose_checkpoint(run_dir: RunDir, resume: str, console: Console) -> Path | 
 
 
 def is_in(run_dir: RunDir, checkpoint: Path) -> bool:
-    """Whether a checkpoint lies in this run directory."""
+    """Return whether a checkpoint lies in this run directory."""
     return checkpoint.parent.resolve() == run_dir.checkpoints.resolve()
 
 

@@ -237,7 +237,7 @@ def compute_checksum(path: Path) -> str:
     return f"{value:08x}"
 
 
-def point(link: Path, target: Path) -> bool:
+def make_link(link: Path, target: Path) -> bool:
     """Make `link` a relative symbolic link to its neighbour `target`, atomically. The link is only for users.
 
     A copy of a run directory may have a folder in the place of the link. A folder that is a copy of a neighbouring

@@ -19,7 +19,7 @@ from trainer_loop.record.checkpoint_files import (
     WEIGHTS,
     compute_checksum,
     list_checkpoints,
-    point,
+    make_link,
     read_run,
     read_seal,
     refuse_other_run,
@@ -58,7 +58,7 @@ class CheckpointWriter:
 
     def __post_init__(self) -> None:
         self.num_bytes = 0  # of the last checkpoint
-        self._links_left: set[str] = set()  # links that cannot be made because a folder has their name
+        self._reported_links: set[str] = set()  # links that a folder blocks, once that was reported
 
     def write(self, files: Snapshot, *, step: int, best_step: int | None, facts: Mapping[str, Any]) -> SaveResult:
         """Save the files of all processes as the checkpoint of a step. All processes that write call this.
@@ -147,11 +147,11 @@ class CheckpointWriter:
             self.rotate(run, best_step)
 
     def link(self, name: str, target: Path) -> None:
-        """Point a link at a checkpoint. An error is ignored, because links are only for users."""
+        """Link to a checkpoint. An error is ignored, because links are only for users."""
         link = self.run_dir.checkpoints / name
         with contextlib.suppress(OSError):  # a disk that is full or read-only
-            if not point(link, target) and name not in self._links_left:
-                self._links_left.add(name)
+            if not make_link(link, target) and name not in self._reported_links:
+                self._reported_links.add(name)
                 self.console.warn(f"{link} is a folder and stays as it is; it does not mean {target.name}")
 
     def remove_left_overs(self) -> None:

@@ -131,7 +131,7 @@ class Console:
 class MetricLog:
     """Writes metrics.jsonl: one JSON object a row, each with its `step`; `pandas.read_json(path, lines=True)` reads it.
 
-    No other part reads it to decide something, so an error of the file is only a warning.
+    The run does not depend on it, so an error of the file is only a warning.
     """
 
     def __init__(self, path: Path, *, warn: Callable[[str], None] = print):

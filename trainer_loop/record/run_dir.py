@@ -65,7 +65,7 @@ class RunDir:
         self.report_facts = self.root / "report.json"
 
     def exists(self) -> bool:
-        """Whether the run directory exists."""
+        """Return whether the run directory exists."""
         try:
             return self.root.is_dir()
         except OSError:  # for example, the name is too long

@@ -23,7 +23,7 @@ class RunDirInUse(UserError):
 class RunLock:
     """The run lock: only one process works in a run directory.
 
-    Read the directory only while the lock is held, because another process may change it before.
+    Base decisions on the directory only while the lock is held: before that, another process may change it.
     """
 
     def __init__(self, run_dir: RunDir, *, enabled: bool):

@@ -252,7 +252,7 @@ def _join(points: Sequence[Point]) -> str:
 
 
 def _outline(points: Sequence[Point], base: float) -> str:
-    """Return the bars of a histogram as series SVG path."""
+    """Return the bars of a histogram as one SVG path."""
     bars = [
         f"M{x:.1f},{base:.1f}V{y:.1f}H{following[0]:.1f}V{base:.1f}"
         for (x, y), following in itertools.pairwise(points)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ServiceLimits:
-    """The limits. Each is a key of the command `serve`.
+    """Limits of requests. Each is a key of the command `serve`.
 
     Attributes:
         max_body_bytes: Bytes of a request.
