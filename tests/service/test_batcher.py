@@ -12,7 +12,7 @@ from trainer_loop.service.batcher import Abandoned, Batcher, Job, Row
 
 
 class Model:
-    """Answers a row with its number. It can be held before its passes, of one row each, and fails at rows 13 and 14."""
+    """Predicts the number of a row, in passes of one row, which a test can block. Rows 13 and 14 fail."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -78,7 +78,7 @@ def test_jobs_that_fit_are_predicted_together_and_each_gets_its_rows(
     assert reported == [3, 2, 6]
 
 
-def test_an_error_is_told_to_the_job_that_it_belongs_to(batcher: Batcher):
+def test_an_error_is_reported_to_its_job_only(batcher: Batcher):
     good, bad, other = job_of(1), job_of(2, 13), job_of(3)
     submit(batcher, good, bad, other)
     assert (numbers_of(good), numbers_of(other)) == ([1], [3])
@@ -86,7 +86,7 @@ def test_an_error_is_told_to_the_job_that_it_belongs_to(batcher: Batcher):
         bad.answer.result(timeout=10)
 
 
-def test_what_is_no_exception_does_not_end_the_thread_of_the_model(batcher: Batcher):
+def test_a_base_exception_does_not_end_the_thread_of_the_model(batcher: Batcher):
     bad, good, after = job_of(14), job_of(1), job_of(2)
     submit(batcher, bad, good)
     with pytest.raises(RuntimeError, match="SystemExit: 14"):
@@ -109,7 +109,7 @@ def test_a_job_that_is_abandoned_in_the_queue_is_not_predicted(batcher: Batcher,
         second.answer.result(timeout=0)
 
 
-def test_a_batch_that_nobody_waits_for_ends_before_its_next_pass(batcher: Batcher, model: Model):
+def test_an_abandoned_batch_ends_before_its_next_pass(batcher: Batcher, model: Model):
     model.goes_on.clear()
     one = job_of(1, 2, 3, 4)
     submit(batcher, one)
@@ -121,7 +121,7 @@ def test_a_batch_that_nobody_waits_for_ends_before_its_next_pass(batcher: Batche
     assert model.batches == [[]]
 
 
-def test_what_waits_when_it_is_closed_is_answered(batcher: Batcher, model: Model):
+def test_jobs_that_wait_when_the_batcher_is_closed_are_answered(batcher: Batcher, model: Model):
     model.goes_on.clear()
     jobs = [job_of(1, 2, 3), job_of(4, 5, 6)]
     submit(batcher, *jobs)
