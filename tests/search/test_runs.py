@@ -65,7 +65,7 @@ def test_a_run_that_ends_before_it_is_checked_is_pruned_too(tmp_path: Path):
 def test_a_run_without_progress_is_given_up_and_one_with_progress_is_not(tmp_path: Path):
     lines: list[str] = []
     ending = run_to_end(shell(tmp_path, "exit 75"), tmp_path, make_watch(lines))
-    assert (ending.how, ending.reason) == ("error", "started 4 times in vain: exit code 75")
+    assert (ending.how, ending.reason) == ("error", "started 4 times without progress: exit code 75")
     assert len(lines) == 3
     (tmp_path / "starts").unlink()
     progressing = (

@@ -217,7 +217,7 @@ def test_a_trial_has_no_value_unless_all_its_runs_finished(tmp_path, monkeypatch
 def test_another_space_in_the_same_directory_is_refused(uninterrupted: Path, capsys):
     assert search(f"search.dir={uninterrupted}", SPACE.replace("8, ", "4, ")) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: search.name: the study uninterrupted was begun otherwise (search.space was")
+    assert line.startswith("error: search.name: the study uninterrupted was started with other values (search.space")
     assert search(f"search.dir={uninterrupted}", SPACE, "optimizer.weight_decay=0.5") == 2
     assert "(optimizer.weight_decay was 0.01, is 0.5)" in capsys.readouterr().err
     assert search(f"search.dir={uninterrupted}", SPACE, "log.every=5", "search.trials=16", "search.seed=0") == 0

@@ -109,7 +109,7 @@ def export_onnx(
         onnx_model = OnnxModel(temporary / MODEL)
         if more := onnx_model.inputs.keys() - sample.keys():
             name = type(model).__name__
-            raise UserError(f"a {name} cannot be written as ONNX: it would read {', '.join(sorted(more))} besides")
+            raise UserError(f"a {name} cannot be written as ONNX: it also needs the inputs {', '.join(sorted(more))}")
         comparison = _compare(model, onnx_model, batches)
         if not comparison.difference <= tolerance:
             raise UserError(

@@ -332,7 +332,7 @@ class Checkpointer:
         keys = dict.fromkeys(("data", "tokens"), in_config)
         problems = [
             f"{path} was made by another run ({describe_changes({name: both, **keys.get(name, {})})}); choose another "
-            f"run_dir, give the config it was made with, or go on all the same with resume_anyway=[{name}]"
+            f"run_dir, give the config it was made with, or resume with resume_anyway=[{name}]"
             for name, both in changed.items()
             if name not in self.resume_anyway
         ]
@@ -340,7 +340,7 @@ class Checkpointer:
         self.changes = changed | in_config
         for name, (old, new) in self.changes.items():
             if name in changed:
-                effect = "going on all the same"
+                effect = "allowed by resume_anyway"
             else:
                 effect = "planned anew from here on" if name in self.replanned else "no update depends on it"
             self.console.say(f"changed since the checkpoint: {name} was {old} and is {new}: {effect}")
@@ -380,7 +380,8 @@ class Checkpointer:
 
     def _load_registered(self, saved: Mapping[str, Any]) -> None:
         if missing := sorted(set(saved) ^ set(self._registered)):
-            raise ValueError(f"{', '.join(missing)} is kept by one of the two, the run that saved it and this one")
+            names = ", ".join(missing)
+            raise ValueError(f"only one of the two runs, the one that saved it and this one, registered {names}")
         for name, part in self._registered.items():
             part.load_state_dict(saved[name])
 

@@ -152,7 +152,7 @@ class CheckpointWriter:
         with contextlib.suppress(OSError):  # a disk that is full or read-only
             if not make_link(link, target) and name not in self._reported_links:
                 self._reported_links.add(name)
-                self.console.warn(f"{link} is a folder and stays as it is; it does not mean {target.name}")
+                self.console.warn(f"{link} is a folder and stays as it is; it is no link to {target.name}")
 
     def remove_left_overs(self) -> None:
         """Remove the temporary directories of runs that were killed during a save."""

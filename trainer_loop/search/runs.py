@@ -74,7 +74,7 @@ def run_to_end(command: Sequence[str], root: Path, watch: Watch) -> Ending:
         tries, newest = (1 if step > newest else tries + 1), max(step, newest)
         if tries > _TRIES:
             reason = _find_problem(run_dir) or f"exit code {code}"
-            return Ending("error", f"started {tries} times in vain: {reason}", step=step, seconds=seconds)
+            return Ending("error", f"started {tries} times without progress: {reason}", step=step, seconds=seconds)
         watch.say(f"{root}: ended with exit code {code}; started again")
 
 

@@ -238,8 +238,8 @@ class Study:
         if changed:
             changes = ", ".join(f"{key} was {before.get(key)!r}, is {settings.get(key)!r}" for key in changed[:5])
             raise UserError(
-                f"search.name: the study {self._plan.name} was begun otherwise ({changes}); give the command as it "
-                "was, or choose another search.dir"
+                f"search.name: the study {self._plan.name} was started with other values ({changes}); give the same "
+                "values, or choose another search.dir"
             )
 
     def _read_identity(self) -> str:

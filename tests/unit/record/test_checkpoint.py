@@ -628,7 +628,7 @@ def test_another_folder_with_the_name_of_a_link_stays_and_does_not_end_the_run(s
     for step in (6, 8):
         loop.checkpointer.save(TrainState(step=step))
     assert sorted(path.name for path in latest.iterdir()) == content
-    assert loop.warnings == [f"{latest} is a folder and stays as it is; it does not mean step-00000006"]
+    assert loop.warnings == [f"{latest} is a folder and stays as it is; it is no link to step-00000006"]
     assert [path.name for path in list_checkpoints(run_dir)] == ["step-00000006", "step-00000008"]
 
 
