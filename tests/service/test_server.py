@@ -30,11 +30,11 @@ def test_a_client_that_does_not_read_its_answers_does_not_delay_the_stop(
     service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setattr(server, "_SECONDS_TO_READ", 0.2)
-    bound, begun = bind("127.0.0.1", 0), threading.Event()
+    bound, started = bind("127.0.0.1", 0), threading.Event()
     place = bound.getsockname()
-    thread = threading.Thread(target=lambda: serve(make_app(service), service, bound, on_start=begun.set))
+    thread = threading.Thread(target=lambda: serve(make_app(service), service, bound, on_start=started.set))
     thread.start()
-    assert begun.wait(20)
+    assert started.wait(20)
     with socket.create_connection(place) as client:
         client.sendall(20 * LARGE)  # more than the system buffers
         time.sleep(0.3)

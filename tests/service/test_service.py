@@ -271,12 +271,12 @@ def test_a_token_is_required_if_one_is_set(classifier: Predictor, serve: Callabl
 def test_a_full_queue_a_slow_answer_and_a_stop(
     classifier: Predictor, serve: Callable[..., TestClient], monkeypatch: Any
 ):
-    begun, goes_on = threading.Event(), threading.Event()
+    started, may_continue = threading.Event(), threading.Event()
     predict_rows = classifier.predict_rows
 
     def wait(*arguments: Any, **options: Any) -> Any:
-        begun.set()
-        assert goes_on.wait(10)
+        started.set()
+        assert may_continue.wait(10)
         return predict_rows(*arguments, **options)
 
     monkeypatch.setattr(classifier, "predict_rows", wait)
@@ -284,7 +284,7 @@ def test_a_full_queue_a_slow_answer_and_a_stop(
     answers: list[Any] = []
     first = threading.Thread(target=lambda: answers.append(client.post("/predict", json={"rows": ["a"]})))
     first.start()
-    assert begun.wait(10)
+    assert started.wait(10)
     full = client.post("/predict", json={"rows": ["b"]})
     assert "1 requests wait already" in errors_of(full, 429)[0]["message"]
     assert full.headers["retry-after"] == "1"
@@ -294,7 +294,7 @@ def test_a_full_queue_a_slow_answer_and_a_stop(
     first.join()
     assert "no answer within 1 seconds" in errors_of(answers[0], 503)[0]["message"]
     assert client.service.num_open == 0
-    goes_on.set()
+    may_continue.set()
     client.service.is_stopping = False
     assert client.post("/predict", json={"rows": ["b"]}).status_code == 200
 

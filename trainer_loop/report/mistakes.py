@@ -15,7 +15,7 @@ from trainer_loop.report.scores import ClassScores, Errors, calibrate, confuse, 
 
 _MOST_CLASSES = 500  # in a table
 _MATRIX = 12  # most classes of a confusion matrix
-_PAIRS = 20
+_PAIRS = 20  # confusions, or labels with the lowest F1, in a table
 _LENGTHS = 5  # groups of rows by length, of about equal size
 _SOURCES = 30
 _DOTS = 500
@@ -68,7 +68,7 @@ def _describe_classes(rows: ScoredRows) -> Iterator[Block]:
             "Most frequent confusions",
             ("label", "predicted", "times", "of the label"),
             [
-                (rows.names[right], rows.names[predicted], count, _share(count / scores.there[right]))
+                (rows.names[right], rows.names[predicted], count, _share(count / scores.support[right]))
                 for right, predicted, count in pairs[:_PAIRS]
             ],
         )
@@ -77,7 +77,7 @@ def _describe_classes(rows: ScoredRows) -> Iterator[Block]:
 def _tabulate_classes(names: Sequence[str], scores: ClassScores, *, of: str) -> Iterator[Table]:
     """Yield a table of all classes. If there are many, a table of those with the lowest F1 comes first."""
     heads = ("label", of, "predicted", "precision", "recall", "F1")
-    counts = zip(scores.there.tolist(), scores.predicted.tolist(), strict=True)
+    counts = zip(scores.support.tolist(), scores.predicted.tolist(), strict=True)
     shares = zip(scores.precision, scores.recall, scores.f1, strict=True)
     rows: list[Row] = [
         (name, *of_class, *map(_share, measured))
@@ -86,7 +86,7 @@ def _tabulate_classes(names: Sequence[str], scores: ClassScores, *, of: str) -> 
     if len(names) <= _PAIRS:
         yield Table("By label", heads, rows)
         return
-    lowest = [place for place in np.argsort(scores.f1, kind="stable").tolist() if scores.there[place]][:_PAIRS]
+    lowest = [place for place in np.argsort(scores.f1, kind="stable").tolist() if scores.support[place]][:_PAIRS]
     yield Table(f"By label: the {len(lowest)} with the lowest F1", heads, [rows[place] for place in lowest])
     more = len(rows) - _MOST_CLASSES
     note = f"{more:,} more labels are left out." if more > 0 else ""

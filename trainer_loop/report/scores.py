@@ -14,7 +14,7 @@ _BINS = 10  # of probabilities
 class ClassScores:
     """Counts and scores of C classes, `[C]` each."""
 
-    there: np.ndarray  # rows of the class
+    support: np.ndarray  # rows of the class
     predicted: np.ndarray  # rows that are predicted as the class
     precision: np.ndarray  # 0 for a class that is never predicted
     recall: np.ndarray  # 0 for a class without rows
@@ -24,12 +24,12 @@ class ClassScores:
 def score_classes(predictions: np.ndarray, references: np.ndarray, num_classes: int) -> ClassScores:
     """Score each class. predictions, references: `[N]` numbers of classes, or `[N, C]` booleans for sets of classes."""
     if predictions.ndim == 2:
-        there, predicted, right = (marks.sum(axis=0) for marks in (references, predictions, predictions & references))
+        support, predicted, right = (marks.sum(axis=0) for marks in (references, predictions, predictions & references))
     else:
         counted = (references, predictions, references[predictions == references])
-        there, predicted, right = (np.bincount(numbers, minlength=num_classes) for numbers in counted)
-    precision, recall = right / np.maximum(predicted, 1), right / np.maximum(there, 1)
-    return ClassScores(there, predicted, precision, recall, 2 * right / np.maximum(there + predicted, 1))
+        support, predicted, right = (np.bincount(numbers, minlength=num_classes) for numbers in counted)
+    precision, recall = right / np.maximum(predicted, 1), right / np.maximum(support, 1)
+    return ClassScores(support, predicted, precision, recall, 2 * right / np.maximum(support + predicted, 1))
 
 
 def count_confusions(predictions: np.ndarray, references: np.ndarray) -> list[tuple[int, int, int]]:

@@ -12,9 +12,9 @@ PREDICTIONS = np.where(PREDICTIONS == 4, 3, PREDICTIONS)  # class 4 is never pre
 
 
 def test_scores_of_classes_equal_those_of_scikit_learn():
-    scores = score_classes(PREDICTIONS, REFERENCES, 6)  # class 5 is not there
+    scores = score_classes(PREDICTIONS, REFERENCES, 6)  # class 5 has no rows
     expected = precision_recall_fscore_support(REFERENCES, PREDICTIONS, labels=range(6), zero_division=0)
-    for own, other in zip((scores.precision, scores.recall, scores.f1, scores.there), expected, strict=True):
+    for own, other in zip((scores.precision, scores.recall, scores.f1, scores.support), expected, strict=True):
         assert own == pytest.approx(other)
 
 
@@ -22,7 +22,7 @@ def test_scores_of_sets_of_classes_equal_those_of_scikit_learn():
     references, predictions = GENERATOR.integers(0, 2, (2, 50, 3)).astype(bool)
     scores = score_classes(predictions, references, 3)
     expected = precision_recall_fscore_support(references, predictions, zero_division=0)
-    for own, other in zip((scores.precision, scores.recall, scores.f1, scores.there), expected, strict=True):
+    for own, other in zip((scores.precision, scores.recall, scores.f1, scores.support), expected, strict=True):
         assert own == pytest.approx(other)
 
 
