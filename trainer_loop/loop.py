@@ -284,7 +284,7 @@ class TrainingLoop:
         self.console.stop_progress()
         self.checkpointer.finish()
         self.model.eval()  # whoever goes on with it wants it without dropout
-        self.record.say_why_stopped(state, self.options.num_steps, self.options.patience_metric or self.options.best)
+        self.record.report_early_stop(state, self.options.num_steps, self.options.patience_metric or self.options.best)
         share_buffers(self.accelerator, self.bare_model)
         saves = take_weights_to_export(state, self.engine, self.checkpointer, self.options.best, self.console)
         if self.task.tunes:  # by the weights that are exported
