@@ -42,7 +42,7 @@ from trainer_loop.record.checkpoint import Checkpointer
 from trainer_loop.record.logs import Console, MetricLog
 from trainer_loop.record.recorder import Recorder
 from trainer_loop.record.run_dir import RunDir
-from trainer_loop.record.trackers import is_own
+from trainer_loop.record.trackers import is_custom
 from trainer_loop.references import add_references
 from trainer_loop.runtime.preempt import Preemption
 from trainer_loop.runtime.quiet import quieten_libraries
@@ -151,7 +151,7 @@ def _make_accelerator(config: Config, plan: RunPlan) -> Accelerator:
     return make_accelerator(
         precision=plan.precision,
         tf32=config.train.tf32,
-        trackers=[name for name in config.log.trackers if not is_own(name)],
+        trackers=[name for name in config.log.trackers if not is_custom(name)],
         project_dir=str(RunDir(config.run_dir).root),
         timeout_minutes=config.train.timeout_minutes,
         threads=config.train.threads,

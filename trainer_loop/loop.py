@@ -276,7 +276,7 @@ class TrainingLoop:
         self.console.stop_progress()
         self.checkpointer.finish()
         self.model.eval()  # for code that uses the model after `fit`
-        self.record.say_why_stopped(state, self.options.num_steps, self.options.patience_metric or self.options.best)
+        self.record.report_early_stop(state, self.options.num_steps, self.options.patience_metric or self.options.best)
         share_buffers(self.accelerator, self.bare_model)
         is_last = load_weights_to_export(state, self.engine, self.checkpointer, self.options.best, self.console)
         if self.task.tunes:  # with the exported weights

@@ -22,7 +22,7 @@ from trainer_loop.publishing import describe_model, gather_beside
 from trainer_loop.record.checkpoint import AveragedWeights
 from trainer_loop.record.export import ExportRecord, copy_weights, export_model, write_files
 from trainer_loop.record.hub_access import push_command
-from trainer_loop.record.hub_push import Files, Pushed, gather_run, push_files
+from trainer_loop.record.hub_push import Files, PushResult, gather_run, push_files
 from trainer_loop.record.logs import Console, read_metrics
 from trainer_loop.record.predictions import Scores, write_predictions
 from trainer_loop.record.publisher import Publisher
@@ -38,7 +38,7 @@ from trainer_loop.record.run_dir import (
 )
 from trainer_loop.record.run_output import RunOutput
 from trainer_loop.record.state import TrainState
-from trainer_loop.record.trackers import TrackedRun, is_own, start_trackers
+from trainer_loop.record.trackers import TrackedRun, is_custom, start_trackers
 from trainer_loop.report.intervals import Intervals
 from trainer_loop.report.rows import find_worst, spell_row
 from trainer_loop.report.run_files import read_run
@@ -82,7 +82,7 @@ class ConfiguredOutput(RunOutput):
                 model=self.run_dir.model,
                 scratch=self.run_dir.root / _SCRATCH,
                 console=self.console,
-                again=push_command(self.config.run_dir, hub.push),
+                command=push_command(self.config.run_dir, hub.push),
             )
 
     def begin_run(self, run: str, *, step: int) -> None:
@@ -90,7 +90,7 @@ class ConfiguredOutput(RunOutput):
         if self.accelerator.is_main_process:
             is_resumed = read_identity(self.run_dir) == run  # before its description is written again
             self._write_description(run)
-            self.console.keep_in(self.run_dir.log)
+            self.console.log_to(self.run_dir.log)
             if self.config.log.trackers:
                 self._start_trackers(run, is_resumed=is_resumed)
         if self.reports:
@@ -137,7 +137,7 @@ class ConfiguredOutput(RunOutput):
         start_trackers(
             self.accelerator,
             tracked,
-            own=[name for name in log.trackers if is_own(name)],
+            custom=[name for name in log.trackers if is_custom(name)],
             arguments={tracker: log.tracker_args.get(tracker) or {} for tracker in log.trackers},
             warn=self.console.warn,
         )
@@ -197,7 +197,7 @@ class ConfiguredOutput(RunOutput):
         self.write_report("finished")
 
     def _export(self, model: nn.Module, state: TrainState) -> None:
-        weights = copy_weights(model, keeps=self.accelerator.is_main_process) if is_sharded(model) else None
+        weights = copy_weights(model, copy=self.accelerator.is_main_process) if is_sharded(model) else None
         if not self.accelerator.is_main_process:
             return
         record, adapter = self._describe_export(state), self.plan.model.adapter
@@ -252,7 +252,7 @@ class ConfiguredOutput(RunOutput):
             "generate": vars(self.config.evaluate.generate),
         }
 
-    def _push(self, folder: Path, what: str) -> Pushed:
+    def _push(self, folder: Path, what: str) -> PushResult:
         beside = self._beside if folder == self.run_dir.model else {}
         files, hub = gather_run(folder, self.run_dir.config, beside), self.config.hub
         return push_files(files, str(hub.push), private=hub.private, message=f"Upload {what}")
@@ -270,7 +270,7 @@ class ConfiguredOutput(RunOutput):
 
         def copy_trained() -> dict[str, Tensor]:
             averages = None if averaged_weights is None else averaged_weights.state_dict()
-            return copy_weights(model, averages, keeps=self.publisher is not None)
+            return copy_weights(model, averages, copy=self.publisher is not None)
 
         gathered = copy_trained() if is_sharded(model) else None  # by all processes, of which none may leave it
         if self.publisher is not None:

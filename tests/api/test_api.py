@@ -644,7 +644,7 @@ def test_a_checkpoint_of_a_loop_that_registered_other_objects_is_refused(setting
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     build(follow(settings, "checkpoint.every=2")).fit()
     tiny.forget_accelerator()
-    with pytest.raises(UserError, match="teacher is kept by one of the two"):
+    with pytest.raises(UserError, match=r"only one of the two runs, .* registered teacher"):
         build(follow(settings, "loop.args.keeps=false", "resume_anyway=[loop.args]")).restore()
 
 

@@ -18,7 +18,7 @@ from trainer_loop import load_config
 from trainer_loop.cli.checkpoints import main as list_and_verify
 from trainer_loop.cli.run import main
 from trainer_loop.record.checkpoint_files import find_fault, list_checkpoints
-from trainer_loop.record.logs import OF_THE_MACHINE, read_metrics
+from trainer_loop.record.logs import MACHINE_METRICS, read_metrics
 from trainer_loop.record.run_dir import RunDir
 
 RECORDS = [".lock", "config.yaml", "environment.json", "status.json", "metrics.jsonl", "train.log"]
@@ -90,7 +90,7 @@ def go_on(finished, command, tmp_path, monkeypatch):
 
 def rows_of(run: Path) -> list[dict]:
     return [
-        {name: value for name, value in row.items() if name not in OF_THE_MACHINE}
+        {name: value for name, value in row.items() if name not in MACHINE_METRICS}
         for row in read_metrics(run / "metrics.jsonl")
     ]
 

@@ -153,7 +153,7 @@ def make_all() -> None:
         peak = 0
         loop = build(configure(root, case, "parallel.shard=full"))
         model = loop.bare_model
-        weights = copy_weights(model, keeps=True)
+        weights = copy_weights(model, copy=True)
         assert isinstance(model, nn.Module)
         sizes = [weight.numel() * 4 for weight in model.parameters()]
         assert sum(local_part(weight).numel() * 4 for weight in model.parameters()) <= 0.6 * sum(sizes)

@@ -223,13 +223,13 @@ def describe(run_dir: Path) -> dict[str, Any]:
     import torch
     from safetensors.torch import load_file
 
-    from trainer_loop.record.logs import OF_THE_MACHINE
+    from trainer_loop.record.logs import MACHINE_METRICS
 
     checkpoint = run_dir / "checkpoints" / "step-00000006"
     weights = load_file(checkpoint / "model.safetensors")
     optimizer = torch.load(checkpoint / "optimizer.bin", weights_only=True)
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    metrics = [{key: value for key, value in row.items() if key not in OF_THE_MACHINE} for row in rows]
+    metrics = [{key: value for key, value in row.items() if key not in MACHINE_METRICS} for row in rows]
     return {
         "weights": checksum(flatten(weights)),
         "optimizer": checksum(flatten(optimizer)),

@@ -22,7 +22,7 @@ from made_up import make_reviews, write_csv
 from scenarios import make_ranks
 
 from trainer_loop.record.checkpoint_files import find_fault, list_checkpoints
-from trainer_loop.record.logs import OF_THE_MACHINE
+from trainer_loop.record.logs import MACHINE_METRICS
 from trainer_loop.record.run_dir import RunDir
 
 HERE = Path(__file__).parent
@@ -274,7 +274,7 @@ class Run:
     def rows(self) -> list[dict[str, Any]]:
         """metrics.jsonl without what a clock decides."""
         rows = [json.loads(line) for line in (self.path / "metrics.jsonl").read_text().splitlines()]
-        return [{name: value for name, value in row.items() if name not in OF_THE_MACHINE} for row in rows]
+        return [{name: value for name, value in row.items() if name not in MACHINE_METRICS} for row in rows]
 
     def remember(self) -> "Outcome":
         return Outcome.read(self)

@@ -1,4 +1,4 @@
-"""Stands in for the command that trains: evaluations of a formula, in a run directory like that of a run."""
+"""Replaces the command that trains: writes evaluations of a formula into a run directory."""
 
 import fcntl
 import json

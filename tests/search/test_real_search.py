@@ -1,4 +1,4 @@
-"""A search whose trials are runs of the command that trains."""
+"""A search whose trials run the command that trains."""
 
 import os
 import re
@@ -35,9 +35,9 @@ def test_trials_are_runs_and_the_best_config_runs(tmp_path: Path, monkeypatch: p
         "error: search.metric: acuracy is not reported; evaluations have: accuracy, loss\n",
     )
     assert main([*base, *searched, "search.metric=-loss"], poll_seconds=0.02) == 0
-    told = capsys.readouterr().out
-    assert "best: trial 0, loss" in told
-    assert len(re.findall(r"  4  +\d+\.\d  finished$", told, re.MULTILINE)) == 2, told  # steps of both folds
+    output = capsys.readouterr().out
+    assert "best: trial 0, loss" in output
+    assert len(re.findall(r"  4  +\d+\.\d  finished$", output, re.MULTILINE)) == 2, output  # steps of both folds
     found = tmp_path / "tiny-search"
     assert sorted(path.parent.name for path in found.rglob("model/trainer_loop.json")) == ["model"] * 4
     assert "fold: 2/2" in (found / "trial-0001" / "fold-2" / "config.yaml").read_text()

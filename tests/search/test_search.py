@@ -1,4 +1,4 @@
-"""Searches whose trials are stand-ins for training, so that they take milliseconds."""
+"""Searches whose trials run a stand-in for training, which takes milliseconds."""
 
 import os
 import random
@@ -30,7 +30,7 @@ def search(*arguments: str) -> int:
 
 
 def fork(directory: Path, *arguments: str, log: Path | None = None) -> int:
-    """The search in a process of its own, which is a fork of this one; its process id."""
+    """Run a search in a forked process; returns its process id."""
     pid = os.fork()
     if pid == 0:
         out = os.open(log or directory.with_suffix(".txt"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -40,7 +40,7 @@ def fork(directory: Path, *arguments: str, log: Path | None = None) -> int:
         code = 1
         try:
             code = search(f"search.dir={directory}", *arguments)
-        except BaseException:  # noqa: BLE001 - as the interpreter does it
+        except BaseException:  # noqa: BLE001 - as the interpreter does
             traceback.print_exc()
         finally:
             sys.stdout.flush()
@@ -54,11 +54,11 @@ def wait(pid: int) -> int:
 
 
 def wait_for(word: str, log: Path, times: int = 1) -> None:
-    """Wait until a search has told this word so many times, or its end."""
-    told = ""
-    while told.count(word) < times and not any(end in told for end in ("best:", "error:", "Traceback")):
+    """Wait until a search has printed this word so many times, or has ended."""
+    output = ""
+    while output.count(word) < times and not any(end in output for end in ("best:", "error:", "Traceback")):
         time.sleep(0.002)
-        told = log.read_text() if log.exists() else ""
+        output = log.read_text() if log.exists() else ""
 
 
 def rows_of(directory: Path, *arguments: str) -> list[tuple]:
@@ -70,14 +70,14 @@ TRIALS = "search.trials=12"
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Searched in this process, so that its forks have all modules."""
-    directory = tmp_path_factory.mktemp("searches") / "undisturbed"
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A search that was not interrupted. It runs in this process, so that forks have all modules loaded."""
+    directory = tmp_path_factory.mktemp("searches") / "uninterrupted"
     assert search(f"search.dir={directory}", SPACE, TRIALS) == 0
     return directory
 
 
-def test_a_search_that_is_killed_or_stopped_ten_times_is_the_same(undisturbed: Path, tmp_path: Path):
+def test_a_search_killed_or_stopped_ten_times_has_the_same_result(uninterrupted: Path, tmp_path: Path):
     directory, generator, codes = tmp_path / "stopped", random.Random(2), []
     for number in [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT] * 2:
         log = tmp_path / f"{len(codes)}.txt"
@@ -86,24 +86,24 @@ def test_a_search_that_is_killed_or_stopped_ten_times_is_the_same(undisturbed: P
         time.sleep(generator.uniform(0.0, 0.15))
         os.kill(pid, number)
         codes.append(wait(pid))
-    told = "".join(log.read_text() for log in tmp_path.glob("*.txt"))
-    assert "accuracy of each trial" in (directory / "search.html").read_text()  # though it did not come to its end
-    assert set(codes) <= {-signal.SIGKILL, 75, 0}, told
+    output = "".join(log.read_text() for log in tmp_path.glob("*.txt"))
+    assert "accuracy of each trial" in (directory / "search.html").read_text()  # although the search did not finish
+    assert set(codes) <= {-signal.SIGKILL, 75, 0}, output
     assert codes.count(-signal.SIGKILL) >= 4
-    assert "Traceback" not in told
+    assert "Traceback" not in output
     assert wait(fork(directory, SPACE, TRIALS)) == 0
     rows = rows_of(directory, SPACE)
     assert [row[0] for row in rows] == list(range(12))
     assert {row[3] for row in rows} == {"finished", "pruned"}
-    assert rows == rows_of(undisturbed, SPACE)
-    best, expected = ((folder / "best.yaml").read_text() for folder in (directory, undisturbed))
-    assert best.replace(str(directory), "") == expected.replace(str(undisturbed), "")
+    assert rows == rows_of(uninterrupted, SPACE)
+    best, expected = ((folder / "best.yaml").read_text() for folder in (directory, uninterrupted))
+    assert best.replace(str(directory), "") == expected.replace(str(uninterrupted), "")
     starts = [len((trial / "starts").read_text()) for trial in directory.glob("trial-*")]
     assert len(starts) == 12
-    assert sum(starts) > 12  # some were killed while they ran, and taken up again
+    assert sum(starts) > 12  # some were killed while they ran, and started again
 
 
-def test_two_processes_share_the_trials_and_take_over_those_of_one_that_is_killed(undisturbed: Path, tmp_path: Path):
+def test_two_processes_share_trials_and_claim_those_of_a_killed_process(uninterrupted: Path, tmp_path: Path):
     directory = tmp_path / "shared"
     logs = [tmp_path / "first.txt", tmp_path / "second.txt"]
     first, second = (fork(directory, SPACE, TRIALS, log=log) for log in logs)
@@ -117,13 +117,13 @@ def test_two_processes_share_the_trials_and_take_over_those_of_one_that_is_kille
     assert None not in {row[3] for row in rows}
     mine, others = (re.findall(r"^trial (\d+): optimizer", log.read_text(), re.MULTILINE) for log in logs)
     assert len(mine) >= 2
-    assert set(mine) & set(others) <= {mine[-1]}  # the trial of the one that was killed
+    assert set(mine) & set(others) <= {mine[-1]}  # the trial of the killed process
 
 
-def test_a_trial_that_ends_while_another_process_looks_for_one_is_not_taken_again(tmp_path: Path):
+def test_a_trial_that_ends_while_another_process_looks_for_one_is_not_claimed_again(tmp_path: Path):
     plan = read_plan([*BASE, f"search.dir={tmp_path}", SPACE])
     mine, other = Study(plan), Study(plan)
-    taken = mine.take()
+    taken = mine.claim_trial()
     assert taken is not None
     lock = other._lock
 
@@ -133,48 +133,48 @@ def test_a_trial_that_ends_while_another_process_looks_for_one_is_not_taken_agai
         return lock(number)
 
     other._lock = lock_late
-    next_one = other.take()
+    next_one = other.claim_trial()
     assert next_one is not None
     assert next_one.number == taken.number + 1
 
 
-def test_how_a_trial_ends_is_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_the_ending_of_a_trial_is_stored_as_its_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setenv("STAND_IN_16", "diverged")
     monkeypatch.setenv("STAND_IN_32", "out of memory")
     arguments = ["search.space={optimizer.lr: [1e-3, 1e-4], batch.size: [8, 16, 32]}", "search.sampler=grid"]
     arguments += [f"search.dir={tmp_path / 'found'}", "search.pruner=none"]
     assert search(*arguments) == 0
-    told = capsys.readouterr().out
-    rows = [line.split() for line in told.splitlines() if line.strip()[:1] in ("*", *"012345") and "0.00" in line]
+    output = capsys.readouterr().out
+    rows = [line.split() for line in output.splitlines() if line.strip()[:1] in ("*", *"012345") and "0.00" in line]
     assert [row[-1] for row in rows if "finished" in row] == ["finished", "finished"]
-    assert "diverged: step 30: the loss is nan" in told
-    assert "out of memory: step 30: out of memory with one row a microbatch" in told
-    assert "best: trial 3, accuracy 0.992" in told
+    assert "diverged: step 30: the loss is nan" in output
+    assert "out of memory: step 30: out of memory with one row a microbatch" in output
+    assert "best: trial 3, accuracy 0.992" in output
     page = (tmp_path / "found" / "search.html").read_text()
-    assert f"all trials, with charts: {tmp_path / 'found' / 'search.html'}" in told
+    assert f"all trials, with charts: {tmp_path / 'found' / 'search.html'}" in output
     assert "out of memory: step 30: out of memory with one row a microbatch" in page
     assert "4 trials without a value are left out" in page
     best = (tmp_path / "found" / "best.yaml").read_text()
     assert "\n  lr: 0.0001\n" in best
     assert f"run_dir: {tmp_path / 'found' / 'best'}" in best
     assert search(*arguments) == 0
-    assert capsys.readouterr().out.splitlines()[-10:] == told.splitlines()[-10:]
+    assert capsys.readouterr().out.splitlines()[-10:] == output.splitlines()[-10:]
     assert (tmp_path / "found" / "search.html").read_text() == page
     (tmp_path / "found" / "search.html").unlink()
     (tmp_path / "found" / "search.html").mkdir()
     assert search(*arguments) == 0
-    told = capsys.readouterr().out
-    assert "best: trial 3" in told
-    assert re.search("^warning: .*search.html", told, re.MULTILINE)
+    output = capsys.readouterr().out
+    assert "best: trial 3" in output
+    assert re.search("^warning: .*search.html", output, re.MULTILINE)
 
 
-def test_values_that_are_refused_are_a_result_and_where_all_are_the_search_ends(tmp_path, monkeypatch, capsys):
+def test_refused_values_are_a_result_and_the_search_ends_if_all_are_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("STAND_IN_16", "refused")
     arguments = ["search.sampler=grid", f"search.dir={tmp_path / 'found'}"]
     assert search("search.space={optimizer.lr: [1e-4], batch.size: [16, 8]}", *arguments) == 0
-    told = capsys.readouterr()
-    assert "trial 0: refused: command line: batch.size is 16; too many" in told.out
-    assert "best: trial 1" in told.out
+    output = capsys.readouterr()
+    assert "trial 0: refused: command line: batch.size is 16; too many" in output.out
+    assert "best: trial 1" in output.out
     arguments[-1] += "-2"
     monkeypatch.setenv("STAND_IN_REFUSES", "search.metric")
     assert search("search.space={optimizer.lr: [1e-4], batch.size: [8]}", *arguments) == 2
@@ -191,44 +191,44 @@ def test_several_seeds_and_folds_are_runs_of_one_trial(tmp_path, capsys):
     runs = sorted(str(path.parent.relative_to(directory)) for path in directory.rglob("status.json"))
     assert len(runs) == 12
     assert runs[:2] == ["trial-0000/seed-1/fold-1", "trial-0000/seed-1/fold-2"]
-    assert (directory / runs[0] / "name").read_text() == "found-trial-0000-seed-1-fold-1"  # at the trackers
-    told = capsys.readouterr().out
-    assert "spread" in told
-    assert "  seed-3/fold-2  1.022" in told
+    assert (directory / runs[0] / "name").read_text() == "found-trial-0000-seed-1-fold-1"  # the name in trackers
+    output = capsys.readouterr().out
+    assert "spread" in output
+    assert "  seed-3/fold-2  1.022" in output
     ((_, _, value, _), _) = rows_of(directory, *arguments, "search.seeds=3", "search.folds=2")
     assert value == pytest.approx(1 - 0.008 + 0.02)
 
 
-def test_the_mean_of_some_runs_is_not_the_value_of_a_trial(tmp_path, monkeypatch, capsys):
+def test_a_trial_has_no_value_unless_all_its_runs_finished(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("STAND_IN_16", "out of memory")
     monkeypatch.setenv("STAND_IN_SEED", "2")
     arguments = ["search.space={optimizer.lr: [1e-4], batch.size: [8, 16]}", "search.sampler=grid", "search.seeds=3"]
     assert search(*arguments, f"search.dir={tmp_path / 'found'}") == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     first, second = rows_of(tmp_path / "found", *arguments)
     assert first[2:] == (pytest.approx(0.992 + 0.02), "finished")
     assert second[2:] == (None, "out of memory")
-    assert "trial 1: out of memory: step 30" in told
-    assert "importance of each key: shown from 10 finished trials on (so far 1)" in told
+    assert "trial 1: out of memory: step 30" in output
+    assert "importance of each key: shown from 10 finished trials on (so far 1)" in output
     page = (tmp_path / "found" / "search.html").read_text()
     assert "Importance of each key: shown from 10 finished trials on (so far 1)." in page
 
 
-def test_another_space_in_the_same_directory_is_refused(undisturbed: Path, capsys):
-    assert search(f"search.dir={undisturbed}", SPACE.replace("8, ", "4, ")) == 2
+def test_another_space_in_the_same_directory_is_refused(uninterrupted: Path, capsys):
+    assert search(f"search.dir={uninterrupted}", SPACE.replace("8, ", "4, ")) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: search.name: the study undisturbed was begun otherwise (search.space was")
-    assert search(f"search.dir={undisturbed}", SPACE, "optimizer.weight_decay=0.5") == 2
+    assert line.startswith("error: search.name: the study uninterrupted was started with other values (search.space")
+    assert search(f"search.dir={uninterrupted}", SPACE, "optimizer.weight_decay=0.5") == 2
     assert "(optimizer.weight_decay was 0.01, is 0.5)" in capsys.readouterr().err
-    assert search(f"search.dir={undisturbed}", SPACE, "log.every=5", "search.trials=16", "search.seed=0") == 0
-    told = capsys.readouterr().out
-    assert "importance of each key" in told
-    assert '<th scope="col" class="bar">importance</th>' in (undisturbed / "search.html").read_text()
-    assert len(rows_of(undisturbed, SPACE)) == 16
+    assert search(f"search.dir={uninterrupted}", SPACE, "log.every=5", "search.trials=16", "search.seed=0") == 0
+    output = capsys.readouterr().out
+    assert "importance of each key" in output
+    assert '<th scope="col" class="bar">importance</th>' in (uninterrupted / "search.html").read_text()
+    assert len(rows_of(uninterrupted, SPACE)) == 16
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "problems"),
     [
         ([], ["search.space= is missing: such as {optimizer.lr"]),
         ([SPACE, "search.trails=3"], ["search.trails: there is no such key; did you mean search.trials?"]),
@@ -274,11 +274,11 @@ def test_another_space_in_the_same_directory_is_refused(undisturbed: Path, capsy
         ([SPACE, "search.storage=nosuch://x"], ["search.storage cannot be opened"]),
     ],
 )
-def test_what_is_wrong_is_told_at_once(arguments: Sequence[str], told: Sequence[str], tmp_path: Path, capsys):
+def test_all_problems_are_reported_at_once(arguments: Sequence[str], problems: Sequence[str], tmp_path: Path, capsys):
     assert search(*arguments, f"search.dir={tmp_path / 'found'}") == 2
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == len(told), lines
-    for line, expected in zip(lines, told, strict=True):
+    assert len(lines) == len(problems), lines
+    for line, expected in zip(lines, problems, strict=True):
         assert line.startswith(f"error: {expected}"), line
 
 
@@ -290,7 +290,7 @@ def test_importance_is_the_share_of_the_differences_between_trials(weight: int, 
         "batch.size": optuna.distributions.CategoricalDistribution([8, 16, 32]),
     }
     generator, trials = random.Random(0), []
-    for place in range(24):  # most near the best rate, as a sampler would have it
+    for place in range(24):  # most are near the best rate, as a sampler draws them
         power, size = -4 + generator.gauss(0, 0.01 if place > 4 else 1), generator.choice([8, 16, 32])
         params = {"optimizer.lr": 10**power, "batch.size": size}
         value = -weight * ((power + 4) ** 2 + size / 1000)
@@ -303,7 +303,7 @@ def test_importance_is_the_share_of_the_differences_between_trials(weight: int, 
         assert weights == {"optimizer.lr": 0, "batch.size": 0}
 
 
-def test_the_best_trial_of_another_directory_is_not_looked_for_in_this_one(tmp_path: Path, capsys):
+def test_the_best_trial_of_another_directory_has_no_path_in_this_one(tmp_path: Path, capsys):
     arguments = [SPACE, "search.trials=2", f"search.storage=sqlite:///{tmp_path / 'study.db'}", "search.name=one"]
     assert search(*arguments, f"search.dir={tmp_path / 'first'}") == 0
     assert search(*arguments, f"search.dir={tmp_path / 'second'}") == 0
@@ -317,5 +317,5 @@ class Pruner(optuna.pruners.NopPruner):
         self.seed = seed
 
 
-def test_a_pruner_of_the_users_own_keeps_the_seed_that_it_has():
+def test_a_custom_pruner_keeps_its_default_seed():
     assert _make("pruner", f"{__name__}.Pruner", {}, optuna.pruners.BasePruner).seed == 7

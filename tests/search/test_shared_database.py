@@ -1,4 +1,4 @@
-"""Two machines, here two processes with search directories of their own, share a study in PostgreSQL."""
+"""Two machines, here two processes with separate search directories, share a study in PostgreSQL."""
 
 import os
 import shutil
@@ -50,7 +50,7 @@ def database() -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_machines_share_a_study_and_take_up_their_own_trials_alone(database: str, tmp_path: Path):
+def test_machines_share_a_study_and_restart_only_their_own_trials(database: str, tmp_path: Path):
     shared = [SPACE, "search.trials=12", "search.name=shared", f"search.storage={database}"]
     one, other = tmp_path / "one", tmp_path / "other"
     first, second = fork(one, *shared), fork(other, *shared)

@@ -18,7 +18,7 @@ TEXTS = st.text("aé01[]{}\"': ,#tru-_.\\n", min_size=1, max_size=8).filter(lamb
 
 @settings(max_examples=30)
 @given(value=SCALARS | TEXTS | st.lists(SCALARS | TEXTS, max_size=3) | st.dictionaries(TEXTS, SCALARS, max_size=3))
-def test_a_value_is_spelled_so_that_the_command_line_reads_it_again(value):
+def test_the_command_line_reads_a_formatted_value_back(value):
     reading = read_config(None, [f"model.overrides.some={spell('model.overrides.some', value)}"])
     assert reading.key_problems == []
     found = value_of(reading.config, "model.overrides")["some"]
@@ -54,7 +54,7 @@ def test_a_grid_has_every_combination_once():
     assert math.isclose(grid[-1]["optimizer.lr"], 0.3)
 
 
-def test_seeds_and_folds_are_runs_in_folders_of_their_own():
+def test_seeds_and_folds_are_runs_in_separate_folders():
     runs = list_runs(2, 3)
     assert list(runs)[:4] == ["seed-1/fold-1", "seed-1/fold-2", "seed-1/fold-3", "seed-2/fold-1"]
     assert runs["seed-2/fold-3"][:2] == ["seed=2", "data.fold=3/3"]
@@ -86,7 +86,7 @@ def test_the_table_has_each_trial_and_marks_the_best():
     assert describe_trials(rows, "accuracy", [], best=None)[4].endswith("running")
 
 
-def test_of_equal_trials_the_first_is_the_best():
+def test_the_first_of_equal_trials_is_the_best():
     rows = [make_row(number, 0.5, "finished") for number in range(3)]
     assert find_best(rows, maximize=True) is find_best(rows, maximize=False) is rows[0]
 

@@ -12,12 +12,12 @@ from trainer_loop.service.batcher import Abandoned, Batcher, Job, Row
 
 
 class Model:
-    """Answers a row with its number. It can be held before its passes, of one row each, and fails at rows 13 and 14."""
+    """Predicts the number of a row, in passes of one row, which a test can block. Rows 13 and 14 fail."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
-        self.begun, self.goes_on = threading.Event(), threading.Event()
-        self.goes_on.set()
+        self.started, self.may_continue = threading.Event(), threading.Event()
+        self.may_continue.set()
 
     def predict(
         self, rows: Sequence[Row], names: Sequence[str], before_pass: Callable[[], None]
@@ -25,8 +25,8 @@ class Model:
         assert len(rows) == len(names)
         self.batches.append([])
         for row in rows:
-            self.begun.set()
-            assert self.goes_on.wait(10)
+            self.started.set()
+            assert self.may_continue.wait(10)
             before_pass()
             if row["number"] == 14:
                 sys.exit("14")
@@ -50,7 +50,7 @@ def reported() -> list[int]:
 def batcher(model: Model, reported: list[int]) -> Iterator[Batcher]:
     batcher = Batcher(model.predict, batch_rows=4, seconds=0.05, report=lambda rows, seconds: reported.append(rows))
     yield batcher
-    model.goes_on.set()
+    model.may_continue.set()
     batcher.close()
 
 
@@ -78,7 +78,7 @@ def test_jobs_that_fit_are_predicted_together_and_each_gets_its_rows(
     assert reported == [3, 2, 6]
 
 
-def test_an_error_is_told_to_the_job_that_it_belongs_to(batcher: Batcher):
+def test_an_error_is_reported_to_its_job_only(batcher: Batcher):
     good, bad, other = job_of(1), job_of(2, 13), job_of(3)
     submit(batcher, good, bad, other)
     assert (numbers_of(good), numbers_of(other)) == ([1], [3])
@@ -86,7 +86,7 @@ def test_an_error_is_told_to_the_job_that_it_belongs_to(batcher: Batcher):
         bad.answer.result(timeout=10)
 
 
-def test_what_is_no_exception_does_not_end_the_thread_of_the_model(batcher: Batcher):
+def test_a_base_exception_does_not_end_the_thread_of_the_model(batcher: Batcher):
     bad, good, after = job_of(14), job_of(1), job_of(2)
     submit(batcher, bad, good)
     with pytest.raises(RuntimeError, match="SystemExit: 14"):
@@ -97,35 +97,35 @@ def test_what_is_no_exception_does_not_end_the_thread_of_the_model(batcher: Batc
 
 
 def test_a_job_that_is_abandoned_in_the_queue_is_not_predicted(batcher: Batcher, model: Model):
-    model.goes_on.clear()
+    model.may_continue.clear()
     first, second, third = job_of(1, 2, 3, 4), job_of(5), job_of(6)
     submit(batcher, first, second, third)
-    assert model.begun.wait(10)
+    assert model.started.wait(10)
     second.abandon()
-    model.goes_on.set()
+    model.may_continue.set()
     assert numbers_of(third) == [6]
     assert model.batches == [[1, 2, 3, 4], [6]]
     with pytest.raises(CancelledError):
         second.answer.result(timeout=0)
 
 
-def test_a_batch_that_nobody_waits_for_ends_before_its_next_pass(batcher: Batcher, model: Model):
-    model.goes_on.clear()
+def test_an_abandoned_batch_ends_before_its_next_pass(batcher: Batcher, model: Model):
+    model.may_continue.clear()
     one = job_of(1, 2, 3, 4)
     submit(batcher, one)
-    assert model.begun.wait(10)
+    assert model.started.wait(10)
     one.abandon()
-    model.goes_on.set()
+    model.may_continue.set()
     with pytest.raises(Abandoned):
         one.answer.result(timeout=10)
     assert model.batches == [[]]
 
 
-def test_what_waits_when_it_is_closed_is_answered(batcher: Batcher, model: Model):
-    model.goes_on.clear()
+def test_jobs_that_wait_when_the_batcher_is_closed_are_answered(batcher: Batcher, model: Model):
+    model.may_continue.clear()
     jobs = [job_of(1, 2, 3), job_of(4, 5, 6)]
     submit(batcher, *jobs)
-    assert model.begun.wait(10)
-    threading.Timer(0.1, model.goes_on.set).start()
+    assert model.started.wait(10)
+    threading.Timer(0.1, model.may_continue.set).start()
     batcher.close()
     assert [numbers_of(job) for job in jobs] == [[1, 2, 3], [4, 5, 6]]

@@ -1,4 +1,4 @@
-"""Requests that nobody thought of: each gets an answer, and none ends in a bug."""
+"""Generated requests: each gets an answer, and none shows a bug."""
 
 import json
 from collections.abc import Iterator
@@ -38,14 +38,14 @@ def served(request: pytest.FixtureRequest) -> Iterator[tuple[str, Service]]:
 
 
 def often(served: tuple[str, Service]) -> settings:
-    """Less often in `make test`, which tries one task."""
+    """Try fewer requests in `make test`, which tests one task."""
     count = 20 if served[0] == _QUICK else 60
     return settings(max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["positive", "negative"])
-def test_what_its_description_allows_or_rules_out(mode: str, served: tuple[str, Service]):
+def test_requests_that_the_description_allows_or_forbids(mode: str, served: tuple[str, Service]):
     import schemathesis  # seconds
 
     schema = schemathesis.openapi.from_asgi("/openapi.json", make_app(served[1]))
@@ -67,7 +67,7 @@ def test_what_its_description_allows_or_rules_out(mode: str, served: tuple[str, 
         assert 200 in statuses
 
 
-def test_a_request_with_other_bytes_in_it(served: tuple[str, Service]):
+def test_a_request_with_changed_bytes(served: tuple[str, Service]):
     name, service = served
     body = json.dumps({"rows": example_rows(service.predictor, name)[:2]}).encode()
     client = TestClient(make_app(service), raise_server_exceptions=False)

@@ -1,4 +1,4 @@
-"""`python -m trainer_loop.serve` as a process, and what it says of wrong arguments."""
+"""`python -m trainer_loop.serve` as a process, and its messages about wrong arguments."""
 
 import json
 import re
@@ -76,7 +76,7 @@ def test_the_command_answers_until_a_signal_and_then_finishes_what_it_accepted(m
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["port=8000"], "model= is missing"),
         (["model=nowhere"], "model=nowhere: no such directory"),
@@ -89,12 +89,12 @@ def test_the_command_answers_until_a_signal_and_then_finishes_what_it_accepted(m
         (["model=here", f"port={'9' * 5000}"], f"port={'9' * 297}...: it must be a whole number from 0"),
     ],
 )
-def test_what_is_wrong_with_its_arguments(words: list[str], told: str, capfd: pytest.CaptureFixture[str]):
+def test_wrong_arguments_are_reported(words: list[str], message: str, capfd: pytest.CaptureFixture[str]):
     assert serve.main(words) == 2
-    assert told in capfd.readouterr().err
+    assert message in capfd.readouterr().err
 
 
-def test_what_is_wrong_with_its_surroundings(
+def test_a_wrong_environment_is_reported(
     model_dir: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     with bind("127.0.0.1", 0) as taken:
@@ -111,7 +111,7 @@ def test_what_is_wrong_with_its_surroundings(
         assert "TRAINER_LOOP_TOKEN: it must be ASCII" in capfd.readouterr().err
 
 
-def test_it_says_so_where_anybody_may_ask(
+def test_a_public_address_without_a_token_is_reported(
     model_dir: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("trainer_loop.service.server.serve", lambda app, service, bound, on_start: service.close())
@@ -127,11 +127,11 @@ def test_it_says_so_where_anybody_may_ask(
         assert (is_public(own), is_public(public)) == (False, True)
 
 
-def test_help_and_the_page_tell_the_limits_that_hold(capfd: pytest.CaptureFixture[str]):
+def test_help_and_the_page_have_the_default_limits(capfd: pytest.CaptureFixture[str]):
     assert serve.main(["--help"]) == 0
-    told = capfd.readouterr().out
+    output = capfd.readouterr().out
     limits = vars(ServiceLimits())
     for name, value in limits.items():
-        assert re.search(rf"{name}= .*default {value}\b", told), name
+        assert re.search(rf"{name}= .*default {value}\b", output), name
     rows = dict(re.findall(r"^\| `(\w+)=` \| ([\d,]+) \|", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE))
     assert {name: int(rows[name].replace(",", "")) for name in rows} == limits

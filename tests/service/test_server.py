@@ -1,4 +1,4 @@
-"""The service at its address: what holds up its stop, and an address that another process took meanwhile."""
+"""The service at its address: its stop, and an address that another process uses at the same time."""
 
 import signal
 import socket
@@ -26,15 +26,15 @@ def service() -> Iterator[Service]:
     service.close()
 
 
-def test_a_client_that_does_not_read_its_answers_does_not_hold_up_the_stop(
+def test_a_client_that_does_not_read_its_answers_does_not_delay_the_stop(
     service: Service, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     monkeypatch.setattr(server, "_SECONDS_TO_READ", 0.2)
-    bound, begun = bind("127.0.0.1", 0), threading.Event()
+    bound, started = bind("127.0.0.1", 0), threading.Event()
     place = bound.getsockname()
-    thread = threading.Thread(target=lambda: serve(make_app(service), service, bound, on_start=begun.set))
+    thread = threading.Thread(target=lambda: serve(make_app(service), service, bound, on_start=started.set))
     thread.start()
-    assert begun.wait(20)
+    assert started.wait(20)
     with socket.create_connection(place) as client:
         client.sendall(20 * LARGE)  # more than the system buffers
         time.sleep(0.3)
@@ -44,7 +44,7 @@ def test_a_client_that_does_not_read_its_answers_does_not_hold_up_the_stop(
     assert not caplog.records
 
 
-def test_an_address_that_another_took_after_it_was_bound(service: Service):
+def test_an_address_on_which_another_process_listens_after_it_was_bound(service: Service):
     first = bind("127.0.0.1", 0)
     port = first.getsockname()[1]
     second = bind("127.0.0.1", port)  # Linux allows it while neither listens
@@ -54,7 +54,7 @@ def test_an_address_that_another_took_after_it_was_bound(service: Service):
             serve(make_app(service), service, second, on_start=lambda: None)
 
 
-def test_any_second_signal_ends_it_at_once(service: Service):
+def test_a_second_signal_ends_the_service_at_once(service: Service):
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         server._Server(uvicorn.Config(make_app(service)), service, lambda: None).handle_exit(signal.SIGTERM, None)

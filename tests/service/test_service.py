@@ -1,4 +1,4 @@
-"""The service in this process: its answers are those of `Predictor`, and what it refuses it explains."""
+"""The service in this process: its answers equal those of `Predictor`, and it explains what it refuses."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ def serve() -> Iterator[Callable[..., TestClient]]:
 
 
 def assert_close(found: Any, expected: Any) -> None:
-    """The same JSON, numbers to 1e-6."""
+    """Whether both are the same JSON, with numbers equal to 1e-6."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
@@ -83,7 +83,7 @@ def test_every_task_answers_as_predictor(name: str, serve: Callable[..., TestCli
     assert_close([answer.json()["predictions"][0] for answer in alone], expected)
 
 
-def test_requests_that_are_predicted_together_get_the_answers_that_they_get_alone(
+def test_requests_predicted_together_get_the_same_answers_as_alone(
     classifier: Predictor, serve: Callable[..., TestClient]
 ):
     texts = [" ".join(["a delight", "it broke", "never"] * (1 + number % 9)) for number in range(24)]
@@ -100,9 +100,9 @@ def test_requests_that_are_predicted_together_get_the_answers_that_they_get_alon
     for thread in threads:
         thread.join()
     assert_close([found[number][0] for number in range(24)], expected)
-    told = client.get("/metrics").text
-    assert 'requests_total{status="200"} 24.0' in told
-    assert int(float(re.search(r"batch_rows_count (\S+)", told)[1])) < 12, "many requests share a batch"
+    metrics = client.get("/metrics").text
+    assert 'requests_total{status="200"} 24.0' in metrics
+    assert int(float(re.search(r"batch_rows_count (\S+)", metrics)[1])) < 12, "many requests share a batch"
 
 
 def test_rows_may_have_the_names_of_the_training_data_and_be_texts_alone(serve: Callable[..., TestClient]):
@@ -113,7 +113,7 @@ def test_rows_may_have_the_names_of_the_training_data_and_be_texts_alone(serve: 
     assert answers[0] == answers[1] == answers[2]
 
 
-def test_every_column_that_the_model_was_trained_on_is_read(serve: Callable[..., TestClient]):
+def test_every_column_of_the_training_is_read(serve: Callable[..., TestClient]):
     predictor = make_predictor("chat")
     predictor.columns = {"prompt": "ask", "context": "context", "tools": "tools"}
     client = serve(predictor, max_list_length=9)
@@ -137,7 +137,7 @@ def test_every_column_that_the_model_was_trained_on_is_read(serve: Callable[...,
         assert message in error["message"]
 
 
-def test_a_language_model_continues_where_the_command_says_how(serve: Callable[..., TestClient]):
+def test_a_language_model_continues_texts_if_the_command_has_settings_for_it(serve: Callable[..., TestClient]):
     predictor = make_predictor("causal_lm")
     texts = ["The ferry crosses", "", "Nobody"]
     assert serve(predictor).post("/predict", json={"rows": texts}).json()["predictions"][1] == {
@@ -154,7 +154,9 @@ def test_a_text_without_tokens_has_no_loss_also_alone():
     assert predictor.predict([""]) == [{"loss": None, "perplexity": None}]
 
 
-def test_what_is_no_number_is_null(classifier: Predictor, serve: Callable[..., TestClient], monkeypatch: Any):
+def test_numbers_that_are_not_finite_are_null(
+    classifier: Predictor, serve: Callable[..., TestClient], monkeypatch: Any
+):
     monkeypatch.setattr(classifier.task, "decode", lambda outputs, row: {"a": float("nan"), "b": [float("inf"), 1.5]})
     assert (
         serve(classifier).post("/predict", json={"rows": ROWS[:1]}).text
@@ -200,7 +202,7 @@ def test_what_is_no_number_is_null(classifier: Predictor, serve: Callable[..., T
         (b'{"rows": [{"text": "a"}]}' + b" " * 1000, 413, "body", "allowed: 1,000 bytes"),
     ],
 )
-def test_a_body_that_is_not_as_it_should_be(
+def test_an_invalid_body_is_refused(
     body: bytes, status: int, place: str, message: str, classifier: Predictor, serve: Callable[..., TestClient]
 ):
     limits = {"max_rows": 3, "max_text_length": 8, "max_body_bytes": 1000 if status == 413 else 200_000}
@@ -211,7 +213,7 @@ def test_a_body_that_is_not_as_it_should_be(
     assert client.post("/predict", json={"rows": ["a"]}).status_code == 200
 
 
-def test_all_that_is_wrong_with_a_request_is_told_at_once(classifier: Predictor, serve: Callable[..., TestClient]):
+def test_all_faults_of_a_request_are_reported_at_once(classifier: Predictor, serve: Callable[..., TestClient]):
     errors = errors_of(serve(classifier).post("/predict", json={"rows": [{"text": 1}, "fine", {"tex": "a"}]}), 422)
     assert [error["place"] for error in errors] == ["rows[0].text", "rows[2]", "rows[2].text"]
     many = {f"column{number}": 1 for number in range(100_000)}
@@ -220,7 +222,7 @@ def test_all_that_is_wrong_with_a_request_is_told_at_once(classifier: Predictor,
     assert time.monotonic() - began < 5
 
 
-def test_a_row_that_the_model_cannot_answer_costs_no_other_request(serve: Callable[..., TestClient]):
+def test_a_row_that_cannot_be_predicted_fails_no_other_request(serve: Callable[..., TestClient]):
     predictor = make_predictor("masked_lm")
     mask = predictor.processor.mask_token
     client = serve(predictor, batch_ms=300, batch_rows=3)
@@ -241,7 +243,7 @@ def test_a_row_that_the_model_cannot_answer_costs_no_other_request(serve: Callab
     assert error["message"].startswith(f"has no {mask} to fill in")
 
 
-def test_only_json_is_read_and_other_addresses_are_told(classifier: Predictor, serve: Callable[..., TestClient]):
+def test_only_json_is_read_and_other_addresses_are_refused(classifier: Predictor, serve: Callable[..., TestClient]):
     client = serve(classifier)
     as_form = client.post("/predict", content=b'{"rows": ["a"]}', headers={"content-type": "text/plain"})
     assert errors_of(as_form, 415)[0]["place"] == "header content-type"
@@ -251,7 +253,7 @@ def test_only_json_is_read_and_other_addresses_are_told(classifier: Predictor, s
     assert client.post("/predict", content=b'{"rows": ["a"]}', headers=typed).status_code == 200
 
 
-def test_a_token_is_needed_where_there_is_one(classifier: Predictor, serve: Callable[..., TestClient]):
+def test_a_token_is_required_if_one_is_set(classifier: Predictor, serve: Callable[..., TestClient]):
     client = serve(classifier, token="s3cret")
     for given in ({}, {"authorization": "Bearer s3cre"}, {"authorization": "s3cret"}, {"authorization": "Bearer \xe9"}):
         raw = {name: value.encode("latin-1") for name, value in given.items()}
@@ -269,12 +271,12 @@ def test_a_token_is_needed_where_there_is_one(classifier: Predictor, serve: Call
 def test_a_full_queue_a_slow_answer_and_a_stop(
     classifier: Predictor, serve: Callable[..., TestClient], monkeypatch: Any
 ):
-    begun, goes_on = threading.Event(), threading.Event()
+    started, may_continue = threading.Event(), threading.Event()
     predict_rows = classifier.predict_rows
 
     def wait(*arguments: Any, **options: Any) -> Any:
-        begun.set()
-        assert goes_on.wait(10)
+        started.set()
+        assert may_continue.wait(10)
         return predict_rows(*arguments, **options)
 
     monkeypatch.setattr(classifier, "predict_rows", wait)
@@ -282,7 +284,7 @@ def test_a_full_queue_a_slow_answer_and_a_stop(
     answers: list[Any] = []
     first = threading.Thread(target=lambda: answers.append(client.post("/predict", json={"rows": ["a"]})))
     first.start()
-    assert begun.wait(10)
+    assert started.wait(10)
     full = client.post("/predict", json={"rows": ["b"]})
     assert "1 requests wait already" in errors_of(full, 429)[0]["message"]
     assert full.headers["retry-after"] == "1"
@@ -292,13 +294,13 @@ def test_a_full_queue_a_slow_answer_and_a_stop(
     first.join()
     assert "no answer within 1 seconds" in errors_of(answers[0], 503)[0]["message"]
     assert client.service.num_open == 0
-    goes_on.set()
+    may_continue.set()
     client.service.is_stopping = False
     assert client.post("/predict", json={"rows": ["b"]}).status_code == 200
 
 
 @pytest.mark.parametrize("leaves", ["while it sends", "while it waits"])
-def test_a_client_that_leaves_costs_nothing(
+def test_rows_of_a_client_that_left_are_not_predicted(
     leaves: str, classifier: Predictor, serve: Callable[..., TestClient], monkeypatch: Any
 ):
     passes: list[int] = []
@@ -326,7 +328,7 @@ def test_a_client_that_leaves_costs_nothing(
     assert 'requests_total{status="499"} 1.0' in client.get("/metrics").text
 
 
-def test_a_body_that_does_not_arrive_is_not_waited_for(classifier: Predictor, serve: Callable[..., TestClient]):
+def test_a_body_that_does_not_arrive_in_time_is_refused(classifier: Predictor, serve: Callable[..., TestClient]):
     client = serve(classifier, max_seconds=1)
     sent: list[dict[str, Any]] = []
     headers = [(b"content-type", b"application/json")]
@@ -343,7 +345,9 @@ def test_a_body_that_does_not_arrive_is_not_waited_for(classifier: Predictor, se
     assert sent[0]["status"] == 408
 
 
-def test_a_bug_is_told_and_ends_nothing(classifier: Predictor, serve: Callable[..., TestClient], monkeypatch: Any):
+def test_a_bug_is_reported_and_the_service_continues(
+    classifier: Predictor, serve: Callable[..., TestClient], monkeypatch: Any
+):
     client = serve(classifier)
     with monkeypatch.context() as patch:
         patch.setattr(classifier.task, "decode", lambda outputs, row: 1 / 0)
@@ -419,7 +423,7 @@ def test_an_image_that_is_refused(uri: str, message: str, of_images: Predictor, 
 # --------------------------------------------------------------------------------------------------- description
 
 
-def test_its_page_needs_no_network(classifier: Predictor, serve: Callable[..., TestClient]):
+def test_the_docs_page_needs_no_network(classifier: Predictor, serve: Callable[..., TestClient]):
     client = serve(classifier)
     page = client.get("/docs").text
     loaded = re.findall(r'(?:src|href)="([^"]+)"', page)
@@ -429,13 +433,13 @@ def test_its_page_needs_no_network(classifier: Predictor, serve: Callable[..., T
 
 
 @pytest.mark.parametrize("name", list_tasks())
-def test_the_example_of_its_description_is_answered(name: str, serve: Callable[..., TestClient]):
+def test_the_example_of_the_description_is_answered(name: str, serve: Callable[..., TestClient]):
     client = serve(make_predictor(name))
     body = client.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]
     assert client.post("/predict", json=body["content"]["application/json"]["example"]).status_code == 200
 
 
-def test_a_name_that_is_given_twice(serve: Callable[..., TestClient]):
+def test_a_column_that_is_named_twice(serve: Callable[..., TestClient]):
     predictor = make_predictor("token_classification")
     predictor.columns = {"words": "tokens", "tags": "ner"}
     (error,) = errors_of(serve(predictor).post("/predict", json={"rows": [{"words": ["a"], "tokens": ["a"]}]}), 422)

@@ -1,4 +1,4 @@
-"""What a file loses, gains and keeps when it is predicted; the model is one that says pos of every text."""
+"""Predicting a file: which columns and rows its output has. The model is a stub that predicts pos for every text."""
 
 import csv
 import errno
@@ -33,7 +33,7 @@ SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
 class Stub:
-    """Knows the classes neg and pos; remembers what it was asked."""
+    """A model with the classes neg and pos. It records its inputs."""
 
     task = SequenceClassification()
     label_names = ("neg", "pos")
@@ -52,23 +52,23 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def make_record(**fields: Any) -> ExportRecord:
-    known = {
+    defaults = {
         "task": "sequence_classification",
         "columns": {"text": "text", "label": "label"},
         "max_length": 8,
         "step": 1,
     }
-    return ExportRecord(**{**known, "num_steps": 1, "metrics": {}, "plan": {}, **fields})
+    return ExportRecord(**{**defaults, "num_steps": 1, "metrics": {}, "plan": {}, **fields})
 
 
 def run(file: Any, *, record: ExportRecord | None = None, **options: Any) -> tuple[Stub, list[str]]:
-    """Predict a file -> the stub, and the lines for a person."""
+    """Predict a file; returns the stub and the lines for the user."""
     stub = Stub()
     job = prepare_file(file, Request("run", **options), Path("run/model"), record or make_record())
     return stub, predict_file(stub, job)
 
 
-def problems_of(file: Any, **options: Any) -> list[str]:
+def predict_problems(file: Any, **options: Any) -> list[str]:
     with pytest.raises(UserError) as caught:
         run(file, **options)
     assert all("\n" not in problem for problem in caught.value.problems)
@@ -88,23 +88,23 @@ def read_output(path: str) -> list[dict[str, Any]]:
                 return list(csv.DictReader(file, delimiter="," if suffix == ".csv" else "\t"))
 
 
-def names_here() -> list[str]:
+def list_files() -> list[str]:
     return sorted(path.name for path in Path().iterdir())
 
 
 def as_cell(value: Any) -> str:
-    """A value of JSON as a .csv file has it."""
+    """Return the text of a JSON value in a .csv file."""
     return "" if value is None else json.dumps(value) if isinstance(value, (list, dict)) else str(value)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("name", CASES)
-def test_a_column_of_any_type_is_written_or_refused_before_the_model_is_asked(folder: Path, name: str, suffix: str):
+def test_a_column_of_any_type_is_written_or_refused_before_the_model_predicts(folder: Path, name: str, suffix: str):
     case = CASES[name]
     pa.feather.write_feather(pa.table({"text": ["x", "y", "z"], "column": case.array}), "in.feather")
     output = f"out{suffix}"
     if suffix == ".parquet" and not case.has_parquet and not (case.texts or case.labels):
-        (problem,) = problems_of("in.feather", output=output)
+        (problem,) = predict_problems("in.feather", output=output)
         assert problem.startswith("column 'column' cannot be written to a .parquet file: parquet has no type for")
         assert problem.endswith("; let output= end in .jsonl, or drop the column")
         assert not Path(output).exists()
@@ -112,17 +112,17 @@ def test_a_column_of_any_type_is_written_or_refused_before_the_model_is_asked(fo
     run("in.feather", output=output)
     rows = read_output(output)
     assert [list(row) for row in rows] == [["text", "column", "label", "probability"]] * 3
-    wanted = case.json
+    expected = case.json
     if suffix == ".parquet":
-        wanted = case.array.to_pylist()
+        expected = case.array.to_pylist()
     elif suffix in (".csv", ".tsv"):
-        wanted = [as_cell(value) for value in case.json]
-    assert [row["column"] for row in rows] == wanted
-    assert names_here() == sorted(["in.feather", output])
+        expected = [as_cell(value) for value in case.json]
+    assert [row["column"] for row in rows] == expected
+    assert list_files() == sorted(["in.feather", output])
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_values_of_json_stay_what_they_are_or_are_refused(folder: Path, suffix: str):
+def test_json_values_are_preserved_or_refused(folder: Path, suffix: str):
     values = [
         {"text": "a", "n": 2**70, "mixed": 1, "nested": {"b": [1, None]}, "half": "\ud83d", "id": 9007199254740993},
         {"text": "b", "n": None, "mixed": "x", "nested": None, "half": None, "id": None},
@@ -133,7 +133,7 @@ def test_values_of_json_stay_what_they_are_or_are_refused(folder: Path, suffix: 
         run("in.jsonl", output=output)
         assert [{name: row[name] for name in values[0]} for row in read_output(output)] == values
         return
-    problems = problems_of("in.jsonl", output=output)
+    problems = predict_problems("in.jsonl", output=output)
     refused = ["n", "mixed", "half"] if suffix == ".parquet" else ["half"]
     assert [problem.split("'")[1] for problem in problems] == refused
     assert all("let output= end in ." in problem for problem in problems)
@@ -148,9 +148,9 @@ def test_values_of_json_stay_what_they_are_or_are_refused(folder: Path, suffix: 
     assert read == (values if suffix == ".parquet" else cells)
 
 
-def test_infinity_is_refused_by_json_alone(folder: Path):
+def test_only_json_output_refuses_infinity(folder: Path):
     pa.parquet.write_table(pa.table({"text": ["a", "b"], "x": [float("inf"), float("nan")]}), "in.parquet")
-    (problem,) = problems_of("in.parquet", output="out.jsonl")
+    (problem,) = predict_problems("in.parquet", output="out.jsonl")
     assert problem == (
         "column 'x' cannot be written to a .jsonl file: JSON has no infinity; let output= end in .csv or parquet, or "
         "drop the column"
@@ -159,7 +159,7 @@ def test_infinity_is_refused_by_json_alone(folder: Path):
     assert [row["x"] for row in read_output("out.csv")] == ["inf", "nan"]
 
 
-def test_what_is_predicted_takes_a_name_that_is_free(folder: Path):
+def test_predicted_columns_get_unused_names(folder: Path):
     Path("0.csv").write_text("text\na\n")
     for number in range(4):
         _, lines = run(f"{number}.csv", output=f"{number + 1}.csv")
@@ -173,7 +173,7 @@ def test_what_is_predicted_takes_a_name_that_is_free(folder: Path):
     ]
 
 
-def test_no_file_that_is_there_is_replaced(folder: Path):
+def test_an_existing_file_is_not_replaced(folder: Path):
     Path("run/predictions").mkdir(parents=True)
     Path("run/predictions/test.jsonl").write_text("of the run")
     Path("test.jsonl").write_text('{"text": "a"}\n')
@@ -181,13 +181,13 @@ def test_no_file_that_is_there_is_replaced(folder: Path):
         _, lines = run("test.jsonl")
         assert lines == [f"1 rows written to run/predictions/test-{number}.jsonl"]
     assert Path("run/predictions/test.jsonl").read_text() == "of the run"
-    (problem,) = problems_of("test.jsonl", output="run/predictions/test.jsonl")
+    (problem,) = predict_problems("test.jsonl", output="run/predictions/test.jsonl")
     assert problem == ("output=run/predictions/test.jsonl is there already; choose another, or set overwrite=true")
     run("test.jsonl", output="run/predictions/test.jsonl", overwrite=True)
     assert read_output("run/predictions/test.jsonl") == [{"text": "a", "label": "pos", "probability": 0.5}]
 
 
-def test_the_file_that_is_read_is_never_replaced(folder: Path):
+def test_the_input_file_is_never_replaced(folder: Path):
     Path("in.jsonl").write_text('{"text": "a"}\n')
     os.link("in.jsonl", "hard.jsonl")
     Path("soft.jsonl").symlink_to("in.jsonl")
@@ -196,55 +196,57 @@ def test_the_file_that_is_read_is_never_replaced(folder: Path):
     Path("link.jsonl").symlink_to("other.jsonl")
     Path("nowhere.jsonl").symlink_to("none.jsonl")
     for name in ("in.jsonl", "./in.jsonl", "hard.jsonl", "soft.jsonl"):
-        assert problems_of("in.jsonl", output=name, overwrite=True) == [
+        assert predict_problems("in.jsonl", output=name, overwrite=True) == [
             f"output={name} is the file that is read; choose another"
         ]
-    assert problems_of("in.jsonl", output="folder.jsonl", overwrite=True)[0].endswith("name a file in it")
+    assert predict_problems("in.jsonl", output="folder.jsonl", overwrite=True)[0].endswith("name a file in it")
     for name, target in (("link.jsonl", "other.jsonl"), ("nowhere.jsonl", "none.jsonl")):
-        assert problems_of("in.jsonl", output=name, overwrite=True) == [
+        assert predict_problems("in.jsonl", output=name, overwrite=True) == [
             f"output={name} is a link to {target}; name the file itself"
         ]
     assert Path("in.jsonl").read_text() == '{"text": "a"}\n'
     assert Path("other.jsonl").read_text() == "other"
 
 
-def test_a_file_that_appears_meanwhile_is_not_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_is_created_during_the_prediction_is_not_replaced(folder: Path, monkeypatch: pytest.MonkeyPatch):
     Path("in.jsonl").write_text('{"text": "a"}\n')
 
     def predict_rows(self, rows, *, labels=None, origin_of=None):
-        Path("out.csv").write_text("of somebody else")
+        Path("out.csv").write_text("of another program")
         return Predictions([{"label": "pos"}], None, [])
 
     monkeypatch.setattr(Stub, "predict_rows", predict_rows)
-    assert problems_of("in.jsonl", output="out.csv") == [
+    assert predict_problems("in.jsonl", output="out.csv") == [
         "output=out.csv cannot be written: it is there already; choose another"
     ]
-    assert Path("out.csv").read_text() == "of somebody else"
-    assert names_here() == ["in.jsonl", "out.csv"]
+    assert Path("out.csv").read_text() == "of another program"
+    assert list_files() == ["in.jsonl", "out.csv"]
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_disk_that_is_full_leaves_nothing_and_is_one_line(folder: Path, suffix: str, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_leaves_no_file_and_is_reported_in_one_line(
+    folder: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+):
     def refuse(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     Path("in.csv").write_text("text\na\n")
     monkeypatch.setattr(write_files.os, "fsync", refuse)
-    (problem,) = problems_of("in.csv", output=f"out{suffix}")
+    (problem,) = predict_problems("in.csv", output=f"out{suffix}")
     assert problem.startswith(f"output=out{suffix} cannot be written: No space left on device (")
-    assert names_here() == ["in.csv"]
+    assert list_files() == ["in.csv"]
 
 
 @pytest.mark.parametrize("output", ["in.csv/out.csv", f"{'x' * 300}.csv", "\0.csv"])
-def test_a_name_that_no_file_can_have_is_one_line(folder: Path, output: str):
+def test_an_invalid_file_name_is_reported_in_one_line(folder: Path, output: str):
     Path("in.csv").write_text("text\na\n")
-    (problem,) = problems_of("in.csv", output=output)
+    (problem,) = predict_problems("in.csv", output=output)
     assert "cannot be written: " in problem
 
 
-def test_rows_without_a_text_stay_in_their_place_without_a_prediction(folder: Path):
+def test_rows_without_a_text_keep_their_place_and_have_no_prediction(folder: Path):
     Path("in.csv").write_text("id,text\n1,a\n2,\n3,  \n4,d\n")
-    (null, blank) = problems_of("in.csv")
+    (null, blank) = predict_problems("in.csv")
     remedy = "fill it in or remove the row, or set missing=drop (or empty)"
     assert null == f"column 'text' is null in 1 row: in.csv row 2; {remedy}"
     assert blank == f"column 'text' is empty in 1 row: in.csv row 3; {remedy}"
@@ -261,15 +263,15 @@ def test_rows_without_a_text_stay_in_their_place_without_a_prediction(folder: Pa
     assert stub.texts == ["a", "", "  ", "d"]
     assert "2,,pos,0.5\n" in Path("empty.csv").read_text()
     Path("none.csv").write_text("id,text\n1,\n")
-    assert problems_of("none.csv", missing="drop") == [
+    assert predict_problems("none.csv", missing="drop") == [
         "no row is left; none.csv: 1 row without 'text' was dropped (missing=drop)"
     ]
 
 
-def test_both_texts_of_a_pair_must_be_there(folder: Path):
+def test_both_texts_of_a_pair_are_required(folder: Path):
     Path("in.jsonl").write_text('{"a": "x", "b": "y"}\n{"a": "x", "b": null}\n{"b": "y"}\n')
     record = make_record(columns={"text": "a", "text_pair": "b"})
-    assert len(problems_of("in.jsonl", record=record)) == 2
+    assert len(predict_problems("in.jsonl", record=record)) == 2
     stub, _ = run("in.jsonl", record=record, missing="drop")
     assert (stub.texts, stub.pairs) == (["x"], ["y"])
 
@@ -278,14 +280,14 @@ def test_both_texts_of_a_pair_must_be_there(folder: Path):
     pl.DataFrame({"text": ["a", "b"], "kind": pl.Series(["x", None], dtype=pl.Categorical)}),
     pl.DataFrame({"text": pl.Series(["a", "b"], dtype=pl.Enum(["a", "b"])), "kind": [1, None]}),
 ])  # fmt: skip
-def test_frames_of_polars_are_read(folder: Path, frame: pl.DataFrame):
+def test_polars_frames_are_read(folder: Path, frame: pl.DataFrame):
     frame.write_ipc("in.feather")
     stub, _ = run("in.feather", output="out.jsonl")
     assert stub.texts == ["a", "b"]
     assert [row["kind"] for row in read_output("out.jsonl")] == frame["kind"].to_list()
 
 
-def test_files_of_unlike_columns_are_joined_and_none_is_lost(folder: Path):
+def test_files_with_different_columns_are_joined_and_no_column_is_lost(folder: Path):
     Path("1.csv").write_text("text,a\nx,1\n")
     Path("2.csv").write_text("b,text\n2,y\n")
     _, lines = run("*.csv", output="out.csv")
@@ -293,16 +295,16 @@ def test_files_of_unlike_columns_are_joined_and_none_is_lost(folder: Path):
     assert lines == ["2 rows written to out.csv"]
     pa.parquet.write_table(pa.table({"text": ["x"], "a": [1], "c": [1]}), "1.parquet")
     pa.parquet.write_table(pa.table({"text": ["y"], "a": [2.5], "c": ["z"]}), "2.parquet")
-    assert problems_of("*.parquet", output="out.parquet") == [
+    assert predict_problems("*.parquet", output="out.parquet") == [
         "column 'c' has one type in 1.parquet (int64) and another in 2.parquet (string); make them alike"
     ]
 
 
-def test_how_a_file_is_written_is_told_by_the_keys_of_the_command(folder: Path):
+def test_delimiter_encoding_and_quoting_are_keys_of_the_command(folder: Path):
     Path("in.csv").write_text("text;n\nGrüße;1\n", encoding="windows-1252")
-    (problem,) = problems_of("in.csv")
+    (problem,) = predict_problems("in.csv")
     assert "set delimiter=';'" in problem
-    (problem,) = problems_of("in.csv", delimiter=";")
+    (problem,) = predict_problems("in.csv", delimiter=";")
     assert "set encoding=windows-1252" in problem
     stub, _ = run("in.csv", output="out.csv", delimiter=";", quoting="none", encoding="windows-1252")
     assert stub.texts == ["Grüße"]
@@ -310,7 +312,7 @@ def test_how_a_file_is_written_is_told_by_the_keys_of_the_command(folder: Path):
 
 
 @pytest.mark.parametrize(
-    ("column", "labels", "told"),
+    ("column", "labels", "notes"),
     [
         (["n", "p", "p"], [0, 1, 1], []),  # as in the training data
         (["neg", "pos", "pos"], [0, 1, 1], []),  # by the names of the classes
@@ -333,11 +335,13 @@ def test_how_a_file_is_written_is_told_by_the_keys_of_the_command(folder: Path):
         ]),
     ],
 )  # fmt: skip
-def test_labels_are_those_of_the_training_data_or_their_names(folder: Path, column: Any, labels: Any, told: list[str]):
+def test_labels_are_values_of_the_training_data_or_class_names(
+    folder: Path, column: Any, labels: Any, notes: list[str]
+):
     pa.parquet.write_table(pa.table({"text": ["x", "y", "z"], "label": column}), "in.parquet")
     stub, lines = run("in.parquet", output="out.parquet")
     assert stub.labels == labels
-    assert lines[2:] == told
+    assert lines[2:] == notes
     stub, lines = run("in.parquet", output="more.parquet", metrics=False)
     assert stub.labels is None
     assert len(lines) == 2
@@ -353,7 +357,7 @@ def test_labels_are_those_of_the_training_data_or_their_names(folder: Path, colu
         (("no", "yes"), "NO\nYes\nyes", [0, 1, 1]),
     ],
 )
-def test_labels_of_a_text_file_stand_for_those_of_the_training_data(
+def test_labels_of_a_text_file_match_values_of_the_training_data(
     folder: Path, values: tuple, column: str, labels: list[int], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(Stub, "label_values", values)
@@ -362,7 +366,7 @@ def test_labels_of_a_text_file_stand_for_those_of_the_training_data(
     assert run("in.csv")[0].labels == labels
 
 
-def test_classes_of_a_column_go_by_their_names(folder: Path):
+def test_class_labels_are_matched_by_name(folder: Path):
     for names, labels in ((["pos", "neg"], [1, 0, None]), (["n", "p"], [0, 1, None])):
         features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=names)})
         rows = {"text": ["a", "b", "c"], "label": [0, 1, -1]}
@@ -373,20 +377,20 @@ def test_classes_of_a_column_go_by_their_names(folder: Path):
         assert written == given
 
 
-def test_the_column_of_the_labels_can_be_named(folder: Path):
+def test_the_label_column_can_be_named(folder: Path):
     Path("in.csv").write_text("text,label,stars\na,5,n\nb,6,p\n")
     assert run("in.csv", label_column="stars")[0].labels == [0, 1]
     assert run("in.csv", record=make_record(columns={"text": "text", "label": "stars"}))[0].labels == [0, 1]
-    assert problems_of("in.csv", label_column="star") == [
+    assert predict_problems("in.csv", label_column="star") == [
         "label_column=star: the file has no such column; it has text, label, stars; did you mean 'stars'?"
     ]
     record = make_record(task="causal_lm", columns={"text": "text"})
-    assert problems_of("in.csv", record=record, label_column="stars") == [
+    assert predict_problems("in.csv", record=record, label_column="stars") == [
         "label_column=stars: this model reads no such column; remove it"
     ]
 
 
-def test_a_file_of_many_columns_takes_time_in_proportion(folder: Path):
+def test_the_time_of_a_file_with_many_columns_is_linear(folder: Path):
     names = [f"c{number}" for number in range(5_000)]
     Path("in.csv").write_text(f"text,{','.join(names)}\n" + f"a,{','.join(['1'] * len(names))}\n" * 3)
     run("in.csv", output="out.parquet")
@@ -395,7 +399,7 @@ def test_a_file_of_many_columns_takes_time_in_proportion(folder: Path):
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
-def test_line_breaks_of_any_kind_stay_inside_their_field(folder: Path, suffix: str):
+def test_line_breaks_of_any_kind_stay_in_their_field(folder: Path, suffix: str):
     texts = ["a\rb", "a\nb", "a\r\nb", "\rc", 'a"b\r', "a,b\tc"]
     pa.parquet.write_table(pa.table({"text": texts, "id": list(range(6)), "more\rless": ["x"] * 6}), "in.parquet")
     run("in.parquet", output=f"out{suffix}")
@@ -403,10 +407,10 @@ def test_line_breaks_of_any_kind_stay_inside_their_field(folder: Path, suffix: s
     assert [row["text"] for row in written] == texts
     assert [row["id"] for row in written] == ["0", "1", "2", "3", "4", "5"]
     again = read_files([f"out{suffix}"], split="train", columns=make_columns(label=None))
-    assert list(again.rows["text"]) == texts, "and as files of this project are read"
+    assert list(again.rows["text"]) == texts, "also when this package reads them"
 
 
-def test_a_column_without_a_name_takes_none_that_is_there(folder: Path):
+def test_a_column_without_a_name_gets_an_unused_name(folder: Path):
     Path("in.csv").write_text(",column_1,text\n0,A,x\n1,B,y\n")
     run("in.csv", output="out.jsonl")
     written = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
@@ -425,7 +429,7 @@ def make_images(*paths: str) -> None:
         Image.new("RGB", (4, 4)).save(path)
 
 
-def test_each_image_of_a_folder_is_a_row_of_its_path(folder: Path):
+def test_each_image_of_a_folder_is_a_row_with_its_path(folder: Path):
     make_images("photos/b.png", "photos/a.jpg", "photos/.hidden.png")
     stub, lines = run("photos/", record=OF_IMAGES)
     assert stub.texts == ["photos/a.jpg", "photos/b.png"]
@@ -436,7 +440,7 @@ def test_each_image_of_a_folder_is_a_row_of_its_path(folder: Path):
     ]
 
 
-def test_folders_in_a_folder_of_images_are_labels_to_compare_with(folder: Path):
+def test_subfolders_of_images_are_labels(folder: Path):
     make_images("photos/neg/1.png", "photos/pos/1.png", "photos/pos/2.png")
     stub, _ = run("photos", record=OF_IMAGES, output="out.jsonl")
     assert stub.labels == [0, 1, 1]
@@ -456,22 +460,22 @@ def test_images_are_named_by_a_glob_or_a_list(folder: Path, file: Any):
     assert len(read_output("run/predictions/predictions.csv")) == 2
 
 
-def test_a_folder_that_holds_more_than_images_is_refused(folder: Path):
+def test_a_folder_with_other_files_than_images_is_refused(folder: Path):
     make_images("photos/1.png", "photos/cat/1.png")
-    (told,) = problems_of("photos", record=OF_IMAGES)
-    assert told == "file=photos: there are images beside folders (cat); name one of the folders"
+    (problem,) = predict_problems("photos", record=OF_IMAGES)
+    assert problem == "file=photos: there are images beside folders (cat); name one of the folders"
     make_images("flat/1.png")
     Path("flat/notes.txt").touch()
-    (told,) = problems_of("flat", record=OF_IMAGES)
-    assert told == "file=flat: flat has files that are no images: notes.txt; put them elsewhere"
-    told = problems_of("photos/cat", output="out.xlsx", num_beams=2)
-    assert told == [
+    (problem,) = predict_problems("flat", record=OF_IMAGES)
+    assert problem == "file=flat: flat has files that are no images: notes.txt; put them elsewhere"
+    problems = predict_problems("photos/cat", output="out.xlsx", num_beams=2)
+    assert problems == [
         "num_beams= is given, but a model of the task sequence_classification writes nothing; remove it",
         "file=photos/cat: it names images, and this model reads text; give a file of rows",
     ]
 
 
-def test_image_may_name_a_folder_or_a_glob(folder: Path):
+def test_the_argument_image_may_be_a_folder_or_a_glob(folder: Path):
     make_images("photos/1.png", "one[1].png")
     for value in ("photos", "photos/", "photos/*.png"):
         request = read_request(["model=run", f"image={value}", "output=out.csv"])
@@ -484,7 +488,7 @@ def test_image_may_name_a_folder_or_a_glob(folder: Path):
     assert caught.value.problems == ["metrics=no: allowed: true, false", "file={a*}: a* is not sql or connection"]
 
 
-def test_a_refused_argument_is_shown_to_its_end_and_a_long_text_is_read_at_once():
+def test_a_refused_argument_is_shown_whole_and_a_long_text_is_read_fast():
     output = f"{'a_folder/' * 20}out.xlsx"
     with pytest.raises(UserError, match=f"output={output}: the file must end in"):
         read_request(["model=run", "file=rows.csv", f"output={output}"])
@@ -509,14 +513,14 @@ def test_the_rows_of_a_query_are_predicted(folder: Path):
         ("2", "bad", "pos"),
         ("1", "good", "pos"),
     ]
-    (told,) = problems_of({"sql": "select stares from reviews", "connection": "reviews.db"})
-    assert told.startswith("file: reviews.db: the query failed: no such column: stares")
-    (told,) = problems_of({"sql": "select body from reviews", "connection": "reviews.db"})
-    assert told == "text_column=text: the file has no such column; it has body"
+    (problem,) = predict_problems({"sql": "select stares from reviews", "connection": "reviews.db"})
+    assert problem.startswith("file: reviews.db: the query failed: no such column: stares")
+    (problem,) = predict_problems({"sql": "select body from reviews", "connection": "reviews.db"})
+    assert problem == "text_column=text: the file has no such column; it has body"
 
 
 @pytest.mark.parametrize(
-    ("file", "told"),
+    ("file", "problem"),
     [
         ("{sql: select 1}", "file={sql: select 1}: connection is missing"),
         (
@@ -527,10 +531,10 @@ def test_the_rows_of_a_query_are_predicted(folder: Path):
         ("", "file=: it must be a text, a list of texts, or {sql, connection}"),
     ],
 )
-def test_a_file_that_is_no_text_list_or_query_is_refused(file: str, told: str):
+def test_a_file_argument_of_another_type_is_refused(file: str, problem: str):
     with pytest.raises(UserError) as caught:
         read_request(["model=run", f"file={file}"])
-    assert told in caught.value.problems
+    assert problem in caught.value.problems
 
 
 def test_several_files_and_saved_data_sets_are_read(folder: Path):
@@ -544,6 +548,6 @@ def test_several_files_and_saved_data_sets_are_read(folder: Path):
     assert stub.texts == ["three", "one"]
     assert [row["id"] for row in read_output("saved.parquet")] == [1, 3]
     datasets.DatasetDict({"train": rows, "test": rows}).save_to_disk("both")
-    (told,) = problems_of("both")
-    assert "none is called predict; name one of them, such as both/t" in told
+    (problem,) = predict_problems("both")
+    assert "none is called predict; name one of them, such as both/t" in problem
     assert run("both/test")[1][0] == "3 rows written to run/predictions/test.csv"

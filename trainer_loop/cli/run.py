@@ -132,7 +132,7 @@ def _train(
             raise
         except UserError as error:
             for problem in error.problems:
-                loop.console.keep(f"error: {problem}")
+                loop.console.log(f"error: {problem}")
             if isinstance(error, Diverged):
                 loop.output.write_report("diverged")
                 _print_report_path(config, loop)
@@ -164,7 +164,7 @@ def _is_complete(config: "Config", loop: "TrainingLoop") -> bool:
             to continue from.
     """
     from trainer_loop.parallel.processes import assert_same_on_all_processes
-    from trainer_loop.record.checkpoint_files import describe_changes, find_changes, list_checkpoints, name_as_today
+    from trainer_loop.record.checkpoint_files import describe_changes, find_changes, list_checkpoints, use_current_names
     from trainer_loop.record.export import ExportRecord
 
     run_dir = RunDir(config.run_dir)
@@ -174,7 +174,7 @@ def _is_complete(config: "Config", loop: "TrainingLoop") -> bool:
         return False
     checkpointer = loop.checkpointer
     now = checkpointer.config | checkpointer.run_facts
-    before = name_as_today(record.plan, now)
+    before = use_current_names(record.plan, now)
     changes = find_changes(before, {name: now.get(name) for name in before})
     identifying = checkpointer.run_facts.keys() - set(checkpointer.resume_anyway)
     conflicts = {name: change for name, change in changes.items() if name in identifying}

@@ -80,7 +80,7 @@ def _search(plan: Plan, stops: Callable[[], bool], poll_seconds: float) -> None:
         if error.name not in ("optuna", "sqlalchemy"):
             raise
         raise UserError("a search needs optuna: pip install -e '.[search]'") from error
-    worker = Worker(plan, Study(plan), stops=stops, say=_say, poll_seconds=poll_seconds)
+    worker = Worker(plan, Study(plan), should_stop=stops, say=_say, poll_seconds=poll_seconds)
     worker.work()
     for line in worker.describe():
         _say(line)

@@ -1,1 +1,1 @@
-"""An exported model as an ONNX file that answers as it does."""
+"""Writes an exported model as an ONNX file with the same outputs."""

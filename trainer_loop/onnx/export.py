@@ -1,4 +1,4 @@
-"""Writes the ONNX folder of a model, if its answers are those of the model."""
+"""Writes the ONNX folder of a model, if both have the same outputs."""
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,30 +22,26 @@ from trainer_loop.record.run_dir import EXPORT_RECORD, explain_disk_error, find_
 from trainer_loop.tasks.find import list_tasks, load_task
 from trainer_loop.tasks.task import Rows, Task
 
-_ALONE = 8  # rows that are answered one by one too
-_SIZES = (2, 3, 5, 8, 16)  # rows of the batches, in turn
-_TIMES = (1, 4, 40)  # how often the texts of the example rows are repeated
+_ALONE = 8  # the first rows, which are also predicted one by one
+_SIZES = (2, 3, 5, 8, 16)  # numbers of rows of the batches, in turn
+_TIMES = (1, 4, 40)  # the texts of the example rows are repeated so often
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far the answers are from those of the model.
+    """The largest difference between the outputs of both models."""
 
-    difference: the largest between any two numbers; infinite where one of them is none. place: the row that has it.
-    rows: that were answered.
-    """
-
-    difference: float
-    place: str
-    rows: int
+    difference: float  # infinite if one of two numbers is not finite
+    place: str  # of the row with this difference
+    rows: int  # number of compared rows
 
 
 def check_task(name: str) -> list[str]:
-    """What keeps a model of this task from being written."""
+    """Return the reasons why a model of this task cannot be written."""
     if _can_export(load_task(name)):
         return []
-    able = ", ".join(other for other in list_tasks() if _can_export(load_task(other)))
-    return [f"a model of the task {name} writes texts token by token, and is not written as ONNX; tasks: {able}"]
+    tasks = ", ".join(other for other in list_tasks() if _can_export(load_task(other)))
+    return [f"a model of the task {name} writes texts token by token, and is not written as ONNX; tasks: {tasks}"]
 
 
 def _can_export(task: type[Task]) -> bool:
@@ -53,12 +49,12 @@ def _can_export(task: type[Task]) -> bool:
 
 
 def make_example_rows(predictor: Predictor) -> Rows:
-    """The inputs of the example rows of the task, and longer ones that are made of them."""
+    """Return the inputs of the example rows of the task, and longer ones made of them."""
     task = predictor.task
     names = [*bind_columns(task.columns, {}, task=type(task).__name__).without_targets().names]
     rows = {
-        own: [_repeat(row[own], task.columns[own].kind, times) for times in _TIMES for row in task.example]
-        for own in names
+        role: [_repeat(row[role], task.columns[role].kind, times) for times in _TIMES for row in task.example]
+        for role in names
     }
     if task.auto_model == "AutoModelForMaskedLM":
         rows["text"] = [f"{predictor.processor.mask_token} {text}" for text in rows["text"]]
@@ -82,27 +78,27 @@ def export_onnx(
     origin_of: Callable[[int], str],
     tolerance: float,
 ) -> Comparison:
-    """Write a model, its config and its tokenizer into the folder `target`, under another name until it is compared.
+    """Write a model, its config and its tokenizer into the folder `target`, after the outputs are compared.
 
     Args:
-        predictor: The model. An adapter is merged into it, so it is used up.
+        predictor: The model. It cannot be used afterwards, because an adapter is merged into it.
         model_dir: The folder that it was loaded from.
-        rows: That both answer, by the columns of the task.
-        origin_of: What errors call a row, by its number from 0.
-        tolerance: The largest difference between two numbers of the answers.
+        rows: The rows to compare, by the columns of the task.
+        origin_of: Returns the name of a row in errors, by its number from 0.
+        tolerance: The largest allowed difference between two numbers of the outputs.
 
     Raises:
-        UserError: The model cannot be written, or its answers differ; what is in `target` stays as it is.
+        UserError: The model cannot be written, or the outputs differ; `target` stays as it is.
     """
     model: Any = predictor.model.cpu()
     if is_adapter(model_dir):
         model = merge_adapter(model, place=f"model={model_dir}")
     if getattr(model.config, "use_cache", False):
-        model.config.use_cache = False  # answers alone
+        model.config.use_cache = False  # a cache is no output
     task = predictor.task
     batches = list(_make_batches(task, rows, max_length=predictor.max_length, origin_of=origin_of))
     largest = max(batches, key=lambda batch: next(iter(batch.inputs.values())).numel()).inputs
-    # Twice the rows: torch takes an axis of length 1 for one that is always 1.
+    # Twice the rows, because torch treats an axis of length 1 as one that is always 1.
     sample = {name: torch.cat([values, values]) for name, values in largest.items()}
     program = make_program(model, sample, _name_axes(task, sample))
     temporary = target.with_name(f".{target.name}.tmp")
@@ -113,17 +109,17 @@ def export_onnx(
         onnx_model = OnnxModel(temporary / MODEL)
         if more := onnx_model.inputs.keys() - sample.keys():
             name = type(model).__name__
-            raise UserError(f"a {name} cannot be written as ONNX: it would read {', '.join(sorted(more))} besides")
-        compared = _compare(model, onnx_model, batches)
-        if not compared.difference <= tolerance:
+            raise UserError(f"a {name} cannot be written as ONNX: it also needs the inputs {', '.join(sorted(more))}")
+        comparison = _compare(model, onnx_model, batches)
+        if not comparison.difference <= tolerance:
             raise UserError(
-                f"the answers of the ONNX model differ by {compared.difference:.2g} ({compared.place}), more than "
+                f"the answers of the ONNX model differ by {comparison.difference:.2g} ({comparison.place}), more than "
                 f"tolerance={tolerance:g}; nothing was written"
             )
         _write_beside(temporary, model, predictor.processor, model_dir)
-        difference, answered = compared.difference, compared.rows
+        difference, num_rows = comparison.difference, comparison.rows
         record = OnnxRecord.of(
-            temporary, model_dir, difference=difference, tolerance=tolerance, rows=answered, inputs=onnx_model.inputs
+            temporary, model_dir, difference=difference, tolerance=tolerance, rows=num_rows, inputs=onnx_model.inputs
         )
         record.write(temporary)
         flush([*(path for path in temporary.iterdir() if path.is_file()), temporary])
@@ -134,11 +130,11 @@ def export_onnx(
             raise
         cause = explain_disk_error(error, target.parent)
         raise UserError(f"{target} could not be written: {cause}; {find_remedy(error)}") from error
-    return compared
+    return comparison
 
 
 def _write_beside(folder: Path, model: Any, processor: Any, model_dir: Path) -> None:
-    """What is needed to make rows for the model, and to read its answers."""
+    """Write the files that are needed to encode rows and to decode outputs."""
     model.config.save_pretrained(folder)
     save_processor(processor, folder)
     if (model_dir / EXPORT_RECORD).is_file():
@@ -147,14 +143,14 @@ def _write_beside(folder: Path, model: Any, processor: Any, model_dir: Path) -> 
 
 @dataclass(frozen=True)
 class _Batch:
-    """What a model is called with, and the places of its rows."""
+    """The inputs of a model, and the places of their rows."""
 
     inputs: Mapping[str, Tensor]
     places: Sequence[str]
 
 
 def _make_batches(task: Task, rows: Rows, *, max_length: int, origin_of: Callable[[int], str]) -> Iterator[_Batch]:
-    """All rows in batches of unlike sizes, where shorter ones are padded, and before these the first rows alone."""
+    """Yield the first rows alone, then all rows in padded batches of different sizes."""
     encoded, faults = encode_rows(task, task.encode_alone, rows, max_length=max_length)
     sources = encoded["source"]
     refuse([f"{origin_of(sources[place])} {reason}" for place, reason in faults.items()])
@@ -182,8 +178,8 @@ def _compare(model: Any, onnx_model: OnnxModel, batches: Sequence[_Batch]) -> Co
     largest, place, answered = 0.0, batches[0].places[0], set[str]()
     for batch in batches:
         expected = model(**batch.inputs)
-        known = {name: value.numpy() for name, value in expected.items() if isinstance(value, Tensor)}
-        difference, row = _find_largest(known, onnx_model.answer(batch.inputs), batch, onnx_model.outputs)
+        values = {name: value.numpy() for name, value in expected.items() if isinstance(value, Tensor)}
+        difference, row = _find_largest(values, onnx_model.answer(batch.inputs), batch, onnx_model.outputs)
         answered |= set(batch.places)
         if difference > largest:
             largest, place = difference, batch.places[row]
@@ -193,7 +189,7 @@ def _compare(model: Any, onnx_model: OnnxModel, batches: Sequence[_Batch]) -> Co
 def _find_largest(
     expected: Answers, answers: Answers, batch: _Batch, outputs: Mapping[str, Sequence[Any]]
 ) -> tuple[float, int]:
-    """The largest difference, and the number of its row in the batch. outputs: axes of the answers by name."""
+    """Return the largest difference, and the number of its row in the batch. outputs: axes of each output by name."""
     if missing := answers.keys() - expected.keys():
         raise UserError(f"the ONNX model answers {', '.join(sorted(missing))}, and the model does not")
     if missing := expected.keys() - answers.keys():
@@ -201,15 +197,16 @@ def _find_largest(
     largest, row = 0.0, 0
     mask = batch.inputs.get("attention_mask")  # [B, T], 0 for padding
     for name, values in answers.items():
-        known, by_token = expected[name], outputs[name][1:2] == ["tokens"]
-        if known.shape != values.shape:
+        other, by_token = expected[name], outputs[name][1:2] == ["tokens"]
+        if other.shape != values.shape:
             return np.inf, 0
         with np.errstate(invalid="ignore"):
-            away = np.where(known == values, 0.0, np.abs(known.astype(np.float64) - values))
-        away = np.nan_to_num(away, nan=np.inf, posinf=np.inf)
-        if mask is not None and by_token:  # nobody reads it at padding
-            away[mask.numpy() == 0] = 0.0
-        of_rows = away.reshape(len(batch.places), -1).max(axis=1) if len(away) % len(batch.places) == 0 else away.max()
-        if np.max(of_rows) > largest:
-            largest, row = float(np.max(of_rows)), int(np.argmax(of_rows))
+            distance = np.where(other == values, 0.0, np.abs(other.astype(np.float64) - values))
+        distance = np.nan_to_num(distance, nan=np.inf, posinf=np.inf)
+        if mask is not None and by_token:  # outputs at padding are not used
+            distance[mask.numpy() == 0] = 0.0
+        has_rows = len(distance) % len(batch.places) == 0
+        row_distances = distance.reshape(len(batch.places), -1).max(axis=1) if has_rows else distance.max()
+        if np.max(row_distances) > largest:
+            largest, row = float(np.max(row_distances)), int(np.argmax(row_distances))
     return largest, row

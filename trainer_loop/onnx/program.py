@@ -1,4 +1,4 @@
-"""A model of transformers as an ONNX program, through transformers' own exporter, and its answers by ONNX Runtime."""
+"""Converts a model of transformers to ONNX, by transformers' exporter, and runs it by ONNX Runtime."""
 
 import contextlib
 import io
@@ -19,35 +19,37 @@ from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.memory import is_out_of_memory
 
 _PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-_IN_ONE_FILE = 1_500_000_000  # bytes of weights: a file of protobuf holds 2 GB
-_SYMBOL = re.compile(r"\bs\d+\b")  # torch's name of a size that varies
+_IN_ONE_FILE = 1_500_000_000  # bytes of weights: a protobuf file holds at most 2 GB
+_SYMBOL = re.compile(r"\bs\d+\b")  # torch's name of a dynamic size
 
 Answers = dict[str, np.ndarray]
 
 
 def check_packages() -> list[str]:
-    """What is not installed and needed, with the remedy."""
+    """Return the missing packages, with the remedy."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
-    told = f"ONNX needs the packages {', '.join(missing)}: pip install {' '.join(missing)}, or trainer_loop[onnx]"
-    problems = [told] if missing else []
-    if not (find_spec("transformers.exporters") and find_spec("transformers.exporters.metadata")):  # 5.20 had others
+    packages = " ".join(missing)
+    message = f"ONNX needs the packages {', '.join(missing)}: pip install {packages}, or trainer_loop[onnx]"
+    problems = [message] if missing else []
+    # transformers 5.20 has another interface.
+    if not (find_spec("transformers.exporters") and find_spec("transformers.exporters.metadata")):
         problems.append("ONNX needs a newer exporter of transformers: pip install 'transformers>=5.23'")
     return problems
 
 
 def make_program(model: nn.Module, inputs: Mapping[str, Tensor], axes: Sequence[str]) -> Any:
-    """Trace a model.
+    """Trace a model and convert it to ONNX.
 
     Args:
         model: In evaluation mode, on the CPU.
-        inputs: What it is called with, at least 2 long along each axis.
-        axes: The names of the first axes of all inputs; their lengths vary. Those of other axes are fixed.
+        inputs: Example inputs, with a length of at least 2 along each axis.
+        axes: The names of the first axes of all inputs, which are dynamic. Other axes have fixed lengths.
 
     Returns:
-        An `onnx_ir.Model` without traces of the machine that it was made on.
+        An `onnx_ir.Model` without stack traces, which have paths of this machine.
 
     Raises:
-        UserError: The model cannot be traced, or has operations that ONNX lacks.
+        UserError: The model cannot be traced, or has operations that ONNX does not have.
     """
     from onnx_ir.passes.common import ClearMetadataAndDocStringPass
     from transformers.exporters.exporter_onnx import OnnxConfig, OnnxExporter
@@ -70,7 +72,7 @@ def make_program(model: nn.Module, inputs: Mapping[str, Tensor], axes: Sequence[
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide what torch and transformers print and log about an export; their errors are raised."""
+    """Hide the output and the logs of torch and transformers; their errors are raised."""
     with (
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
@@ -86,23 +88,23 @@ def _quiet() -> Iterator[None]:
 
 
 def _name_axes(graph: Any, axes: Sequence[str]) -> None:
-    """Give the sizes that vary the names of their axes, in place of torch's s18 and s41."""
+    """Name dynamic sizes after their axes, instead of torch's s18 and s41."""
     import onnx_ir
 
     names = {str(size.value): axis for value in graph.inputs for size, axis in zip(value.shape, axes, strict=False)}
-    of_nodes = [value for node in graph for value in node.outputs]
-    for value in (*graph.inputs, *of_nodes):
+    node_outputs = [value for node in graph for value in node.outputs]
+    for value in (*graph.inputs, *node_outputs):
         if value.shape is not None:
             sizes = [size if isinstance(size, int) else str(size.value) for size in value.shape]
             named = [
-                size if isinstance(size, int) else _SYMBOL.sub(lambda found: names.get(found[0], found[0]), size)
+                size if isinstance(size, int) else _SYMBOL.sub(lambda match: names.get(match[0], match[0]), size)
                 for size in sizes
             ]
             value.shape = onnx_ir.Shape(named)
 
 
 def write_program(program: Any, path: Path) -> None:
-    """Write a program; weights that are too many for one file go to a second one beside it, `model.onnx.data`."""
+    """Write a program. Weights that are too large for one file go to a second file, `model.onnx.data`."""
     import onnx_ir
 
     size = sum(value.const_value.nbytes for value in program.graph.initializers.values())
@@ -110,9 +112,9 @@ def write_program(program: Any, path: Path) -> None:
 
 
 class OnnxModel:
-    """A file at work on the CPU.
+    """Runs an ONNX file on the CPU.
 
-    inputs: names of what it reads, each with the names or sizes of its axes. outputs: those of its answers.
+    `inputs` has the names of the inputs, each with the names or sizes of its axes. `outputs` has those of the outputs.
     """
 
     def __init__(self, path: Path):
@@ -123,17 +125,17 @@ class OnnxModel:
         options.log_severity_level = 3  # errors
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # the errors of ONNX Runtime have no class in common
+        except Exception as error:  # the errors of ONNX Runtime have no common class
             raise UserError(f"ONNX Runtime cannot load what was written: {in_one_line(error)}") from error
         self.inputs = {value.name: list(value.shape) for value in self._session.get_inputs()}
         self.outputs = {value.name: list(value.shape) for value in self._session.get_outputs()}
 
     def answer(self, inputs: Mapping[str, Tensor]) -> Answers:
-        """All outputs by name."""
-        given = {name: inputs[name].numpy() for name in self.inputs}
+        """Run the model; returns all outputs by name."""
+        arrays = {name: inputs[name].numpy() for name in self.inputs}
         try:
-            values = self._session.run(list(self.outputs), given)
+            values = self._session.run(list(self.outputs), arrays)
         except Exception as error:  # as above
-            sizes = ", ".join(f"{name} {list(value.shape)}" for name, value in given.items())
+            sizes = ", ".join(f"{name} {list(value.shape)}" for name, value in arrays.items())
             raise UserError(f"ONNX Runtime cannot answer {sizes}: {in_one_line(error)}") from error
         return dict(zip(self.outputs, values, strict=True))

@@ -15,7 +15,7 @@ from trainer_loop.runtime.plain_json import parse_json
 
 ADAPTER_CONFIG = "adapter_config.json"
 
-_LOADED = {  # key -> the harmless value
+_LOADED = {  # key by which peft loads something -> the value that loads nothing
     "megatron_config": None,
     "megatron_core": "megatron.core",
     "corda_config": None,
@@ -26,13 +26,17 @@ _LOADED = {  # key -> the harmless value
     "tokenizer_kwargs": None,
     "prompt_tuning_init_state_dict_path": None,
 }
-_REPEATED_GROUP = re.compile(r"(?<!\\)\)[*+{]")  # matching may take for ever
+_REPEATED_GROUP = re.compile(r"(?<!\\)\)[*+{]")  # matching may take exponential time
 _REPEATS = re.compile(r"(?<!\\)[*+{]")
 _MOST_REPEATS = 12  # in one pattern
 
 
 def check_adapter_config(model_dir: Path) -> None:
-    """Refuse an adapter that asks peft for more than it needs: UserError with all problems. peft must be installed."""
+    """Refuse an adapter that would make peft load more than it needs. peft must be installed.
+
+    Raises:
+        UserError: With all problems.
+    """
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
     path = model_dir / ADAPTER_CONFIG
@@ -42,9 +46,9 @@ def check_adapter_config(model_dir: Path) -> None:
         raise UserError(f"{path} cannot be read: {in_one_line(error)}; export the adapter again") from error
     if not isinstance(config, dict):
         raise UserError(f"{path} holds a {type(config).__name__}, not an object; export the adapter again")
-    known = [str(getattr(kind, "value", kind)) for kind in PEFT_TYPE_TO_CONFIG_MAPPING]
+    peft_types = [str(getattr(kind, "value", kind)) for kind in PEFT_TYPE_TO_CONFIG_MAPPING]
     problems = []
-    if config.get("peft_type") not in known:
+    if config.get("peft_type") not in peft_types:
         problems.append(f"peft_type is {str(config.get('peft_type'))[:40]!r}, which this version of peft does not know")
     base = config.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
@@ -55,7 +59,7 @@ def check_adapter_config(model_dir: Path) -> None:
 
 
 def find_dangers(config: Mapping[str, Any]) -> list[str]:
-    """Values that would make peft load something, and texts that are unsafe as regular expressions."""
+    """Return messages about values that make peft load something and texts that are unsafe as regular expressions."""
     loaded = [
         f"{key} is {str(config[key])[:80]!r}, by which peft would load what it names; set it to null"
         for key, harmless in _LOADED.items()

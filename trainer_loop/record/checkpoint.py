@@ -1,4 +1,4 @@
-"""Checkpoints: written beside, flushed, renamed, verified before they are loaded."""
+"""Saves and loads checkpoints. They are verified before they are loaded."""
 
 import contextlib
 import os
@@ -21,12 +21,12 @@ from trainer_loop.optim.ema import Ema
 from trainer_loop.optim.schedule_free import ScheduleFreeAverages
 from trainer_loop.parallel.processes import announce_fault, broadcast, make_gather, on_process_0, sum_on_hosts
 from trainer_loop.parallel.sharding import copy_into, spread_state
-from trainer_loop.record.checkpoint_choice import choose_checkpoint, find_stranger, is_in
+from trainer_loop.record.checkpoint_choice import choose_checkpoint, find_wrong_run, is_in
 from trainer_loop.record.checkpoint_files import (
     AVERAGES,
-    KEPT,
     MANIFEST,
     OPTIMIZER,
+    REGISTERED,
     SCALER,
     SCHEDULER,
     STATE,
@@ -36,7 +36,7 @@ from trainer_loop.record.checkpoint_files import (
     find_fault,
     list_checkpoints,
     read_seal,
-    refuse_stranger,
+    refuse_other_run,
     set_aside,
 )
 from trainer_loop.record.checkpoint_parts import CheckpointReader, StoredTensor, split_snapshot
@@ -53,14 +53,14 @@ from trainer_loop.record.state import TrainState
 from trainer_loop.runtime.memory import is_out_of_memory
 from trainer_loop.runtime.stopwatch import Stopwatch
 
-AveragedWeights = Ema | ScheduleFreeAverages  # evaluated and exported in place of the weights
+AveragedWeights = Ema | ScheduleFreeAverages  # evaluated and exported instead of the weights
 
-# What torch, safetensors and optimizers raise for files that are not what they expect.
+# Errors that torch, safetensors and optimizers raise for files with unexpected content.
 _UNFIT = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, UnpicklingError, SafetensorError)
 
 
 class Stateful(Protocol):
-    """What a loop of one's own keeps from step to step; its state is made of tensors, numbers, texts and containers."""
+    """State that a custom loop keeps from step to step; it consists of tensors, numbers, texts and containers."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -71,9 +71,9 @@ class Stateful(Protocol):
 class Checkpointer:
     """Saves and loads the checkpoints of one run. All processes load.
 
-    Process 0 writes; where the model is spread over the processes, each writes its part.
+    Process 0 writes. If the model is sharded, each process writes its part.
 
-    Parameters that do not learn are not saved: they are those the model began with, which the run facts identify.
+    Frozen parameters are not saved: they have the values of the base model, which the run facts identify.
     """
 
     run_dir: RunDir
@@ -81,24 +81,24 @@ class Checkpointer:
     accelerator: Accelerator
     scheduler: LRScheduler
     console: Console
-    run_facts: dict[str, Any]  # what decides the updates (rows, seed, model, ...); a checkpoint with others is refused
-    config: dict[str, Any] = field(default_factory=dict)  # every key of the run, to tell what changed since
-    replanned: Sequence[str] = ()  # keys of `config` that take effect on what was restored
+    run_facts: dict[str, Any]  # what decides the updates (rows, seed, model, ...); they must match
+    config: dict[str, Any] = field(default_factory=dict)  # every key of the run; changes are reported on resume
+    replanned: Sequence[str] = ()  # keys of `config` that are applied again after a restore
     resume_anyway: Sequence[str] = ()  # names in `run_facts` that may differ
     averaged_weights: AveragedWeights | None = None
     keep_last: int = 2
     is_sharded: bool = False  # the model is spread over the processes
-    background: bool = False  # write beside training, from a copy of the state in host memory
+    background: bool = False  # write in a thread, from a copy of the state in host memory
     stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
     def __post_init__(self) -> None:
-        self.run = uuid.uuid4().hex[:16]  # which run this is: every checkpoint tells whose it is
+        self.run = uuid.uuid4().hex[:16]  # identity of the run, stored in every checkpoint
         self.changes: dict[str, tuple[Any, Any]] = {}  # key -> its value in the loaded checkpoint, and its value now
-        self.fault: str | None = None  # of the last save; None: it was complete
+        self.fault: str | None = None  # error of the last save; None: the checkpoint is complete
         self._failing = False
         self._saving: Future[None] | None = None
-        self._host_memory = HostMemory()  # for the snapshots that are written beside training
-        self._kept: dict[str, Stateful] = {}
+        self._host_memory = HostMemory()  # for snapshots that are written in the background
+        self._registered: dict[str, Stateful] = {}
         self._seals: dict[int, str | None] = {}  # step -> seal of the checkpoint that this process saved or loaded
         self._writer = CheckpointWriter(
             self.run_dir,
@@ -109,14 +109,14 @@ class Checkpointer:
         )
 
     def register_for_checkpoint(self, name: str, part: Stateful) -> None:
-        """From now on `part` is saved and restored too, by this name."""
-        assert name not in self._kept, f"{name} is kept already"
-        self._kept[name] = part
+        """Save and restore `part` too, under this name, from now on."""
+        assert name not in self._registered, f"{name} is registered already"
+        self._registered[name] = part
 
     # ------------------------------------------------------------------------------------------------------ saving
 
     def save(self, state: TrainState) -> None:
-        """Save a checkpoint. All processes call this. What the disk refuses is reported; see `fault`.
+        """Save a checkpoint. All processes call this. A disk error is reported and stored in `fault`.
 
         Without shards no process waits for another.
         """
@@ -124,12 +124,12 @@ class Checkpointer:
             self._save(state)
 
     def _save(self, state: TrainState) -> None:
-        self._join()  # the copy that a save beside training still writes must not change
+        self._join()  # a background save may still write the copy, which must not change
         if self.is_sharded:
-            is_wanted = on_process_0(self.accelerator, lambda: self._make_way(state.step))
+            is_needed = on_process_0(self.accelerator, lambda: self._prepare_target(state.step))
         else:
-            is_wanted = self.accelerator.is_main_process and self._make_way(state.step)
-        if not is_wanted:
+            is_needed = self.accelerator.is_main_process and self._prepare_target(state.step)
+        if not is_needed:
             return
         files = self._take_snapshot(state)
         if self.is_sharded:
@@ -140,31 +140,31 @@ class Checkpointer:
             executor.shutdown(wait=False)  # its thread ends with this save
         else:
             self._write(files, state)
-            self._tell()
+            self._report_fault()
 
-    def _make_way(self, step: int) -> bool:
-        """Whether this step is to be saved; what has the name of its checkpoint, and is another, is set aside."""
+    def _prepare_target(self, step: int) -> bool:
+        """Return whether this step must be saved; another checkpoint with the same name is set aside."""
         self.ensure_own_directory()
         target = self.run_dir.checkpoint(step)
         if not os.path.lexists(target):
             return True
         if self._seals.get(step, "") == read_seal(target):
-            return False  # these very weights: loaded at the start, or saved at this step; metrics are evaluated again
+            return False  # it has these weights: they were loaded from it, or saved at this step before
         self.console.warn(set_aside(target, fault="it was not saved by this run"))
         return True
 
     def check(self) -> None:
-        """Raise or tell what went wrong in a save beside training, once it is over; costs nothing else."""
+        """Raise or report an error of a background save, once the save has ended. It does not wait."""
         if self._saving is not None and self._saving.done():
             self._join()
 
     def finish(self) -> None:
-        """Wait for the save that may still be under way, on all processes."""
+        """Wait for a background save, on all processes."""
         self._join()
         self.accelerator.wait_for_everyone()
 
     def mark_best(self, step: int) -> bool:
-        """`best` points at the checkpoint of this step; False, on all processes, where it could not be saved."""
+        """Point `best` at the checkpoint of this step. Returns False on all processes if it was not saved."""
         self._join()
         saved = self.run_dir.checkpoint(step).is_dir()
         if self.accelerator.is_main_process and saved:
@@ -172,18 +172,18 @@ class Checkpointer:
         return bool(broadcast(self.accelerator, saved))
 
     def ensure_own_directory(self) -> None:
-        """Raise RunDirInUse on process 0 where another run wrote its identity into environment.json when it began."""
+        """Raise RunDirInUse on process 0 if another run has started in this run directory since this one started."""
         if self.accelerator.is_main_process:
-            refuse_stranger(self.run_dir, self.run)
+            refuse_other_run(self.run_dir, self.run)
 
     def end_run(self) -> None:
-        """Before the model is exported: a warning where the last checkpoint is missing. Raises RunDirInUse."""
+        """Warn if the last checkpoint is missing. Called before the export. Raises RunDirInUse."""
         if self.fault is not None:
             self.console.warn(f"the last checkpoint is missing: {self.fault}")
         self.ensure_own_directory()
 
     def describe_newest(self) -> str:
-        """Where a run that is started again goes on, for a person."""
+        """Return text that says from which checkpoint a restarted run would continue."""
         saved = list_checkpoints(self.run_dir)
         failed = "" if self.fault is None else "the last save failed; "
         return failed + (f"saved in {saved[-1]}" if saved else "nothing is saved")
@@ -192,10 +192,10 @@ class Checkpointer:
         if self._saving is not None:
             saving, self._saving = self._saving, None
             saving.result()
-            self._tell()
+            self._report_fault()
 
-    def _tell(self) -> None:
-        """Once when saves begin to fail, and once when they work again."""
+    def _report_fault(self) -> None:
+        """Report once when saves start to fail, and once when they work again."""
         if self.fault is not None and not self._failing:
             self.console.warn(f"{self.fault}; training goes on, and saves are tried again")
         if self.fault is None and self._failing:
@@ -203,7 +203,7 @@ class Checkpointer:
         self._failing = self.fault is not None
 
     def _take_snapshot(self, state: TrainState) -> Snapshot:
-        """The state of everything, not copied yet."""
+        """Collect the state of all components. Tensors are not copied."""
         (model,), (optimizer,) = self.accelerator._models, self.accelerator._optimizers
         snapshot: dict[str, Any] = {
             WEIGHTS: select_saved(self.accelerator.unwrap_model(model)),
@@ -215,12 +215,12 @@ class Checkpointer:
         if self.averaged_weights is not None:
             averages = self.averaged_weights.state_dict()
             snapshot[AVERAGES] = {name: average.contiguous() for name, average in averages.items()}
-        if self._kept:
-            snapshot[KEPT] = {name: part.state_dict() for name, part in self._kept.items()}
+        if self._registered:
+            snapshot[REGISTERED] = {name: part.state_dict() for name, part in self._registered.items()}
         return snapshot | {STATE: state.state_dict()}
 
     def _write(self, files: Snapshot, state: TrainState) -> None:
-        """Sets `fault` to what the disk refused, to None where the checkpoint is complete."""
+        """Write the files; sets `fault` to the error of the disk, or to None if the checkpoint is complete."""
         facts = {
             "run": self.run,
             "step": state.step,
@@ -229,21 +229,24 @@ class Checkpointer:
             "config": self.config,
             "versions": package_versions(),
         }
-        saved = self._writer.write(files, step=state.step, best_step=state.best_step, facts=facts)
+        result = self._writer.write(files, step=state.step, best_step=state.best_step, facts=facts)
         self.fault = None
-        if saved.fault is None:
-            self._seals[state.step] = saved.seal
+        if result.fault is None:
+            self._seals[state.step] = result.seal
         else:
-            newest = list_checkpoints(self.run_dir)[-1:]
-            kept = f"the newest is {newest[0].name}" if newest else "there is none yet"
-            self.fault = f"the checkpoint of step {state.step:,} could not be saved: {saved.fault}; {kept}"
+            saved = list_checkpoints(self.run_dir)
+            newest = f"the newest is {saved[-1].name}" if saved else "there is none yet"
+            self.fault = f"the checkpoint of step {state.step:,} could not be saved: {result.fault}; {newest}"
 
     # ----------------------------------------------------------------------------------------------------- loading
 
     def load(self, resume: str) -> TrainState | None:
-        """The state to go on from, with model, optimizer and schedule restored; None for a new run.
+        """Restore model, optimizer and schedule, and return the state to continue from; None for a new run.
 
-        Called by all processes; see `choose_checkpoint`. Raises UserError also for a checkpoint of another run.
+        All processes call this. See `choose_checkpoint` for `resume`.
+
+        Raises:
+            UserError: Also for a checkpoint of another run.
         """
         if self.is_sharded:
             self._check_shared_disk()
@@ -258,7 +261,7 @@ class Checkpointer:
             manifest = read_json_object(path / MANIFEST)
         except (OSError, ValueError) as error:
             raise UserError(f"{path / MANIFEST} cannot be read: {in_one_line(error)}") from error
-        is_own = is_in(self.run_dir, path)  # and so this run is the one that saved it
+        is_own = is_in(self.run_dir, path)  # then this run has saved it
         if is_own:
             self.run = manifest.get("run") or self.run
             self._seals[manifest["step"]] = read_seal(path)
@@ -266,7 +269,7 @@ class Checkpointer:
         self._restore(path)
         state = TrainState.from_dict(read_json_object(path / STATE))
         best = self.run_dir.checkpoint(state.best_step or 0)
-        if not is_own:  # the weights of the best lie in another run directory
+        if not is_own:  # the best weights lie in another run directory
             state.forget_best()
         elif state.best_step is not None and not best.is_dir():
             self.console.warn(f"{best}, which held the best weights, is gone: the search for the best begins anew")
@@ -283,30 +286,30 @@ class Checkpointer:
         return state
 
     def load_weights(self, model: nn.Module, step: int) -> str | None:
-        """Load only the weights of a checkpoint, on all processes; returns what is wrong with it, None for success."""
+        """Load only the weights of a checkpoint, on all processes; returns its fault, or None for success."""
         self.finish()
         path = self.run_dir.checkpoint(step)
-        if fault := on_process_0(self.accelerator, lambda: find_fault(path) or find_stranger(path, self.run)):
+        if fault := on_process_0(self.accelerator, lambda: find_fault(path) or find_wrong_run(path, self.run)):
             return f"{path}: {fault}"
         try:
             reader = CheckpointReader(path)
-            _load_weights(reader.tensors(WEIGHTS), model)  # its names are those of the newest, which fitted
+            _load_weights(reader.tensors(WEIGHTS), model)  # of this run, so its names fit
             averages = reader.tensors(AVERAGES)
             if self.averaged_weights is not None and averages:
                 self.averaged_weights.copy_to_model(averages)
-        except (OSError, SafetensorError) as error:  # it was there a moment ago
-            told = f"{path} cannot be read: {in_one_line(error)}; the same command goes on from the last checkpoint"
-            announce_fault(self.accelerator, told)
-            raise UserError(told) from error
+        except (OSError, SafetensorError) as error:  # it was removed or changed after the check
+            message = f"{path} cannot be read: {in_one_line(error)}; the same command goes on from the last checkpoint"
+            announce_fault(self.accelerator, message)
+            raise UserError(message) from error
         return None
 
     def _check_shared_disk(self) -> None:
-        """Raise UserError where a process does not see what process 0 writes: it would write its part elsewhere."""
+        """Raise UserError if a process does not see what process 0 writes: its part would be written elsewhere."""
 
         def write_mark() -> str:
             self.run_dir.make()
             mark = self.run_dir.root / f".seen-by-all-{self.run}"
-            with contextlib.suppress(OSError):  # a disk that is full or read-only, of which a save tells
+            with contextlib.suppress(OSError):  # a full or read-only disk is reported by the save
                 mark.touch()
             return mark.name if mark.exists() else ""
 
@@ -322,14 +325,14 @@ class Checkpointer:
             )
 
     def _compare(self, path: Path, manifest: Mapping[str, Any]) -> None:
-        """Tell every key that changed and what follows from it. Raises UserError where it must not change."""
+        """Report every key that changed, with its effect. Raises UserError for a key that must not change."""
         changed = find_changes(manifest["plan"], self.run_facts)
         in_config = find_changes(manifest["config"], self.config)
-        # What rows there are and what tokens they have is known by hashes; the keys say more.
+        # Rows and tokens are compared by hashes; the config keys say what changed.
         keys = dict.fromkeys(("data", "tokens"), in_config)
         problems = [
             f"{path} was made by another run ({describe_changes({name: both, **keys.get(name, {})})}); choose another "
-            f"run_dir, give the config it was made with, or go on all the same with resume_anyway=[{name}]"
+            f"run_dir, give the config it was made with, or resume with resume_anyway=[{name}]"
             for name, both in changed.items()
             if name not in self.resume_anyway
         ]
@@ -337,19 +340,19 @@ class Checkpointer:
         self.changes = changed | in_config
         for name, (old, new) in self.changes.items():
             if name in changed:
-                effect = "going on all the same"
+                effect = "allowed by resume_anyway"
             else:
                 effect = "planned anew from here on" if name in self.replanned else "no update depends on it"
             self.console.say(f"changed since the checkpoint: {name} was {old} and is {new}: {effect}")
 
     def _restore(self, path: Path) -> None:
-        """Load every file of a verified checkpoint. Raises UserError where one does not fit this run."""
+        """Load every file of a verified checkpoint. Raises UserError if a file does not fit this run."""
         model, scaler = self.accelerator.unwrap_model(self.accelerator._models[0]), self.accelerator.scaler
         try:
             reader = CheckpointReader(path)
             _check_weights(reader.tensors(WEIGHTS), model)
             _load_weights(reader.tensors(WEIGHTS), model)
-            if "optimizer.name" not in self.changes:  # the state of another one means nothing to this one
+            if "optimizer.name" not in self.changes:  # another optimizer cannot use the state
                 optimizer = self.accelerator._optimizers[0]
                 saved = reader.load(OPTIMIZER, mmap=self.is_sharded)
                 is_spread = self.is_sharded or reader.has_parts
@@ -364,7 +367,7 @@ class Checkpointer:
             elif self.averaged_weights is not None:
                 self.averaged_weights.restart()
                 self.console.warn(f"{path} has no averaged weights: the average begins at its weights")
-            self._load_kept(reader.load_whole(KEPT) if (path / KEPT).exists() else {})
+            self._load_registered(reader.load_whole(REGISTERED) if (path / REGISTERED).exists() else {})
         except OSError as error:
             raise UserError(f"{path} cannot be read: {error.strerror or in_one_line(error)}") from error
         except _UNFIT as error:
@@ -375,14 +378,15 @@ class Checkpointer:
                 "choose another run_dir or give the config it was made with"
             ) from error
 
-    def _load_kept(self, saved: Mapping[str, Any]) -> None:
-        if unlike := sorted(set(saved) ^ set(self._kept)):
-            raise ValueError(f"{', '.join(unlike)} is kept by one of the two, the run that saved it and this one")
-        for name, part in self._kept.items():
+    def _load_registered(self, saved: Mapping[str, Any]) -> None:
+        if missing := sorted(set(saved) ^ set(self._registered)):
+            names = ", ".join(missing)
+            raise ValueError(f"only one of the two runs, the one that saved it and this one, registered {names}")
+        for name, part in self._registered.items():
             part.load_state_dict(saved[name])
 
     def _tidy_up(self, path: Path, state: TrainState) -> None:
-        """Mend the links and remove what a kill in the middle of a save, or a checkpoint set aside, has left behind."""
+        """Repair the links, and remove files that a kill during a save, or a damaged checkpoint, has left behind."""
         self._writer.link("latest", path)
         if state.best_step is not None:
             self._writer.link("best", self.run_dir.checkpoint(state.best_step))
@@ -392,13 +396,13 @@ class Checkpointer:
 
 
 def _check_weights(stored: Mapping[str, StoredTensor], model: nn.Module) -> None:
-    """Raises ValueError where a checkpoint has not the weights that this model wants of it."""
-    wanted = select_saved(model)
-    if missing := sorted(wanted.keys() - stored.keys()):
+    """Raise ValueError if a checkpoint does not have exactly the weights that this model needs."""
+    expected = select_saved(model)
+    if missing := sorted(expected.keys() - stored.keys()):
         raise ValueError(f"it has no weights {', '.join(missing[:3])}")
-    if surplus := sorted(stored.keys() - wanted.keys()):
+    if surplus := sorted(stored.keys() - expected.keys()):
         raise ValueError(f"the model has no weights {', '.join(surplus[:3])} that learn")
-    for name, tensor in wanted.items():
+    for name, tensor in expected.items():
         if stored[name].shape != tensor.shape:
             raise ValueError(f"{name} has the shape {list(stored[name].shape)}, in the model {list(tensor.shape)}")
 

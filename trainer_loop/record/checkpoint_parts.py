@@ -1,8 +1,8 @@
-"""Checkpoints of a model that is spread over the processes: each writes its part, and a run reads the rows it needs.
+"""Checkpoints of a sharded model: each process writes its part, and a run reads only the rows that it needs.
 
-`part-00002-of-00004.safetensors` has the second quarter of the rows of every tensor that is spread, by the name of the
-file that would hold it and its keys there: `optimizer.bin/state/0/exp_avg`. `parts.json` has the shapes of the whole
-tensors. A tensor is cut as `torch.chunk` cuts it, so names and shapes tell where each row is.
+`part-00002-of-00004.safetensors` has the second quarter of the rows of every sharded tensor. The name of a tensor is
+the file that would hold it without shards, and its keys there: `optimizer.bin/state/0/exp_avg`. `parts.json` has the
+shapes of the whole tensors. Tensors are cut as `torch.chunk` cuts them, so names and shapes say where each row is.
 """
 
 import functools
@@ -24,17 +24,17 @@ from trainer_loop.record.checkpoint_files import AVERAGES, INDEX, WEIGHTS, part_
 from trainer_loop.record.run_dir import read_json_object
 from trainer_loop.record.snapshot import Snapshot
 
-_STANDS_FOR = "tensor of the parts"  # the key of what a file has in the place of a tensor that is spread
+_REFERENCE = "tensor of the parts"  # the key of the reference that a file has in place of a sharded tensor
 
 
 def split_snapshot(snapshot: Snapshot) -> Snapshot:
-    """The files that this process writes of a snapshot with tensors that are spread over the processes.
+    """Return the files that this process writes of a snapshot with sharded tensors.
 
-    Process 0 writes all that is not spread. Of several copies of a part, the first is written.
+    Process 0 also writes everything that is not sharded. If several processes have the same part, the first writes it.
     """
     spread: dict[str, DTensor] = {}
     rest = {file: _cut(content, file, spread) for file, content in snapshot.items()}
-    assert spread, "something learns, and is spread"
+    assert spread, "at least one trained tensor is sharded"
     place = find_place(next(iter(spread.values())))
     if place.is_copy:
         return {}
@@ -50,10 +50,10 @@ def split_snapshot(snapshot: Snapshot) -> Snapshot:
 
 
 def _cut(value: Any, name: str, spread: dict[str, DTensor]) -> Any:
-    """The value with a reference in the place of each tensor that is spread; those are added to `spread`."""
+    """Return the value with a reference in place of each sharded tensor; the tensors are added to `spread`."""
     if isinstance(value, DTensor):
         spread[name] = value
-        return {_STANDS_FOR: name}
+        return {_REFERENCE: name}
     if isinstance(value, Mapping):
         return {key: _cut(item, f"{name}/{key}", spread) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -63,23 +63,23 @@ def _cut(value: Any, name: str, spread: dict[str, DTensor]) -> Any:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in one safetensors file, or with equal numbers of its rows in several; reads only what is asked for."""
+    """A tensor in one safetensors file, or with equal numbers of rows in several. Only the requested part is read."""
 
     name: str
     shape: tuple[int, ...]
-    files: Sequence[Any]  # open, in the order of the rows
+    files: Sequence[Any]  # functions that open a file, in the order of the rows
 
     def __getitem__(self, place: Any) -> Tensor:
-        """The part that slices name, one for each dimension; `...` for the whole. Copy it before you change it."""
+        """Read a part: one slice for each dimension, or `...` for all. Copy the result before you change it."""
         if len(self.files) == 1:
             return self._read(0, place)
         rows, *others = (slice(None),) * len(self.shape) if place is ... else place
-        begin, end, _ = rows.indices(self.shape[0])
+        start, end, _ = rows.indices(self.shape[0])
         size = math.ceil(self.shape[0] / len(self.files))
         pieces = [
-            self._read(number, (slice(max(begin - number * size, 0), min(end - number * size, size)), *others))
-            for number in range(begin // size, math.ceil(end / size))
-            if begin < end
+            self._read(number, (slice(max(start - number * size, 0), min(end - number * size, size)), *others))
+            for number in range(start // size, math.ceil(end / size))
+            if start < end
         ]
         if not pieces:
             return self._read(0, (slice(0, 0), *others))
@@ -90,7 +90,7 @@ class StoredTensor:
 
 
 class CheckpointReader:
-    """The tensors and states of a verified checkpoint, whatever layout of processes saved it."""
+    """Reads the tensors and states of a verified checkpoint, saved by any number of processes."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -101,7 +101,7 @@ class CheckpointReader:
         self._spread = {name: StoredTensor(name, tuple(shape), self._parts) for name, shape in index["shapes"].items()}
 
     def tensors(self, file: str) -> dict[str, StoredTensor]:
-        """The tensors of `model.safetensors` or `averages.safetensors`, by name; empty where there is no such file."""
+        """Return the tensors of `model.safetensors` or `averages.safetensors` by name; empty without such a file."""
         if not self.has_parts:
             if not (self._path / file).exists():
                 return {}
@@ -111,23 +111,24 @@ class CheckpointReader:
         return {name.removeprefix(f"{file}/"): tensor for name, tensor in stored.items() if name.startswith(f"{file}/")}
 
     def load(self, file: str, *, mmap: bool = False) -> Any:
-        """The state in a file; a `StoredTensor` stands for each tensor that is in parts.
+        """Return the state in a file, with a `StoredTensor` for each tensor that is in parts.
 
-        mmap: the tensors of the file are read when they are used; each must be copied.
+        Args:
+            mmap: Read the tensors of the file when they are used; the caller must copy each.
         """
         state = load(self._path / file, map_location="cpu", mmap=mmap)
         if not self.has_parts:
             return state
         return tree_map(
-            lambda leaf: self._spread[leaf[_STANDS_FOR]] if _is_reference(leaf) else leaf, state, is_leaf=_is_reference
+            lambda leaf: self._spread[leaf[_REFERENCE]] if _is_reference(leaf) else leaf, state, is_leaf=_is_reference
         )
 
     def load_whole(self, file: str) -> Any:
-        """The state in a file, with all of each tensor."""
+        """Return the state in a file, with whole tensors."""
         return tree_map(lambda leaf: leaf[...].clone() if isinstance(leaf, StoredTensor) else leaf, self.load(file))
 
     def _opener(self, file: str) -> Any:
-        """Opens a file of tensors at its first use: of a thousand parts, a process needs two or three."""
+        """Return a function that opens a file at its first call: of a thousand parts, a process needs two or three."""
         return functools.cache(lambda: safe_open(self._path / file, framework="pt"))
 
 
@@ -136,4 +137,4 @@ def _in_one_file(name: str, opener: Any) -> StoredTensor:
 
 
 def _is_reference(value: Any) -> bool:
-    return isinstance(value, dict) and value.keys() == {_STANDS_FOR}
+    return isinstance(value, dict) and value.keys() == {_REFERENCE}

@@ -30,26 +30,24 @@ from trainer_loop.runtime.plain_json import check_fields
 
 @dataclass(frozen=True)
 class ExportRecord:
-    """What prediction needs to know about the model, in addition to the files of transformers."""
+    """Facts about an exported model that prediction needs in addition to the files of transformers."""
 
     task: str  # name or dotted path
-    # The task's columns -> those of the training data, as `data.columns`; empty: the task takes rows as they are.
+    # Column of the task -> column of the training data, as `data.columns`; empty: the task takes rows as they are.
     columns: dict[str, str | list[str]]
     max_length: int | None
     step: int  # of the exported weights
-    num_steps: int  # of the finished run
+    num_steps: int  # length of the finished run
     metrics: dict[str, float]  # of the exported weights
-    plan: dict[str, Any]  # the values that decided the updates of the run, see Checkpointer
-    # How the run was evaluated: `values` (of the column of labels, by class), `metrics` and `loss` (as in the config).
+    plan: dict[str, Any]  # the run facts, see Checkpointer
+    # How the run was evaluated: `values` (of the label column, by class), `metrics` and `loss` (as in the config).
     # None if the task has no target column.
     evaluation: dict[str, Any] | None = None
-    tuned: dict[str, Any] = field(
-        default_factory=dict
-    )  # arguments of the task as the run chose them, such as a threshold
+    tuned: dict[str, Any] = field(default_factory=dict)  # arguments of the task that the run chose, such as a threshold
 
     @classmethod
     def read(cls, model_dir: Path) -> "ExportRecord | None":
-        """The record of an exported model; None if trainer_loop did not export it. Raises UserError if damaged."""
+        """Read the record of an exported model; None if trainer_loop did not export it. Raises UserError if damaged."""
         path = model_dir / EXPORT_RECORD
         try:
             record = _rename_columns(read_json_object(path))
@@ -57,21 +55,21 @@ class ExportRecord:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:  # damaged, or written by another version
-            told = (isinstance(error, OSError) and error.strerror) or in_one_line(error)
+            reason = (isinstance(error, OSError) and error.strerror) or in_one_line(error)
             raise UserError(
-                f"{path} cannot be read: {told}; remove {model_dir}, and the command that trained it writes it anew"
+                f"{path} cannot be read: {reason}; remove {model_dir}, and the command that trained it writes it anew"
             ) from error
         return cls(**record)
 
 
 def _rename_columns(record: dict[str, Any]) -> dict[str, Any]:
-    """A record of version 0.1 names the columns of a text, of a second text and of a label one by one."""
+    """Convert a record of version 0.1, which has a key for the text, for the second text and for the label."""
     if "columns" in record or "text" not in record:
         return record
     evaluation = record.get("evaluation")
     label = evaluation.get("label") if isinstance(evaluation, dict) else None
-    named = {"text": record.pop("text"), "text_pair": record.pop("text_pair", None), "label": label}
-    return record | {"columns": {own: name for own, name in named.items() if name is not None}}
+    columns = {"text": record.pop("text"), "text_pair": record.pop("text_pair", None), "label": label}
+    return record | {"columns": {role: name for role, name in columns.items() if name is not None}}
 
 
 def export_model(
@@ -85,7 +83,8 @@ def export_model(
 ) -> None:
     """Write model/ under a temporary name and rename it; an existing model is replaced. Only process 0 calls this.
 
-    weights: a copy from `copy_weights`, of a sharded model; None: those of the model.
+    Args:
+        weights: A copy from `copy_weights`, for a sharded model; None: the weights of the model.
     """
     target = run_dir.model
     temporary = target.with_name(".model.tmp")
@@ -93,7 +92,7 @@ def export_model(
         write_files(temporary, model, processor, record, card=card, weights=weights)
         flush([*temporary.iterdir(), temporary])
         replace_folder(target, temporary)
-    except Exception as error:  # tokenizers raises no more precise error
+    except Exception as error:  # tokenizers raises plain Exception
         if not is_disk_error(error):
             raise
         remove(temporary)
@@ -114,19 +113,22 @@ def write_files(
 ) -> None:
     """Write the files of an exported model into a new directory; an existing one is removed.
 
-    weights: a copy from `copy_weights`; None for the current weights of the model. card: the text of README.md.
+    Args:
+        card: The text of README.md.
+        weights: A copy from `copy_weights`; None: the current weights of the model.
     """
     remove(directory)
     directory.mkdir(parents=True)
     if hasattr(model, "save_pretrained"):
-        given = {} if weights is None else {"state_dict": dict(weights)}
-        model.save_pretrained(directory, **given)  # type: ignore[operator]
+        arguments = {} if weights is None else {"state_dict": dict(weights)}
+        model.save_pretrained(directory, **arguments)  # type: ignore[operator]
         model.config.save_pretrained(directory)  # type: ignore[union-attr, operator] # adapters have none
     elif weights is None:
         save_model(model, directory / "model.safetensors")
     else:
-        once = {id(tensor): name for name, tensor in reversed(list(weights.items()))}  # a file holds each tensor once
-        save_file({name: weights[name] for name in once.values()}, directory / "model.safetensors")
+        # The file holds each tensor once, under its first name.
+        names = {id(tensor): name for name, tensor in reversed(list(weights.items()))}.values()
+        save_file({name: weights[name] for name in names}, directory / "model.safetensors")
     if processor is not None:
         save_processor(processor, directory)
     (directory / "README.md").write_text(card, encoding="utf-8")
@@ -135,7 +137,7 @@ def write_files(
 
 def save_processor(processor: Any, directory: Path) -> None:
     """Write the files of a tokenizer or of an image processor."""
-    # These settings depend on the last call, and so on whether this process has tokenised.
+    # These settings depend on the last call, so on whether this process has tokenised.
     if as_tokenizer(processor) is not None:
         processor.backend_tokenizer.no_truncation()
         processor.backend_tokenizer.no_padding()
@@ -144,12 +146,15 @@ def save_processor(processor: Any, directory: Path) -> None:
 
 @torch.no_grad()
 def copy_weights(
-    model: nn.Module, averaged_weights: Mapping[str, Tensor] | None = None, *, keeps: bool = True
+    model: nn.Module, averaged_weights: Mapping[str, Tensor] | None = None, *, copy: bool = True
 ) -> dict[str, Any]:
-    """The state of a model in training, with `averaged_weights` by name.
+    """Return the state of a model in training, with averaged weights instead of its own where they exist.
 
-    What may change, and the whole of what is spread over the processes, is copied to host memory. Where there are such
-    weights, all processes call this. keeps: this process wants the copies; the others get None in their place.
+    Trained tensors and whole sharded tensors are copied to host memory. With shards, all processes call this.
+
+    Args:
+        averaged_weights: By name.
+        copy: False: return None in place of each copy, on a process that does not need them.
     """
     averaged_weights = averaged_weights or {}
     copies: dict[tuple[int, ...], Tensor | None] = {}  # tied weights remain one tensor
@@ -162,13 +167,13 @@ def copy_weights(
         place = place_in_memory(tensor)
         if place not in copies:
             whole = gather_tensor(averaged_weights.get(name, tensor).detach())
-            copies[place] = whole.to("cpu", tensor.dtype, copy=True).contiguous() if keeps else None
+            copies[place] = whole.to("cpu", tensor.dtype, copy=True).contiguous() if copy else None
         weights[name] = copies[place]
     return weights
 
 
 def replace_folder(target: Path, temporary: Path) -> None:
-    """Give a folder its name; one that has it already is there until then, and goes."""
+    """Rename the folder `temporary` to `target`. An existing target stays until then, and is removed."""
     retired = target.with_name(f".{target.name}.old")
     remove(retired)
     if os.path.lexists(target):

@@ -1,4 +1,4 @@
-"""Whether a push to the hub can succeed: name, token and write access, checked before training."""
+"""Checks before training whether a push to the hub can succeed: name, token and write access."""
 
 import functools
 import re
@@ -14,27 +14,30 @@ from huggingface_hub.utils import validate_repo_id
 from trainer_loop.errors import in_one_line
 from trainer_loop.runtime.hub import describe_unreachable, hub_is_reachable
 
-_SECONDS_WITHOUT_PROGRESS = 120.0  # then a request is given up; huggingface_hub would wait for ever
+_SECONDS_WITHOUT_PROGRESS = 120.0  # then a request fails; huggingface_hub has no timeout
 _TRIES = 3
 _LONGEST_WAIT = 300.0  # seconds between two tries: the hub counts requests in windows of five minutes
 _LONGEST_WAIT_AT_START = 20.0
 _TRANSIENT = (408, 429, 500, 502, 503, 504)
 MISSING = (401, 404)  # the hub hides repositories that a token may not see
 _TOKENS = "https://huggingface.co/settings/tokens"
-_T = TypeVar("_T")
+_Result = TypeVar("_Result")
 
 
 def open_api() -> HfApi:
-    """The hub with the current token; a token from a browser login is renewed over time."""
+    """Return the API of the hub with the current token; a token from a browser login is renewed over time."""
     return HfApi(token=get_token(), library_name="trainer_loop")
 
 
 def check_access(repo: str, *, private: bool, place: str, later: str) -> tuple[list[str], list[str]]:
-    """Problems of a push to `repo`, one line each, and notes for the user. This asks the hub and creates nothing.
+    """Return the problems of a push to `repo`, one line each, and notes for the user. Nothing is created on the hub.
 
-    private: whether a new repository would be. place: config key of the name. later: the remedy without network.
+    Args:
+        private: Whether a new repository would be private.
+        place: The config key of the name.
+        later: The remedy without network.
     """
-    problems = [] if (wrong := explain_name(repo)) is None else [f"{place}: {wrong}"]
+    problems = [] if (fault := explain_name(repo)) is None else [f"{place}: {fault}"]
     if not hub_is_reachable():
         return [*problems, f"{place}: {describe_unreachable()}, so the push cannot be checked; {later}"], []
     if get_token() is None:
@@ -42,36 +45,36 @@ def check_access(repo: str, *, private: bool, place: str, later: str) -> tuple[l
     if problems:
         return problems, []
     try:
-        wrong, notes = _ask_hub(open_api(), repo, private=private)
+        problem, notes = _ask_hub(open_api(), repo, private=private)
     except (HTTPError, OSError, ValueError) as error:
-        wrong, notes = explain_failure(error), []
-    return [] if wrong is None else [f"{place}: {wrong}"], notes
+        problem, notes = explain_failure(error), []
+    return [] if problem is None else [f"{place}: {problem}"], notes
 
 
 def _ask_hub(api: HfApi, repo: str, *, private: bool) -> tuple[str | None, list[str]]:
-    """The reason why the token may not push, None if there is none, and notes."""
-    user = _ask_who(api, longest_wait=_LONGEST_WAIT_AT_START)
+    """Return the reason why the token may not push, or None, and notes for the user."""
+    user = _ask_for_user(api, longest_wait=_LONGEST_WAIT_AT_START)
     repo_id = repo if "/" in repo else f"{user['name']}/{repo}"
     try:
-        _ask_soon(lambda: api.auth_check(repo_id, write=True))
+        _ask_quickly(lambda: api.auth_check(repo_id, write=True))
     except HfHubHTTPError as error:
         if status_of(error) in MISSING:
             return _explain_token(user, repo_id) or _explain_other_type(api, repo_id), []
         if status_of(error) == 403:
             return f"{repo_id} is there and the token may not write to it; use one with that right, of {_TOKENS}", []
         raise
-    if private and _ask_soon(lambda: api.model_info(repo_id)).private is False:
+    if private and _ask_quickly(lambda: api.model_info(repo_id)).private is False:
         return None, [f"{repo_id} is there already and is public; hub.private decides for new repositories alone"]
     return None, []
 
 
 def push_command(model: str, repo: str) -> str:
-    """The command that pushes the exported model of a run."""
+    """Return the command that pushes the exported model of a run."""
     return f"python -m trainer_loop.push model={shlex.quote(model)} repo={shlex.quote(repo)}"
 
 
 def explain_name(repo: str) -> str | None:
-    """What is wrong with the name of a repository; None if nothing is."""
+    """Return the reason why the name of a repository is invalid, or None."""
     path = re.sub(r"^https?://[^/]+/|^(models|datasets|spaces)/", "", repo)
     if path != repo and explain_name(path) is None:
         return f"{repo} is no name; write {path}, the name of a repository for models"
@@ -84,7 +87,7 @@ def explain_name(repo: str) -> str | None:
 
 
 def is_name(repo: str) -> bool:
-    """Whether this can be a name on the hub."""
+    """Return whether this is a valid name on the hub."""
     try:
         validate_repo_id(repo)
     except HFValidationError:
@@ -93,52 +96,52 @@ def is_name(repo: str) -> bool:
 
 
 def find_repo_id(api: HfApi, repo: str) -> str:
-    """The full name of a repository; a name without a namespace is in the user's own."""
+    """Return the full name of a repository; a name without a namespace is in the user's own namespace."""
     return repo if "/" in repo else f"{_find_user_name(api.endpoint, get_token())}/{repo}"
 
 
 @functools.cache
 def _find_user_name(endpoint: str, token: str | None) -> str:
-    """The user's name, asked once, because the hub limits this question more than others."""
-    return str(_ask_who(HfApi(endpoint, token=token), longest_wait=_LONGEST_WAIT)["name"])
+    """Return the user's name. It is requested once, because the hub limits this request more than others."""
+    return str(_ask_for_user(HfApi(endpoint, token=token), longest_wait=_LONGEST_WAIT)["name"])
 
 
-def _ask_who(api: HfApi, *, longest_wait: float) -> dict[str, Any]:
+def _ask_for_user(api: HfApi, *, longest_wait: float) -> dict[str, Any]:
     user = retrying(api.whoami, longest_wait=longest_wait)
     if not isinstance(user, dict) or not isinstance(user.get("name"), str):
         raise ValueError(f"{api.endpoint} does not say whose token this is; is it a hub?")
     return user
 
 
-def retrying(function: Callable[[], _T], *, longest_wait: float = _LONGEST_WAIT) -> _T:
-    """Make a request; repeat it if the hub is busy or fails, unless it asks to wait for more than `longest_wait` s."""
+def retrying(function: Callable[[], _Result], *, longest_wait: float = _LONGEST_WAIT) -> _Result:
+    """Make a request; repeat it if the hub is busy or fails, unless it asks to wait longer than `longest_wait` s."""
     for attempt in range(1, _TRIES + 1):
         get_session().timeout = _SECONDS_WITHOUT_PROGRESS
         try:
             return function()
         except HTTPError as error:
             response = getattr(error, "response", None)
-            asked = "" if response is None else response.headers.get("Retry-After", "")
-            wait = float(asked) if asked.isdecimal() else 2.0**attempt
+            retry_after = "" if response is None else response.headers.get("Retry-After", "")
+            wait = float(retry_after) if retry_after.isdecimal() else 2.0**attempt
             if status_of(error) not in (None, *_TRANSIENT) or attempt == _TRIES or wait > longest_wait:
                 raise
             time.sleep(wait)
     raise AssertionError("the last try returns or raises")
 
 
-def _ask_soon(function: Callable[[], _T]) -> _T:
-    """Repeat a request with short delays only: before training, a person may be waiting."""
+def _ask_quickly(function: Callable[[], _Result]) -> _Result:
+    """Make a request with short delays between tries: before training, the user may be waiting."""
     return retrying(function, longest_wait=_LONGEST_WAIT_AT_START)
 
 
 def status_of(error: BaseException) -> int | None:
-    """The HTTP status in an error of the hub; None if the hub did not answer."""
+    """Return the HTTP status in an error of the hub; None if the hub did not answer."""
     response = getattr(error, "response", None)
     return None if response is None else int(response.status_code)
 
 
 def explain_failure(error: BaseException) -> str:
-    """The reason why a request or a push failed, in one line, with the remedy if there is one."""
+    """Return the reason why a request or a push failed, in one line, with the remedy if there is one."""
     if isinstance(error, ValueError):  # raised by huggingface_hub itself, for example for invalid front matter
         return in_one_line(error)
     cause = error
@@ -147,19 +150,19 @@ def explain_failure(error: BaseException) -> str:
     status = status_of(cause)
     if status is None:
         return in_one_line(error) if cause is error else f"{in_one_line(error)} {in_one_line(cause)}"
-    told = in_one_line(RuntimeError(getattr(cause, "server_message", None) or cause))
+    message = in_one_line(RuntimeError(getattr(cause, "server_message", None) or cause))
     remedies: Mapping[int, str] = {
         401: "the token is not valid; run `hf auth login --force`, or set HF_TOKEN to one of " + _TOKENS,
-        403: f"the token may not do this ({told}); use one with the right to write, of {_TOKENS}",
-        429: f"the hub asks to wait, too many requests were made ({told}); try again later",
+        403: f"the token may not do this ({message}); use one with the right to write, of {_TOKENS}",
+        429: f"the hub asks to wait, too many requests were made ({message}); try again later",
     }
-    return remedies.get(status, f"the hub answered {status} ({told})")
+    return remedies.get(status, f"the hub answered {status} ({message})")
 
 
 def _explain_token(user: Mapping[str, Any], repo_id: str) -> str | None:
-    """The reason why the token may not create the repository; None if there is none."""
+    """Return the reason why the token may not create the repository, or None."""
     namespace = repo_id.partition("/")[0]
-    token = user.get("auth", {}).get("accessToken") or {}  # there is none after a login by browser
+    token = user.get("auth", {}).get("accessToken") or {}  # a login by browser has none
     if token.get("role") == "read":
         return f"the token {token.get('displayName', '')!r} only reads; use one with the right to write, of {_TOKENS}"
     if token.get("role") == "fineGrained" and isinstance((token.get("fineGrained") or {}).get("scoped"), list):
@@ -169,20 +172,20 @@ def _explain_token(user: Mapping[str, Any], repo_id: str) -> str | None:
             return None
         return f"the fine-grained token may not write to repositories of {namespace}; give it that right at {_TOKENS}"
     roles = {str(org.get("name")): org.get("roleInOrg") for org in user.get("orgs", [])}
-    known = {name.lower(): name for name in (user["name"], *roles)}
-    if namespace.lower() not in known:
-        return f"{user['name']} is in no organisation {namespace}; allowed: {', '.join(known.values())}"
-    if roles.get(known[namespace.lower()]) == "read":
+    namespaces = {name.lower(): name for name in (user["name"], *roles)}
+    if namespace.lower() not in namespaces:
+        return f"{user['name']} is in no organisation {namespace}; allowed: {', '.join(namespaces.values())}"
+    if roles.get(namespaces[namespace.lower()]) == "read":
         who = f"{user['name']} only reads in the organisation {namespace}"
         return f"{who}; ask its administrators for the right to write"
     return None
 
 
 def _explain_other_type(api: HfApi, repo_id: str) -> str | None:
-    """A message if the name belongs to a data set or a space."""
+    """Return a message if the name belongs to a data set or a space, else None."""
     for kind in ("dataset", "space"):
         try:
-            _ask_soon(lambda: api.repo_info(repo_id, repo_type=kind))  # noqa: B023 - called at once
+            _ask_quickly(lambda: api.repo_info(repo_id, repo_type=kind))  # noqa: B023 - called at once
         except HfHubHTTPError as error:
             if status_of(error) not in (*MISSING, 403):
                 raise

@@ -1,4 +1,4 @@
-"""Pushes the folder of a model to the hub in one commit: only files that belong there, without secrets."""
+"""Pushes the folder of a model to the hub in one commit: only files of the model, without secrets."""
 
 import json
 import re
@@ -26,8 +26,8 @@ _CARD = "README.md"
 REPORT = "report.html"
 _CONFIG = "config.yaml"  # of a run
 # Files that transformers, peft and tokenizers save, and usual files beside them. Any other file may be data, a log, a
-# pickle or the state of an optimizer. Folders inside folders stay out too.
-_KEPT = re.compile(
+# pickle or the state of an optimizer. Folders inside folders are not pushed either.
+_MODEL_FILES = re.compile(
     r"(pytorch_|adapter_|flax_|tf_)?model[-\d_of]*\.(safetensors|bin|msgpack|h5|gguf|onnx)(\.index\.json)?|.*\.(gguf|onnx)"
     r"|([a-z_]+_)?config(_sentence_transformers)?\.json|(modules|normalizer|chat_template|trainer_loop)\.json"
     r"|(special_tokens_map|added_tokens|tokenizer|tekken)\.json|([a-z]+_)?vocab[-\w]*\.(json|txt|bpe)|merges\.txt"
@@ -43,15 +43,15 @@ _LARGE = 1_000_000  # bytes; larger files may use large file storage and are upl
 
 
 @dataclass(frozen=True)
-class Pushed:
+class PushResult:
     """The result of a push."""
 
     url: str  # of the repository
     changed: bool  # false: the repository already had everything
-    removed: Sequence[str]  # weights in another form, and what belonged to others
+    removed: Sequence[str]  # weights in another format, and files of another run
 
     def describe(self, what: str) -> str:
-        """The result as a line for the user. what: what was pushed, in words."""
+        """Return the result as a line for the user. what: the name of what was pushed, such as `the trained model`."""
         if not self.changed:
             return f"hub: {self.url} is up to date"
         removed = f"; removed there: {', '.join(self.removed)}, from before" if self.removed else ""
@@ -59,24 +59,24 @@ class Pushed:
 
 
 def select_files(folder: Path, *, with_folders: bool = True) -> tuple[dict[str, Content], list[str]]:
-    """The files of a model's folder that belong on the hub, by their path there, and the names of all others."""
-    chosen: dict[str, Content] = {}
+    """Return the files of a model's folder to push, by their path on the hub, and the names of all other files."""
+    files: dict[str, Content] = {}
     left_out = []
-    brings_code = _names_code(folder / "config.json")
+    has_code = _names_code(folder / "config.json")
     for path in sorted(folder.iterdir()):
         if path.is_dir() and with_folders and not _FOLDERS_OF_TRAINING.fullmatch(path.name):
-            inner, outer = select_files(path, with_folders=False)
-            chosen |= {f"{path.name}/{name}": content for name, content in inner.items()}
-            left_out += [f"{path.name}/{name}" for name in outer]
-        elif path.is_file() and (_KEPT.fullmatch(path.name) or (brings_code and path.suffix == ".py")):
-            chosen[path.name] = path
+            inner, others = select_files(path, with_folders=False)
+            files |= {f"{path.name}/{name}": content for name, content in inner.items()}
+            left_out += [f"{path.name}/{name}" for name in others]
+        elif path.is_file() and (_MODEL_FILES.fullmatch(path.name) or (has_code and path.suffix == ".py")):
+            files[path.name] = path
         else:
             left_out.append(path.name)
-    return chosen, left_out
+    return files, left_out
 
 
 def _names_code(config: Path) -> bool:
-    """Whether the config of a model names Python files in its folder."""
+    """Return whether the config of a model names Python files in its folder."""
     try:
         return "auto_map" in parse_json(config.read_bytes())
     except (OSError, ValueError, TypeError):
@@ -84,9 +84,13 @@ def _names_code(config: Path) -> bool:
 
 
 def gather_run(model: Path, config: Path | None, beside: Files | None = None) -> dict[str, Content]:
-    """The files to push, with secrets in our own masked. Raises UserError for all that hold others or are damaged.
+    """Return the files to push, with masked secrets in the files of trainer_loop.
 
-    beside: files that do not lie in the folder of the model, such as the report of the run.
+    Args:
+        beside: Files outside of the folder of the model, such as the report of the run.
+
+    Raises:
+        UserError: With all files that hold other secrets or are damaged.
     """
     problems: list[str] = []
     try:
@@ -109,7 +113,7 @@ def gather_run(model: Path, config: Path | None, beside: Files | None = None) ->
 
 
 def _find_problem(name: str, content: Content) -> str | None:
-    """The reason why a file must not be pushed; None if there is none."""
+    """Return the reason why a file must not be pushed, or None."""
     try:
         if name.endswith(".safetensors") and isinstance(content, Path):
             with safe_open(content, framework="numpy"):
@@ -121,20 +125,24 @@ def _find_problem(name: str, content: Content) -> str | None:
         return f"is damaged: {in_one_line(error)}; export the model again"
     except OSError as error:
         return f"cannot be read: {error.strerror}"
-    found = find_secret(raw.decode("utf-8", errors="replace"))
-    return None if found is None else f"holds {found}; remove it from the file"
+    secret = find_secret(raw.decode("utf-8", errors="replace"))
+    return None if secret is None else f"holds {secret}; remove it from the file"
 
 
-def push_files(files: Files, repo: str, *, private: bool, message: str, default_card: bytes | None = None) -> Pushed:
+def push_files(
+    files: Files, repo: str, *, private: bool, message: str, default_card: bytes | None = None
+) -> PushResult:
     """Push files in one commit; files that the repository already holds are not uploaded again.
 
-    A missing repository is created. Weights in another form are removed, because they would be loaded instead of the
-    new ones, and with the model of a run the report and the ONNX file of another. The repository does not change before
-    everything is uploaded. For errors see `explain_failure`.
+    A missing repository is created. Weights in another format are removed, because they would be loaded instead of the
+    new ones. With the model of a run, the report and the ONNX file of another run are removed too. The repository does
+    not change before everything is uploaded. For errors see `explain_failure`.
 
-    private: whether a new repository is. default_card: README.md if neither the files nor the repository have one.
+    Args:
+        private: Whether a new repository is private.
+        default_card: README.md if neither the files nor the repository have one.
     """
-    # General advice of the hub about cards does not concern this push.
+    # The hub's general advice about model cards is not about this push.
     warnings.filterwarnings("ignore", message="Warnings while validating metadata")
     api = open_api()
     repo_id = find_repo_id(api, repo)
@@ -147,10 +155,10 @@ def push_files(files: Files, repo: str, *, private: bool, message: str, default_
     return retrying(lambda: _commit(api, repo_id, files, message=message, default_card=default_card))
 
 
-def _commit(api: HfApi, repo_id: str, files: Files, *, message: str, default_card: bytes | None) -> Pushed:
-    """Make the commit. It may be repeated after a failure, even if the hub made the commit and its answer was lost."""
-    there = api.model_info(repo_id)
-    names = {sibling.rfilename for sibling in there.siblings or []}
+def _commit(api: HfApi, repo_id: str, files: Files, *, message: str, default_card: bytes | None) -> PushResult:
+    """Make the commit. It may be repeated after a failure, even if the hub made it and its answer was lost."""
+    before = api.model_info(repo_id)
+    names = {sibling.rfilename for sibling in before.siblings or []}
     if default_card is not None and _CARD not in {*names, *files}:
         files = {**files, _CARD: default_card}
     operations: list[CommitOperationAdd | CommitOperationDelete] = []
@@ -161,15 +169,15 @@ def _commit(api: HfApi, repo_id: str, files: Files, *, message: str, default_car
             api.preupload_lfs_files(repo_id, [addition], free_memory=False)
         operations.append(addition)
     stale = sorted(name for name in names - set(files) if _WEIGHTS.fullmatch(name))
-    if EXPORT_RECORD in files:  # they would stand beside the weights of another run
+    if EXPORT_RECORD in files:  # these files belong to the weights of another run
         stale += sorted({name for name in (REPORT, *list_names_on_hub(names)) if name in names - set(files)})
     operations += [CommitOperationDelete(name) for name in stale]
     commit = api.create_commit(repo_id, operations, commit_message=message)
-    return Pushed(f"{api.endpoint}/{repo_id}", changed=commit.oid != there.sha, removed=stale)
+    return PushResult(f"{api.endpoint}/{repo_id}", changed=commit.oid != before.sha, removed=stale)
 
 
 def mask_config(text: str) -> bytes:
-    """The text with its secrets masked; unchanged if it has none. Raises ValueError where it is no mapping in YAML."""
+    """Return YAML text with masked secrets; unchanged if it has none. Raises ValueError if it is no mapping."""
     node, faults = compose(text)
     tree = None if node is None or faults else plain(node)
     if not isinstance(tree, dict):

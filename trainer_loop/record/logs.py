@@ -1,4 +1,4 @@
-"""What a run tells: lines on the console and in train.log, one progress bar on a terminal, rows in metrics.jsonl."""
+"""The logs of a run: lines on the console and in train.log, a progress bar on a terminal, rows in metrics.jsonl."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from trainer_loop.runtime.plain_json import is_count, is_number, parse_json
 from trainer_loop.runtime.streams import SafeStream
 
 Values = Mapping[str, float | int]
-OF_THE_MACHINE = (  # metrics that no two runs have the same
+MACHINE_METRICS = (  # metrics that differ between two identical runs
     *("rows_per_second", "tokens_per_second", "tokens_per_second_per_device", "mfu", "data_wait", "peak_memory_bytes"),
     "train_seconds",
 )
@@ -29,10 +29,10 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 class Console:
-    """Lines for people. Only the main process speaks; the others are given `enabled=False`.
+    """Prints lines for the user. Only the main process prints; the others have `enabled=False`.
 
-    On a terminal there is one progress bar and lines appear above it; elsewhere nothing but whole lines is written.
-    A console or a log file that cannot be written is reported once, on the other one, and ends nothing.
+    On a terminal there is one progress bar, and lines appear above it; elsewhere only whole lines are written. An error
+    of the console or of the log file is reported once, on the other one, and does not end the run.
     """
 
     def __init__(self, *, enabled: bool = True, stream: TextIO | None = None):
@@ -40,32 +40,33 @@ class Console:
         self.stream = SafeStream(stream or sys.stdout)
         self.on_terminal = enabled and self.stream.isatty()
         self._log_path: Path | None = None
-        self._unkept: list[str] = []  # said before there was a file to keep it in, or while the disk refused
+        self._unwritten: list[str] = []  # lines that are not in the log file: it is not open yet, or the disk is full
         self._bar: tqdm | None = None
-        self._reported: set[str] = set()  # which of the two, the console and the log file, was reported to fail
+        self._reported: set[str] = set()  # `console` and `log`, once an error of it was reported
 
-    def keep_in(self, path: Path) -> None:
-        """Every line also goes into this file, with its time: those said so far, and from now on."""
+    def log_to(self, path: Path) -> None:
+        """Also write every line to this file, with its time: the lines so far and all later ones."""
         if self.enabled:
             self._log_path = path
             self._write_log()
 
     def say(self, line: str = "") -> None:
-        """Show and keep one line; characters that a terminal would act on are spelled out."""
+        """Show a line and write it to the log file. Control characters are escaped."""
         if not self.enabled:
             return
         self._show(printable(line))
-        self.keep(line)
+        self.log(line)
         if self.stream.fault is not None and "console" not in self._reported:
             self._reported.add("console")
-            told = f"the console cannot be written: {self.stream.fault}; the run goes on, and train.log has every line"
-            print(f"warning: {told}", file=SafeStream(sys.stderr), flush=True)
-            self.warn(told)
+            fault = self.stream.fault
+            message = f"the console cannot be written: {fault}; the run goes on, and train.log has every line"
+            print(f"warning: {message}", file=SafeStream(sys.stderr), flush=True)
+            self.warn(message)
 
-    def keep(self, line: str) -> None:
-        """Keep one line that is shown by others."""
+    def log(self, line: str) -> None:
+        """Write a line, which the caller shows, to the log file."""
         if self.enabled:
-            self._unkept.append(f"{datetime.now().isoformat(timespec='seconds')} {printable(line)}\n")
+            self._unwritten.append(f"{datetime.now().isoformat(timespec='seconds')} {printable(line)}\n")
             self._write_log()
 
     def _show(self, line: str) -> None:
@@ -77,9 +78,9 @@ class Console:
     def _write_log(self) -> None:
         if self._log_path is None:
             return
-        fault = append_text(self._log_path, "".join(self._unkept))
+        fault = append_text(self._log_path, "".join(self._unwritten))
         if fault is None:
-            self._unkept.clear()
+            self._unwritten.clear()
         elif "log" not in self._reported:  # the lines wait in memory until the file can be written
             self._reported.add("log")
             self._show(f"warning: {self._log_path} cannot be written: {fault}; the run goes on without it")
@@ -96,14 +97,14 @@ class Console:
             self._bar.update()
 
     def follow(self, work: Iterable[_T], *, total: int, doing: str) -> Iterator[_T]:
-        """Iterate over `total` items, and tell how far it is: beside the progress bar, else every half minute."""
-        told = time.monotonic()
+        """Iterate over `total` items and report the progress: on the progress bar, or every 30 seconds as a line."""
+        reported = time.monotonic()
         for done, item in enumerate(work, start=1):
             yield item
             if self._bar is not None:
                 self._bar.set_description(f"{doing} {done / total:.0%}" if done < total else "")
-            elif time.monotonic() - told > _SECONDS_BETWEEN_LINES:
-                told = time.monotonic()
+            elif time.monotonic() - reported > _SECONDS_BETWEEN_LINES:
+                reported = time.monotonic()
                 self.say(f"{doing}: {done / total:.0%}")
 
     def stop_progress(self) -> None:
@@ -111,16 +112,16 @@ class Console:
             self._bar.close()
             self._bar = None
 
-    def tell_training(self, values: Values) -> None:
-        """One line per logging interval, or the figures beside the progress bar."""
+    def show_training(self, values: Values) -> None:
+        """Show the values of a logging interval on a line, or beside the progress bar."""
         if self._bar is not None:
-            told = f"loss={values['loss']:.4g}, {values['rows_per_second']:.3g} rows/s"
-            self._bar.set_postfix_str(told, refresh=False)
+            text = f"loss={values['loss']:.4g}, {values['rows_per_second']:.3g} rows/s"
+            self._bar.set_postfix_str(text, refresh=False)
         else:
             self.say(" ".join(f"{name}={format_value(value)}" for name, value in values.items()))
 
-    def tell_evaluation(self, title: str, values: Values) -> None:
-        """A small table."""
+    def show_evaluation(self, title: str, values: Values) -> None:
+        """Show the values of an evaluation as a small table."""
         width = max(len(name) for name in values)
         self.say(title)
         for name, value in values.items():
@@ -128,20 +129,20 @@ class Console:
 
 
 class MetricLog:
-    """metrics.jsonl: one JSON object a row, each with its `step`; `pandas.read_json(path, lines=True)` reads it.
+    """Writes metrics.jsonl: one JSON object a row, each with its `step`; `pandas.read_json(path, lines=True)` reads it.
 
-    It is a record and nothing depends on it: whatever is wrong with it costs a warning.
+    The run does not depend on it, so an error of the file is only a warning.
     """
 
     def __init__(self, path: Path, *, warn: Callable[[str], None] = print):
         self.path = path
         self.warn = warn
-        self._unwritten: list[str] = []  # rows the disk refused; written before the next one
-        self._kept: str | None = None  # what the file is to hold before them, where it could not be rewritten
-        self._has_warned = False  # that the disk refuses, since it last did not
+        self._unwritten: list[str] = []  # rows that could not be written yet
+        self._content: str | None = None  # what the file must hold before these rows; None: it has it
+        self._has_warned = False  # about errors of the disk, since the last successful write
 
     def append(self, values: Mapping[str, Any]) -> None:
-        """Add a row of numbers, and perhaps of lists of samples."""
+        """Add a row of numbers, and optionally lists of samples."""
         # JSON has no nan or inf, and pandas reads null as nan.
         row = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
@@ -151,9 +152,12 @@ class MetricLog:
         self._write()
 
     def forget_after(self, step: int, *, evaluated: bool) -> None:
-        """Drop what a run that goes on after `step` updates writes again; a row cut off by a crash goes too.
+        """Remove an incomplete last row, and the rows that a run which continues after `step` will write again.
 
-        Lines that are no rows are set aside. evaluated: the evaluation of this very step is among what was done.
+        Lines that are not rows are moved to another file.
+
+        Args:
+            evaluated: The evaluation of `step` is done already.
         """
         try:
             rows, others = _read_rows(self.path)
@@ -164,18 +168,18 @@ class MetricLog:
             return
         if others:
             self._set_aside(others)
-        last = step if evaluated else step - 1  # of the evaluations that stay
-        self._kept = "".join(
+        last = step if evaluated else step - 1  # the last step whose evaluation stays
+        self._content = "".join(
             f"{line}\n"
             for line, row in rows
             if row["step"] <= (last if _has(row, "validation/") else step)
-            # Totals and test rows stand after the last step, whenever the run gets there.
+            # A finished run writes totals and test rows again, at any step.
             and not (_has(row, "test/") or "train_seconds" in row)
         )
         self._write()
 
     def _set_aside(self, lines: Mapping[int, bytes]) -> None:
-        """lines: by their numbers, from 1."""
+        """Move lines to a file beside metrics.jsonl. lines: by their numbers, from 1."""
         damaged = self.path.with_name(f"{self.path.name}.damaged")
         where = f"{self.path}:{next(iter(lines))}: this is no row of figures"
         others = len(lines) - 1
@@ -189,14 +193,14 @@ class MetricLog:
 
     def _write(self) -> None:
         fault = None
-        if self._kept is not None:
+        if self._content is not None:
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                write_text(self.path, self._kept)
-                self._kept = None
+                write_text(self.path, self._content)
+                self._content = None
             except OSError as error:
                 fault = error.strerror or str(error)
-        if self._kept is None and self._unwritten:
+        if self._content is None and self._unwritten:
             fault = append_text(self.path, "".join(self._unwritten))
         if fault is None:
             self._unwritten.clear()
@@ -206,7 +210,7 @@ class MetricLog:
 
 
 def _read_rows(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], dict[int, bytes]]:
-    """The rows as text and as values, and by its number every line that is none; but for one that a crash cut off."""
+    """Return the rows as text and as values, and all other lines by number, without an incomplete last line."""
     rows, others = [], {}
     *lines, cut_off = path.read_bytes().split(b"\n")
     for number, line in enumerate([*lines, cut_off], start=1):
@@ -223,25 +227,25 @@ def _read_rows(path: Path) -> tuple[list[tuple[str, dict[str, Any]]], dict[int, 
 
 
 def _is_row(row: object) -> bool:
-    """Whether these are numbers and lists of samples of a step. What is no finite number is null."""
+    """Return whether a value is a row: a step, with finite numbers, null for other numbers, and lists of samples."""
     if not isinstance(row, dict) or not is_count(row.get("step")):
         return False
-    figures = [value for name, value in row.items() if not (name.endswith("samples") and isinstance(value, list))]
-    return all(value is None or (is_number(value) and math.isfinite(value)) for value in figures)
+    numbers = [value for name, value in row.items() if not (name.endswith("samples") and isinstance(value, list))]
+    return all(value is None or (is_number(value) and math.isfinite(value)) for value in numbers)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; lines that are none are left out. Raises OSError where it cannot be read."""
+    """Return the rows of a metrics.jsonl without other lines. Raises OSError if it cannot be read."""
     return [row for _, row in _read_rows(path)[0]]
 
 
 def _has(row: Mapping[str, Any], prefix: str) -> bool:
-    """Whether a row holds a metric of a set."""
+    """Return whether a row holds a metric of a split."""
     return any(name.startswith(prefix) for name in row)
 
 
 def append_text(path: Path, text: str) -> str | None:
-    """Append to a file, whole or not at all; returns what the disk refused. A folder that is gone is made again."""
+    """Append all of a text to a file, or nothing; returns the error of the disk. A missing folder is created."""
     size = 0
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -257,5 +261,5 @@ def append_text(path: Path, text: str) -> str | None:
 
 
 def format_value(value: float | int) -> str:
-    """Whole numbers with thousands marks, others with four significant digits."""
+    """Format integers with thousands separators, and floats with four significant digits."""
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

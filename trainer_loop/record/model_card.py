@@ -1,4 +1,4 @@
-"""The model card, which the hub shows and searches. Cards are made only here."""
+"""The model card, which the hub shows and searches. Only this module makes cards."""
 
 import contextlib
 import json
@@ -17,17 +17,17 @@ from trainer_loop.record.hub_access import is_name
 from trainer_loop.record.run_dir import package_versions
 
 Relation = Literal["finetune", "adapter"]
-_LOCAL = "local"  # name in model-index of a data set that is not on the hub; a name is required
+_LOCAL = "local"  # name of a local data set in model-index, where a name is required
 _NOT_A_METRIC = ("loss", "rows")  # values that are not metrics of the hub
-_MARKDOWN = re.compile(r"[\\`*<>#~|]|(?<![^\W_])_|_(?![^\W_])|(?<=\])\(")  # what would be shown otherwise
-_BAR = re.compile(r"\\*\|")  # would end a cell
+_MARKDOWN = re.compile(r"[\\`*<>#~|]|(?<![^\W_])_|_(?![^\W_])|(?<=\])\(")  # characters that Markdown would interpret
+_BAR = re.compile(r"\\*\|")  # it would end a table cell
 
 
 @dataclass(frozen=True)
 class BaseModel:
     """The base model on the hub, and the license that it passes on."""
 
-    name: str | None  # hub id; None: not on the hub, as far as known
+    name: str | None  # hub id; None: not known to be on the hub
     relation: Relation
     license: str | None = None
     license_name: str | None = None
@@ -38,11 +38,11 @@ class BaseModel:
 class Scores:
     """The metrics of one evaluated set."""
 
-    title: str  # validation, test, validation matched
+    title: str  # such as validation, test, validation matched
     dataset: str | None  # hub id of its data set; None: not on the hub
     split: str | None  # name of the split on the hub
-    figures: Mapping[str, float]
-    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # of some of these, lower and upper end
+    metrics: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)  # lower and upper ends
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class CardFacts:
     task: str  # name, or dotted path of a custom task
     pipeline_tag: str | None  # the hub's name for the task
     library: str  # name on the hub: transformers, peft, pytorch
-    reads: str | None  # text columns of the model, and the length at which it cuts them
+    reads: str | None  # text columns of the model, and its maximum length
     step: int
     num_steps: int
     base: BaseModel | None
@@ -62,15 +62,15 @@ class CardFacts:
     data: Sequence[str]  # lines about the rows
     scores: Sequence[Scores]
     metric_names: Sequence[str]  # names that evaluate knows
-    settings: Mapping[str, Any]  # config keys that decided the training
-    environment: Mapping[str, str] = field(default_factory=dict)  # what the run was trained with
-    limits: Sequence[str] = ()  # sentences about what is not known, or not good
-    has_report: bool = False  # a push takes the report of the run along
+    settings: Mapping[str, Any]  # config keys that determined the training
+    environment: Mapping[str, str] = field(default_factory=dict)  # hardware and software of the run
+    limits: Sequence[str] = ()  # sentences about unknown or bad properties
+    has_report: bool = False  # the report of the run is pushed too
     tags: Sequence[str] = ()
 
 
 def make_card(facts: CardFacts) -> str:
-    """The text of README.md: front matter for the hub, then text for people."""
+    """Return the text of README.md: front matter for the hub, then text for readers."""
     base = facts.base or BaseModel(None, "finetune")
     results = _list_results(facts)
     data = ModelCardData(
@@ -91,13 +91,13 @@ def make_card(facts: CardFacts) -> str:
 
 
 def make_short_card(model: Path) -> str:
-    """A card from the files of a model that was made elsewhere and has none."""
+    """Return a card for a model that was made elsewhere and has none, from its files."""
     try:
         text = (model / ADAPTER_CONFIG).read_text(encoding="utf-8")
         base = json.loads(text).get("base_model_name_or_path")
     except FileNotFoundError:
         data = ModelCardData(library_name="transformers")
-    except (OSError, ValueError, AttributeError):  # peft reports what is wrong with it
+    except (OSError, ValueError, AttributeError):  # peft reports the error
         data = ModelCardData(library_name="peft")
     else:
         name = base if isinstance(base, str) and is_name(base) and not Path(base).exists() else None
@@ -106,15 +106,15 @@ def make_short_card(model: Path) -> str:
 
 
 def find_base_model(name: str, *, relation: Relation) -> BaseModel:
-    """What is known about a base model: a hub id, or a directory whose card may name one. Nothing is downloaded."""
+    """Return the facts about a base model: a hub id, or a directory whose card may name one. Nothing is downloaded."""
     directory = Path(name).expanduser()
     is_local = directory.is_dir()
     readme = directory / "README.md" if is_local else is_name(name) and try_to_load_from_cache(name, "README.md")
     card = _read_front_matter(Path(readme)) if isinstance(readme, str | Path) else {}
-    told = card.get("base_model") if is_local else name
+    base = card.get("base_model") if is_local else name
     link = card.get("license_link")
     return BaseModel(
-        name=told if isinstance(told, str) and is_name(told) else None,
+        name=base if isinstance(base, str) and is_name(base) else None,
         relation=relation,
         license=_text(card.get("license")),
         license_name=_text(card.get("license_name")),
@@ -124,7 +124,7 @@ def find_base_model(name: str, *, relation: Relation) -> BaseModel:
 
 
 def _read_front_matter(path: Path) -> dict[str, Any]:
-    """The front matter of a card by others; empty if it cannot be read."""
+    """Return the front matter of a card; empty if it cannot be read."""
     with contextlib.suppress(OSError, ValueError, yaml.YAMLError):
         return metadata_load(path) or {}
     return {}
@@ -135,7 +135,7 @@ def _text(value: object) -> str | None:
 
 
 def _list_results(facts: CardFacts) -> list[EvalResult]:
-    """Entries of `model-index`. A custom task has no name on the hub, so it has no entries."""
+    """Return the entries of `model-index`; none for a custom task, which has no name on the hub."""
     if facts.pipeline_tag is None:
         return []
     return [
@@ -151,7 +151,7 @@ def _list_results(facts: CardFacts) -> list[EvalResult]:
             metric_value=float(f"{value:.6g}"),
         )
         for scores in facts.scores
-        for name, value in scores.figures.items()
+        for name, value in scores.metrics.items()
         if name not in _NOT_A_METRIC and math.isfinite(value)
     ]
 
@@ -177,12 +177,12 @@ def _write_body(facts: CardFacts) -> str:
 
 
 def _write_results(scores: Sequence[Scores]) -> list[str]:
-    """A table of all metrics, with the intervals that are known."""
+    """Return a table of all metrics, with their intervals where they are known."""
     heads = ["set", "metric", "value", "95 % interval"]
     rows = [
         [_name_set(of), escape(name), f"{value:.6g}", _spell_interval(of.intervals.get(name))]
         for of in scores
-        for name, value in of.figures.items()
+        for name, value in of.metrics.items()
         if name != "rows"
     ]
     if not rows:
@@ -197,8 +197,8 @@ def _write_results(scores: Sequence[Scores]) -> list[str]:
 
 
 def _name_set(of: Scores) -> str:
-    """`test, 1,000 rows`."""
-    rows = of.figures.get("rows")
+    """Return the title of a set with its size, such as `test, 1,000 rows`."""
+    rows = of.metrics.get("rows")
     return escape(of.title) if rows is None else f"{escape(of.title)}, {rows:,.0f} rows"
 
 
@@ -207,14 +207,14 @@ def _spell_interval(interval: tuple[float, float] | None) -> str:
 
 
 def as_code(value: Any) -> str:
-    """The value as Markdown shows code, also in a table."""
+    """Format a value as Markdown code, also inside a table."""
     text = " ".join((value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)).split())
     text = _BAR.sub(r"\\|", text)
     return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def escape(text: str) -> str:
-    """The text as Markdown shows it: no emphasis, link, tag or line of its own."""
+    """Escape a text for Markdown: no emphasis, link, tag or line break."""
     return _MARKDOWN.sub(r"\\\g<0>", " ".join(text.split()))
 
 

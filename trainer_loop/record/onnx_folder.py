@@ -1,4 +1,4 @@
-"""The folder of an ONNX model: which weights it was made of, and what of it is pushed beside these."""
+"""The folder of an ONNX model: the checksums of the model's weights, and the files to push with them."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from trainer_loop.record.run_dir import read_json_object, write_json
 from trainer_loop.runtime.plain_json import check_fields
 
 MODEL = "model.onnx"
-MORE_WEIGHTS = f"{MODEL}.data"  # of a model that one file cannot hold
+MORE_WEIGHTS = f"{MODEL}.data"  # of a model that is too large for one file
 RECORD = "onnx.json"
 _PUSHED = (MODEL, MORE_WEIGHTS, RECORD)
-_ON_HUB = "onnx"  # the folder of ONNX models in a repository, where others look for them too
+_ON_HUB = "onnx"  # the usual folder of ONNX models in a repository
 _WEIGHTS = ("*.safetensors", "*.bin")
 _PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript")
 
@@ -24,8 +24,11 @@ _PACKAGES = ("torch", "transformers", "onnx", "onnxruntime", "onnxscript")
 class OnnxRecord:
     """How an ONNX model was made.
 
-    weights: checksums of the files of the model that it was made of, by name. program: those of its own files.
-    difference: the largest between both models' answers to `rows` rows. inputs: what it reads, with the names of axes.
+    Attributes:
+        weights: Checksums of the weight files of the source model, by name.
+        program: Checksums of the ONNX files, by name.
+        difference: The largest difference between the outputs of both models on `rows` rows.
+        inputs: The names of the inputs, each with the names of its axes.
     """
 
     weights: dict[str, str]
@@ -47,7 +50,7 @@ class OnnxRecord:
         rows: int,
         inputs: Mapping[str, Sequence[Any]],
     ) -> "OnnxRecord":
-        """Of the ONNX model in a folder, which was made of the model in a directory."""
+        """Make the record of the ONNX model in a folder."""
         return cls(
             weights=_hash_weights(model_dir),
             program=_hash_program(folder),
@@ -60,25 +63,26 @@ class OnnxRecord:
 
     @classmethod
     def read(cls, folder: Path) -> "OnnxRecord":
-        """Raises OSError where it cannot be read, ValueError where it is damaged."""
+        """Read the record. Raises OSError if it cannot be read, ValueError if it is damaged."""
         record = read_json_object(folder / RECORD)
         check_fields(cls, record)
         return cls(**record)
 
     def write(self, folder: Path) -> None:
-        """Write it into the folder of the ONNX model."""
+        """Write the record into the folder of the ONNX model."""
         write_json(folder / RECORD, vars(self))
 
 
 def is_onnx_folder(folder: Path) -> bool:
-    """Whether it was written by `python -m trainer_loop.onnx`, as far as the names of its files tell."""
+    """Return whether `python -m trainer_loop.onnx` has written a folder, judging by the names of its files."""
     return (folder / RECORD).is_file()
 
 
 def find_files_to_push(folder: Path, model_dir: Path, *, again: str) -> tuple[dict[str, Path], str | None]:
-    """The files of an ONNX model by their paths in the repository of the model, and why there are none.
+    """Return the files of an ONNX model by their paths in the model's repository, and a note if they are left out.
 
-    again: the command that makes the folder. Without a folder there is nothing to say.
+    Args:
+        again: The command that makes the folder.
     """
     if not is_onnx_folder(folder):
         return {}, None
@@ -95,9 +99,9 @@ def find_files_to_push(folder: Path, model_dir: Path, *, again: str) -> tuple[di
 
 
 def list_names_on_hub(names: Collection[str]) -> list[str]:
-    """Of the files of a repository those that a push put there. An ONNX file of another program's stays."""
-    own = [f"{_ON_HUB}/{name}" for name in _PUSHED]
-    return [name for name in own if name in names] if f"{_ON_HUB}/{RECORD}" in names else []
+    """Return the ONNX files of a repository that a push has written. Files of other programs are not listed."""
+    pushed = [f"{_ON_HUB}/{name}" for name in _PUSHED]
+    return [name for name in pushed if name in names] if f"{_ON_HUB}/{RECORD}" in names else []
 
 
 def _hash_weights(model_dir: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Pushes of one run: its checkpoints during training, and the exported model at the end. None delays the run."""
+"""Pushes of one run: its checkpoints during training, and the exported model at the end. They do not delay the run."""
 
 import atexit
 import shutil
@@ -10,7 +10,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 from trainer_loop.record.hub_access import explain_failure, status_of
-from trainer_loop.record.hub_push import Pushed
+from trainer_loop.record.hub_push import PushResult
 from trainer_loop.record.logs import Console
 
 _SECONDS_TO_LEAVE = 5.0  # for a running push when the run is asked to stop
@@ -21,44 +21,45 @@ _SECONDS_BETWEEN_LOOKS = 0.1
 class _Job:
     """One planned push."""
 
-    what: str  # what is pushed, in words
-    prepare: Callable[[], Path]  # returns the folder; called in the thread
+    what: str  # name of what is pushed, such as `the trained model`
+    prepare: Callable[[], Path]  # called in the thread; returns the folder to push
     is_last: bool = False
 
 
 @dataclass(eq=False, repr=False)
 class Publisher:
-    """Pushes folders one at a time, in a thread that ends with the process.
+    """Pushes folders one at a time, in a daemon thread.
 
     A failed push costs one warning for each kind of failure; it never ends the run.
     """
 
-    push: Callable[[Path, str], Pushed]  # pushes a folder; its second argument says in words what is pushed
+    push: Callable[[Path, str], PushResult]  # (folder, `_Job.what`)
     _: KW_ONLY
     model: Path  # the folder of the exported model
-    scratch: Path  # a folder for pushes during training; it is removed afterwards
-    console: Console  # gets the messages about pushes, only from the thread of the run
-    again: str  # the command that pushes the exported model
+    scratch: Path  # temporary folder for pushes during training; it is removed after each
+    console: Console  # only the thread of the run writes to it
+    command: str  # pushes the exported model
 
     def __post_init__(self) -> None:
         self._lock = threading.Lock()
         self._writing = threading.Lock()  # held while a snapshot is written
         self._next: _Job | None = None  # the push after the running one
-        self._running = False
-        self._unsaid: deque[str] = deque()  # lines for the console
+        self._is_running = False
+        self._unreported: deque[str] = deque()  # lines for the console
         self._failed: set[tuple[type, int | None]] = set()  # kinds of failures that were reported
         self._fault: Exception | None = None  # error of the push of the exported model
 
     def offer(self, step: int, snapshot: Callable[[], Callable[[Path], None]]) -> None:
         """Push the weights of this step during training. They replace those of earlier steps that still wait.
 
-        snapshot: copies the weights and returns a function that writes the copy into a folder.
+        Args:
+            snapshot: Copies the weights and returns a function that writes the copy into a folder.
         """
-        self.tell()
+        self.report()
         what = f"the weights of step {step:,}"
         try:
             write = snapshot()
-        except Exception as error:  # noqa: BLE001 - a failed copy, such as without memory, must not end the training
+        except Exception as error:  # noqa: BLE001 - a failed copy, such as out of memory, must not end the training
             self._warn_once(error, what)
             return
 
@@ -73,38 +74,38 @@ class Publisher:
         """Push the exported model after a running push, and wait for it unless the run is asked to stop."""
         self._submit(_Job("the trained model", lambda: self.model, is_last=True))
         done = self._wait(is_stopped)
-        self.tell()
+        self.report()
         if not done:
-            self.console.warn(f"the push of the model was left unfinished; it is pushed by {self.again}")
+            self.console.warn(f"the push of the model was left unfinished; it is pushed by {self.command}")
         elif self._fault is not None:
             self.console.warn(
                 f"the model was not pushed: {explain_failure(self._fault)}; it is in {self.model}, and is pushed by "
-                f"{self.again}"
+                f"{self.command}"
             )
 
     def leave(self) -> None:
-        """Give a running push some seconds before a stopped run ends; a push that is cut off changes nothing."""
+        """Give a running push some seconds before a stopped run ends; an interrupted push changes nothing."""
         with self._lock:
             self._next = None
         until = time.monotonic() + _SECONDS_TO_LEAVE
         done = self._wait(lambda: time.monotonic() >= until)
-        self.tell()
+        self.report()
         if not done:
             self.console.say("a push to the hub was cut off; the next checkpoint is pushed when the run goes on")
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Report the results of pushes since the last call."""
-        while self._unsaid:
-            self.console.say(self._unsaid.popleft())
+        while self._unreported:
+            self.console.say(self._unreported.popleft())
 
     def _submit(self, job: _Job) -> None:
         with self._lock:
             self._next = job
-            if self._running:
+            if self._is_running:
                 return
-            self._running = True
-        # A daemon thread, so the process never waits for the hub. But Python aborts if it ends while a thread is in the
-        # code of torch or safetensors, so the end of the process waits until the snapshot is written.
+            self._is_running = True
+        # The process never waits for the hub, because the thread is a daemon. But Python aborts if it ends while a
+        # thread runs code of torch or safetensors, so the end waits until the snapshot is written.
         atexit.register(self._writing.acquire)
         threading.Thread(target=self._work, name="push to the hub", daemon=True).start()
 
@@ -116,7 +117,7 @@ class Publisher:
             try:
                 folder = prepare()
                 del prepare  # frees the copy of the weights
-                self._unsaid.append(self.push(folder, what).describe(what))
+                self._unreported.append(self.push(folder, what).describe(what))
             except Exception as error:  # noqa: BLE001 - no error of a push may end the training
                 if is_last:
                     self._fault = error
@@ -128,7 +129,7 @@ class Publisher:
     def _take(self) -> _Job | None:
         with self._lock:
             job, self._next = self._next, None
-            self._running = job is not None
+            self._is_running = job is not None
         if job is None:
             atexit.unregister(self._writing.acquire)
         return job
@@ -137,14 +138,14 @@ class Publisher:
         kind = (type(error), status_of(error))
         if kind not in self._failed:
             self._failed.add(kind)
-            self._unsaid.append(
+            self._unreported.append(
                 f"warning: {what} were not pushed: {explain_failure(error)}; training goes on, and the next "
                 "checkpoint is tried again"
             )
 
     def _wait(self, is_over: Callable[[], bool]) -> bool:
-        """Wait until no push is running; false if `is_over` became true before."""
-        while self._running:
+        """Wait until no push is running; returns False if `is_over` became true before."""
+        while self._is_running:
             if is_over():
                 return False
             time.sleep(_SECONDS_BETWEEN_LOOKS)

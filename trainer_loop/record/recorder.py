@@ -1,4 +1,4 @@
-"""Metrics of a run: summed up beside training, written to metrics.jsonl, the trackers and the console."""
+"""Metrics of a run: summed during training, written to metrics.jsonl, the trackers and the console."""
 
 import math
 import time
@@ -22,11 +22,11 @@ from trainer_loop.record.state import TrainState
 from trainer_loop.runtime.memory import read_peak_memory
 
 Samples = Mapping[str, Sequence[Sample]]  # by set
-_SHOWN = 200  # characters of a text
+_SHOWN = 200  # characters of a sample
 
 
 class Recorder:
-    """Keeps the metrics of one run; every process has one, and all call it at the same steps.
+    """Records the metrics of one run. Every process has a recorder, and all call it at the same steps.
 
     `flush` is the only method that waits for the device.
     """
@@ -39,28 +39,32 @@ class Recorder:
             sum_over_processes=lambda values: sum_on_hosts(accelerator, values),
             scaled_gradients=accelerator.scaler is not None,
         )
-        self._step_metrics = LoggedMetrics(self.meter.extra_metrics)  # what was logged in the current step
+        self._step_metrics = LoggedMetrics(self.meter.extra_metrics)  # logged in the current step
         self._sources: tuple[str, ...] = ()
         self._rows_of, self._tokens_of = Counter[str](), Counter[str]()  # of the current step, by source
-        self._mark = 0.0  # when the clock of the training steps was last read
+        self._mark = 0.0  # time at which the clock of the training steps was last read
         self._flops_per_token: float | None = None
         self._peak_rate = math.inf
 
     def declare_metrics(self, names: Iterable[str], *, sources: Sequence[str] = ()) -> None:
-        """Names for `log_metric`, before the first step and the same on all processes; UserError for names in use.
+        """Declare the names for `log_metric`, before the first step and the same on all processes.
 
-        sources: of a mixture; each has a loss, and its shares of rows and tokens, in every training row.
+        Args:
+            sources: Of a mixture. For each, every training row has its loss and its shares of rows and tokens.
+
+        Raises:
+            UserError: A name is in use.
         """
         self._sources = (*self._sources, *sources)
-        of_sources = [f"{name}/{metric}" for name in sources for metric in ("loss", "row_share", "token_share")]
-        self.meter.declare([*names, *of_sources])
+        source_metrics = [f"{name}/{metric}" for name in sources for metric in ("loss", "row_share", "token_share")]
+        self.meter.declare([*names, *source_metrics])
 
     def log_mfu(self, flops_per_token: float, *, peak_rate: float) -> None:
-        """Log what share of the device's `peak_rate`, operations a second, the tokens of the model take."""
+        """Log the model FLOPs utilisation. peak_rate: operations a second of the device."""
         self._flops_per_token, self._peak_rate = flops_per_token, peak_rate
 
     def begin(self, state: TrainState, *, num_steps: int, evaluation_pending: bool) -> None:
-        """Go on at `state`: metrics that the run is going to log again are dropped."""
+        """Continue at `state`: metrics that the run will log again are removed."""
         self.meter.load_state_dict(state.interval)
         if self.accelerator.is_main_process:
             self.metric_log.forget_after(state.step, evaluated=state.step > 0 and not evaluation_pending)
@@ -81,7 +85,7 @@ class Recorder:
         self._step_metrics.add(name, value, count=count)
 
     def log_source(self, microbatch: Microbatch, loss: Tensor) -> None:
-        """Add a microbatch of the current step to the metrics of its source, if it has one. loss: `[]`, its sum."""
+        """Add a microbatch of the current step to the metrics of its source, if it has one. loss: `[]`, a sum."""
         if microbatch.source is None or microbatch.is_dummy:
             return
         self.log_metric(f"{microbatch.source}/loss", loss, count=microbatch.num_targets)
@@ -89,7 +93,7 @@ class Recorder:
         self._tokens_of[microbatch.source] += microbatch.num_tokens
 
     def take_step_metrics(self) -> Mapping[str, tuple[Tensor, float]]:
-        """What was logged since this was called last; call it to drop that, too."""
+        """Return and clear the metrics of the step. The loop also calls this to drop those of a failed pass."""
         for metric, counts in (("row_share", self._rows_of), ("token_share", self._tokens_of)):
             total = counts.total()
             for name in self._sources if total else ():
@@ -104,11 +108,11 @@ class Recorder:
     # ---------------------------------------------------------------------------------------------- between the steps
 
     def restart_clock(self) -> None:
-        """What passed until now is no time of training steps."""
+        """Exclude the time until now from the time of training steps."""
         self._mark = time.perf_counter()
 
     def flush(self, loader: StepLoader) -> None:
-        """Bring the reports to the host. Raises Diverged on all processes, with the rows, for a non-finite update."""
+        """Copy the reports to the host. Raises Diverged on all processes, with the rows, for a non-finite update."""
         bad = self.meter.flush()
         now = time.perf_counter()
         self.meter.add_seconds(now - self._mark)
@@ -117,16 +121,16 @@ class Recorder:
             raise Diverged(bad.describe(loader.origins(bad.step - 1)))
 
     def state_dict(self) -> dict[str, float]:
-        """Sums since the last training row, for a checkpoint; call `flush` first."""
+        """Return the sums since the last training row, for a checkpoint; call `flush` first."""
         return self.meter.state_dict()
 
     def log_training(self, state: TrainState, *, epoch: float | None) -> None:
-        """One row of the updates since the last one; `state` gets their totals."""
+        """Log a row with the updates since the last one, and add their totals to `state`."""
         values = self.meter.read()
         rate = values["tokens_per_second"] / self.accelerator.num_processes
         if self._flops_per_token is not None:
             values["mfu"] = rate * self._flops_per_token / self._peak_rate
-        of_devices = {
+        device_values = {
             "tokens_per_second_per_device": rate,
             "peak_memory_bytes": read_peak_memory(self.accelerator.device),
         }
@@ -137,8 +141,8 @@ class Recorder:
         state.skipped_steps += int(sums["skipped"])
         state.train_seconds += sums["seconds"]
         self.meter.clear()
-        self._write(values | of_devices, step=state.step, epoch=epoch)
-        self.console.tell_training(_name_place(state.step, epoch) | values)
+        self._write(values | device_values, step=state.step, epoch=epoch)
+        self.console.show_training(_name_place(state.step, epoch) | values)
 
     def log_validation(self, metrics: Mapping[str, float], samples: Samples, *, step: int, epoch: float | None) -> None:
         title = f"validation at step {step:,}" + ("" if epoch is None else f", epoch {epoch:.4g}")
@@ -151,25 +155,25 @@ class Recorder:
     def _log_evaluation(
         self, split: str, title: str, metrics: Mapping[str, float], samples: Samples, *, step: int, epoch: float | None
     ) -> None:
-        """samples: texts of each set, for people."""
+        """Log the metrics of an evaluation, and generated texts of each set as samples."""
         values = {f"{split}/{name}": value for name, value in metrics.items()}
         texts = {f"{split}/{name}/samples" if name else f"{split}/samples": of_set for name, of_set in samples.items()}
         self._write(values, step=step, epoch=epoch, texts=texts)
-        self.console.tell_evaluation(title, metrics)
+        self.console.show_evaluation(title, metrics)
         for sample in chain.from_iterable(samples.values()):
-            told = {name: shorten(text, at_most=_SHOWN) for name, text in sample.items() if text is not None}
-            self.console.say("  " + "; ".join(f"{name}: {text}" for name, text in told.items()))
+            texts_shown = {name: shorten(text, at_most=_SHOWN) for name, text in sample.items() if text is not None}
+            self.console.say("  " + "; ".join(f"{name}: {text}" for name, text in texts_shown.items()))
 
-    def say_why_stopped(self, state: TrainState, num_steps: int, waited_for: str | None) -> None:
-        """A line about a run that ends before its last step. waited_for: the metric that did not get better."""
+    def report_early_stop(self, state: TrainState, num_steps: int, metric: str | None) -> None:
+        """Report that the run ends before its last step. metric: the one that did not improve."""
         if state.step < num_steps:
             self.console.say(
                 f"stopped at step {state.step:,} of {num_steps:,}: {state.evaluations_without_best} evaluations "
-                f"without a better {waited_for}"
+                f"without a better {metric}"
             )
 
     def log_totals(self, state: TrainState, *, epoch: float | None) -> None:
-        """The last row of a run, and a line about it."""
+        """Log the last row of a run, and a line about it."""
         totals = {
             "train_seconds": state.train_seconds,
             "rows_seen": state.rows_seen,
@@ -197,5 +201,5 @@ class Recorder:
 
 
 def _name_place(step: int, epoch: float | None) -> dict[str, float]:
-    """How far a run is; without `epoch` where its rows have no epochs."""
+    """Return the step and the epoch of a row; without `epoch` if the data has no epochs."""
     return {"step": step} if epoch is None else {"step": step, "epoch": epoch}

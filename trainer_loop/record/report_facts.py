@@ -1,4 +1,4 @@
-"""report.json: what a run knows and its other files do not hold; the report is made of it and of them."""
+"""report.json: facts of a run that the report needs and that no other file holds."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from trainer_loop.errors import in_one_line
 from trainer_loop.record.run_dir import describe_refusal, read_json_object, write_json
 from trainer_loop.runtime.plain_json import check_fields
 
-FORMAT = 1  # of the file
+FORMAT = 1  # version of the file format
 
 
 @dataclass
@@ -35,7 +35,7 @@ class _Set:
 
 @dataclass
 class _Facts:
-    """What the file holds, by the types of its values."""
+    """The keys of the file and the types of their values."""
 
     format: int
     run: str | None = None
@@ -51,21 +51,21 @@ class _Facts:
 
 
 class ReportFacts:
-    """The facts of one run, over all of its starts; nothing depends on them, so whatever is wrong costs a warning.
+    """The facts of one run, over all of its starts. An error of the file is only a warning.
 
-    values: `run`, `starts` (each with its `time`, its `step`, and how it `ended`), `seconds` by part, `sets` (the
-    validation and test sets that were scored last, by their names), and what the run adds.
+    `values` has `run`, `starts` (each with its `time`, its `step`, and how it `ended`), `seconds` by part, `sets` (the
+    last scored validation and test sets, by name), and further facts from `begin`.
     """
 
     def __init__(self, path: Path, *, warn: Callable[[str], None]):
         self.path = path
         self.warn = warn
         self.values: dict[str, Any] = {}
-        self._before: Mapping[str, float] = {}  # seconds of the starts before this one
+        self._before: Mapping[str, float] = {}  # seconds of the earlier starts
         self._has_warned = False
 
     def begin(self, run: str, *, step: int, **facts: Any) -> None:
-        """Go on with the facts of this run after `step` updates, or begin them."""
+        """Continue the facts of this run after `step` updates, or create them."""
         try:
             before = read_facts(self.path)
         except (OSError, ValueError):
@@ -86,12 +86,12 @@ class ReportFacts:
         self._write()
 
     def add_set(self, name: str, facts: Mapping[str, Any]) -> None:
-        """What is known of a set that was scored. name: validation, test.hard."""
+        """Add the facts of a scored set. name: such as validation or test.hard."""
         self.values["sets"][name] = facts
         self._write()
 
     def end(self, ended: str, seconds: Mapping[str, float]) -> None:
-        """How this start of the run ended, and the seconds of it, by part."""
+        """Record how this start of the run ended, and its seconds by part."""
         self.values["starts"][-1]["ended"] = ended
         parts = dict.fromkeys([*self._before, *seconds])
         self.values["seconds"] = {
@@ -103,19 +103,19 @@ class ReportFacts:
         try:
             write_json(self.path, self.values)
             self._has_warned = False
-        except (OSError, TypeError, ValueError) as error:  # a metric of the user's may have arguments of any kind
+        except (OSError, TypeError, ValueError) as error:  # a custom metric may have arguments of any type
             if not self._has_warned:
-                told = (
+                reason = (
                     describe_refusal(error, self.path)
                     if isinstance(error, OSError)
                     else f"{self.path}: {in_one_line(error)}"
                 )
-                self.warn(f"{told}; the run goes on without it")
+                self.warn(f"{reason}; the run goes on without it")
             self._has_warned = True
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """The facts of a run. Raises OSError where the file cannot be read, ValueError if this version did not write it."""
+    """Read the facts of a run. Raises OSError if the file cannot be read, ValueError for another version."""
     values = read_json_object(path)
     if values.get("format") != FORMAT:
         raise ValueError("it is of another version")

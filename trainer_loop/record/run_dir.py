@@ -1,4 +1,4 @@
-"""The run directory: all its paths, how its files are written, and the record of the environment."""
+"""The run directory: its paths, functions to write its files, and the record of the environment."""
 
 import contextlib
 import errno
@@ -21,7 +21,7 @@ from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.runtime.plain_json import parse_json
 
 EXPORT_RECORD = "trainer_loop.json"  # in model/: the task, the step and the settings of the training
-SEARCH_PAGE = "search.html"  # in the directory of a search: what it found
+SEARCH_PAGE = "search.html"  # in the directory of a search: its results
 
 _PACKAGES = (
     *("trainer_loop", "torch", "accelerate", "transformers", "datasets", "evaluate", "tokenizers", "safetensors"),
@@ -38,8 +38,8 @@ _REMEDIES = {
     errno.ENOTDIR: "a file is in the place of a folder on this path: rename it",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
-# Texts of torch, safetensors and tokenizers for errors of the file system.
-_SIGNS_OF_THE_DISK = (
+# Parts of messages of torch, safetensors and tokenizers for errors of the file system.
+_DISK_ERROR_TEXTS = (
     *("No space left", "PytorchStreamWriter", "unexpected pos", "Read-only file system", "file write failed"),
     *("I/O error", "No such file or directory"),
 )
@@ -54,25 +54,25 @@ class RunDir:
         self.environment = self.root / "environment.json"
         self.metrics = self.root / "metrics.jsonl"
         self.log = self.root / "train.log"
-        self.status = self.root / "status.json"  # how the last command ended: a launcher may not pass on exit codes
+        self.status = self.root / "status.json"  # how the last command ended, because a launcher may change exit codes
         self.lock = self.root / ".lock"  # see `RunLock`
         self.checkpoints = self.root / "checkpoints"
         self.model = self.root / "model"
-        self.predictions = self.root / "predictions"  # of test sets; those of validation sets in a folder in it
+        self.predictions = self.root / "predictions"  # of test sets; those of validation sets are in a subfolder
         self.profile = self.root / "profile"
         self.onnx = self.root / "onnx"
         self.report = self.root / "report.html"
         self.report_facts = self.root / "report.json"
 
     def exists(self) -> bool:
-        """Whether the run directory exists."""
+        """Return whether the run directory exists."""
         try:
             return self.root.is_dir()
         except OSError:  # for example, the name is too long
             return False
 
     def make(self) -> list[Path]:
-        """Make the directory if it does not exist; returns the folders that were made, deepest first."""
+        """Create the directory if it does not exist; returns the created folders, deepest first."""
         try:
             missing = [path for path in (self.root, *self.root.parents) if not path.exists()]
             self.root.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ class RunDir:
         return missing
 
     def check(self) -> None:
-        """Raise UserError if a folder is in the place of a file, or a file in the place of a folder."""
+        """Raise UserError if a folder has the name of a file of the run, or a file the name of a folder."""
         files = [self.lock, self.config, self.environment, self.status, self.metrics, self.log]
         files += [self.report, self.report_facts]
         folders = (self.checkpoints, self.model, self.predictions, self.profile)
@@ -90,29 +90,29 @@ class RunDir:
         refuse([f"run_dir: {path} is {what}; rename it" for path, what in wrong])
 
     def predictions_of(self, name: str) -> Path:
-        """The predictions of a set, by its name, such as `test`, `test.hard` or `validation`."""
+        """Return the path of the predictions of a set, such as `test`, `test.hard` or `validation`."""
         split, part = parse_set(name)
         folder = self.predictions if split == "test" else self.predictions / split
         return folder / f"{part or split}.jsonl"
 
     def list_predictions(self) -> dict[str, Path]:
-        """The files of predictions that are there, by the names of their sets."""
-        of_tests, others = sorted(self.predictions.glob("*.jsonl")), sorted(self.predictions.glob("*/*.jsonl"))
-        found = [("test", path) for path in of_tests] + [(path.parent.name, path) for path in others]
-        return {split if path.stem == split else f"{split}.{path.stem}": path for split, path in found}
+        """List the existing files of predictions, by the names of their sets."""
+        tests, others = sorted(self.predictions.glob("*.jsonl")), sorted(self.predictions.glob("*/*.jsonl"))
+        by_split = [("test", path) for path in tests] + [(path.parent.name, path) for path in others]
+        return {split if path.stem == split else f"{split}.{path.stem}": path for split, path in by_split}
 
     def checkpoint(self, step: int) -> Path:
-        """The directory of the checkpoint of a step."""
+        """Return the directory of the checkpoint of a step."""
         return self.checkpoints / checkpoint_name(step)
 
 
 def checkpoint_name(step: int) -> str:
-    """The name of the checkpoint directory of a step."""
+    """Return the name of the checkpoint directory of a step."""
     return f"step-{step:08d}"
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Read a JSON file. Raises OSError where it cannot be read, ValueError where it is no JSON object in UTF-8."""
+    """Read a JSON file. Raises OSError if it cannot be read, ValueError if it is not a JSON object in UTF-8."""
     value = parse_json(path.read_bytes().decode())
     if not isinstance(value, dict):
         raise ValueError(f"it holds a {type(value).__name__}, not an object")
@@ -125,9 +125,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_text(path: Path, text: str, *, shared: bool = False) -> None:
-    """Write a temporary file and rename it, so that a reader never sees a partial file.
+    """Write a temporary file and rename it, so that readers never see a partial file.
 
-    shared: other processes may write this file at the same time. A kill may then leave the temporary file.
+    Args:
+        shared: Other processes may write this file at the same time. A kill may then leave the temporary file.
     """
     temporary = path.with_name(f".{path.name}{f'-{uuid.uuid4().hex[:8]}' if shared else ''}.tmp")
     try:
@@ -140,7 +141,7 @@ def write_text(path: Path, text: str, *, shared: bool = False) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a folder or a link (not its target), as far as the file system allows it."""
+    """Remove a file, a folder or a link (not its target). Errors of the file system are ignored."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -149,32 +150,32 @@ def remove(path: Path) -> None:
 
 
 def is_disk_error(error: Exception) -> bool:
-    """Whether the file system refused; torch, safetensors and tokenizers have their own messages for this."""
-    return _find_errno(error) is not None or any(sign in str(error) for sign in _SIGNS_OF_THE_DISK)
+    """Return whether this is an error of the file system; torch, safetensors and tokenizers raise other classes."""
+    return _find_errno(error) is not None or any(text in str(error) for text in _DISK_ERROR_TEXTS)
 
 
 def _find_errno(error: Exception) -> int | None:
     if isinstance(error, OSError):
         return error.errno or 0
-    found = re.search(r"\(os error (\d+)\)", str(error))  # in messages of libraries written in Rust
-    return None if found is None else int(found[1])
+    match = re.search(r"\(os error (\d+)\)", str(error))  # in messages of libraries written in Rust
+    return None if match is None else int(match[1])
 
 
 def describe_refusal(error: OSError, path: Path) -> str:
-    """The cause and the remedy: `runs/imdb/config.yaml cannot be written: No space left on device; make room, ...`."""
+    """Return cause and remedy: `runs/imdb/config.yaml cannot be written: No space left on device; make room, ...`."""
     return f"{path} cannot be written: {error.strerror or in_one_line(error)}; {find_remedy(error)}"
 
 
 def find_remedy(error: Exception) -> str:
-    """The remedy for an error of the file system."""
+    """Return the remedy for an error of the file system."""
     return _REMEDIES.get(_find_errno(error) or 0, "see to it, and give the same command again")
 
 
 def explain_disk_error(error: Exception, place: Path) -> str:
-    """The cause, which torch and safetensors hide: `No space left on device (3 MB free in runs/imdb)`."""
+    """Return the cause, which torch and safetensors hide: `No space left on device (3 MB free in runs/imdb)`."""
     number = _find_errno(error)
-    told = error.strerror if isinstance(error, OSError) else number and os.strerror(number)
-    cause = told or "the file system refused"
+    reason = error.strerror if isinstance(error, OSError) else number and os.strerror(number)
+    cause = reason or "the file system refused"
     try:
         existing = next(path for path in (place, *place.absolute().parents) if path.is_dir())
         free = shutil.disk_usage(existing).free / 2**20
@@ -184,7 +185,7 @@ def explain_disk_error(error: Exception, place: Path) -> str:
 
 
 def flush(paths: Iterable[Path]) -> None:
-    """Write files and folders to the disk: a rename must not reach the disk before the content."""
+    """Flush files and folders to the disk: a rename must not reach the disk before the content."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -194,7 +195,7 @@ def flush(paths: Iterable[Path]) -> None:
 
 
 def read_identity(run_dir: RunDir) -> str | None:
-    """The identity of the last run that began in a directory; None if it is not known."""
+    """Return the identity of the last run that started in a directory; None if it is unknown."""
     try:
         run = read_json_object(run_dir.environment).get("run")
     except (OSError, ValueError):
@@ -203,7 +204,7 @@ def read_identity(run_dir: RunDir) -> str | None:
 
 
 def _name_program() -> list[str]:
-    """As a person gives it: `python -m trainer_loop.run` where that was started, else the path."""
+    """Return the program as the user types it: `python -m trainer_loop.run` for our modules, else a path."""
     package, path = Path(__file__).parents[1], Path(sys.argv[0]).resolve()
     if not path.is_relative_to(package):
         return sys.argv[:1]
@@ -212,7 +213,7 @@ def _name_program() -> list[str]:
 
 
 def describe_environment(*, run: str, device: str, num_processes: int, precision: str) -> dict[str, Any]:
-    """Identity, versions, hardware and command of this run."""
+    """Return identity, versions, hardware and command of this run."""
     import torch
 
     is_gpu = device.startswith("cuda")
@@ -233,7 +234,7 @@ def describe_environment(*, run: str, device: str, num_processes: int, precision
 
 @functools.cache
 def package_versions() -> Mapping[str, str]:
-    """The installed versions of the main packages."""
+    """Return the installed versions of the main packages."""
     versions = {}
     for package in _PACKAGES:
         try:

@@ -17,38 +17,38 @@ _SECONDS_TO_WAIT = 10.0  # a process that was just asked to stop may still be sa
 
 
 class RunDirInUse(UserError):
-    """Another process trains, or another run has begun, in the run directory."""
+    """Another process trains, or another run has started, in the run directory."""
 
 
 class RunLock:
     """The run lock: only one process works in a run directory.
 
-    Read the directory for decisions only while the lock is held; before that, another process may change it.
+    Base decisions on the directory only while the lock is held: before that, another process may change it.
     """
 
     def __init__(self, run_dir: RunDir, *, enabled: bool):
         self.run_dir = run_dir
-        self.enabled = enabled  # false for processes other than 0 and for a dry run: the lock then does nothing
+        self.enabled = enabled  # False on processes other than 0 and in a dry run: no method does anything
         self._lock: IO[bytes] | None = None
         self._refusal: str | None = None  # why the lock could not be opened
-        self._made: list[Path] = []  # folders made by `make`, deepest first, while they are empty
-        self._has_begun = False
+        self._created: list[Path] = []  # folders created by `make`, deepest first
+        self._has_started = False
 
     def acquire(self) -> None:
-        """Take the lock until `release` or the end of this process. A missing run directory is not made."""
+        """Take the lock until `release` or the end of this process. A missing run directory is not created."""
         until = time.monotonic() + _SECONDS_TO_WAIT
         while self.enabled and self._lock is None and self._refusal is None and self.run_dir.exists():
             try:
                 lock = self.run_dir.lock.open("a+b", buffering=0)
             except OSError as error:
-                if self.run_dir.exists():  # otherwise its maker has just removed the directory
-                    # Reported by `begin`: a finished run is only read.
+                if self.run_dir.exists():  # otherwise another process has just removed the directory
+                    # `begin` reports it: a finished run is only read.
                     self._refusal = describe_refusal(error, self.run_dir.lock)
             else:
                 self._try(lock, until=until)
 
     def _try(self, lock: IO[bytes], *, until: float) -> None:
-        """Keep the open lock file if nobody else holds it. until: when waiting for the holder ends."""
+        """Keep the open lock file if no other process holds the lock. until: the time when the waiting ends."""
         if not try_to_lock(lock):
             lock.seek(0)
             holder = lock.read(200).decode(errors="replace").strip() or "another process"
@@ -59,23 +59,23 @@ class RunLock:
                 )
             time.sleep(0.2)
         elif not _is_at(lock, self.run_dir.lock):
-            lock.close()  # the holder before has removed the file
+            lock.close()  # the last holder has removed the file
         else:
             self._lock = lock
-            with contextlib.suppress(OSError):  # the disk is full; the lock is held anyway
+            with contextlib.suppress(OSError):  # a full disk does not affect the lock
                 lock.truncate(0)
                 lock.write(f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
     def make(self) -> None:
-        """Make the run directory if it does not exist, and take the lock. Raises UserError if it is unfit for a run."""
+        """Create the run directory if it is missing, and take the lock. Raises UserError if it is unfit for a run."""
         while self.enabled and self._lock is None and self._refusal is None:
-            self._made = self.run_dir.make() or self._made
+            self._created = self.run_dir.make() or self._created
             self.acquire()
         if self.enabled:
             self.run_dir.check()
 
     def begin(self) -> None:
-        """Remove the status of the command before. Raises UserError where the directory cannot be written."""
+        """Remove the status of the last command. Raises UserError if the directory cannot be written."""
         if not self.enabled:
             return
         if self._refusal is not None:
@@ -84,11 +84,11 @@ class RunLock:
             self.run_dir.status.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(f"run_dir: {describe_refusal(error, self.run_dir.status)}") from error
-        self._has_begun = True
+        self._has_started = True
 
     def end(self, ended: str, *, exit_code: int, step: int | None) -> None:
-        """Write status.json, if a run has made the directory. step: the last; None if this command trained nothing."""
-        if not self.enabled or not self.run_dir.exists() or (self._made and not self._has_begun):
+        """Write status.json, if a run has created the directory. step: the last; None: this command did not train."""
+        if not self.enabled or not self.run_dir.exists() or (self._created and not self._has_started):
             return
         with contextlib.suppress(OSError):  # a full disk was already reported
             try:
@@ -100,13 +100,13 @@ class RunLock:
                 write_json(self.run_dir.status, status)
 
     def release(self) -> None:
-        """Release the lock. A directory that was made for a run that did not begin is removed."""
+        """Release the lock. A directory is removed if it was created for a run that did not start."""
         if self._lock is None:
             return
-        if self._made and not self._has_begun:
+        if self._created and not self._has_started:
             with contextlib.suppress(OSError):  # the folder is no longer empty
                 self.run_dir.lock.unlink(missing_ok=True)
-                for folder in self._made:
+                for folder in self._created:
                     folder.rmdir()
         self._lock.close()
         self._lock = None
@@ -114,7 +114,7 @@ class RunLock:
 
 @dataclass
 class _Status:
-    """What status.json holds."""
+    """The content of status.json."""
 
     exit_code: int
     ended: str = ""
@@ -122,14 +122,14 @@ class _Status:
 
 
 def read_status(run_dir: RunDir) -> dict[str, Any]:
-    """status.json. Raises OSError where it cannot be read, ValueError where `RunLock.end` did not write it."""
+    """Read status.json. Raises OSError if it cannot be read, ValueError if `RunLock.end` did not write it."""
     status = read_json_object(run_dir.status)
     check_fields(_Status, status)
     return status
 
 
 def _is_at(file: IO[bytes], path: Path) -> bool:
-    """Whether an open file is still the file at this path."""
+    """Return whether an open file is still the file at this path."""
     with contextlib.suppress(OSError):
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     return False
@@ -139,6 +139,6 @@ def try_to_lock(file: IO[bytes]) -> bool:
     """Take a POSIX record lock: the kernel releases it with the process, and forked workers do not inherit it."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:  # others come from a file system without locks
+    except OSError as error:  # other errors come from a file system without locks
         return not isinstance(error, BlockingIOError | PermissionError)
     return True

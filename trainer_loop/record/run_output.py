@@ -1,4 +1,4 @@
-"""What a run leaves behind besides its checkpoints and metrics."""
+"""The results of a run besides its checkpoints and metrics."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,30 +11,30 @@ from trainer_loop.runtime.preempt import Preemption
 
 
 class RunOutput:
-    """Nothing. `build` makes one that writes what the config asks for; all processes call each method."""
+    """Writes nothing. `build` makes a subclass that writes what the config asks for. All processes call each method."""
 
-    plan_lines: Sequence[str] = ()  # what is going to happen, for a person
+    plan_lines: Sequence[str] = ()  # the plan of the run as text
 
     def begin_run(self, run: str, *, step: int) -> None:
-        """Write what the run is, before step `step`. run: its identity, which its checkpoints have too."""
+        """Write the facts of the run, before step `step`. run: its identity, also stored in its checkpoints."""
 
     def write_predictions(self, name: str, scores: Scores) -> None:
-        """Write those of the test set `name`."""
+        """Write the predictions of the test set `name`."""
 
     def write_validation(self, scores: Mapping[str, Scores], *, step: int) -> None:
-        """Write those of the validation sets, by the weights of step `step`, which would be exported now."""
+        """Write the predictions of the validation sets, by the weights of step `step`, which would be exported now."""
 
     def export(self, model: nn.Module, state: TrainState) -> None:
         """Write the trained model."""
 
     def offer_weights(self, model: nn.Module, state: TrainState, averaged_weights: AveragedWeights | None) -> None:
-        """Publish the weights of a checkpoint beside training, where the run does that."""
+        """Publish the weights of a checkpoint during training, if the config asks for it."""
 
     def leave(self) -> None:
-        """The run ends before its end."""
+        """Called when the run is stopped before its last step."""
 
     def write_report(self, ended: str) -> None:
-        """Write the report of the run. ended: how it did."""
+        """Write the report of the run. ended: how the run ended."""
 
     def publish(self, preemption: Preemption) -> None:
         """Publish the exported model, and wait for it unless the run is asked to stop."""

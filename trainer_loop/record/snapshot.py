@@ -1,4 +1,4 @@
-"""All that a checkpoint holds, in memory: what training may change, or a copy of it that training does not change."""
+"""The content of a checkpoint in memory: the tensors of the training, or copies that the training does not change."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -10,11 +10,11 @@ from torch.utils._pytree import tree_map
 
 from trainer_loop.runtime.memory import place_in_memory
 
-Snapshot = Mapping[str, Any]  # the state of a run between two updates: what each file of its checkpoint holds, by name
+Snapshot = Mapping[str, Any]  # the state of a run between two updates: file name in its checkpoint -> content
 
 
 def select_saved(model: nn.Module) -> dict[str, Tensor]:
-    """All that training may change: parameters that learn, and buffers; what has two names by the first of them."""
+    """Return all that training changes: trained parameters, and buffers. A tied tensor has its first name only."""
     frozen = {name for name, parameter in model.named_parameters(remove_duplicate=False) if not parameter.requires_grad}
     saved: dict[str, Tensor] = {}
     places = set()
@@ -22,25 +22,25 @@ def select_saved(model: nn.Module) -> dict[str, Tensor]:
         place = place_in_memory(tensor)
         if name not in frozen and (place not in places or not tensor.numel()):
             places.add(place)
-            saved[name] = tensor.contiguous()  # safetensors takes no other
+            saved[name] = tensor.contiguous()  # safetensors requires it
     return saved
 
 
 class HostMemory:
-    """Copies snapshots to host memory. That of the snapshot before is used again: new memory costs more than a copy."""
+    """Copies snapshots to host memory. It reuses the last copy's memory: allocating takes longer than copying."""
 
     def __init__(self) -> None:
         self._copies: dict[tuple[int, ...], Tensor] = {}  # place of a tensor -> its copy
 
     def copy(self, snapshot: Snapshot) -> Snapshot:
-        """A copy, which overwrites the one before."""
+        """Return a copy, which overwrites the copy before."""
         before, self._copies = self._copies, {}
         return tree_map(  # type: ignore[no-any-return]
             lambda leaf: self._copy(leaf, before) if isinstance(leaf, Tensor) else deepcopy(leaf), snapshot
         )
 
     def _copy(self, tensor: Tensor, before: dict[tuple[int, ...], Tensor]) -> Tensor:
-        place = place_in_memory(tensor)  # tied weights stay one tensor, or their file would hold them twice
+        place = place_in_memory(tensor)  # tied weights stay one tensor, so that the file holds them once
         if place not in self._copies:
             old = before.get(place)
             if old is None or old.dtype != tensor.dtype:

@@ -1,6 +1,6 @@
-"""Curves and histograms as inline SVG: where each line, tick and mark lies; page.html.j2 draws them.
+"""Curves and histograms as inline SVG: computes the place of each line, tick and mark; page.html.j2 draws them.
 
-Text stays text and colours are those of the page, so a chart follows its light and dark theme and is small.
+Texts are SVG texts and colours are those of the page, so a chart follows its light or dark theme and is small.
 """
 
 import itertools
@@ -18,18 +18,18 @@ Point = tuple[float, float]
 
 WIDTH, HEIGHT = 360, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 10, 8, 34
-_FEW_POINTS = 20  # each has a dot on the line
+_FEW_POINTS = 20  # a line with at most this many points has a dot at each
 _BARS = 20
-_MOST_NAMES = 7  # below the axis
-_MOST_POINTS = 300  # of a line; of more the smallest and the largest of each stretch are drawn
+_MOST_NAMES = 7  # at most this many are below the axis
+_MOST_POINTS = 300  # of a line; a longer line is thinned out
 
 
 @dataclass(frozen=True)
 class Series:
     """One line, set of dots or rings, or histogram.
 
-    points: for `bars` the left edge and the height of each, and at last the right edge with any height. A value that is
-    not finite leaves a gap.
+    For `bars`, `points` are the left edge and the height of each bar, then the right edge with any height. A value that
+    is not finite leaves a gap.
     """
 
     name: str
@@ -39,36 +39,32 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure.
-
-    marks: where something happened, in units of x. note: a line below the title. x_log: x by order of magnitude.
-    x_names: of x = 0, 1, ...
-    """
+    """A figure with axes."""
 
     title: str
     x_title: str
     series: Sequence[Series]
-    marks: Sequence[float] = ()
-    note: str = ""
+    marks: Sequence[float] = ()  # events, in units of x
+    note: str = ""  # a line below the title
     x_range: Point | None = None
     y_range: Point | None = None
-    x_log: bool = False
-    x_names: Sequence[str] = ()
+    x_log: bool = False  # logarithmic scale
+    x_names: Sequence[str] = ()  # of x = 0, 1, ...
 
     @property
     def description(self) -> str:
-        """What a reader who does not see the figure is told."""
+        """Text for readers who do not see the figure."""
         return f"{self.title} by {self.x_title}. " + " ".join(map(_describe, self.series))
 
     def draw(self) -> "Drawing":
-        points = [[(self._place_x(x), _tame(y)) for x, y in one.points] for one in self.series]
-        finite = [point for own in points for point in own if all(map(math.isfinite, point))]
+        points_by_series = [[(self._place_x(x), _limit(y)) for x, y in series.points] for series in self.series]
+        finite = [point for points in points_by_series for point in points if all(map(math.isfinite, point))]
         if not finite:
             return Drawing()
-        grows_from_zero = any(one.style == "bars" for one in self.series)
+        grows_from_zero = any(series.style == "bars" for series in self.series)
         x_low, x_high = self._find_x_range([*(x for x, _ in finite), *self.marks])
         heights = [y for _, y in finite]
-        is_flat = max(heights) - min(heights) <= 1e-12 * max(map(abs, heights))  # shown above the zero that it is from
+        is_flat = max(heights) - min(heights) <= 1e-12 * max(map(abs, heights))  # shown above zero
         y_low, y_high = self.y_range or _widen(heights + [0.0] * (grows_from_zero or is_flat))
         x_scale, y_scale = (WIDTH - _LEFT - _RIGHT) / (x_high - x_low), (HEIGHT - _TOP - _BOTTOM) / (y_high - y_low)
 
@@ -76,16 +72,20 @@ class Chart:
             return _LEFT + (point[0] - x_low) * x_scale, HEIGHT - _BOTTOM - (point[1] - y_low) * y_scale
 
         shapes = []
-        for number, (one, own) in enumerate(zip(self.series, points, strict=True)):
-            if one.style == "bars":
-                shapes.append(Shape(number, one.style, _outline([place(point) for point in own], place((0, 0))[1])))
+        for number, (series, points) in enumerate(zip(self.series, points_by_series, strict=True)):
+            if series.style == "bars":
+                shapes.append(
+                    Shape(number, series.style, _outline([place(point) for point in points], place((0, 0))[1]))
+                )
                 continue
-            are_apart = one.style in ("dots", "rings")
-            pieces = [[place(point) for point in piece] for piece in _split(own if are_apart else thin_out(own))]
-            has_dots = are_apart or (one.style == "line" and len(own) <= _FEW_POINTS)
+            has_no_line = series.style in ("dots", "rings")
+            pieces = [
+                [place(point) for point in piece] for piece in _split(points if has_no_line else thin_out(points))
+            ]
+            has_dots = has_no_line or (series.style == "line" and len(points) <= _FEW_POINTS)
             dots = [point for piece in pieces for point in piece if has_dots or len(piece) == 1]
-            path = "" if are_apart else " ".join(_join(piece) for piece in pieces if len(piece) > 1)
-            shapes.append(Shape(number, one.style, path, [(round(x, 1), round(y, 1)) for x, y in dots]))
+            path = "" if has_no_line else " ".join(_join(piece) for piece in pieces if len(piece) > 1)
+            shapes.append(Shape(number, series.style, path, [(round(x, 1), round(y, 1)) for x, y in dots]))
         x_ticks = self._choose_x_ticks(x_low, x_high, [x for x, _ in finite])
         return Drawing(
             x_ticks=[(round(place((x, y_low))[0], 1), name) for x, name in x_ticks],
@@ -95,7 +95,7 @@ class Chart:
         )
 
     def _place_x(self, x: float) -> float:
-        return math.log10(x) if self.x_log else _tame(x)
+        return math.log10(x) if self.x_log else _limit(x)
 
     def _find_x_range(self, values: Sequence[float]) -> Point:
         if self.x_names:
@@ -106,10 +106,10 @@ class Chart:
         return low, high
 
     def _choose_x_ticks(self, low: float, high: float, values: Sequence[float]) -> list[tuple[float, str]]:
-        """Places of x, and their texts."""
+        """Return the places of ticks, and their texts."""
         if self.x_names:
-            rest = max(1, math.ceil(len(self.x_names) / _MOST_NAMES))
-            return [(float(place), name) for place, name in enumerate(self.x_names)][::rest]
+            stride = max(1, math.ceil(len(self.x_names) / _MOST_NAMES))
+            return [(float(place), name) for place, name in enumerate(self.x_names)][::stride]
         if self.x_log:
             return [(math.log10(x), spell(x)) for x in choose_log_ticks(low, high)]
         are_whole = all(float(x).is_integer() for x in values)
@@ -118,7 +118,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Shape:
-    """A series in pixels. number: of its colour. path: of SVG."""
+    """A series in pixels. number: selects its colour. path: of SVG."""
 
     number: int
     style: str
@@ -128,7 +128,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A chart in pixels; ticks are their places and texts."""
+    """A chart in pixels. A tick is its place and its text."""
 
     x_ticks: Sequence[tuple[float, str]] = ()
     y_ticks: Sequence[tuple[float, str]] = ()
@@ -142,7 +142,7 @@ class Drawing:
 
 
 def draw_histogram(title: str, values: np.ndarray, unit: str, *, limits: Point | None = None) -> Chart:
-    """How many of the values, `[N]`, lie in each of about 20 parts of their range, or of `limits`."""
+    """Make a histogram of the values `[N]`, with about 20 bars over their range, or over `limits`."""
     values = values[np.isfinite(values)]
     if values.dtype.kind == "i" and len(values):
         counts, edges = np.histogram(values, bins=choose_whole_edges(values, at_most=_BARS))
@@ -160,13 +160,13 @@ def draw_bars(
     *,
     limits: Point | None = None,
 ) -> Chart:
-    """counts: `[B]`. edges: `[B + 1]` of the bars."""
+    """Make a histogram of `[B]` counts. edges: `[B + 1]` of the bars."""
     points = [(float(edge), float(count)) for edge, count in zip(edges, [*counts, 0], strict=True)]
     return Chart(title, unit, [Series("rows", points, "bars")], x_range=limits)
 
 
 def choose_ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers from `low` to `high`.
+    """Return about `count` round numbers from `low` to `high`.
 
     >>> choose_ticks(0.03, 0.97, 4)
     [0.25, 0.5, 0.75]
@@ -179,7 +179,7 @@ def choose_ticks(low: float, high: float, count: int) -> list[float]:
 
 
 def choose_log_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten between 10**low and 10**high; in a narrow range also other round numbers.
+    """Return powers of ten between 10**low and 10**high; in a narrow range also other round numbers.
 
     >>> choose_log_ticks(-5, -3), choose_log_ticks(0.9, 1.9)
     ([1e-05, 0.0001, 0.001], [10.0, 20.0, 50.0])
@@ -195,7 +195,7 @@ def choose_log_ticks(low: float, high: float) -> list[float]:
 
 
 def spell(value: float) -> str:
-    """A number on an axis, or in a table, in few characters.
+    """Format a number for an axis or a table, in few characters.
 
     >>> [spell(value) for value in (0, 12000, 2500000, 7.5e-4, 0.25, 3)]
     ['0', '12k', '2.5M', '7.5e-4', '0.25', '3']
@@ -210,41 +210,41 @@ def spell(value: float) -> str:
 
 
 def thin_out(points: Sequence[Point]) -> list[Point]:
-    """At most about `_MOST_POINTS` of them; no peak and no gap is lost."""
+    """Return at most about `_MOST_POINTS` of the points: of each interval the lowest, the highest and a gap."""
     if len(points) <= _MOST_POINTS:
         return list(points)
-    kept: list[Point] = []
-    stretch = math.ceil(2 * len(points) / _MOST_POINTS)
-    for start in range(0, len(points), stretch):
-        part = points[start : start + stretch]
+    thinned: list[Point] = []
+    interval = math.ceil(2 * len(points) / _MOST_POINTS)
+    for start in range(0, len(points), interval):
+        part = points[start : start + interval]
         finite = [point for point in part if math.isfinite(point[1])]
         ends = {choose(finite, key=lambda point: point[1]) for choose in (min, max)} if finite else set()
-        kept += sorted(ends)
+        thinned += sorted(ends)
         if len(finite) < len(part):
-            kept.append((part[-1][0], math.nan))
-    return kept
+            thinned.append((part[-1][0], math.nan))
+    return thinned
 
 
-def _tame(value: float) -> float:
-    """Numbers whose differences and shares can be computed: tiny ones are 0, giants are not finite."""
+def _limit(value: float) -> float:
+    """Limit a number so that differences and ratios can be computed: tiny ones are 0, huge ones are nan."""
     return 0.0 if abs(value) < 1e-200 else value if abs(value) < 1e200 else math.nan
 
 
 def _widen(values: Sequence[float]) -> Point:
-    """The range of some values; around a single one there is room, and above zero."""
+    """Return the range of some values; a single value gets a margin, and zero the range from 0 to 1."""
     low, high = min(values), max(values)
     if low == high == 0:
         return 0.0, 1.0
     if high - low <= 1e-12 * max(abs(low), abs(high)):
-        room = abs(low) / 2
-        return low - room, high + room
+        margin = abs(low) / 2
+        return low - margin, high + margin
     return low, high
 
 
 def _split(points: Iterable[Point]) -> list[list[Point]]:
-    """The stretches between gaps."""
-    stretches = itertools.groupby(points, key=lambda point: all(map(math.isfinite, point)))
-    return [list(stretch) for is_finite, stretch in stretches if is_finite]
+    """Return the runs of points between gaps."""
+    runs = itertools.groupby(points, key=lambda point: all(map(math.isfinite, point)))
+    return [list(run) for is_finite, run in runs if is_finite]
 
 
 def _join(points: Sequence[Point]) -> str:
@@ -252,7 +252,7 @@ def _join(points: Sequence[Point]) -> str:
 
 
 def _outline(points: Sequence[Point], base: float) -> str:
-    """The bars of a histogram as one shape."""
+    """Return the bars of a histogram as one SVG path."""
     bars = [
         f"M{x:.1f},{base:.1f}V{y:.1f}H{following[0]:.1f}V{base:.1f}"
         for (x, y), following in itertools.pairwise(points)

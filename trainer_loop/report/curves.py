@@ -1,4 +1,4 @@
-"""Charts of metrics.jsonl: training and validation over the steps, with the places where the run went on again."""
+"""Charts of metrics.jsonl: training and validation over the steps, with marks where the run was resumed."""
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -22,24 +22,24 @@ _TITLES = {
     _MEMORY: "Peak memory, in GB",
 }
 _FIRST = ("loss", "lr", "grad_norm", "tokens_per_second", "rows_per_second", "padding", "data_wait")
-_OF_SOURCES = ("loss", "row_share", "token_share")  # metrics of each source of a mixture
+_SOURCE_METRICS = ("loss", "row_share", "token_share")  # of each source of a mixture
 _LEFT_OUT = ("step", "epoch")
-_OF_DEVICES = "tokens_per_second_per_device"
-_TOTALS = "train_seconds"  # of the last row, which belongs to no step
+_TOKENS_PER_DEVICE = "tokens_per_second_per_device"
+_TOTALS = "train_seconds"  # a metric of the last row, which has totals and belongs to no step
 _MOST_SERIES = 8
 
 
 def draw_curves(
     rows: Sequence[Mapping[str, Any]], *, sets: Collection[str] = (), marks: Sequence[float] = ()
 ) -> list[Chart]:
-    """A chart for each metric of training, with that of validation beside it, and for each of validation alone.
+    """Make a chart for each metric of training, with that of validation in it, and for each other metric of validation.
 
     Args:
-        rows: Of metrics.jsonl. A number that is null was not finite, and leaves a gap.
-        sets: Names of the validation sets, if they have some.
+        rows: Of metrics.jsonl. Null is a number that was not finite; it leaves a gap.
+        sets: Names of the validation sets, if there are several.
         marks: Steps at which the run was started again.
     """
-    left_out = _leave_out(rows)
+    left_out = _list_left_out(rows)
     lines: dict[str, dict[str, list[Point]]] = {}  # by chart, by name of the line
     for name, point in _list_points(rows, left_out):
         chart, line = _place(name, sets)
@@ -50,21 +50,21 @@ def draw_curves(
 
 
 def overlay_curves(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Chart]:
-    """A chart for each metric, with a line for each run. runs: rows of metrics.jsonl by the name of the run."""
-    left_out = _leave_out([row for rows in runs.values() for row in rows])
+    """Make a chart for each metric, with a line for each run. runs: rows of metrics.jsonl by the name of the run."""
+    left_out = _list_left_out([row for rows in runs.values() for row in rows])
     lines: dict[str, dict[str, list[Point]]] = {}  # by metric, by run
     for run, rows in runs.items():
         for name, point in _list_points(rows, left_out):
             if not name.endswith("/rows"):
                 lines.setdefault(name, {}).setdefault(run, []).append(point)
-    if len(runs) <= _MOST_SERIES:  # a run has the same colour in all charts, also where others lack the metric
-        lines = {name: {run: of_runs.get(run, []) for run in runs} for name, of_runs in lines.items()}
+    if len(runs) <= _MOST_SERIES:  # then a run has the same colour in all charts
+        lines = {name: {run: by_run.get(run, []) for run in runs} for name, by_run in lines.items()}
     first = [name for name in lines if "loss" in name]
     return [_make_chart(name, lines[name], ()) for name in dict.fromkeys([*first, *lines])]
 
 
 def _list_points(rows: Sequence[Mapping[str, Any]], left_out: Collection[str]) -> Iterator[tuple[str, Point]]:
-    """The name of each metric of each step, and its point; test metrics have one number, and no chart."""
+    """Yield the name and the point of each metric of each step. A test metric has one value, and no chart."""
     for row in rows:
         for name, value in row.items() if _TOTALS not in row else ():
             if name not in left_out and not name.startswith("test/") and not isinstance(value, (list, str)):
@@ -72,19 +72,20 @@ def _list_points(rows: Sequence[Mapping[str, Any]], left_out: Collection[str]) -
                 yield name, (row["step"], height / 2**30 if name == _MEMORY else height)
 
 
-def _leave_out(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of metrics that have no chart, because they are no metrics or say what another one says."""
+def _list_left_out(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of values that get no chart, because they are no metrics or equal another metric."""
 
     def differ(one: str, other: str) -> bool:
         return any(row.get(one) != row.get(other) for row in rows)
 
     if not differ("tokens_per_second", "rows_per_second"):
-        return [*_LEFT_OUT, "tokens_per_second", _OF_DEVICES, "padding"]
-    return [*_LEFT_OUT, "rows_per_second", *([] if differ(_OF_DEVICES, "tokens_per_second") else [_OF_DEVICES])]
+        return [*_LEFT_OUT, "tokens_per_second", _TOKENS_PER_DEVICE, "padding"]
+    is_repeated = not differ(_TOKENS_PER_DEVICE, "tokens_per_second")
+    return [*_LEFT_OUT, "rows_per_second", *([_TOKENS_PER_DEVICE] if is_repeated else [])]
 
 
 def _place(name: str, sets: Collection[str]) -> tuple[str, str]:
-    """The chart that a metric belongs to, and its line there. sets: names of validation sets."""
+    """Return the chart of a metric, and the name of its line. sets: names of validation sets."""
     split, _, metric = name.partition("/")
     if split == "validation":
         part, _, rest = metric.partition("/")
@@ -92,7 +93,7 @@ def _place(name: str, sets: Collection[str]) -> tuple[str, str]:
         base, _, part = metric.partition("/")
         return base, " ".join(filter(None, (split, of_set, part)))
     source, _, metric = name.rpartition("/")
-    if source and metric in _OF_SOURCES:
+    if source and metric in _SOURCE_METRICS:
         return ("loss" if metric == "loss" else f"{metric} of sources"), source
     base, _, part = name.partition("/")
     return base, part or "training"

@@ -1,4 +1,4 @@
-"""The part of a report about one set: which classes, lengths, sources and rows the model gets wrong."""
+"""The part of a report about one set: the classes, lengths, sources and rows that the model gets wrong."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,19 +14,19 @@ from trainer_loop.report.rows import ScoredRows
 from trainer_loop.report.scores import ClassScores, Errors, calibrate, confuse, count_confusions, score_classes
 
 _MOST_CLASSES = 500  # in a table
-_MATRIX = 12  # classes of a confusion matrix
-_PAIRS = 20
-_LENGTHS = 5  # groups of about as many rows
+_MATRIX = 12  # most classes of a confusion matrix
+_PAIRS = 20  # confusions, or labels with the lowest F1, in a table
+_LENGTHS = 5  # groups of rows by length, of about equal size
 _SOURCES = 30
 _DOTS = 500
-_NUMBERS = 4  # of a row, that are drawn
-_NAME = 28  # characters, in the head of a matrix
+_NUMBERS = 4  # most numbers of a row that have a chart
+_NAME = 28  # most characters in the head of a matrix
 _OUTPUTS = {"text": ("predicted", "reference"), "negative_log_likelihood": ("loss, in nats", "targets")}
 _DETAILS = {"probability": "its probability", "reference_probability": "probability of the label", "tokens": "tokens"}
 
 
 def describe_mistakes(rows: ScoredRows, worst: Sequence[Mapping[str, Any]]) -> list[Block]:
-    """worst: numbers of rows, with what the model read, as report.json has them."""
+    """Return the blocks of a set. worst: numbers of rows and the inputs of the model, as in report.json."""
     errors = rows.measure_errors()
     blocks: list[Block] = [*_describe_classes(rows), *_calibrate(rows), *_draw_numbers(rows)]
     if errors is None:
@@ -34,11 +34,11 @@ def describe_mistakes(rows: ScoredRows, worst: Sequence[Mapping[str, Any]]) -> l
     if rows.kind == "negative_log_likelihood":
         blocks.append(Charts([draw_histogram("Loss a target, in nats, by row", errors.rank, "nats")]))
     blocks += _group(rows, errors)
-    cards = [_show_row(rows, int(one["row"]), one["inputs"]) for one in worst if int(one["row"]) < len(rows.places)]
+    cards = [_show_row(rows, int(row["row"]), row["inputs"]) for row in worst if int(row["row"]) < len(rows.places)]
     if cards:
         are_all = len(cards) == int((errors.amounts > 0).sum())
-        rows_told = plural(len(cards), "row")
-        title = f"All {rows_told} that are wrong" if are_all else f"The {rows_told} that the model gets most wrong"
+        count = plural(len(cards), "row")
+        title = f"All {count} that are wrong" if are_all else f"The {count} that the model gets most wrong"
         blocks.append(Cards(title, cards, errors.order))
     elif not errors.amounts.any():
         blocks.append(Lines(["The model gets no row wrong."]))
@@ -46,7 +46,7 @@ def describe_mistakes(rows: ScoredRows, worst: Sequence[Mapping[str, Any]]) -> l
 
 
 def _describe_classes(rows: ScoredRows) -> Iterator[Block]:
-    """By class; only where classes have names."""
+    """Yield tables by class, if the classes have names."""
     flat = rows.flatten()
     if not rows.names or (flat is None and rows.kind != "label_set"):
         return
@@ -57,7 +57,7 @@ def _describe_classes(rows: ScoredRows) -> Iterator[Block]:
         return
     pairs = count_confusions(predictions, references)
     classes = np.arange(len(rows.names))
-    if len(classes) > _MATRIX:  # those that are confused most
+    if len(classes) > _MATRIX:  # show the classes that are confused most
         involved = np.zeros(len(classes), dtype=np.int64)
         for right, predicted, count in pairs:
             involved[[right, predicted]] += count
@@ -68,16 +68,16 @@ def _describe_classes(rows: ScoredRows) -> Iterator[Block]:
             "Most frequent confusions",
             ("label", "predicted", "times", "of the label"),
             [
-                (rows.names[right], rows.names[predicted], count, _share(count / scores.there[right]))
+                (rows.names[right], rows.names[predicted], count, _share(count / scores.support[right]))
                 for right, predicted, count in pairs[:_PAIRS]
             ],
         )
 
 
 def _tabulate_classes(names: Sequence[str], scores: ClassScores, *, of: str) -> Iterator[Table]:
-    """All classes; of many first those that are there and have the lowest F1."""
+    """Yield a table of all classes. If there are many, a table of those with the lowest F1 comes first."""
     heads = ("label", of, "predicted", "precision", "recall", "F1")
-    counts = zip(scores.there.tolist(), scores.predicted.tolist(), strict=True)
+    counts = zip(scores.support.tolist(), scores.predicted.tolist(), strict=True)
     shares = zip(scores.precision, scores.recall, scores.f1, strict=True)
     rows: list[Row] = [
         (name, *of_class, *map(_share, measured))
@@ -86,7 +86,7 @@ def _tabulate_classes(names: Sequence[str], scores: ClassScores, *, of: str) -> 
     if len(names) <= _PAIRS:
         yield Table("By label", heads, rows)
         return
-    lowest = [place for place in np.argsort(scores.f1, kind="stable").tolist() if scores.there[place]][:_PAIRS]
+    lowest = [place for place in np.argsort(scores.f1, kind="stable").tolist() if scores.support[place]][:_PAIRS]
     yield Table(f"By label: the {len(lowest)} with the lowest F1", heads, [rows[place] for place in lowest])
     more = len(rows) - _MOST_CLASSES
     note = f"{more:,} more labels are left out." if more > 0 else ""
@@ -94,7 +94,7 @@ def _tabulate_classes(names: Sequence[str], scores: ClassScores, *, of: str) -> 
 
 
 def _tabulate_confusions(names: Sequence[str], classes: np.ndarray, table: np.ndarray) -> Table:
-    """table: see `confuse`."""
+    """Make a table of the result of `confuse`."""
     shown = [names[place] for place in classes.tolist()]
     has_others = bool(table[:, -1].any())
     heads = [Cell(cut_short(name, at_most=_NAME), "shade", title=name) for name in shown] + [
@@ -115,17 +115,17 @@ def _calibrate(rows: ScoredRows) -> Iterator[Block]:
     probability = rows.details.get("probability")
     if rows.kind != "class" or probability is None or not np.isfinite(probability).all():
         return
-    found = calibrate(probability, rows.predictions == rows.references)
-    filled = found.rows > 0
-    points = list(zip(found.confidence[filled].tolist(), found.accuracy[filled].tolist(), strict=True))
+    result = calibrate(probability, rows.predictions == rows.references)
+    filled = result.rows > 0
+    points = list(zip(result.confidence[filled].tolist(), result.accuracy[filled].tolist(), strict=True))
     lines = [Series("model", points), Series("perfect", [(0, 0), (1, 1)], "dashed")]
     chart = Chart(
         "Reliability: share of right rows by probability", "probability", lines, x_range=(0, 1), y_range=(0, 1)
     )
-    bins = zip(found.edges[:-1][filled], found.edges[1:][filled], found.rows[filled], points, strict=True)
+    bins = zip(result.edges[:-1][filled], result.edges[1:][filled], result.rows[filled], points, strict=True)
     yield Charts([chart, draw_histogram("Probability of the prediction", probability, "probability", limits=(0, 1))])
     yield Table(
-        f"Expected calibration error: {found.error:.4f}",
+        f"Expected calibration error: {result.error:.4f}",
         ("probability", "rows", "mean probability", "right"),
         [
             (f"{low:.1f} to {high:.1f}", int(count), number(f"{sure:.3f}"), number(f"{right:.3f}"))
@@ -138,12 +138,12 @@ def _draw_numbers(rows: ScoredRows) -> Iterator[Block]:
     if rows.kind != "number":
         return
     pairs = [column.reshape(len(column), -1).T for column in (rows.references, rows.predictions)]
-    chosen = np.unique(np.linspace(0, len(rows.places) - 1, min(_DOTS, len(rows.places))).astype(int))
+    shown = np.unique(np.linspace(0, len(rows.places) - 1, min(_DOTS, len(rows.places))).astype(int))
     names = rows.names or [""]
     charts = []
     for name, right, predicted in list(zip(names, *pairs, strict=False))[:_NUMBERS]:
         limits = (float(min(right.min(), predicted.min())), float(max(right.max(), predicted.max())))
-        points = list(zip(right[chosen].tolist(), predicted[chosen].tolist(), strict=True))
+        points = list(zip(right[shown].tolist(), predicted[shown].tolist(), strict=True))
         equal = [(limit, limit) for limit in limits]
         series = [Series("rows", points, "dots"), Series("equal", equal, "dashed")]
         charts.append(Chart(f"Predicted {name}".strip(), f"{name} in the data".strip(), series))
@@ -151,7 +151,7 @@ def _draw_numbers(rows: ScoredRows) -> Iterator[Block]:
 
 
 def _group(rows: ScoredRows, errors: Errors) -> Iterator[Block]:
-    """Errors by length and by source."""
+    """Yield tables of errors by length and by source."""
     tokens = rows.details.get("tokens")
     if tokens is not None and len(edges := np.unique(np.percentile(tokens, np.linspace(0, 100, _LENGTHS + 1)))) > 2:
         edges = np.unique(np.ceil(edges))
@@ -165,7 +165,7 @@ def _group(rows: ScoredRows, errors: Errors) -> Iterator[Block]:
 
 
 def _tabulate_groups(title: str, head: str, names: Sequence[str], numbers: np.ndarray, errors: Errors) -> Table:
-    """numbers: `[N]` of the group of each row."""
+    """Make a table of the error of each group of rows. numbers: `[N]`, the group of each row."""
     groups = [(name, numbers == place) for place, name in enumerate(names)]
     filled = [(name, rows) for name, rows in groups if rows.any()]
     largest = 1.0 if errors.is_share else max((errors.of(rows) for _, rows in filled), default=0) or 1.0
@@ -198,15 +198,15 @@ def _show_row(rows: ScoredRows, row: int, inputs: Mapping[str, str]) -> Card:
 
 
 def _list_wrong_tags(rows: ScoredRows, row: int, words: Sequence[str]) -> str:
-    """`York: B-LOC, not I-LOC`."""
+    """List the wrong tags of a row, as `York: B-LOC, not I-LOC`."""
     tags = zip(words, rows.predictions[row].tolist(), rows.references[row].tolist(), strict=True)
     names = dict(enumerate(rows.names))
-    wrong = [(word, names.get(tag, "?"), names[known]) for word, tag, known in tags if tag != known and known >= 0]
-    return "; ".join(f"{word}: {tag}, not {known}" for word, tag, known in wrong)
+    wrong = [(word, names.get(tag, "?"), names[label]) for word, tag, label in tags if tag != label and label >= 0]
+    return "; ".join(f"{word}: {tag}, not {label}" for word, tag, label in wrong)
 
 
 def spell_output(rows: ScoredRows, value: Any) -> str:
-    """A prediction, or a reference, for a person."""
+    """Format a prediction or a reference as text."""
     if isinstance(value, str):
         return value
     if isinstance(value, list):
@@ -215,10 +215,10 @@ def spell_output(rows: ScoredRows, value: Any) -> str:
     if rows.kind == "label_set":
         return ", ".join(names[place] for place in np.flatnonzero(value).tolist()) or "none"
     if rows.kind == "tags":
-        return " ".join(names.get(one, "?") for one in value.tolist())
+        return " ".join(names.get(tag, "?") for tag in value.tolist())
     if rows.kind == "class":
         return names.get(int(value), str(value))
-    return ", ".join(spell(float(one)) for one in np.atleast_1d(value))
+    return ", ".join(spell(float(item)) for item in np.atleast_1d(value))
 
 
 def _share(value: float) -> Cell:

@@ -1,4 +1,4 @@
-"""Pages that stand alone: sections of blocks, written by page.html.j2 with the style of style.css."""
+"""Self-contained HTML pages: sections of blocks, written by page.html.j2 with the style of style.css."""
 
 import functools
 import re
@@ -15,25 +15,22 @@ from trainer_loop.report.charts import Chart, spell
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell that is more than a text or a number.
-
-    share: length of a bar, or depth of a shade, from 0 to 1. link: where the text leads to.
-    """
+    """A cell that is more than a text or a number."""
 
     text: str
     kind: str  # classes of style.css: number, bar, shade, code, or text, which may be long and wide
-    share: float = 0.0
+    share: float = 0.0  # length of a bar, or depth of a shade, from 0 to 1
     title: str = ""
-    link: str = ""
+    link: str = ""  # target of a link
 
 
-_LONG_WORD = 24  # characters; it may be broken anywhere
+_LONG_WORD = 24  # characters; a longer word may be broken anywhere
 Row = Sequence[str | float | Cell | None]
 
 
 @dataclass(frozen=True)
 class Table:
-    """heads: of the columns. rows: the first cell of each is its head. folded: it is shown when it is asked for."""
+    """A table. heads: of the columns. rows: the first cell is the row's head. folded: it is collapsed at first."""
 
     caption: str
     heads: Sequence[str | Cell]
@@ -42,12 +39,12 @@ class Table:
     folded: bool = False
 
     def __post_init__(self) -> None:
-        assert all(self.heads), "a screen reader says the head of each cell"
+        assert all(self.heads), "screen readers need the head of each column"
 
 
 @dataclass(frozen=True)
 class Lines:
-    """Sentences, one below the other. title: what they are; empty: that of the section."""
+    """Sentences, one per line. title: empty: the title of the section is enough."""
 
     lines: Sequence[str]
     title: str = ""
@@ -69,21 +66,17 @@ class Charts:
 
 @dataclass(frozen=True)
 class Card:
-    """A row of the data.
+    """A row of the data."""
 
-    head: where it stands. texts: by name; a data URI of an image is shown as one. sequences: of tokens, each with its
-    `text`, a `kind`, and a `target` or None.
-    """
-
-    head: str
-    texts: Mapping[str, str]
+    head: str  # where the row stands in the data
+    texts: Mapping[str, str]  # by name; a data URI of an image is shown as an image
     facts: Mapping[str, str] = field(default_factory=dict)
-    sequences: Sequence[Sequence[Any]] = ()
+    sequences: Sequence[Sequence[Any]] = ()  # of tokens, each with `text`, `kind`, and `target`, which may be None
 
 
 @dataclass(frozen=True)
 class Cards:
-    """Rows of the data. title: empty: that of the section."""
+    """Rows of the data. title: empty: the title of the section is enough."""
 
     title: str
     cards: Sequence[Card]
@@ -92,7 +85,7 @@ class Cards:
 
 @dataclass(frozen=True)
 class Code:
-    """A text as it stands in a file, shown when it is asked for."""
+    """The text of a file, collapsed at first."""
 
     title: str
     text: str
@@ -103,14 +96,14 @@ Block = Table | Lines | Facts | Charts | Cards | Code
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a page; without blocks it is left out."""
+    """A part of a page. It is left out if it has no blocks."""
 
     title: str
     blocks: Sequence[Block]
 
 
 def as_cell(value: str | float | Cell | None) -> Cell:
-    """None is an empty number."""
+    """Convert a value to a cell. None becomes an empty number."""
     if isinstance(value, Cell):
         return value
     if isinstance(value, str):
@@ -120,24 +113,24 @@ def as_cell(value: str | float | Cell | None) -> Cell:
 
 
 def code(text: str) -> Cell:
-    """A cell with a key, or a value, as it is written in a config."""
+    """Make a cell with a key or a value as it is written in a config."""
     return Cell(text, "code wide" if len(text) > _LONG_WORD else "code")
 
 
 def number(text: object, *, share: float | None = None) -> Cell:
-    """A cell with a number, perhaps with a bar."""
+    """Make a cell with a number, optionally with a bar."""
     return Cell(str(text), "number") if share is None else Cell(str(text), "bar", min(max(share, 0.0), 1.0))
 
 
 def write_page(title: str, sections: Sequence[Section], *, subtitle: str = "") -> str:
-    """The page, without scripts and without anything that is loaded from elsewhere. All texts are escaped."""
+    """Return the page. It has no scripts and loads nothing from elsewhere. All texts are escaped."""
     shown = [section for section in sections if section.blocks]
     page = _load_template().render(title=title, subtitle=subtitle, sections=shown, style=read_style())
-    return page.encode("utf-8", "replace").decode()  # the name of a folder may be no UTF-8
+    return page.encode("utf-8", "replace").decode()  # the name of a folder may be invalid UTF-8
 
 
 def _make_breakable(text: str) -> Markup:
-    """A name of several parts that may be broken between them."""
+    """Allow line breaks between the parts of a name."""
     return Markup(re.sub(r"([._])(?=[A-Za-z])", r"\1<wbr>", str(escape(text))))
 
 

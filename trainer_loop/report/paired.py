@@ -1,4 +1,4 @@
-"""Whether two models differ on the same rows by more than chance."""
+"""Tests whether two models differ on the same rows by more than chance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,32 +9,26 @@ from trainer_loop.report.intervals import LEVEL, draw_means
 from trainer_loop.report.rows import ScoredRows
 
 _DRAWS = 9999  # of signs
-_FEW_ROWS = 20_000  # of more, fewer draws
+_FEW_ROWS = 20_000  # with more rows there are fewer draws
 _SEED = 0
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two models on the same rows.
+    """Two models compared on the same rows."""
 
-    error: what is compared, of which less is better. errors: of the first and of the second. low, high: limits of the
-    second minus the first, between which `LEVEL` of the bootstrap draws lie. p_value: the probability of a difference
-    as large, or larger, between models that are equally good. test: its name. first_only, second_only: numbers of the
-    rows that the first, or the second, gets right and the other does not, or on which it is better, the clearest first.
-    """
-
-    error: str
-    errors: tuple[float, float]
-    low: float
+    error: str  # name of the compared error; less is better
+    errors: tuple[float, float]  # of the first and of the second model
+    low: float  # the limits of the second error minus the first that contain the share `LEVEL` of the bootstrap draws
     high: float
-    p_value: float
-    test: str
-    first_only: Sequence[int]
+    p_value: float  # probability of a difference as large or larger between equally good models
+    test: str  # name of the test
+    first_only: Sequence[int]  # rows on which only the first model is right, or it is better, the clearest first
     second_only: Sequence[int]
 
 
 def have_same_rows(first: ScoredRows, second: ScoredRows) -> bool:
-    """Whether the rows are the same, in the same order, with the same labels."""
+    """Return whether both have the same rows, in the same order, with the same labels."""
     if list(first.places) != list(second.places) or first.kind != second.kind:
         return False
     if list(first.names) != list(second.names):
@@ -44,10 +38,10 @@ def have_same_rows(first: ScoredRows, second: ScoredRows) -> bool:
 
 
 def compare_rows(first: ScoredRows, second: ScoredRows) -> PairedTest | None:
-    """Compare the errors of two models row by row; None for predictions of which it is not known how wrong they are.
+    """Compare the errors of two models row by row; None for predictions without a measure of errors.
 
-    Right and wrong classes are compared by McNemar's exact test, other errors by a test of random signs: under the
-    assumption that the models are equally good, each row's difference could as well have the other sign.
+    Right and wrong classes are compared by McNemar's exact test. Other errors are compared by a test of random signs:
+    if the models were equally good, the difference of each row could have the other sign.
     """
     one, other = first.measure_errors(), second.measure_errors()
     if one is None or other is None:
@@ -55,14 +49,14 @@ def compare_rows(first: ScoredRows, second: ScoredRows) -> PairedTest | None:
     differences = other.amounts - one.amounts
     everything = np.arange(len(differences))
     errors = one.of(everything), other.of(everything)
-    # An error is a share of words, or of tokens, of which each draw has another number. What a row adds to the
-    # difference beyond its share is drawn, as for any ratio of means (linearised, Davison and Hinkley 1997).
+    # An error is a sum over words or tokens divided by their number, which differs between draws. So the contribution
+    # of a row minus its share is drawn, as for any ratio of means (linearised, Davison and Hinkley 1997).
     difference, count = errors[1] - errors[0], max(float(one.counts.mean()), 1e-12)
     draws = difference + draw_means(differences - difference * one.counts, np.random.default_rng(_SEED)) / count
     low, high = np.percentile(draws, [50 - 50 * LEVEL, 50 + 50 * LEVEL]).tolist()
     is_class = first.kind == "class"
     p_value = _mcnemar(differences) if is_class else _test_signs(differences)
-    # Of rows of which one is right and one wrong, first those of which the models are most unlike in how sure they are.
+    # Sort by the difference of the errors. Rows with the same difference: the largest difference in confidence first.
     by_size = np.lexsort((-np.abs(other.rank - one.rank), -np.abs(differences)))
     return PairedTest(
         error=one.title,
@@ -77,7 +71,7 @@ def compare_rows(first: ScoredRows, second: ScoredRows) -> PairedTest | None:
 
 
 def adjust(p_values: Sequence[float]) -> list[float]:
-    """The p-values of several comparisons, by Holm's method (1979): any of them is this small by chance."""
+    """Adjust the p-values of several comparisons by Holm's method (1979)."""
     order = np.argsort(p_values, kind="stable")
     factors = len(p_values) - np.arange(len(p_values))
     grown = np.maximum.accumulate(np.asarray(p_values, dtype=float)[order] * factors)
@@ -87,19 +81,19 @@ def adjust(p_values: Sequence[float]) -> list[float]:
 
 
 def _mcnemar(differences: np.ndarray) -> float:
-    """differences: `[N]` of errors that are 0 or 1."""
-    from scipy.stats import binomtest  # half a second
+    """Return the p-value of McNemar's exact test. differences: `[N]` of errors that are 0 or 1."""
+    from scipy.stats import binomtest  # the import takes half a second
 
     worse, better = int((differences > 0).sum()), int((differences < 0).sum())
     return 1.0 if worse + better == 0 else float(binomtest(worse, worse + better).pvalue)
 
 
 def _test_signs(differences: np.ndarray) -> float:
-    """differences: `[N]` of errors; equal rows say nothing."""
+    """Return the p-value of a test of random signs. differences: `[N]` of errors; zeros do not count."""
     from scipy.stats import permutation_test
 
     unequal = differences[differences != 0]
-    if len(unequal) < 2:  # one difference is as large with the other sign
+    if len(unequal) < 2:  # the mean of one difference is as large with the other sign
         return 1.0
     draws = max(999, min(_DRAWS, _DRAWS * _FEW_ROWS // len(unequal)))
     result = permutation_test(

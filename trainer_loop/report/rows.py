@@ -1,4 +1,4 @@
-"""The rows of a set that was scored: which are the worst, how they are spelled, and reading them again."""
+"""The rows of a scored set: finds the worst, formats them, and reads them from a file."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ from trainer_loop.report.scores import Errors, measure_errors
 from trainer_loop.tasks.task import Task
 
 WORST = 50
-_SHOWN = 1000  # characters of a value
+_SHOWN = 1000  # most characters of a value
 _THUMBNAIL = 96  # pixels
 _DETAILS = ("probability", "reference_probability", "tokens")
 
@@ -25,7 +25,7 @@ _DETAILS = ("probability", "reference_probability", "tokens")
 def find_worst(
     kinds: Mapping[str, str], predictions: np.ndarray, references: np.ndarray, details: Mapping[str, np.ndarray]
 ) -> list[int]:
-    """The numbers of the rows that are wrong, the worst first, at most `WORST`; of rows that are alike the first."""
+    """Return the numbers of the wrong rows, the worst first, at most `WORST`. Equally wrong rows keep their order."""
     errors = measure_errors(kinds.get("predictions"), predictions, references, details) if len(predictions) else None
     if errors is None:
         return []
@@ -33,14 +33,14 @@ def find_worst(
 
 
 def spell_row(split: TokenisedSplit, number: int, task: Task) -> dict[str, str]:
-    """What the model reads of an encoded row, by the task's columns, as texts; an image as a small data URI."""
+    """Return the inputs of an encoded row, by the task's columns, as texts; an image as a small data URI."""
     if split.raw is None:
         return {}
-    if task.joins_texts:  # the raw row is the one that it begins in
+    if task.joins_texts:  # the raw row would only have the start of the text
         return {"text": _shorten(task.tokenizer.decode(split.rows[int(number)]["input_ids"]))}
     row = split.raw.read(int(split.raw.sources[number]))
-    read = {name: value for name, value in row.items() if not task.columns[name].target and value is not None}
-    return {name: _spell(value, task.columns[name].kind) for name, value in read.items()}
+    inputs = {name: value for name, value in row.items() if not task.columns[name].target and value is not None}
+    return {name: _spell(value, task.columns[name].kind) for name, value in inputs.items()}
 
 
 def _spell(value: Any, kind: str) -> str:
@@ -61,7 +61,7 @@ def _shorten(text: str) -> str:
 
 
 def _make_thumbnail(value: Any) -> str:
-    """A data URI of a small image; the empty text where the image cannot be read any more."""
+    """Return a data URI of a small image; empty if the image can no longer be read."""
     try:
         image = images.decode(*images.read_source(value))
     except (UserError, ValueError):
@@ -75,18 +75,14 @@ def _make_thumbnail(value: Any) -> str:
 
 @dataclass(frozen=True)
 class ScoredRows:
-    """Rows of a file of predictions, as `Scores` had them.
-
-    kinds: of the task's outputs. predictions, references: `[N, ...]`. details: `[N]` numbers by name. names: of the
-    classes.
-    """
+    """Rows of a file of predictions, as they were in `Scores`. kinds: of the task's outputs."""
 
     kinds: Mapping[str, str]
     places: Sequence[str]
-    predictions: np.ndarray
-    references: np.ndarray
-    details: Mapping[str, np.ndarray]
-    names: Sequence[str]
+    predictions: np.ndarray  # [N, ...]
+    references: np.ndarray  # [N, ...]
+    details: Mapping[str, np.ndarray]  # [N] numbers by name
+    names: Sequence[str]  # of the classes
 
     @property
     def kind(self) -> str | None:
@@ -94,11 +90,11 @@ class ScoredRows:
 
     @property
     def sources(self) -> list[str]:
-        """The file, or what else it is of, of each row."""
+        """The source of each row, such as its file."""
         return [place.rsplit(" ", 2)[0] for place in self.places]  # `reviews.csv` of `reviews.csv row 17`
 
     def without_folders(self) -> "ScoredRows":
-        """The same with `reviews.csv row 17` in the place of `/home/me/reviews.csv row 17`."""
+        """Return a copy that has `reviews.csv row 17` instead of `/home/me/reviews.csv row 17`."""
         names = {source: Path(source).name for source in set(self.sources)}
         ends = [place.removeprefix(source) for place, source in zip(self.places, self.sources, strict=True)]
         places = [names[source] + end for source, end in zip(self.sources, ends, strict=True)]
@@ -106,25 +102,25 @@ class ScoredRows:
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
-        """What metrics can compare: outputs of the task by name."""
-        known = {"predictions": self.predictions, "references": self.references}
-        by_kind = {self.kinds.get(name): column for name, column in known.items()}
-        return known | {
-            name: by_kind[kind] for name, kind in self.kinds.items() if kind in by_kind and name not in known
+        """The columns that metrics compare: outputs of the task by name."""
+        columns = {"predictions": self.predictions, "references": self.references}
+        by_kind = {self.kinds.get(name): column for name, column in columns.items()}
+        return columns | {
+            name: by_kind[kind] for name, kind in self.kinds.items() if kind in by_kind and name not in columns
         }
 
     def measure_errors(self) -> Errors | None:
         return measure_errors(self.kind, self.predictions, self.references, self.details)
 
     def flatten(self) -> tuple[np.ndarray, np.ndarray] | None:
-        """Predicted and right classes, `[M]`: of rows, or of words; None where each has none or several."""
+        """Return predicted and right classes, `[M]`, of rows or words; None if rows have no class or several."""
         if self.kind == "class":
             return self.predictions, self.references
         if self.kind != "tags":
             return None
         pairs = [np.concatenate(list(column)) for column in (self.predictions, self.references)]
-        is_known = pairs[1] >= 0
-        return pairs[0][is_known], pairs[1][is_known]
+        has_label = pairs[1] >= 0
+        return pairs[0][has_label], pairs[1][has_label]
 
 
 def read_rows(
@@ -133,12 +129,12 @@ def read_rows(
     """Read a file that `write_predictions` wrote.
 
     Args:
-        kinds: Of the task's outputs.
-        names: Of the classes; None: those of the file, in alphabetical order.
-        count: How many rows were scored; None: it is not known.
+        kinds: Kinds of the task's outputs.
+        names: Names of the classes; None: the names in the file, in alphabetical order.
+        count: Number of scored rows; None: it is unknown.
 
     Raises:
-        ValueError: The file is none of these, or not whole.
+        ValueError: The file is not such a file, or incomplete.
     """
     columns: dict[str, list[Any]] = {name: [] for name in ("place", "prediction", "reference", *_DETAILS)}
     with path.open(encoding="utf-8") as file:
@@ -147,20 +143,19 @@ def read_rows(
             for name in columns.keys() & row.keys():
                 columns[name].append(row[name])
     kind, values = kinds.get("predictions"), (columns["prediction"], columns["reference"])
-    found = len(columns["place"])
-    if not found or any(len(column) not in (0, found) for column in columns.values()):
+    num_rows = len(columns["place"])
+    if not num_rows or any(len(column) not in (0, num_rows) for column in columns.values()):
         raise ValueError("it has no rows, or some that lack a value")
     if not all(isinstance(place, str) for place in columns["place"]):
         raise ValueError("some rows have a place that is no text")
-    if count not in (None, found):
-        raise ValueError(f"it has {found:,} rows, and {count:,} were scored")
+    if count not in (None, num_rows):
+        raise ValueError(f"it has {num_rows:,} rows, and {count:,} were scored")
     if names is None and kind in ("class", "tags", "label_set"):
         names = sorted({value for column in values for value in _list_texts(column)})
     ids = {name: number for number, name in enumerate(names or ())}
     predictions, references = (_as_column(column, kind, ids) for column in values)
     details = {name: np.array(columns[name], dtype=float) for name in _DETAILS if columns[name]}
-    shown = list(map(str, names or ()))
-    return ScoredRows(kinds, columns["place"], predictions, references, details, shown)
+    return ScoredRows(kinds, columns["place"], predictions, references, details, list(map(str, names or ())))
 
 
 def _as_column(values: Sequence[Any], kind: str | None, ids: Mapping[str, int]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What a run directory holds, for a report: whatever is not there is empty, also in a directory of an older version."""
+"""Reads a run directory for a report. What is missing is empty, also in a directory of an older version."""
 
 import contextlib
 import re
@@ -29,45 +29,37 @@ from trainer_loop.tasks.find import list_tasks, load_task
 from trainer_loop.tasks.task import Task
 
 _T = TypeVar("_T")
-_TOLD = re.compile(r"^\S+ (warning|error): (.*)")  # a line of train.log
+_PROBLEM = re.compile(r"^\S+ (warning|error): (.*)")  # a line of train.log
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run, as its files tell it.
-
-    config: every key, by its dotted name, as config.yaml has it. metrics: the rows of metrics.jsonl. facts: those of
-    report.json. export: what the exported model says of itself. sets: rows of the sets that were scored, by names such
-    as `test.hard`. operators: the table of log.profile. warnings: what the run warned of. error: the last that ended
-    it. notes: files that could not be read.
-
-    task: its name, or its dotted path. task_class: of a task that is shipped; no code that a config names is imported.
-    """
+    """The content of the files of a run. No code that a config names is imported."""
 
     run_dir: RunDir
     config_text: str
-    config: Mapping[str, Any]
+    config: Mapping[str, Any]  # every key, by its dotted name, as in config.yaml
     environment: Mapping[str, Any]
     status: Mapping[str, Any]
-    metrics: Sequence[Mapping[str, Any]]
-    facts: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]  # the rows of metrics.jsonl
+    facts: Mapping[str, Any]  # of report.json
     export: ExportRecord | None
-    task: str
-    task_class: type[Task] | None
-    sets: Mapping[str, ScoredRows]
-    operators: str
+    task: str  # name or dotted path
+    task_class: type[Task] | None  # of a shipped task
+    sets: Mapping[str, ScoredRows]  # rows of the scored sets, by names such as `test.hard`
+    operators: str  # the table of log.profile
     warnings: Sequence[str]
-    error: str
-    notes: Sequence[str]
+    error: str  # the last one, which ended the run
+    notes: Sequence[str]  # about files that could not be read
 
     @property
     def totals(self) -> Mapping[str, Any]:
-        """The numbers of the last row of a run that was finished; empty before that."""
+        """The numbers of the last row of a finished run; empty before the end."""
         row: Mapping[str, Any] = next((row for row in reversed(self.metrics) if "train_seconds" in row), {})
         return {name: value for name, value in row.items() if is_number(value)}
 
     def name_parts(self, split: str) -> list[str]:
-        """The names of the sets of a split; empty if it has only one."""
+        """Return the names of the sets of a split; empty if it has only one."""
         sets = {*name_sets(split, self.config.get(f"data.{split}")), *self.facts.get("sets", {})}
         return [part for of, part in map(parse_set, sorted(sets)) if part and of == split]
 
@@ -78,51 +70,52 @@ class RunFiles:
         return max([*steps, 0 if self.export is None else self.export.step], default=0)
 
     @property
-    def title_of_figures(self) -> str:
-        """What `list_figures` returns: a run that is under way may have exported others before."""
+    def metrics_title(self) -> str:
+        """The title of `set_metrics`. A running run may have exported other weights before."""
         is_exported = self.export is not None and self.evaluated_step == self.export.step
         return "Metrics of the exported weights" if is_exported else "Metrics so far"
 
-    def list_figures(self, split: str) -> dict[str, dict[str, float]]:
-        """The metrics on the sets of a split, by their names such as `validation.hard`.
+    def list_metrics(self, split: str) -> dict[str, dict[str, float]]:
+        """Return the metrics on the sets of a split, by names such as `validation.hard`.
 
-        They are those of the weights that are exported, or would be if the run ended now, where that is known; else of
-        the last evaluation.
+        They are of the exported weights, or of those to be exported if the run ended now; if these are unknown, of the
+        last evaluation.
         """
         rows = [row for row in self.metrics if any(name.startswith(f"{split}/") for name in row)]
-        known = [row for row in rows if row["step"] == self.evaluated_step]
-        last = (known if split == "validation" and known else rows)[-1:]
-        named = self.name_parts(split)
-        figures: dict[str, dict[str, float]] = {}
+        of_step = [row for row in rows if row["step"] == self.evaluated_step]
+        last = (of_step if split == "validation" and of_step else rows)[-1:]
+        parts = self.name_parts(split)
+        metrics: dict[str, dict[str, float]] = {}
         for name, value in (pair for row in last for pair in row.items() if pair[0].startswith(f"{split}/")):
             metric = name.removeprefix(f"{split}/")
-            part = next((part for part in named if metric.startswith(f"{part}/")), "")
+            part = next((part for part in parts if metric.startswith(f"{part}/")), "")
             if not metric.endswith("samples"):
-                of_set = figures.setdefault(f"{split}.{part}" if part else split, {})
+                of_set = metrics.setdefault(f"{split}.{part}" if part else split, {})
                 of_set[metric.removeprefix(f"{part}/") if part else metric] = value
-        return figures
+        return metrics
 
     @property
-    def figures(self) -> dict[str, dict[str, float]]:
-        """Those of all sets, of test first."""
-        return {**self.list_figures("test"), **self.list_figures("validation")}
+    def set_metrics(self) -> dict[str, dict[str, float]]:
+        """The metrics of all sets, by set; test sets first."""
+        return {**self.list_metrics("test"), **self.list_metrics("validation")}
 
     def load_metrics(self, rows: ScoredRows) -> list[NamedMetric]:
-        """Those of the run that are shipped and that can be computed again from its rows."""
+        """Load the shipped metrics of the run that can be computed from its rows."""
         declared = () if self.task_class is None else self.task_class.metrics
         entries = self.facts.get("metrics") or self.config.get("evaluate.metrics") or list(declared)
-        given: dict[str, Any] = {"num_labels": len(rows.names) or None, "label_names": rows.names or None}
+        labels: dict[str, Any] = {"num_labels": len(rows.names) or None, "label_names": rows.names or None}
         loaded: list[NamedMetric] = []
         for entry in filter(_is_shipped, entries if isinstance(entries, list) else []):
-            with contextlib.suppress(UserError):  # an argument that this version does not know
-                refuse(check_metrics([entry], **given))
-                loaded += load_metrics([entry], **given)
+            with contextlib.suppress(UserError):  # an argument that this version does not have
+                refuse(check_metrics([entry], **labels))
+                loaded += load_metrics([entry], **labels)
         return loaded
 
     def without_rows(self) -> "RunFiles":
-        """What may be shown to people who may not see the data: no text of a row, no folder of files, no secret.
+        """Return a copy without texts of rows, folders and secrets, for readers who may not see the data.
 
-        Raises ValueError if config.yaml is damaged.
+        Raises:
+            ValueError: config.yaml is damaged.
         """
         text = mask_config(self.config_text).decode() if self.config_text else ""
         sets = {name: {**of_set, "worst": []} for name, of_set in self.facts.get("sets", {}).items()}
@@ -134,28 +127,28 @@ class RunFiles:
             environment=mask_secrets(self.environment),
             facts={**self.facts, "sets": sets, "plan": plan} if self.facts else {},
             sets={name: rows.without_folders() for name, rows in self.sets.items()},
-            warnings=[],  # they may quote rows, and so may an error
+            warnings=[],  # warnings and errors may quote rows
             error="",
             notes=[],
         )
 
     def find_intervals(self) -> dict[str, dict[str, Interval]]:
-        """How far the metrics of each set would move with other rows, by the names of both."""
-        written = self.config.get("seed")
-        seed = written if is_count(written) else 0
+        """Return the intervals of the metrics of each set, by set and by metric."""
+        value = self.config.get("seed")
+        seed = value if is_count(value) else 0
         return {
             name: find_intervals(self.load_metrics(rows), rows.columns, seed=seed) for name, rows in self.sets.items()
         }
 
 
 def read_run(root: Path) -> RunFiles:
-    """Raises UserError if this is not the directory of a run."""
+    """Read a run directory. Raises UserError if this is not the directory of a run."""
     run_dir, notes = RunDir(root), list[str]()
     if not run_dir.exists() or not (run_dir.config.is_file() or run_dir.metrics.is_file()):
-        there = "holds neither config.yaml nor metrics.jsonl" if run_dir.exists() else "is no directory"
+        reason = "holds neither config.yaml nor metrics.jsonl" if run_dir.exists() else "is no directory"
         if (root / SEARCH_PAGE).is_file():
-            there = f"is of a search, whose page is {SEARCH_PAGE}"
-        raise UserError(f"{root} {there}; name the run_dir of a run, such as runs/imdb")
+            reason = f"is of a search, whose page is {SEARCH_PAGE}"
+        raise UserError(f"{root} {reason}; name the run_dir of a run, such as runs/imdb")
 
     def read(path: Path, how: Callable[[Path], _T], otherwise: _T) -> _T:
         try:
@@ -170,7 +163,7 @@ def read_run(root: Path) -> RunFiles:
     config = _flatten(_parse(text))
     facts: dict[str, Any] = read(run_dir.report_facts, read_facts, {})
     export = read(run_dir.model, ExportRecord.read, None)
-    told = [match.groups() for match in map(_TOLD.match, log.splitlines()) if match]
+    problems = [match.groups() for match in map(_PROBLEM.match, log.splitlines()) if match]
     task = str(facts.get("task") or config.get("task.name") or "")
     task_class = load_task(task) if task in list_tasks() else None
     kinds = facts.get("outputs") or (task_class and task_class.outputs) or {}
@@ -188,19 +181,19 @@ def read_run(root: Path) -> RunFiles:
         task_class=task_class,
         sets={},
         operators=read(run_dir.profile / "operators.txt", _read_text, ""),
-        warnings=list(dict.fromkeys(text for kind, text in told if kind == "warning")),
-        error=next((text for kind, text in reversed(told) if kind == "error"), ""),
+        warnings=list(dict.fromkeys(text for kind, text in problems if kind == "warning")),
+        error=next((text for kind, text in reversed(problems) if kind == "error"), ""),
         notes=notes,
     )
-    figures = run.figures
-    # Others are of weights that a resumed run has not come to yet; without facts, that is not known of validation sets.
-    # Predictions that could not be written are those of an evaluation before.
+    metrics = run.set_metrics
+    # Other predictions are of weights that a resumed run has not reached yet, or of an earlier evaluation, if the last
+    # ones could not be written. Without facts, the step of the predictions of validation sets is unknown.
     scored = {row["step"] for row in run.metrics if any(name.startswith("validation/") for name in row)}
     steps = {name: of_set["step"] for name, of_set in facts.get("sets", {}).items()}
     last = (None, run.evaluated_step) if run.evaluated_step in scored else steps.values()
-    shown = [name for name, step in steps.items() if step in last] if facts else run.list_figures("test")
+    shown = [name for name, step in steps.items() if step in last] if facts else run.list_metrics("test")
     sets = {
-        name: read(path, partial(read_rows, kinds=kinds, names=names, count=figures.get(name, {}).get("rows")), None)
+        name: read(path, partial(read_rows, kinds=kinds, names=names, count=metrics.get(name, {}).get("rows")), None)
         for name, path in (run_dir.list_predictions() if kinds else {}).items()
         if name in shown
     }
@@ -212,7 +205,7 @@ def _read_text(path: Path) -> str:
 
 
 def _is_shipped(entry: object) -> bool:
-    """Whether this is a metric of trainer_loop, as `evaluate.metrics` has it."""
+    """Return whether an entry of `evaluate.metrics` is a shipped metric."""
     if isinstance(entry, str):
         return entry in SHIPPED
     kinds = {"name": str, "args": dict | None, "key": str | None}
@@ -235,13 +228,13 @@ def _read_environment(path: Path) -> dict[str, Any]:
 
 
 def _parse(text: str) -> Any:
-    """The keys as they are written: what stands for a secret is not read from the environment."""
+    """Parse the keys as they are written: references to environment variables are not resolved."""
     node, _ = compose(text)
     return {} if node is None else plain(node)
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Every key of the config by its dotted name; mappings of the user's own stay whole."""
+    """Return every key of the config by its dotted name; mappings with free keys stay whole."""
     flat: dict[str, Any] = {}
     for name, value in tree.items() if isinstance(tree, dict) else ():
         path = f"{prefix}{name}"

@@ -1,4 +1,4 @@
-"""report.html of a run directory: what the run was, how it went, and what its model gets wrong."""
+"""report.html of a run directory: what the run was, how it progressed, and what its model gets wrong."""
 
 import itertools
 import shlex
@@ -33,15 +33,20 @@ from trainer_loop.report.page import (
 from trainer_loop.report.run_files import RunFiles, read_run
 from trainer_loop.report.wording import spell_bytes, spell_interval, spell_metric, spell_seconds, spell_value, title_of
 
-_MOST_LABELS = 30  # of the table of the data, before it is folded
+_MOST_LABELS = 30  # of the table of the data; a longer one is folded
 _MOST_WARNINGS = 50
 _ENDINGS = {None: "running, or killed", "error": "ended by an error"}
 
 
 def write_report(root: Path, intervals: Intervals | None = None) -> Path:
-    """Write report.html into a run directory; returns its path. intervals: of its metrics, where they are known.
+    """Write report.html into a run directory; returns its path.
 
-    Raises UserError if this is not the directory of a run, OSError where the file cannot be written.
+    Args:
+        intervals: Of the metrics; None: they are computed.
+
+    Raises:
+        UserError: This is not the directory of a run.
+        OSError: The file cannot be written.
     """
     run = read_run(root)
     path = run.run_dir.report
@@ -50,27 +55,27 @@ def write_report(root: Path, intervals: Intervals | None = None) -> Path:
 
 
 def make_report_to_share(root: Path, intervals: Intervals | None = None) -> str:
-    """The page without texts of rows, for people who may not see the data. intervals: as `write_report` takes them.
+    """Return the page without texts of rows, for readers who may not see the data. See `write_report`.
 
     Raises:
         UserError: This is not the directory of a run, or the page would hold a secret.
         ValueError: config.yaml is damaged.
     """
     page = make_report(read_run(root).without_rows(), name=root.resolve().name, intervals=intervals)
-    if (found := find_secret(page)) is not None:
-        raise UserError(f"it would hold {found}")
+    if (secret := find_secret(page)) is not None:
+        raise UserError(f"it would hold {secret}")
     return page
 
 
 def make_report(run: RunFiles, *, name: str, intervals: Intervals | None = None) -> str:
-    """The page. name: what it calls the run. intervals: of its metrics; None: they are computed."""
+    """Return the page. name: of the run. intervals: of its metrics; None: they are computed."""
     intervals = run.find_intervals() if intervals is None else intervals
-    figures = run.figures
+    metrics = run.set_metrics
     worst = {name: of_set.get("worst", []) for name, of_set in run.facts.get("sets", {}).items()}
     sections = [
-        Section("Summary", list(_summarise(run, figures, intervals))),
+        Section("Summary", list(_summarise(run, metrics, intervals))),
         Section("Curves", list(_draw(run))),
-        Section("Metrics", list(_tabulate_metrics(run.title_of_figures, figures, intervals))),
+        Section("Metrics", list(_tabulate_metrics(run.metrics_title, metrics, intervals))),
         *(
             Section(f"Mistakes: {title_of(name)}", describe_mistakes(run.sets[name], worst.get(name, [])))
             for name in sorted(run.sets, key=lambda name: (not name.startswith("test"), name))
@@ -84,7 +89,7 @@ def make_report(run: RunFiles, *, name: str, intervals: Intervals | None = None)
     return write_page(run.run_dir.root.resolve().name, sections, subtitle=f"Report of the run {name}")
 
 
-def _summarise(run: RunFiles, figures: Mapping[str, Any], intervals: Mapping[str, Any]) -> Iterator[Block]:
+def _summarise(run: RunFiles, metrics: Mapping[str, Any], intervals: Mapping[str, Any]) -> Iterator[Block]:
     saved = map(named_step, list_checkpoints(run.run_dir))
     steps = [*(row["step"] for row in run.metrics), *(step for step in saved if step is not None)]
     starts = run.facts.get("starts", [])
@@ -100,11 +105,11 @@ def _summarise(run: RunFiles, figures: Mapping[str, Any], intervals: Mapping[str
         else None,
         "step of the exported weights": None if run.export is None else f"{run.export.step:,}",
     }
-    for name in sorted(figures, key=lambda name: not name.startswith("test")):
-        for metric, value in figures[name].items():
+    for name in sorted(metrics, key=lambda name: not name.startswith("test")):
+        for metric, value in metrics[name].items():
             if metric != "rows" and "/" not in metric and len(values) < 12:
-                found = _match(value, intervals.get(name, {}).get(metric))
-                spread = "" if found is None else f" ({spell_interval(found.low, found.high)})"
+                interval = _match(value, intervals.get(name, {}).get(metric))
+                spread = "" if interval is None else f" ({spell_interval(interval.low, interval.high)})"
                 values[f"{title_of(name)} {metric}"] = spell_metric(value) + spread
     if "train_seconds" in run.totals:
         values["time of training"] = spell_seconds(run.totals["train_seconds"])
@@ -125,23 +130,22 @@ def _draw(run: RunFiles) -> Iterator[Block]:
         yield Charts(charts)
     if marks:
         starts = run.facts["starts"]
-        pairs = itertools.pairwise(starts)
-        told = [
+        lines = [
             f"step {after['step']:,}: resumed on {_spell_time(after['time'])}, after the run was "
             f"{before['ended'] or 'killed'}"
-            for before, after in pairs
+            for before, after in itertools.pairwise(starts)
         ]
-        yield Lines(told, "Starts")
+        yield Lines(lines, "Starts")
 
 
 def _tabulate_metrics(
-    title: str, figures: Mapping[str, Mapping[str, Any]], intervals: Mapping[str, Mapping[str, Interval]]
+    title: str, metrics: Mapping[str, Mapping[str, Any]], intervals: Mapping[str, Mapping[str, Interval]]
 ) -> Iterator[Block]:
     rows: list[Row] = []
-    for name, of_set in figures.items():
+    for name, of_set in metrics.items():
         for metric, value in of_set.items():
-            found = _match(value, intervals.get(name, {}).get(metric))
-            spread = None if found is None else number(spell_interval(found.low, found.high))
+            interval = _match(value, intervals.get(name, {}).get(metric))
+            spread = None if interval is None else number(spell_interval(interval.low, interval.high))
             if metric != "rows":
                 rows.append((title_of(name), metric, number(spell_metric(value)), spread, of_set.get("rows")))
     if rows:
@@ -152,12 +156,12 @@ def _tabulate_metrics(
 
 
 def _without_empty(columns: Iterable[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """The rows of a table of columns, without those that hold nothing below their heads."""
+    """Return the rows of a table of columns, without columns that are empty below their heads."""
     return list(zip(*(column for column in columns if any(cell is not None for cell in column[1:])), strict=True))
 
 
-def _match(value: Any, found: Interval | None) -> Interval | None:
-    return found if found is not None and found.is_of(value) else None
+def _match(value: Any, interval: Interval | None) -> Interval | None:
+    return interval if interval is not None and interval.is_of(value) else None
 
 
 def _describe_data(data: Mapping[str, Mapping[str, Any]]) -> Iterator[Block]:
@@ -237,7 +241,7 @@ def _describe_run(run: RunFiles) -> Iterator[Block]:
 
 
 def _spell_size(folder: Path) -> str:
-    """The bytes of its files; nothing where a run that is under way removes it meanwhile."""
+    """Return the size of the files of a folder; empty if a running run removes the folder at the same time."""
     try:
         return spell_bytes(sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()))
     except FileNotFoundError:
@@ -257,6 +261,6 @@ def _describe_config(run: RunFiles) -> Iterator[Block]:
 
 
 def _describe_key(name: str, value: Any) -> Row:
-    known = KEYS.get(name)
-    default, comment = ("", "") if known is None else (spell_value(known.default), known.comment)
+    key = KEYS.get(name)
+    default, comment = ("", "") if key is None else (spell_value(key.default), key.comment)
     return (name, code(spell_value(value)), code(default), comment)

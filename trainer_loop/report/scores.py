@@ -1,4 +1,4 @@
-"""What the predictions of a set tell, beside its metrics: by class, by confidence, by group of rows."""
+"""Scores of the predictions of a set besides its metrics: by class, by confidence, by group of rows."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,31 +12,28 @@ _BINS = 10  # of probabilities
 
 @dataclass(frozen=True)
 class ClassScores:
-    """Of each of C classes, `[C]` each: how many are of it, how many were predicted, and how well.
+    """Counts and scores of C classes, `[C]` each."""
 
-    precision: 0 for a class that is never predicted. recall: 0 for one that is not there.
-    """
-
-    there: np.ndarray
-    predicted: np.ndarray
-    precision: np.ndarray
-    recall: np.ndarray
+    support: np.ndarray  # rows of the class
+    predicted: np.ndarray  # rows that are predicted as the class
+    precision: np.ndarray  # 0 for a class that is never predicted
+    recall: np.ndarray  # 0 for a class without rows
     f1: np.ndarray
 
 
 def score_classes(predictions: np.ndarray, references: np.ndarray, num_classes: int) -> ClassScores:
-    """predictions, references: `[N]` numbers of classes, or `[N, C]` truth values for sets of classes."""
+    """Score each class. predictions, references: `[N]` numbers of classes, or `[N, C]` booleans for sets of classes."""
     if predictions.ndim == 2:
-        there, predicted, right = (marks.sum(axis=0) for marks in (references, predictions, predictions & references))
+        support, predicted, right = (marks.sum(axis=0) for marks in (references, predictions, predictions & references))
     else:
         counted = (references, predictions, references[predictions == references])
-        there, predicted, right = (np.bincount(numbers, minlength=num_classes) for numbers in counted)
-    precision, recall = right / np.maximum(predicted, 1), right / np.maximum(there, 1)
-    return ClassScores(there, predicted, precision, recall, 2 * right / np.maximum(there + predicted, 1))
+        support, predicted, right = (np.bincount(numbers, minlength=num_classes) for numbers in counted)
+    precision, recall = right / np.maximum(predicted, 1), right / np.maximum(support, 1)
+    return ClassScores(support, predicted, precision, recall, 2 * right / np.maximum(support + predicted, 1))
 
 
 def count_confusions(predictions: np.ndarray, references: np.ndarray) -> list[tuple[int, int, int]]:
-    """(the right class, the predicted one, how often), the most frequent confusion first. Both: `[N]`."""
+    """Return (label, predicted class, count), the most frequent confusion first. Both arguments: `[N]`."""
     wrong = predictions != references
     pairs, counts = np.unique(np.stack([references[wrong], predictions[wrong]], axis=1), axis=0, return_counts=True)
     table = np.column_stack([pairs, counts])[np.argsort(-counts, kind="stable")]
@@ -44,7 +41,7 @@ def count_confusions(predictions: np.ndarray, references: np.ndarray) -> list[tu
 
 
 def confuse(predictions: np.ndarray, references: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """How often each of K classes, `[K]`, was predicted as each: `[K, K + 1]`, the last column for all others."""
+    """Return how often each of the K classes was predicted as each: `[K, K + 1]`, the last column for all others."""
     place = np.full(max(int(predictions.max()), int(references.max()), int(classes.max())) + 1, len(classes))
     place[classes] = np.arange(len(classes))
     table = np.zeros((len(classes) + 1, len(classes) + 1), dtype=np.int64)
@@ -54,20 +51,17 @@ def confuse(predictions: np.ndarray, references: np.ndarray, classes: np.ndarray
 
 @dataclass(frozen=True)
 class Calibration:
-    """Rows by the probability of what is predicted, in bins of the same width: `[B]` each; nan in empty bins.
-
-    error: the mean difference of both, weighted by rows (expected calibration error, Naeini et al. 2015).
-    """
+    """Rows by the probability of the prediction, in bins of the same width: `[B]` each; nan in empty bins."""
 
     edges: np.ndarray  # [B + 1]
     rows: np.ndarray
-    confidence: np.ndarray  # the mean probability
+    confidence: np.ndarray  # mean probability
     accuracy: np.ndarray
-    error: float
+    error: float  # expected calibration error: mean difference of both, weighted by rows (Naeini et al. 2015)
 
 
 def calibrate(probability: np.ndarray, is_right: np.ndarray) -> Calibration:
-    """probability: `[N]` of what is predicted. is_right: `[N]`."""
+    """Compare probabilities with accuracy. probability: `[N]` of the predictions. is_right: `[N]`."""
     edges = np.linspace(0, 1, _BINS + 1)
     numbers = np.clip(np.ceil(probability * _BINS).astype(int) - 1, 0, _BINS - 1)  # the upper edge belongs to a bin
     rows, confidence, right = (
@@ -81,38 +75,35 @@ def calibrate(probability: np.ndarray, is_right: np.ndarray) -> Calibration:
 
 @dataclass(frozen=True)
 class Errors:
-    """How wrong rows are: the sum of `amounts` over rows by that of `counts` is the error of any group of them.
+    """Errors of rows. The error of a group of rows is the sum of its `amounts` divided by the sum of its `counts`."""
 
-    title: what it is. amounts, counts: `[N]`. rank: `[N]`, the larger, the worse is a row. order: of rows by it.
-    """
-
-    title: str
-    amounts: np.ndarray
-    counts: np.ndarray
-    rank: np.ndarray
-    order: str
+    title: str  # name of the error
+    amounts: np.ndarray  # [N]
+    counts: np.ndarray  # [N]
+    rank: np.ndarray  # [N], larger for worse rows
+    order: str  # describes the order by `rank`
 
     @property
     def is_share(self) -> bool:
-        """Whether it lies between 0 and 1."""
+        """Whether the error is between 0 and 1."""
         return self.title.startswith("share")
 
     def of(self, rows: np.ndarray) -> float:
-        """The error of some rows, which `rows` selects."""
+        """Return the error of the rows that `rows` selects."""
         return float(self.amounts[rows].sum() / max(self.counts[rows].sum(), 1e-12))
 
 
 def measure_errors(
     kind: str | None, predictions: np.ndarray, references: np.ndarray, details: Mapping[str, np.ndarray]
 ) -> Errors | None:
-    """By the kind of the predictions, see metrics/values.py; None where it is not known how to compare them."""
+    """Measure errors by the kind of the predictions, see metrics/values.py; None for a kind without a measure."""
     ones = np.ones(len(predictions))
     if kind == "class":
         wrong = (predictions != references).astype(float)
-        known = details.get("reference_probability")
-        if known is None:
+        probability = details.get("reference_probability")
+        if probability is None:
             return Errors("share of errors", wrong, ones, wrong, "in the order of the data")
-        return Errors("share of errors", wrong, ones, -known, "the least probable right labels first")
+        return Errors("share of errors", wrong, ones, -probability, "the least probable right labels first")
     if kind == "tags":
         wrong = np.array(
             [float(((of != to) & (to >= 0)).sum()) for of, to in zip(predictions, references, strict=True)]

@@ -1,4 +1,4 @@
-"""How numbers and names are spelled in reports."""
+"""Formats numbers and names for reports."""
 
 import json
 import math
@@ -10,12 +10,12 @@ _LONGEST_VALUE = 400  # characters of a value in a table
 
 
 def title_of(name: str) -> str:
-    """`test hard` of `test.hard`."""
+    """Return the title of a set: `test hard` for `test.hard`."""
     return " ".join(filter(None, parse_set(name)))
 
 
 def is_count(metric: str) -> bool:
-    """Whether a metric counts what there is in the data, such as the entities of a type."""
+    """Return whether a metric counts what is in the data, such as the entities of a type."""
     return metric.partition("/")[0].endswith("support")
 
 
@@ -24,7 +24,7 @@ def spell_metric(value: float | None) -> str:
 
 
 def spell_interval(low: float, high: float) -> str:
-    """With two digits of its width, `low < high`.
+    """Format an interval with two digits of its width; `low < high`.
 
     >>> spell_interval(0.59381, 0.71829), spell_interval(24.8469, 26.1268), spell_interval(0.0002288, 0.001394)
     ('0.59 to 0.72', '24.8 to 26.1', '0.0002 to 0.0014')
@@ -34,7 +34,7 @@ def spell_interval(low: float, high: float) -> str:
 
 
 def spell_seconds(seconds: float) -> str:
-    """`1 h 2 min`, `3 min 20 s`, `4.2 s`."""
+    """Format a duration: `1 h 2 min`, `3 min 20 s`, `4.2 s`."""
     if seconds >= 3600:
         return f"{int(seconds // 3600):,} h {int(seconds % 3600 // 60)} min"
     return f"{int(seconds // 60)} min {int(seconds % 60)} s" if seconds >= 60 else f"{seconds:.1f} s"
@@ -45,7 +45,7 @@ def spell_bytes(count: int) -> str:
 
 
 def spell_value(value: Any) -> str:
-    """The value of a key of the config; of a long one, how it begins.
+    """Format the value of a config key; only the start of a long one.
 
     >>> spell_value(["a", None]), spell_value("x" * 500)[397:]
     ('["a", null]', 'xxx... (500 characters)')

@@ -1,4 +1,4 @@
-"""search.html of a search: the best trial, what each key does to the metric, and all trials."""
+"""search.html of a search: the best trial, the effect of each key on the metric, and all trials."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,19 +14,19 @@ from trainer_loop.search.space import Choices, Range
 from trainer_loop.search.study import Row
 from trainer_loop.search.table import FEWEST_FOR_IMPORTANCE, count_finished, explain_importance, spell_value
 
-_FOLDED = 100  # trials of a table, from which on it is folded
-_CHOICE = 14  # characters of a choice below its dots
+_FOLDED = 100  # a table with more trials is folded
+_CHOICE = 14  # most characters of a choice below the axis
 
 
 def make_page(plan: Plan, rows: Sequence[Row], best: Row | None, importance: Mapping[str, float], config: str) -> str:
-    """The page.
+    """Return the page.
 
     Args:
-        plan: Of the search.
+        plan: The plan of the search.
         rows: All trials.
-        best: One of them; None where none has finished.
-        importance: From 0 to 1 by key; empty where it is not known yet.
-        config: The text of best.yaml; empty where there is none.
+        best: The best trial; None if none has finished.
+        importance: From 0 to 1 by key; empty if it is not known yet.
+        config: The text of best.yaml; empty if there is none.
     """
     sections = [
         Section("Summary", list(_summarise(plan, rows, best, importance, config))),
@@ -66,9 +66,9 @@ def _tabulate_keys(plan: Plan, rows: Sequence[Row], best: Row | None, importance
     table: list[TableRow] = []
     for key in [*importance, *(key for key in plan.space if key not in importance)]:
         share = importance.get(key, 0.0)
-        of_best = [code(spell_value(best.values.get(key)))] if best else []
+        best_cells = [code(spell_value(best.values.get(key)))] if best else []
         weight = [number(f"{share:.0%}", share=share)] if importance else []
-        table.append((code(key), code(_spell_space(plan.space[key])), *of_best, *weight))
+        table.append((code(key), code(_spell_space(plan.space[key])), *best_cells, *weight))
     heads = ["key", "searched", *(["best"] if best else []), *(["importance"] if importance else [])]
     return Table("Keys", heads, table, note=note)
 
@@ -84,30 +84,33 @@ def _spell_space(parameter: Range | Choices) -> str:
 
 
 def _draw(plan: Plan, rows: Sequence[Row]) -> Iterator[Block]:
-    """The metric over the trials, and over the values of each key."""
-    known = [row for row in rows if row.last_value is not None]
-    if len(known) < 2:
+    """Yield charts of the metric over the trials, and over the values of each key."""
+    evaluated = [row for row in rows if row.last_value is not None]
+    if len(evaluated) < 2:
         return
-    left_out = len(rows) - len(known)
+    left_out = len(rows) - len(evaluated)
     note = (
         f"{plural(left_out, 'trial')} without a value {'is' if left_out == 1 else 'are'} left out" if left_out else ""
     )
-    trials = [*_scatter(known, {row.number: float(row.number) for row in known}), _follow_best(plan, known)]
+    trials = [*_scatter(evaluated, {row.number: float(row.number) for row in evaluated}), _follow_best(plan, evaluated)]
     charts = [Chart(f"{plan.metric_name} of each trial", "trial", trials, note=note)]
     for key, parameter in plan.space.items():
         title = f"{plan.metric_name} by {key}"
         if isinstance(parameter, Range):
-            series = _scatter(known, {row.number: float(row.values[key]) for row in known})
+            series = _scatter(evaluated, {row.number: float(row.values[key]) for row in evaluated})
             limits = (float(parameter.low), float(parameter.high))
             charts.append(Chart(title, key, series, x_range=limits, x_log=parameter.log))
         else:
-            series = _scatter(known, {row.number: float(parameter.values.index(row.values[key])) for row in known})
-            charts.append(Chart(title, key, series, x_names=[_shorten(spell_value(one)) for one in parameter.values]))
+            indices = {row.number: float(parameter.values.index(row.values[key])) for row in evaluated}
+            series = _scatter(evaluated, indices)
+            charts.append(
+                Chart(title, key, series, x_names=[_shorten(spell_value(value)) for value in parameter.values])
+            )
     yield Charts(charts)
 
 
 def _scatter(rows: Sequence[Row], places: Mapping[int, float]) -> list[Series]:
-    """The trials as dots; those that were stopped as rings, at their last evaluation. places: by number of a trial."""
+    """Draw trials as dots, and stopped ones as rings at their last evaluation. places: by number of a trial."""
     finished = [(places[row.number], row.value) for row in rows if row.value is not None]
     stopped = [(places[row.number], float(row.result["value"])) for row in rows if row.value is None]
     rings = [Series("stopped: last evaluation", stopped, "rings")] if stopped else []
@@ -115,7 +118,7 @@ def _scatter(rows: Sequence[Row], places: Mapping[int, float]) -> list[Series]:
 
 
 def _follow_best(plan: Plan, rows: Sequence[Row]) -> Series:
-    """The best of the trials that have finished, as steps."""
+    """Draw the best value so far as steps."""
     finished = [row for row in rows if row.value is not None]
     values = (row.value for row in finished if row.value is not None)
     best = list(itertools.accumulate(values, max if plan.maximize else min))
@@ -159,12 +162,12 @@ def _show_value(value: object) -> Cell:
 
 
 def _tabulate_runs(plan: Plan, rows: Sequence[Row], best: Row | None) -> Iterator[Table]:
-    """The seeds and folds of the best trial, and of all of them."""
+    """Yield tables of the seeds and folds of the best trial, and of all trials."""
     names = list(plan.runs)
     if len(names) < 2:
         return
     if best is not None:
-        of_best: Mapping[str, float | None] = best.result.get("runs", {})
+        best_values: Mapping[str, float | None] = best.result.get("runs", {})
         root = name_trial(best.number)
         firsts, lasts = (
             list(dict.fromkeys(parts)) for parts in zip(*(name.partition("/")[::2] for name in names), strict=True)
@@ -176,7 +179,7 @@ def _tabulate_runs(plan: Plan, rows: Sequence[Row], best: Row | None) -> Iterato
             [
                 (
                     first if has_both else _link(plan, first, f"{root}/{first}"),
-                    *(_link_value(plan, of_best, root, f"{first}/{last}".rstrip("/")) for last in lasts),
+                    *(_link_value(plan, best_values, root, f"{first}/{last}".rstrip("/")) for last in lasts),
                 )
                 for first in firsts
             ],
@@ -203,6 +206,6 @@ def _link_value(plan: Plan, values: Mapping[str, float | None], root: str, name:
 
 
 def _link(plan: Plan, text: str, run: str, *, kind: str = "text") -> Cell:
-    """To the report of a run, where it has one."""
+    """Make a cell with a link to the report of a run, if it has one."""
     has_report = RunDir(plan.directory / run).report.is_file()
     return Cell(text, kind, link=f"{run}/report.html" if has_report else "")

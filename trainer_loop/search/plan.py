@@ -1,4 +1,4 @@
-"""What a search is about: the config, the space, the runs of each trial."""
+"""The plan of a search: the config, the space, the runs of each trial."""
 
 import shlex
 import sys
@@ -12,25 +12,20 @@ from trainer_loop.search.space import Space
 
 @dataclass(frozen=True)
 class Plan:
-    """What is searched.
+    """The settings of a search."""
 
-    config, overrides: of the run, without `run_dir`. metric: with its sign, as checkpoint.best. settings: what must be
-    the same for all trials. command: that trains a config. url, name: of the study in the storage. sampler, pruner,
-    seed: as in the keys of the search.
-    """
-
-    config: str | None
+    config: str | None  # of the runs, without `run_dir`
     overrides: Sequence[str]
     space: Space
-    metric: str
+    metric: str  # with its sign, as in checkpoint.best
     trials: int
     seeds: int | None
     folds: int | None
     directory: Path
-    settings: Mapping[str, Any]
-    command: Sequence[str]
-    url: str
-    name: str
+    settings: Mapping[str, Any]  # values that must be the same for all trials of a study
+    command: Sequence[str]  # trains a config
+    url: str  # of the storage
+    name: str  # of the study in the storage
     sampler: str
     pruner: str
     seed: int
@@ -47,41 +42,42 @@ class Plan:
     def runs(self) -> dict[str, list[str]]:
         return list_runs(self.seeds, self.folds)
 
-    def spell(self, values: Sequence[str], run: Path, more: Sequence[str]) -> list[str]:
-        """The command of a run.
+    def make_command(self, values: Sequence[str], run: Path, more: Sequence[str]) -> list[str]:
+        """Return the command of a run. It pushes nothing to the hub, where trials would replace each other.
 
-        values: as `key=value`. run: its directory, by which trackers call it. Trials do not replace each other on the
-        hub.
+        Args:
+            values: As `key=value`.
+            run: The directory of the run, which also gives its name in trackers.
         """
         config = [] if self.config is None else [f"config={self.config}"]
         name = "-".join((self.directory.absolute().name, *run.relative_to(self.directory).parts))
-        own = [f"run_dir={run}", f"log.name={name}", "resume=auto", "hub.every=never"]
-        return [*self.command, *config, *self.overrides, *own, *values, *more]
+        run_keys = [f"run_dir={run}", f"log.name={name}", "resume=auto", "hub.every=never"]
+        return [*self.command, *config, *self.overrides, *run_keys, *values, *more]
 
 
 def name_trial(number: int) -> str:
-    """The folder of a trial in the search directory."""
+    """Return the folder of a trial in the search directory."""
     return f"trial-{number:04}"
 
 
 def command_of(launch: str) -> list[str]:
-    """The command that trains a config. launch: what stands before the name of the module: `accelerate launch -m`."""
+    """Return the command that trains a config. launch: its part before the module's name: `accelerate launch -m`."""
     return [*(shlex.split(launch) or [sys.executable, "-m"]), "trainer_loop.run"]
 
 
 def list_runs(seeds: int | None, folds: int | None) -> dict[str, list[str]]:
-    """The runs of a trial by the names of their folders, and what each of them overrides.
+    """Return the runs of a trial: the name of their folder -> their overrides.
 
     >>> list_runs(2, None), list_runs(None, None)
     ({'seed-1': ['seed=1'], 'seed-2': ['seed=2']}, {'': []})
     """
-    of_seeds = {f"seed-{seed}": [f"seed={seed}"] for seed in range(1, (seeds or 0) + 1)} or {"": []}
-    of_folds = {
+    seed_runs = {f"seed-{seed}": [f"seed={seed}"] for seed in range(1, (seeds or 0) + 1)} or {"": []}
+    fold_runs = {
         f"fold-{fold}": [f"data.fold={fold}/{folds}", "data.validation=", "data.validation_fraction="]
         for fold in range(1, (folds or 0) + 1)
     } or {"": []}
     return {
-        f"{seed}/{fold}".strip("/"): [*one, *other]
-        for seed, one in of_seeds.items()
-        for fold, other in of_folds.items()
+        f"{seed}/{fold}".strip("/"): [*seed_keys, *fold_keys]
+        for seed, seed_keys in seed_runs.items()
+        for fold, fold_keys in fold_runs.items()
     }

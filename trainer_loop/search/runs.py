@@ -1,4 +1,4 @@
-"""One run of a trial: the process that trains it, its evaluations as they come, and how it ended."""
+"""One run of a trial: starts the process that trains it, follows its evaluations, and reads how it ended."""
 
 import contextlib
 import ctypes
@@ -21,43 +21,41 @@ from trainer_loop.record.run_lock import read_status, try_to_lock
 from trainer_loop.runtime.plain_json import is_number
 
 _PR_SET_PDEATHSIG = 1
-_TRIES = 3  # starts in a row that get no further
-_OUTPUT = "output.txt"  # in a run directory: what its processes have printed
-_ASKED = "the search was asked to stop; its trial has saved, and the same command goes on"
+_TRIES = 3  # starts in a row without progress
+_OUTPUT = "output.txt"  # in a run directory: the output of its processes
+_STOPPED = "the search was asked to stop; its trial has saved, and the same command goes on"
 _OUT_OF_MEMORY = ("out of memory", "MemoryError", "can't allocate memory")
 
-Report = Callable[[int, float], bool]  # (number of the evaluation, from 1, its value) -> whether the run is stopped
+Report = Callable[[int, float], bool]  # (number of the evaluation, from 1, its value) -> whether to stop the run
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run ended: `finished`, `pruned`, `diverged`, `out of memory`, `refused` or `error`.
-
-    value: of the metric, of the model that was exported. step: the last. seconds: that its processes ran here.
-    """
+    """How a run ended: `finished`, `pruned`, `diverged`, `out of memory`, `refused` or `error`."""
 
     how: str
     reason: str = ""
-    value: float | None = None
-    step: int = 0
-    seconds: float = 0.0
+    value: float | None = None  # of the metric, by the exported model
+    step: int = 0  # the last step
+    seconds: float = 0.0  # running time of its processes here
 
 
 @dataclass(frozen=True)
 class Watch:
-    """What a run is watched by. stops: whether the search is to stop. say: gets lines for a person."""
+    """The callbacks and settings by which a run is watched."""
 
-    metric: str  # its name without a sign
+    metric: str  # name without a sign
     report: Report
-    stops: Callable[[], bool]
-    say: Callable[[str], None]
+    should_stop: Callable[[], bool]  # whether the search must stop
+    say: Callable[[str], None]  # receives lines for the user
     poll_seconds: float = 0.2
 
 
-def drive(command: Sequence[str], root: Path, watch: Watch) -> Ending:
-    """Start a run, and again where it was preempted or lost a process, until it has ended.
+def run_to_end(command: Sequence[str], root: Path, watch: Watch) -> Ending:
+    """Start a run, restart it after it was preempted or lost a process, and return how it ended.
 
-    Raises Preempted where the search is to stop; the run has then saved.
+    Raises:
+        Preempted: The search must stop. The run has saved a checkpoint.
     """
     run_dir, evaluations, seconds, tries, newest = RunDir(root), _Evaluations(root, watch), 0.0, 0, -1
     while True:
@@ -66,22 +64,22 @@ def drive(command: Sequence[str], root: Path, watch: Watch) -> Ending:
         code = _run_once(command, run_dir, evaluations, watch)
         seconds += time.monotonic() - started
         step = _count_steps(run_dir)
-        if code is None or evaluations.check():  # also where it ended before it was looked at: it must not depend on it
+        if code is None or evaluations.check():  # also after the end: the result must not depend on timing
             return Ending("pruned", f"at evaluation {evaluations.seen}", evaluations.last, step, seconds)
         ending = read_ending(run_dir, code, watch.metric)
         if ending is not None:
             return replace(ending, step=step, seconds=seconds)
-        if watch.stops():
-            raise Preempted(_ASKED)
+        if watch.should_stop():
+            raise Preempted(_STOPPED)
         tries, newest = (1 if step > newest else tries + 1), max(step, newest)
         if tries > _TRIES:
-            told = _last_line(run_dir) or f"exit code {code}"
-            return Ending("error", f"started {tries} times in vain: {told}", step=step, seconds=seconds)
+            reason = _find_problem(run_dir) or f"exit code {code}"
+            return Ending("error", f"started {tries} times without progress: {reason}", step=step, seconds=seconds)
         watch.say(f"{root}: ended with exit code {code}; started again")
 
 
 def _run_once(command: Sequence[str], run_dir: RunDir, evaluations: "_Evaluations", watch: Watch) -> int | None:
-    """The exit code of the process; None where it was stopped for its evaluations."""
+    """Run the command once; returns its exit code, or None if it was stopped because of its evaluations."""
     try:
         run_dir.make()
         run_dir.status.unlink(missing_ok=True)
@@ -91,19 +89,19 @@ def _run_once(command: Sequence[str], run_dir: RunDir, evaluations: "_Evaluation
     with output:
         process = start_process(command, output)
     try:
-        while process.poll() is None and not watch.stops():
+        while process.poll() is None and not watch.should_stop():
             if evaluations.check():
                 return None
             time.sleep(watch.poll_seconds)
         return stop(process)
     finally:
-        stop(process)  # also where an evaluation could not be stored
+        stop(process)  # also if an evaluation could not be stored
 
 
 def start_process(command: Sequence[str], output: Any) -> "subprocess.Popen[bytes]":
-    """Start a command in a session of its own: the terminal signals the search alone, and this the run.
+    """Start a command in its own session, so that the terminal signals only the search, which then signals the run.
 
-    Where this process is killed, the command is asked to stop. Raises UserError where it cannot be started.
+    If this process is killed, the command gets SIGTERM. Raises UserError if it cannot be started.
     """
     try:
         return subprocess.Popen(
@@ -112,7 +110,7 @@ def start_process(command: Sequence[str], output: Any) -> "subprocess.Popen[byte
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=functools.partial(_end_with, os.getpid(), _libc()),
+            preexec_fn=functools.partial(_end_with_parent, os.getpid(), _libc()),
         )
     except OSError as error:
         raise UserError(f"search.launch: {command[0]} cannot be started: {error.strerror}") from error
@@ -123,16 +121,16 @@ def _libc() -> Any:
     return ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def _end_with(parent: int, libc: Any) -> None:
-    """SIGTERM to this process when its parent ends."""
+def _end_with_parent(parent: int, libc: Any) -> None:
+    """Let the kernel send SIGTERM to this process when its parent ends."""
     if libc is not None:
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it has ended already
+        if os.getppid() != parent:  # the parent has ended already
             os.kill(os.getpid(), signal.SIGTERM)
 
 
 def stop(process: "subprocess.Popen[bytes]") -> int:
-    """Ask a command and all that it has started to save and end; its exit code. One that has ended stays as it is."""
+    """Ask a command and its child processes to save and end; returns the exit code. It may have ended before."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)  # a launcher may not pass it on
@@ -140,25 +138,25 @@ def stop(process: "subprocess.Popen[bytes]") -> int:
 
 
 def _wait_until_free(run_dir: RunDir, watch: Watch) -> None:
-    """Wait for a run that outlived its search."""
-    told = False
-    while not watch.stops():
+    """Wait until a run of an earlier search, which is still saving, has ended."""
+    is_reported = False
+    while not watch.should_stop():
         try:
             with run_dir.lock.open("a+b") as file:
                 if try_to_lock(file):
                     return
                 holder = file.seek(0) or file.read(200).decode(errors="replace").strip()
-        except OSError:  # there is no such directory yet
+        except OSError:  # the directory does not exist yet
             return
-        if not told:
+        if not is_reported:
             watch.say(f"{run_dir.root}: waiting for {holder or 'another process'}, which is saving")
-            told = True
+            is_reported = True
         time.sleep(watch.poll_seconds)
-    raise Preempted(_ASKED)
+    raise Preempted(_STOPPED)
 
 
 class _Evaluations:
-    """The evaluations in metrics.jsonl, each reported once by this process, in their order."""
+    """Reports each evaluation in metrics.jsonl once, in order."""
 
     def __init__(self, root: Path, watch: Watch):
         self._path, self._watch = RunDir(root).metrics, watch
@@ -167,7 +165,7 @@ class _Evaluations:
         self.last: float | None = None
 
     def check(self) -> bool:
-        """Report what is new; whether the run is to be stopped."""
+        """Report new evaluations; returns whether the run must be stopped."""
         try:
             size = self._path.stat().st_size
             if size == self._size:
@@ -187,9 +185,9 @@ class _Evaluations:
 
 
 def read_ending(run_dir: RunDir, code: int, metric: str) -> Ending | None:
-    """How a run ended that is not to be started again; None: the same command goes on.
+    """Return how a run ended; None if the same command must be started again.
 
-    A launcher may end with another code than its processes, so that of status.json counts where there is one.
+    The code of status.json has priority, because a launcher may end with another code than its processes.
     """
     status = _read_status(run_dir)
     code = status.get("exit_code", code)
@@ -198,15 +196,15 @@ def read_ending(run_dir: RunDir, code: int, metric: str) -> Ending | None:
         if value is None or not math.isfinite(value):
             return Ending("diverged", f"its {metric} is {'missing' if value is None else value}")
         return Ending("finished", value=value)
-    told = _last_line(run_dir)
+    problem = _find_problem(run_dir)
     if code in (Preempted.exit_code, ProcessLost.exit_code, 130) or code < 0:
         return None
-    if "is in use by" in told or (not status and code != UserError.exit_code):
+    if "is in use by" in problem or (not status and code != UserError.exit_code):
         return None  # another process works there, or process 0 was killed
-    if any(sign in told for sign in _OUT_OF_MEMORY):
-        return Ending("out of memory", told)
+    if any(text in problem for text in _OUT_OF_MEMORY):
+        return Ending("out of memory", problem)
     how = {UserError.exit_code: "refused", Diverged.exit_code: "diverged"}.get(code, "error")
-    return Ending(how, told)
+    return Ending(how, problem)
 
 
 def _read_status(run_dir: RunDir) -> dict[str, Any]:
@@ -217,7 +215,7 @@ def _read_status(run_dir: RunDir) -> dict[str, Any]:
 
 
 def _read_value(run_dir: RunDir, metric: str) -> float | None:
-    """The metric of the model that was exported: of the best step by checkpoint.best, else of the last evaluation."""
+    """Return the metric of the exported model: of the best step by checkpoint.best, else of the last evaluation."""
     try:
         metrics = read_json_object(run_dir.model / EXPORT_RECORD).get("metrics")
     except (OSError, ValueError):
@@ -227,7 +225,7 @@ def _read_value(run_dir: RunDir, metric: str) -> float | None:
 
 
 def _count_steps(run_dir: RunDir) -> int:
-    """Steps that were done, as far as they are known."""
+    """Return the number of steps of a run, as far as it is known."""
     try:
         steps = [row["step"] for row in read_metrics(run_dir.metrics)]
     except OSError:
@@ -236,12 +234,12 @@ def _count_steps(run_dir: RunDir) -> int:
 
 
 def read_problems(text: str) -> list[str]:
-    """The problems that a command has told, without `error: `."""
+    """Return the problems that a command has printed, without `error: `."""
     return [line.partition("error: ")[2] for line in text.splitlines() if line.startswith(("error: ", "process "))]
 
 
-def _last_line(run_dir: RunDir) -> str:
-    """The first problem that was told, else the last line."""
+def _find_problem(run_dir: RunDir) -> str:
+    """Return the first problem that the run has printed, else its last line."""
     try:
         text = (run_dir.root / _OUTPUT).read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""`search.space`: which keys of the config are searched, over which values."""
+"""`search.space`: the config keys that are searched, and their values."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ from trainer_loop.migrate.translations import describe_unknown
 
 _PARTS = ("low", "high", "log", "step")
 _WHOLE = ("integer", "token_limit", "auto_or_count", "auto_or_positive")  # kinds of keys
-_TEXTS = ("text", "texts", "splits")  # kinds of keys that take a text on the command line as it stands
+_TEXTS = ("text", "texts", "splits")  # kinds of keys whose text is not parsed on the command line
 _NOT_SEARCHED = ("run_dir", "resume", "resume_anyway", "dry_run")
 _FORMS = "write [16, 32] for choices, {low: 1e-5, high: 1e-3, log: true} or {low: 1, high: 9, step: 2} for a range"
 _MOST_COMBINATIONS = 100_000
@@ -27,7 +27,7 @@ _MOST_COMBINATIONS = 100_000
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from `low` to `high`, both included; whole ones where `low`, `high` and `step` are."""
+    """Numbers from `low` to `high`, both included; integers if `low`, `high` and `step` are integers."""
 
     low: float
     high: float
@@ -44,7 +44,7 @@ class Range:
 
     @property
     def grid(self) -> list[Any] | None:
-        """All values; None where these are not counted."""
+        """All values; None for a range that cannot be counted."""
         step = self.step or (1 if self.is_whole and not self.log else None)
         if step is None:
             return None
@@ -54,7 +54,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Choices:
-    """Values of any kind; lists and mappings are kept as the JSON that the command line takes."""
+    """Values of any type. Lists and mappings are stored as JSON, which the command line takes."""
 
     values: tuple[Any, ...]
 
@@ -71,7 +71,7 @@ Space = Mapping[str, Range | Choices]
 
 
 def read_space(text: str) -> tuple[dict[str, Range | Choices], list[str]]:
-    """The space that `search.space=text` means, a mapping or a YAML file of one; and what is wrong with it.
+    """Read `search.space=text`, a mapping or a YAML file with one; returns the space and all problems.
 
     >>> read_space("{optimizer.lr: {low: 1e-5, high: 1e-3, log: true}, batch.size: [16, 32]}")[0]
     {'optimizer.lr': Range(low=1e-05, high=0.001, log=True, step=None), 'batch.size': Choices(values=(16, 32))}
@@ -111,10 +111,10 @@ def _read_entries(node: MappingNode, prefix: str, space: dict[str, Range | Choic
 
 
 def _is_in_mapping(name: str) -> bool:
-    """Whether the config takes any key of this name, as it does below model.overrides."""
+    """Return whether a name is a key of a mapping with free keys, such as model.overrides."""
     parts = name.split(".")
-    above = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
-    return any(one in KEYS and KEYS[one].kind == "mapping" for one in above)
+    prefixes = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+    return any(prefix in KEYS and KEYS[prefix].kind == "mapping" for prefix in prefixes)
 
 
 def _read_entry(name: str, node: Node) -> Range | Choices:
@@ -153,18 +153,18 @@ def _read_range(name: str, parts: dict[str, Any]) -> Range:
         problems.append(f"{name}: log is {shown(parts['log'])}; it must be true or false")
     if problems:
         raise UserError(problems)
-    found = Range(parts["low"], parts["high"], parts.get("log", False), parts.get("step"))
-    if found.low >= found.high:
-        raise UserError(f"{name}: low is {found.low} and high is {found.high}; low must be below high")
-    if found.log and found.low <= 0:
-        raise UserError(f"{name}: low is {found.low}; with log: true it must be above 0")
-    if found.step is not None and (found.log or found.step <= 0):
-        raise UserError(f"{name}: step is {found.step}; it must be above 0, and excludes log: true")
-    return found
+    parameter = Range(parts["low"], parts["high"], parts.get("log", False), parts.get("step"))
+    if parameter.low >= parameter.high:
+        raise UserError(f"{name}: low is {parameter.low} and high is {parameter.high}; low must be below high")
+    if parameter.log and parameter.low <= 0:
+        raise UserError(f"{name}: low is {parameter.low}; with log: true it must be above 0")
+    if parameter.step is not None and (parameter.log or parameter.step <= 0):
+        raise UserError(f"{name}: step is {parameter.step}; it must be above 0, and excludes log: true")
+    return parameter
 
 
 def spell(name: str, value: object) -> str:
-    """A value as the command line takes it for this key: `name=...`."""
+    """Format a value for the command line, as the part after `name=`."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -178,37 +178,37 @@ def spell(name: str, value: object) -> str:
 
 
 def spell_values(space: Space, values: Mapping[str, Any]) -> list[str]:
-    """`key=value` arguments. values: of a trial."""
+    """Return the values of a trial as `key=value` arguments."""
     return [
-        # Lists and mappings are spelled already; a text key takes such a text as it stands.
+        # A text that starts with a bracket is a list or mapping in JSON.
         f"{name}={value if isinstance(value, str) and value[:1] in ('[', '{') else spell(name, value)}"
         for name, value in ((name, values[name]) for name in space)
     ]
 
 
 def check_space(space: Space, path: str | None, overrides: Sequence[str]) -> list[str]:
-    """What the config itself finds wrong with its values, and with the ends of the ranges and all choices.
+    """Check the config with the values of the space; returns its problems.
 
-    One key is tried at a time, the others have their first value.
+    One key at a time takes the ends of its range, or all its choices; the others have their first value.
     """
     first = {name: parameter.ends[0] for name, parameter in space.items()}
-    problems = read_config(path, [*overrides, *spell_values(space, first)]).problems
-    found = [_name_space(problem, space) for problem in problems]
+    first_problems = read_config(path, [*overrides, *spell_values(space, first)]).problems
+    problems = [_name_space(problem, space) for problem in first_problems]
     for name, parameter in space.items():
         for value in parameter.ends[1:]:
             reading = read_config(path, [*overrides, *spell_values(space, first | {name: value})])
-            found += [_name_space(problem, space) for problem in reading.problems if problem not in problems]
-    return list(dict.fromkeys(found))
+            problems += [_name_space(problem, space) for problem in reading.problems if problem not in first_problems]
+    return list(dict.fromkeys(problems))
 
 
 def _name_space(problem: str, space: Space) -> str:
-    """A problem of the command line as one of the space, where it begins with a key of it."""
-    told = problem.removeprefix("command line: ")
-    return f"search.space: {told}" if any(told.startswith(name) for name in space) else problem
+    """Turn a problem of the command line into one of the space, if it names a key of the space."""
+    message = problem.removeprefix("command line: ")
+    return f"search.space: {message}" if any(message.startswith(name) for name in space) else problem
 
 
 def list_grid(space: Space) -> list[dict[str, Any]]:
-    """Every combination of the values of all keys. Raises UserError for a range without steps, or too many of them."""
+    """List all combinations of the values. Raises UserError for a range without steps, or too many combinations."""
     grids = {name: parameter.grid for name, parameter in space.items()}
     if problems := [
         f"search.space: {name}: search.sampler=grid tries all values; give this range a step, or write a list"

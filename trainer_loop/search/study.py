@@ -1,4 +1,4 @@
-"""The trials of a search in optuna's storage, shared by all processes that work on it."""
+"""The trials of a search in optuna's storage, which all processes of the search share."""
 
 import contextlib
 import fcntl
@@ -26,19 +26,19 @@ from trainer_loop.search.space import Choices, Range, list_grid
 
 _DIRECTORY, _VALUES, _RESULT, _SETTINGS = "directory", "values", "result", "settings"
 _SECONDS_TO_WAIT = 60  # for another process that writes to SQLite
-_TRIES = 3  # to open a storage, whose tables another process may be making
+_TRIES = 3  # to open a storage, because another process may be creating its tables
 _SAMPLERS = {
     "tpe": optuna.samplers.TPESampler,
     "random": optuna.samplers.RandomSampler,
-    "grid": optuna.samplers.RandomSampler,  # which nobody asks for values
+    "grid": optuna.samplers.RandomSampler,  # never asked for values, see `Study._draw`
 }
 _PRUNERS = {"median": optuna.pruners.MedianPruner, "none": optuna.pruners.NopPruner}
-_INFORMS = ("pruned", "diverged", "out of memory", "refused")  # endings that a sampler learns from
+_INFORMATIVE = ("pruned", "diverged", "out of memory", "refused")  # endings that a sampler learns from
 
 
 @dataclass(frozen=True)
-class Taken:
-    """A trial that this process works on. values: of the keys of the space. lock: kept until the process ends."""
+class ClaimedTrial:
+    """A trial that this process works on. values: of the keys of the space. lock: held until the process ends."""
 
     number: int
     values: Mapping[str, Any]
@@ -48,7 +48,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class Row:
-    """A trial as it is shown. result: of `finish`; empty while it runs. value: None where it did not finish."""
+    """A trial in a table. result: see `Study.finish`; empty while it runs. value: None if it did not finish."""
 
     number: int
     values: Mapping[str, Any]
@@ -57,45 +57,45 @@ class Row:
 
     @property
     def last_value(self) -> float | None:
-        """Its value, or of one that did not finish that of its last evaluation."""
+        """The value; for a trial that did not finish, the value of its last evaluation."""
         return self.value if self.value is not None else self.result.get("value")
 
     @property
     def ended(self) -> str:
-        """How it ended, see `Ending`, or `running`."""
+        """How the trial ended, see `Ending`, or `running`."""
         return str(self.result.get("ended", "running"))
 
 
 @contextlib.contextmanager
-def _naming_the_storage() -> Iterator[None]:
-    """Tell in one line what the database refuses."""
+def _storage_errors() -> Iterator[None]:
+    """Turn errors of the database into a UserError of one line."""
     try:
         yield
     except (SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
-        told = mask_text(in_one_line(error.__cause__ or error))
-        raise UserError(f"search.storage: {told}; give the same command again") from error
+        reason = mask_text(in_one_line(error.__cause__ or error))
+        raise UserError(f"search.storage: {reason}; give the same command again") from error
 
 
 class Study:
-    """A study of optuna, and which of its trials which process works on.
+    """A study of optuna, whose trials are claimed by processes.
 
-    A process holds a POSIX lock on the file of its trial, which the kernel releases when the process ends. Trials that
-    are running and not locked are taken up again, with their values, by any process of the same directory.
+    A process holds a POSIX lock on the file of its trial, which the kernel releases when the process ends. A trial that
+    is running but not locked is claimed again, with its values, by any process of the same directory.
     """
 
-    @_naming_the_storage()
+    @_storage_errors()
     def __init__(self, plan: Plan):
-        """Open it, or make it. Raises UserError."""
+        """Open or create the study. Raises UserError."""
         self._plan = plan
         self._distributions = {key: _make_distribution(parameter) for key, parameter in plan.space.items()}
         self._locks = plan.directory / ".locks"
-        self._make_sampler(0)  # told at once where it cannot be made
+        self._make_sampler(0)  # raises now if the sampler cannot be made
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
             self._locks.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"search.dir: {self._locks} cannot be made: {error.strerror}") from error
-        with self.alone():
+        with self.locked():
             self._storage = _open_storage(plan.url)
             self._study = optuna.create_study(
                 storage=self._storage,
@@ -110,10 +110,10 @@ class Study:
 
     # ------------------------------------------------------------------------------------------------- which trial
 
-    @_naming_the_storage()
-    def take(self) -> Taken | None:
-        """A trial that nobody works on any more, else a new one while trials are left; else None."""
-        with self.alone():
+    @_storage_errors()
+    def claim_trial(self) -> ClaimedTrial | None:
+        """Claim a trial whose process has ended, or a new one; None if no trials are left."""
+        with self.locked():
             trials = self._study.get_trials(deepcopy=False)
             for trial in trials:
                 if trial.state == TrialState.RUNNING and trial.user_attrs.get(_DIRECTORY) == self._directory:
@@ -135,14 +135,14 @@ class Study:
             assert lock is not None, "its number is new"
             return self._prepare(trial, lock)
 
-    @_naming_the_storage()
+    @_storage_errors()
     def is_busy(self) -> bool:
-        """Whether other processes of this directory work on trials."""
+        """Return whether other processes of this directory work on trials."""
         trials = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         return any(trial.user_attrs.get(_DIRECTORY) == self._directory for trial in trials)
 
-    def _prepare(self, trial: FrozenTrial, lock: IO[bytes]) -> Taken:
-        """Draw the values of a trial and store all of them at once, if that was not done."""
+    def _prepare(self, trial: FrozenTrial, lock: IO[bytes]) -> ClaimedTrial:
+        """Draw the values of a trial and store all of them at once, unless this was done before."""
         values = trial.user_attrs.get(_VALUES)
         if values is None:
             values = self._draw(trial)
@@ -151,10 +151,10 @@ class Study:
             if name not in trial.params:
                 internal = distribution.to_internal_repr(values[name])
                 self._storage.set_trial_param(trial._trial_id, name, internal, distribution)
-        return Taken(trial.number, values, self._storage.get_trial(trial._trial_id), lock)
+        return ClaimedTrial(trial.number, values, self._storage.get_trial(trial._trial_id), lock)
 
     def _draw(self, trial: FrozenTrial) -> dict[str, Any]:
-        """The values of a trial: a function of the seed, its number, and the trials that have ended."""
+        """Draw the values of a trial: a function of the seed, its number, and the trials that have ended."""
         if self._plan.sampler == "grid":
             grid = list_grid(self._plan.space)
             return grid[trial.number % len(grid)]
@@ -169,41 +169,41 @@ class Study:
 
     def _make_sampler(self, number: int) -> optuna.samplers.BaseSampler:
         seed = derive_seed(self._plan.seed, "trial", number) % 2**32
-        made: optuna.samplers.BaseSampler = _make(
+        sampler: optuna.samplers.BaseSampler = _make(
             "sampler", self._plan.sampler, _SAMPLERS, optuna.samplers.BaseSampler, seed=seed
         )
-        return made
+        return sampler
 
     # --------------------------------------------------------------------------------------------- how a trial goes
 
-    @_naming_the_storage()
-    def report(self, taken: Taken, number: int, value: float) -> bool:
-        """Store an evaluation of a trial; whether the trial is to be stopped. What is stored twice changes nothing."""
-        self._storage.set_trial_intermediate_value(taken.frozen._trial_id, number, value)
-        return self._study.pruner.prune(self._study, self._storage.get_trial(taken.frozen._trial_id))
+    @_storage_errors()
+    def report(self, trial: ClaimedTrial, number: int, value: float) -> bool:
+        """Store an evaluation of a trial; returns whether to stop the trial. Storing it twice changes nothing."""
+        self._storage.set_trial_intermediate_value(trial.frozen._trial_id, number, value)
+        return self._study.pruner.prune(self._study, self._storage.get_trial(trial.frozen._trial_id))
 
-    @_naming_the_storage()
-    def finish(self, taken: Taken, result: Mapping[str, Any]) -> None:
-        """Store how a trial ended. result: what the table shows of it, `ended` and `value` among it."""
-        self._storage.set_trial_user_attr(taken.frozen._trial_id, _RESULT, dict(result))
+    @_storage_errors()
+    def finish(self, trial: ClaimedTrial, result: Mapping[str, Any]) -> None:
+        """Store the result of a trial. result: values for tables, with `ended` and `value`."""
+        self._storage.set_trial_user_attr(trial.frozen._trial_id, _RESULT, dict(result))
         state = TrialState.COMPLETE if result["ended"] == "finished" else TrialState.FAIL
-        if result["ended"] in _INFORMS:
+        if result["ended"] in _INFORMATIVE:
             state = TrialState.PRUNED
         value = result["value"] if state == TrialState.COMPLETE else None
-        self._study.tell(taken.number, value, state=state, skip_if_finished=True)
-        taken.lock.close()
+        self._study.tell(trial.number, value, state=state, skip_if_finished=True)
+        trial.lock.close()
 
-    @_naming_the_storage()
-    def withdraw(self, taken: Taken) -> None:
-        """Forget the study if nothing but this trial is in it, so that it can be begun otherwise."""
-        with self.alone():
+    @_storage_errors()
+    def withdraw(self, trial: ClaimedTrial) -> None:
+        """Delete the study if this is its only trial, so that it can be started with another config."""
+        with self.locked():
             if len(self._study.get_trials(deepcopy=False)) == 1:
                 self._storage.delete_study(self._id)
-        taken.lock.close()
+        trial.lock.close()
 
-    @_naming_the_storage()
+    @_storage_errors()
     def list_rows(self) -> list[Row]:
-        """All trials in their order."""
+        """Return all trials in order."""
         return [
             Row(
                 trial.number,
@@ -215,9 +215,9 @@ class Study:
         ]
 
     def weigh_keys(self) -> dict[str, float]:
-        """Which share of the differences between finished trials comes from each key (fANOVA), the largest first.
+        """Return the share of the differences between finished trials that comes from each key (fANOVA), largest first.
 
-        optuna 5 would say by default what matters among the best trials, which is another question.
+        The default of optuna 5 looks at the best trials only, which answers another question.
         """
         values = {row.value for row in self.list_rows() if row.value is not None}
         if len(values) < 2:
@@ -236,29 +236,29 @@ class Study:
         keys = dict.fromkeys([*before, *settings])
         changed = [key for key in keys if before.get(key) != settings.get(key)]
         if changed:
-            told = ", ".join(f"{key} was {before.get(key)!r}, is {settings.get(key)!r}" for key in changed[:5])
+            changes = ", ".join(f"{key} was {before.get(key)!r}, is {settings.get(key)!r}" for key in changed[:5])
             raise UserError(
-                f"search.name: the study {self._plan.name} was begun otherwise ({told}); give the command as it was, "
-                "or choose another search.dir"
+                f"search.name: the study {self._plan.name} was started with other values ({changes}); give the same "
+                "values, or choose another search.dir"
             )
 
     def _read_identity(self) -> str:
-        """The identity of the directory, by which its trials are known in a storage that others use too."""
+        """Return the identity of the directory, which marks its trials in a storage that others use too."""
         path = self._locks / "identity"
         if not path.exists():
             path.write_text(uuid.uuid4().hex)
         return path.read_text()
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Inside, no other process of this directory takes a trial, or writes what was found."""
+    def locked(self) -> Iterator[None]:
+        """Hold the lock under which a process of this directory claims a trial or writes results."""
         with (self._locks / "study").open("a+b") as file:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.lockf(file, fcntl.LOCK_EX)
             yield
 
     def _lock(self, number: int) -> IO[bytes] | None:
-        """The lock of a trial; None where another process holds it."""
+        """Return the lock of a trial; None if another process holds it."""
         file = (self._locks / name_trial(number)).open("a+b")
         if try_to_lock(file):
             return file
@@ -292,13 +292,13 @@ def _make_distribution(parameter: Range | Choices) -> BaseDistribution:
 
 
 def _make(what: str, name: str, kinds: Mapping[str, Any], base: type, *, seed: int | None = None) -> Any:
-    """The sampler or pruner of this name, or at this dotted path. seed: for one that takes any."""
+    """Make the sampler or pruner of this name, or at this dotted path. seed: passed if it is accepted."""
     make: Any = choose(name, kinds, place=f"search.{what}")
     try:
         takes_seed = seed is not None and "seed" in inspect.signature(make).parameters
-        made = make(**({"seed": seed} if takes_seed else {}))
-    except Exception as error:  # of a class of the user's own
+        result = make(**({"seed": seed} if takes_seed else {}))
+    except Exception as error:  # a custom class may raise anything
         raise UserError(f"search.{what}: {name} cannot be made without arguments: {in_one_line(error)}") from error
-    if not isinstance(made, base):
-        raise UserError(f"search.{what}: {name} makes a {type(made).__name__}, not a {what} of optuna")
-    return made
+    if not isinstance(result, base):
+        raise UserError(f"search.{what}: {name} makes a {type(result).__name__}, not a {what} of optuna")
+    return result

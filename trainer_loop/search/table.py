@@ -1,4 +1,4 @@
-"""What a search found, as lines for a person."""
+"""The results of a search as lines of text."""
 
 import math
 import statistics
@@ -9,11 +9,11 @@ from trainer_loop.runtime.text_table import align
 from trainer_loop.search.study import Row
 
 FEWEST_FOR_IMPORTANCE = 10  # finished trials
-_LONGEST = 60  # characters of how a trial ended
+_LONGEST = 60  # most characters of the reason why a trial ended
 
 
 def find_best(rows: Sequence[Row], *, maximize: bool) -> Row | None:
-    """The finished trial with the best value, the first of several."""
+    """Return the finished trial with the best value; of equal ones the first."""
     finished = [row for row in rows if row.value is not None]
     if not finished:
         return None
@@ -21,7 +21,7 @@ def find_best(rows: Sequence[Row], *, maximize: bool) -> Row | None:
 
 
 def average(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and the standard deviation of a sample; None where there is one value.
+    """Return the mean, and the standard deviation of a sample; None for one value.
 
     >>> average([1.0, 3.0]), average([2.0])
     ((2.0, 1.4142135623730951), (2.0, None))
@@ -30,7 +30,7 @@ def average(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def describe_trials(rows: Sequence[Row], metric: str, keys: Sequence[str], *, best: Row | None) -> list[str]:
-    """A table of all trials. metric: its name without a sign. keys: of the space."""
+    """Return a table of all trials. metric: its name without a sign. keys: of the space."""
     has_spread = any(row.result.get("spread") is not None for row in rows)
     heads = ["", "trial", metric, *(["spread"] if has_spread else []), *keys, "steps", "minutes", "ended"]
     lines = [heads]
@@ -54,7 +54,7 @@ def describe_trials(rows: Sequence[Row], metric: str, keys: Sequence[str], *, be
 
 
 def describe_runs(row: Row, metric: str) -> list[str]:
-    """The runs of a trial that has several: of its seeds, of its folds, or of both."""
+    """Return a table of the runs of a trial with several seeds or folds; empty for a single run."""
     runs: Mapping[str, float] = row.result.get("runs", {})
     if len(runs) < 2:
         return []
@@ -63,24 +63,24 @@ def describe_runs(row: Row, metric: str) -> list[str]:
 
 
 def count_finished(rows: Sequence[Row]) -> int:
-    """Trials that have a value of their own: neither stopped, nor failed, nor under way."""
+    """Count the trials with a final value: not stopped, not failed, and not running."""
     return sum(row.value is not None for row in rows)
 
 
 def explain_importance(rows: Sequence[Row]) -> str:
-    """Why the importance of the keys is not shown."""
+    """Say why the importance of the keys is not shown."""
     finished = count_finished(rows)
     return f"importance of each key: shown from {FEWEST_FOR_IMPORTANCE} finished trials on (so far {finished})"
 
 
 def describe_importance(importance: Mapping[str, float]) -> list[str]:
-    """A line for each key, the most important first."""
+    """Return a line for each key, the most important first."""
     lines = align([[key, f"{share:.0%}", "#" * round(20 * share)] for key, share in importance.items()], left=(0, 2))
     return ["importance of each key", *(f"  {line}" for line in lines)]
 
 
 def spell_value(value: object) -> str:
-    """A value of a key, or of the metric, in few characters."""
+    """Format a value of a key or of the metric, in few characters."""
     if isinstance(value, float):
         return f"{value:.4g}"
     return "" if value is None else str(value)

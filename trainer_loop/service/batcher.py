@@ -1,4 +1,4 @@
-"""Rows of several requests are predicted together, by one thread, which alone touches the model."""
+"""Predicts the rows of several requests together. Only the thread of the batcher uses the model."""
 
 import threading
 import time
@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 Row = Mapping[str, Any]
-# (rows, what each is called in errors, a function that is called before each forward pass) -> a prediction for each row
+# (rows, their names in errors, a function to call before each forward pass) -> a prediction for each row
 Predict = Callable[[Sequence[Row], Sequence[str], Callable[[], None]], list[dict[str, Any]]]
 
 
 class Abandoned(Exception):
-    """Nobody waits for these predictions any more."""
+    """No client waits for these predictions any more."""
 
 
 @dataclass
 class Job:
-    """The rows of one request. names: what its rows are called in errors. answer: their predictions."""
+    """The rows of one request. names: of the rows, for errors. answer: their predictions."""
 
     rows: Sequence[Row]
     names: Sequence[str]
@@ -28,7 +28,7 @@ class Job:
     is_abandoned: bool = False
 
     def abandon(self) -> None:
-        """Say that nobody waits for the answer any more."""
+        """Mark that no client waits for the answer any more."""
         self.is_abandoned = True
         self.answer.cancel()
 
@@ -37,10 +37,10 @@ class Batcher:
     """Collects jobs for a few milliseconds and predicts them together.
 
     Args:
-        predict: Predicts rows, see `Predict`. Only the thread of the batcher calls it.
-        batch_rows: Rows that are predicted together; a job with more of them is predicted alone.
-        seconds: How long a job waits for others at most.
-        report: Called with the rows and the seconds of each batch.
+        predict: Predicts rows, see `Predict`. It is called only in the thread of the batcher.
+        batch_rows: Rows that are predicted together; a job with more rows is predicted alone.
+        seconds: The longest time that a job waits for others.
+        report: Called with the number of rows and the seconds of each batch.
     """
 
     def __init__(
@@ -57,14 +57,14 @@ class Batcher:
         self._thread.start()
 
     def submit(self, job: Job) -> None:
-        """Queue the job."""
+        """Add a job to the queue."""
         with self._changed:
-            assert not self._is_closed, "who closes the batcher refuses requests before"
+            assert not self._is_closed, "requests must be refused before the batcher is closed"
             self._jobs.append(job)
             self._changed.notify()
 
     def close(self) -> None:
-        """Answer the jobs that are queued, and end the thread."""
+        """Answer the queued jobs, and end the thread."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
@@ -72,13 +72,13 @@ class Batcher:
 
     def _work(self) -> None:
         while (jobs := self._take()) is not None:
-            began = time.monotonic()
+            start = time.monotonic()
             self._run(jobs)
             if jobs:
-                self._report(sum(len(job.rows) for job in jobs), time.monotonic() - began)
+                self._report(sum(len(job.rows) for job in jobs), time.monotonic() - start)
 
     def _take(self) -> list[Job] | None:
-        """The oldest jobs that fit into a batch, as soon as it is full or the first has waited; None: no more come."""
+        """Wait until a batch is full, or its first job has waited long enough; returns its jobs, None after the end."""
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._is_closed)
             if not self._jobs:
@@ -89,7 +89,7 @@ class Batcher:
             room = self._batch_rows
             while self._jobs and (not jobs or len(self._jobs[0].rows) <= room):
                 job = self._jobs.popleft()
-                if job.answer.set_running_or_notify_cancel():  # false: it was abandoned in the queue
+                if job.answer.set_running_or_notify_cancel():  # False: it was abandoned in the queue
                     jobs.append(job)
                     room -= len(job.rows)
             return jobs
@@ -98,7 +98,7 @@ class Batcher:
         return sum(len(job.rows) for job in self._jobs) >= self._batch_rows
 
     def _run(self, jobs: Sequence[Job]) -> None:
-        """Predict the jobs together; where that fails, each alone, so that a bad row costs no other request."""
+        """Predict the jobs together; if that fails, each alone, so that a bad row fails only its own request."""
 
         def check() -> None:
             if all(job.is_abandoned for job in jobs):
@@ -108,12 +108,12 @@ class Batcher:
         names = [name for job in jobs for name in job.names]
         try:
             predicted = self._predict(rows, names, check) if rows else []
-        except BaseException as error:  # noqa: BLE001 - who made the request is told
+        except BaseException as error:  # noqa: BLE001 - the error is the answer to the request
             if len(jobs) == 1:
                 jobs[0].answer.set_exception(_as_exception(error))
                 return
             predicted = None
-        if predicted is None:  # outside of the handler, which holds the memory of the failed pass
+        if predicted is None:  # outside the handler, which holds the memory of the failed pass
             for job in jobs:
                 self._run([job])
             return
@@ -123,9 +123,9 @@ class Batcher:
 
 
 def _as_exception(error: BaseException) -> Exception:
-    """What may be raised in the event loop. A panic of tokenizers, or a model's `sys.exit`, is no `Exception`."""
+    """Wrap an error for the event loop: a panic of tokenizers, or `sys.exit` of a model, is no `Exception`."""
     if isinstance(error, Exception):
         return error
-    told = RuntimeError(f"{type(error).__name__}: {error}")
-    told.__cause__ = error
-    return told
+    wrapped = RuntimeError(f"{type(error).__name__}: {error}")
+    wrapped.__cause__ = error
+    return wrapped

@@ -1,4 +1,4 @@
-"""What OpenAPI says of POST /predict: its request by the columns of the task, its answer, and how it is refused."""
+"""The OpenAPI description of POST /predict: its request by the columns of the task, its answers and its errors."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -38,19 +38,19 @@ _SCHEMAS: dict[str, dict[str, Any]] = {
 
 
 def describe_request(reader: RowReader) -> dict[str, Any]:
-    """The request body, whose columns are called as in the training data."""
+    """Describe the request body. Its columns have the names of the training data."""
     columns, names, task, limits = reader.columns, reader.predictor.columns, reader.predictor.task, reader.limits
     row: dict[str, Any] = {
         "type": "object",
-        "properties": {names[own]: _describe_column(column, limits) for own, column in columns.items()},
-        "required": [names[own] for own in columns],
+        "properties": {names[role]: _describe_column(column, limits) for role, column in columns.items()},
+        "required": [names[role] for role in columns],
         "additionalProperties": False,
     }
     if [column.kind for column in columns.values()] == ["text"]:
         examples: Sequence[Mapping[str, Any]] = [dict.fromkeys(columns, task.example_texts[0])]
     else:
         examples = [row for row in task.example if columns.keys() <= row.keys()][:2]
-    shown = [{names[own]: row[own] for own in columns} for row in examples]
+    shown = [{names[role]: row[role] for role in columns} for row in examples]
     if len(columns) == 1:
         (column,) = columns.values()
         text = _describe_column(column, limits) if column.kind == "text" else _TEXT
@@ -66,18 +66,18 @@ def describe_request(reader: RowReader) -> dict[str, Any]:
 
 
 def describe_answers(predicted: Mapping[str, str]) -> dict[int | str, dict[str, Any]]:
-    """The answer and the refusals. predicted: what each predicted column holds."""
+    """Describe the answer and the errors. predicted: the meaning of each predicted column."""
     row = {"type": "object", "properties": {name: {"description": meaning} for name, meaning in predicted.items()}}
     answer = {
         "type": "object",
         "properties": {"predictions": {"type": "array", "items": row}},
         "required": ["predictions"],
     }
-    told = "a prediction for each row, in their order"
-    described: dict[int | str, dict[str, Any]] = {
-        200: {"description": told, "content": {"application/json": {"schema": answer}}}
+    description = "a prediction for each row, in their order"
+    answers: dict[int | str, dict[str, Any]] = {
+        200: {"description": description, "content": {"application/json": {"schema": answer}}}
     }
-    return described | {status: {"description": meaning, "model": Faults} for status, meaning in REFUSALS.items()}
+    return answers | {status: {"description": meaning, "model": Faults} for status, meaning in REFUSALS.items()}
 
 
 def _describe_column(column: Column, limits: ServiceLimits) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""What a service accepts, and how long it works on it."""
+"""Limits of the requests to a service."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ServiceLimits:
-    """Each is a key of the command.
+    """Limits of requests. Each is a key of the command `serve`.
 
     Attributes:
         max_body_bytes: Bytes of a request.
@@ -13,10 +13,10 @@ class ServiceLimits:
         max_text_length: Characters of a text.
         max_list_length: Elements of a list in a row, such as words, choices or messages.
         max_pixels: Pixels of an image.
-        max_queue: Requests that are read, wait or are predicted at a time.
+        max_queue: Requests that are open at the same time: read, waiting or predicted.
         max_seconds: From the first byte of a request to its answer.
-        batch_rows: Rows of several requests that are predicted together; a request with more is predicted alone.
-        batch_ms: Milliseconds that a request waits for others to be predicted with.
+        batch_rows: Rows of several requests that are predicted together; a request with more rows is predicted alone.
+        batch_ms: Milliseconds that a request waits for others.
     """
 
     max_body_bytes: int = 4 * 2**20

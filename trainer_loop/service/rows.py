@@ -1,4 +1,4 @@
-"""The body of a request, read and checked: every value is of the kind that its column holds, and within the limits."""
+"""Reads and checks the body of a request: each value must fit the kind of its column, and the limits."""
 
 import json
 import math
@@ -17,16 +17,16 @@ from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.predictor import Predictor
 from trainer_loop.service.limits import ServiceLimits
 
-MOST_FAULTS = 20  # that are told of a request
-_DEEPEST = 32  # lists and objects inside each other
+MOST_FAULTS = 20  # reported for one request
+_DEEPEST = 32  # levels of nested lists and objects
 _TOO_DEEP = f"it is nested more than {_DEEPEST} levels deep"
-_LONGEST_NAME = 100  # of a column, that is compared with others
+_LONGEST_NAME = 100  # characters of a column name that are compared for a suggestion
 _DATA_URI = "data:image/"
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What is wrong with a request."""
+    """An error in a request."""
 
     place: Annotated[str, Field(description="body, rows, or a part of them, such as rows[3].text")]
     value: Annotated[str | None, Field(description="what stands there, in short")]
@@ -35,13 +35,13 @@ class Fault:
 
 @dataclass(frozen=True)
 class Faults:
-    """The body of an answer that refuses a request."""
+    """The body of the answer to a refused request."""
 
     errors: Sequence[Fault]
 
 
 class Refusal(Exception):
-    """A request that is not answered, with the status of HTTP that says so."""
+    """A request that is refused, with the status code of HTTP."""
 
     def __init__(self, status: int, faults: Sequence[Fault]):
         super().__init__(faults[0].message)
@@ -50,7 +50,7 @@ class Refusal(Exception):
 
     @classmethod
     def of(cls, status: int, place: str, value: Any, message: str) -> "Refusal":
-        """A refusal for one reason. value: None where there is none to show."""
+        """Make a refusal with one fault. value: None if there is no value to show."""
         return cls(status, [Fault(place, None if value is None else shorten(value), message)])
 
 
@@ -59,39 +59,39 @@ class RowReader:
 
     Attributes:
         predictor: The model.
-        limits: What is accepted.
-        columns: The columns that every row has, by the task's names.
+        limits: The limits of requests.
+        columns: The columns that every row must have, by role, which is the task's name of a column.
     """
 
     def __init__(self, predictor: Predictor, limits: ServiceLimits):
         self.predictor = predictor
         self.limits = limits
         declared = Columns(predictor.task.columns, {}).without_targets().declared
-        self.columns: dict[str, Column] = {own: declared[own] for own in predictor.reads}
+        self.columns: dict[str, Column] = {role: declared[role] for role in predictor.reads}
 
     def read(self, body: bytes) -> list[dict[str, Any]]:
-        """The rows of a request, by the task's columns. Raises Refusal with what is wrong with it."""
+        """Return the rows of a request, by the task's columns. Raises Refusal with its faults."""
         rows = self._find_rows(_parse(body))
-        read: list[dict[str, Any]] = []
+        valid: list[dict[str, Any]] = []
         faults: list[Fault] = []
         for number, row in enumerate(rows):
             try:
-                read.append(self._read_row(row, f"rows[{number}]"))
+                valid.append(self._read_row(row, f"rows[{number}]"))
             except Refusal as refusal:
                 faults += refusal.faults
             if len(faults) >= MOST_FAULTS:
                 break
         if faults:
             raise Refusal(422, faults[:MOST_FAULTS])
-        return read
+        return valid
 
     def _find_rows(self, request: Any) -> list[Any]:
         if not isinstance(request, dict) or list(request) != ["rows"]:
             raise Refusal.of(422, "body", request, 'it must be {"rows": [...]}, and nothing else')
         rows = request["rows"]
         if not isinstance(rows, list) or not 1 <= len(rows) <= self.limits.max_rows:
-            found = f"{len(rows):,} rows" if isinstance(rows, list) else shorten(rows)
-            raise Refusal(422, [Fault("rows", found, f"it must be a list of 1 to {self.limits.max_rows:,} rows")])
+            value = f"{len(rows):,} rows" if isinstance(rows, list) else shorten(rows)
+            raise Refusal(422, [Fault("rows", value, f"it must be a list of 1 to {self.limits.max_rows:,} rows")])
         return rows
 
     def _read_row(self, row: Any, place: str) -> dict[str, Any]:
@@ -100,45 +100,45 @@ class RowReader:
         if not isinstance(row, dict):
             raise Refusal.of(422, place, row, f"it must be an object with {self._named}, or a text")
         names = self.predictor.match_columns(row)
-        unknown = [name for name, own in names.items() if own not in self.columns]
+        unknown = [name for name, role in names.items() if role not in self.columns]
         faults = [
             Fault(place, shorten(name), f"the model reads {self._named}, and no such column{self._guess(name)}")
             for name in unknown[:MOST_FAULTS]
         ]
         faults += [
-            Fault(f"{place}.{own}", None, f"it is missing: the model reads {self._named}")
-            for own in self.columns
-            if own not in names.values()
+            Fault(f"{place}.{role}", None, f"it is missing: the model reads {self._named}")
+            for role in self.columns
+            if role not in names.values()
         ]
-        known = {name: own for name, own in names.items() if own in self.columns}
+        known = {name: role for name, role in names.items() if role in self.columns}
         if len(set(known.values())) < len(known):
             faults.append(Fault(place, enumerate_names(list(known)), "two of them name the same column; leave one out"))
         values = {}
-        for name, own in known.items():
+        for name, role in known.items():
             try:
-                values[str(own)] = self._read_value(row[name], self.columns[str(own)], f"{place}.{name}")
+                values[str(role)] = self._read_value(row[name], self.columns[str(role)], f"{place}.{name}")
             except Refusal as refusal:
                 faults += refusal.faults
         if faults:
             raise Refusal(422, faults)
-        return {own: values[own] for own in self.columns}
+        return {role: values[role] for role in self.columns}
 
     def _read_text(self, text: str, place: str) -> dict[str, Any]:
-        """A row of one column, of which `predict` also reads a text."""
+        """Read a row that is a text, as `predict` does for a model with one column."""
         if len(self.columns) > 1:
             raise Refusal.of(422, place, text, f"it must be an object with {self._named}")
-        ((own, column),) = self.columns.items()
+        ((role, column),) = self.columns.items()
         try:
-            value = self.predictor.read_text(own, text)
+            value = self.predictor.read_text(role, text)
         except UserError as error:
             raise Refusal.of(422, place, text, in_one_line(error)) from error
-        return {own: self._read_value(value, column, place)}
+        return {role: self._read_value(value, column, place)}
 
     def _read_value(self, value: Any, column: Column, place: str) -> Any:
         if column.kind == "image":
             return self._read_image(value, place)
-        if (found := self._find_fault_inside(value)) is not None:
-            inner, message = found
+        if (fault_inside := self._find_fault_inside(value)) is not None:
+            inner, message = fault_inside
             raise Refusal.of(422, f"{place}{inner}", None, message)
         if column.kind == "text" and not isinstance(value, str):
             raise Refusal.of(422, place, value, "it must be a text")
@@ -151,7 +151,7 @@ class RowReader:
         return value
 
     def _read_image(self, value: Any, place: str) -> bytes:
-        """The bytes of a data URI. A path or an address would let anybody read the files of this machine."""
+        """Return the bytes of a data URI. A path or an address would let clients read files of this machine."""
         if not isinstance(value, str) or not value.startswith(_DATA_URI):
             allowed = "data:image/png;base64,iVBORw0K..."
             raise Refusal.of(422, place, value, f"it must be a data URI, such as {allowed}; no files are read here")
@@ -165,7 +165,7 @@ class RowReader:
         return content
 
     def _find_fault_inside(self, value: Any) -> tuple[str, str] | None:
-        """What is wrong with a value, whatever its kind: the place inside it, and the message."""
+        """Return the place and the message of a fault inside a value of any kind, or None."""
         most_letters, most_elements = self.limits.max_text_length, self.limits.max_list_length
         parts: list[tuple[str, Any, int]] = [("", value, 0)]
         while parts:
@@ -189,12 +189,14 @@ class RowReader:
 
     def _guess(self, name: str) -> str:
         trained_on = self.predictor.columns
-        return did_you_mean(name[:_LONGEST_NAME], [*self.columns, *(trained_on.get(own, own) for own in self.columns)])
+        return did_you_mean(
+            name[:_LONGEST_NAME], [*self.columns, *(trained_on.get(role, role) for role in self.columns)]
+        )
 
     @property
     def _named(self) -> str:
-        """The columns, by their names in the training data."""
-        return enumerate_names([self.predictor.columns[own] for own in self.columns])
+        """The columns as text, by their names in the training data."""
+        return enumerate_names([self.predictor.columns[role] for role in self.columns])
 
 
 def _parse(body: bytes) -> Any:

@@ -1,4 +1,4 @@
-"""The service at its address, until a signal asks it to stop."""
+"""Serves the application at its address, until a signal asks it to stop."""
 
 import asyncio
 import ipaddress
@@ -13,11 +13,11 @@ from fastapi import FastAPI
 from trainer_loop.errors import UserError
 from trainer_loop.service.app import Service
 
-_SECONDS_TO_READ = 5  # that clients have for their answers when the last one is made
+_SECONDS_TO_READ = 5  # for clients to read their answers after the last one was made
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that is bound and does not listen yet. Raises UserError where the address is not to be had."""
+    """Return a bound socket that does not listen yet. Raises UserError if the address is not available."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
@@ -33,35 +33,35 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def _explain(error: OSError, host: str, port: int) -> UserError:
-    told = f"host={host} port={port} cannot be bound: {error.strerror or error}"
-    return UserError(f"{told}; choose another port; port=0 takes any that is free")
+    reason = f"host={host} port={port} cannot be bound: {error.strerror or error}"
+    return UserError(f"{reason}; choose another port; port=0 takes any that is free")
 
 
 def is_public(bound: socket.socket) -> bool:
-    """Whether other machines may reach the socket."""
+    """Return whether other machines may reach the socket."""
     return not ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def spell_address(bound: socket.socket) -> str:
-    """The address of HTTP of the socket."""
+    """Return the HTTP address of the socket."""
     host, port = bound.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def serve(app: FastAPI, service: Service, bound: socket.socket, *, on_start: Callable[[], None]) -> None:
-    """Answer requests until SIGTERM or SIGINT. Then new requests are refused, and those that wait are answered.
+    """Answer requests until SIGTERM or SIGINT. Then refuse new requests, and answer those that wait.
 
-    A second signal ends the process at once. A client that does not read its answer is not waited for.
+    A second signal ends the process at once. The server does not wait for a client that does not read its answer.
 
     Args:
         on_start: Called when the socket listens.
 
     Raises:
-        UserError: Another process has begun to listen at this address since the socket was bound.
+        UserError: Another process has started to listen at this address since the socket was bound.
     """
     config = uvicorn.Config(
         app,
-        http="h11",  # it has a limit for headers; httptools, which uvicorn prefers, has none
+        http="h11",  # it limits the size of headers; httptools, which uvicorn prefers, does not
         ws="none",
         log_level="warning",
         access_log=False,
@@ -75,7 +75,7 @@ def serve(app: FastAPI, service: Service, bound: socket.socket, *, on_start: Cal
 
 
 class _Server(uvicorn.Server):
-    """Serves on after a signal, until the last request is answered."""
+    """Continues after a signal, until the last request is answered."""
 
     def __init__(self, config: uvicorn.Config, service: Service, on_start: Callable[[], None]):
         super().__init__(config)
@@ -91,7 +91,7 @@ class _Server(uvicorn.Server):
         self._on_start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # Not the method of the base: that would send the signal to this process again, whose exit code were not 0.
+        # The method of the base class would send the signal to this process again, so that its exit code were not 0.
         self._service.is_stopping = True
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)

@@ -1,4 +1,4 @@
-"""Rows that occur twice, within a split and in two splits: exactly, and nearly by MinHash."""
+"""Rows that occur twice, within a split or in two splits: exact and near duplicates (MinHash)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,52 +13,48 @@ from trainer_loop.errors import UserError
 _PERMUTATIONS = 128
 _SHINGLE = 5  # characters
 
-Find = Callable[[str, int], int | None]  # (text, number of a row) -> the first row before that one that has this text
+Find = Callable[[str, int], int | None]  # (text, row number) -> the first row before this number with the text
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Rows of `second` whose texts a row of `first` has too, or an earlier row if both are one split.
-
-    pairs: the first few, by their origins. near: the share of a text that is alike at least; None: all of it.
-    """
+    """Rows of `second` whose text is also in a row of `first`, or in an earlier row if both are one split."""
 
     first: str
     second: str
     count: int
-    pairs: list[tuple[str, str]]
-    near: float | None = None
+    pairs: list[tuple[str, str]]  # the first few, by their places in the data
+    near: float | None = None  # the threshold of the similarity; None: the texts are equal
 
 
 def find_duplicates(
     splits: Mapping[str, Split], columns: Columns, *, near: float | None, shown: int = 5
 ) -> list[Duplicates]:
-    """Of each pair of splits, those that have any.
+    """Find the duplicates of each pair of splits.
 
     Args:
-        splits: Raw rows.
-        columns: The columns that are read; their texts are compared, without case and runs of spaces.
-        near: None: rows with the same texts. Else rows whose sets of five characters overlap by this share or more
-            (Jaccard similarity, estimated by MinHash).
-        shown: Pairs that are listed.
+        splits: The raw rows.
+        columns: The columns whose texts are compared, ignoring case and repeated spaces.
+        near: None: rows with equal texts. Otherwise rows whose sets of five characters overlap by this share or more
+        shown: Number of pairs that are listed.
 
     Raises:
-        UserError: `near` needs the package datasketch.
+        UserError: `near` is given and the package datasketch is not installed.
     """
     texts = {name: list(read_texts(split, columns)) for name, split in splits.items()}
-    finders = {name: _index_equal(own) if near is None else _index_near(own, near) for name, own in texts.items()}
-    found = []
+    finders = {name: _index_equal(rows) if near is None else _index_near(rows, near) for name, rows in texts.items()}
+    duplicates = []
     for first, second in combinations_with_replacement(texts, 2):
         pairs = [
-            (one, number)
+            (earlier, number)
             for number, text in enumerate(texts[second])
-            if text and (one := finders[first](text, number if first == second else len(texts[first]))) is not None
+            if text and (earlier := finders[first](text, number if first == second else len(texts[first]))) is not None
         ]
         if pairs:
             origins, others = splits[first].origins, splits[second].origins
-            places = [(origins.place(one), others.place(number)) for one, number in pairs[:shown]]
-            found.append(Duplicates(first, second, len(pairs), places, near))
-    return found
+            places = [(origins.place(earlier), others.place(number)) for earlier, number in pairs[:shown]]
+            duplicates.append(Duplicates(first, second, len(pairs), places, near))
+    return duplicates
 
 
 def _index_equal(texts: Sequence[str]) -> Find:
@@ -85,9 +81,9 @@ def _index_near(texts: Sequence[str], threshold: float) -> Find:
             lsh.insert(number, hashes[number])
 
     def find(text: str, before: int) -> int | None:
-        asked = _hash(text)
-        likely = sorted(number for number in lsh.query(asked) if number < before)
-        return next((number for number in likely if hashes[number].jaccard(asked) >= threshold), None)
+        query = _hash(text)
+        candidates = sorted(number for number in lsh.query(query) if number < before)
+        return next((number for number in candidates if hashes[number].jaccard(query) >= threshold), None)
 
     return find
 

@@ -1,4 +1,4 @@
-"""What was found out about the data, on a terminal and as a page that stands alone."""
+"""Writes the view of the data, for a terminal and as a self-contained page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,30 +19,26 @@ _MARKS = {"special": ("", ""), "padding": ("", ""), "cut": ("~~", "~~"), "target
 
 @dataclass(frozen=True)
 class View:
-    """What is shown of the data of a config.
-
-    title: what it is of. lines: what is reported before training. lengths: tokens of each row, by split. rows: by
-    split.
-    """
+    """The view of the data of a config."""
 
     title: str
-    lines: Sequence[str]
-    lengths: Mapping[str, np.ndarray]
+    lines: Sequence[str]  # as reported before training
+    lengths: Mapping[str, np.ndarray]  # tokens of each row, by split
     duplicates: Sequence[Duplicates]
-    rows: Mapping[str, Sequence[Card]]
+    rows: Mapping[str, Sequence[Card]]  # by split
 
 
-def describe_duplicates(found: Duplicates) -> str:
-    """A line for a person."""
-    where = f"in {found.first}" if found.first != found.second else "above it in the same split"
-    shown = "; ".join(f"{other} = {one}" for one, other in found.pairs)
-    how = "case and spaces do not count" if found.near is None else f"{found.near:g} or more of it is alike"
-    return f"{found.second}: {plural(found.count, 'row')} whose text a row {where} has too ({how}): {shown}"
+def describe_duplicates(duplicates: Duplicates) -> str:
+    """Describe duplicates in one line."""
+    where = f"in {duplicates.first}" if duplicates.first != duplicates.second else "above it in the same split"
+    shown = "; ".join(f"{other} = {one}" for one, other in duplicates.pairs)
+    how = "case and spaces do not count" if duplicates.near is None else f"{duplicates.near:g} or more of it is alike"
+    return f"{duplicates.second}: {plural(duplicates.count, 'row')} whose text a row {where} has too ({how}): {shown}"
 
 
 def write_text(view: View, *, colours: bool) -> str:
-    """The rows for a terminal. colours: by escape sequences; else targets stand in « », and what was cut in ~~."""
-    lines = [describe_duplicates(found) for found in view.duplicates]
+    """Return the rows for a terminal. colours: use escape sequences; else targets are in « », and cut tokens in ~~."""
+    lines = [describe_duplicates(duplicates) for duplicates in view.duplicates]
     for split, rows in view.rows.items():
         for row in rows:
             lines += ["", f"{split}: {row.head}"]
@@ -52,15 +48,15 @@ def write_text(view: View, *, colours: bool) -> str:
 
 
 def write_page(view: View) -> str:
-    """The page, in the form of a report of a run."""
-    duplicates = [describe_duplicates(found) for found in view.duplicates]
+    """Return the page, in the style of the report of a run."""
+    duplicate_lines = [describe_duplicates(duplicates) for duplicates in view.duplicates]
     charts = [draw_histogram(f"Tokens of a row: {split}", lengths, "tokens") for split, lengths in view.lengths.items()]
     return page.write_page(
         view.title,
         [
             Section("Summary", [Lines(view.lines)]),
             Section("Tokens per row", [Charts(charts)] if charts else []),
-            Section("Duplicates", [Lines(duplicates or ["None."])]),
+            Section("Duplicates", [Lines(duplicate_lines or ["None."])]),
             *(Section(f"Rows of {split}", [Cards("", rows)]) for split, rows in view.rows.items()),
         ],
     )
@@ -73,5 +69,5 @@ def _spell(token: Token, *, colours: bool) -> str:
         return text
     if colours:
         return f"{_COLOURS[kind]}{text}\x1b[0m"
-    begin, end = _MARKS[kind]
-    return f"{begin}{text}{end}"
+    start, end = _MARKS[kind]
+    return f"{start}{text}{end}"

@@ -65,20 +65,20 @@ def test_every_file_is_in_the_manifest_and_any_change_is_a_fault(loop, tmp_path)
         file.write_bytes(content)
 
 
-def test_accelerate_loads_a_checkpoint_as_one_of_its_own(loop, tmp_path):
+def test_accelerate_loads_a_checkpoint(loop, tmp_path):
     loop.fit()
     tiny.forget_accelerator()
     other = make_loop(tmp_path / "other")
     other.engine.accelerator.load_state(str(list_checkpoints(RunDir(tmp_path / "run"))[-1]))
     for mine, loaded in zip(loop.bare_model.parameters(), other.bare_model.parameters(), strict=True):
         assert torch.equal(mine, loaded)
-    mine, loaded = (made.engine.optimizer.state_dict()["state"] for made in (loop, other))
+    mine, loaded = (one.engine.optimizer.state_dict()["state"] for one in (loop, other))
     assert mine.keys() == loaded.keys()
     for number, moments in mine.items():
         assert all(torch.equal(value, loaded[number][name]) for name, value in moments.items())
 
 
-def test_no_byte_of_the_manifest_can_change_unseen(loop, tmp_path):
+def test_a_change_of_any_byte_of_the_manifest_is_detected(loop, tmp_path):
     loop.fit()
     newest = list_checkpoints(RunDir(tmp_path / "run"))[-1]
     content = (newest / "manifest.json").read_bytes()
@@ -96,10 +96,10 @@ def test_no_byte_of_the_manifest_can_change_unseen(loop, tmp_path):
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_what_the_disk_refuses_is_told_once_and_leaves_the_one_before(loop, tmp_path, monkeypatch, background):
-    told = []
+def test_a_disk_error_is_reported_once_and_the_last_checkpoint_stays(loop, tmp_path, monkeypatch, background):
+    warnings = []
     loop.checkpointer.background = background
-    monkeypatch.setattr(loop.console, "warn", told.append)
+    monkeypatch.setattr(loop.console, "warn", warnings.append)
     loop.checkpointer.save(TrainState(step=1))
     loop.checkpointer.finish()
 
@@ -116,27 +116,27 @@ def test_what_the_disk_refuses_is_told_once_and_leaves_the_one_before(loop, tmp_
     assert (run_dir.checkpoints / "latest").resolve() == kept.resolve()
     assert find_fault(kept) is None
     assert sorted(path.name for path in run_dir.checkpoints.iterdir()) == ["latest", "step-00000001"]
-    (line,) = told
+    (line,) = warnings
     assert "the checkpoint of step 2 could not be saved" in line
     assert "No space left on device (" in line
     assert "the newest is step-00000001" in line
     assert line.startswith(loop.checkpointer.fault)
-    loop.checkpointer.save(TrainState(step=3))  # as told: no second line
+    loop.checkpointer.save(TrainState(step=3))  # the error is reported already
     loop.checkpointer.finish()
-    assert len(told) == 1
+    assert len(warnings) == 1
 
 
-def test_too_little_room_is_told_before_anything_is_written(loop, tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(loop.console, "warn", told.append)
+def test_too_little_free_space_is_reported_before_anything_is_written(loop, tmp_path, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(loop.console, "warn", warnings.append)
     loop.checkpointer.save(TrainState(step=1))
     monkeypatch.setattr(checkpoint_writer.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     monkeypatch.setattr(checkpoint_writer, "save_file", lambda *_, **__: pytest.fail("written all the same"))
     loop.checkpointer.save(TrainState(step=2))
-    assert "0 MB are free and the last one took" in told[0]
+    assert "0 MB are free and the last one took" in warnings[0]
 
 
-def test_an_error_beside_training_that_is_not_the_disk_s_is_raised_at_the_next_step(loop, monkeypatch):
+def test_an_error_of_a_background_save_that_is_no_disk_error_is_raised_at_the_next_step(loop, monkeypatch):
     loop.checkpointer.background = True
     monkeypatch.setattr(checkpoint, "package_versions", lambda: 1 / 0)
     loop.checkpointer.save(TrainState(step=1))
@@ -145,8 +145,8 @@ def test_an_error_beside_training_that_is_not_the_disk_s_is_raised_at_the_next_s
         loop.checkpointer.check()
 
 
-def test_a_save_beside_training_holds_what_was_there_when_it_began(loop, tmp_path):
-    """The copies are taken before `save` returns, and the memory of the last ones is used again."""
+def test_a_background_save_has_the_state_at_its_start(loop, tmp_path):
+    """The copies are made before `save` returns, and the memory of the last ones is reused."""
     loop.fit()
     for step in (5, 6):
         loop.checkpointer.background = False
@@ -168,7 +168,7 @@ def test_a_save_beside_training_holds_what_was_there_when_it_began(loop, tmp_pat
                 assert (foreground / name).read_bytes() == content, name
 
 
-def test_a_save_waits_for_the_one_that_is_still_written(loop, tmp_path, monkeypatch):
+def test_a_save_waits_for_the_running_save(loop, tmp_path, monkeypatch):
     loop.fit()
     loop.checkpointer.background = True
     write = checkpoint_writer.save_file
@@ -191,7 +191,7 @@ def test_a_save_waits_for_the_one_that_is_still_written(loop, tmp_path, monkeypa
         assert torch.equal(saved[loop.engine.names[0]], weight), step
 
 
-def test_model_optimizer_schedule_and_state_come_back_as_they_were(loop, tmp_path):
+def test_model_optimizer_schedule_and_state_are_restored(loop, tmp_path):
     loop.fit()
     saved = [parameter.detach().clone() for parameter in loop.bare_model.parameters()]
     moments = [value["exp_avg"].clone() for value in loop.optimizer.state.values()]
@@ -208,8 +208,8 @@ def test_model_optimizer_schedule_and_state_come_back_as_they_were(loop, tmp_pat
     assert loop.scheduler.last_epoch == 4
 
 
-def test_files_are_read_without_running_what_a_pickle_holds(loop, tmp_path):
-    """Each file is replaced by a pickle that would write a file; the manifest is made to fit."""
+def test_files_are_read_without_running_code_of_a_pickle(loop, tmp_path):
+    """Replace each file by a pickle that would write a file; the checksums of the manifest fit."""
 
     class Malice:
         def __reduce__(self):
@@ -237,7 +237,7 @@ def test_files_are_read_without_running_what_a_pickle_holds(loop, tmp_path):
         (newest / "manifest.json").write_text(whole)
 
 
-def test_the_loss_scaler_of_fp16_comes_back_as_it_was(loop):
+def test_the_loss_scaler_of_fp16_is_restored(loop):
     loop.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
     loop.accelerator.scaler.scale(torch.ones(()))  # the first use makes its tensors
     loop.checkpointer.save(TrainState(step=1))
@@ -248,7 +248,7 @@ def test_the_loss_scaler_of_fp16_comes_back_as_it_was(loop):
     assert loop.accelerator.scaler.get_scale() == 8.0
 
 
-def test_rotation_keeps_the_newest_and_the_best_and_what_was_set_aside(loop, tmp_path):
+def test_rotation_keeps_the_newest_the_best_and_damaged_checkpoints(loop, tmp_path):
     loop.checkpointer._writer.keep_last = 1
     run_dir = RunDir(tmp_path / "run")
     loop.checkpointer.save(TrainState(step=6, best_step=6))
@@ -270,7 +270,7 @@ def test_a_checkpoint_of_the_same_step_is_not_written_again(loop, tmp_path):
     assert manifest.stat().st_mtime_ns == before
 
 
-def test_a_run_gone_on_elsewhere_forgets_the_best_whose_weights_it_has_not(loop, tmp_path):
+def test_a_run_continued_in_another_directory_forgets_the_best_weights(loop, tmp_path):
     state = TrainState(step=2, best_step=2, best_value=0.5)
     loop.checkpointer.save(state)
     path = loop.checkpointer.run_dir.checkpoint(2)
@@ -288,7 +288,7 @@ def test_a_run_gone_on_elsewhere_forgets_the_best_whose_weights_it_has_not(loop,
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_a_weight_with_two_names_is_saved_once_and_both_come_back(tmp_path, background):
+def test_a_tied_weight_is_saved_once_and_restored(tmp_path, background):
     def make(directory, **options):
         loop = tiny.make_loop(
             directory,
@@ -314,7 +314,7 @@ def test_a_weight_with_two_names_is_saved_once_and_both_come_back(tmp_path, back
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_weights_in_another_order_of_memory_are_saved_too(tmp_path, background):
+def test_weights_with_another_memory_format_are_saved(tmp_path, background):
     model = tiny.make_bert()
     with torch.no_grad():
         weight = model.classifier.weight
@@ -348,7 +348,7 @@ class Queue:
         self.numbers, self.origins = state["queue"]
 
 
-def test_what_is_kept_is_copied_before_training_goes_on(loop):
+def test_registered_state_is_copied_before_training_continues(loop):
     loop.checkpointer.background = True
     queue = Queue()
     loop.register_for_checkpoint("queue", queue)
@@ -359,14 +359,14 @@ def test_what_is_kept_is_copied_before_training_goes_on(loop):
     assert (numbers.tolist(), origins) == ([0.0, 0.0, 0.0], [0])
 
 
-def test_what_is_kept_comes_back(tmp_path, loop):
+def test_registered_state_is_restored(tmp_path, loop):
     queue = Queue()
     loop.register_for_checkpoint("queue", queue)
     assert not loop.engine.tries_largest, "a trial of a sharded run could change it"
     queue.numbers.add_(2)
     loop.fit()
     again = Queue()
-    loop.checkpointer._kept["queue"] = again
+    loop.checkpointer._registered["queue"] = again
     loop.restore()
     assert (again.numbers.tolist(), again.origins) == ([2.0, 2.0, 2.0], [0])
 
@@ -375,14 +375,14 @@ def test_what_is_kept_comes_back(tmp_path, loop):
 
 
 def seal_anew(path: Path, **changes) -> None:
-    """Write other values into a manifest, and let its own checksum fit."""
+    """Write other values into a manifest, with a correct checksum."""
     manifest = json.loads((path / "manifest.json").read_text())
     del manifest["crc32"]
     (path / "manifest.json").write_text(seal(manifest | changes))
 
 
 def write_state(path: Path, content: str) -> None:
-    """Write another state, and let the manifest fit."""
+    """Write another state, and its checksum into the manifest."""
     (path / "state.json").write_text(content)
     files = json.loads((path / "manifest.json").read_text())["files"]
     raw = content.encode()
@@ -392,7 +392,7 @@ def write_state(path: Path, content: str) -> None:
 
 @pytest.fixture
 def saved(finished, tmp_path):
-    """A loop with checkpoints of steps 2 and 4, and whatever its console warns of."""
+    """A loop with checkpoints of steps 2 and 4, and the warnings of its console."""
     shutil.copytree(finished, tmp_path / "run", symlinks=True)
     loop = make_loop(tmp_path / "run")
     loop.checkpointer.run = read_run(tmp_path / "run" / "checkpoints" / "step-00000004")
@@ -411,7 +411,7 @@ def test_a_checkpoint_under_the_name_of_another_step_is_set_aside(saved, name):
     assert (run_dir.checkpoints / f"{name}.damaged").is_dir()
 
 
-def test_a_checkpoint_that_is_asked_for_may_have_any_name_but_that_of_another_step(saved, tmp_path):
+def test_a_named_checkpoint_may_have_any_name_but_that_of_another_step(saved, tmp_path):
     _, run_dir = saved
     for name, is_right in (("the best so far", True), ("step-00000005", False)):
         copy = shutil.copytree(run_dir.checkpoint(4), tmp_path / name)
@@ -419,7 +419,7 @@ def test_a_checkpoint_that_is_asked_for_may_have_any_name_but_that_of_another_st
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "fault"),
     [
         ('{"step": 3, "num_steps": 4}', "state.json is of step 3, and manifest.json of step 4"),
         ('{"step": 4, "pace": 1}', "state.json is no state of a run: pace is unknown"),
@@ -432,10 +432,10 @@ def test_a_checkpoint_that_is_asked_for_may_have_any_name_but_that_of_another_st
         ('{"stream": ' + "[" * 100_000, "it is nested too deeply"),
     ],
 )
-def test_a_state_that_is_none_is_a_fault_though_its_checksum_fits(saved, content, told):
+def test_an_invalid_state_is_a_fault_although_its_checksum_fits(saved, content, fault):
     loop, run_dir = saved
     write_state(run_dir.checkpoint(4), content)
-    assert told in find_fault(run_dir.checkpoint(4))
+    assert fault in find_fault(run_dir.checkpoint(4))
     assert loop.checkpointer.load("auto").step == 2
     assert len(loop.warnings) == 1
 
@@ -456,7 +456,7 @@ def test_a_state_that_is_none_is_a_fault_though_its_checksum_fits(saved, content
     ],
     ids=str,
 )
-def test_a_manifest_with_values_of_other_types_is_a_fault_though_its_checksum_fits(saved, changes):
+def test_a_manifest_with_values_of_other_types_is_a_fault_although_its_checksum_fits(saved, changes):
     loop, run_dir = saved
     seal_anew(run_dir.checkpoint(4), **changes)
     assert find_fault(run_dir.checkpoint(4)) == "manifest.json is missing or damaged"
@@ -465,7 +465,7 @@ def test_a_manifest_with_values_of_other_types_is_a_fault_though_its_checksum_fi
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.bin", "scheduler.bin"])
 @pytest.mark.parametrize("content", [b"", b"garbage", "a list", "a number"])
-def test_files_that_fit_the_manifest_and_nothing_else_are_told_in_one_line(saved, file, content):
+def test_files_that_fit_the_manifest_but_not_the_model_are_reported_in_one_line(saved, file, content):
     loop, run_dir = saved
     path = run_dir.checkpoint(4) / file
     if isinstance(content, str):
@@ -483,7 +483,7 @@ def test_files_that_fit_the_manifest_and_nothing_else_are_told_in_one_line(saved
     assert "\n" not in problem
 
 
-def test_every_checkpoint_tells_whose_it_is_and_a_run_that_goes_on_stays_the_same(saved):
+def test_a_checkpoint_has_the_identity_of_its_run_which_a_resumed_run_keeps(saved):
     loop, run_dir = saved
     assert read_run(run_dir.checkpoint(2)) == read_run(run_dir.checkpoint(4)) == loop.checkpointer.run
     run, loop.checkpointer.run = loop.checkpointer.run, "another"
@@ -501,7 +501,7 @@ def test_a_checkpoint_of_another_run_that_was_copied_in_is_set_aside(saved):
 
 
 @pytest.mark.parametrize("environment", [None, "{", "[]", '{"run": 3}', '{"run": "a third"}'])
-def test_checkpoints_of_two_runs_are_refused_where_nobody_knows_which_is_meant(saved, environment):
+def test_checkpoints_of_two_runs_are_refused_if_the_directory_belongs_to_neither(saved, environment):
     loop, run_dir = saved
     if environment is not None:
         run_dir.environment.write_text(environment)
@@ -514,8 +514,8 @@ def test_checkpoints_of_two_runs_are_refused_where_nobody_knows_which_is_meant(s
 
 
 @pytest.mark.parametrize("run", [None, "another"])
-def test_checkpoints_of_one_run_are_gone_on_from_whoever_it_was(saved, run):
-    """A backup that was copied back; one of a version that did not write whose it is."""
+def test_a_run_resumes_from_checkpoints_of_a_single_run_of_any_identity(saved, run):
+    """Such as a backup that was copied back, or checkpoints of a version that wrote no identity."""
     loop, run_dir = saved
     run_dir.environment.write_text(json.dumps({"run": "begun after that"}))
     for step in (2, 4):
@@ -526,7 +526,7 @@ def test_checkpoints_of_one_run_are_gone_on_from_whoever_it_was(saved, run):
 
 @pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("kind", ["folder", "file", "checkpoint of another run", "damaged checkpoint"])
-def test_what_lies_where_a_checkpoint_is_to_be_is_never_taken_for_it(saved, kind, background):
+def test_another_file_with_the_name_of_a_checkpoint_is_never_loaded(saved, kind, background):
     loop, run_dir = saved
     target = run_dir.checkpoint(6)
     if kind == "folder":
@@ -549,7 +549,7 @@ def test_what_lies_where_a_checkpoint_is_to_be_is_never_taken_for_it(saved, kind
     assert "step-00000006: it was not saved by this run; it is set aside as step-00000006.damaged" in warning
 
 
-def test_a_run_in_whose_directory_another_has_begun_ends_without_writing_there(saved):
+def test_a_run_ends_without_writing_if_another_run_has_started_in_its_directory(saved):
     loop, run_dir = saved
     run_dir.environment.write_text(json.dumps({"run": "another"}))
     before = sorted(path.name for path in run_dir.checkpoints.iterdir())
@@ -558,8 +558,8 @@ def test_a_run_in_whose_directory_another_has_begun_ends_without_writing_there(s
     assert sorted(path.name for path in run_dir.checkpoints.iterdir()) == before
 
 
-def test_a_run_that_begins_during_a_save_keeps_its_directory(loop, tmp_path, monkeypatch):
-    """The save of the first run is given up where it would get its name, and removes nothing of the second."""
+def test_a_run_that_starts_during_a_save_keeps_its_directory(loop, tmp_path, monkeypatch):
+    """The save of the first run fails before the rename, and removes nothing of the second run."""
     run_dir = RunDir(tmp_path / "run")
     loop.checkpointer.save(TrainState(step=2))
     begin = checkpoint_writer.seal
@@ -597,7 +597,7 @@ IN_THE_WAY = {
 
 
 @pytest.mark.parametrize("kind", IN_THE_WAY)
-def test_what_stands_in_the_way_of_a_link_makes_way(saved, kind):
+def test_files_and_copies_with_the_name_of_a_link_are_replaced(saved, kind):
     loop, run_dir = saved
     for name in ("latest", "best"):
         link = run_dir.checkpoints / name
@@ -614,7 +614,7 @@ def test_what_stands_in_the_way_of_a_link_makes_way(saved, kind):
 
 
 @pytest.mark.parametrize("is_checkpoint", [False, True])
-def test_a_folder_that_may_be_somebody_s_stays_and_ends_nothing(saved, is_checkpoint):
+def test_another_folder_with_the_name_of_a_link_stays_and_does_not_end_the_run(saved, is_checkpoint):
     loop, run_dir = saved
     latest = run_dir.checkpoints / "latest"
     latest.unlink()
@@ -628,14 +628,14 @@ def test_a_folder_that_may_be_somebody_s_stays_and_ends_nothing(saved, is_checkp
     for step in (6, 8):
         loop.checkpointer.save(TrainState(step=step))
     assert sorted(path.name for path in latest.iterdir()) == content
-    assert loop.warnings == [f"{latest} is a folder and stays as it is; it does not mean step-00000006"]
+    assert loop.warnings == [f"{latest} is a folder and stays as it is; it is no link to step-00000006"]
     assert [path.name for path in list_checkpoints(run_dir)] == ["step-00000006", "step-00000008"]
 
 
 @pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("removed", ["checkpoints", "the checkpoint", "the run directory"])
 @pytest.mark.parametrize("moment", ["save_file", "write_json", "compute_checksum", "seal", "flush"])
-def test_what_is_removed_while_a_save_is_under_way_costs_a_warning_and_the_next_save_works(
+def test_a_removal_during_a_save_costs_a_warning_and_the_next_save_works(
     saved, moment, removed, background, monkeypatch
 ):
     loop, run_dir = saved

@@ -1,4 +1,4 @@
-"""Tensors in parts: whatever is asked for, it is what the whole tensor has there."""
+"""Tensors in parts: any part that is read equals that of the whole tensor."""
 
 import torch
 from hypothesis import given, settings
@@ -11,7 +11,7 @@ from trainer_loop.record.run_dir import write_json
 
 
 def write_parts(directory, tensors, *, num_parts, whole=None):
-    """What `num_parts` processes write of tensors `{name: tensor}`, cut as `fully_shard` cuts them."""
+    """Write tensors `{name: tensor}` as `num_parts` processes do, cut as `fully_shard` cuts them."""
     for index in range(num_parts):
         part = {}
         for name, tensor in tensors.items():
@@ -30,7 +30,7 @@ def write_parts(directory, tensors, *, num_parts, whole=None):
     saved_by_more=st.integers(1, 9),
     columns=st.lists(st.integers(1, 3), max_size=2),
 )
-def test_every_layout_reads_what_another_wrote(num_rows, num_parts, saved_by_more, columns, tmp_path_factory):
+def test_every_layout_reads_the_parts_of_another(num_rows, num_parts, saved_by_more, columns, tmp_path_factory):
     directory = tmp_path_factory.mktemp("parts")
     tensor = torch.arange(num_rows * int(torch.tensor(columns or [1]).prod())).view(num_rows, *columns)
     write_parts(directory, {"model.safetensors/a.b": tensor}, num_parts=saved_by_more)
@@ -45,7 +45,7 @@ def test_every_layout_reads_what_another_wrote(num_rows, num_parts, saved_by_mor
     assert stored[(slice(num_rows, num_rows), *(slice(None) for _ in columns))].shape == (0, *columns)
 
 
-def test_states_have_their_tensors_again_and_what_is_not_spread_is_in_the_first_part(tmp_path):
+def test_states_get_their_tensors_back_and_the_first_part_has_unsharded_values(tmp_path):
     moment = torch.arange(10.0).view(5, 2)
     name = "optimizer.bin/state/0/exp_avg"
     write_parts(tmp_path, {name: moment}, num_parts=2, whole={"model.safetensors/mean": torch.tensor(7)})
@@ -61,7 +61,7 @@ def test_states_have_their_tensors_again_and_what_is_not_spread_is_in_the_first_
     assert torch.equal(reader.load_whole("optimizer.bin")["state"][0]["exp_avg"], moment), "a copy"
 
 
-def test_only_the_files_that_have_the_rows_are_opened(tmp_path):
+def test_only_files_with_the_requested_rows_are_opened(tmp_path):
     write_parts(tmp_path, {"averages.safetensors/a": torch.arange(12.0)}, num_parts=6)
     for index in (1, 4, 5):
         (tmp_path / part_name(index, 6)).unlink()

@@ -1,4 +1,4 @@
-"""Two processes never train in one run directory, and scripts learn how the last one there ended."""
+"""Two processes never train in one run directory, and status.json says how the last command ended."""
 
 import errno
 import json
@@ -28,7 +28,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def other(tmp_path):
-    """A process that has taken tmp_path."""
+    """A process that holds the lock of tmp_path."""
     with subprocess.Popen(
         [sys.executable, "-c", _TAKE_AND_WAIT, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -37,13 +37,13 @@ def other(tmp_path):
         process.kill()
 
 
-def test_a_directory_in_use_is_refused_by_the_name_of_who_uses_it(other, tmp_path, monkeypatch):
+def test_a_directory_in_use_is_refused_and_the_message_names_the_process(other, tmp_path, monkeypatch):
     monkeypatch.setattr(claim, "_SECONDS_TO_WAIT", 0.1)
     with pytest.raises(RunDirInUse, match=f"is in use by process {other.pid} on "):
         RunLock(RunDir(tmp_path), enabled=True).acquire()
 
 
-def test_it_is_free_as_soon_as_the_other_is_killed(other, tmp_path):
+def test_a_directory_is_free_when_its_process_is_killed(other, tmp_path):
     other.kill()
     mine = RunLock(RunDir(tmp_path), enabled=True)
     mine.acquire()
@@ -53,14 +53,14 @@ def test_it_is_free_as_soon_as_the_other_is_killed(other, tmp_path):
     mine.release()
 
 
-def test_a_directory_that_is_not_there_is_not_made(tmp_path):
+def test_a_missing_directory_is_not_created(tmp_path):
     mine = RunLock(RunDir(tmp_path / "run"), enabled=True)
     mine.acquire()
     mine.end("error", exit_code=2, step=None)
     assert not (tmp_path / "run").exists()
 
 
-def test_how_it_ended_is_there_until_the_next_run_begins(tmp_path):
+def test_the_status_stays_until_the_next_run_starts(tmp_path):
     mine = RunLock(RunDir(tmp_path), enabled=True)
     mine.end("preempted", exit_code=75, step=7)
     assert json.loads((tmp_path / "status.json").read_text()) == {"ended": "preempted", "exit_code": 75, "step": 7}
@@ -70,7 +70,7 @@ def test_how_it_ended_is_there_until_the_next_run_begins(tmp_path):
     assert not (tmp_path / "status.json").exists()
 
 
-def test_other_processes_of_a_run_claim_nothing(tmp_path):
+def test_other_processes_of_a_run_take_no_lock(tmp_path):
     idle = RunLock(RunDir(tmp_path), enabled=False)
     idle.acquire()
     idle.begin()
@@ -78,7 +78,7 @@ def test_other_processes_of_a_run_claim_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_that_was_made_for_a_run_that_never_began_goes_again(tmp_path):
+def test_a_directory_created_for_a_run_that_did_not_start_is_removed(tmp_path):
     mine = RunLock(RunDir(tmp_path / "runs" / "a"), enabled=True)
     mine.make()
     assert (tmp_path / "runs" / "a" / ".lock").read_text().startswith(f"process {os.getpid()} on ")
@@ -87,22 +87,22 @@ def test_a_directory_that_was_made_for_a_run_that_never_began_goes_again(tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_directory_that_was_there_or_was_used_stays(tmp_path):
-    for begins in (False, True):
-        root = tmp_path / str(begins)
-        if not begins:
+def test_a_directory_that_existed_or_was_used_stays(tmp_path):
+    for starts in (False, True):
+        root = tmp_path / str(starts)
+        if not starts:
             root.mkdir()
         mine = RunLock(RunDir(root), enabled=True)
         mine.make()
-        if begins:
+        if starts:
             mine.begin()
         mine.end("error", exit_code=2, step=None)
         mine.release()
         assert json.loads((root / "status.json").read_text())["ended"] == "error"
 
 
-def test_a_lock_that_is_no_longer_in_its_place_keeps_nobody_out(other, tmp_path, monkeypatch):
-    """Its holder has removed the directory, or somebody else has: who comes now makes a new one."""
+def test_a_lock_file_that_was_removed_does_not_block_other_runs(other, tmp_path, monkeypatch):
+    """The directory was removed while a process held its lock; the next run creates a new one."""
     monkeypatch.setattr(claim, "_SECONDS_TO_WAIT", 0.1)
     (tmp_path / ".lock").rename(tmp_path / "old")
     mine = RunLock(RunDir(tmp_path), enabled=True)
@@ -113,7 +113,7 @@ def test_a_lock_that_is_no_longer_in_its_place_keeps_nobody_out(other, tmp_path,
     mine.release()
 
 
-def test_a_lock_that_was_removed_between_opening_and_locking_is_no_lock(tmp_path, monkeypatch):
+def test_a_lock_file_that_was_removed_between_opening_and_locking_is_not_used(tmp_path, monkeypatch):
     try_to_lock, calls = claim.try_to_lock, []
 
     def remove_first(file):
@@ -144,7 +144,7 @@ def test_a_directory_that_cannot_be_locked_is_read_and_not_written(tmp_path, mon
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "7", '{"step": [1]}', "[" * 100_000])
-def test_how_it_ended_is_written_whatever_stood_there(content, tmp_path):
+def test_the_status_replaces_any_content(content, tmp_path):
     (tmp_path / "status.json").write_text(content)
     mine = RunLock(RunDir(tmp_path), enabled=True)
     mine.end("finished", exit_code=0, step=3)
@@ -154,7 +154,7 @@ def test_how_it_ended_is_written_whatever_stood_there(content, tmp_path):
 @pytest.mark.parametrize(
     "name", [".lock", "config.yaml", "environment.json", "metrics.jsonl", "status.json", "train.log"]
 )
-def test_a_folder_in_the_place_of_a_file_is_named_before_anything_is_read(name, tmp_path):
+def test_a_folder_with_the_name_of_a_file_is_reported_before_anything_is_read(name, tmp_path):
     (tmp_path / name).mkdir()
     (tmp_path / "model").touch()
     with pytest.raises(UserError) as caught:

@@ -1,11 +1,11 @@
-"""Runs of version 0.1, which named the columns of a text, a second text and a label by a key each."""
+"""Runs of version 0.1, which had a config key for the column of a text, of a second text and of a label."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from trainer_loop.record.checkpoint_files import find_changes, name_as_today
+from trainer_loop.record.checkpoint_files import find_changes, use_current_names
 from trainer_loop.record.export import ExportRecord
 
 BEFORE = {"seed": 1, "data.text": "sentence1", "data.text_pair": "sentence2", "data.label": "label"}
@@ -22,17 +22,17 @@ BEFORE = {"seed": 1, "data.text": "sentence1", "data.text_pair": "sentence2", "d
         ),
     ],
 )
-def test_a_run_goes_on_from_a_checkpoint_of_before_with_the_same_columns(columns, changes):
+def test_a_run_resumes_from_an_old_checkpoint_with_the_same_columns(columns, changes):
     assert find_changes(BEFORE, {"seed": 1, "data.columns": columns}) == changes
 
 
-def test_no_name_of_before_is_left_and_values_of_today_stay():
+def test_old_names_are_replaced_and_current_values_stay():
     now = {"seed": 1, "data.columns": {"text": "a"}}
-    assert name_as_today(BEFORE, now).keys() == {"seed", "data.columns"}
-    assert name_as_today(now, now) == now
+    assert use_current_names(BEFORE, now).keys() == {"seed", "data.columns"}
+    assert use_current_names(now, now) == now
 
 
-def test_the_record_of_a_model_of_before_is_read(tmp_path: Path):
+def test_the_record_of_an_old_model_is_read(tmp_path: Path):
     record = {
         "task": "sequence_classification", "text": "review", "text_pair": None, "max_length": 8, "step": 2,
         "num_steps": 3, "metrics": {}, "plan": {},

@@ -1,4 +1,4 @@
-"""What is asked of the hub before training: a name, a token, the right to write; each fault is one line."""
+"""The checks of the hub before training: name, token, write access; each fault is one line."""
 
 import pytest
 from hub_server import TOKEN, Fault, Repo, make_user
@@ -31,12 +31,12 @@ def test_a_new_name_in_a_namespace_of_the_user_is_free(hub, repo):
 
 
 @pytest.mark.parametrize("private", [True, False])
-def test_a_repository_that_is_there_and_may_be_written_to_is_taken(hub, private):
+def test_an_existing_repository_with_write_access_is_accepted(hub, private):
     hub.repos["model", "me/there"] = Repo(private=True)
     assert ask("there", private=private) == ([], [])
 
 
-def test_a_public_repository_is_told_to_whoever_asks_for_a_private_one(hub):
+def test_a_public_repository_is_reported_if_a_private_one_is_requested(hub):
     hub.repos["model", "me/there"] = Repo(private=False)
     assert ask("me/there", private=False) == ([], [])
     problems, (note,) = ask("me/there", private=True)
@@ -44,7 +44,7 @@ def test_a_public_repository_is_told_to_whoever_asks_for_a_private_one(hub):
 
 
 @pytest.mark.parametrize(
-    ("repo", "told"),
+    ("repo", "message"),
     [
         ("me/a b", "is no name of a repository"),
         ("me/x/y", "is no name of a repository"),
@@ -58,26 +58,26 @@ def test_a_public_repository_is_told_to_whoever_asks_for_a_private_one(hub):
         ("", "is no name of a repository"),
     ],
 )
-def test_a_name_that_is_none_is_told_with_the_right_form(hub, repo, told):
-    assert told in problem_of(repo)
+def test_an_invalid_name_is_reported_with_the_right_form(hub, repo, message):
+    assert message in problem_of(repo)
     assert hub.count("GET") == 0
 
 
-def test_a_bad_name_and_a_missing_token_are_told_together(hub, monkeypatch):
+def test_a_bad_name_and_a_missing_token_are_reported_together(hub, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     problems, _ = ask("me/a b")
     assert len(problems) == 2
     assert "hf auth login" in problems[1] and "HF_TOKEN" in problems[1]
 
 
-def test_a_token_that_the_hub_does_not_know(hub, monkeypatch):
+def test_an_unknown_token(hub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_" + "z" * 34)
-    told = problem_of("me/new")
-    assert "the token is not valid" in told and "z" * 34 not in told
+    message = problem_of("me/new")
+    assert "the token is not valid" in message and "z" * 34 not in message
 
 
 @pytest.mark.parametrize(
-    ("user", "repo", "told"),
+    ("user", "repo", "message"),
     [
         (make_user(role="read"), "me/new", "the token 'laptop' only reads"),
         (make_user(orgs={"lab": "write"}), "other/new", "me is in no organisation other; allowed: me, lab"),
@@ -87,18 +87,18 @@ def test_a_token_that_the_hub_does_not_know(hub, monkeypatch):
         (make_user(role="fineGrained", scoped={"me": ["repo.write"]}), "lab/new", "may not write"),
     ],
 )
-def test_a_token_without_the_right_to_write_there(hub, user, repo, told):
+def test_a_token_without_write_access(hub, user, repo, message):
     hub.users[TOKEN] = user
-    assert told in problem_of(repo)
+    assert message in problem_of(repo)
 
 
 @pytest.mark.parametrize("entity", ["me", "me/new", "Me"])
-def test_a_fine_grained_token_with_that_right(hub, entity):
+def test_a_fine_grained_token_with_write_access(hub, entity):
     hub.users[TOKEN] = make_user(role="fineGrained", scoped={entity: ["repo.content.read", "repo.write"]})
     assert ask("me/new") == ([], [])
 
 
-def test_the_right_to_write_to_a_repository_that_is_there_is_the_hubs_to_say(hub):
+def test_the_hub_decides_about_write_access_to_an_existing_repository(hub):
     hub.repos["model", "other/theirs"] = Repo(writable=False)
     assert "may not write to it" in problem_of("other/theirs")
     hub.repos["model", "other/ours"] = Repo()  # such as one of a resource group that whoami does not list
@@ -106,7 +106,7 @@ def test_the_right_to_write_to_a_repository_that_is_there_is_the_hubs_to_say(hub
 
 
 @pytest.mark.parametrize("kind", ["dataset", "space"])
-def test_a_name_that_is_a_repository_of_another_type(hub, kind):
+def test_the_name_of_a_repository_of_another_type(hub, kind):
     hub.repos[kind, "me/reviews"] = Repo()
     assert f"me/reviews is a {kind}; choose another name" in problem_of("me/reviews")
     hub.repos["model", "me/reviews"] = Repo()
@@ -114,27 +114,27 @@ def test_a_name_that_is_a_repository_of_another_type(hub, kind):
 
 
 @pytest.mark.parametrize("how", ["offline", "unreachable"])
-def test_without_network_it_is_said_how_to_push_later(hub, monkeypatch, how):
+def test_without_network_the_message_says_how_to_push_later(hub, monkeypatch, how):
     if how == "offline":
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     else:
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     hub_is_reachable.cache_clear()
-    told = problem_of("me/new")
-    assert told.endswith(LATER)
-    assert ("HF_HUB_OFFLINE is set" if how == "offline" else "127.0.0.1:9") in told
+    message = problem_of("me/new")
+    assert message.endswith(LATER)
+    assert ("HF_HUB_OFFLINE is set" if how == "offline" else "127.0.0.1:9") in message
 
 
 @pytest.mark.parametrize(("status", "headers"), [(429, {"Retry-After": "3"}), (500, {}), (503, {})])
 @pytest.mark.parametrize("request_", ["whoami", "auth-check", "/api/datasets/me"])
-def test_a_hub_that_is_busy_is_asked_again_as_late_as_it_wants(hub, status, headers, request_):
+def test_a_busy_hub_is_asked_again_after_the_time_that_it_requests(hub, status, headers, request_):
     hub.faults.append(Fault(request_, status, times=2, headers=headers))
     assert ask("me/new") == ([], [])
     assert hub.waits == ([3.0, 3.0] if status == 429 else [2.0, 4.0])
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
         (Fault("whoami", 500), "the hub answered 500 (as the test wants: 500)"),
         (Fault("auth-check", 503), "the hub answered 503"),
@@ -143,7 +143,7 @@ def test_a_hub_that_is_busy_is_asked_again_as_late_as_it_wants(hub, status, head
         (Fault("whoami", cut_after=0), "disconnected"),
     ],
 )
-def test_a_hub_that_stays_broken_is_told_of_in_one_line(hub, fault, told):
+def test_a_broken_hub_is_reported_in_one_line(hub, fault, message):
     hub.faults.append(fault)
-    assert told in problem_of("me/new")
+    assert message in problem_of("me/new")
     assert all(wait <= 20 for wait in hub.waits), "somebody waits in front of it"

@@ -1,4 +1,4 @@
-"""What goes to the hub, what never does, and that a push uploads what changed and survives what the network does."""
+"""Which files are pushed to the hub and which never are; a push sends only changes and survives network errors."""
 
 import json
 import re
@@ -21,7 +21,7 @@ CARD = "---\nlibrary_name: transformers\n---\n\n# imdb\n"
 
 @pytest.fixture
 def model(tmp_path):
-    """A folder as the export leaves it, with weights of 3 MB."""
+    """An exported model with weights of 3 MB."""
     folder = tmp_path / "run" / "model"
     folder.mkdir(parents=True)
     save_file({"weight": torch.arange(750_000.0)}, folder / "model.safetensors")
@@ -37,7 +37,7 @@ def push(model, repo="me/imdb", **options):
     return push_files(files, repo, **{"private": True, "message": "Upload", **options})
 
 
-def test_a_push_makes_the_repository_and_stores_every_file_as_it_is_here(hub, model):
+def test_a_push_creates_the_repository_and_stores_every_file_unchanged(hub, model):
     pushed = push(model, "imdb")
     repo = hub.model("me/imdb")
     assert pushed.url == f"{hub.endpoint}/me/imdb" and pushed.changed
@@ -49,12 +49,12 @@ def test_a_push_makes_the_repository_and_stores_every_file_as_it_is_here(hub, mo
 
 
 @pytest.mark.parametrize("private", [True, False])
-def test_a_new_repository_is_as_private_as_asked(hub, model, private):
+def test_a_new_repository_is_private_if_requested(hub, model, private):
     push(model, private=private)
     assert hub.model("me/imdb").private is private
 
 
-def test_pushing_again_sends_nothing_and_then_only_what_changed(hub, model):
+def test_pushing_again_sends_only_changed_files(hub, model):
     push(model)
     hub.calls.clear()
     again = push(model)
@@ -73,7 +73,7 @@ def test_pushing_again_sends_nothing_and_then_only_what_changed(hub, model):
     assert hub.count("PUT /lfs") == 1
 
 
-def test_weights_of_another_form_are_removed_and_other_files_stay(hub, model):
+def test_weights_in_another_format_are_removed_and_other_files_stay(hub, model):
     before = [
         "adapter_config.json",
         "adapter_model.safetensors",
@@ -88,7 +88,7 @@ def test_weights_of_another_form_are_removed_and_other_files_stay(hub, model):
     assert not set(before) & set(hub.model("me/imdb").files)
 
 
-def test_weights_are_removed_once_where_the_answer_to_that_is_lost(hub, model):
+def test_weights_are_removed_once_if_the_answer_is_lost(hub, model):
     hub.repos["model", "me/imdb"] = Repo(files={"pytorch_model.bin": b"x"})
     hub.faults.append(Fault("/commit/", drops_answer=True, times=1))
     push(model)
@@ -105,7 +105,7 @@ def test_several_large_files_start_no_threads_that_the_process_would_wait_for(hu
     assert hub.count("PUT /lfs") == 4 and len(hub.model("me/imdb").commits) == 1
 
 
-def test_large_files_come_in_parts_where_the_hub_wants_it(hub, model):
+def test_large_files_are_sent_in_parts_if_the_hub_requests_it(hub, model):
     hub.in_parts = True
     push(model)
     assert hub.count("PUT /lfs") == 4
@@ -141,7 +141,7 @@ def name_fault(fault: Fault) -> str:
     [(fault, False) for fault in PASSING] + [(fault, True) for fault in PASSING[:3]],
     ids=[name_fault(fault) for fault in PASSING] + [f"parts-{name_fault(fault)}" for fault in PASSING[:3]],
 )
-def test_a_push_survives_what_passes(hub, model, fault, in_parts):
+def test_a_push_survives_transient_errors(hub, model, fault, in_parts):
     hub.in_parts = in_parts
     fault = replace(fault)
     hub.faults.append(fault)
@@ -160,7 +160,7 @@ def test_a_commit_that_was_cut_off_uploads_no_large_file_again(hub, model):
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
         (Fault("PUT /lfs", cut_after=1_000_000), "Error while uploading 'model.safetensors' to the Hub"),
         (Fault("PUT /lfs", 500), "the hub answered 500"),
@@ -177,19 +177,19 @@ def test_a_commit_that_was_cut_off_uploads_no_large_file_again(hub, model):
     ],
     ids=lambda value: name_fault(value) if isinstance(value, Fault) else "",
 )
-def test_a_push_that_fails_for_good_says_why_in_one_line_and_changes_nothing(hub, model, fault, told):
+def test_a_failed_push_reports_the_reason_in_one_line_and_changes_nothing(hub, model, fault, message):
     if "create" not in fault.of:
         hub.repos["model", "me/imdb"] = Repo(files={"README.md": b"old"})
     hub.faults.append(replace(fault))
     with pytest.raises((HTTPError, RuntimeError)) as caught:
         push(model)
     line = explain_failure(caught.value)
-    assert told in line and "\n" not in line and TOKEN not in line
+    assert message in line and "\n" not in line and TOKEN not in line
     assert sum(hub.waits) < 400 and max(hub.waits, default=0) <= 300
     assert all(repo.files == {"README.md": b"old"} for repo in hub.repos.values())
 
 
-def test_a_hub_that_never_answers_is_given_up(hub, model, monkeypatch):
+def test_a_hub_that_never_answers_is_an_error(hub, model, monkeypatch):
     from trainer_loop.record import hub_access
 
     monkeypatch.setattr(hub_access, "_SECONDS_WITHOUT_PROGRESS", 0.2)
@@ -286,17 +286,17 @@ def test_another_file_that_holds_a_secret_is_not_pushed(model, monkeypatch):
     (model / "tokenizer_config.json").write_text('{"note": "0123456789abcdef"}')
     with pytest.raises(UserError) as caught:
         gather_run(model, None)
-    told = "\n".join(caught.value.problems)
-    assert "README.md: holds text that looks like a token of the hub" in told
-    assert "tokenizer_config.json: holds the value of the environment variable WANDB_API_KEY" in told
-    assert TOKEN not in told and "0123456789abcdef" not in told
+    message = "\n".join(caught.value.problems)
+    assert "README.md: holds text that looks like a token of the hub" in message
+    assert "tokenizer_config.json: holds the value of the environment variable WANDB_API_KEY" in message
+    assert TOKEN not in message and "0123456789abcdef" not in message
 
 
 @pytest.mark.parametrize(
     ("variable", "value"),
     [("TOKENIZER_NAME", "bert-base-uncased"), ("HF_TOKEN_PATH", "/home/me/.cache/token"), ("API_KEY", "bert")],
 )
-def test_what_is_no_secret_is_pushed(model, monkeypatch, variable, value):
+def test_files_without_secrets_are_pushed(model, monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
     (model / "README.md").write_text(f"{CARD}from bert-base-uncased at /home/me/.cache/token\n")
     assert gather_run(model, None)["README.md"] == model / "README.md"
@@ -314,7 +314,7 @@ GARBAGE = {
 
 @pytest.mark.parametrize("kind", GARBAGE)
 @pytest.mark.parametrize("name", ["config.yaml", EXPORT_RECORD, "model.safetensors"])
-def test_a_damaged_file_is_told_in_one_line_and_nothing_is_pushed(model, name, kind):
+def test_a_damaged_file_is_reported_in_one_line_and_nothing_is_pushed(model, name, kind):
     path = model.parent / name if name == "config.yaml" else model / name
     path.write_bytes(GARBAGE[kind])
     if (name, kind) == (EXPORT_RECORD, "a list"):  # nothing in it needs masking

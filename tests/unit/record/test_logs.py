@@ -16,7 +16,7 @@ class Terminal(io.StringIO):
 ROW = {"step": 5, "epoch": 0.5, "loss": 0.25, "rows_per_second": 12.0}
 
 
-def test_rows_past_the_step_go_and_with_them_totals_test_rows_and_half_lines(tmp_path):
+def test_rows_after_the_step_totals_test_rows_and_incomplete_lines_are_removed(tmp_path):
     log = MetricLog(tmp_path / "metrics.jsonl")
     for row in (
         {"step": 5, "loss": 1.0},
@@ -35,7 +35,7 @@ def test_rows_past_the_step_go_and_with_them_totals_test_rows_and_half_lines(tmp
     ]
 
 
-def test_what_is_not_finite_is_written_as_null_because_json_has_no_nan(tmp_path):
+def test_numbers_that_are_not_finite_are_written_as_null(tmp_path):
     log = MetricLog(tmp_path / "metrics.jsonl")
     log.append({"step": 1, "grad_norm": float("inf"), "loss": float("nan")})
     assert log.path.read_text() == '{"step": 1, "grad_norm": null, "loss": null}\n'
@@ -47,17 +47,17 @@ def test_without_a_terminal_there_is_no_bar_and_no_carriage_return():
     console.start_progress(total=10, done=0)
     for _ in range(10):
         console.advance_progress()
-    console.tell_training(ROW)
+    console.show_training(ROW)
     console.stop_progress()
     assert stream.getvalue() == "step=5 epoch=0.5 loss=0.25 rows_per_second=12\n"
 
 
-def test_on_a_terminal_one_bar_tells_step_loss_rate_and_time_left():
+def test_on_a_terminal_one_bar_shows_step_loss_rate_and_time_left():
     stream = Terminal()
     console = Console(stream=stream)
     console.start_progress(total=10, done=4)
     console.advance_progress()
-    console.tell_training(ROW)
+    console.show_training(ROW)
     console.say("a line above the bar")
     console.stop_progress()
     shown = stream.getvalue()
@@ -70,7 +70,7 @@ def test_on_a_terminal_one_bar_tells_step_loss_rate_and_time_left():
 def test_other_processes_are_silent_and_write_no_log(tmp_path):
     stream = Terminal()
     console = Console(enabled=False, stream=stream)
-    console.keep_in(tmp_path / "train.log")
+    console.log_to(tmp_path / "train.log")
     console.say("hello")
     console.start_progress(total=3, done=0)
     console.advance_progress()
@@ -78,16 +78,16 @@ def test_other_processes_are_silent_and_write_no_log(tmp_path):
     assert not (tmp_path / "train.log").exists()
 
 
-def test_lines_said_before_there_was_a_log_are_kept_too(tmp_path):
+def test_lines_before_the_log_file_is_open_are_written_later(tmp_path):
     console = Console(stream=io.StringIO())
     console.say("before")
-    console.keep_in(tmp_path / "train.log")
+    console.log_to(tmp_path / "train.log")
     console.warn("after")
     lines = (tmp_path / "train.log").read_text().splitlines()
     assert [line.split(" ", 1)[1] for line in lines] == ["before", "warning: after"]
 
 
-def test_long_work_tells_how_far_it_is(monkeypatch):
+def test_the_progress_of_long_work_is_reported(monkeypatch):
     seconds = iter(range(0, 1000, 20))
     monkeypatch.setattr("trainer_loop.record.logs.time.monotonic", lambda: float(next(seconds)))
     stream = io.StringIO()
@@ -95,7 +95,7 @@ def test_long_work_tells_how_far_it_is(monkeypatch):
     assert stream.getvalue().splitlines()[0].startswith("evaluating: ")
 
 
-def test_on_a_terminal_the_bar_tells_how_far_long_work_is():
+def test_on_a_terminal_the_bar_shows_the_progress_of_long_work():
     terminal = Terminal()
     console = Console(stream=terminal)
     console.start_progress(total=10, done=0)
@@ -104,19 +104,19 @@ def test_on_a_terminal_the_bar_tells_how_far_long_work_is():
     assert "evaluating 50%" in terminal.getvalue()
 
 
-def test_what_a_terminal_would_act_on_is_spelled_out_on_the_console_and_in_the_log(tmp_path):
+def test_control_characters_are_escaped_on_the_console_and_in_the_log(tmp_path):
     stream = io.StringIO()
     console = Console(stream=stream)
-    console.keep_in(tmp_path / "train.log")
+    console.log_to(tmp_path / "train.log")
     console.say("labels: good\n2026-01-01 error: forged, \x1b[2Jgone, \r, \u202egnorw, café")
-    wanted = "labels: good\\n2026-01-01 error: forged, \\x1b[2Jgone, \\r, \\u202egnorw, café\n"
-    assert stream.getvalue() == wanted
+    expected = "labels: good\\n2026-01-01 error: forged, \\x1b[2Jgone, \\r, \\u202egnorw, café\n"
+    assert stream.getvalue() == expected
     (line,) = (tmp_path / "train.log").read_text().splitlines(keepends=True)
-    assert line.split(" ", 1)[1] == wanted
+    assert line.split(" ", 1)[1] == expected
 
 
 @pytest.mark.parametrize("on_terminal", [False, True])
-def test_a_console_that_fails_is_reported_once_in_the_log_and_on_the_other_stream(on_terminal, tmp_path, monkeypatch):
+def test_a_failing_console_is_reported_once_in_the_log_and_on_the_other_stream(on_terminal, tmp_path, monkeypatch):
     class Broken(io.StringIO):
         def isatty(self) -> bool:
             return on_terminal
@@ -127,32 +127,32 @@ def test_a_console_that_fails_is_reported_once_in_the_log_and_on_the_other_strea
     other = io.StringIO()
     monkeypatch.setattr(sys, "stderr", other)
     console = Console(stream=Broken())
-    console.keep_in(tmp_path / "train.log")
+    console.log_to(tmp_path / "train.log")
     console.say("first")
     console.start_progress(total=3, done=0)
     for _ in range(3):
         console.advance_progress()
-        console.tell_training(ROW)
-    console.tell_evaluation("validation", {"loss": 0.5})
+        console.show_training(ROW)
+    console.show_evaluation("validation", {"loss": 0.5})
     list(console.follow([1, 2], total=2, doing="evaluating"))
     console.stop_progress()
     lines = [line.split(" ", 1)[1] for line in (tmp_path / "train.log").read_text().splitlines()]
-    told = "warning: the console cannot be written: Broken pipe; the run goes on, and train.log has every line"
-    assert lines[:2] == ["first", told]
-    assert lines.count(told) == 1
+    message = "warning: the console cannot be written: Broken pipe; the run goes on, and train.log has every line"
+    assert lines[:2] == ["first", message]
+    assert lines.count(message) == 1
     assert lines[-2:] == ["validation", "  loss  0.5"]
-    assert other.getvalue() == f"{told}\n"
+    assert other.getvalue() == f"{message}\n"
 
 
-def test_a_log_that_fails_is_reported_once_on_the_console_and_has_every_line_later(tmp_path, monkeypatch):
+def test_a_failing_log_is_reported_once_on_the_console_and_has_every_line_later(tmp_path, monkeypatch):
     stream = io.StringIO()
     console = Console(stream=stream)
     (tmp_path / "train.log").mkdir()
-    console.keep_in(tmp_path / "train.log")
+    console.log_to(tmp_path / "train.log")
     console.say("one")
     console.say("two")
-    told = f"warning: {tmp_path / 'train.log'} cannot be written: Is a directory; the run goes on without it"
-    assert stream.getvalue().splitlines() == [told, "one", "two"]
+    message = f"warning: {tmp_path / 'train.log'} cannot be written: Is a directory; the run goes on without it"
+    assert stream.getvalue().splitlines() == [message, "one", "two"]
     (tmp_path / "train.log").rmdir()
     console.say("three")
     lines = (tmp_path / "train.log").read_text().splitlines()
@@ -174,7 +174,7 @@ NO_ROWS = {
 
 
 @pytest.mark.parametrize("kind", NO_ROWS)
-def test_a_line_that_is_no_row_is_set_aside_with_a_warning_and_the_rows_stay(kind, tmp_path):
+def test_an_invalid_line_is_set_aside_with_a_warning_and_the_rows_stay(kind, tmp_path):
     path, warnings = tmp_path / "metrics.jsonl", []
     rows = [b'{"step": 1, "loss": 1.0}', b'{"step": 2, "loss": 0.5}']
     path.write_bytes(b"\n".join([rows[0], NO_ROWS[kind], rows[1], NO_ROWS[kind], b'{"step": 3, "lo']))
@@ -182,12 +182,12 @@ def test_a_line_that_is_no_row_is_set_aside_with_a_warning_and_the_rows_stay(kin
     MetricLog(path, warn=warnings.append).forget_after(2, evaluated=True)
     assert path.read_bytes() == b"".join(row + b"\n" for row in rows)
     assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == (NO_ROWS[kind] + b"\n") * 2
-    told = f"{path}:2: this is no row of figures, nor is 1 other line; set aside in metrics.jsonl.damaged"
-    assert warnings == [told]
+    message = f"{path}:2: this is no row of figures, nor is 1 other line; set aside in metrics.jsonl.damaged"
+    assert warnings == [message]
     MetricLog(path, warn=pytest.fail).forget_after(2, evaluated=True)
 
 
-def test_rows_that_are_to_be_forgotten_are_forgotten_once_the_disk_lets_them(tmp_path, monkeypatch):
+def test_rows_are_removed_later_if_the_disk_refuses_at_first(tmp_path, monkeypatch):
     path, warnings = tmp_path / "metrics.jsonl", []
     log = MetricLog(path, warn=warnings.append)
     for step in (1, 2, 3):

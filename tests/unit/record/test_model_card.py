@@ -1,4 +1,4 @@
-"""The model card: front matter that the hub takes, checked with huggingface_hub's own code, and what a person reads."""
+"""The model card: front matter, checked with huggingface_hub's own code, and its text."""
 
 import math
 from dataclasses import replace
@@ -72,7 +72,7 @@ def test_without_results_there_is_no_index():
         assert not {"model-index", "model_name"} & set(front_matter_of(KINDS[kind]))
 
 
-def test_what_the_front_matter_says():
+def test_the_content_of_the_front_matter():
     assert front_matter_of(FACTS) == {
         "base_model": "google-bert/bert-base-cased",
         "base_model_relation": "finetune",
@@ -128,20 +128,20 @@ def test_what_the_front_matter_says():
     }
 
 
-def test_a_license_that_is_not_known_is_not_claimed():
+def test_an_unknown_license_is_left_out():
     for facts in (KINDS["from scratch on files"], replace(FACTS, base=BaseModel("me/x", "finetune"))):
         assert "license" not in front_matter_of(facts)
 
 
-def test_figures_that_are_no_numbers_are_left_out_of_the_index():
+def test_metrics_that_are_not_finite_are_left_out_of_the_index():
     facts = replace(FACTS, scores=[Scores("test", None, None, {"accuracy": math.nan, "f1": 0.5})])
     (result,) = front_matter_of(facts)["model-index"][0]["results"]
     assert [metric["type"] for metric in result["metrics"]] == ["f1"]
 
 
-def test_what_a_person_reads():
+def test_the_text_of_the_card():
     text = make_card(FACTS)
-    for told in (
+    for expected in (
         "# imdb-bert",
         "from `google-bert/bert-base-cased`",
         "task `sequence_classification` on column `text`, texts cut at 256 tokens",
@@ -153,14 +153,14 @@ def test_what_a_person_reads():
         r"| `loss.name` | `a\|b` |",
         "transformers",
     ):
-        assert told in text
+        assert expected in text
 
 
-def test_intervals_environment_and_limits_stand_in_the_text_alone():
+def test_intervals_environment_and_limits_are_only_in_the_text():
     scores = [Scores("test", None, None, {"accuracy": 0.9, "loss": 0.3}, {"accuracy": (0.85, 0.9412345)})]
     facts = replace(FACTS, scores=scores, environment={"device": "cuda"}, limits=["Never seen."], has_report=True)
     text = make_card(facts)
-    for told in (
+    for expected in (
         "| set | metric | value | 95 % interval |",
         "| test | accuracy | 0.9 | 0.85 to 0.9412 |",
         "| test | loss | 0.3 |  |",
@@ -169,7 +169,7 @@ def test_intervals_environment_and_limits_stand_in_the_text_alone():
         "## Environment\n\n- device: cuda\n- versions: trainer",
         "`report.html`",
     ):
-        assert told in text, told
+        assert expected in text, expected
     assert front_matter_of(facts)["model-index"] == front_matter_of(replace(FACTS, scores=scores))["model-index"]
     assert "report.html" not in make_card(FACTS) and "interval" not in make_card(FACTS)
 
@@ -177,7 +177,7 @@ def test_intervals_environment_and_limits_stand_in_the_text_alone():
 HOSTILE = "<script>*a*_b_|`c`[x](http://evil.org)\n# d\\"
 
 
-def test_what_data_and_config_say_is_no_markdown():
+def test_texts_of_data_and_config_are_escaped():
     facts = replace(
         FACTS,
         data=[f"train: 3 rows; labels: {HOSTILE} 50.0%"],
@@ -194,7 +194,7 @@ def test_what_data_and_config_say_is_no_markdown():
 
 
 def commonmark(text: str) -> str:
-    """As a reader of Markdown with tables shows it."""
+    """Render Markdown with tables."""
     return str(pytest.importorskip("markdown_it").MarkdownIt("commonmark").enable("table").render(text))
 
 
@@ -212,7 +212,7 @@ def cache(tmp_path, monkeypatch):
     return snapshot / "README.md"
 
 
-def test_the_license_of_a_model_of_the_hub_is_that_of_its_card_in_the_cache(cache):
+def test_the_license_of_a_hub_model_is_read_from_its_cached_card(cache):
     cache.write_text("---\nlicense: other\nlicense_name: mine\nlicense_link: https://x.org/license\n---\n# x\n")
     known = BaseModel("lab/cached", "adapter", "other", "mine", "https://x.org/license")
     assert find_base_model("lab/cached", relation="adapter") == known
@@ -235,7 +235,7 @@ def test_the_license_of_a_model_of_the_hub_is_that_of_its_card_in_the_cache(cach
     ],
     ids=["none", "ours", "crlf", "other types", "a path", "no front", "no yaml", "a list", "empty", "no text"],
 )
-def test_a_local_model_hands_on_what_its_own_card_says(tmp_path, card, known):
+def test_a_local_model_passes_on_the_facts_of_its_card(tmp_path, card, known):
     if card is not None:
         (tmp_path / "README.md").write_bytes(card if isinstance(card, bytes) else card.encode())
     assert find_base_model(str(tmp_path), relation="finetune") == known

@@ -1,4 +1,4 @@
-"""Pushes beside training: they hold nobody up, skip what is old, warn once, and let the process end."""
+"""Pushes during training: they do not delay it, skip old weights, warn once, and let the process end."""
 
 import io
 import subprocess
@@ -16,27 +16,27 @@ from torch import nn
 from trainer_loop.optim.ema import Ema
 from trainer_loop.record import publisher as module
 from trainer_loop.record.export import copy_weights, write_files
-from trainer_loop.record.hub_push import Pushed
+from trainer_loop.record.hub_push import PushResult
 from trainer_loop.record.logs import Console
 from trainer_loop.record.publisher import Publisher
 
 
 class Uploads:
-    """A push that waits for the test, writes down what it was given, and fails as it is told."""
+    """A push that waits for the test, records its arguments, and raises the errors that the test sets."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str, list[str]]] = []
         self.may_go = threading.Event()
-        self.began = threading.Event()
+        self.started = threading.Event()
         self.errors: list[Exception] = []
 
-    def __call__(self, folder: Path, what: str) -> Pushed:
+    def __call__(self, folder: Path, what: str) -> PushResult:
         self.seen.append((what, sorted(path.read_text() for path in folder.iterdir())))
-        self.began.set()
+        self.started.set()
         assert self.may_go.wait(20)
         if self.errors:
             raise self.errors.pop(0)
-        return Pushed("https://hub/me/imdb", changed=True, removed=[])
+        return PushResult("https://hub/me/imdb", changed=True, removed=[])
 
 
 @pytest.fixture
@@ -47,12 +47,12 @@ def uploads():
 
 
 @pytest.fixture
-def told():
+def stream():
     return io.StringIO()
 
 
 @pytest.fixture
-def publisher(tmp_path, uploads, told):
+def publisher(tmp_path, uploads, stream):
     model = tmp_path / "model"
     model.mkdir()
     (model / "weights").write_text("the best")
@@ -61,8 +61,8 @@ def publisher(tmp_path, uploads, told):
         uploads,
         model=model,
         scratch=tmp_path / ".push",
-        console=Console(stream=told),
-        again="python -m trainer_loop.push model=run repo=me/imdb",
+        console=Console(stream=stream),
+        command="python -m trainer_loop.push model=run repo=me/imdb",
     )
 
 
@@ -78,13 +78,13 @@ def offer(publisher: Publisher, step: int) -> None:
     publisher.offer(step, lambda: write)
 
 
-def test_the_newest_is_pushed_after_the_one_under_way_and_the_model_last(publisher, uploads, told, tmp_path):
+def test_the_newest_weights_are_pushed_after_the_running_push_and_the_model_last(publisher, uploads, stream, tmp_path):
     offer(publisher, 1)
-    assert uploads.began.wait(20)
-    began = time.monotonic()
+    assert uploads.started.wait(20)
+    start = time.monotonic()
     for step in (2, 3, 4):
         offer(publisher, step)
-    assert time.monotonic() - began < 1, "nobody waits for an upload"
+    assert time.monotonic() - start < 1, "an offer does not wait for an upload"
     uploads.may_go.set()
     while len(uploads.seen) < 2:
         time.sleep(0.01)
@@ -95,11 +95,11 @@ def test_the_newest_is_pushed_after_the_one_under_way_and_the_model_last(publish
         "the trained model",
     ]
     assert [contents for _, contents in uploads.seen] == [["weights of 1"], ["weights of 4"], ["the best"]]
-    assert told.getvalue().splitlines()[-1] == "hub: pushed the trained model to https://hub/me/imdb"
+    assert stream.getvalue().splitlines()[-1] == "hub: pushed the trained model to https://hub/me/imdb"
     assert not (tmp_path / ".push").exists()
 
 
-def test_failures_are_one_warning_a_kind_and_the_next_is_tried(publisher, uploads, told):
+def test_each_kind_of_failure_is_one_warning_and_the_next_push_is_tried(publisher, uploads, stream):
     uploads.errors = [
         ConnectionError("broke"),
         ConnectionError("broke"),
@@ -109,62 +109,60 @@ def test_failures_are_one_warning_a_kind_and_the_next_is_tried(publisher, upload
     uploads.may_go.set()
     for step in (1, 2, 3, 4, 5):
         offer(publisher, step)
-        while len(uploads.seen) < step or publisher._running:
+        while len(uploads.seen) < step or publisher._is_running:
             time.sleep(0.01)
     publisher.finish(is_stopped=never)
-    warnings = [line for line in told.getvalue().splitlines() if line.startswith("warning: ")]
+    warnings = [line for line in stream.getvalue().splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 2
     assert "the weights of step 1 were not pushed: broke" in warnings[0]
     assert "the weights of step 3 were not pushed: No space left" in warnings[1]
-    assert "hub: pushed the weights of step 5" in told.getvalue()
+    assert "hub: pushed the weights of step 5" in stream.getvalue()
 
 
-def test_a_last_push_that_fails_says_how_to_repeat_it(publisher, uploads, told):
+def test_a_failed_last_push_reports_how_to_repeat_it(publisher, uploads, stream):
     uploads.errors = [ConnectionError("broke")]
     uploads.may_go.set()
     publisher.finish(is_stopped=never)
-    (line,) = told.getvalue().splitlines()
+    (line,) = stream.getvalue().splitlines()
     assert line.startswith("warning: the model was not pushed: broke")
     assert line.endswith("python -m trainer_loop.push model=run repo=me/imdb")
 
 
-def test_a_last_push_ends_when_the_run_is_asked_to_stop(publisher, uploads, told):
-    publisher.finish(is_stopped=uploads.began.is_set)
-    (line,) = told.getvalue().splitlines()
+def test_a_last_push_ends_when_the_run_is_asked_to_stop(publisher, uploads, stream):
+    publisher.finish(is_stopped=uploads.started.is_set)
+    (line,) = stream.getvalue().splitlines()
     assert "was left unfinished" in line and line.endswith("repo=me/imdb")
 
 
-def test_a_run_that_is_asked_to_stop_waits_for_a_push_a_few_seconds_and_drops_the_next(
-    publisher, uploads, told, monkeypatch
-):
+def test_a_stopping_run_waits_a_few_seconds_for_a_push_and_drops_the_next(publisher, uploads, stream, monkeypatch):
     assert module._SECONDS_TO_LEAVE == 5
     monkeypatch.setattr(module, "_SECONDS_TO_LEAVE", 0.3)
     offer(publisher, 1)
-    assert uploads.began.wait(20)
+    assert uploads.started.wait(20)
     offer(publisher, 2)
-    began = time.monotonic()
+    start = time.monotonic()
     publisher.leave()
-    assert 0.2 < time.monotonic() - began < 2
-    assert "was cut off" in told.getvalue()
+    assert 0.2 < time.monotonic() - start < 2
+    assert "was cut off" in stream.getvalue()
     uploads.may_go.set()
     time.sleep(0.1)
     assert len(uploads.seen) == 1
 
 
-def test_a_copy_that_cannot_be_made_does_not_end_the_training(publisher, uploads, told):
+def test_a_failed_copy_does_not_end_the_training(publisher, uploads, stream):
     publisher.offer(1, lambda: [][0])
     uploads.may_go.set()
     publisher.finish(is_stopped=never)
-    assert "the weights of step 1 were not pushed" in told.getvalue()
+    assert "the weights of step 1 were not pushed" in stream.getvalue()
 
 
 def test_the_process_ends_with_its_own_code_while_a_snapshot_is_written(tmp_path):
-    """Python aborts where it ends while another thread comes back from the code of torch."""
+    """Python aborts if it ends while another thread returns from the code of torch."""
     script = """
         import sys, time
         from pathlib import Path
         import torch
-        from trainer_loop.record.hub_push import Pushed
+        from trainer_loop.record.hub_push import PushResult
         from trainer_loop.record.logs import Console
         from trainer_loop.record.publisher import Publisher
 
@@ -177,26 +175,26 @@ def test_the_process_ends_with_its_own_code_while_a_snapshot_is_written(tmp_path
 
         publisher = Publisher(
             lambda folder, what: time.sleep(60), model=Path("m"), scratch=Path("s"),
-            console=Console(), again="",
+            console=Console(), command="",
         )
         publisher.offer(1, lambda: write)
         time.sleep(0.2)
         sys.exit(75)
     """
-    began = time.monotonic()
-    done = subprocess.run(
+    start = time.monotonic()
+    result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)], cwd=tmp_path, capture_output=True, text=True, timeout=50
     )
-    assert (done.returncode, done.stdout, done.stderr) == (75, "writing\nwritten\n", "")
-    assert time.monotonic() - began < 30
+    assert (result.returncode, result.stdout, result.stderr) == (75, "writing\nwritten\n", "")
+    assert time.monotonic() - start < 30
 
 
-# --- the copy that is pushed
+# --- the copy of the weights
 
 
 @pytest.mark.parametrize("make", [tiny.make_bert, tiny.make_gpt2], ids=["bert", "gpt2 with tied weights"])
 @pytest.mark.parametrize("averaged", [False, True])
-def test_a_copy_of_the_weights_is_what_an_export_would_have_been(tmp_path, make, averaged):
+def test_a_copy_of_the_weights_equals_an_export_at_the_same_time(tmp_path, make, averaged):
     from safetensors.torch import load_file
 
     from trainer_loop.record.export import ExportRecord
@@ -215,7 +213,7 @@ def test_a_copy_of_the_weights_is_what_an_export_would_have_been(tmp_path, make,
     with averaged_weights.in_place() if averaged else torch.no_grad():
         write_files(tmp_path / "now", model, None, record, card="")
     with torch.no_grad():
-        for parameter in model.parameters():  # training goes on
+        for parameter in model.parameters():  # training continues
             if parameter.requires_grad:
                 parameter.zero_()
     averaged_weights.update()

@@ -12,7 +12,7 @@ def make(path: Path, warnings: list[str] | None = None) -> ReportFacts:
     return ReportFacts(path, warn=[].append if warnings is None else warnings.append)
 
 
-def test_a_resumed_run_adds_up_its_seconds_and_drops_what_it_scores_again(tmp_path: Path):
+def test_a_resumed_run_adds_its_seconds_and_drops_sets_that_it_scores_again(tmp_path: Path):
     path = tmp_path / "report.json"
     first = make(path)
     first.begin("run", step=0, task="a")
@@ -32,7 +32,7 @@ def test_a_resumed_run_adds_up_its_seconds_and_drops_what_it_scores_again(tmp_pa
     assert read_facts(path)["seconds"] == {"preparation": 1.5, "evaluation": 2.0, "export": 1.0}
 
 
-def test_another_run_and_a_damaged_file_begin_anew(tmp_path: Path):
+def test_another_run_or_a_damaged_file_starts_with_empty_facts(tmp_path: Path):
     path = tmp_path / "report.json"
     make(path).begin("first", step=0)
     make(path).begin("second", step=0)
@@ -45,7 +45,7 @@ def test_another_run_and_a_damaged_file_begin_anew(tmp_path: Path):
     assert [start["step"] for start in read_facts(path)["starts"]] == [2]
 
 
-def test_a_file_that_cannot_be_written_is_told_once(tmp_path: Path):
+def test_a_file_that_cannot_be_written_is_reported_once(tmp_path: Path):
     warnings: list[str] = []
     (tmp_path / "report.json").mkdir()
     facts = make(tmp_path / "report.json", warnings)
@@ -55,7 +55,7 @@ def test_a_file_that_cannot_be_written_is_told_once(tmp_path: Path):
     assert "a folder is in its place" in warnings[0]
 
 
-def test_the_stopwatch_adds_up_parts_also_where_they_fail():
+def test_the_stopwatch_also_adds_parts_that_fail():
     watch = Stopwatch()
     for _ in range(2):
         try:

@@ -1,11 +1,11 @@
-"""state.json: what it is called there, and what is refused."""
+"""state.json: the names of its keys, and content that is refused."""
 
 import pytest
 
 from trainer_loop.record.state import TrainState
 
 
-def test_metrics_keep_the_name_that_checkpoints_have_always_had():
+def test_metrics_have_their_old_name_in_checkpoints():
     state = TrainState(step=3, metrics={"loss": 0.5})
     saved = state.state_dict()
     assert saved["figures"] == {"loss": 0.5}
@@ -18,7 +18,7 @@ def test_a_key_of_another_version_is_refused():
         TrainState.from_dict({"step": 1, "pace": 2})
 
 
-def test_what_takes_the_place_of_the_best_can_be_put_back():
+def test_the_best_weights_before_can_be_restored():
     state = TrainState(step=2)
     state.take_best("accuracy", 0.5, {"accuracy": 0.5})
     state.step = 4

@@ -76,7 +76,7 @@ def read_tensorboard(folder: Path) -> dict[int, list[float]]:
     return losses
 
 
-def test_tensorboard_has_one_value_a_step_of_a_run_that_goes_on_and_none_of_another_run():
+def test_tensorboard_has_one_value_a_step_of_a_resumed_run_and_none_of_another_run():
     pytest.importorskip("tensorboard")
     track("tensorboard", range(1, 5), is_resumed=False, identity="of a run whose checkpoints were deleted")
     track("tensorboard", range(1, 5), is_resumed=False)

@@ -1,4 +1,4 @@
-"""A tracker that fails costs one warning, whenever it fails, and no other tracker."""
+"""A failing tracker costs one warning, and does not affect other trackers."""
 
 import json
 import math
@@ -103,7 +103,7 @@ METHODS = ["start", "store_init_configuration", "log", "finish"]
 
 @pytest.mark.parametrize("error", [RuntimeError("a\nb"), OSError(28, "No space left on device"), SystemExit(1)])
 @pytest.mark.parametrize("fails_in", METHODS)
-def test_it_fails_alone_and_once_for_the_reader(fails_in, error):
+def test_a_failing_tracker_is_reported_once_and_does_not_affect_others(fails_in, error):
     faulty, sound = Tracker("faulty", fails_in, error), Tracker("sound", "", error)
     accelerator, warnings = Accelerator(cpu=True, log_with=[faulty, sound]), []
     start_trackers(accelerator, RUN, arguments={}, warn=warnings.append)
@@ -117,7 +117,7 @@ def test_it_fails_alone_and_once_for_the_reader(fails_in, error):
     assert faulty.calls.count("log") == {"log": 3, "finish": 6}.get(fails_in, 0)
 
 
-def test_whoever_asks_accelerate_for_a_tracker_gets_what_he_got_before():
+def test_accelerate_returns_the_same_tracker_as_without_a_guard():
     sound = Tracker("sound", "", RuntimeError())
     accelerator = Accelerator(cpu=True, log_with=[sound])
     start_trackers(accelerator, RUN, arguments={}, warn=pytest.fail)
@@ -127,7 +127,7 @@ def test_whoever_asks_accelerate_for_a_tracker_gets_what_he_got_before():
 
 @pytest.fixture
 def lab(tmp_path, monkeypatch):
-    """A module `tracker_lab` of the user's in the current directory."""
+    """A module `tracker_lab` in the current directory of the user."""
     (tmp_path / "tracker_lab.py").write_text(LAB)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -137,28 +137,28 @@ def read_lines(file: Path) -> list:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_one_of_ones_own_is_made_with_its_arguments_and_those_it_asks_for(lab):
+def test_a_custom_tracker_gets_its_arguments_and_the_run_arguments_that_it_has(lab):
     own = ["tracker_lab.Lines", "tracker_lab.make", "tracker_lab.Bare", "tracker_lab.Lines"]
     arguments = {"tracker_lab.Lines": {"file": "lines.jsonl"}}
     assert check_trackers(own, arguments) == []
     sound = Tracker("sound", "", RuntimeError())
     accelerator = Accelerator(cpu=True, log_with=[sound], project_dir=str(lab))
-    start_trackers(accelerator, RUN, own=own, arguments=arguments, warn=pytest.fail)
+    start_trackers(accelerator, RUN, custom=own, arguments=arguments, warn=pytest.fail)
     accelerator.log({"loss": 2.0}, step=3)
     accelerator.end_training()
-    told = [["config", {"lr": 1.0}], ["log", {"loss": 2.0}, 3], ["finish"]]
-    assert read_lines(lab / "lines.jsonl") == [["made", "p", "0123456789abcdef"], *told]
-    assert read_lines(lab / "made.jsonl") == [["made", "of make", ""], *told]
+    calls = [["config", {"lr": 1.0}], ["log", {"loss": 2.0}, 3], ["finish"]]
+    assert read_lines(lab / "lines.jsonl") == [["made", "p", "0123456789abcdef"], *calls]
+    assert read_lines(lab / "made.jsonl") == [["made", "of make", ""], *calls]
     assert sound.calls == ["start", "store_init_configuration", "log", "finish"]
     assert accelerator.get_tracker("tracker_lab.Lines").file == lab / "lines.jsonl"
 
 
-def test_one_of_ones_own_that_cannot_be_made_costs_a_warning_and_no_other_tracker(lab):
+def test_a_custom_tracker_that_cannot_be_made_costs_a_warning_and_no_other_tracker(lab):
     own = ["tracker_lab.Lines", "tracker_lab.make_nothing", "tracker_lab.make"]
     arguments = {"tracker_lab.Lines": {"file": "lines.jsonl", "fails": True}}
     assert check_trackers(own, arguments) == []
     accelerator, warnings = Accelerator(cpu=True, project_dir=str(lab)), []
-    start_trackers(accelerator, RUN, own=own, arguments=arguments, warn=warnings.append)
+    start_trackers(accelerator, RUN, custom=own, arguments=arguments, warn=warnings.append)
     accelerator.log({"loss": 2.0}, step=3)
     accelerator.end_training()
     assert [warning.partition(";")[0] for warning in warnings] == [
@@ -195,7 +195,7 @@ def test_a_problem_is_found_before_the_run_starts(lab, name, arguments, parts):
     assert "s3cr3t" not in problem
 
 
-def test_arguments_of_a_tracker_that_is_not_named_are_a_problem(lab):
+def test_arguments_of_an_unlisted_tracker_are_a_problem(lab):
     assert check_trackers(["tracker_lab.make"], {"wandb": {}, "tracker_lab": {"make": {}}}) == [
         "log.tracker_args.wandb: it is not among log.trackers; add it there",
         "log.tracker_args.tracker_lab: it is not among log.trackers; write log.tracker_args={tracker_lab.make: {...}}",
@@ -203,7 +203,7 @@ def test_arguments_of_a_tracker_that_is_not_named_are_a_problem(lab):
 
 
 @pytest.mark.parametrize(
-    ("values", "step", "wanted"),
+    ("values", "step", "expected"),
     [
         ({"loss": 0.5, "lr": 0.1, "rows_per_second": 99.0}, 20, True),  # how fast it was does not matter
         ({"loss": 0.5004, "lr": 0.1}, 20, True),  # on other processes
@@ -216,13 +216,13 @@ def test_arguments_of_a_tracker_that_is_not_named_are_a_problem(lab):
         ({"loss": 0.5}, 10, False),
     ],
 )
-def test_a_row_that_was_logged_before_is_known(values, step, wanted):
+def test_a_row_that_was_logged_before_is_recognised(values, step, expected):
     rows = [{"step": 20, "epoch": 1.0, "loss": 0.5, "lr": 0.1, "rows_per_second": 5.0}]
     rows += [{"step": 20, "validation/loss": None, "validation/samples": [{"text": "x"}]}]
-    assert LoggedRows(rows).have(values, step) is wanted
+    assert LoggedRows(rows).have(values, step) is expected
 
 
-def test_a_resumed_run_sends_what_is_new_and_uploads_its_files(lab):
+def test_a_resumed_run_sends_new_rows_and_uploads_its_files(lab):
     (lab / "report.html").write_text("<html>")
     run = TrackedRun(
         "p",
@@ -232,15 +232,17 @@ def test_a_resumed_run_sends_what_is_new_and_uploads_its_files(lab):
         files=[lab / "report.html", lab / "none.html"],
     )
     accelerator = Accelerator(cpu=True, project_dir=str(lab))
-    start_trackers(accelerator, run, own=["tracker_lab.Lines", "tracker_lab.Bare"], arguments=LINES, warn=pytest.fail)
+    start_trackers(
+        accelerator, run, custom=["tracker_lab.Lines", "tracker_lab.Bare"], arguments=LINES, warn=pytest.fail
+    )
     for step in (2, 3, 4):
         accelerator.log({"loss": float(step)}, step=step)
     accelerator.end_training()
-    told = [["config", {"lr": 1.0}], ["log", {"loss": 4.0}, 4], ["file", "<html>"], ["finish"]]
-    assert read_lines(lab / "lines.jsonl")[1:] == told
+    calls = [["config", {"lr": 1.0}], ["log", {"loss": 4.0}, 4], ["file", "<html>"], ["finish"]]
+    assert read_lines(lab / "lines.jsonl")[1:] == calls
 
 
-def test_names_from_the_environment_stay(monkeypatch):
+def test_names_from_the_environment_have_priority(monkeypatch):
     monkeypatch.setenv("WANDB_RUN_ID", "of-a-sweep")
     monkeypatch.setenv("CLEARML_TASK", "mine")
     assert (_name_run("wandb", RUN), _name_run("clearml", RUN)) == ({"name": "imdb"}, {})

@@ -1,4 +1,4 @@
-"""Where lines, ticks and marks of a chart lie."""
+"""The places of lines, ticks and marks of a chart."""
 
 import math
 
@@ -16,7 +16,7 @@ def test_a_gap_divides_a_line_and_a_lone_point_is_a_dot():
     assert len(shape.dots) == 3
 
 
-def test_everything_lies_within_the_figure():
+def test_all_marks_lie_within_the_figure():
     points = [(step, math.sin(step) * 1e-7 - 3) for step in range(1000)]
     drawn = Chart("loss", "step", [Series("a", points)], marks=[-100, 500, 2000]).draw()
     pairs = [pair.split(",") for pair in drawn.shapes[0].path.removeprefix("M").split(" ")]
@@ -51,7 +51,7 @@ def test_a_run_has_the_same_colour_in_all_charts_of_a_comparison():
     assert len(overlay_curves({str(number): rows for number in range(9) for rows in [runs["a"]]})[0].series) == 8
 
 
-def test_bars_of_whole_numbers_are_of_as_many_numbers_each():
+def test_bars_of_integers_have_equal_widths():
     values = np.arange(30)
     (bars,) = draw_histogram("tokens", values, "tokens").series
     assert [y for _, y in bars.points[:-1]] == [2.0] * 15
@@ -59,7 +59,7 @@ def test_bars_of_whole_numbers_are_of_as_many_numbers_each():
     assert few.points == [(3.0, 2.0), (4.0, 0.0), (5.0, 1.0), (6.0, 0.0)]
 
 
-def test_an_axis_may_be_by_order_of_magnitude_or_of_names():
+def test_an_axis_may_be_logarithmic_or_have_names():
     drawn = Chart("loss", "lr", [Series("a", [(1e-4, 1.0)], "dots")], x_range=(1e-5, 1e-3), x_log=True).draw()
     assert drawn.x_ticks == [(drawn.left, "1e-5"), (199.0, "1e-4"), (drawn.right, "0.001")]
     assert drawn.shapes[0].dots[0][0] == 199.0
@@ -71,7 +71,7 @@ def test_an_axis_may_be_by_order_of_magnitude_or_of_names():
     assert len(named.shapes[0].dots) == 1000
 
 
-def test_of_many_points_peaks_and_gaps_are_kept():
+def test_peaks_and_gaps_of_many_points_are_kept():
     points = [(step, float(step % 10)) for step in range(10_000)]
     points[5003] = (5003, 1e6)
     points[7001] = (7001, math.nan)
@@ -99,7 +99,7 @@ def test_metrics_of_training_and_validation_share_a_chart():
     assert charts["f1"].marks == [1]
 
 
-def test_a_rate_that_says_what_another_one_says_has_no_chart():
+def test_a_rate_that_equals_another_one_has_no_chart():
     rates = {"rows_per_second": 1.0, "tokens_per_second": 9.0, "tokens_per_second_per_device": 9.0, "padding": 0.1}
     rows = [{"step": 1, **rates}, {"step": 2, **rates}]
     assert [chart.title for chart in draw_curves(rows)] == ["Tokens a second", "Padding, share of all tokens"]

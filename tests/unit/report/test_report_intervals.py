@@ -1,4 +1,4 @@
-"""Bootstrap intervals: those of scipy, and their coverage of a known truth."""
+"""Bootstrap intervals: compared with scipy, and their coverage of a known truth."""
 
 import sys
 
@@ -15,7 +15,7 @@ def find(name: str, predictions: np.ndarray, references: np.ndarray, seed: int =
     return find_intervals(metrics, {"predictions": predictions, "references": references}, seed=seed)
 
 
-def test_they_are_those_of_scipy():
+def test_intervals_equal_those_of_scipy():
     generator = np.random.default_rng(1)
     references = generator.integers(0, 2, 300)
     predictions = np.where(generator.uniform(size=300) < 0.8, references, 1 - references)
@@ -26,7 +26,7 @@ def test_they_are_those_of_scipy():
     assert (found.low, found.high) == pytest.approx(tuple(expected), abs=0.008)
 
 
-def test_a_metric_that_is_no_mean_over_rows_is_computed_anew():
+def test_a_metric_that_is_no_mean_over_rows_is_computed_for_each_draw():
     generator = np.random.default_rng(1)
     references = generator.integers(0, 2, 200)
     predictions = np.where(generator.uniform(size=200) < 0.7, references, 1 - references)
@@ -47,7 +47,7 @@ def test_rows_of_texts_are_compared_each_once():
     assert (found.low, found.high) == (0.25, 1.0)
 
 
-def test_of_100_intervals_about_95_hold_the_truth():
+def test_about_95_of_100_intervals_contain_the_truth():
     generator = np.random.default_rng(3)
     held = 0
     for seed in range(200):
@@ -64,7 +64,7 @@ def test_numbers_of_many_values_are_drawn_like_those_of_few():
     assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.02)
 
 
-def test_the_same_seed_gives_the_same_interval_and_what_cannot_be_computed_has_none():
+def test_the_same_seed_gives_the_same_interval_and_a_failing_metric_has_none():
     rows = np.arange(40) % 2, np.arange(40) % 3 % 2
     assert find("f1", *rows, seed=5) == find("f1", *rows, seed=5)
     assert find("mae", np.ones(0), np.ones(0)) == {}
@@ -72,7 +72,7 @@ def test_the_same_seed_gives_the_same_interval_and_what_cannot_be_computed_has_n
     assert find_intervals(metrics, {"predictions": rows[0]}) == {}
 
 
-def test_what_no_draw_changes_has_none_and_nor_has_a_count_of_the_data():
+def test_a_constant_metric_and_a_count_of_the_data_have_no_interval():
     assert find("accuracy", np.ones(20, dtype=np.int64), np.ones(20, dtype=np.int64)) == {}
     tags = np.fromiter([np.array([0, 1]), np.array([1, 0]), np.array([0, 0])] * 9, dtype=object, count=27)
     wrong = np.fromiter([np.array([0, 1]), np.array([0, 0]), np.array([0, 0])] * 9, dtype=object, count=27)
@@ -82,7 +82,7 @@ def test_what_no_draw_changes_has_none_and_nor_has_a_count_of_the_data():
     assert not any("support" in name for name in found)
 
 
-def test_what_few_draws_change_has_none():
+def test_a_metric_that_few_draws_change_has_no_interval():
     rows = (np.arange(100) < 4).astype(np.int64)  # two draws of a hundred hold no row of class 1: their F1 is 0
     assert find("f1", rows, rows) == {}
 
@@ -95,11 +95,11 @@ def test_a_metric_that_is_zero_for_one_row_and_for_all_is_no_mean_over_rows(name
     assert found.high > 0.2
 
 
-def test_one_row_says_nothing_of_others():
+def test_a_single_row_has_no_interval():
     assert find("accuracy", np.ones(1, dtype=np.int64), np.ones(1, dtype=np.int64)) == {}
 
 
-def test_a_metric_whose_package_is_missing_has_none(monkeypatch: pytest.MonkeyPatch):
+def test_a_metric_without_its_package_has_no_interval(monkeypatch: pytest.MonkeyPatch):
     for name in ["sacrebleu", *(name for name in sys.modules if name.startswith("sacrebleu."))]:
         monkeypatch.setitem(sys.modules, name, None)
     known = np.fromiter([["a b"], ["c d"]], dtype=object, count=2)
@@ -107,7 +107,7 @@ def test_a_metric_whose_package_is_missing_has_none(monkeypatch: pytest.MonkeyPa
     assert list(find_intervals(load_metrics(["sacrebleu", "exact_match"], num_labels=None), columns)) == ["exact_match"]
 
 
-def test_of_many_rows_fewer_are_drawn_and_the_interval_is_as_wide(monkeypatch: pytest.MonkeyPatch):
+def test_fewer_of_many_rows_are_drawn_and_the_interval_is_as_wide(monkeypatch: pytest.MonkeyPatch):
     generator = np.random.default_rng(5)
     references = generator.integers(0, 2, 4000)
     rows = np.where(generator.uniform(size=4000) < 0.7, references, 1 - references), references

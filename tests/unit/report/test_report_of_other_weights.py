@@ -1,4 +1,4 @@
-"""A report shows metrics, predictions and rows of the same weights; what is of others is left out, or said to be."""
+"""A report shows metrics, predictions and rows of the same weights; those of other weights are left out or marked."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,7 @@ def test_metrics_are_those_of_the_predictions(
     exported: int | None, scored: int | None, accuracy: float, title: str, tmp_path: Path
 ):
     run = evaluate(tmp_path, exported=exported, scored=scored)
-    assert read_run(run).list_figures("validation")["validation"]["accuracy"] == accuracy
+    assert read_run(run).list_metrics("validation")["validation"]["accuracy"] == accuracy
     assert title in Page(write_report(run)).text
 
 
@@ -63,7 +63,7 @@ def test_predictions_of_other_weights_are_left_out(exported: int, scored: int, i
     assert list(read_run(run).sets) == ["validation"] * is_shown
 
 
-def test_predictions_that_were_cut_off_are_left_out(tmp_path: Path):
+def test_incomplete_predictions_are_left_out(tmp_path: Path):
     run = make_run(tmp_path, score_classes(40, 3), names=["a", "b", "c"], outputs=OF_CLASSES)
     path = run / "predictions" / "test.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:30]))
@@ -86,7 +86,7 @@ def test_without_facts_only_test_sets_that_were_scored_are_shown(tmp_path: Path)
     assert not read_run(run).sets
 
 
-def test_a_checkpoint_that_is_removed_meanwhile_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_checkpoint_that_is_removed_during_the_report_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = make_run(tmp_path, score_classes(40, 3), names=["a", "b", "c"], outputs=OF_CLASSES)
     for step in (1, 2):
         (run / "checkpoints" / f"step-{step:08}").mkdir(parents=True)

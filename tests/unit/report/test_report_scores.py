@@ -1,4 +1,4 @@
-"""What predictions tell by class, confidence and row: against scikit-learn, and by hand."""
+"""Scores by class, confidence and row: compared with scikit-learn, and computed by hand."""
 
 import numpy as np
 import pytest
@@ -11,22 +11,22 @@ REFERENCES, PREDICTIONS = GENERATOR.integers(0, 5, (2, 200))
 PREDICTIONS = np.where(PREDICTIONS == 4, 3, PREDICTIONS)  # class 4 is never predicted
 
 
-def test_scores_of_classes_are_those_of_scikit_learn():
-    scores = score_classes(PREDICTIONS, REFERENCES, 6)  # class 5 is not there
+def test_scores_of_classes_equal_those_of_scikit_learn():
+    scores = score_classes(PREDICTIONS, REFERENCES, 6)  # class 5 has no rows
     expected = precision_recall_fscore_support(REFERENCES, PREDICTIONS, labels=range(6), zero_division=0)
-    for own, other in zip((scores.precision, scores.recall, scores.f1, scores.there), expected, strict=True):
+    for own, other in zip((scores.precision, scores.recall, scores.f1, scores.support), expected, strict=True):
         assert own == pytest.approx(other)
 
 
-def test_scores_of_sets_of_classes_are_those_of_scikit_learn():
+def test_scores_of_sets_of_classes_equal_those_of_scikit_learn():
     references, predictions = GENERATOR.integers(0, 2, (2, 50, 3)).astype(bool)
     scores = score_classes(predictions, references, 3)
     expected = precision_recall_fscore_support(references, predictions, zero_division=0)
-    for own, other in zip((scores.precision, scores.recall, scores.f1, scores.there), expected, strict=True):
+    for own, other in zip((scores.precision, scores.recall, scores.f1, scores.support), expected, strict=True):
         assert own == pytest.approx(other)
 
 
-def test_confusions_are_those_of_scikit_learn_and_other_classes_are_added_up():
+def test_confusions_equal_those_of_scikit_learn_and_other_classes_are_summed():
     expected = confusion_matrix(REFERENCES, PREDICTIONS, labels=range(5))
     table = confuse(PREDICTIONS, REFERENCES, np.arange(5))
     assert (table[:, :-1] == expected).all()
@@ -49,7 +49,7 @@ def test_the_calibration_error_by_hand():
     assert found.error == pytest.approx((2 * 0.075 + 2 * 0.025) / 5)
 
 
-def test_a_model_that_is_as_sure_as_it_is_right_has_almost_no_calibration_error():
+def test_a_calibrated_model_has_almost_no_calibration_error():
     probability = GENERATOR.uniform(0.5, 1, 100_000)
     is_right = GENERATOR.uniform(size=100_000) < probability
     assert calibrate(probability, is_right).error < 0.01

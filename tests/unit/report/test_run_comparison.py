@@ -1,4 +1,4 @@
-"""Runs beside each other: tests of the same rows against what is known of them, and the page."""
+"""Comparison of runs: tests on the same rows, compared with known results, and the page."""
 
 import itertools
 import json
@@ -44,7 +44,7 @@ def test_classes_are_compared_by_mcnemars_exact_test(first_only: int, second_onl
     assert found.low <= found.errors[1] - found.errors[0] <= found.high
 
 
-def test_rows_of_which_the_models_are_most_unlike_sure_come_first():
+def test_rows_with_the_largest_difference_in_confidence_come_first():
     references, second = np.zeros(4, dtype=int), np.array([1, 1, 0, 1])
     sure = [
         ScoredRows(OF_CLASSES, ["a", "b", "c", "d"], own, references, {"reference_probability": np.array(sure)}, [])
@@ -68,7 +68,7 @@ def test_numbers_are_compared_by_all_signs_of_their_differences():
 
 
 @pytest.mark.parametrize("differs", [0, 1, 2])
-def test_few_rows_that_differ_say_little(differs: int):
+def test_few_different_rows_give_a_large_p_value(differs: int):
     second = np.array([1.0] * differs + [0.0] * (5 - differs))
     found = compare_rows(make_rows(OF_NUMBERS, np.zeros(5), np.zeros(5)), make_rows(OF_NUMBERS, second, np.zeros(5)))
     assert found is not None
@@ -83,7 +83,7 @@ def test_a_loss_that_is_larger_by_the_same_amount_a_token_has_no_spread():
     assert (found.low, found.high) == pytest.approx((0.1, 0.1))
 
 
-def test_equal_models_are_found_unlike_as_often_as_the_level_says():
+def test_equal_models_differ_significantly_as_often_as_the_level_says():
     generator = np.random.default_rng(1)
     references = np.zeros(40)
     p_values, covered = [], 0
@@ -111,7 +111,7 @@ def test_other_rows_or_other_labels_are_not_compared():
 
 
 def make_runs(folder: Path) -> list[str]:
-    """Two repeats of one config, and one of another, which is better; the last one has other rows."""
+    """Two repeats of one config, a better run of another config, and a run with other rows."""
     generator = np.random.default_rng(0)
     references = generator.integers(0, 2, 120)
     runs = []
@@ -150,8 +150,12 @@ def test_repeats_are_one_column_and_other_configs_are_tested_on_the_same_rows(tm
     )
     assert "test: the rows of run_a1 and run_c are not the same" in lines
     shown = Page(page).text
-    for told in ("run_b is better on 35 rows", "text <b>7</b>", "test: the rows of run_a1 and run_c are not the same"):
-        assert told in shown, told
+    for message in (
+        "run_b is better on 35 rows",
+        "text <b>7</b>",
+        "test: the rows of run_a1 and run_c are not the same",
+    ):
+        assert message in shown, message
     assert "run_a1 is better" not in shown
 
 
@@ -168,7 +172,7 @@ def test_a_mean_says_how_many_of_the_repeats_have_a_number(tmp_path: Path, capsy
     assert "1 min 10 s ± 0.0 s (2 runs)" in out
 
 
-def test_a_copy_of_a_run_is_no_other_run_and_repeats_on_unlike_rows_are_named(tmp_path: Path, capsys):
+def test_a_copy_of_a_run_is_refused_and_repeats_on_other_rows_are_reported(tmp_path: Path, capsys):
     first, second, other, _ = map(Path, make_runs(tmp_path))
     for run, identity in ((first, "1"), (second, "2"), (other, "1")):  # other: a copy of the first that went on
         (run / "environment.json").write_text(json.dumps({"run": identity}))
@@ -186,7 +190,7 @@ def test_a_copy_of_a_run_is_no_other_run_and_repeats_on_unlike_rows_are_named(tm
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["{run}"], "name two run directories or more"),
         (["{run}", "{run}/../run_b"], "a run directory is named twice"),
@@ -194,7 +198,7 @@ def test_a_copy_of_a_run_is_no_other_run_and_repeats_on_unlike_rows_are_named(tm
         (["{run}", "{run}", "html=/nowhere/page.html"], "html=/nowhere/page.html: it must be a file in a folder"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(arguments: list[str], told: str, tmp_path: Path, capsys):
+def test_runs_that_cannot_be_compared_are_refused(arguments: list[str], message: str, tmp_path: Path, capsys):
     run = make_runs(tmp_path)[2]
     assert main([argument.format(run=run, folder=tmp_path) for argument in arguments]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err

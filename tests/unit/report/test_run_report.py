@@ -1,4 +1,4 @@
-"""report.html of run directories that are made here, file by file."""
+"""report.html of run directories that these tests write file by file."""
 
 import json
 import os
@@ -26,7 +26,7 @@ OF_CLASSES = {"predictions": "class", "probabilities": "probabilities", "referen
 
 
 class Page(HTMLParser):
-    """Sees that every tag is closed and that nothing is loaded or run, and collects what an assertion asks for."""
+    """Checks that every tag is closed and nothing is loaded or run, and collects texts for assertions."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -108,7 +108,7 @@ def test_a_page_of_many_labels_with_odd_names_and_texts(tmp_path: Path):
     run = make_run(tmp_path, score_classes(900, 200), names=names, outputs=OF_CLASSES, texts=texts)
     page = Page(write_report(run))
     assert all(text in page.text for text in (*names[:2], *texts))
-    for told in (
+    for message in (
         "test accuracy",
         "95% interval",
         "All 200 labels",
@@ -123,12 +123,12 @@ def test_a_page_of_many_labels_with_odd_names_and_texts(tmp_path: Path):
         "2.00 GB",
         "optimizer.lr",
     ):
-        assert told in page.text, told
+        assert message in page.text, message
     assert (run / "report.html").stat().st_size < 500_000
 
 
 @pytest.mark.parametrize(
-    ("outputs", "predictions", "references", "names", "told"),
+    ("outputs", "predictions", "references", "names", "message"),
     [
         ({"predictions": "class", "references": "class"}, [1, 0, 1], [1, 1, 1], None, "share of errors"),
         (OF_CLASSES, [1, 1, 1], [1, 1, 1], ["no", "yes"], "By label"),
@@ -170,7 +170,7 @@ def test_each_kind_of_prediction_is_read_as_it_was_and_shown(
     predictions: list[Any],
     references: list[Any],
     names: list[str] | None,
-    told: str,
+    message: str,
     tmp_path: Path,
 ):
     def as_column(values: list[Any]) -> np.ndarray:
@@ -191,7 +191,7 @@ def test_each_kind_of_prediction_is_read_as_it_was_and_shown(
             are_tags = outputs["predictions"] == "tags"
             assert np.array_equal(one, np.maximum(known, -1) if are_tags else known)  # of a tag that is no target -1
     assert read.details["tokens"].tolist() == list(range(len(predictions)))
-    assert told in Page(write_report(run)).text
+    assert message in Page(write_report(run)).text
 
 
 def test_data_without_texts_has_no_columns_of_tokens():
@@ -229,8 +229,8 @@ def test_the_page_to_share_has_no_rows_and_no_secrets(tmp_path: Path, monkeypatc
     (tmp_path / "shared.html").write_text(make_report_to_share(run))
     shared = Page(tmp_path / "shared.html").text
     assert not any(text in shared for text in hidden)
-    for told in ("exact_match", "Mistakes: test", "optimizer.lr", "***", "train: with ***", "3.11", "1 - F1"):
-        assert told in shared, told
+    for message in ("exact_match", "Mistakes: test", "optimizer.lr", "***", "train: with ***", "3.11", "1 - F1"):
+        assert message in shared, message
 
 
 def keep_only_metrics(run: Path) -> None:
@@ -256,7 +256,7 @@ def damage(run: Path) -> None:
         (damage, "environment.json is left out", "By label"),
     ],
 )
-def test_what_is_not_there_or_damaged_is_left_out(
+def test_missing_or_damaged_files_are_left_out(
     change: Callable[[Path], None], there: str, missing: str, tmp_path: Path
 ):
     run = make_run(tmp_path, score_classes(40, 3), names=["a", "b", "c"], outputs=OF_CLASSES)
@@ -267,7 +267,7 @@ def test_what_is_not_there_or_damaged_is_left_out(
 
 
 @pytest.mark.parametrize(
-    ("name", "before", "after", "told"),
+    ("name", "before", "after", "message"),
     [
         ("status.json", '"finished"', "[]", "ended is []"),
         ("environment.json", '["x"]', "null", "command is None"),
@@ -281,8 +281,8 @@ def test_what_is_not_there_or_damaged_is_left_out(
         ("predictions/test.jsonl", '"prediction": "a"', f'"prediction": {10**40}', "too large"),
     ],
 )
-def test_a_file_with_values_of_other_types_is_left_out_and_told(
-    name: str, before: str, after: str, told: str, tmp_path: Path
+def test_a_file_with_values_of_other_types_is_left_out_and_reported(
+    name: str, before: str, after: str, message: str, tmp_path: Path
 ):
     run = make_run(tmp_path, score_classes(40, 3), names=["a", "b", "c"], outputs=OF_CLASSES, texts=["one"])
     (run / "status.json").write_text('{"ended": "finished", "exit_code": 0, "step": 2}')
@@ -294,19 +294,19 @@ def test_a_file_with_values_of_other_types_is_left_out_and_told(
     read = read_run(run)
     assert len(read.notes) == 1
     assert read.notes[0].startswith(f"{run / name} is left out: ")
-    assert told in read.notes[0]
+    assert message in read.notes[0]
     make_report(read, name="run", intervals={})
 
 
 @pytest.mark.parametrize("value", ["[]", '"low"', "true", "NaN", str(10**400), "{}"])
-def test_a_row_of_figures_with_a_value_that_is_none_is_no_row(value: str, tmp_path: Path):
+def test_a_row_with_an_invalid_value_is_no_row(value: str, tmp_path: Path):
     run = make_run(tmp_path, score_classes(40, 3), names=["a", "b", "c"], outputs=OF_CLASSES)
     whole = (run / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").write_text(whole.replace('"loss": 2.0', f'"loss": {value}'))
     assert len(read_run(run).metrics) == whole.count("\n") - 1
 
 
-def test_what_was_counted_last_is_shown_as_far_as_it_is_known(tmp_path: Path):
+def test_the_last_counts_are_shown_as_far_as_they_are_known(tmp_path: Path):
     run = make_run(tmp_path, score_classes(40, 3), names=["a", "b", "c"], outputs=OF_CLASSES)
     whole = (run / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").write_text(whole.replace('"train_seconds": 70.0, "rows_seen": 64', '"train_seconds": null'))
@@ -325,14 +325,14 @@ def test_what_was_counted_last_is_shown_as_far_as_it_is_known(tmp_path: Path):
         ({"evaluate.metrics": 5}, []),
     ],
 )
-def test_intervals_are_of_what_can_be_computed(keys: dict[str, Any], found: list[str], tmp_path: Path):
+def test_metrics_that_can_be_computed_have_intervals(keys: dict[str, Any], found: list[str], tmp_path: Path):
     run = make_run(tmp_path, score_classes(40, 3), names=["a", "b", "c"], outputs=OF_CLASSES)
     read = read_run(run)
     read = replace(read, config={**read.config, "evaluate.metrics": ["accuracy"], **keys})
     assert list(read.find_intervals()["test"]) == found
 
 
-def test_two_commands_that_write_one_page_at_once_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_two_commands_may_write_one_page_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = make_run(tmp_path, score_classes(40, 3), names=["a", "b", "c"], outputs=OF_CLASSES)
     replace, others = os.replace, [write_report]
 
