@@ -1,9 +1,11 @@
 """One small training run described by plain values, so that one process and two can run the very same thing."""
 
+import functools
 import json
 import os
 import socket
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -172,6 +174,13 @@ def run_here(scenario: Scenario, directory: Path) -> Outcome:
         num_graphs=torch._dynamo.utils.counters["stats"]["unique_graphs"] if scenario.backend else 0,
         num_updates=loop.engine.schedule_step,
     )
+
+
+@functools.cache
+def run_alone(scenario: Scenario) -> Outcome:
+    """Run the scenario on one process. Tests that compare with the same scenario share its outcome."""
+    with tempfile.TemporaryDirectory() as directory:
+        return run_here(scenario, Path(directory))
 
 
 def make_task(scenario: Scenario) -> tiny.Task:

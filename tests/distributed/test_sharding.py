@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from scenarios import Outcome, Scenario, run_here, run_in_group
+from scenarios import Outcome, Scenario, run_alone, run_in_group
 
 from trainer_loop.memory_report import split
 from trainer_loop.parallel.memory_plan import plan_full, plan_zero2
@@ -95,7 +95,7 @@ def find_outcome(scenario: Scenario, known: dict[str, Outcome], directory: Path,
 @pytest.mark.parametrize(("case", "how"), list_cells(CASES, QUICK))
 def test_two_processes_make_the_updates_of_one(case: str, how: str, on_two: dict[str, Outcome], tmp_path: Path):
     other = find_outcome(shard(CASES[case], how), on_two, tmp_path, num_processes=2)
-    assert_equal(run_here(CASES[case], tmp_path), other)
+    assert_equal(run_alone(CASES[case]), other)
 
 
 @pytest.mark.parametrize(("case", "how"), list_cells(IN_COPIES, QUICK_IN_COPIES))
@@ -103,29 +103,27 @@ def test_two_copies_of_a_sharded_model_make_the_updates_of_one_process(
     case: str, how: str, on_four: dict[str, Outcome], tmp_path: Path
 ):
     other = find_outcome(shard(CASES[case], how, replicas=2), on_four, tmp_path, num_processes=4)
-    assert_equal(run_here(CASES[case], tmp_path), other)
+    assert_equal(run_alone(CASES[case]), other)
 
 
 @pytest.mark.parametrize("case", WAITING)
-def test_the_update_does_not_depend_on_where_and_how_long_gradients_wait(
-    case: str, on_two: dict[str, Outcome], tmp_path: Path
-):
+def test_the_update_does_not_depend_on_where_and_how_long_gradients_wait(case: str, on_two: dict[str, Outcome]):
     alone = replace(WAITING[case], shard="none", exchange="microbatch", offload="none")
-    assert_equal(run_here(alone, tmp_path), on_two[WAITING[case].name])
+    assert_equal(run_alone(alone), on_two[WAITING[case].name])
 
 
 @pytest.mark.parametrize("how", SHARDS)
 @pytest.mark.parametrize("place", TIGHT)
 def test_all_cut_smaller_before_the_first_step_where_one_runs_out_of_memory(
-    place: str, how: str, on_two: dict[str, Outcome], tmp_path: Path
+    place: str, how: str, on_two: dict[str, Outcome]
 ):
     outcome = on_two[shard(TIGHT[place], how).name]
     assert sum(map(sum, outcome.microbatches)) > sum(map(sum, on_two[shard(BASE, how).name].microbatches))
-    assert_equal(run_here(BASE, tmp_path), outcome)
+    assert_equal(run_alone(BASE), outcome)
 
 
-def test_copies_of_a_sharded_model_cut_smaller_too(on_four: dict[str, Outcome], tmp_path: Path):
-    alone = run_here(BASE, tmp_path)
+def test_copies_of_a_sharded_model_cut_smaller_too(on_four: dict[str, Outcome]):
+    alone = run_alone(BASE)
     for case in (shard(TIGHT["backward"], "full", replicas=2), *TIGHT_IN_COPIES.values()):
         assert_equal(alone, on_four[case.name])
 

@@ -280,20 +280,23 @@ def platform() -> dict[str, str]:
     }
 
 
-def run_all(directory: Path, names: Sequence[str] = tuple(CASES)) -> dict[str, Any]:
-    """The results of these cases on one process and on two."""
+def run_all(
+    directory: Path, names: Sequence[str] = tuple(CASES), *, on_two: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """Return the results of these cases on one process, and on two (those in `on_two`; None: all)."""
     import fork_server
     from scenarios import make_ranks
 
     prepare(directory)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    environment |= {"TRAINER_LOOP_CACHE": str(directory / "cache"), "HF_DATASETS_CACHE": str(directory / "datasets")}
+    environment |= {"TRAINER_LOOP_CACHE": str(directory / "cache")}
+    environment.setdefault("HF_DATASETS_CACHE", str(directory / "datasets"))  # tests have one, and a server for it
     results = {}
-    for num_processes, ranks in ((1, [{}]), (2, make_ranks(2))):
+    for num_processes, ranks, cases in ((1, [{}], names), (2, make_ranks(2), names if on_two is None else on_two)):
         with (directory / f"output-{num_processes}.txt").open("w+") as output:
             processes = [
                 fork_server.start(
-                    [__file__, *names, "--run-in", str(directory)],
+                    [__file__, *cases, "--run-in", str(directory)],
                     cwd=ROOT,
                     env=environment | rank,
                     stdout=output,

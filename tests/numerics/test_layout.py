@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from scenarios import Outcome, Scenario, run_here, run_in_group
+from scenarios import Outcome, Scenario, run_alone, run_in_group
 
 # Batches of up to 16 x 60 padded tokens: each of the cuts below makes several microbatches of them.
 LONG = Scenario(batch_size=16, longest=60, num_steps=8)
@@ -50,17 +50,17 @@ def assert_equal(one: Outcome, other: Outcome) -> None:
     torch.testing.assert_close(other.weights, one.weights, rtol=0, atol=1e-6)
 
 
-def test_parameters_that_only_some_microbatches_use_learn_alike(on_two: dict[str, Outcome], tmp_path: Path):
-    alone = run_here(SPARING, tmp_path)
+def test_parameters_that_only_some_microbatches_use_learn_alike(on_two: dict[str, Outcome]):
+    alone = run_alone(SPARING)
     assert_equal(alone, on_two[SPARING.name])
-    assert_equal(alone, run_here(replace(SPARING, max_tokens=None), tmp_path))
+    assert_equal(alone, run_alone(replace(SPARING, max_tokens=None)))
 
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("cut", CUTS)
-def test_update_does_not_depend_on_the_microbatches(base: str, cut: str, tmp_path: Path):
-    whole = run_here(BASES[base], tmp_path)
-    parts = run_here(replace(BASES[base], **CUTS[cut]), tmp_path)
+def test_update_does_not_depend_on_the_microbatches(base: str, cut: str):
+    whole = run_alone(BASES[base])
+    parts = run_alone(replace(BASES[base], **CUTS[cut]))
     assert max(parts.microbatches[0]) > max(whole.microbatches[0]) == 1
     assert len(whole.losses) == 8
     assert_equal(whole, parts)
@@ -68,62 +68,56 @@ def test_update_does_not_depend_on_the_microbatches(base: str, cut: str, tmp_pat
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("cut", ["whole", *CUTS])
-def test_update_does_not_depend_on_the_number_of_processes(
-    base: str, cut: str, on_two: dict[str, Outcome], tmp_path: Path
-):
-    one = run_here(BASES[base], tmp_path)
+def test_update_does_not_depend_on_the_number_of_processes(base: str, cut: str, on_two: dict[str, Outcome]):
+    one = run_alone(BASES[base])
     two = on_two[replace(BASES[base], **CUTS.get(cut, {})).name]
     assert all(steps > 0 for process in two.microbatches for steps in process)
     assert_equal(one, two)
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_freezing_and_clipping_by_value_do_not_depend_on_it_either(
-    base: str, on_two: dict[str, Outcome], tmp_path: Path
-):
+def test_freezing_and_clipping_by_value_do_not_depend_on_it_either(base: str, on_two: dict[str, Outcome]):
     scenario = replace(BASES[base], **OPTIONS)
-    one = run_here(replace(scenario, max_tokens=None), tmp_path)
+    one = run_alone(replace(scenario, max_tokens=None))
     assert_equal(one, on_two[scenario.name])
-    plain = run_here(BASES[base], tmp_path)
+    plain = run_alone(BASES[base])
     assert (one.weights - plain.weights).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_weights_of_rows_count_alike_in_every_cut_and_on_two_processes(
-    base: str, on_two: dict[str, Outcome], tmp_path: Path
-):
+def test_weights_of_rows_count_alike_in_every_cut_and_on_two_processes(base: str, on_two: dict[str, Outcome]):
     scenario = replace(BASES[base], **WEIGHTED)
-    one = run_here(scenario, tmp_path)
+    one = run_alone(scenario)
     for cut in ("one row", "budget 64", "packed"):
-        assert_equal(one, run_here(replace(scenario, **CUTS[cut]), tmp_path))
+        assert_equal(one, run_alone(replace(scenario, **CUTS[cut])))
     assert_equal(one, on_two[scenario.name])
     assert_equal(one, on_two[replace(scenario, **CUTS["packed"]).name])
-    assert (one.weights - run_here(BASES[base], tmp_path).weights).abs().max() > 1e-4
+    assert (one.weights - run_alone(BASES[base]).weights).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_a_process_without_rows_in_a_step_changes_nothing(base: str, on_two: dict[str, Outcome], tmp_path: Path):
+def test_a_process_without_rows_in_a_step_changes_nothing(base: str, on_two: dict[str, Outcome]):
     scenario = replace(BASES[base], **IDLE)
     two = on_two[scenario.name]
     assert [process[3] for process in two.microbatches] == [1, 0]  # the last step of the epoch: one row
-    assert_equal(run_here(scenario, tmp_path), two)
+    assert_equal(run_alone(scenario), two)
 
 
 @pytest.mark.parametrize("base", [name for name in BASES if "causal" in name])
-def test_a_process_without_targets_in_a_step_changes_nothing(base: str, on_two: dict[str, Outcome], tmp_path: Path):
+def test_a_process_without_targets_in_a_step_changes_nothing(base: str, on_two: dict[str, Outcome]):
     scenario = replace(BASES[base], **BLANK)
     two = on_two[scenario.name]
     blank = set(range(0, 20, 2))
     steps = zip(*two.rows, strict=True)
     assert any((set(first) <= blank) != (set(second) <= blank) for first, second in steps)
-    assert_equal(run_here(scenario, tmp_path), two)
+    assert_equal(run_alone(scenario), two)
 
 
-def test_the_last_batch_of_an_epoch_counts_its_own_rows(tmp_path: Path):
+def test_the_last_batch_of_an_epoch_counts_its_own_rows():
     """61 rows in batches of 8: the eighth has 5 rows, and its loss is their mean, not a share of 8."""
-    outcome = run_here(Scenario(num_steps=8, lr=0.0), tmp_path)
+    outcome = run_alone(Scenario(num_steps=8, lr=0.0))
     assert [len(rows) for rows in outcome.rows[0]] == [8] * 7 + [5]
-    whole = run_here(Scenario(num_steps=1, lr=0.0, batch_size=61), tmp_path)
+    whole = run_alone(Scenario(num_steps=1, lr=0.0, batch_size=61))
     mean = sum(loss * count for loss, count in zip(outcome.losses, [8] * 7 + [5], strict=True)) / 61
     assert mean == pytest.approx(whole.losses[0], abs=1e-12)
 
