@@ -523,7 +523,7 @@ def test_evaluating_without_restoring_the_checkpoint_warns_once(settings, capfd)
     capfd.readouterr()
     loop.evaluate(make_rows(8))
     loop.predict(make_rows(8))
-    assert capfd.readouterr().out.count("these are the weights that the run begins with; loop.restore() takes") == 1
+    assert capfd.readouterr().out.count("the model has its initial weights; loop.restore() loads") == 1
     loop.restore()
     loop.evaluate(make_rows(8))
     assert "begins with" not in capfd.readouterr().out
