@@ -226,7 +226,7 @@ class _Planner:
         if config.model.compile:
             problems.collect("", check_compiler, "cuda" if torch.cuda.is_available() else "cpu")
         named_task = overrides.task or Problems().collect("", find_task, config.task.name, place="")
-        self.loss = problems.collect("loss.", plan_loss, **vars(config.loss), own=name_own_loss(named_task))
+        self.loss = problems.collect("loss.", plan_loss, **vars(config.loss), default=name_own_loss(named_task))
         self.task = self._plan_task()
         is_overridden = {
             "model": overrides.model is not None,

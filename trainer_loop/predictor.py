@@ -556,8 +556,8 @@ def read_record(model_dir: Path) -> ExportRecord | None:
     """
     record = ExportRecord.read(model_dir)
     if record is not None and record.task not in list_tasks():
-        known = ", ".join(list_tasks())
-        raise UserError(f"model={model_dir} was trained for the task {record.task}; known here: {known}")
+        names = ", ".join(list_tasks())
+        raise UserError(f"model={model_dir} was trained for the task {record.task}; known here: {names}")
     return record
 
 

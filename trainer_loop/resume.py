@@ -100,8 +100,8 @@ def warn_if_not_restored(run_dir: RunDir, console: Console) -> bool:
     has_checkpoints = bool(list_checkpoints(run_dir))
     if has_checkpoints:
         console.warn(
-            f"these are the weights that the run begins with; loop.restore() takes those of its newest checkpoint "
-            f"in {run_dir.root}, fit() trains"
+            f"the model has its initial weights; loop.restore() loads those of the newest checkpoint in "
+            f"{run_dir.root}, and fit() trains"
         )
     return has_checkpoints
 
@@ -111,12 +111,11 @@ def _check_schedule(scheduler: LRScheduler, state: TrainState, changes: Changes,
     changed = sorted(name for name in changes if name.startswith("scheduler."))
     if changed and not isinstance(scheduler, LambdaLR):
         raise UserError(
-            f"{', '.join(changed)}: a {type(scheduler).__name__} has a memory of its own and cannot be "
-            "changed, or taken up, when a run goes on; give what the run was begun with, or choose another run_dir"
+            f"{', '.join(changed)}: a {type(scheduler).__name__} keeps a state of its own and cannot be "
+            "changed, or added, when a run resumes; restore the previous settings, or choose another run_dir"
         )
     if state.num_steps != num_steps and hasattr(scheduler, "total_steps"):
         raise UserError(
             f"scheduler.name: a {type(scheduler).__name__} that was planned for {state.num_steps:,} steps "
-            f"cannot become one of {num_steps:,}; give the length the run was begun with, or choose another "
-            "run_dir"
+            f"cannot become one of {num_steps:,}; keep the previous length, or choose another run_dir"
         )

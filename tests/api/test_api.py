@@ -128,11 +128,11 @@ def test_every_type_of_rows_gives_the_same_weights(form, settings, tmp_path):
         return loop
 
     table = make_table(24)
-    wanted = weights_of(train(datasets.Dataset.from_dict(table), tmp_path / "wanted"))
-    found = train(FORMS[form](table), tmp_path / "found")
-    for name, weight in weights_of(found).items():
-        assert torch.equal(weight, wanted[name]), name
-    row = json.loads((tmp_path / "found" / "metrics.jsonl").read_text().splitlines()[-2])
+    expected = weights_of(train(datasets.Dataset.from_dict(table), tmp_path / "expected"))
+    loop = train(FORMS[form](table), tmp_path / "run")
+    for name, weight in weights_of(loop).items():
+        assert torch.equal(weight, expected[name]), name
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-2])
     assert row["validation/some/rows"] == 24
 
 
@@ -140,13 +140,16 @@ def test_in_memory_rows_are_evaluated_and_predicted_in_their_order(settings):
     loop = build(load_config(None, settings), rows={"train": make_rows(40)})
     loop.fit()
     table = make_table(30, seed=5)
-    figures = loop.evaluate(pd.DataFrame(table))
-    assert figures["rows"] == 30
+    metrics = loop.evaluate(pd.DataFrame(table))
+    assert metrics["rows"] == 30
     predicted = loop.predict(pd.DataFrame({"text": table["text"]}))
     assert predicted["probabilities"].shape == (30, 2)
     names = list(loop.bare_model.config.id2label.values())
-    right = [names[said] == str(label) for said, label in zip(predicted["predictions"], table["label"], strict=True)]
-    assert figures["accuracy"] == pytest.approx(np.mean(right))
+    correct = [
+        names[prediction] == str(label)
+        for prediction, label in zip(predicted["predictions"], table["label"], strict=True)
+    ]
+    assert metrics["accuracy"] == pytest.approx(np.mean(correct))
     one = loop.predict([{"text": table["text"][7]}])
     np.testing.assert_allclose(one["probabilities"][0], predicted["probabilities"][7], atol=1e-5)
 
@@ -159,22 +162,22 @@ def test_a_given_model_and_a_given_optimizer_are_the_ones_that_are_trained(setti
     config = load_config(None, [*settings, "model.name=", f"model.tokenizer={model_dir}", "scheduler.name=constant"])
     model = make_model(300)
     start = model.classifier.weight.detach().clone()
-    made = []
+    optimizers = []
 
-    def make_optimizer(given):
-        made.append(torch.optim.SGD(given.classifier.parameters(), lr=0.5))
-        return made[0]
+    def make_optimizer(model):
+        optimizers.append(torch.optim.SGD(model.classifier.parameters(), lr=0.5))
+        return optimizers[0]
 
     loop = build(config, model=model, rows={"train": make_rows(24)}, optimizer=make_optimizer)
     assert loop.bare_model is model
     loop.fit()
-    assert loop.optimizer is made[0]
+    assert loop.optimizer is optimizers[0]
     assert not torch.equal(model.classifier.weight, start)
     assert torch.equal(model.bert.pooler.dense.weight, make_model(300).bert.pooler.dense.weight)
 
 
 @pytest.mark.parametrize(
-    ("rows", "wanted"),
+    ("rows", "expected"),
     [
         (3, "rows['train'] is a int; rows are a datasets.Dataset, a pandas, polars or Arrow table"),
         ([], "rows['train'] has no rows"),
@@ -184,15 +187,15 @@ def test_a_given_model_and_a_given_optimizer_are_the_ones_that_are_trained(setti
         (pd.DataFrame({"text": ["a", None], "label": [0, 1]}), "train row 2"),
     ],
 )
-def test_values_that_are_not_rows_are_refused(rows, wanted, settings):
+def test_values_that_are_not_rows_are_refused(rows, expected, settings):
     with pytest.raises(UserError) as caught:
         build(load_config(None, settings), rows={"train": rows})
     (problem,) = caught.value.problems
-    assert wanted in problem
+    assert expected in problem
 
 
 @pytest.mark.parametrize(
-    ("rows", "wanted"),
+    ("rows", "expected"),
     [
         ([{"text": "a", "label": 1}], "rows is a list; it is a dict of rows by split"),
         ({"trian": []}, "rows['trian'] is no split; allowed: train, validation, test, or one of several sets such as"),
@@ -202,11 +205,11 @@ def test_values_that_are_not_rows_are_refused(rows, wanted, settings):
         ({"validation": [], "validation.hard": []}, "rows has 'validation' and 'validation.hard'"),
     ],
 )
-def test_names_that_are_not_splits_are_refused(rows, wanted, settings):
+def test_names_that_are_not_splits_are_refused(rows, expected, settings):
     with pytest.raises(UserError) as caught:
         build(load_config(None, settings), rows=rows)
     (problem,) = caught.value.problems
-    assert wanted in problem
+    assert expected in problem
 
 
 def test_given_validation_sets_replace_the_validation_file_of_the_config(settings):
@@ -225,7 +228,7 @@ def test_missing_training_rows_are_reported(settings):
 def test_rows_that_do_not_fit_the_trained_model_are_refused(settings):
     loop = build(load_config(None, settings), rows={"train": make_rows(24)})
     remedy = "fill it in or remove the row, or set data.missing=drop"
-    for rows, told in (
+    for rows, message in (
         (
             [{"text": "a film", "label": "neutral"}],
             "rows: column 'label' has an unknown label in 1 row: rows row 1 ('neutral'); labels in data.train are "
@@ -247,7 +250,7 @@ def test_rows_that_do_not_fit_the_trained_model_are_refused(settings):
         with pytest.raises(UserError) as caught:
             loop.evaluate(rows)
         (problem,) = caught.value.problems
-        assert problem.startswith(told)
+        assert problem.startswith(message)
     with pytest.raises(UserError, match="rows: column 'text' is null in 1 row: rows row 2"):
         loop.predict([{"text": "a"}, {"text": None}])
 
@@ -340,9 +343,9 @@ def test_a_task_without_columns_refuses_keys_for_texts(tmp_path):
     config = load_config(None, [*words, "model={neftune_alpha: 5, lora: {r: 4, merge: true}}"])
     with pytest.raises(UserError) as refused:
         build(config, task=Regression(), model=Linear(), rows={"train": Points(9)})
-    told = "\n".join(refused.value.problems)
+    problems = "\n".join(refused.value.problems)
     for key in ("data.columns.label='y'", "data.max_length: 9", "model.neftune_alpha: 5.0", "model.lora.r: 4"):
-        assert f"{key}: the task" in told
+        assert f"{key}: the task" in problems
     assert len(refused.value.problems) == 4
 
 
@@ -420,15 +423,15 @@ def test_the_table_example_predicts_rows_without_labels(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("words", "wanted"),
+    ("words", "expected"),
     [
         ("optimizer.freeze=[body.*]", "optimizer.freeze: body.* matches no parameter"),
         ("optimizer.groups=[{match: head.*, lr: 1.0}]", "optimizer.groups[0]: head.* matches no parameter"),
     ],
 )
-def test_parameter_patterns_are_checked_on_any_module(words, wanted, tmp_path):
+def test_parameter_patterns_are_checked_on_any_module(words, expected, tmp_path):
     config = load_config(None, ["train={steps: 2, precision: no}", f"run_dir={tmp_path / 'run'}", words])
-    with pytest.raises(UserError, match=re.escape(wanted)):
+    with pytest.raises(UserError, match=re.escape(expected)):
         build(config, task=Regression(), model=Linear(), rows={"train": Points(9)})
 
 
@@ -446,11 +449,11 @@ def test_limits_and_validation_rows_are_drawn_by_the_seed(tmp_path):
 
 def test_an_evaluation_of_rows_without_tokens_uses_the_microbatch_size_of_training(tmp_path):
     words = ["batch.size=8", "train={steps: 1, precision: no}", f"run_dir={tmp_path / 'run'}"]
-    for more, wanted in (((), 3), (("batch.per_device=4",), 5), (("evaluate.per_device=10",), 2)):
+    for more, expected in (((), 3), (("batch.per_device=4",), 5), (("evaluate.per_device=10",), 2)):
         tiny.forget_accelerator()
         config = load_config(None, [*words, *more])
         loop = build(config, task=Regression(), model=Linear(), rows={"train": Points(16), "validation": Points(20)})
-        assert len(loop.data.validation[""]) == wanted
+        assert len(loop.data.validation[""]) == expected
 
 
 def test_the_cache_of_compiled_kernels_is_limited_for_texts_only(settings, tmp_path, monkeypatch):
@@ -478,7 +481,7 @@ def test_ema_is_refused_with_an_optimizer_that_averages_weights_itself(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("rows", "wanted"),
+    ("rows", "expected"),
     [
         (Points(0), "rows['train'] has no rows"),
         ([1, 2], "row 1 is a int; a row is a dict"),
@@ -487,10 +490,10 @@ def test_ema_is_refused_with_an_optimizer_that_averages_weights_itself(tmp_path)
         (iter(()), "rows['train'] has no rows"),
     ],
 )
-def test_a_task_without_columns_refuses_values_that_are_not_rows(rows, wanted, tmp_path):
+def test_a_task_without_columns_refuses_values_that_are_not_rows(rows, expected, tmp_path):
     with pytest.raises(UserError) as caught:
         build(load_config(None, [f"run_dir={tmp_path}"]), task=Regression(), model=Linear(), rows={"train": rows})
-    assert any(wanted in problem for problem in caught.value.problems), caught.value.problems
+    assert any(expected in problem for problem in caught.value.problems), caught.value.problems
 
 
 # -------------------------------------------------------------------------------------------- given models and states
@@ -523,17 +526,17 @@ def test_evaluating_without_restoring_the_checkpoint_warns_once(settings, capfd)
     capfd.readouterr()
     loop.evaluate(make_rows(8))
     loop.predict(make_rows(8))
-    assert capfd.readouterr().out.count("these are the weights that the run begins with; loop.restore() takes") == 1
+    assert capfd.readouterr().out.count("the model has its initial weights; loop.restore() loads") == 1
     loop.restore()
     loop.evaluate(make_rows(8))
-    assert "begins with" not in capfd.readouterr().out
+    assert "initial weights" not in capfd.readouterr().out
 
 
 def test_a_run_that_started_from_a_given_state_does_not_warn_about_its_weights(settings, capfd):
     loop = build(load_config(None, [*settings, "checkpoint.every=1"]), rows={"train": make_rows(24)})
     loop.fit(TrainState(num_steps=loop.options.num_steps))
     loop.evaluate(make_rows(8))
-    assert "begins with" not in capfd.readouterr().out
+    assert "initial weights" not in capfd.readouterr().out
 
 
 def test_one_process_can_build_loops_of_different_precisions(settings, tmp_path):
@@ -559,7 +562,7 @@ def test_an_evaluation_restores_the_mode_of_the_model(settings):
 
 
 class Greedy(SequenceClassification):
-    """Runs out of memory in an evaluation with more than `most` rows."""
+    """Runs out of memory in an evaluation of more than `most` rows."""
 
     most = 3
 
@@ -571,20 +574,20 @@ class Greedy(SequenceClassification):
 
 def test_an_evaluation_that_runs_out_of_memory_halves_its_microbatches(settings, capfd):
     rows = {"train": make_rows(24)}
-    wanted = build(load_config(None, settings), rows=rows)
-    figures, said = wanted.evaluate(make_rows(21)), wanted.predict(make_rows(21))
+    loop = build(load_config(None, settings), rows=rows)
+    metrics, outputs = loop.evaluate(make_rows(21)), loop.predict(make_rows(21))
     tiny.forget_accelerator()
     loop = build(load_config(None, settings), task=Greedy(), rows=rows)
     capfd.readouterr()
-    assert loop.evaluate(make_rows(21)) == pytest.approx(figures, abs=1e-6)
-    np.testing.assert_allclose(loop.predict(make_rows(21))["probabilities"], said["probabilities"], atol=1e-6)
+    assert loop.evaluate(make_rows(21)) == pytest.approx(metrics, abs=1e-6)
+    np.testing.assert_allclose(loop.predict(make_rows(21))["probabilities"], outputs["probabilities"], atol=1e-6)
     assert capfd.readouterr().out.count("a smaller evaluate.max_tokens saves the attempt") == 1
-    Greedy.most, before = 0, Greedy.most
+    Greedy.most, previous = 0, Greedy.most
     try:
         with pytest.raises(UserError, match="out of memory with one row"):
             loop.evaluate(make_rows(3))
     finally:
-        Greedy.most = before
+        Greedy.most = previous
 
 
 class Mute(SequenceClassification):
@@ -618,11 +621,11 @@ class Follower(TrainingLoop):
     def loss_sum(self, batch):
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         with torch.no_grad():
-            said = self.teacher(**inputs).logits
+            targets = self.teacher(**inputs).logits
             for mean, weight in zip(self.teacher.parameters(), self.bare_model.parameters(), strict=True):
                 mean.lerp_(weight, 0.3)
-        distance = (self.model(**inputs).logits - said).square().sum()
-        self.log_metric("distance", distance, count=len(said))
+        distance = (self.model(**inputs).logits - targets).square().sum()
+        self.log_metric("distance", distance, count=len(targets))
         return super().loss_sum(batch) + distance
 
 
@@ -654,18 +657,18 @@ def test_a_logged_metric_is_the_mean_over_the_targets_since_the_last_row(setting
     loop = build(follow(settings, "log.every=2", "batch.max_tokens=40"))
     log_metric = loop.log_metric
 
-    def remember(name, value, *, count):
+    def record_and_log(name, value, *, count):
         logged.append((float(value.detach()), count))
         log_metric(name, value, count=count)
 
-    loop.log_metric = remember
+    loop.log_metric = record_and_log
     loop.fit()
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    told = [row["distance"] for row in rows if "distance" in row]
-    assert len(told) == 3
+    means = [row["distance"] for row in rows if "distance" in row]
+    assert len(means) == 3
     assert sum(count for _, count in logged) == 48
     total = sum(value for value, _ in logged)
-    assert sum(told) * 16 == pytest.approx(total, rel=1e-5)
+    assert sum(means) * 16 == pytest.approx(total, rel=1e-5)
 
 
 def test_names_of_logged_metrics_are_checked(settings, monkeypatch):
@@ -737,9 +740,9 @@ def test_a_device_of_a_known_rate_gets_its_share_and_no_other_weights(settings, 
     flops = totals["flops_per_token"]
     width, inner, labels = 16, 32, 2
 
-    def count(tokens: int) -> float:  # of a row of so many tokens, a token
-        of_layer = 4 * width**2 + 2 * width * inner + 2 * tokens * width
-        return 6 * (of_layer + (width**2 + width * labels) / tokens)
+    def count(tokens: int) -> float:  # FLOPs per token of a row of this length
+        layer = 4 * width**2 + 2 * width * inner + 2 * tokens * width
+        return 6 * (layer + (width**2 + width * labels) / tokens)
 
     assert any(flops == pytest.approx(count(tokens), rel=1e-6) for tokens in range(1, 33))
     for row in rows:
@@ -755,17 +758,17 @@ def test_a_task_whose_passes_change_it_is_not_counted(tmp_path, monkeypatch, cap
 
 
 @pytest.mark.parametrize(
-    ("word", "told"),
+    ("word", "reason"),
     [
         ("optimizer.freeze=[bert.embeddings.*]", "some weights are frozen"),
         (f"loop.name={__name__}.OwnLoss", "the loop has a loss of its own"),
     ],
 )
-def test_a_pass_whose_work_is_not_known_is_not_counted(word, told, settings, monkeypatch, capfd, tmp_path):
+def test_a_pass_whose_work_is_not_known_is_not_counted(word, reason, settings, monkeypatch, capfd, tmp_path):
     monkeypatch.setattr(engine_assembly, "_find_peak_rate", lambda *_, **__: 1e12)
     write_csv(tmp_path / "train.csv", make_reviews(24))
     build(load_config(None, [*settings, f"data.train={tmp_path / 'train.csv'}", word]))
-    assert f"model FLOPs are not counted: {told}" in capfd.readouterr().out
+    assert f"model FLOPs are not counted: {reason}" in capfd.readouterr().out
 
 
 class OwnLoss(TrainingLoop):
@@ -783,34 +786,34 @@ from pathlib import Path
 
 class _Config:
     def update(self, values, allow_val_change):
-        _tell("config", values)
+        _record("config", values)
 
 class _Run:
     offline = False
     def log(self, values, step):
-        _tell("log", {"step": step, **values})
+        _record("log", {"step": step, **values})
     def save(self, file, base_path, policy):
-        _tell("save", [file, policy])
+        _record("save", [file, policy])
     def finish(self):
-        _tell("finish", None)
+        _record("finish", None)
 
 config = _Config()
 
 def init(project, **arguments):
-    _tell("init", {"project": project, **arguments})
+    _record("init", {"project": project, **arguments})
     return _Run()
 
-def _tell(kind, what):
+def _record(kind, what):
     if kind == FAILS_IN:
         raise RuntimeError("the tracker's own server is gone")
-    with Path("told.jsonl").open("a") as file:
+    with Path("calls.jsonl").open("a") as file:
         file.write(json.dumps([kind, what]) + chr(10))
 """
 
 
 @pytest.fixture
 def wandb(tmp_path, monkeypatch):
-    """A fake wandb that writes every call to told.jsonl."""
+    """A fake wandb that writes every call to calls.jsonl."""
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "wandb.py").write_text(_WANDB)
     monkeypatch.syspath_prepend(str(tmp_path / "lib"))
@@ -818,7 +821,7 @@ def wandb(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
     monkeypatch.setattr(
         tracking, "_available_trackers", [tracking.LoggerType.WANDB]
-    )  # a list that accelerate made when it was imported
+    )  # accelerate fills this list on import
     return importlib.import_module("wandb")
 
 
@@ -831,8 +834,10 @@ def test_a_failing_tracker_causes_one_warning_and_does_not_change_the_run(
     assert loop.fit().step == 3
     loop.accelerator.end_training()
     log = (tmp_path / "run" / "train.log").read_text()
-    told = "warning: tracker wandb failed: RuntimeError: the tracker's own server is gone; the run goes on, and metrics"
-    assert log.count(told) == log.count("warning: ") == 1
+    message = (
+        "warning: tracker wandb failed: RuntimeError: the tracker's own server is gone; the run goes on, and metrics"
+    )
+    assert log.count(message) == log.count("warning: ") == 1
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 3]
 
@@ -845,10 +850,10 @@ def test_a_secret_reaches_its_tracker_and_is_written_to_no_file(settings, wandb,
         tiny.forget_accelerator()
         loop = build(load_config(None, [*settings, *words, *more]), rows={"train": make_rows(24)})
         loop.fit()
-    told = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text().splitlines()]
-    (init, *_) = [what for kind, what in told if kind == "init"]
+    calls = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
+    (init, *_) = [what for kind, what in calls if kind == "init"]
     assert (init["token"], init["api_key"]) == ("s3cr3t-of-mine", "s3cr3t-literal")
-    (shown, *_) = [what for kind, what in told if kind == "config"]
+    (shown, *_) = [what for kind, what in calls if kind == "config"]
     assert "s3cr3t" not in str(shown)
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert not [path for path in files if b"s3cr3t" in path.read_bytes()]
@@ -866,24 +871,24 @@ def test_trackers_receive_project_run_and_every_row(settings, wandb, offline, mo
     loop = build(load_config(None, [*settings, *words]), rows={"train": make_rows(24)})
     loop.fit()
     loop.accelerator.end_training()
-    told = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text().splitlines()]
+    calls = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
     run = json.loads((tmp_path / "run" / "environment.json").read_text())["run"]
-    begun = {"project": "spoons", "name": "run", "id": run, "resume": "allow", "tags": ["baseline"]}
-    assert told[0] == ["init", begun]
-    assert [what["step"] for kind, what in told if kind == "log"] == [1, 2, 3, 3]
-    # What was done after the checkpoint is done again, by the same run. Online, W&B itself leaves out what it has.
+    init_arguments = {"project": "spoons", "name": "run", "id": run, "resume": "allow", "tags": ["baseline"]}
+    assert calls[0] == ["init", init_arguments]
+    assert [what["step"] for kind, what in calls if kind == "log"] == [1, 2, 3, 3]
+    # The same run repeats the steps after its checkpoint. Online, W&B itself ignores the rows that it has.
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000003")
     shutil.rmtree(tmp_path / "run" / "model")
     (tmp_path / "run" / "report.html").write_text("<html>")
-    (tmp_path / "told.jsonl").unlink()
+    (tmp_path / "calls.jsonl").unlink()
     tiny.forget_accelerator()
     loop = build(load_config(None, [*settings, *words, "train.epochs=2"]), rows={"train": make_rows(24)})
     loop.fit()
     loop.accelerator.end_training()
-    told = [json.loads(line) for line in (tmp_path / "told.jsonl").read_text().splitlines()]
-    assert told[0] == ["init", begun]
-    assert [what["step"] for kind, what in told if kind == "log"] == [*([] if offline else [3]), 4, 5, 6, 6]
-    assert [what for kind, what in told if kind == "save"] == [[str(tmp_path / "run" / "report.html"), "now"]]
+    calls = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
+    assert calls[0] == ["init", init_arguments]
+    assert [what["step"] for kind, what in calls if kind == "log"] == [*([] if offline else [3]), 4, 5, 6, 6]
+    assert [what for kind, what in calls if kind == "save"] == [[str(tmp_path / "run" / "report.html"), "now"]]
     with pytest.raises(UserError, match=r"log\.tracker_args\.wandb: it is not among log\.trackers"):
         build(load_config(None, [*settings, "log.tracker_args={wandb: {}}"]), rows={"train": make_rows(24)})
 

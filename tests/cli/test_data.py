@@ -214,7 +214,7 @@ def test_characters_that_a_terminal_would_act_on_are_spelled_out(tmp_path: Path,
         ("rows=none", "rows=none: it must be a whole number from 1"),
         ("near=2", "near=2: it must be a number above 0 and below 1"),
         ("html=/nowhere/page.html", "html=/nowhere/page.html: it must be a file in a folder that is there"),
-        ("data.streaming=true", "data.streaming: a stream is not looked at"),
+        ("data.streaming=true", "data.streaming: a stream cannot be shown"),
         ("data.max_lenght=3", "data.max_lenght"),
     ],
 )

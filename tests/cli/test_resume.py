@@ -249,7 +249,7 @@ def test_a_schedule_with_a_memory_is_not_changed_on_the_way(command, arguments, 
     assert command(*arguments, *begun_with).code == 0
     ended = command(*arguments, *changed, "train.epochs=2")
     assert ended.code == 2
-    assert "a StepLR has a memory of its own and cannot be changed" in ended.problems[0]
+    assert "a StepLR keeps a state of its own and cannot be changed" in ended.problems[0]
 
 
 def test_another_optimizer_that_is_let_through_begins_without_state(command, arguments, tmp_path):

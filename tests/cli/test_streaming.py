@@ -156,7 +156,10 @@ def test_the_rows_do_not_depend_on_the_kind_of_the_file(command, streaming, tmp_
 @pytest.mark.parametrize(
     ("change", "wanted"),
     [
-        (["train.steps=5", "checkpoint.every=2"], "evaluate.every is 'epoch', but with train.steps nobody counts"),
+        (
+            ["train.steps=5", "checkpoint.every=2"],
+            "evaluate.every is 'epoch', but with train.steps the rows of a stream are not counted",
+        ),
         (["data.shuffle_rows=0"], "data.shuffle_rows is 0; allowed: a whole number of at least 1 (rows)"),
         (["data.label_names=null"], "data.label_names=null: a stream is not searched for its labels: name all of them"),
         (["data.train=my_lab.data.train"], "only files and hub splits are streamed, and this is neither"),

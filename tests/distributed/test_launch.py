@@ -43,13 +43,14 @@ def start_two(*command: str, directory: Path) -> list[fork_server.Process]:
     processes = []
     for rank, environment in enumerate(make_ranks(2)):
         environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-        with (directory / f"{rank}.txt").open("w") as told:
-            processes.append(fork_server.start(command, cwd=directory, env=environment, stdout=told, stderr=told))
+        with (directory / f"{rank}.txt").open("w") as output:
+            process = fork_server.start(command, cwd=directory, env=environment, stdout=output, stderr=output)
+            processes.append(process)
     return processes
 
 
 def run_two(*command: str, directory: Path) -> list[tuple[int, str]]:
-    """Run two processes to their end; the exit code and the output of each."""
+    """Run two processes until they end; return the exit code and the output of each."""
     codes = [process.wait(300) for process in start_two(*command, directory=directory)]
     return [(code, (directory / f"{rank}.txt").read_text()) for rank, code in enumerate(codes)]
 
@@ -60,7 +61,7 @@ TWO_BY_FLAGS = ("--multi_gpu", "--num_processes", "2")
 
 @pytest.fixture(scope="module")
 def arguments(tmp_path_factory) -> list[str]:
-    """Arguments of a run of a new model without dropout, which gives the same on any number of processes."""
+    """Arguments of a run without dropout, which gives the same weights on any number of processes."""
     directory = tmp_path_factory.mktemp("launch")
     train = write_csv(directory / "train.csv", make_reviews(61))
     validation = write_csv(directory / "validation.csv", make_reviews(37, seed=3))
@@ -81,18 +82,18 @@ def arguments(tmp_path_factory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def its_hub():
+def hub():
     """The hub that the run on two processes pushes to."""
-    with serve() as hub:
-        yield hub
+    with serve() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
-def on_two(arguments, tmp_path_factory, its_hub) -> Path:
+def on_two(arguments, tmp_path_factory, hub) -> Path:
     """A finished run on two processes that tokenised its texts and pushed its checkpoints."""
     directory = tmp_path_factory.mktemp("two")
     environment = {
-        "HF_ENDPOINT": its_hub.endpoint,
+        "HF_ENDPOINT": hub.endpoint,
         "HF_HUB_OFFLINE": "0",
         "HF_TOKEN": TOKEN,
         "HF_HUB_DISABLE_XET": "1",
@@ -102,7 +103,7 @@ def on_two(arguments, tmp_path_factory, its_hub) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 x cpu" in done.stdout
     for once in ("train: tokenising 61 texts", "rows: 61, 8 per step", "predict: python -m"):
-        assert done.stdout.count(once) <= 1, "process 1 prints too"
+        assert done.stdout.count(once) <= 1, "process 1 also prints"
     assert "Warning" not in done.stderr
     return directory / "run"
 
@@ -163,7 +164,7 @@ def test_different_rows_on_two_processes_are_refused(arguments, tmp_path):
     )
     ended = run_two(*RUN, *arguments, "run_dir=run", "data.train=lab.rows", "data.validation=", directory=tmp_path)
     assert all(code != 0 for code, _ in ended)
-    assert any("the data or the config of process 1 is not that of process 0" in told for _, told in ended)
+    assert any("the data or the config of process 1 is not that of process 0" in output for _, output in ended)
 
 
 def test_an_error_on_one_process_only_is_reported_with_its_number(arguments, tmp_path):
@@ -177,7 +178,7 @@ def test_an_error_on_one_process_only_is_reported_with_its_number(arguments, tmp
     (tmp_path / "start.py").write_text(script)
     first, second = start_two("start.py", *arguments, directory=tmp_path)
     code = second.wait(300)
-    first.kill()  # as a launcher does; it waits for process 1
+    first.kill()  # it waits for process 1; a launcher would end it
     assert code == 2
     assert "process 1: error: data.train=missing.csv: there is no such file" in (tmp_path / "1.txt").read_text()
 
@@ -208,8 +209,8 @@ from torch import nn
 from trainer_loop import Task
 
 def rows():
-    drawn = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
-    return [{"x": x * (1 + number % 4), "number": number} for number, x in enumerate(drawn)]
+    points = torch.randn(32, 3, generator=torch.Generator().manual_seed(0))
+    return [{"x": x * (1 + number % 4), "number": number} for number, x in enumerate(points)]
 
 class Net(nn.Module):
     def __init__(self, heads=1):
@@ -227,8 +228,8 @@ class Task(Task):
         return (model(batch["x"], which) - batch["x"].sum(-1)).square().sum()
 
     def predict(self, model, batch):
-        told = Path(f"means-{os.environ['RANK']}.txt")
-        with told.open("a") as file:
+        file_name = Path(f"means-{os.environ['RANK']}.txt")
+        with file_name.open("a") as file:
             file.write(f"{model.norm.running_mean.tolist()}{model.norm.num_batches_tracked}" + chr(10))
         predicted = model(batch["x"])
         return {"predictions": predicted, "references": batch["x"].sum(-1)}
@@ -243,26 +244,26 @@ def run_rows(directory: Path, *more: str) -> list[tuple[int, str]]:
 
 
 def test_all_processes_evaluate_with_the_same_running_means(tmp_path):
-    for code, told in run_rows(tmp_path, "data.validation=lab.rows", "evaluate.every=2", "checkpoint.every=never"):
-        assert code == 0, told
-    told = [set((tmp_path / f"means-{rank}.txt").read_text().splitlines()) for rank in (0, 1)]
-    assert told[0] == told[1]
-    assert len(told[0]) == 2, "two evaluations, one set of means each"
+    for code, output in run_rows(tmp_path, "data.validation=lab.rows", "evaluate.every=2", "checkpoint.every=never"):
+        assert code == 0, output
+    lines = [set((tmp_path / f"means-{rank}.txt").read_text().splitlines()) for rank in (0, 1)]
+    assert lines[0] == lines[1]
+    assert len(lines[0]) == 2, "two evaluations, one set of means each"
     means = load_file(tmp_path / "run" / "model" / "model.safetensors")["norm.running_mean"].tolist()
-    assert any(line.startswith(str(means)) for line in told[0])
+    assert any(line.startswith(str(means)) for line in lines[0])
 
 
 def test_a_parameter_that_the_last_microbatch_does_not_use_is_reported(tmp_path):
     """DDP would not reduce its gradient, so the weights of the processes would diverge."""
-    for code, told in run_rows(tmp_path, "model.overrides={heads: 2}", "seed=1"):
+    for code, output in run_rows(tmp_path, "model.overrides={heads: 2}", "seed=1"):
         assert code != 0
-        assert "let every microbatch use all parameters" in told or "parameters get no gradient" in told
-        assert "Expected to have finished reduction" not in told
+        assert "let every microbatch use all parameters" in output or "parameters get no gradient" in output
+        assert "Expected to have finished reduction" not in output
 
 
-def test_only_process_0_calls_the_hub(on_two, its_hub):
-    assert its_hub.count("auth-check") == 1 and its_hub.count("repos/create") == 1
-    repo = its_hub.model("me/imdb")
+def test_only_process_0_calls_the_hub(on_two, hub):
+    assert hub.count("auth-check") == 1 and hub.count("repos/create") == 1
+    repo = hub.model("me/imdb")
     assert repo.messages[-1] == "Upload the trained model"
-    assert len(repo.messages) == len(set(repo.messages)) == its_hub.count("/commit/")
+    assert len(repo.messages) == len(set(repo.messages)) == hub.count("/commit/")
     assert repo.files["model.safetensors"] == (on_two / "model" / "model.safetensors").read_bytes()

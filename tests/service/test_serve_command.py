@@ -115,7 +115,7 @@ def test_a_public_address_without_a_token_is_reported(
     model_dir: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr("trainer_loop.service.server.serve", lambda app, service, bound, on_start: service.close())
-    warning = "warning: anybody who reaches 0.0.0.0 may send requests; set TRAINER_LOOP_TOKEN, or leave host= out\n"
+    warning = "warning: anyone who can reach 0.0.0.0 can send requests; set TRAINER_LOOP_TOKEN, or leave host= out\n"
     assert serve.main([f"model={model_dir}", "port=0", "host=0.0.0.0"]) == 0
     assert warning in capfd.readouterr().err
     assert serve.main([f"model={model_dir}", "port=0"]) == 0

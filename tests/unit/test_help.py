@@ -46,7 +46,7 @@ def test_a_name_that_is_no_key_is_an_error_with_the_likely_one():
 
 def test_help_about_a_task_tells_its_columns_and_an_example():
     told = help_about("task.name=token_classification")
-    assert "| `tags` | a list of labels | what the model learns to predict, one for each of `words` |" in told
+    assert "| `tags` | a list of labels | target, one for each of `words` |" in told
     assert '{"words": ["Nobody", "answered"], "tags": ["O", "O"]}' in told
     with pytest.raises(UserError, match=r"task.name is .tokens.; allowed: causal_lm, .*, token_classification, or"):
         help_about("task.name=tokens")

@@ -15,10 +15,10 @@ from trainer_loop.optim.optimizers import OptimizerPlan
 from trainer_loop.optim.schedules import SchedulerPlan
 from trainer_loop.tasks.plan import plan_loss, plan_task
 
-# Function, its section, and what it is told besides.
+# Function, its section, and its further parameters.
 PLANS: list[tuple[Callable[..., Any], type, set[str]]] = [
     (plan_task, fields.TaskConfig, {"loss"}),
-    (plan_loss, fields.LossConfig, {"own"}),
+    (plan_loss, fields.LossConfig, {"default"}),
     (ModelPlan, fields.ModelConfig, {"given", "adapter"}),
     (plan_lora, fields.LoraConfig, set()),
     (plan_peft, fields.PeftConfig, set()),
@@ -28,7 +28,7 @@ PLANS: list[tuple[Callable[..., Any], type, set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("plan", "section", "besides"), PLANS, ids=[plan.__name__ for plan, _, _ in PLANS])
-def test_its_parameters_are_the_keys_of_its_section(plan: Callable[..., Any], section: type, besides: set[str]):
+@pytest.mark.parametrize(("plan", "section", "further"), PLANS, ids=[plan.__name__ for plan, _, _ in PLANS])
+def test_its_parameters_are_the_keys_of_its_section(plan: Callable[..., Any], section: type, further: set[str]):
     keys = {field.name for field in dataclasses.fields(section)}
-    assert set(inspect.signature(plan).parameters) - besides == keys
+    assert set(inspect.signature(plan).parameters) - further == keys

@@ -48,7 +48,7 @@ def describe_checkpoints(root: Path) -> tuple[list[str], bool]:
         size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
         parts = ["complete" if fault is None else f"DAMAGED: {fault}", marks, metrics.get(step, "")]
         lines.append(f"{step:>10,}  {size / 2**20:>7,.1f} MB  " + "; ".join(filter(None, parts)))
-    lines += [f"set aside: {path.name}, which was damaged; delete it when it is of no use" for path in aside]
+    lines += [f"set aside: {path.name}, which was damaged; delete it if you do not need it" for path in aside]
     return lines, not any(faults.values())
 
 

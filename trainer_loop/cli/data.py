@@ -95,7 +95,7 @@ def _view(config: "Config", problems: Sequence[str], request: Request) -> "View"
     from trainer_loop.view.rows import DrawnSplit, choose_rows, view_rows
 
     if config.data.streaming:  # the user can view the first rows of the stream instead
-        raise UserError("data.streaming: a stream is not looked at; set data.streaming=false data.limit.train=1000")
+        raise UserError("data.streaming: a stream cannot be shown; set data.streaming=false data.limit.train=1000")
 
     class RecordingConsole(Console):
         """Console that also collects its lines for the page."""
@@ -109,7 +109,7 @@ def _view(config: "Config", problems: Sequence[str], request: Request) -> "View"
     plan = plan_run(config, Overrides(), problems=problems, console=console)
     inputs = plan.inputs
     if inputs.data is None:
-        raise UserError(f"task.name: {config.task.name}: it takes rows as they are, of which there is nothing to show")
+        raise UserError(f"task.name: {config.task.name}: it takes rows as they are, so there is nothing to show")
     train = inputs.splits["train"]
     mixture, weights = make_mixture(config, plan, train), find_weights(config, train)
     if mixture is not None:

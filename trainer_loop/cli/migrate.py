@@ -48,15 +48,18 @@ def _print_config(arguments: list[str]) -> None:
 
 def migrate(path: Path) -> str:
     """Translate a JSON file of TrainingArguments into YAML. Raises UserError with all problems of the file."""
-    given = _read_json(path)
+    arguments = _read_json(path)
 
     from transformers import TrainingArguments  # imports torch, which takes seconds
 
     fields = {field.name: field for field in dataclasses.fields(TrainingArguments) if field.init}
     with under(f"{path}: "):
-        problems = [*_unknown_names(given, fields), *_wrong_types(given, fields, get_type_hints(TrainingArguments))]
+        problems = [
+            *_unknown_names(arguments, fields),
+            *_wrong_types(arguments, fields, get_type_hints(TrainingArguments)),
+        ]
         refuse(problems)
-        settings, notes = translate(Arguments(given, defaults={name: _default(fields[name]) for name in fields}))
+        settings, notes = translate(Arguments(arguments, defaults={name: _default(fields[name]) for name in fields}))
         for setting in settings:
             if problem := check_value(setting.value, KEYS[setting.key]):
                 problems.append(f"{', '.join(setting.names)}: {problem}")
@@ -68,7 +71,7 @@ def migrate(path: Path) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        given = json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=_refuse)
+        arguments = json.loads(path.read_bytes().decode("utf-8-sig"), parse_constant=_refuse)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}; the form is: {_USAGE}") from error
     except json.JSONDecodeError as error:
@@ -77,25 +80,25 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         remedy = "write it with TrainingArguments.to_json_string()"
         raise UserError(f"{path}: this is not JSON: {error}; {remedy}") from error
-    if not isinstance(given, dict):
-        raise UserError(f"{path}: this is {shown(given)}; TrainingArguments are a mapping from field to value")
-    return given
+    if not isinstance(arguments, dict):
+        raise UserError(f"{path}: this is {shown(arguments)}; TrainingArguments are a mapping from field to value")
+    return arguments
 
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no number of JSON")
 
 
-def _unknown_names(given: Mapping[str, Any], fields: Mapping[str, Any]) -> Iterable[str]:
+def _unknown_names(arguments: Mapping[str, Any], fields: Mapping[str, Any]) -> Iterable[str]:
     known = {*fields, *TRANSLATIONS, *NOT_NEEDED}
-    for name in given:
+    for name in arguments:
         if name not in known:
             yield f"{name} is no field of TrainingArguments{suggest(name, known) or '; remove it'}"
 
 
-def _wrong_types(given: Mapping[str, Any], fields: Mapping[str, Any], hints: Mapping[str, Any]) -> Iterable[str]:
+def _wrong_types(arguments: Mapping[str, Any], fields: Mapping[str, Any], hints: Mapping[str, Any]) -> Iterable[str]:
     """Yield a problem for each value of a wrong type. Fields without a key here are not checked."""
-    for name, value in given.items():
+    for name, value in arguments.items():
         new_name = RENAMED.get(name, name)
         is_unset = value is None if name in RENAMED else new_name in fields and value == fields[new_name].default
         if name not in TRANSLATIONS or new_name not in fields or is_unset:

@@ -106,11 +106,11 @@ def _serve(options: _Options) -> None:
         expect_many_shapes()
     bound = bind(options.host, options.port)
     if is_public(bound) and options.token is None:
-        warning = f"anybody who reaches {options.host} may send requests; set {_TOKEN}, or leave host= out"
+        warning = f"anyone who can reach {options.host} can send requests; set {_TOKEN}, or leave host= out"
         print(f"warning: {warning}", file=sys.stderr, flush=True)
     predictor = load_predictor(model_dir, options.request)
     service = Service(predictor, options.limits, continues=bool(options.request.generation))
     address = spell_address(bound)
-    message = f"serving {options.request.model} at {address}; {address}/docs says how to ask; Ctrl-C ends it\n"
+    message = f"serving {options.request.model} at {address}; {address}/docs describes the API; Ctrl-C stops it\n"
     serve(make_app(service, token=options.token), service, bound, on_start=lambda: put_out(message))
     put_out("stopped: every request that was accepted is answered\n")

@@ -200,8 +200,8 @@ def _stream_conflicts(config: Config) -> Iterator[Conflict]:
         if train.steps is not None and (every == "epoch" or isinstance(every, float)) and is_used:
             yield (
                 (name, "train.steps", "data.streaming"),
-                f"{name} is {shown(every)}, but with train.steps nobody counts the rows of a stream; set {name} to a "
-                f"number of steps{counted}",
+                f"{name} is {shown(every)}, but with train.steps the rows of a stream are not counted; set {name} "
+                f"to a number of steps{counted}",
             )
 
 

@@ -1,6 +1,6 @@
-"""Metrics of the form of the evaluate library: classes at a dotted path, scripts, and names on the hub.
+"""Metrics of the evaluate library: classes at a dotted path, scripts, and names on the hub.
 
-Importing evaluate takes seconds, so only a metric of this form does it.
+Importing evaluate takes seconds, so only these metrics import it.
 """
 
 from collections.abc import Mapping
@@ -19,33 +19,33 @@ from trainer_loop.runtime.hub import describe_unreachable, hub_is_reachable
 if TYPE_CHECKING:
     import evaluate
 
-_GIVEN = ("self", *COLUMNS)  # arguments of `_compute` that are not the user's
+_PASSED = ("self", *COLUMNS)  # arguments of `_compute` that the user does not set
 
 
-def check_class(found: object, arguments: Mapping[str, Any], *, name: str, place: str) -> list[str]:
-    """Which arguments do not fit `_compute` of what is at a dotted path; raise UserError where that is no metric."""
+def check_class(component: object, arguments: Mapping[str, Any], *, name: str, place: str) -> list[str]:
+    """Return the problems of the arguments of a metric class. Raises UserError if `component` is no metric class."""
     import evaluate
 
-    if not (isinstance(found, type) and issubclass(found, evaluate.Metric)):
+    if not (isinstance(component, type) and issubclass(component, evaluate.Metric)):
         raise UserError(
-            f"{place}: {name} is {found!r}; a metric is a function, or a class derived from evaluate.Metric"
+            f"{place}: {name} is {component!r}; a metric is a function, or a class derived from evaluate.Metric"
         )
-    if check_arguments(found, {}, place=place, given=()):
+    if check_arguments(component, {}, place=place, given=()):
         raise UserError(f"{place}: {name}() needs arguments; give them defaults, since args go to _compute")
-    metric: type[evaluate.Metric] = found
-    return check_arguments(metric._compute, arguments, place=f"{place}.args", given=_GIVEN)
+    metric: type[evaluate.Metric] = component
+    return check_arguments(metric._compute, arguments, place=f"{place}.args", given=_PASSED)
 
 
 def check_module(module: "evaluate.Metric", arguments: Mapping[str, Any], *, name: str, place: str) -> list[str]:
-    """What can be said of a metric only when it is loaded: its columns and, for a script, its arguments."""
+    """Return the problems of a loaded metric: of its columns and its arguments."""
     features = module.features if isinstance(module.features, list) else [module.features]
     if set(features[0]) != set(COLUMNS):
         return [f"{place}: {name} works on {', '.join(features[0])}; a task gives predictions and references"]
-    return check_arguments(type(module)._compute, arguments, place=f"{place}.args", given=_GIVEN)
+    return check_arguments(type(module)._compute, arguments, place=f"{place}.args", given=_PASSED)
 
 
 def read_columns(module: "evaluate.Metric") -> dict[str, type[np.generic] | None]:
-    """What the metric compares: whole numbers, where it says so. evaluate itself would cut 0.9 down to 0."""
+    """Return the columns of a metric, with int64 for whole numbers. evaluate itself would turn 0.9 into 0."""
     from datasets import Value
 
     features = module.features if isinstance(module.features, dict) else {}
@@ -54,16 +54,20 @@ def read_columns(module: "evaluate.Metric") -> dict[str, type[np.generic] | None
 
 
 def load_module(name: str, *, script: Path | None, no_hub: str | None) -> "evaluate.Metric":
-    """A metric on the hub or in a script, its rows kept in memory; raise UserError with the reason it cannot be loaded.
+    """Load a metric from the hub or a script; it keeps its rows in memory.
 
-    no_hub: why the hub cannot be asked; a metric in evaluate's cache is still loaded then.
+    Args:
+        no_hub: Why the hub cannot be reached, or None. A metric in evaluate's cache is loaded in any case.
+
+    Raises:
+        UserError: The metric cannot be loaded. The message is the reason.
     """
     import evaluate
 
     benchmark, _, data_set = name.partition("/")
     path, config_name = (benchmark, data_set) if benchmark in BENCHMARKS else (name, None)
     before = evaluate.config.HF_EVALUATE_OFFLINE
-    if no_hub is not None:  # evaluate does not read HF_HUB_OFFLINE; this makes it answer at once from its cache
+    if no_hub is not None:  # evaluate ignores HF_HUB_OFFLINE; this makes it use its cache at once
         evaluate.config.HF_EVALUATE_OFFLINE = True
     try:
         return evaluate.load(str(script or path), config_name, module_type="metric", keep_in_memory=True)
@@ -74,7 +78,7 @@ def load_module(name: str, *, script: Path | None, no_hub: str | None) -> "evalu
 
 
 def find_script(name: str, *, place: str) -> Path:
-    """The file of a metric script; its name may be that of the folder it is in."""
+    """Return the file of a metric script. `name` is the file, or its folder if both have the same name."""
     path = expand_home(name, place=place)
     script = path / f"{path.name}.py" if path.is_dir() else path
     if not script.is_file():
@@ -83,7 +87,7 @@ def find_script(name: str, *, place: str) -> Path:
 
 
 def why_no_hub() -> str | None:
-    """Why the hub cannot be asked, found out within seconds; None when it can."""
+    """Return why the hub cannot be reached, within seconds; None if it can."""
     import evaluate
 
     if evaluate.config.HF_EVALUATE_OFFLINE:

@@ -1,12 +1,12 @@
-"""From the entries of `evaluate.metrics` to metrics that compute: check them, load them, name their results.
+"""Checks and loads the metrics of `evaluate.metrics`, and names their results.
 
 An entry is a name or `{name, args, key}`. A name is one of `SHIPPED`, the dotted path of a function or of an
-`evaluate.Metric` class, the path of a metric script, or anything else that `evaluate.load` finds on the hub; whose code
-from there runs here is for the user to say. `args` go to the function, or to the metric's `_compute`; `key` is the name
-its result is reported under.
+`evaluate.Metric` class, the path of a metric script, or a metric that `evaluate.load` finds on the hub. Code from the
+hub runs only if the user allows it. `args` are passed to the function, or to the metric's `_compute`. `key` is the name
+under which the result is reported.
 
-A function asks for outputs of the task's `predict` by the names of its parameters, `predictions`, `references`,
-`probabilities`, ..., and returns a number or a dict of numbers.
+The parameters of a function name outputs of the task's `predict`: `predictions`, `references`, `probabilities`, ....
+It returns a number or a dict of numbers.
 """
 
 import difflib
@@ -41,32 +41,34 @@ def check_metrics(
     label_names: Sequence[str] | None = None,
     trust_remote_code: bool = False,
 ) -> list[str]:
-    """All problems that can be found without the network, one line each.
+    """Return all problems that can be found without the network, one line each.
 
     Args:
-        num_labels: classes of the task; None when it has none or they are not known.
-        outputs: kinds of what the task's `predict` gives, by name; None when they are not known.
-        written: kinds of what it gives besides where `evaluate.generate.max_new_tokens` is set.
-        label_names: names of the classes, as far as they are known.
-        trust_remote_code: code of anybody's on the hub may run, and not only that of evaluate's makers.
+        num_labels: Number of classes of the task; None if it has none or they are unknown.
+        outputs: Kinds of the outputs of the task's `predict`, by name; None if they are unknown.
+        written: Kinds of the additional outputs if `evaluate.generate.max_new_tokens` is set.
+        label_names: Names of the classes, if they are known.
+        trust_remote_code: Code of any hub user may run. Without it, only metrics of the evaluate library may run.
     """
-    problems, known = Problems(), []
+    problems, checked = Problems(), []
     for entry in _parse(entries, num_labels=num_labels):
-        found = problems.collect("", _check_entry, entry, num_labels=num_labels, outputs=outputs, written=written)
-        if found is not None:
-            found += _check_label_names(entry, label_names or ())
-            problems.lines += found if trust_remote_code else found + _foreign_code_problems(entry)
-            known.append(entry)
-    return problems.lines + _key_problems(known)
+        lines = problems.collect("", _check_entry, entry, num_labels=num_labels, outputs=outputs, written=written)
+        if lines is not None:
+            lines += _check_label_names(entry, label_names or ())
+            problems.lines += lines if trust_remote_code else lines + _foreign_code_problems(entry)
+            checked.append(entry)
+    return problems.lines + _key_problems(checked)
 
 
 def load_metrics(
     entries: Sequence[Entry], *, num_labels: int | None, label_names: Sequence[str] | None = None
 ) -> list[NamedMetric]:
-    """Load every metric; raise UserError with the problems of all entries.
+    """Load all metrics. Raises UserError with the problems of all entries.
 
-    num_labels: classes of the task; with them, `average: null` reports every class and not only those that occur.
-    label_names: their names, for shipped metrics that have a parameter of this name.
+    Args:
+        num_labels: Number of classes of the task. With it, `average: null` reports all classes, not only those that
+            occur.
+        label_names: Names of the classes, for shipped metrics that have a parameter of this name.
     """
     parsed, problems = _parse(entries, num_labels=num_labels), Problems()
     for entry in parsed:
@@ -81,10 +83,12 @@ def load_metrics(
 def reported_keys(
     entries: Sequence[Entry], *, num_labels: int | None, label_names: Sequence[str] | None = None
 ) -> list[str] | None:
-    """The keys that the metrics will report.
+    """Return the keys that the metrics will report, or None if they are not known before the metrics are computed.
 
-    None when one of them is not shipped, so that only computing it tells, or when it reports one score a class and the
-    classes are not known. label_names: their names; empty where there are no classes.
+    They are unknown for metrics that are not shipped, and for scores per class if the classes are unknown.
+
+    Args:
+        label_names: Names of the classes; empty if the task has no classes.
     """
     parsed = _parse(entries, num_labels=num_labels)
     if any(entry.shipped is None or (entry.per_class and not entry.arguments.get("labels")) for entry in parsed):
@@ -110,7 +114,7 @@ class _ParsedEntry:
 
     @property
     def kind(self) -> Literal["shipped", "script", "dotted", "hub"]:
-        """What the name is; one that is nothing else may be known on the hub."""
+        """What the name refers to. Every name that is nothing else is looked up on the hub."""
         if self.name in SHIPPED:
             return "shipped"
         if self.name.endswith(".py") or self.name.startswith((".", "/", "~")):
@@ -119,13 +123,13 @@ class _ParsedEntry:
 
     @property
     def per_class(self) -> bool:
-        """Whether it is a shipped metric that reports one score a class."""
+        """Whether this is a shipped metric that reports one score for each class."""
         has_average = self.shipped is not None and self.shipped.has_average
         return has_average and self.arguments.get("average", "") is None
 
 
 def _parse(entries: Sequence[Entry], *, num_labels: int | None) -> list[_ParsedEntry]:
-    """The entries in one form. Scores a class get the numbers of all: else f1/1 is class 2 when class 1 is absent."""
+    """Parse the entries. Scores per class get all class ids: else f1/1 would be class 2 if class 1 is absent."""
     parsed = []
     for index, fields in enumerate(entries):
         if isinstance(fields, str):
@@ -139,9 +143,9 @@ def _parse(entries: Sequence[Entry], *, num_labels: int | None) -> list[_ParsedE
 
 
 def _check_label_names(entry: _ParsedEntry, names: Sequence[str]) -> list[str]:
-    """Names that are numbers say nothing to a metric that reads names, such as one of entities."""
+    """Report tag names that are numbers, for a metric that needs names such as B-PER."""
     metric = entry.shipped
-    reads_tags = metric is not None and any(of.kind == "tags" for of in metric.columns.values()) and metric.reads_names
+    reads_tags = metric is not None and metric.reads_names and any(v.kind == "tags" for v in metric.columns.values())
     if not reads_tags or "label_names" in entry.arguments or not names or not all(map(str.isdecimal, names)):
         return []
     return [
@@ -156,18 +160,18 @@ def _check_label_names(entry: _ParsedEntry, names: Sequence[str]) -> list[str]:
 def _check_entry(
     entry: _ParsedEntry, *, num_labels: int | None, outputs: Mapping[str, str] | None, written: Mapping[str, str]
 ) -> list[str]:
-    """Whether the name can be a metric's (UserError if not), and whether arguments, outputs and classes fit it."""
+    """Return problems of arguments, outputs and classes. Raises UserError if the name cannot be that of a metric."""
     place = entry.place
     if entry.shipped is not None:
         return entry.shipped.check(
             entry.arguments, place=place, num_labels=num_labels, outputs=outputs, written=written
         )
     if entry.kind == "dotted":
-        found = locate(entry.name, place=place)
-        if not inspect.isfunction(found):
-            return evaluate_modules.check_class(found, entry.arguments, name=entry.name, place=place)
-        columns = _columns_of(found, entry)
-        problems = check_arguments(found, entry.arguments, place=f"{place}.args", given=columns)
+        component = locate(entry.name, place=place)
+        if not inspect.isfunction(component):
+            return evaluate_modules.check_class(component, entry.arguments, name=entry.name, place=place)
+        columns = _columns_of(component, entry)
+        problems = check_arguments(component, entry.arguments, place=f"{place}.args", given=columns)
         missing = [name for name in columns if outputs is not None and name not in outputs]
         return problems + ([describe_missing(place, entry.name, missing, outputs or ())] if missing else [])
     if entry.kind == "script":
@@ -182,7 +186,7 @@ def _check_entry(
 
 
 def _columns_of(function: Callable[..., Any], entry: _ParsedEntry) -> list[str]:
-    """The outputs that a function asks for: its parameters without a default that `args` do not give."""
+    """Return the outputs that a function needs: its parameters without a default and without a value in `args`."""
     columns = [
         parameter.name
         for parameter in inspect.signature(function).parameters.values()
@@ -199,7 +203,7 @@ def _columns_of(function: Callable[..., Any], entry: _ParsedEntry) -> list[str]:
 
 
 def _foreign_code_problems(entry: _ParsedEntry) -> list[str]:
-    """Of a name on the hub whose code is not that of evaluate's makers, and of one that means a script lying here."""
+    """Report code of other hub users, and names that evaluate would take for a local script."""
     place, name = entry.place, entry.name
     if entry.kind != "hub":
         return []
@@ -229,9 +233,9 @@ def _key_problems(entries: Sequence[_ParsedEntry]) -> list[str]:
 
 
 def _expected_keys(entry: _ParsedEntry, label_names: Sequence[str]) -> list[str]:
-    """What the entry will report; of a metric that is not shipped, its own name stands for all its results."""
-    given = entry.arguments.get("label_names")
-    label_names = [str(name) for name in given] if isinstance(given, list) else label_names
+    """Return the keys that an entry will report. For a metric that is not shipped this is its name alone."""
+    names_argument = entry.arguments.get("label_names")
+    label_names = [str(name) for name in names_argument] if isinstance(names_argument, list) else label_names
     results = (
         {entry.name: [entry.name]} if entry.shipped is None else entry.shipped.list_keys(entry.arguments, label_names)
     )
@@ -247,30 +251,30 @@ def _expected_keys(entry: _ParsedEntry, label_names: Sequence[str]) -> list[str]
 
 
 def _load(entry: _ParsedEntry, *, no_hub: str | None) -> NamedMetric:
-    """Raise UserError when there is no such metric, and when only loading it tells that something does not fit it.
+    """Load a metric. Raises UserError if it cannot be loaded, or does not fit the task.
 
-    no_hub: why the hub cannot be asked.
+    Args:
+        no_hub: Why the hub cannot be reached, or None.
     """
     if entry.per_class and entry.arguments.get("labels") is None:
         raise UserError(f"{entry.place}.args: average: null needs the classes to report, such as labels: [0, 1, 2]")
-    named = (entry.place, entry.name)
+    source = (entry.place, entry.name)
     if entry.shipped is not None:
         dtypes = {name: values.dtype for name, values in entry.shipped.columns.items()}
-        return NamedMetric(*named, entry.shipped.function, entry.arguments, entry.key, dtypes)
+        return NamedMetric(*source, entry.shipped.function, entry.arguments, entry.key, dtypes)
     if entry.kind == "dotted":
-        found = locate(entry.name, place=entry.place)
-        if inspect.isfunction(found):
-            columns = _columns_of(found, entry)
-            return NamedMetric(*named, found, entry.arguments, entry.key, dict.fromkeys(columns))
-        evaluate_modules.check_class(found, entry.arguments, name=entry.name, place=entry.place)
-        module = cast("type[evaluate.Metric]", found)()
+        component = locate(entry.name, place=entry.place)
+        if inspect.isfunction(component):
+            columns = _columns_of(component, entry)
+            return NamedMetric(*source, component, entry.arguments, entry.key, dict.fromkeys(columns))
+        evaluate_modules.check_class(component, entry.arguments, name=entry.name, place=entry.place)
+        module = cast("type[evaluate.Metric]", component)()
         module.keep_in_memory = True
     else:
         script = evaluate_modules.find_script(entry.name, place=entry.place) if entry.kind == "script" else None
         try:
             module = evaluate_modules.load_module(entry.name, script=script, no_hub=no_hub)
         except UserError as error:
-            told = f"{entry.place}: metric {entry.name!r} cannot be loaded: {error}; {_ALLOWED}"
-            raise UserError(told) from error
+            raise UserError(f"{entry.place}: metric {entry.name!r} cannot be loaded: {error}; {_ALLOWED}") from error
     refuse(evaluate_modules.check_module(module, entry.arguments, name=entry.name, place=entry.place))
-    return NamedMetric(*named, module.compute, entry.arguments, entry.key, evaluate_modules.read_columns(module))
+    return NamedMetric(*source, module.compute, entry.arguments, entry.key, evaluate_modules.read_columns(module))

@@ -1,4 +1,4 @@
-"""A metric that was loaded: computing it, and the names its results are reported under."""
+"""Computes loaded metrics, and names their results."""
 
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -10,15 +10,17 @@ import numpy as np
 from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.metrics.values import InParts
 
-RESERVED = ("loss", "rows")  # keys of an evaluation that are the loop's own
-COLUMNS = ("predictions", "references")  # what every metric of evaluate's form compares
+RESERVED = ("loss", "rows")  # keys that the loop itself reports for an evaluation
+COLUMNS = ("predictions", "references")  # columns that every metric of the evaluate library compares
 
 
 @dataclass(frozen=True)
 class NamedMetric:
-    """A metric with the arguments it computes with and the name its results are reported under.
+    """A metric with its arguments, and the key under which it is reported.
 
-    columns: the task's outputs that it compares, and what numbers each is converted to, `[N]`; None: it stays as it is.
+    Attributes:
+        columns: The outputs of the task that it compares, and the dtype that each is converted to, `[N]`; None: it is
+            not converted.
     """
 
     place: str  # the key of the config it comes from
@@ -29,14 +31,18 @@ class NamedMetric:
     columns: Mapping[str, type[np.generic] | None] = field(default_factory=lambda: dict.fromkeys(COLUMNS))
 
     def compute(self, outputs: Mapping[str, Any]) -> dict[str, float]:
-        """Compare what a task gives, arrays `[N]` or `[N, ...]` by name; every result is a finite float.
+        """Compute the metric from the outputs of a task, arrays `[N]` or `[N, ...]` by name.
 
-        A list becomes `f1/0`, `f1/1`, ..., numbered by the argument `labels` where there is one; a dict becomes
-        `PER/f1`, ..., and a result `InParts` `entity_f1`, `entity_f1/PER`, .... `key` replaces the name of an only
-        result, and goes before the names of several.
+        A list result becomes `f1/0`, `f1/1`, ..., numbered by the argument `labels` if given. A dict becomes
+        `PER/f1`, .... A result `InParts` becomes `entity_f1`, `entity_f1/PER`, .... `key` replaces the name of a single
+        result, and is the prefix of several.
 
-        Raise UserError when a column is missing, when there are no rows, when the columns do not fit each other or the
-        metric, and when a result is not a finite number.
+        Returns:
+            Finite floats by name.
+
+        Raises:
+            UserError: A column is missing, there are no rows, columns do not match each other or the metric, or a
+                result is not finite.
         """
         if missing := [name for name in self.columns if name not in outputs]:
             raise UserError(describe_missing(self.place, self.name, missing, outputs))
@@ -60,16 +66,17 @@ class NamedMetric:
 
 
 def describe_missing(place: str, name: str, missing: Sequence[str], outputs: Iterable[str]) -> str:
-    """What to say of a metric that asks for what the task does not give."""
+    """Return the message for a metric that needs outputs which the task does not have."""
     return f"{place}: {name} asks for {', '.join(missing)}, and the task gives {', '.join(outputs)}"
 
 
 def compute_metrics(
     metrics: Sequence[NamedMetric], outputs: Mapping[str, Any], *, taken: Collection[str] = ()
 ) -> dict[str, float]:
-    """The results of all metrics in one dict. Raise UserError where a key is reported twice or is the loop's own.
+    """Compute all metrics. Raises UserError if two results have the same key, or a key is reserved.
 
-    taken: names that the evaluation has for something else.
+    Args:
+        taken: Further names that the evaluation uses.
     """
     results: dict[str, float] = {}
     problems = []
@@ -83,14 +90,14 @@ def compute_metrics(
 
 
 def name_results(names: list[str], key: str | None) -> list[str]:
-    """The names of a metric's results; `key` replaces an only one, and goes before several."""
+    """Return the names of a metric's results. `key` replaces a single name, and is the prefix of several."""
     if key is None:
         return names
     return [key] if len(names) == 1 else [f"{key}/{name}" for name in names]
 
 
 def _flatten(name: str, value: Any, *, labels: Sequence[Any] | None) -> Iterator[tuple[str, Any]]:
-    """(name, scalar) of a scalar, a list or array of any depth, or a dict of such; `labels` number a list."""
+    """Yield (name, scalar) for a scalar, or for a nested list, array or dict. `labels` name the items of a list."""
     parts: list[tuple[Any, Any]]
     if isinstance(value, InParts):
         if value.whole is not None:
@@ -116,11 +123,11 @@ def _is_finite(value: Any) -> bool:
 
 
 def _column_problems(columns: Mapping[str, np.ndarray], dtypes: Mapping[str, type[np.generic] | None]) -> list[str]:
-    """What a conversion or a metric would pass over in silence or say in a riddle."""
+    """Return problems of the columns that a metric would ignore or report unclearly."""
     lengths = {len(column) for column in columns.values()}
     if len(lengths) > 1:
-        told = " and ".join(f"{len(column)} {name}" for name, column in columns.items())
-        return [f"has {told}; it compares them row by row"]
+        counts = " and ".join(f"{len(column)} {name}" for name, column in columns.items())
+        return [f"has {counts}; it compares them row by row"]
     if lengths == {0}:
         return ["has no rows to score; give the split at least one row"]
     problems = []
@@ -137,7 +144,7 @@ def _column_problems(columns: Mapping[str, np.ndarray], dtypes: Mapping[str, typ
 
 
 def _convert(column: np.ndarray, dtype: type[np.generic] | None) -> np.ndarray:
-    """Raise ValueError where a value is no such number."""
+    """Convert a column. Raises ValueError for a value that cannot be converted."""
     try:
         return column if dtype is None else column.astype(dtype, copy=False)
     except TypeError as error:

@@ -1,7 +1,7 @@
-"""What metrics compare and return: the types by which a shipped metric annotates its parameters and its results.
+"""Types for the parameters and results of shipped metrics.
 
 A task declares the same kinds in `outputs`, such as `{"predictions": "class", "references": "class"}`. A shipped metric
-fits a task if the task gives every output that the metric asks for, and each is of the kind that the metric compares.
+fits a task if the task has all outputs that the metric needs, with the same kinds.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,16 +15,17 @@ import numpy as np
 class Values:
     """One column that a metric compares."""
 
-    kind: str  # what a task calls such values in its `outputs`
-    dtype: type[np.generic] | None = None  # of the column, then `[N]`, a number a row; None: it stays as it is
-    num_classes: int | None = None  # the only number of classes that the metric is defined for; None: any number
+    kind: str  # kind of these values in the `outputs` of a task
+    dtype: type[np.generic] | None = None  # dtype that the column `[N]` is converted to; None: it is not converted
+    num_classes: int | None = None  # the metric is only defined for this number of classes; None: for any number
 
 
 @dataclass(frozen=True)
 class InParts:
-    """A result over everything, and of each part by its name, reported as `entity_f1` and `entity_f1/PER`.
+    """A result over all rows, and one for each part, reported as `entity_f1` and `entity_f1/PER`.
 
-    whole: None for a result that has parts alone.
+    Attributes:
+        whole: The result over all rows; None: there are only parts.
     """
 
     whole: float | None
@@ -33,10 +34,12 @@ class InParts:
 
 @dataclass(frozen=True)
 class PartsOf:
-    """What the parts of a result `InParts` are called.
+    """Declares the names of the parts of a result `InParts`.
 
-    name_parts: from the names of the classes to those of the parts. argument: the argument of the metric that asks for
-    parts; None: there always are some. has_whole: there is a result over everything, too.
+    Attributes:
+        name_parts: Returns the names of the parts, from the names of the classes.
+        argument: Argument of the metric that turns parts on; None: they are always reported.
+        has_whole: There is also a result over all rows.
     """
 
     name_parts: Callable[[Sequence[str]], Sequence[str]]
@@ -48,18 +51,18 @@ ClassNumbers: TypeAlias = Annotated[np.ndarray, Values("class", np.int64)]
 ClassNumbersOfTwo: TypeAlias = Annotated[np.ndarray, Values("class", np.int64, num_classes=2)]
 NegativeLogLikelihoods: TypeAlias = Annotated[np.ndarray, Values("negative_log_likelihood", np.float64)]  # in nats
 TargetCounts: TypeAlias = Annotated[np.ndarray, Values("num_targets", np.int64)]
-Numbers: TypeAlias = Annotated[np.ndarray, Values("number")]  # [N], or [N, K] for several a row
+Numbers: TypeAlias = Annotated[np.ndarray, Values("number")]  # [N], or [N, K] for K numbers per row
 Tags: TypeAlias = Annotated[np.ndarray, Values("tags")]  # [N] arrays of class numbers, one for each word
 
 Probabilities: TypeAlias = Annotated[np.ndarray, Values("probabilities")]  # [N, C]
-LabelSets: TypeAlias = Annotated[np.ndarray, Values("label_set")]  # [N, C], true where a row has the label
+LabelSets: TypeAlias = Annotated[np.ndarray, Values("label_set")]  # [N, C], true if the row has the label
 LabelProbabilities: TypeAlias = Annotated[np.ndarray, Values("label_probabilities")]  # [N, C]
 
 Texts: TypeAlias = Annotated[np.ndarray, Values("text")]  # [N]
-TextsOfRow: TypeAlias = Annotated[np.ndarray, Values("texts")]  # [N] lists of texts, such as all right answers
+TextsOfRow: TypeAlias = Annotated[np.ndarray, Values("texts")]  # [N] lists of texts, such as all correct answers
 
 SMALLER_IS_BETTER = "smaller is better"
-SmallerIsBetter: TypeAlias = Annotated[float, SMALLER_IS_BETTER]  # a result, such as an error
+SmallerIsBetter: TypeAlias = Annotated[float, SMALLER_IS_BETTER]  # type of a result, such as an error
 
-ClassNumber: TypeAlias = Annotated[int, "is checked with the names of the classes"]  # an argument
-Average: TypeAlias = Literal["binary", "micro", "macro", "weighted"]  # how scores of several classes become one
+ClassNumber: TypeAlias = Annotated[int, "is checked with the names of the classes"]  # type of an argument
+Average: TypeAlias = Literal["binary", "micro", "macro", "weighted"]  # averaging of scores over classes

@@ -1,17 +1,17 @@
 """Synthetic product reviews, for a first run without network or download.
 
-A config reaches them by the dotted paths of `train` and `validation`: `trainer_loop.quickstart.reviews.train`.
+Configs name the functions `train` and `validation` by dotted path, such as `trainer_loop.quickstart.reviews.train`.
 
-A small grammar writes the reviews: a pattern such as "although {lost}, {verdict}" joins clauses, and words that fit
-the product fill them. What makes a review positive or negative:
+A small grammar generates the reviews. A pattern such as "although {lost}, {verdict}" joins clauses, which are filled
+with words that fit the product. The label follows from the clauses:
 
-- `{verdict}`, `{won}` and `{merit}` speak for the label. `{lost}` and `{flaw}` are conceded and speak against it.
-- Every clause is written as a happy customer says it: "the lid is not {bad} at all". The unhappy customer says the
-  same with good and bad words exchanged: "the lid is not {good} at all".
+- `{verdict}`, `{won}` and `{merit}` support the label. `{lost}` and `{flaw}` are concessions against it.
+- Every clause is written for a happy customer: "the lid is not {bad} at all". For an unhappy customer, good and bad
+  words are exchanged: "the lid is not {good} at all".
 
-So negations and conjunctions are as common in one class as in the other, most reviews hold words of praise and of
-complaint, and their structure decides: a bag-of-words classifier gets about seven reviews in ten right. The validation
-reviews follow patterns that never occur in the training reviews; all their words do.
+So negations and conjunctions are equally common in both classes, and most reviews contain praise and complaint. The
+structure decides: a bag-of-words classifier gets about seven of ten reviews right. The patterns of the validation
+reviews do not occur in the training reviews, but all their words do.
 """
 
 import functools
@@ -25,9 +25,9 @@ T = TypeVar("T")
 NUM_TRAIN_ROWS = 10_000
 NUM_VALIDATION_ROWS = 1_000
 
-_CONTRAST_SHARE = 0.5  # of reviews: one clause is conceded
-_DENIAL_SHARE = 0.33  # of clauses: good news told with a bad word, or the reverse
-_OPENING_SHARE = 0.35  # of reviews: a first sentence without any opinion
+_CONTRAST_SHARE = 0.5  # share of reviews with a concession
+_DENIAL_SHARE = 0.33  # share of clauses that express praise by a negated bad word, or a complaint by a good word
+_OPENING_SHARE = 0.35  # share of reviews that start with a sentence without an opinion
 
 
 class _Opposites(NamedTuple):
@@ -45,7 +45,7 @@ class _Patterns(NamedTuple):
     contrasting: tuple[str, ...]
 
 
-# Product -> the aspects that a review may speak of; those shared by all products come on top.
+# Product -> the aspects that a review may mention, in addition to those shared by all products.
 _PRODUCTS = {
     "backpack": ("strap", "fabric", "zipper"),
     "blender": ("motor", "lid", "handle", "manual"),
@@ -188,7 +188,7 @@ _TRAIN_PATTERNS = _Patterns(
         "since {won}, {verdict}, although {lost}",
     ),
 )
-_VALIDATION_PATTERNS = _Patterns(  # the same conjunctions elsewhere
+_VALIDATION_PATTERNS = _Patterns(  # the same conjunctions at other positions
     agreeing=(
         "because {won}, {verdict}",
         "{verdict}, since {won}",
@@ -210,12 +210,12 @@ _VALIDATION_PATTERNS = _Patterns(  # the same conjunctions elsewhere
 
 
 def train() -> list[dict[str, str]]:
-    """10,000 rows with the columns `text` and `label` ("negative" or "positive", in turn); the same on every call."""
+    """Return 10,000 rows with `text` and `label` ("negative" and "positive" in turn), the same on every call."""
     return _as_rows(_write_reviews(NUM_TRAIN_ROWS, patterns=_TRAIN_PATTERNS, seed=1))
 
 
 def validation() -> list[dict[str, str]]:
-    """1,000 rows like those of `train`, in patterns that `train` never uses."""
+    """Return 1,000 rows like those of `train`, with patterns that `train` never uses."""
     return _as_rows(_write_reviews(NUM_VALIDATION_ROWS, patterns=_VALIDATION_PATTERNS, seed=2))
 
 
@@ -225,9 +225,9 @@ def _as_rows(labels: Mapping[str, str]) -> list[dict[str, str]]:
 
 @functools.cache
 def _write_reviews(num_rows: int, *, patterns: _Patterns, seed: int) -> Mapping[str, str]:
-    """text -> label"""
+    """Generate reviews without duplicates. Returns the label of each text."""
     rng = random.Random(seed)
-    labels: dict[str, str] = {}  # a text that comes up again is not added again
+    labels: dict[str, str] = {}
     while len(labels) < num_rows:
         happy = len(labels) % 2 == 1
         labels.setdefault(_write_review(rng, patterns, happy=happy), "positive" if happy else "negative")
@@ -240,8 +240,8 @@ def _write_review(rng: random.Random, patterns: _Patterns, *, happy: bool) -> st
     companion, critic = _pick_two(rng, _PEOPLE)
 
     def fill(clause: str, *, concede: bool = False) -> str:
-        about = other_aspect if concede else aspect
-        return _fill_clause(rng, clause, happy=happy != concede, aspect=about, person=critic)
+        clause_aspect = other_aspect if concede else aspect
+        return _fill_clause(rng, clause, happy=happy != concede, aspect=clause_aspect, person=critic)
 
     pattern = _pick(rng, patterns.contrasting if rng.random() < _CONTRAST_SHARE else patterns.agreeing)
     body = pattern.format(
@@ -259,19 +259,19 @@ def _write_review(rng: random.Random, patterns: _Patterns, *, happy: bool) -> st
 
 
 def _fill_clause(rng: random.Random, clause: str, *, happy: bool, aspect: str, person: str) -> str:
-    """The clause with its words, good and bad ones exchanged for an unhappy customer; `{it}` stays for later."""
+    """Fill a clause with words. For an unhappy customer good and bad words are exchanged. `{it}` is filled later."""
 
-    def say(words: _Opposites) -> tuple[str, str]:
-        """One word that says what the customer means and one that says the opposite."""
+    def pick_opposites(words: _Opposites) -> tuple[str, str]:
+        """Return a word for the opinion of the customer, and a word for the opposite."""
         good, bad = _pick(rng, words.good), _pick(rng, words.bad)
         return (good, bad) if happy else (bad, good)
 
     special = _ADJECTIVES[aspect]
     adjectives = _Opposites(special.good + _SHARED_ADJECTIVES.good, special.bad + _SHARED_ADJECTIVES.bad)
     words = {"aspect": aspect, "person": person, "degree": _pick(rng, _DEGREES), "it": "{it}"}
-    words["good"], words["bad"] = say(adjectives)
-    words["happy"], words["unhappy"] = say(_FEELINGS)
-    words["praise"], words["blame"] = say(_ACTIONS)
+    words["good"], words["bad"] = pick_opposites(adjectives)
+    words["happy"], words["unhappy"] = pick_opposites(_FEELINGS)
+    words["praise"], words["blame"] = pick_opposites(_ACTIONS)
     return clause.format(**words)
 
 
@@ -280,7 +280,7 @@ def _pick_clause(rng: random.Random, clauses: _Clauses) -> str:
 
 
 def _pick(rng: random.Random, options: Sequence[T]) -> T:
-    """One option, by `random()`: its sequence is the one that Python promises to keep between versions."""
+    """Pick one option by `random()`, whose sequence is the same in all versions of Python."""
     return options[int(rng.random() * len(options))]
 
 
@@ -290,5 +290,5 @@ def _pick_two(rng: random.Random, options: Sequence[T]) -> tuple[T, T]:
 
 
 def _capitalize(text: str) -> str:
-    """Every sentence with a capital letter at its beginning."""
+    """Start every sentence with a capital letter."""
     return re.sub(r"(^|\. )([a-z])", lambda match: match[1] + match[2].upper(), text)

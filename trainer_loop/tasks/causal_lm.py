@@ -1,4 +1,4 @@
-"""The next token of a running text."""
+"""Causal language modelling: predict the next token of a running text."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
@@ -17,32 +17,35 @@ from trainer_loop.tasks.task import Batch, Rows
 
 
 class CausalLM(LanguageModel):
-    """Texts are joined and cut into chunks of `max_length` tokens; every token but a chunk's first is a target.
+    """Texts are joined and cut into chunks of `max_length` tokens. Every token except the first of a chunk is a target.
 
-    loss_function: `(logits [N, V], next tokens [N]) -> sum over tokens, []`.
-    append_eos: end every text with the tokenizer's end token; false where a text is only a line of a longer one.
-    stride: evaluations read windows of `max_length` tokens that begin every so many tokens, and score in each the
-        tokens that no window before it has: each token once, and with more context than in a chunk. Perplexity is
-        lower, and takes `max_length / stride` times as long. null: chunks, as in training.
-    fim: fill in the middle (arXiv 2207.14255), `{rate: 0.5, spm_rate: 0.5}`: in training each text of a chunk is with
-        probability `rate` split at two tokens that are new at each step, and its middle written last, behind
-        `prefix_token`, `suffix_token` and `middle_token`, by default `<fim_prefix>`, `<fim_suffix>`, `<fim_middle>`;
-        of these `spm_rate` have the suffix first. A text keeps its length: its suffix loses as many tokens, or its
-        prefix. With `append_eos: false` a chunk is one text. Evaluations read texts as they are.
+    Args:
+        loss_function: `(logits [N, V], next tokens [N]) -> sum over tokens, []`.
+        append_eos: End every text with the tokenizer's end token. Set it to false if a text is only a line of a
+            longer one.
+        stride: Evaluations read overlapping windows of `max_length` tokens, which start every `stride` tokens. Each
+            token is scored once, in the first window that has it, so it has more context than in a chunk. Perplexity is
+            lower, and takes `max_length / stride` times as long. null: chunks, as in training.
+        fim: Fill in the middle (arXiv 2207.14255), `{rate: 0.5, spm_rate: 0.5}`. In training each text of a chunk is
+            split with probability `rate` at two random tokens, new ones at each step, and its middle is moved to the
+            end. The parts start with `prefix_token`, `suffix_token` and `middle_token`, by default `<fim_prefix>`,
+            `<fim_suffix>` and `<fim_middle>`. A share `spm_rate` of the split texts has the suffix first. A text keeps
+            its length: its suffix, or else its prefix, loses three tokens. With `append_eos: false` a chunk is one
+            text. Evaluations do not split texts.
     """
 
     auto_model = "AutoModelForCausalLM"
     of_tokens = ()
-    columns: ClassVar[Mapping[str, Column]] = {"text": Column("text", blank=True)}  # a running text has blank lines
+    columns: ClassVar[Mapping[str, Column]] = {"text": Column("text", blank=True)}  # texts may have blank lines
     pad: ClassVar[Mapping[str, int]] = {"labels": -100, "context": 0}
     peft_type = "CAUSAL_LM"
     pipeline_tag = "text-generation"
     continues = True
     joins_texts = True
     predicted: ClassVar[Mapping[str, str]] = {
-        "loss": "the mean loss of the text, in nats a token; null for a text of one token",
-        "perplexity": "its exponential",
-        "continuation": "what the model writes behind the text, with `max_new_tokens=` or `num_beams=`",
+        "loss": "mean loss of the text, in nats per token; null for a text of one token",
+        "perplexity": "exponential of the loss",
+        "continuation": "continuation of the text, with `max_new_tokens=` or `num_beams=`",
     }
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"text": "The ferry crosses the bay twice a day."},
@@ -78,15 +81,15 @@ class CausalLM(LanguageModel):
         return {"append_eos": self.append_eos, "stride": self.stride, "fim": self.fim is not None}
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
-        """Chunks of `max_length` tokens; the last chunk of these texts is shorter, and nothing is dropped.
+        """Make chunks of `max_length` tokens. The last chunk is shorter, and no token is dropped.
 
-        `source` is the position of the text that a chunk begins in.
+        `source` is the position of the text in which a chunk starts.
         """
         chunks, sources = join_and_cut(self._tokenise(rows), max_length)
         return {"input_ids": chunks, "source": sources}
 
     def encode_for_evaluation(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
-        """Chunks, or windows if there is a `stride`; `context` is how many tokens of a window are no targets."""
+        """Make chunks, or windows with a `stride`. The first `context` tokens of a window are no targets."""
         if self.stride is None:
             chunks = self.encode(rows, max_length=max_length)
             return chunks if self.fim is None else chunks | {"context": [1] * len(chunks["source"])}
@@ -100,26 +103,26 @@ class CausalLM(LanguageModel):
         return {"input_ids": windows, "context": context, "source": sources}
 
     def _tokenise(self, rows: Rows) -> list[list[int]]:
-        """The tokens of each text, with its end token."""
+        """Return the tokens of each text, with an end token if `append_eos` is set."""
         end = [self.tokenizer.eos_token_id] if self.append_eos and self.tokenizer.eos_token_id is not None else []
-        tokenised = self.tokenizer(list(rows["text"]), return_attention_mask=False, verbose=False)["input_ids"]
-        return [ids + end for ids in tokenised]
+        texts = self.tokenizer(list(rows["text"]), return_attention_mask=False, verbose=False)["input_ids"]
+        return [ids + end for ids in texts]
 
     def encode_alone(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
-        """One row for each text, without an end token, cut at `max_length` tokens."""
+        """Make one row for each text, without an end token, truncated to `max_length` tokens."""
         encoded = super().encode(rows, max_length=max_length)
-        # A model does not run on rows without tokens. One of a single token has no target either.
-        read = [name for name in self.tokenizer.model_input_names if name in encoded]
-        return encoded | {name: [ids or [0] for ids in encoded[name]] for name in read}
+        # A model cannot run on a row without tokens. A row of one token has no target, either.
+        names = [name for name in self.tokenizer.model_input_names if name in encoded]
+        return encoded | {name: [ids or [0] for ids in encoded[name]] for name in names}
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
-        """With `fim`, rows of training have texts whose middle is last; those of an evaluation have a `context`."""
+        """Make a batch. With `fim`, split the texts of training rows; rows of evaluations have a `context`."""
         if self.fim is not None and "draw" in rows[0] and "context" not in rows[0]:
             rows = [{**row, "input_ids": self._splitter.split(row["input_ids"], row["draw"])} for row in rows]
         return super().collate(rows)
 
     def count(self, batch: Batch) -> int:
-        context = batch.get("context", 1)  # the first token of a row has nothing before it
+        context = batch.get("context", 1)  # the first token of a row is never a target
         if "row_lengths" in batch:
             return int((torch.tensor(batch["row_lengths"]) - context).sum())
         mask = batch["attention_mask"]
@@ -128,13 +131,13 @@ class CausalLM(LanguageModel):
         return int((mask.sum(dim=1) - context).clamp(min=0).sum())
 
     def find_targets(self, batch: Batch) -> tuple[None, Tensor, Sequence[int] | int]:
-        """The token that comes next after each; none after the last one of a row, in its context, and for padding."""
+        """Return the next token of each token. The last token of a row, its context and padding have no target."""
         targets, context = batch["input_ids"].roll(-1, dims=1), batch.get("context")
         if "row_ends" in batch:
             targets[0, batch["row_ends"][1:].long() - 1] = -100
             if context is not None:
-                of_tokens = context.repeat_interleave(batch["row_ends"].diff(), output_size=targets.shape[1])
-                targets[0].masked_fill_(batch["position_ids"][0] < of_tokens - 1, -100)
+                token_context = context.repeat_interleave(batch["row_ends"].diff(), output_size=targets.shape[1])
+                targets[0].masked_fill_(batch["position_ids"][0] < token_context - 1, -100)
             return None, targets.flatten(), batch["row_lengths"]
         targets[:, -1] = -100
         targets[:, :-1].masked_fill_(batch["attention_mask"][:, 1:] == 0, -100)
@@ -147,9 +150,11 @@ class CausalLM(LanguageModel):
 def join_and_cut(
     rows: Sequence[Sequence[Any]], length: int, *, stride: int | None = None
 ) -> tuple[list[list[Any]], list[int]]:
-    """Chunks of so many elements of all rows, one row after the other, and the row that each chunk begins in.
+    """Join all rows and cut them into chunks. Returns the chunks, and the row in which each chunk starts.
 
-    stride: a chunk begins every so many elements, until one has the last; None: where the one before ends.
+    Args:
+        length: The length of a chunk.
+        stride: A chunk starts every `stride` elements, until one has the last element. None: chunks do not overlap.
 
     >>> join_and_cut([[1, 2], [], [3, 4, 5]], 3)
     ([[1, 2, 3], [4, 5]], [0, 2])

@@ -1,4 +1,4 @@
-"""The answers of an assistant in conversations."""
+"""Supervised fine-tuning on conversations: learn the answers of the assistant."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -24,16 +24,17 @@ from trainer_loop.tasks.task import Batch, Rows, pad_lists
 
 
 class Chat(LanguageModel):
-    """A row is a conversation, `messages`, or a `prompt` with its `completion`; targets are the tokens of the answers.
+    """A row is a conversation, `messages`, or a `prompt` with its `completion`. Targets are the tokens of the answers.
 
-    The chat template of the tokenizer writes the conversation; `model.chat_template` names another one. An answer ends
-    with the token by which the model stops. With `evaluate.generate.max_new_tokens`, evaluations also write an answer
-    to each row, which metrics on texts compare with the last answer of the row.
+    The chat template of the tokenizer, or that of `model.chat_template`, formats the conversation. An answer ends with
+    the token at which the model stops. With `evaluate.generate.max_new_tokens`, evaluations also generate an answer to
+    each row, which metrics on texts compare with the last answer of the row.
 
-    train_on: answers that are learned: `all` of a conversation, or only its `last`.
-    spans: how answers are found: by the `marks` of the template, `{% generation %}`; by writing the `prefixes` of the
-        conversation; `auto`: by marks if the template has them, which are then compared with the other way.
-    loss_function: `(logits [N, V], tokens [N]) -> sum over tokens, []`.
+    Args:
+        train_on: The answers that are learned: `all` of a conversation, or only the `last`.
+        spans: How the answers are found: by the `marks` of the template, `{% generation %}`, or by rendering `prefixes`
+            of the conversation. `auto`: by marks if the template has them, compared with prefixes for the first row.
+        loss_function: `(logits [N, V], tokens [N]) -> sum over tokens, []`.
     """
 
     auto_model = "AutoModelForCausalLM"
@@ -50,10 +51,10 @@ class Chat(LanguageModel):
     pipeline_tag = "text-generation"
     generates = True
     predicted: ClassVar[Mapping[str, str]] = {
-        "text": "the answer that the model writes",
-        "loss": "in place of `text`, if the file has the column `completion` and neither the command nor the run sets "
-        "`max_new_tokens`: its mean loss, in nats a token",
-        "perplexity": "the exponential of `loss`",
+        "text": "the answer of the model",
+        "loss": "instead of `text`, if the file has the column `completion` and neither the command nor the run sets "
+        "`max_new_tokens`: mean loss of the completion, in nats per token",
+        "perplexity": "exponential of `loss`",
     }
     written_outputs: ClassVar[Mapping[str, str]] = {"predictions": "text", "references": "texts"}
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
@@ -95,7 +96,7 @@ class Chat(LanguageModel):
         self.spans = spans
 
     def bind(self, processor: Any, **others: Any) -> None:
-        """See `Task.bind`. Raises UserError if the tokenizer has no chat template, or one without the marks wanted."""
+        """See `Task.bind`. Raises UserError if there is no chat template, or it lacks marks that `spans` requires."""
         super().bind(processor, **others)
         self._template = ChatTemplate.of(processor, self.spans)
         if self.spans == "marks" and not self._template.has_marks:
@@ -121,10 +122,10 @@ class Chat(LanguageModel):
         return ("How often does the ferry go?", "The ferries of the bay, and their times.")
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
-        """The tokens of each conversation, cut at `max_length`; `labels` are those of answers, else -100.
+        """Tokenise each conversation, truncated to `max_length`. `labels` are the tokens of answers, else -100.
 
-        `prompt` is what a model answers to: the tokens before the last answer, at most the last `max_length` of them. A
-        conversation that does not end with an answer has the header of one behind it.
+        `prompt` has the tokens before the last answer, at most the last `max_length` of them. If a conversation does
+        not end with an answer, the header of an answer is appended.
         """
         names = ("input_ids", "labels", "prompt", "truncated", "fault")
         columns: dict[str, list[Any]] = {name: [] for name in names}
@@ -138,7 +139,7 @@ class Chat(LanguageModel):
         return columns
 
     def _encode_row(self, row: Mapping[str, Any], *, compares: bool) -> tuple[EncodedChat, str | None]:
-        """The tokens, and why there are none. compares: see `ChatTemplate.encode`."""
+        """Return the encoded conversation, and its fault or None. compares: see `ChatTemplate.encode`."""
         try:
             prompt, answer = _read_row(row)
             tools = read_tools(row["tools"]) if "tools" in row else None
@@ -148,17 +149,17 @@ class Chat(LanguageModel):
         return chat, None
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
-        """`row_targets` is how many targets each row has; `prompts` are the tokens that the model answers to."""
+        """Make a batch. `row_targets` are the numbers of targets of the rows; `prompts` are the tokens to answer."""
         prompts = tuple(row["prompt"] for row in rows if "prompt" in row)
         batch = super().collate([{name: row[name] for name in ("input_ids", "labels")} for row in rows])
         return {**batch, "row_targets": count_labels(rows), "prompts": prompts}
 
     def find_targets(self, batch: Batch) -> tuple[Tensor, Tensor, Sequence[int]]:
-        """The tokens that come before one of an answer."""
+        """Return the tokens of answers as the targets of the tokens before them."""
         return select_targets(batch["labels"].flatten().roll(-1), batch["row_targets"])
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
-        """The outputs of `loss_and_predict`, and the `tokens` of an answer to each row."""
+        """Return the outputs of `loss_and_predict`, and the `tokens` of a generated answer to each row."""
         outputs = self.loss_and_predict(model, batch)[1]
         return outputs if "tokens" in outputs or self.packs else outputs | {"tokens": self._write(model, batch)}
 
@@ -167,27 +168,27 @@ class Chat(LanguageModel):
         return loss, outputs | ({"tokens": self._write(model, batch)} if self._writes_in_evaluation else {})
 
     def merge(self, parts: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, Any]:
-        """The text of the answer as `predictions`, and the last answer of the row in a list as `references`."""
+        """Return the generated answer as `predictions`, and the last answer of the row in a list as `references`."""
         (part,) = parts
         if not self._writes_in_evaluation and "tokens" not in part:
             return dict(part)
         outputs = {name: value for name, value in part.items() if name != "tokens"}
         answer = self.tokenizer.decode(cut_at_end(part["tokens"].tolist(), self._ends), skip_special_tokens=True)
-        known = [read_text(message.get("content")) for message in _read_row(row)[1][-1:]]
-        return outputs | {"predictions": answer.strip(), "references": known}
+        references = [read_text(message.get("content")) for message in _read_row(row)[1][-1:]]
+        return outputs | {"predictions": answer.strip(), "references": references}
 
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-        """`text`: the answer that the model writes; and of the answers of the row `loss` and `perplexity`."""
-        is_written = isinstance(outputs["predictions"], str)
-        return {"text": outputs["predictions"]} if is_written else super().decode(outputs, row)
+        """Return the generated answer as `text`, or `loss` and `perplexity` of the answers of the row."""
+        is_generated = isinstance(outputs["predictions"], str)
+        return {"text": outputs["predictions"]} if is_generated else super().decode(outputs, row)
 
     def fit_positions(self, positions: int | None) -> list[str]:
         self._positions = positions
         self.generation = replace(self.generation, positions=None if positions is None else positions // 2)
-        given = self.generation.max_new_tokens
-        if positions is None or given is None or given < positions:
+        length = self.generation.max_new_tokens
+        if positions is None or length is None or length < positions:
             return []
-        return [f"evaluate.generate.max_new_tokens: {given}: it must be below {positions}, the positions of the model"]
+        return [f"evaluate.generate.max_new_tokens: {length}: it must be below {positions}, the positions of the model"]
 
     @property
     def end_tokens(self) -> list[int]:
@@ -198,19 +199,19 @@ class Chat(LanguageModel):
         return self.generation.max_new_tokens is not None
 
     def _write(self, model: nn.Module, batch: Batch) -> list[Tensor]:
-        """The tokens of an answer to what stands before the last one of each row, of at most as many as fit."""
-        room = None if self._positions is None else self._positions - self.generation.length
-        prompts = [row[-room:] if room else row for row in batch["prompts"]]
+        """Generate an answer to the prompt of each row. Long prompts are cut so that the answer fits."""
+        max_prompt = None if self._positions is None else self._positions - self.generation.length
+        prompts = [row[-max_prompt:] if max_prompt else row for row in batch["prompts"]]
         pad = self.tokenizer.pad_token_id
         ids = pad_lists(prompts, fill=pad, side="left").to(batch["input_ids"].device)
         mask = pad_lists([[1] * len(prompt) for prompt in prompts], fill=0, side="left").to(ids.device)
         inputs = {"input_ids": ids, "attention_mask": mask}
-        written = self.generation.write(model, inputs, pad=pad)
-        return list(written[:, ids.shape[1] :])
+        tokens = self.generation.write(model, inputs, pad=pad)
+        return list(tokens[:, ids.shape[1] :])
 
 
 def label_answers(ids: Sequence[int], is_answer: Sequence[bool]) -> list[int]:
-    """The tokens of answers, else -100; nothing stands before the first token."""
+    """Return the tokens of answers, else -100. The first token is never a target."""
     labels = [token if is_one else -100 for token, is_one in zip(ids, is_answer, strict=True)]
     return [-100, *labels[1:]]
 
@@ -221,9 +222,10 @@ def _iterate(rows: Rows) -> Iterator[dict[str, Any]]:
 
 
 def _read_row(row: Mapping[str, Any]) -> tuple[list[Message], list[Message]]:
-    """The messages before the answer of a row of either form, and those of the answer; none of what it has not.
+    """Return the messages before the answer of a row, and the messages of the answer. Either list may be empty.
 
-    Raises TemplateFault where its context belongs nowhere.
+    Raises:
+        TemplateFault: The row has a context, but no user message that it belongs to.
     """
     if "messages" in row:
         messages = read_messages(row["messages"], role="user")

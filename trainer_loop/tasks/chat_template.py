@@ -1,8 +1,8 @@
-"""Conversations as a chat template writes them, and which of their tokens are answers of the assistant.
+"""Tokenises conversations with a chat template, and finds the tokens that are answers of the assistant.
 
-A template marks the answers itself, between `{% generation %}` and `{% endgeneration %}`, or they are found by writing
-the beginnings of the conversation: an answer is what the conversation up to it has more than the one before it, with
-the header of an answer behind that.
+Answers are found in one of two ways. A template may mark them by `{% generation %}` and `{% endgeneration %}`. Else
+prefixes of the conversation are rendered: an answer is the difference between the conversation with it and the
+conversation before it, with the header of an answer.
 """
 
 import inspect
@@ -26,25 +26,27 @@ Spans = Literal["auto", "marks", "prefixes"]
 
 _PROBE: list[Message] = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 _MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-# Tokens must not depend on the day on which they are made.
+# Some templates write the current date. Tokens must not depend on it.
 _FIXED_DATE = (
     "{%- macro strftime_now(format) %}{% if format == '%Y-%m-%d' %}2024-07-26{% elif format == '%d %B %Y' %}"
     "26 July 2024{% else %}26 Jul 2024{% endif %}{% endmacro %}"
 )
-# What a template may raise: its own checks, and operations on messages that it did not expect.
+# Errors of a template: its own checks, and operations on messages that it does not expect.
 _FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 class TemplateFault(Exception):
-    """Why a conversation cannot be trained on under a template, as the rest of a sentence."""
+    """The reason why a conversation cannot be used with a template, as the rest of a sentence."""
 
 
 @dataclass(frozen=True)
 class EncodedChat:
     """The tokens of a conversation.
 
-    ids: `[T]`. is_answer: `[T]`, true for a token of an answer and for the one that ends it. prompt_length: tokens
-    before the last answer.
+    Attributes:
+        ids: Token ids, `[T]`.
+        is_answer: True for the tokens of an answer and for the token that ends it, `[T]`.
+        prompt_length: Number of tokens before the last answer.
     """
 
     ids: list[int]
@@ -53,8 +55,8 @@ class EncodedChat:
 
 
 @dataclass(frozen=True)
-class _Written:
-    """A conversation as text and tokens. offsets: the characters of each token."""
+class _RenderedChat:
+    """A conversation as text and tokens. `offsets` are the start and end of each token in characters."""
 
     messages: Sequence[Message]
     tools: Any
@@ -65,14 +67,14 @@ class _Written:
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """The template of a tokenizer. spans: how answers are found; auto: by the marks of the template, if it has any."""
+    """The chat template of a tokenizer. `spans` says how answers are found, see `Chat`."""
 
     tokenizer: Any
     spans: Spans = "auto"
 
     @classmethod
     def of(cls, tokenizer: Any, spans: Spans = "auto") -> "ChatTemplate":
-        """The template of a tokenizer. Raises UserError if it has none."""
+        """Return the template of a tokenizer. Raises UserError if it has none."""
         if not tokenizer.chat_template:
             raise UserError(
                 "model.chat_template: null: the tokenizer has none; set it to plain, or to a file with a template"
@@ -81,7 +83,7 @@ class ChatTemplate:
 
     @cached_property
     def has_marks(self) -> bool:
-        """Whether the template marks the answers."""
+        """Whether the template marks answers."""
         return bool(_MARK.search(self._template))
 
     @cached_property
@@ -95,62 +97,67 @@ class ChatTemplate:
         return {*self.tokenizer.all_special_ids, *(number for number, token in added.items() if token.special)}
 
     def find_ends(self) -> set[int] | None:
-        """The tokens that end an answer: the tokenizer's own, and the one that the template writes.
+        """Return the tokens that end an answer: the tokenizer's end token, and the token that the template writes.
 
-        None: the template ends an answer with no token by which a model could stop.
+        Returns None if the template ends an answer without a special token, so that the model could not stop.
         """
-        own = self.tokenizer.eos_token_id
-        ends = set() if own is None else {own}
+        eos = self.tokenizer.eos_token_id
+        ends = set() if eos is None else {eos}
         try:
             chat = replace(self, spans="prefixes").encode(_PROBE, None, only_last=True, compares=False)
-        except TemplateFault:  # a template may take other conversations only
+        except TemplateFault:  # the template may only accept other conversations
             return ends
         last = next(token for token, is_one in zip(chat.ids[::-1], chat.is_answer[::-1], strict=True) if is_one)
         return ends | {last} if last in self._special else None
 
     def write(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens of a whole conversation. Raises TemplateFault if the template refuses it."""
+        """Return the tokens of a whole conversation. Raises TemplateFault if the template refuses it."""
         return self._tokenise(self._render(messages, None))
 
     def encode(self, messages: Sequence[Message], tools: Any, *, only_last: bool, compares: bool) -> EncodedChat:
-        """The tokens of a conversation; one that does not end with an answer gets the header of one.
+        """Tokenise a conversation. If it does not end with an answer, the header of an answer is appended.
 
         Args:
             messages: The conversation.
             tools: JSON schemas of functions, for the template; None: none.
-            only_last: only the last answer counts.
-            compares: the answers are compared with what the other way finds, and with what a model is asked with.
+            only_last: Mark only the last answer.
+            compares: Compare marked answers with those found by prefixes, and the header of the answer with the one
+                that the template adds for generation.
 
         Raises:
-            TemplateFault: the template refuses the conversation, or its answers cannot be found.
+            TemplateFault: The template refuses the conversation, or its answers cannot be found.
         """
         if messages[-1]["role"] != "assistant":
-            ids = self._tokenise(self._render(messages, tools, asks=True))
+            ids = self._tokenise(self._render(messages, tools, adds_header=True))
             return EncodedChat(ids, [False] * len(ids), len(ids))
         text = self._render(messages, tools)
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        written = _Written(messages, tools, text, encoded["input_ids"], encoded["offset_mapping"])
+        chat = _RenderedChat(messages, tools, text, encoded["input_ids"], encoded["offset_mapping"])
         numbers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
         if self.spans == "marks" or (self.spans == "auto" and self.has_marks):
-            answers = self._find_marked(written)
+            answers = self._find_by_marks(chat)
             if compares and self.spans == "auto":
-                self._compare_ways(answers, numbers, written)
+                self._compare_ways(answers, numbers, chat)
         else:
-            answers = list(self._find_rendered(numbers[-1:] if only_last else numbers, written))
+            answers = list(self._find_by_prefixes(numbers[-1:] if only_last else numbers, chat))
         if not answers:
             raise TemplateFault("has no token of an answer under the chat template of the tokenizer")
         if compares and self.spans == "auto":
-            self._compare_header(answers[-1][0], written)
-        is_answer = [False] * len(written.ids)
+            self._compare_header(answers[-1][0], chat)
+        is_answer = [False] * len(chat.ids)
         for start, end in answers[-1:] if only_last else answers:
             is_answer[start:end] = [True] * (end - start)
-        return EncodedChat(written.ids, is_answer, answers[-1][0])
+        return EncodedChat(chat.ids, is_answer, answers[-1][0])
 
-    def _render(self, messages: Sequence[Message], tools: Any, *, asks: bool = False) -> str:
-        """asks: the header of an answer stands at the end."""
+    def _render(self, messages: Sequence[Message], tools: Any, *, adds_header: bool = False) -> str:
+        """Render a conversation as text. With `adds_header`, append the header of an answer."""
         try:
             text: str = self.tokenizer.apply_chat_template(
-                list(messages), tools=tools, chat_template=self._template, tokenize=False, add_generation_prompt=asks
+                list(messages),
+                tools=tools,
+                chat_template=self._template,
+                tokenize=False,
+                add_generation_prompt=adds_header,
             )
         except _FAULTS as error:
             raise TemplateFault(f"is refused by the chat template: {in_one_line(error, at_most=200)}") from error
@@ -159,36 +166,36 @@ class ChatTemplate:
     def _tokenise(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[no-any-return]
 
-    def _find_marked(self, written: _Written) -> list[tuple[int, int]]:
+    def _find_by_marks(self, chat: _RenderedChat) -> list[tuple[int, int]]:
         try:
             marks = self.tokenizer.apply_chat_template(
-                list(written.messages),
-                tools=written.tools,
+                list(chat.messages),
+                tools=chat.tools,
                 chat_template=self._template,
                 return_dict=True,
                 return_assistant_tokens_mask=True,
             )["assistant_masks"]
         except _FAULTS as error:
             raise TemplateFault(f"is refused by the chat template: {in_one_line(error, at_most=200)}") from error
-        return [(start, self._find_last_special(written.ids, start, end) + 1) for start, end in _list_runs(marks)]
+        return [(start, self._find_last_special(chat.ids, start, end) + 1) for start, end in _list_runs(marks)]
 
-    def _find_rendered(self, numbers: Sequence[int], written: _Written) -> Iterator[tuple[int, int]]:
-        """numbers: of the messages that are answers."""
-        messages, text, offsets = written.messages, written.text, written.offsets
+    def _find_by_prefixes(self, numbers: Sequence[int], chat: _RenderedChat) -> Iterator[tuple[int, int]]:
+        """Yield the span of tokens of each answer. numbers: positions of the answers among the messages."""
+        messages, text, offsets = chat.messages, chat.text, chat.offsets
         for number in numbers:
             is_last = number + 1 == len(messages)
-            whole = text if is_last else self._render(messages[: number + 1], written.tools)
+            whole = text if is_last else self._render(messages[: number + 1], chat.tools)
             before = (
-                self._render(messages[:number], written.tools, asks=True)
+                self._render(messages[:number], chat.tools, adds_header=True)
                 if number
                 else self._find_header(messages, whole)
             )
             inside = [place for place, (a, b) in enumerate(offsets) if a < len(whole) and b > max(len(before), a)]
             if not inside:
                 continue
-            last = self._find_end(messages[number], len(before), inside, written)
-            known = whole[: offsets[last][1]]
-            if not (text.startswith(before) and text.startswith(known)):
+            last = self._find_end(messages[number], len(before), inside, chat)
+            through_answer = whole[: offsets[last][1]]
+            if not (text.startswith(before) and text.startswith(through_answer)):
                 remedy = "" if len(numbers) == 1 else ", or set task.args.train_on=last"
                 raise TemplateFault(
                     f"has an answer, message {number + 1}, that the chat template writes otherwise where the "
@@ -197,73 +204,76 @@ class ChatTemplate:
             yield inside[0], last + 1
 
     def _find_header(self, messages: Sequence[Message], whole: str) -> str:
-        """What stands before an answer that begins a conversation. whole: the text of that message."""
+        """Return the text before an answer that starts a conversation. whole: the rendered first message."""
         first = messages[:1]
-        header = self._render(first, None, asks=True).removeprefix(self._render(first, None))
+        header = self._render(first, None, adds_header=True).removeprefix(self._render(first, None))
         return whole[: whole.index(header) + len(header)] if header in whole else ""
 
-    def _find_end(self, message: Message, start: int, inside: Sequence[int], written: _Written) -> int:
-        """The number of the token that ends an answer: the first special one behind what was said.
+    def _find_end(self, message: Message, start: int, inside: Sequence[int], chat: _RenderedChat) -> int:
+        """Return the position of the token that ends an answer: the first special token after its content.
 
-        Behind it a template may write a line break, or the end of the whole conversation. start: of the answer, in
-        characters. inside: the numbers of its tokens.
+        After it a template may write a line break, or the end of the whole conversation.
+
+        Args:
+            start: Start of the answer in characters.
+            inside: Positions of the tokens of the answer.
         """
-        said = read_text(message.get("content")).strip()
-        found = written.text.find(said, start) if said else -1
-        if found < 0:
-            return self._find_last_special(written.ids, inside[0], inside[-1] + 1)
-        behind = [place for place in inside if written.offsets[place][0] >= found + len(said)]
-        return next((place for place in behind if written.ids[place] in self._special), inside[-1])
+        content = read_text(message.get("content")).strip()
+        content_start = chat.text.find(content, start) if content else -1
+        if content_start < 0:
+            return self._find_last_special(chat.ids, inside[0], inside[-1] + 1)
+        after = [place for place in inside if chat.offsets[place][0] >= content_start + len(content)]
+        return next((place for place in after if chat.ids[place] in self._special), inside[-1])
 
     def _find_last_special(self, ids: Sequence[int], start: int, end: int) -> int:
-        """The number of the last special token of a span, or of its last token."""
+        """Return the position of the last special token of a span, or of its last token."""
         return next((place for place in range(end - 1, start, -1) if ids[place] in self._special), end - 1)
 
-    def _compare_ways(self, answers: Sequence[tuple[int, int]], numbers: Sequence[int], written: _Written) -> None:
-        """Raise TemplateFault where the marks leave out the end of an answer, so that a model would learn none."""
+    def _compare_ways(self, answers: Sequence[tuple[int, int]], numbers: Sequence[int], chat: _RenderedChat) -> None:
+        """Raise TemplateFault if the marks leave out the end of an answer, so that a model would not learn to stop."""
         try:
-            rendered = list(self._find_rendered(numbers, written))
-        except TemplateFault:  # then only the marks can tell
+            by_prefixes = list(self._find_by_prefixes(numbers, chat))
+        except TemplateFault:  # prefixes cannot be used, so there is nothing to compare
             return
-        if list(answers) == rendered:
+        if list(answers) == by_prefixes:
             return
-        marked, found = (
-            [self.tokenizer.decode(written.ids[start:end]) for start, end in spans] for spans in (answers, rendered)
+        marked_texts, prefix_texts = (
+            [self.tokenizer.decode(chat.ids[start:end]) for start, end in spans] for spans in (answers, by_prefixes)
         )
         raise TemplateFault(
-            f"has other answers by the marks of the chat template, {shorten(marked)}, than by what it writes for them, "
-            f"{shorten(found)}; correct the template, or set task.args.spans to marks or to prefixes"
+            f"has other answers by the marks of the chat template, {shorten(marked_texts)}, than by what it writes for "
+            f"them, {shorten(prefix_texts)}; correct the template, or set task.args.spans to marks or to prefixes"
         )
 
-    def _compare_header(self, start: int, written: _Written) -> None:
-        """Raise TemplateFault where a model is asked with other tokens than those that stood before an answer."""
-        messages = written.messages
+    def _compare_header(self, start: int, chat: _RenderedChat) -> None:
+        """Raise TemplateFault if the prompt for generation differs from the tokens before the answer in training."""
+        messages = chat.messages
         if len(messages) == 1:
             return
-        asked = self._tokenise(self._render(messages[:-1], written.tools, asks=True))
-        if asked == list(written.ids[:start]) or list(written.ids[: len(asked)]) == asked:
+        prompt = self._tokenise(self._render(messages[:-1], chat.tools, adds_header=True))
+        if prompt == list(chat.ids[:start]) or list(chat.ids[: len(prompt)]) == prompt:
             return
-        trained, own = (self.tokenizer.convert_ids_to_tokens(ids[-3:]) for ids in (written.ids[: start + 1], asked))
+        trained, generated = (self.tokenizer.convert_ids_to_tokens(ids[-3:]) for ids in (chat.ids[: start + 1], prompt))
         raise TemplateFault(
             f"has an answer whose header ends in other tokens, {shorten(trained)}, than where the model is asked for "
-            f"one, {shorten(own)}; end the header with a line break or a special token, or set task.args.spans to "
-            "marks or to prefixes"
+            f"one, {shorten(generated)}; end the header with a line break or a special token, or set task.args.spans "
+            "to marks or to prefixes"
         )
 
 
 def read_code_of_conversations() -> str:
-    """A checksum of the code that makes tokens of conversations, for the keys of their cache."""
+    """Return a checksum of the code that tokenises conversations, for the key of the token cache."""
     code = [inspect.getsource(module) for module in (sys.modules[__name__], messages_module)]
     return digest("".join(code).encode())
 
 
 def _list_runs(marks: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """The begin and end of each run of marks.
+    """Yield the start and end of each run of marks.
 
     >>> list(_list_runs([0, 1, 1, 0, 1]))
     [(1, 3), (4, 5)]
     """
     for mark, run in itertools.groupby(range(len(marks)), key=marks.__getitem__):
         if mark:
-            first, *others = run
-            yield first, first + len(others) + 1
+            first, *rest = run
+            yield first, first + len(rest) + 1

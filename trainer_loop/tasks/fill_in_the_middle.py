@@ -1,4 +1,4 @@
-"""Fill in the middle: a text is split in three, and its middle is moved to the end, where the model learns to write it.
+"""Fill in the middle: splits a text in three parts, and moves the middle to the end, so that the model learns it.
 
 See Bavarian et al. 2022, Efficient training of language models to fill in the middle, arXiv 2207.14255.
 """
@@ -13,14 +13,16 @@ import numpy as np
 from trainer_loop.components import check_arguments
 from trainer_loop.errors import UserError, refuse
 
-_NUM_TOKENS = 3  # that a text gets besides
+_NUM_TOKENS = 3  # number of tokens that a split text gets
 
 
 @dataclass(frozen=True)
 class FillInTheMiddle:
-    """How often, and by which tokens.
+    """Settings of `task.args.fim`.
 
-    rate: the probability that a text is split. spm_rate: of these, the share that is written suffix first.
+    Attributes:
+        rate: Probability that a text is split.
+        spm_rate: Share of the split texts that have the suffix first (suffix, prefix, middle).
     """
 
     rate: float = 0.5
@@ -34,7 +36,7 @@ class FillInTheMiddle:
         return self.prefix_token, self.suffix_token, self.middle_token
 
     def find_ids(self, tokenizer: Any) -> tuple[int, int, int]:
-        """The ids of the three tokens. Raises UserError where the tokenizer lacks one."""
+        """Return the ids of the three tokens. Raises UserError if the tokenizer lacks one."""
         vocabulary = tokenizer.get_vocab()
         if missing := [token for token in self.tokens if token not in vocabulary]:
             raise UserError(
@@ -47,7 +49,7 @@ class FillInTheMiddle:
 
 
 def read_settings(settings: Mapping[str, Any]) -> FillInTheMiddle:
-    """Check `task.args.fim`. Raises UserError with everything that is wrong with it."""
+    """Check `task.args.fim`. Raises UserError with all its problems."""
     if not isinstance(settings, Mapping):
         raise UserError(f"task.args.fim: {settings}: it is a mapping, such as {{rate: 0.5, spm_rate: 0.5}}, or null")
     refuse(check_arguments(FillInTheMiddle, settings, place="task.args.fim", given=()))
@@ -69,8 +71,10 @@ def read_settings(settings: Mapping[str, Any]) -> FillInTheMiddle:
 class TextSplitter:
     """Splits the texts of a chunk.
 
-    tokens: the ids of the tokens of `fim`. begin: the token that a text may begin with, where it stays; None: there is
-    none. end: the token that ends a text, where it stays; None: a chunk is one text.
+    Attributes:
+        tokens: Ids of the three tokens of `fim`.
+        begin: Token that a text may start with. It stays at the start. None: there is none.
+        end: Token that ends a text. It stays at the end. None: a chunk is one text.
     """
 
     fim: FillInTheMiddle
@@ -79,35 +83,35 @@ class TextSplitter:
     end: int | None
 
     def split(self, ids: Sequence[int], draw: int) -> list[int]:
-        """A chunk of texts, each of which is with probability `rate` written with its middle last.
+        """Split each text of a chunk with probability `rate`.
 
         Args:
-            ids: The chunk.
-            draw: A seed. The same gives the same.
+            ids: The tokens of the chunk.
+            draw: The random seed.
 
         Returns:
-            As many tokens as there were.
+            The same number of tokens.
         """
         draws = np.random.Generator(np.random.Philox(draw))
         ends = [place + 1 for place, token in enumerate(ids) if token == self.end]
         texts = (list(ids[start:stop]) for start, stop in pairwise([0, *ends, len(ids)]))
-        return list(chain.from_iterable(self._write(text, draws) for text in texts))
+        return list(chain.from_iterable(self._split_text(text, draws) for text in texts))
 
-    def _write(self, text: list[int], draws: np.random.Generator) -> list[int]:
+    def _split_text(self, text: list[int], draws: np.random.Generator) -> list[int]:
         first, last = int(text[:1] == [self.begin]), len(text) - int(text[-1:] == [self.end])
         inner = text[first:last]
         is_split = draws.random() < self.fim.rate
         start, stop = sorted(draws.integers(0, len(inner) + 1, size=2).tolist())
         is_suffix_first = draws.random() < self.fim.spm_rate
-        # The three tokens take the place of the last ones of the suffix, else of the first ones of the prefix.
-        kept = max(stop, len(inner) - _NUM_TOKENS)
-        skipped = _NUM_TOKENS - (len(inner) - kept)
-        if not is_split or skipped > start:
+        # The three tokens replace the last tokens of the suffix, or else the first tokens of the prefix.
+        suffix_end = max(stop, len(inner) - _NUM_TOKENS)
+        prefix_start = _NUM_TOKENS - (len(inner) - suffix_end)
+        if not is_split or prefix_start > start:
             return text
-        before, between, after = inner[skipped:start], inner[start:stop], inner[stop:kept]
+        before, between, after = inner[prefix_start:start], inner[start:stop], inner[stop:suffix_end]
         prefix, suffix, middle = self.tokens
         if is_suffix_first:
-            written = [prefix, suffix, *after, middle, *before, *between]
+            split = [prefix, suffix, *after, middle, *before, *between]
         else:
-            written = [prefix, *before, suffix, *after, middle, *between]
-        return [*text[:first], *written, *text[last:]]
+            split = [prefix, *before, suffix, *after, middle, *between]
+        return [*text[:first], *split, *text[last:]]

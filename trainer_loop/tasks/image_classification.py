@@ -1,4 +1,4 @@
-"""One class for each image."""
+"""Image classification: one class for each image."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,26 +15,27 @@ from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 from trainer_loop.tasks.task import Batch, Rows
 
-_PNG = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAA"  # how the images of the example begin
+_PNG = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAA"  # prefix of the example images
 
 
 class ImageClassification(SequenceClassification):
-    """A row is an image and its class; a target is a row.
+    """A row is an image and its class. A target is a row.
 
-    An image is a path, a data URI (`data:image/png;base64,...`), or bytes, also as `datasets` has them. Images are
-    decoded batch by batch: a path is read at each pass over the rows.
+    An image is a path, a data URI (`data:image/png;base64,...`), or bytes, also in the form of `datasets`. Images are
+    decoded for each batch, so a path is read in each pass over the rows.
 
-    mixup: alpha of mixup (Zhang et al. 2018, arXiv 1710.09412), such as 0.2: in training each image is mixed with
-        another training image, and its loss is that of both labels, by a share that is drawn once a step from
-        Beta(alpha, alpha); null: images stay as they are.
-    loss_function: `(logits [N, C], labels [N]) -> sum over rows, []`.
+    Args:
+        mixup: Alpha of mixup (Zhang et al. 2018, arXiv 1710.09412), such as 0.2. In training each image is mixed with
+            another training image, and the loss is a weighted sum for both labels. The weight is drawn once per step
+            from Beta(alpha, alpha). null: no mixup.
+        loss_function: `(logits [N, C], labels [N]) -> sum over rows, []`.
     """
 
     auto_model = "AutoModelForImageClassification"
     auto_processor = "AutoImageProcessor"
     columns: ClassVar[Mapping[str, Column]] = {"image": Column("image"), "label": Column("class", target=True)}
     pad: ClassVar[Mapping[str, int]] = {"labels": -100, "partner_labels": -100, "share": 0}
-    peft_type = None  # peft knows no such task
+    peft_type = None  # peft has no name for this task
     pipeline_tag = "image-classification"
     can_pack = False
     padding_sides = ("right",)
@@ -66,7 +67,7 @@ class ImageClassification(SequenceClassification):
         self.mixes = mixup is not None
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
-        """The bytes of each image, or its path. One that cannot be decoded to the end is a fault."""
+        """Return the bytes of each image, or its path. An image that cannot be decoded completely is a fault."""
         sources = [images.read_source(value) for value in rows["image"]]
         return {
             "content": [content for content, _ in sources],
@@ -75,9 +76,9 @@ class ImageClassification(SequenceClassification):
         }
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
-        """`pixel_values` `[B, 3, H, W]`, and `labels` `[B]` if they are known.
+        """Make `pixel_values` `[B, 3, H, W]`, and `labels` `[B]` if they are known.
 
-        Of mixed rows also `partner_labels` `[B]`, and `share`, the weight of each row in its mixture, `[B]`.
+        With mixup, also `partner_labels` `[B]` and `share` `[B]`, the weight of the row itself in the mixture.
         """
         batch = self._stack(rows)
         if self.mixup is None or "partner" not in rows[0]:
@@ -88,14 +89,14 @@ class ImageClassification(SequenceClassification):
         return batch | {"partner_labels": partners["labels"], "share": torch.full((len(rows),), share)}
 
     def _sum_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        own = super()._sum_loss(logits, batch)
+        loss = super()._sum_loss(logits, batch)
         if "partner_labels" not in batch:
-            return own
-        share = batch["share"][0]  # which is that of all rows of the step
-        return share * own + (1 - share) * self.loss_function(logits, batch["partner_labels"])
+            return loss
+        share = batch["share"][0]  # the same for all rows of the step
+        return share * loss + (1 - share) * self.loss_function(logits, batch["partner_labels"])
 
     def _stack(self, rows: list[dict[str, Any]]) -> Batch:
-        """The images of some rows, and their labels."""
-        decoded = [images.decode(row["content"], row["path"]) for row in rows]
-        batch: Batch = dict(self.processor(images=decoded, return_tensors="pt"))
+        """Decode and stack the images of rows, with their labels."""
+        pictures = [images.decode(row["content"], row["path"]) for row in rows]
+        batch: Batch = dict(self.processor(images=pictures, return_tensors="pt"))
         return batch | ({"labels": torch.tensor([row["label"] for row in rows])} if "label" in rows[0] else {})

@@ -1,6 +1,6 @@
 """Losses: pure functions of logits and targets that return a **sum** over the targets. The loop divides.
 
-A loss of your own has the same form; name it in the config: `loss: {name: my_lab.losses.focal, args: {gamma: 2}}`.
+A custom loss has the same form. Name it in the config: `loss: {name: my_lab.losses.focal, args: {gamma: 2}}`.
 """
 
 import functools
@@ -20,10 +20,12 @@ def cross_entropy(
 ) -> Tensor:
     """Negative log likelihood in nats, summed over the targets that are not -100, `[]`.
 
-    logits: `[N, C]`, computed in float32 or wider. targets: `[N]`, class indices.
-    label_smoothing: the share of each target that is spread over all classes. class_weights: C factors, one a class, in
-    a config also `auto`, see docs/customise.md; the loop divides the sum by the number of targets, where torch's mean
-    divides it by the sum of their weights.
+    Args:
+        logits: `[N, C]`, computed in float32 or wider.
+        targets: `[N]`, class indices.
+        label_smoothing: Share of each target that is spread over all classes.
+        class_weights: C factors, one per class; in a config also `auto`, see docs/customise.md. The loop divides the
+            sum by the number of targets, while torch's mean divides it by the sum of their weights.
 
     Examples:
         >>> cross_entropy(torch.zeros(3, 4), torch.tensor([0, 2, -100]))  # two targets of log 4 each
@@ -36,10 +38,12 @@ def cross_entropy(
 
 
 def binary_cross_entropy(logits: Tensor, targets: Tensor, *, pos_weight: Sequence[float] | None = None) -> Tensor:
-    """Negative log likelihood of each class being there or not, in nats, summed over rows and classes, `[]`.
+    """Negative log likelihood of independent binary classes in nats, summed over rows and classes, `[]`.
 
-    logits: `[N, C]`. targets: `[N, C]`, 1 where a row has the class, else 0.
-    pos_weight: C factors, one a class, for the targets that are 1.
+    Args:
+        logits: `[N, C]`.
+        targets: `[N, C]`, 1 if the row has the class, else 0.
+        pos_weight: C factors, one per class, for the targets that are 1.
     """
     weight = None if pos_weight is None else _on_device(tuple(pos_weight), logits.device, logits.dtype)
     targets = targets.to(logits.dtype)
@@ -57,21 +61,22 @@ def l1(predictions: Tensor, targets: Tensor) -> Tensor:
 
 
 def huber(predictions: Tensor, targets: Tensor, *, delta: float = 1.0) -> Tensor:
-    """Half the squared errors up to `delta`, and beyond it `delta` times the absolute ones, summed, `[]`.
+    """Huber loss, summed, `[]`: half the squared errors up to `delta`, above it `delta` times the absolute errors.
 
-    predictions, targets: numbers `[N]`, or `[N, K]`. See Huber, Robust Estimation of a Location Parameter (1964).
+    `predictions` and `targets` are numbers `[N]` or `[N, K]`. See Huber, Robust Estimation of a Location Parameter
+    (1964).
     """
     return F.huber_loss(predictions, targets.to(predictions.dtype), reduction="sum", delta=delta)
 
 
 @functools.lru_cache(maxsize=8)
 def _on_device(numbers: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Copied once: a copy at every step would wait for the device."""
+    """Copy numbers to the device, once: a copy in every step would wait for the device."""
     return torch.tensor(numbers, device=device, dtype=dtype)
 
 
 def explain_wrong_loss(loss: object) -> str | None:
-    """What is wrong with what a loss returned, as the rest of a sentence; None: it is one number to learn from."""
+    """Return what is wrong with the result of a loss, as the rest of a sentence; None if it is valid."""
     if not isinstance(loss, Tensor):
         return f"returns a {type(loss).__name__}; a loss is a tensor of one number, the sum over the targets"
     if loss.ndim != 0:
@@ -84,7 +89,7 @@ def explain_wrong_loss(loss: object) -> str | None:
 
 
 def refuse_wrong_loss(loss: object, *, of: Callable[..., Any]) -> None:
-    """Raise UserError where what a loss returned is no one number to learn from. of: what returned it."""
+    """Raise UserError if the result of a loss is not a single number with a gradient. of: the loss function."""
     if (wrong := explain_wrong_loss(loss)) is not None:
         raise UserError(f"{locate_source(of)} {wrong}")
 

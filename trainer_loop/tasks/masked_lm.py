@@ -1,4 +1,4 @@
-"""Tokens that are hidden in a text."""
+"""Masked language modelling: predict tokens that are hidden in a text."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -14,31 +14,31 @@ from trainer_loop.tasks.language_model import LanguageModel, count_labels, selec
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import Batch, Rows
 
-_MASKED, _KEPT = 0.8, 0.1  # shares of the chosen tokens; the rest is replaced (BERT, arXiv 1810.04805)
+_MASKED, _KEPT = 0.8, 0.1  # shares of the chosen tokens; the rest becomes random tokens (BERT, arXiv 1810.04805)
 
 
 class MaskedLM(LanguageModel):
-    """Texts are joined and cut into chunks of `data.max_length` tokens; a target is a token that is hidden.
+    """Texts are joined and cut into chunks of `data.max_length` tokens. A target is a token that is hidden.
 
-    Of the tokens that are chosen, 80 % are replaced by the mask token, 10 % by a random one, and 10 % stay. In training
-    the choice is new at each step; in an evaluation it is the same each time. `predict` fills in the mask tokens that
-    stand in a text.
+    Of the chosen tokens, 80 % are replaced by the mask token, 10 % by a random token, and 10 % are kept. In training
+    other tokens are chosen in each step; in evaluations always the same. `predict` fills in the mask tokens of a text.
 
-    mask_probability: the probability that a token is chosen.
-    whole_words: choose words, all tokens of one together.
-    join_texts: false: each text is a row, cut at `data.max_length` tokens; an empty text is none.
-    loss_function: `(logits [N, V], tokens [N]) -> sum over tokens, []`.
+    Args:
+        mask_probability: Probability that a token is chosen.
+        whole_words: Choose words, with all their tokens.
+        join_texts: false: each text is a row, truncated to `data.max_length` tokens; empty texts are left out.
+        loss_function: `(logits [N, V], tokens [N]) -> sum over tokens, []`.
     """
 
     auto_model = "AutoModelForMaskedLM"
     of_tokens = ("labels",)
-    columns: ClassVar[Mapping[str, Column]] = {"text": Column("text", blank=True)}  # a running text has blank lines
+    columns: ClassVar[Mapping[str, Column]] = {"text": Column("text", blank=True)}  # texts may have blank lines
     pad: ClassVar[Mapping[str, int]] = {"labels": -100, "word": -1, "row_targets": 0}
     pipeline_tag = "fill-mask"
     draws = True
     predicted: ClassVar[Mapping[str, str]] = {
-        "tokens": "the likeliest token for each mask token of the text",
-        "probabilities": "the probability of each of these",
+        "tokens": "most likely token for each mask token of the text",
+        "probabilities": "probability of each of these tokens",
     }
     example: ClassVar[Sequence[Mapping[str, Any]]] = CausalLM.example
 
@@ -76,8 +76,8 @@ class MaskedLM(LanguageModel):
         return {"whole_words": self.whole_words, "join_texts": self.joins_texts}
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
-        """Chunks between the special tokens of a text. `word` is the number of the word of each token, -1 for none."""
-        before, after = self._frame_text()
+        """Make chunks, each inside special tokens. `word` is the number of the word of each token, or -1."""
+        before, after = self._find_special_tokens()
         room = max_length - len(before) - len(after)
         if room < 1:
             raise UserError(f"data.max_length: {max_length}: {len(before) + len(after)} special tokens leave no room")
@@ -98,27 +98,27 @@ class MaskedLM(LanguageModel):
         }
 
     def encode_alone(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
-        """One row for each text, cut at `max_length` tokens; no token is hidden but the mask tokens of the text."""
+        """Make one row for each text, truncated to `max_length` tokens. Only the mask tokens of the text are hidden."""
         encoded = super().encode(rows, max_length=max_length)
         mask, token = self.tokenizer.mask_token, self.tokenizer.mask_token_id
         fault = f"has no {mask} to fill in; write {mask} where a token is missing"
         return {**encoded, "fault": [None if token in ids else fault for ids in encoded["input_ids"]]}
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
-        """`labels` `[B, T]` are the tokens that are hidden, else -100; `row_targets` is how many each row has."""
+        """Hide tokens. `labels` `[B, T]` are the hidden tokens, else -100; `row_targets` are their numbers per row."""
         if "word" not in rows[0]:
             return super().collate(rows)
-        hidden = [self._hide(row) for row in rows]
-        return super().collate(hidden) | {"row_targets": count_labels(hidden)}
+        rows = [self._hide_tokens(row) for row in rows]
+        return super().collate(rows) | {"row_targets": count_labels(rows)}
 
     def find_targets(self, batch: Batch) -> tuple[Tensor, Tensor, Sequence[int]]:
-        """The hidden tokens; every other has no target."""
+        """Return the hidden tokens as targets."""
         return select_targets(batch["labels"].flatten(), batch["row_targets"])
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
-        """What perplexity needs: `predictions` `[B]` summed negative log likelihoods, `references` `[B]` targets.
+        """Return the outputs for perplexity, see `LanguageModel.predict`.
 
-        Of texts with mask tokens instead: the likeliest `tokens` `[M]` of each row, and their `probabilities`.
+        For texts with mask tokens, return the most likely `tokens` `[M]` of each row, and their `probabilities`.
         """
         if "labels" in batch:
             return super().predict(model, batch)
@@ -130,37 +130,38 @@ class MaskedLM(LanguageModel):
         return {"tokens": list(tokens.split(counts)), "probabilities": list(probabilities.split(counts))}
 
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-        """`tokens` for the mask tokens of the text and their `probabilities`; without any, `loss` and `perplexity`."""
+        """Return `tokens` for the mask tokens of the text, and their `probabilities`; or `loss` and `perplexity`."""
         if "tokens" not in outputs:
             return super().decode(outputs, row)
         tokens = [self.tokenizer.decode([token]).strip() for token in outputs["tokens"].tolist()]
         return {"tokens": tokens, "probabilities": outputs["probabilities"].tolist()}
 
-    def _frame_text(self) -> tuple[list[int], list[int]]:
-        """The special tokens before a text and behind it."""
+    def _find_special_tokens(self) -> tuple[list[int], list[int]]:
+        """Return the special tokens before and after a text."""
         encoded = self.tokenizer("a", return_special_tokens_mask=True)
         ids, mask = encoded["input_ids"], encoded["special_tokens_mask"]
-        begin, end = mask.index(0), len(mask) - mask[::-1].index(0)
-        return ids[:begin], ids[end:]
+        start, end = mask.index(0), len(mask) - mask[::-1].index(0)
+        return ids[:start], ids[end:]
 
     def _number_words(self, encoded: Any) -> list[list[int]]:
-        """The number of the word of each token, or of the token by itself; -1 for a special token."""
-        numbered, first = [], 0
-        for number, ids in enumerate(encoded["input_ids"]):
-            words = encoded.word_ids(number) if self.whole_words else range(len(ids))
+        """Number the words, or tokens without `whole_words`, of each text. Special tokens get -1."""
+        numbers, first = [], 0
+        for text, ids in enumerate(encoded["input_ids"]):
+            words = encoded.word_ids(text) if self.whole_words else range(len(ids))
             pairs = zip(ids, words, strict=True)
-            numbered.append([-1 if word is None or token in self._special else first + word for token, word in pairs])
+            numbers.append([-1 if word is None or token in self._special else first + word for token, word in pairs])
             first += len(ids)
-        return numbered
+        return numbers
 
-    def _hide(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The row with some of its tokens hidden, by its `draw`."""
+    def _hide_tokens(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Hide some tokens of a row, chosen by its seed `draw`."""
         ids, words = np.array(row["input_ids"]), np.array(row["word"])
         draws = np.random.Generator(np.random.Philox(row["draw"]))
         numbers, word = np.unique(words, return_inverse=True)
         is_chosen = (draws.random(len(numbers)) < self.mask_probability)[word] & (words >= 0)
-        how = draws.random(len(ids))
-        others = draws.choice(self._ordinary, len(ids))
-        shown = np.where(how < _MASKED, self.tokenizer.mask_token_id, np.where(how < _MASKED + _KEPT, ids, others))
+        share = draws.random(len(ids))
+        random_tokens = draws.choice(self._ordinary, len(ids))
+        kept_or_random = np.where(share < _MASKED + _KEPT, ids, random_tokens)
+        replaced = np.where(share < _MASKED, self.tokenizer.mask_token_id, kept_or_random)
         labels = np.where(is_chosen, ids, -100)
-        return {"input_ids": np.where(is_chosen, shown, ids).tolist(), "labels": labels.tolist()}
+        return {"input_ids": np.where(is_chosen, replaced, ids).tolist(), "labels": labels.tolist()}

@@ -1,4 +1,4 @@
-"""Several encoded rows of one raw row -> one prediction, by `Task.merge`."""
+"""Merges the outputs of all encoded rows of a raw row into one prediction, by `Task.merge`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from trainer_loop.tasks.task import Task
 def merge_outputs(
     task: Task, outputs: Mapping[str, np.ndarray], *, sources: Sequence[int], read: Callable[[int], Mapping[str, Any]]
 ) -> tuple[dict[str, np.ndarray], list[int]]:
-    """Merge the outputs of encoded rows, raw row by raw row.
+    """Merge the outputs of encoded rows for each raw row.
 
     Args:
-        outputs: What the task predicted, `[N, ...]` by name.
-        sources: The number of the raw row that each encoded row is from, `[N]`, ascending.
-        read: Reads the raw row of this number, by the task's columns.
+        outputs: The outputs of `predict`, `[N, ...]` by name.
+        sources: The number of the raw row of each encoded row, `[N]`, ascending.
+        read: Returns the raw row of a number, by the task's columns.
 
     Returns:
         The outputs of the M raw rows, `[M]` by name, and the number of the first encoded row of each.
@@ -31,7 +31,7 @@ def merge_outputs(
 
 
 def _as_column(values: Sequence[Any]) -> np.ndarray:
-    """Numbers, and arrays of one shape, as an array of numbers; other values, such as texts and lists, as objects."""
+    """Return numbers, and arrays of equal shape, as a numeric array; other values, such as texts, as objects."""
     if all(isinstance(value, (bool, int, float, np.generic)) for value in values):
         return np.array(values)
     if all(isinstance(value, np.ndarray) for value in values) and len({value.shape for value in values}) == 1:

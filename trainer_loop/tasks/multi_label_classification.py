@@ -1,4 +1,4 @@
-"""Any number of classes for one text, or for a pair of texts."""
+"""Multi-label classification: any number of labels for a text, or for a pair of texts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
@@ -13,19 +13,20 @@ from trainer_loop.tasks.losses import binary_cross_entropy
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 from trainer_loop.tasks.task import Batch
 
-_LEAST = 1e-6  # threshold
-_UNTUNED = 0.5
+_LEAST = 1e-6  # smallest threshold
+_UNTUNED = 0.5  # threshold before `tune` chooses one
 
 
 class MultiLabelClassification(SequenceClassification):
-    """A row is a text (or a pair of texts) with a list of labels, perhaps none; a target is one label of one row.
+    """A row is a text (or a pair of texts) with a list of labels, which may be empty. A target is one label of one row.
 
-    A row may also have a column for each label, with 0 or 1, or true or false: list them, as in
-    `data.columns={label: [toxic, obscene, threat]}`. Their names are those of the labels, in this order.
+    Instead of a list, a row may have a column for each label, with 0 or 1, or true or false. List these columns, as in
+    `data.columns={label: [toxic, obscene, threat]}`. Their names become the names of the labels, in this order.
 
-    threshold: a label is predicted if its probability is above it; `tuned` for the one with the best F1 over all labels
-        of the validation rows.
-    loss_function: `(logits [N, C], targets [N, C]) -> sum over rows and labels, []`; a target is 1 or 0.
+    Args:
+        threshold: A label is predicted if its probability is above this value. `tuned`: the threshold with the best F1
+            over all labels of the validation rows.
+        loss_function: `(logits [N, C], targets [N, C]) -> sum over rows and labels, []`; a target is 1 or 0.
     """
 
     of_tokens = ()
@@ -42,8 +43,8 @@ class MultiLabelClassification(SequenceClassification):
     }
     problem_type = "multi_label_classification"
     predicted: ClassVar[Mapping[str, str]] = {
-        "labels": "the labels whose probability is above the threshold",
-        "probabilities": "the probability of each label, by its name",
+        "labels": "labels whose probability is above the threshold",
+        "probabilities": "probability of each label, by name",
     }
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"text": "A delight from the first page to the last.", "label": ["joy", "admiration"]},
@@ -79,36 +80,36 @@ class MultiLabelClassification(SequenceClassification):
         return outputs | {"predictions": outputs["probabilities"] > self.threshold}
 
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-        """`labels`: those that are predicted, and the `probabilities` of all."""
+        """Return the predicted `labels`, and the `probabilities` of all labels by name."""
         assert self.label_names is not None, "the task is bound to the names of its classes"
-        named = dict(zip(self.label_names, outputs["probabilities"].tolist(), strict=True))
-        chosen = zip(self.label_names, outputs["predictions"].tolist(), strict=True)
-        return {"labels": [name for name, is_there in chosen if is_there], "probabilities": named}
+        probabilities = dict(zip(self.label_names, outputs["probabilities"].tolist(), strict=True))
+        predictions = zip(self.label_names, outputs["predictions"].tolist(), strict=True)
+        return {"labels": [name for name, is_predicted in predictions if is_predicted], "probabilities": probabilities}
 
     def _sum_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        return self.loss_function(logits, _mark(batch["labels"], logits))
+        return self.loss_function(logits, _multi_hot(batch["labels"], logits))
 
     def _make_outputs(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """`predictions` `[B, C]`, true for a label of the row, and `probabilities`; `references` `[B, C]` if known."""
+        """Return `predictions` (booleans) and `probabilities`, `[B, C]`; and `references` if they are known."""
         probabilities = logits.sigmoid()
         threshold = _UNTUNED if self.threshold is None else self.threshold
         outputs = {"predictions": probabilities > threshold, "probabilities": probabilities}
-        return outputs | ({"references": _mark(batch["labels"], logits).bool()} if "labels" in batch else {})
+        return outputs | ({"references": _multi_hot(batch["labels"], logits).bool()} if "labels" in batch else {})
 
 
 def find_threshold(probabilities: np.ndarray, references: np.ndarray) -> float:
-    """The threshold with the best F1 of what is above it, half way between two probabilities; 0.5 if there is none.
+    """Return the threshold with the best F1, half way between two probabilities; 0.5 if no threshold has F1 above 0.
 
     Args:
         probabilities: `[N]`.
-        references: `[N]`, 1 for what is to be found, else 0.
+        references: `[N]`, 1 or 0.
 
     >>> find_threshold(np.array([0.9, 0.2, 0.3, 0.1]), np.array([1, 0, 1, 0]))
     0.25
     """
     order = np.argsort(-probabilities, kind="stable")
-    ranked, found = probabilities[order], np.cumsum(references[order])
-    f1 = 2 * found / (np.arange(1, len(found) + 1) + references.sum())
+    ranked, num_correct = probabilities[order], np.cumsum(references[order])
+    f1 = 2 * num_correct / (np.arange(1, len(ranked) + 1) + references.sum())
     f1[:-1][ranked[:-1] == ranked[1:]] = 0.0  # no threshold lies between equal probabilities
     f1[ranked <= _LEAST] = 0.0
     if not f1.any():
@@ -119,7 +120,7 @@ def find_threshold(probabilities: np.ndarray, references: np.ndarray) -> float:
     return max(middle if ranked.dtype.type(middle) < above else float(below), _LEAST)
 
 
-def _mark(labels: Tensor, logits: Tensor) -> Tensor:
-    """`[B, C]`, 1 for each label of a row, else 0, in the type of the logits. labels: class numbers `[B, L]`, or -1."""
+def _multi_hot(labels: Tensor, logits: Tensor) -> Tensor:
+    """Return `[B, C]`: 1 for each label of a row, else 0, in the dtype of the logits. labels: ids `[B, L]` or -1."""
     one_hot = F.one_hot(labels.clamp(min=0), logits.shape[1]) * (labels >= 0)[..., None]
     return one_hot.sum(dim=1).clamp(max=1).to(logits.dtype)

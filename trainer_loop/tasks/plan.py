@@ -1,4 +1,4 @@
-"""The sections `task` and `loss`: which task is learnt, and by which loss."""
+"""Checks the config sections `task` and `loss`, and creates task and loss."""
 
 import inspect
 import traceback
@@ -17,10 +17,10 @@ from trainer_loop.tasks.find import find_task
 from trainer_loop.tasks.losses import LOSSES, explain_wrong_loss
 from trainer_loop.tasks.task import Task
 
-# What targets are, by the problem type of a task, and what a loss of the package compares; class numbers elsewhere.
+# Kinds of targets by problem type, and by loss of the package. Other tasks and losses have class ids.
 _TARGETS: dict[str | None, str] = {"regression": "numbers", "multi_label_classification": "labels"}
 _COMPARES = {"mse": "numbers", "l1": "numbers", "huber": "numbers", "binary_cross_entropy": "labels"}
-# Weights of classes that `auto` computes from how many of the N training rows have each of the C classes.
+# Arguments that `auto` computes from the number of training rows with each of the C classes.
 _AUTO: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "class_weights": lambda counts, num_rows: counts.sum() / (len(counts) * counts),
     "pos_weight": lambda counts, num_rows: (num_rows - counts) / counts,
@@ -31,64 +31,65 @@ _AUTO: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 class LossPlan:
     """A loss that the config names, with its arguments: `(logits [N, C], targets [N]) -> sum over targets, []`.
 
-    `class_weights: auto` and `pos_weight: auto` wait for `weigh_classes`.
+    `weigh_classes` must replace `class_weights: auto` and `pos_weight: auto` before the loss is called.
     """
 
-    key: str  # of the section `loss`, and its value
+    key: str  # the key of the section `loss`, and its value, for messages
     name: str
     function: Callable[..., Tensor]
     args: dict[str, Any]
-    extra_metrics: tuple[str, ...] = ()  # names that it logs, by an argument `log_metric`; empty: it has none
-    log_metric: LogMetric | None = None  # of the task that is trained by it
+    extra_metrics: tuple[str, ...] = ()  # metrics that it logs; empty: it takes no argument `log_metric`
+    log_metric: LogMetric | None = None  # that of the task
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        logged = {} if self.log_metric is None else {"log_metric": self.log_metric}
-        return self.function(logits, targets, **self.args, **logged)
+        extra = {} if self.log_metric is None else {"log_metric": self.log_metric}
+        return self.function(logits, targets, **self.args, **extra)
 
     @property
     def needs_counts(self) -> list[str]:
-        """The arguments that wait."""
+        """Arguments that are `auto`."""
         return [name for name in _AUTO if self.args.get(name) == "auto"]
 
     def weigh_classes(self, counts: np.ndarray, num_rows: int) -> None:
-        """Compute the arguments that wait, so that every class counts as much as the others.
+        """Compute the arguments that are `auto`, so that all classes have equal influence.
 
         Args:
-            counts: How often each class is there in training, `[C]`; one that no row has, or every row, gets the weight
-                1.
-            num_rows: Training rows.
+            counts: Number of training rows with each class, `[C]`. A class that no row or every row has gets the
+                weight 1.
+            num_rows: Number of training rows.
         """
         for name in self.needs_counts:
             weights = np.ones(len(counts))
-            found = _AUTO[name](counts[counts > 0], num_rows)
-            weights[counts > 0] = np.where(found > 0, found, 1)
+            computed = _AUTO[name](counts[counts > 0], num_rows)
+            weights[counts > 0] = np.where(computed > 0, computed, 1)
             self.args[name] = weights.tolist()
 
     def check_fits(self, problem_type: str | None) -> None:
-        """Raise UserError where a loss of the package has targets of another kind than the task.
+        """Raise UserError if a loss of the package has targets of another kind than the task.
 
-        problem_type: see `Task`.
+        Args:
+            problem_type: `Task.problem_type`.
         """
         fitting = [name for name in LOSSES if _COMPARES.get(name) == _TARGETS.get(problem_type)]
         if self.name in LOSSES and self.name not in fitting:
             raise UserError(f"{self.key} does not fit the targets of this task; those that do: {', '.join(fitting)}")
 
     def check_sum(self, outputs: Tensor, targets: Tensor) -> None:
-        """Raise UserError where rows given twice do not add up to twice as much: a mean depends on the cut.
+        """Raise UserError if the loss is no sum: twice the same rows must give twice the loss.
 
         Args:
-            outputs: What a model could answer to a few rows, `[N, ...]`.
-            targets: Of these rows, `[N, ...]`.
+            outputs: Made-up outputs of a model for a few rows, `[N, ...]`.
+            targets: Targets of these rows, `[N, ...]`.
         """
         outputs = outputs.requires_grad_()
         logged: dict[str, Tensor] = {}
-        listening = self
+        loss = self
         if self.extra_metrics:
-            listening = replace(self, log_metric=lambda name, value, *, count=1: logged.update({name: value}))
+            loss = replace(self, log_metric=lambda name, value, *, count=1: logged.update({name: value}))
         try:
-            once = listening(outputs, targets)
-            twice = listening(torch.cat([outputs, outputs]), torch.cat([targets, targets]))
-        except Exception as error:  # the user's code may raise anything, and the error says where
+            once = loss(outputs, targets)
+            twice = loss(torch.cat([outputs, outputs]), torch.cat([targets, targets]))
+        except Exception as error:  # the user's code may raise anything
             frame = traceback.extract_tb(error.__traceback__)[-1]
             raise UserError(
                 f"{self.key} fails on logits {list(outputs.shape)} and targets {list(targets.shape)}: "
@@ -101,9 +102,9 @@ class LossPlan:
         refuse(
             [f"{self.key} logs {name}; its extra_metrics are {names}" for name in logged.keys() - {*self.extra_metrics}]
             + [
-                f"{self.key} logs {name}, which {bad}"
+                f"{self.key} logs {name}, which {fault}"
                 for name, value in logged.items()
-                if (bad := explain_wrong_value(value))
+                if (fault := explain_wrong_value(value))
             ]
         )
         if not torch.isfinite(once):
@@ -118,9 +119,11 @@ class LossPlan:
 
 
 def make_up_outputs(problem_type: str | None, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Outputs of four rows between -1 and 1, and targets, as a loss function takes them.
+    """Make up outputs of four rows, between -1 and 1, and targets, to try a loss function.
 
-    problem_type: see `Task`. num_classes: or numbers of a row.
+    Args:
+        problem_type: `Task.problem_type`.
+        num_classes: Number of classes, or of numbers per row.
     """
     outputs = torch.linspace(-9, 9, 4 * num_classes).sin().view(4, num_classes)
     if problem_type == "regression":
@@ -131,30 +134,31 @@ def make_up_outputs(problem_type: str | None, num_classes: int) -> tuple[Tensor,
 
 
 def name_own_loss(task: Task | type[Task] | None) -> str:
-    """The name of the loss that a task, or its class, has if none is named. None: there is no such task."""
+    """Return the name of the default loss of a task or of its class. For None, return cross_entropy."""
     if task is None:
         return "cross_entropy"
     parameter = inspect.signature(task if isinstance(task, type) else type(task)).parameters.get("loss_function")
-    own = None if parameter is None else parameter.default
-    return next((name for name, loss in LOSSES.items() if loss is own), "cross_entropy")
+    default = None if parameter is None else parameter.default
+    return next((name for name, loss in LOSSES.items() if loss is default), "cross_entropy")
 
 
-def plan_loss(*, name: str | None, args: Mapping[str, Any], own: str = "cross_entropy") -> LossPlan | None:
-    """Check the section `loss`, whose keys the parameters are; None: the task's own loss. Raises UserError.
+def plan_loss(*, name: str | None, args: Mapping[str, Any], default: str = "cross_entropy") -> LossPlan | None:
+    """Check the section `loss`. Returns None for the default loss of the task. Raises UserError.
 
-    own: the name of the task's own loss, which `args` without a name are for.
+    Args:
+        default: Name of the default loss of the task, which gets `args` if no name is given.
     """
     if name is None and not args:
         return None
-    function = choose(name or own, LOSSES, place="name")
+    function = choose(name or default, LOSSES, place="name")
     if not callable(function):
         raise UserError(f"name: {name} is no function (logits, targets) -> sum")
-    # The first two parameters are what the task passes, whatever they are called.
+    # The task passes the first two parameters, whatever their names.
     try:
         parameters = list(inspect.signature(function).parameters)
-    except ValueError:  # a built-in that does not say: calling it will
+    except ValueError:  # a built-in without a signature; the trial call will show problems
         parameters = []
-    key = f"name: {name}" if name is not None else f"args: {own}"
+    key = f"name: {name}" if name is not None else f"args: {default}"
     extra_metrics = getattr(function, "extra_metrics", ())
     problems = check_names(extra_metrics, owner=key)
     if bool(extra_metrics) != ("log_metric" in parameters):
@@ -163,11 +167,11 @@ def plan_loss(*, name: str | None, args: Mapping[str, Any], own: str = "cross_en
             f"{name}.extra_metrics = ('penalty',); it has only one of them"
         )
     refuse(problems + check_arguments(function, args, place="args", given=[*parameters[:2], "log_metric"]))
-    return LossPlan(key, name or own, function, dict(args), tuple(extra_metrics))
+    return LossPlan(key, name or default, function, dict(args), tuple(extra_metrics))
 
 
 def plan_task(*, name: str, args: Mapping[str, Any], loss: LossPlan | None) -> Task:
-    """Check the section `task` and make the task. loss: in the place of the task's own. Raises UserError."""
+    """Check the section `task` and create the task. `loss` replaces its default loss. Raises UserError."""
     task_class: Any = find_task(name, place="task.name")
     problems = check_arguments(task_class, args, place="task.args", given=("loss_function",))
     arguments = dict(args)

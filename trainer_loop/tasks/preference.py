@@ -1,4 +1,4 @@
-"""The better of two answers."""
+"""Direct Preference Optimization: learn which of two answers is better."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
@@ -20,18 +20,19 @@ LossType = Literal["sigmoid", "hinge", "ipo"]
 
 
 class Preference(Chat):
-    """A row is a prompt with two answers, of which one was chosen; a target is a row. Direct Preference Optimization.
+    """A row is a prompt with two answers, a chosen and a rejected one. A target is a row.
 
-    The model learns to find the chosen answer likelier than the rejected one, compared with the model before the first
-    update (Rafailov et al. 2023, arXiv 2305.18290). In place of a prompt and its answers, a row may have two whole
-    conversations, `chosen_messages` and `rejected_messages`. The reward of an answer is `beta` times the growth of its
-    log probability; the means of both rewards and of their margin are logged in training and in evaluation. The tokens
-    of a row are those of both conversations.
+    This is Direct Preference Optimization (Rafailov et al. 2023, arXiv 2305.18290). The model learns to make the chosen
+    answer more likely than the rejected one, relative to the model before the first update. Instead of a prompt with
+    answers, a row may have two whole conversations, `chosen_messages` and `rejected_messages`. The reward of an answer
+    is `beta` times the increase of its log probability. The means of both rewards and of their margin are logged in
+    training and in evaluation. The tokens of a row are those of both conversations.
 
-    beta: how strongly the model is held to what it was; larger is stronger.
-    loss_type: `sigmoid` (DPO), `hinge` (SLiC, arXiv 2305.10425), or `ipo` (arXiv 2310.12036), which compares means over
-        the tokens of an answer.
-    label_smoothing: the probability that a choice is wrong, for `sigmoid` (arXiv 2310.12036, cDPO).
+    Args:
+        beta: How strongly the model is kept close to the initial model; larger is stronger.
+        loss_type: `sigmoid` (DPO), `hinge` (SLiC, arXiv 2305.10425), or `ipo` (arXiv 2310.12036), which compares means
+            over the tokens of an answer.
+        label_smoothing: Probability that a label is wrong, for `sigmoid` (cDPO, arXiv 2310.12036).
     """
 
     of_tokens = ("labels",)
@@ -51,7 +52,7 @@ class Preference(Chat):
     written_outputs: ClassVar[Mapping[str, str]] = {}
     refers = True
     is_tried = False  # a row is two sequences
-    predicted: ClassVar[Mapping[str, str]] = {"text": "the answer that the model writes"}
+    predicted: ClassVar[Mapping[str, str]] = {"text": "answer of the model"}
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {
             "prompt": "How often does the ferry go?",
@@ -80,31 +81,31 @@ class Preference(Chat):
         return {**super().settings(), "loss_type": self.loss_type}
 
     def logits_per_token(self, model_config: Any) -> int | None:
-        """The vocabulary: the logits of all answers are held at once."""
+        """Return the vocabulary size, because the logits of all answers are in memory at once."""
         return count_vocabulary(model_config)
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
-        """For each row its two conversations, `[2][T]`, the chosen one first; of a row to predict one, `[1][T]`."""
+        """Encode the two conversations of each row, `[2][T]`, the chosen one first; for a row to predict, `[1][T]`."""
         names = ("input_ids", "labels", "prompt", "length", "truncated", "fault")
         columns: dict[str, list[Any]] = {name: [] for name in names}
-        for number, own in enumerate(read_pairs(rows)):
-            made = [self._encode_row({"messages": messages}, compares=number == 0) for messages in own]
-            chats, faults = [chat for chat, _ in made], [fault for _, fault in made if fault is not None]
+        for number, pair in enumerate(read_pairs(rows)):
+            encoded = [self._encode_row({"messages": messages}, compares=number == 0) for messages in pair]
+            chats, faults = [chat for chat, _ in encoded], [fault for _, fault in encoded if fault is not None]
             longest = max(len(chat.ids) for chat in chats)
-            # The beginning of the prompt is cut off, of both alike, for the answers must be compared.
+            # Both conversations lose the same start of the prompt, so that the answers stay comparable.
             cut = max(0, min(longest - max_length, *(chat.prompt_length - 1 for chat in chats)))
             ids = [chat.ids[cut : cut + max_length] for chat in chats]
-            learned = [chat.is_answer[cut : cut + max_length] for chat in chats]
+            answer_masks = [chat.is_answer[cut : cut + max_length] for chat in chats]
             columns["input_ids"].append(ids)
-            columns["labels"].append([label_answers(*pair) for pair in zip(ids, learned, strict=True)])
+            columns["labels"].append(list(map(label_answers, ids, answer_masks)))
             columns["prompt"].append(chats[0].ids[: chats[0].prompt_length][-max_length:])
             columns["length"].append(len(ids) * max(map(len, ids)))
             columns["truncated"].append(longest > max_length)
-            columns["fault"].append(next(iter(faults), None) or find_fault_of_pair(own))
+            columns["fault"].append(next(iter(faults), None) or find_fault_of_pair(pair))
         return columns
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
-        """The conversations of all rows, `[2 B, T]`, and the `reference` of each row, `[B, 2]`."""
+        """Stack the conversations of all rows, `[2 B, T]`, and the `reference` of each row, `[B, 2]`."""
         names = ("input_ids", "labels")
         sequences = [
             {name: row[name][place] for name in names} for row in rows for place in range(len(row["input_ids"]))
@@ -120,16 +121,16 @@ class Preference(Chat):
         return self._sum_loss(self._compare(model, batch))
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
-        """The `tokens` of an answer to each prompt."""
+        """Return the `tokens` of a generated answer to each prompt."""
         return {"tokens": self._write(model, batch)}
 
     def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        """`predictions` `[B]` are 1 where the chosen answer is preferred, `margins` `[B]` by how much."""
+        """Return the loss, and `predictions` `[B]`, 1 if the chosen answer is preferred, with `margins` `[B]`."""
         margins = self._compare(model, batch)
         return self._sum_loss(margins), compare_by(margins)
 
     def refer(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The log probability of both answers, `[B, 2]`, in nats; for `ipo` of a token."""
+        """Return the log probabilities of both answers, `[B, 2]`, in nats; for `ipo` the means over their tokens."""
         head, outputs = self._run(model, batch)
         positions, targets, lengths = self.find_targets(batch)
         nll = [negative_log_likelihood(logits, targets[tokens]) for tokens, logits in head.chunks(outputs[positions])]
@@ -139,7 +140,7 @@ class Preference(Chat):
         return -sums.view(-1, 2)
 
     def _compare(self, model: nn.Module, batch: Batch) -> Tensor:
-        """By how much the chosen answer is likelier than the rejected one, more than it was before, in nats `[B]`."""
+        """Return the log ratio of chosen and rejected answer, minus that of the initial model, in nats `[B]`."""
         if "reference" not in batch:
             raise UserError(
                 "the task preference compares rows with the model before the first update, so it can evaluate the rows "
@@ -163,6 +164,6 @@ class Preference(Chat):
 
 
 def compare_by(margins: Tensor) -> dict[str, Tensor]:
-    """The outputs of rows whose chosen answer is better by so much, `[B]`."""
+    """Return the outputs of rows, from the margin of the chosen answer over the rejected one, `[B]`."""
     preferred = (margins > 0).long()
     return {"predictions": preferred, "references": torch.ones_like(preferred), "margins": margins}

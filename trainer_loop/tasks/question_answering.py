@@ -1,4 +1,4 @@
-"""Which part of a context answers a question."""
+"""Extractive question answering: find the part of a context that answers a question."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -12,25 +12,27 @@ from trainer_loop.errors import UserError
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import Batch, OnePassTask, Rows
 
-_SHORTEST = 24  # tokens of a window: half of it for the question, a few that frame it, a quarter that windows share
+# Least tokens of a window: half of them for the question, a few special tokens, a quarter that windows share.
+_SHORTEST = 24
 
 _LEAST = {"stride": 0, "max_answer_tokens": 1}
 
 
 class QuestionAnswering(OnePassTask):
-    """A row is a question, a context, and answers that stand in the context; none if the context has no answer.
+    """A row is a question, a context, and answers that occur in the context. Without an answer the list is empty.
 
-    A context that is longer than `data.max_length` tokens with its question is read in windows that overlap. A target
-    is a window: its answer, or, if the window has not all of it, the first token. Of several answers the first is
-    learned. The prediction of a row is the best part of any of its windows. `batch.size` and epochs count windows,
-    metrics count questions.
+    If question and context have more than `data.max_length` tokens, they are read in overlapping windows. A target is
+    a window: the span of its answer, or the first token if the window does not contain the whole answer. Of several
+    answers the first one is learned. The prediction of a row is the best span of all its windows. `batch.size` and
+    epochs count windows, metrics count questions.
 
-    loss_function: `(logits [N, T], positions [N]) -> sum over windows, []`; it is called for the first token of the
-        answer and for the last one, and the loss is the mean of both.
-    stride: how many tokens of the context two windows share, but at most a quarter of `data.max_length`.
-    max_answer_tokens: the longest answer that is predicted.
-    null_answers: answer a question with the empty text if the first token scores better than any part.
-    null_threshold: by how much it must score better.
+    Args:
+        loss_function: `(logits [N, T], positions [N]) -> sum over windows, []`. It is called for the first and for the
+            last token of the answer, and the loss is the mean of both.
+        stride: Number of context tokens that two windows share, at most a quarter of `data.max_length`.
+        max_answer_tokens: Maximum length of a predicted answer.
+        null_answers: Predict the empty text if the first token scores better than any span.
+        null_threshold: Margin by which it must score better.
     """
 
     auto_model = "AutoModelForQuestionAnswering"
@@ -52,9 +54,9 @@ class QuestionAnswering(OnePassTask):
     peft_type = "QUESTION_ANS"
     pipeline_tag = "question-answering"
     predicted: ClassVar[Mapping[str, str]] = {
-        "answer": "the part of the context that answers the question; empty if there is no answer",
-        "start": "the number of its first character in the context, from 0; -1 if there is no answer",
-        "score": "by how much its two logits together are above those of no answer",
+        "answer": "part of the context that answers the question; empty if there is no answer",
+        "start": "position of its first character in the context, from 0; -1 if there is no answer",
+        "score": "sum of its two logits minus that of no answer",
     }
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {
@@ -94,10 +96,10 @@ class QuestionAnswering(OnePassTask):
         return {"stride": self.stride}
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
-        """Windows.
+        """Make windows.
 
-        `char_start` and `char_end` say which characters of the context each token is, -1 for other tokens. `first` is
-        the token that stands for no answer; `start` and `end` are the first and the last token of the answer.
+        `char_start` and `char_end` are the characters of each token in the context, -1 for other tokens. `first` is the
+        token that means no answer. `start` and `end` are the first and last token of the answer.
         """
         if max_length < _SHORTEST:
             raise UserError(f"data.max_length: {max_length} holds no question and context; set {_SHORTEST} or more")
@@ -117,8 +119,8 @@ class QuestionAnswering(OnePassTask):
         windows = {
             **encoded,
             "source": sources,
-            "char_start": _keep(places, in_context, 0),
-            "char_end": _keep(places, in_context, 1),
+            "char_start": _mask_others(places, in_context, 0),
+            "char_end": _mask_others(places, in_context, 1),
             "first": [self._find_first(ids) for ids in encoded["input_ids"]],
         }
         if "answers" in rows:
@@ -129,25 +131,25 @@ class QuestionAnswering(OnePassTask):
         return windows
 
     def merge(self, parts: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, Any]:
-        """The best part of all windows as `predictions`, its first character as `start`, and the texts of the answers.
+        """Return the best span of all windows as `predictions`, its first character as `start`, and the references.
 
-        `score` is by how much its two logits together are above those of no answer.
+        `score` is the sum of its two logits minus that of no answer.
         """
         best = max(parts, key=lambda part: part["score"])
         score = float(best["score"]) - min(float(part["none"]) for part in parts)
-        begin, text = int(best["char_start"]), row["context"][best["char_start"] : best["char_end"]]
-        begin, text = begin + len(text) - len(text.lstrip()), text.strip()
+        start, text = int(best["char_start"]), row["context"][best["char_start"] : best["char_end"]]
+        start, text = start + len(text) - len(text.lstrip()), text.strip()
         if self.null_answers and -score > self.null_threshold:
-            begin, text = -1, ""
+            start, text = -1, ""
         references = {"references": list(row["answers"]["text"])} if "answers" in row else {}
-        return {"predictions": text, "start": begin, "score": score, **references}
+        return {"predictions": text, "start": start, "score": score, **references}
 
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-        """`answer`, the number of its first character in the context as `start`, -1 for no answer, and its `score`."""
+        """Return `answer`, the position of its first character in the context as `start`, and `score`."""
         return {"answer": outputs["predictions"], "start": int(outputs["start"]), "score": float(outputs["score"])}
 
     def _shorten(self, questions: Sequence[str], *, max_tokens: int) -> list[str]:
-        """The questions, none longer than this."""
+        """Truncate questions to `max_tokens` tokens."""
         encoded = self.tokenizer(
             list(questions),
             add_special_tokens=False,
@@ -159,36 +161,36 @@ class QuestionAnswering(OnePassTask):
         return [question[:end] for question, end in zip(questions, ends, strict=True)]
 
     def _find_first(self, ids: Sequence[int]) -> int:
-        """The position of the token that stands for no answer: that of the class, else the first."""
+        """Return the position of the token that means no answer: the CLS token, else the first one."""
         return ids.index(self.tokenizer.cls_token_id) if self.tokenizer.cls_token_id in ids else 0
 
     def _logits(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-        """`[B, T]` of the first token of the answer, and of the last one."""
-        answer = model(**self.model_inputs(batch))
-        return answer.start_logits, answer.end_logits
+        """Return the logits of the first and of the last token of the answer, `[B, T]`."""
+        outputs = model(**self.model_inputs(batch))
+        return outputs.start_logits, outputs.end_logits
 
     def _sum_loss(self, logits: tuple[Tensor, Tensor], batch: Batch) -> Tensor:
-        """Padding is no token of a window: the loss of each does not depend on the others of the batch."""
+        """Sum the loss over windows, without padding, so that a window does not depend on others of the batch."""
         starts, ends = logits
         lengths = batch["attention_mask"].sum(dim=1).tolist()
         first, last = batch["start"], batch["end"]
         if min(lengths) == starts.shape[1]:
             return (self.loss_function(starts, first) + self.loss_function(ends, last)) / 2
         losses = [
-            self.loss_function(of_tokens[row : row + 1, :length], positions[row : row + 1])
-            for of_tokens, positions in ((starts, first), (ends, last))
+            self.loss_function(scores[row : row + 1, :length], positions[row : row + 1])
+            for scores, positions in ((starts, first), (ends, last))
             for row, length in enumerate(lengths)
         ]
         return torch.stack(losses).sum() / 2
 
     def _make_outputs(self, logits: tuple[Tensor, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Of each window its best part from `char_start` to `char_end`, the `score` of it, and that of `none`."""
+        """Return the best span of each window, `char_start` to `char_end`, its `score`, and the score of `none`."""
         starts, ends, first = logits[0].float(), logits[1].float(), batch["first"][:, None]
         none = (starts.gather(1, first) + ends.gather(1, first))[:, 0]
         outside = batch["char_start"] < 0
         starts, ends = starts.masked_fill(outside, -torch.inf), ends.masked_fill(outside, -torch.inf)
         width = starts.shape[1]
-        best = [  # of the parts of 1 token, of 2 tokens, ...
+        best = [  # best spans of 1 token, of 2 tokens, ...
             (starts[:, : width - more] + ends[:, more:]).max(dim=1)
             for more in range(min(self.max_answer_tokens, width))
         ]
@@ -202,27 +204,29 @@ class QuestionAnswering(OnePassTask):
         }
 
 
-def _keep(places: Sequence[Sequence[tuple[int, int]]], kept: Sequence[Sequence[bool]], side: int) -> list[list[int]]:
-    """One side of the place of each token that is kept; -1 for the others."""
+def _mask_others(
+    places: Sequence[Sequence[tuple[int, int]]], masks: Sequence[Sequence[bool]], side: int
+) -> list[list[int]]:
+    """Return the start (side 0) or end (side 1) of each token in the mask; -1 for other tokens."""
     return [
-        [place[side] if is_kept else -1 for place, is_kept in zip(row, is_kept_in_row, strict=True)]
-        for row, is_kept_in_row in zip(places, kept, strict=True)
+        [place[side] if is_inside else -1 for place, is_inside in zip(row, mask, strict=True)]
+        for row, mask in zip(places, masks, strict=True)
     ]
 
 
 def _find_span(
     char_starts: Sequence[int], char_ends: Sequence[int], first: int, answers: Mapping[str, Sequence[Any]]
 ) -> tuple[int, int]:
-    """The first and the last token of the first answer; `first` twice if the window has not all of it."""
-    tokens = [token for token, start in enumerate(char_starts) if start >= 0]
+    """Return the first and last token of the first answer; `first` twice if the window does not contain all of it."""
+    tokens = [token for token, char_start in enumerate(char_starts) if char_start >= 0]
     if not answers["text"] or answers["text"][0].isspace() or not tokens:
         return first, first
     text = answers["text"][0]
-    begin = answers["answer_start"][0] + len(text) - len(text.lstrip())  # a space may be no token
-    end = begin + len(text.strip())
-    if begin < char_starts[tokens[0]] or end > char_ends[tokens[-1]]:
+    start = answers["answer_start"][0] + len(text) - len(text.lstrip())  # spaces may not be tokens
+    end = start + len(text.strip())
+    if start < char_starts[tokens[0]] or end > char_ends[tokens[-1]]:
         return first, first
     return (
-        next(token for token in tokens if char_ends[token] > begin),
+        next(token for token in tokens if char_ends[token] > start),
         next(token for token in reversed(tokens) if char_starts[token] < end),
     )

@@ -1,4 +1,4 @@
-"""One number for a conversation: how good its answer is."""
+"""Reward model: a number for a conversation that says how good its answer is."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -16,17 +16,18 @@ from trainer_loop.tasks.task import Batch, OnePassTask, Rows
 
 
 class RewardModel(OnePassTask):
-    """A row is a prompt with two answers, of which one was chosen; a target is a row. The model gives each a number.
+    """A row is a prompt with two answers, a chosen and a rejected one. A target is a row. The model rates each answer.
 
-    The loss is that of Bradley and Terry: the negative log of the sigmoid of the reward of the chosen answer minus that
-    of the rejected one. The chat template writes the conversations; a longer one than `data.max_length` loses its
-    beginning, as it does when it is scored alone. In place of a prompt and its answers, a row may have two whole
-    conversations, `chosen_messages` and `rejected_messages`. `predict` scores one conversation, or a prompt with an
-    answer as `chosen`. The means of both rewards and of their margin are logged. The tokens of a row are those of both
-    conversations.
+    The loss is that of Bradley and Terry: the negative log sigmoid of the difference between the rewards of the chosen
+    and the rejected answer. The chat template formats the conversations. Conversations longer than `data.max_length`
+    are truncated at their start, in training as in prediction. Instead of a prompt with answers, a row may have two
+    whole conversations, `chosen_messages` and `rejected_messages`. `predict` rates one conversation, or a prompt with
+    an answer as `chosen`. The means of both rewards and of their margin are logged. The tokens of a row are those of
+    both conversations.
 
-    center_rewards_coefficient: how strongly the sum of both rewards of a row is held near 0 (arXiv 2312.09244), such as
-        0.01; 0: not at all, since the loss depends on their difference alone.
+    Args:
+        center_rewards_coefficient: How strongly the sum of both rewards of a row is kept near 0 (arXiv 2312.09244),
+            such as 0.01. 0: not at all, because the loss depends only on their difference.
     """
 
     auto_model = "AutoModelForSequenceClassification"
@@ -47,7 +48,7 @@ class RewardModel(OnePassTask):
     problem_type = "regression"
     pipeline_tag = "text-classification"
     is_tried = False  # a row is two sequences
-    predicted: ClassVar[Mapping[str, str]] = {"reward": "the reward of the conversation"}
+    predicted: ClassVar[Mapping[str, str]] = {"reward": "reward of the conversation"}
     example: ClassVar[Sequence[Mapping[str, Any]]] = Preference.example
 
     def __init__(self, *, center_rewards_coefficient: float = 0.0):
@@ -56,7 +57,7 @@ class RewardModel(OnePassTask):
                 f"task.args.center_rewards_coefficient: {center_rewards_coefficient}: it must be at least 0"
             )
         self.center_rewards_coefficient = center_rewards_coefficient
-        self.loss_function = cross_entropy  # of the rewards `[N, 2]`, of which the first is the right choice
+        self.loss_function = cross_entropy  # over the rewards `[N, 2]`, of which the first is the correct choice
 
     def bind(self, processor: Any, **others: Any) -> None:
         """See `Task.bind`. Raises UserError if the tokenizer has no chat template."""
@@ -68,7 +69,7 @@ class RewardModel(OnePassTask):
 
     @property
     def frames_texts(self) -> bool:
-        """The chat template writes the special tokens."""
+        """False, because the chat template writes the special tokens."""
         return False
 
     @property
@@ -76,7 +77,7 @@ class RewardModel(OnePassTask):
         return ("How often does the ferry go?", "Twice a day.")
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
-        """For each row its two conversations, `[2][T]`, the chosen one first; of a row to predict one, `[1][T]`."""
+        """Encode the two conversations of each row, `[2][T]`, the chosen one first; for a row to predict, `[1][T]`."""
         names = ("input_ids", "length", "truncated", "fault")
         columns: dict[str, list[Any]] = {name: [] for name in names}
         for conversations in read_pairs(rows):
@@ -93,7 +94,7 @@ class RewardModel(OnePassTask):
         return columns
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
-        """The conversations of all rows, `[2 B, T]`, and `num_conversations`, how many each row has."""
+        """Stack the conversations of all rows, `[2 B, T]`. `num_conversations` is their number per row."""
         batch = super().collate([{"input_ids": ids} for row in rows for ids in row["input_ids"]])
         return {**batch, "num_conversations": len(rows[0]["input_ids"])}
 
@@ -101,11 +102,11 @@ class RewardModel(OnePassTask):
         return len(batch["input_ids"]) // int(batch["num_conversations"])
 
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-        """`reward`: the number."""
+        """Return the `reward`."""
         return {"reward": float(outputs["rewards"])}
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The rewards `[B, 2]`, the chosen one first, or `[B, 1]`."""
+        """Return the rewards `[B, 2]`, the chosen one first, or `[B, 1]` for rows with one conversation."""
         rewards: Tensor = super()._logits(model, batch)[:, 0]
         return rewards.to(torch.promote_types(rewards.dtype, torch.float32)).view(-1, batch["num_conversations"])
 
@@ -117,10 +118,9 @@ class RewardModel(OnePassTask):
         return self.loss_function(logits, first) + self.center_rewards_coefficient * logits.sum(dim=1).square().sum()
 
     def _make_outputs(self, logits: Tensor, batch: Batch) -> dict[str, Any]:
-        """`rewards` `[B]` of the only conversation of each row, or of the chosen one.
+        """Return the `rewards` `[B]` of the only conversation of each row, or of the chosen one.
 
-        Of rows with two, `predictions` `[B]` are 1 where the chosen one has the larger reward, `margins` `[B]` by how
-        much.
+        For rows with two, also return `predictions` `[B]`, 1 if the chosen one has the larger reward, and `margins`.
         """
         outputs = {"rewards": logits[:, 0]}
         if logits.shape[1] == 1:

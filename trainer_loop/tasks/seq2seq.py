@@ -1,4 +1,4 @@
-"""A text that is written for another: translations, summaries."""
+"""Sequence to sequence: generate a text from another one, such as a translation or a summary."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,17 +13,19 @@ from trainer_loop.tasks.generation import count_vocabulary, cut_at_end
 from trainer_loop.tasks.losses import cross_entropy
 from trainer_loop.tasks.task import Batch, Rows, Task
 
-_LENGTH = 128  # where it is not given
+_LENGTH = 128  # default length of a target, in tokens
 
 
 class Seq2Seq(Task):
-    """A row is a source and the target that the model writes for it; a target of the loss is a token of it.
+    """A row is a source text and a target text. The targets of the loss are the tokens of the target text.
 
-    Metrics compare the texts that the model writes, see `evaluate.generate`, with the targets.
+    Metrics compare the texts that the model generates, see `evaluate.generate`, with the target texts.
 
-    loss_function: `(logits [N, V], tokens [N]) -> sum over tokens, []`; a token of -100 is no target.
-    prefix: stands before each source, such as `summarize: `.
-    max_target_length: the most tokens of a target in training; None: 128, or as many as the model has positions.
+    Args:
+        loss_function: `(logits [N, V], tokens [N]) -> sum over tokens, []`; a token of -100 is no target.
+        prefix: Text before each source, such as `summarize: `.
+        max_target_length: Maximum number of tokens of a target in training; null: 128, or the number of positions of
+            the model if that is smaller.
     """
 
     auto_model = "AutoModelForSeq2SeqLM"
@@ -36,7 +38,7 @@ class Seq2Seq(Task):
     pipeline_tag = "text2text-generation"
     is_tried = False
     generates = True
-    predicted: ClassVar[Mapping[str, str]] = {"text": "the text that the model writes"}
+    predicted: ClassVar[Mapping[str, str]] = {"text": "generated text"}
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"source": "one two", "target": "two one"},
         {"source": "a b c d", "target": "d c b a"},
@@ -52,7 +54,7 @@ class Seq2Seq(Task):
     ):
         self.max_target_length = _LENGTH if max_target_length is None else max_target_length
         refuse_less({"max_target_length": self.max_target_length}, {"max_target_length": 2}, place="task.args")
-        self._given = max_target_length
+        self._max_target_argument = max_target_length
         self.prefix = prefix
         self.loss_function = loss_function
 
@@ -62,16 +64,16 @@ class Seq2Seq(Task):
     def fit_positions(self, positions: int | None) -> list[str]:
         if positions is None:
             return []
-        if self._given is None:
+        if self._max_target_argument is None:
             self.max_target_length = min(_LENGTH, positions)
         self.generation = replace(self.generation, positions=positions)
-        given = {
-            "task.args.max_target_length": self._given,
+        lengths = {
+            "task.args.max_target_length": self._max_target_argument,
             "evaluate.generate.max_new_tokens": self.generation.max_new_tokens,
         }
         return [
             f"{key}: {value} is more than the {positions} positions of the model; set it to {positions}"
-            for key, value in given.items()
+            for key, value in lengths.items()
             if value is not None and value > positions
         ]
 
@@ -79,9 +81,9 @@ class Seq2Seq(Task):
         return count_vocabulary(model_config)
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
-        """The tokens of the source, and those of the target as `labels`; the length of a row is that of both."""
+        """Tokenise sources, and targets as `labels`. The length of a row is the sum of both."""
         sources = [self.prefix + source for source in rows["source"]]
-        encoded = self.tokenizer(  # a source is one segment, and `generate` refuses token types where a model has none
+        encoded = self.tokenizer(  # without token types: `generate` refuses them if the model has none
             sources,
             truncation=True,
             max_length=max_length,
@@ -96,40 +98,40 @@ class Seq2Seq(Task):
         return columns
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
-        """Sources and targets, each as wide as it must be, `[B, T]` and `[B, U]`."""
+        """Pad sources, `[B, T]`, and targets, `[B, U]`."""
         batch = super().collate(rows)
         if "labels" in batch:
             tokens = batch["labels"].shape[1]
-            more = self.widen(tokens, longest=self.max_target_length) - tokens
-            batch["labels"] = functional.pad(batch["labels"], (0, more), value=-100)
+            padding = self.widen(tokens, longest=self.max_target_length) - tokens
+            batch["labels"] = functional.pad(batch["labels"], (0, padding), value=-100)
         return batch
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         labels = batch["labels"]
         shift = getattr(getattr(model, "module", model), "prepare_decoder_input_ids_from_labels", None)
-        # A model without the method shifts the labels itself, and computes a loss that nobody needs.
-        target = {"labels": labels} if shift is None else {"decoder_input_ids": shift(labels=labels)}
-        logits = model(**self.model_inputs(batch), **target, use_cache=False).logits
+        # A model without this method shifts the labels itself, and computes a loss that is not used.
+        decoder_inputs = {"labels": labels} if shift is None else {"decoder_input_ids": shift(labels=labels)}
+        logits = model(**self.model_inputs(batch), **decoder_inputs, use_cache=False).logits
         return self.loss_function(logits.flatten(0, 1), labels.flatten())
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, list[Tensor]]:
-        """`tokens` that the model writes for each source."""
-        written = self.generation.write(model, self.model_inputs(batch))
-        return {"tokens": list(written[:, 1:])}  # behind the token that begins a text
+        """Return the generated `tokens` for each source."""
+        tokens = self.generation.write(model, self.model_inputs(batch))
+        return {"tokens": list(tokens[:, 1:])}  # without the decoder's start token
 
     def merge(self, parts: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, Any]:
-        """The text that the model writes as `predictions`, and the target in a list as `references`."""
+        """Return the generated text as `predictions`, and the target in a list as `references`."""
         (part,) = parts
         tokens = cut_at_end(part["tokens"].tolist(), {self.tokenizer.eos_token_id})
         text = self.tokenizer.decode(tokens, skip_special_tokens=True)
         return {"predictions": text.strip(), **({"references": [row["target"]]} if "target" in row else {})}
 
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-        """`text`: what the model writes."""
+        """Return the generated `text`."""
         return {"text": outputs["predictions"]}
 
     def _encode_targets(self, targets: Sequence[str]) -> list[list[int]]:
-        """The tokens of each target; one of them ends the text, so that the model learns where to stop."""
+        """Tokenise each target. It has an end token, so that the model learns where to stop."""
         end = self.tokenizer.eos_token_id
         encoded = self.tokenizer(
             text_target=list(targets), truncation=True, max_length=self.max_target_length, return_attention_mask=False

@@ -1,4 +1,4 @@
-"""One class for one text, or for a pair of texts."""
+"""Text classification: one class for a text, or for a pair of texts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
@@ -11,9 +11,10 @@ from trainer_loop.tasks.task import Batch, OnePassTask
 
 
 class SequenceClassification(OnePassTask):
-    """A row is a text (or a pair of texts) with one label; the target is the row.
+    """A row is a text (or a pair of texts) with one label. A target is a row.
 
-    loss_function: `(logits [B, C], labels [B]) -> sum over rows, []`.
+    Args:
+        loss_function: `(logits [B, C], labels [B]) -> sum over rows, []`.
     """
 
     auto_model = "AutoModelForSequenceClassification"
@@ -36,7 +37,7 @@ class SequenceClassification(OnePassTask):
     can_pack = True
     padding_sides: ClassVar[tuple[str, ...]] = ("right", "left")  # some heads read the last position
     reads_end = True
-    predicted: ClassVar[Mapping[str, str]] = {"label": "the likeliest label", "probability": "its probability"}
+    predicted: ClassVar[Mapping[str, str]] = {"label": "most likely label", "probability": "probability of this label"}
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"text": "A delight from the first page to the last.", "label": "positive"},
         {"text": "It broke after a week.", "label": "negative"},
@@ -51,7 +52,7 @@ class SequenceClassification(OnePassTask):
         return len(batch["labels"])
 
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-        """`label`, and the `probability` of it."""
+        """Return the most likely `label`, and its `probability`."""
         assert self.label_names is not None, "the task is bound to the names of its classes"
         probabilities = outputs["probabilities"]
         best = int(probabilities.argmax())
@@ -61,6 +62,6 @@ class SequenceClassification(OnePassTask):
         return self.loss_function(logits, batch["labels"])
 
     def _make_outputs(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """`predictions` `[B]` class indices, `probabilities` `[B, C]`; `references` `[B]` where labels are known."""
+        """Return `predictions` `[B]` (class ids), `probabilities` `[B, C]`; and `references` `[B]` if known."""
         outputs = {"predictions": logits.argmax(dim=-1), "probabilities": logits.softmax(dim=-1)}
         return outputs | ({"references": batch["labels"]} if "labels" in batch else {})

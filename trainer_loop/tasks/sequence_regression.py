@@ -1,4 +1,4 @@
-"""One number, or several, for one text, or for a pair of texts."""
+"""Text regression: one or several numbers for a text, or for a pair of texts."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -19,23 +19,24 @@ from trainer_loop.tasks.task import Batch, Rows
 
 @dataclass(frozen=True)
 class Scale:
-    """The mean and the standard deviation of each number of a row."""
+    """Mean and standard deviation of each number of a row."""
 
     mean: list[float]
     std: list[float]
 
 
 class SequenceRegression(SequenceClassification):
-    """A row is a text (or a pair of texts) with a number, or with several; a target is one number of one row.
+    """A row is a text (or a pair of texts) with one or several numbers. A target is one number of one row.
 
-    Several numbers of a row are a list of the same length in each, or a column for each: list these, as in
-    `data.columns={label: [valence, arousal]}`. Metrics are reported for each number and as their mean.
+    Several numbers are a list of the same length in each row, or a column for each number. List these columns, as in
+    `data.columns={label: [valence, arousal]}`. Metrics are reported for each number, and as their mean.
 
-    scale: true: learn `(number - mean) / standard deviation`, by the training rows. The loss is in these units, and so
-        is what transformers makes of the exported model alone; predictions and metrics are in yours. For a stream,
-        which is not searched for them, write `{mean: 3.2, std: 1.1}`, with lists for several numbers.
-    loss_function: `(predictions [N], numbers [N]) -> sum over rows, []`; of several numbers, both are `[N, K]`, and the
-        sum is over rows and numbers.
+    Args:
+        scale: true: learn `(number - mean) / standard deviation`, computed from the training rows. The loss has these
+            units, and so have the outputs of the exported model in transformers; predictions and metrics have the
+            units of the data. For a stream, write `{mean: 3.2, std: 1.1}`, with lists for several numbers.
+        loss_function: `(predictions [N], numbers [N]) -> sum over rows, []`; for K numbers per row both are `[N, K]`,
+            and the sum is over rows and numbers.
     """
 
     of_tokens = ()
@@ -48,8 +49,8 @@ class SequenceRegression(SequenceClassification):
     outputs: ClassVar[Mapping[str, str] | None] = {"predictions": "number", "references": "number"}
     problem_type = "regression"
     predicted: ClassVar[Mapping[str, str]] = {
-        "value": "the number, if the model predicts one",
-        "values": "the numbers by their names, if it predicts several",
+        "value": "number, if the model predicts one",
+        "values": "numbers by name, if the model predicts several",
     }
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {"text": "A delight from the first page to the last.", "label": 4.8},
@@ -70,7 +71,7 @@ class SequenceRegression(SequenceClassification):
         self._scale = None if isinstance(scale, bool) else read_scale(scale)
 
     def bind(self, processor: Any, **others: Any) -> None:
-        """See `Task.bind`. Raises UserError if the scale is that of another number of numbers."""
+        """See `Task.bind`. Raises UserError if the scale has another length than the numbers of a row."""
         super().bind(processor, **others)
         count = max(len(self.label_names or ()), 1)
         if self._scale is not None and not self.scales and len(self._scale.mean) != count:
@@ -84,7 +85,7 @@ class SequenceRegression(SequenceClassification):
         self._scale = read_scale(state["scale"])
 
     def scale_by(self, numbers: np.ndarray) -> None:
-        """Raises UserError if a number is the same in all rows."""
+        """See `Task.scale_by`. Raises UserError if a number is the same in all rows."""
         self._scale = find_scale(numbers)
         for place, (mean, std) in enumerate(zip(self._scale.mean, self._scale.std, strict=True)):
             if not 0 < std < math.inf:
@@ -99,7 +100,7 @@ class SequenceRegression(SequenceClassification):
         return encoded | ({"label": [read_numbers(value) for value in rows["label"]]} if "label" in rows else {})
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
-        """As `Task.collate`; with a scale `scaled` has the labels in its units, and the labels are float64."""
+        """See `Task.collate`. With a scale, `scaled` has the scaled labels, and `labels` are float64."""
         batch = super().collate(rows)
         if self._scale is not None and "label" in rows[0]:
             numbers = np.array([row["label"] for row in rows], dtype=np.float64)
@@ -109,11 +110,11 @@ class SequenceRegression(SequenceClassification):
         return batch
 
     def count(self, batch: Batch) -> int:
-        """Numbers, of all rows."""
+        """Return the number of numbers in all rows."""
         return int(batch["labels"].numel())
 
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-        """`value`: the number; or `values`: several by their names."""
+        """Return the number as `value`, or several numbers by name as `values`."""
         if outputs["predictions"].ndim == 0:
             return {"value": float(outputs["predictions"])}
         assert self.label_names is not None, "the task is bound to the names of several numbers"
@@ -128,29 +129,29 @@ class SequenceRegression(SequenceClassification):
         return self.loss_function(logits, batch["labels" if self._scale is None else "scaled"])
 
     def _make_outputs(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """`predictions` `[B]`, or `[B, K]` for several numbers; `references` likewise where they are known."""
+        """Return `predictions` `[B]`, or `[B, K]` for several numbers; and `references` if they are known."""
         if self._scale is not None:
-            logits = logits.to(_find_widest_type())  # numbers may be far from zero
+            logits = logits.to(_find_widest_type())  # numbers far from zero need the precision
             mean, std = (logits.new_tensor(part) for part in self._shift(logits.ndim))
             logits = logits * std + mean
         return {"predictions": logits} | ({"references": batch["labels"]} if "labels" in batch else {})
 
     def _shift(self, ndim: int) -> tuple[Any, Any]:
-        """Mean and standard deviation, of the only number `[]`, or `[K]`. ndim: of a batch of numbers."""
+        """Return mean and standard deviation: `[]` for one number per row (`ndim` 1), else `[K]`."""
         assert self._scale is not None
         mean, std = self._scale.mean, self._scale.std
         return (mean[0], std[0]) if ndim == 1 else (mean, std)
 
 
 def _find_widest_type() -> torch.dtype:
-    """float64, which the GPU of a Mac does not have."""
+    """Return float64, or float32 if the device is a Mac GPU, which lacks float64."""
     return torch.float32 if torch.backends.mps.is_available() else torch.float64
 
 
 def find_scale(numbers: np.ndarray) -> Scale:
-    """The mean and the standard deviation (over N, not N - 1) of each column, from sums that are rounded once.
+    """Compute mean and standard deviation (with divisor N) of each column of `numbers`, `[N]` or `[N, K]`.
 
-    So they do not depend on the machine, nor on the order of the rows. numbers: `[N]` or `[N, K]`.
+    `fsum` rounds each sum once, so the result depends neither on the machine nor on the order of the rows.
 
     >>> find_scale(np.array([[1.0, 0.0], [3.0, 10.0]]))
     Scale(mean=[2.0, 5.0], std=[1.0, 5.0])
@@ -165,7 +166,7 @@ def find_scale(numbers: np.ndarray) -> Scale:
 
 
 def read_scale(value: Any) -> Scale:
-    """A scale that was written down. Raises UserError where it is none."""
+    """Read a scale from a config or an export. Raises UserError if it is invalid."""
     parts = dict(value) if isinstance(value, Mapping) else {}
     lists = {name: list(part) if isinstance(part, (list, tuple)) else [part] for name, part in parts.items()}
     are_numbers = all(

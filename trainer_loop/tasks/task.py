@@ -1,4 +1,4 @@
-"""`Task`: one class says what a row is, how it is encoded and batched, what its loss is and what is predicted."""
+"""`Task`: one class defines the columns of a row, its encoding, the batch, the loss and the predictions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,48 +22,48 @@ Rows = Mapping[str, Sequence[Any]]  # columns of equal length
 
 
 class Task(ABC):
-    """What is learned.
+    """Base class of tasks.
 
     A batch is a dict of tensors whose first dimension is the rows, `[B, ...]`; or packed rows, see `pack_rows`.
 
     A task that declares `columns` gets raw rows from any source, checked by the kinds of the columns, and encodes them.
     A task without `columns` takes rows as they are, such as tensors of a torch Dataset.
 
-    A subclass implements `loss` and `predict`, and `count` if the targets are neither the labels that are not -100 nor
-    the rows.
+    A subclass implements `loss` and `predict`. It implements `count` if the targets are neither the labels that are not
+    -100 nor the rows.
 
     Attributes:
-        auto_model: The class of transformers that loads the model; None if the model is any `nn.Module`.
+        auto_model: The auto class of transformers that loads the model; None if the model is any `nn.Module`.
         auto_processor: AutoTokenizer if rows are tokens, AutoImageProcessor if they are images, else None.
-        columns: What the task reads of a raw row. `data.columns` maps these names to the user's.
-        pad: Columns of the batch that are for the task alone, and what they are padded with.
-        of_tokens: Columns of the batch, beside the tokenizer's, that have a number for each token. None: that is not
-            known, and a batch is never wider than its longest row; see `may_widen`.
-        metrics: Metrics that are computed if `evaluate.metrics` is empty.
-        extra_metrics: Names of the numbers that `loss` and `loss_and_predict` pass to `log_metric`.
-        outputs: Kinds of what `predict` returns, or `merge` if the task has one, by name: a shipped metric compares the
-            same kinds, see metrics/values.py. None: the kinds are not known, and any metric may be named.
-        written_outputs: Kinds of outputs that come beside these where `evaluate.generate.max_new_tokens` is set.
+        columns: The columns of a raw row that the task reads. `data.columns` maps these names to the user's.
+        pad: Columns of the batch that the model does not get, and their padding values.
+        of_tokens: Columns of the batch with a number for each token, in addition to those of the tokenizer. None: they
+            are unknown, and a batch is never wider than its longest row; see `may_widen`.
+        metrics: Default metrics, used if `evaluate.metrics` is empty.
+        extra_metrics: Names of the metrics that `loss` and `loss_and_predict` pass to `log_metric`.
+        outputs: Kinds of the outputs of `predict`, or of `merge` if the task has one, by name. Shipped metrics compare
+            these kinds, see metrics/values.py. None: the kinds are unknown, and any metric is allowed.
+        written_outputs: Kinds of additional outputs if `evaluate.generate.max_new_tokens` is set.
         peft_type: peft's name for the task, so that others can load an adapter without trainer_loop.
         can_pack: `loss`, `count` and `predict` accept batches of `pack_rows`.
         rows_at_head: The model's head sees one row at a time; false: each token by itself.
-        padding_sides: Sides that the task accepts. The first one that does not change the model's answers is used.
-        reads_end: The heads of encoder-decoder models look for the end token of each row.
-        continues: One text is answered with its continuation.
-        generates: The task writes texts, by its `generation`.
-        draws: `collate` chooses at random. Each of its rows then has a seed as `draw`: in training a function of the
-            run's seed, the step and the row, and in an evaluation of the row.
-        mixes: `collate` mixes each row in training with another. A row then has that training row as `partner`, by a
-            function of the run's seed, the step and the row, and a seed of the step as `mixing`.
-        joins_texts: `encode` makes rows of several texts, which have no weight of their own.
-        tunes: The task chooses something by the validation rows, see `tune`. A checkpoint holds it.
-        scales: The task wants the numbers of all training rows before the first, see `scale_by`.
-        keeps_state: A checkpoint holds something else of the task, see `state_dict`.
-        refers: The task compares the model with what it was before the first update, see `refer`.
-        is_tried: The model answers rows that `encode` makes of the inputs, and is tried on a few made-up ones first.
-        problem_type: transformers' name for what the head learns, by which its pipelines answer.
-        pipeline_tag: The hub's name for what the model does.
-        predicted: What each column holds that `decode` makes of rows to predict, for docs.
+        padding_sides: Sides that the task accepts. The first one that does not change the model's outputs is used.
+        reads_end: The head of an encoder-decoder model reads the end token of each row.
+        continues: `predict` continues a single text.
+        generates: The task generates texts, with the options `generation`.
+        draws: `collate` makes random choices. Each row then has a seed `draw`, a function of the run's seed, the step
+            and the row in training, and of the row in an evaluation.
+        mixes: `collate` mixes each training row with another one. A row then has this other row as `partner`, chosen by
+            the run's seed, the step and the row, and a seed of the step as `mixing`.
+        joins_texts: `encode` joins several texts into a row. Such texts cannot have weights.
+        tunes: The task chooses a parameter on the validation rows, see `tune`. Checkpoints save it.
+        scales: The task needs the numbers of all training rows before training, see `scale_by`.
+        keeps_state: Checkpoints save other state of the task, see `state_dict`.
+        refers: The task compares the model with the model before the first update, see `refer`.
+        is_tried: Before training, the model is tried on a few made-up rows of `encode`.
+        problem_type: transformers' `problem_type`, which its pipelines use.
+        pipeline_tag: The hub's name for the use of the model.
+        predicted: Description of each column that `decode` returns, for docs.
         example: A few raw rows, for docs and for tests.
     """
 
@@ -102,10 +102,10 @@ class Task(ABC):
     packs: bool = False
     padding_side: str = "right"
     generation: Generation = Generation()  # from the section `evaluate.generate`
-    _width_step: int = 1  # tokens, see `use_widths`
+    _width_step: int = 1  # in tokens, see `use_widths`
     _longest: int = 0
-    _log: LogMetric | None = None  # where `log_metric` puts its numbers at present; None: nowhere
-    _end: tuple[int, int, int] | None = None  # the end token, how many a text has, and a pair
+    _log: LogMetric | None = None  # receives the metrics of `log_metric`; None: they are dropped
+    _end: tuple[int, int, int] | None = None  # the end token, and its number in a text and in a pair of texts
 
     @property
     def tokenizer(self) -> Any:
@@ -113,53 +113,53 @@ class Task(ABC):
         return self.processor
 
     def list_outputs(self) -> Mapping[str, str] | None:
-        """What metrics can compare: `outputs`, and `written_outputs` where an evaluation writes these."""
+        """Return the kinds of outputs of an evaluation: `outputs`, and `written_outputs` if it generates texts."""
         if self.outputs is None or self.generation.max_new_tokens is None:
             return self.outputs
         return {**self.outputs, **self.written_outputs}
 
     @property
     def tuned(self) -> dict[str, Any]:
-        """Arguments of the task as `tune` or `scale_by` chose them; an exported model has these. Empty before that."""
+        """Arguments of the task that `tune` or `scale_by` chose, for the export. Empty before they are chosen."""
         return {}
 
     @property
     def has_state(self) -> bool:
-        """Whether a checkpoint holds something of the task."""
+        """Whether checkpoints save state of the task."""
         return self.tunes or self.keeps_state
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of a task that `has_state`."""
+        """Return the state that checkpoints save, if the task `has_state`."""
         return self.tuned
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` returned: arguments by name."""
+        """Restore the result of `state_dict`: arguments by name."""
         for name, value in state.items():
             setattr(self, name, value)
 
     @property
     def example_texts(self) -> Sequence[str]:
-        """Texts that the command for a prediction shows, for the columns that are read."""
+        """Example texts in the predict command that a run prints, for the columns that the task reads."""
         return ("I am super delighted.", "I am delighted.")
 
     @property
     def end_tokens(self) -> list[int]:
-        """The tokens that end what the model writes; the exported model stops at them. Empty: those that it has."""
+        """Tokens at which the exported model stops generating. Empty: those of its generation config."""
         return []
 
     @property
     def has_tokens(self) -> bool:
-        """Whether rows are tokens, whose number limits a microbatch."""
+        """Whether rows are tokens, so that their number limits a microbatch."""
         return self.auto_processor == "AutoTokenizer"
 
     @property
     def writes(self) -> bool:
-        """Whether the model writes texts."""
+        """Whether the model can generate texts."""
         return self.auto_model in ("AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
 
     @property
     def frames_texts(self) -> bool:
-        """Whether a tokenizer that is trained for the task puts special tokens around a text, and has no end token."""
+        """Whether a tokenizer trained for the task puts special tokens around a text, and has no end token."""
         return not self.writes
 
     def bind(
@@ -170,13 +170,13 @@ class Task(ABC):
         packs: bool = False,
         end_token: int | None = None,
     ) -> None:
-        """Give the task what its rows are encoded and batched with.
+        """Set what the task needs to encode and batch rows.
 
         Args:
-            processor: The tokenizer or processor.
-            label_names: The names of the classes, by their ids.
-            packs: Rows are laid end to end instead of padded.
-            end_token: An id that must be in each row as often as in any other, if the task `reads_end`.
+            processor: The tokenizer or image processor.
+            label_names: The names of the classes, by id.
+            packs: Rows are packed instead of padded.
+            end_token: If the task `reads_end`, the id that each row must have equally often.
         """
         self.processor = processor
         self.label_names = label_names
@@ -188,40 +188,40 @@ class Task(ABC):
             self._end = (end_token, one, two)
 
     def fit_positions(self, positions: int | None) -> list[str]:
-        """Limit what a decoder reads to the model's number of positions; None: any number.
+        """Limit the input of a decoder to the model's number of positions; None: any number.
 
         Returns:
-            What is wrong with arguments that ask for more.
+            Problems of arguments that need more positions.
         """
         return []
 
     def use_widths(self, step: int, *, longest: int) -> None:
-        """Make batches as wide as the next multiple of `step` tokens, but no wider than `longest` because of it."""
-        assert self.may_widen, "columns that must be as wide are known"
+        """Pad batches to the next multiple of `step` tokens, but not beyond `longest` tokens."""
+        assert self.may_widen, "the task must know which columns to widen"
         self._width_step, self._longest = step, longest
 
     @property
     def may_widen(self) -> bool:
-        """Whether a batch may be wider than its longest row: it is known which columns then are.
+        """Whether a batch may be wider than its longest row, because the columns to widen are known.
 
-        Not if a subclass has an `encode` or a `collate` of its own, and does not say `of_tokens` again.
+        False if a subclass overrides `encode` or `collate` without setting `of_tokens` again.
         """
-        said, *others = (
+        declaring, *overriding = (
             next(kind for kind in type(self).__mro__ if name in vars(kind))
             for name in ("of_tokens", "encode", "collate")
         )
-        return self.of_tokens is not None and all(issubclass(said, other) for other in others)
+        return self.of_tokens is not None and all(issubclass(declaring, kind) for kind in overriding)
 
     def widen(self, tokens: int, *, longest: int) -> int:
-        """How wide a batch is whose longest row has so many tokens; see `use_widths`."""
+        """Return the width of a batch whose longest row has this many tokens; see `use_widths`."""
         return int(widen(np.array(tokens), step=self._width_step, longest=longest))
 
     def scale_by(self, numbers: np.ndarray) -> None:
-        """Take what the task `scales` by from the numbers of all training rows, `[N]`, or `[N, K]` for several."""
+        """Compute the scale of a task that `scales` from the numbers of all training rows, `[N]` or `[N, K]`."""
         raise NotImplementedError
 
     def use_padding(self, side: str) -> None:
-        """Pad on this side from now on. If the task accepts both, whoever loads the exported tokenizer does so too."""
+        """Pad on this side. If the task accepts both sides, the exported tokenizer pads on this side, too."""
         self.padding_side = side
         if len(self.padding_sides) > 1:
             self.tokenizer.padding_side = side
@@ -231,32 +231,32 @@ class Task(ABC):
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
         """Encode raw rows.
 
-        Args:
-            rows: The task's columns by their own names; labels are class ids. Optional columns may be missing, and so
-                are targets of rows that are to be predicted.
-            max_length: The most tokens of an encoded row.
-
         By default the texts are tokenised; a task without a tokenizer gets its rows as they are.
 
+        Args:
+            rows: The task's columns by their own names; labels are class ids. Optional columns may be missing, and so
+                may targets of rows to predict.
+            max_length: The maximum number of tokens of an encoded row.
+
         Returns:
-            Columns of equal length. These names have a meaning, and no model sees the last four of them:
-            `label`: the class id of each row, which is that of its raw row if missing; a batch has it as `labels`.
-            `length`: the tokens of each row; if missing, those of `input_ids`, else 1.
-            `source`: the position in `rows` that each row begins in, ascending; needed if there are more or fewer rows
-            than given.
-            `truncated`: true for a row that was cut.
-            `fault`: why the model could not answer a row, as the rest of a sentence; None if it can.
+            Columns of equal length. These names have a meaning; the model does not get the last four:
+            `label`: the class id of each row; default: that of its raw row. The batch has it as `labels`.
+            `length`: the number of tokens of each row; default: that of `input_ids`, else 1.
+            `source`: the position in `rows` where each encoded row starts, ascending; required if the number of rows
+            changes.
+            `truncated`: true for a row that was truncated.
+            `fault`: why the model cannot predict a row, as the rest of a sentence; None if it can.
         """
         if self.processor is None:
             if clash := sorted(rows.keys() & set(RESERVED)):
-                told = f"declares the column {clash[0]}, a name that `encode` has for something else; give it another"
-                raise UserError(f"task {type(self).__name__} {told}")
+                fault = f"declares the column {clash[0]}, a name that `encode` has for something else; give it another"
+                raise UserError(f"task {type(self).__name__} {fault}")
             return {name: list(values) for name, values in rows.items()}
         texts = [list(rows[name]) for name, column in self.columns.items() if column.kind == "text" and name in rows]
         if len(texts) not in (1, 2):
             raise UserError(f"task {type(self).__name__} reads {len(texts)} columns of texts; let it override `encode`")
         encoded = self.tokenizer(*texts, truncation=True, max_length=max_length, return_attention_mask=False)
-        # The tokenizer knows what it cut off: to tokenise without a limit, and count, would take twice the time.
+        # The tokenizer reports what it cut off. Tokenising without a limit to compare lengths would take twice as long.
         columns = {**encoded, "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings]}
         if self._end is not None:
             token, expected = self._end[0], self._end[len(texts)]
@@ -268,23 +268,23 @@ class Task(ABC):
         return columns
 
     def encode_alone(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
-        """Encode rows to predict, each by itself; for a task whose `encode` joins rows."""
+        """Encode rows to predict, each by itself. A task whose `encode` joins rows overrides this."""
         return self.encode(rows, max_length=max_length)
 
     def encode_for_evaluation(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
-        """Encode the rows of validation and test sets; for a task that reads them otherwise than in training."""
+        """Encode the rows of validation and test sets. A task that encodes these differently overrides this."""
         return self.encode(rows, max_length=max_length)
 
     def settings(self) -> dict[str, Any]:
-        """What else of the task changes the results of encoding; part of the cache's key."""
+        """Return the settings that change the result of `encode`. They are part of the key of the token cache."""
         return {} if self._end is None else {"end": list(self._end)}
 
     def collate(self, rows: list[dict[str, Any]]) -> Batch:
-        """Encoded rows -> one batch on the CPU.
+        """Make a batch on the CPU from encoded rows.
 
-        The tokenizer pads its own columns, `[B, T]`, with an `attention_mask`. Other lists of numbers are padded with
-        what `pad` says, else 0, `[B, L]`; numbers are stacked, `[B]`; anything else stays a list. Rows of a task
-        without `columns` are stacked entry by entry, `[B, ...]`. The `draw` of a row is left out.
+        The tokenizer pads its own columns, `[B, T]`, and adds an `attention_mask`. Other lists of numbers are padded
+        with the value in `pad`, else 0, `[B, L]`. Numbers are stacked, `[B]`. Other values stay a list. Rows of a task
+        without `columns` are stacked by entry, `[B, ...]`. The `draw` of a row is left out.
         """
         if self.draws:
             rows = [{name: value for name, value in row.items() if name != "draw"} for row in rows]
@@ -297,10 +297,10 @@ class Task(ABC):
                 fill = self.pad.get("labels", 0)
                 batch["labels"] = pad_lists([row["label"] for row in rows], fill=fill)
             return batch
-        own, batch, tokens, width = set(), {}, 0, 0
+        tokenizer_columns, batch, tokens, width = set(), {}, 0, 0
         if self.has_tokens:
-            own = {*self.tokenizer.model_input_names, "special_tokens_mask"} - self.pad.keys()
-            features = [{name: value for name, value in row.items() if name in own} for row in rows]
+            tokenizer_columns = {*self.tokenizer.model_input_names, "special_tokens_mask"} - self.pad.keys()
+            features = [{name: value for name, value in row.items() if name in tokenizer_columns} for row in rows]
             tokens = max(len(row["input_ids"]) for row in rows)
             width = self.widen(tokens, longest=self._longest)
             side = self.padding_side
@@ -308,7 +308,7 @@ class Task(ABC):
                 features, "max_length", max_length=width, return_tensors="pt", padding_side=side
             )
             batch = dict(padded)
-        for name in (name for name in rows[0] if name not in own):
+        for name in (name for name in rows[0] if name not in tokenizer_columns):
             values = [row[name] for row in rows]
             name = "labels" if name == "label" else name
             is_numbers = isinstance(values[0], (int, float, list))
@@ -322,19 +322,19 @@ class Task(ABC):
         return batch
 
     def model_inputs(self, batch: Batch) -> Batch:
-        """What the model is called with: everything but the columns of `pad`, such as the labels."""
+        """Return the inputs of the model: all columns except those of `pad`, such as the labels."""
         return {name: value for name, value in batch.items() if name not in self.pad}
 
     # --------------------------------------------------------------------------------------------- loss and prediction
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The loss **summed** over the targets of the batch, `[]`. The loop alone divides."""
+        """Return the loss **summed** over the targets of the batch, `[]`. Only the loop divides."""
 
     def count(self, batch: Batch) -> int:
-        """How many targets the loss of this batch sums over.
+        """Return the number of targets that the loss of this batch sums over.
 
-        By default the `labels` that are not -100, if these are integers; else the rows, by the first of the tensors.
+        By default these are the `labels` that are not -100 if labels are integers, else the rows.
         """
         labels = batch.get("labels")
         if labels is not None and not labels.is_floating_point():
@@ -343,48 +343,49 @@ class Task(ABC):
 
     @abstractmethod
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Any]:
-        """What metrics compare, one entry for each row, by name: `predictions` and `references`.
+        """Return the outputs that metrics compare, by name: `predictions` and `references`.
 
-        Each is a tensor `[B, ...]`, or a list of B tensors of unlike lengths. Without labels there are no references.
+        Each is a tensor `[B, ...]`, or a list of B tensors of different lengths. Without labels there are no
+        references.
         """
 
     def loss_and_predict(self, model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Any]]:
-        """Both of the above; a task that can share one forward pass between them overrides it."""
+        """Return the results of `loss` and `predict`. Override this if one forward pass can compute both."""
         loss = self.loss(model, batch)
-        with self.logging_to(None):  # what both compute is logged once
+        with self.logging_to(None):  # `loss` has logged already
             return loss, self.predict(model, batch)
 
     def log_metric(self, name: str, value: Tensor, *, count: float = 1) -> None:
-        """Log a part of the loss, or another number beside it, from `loss` or `loss_and_predict`.
+        """Log a metric, such as a part of the loss, from `loss` or `loss_and_predict`.
 
-        metrics.jsonl gets its mean: in training since the row before, in an evaluation over all rows of the set.
-        Whoever calls the task outside of a run logs nothing.
+        metrics.jsonl gets its mean: in training since the previous row, in an evaluation over all rows of the set.
+        Outside a run nothing is logged.
 
         Args:
-            name: In `extra_metrics`, so that all processes know it.
-            value: A sum over `count` rows or targets, `[]`; it stays on its device.
-            count: How many these are, 0 if the batch has none of them.
+            name: An entry of `extra_metrics`.
+            value: The sum over `count` rows or targets, `[]`. It stays on its device.
+            count: The number of rows or targets, which may be 0.
         """
         if self._log is not None:
             self._log(name, value, count=count)
 
     @contextmanager
     def logging_to(self, log: LogMetric | None) -> Iterator[None]:
-        """Let `log_metric` pass its numbers to `log` until the block ends; None: they are dropped."""
-        before, self._log = self._log, log
+        """Let `log_metric` pass its metrics to `log` inside the block; None: they are dropped."""
+        previous, self._log = self._log, log
         try:
             yield
         finally:
-            self._log = before
+            self._log = previous
 
     def rate_rows(self, outputs: Mapping[str, Any]) -> dict[str, Tensor]:
-        """How sure the model is of each row, `[B]` by name, for predictions and the report.
+        """Return the confidence of the model for each row, `[B]` by name, for prediction files and the report.
 
-        By default, where `outputs` has classes and their `probabilities`: the `probability` of the predicted class, and
-        the `reference_probability`, that of the right one.
+        By default, if `outputs` has classes and their `probabilities`: the `probability` of the predicted class, and
+        the `reference_probability` of the correct class.
 
         Args:
-            outputs: What `predict` or `loss_and_predict` returned for a batch, with references.
+            outputs: The result of `predict` or `loss_and_predict` for a batch, with references.
         """
         kinds, probabilities = self.list_outputs() or {}, outputs.get("probabilities")
         if kinds.get("predictions") != "class" or probabilities is None or getattr(probabilities, "ndim", 2) != 2:
@@ -395,69 +396,69 @@ class Task(ABC):
         }
 
     def refer(self, model: nn.Module, batch: Batch) -> Tensor:
-        """What a task that `refers` wants to know of each row from the model before the first update, `[B, K]`.
+        """Compute the values that a task that `refers` needs from the model before the first update, `[B, K]`.
 
-        `collate` then gets it as a list, the column `reference` of the row.
+        `collate` gets them as a list of K numbers, in the column `reference` of each row.
         """
         raise NotImplementedError
 
     def merge(self, parts: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> dict[str, Any]:
-        """What metrics compare of one raw row, from what `predict` returned for the rows that `encode` made of it.
+        """Merge the outputs of all encoded rows of one raw row into the outputs that metrics compare.
 
-        A task overrides it if `encode` makes several rows of one, such as windows over a long text, or if its metrics
-        compare texts.
+        Override this if `encode` makes several rows of one, such as windows over a long text, or if metrics compare
+        texts.
 
         Args:
-            parts: The outputs of each encoded row, in their order, as NumPy arrays and numbers.
-            row: The raw row, by the task's columns. A target is missing if it is not known.
+            parts: The outputs of each encoded row, in order, as NumPy arrays and numbers.
+            row: The raw row, by the task's columns. An unknown target is missing.
 
         Returns:
-            Values of any kind, by name; without a target there are no `references`.
+            Values of any kind, by name. Without a target there are no `references`.
         """
         (only,) = parts
         return dict(only)
 
     @property
     def merges(self) -> bool:
-        """Whether the task has a `merge` of its own."""
+        """Whether the task overrides `merge`."""
         return type(self).merge is not Task.merge
 
     def tune(self, outputs: dict[str, Any]) -> dict[str, Any]:
-        """Choose what the predictions depend on, such as a threshold.
+        """Choose a parameter of the predictions, such as a threshold.
 
-        It is called with each evaluation of the validation rows, and at last with that of the weights that are
-        exported, before the test rows are scored.
+        Called after each evaluation of the validation rows, and finally with the exported weights, before the test rows
+        are scored.
 
         Args:
-            outputs: What metrics compare, of all rows, `[N, ...]` by name.
+            outputs: The outputs of all rows, `[N, ...]` by name.
 
         Returns:
-            The same by what was chosen.
+            The outputs with the chosen parameter.
         """
         return outputs
 
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-        """The prediction of one row for people, as JSON.
+        """Return the prediction of one row as readable JSON.
 
         Args:
-            outputs: What `predict` returned for the row, as NumPy arrays and numbers; or what `merge` returned.
+            outputs: The result of `merge`, or of `predict` for the row, as NumPy arrays and numbers.
             row: The raw row, by the task's columns.
         """
         return {name: value.tolist() for name, value in outputs.items() if name != "references"}
 
     def logits_per_token(self, model_config: Any) -> int | None:
-        """How many logits of each token are held at once, if they, not the activations, fill the memory."""
+        """Return the number of logits per token, if all are in memory at once and take more of it than activations."""
         return None
 
 
 class OnePassTask(Task):
-    """A task whose loss and predictions follow from the same logits: an evaluation runs the model once for both.
+    """A task whose loss and predictions follow from the same logits. An evaluation runs the model once for both.
 
     A subclass implements `_sum_loss` and `_make_outputs`.
     """
 
     def _logits(self, model: nn.Module, batch: Batch) -> Any:
-        """What the model answers. Labels stay outside: most heads would turn them into a mean over the microbatch."""
+        """Run the model. It does not get the labels, because most heads would compute a mean over the microbatch."""
         return model(**self.model_inputs(batch)).logits
 
     @abstractmethod
@@ -480,9 +481,9 @@ class OnePassTask(Task):
 
 
 def pack_rows(rows: list[dict[str, Any]]) -> Batch:
-    """Rows laid end to end without padding: their columns and `position_ids` `[1, T]`, T the tokens of all.
+    """Pack rows without padding: their columns and `position_ids` are `[1, T]`, where T is the number of all tokens.
 
-    `row_lengths` are their B lengths, as plain numbers; `row_ends` the running sums, `[B + 1]` int32, from 0.
+    `row_lengths` is a tuple of the B lengths. `row_ends` has their cumulative sums from 0, `[B + 1]` int32.
     """
     lengths = [len(row["input_ids"]) for row in rows]
     batch: Batch = {
@@ -499,7 +500,7 @@ def pack_rows(rows: list[dict[str, Any]]) -> Batch:
 
 
 def pad_lists(values: Sequence[Any], *, fill: int, at_least: int = 0, side: str = "right") -> Tensor:
-    """Numbers as `[B]`; lists as `[B, L]`, padded on their `side` with `fill`, L the longest and `at_least` so many."""
+    """Return numbers as `[B]`, and lists as `[B, L]`, padded on `side` with `fill` to the longest and to `at_least`."""
     if not isinstance(values[0], (list, tuple)):
         return torch.tensor(values)
     longest = max(*map(len, values), at_least)
@@ -507,11 +508,11 @@ def pad_lists(values: Sequence[Any], *, fill: int, at_least: int = 0, side: str 
     for value in values:
         filling = [fill] * (longest - len(value))
         padded.append([*filling, *value] if side == "left" else [*value, *filling])
-    return torch.tensor(padded, dtype=None if longest else torch.long)  # of an empty list torch would make floats
+    return torch.tensor(padded, dtype=None if longest else torch.long)  # torch makes floats from empty lists
 
 
 def _take(probabilities: Tensor | Sequence[Tensor], classes: Tensor) -> Tensor:
-    """Of each row that of its class, `[B]`. probabilities: `[B, C]`, or a list of B tensors. classes: `[B]`."""
+    """Return the probability of the class of each row, `[B]`. probabilities: `[B, C]`, or a list of B tensors."""
     if isinstance(probabilities, Tensor):
         return probabilities.gather(1, classes[:, None].clamp(0, probabilities.shape[1] - 1))[:, 0]
     return torch.stack([row[number] for row, number in zip(probabilities, classes.tolist(), strict=True)])

@@ -1,4 +1,4 @@
-"""One class for each word of a text: named entities, parts of speech."""
+"""Token classification: one class for each word of a text, such as named entities or parts of speech."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,13 +13,14 @@ from trainer_loop.tasks.task import Batch, OnePassTask, Rows
 
 
 class TokenClassification(OnePassTask):
-    """A row is a list of words with one tag for each; a target is a word, or a token of it, see `pieces`.
+    """A row is a list of words with one tag for each. A target is a word, or a token of a word, see `pieces`.
 
-    The first token of a word stands for the word: what is predicted there is the tag of the word. Words behind
-    `data.max_length` tokens, and words of which the tokenizer makes no token, are neither trained on nor predicted.
+    The prediction of a word is that of its first token. Words after `data.max_length` tokens, and words without a
+    token, are neither trained on nor predicted.
 
-    pieces: which tokens of a word are targets: the `first`, or `all`, each with the tag of the word.
-    loss_function: `(logits [N, C], tags [N]) -> sum over targets, []`; a tag of -100 is no target.
+    Args:
+        pieces: The tokens of a word that are targets: the `first`, or `all`, each with the tag of the word.
+        loss_function: `(logits [N, C], tags [N]) -> sum over targets, []`; a tag of -100 is no target.
     """
 
     auto_model = "AutoModelForTokenClassification"
@@ -35,7 +36,7 @@ class TokenClassification(OnePassTask):
     peft_type = "TOKEN_CLS"
     pipeline_tag = "token-classification"
     predicted: ClassVar[Mapping[str, str]] = {
-        "tags": "a tag for each word; null for a word that the model did not read",
+        "tags": "tag of each word; null for a word that the model did not read",
     }
     example: ClassVar[Sequence[Mapping[str, Any]]] = (
         {
@@ -64,17 +65,17 @@ class TokenClassification(OnePassTask):
         return {**super().settings(), "pieces": self.pieces}
 
     def encode(self, rows: Rows, *, max_length: int) -> dict[str, list[Any]]:
-        """The tokens of all words; `labels` has the tag of a word at its targets, and -100 at all other tokens.
+        """Tokenise all words. `labels` has the tag of a word at its targets, and -100 at all other tokens.
 
-        `word` has the number of the word that begins at a token, else -1.
+        `word` has the number of the word that starts at a token, else -1.
         """
-        space = " " if _needs_space(self.tokenizer) else ""  # as between words of a running text
+        space = " " if _needs_space(self.tokenizer) else ""  # the space between words of a running text
         words = [[*row[:1], *(space + word for word in row[1:])] for row in map(list, rows["words"])]
         encoded = self.tokenizer(
             words, is_split_into_words=True, truncation=True, max_length=max_length, return_attention_mask=False
         )
         word_ids = [encoded.word_ids(row) for row in range(len(words))]
-        columns = {**encoded, "word": [_find_beginnings(row) for row in word_ids]}
+        columns = {**encoded, "word": [_find_word_starts(row) for row in word_ids]}
         if "tags" in rows:
             targets = columns["word"] if self.pieces == "first" else word_ids
             columns["labels"] = [
@@ -84,7 +85,7 @@ class TokenClassification(OnePassTask):
         return {**columns, "truncated": [bool(encoding.overflowing) for encoding in encoded.encodings]}
 
     def decode(self, outputs: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
-        """`tags`: one for each word; None for a word that has no prediction."""
+        """Return the `tags` of all words; None for a word without a prediction."""
         assert self.label_names is not None, "the task is bound to the names of its classes"
         tags: list[str | None] = [None] * len(row["words"])
         for word, index in zip(outputs["words"].tolist(), outputs["predictions"].tolist(), strict=True):
@@ -92,33 +93,32 @@ class TokenClassification(OnePassTask):
         return {"tags": tags}
 
     def _sum_loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """logits: `[B, T, C]`."""
         return self.loss_function(logits.flatten(0, 1), batch["labels"].flatten())
 
     def _make_outputs(self, logits: Tensor, batch: Batch) -> dict[str, list[Tensor]]:
-        """Of each row the tags of its words, `[W]`: `predictions`, and `references` if they are known.
+        """Return the tags of the words of each row, `[W]`, as `predictions`, and `references` if they are known.
 
-        `words` are the numbers of these words in the row.
+        `words` are the positions of these words in the row.
         """
-        begins = batch["word"] >= 0
-        counts = begins.sum(dim=1).tolist()
+        starts_word = batch["word"] >= 0
+        counts = starts_word.sum(dim=1).tolist()
         values = {"predictions": logits.argmax(dim=-1), "words": batch["word"]}
         values |= {"references": batch["labels"]} if "labels" in batch else {}
-        outputs = {name: tensor[begins].split(counts) for name, tensor in values.items()}
+        outputs = {name: tensor[starts_word].split(counts) for name, tensor in values.items()}
         return {name: list(tensors) for name, tensors in outputs.items()}
 
 
-def _find_beginnings(word_ids: Sequence[int | None]) -> list[int]:
-    """The number of the word that begins at each token; -1 for other tokens. word_ids: the word of each token."""
-    before = [None, *word_ids]
-    return [-1 if word is None or word == last else word for word, last in zip(word_ids, before, strict=False)]
+def _find_word_starts(word_ids: Sequence[int | None]) -> list[int]:
+    """Return the number of the word that starts at each token; -1 for other tokens. word_ids: word of each token."""
+    previous = [None, *word_ids]
+    return [-1 if word is None or word == before else word for word, before in zip(word_ids, previous, strict=False)]
 
 
 def _needs_space(tokenizer: Any) -> bool:
-    """Whether a word has other tokens behind a space than at the start of a text, as in byte-level BPE."""
+    """Return whether a word has other tokens after a space than at the start of a text, as in byte-level BPE."""
     splitter = tokenizer.backend_tokenizer.pre_tokenizer
     if splitter is None:
         return False
-    described = json.loads(splitter.__getstate__())  # the whole tokenizer as JSON would be its vocabulary, too
-    parts = described.get("pretokenizers", [described])
+    state = json.loads(splitter.__getstate__())  # the JSON of the whole tokenizer would include the vocabulary
+    parts = state.get("pretokenizers", [state])
     return any(part.get("type") == "ByteLevel" and not part["add_prefix_space"] for part in parts)

@@ -161,12 +161,12 @@ def test_what_only_python_could_still_give_is_no_contradiction(overrides, missin
         ),
         (
             ["data.streaming=true", "train.steps=5"],
-            "checkpoint.every is 'epoch', but with train.steps nobody counts the rows of a stream",
+            "checkpoint.every is 'epoch', but with train.steps the rows of a stream are not counted",
             "set checkpoint.every to a number of steps, or set train.epochs",
         ),
         (
             ["data.streaming=true", "train.steps=5", "checkpoint.every=5", "data.validation=b.csv"],
-            "evaluate.every is 'epoch', but with train.steps nobody counts the rows of a stream",
+            "evaluate.every is 'epoch', but with train.steps the rows of a stream are not counted",
             "set evaluate.every to a number of steps, or set train.epochs",
         ),
     ],

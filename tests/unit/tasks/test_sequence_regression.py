@@ -1,4 +1,4 @@
-"""sequence_regression: losses, metrics, export, bad labels, several numbers a row, scaled numbers."""
+"""sequence_regression: losses, metrics, export, invalid labels, several numbers per row, scaled numbers."""
 
 import json
 import math
@@ -89,12 +89,12 @@ def test_losses_are_sums_over_the_numbers(loss: Any, expected: float):
 def test_regression_metrics_follow_their_formulas():
     outputs = {"predictions": np.array([1.0, 2.0, 3.0, 5.0]), "references": np.array([1.0, 3.0, 2.0, 5.0])}
     entries = ["pearson", "spearman", "mse", "mae", "r2"]
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for metric in load_metrics(entries, num_labels=None):
-        found |= metric.compute(outputs)
+        values |= metric.compute(outputs)
     centred = [column - column.mean() for column in outputs.values()]
     pearson = (centred[0] * centred[1]).sum() / np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
-    assert found == pytest.approx(
+    assert values == pytest.approx(
         {"pearson": pearson, "spearman": 0.8, "mse": 0.5, "mae": 0.5, "r2": 1 - 2 / (centred[1] ** 2).sum()}
     )
 
@@ -109,18 +109,20 @@ def test_the_exported_model_and_a_pipeline_predict_the_same(tmp_path: Path):
     build(make_config(tmp_path, ROWS, "loss.name=huber"), console=Console(enabled=False)).fit()
     model_dir = tmp_path / "run" / "model"
     predictor = Predictor.load(model_dir)
-    told = predictor.predict_rows({"text": TEXTS, "label": [row["label"] for row in ROWS]})
+    predictions = predictor.predict_rows({"text": TEXTS, "label": [row["label"] for row in ROWS]})
     answers = pipeline("text-classification", model=str(model_dir))(TEXTS)
-    assert [row["value"] for row in told.rows] == pytest.approx([answer["score"] for answer in answers], rel=1e-4)
+    assert [row["value"] for row in predictions.rows] == pytest.approx(
+        [answer["score"] for answer in answers], rel=1e-4
+    )
     logged = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     validation = next(row for row in logged if "validation/pearson" in row)
-    assert told.metrics is not None
+    assert predictions.metrics is not None
     for name in ("pearson", "spearman", "loss"):
-        assert told.metrics[name] == pytest.approx(validation[f"validation/{name}"], rel=1e-4, abs=1e-6)
+        assert predictions.metrics[name] == pytest.approx(validation[f"validation/{name}"], rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("number", "told"),
+    ("number", "message"),
     [
         (float("nan"), "null"),  # NaN in a JSON file is read as null
         (float("inf"), "holds inf, which is not finite"),
@@ -134,23 +136,25 @@ def test_the_exported_model_and_a_pipeline_predict_the_same(tmp_path: Path):
     ],
 )
 @pytest.mark.parametrize("streaming", ["true", "false"])
-def test_a_label_that_is_not_a_number_is_refused_with_its_row(number: Any, told: str, streaming: str, tmp_path: Path):
+def test_a_label_that_is_not_a_number_is_refused_with_its_row(
+    number: Any, message: str, streaming: str, tmp_path: Path
+):
     rows = [{"text": text, "label": number} for text in TEXTS]
     if number is None or isinstance(number, float):  # one bad row after three good ones
         rows = [*ROWS[:3], {"text": "Never.", "label": number}]
     config = make_config(tmp_path, rows, f"data.streaming={streaming}")
     with pytest.raises(UserError) as refused:
         build(config, console=Console(enabled=False))
-    assert any(told in line and "rows.jsonl line" in line for line in refused.value.problems), refused.value.problems
+    assert any(message in line and "rows.jsonl line" in line for line in refused.value.problems), refused.value.problems
 
 
 @pytest.mark.parametrize("streaming", ["true", "false"])
 def test_a_csv_file_gives_the_same_numbers_as_a_json_file(streaming: str, tmp_path: Path):
     path = tmp_path / "rated.csv"
     path.write_text("text,stars\n" + "".join(f'"{row["text"]}",{row["label"]}\n' for row in ROWS))
-    of_csv = [f"data.train={path}", f"data.validation={path}", "data.columns.label=stars"]
+    csv_overrides = [f"data.train={path}", f"data.validation={path}", "data.columns.label=stars"]
     losses = []
-    for name, overrides in (("csv", of_csv), ("jsonl", [])):
+    for name, overrides in (("csv", csv_overrides), ("jsonl", [])):
         run_dir = tmp_path / name
         config = make_config(tmp_path, ROWS, f"data.streaming={streaming}", f"run_dir={run_dir}", *overrides)
         build(config, console=Console(enabled=False)).fit()
@@ -178,9 +182,9 @@ def test_a_classification_loss_is_refused(tmp_path: Path):
         build(make_config(tmp_path, ROWS, "loss.name=cross_entropy"), console=Console(enabled=False))
 
 
-@pytest.mark.parametrize("is_told", [True, False])
-def test_a_regression_model_of_another_source_is_recognised_by_its_config(is_told: bool, tmp_path: Path):
-    make_model(num_labels=1, **({"problem_type": "regression"} if is_told else {})).save_pretrained(tmp_path)
+@pytest.mark.parametrize("has_problem_type", [True, False])
+def test_a_regression_model_of_another_source_is_recognised_by_its_config(has_problem_type: bool, tmp_path: Path):
+    make_model(num_labels=1, **({"problem_type": "regression"} if has_problem_type else {})).save_pretrained(tmp_path)
     TOKENIZER.save_pretrained(tmp_path)
     (row,) = Predictor.load(tmp_path).predict(["Never."])
     assert row.keys() == {"value"}
@@ -192,7 +196,7 @@ def test_a_given_model_with_two_outputs_is_refused(tmp_path: Path):
         build(config, model=make_model(num_labels=2), console=Console(enabled=False))
 
 
-# ---- several numbers a row
+# ---- several numbers per row
 
 SEVERAL = [[4.5, 20.0], [1.0, 35.0], [5.0, 10.0], [0.0, 40.0]]
 AS_LISTS = [{"text": text, "label": numbers} for text, numbers in zip(TEXTS, SEVERAL, strict=True)]
@@ -213,16 +217,16 @@ def write_columns(path: Path, rows: list[list[Any]]) -> list[str]:
 
 @pytest.mark.parametrize("streaming", ["true", "false"])
 def test_several_numbers_are_read_from_a_list_or_from_one_column_each(streaming: str, tmp_path: Path):
-    of_csv = write_columns(tmp_path / "rated.csv", SEVERAL)
+    csv_overrides = write_columns(tmp_path / "rated.csv", SEVERAL)
     metrics = "evaluate.metrics=[pearson, spearman, mse, mae, r2]"
-    found = []
-    for name, overrides in (("csv", of_csv), ("jsonl", [])):
-        given = [f"data.streaming={streaming}", f"run_dir={tmp_path / name}", metrics, *overrides]
-        loop = build(make_config(tmp_path, AS_LISTS, *given), console=QUIET)
+    results = []
+    for name, overrides in (("csv", csv_overrides), ("jsonl", [])):
+        options = [f"data.streaming={streaming}", f"run_dir={tmp_path / name}", metrics, *overrides]
+        loop = build(make_config(tmp_path, AS_LISTS, *options), console=QUIET)
         loop.fit()
-        found.append(read_validation(tmp_path / name))
+        results.append(read_validation(tmp_path / name))
         assert loop.task.count(next(iter(loop.data.validation[""])).batch) % 2 == 0
-    csv, jsonl = found
+    csv, jsonl = results
     assert csv["validation/loss"] == jsonl["validation/loss"]
     for metric in ("pearson", "spearman", "mse", "mae", "r2"):
         parts = [csv[f"validation/{metric}/{name}"] for name in ("valence", "arousal")]
@@ -254,9 +258,9 @@ def test_an_exported_model_predicts_several_numbers_by_their_names(tmp_path: Pat
     predictor = Predictor.load(model_dir)
     request = Request(model=str(model_dir), file="rated.csv", output="out.jsonl")
     lines = predict_file(predictor, prepare_file("rated.csv", request, model_dir, record))
-    told = dict(line.split() for line in lines if line.startswith("  "))
+    printed = dict(line.split() for line in lines if line.startswith("  "))
     expected = {name.removeprefix("validation/"): value for name, value in validation.items() if "validation/" in name}
-    assert {name: float(value) for name, value in told.items()} == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert {name: float(value) for name, value in printed.items()} == pytest.approx(expected, rel=1e-3, abs=1e-4)
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["values"].keys() for row in written] == 4 * [{"valence", "arousal"}]
     (tmp_path / "one.csv").write_text("body,label\ngood,3\n")
@@ -287,11 +291,14 @@ def test_a_late_row_of_a_stream_with_another_count_of_numbers_is_refused(tmp_pat
 
 
 def test_a_bad_value_in_one_of_several_columns_is_reported_with_the_column(tmp_path: Path):
-    for value, told in (("many", "holds 'many', which is no number, in 'arousal', in 1 row"), ("", "has nothing in")):
+    for value, message in (
+        ("many", "holds 'many', which is no number, in 'arousal', in 1 row"),
+        ("", "has nothing in"),
+    ):
         keys = write_columns(tmp_path / "rated.csv", [*SEVERAL[:3], [1.0, value]])
         with pytest.raises(UserError) as refused:
             build(make_config(tmp_path, ROWS, *keys), console=QUIET)
-        assert told in refused.value.problems[0] and "rated.csv row 4" in refused.value.problems[0]
+        assert message in refused.value.problems[0] and "rated.csv row 4" in refused.value.problems[0]
     loop = build(make_config(tmp_path, ROWS, *keys, "data.missing=drop"), console=QUIET)
     assert len(loop.data.train.rows) == 3  # type: ignore[attr-defined]
 
@@ -324,32 +331,34 @@ def test_training_with_scale_equals_training_on_numbers_scaled_by_hand(rows: lis
         {"text": row["text"], "label": ((number - mean) / std).tolist()}
         for row, number in zip(rows, numbers, strict=True)
     ]
-    loops, told = [], []
-    for name, given, overrides in (
+    loops, results = [], []
+    for name, config_rows, overrides in (
         ("hand", by_hand, []),
         ("scale", rows, ["task.args={scale: true}", "evaluate.metrics=[mae, pearson, spearman]"]),
     ):
-        config = make_config(tmp_path, given, f"run_dir={tmp_path / name}", "optimizer.lr=1e-2", *overrides)
+        config = make_config(tmp_path, config_rows, f"run_dir={tmp_path / name}", "optimizer.lr=1e-2", *overrides)
         loops.append(build(config, console=QUIET))
         loops[-1].fit()
-        told.append(read_validation(tmp_path / name))
+        results.append(read_validation(tmp_path / name))
     hand, scaled = loops
     other = read_weights(scaled)
     for name, weight in read_weights(hand).items():
         torch.testing.assert_close(other[name], weight, rtol=1e-6, atol=1e-7)
     predicted = [loop.predict([{"text": text} for text in TEXTS])["predictions"] for loop in loops]
     np.testing.assert_allclose(predicted[1], predicted[0] * std + mean, rtol=1e-5)
-    assert told[1]["validation/loss"] == pytest.approx(told[0]["validation/loss"], rel=1e-5)  # in units of the scale
-    assert told[1]["validation/pearson"] == pytest.approx(told[0]["validation/pearson"], rel=1e-4)
-    assert told[1]["validation/mae"] == pytest.approx(np.abs(predicted[1] - numbers).mean(axis=0).mean(), rel=1e-5)
+    assert results[1]["validation/loss"] == pytest.approx(
+        results[0]["validation/loss"], rel=1e-5
+    )  # in units of the scale
+    assert results[1]["validation/pearson"] == pytest.approx(results[0]["validation/pearson"], rel=1e-4)
+    assert results[1]["validation/mae"] == pytest.approx(np.abs(predicted[1] - numbers).mean(axis=0).mean(), rel=1e-5)
 
 
 def test_an_update_on_scaled_numbers_does_not_depend_on_how_it_is_cut(tmp_path: Path):
     weights = []
     for number, cut in enumerate(("batch.max_tokens=null", "batch.per_device=1", "model.packing=true")):
-        given = ["task.args={scale: true}", "batch.size=4", "optimizer={name: sgd, lr: 0.1}", cut]
-        given += ["model.overrides={hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}"]
-        loop = build(make_config(tmp_path, AS_LISTS, f"run_dir={tmp_path / str(number)}", *given), console=QUIET)
+        options = ["task.args={scale: true}", "batch.size=4", "optimizer={name: sgd, lr: 0.1}", cut]
+        options += ["model.overrides={hidden_dropout_prob: 0.0, attention_probs_dropout_prob: 0.0}"]
+        loop = build(make_config(tmp_path, AS_LISTS, f"run_dir={tmp_path / str(number)}", *options), console=QUIET)
         loop.fit()
         weights.append(read_weights(loop))
     for other in weights[1:]:
@@ -364,13 +373,13 @@ def test_the_scale_is_exported_and_predict_undoes_it(tmp_path: Path):
     expected = find_scale(np.array(SEVERAL))
     assert record is not None
     assert record.tuned == {"scale": {"mean": expected.mean, "std": expected.std}}
-    told = Predictor.load(tmp_path / "run" / "model").predict_rows({"text": TEXTS, "label": SEVERAL})
-    here = loop.predict([{"text": text} for text in TEXTS])["predictions"]
-    np.testing.assert_allclose([list(row["values"].values()) for row in told.rows], here, rtol=1e-5)
+    predictions = Predictor.load(tmp_path / "run" / "model").predict_rows({"text": TEXTS, "label": SEVERAL})
+    expected_values = loop.predict([{"text": text} for text in TEXTS])["predictions"]
+    np.testing.assert_allclose([list(row["values"].values()) for row in predictions.rows], expected_values, rtol=1e-5)
     validation = read_validation(tmp_path / "run")
-    assert told.metrics is not None
+    assert predictions.metrics is not None
     for name in ("loss", "pearson", "spearman/1"):
-        assert told.metrics[name] == pytest.approx(validation[f"validation/{name}"], rel=1e-4, abs=1e-6)
+        assert predictions.metrics[name] == pytest.approx(validation[f"validation/{name}"], rel=1e-4, abs=1e-6)
 
 
 def test_a_scaled_run_resumes_exactly_and_keeps_its_scale(tmp_path: Path):
@@ -389,9 +398,12 @@ def test_a_stream_needs_a_mean_and_a_standard_deviation_in_the_config(tmp_path: 
     with pytest.raises(UserError, match=r"task\.args\.scale: true: a stream is not searched for the mean"):
         build(make_config(tmp_path, ROWS, "task.args={scale: true}", "data.streaming=true"), console=QUIET)
     scale = find_scale(np.array([row["label"] for row in ROWS]))
-    written = f"task.args={{scale: {{mean: {scale.mean[0]}, std: {scale.std[0]}}}}}"
+    scale_argument = f"task.args={{scale: {{mean: {scale.mean[0]}, std: {scale.std[0]}}}}}"
     losses = []
-    for name, overrides in (("memory", ["task.args={scale: true}"]), ("stream", [written, "data.streaming=true"])):
+    for name, overrides in (
+        ("memory", ["task.args={scale: true}"]),
+        ("stream", [scale_argument, "data.streaming=true"]),
+    ):
         build(make_config(tmp_path, ROWS, f"run_dir={tmp_path / name}", *overrides), console=QUIET).fit()
         losses.append(read_validation(tmp_path / name)["validation/loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)

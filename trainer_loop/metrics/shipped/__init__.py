@@ -1,18 +1,18 @@
-"""The metrics that come with the package. A new metric is one function in one file of this folder.
+"""The metrics of the package. To add a metric, write a function in a file of this folder.
 
-The name of the function is the name of the metric. A file that is named after a benchmark of several metrics gives its
-name too: `mrpc` in glue.py is `glue/mrpc`. All else follows from the signature:
+The name of the function is the name of the metric. A file named after a benchmark adds its name as a prefix: `mrpc` in
+glue.py is `glue/mrpc`. The signature determines the rest:
 
 - Parameters without a default are outputs of the task's `predict`. Their types, see `trainer_loop.metrics.values`, say
   which kinds of outputs the metric compares, and so which tasks it fits.
-- Parameters with a default are the `args` of an entry. `average`, which comes with `labels`, says how the scores of
-  several classes become one; `average=None` returns the list of them.
+- Parameters with a default are the `args` of an entry. `average`, together with `labels`, says how the scores of
+  several classes are averaged; `average=None` returns the list of scores.
 - The function returns a number, which is reported under the name of the metric, or a TypedDict of numbers, whose keys
-  are reported. A result of type `SmallerIsBetter` is refused as what `checkpoint.best` maximises. A result `InParts`
-  has other results beside it; `Annotated[InParts, PartsOf(...)]` says what they are called.
+  are reported. `checkpoint.best` cannot maximise a result of type `SmallerIsBetter`. A result `InParts` also has a
+  value for each part; `Annotated[InParts, PartsOf(...)]` declares their names.
 
-`PACKAGE` in a file names a package that trainer_loop does not require and that the metrics of the file import. The
-functions import their libraries themselves, because a config is checked before anything is computed.
+`PACKAGE` in a file names an optional package that the metrics of the file import. The functions import their libraries
+themselves, so that checking a config does not import them.
 """
 
 import importlib.util
@@ -26,49 +26,49 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints, is_type
 from trainer_loop.components import check_arguments
 from trainer_loop.metrics.values import SMALLER_IS_BETTER, Average, PartsOf, Values
 
-BENCHMARKS = ("glue", "super_glue", "indic_glue", "xtreme_s")  # on the hub too, their metrics are glue/mrpc, ...
+BENCHMARKS = ("glue", "super_glue", "indic_glue", "xtreme_s")  # their metrics are called glue/mrpc, ..., as on the hub
 
 
 @dataclass(frozen=True)
 class ShippedMetric:
-    """A function that computes a metric, and what its signature says of it."""
+    """A function that computes a metric, and what its signature declares."""
 
     name: str
     function: Callable[..., Any]
-    columns: Mapping[str, Values]  # the outputs that it compares
-    results: Sequence[str]  # the keys that it reports in any case
-    smaller_is_better: Sequence[str]  # those of them that are the better, the smaller they are
-    package: str | None = None  # to be installed beside the packages that trainer_loop requires
-    parts: Mapping[str, PartsOf] = field(default_factory=dict)  # of the results that may have any
+    columns: Mapping[str, Values]  # outputs that it compares
+    results: Sequence[str]  # keys that it always reports
+    smaller_is_better: Sequence[str]  # keys for which smaller is better
+    package: str | None = None  # optional package that it needs
+    parts: Mapping[str, PartsOf] = field(default_factory=dict)  # parts of results, by key
 
     @property
     def reads_names(self) -> bool:
-        """Whether it is given the names of the classes."""
+        """Whether it takes the names of the classes."""
         return "label_names" in inspect.signature(self.function).parameters
 
     @property
     def has_average(self) -> bool:
-        """Whether it scores each class, and averages."""
+        """Whether it averages scores over classes."""
         return "average" in inspect.signature(self.function).parameters
 
     @property
     def num_classes(self) -> int | None:
-        """The only number of classes that it is defined for, where there is one."""
+        """The number of classes that it requires, or None."""
         return next((values.num_classes for values in self.columns.values() if values.num_classes is not None), None)
 
     def asks_for_parts(self, arguments: Mapping[str, Any]) -> bool:
-        """Whether it reports parts if it computes with these arguments."""
-        return any(of.argument is None or bool(arguments.get(of.argument)) for of in self.parts.values())
+        """Return whether it reports parts with these arguments."""
+        return any(part.argument is None or bool(arguments.get(part.argument)) for part in self.parts.values())
 
     def list_keys(self, arguments: Mapping[str, Any], label_names: Sequence[str]) -> dict[str, list[str]]:
-        """The keys of each result and of its parts. label_names: of the classes."""
+        """Return the reported keys of each result and of its parts. label_names: names of the classes."""
         keys = {result: [result] if result in self.results else [] for result in [*self.results, *self.parts]}
-        for result, of in self.parts.items() if self.asks_for_parts(arguments) else ():
-            keys[result] += [f"{result}/{part}" for part in of.name_parts(label_names)]
+        for result, parts in self.parts.items() if self.asks_for_parts(arguments) else ():
+            keys[result] += [f"{result}/{part}" for part in parts.name_parts(label_names)]
         return keys
 
     def fits(self, outputs: Mapping[str, str]) -> bool:
-        """Whether a task gives what it compares. outputs: the kinds of the task's outputs by their names."""
+        """Return whether a task has the outputs that the metric compares. outputs: kinds of the outputs by name."""
         return all(outputs.get(name) == values.kind for name, values in self.columns.items())
 
     def check(
@@ -80,9 +80,10 @@ class ShippedMetric:
         outputs: Mapping[str, str] | None,
         written: Mapping[str, str],
     ) -> list[str]:
-        """Whether it can be computed, and fits the task and its classes; all problems, one line each.
+        """Return all problems of using the metric for a task, one line each.
 
-        place: the config key of the entry; for the others see `check_metrics`.
+        Args:
+            place: The config key of the entry. For the other arguments see `check_metrics`.
         """
         if outputs is not None and not self.fits(outputs) and self.fits({**outputs, **written}):
             return [
@@ -105,7 +106,7 @@ class ShippedMetric:
         return problems
 
     def _check_average(self, arguments: Mapping[str, Any], *, place: str, num_labels: int | None) -> list[str]:
-        """Problems of `average`, and of `labels` and `pos_label` beside it."""
+        """Return the problems of the arguments `average`, `labels` and `pos_label`."""
         average = arguments.get("average", inspect.signature(self.function).parameters["average"].default)
         if average not in (*get_args(Average), None):
             return [f"{place}.args.average: {average!r} is unknown; allowed: {', '.join(get_args(Average))}, null"]
@@ -134,13 +135,13 @@ class ShippedMetric:
 
 
 def find_metrics(package: str, folders: Iterable[str]) -> dict[str, ShippedMetric]:
-    """All public functions that the modules of a package define, by the names of the metrics."""
+    """Return all public functions that the modules of a package define, by metric name."""
     modules = [importlib.import_module(f"{package}.{module.name}") for module in pkgutil.iter_modules(folders)]
     return {metric.name: metric for module in modules for metric in _read(module)}
 
 
 def _read(module: ModuleType) -> Iterator[ShippedMetric]:
-    """The metrics of one module, in the order in which they are defined."""
+    """Yield the metrics of one module in the order of their definition."""
     stem = module.__name__.rpartition(".")[2]
     prefix = f"{stem}/" if stem in BENCHMARKS else ""
     for name, function in vars(module).items():

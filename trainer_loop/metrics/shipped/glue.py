@@ -1,4 +1,4 @@
-"""What the GLUE benchmark (arXiv 1804.07461) reports on its data sets, where that is more than one metric."""
+"""Combined metrics of data sets of the GLUE benchmark (arXiv 1804.07461)."""
 
 from collections.abc import Sequence
 from typing import TypedDict
@@ -22,7 +22,7 @@ class PearsonAndSpearman(TypedDict):
 
 
 def stsb(predictions: Numbers, references: Numbers, *, label_names: Sequence[str] | None = None) -> PearsonAndSpearman:
-    """The correlation of predictions and references, and of their ranks."""
+    """Correlation of predictions and references, and of their ranks."""
     return {
         "pearson": pearson(predictions, references, label_names=label_names),
         "spearmanr": spearman(predictions, references, label_names=label_names),

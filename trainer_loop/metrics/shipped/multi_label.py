@@ -1,4 +1,4 @@
-"""Metrics on rows of several labels."""
+"""Metrics for several labels per row."""
 
 from typing import TypedDict
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from trainer_loop.metrics.values import LabelProbabilities, LabelSets
 
-_UNDEFINED = 0.0  # the score of a label that is neither predicted nor there
+_UNDEFINED = 0.0  # score of a label without predictions and references
 
 
 class LabelF1(TypedDict):
@@ -17,25 +17,25 @@ class LabelF1(TypedDict):
 
 
 def label_f1(predictions: LabelSets, references: LabelSets) -> LabelF1:
-    """F1 over all labels of all rows, and the mean of the F1 scores of the labels."""
-    right = (predictions.astype(bool) & references.astype(bool)).sum(axis=0)
-    either = predictions.sum(axis=0) + references.sum(axis=0)
-    scores = np.divide(2 * right, either, out=np.full(len(right), _UNDEFINED), where=either > 0)
+    """F1 over all labels of all rows (micro), and the mean of the F1 scores of the labels (macro)."""
+    num_correct = (predictions.astype(bool) & references.astype(bool)).sum(axis=0)
+    num_total = predictions.sum(axis=0) + references.sum(axis=0)
+    scores = np.divide(2 * num_correct, num_total, out=np.full(len(num_correct), _UNDEFINED), where=num_total > 0)
     return {
-        "micro_f1": float(2 * right.sum() / either.sum()) if either.any() else _UNDEFINED,
+        "micro_f1": float(2 * num_correct.sum() / num_total.sum()) if num_total.any() else _UNDEFINED,
         "macro_f1": float(scores.mean()),
     }
 
 
 def label_set_accuracy(predictions: LabelSets, references: LabelSets) -> float:
-    """The share of rows whose labels are all predicted, and no others."""
+    """Share of rows whose predicted labels are exactly the reference labels."""
     return float((np.asarray(predictions) == np.asarray(references)).all(axis=1).mean())
 
 
 def label_roc_auc(probabilities: LabelProbabilities, references: LabelSets) -> float:
-    """The mean, over labels, of the area under the ROC curve; labels that all rows have, or none, are left out.
+    """Mean over labels of the area under the ROC curve. Labels that all rows or no rows have are left out.
 
-    0.5 is what guessing reaches, and the result where no label is left.
+    Guessing gives 0.5, which is also the result if no label is left.
     """
     from sklearn.metrics import roc_auc_score
 

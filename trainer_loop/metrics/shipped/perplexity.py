@@ -1,6 +1,6 @@
-"""Perplexity from losses that are already known.
+"""Perplexity, computed from the losses of an evaluation.
 
-The metric of this name on the hub is another thing: it loads a model and scores texts with it.
+The metric with this name on the hub differs: it loads a model and scores texts with it.
 """
 
 import math
@@ -9,16 +9,16 @@ from trainer_loop.metrics.values import NegativeLogLikelihoods, SmallerIsBetter,
 
 
 def perplexity(negative_log_likelihoods: NegativeLogLikelihoods, num_targets: TargetCounts) -> SmallerIsBetter:
-    """exp of the mean negative log likelihood of a target, over all targets of all rows; up to 709 nats.
+    """Exponential of the mean negative log likelihood over all targets of all rows; infinite above 709 nats.
 
     Args:
-        negative_log_likelihoods: of each row, summed over its targets, in nats, `[N]`.
-        num_targets: how many targets each row has, `[N]`.
+        negative_log_likelihoods: Sum over the targets of each row, in nats, `[N]`.
+        num_targets: Number of targets of each row, `[N]`.
     """
     count = int(num_targets.sum())
     if count == 0:
         raise ValueError("perplexity needs a target and the rows have none")
-    mean = math.fsum(negative_log_likelihoods.tolist()) / count  # fsum: the order of the rows does not change a digit
+    mean = math.fsum(negative_log_likelihoods.tolist()) / count  # fsum: the result does not depend on the order of rows
     try:
         return math.exp(mean)
     except OverflowError:

@@ -1,4 +1,4 @@
-"""Metrics on texts: answers to questions, and texts that a model writes."""
+"""Metrics for texts: answers to questions, and generated texts."""
 
 import operator
 import re
@@ -23,31 +23,33 @@ class AnswerScores(TypedDict):
 
 
 def answer_f1(predictions: Texts, references: TextsOfRow) -> AnswerScores:
-    """The two scores of SQuAD: the F1 of the words, and the share of equal answers, each for the best reference.
+    """The two scores of SQuAD: F1 of the words, and share of exact matches, each with the best reference.
 
-    Case, punctuation, articles and runs of spaces do not count. A question without references has the empty answer.
+    Case, punctuation, articles and repeated spaces are ignored. The answer of a question without references is empty.
     """
     rows = list(zip(predictions, references, strict=True))
     return {
-        "answer_f1": float(np.mean([_best(_score_words, prediction, own) for prediction, own in rows])),
-        "answer_exact_match": float(np.mean([_best(operator.eq, prediction, own) for prediction, own in rows])),
+        "answer_f1": float(np.mean([_best(_score_words, prediction, texts) for prediction, texts in rows])),
+        "answer_exact_match": float(np.mean([_best(operator.eq, prediction, texts) for prediction, texts in rows])),
     }
 
 
 def exact_match(predictions: Texts, references: TextsOfRow) -> float:
-    """The share of texts that equal a reference, but for spaces at the ends; a row without one has the empty text."""
+    """Share of texts that equal a reference, except for spaces at the ends. No references means the empty text."""
     rows = zip(predictions, references, strict=True)
-    return float(np.mean([prediction.strip() in {text.strip() for text in own or [""]} for prediction, own in rows]))
+    return float(
+        np.mean([prediction.strip() in {text.strip() for text in texts or [""]} for prediction, texts in rows])
+    )
 
 
 def _best(score: Callable[[list[str], list[str]], float], prediction: str, references: list[str]) -> float:
-    """The score of a prediction for the reference that it fits best."""
-    normal = [words for words in map(_list_words, references) if words] or [[]]
-    return max(score(_list_words(prediction), words) for words in normal)
+    """Return the score of a prediction with its best reference."""
+    reference_words = [words for words in map(_list_words, references) if words] or [[]]
+    return max(score(_list_words(prediction), words) for words in reference_words)
 
 
 def _list_words(text: str) -> list[str]:
-    """The words that count.
+    """Return the normalised words of a text, without articles.
 
     >>> _list_words("The Eiffel-Tower, in  Paris.")
     ['eiffeltower', 'in', 'paris']
@@ -55,8 +57,8 @@ def _list_words(text: str) -> list[str]:
     return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
 
 
-def _score_words(predicted: list[str], there: list[str]) -> float:
-    if not predicted or not there:
-        return float(predicted == there)
-    shared = sum((Counter(predicted) & Counter(there)).values())
-    return 2 * shared / (len(predicted) + len(there))
+def _score_words(predicted: list[str], expected: list[str]) -> float:
+    if not predicted or not expected:
+        return float(predicted == expected)
+    num_shared = sum((Counter(predicted) & Counter(expected)).values())
+    return 2 * num_shared / (len(predicted) + len(expected))
