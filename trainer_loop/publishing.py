@@ -17,7 +17,7 @@ from trainer_loop.config.schema import KEYS
 from trainer_loop.config.secrets import mask_secrets, name_sources
 from trainer_loop.data.report import SplitFacts
 from trainer_loop.data.row_stream import MixedStream
-from trainer_loop.data.tokens import TokenisedSplit
+from trainer_loop.data.split import TokenisedSplit
 from trainer_loop.data.wording import enumerate_some, plural
 from trainer_loop.errors import in_one_line
 from trainer_loop.models.config import find_model

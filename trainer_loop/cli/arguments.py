@@ -96,7 +96,7 @@ def number(words: str, *, above: float = -math.inf, below: float = math.inf) -> 
     """Reads a number between two limits that it must not reach. words: what it must be."""
 
     def read(text: str) -> float:
-        from trainer_loop.data.values import read_number  # Arrow takes a quarter of a second
+        from trainer_loop.data.values import read_number  # which imports NumPy
 
         value = read_number(text)
         if value is None or not above < value < below:

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from trainer_loop.data.column_values import KINDS_OF_TEXTS, find_fault, list_texts
 from trainer_loop.data.columns import Columns, Kind
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.images import read_source
 from trainer_loop.data.split import Split
+from trainer_loop.data.values import KINDS_OF_TEXTS, find_fault, list_texts
 from trainer_loop.data.wording import plural
 from trainer_loop.errors import UserError
 

@@ -17,16 +17,17 @@ import datasets
 import pyarrow as pa
 
 from trainer_loop.data.arrow_files import as_held, find_features, keep_converted
-from trainer_loop.data.arrow_types import make_dataset
 from trainer_loop.data.columns import Columns
+from trainer_loop.data.dataset_columns import make_dataset
 from trainer_loop.data.fingerprint import check_unchanged, digest, digest_file, digest_rows
 from trainer_loop.data.folders import find_saved_files
 from trainer_loop.data.formats.arrow import map_arrow
 from trainer_loop.data.formats.by_suffix import EXTENSIONS, open_file, read_each
 from trainer_loop.data.formats.parquet import map_parquet
+from trainer_loop.data.origins import Origins
 from trainer_loop.data.row_functions import Kept, RowFunctions
 from trainer_loop.data.shards import Batch, Mark, Shard, ShardedSplit
-from trainer_loop.data.split import Origins, Split
+from trainer_loop.data.split import Split
 from trainer_loop.data.tables import read_table
 from trainer_loop.data.text_format import DEFAULT_FORMAT, TextFormat
 from trainer_loop.data.wording import did_you_mean, enumerate_names, enumerate_some

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from trainer_loop.data.arrow_files import find_features, hold, telling_damage
-from trainer_loop.data.arrow_types import as_rows, make_dataset
+from trainer_loop.data.arrow_types import make_arrays
+from trainer_loop.data.dataset_columns import as_rows, make_dataset
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.images import as_plain
 from trainer_loop.data.loader import RowSource
-from trainer_loop.data.split import Origins, Split
-from trainer_loop.data.tokens import TokenisedSplit
-from trainer_loop.data.values import make_arrays
+from trainer_loop.data.origins import Origins
+from trainer_loop.data.split import Split, TokenisedSplit
 from trainer_loop.data.wording import enumerate_some, shorten
 from trainer_loop.errors import UserError, in_one_line
 from trainer_loop.runtime.randomness import seed_everything

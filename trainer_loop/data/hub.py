@@ -13,8 +13,9 @@ import pyarrow as pa
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
 from trainer_loop.data.fingerprint import digest
+from trainer_loop.data.origins import Origins
 from trainer_loop.data.shards import BATCH_ROWS, Batch, Mark, Shard, ShardedSplit
-from trainer_loop.data.split import Origins, Split
+from trainer_loop.data.split import Split
 from trainer_loop.data.wording import did_you_mean, enumerate_some
 from trainer_loop.errors import Problems, UserError, in_one_line
 from trainer_loop.runtime.host import expand_home

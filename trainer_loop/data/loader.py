@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from trainer_loop.data.batch_plan import BatchPlan, Rows, cut_evaluation, halve_dearest
 from trainer_loop.data.cut import Limits
-from trainer_loop.data.tokens import RawRows
+from trainer_loop.data.split import RawRows
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.preempt import forking_workers, leave_signals_to_the_parent
 from trainer_loop.runtime.randomness import derive_seed, seed_everything

@@ -15,9 +15,10 @@ from trainer_loop.data.files import EXTENSIONS, find_files, is_file_spec, read_f
 from trainer_loop.data.fingerprint import digest_rows
 from trainer_loop.data.folders import is_image_folder, read_image_folder
 from trainer_loop.data.given_rows import as_dataset, read_dicts
-from trainer_loop.data.missing import with_plain_columns
+from trainer_loop.data.origins import Origins
+from trainer_loop.data.plain_columns import with_plain_columns
 from trainer_loop.data.row_functions import RowFunctions
-from trainer_loop.data.split import Origins, Split
+from trainer_loop.data.split import Split
 from trainer_loop.data.text_format import TextFormat
 from trainer_loop.errors import UserError, under
 

@@ -12,9 +12,10 @@ import pyarrow as pa
 
 from trainer_loop.data.columns import GROUP, WEIGHT, Columns
 from trainer_loop.data.fingerprint import digest
+from trainer_loop.data.origins import Indices, Origins
 from trainer_loop.data.permutation import MANY_ROWS, Order, Permutation
 from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.split import Indices, Origins, Split
+from trainer_loop.data.split import Split
 from trainer_loop.data.wording import enumerate_some
 from trainer_loop.errors import UserError, refuse
 from trainer_loop.runtime.randomness import permute

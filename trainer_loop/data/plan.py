@@ -10,26 +10,26 @@ from typing import Any
 import numpy as np
 
 from trainer_loop.config.named_sets import is_query, name_sets, parse_set
-from trainer_loop.data.checks import check_splits, count_raw_labels
-from trainer_loop.data.column_values import KINDS_OF_TEXTS, list_texts
+from trainer_loop.data.checks import check_splits
 from trainer_loop.data.columns import Columns
+from trainer_loop.data.dataset_columns import read_column
 from trainer_loop.data.files import is_file_spec
 from trainer_loop.data.given_rows import as_dataset, take_rows
 from trainer_loop.data.hub import load_hub_splits
-from trainer_loop.data.joined_columns import name_labels_of_rows
-from trainer_loop.data.labels import LabelNames
+from trainer_loop.data.labels import LabelNames, count_raw_labels
 from trainer_loop.data.loader import KeptRows
 from trainer_loop.data.local_rows import call_rows_function, given_split, read_source
 from trainer_loop.data.missing import settle_missing
 from trainer_loop.data.mixture import Source, name_source
-from trainer_loop.data.number_columns import find_num_numbers, name_numbers
+from trainer_loop.data.plain_columns import find_num_numbers, name_labels_of_rows
 from trainer_loop.data.prepare import cut_validation, limit_splits
 from trainer_loop.data.report import SplitFacts, describe_data, measure_data
 from trainer_loop.data.shards import ShardedSplit
 from trainer_loop.data.source import DataSection, Say, read_sources, read_splits
-from trainer_loop.data.split import Split
-from trainer_loop.data.tokens import Encoder, Encoding, TokenisedSplit, tokenise_split
+from trainer_loop.data.split import Split, TokenisedSplit
+from trainer_loop.data.tokens import Encoder, Encoding, tokenise_split
 from trainer_loop.data.train_stream import TrainStream, prepare_mixture, prepare_stream
+from trainer_loop.data.values import KINDS_OF_TEXTS, list_texts, read_numbers
 from trainer_loop.data.wording import enumerate_some
 from trainer_loop.errors import Problems, UserError, refuse
 
@@ -56,8 +56,12 @@ class DataPlan:
 
     @property
     def output_names(self) -> list[str] | None:
-        """The names of the classes, or of several numbers; None if there are none."""
-        return name_numbers(self.columns, self.num_numbers) if self.labels is None else self.labels.names
+        """The names of the classes, or of several numbers: of their columns, or 0, 1, ...; None if there are none."""
+        if self.labels is not None:
+            return self.labels.names
+        if self.num_numbers in (None, 1):
+            return None
+        return list(self.columns.joined.get(self.columns.numbers or "", map(str, range(self.num_numbers))))
 
     @property
     def columns(self) -> Columns:
@@ -75,6 +79,12 @@ class DataPlan:
             rows = train.rows.with_format(None)[self.columns.label]
             return self.labels.count(Counter(chain.from_iterable(set(labels or ()) for labels in rows)))
         return self.labels.count(count_raw_labels(train, self.columns))
+
+    def list_numbers(self) -> np.ndarray:
+        """The numbers of all training rows, `[N]`, or `[N, K]` if a row has several."""
+        assert self.columns.numbers is not None, "the task reads a column of the kind numbers"
+        parts = read_column(self.splits["train"].rows, self.columns.numbers)
+        return np.array([read_numbers(value) for part in parts for value in part.to_pylist()], dtype=np.float64)
 
     def iterate_texts(self) -> Iterator[str]:
         """Every text of the training split, one after the other, without holding all of them."""

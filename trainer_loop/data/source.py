@@ -13,8 +13,9 @@ from trainer_loop.data.files import find_files, is_file_spec, open_files
 from trainer_loop.data.folders import is_image_folder
 from trainer_loop.data.hub import load_hub_splits, stream_hub_splits
 from trainer_loop.data.local_rows import check_spec, read_local
-from trainer_loop.data.missing import settle_missing, with_plain_columns
+from trainer_loop.data.missing import settle_missing
 from trainer_loop.data.mixture import Source, bind_own_columns, join_sources, name_own_functions, naming_source
+from trainer_loop.data.plain_columns import with_plain_columns
 from trainer_loop.data.prepare import cut_validation, limit_splits
 from trainer_loop.data.progress import progress_bars
 from trainer_loop.data.row_functions import RowFunctions, load_functions

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from trainer_loop.data.arrow_types import make_dataset
+from trainer_loop.data.arrow_types import infer_label
 from trainer_loop.data.columns import Columns
+from trainer_loop.data.dataset_columns import make_dataset
 from trainer_loop.data.files import join_files
-from trainer_loop.data.joined_columns import join_values
-from trainer_loop.data.missing import Holes, has_classes, settle_missing, with_plain_columns
+from trainer_loop.data.missing import Holes, has_classes, settle_missing
+from trainer_loop.data.plain_columns import join_values, with_plain_columns
 from trainer_loop.data.shards import BATCH_ROWS, Batch, Shard, ShardedSplit, read_batches
 from trainer_loop.data.split import Split
 from trainer_loop.data.tables import WholeTable, join_batches
-from trainer_loop.data.values import infer_label
 from trainer_loop.errors import Problems
 
 HEAD_ROWS = 1000
@@ -54,13 +54,14 @@ def _read_first(shard: Shard, most: int, columns: Columns, holes: Holes | None) 
     """As many rows as there are up to `most` without holes, and how many those are."""
     read: list[Batch] = []
     num_rows = kept = 0
+    are_classes = has_classes(shard.features, columns.single_label)
     for batch in read_batches(shard):
         for row, values in enumerate(batch.values()):
             if row in batch.faults:
                 raise batch.faults[row]
             num_rows += 1
             values = join_values(values, columns.joined)
-            kept += holes is None or not holes.columns_of(values, are_classes=has_classes(shard, holes.label))
+            kept += holes is None or not holes.columns_of(values, are_classes=are_classes)
             if kept == most or num_rows == _MOST_ROWS_READ:
                 return [*read, batch.first(row + 1)], kept
         read.append(batch)

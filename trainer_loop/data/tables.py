@@ -10,14 +10,15 @@ import numpy as np
 import pyarrow as pa
 
 from trainer_loop.data.arrow_files import find_features, hold
-from trainer_loop.data.arrow_types import as_rows, make_dataset
+from trainer_loop.data.arrow_types import are_fields, infer_label, make_arrays
 from trainer_loop.data.columns import Columns
+from trainer_loop.data.dataset_columns import as_rows, make_dataset
 from trainer_loop.data.formats.by_suffix import open_file, read_each
-from trainer_loop.data.missing import with_plain_columns
+from trainer_loop.data.origins import Origins
+from trainer_loop.data.plain_columns import with_plain_columns
 from trainer_loop.data.shards import Batch, Shard, Values, read_batches
-from trainer_loop.data.split import Origins, Split
+from trainer_loop.data.split import Split
 from trainer_loop.data.text_format import TextFormat
-from trainer_loop.data.values import are_fields, infer_label, make_arrays
 from trainer_loop.data.wording import enumerate_some
 from trainer_loop.errors import Problems, UserError
 

@@ -10,14 +10,15 @@ import numpy as np
 import pyarrow.compute as pc
 
 from trainer_loop.data.columns import Columns
+from trainer_loop.data.dataset_columns import whole_column
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.mixture import Source, naming_source
 from trainer_loop.data.report import describe_data, measure_data
 from trainer_loop.data.row_stream import ChunkStream, MixedStream, Row, RowStream, Stream
 from trainer_loop.data.shards import ShardedSplit
 from trainer_loop.data.source import DataSection
-from trainer_loop.data.split import Split
-from trainer_loop.data.tokens import Encoding, RowEncoder, TokenisedSplit, tokenise_split
+from trainer_loop.data.split import Split, TokenisedSplit
+from trainer_loop.data.tokens import Encoding, RowEncoder, tokenise_split
 from trainer_loop.data.wording import plural
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.randomness import derive_seed
@@ -175,8 +176,8 @@ def _count(split: ShardedSplit, texts: RowStream, say: Callable[[str], None]) ->
 def _digest_tokens(head: TokenisedSplit, max_length: int) -> str:
     """Later rows may be the first that a new max_length cuts, so it counts by itself."""
     if "input_ids" in head.rows.column_names:
-        ids = head.rows.select_columns(["input_ids"]).with_format("arrow")[:]["input_ids"]
-        content = pc.list_flatten(ids, recursive=True).to_numpy().astype(np.int64).tobytes()
+        ids = pc.list_flatten(whole_column(head.rows, "input_ids"), recursive=True)
+        content = ids.to_numpy().astype(np.int64).tobytes()
     else:
         content = json.dumps(head.rows[:], default=repr).encode()
     return digest(str(max_length).encode(), head.lengths.tobytes(), content)

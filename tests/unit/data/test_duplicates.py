@@ -14,8 +14,9 @@ from PIL import Image
 from trainer_loop import Column, UserError, load_config
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.duplicates import drop_duplicates
+from trainer_loop.data.origins import Origins
 from trainer_loop.data.source import DataSection, read_splits
-from trainer_loop.data.split import Origins, Split
+from trainer_loop.data.split import Split
 from trainer_loop.view.duplicates import find_duplicates
 
 TEXTS = st.lists(st.sampled_from(["a b", "A  b", "a c", "", " ", "d", "D\n"]), min_size=1, max_size=12)

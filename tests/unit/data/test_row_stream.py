@@ -11,8 +11,8 @@ from streams import LABELS, make_stream, mark_behind
 from trainer_loop import UserError
 from trainer_loop.data.files import find_files, open_files, read_files
 from trainer_loop.data.labels import LabelNames
+from trainer_loop.data.processors import train_tokenizer
 from trainer_loop.data.row_stream import ChunkStream, RowStream
-from trainer_loop.data.tokenizer import train_tokenizer
 from trainer_loop.data.tokens import Encoding, RowEncoder, tokenise_split
 from trainer_loop.tasks.causal_lm import CausalLM
 from trainer_loop.tasks.sequence_classification import SequenceClassification

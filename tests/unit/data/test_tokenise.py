@@ -12,9 +12,10 @@ from columns import make_columns
 from trainer_loop import UserError
 from trainer_loop.data import tokens
 from trainer_loop.data.labels import LabelNames
-from trainer_loop.data.split import Origins, Split
-from trainer_loop.data.tokenizer import train_tokenizer
-from trainer_loop.data.tokens import Encoding, TokenisedSplit, tokenise_split
+from trainer_loop.data.origins import Origins
+from trainer_loop.data.processors import train_tokenizer
+from trainer_loop.data.split import Split, TokenisedSplit
+from trainer_loop.data.tokens import Encoding, tokenise_split
 from trainer_loop.tasks.sequence_classification import SequenceClassification
 from trainer_loop.tasks.task import Rows
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 from datasets.table import InMemoryTable, MemoryMappedTable
 
 from trainer_loop.data.arrow_files import find_features, hold, number_batches, select, telling_damage
-from trainer_loop.data.arrow_types import as_rows, make_dataset
+from trainer_loop.data.dataset_columns import as_rows, make_dataset
 from trainer_loop.data.shards import Batch, Mark, Shard
 from trainer_loop.errors import UserError
 

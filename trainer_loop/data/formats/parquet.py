@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from datasets.table import table_cast
 
 from trainer_loop.data.arrow_files import as_held, find_features, keep_converted, number_batches, select, telling_damage
-from trainer_loop.data.arrow_types import make_dataset
+from trainer_loop.data.dataset_columns import make_dataset
 from trainer_loop.data.fingerprint import check_unchanged, digest
 from trainer_loop.data.shards import BATCH_ROWS, Batch, Mark, Shard
 
