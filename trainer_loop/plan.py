@@ -26,11 +26,11 @@ from trainer_loop.data.columns import Columns, bind_columns
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.plan import DataPlan, plan_data, take_splits
 from trainer_loop.data.processors import as_tokenizer
-from trainer_loop.data.report import SplitFacts
-from trainer_loop.data.source import DataSection
+from trainer_loop.data.section import DataSection
 from trainer_loop.data.split import TokenisedSplit
+from trainer_loop.data.split_facts import SplitFacts
+from trainer_loop.data.stream_plan import TrainStream
 from trainer_loop.data.text_format import TextFormat
-from trainer_loop.data.train_stream import TrainStream
 from trainer_loop.data.wording import did_you_mean
 from trainer_loop.errors import Problems, UserError, refuse
 from trainer_loop.loop import TrainingLoop

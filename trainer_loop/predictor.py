@@ -19,7 +19,7 @@ from trainer_loop.data.conversations import read_spelled
 from trainer_loop.data.cut import Limits
 from trainer_loop.data.loader import move_batch
 from trainer_loop.data.processors import load_image_processor
-from trainer_loop.data.tokens import encode_rows
+from trainer_loop.data.tokenise import encode_rows
 from trainer_loop.data.values import find_fault
 from trainer_loop.errors import Problems, UserError, in_one_line, refuse
 from trainer_loop.metrics.load import check_metrics, load_metrics

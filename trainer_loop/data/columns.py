@@ -9,23 +9,9 @@ from trainer_loop.errors import UserError, refuse
 
 RESERVED = ("length", "source", "truncated", "fault")  # what `Task.encode` says about each row beside its columns
 Kind = Literal[
-    "text",
-    "words",
-    "class",
-    "classes",
-    "number",
-    "numbers",
-    "weight",
-    "choices",
-    "choice",
-    "spans",
-    "image",
-    "any",
-    "conversation",
-    "prompt",
-    "answer",
-    "tools",
-]
+    "text", "words", "class", "classes", "number", "numbers", "weight", "choices", "choice", "spans", "image", "any",
+    "conversation", "prompt", "answer", "tools",
+]  # fmt: skip
 # Several of the user's columns that are read as one, see joined_columns.py.
 JoinedKind = Literal["joined_classes", "joined_numbers"]
 
@@ -231,7 +217,6 @@ def find_form(declared: Mapping[str, Column], names: Mapping[str, str | Sequence
 
 
 def _check_declared(declared: Mapping[str, Column], *, task: str) -> list[str]:
-    """What is wrong with the columns that a task declares."""
     classes = [own for own, column in declared.items() if column.kind in ("class", "classes")]
     problems = [
         f"task.name: {task} declares the column {own} for each element of {column.per}, and declares no such column"

@@ -132,7 +132,6 @@ def read_images(specs: Sequence[str], *, split: str) -> Split:
 
 
 def _list_images(folder: Path) -> list[str]:
-    """The images in the folder of a class."""
     inside = list(_list_folder(folder))
     folders = [path.name for path in inside if path.is_dir()]
     if folders:

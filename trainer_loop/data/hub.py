@@ -31,15 +31,14 @@ def load_hub_splits(name: str, *, config: str | None, specs: Mapping[str, str]) 
     """
     splits: dict[str, Split] = {}
     problems = Problems()
-
-    def load() -> None:
+    try:
         with _reach_hub(name, config):
             present = datasets.load_dataset(name, config)
             for ours, theirs in specs.items():
                 split = problems.collect("", _load_split, name, config, ours, theirs, present)
-                splits.update({} if split is None else {ours: split})
-
-    problems.collect("", load)
+                splits |= {} if split is None else {ours: split}
+    except UserError as error:
+        problems.lines += error.problems
     return splits, problems.lines
 
 
@@ -175,7 +174,6 @@ def _read_shard(
 
 
 def _explain_missing(name: str, ours: str, theirs: str, present: Iterable[str]) -> str:
-    """A split that the data set does not have."""
     there = f"{name} has {enumerate_some(list(present), at_most=10)}"
     return f"data.{ours}={theirs}: no such split; {there}{did_you_mean(theirs, present)}"
 

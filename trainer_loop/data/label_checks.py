@@ -262,7 +262,6 @@ def _warn_of_streamed_classes(counts: Mapping[RawLabel, int], *, num_rows: int) 
 
 
 def _warn_of_spellings(names: LabelNames) -> list[str]:
-    """Classes whose names differ in capitals or spaces only."""
     warnings: list[str] = []
     alike: dict[str, list[str]] = {}
     for name in names.names:
@@ -275,7 +274,6 @@ def _warn_of_spellings(names: LabelNames) -> list[str]:
 
 
 def _find_absent(counts: Mapping[RawLabel, int], names: LabelNames) -> list[str]:
-    """The names of the classes that no row has."""
     present = {names.ids[value] for value, number in counts.items() if number and value in names.ids}
     return [name for number, name in enumerate(names.names) if number not in present]
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from trainer_loop.config.named_sets import is_query, name_sets, parse_set
 from trainer_loop.data.checks import check_splits
+from trainer_loop.data.choose_rows import cut_validation, limit_splits
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.dataset_columns import read_column
 from trainer_loop.data.files import is_file_spec
@@ -20,15 +21,15 @@ from trainer_loop.data.labels import LabelNames, count_raw_labels
 from trainer_loop.data.loader import KeptRows
 from trainer_loop.data.local_rows import call_rows_function, given_split, read_source
 from trainer_loop.data.missing import settle_missing
-from trainer_loop.data.mixture import Source, name_source
+from trainer_loop.data.mixture_sources import Source, name_source
 from trainer_loop.data.plain_columns import find_num_numbers, name_labels_of_rows
-from trainer_loop.data.prepare import cut_validation, limit_splits
-from trainer_loop.data.report import SplitFacts, describe_data, measure_data
+from trainer_loop.data.read_splits import read_sources, read_splits
+from trainer_loop.data.section import DataSection, Say
 from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.source import DataSection, Say, read_sources, read_splits
 from trainer_loop.data.split import Split, TokenisedSplit
-from trainer_loop.data.tokens import Encoder, Encoding, tokenise_split
-from trainer_loop.data.train_stream import TrainStream, prepare_mixture, prepare_stream
+from trainer_loop.data.split_facts import SplitFacts, describe_data, measure_data
+from trainer_loop.data.stream_plan import TrainStream, prepare_mixture, prepare_stream
+from trainer_loop.data.tokenise import Encoder, Encoding, tokenise_split
 from trainer_loop.data.values import KINDS_OF_TEXTS, list_texts, read_numbers
 from trainer_loop.data.wording import enumerate_some
 from trainer_loop.errors import Problems, UserError, refuse
@@ -174,48 +175,44 @@ def plan_data(
     Args:
         given: rows that were made in Python, by split or set, in the place of what the config names.
     """
-    splits: dict[str, Split] = {}
-    streamed: ShardedSplit | None = None
-    sources: Sequence[Source] = ()
-    labels: LabelNames | None = None
-    num_numbers: int | None = None
     known = len(problems.lines)
     put = _put_given(section, given, problems)
-    if put is not None:
-        splits, streamed, wrong = read_splits(put, show_progress=show_progress, say=say)
-        problems.lines += wrong
-        if section.mixture and section.streaming:
-            sources = problems.collect("", read_sources, put) or ()
-            labels, num_numbers = _check_sources(sources, put, warn=warn, problems=problems)
-        else:
-            num_numbers = find_num_numbers(splits, section.columns)
-        wrong, warnings, labels = check_splits(
-            splits,
-            columns=section.columns,
-            train_columns=section.train_columns,
-            label_names=section.label_names,
-            is_streamed=section.streaming,
-            missing=section.missing,
-            known=labels,
-            num_numbers=num_numbers,
-            cuts=section.cuts,
-        )
-        if section.cuts_validation:  # both were one file: what is wrong with all of it is told once
-            all_wrong = set(wrong)
-            wrong = [
-                line
-                for line in wrong
-                if "data.validation" not in line or line.replace("data.validation", "data.train") not in all_wrong
-            ]
-        problems.lines += wrong
-        for warning in warnings:
-            warn(warning)
-        if len(problems.lines) == known:
-            splits = {name: name_labels_of_rows(split, section.columns) for name, split in splits.items()}
-            sources = [
-                dataclasses.replace(source, split=name_labels_of_rows(source.split, source.columns))
-                for source in sources
-            ]
+    if put is None:
+        return DataPlan(section, {}, None, None, show_progress)
+    splits, streamed, wrong = read_splits(put, show_progress=show_progress, say=say)
+    problems.lines += wrong
+    sources: Sequence[Source] = ()
+    if section.mixture and section.streaming:
+        sources = problems.collect("", read_sources, put) or ()
+        labels, num_numbers = _check_sources(sources, put, warn=warn, problems=problems)
+    else:
+        labels, num_numbers = None, find_num_numbers(splits, section.columns)
+    wrong, warnings, labels = check_splits(
+        splits,
+        columns=section.columns,
+        train_columns=section.train_columns,
+        label_names=section.label_names,
+        is_streamed=section.streaming,
+        missing=section.missing,
+        known=labels,
+        num_numbers=num_numbers,
+        cuts=section.cuts,
+    )
+    if section.cuts_validation:  # both were one file: what is wrong with all of it is told once
+        all_wrong = set(wrong)
+        wrong = [
+            line
+            for line in wrong
+            if "data.validation" not in line or line.replace("data.validation", "data.train") not in all_wrong
+        ]
+    problems.lines += wrong
+    for warning in warnings:
+        warn(warning)
+    if len(problems.lines) == known:
+        splits = {name: name_labels_of_rows(split, section.columns) for name, split in splits.items()}
+        sources = [
+            dataclasses.replace(source, split=name_labels_of_rows(source.split, source.columns)) for source in sources
+        ]
     return DataPlan(section, splits, streamed, labels, show_progress, sources, num_numbers)
 
 
@@ -308,7 +305,6 @@ def take_splits(section: DataSection, *, given: Mapping[str, Any], problems: Pro
 
 
 def _take_split(spec: Any, split: str, section: DataSection) -> TokenisedSplit:
-    """Rows of a hub data set, of files, or of a function at a dotted path."""
     name = section.name
     if isinstance(spec, str) and not is_file_spec(spec, hub=name is not None):
         if name is None:

@@ -182,7 +182,6 @@ def make_image_processor(config: PretrainedConfig) -> Any:
 
 
 def _check_pillow() -> None:
-    """Raise UserError if the library that reads images is not installed."""
     try:
         import PIL  # noqa: F401
     except ImportError as error:

@@ -13,7 +13,7 @@ from trainer_loop.data.arrow_files import find_features, hold
 from trainer_loop.data.arrow_types import are_fields, infer_label, make_arrays
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.dataset_columns import as_rows, make_dataset
-from trainer_loop.data.formats.by_suffix import open_file, read_each
+from trainer_loop.data.formats import open_file, read_each
 from trainer_loop.data.origins import Origins
 from trainer_loop.data.plain_columns import with_plain_columns
 from trainer_loop.data.shards import Batch, Shard, Values, read_batches

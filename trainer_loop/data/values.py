@@ -222,7 +222,6 @@ def _find_fault_of_spans(value: Any, text: Any) -> str | None:
 
 
 def _describe_place(text: str, span: str, start: int) -> str:
-    """What stands there instead, and where the text is that was looked for."""
     places = [found.start() for found in re.finditer(re.escape(span), text)]
     nearest = min(places, key=lambda place: abs(place - start), default=None)
     there = shorten(text[start : start + len(span)]) if 0 <= start < len(text) else "no text"

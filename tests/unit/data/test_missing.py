@@ -20,9 +20,10 @@ from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.missing import Holes, settle_missing
 from trainer_loop.data.origins import Origins
 from trainer_loop.data.plain_columns import with_plain_columns
-from trainer_loop.data.row_stream import RowStream
-from trainer_loop.data.source import DataSection, read_splits
+from trainer_loop.data.read_splits import read_splits
+from trainer_loop.data.section import DataSection
 from trainer_loop.data.split import Split
+from trainer_loop.data.stream_rows import RowStream
 
 NAN = float("nan")
 NAMES = LabelNames(["even", "odd"], {0: 0, 1: 1})

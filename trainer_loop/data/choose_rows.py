@@ -151,7 +151,6 @@ def deal_groups(groups: Indices, parts: int, keys: npt.NDArray[np.uint64]) -> In
 
 
 def _find_first_keys(groups: Indices, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The smallest key of each group."""
     first_keys = np.full(groups.max() + 1, np.iinfo(np.uint64).max, dtype=np.uint64)
     np.minimum.at(first_keys, groups, keys)
     return first_keys

@@ -22,14 +22,14 @@ from trainer_loop.data.columns import RESERVED, Columns
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.labels import LabelNames
 from trainer_loop.data.processors import as_tokenizer
-from trainer_loop.data.progress import progress_bars
 from trainer_loop.data.row_cache import load_or_make
-from trainer_loop.data.row_stream import Row
 from trainer_loop.data.split import RawRows, Split, TokenisedSplit
+from trainer_loop.data.stream_rows import Row
 from trainer_loop.data.values import read_number
 from trainer_loop.data.wording import enumerate_some, plural
 from trainer_loop.errors import UserError, in_one_line, refuse
 from trainer_loop.runtime.host import expand_home
+from trainer_loop.runtime.quiet import progress_bars
 
 _FORMAT = 3  # of what is kept on disk; with a new number, nothing kept before is found
 _TEXTS_PER_CALL = 1000  # fixed: a task that joins texts into chunks cuts them at these seams
@@ -44,9 +44,7 @@ class Encoder(Protocol):
     """The part of a task that is needed here."""
 
     def encode(self, rows: Mapping[str, Sequence[Any]], *, max_length: int) -> dict[str, list[Any]]: ...
-
     def encode_for_evaluation(self, rows: Mapping[str, Sequence[Any]], *, max_length: int) -> dict[str, list[Any]]: ...
-
     def settings(self) -> dict[str, Any]: ...
 
 
@@ -206,7 +204,6 @@ def _join(rows: Sequence[Row]) -> dict[str, list[Any]]:
 
 
 def _number_labels(labels: Sequence[Any], ids: Mapping[Any, int] | None) -> list[Any]:
-    """The class ids of labels, or of lists of labels."""
     assert ids is not None, "a label needs its names"
     return [[ids[one] for one in label] if isinstance(label, list) else ids[label] for label in labels]
 

@@ -12,13 +12,13 @@ import pyarrow.compute as pc
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.dataset_columns import whole_column
 from trainer_loop.data.fingerprint import digest
-from trainer_loop.data.mixture import Source, naming_source
-from trainer_loop.data.report import describe_data, measure_data
-from trainer_loop.data.row_stream import ChunkStream, MixedStream, Row, RowStream, Stream
+from trainer_loop.data.mixture_sources import Source, naming_source
+from trainer_loop.data.section import DataSection
 from trainer_loop.data.shards import ShardedSplit
-from trainer_loop.data.source import DataSection
 from trainer_loop.data.split import Split, TokenisedSplit
-from trainer_loop.data.tokens import Encoding, RowEncoder, tokenise_split
+from trainer_loop.data.split_facts import describe_data, measure_data
+from trainer_loop.data.stream_rows import ChunkStream, MixedStream, Row, RowStream, Stream
+from trainer_loop.data.tokenise import Encoding, RowEncoder, tokenise_split
 from trainer_loop.data.wording import plural
 from trainer_loop.errors import UserError
 from trainer_loop.runtime.randomness import derive_seed
@@ -65,7 +65,7 @@ def prepare_stream(
     say(f"train: {split.title}, streamed, {counted}; shuffled within {plural(section.shuffle_rows, 'row')}")
     tokens = _describe_head(head, encoding)
     return TrainStream(
-        rows=_join_texts(texts, encode) if changes_number else texts,
+        rows=ChunkStream(texts, encode, encode.texts_per_call) if changes_number else texts,
         encode=list if changes_number else encode,
         num_rows=num_rows,
         fingerprint=_fingerprint(split, missing),
@@ -96,7 +96,9 @@ def prepare_mixture(sources: Sequence[Source], encoding: Encoding, section: Data
             own.say(f"train: {source.stream.title}")
             tokens.append(_describe_head(source.split, own).encode())
     mixed = MixedStream(
-        {name: _join_texts(stream, encode) for name, stream in texts.items()} if changes_number else texts,
+        {name: ChunkStream(stream, encode, encode.texts_per_call) for name, stream in texts.items()}
+        if changes_number
+        else texts,
         weights=[source.weight for source in sources],
         loss_weights=[source.loss_weight for source in sources],
         seed=seed,
@@ -112,7 +114,6 @@ def prepare_mixture(sources: Sequence[Source], encoding: Encoding, section: Data
 
 
 def _open(split: ShardedSplit, encoding: Encoding, *, columns: Columns, seed: int, missing: str) -> RowStream:
-    """The raw rows of a split. columns: those that are read of a row."""
     return RowStream(
         split.shards,
         seed=seed,
@@ -122,10 +123,6 @@ def _open(split: ShardedSplit, encoding: Encoding, *, columns: Columns, seed: in
         missing=missing,
         say=encoding.say,
     )
-
-
-def _join_texts(texts: RowStream, encode: RowEncoder) -> ChunkStream:
-    return ChunkStream(texts, encode, num_texts=encode.texts_per_call)
 
 
 def _encoding_of(source: Source, encoding: Encoding) -> Encoding:
@@ -159,7 +156,6 @@ def _fingerprint(split: ShardedSplit, missing: str) -> str:
 
 
 def _first_row(texts: RowStream) -> Row:
-    """Raises UserError where there is none."""
     for row in texts.read(0):
         return row
     raise UserError("data.train: no row is left when those without a text or a label are dropped (data.missing=drop)")

@@ -124,7 +124,6 @@ def describe_data(facts: Mapping[str, SplitFacts]) -> list[str]:
 
 
 def _measure_labels(split: Split, columns: Columns, label_names: LabelNames) -> dict[str, Any]:
-    """The fields of `SplitFacts` about labels."""
     assert columns.label is not None, "there are labels"
     raw = count_raw_labels(split, columns)
     unlabelled = None

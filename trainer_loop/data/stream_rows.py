@@ -12,7 +12,7 @@ from trainer_loop.data.arrow_types import read_field
 from trainer_loop.data.columns import GROUP, WEIGHT, Columns
 from trainer_loop.data.labels import LabelNames, RawLabel
 from trainer_loop.data.missing import HIDDEN, Holes, describe_dropped, has_classes, lacks_label
-from trainer_loop.data.mixture import naming_source
+from trainer_loop.data.mixture_sources import naming_source
 from trainer_loop.data.origins import Indices
 from trainer_loop.data.plain_columns import join_values
 from trainer_loop.data.shards import Mark, Shard, Values
@@ -104,21 +104,18 @@ class RowStream:
             values = join_values(read, self.columns.joined) if self.columns.joined else read
             if self.missing == "drop" and (lacking := self._holes.columns_of(values, are_classes=are_classes)):
                 dropped[lacking[0]] += 1
-                self._announce(shard.place(number), lacking[0])
+                if not self._is_announced:
+                    self._is_announced = True
+                    self.say(
+                        f"train: {shard.place(number)} has no {lacking[0]!r} and is dropped, as all such rows are "
+                        "(data.missing=drop); their number is told at the end of each file"
+                    )
             else:
                 yield self._check(values, shard, number, {"shard": place, "from": mark})
         if begin is None and (shard.name, shard.noun) not in self._counted:
             self._counted.add((shard.name, shard.noun))
             for line in describe_dropped(shard.name, self._holes.name_holes(dropped)):
                 self.say(f"train: {line}")
-
-    def _announce(self, place: str, column: str) -> None:
-        if not self._is_announced:
-            self._is_announced = True
-            self.say(
-                f"train: {place} has no {column!r} and is dropped, as all such rows are (data.missing=drop); their "
-                "number is told at the end of each file"
-            )
 
     def _check(self, values: Values, shard: Shard, number: int, mark: Mark) -> Row:
         place = shard.place(number)
