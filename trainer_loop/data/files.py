@@ -16,7 +16,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from trainer_loop.data.arrow_files import as_held, find_features, keep_converted
+from trainer_loop.data.arrow_types import as_held, find_features
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.dataset_columns import make_dataset
 from trainer_loop.data.fingerprint import check_unchanged, digest, digest_file, digest_rows
@@ -25,6 +25,7 @@ from trainer_loop.data.formats import EXTENSIONS, open_file, read_each
 from trainer_loop.data.formats.arrow import map_arrow
 from trainer_loop.data.formats.parquet import map_parquet
 from trainer_loop.data.origins import Origins
+from trainer_loop.data.row_cache import keep_converted
 from trainer_loop.data.row_functions import NO_FUNCTIONS, Kept, RowFunctions
 from trainer_loop.data.shards import Batch, Mark, Shard, ShardedSplit
 from trainer_loop.data.split import Split

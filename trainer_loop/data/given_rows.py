@@ -9,8 +9,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from trainer_loop.data.arrow_files import find_features, hold, telling_damage
-from trainer_loop.data.arrow_types import make_arrays
+from trainer_loop.data.arrow_types import find_features, hold, make_arrays, telling_damage
 from trainer_loop.data.dataset_columns import as_rows, make_dataset
 from trainer_loop.data.fingerprint import digest
 from trainer_loop.data.images import as_plain

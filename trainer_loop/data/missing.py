@@ -48,12 +48,17 @@ class Holes:
         in_order = sorted(kinds, key=lambda name: (kinds[name] not in _TEXTS_AND_NUMBERS, kinds[name] != "class"))
         return cls({name: kinds[name] for name in in_order}, blank)
 
-    def name_holes(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """What the rows lack that have a hole in a column, for a person. counts: rows, by column."""
-        return {
-            f"an answer at the end of {name!r}" if self.kinds[name] == "conversation" else repr(name): count
-            for name, count in counts.items()
+    def describe_dropped(self, file: str, counts: Mapping[str, int]) -> list[str]:
+        """`reviews.csv: 12 rows without 'text', 9 without 'label' were dropped`, or nothing. counts: of rows."""
+        holes = {
+            f"an answer at the end of {name!r}" if self.kinds[name] == "conversation" else repr(name): number
+            for name, number in counts.items()
+            if number
         }
+        parts = [f"{number:,} without {hole}" for hole, number in holes.items()]
+        parts[:1] = [f"{plural(number, 'row')} without {hole}" for hole, number in holes.items()][:1]
+        were = "was" if sum(holes.values()) == 1 else "were"
+        return [f"{file}: {', '.join(parts)} {were} dropped"] if parts else []
 
     def is_in(self, name: str, value: object, *, are_classes: bool = False) -> bool:
         """Whether a value of a column is a hole. are_classes: the label is that of a column of classes."""
@@ -115,22 +120,10 @@ def settle_missing(split: Split, columns: Columns, *, missing: str) -> tuple[Spl
         gone |= mask
     if not gone.any():
         return split, []
-    told = [line for file, dropped in counts.items() for line in describe_dropped(file, holes.name_holes(dropped))]
+    told = [line for file, dropped in counts.items() for line in holes.describe_dropped(file, dropped)]
     if gone.all():
         raise UserError(f"data.{split.name}: no row is left; {'; '.join(told)} (data.missing=drop)")
     return split.select(np.flatnonzero(~gone)), told
-
-
-def describe_dropped(file: str, counts: Mapping[str, int]) -> list[str]:
-    """`reviews.csv: 12 rows without 'text', 9 without 'label' were dropped`, or nothing.
-
-    counts: by what is missing, see `Holes.name_holes`.
-    """
-    lacking = [(hole, number) for hole, number in counts.items() if number]
-    parts = [f"{number:,} without {hole}" for hole, number in lacking[1:]]
-    parts = [f"{plural(number, 'row')} without {hole}" for hole, number in lacking[:1]] + parts
-    were = "was" if sum(counts.values()) == 1 else "were"
-    return [f"{file}: {', '.join(parts)} {were} dropped"] if parts else []
 
 
 def is_hidden(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -281,11 +281,10 @@ def _put_given(section: DataSection, given: Mapping[str, Any], problems: Problem
 def take_splits(section: DataSection, *, given: Mapping[str, Any], problems: Problems) -> dict[str, TokenisedSplit]:
     """The splits of a task that takes rows as they are. What is wrong is added to `problems`."""
     fraction, fold, seed = section.validation_fraction, section.fold, section.seed
-    sets = [name for name in given if parse_set(name)[0] == "validation"]
-    if fraction is not None and sets:
-        problems.lines.append(f"data.validation_fraction: {fraction}: validation rows are given; set it to null")
-    if fold is not None and sets:
-        problems.lines.append(f"data.fold: {fold}: validation rows are given; set it to null")
+    if any(parse_set(name)[0] == "validation" for name in given):
+        for key, value in (("validation_fraction", fraction), ("fold", fold)):
+            if value is not None:
+                problems.lines.append(f"data.{key}: {value}: validation rows are given; set it to null")
     specs = {"train": section.train, **name_sets("validation", section.validation), **name_sets("test", section.test)}
     splits: dict[str, TokenisedSplit] = {}
     for split, rows in (specs | dict(given)).items():

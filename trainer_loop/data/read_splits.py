@@ -20,7 +20,7 @@ from trainer_loop.data.row_functions import RowFunctions, load_functions
 from trainer_loop.data.section import DataSection, Say
 from trainer_loop.data.shards import ShardedSplit
 from trainer_loop.data.split import Split
-from trainer_loop.data.stream_head import read_head
+from trainer_loop.data.stream_plan import read_head
 from trainer_loop.data.wording import enumerate_names
 from trainer_loop.errors import Problems, UserError, refuse
 from trainer_loop.runtime.quiet import progress_bars
@@ -172,10 +172,9 @@ def _check_keys(section: DataSection) -> list[str]:
     fraction = section.validation_fraction
     if section.train is None and not section.mixture:
         problems.append("data.train=null: a split, a file or a dotted path is needed")
-    if fraction is not None and section.validation is not None:
-        problems.append("data.validation and data.validation_fraction are both given; set one to null")
-    if section.fold is not None and section.validation is not None:
-        problems.append("data.validation and data.fold are both given; set one to null")
+    for key in ("validation_fraction", "fold"):
+        if getattr(section, key) is not None and section.validation is not None:
+            problems.append(f"data.validation and data.{key} are both given; set one to null")
     if fraction is not None and not 0 < fraction < 1:
         problems.append(f"data.validation_fraction={fraction}: it must lie between 0 and 1; null for none")
     return problems

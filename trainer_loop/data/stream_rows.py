@@ -11,7 +11,7 @@ import numpy as np
 from trainer_loop.data.arrow_types import read_field
 from trainer_loop.data.columns import GROUP, WEIGHT, Columns
 from trainer_loop.data.labels import LabelNames, RawLabel
-from trainer_loop.data.missing import HIDDEN, Holes, describe_dropped, has_classes, lacks_label
+from trainer_loop.data.missing import HIDDEN, Holes, has_classes, lacks_label
 from trainer_loop.data.mixture_sources import naming_source
 from trainer_loop.data.origins import Indices
 from trainer_loop.data.plain_columns import join_values
@@ -114,7 +114,7 @@ class RowStream:
                 yield self._check(values, shard, number, {"shard": place, "from": mark})
         if begin is None and (shard.name, shard.noun) not in self._counted:
             self._counted.add((shard.name, shard.noun))
-            for line in describe_dropped(shard.name, self._holes.name_holes(dropped)):
+            for line in self._holes.describe_dropped(shard.name, dropped):
                 self.say(f"train: {line}")
 
     def _check(self, values: Values, shard: Shard, number: int, mark: Mark) -> Row:

@@ -9,8 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 
-from trainer_loop.data.arrow_files import find_features, hold
-from trainer_loop.data.arrow_types import are_fields, infer_label, make_arrays
+from trainer_loop.data.arrow_types import are_fields, find_features, hold, infer_label, make_arrays
 from trainer_loop.data.columns import Columns
 from trainer_loop.data.dataset_columns import as_rows, make_dataset
 from trainer_loop.data.formats import open_file, read_each
@@ -148,7 +147,10 @@ def read_whole(files: Sequence[str], *, text_format: TextFormat) -> WholeTable:
     def read_one(file: str) -> WholeTable:
         shard = open_file(file, columns=None, text_format=text_format)
         table = read_table(shard, columns=None)
-        _check_names(shard)
+        names = [] if shard.schema is None else shard.schema.names
+        if repeated := sorted(name for name, times in Counter(names).items() if times > 1):
+            told = f"{file} has several columns of one name: {enumerate_some(repeated)}"
+            raise UserError(f"{told}; rename or drop all but one")
         return table
 
     read = read_each(files, read_one)
@@ -163,15 +165,6 @@ def read_whole(files: Sequence[str], *, text_format: TextFormat) -> WholeTable:
     problems.refuse()
     origins = Origins.join([table.origins for table in read])
     return WholeTable(columns, list(columns), origins, has_fields=all(table.has_fields for table in read))
-
-
-def _check_names(shard: Shard) -> None:
-    names = [] if shard.schema is None else shard.schema.names
-    repeated = sorted(name for name, times in Counter(names).items() if times > 1)
-    if repeated:
-        raise UserError(
-            f"{shard.name} has several columns of one name: {enumerate_some(repeated)}; rename or drop all but one"
-        )
 
 
 def _join(name: str, tables: Sequence[WholeTable], files: Sequence[str]) -> Column:

@@ -209,11 +209,7 @@ def _number_labels(labels: Sequence[Any], ids: Mapping[Any, int] | None) -> list
 
 
 def encode_rows(
-    task: Encoder,
-    encode: Callable[..., Mapping[str, list[Any]]],
-    rows: Mapping[str, Sequence[Any]],
-    *,
-    max_length: int,
+    task: Encoder, encode: Callable[..., Mapping[str, list[Any]]], rows: Mapping[str, Sequence[Any]], *, max_length: int
 ) -> tuple[dict[str, list[Any]], dict[int, str]]:
     """What a task makes of raw rows, and why the model could not answer some of it.
 

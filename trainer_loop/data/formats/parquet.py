@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.table import table_cast
 
-from trainer_loop.data.arrow_files import as_held, find_features, keep_converted, number_batches, select, telling_damage
+from trainer_loop.data.arrow_types import as_held, find_features, telling_damage
 from trainer_loop.data.dataset_columns import make_dataset
 from trainer_loop.data.fingerprint import check_unchanged, digest
+from trainer_loop.data.formats.arrow import number_batches, select
+from trainer_loop.data.row_cache import keep_converted
 from trainer_loop.data.shards import BATCH_ROWS, Batch, Mark, Shard
 
 _FORMAT = 2  # of what is converted; with a new number, nothing converted before is found
