@@ -3,7 +3,6 @@
 Text files remember the byte that the next row begins at, so finding it again costs nothing however large the file is.
 """
 
-import contextlib
 import glob
 import json
 import os
@@ -95,15 +94,16 @@ def read_files(
     counts: list[Kept] = []
 
     def read_one(file: str) -> Split:
-        content = digest_file(Path(file))
-        with _unchanged(file, content):
-            if functions:
-                assert columns is not None, "functions are for tasks that declare columns"
-                shard = open_file(file, columns=None, text_format=text_format)
-                changed = functions.over(shard, columns=columns.stored, on_end=counts.append)
-                read = read_table(changed, columns=columns.stored).as_split(columns)
-            else:
-                read = _read_file(file, content=content, columns=columns, text_format=text_format)
+        content, before = digest_file(Path(file)), _stamp(file)
+        if functions:
+            assert columns is not None, "functions are for tasks that declare columns"
+            shard = open_file(file, columns=None, text_format=text_format)
+            changed = functions.over(shard, columns=columns.stored, on_end=counts.append)
+            read = read_table(changed, columns=columns.stored).as_split(columns)
+        else:
+            read = _read_file(file, content=content, columns=columns, text_format=text_format)
+        if _stamp(file) != before:
+            check_unchanged(file, content)
         kind = f"{Path(file).suffix.lower()} {content} {text_format.fingerprint(file)}".rstrip()
         return replace(read, name=file, fingerprint=kind)
 
@@ -160,15 +160,6 @@ def _digest_head(path: str) -> str:
     with Path(path).open("rb") as file:
         head = file.read(_HASHED_BYTES)
     return digest(Path(path).suffix.lower().encode(), str(Path(path).stat().st_size).encode(), head)
-
-
-@contextlib.contextmanager
-def _unchanged(path: str, content: str) -> Iterator[None]:
-    """Raises UserError where a file is written while it is read. content: a hash of its bytes."""
-    before = _stamp(path)
-    yield
-    if _stamp(path) != before:
-        check_unchanged(path, content)
 
 
 def _find(spec: str, split: str | None) -> list[str]:
